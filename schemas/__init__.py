@@ -1,0 +1,46 @@
+"""The vocabulary of the lake: names, specs, rules and errors. Imports nothing else of this project."""
+
+from schemas.answers import answers_match, classify_outcome, extract_answer, is_number_token
+from schemas.errors import CorruptLakeError, LakeError, MissingRunError, SchemaError, SpecMismatchError, UsageError
+from schemas.spec import FORMAT_VERSION, RunSpec, canonical_json, fingerprint
+from schemas.vocabulary import (
+    DIMS,
+    MODEL_VARIABLES,
+    N_LATENT,
+    RUN_VARIABLES,
+    SEGMENTS,
+    Variable,
+    latent_labels,
+    position_coords,
+    position_labels,
+    position_offset,
+    segment_of,
+)
+
+__all__ = [
+    "DIMS",
+    "FORMAT_VERSION",
+    "MODEL_VARIABLES",
+    "N_LATENT",
+    "RUN_VARIABLES",
+    "SEGMENTS",
+    "CorruptLakeError",
+    "LakeError",
+    "MissingRunError",
+    "RunSpec",
+    "SchemaError",
+    "SpecMismatchError",
+    "UsageError",
+    "Variable",
+    "answers_match",
+    "canonical_json",
+    "classify_outcome",
+    "extract_answer",
+    "fingerprint",
+    "is_number_token",
+    "latent_labels",
+    "position_coords",
+    "position_labels",
+    "position_offset",
+    "segment_of",
+]

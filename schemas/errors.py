@@ -1,0 +1,25 @@
+"""Errors a user can meet. Every text says what was tried on what, what was found, and what to do next."""
+
+
+class LakeError(Exception):
+    """Base of all errors of this project; the command line prints it as one line and exits with 1."""
+
+
+class UsageError(LakeError, ValueError):
+    """A mistake in what was asked or in the input; nothing was written, and the command line exits with 2."""
+
+
+class SchemaError(UsageError):
+    """Labelled data lacks a dim, variable or label that the computation needs."""
+
+
+class MissingRunError(UsageError, LookupError):
+    """A run, model or result that is not in the lake."""
+
+
+class SpecMismatchError(UsageError):
+    """An existing run was made from another spec, model or data file."""
+
+
+class CorruptLakeError(LakeError):
+    """Bytes on disk do not agree with their checksums or their layout."""

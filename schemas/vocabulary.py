@@ -1,0 +1,165 @@
+"""Names of dims, positions and variables: the words every other package speaks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+N_LATENT = 6
+"""Continuous thoughts of a CODI model unless its checkpoint says otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variable:
+    """One array of a run."""
+
+    dims: tuple[str, ...]
+    dtype: str
+    """Numpy dtype; ``"stored"`` is the run's float type, ``"text"`` variable-length UTF-8."""
+    units: str
+    """Unit of the values; ``"1"`` for a plain number, ``""`` where there is none."""
+    long_name: str
+    fill: float | int | str | bool
+    """What stands where an example has no such entry."""
+
+
+RUN_VARIABLES: dict[str, Variable] = {
+    "hidden_state": Variable(
+        dims=("example", "layer", "position", "hidden"),
+        dtype="stored",
+        units="1",
+        long_name="residual stream after each block, before any final norm",
+        fill=float("nan"),
+    ),
+    "final_state": Variable(
+        dims=("example", "position", "hidden"),
+        dtype="stored",
+        units="1",
+        long_name="after the final norm: what the projection and the unembedding read",
+        fill=float("nan"),
+    ),
+    "latent_embedding": Variable(
+        dims=("example", "latent", "hidden"),
+        dtype="stored",
+        units="1",
+        long_name="vectors fed in at the continuous thoughts",
+        fill=float("nan"),
+    ),
+    "attention": Variable(
+        dims=("example", "layer", "head", "position", "key_position"),
+        dtype="stored",
+        units="1",
+        long_name="attention probability of each query over all keys; rows sum to 1",
+        fill=0.0,
+    ),
+    "token": Variable(dims=("example", "position"), dtype="int32", units="", long_name="token id, -1: none", fill=-1),
+    "question": Variable(dims=("example",), dtype="text", units="", long_name="question as asked", fill=""),
+    "gold_answer": Variable(dims=("example",), dtype="text", units="", long_name="gold answer", fill=""),
+    "generated_text": Variable(dims=("example",), dtype="text", units="", long_name="greedy answer text", fill=""),
+    "predicted_answer": Variable(
+        dims=("example",), dtype="float64", units="1", long_name="number answered, NaN: none", fill=float("nan")
+    ),
+    "correct": Variable(
+        dims=("example",), dtype="bool", units="", long_name="predicted answer is the gold answer", fill=False
+    ),
+    "answer_logprob": Variable(
+        dims=("example",),
+        dtype="float64",
+        units="nat",
+        long_name="log probability of the gold answer after the answer's prefix, end token included",
+        fill=float("nan"),
+    ),
+    "intermediate_result": Variable(
+        dims=("example", "step"),
+        dtype="float64",
+        units="1",
+        long_name="results of the written chain, the last one the answer, NaN: no such step",
+        fill=float("nan"),
+    ),
+    "operation": Variable(
+        dims=("example", "step"), dtype="text", units="", long_name="operator of each step of the chain", fill=""
+    ),
+    "committed": Variable(
+        dims=("example",), dtype="bool", units="", long_name="written, checksummed and readable", fill=False
+    ),
+}
+
+MODEL_VARIABLES: dict[str, Variable] = {
+    "unembedding": Variable(
+        dims=("vocabulary", "hidden"), dtype="float32", units="1", long_name="unembedding matrix", fill=0.0
+    ),
+    "final_norm_weight": Variable(
+        dims=("hidden",), dtype="float32", units="1", long_name="scale of the final norm", fill=0.0
+    ),
+    "final_norm_bias": Variable(
+        dims=("hidden",), dtype="float32", units="1", long_name="shift of the final norm (0 for an RMS norm)", fill=0.0
+    ),
+    "token_string": Variable(
+        dims=("vocabulary",), dtype="text", units="", long_name="text of each token of the vocabulary", fill=""
+    ),
+}
+
+DIMS: dict[str, str] = {
+    "example": "one problem of a dataset; the label is its line number in the data file",
+    "layer": "block of the model, from 0; the state is the block's output",
+    "head": "attention head, from 0 (query heads where keys are grouped)",
+    "position": "place in the sequence, the query's side of attention",
+    "key_position": "place in the sequence, the key's side of attention",
+    "latent": "continuous thought, named by the position it is fed at",
+    "hidden": "component of the residual stream",
+    "step": "step of the written chain, from 0",
+    "vocabulary": "token id",
+    "feature": "feature of a sparse autoencoder",
+    "model": "run, where results of several are laid side by side",
+}
+
+SEGMENTS = ("question", "bot", "latent", "eot", "answer")
+
+
+def latent_labels(n_latent: int = N_LATENT) -> list[str]:
+    """Names of the continuous thoughts: ``ct0 .. ct{n-1}``."""
+    return [f"ct{index}" for index in range(n_latent)]
+
+
+def position_labels(n_question: int, n_answer: int, n_latent: int = N_LATENT) -> list[str]:
+    """Names of ``n_question`` places before ``bot``, of ``bot``, the thoughts, ``eot`` and ``n_answer`` after it.
+
+    >>> position_labels(2, 1)
+    ['q-2', 'q-1', 'bot', 'ct0', 'ct1', 'ct2', 'ct3', 'ct4', 'ct5', 'eot', 'a0']
+    """
+    question = [f"q-{distance}" for distance in range(n_question, 0, -1)]
+    return [*question, "bot", *latent_labels(n_latent), "eot", *(f"a{index}" for index in range(n_answer))]
+
+
+def position_offset(label: str, n_latent: int = N_LATENT) -> int:
+    """Distance of a position from ``bot``, in tokens.
+
+    Raises
+    ------
+    ValueError
+        If no position has that name.
+    """
+    if label == "bot":
+        return 0
+    if label == "eot":
+        return n_latent + 1
+    for prefix, first, sign in (("q-", 0, -1), ("ct", 1, 1), ("a", n_latent + 2, 1)):
+        number = label.removeprefix(prefix)
+        if label.startswith(prefix) and number.isdecimal():
+            return first + sign * int(number)
+    raise ValueError(f"no position is called {label!r}; positions are q-N .. q-1, bot, ct0 .. ct5, eot, a0 ..")
+
+
+def segment_of(label: str) -> str:
+    """Segment of a position: ``question``, ``bot``, ``latent``, ``eot`` or ``answer``."""
+    if label in ("bot", "eot"):
+        return label
+    return {"q": "question", "c": "latent", "a": "answer"}[label[0]]
+
+
+def position_coords(labels: Sequence[str], n_latent: int = N_LATENT) -> dict[str, tuple[str, np.ndarray]]:
+    """Coordinates ``segment`` and ``offset`` that go with a ``position`` axis."""
+    return {
+        "segment": ("position", np.array([segment_of(label) for label in labels], dtype=object)),
+        "offset": ("position", np.array([position_offset(label, n_latent) for label in labels], dtype=np.int64)),
+    }
