@@ -1,0 +1,192 @@
+"""Layout arithmetic: axes, chunks and shards of a run. The only place that decides a shape."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+
+from schemas import RUN_VARIABLES, latent_labels, position_labels
+
+BLOCK = 32
+"""Positions per attention block; ``bot`` starts one, so question, future and padding fall into blocks of their own."""
+SHARD_BYTES = 2**30
+"""Upper bound of the raw bytes of one shard of all arrays together: what a writer holds per shard in flight."""
+MAX_SHARD_EXAMPLES = 256
+INNER_BYTES = 2**20
+"""Aim for the raw size of one inner chunk; far smaller ones cost more in calls than in bytes."""
+COLUMN_CHUNK = 8192
+
+# Zstandard finds the zeros of attention; float16 states do not compress, so they get the codec that gives up fastest and
+# still folds padding away. The checksum is last, over the bytes as they lie on disk.
+ATTENTION_CODECS = (ZstdCodec(level=1), Crc32cCodec())
+COLUMN_CODECS = (ZstdCodec(level=1), Crc32cCodec())
+
+
+def state_codecs(itemsize: int) -> tuple[Any, ...]:
+    """Codecs of hidden states of the given width in bytes."""
+    return (BloscCodec(cname="lz4", clevel=1, shuffle="noshuffle", typesize=itemsize), Crc32cCodec())
+
+
+def round_up(value: int, multiple: int) -> int:
+    """Smallest multiple that is not below a value."""
+    return -(-value // multiple) * multiple
+
+
+def _power_of_two_below(value: float) -> int:
+    return 2 ** max(0, math.floor(math.log2(max(value, 1))))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArrayLayout:
+    """Shape and partition of one array."""
+
+    name: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...] | None
+    dtype: str
+    fill: float | int | str | bool
+    codecs: tuple[Any, ...]
+
+    @property
+    def example_bytes(self) -> int:
+        """Raw bytes of one example; 64 stand in for a text."""
+        itemsize = 64 if self.dtype == "string" else np.dtype(self.dtype).itemsize
+        return math.prod(self.shape[1:]) * itemsize
+
+    @property
+    def key(self) -> str:
+        """Key of a shard's file below the array, with ``{}`` for the shard's number."""
+        return "/".join(["c", "{}", *("0" for _ in self.shape[1:])])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunLayout:
+    """Axes of a run, from which every array's shape, chunks and shards follow."""
+
+    n_example: int
+    n_layer: int
+    n_head: int
+    hidden: int
+    n_latent: int
+    longest_question: int
+    """Tokens before ``bot`` in the longest question."""
+    n_answer: int
+    """Answer positions, the end token's included."""
+    capture: str
+    dtype: str
+
+    @property
+    def n_question(self) -> int:
+        """Question positions on the axes: a multiple of the block, so that ``bot`` starts one."""
+        return round_up(max(self.longest_question, 1), BLOCK)
+
+    @property
+    def key_positions(self) -> list[str]:
+        """Labels of the key axis."""
+        return position_labels(self.n_question, self.n_answer, self.n_latent)
+
+    @property
+    def positions(self) -> list[str]:
+        """Labels of the query axis: those captured."""
+        return self.key_positions if self.capture == "full" else self.key_positions[self.n_question :]
+
+    @property
+    def latents(self) -> list[str]:
+        """Labels of the thoughts."""
+        return latent_labels(self.n_latent)
+
+    def _sizes(self) -> dict[str, int]:
+        return {
+            "example": self.n_example,
+            "layer": self.n_layer,
+            "head": self.n_head,
+            "hidden": self.hidden,
+            "latent": self.n_latent,
+            "position": len(self.positions),
+            "key_position": len(self.key_positions),
+        }
+
+    @property
+    def shard_examples(self) -> int:
+        """Examples per shard: a power of two that keeps one shard of all arrays within ``SHARD_BYTES``."""
+        sizes, itemsize = self._sizes(), np.dtype(self.dtype).itemsize
+        per_example = sum(
+            math.prod(sizes[dim] for dim in RUN_VARIABLES[name].dims[1:]) * itemsize
+            for name in ("hidden_state", "final_state", "latent_embedding", "attention")
+        )
+        fits = _power_of_two_below(SHARD_BYTES / per_example)
+        return min(fits, MAX_SHARD_EXAMPLES, 2 ** math.ceil(math.log2(max(self.n_example, 1))))
+
+    @property
+    def n_shard(self) -> int:
+        """Number of shards."""
+        return -(-self.n_example // self.shard_examples)
+
+    def shard_slice(self, shard: int) -> slice:
+        """Examples of a shard."""
+        return slice(shard * self.shard_examples, min((shard + 1) * self.shard_examples, self.n_example))
+
+    def arrays(self) -> dict[str, ArrayLayout]:
+        """Layout of each array that is written shard by shard."""
+        sizes, stored = self._sizes(), np.dtype(self.dtype)
+        examples = self.shard_examples
+        layouts = {}
+        for name in SHARDED_VARIABLES:
+            variable = RUN_VARIABLES[name]
+            shape = tuple(sizes[dim] for dim in variable.dims)
+            dtype = {"stored": self.dtype, "text": "string"}.get(variable.dtype, variable.dtype)
+            chunk = dict(zip(variable.dims, shape, strict=True)) | {"example": examples}
+            codecs: tuple[Any, ...] = COLUMN_CODECS
+            shards: tuple[int, ...] | None = None
+            if name == "attention":
+                block = min(BLOCK, sizes["position"])
+                inner = _power_of_two_below(INNER_BYTES / (sizes["head"] * block * BLOCK * stored.itemsize))
+                chunk |= {"example": min(inner, examples), "layer": 1, "position": BLOCK, "key_position": BLOCK}
+                codecs = ATTENTION_CODECS
+            elif variable.dtype == "stored":
+                inner = _power_of_two_below(INNER_BYTES / (sizes["hidden"] * stored.itemsize))
+                chunk |= {"example": min(inner, examples), "layer": 1, "position": 1, "latent": 1}
+                codecs = state_codecs(stored.itemsize)
+            chunks = tuple(chunk[dim] for dim in variable.dims)
+            if variable.dtype == "stored":
+                whole = (examples, *shape[1:])
+                shards = tuple(round_up(size, part) for size, part in zip(whole, chunks, strict=True))
+            layouts[name] = ArrayLayout(
+                name=name,
+                dims=variable.dims,
+                shape=shape,
+                chunks=chunks,
+                shards=shards,
+                dtype=dtype,
+                fill=variable.fill,
+                codecs=codecs,
+            )
+        return layouts
+
+    def to_json(self) -> dict[str, Any]:
+        """Fields as plain JSON values."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "RunLayout":
+        """Inverse of :meth:`to_json`."""
+        return cls(**fields)
+
+
+SHARDED_VARIABLES = (
+    "hidden_state",
+    "final_state",
+    "latent_embedding",
+    "attention",
+    "token",
+    "generated_text",
+    "predicted_answer",
+    "correct",
+    "answer_logprob",
+)
+"""What the model makes, in the order in which a shard is written; all else is known when the run is created."""

@@ -1,0 +1,55 @@
+"""Where a lake is: a local folder, or any URL that obstore or fsspec can open."""
+
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from zarr.abc.store import Store
+from zarr.storage import FsspecStore, LocalStore, ObjectStore
+
+from schemas import UsageError
+
+OBSTORE_SCHEMES = ("s3", "gs", "gcs", "az", "azure", "abfs", "abfss")
+
+
+def is_url(location: str | os.PathLike[str]) -> bool:
+    """Whether a lake's path names an object store rather than a local folder."""
+    return "://" in str(location)
+
+
+def local_path(location: str | os.PathLike[str]) -> Path | None:
+    """Folder of a local lake; ``None`` for a URL."""
+    if not is_url(location):
+        return Path(location).expanduser()
+    return Path(urlsplit(str(location)).path) if str(location).startswith("file://") else None
+
+
+def open_store(location: str | os.PathLike[str], *, read_only: bool = True) -> Store:
+    """Zarr store at a local path or URL.
+
+    Parameters
+    ----------
+    location
+        A folder, or a URL: ``s3://``, ``gs://``, ``az://`` through obstore (credentials and endpoint from the usual
+        environment variables), every other scheme through fsspec.
+    read_only
+        Refuse writes through this store.
+
+    Raises
+    ------
+    UsageError
+        If the URL cannot be opened with what is installed.
+    """
+    if (folder := local_path(location)) is not None:
+        return LocalStore(folder, read_only=read_only)
+    url = str(location).rstrip("/")
+    try:
+        if urlsplit(url).scheme in OBSTORE_SCHEMES:
+            from obstore.store import from_url
+
+            return ObjectStore(from_url(url), read_only=read_only)
+        return FsspecStore.from_url(url, read_only=read_only)
+    except ImportError as error:
+        raise UsageError(f"{url} needs {error.name}, which is not installed; pip install 'activation-lake[remote]'") from error
+    except Exception as error:
+        raise UsageError(f"{url} cannot be opened as a lake: {error}") from error
