@@ -1,0 +1,421 @@
+"""Read a CODI checkpoint: PEFT names merged into the base, projection, three extra rows, tied head."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import hf_hub_download, snapshot_download
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.initialization import no_init_weights
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging as transformers_logging
+
+from extract.architectures import Architecture, architecture_from_keys, architecture_of
+from extract.capture import ATTENTION
+from extract.reasoner import Projection, Reasoner
+from schemas import N_LATENT, UsageError, fingerprint
+
+ComputeDtype = Literal["float32", "float16", "bfloat16"]
+SHIPPED = Path(__file__).parent / "checkpoints"
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+N_EXTRA_ROW = 3
+"""Rows after the base vocabulary: pad, beginning and end of thought."""
+ANSWER_PREFIX = "The answer is:"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_PREFIXES = ("codi.base_model.model.", "codi.")
+# Buffers that older versions of transformers saved beside the weights; recomputed from the config.
+_BUFFER = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
+# Fields of config.json that say how a file was written, not what the model is.
+_NOT_MODEL = {"transformers_version", "torch_dtype", "dtype", "_name_or_path", "architectures", "use_cache"}
+
+
+def load_reasoner(
+    checkpoint: str | Path,
+    base: str | Path | None = None,
+    device: str = "cpu",
+    dtype: ComputeDtype = "float32",
+    *,
+    lora_alpha: float = 32.0,
+) -> Reasoner:
+    """Load a CODI checkpoint in the official layout, ready to think.
+
+    Parameters
+    ----------
+    checkpoint
+        Folder or hub id with ``model.safetensors`` or ``pytorch_model.bin`` (read as weights only), or the name of a
+        model shipped with this project. An optional ``codi.json`` in it gives ``n_latent`` (6) and ``answer_prefix``
+        ("The answer is:").
+    base
+        Folder or hub id of the base model: its config and tokenizer are read, its weights are not (a checkpoint holds
+        them). Default: the checkpoint's own folder if it has both, else the public base of its architecture.
+    device
+        Where it runs: ``cpu``, ``cuda``, ``cuda:1`` ...
+    dtype
+        Type it computes in. Low-rank updates are merged in float32 first.
+    lora_alpha
+        Numerator of the scale of the low-rank updates; their rank is read from the shapes.
+
+    Returns
+    -------
+    Reasoner
+
+    Raises
+    ------
+    UsageError
+        If anything is missing, unexpected, of another shape or architecture; the text lists what.
+    """
+    target = _device(device)
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise UsageError(f"compute dtype {dtype!r} is not one of float32, float16, bfloat16")
+    name, weights_file, extra_folder = _find_checkpoint(str(checkpoint))
+    raw = _read_weights(weights_file)
+    weights, projection = _split(raw, str(checkpoint))
+    architecture = architecture_from_keys(list(weights), str(checkpoint))
+    base_folder = _find_base(base, extra_folder, architecture)
+    config_json = _read_json(base_folder / "config.json", "config of the base model")
+    architecture = architecture_of(str(config_json.get("model_type")), f"base {base or base_folder}")
+    settings = _read_json(extra_folder / "codi.json", "settings of the checkpoint", missing={})
+    n_latent = settings.get("n_latent", N_LATENT)
+    if not isinstance(n_latent, int) or n_latent < 1:
+        raise UsageError(f"{extra_folder / 'codi.json'}: n_latent is {n_latent!r}; it must be a whole number above 0")
+
+    model, vocabulary = _build(base_folder, config_json, architecture, str(base or base_folder))
+    _check_base(weights, model, architecture, vocabulary, str(checkpoint), str(base or base_folder))
+    merged = _merge(weights, model, lora_alpha, str(checkpoint))
+    _load(model, merged, str(checkpoint))
+    hidden = int(model.config.hidden_size)
+    prj = _projection(projection, hidden, str(checkpoint))
+    for module in (model, prj):
+        module.eval().requires_grad_(False)
+        for parameter in module.parameters():
+            # Parameters only: rotary frequencies stay float32, rounding them moves far positions.
+            parameter.data = parameter.data.to(device=target, dtype=getattr(torch, dtype))
+        module.to(target)
+    tokenizer = _tokenizer(base_folder, vocabulary)
+    model_config = {key: value for key, value in config_json.items() if key not in _NOT_MODEL}
+    return Reasoner(
+        name=name,
+        model=model,
+        projection=prj,
+        tokenizer=tokenizer,
+        architecture=architecture,
+        vocabulary=vocabulary,
+        n_latent=n_latent,
+        answer_prefix=str(settings.get("answer_prefix", ANSWER_PREFIX)),
+        fingerprint={
+            "weights": _fingerprint_weights(raw, {"config": model_config, "lora_alpha": lora_alpha, "n_latent": n_latent}),
+            "tokenizer": _fingerprint_tokenizer(base_folder, tokenizer),
+        },
+    )
+
+
+def _device(device: str) -> torch.device:
+    try:
+        target = torch.device(device)
+        torch.empty(1, device=target)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        raise UsageError(
+            f"device {device!r} does not exist here: {_one_line(error)}; there is cpu and {count} cuda device(s)"
+        ) from error
+    return target
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")[:200]
+
+
+def _find_checkpoint(checkpoint: str) -> tuple[str, Path, Path]:
+    """Name, weights file and folder of a checkpoint: shipped, local, or on the hub."""
+    shipped = SHIPPED / checkpoint
+    folder = Path(checkpoint)
+    if "/" not in checkpoint and not folder.exists() and shipped.is_dir():
+        folder = shipped
+    if folder.is_file():
+        return folder.parent.name, folder, folder.parent
+    if folder.is_dir():
+        for file in WEIGHT_FILES:
+            if (folder / file).is_file():
+                return folder.resolve().name, folder / file, folder
+        raise UsageError(f"checkpoint {folder} has neither {' nor '.join(WEIGHT_FILES)}")
+    if not _HUB_ID.fullmatch(checkpoint) or "/" not in checkpoint:
+        known = ", ".join(sorted(path.name for path in SHIPPED.iterdir() if path.is_dir())) if SHIPPED.is_dir() else ""
+        raise UsageError(
+            f"checkpoint {checkpoint} is no folder, no hub id (OWNER/NAME) and no shipped model ({known or 'none'})"
+        )
+    problems: list[str] = []
+    for file in WEIGHT_FILES:
+        try:
+            path = Path(hf_hub_download(checkpoint, file, etag_timeout=10))
+        except Exception as error:  # the hub client raises many unrelated types
+            problems.append(f"{file}: {_one_line(error)}")
+            continue
+        for extra in ("codi.json", "config.json", "tokenizer.json", "tokenizer_config.json"):
+            try:
+                hf_hub_download(checkpoint, extra, etag_timeout=10)
+            except Exception:  # noqa: BLE001 -- optional files
+                continue
+        return checkpoint.rsplit("/", 1)[-1], path, path.parent
+    raise UsageError(f"checkpoint {checkpoint} is no folder here and was not found on the hub: {'; '.join(problems)}")
+
+
+def _find_base(base: str | Path | None, folder: Path, architecture: Architecture) -> Path:
+    """Folder with config and tokenizer of the base model."""
+    if base is None:
+        own = _read_json(folder / "config.json", "config of the checkpoint", missing={})
+        if own.get("model_type") and (folder / "tokenizer.json").is_file():
+            return folder
+        base = architecture.default_base
+    local = Path(base)
+    if local.is_dir():
+        missing = [file for file in ("config.json", "tokenizer.json") if not (local / file).is_file()]
+        if missing and not ("config.json" not in missing and list(local.glob("tokenizer*"))):
+            raise UsageError(f"base {base} lacks {', '.join(missing)}")
+        return local
+    if not _HUB_ID.fullmatch(str(base)):
+        raise UsageError(f"base {base} is no folder and no hub id; pass the base model's folder with --base")
+    try:
+        return Path(snapshot_download(str(base), allow_patterns=["*.json", "*.txt", "*.model"], etag_timeout=10))
+    except Exception as error:
+        raise UsageError(
+            f"base {base} is no folder here and was not found on the hub ({_one_line(error)});"
+            " pass the base model's folder with --base"
+        ) from error
+
+
+def _read_json(path: Path, what: str, missing: dict[str, Any] | None = None) -> dict[str, Any]:
+    if missing is not None and not path.is_file():
+        return missing
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{what} cannot be read from {path}: {_one_line(error)}") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{what} in {path} is no JSON object")
+    return value
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            raw = load_file(path)
+        else:
+            raw = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling and parsing raise many types
+        raise UsageError(f"weights cannot be read from {path}: {_one_line(error)}; is the file complete?") from error
+    if not isinstance(raw, Mapping) or not all(isinstance(value, Tensor) for value in raw.values()):
+        raise UsageError(f"{path} holds no state dict (names to tensors)")
+    return {str(key): value for key, value in raw.items()}
+
+
+def _split(raw: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights of the language model, without their prefix, and of the projection."""
+    weights: dict[str, Tensor] = {}
+    projection: dict[str, Tensor] = {}
+    unexpected: list[str] = []
+    for key, value in raw.items():
+        if key.startswith("prj."):
+            projection[key.removeprefix("prj.")] = value
+            continue
+        prefix = next((prefix for prefix in _PREFIXES if key.startswith(prefix)), None)
+        if prefix is None:
+            unexpected.append(key)
+        elif not _BUFFER.search(key):
+            weights[key.removeprefix(prefix)] = value
+    if not weights:
+        raise UsageError(
+            f"{source} is no CODI checkpoint: no weight begins with {' or '.join(_PREFIXES)} ({_some(unexpected)})"
+        )
+    if unexpected:
+        raise UsageError(f"{source} has unexpected weights: {_some(unexpected)}")
+    return weights, projection
+
+
+def _some(names: Iterable[str], shown: int = 6) -> str:
+    listed = sorted(names)
+    more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
+    return ", ".join(listed[:shown]) + more
+
+
+def _build(folder: Path, config_json: dict[str, Any], architecture: Architecture, source: str) -> tuple[nn.Module, int]:
+    """Model of the base's config with the extra rows, weights unset, and the size of the base vocabulary."""
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        vocabulary = int(config.vocab_size)
+        config.vocab_size = vocabulary + N_EXTRA_ROW
+        if config.pad_token_id is not None and config.pad_token_id >= config.vocab_size:
+            config.pad_token_id = None
+        with no_init_weights():
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
+    except Exception as error:  # whatever a config of wrong fields raises inside transformers
+        raise UsageError(f"no {architecture.model_type} model can be built from {source}: {_one_line(error)}") from error
+    return model, vocabulary
+
+
+def _check_base(
+    weights: Mapping[str, Tensor], model: nn.Module, architecture: Architecture, vocabulary: int, source: str, base: str
+) -> None:
+    """Name what differs between a checkpoint and its base, before the long list of shapes."""
+    if not any(key.startswith(architecture.block_prefix) for key in weights):
+        found = architecture_from_keys(list(weights), source).model_type
+        raise UsageError(f"{source} is a {found} checkpoint, base {base} is of type {architecture.model_type}")
+    differences: list[str] = []
+    embedding = weights.get(f"{architecture.body}.{architecture.embedding}.weight")
+    if embedding is None:
+        embedding = weights.get("lm_head.weight")
+    config = model.config
+    if embedding is not None and embedding.ndim == 2:
+        rows, hidden = embedding.shape
+        if rows != vocabulary + N_EXTRA_ROW:
+            differences.append(f"{rows} embedding rows, base has a vocabulary of {vocabulary} (+ {N_EXTRA_ROW})")
+        if hidden != config.hidden_size:
+            differences.append(f"hidden size {hidden}, base has {config.hidden_size}")
+    start = len(architecture.block_prefix)
+    blocks = {key[start:].split(".")[0] for key in weights if key.startswith(architecture.block_prefix)}
+    if len(blocks) != config.num_hidden_layers:
+        differences.append(f"{len(blocks)} blocks, base has {config.num_hidden_layers}")
+    if not differences:
+        query = weights.get(f"{architecture.block_prefix}0.self_attn.q_proj.base_layer.weight")
+        own = next((p for n, p in model.named_parameters() if n == f"{architecture.block_prefix}0.self_attn.q_proj.weight"), None)
+        if query is not None and own is not None and query.shape[0] != own.shape[0]:
+            differences.append(
+                f"queries of size {query.shape[0]}, base has {config.num_attention_heads} heads of size"
+                f" {own.shape[0] // config.num_attention_heads}"
+            )
+    if differences:
+        raise UsageError(f"{source} does not belong to base {base}: checkpoint has {'; '.join(differences)}")
+
+
+def _merge(weights: Mapping[str, Tensor], model: nn.Module, lora_alpha: float, source: str) -> dict[str, Tensor]:
+    """Fold low-rank updates into the weights they belong to: ``W + alpha / r * B A`` (transposed for Conv1D)."""
+    merged: dict[str, Tensor] = {}
+    updates: dict[str, dict[str, Tensor]] = {}
+    for key, value in weights.items():
+        if match := re.fullmatch(r"(.+)\.lora_([AB])\.[^.]+\.weight", key):
+            updates.setdefault(match.group(1), {})[match.group(2)] = value
+        else:
+            merged[key.replace(".base_layer.", ".")] = value.float()
+    modules = dict(model.named_modules())
+    for module, pair in updates.items():
+        key = f"{module}.weight"
+        if pair.keys() != {"A", "B"}:
+            raise UsageError(f"{source} has only half of a low-rank update: {module}.lora_{next(iter(pair))}")
+        if key not in merged or module not in modules:
+            raise UsageError(f"{source} has a low-rank update of {module}, which the model lacks")
+        down, up = pair["A"].float(), pair["B"].float()
+        if down.ndim != 2 or up.ndim != 2 or up.shape[1] != down.shape[0]:
+            raise UsageError(
+                f"{source}: shapes of {module}.lora_A {tuple(down.shape)} and lora_B {tuple(up.shape)} do not fit"
+            )
+        update = (lora_alpha / down.shape[0]) * (up @ down)
+        if isinstance(modules[module], Conv1D):
+            update = update.T
+        if update.shape != merged[key].shape:
+            raise UsageError(
+                f"{source}: low-rank update of {module} is {tuple(update.shape)}, its weight {tuple(merged[key].shape)}"
+            )
+        merged[key] = merged[key] + update
+    return merged
+
+
+def _load(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Set every weight; anything missing, unexpected or of another shape is an error that lists it."""
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    tied: dict[str, str] = dict(getattr(model, "_tied_weights_keys", None) or {})
+    tied = tied if model.config.tie_word_embeddings else {}
+    for head, embedding in tied.items():
+        if head in weights and embedding in weights:
+            if not torch.equal(weights[head], weights[embedding]):
+                raise UsageError(
+                    f"{source}: {head} and {embedding} differ, but the base's config ties them (tie_word_embeddings)"
+                )
+        elif head in weights:
+            weights[embedding] = weights[head]
+        elif embedding in weights:
+            weights[head] = weights[embedding]
+    problems: list[str] = []
+    if missing := own.keys() - weights.keys():
+        problems.append(f"missing {_some(missing)}")
+    if unexpected := weights.keys() - own.keys():
+        problems.append(f"unexpected {_some(unexpected)}")
+    shapes = [
+        f"{name} {tuple(weights[name].shape)} instead of {own[name]}"
+        for name in own.keys() & weights.keys()
+        if tuple(weights[name].shape) != own[name]
+    ]
+    if shapes:
+        problems.append(f"of another shape {_some(shapes)}")
+    if problems:
+        raise UsageError(f"weights of {source} do not fit its base: {'; '.join(problems)}")
+    model.load_state_dict(weights, strict=True, assign=True)
+    model.tie_weights()
+    not_finite = [name for name, value in model.named_parameters() if not bool(torch.isfinite(value).all())]
+    if not_finite:
+        raise UsageError(f"weights of {source} are not finite: {_some(not_finite)}")
+
+
+def _projection(weights: dict[str, Tensor], hidden: int, source: str) -> Projection:
+    with_norm = any(key.startswith("ln.") for key in weights)
+    inner = weights["1.weight"].shape[0] if "1.weight" in weights and weights["1.weight"].ndim == 2 else hidden
+    projection = Projection(hidden, inner, with_norm=with_norm)
+    own = {name: tuple(value.shape) for name, value in projection.state_dict().items()}
+    problems: list[str] = []
+    if missing := own.keys() - weights.keys():
+        problems.append(f"missing {_some('prj.' + name for name in missing)}")
+    if unexpected := weights.keys() - own.keys():
+        problems.append(f"unexpected {_some('prj.' + name for name in unexpected)}")
+    shapes = [
+        f"prj.{name} {tuple(weights[name].shape)} instead of {own[name]}"
+        for name in own.keys() & weights.keys()
+        if tuple(weights[name].shape) != own[name]
+    ]
+    if shapes:
+        problems.append(f"of another shape {_some(shapes)}")
+    if problems:
+        raise UsageError(f"projection of {source} does not fit: {'; '.join(problems)}")
+    projection.load_state_dict({name: value.float() for name, value in weights.items()}, strict=True)
+    return projection
+
+
+def _tokenizer(folder: Path, vocabulary: int) -> Any:
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # whatever a broken tokenizer file raises
+        if not (folder / "tokenizer.json").is_file():
+            raise UsageError(f"no tokenizer can be read from {folder}: {_one_line(error)}") from error
+        try:
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+        except Exception as second:
+            raise UsageError(f"no tokenizer can be read from {folder}: {_one_line(second)}") from second
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    if tokenizer.eos_token_id is None:
+        raise UsageError(f"tokenizer of {folder} names no end token (eos_token)")
+    if tokenizer.eos_token_id >= vocabulary:
+        raise UsageError(f"end token {tokenizer.eos_token_id} of {folder} lies outside its vocabulary of {vocabulary}")
+    return tokenizer
+
+
+def _fingerprint_weights(raw: Mapping[str, Tensor], settings: dict[str, Any]) -> str:
+    digest = hashlib.sha256(fingerprint(settings).encode())
+    for name in sorted(raw):
+        value = raw[name].contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _fingerprint_tokenizer(folder: Path, tokenizer: Any) -> str:
+    file = folder / "tokenizer.json"
+    content = file.read_bytes() if file.is_file() else tokenizer.backend_tokenizer.to_str().encode()
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,494 @@
+"""A latent-reasoning model at work: encode a question, think in vectors, answer; exact at every batch size."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from extract.architectures import Architecture
+from extract.capture import Capture, Editor, KeyValues, Pass, Recorder, block_hooks
+from schemas import UsageError
+
+StoredDtype = Literal["float16", "float32"]
+
+
+class Projection(nn.Module):
+    """From the state at one thought to the vector fed at the next."""
+
+    def __init__(self, hidden: int, inner: int, *, with_norm: bool) -> None:
+        super().__init__()
+        self.add_module("1", nn.Linear(hidden, inner))
+        self.add_module("3", nn.Linear(inner, hidden))
+        if with_norm:
+            self.add_module("ln", nn.LayerNorm(hidden))
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Linear, exact GELU, linear, and a layer norm unless it was trained without."""
+        parts = self._modules
+        out: Tensor = parts["3"](nn.functional.gelu(parts["1"](state)))  # type: ignore[misc]
+        norm = parts.get("ln")
+        return norm(out) if norm is not None else out
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Thinking:
+    """What one batch of questions left behind, aligned at ``bot``.
+
+    Key positions are ``n_before`` question places, ``bot``, the thoughts, ``eot`` and ``n_answer`` answer places;
+    positions are the same, or begin at ``bot`` in a latent capture. Arrays are ``None`` where nothing was captured.
+    """
+
+    n_before: int
+    """Question places before ``bot``: those of the longest question of the batch."""
+    n_answer: int
+    """Answer places: tokens of the longest answer of the batch, end token included."""
+    hidden_state: np.ndarray | None
+    """``(example, layer, position, hidden)``, NaN where an example has no such position."""
+    final_state: np.ndarray | None
+    """``(example, position, hidden)``, likewise."""
+    latent_embedding: np.ndarray | None
+    """``(example, latent, hidden)``."""
+    attention: np.ndarray | None
+    """``(example, layer, head, position, key_position)``, 0 for padding, future keys and rows that do not exist."""
+    head_output: np.ndarray | None
+    """``(example, layer, position, head, head_size)``: inputs of the output projections, where asked for."""
+    token: np.ndarray
+    """``(example, position)`` int32, -1 where there is none (at the thoughts, too); in a full capture all positions,
+    otherwise from ``bot`` on."""
+    generated_text: list[str]
+    answer_logprob: np.ndarray
+    """``(example,)`` float64, NaN where no gold answer was given."""
+
+
+class Flight:
+    """A batch in flight: cache, column, rows still running. Everything that feeds a model goes through it."""
+
+    def __init__(
+        self, reasoner: "Reasoner", pad: Tensor, n_before: int, cache: KeyValues, *,
+        recorder: Recorder | None = None, editor: Editor | None = None, rows: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        self.reasoner = reasoner
+        self.pad = pad
+        self.n_before = n_before
+        self.cache = cache
+        self.recorder = recorder
+        self.editor = editor
+        self.rows = torch.arange(len(pad), device=pad.device) if rows is None else rows
+        self.all_rows = rows is None
+        self.fed = 0
+        self.calls = 0
+
+    @property
+    def column(self) -> int:
+        """Next column to be fed."""
+        return self.cache.length
+
+    def feed(self, embeddings: Tensor, *, record: bool = True) -> Tensor:
+        """Feed vectors ``(row, position, hidden)`` at the next columns; give the states after the final norm."""
+        n_row, n_position = embeddings.shape[:2]
+        column = self.column
+        query = torch.arange(column, column + n_position, device=embeddings.device)
+        key = torch.arange(column + n_position, device=embeddings.device)
+        causal = key[None, :] <= query[:, None]
+        itself = key[None, :] == query[:, None]
+        # Padding sees itself only: no row without a key, and nothing else ever sees it.
+        mask = (causal[None] & (key[None, None, :] >= self.pad[:, None, None])) | itself[None]
+        mask = mask[:, None]
+        running = Pass(
+            column=column, n_before=self.n_before, rows=self.rows, all_rows=self.all_rows, mask=mask,
+            recorder=self.recorder if record else None, editor=self.editor,
+        )  # fmt: skip
+        position_ids = (query[None, :] - self.pad[:, None]).clamp_min(0)
+        with self.reasoner._running(running):
+            states: Tensor = self.reasoner._body(
+                inputs_embeds=embeddings, attention_mask=mask, position_ids=position_ids, past_key_values=self.cache,
+                use_cache=True, lake_pass=running,
+            ).last_hidden_state  # fmt: skip
+        self.cache.length += n_position
+        self.fed += n_row * n_position
+        self.calls += 1
+        if running.recorder is not None:
+            running.recorder.final(states, column, running.kept_rows)
+        return states
+
+    def feed_tokens(self, tokens: Tensor, *, record: bool = True) -> Tensor:
+        """Feed tokens ``(row, position)``."""
+        return self.feed(self.reasoner._embed(tokens), record=record)
+
+    def think(self, state: Tensor, first: int = 0) -> Tensor:
+        """Feed the thoughts from ``ct{first}`` on, each projected from the state before; give the last state."""
+        for index in range(first, self.reasoner.n_latent):
+            vector = self.reasoner.projection(state)
+            if self.editor is not None:
+                vector = self.editor.embedding(vector, index + 1, self.rows)
+            if self.recorder is not None:
+                self.recorder.latent_embedding[self.rows, index] = vector.to(self.recorder.stored)
+            state = self.feed(vector[:, None])[:, -1]
+        return state
+
+    def keep(self, kept: Tensor) -> None:
+        """Go on with some rows only."""
+        self.cache = self.cache.take(kept, self.column, self.cache.capacity)
+        self.pad = self.pad[kept]
+        self.rows = self.rows[kept]
+        self.all_rows = False
+
+    def answer(self, state: Tensor, max_new_tokens: int) -> Tensor:
+        """Write greedily from the state at ``eot``; tokens ``(row of the batch, place)``, -1 after the end.
+
+        Every token written is fed, the end token too.
+        """
+        reasoner = self.reasoner
+        n_row = int(self.rows.max()) + 1
+        tokens = torch.full((n_row, max_new_tokens), -1, dtype=torch.long, device=state.device)
+        ended = torch.zeros(len(self.rows), dtype=torch.bool, device=state.device)
+        for place in range(max_new_tokens):
+            # The row of EOT, the last, is never written.
+            token = reasoner._logits(state)[:, :-1].argmax(-1)
+            running = ~ended
+            tokens[self.rows[running], place] = token[running]
+            state = self.feed_tokens(token[:, None])[:, -1]
+            ended = ended | (token == reasoner.eos_id)
+            n_running = len(ended) - int(ended.sum())
+            if n_running == 0:
+                break
+            if n_running <= len(ended) // 2:
+                kept = (~ended).nonzero()[:, 0]
+                self.keep(kept)
+                state, ended = state[kept], ended[kept]
+        return tokens
+
+    def continuation_logprob(self, state: Tensor, continuations: Sequence[Sequence[int]]) -> Tensor:
+        """Log probability of every token of given continuations after the current column; ``(row, place)``, 0 padded.
+
+        The columns are free again afterwards.
+        """
+        length = self.column
+        longest = max(len(tokens) for tokens in continuations)
+        padded = torch.full((len(continuations), longest), self.reasoner.eos_id, dtype=torch.long)
+        given = torch.zeros(len(continuations), longest)
+        for row, tokens in enumerate(continuations):
+            padded[row, : len(tokens)] = torch.tensor(tokens)
+            given[row, : len(tokens)] = 1
+        padded, given = padded.to(state.device), given.to(state.device)
+        states = state[:, None]
+        if longest > 1:
+            states = torch.cat([states, self.feed_tokens(padded[:, :-1], record=False)], dim=1)
+        self.cache.length = length
+        log_p = torch.log_softmax(self.reasoner._logits(states).float(), dim=-1)
+        return log_p.gather(-1, padded[..., None])[..., 0] * given
+
+
+class Reasoner:
+    """A CODI model with its tokenizer; made by :func:`extract.load_reasoner`."""
+
+    def __init__(
+        self, *, name: str, model: nn.Module, projection: Projection, tokenizer: Any, architecture: Architecture,
+        vocabulary: int, n_latent: int, answer_prefix: str, fingerprint: dict[str, str],
+    ) -> None:  # fmt: skip
+        self.name = name
+        self.model = model
+        self.projection = projection
+        self.tokenizer = tokenizer
+        self.architecture_entry = architecture
+        self.architecture = architecture.model_type
+        self.n_latent = n_latent
+        self.answer_prefix = answer_prefix
+        self.fingerprint = fingerprint
+        config: Any = model.config
+        self.n_layer = int(config.num_hidden_layers)
+        self.n_head = int(config.num_attention_heads)
+        self.hidden = int(config.hidden_size)
+        self.context = int(config.max_position_embeddings)
+        self.vocabulary = vocabulary
+        self.pad_id, self.bot_id, self.eot_id = vocabulary, vocabulary + 1, vocabulary + 2
+        self.eos_id = int(tokenizer.eos_token_id)
+        self._body: Any = model.get_submodule(architecture.body)
+        self._embedding: Any = self._body.get_submodule(architecture.embedding)
+        self._blocks: list[nn.Module] = list(self._body.get_submodule(architecture.blocks))  # type: ignore[call-overload]
+        self._norm: Any = self._body.get_submodule(architecture.final_norm)
+        self._head: Any = model.get_output_embeddings()  # type: ignore[operator]
+        self._current: Pass | None = None
+        self._hooked = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._embedding.weight.device  # type: ignore[no-any-return]
+
+    @property
+    def head_size(self) -> int:
+        """Width of one head's output."""
+        config: Any = self.model.config
+        return int(getattr(config, "head_dim", None) or self.hidden // self.n_head)
+
+    @property
+    def unembedding(self) -> np.ndarray:
+        """``(vocabulary, hidden)`` float32."""
+        return self._head.weight.detach().float().cpu().numpy()  # type: ignore[no-any-return]
+
+    @property
+    def final_norm(self) -> Literal["layer_norm", "rms_norm"]:
+        """Kind of the final norm."""
+        return self.architecture_entry.norm
+
+    @property
+    def final_norm_weight(self) -> np.ndarray:
+        """``(hidden,)`` float32."""
+        return self._norm.weight.detach().float().cpu().numpy()  # type: ignore[no-any-return]
+
+    @property
+    def final_norm_bias(self) -> np.ndarray:
+        """``(hidden,)`` float32; zeros for an RMS norm."""
+        bias = getattr(self._norm, "bias", None)
+        if bias is None:
+            return np.zeros(self.hidden, dtype=np.float32)
+        return bias.detach().float().cpu().numpy()  # type: ignore[no-any-return]
+
+    @property
+    def final_norm_epsilon(self) -> float:
+        """Constant added to the variance."""
+        for name in ("eps", "variance_epsilon"):
+            if (value := getattr(self._norm, name, None)) is not None:
+                return float(value)
+        raise UsageError(f"the final norm of {self.name} names no epsilon")
+
+    @property
+    def token_strings(self) -> list[str]:
+        """Text of each token of the vocabulary, the three extra rows last."""
+        known = len(self.tokenizer)
+        texts = self.tokenizer.batch_decode([[index] for index in range(min(known, self.vocabulary))])
+        return [*texts, *[""] * (self.vocabulary - len(texts)), "[PAD]", "[BOT]", "[EOT]"]
+
+    def encode(self, question: str) -> list[int]:
+        """Prompt of a question: its tokens (with the tokenizer's own beginning, if any), then BOT."""
+        text = question.strip().replace("  ", " ")
+        return [*self.tokenizer(text)["input_ids"], self.bot_id]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of answer tokens, without special ones."""
+        inside = [int(token) for token in tokens if 0 <= token < self.vocabulary]
+        return str(self.tokenizer.decode(inside, skip_special_tokens=True))
+
+    def answer_tokens(self, answer: str) -> list[int]:
+        """Tokens of prefix, answer and end as the model would write them; the number in its context, not by itself."""
+        return [*self._plain(f"{self.answer_prefix} {answer}"), self.eos_id]
+
+    def answer_start(self, *answers: str) -> int:
+        """How many tokens of :meth:`answer_tokens` come before the first that tells these answers apart.
+
+        Of one answer, before its number: a space that is a token of its own belongs to what comes before.
+        """
+        prefix = self._plain(self.answer_prefix)
+        sequences = [self.answer_tokens(answer)[:-1] for answer in answers]
+        start = 0
+        while start < len(prefix) and all(tokens[start : start + 1] == [prefix[start]] for tokens in sequences):
+            start += 1
+        while all(len(tokens) > start + 1 for tokens in sequences) and all(
+            not self.tokenizer.decode([tokens[start]]).strip() for tokens in sequences
+        ):
+            start += 1
+        return start
+
+    def _plain(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def longest(self, n_token: int, max_new_tokens: int) -> int:
+        """Places that a prompt of ``n_token`` tokens needs, thoughts, EOT and answer included."""
+        return n_token + self.n_latent + 1 + max_new_tokens
+
+    def check_length(self, n_token: int, max_new_tokens: int, what: str = "question") -> None:
+        """Refuse a prompt that does not fit the context with its thoughts and answer.
+
+        Raises
+        ------
+        UsageError
+            Naming ``what`` and the lengths.
+        """
+        if self.longest(n_token, max_new_tokens) > self.context:
+            raise UsageError(
+                f"{what} has {n_token} tokens with BOT; with {self.n_latent} thoughts, EOT and {max_new_tokens} answer"
+                f" tokens it needs {self.longest(n_token, max_new_tokens)} places, {self.name} has {self.context}"
+            )
+
+    @contextmanager
+    def session(self, *, hooks: bool = True) -> Iterator[None]:
+        """Hooks on, modes as for reading; everything is put back at the end, whatever is raised."""
+        training = [(module, module.training) for root in (self.model, self.projection) for module in root.modules()]
+        for module, _ in training:
+            module.training = False
+        try:
+            if hooks and not self._hooked:
+                self._hooked = True
+                try:
+                    with block_hooks(self._blocks, lambda: self._current):
+                        yield
+                finally:
+                    self._hooked = False
+            else:
+                yield
+        finally:
+            for module, mode in training:
+                module.training = mode
+
+    @contextmanager
+    def _running(self, running: Pass) -> Iterator[None]:
+        self._current = running
+        try:
+            yield
+        finally:
+            self._current = None
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        out: Tensor = self._embedding(tokens)
+        return out
+
+    def _logits(self, state: Tensor) -> Tensor:
+        out: Tensor = self._head(state)
+        return out
+
+    def lay_out(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, int]:
+        """Prompts side by side, ends aligned: tokens ``(row, column)``, empty places before each, column of BOT."""
+        longest = max(len(prompt) for prompt in prompts)
+        tokens = torch.full((len(prompts), longest), self.pad_id, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
+        pad = torch.tensor([longest - len(prompt) for prompt in prompts])
+        return tokens.to(self.device), pad.to(self.device), longest - 1
+
+    def _check_prompts(self, prompts: Sequence[Sequence[int]], room: int) -> None:
+        if not prompts:
+            raise UsageError("no question to think about")
+        for row, prompt in enumerate(prompts):
+            if len(prompt) < 2 or prompt[-1] != self.bot_id:
+                raise UsageError(f"prompt {row} has no question or does not end with BOT; make prompts with encode()")
+            self.check_length(len(prompt), room, f"question {row} of the batch")
+
+    def think(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        capture: Capture | None = "latent",
+        stored_dtype: StoredDtype = "float16",
+        max_new_tokens: int = 24,
+        gold: Sequence[str] | None = None,
+        editor: Editor | None = None,
+        head_output: bool = False,
+    ) -> Thinking:
+        """Think through a batch of questions and answer them, once.
+
+        Parameters
+        ----------
+        prompts
+            Of :meth:`encode`; of any lengths.
+        capture
+            ``"latent"``: states and attention rows from ``bot`` on; ``"full"``: all; ``None``: the answers only.
+        stored_dtype
+            Type of the arrays given back.
+        max_new_tokens
+            Longest answer, end token included.
+        gold
+            Answers whose log probability is asked, one per prompt: the sum over the tokens of the answer and the end
+            token, after the prefix, given what comes before them (not over the tokens of the prefix).
+        editor
+            Interventions armed during the pass.
+        head_output
+            Keep the heads' outputs too (with a capture).
+
+        Returns
+        -------
+        Thinking
+
+        Raises
+        ------
+        LakeError
+            If what was computed is not finite, does not fit the stored type, or attention is not a distribution.
+        """
+        continuations = [self.answer_tokens(answer) for answer in gold] if gold is not None else []
+        room = max([max_new_tokens, *(len(tokens) for tokens in continuations)])
+        self._check_prompts(prompts, room)
+        if gold is not None and len(gold) != len(prompts):
+            raise UsageError(f"{len(gold)} gold answers were given for {len(prompts)} prompts")
+        tokens, pad, n_before = self.lay_out(prompts)
+        n_row = len(prompts)
+        head = n_before + self.n_latent + 2
+        recorder = None
+        if capture is not None:
+            recorder = Recorder(
+                rows=n_row, layers=self.n_layer, heads=self.n_head, hidden=self.hidden, columns=head + max_new_tokens,
+                first=0 if capture == "full" else n_before, latents=self.n_latent,
+                stored=getattr(torch, stored_dtype), device=self.device,
+                head_size=self.head_size if head_output else None,
+            )  # fmt: skip
+        with torch.inference_mode(), self.session(hooks=recorder is not None or editor is not None):
+            flight = Flight(self, pad, n_before, KeyValues(head + room), recorder=recorder, editor=editor)
+            state = flight.think(flight.feed_tokens(tokens)[:, -1])
+            eot = torch.full((n_row, 1), self.eot_id, dtype=torch.long, device=self.device)
+            state = flight.feed_tokens(eot)[:, -1]
+            logprob = np.full(n_row, np.nan)
+            if gold is not None:
+                each = flight.continuation_logprob(state, continuations).double().cpu().numpy()
+                for row, answer in enumerate(gold):
+                    logprob[row] = each[row, self.prefix_length(answer) :].sum()
+            answers = flight.answer(state, max_new_tokens)
+            if recorder is not None:
+                recorder.check_range()
+        n_answer = int((answers >= 0).sum(1).max())
+        answers = answers[:, :n_answer]
+        all_tokens = torch.full((n_row, head + n_answer), -1, dtype=torch.long, device=self.device)
+        all_tokens[:, : n_before + 1] = tokens
+        columns = torch.arange(head + n_answer, device=self.device)
+        all_tokens[columns[None, :] < pad[:, None]] = -1
+        all_tokens[:, head - 1] = self.eot_id
+        all_tokens[:, head:] = answers
+        exists = (columns[None, :] >= pad[:, None]) & (
+            (columns[None, :] < head) | (all_tokens >= 0)
+        )
+        start = n_before if capture != "full" else 0
+        arrays = _finish(recorder, exists[:, start:], head + n_answer)
+        return Thinking(
+            n_before=n_before,
+            n_answer=n_answer,
+            token=all_tokens[:, start:].to(torch.int32).cpu().numpy(),
+            generated_text=[self.decode(row) for row in answers.tolist()],
+            answer_logprob=logprob,
+            **arrays,
+        )
+
+    def prefix_length(self, answer: str) -> int:
+        """Tokens that :meth:`answer_tokens` shares with the prefix alone."""
+        prefix, full = self._plain(self.answer_prefix), self.answer_tokens(answer)
+        shared = 0
+        while shared < min(len(prefix), len(full)) and prefix[shared] == full[shared]:
+            shared += 1
+        return shared
+
+
+def _finish(recorder: Recorder | None, exists: Tensor, columns: int) -> dict[str, np.ndarray | None]:
+    """Arrays of a recorder: cut to the answer's length, with what does not exist marked as such."""
+    names = ("hidden_state", "final_state", "latent_embedding", "attention", "head_output")
+    if recorder is None:
+        return dict.fromkeys(names)
+    n_position = exists.shape[1]
+    missing = ~exists
+    hidden = recorder.hidden_state[:, :, :n_position]
+    final = recorder.final_state[:, :n_position]
+    attention = recorder.attention[:, :, :, :n_position, :columns]
+    heads = recorder.head_output[:, :, :n_position] if recorder.head_output is not None else None
+    for row, column in missing.nonzero().tolist():
+        hidden[row, :, column] = torch.nan
+        final[row, column] = torch.nan
+        attention[row, :, :, column] = 0
+        if heads is not None:
+            heads[row, :, column] = torch.nan
+    return {
+        "hidden_state": hidden.cpu().numpy(),
+        "final_state": final.cpu().numpy(),
+        "latent_embedding": recorder.latent_embedding.cpu().numpy(),
+        "attention": attention.cpu().numpy(),
+        "head_output": heads.cpu().numpy() if heads is not None else None,
+    }

@@ -1,0 +1,275 @@
+"""Seeded short story problems whose every intermediate result is known.
+
+A story gives one person a number of things and changes it one to four times, in the order told. All values stay within
+0..30 and every number is one token, so the answer and every intermediate result are single tokens too. The chain of
+operations is written the way GSM8K writes it (``<<26/2=13>>``); `parse_chain` gets the operations back from that text,
+and `continue_from` says what the rest of a story makes of any given intermediate result.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from schemas.errors import UsageError
+
+LARGEST_NUMBER = 30
+LARGEST_OPERAND = 9
+MAX_OPERATION = 4
+
+PEOPLE = {"Tom": "He", "Ben": "He", "Sam": "He", "Max": "He", "Anna": "She", "Lucy": "She", "Mia": "She", "Eva": "She"}
+THINGS = ("apples", "books", "coins", "pens", "cards", "shells", "stamps", "marbles")
+# Every sentence of a change is five tokens long, so the length of a question tells the number of operations and no more.
+SENTENCES = {
+    "+": ("{person} finds {operand} more.", "{person} buys {operand} more.", "{person} gets {operand} more."),
+    "-": ("{person} gives {operand} away.", "{person} throws {operand} away.", "{person} loses {operand} again."),
+    "*": ("{person} then doubles them.", "Their number then doubles."),
+    "/": ("Half of them vanish.", "Their number then halves."),
+}
+OPERATORS = tuple(SENTENCES)
+OPERATOR_RATES = (0.3, 0.3, 0.2, 0.2)
+SPLIT_SIZES = {
+    "train": {1: 20_000, 2: 40_000, 3: 60_000, 4: 80_000},
+    "validation": {1: 250, 2: 250, 3: 250, 4: 250},
+    "test": {2: 667, 3: 667, 4: 666},
+    "test-one": {1: 500},
+}
+
+
+class Operation(NamedTuple):
+    """One change of the number of things: an operator of ``+ - * /`` and what it is applied with."""
+
+    operator: str
+    operand: int
+
+    def apply(self, value: int) -> int | None:
+        """Return the new number, or None where the story's world (whole numbers 0..30) has none."""
+        if self.operator == "+":
+            result = value + self.operand
+        elif self.operator == "-":
+            result = value - self.operand
+        elif self.operator == "*":
+            result = value * self.operand
+        else:
+            result, remainder = divmod(value, self.operand)
+            if remainder:
+                return None
+        return result if 0 <= result <= LARGEST_NUMBER else None
+
+
+class Problem(NamedTuple):
+    """A story problem: its text, the number it starts with and its operations in the order told."""
+
+    question: str
+    start: int
+    operations: tuple[Operation, ...]
+
+    @property
+    def values(self) -> list[int]:
+        """The start and the result of every operation, the answer last: ``len(operations) + 1`` numbers."""
+        values = [self.start]
+        for operation in self.operations:
+            result = operation.apply(values[-1])
+            if result is None:
+                raise UsageError(f"the story {self.question!r} leaves the numbers 0..{LARGEST_NUMBER}")
+            values.append(result)
+        return values
+
+    @property
+    def answer(self) -> int:
+        """The final number."""
+        return self.values[-1]
+
+    @property
+    def chain(self) -> str:
+        """Every operation with its result, in GSM8K's notation: ``<<26/2=13>> <<13-2=11>>``."""
+        values = self.values
+        steps = zip(values, self.operations, values[1:], strict=False)
+        return " ".join(f"<<{before}{step.operator}{step.operand}={after}>>" for before, step, after in steps)
+
+    @property
+    def full_answer(self) -> str:
+        """The chain and the answer, as GSM8K's ``answer`` field writes them."""
+        return f"{self.chain}\n#### {self.answer}"
+
+
+def parse_chain(text: str) -> tuple[int, tuple[Operation, ...]]:
+    """Return the start value and the operations written in a chain such as ``<<26/2=13>> <<13-2=11>>``."""
+    steps = re.findall(r"<<(\d+)([-+*/])(\d+)=(\d+)>>", text)
+    if not steps:
+        raise UsageError(f"no step like <<26/2=13>> found in {text!r}; give the answer text of a story problem")
+    return int(steps[0][0]), tuple(Operation(operator, int(operand)) for _, operator, operand, _ in steps)
+
+
+def continue_from(operations: Sequence[Operation], step: int, value: int) -> int | None:
+    """Return the answer the rest of a story gives if the result of one of its steps were another number.
+
+    Parameters
+    ----------
+    operations
+        All operations of the story, in order.
+    step
+        The step whose result is replaced: 0 is the first intermediate result, -1 the number the story starts with.
+    value
+        What its result is taken to be.
+
+    Returns
+    -------
+    int or None
+        The answer; None where the rest of the story cannot be told (a number outside 0..30, half of an odd number).
+    """
+    if not -1 <= step < len(operations):
+        raise UsageError(f"step {step} of a story with {len(operations)} operations; steps are -1..{len(operations) - 1}")
+    result: int | None = value
+    for operation in operations[step + 1 :]:
+        if result is None:
+            return None
+        result = operation.apply(result)
+    return result
+
+
+def carried_step(n_operation: int, number_thought: int) -> int:
+    """Return the step whose result the small models keep at ct0, ct2, ct4 (`number_thought` 0, 1, 2).
+
+    The answer itself is never kept in a thought: a story with fewer operations repeats its last result before the
+    answer (-1: the number it starts with, for stories of one operation).
+    """
+    return min(number_thought, n_operation - 2)
+
+
+def draw_problem(rng: np.random.Generator, n_operation: int) -> Problem:
+    """Draw one story with the given number of operations."""
+    start = value = int(rng.integers(1, LARGEST_NUMBER + 1))
+    operations: list[Operation] = []
+    while len(operations) < n_operation:
+        operator = OPERATORS[int(np.searchsorted(np.cumsum(OPERATOR_RATES)[:-1], rng.random(), side="right"))]
+        operation = Operation(operator, int(rng.integers(1, LARGEST_OPERAND + 1)) if operator in "+-" else 2)
+        result = operation.apply(value)
+        if result is not None and (operator in "+-" or value > 0):
+            operations.append(operation)
+            value = result
+    name = list(PEOPLE)[int(rng.integers(len(PEOPLE)))]
+    thing = THINGS[int(rng.integers(len(THINGS)))]
+    sentences = [SENTENCES[o.operator][int(rng.integers(len(SENTENCES[o.operator])))] for o in operations]
+    return Problem(_tell(name, thing, sentences, start, operations), start, tuple(operations))
+
+
+def _tell(name: str, thing: str, sentences: Sequence[str], start: int, operations: Sequence[Operation]) -> str:
+    changes = [
+        sentence.format(person=PEOPLE[name], operand=operation.operand)
+        for sentence, operation in zip(sentences, operations, strict=True)
+    ]
+    return " ".join([f"{name} has {start} {thing}.", *changes, f"How many {thing} does {name} have?"])
+
+
+def make_splits(seed: int = 0, sizes: dict[str, dict[int, int]] | None = None) -> dict[str, list[Problem]]:
+    """Draw all splits, no question occurring twice in or across them.
+
+    Parameters
+    ----------
+    seed
+        Seed of the drawing; the same seed gives the same splits.
+    sizes
+        Number of problems by split and number of operations; `SPLIT_SIZES` if not given.
+        Held-out splits are drawn before the training split, so that its size does not change them.
+
+    Returns
+    -------
+    dict
+        Split name to its problems, operations mixed in a seeded order.
+    """
+    sizes = SPLIT_SIZES if sizes is None else sizes
+    seen: set[str] = set()
+    splits: dict[str, list[Problem]] = {}
+    for index, (split, size) in enumerate(sorted(sizes.items(), key=lambda item: (item[0] == "train", item[0]))):
+        rng = np.random.default_rng([seed, index])
+        problems: list[Problem] = []
+        for n_operation, count in size.items():
+            wanted = len(problems) + count
+            while len(problems) < wanted:
+                problem = draw_problem(rng, n_operation)
+                if problem.question not in seen:
+                    seen.add(problem.question)
+                    problems.append(problem)
+        splits[split] = [problems[i] for i in rng.permutation(len(problems))]
+    return splits
+
+
+def corrupt_problem(rng: np.random.Generator, problem: Problem, n_try: int = 100) -> tuple[Problem, str] | None:
+    """Change one number of a story so that its answer changes; None if no such change was found in `n_try` draws.
+
+    Returns
+    -------
+    tuple or None
+        The corrupted problem, and the change written as ``4 -> 5``.
+    """
+    numbers = list(re.finditer(r"\d+", problem.question))
+    adjustable = [-1] + [i for i, operation in enumerate(problem.operations) if operation.operator in "+-"]
+    for _ in range(n_try):
+        which = int(rng.integers(len(adjustable)))
+        place = adjustable[which]
+        operations = list(problem.operations)
+        start = problem.start
+        if place < 0:
+            start = new = int(rng.integers(1, LARGEST_NUMBER + 1))
+        else:
+            new = int(rng.integers(1, LARGEST_OPERAND + 1))
+            operations[place] = Operation(operations[place].operator, new)
+        found = numbers[which]
+        answer = continue_from(operations, -1, start)
+        if new == int(found.group()) or answer is None or answer == problem.answer:
+            continue
+        question = problem.question[: found.start()] + str(new) + problem.question[found.end() :]
+        return Problem(question, start, tuple(operations)), f"{found.group()} -> {new}"
+    return None
+
+
+def make_pairs(n_pair: int = 500, seed: int = 0, n_operation: Sequence[int] = (2, 3, 4)) -> list[dict[str, Any]]:
+    """Draw clean/corrupted pairs: two stories that differ in one number and in the answer.
+
+    Returns
+    -------
+    list of dict
+        Records with ``pair_id``, ``clean``, ``corrupted`` (question, answer, full_answer; the corrupted side also
+        ``changed_number``) and ``n_operation``. No question of a split of the same seed, held out or not, is among them.
+    """
+    rng = np.random.default_rng([seed, 1000])
+    seen = {problem.question for split in make_splits(seed).values() for problem in split}
+    pairs: list[dict[str, Any]] = []
+    while len(pairs) < n_pair:
+        count = n_operation[len(pairs) % len(n_operation)]
+        clean = draw_problem(rng, count)
+        changed = corrupt_problem(rng, clean)
+        if changed is None or clean.question in seen or changed[0].question in seen:
+            continue
+        corrupted, change = changed
+        seen |= {clean.question, corrupted.question}
+        pairs.append(
+            {
+                "pair_id": len(pairs),
+                "clean": _side(clean),
+                "corrupted": {**_side(corrupted), "changed_number": change},
+                "n_operation": count,
+            }
+        )
+    return pairs
+
+
+def _side(problem: Problem) -> dict[str, Any]:
+    return {"question": problem.question, "answer": problem.answer, "full_answer": problem.full_answer}
+
+
+def write_problems(problems: Sequence[Problem], path: Path | str) -> None:
+    """Write problems as JSON Lines in GSM8K's own format, with the number of operations as one more field."""
+    lines = (
+        json.dumps({"question": p.question, "answer": p.full_answer, "n_operation": len(p.operations)}) for p in problems
+    )
+    Path(path).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def write_pairs(pairs: Sequence[dict[str, Any]], path: Path | str) -> None:
+    """Write clean/corrupted pairs as a JSON list."""
+    Path(path).write_text(json.dumps(list(pairs), indent=1) + "\n", encoding="utf-8")
