@@ -1,0 +1,32 @@
+"""Everything offline: analyses of a lake that need neither the model nor a GPU. Names are imported when first used."""
+
+from importlib import import_module
+from typing import Any
+
+_PUBLIC = {
+    "attention_importance": "analyze.correlate",
+    "attention_shares": "analyze.attention",
+    "fit_tuned_lens": "analyze.lens",
+    "head_analysis": "analyze.heads",
+    "head_scores": "analyze.heads",
+    "head_summary": "analyze.heads",
+    "head_table": "analyze.heads",
+    "lens_summary": "analyze.lens",
+    "lens_tests": "analyze.lens",
+    "logit_lens": "analyze.lens",
+    "result_tables": "analyze.tables",
+    "thought_looks": "analyze.attention",
+}
+
+__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from the module it lives in."""
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'analyze' has no attribute {name!r}; it has {', '.join(sorted(_PUBLIC))}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -1,0 +1,61 @@
+"""Checks and selections by label that every analyzer of a lake shares."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from schemas import SchemaError
+
+_THOUGHT = re.compile(r"ct\d+")
+
+
+def require_dims(array: xr.DataArray, dims: Iterable[str], what: str) -> None:
+    """Raise :class:`SchemaError` unless the array has every one of the dims."""
+    missing = [dim for dim in dims if dim not in array.dims]
+    if missing:
+        raise SchemaError(
+            f"{what} reads dims {', '.join(dims)}; {array.name or 'the array'} has {', '.join(map(str, array.dims))} "
+            f"and lacks {', '.join(missing)}. Pass a run's variable, or label the dims."
+        )
+
+
+def labels_along(array: xr.DataArray | xr.Dataset, dim: str) -> list[str]:
+    """Labels along a dim; raise :class:`SchemaError` where it has none."""
+    if dim not in array.coords:
+        raise SchemaError(f"dim {dim!r} has no labels; places are named (bot, ct0, ...), so give it such labels")
+    return [str(label) for label in array[dim].values]
+
+
+def thought_labels(array: xr.DataArray | xr.Dataset, dim: str = "position") -> list[str]:
+    """Continuous thoughts that occur along a dim, in order."""
+    return sorted((x for x in labels_along(array, dim) if _THOUGHT.fullmatch(x)), key=lambda x: int(x[2:]))
+
+
+def take(array: xr.DataArray, dim: str, labels: Sequence[str], what: str) -> xr.DataArray:
+    """Places of these labels, in this order; a slice where they are neighbours, so that only their chunks are read."""
+    present = {label: index for index, label in enumerate(labels_along(array, dim))}
+    missing = [label for label in labels if label not in present]
+    if missing:
+        found = list(present)
+        shown = ", ".join(found if len(found) <= 12 else [*found[:5], "..", *found[-5:]])
+        raise SchemaError(
+            f"{what} needs {', '.join(labels)} along {dim}; {array.name or 'the array'} lacks {', '.join(missing)} "
+            f"and holds {shown}. Take it from a run, whose labels start so, or extract the missing places."
+        )
+    index = [present[label] for label in labels]
+    if index == list(range(index[0], index[0] + len(index))):
+        return array.isel({dim: slice(index[0], index[0] + len(index))})
+    return array.isel({dim: index})
+
+
+def numbered(array: xr.DataArray, dims: Iterable[str]) -> xr.DataArray:
+    """The same array with 0, 1, .. along those of the dims that have no labels."""
+    return array.assign_coords({dim: np.arange(array.sizes[dim]) for dim in dims if dim not in array.coords})
+
+
+def inherited(source: xr.DataArray | xr.Dataset, **attrs: Any) -> dict[str, Any]:
+    """Attributes of a result: the run it came from, and what is given here."""
+    return {key: source.attrs[key] for key in ("run",) if key in source.attrs} | attrs

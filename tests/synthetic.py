@@ -1,0 +1,206 @@
+"""Runs and models made up in memory, labelled as a lake hands them out. For tests of everything that reads a lake."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from schemas import RUN_VARIABLES, fingerprint, latent_labels, position_coords, position_labels
+
+OPERATORS = np.array(["+", "-", "*", "/"], dtype=object)
+
+
+def make_model(*, n_vocabulary: int = 40, hidden: int = 8, final_norm: str = "layer_norm", seed: int = 0) -> xr.Dataset:
+    """Read-out of a model: tokens 0 .. are the numbers " 0", " 1" ..; the last eight are operators and words."""
+    rng = np.random.default_rng([seed, 1])
+    words = ["+", "-", "*", "/", " the", "<pad>", "<bot>", "<eot>"]
+    strings = [f" {number}" for number in range(n_vocabulary - len(words))] + words
+    bias = rng.normal(size=hidden) / 4 if final_norm == "layer_norm" else np.zeros(hidden)
+    return xr.Dataset(
+        {
+            "unembedding": (("vocabulary", "hidden"), rng.normal(size=(n_vocabulary, hidden)).astype("float32")),
+            "final_norm_weight": ("hidden", rng.uniform(0.5, 1.5, hidden).astype("float32")),
+            "final_norm_bias": ("hidden", bias.astype("float32")),
+            "token_string": ("vocabulary", np.array(strings, dtype=object)),
+        },
+        attrs={
+            "final_norm": final_norm,
+            "final_norm_epsilon": 1e-5,
+            "architecture": "gpt2" if final_norm == "layer_norm" else "llama",
+            "n_layer": 3,
+            "n_head": 2,
+            "pad_id": n_vocabulary - 3,
+            "bot_id": n_vocabulary - 2,
+            "eot_id": n_vocabulary - 1,
+            "eos_id": n_vocabulary - 3,
+        },
+    )
+
+
+def normalise(state: np.ndarray, model: xr.Dataset) -> np.ndarray:
+    """Final norm of a model, over the last axis, by its definition."""
+    state = state.astype("float64")
+    if model.attrs["final_norm"] == "layer_norm":
+        state = state - state.mean(-1, keepdims=True)
+    scale = np.sqrt((state**2).mean(-1, keepdims=True) + model.attrs["final_norm_epsilon"])
+    return np.asarray(state / scale * model["final_norm_weight"].values + model["final_norm_bias"].values)
+
+
+def make_run(
+    *,
+    name: str = "made-up/problems",
+    n_example: int = 12,
+    n_layer: int = 3,
+    n_head: int = 2,
+    hidden: int = 8,
+    n_question: int = 5,
+    n_answer: int = 3,
+    n_latent: int = 6,
+    n_step: int = 3,
+    capture: str = "latent",
+    twins: bool = False,
+    dtype: str = "float32",
+    seed: int = 0,
+    model: xr.Dataset | None = None,
+    chunks: Mapping[str, int] | None = None,
+    **changes: Any,
+) -> xr.Dataset:
+    """Run of random numbers that keeps every promise of the layout.
+
+    Questions are 2 .. ``n_question`` tokens long (padded on the left), answers 1 .. ``n_answer``; attention is causal
+    and its rows sum to 1; ``final_state`` is the final norm of the last layer's ``hidden_state`` under ``model``.
+
+    Parameters
+    ----------
+    capture
+        As in a run's spec; ``"latent"`` leaves the question's queries out.
+    twins
+        Whether examples come in clean/corrupted pairs that share ``problem``.
+    model
+        From :func:`make_model`; one of the same ``hidden`` and ``seed`` is made if absent.
+    chunks
+        Chunk sizes by dim, to get dask arrays; plain numpy if absent.
+    **changes
+        Variables or coordinates that replace the made-up ones: an array (the variable keeps its dims) or a pair
+        ``(dims, array)``.
+    """
+    rng = np.random.default_rng(seed)
+    model = make_model(hidden=hidden, seed=seed) if model is None else model
+    n_vocabulary = model.sizes["vocabulary"]
+    keys = position_labels(n_question, n_answer, n_latent)
+    n_key, bot = len(keys), n_question
+    first = 0 if capture == "full" else bot
+    queries = keys[first:]
+
+    start = bot - rng.integers(2, n_question + 1, n_example)
+    stop = bot + n_latent + 2 + rng.integers(1, n_answer + 1, n_example)
+    place = np.arange(n_key)
+    exists = (place >= start[:, None]) & (place < stop[:, None])  # (example, key)
+
+    logit = rng.normal(size=(n_example, n_layer, n_head, n_key, n_key))
+    seen = exists[:, :, None] & exists[:, None, :] & (place[:, None] >= place)  # (example, query, key)
+    weight = np.where(seen[:, None, None], np.exp(logit), 0.0)
+    attention = weight / np.maximum(weight.sum(-1, keepdims=True), 1e-30)
+
+    state = rng.normal(size=(n_example, n_layer, n_key, hidden)).astype(dtype)
+    state[~np.broadcast_to(exists[:, None, :], state.shape[:3])] = np.nan
+    token = np.where(exists, rng.integers(0, n_vocabulary - 3, (n_example, n_key)), -1)
+    token[:, bot + 1 : bot + 1 + n_latent] = -1  # thoughts are vectors, not tokens
+    token[:, bot], token[:, bot + 1 + n_latent] = n_vocabulary - 2, n_vocabulary - 1
+
+    n_used = rng.integers(1, n_step + 1, n_example)
+    unused = np.arange(n_step) >= n_used[:, None]
+    result = np.where(unused, np.nan, rng.integers(0, n_vocabulary - 8, (n_example, n_step)).astype(float))
+    operation = np.where(unused, "", rng.choice(OPERATORS, (n_example, n_step)))
+    gold = result[np.arange(n_example), n_used - 1]
+    correct = rng.random(n_example) < 0.6
+    example = np.arange(n_example)
+    variant = [("clean", "corrupted")[i % 2] if twins else "" for i in example]
+    values: dict[str, Any] = {
+        "hidden_state": state[:, :, first:],
+        "final_state": normalise(state[:, -1, first:], model).astype(dtype),
+        "latent_embedding": rng.normal(size=(n_example, n_latent, hidden)).astype(dtype),
+        "attention": attention[..., first:, :].astype(dtype),
+        "token": token[:, first:].astype("int32"),
+        "question": np.array([f"question {label}" for label in example], dtype=object),
+        "gold_answer": np.array([f"{number:g}" for number in gold], dtype=object),
+        "generated_text": np.array([f"The answer is: {number:g}" for number in gold], dtype=object),
+        "predicted_answer": np.where(correct, gold, gold + 1),
+        "correct": correct,
+        "answer_logprob": -rng.exponential(size=n_example),
+        "intermediate_result": result,
+        "operation": operation.astype(object),
+        "committed": np.ones(n_example, dtype=bool),
+    }
+    variables = {key: (RUN_VARIABLES[key].dims, value) for key, value in values.items()}
+    coords: dict[str, Any] = {
+        "example": example,
+        "problem": ("example", example // 2 if twins else example),
+        "variant": ("example", np.array(variant, dtype=object)),
+        "layer": np.arange(n_layer),
+        "head": np.arange(n_head),
+        "latent": np.array(latent_labels(n_latent), dtype=object),
+        "position": np.array(queries, dtype=object),
+        "key_position": np.array(keys, dtype=object),
+        **position_coords(queries, n_latent),
+    }
+    for key, value in changes.items():
+        target = coords if key in coords else variables
+        target[key] = value if isinstance(value, tuple) or key not in variables else (variables[key][0], value)
+    spec = {"capture": capture, "dtype": dtype}
+    run = xr.Dataset(
+        variables,
+        coords=coords,
+        attrs={
+            "run": name,
+            "spec": json.dumps(spec),
+            "fingerprint": fingerprint({"run": name, "seed": seed, "sizes": [n_example, n_layer, n_head, hidden]}),
+        },
+    )
+    for key, variable in run.data_vars.items():
+        if key in RUN_VARIABLES:
+            variable.attrs = {"units": RUN_VARIABLES[str(key)].units, "long_name": RUN_VARIABLES[str(key)].long_name}
+    return run if chunks is None else run.chunk(dict(chunks))
+
+
+def thought_attention(
+    matrices: Mapping[tuple[int, int], Sequence[Sequence[float]] | np.ndarray],
+    *,
+    n_layer: int | None = None,
+    n_head: int | None = None,
+) -> xr.DataArray:
+    """Attention of a few heads given by (layer, head), from what ct0 .. ct5 pay each other.
+
+    Parameters
+    ----------
+    matrices
+        Square (query, key), lower triangle; what is missing to 1 in a row goes to the question. Heads that are not
+        given have NaN.
+
+    Returns
+    -------
+    (layer, head, position, key_position), keys ``q-1, bot, ct0 ..``, queries ``bot, ct0 ..``
+    """
+    n_layer = 1 + max(layer for layer, _ in matrices) if n_layer is None else n_layer
+    n_head = 1 + max(head for _, head in matrices) if n_head is None else n_head
+    n_latent = len(next(iter(matrices.values())))
+    labels = position_labels(1, 0, n_latent)[:-1]
+    attention = np.full((n_layer, n_head, len(labels) - 1, len(labels)), np.nan)
+    for (layer, head), matrix in matrices.items():
+        block = attention[layer, head]
+        block[:] = 0.0
+        block[1:, 2:] = np.asarray(matrix)
+        block[:, 0] = 1 - block.sum(-1)
+    return xr.DataArray(
+        attention,
+        dims=("layer", "head", "position", "key_position"),
+        coords={
+            "layer": np.arange(n_layer),
+            "head": np.arange(n_head),
+            "position": np.array(labels[1:], dtype=object),
+            "key_position": np.array(labels, dtype=object),
+        },
+        name="attention",
+    )
