@@ -6,6 +6,7 @@ from typing import Any
 _PUBLIC = {
     "attention_importance": "analyze.correlate",
     "attention_shares": "analyze.attention",
+    "attention_summary": "analyze.attention",
     "fit_tuned_lens": "analyze.lens",
     "head_analysis": "analyze.heads",
     "head_scores": "analyze.heads",
@@ -15,7 +16,6 @@ _PUBLIC = {
     "lens_tests": "analyze.lens",
     "logit_lens": "analyze.lens",
     "result_tables": "analyze.tables",
-    "thought_looks": "analyze.attention",
 }
 
 __all__ = sorted(_PUBLIC)  # noqa: PLE0605

@@ -156,7 +156,7 @@ def head_analysis(
     pattern = mean if convention == "thoughts" else _shifted(mean)
     square = (block.astype("float32") ** 2).mean("example", dtype="float64", skipna=False)
     lower = xr.DataArray(np.tri(len(labels)), dims=("position", "key_position"))
-    deviation = np.sqrt((square - mean**2).clip(min=0))
+    deviation: xr.DataArray = np.sqrt((square - mean**2).clip(min=0))
     scores["spread"] = (deviation * lower).sum(["position", "key_position"]) / lower.sum()
 
     own = _score(block, complete, labels, convention, None, None, n_layer)["hub_position"]
