@@ -174,9 +174,10 @@ class Recorder:
             if value != value or value == float("inf"):
                 raise LakeError(f"states after {place} are not finite; run in --compute-dtype float32")
             if value > limit:
+                kind = str(self.stored).removeprefix("torch.")
                 raise LakeError(
-                    f"states after {place} reach {value:.3g}, beyond the largest {str(self.stored).removeprefix('torch.')}"
-                    f" ({limit:.0f}); store them with --dtype float32"
+                    f"states after {place} reach {value:.3g}, beyond the largest {kind} ({limit:.0f});"
+                    " store them with --dtype float32"
                 )
         if not bool(torch.isfinite(self.latent_embedding).all()):
             raise LakeError(f"latent embeddings leave the range of {self.stored}; store them with --dtype float32")
@@ -290,9 +291,7 @@ def block_hooks(blocks: Sequence[nn.Module], current: Callable[[], Pass | None])
 
         return hook
 
-    handles = [
-        block.register_forward_hook(hook_of(layer), with_kwargs=True) for layer, block in enumerate(blocks)
-    ]
+    handles = [block.register_forward_hook(hook_of(layer), with_kwargs=True) for layer, block in enumerate(blocks)]
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
@@ -110,7 +110,9 @@ def load_reasoner(
         n_latent=n_latent,
         answer_prefix=str(settings.get("answer_prefix", ANSWER_PREFIX)),
         fingerprint={
-            "weights": _fingerprint_weights(raw, {"config": model_config, "lora_alpha": lora_alpha, "n_latent": n_latent}),
+            "weights": _fingerprint_weights(
+                raw, {"config": model_config, "lora_alpha": lora_alpha, "n_latent": n_latent}
+            ),
             "tokenizer": _fingerprint_tokenizer(base_folder, tokenizer),
         },
     )
@@ -245,7 +247,7 @@ def _some(names: Iterable[str], shown: int = 6) -> str:
     return ", ".join(listed[:shown]) + more
 
 
-def _build(folder: Path, config_json: dict[str, Any], architecture: Architecture, source: str) -> tuple[nn.Module, int]:
+def _build(folder: Path, config_json: dict[str, Any], architecture: Architecture, source: str) -> tuple[Any, int]:
     """Model of the base's config with the extra rows, weights unset, and the size of the base vocabulary."""
     try:
         config = AutoConfig.from_pretrained(folder)
@@ -256,12 +258,13 @@ def _build(folder: Path, config_json: dict[str, Any], architecture: Architecture
         with no_init_weights():
             model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
     except Exception as error:  # whatever a config of wrong fields raises inside transformers
-        raise UsageError(f"no {architecture.model_type} model can be built from {source}: {_one_line(error)}") from error
+        what = f"no {architecture.model_type} model can be built from {source}"
+        raise UsageError(f"{what}: {_one_line(error)}") from error
     return model, vocabulary
 
 
 def _check_base(
-    weights: Mapping[str, Tensor], model: nn.Module, architecture: Architecture, vocabulary: int, source: str, base: str
+    weights: Mapping[str, Tensor], model: Any, architecture: Architecture, vocabulary: int, source: str, base: str
 ) -> None:
     """Name what differs between a checkpoint and its base, before the long list of shapes."""
     if not any(key.startswith(architecture.block_prefix) for key in weights):
@@ -283,8 +286,9 @@ def _check_base(
     if len(blocks) != config.num_hidden_layers:
         differences.append(f"{len(blocks)} blocks, base has {config.num_hidden_layers}")
     if not differences:
-        query = weights.get(f"{architecture.block_prefix}0.self_attn.q_proj.base_layer.weight")
-        own = next((p for n, p in model.named_parameters() if n == f"{architecture.block_prefix}0.self_attn.q_proj.weight"), None)
+        name = f"{architecture.block_prefix}0.self_attn.q_proj"
+        query = weights.get(f"{name}.base_layer.weight", weights.get(f"{name}.weight"))
+        own = dict(model.named_parameters()).get(f"{name}.weight")
         if query is not None and own is not None and query.shape[0] != own.shape[0]:
             differences.append(
                 f"queries of size {query.shape[0]}, base has {config.num_attention_heads} heads of size"
@@ -294,7 +298,7 @@ def _check_base(
         raise UsageError(f"{source} does not belong to base {base}: checkpoint has {'; '.join(differences)}")
 
 
-def _merge(weights: Mapping[str, Tensor], model: nn.Module, lora_alpha: float, source: str) -> dict[str, Tensor]:
+def _merge(weights: Mapping[str, Tensor], model: Any, lora_alpha: float, source: str) -> dict[str, Tensor]:
     """Fold low-rank updates into the weights they belong to: ``W + alpha / r * B A`` (transposed for Conv1D)."""
     merged: dict[str, Tensor] = {}
     updates: dict[str, dict[str, Tensor]] = {}
@@ -326,7 +330,7 @@ def _merge(weights: Mapping[str, Tensor], model: nn.Module, lora_alpha: float, s
     return merged
 
 
-def _load(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+def _load(model: Any, weights: dict[str, Tensor], source: str) -> None:
     """Set every weight; anything missing, unexpected or of another shape is an error that lists it."""
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     tied: dict[str, str] = dict(getattr(model, "_tied_weights_keys", None) or {})

@@ -445,9 +445,7 @@ class Reasoner:
         all_tokens[columns[None, :] < pad[:, None]] = -1
         all_tokens[:, head - 1] = self.eot_id
         all_tokens[:, head:] = answers
-        exists = (columns[None, :] >= pad[:, None]) & (
-            (columns[None, :] < head) | (all_tokens >= 0)
-        )
+        exists = (columns[None, :] >= pad[:, None]) & ((columns[None, :] < head) | (all_tokens >= 0))
         start = n_before if capture != "full" else 0
         arrays = _finish(recorder, exists[:, start:], head + n_answer)
         return Thinking(
@@ -474,17 +472,19 @@ def _finish(recorder: Recorder | None, exists: Tensor, columns: int) -> dict[str
     if recorder is None:
         return dict.fromkeys(names)
     n_position = exists.shape[1]
-    missing = ~exists
     hidden = recorder.hidden_state[:, :, :n_position]
     final = recorder.final_state[:, :n_position]
     attention = recorder.attention[:, :, :, :n_position, :columns]
     heads = recorder.head_output[:, :, :n_position] if recorder.head_output is not None else None
-    for row, column in missing.nonzero().tolist():
-        hidden[row, :, column] = torch.nan
-        final[row, column] = torch.nan
-        attention[row, :, :, column] = 0
-        if heads is not None:
-            heads[row, :, column] = torch.nan
+    first = exists.int().argmax(1).tolist()
+    end = (first + exists.sum(1).cpu().numpy()).tolist()
+    for row in range(len(exists)):
+        for gap in (slice(0, first[row]), slice(end[row], n_position)):
+            hidden[row, :, gap] = torch.nan
+            final[row, gap] = torch.nan
+            attention[row, :, :, gap] = 0
+            if heads is not None:
+                heads[row, :, gap] = torch.nan
     return {
         "hidden_state": hidden.cpu().numpy(),
         "final_state": final.cpu().numpy(),
