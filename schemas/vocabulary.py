@@ -79,6 +79,12 @@ RUN_VARIABLES: dict[str, Variable] = {
     "operation": Variable(
         dims=("example", "step"), dtype="text", units="", long_name="operator of each step of the chain", fill=""
     ),
+    "expression": Variable(
+        dims=("example", "step"), dtype="text", units="", long_name="left side of each step of the chain", fill=""
+    ),
+    "pair": Variable(
+        dims=("example",), dtype="int64", units="", long_name="number of the clean/corrupted pair, -1: none", fill=-1
+    ),
     "committed": Variable(
         dims=("example",), dtype="bool", units="", long_name="written, checksummed and readable", fill=False
     ),

@@ -1,0 +1,199 @@
+"""The command line ``lake``: each command parses, makes one library call, and prints."""
+
+import errno
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from typer.exceptions import TyperException
+
+from schemas import LakeError, RunSpec, UsageError
+
+app = typer.Typer(
+    help="Extract a latent-reasoning model's activations once; analyse them offline.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+analyze = typer.Typer(help="Analyses of stored runs: no model, no GPU.", rich_markup_mode=None)
+reenter = typer.Typer(help="Back into the model, with stored activations.", rich_markup_mode=None)
+app.add_typer(analyze, name="analyze")
+app.add_typer(reenter, name="reenter")
+
+console = Console(soft_wrap=True, highlight=False)
+
+LakePath = Annotated[str, typer.Argument(metavar="PATH", help="Lake: a folder or a URL.")]
+RunNames = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs, MODEL/DATASET; all if none is named.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+CsvFolder = Annotated[Path | None, typer.Option("--csv", metavar="DIR", help="Also write every table as CSV into DIR.")]
+Model = Annotated[
+    str, typer.Option("--model", metavar="NAME=CHECKPOINT", help="Folder or hub id in the official layout, or a shipped name.")
+]
+Base = Annotated[str | None, typer.Option("--base", metavar="PATH_OR_ID", help="Base model: configuration and tokenizer.")]
+Data = Annotated[str, typer.Option("--data", metavar="FILE_OR_NAME=FILE", help="JSON Lines or a JSON list of pairs.")]
+LakeOption = Annotated[str, typer.Option("--lake", metavar="PATH", help="Lake: a folder or a URL; made where there is none.")]
+Limit = Annotated[int | None, typer.Option(help="Only the first N problems.")]
+CaptureOption = Annotated[str, typer.Option("--capture", help="latent: rows from bot on; full: every row.")]
+Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[str, typer.Option(help="Type in which activations are stored: float16 or float32.")]
+ComputeDtype = Annotated[str, typer.Option(help="Type in which the model runs: float32, float16, bfloat16.")]
+BatchSize = Annotated[int, typer.Option(help="Questions thought through together.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Longest answer in tokens.")]
+Alpha = Annotated[float, typer.Option(help="Scale of the checkpoint's low-rank adapters.")]
+
+
+@contextmanager
+def progress_bar(label: str, unit: str = "") -> Iterator[Callable[..., None]]:
+    """A bar on a terminal, nothing in a pipe; yields ``report(done, total, bytes=0)``."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+    )
+    with bar:
+        task = bar.add_task(label, total=None, rate="")
+
+        def report(done: int, total: int, written: int = 0) -> None:
+            speed = bar.tasks[task].speed
+            rate = f"{speed:.1f} {unit}/s" if speed and unit else ""
+            bar.update(task, completed=done, total=total, rate=" ".join([rate, f"{written / 1e6:.0f} MB" if written else ""]))
+
+        yield report
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str | None = None) -> None:
+    """A table with one header line; numbers to three decimals."""
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
+    console.print(table)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.write(json.dumps(value, indent=1, sort_keys=True, default=str) + "\n")
+
+
+def runs_of(path: str, names: Sequence[str] | None) -> tuple[Any, list[str]]:
+    """Open a lake, and the runs named or all it has."""
+    from store import open_lake
+
+    lake = open_lake(path)
+    runs = list(names or lake.runs())
+    if not runs:
+        raise UsageError(f"{path} has no runs yet; make one with lake extract")
+    for run in runs:
+        lake.attributes(run)
+    return lake, runs
+
+
+def spec_of(
+    capture: str, dtype: str, compute_dtype: str, max_new_tokens: int, limit: int | None, batch_size: int, device: str
+) -> RunSpec:
+    """Checked settings from the flags that extract and plan share."""
+    return RunSpec(
+        capture=capture,  # type: ignore[arg-type]
+        dtype=dtype,  # type: ignore[arg-type]
+        compute_dtype=compute_dtype,  # type: ignore[arg-type]
+        max_new_tokens=max_new_tokens,
+        limit=limit,
+        batch_size=batch_size,
+        device=device,
+    )
+
+
+@app.command("extract")
+def extract_command(
+    model: Model,
+    data: Data,
+    lake: LakeOption,
+    base: Base = None,
+    limit: Limit = None,
+    capture: CaptureOption = "latent",
+    device: Device = "cpu",
+    dtype: Dtype = "float16",
+    compute_dtype: ComputeDtype = "float32",
+    batch_size: BatchSize = 16,
+    max_new_tokens: MaxNewTokens = 24,
+    lora_alpha: Alpha = 32.0,
+    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only shards I modulo N; I from 0.")] = None,
+    rebuild: Annotated[str | None, typer.Option(metavar="SHARDS", help="Write these shards again: 3,17.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a model once over a data set and write everything it computes into a lake."""
+    from extract.run import extract, prepare, rank_from_environment
+
+    spec = spec_of(capture, dtype, compute_dtype, max_new_tokens, limit, batch_size, device)
+    part = rank_from_environment() if shard is None else parse_part(shard)
+    prepared = prepare(model, data, lake, spec, base=base, lora_alpha=lora_alpha)
+    with progress_bar(prepared.run, "examples") as report:
+        done = extract(prepared, lake, part=part, rebuild=parse_numbers(rebuild), progress=report)
+    if as_json:
+        print_json({name: getattr(done, name) for name in done.__slots__})
+        return
+    console.print(
+        f"{done.run}: {done.n_example} examples, {done.n_correct} answered correctly; "
+        f"{len(done.shards_written)} shards written ({done.bytes_written / 1e6:.1f} MB), {done.shards_kept} kept"
+        + (f", {done.shards_elsewhere} left to other writers" if done.shards_elsewhere else "")
+    )
+    console.print(f"xr.open_zarr({lake!r}, group={done.run!r}, consolidated=False)")
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """``I/N`` as numbers with 0 <= I < N."""
+    first, _, count = text.partition("/")
+    if not (first.isdecimal() and count.isdecimal() and int(first) < int(count)):
+        raise UsageError(f"--shard {text!r} is not I/N with 0 <= I < N, as in 0/4")
+    return int(first), int(count)
+
+
+def parse_numbers(text: str | None) -> list[int]:
+    """Comma-separated numbers."""
+    parts = text.split(",") if text else []
+    if not all(part.strip().isdecimal() for part in parts):
+        raise UsageError(f"{text!r} is not a comma-separated list of numbers, as in 3,17")
+    return [int(part) for part in parts]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exit 2 for a user's mistake, 1 for a run that failed, each with one line on stderr."""
+    try:
+        code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except TyperException as error:
+        context = getattr(error, "ctx", None)
+        text = getattr(error, "format_message", lambda: str(error))()
+        fail(text + (f"; see {context.command_path} --help" if context else ""), 2)
+    except (typer.Abort, KeyboardInterrupt):
+        fail("stopped; what is committed stays, and the same command goes on from there", 130)
+    except LakeError as error:
+        fail(str(error), 2 if isinstance(error, UsageError) else 1)
+    except OSError as error:
+        full = error.errno == errno.ENOSPC
+        what = "the disk is full; what is committed stays, free some space and run the same command again" if full else str(error)
+        fail(what, 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def fail(message: str, code: int) -> None:
+    """Say what went wrong in one line and leave."""
+    sys.stderr.write("lake: " + " ".join(message.split()) + "\n")
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
