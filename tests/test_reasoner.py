@@ -1,0 +1,286 @@
+"""The reasoner: official checkpoints, exact thinking at every batch size, capture, bad input."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from codi_models import ORACLE, think_slowly, write_checkpoint
+from safetensors.torch import save_file
+from transformers import GPT2Config, LlamaConfig, Qwen2Config
+
+from extract import Reasoner, load_reasoner
+from extract.architectures import ARCHITECTURES
+from schemas import LakeError, UsageError
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def reasoner(request: pytest.FixtureRequest) -> Reasoner:
+    return load_reasoner(ORACLE / f"codi-{request.param}", ORACLE / f"base-{request.param}")
+
+
+def questions(architecture: str) -> list[str]:
+    return json.loads((ORACLE / f"codi-{architecture}" / "meta.json").read_text())["questions"]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_oracle(reasoner: Reasoner, batch: int) -> None:
+    prompts = [reasoner.encode(question) for question in questions(reasoner.architecture)]
+    n_layer = reasoner.n_layer
+    with np.load(ORACLE / f"expected-{reasoner.architecture}.npz") as expected:
+        for start in range(0, len(prompts), batch):
+            part = prompts[start : start + batch]
+            found = reasoner.think(
+                part, capture="full", stored_dtype="float32", max_new_tokens=8, gold=["7"] * len(part)
+            )
+            n, thoughts = found.n_before, slice(found.n_before + 1, found.n_before + 7)
+            for row, prompt in enumerate(part):
+                want = {key: expected[f"{start + row}/{key}"] for key in (
+                    "ids", "latents", "latent_hidden", "latent_attention", "prompt_hidden", "prompt_attention",
+                    "first_logits", "answer_tokens")}  # fmt: skip
+                asked = slice(n + 1 - len(prompt), n + 1)
+                hidden, final, attention = found.hidden_state[row], found.final_state[row], found.attention[row]
+                pairs = [
+                    (found.token[row, asked], want["ids"]),
+                    (found.latent_embedding[row], want["latents"][:6]),
+                    (hidden[: n_layer - 1, thoughts].swapaxes(0, 1), want["latent_hidden"][:, 1:n_layer]),
+                    (final[thoughts], want["latent_hidden"][:, n_layer]),
+                    (hidden[: n_layer - 1, asked], want["prompt_hidden"][1:n_layer]),
+                    (final[asked], want["prompt_hidden"][n_layer]),
+                    (attention[:, :, thoughts, asked.start : n + 7].transpose(2, 0, 1, 3), want["latent_attention"]),
+                    (attention[:, :, asked, asked], want["prompt_attention"]),
+                    (final[n + 7] @ reasoner.unembedding[:-1].T, want["first_logits"]),
+                ]
+                for got, wanted in pairs:
+                    np.testing.assert_allclose(got, wanted, atol=1e-4)
+                tokens = found.token[row, n + 8 :]
+                tokens = tokens[tokens >= 0]
+                np.testing.assert_array_equal(tokens, want["answer_tokens"][: len(tokens)])
+                assert len(tokens) == 8 or tokens[-1] == reasoner.eos_id
+                # Padding: no state, no token, no attention from it or to it.
+                assert np.isnan(hidden[:, : asked.start]).all()
+                assert (found.token[row, : asked.start] == -1).all()
+                assert not attention[:, :, : asked.start].any()
+                assert not attention[..., : asked.start].any()
+
+
+def test_batch_moves_nothing(reasoner: Reasoner) -> None:
+    prompts = [reasoner.encode(question) for question in questions(reasoner.architecture)]
+    gold = [str(number) for number in (3, 12, 140, 7, 0, 55, 6, 1)]
+    together = reasoner.think(prompts, stored_dtype="float32", max_new_tokens=5, gold=gold)
+    for row, prompt in enumerate(prompts):
+        alone = reasoner.think([prompt], stored_dtype="float32", max_new_tokens=5, gold=[gold[row]])
+        assert alone.generated_text[0] == together.generated_text[row]
+        np.testing.assert_allclose(alone.answer_logprob[0], together.answer_logprob[row], atol=1e-4)
+        np.testing.assert_allclose(
+            alone.hidden_state[0], together.hidden_state[row, :, : alone.hidden_state.shape[2]], atol=1e-4
+        )
+    # From bot on, a latent capture is a full one.
+    full = reasoner.think(prompts, capture="full", stored_dtype="float32", max_new_tokens=5)
+    np.testing.assert_allclose(together.attention, full.attention[:, :, :, full.n_before :], atol=1e-5)
+    np.testing.assert_array_equal(together.token, full.token[:, full.n_before :])
+
+
+def test_answer_logprob_is_that_of_a_plain_forward(reasoner: Reasoner) -> None:
+    prompt = reasoner.encode(questions(reasoner.architecture)[0])
+    found = reasoner.think([prompt], stored_dtype="float32", max_new_tokens=4, gold=["112"])
+    embed = reasoner.model.get_input_embeddings()
+    answer = reasoner.answer_tokens("112")
+    with torch.no_grad():
+        vectors = torch.cat(
+            [
+                embed(torch.tensor(prompt)),
+                torch.from_numpy(found.latent_embedding[0]),
+                embed(torch.tensor([reasoner.eot_id, *answer])),
+            ]
+        )
+        log_p = reasoner.model(inputs_embeds=vectors[None]).logits[0].log_softmax(-1)
+    each = log_p[len(prompt) + 6 : -1].gather(-1, torch.tensor(answer)[:, None])[:, 0]
+    assert float(found.answer_logprob[0]) == pytest.approx(float(each[reasoner.prefix_length("112") :].sum()), abs=1e-4)
+
+
+ROPE = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32, "rope_theta": 10000.0}  # fmt: skip
+GPT2 = {"n_positions": 128, "bos_token_id": 0, "eos_token_id": 0}
+LLAMA = {"bos_token_id": 0, "eos_token_id": 0, "max_position_embeddings": 128, "pad_token_id": None}
+CONFIGS = {
+    "gpt2": (GPT2Config(n_embd=40, n_head=5, n_layer=2, **GPT2), {"inner": 24}),
+    "gpt2 plain": (
+        GPT2Config(n_embd=32, n_head=2, n_layer=3, n_inner=48, scale_attn_by_inverse_layer_idx=True, **GPT2), {"rank": None, "norm": False}),
+    "llama3 rope, wide heads": (
+        LlamaConfig(hidden_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_hidden_layers=3,
+                    intermediate_size=64, rope_parameters=ROPE, tie_word_embeddings=True, **LLAMA), {"rank": 3}),
+    "linear rope, biases, untied": (
+        LlamaConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=1, num_hidden_layers=2,
+                    intermediate_size=48, attention_bias=True, mlp_bias=True, tie_word_embeddings=False,
+                    rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}, **LLAMA),
+        {"norm": False}),
+    "third architecture": (
+        Qwen2Config(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2,
+                    intermediate_size=48, tie_word_embeddings=True, **LLAMA), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_other_settings(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "third architecture":
+        entry = dataclasses.replace(ARCHITECTURES["llama"], model_type="qwen2")
+        monkeypatch.setitem(ARCHITECTURES, "qwen2", entry)
+    config, options = CONFIGS[name]
+    checkpoint, base, model, projection = write_checkpoint(tmp_path, config, **options)
+    reasoner = load_reasoner(checkpoint, base)
+    prompts = [reasoner.encode("Ann had 12 pens and 3 caps. How many?"), reasoner.encode("Why 4 or 15 or more?")]
+    found = reasoner.think(prompts, capture="full", stored_dtype="float32", max_new_tokens=3)
+    for row, prompt in enumerate(prompts):
+        want = think_slowly(model, projection, prompt, 3)
+        start = found.n_before + 1 - len(prompt)
+        end = start + want["hidden"].shape[1]
+        np.testing.assert_allclose(found.latent_embedding[row], want["latents"], atol=1e-4)
+        np.testing.assert_allclose(found.hidden_state[row, :-1, start:end], want["hidden"][1:-1], atol=2e-4, rtol=1e-4)
+        np.testing.assert_allclose(found.final_state[row, start:end], want["hidden"][-1], atol=2e-4, rtol=1e-4)
+        np.testing.assert_allclose(found.attention[row, :, :, start:end, start:end], want["attention"], atol=1e-5)
+        tokens = found.token[row, found.n_before + 8 :]
+        assert tokens[tokens >= 0].tolist() == want["tokens"]
+
+
+def test_safetensors_without_one_of_the_tied_keys_is_the_same_model(tmp_path: Path) -> None:
+    state = torch.load(ORACLE / "codi-gpt2" / "pytorch_model.bin", weights_only=True)
+    embedding = "codi.base_model.model.transformer.wte.weight"
+    prompt = None
+    for dropped in (embedding, "codi.base_model.model.lm_head.weight"):
+        folder = tmp_path / dropped
+        folder.mkdir()
+        save_file(
+            {key: value.contiguous() for key, value in state.items() if key != dropped}, folder / "model.safetensors"
+        )
+        reasoner = load_reasoner(folder, ORACLE / "base-gpt2")
+        prompt = reasoner.encode("Ann had 12 pens.")
+        found = reasoner.think([prompt], stored_dtype="float32", max_new_tokens=2)
+        whole = load_reasoner(ORACLE / "codi-gpt2", ORACLE / "base-gpt2").think(
+            [prompt], stored_dtype="float32", max_new_tokens=2
+        )
+        np.testing.assert_array_equal(found.final_state, whole.final_state)
+
+
+def test_model_comes_out_as_it_went_in(reasoner: Reasoner) -> None:
+    def state() -> list[object]:
+        return [
+            reasoner.device, reasoner.model.dtype, reasoner.model.config._attn_implementation,
+            [module.training for module in reasoner.model.modules()],
+            [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in reasoner.model.modules()],
+            [parameter.requires_grad for parameter in reasoner.model.parameters()],
+        ]  # fmt: skip
+
+    class Breaking:
+        def touches(self, *_: object) -> bool:
+            raise RuntimeError("in the middle of it")
+
+    reasoner.model.train()
+    before = state()
+    prompt = reasoner.encode("Ann had 12 pens.")
+    reasoner.think([prompt], max_new_tokens=2)
+    assert state() == before
+    with pytest.raises(RuntimeError, match="in the middle"):
+        reasoner.think([prompt], max_new_tokens=2, editor=Breaking())  # type: ignore[arg-type]
+    assert state() == before
+    reasoner.model.eval()
+
+
+def test_states_beyond_the_stored_type_are_refused(tmp_path: Path) -> None:
+    state = torch.load(ORACLE / "codi-gpt2" / "pytorch_model.bin", weights_only=True)
+    state["codi.base_model.model.transformer.h.2.mlp.c_proj.base_layer.bias"] += 1e5
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    reasoner = load_reasoner(tmp_path, ORACLE / "base-gpt2")
+    prompt = reasoner.encode("Ann had 12 pens.")
+    with pytest.raises(LakeError, match="layer 2 reach .*--dtype float32"):
+        reasoner.think([prompt], max_new_tokens=2)
+    assert reasoner.think([prompt], stored_dtype="float32", max_new_tokens=2).hidden_state is not None
+
+
+def altered(change: str, folder: Path) -> tuple[Path, Path]:
+    """Checkpoint and base spoilt in one way."""
+    shutil.copytree(ORACLE / "codi-llama", folder / "codi")
+    shutil.copytree(ORACLE / "base-llama", folder / "base")
+    file = folder / "codi" / "pytorch_model.bin"
+    state = torch.load(file, weights_only=True)
+    config = json.loads((folder / "base" / "config.json").read_text())
+    name = "codi.base_model.model.model.layers.1.self_attn.q_proj.base_layer.weight"
+    match change:
+        case "missing key":
+            del state[name]
+        case "missing projection":
+            del state["prj.3.bias"]
+        case "unexpected key":
+            state["codi.base_model.model.extra.weight"] = torch.zeros(2)
+        case "shape":
+            state["codi.base_model.model.model.layers.1.input_layernorm.weight"] = torch.zeros(3)
+        case "untied":
+            state["codi.base_model.model.lm_head.weight"] = state["codi.base_model.model.lm_head.weight"] + 1
+        case "not finite":
+            state[name][0, 0] = torch.nan
+        case "no codi":
+            state = {key.removeprefix("codi.base_model."): value for key, value in state.items()}
+        case "truncated":
+            file.write_bytes(file.read_bytes()[:5000])
+        case "no file":
+            file.unlink()
+        case "other vocabulary":
+            config["vocab_size"] = 410
+        case "other layers":
+            config["num_hidden_layers"] = 4
+        case "other hidden":
+            config["hidden_size"] = 80
+        case "other heads":
+            config["num_attention_heads"] = 4
+        case "other type":
+            config["model_type"] = "mistral"
+    if file.exists() and change != "truncated":
+        torch.save(state, file)
+    (folder / "base" / "config.json").write_text(json.dumps(config))
+    return folder / "codi", folder / "base"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("missing key", r"layers\.1\.self_attn\.q_proj"),
+        ("missing projection", r"missing prj\.3\.bias"),
+        ("unexpected key", r"unexpected extra\.weight"),
+        ("shape", r"input_layernorm\.weight \(3,\) instead of \(64,\)"),
+        ("untied", r"lm_head\.weight and model\.embed_tokens\.weight differ"),
+        ("not finite", "not finite"),
+        ("no codi", "no CODI checkpoint"),
+        ("truncated", "is the file complete"),
+        ("no file", "neither model.safetensors nor pytorch_model.bin"),
+        ("other vocabulary", "403 embedding rows, base has a vocabulary of 410"),
+        ("other layers", "5 blocks, base has 4"),
+        ("other hidden", "hidden size 64, base has 80"),
+        ("other heads", "queries of size 64, base has 4 heads of size 8"),
+        ("other type", "'mistral'; supported are gpt2, llama"),
+    ],
+)
+def test_bad_checkpoints_are_one_line(change: str, message: str, tmp_path: Path) -> None:
+    checkpoint, base = altered(change, tmp_path)
+    with pytest.raises(UsageError, match=message) as caught:
+        load_reasoner(checkpoint, base)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_requests_are_one_line(tmp_path: Path) -> None:
+    gpt2, llama = ORACLE / "codi-gpt2", ORACLE / "base-llama"
+    for arguments, message in [
+        ((gpt2, llama), "gpt2 checkpoint, base .* llama"),
+        ((tmp_path / "nothing", llama), "no folder, no hub id"),
+        ((gpt2, tmp_path), "lacks config.json"),
+        ((gpt2, ORACLE / "base-gpt2", "cuda:99"), "device 'cuda:99' does not exist"),
+        ((gpt2, ORACLE / "base-gpt2", "abacus"), "device 'abacus' does not exist"),
+    ]:
+        with pytest.raises(UsageError, match=message) as caught:
+            load_reasoner(*arguments)
+        assert "\n" not in str(caught.value)
+    reasoner = load_reasoner(gpt2, ORACLE / "base-gpt2")
+    with pytest.raises(UsageError, match="question 1 of the batch has .* gpt2 has 256|question 1 of the batch"):
+        reasoner.think([reasoner.encode("Why?"), reasoner.encode("Why? " * 150)])
