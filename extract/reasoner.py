@@ -39,22 +39,22 @@ class Thinking:
     """What one batch of questions left behind, aligned at ``bot``.
 
     Key positions are ``n_before`` question places, ``bot``, the thoughts, ``eot`` and ``n_answer`` answer places;
-    positions are the same, or begin at ``bot`` in a latent capture. Arrays are ``None`` where nothing was captured.
+    positions are the same, or begin at ``bot`` in a latent capture. Arrays that were not asked for are empty.
     """
 
     n_before: int
     """Question places before ``bot``: those of the longest question of the batch."""
     n_answer: int
     """Answer places: tokens of the longest answer of the batch, end token included."""
-    hidden_state: np.ndarray | None
+    hidden_state: np.ndarray
     """``(example, layer, position, hidden)``, NaN where an example has no such position."""
-    final_state: np.ndarray | None
+    final_state: np.ndarray
     """``(example, position, hidden)``, likewise."""
-    latent_embedding: np.ndarray | None
+    latent_embedding: np.ndarray
     """``(example, latent, hidden)``."""
-    attention: np.ndarray | None
+    attention: np.ndarray
     """``(example, layer, head, position, key_position)``, 0 for padding, future keys and rows that do not exist."""
-    head_output: np.ndarray | None
+    head_output: np.ndarray
     """``(example, layer, position, head, head_size)``: inputs of the output projections, where asked for."""
     token: np.ndarray
     """``(example, position)`` int32, -1 where there is none (at the thoughts, too); in a full capture all positions,
@@ -466,11 +466,11 @@ class Reasoner:
         return shared
 
 
-def _finish(recorder: Recorder | None, exists: Tensor, columns: int) -> dict[str, np.ndarray | None]:
+def _finish(recorder: Recorder | None, exists: Tensor, columns: int) -> dict[str, np.ndarray]:
     """Arrays of a recorder: cut to the answer's length, with what does not exist marked as such."""
     names = ("hidden_state", "final_state", "latent_embedding", "attention", "head_output")
     if recorder is None:
-        return dict.fromkeys(names)
+        return {name: np.empty(0) for name in names}
     n_position = exists.shape[1]
     hidden = recorder.hidden_state[:, :, :n_position]
     final = recorder.final_state[:, :n_position]
@@ -490,5 +490,5 @@ def _finish(recorder: Recorder | None, exists: Tensor, columns: int) -> dict[str
         "final_state": final.cpu().numpy(),
         "latent_embedding": recorder.latent_embedding.cpu().numpy(),
         "attention": attention.cpu().numpy(),
-        "head_output": heads.cpu().numpy() if heads is not None else None,
+        "head_output": heads.cpu().numpy() if heads is not None else np.empty(0),
     }

@@ -2,6 +2,7 @@
 
 from schemas.answers import answers_match, classify_outcome, extract_answer, is_number_token
 from schemas.errors import CorruptLakeError, LakeError, MissingRunError, SchemaError, SpecMismatchError, UsageError
+from schemas.intervention import OPERATIONS, Intervention, check_positions
 from schemas.spec import FORMAT_VERSION, RunSpec, canonical_json, fingerprint
 from schemas.vocabulary import (
     DIMS,
@@ -21,10 +22,12 @@ __all__ = [
     "DIMS",
     "FORMAT_VERSION",
     "MODEL_VARIABLES",
+    "OPERATIONS",
     "N_LATENT",
     "RUN_VARIABLES",
     "SEGMENTS",
     "CorruptLakeError",
+    "Intervention",
     "LakeError",
     "MissingRunError",
     "RunSpec",
@@ -34,6 +37,7 @@ __all__ = [
     "Variable",
     "answers_match",
     "canonical_json",
+    "check_positions",
     "classify_outcome",
     "extract_answer",
     "fingerprint",
