@@ -49,6 +49,7 @@ ComputeDtype = Annotated[str, typer.Option(help="Type in which the model runs: f
 BatchSize = Annotated[int, typer.Option(help="Questions thought through together.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer in tokens.")]
 Alpha = Annotated[float, typer.Option(help="Scale of the checkpoint's low-rank adapters.")]
+SkipLong = Annotated[bool, typer.Option("--skip-long", help="Leave out questions that exceed the model's context.")]
 
 
 @contextmanager
@@ -131,6 +132,7 @@ def extract_command(
     batch_size: BatchSize = 16,
     max_new_tokens: MaxNewTokens = 24,
     lora_alpha: Alpha = 32.0,
+    skip_long: SkipLong = False,
     shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only shards I modulo N; I from 0.")] = None,
     rebuild: Annotated[str | None, typer.Option(metavar="SHARDS", help="Write these shards again: 3,17.")] = None,
     as_json: AsJson = False,
@@ -140,7 +142,7 @@ def extract_command(
 
     spec = spec_of(capture, dtype, compute_dtype, max_new_tokens, limit, batch_size, device)
     part = rank_from_environment() if shard is None else parse_part(shard)
-    prepared = prepare(model, data, lake, spec, base=base, lora_alpha=lora_alpha)
+    prepared = prepare(model, data, lake, spec, base=base, lora_alpha=lora_alpha, skip_long=skip_long)
     with progress_bar(prepared.run, "examples") as report:
         done = extract(prepared, lake, part=part, rebuild=parse_numbers(rebuild), progress=report)
     if as_json:
@@ -150,6 +152,7 @@ def extract_command(
         f"{done.run}: {done.n_example} examples, {done.n_correct} answered correctly; "
         f"{len(done.shards_written)} shards written ({done.bytes_written / 1e6:.1f} MB), {done.shards_kept} kept"
         + (f", {done.shards_elsewhere} left to other writers" if done.shards_elsewhere else "")
+        + (f"; {prepared.skipped} questions too long for the model left out" if prepared.skipped else "")
     )
     console.print(f"xr.open_zarr({lake!r}, group={done.run!r}, consolidated=False)")
 

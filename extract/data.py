@@ -35,6 +35,20 @@ class Problems:
         """Number of problems."""
         return len(self.question)
 
+    def take(self, keep: Sequence[int]) -> "Problems":
+        """Only these problems; their labels along ``example`` stay the line numbers of the file."""
+        columns = {
+            name: (dims, np.asarray(values, dtype=object if isinstance(values, list) else None)[list(keep)])
+            for name, (dims, values) in self.columns.items()
+        }
+        return Problems(
+            name=self.name,
+            question=[self.question[index] for index in keep],
+            gold_answer=[self.gold_answer[index] for index in keep],
+            columns=columns,
+            fingerprint=fingerprint([self.fingerprint, list(keep)]),
+        )
+
 
 def parse_chain(text: str) -> list[tuple[str, str, float]]:
     """Steps of a written chain ``<<12*4=48>>``: expression, operator and result of each.

@@ -35,6 +35,8 @@ class Prepared:
     spec: RunSpec
     checkpoint: str
     """Where the weights came from: a shipped name, a hub id, or a folder's last part."""
+    skipped: int = 0
+    """Questions left out because they do not fit into the model's context."""
 
     @property
     def run(self) -> str:
@@ -90,7 +92,14 @@ def split_name(text: str, what: str) -> tuple[str, str]:
 
 
 def prepare(
-    model: str, data: str, lake: str | os.PathLike[str], spec: RunSpec, *, base: str | None = None, lora_alpha: float = 32.0
+    model: str,
+    data: str,
+    lake: str | os.PathLike[str],
+    spec: RunSpec,
+    *,
+    base: str | None = None,
+    lora_alpha: float = 32.0,
+    skip_long: bool = False,
 ) -> Prepared:
     """Load a model, read and encode the data, and check all of it against an existing lake; nothing is written.
 
@@ -108,6 +117,8 @@ def prepare(
         Base model's folder or hub id, where the checkpoint does not hold its configuration and tokenizer.
     lora_alpha
         Scale of the low-rank adapters, where the checkpoint has them.
+    skip_long
+        Leave out questions that do not fit into the model's context, instead of refusing the data.
 
     Raises
     ------
@@ -117,14 +128,22 @@ def prepare(
     name, checkpoint = split_name(model if "=" in model else f"{model}={model}", "model")
     problems = read_problems(data, spec.limit)
     reasoner = load_reasoner(checkpoint, base=base, device=spec.device, dtype=spec.compute_dtype, lora_alpha=lora_alpha)
-    prompts = []
-    for number, question in enumerate(problems.question, start=1):
+    prompts, keep = [], []
+    for index, question in enumerate(problems.question):
+        prompt = reasoner.encode(question)
         try:
-            prompt = reasoner.encode(question)
             reasoner.check_length(len(prompt), spec.max_new_tokens)
         except UsageError as error:
-            raise UsageError(f"{data}, question {number}: {error}") from error
+            if skip_long:
+                continue
+            raise UsageError(f"{data}, question {index + 1}: {error}; leave such questions out with --skip-long") from error
         prompts.append(prompt)
+        keep.append(index)
+    if not keep:
+        raise UsageError(f"{data}: none of {len(problems)} questions fits into the model's context")
+    skipped = len(problems) - len(keep)
+    if skipped:
+        problems = problems.take(keep)
     layout = RunLayout(
         n_example=len(problems),
         n_layer=reasoner.n_layer,
@@ -138,7 +157,14 @@ def prepare(
     )
     known = checkpoint if not os.path.isdir(checkpoint) else os.path.basename(os.path.normpath(checkpoint))  # noqa: PTH112, PTH118, PTH119
     prepared = Prepared(
-        model=name, reasoner=reasoner, problems=problems, prompts=prompts, layout=layout, spec=spec, checkpoint=known
+        model=name,
+        reasoner=reasoner,
+        problems=problems,
+        prompts=prompts,
+        layout=layout,
+        spec=spec,
+        checkpoint=known,
+        skipped=skipped,
     )
     check_model(lake, name, prepared.model_attributes)
     return prepared
