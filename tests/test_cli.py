@@ -1,0 +1,170 @@
+"""The command line as a user meets it: one good run, and every mistake in one line with exit 2 and nothing written."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import xarray as xr
+
+import lake as command_line
+
+CODI = Path(__file__).parent / "data" / "codi_oracle"
+GOOD = [{"question": "Tom has 7 apples.", "answer": "#### 7"}, {"question": "Why?", "answer": 3}]
+
+
+@pytest.fixture
+def run(capsys):
+    """Call the command line in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as left:
+            command_line.main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return left.value.code, out, err
+
+    return call
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "tiny.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in GOOD))
+    return path
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """Copies of a checkpoint and its base, to be damaged."""
+    for name in ("codi-gpt2", "base-gpt2"):
+        shutil.copytree(CODI / name, tmp_path / name, copy_function=shutil.copyfile)
+    return tmp_path
+
+
+def arguments(folder, data, lake, arch="gpt2", **extra):
+    flags = [text for name, value in extra.items() for text in (f"--{name.replace('_', '-')}", value)]
+    base = f"base-{arch}"
+    return ["extract", "--model", f"m={folder / f'codi-{arch}'}", "--base", folder / base, "--data", data, "--lake", lake,
+            "--max-new-tokens", 4, *flags]  # fmt: skip
+
+
+def refused(answer, lake, *words):
+    code, out, err = answer
+    assert code == 2, (code, out, err)
+    assert out == ""
+    assert err.startswith("lake: "), err
+    assert err.count("\n") == 1, err
+    for word in words:
+        assert word in err, f"{word!r} not in: {err}"
+    assert not lake.exists()
+
+
+def test_extract_writes_what_plain_xarray_reads(run, data, tmp_path):
+    code, out, _ = run(*arguments(CODI, data, tmp_path / "a.lake"))
+    assert code == 0
+    assert "m/tiny" in out
+    dataset = xr.open_zarr(tmp_path / "a.lake", group="m/tiny", consolidated=False)
+    assert dataset.committed.values.all()
+    code, out, _ = run(*arguments(CODI, data, tmp_path / "a.lake"), "--json")
+    assert json.loads(out)["shards_kept"] == 1
+
+
+def test_mistakes_in_the_data(run, tmp_path):
+    lake = tmp_path / "a.lake"
+    for content, words in [
+        ("", ["is empty"]),
+        ('{"question": "a"', ["line 1", "not JSON"]),
+        ('{"answer": "#### 1"}', ["line 1", "no question"]),
+        ('{"question": "", "answer": "#### 1"}', ["line 1", "empty question"]),
+        ('{"question": "a?", "answer": "some"}', ["line 1", "no number"]),
+        (json.dumps({"question": "word " * 400, "answer": 1}), ["question 1", "256", "--skip-long"]),
+    ]:
+        path = tmp_path / "bad.jsonl"
+        path.write_text(content)
+        refused(run(*arguments(CODI, path, lake)), lake, *words)
+    refused(run(*arguments(CODI, tmp_path / "absent.jsonl", lake)), lake, "absent.jsonl")
+
+
+def edit_state(folder, change):
+    path = folder / "codi-gpt2" / "pytorch_model.bin"
+    state = torch.load(path, weights_only=True)
+    change(state)
+    torch.save(state, path)
+
+
+def test_mistakes_in_the_checkpoint(run, data, broken, tmp_path):
+    lake = tmp_path / "a.lake"
+    weights = broken / "codi-gpt2" / "pytorch_model.bin"
+    whole = weights.read_bytes()
+
+    edit_state(broken, lambda state: state.update({"codi.surplus": torch.zeros(1)}))
+    refused(run(*arguments(broken, data, lake)), lake, "surplus")
+    weights.write_bytes(whole)
+    edit_state(broken, lambda state: state.pop("prj.1.weight"))
+    refused(run(*arguments(broken, data, lake)), lake, "prj.1.weight")
+    weights.write_bytes(whole[: len(whole) // 2])
+    refused(run(*arguments(broken, data, lake)), lake, "pytorch_model.bin")
+    weights.unlink()
+    refused(run(*arguments(broken, data, lake)), lake, "pytorch_model.bin")
+    weights.write_bytes(whole)
+
+    config = json.loads((broken / "base-gpt2" / "config.json").read_text())
+    for change, words in [({"model_type": "bert"}, ["bert", "gpt2", "llama"]), ({"n_layer": 3}, []), ({"n_embd": 40}, [])]:
+        (broken / "base-gpt2" / "config.json").write_text(json.dumps(config | change))
+        refused(run(*arguments(broken, data, lake)), lake, *words)
+    shutil.rmtree(broken / "base-gpt2")
+    shutil.copytree(CODI / "base-llama", broken / "base-gpt2")
+    refused(run(*arguments(broken, data, lake)), lake)
+    shutil.rmtree(broken / "base-gpt2")
+    refused(run(*arguments(broken, data, lake)), lake, "base-gpt2")
+
+
+def test_mistakes_in_the_flags(run, data, tmp_path):
+    lake = tmp_path / "a.lake"
+    refused(run(*arguments(CODI, data, lake, device="cuda:7")), lake, "cuda:7")
+    refused(run(*arguments(CODI, data, lake, device="abacus")), lake, "abacus")
+    refused(run(*arguments(CODI, data, lake, dtype="float8")), lake, "float8", "float16")
+    refused(run(*arguments(CODI, data, lake, capture="some")), lake, "some", "latent")
+    refused(run(*arguments(CODI, data, lake, batch_size=0)), lake, "batch_size")
+    refused(run(*arguments(CODI, data, lake, shard="3/2")), lake, "3/2")
+    refused(run("extract", "--model", "x", "--data", data), lake, "--lake")
+    refused(run("nonsense"), lake, "nonsense")
+
+
+def test_a_lake_of_another_model_is_left_alone(run, data, tmp_path):
+    lake = tmp_path / "a.lake"
+    assert run(*arguments(CODI, data, lake))[0] == 0
+    before = {path: path.read_bytes() for path in lake.rglob("*") if path.is_file()}
+    for extra in ({"arch": "llama"}, {"dtype": "float32"}, {"capture": "full"}):
+        code, _, err = run(*arguments(CODI, data, lake, **extra))
+        assert code == 2
+        assert err.count("\n") == 1
+        assert any(word in err for word in ("weights", "dtype", "capture")), err
+    data.write_text(json.dumps(GOOD[0]))
+    code, _, err = run(*arguments(CODI, data, lake))
+    assert code == 2
+    assert "sha256" in err
+    assert before == {path: path.read_bytes() for path in lake.rglob("*") if path.is_file()}
+
+
+def test_folders_that_are_no_lake(run, data, tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "todo.txt").write_text("x")
+    code, _, err = run(*arguments(CODI, data, tmp_path / "notes"))
+    assert code == 2
+    assert "no lake" in err
+    code, _, err = run("info", tmp_path / "absent")
+    assert code == 2
+    assert "no lake" in err
+
+
+def test_installed_command_in_a_pipe_prints_no_bar(data, tmp_path):
+    program = Path(sys.executable).parent / "lake"
+    done = subprocess.run(
+        [program, *map(str, arguments(CODI, data, tmp_path / "a.lake"))], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
