@@ -14,7 +14,9 @@ _PUBLIC = {
     "head_table": "analyze.heads",
     "lens_summary": "analyze.lens",
     "lens_tests": "analyze.lens",
+    "lens_tokens": "analyze.lens",
     "logit_lens": "analyze.lens",
+    "logits": "analyze.lens",
     "result_tables": "analyze.tables",
 }
 

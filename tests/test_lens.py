@@ -1,0 +1,189 @@
+"""Lenses: the model's own logits, a slow oracle, planted numbers, the published cells, laziness, messages."""
+
+import json
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+from synthetic import make_model, make_run, normalise
+
+from analyze import fit_tuned_lens, lens_summary, lens_tests, lens_tokens, logit_lens, logits
+from schemas import SchemaError, UsageError, is_number_token
+
+
+def no_compute() -> dask.config.set:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("this must stay lazy")
+
+    return dask.config.set(scheduler=refuse)
+
+
+def planted_run(n_example: int = 20) -> tuple[xr.Dataset, xr.Dataset]:
+    """The last layer's state at ct0 reads out as the first result, at ct1 as its operator, at ct2 as the second result."""
+    model = make_model(hidden=64)
+    model["unembedding"] = (("vocabulary", "hidden"), np.eye(40, 64, dtype="float32") * 9)
+    model["final_norm_bias"] = ("hidden", np.zeros(64, dtype="float32"))
+    model["final_norm_weight"] = ("hidden", np.ones(64, dtype="float32"))
+    run = make_run(n_example=n_example, hidden=64, model=model)
+    strings = model["token_string"].values.tolist()
+    state = run["hidden_state"].values.copy()
+    for i in range(n_example):
+        for place, (name, step) in {"ct0": ("intermediate_result", 0), "ct1": ("operation", 0)}.items():
+            value = run[name].values[i, step]
+            token = strings.index(value) if name == "operation" else int(value)
+            state[i, -1, run["position"].values.tolist().index(place)] = np.eye(64)[token] * 5
+    run["hidden_state"] = run["hidden_state"].copy(data=state)
+    run["final_state"] = run["final_state"].copy(data=normalise(state[:, -1], model).astype("float32"))
+    return run, model
+
+
+@pytest.mark.parametrize("final_norm", ["layer_norm", "rms_norm"])
+def test_last_layer_gives_the_models_own_logits(final_norm):
+    model = make_model(final_norm=final_norm)
+    run = make_run(model=model)
+    offline = logits(run["hidden_state"].isel(layer=-1), model)
+    own = xr.dot(run["final_state"], model["unembedding"], dim="hidden").transpose(*offline.dims)
+    np.testing.assert_allclose(offline, own, atol=1e-4)
+    np.testing.assert_allclose(logits(run["final_state"], model, normed=True), own, atol=1e-4)
+    # the state itself, which older scripts read out, does not
+    assert np.nanmax(np.abs(logits(run["hidden_state"].isel(layer=-1), model, normed=True) - own)) > 0.1
+
+
+def test_agrees_with_a_slow_oracle(monkeypatch):
+    monkeypatch.setattr("analyze.lens.VOCABULARY_BLOCK", 7)
+    monkeypatch.setattr("analyze.lens.ROW_BLOCK", 5)
+    model = make_model()
+    run = make_run(model=model)
+    lens = logit_lens(run, model, top=4)
+    strings = model["token_string"].values
+    for i, layer, p in np.ndindex(12, 3, 3):
+        place = {"example": i, "layer": layer, "position": 3 * p}
+        state = run["hidden_state"].isel(place).values
+        if np.isnan(state).any():
+            assert (lens["top_token"].isel(place) == -1).all()
+            continue
+        logit = normalise(state, model) @ model["unembedding"].values.T
+        chance = np.exp(logit) / np.exp(logit).sum()
+        order = np.argsort(-chance)
+        assert lens["top_token"].isel(place).values.tolist() == order[:4].tolist()
+        np.testing.assert_allclose(lens["top_probability"].isel(place), chance[order[:4]], rtol=1e-4)
+        assert lens["is_number"].isel(place) == is_number_token(strings[order[0]])
+        gold = strings.tolist().index(" " + run["gold_answer"].values[i])
+        assert lens["gold_rank"].isel(place) == 1 + order.tolist().index(gold)
+        np.testing.assert_allclose(lens["gold_probability"].isel(place), chance[gold], rtol=1e-4)
+        for step in range(3):
+            value = run["intermediate_result"].values[i, step]
+            ranks = [r for r, token in enumerate(order[:4], 1) if strings[token].strip() == f"{value:g}"]
+            assert lens["result_rank"].isel(**place, step=step) == (ranks[0] if ranks else 0)
+
+
+def test_planted_results_are_found_with_their_step():
+    run, model = planted_run()
+    summary = lens_summary(logit_lens(run, model)).isel(layer=-1)
+    assert summary["step_share"].sel(position="ct0", step=0) == 1
+    assert summary["operator_share"].sel(position="ct1", step=0) == 1
+    assert summary["number_share"].sel(position="ct1") == 0
+    assert summary["number_share"].sel(position="ct0") == 1
+    assert summary["number_share_low"].sel(position="ct0") == pytest.approx(0.839, abs=0.001)  # Wilson, 20 of 20
+    assert summary["step_control_share"].sel(position="ct0", step=0) < 0.5
+    one_step = run["intermediate_result"].notnull().sum("step") == 1
+    assert summary["n_step"].sel(position="ct0").values[1] == (~one_step).sum()
+
+
+def test_spellings_of_the_answer_count_as_one():
+    model = make_model()
+    strings = model["token_string"].values.copy()
+    strings[35], strings[36] = "7", " 71"
+    model["token_string"] = ("vocabulary", strings)
+    run = make_run(model=model, gold_answer=np.array(["7"] * 6 + ["715"] * 5 + ["x"], dtype=object))
+    lens = logit_lens(run, model, positions=["ct0"]).isel(layer=0, position=0)
+    chance = np.exp(logits(run["hidden_state"].sel(position="ct0").isel(layer=0), model))
+    chance = chance / chance.sum("vocabulary")
+    np.testing.assert_allclose(lens["gold_probability"][0], chance[0, 7] + chance[0, 35], rtol=1e-4)  # " 7" and "7"
+    np.testing.assert_allclose(lens["gold_probability"][7], chance[7, 36] + chance[7, 35], rtol=1e-4)  # " 71", "7"
+    assert lens["gold_rank"][11].isnull()
+
+
+@pytest.mark.parametrize("chunks", [{"example": 5, "layer": 1, "position": 1}, {"example": 4, "hidden": 3}, {}])
+def test_stays_lazy_and_ignores_chunks(chunks):
+    model = make_model()
+    run = make_run(model=model, twins=True)
+    tuned = xr.Dataset(
+        {"weight": (("layer", "hidden", "to"), np.stack([np.eye(8)] * 3)), "bias": (("layer", "to"), np.ones((3, 8)))},
+        coords={"layer": [0, 1, 2]},
+    )
+    with no_compute():
+        lazy = lens_summary(logit_lens(run.chunk(chunks), model.chunk()))
+        lazy_tuned = logit_lens(run.chunk(chunks), model, tuned=tuned)
+    xr.testing.assert_allclose(lazy.compute(), lens_summary(logit_lens(run, model)))
+    xr.testing.assert_allclose(lazy_tuned.compute(), logit_lens(run, model, tuned=tuned), atol=1e-6)
+
+
+def test_tuned_lens_learns_an_affine_map_and_is_judged_on_other_problems():
+    model = make_model(hidden=6)
+    rng = np.random.default_rng(0)
+    run = make_run(n_example=120, n_layer=3, hidden=6, model=model, twins=True)
+    final = run["final_state"].values
+    turned = final @ rng.normal(size=(6, 6)) + 3
+    noise = rng.normal(size=final.shape)
+    state = np.stack([noise, turned, run["hidden_state"].values[:, -1]], axis=1)
+    run["hidden_state"] = run["hidden_state"].copy(data=np.where(np.isnan(final)[:, None], np.nan, state))
+    seen = []
+    tuned = fit_tuned_lens(run.chunk(example=50), model, progress=lambda done, total: seen.append((done, total)))
+    assert tuned["r2"][1] > 0.999
+    assert tuned["agreement"][1] > 0.95
+    assert tuned["kl"][1] < 0.01 < tuned["kl_plain"][1]
+    assert abs(tuned["r2"][0]) < 0.1
+    assert tuned["agreement_plain"][2] == 1
+    assert seen[-1] == (3, 3)
+    lens = logit_lens(run, model, tuned=tuned)
+    own = logit_lens(run, model).isel(layer=2)["top_token"].isel(rank=0)
+    assert (lens["top_token"].isel(layer=1, rank=0) == own).mean() > 0.95
+
+
+def test_pairs_are_tested_as_pairs():
+    values = np.zeros((40, 2, 6))
+    values[:, 0, [1, 4]] = 1.0
+    values[:20, 1, :] = 1.0  # the same everywhere: nothing to tell apart
+    numbers = (
+        make_run(n_example=40)["token"].isel(position=slice(1, 7)).expand_dims(layer=[0, 1], axis=1).copy(data=values)
+    )
+    result = lens_tests(numbers)
+    assert result["q"].sel(layer=0) == pytest.approx(200)  # every row says yes at two of six
+    assert result["q_p"].sel(layer=1) == 1
+    assert result["mcnemar_p"].sel(layer=0, position="ct1", other_position="ct0") == pytest.approx(2 * 0.5**40)
+    assert result["mcnemar_p_adjusted"].sel(layer=0, position="ct1", other_position="ct4") == 1
+    assert result["difference"].sel(layer=0, position="ct1", other_position="ct0") == 1
+    numbers = numbers.assign_coords(problem=("example", np.arange(40) // 2))
+    assert lens_tests(numbers)["n"] == 20
+
+
+def test_tokens_as_text():
+    run, model = planted_run(4)
+    table = lens_tokens(logit_lens(run, model, positions=["ct0"], top=2), model, n_example=3)
+    best = table[(table["layer"] == 2) & (table["rank"] == 1)]
+    assert best["text"].tolist() == [f" {x:g}" for x in run["intermediate_result"].values[:3, 0]]
+
+
+def test_number_rule_agrees_with_every_published_cell(shared_data):
+    published = json.loads((shared_data / "number_decoding" / "llama.json").read_text())
+    cells = [cell for sample in published["samples"] for cell in sample["decoded_positions"]]
+    assert len(cells) == 2544
+    assert all(is_number_token(cell["token_text"]) == cell["is_number"] for cell in cells)
+    counts = [sum(is_number_token(c["token_text"]) for c in cells if c["position"] == p) for p in range(6)]
+    shares = [round(100 * count / 424, 1) for count in counts]
+    assert shares == [row["pct_number"] for row in published["position_statistics"]]
+
+
+def test_messages():
+    model = make_model()
+    run = make_run(model=model)
+    with pytest.raises(SchemaError, match="width 9, the states have 8"):
+        logit_lens(run, make_model(hidden=9))
+    with pytest.raises(SchemaError, match="lacks token_string"):
+        logit_lens(run, model.drop_vars("token_string"))
+    with pytest.raises(SchemaError, match="needs ct9 along position"):
+        logit_lens(run, model, positions=["ct9"])
+    with pytest.raises(UsageError, match="Use a run of more problems"):
+        fit_tuned_lens(run.isel(example=[0, 1]), model)
