@@ -2,8 +2,8 @@
 
 A story gives one person a number of things and changes it one to four times, in the order told. All values stay within
 0..30 and every number is one token, so the answer and every intermediate result are single tokens too. The chain of
-operations is written the way GSM8K writes it (``<<26/2=13>>``); `parse_chain` gets the operations back from that text,
-and `continue_from` says what the rest of a story makes of any given intermediate result.
+operations is written the way GSM8K writes it (``<<26/2=13>>``); `read_operations` gets the operations back from that
+text, and `continue_from` says what the rest of a story makes of any given intermediate result.
 """
 
 import json
@@ -22,7 +22,7 @@ MAX_OPERATION = 4
 
 PEOPLE = {"Tom": "He", "Ben": "He", "Sam": "He", "Max": "He", "Anna": "She", "Lucy": "She", "Mia": "She", "Eva": "She"}
 THINGS = ("apples", "books", "coins", "pens", "cards", "shells", "stamps", "marbles")
-# Every sentence of a change is five tokens long, so the length of a question tells the number of operations and no more.
+# Every sentence of a change is five tokens long: the length of a question tells its number of operations and no more.
 SENTENCES = {
     "+": ("{person} finds {operand} more.", "{person} buys {operand} more.", "{person} gets {operand} more."),
     "-": ("{person} gives {operand} away.", "{person} throws {operand} away.", "{person} loses {operand} again."),
@@ -96,7 +96,7 @@ class Problem(NamedTuple):
         return f"{self.chain}\n#### {self.answer}"
 
 
-def parse_chain(text: str) -> tuple[int, tuple[Operation, ...]]:
+def read_operations(text: str) -> tuple[int, tuple[Operation, ...]]:
     """Return the start value and the operations written in a chain such as ``<<26/2=13>> <<13-2=11>>``."""
     steps = re.findall(r"<<(\d+)([-+*/])(\d+)=(\d+)>>", text)
     if not steps:
@@ -122,7 +122,9 @@ def continue_from(operations: Sequence[Operation], step: int, value: int) -> int
         The answer; None where the rest of the story cannot be told (a number outside 0..30, half of an odd number).
     """
     if not -1 <= step < len(operations):
-        raise UsageError(f"step {step} of a story with {len(operations)} operations; steps are -1..{len(operations) - 1}")
+        raise UsageError(
+            f"step {step} of a story with {len(operations)} operations; steps are -1..{len(operations) - 1}"
+        )
     result: int | None = value
     for operation in operations[step + 1 :]:
         if result is None:
@@ -168,6 +170,9 @@ def _tell(name: str, thing: str, sentences: Sequence[str], start: int, operation
 def make_splits(seed: int = 0, sizes: dict[str, dict[int, int]] | None = None) -> dict[str, list[Problem]]:
     """Draw all splits, no question occurring twice in or across them.
 
+    Stricter than that for two operations and more: no held-out problem shares its numbers and operations with a
+    training problem, whatever the words around them. (Stories of one operation are too few for that.)
+
     Parameters
     ----------
     seed
@@ -184,18 +189,37 @@ def make_splits(seed: int = 0, sizes: dict[str, dict[int, int]] | None = None) -
     sizes = SPLIT_SIZES if sizes is None else sizes
     seen: set[str] = set()
     splits: dict[str, list[Problem]] = {}
-    for index, (split, size) in enumerate(sorted(sizes.items(), key=lambda item: (item[0] == "train", item[0]))):
-        rng = np.random.default_rng([seed, index])
-        problems: list[Problem] = []
-        for n_operation, count in size.items():
-            wanted = len(problems) + count
-            while len(problems) < wanted:
-                problem = draw_problem(rng, n_operation)
-                if problem.question not in seen:
-                    seen.add(problem.question)
-                    problems.append(problem)
-        splits[split] = [problems[i] for i in rng.permutation(len(problems))]
+    names = sorted({*SPLIT_SIZES, *sizes} - {"train"})
+    for split in sorted(set(sizes) - {"train"}):
+        index = names.index(split)
+        splits[split] = _draw_split(np.random.default_rng([seed, 1, index]), sizes[split], seen, set())
+    if "train" in sizes:
+        held_out = [problem for split in splits.values() for problem in split]
+        for pair in make_pairs(seed=seed):
+            for side in ("clean", "corrupted"):
+                start, operations = read_operations(pair[side]["full_answer"])
+                held_out.append(Problem(pair[side]["question"], start, operations))
+                seen.add(pair[side]["question"])
+        skeletons = {problem[1:] for problem in held_out if len(problem.operations) > 1}
+        splits["train"] = _draw_split(np.random.default_rng([seed, 0]), sizes["train"], seen, skeletons)
     return splits
+
+
+def _draw_split(
+    rng: np.random.Generator,
+    size: dict[int, int],
+    seen: set[str],
+    skeletons: set[tuple[int, tuple[Operation, ...]]],
+) -> list[Problem]:
+    problems: list[Problem] = []
+    for n_operation, count in size.items():
+        wanted = len(problems) + count
+        while len(problems) < wanted:
+            problem = draw_problem(rng, n_operation)
+            if problem.question not in seen and problem[1:] not in skeletons:
+                seen.add(problem.question)
+                problems.append(problem)
+    return [problems[i] for i in rng.permutation(len(problems))]
 
 
 def corrupt_problem(rng: np.random.Generator, problem: Problem, n_try: int = 100) -> tuple[Problem, str] | None:
@@ -234,10 +258,12 @@ def make_pairs(n_pair: int = 500, seed: int = 0, n_operation: Sequence[int] = (2
     -------
     list of dict
         Records with ``pair_id``, ``clean``, ``corrupted`` (question, answer, full_answer; the corrupted side also
-        ``changed_number``) and ``n_operation``. No question of a split of the same seed, held out or not, is among them.
+        ``changed_number``) and ``n_operation``. No question of a split of the same seed is among them (for the training
+        split: of the first 500 pairs with the default numbers of operations).
     """
-    rng = np.random.default_rng([seed, 1000])
-    seen = {problem.question for split in make_splits(seed).values() for problem in split}
+    rng = np.random.default_rng([seed, 2])
+    held_out = {split: size for split, size in SPLIT_SIZES.items() if split != "train"}
+    seen = {problem.question for split in make_splits(seed, held_out).values() for problem in split}
     pairs: list[dict[str, Any]] = []
     while len(pairs) < n_pair:
         count = n_operation[len(pairs) % len(n_operation)]
@@ -265,7 +291,8 @@ def _side(problem: Problem) -> dict[str, Any]:
 def write_problems(problems: Sequence[Problem], path: Path | str) -> None:
     """Write problems as JSON Lines in GSM8K's own format, with the number of operations as one more field."""
     lines = (
-        json.dumps({"question": p.question, "answer": p.full_answer, "n_operation": len(p.operations)}) for p in problems
+        json.dumps({"question": p.question, "answer": p.full_answer, "n_operation": len(p.operations)})
+        for p in problems
     )
     Path(path).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
