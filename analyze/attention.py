@@ -76,9 +76,9 @@ def attention_summary(
     """Where every query of every head looks, over all examples, and how sure that is.
 
     ``share`` : (layer, head, query, target), the mean of :func:`attention_shares` over the examples that have the
-    query, and ``share_error`` its standard error; ``n`` : (query). ``thought_total`` : (layer, head, query), share of all
-    thoughts together, and ``thought_share`` : (layer, head, query, thought), what each gets of that (of means, so heads
-    that hardly look at the thoughts in some examples do not blow up). ``layer_share``, ``layer_share_low``,
+    query, and ``share_error`` its standard error; ``n`` : (query). ``thought_total`` : (layer, head, query), share of
+    all thoughts together, and ``thought_share`` : (layer, head, query, thought), what each gets of that (of means, so
+    heads that hardly look at the thoughts in some examples do not blow up). ``layer_share``, ``layer_share_low``,
     ``layer_share_high`` : (layer, query, target), mean over heads with a 95% bootstrap interval over problems, and
     ``layer_thought_share`` : (layer, query, thought).
 

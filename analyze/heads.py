@@ -156,7 +156,7 @@ def head_analysis(
     pattern = mean if convention == "thoughts" else _shifted(mean)
     square = (block.astype("float32") ** 2).mean("example", dtype="float64", skipna=False)
     lower = xr.DataArray(np.tri(len(labels)), dims=("position", "key_position"))
-    deviation: xr.DataArray = np.sqrt((square - mean**2).clip(min=0))
+    deviation = (square - mean**2).clip(min=0) ** 0.5
     scores["spread"] = (deviation * lower).sum(["position", "key_position"]) / lower.sum()
 
     own = _score(block, complete, labels, convention, None, None, n_layer)["hub_position"]
@@ -194,9 +194,9 @@ def head_summary(
     ``incoming`` : (key_position), attention that later thoughts pay to each, mean over heads (report convention: its
     shifted column sums, itself included); ``expected`` what an even causal spread of the same attention gives it
     (report convention: 1/6); ``ratio`` of the two; ``hub_position`` the thought furthest beyond ``expected`` (report
-    convention: the largest). ``sequential`` : (position), attention to the thought before, and ``skip`` : (key_position), attention
-    of the last thought to those of the first half, means over heads. ``hub_count`` : (key_position), ``type_count`` :
-    (type) and ``band_count`` : (band), of the ``top`` best heads.
+    convention: the largest). ``sequential`` : (position), attention to the thought before, and ``skip`` :
+    (key_position), attention of the last thought to those of the first half, means over heads. ``hub_count`` :
+    (key_position), ``type_count`` : (type) and ``band_count`` : (band), of the ``top`` best heads.
 
     Parameters
     ----------

@@ -98,17 +98,16 @@ def logit_lens(
         ``top_token`` (id, -1: no state) and ``top_probability`` : (example, layer, position, rank), rank from 1;
         ``is_number`` : (example, layer, position), whether the best token holds a digit, 1 or 0, NaN: no state;
         ``gold_rank`` and ``gold_probability`` : (example, layer, position), of the gold answer's first token. Its
-        spellings with and without a leading space are counted as one: probabilities add, the better rank holds. NaN if no
-        token begins the answer;
-        ``result_rank`` : (example, layer, position, step), rank from 1 at which a token is the result of that step, 0: not
-        among the ``top``; ``operator_rank`` the same for the step's operator; ``control_rank`` the same as ``result_rank``
-        for the chain of another problem, which says how often that happens by chance. A result matches a token by value,
-        so a number that is no single token is never found.
+        spellings with and without a leading space are counted as one: probabilities add, the better rank holds. NaN if
+        no token begins the answer; ``result_rank`` : (example, layer, position, step), rank from 1 at which a token is
+        the result of that step, 0: not among the ``top``; ``operator_rank`` the same for the step's operator;
+        ``control_rank`` the same as ``result_rank`` for the chain of another problem, which says how often that happens
+        by chance. A result matches a token by value, so a number that is no single token is never found.
 
     Notes
     -----
-    Holds the logits of 2,048 states over 8,192 tokens at once, beside the unembedding; the work of a state is one product
-    with the unembedding.
+    Holds the logits of 2,048 states over 8,192 tokens at once, beside the unembedding; the work of a state is one
+    product with the unembedding.
     """
     _check_model(model, run["hidden_state"])
     what = "the lens"
@@ -123,7 +122,7 @@ def logit_lens(
     readout = _ReadOut(model)
 
     plain = xr.DataArray(np.empty((state.sizes["example"], 0)), dims=("example", "step"))
-    results = run["intermediate_result"] if "intermediate_result" in run else plain
+    results = run.get("intermediate_result", plain)
     operations = run["operation"] if "operation" in run else xr.full_like(results, "", dtype=object)
     sides = {
         "gold": run["gold_answer"],
@@ -187,11 +186,12 @@ def lens_summary(lens: xr.Dataset) -> xr.Dataset:
     Lazy input stays lazy. All : (layer, position), or with ``step`` or ``rank``:
 
     ``n`` examples with a state there; ``number_share`` how often the best token is a number, ``number_share_low`` and
-    ``number_share_high`` its 95% Wilson interval; ``result_share`` how often it is the result of any step, ``result_top_share``
-    how often one of the top tokens is, and ``control_share``, ``control_top_share`` the same with another problem's chain;
-    ``step_share``, ``step_top_share``, ``step_control_share``, ``operator_share`` : (layer, position, step), of the examples
-    whose chain has that step (``n_step``), with ``step_share_low`` and ``step_share_high``; ``gold_probability`` and
-    ``gold_log_rank`` (natural log) means over examples, ``gold_first_share`` how often the gold token is the best.
+    ``number_share_high`` its 95% Wilson interval; ``result_share`` how often it is the result of any step,
+    ``result_top_share`` how often one of the top tokens is, and ``control_share``, ``control_top_share`` the same with
+    another problem's chain; ``step_share``, ``step_top_share``, ``step_control_share``, ``operator_share`` : (layer,
+    position, step), of the examples whose chain has that step (``n_step``), with ``step_share_low`` and
+    ``step_share_high``; ``gold_probability`` and ``gold_log_rank`` (natural log) means over examples,
+    ``gold_first_share`` how often the gold token is the best.
     """
     has_state = lens["top_token"].isel(rank=0, drop=True) >= 0  # (example, layer, position)
     n = has_state.sum("example")
@@ -217,7 +217,7 @@ def lens_summary(lens: xr.Dataset) -> xr.Dataset:
             "step_control_share": share(control == 1, n_step),
             "operator_share": share((operator == 1) & step_exists, n_step),
             "gold_probability": lens["gold_probability"].mean("example"),
-            "gold_log_rank": np.log(lens["gold_rank"]).mean("example"),
+            "gold_log_rank": _log(lens["gold_rank"]).mean("example"),
             "gold_first_share": share(lens["gold_rank"] == 1, lens["gold_rank"].notnull().sum("example")),
         }
     )
@@ -251,9 +251,10 @@ def lens_tests(
 ) -> xr.Dataset:
     """Whether some thoughts read out as numbers more often than others, as paired answers of the same examples.
 
-    Cochran's Q over all positions at each layer, and exact McNemar tests of each pair of them, each corrected for the number
-    of its tests in the whole result. Of examples that share a problem only the first is used, as twins are not independent;
-    examples without a state at one of the positions are left out. Computes: it needs one number of each example at once.
+    Cochran's Q over all positions at each layer, and exact McNemar tests of each pair of them, each corrected for the
+    number of its tests in the whole result. Of examples that share a problem only the first is used, as twins are not
+    independent; examples without a state at one of the positions are left out. Computes: it needs one number of each
+    example at once.
 
     Parameters
     ----------
@@ -265,8 +266,8 @@ def lens_tests(
     Returns
     -------
     Dataset
-        ``q``, ``q_p``, ``q_p_adjusted`` : (layer); ``mcnemar_p``, ``mcnemar_p_adjusted`` : (layer, position, other_position),
-        NaN on the diagonal; ``difference`` of the shares, row minus column; ``n`` examples used
+        ``q``, ``q_p``, ``q_p_adjusted`` : (layer); ``mcnemar_p``, ``mcnemar_p_adjusted`` : (layer, position,
+        other_position), NaN on the diagonal; ``difference`` of the shares, row minus column; ``n`` examples used
     """
     what = "the paired tests"
     require_dims(is_number, ["example", "layer", "position"], what)
@@ -331,9 +332,9 @@ def fit_tuned_lens(
 ) -> xr.Dataset:
     """Fit one affine map per layer from ``hidden_state`` to ``final_state``, by ridge regression.
 
-    Problems, not examples, are split 70/15/15: the map is fitted on the first part, its penalty chosen on the second, and
-    everything reported measured on the third. Reads the run once per layer, a chunk of examples at a time; memory is six
-    hidden x hidden matrices beside that chunk.
+    Problems, not examples, are split 70/15/15: the map is fitted on the first part, its penalty chosen on the second,
+    and everything reported measured on the third. Reads the run once per layer, a chunk of examples at a time; memory
+    is six hidden x hidden matrices beside that chunk.
 
     Parameters
     ----------
@@ -351,9 +352,10 @@ def fit_tuned_lens(
     Returns
     -------
     Dataset
-        ``weight`` : (layer, hidden, to) and ``bias`` : (layer, to), so that ``state @ weight + bias`` estimates the final
-        state; ``penalty`` : (layer). Held out, for the tuned lens and (``_plain``) for the final norm alone: ``r2``, ``kl``
-        (nat, of the lens from the model's own distribution) and ``agreement`` of the best token : (layer). ``n_state`` : (split)
+        ``weight`` : (layer, hidden, to) and ``bias`` : (layer, to), so that ``state @ weight + bias`` estimates the
+        final state; ``penalty`` : (layer). Held out, for the tuned lens and (``_plain``) for the final norm alone:
+        ``r2``, ``kl`` (nat, of the lens from the model's own distribution) and ``agreement`` of the best token :
+        (layer). ``n_state`` : (split)
 
     References
     ----------
@@ -443,8 +445,8 @@ def final_norm(state: Array, *, kind: str, weight: Array, bias: Array, epsilon: 
     ----------
     state : (..., hidden)
     kind
-        ``"layer_norm"``: ``(x - mean) / sqrt(var + eps) * weight + bias``; ``"rms_norm"``: ``x / sqrt(mean(x^2) + eps) *
-        weight + bias``, where the bias is 0.
+        ``"layer_norm"``: ``(x - mean) / sqrt(var + eps) * weight + bias``; ``"rms_norm"``: ``x / sqrt(mean(x^2) + eps)
+        * weight + bias``, where the bias is 0.
     """
     state = state.astype("float32")
     if kind == "layer_norm":
@@ -493,10 +495,8 @@ class _ReadOut:
         return found
 
     def norm(self, state: Array) -> Array:
-        weight, bias = (
-            self._get(name, lambda name=name: self._model[name].values.astype("float32"))
-            for name in ("final_norm_weight", "final_norm_bias")
-        )
+        weight = self._get("weight", lambda: self._model["final_norm_weight"].values.astype("float32"))
+        bias = self._get("bias", lambda: self._model["final_norm_bias"].values.astype("float32"))
         kind, epsilon = self._model.attrs["final_norm"], self._model.attrs["final_norm_epsilon"]
         return final_norm(state, kind=kind, weight=weight, bias=bias, epsilon=epsilon)
 
@@ -542,7 +542,7 @@ class _ReadOut:
         return which, np.exp(best - normaliser[:, None]), np.where(known, better + 1.0, np.nan), chance
 
     def compare(self, final: Array, other: Array) -> tuple[float, float]:
-        """Mean KL divergence (nat) from the distribution of ``final`` to that of ``other``, and agreement of the best token."""
+        """Mean KL divergence (nat) of ``other`` from ``final``, and how often their best tokens agree."""
         total, same = 0.0, 0
         for start in range(0, len(final), 256):
             a, b = (x[start : start + 256] @ self.unembedding.T for x in (final, other))
@@ -623,6 +623,12 @@ def _lens(
             out[6][rows] = _rank_of(same_text.astype(bool))
             out[7][rows] = _rank_of(np.isclose(value[:, :, None], control[owner][:, None], rtol=0, atol=1e-6))
     return tuple(x.reshape(*shape, *x.shape[1:]) for x in out)
+
+
+def _log(values: xr.DataArray) -> xr.DataArray:
+    """Natural logarithm, lazy where the values are."""
+    result: xr.DataArray = xr.apply_ufunc(np.log, values, dask="parallelized", output_dtypes=["float64"])
+    return result
 
 
 def _rank_of(match: Array) -> Array:

@@ -20,7 +20,7 @@ def no_compute() -> dask.config.set:
 
 
 def planted_run(n_example: int = 20) -> tuple[xr.Dataset, xr.Dataset]:
-    """The last layer's state at ct0 reads out as the first result, at ct1 as its operator, at ct2 as the second result."""
+    """The last layer's state at ct0 reads out as the first result, at ct1 as its operator."""
     model = make_model(hidden=64)
     model["unembedding"] = (("vocabulary", "hidden"), np.eye(40, 64, dtype="float32") * 9)
     model["final_norm_bias"] = ("hidden", np.zeros(64, dtype="float32"))
