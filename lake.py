@@ -32,15 +32,24 @@ app.add_typer(reenter, name="reenter")
 console = Console(soft_wrap=True, highlight=False)
 
 LakePath = Annotated[str, typer.Argument(metavar="PATH", help="Lake: a folder or a URL.")]
-RunNames = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs, MODEL/DATASET; all if none is named.")]
+RunNames = Annotated[
+    list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs, MODEL/DATASET; all if none is named.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 CsvFolder = Annotated[Path | None, typer.Option("--csv", metavar="DIR", help="Also write every table as CSV into DIR.")]
 Model = Annotated[
-    str, typer.Option("--model", metavar="NAME=CHECKPOINT", help="Folder or hub id in the official layout, or a shipped name.")
+    str,
+    typer.Option(
+        "--model", metavar="NAME=CHECKPOINT", help="Folder or hub id in the official layout, or a shipped name."
+    ),
 ]
-Base = Annotated[str | None, typer.Option("--base", metavar="PATH_OR_ID", help="Base model: configuration and tokenizer.")]
+Base = Annotated[
+    str | None, typer.Option("--base", metavar="PATH_OR_ID", help="Base model: configuration and tokenizer.")
+]
 Data = Annotated[str, typer.Option("--data", metavar="FILE_OR_NAME=FILE", help="JSON Lines or a JSON list of pairs.")]
-LakeOption = Annotated[str, typer.Option("--lake", metavar="PATH", help="Lake: a folder or a URL; made where there is none.")]
+LakeOption = Annotated[
+    str, typer.Option("--lake", metavar="PATH", help="Lake: a folder or a URL; made where there is none.")
+]
 Limit = Annotated[int | None, typer.Option(help="Only the first N problems.")]
 CaptureOption = Annotated[str, typer.Option("--capture", help="latent: rows from bot on; full: every row.")]
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1, mps.")]
@@ -70,7 +79,9 @@ def progress_bar(label: str, unit: str = "") -> Iterator[Callable[..., None]]:
         def report(done: int, total: int, written: int = 0) -> None:
             speed = bar.tasks[task].speed
             rate = f"{speed:.1f} {unit}/s" if speed and unit else ""
-            bar.update(task, completed=done, total=total, rate=" ".join([rate, f"{written / 1e6:.0f} MB" if written else ""]))
+            bar.update(
+                task, completed=done, total=total, rate=" ".join([rate, f"{written / 1e6:.0f} MB" if written else ""])
+            )
 
         yield report
 
@@ -179,15 +190,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
     except TyperException as error:
         context = getattr(error, "ctx", None)
-        text = getattr(error, "format_message", lambda: str(error))()
-        fail(text + (f"; see {context.command_path} --help" if context else ""), 2)
+        fail(error.format_message() + (f"; see {context.command_path} --help" if context else ""), 2)
     except (typer.Abort, KeyboardInterrupt):
         fail("stopped; what is committed stays, and the same command goes on from there", 130)
     except LakeError as error:
         fail(str(error), 2 if isinstance(error, UsageError) else 1)
     except OSError as error:
         full = error.errno == errno.ENOSPC
-        what = "the disk is full; what is committed stays, free some space and run the same command again" if full else str(error)
+        what = (
+            "the disk is full; what is committed stays, free some space and run the same command again"
+            if full
+            else str(error)
+        )
         fail(what, 1)
     sys.exit(code if isinstance(code, int) else 0)
 

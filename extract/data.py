@@ -115,7 +115,9 @@ def _read_file(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
             raise UsageError(f"data file {path} begins a JSON list but is not JSON: {error}") from error
         if not rows:
             raise UsageError(f"data file {path} is an empty list; it needs problems or clean/corrupted pairs")
-        return [(f"{path} entry {index + 1}", _mapping(row, f"{path} entry {index + 1}")) for index, row in enumerate(rows)]
+        return [
+            (f"{path} entry {index + 1}", _mapping(row, f"{path} entry {index + 1}")) for index, row in enumerate(rows)
+        ]
     found = []
     for number, line in enumerate(text.splitlines(), start=1):
         where = f"{path} line {number}"
@@ -178,7 +180,11 @@ def _collect(name: str, rows: Sequence[tuple[str, dict[str, Any]]], source: str)
     for where, row in rows:
         question = row.get("question")
         if not isinstance(question, str) or not question.strip():
-            raise UsageError(f"{where} has no question" if question is None else f"{where} has an empty question or none that is text")
+            raise UsageError(
+                f"{where} has no question"
+                if question is None
+                else f"{where} has an empty question or none that is text"
+            )
         answer = row.get("answer")
         if isinstance(answer, bool) or not isinstance(answer, int | float | str):
             raise UsageError(f"{where} has no answer that is a number or a text with one")
@@ -187,7 +193,9 @@ def _collect(name: str, rows: Sequence[tuple[str, dict[str, Any]]], source: str)
             raise UsageError(f"{where} has the answer {str(answer)[-40:]!r}, which is no number")
         questions.append(question)
         golds.append(number_text(gold))
-        group = f"pair {row['pair_id']}" if "pair_id" in row else f"pair row {row['pair']}" if "pair" in row else question
+        group = (
+            f"pair {row['pair_id']}" if "pair_id" in row else f"pair row {row['pair']}" if "pair" in row else question
+        )
         groups.append(seen.setdefault(group, len(seen)))
         written = row.get("full_answer", answer)
         chains.append(parse_chain(written) if isinstance(written, str) else [])

@@ -46,9 +46,8 @@ def broken(tmp_path):
 
 def arguments(folder, data, lake, arch="gpt2", **extra):
     flags = [text for name, value in extra.items() for text in (f"--{name.replace('_', '-')}", value)]
-    base = f"base-{arch}"
-    return ["extract", "--model", f"m={folder / f'codi-{arch}'}", "--base", folder / base, "--data", data, "--lake", lake,
-            "--max-new-tokens", 4, *flags]  # fmt: skip
+    model = ["--model", f"m={folder / f'codi-{arch}'}", "--base", folder / f"base-{arch}"]
+    return ["extract", *model, "--data", data, "--lake", lake, "--max-new-tokens", 4, *flags]
 
 
 def refused(answer, lake, *words):
@@ -112,7 +111,11 @@ def test_mistakes_in_the_checkpoint(run, data, broken, tmp_path):
     weights.write_bytes(whole)
 
     config = json.loads((broken / "base-gpt2" / "config.json").read_text())
-    for change, words in [({"model_type": "bert"}, ["bert", "gpt2", "llama"]), ({"n_layer": 3}, []), ({"n_embd": 40}, [])]:
+    for change, words in [
+        ({"model_type": "bert"}, ["bert", "gpt2", "llama"]),
+        ({"n_layer": 3}, []),
+        ({"n_embd": 40}, []),
+    ]:
         (broken / "base-gpt2" / "config.json").write_text(json.dumps(config | change))
         refused(run(*arguments(broken, data, lake)), lake, *words)
     shutil.rmtree(broken / "base-gpt2")

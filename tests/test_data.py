@@ -45,7 +45,9 @@ def test_pairs_become_twins_of_one_problem(tmp_path, flat):
             for variant, side in zip(("clean", "corrupted"), pair, strict=True)
         ]
     else:
-        rows = [{"pair_id": 7 + i, "clean": clean, "corrupted": corrupted} for i, (clean, corrupted) in enumerate(pairs)]
+        rows = [
+            {"pair_id": 7 + i, "clean": clean, "corrupted": corrupted} for i, (clean, corrupted) in enumerate(pairs)
+        ]
     path = tmp_path / "p.json"
     path.write_text(json.dumps(rows))
     columns = {name: values for name, (_, values) in read_problems(str(path)).columns.items()}
@@ -81,6 +83,7 @@ def test_same_content_has_the_same_fingerprint_whatever_the_file(tmp_path):
         read_problems("n=" + write(tmp_path / "a.jsonl", [row])).fingerprint
         == read_problems("n=" + write(tmp_path / "b.jsonl", [{**row}])).fingerprint
     )
-    assert read_problems("n=" + write(tmp_path / "c.jsonl", [row, row])).fingerprint != read_problems(
-        "n=" + str(tmp_path / "a.jsonl")
-    ).fingerprint
+    assert (
+        read_problems("n=" + write(tmp_path / "c.jsonl", [row, row])).fingerprint
+        != read_problems("n=" + str(tmp_path / "a.jsonl")).fingerprint
+    )
