@@ -4,9 +4,11 @@ from importlib import import_module
 from typing import Any
 
 _PUBLIC = {
+    "answer_attention": "analyze.correlate",
     "attention_importance": "analyze.correlate",
     "attention_shares": "analyze.attention",
     "attention_summary": "analyze.attention",
+    "failure_importance": "analyze.correlate",
     "fit_tuned_lens": "analyze.lens",
     "head_analysis": "analyze.heads",
     "head_scores": "analyze.heads",

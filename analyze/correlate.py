@@ -1,0 +1,349 @@
+"""Whether what the answer attends to is what matters: correlations that keep apart what the pooled one mixes.
+
+A pooled correlation over examples and positions is large as soon as some position is both attended and important in
+every problem, whatever happens within positions. So five are reported: pooled; at each position, over problems; within
+problems, over positions; with position accounted for; and with both accounted for.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from analyze.attention import attention_shares
+from analyze.labels import inherited, labels_along, require_dims, take, thought_labels
+from analyze.statistics import adjust
+from schemas import SchemaError, UsageError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Progress = Callable[[int, int], None]
+
+BATCH = 50
+"""Resamples whose sums are held at once."""
+
+
+def answer_attention(attention: xr.DataArray, *, query: str = "eot", heads: bool = False) -> xr.DataArray:
+    """Attention of the answer to each thought, in each example.
+
+    Parameters
+    ----------
+    attention : (example, layer, head, position, key_position)
+        Lazy input stays lazy.
+    query
+        ``"eot"``, which predicts the first answer token; ``"answer"``, the mean over answer tokens; or a thought.
+    heads
+        Whether to keep the heads instead of their mean.
+
+    Returns
+    -------
+    (example, layer, position), or with ``head`` after ``layer``
+    """
+    shares = attention_shares(attention)
+    if query not in shares["query"].values:
+        raise SchemaError(
+            f"attention of query {query!r}: the run holds the queries {', '.join(shares['query'].values)}. "
+            "Pick one of them."
+        )
+    thoughts = thought_labels(shares, "target")
+    chosen = shares.sel(query=query, target=thoughts, drop=True).rename(target="position")
+    chosen = chosen if heads else chosen.mean("head")
+    return chosen.assign_attrs(shares.attrs, long_name=f"attention of {query}").transpose(
+        "example", "layer", ..., "position"
+    )
+
+
+def failure_importance(baseline: xr.DataArray, ablated: xr.DataArray) -> xr.DataArray:
+    """1 where an example that was answered right is answered wrong after an ablation, 0 where still right.
+
+    Examples answered wrong to begin with are NaN: nothing can be lost there.
+
+    Parameters
+    ----------
+    baseline : (example,), bool
+    ablated : (example, ...), bool
+        Whether it is right after the ablation, by ``position`` for example. Joined by label.
+    """
+    found, missing = _in_both(baseline, ablated, "importance from an ablation")
+    if missing:
+        raise SchemaError(
+            f"importance from an ablation: the ablation holds examples {_some(missing)} that the baseline lacks. "
+            "Use the baseline of the same run."
+        )
+    right = baseline.sel(example=found).astype(bool)
+    lost = (~ablated.sel(example=found).astype(bool)).astype("float64")
+    return lost.where(right).assign_attrs(inherited(ablated, long_name="failure after ablation", units="1"))
+
+
+def attention_importance(
+    attention: xr.DataArray,
+    importance: xr.DataArray,
+    *,
+    correction: str = "holm",
+    n_permutation: int = 1000,
+    n_resample: int = 500,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> xr.Dataset:
+    """Correlate attention with importance, joined by example and position.
+
+    Examples with importance at every position are used (so an example NaN for having been wrong to begin with is out).
+    With both centred as named, Pearson's r of
+
+    ``pooled``
+        nothing removed; interval only: its points are not independent, and it mixes what the others keep apart
+    ``position`` : (..., position)
+        one position, over examples; p by exchanging importance between problems
+    ``within``
+        each example's mean over positions removed; p by exchanging importance between positions of an example.
+        Positions that differ in every example alike count here
+    ``partial``
+        each position's mean over examples removed; p by exchanging importance between problems
+    ``two_way``
+        both removed; p by exchanging between problems
+
+    Each has ``_r``, a 95% interval ``_r_low``, ``_r_high`` from a bootstrap over problems and, but for pooled, ``_p``
+    (two-sided) and ``_p_adjusted`` for the number of its tests here. A correlation with something constant is NaN.
+    Problems are exchanged whole, with all their examples, among those of the same number of examples.
+
+    Parameters
+    ----------
+    attention : (example, ..., position)
+        For instance :func:`answer_attention`; every other dim (layer, head) is tested on its own. Computed and held.
+    importance : (example, position)
+        For instance :func:`failure_importance`, or any column. Its examples must all be in ``attention``, with the same
+        ``problem`` if both know it, and its positions too.
+    correction
+        ``"holm"`` or ``"bh"``.
+    progress
+        Called with resamples done and their number.
+
+    Returns
+    -------
+    Dataset
+        The above and what they were computed from: ``attention`` and ``importance`` of the examples used
+        (``n_example``), and their means ``mean_attention`` : (..., position) and ``mean_importance`` : (position).
+
+    Raises
+    ------
+    SchemaError
+        If examples, problems, positions or runs do not line up, or are not labelled.
+    """
+    x, y = _joined(attention, importance)
+    dims = [str(dim) for dim in x.dims if dim not in ("example", "position")]
+    x = x.transpose("example", *dims, "position")
+    lead = tuple(x.sizes[dim] for dim in dims)
+    groups = np.asarray(x.coords["problem"].values if "problem" in x.coords else x["example"].values)
+    values = np.asarray(x.values, dtype="float64").reshape(
+        x.sizes["example"], -1, x.sizes["position"]
+    )  # (example, test, position)
+    target = np.asarray(y.values, dtype="float64")  # (example, position)
+
+    raw, rows = _Pair(values, target), _Pair(_row_centred(values), _row_centred(target))
+    observed = _correlations(raw.moments(), rows.moments())
+    rng = np.random.default_rng(seed)
+    total = n_permutation + n_resample
+    done = 0
+    beyond = {name: np.zeros_like(value) for name, value in observed.items()}
+    exchange = _Exchange(groups)
+    for _ in range(n_permutation):
+        between = exchange.between(rng)
+        shuffled = np.argsort(rng.random(target.shape), axis=1)
+        drawn = _correlations(raw.moments(raw.y[between]), rows.moments(rows.y[between]))
+        drawn["within"] = _correlations(None, rows.moments(np.take_along_axis(rows.y, shuffled, 1)))["within"]
+        for name, value in observed.items():
+            with np.errstate(invalid="ignore"):
+                beyond[name] += np.abs(drawn[name]) >= np.abs(value) - 1e-12
+        done += 1
+        if progress is not None and done % BATCH == 0:
+            progress(done, total)
+    draws: dict[str, list[Array]] = {name: [] for name in observed}
+    for _ in range(n_resample):
+        chosen = exchange.resample(rng)
+        drawn = _correlations(raw.moments(rows=chosen), rows.moments(rows=chosen))
+        for name, value in drawn.items():
+            draws[name].append(value)
+        done += 1
+        if progress is not None and (done % BATCH == 0 or done == total):
+            progress(done, total)
+
+    result = xr.Dataset(coords={dim: x[dim].values for dim in (*dims, "position")})
+    for name, value in observed.items():
+        shape = (*lead, len(result["position"])) if name == "position" else lead
+        over = [*dims, "position"] if name == "position" else dims
+        low, high = _quantiles(np.stack(draws[name])) if n_resample else (np.full_like(value, np.nan),) * 2
+        known = np.isfinite(value)
+        for suffix, part in (("r", value), ("r_low", low), ("r_high", high)):
+            result[f"{name}_{suffix}"] = (over, np.where(known, part, np.nan).reshape(shape))
+        if name != "pooled":
+            p = np.where(known, (beyond[name] + 1) / (n_permutation + 1), np.nan)
+            result[f"{name}_p"] = (over, p.reshape(shape))
+            result[f"{name}_p_adjusted"] = (over, adjust(p, correction).reshape(shape))
+            result[f"{name}_p_adjusted"].attrs = {"long_name": f"p, corrected ({correction})", "units": "1"}
+        result[f"{name}_r"].attrs = {"long_name": LONG_NAMES[name], "units": "1", "range": "-1 to 1"}
+    plain = ["example", *([name for name in ("problem", "variant") if name in x.coords])]
+    result = result.assign_coords({name: ("example", x[name].values) for name in plain})
+    result["attention"] = (("example", *dims, "position"), np.asarray(x.values, dtype="float32"))
+    result["importance"] = (("example", "position"), target)
+    result["mean_attention"] = result["attention"].mean("example", dtype="float64")
+    result["mean_importance"] = result["importance"].mean("example")
+    result["n_example"] = len(target)
+    result["attention"].attrs = {"long_name": attention.attrs.get("long_name", "attention"), "units": "1"}
+    result["importance"].attrs = {"long_name": importance.attrs.get("long_name", "importance"), "units": "1"}
+    attrs = inherited(attention, kind="correlate", correction=correction, n_permutation=n_permutation)
+    return result.assign_attrs(attrs, n_resample=n_resample, seed=seed)
+
+
+LONG_NAMES = {
+    "pooled": "r over examples and positions",
+    "position": "r over examples at the position",
+    "within": "r within problems",
+    "partial": "r with position accounted for",
+    "two_way": "r within problems with position accounted for",
+}
+
+
+class _Moments(NamedTuple):
+    """Means over examples, by position."""
+
+    x: Array  # (test, position)
+    y: Array  # (position,)
+    xx: Array
+    yy: Array
+    xy: Array
+
+
+class _Pair:
+    """Two arrays and the sums their correlations need."""
+
+    def __init__(self, x: Array, y: Array) -> None:
+        self.x, self.y = x, y  # (example, test, position), (example, position)
+        self._flat = np.ascontiguousarray(x.transpose(1, 2, 0))  # (test, position, example)
+        self._square = self._flat**2
+
+    def moments(self, y: Array | None = None, rows: Array | None = None) -> _Moments:
+        """Moments, with other values ``y`` in place of the second, or of examples drawn with repeats."""
+        y = self.y if y is None else y
+        n = len(y)
+        weight = np.ones(n) if rows is None else np.bincount(rows, minlength=n).astype("float64")
+        weight /= weight.sum()
+        xy = np.einsum("tpe,pe->tp", self._flat, (y * weight[:, None]).T, optimize=True)
+        return _Moments(self._flat @ weight, weight @ y, self._square @ weight, weight @ y**2, xy)
+
+
+def _correlations(raw: _Moments | None, rows: _Moments) -> dict[str, Array]:
+    """Every correlation from the moments of the values and of the values less each example's mean."""
+
+    def ratio(xy: Array, xx: Array, yy: Array) -> Array:
+        good = (xx > 1e-15) & (yy > 1e-15)
+        return np.where(good, xy / np.sqrt(np.where(good, xx * yy, 1.0)), np.nan)
+
+    def pooled(m: _Moments) -> Array:
+        x, y = m.x.mean(-1), m.y.mean(-1)
+        return ratio(m.xy.mean(-1) - x * y, m.xx.mean(-1) - x**2, m.yy.mean(-1) - y**2)
+
+    def central(m: _Moments) -> tuple[Array, Array, Array]:
+        return m.xy - m.x * m.y, m.xx - m.x**2, m.yy - m.y**2
+
+    found = {"within": pooled(rows)}
+    if raw is not None:
+        xy, xx, yy = central(raw)
+        found |= {
+            "pooled": pooled(raw),
+            "position": ratio(xy, xx, yy),
+            "partial": ratio(xy.sum(-1), xx.sum(-1), yy.sum(-1)),
+        }
+        xy, xx, yy = central(rows)
+        found["two_way"] = ratio(xy.sum(-1), xx.sum(-1), yy.sum(-1))
+    return found
+
+
+class _Exchange:
+    """Draws whole problems: exchanged among those of equal size, or with repeats."""
+
+    def __init__(self, groups: Array) -> None:
+        order = np.argsort(groups, kind="stable")
+        cuts = np.flatnonzero(np.diff(groups[order])) + 1
+        self._members = np.split(order, cuts)
+        sizes = np.array([len(rows) for rows in self._members])
+        self._strata = [np.stack([m for m in self._members if len(m) == size]) for size in np.unique(sizes)]
+        self._n = len(groups)
+
+    def between(self, rng: np.random.Generator) -> Array:
+        """Row numbers that give each example the values of another problem's."""
+        taken = np.empty(self._n, dtype=int)
+        for rows in self._strata:  # (problem, example)
+            taken[rows] = rows[rng.permutation(len(rows))]
+        return taken
+
+    def resample(self, rng: np.random.Generator) -> Array:
+        """Row numbers of problems drawn with repeats."""
+        drawn = rng.integers(0, len(self._members), len(self._members))
+        return np.concatenate([self._members[i] for i in drawn])
+
+
+def _quantiles(draws: Array) -> tuple[Array, Array]:
+    known = np.isfinite(draws).any(0)
+    low, high = np.nanquantile(np.where(known, draws, 0.0), [0.025, 0.975], axis=0)
+    return low, high
+
+
+def _row_centred(values: Array) -> Array:
+    return np.asarray(values - values.mean(-1, keepdims=True))
+
+
+def _joined(attention: xr.DataArray, importance: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+    """Both at the examples and positions of the importance, or a refusal."""
+    what = "correlating attention with importance"
+    require_dims(attention, ["example", "position"], what)
+    require_dims(importance, ["example", "position"], what)
+    extra = [str(dim) for dim in importance.dims if dim not in ("example", "position")]
+    if extra:
+        raise SchemaError(f"{what}: importance also has {', '.join(extra)}; select one, or take a mean, first")
+    runs = [array.attrs.get("run") for array in (attention, importance)]
+    if None not in runs and runs[0] != runs[1]:
+        raise SchemaError(
+            f"{what}: attention is of run {runs[0]!r}, importance of {runs[1]!r}. Take both from one run."
+        )
+    found, missing = _in_both(attention, importance, what)
+    if missing:
+        raise SchemaError(
+            f"{what}: importance holds {len(missing)} examples that attention lacks ({_some(missing)}), so they do not "
+            "line up. Compute both from the same run and data file."
+        )
+    labels = labels_along(importance, "position")
+    x = take(attention, "position", labels, what).sel(example=found)
+    y = importance.sel(example=found).transpose("example", "position")
+    if "problem" in x.coords and "problem" in y.coords and not np.array_equal(x["problem"].values, y["problem"].values):
+        at = int(np.flatnonzero(x["problem"].values != y["problem"].values)[0])
+        raise SchemaError(
+            f"{what}: example {found[at]} is problem {x['problem'].values[at]} on one side and "
+            f"{y['problem'].values[at]} on the other. The two are of different data files."
+        )
+    x, y = x.compute(), y.astype("float64").compute()
+    complete = np.isfinite(y.values).all(1) & x.notnull().all([dim for dim in x.dims if dim != "example"]).values
+    if complete.sum() < 3:
+        raise UsageError(
+            f"{what}: {int(complete.sum())} of {len(found)} examples have attention and importance at every one of "
+            f"{', '.join(labels)}; at least 3 are needed"
+        )
+    return x.isel(example=complete), y.isel(example=complete)
+
+
+def _in_both(reference: xr.DataArray, other: xr.DataArray, what: str) -> tuple[list[Any], list[Any]]:
+    """Examples of ``other`` that are in the reference, and those that are not; refuses labels that do not identify."""
+    for array in (reference, other):
+        name = array.name or "one side"
+        if "example" not in array.coords:
+            raise SchemaError(
+                f"{what}: {name} has no labels along example, so it cannot be joined. Keep the run's own."
+            )
+        if not array.get_index("example").is_unique:
+            raise SchemaError(f"{what}: {name} has an example more than once. Select one variant, or relabel.")
+    known = set(reference["example"].values.tolist())
+    labels = other["example"].values.tolist()
+    return [x for x in labels if x in known], [x for x in labels if x not in known]
+
+
+def _some(labels: list[Any]) -> str:
+    return ", ".join(map(str, labels[:5])) + (", .." if len(labels) > 5 else "")

@@ -1,0 +1,122 @@
+"""Attention against importance: what is planted is found where it is, joins by label, refuses the rest."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from scipy import stats
+from synthetic import make_run
+
+from analyze import answer_attention, attention_importance, failure_importance
+from schemas import SchemaError, UsageError
+
+POSITIONS = np.array([f"ct{i}" for i in range(6)], dtype=object)
+
+
+def pair(attention: np.ndarray, importance: np.ndarray, **coords: object) -> tuple[xr.DataArray, xr.DataArray]:
+    labels = {"example": np.arange(len(importance)), "position": POSITIONS, **coords}
+    return (
+        xr.DataArray(attention, dims=("example", "layer", "position"), coords=labels, name="attention"),
+        xr.DataArray(importance, dims=("example", "position"), coords=labels, name="importance"),
+    )
+
+
+def test_a_between_position_effect_is_not_taken_for_more():
+    rng = np.random.default_rng(1)
+    level = np.array([0, 0, 0, 0, 0, 3.0])
+    attention, importance = pair(rng.normal(size=(80, 2, 6)) + level, rng.normal(size=(80, 6)) + level)
+    result = attention_importance(attention, importance, n_permutation=200, n_resample=100)
+    assert (result["pooled_r"] > 0.5).all()  # the published kind of figure
+    assert (result["within_r"] > 0.5).all()
+    assert (result["partial_p_adjusted"] > 0.05).all()
+    assert (result["two_way_p_adjusted"] > 0.05).all()
+    assert (result["position_p_adjusted"] > 0.05).all()
+
+
+def test_agrees_with_scipy_and_finds_a_planted_effect():
+    rng = np.random.default_rng(2)
+    importance = rng.normal(size=(60, 6))
+    attention = np.stack([rng.normal(size=(60, 6)), importance + rng.normal(size=(60, 6))], axis=1)
+    result = attention_importance(*pair(attention, importance), n_permutation=200, n_resample=200)
+    pooled = stats.pearsonr(attention[:, 1].ravel(), importance.ravel())
+    assert result["pooled_r"][1] == pytest.approx(pooled.statistic)
+    for p in range(6):
+        one = stats.pearsonr(attention[:, 0, p], importance[:, p])
+        assert result["position_r"][0, p] == pytest.approx(one.statistic)
+        assert result["position_p"][0, p] == pytest.approx(one.pvalue, abs=0.1)
+    centred = [x - x.mean(0) for x in (attention[:, 1], importance)]
+    assert result["partial_r"][1] == pytest.approx(stats.pearsonr(centred[0].ravel(), centred[1].ravel()).statistic)
+    within = [x - x.mean(1, keepdims=True) for x in (attention[:, 1], importance)]
+    assert result["within_r"][1] == pytest.approx(stats.pearsonr(within[0].ravel(), within[1].ravel()).statistic)
+    low, high = pooled.confidence_interval()
+    assert result["pooled_r_low"][1] == pytest.approx(low, abs=0.06)
+    assert result["pooled_r_high"][1] == pytest.approx(high, abs=0.06)
+    for name in ("within", "partial", "two_way"):
+        assert result[f"{name}_p_adjusted"][1] == pytest.approx(2 / 201)
+        assert result[f"{name}_p_adjusted"][0] > 0.05
+
+
+def test_twins_count_as_one_problem():
+    rng = np.random.default_rng(3)
+    once = rng.normal(size=(20, 1, 6)), rng.normal(size=(20, 6))
+    single = attention_importance(*pair(*once), n_permutation=50, n_resample=300)
+    problem = ("example", np.arange(40) // 2)
+    twice = pair(*(x.repeat(2, 0) for x in once), problem=problem)
+    double = attention_importance(*twice, n_permutation=50, n_resample=300)
+    wide = [r["partial_r_high"] - r["partial_r_low"] for r in (single, double)]
+    assert wide[1] == pytest.approx(wide[0], rel=0.15)  # and not narrower by sqrt 2
+
+
+def test_constant_importance_says_so():
+    rng = np.random.default_rng(4)
+    importance = rng.integers(0, 2, (30, 6)).astype(float)
+    importance[:, 2] = 0
+    result = attention_importance(*pair(rng.normal(size=(30, 1, 6)), importance), n_permutation=20, n_resample=20)
+    assert result["position_r"].sel(position="ct2").isnull().all()
+    assert result["position_p_adjusted"].sel(position="ct2").isnull().all()
+    assert result["position_r"].sel(position="ct3").notnull().all()
+
+
+def test_joins_by_example_whatever_the_order():
+    run = make_run(n_example=40, twins=True)
+    attention = answer_attention(run["attention"])
+    ablated = xr.DataArray(
+        np.random.default_rng(0).random((40, 6)) < 0.5,
+        dims=("example", "position"),
+        coords={"example": run["example"], "position": POSITIONS},
+    )
+    importance = failure_importance(run["correct"], ablated)
+    assert importance.isnull().all("position").sum() == (~run["correct"]).sum()
+    straight = attention_importance(attention, importance, n_permutation=5, n_resample=5)
+    turned = attention_importance(
+        attention, importance.isel(example=slice(None, None, -1)), n_permutation=5, n_resample=5
+    )
+    np.testing.assert_allclose(straight["partial_r"], turned["partial_r"])
+    assert straight["n_example"] == run["correct"].sum()
+    lazy = answer_attention(run.chunk(example=7, layer=1)["attention"], heads=True)
+    assert lazy.chunks is not None
+    assert lazy.dims == ("example", "layer", "head", "position")
+    xr.testing.assert_allclose(lazy.mean("head").compute(), attention, atol=1e-6)
+
+
+def test_refuses_what_does_not_line_up():
+    rng = np.random.default_rng(5)
+    attention, importance = pair(rng.normal(size=(20, 2, 6)), rng.normal(size=(20, 6)))
+    with pytest.raises(SchemaError, match=r"holds 3 examples that attention lacks \(20, 21, 22\)"):
+        attention_importance(attention, importance.assign_coords(example=np.arange(3, 23)))
+    with pytest.raises(SchemaError, match="no labels along example"):
+        attention_importance(attention, importance.drop_vars("example"))
+    with pytest.raises(SchemaError, match="lacks eot"):
+        attention_importance(attention, importance.assign_coords(position=[*POSITIONS[:-1], "eot"]))
+    with pytest.raises(SchemaError, match="has an example more than once"):
+        attention_importance(attention, importance.assign_coords(example=np.arange(20) // 2))
+    with pytest.raises(SchemaError, match="is of run 'a/x', importance of 'b/x'"):
+        attention_importance(attention.assign_attrs(run="a/x"), importance.assign_attrs(run="b/x"))
+    with pytest.raises(SchemaError, match="example 0 is problem 1 on one side and 0"):
+        attention_importance(
+            attention.assign_coords(problem=("example", np.arange(20) + 1)),
+            importance.assign_coords(problem=("example", np.arange(20))),
+        )
+    with pytest.raises(UsageError, match="0 of 20 examples"):
+        attention_importance(attention, importance * np.nan)
+    with pytest.raises(SchemaError, match="attention of query 'end'"):
+        answer_attention(make_run()["attention"], query="end")
