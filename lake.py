@@ -184,6 +184,42 @@ def parse_numbers(text: str | None) -> list[int]:
     return [int(part) for part in parts]
 
 
+@app.command("problems")
+def problems_command(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the files.")],
+    seed: Annotated[int, typer.Option(help="Seed of the drawing.")] = 0,
+    pairs: Annotated[int, typer.Option(help="Number of clean/corrupted pairs.")] = 500,
+) -> None:
+    """Write the story problems of the small models: validation, test and pair files."""
+    from extract.small.problems import SPLIT_SIZES, make_pairs, make_splits, write_pairs, write_problems
+
+    out.mkdir(parents=True, exist_ok=True)
+    for name, problems in make_splits(
+        seed, {name: SPLIT_SIZES[name] for name in SPLIT_SIZES if name != "train"}
+    ).items():
+        write_problems(problems, out / f"{name}.jsonl")
+        console.print(f"{out / name}.jsonl: {len(problems)} problems")
+    write_pairs(make_pairs(pairs, seed), out / "pairs.json")
+    console.print(f"{out / 'pairs'}.json: {pairs} pairs")
+
+
+@app.command("train")
+def train_command(
+    name: Annotated[
+        str, typer.Argument(help="small-gpt2, small-llama, their -decodable twins or -direct comparisons.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for checkpoints and training state.")],
+    seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
+    device: Device = "cpu",
+) -> None:
+    """Train a small CODI model from scratch; run again, it goes on where it stopped."""
+    from extract.small.train import train
+
+    with progress_bar(f"{name}, seed {seed}", "steps") as report:
+        for folder in train(name, out, seed, device, progress=report):
+            console.print(str(folder))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit 2 for a user's mistake, 1 for a run that failed, each with one line on stderr."""
     try:
