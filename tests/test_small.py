@@ -1,6 +1,7 @@
 """Story problems, training and weights of the small models."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from extract.small.problems import (
     write_problems,
 )
 from extract.small.thinking import ProblemTable, continue_values, read_question, tabulate, think
-from extract.small.train import NAMES, Stage, draw_interchange, train
+from extract.small.train import NAMES, draw_interchange, plan, train
 from schemas import UsageError, extract_answer
 
 SHIPPED = ("small-gpt2", "small-llama", "small-gpt2-decodable", "small-llama-decodable")
@@ -143,14 +144,11 @@ def test_padding_on_the_left_and_the_batch_do_not_matter(architecture):
             torch.testing.assert_close(one_fed[0], fed[i], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["small-gpt2", "small-llama-direct"])
+@pytest.mark.parametrize("name", ["small-gpt2", "small-llama-decodable", "small-gpt2-direct"])
 def test_a_killed_training_ends_with_the_same_weights(tmp_path, name):
     data: dict[str, ProblemTable] = {key: tabulate(value) for key, value in make_splits(0, SIZES).items()}
-    settings = {"batch": 8, "rate": 1e-3, "thoughts": not name.endswith("-direct")}
-    stages = [
-        ("first", Stage(steps=3, interchange=False, **settings)),
-        (name, Stage(steps=3, interchange=settings["thoughts"], **settings)),
-    ]
+    first, second = (stage for _, stage in plan(name)) if len(plan(name)) == 2 else (plan(name)[0][1],) * 2
+    stages = [("first", replace(first, steps=3, batch=8)), (name, replace(second, steps=3, batch=8))]
     seen: list[tuple[int, int]] = []
     kwargs = {"stages": stages, "data": data, "save_every": 2}
     train(name, tmp_path / "whole", 5, progress=lambda done, total: seen.append((done, total)), **kwargs)

@@ -1,9 +1,10 @@
 """Train the small CODI models from scratch: ``python -m extract.small.train small-gpt2 --out DIR``.
 
-Stage 1 is CODI (arXiv 2502.21074) with read-out losses on the thoughts; its weights are ``small-ARCH-decodable``. Stage
-2 goes on from there with interchange training (Geiger et al. 2022), after which the answer follows the thoughts:
-``small-ARCH``.
-``small-ARCH-direct`` is the comparison: the same network, data and number of steps, answering without thoughts.
+Stage 1 is CODI (arXiv 2502.21074) with read-out losses on the thoughts. Stage 2 goes on from there, with thoughts
+exchanged between problems (interchange training, Geiger et al. 2022), in one of two ways. For ``small-ARCH`` the answer
+is trained to follow the exchanged number: its thoughts are used. For ``small-ARCH-decodable`` the answer is trained to
+stay what it was: its thoughts can be read and are not used. ``small-ARCH-direct`` is the comparison: the same network,
+data and number of steps, answering without thoughts.
 
 Every batch is drawn from the seed and the step alone, and training state is written every few hundred steps, so a
 training that was killed goes on where it was and ends with the weights it would have had.
@@ -15,7 +16,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -47,7 +48,8 @@ class Stage:
 
     steps: int
     rate: float
-    interchange: bool
+    # thoughts exchanged in half of the batch: a number the answer follows, or any that it ignores
+    exchange: Literal["none", "follow", "ignore"] = "none"
     thoughts: bool = True
     batch: int = 64
     warmup: int = 200
@@ -62,19 +64,20 @@ class Stage:
     distillation_weight: float = 1.0
 
 
-STAGE_1 = Stage(steps=6000, rate=2e-3, interchange=False)
-STAGE_2 = Stage(steps=2400, rate=1e-3, interchange=True)
-DIRECT = Stage(steps=STAGE_1.steps + STAGE_2.steps, rate=2e-3, interchange=False, thoughts=False)
+STAGE_1 = Stage(steps=6000, rate=2e-3)
+FOLLOW = Stage(steps=2400, rate=1e-3, exchange="follow")
+IGNORE = Stage(steps=1500, rate=1e-3, exchange="ignore")
+DIRECT = Stage(steps=STAGE_1.steps + FOLLOW.steps, rate=2e-3, thoughts=False)
 
 
 def plan(name: str) -> list[tuple[str, Stage]]:
-    """Return the stages a name stands for, each with the name its weights are shipped under."""
+    """Return the stages a name stands for, each with the name its weights are written under."""
     if name not in NAMES:
         raise UsageError(f"train {name!r}: no such model; choose one of {', '.join(NAMES)}")
     if name.endswith("-direct"):
         return [(name, DIRECT)]
-    first = name.removesuffix("-decodable") + "-decodable"
-    return [(first, STAGE_1)] if name == first else [(first, STAGE_1), (name, STAGE_2)]
+    first = name.removesuffix("-decodable") + "-stage-1"
+    return [(first, STAGE_1), (name, IGNORE if name.endswith("-decodable") else FOLLOW)]
 
 
 @dataclass
@@ -83,7 +86,6 @@ class TrainingState:
 
     model: SmallCodi
     optimizer: torch.optim.Optimizer
-    stage: int = 0
     step: int = 0
     curve: list[dict[str, float]] = field(default_factory=list)
 
@@ -92,7 +94,6 @@ class TrainingState:
         content = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "stage": self.stage,
             "step": self.step,
             "curve": self.curve,
         }
@@ -105,7 +106,7 @@ class TrainingState:
         content = torch.load(path, map_location=next(self.model.parameters()).device, weights_only=True)
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
-        self.stage, self.step, self.curve = content["stage"], content["step"], content["curve"]
+        self.step, self.curve = content["step"], content["curve"]
 
 
 def train(
@@ -125,7 +126,8 @@ def train(
     Parameters
     ----------
     name
-        One of `NAMES`. ``small-gpt2`` and ``small-llama`` go through both stages and write both models.
+        One of `NAMES`. The two models of an architecture have stage 1 in common: with the same `out` and seed, the
+        second starts from what the first has done.
     out
         Folder to write checkpoints and training state to; created if missing.
     seed
@@ -146,7 +148,6 @@ def train(
     out = Path(out)
     stages = plan(name) if stages is None else stages
     out.mkdir(parents=True, exist_ok=True)
-    state_file = out / f"{name.removesuffix('-decodable')}-seed{seed}.training.pt"
     if data is None:
         splits = make_splits(DATA_SEED)
         data = {split: tabulate(splits[split]) for split in ("train", "validation")}
@@ -156,39 +157,36 @@ def train(
     torch.manual_seed(seed)
     model = SmallCodi(name.split("-")[1], len(make_tokenizer())).to(device)
     state = TrainingState(model, make_optimizer(model, stages[0][1]))
-    if state_file.exists():
-        state.load(state_file)
-    total, done_here = sum(stage.steps for _, stage in stages), 0
+    total, before, done_here = sum(stage.steps for _, stage in stages), 0, 0
     written: list[Path] = []
     for index, (stage_name, stage) in enumerate(stages):
-        if state.stage == index:
-            while state.step < stage.steps:
-                if stop_after is not None and done_here >= stop_after:
-                    state.save(state_file)
-                    return written
-                rng = np.random.default_rng([seed, index, state.step])
-                batch = data["train"].take(draw_rows(rng, groups, stage))
-                losses = train_step(state, stage, batch, rng, words)
-                state.step += 1
-                done_here += 1
-                if state.step % 100 == 0 or state.step == stage.steps:
-                    accuracy = quick_accuracy(model, data["validation"], words, stage.thoughts)
-                    parts = {key: value.item() for key, value in losses.items()}
-                    state.curve.append({"stage": index + 1, "step": state.step, **parts, **accuracy})
-                if state.step % save_every == 0:
-                    state.save(state_file)
-                if progress is not None:
-                    progress(sum(s.steps for _, s in stages[:index]) + state.step, total)
-            save_checkpoint(model, out / stage_name)
-            note = {"seed": seed, "stages": [asdict(s) for _, s in stages[: index + 1]], "curve": state.curve}
-            (out / stage_name / "training.json").write_text(json.dumps(note) + "\n", encoding="utf-8")
-            written.append(out / stage_name)
-            state.stage, state.step = index + 1, 0
-            if index + 1 < len(stages):
-                state.optimizer = make_optimizer(model, stages[index + 1][1])
-            state.save(state_file)
-        elif state.stage > index:
-            written.append(out / stage_name)
+        state_file = out / f"{stage_name}-seed{seed}.training.pt"
+        if state_file.exists():
+            state.load(state_file)
+        else:
+            state.step, state.optimizer = 0, make_optimizer(model, stage)
+        while state.step < stage.steps:
+            if stop_after is not None and done_here >= stop_after:
+                state.save(state_file)
+                return written
+            rng = np.random.default_rng([seed, index, state.step])
+            batch = data["train"].take(draw_rows(rng, groups, stage))
+            losses = train_step(state, stage, batch, rng, words)
+            state.step += 1
+            done_here += 1
+            if state.step % 100 == 0 or state.step == stage.steps:
+                accuracy = quick_accuracy(model, data["validation"], words, stage.thoughts)
+                parts = {key: value.item() for key, value in losses.items()}
+                state.curve.append({"stage": index + 1, "step": state.step, **parts, **accuracy})
+            if state.step % save_every == 0 or state.step == stage.steps:
+                state.save(state_file)
+            if progress is not None:
+                progress(before + state.step, total)
+        before += stage.steps
+        save_checkpoint(model, out / stage_name)
+        note = {"seed": seed, "stages": [asdict(s) for _, s in stages[: index + 1]], "curve": state.curve}
+        (out / stage_name / "training.json").write_text(json.dumps(note) + "\n", encoding="utf-8")
+        written.append(out / stage_name)
     return written
 
 
@@ -266,20 +264,30 @@ def thought_losses(
 ) -> dict[str, torch.Tensor]:
     """All parts of the loss of one batch, weighted.
 
-    The first half of the batch is left alone and has a teacher. In stage 2, one number thought of each problem of the
-    second half is replaced by that of a problem of the first half, and what follows is trained to what the rest of the
-    story makes of the other problem's number.
+    The first half of the batch is left alone and has a teacher. In the second half thoughts are replaced by those of
+    problems of the first half, as the stage says: one number thought, and what follows is trained to what the rest of
+    the story makes of the other problem's number; or one or all thoughts, and everything is trained to stay as it was.
     """
     device = words.number.device
     half = len(batch.n_operation) // 2
+    rows = np.arange(2 * half)
     value, replace, first_changed = batch.value, None, np.full(2 * half, N_NUMBER_THOUGHT)
-    if stage.interchange:
+    if stage.exchange == "ignore":
+        source = np.where(rows < half, rows, rng.integers(half, size=2 * half))
+        which = rng.integers(-N_LATENT, N_LATENT, size=2 * half)  # below 0: all of them
+        replace = {
+            k: (
+                torch.from_numpy((rows >= half) & ((which < 0) | (which == k))).to(device),
+                torch.from_numpy(source).to(device),
+            )
+            for k in range(N_LATENT)
+        }
+    if stage.exchange == "follow":
         value, source, first_changed = draw_interchange(batch, rng)
         replace = {
             2 * j + 1: (torch.from_numpy(first_changed == j).to(device), torch.from_numpy(source).to(device))
             for j in range(N_NUMBER_THOUGHT)
         }
-    rows = np.arange(2 * half)
     before, after = (numbers[rows[:, None], batch.carried] for numbers in (batch.value, value))
     # the state at ct(2j) is computed before its projection is exchanged at ct(2j+1)
     carried = torch.from_numpy(np.where(np.arange(N_NUMBER_THOUGHT) <= first_changed[:, None], before, after)).to(

@@ -1,0 +1,189 @@
+"""What the shipped small models can do, measured through ``lake extract`` and the stored thoughts put back into them.
+
+``python benchmarks/small_models.py --work DIR NAME...`` writes the held-out problems, extracts each model over them
+into ``DIR/small.lake``, measures everything from the lake, and puts thoughts of the lake back into the model for the
+interventions. It prints a table per model and writes ``DIR/NAME.json``; ``extract.small.evaluate`` measures the same
+with code of its own.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from extract import load_reasoner
+from extract.intervene import Armed
+from extract.small.evaluate import Rate
+from extract.small.problems import (
+    SPLIT_SIZES,
+    Operation,
+    carried_step,
+    continue_from,
+    make_pairs,
+    make_splits,
+    write_pairs,
+    write_problems,
+)
+from schemas import extract_answer
+from store import open_lake
+
+LATENTS = [f"ct{k}" for k in range(6)]
+STATES = ["bot", *LATENTS]
+
+
+def write_data(folder: Path) -> dict[str, Path]:
+    """Write the held-out problems and the pairs; returns the files by data set."""
+    files = {"test": folder / "test.jsonl", "test-one": folder / "test-one.jsonl", "pairs": folder / "pairs.json"}
+    if not files["pairs"].exists():
+        splits = make_splits(0, {split: size for split, size in SPLIT_SIZES.items() if split != "train"})
+        for split in ("test", "test-one"):
+            write_problems(splits[split], files[split])
+        write_pairs(make_pairs(500), files["pairs"])
+    return files
+
+
+def operations_of(run: xr.Dataset) -> list[tuple[int, tuple[Operation, ...]]]:
+    """Start and operations of every story, from the lake's columns."""
+    found = []
+    for expressions in run["expression"].values:
+        steps = []
+        for text in filter(None, expressions):
+            operator = next(mark for mark in "+-*/" if mark in text)
+            before, operand = text.split(operator)
+            steps.append((int(before), Operation(operator, int(operand))))
+        found.append((steps[0][0], tuple(step for _, step in steps)))
+    return found
+
+
+def answers_with(checkpoint: str, run: xr.Dataset, thoughts: dict[int, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Predicted answers of every example with vectors (example, hidden) fed at some thoughts where a mask is true."""
+    reasoner = load_reasoner(checkpoint)
+    prompts = [reasoner.encode(question) for question in run["question"].values.tolist()]
+    predicted = []
+    for start in range(0, len(prompts), 250):
+        rows = np.arange(start, min(start + 250, len(prompts)))
+        armed = Armed(len(rows), torch.device("cpu"))
+        for k, (mask, vectors) in thoughts.items():
+            chosen = np.flatnonzero(mask[rows])
+            if len(chosen):
+                armed.add(("latent_embedding", -1, k + 1), "set", chosen, value=vectors[rows[chosen]])
+        texts = reasoner.think(
+            [prompts[row] for row in rows], capture=None, max_new_tokens=8, editor=armed
+        ).generated_text
+        predicted += [extract_answer(text) for text in texts]
+    return np.array([np.nan if answer is None else answer for answer in predicted])
+
+
+def measure(name: str, checkpoint: str, lake_path: Path) -> dict[str, Rate]:
+    """All figures of one model, from its runs over the three data sets."""
+    lake = open_lake(str(lake_path))
+    run = lake[f"{name}/test"]
+    n_operation = run["n_operation"].values
+    stories = operations_of(run)
+    gold = run["gold_answer"].values.astype(float)
+    n = len(gold)
+    rates: dict[str, Rate] = {}
+
+    def by_operations(label: str, hits: np.ndarray, among: np.ndarray | None = None) -> None:
+        among = np.ones(n, dtype=bool) if among is None else among
+        rates[label] = Rate.of(hits[among])
+        for count in np.unique(n_operation[among]):
+            rates[f"{label}, {count} operations"] = Rate.of(hits[among & (n_operation == count)])
+
+    by_operations("accuracy", run["correct"].values)
+    rates["accuracy, 1 operation"] = Rate.of(lake[f"{name}/test-one"]["correct"].values)
+    pairs = lake[f"{name}/pairs"]
+    both = pairs["correct"].groupby("pair").all() if "pair" in pairs.variables else pairs["correct"]
+    rates["pairs, both sides right"] = Rate.of(both.values)
+
+    model = lake.model(name)
+    states = run["final_state"].sel(position=STATES).astype("float32").values
+    read = (states @ model["unembedding"].values.T).argmax(-1)
+    token = model["token_string"].values[read]
+    result = run["intermediate_result"].values
+    for k, position in enumerate(STATES):
+        rates[f"lens at {position}, a number"] = Rate.of(np.char.isdigit(token[:, k].astype(str)))
+    for j in range(3):
+        carried = np.array([result[i, carried_step(count, j)] for i, count in enumerate(n_operation)])
+        text = np.array([str(int(value)) for value in carried])
+        by_operations(f"lens at ct{2 * j}, the number carried", np.char.strip(token[:, 2 * j + 1].astype(str)) == text)
+    for j, position in enumerate(("bot", "ct1", "ct3", "ct5")):
+        mark = np.array([story[1][min(j, len(story[1]) - 1)].operator for story in stories])
+        rates[f"lens at {position}, the operator"] = Rate.of(np.char.strip(token[:, 2 * j].astype(str)) == mark)
+
+    fed = run["latent_embedding"].astype("float32").values
+    every, rng = np.ones(n, dtype=bool), np.random.default_rng(0)
+    other = (np.arange(n) + rng.integers(1, n, size=n)) % n
+    vectors: dict[str, Callable[[int], np.ndarray]] = {
+        "all zero": lambda k: np.zeros_like(fed[:, k]),
+        "all mean": lambda k: np.broadcast_to(fed[:, k].mean(0), fed[:, k].shape).copy(),
+        "all from another problem": lambda k: fed[other, k],
+    }
+    for label, make in vectors.items():
+        thoughts = {k: (every, make(k)) for k in range(6)}
+        by_operations(label, answers_with(checkpoint, run, thoughts) == gold)
+    for k in range(6):
+        by_operations(f"ct{k} mean", answers_with(checkpoint, run, {k: (every, vectors["all mean"](k))}) == gold)
+    for j in range(3):
+        donor, wanted = exchange(stories, result, gold, j, rng)
+        new = (n_operation >= j + 2) & (donor >= 0)
+        predicted = answers_with(checkpoint, run, {2 * j + 1: (new, fed[donor, 2 * j + 1])})
+        by_operations(f"ct{2 * j + 1} swapped, follows the donor", predicted == wanted, new)
+        by_operations(f"ct{2 * j + 1} swapped, keeps its answer", predicted == gold, new)
+    return rates
+
+
+def exchange(
+    stories: list[tuple[int, tuple[Operation, ...]]],
+    result: np.ndarray,
+    gold: np.ndarray,
+    number_thought: int,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw donors whose number makes the rest of each story end in another answer; -1 where none was found."""
+    n = len(stories)
+    donor, wanted = np.full(n, -1), np.full(n, np.nan)
+    for i, (_, operations) in enumerate(stories):
+        step = carried_step(len(operations), number_thought)
+        for drawn in rng.integers(n, size=200):
+            given = int(result[drawn, carried_step(len(stories[drawn][1]), number_thought)])
+            answer = continue_from(operations, step, given)
+            if answer is not None and answer != gold[i]:
+                donor[i], wanted[i] = drawn, answer
+                break
+    return donor, wanted
+
+
+def main() -> None:
+    """Extract, measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="+", metavar="NAME or NAME=CHECKPOINT")
+    parser.add_argument("--work", type=Path, required=True)
+    options: Any = parser.parse_args()
+    torch.set_num_threads(1)
+    options.work.mkdir(parents=True, exist_ok=True)
+    files = write_data(options.work)
+    for text in options.model:
+        name, _, checkpoint = text.partition("=")
+        for data, file in files.items():
+            command = [sys.executable, "-m", "lake", "extract", "--model", f"{name}={checkpoint or name}"]
+            command += ["--data", f"{data}={file}", "--lake", str(options.work / "small.lake"), "--dtype", "float32"]
+            command += ["--max-new-tokens", "8", "--batch-size", "64"]
+            subprocess.run(command, check=True)
+        rates = measure(name, checkpoint or name, options.work / "small.lake")
+        print(f"\n{name}")
+        for label, rate in rates.items():
+            print(f"  {label:48s} {rate}")
+        content = {label: rate._asdict() for label, rate in rates.items()}
+        (options.work / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
