@@ -1,0 +1,495 @@
+"""Interventions against a slow reference: the whole sequence anew for every position, one problem, eager attention."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from codi_models import ORACLE
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from extract import Reasoner, load_reasoner
+from extract.intervene import Armed, StoredValues, arm
+from extract.sweep import Condition, sweep
+from schemas import Intervention, UsageError, position_coords, position_labels, position_offset
+
+QUESTIONS = [
+    ("Ann had 12 pens and lost 4 of them.", "Ann had 13 pens and lost 4 of them."),
+    ("Tom buys 5 apples, 7 more and then eats 3.", "Tom buys 6 apples, 7 more and then eats 3."),
+    ("Why 4 of 7?", "Why 5 of 7?"),
+]
+
+
+def run_of(reasoner: Reasoner, dtype: str = "float32") -> xr.Dataset:
+    """What a lake hands out for the questions, in memory."""
+    questions = [question for pair in QUESTIONS for question in pair]
+    prompts = [reasoner.encode(question) for question in questions]
+    found = reasoner.think(prompts, capture="full", stored_dtype=dtype, max_new_tokens=4)  # type: ignore[arg-type]
+    labels = position_labels(found.n_before, found.n_answer)
+    n = len(questions)
+    return xr.Dataset(
+        {
+            "hidden_state": (("example", "layer", "position", "hidden"), found.hidden_state),
+            "final_state": (("example", "position", "hidden"), found.final_state),
+            "latent_embedding": (("example", "latent", "hidden"), found.latent_embedding),
+            "attention": (("example", "layer", "head", "position", "key_position"), found.attention),
+            "question": ("example", np.array(questions, dtype=object)),
+            "correct": ("example", np.arange(n) % 3 == 0),
+            "pair": ("example", np.arange(n) // 2),
+        },
+        coords={
+            "example": np.arange(n) + 10,
+            "problem": ("example", np.arange(n) // 2),
+            "variant": ("example", ["clean", "corrupted"] * (n // 2)),
+            "layer": np.arange(reasoner.n_layer),
+            "head": np.arange(reasoner.n_head),
+            "latent": [f"ct{index}" for index in range(6)],
+            "position": labels,
+            "key_position": labels,
+            **position_coords(labels),
+        },
+        attrs={"run": "oracle/questions"},
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny matrices: more threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def oracle(request: pytest.FixtureRequest) -> tuple[Reasoner, xr.Dataset]:
+    reasoner = load_reasoner(ORACLE / f"codi-{request.param}", ORACLE / f"base-{request.param}")
+    return reasoner, run_of(reasoner)
+
+
+# ---- the slow reference -------------------------------------------------------------------------------------------
+
+Change = Callable[[Tensor], Tensor]
+EDGES: dict[int, list[tuple[int, Change]]] = {}
+"""By layer, the query places whose attention rows ``(head, key)`` are changed, in the reference's attention."""
+
+
+def reference_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **_: Any
+) -> tuple[Tensor, None]:
+    groups = query.shape[1] // key.shape[1]
+    key, value = (each.repeat_interleave(groups, 1) for each in (key, value))
+    n = query.shape[2]
+    scores = (query @ key.mT * scaling).masked_fill(torch.ones(n, n, dtype=torch.bool).triu(1), -torch.inf)
+    weights = scores.softmax(-1)
+    for place, change in EDGES.get(module.layer_idx, []):
+        if place < n:
+            weights[0, :, place] = change(weights[0, :, place].clone())
+    return (weights @ value).transpose(1, 2), None
+
+
+AttentionInterface.register("slow_reference", reference_attention)
+
+
+@contextmanager
+def patched(reasoner: Reasoner, changes: list[tuple[str, int, int, Change]]) -> Iterator[None]:
+    """Plain hooks on the model, at absolute places of an unpadded sequence."""
+    body = reasoner.model.base_model
+    blocks = body.h if reasoner.architecture == "gpt2" else body.layers
+    handles = []
+
+    def hidden_hook(place: int, change: Change) -> Callable[..., Any]:
+        def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+            if place < output.shape[1]:
+                output = output.clone()
+                output[0, place] = change(output[0, place])
+            return output
+
+        return hook
+
+    def head_hook(place: int, change: Change) -> Callable[..., Any]:
+        def hook(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+            value = inputs[0].clone()
+            if place < value.shape[1]:
+                value[0, place] = change(value[0, place].reshape(reasoner.n_head, -1)).reshape(-1)
+            return (value,)
+
+        return hook
+
+    EDGES.clear()
+    for site, layer, place, change in changes:
+        if site == "hidden_state":
+            handles.append(blocks[layer].register_forward_hook(hidden_hook(place, change)))
+        elif site == "head_output":
+            block = blocks[layer]
+            module = block.attn.c_proj if reasoner.architecture == "gpt2" else block.self_attn.o_proj
+            handles.append(module.register_forward_pre_hook(head_hook(place, change)))
+        elif site == "attention":
+            EDGES.setdefault(layer, []).append((place, change))
+    before = reasoner.model.config._attn_implementation
+    reasoner.model.config._attn_implementation = "slow_reference"
+    try:
+        yield
+    finally:
+        reasoner.model.config._attn_implementation = before
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def slowly(
+    reasoner: Reasoner,
+    prompt: list[int],
+    changes: list[tuple[str, int, int, Change]],
+    answers: list[str],
+    n_new: int = 4,
+) -> dict[str, Any]:
+    """Think one problem through with changes at absolute places; log probabilities and the answer."""
+    embed = reasoner.model.get_input_embeddings()
+    latents = {place: change for site, _, place, change in changes if site == "latent_embedding"}
+
+    def states(vectors: Tensor) -> Tensor:
+        return reasoner.model.base_model(inputs_embeds=vectors).last_hidden_state[0]
+
+    with patched(reasoner, changes):
+        vectors = embed(torch.tensor([prompt]))
+        for _ in range(6):
+            fed = reasoner.projection(states(vectors)[-1])
+            fed = latents.get(vectors.shape[1], lambda x: x)(fed)
+            vectors = torch.cat([vectors, fed[None, None]], dim=1)
+        vectors = torch.cat([vectors, embed(torch.tensor([[reasoner.eot_id]]))], dim=1)
+        head = vectors.shape[1]
+        log_p = []
+        for answer in answers:
+            tokens = reasoner.answer_tokens(answer)
+            with_answer = torch.cat([vectors, embed(torch.tensor([tokens]))], dim=1)
+            log_p.append(reasoner._logits(states(with_answer)[head - 1 : -1]).log_softmax(-1))
+        logprob = [
+            float(each.gather(-1, torch.tensor(tokens)[:, None])[reasoner.prefix_length(answer) :].sum())
+            for each, answer in zip(log_p, answers, strict=True)
+            for tokens in [reasoner.answer_tokens(answer)]
+        ]
+        one, other = (reasoner.answer_tokens(answer) for answer in answers[:2])
+        place = next(index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+        start = min(reasoner.answer_start(answer) for answer in answers)
+        tokens: list[int] = []
+        while len(tokens) < n_new and (not tokens or tokens[-1] != reasoner.eos_id):
+            tokens.append(int(reasoner._logits(states(vectors)[-1])[:-1].argmax()))
+            vectors = torch.cat([vectors, embed(torch.tensor([[tokens[-1]]]))], dim=1)
+    return {
+        "answer_logprob": logprob,
+        "logit_difference": float(log_p[0][place, one[place]] - log_p[0][place, other[place]]),
+        "distribution": log_p[0][start],
+        "generated_text": reasoner.decode(tokens),
+    }
+
+
+def reference_changes(
+    reasoner: Reasoner, run: xr.Dataset, intervention: Intervention, row: int, prompt: list[int]
+) -> list[tuple[str, int, int, Change]]:
+    """What an intervention means, written down once more from its definition."""
+    bot = len(prompt) - 1
+    site, operation = intervention.site, intervention.operation
+    heads = list(intervention.heads or range(reasoner.n_head))
+    changes: list[tuple[str, int, int, Change]] = []
+    for layer, position in itertools.product(intervention.layers or (-1,), intervention.positions):
+
+        def stored(index: int, layer: int = layer, position: str = position) -> Tensor:
+            if site == "head_output":
+                found = reasoner.think([reasoner.encode(str(run.question.values[index]))], head_output=True,
+                                       stored_dtype="float32", max_new_tokens=1)  # fmt: skip
+                return torch.tensor(found.head_output[0, layer, position_offset(position)])
+            array = run[site].isel(example=index)
+            array = array.sel(latent=position) if layer < 0 else array.sel(layer=layer, position=position)
+            if site == "attention":
+                array = array.sel(key_position=list(intervention.keys))
+            return torch.tensor(array.values.astype("float32"))
+
+        def value(layer: int = layer, position: str = position, stored: Callable[[int], Tensor] = stored) -> Tensor:
+            n = run.sizes["example"]
+            if operation == "mean":
+                chosen = {"position": range(n), "run": range(n), "correct": range(0, n, 3),
+                          "wrong": [i for i in range(n) if i % 3]}[intervention.average]  # fmt: skip
+                spots = [position] if intervention.average != "run" else [f"ct{index}" for index in range(6)]
+                return torch.stack([stored(index, position=spot) for index in chosen for spot in spots]).mean(0)
+            if operation == "noise":
+                spread = torch.stack([stored(index) for index in range(n)]).std(0, correction=0)
+                seed = [intervention.seed, row, layer + 1, position_offset(position) + 10_000]
+                draw = np.random.default_rng(seed).standard_normal(spread.shape, dtype=np.float32)
+                return intervention.strength * spread * torch.tensor(draw)
+            donor = row
+            if operation == "resample" or intervention.donor == "other":
+                others = [index for index in range(n) if index // 2 != row // 2]
+                donor = int(np.random.default_rng([intervention.seed, row]).choice(others))
+            elif intervention.donor == "twin":
+                donor = row + 1 - 2 * (row % 2)
+            return stored(donor)
+
+        def change(old: Tensor, value: Callable[[], Tensor] = value, layer: int = layer) -> Tensor:
+            if site == "attention":
+                columns = [bot + position_offset(key) for key in intervention.keys]
+                part = old[heads]
+                if operation in ("zero", "scale"):
+                    part[:, columns] *= 0 if operation == "zero" else intervention.strength
+                    part = part / part.sum(-1, keepdim=True)
+                elif operation == "force":
+                    part = torch.zeros_like(part)
+                    part[:, columns] = 1 / len(columns)
+                elif intervention.donor != "forward" or operation != "replace":
+                    new = value()[heads]
+                    part[:, columns] = 0
+                    part = part / part.sum(-1, keepdim=True) * (1 - new.sum(-1, keepdim=True))
+                    part[:, columns] = new
+                old[heads] = part
+                return old
+            if site == "head_output":
+                part = old[heads]
+                new = {
+                    "zero": lambda: torch.zeros_like(part),
+                    "scale": lambda: part * intervention.strength,
+                    "noise": lambda: part + value()[heads],
+                }.get(operation, lambda: part if intervention.donor == "forward" else value()[heads])()
+                old[heads] = new
+                return old
+            if operation == "replace" and intervention.donor == "forward":
+                return old
+            if operation == "add":
+                return old + intervention.strength * direction(reasoner, layer)
+            return {
+                "zero": lambda: torch.zeros_like(old),
+                "scale": lambda: old * intervention.strength,
+                "noise": lambda: old + value(),
+            }.get(operation, value)()
+
+        changes.append((site, layer, bot + position_offset(position), change))
+    return changes
+
+
+def direction(reasoner: Reasoner, layer: int) -> Tensor:
+    return torch.linspace(-1, 1, reasoner.hidden) * (layer + 2)
+
+
+OPERATIONS = [
+    {"operation": "zero"},
+    {"operation": "mean"},
+    {"operation": "mean", "average": "correct"},
+    {"operation": "resample", "seed": 3},
+    {"operation": "scale", "strength": -1.5},
+    {"operation": "replace", "donor": "twin"},
+    {"operation": "replace", "donor": "forward"},
+]
+ELSEWHERE = [*OPERATIONS, {"operation": "noise", "strength": 0.7, "seed": 5}]
+PLACES = {
+    "latent_embedding": [{"positions": ("ct2",)}, {"positions": ("ct0", "ct4")}],
+    "hidden_state": [
+        {"positions": ("ct1",), "layers": (1,)},
+        {"positions": ("q-2", "bot"), "layers": (0, 2)},
+        {"positions": ("eot", "a0"), "layers": (3,)},
+    ],
+    "head_output": [
+        {"positions": ("ct3",), "layers": (2,), "heads": (1, 3)},
+        {"positions": ("bot", "eot"), "layers": (1,)},
+    ],
+    "attention": [
+        {"positions": ("ct4",), "layers": (1,), "heads": (0, 2), "keys": ("ct1", "ct4", "q-1")},
+        {"positions": ("eot", "ct5"), "layers": (0, 3), "keys": ("bot", "ct2")},
+    ],
+}
+
+
+def cases(site: str) -> list[Intervention]:
+    operations = list(ELSEWHERE)
+    if site == "attention":
+        operations = [*OPERATIONS[:2], *OPERATIONS[3:], {"operation": "force"}]
+        operations = [{**each, "strength": 2.5} if each["operation"] == "scale" else each for each in operations]
+    if site in ("latent_embedding", "hidden_state"):
+        operations += [{"operation": "add", "strength": 2.0, "direction": "ramp"}]
+    if site == "latent_embedding":
+        operations += [{"operation": "mean", "average": "run"}]
+    found = []
+    for place, operation in itertools.product(PLACES[site], operations):
+        if "a0" in place["positions"] and operation["operation"] in ("mean", "resample", "noise", "replace"):
+            place = {**place, "positions": ("eot",)}
+        found.append(Intervention(site=site, **place, **operation))  # type: ignore[arg-type]
+    return found
+
+
+@pytest.mark.parametrize("site", list(PLACES))
+def test_every_operation_is_what_a_slow_reference_computes(oracle: tuple[Reasoner, xr.Dataset], site: str) -> None:
+    reasoner, run = oracle
+    interventions = cases(site)
+    ramp = xr.DataArray(
+        np.stack([direction(reasoner, layer).numpy() for layer in range(-1, reasoner.n_layer)]),
+        dims=("layer", "hidden"),
+        coords={"layer": range(-1, reasoner.n_layer)},
+    )
+    values = StoredValues(run, reasoner, {"ramp": ramp})
+    conditions = [Condition(name=str(index), interventions=(each,)) for index, each in enumerate(interventions)]
+    examples = [11, 14]
+    answers = {"gold": ["12", "7"], "against": ["13", "4"]}
+    found = sweep(reasoner, run, conditions, answers=answers, examples=examples, values=values, max_new_tokens=2)
+    base = {}
+    for slot, example in enumerate(examples):
+        prompt = reasoner.encode(str(run.question.sel(example=example).item()))
+        texts = [each[slot] for each in answers.values()]
+        for index, each in enumerate([None, *interventions]):
+            if each is not None and index % 2 != slot:
+                continue
+            changes = [] if each is None else reference_changes(reasoner, run, each, example - 10, prompt)
+            want = slowly(reasoner, prompt, changes, texts, n_new=2)
+            if each is None:
+                base = want
+            got = found.isel(condition=index, example=slot)
+            kl = float((base["distribution"].exp() * (base["distribution"] - want["distribution"])).sum())
+            np.testing.assert_allclose(got.answer_logprob, want["answer_logprob"], atol=1e-3, err_msg=str(each))
+            np.testing.assert_allclose(got.logit_difference, want["logit_difference"], atol=1e-3, err_msg=str(each))
+            np.testing.assert_allclose(got.kl, kl, atol=5e-4, err_msg=str(each))
+            assert got.generated_text.item() == want["generated_text"], each
+
+
+def test_several_interventions_and_chosen_examples(oracle: tuple[Reasoner, xr.Dataset]) -> None:
+    reasoner, run = oracle
+    several = (
+        Intervention(site="hidden_state", operation="scale", strength=2.0, layers=(1,), positions=("ct1", "ct3")),
+        Intervention(site="hidden_state", operation="replace", donor="twin", layers=(1,), positions=("ct3",)),
+        Intervention(site="attention", operation="zero", layers=(2,), positions=("eot",), keys=("ct3",)),
+        Intervention(site="latent_embedding", operation="zero", positions=("ct5",)),
+    )
+    # ct1 is armed on the second example only.
+    condition = Condition(name="many", interventions=several, where={"ct1": np.array([False, True])})
+    answers = {"gold": ["12", "7"], "against": ["13", "4"]}
+    found = sweep(reasoner, run, [condition], answers=answers, examples=[12, 15], max_new_tokens=4)
+    for slot, example in enumerate([12, 15]):
+        prompt = reasoner.encode(str(run.question.sel(example=example).item()))
+        first = several[0] if slot else replace(several[0], positions=("ct3",))
+        changes = [
+            c for each in (first, *several[1:]) for c in reference_changes(reasoner, run, each, example - 10, prompt)
+        ]
+        want = slowly(reasoner, prompt, changes, [each[slot] for each in answers.values()])
+        np.testing.assert_allclose(found.answer_logprob[1, :, slot], want["answer_logprob"], atol=3e-4)
+        assert found.generated_text[1, slot].item() == want["generated_text"]
+
+
+def armed_with(reasoner: Reasoner, run: xr.Dataset, interventions: list[Intervention]) -> Armed:
+    n = run.sizes["example"]
+    armed = Armed(n, torch.device("cpu"))
+    for stage, each in enumerate(interventions):
+        arm(armed, each, StoredValues(run, reasoner), np.arange(n), np.arange(n), stage=stage)
+    return armed
+
+
+def everywhere(reasoner: Reasoner, donor: str) -> list[list[Intervention]]:
+    """Every site, layer, position (and head) from ``bot`` to ``eot``, replaced by itself, each at once."""
+    positions = tuple(position_labels(0, 0))
+    layers = tuple(range(reasoner.n_layer))
+    where: list[dict[str, Any]] = [
+        {"site": "latent_embedding", "positions": positions[1:7]},
+        {"site": "hidden_state", "positions": positions, "layers": layers},
+    ]
+    if donor == "forward":
+        where.append({"site": "head_output", "positions": positions, "layers": layers})
+    out = [[Intervention(operation="replace", donor=donor, **each)] for each in where]  # type: ignore[arg-type]
+    edges = [
+        Intervention(
+            site="attention",
+            operation="replace",
+            donor=donor,
+            positions=(query,),
+            layers=layers,  # type: ignore[arg-type]
+            keys=positions[: index + 1],
+            heads=tuple(range(head, reasoner.n_head, 2)),
+        )  # fmt: skip
+        for index, query in enumerate(positions)
+        for head in (0, 1)
+    ]
+    return [*out, edges]
+
+
+@pytest.mark.parametrize("dtype", ["forward", "float32", "float16"])
+def test_replacing_by_itself_changes_nothing(oracle: tuple[Reasoner, xr.Dataset], dtype: str) -> None:
+    reasoner, run = oracle
+    stored = run_of(reasoner, "float16") if dtype == "float16" else run
+    prompts = [reasoner.encode(str(question)) for question in run.question.values]
+    gold = ["12", "8", "7", "4", "9", "10"]
+
+    def think(editor: Armed) -> Any:
+        return reasoner.think(
+            prompts, capture="full", stored_dtype="float32", max_new_tokens=3, gold=gold, editor=editor
+        )
+
+    nothing = think(armed_with(reasoner, run, []))
+    for interventions in everywhere(reasoner, "forward" if dtype == "forward" else "stored"):
+        again = think(armed_with(reasoner, stored, interventions))
+        assert again.generated_text == nothing.generated_text
+        if dtype == "forward":
+            np.testing.assert_array_equal(again.final_state, nothing.final_state)
+            np.testing.assert_array_equal(again.answer_logprob, nothing.answer_logprob)
+        else:
+            atol = 1e-5 if dtype == "float32" else 0.02
+            np.testing.assert_allclose(again.final_state[:, -10:], nothing.final_state[:, -10:], atol=atol)
+            np.testing.assert_allclose(again.answer_logprob, nothing.answer_logprob, atol=atol)
+
+
+def test_sweep_is_resumed_and_counts_what_it_saved(oracle: tuple[Reasoner, xr.Dataset], tmp_path: Path) -> None:
+    reasoner, run = oracle
+    conditions = [
+        Condition(name=f"{position}/{layer}", interventions=(
+            Intervention(site="hidden_state", operation="zero", positions=(position,), layers=(layer,)),))
+        for position in ("ct1", "ct4", "eot") for layer in range(reasoner.n_layer)
+    ]  # fmt: skip
+    answers = {"gold": ["12", "8", "7", "4", "9", "10"]}
+    whole = sweep(reasoner, run, conditions, answers=answers, max_new_tokens=3)
+    assert whole.attrs["positions_fed"] * 2 < whole.attrs["positions_one_by_one"]
+    assert whole.attrs["positions_saved"] == whole.attrs["positions_one_by_one"] - whole.attrs["positions_fed"]
+
+    class Killed(Exception):
+        pass
+
+    def kill(done: int, total: int) -> None:
+        if done > total / 2:
+            raise Killed
+
+    arguments = {"answers": answers, "max_new_tokens": 3, "batch_rows": 8, "folder": tmp_path}
+    with pytest.raises(Killed):
+        sweep(reasoner, run, conditions, progress=kill, **arguments)  # type: ignore[arg-type]
+    resumed = sweep(reasoner, run, conditions, **arguments)  # type: ignore[arg-type]
+    assert resumed.attrs["model_calls"] < sweep(reasoner, run, conditions, answers=answers, max_new_tokens=3,
+                                                batch_rows=8).attrs["model_calls"]  # fmt: skip
+    np.testing.assert_allclose(resumed.answer_logprob, whole.answer_logprob, atol=1e-4)
+    np.testing.assert_array_equal(resumed.generated_text, whole.generated_text)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": (9,)}, "layer 9 is not there; the model has layers 0 to"),
+        ({"positions": ("ct6",)}, "position 'ct6' is not there"),
+        ({"positions": ("nowhere",)}, "no position is called 'nowhere'"),
+        ({"positions": ("q-40",)}, "q-40 is not there"),
+        ({"operation": "add", "direction": "x"}, "direction 'x' was never computed"),
+        ({"site": "head_output", "heads": (12,)}, "head 12 is not there"),
+        ({"site": "attention", "keys": ("ct4",)}, "a query sees no later position"),
+        ({"operation": "replace", "positions": ("a9",)}, "stores no hidden_state at position a9"),
+        ({"operation": "force"}, "'force' cannot be done at hidden_state"),
+        ({"layers": ()}, "names no layer"),
+    ],
+)
+def test_bad_requests_are_one_line(oracle: tuple[Reasoner, xr.Dataset], change: dict[str, Any], message: str) -> None:
+    reasoner, run = oracle
+    asked = {"site": "hidden_state", "operation": "zero", "positions": ("ct1",), "layers": (1,), **change}
+    with pytest.raises(UsageError, match=message) as caught:
+        sweep(reasoner, run, [Condition(name="x", interventions=(Intervention(**asked),))], answers={})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_of_another_model_is_refused(oracle: tuple[Reasoner, xr.Dataset]) -> None:
+    reasoner, run = oracle
+    with pytest.raises(UsageError, match="a donor of another model"):
+        StoredValues(run.isel(layer=slice(1, None)), reasoner)
