@@ -14,6 +14,7 @@ _PUBLIC = {
     "head_scores": "analyze.heads",
     "head_summary": "analyze.heads",
     "head_table": "analyze.heads",
+    "lens_difference": "analyze.lens",
     "lens_summary": "analyze.lens",
     "lens_tests": "analyze.lens",
     "lens_tokens": "analyze.lens",

@@ -122,7 +122,8 @@ def attention_importance(
     -------
     Dataset
         The above and what they were computed from: ``attention`` and ``importance`` of the examples used
-        (``n_example``), and their means ``mean_attention`` : (..., position) and ``mean_importance`` : (position).
+        (``n_example``), and their means ``mean_attention`` : (..., position) and ``mean_importance`` : (position) with intervals; the line
+        of the pooled points, ``slope`` and ``intercept``.
 
     Raises
     ------
@@ -157,11 +158,12 @@ def attention_importance(
         done += 1
         if progress is not None and done % BATCH == 0:
             progress(done, total)
-    draws: dict[str, list[Array]] = {name: [] for name in observed}
+    draws: dict[str, list[Array]] = {name: [] for name in (*observed, "mean_attention", "mean_importance")}
     for _ in range(n_resample):
         chosen = exchange.resample(rng)
-        drawn = _correlations(raw.moments(rows=chosen), rows.moments(rows=chosen))
-        for name, value in drawn.items():
+        moments = raw.moments(rows=chosen)
+        drawn = _correlations(moments, rows.moments(rows=chosen))
+        for name, value in {**drawn, "mean_attention": moments.x, "mean_importance": moments.y}.items():
             draws[name].append(value)
         done += 1
         if progress is not None and (done % BATCH == 0 or done == total):
@@ -185,8 +187,17 @@ def attention_importance(
     result = result.assign_coords({name: ("example", x[name].values) for name in plain})
     result["attention"] = (("example", *dims, "position"), np.asarray(x.values, dtype="float32"))
     result["importance"] = (("example", "position"), target)
-    result["mean_attention"] = result["attention"].mean("example", dtype="float64")
-    result["mean_importance"] = result["importance"].mean("example")
+    means = raw.moments()
+    for name, mean, over in (
+        ("mean_attention", means.x.reshape(*lead, -1), [*dims, "position"]),
+        ("mean_importance", means.y, ["position"]),
+    ):
+        result[name] = (over, mean)
+        if n_resample:
+            for suffix, bound in zip(("low", "high"), _quantiles(np.stack(draws[name])), strict=True):
+                result[f"{name}_{suffix}"] = (over, bound.reshape(mean.shape))
+    result["slope"] = (dims, _slope(means).reshape(lead))
+    result["intercept"] = result["mean_importance"].mean() - result["slope"] * result["mean_attention"].mean("position")
     result["n_example"] = len(target)
     result["attention"].attrs = {"long_name": attention.attrs.get("long_name", "attention"), "units": "1"}
     result["importance"].attrs = {"long_name": importance.attrs.get("long_name", "importance"), "units": "1"}
@@ -280,6 +291,13 @@ class _Exchange:
         """Row numbers of problems drawn with repeats."""
         drawn = rng.integers(0, len(self._members), len(self._members))
         return np.concatenate([self._members[i] for i in drawn])
+
+
+def _slope(m: _Moments) -> Array:
+    """Least-squares slope of the pooled points."""
+    x, y = m.x.mean(-1), m.y.mean(-1)
+    variance = m.xx.mean(-1) - x**2
+    return np.asarray(np.where(variance > 0, (m.xy.mean(-1) - x * y) / np.where(variance > 0, variance, 1), np.nan))
 
 
 def _quantiles(draws: Array) -> tuple[Array, Array]:

@@ -312,6 +312,37 @@ def lens_tests(
     )
 
 
+def lens_difference(first: xr.Dataset, second: xr.Dataset, name: str = "number_share") -> xr.Dataset:
+    """Difference of a share between two runs, with Newcombe's interval from the Wilson intervals of each.
+
+    For runs of different examples; of the same examples it is wider than need be.
+
+    Parameters
+    ----------
+    first, second
+        From :func:`lens_summary`.
+    name
+        ``"number_share"`` or ``"step_share"``.
+
+    Returns
+    -------
+    Dataset of ``difference`` (first less second), ``low``, ``high``, at the labels both have
+    """
+    bounds = [name, f"{name}_low", f"{name}_high"]
+    (a, a_low, a_high), (b, b_low, b_high) = (
+        [lens[x] for x in bounds] for lens in xr.align(first, second, join="inner")
+    )
+    result = xr.Dataset(
+        {
+            "difference": a - b,
+            "low": a - b - ((a - a_low) ** 2 + (b_high - b) ** 2) ** 0.5,
+            "high": a - b + ((a_high - a) ** 2 + (b - b_low) ** 2) ** 0.5,
+        }
+    )
+    runs = [str(lens.attrs.get("run", "")) for lens in (first, second)]
+    return result.assign_attrs(kind="lens_difference", share=name, first=runs[0], second=runs[1])
+
+
 def lens_tokens(lens: xr.Dataset, model: xr.Dataset, n_example: int = 10) -> pd.DataFrame:
     """Best tokens of the first examples as text, one row for each example, layer, position and rank. Computes."""
     part = lens[["top_token", "top_probability"]].isel(example=slice(0, n_example)).compute()
