@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +30,7 @@ reenter = typer.Typer(help="Back into the model, with stored activations.", rich
 app.add_typer(analyze, name="analyze")
 app.add_typer(reenter, name="reenter")
 
-console = Console(soft_wrap=True, highlight=False)
+console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
 
 LakePath = Annotated[str, typer.Argument(metavar="PATH", help="Lake: a folder or a URL.")]
 RunNames = Annotated[
@@ -58,6 +59,7 @@ ComputeDtype = Annotated[str, typer.Option(help="Type in which the model runs: f
 BatchSize = Annotated[int, typer.Option(help="Questions thought through together.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer in tokens.")]
 Alpha = Annotated[float, typer.Option(help="Scale of the checkpoint's low-rank adapters.")]
+Memory = Annotated[float, typer.Option(help="Bound of the activations in memory, in GiB; decides the size of shards.")]
 SkipLong = Annotated[bool, typer.Option("--skip-long", help="Leave out questions that exceed the model's context.")]
 
 
@@ -145,7 +147,11 @@ def extract_command(
     lora_alpha: Alpha = 32.0,
     skip_long: SkipLong = False,
     shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only shards I modulo N; I from 0.")] = None,
-    rebuild: Annotated[str | None, typer.Option(metavar="SHARDS", help="Write these shards again: 3,17.")] = None,
+    memory: Memory = 4.0,
+    rebuild: Annotated[
+        str | None,
+        typer.Option(metavar="SHARDS", help="Write these shards again: 3,17; static: all else that is damaged."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a model once over a data set and write everything it computes into a lake."""
@@ -153,11 +159,22 @@ def extract_command(
 
     spec = spec_of(capture, dtype, compute_dtype, max_new_tokens, limit, batch_size, device)
     part = rank_from_environment() if shard is None else parse_part(shard)
-    prepared = prepare(model, data, lake, spec, base=base, lora_alpha=lora_alpha, skip_long=skip_long)
+    again, static = parse_rebuild(rebuild)
+    prepared = prepare(
+        model,
+        data,
+        lake,
+        spec,
+        base=base,
+        lora_alpha=lora_alpha,
+        skip_long=skip_long,
+        memory=memory,
+        rebuild_static=static,
+    )
     with progress_bar(prepared.run, "examples") as report:
-        done = extract(prepared, lake, part=part, rebuild=parse_numbers(rebuild), progress=report)
+        done = extract(prepared, lake, part=part, rebuild=again, rebuild_static=static, progress=report)
     if as_json:
-        print_json({name: getattr(done, name) for name in done.__slots__})
+        print_json(asdict(done))
         return
     console.print(
         f"{done.run}: {done.n_example} examples, {done.n_correct} answered correctly; "
@@ -168,12 +185,159 @@ def extract_command(
     console.print(f"xr.open_zarr({lake!r}, group={done.run!r}, consolidated=False)")
 
 
+@app.command("plan")
+def plan_command(
+    model: Model,
+    data: Data,
+    lake: LakeOption,
+    base: Base = None,
+    limit: Limit = None,
+    capture: CaptureOption = "latent",
+    device: Device = "cpu",
+    dtype: Dtype = "float16",
+    compute_dtype: ComputeDtype = "float32",
+    batch_size: BatchSize = 16,
+    max_new_tokens: MaxNewTokens = 24,
+    lora_alpha: Alpha = 32.0,
+    skip_long: SkipLong = False,
+    memory: Memory = 4.0,
+    as_json: AsJson = False,
+) -> None:
+    """Say what an extraction will take before it is paid: arrays, bytes, memory, time. Writes nothing."""
+    from extract.plan import plan
+    from extract.run import prepare
+
+    spec = spec_of(capture, dtype, compute_dtype, max_new_tokens, limit, batch_size, device)
+    prepared = prepare(
+        model, data, lake, spec, base=base, lora_alpha=lora_alpha, skip_long=skip_long, memory=memory
+    )  # fmt: skip
+    planned = plan(prepared, lake)
+    if as_json:
+        print_json({**asdict(planned), "fits": planned.fits})
+    else:
+        print_table(
+            f"{planned.run}: {planned.n_example} examples in {planned.n_shard} shards of {planned.shard_examples}",
+            ["variable", "shape", "chunk", "shard", "files", "raw", "expected"],
+            [
+                [
+                    v.name,
+                    by(v.shape),
+                    by(v.chunks),
+                    by(v.shards or v.chunks),
+                    v.files,
+                    size(v.raw_bytes),
+                    size(v.expected_bytes),
+                ]
+                for v in planned.variables
+            ],
+        )
+        free = "" if planned.free_bytes is None else f"; the disk has {size(planned.free_bytes)} free"
+        console.print(f"texts, coordinates, read-out: {size(planned.static_bytes)}")
+        console.print(
+            f"in all {planned.files} files, {size(planned.raw_bytes)} raw, {size(planned.expected_bytes)} on disk"
+        )
+        console.print(f"still to be written: {size(planned.remaining_bytes)}{free}")
+        console.print(
+            f"memory: {size(planned.memory_bytes)} at most; activations in flight stay below {size(planned.memory_budget)}"
+        )
+        console.print(
+            f"time: about {duration(planned.seconds)} (model {duration(planned.model_seconds)}, "
+            f"writing {duration(planned.write_seconds)})"
+        )
+    if not planned.fits:
+        raise LakeError(
+            f"the disk of {lake} is too small: {size(planned.remaining_bytes)} are needed and"
+            f" {size(planned.free_bytes or 0)} free. Free some space, use another --lake, --capture latent, or --limit"
+        )
+
+
+@app.command("verify")
+def verify_command(
+    lake: LakePath,
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="Only this run, MODEL/DATASET, and its model.")
+    ] = None,
+    recompute: Annotated[int, typer.Option(metavar="N", help="Run the model again on N examples of each run.")] = 0,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="CHECKPOINT", help="Where the model is, if the lake's word for it is not enough."),
+    ] = None,
+    base: Base = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Check every byte against its checksum and say what mends what is damaged; exit 1 if anything is."""
+    from store import open_lake, verify
+
+    with progress_bar("verify", "files") as report:
+        found = verify(lake, run, progress=report)
+    compared = []
+    if recompute and not found.damage:
+        from extract.recompute import recompute as run_again
+
+        for each in [run] if run else open_lake(lake).runs():
+            compared.append(run_again(lake, each, recompute, checkpoint=model, base=base, device=device))
+    bad = [each for each in compared if not each.agrees]
+    if as_json:
+        print_json({**asdict(found), "recomputed": [{**asdict(each), "agrees": each.agrees} for each in compared]})
+    else:
+        for damage in found.damage:
+            console.print(f"{damage.path} {damage.problem}")
+        for each in compared:
+            verdict = "agree" if each.agrees else "DISAGREE"
+            console.print(
+                f"{each.run}: examples {', '.join(map(str, each.examples))} computed again {verdict}: "
+                + ", ".join(f"{name} {error:.1e}" for name, error in each.error.items())
+                + f" of their scale at most (tolerance {each.tolerance:.1e}), {each.other_texts} other answers"
+            )
+        for name, shards in found.incomplete.items():
+            console.print(f"{name}: not complete, {len(shards)} shards to come: {', '.join(map(str, shards))}")
+        for key in found.leftovers:
+            console.print(
+                f"{key}: not finished; of a writer at work, or of a killed one and gone with the next extraction"
+            )
+        for command in found.commands:
+            console.print(f"mend: {command}")
+        console.print(f"{found.files} files, {size(found.bytes)} checked; {len(found.damage)} damaged")
+    if found.damage or bad:
+        what = [f"{len(found.damage)} damaged files"] if found.damage else []
+        what += [f"{each.run} does not agree with its model" for each in bad]
+        raise LakeError(f"{lake}: {', '.join(what)}")
+
+
+def by(shape: Sequence[int]) -> str:
+    """Shape as text."""
+    return "x".join(map(str, shape))
+
+
+def size(n_byte: float) -> str:
+    """Bytes as text."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_byte < 1000:
+            return f"{n_byte:.0f} B" if unit == "B" else f"{n_byte:.1f} {unit}"
+        n_byte /= 1000
+    return f"{n_byte:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as text."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def parse_part(text: str) -> tuple[int, int]:
     """``I/N`` as numbers with 0 <= I < N."""
     first, _, count = text.partition("/")
     if not (first.isdecimal() and count.isdecimal() and int(first) < int(count)):
         raise UsageError(f"--shard {text!r} is not I/N with 0 <= I < N, as in 0/4")
     return int(first), int(count)
+
+
+def parse_rebuild(text: str | None) -> tuple[list[int], bool]:
+    """``3,17,static`` as shards, and whether all else is meant too."""
+    words = [part.strip() for part in text.split(",")] if text else []
+    return parse_numbers(",".join(word for word in words if word != "static")), "static" in words
 
 
 def parse_numbers(text: str | None) -> list[int]:

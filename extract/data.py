@@ -30,6 +30,8 @@ class Problems:
     """Dims and values of every labelled column a run takes over from the data."""
     fingerprint: str
     """SHA-256 of all of this."""
+    source: str
+    """Name of the file without its folder, or the hub's id."""
 
     def __len__(self) -> int:
         """Number of problems."""
@@ -47,6 +49,7 @@ class Problems:
             gold_answer=[self.gold_answer[index] for index in keep],
             columns=columns,
             fingerprint=fingerprint([self.fingerprint, list(keep)]),
+            source=self.source,
         )
 
 
@@ -220,7 +223,14 @@ def _collect(name: str, rows: Sequence[tuple[str, dict[str, Any]]], source: str)
     columns |= _extra_columns([row for _, row in rows])
     plain = {key: np.asarray(values, dtype=object).tolist() for key, (_, values) in columns.items()}
     content = json.loads(json.dumps(plain).replace("NaN", "null"))
-    return Problems(name=name, question=questions, gold_answer=golds, columns=columns, fingerprint=fingerprint(content))
+    return Problems(
+        name=name,
+        question=questions,
+        gold_answer=golds,
+        columns=columns,
+        fingerprint=fingerprint(content),
+        source=source if source.startswith(_HUB) else Path(source).name,
+    )
 
 
 def _extra_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[tuple[str, ...], Any]]:

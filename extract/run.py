@@ -1,66 +1,28 @@
 """An extraction run: one pass of one model over one data set, streamed into a lake shard by shard."""
 
+import hashlib
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from extract.data import Problems, read_problems
-from extract.load import load_reasoner
-from extract.reasoner import Reasoner, Thinking
-from schemas import LakeError, RunSpec, UsageError, answers_match, extract_answer
-from store import RunLayout, RunWriter, check_model, create_run, open_lake, write_model
+from extract.plan import require_space
+from extract.prepare import Prepared, batches, check_against, place, prepare, think
+from schemas import LakeError, UsageError
+from store import create_run, open_lake, write_model
+
+__all__ = ["Extracted", "Prepared", "extract", "prepare", "provenance", "rank_from_environment"]
 
 Progress = Callable[[int, int, int], None]
 """Called with examples done, examples in all, and bytes written so far."""
-
-DYNAMIC_STATES = ("hidden_state", "final_state", "latent_embedding", "attention")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prepared:
-    """Everything checked before anything is paid: model loaded, data read and encoded, axes known."""
-
-    model: str
-    reasoner: Reasoner
-    problems: Problems
-    prompts: list[list[int]]
-    layout: RunLayout
-    spec: RunSpec
-    checkpoint: str
-    """Where the weights came from: a shipped name, a hub id, or a folder's last part."""
-    skipped: int = 0
-    """Questions left out because they do not fit into the model's context."""
-
-    @property
-    def run(self) -> str:
-        """Run's name: ``MODEL/DATASET``."""
-        return f"{self.model}/{self.problems.name}"
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What decides the run's values."""
-        return {
-            "spec": self.spec.to_json(),
-            "data": {"name": self.problems.name, "sha256": self.problems.fingerprint, "n_example": len(self.problems)},
-            **self.reasoner.fingerprint,
-        }
-
-    @property
-    def model_attributes(self) -> dict[str, Any]:
-        """What the lake says of the model."""
-        reasoner = self.reasoner
-        names = ("architecture", "n_layer", "n_head", "hidden", "n_latent", "final_norm", "final_norm_epsilon")
-        ids = ("pad_id", "bot_id", "eot_id", "eos_id")
-        plain = {name: getattr(reasoner, name) for name in (*names, *ids, "answer_prefix")}
-        plain["architecture"] = str(getattr(plain["architecture"], "model_type", plain["architecture"]))
-        return {**plain, "checkpoint": self.checkpoint, "fingerprint": dict(reasoner.fingerprint)}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -69,105 +31,48 @@ class Extracted:
 
     run: str
     n_example: int
-    n_correct: int
+    n_correct: int = 0
+    """Correct answers among the examples committed so far, by whichever writer."""
     shards_written: list[int] = field(default_factory=list)
     shards_kept: int = 0
+    """Shards that were committed already."""
     shards_elsewhere: int = 0
     """Shards that belong to other writers, or that another process is at work on."""
     bytes_written: int = 0
 
 
-def split_name(text: str, what: str) -> tuple[str, str]:
-    """``NAME=VALUE`` as a pair.
+class Line:
+    """One thread that does one thing at a time beside the caller; what goes wrong in it comes up at the next call."""
 
-    Raises
-    ------
-    UsageError
-        If it has not that form, or the name is no plain word.
-    """
-    name, sign, value = text.partition("=")
-    if not sign or not value or not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name == "results":
-        raise UsageError(f"{what} {text!r} is not of the form NAME={what.upper()}, with a plain word as NAME")
-    return name, value
+    def __init__(self, name: str) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._pending: Future[None] | None = None
 
+    def wait(self) -> None:
+        """Until what was started last is done."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
-def prepare(
-    model: str,
-    data: str,
-    lake: str | os.PathLike[str],
-    spec: RunSpec,
-    *,
-    base: str | None = None,
-    lora_alpha: float = 32.0,
-    skip_long: bool = False,
-) -> Prepared:
-    """Load a model, read and encode the data, and check all of it against an existing lake; nothing is written.
+    def start(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Start something once what was started before is done."""
+        self.wait()
+        self._pending = self._pool.submit(work, *arguments)
 
-    Parameters
-    ----------
-    model
-        ``NAME=CHECKPOINT``, or a shipped name alone.
-    data
-        ``FILE`` or ``NAME=FILE``; see :func:`extract.data.read_problems`.
-    lake
-        Folder or URL.
-    spec
-        Settings.
-    base
-        Base model's folder or hub id, where the checkpoint does not hold its configuration and tokenizer.
-    lora_alpha
-        Scale of the low-rank adapters, where the checkpoint has them.
-    skip_long
-        Leave out questions that do not fit into the model's context, instead of refusing the data.
+    def check(self) -> None:
+        """Raise now if what was started last has failed."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
 
-    Raises
-    ------
-    UsageError
-        For whatever is wrong with the input.
-    """
-    name, checkpoint = split_name(model if "=" in model else f"{model}={model}", "model")
-    problems = read_problems(data, spec.limit)
-    reasoner = load_reasoner(checkpoint, base=base, device=spec.device, dtype=spec.compute_dtype, lora_alpha=lora_alpha)
-    prompts, keep = [], []
-    for index, question in enumerate(problems.question):
-        prompt = reasoner.encode(question)
+    def __enter__(self) -> "Line":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            reasoner.check_length(len(prompt), spec.max_new_tokens)
-        except UsageError as error:
-            if skip_long:
-                continue
-            raise UsageError(f"{data}, question {index + 1}: {error}; leave such questions out with --skip-long") from error
-        prompts.append(prompt)
-        keep.append(index)
-    if not keep:
-        raise UsageError(f"{data}: none of {len(problems)} questions fits into the model's context")
-    skipped = len(problems) - len(keep)
-    if skipped:
-        problems = problems.take(keep)
-    layout = RunLayout(
-        n_example=len(problems),
-        n_layer=reasoner.n_layer,
-        n_head=reasoner.n_head,
-        hidden=reasoner.hidden,
-        n_latent=reasoner.n_latent,
-        longest_question=max(len(prompt) for prompt in prompts) - 1,
-        n_answer=spec.max_new_tokens,
-        capture=spec.capture,
-        dtype=spec.dtype,
-    )
-    known = checkpoint if not os.path.isdir(checkpoint) else os.path.basename(os.path.normpath(checkpoint))  # noqa: PTH112, PTH118, PTH119
-    prepared = Prepared(
-        model=name,
-        reasoner=reasoner,
-        problems=problems,
-        prompts=prompts,
-        layout=layout,
-        spec=spec,
-        checkpoint=known,
-        skipped=skipped,
-    )
-    check_model(lake, name, prepared.model_attributes)
-    return prepared
+            if kind is None:
+                self.wait()
+        finally:
+            self._pool.shutdown()
 
 
 def extract(
@@ -176,12 +81,13 @@ def extract(
     *,
     part: tuple[int, int] = (0, 1),
     rebuild: Sequence[int] = (),
+    rebuild_static: bool = False,
     progress: Progress | None = None,
 ) -> Extracted:
     """Run the model over the data and write what is not yet in the lake.
 
-    One shard is thought through while the one before it is compressed and written: two shards of buffers are in memory
-    at a time, whatever the number of examples.
+    While the model thinks through a batch, the one before it is laid into its shard's buffers, and the shard before is
+    compressed and written: two shards of buffers are in memory at a time, whatever the number of examples.
 
     Parameters
     ----------
@@ -193,140 +99,97 @@ def extract(
         ``(I, N)``: only shards whose number is I modulo N.
     rebuild
         Shards to write again although they are committed.
+    rebuild_static
+        Write again what is damaged of documents, coordinates and the model's read-out.
     progress
         Called after every batch and every shard.
+
+    Returns
+    -------
+    Extracted
 
     Raises
     ------
     SpecMismatchError
         If the lake holds this run or model made from something else.
+    UsageError
+        If the disk is too small for what is left to do, or no lake can be there.
     OSError
-        If the disk is full: what is committed stays.
+        If the disk fills up all the same: what is committed stays.
     """
-    reasoner, problems = prepared.reasoner, prepared.problems
-    write_model(
-        lake,
-        prepared.model,
-        {
-            "unembedding": reasoner.unembedding,
-            "final_norm_weight": reasoner.final_norm_weight,
-            "final_norm_bias": np.zeros(reasoner.hidden) if reasoner.final_norm_bias is None else reasoner.final_norm_bias,
-            "token_string": reasoner.token_strings,
-        },
-        prepared.model_attributes,
-    )
+    layout = prepared.layout
+    shards = range(layout.n_shard)
+    for shard in rebuild:
+        if shard not in shards:
+            raise UsageError(
+                f"{prepared.run} has shards 0 to {layout.n_shard - 1}; there is no shard {shard} to rebuild"
+            )
+    check_against(prepared, lake, rebuild_static=rebuild_static)
+    require_space(prepared, lake)
+    write_model(lake, prepared.model, prepared.model_arrays, prepared.model_attributes, rebuild=rebuild_static)
     writer = create_run(
         lake,
         prepared.run,
-        prepared.layout,
+        layout,
         identity=prepared.identity,
-        columns=problems.columns,
-        provenance=provenance(prepared.spec.device),
+        columns=prepared.problems.columns,
+        provenance=provenance(prepared),
+        rebuild=rebuild_static,
     )
     committed = writer.committed()
-    for shard in rebuild:
-        if not 0 <= shard < len(committed):
-            raise UsageError(f"{prepared.run} has shards 0 to {len(committed) - 1}; there is no shard {shard} to rebuild")
-    mine = [shard for shard in range(len(committed)) if shard % part[1] == part[0]]
+    mine = [shard for shard in shards if shard % part[1] == part[0]]
     wanted = [shard for shard in mine if not committed[shard] or shard in rebuild]
-    done = Extracted(run=prepared.run, n_example=len(problems), n_correct=0, shards_kept=int(committed.sum()))
-    done.shards_elsewhere = len(committed) - len(mine)
-    examples = [len(range(*writer.layout.shard_slice(shard).indices(len(problems)))) for shard in range(len(committed))]
-    total = sum(examples[shard] for shard in mine)
-    ahead = sum(examples[shard] for shard in mine if shard not in wanted)
+    done = Extracted(run=prepared.run, n_example=len(prepared.problems))
+    done.shards_kept = len(mine) - len(wanted)
+    done.shards_elsewhere = len(shards) - len(mine)
+    sizes = [layout.shard_slice(shard).stop - layout.shard_slice(shard).start for shard in shards]
+    total = sum(sizes[shard] for shard in mine)
+    thought = total - sum(sizes[shard] for shard in wanted)
 
     def report(more: int) -> None:
+        nonlocal thought
+        thought += more
         if progress is not None:
-            progress(ahead + more, total, done.bytes_written)
+            progress(thought, total, done.bytes_written)
 
-    counted = 0
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="lake-write") as pool:
-        pending: Future[None] | None = None
+    def write(shard: int, buffers: Mapping[str, np.ndarray], claim: ExitStack) -> None:
+        with claim:
+            done.bytes_written += writer.write_shard(shard, buffers)
+            done.shards_written.append(shard)
 
-        def write(shard: int, buffers: Mapping[str, np.ndarray], claim: Any) -> None:
-            try:
-                done.bytes_written += writer.write_shard(shard, buffers)
-                done.shards_written.append(shard)
-            finally:
-                claim.__exit__(None, None, None)
-
-        try:
-            for shard in wanted:
-                claim = writer.claim(shard)
-                if not claim.__enter__():
+    with Line("lake-write") as writing, Line("lake-place") as placing:
+        for shard in wanted:
+            with ExitStack() as claim:
+                if not claim.enter_context(writer.claim(shard)):
                     done.shards_elsewhere += 1
                     continue
                 if shard not in rebuild and writer.committed()[shard]:
-                    claim.__exit__(None, None, None)
                     done.shards_kept += 1
-                    counted += examples[shard]
+                    report(sizes[shard])
                     continue
-                try:
-                    buffers = writer.buffers(shard)
-                    for n_batch in think_shard(prepared, shard, buffers):
-                        counted += n_batch
-                        report(counted)
-                    if pending is not None:
-                        pending.result()
-                except BaseException:
-                    claim.__exit__(None, None, None)
-                    raise
-                pending = pool.submit(write, shard, buffers, claim)
+                buffers = writer.buffers(shard)
+                for batch in batches(prepared, shard):
+                    slots = np.array(batch) - layout.shard_slice(shard).start
+                    placing.start(place, think(prepared, batch), prepared, slots, batch, buffers)
+                    writing.check()
+                    report(len(batch))
+                placing.wait()
+                writing.wait()
+                writing.start(write, shard, buffers, claim.pop_all())
                 del buffers
-        finally:
-            if pending is not None:
-                pending.result()
-    report(counted)
-    run = open_lake(lake).open(prepared.run)
-    done.n_correct = int(run["correct"].sum())
+    report(0)
+    done.n_correct = int(open_lake(lake).open(prepared.run)["correct"].sum())
     return done
 
 
-def think_shard(prepared: Prepared, shard: int, buffers: dict[str, np.ndarray]) -> Iterator[int]:
-    """Think through a shard's questions, batched by length, into its buffers; yields the size of each batch done."""
-    rows = prepared.layout.shard_slice(shard)
-    order = sorted(range(rows.start, rows.stop), key=lambda index: (len(prepared.prompts[index]), index))
-    size = prepared.spec.batch_size
-    for start in range(0, len(order), size):
-        batch = order[start : start + size]
-        thinking = prepared.reasoner.think(
-            [prepared.prompts[index] for index in batch],
-            capture=prepared.spec.capture,
-            stored_dtype=prepared.spec.dtype,
-            max_new_tokens=prepared.spec.max_new_tokens,
-            gold=[prepared.problems.gold_answer[index] for index in batch],
-        )
-        place(thinking, prepared, np.array(batch) - rows.start, batch, buffers)
-        yield len(batch)
-
-
-def place(
-    thinking: Thinking, prepared: Prepared, slots: np.ndarray, batch: Sequence[int], buffers: dict[str, np.ndarray]
-) -> None:
-    """Put a batch into a shard's buffers, aligned at ``bot``."""
-    layout = prepared.layout
-    first_key = layout.n_question - thinking.n_before
-    keys = slice(first_key, first_key + thinking.attention.shape[-1])
-    first = first_key if layout.capture == "full" else 0
-    positions = slice(first, first + thinking.hidden_state.shape[2])
-    buffers["hidden_state"][slots, :, positions] = thinking.hidden_state
-    buffers["final_state"][slots, positions] = thinking.final_state
-    buffers["latent_embedding"][slots] = thinking.latent_embedding
-    buffers["attention"][slots, :, :, positions, keys] = thinking.attention
-    buffers["token"][slots, positions] = thinking.token
-    buffers["answer_logprob"][slots] = thinking.answer_logprob
-    for slot, index, text in zip(slots, batch, thinking.generated_text, strict=True):
-        answer = extract_answer(text)
-        buffers["generated_text"][slot] = text
-        buffers["predicted_answer"][slot] = np.nan if answer is None else answer
-        buffers["correct"][slot] = answers_match(answer, float(prepared.problems.gold_answer[index]))
-
-
-def provenance(device: str) -> dict[str, Any]:
-    """Facts that move numbers by rounding: versions, device, threads."""
+def provenance(prepared: Prepared) -> dict[str, Any]:
+    """Facts that move numbers by rounding or are good to know: code, versions, device, threads, data file."""
+    device = prepared.spec.device
     name = torch.cuda.get_device_name(torch.device(device)) if device.startswith("cuda") else platform.machine()
     return {
-        "code": version("activation-lake"),
+        "activation-lake": version("activation-lake"),
+        "code": code_fingerprint(),
+        "data": prepared.problems.source,
         "torch": torch.__version__,
         "transformers": version("transformers"),
         "zarr": version("zarr"),
@@ -335,6 +198,16 @@ def provenance(device: str) -> dict[str, Any]:
         "attention_kernel": "eager, probabilities in float32",
         "allow_tf32": torch.backends.cuda.matmul.allow_tf32,
     }
+
+
+def code_fingerprint() -> str:
+    """SHA-256 of the source files that make a run: ``extract``, ``store`` and ``schemas``."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parents[1]
+    for package in ("extract", "schemas", "store"):
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def rank_from_environment() -> tuple[int, int]:
@@ -350,5 +223,7 @@ def rank_from_environment() -> tuple[int, int]:
             try:
                 return int(os.environ[rank]), int(os.environ[world])
             except ValueError as error:
-                raise LakeError(f"{rank}={os.environ[rank]} and {world}={os.environ[world]} are no rank and size") from error
+                raise LakeError(
+                    f"{rank}={os.environ[rank]} and {world}={os.environ[world]} are no rank and size"
+                ) from error
     return 0, 1

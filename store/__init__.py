@@ -1,7 +1,27 @@
-"""The lake: layout, writing, committing, reading. The only package that touches Zarr."""
+"""The lake: layout, writing, committing, reading, verifying. The only package that touches Zarr."""
 
 from store.layout import RunLayout
+from store.location import local_path
 from store.read import Lake, Result, open_lake
-from store.write import RunWriter, check_model, create_run, write_model
+from store.size import encoded_sizes, model_size, run_files_size
+from store.verify import Damage, Verification, verify
+from store.write import RunWriter, check_model, check_run, create_run, write_model
 
-__all__ = ["Lake", "Result", "RunLayout", "RunWriter", "check_model", "create_run", "open_lake", "write_model"]
+__all__ = [
+    "Damage",
+    "Lake",
+    "Result",
+    "RunLayout",
+    "RunWriter",
+    "Verification",
+    "check_model",
+    "check_run",
+    "create_run",
+    "encoded_sizes",
+    "local_path",
+    "model_size",
+    "open_lake",
+    "run_files_size",
+    "verify",
+    "write_model",
+]

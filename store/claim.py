@@ -3,10 +3,12 @@
 import fcntl
 import os
 import struct
+import sys
 from pathlib import Path
 from types import TracebackType
 
-_OPEN_FILE_LOCK = getattr(fcntl, "F_OFD_SETLK", None)
+# Bound to the descriptor, so that closing another one of the same file does not drop it; Linux only.
+_OPEN_FILE_LOCK = getattr(fcntl, "F_OFD_SETLK", None) if sys.platform == "linux" else None
 
 
 class ShardClaim:
@@ -35,7 +37,7 @@ class ShardClaim:
             return True
         self._descriptor = os.open(self.path, os.O_RDWR)
         try:
-            if _OPEN_FILE_LOCK is not None:  # bound to this descriptor: closing another one does not drop it
+            if _OPEN_FILE_LOCK is not None:
                 lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, self.shard, 1, 0)
                 fcntl.fcntl(self._descriptor, _OPEN_FILE_LOCK, lock)
             else:

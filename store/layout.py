@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,14 @@ from schemas import RUN_VARIABLES, latent_labels, position_labels
 BLOCK = 32
 """Positions per attention block; ``bot`` starts one, so question, future and padding fall into blocks of their own."""
 SHARD_BYTES = 2**30
-"""Upper bound of the raw bytes of one shard of all arrays together: what a writer holds per shard in flight."""
+"""Default bound of the raw bytes of one shard of all arrays together: what a writer holds per shard in flight."""
 MAX_SHARD_EXAMPLES = 256
 INNER_BYTES = 2**20
 """Aim for the raw size of one inner chunk; far smaller ones cost more in calls than in bytes."""
 COLUMN_CHUNK = 8192
 
-# Zstandard finds the zeros of attention; float16 states do not compress, so they get the codec that gives up fastest and
-# still folds padding away. The checksum is last, over the bytes as they lie on disk.
+# Zstandard finds the zeros of attention; float16 states do not compress, so they get the codec that gives up fastest
+# and still folds padding away. The checksum is last, over the bytes as they lie on disk.
 ATTENTION_CODECS = (ZstdCodec(level=1), Crc32cCodec())
 COLUMN_CODECS = (ZstdCodec(level=1), Crc32cCodec())
 
@@ -36,7 +36,7 @@ def round_up(value: int, multiple: int) -> int:
 
 
 def _power_of_two_below(value: float) -> int:
-    return 2 ** max(0, math.floor(math.log2(max(value, 1))))
+    return 1 << max(0, math.floor(math.log2(max(value, 1))))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,9 +59,20 @@ class ArrayLayout:
         return math.prod(self.shape[1:]) * itemsize
 
     @property
-    def key(self) -> str:
-        """Key of a shard's file below the array, with ``{}`` for the shard's number."""
-        return "/".join(["c", "{}", *("0" for _ in self.shape[1:])])
+    def inner_chunks(self) -> int:
+        """Chunks in one shard; 1 where there are no shards."""
+        if self.shards is None:
+            return 1
+        return math.prod(whole // part for whole, part in zip(self.shards, self.chunks, strict=True))
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of a shard's index: offset and length of each chunk, and a checksum."""
+        return 0 if self.shards is None else 16 * self.inner_chunks + 4
+
+    def key(self, shard: int) -> str:
+        """Key of a shard's file below the array."""
+        return "/".join(["c", str(shard), *("0" for _ in self.shape[1:])])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +90,8 @@ class RunLayout:
     """Answer positions, the end token's included."""
     capture: str
     dtype: str
+    shard_bytes: int = SHARD_BYTES
+    """Bound of the raw bytes of one shard."""
 
     @property
     def n_question(self) -> int:
@@ -112,15 +125,17 @@ class RunLayout:
         }
 
     @property
-    def shard_examples(self) -> int:
-        """Examples per shard: a power of two that keeps one shard of all arrays within ``SHARD_BYTES``."""
+    def example_bytes(self) -> int:
+        """Raw bytes of one example in all stored activations."""
         sizes, itemsize = self._sizes(), np.dtype(self.dtype).itemsize
-        per_example = sum(
-            math.prod(sizes[dim] for dim in RUN_VARIABLES[name].dims[1:]) * itemsize
-            for name in ("hidden_state", "final_state", "latent_embedding", "attention")
-        )
-        fits = _power_of_two_below(SHARD_BYTES / per_example)
-        return min(fits, MAX_SHARD_EXAMPLES, 2 ** math.ceil(math.log2(max(self.n_example, 1))))
+        stored = [variable for variable in RUN_VARIABLES.values() if variable.dtype == "stored"]
+        return sum(math.prod(sizes[dim] for dim in variable.dims[1:]) * itemsize for variable in stored)
+
+    @property
+    def shard_examples(self) -> int:
+        """Examples per shard: a power of two that keeps one shard of all arrays within ``shard_bytes``."""
+        fits = _power_of_two_below(self.shard_bytes / self.example_bytes)
+        return min(fits, MAX_SHARD_EXAMPLES, 1 << math.ceil(math.log2(max(self.n_example, 1))))
 
     @property
     def n_shard(self) -> int:
@@ -168,9 +183,22 @@ class RunLayout:
             )
         return layouts
 
+    def empty(self, n_example: int) -> dict[str, np.ndarray]:
+        """Arrays of some examples, filled with what stands for absent entries; untouched zeros take no memory."""
+        buffers: dict[str, np.ndarray] = {}
+        for name, array in self.arrays().items():
+            shape = (n_example, *array.shape[1:])
+            if array.dtype == "string":
+                buffers[name] = np.full(shape, "", dtype=object)
+            elif array.fill == 0:
+                buffers[name] = np.zeros(shape, dtype=array.dtype)
+            else:
+                buffers[name] = np.full(shape, array.fill, dtype=array.dtype)
+        return buffers
+
     def to_json(self) -> dict[str, Any]:
         """Fields as plain JSON values."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "RunLayout":

@@ -50,6 +50,8 @@ def open_store(location: str | os.PathLike[str], *, read_only: bool = True) -> S
             return ObjectStore(from_url(url), read_only=read_only)
         return FsspecStore.from_url(url, read_only=read_only)
     except ImportError as error:
-        raise UsageError(f"{url} needs {error.name}, which is not installed; pip install 'activation-lake[remote]'") from error
+        raise UsageError(
+            f"{url} needs {error.name}, which is not installed; pip install 'activation-lake[remote]'"
+        ) from error
     except Exception as error:
         raise UsageError(f"{url} cannot be opened as a lake: {error}") from error

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,13 @@ import xarray as xr
 import zarr
 from zarr.abc.store import Store
 from zarr.core.sync import sync
+from zarr.storage import LocalStore
 
-from schemas import FORMAT_VERSION, MissingRunError, UsageError, canonical_json, fingerprint
-from store.layout import BLOCK, RunLayout
+from schemas import MissingRunError, UsageError, canonical_json, fingerprint
+from store.files import read_group
+from store.layout import RunLayout
 from store.location import local_path, open_store
-from store.write import assemble, read_group, write_dataset, write_files
+from store.write import check_format, write_result_group
 
 RESULTS = "results"
 BLOCK_BYTES = 32 * 2**20
@@ -63,10 +66,7 @@ class Lake:
         attributes = read_group(self.store, "")
         if attributes is None or attributes.get("kind") != "lake":
             raise UsageError(f"{location} is no lake (no zarr.json that says so); make one with lake extract")
-        if attributes["format"] > FORMAT_VERSION:
-            raise UsageError(
-                f"{location} has lake format {attributes['format']}; this version reads up to {FORMAT_VERSION}. Update activation-lake"
-            )
+        check_format(location, attributes)
 
     def __repr__(self) -> str:
         """Location and runs."""
@@ -146,8 +146,8 @@ class Lake:
         }
         return dataset
 
-    def model(self, name: str) -> xr.Dataset:
-        """Unembedding, final norm and token strings of a model, loaded.
+    def model_attributes(self, name: str) -> dict[str, Any]:
+        """Attributes of a model: sizes, special tokens, checkpoint, fingerprints.
 
         Raises
         ------
@@ -157,6 +157,17 @@ class Lake:
         attributes = read_group(self.store, name)
         if attributes is None or attributes.get("kind") != "model":
             raise MissingRunError(f"{self.location} has no model {name!r}; it has {', '.join(self.models()) or 'none'}")
+        return attributes
+
+    def model(self, name: str) -> xr.Dataset:
+        """Unembedding, final norm and token strings of a model, loaded.
+
+        Raises
+        ------
+        MissingRunError
+            If the model is not in the lake.
+        """
+        attributes = self.model_attributes(name)
         dataset = _open_group(self.store, name).load()
         dataset.attrs = {key: value for key, value in attributes.items() if key not in ("seal", "files", "kind")}
         return dataset
@@ -195,11 +206,7 @@ class Lake:
             "fingerprint": fingerprint(identity),
             "attrs": {key: _plain(value) for key, value in dataset.attrs.items()},
         }
-        writable = open_store(self.location, read_only=False)
-        for group in (RESULTS, f"{RESULTS}/{kind}"):
-            if read_group(writable, group) is None:
-                write_files(writable, group, assemble({"kind": "results"}, []))
-        write_dataset(writable, name, dataset, attributes)
+        write_result_group(self.location, name, dataset, attributes)
         return name
 
     def results(self, kind: str | None = None) -> list[Result]:
@@ -240,7 +247,9 @@ class Lake:
             wanted = f"{kind} of {', '.join(runs) or 'any run'}" + (f" with {canonical_json(spec)}" if spec else "")
             names = [result.name for result in (fitting or self.results(kind))]
             how = "several results fit" if fitting else "no result fits"
-            raise MissingRunError(f"{self.location}: {how} {wanted}; there {'are' if names else 'is'} {', '.join(names) or 'none'}")
+            raise MissingRunError(
+                f"{self.location}: {how} {wanted}; there {'are' if names else 'is'} {', '.join(names) or 'none'}"
+            )
         return self.open_result(fitting[0].name)
 
     def open_result(self, name: str) -> xr.Dataset:
@@ -278,21 +287,16 @@ def open_lake(location: str | os.PathLike[str]) -> Lake:
 
 def _open_group(store: Store, path: str) -> xr.Dataset:
     with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"} if _zarrs_reads(store) else {}):
-        dataset = xr.open_zarr(store, group=path, consolidated=False, chunks=None)
+        dataset: xr.Dataset = xr.open_zarr(store, group=path, consolidated=False, chunks=None)
     for name, variable in dataset.variables.items():
         # numpy's own string type travels badly: sorting, pandas and JSON know objects
         if isinstance(variable.dtype, np.dtypes.StringDType) and variable.size < 10**6:
-            dataset = dataset.assign_coords({name: dataset[name].astype(object)}) if name in dataset.coords else dataset.assign(
-                {name: dataset[name].astype(object)}
-            )
+            text = dataset[name].astype(object)
+            dataset = dataset.assign_coords({name: text}) if name in dataset.coords else dataset.assign({name: text})
     return dataset
 
 
 def _zarrs_reads(store: Store) -> bool:
-    from importlib.util import find_spec
-
-    from zarr.storage import LocalStore
-
     return isinstance(store, LocalStore) and find_spec("zarrs") is not None
 
 

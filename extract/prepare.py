@@ -1,0 +1,249 @@
+"""Before a run: model loaded, data read and encoded, axes known; and one batch of it, thought through and placed."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from extract.data import Problems, read_problems
+from extract.load import load_reasoner
+from extract.reasoner import Reasoner, Thinking
+from schemas import LakeError, RunSpec, UsageError, answers_match, extract_answer
+from store import RunLayout, check_model, check_run
+
+IN_FLIGHT = 4
+"""Shards' worth of memory that a run may take: one being filled, one being written, its encoded bytes, a batch."""
+MEMORY = 4.0
+"""Default bound of the activations in memory, in GiB."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """Everything checked before anything is paid: model loaded, data read and encoded, axes known."""
+
+    model: str
+    reasoner: Reasoner
+    problems: Problems
+    prompts: list[list[int]]
+    layout: RunLayout
+    spec: RunSpec
+    checkpoint: str
+    """Where the weights came from: a shipped name, a hub id, or a folder's last part."""
+    skipped: int = 0
+    """Questions left out because they do not fit into the model's context."""
+
+    @property
+    def run(self) -> str:
+        """Run's name: ``MODEL/DATASET``."""
+        return f"{self.model}/{self.problems.name}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the run's values."""
+        return {
+            "spec": self.spec.to_json(),
+            "data": {"name": self.problems.name, "sha256": self.problems.fingerprint, "n_example": len(self.problems)},
+            **self.reasoner.fingerprint,
+        }
+
+    @property
+    def model_arrays(self) -> dict[str, Any]:
+        """What offline lenses need of the model."""
+        reasoner = self.reasoner
+        return {
+            "unembedding": reasoner.unembedding,
+            "final_norm_weight": reasoner.final_norm_weight,
+            "final_norm_bias": reasoner.final_norm_bias,
+            "token_string": reasoner.token_strings,
+        }
+
+    @property
+    def model_attributes(self) -> dict[str, Any]:
+        """What the lake says of the model."""
+        reasoner = self.reasoner
+        names = ("architecture", "n_layer", "n_head", "hidden", "n_latent", "final_norm", "final_norm_epsilon")
+        ids = ("pad_id", "bot_id", "eot_id", "eos_id")
+        plain = {name: getattr(reasoner, name) for name in (*names, *ids, "answer_prefix")}
+        plain["architecture"] = str(getattr(plain["architecture"], "model_type", plain["architecture"]))
+        return {**plain, "checkpoint": self.checkpoint, "fingerprint": dict(reasoner.fingerprint)}
+
+
+def split_name(text: str, what: str) -> tuple[str, str]:
+    """``NAME=VALUE`` as a pair.
+
+    Raises
+    ------
+    UsageError
+        If it has not that form, or the name is no plain word.
+    """
+    name, _, value = text.partition("=")
+    if not value or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name == "results":
+        raise UsageError(f"{what} {text!r} is not of the form NAME={what.upper()}, with a plain word as NAME")
+    return name, value
+
+
+def prepare(
+    model: str,
+    data: str,
+    lake: str | os.PathLike[str],
+    spec: RunSpec,
+    *,
+    base: str | None = None,
+    lora_alpha: float = 32.0,
+    skip_long: bool = False,
+    memory: float = MEMORY,
+    rebuild_static: bool = False,
+) -> Prepared:
+    """Load a model, read and encode the data, and check all of it against an existing lake; nothing is written.
+
+    Parameters
+    ----------
+    model
+        ``NAME=CHECKPOINT``, or a shipped name alone.
+    data
+        ``FILE`` or ``NAME=FILE``; see :func:`extract.data.read_problems`.
+    lake
+        Folder or URL that is to take the run; there need not be one yet.
+    spec
+        Settings.
+    base
+        Base model's folder or hub id, where the checkpoint does not hold its configuration and tokenizer.
+    lora_alpha
+        Scale of the low-rank adapters, where the checkpoint has them.
+    skip_long
+        Leave out questions that do not fit into the model's context, instead of refusing the data.
+    memory
+        Bound of the activations in memory, in GiB; it decides how many examples make a shard.
+    rebuild_static
+        Overlook damage of the lake's documents, as it is to be mended.
+
+    Raises
+    ------
+    UsageError
+        For whatever is wrong with the input.
+    """
+    name, checkpoint = split_name(model if "=" in model else f"{model}={model}", "model")
+    problems = read_problems(data, spec.limit)
+    reasoner = load_reasoner(checkpoint, base=base, device=spec.device, dtype=spec.compute_dtype, lora_alpha=lora_alpha)
+    prompts, keep = [], []
+    for index, question in enumerate(problems.question):
+        prompt = reasoner.encode(question)
+        try:
+            reasoner.check_length(len(prompt), spec.max_new_tokens)
+        except UsageError as error:
+            if skip_long:
+                continue
+            raise UsageError(
+                f"{data}, question {index + 1}: {error}; leave such questions out with --skip-long"
+            ) from error
+        prompts.append(prompt)
+        keep.append(index)
+    if not keep:
+        raise UsageError(f"{data}: none of {len(problems)} questions fits into the model's context")
+    skipped = len(problems) - len(keep)
+    if skipped:
+        problems = problems.take(keep)
+    layout = RunLayout(
+        n_example=len(problems),
+        n_layer=reasoner.n_layer,
+        n_head=reasoner.n_head,
+        hidden=reasoner.hidden,
+        n_latent=reasoner.n_latent,
+        longest_question=max(len(prompt) for prompt in prompts) - 1,
+        n_answer=spec.max_new_tokens,
+        capture=spec.capture,
+        dtype=spec.dtype,
+        shard_bytes=int(memory * 2**30 / IN_FLIGHT),
+    )
+    if layout.example_bytes > layout.shard_bytes:
+        need = layout.example_bytes * IN_FLIGHT / 2**30
+        raise UsageError(f"--memory {memory:g} is too small: one example at a time takes {need:.2g} GiB")
+    folder = Path(checkpoint).expanduser()
+    known = folder.resolve().name if folder.is_dir() else checkpoint
+    prepared = Prepared(
+        model=name,
+        reasoner=reasoner,
+        problems=problems,
+        prompts=prompts,
+        layout=layout,
+        spec=spec,
+        checkpoint=known,
+        skipped=skipped,
+    )
+    check_against(prepared, lake, rebuild_static=rebuild_static)
+    return prepared
+
+
+def check_against(prepared: Prepared, lake: str | os.PathLike[str], *, rebuild_static: bool = False) -> None:
+    """Check that a lake can take up the run; nothing is touched.
+
+    Raises
+    ------
+    SpecMismatchError
+        If it holds this run or model made from something else; the differences are named.
+    UsageError
+        If no lake can be there.
+    """
+    check_run(lake, prepared.run, prepared.layout, prepared.identity, rebuild=rebuild_static)
+    if not rebuild_static:
+        check_model(lake, prepared.model, prepared.model_attributes)
+
+
+def batches(prepared: Prepared, shard: int) -> Iterator[list[int]]:
+    """Examples of a shard, in batches of questions of like length."""
+    rows = prepared.layout.shard_slice(shard)
+    order = sorted(range(rows.start, rows.stop), key=lambda index: (len(prepared.prompts[index]), index))
+    size = prepared.spec.batch_size
+    yield from (order[start : start + size] for start in range(0, len(order), size))
+
+
+def think(prepared: Prepared, batch: Sequence[int]) -> Thinking:
+    """Think through one batch of examples, as the spec says."""
+    return prepared.reasoner.think(
+        [prepared.prompts[index] for index in batch],
+        capture=prepared.spec.capture,
+        stored_dtype=prepared.spec.dtype,
+        max_new_tokens=prepared.spec.max_new_tokens,
+        gold=[prepared.problems.gold_answer[index] for index in batch],
+    )
+
+
+def place(
+    thinking: Thinking, prepared: Prepared, slots: np.ndarray, batch: Sequence[int], buffers: dict[str, np.ndarray]
+) -> None:
+    """Put a batch into the buffers of a shard, aligned at ``bot``.
+
+    Parameters
+    ----------
+    thinking
+        Of the batch.
+    prepared
+        Its run.
+    slots : (example,)
+        Where the examples stand in the buffers.
+    batch
+        Their numbers.
+    buffers
+        Arrays of the shard by variable.
+    """
+    if thinking.hidden_state is None or thinking.attention is None:
+        raise LakeError(f"nothing was captured of {prepared.run}; think with a capture")
+    first_key = prepared.layout.n_question - thinking.n_before
+    keys = slice(first_key, first_key + thinking.attention.shape[-1])
+    first = first_key if prepared.layout.capture == "full" else 0
+    positions = slice(first, first + thinking.hidden_state.shape[2])
+    buffers["hidden_state"][slots, :, positions] = thinking.hidden_state
+    buffers["final_state"][slots, positions] = thinking.final_state
+    buffers["latent_embedding"][slots] = thinking.latent_embedding
+    buffers["attention"][slots, :, :, positions, keys] = thinking.attention
+    buffers["token"][slots, positions] = thinking.token
+    buffers["answer_logprob"][slots] = thinking.answer_logprob
+    for slot, index, text in zip(slots, batch, thinking.generated_text, strict=True):
+        answer = extract_answer(text)
+        buffers["generated_text"][slot] = text
+        buffers["predicted_answer"][slot] = np.nan if answer is None else answer
+        buffers["correct"][slot] = answers_match(answer, float(prepared.problems.gold_answer[index]))

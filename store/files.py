@@ -1,0 +1,205 @@
+"""Files of a group: assembled in memory, sealed, written whole and made durable, the group's own document last."""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.abc.buffer import Buffer
+from zarr.abc.store import Store
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import MemoryStore, WrapperStore
+
+from schemas import SchemaError, canonical_json, fingerprint
+from store.layout import COLUMN_CHUNK, COLUMN_CODECS
+from store.location import local_path
+
+RECORD = "record"
+"""Group below a run that holds the checksum and size of each shard's files."""
+LEFTOVER = "*.partial"
+"""What a killed process leaves of a file it had not finished."""
+
+
+class RecordingStore(WrapperStore[Store]):
+    """Passes everything on, and keeps the digest and size of every value set through it."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.written: dict[str, tuple[str, int]] = {}
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Store a value and note its SHA-256 and size."""
+        await super().set(key, value)
+        self.written[key] = (hashlib.sha256(value.as_buffer_like()).hexdigest(), len(value))
+
+
+def read_bytes(store: Store, key: str) -> bytes | None:
+    """Value of a key, or ``None``."""
+    value = sync(store.get(key, default_buffer_prototype()))
+    return None if value is None else value.to_bytes()
+
+
+def set_bytes(store: Store, key: str, content: bytes) -> None:
+    """Store a value; on a local disk it appears whole or not at all."""
+    sync(store.set(key, default_buffer_prototype().buffer.from_bytes(content)))
+
+
+def join(group: str, key: str) -> str:
+    """Key below a group; the lake itself is the group ``""``."""
+    return f"{group}/{key}" if group and key else group or key
+
+
+def digests_of(contents: Mapping[str, bytes]) -> dict[str, str]:
+    """SHA-256 of each file but the group's own document."""
+    return {key: hashlib.sha256(content).hexdigest() for key, content in contents.items() if key != "zarr.json"}
+
+
+def group_document(attributes: Mapping[str, Any]) -> bytes:
+    """A group's ``zarr.json``: canonical JSON that vouches for itself.
+
+    ``attributes.seal`` is the SHA-256 of the same document without ``seal``; ``attributes.files``, where there, the
+    SHA-256 of each file that never changes, by its key below the group.
+    """
+    stated = dict(attributes)
+    document = {"zarr_format": 3, "node_type": "group", "attributes": stated}
+    stated["seal"] = fingerprint(document)
+    return canonical_json(document).encode()
+
+
+def unseal(content: bytes) -> dict[str, Any] | None:
+    """Attributes of a group's document if it is whole, byte for byte; else ``None``."""
+    try:
+        document = json.loads(content)
+        whole = canonical_json(document).encode() == content
+        seal = document["attributes"].pop("seal")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return dict(document["attributes"]) if whole and fingerprint(document) == seal else None
+
+
+def assemble(
+    attributes: Mapping[str, Any],
+    build: Iterable[tuple[str, Mapping[str, Any]]] = (),
+    *,
+    files: Mapping[str, str] | None = None,
+) -> dict[str, bytes]:
+    """Files of a group with the given arrays, the group's own document last.
+
+    Parameters
+    ----------
+    attributes
+        Attributes of the group.
+    build
+        Name and ``zarr.Group.create_array`` arguments of each array.
+    files
+        Digests of further files the group vouches for besides its own; ``None``: it lists none at all. (A run's files
+        are listed by its record, out of sight of those who open the run.)
+
+    Returns
+    -------
+    dict
+        Content by key below the group, deterministic in its arguments.
+    """
+    memory: dict[str, Buffer] = {}
+    group = zarr.create_group(MemoryStore(memory))
+    for name, arguments in build:
+        group.create_array(name, **arguments)
+    contents = {key: memory[key].to_bytes() for key in sorted(memory) if key != "zarr.json"}
+    listed = {} if files is None else {"files": dict(sorted({**digests_of(contents), **files}.items()))}
+    contents["zarr.json"] = group_document({**attributes, **listed})
+    return contents
+
+
+def column(name: str, values: Any, dims: tuple[str, ...], **attributes: Any) -> tuple[str, dict[str, Any]]:
+    """Arguments of a small array whose values are known when its group is made."""
+    values = np.asarray(values)
+    if values.dtype.kind in "OUT":
+        values = values.astype(np.dtypes.StringDType())
+    chunks = (*(min(size, COLUMN_CHUNK) for size in values.shape[:1]), *values.shape[1:])
+    return name, {
+        "data": values,
+        "chunks": tuple(max(1, size) for size in chunks) if values.shape else "auto",
+        "compressors": COLUMN_CODECS,
+        "dimension_names": dims,
+        "attributes": {key: value for key, value in attributes.items() if value},
+    }
+
+
+def write_files(store: Store, group: str, contents: Mapping[str, bytes], folder: Path | None) -> None:
+    """Write a group's files durably, its own document after all others: a group that can be opened is whole.
+
+    Files that already hold these bytes are left alone.
+    """
+    others = [key for key in contents if key != "zarr.json"]
+    for keys in (others, ["zarr.json"]):
+        changed = [join(group, key) for key in keys if read_bytes(store, join(group, key)) != contents[key]]
+        for key in changed:
+            set_bytes(store, key, contents[key.removeprefix(f"{group}/")])
+        if folder is not None:
+            make_durable(folder, changed)
+
+
+def read_group(store: Store, path: str) -> dict[str, Any] | None:
+    """Attributes of a group, or ``None`` where there is none.
+
+    Raises
+    ------
+    SchemaError
+        If its document cannot be read.
+    """
+    content = read_bytes(store, join(path, "zarr.json"))
+    if content is None:
+        return None
+    try:
+        document = json.loads(content)
+        return dict(document["attributes"]) if document["node_type"] == "group" else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise SchemaError(f"{join(path, 'zarr.json')} is no Zarr group: {error}; run lake verify") from error
+
+
+def make_durable(folder: Path, keys: Iterable[str]) -> None:
+    """Flush files to the disk, removed ones too, then the folders that name them."""
+    parents: set[Path] = set()
+    for key in keys:
+        path = folder / key
+        if path.exists():
+            _flush(path)
+        parents.update(parent for parent in path.parents if parent.is_relative_to(folder))
+    for parent in sorted(parents, reverse=True):
+        if parent.exists():
+            _flush(parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def lake_lock(location: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold what a lake's processes take turns at: writing groups. Gone with its process; leaves no file.
+
+    Object stores have no locks. There two writers that meet write the same bytes, but for a run's provenance.
+    """
+    folder = local_path(location)
+    if folder is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a network file system without locks: as on an object store
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

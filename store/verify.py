@@ -1,0 +1,319 @@
+"""Every byte of a lake against its checksum, every shard against the record, the layout against the schema."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.abc.store import Store
+from zarr.core.sync import sync
+
+from schemas import MissingRunError, UsageError
+from store.files import LEFTOVER, RECORD, join, read_bytes, unseal
+from store.layout import ArrayLayout, RunLayout
+from store.location import local_path, open_store
+
+THREADS = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Damage:
+    """One thing that is wrong."""
+
+    path: str
+    """File below the lake."""
+    group: str
+    """Run, model or result it belongs to; empty: the lake itself."""
+    kind: str
+    """Kind of that group: ``lake``, ``model``, ``run``, ``result``."""
+    problem: str
+    """What was found, and what was expected."""
+    shard: int | None = None
+    """Shard of the run, where the file belongs to one."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Verification:
+    """What was checked, and all that is wrong."""
+
+    files: int = 0
+    bytes: int = 0
+    damage: list[Damage] = field(default_factory=list)
+    leftovers: list[str] = field(default_factory=list)
+    """Unfinished files of writers at work, or of killed ones; the next extraction removes those."""
+    incomplete: dict[str, list[int]] = field(default_factory=dict)
+    """Shards that no writer has committed, by run."""
+    commands: list[str] = field(default_factory=list)
+    """What mends it: one command for each run, model or result that is damaged."""
+
+
+def verify(
+    location: str | os.PathLike[str], run: str | None = None, *, progress: Callable[[int, int], None] | None = None
+) -> Verification:
+    """Check a lake, or one run of it with its model, byte by byte; everything that is wrong is listed.
+
+    Parameters
+    ----------
+    location
+        Folder or URL.
+    run
+        ``MODEL/DATASET``; all runs, models and results if absent.
+    progress
+        Called with files checked and files in all.
+
+    Returns
+    -------
+    Verification
+
+    Raises
+    ------
+    UsageError
+        If there is no lake, or no such run.
+    """
+    folder = local_path(location)
+    if folder is not None and not folder.is_dir():
+        raise UsageError(f"there is no lake at {location}; make one with lake extract")
+    return _Verifier(location, open_store(location), folder).verify(run, progress)
+
+
+class _Verifier:
+    def __init__(self, location: str | os.PathLike[str], store: Store, folder: Path | None) -> None:
+        self.location = location
+        self.store = store
+        self.folder = folder
+        self.found = Verification()
+        self.keys: set[str] = set()
+        self.expected: dict[str, tuple[str, str, str, int | None]] = {}
+        """Digest, group, kind and shard by key."""
+        self.known: set[str] = set()
+        """Keys that belong here and were looked at otherwise."""
+
+    def verify(self, run: str | None, progress: Callable[[int, int], None] | None) -> Verification:
+        self.keys = set(sync(_keys(self.store)))
+        if not any(key.endswith("zarr.json") for key in self.keys):
+            raise UsageError(f"{self.location} is no lake: it holds no zarr.json at all")
+        self.found.leftovers = sorted(key for key in self.keys if Path(key).match(LEFTOVER))
+        self.keys -= set(self.found.leftovers)
+        groups = self._groups()
+        runs = sorted(group for group, kind in groups.items() if kind == "run")
+        if run is not None and run not in runs:
+            raise MissingRunError(f"{self.location} has no run {run!r}; it has {', '.join(runs) or 'none'}")
+        wanted = {
+            group: kind
+            for group, kind in groups.items()
+            if run is None or group in ("", run, run.split("/")[0])
+        }  # fmt: skip
+        for group, kind in sorted(wanted.items()):
+            self._document(group, kind)
+            if kind == "run":
+                self._run(group)
+        self._digests(progress)
+        if run is None:
+            for key in sorted(self.keys - set(self.expected) - self.known):
+                self._wrong(key, "", "lake", "nothing of the lake is called that; remove it")
+        self.found.damage.sort(key=lambda damage: damage.path)
+        self.found.commands = [*self._commands()]
+        return self.found
+
+    def _groups(self) -> dict[str, str]:
+        """Kind of every group, by its place: also of one whose own document is damaged or lost."""
+        groups = {"": "lake"}
+        for key in self.keys:
+            parts = key.split("/")
+            if parts[0] == "results":
+                for depth in range(1, min(len(parts), 4)):
+                    groups["/".join(parts[:depth])] = "result" if depth == 3 else "results"
+            elif len(parts) > 2 and parts[2:4] == [RECORD, "zarr.json"]:
+                groups["/".join(parts[:2])] = "run"
+                groups.setdefault(parts[0], "model")
+            elif len(parts) == 2 and parts[1] == "zarr.json":
+                groups.setdefault(parts[0], "model")
+        return groups
+
+    def _wrong(self, path: str, group: str, kind: str, problem: str, shard: int | None = None) -> None:
+        self.found.damage.append(Damage(path=path, group=group, kind=kind, problem=problem, shard=shard))
+
+    def _document(self, group: str, kind: str, below: str = "") -> dict[str, Any] | None:
+        """Check a group's own document; expect what it lists."""
+        key = join(join(group, below), "zarr.json")
+        self.known.add(key)
+        content = read_bytes(self.store, key)
+        if content is None:
+            self._wrong(key, group, kind, "is not there")
+            return None
+        self.found.files += 1
+        self.found.bytes += len(content)
+        attributes = unseal(content)
+        if attributes is None:
+            self._wrong(key, group, kind, "does not agree with its own seal")
+            return None
+        for name, digest in attributes.get("files", {}).items():
+            listed = join(group, name.removeprefix("../") if below else name)
+            if below and not name.startswith("../"):
+                listed = join(join(group, below), name)
+            self.expected[listed] = (digest, group, kind, None)
+        return attributes
+
+    def _run(self, run: str) -> None:
+        record = self._document(run, "run", RECORD)
+        attributes = unseal(read_bytes(self.store, f"{run}/zarr.json") or b"")
+        if attributes is None:
+            # The shards' files are not strangers, only out of reach until the document is back.
+            self.known |= {key for key in self.keys if key.startswith(f"{run}/")}
+            return
+        if record and record["fingerprint"] != attributes["fingerprint"]:
+            self._wrong(f"{run}/{RECORD}/zarr.json", run, "run", "is the record of a run made otherwise")
+        layout = RunLayout.from_json(attributes["layout"])
+        arrays = layout.arrays()
+        if record is None:  # without it nothing of the shards can be checked
+            self.known |= {key for key in self.keys if key.startswith(f"{run}/")}
+            return
+        for name, array in arrays.items():
+            self._schema(run, name, array)
+        committed = self._shard_values(run, "committed", layout)
+        sizes = self._shard_values(run, f"{RECORD}/size", layout)
+        digests = self._shard_values(run, f"{RECORD}/sha256", layout)
+        for shard in range(layout.n_shard):
+            flags, size_of, digest_of = committed[shard], sizes[shard], digests[shard]
+            if flags is None or size_of is None or digest_of is None:
+                # Named already; the other files of the shard are no strangers.
+                self.known |= {f"{run}/{name}/{array.key(shard)}" for name, array in arrays.items()}
+                continue
+            rows = layout.shard_slice(shard)
+            if not flags.any():
+                self.found.incomplete.setdefault(run, []).append(shard)
+                self.known |= {f"{run}/{name}/{array.key(shard)}" for name, array in arrays.items()}
+                continue
+            if not flags[: rows.stop - rows.start].all():
+                key = f"{run}/committed/c/{shard}"
+                self._wrong(key, run, "run", "marks only part of the shard as committed", shard)
+            for index, (name, array) in enumerate(arrays.items()):
+                key = f"{run}/{name}/{array.key(shard)}"
+                size, digest = int(size_of[0, index]), digest_of[0, index].tobytes().hex()
+                if size >= 0:
+                    self.expected[key] = (digest, run, "run", shard)
+                elif key in self.keys:
+                    self.known.add(key)
+                    self._wrong(key, run, "run", "is there, but the record says that the shard has no such file", shard)
+
+    def _schema(self, run: str, name: str, array: ArrayLayout) -> None:
+        """Dims, shape and chunks of an array as the schema has them."""
+        key = f"{run}/{name}/zarr.json"
+        try:
+            document = json.loads(read_bytes(self.store, key) or b"")
+        except ValueError:
+            return  # its digest is wrong then, and named for that
+        grid = list(array.shards or array.chunks)
+        stated = {
+            "dims": (document.get("dimension_names"), list(array.dims)),
+            "shape": (document.get("shape"), list(array.shape)),
+            "shards": (document.get("chunk_grid", {}).get("configuration", {}).get("chunk_shape"), grid),
+            "type": (document.get("data_type"), array.dtype),
+        }
+        for what, (found, expected) in stated.items():
+            if found != expected:
+                self._wrong(key, run, "run", f"{what} {found}; the schema has {expected}")
+
+    def _shard_values(self, run: str, name: str, layout: RunLayout) -> dict[int, np.ndarray | None]:
+        """An array's values by shard, ``None`` where they cannot be read; each chunk carries its own checksum."""
+        values: dict[int, np.ndarray | None] = {}
+        step = layout.shard_examples if name == "committed" else 1
+        tail = {"committed": "", f"{RECORD}/size": "/0", f"{RECORD}/sha256": "/0/0"}[name]
+        document = f"{run}/{name}/zarr.json"
+        if hashlib.sha256(read_bytes(self.store, document) or b"").hexdigest() != self.expected[document][0]:
+            self.known |= {f"{run}/{name}/c/{shard}{tail}" for shard in range(layout.n_shard)}
+            return dict.fromkeys(range(layout.n_shard))
+        array: Any = zarr.open_array(self.store, path=f"{run}/{name}", mode="r")
+        for shard in range(layout.n_shard):
+            key = f"{run}/{name}/c/{shard}{tail}"
+            self.known.add(key)
+            try:
+                values[shard] = np.asarray(array[shard * step : (shard + 1) * step])
+            except (ValueError, RuntimeError, TypeError) as error:
+                self._wrong(key, run, "run", f"cannot be read: {str(error).splitlines()[0]}", shard)
+                values[shard] = None
+            if key in self.keys:
+                self.found.files += 1
+        return values
+
+    def _digests(self, progress: Callable[[int, int], None] | None) -> None:
+        def check(key: str) -> tuple[int, str] | None:
+            if key not in self.keys:
+                return None
+            if self.folder is not None:
+                with (self.folder / key).open("rb") as file:
+                    return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+            content = read_bytes(self.store, key) or b""
+            return len(content), hashlib.sha256(content).hexdigest()
+
+        keys = sorted(self.expected)
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="lake-verify") as pool:
+            for done, (key, result) in enumerate(zip(keys, pool.map(check, keys), strict=True), start=1):
+                digest, group, kind, shard = self.expected[key]
+                if result is None:
+                    self._wrong(key, group, kind, "is not there", shard)
+                else:
+                    self.found.files += 1
+                    self.found.bytes += result[0]
+                    if result[1] != digest:
+                        problem = (
+                            f"has SHA-256 {result[1][:12]}.. over {result[0]:,} bytes; {digest[:12]}.. was recorded"
+                        )
+                        self._wrong(key, group, kind, problem, shard)
+                if progress is not None:
+                    progress(done, len(keys))
+
+    def _commands(self) -> Iterator[str]:
+        broken: dict[tuple[str, str], list[Damage]] = {}
+        for damage in self.found.damage:
+            broken.setdefault((damage.kind, damage.group), []).append(damage)
+        for (kind, group), damages in broken.items():
+            if kind == "run":
+                parts = sorted({damage.shard for damage in damages if damage.shard is not None})
+                what = [*map(str, parts), *(["static"] if any(damage.shard is None for damage in damages) else [])]
+                yield self._extract_command(group, ",".join(what))
+            elif kind in ("lake", "model") and not all("remove it" in damage.problem for damage in damages):
+                run = next((each for each in self._runs() if kind == "lake" or each.startswith(f"{group}/")), None)
+                if run is not None:
+                    yield self._extract_command(run, "static")
+            elif kind == "result":
+                yield self._analyze_command(group)
+            elif kind == "results":
+                yield f"any lake analyze on {self.location} writes {group}/zarr.json again once it is removed"
+
+    def _runs(self) -> Iterable[str]:
+        return sorted(group for group, kind in self._groups().items() if kind == "run")
+
+    def _extract_command(self, run: str, rebuild: str) -> str:
+        attributes = unseal(read_bytes(self.store, f"{run}/zarr.json") or b"")
+        model, _, data = run.partition("/")
+        if attributes is None:
+            return f"lake extract (as {run} was made) --lake {self.location} --rebuild {rebuild}"
+        described = unseal(read_bytes(self.store, f"{model}/zarr.json") or b"") or {}
+        spec: Mapping[str, Any] = attributes["spec"]
+        source = attributes.get("provenance", {}).get("data", f"{data}.jsonl")
+        options = {name: value for name, value in spec.items() if value is not None}
+        flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
+        checkpoint = described.get("checkpoint", "CHECKPOINT")
+        return (
+            f"lake extract --model {model}={checkpoint} --data {data}={source} --lake {self.location}"
+            f" {flags} --rebuild {rebuild}"
+        )
+
+    def _analyze_command(self, result: str) -> str:
+        attributes = unseal(read_bytes(self.store, f"{result}/zarr.json") or b"")
+        kind = result.split("/")[1]
+        if attributes is None:
+            return f"lake analyze {kind} {self.location} (as {result} was made)"
+        runs = " ".join(attributes["runs"])
+        return f"lake analyze {kind} {self.location} {runs} (settings: {json.dumps(attributes['spec'])})"
+
+
+async def _keys(store: Store) -> list[str]:
+    return [key async for key in store.list()]
