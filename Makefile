@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 THREADS ?= 2
 
-.PHONY: env demo test lint bench
+.PHONY: env demo test lint bench docs
 
 env: $(STAMP)
 
@@ -29,3 +29,6 @@ lint: env
 
 bench: env
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+docs: env
+	$(BIN)/python docs/generate.py

@@ -1,0 +1,99 @@
+"""README and docs say what the code says."""
+
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"docs_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    return load(ROOT / "docs" / "generate.py")
+
+
+@pytest.fixture(scope="module")
+def commands(generate: ModuleType) -> dict[str, Any]:
+    return dict(generate.commands())
+
+
+def test_no_page_is_stale(generate: ModuleType) -> None:
+    assert not [page.name for page in generate.stale()], "run make docs"
+
+
+def test_the_readme_lists_every_command_variable_and_dim(generate: ModuleType, commands: dict[str, Any]) -> None:
+    text = (ROOT / "README.md").read_text()
+    named = {*generate.RUN_VARIABLES, *generate.MODEL_VARIABLES, *generate.DIMS}
+    assert not [name for name in named if f"| `{name}` |" not in text]
+    assert not [name for name in commands if f"| `{name} " not in text and f"| `{name}`" not in text]
+
+
+def test_every_command_and_flag_says_what_it_does(commands: dict[str, Any]) -> None:
+    silent = [name for name, command in commands.items() if not (command.help or "").strip()]
+    silent += [
+        f"{name} {parameter.name}"
+        for name, command in commands.items()
+        for parameter in command.params
+        if not (parameter.help or "").strip()
+    ]
+    assert not silent
+
+
+def shown_commands(text: str) -> Iterator[list[str]]:
+    """Words of every ``lake`` command in a page's code blocks, continued lines joined."""
+    for fenced in re.findall(r"^```(?:console|bash|sh)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        for line in fenced.replace("\\\n", " ").splitlines():
+            line = line.strip().removeprefix("$ ")
+            if line.startswith("lake "):
+                yield shlex.split(line, comments=True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_shown_exists_with_its_flags(page: Path, commands: dict[str, Any]) -> None:
+    for words in shown_commands(page.read_text()):
+        name = next((" ".join(words[:n]) for n in (3, 2) if " ".join(words[:n]) in commands), None)
+        assert name is not None, f"{page.name} shows {shlex.join(words)}: no such command"
+        known = {option for parameter in commands[name].params for option in parameter.opts} | {"--help", "-h"}
+        unknown = [word for word in words if word.startswith("-") and word.partition("=")[0] not in known]
+        assert not unknown, f"{page.name} shows {shlex.join(words)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+    assert not [link for link in links if "://" not in link and not (page.parent / link).exists()]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "notebooks").glob("*.ipynb"))], ids=lambda page: page.name)
+def test_no_page_names_a_place_of_one_machine(page: Path) -> None:
+    assert not re.findall(r"(?<![\w.:/])/(?:work|tmp|home|root|var|Users)/\S*", page.read_text())
+
+
+def test_a_stale_page_is_noticed(generate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- generated: dims -->\nold\n<!-- end -->\nafter\n")
+    monkeypatch.setattr(generate, "PAGES", (page,))
+    assert generate.stale() == [page]
+    page.write_text(generate.generated(page.read_text()))
+    assert generate.stale() == []
+    assert page.read_text().startswith("before\n")
+    assert page.read_text().endswith("after\n")
+    assert "| `key_position` |" in page.read_text()
+    with pytest.raises(KeyError, match="no generator"):
+        generate.block("nonsense")
