@@ -122,8 +122,8 @@ def attention_importance(
     -------
     Dataset
         The above and what they were computed from: ``attention`` and ``importance`` of the examples used
-        (``n_example``), and their means ``mean_attention`` : (..., position) and ``mean_importance`` : (position) with intervals; the line
-        of the pooled points, ``slope`` and ``intercept``.
+        (``n_example``), and their means ``mean_attention`` : (..., position) and ``mean_importance`` : (position) with
+        intervals; the line of the pooled points, ``slope`` and ``intercept``.
 
     Raises
     ------

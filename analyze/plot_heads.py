@@ -91,7 +91,7 @@ def plot_hubs(summary: Results, *, ax: Any = None) -> list[Any]:
         even = result["expected"].reindex(key_position=keys).values
         axes[0].hlines(even, at - width / 2, at + width / 2, color="black", linewidth=2, zorder=3)
     axes[0].plot([], [], color="black", linewidth=2, label="spread evenly")
-    axes[0].legend(frameon=False, fontsize=8)
+    axes[0].legend(loc="upper right", frameon=False, fontsize=8)
     axes[0].set(title="Who is attended", xlabel=KEY, ylabel="attention received, mean over heads")
     for index, (name, result) in enumerate(runs.items()):
         before = result["sequential"].reindex(position=queries).values

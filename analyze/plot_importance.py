@@ -196,7 +196,7 @@ def _points(axis: Any, part: xr.Dataset, index: int, label: str) -> None:
     style = LINES[index % len(LINES)]
     axis.scatter(
         part["attention"].values,
-        part["importance"].values,
+        part["importance"].values + 0.012 * (index - 2.5),  # 0 and 1 of different thoughts side by side
         s=14,
         alpha=0.5,
         marker=style["marker"],

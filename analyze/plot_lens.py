@@ -75,7 +75,7 @@ def plot_number_frequency(
     }
     axes = panels(1, ax, size=(6.4, 3.6))
     bars(axes[0], series, chosen, error=error, form=".0f")
-    axes[0].set(xlabel="position read out", ylabel="best token is a number, %", ylim=(0, 112))
+    axes[0].set(xlabel="position read out", ylabel="best token is a number, %", ylim=(0, 125))
     axes[0].set_yticks(range(0, 101, 20))
     axes[0].set_title("; ".join(f"{name} layer {int(result['layer'])}" for name, result in runs.items()), fontsize=9)
     return axes
@@ -106,6 +106,7 @@ def plot_number_difference(difference: xr.Dataset, *, layer: int = -1, ax: Any =
         Place along the layers.
     """
     part = difference.isel(layer=layer)
+    part = part.sel(position=_positions({"difference": part}, None))
     axes = panels(1, ax, size=(6.0, 3.4))
     series = {"difference": part["difference"].values * 100}
     error = {"difference": (part["low"].values * 100, part["high"].values * 100)}
@@ -114,7 +115,7 @@ def plot_number_difference(difference: xr.Dataset, *, layer: int = -1, ax: Any =
     axes[0].set(
         xlabel="position read out",
         ylabel="percentage points",
-        title=f"{part.attrs.get('first', 'first')} less {part.attrs.get('second', 'second')}, layer {int(part['layer'])}",
+        title=f"{part.attrs['first']} less {part.attrs['second']}, layer {int(part['layer'])}",
     )
     return axes
 

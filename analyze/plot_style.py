@@ -100,7 +100,8 @@ def bars(
     ax.set_xticks(places, [str(tick) for tick in ticks])
     ax.margins(y=0.12)
     if legend and len(series) > 1:
-        ax.legend(frameon=False, fontsize=8)
+        ax.margins(y=0.25)
+        ax.legend(loc="upper center", ncols=min(3, len(series)), fontsize=8, framealpha=0.9, edgecolor="white")
 
 
 def heatmap(
