@@ -135,7 +135,8 @@ def sweep(
             each.check(n_layer=reasoner.n_layer, n_head=reasoner.n_head, n_latent=reasoner.n_latent)
     prompts = [reasoner.encode(str(run["question"].values[row])) for row in rows]
     asked = _answers(reasoner, [list(texts) for texts in answers.values()])
-    room = max(n_new if generate else 1, len(asked.shared) + max(len(rest) for each in asked.rest for rest in each))
+    longest_answer = max((len(rest) for each in asked.rest for rest in each), default=0)
+    room = max(n_new if generate else 1, len(asked.shared) + longest_answer)
     for label, prompt in zip(labels, prompts, strict=True):
         reasoner.check_length(len(prompt), room, f"question of example {label}")
     _check_question_positions(conditions, labels, prompts, reasoner.n_latent)
@@ -276,8 +277,8 @@ def _check_question_positions(
                 for index, prompt in enumerate(prompts):
                     if len(prompt) - 1 < -offset and (armed is None or armed[index]):
                         raise UsageError(
-                            f"condition {condition.name}: example {labels[index]} has {len(prompt) - 1} question tokens,"
-                            f" {position} is not there"
+                            f"condition {condition.name}: example {labels[index]} has {len(prompt) - 1} question"
+                            f" tokens, {position} is not there"
                         )
 
 
