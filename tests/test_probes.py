@@ -1,0 +1,264 @@
+"""Linear probes: the same numbers as scikit-learn, planted truth found and nothing else, honest on noise."""
+
+import warnings
+
+import numpy as np
+import pytest
+import xarray as xr
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from synthetic import make_run
+
+from analyze import probe_solver
+from analyze.probe_solver import nested_logistic, nested_ridge
+from analyze.probes import NOTE, PENALTIES, linear_probes, summarise_probes
+from schemas import SchemaError, UsageError
+
+N_FOLD = 4
+
+
+def states_and_classes(n, hidden, n_class, seed=0):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, n_class, n)
+    label[: n_class * N_FOLD] = np.arange(n_class * N_FOLD) % n_class
+    centre = rng.normal(size=(n_class, hidden))
+    spread = 1.0 / np.sqrt(1 + np.arange(hidden))
+    states = (
+        5 + centre[label] * 0.5 + rng.normal(size=(n, hidden)) @ (spread[:, None] * rng.normal(size=(hidden, hidden)))
+    )
+    states[:, -1] = 3.0  # a component that never varies
+    return states, label, (np.arange(n) // n_class) % N_FOLD
+
+
+def sklearn_nested(model, grid, states, label, fold, scoring):
+    """Outer folds one by one, the rest of the folds inside, scaling in the pipeline: the slow way."""
+    for outer in range(N_FOLD):
+        train = fold != outer
+        inner = fold[train]
+        splits = [
+            (np.flatnonzero(inner != part), np.flatnonzero(inner == part)) for part in range(N_FOLD) if part != outer
+        ]
+        search = GridSearchCV(make_pipeline(StandardScaler(), model), grid, cv=splits, scoring=scoring)
+        yield ~train, search.fit(states[train], label[train])
+
+
+@pytest.mark.parametrize(
+    ("n", "hidden", "n_class", "largest"),
+    [(60, 90, 2, 400), (120, 12, 2, 400), (60, 90, 2, 10), (120, 12, 3, 400), (60, 90, 3, 400), (96, 30, 4, 10)],
+    ids=["gram", "covariance", "shared", "covariance-3", "gram-3", "shared-4"],
+)
+def test_logistic_probe_agrees_with_sklearn(monkeypatch, n, hidden, n_class, largest):
+    monkeypatch.setattr(probe_solver, "_LARGEST_DECOMPOSED", largest)
+    states, label, fold = states_and_classes(n, hidden, n_class)
+    penalty = [1e-3, 1e-1, 1.0, 10.0]
+    control = np.roll(label, 7)
+    fit = nested_logistic(states, np.stack([label, control], 1), fold, penalty=penalty, tolerance=1e-5)
+    grid = {"logisticregression__C": penalty}
+    model = LogisticRegression(tol=1e-10, max_iter=20_000)
+    for target, truth in enumerate((label, control)):
+        for outer, (held_out, search) in enumerate(sklearn_nested(model, grid, states, truth, fold, "neg_log_loss")):
+            assert fit.chosen[outer, target] == search.best_params_["logisticregression__C"]
+            np.testing.assert_allclose(fit.score[held_out, target], search.predict_proba(states[held_out]), atol=2e-4)
+            train_score = search.best_estimator_.score(states[~held_out], truth[~held_out])
+            assert fit.training[outer, target] == pytest.approx(train_score)
+            if target == 0:
+                scaler, probe = search.best_estimator_
+                np.testing.assert_allclose(
+                    fit.coefficient[outer] * scaler.scale_, probe.coef_, atol=3e-4 * np.abs(probe.coef_).max()
+                )
+    accuracy = nested_logistic(states, label[:, None], fold, penalty=penalty, selection="accuracy", tolerance=1e-5)
+    for outer, (_, search) in enumerate(sklearn_nested(model, grid, states, label, fold, "accuracy")):
+        assert accuracy.chosen[outer, 0] == search.best_params_["logisticregression__C"]
+
+
+@pytest.mark.parametrize(("n", "hidden"), [(60, 90), (120, 12)])
+def test_ridge_probe_agrees_with_sklearn(n, hidden):
+    states, label, fold = states_and_classes(n, hidden, 2)
+    value = 3.0 * label + np.random.default_rng(1).normal(size=n) + 10
+    penalty = [0.1, 10.0, 1000.0]
+    fit = nested_ridge(states, value[:, None], fold, penalty=penalty)
+    for outer, (held_out, search) in enumerate(
+        sklearn_nested(Ridge(), {"ridge__alpha": penalty}, states, value, fold, "neg_mean_squared_error")
+    ):
+        assert fit.chosen[outer, 0] == search.best_params_["ridge__alpha"]
+        np.testing.assert_allclose(fit.score[held_out, 0, 0], search.predict(states[held_out]), rtol=1e-6)
+        direct = states[held_out] @ fit.coefficient[outer, 0] + fit.intercept[outer]
+        np.testing.assert_allclose(direct, search.predict(states[held_out]), rtol=1e-6)
+
+
+def planted_run(n_example=240, hidden=24, strength=2.5, seed=0, **changes):
+    """Correctness planted along one direction at (layer 1, ct1) and (layer 2, ct4), noise everywhere else."""
+    run = make_run(n_example=n_example, n_layer=3, hidden=hidden, twins=True, seed=seed, **changes)
+    rng = np.random.default_rng([seed, 9])
+    direction = rng.normal(size=hidden)
+    direction /= np.linalg.norm(direction)
+    states = run["hidden_state"].copy()
+    sign = xr.where(run["correct"], 0.5, -0.5)
+    for layer, position in ((1, "ct1"), (2, "ct4")):
+        states.loc[{"layer": layer, "position": position}] += strength * sign * xr.DataArray(direction, dims="hidden")
+    return run.assign(hidden_state=states), direction
+
+
+THOUGHTS = ["bot", "ct0", "ct1", "ct2", "ct3", "ct4"]
+
+
+def test_planted_direction_is_found_where_it_is_and_nowhere_else():
+    run, direction = planted_run()
+    result = linear_probes(run, positions=THOUGHTS, n_control=1)
+    found = result["p_corrected"] < 0.05
+    cells = set(found.to_series()[lambda hit: hit].index)
+    assert cells == {(1, "ct1"), (2, "ct4")}
+    best = result.sel(layer=1, position="ct1")
+    cosine = float(best["direction"] @ xr.DataArray(direction, dims="hidden") / np.linalg.norm(best["direction"]))
+    assert cosine > 0.85
+    assert best["accuracy_low_joint"] > best["majority_accuracy"]
+    assert best["selectivity"] > 0.15
+    table = summarise_probes(result).iloc[0]
+    assert (table["best_layer"], table["best_position"]) in cells
+    assert table["found"] == 2
+    assert result.attrs["note"] == NOTE
+
+
+@pytest.mark.parametrize("selection", ["accuracy", "log_loss"])
+def test_noise_trains_to_certainty_and_tests_at_chance(selection):
+    # The reports' setting: 50 + 50 examples, more components than examples.
+    run = make_run(n_example=160, n_layer=2, hidden=256, seed=4)
+    result = linear_probes(run, positions=THOUGHTS, n_per_class=50, selection=selection, n_control=1, seed=1)
+    assert (result["n_example"] == 100).all()
+    assert (result["accuracy_low_joint"] <= 0.5).all()
+    assert (result["accuracy_high_joint"] >= 0.5).all()
+    assert (result["p_corrected"] > 0.05).all()
+    assert float(result["training_accuracy"].mean()) > 0.95
+    assert float(result["refit_training_accuracy"].mean()) > 0.95
+    assert float(result["accuracy"].mean()) == pytest.approx(0.5, abs=0.05)
+
+
+def test_twins_do_not_straddle_folds():
+    """Twins with one state and one label: any split between them would make a perfect probe of pure noise."""
+    run = make_run(n_example=200, n_layer=1, hidden=64, twins=True, seed=2)
+    first = run["hidden_state"].values[::2]
+    run["hidden_state"].values[:] = np.repeat(first, 2, axis=0)
+    label = np.repeat(np.random.default_rng(3).random(100) < 0.5, 2)
+    result = linear_probes(run.assign(correct=("example", label)), positions=["bot", "ct3"], n_control=0)
+    assert (result["auroc_low_joint"] < 0.5).all()
+    assert (result["auroc"] < 0.7).all()
+
+
+def test_steps_numbers_and_classes():
+    run = make_run(n_example=150, n_layer=2, hidden=16, n_step=2, seed=5)
+    states = run["hidden_state"].copy()
+    value = run["intermediate_result"].isel(step=0)
+    states.loc[{"layer": 1, "position": "ct0", "hidden": 3}] = value + np.random.default_rng(0).normal(size=150)
+    states.loc[{"layer": 0, "position": "ct1", "hidden": 5}] = 4.0 * (run["operation"].isel(step=0) == "*")
+    run = run.assign(hidden_state=states)
+    number = linear_probes(run, "intermediate_result", positions=["bot", "ct0", "ct1"], n_control=1)
+    assert number["r2"].dims == ("step", "layer", "position")
+    assert float(number["r2"].sel(layer=1, position="ct0").isel(step=0)) > 0.9
+    rest = number["r2"].isel(step=0).where((number.layer != 1) | (number.position != "ct0"))
+    assert float(rest.max()) < 0.1
+    assert int(number["n_example"].isel(step=1).max()) < 150  # problems of one step have no second result
+    operation = linear_probes(run, "operation", layers=[0], positions=["ct0", "ct1"], n_control=1)
+    assert operation["direction"].dims == ("step", "class", "layer", "position", "hidden")
+    first = operation.isel(step=0, layer=0)
+    assert float(first["accuracy"].sel(position="ct1")) > float(first["majority_accuracy"].sel(position="ct1")) + 0.1
+    assert float(first["p_value"].sel(position="ct1")) < 0.01
+    assert (operation["class"].values == ["*", "+", "-", "/"]).all()
+
+
+def test_scores_are_what_their_definitions_say():
+    run, _ = planted_run(n_example=240, strength=1.0)
+    result = linear_probes(run, layers=[1], positions=["ct1"], n_control=0, n_permutation=400).isel(layer=0, position=0)
+    label, problem = run["correct"].values, run["problem"].values
+    from analyze.probes import _folds
+
+    fold = _folds(label, problem, 5, 0)
+    states = run["hidden_state"].sel(layer=1, position="ct1").values
+    fit = nested_logistic(states, label.astype(int)[:, None], fold, penalty=PENALTIES)
+    score = fit.score[:, 0, 1]
+    assert float(result["accuracy"]) == pytest.approx(np.mean((score > 0.5) == label))
+    areas = [roc_auc_score(label[fold == part], score[fold == part]) for part in range(5)]
+    pairs = [label[fold == part].sum() * (~label[fold == part]).sum() for part in range(5)]
+    assert float(result["auroc"]) == pytest.approx(np.average(areas, weights=pairs))
+    # Resample problems by hand and take the percentiles of the area itself.
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(400):
+        weight = rng.poisson(1.0, problem.max() + 1)[problem]
+        total = wins = 0.0
+        for part in range(5):
+            up, down = (fold == part) & label, (fold == part) & ~label
+            win = (score[up][:, None] > score[down]) * np.outer(weight[up], weight[down])
+            wins, total = wins + win.sum(), total + np.outer(weight[up], weight[down]).sum()
+        drawn.append(wins / total)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    assert float(result["auroc_low"]) == pytest.approx(low, abs=0.03)
+    assert float(result["auroc_high"]) == pytest.approx(high, abs=0.03)
+
+
+def test_chunks_do_not_matter_and_each_is_read_once():
+    run, _ = planted_run(n_example=100, hidden=8)
+    whole = linear_probes(run, positions=THOUGHTS[:2], n_control=1)
+    reads = []
+
+    def count(block, block_info=None):
+        reads.append(block_info[0]["chunk-location"])
+        return block
+
+    chunked = run.chunk({"example": 32, "layer": 1, "position": 1})
+    lazy = chunked["hidden_state"].copy(
+        data=chunked["hidden_state"].data.map_blocks(count, dtype="float32", meta=np.empty((0,) * 4, "float32"))
+    )
+    seen = []
+    result = linear_probes(
+        chunked.assign(hidden_state=lazy), positions=THOUGHTS[:2], n_control=1, progress=lambda *at: seen.append(at)
+    )
+    xr.testing.assert_allclose(result, whole)
+    assert len(reads) == len(set(reads)) == 4 * 3 * 2  # 4 chunks of examples, 3 layers, 2 positions
+    assert seen == [(i, 6) for i in range(1, 7)]
+
+
+def test_cap_draws_whole_problems():
+    run, _ = planted_run(n_example=100, hidden=8)
+    result = linear_probes(run, layers=[0], positions=["bot"], max_example=61, n_control=0)
+    assert int(result["n_example"].item()) == 60
+
+
+def test_positions_that_do_not_exist_are_left_out():
+    run = make_run(n_example=60, n_layer=1, n_answer=6, seed=1)
+    result = linear_probes(run, positions=["bot", "a5"], n_control=0)
+    exists = int(np.isfinite(run["hidden_state"].sel(position="a5").values).all(-1).sum())
+    assert result["n_example"].sel(position="bot").item() == 60
+    if exists >= 30:
+        assert result["n_example"].sel(position="a5").item() == exists
+    else:
+        assert np.isnan(result["accuracy"].sel(position="a5")).all()
+
+
+def test_messages():
+    run = make_run(n_example=40)
+    with pytest.raises(SchemaError, match="need 'colour'; along 'example' it holds .*correct"):
+        linear_probes(run, "colour")
+    with pytest.raises(SchemaError, match=r"no layer \[7\] in the run; it holds 0 .. 2"):
+        linear_probes(run, layers=[7])
+    with pytest.raises(UsageError, match=r"probes for 'correct' of run 'made-up/problems': classes .* True \(40\)"):
+        linear_probes(run.assign(correct=("example", np.ones(40, bool))))
+    with pytest.raises(UsageError, match="50 examples of each class asked for; too few in False"):
+        linear_probes(run, n_per_class=50)
+    with pytest.raises(UsageError, match="at least 3 folds; found 2"):
+        linear_probes(run, n_fold=2)
+
+
+def test_workers_of_a_scheduler_give_the_same():
+    from distributed import Client
+
+    run, _ = planted_run(n_example=60, hidden=8)
+    run = run.chunk({"example": 20, "layer": 1, "position": 1})
+    here = linear_probes(run, positions=THOUGHTS[:2], n_control=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=None):
+            there = linear_probes(run, positions=THOUGHTS[:2], n_control=0)
+    xr.testing.assert_allclose(there, here)
