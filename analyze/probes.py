@@ -31,6 +31,11 @@ NOTE = (
 )
 PENALTIES = tuple(float(10.0**power) for power in range(-3, 3))
 """Values of C tried by default: those of the reports."""
+_DOUBLED = float(np.sqrt(2.0))
+"""Widening of intervals and of the permutations' spread. The labels that test one fold train the others, so a chance
+likeness of two examples counts twice, once each way. For predictions linear in the training labels the held-out score
+is sum_ij M_ij y_i y_j, of variance sum M_ij^2 + sum M_ij M_ji: at most twice the first term, which is all that
+resampling or permuting labels under fixed predictions sees."""
 RIDGE_PENALTIES = tuple(float(10.0**power) for power in range(-2, 6))
 """Values of alpha tried by default for numbers."""
 
@@ -147,10 +152,11 @@ def linear_probes(
 
     Notes
     -----
-    Intervals resample problems under the probes as fitted; they do not repeat the training. Where every prediction
-    is right (or wrong) resamples are alike: the accuracy then has Wilson's interval, other scores have none (NaN).
-    The AUROC's resamples are of first order, a little narrow below a hundred examples. P-values permute labels among
-    the problems of a fold under the held-out predictions as they are.
+    Intervals resample problems, and p-values permute labels among the problems of a fold, under the held-out
+    predictions as they are. That alone is too sure, since each fold's labels also train the probes of the others; both
+    are widened by the square root of two, the most this can amount to for a linear probe, and so err to the careful
+    side where the signal is strong. Where every prediction is right (or wrong) resamples are alike: the accuracy then
+    has Wilson's interval, other scores have none (NaN). The AUROC's resamples are of first order.
 
     Memory is that of one cell (at most ``max_example`` x hidden numbers, a few times over in float64), plus
     resamples, permutations and held-out predictions of ``max_example`` rows: with the default cap it is the same
@@ -338,9 +344,8 @@ def _prepare(
             parts = [np.flatnonzero(label == index) for index in range(len(classes))]
             short = [f"{classes[i]!s} ({len(part)})" for i, part in enumerate(parts) if len(part) < n_per_class]
             if short or n_per_class < n_fold:
-                raise UsageError(
-                    f"{n_per_class} examples of each class asked for; too few in {', '.join(short) or f'{n_fold} folds'}"
-                )
+                where = ", ".join(short) or f"{n_fold} folds"
+                raise UsageError(f"{n_per_class} examples of each class asked for; too few in {where}")
             drawn = np.sort(np.concatenate([rng.choice(part, n_per_class, replace=False) for part in parts]))
             rows, label = rows[drawn], label[drawn]
         strata = label
@@ -684,7 +689,10 @@ def _area(value: Array, positive: Array, fold: Array) -> tuple[Array, Array, Arr
 def _permutation_p(
     gain: Array, label: Array, fold: Array, problem: Array, number: int, seed: Sequence[int], numbers: bool
 ) -> Array:
-    """Share of permutations that score as high as the labels themselves; gain (class, row, cell), result (cell,)."""
+    """Share of permutations that score as high as the labels themselves; gain (class, row, cell), result (cell,).
+
+    Gains sum to zero over each fold, so permuted scores scatter about zero; they are widened as :data:`_DOUBLED` says.
+    """
     if number < 1:
         return np.full(gain.shape[2], np.nan)
     values = [label - _within_fold_mean(label, fold)] if numbers else [label == k for k in range(len(gain))]
@@ -698,7 +706,7 @@ def _permutation_p(
     for start in range(0, number, size):
         block = np.stack([next(orders) for _ in range(min(size, number - start))])
         total = sum((value[block] @ one for (value, _), one in zip(used, single, strict=True)), np.float32(0.0))
-        as_high += (total >= actual - slack).sum(axis=0)
+        as_high += (_DOUBLED * total >= actual - slack).sum(axis=0)
     return np.asarray((1.0 + as_high) / (1.0 + number))
 
 
@@ -713,6 +721,7 @@ def _intervals(name: str, interval: _Interval, level: float) -> dict[str, Array]
     estimate, low, high, low_joint, high_joint = (np.full(known.shape, np.nan) for _ in range(5))
     if known.any():
         estimate, resample = interval.estimate, interval.resample[known]
+        resample = estimate[known][:, None] + _DOUBLED * (resample - estimate[known][:, None])
         low[known], high[known] = np.percentile(resample, [tail, 100 - tail], axis=1)
         spread = resample.std(axis=1)
         moving = spread > 1e-9
