@@ -238,7 +238,7 @@ def plan_command(
         )
         console.print(f"still to be written: {size(planned.remaining_bytes)}{free}")
         console.print(
-            f"memory: {size(planned.memory_bytes)} at most; activations in flight stay below {size(planned.memory_budget)}"
+            f"memory: {size(planned.memory_bytes)} at most; activations below {size(planned.memory_budget)}"
         )
         console.print(
             f"time: about {duration(planned.seconds)} (model {duration(planned.model_seconds)}, "
@@ -382,6 +382,373 @@ def train_command(
     with progress_bar(f"{name}, seed {seed}", "steps") as report:
         for folder in train(name, out, seed, device, progress=report):
             console.print(str(folder))
+
+
+Resamples = Annotated[int, typer.Option(help="Resamples of the bootstrap over problems.")]
+Seed = Annotated[int, typer.Option(help="Seed of what is drawn.")]
+
+
+def compute(result: Any, label: str) -> Any:
+    """Compute a lazy result, with a bar."""
+    from dask.callbacks import Callback
+
+    with progress_bar(label, "tasks") as report:
+
+        def count(key: Any, value: Any, graph: Any, state: Any, worker: Any) -> None:
+            parts = ("waiting", "ready", "running", "finished")
+            report(len(state["finished"]), sum(len(state[part]) for part in parts))
+
+        with Callback(posttask=count):
+            return result.compute()
+
+
+def keep(lake: Any, kind: str, result: Any, run: str, spec: dict[str, Any], csv: Path | None) -> dict[str, Any]:
+    """Write a result into the lake, its tables as CSV if asked, and return its name and tables for ``--json``."""
+    from analyze import result_tables
+
+    result = result.assign_attrs(run=run)
+    name = lake.write_result(kind, result, runs=[run], spec=spec)
+    tables = result_tables(result)
+    if csv is not None:
+        csv.mkdir(parents=True, exist_ok=True)
+        for part, table in tables.items():
+            table.to_csv(csv / f"{run.replace('/', '.')}-{kind}-{part}.csv", index=False)
+    return {"result": name} | {part: json.loads(table.to_json(orient="records")) for part, table in tables.items()}
+
+
+@analyze.command("heads")
+def heads_command(
+    path: LakePath,
+    runs: RunNames = None,
+    convention: Annotated[str, typer.Option(help="thoughts, or reports: as report 004 computed it.")] = "thoughts",
+    top: Annotated[int, typer.Option(help="Heads that count as the best.")] = 20,
+    resamples: Resamples = 300,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    csv: CsvFolder = None,
+) -> None:
+    """Score every head: flow, hub, skip, composite, type, and how stable its rank is."""
+    from analyze import head_analysis, head_table, summary_of_analysis
+
+    lake, runs = runs_of(path, runs)
+    spec = {"convention": convention, "top": top, "resamples": resamples, "seed": seed}
+    printed = {}
+    for run in runs:
+        attention = lake[run]["attention"]
+        lazy = head_analysis(attention, convention, top=top, n_resample=resamples, seed=seed)  # type: ignore[arg-type]
+        result = compute(lazy, run)
+        printed[run] = keep(lake, "heads", result, run, spec, csv)
+        summary = summary_of_analysis(result, top)
+        printed[run] |= {"summary": keep(lake, "head_summary", summary, run, spec, csv)}
+        if as_json:
+            continue
+        found = head_table(result).head(top)
+        constant = [name for name in ("flow", "hub", "skip") if float(result[f"{name}_weight"]) == 0]
+        constant += ["flow"] if convention == "reports" else []
+        n_head = result.sizes["layer"] * result.sizes["head"]
+        print_table(
+            f"{run}: {n_head} heads, {result.attrs['n_example']} examples, convention {convention}",
+            ["rank", "head", "type", "band", "composite", "95%", "rank 95%", "flow", "hub", "at", "skip", "max"],
+            [
+                [
+                    head.rank,
+                    f"L{head.layer}H{head.head}",
+                    head.type or "-",
+                    head.band,
+                    head.composite,
+                    f"{head.composite_low:.2f}..{head.composite_high:.2f}",
+                    f"{head.rank_low:.0f}..{head.rank_high:.0f}",
+                    head.flow,
+                    head.hub,
+                    head.hub_position or "-",
+                    head.skip,
+                    head.max_attention,
+                ]
+                for head in found.itertuples()
+            ],
+            caption=f"constant over the heads: {', '.join(constant)}" if constant else None,
+        )
+        print_table(
+            f"{run}: attention received, mean over heads (hub {summary['hub_position'].item()}; sequential "
+            f"{float(summary['mean_sequential']):.3f}, skip {float(summary['mean_skip']):.3f})",
+            ["thought", "received", "spread evenly", "ratio"],
+            summary[["incoming", "expected", "ratio"]].to_dataframe().reset_index().values.tolist(),
+        )
+    if as_json:
+        print_json(printed)
+
+
+@analyze.command("attention")
+def attention_command(
+    path: LakePath, runs: RunNames = None, resamples: Resamples = 300, seed: Seed = 0, as_json: AsJson = False,
+    csv: CsvFolder = None,
+) -> None:  # fmt: skip
+    """Say where the answer looks, and where each thought looks: shares of attention that sum to 1."""
+    from analyze import attention_summary
+
+    lake, runs = runs_of(path, runs)
+    printed = {}
+    for run in runs:
+        result = compute(attention_summary(lake[run]["attention"], n_resample=resamples, seed=seed), run)
+        printed[run] = keep(lake, "attention", result, run, {"resamples": resamples, "seed": seed}, csv)
+        for query in ("eot", "answer"):
+            if as_json or query not in result["query"]:
+                continue
+            part = result.sel(query=query)
+            shares = part["layer_share"].transpose("layer", "target")
+            print_table(
+                f"{run}: attention of {query}, mean over heads, {int(part['n'])} examples",
+                ["layer", *shares["target"].values, "all thoughts"],
+                [
+                    [layer, *map(float, row), float(total)]
+                    for layer, row, total in zip(
+                        shares["layer"].values, shares.values, part["layer_thought_total"].values, strict=True
+                    )
+                ],
+            )
+    if as_json:
+        print_json(printed)
+
+
+@analyze.command("lens")
+def lens_command(
+    path: LakePath,
+    runs: RunNames = None,
+    top: Annotated[int, typer.Option(help="Best tokens kept of each state.")] = 5,
+    tuned: Annotated[bool, typer.Option("--tuned", help="Also fit and use a tuned lens.")] = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    csv: CsvFolder = None,
+) -> None:
+    """Read every state out: numbers, results of the written chain, the answer, by layer and position."""
+    from analyze import fit_tuned_lens
+
+    lake, runs = runs_of(path, runs)
+    printed: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        found, model = lake[run], lake.model(run.split("/")[0])
+        printed[run] = read_out(lake, run, found, model, None, top, csv, quiet=as_json)
+        if tuned:
+            with progress_bar(f"{run}, tuned lens", "layers") as report:
+                fitted = fit_tuned_lens(found, model, seed=seed, progress=report)
+            printed[run]["tuned"] = read_out(lake, run, found, model, fitted, top, csv, quiet=as_json)
+            lake.write_result("tuned_lens", fitted, runs=[run], spec={"seed": seed})
+            if not as_json:
+                names = ["r2", "r2_plain", "kl", "kl_plain", "agreement", "agreement_plain"]
+                rows = fitted[names].to_dataframe().reset_index().values.tolist()
+                print_table(f"{run}: tuned lens, on problems it was not fitted on", ["layer", *names], rows)
+    if as_json:
+        print_json(printed)
+
+
+def read_out(
+    lake: Any, run: str, found: Any, model: Any, tuned: Any, top: int, csv: Path | None, *, quiet: bool
+) -> dict[str, Any]:
+    """One lens over one run: summary, paired tests, table."""
+    from analyze import lens_summary, lens_tests, logit_lens
+
+    lens = logit_lens(found, model, top=top, tuned=tuned)
+    both = compute(lens_summary(lens).assign(is_number=lens["is_number"]), run)
+    result = both.drop_vars(["is_number", "example", "problem", "variant"], errors="ignore")
+    spec = {"lens": result.attrs["lens"], "top": top}
+    kept = keep(lake, "lens", result, run, spec, csv)
+    kept["tests"] = keep(lake, "lens_tests", lens_tests(both["is_number"]), run, spec, csv)
+    if not quiet:
+        last = result.isel(layer=-1)
+        steps = [f"step {step}" for step in last["step"].values]
+        print_table(
+            f"{run}: {result.attrs['lens']} lens, layer {int(last['layer'])}, {result.attrs['n_example']} examples",
+            ["position", "n", "number", "95%", "result", "of another", *steps, "answer"],
+            [
+                [
+                    at["position"].item(),
+                    int(at["n"]),
+                    float(at["number_share"]),
+                    f"{float(at['number_share_low']):.3f}..{float(at['number_share_high']):.3f}",
+                    float(at["result_share"]),
+                    float(at["control_share"]),
+                    *map(float, at["step_share"].values),
+                    float(at["gold_probability"]),
+                ]
+                for at in (last.sel(position=position) for position in last["position"].values)
+            ],
+            caption="shares of examples whose best token is a number, a result of the chain (of another problem's), "
+            "of that step; probability of the answer",
+        )
+    return kept
+
+
+@analyze.command("correlate")
+def correlate_command(
+    path: LakePath,
+    runs: RunNames = None,
+    importance: Annotated[
+        str, typer.Option(metavar="NAME", help="What matters: a column of the run, or RESULT:VARIABLE of the lake.")
+    ] = "answer_logprob",
+    query: Annotated[str, typer.Option(help="Whose attention: eot, answer, or a thought.")] = "eot",
+    correction: Annotated[str, typer.Option(help="For many tests: holm or bh.")] = "holm",
+    permutations: Annotated[int, typer.Option(help="Permutations.")] = 1000,
+    resamples: Resamples = 500,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    csv: CsvFolder = None,
+) -> None:
+    """Correlate attention with importance: pooled, by position, within problems, with position accounted for."""
+    from analyze import answer_attention, attention_importance, importance_of
+
+    lake, runs = runs_of(path, runs)
+    spec = {
+        "importance": importance,
+        "query": query,
+        "correction": correction,
+        "permutations": permutations,
+        "resamples": resamples,
+        "seed": seed,
+    }
+    printed = {}
+    for run in runs:
+        found = lake[run]
+        kind, _, variable = importance.partition(":")
+        values = importance_of(lake.result(kind, run), variable) if variable else importance_of(found, importance)
+        attention = answer_attention(found["attention"], query=query)
+        with progress_bar(run, "resamples") as report:
+            result = attention_importance(
+                attention,
+                values,
+                correction=correction,
+                n_permutation=permutations,
+                n_resample=resamples,
+                seed=seed,
+                progress=report,
+            )
+        printed[run] = keep(lake, "correlate", result, run, spec, csv)
+        if not as_json:
+            names = ("pooled", "within", "partial", "two_way")
+            print_table(
+                f"{run}: attention of {query} against {importance}, {int(result['n_example'])} examples",
+                ["layer", *names, *result["position"].values],
+                [
+                    [
+                        at["layer"].item(),
+                        *(correlation(at, name) for name in names),
+                        *(correlation(at.sel(position=position), "position") for position in at["position"].values),
+                    ]
+                    for at in (result.sel(layer=layer) for layer in result["layer"].values)
+                ],
+            )
+    if as_json:
+        print_json(printed)
+
+
+def correlation(at: Any, name: str) -> str:
+    """One correlation and its corrected p as text."""
+    p = f" ({float(at[f'{name}_p_adjusted']):.2g})" if f"{name}_p_adjusted" in at else ""
+    return f"{float(at[f'{name}_r']):+.2f}{p}"
+
+
+@analyze.command("probes")
+def probes_command(
+    path: LakePath,
+    runs: RunNames = None,
+    target: Annotated[
+        str, typer.Option(metavar="NAME", help="correct, operation, intermediate_result, or a column of the run.")
+    ] = "correct",
+    treat: Annotated[
+        str, typer.Option("--as", help="classes, number (by ridge), or auto: by the type of the target.")
+    ] = "auto",
+    layers: Annotated[str | None, typer.Option(metavar="0,1..", help="Only these layers.")] = None,
+    positions: Annotated[str | None, typer.Option(metavar="bot,ct0..", help="Only these positions.")] = None,
+    folds: Annotated[int, typer.Option(help="Folds of problems, outer and inner.")] = 5,
+    selection: Annotated[str, typer.Option(help="What chooses the penalty: log_loss or accuracy.")] = "log_loss",
+    controls: Annotated[int, typer.Option(help="Repeats with labels shuffled among problems.")] = 3,
+    permutations: Annotated[
+        int | None, typer.Option(help="Permutations behind each p-value; enough for the correction by default.")
+    ] = None,
+    resamples: Resamples = 1000,
+    correction: Annotated[str, typer.Option(help="For many cells: holm or bh.")] = "holm",
+    max_example: Annotated[
+        int, typer.Option("--max-examples", help="Examples used at most, whole problems drawn by the seed; 0: all.")
+    ] = 2000,
+    per_class: Annotated[
+        int | None, typer.Option("--per-class", metavar="N", help="Draw N examples of each class.")
+    ] = None,
+    reports: Annotated[
+        bool, typer.Option("--reports", help="As report 001: 50 of each class, penalty by accuracy, seed 42.")
+    ] = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    csv: CsvFolder = None,
+) -> None:
+    """Probe every (layer, position) for a target: held out, with intervals, controls and corrected p-values."""
+    from analyze import linear_probes, summarise_probes
+
+    if reports:
+        per_class, selection, seed = per_class or 50, "accuracy", seed or 42
+    lake, runs = runs_of(path, runs)
+    spec = {
+        "target": target,
+        "treat": treat,
+        "layers": layer_numbers(layers),
+        "positions": None if positions is None else positions.split(","),
+        "n_fold": folds,
+        "selection": selection,
+        "n_control": controls,
+        "n_permutation": permutations,
+        "n_resample": resamples,
+        "correction": correction,
+        "max_example": max_example or None,
+        "n_per_class": per_class,
+        "seed": seed,
+    }
+    printed = {}
+    for run in runs:
+        with progress_bar(run, "cells") as report:
+            result = linear_probes(lake[run], progress=report, **spec)  # type: ignore[arg-type]
+        printed[run] = keep(lake, "probes", result, run, spec, csv)
+        table = summarise_probes(result)
+        printed[run] = {key: value for key, value in printed[run].items() if not key.endswith("hidden")}
+        printed[run] |= {"summary": table.to_dict("records")}
+        if as_json:
+            continue
+        main = "r2" if "r2" in result else "accuracy"
+        for index in range(len(table)):
+            part = result.isel(step=index) if "step" in result.dims else result
+            grid = part[main].transpose("layer", "position")
+            found = part["p_corrected"].transpose("layer", "position") < 1 - part.attrs["level"]
+            step = f", step {part['step'].item()}" if "step" in part.coords else ""
+            print_table(
+                f"{run}: {target}{step}, held-out {main}, {int(part['n_example'].max())} examples"
+                f" (* p < {1 - part.attrs['level']:.2f}, {correction}, {part.attrs['n_test']} cells)",
+                ["layer", *grid["position"].values],
+                [
+                    [layer, *(f"{value:.2f}{'*' if star else ' '}" for value, star in zip(row, stars, strict=True))]
+                    for layer, row, stars in zip(grid["layer"].values, grid.values, found.values, strict=True)
+                ],
+            )
+        training = [f"training_{main}", f"refit_training_{main}"]
+        parts = [result.isel(step=i) for i in range(len(table))] if "step" in result.dims else [result]
+        print_table(
+            f"{run}: {target}, over all cells",
+            [*table.columns, "training", "refit"],
+            [
+                [*row, *(float(part[name].mean()) for name in training)]
+                for row, part in zip(table.values.tolist(), parts, strict=True)
+            ],
+            caption="training, refit: scored on the rows the probe was fitted to; refit is what report 001 calls "
+            f"accuracy. {result.attrs['note']}",
+        )
+    if as_json:
+        print_json(printed)
+
+
+def layer_numbers(text: str | None) -> list[int] | None:
+    """Layers from ``0,1,5``."""
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--layers takes whole numbers between commas, as 0,5,11; found {text!r}") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -14,13 +14,17 @@ _PUBLIC = {
     "head_scores": "analyze.heads",
     "head_summary": "analyze.heads",
     "head_table": "analyze.heads",
+    "importance_of": "analyze.correlate",
     "lens_difference": "analyze.lens",
     "lens_summary": "analyze.lens",
     "lens_tests": "analyze.lens",
     "lens_tokens": "analyze.lens",
+    "linear_probes": "analyze.probes",
     "logit_lens": "analyze.lens",
     "logits": "analyze.lens",
     "result_tables": "analyze.tables",
+    "summarise_probes": "analyze.probes",
+    "summary_of_analysis": "analyze.heads",
 }
 
 __all__ = sorted(_PUBLIC)  # noqa: PLE0605

@@ -49,7 +49,7 @@ def attention_shares(attention: xr.DataArray) -> xr.DataArray:
     )
     rows = take(attention, "position", queries, what).drop_vars(["segment", "offset"], errors="ignore")
     if rows.chunks is not None:
-        member = member.chunk(key_position=rows.chunksizes["key_position"])
+        member = member.chunk(key_position=rows.variable.chunksizes["key_position"])
     shares: xr.DataArray = xr.dot(rows.drop_vars("key_position").astype("float32"), member, dim="key_position")
     if shares.chunks is not None:
         shares = shares.chunk(target=-1)
@@ -98,9 +98,9 @@ def attention_summary(
     square = (shares**2).mean("example", dtype="float64")
     error = np.sqrt((square - mean**2).clip(min=0) / (n - 1).clip(min=1))
 
-    weights = bootstrap_weights(
-        problem.chunk(example=shares.chunksizes["example"]) if shares.chunks is not None else problem, n_resample, seed
-    )
+    if shares.chunks is not None:
+        problem = problem.chunk(example=shares.variable.chunksizes["example"])
+    weights = bootstrap_weights(problem, n_resample, seed)
     by_layer = shares.mean("head")
     drawn = weighted_mean(by_layer, weights)
     low, high = percentile_interval(drawn.chunk(resample=-1) if drawn.chunks is not None else drawn)

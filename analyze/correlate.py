@@ -75,6 +75,39 @@ def failure_importance(baseline: xr.DataArray, ablated: xr.DataArray) -> xr.Data
     return lost.where(right).assign_attrs(inherited(ablated, long_name="failure after ablation", units="1"))
 
 
+def importance_of(found: xr.Dataset, name: str) -> xr.DataArray:
+    """Importance by example, and by position where it has one, from a variable of a run or of a stored result.
+
+    Parameters
+    ----------
+    found
+        A run, or a result of a re-entry that keeps examples apart.
+    name
+        Variable with the dim ``example``, and ``position`` or none other. Bools count as 0 and 1.
+
+    Raises
+    ------
+    SchemaError
+        If there is no such variable; those that there are are named.
+    """
+    fitting = [
+        str(key)
+        for key, variable in found.data_vars.items()
+        if key not in ("token", "committed")
+        and "example" in variable.dims
+        and set(variable.dims) <= {"example", "position"}
+        and variable.dtype.kind in "bif"
+    ]
+    if name not in fitting:
+        raise SchemaError(
+            f"importance {name!r} of {found.attrs.get('run', 'the result')}: not a number by example, or by example "
+            f"and position; such are {', '.join(fitting) or 'none'}"
+        )
+    return (
+        found[name].astype("float64").assign_attrs(inherited(found), long_name=found[name].attrs.get("long_name", name))
+    )
+
+
 def attention_importance(
     attention: xr.DataArray,
     importance: xr.DataArray,
@@ -110,8 +143,9 @@ def attention_importance(
     ----------
     attention : (example, ..., position)
         For instance :func:`answer_attention`; every other dim (layer, head) is tested on its own. Computed and held.
-    importance : (example, position)
-        For instance :func:`failure_importance`, or any column. Its examples must all be in ``attention``, with the same
+    importance : (example, position) or (example,)
+        For instance :func:`failure_importance`, or any column; one without position is held against attention at every
+        position, and has no correlation within problems. Its examples must all be in ``attention``, with the same
         ``problem`` if both know it, and its positions too.
     correction
         ``"holm"`` or ``"bh"``.
@@ -314,7 +348,10 @@ def _joined(attention: xr.DataArray, importance: xr.DataArray) -> tuple[xr.DataA
     """Both at the examples and positions of the importance, or a refusal."""
     what = "correlating attention with importance"
     require_dims(attention, ["example", "position"], what)
-    require_dims(importance, ["example", "position"], what)
+    require_dims(importance, ["example"], what)
+    if "position" not in importance.dims:  # one number of each example, held against every position
+        positions = labels_along(attention, "position")
+        importance = importance.expand_dims(position=np.array(positions, dtype=object), axis=-1)
     extra = [str(dim) for dim in importance.dims if dim not in ("example", "position")]
     if extra:
         raise SchemaError(f"{what}: importance also has {', '.join(extra)}; select one, or take a mean, first")

@@ -491,7 +491,7 @@ def _rank(composite: xr.DataArray) -> xr.DataArray:
 
 def _chunk_like(problem: xr.DataArray, block: xr.DataArray) -> xr.DataArray:
     """Groups in the chunks of the data, so that nothing about all examples is held at once."""
-    return problem.chunk(example=block.chunksizes["example"]) if block.chunks is not None else problem
+    return problem.chunk(example=block.variable.chunksizes["example"]) if block.chunks is not None else problem
 
 
 def _summary(matrix: Array, labels: list[str], scores: xr.Dataset, convention: Convention, top: int) -> xr.Dataset:

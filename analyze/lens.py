@@ -134,8 +134,9 @@ def logit_lens(
     sides = {name: side.drop_vars(list(side.coords)) for name, side in sides.items()}
     if lazy:
         state = state.chunk(hidden=-1)
+        rows = state.variable.chunksizes["example"]
         sides = {
-            name: side.chunk({"example": state.chunksizes["example"]} | {d: -1 for d in side.dims if d != "example"})
+            name: side.chunk({"example": rows} | {d: -1 for d in side.dims if d != "example"})
             for name, side in sides.items()
         }
     bare = state.drop_vars(list(state.coords))
@@ -143,9 +144,8 @@ def logit_lens(
     if tuned is not None:
         maps = _maps_of(tuned, state)
         if lazy:
-            maps = [
-                x.chunk({"layer": state.chunksizes["layer"]} | {d: -1 for d in x.dims if d != "layer"}) for x in maps
-            ]
+            layers = state.variable.chunksizes["layer"]
+            maps = [x.chunk({"layer": layers} | {d: -1 for d in x.dims if d != "layer"}) for x in maps]
 
     outputs = xr.apply_ufunc(
         _lens,
@@ -729,8 +729,10 @@ def _split(problem: Array, seed: int) -> Array:
 def _example_blocks(array: xr.DataArray) -> list[slice]:
     """Stretches of examples to read at once: the chunks of lazy input, else 256."""
     n = array.sizes["example"]
-    sizes = array.chunksizes["example"] if array.chunks is not None else [256] * (n // 256) + [n % 256] * (n % 256 > 0)
-    edges = np.cumsum([0, *sizes])
+    if array.chunks is not None:
+        edges = np.cumsum([0, *array.variable.chunksizes["example"]])
+    else:
+        edges = np.array([*range(0, n, 256), n])
     return [slice(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
 
 

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from schemas import RUN_VARIABLES, fingerprint, latent_labels, position_coords, position_labels
+from schemas import MODEL_VARIABLES, RUN_VARIABLES, fingerprint, latent_labels, position_coords, position_labels
+from store import RunLayout, create_run, write_model
 
 OPERATORS = np.array(["+", "-", "*", "/"], dtype=object)
 
@@ -204,3 +206,40 @@ def thought_attention(
         },
         name="attention",
     )
+
+
+def write_run(lake: str | Path, run: xr.Dataset, model: xr.Dataset) -> str:
+    """Put a made-up run and its model into a lake through the store, as an extraction would; returns the run's name."""
+    name = str(run.attrs["run"])
+    keys = [str(key) for key in run["key_position"].values]
+    layout = RunLayout(
+        n_example=run.sizes["example"],
+        n_layer=run.sizes["layer"],
+        n_head=run.sizes["head"],
+        hidden=run.sizes["hidden"],
+        n_latent=run.sizes["latent"],
+        longest_question=keys.index("bot"),
+        n_answer=len(keys) - keys.index("eot") - 1,
+        capture=json.loads(run.attrs["spec"])["capture"],
+        dtype=str(run["hidden_state"].dtype),
+    )
+    write_model(
+        lake,
+        name.split("/")[0],
+        {key: model[key].values for key in MODEL_VARIABLES},
+        {**model.attrs, "fingerprint": {"weights": name}},
+    )
+    static = ("question", "gold_answer", "intermediate_result", "operation")
+    columns = {key: (("example",), run[key].values) for key in ("example", "problem", "variant")}
+    columns |= {key: (run[key].dims, run[key].values) for key in static}
+    identity = {"spec": json.loads(run.attrs["spec"]), "data": run.attrs["fingerprint"]}
+    writer = create_run(lake, name, layout, identity=identity, columns=columns)
+    labels = {"position": layout.positions, "key_position": layout.key_positions}
+    for shard in range(layout.n_shard):
+        values = {}
+        for key, buffer in writer.buffers(shard).items():
+            part = run[key].isel(example=layout.shard_slice(shard))
+            wanted = {dim: labels[str(dim)] for dim in part.dims if dim in labels}
+            values[key] = part.reindex(wanted, fill_value=RUN_VARIABLES[key].fill).values.astype(buffer.dtype)
+        writer.write_shard(shard, values)
+    return name

@@ -1,0 +1,118 @@
+"""lake analyze heads, attention, lens, correlate: one lake, tables, results, CSV, JSON, mistakes."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from synthetic import make_model, make_run, write_run
+
+import lake as command_line
+from analyze import head_scores, importance_of, lens_summary, logit_lens
+from schemas import SchemaError
+from store import open_lake
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A lake with two runs, and the runs as they were made."""
+    path = tmp_path_factory.mktemp("lakes") / "made.lake"
+    runs = []
+    for seed, name in enumerate(("one/problems", "two/problems")):
+        model = make_model(seed=seed)
+        run = make_run(name=name, n_example=30, twins=True, seed=seed, model=model)
+        write_run(path, run, model)
+        runs.append((run, model))
+    return path, runs
+
+
+@pytest.fixture
+def call(capsys):
+    def run(*arguments):
+        with pytest.raises(SystemExit) as left:
+            command_line.main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return left.value.code, out, err
+
+    return run
+
+
+def test_a_lake_gives_what_memory_gives(made):
+    path, runs = made
+    lake = open_lake(path)
+    for run, model in runs:
+        found = lake[run.attrs["run"]]
+        stored, direct = head_scores(found["attention"]), head_scores(run["attention"])
+        for name in ("flow", "hub", "composite", "type"):
+            np.testing.assert_array_equal(stored[name].values, direct[name].values) if name == "type" else (
+                np.testing.assert_allclose(stored[name], direct[name], rtol=1e-5)
+            )
+        offline = lens_summary(logit_lens(found, lake.model(run.attrs["run"].split("/")[0])))
+        again = lens_summary(logit_lens(run, model))
+        xr.testing.assert_allclose(offline.sel(position=again["position"].values).compute(), again, rtol=1e-4)
+
+
+def test_heads(made, call, tmp_path):
+    path, _ = made
+    code, out, err = call("analyze", "heads", path, "--resamples", 20, "--top", 4, "--csv", tmp_path)
+    assert (code, err) == (0, "")
+    assert "one/problems: 6 heads, 30 examples" in out
+    assert out.count("rank 95%") == 2
+    table = pd.read_csv(tmp_path / "one.problems-heads-layer_head.csv")
+    assert {"layer", "head", "flow", "hub", "composite_low", "top_share"} <= set(table.columns)
+    stored = open_lake(path).result("heads", "one/problems", convention="thoughts")
+    assert stored["pattern"].sizes == {"layer": 3, "head": 2, "position": 6, "key_position": 6}
+    code, out, _ = call("analyze", "heads", path, "one/problems", "--convention", "reports", "--resamples", 5, "--json")
+    assert code == 0
+    assert len(json.loads(out)["one/problems"]["layer_head"]) == 6
+
+
+def test_attention_and_lens(made, call):
+    path, _ = made
+    code, out, _ = call("analyze", "attention", path, "two/problems", "--resamples", 5)
+    assert code == 0
+    assert "attention of eot" in out
+    code, out, _ = call("analyze", "lens", path, "two/problems", "--tuned")
+    assert code == 0
+    assert "plain lens, layer 2" in out
+    assert "tuned lens, on problems it was not fitted on" in out
+    lake = open_lake(path)
+    assert {x.kind for x in lake.results()} >= {"attention", "lens", "lens_tests", "tuned_lens"}
+    assert "step_share" in lake.result("lens", "two/problems", lens="tuned")
+
+
+def test_correlate(made, call):
+    path, _ = made
+    options = ("--permutations", 20, "--resamples", 10)
+    code, out, _ = call("analyze", "correlate", path, "one/problems", "--importance", "answer_logprob", *options)
+    assert code == 0
+    assert "attention of eot against answer_logprob" in out
+    code, _, err = call("analyze", "correlate", path, "one/problems", "--importance", "nothing", *options)
+    assert code == 2
+    assert "not a number by example" in err
+    assert "answer_logprob" in err
+    assert err.count("\n") == 1
+
+
+def test_importance_without_positions_has_nothing_within_problems(made):
+    from analyze import answer_attention, attention_importance
+
+    run = made[1][0][0]
+    result = attention_importance(
+        answer_attention(run["attention"]), importance_of(run, "answer_logprob"), n_permutation=5, n_resample=5
+    )
+    assert result["within_r"].isnull().all()
+    assert result["position_r"].notnull().all()
+    with pytest.raises(SchemaError, match="such are predicted_answer, correct, answer_logprob"):
+        importance_of(run, "question")
+
+
+def test_mistakes(made, call):
+    path, _ = made
+    code, _, err = call("analyze", "heads", path, "three/problems")
+    assert code == 2
+    assert "three/problems" in err
+    code, _, err = call("analyze", "heads", path, "--convention", "other")
+    assert code == 2
+    assert "convention 'other' is not one of thoughts, reports" in err
