@@ -15,8 +15,8 @@ from schemas import Intervention, UsageError, position_offset
 Kind = Literal["set", "affine", "edges", "force", "same"]
 Place = tuple[str, int, int]
 """Site, layer (-1 for ``latent_embedding``) and offset from ``bot``."""
-Group = tuple[int, Kind, tuple[int, ...], tuple[int, ...]]
-"""Stage, kind, heads and keys: edits that agree in them are made in one go."""
+Group = tuple[int, Kind, tuple[int, ...], tuple[int, ...], bool, bool]
+"""Stage, kind, heads, keys, with values, with noise: edits that agree in them are made in one go."""
 CACHE_BYTES = 256 * 2**20
 
 
@@ -30,9 +30,20 @@ class _Edit:
     rows: Tensor
     scale: Tensor
     value: Tensor | None
+    noise: Tensor | None = None
+    """Directions of noise that takes the place of the change, with its norm."""
 
     def vector(self, old: Tensor, pick: Tensor) -> Tensor:
         """New value of ``(row, ...)`` states."""
+        new = self._changed(old, pick)
+        if self.noise is None:
+            return new
+        norm = (new - old).flatten(1).float().norm(dim=1)
+        drawn = self.noise[pick]
+        out: Tensor = old + (drawn * (norm / drawn.norm(dim=1))[:, None]).to(old.dtype).reshape(old.shape)
+        return out
+
+    def _changed(self, old: Tensor, pick: Tensor) -> Tensor:
         if self.kind == "same":
             return old.clone()
         if self.kind == "set":
@@ -89,6 +100,7 @@ class Armed:
         value: np.ndarray | None = None,
         heads: tuple[int, ...] = (),
         keys: tuple[int, ...] = (),
+        noise: np.ndarray | None = None,
     ) -> None:
         """Arm a change of rows ``(row,)``; ``value`` is ``(row, ...)``. Later stages act on what earlier ones left."""
         edit = _Edit(
@@ -98,8 +110,10 @@ class Armed:
             rows=torch.as_tensor(rows, device=self.device),
             scale=torch.full((len(rows),), scale, device=self.device),
             value=None if value is None else torch.as_tensor(np.ascontiguousarray(value), device=self.device),
+            noise=None if noise is None else torch.as_tensor(noise.reshape(len(rows), -1), device=self.device),
         )
-        self._pending.setdefault(place, {}).setdefault((stage, kind, heads, keys), []).append(edit)
+        group = (stage, kind, heads, keys, value is not None, noise is not None)
+        self._pending.setdefault(place, {}).setdefault(group, []).append(edit)
         self._offsets.setdefault(place[:2], set()).add(place[2])
         self._edits.clear()
 
@@ -107,21 +121,19 @@ class Armed:
         if place not in self._edits:
             merged = []
             for _, edits in sorted(self._pending.get(place, {}).items(), key=lambda item: item[0][0]):
-                with_value = [edit for edit in edits if edit.value is not None]
-                without = [edit for edit in edits if edit.value is None]
-                for part in (with_value, without):
-                    if part:
-                        values = [edit.value for edit in part if edit.value is not None]
-                        merged.append(
-                            _Edit(
-                                kind=part[0].kind,
-                                heads=part[0].heads,
-                                keys=part[0].keys,
-                                rows=torch.cat([edit.rows for edit in part]),
-                                scale=torch.cat([edit.scale for edit in part]),
-                                value=torch.cat(values) if values else None,
-                            )
-                        )
+                values = [edit.value for edit in edits if edit.value is not None]
+                noises = [edit.noise for edit in edits if edit.noise is not None]
+                merged.append(
+                    _Edit(
+                        kind=edits[0].kind,
+                        heads=edits[0].heads,
+                        keys=edits[0].keys,
+                        rows=torch.cat([edit.rows for edit in edits]),
+                        scale=torch.cat([edit.scale for edit in edits]),
+                        value=torch.cat(values) if values else None,
+                        noise=torch.cat(noises) if noises else None,
+                    )
+                )
             self._edits[place] = merged
         return self._edits[place]
 
@@ -174,7 +186,8 @@ class Armed:
             for edit in self._at(("attention", layer, first + index)):
                 local, pick = self._here(edit, rows)
                 heads = torch.tensor(edit.heads or range(value.shape[1]), device=self.device)
-                columns = torch.tensor([n_before + key for key in edit.keys], device=self.device)
+                # Question places longer ago than the batch's longest question hold nothing to attend to.
+                columns = torch.tensor([n_before + key for key in edit.keys if n_before + key >= 0], device=self.device)
                 old = value[local, :, index][:, heads]
                 value[local[:, None], heads[None, :], index] = edit.probabilities(old, pick, columns)
         return value
@@ -434,6 +447,12 @@ def arm(
             kind, scale, value = _change(intervention, values, rows[chosen], layer, position)
             if value is not None and heads and site in ("head_output", "attention"):
                 value = value[:, list(heads)]
+            noise = None
+            if intervention.as_noise:
+                shape = {"head_output": (len(heads) or reasoner.n_head, reasoner.head_size)}.get(
+                    site, (reasoner.hidden,)
+                )
+                noise = _draw(intervention.seed, rows[chosen], layer, offset, shape)
             armed.add(
                 (site, layer, offset),
                 kind,
@@ -443,7 +462,23 @@ def arm(
                 value=value,
                 heads=heads,
                 keys=key_offsets,
+                noise=noise,
             )
+
+
+def _draw(seed: int, rows: np.ndarray, layer: int, offset: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Normal draws ``(row, ...)`` that depend on the example and the place, not on the batch."""
+    generators = (np.random.default_rng([seed, int(row), layer + 1, offset + 10_000]) for row in rows)
+    return np.stack([generator.standard_normal(shape, dtype=np.float32) for generator in generators])
+
+
+def permutation(seed: int, row: int, n: int) -> np.ndarray:
+    """Random order ``(n,)`` of places of an example, never the one they are in."""
+    generator = np.random.default_rng([seed, row])
+    while True:
+        order = generator.permutation(n)
+        if (order != np.arange(n)).any():
+            return order
 
 
 def _change(
@@ -472,14 +507,7 @@ def _change(
         case "noise":
             spread = values.spread(site, layer, position)
             offset = position_offset(position, values.reasoner.n_latent)
-            noise = np.stack(
-                [
-                    np.random.default_rng([intervention.seed, int(row), layer + 1, offset + 10_000]).standard_normal(
-                        spread.shape, dtype=np.float32
-                    )
-                    for row in rows
-                ]
-            )
+            noise = _draw(intervention.seed, rows, layer, offset, spread.shape)
             return "affine", 1.0, intervention.strength * spread * noise
         case "add":
             return (

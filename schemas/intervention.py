@@ -8,7 +8,7 @@ from schemas.errors import UsageError
 from schemas.vocabulary import N_LATENT, position_offset, segment_of
 
 Site = Literal["latent_embedding", "hidden_state", "head_output", "attention"]
-Operation = Literal["zero", "mean", "resample", "noise", "scale", "replace", "add", "force"]
+Operation = Literal["zero", "mean", "resample", "noise", "scale", "replace", "add", "shuffle", "force"]
 Donor = Literal["forward", "stored", "twin", "other"]
 """Whose value replaces: the same forward pass's own, the example's own stored one, that of the pair's other half, or
 that of another problem."""
@@ -16,8 +16,8 @@ Average = Literal["position", "run", "correct", "wrong"]
 """Over what a mean goes: the position's examples, all thoughts of all examples, the rightly or the wrongly answered."""
 
 OPERATIONS: dict[str, tuple[str, ...]] = {
-    "latent_embedding": ("zero", "mean", "resample", "noise", "scale", "replace", "add"),
-    "hidden_state": ("zero", "mean", "resample", "noise", "scale", "replace", "add"),
+    "latent_embedding": ("zero", "mean", "resample", "noise", "scale", "replace", "add", "shuffle"),
+    "hidden_state": ("zero", "mean", "resample", "noise", "scale", "replace", "add", "shuffle"),
     "head_output": ("zero", "mean", "resample", "noise", "scale", "replace"),
     "attention": ("zero", "mean", "resample", "scale", "replace", "force"),
 }
@@ -47,7 +47,9 @@ class Intervention:
     direction: str = ""
     """Name of the direction that ``add`` adds."""
     seed: int = 0
-    """Of ``noise``, ``resample`` and the donor ``other``."""
+    """Of everything drawn at random."""
+    as_noise: bool = False
+    """Control: instead of the change itself, noise of the same norm."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without a model."""
@@ -77,6 +79,10 @@ class Intervention:
             raise UsageError(f"average {self.average!r} is not one of {', '.join(get_args(Average))}")
         if self.operation == "add" and not self.direction:
             raise UsageError("add names no direction")
+        if self.operation == "shuffle" and len(self.positions) < 2:
+            raise UsageError("shuffle exchanges the values of several positions; one is named")
+        if self.as_noise and self.site == "attention":
+            raise UsageError("attention is a distribution; noise of the norm of a change is none")
 
     def check(self, *, n_layer: int, n_head: int, n_latent: int = N_LATENT) -> None:
         """Check against a model's size, and that every edge runs back in time.

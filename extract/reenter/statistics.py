@@ -1,0 +1,168 @@
+"""Intervals, paired tests and corrections on what a sweep measured."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+from scipy.stats import binomtest
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+from schemas import UsageError
+from schemas.answers import ANSWER_TOLERANCE
+
+N_BOOTSTRAP = 1000
+
+
+def wilson(count: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson 95% interval of shares; NaN where there is nothing to count."""
+    count, total = np.broadcast_arrays(np.asarray(count), np.asarray(total))
+    low, high = np.full(count.shape, np.nan), np.full(count.shape, np.nan)
+    some = total > 0
+    if some.any():
+        low[some], high[some] = proportion_confint(count[some], total[some], method="wilson")
+    return low, high
+
+
+def mcnemar(before: np.ndarray, after: np.ndarray) -> float:
+    """Exact two-sided p of paired yes/no outcomes ``(example,)``: are changes as frequent one way as the other."""
+    lost, won = int((before & ~after).sum()), int((~before & after).sum())
+    return 1.0 if lost + won == 0 else float(binomtest(lost, lost + won, 0.5).pvalue)
+
+
+def holm(p: np.ndarray, tested: np.ndarray) -> np.ndarray:
+    """Holm's correction over the tests of a family; NaN outside it."""
+    out = np.full(p.shape, np.nan)
+    family = tested & ~np.isnan(p)
+    if family.any():
+        out[family] = multipletests(p[family], method="holm")[1]
+    return out
+
+
+def mean_interval(value: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean over the last axis, ignoring NaN, and its percentile bootstrap 95% interval over examples."""
+    flat = value.reshape(-1, value.shape[-1])
+    known = ~np.isnan(flat)
+    filled = np.where(known, flat, 0.0)
+    n = flat.shape[-1]
+    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=N_BOOTSTRAP).T.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = filled.sum(1) / known.sum(1)
+        resampled = (filled @ draws) / (known.astype(np.float64) @ draws)
+    low, high = np.full(len(flat), np.nan), np.full(len(flat), np.nan)
+    some = known.any(1)
+    if some.any():
+        low[some], high[some] = np.nanpercentile(resampled[some], [2.5, 97.5], axis=1)
+    shape = value.shape[:-1]
+    return mean.reshape(shape), low.reshape(shape), high.reshape(shape)
+
+
+def with_accuracy(
+    found: xr.Dataset, gold: np.ndarray, *, counted: np.ndarray | None = None, strata: np.ndarray | None = None,
+    seed: int = 0,
+) -> xr.Dataset:  # fmt: skip
+    """Add what conditions did to right answers, against the untouched run on the same examples.
+
+    Parameters
+    ----------
+    found
+        Of :func:`extract.sweep.sweep`; conditions whose coordinate ``control`` is not empty are no part of the family
+        that is corrected for.
+    gold
+        Right answers ``(example,)``.
+    counted
+        Examples on which a condition was armed ``(condition, example)``; all by default.
+    strata
+        Difficulty ``(example,)``; every figure is given for each, and for ``all``.
+
+    Returns
+    -------
+    xr.Dataset
+        With ``correct(condition, example)``, ``counted``, and along ``stratum`` and ``condition``: ``n``,
+        ``accuracy`` (Wilson interval ``_low``, ``_high``), ``untouched_accuracy`` on the same examples, ``drop``,
+        ``importance`` (share of the examples right before that are wrong after, Wilson), ``broken`` and ``mended``
+        counts, ``p`` (exact McNemar), ``p_holm``, and mean changes of ``kl`` and ``answer_logprob`` with bootstrap
+        intervals.
+    """
+    predicted = found["predicted_answer"].values
+    correct = np.abs(predicted - gold[None, :]) < ANSWER_TOLERANCE
+    counted = np.ones_like(correct) if counted is None else counted
+    control = found["control"].values if "control" in found.coords else np.full(len(correct), "", dtype=object)
+    tested = np.array([not str(each) for each in control])
+    tested[0] = False
+    groups: list[tuple[str, np.ndarray]] = [("all", np.ones(len(gold), dtype=bool))]
+    if strata is not None and len(np.unique(strata)) > 1:
+        groups += [(str(each), strata == each) for each in np.unique(strata)]
+    logprob = found["answer_logprob"].values[:, 0]
+    columns: dict[str, list[np.ndarray]] = {}
+    for _, group in groups:
+        use = counted & group[None, :]
+        base = correct[0][None, :] & use
+        now = correct & use
+        n, right, right_before = use.sum(1), now.sum(1), base.sum(1)
+        broken, mended = (base & ~now).sum(1), (now & ~base).sum(1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            line = {
+                "n": n,
+                "accuracy": right / n,
+                "untouched_accuracy": right_before / n,
+                "drop": (right_before - right) / n,
+                "importance": broken / right_before,
+                "broken": broken,
+                "mended": mended,
+            }
+        line["accuracy_low"], line["accuracy_high"] = wilson(right, n)
+        line["importance_low"], line["importance_high"] = wilson(broken, right_before)
+        p = np.array([mcnemar(base[index], now[index]) for index in range(len(now))])
+        p[n == 0] = np.nan
+        line["p"], line["p_holm"] = p, holm(p, tested)
+        for name, value in (("kl", found["kl"].values), ("logprob_change", logprob - logprob[0][None, :])):
+            mean, low, high = mean_interval(np.where(use, value, np.nan), seed)
+            line |= {f"{name}_mean": mean, f"{name}_low": low, f"{name}_high": high}
+        for name, column in line.items():
+            columns.setdefault(name, []).append(column)
+    out = found.assign(
+        correct=(("condition", "example"), correct),
+        counted=(("condition", "example"), counted),
+        **{name: (("stratum", "condition"), np.stack(column)) for name, column in columns.items()},
+    )
+    return out.assign_coords(stratum=np.array([name for name, _ in groups], dtype=object))
+
+
+def first_that_wins(wins: np.ndarray, losses: np.ndarray, counts: Sequence[int], seed: int = 0) -> dict[str, float]:
+    """Smallest N from which on the donor's answer is more frequent than the target's own, bootstrapped over examples.
+
+    Parameters
+    ----------
+    wins, losses
+        Whether the donor's, or the target's own, answer was given ``(N, example)``, in order of ``counts``.
+    counts
+        The values of N.
+
+    Returns
+    -------
+    dict
+        ``n`` (NaN: never), ``n_low``, ``n_high`` (2.5 and 97.5 percentile among the resamples in which it wins) and
+        ``never``, the share of resamples in which it does not.
+    """
+    if wins.shape != losses.shape or len(wins) != len(counts):
+        raise UsageError("wins, losses and counts differ in length")
+    n = wins.shape[1]
+    margin = wins.astype(np.float64) - losses.astype(np.float64)
+
+    def first(totals: np.ndarray) -> np.ndarray:
+        stays = np.flip(np.logical_and.accumulate(np.flip(totals > 0, axis=0), axis=0), axis=0)
+        return np.where(stays.any(0), np.asarray(counts, dtype=np.float64)[stays.argmax(0)], np.nan)
+
+    if not n:
+        return {"n": np.nan, "n_low": np.nan, "n_high": np.nan, "never": np.nan}
+    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=N_BOOTSTRAP).T
+    resampled = first(margin @ draws)
+    won = resampled[~np.isnan(resampled)]
+    low, high = np.percentile(won, [2.5, 97.5]) if len(won) else (np.nan, np.nan)
+    return {
+        "n": float(first(margin.sum(1, keepdims=True))[0]),
+        "n_low": float(low),
+        "n_high": float(high),
+        "never": float(np.isnan(resampled).mean()),
+    }

@@ -1,0 +1,178 @@
+"""A run and the model it came from, opened for going back in."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from extract.intervene import StoredValues
+from extract.load import ComputeDtype, load_reasoner
+from extract.reasoner import Reasoner
+from extract.sweep import Condition, Progress, sweep
+from schemas import UsageError, is_number_token, latent_labels
+from schemas.answers import Rule
+from store import Lake
+
+LENS_ROWS = 256
+
+
+@dataclass(slots=True)
+class Target:
+    """What an experiment goes back into."""
+
+    lake: Lake | None
+    run: str
+    data: xr.Dataset
+    reasoner: Reasoner
+    values: StoredValues
+    rule: Rule = "default"
+    batch_rows: int | None = None
+    folder: Path | None = None
+    progress: Progress | None = None
+    _numbers: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def thoughts(self) -> list[str]:
+        """Names of the continuous thoughts."""
+        return latent_labels(self.reasoner.n_latent)
+
+    @property
+    def layers(self) -> list[int]:
+        """All layers."""
+        return list(range(self.reasoner.n_layer))
+
+    @property
+    def gold(self) -> np.ndarray:
+        """Gold answers ``(example,)``."""
+        return np.array([float(text) for text in self.data["gold_answer"].values])
+
+    @property
+    def strata(self) -> np.ndarray | None:
+        """Difficulty ``(example,)``: number of operations, as the data says or as the written chains show."""
+        if "n_operation" in self.data.variables:
+            return np.asarray(self.data["n_operation"].values).astype(int)
+        if "intermediate_result" in self.data.variables:
+            steps = self.data["intermediate_result"].notnull().sum("step").values
+            return np.asarray(steps).astype(int) if steps.any() else None
+        return None
+
+    def number_states(self, position: str) -> np.ndarray:
+        """Whether the unembedded state at a position ``(example,)`` is a number: its likeliest token has a digit."""
+        if position not in self._numbers:
+            strings = self.reasoner.token_strings
+            is_number = np.array([is_number_token(text) for text in strings])
+            unembedding = self.reasoner.unembedding
+            states = self.data["final_state"].sel(position=position)
+            found = []
+            for start in range(0, states.sizes["example"], LENS_ROWS):
+                block = states.isel(example=slice(start, start + LENS_ROWS)).values.astype(np.float32)
+                found.append(is_number[(block @ unembedding.T).argmax(1)])
+            self._numbers[position] = np.concatenate(found)
+        return self._numbers[position]
+
+    def number_thoughts(self, site: str) -> np.ndarray:
+        """Which thoughts carry a number ``(example, thought)``.
+
+        At ``latent_embedding`` a thought carries what the state it was projected from reads (that at ``bot`` for
+        ``ct0``, at ``ct0`` for ``ct1``); at ``hidden_state`` its own state.
+        """
+        positions = ["bot", *self.thoughts[:-1]] if site == "latent_embedding" else self.thoughts
+        return np.stack([self.number_states(position) for position in positions], axis=1)
+
+    def random_like(self, mask: np.ndarray, seed: int) -> np.ndarray:
+        """As many thoughts as ``mask (example, thought)`` has in each example, drawn at random."""
+        out = np.zeros_like(mask)
+        for row, line in enumerate(mask):
+            drawn = np.random.default_rng([seed, row, 17]).permutation(len(line))[: int(line.sum())]
+            out[row, drawn] = True
+        return out
+
+    def where(self, mask: np.ndarray) -> dict[str, np.ndarray]:
+        """Thoughts ``(example, thought)`` as examples by position."""
+        return {position: mask[:, index] for index, position in enumerate(self.thoughts)}
+
+    def sweep(
+        self, conditions: Sequence[Condition], *, answers: dict[str, list[str]] | None = None,
+        examples: Sequence[int] | None = None,
+    ) -> xr.Dataset:  # fmt: skip
+        """Run conditions over examples; coordinates of the conditions are put on the result."""
+        chosen = self.data["example"].values if examples is None else np.asarray(examples)
+        if answers is None:
+            gold = dict(zip(self.data["example"].values.tolist(), self.data["gold_answer"].values.tolist(), strict=True))
+            answers = {"gold": [str(gold[int(each)]) for each in chosen]}
+        found = sweep(
+            self.reasoner, self.data, conditions, answers=answers, examples=[int(each) for each in chosen],
+            values=self.values, batch_rows=self.batch_rows, rule=self.rule, folder=self.folder, progress=self.progress,
+        )  # fmt: skip
+        return found.assign_coords(condition_coords(conditions))
+
+
+def condition_coords(conditions: Sequence[Condition]) -> dict[str, tuple[str, np.ndarray]]:
+    """Labels of conditions as coordinates, the untouched run first; missing ones are "", -1 or NaN."""
+    names = dict.fromkeys(name for condition in conditions for name in condition.labels)
+    coords: dict[str, tuple[str, np.ndarray]] = {}
+    for name in names:
+        given = [condition.labels.get(name) for condition in conditions]
+        sample = next(value for value in given if value is not None)
+        missing: object = "" if isinstance(sample, str) else -1 if isinstance(sample, int) else np.nan
+        filled = [missing, *(missing if value is None else value for value in given)]
+        coords[name] = ("condition", np.array(filled, dtype=object if isinstance(sample, str) else None))
+    if "control" in coords:
+        coords["control"][1][0] = "untouched"
+    return coords
+
+
+def open_target(
+    lake: Lake,
+    run: str,
+    *,
+    checkpoint: str | None = None,
+    base: str | None = None,
+    device: str = "cpu",
+    compute_dtype: ComputeDtype = "float32",
+    lora_alpha: float = 32.0,
+    limit: int | None = None,
+) -> Target:
+    """Open a run together with its model.
+
+    Parameters
+    ----------
+    lake
+        Lake.
+    run
+        ``MODEL/DATASET``.
+    checkpoint
+        Where the model is: folder, hub id or shipped name; by default what the lake remembers.
+    base, device, compute_dtype, lora_alpha
+        As for :func:`extract.load_reasoner`.
+    limit
+        Only the first examples.
+
+    Raises
+    ------
+    UsageError
+        If the run is not there, or the checkpoint is not the model that made it.
+    """
+    data = lake[run]
+    attributes = lake.model(run.split("/")[0]).attrs
+    remembered = str(attributes.get("checkpoint", ""))
+    try:
+        reasoner = load_reasoner(checkpoint or remembered, base, device, compute_dtype, lora_alpha=lora_alpha)
+    except UsageError as error:
+        if checkpoint is None:
+            raise UsageError(f"the model of {run} is not at hand ({error}); say where it is with --checkpoint") from error
+        raise
+    made_by = attributes.get("fingerprint", {})
+    for part, digest in reasoner.fingerprint.items():
+        if isinstance(made_by, dict) and made_by.get(part) not in (None, digest):
+            raise UsageError(
+                f"{checkpoint or remembered} is not the model that made {run}: other {part}"
+                f" ({digest[:12]} instead of {str(made_by[part])[:12]})"
+            )
+    if limit is not None:
+        data = data.isel(example=slice(0, limit))
+    if not data.sizes["example"]:
+        raise UsageError(f"run {run} has no examples yet")
+    return Target(lake=lake, run=run, data=data, reasoner=reasoner, values=StoredValues(data, reasoner))
