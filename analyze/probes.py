@@ -21,7 +21,7 @@ from analyze.statistics import adjust, bootstrap_weights, wilson_interval
 from schemas import SchemaError, UsageError
 
 Array = npt.NDArray[Any]
-Kind = Literal["auto", "classes", "number"]
+Treatment = Literal["auto", "classes", "number"]
 Correction = Literal["holm", "bh"]
 Progress = Callable[[int, int], None]
 
@@ -71,7 +71,7 @@ def linear_probes(
     run: xr.Dataset,
     target: str = "correct",
     *,
-    kind: Kind = "auto",
+    treat: Treatment = "auto",
     layers: Sequence[int] | None = None,
     positions: Sequence[str] | None = None,
     n_fold: int = 5,
@@ -101,7 +101,7 @@ def linear_probes(
     target : str
         ``"correct"``, ``"operation"``, ``"intermediate_result"`` or any variable or coordinate along ``example``, with
         or without ``step``; where it has steps, so has the result.
-    kind : {"auto", "classes", "number"}
+    treat : {"auto", "classes", "number"}
         Classes by logistic regression or a number by ridge; ``"auto"`` takes text and truth values as classes.
     layers, positions
         The cells; all that the run holds if absent.
@@ -163,14 +163,14 @@ def linear_probes(
     for 2,000 examples as for any number more. Every chunk of the states is read once. Under a
     ``dask.distributed`` client cells are worked on by its workers, a few at a time.
     """
-    _check(run, target, n_fold, n_control, level, correction, selection, kind)
+    _check(run, target, n_fold, n_control, level, correction, selection, treat)
     states = run["hidden_state"]
     states = states.sel(layer=_labels(states, "layer", layers), position=_labels(states, "position", positions))
     values = run[target]
     steps = list(values["step"].values) if "step" in values.dims and "step" in values.coords else None
     by_step = [values.isel(step=i) for i in range(values.sizes["step"])] if "step" in values.dims else [values]
     columns = [np.asarray(column.values) for column in by_step]
-    as_number = kind == "number" or (kind == "auto" and columns[0].dtype.kind in "fiu")
+    as_number = treat == "number" or (treat == "auto" and columns[0].dtype.kind in "fiu")
     if penalty is None:
         penalty = RIDGE_PENALTIES if as_number else PENALTIES
     penalties = tuple(sorted(float(value) for value in penalty))
@@ -226,7 +226,7 @@ def linear_probes(
     result = result.assign_coords({name: coord.variable for name, coord in coords.items()})
     return _describe(result).assign_attrs(
         target=target,
-        kind="number" if as_number else "classes",
+        treat="number" if as_number else "classes",
         run=run.attrs.get("run", ""),
         n_fold=n_fold,
         penalties=list(penalties),
@@ -253,7 +253,7 @@ def _check(
     level: float,
     correction: str,
     selection: str,
-    kind: str,
+    treat: str,
 ) -> None:
     name = run.attrs.get("run", "")
     for needed in ("hidden_state", "problem", target):
@@ -272,7 +272,7 @@ def _check(
     for value, allowed in (
         (correction, ("holm", "bh")),
         (selection, ("log_loss", "accuracy")),
-        (kind, ("auto", "classes", "number")),
+        (treat, ("auto", "classes", "number")),
     ):
         if value not in allowed:
             raise UsageError(f"{value!r} is not one of {', '.join(allowed)}")

@@ -1,7 +1,9 @@
 """Linear probes: the same numbers as scikit-learn, planted truth found and nothing else, honest on noise."""
 
+import json
 import warnings
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
@@ -10,12 +12,14 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from synthetic import make_run
+from synthetic import make_model, make_run, write_run
 
-from analyze import probe_solver
+import lake as command_line
+from analyze import plot_probes, probe_solver
 from analyze.probe_solver import nested_logistic, nested_ridge
 from analyze.probes import NOTE, PENALTIES, linear_probes, summarise_probes
 from schemas import SchemaError, UsageError
+from store import open_lake
 
 N_FOLD = 4
 
@@ -263,3 +267,57 @@ def test_workers_of_a_scheduler_give_the_same():
         with Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=None):
             there = linear_probes(run, positions=THOUGHTS[:2], n_control=0)
     xr.testing.assert_allclose(there, here)
+
+
+@pytest.fixture(scope="module")
+def probed():
+    run, _ = planted_run(n_example=120, hidden=8)
+    return linear_probes(run, positions=THOUGHTS, n_control=1, n_permutation=1000)
+
+
+def test_grid_figure_shows_scores_by_layer_and_position(probed):
+    (ax,) = plot_probes.plot_probe_grid(probed)
+    drawn = ax.images[0].get_array()
+    np.testing.assert_allclose(drawn, probed["accuracy"].transpose("layer", "position"))
+    assert [label.get_text() for label in ax.get_xticklabels()] == THOUGHTS
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("position", "layer")
+    assert "correct" in ax.get_title()
+    stars = [text.get_text() for text in ax.texts if text.get_text().endswith("*")]
+    assert len(stars) == int((probed["p_corrected"] < 0.05).sum()) > 0
+    (bars,) = plot_probes.plot_probe_controls({"one": probed, "two": probed})
+    assert [text.get_text() for text in bars.get_legend().get_texts()] == [
+        "held out", "commonest class", "shuffled labels", "training rows",
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match="no 'r2'; it holds n_example"):
+        plot_probes.plot_probe_grid(probed, metric="r2")
+    plt.close("all")
+
+
+def test_command(tmp_path, capsys):
+    model = make_model(hidden=8)
+    run = make_run(name="one/problems", n_example=120, n_layer=2, seed=3, model=model)
+    path = tmp_path / "made.lake"
+    write_run(path, run, model)
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as left:
+            command_line.main(["analyze", "probes", str(path), *arguments])
+        return left.value.code, *capsys.readouterr()
+
+    few = ("--positions", "bot,ct0", "--resamples", "50", "--permutations", "50", "--controls", "1")
+    code, out, err = call(*few, "--csv", str(tmp_path / "csv"))
+    assert (code, err) == (0, "")
+    assert "one/problems: correct, held-out accuracy, 120 examples" in out
+    assert "Decoding is not use" in out.replace("\n", " ")
+    assert (tmp_path / "csv" / "one.problems-probes-layer_position.csv").exists()
+    stored = open_lake(path).result("probes", "one/problems", target="correct")
+    assert stored.sizes == {"layer": 2, "position": 2, "hidden": 8}
+    code, out, _ = call(*few, "--target", "intermediate_result", "--layers", "1", "--json")
+    printed = json.loads(out)["one/problems"]
+    assert len(printed["summary"]) == 3
+    assert {"step", "layer", "position", "r2", "p_corrected"} <= set(printed["step_layer_position"][0])
+    code, out, _ = call(*few, "--reports", "--layers", "0")
+    assert code == 2 or "100 examples" in out
+    code, out, err = call("--target", "colour")
+    assert (code, out) == (2, "")
+    assert "need 'colour'" in err
