@@ -76,7 +76,7 @@ class SAESpec:
     quarter of training."""
     encoder_scale: float = 1.0
     """Norm of encoder rows at the start."""
-    revive_scale: float = 0.2
+    revive_scale: float = 1.0
     """Encoder norm of a revived feature over the mean norm of the living."""
     bandwidth: float = 0.2
     """JumpReLU's straight-through rectangle, in units of the rows' mean norm."""

@@ -1,0 +1,162 @@
+"""Error prediction from sparse codes: a planted cause, noise, scikit-learn's optimum, resampled intervals."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from scipy import sparse
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import precision_score, recall_score, roc_auc_score
+from synthetic import make_run
+
+from analyze.errors import REPORT_ERRORS, ErrorSpec, _fit, _judge, _Spool, predict_errors
+from analyze.sae import SAESpec, train_sae
+from schemas.errors import SchemaError, UsageError
+
+CELLS = {"layer": [0, 1], "position": ["bot", "ct0", "ct1"]}
+SAE = SAESpec(n_feature=24, k=4, epochs=4, batch_size=64, fractions=(0.6, 0.15, 0.25))
+QUICK = ErrorSpec(n_resample=200, penalties=(1e-2, 1e-1))
+
+
+def make(n_problem: int, strength: float, seed: int = 0) -> xr.Dataset:
+    """Twins whose answers are wrong where one direction is written at layer 1, ct0; ``strength`` 0 writes nothing."""
+    rng = np.random.default_rng(seed)
+    run = make_run(
+        n_example=2 * n_problem, n_layer=2, hidden=12, n_question=2, n_answer=1, n_head=1, twins=True, seed=seed
+    )
+    wrong = np.repeat(rng.random(n_problem) < 0.4, 2)  # twins share their fate, as they do in real pairs
+    direction = np.eye(12)[0]
+    state = run["hidden_state"].copy(data=run["hidden_state"].values)
+    place = {"layer": 1, "position": "ct0"}
+    state.loc[place] = state.sel(place) + strength * wrong[:, None] * direction
+    words = np.array([" ".join(["word"] * int(n)) for n in rng.integers(3, 30, 2 * n_problem)], dtype=object)
+    return run.assign(hidden_state=state, correct=("example", ~wrong), question=("example", words))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def caused() -> tuple[xr.Dataset, xr.Dataset]:
+    run = make(400, 6.0)
+    return run, train_sae(run["hidden_state"].sel(CELLS), SAE)
+
+
+def test_planted_cause_of_errors_is_found(caused):
+    run, sae = caused
+    found = predict_errors(run, sae, spec=QUICK)
+    codes, baseline = found.sel(predictor="sae_codes"), found.sel(predictor=["question_length", "majority"])
+    assert codes["auroc"] > 0.95
+    assert codes["accuracy_low"] > baseline["accuracy"].max()
+    assert (codes["recall"] > 0.8).all()
+    assert (baseline["auroc_low"] <= 0.5).all()
+    assert (baseline["auroc_high"] >= 0.5).all()
+    assert (found["auroc_gain_low"].sel(predictor=baseline["predictor"]) > 0.3).all()
+    top = found.isel(carrier=0)
+    assert (top["carrier_layer"].item(), top["carrier_position"].item()) == (1, "ct0")
+    assert top["carrier_rate"].sel(outcome="wrong") != top["carrier_rate"].sel(outcome="right")
+    assert found["weight"].dims == ("layer", "position", "feature")
+    direction = sae["decoder"].sel(feature=int(top["carrier_feature"]))[0]
+    assert abs(direction) > 3 * np.abs(sae["decoder"]).isel(hidden=0).median()
+    assert int(found["n_test"].sum()) == int((sae["example_split"] == "test").sum())
+    sides = found["example_split"].to_series().groupby(run["problem"].values).nunique()
+    assert (sides == 1).all()
+
+
+def test_noise_is_at_chance_and_training_accuracy_is_not():
+    run = make(150, 0.0, seed=1)
+    sae = train_sae(run["hidden_state"].sel(CELLS), SAE)
+    found = predict_errors(run, sae, spec=ErrorSpec(penalties=(10.0,), n_resample=300))
+    for name in ("sae_codes", "raw_activation"):
+        one = found.sel(predictor=name)
+        assert one["auroc_low"] < 0.5 < one["auroc_high"]
+        assert one["train_accuracy"] > 0.85
+        assert one["balanced_accuracy_low"] < 0.5 < one["balanced_accuracy_high"]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_pooled_codes(caused, pooling):
+    run, sae = caused
+    found = predict_errors(run, sae, spec=ErrorSpec(pooling=pooling, n_resample=50, penalties=(0.1,)))
+    assert found["weight"].dims == ("feature",)
+    assert found["n_input"].sel(predictor=["sae_codes", "raw_activation"]).values.tolist() == [24, 12]
+    assert found["auroc"].sel(predictor="sae_codes") > 0.8
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_fit_is_scikit_learns(kind, tmp_path, monkeypatch):
+    """Same optimum on standardised training rows, from pieces on disk as from memory."""
+    monkeypatch.setattr("analyze.errors._SPOOL_BYTES", 2000)
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(120, 15)) * (rng.random((120, 15)) < 0.4) + (kind == "dense")).astype("float32")
+    wrong = rng.random(120) < 1 / (1 + np.exp(-2 * x[:, 0]))
+    side = np.repeat([0, 2], [90, 30])
+    spool = _Spool(tmp_path, "x")
+    for part in np.split(x, 8):
+        spool.add(part if kind == "dense" else sparse.csr_array(part))
+    assert len(list(tmp_path.iterdir())) > 1
+    np.testing.assert_array_equal(
+        np.concatenate([np.asarray(p if kind == "dense" else p.toarray()) for _, p in spool.pieces()]), x
+    )
+    fit = _fit(spool, wrong, side, "deviation", ErrorSpec(penalties=(0.5,)))
+    mean, deviation = x[:90].mean(0), x[:90].std(0)
+    peer = LogisticRegression(C=0.5, tol=1e-8, max_iter=2000).fit((x[:90] - mean) / deviation, wrong[:90])
+    np.testing.assert_allclose(fit.weight * deviation, peer.coef_[0], atol=2e-3)
+    np.testing.assert_allclose(fit.scores(spool), peer.decision_function((x - mean) / deviation), atol=5e-3)
+    balanced = _fit(spool, wrong, side, "none", ErrorSpec(penalties=(0.5,), balanced=True))
+    peer = LogisticRegression(C=0.5, tol=1e-8, max_iter=2000, class_weight="balanced").fit(x[:90], wrong[:90])
+    np.testing.assert_allclose(balanced.weight, peer.coef_[0], atol=2e-3)
+
+
+def test_metrics_are_scikit_learns_and_resamples_repeat_rows():
+    rng = np.random.default_rng(0)
+    truth = rng.random(60) < 0.3
+    score = np.round(rng.normal(size=60) + truth, 1)  # with ties
+    draws = np.stack([np.ones(60), rng.poisson(1, 60)], axis=1).astype(float)
+    found = _judge(score, truth, draws)
+    repeated = np.repeat(np.arange(60), draws[:, 1].astype(int))
+    for draw, rows in enumerate((np.arange(60), repeated)):
+        y, s = truth[rows], score[rows]
+        np.testing.assert_allclose(found["auroc"][draw], roc_auc_score(y, s))
+        np.testing.assert_allclose(found["accuracy"][draw], (y == (s > 0)).mean())
+        for outcome, label in enumerate((True, False)):
+            np.testing.assert_allclose(found["precision"][outcome, draw], precision_score(y, s > 0, pos_label=label))
+            np.testing.assert_allclose(found["recall"][outcome, draw], recall_score(y, s > 0, pos_label=label))
+
+
+def test_results_do_not_depend_on_chunks(caused):
+    run, sae = caused
+    calls: list[tuple[int, int]] = []
+    whole = predict_errors(run, sae, spec=QUICK)
+    state = run["hidden_state"].sel(CELLS).chunk(example=50, layer=1, position=1)
+    parts = predict_errors(run, sae, state, QUICK, progress=lambda done, total: calls.append((done, total)))
+    assert calls[-1][0] == calls[-1][1]
+    names = ["accuracy", "auroc", "auroc_low", "recall", "penalty", "carrier_feature"]
+    xr.testing.assert_allclose(parts[names].isel(carrier=slice(3)), whole[names].isel(carrier=slice(3)), rtol=1e-3)
+    np.testing.assert_allclose(parts["probability"], whole["probability"], atol=1e-3)
+
+
+def test_report_settings_hold_out_a_stratified_fifth(caused):
+    run, _ = caused
+    sae = train_sae(run["hidden_state"].sel(CELLS), SAESpec(n_feature=24, k=4, epochs=1, split="none"))
+    with pytest.raises(UsageError, match="trained on every example"):
+        predict_errors(run, sae)
+    found = predict_errors(run, sae, spec=REPORT_ERRORS)
+    assert int(found["n_test"].sum()) == 160
+    np.testing.assert_allclose(found["n_test"].sel(outcome="wrong") / 160, (~run["correct"]).mean(), atol=0.01)
+    assert found["n_input"].sel(predictor="sae_codes") == 2 * 3 * 24
+    with pytest.raises(SchemaError, match="needs 'correct'"):
+        predict_errors(run.drop_vars("correct"), sae)
+
+
+def test_one_outcome_is_said_not_scored(caused):
+    run, sae = caused
+    found = predict_errors(run.assign(correct=xr.ones_like(run["correct"])), sae, spec=QUICK)
+    assert np.isnan(found["auroc"]).all()
+    assert (found["accuracy"] == 1).all()
+    assert "same outcome" in found["note"].item()
