@@ -178,7 +178,7 @@ def defect_block(name: str) -> str:
     found = measured().get("defects", {}).get(name)
     if found is None:
         return "Not measured yet.\n"
-    rows = [[row["what"], row["as the scripts do"], row["as it should be"]] for row in found["rows"]]
+    rows = [[row["what"], row["wrong"], row["right"]] for row in found["rows"]]
     return table(["measured", "as the scripts do", "as it should be"], rows) + f"\n{found['on']}\n"
 
 
