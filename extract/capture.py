@@ -73,9 +73,9 @@ class KeyValues:
             self._values[layer][:, :, self.length : end] = value
         return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
 
-    def take(self, rows: Tensor, length: int, capacity: int) -> "KeyValues":
+    def take(self, rows: Tensor, length: int, capacity: int, *, differentiable: bool = False) -> "KeyValues":
         """Copy of the first ``length`` columns of some rows, which may repeat."""
-        taken = KeyValues(capacity, differentiable=self.differentiable)
+        taken = KeyValues(capacity, differentiable=differentiable)
         taken.length = length
         for store, source in ((taken._keys, self._keys), (taken._values, self._values)):
             for old in source:

@@ -50,7 +50,7 @@ def self_controls(target: Target, site: str, layer: int, positions: Sequence[str
             name=f"self {donor} {site} {layer}",
             interventions=(
                 Intervention(
-                    operation="replace", donor=donor, positions=tuple(positions), **where_of(target, site, layer)  # type: ignore[arg-type]
+                    operation="replace", donor=donor, positions=tuple(positions), **where_of(target, site, layer)
                 ),
             ),
             labels={"site": site, "layer": layer, "operation": "replace", "group": "all", "control": f"self ({donor})"},
@@ -104,14 +104,12 @@ def ablate(
         conditions.append(
             Condition(
                 name=f"{control or operation} {group} {site} {layer}",
-                interventions=(
-                    Intervention(positions=thoughts, seed=seed, **change, **where_of(target, site, layer)),
-                ),
+                interventions=(Intervention(positions=thoughts, seed=seed, **change, **where_of(target, site, layer)),),
                 labels={"site": site, "layer": layer, "operation": operation, "group": group, "control": control},
                 where=target.where(mask),
             )  # fmt: skip
         )
-        masks.append(mask.any(1))
+        masks.append(np.asarray(mask.any(1)))
 
     for site in sites:
         numbers = target.number_thoughts(site)
@@ -202,11 +200,17 @@ def corrupt(
         shuffled = Intervention(operation="shuffle", positions=thoughts, seed=seed, **place)
         labels = {"site": site, "layer": layer, "corruption": "shuffle", "group": "all", "control": ""}
         conditions.append(Condition(name=f"shuffle all {site} {layer}", interventions=(shuffled,), labels=labels))
-        for group in thoughts:
-            like_zero = Intervention(operation="zero", positions=(group,), seed=seed, as_noise=True, **place)
-            labels = {"site": site, "layer": layer, "corruption": "zero", "group": group, "control": "noise of the same norm"}
+        for single in thoughts:
+            like_zero = Intervention(operation="zero", positions=(single,), seed=seed, as_noise=True, **place)
+            labels = {
+                "site": site,
+                "layer": layer,
+                "corruption": "zero",
+                "group": single,
+                "control": "noise of the same norm",
+            }
             conditions.append(
-                Condition(name=f"noise like zero {group} {site} {layer}", interventions=(like_zero,), labels=labels)
+                Condition(name=f"noise like zero {single} {site} {layer}", interventions=(like_zero,), labels=labels)
             )
         for control in self_controls(target, site, layer, thoughts):
             labels = {**control.labels, "corruption": "replace"}

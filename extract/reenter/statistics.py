@@ -121,11 +121,12 @@ def with_accuracy(
             line |= {f"{name}_mean": mean, f"{name}_low": low, f"{name}_high": high}
         for name, column in line.items():
             columns.setdefault(name, []).append(column)
-    out = found.assign(
-        correct=(("condition", "example"), correct),
-        counted=(("condition", "example"), counted),
-        **{name: (("stratum", "condition"), np.stack(column)) for name, column in columns.items()},
-    )
+    added: dict[str, tuple[tuple[str, str], np.ndarray]] = {
+        "correct": (("condition", "example"), correct),
+        "counted": (("condition", "example"), counted),
+    }
+    added |= {name: (("stratum", "condition"), np.stack(column)) for name, column in columns.items()}
+    out = found.assign(added)
     return out.assign_coords(stratum=np.array([name for name, _ in groups], dtype=object))
 
 

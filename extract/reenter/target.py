@@ -100,7 +100,9 @@ class Target:
         """Run conditions over examples; coordinates of the conditions are put on the result."""
         chosen = self.data["example"].values if examples is None else np.asarray(examples)
         if answers is None:
-            gold = dict(zip(self.data["example"].values.tolist(), self.data["gold_answer"].values.tolist(), strict=True))
+            gold = dict(
+                zip(self.data["example"].values.tolist(), self.data["gold_answer"].values.tolist(), strict=True)
+            )
             answers = {"gold": [str(gold[int(each)]) for each in chosen]}
         found = sweep(
             self.reasoner, self.data, conditions, answers=answers, examples=[int(each) for each in chosen],
@@ -162,7 +164,9 @@ def open_target(
         reasoner = load_reasoner(checkpoint or remembered, base, device, compute_dtype, lora_alpha=lora_alpha)
     except UsageError as error:
         if checkpoint is None:
-            raise UsageError(f"the model of {run} is not at hand ({error}); say where it is with --checkpoint") from error
+            raise UsageError(
+                f"the model of {run} is not at hand ({error}); say where it is with --checkpoint"
+            ) from error
         raise
     made_by = attributes.get("fingerprint", {})
     for part, digest in reasoner.fingerprint.items():
