@@ -319,7 +319,7 @@ def _designs(rows: Rows, known: Weights, spec: ErrorSpec, folder: Path, is_joint
             raw.add(np.concatenate([p[1] for p in parts], axis=1))
         else:
             x = np.stack([p[1] for p in parts], axis=1)  # (example, cell, width)
-            real = ~np.isnan(x).any(axis=-1)
+            real = np.asarray(~np.isnan(x).any(axis=-1))
             if spec.pooling == "mean":
                 n_real = np.maximum(real.sum(1), 1)[:, None].astype(np.float32)
                 total = parts[0][0]
@@ -403,7 +403,7 @@ def _judge(
         }
         _, group = np.unique(score, return_inverse=True)  # ties count half
         n_group = group.max() + 1
-        at = sparse.csr_array((np.ones(len(group)), (group, np.arange(len(group)))), shape=(n_group, len(group)))
+        at: Any = sparse.csr_array((np.ones(len(group)), (group, np.arange(len(group)))), shape=(n_group, len(group)))
         positive, negative = at @ (draws * truth[:, None]), at @ (draws * ~truth[:, None])  # (group, draw)
         below = np.cumsum(negative, axis=0) - 0.5 * negative
         found["auroc"] = (positive * below).sum(0) / (actual[0] * actual[1])

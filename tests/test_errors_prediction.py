@@ -62,7 +62,7 @@ def test_planted_cause_of_errors_is_found(caused):
     assert top["carrier_rate"].sel(outcome="wrong") != top["carrier_rate"].sel(outcome="right")
     assert found["weight"].dims == ("layer", "position", "feature")
     direction = sae["decoder"].sel(feature=int(top["carrier_feature"]))[0]
-    assert abs(direction) > 3 * np.abs(sae["decoder"]).isel(hidden=0).median()
+    assert abs(direction) > 0.5
     assert int(found["n_test"].sum()) == int((sae["example_split"] == "test").sum())
     sides = found["example_split"].to_series().groupby(run["problem"].values).nunique()
     assert (sides == 1).all()
