@@ -319,7 +319,7 @@ def _designs(rows: Rows, known: Weights, spec: ErrorSpec, folder: Path, is_joint
             raw.add(np.concatenate([p[1] for p in parts], axis=1))
         else:
             x = np.stack([p[1] for p in parts], axis=1)  # (example, cell, width)
-            real = np.asarray(~np.isnan(x).any(axis=-1))
+            real: Any = ~np.isnan(x).any(axis=-1)
             if spec.pooling == "mean":
                 n_real = np.maximum(real.sum(1), 1)[:, None].astype(np.float32)
                 total = parts[0][0]
