@@ -1,0 +1,118 @@
+"""Head scores of 7,473 examples of GPT-2's 144 heads, from a lake filled in the same layout: time, memory, bytes read.
+
+    python benchmarks/heads.py [LAKE] [--examples 7473]
+
+The lake is filled with made-up causal attention through the store's own writer, one shard of it again and again (states
+are left out: they are not read), and kept at LAKE for a second run. Time and memory are those of a fresh process with two
+threads, for a quarter of the examples too: memory should not differ much.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+N_LAYER, N_HEAD, N_QUESTION, N_ANSWER = 12, 12, 70, 8
+
+
+def fill(path: Path, n_example: int) -> None:
+    """Write a run of made-up attention."""
+    from store import RunLayout, create_run, write_model
+
+    layout = RunLayout(
+        n_example=n_example,
+        n_layer=N_LAYER,
+        n_head=N_HEAD,
+        hidden=64,
+        n_latent=6,
+        longest_question=N_QUESTION,
+        n_answer=N_ANSWER,
+        capture="latent",
+        dtype="float16",
+    )
+    hidden = {"final_norm_weight": np.ones(64), "final_norm_bias": np.zeros(64)}
+    read_out = {"unembedding": np.ones((4, 64)), "token_string": ["a", "b", "c", "d"], **hidden}
+    write_model(path, "bench", read_out, {"fingerprint": {"weights": "made up"}, "final_norm": "layer_norm"})
+    examples = np.arange(n_example)
+    columns = {name: (("example",), examples) for name in ("example", "problem")}
+    columns |= {name: (("example",), [""] * n_example) for name in ("variant", "question", "gold_answer")}
+    columns["intermediate_result"] = (("example", "step"), np.zeros((n_example, 1)))
+    columns["operation"] = (("example", "step"), np.full((n_example, 1), "", dtype=object))
+    writer = create_run(path, "bench/examples", layout, identity={"spec": {"seed": 0}}, columns=columns)
+    rng = np.random.default_rng(0)
+    query, key = len(layout.positions), len(layout.key_positions)
+    place = np.arange(layout.n_question, key)
+    made = np.zeros((layout.shard_examples, N_LAYER, N_HEAD, query, key), dtype="float16")
+    left = np.flatnonzero(~writer.committed())
+    for i in range(len(made) if len(left) else 0):
+        start = layout.n_question - rng.integers(30, N_QUESTION)
+        weight = rng.exponential(size=(N_LAYER, N_HEAD, query, key - start)).astype("float32")
+        weight *= np.arange(start, key) <= place[:, None]
+        made[i, ..., start:] = weight / weight.sum(-1, keepdims=True)
+    for shard in left:
+        values = writer.buffers(int(shard))
+        values["attention"] = made[: len(values["attention"])]
+        writer.write_shard(int(shard), values)
+        print(f"\rfilled {shard + 1} of {layout.n_shard} shards", end="", file=sys.stderr)
+    print(file=sys.stderr)
+
+
+def measure(path: Path, limit: int, what: str) -> dict[str, float]:
+    """Scores of the first ``limit`` examples in this process."""
+    import dask
+
+    from analyze import head_analysis, head_scores
+    from store import open_lake
+
+    def counter(name: str) -> int:
+        lines = dict(line.split(":") for line in Path("/proc/self/io").read_text().splitlines())
+        return int(lines[name])
+
+    attention = open_lake(path)["bench/examples"]["attention"].isel(example=slice(0, limit))
+    with dask.config.set(scheduler="threads", num_workers=2):
+        before, began = counter("rchar"), time.perf_counter()
+        if what == "scores":
+            head_scores(attention).compute()
+        elif what == "reports":
+            head_scores(attention, "reports").compute()
+        else:
+            head_analysis(attention).compute()
+        took = time.perf_counter() - began
+    status = Path("/proc/self/status").read_text()
+    peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
+    return {"seconds": took, "read_mb": (counter("rchar") - before) / 1e6, "peak_mb": peak}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lake", nargs="?", type=Path)
+    parser.add_argument("--examples", type=int, default=7473)
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.lake, int(options.measure[0]), options.measure[1])))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        path = options.lake or Path(scratch) / "bench.lake"
+        fill(path, options.examples)
+        stored = sum(f.stat().st_size for f in (path / "bench" / "examples" / "attention").rglob("*") if f.is_file())
+        print(f"{options.examples} examples, {N_LAYER * N_HEAD} heads; attention on disk {stored / 1e6:.0f} MB")
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "2"}
+        for what in ("scores", "reports", "analysis"):
+            for limit in (options.examples // 4, options.examples):
+                command = [sys.executable, __file__, str(path), "--measure", str(limit), what]
+                found = json.loads(subprocess.run(command, capture_output=True, check=True, env=environment).stdout)
+                print(
+                    f"{what:9} {limit:5} examples: {found['seconds']:6.1f} s, peak {found['peak_mb']:5.0f} MB, "
+                    f"read {found['read_mb']:6.0f} MB ({found['read_mb'] * 1e6 / stored:.2f} of attention on disk)"
+                )
+
+
+if __name__ == "__main__":
+    main()
