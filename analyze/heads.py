@@ -7,6 +7,7 @@ the key ``bot`` is never read and flow is 1 by construction. It is there so that
 ours.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -15,7 +16,7 @@ import pandas as pd
 import xarray as xr
 
 from analyze.labels import inherited, labels_along, numbered, require_dims, take, thought_labels
-from analyze.statistics import bootstrap_weights, percentile_interval
+from analyze.statistics import bootstrap_weights, draw_counts, percentile_interval
 from schemas import SchemaError, UsageError, latent_labels
 
 Convention = Literal["thoughts", "reports"]
@@ -149,21 +150,25 @@ def head_analysis(
     block, labels, complete = _block(attention, convention)
     if problem is None:
         problem = attention.coords.get("problem", numbered(attention, ["example"])["example"])
-    mean = block.mean("example", dtype="float64", skipna=False)
+    n = block.sizes["example"]
+    sums = _sums(block, _chunk_like(problem, block), labels, convention, n_resample, seed)
+    mean = sums.isel(part=n_resample) / n
     complete_mean = complete.any("example") if "example" in complete.dims else complete
     scores = _score(mean, complete_mean, labels, convention, None, None, n_layer)
 
     pattern = mean if convention == "thoughts" else _shifted(mean)
-    square = (block.astype("float32") ** 2).mean("example", dtype="float64", skipna=False)
     lower = xr.DataArray(np.tri(len(labels)), dims=("position", "key_position"))
-    deviation = (square - mean**2).clip(min=0) ** 0.5
+    deviation = (sums.isel(part=n_resample + 1) / n - mean**2).clip(min=0) ** 0.5
     scores["spread"] = (deviation * lower).sum(["position", "key_position"]) / lower.sum()
 
-    own = _score(block, complete, labels, convention, None, None, n_layer)["hub_position"]
-    scores["hub_agreement"] = (own == scores["hub_position"]).mean("example")
+    counts = sums.isel(part=n_resample + 2, position=0)  # examples whose hub each thought is
+    named = xr.DataArray(np.array(labels), dims="key_position")
+    agreeing = counts.where(scores["hub_position"] == named, 0).sum("key_position")
+    without = n - counts.sum("key_position")
+    scores["hub_agreement"] = agreeing.where(scores["hub_position"] != "", without) / n
 
-    weights = bootstrap_weights(_chunk_like(problem, block), n_resample, seed)
-    drawn = xr.dot(block.astype("float32"), weights, dim="example") / weights.sum("example")
+    weight = bootstrap_weights(_chunk_like(problem, block), n_resample, seed).sum("example")
+    drawn = sums.isel(part=slice(0, n_resample)).rename(part="resample") / weight
     resampled = _score(drawn, complete_mean, labels, convention, None, None, n_layer)["composite"]
     ranks = _rank(resampled)
     if resampled.chunks is not None:
@@ -487,6 +492,59 @@ def _rank(composite: xr.DataArray) -> xr.DataArray:
         rank, composite, input_core_dims=[core], output_core_dims=[core], dask="parallelized", output_dtypes=["int64"]
     )
     return ranks
+
+
+def _sums(
+    block: xr.DataArray, problem: xr.DataArray, labels: list[str], convention: Convention, n_resample: int, seed: int
+) -> xr.DataArray:
+    """All sums over examples that the analysis needs, in one pass: (part, layer, head, position, key_position).
+
+    Parts are the sum of each resample, the sum, the sum of squares, and, in its first row, how many examples have each
+    thought as their hub. Sums of a few examples take the place of the examples at once, so memory stays flat.
+    """
+    dims = ["layer", "head", "position", "key_position"]
+    block = block.transpose("example", *dims)
+    options: dict[str, Any] = {"n_resample": n_resample, "seed": seed, "convention": convention}
+    if block.chunks is None:
+        edges = [*range(0, block.sizes["example"], 256), block.sizes["example"]]
+        pieces = [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        parts = (_block_sums(block.values[piece], problem.values[piece], **options)[0] for piece in pieces)
+        total = functools.reduce(np.add, parts)
+    else:
+        import dask.array as da
+
+        whole = block.chunk({dim: -1 for dim in dims})
+        partial = da.blockwise(
+            _block_sums,
+            "eplhij",
+            whole.data,
+            "elhij",
+            problem.data,
+            "e",
+            new_axes={"p": n_resample + 3},
+            adjust_chunks={"e": lambda _: 1},
+            dtype="float64",
+            concatenate=True,
+            meta=np.empty((0,) * 6),
+            **options,
+        )
+        total = partial.sum(axis=0, split_every=2)
+    coords = {dim: block[dim].values for dim in dims}
+    return xr.DataArray(total, dims=("part", *dims), coords=coords)
+
+
+def _block_sums(block: Array, problem: Array, *, n_resample: int, seed: int, convention: Convention) -> Array:
+    """:func:`_sums` of some examples (example, layer, head, i, j), with a first axis of one."""
+    values = np.where(np.tri(block.shape[-1], dtype=bool), block, 0).astype("float32")
+    sums = np.zeros((n_resample + 3, *values.shape[1:]))
+    weights = draw_counts(problem, n_resample=n_resample, seed=seed)  # (example, resample)
+    sums[:n_resample] = np.tensordot(weights, values, axes=(0, 0))
+    sums[n_resample] = values.sum(0, dtype="float64")
+    sums[n_resample + 1] = np.square(values, dtype="float64").sum(0)
+    own = _thoughts(values.astype("float64")) if convention == "thoughts" else _reports(values)
+    place = np.arange(values.shape[-1])
+    sums[n_resample + 2, ..., 0, :] = (own["is_hub"][..., None] & (own["hub_index"][..., None] == place)).sum(0)
+    return sums[None]
 
 
 def _chunk_like(problem: xr.DataArray, block: xr.DataArray) -> xr.DataArray:

@@ -117,21 +117,23 @@ def bootstrap_weights(problem: xr.DataArray, n_resample: int = 500, seed: int = 
     -------
     (example, resample), float32
     """
-
-    def draw(groups: Array) -> Array:
-        unique, inverse = np.unique(groups, return_inverse=True)
-        counts = np.stack([np.random.default_rng([seed, abs(int(g))]).poisson(1.0, n_resample) for g in unique])
-        return np.asarray(counts.astype("float32")[inverse])
-
     weights: xr.DataArray = xr.apply_ufunc(
-        draw,
+        draw_counts,
         problem,
+        kwargs={"n_resample": n_resample, "seed": seed},
         output_core_dims=[["resample"]],
         dask="parallelized",
         output_dtypes=["float32"],
         dask_gufunc_kwargs={"output_sizes": {"resample": n_resample}},
     )
     return weights
+
+
+def draw_counts(groups: Array, *, n_resample: int, seed: int) -> Array:
+    """Counts of :func:`bootstrap_weights` of some groups: (example,) to (example, resample), float32."""
+    unique, inverse = np.unique(groups, return_inverse=True)
+    counts = np.stack([np.random.default_rng([seed, abs(int(g))]).poisson(1.0, n_resample) for g in unique])
+    return np.asarray(counts.astype("float32")[inverse])
 
 
 def weighted_mean(values: xr.DataArray, weights: xr.DataArray, dim: str = "example") -> xr.DataArray:

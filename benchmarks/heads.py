@@ -2,9 +2,9 @@
 
     python benchmarks/heads.py [LAKE] [--examples 7473]
 
-The lake is filled with made-up causal attention through the store's own writer, one shard of it again and again (states
-are left out: they are not read), and kept at LAKE for a second run. Time and memory are those of a fresh process with two
-threads, for a quarter of the examples too: memory should not differ much.
+The lake is filled with made-up causal attention through the store's own writer, one shard of it again and again
+(states are left out: they are not read), and kept at LAKE for a second run. Time and memory are those of a fresh
+process with two threads, for a quarter of the examples too: memory should not differ much.
 """
 
 import argparse
