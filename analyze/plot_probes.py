@@ -41,9 +41,7 @@ def plot_probe_grid(results: Results, *, metric: str | None = None, ax: Any = No
     columns = max(len(_steps(result)) for result in runs.values()) if len(runs) > 1 else min(3, len(grids))
     tallest = max(grid.sizes["layer"] for _, _, grid in grids)
     axes = panels(len(grids), ax, columns=columns, size=(1.6 + 0.42 * widest, 1.5 + 0.24 * tallest))
-    low = min(float(grid.min()) for _, _, grid in grids)
-    high = max(float(grid.max()) for _, _, grid in grids)
-    low = max(low, 0.0) if grids[0][2].name == "r2" else min(low, 0.5 if grids[0][2].name == "auroc" else low)
+    low, high = _scale(grids)
     image = None
     for axis, (name, part, grid) in zip(axes, grids, strict=True):
         image = heatmap(
@@ -92,8 +90,20 @@ def plot_probe_controls(results: Results, *, ax: Any = None) -> list[Any]:
     spread = tuple(np.array([float(getattr(part[main], end)()) for part in named.values()]) for end in ("min", "max"))
     bars(axis, means, list(named), error={"held out": spread}, form=".2f")
     axis.set(ylabel=SCORE_LABELS[main].removeprefix("held-out ") + ", mean over cells")
+    axis.set_ylim(top=1.3)
     axis.set_title("Whiskers: lowest and highest cell", fontsize=8)
     return [axis]
+
+
+def _scale(grids: list[tuple[str, xr.Dataset, xr.DataArray]]) -> tuple[float, float]:
+    """From chance to 1 for a score, so that noise looks pale; from least to most for anything else."""
+    name = str(grids[0][2].name)
+    low = min(float(grid.min()) for _, _, grid in grids)
+    if name.endswith("accuracy") and "majority_accuracy" in grids[0][1]:
+        return min(float(part["majority_accuracy"].mean()) for _, part, _ in grids), 1.0
+    if name in ("auroc", "r2"):
+        return (0.5 if name == "auroc" else 0.0), 1.0
+    return low, max(float(grid.max()) for _, _, grid in grids)
 
 
 def _steps(result: xr.Dataset) -> list[xr.Dataset]:

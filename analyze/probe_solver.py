@@ -55,24 +55,33 @@ class NestedFit:
 
 
 @dataclass(frozen=True, slots=True)
-class _Basis:
-    """One training set, standardised and rotated."""
+class _Rotation:
+    """How weights in the basis of one training set turn into weights on unscaled, centred states."""
 
-    left_out: tuple[int, ...]
+    dual: bool
+    """Whether the basis spans rows (few of them) or components."""
     rows: Index
-    held_out: Index
-    features: Array  # (example, rank)
-    eigenvalue: Array  # (rank,)
-    vector: Array  # (training row, rank) or (hidden, rank): eigenvectors over their roots, or eigenvectors
+    vector: Array  # (training row, rank) eigenvectors over their roots, or (hidden, rank) eigenvectors
     mean: Array  # (hidden,), of the centred states
     scale: Array  # (hidden,)
 
     def weights(self, w: Array, states: Array) -> Array:
-        """Weights on unscaled, centred states of weights ``w`` (..., rank) in this basis."""
-        if len(self.vector) == len(self.scale) and len(self.rows) >= len(self.scale):
-            return np.asarray(w @ self.vector.T / self.scale)
-        dual = w @ self.vector.T  # (..., training row)
-        return np.asarray((dual @ states[self.rows] - dual.sum(axis=-1, keepdims=True) * self.mean) / self.scale**2)
+        """(..., hidden) of ``w`` (..., rank); ``states`` (example, hidden) are centred."""
+        turned = w @ self.vector.T
+        if not self.dual:
+            return np.asarray(turned / self.scale)
+        total = turned.sum(axis=-1, keepdims=True)
+        return np.asarray((turned @ states[self.rows] - total * self.mean) / self.scale**2)
+
+
+@dataclass(frozen=True, slots=True)
+class _Basis:
+    """One training set, standardised and rotated; features of every example."""
+
+    features: Array  # (example, rank)
+    inside: npt.NDArray[np.bool_]  # (example,): the training rows
+    eigenvalue: Array  # (rank,)
+    rotation: _Rotation
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,31 +117,26 @@ def _decompose(states: Array, fold: Index, n_fold: int) -> Iterator[_Basis]:
         mean, scale = moments.mean[index], moments.scale[index]
         inside = ~np.isin(fold, left_out)
         rows = np.flatnonzero(inside)
-        if len(rows) < states.shape[1]:
-            scaled = states / scale
-            gram = scaled @ scaled.T if len(rows) == len(states) else scaled @ scaled[rows].T  # (example, training row)
-            shift = scaled @ (mean / scale)  # (example,)
-            gram += np.sum((mean / scale) ** 2) - shift[:, None] - shift[rows]
+        dual = len(rows) < states.shape[1]
+        standard = states * (1.0 / scale)
+        if dual:
+            gram = standard @ standard.T
+            shift = standard @ (mean / scale)  # (example,)
+            gram += np.sum((mean / scale) ** 2) - shift[:, None] - shift
+            gram = gram[:, rows]
             eigenvalue, vector = np.linalg.eigh(gram[rows])
             good = eigenvalue > _RANK_TOLERANCE * max(eigenvalue[-1], np.finfo(float).tiny)
             vector = np.where(good, vector / np.sqrt(np.where(good, eigenvalue, 1.0)), 0.0)
             features = gram @ vector
             eigenvalue = np.where(good, eigenvalue, 0.0)
         else:
-            standard = (states - mean) / scale
-            eigenvalue, vector = np.linalg.eigh(standard[rows].T @ standard[rows])
+            standard -= mean / scale
+            trained = standard[rows]
+            eigenvalue, vector = np.linalg.eigh(trained.T @ trained)
             eigenvalue = np.maximum(eigenvalue, 0.0)
             features = standard @ vector
-        yield _Basis(
-            left_out=left_out,
-            rows=rows,
-            held_out=np.flatnonzero(~inside),
-            features=features,
-            eigenvalue=eigenvalue,
-            vector=vector,
-            mean=mean,
-            scale=scale,
-        )
+        rotation = _Rotation(dual=dual, rows=rows, vector=vector, mean=mean, scale=scale)
+        yield _Basis(features=features, inside=inside, eigenvalue=eigenvalue, rotation=rotation)
 
 
 def probability_of(logit: Array, axis: int) -> Array:
@@ -346,82 +350,96 @@ def logistic_path(
         yield w.copy(), b.copy()
 
 
-def _stack(bases: Sequence[_Basis], hot: Array) -> Problems:
-    """Pad the training rows of several training sets to one shape; ``hot`` is (class, target, example)."""
-    n_row = max(len(basis.rows) for basis in bases)
-    rank = max(basis.features.shape[1] for basis in bases)
-    features = np.zeros((len(bases), n_row, rank))
-    label = np.zeros((len(bases), *hot.shape[:2], n_row))
-    weight = np.zeros((len(bases), 1, n_row))
-    eigenvalue = np.zeros((len(bases), rank))
-    for index, basis in enumerate(bases):
-        features[index, : len(basis.rows), : basis.features.shape[1]] = basis.features[basis.rows]
-        label[index, ..., : len(basis.rows)] = hot[..., basis.rows]
-        weight[index, :, : len(basis.rows)] = 1.0
-        eigenvalue[index, : len(basis.eigenvalue)] = basis.eigenvalue
-    return Problems(features=features, label=label, weight=weight, eigenvalue=eigenvalue)
-
-
 def _hits(logit: Array, hot: Array) -> Array:
-    """Whether the likeliest class is the label's; both (class, target, row), result (target, row)."""
-    if len(logit) == 1:
-        return np.asarray((logit[0] > 0) == (hot[0] > 0.5))
-    return np.asarray(logit.argmax(axis=0) == hot.argmax(axis=0))
+    """Whether the likeliest class is the label's; both (set, class, target, row), result (set, target, row)."""
+    if logit.shape[1] == 1:
+        return np.asarray((logit[:, 0] > 0) == (hot[:, 0] > 0.5))
+    return np.asarray(logit.argmax(axis=1) == hot.argmax(axis=1))
 
 
-_Solution = tuple[int, tuple[int, ...], Array, Array, Array]
-"""Number of the penalty, folds left out, logit (class, target, example), weights of target 0 on centred states
-(class, hidden) and its intercepts (class,)."""
+@dataclass(frozen=True, slots=True)
+class _Solution:
+    """Some training sets of some cells at one penalty."""
+
+    number: int
+    """Of the penalty."""
+    cell: Index
+    which: Index
+    """Number of the training set, as in :func:`training_sets`; with ``cell``, one entry for each set."""
+    logit: Array
+    """(set, class, target, example)."""
+    w: Array
+    """(set, class, rank): weights for target 0 in the basis of the set."""
+    b: Array
+    """(set, class)."""
+
+
+_Rotations = dict[tuple[int, int], _Rotation]
 
 
 def _solve_rotated(
-    states: Array, hot: Array, fold: Index, penalty: Sequence[float], tolerance: float
+    states: Sequence[Array], hot: Array, fold: Index, penalty: Sequence[float], tolerance: float, rotations: _Rotations
 ) -> Iterator[_Solution]:
-    """Solve in the eigenbasis of each training set; sets of a small cell share every numpy call."""
+    """Solve in the eigenbasis of each training set; the sets of small cells share every numpy call."""
+    n_fold = int(fold.max()) + 1
+    columns = hot.shape[0] * hot.shape[1]
 
-    def solve(bases: Sequence[_Basis]) -> Iterator[_Solution]:
-        for number, (w, b) in enumerate(logistic_path(_stack(bases, hot), penalty, tolerance=tolerance)):
-            for index, basis in enumerate(bases):
-                mine = w[index, ..., : basis.features.shape[1]]
-                logit = mine @ basis.features.T + b[index][..., None]
-                raw = basis.weights(mine[:, 0], states) if len(basis.left_out) == 1 else np.empty((0, 0))
-                yield number, basis.left_out, logit, raw, b[index, :, 0] - (raw @ basis.mean if raw.size else 0.0)
+    def solve(batch: Sequence[tuple[int, int, _Basis]]) -> Iterator[_Solution]:
+        n_row, rank = len(fold), max(basis.features.shape[1] for _, _, basis in batch)
+        features, eigenvalue = np.zeros((len(batch), n_row, rank)), np.zeros((len(batch), rank))
+        for at, (_, _, basis) in enumerate(batch):
+            features[at, :, : basis.features.shape[1]] = basis.features
+            eigenvalue[at, : len(basis.eigenvalue)] = basis.eigenvalue
+        problems = Problems(
+            features=features,
+            label=np.broadcast_to(hot, (len(batch), *hot.shape)),
+            weight=np.array([basis.inside for _, _, basis in batch], dtype=np.float64)[:, None],
+            eigenvalue=eigenvalue,
+        )
+        cell, which = np.array([cell for cell, _, _ in batch]), np.array([which for _, which, _ in batch])
+        operator = _Operator(problems, np.float64)
+        for number, (w, b) in enumerate(logistic_path(problems, penalty, tolerance=tolerance)):
+            yield _Solution(number, cell, which, operator.logit(w, b), w[:, :, 0], b[:, :, 0])
 
-    batch: list[_Basis] = []
-    for basis in _decompose(states, fold, int(fold.max()) + 1):
-        if batch and (len(batch) + 1) * basis.features.size * hot.shape[0] * hot.shape[1] > _BATCH_ELEMENTS:
-            yield from solve(batch)
-            batch = []
-        batch.append(basis)
+    batch: list[tuple[int, int, _Basis]] = []
+    for cell, one in enumerate(states):
+        for which, basis in enumerate(_decompose(one, fold, n_fold)):
+            rotations[cell, which] = basis.rotation
+            if batch and (len(batch) + 1) * max(basis.features.size, len(fold) * columns) > _BATCH_ELEMENTS:
+                yield from solve(batch)
+                batch = []
+            batch.append((cell, which, basis))
     yield from solve(batch)
 
 
 def _solve_shared(
-    states: Array, hot: Array, fold: Index, penalty: Sequence[float], tolerance: float
+    states: Sequence[Array], hot: Array, fold: Index, penalty: Sequence[float], tolerance: float, rotations: _Rotations
 ) -> Iterator[_Solution]:
     """Solve on the states themselves, every training set a column with its own mean and scale.
 
     A decomposition of each training set costs more than it saves where rows and components are both many.
     """
-    n_fold, n_target = int(fold.max()) + 1, hot.shape[1]
-    sets = training_sets(n_fold)
-    moments = _moments(states, fold, n_fold)
+    n_class, n_target, _ = hot.shape
+    sets = training_sets(int(fold.max()) + 1)
     inside = np.array([~np.isin(fold, left_out) for left_out in sets], dtype=np.float64)  # (set, example)
-    problems = Problems(
-        features=states[None],
-        label=np.tile(hot, (1, len(sets), 1))[None],
-        weight=np.repeat(inside, n_target, axis=0)[None],
-        eigenvalue=np.zeros((1, states.shape[1])),
-        scale=np.repeat(moments.scale, n_target, axis=0),
-        mean=np.repeat(moments.mean, n_target, axis=0),
-    )
-    for number, (w, b) in enumerate(logistic_path(problems, penalty, tolerance=tolerance)):
-        raw = w[0] / problems.scale  # (class, target, hidden)
-        intercept = b[0] - (raw * problems.mean).sum(axis=-1)
-        logit = raw @ states.T + intercept[..., None]
-        for index, left_out in enumerate(sets):
-            columns = slice(index * n_target, (index + 1) * n_target)
-            yield number, left_out, logit[:, columns], raw[:, index * n_target], intercept[:, index * n_target]
+    which = np.arange(len(sets))
+    for cell, one in enumerate(states):
+        moments = _moments(one, fold, int(fold.max()) + 1)
+        problems = Problems(
+            features=one[None],
+            label=np.tile(hot, (1, len(sets), 1))[None],
+            weight=np.repeat(inside, n_target, axis=0)[None],
+            eigenvalue=np.zeros((1, one.shape[1])),
+            scale=np.repeat(moments.scale, n_target, axis=0),
+            mean=np.repeat(moments.mean, n_target, axis=0),
+        )
+        operator = _Operator(problems, np.float64)
+        shape = (n_class, len(sets), n_target, -1)
+        for number, (w, b) in enumerate(logistic_path(problems, penalty, tolerance=tolerance)):
+            logit = np.moveaxis(operator.logit(w, b)[0].reshape(shape), 1, 0)
+            first = np.moveaxis(w[0].reshape(shape)[:, :, 0], 1, 0) / moments.scale[:, None]
+            b_first = b[0].reshape(shape[:3])[:, :, 0].T - (first * moments.mean[:, None]).sum(axis=-1)
+            yield _Solution(number, np.full(len(sets), cell), which, logit, first, b_first)
 
 
 def nested_logistic(
@@ -432,12 +450,13 @@ def nested_logistic(
     penalty: Sequence[float],
     selection: Selection = "log_loss",
     tolerance: float = 1e-3,
-) -> NestedFit:
-    """Nested cross-validation of a logistic probe on one cell.
+) -> list[NestedFit]:
+    """Nested cross-validation of a logistic probe on each of some cells.
 
     Parameters
     ----------
-    states : (example, hidden)
+    states : (cell, example, hidden)
+        Cells of the same examples; small ones are best given several at a time.
     label : (example, target)
         Integer classes from 0; the columns after the first are shuffled controls.
     fold : (example,)
@@ -451,79 +470,92 @@ def nested_logistic(
 
     Returns
     -------
-    NestedFit
+    list of NestedFit
+        One for each cell.
 
     Notes
     -----
     Memory is a few arrays of the size of the states in float64 and, where rows are fewer than components, their Gram
     matrix. Time is one eigendecomposition of ``min(row, hidden)`` for each training set (none where that is above
-    ``400``), and a few hundred products with a (row, rank) matrix for each path of penalties.
+    400), and a few hundred products with a (row, rank) matrix for each path of penalties.
     """
-    states = np.asarray(states, dtype=np.float64)
-    centre = states.mean(axis=0)
-    states = states - centre
-    n_fold, n_class = int(fold.max()) + 1, int(label.max()) + 1
+    centre = np.asarray(states).mean(axis=1, dtype=np.float64)  # (cell, hidden)
+    centred = [np.asarray(one, dtype=np.float64) - middle for one, middle in zip(states, centre, strict=True)]
+    n_cell, n_fold, n_class = len(centred), int(fold.max()) + 1, int(label.max()) + 1
     n_example, n_target = label.shape
+    hidden = centred[0].shape[1]
     hot = np.equal(label.T, np.arange(n_class)[:, None, None]).astype(np.float64)  # (class, target, example)
     if n_class == 2:
         hot = hot[1:]
     width = len(hot)
     penalties = np.asarray(penalty, dtype=np.float64)
     n_penalty = len(penalties)
+    sets = training_sets(n_fold)
+    member = np.equal(fold[:, None], np.arange(n_fold)).astype(np.float64)  # (example, fold)
+    count = member.sum(axis=0)
 
-    inner = np.zeros((n_fold, n_fold, n_penalty, n_target))  # outer, inner: score on inner of what left both out
-    outer = np.zeros((n_fold, n_penalty, n_target))
-    training = np.zeros((n_fold, n_penalty, n_target))
-    logits = np.zeros((n_penalty, width, n_target, n_example))
-    coefficient = np.zeros((n_penalty, n_fold, width, states.shape[1]))
-    intercept = np.zeros((n_penalty, n_fold, width))
-    whole = np.zeros(n_penalty)
+    # Of each training set on each fold, whether left out of it or not.
+    right = np.zeros((n_cell, len(sets), n_penalty, n_target, n_fold))
+    judged = right if selection == "accuracy" else np.zeros_like(right)
+    logits = np.zeros((n_cell, n_penalty, width, n_target, n_example))
+    solved: dict[tuple[int, int, int], tuple[Array, Array]] = {}
+    rotations: _Rotations = {}
 
-    def judge(logit: Array, rows: Index) -> Array:
-        truth = hot[..., rows]
-        if selection == "accuracy":
-            return np.asarray(_hits(logit[..., rows], truth).mean(axis=-1))
-        return np.asarray(-_loss(logit[None][..., rows], truth[None])[0].mean(axis=-1))
-
-    small = min(n_example, states.shape[1]) <= _LARGEST_DECOMPOSED
+    small = min(n_example, hidden) <= _LARGEST_DECOMPOSED
     solver = _solve_rotated if small else _solve_shared
-    members = [np.flatnonzero(fold == part) for part in range(n_fold)]
-    for number, left_out, logit, raw, b in solver(states, hot, fold, penalty, tolerance):
+    for found in solver(centred, hot, fold, penalty, tolerance, rotations):
+        at = (found.cell, found.which, found.number)
+        right[at] = _hits(found.logit, hot[None]) @ member / count
+        if selection == "log_loss":
+            judged[at] = -_loss(found.logit, hot[None]) @ member / count
+        for single in np.flatnonzero((found.which > 0) & (found.which <= n_fold)):
+            cell, only = int(found.cell[single]), int(found.which[single]) - 1
+            rows = fold == only
+            logits[cell, found.number][..., rows] = found.logit[single][..., rows]
+            solved[cell, only, found.number] = found.w[single], found.b[single]
+
+    inner = np.zeros((n_cell, n_fold, n_penalty, n_target))
+    for index, left_out in enumerate(sets):
         if len(left_out) == 2:
             first, second = left_out
-            inner[first, second, number] = judge(logit, members[second])
-            inner[second, first, number] = judge(logit, members[first])
-        elif left_out:
-            only, rows = left_out[0], members[left_out[0]]
-            outer[only, number] = judge(logit, rows)
-            hit = _hits(logit, hot)
-            training[only, number] = hit[:, fold != only].mean(axis=-1)
-            logits[number][..., rows] = logit[..., rows]
-            coefficient[number, only] = raw
-            intercept[number, only] = b - raw @ centre
-        else:
-            whole[number] = _hits(logit, hot)[0].mean()
-
-    best = (inner.sum(axis=1) / (n_fold - 1)).argmax(axis=1)  # (outer, target)
-    folds, targets = np.arange(n_fold)[:, None], np.arange(n_target)
-    held_out = logits.transpose(3, 2, 0, 1)[
-        np.arange(n_example)[:, None], targets, best[fold]
-    ]  # (example, target, class)
-    probability = probability_of(held_out, axis=-1)
-    if width == 1:
-        probability = np.concatenate([1.0 - probability, probability], axis=-1)
-    plain = outer[..., 0].mean(axis=0)  # (penalty,)
-    refit = int(plain.argmax())
-    return NestedFit(
-        score=probability,
-        chosen=penalties[best],
-        training=training[folds, best, targets],
-        coefficient=coefficient[best[:, 0], np.arange(n_fold)],
-        intercept=intercept[best[:, 0], np.arange(n_fold)],
-        refit_training=float(whole[refit]),
-        refit_chosen=float(penalties[refit]),
-        cross_validated=float(plain[refit]),
-    )
+            inner[:, first] += judged[:, index, ..., second]
+            inner[:, second] += judged[:, index, ..., first]
+    folds, targets, examples = np.arange(n_fold), np.arange(n_target), np.arange(n_example)
+    fits = []
+    for cell in range(n_cell):
+        best = inner[cell].argmax(axis=1)  # (outer, target)
+        held_out = logits[cell].transpose(3, 2, 0, 1)[
+            examples[:, None], targets, best[fold]
+        ]  # (example, target, class)
+        probability = probability_of(held_out, axis=-1)
+        if width == 1:
+            probability = np.concatenate([1.0 - probability, probability], axis=-1)
+        coefficient, intercept = np.zeros((n_fold, width, hidden)), np.zeros((n_fold, width))
+        for only in range(n_fold):
+            w, b = solved[cell, only, int(best[only, 0])]
+            rotation = rotations.get((cell, only + 1))
+            raw = w[..., : rotation.vector.shape[1]] if rotation is not None else w
+            if rotation is not None:
+                raw = rotation.weights(raw, centred[cell])
+                b = b - raw @ rotation.mean
+            coefficient[only], intercept[only] = raw, b - raw @ centre[cell]
+        inside = 1.0 - np.eye(n_fold)
+        kept = right[cell, 1 : n_fold + 1][folds[:, None], best, targets]  # (outer, target, fold)
+        plain = judged[cell, folds + 1, :, 0, folds].mean(axis=0)  # (penalty,)
+        refit = int(plain.argmax())
+        fits.append(
+            NestedFit(
+                score=probability,
+                chosen=penalties[best],
+                training=np.einsum("otf,of,f->ot", kept, inside, count) / (inside @ count)[:, None],
+                coefficient=coefficient,
+                intercept=intercept,
+                refit_training=float(right[cell, 0, refit, 0] @ count / count.sum()),
+                refit_chosen=float(penalties[refit]),
+                cross_validated=float(plain[refit]),
+            )
+        )
+    return fits
 
 
 def _r2(value: Array, truth: Array) -> Array:
@@ -568,25 +600,26 @@ def nested_ridge(states: Array, value: Array, fold: Index, *, penalty: Sequence[
     intercept = np.zeros((n_penalty, n_fold, 1))
     whole = np.zeros(n_penalty)
     members = [np.flatnonzero(fold == part) for part in range(n_fold)]
-    for basis in _decompose(states, fold, n_fold):
-        mean = value[basis.rows].mean(axis=0)
-        projected = basis.features[basis.rows].T @ (value[basis.rows] - mean)  # (rank, target)
+    for left_out, basis in zip(training_sets(n_fold), _decompose(states, fold, n_fold), strict=True):
+        rows = basis.rotation.rows
+        mean = value[rows].mean(axis=0)
+        projected = basis.features[rows].T @ (value[rows] - mean)  # (rank, target)
         for number, alpha in enumerate(penalties):
             w = projected / (basis.eigenvalue + alpha)[:, None]
             fitted = basis.features @ w + mean
             error = (fitted - value) ** 2
-            if len(basis.left_out) == 2:
-                first, second = basis.left_out
+            if len(left_out) == 2:
+                first, second = left_out
                 inner[first, second, number] = -error[members[second]].mean(axis=0)
                 inner[second, first, number] = -error[members[first]].mean(axis=0)
-            elif basis.left_out:
-                only, rows = basis.left_out[0], members[basis.left_out[0]]
-                outer[only, number] = -error[rows].mean(axis=0)
-                training[only, number] = _r2(fitted[basis.rows], value[basis.rows])
-                predicted[number, rows] = fitted[rows]
-                raw = basis.weights(w[:, 0], states)
+            elif left_out:
+                only, held_out = left_out[0], members[left_out[0]]
+                outer[only, number] = -error[held_out].mean(axis=0)
+                training[only, number] = _r2(fitted[rows], value[rows])
+                predicted[number, held_out] = fitted[held_out]
+                raw = basis.rotation.weights(w[:, 0], states)
                 coefficient[number, only, 0] = raw
-                intercept[number, only, 0] = mean[0] - raw @ (basis.mean + centre)
+                intercept[number, only, 0] = mean[0] - raw @ (basis.rotation.mean + centre)
             else:
                 whole[number] = _r2(fitted, value)[0]
     best = (inner.sum(axis=1) / (n_fold - 1)).argmax(axis=1)  # (outer, target)
