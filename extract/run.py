@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,7 @@ def provenance(prepared: Prepared) -> dict[str, Any]:
     }
 
 
+@cache
 def code_fingerprint() -> str:
     """SHA-256 of the source files that make a run: ``extract``, ``store`` and ``schemas``."""
     digest = hashlib.sha256()

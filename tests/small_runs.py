@@ -1,0 +1,69 @@
+"""Small extraction runs for several test files: questions, a small model, and the bytes of a lake."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from codi_models import ORACLE
+
+from extract.prepare import Prepared
+from extract.run import prepare
+from schemas import RunSpec
+
+torch.set_num_threads(1)  # these models are too small for more, and tests share the machine
+
+NAMES = ("Ann", "Bo", "Cy", "Di", "Ed")
+THINGS = ("apples", "red pens", "old books", "small green marbles", "cups of tea")
+
+
+def write_questions(path: Path, n: int, *, seed: int = 0) -> Path:
+    """``n`` questions of one to three sentences, with written chains."""
+    rng = np.random.default_rng(seed)
+    lines = []
+    for _ in range(n):
+        name, thing = rng.choice(NAMES), rng.choice(THINGS)
+        start, *more = rng.integers(2, 40, rng.integers(2, 5)).tolist()
+        text, chain, total = [f"{name} has {start} {thing}."], [], start
+        for each in more:
+            text.append(f"{name} buys {each} more.")
+            chain.append(f"<<{total}+{each}={total + each}>>")
+            total += each
+        question = " ".join([*text, f"How many {thing} does {name} have?"])
+        lines.append(json.dumps({"question": question, "answer": f"{' '.join(chain)} #### {total}"}))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def checkpoint(architecture: str) -> tuple[str, str]:
+    """Checkpoint and base folder of a small random model."""
+    return str(ORACLE / f"codi-{architecture}"), str(ORACLE / f"base-{architecture}")
+
+
+def prepared_run(
+    lake: Path | str,
+    data: Path,
+    *,
+    architecture: str = "gpt2",
+    shard_examples: int | None = None,
+    name: str = "toy",
+    **spec: Any,
+) -> Prepared:
+    """A run of a small random model, ready for ``extract``; ``shard_examples`` sets the memory that gives as many."""
+    folder, base = checkpoint(architecture)
+    settings = RunSpec(**{"max_new_tokens": 3, "batch_size": 4, **spec})
+    if shard_examples is None:
+        return prepare(f"{name}={folder}", str(data), lake, settings, base=base)
+    ready = prepare(f"{name}={folder}", str(data), data.parent / "none.lake", settings, base=base)
+    gib = (shard_examples + 0.5) * ready.layout.example_bytes * 4 / 2**30
+    ready = prepare(f"{name}={folder}", str(data), lake, settings, base=base, memory=gib)
+    assert ready.layout.shard_examples == shard_examples
+    return ready
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Digest of every file below a folder."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -1,0 +1,264 @@
+"""Extraction under stress: killed anywhere, many writers, a full disk, another spec; flat memory; claims."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from small_runs import checkpoint, prepared_run, tree, write_questions
+
+import lake as command_line
+from extract.run import extract, rank_from_environment
+from schemas import LakeError, SpecMismatchError, UsageError
+from store import open_lake
+
+HERE = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(HERE)}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_questions(tmp_path_factory.mktemp("data") / "toy.jsonl", 12)
+
+
+def arguments(lake: Path, data: Path, **changes: str) -> list[str]:
+    folder, base = checkpoint("gpt2")
+    options = {"--model": f"toy={folder}", "--base": base, "--data": str(data), "--lake": str(lake)}
+    options |= {"--max-new-tokens": "3", "--batch-size": "4", **changes}
+    return ["extract", *(word for pair in options.items() for word in pair)]
+
+
+def run_main(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as stop:
+        command_line.main(words)
+    return int(stop.value.code or 0), capsys.readouterr().err
+
+
+def test_killed_anywhere_and_taken_up_again_gives_the_same_bytes(tmp_path: Path, data: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, HERE / "kill_extraction.py", tmp_path, data, "3", str(random.SystemRandom().randrange(10**6))],
+        env=ENVIRONMENT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 9
+    whole = tree(tmp_path / "whole.lake")
+    assert len(whole) > 100
+    for index in range(3):
+        assert tree(tmp_path / f"{index}.lake") == whole
+
+
+def test_the_command_killed_and_given_again(tmp_path: Path, data: Path) -> None:
+    memory = str((2.5 * prepared_run(tmp_path / "none.lake", data).layout.example_bytes * 4) / 2**30)
+    words = arguments(tmp_path / "cut.lake", data, **{"--memory": memory})
+    first = subprocess.Popen([sys.executable, "-m", "lake", *words], stdout=subprocess.DEVNULL, env=ENVIRONMENT)
+    flags = tmp_path / "cut.lake" / "toy" / "toy" / "committed" / "c"
+    while first.poll() is None and not flags.exists():
+        time.sleep(0.005)
+    first.send_signal(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    assert open_lake(tmp_path / "cut.lake")["toy/toy"].sizes["example"] < 12
+    done = subprocess.run(
+        [sys.executable, "-m", "lake", *words], capture_output=True, text=True, env=ENVIRONMENT, check=True
+    )
+    assert "kept" in done.stdout
+    assert done.stderr == ""
+    extract(prepared_run(tmp_path / "whole.lake", data, shard_examples=2), tmp_path / "whole.lake")
+    cut, whole = tree(tmp_path / "cut.lake"), tree(tmp_path / "whole.lake")
+    # The command writes shard_bytes from --memory; everything the model made is the same, byte for byte.
+    made = {key for key in whole if "/c/" in key and "sha256" not in key}
+    assert {key: cut.get(key) for key in made} == {key: whole[key] for key in made}
+    assert cut.keys() == whole.keys()
+
+
+def test_four_writers_and_a_reader(tmp_path: Path, data: Path) -> None:
+    place = tmp_path / "many.lake"
+    prepared = prepared_run(place, data, shard_examples=1)
+    reference = tmp_path / "one.lake"
+    extract(prepared_run(reference, data, shard_examples=1), reference)
+    expected = open_lake(reference)["toy/toy"]
+    memory = str(prepared.layout.shard_bytes * 4 / 2**30)
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-m", "lake", *arguments(place, data, **{"--memory": memory})],
+            env={**ENVIRONMENT, "RANK": str(rank), "WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+        )
+        for rank in range(4)
+    ]
+    seen: set[int] = set()
+    while any(writer.poll() is None for writer in writers):
+        time.sleep(0.05)
+        if (place / "toy" / "toy" / "zarr.json").exists():
+            run = open_lake(place)["toy/toy"]
+            seen.add(run.sizes["example"])
+            there = run["example"].values
+            for name in ("latent_embedding", "token", "correct"):
+                found, wanted = run[name].values, expected[name].sel(example=there).values
+                np.testing.assert_allclose(found.astype(float), wanted.astype(float), atol=2e-3)
+    assert [writer.returncode for writer in writers] == [0] * 4
+    assert len(seen - {0, 12}) > 0  # the reader met a lake at work
+    assert open_lake(place)["toy/toy"].sizes["example"] == 12
+    assert tree(place).keys() == tree(reference).keys()
+
+
+def test_a_shard_is_written_by_one_process(tmp_path: Path, data: Path) -> None:
+    place = tmp_path / "claimed.lake"
+    prepared = prepared_run(place, data, shard_examples=4)
+    extract(prepared, place, part=(2, 3))
+    holder = subprocess.Popen(
+        [sys.executable, "-c", f"from store import RunWriter\nwith RunWriter({str(place)!r}, 'toy/toy').claim(0) as held:\n"
+         "    print(held, flush=True)\n    input()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "True\n"
+    done = extract(prepared, place)
+    assert (done.shards_written, done.shards_kept, done.shards_elsewhere) == ([1], 1, 1)
+    holder.communicate("\n")
+    assert extract(prepared, place).shards_written == [0]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"spec": {"max_new_tokens": 4}}, "spec.max_new_tokens 3 there, 4 asked for"),
+        ({"spec": {"capture": "full"}}, "spec.capture latent there, full asked for"),
+        ({"data": 11}, "data.n_example 12 there, 11 asked for"),
+        ({"architecture": "llama"}, "weights"),
+    ],
+)
+def test_a_run_made_otherwise_is_refused(
+    tmp_path: Path, data: Path, change: dict[str, object], said: str
+) -> None:
+    place = tmp_path / "there.lake"
+    extract(prepared_run(place, data), place)
+    before = tree(place)
+    spec = change.get("spec", {})
+    assert isinstance(spec, dict)
+    other = write_questions(tmp_path / "toy.jsonl", 11) if "data" in change else data
+    with pytest.raises(SpecMismatchError, match=said):
+        prepared_run(place, other, architecture=str(change.get("architecture", "gpt2")), **spec)
+    assert tree(place) == before
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 400 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", place], capture_output=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip("a small file system can only be mounted by root")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_full_disk_ends_the_run_and_leaves_what_is_committed(
+    small_disk: Path, tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Short answers are assumed before the start; this model never ends one.
+    options = {"--capture": "full", "--max-new-tokens": "40", "--memory": "0.004", "--limit": "8"}
+    wanted = tmp_path / "wanted.lake"
+    code, said = run_main(arguments(wanted, data, **options), capsys)
+    assert (code, said) == (0, "")
+    pages = sum(-(-path.stat().st_size // 4096) for path in wanted.rglob("*") if path.is_file())
+    free = pages * 4096 * 2 // 3
+    subprocess.run(["mount", "-o", f"remount,size={free}", small_disk], check=True)
+    place = small_disk / "full.lake"
+    code, said = run_main(arguments(place, data, **options), capsys)
+    assert code == 1
+    assert said.startswith("lake: the disk is full")
+    assert said.count("\n") == 1
+    kept = open_lake(place)["toy/toy"]
+    assert 0 < kept.sizes["example"] < 8
+    xr.testing.assert_identical(
+        kept.drop_attrs().load(), open_lake(wanted)["toy/toy"].sel(example=kept["example"]).drop_attrs().load()
+    )
+    subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True)
+    code, said = run_main(arguments(place, data, **options), capsys)
+    assert (code, said) == (0, "")
+    assert tree(place) == tree(wanted)
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
+    small_disk: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = arguments(small_disk / "big.lake", data, **{"--capture": "full"})
+    code, said = run_main(words, capsys)
+    assert code == 2
+    assert "needs about" in said
+    assert "nothing was written" in said
+    assert list(small_disk.iterdir()) == []
+    code, said = run_main(["plan", *words[1:]], capsys)
+    assert code == 1
+    assert "too small" in said
+
+
+def test_a_failing_model_lets_go_of_its_shard(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "broken.lake"
+    prepared = prepared_run(place, data, shard_examples=4)
+    calls = 0
+    think = type(prepared.reasoner).think
+
+    def fail_later(*given: object, **named: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise LakeError("attention of layer 0: rows do not sum to 1")
+        return think(*given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(prepared.reasoner), "think", fail_later)
+    with pytest.raises(LakeError, match="rows do not sum"):
+        extract(prepared, place)
+    assert open_lake(place)["toy/toy"].sizes["example"] == 8
+    assert extract(prepared, place).shards_written == [2]
+
+
+def test_memory_does_not_grow_with_examples(tmp_path: Path) -> None:
+    peaks = {}
+    for n_example in (100, 800):
+        data = write_questions(tmp_path / f"n{n_example}.jsonl", n_example)
+        script = (
+            "import sys, resource\nfrom pathlib import Path\nfrom small_runs import prepared_run\n"
+            "from extract.run import extract\n"
+            f"lake = Path({str(tmp_path / str(n_example))!r})\n"
+            f"extract(prepared_run(lake, Path({str(data)!r}), shard_examples=32, batch_size=32), lake)\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        done = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, check=True)
+        peaks[n_example] = int(done.stdout)
+    assert peaks[800] < 1.1 * peaks[100]
+
+
+def test_ranks_of_torchrun_and_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    assert rank_from_environment() == (0, 1)
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    assert rank_from_environment() == (3, 8)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert rank_from_environment() == (1, 2)
+
+
+def test_rebuilding_a_shard_that_is_not_there(tmp_path: Path, data: Path) -> None:
+    with pytest.raises(UsageError, match="shards 0 to 0; there is no shard 7"):
+        extract(prepared_run(tmp_path / "x.lake", data), tmp_path / "x.lake", rebuild=[7])
+    assert not (tmp_path / "x.lake").exists()
+
+
+def test_extract_reports_as_json(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command_line.main([*arguments(tmp_path / "j.lake", data), "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert said["n_example"] == 12
+    assert said["shards_written"] == [0]
