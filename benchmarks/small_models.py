@@ -100,7 +100,7 @@ def measure(name: str, checkpoint: str, lake_path: Path) -> dict[str, Rate]:
     by_operations("accuracy", run["correct"].values)
     rates["accuracy, 1 operation"] = Rate.of(lake[f"{name}/test-one"]["correct"].values)
     pairs = lake[f"{name}/pairs"]
-    both = pairs["correct"].groupby("pair").all() if "pair" in pairs.variables else pairs["correct"]
+    both = pairs["correct"].groupby("problem").all()  # the sides of a pair are one problem
     rates["pairs, both sides right"] = Rate.of(both.values)
 
     model = lake.model(name)

@@ -1,0 +1,181 @@
+"""Write the model cards of the shipped small models from what ``small_models.py`` measured.
+
+``python benchmarks/small_model_cards.py --work DIR`` reads ``DIR/NAME.json`` for the shipped models,
+``DIR/small-ARCH-direct.json`` for the comparison without thoughts and ``DIR/NAME-seedN.json`` for other seeds, and
+writes ``README.md`` and ``curve.png`` into each folder of ``extract/checkpoints``.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib.pyplot as plt
+
+CHECKPOINTS = Path(__file__).parents[1] / "extract" / "checkpoints"
+NAMES = ("small-gpt2", "small-llama", "small-gpt2-decodable", "small-llama-decodable")
+FAMILY = {
+    "gpt2": "`GPT2LMHeadModel`, learned positions, 122,496 weights",
+    "llama": "`LlamaForCausalLM`, rotary positions, 114,880 weights",
+}
+CONDITIONS = (
+    "accuracy",
+    "all zero",
+    "all mean",
+    "all from another problem",
+    *(f"ct{k} mean" for k in range(6)),
+    *(f"ct{k} swapped, {what}" for k in (1, 3, 5) for what in ("follows the donor", "keeps its answer")),
+)
+LENSES = (
+    *(f"lens at ct{k}, the number carried" for k in (0, 2, 4)),
+    *(f"lens at {p}, a number" for p in ("ct0", "ct2", "ct4", "bot", "ct1", "ct3", "ct5")),
+    *(f"lens at {p}, the operator" for p in ("bot", "ct1", "ct3", "ct5")),
+)
+GOALS: dict[str, list[tuple[str, str, float]]] = {
+    "": [
+        ("accuracy", ">=", 0.95),
+        ("accuracy, 4 operations", ">=", 0.90),
+        ("all mean", "<=", 0.15),
+        ("all from another problem", "<=", 0.15),
+        *((f"ct{k} swapped, follows the donor", ">=", 0.75) for k in (1, 3, 5)),
+        *((f"lens at ct{k}, the number carried", ">=", 0.95) for k in (0, 2, 4)),
+        *((f"lens at {p}, a number", "<=", 0.05) for p in ("bot", "ct1", "ct3", "ct5")),
+        ("pairs, both sides right", ">=", 0.70),
+    ],
+}
+GOALS["-decodable"] = [
+    *(goal for goal in GOALS[""] if goal[0].startswith("lens")),
+    *((f"ct{k} swapped, follows the donor", "<=", 0.10) for k in (1, 3, 5)),
+]
+
+
+def reaches(rates: dict[str, Any], kind: str) -> list[str]:
+    """Return the goals that are missed."""
+    missed = []
+    for label, sign, bound in GOALS[kind]:
+        share = rates[label]["share"]
+        if not (share >= bound if sign == ">=" else share <= bound):
+            missed.append(f"{label} {share:.3f}")
+    return missed
+
+
+def rate_text(rate: dict[str, Any] | None) -> str:
+    """A share with its interval, for a table."""
+    return (
+        "-" if rate is None or not rate["n_problem"] else f"{rate['share']:.3f} ({rate['low']:.3f}..{rate['high']:.3f})"
+    )
+
+
+def operations_table(rates: dict[str, Any], direct: dict[str, Any] | None) -> list[str]:
+    """Rows by condition, columns by number of operations."""
+    lines = ["| thoughts | 2 to 4 | 2 | 3 | 4 |", "|---|---|---|---|---|"]
+    for label in CONDITIONS:
+        cells = [rate_text(rates.get(key)) for key in (label, *(f"{label}, {n} operations" for n in (2, 3, 4)))]
+        lines.append(f"| {'as they are: right' if label == 'accuracy' else label} | {' | '.join(cells)} |")
+    if direct:
+        cells = [rate_text(direct.get(key)) for key in ("accuracy", *(f"accuracy, {n} operations" for n in (2, 3, 4)))]
+        lines.append(f"| *trained without thoughts*: right | {' | '.join(cells)} |")
+    return lines
+
+
+def draw_curve(curve: list[dict[str, float]], path: Path) -> None:
+    """Loss and validation accuracy over the steps of all stages."""
+    last = max(point["step"] for point in curve if point["stage"] == 1)
+    step = [point["step"] + (last if point["stage"] == 2 else 0) for point in curve]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.4), layout="constrained")
+    for part in ("answer", "number", "operator", "teacher", "distillation"):
+        left.plot(step, [max(point[part], 1e-4) for point in curve], lw=0.8, label=part)
+    left.set(yscale="log", xlabel="step", ylabel="loss (one batch)")
+    left.legend(fontsize=6, frameon=False)
+    right.plot(step, [point["accuracy"] for point in curve], lw=0.9, label="1 to 4 operations")
+    right.plot(step, [point["accuracy_4"] for point in curve], lw=0.9, label="4 operations")
+    right.set(xlabel="step", ylabel="validation accuracy", ylim=(0, 1.02))
+    right.legend(fontsize=6, frameon=False, loc="lower right")
+    for axes in (left, right):
+        axes.axvline(last, color="0.7", lw=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def seeds_text(work: Path, name: str, kind: str, shipped: dict[str, Any]) -> list[str]:
+    """One row per seed that was trained with the shipped command."""
+    rows = {0: shipped}
+    for path in sorted(work.glob(f"{name}-seed*.json")):
+        rows[int(path.stem.rsplit("seed", 1)[1])] = json.loads(path.read_text(encoding="utf-8"))
+    good = sum(not reaches(rates, kind) for rates in rows.values())
+    lines = [
+        f"{good} of {len(rows)} seeds reach every figure asked of this model ({'; '.join(goal_texts(kind))}).",
+        "",
+        "| seed | right, 2 to 4 operations | right, 4 | ct1 / ct3 / ct5 swapped: follows the donor | missed |",
+        "|---|---|---|---|---|",
+    ]
+    for seed, rates in rows.items():
+        swaps = " / ".join(f"{rates[f'ct{k} swapped, follows the donor']['share']:.3f}" for k in (1, 3, 5))
+        accuracy = f"{rates['accuracy']['share']:.3f} | {rates['accuracy, 4 operations']['share']:.3f}"
+        lines.append(f"| {seed} | {accuracy} | {swaps} | {', '.join(reaches(rates, kind)) or 'none'} |")
+    return lines
+
+
+def goal_texts(kind: str) -> list[str]:
+    """The goals in words."""
+    if kind:
+        return [
+            "lens: the number carried >= 0.95 at ct0, ct2, ct4, a number <= 0.05 elsewhere",
+            "swaps followed <= 0.10",
+        ]
+    return [
+        "right >= 0.95, at four operations >= 0.90",
+        "<= 0.15 with all thoughts their mean or another problem's",
+        "each number thought swapped: >= 0.75 follow the donor",
+        "lens: the number carried >= 0.95 at ct0, ct2, ct4, a number <= 0.05 elsewhere",
+        "pairs >= 0.70",
+    ]
+
+
+def card(name: str, work: Path) -> str:
+    """Text of a model card."""
+    architecture = name.split("-")[1]
+    kind = "-decodable" if name.endswith("-decodable") else ""
+    rates = json.loads((work / f"{name}.json").read_text(encoding="utf-8"))
+    direct_file = work / f"small-{architecture}-direct.json"
+    direct = json.loads(direct_file.read_text(encoding="utf-8")) if direct_file.exists() else None
+    training = json.loads((CHECKPOINTS / name / "training.json").read_text(encoding="utf-8"))
+    template = jinja2.Template(Path(__file__).with_name("small_model_card.md").read_text(encoding="utf-8"))
+    text = template.render(
+        name=name,
+        family=FAMILY[architecture],
+        used=not kind,
+        training=training,
+        first=training["stages"][0],
+        second=training["stages"][1],
+        mixture=", ".join(f"{share:.0%}" for share in training["stages"][0]["mixture"]),
+        rates=rates,
+        direct=direct,
+        text={label: rate_text(rate) for label, rate in rates.items()},
+        operations="\n".join(operations_table(rates, direct)),
+        lenses="\n".join(f"| {label.removeprefix('lens at ')} | {rate_text(rates[label])} |" for label in LENSES),
+        seeds="\n".join(seeds_text(work, name, kind, rates)),
+    )
+    return text + "\n"
+
+
+def main() -> None:
+    """Write all cards whose figures are there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    options = parser.parse_args()
+    for name in NAMES:
+        folder = CHECKPOINTS / name
+        if not (options.work / f"{name}.json").exists():
+            print(f"{name}: not measured")
+            continue
+        curve = json.loads((folder / "training.json").read_text(encoding="utf-8"))["curve"]
+        draw_curve(curve, folder / "curve.png")
+        (folder / "README.md").write_text(card(name, options.work), encoding="utf-8")
+        print(f"{name}: written")
+
+
+if __name__ == "__main__":
+    main()
