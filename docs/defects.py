@@ -162,15 +162,19 @@ def e2(world: World) -> Iterator[Row]:
 
 def e3(world: World) -> Iterator[Row]:
     """A value meant for the marker written over the question's last token, too."""
-    before = world.answers()
-    texts = []
+    prompts = [world.reasoner.encode(str(question)) for question in world.run["question"].values]
+    before = world.reasoner.think(prompts, stored_dtype="float32", max_new_tokens=N_NEW)
+    texts, moved = [], []
     for positions in (("q-1", "bot"), ("bot",)):
         armed = world.armed()
         for position in positions:
             world.put(armed, 0, position, world.state(0, "bot"))
-        texts.append(world.answers(armed))
-    yield "answers that change when step 0 is patched with itself", *(changed(each, before) for each in texts)
-    yield "answered right", *(world.right(each) for each in texts)
+        found = world.reasoner.think(prompts, stored_dtype="float32", max_new_tokens=N_NEW, editor=armed)
+        texts.append(found.generated_text)
+        fed = found.latent_embedding - before.latent_embedding
+        moved.append(np.linalg.norm(fed, axis=-1).mean() / np.linalg.norm(before.latent_embedding, axis=-1).mean())
+    yield "thoughts fed when step 0 is patched with itself: relative change", *(f"{100 * each:.1f}%" for each in moved)
+    yield "answers that change", *(changed(each, before.generated_text) for each in texts)
 
 
 def e4(world: World) -> Iterator[Row]:
@@ -292,18 +296,19 @@ def e10(n_row: int = 100, hidden: int = 768, seed: int = 0) -> Row:
 
 
 def e11(world: World) -> Iterator[Row]:
-    """The vector after a zeroed one is zero, too."""
-    for step in (0, 2, 4):
+    """What replaces one vector is fed once more, as the next."""
+    vectors = world.run["latent_embedding"]
+    for step, average in ((0, True), (2, True), (4, True), (0, False)):
+        label = THOUGHTS[step]
+        value = np.repeat(vectors.sel(latent=[label]).mean("example").values, world.n_example, axis=0)
         texts = []
-        for zeroed in (THOUGHTS[step : step + 2], THOUGHTS[step : step + 1]):
+        for replaced in (THOUGHTS[step : step + 2], THOUGHTS[step : step + 1]):
             armed = world.armed()
-            for position in zeroed:
-                world.put(armed, -1, position, None, "latent_embedding")
+            for position in replaced:
+                world.put(armed, -1, position, value if average else None, "latent_embedding")
             texts.append(world.answers(armed))
-        yield (
-            f"four operations, {THOUGHTS[step]} zeroed: answered right",
-            *(world.right(each, world.longest) for each in texts),
-        )
+        what = f"four operations, {label} replaced by {'its mean' if average else 'zeros'}: answered right"
+        yield what, *(world.right(each, world.longest) for each in texts)
 
 
 def e12(world: World) -> Iterator[Row]:
@@ -340,15 +345,17 @@ def first_token(world: World, armed: Armed | None) -> torch.Tensor:
 
 
 def e13(world: World) -> Iterator[Row]:
-    """A counter that starts at the question and stops at its target."""
+    """A counter that starts at the question and stops at its target: the step before, and all after."""
+    layer = world.reasoner.n_layer - 1
     for step in (2, 4):
         texts = []
         for positions in (STEPS[step - 1 :], STEPS[step : step + 1]):
             armed = world.armed()
             for position in positions:
-                world.put(armed, 0, position, None)
+                mean = world.state(layer, position).mean(0, keepdims=True)
+                world.put(armed, layer, position, np.repeat(mean, world.n_example, axis=0))
             texts.append(world.answers(armed))
-        name = f"{STEPS[step]} zeroed at layer 0: answered right"
+        name = f"state at {STEPS[step]} replaced by its mean, last layer: answered right"
         yield name, *(world.right(each) for each in texts)
 
 
@@ -374,8 +381,11 @@ def e14(world: World) -> Iterator[Row]:
         for texts in (wrong, right)
     ]
     yield "answers changed by one head removed, mean over heads", *(f"{100 * each.mean():.1f}%" for each in damage)
-    names = ["layer {} head {}".format(*places[int(each.argmax())]) for each in damage]
+    names = ["layer {}, head {}".format(*places[int(each.argmax())]) for each in damage]
     yield "head whose removal changes most", *names
+    most = int(np.abs(damage[0] - damage[1]).argmax())
+    where = "layer {}, head {}".format(*places[most])
+    yield f"answers changed without {where}", *(f"{100 * each[most]:.1f}%" for each in damage)
     escaped, plain = re.compile(r"(?:answer is)\\s*:\\s*(-?\\d+)"), re.compile(r"(?:answer is)\s*:\s*(-?\d+)")
     read = [[pattern.search(text) is not None for text in before] for pattern in (escaped, plain)]
     yield "the model's own answers in which the parser finds a number", *(share(each) for each in read)
