@@ -1,0 +1,210 @@
+"""What a section of the page is made of, and what a section can ask of the lake."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import pandas as pd
+import xarray as xr
+from matplotlib.figure import Figure
+
+from analyze.report.figures import Look, looks
+from schemas import LakeError
+from store.read import Lake, Result
+
+Kind = Literal["text", "count", "share", "number", "signed", "points", "p", "code"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Column:
+    """One column of a table as it is shown; the CSV has every column of the frame, unrounded."""
+
+    label: str
+    key: str
+    kind: Kind = "number"
+    low: str = ""
+    """Columns with the ends of the interval, shown beside the value."""
+    high: str = ""
+    digits: int = 2
+
+
+@dataclass(kw_only=True, slots=True)
+class Table:
+    """A table of a section."""
+
+    name: str
+    caption: str
+    frame: pd.DataFrame
+    columns: Sequence[Column]
+    limit: int = 40
+    """Rows shown; the rest is in the CSV."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Panel:
+    """One drawing."""
+
+    name: str
+    figure: Figure
+    wide: bool = False
+
+
+@dataclass(kw_only=True, slots=True)
+class Illustration:
+    """A figure of a section: one drawing, or several under one caption."""
+
+    name: str
+    caption: str
+    panels: Sequence[Panel]
+
+
+@dataclass(kw_only=True, slots=True)
+class Section:
+    """One experiment on the page."""
+
+    headline: str
+    """What was found, in one sentence, computed from the results."""
+    lines: list[tuple[str, str]] = field(default_factory=list)
+    """The same for each run: its label, and the rest of the sentence."""
+    method: str = ""
+    illustrations: list[Illustration] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    caveats: list[str] = field(default_factory=list)
+    sources: list[Result] = field(default_factory=list)
+    """Results the numbers come from."""
+    runs: list[str] = field(default_factory=list)
+    """Runs read directly."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experiment:
+    """An entry of the registry: where an experiment of the reports stands on the page, and how it is made."""
+
+    slug: str
+    title: str
+    report: str
+    """Number of the report it comes from, or ``""``."""
+    commands: Sequence[str]
+    """Commands that make it, with ``PATH`` for the lake."""
+    make: Callable[["Context"], Section | None]
+    """The section, or ``None`` where its results are not in the lake."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A stored result of one run, opened."""
+
+    run: str
+    result: Result
+    data: xr.Dataset
+    look: Look
+
+
+class Context:
+    """The lake as the sections see it.
+
+    Parameters
+    ----------
+    lake
+        Opened lake.
+    runs
+        Runs the page is about, in order.
+    """
+
+    def __init__(self, lake: Lake, runs: Sequence[str]) -> None:
+        self.lake = lake
+        self.runs = list(runs)
+        models = [run.partition("/")[0] for run in runs]
+        distinct = len(set(models)) == len(models)
+        labels = models if distinct else list(runs)
+        self.looks = looks(runs, labels)
+        self._opened: dict[str, xr.Dataset] = {}
+        self._runs: dict[str, xr.Dataset] = {}
+
+    @cached_property
+    def results(self) -> list[Result]:
+        """Results of the page's runs whose runs are still what they were computed from."""
+        current = {run: self.lake.attributes(run)["fingerprint"] for run in self.runs}
+        kept = []
+        for result in self.lake.results():
+            if all(current.get(run) == mark for run, mark in result.inputs.items()) and result.runs:
+                kept.append(result)
+        return kept
+
+    def run(self, name: str) -> xr.Dataset:
+        """Lazy dataset of a run."""
+        if name not in self._runs:
+            self._runs[name] = self.lake[name]
+        return self._runs[name]
+
+    def open(self, result: Result) -> xr.Dataset:
+        """Dataset of a result."""
+        if result.name not in self._opened:
+            self._opened[result.name] = self.lake.open_result(result.name)
+        return self._opened[result.name]
+
+    def find(self, kind: str, where: Callable[[Mapping[str, Any]], bool] | None = None) -> list[Found]:
+        """Results of one run each: for every model that of its largest run that has one.
+
+        Of several results of one run the first whose settings fit is taken.
+
+        Parameters
+        ----------
+        where
+            Condition on the settings.
+        """
+        found: dict[str, Result] = {}
+        for result in self.results:
+            if result.kind == kind and len(result.runs) == 1 and (where is None or where(result.spec)):
+                found.setdefault(result.runs[0], result)
+        best: dict[str, str] = {}
+        for run in sorted(found, key=self.weight):
+            best.setdefault(run.partition("/")[0], run)
+        chosen = [run for run in self.runs if run in best.values()]
+        looks = self.relabel(chosen)
+        return [Found(run, found[run], self.open(found[run]), looks[run]) for run in chosen]
+
+    def weight(self, run: str) -> tuple[bool, int]:
+        """Order of a model's runs, the one that stands for it first: no pairs, then most examples."""
+        data = self.run(run)
+        paired = "pair" in data and bool((data["pair"] >= 0).any())
+        return paired, -data.sizes["example"]
+
+    def relabel(self, runs: Any) -> dict[str, Look]:
+        """Looks of some runs, by the model's name alone where that tells them apart."""
+        these = [run for run in self.runs if run in runs]
+        models = [run.partition("/")[0] for run in these]
+        labels = models if len(set(models)) == len(models) else these
+        everywhere = looks(self.runs, [dict(zip(these, labels, strict=True)).get(run, run) for run in self.runs])
+        return {run: everywhere[run] for run in these}
+
+
+def share(value: float, digits: int = 1) -> str:
+    """A share as a percentage, a typographic minus in front of a negative one."""
+    return "n/a" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}%".replace("-", "\N{MINUS SIGN}")
+
+
+def points(value: float, digits: int = 1) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return "n/a" if math.isnan(value) else f"{100 * value:+.{digits}f} points".replace("-", "\N{MINUS SIGN}")
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Parts as a list in a sentence."""
+    parts = list(parts)
+    if len(parts) < 2:
+        return "".join(parts)
+    return ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def checked(make: Callable[[Context], Section | None], context: Context) -> tuple[Section | None, str]:
+    """A section, and why there is none where its results cannot be read.
+
+    A result written by another version must not cost the reader the whole page; what is wrong with it is shown in place.
+    """
+    try:
+        return make(context), ""
+    except (LakeError, KeyError, ValueError, IndexError) as error:
+        return None, f"{type(error).__name__}: {error}"
