@@ -555,10 +555,10 @@ def read_out(
     kept["tests"] = keep(lake, "lens_tests", lens_tests(both["is_number"]), run, spec, csv)
     if not quiet:
         last = result.isel(layer=-1)
-        steps = [f"step {step}" for step in last["step"].values]
+        steps = [f"step {step}" for step in last["step"].values[:-1]]
         print_table(
             f"{run}: {result.attrs['lens']} lens, layer {int(last['layer'])}, {result.attrs['n_example']} examples",
-            ["position", "n", "number", "95%", "result", "of another", *steps, "answer"],
+            ["position", "n", "number", "95%", "result", "of another", *steps, "last", "p(answer)"],
             [
                 [
                     at["position"].item(),
@@ -567,13 +567,15 @@ def read_out(
                     f"{float(at['number_share_low']):.3f}..{float(at['number_share_high']):.3f}",
                     float(at["result_share"]),
                     float(at["control_share"]),
-                    *map(float, at["step_share"].values),
+                    *map(float, at["inner_share"].values[: len(steps)]),
+                    float(at["last_share"]),
                     float(at["gold_probability"]),
                 ]
                 for at in (last.sel(position=position) for position in last["position"].values)
+                if int(at["n"]) > 0
             ],
-            caption="shares of examples whose best token is a number, a result of the chain (of another problem's), "
-            "of that step; probability of the answer",
+            caption="shares of examples whose best token is a number; a result of the chain, or of another problem's; "
+            "the result of a step that is not the last; of the last step; probability of the answer",
         )
     return kept
 

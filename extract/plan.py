@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 
 from extract.prepare import IN_FLIGHT, Prepared, batches, place, think
-from schemas import MissingRunError, UsageError
+from schemas import LakeError, UsageError
 from store import encoded_sizes, local_path, model_size, open_lake, run_files_size
 
 STATES = ("hidden_state", "final_state", "latent_embedding", "attention")
@@ -190,10 +190,9 @@ def entries(prepared: Prepared, n_prompt: np.ndarray, n_answer: np.ndarray) -> M
 def committed_shards(prepared: Prepared, lake: str | os.PathLike[str]) -> np.ndarray:
     """Which shards of the run the lake holds already: (shard,) bool."""
     try:
-        run = open_lake(lake).open(prepared.run, uncommitted=True)
-    except UsageError:
+        return open_lake(lake).committed(prepared.run)
+    except LakeError:
         return np.zeros(prepared.layout.n_shard, dtype=bool)
-    return np.asarray(run["committed"].values)[:: prepared.layout.shard_examples]
 
 
 def free_bytes(lake: str | os.PathLike[str]) -> int | None:
@@ -269,6 +268,6 @@ def _static(prepared: Prepared, lake: str | os.PathLike[str]) -> tuple[int, int,
     try:
         opened = open_lake(lake)
         left -= (size if prepared.run in opened else 0) + (model if prepared.model in opened.models() else 0)
-    except (UsageError, MissingRunError):
+    except LakeError:
         pass
     return files + 9, size + model, left

@@ -14,11 +14,11 @@ from zarr.abc.store import Store
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
-from schemas import MissingRunError, UsageError, canonical_json, fingerprint
+from schemas import CorruptLakeError, MissingRunError, UsageError, canonical_json, fingerprint
 from store.files import read_group
 from store.layout import RunLayout
 from store.location import local_path, open_store
-from store.write import check_format, write_result_group
+from store.write import RunWriter, check_format, write_result_group
 
 RESULTS = "results"
 BLOCK_BYTES = 32 * 2**20
@@ -115,6 +115,10 @@ class Lake:
     def layout(self, run: str) -> RunLayout:
         """Axes of a run."""
         return RunLayout.from_json(self.attributes(run)["layout"])
+
+    def committed(self, run: str) -> np.ndarray:
+        """Which shards of a run are committed: (shard,) bool."""
+        return RunWriter(self.location, run).committed()
 
     def __getitem__(self, run: str) -> xr.Dataset:
         """Lazy dataset of a run's committed examples.
@@ -287,7 +291,10 @@ def open_lake(location: str | os.PathLike[str]) -> Lake:
 
 def _open_group(store: Store, path: str) -> xr.Dataset:
     with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"} if _zarrs_reads(store) else {}):
-        dataset: xr.Dataset = xr.open_zarr(store, group=path, consolidated=False, chunks=None)
+        try:
+            dataset: xr.Dataset = xr.open_zarr(store, group=path, consolidated=False, chunks=None)
+        except (ValueError, TypeError, KeyError, RuntimeError) as error:
+            raise CorruptLakeError(f"{path} cannot be opened ({error}); run lake verify") from error
     for name, variable in dataset.variables.items():
         # numpy's own string type travels badly: sorting, pandas and JSON know objects
         if isinstance(variable.dtype, np.dtypes.StringDType) and variable.size < 10**6:

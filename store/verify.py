@@ -144,14 +144,15 @@ class _Verifier:
         key = join(join(group, below), "zarr.json")
         self.known.add(key)
         content = read_bytes(self.store, key)
-        if content is None:
-            self._wrong(key, group, kind, "is not there")
-            return None
-        self.found.files += 1
-        self.found.bytes += len(content)
-        attributes = unseal(content)
+        attributes = unseal(content or b"")
+        if content is not None:
+            self.found.files += 1
+            self.found.bytes += len(content)
         if attributes is None:
-            self._wrong(key, group, kind, "does not agree with its own seal")
+            self._wrong(key, group, kind, "is not there" if content is None else "does not agree with its own seal")
+            if group and kind != "results":
+                # Its files are no strangers, only out of reach until the document is back.
+                self.known |= {each for each in self.keys if each.startswith(f"{group}/")}
             return None
         for name, digest in attributes.get("files", {}).items():
             listed = join(group, name.removeprefix("../") if below else name)
@@ -164,15 +165,12 @@ class _Verifier:
         record = self._document(run, "run", RECORD)
         attributes = unseal(read_bytes(self.store, f"{run}/zarr.json") or b"")
         if attributes is None:
-            # The shards' files are not strangers, only out of reach until the document is back.
-            self.known |= {key for key in self.keys if key.startswith(f"{run}/")}
             return
         if record and record["fingerprint"] != attributes["fingerprint"]:
             self._wrong(f"{run}/{RECORD}/zarr.json", run, "run", "is the record of a run made otherwise")
         layout = RunLayout.from_json(attributes["layout"])
         arrays = layout.arrays()
-        if record is None:  # without it nothing of the shards can be checked
-            self.known |= {key for key in self.keys if key.startswith(f"{run}/")}
+        if record is None:
             return
         for name, array in arrays.items():
             self._schema(run, name, array)
@@ -181,12 +179,16 @@ class _Verifier:
         digests = self._shard_values(run, f"{RECORD}/sha256", layout)
         for shard in range(layout.n_shard):
             flags, size_of, digest_of = committed[shard], sizes[shard], digests[shard]
-            if flags is None or size_of is None or digest_of is None:
+            for name, value, tail in (("size", size_of, "0"), ("sha256", digest_of, "0/0")):
+                key = f"{run}/{RECORD}/{name}/c/{shard}/{tail}"
+                if value is None and key not in self.keys and flags is not None and flags.any():
+                    self._wrong(key, run, "run", "is not there", shard)
+            if flags is None or (flags.any() and (size_of is None or digest_of is None)):
                 # Named already; the other files of the shard are no strangers.
                 self.known |= {f"{run}/{name}/{array.key(shard)}" for name, array in arrays.items()}
                 continue
             rows = layout.shard_slice(shard)
-            if not flags.any():
+            if size_of is None or digest_of is None or not flags.any():
                 self.found.incomplete.setdefault(run, []).append(shard)
                 self.known |= {f"{run}/{name}/{array.key(shard)}" for name, array in arrays.items()}
                 continue
@@ -205,10 +207,9 @@ class _Verifier:
     def _schema(self, run: str, name: str, array: ArrayLayout) -> None:
         """Dims, shape and chunks of an array as the schema has them."""
         key = f"{run}/{name}/zarr.json"
-        try:
-            document = json.loads(read_bytes(self.store, key) or b"")
-        except ValueError:
-            return  # its digest is wrong then, and named for that
+        if not self._as_listed(key):
+            return  # named for that
+        document = json.loads(read_bytes(self.store, key) or b"")
         grid = list(array.shards or array.chunks)
         stated = {
             "dims": (document.get("dimension_names"), list(array.dims)),
@@ -220,19 +221,26 @@ class _Verifier:
             if found != expected:
                 self._wrong(key, run, "run", f"{what} {found}; the schema has {expected}")
 
+    def _as_listed(self, key: str) -> bool:
+        """Whether a file that never changes is as its group says."""
+        return hashlib.sha256(read_bytes(self.store, key) or b"").hexdigest() == self.expected[key][0]
+
     def _shard_values(self, run: str, name: str, layout: RunLayout) -> dict[int, np.ndarray | None]:
         """An array's values by shard, ``None`` where they cannot be read; each chunk carries its own checksum."""
         values: dict[int, np.ndarray | None] = {}
         step = layout.shard_examples if name == "committed" else 1
         tail = {"committed": "", f"{RECORD}/size": "/0", f"{RECORD}/sha256": "/0/0"}[name]
         document = f"{run}/{name}/zarr.json"
-        if hashlib.sha256(read_bytes(self.store, document) or b"").hexdigest() != self.expected[document][0]:
+        if not self._as_listed(document):
             self.known |= {f"{run}/{name}/c/{shard}{tail}" for shard in range(layout.n_shard)}
             return dict.fromkeys(range(layout.n_shard))
         array: Any = zarr.open_array(self.store, path=f"{run}/{name}", mode="r")
         for shard in range(layout.n_shard):
             key = f"{run}/{name}/c/{shard}{tail}"
             self.known.add(key)
+            if key not in self.keys and name != "committed":
+                values[shard] = None
+                continue
             try:
                 values[shard] = np.asarray(array[shard * step : (shard + 1) * step])
             except (ValueError, RuntimeError, TypeError) as error:

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -223,8 +224,13 @@ class RunWriter:
         return array
 
     def committed(self) -> np.ndarray:
-        """Which shards are committed: (shard,) bool."""
-        return np.asarray(self._array("committed")[:])[:: self.layout.shard_examples]
+        """Which shards are committed: (shard,) bool. One whose mark cannot be read is not."""
+        array, step = self._array("committed"), self.layout.shard_examples
+        flags = np.zeros(self.layout.n_shard, dtype=bool)
+        for shard in range(self.layout.n_shard):
+            with suppress(ValueError):
+                flags[shard] = bool(array[shard * step])
+        return flags
 
     def claim(self, shard: int) -> ShardClaim:
         """Context manager that holds a shard for this process; false inside if another process has it."""
@@ -264,12 +270,7 @@ class RunWriter:
             if name not in values or values[name].shape != expected:
                 found = values[name].shape if name in values else "nothing"
                 raise SchemaError(f"shard {shard} of {self.run}: {name} has shape {found}; expected {expected}")
-        self._remove_leftovers(shard)
-        self.store.written.clear()
-        if np.any(np.asarray(self._array("committed")[rows])):
-            self._array("committed")[rows] = False
-            self.store.written[f"{self.run}/committed/c/{shard}"] = ("", 0)
-            self._flush()
+        self._clear(shard)
         digests = np.zeros((1, len(layouts), 32), dtype=np.uint8)
         sizes = np.full((1, len(layouts)), -1, dtype=np.int64)
         for index, (name, array) in enumerate(layouts.items()):
@@ -287,8 +288,16 @@ class RunWriter:
         self._flush()
         return int(sizes.clip(min=0).sum())
 
-    def _remove_leftovers(self, shard: int) -> None:
-        """Remove what a killed writer of this shard left half-written."""
+    def _clear(self, shard: int) -> None:
+        """Take back a shard and remove its files, whole, half-written or damaged: it is written on clean ground."""
+        self.store.written.clear()
+        keys = [f"{self.run}/{name}/{array.key(shard)}" for name, array in self.layout.arrays().items()]
+        for keys_ in ([f"{self.run}/committed/c/{shard}"], keys):
+            for key in keys_:
+                if sync(self.store.exists(key)):
+                    sync(self.store.delete(key))
+                    self.store.written[key] = ("", 0)
+            self._flush()
         if self.folder is not None:
             for name in SHARDED_FILES:
                 folder = self.folder / self.run / name / "c"

@@ -49,6 +49,7 @@ def prepared_run(
     architecture: str = "gpt2",
     shard_examples: int | None = None,
     name: str = "toy",
+    rebuild_static: bool = False,
     **spec: Any,
 ) -> Prepared:
     """A run of a small random model, ready for ``extract``; ``shard_examples`` sets the memory that gives as many."""
@@ -58,7 +59,7 @@ def prepared_run(
         return prepare(f"{name}={folder}", str(data), lake, settings, base=base)
     ready = prepare(f"{name}={folder}", str(data), data.parent / "none.lake", settings, base=base)
     gib = (shard_examples + 0.5) * ready.layout.example_bytes * 4 / 2**30
-    ready = prepare(f"{name}={folder}", str(data), lake, settings, base=base, memory=gib)
+    ready = prepare(f"{name}={folder}", str(data), lake, settings, base=base, memory=gib, rebuild_static=rebuild_static)
     assert ready.layout.shard_examples == shard_examples
     return ready
 
