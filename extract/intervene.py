@@ -509,6 +509,16 @@ def _change(
             offset = position_offset(position, values.reasoner.n_latent)
             noise = _draw(intervention.seed, rows, layer, offset, spread.shape)
             return "affine", 1.0, intervention.strength * spread * noise
+        case "shuffle":
+            positions = intervention.positions
+            order = np.stack([permutation(intervention.seed, int(row), len(positions)) for row in rows])
+            source = order[:, positions.index(position)]
+            new = np.empty((len(rows), values.reasoner.hidden), dtype=np.float32)
+            for index, each in enumerate(positions):
+                chosen = source == index
+                if chosen.any():
+                    new[chosen] = values.stored(rows[chosen], site, layer, each)
+            return "set", 0.0, new
         case "add":
             return (
                 "affine",

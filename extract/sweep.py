@@ -130,6 +130,9 @@ def sweep(
     for name, texts in answers.items():
         if len(texts) != len(labels):
             raise UsageError(f"{len(texts)} answers called {name!r} for {len(labels)} examples")
+    names = [condition.name for condition in conditions]
+    if len({UNTOUCHED, *names}) <= len(names):
+        raise UsageError("conditions of a sweep need names of their own, other than untouched")
     for condition in conditions:
         for each in condition.interventions:
             each.check(n_layer=reasoner.n_layer, n_head=reasoner.n_head, n_latent=reasoner.n_latent)
@@ -267,7 +270,8 @@ def _check_question_positions(
     """A question position must exist in every example it is armed on."""
     for condition in conditions:
         for each in condition.interventions:
-            for position in {*each.positions, *each.keys}:
+            # An edge to a place that is not there can be cut, not forced or replaced.
+            for position in {*each.positions, *(each.keys if each.operation != "zero" else ())}:
                 offset = position_offset(position, n_latent)
                 if offset >= 0:
                     continue

@@ -103,7 +103,7 @@ def ablate(
         control = labels.pop("control", "")
         conditions.append(
             Condition(
-                name=f"{control or operation} {group} {site} {layer}",
+                name=f"{operation} {group} {site} {layer} {control}".rstrip(),
                 interventions=(Intervention(positions=thoughts, seed=seed, **change, **where_of(target, site, layer)),),
                 labels={"site": site, "layer": layer, "operation": operation, "group": group, "control": control},
                 where=target.where(mask),

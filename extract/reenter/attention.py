@@ -74,8 +74,8 @@ def ablate_heads(
     -------
     xr.Dataset
         ``condition`` with coordinates ``group`` (``L2H3``, ``top 5``, ``random 5 #1``, ``all``), ``layer``, ``head``,
-        ``n`` and ``control``; figures as :func:`extract.reenter.statistics.with_accuracy` gives them. ``attrs`` hold the
-        ranking.
+        ``n`` and ``control``; figures as :func:`extract.reenter.statistics.with_accuracy` gives them. ``attrs`` hold
+        the ranking.
     """
     reasoner = target.reasoner
     places = tuple(positions or ["bot", *target.thoughts, "eot"])
@@ -160,8 +160,8 @@ def cut_edges(
         ``condition`` with coordinates ``group`` and ``control``: ``hub cut``, ``hub forced`` (every later thought sees
         nothing else), ``cut ctk`` for every position, ``sequence cut`` (no thought sees the one before), ``skip cut``
         (itself and the one before are all it sees of the thoughts), ``question cut from thoughts`` and ``from answer``,
-        ``thoughts cut from answer``, sets ``cut ct0+ct1`` of thoughts; controls: edges scaled by 1, as many random edges, each row replaced by itself.
-        Figures as :func:`extract.reenter.statistics.with_accuracy` gives them; ``additive_drop(condition)`` is what the
+        ``thoughts cut from answer``, sets ``cut ct0+ct1`` of thoughts; controls: edges scaled by 1, as many random
+        edges, each row replaced by itself. Figures as :func:`extract.reenter.statistics.with_accuracy` gives them; ``additive_drop(condition)`` is what the
         single cuts of a set's members add up to.
     """
     chain = ["bot", *target.thoughts, "eot"]
