@@ -598,7 +598,7 @@ def _summary(matrix: Array, labels: list[str], scores: xr.Dataset, convention: C
             "type": np.array(HEAD_TYPES, dtype=object),
             "band": np.array(BANDS, dtype=object),
         },
-        attrs={"convention": convention, "top": top, "n_head": len(matrix)},
+        attrs={"convention": convention, "top": len(best), "n_head": len(matrix)},
     )
     if convention == "reports":
         summary["incoming"].attrs["long_name"] = "shifted column sums, mean over heads"

@@ -190,14 +190,19 @@ def lens_summary(lens: xr.Dataset) -> xr.Dataset:
     ``result_top_share`` how often one of the top tokens is, and ``control_share``, ``control_top_share`` the same with
     another problem's chain; ``step_share``, ``step_top_share``, ``step_control_share``, ``operator_share`` : (layer,
     position, step), of the examples whose chain has that step (``n_step``), with ``step_share_low`` and
-    ``step_share_high``; ``gold_probability`` and ``gold_log_rank`` (natural log) means over examples,
-    ``gold_first_share`` how often the gold token is the best.
+    ``step_share_high``; ``inner_share`` with ``inner_share_low``, ``inner_share_high``, ``inner_control_share`` the
+    same of the examples in which that step is not the last (``n_inner``), so that its result is not what is asked for, and
+    ``last_share`` how often the best token is the result of the last step; ``gold_probability`` and ``gold_log_rank``
+    (natural log) means over examples, ``gold_first_share`` how often the gold token is the best.
     """
     has_state = lens["top_token"].isel(rank=0, drop=True) >= 0  # (example, layer, position)
     n = has_state.sum("example")
     number = (lens["is_number"] == 1).sum("example")
     step_exists = lens["step"] < lens["n_step"]  # (example, step)
     n_step = (has_state & step_exists).sum("example")
+    inner = lens["step"] < lens["n_step"] - 1
+    last = lens["step"] == lens["n_step"] - 1
+    n_inner = (has_state & inner).sum("example")
 
     def share(hit: xr.DataArray, of: xr.DataArray) -> xr.DataArray:
         return hit.sum("example") / of.where(of > 0)
@@ -215,13 +220,22 @@ def lens_summary(lens: xr.Dataset) -> xr.Dataset:
             "step_share": share(result == 1, n_step),
             "step_top_share": share(result > 0, n_step),
             "step_control_share": share(control == 1, n_step),
+            "n_inner": n_inner,
+            "inner_share": share((result == 1) & inner, n_inner),
+            "inner_control_share": share((control == 1) & inner, n_inner),
+            "last_share": share(((result == 1) & last).any("step"), n),
             "operator_share": share((operator == 1) & step_exists, n_step),
             "gold_probability": lens["gold_probability"].mean("example"),
             "gold_log_rank": _log(lens["gold_rank"]).mean("example"),
             "gold_first_share": share(lens["gold_rank"] == 1, lens["gold_rank"].notnull().sum("example")),
         }
     )
-    for name, count, total in (("number_share", number, n), ("step_share", (result == 1).sum("example"), n_step)):
+    counted = {
+        "number_share": (number, n),
+        "step_share": ((result == 1).sum("example"), n_step),
+        "inner_share": (((result == 1) & inner).sum("example"), n_inner),
+    }
+    for name, (count, total) in counted.items():
         low, high = xr.apply_ufunc(
             wilson_interval,
             *xr.broadcast(count, total),
@@ -235,6 +249,8 @@ def lens_summary(lens: xr.Dataset) -> xr.Dataset:
         "result_share": "share of examples whose best token is a result of the chain",
         "control_share": "the same with the chain of another problem",
         "step_share": "share of examples whose best token is the result of the step",
+        "inner_share": "share of examples whose best token is the result of the step, where it is not the last",
+        "last_share": "share of examples whose best token is the result of the last step",
         "operator_share": "share of examples whose best token is the operator of the step",
         "gold_probability": "probability of the answer's first token, mean",
         "gold_log_rank": "log rank of the answer's first token, mean",

@@ -12,13 +12,13 @@ ORDINALS = ("1st", "2nd", "3rd")
 
 
 def plot_lens_grid(
-    summary: xr.Dataset, *, operators: bool = True, steps: Sequence[int] | None = None, ax: Any = None
+    summary: xr.Dataset, *, operators: bool = True, positions: Sequence[str] | None = None, ax: Any = None
 ) -> list[Any]:
     """Which thoughts hold which intermediate result, by layer.
 
-    One panel for each step of the written chain: positions across, layers up, in each cell the percent of problems
-    whose state there reads out as that step's result (of the problems that have such a step). A second row does the
-    same for the steps' operators. A cell that is dark holds the thing.
+    One panel for each step of the written chain but the last, and one for the answer: positions across, layers up, in
+    each cell the percent of problems whose state there reads out as that result, of the problems in which the step is
+    not the last. A second row does the same for the operators of all steps. A cell that is dark holds the thing.
 
     Parameters
     ----------
@@ -26,30 +26,42 @@ def plot_lens_grid(
         From :func:`analyze.lens.lens_summary`.
     operators
         Whether to draw the second row.
-    steps
-        By default all.
+    positions
+        By default those that a tenth of the examples have.
     """
-    steps = list(summary["step"].values) if steps is None else list(steps)
-    rows = [("step_share", "result")] + ([("operator_share", "operator")] if operators else [])
-    axes = panels(len(rows) * len(steps), ax, columns=len(steps), size=(4.2, 3.0))
+    if positions is None:
+        positions = shown_positions(summary)
+    part = summary.sel(position=list(positions))
+    steps = [step for step in summary["step"].values if float(part["n_step"].sel(step=step).max()) > 0]
+    drawn = [(f"{_ordinal(int(step))} intermediate result", part["inner_share"].sel(step=step)) for step in steps[:-1]]
+    drawn.append(("answer (last result)", part["last_share"]))
+    columns = len(drawn)
+    if operators:
+        drawn += [(f"{_ordinal(int(step))} operator", part["operator_share"].sel(step=step)) for step in steps]
+    axes = panels(len(drawn), ax, columns=columns, size=(3.9, 0.9 + max(1.3, 0.28 * summary.sizes["layer"])))
     image = None
-    for index, axis in enumerate(axes):
-        (name, what), step = rows[index // len(steps)], steps[index % len(steps)]
-        values = summary[name].sel(step=step).transpose("layer", "position").values * 100
-        labels = summary["layer"].values, summary["position"].values
-        image = heatmap(axis, values, *labels, vmin=0, vmax=100, form=".0f", upper=True)
-        axis.set_title(f"{_ordinal(int(step))} {what} of the written chain", fontsize=9)
-        axis.set_ylabel("layer" if index % len(steps) == 0 else "", fontsize=8)
-        axis.set_xlabel("position read out" if index >= len(axes) - len(steps) else "", fontsize=8)
+    for index, (axis, (title, values)) in enumerate(zip(axes, drawn, strict=True)):
+        labels = summary["layer"].values, part["position"].values
+        cells = values.transpose("layer", "position").values * 100
+        image = heatmap(axis, cells, *labels, vmin=0, vmax=100, form=".0f", upper=True)
+        axis.set_title(title, fontsize=9)
+        axis.set_ylabel("layer" if index % columns == 0 else "", fontsize=8)
+        axis.set_xlabel("position read out" if index + columns >= len(drawn) else "", fontsize=8)
         axis.tick_params(axis="x", rotation=45)
-    colour_bar(axes, image, "problems where this is the top token, %")
-    chance = float(summary["step_control_share"].sel(step=steps).max()) * 100
+    colour_bar(axes, image, "problems where this is\nthe top token, %")
+    chance = float(part["inner_control_share"].max()) * 100
     axes[0].figure.suptitle(
         f"{summary.attrs.get('run', 'run')}: what each position says ({summary.attrs.get('lens', 'plain')} lens; "
-        f"another problem's result at most {chance:.0f}%)",
+        f"an intermediate result of another problem at most {chance:.0f}%)",
         fontsize=10,
     )
     return axes
+
+
+def shown_positions(summary: xr.Dataset) -> list[str]:
+    """Positions that at least a tenth of the examples have."""
+    n = summary["n"].max("layer")
+    return [str(x) for x in summary["position"].values[n.values >= 0.1 * max(1, int(n.max()))]]
 
 
 def plot_number_frequency(

@@ -125,12 +125,11 @@ def test_stacked_shares_reach_one(results):
 def test_lens_grid_says_in_percent_what_is_where(results):
     summary = results["lens"][NAMES[0]]
     axes = plot_lens.plot_lens_grid(summary)
-    assert [axis.get_title() for axis in axes[:2]] == [
-        "1st result of the written chain",
-        "2nd result of the written chain",
-    ]
+    titles = [axis.get_title() for axis in axes]
+    assert titles[:3] == ["1st intermediate result", "2nd intermediate result", "answer (last result)"]
+    assert titles[3:] == ["1st operator", "2nd operator", "3rd operator"]
     place = summary["position"].values.tolist().index("ct2")
-    value = summary["step_share"].isel(layer=1, position=place, step=0).item() * 100
+    value = summary["inner_share"].isel(layer=1, position=place, step=0).item() * 100
     assert axes[0].images[0].get_array()[1, place] == pytest.approx(value)
     assert f"{value:.0f}" in texts(axes[0])
 
