@@ -28,6 +28,8 @@ Selection = Literal["accuracy", "log_loss"]
 _RANK_TOLERANCE = 1e-12
 _LARGEST_DECOMPOSED = 400
 _MOST_DIRECTIONS = 100
+_TRIED = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # how far past a solution the next may start, in steps of the last change
+_FAR, _NEAR = 0.3, 0.1  # residual left by a Newton direction, far from the solution and near it
 _BATCH_ELEMENTS = 3_000_000  # rows x columns of a batch of training sets solved together: small cells share numpy calls
 
 
@@ -302,8 +304,24 @@ def _newton_step(
     return w + size[:, None, :, None] * step, b + size[:, None] * step_b, moved_share
 
 
+def _further_along(
+    problems: Problems, single: _Operator, c: float, w: Array, b: Array, d: Array, d_b: Array
+) -> tuple[Array, Array]:
+    """Where to start at the next penalty: past ``w`` along the last change ``d``, as far as the objective falls."""
+    logit = single.logit(w.astype(np.float32), b.astype(np.float32))
+    change = single.logit(d.astype(np.float32), d_b.astype(np.float32))
+    norm, cross, length = _dot(w, w), _dot(w, d), _dot(d, d)
+    sizes = np.array(_TRIED)
+    values = []
+    for size in sizes:
+        loss = (_loss(logit + np.float32(size) * change, problems.label) * problems.weight).sum(axis=-1)
+        values.append(c * loss + 0.5 * (norm + size * (2 * cross + size * length)))
+    best = sizes[np.argmin(values, axis=0)]  # (set, target)
+    return w + best[:, None, :, None] * d, b + best[:, None] * d_b
+
+
 def logistic_path(
-    problems: Problems, penalty: Sequence[float], *, tolerance: float = 1e-3, max_iteration: int = 100
+    problems: Problems, penalty: Sequence[float], *, tolerance: float = 1e-2, max_iteration: int = 100
 ) -> Iterator[tuple[Array, Array]]:
     """Follow L2-penalised logistic regressions along a path of penalties.
 
@@ -311,10 +329,10 @@ def logistic_path(
     ----------
     problems : Problems
     penalty : floats
-        Values of ``C``, ascending; each start is the solution before it.
+        Values of ``C``, ascending; each start is the solution before it, taken further along the path.
     tolerance : float
-        Stop after a Newton step shorter than this share of ``w``. What is left is smaller, since the steps shrink
-        quadratically until a tenth of the last one, to which their directions are solved.
+        Stop after a Newton step shorter than this share of ``w``; what is left after it is a tenth of that at most,
+        to which directions are solved, and commonly a hundredth.
     max_iteration : int
         Newton steps at each penalty.
 
@@ -325,14 +343,19 @@ def logistic_path(
         For each penalty, in order.
     """
     n_set, n_class, n_target, _ = problems.label.shape
-    w = np.zeros((n_set, n_class, n_target, problems.features.shape[-1]))
-    b = np.zeros((n_set, n_class, n_target))
+    w: Array = np.zeros((n_set, n_class, n_target, problems.features.shape[-1]))
+    b: Array = np.zeros((n_set, n_class, n_target))
     whole = (problems, _Operator(problems, np.float64), _Operator(problems, np.float32))
     every = (np.arange(n_set), np.arange(n_target))
-    for c in penalty:
+    before, b_before = w.copy(), b.copy()
+    for index, c in enumerate(penalty):
+        if index:
+            start, b_start = _further_along(problems, whole[2], c, w, b, w - before, b - b_before)
+            before, b_before = w.copy(), b.copy()
+            w, b = start, b_start
         (part, double, single), (sets, targets) = whole, every
         done = np.zeros((n_set, n_target), dtype=bool)
-        forcing = np.full((n_set, n_target), 0.3)
+        forcing = np.full((n_set, n_target), _FAR)
         for _ in range(max_iteration):
             live_sets, live_targets = np.flatnonzero(~done.all(axis=1)), np.flatnonzero(~done.all(axis=0))
             if live_sets.size * live_targets.size <= 0.6 * sets.size * targets.size:
@@ -344,7 +367,7 @@ def logistic_path(
             w[cell], b[cell], moved = _newton_step(part, double, single, c, w[cell], b[cell], forcing[held])
             done[held] |= moved <= tolerance
             # Far from the solution a rough direction is as good as an exact one; a finished problem needs none.
-            forcing[held] = np.where(done[held], 1.0, np.where(moved > 0.1, 0.3, 0.1))
+            forcing[held] = np.where(done[held], 1.0, np.where(moved > 0.1, _FAR, _NEAR))
             if done.all():
                 break
         yield w.copy(), b.copy()
@@ -449,7 +472,7 @@ def nested_logistic(
     *,
     penalty: Sequence[float],
     selection: Selection = "log_loss",
-    tolerance: float = 1e-3,
+    tolerance: float = 1e-2,
 ) -> list[NestedFit]:
     """Nested cross-validation of a logistic probe on each of some cells.
 
