@@ -149,8 +149,7 @@ def train(
     stages = plan(name) if stages is None else stages
     out.mkdir(parents=True, exist_ok=True)
     if data is None:
-        splits = make_splits(DATA_SEED)
-        data = {split: tabulate(splits[split]) for split in ("train", "validation")}
+        data = tabulate_splits()
     groups = [np.flatnonzero(data["train"].n_operation == n) for n in range(1, MAX_OPERATION + 1)]
     words = Words.of(device)
 
@@ -188,6 +187,12 @@ def train(
         (out / stage_name / "training.json").write_text(json.dumps(note) + "\n", encoding="utf-8")
         written.append(out / stage_name)
     return written
+
+
+def tabulate_splits() -> dict[str, ProblemTable]:
+    """Draw the training and validation problems and keep only their arrays."""
+    splits = make_splits(DATA_SEED)
+    return {split: tabulate(splits[split]) for split in ("train", "validation")}
 
 
 def make_optimizer(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
