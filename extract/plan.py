@@ -116,11 +116,12 @@ def plan(prepared: Prepared, lake: str | os.PathLike[str]) -> Plan:
     every = entries(prepared, n_prompt, np.full(len(n_prompt), n_answer.mean()))
     done = committed_shards(prepared, lake)
     left = np.repeat(~done, layout.shard_examples)[: layout.n_example]
-    variables, remaining, written_share = [], 0.0, 0.0
+    variables, remaining, to_write = [], 0, 0.0
     for name, array in layout.arrays().items():
         ratio = encoded[name] / known[name].sum()
-        written_share += ratio * float(every[name][left].sum())
-        remaining += ratio * float(every[name][left].sum()) + array.index_bytes * int((~done).sum())
+        content = ratio * float(every[name][left].sum())
+        to_write += content
+        remaining += int(content) + array.index_bytes * int((~done).sum())
         variables.append(
             VariablePlan(
                 name=name,
@@ -136,7 +137,7 @@ def plan(prepared: Prepared, lake: str | os.PathLike[str]) -> Plan:
         )
     static_files, static_bytes, static_left = _static(prepared, lake)
     model_seconds = _model_seconds(prepared, chosen, seconds, done)
-    write_seconds = encode_seconds * written_share / sum(encoded.values())
+    write_seconds = encode_seconds * to_write / sum(encoded.values())
     shared = not spec.device.startswith("cuda")  # on a CPU model and compression share the cores
     batch_bytes = min(spec.batch_size, layout.n_example) * layout.example_bytes
     shard_bytes = layout.shard_examples * layout.example_bytes
@@ -151,7 +152,7 @@ def plan(prepared: Prepared, lake: str | os.PathLike[str]) -> Plan:
         static_bytes=static_bytes,
         raw_bytes=sum(variable.raw_bytes for variable in variables),
         expected_bytes=static_bytes + sum(variable.expected_bytes for variable in variables),
-        remaining_bytes=static_left + int(remaining),
+        remaining_bytes=static_left + remaining,
         memory_bytes=psutil.Process().memory_info().rss + 3 * shard_bytes + 2 * batch_bytes,
         memory_budget=layout.shard_bytes * IN_FLIGHT,
         model_seconds=model_seconds,
@@ -263,11 +264,11 @@ def _model_seconds(prepared: Prepared, chosen: list[list[int]], seconds: list[fl
 def _static(prepared: Prepared, lake: str | os.PathLike[str]) -> tuple[int, int, int]:
     """Files and bytes of what is written once, and the bytes of it that the lake has not yet."""
     files, size = run_files_size(prepared.layout, prepared.problems.columns)
-    model = model_size(prepared.model_arrays)
+    model_files, model = model_size(prepared.model_arrays)
     left = size + model
     try:
         opened = open_lake(lake)
         left -= (size if prepared.run in opened else 0) + (model if prepared.model in opened.models() else 0)
     except LakeError:
         pass
-    return files + 9, size + model, left
+    return files + model_files + 1, size + model, left

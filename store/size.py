@@ -49,12 +49,13 @@ def run_files_size(layout: RunLayout, columns: Mapping[str, tuple[tuple[str, ...
     return len(contents) + 3, sum(map(len, contents.values())) + len(contents) * digest_line + 4096
 
 
-def model_size(arrays: Mapping[str, Any]) -> int:
-    """Bytes of a model's group, from those of its first rows."""
+def model_size(arrays: Mapping[str, Any]) -> tuple[int, int]:
+    """Number and bytes of the files of a model's group, from those of its first rows."""
     rows = len(arrays["token_string"])
     first = {
         name: values[:COLUMN_CHUNK] if name in ("unembedding", "token_string") else values
         for name, values in arrays.items()
     }
-    encoded = sum(map(len, assemble({}, model_arrays(first)).values()))
-    return int(encoded * max(1.0, rows / COLUMN_CHUNK))
+    contents = assemble({}, model_arrays(first))
+    chunks = -(-rows // COLUMN_CHUNK)
+    return len(contents) + 2 * (chunks - 1), int(sum(map(len, contents.values())) * max(1.0, rows / COLUMN_CHUNK))
