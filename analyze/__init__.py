@@ -22,6 +22,7 @@ _PUBLIC = {
     "linear_probes": "analyze.probes",
     "logit_lens": "analyze.lens",
     "logits": "analyze.lens",
+    "reentry_importance": "analyze.correlate",
     "result_tables": "analyze.tables",
     "summarise_probes": "analyze.probes",
     "summary_of_analysis": "analyze.heads",

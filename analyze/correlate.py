@@ -108,6 +108,95 @@ def importance_of(found: xr.Dataset, name: str) -> xr.DataArray:
     )
 
 
+def reentry_importance(found: xr.Dataset, measure: str = "failure", **where: Any) -> xr.DataArray:
+    """Importance of each position in each example, from a stored re-entry that changes one position at a time.
+
+    Conditions that are left for a position after ``where`` and differ in what was done to it (``corruption``,
+    ``operation``) are averaged, as the reports did over their seven corruptions; controls are left out.
+
+    Parameters
+    ----------
+    found
+        Result of a re-entry with the dim ``condition`` (its first is the untouched run; coordinate ``group`` names the
+        position, or ``position``), or with a dim ``position`` and ``untouched_...`` variables. Examples kept apart.
+    measure
+        ``"failure"``: right before and wrong after, see :func:`failure_importance`; ``"logprob"``: fall of the gold
+        answer's log probability, nat; ``"kl"``: divergence at the answer's number, nat.
+    **where
+        Labels to select, such as ``corruption="mean"`` or ``layer=1``.
+    """
+    name = {"failure": "correct", "logprob": "answer_logprob", "kl": "kl"}.get(measure)
+    what = f"importance from a re-entry by {measure!r}"
+    if name is None:
+        raise UsageError(f"{what}: measures are failure, logprob, kl")
+    if name not in found or "example" not in found[name].dims:
+        raise SchemaError(
+            f"{what}: the result has no {name} by example; it holds {', '.join(map(str, found.data_vars))}"
+        )
+    values = found[name]
+    if "answer" in values.dims:
+        values = values.isel(answer=0, drop=True)
+    if "condition" in values.dims:
+        before, values = values.isel(condition=0, drop=True), _by_position(values.isel(condition=slice(1, None)), where)
+    else:
+        before = found.get(f"untouched_{name}", xr.zeros_like(values.isel(position=0, drop=True)))
+        for key, value in where.items():
+            held = labels_along(values, key) if key in values.dims else []
+            if str(value) not in held:
+                raise SchemaError(
+                    f"{what}: the result has no {key} {value!r}; it has {', '.join(held) or 'no such dim'}"
+                )
+            values = values.isel({key: held.index(str(value))})
+    over = [str(dim) for dim in values.dims if dim not in ("example", "position")]
+    many = [dim for dim in over if values.sizes[dim] > 1 and dim not in ("corruption", "operation")]
+    if many:
+        several = "; ".join(f"{dim} {', '.join(map(str, values[dim].values))}" for dim in many)
+        raise SchemaError(f"{what}: the result holds {several}. Select one of each.")
+    if measure == "failure":
+        change = failure_importance(before.astype(bool), values.astype(bool))
+    else:
+        change = before - values if measure == "logprob" else values
+    text = {"failure": "failure after intervention", "logprob": "fall of log p of the answer", "kl": "divergence"}
+    mean = change.mean(over, skipna=False) if over else change
+    runs = found.attrs.get("runs")
+    attrs = {"run": runs[0]} if isinstance(runs, list) and len(runs) == 1 else inherited(found)
+    return mean.transpose("example", "position").assign_attrs(attrs, long_name=text[measure])
+
+
+def _by_position(values: xr.DataArray, where: dict[str, Any]) -> xr.DataArray:
+    """(condition, example) as (position, corruption, example), of the conditions that change one position."""
+    label = next((name for name in ("group", "positions", "position") if name in values.coords), None)
+    if label is None:
+        raise SchemaError(
+            f"the re-entry's conditions name no position; their coordinates are {', '.join(values.coords)}"
+        )
+    keep = np.array([str(x)[:2] == "ct" or str(x) in ("bot", "eot") for x in values[label].values])
+    keep &= np.array(["+" not in str(x) for x in values[label].values])
+    if "control" in values.coords and "control" not in where:
+        keep &= values["control"].values.astype(str) == ""
+    for key, value in where.items():
+        if key not in values.coords:
+            raise SchemaError(
+                f"the re-entry's conditions have no {key!r}; they have {', '.join(map(str, values.coords))}"
+            )
+        keep &= values[key].values.astype(str) == str(value)
+    values = values.isel(condition=np.flatnonzero(keep))
+    for key in ("site", "layer", "stratum"):
+        labels = sorted({str(x) for x in values[key].values}) if key in values.coords else []
+        if len(labels) > 1:
+            raise SchemaError(f"the re-entry holds {key} {', '.join(labels)}; select one")
+    places = list(dict.fromkeys(str(x) for x in values[label].values))
+    parts = [values.isel(condition=np.flatnonzero(values[label].values.astype(str) == place)) for place in places]
+    sizes = {part.sizes["condition"] for part in parts}
+    if len(sizes) != 1:
+        raise SchemaError(
+            f"the re-entry changes positions {', '.join(places) or '(none)'} unequally often; select with where"
+        )
+    bare = [part.drop_vars([c for c in part.coords if "condition" in part[c].dims]) for part in parts]
+    joined = xr.concat(bare, xr.DataArray(np.array(places, dtype=object), dims="position", name="position"))
+    return joined.rename(condition="corruption")
+
+
 def attention_importance(
     attention: xr.DataArray,
     importance: xr.DataArray,

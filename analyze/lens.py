@@ -191,9 +191,9 @@ def lens_summary(lens: xr.Dataset) -> xr.Dataset:
     another problem's chain; ``step_share``, ``step_top_share``, ``step_control_share``, ``operator_share`` : (layer,
     position, step), of the examples whose chain has that step (``n_step``), with ``step_share_low`` and
     ``step_share_high``; ``inner_share`` with ``inner_share_low``, ``inner_share_high``, ``inner_control_share`` the
-    same of the examples in which that step is not the last (``n_inner``), so that its result is not what is asked for, and
-    ``last_share`` how often the best token is the result of the last step; ``gold_probability`` and ``gold_log_rank``
-    (natural log) means over examples, ``gold_first_share`` how often the gold token is the best.
+    same of the examples in which that step is not the last (``n_inner``), so that its result is not what is asked
+    for, and ``last_share`` how often the best token is the result of the last step; ``gold_probability`` and
+    ``gold_log_rank`` (natural log) means over examples, ``gold_first_share`` how often the gold token is the best.
     """
     has_state = lens["top_token"].isel(rank=0, drop=True) >= 0  # (example, layer, position)
     n = has_state.sum("example")

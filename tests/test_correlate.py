@@ -6,7 +6,7 @@ import xarray as xr
 from scipy import stats
 from synthetic import make_run
 
-from analyze import answer_attention, attention_importance, failure_importance
+from analyze import answer_attention, attention_importance, failure_importance, reentry_importance
 from schemas import SchemaError, UsageError
 
 POSITIONS = np.array([f"ct{i}" for i in range(6)], dtype=object)
@@ -96,6 +96,34 @@ def test_joins_by_example_whatever_the_order():
     assert lazy.chunks is not None
     assert lazy.dims == ("example", "layer", "head", "position")
     xr.testing.assert_allclose(lazy.mean("head").compute(), attention, atol=1e-6)
+
+
+def test_importance_from_a_reentry_by_condition_and_by_position():
+    right = np.array([[1, 1, 1, 0], [0, 1, 1, 0], [1, 0, 1, 1], [0, 0, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]], dtype=bool)
+    by_condition = xr.Dataset(
+        {"correct": (("condition", "example"), right)},
+        coords={
+            "condition": ["untouched", "a", "b", "c", "d", "e"],
+            "group": ("condition", ["", "ct0", "ct1", "ct0", "ct1", "all"]),
+            "corruption": ("condition", ["", "zero", "zero", "mean", "mean", "mean"]),
+            "control": ("condition", [""] * 6),
+            "example": [3, 5, 7, 9],
+        },
+    )
+    both = reentry_importance(by_condition)
+    assert both["position"].values.tolist() == ["ct0", "ct1"]
+    np.testing.assert_array_equal(both, [[1, 0], [0.5, 0.5], [0, 0], [np.nan, np.nan]])
+    zero = reentry_importance(by_condition, corruption="zero")
+    np.testing.assert_array_equal(zero, [[1, 0], [0, 1], [0, 0], [np.nan, np.nan]])
+    by_position = xr.Dataset(
+        {"correct": (("layer", "position", "example"), right[None, 1:3]), "untouched_correct": ("example", right[0])},
+        coords={"layer": [1], "position": ["ct0", "ct1"], "example": [3, 5, 7, 9]},
+    )
+    np.testing.assert_array_equal(reentry_importance(by_position), zero)
+    with pytest.raises(SchemaError, match="conditions have no 'kind'"):
+        reentry_importance(by_condition, kind="zero")
+    with pytest.raises(UsageError, match="measures are failure, logprob, kl"):
+        reentry_importance(by_condition, "loss")
 
 
 def test_refuses_what_does_not_line_up():
