@@ -28,6 +28,7 @@ Selection = Literal["accuracy", "log_loss"]
 _RANK_TOLERANCE = 1e-12
 _LARGEST_DECOMPOSED = 400
 _MOST_DIRECTIONS = 100
+_LEADING = 128  # directions of large variance taken out of the conjugate gradients where no basis is computed
 _TRIED = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # how far past a solution the next may start, in steps of the last change
 _FAR, _NEAR = 0.3, 0.1  # residual left by a Newton direction, far from the solution and near it
 _BATCH_ELEMENTS = 3_000_000  # rows x columns of a batch of training sets solved together: small cells share numpy calls
@@ -186,6 +187,10 @@ class Problems:
     """(target, rank): columns are divided by it; None divides by nothing."""
     mean: Array | None = None
     """(target, rank): taken off the columns before; goes with ``scale``."""
+    leading: Array | None = None
+    """(rank, leading): directions of the largest variance, orthonormal; only the speed depends on them."""
+    variance: Array | None = None
+    """(leading,): mean square of a row along them; goes with ``leading``."""
 
     def take(self, sets: Index, targets: Index) -> "Problems":
         """Some of the problems."""
@@ -197,6 +202,8 @@ class Problems:
             eigenvalue=self.eigenvalue[sets],
             scale=None if self.scale is None else self.scale[targets],
             mean=None if self.mean is None else self.mean[targets],
+            leading=self.leading,
+            variance=self.variance,
         )
 
 
@@ -238,6 +245,28 @@ def _dot_intercept(left: Array, right: Array) -> Array:
     return np.asarray(np.einsum("sct,sct->st", left, right))
 
 
+class _Preconditioner:
+    """Roughly the inverse of I + C X' D X: by its diagonal, or along the leading directions where these are given."""
+
+    def __init__(self, problems: Problems, curvature: Array) -> None:
+        """Take the sum of C D over rows, (set, class, target)."""
+        self.diagonal = self.leading = self.share = None
+        if problems.leading is None or problems.variance is None:
+            rows = problems.weight.sum(axis=-1)[:, None]
+            diagonal = 1.0 + problems.eigenvalue[:, None, None] * (curvature / rows)[..., None]
+            self.diagonal = diagonal.astype(np.float32)
+            return
+        # What lies beyond the leading directions counts as the last of them.
+        stretched = 1.0 + curvature[..., None] * problems.variance
+        self.share = (1.0 - stretched[..., -1:] / stretched).astype(np.float32)
+        self.leading = problems.leading.astype(np.float32, copy=False)
+
+    def __call__(self, r: Array) -> Array:
+        if self.diagonal is not None:
+            return np.asarray(r / self.diagonal)
+        return np.asarray(r - ((r @ self.leading) * self.share) @ self.leading.T)  # type: ignore[operator, union-attr]
+
+
 def _newton_step(
     problems: Problems, double: _Operator, single: _Operator, c: float, w: Array, b: Array, forcing: Array
 ) -> tuple[Array, Array, Array]:
@@ -251,17 +280,16 @@ def _newton_step(
     residual = (problems.label - probability) * (c * weight)
     gradient_b = -residual.sum(axis=-1)
     gradient = w - double.back(residual, -gradient_b)
-    # Conjugate gradients on H = I + C X' D X, preconditioned by its diagonal in this basis.
+    # Conjugate gradients on H = I + C X' D X.
     p = probability.astype(np.float32)
     row_scale = (c * weight).astype(np.float32)
     total_curvature = (row_scale * p * (1.0 - p)).sum(axis=-1)  # (set, class, target)
-    share = total_curvature / weight.sum(axis=-1)
-    diagonal = (1.0 + problems.eigenvalue[:, None, None] * share[..., None]).astype(np.float32)
+    precondition = _Preconditioner(problems, total_curvature)
     diagonal_b = np.maximum(total_curvature, np.float32(1e-12))
     r, r_b = -gradient.astype(np.float32), -gradient_b.astype(np.float32)
     step, step_b = np.zeros_like(r), np.zeros_like(r_b)
     change = np.zeros(logit.shape, dtype=np.float32)
-    d, d_b = r / diagonal, r_b / diagonal_b
+    d, d_b = precondition(r), r_b / diagonal_b
     rho = _dot(r, d) + _dot_intercept(r_b, d_b)
     goal = forcing**2 * rho
     for _ in range(_MOST_DIRECTIONS):
@@ -277,7 +305,7 @@ def _newton_step(
         r -= alpha[..., None] * h
         step_b += alpha * d_b
         r_b -= alpha * h_b
-        z, z_b = r / diagonal, r_b / diagonal_b
+        z, z_b = precondition(r), r_b / diagonal_b
         new = _dot(r, z) + _dot_intercept(r_b, z_b)
         if np.all(new <= goal):
             break
@@ -435,6 +463,15 @@ def _solve_rotated(
     yield from solve(batch)
 
 
+def _leading(standard: Array) -> tuple[Array, Array]:
+    """Leading variances and directions (hidden, leading) of standardised states (example, hidden), about."""
+    from sklearn.utils.extmath import randomized_svd
+
+    number = min(_LEADING, min(standard.shape) - 1)
+    _, value, direction = randomized_svd(standard.astype(np.float32), number, n_iter=1, random_state=0)
+    return value.astype(np.float64) ** 2 / len(standard), direction.T
+
+
 def _solve_shared(
     states: Sequence[Array], hot: Array, fold: Index, penalty: Sequence[float], tolerance: float, rotations: _Rotations
 ) -> Iterator[_Solution]:
@@ -448,6 +485,7 @@ def _solve_shared(
     which = np.arange(len(sets))
     for cell, one in enumerate(states):
         moments = _moments(one, fold, int(fold.max()) + 1)
+        variance, leading = _leading(one / moments.scale[0])
         problems = Problems(
             features=one[None],
             label=np.tile(hot, (1, len(sets), 1))[None],
@@ -455,6 +493,8 @@ def _solve_shared(
             eigenvalue=np.zeros((1, one.shape[1])),
             scale=np.repeat(moments.scale, n_target, axis=0),
             mean=np.repeat(moments.mean, n_target, axis=0),
+            leading=leading,
+            variance=variance,
         )
         operator = _Operator(problems, np.float64)
         shape = (n_class, len(sets), n_target, -1)
