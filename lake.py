@@ -1,11 +1,13 @@
 """The command line ``lake``: each command parses, makes one library call, and prints."""
 
 import errno
+import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +27,42 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-analyze = typer.Typer(help="Analyses of stored runs: no model, no GPU.", rich_markup_mode=None)
+
+
+class Analyses(typer.Typer):
+    """Commands that all take ``--scheduler`` and ``--workers`` too, and then compute there."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[..., Any]:  # type: ignore[override]
+        """Register a command, with the two options."""
+        register = super().command(name, **options)
+
+        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+            @wraps(function)
+            def computed(*arguments: Any, scheduler: str | None, workers: int | None, **named: Any) -> Any:
+                from analyze.cluster import compute_on
+
+                with compute_on(scheduler, workers):
+                    return function(*arguments, **named)
+
+            added = {"scheduler": Scheduler, "workers": Workers}
+            signature = inspect.signature(function)
+            parameters = [
+                inspect.Parameter(each, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+                for each, annotation in added.items()
+            ]
+            computed.__signature__ = signature.replace(  # type: ignore[attr-defined]
+                parameters=[*signature.parameters.values(), *parameters]
+            )
+            computed.__annotations__ = {**function.__annotations__, **added}
+            register(computed)
+            return function
+
+        return decorate
+
+
+Scheduler = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Compute on a running dask scheduler.")]
+Workers = Annotated[int | None, typer.Option(metavar="N", help="Compute in N processes of this machine.")]
+analyze = Analyses(help="Analyses of stored runs: no model, no GPU.", rich_markup_mode=None)
 reenter = typer.Typer(help="Back into the model, with stored activations.", rich_markup_mode=None)
 app.add_typer(analyze, name="analyze")
 app.add_typer(reenter, name="reenter")
@@ -237,9 +274,7 @@ def plan_command(
             f"in all {planned.files} files, {size(planned.raw_bytes)} raw, {size(planned.expected_bytes)} on disk"
         )
         console.print(f"still to be written: {size(planned.remaining_bytes)}{free}")
-        console.print(
-            f"memory: {size(planned.memory_bytes)} at most; activations below {size(planned.memory_budget)}"
-        )
+        console.print(f"memory: {size(planned.memory_bytes)} at most; activations below {size(planned.memory_budget)}")
         console.print(
             f"time: about {duration(planned.seconds)} (model {duration(planned.model_seconds)}, "
             f"writing {duration(planned.write_seconds)})"
@@ -249,6 +284,74 @@ def plan_command(
             f"the disk of {lake} is too small: {size(planned.remaining_bytes)} are needed and"
             f" {size(planned.free_bytes or 0)} free. Free some space, use another --lake, --capture latent, or --limit"
         )
+
+
+@app.command("info")
+def info_command(
+    lake: LakePath,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run, MODEL/DATASET, or a fingerprint or its beginning.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is in a lake: runs and how complete they are, models, results, and what each was made from."""
+    from store import describe, describe_run, find, open_lake
+
+    opened = open_lake(lake)
+    if name is None:
+        described = describe(opened)
+        if as_json:
+            print_json(described)
+            return
+        print_table(
+            f"runs of {lake}",
+            ["run", "examples", "shards", "capture", "dtype", "weights", "data", "code", "fingerprint"],
+            [
+                [run, f"{d['examples_committed']}/{d['examples']}", f"{d['shards_committed']}/{d['shards']}"]
+                + [d["spec"]["capture"], d["spec"]["dtype"], d["weights"][:12], d["data"]["sha256"][:12]]
+                + [d["provenance"].get("code", "")[:12], d["fingerprint"][:12]]
+                for run, d in described["runs"].items()
+            ],
+        )
+        print_table(
+            "models",
+            ["model", "architecture", "checkpoint", "layers", "heads", "hidden"],
+            [
+                [model, d["architecture"], d["checkpoint"], d["n_layer"], d["n_head"], d["hidden"]]
+                for model, d in described["models"].items()
+            ],
+        )
+        print_table(
+            "results",
+            ["result", "read", "fingerprint", ""],
+            [
+                [result, ", ".join(f"{run} {digest[:12]}" for run, digest in d["inputs"].items())]
+                + [d["fingerprint"][:12], "" if d["current"] else "of a run that is no more"]
+                for result, d in described["results"].items()
+            ],
+        )
+        return
+    if name in opened:
+        described = describe_run(opened, name)
+        if as_json:
+            print_json(described)
+            return
+        console.print(f"{name}: {described['examples_committed']} of {described['examples']} examples committed")
+        for key in ("fingerprint", "weights", "tokenizer", "data", "spec", "provenance", "variables"):
+            value = described[key]
+            console.print(f"{key}: " + (value if isinstance(value, str) else ""))
+            for field, each in value.items() if isinstance(value, dict) else ():
+                text = f"{by(each.values())} {' '.join(each)}" if isinstance(each, dict) else each
+                console.print(f"  {field}: {text}")
+        console.print("results: " + (", ".join(described["results"]) or "none"))
+        return
+    found = find(opened, name)
+    if as_json:
+        print_json(found)
+        return
+    for each in found:
+        belongs = "" if each["what"] in ("run", "result") else "of "
+        console.print(f"{each['fingerprint']} {each['what']} {belongs}{each['of']}")
 
 
 @app.command("verify")
@@ -305,7 +408,7 @@ def verify_command(
         raise LakeError(f"{lake}: {', '.join(what)}")
 
 
-def by(shape: Sequence[int]) -> str:
+def by(shape: Iterable[int]) -> str:
     """Shape as text."""
     return "x".join(map(str, shape))
 
@@ -585,8 +688,15 @@ def correlate_command(
     path: LakePath,
     runs: RunNames = None,
     importance: Annotated[
-        str, typer.Option(metavar="NAME", help="What matters: a column of the run, or RESULT:VARIABLE of the lake.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What matters: a column of the run, or RESULT:MEASURE of a stored re-entry, as corrupt:failure.",
+        ),
     ] = "answer_logprob",
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of a re-entry: which conditions, as corruption=mean.")
+    ] = None,
     query: Annotated[str, typer.Option(help="Whose attention: eot, answer, or a thought.")] = "eot",
     correction: Annotated[str, typer.Option(help="For many tests: holm or bh.")] = "holm",
     permutations: Annotated[int, typer.Option(help="Permutations.")] = 1000,
@@ -596,11 +706,12 @@ def correlate_command(
     csv: CsvFolder = None,
 ) -> None:
     """Correlate attention with importance: pooled, by position, within problems, with position accounted for."""
-    from analyze import answer_attention, attention_importance, importance_of
+    from analyze import answer_attention, attention_importance, importance_of, reentry_importance
 
     lake, runs = runs_of(path, runs)
     spec = {
         "importance": importance,
+        "where": sorted(where or []),
         "query": query,
         "correction": correction,
         "permutations": permutations,
@@ -610,8 +721,12 @@ def correlate_command(
     printed = {}
     for run in runs:
         found = lake[run]
-        kind, _, variable = importance.partition(":")
-        values = importance_of(lake.result(kind, run), variable) if variable else importance_of(found, importance)
+        kind, _, measure = importance.partition(":")
+        chosen = dict(pair.partition("=")[::2] for pair in where or [])
+        if measure:
+            values = reentry_importance(lake.result(kind, run), measure, **chosen)
+        else:
+            values = importance_of(found, importance)
         attention = answer_attention(found["attention"], query=query)
         with progress_bar(run, "resamples") as report:
             result = attention_importance(
@@ -751,6 +866,610 @@ def layer_numbers(text: str | None) -> list[int] | None:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise UsageError(f"--layers takes whole numbers between commas, as 0,5,11; found {text!r}") from None
+
+
+Checkpoint = Annotated[
+    list[str] | None,
+    typer.Option(metavar="[NAME=]CHECKPOINT", help="Where a run's model is; by default what the lake remembers."),
+]
+ReentryBase = Annotated[
+    list[str] | None, typer.Option("--base", metavar="[NAME=]PATH_OR_ID", help="Its base model, as for extract.")
+]
+ReentryLimit = Annotated[int | None, typer.Option(help="Only the first N examples.")]
+Rows = Annotated[
+    int | None, typer.Option(help="Examples times conditions in one batch; by default what fits a gigabyte.")
+]
+Rule = Annotated[str, typer.Option(help="How a number is read from a text: default, or reports.")]
+Preset = Annotated[str | None, typer.Option(help="reports: the settings of the reports, done right.")]
+Layers = Annotated[str | None, typer.Option(help="Layers, as 0,5,11; by default all.")]
+Positions = Annotated[str | None, typer.Option(help="Positions, as bot,ct0,ct5; by default the thoughts.")]
+
+
+def words(text: str | None) -> list[str] | None:
+    """Words between commas."""
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def numbers_of(text: str, what: str) -> list[float]:
+    """Numbers between commas."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--{what} takes numbers between commas, as -1,0.5,2; found {text!r}") from None
+
+
+def one_of(value: str | None, allowed: Sequence[str], what: str) -> str | None:
+    """Check a word."""
+    if value is not None and value not in allowed:
+        raise UsageError(f"--{what} {value} is not one of {', '.join(allowed)}")
+    return value
+
+
+def named(values: Sequence[str] | None, run: str, what: str) -> str | None:
+    """The value for a run's model among ``[NAME=]VALUE``."""
+    model = run.split("/")[0]
+    found = None
+    for value in values or ():
+        name, sign, rest = value.partition("=")
+        if not sign:
+            found = found or value
+        elif name == model:
+            found = rest
+        elif not any(name == each for each in (model,)) and not rest:
+            raise UsageError(f"--{what} {value!r} is not of the form [NAME=]VALUE")
+    return found
+
+
+def reenter_runs(
+    command: str,
+    path: str,
+    runs: Sequence[str] | None,
+    experiment: Callable[[Any], Any],
+    spec: dict[str, Any],
+    common: dict[str, Any],
+    columns: tuple[Sequence[str], Callable[[Any], list[tuple[tuple[Any, ...], list[str]]]], Sequence[str]],
+    summary: Callable[[str, Any], list[str]] | None = None,
+) -> None:
+    """Run an experiment on every run, keep its results in the lake, and print them side by side."""
+    import shutil
+
+    from analyze import result_tables
+    from extract.reenter import open_target
+
+    lake, names = runs_of(path, runs)
+    one_of(common["rule"], ("default", "reports"), "rule")
+    printed: dict[str, Any] = {}
+    cells: dict[tuple[Any, ...], dict[str, list[str]]] = {}
+    notes: list[str] = []
+    labels, rows_of, measures = columns
+    for run in names:
+        target = open_target(
+            lake,
+            run,
+            checkpoint=named(common["checkpoint"], run, "checkpoint"),
+            base=named(common["base"], run, "base"),
+            device=common["device"],
+            compute_dtype=common["compute_dtype"],
+            lora_alpha=common["lora_alpha"],
+            limit=common["limit"],
+        )
+        target.rule, target.batch_rows = common["rule"], common["batch_rows"]
+        if "://" not in path:
+            target.folder = Path(f"{path.rstrip('/')}.reenter") / command / run.replace("/", ".")
+        with progress_bar(f"{command} {run}", "rows") as report:
+            target.progress = report
+            result = experiment(target)
+        settings = {**spec, "limit": common["limit"], "rule": common["rule"]}
+        name = lake.write_result(command, result, runs=[run], spec=settings)
+        if target.folder is not None and target.folder.parent.is_dir():
+            shutil.rmtree(target.folder, ignore_errors=True)
+            for folder in (target.folder.parent, target.folder.parent.parent):
+                if not any(folder.iterdir()):
+                    folder.rmdir()
+        brief = result.drop_vars([key for key, each in result.variables.items() if "example" in each.dims])
+        tables = result_tables(brief)
+        if common["csv"] is not None:
+            common["csv"].mkdir(parents=True, exist_ok=True)
+            for part, table in tables.items():
+                table.to_csv(common["csv"] / f"{run.replace('/', '.')}-{command}-{part}.csv", index=False)
+        records = {part: json.loads(table.to_json(orient="records")) for part, table in tables.items()}
+        printed[run] = {"result": name, "attrs": dict(result.attrs)} | records
+        for key, values in rows_of(result):
+            cells.setdefault(key, {})[run] = values
+        notes += [f"{run}: {line}" for line in [*(summary(run, result) if summary else []), f"kept as {name}"]]
+        if "positions_fed" in result.attrs:
+            fed, alone = result.attrs["positions_fed"], result.attrs["positions_one_by_one"]
+            notes.append(f"{run}: {fed} positions fed, {alone} one condition at a time ({fed / alone:.0%})")
+    if common["as_json"]:
+        print_json(printed)
+        return
+    blank = ["-"] * len(measures)
+    heads = [f"{run}: {measure}" if len(names) > 1 else measure for run in names for measure in measures]
+    print_table(
+        f"{command} {', '.join(names)}",
+        [*labels, *heads],
+        [[*key, *(cell for run in names for cell in found.get(run, blank))] for key, found in cells.items()],
+    )
+    for note in notes:
+        console.print(note)
+
+
+def accuracy_cells(labels: Sequence[str]) -> tuple[Sequence[str], Callable[[Any], Any], Sequence[str]]:
+    """Table of accuracy by condition."""
+
+    def rows(result: Any) -> list[tuple[tuple[Any, ...], list[str]]]:
+        part = result.sel(stratum="all")
+        found = []
+        for index in range(part.sizes["condition"]):
+            line = part.isel(condition=index)
+            key = tuple("" if label not in line.coords else shown(label, line[label].item()) for label in labels)
+            p = float(line["p_holm"]) if float(line["p_holm"]) == float(line["p_holm"]) else float(line["p"])
+            found.append(
+                (
+                    key,
+                    [
+                        str(int(line["n"])),
+                        interval(line, "accuracy"),
+                        f"{float(line['drop']):+.3f}",
+                        f"{p:.1e}",
+                        f"{float(line['kl_mean']):.2f}",
+                    ],
+                )
+            )
+        return found
+
+    return labels, rows, ("n", "accuracy 95%", "drop", "p", "KL")
+
+
+def interval(line: Any, name: str) -> str:
+    """A share and its interval."""
+    value, low, high = (float(line[each]) for each in (name, f"{name}_low", f"{name}_high"))
+    return f"{value:.3f} [{low:.2f}, {high:.2f}]"
+
+
+def shown(label: str, value: Any) -> str:
+    """A coordinate as a word."""
+    if label == "layer":
+        return "all" if value == -1 else str(value)
+    return f"{value:+g}" if isinstance(value, float) else str(value)
+
+
+def common_options(**options: Any) -> dict[str, Any]:
+    """Options that all re-entry commands share."""
+    return options
+
+
+def report_layers(target: Any, preset: str | None) -> list[int] | None:
+    """Early, middle and late layer of the reports (outputs of blocks 2, 5, 10 of 12 and 3, 7, 13 of 16)."""
+    if preset is None:
+        return None
+    n_layer = target.reasoner.n_layer
+    return sorted({max(0, round(part * n_layer) - 1) for part in (0.25, 0.5, 0.9)})
+
+
+@reenter.command("ablate")
+def ablate_command(
+    path: LakePath,
+    runs: RunNames = None,
+    sites: Annotated[
+        str, typer.Option(help="hidden_state, latent_embedding, or both.")
+    ] = "hidden_state,latent_embedding",
+    layers: Layers = None,
+    operations: Annotated[str, typer.Option(help="zero, mean, resample, ...")] = "zero,mean",
+    draws: Annotated[int, typer.Option(help="Random sets of positions beside each group.")] = 1,
+    preset: Preset = None,
+    checkpoint: Checkpoint = None,
+    base: ReentryBase = None,
+    device: Device = "cpu",
+    compute_dtype: ComputeDtype = "float32",
+    lora_alpha: Alpha = 32.0,
+    limit: ReentryLimit = None,
+    batch_rows: Rows = None,
+    rule: Rule = "default",
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    csv: CsvFolder = None,
+) -> None:
+    """Ablate the thoughts that carry numbers, the others, and as many at random."""
+    from extract.reenter import ablate
+
+    one_of(preset, ("reports",), "preset")
+    chosen = ["hidden_state"] if preset else words(sites) or []
+    actions = ["zero"] if preset else words(operations) or []
+    wanted = layer_numbers(layers)
+
+    def experiment(target: Any) -> Any:
+        where = wanted or report_layers(target, preset)
+        return ablate(target, sites=chosen, layers=where, operations=actions, n_random=draws, seed=seed)
+
+    def summary(run: str, result: Any) -> list[str]:
+        share = [
+            f"{p} {float(s):.1%}" for p, s in zip(result["position"].values, result["number_share"].values, strict=True)
+        ]
+        left = f"up to {float(result['share_not_counted'].max()):.1%} of examples lack such thoughts and do not count"
+        return [f"states that read a number: {', '.join(share)}; {left}"]
+
+    spec = {"sites": chosen, "layers": wanted, "operations": actions, "draws": draws, "preset": preset, "seed": seed}
+    common = common_options(
+        checkpoint=checkpoint, base=base, device=device, compute_dtype=compute_dtype, lora_alpha=lora_alpha,
+        limit=limit, batch_rows=batch_rows, rule=rule, as_json=as_json, csv=csv,
+    )  # fmt: skip
+    cells = accuracy_cells(("site", "layer", "operation", "group", "control"))
+    reenter_runs("ablate", path, runs, experiment, spec, common, cells, summary)
+
+
+@reenter.command("corrupt")
+def corrupt_command(
+    path: LakePath,
+    runs: RunNames = None,
+    site: Annotated[str, typer.Option(help="latent_embedding or hidden_state.")] = "latent_embedding",
+    layers: Layers = None,
+    positions: Positions = None,
+    corruptions: Annotated[str | None, typer.Option(help="Of zero, mean, noise 0.1, noise 0.5, ..., resample.")] = None,
+    hold: Annotated[
+        bool, typer.Option("--hold", help="Keep the other thoughts as they were: direct effects only.")
+    ] = False,
+    preset: Preset = None,
+    checkpoint: Checkpoint = None,
+    base: ReentryBase = None,
+    device: Device = "cpu",
+    compute_dtype: ComputeDtype = "float32",
+    lora_alpha: Alpha = 32.0,
+    limit: ReentryLimit = None,
+    batch_rows: Rows = None,
+    rule: Rule = "default",
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    csv: CsvFolder = None,
+) -> None:
+    """Importance of each thought: zero, mean, noise of four strengths, another problem's, shuffled."""
+    from extract.reenter import corrupt
+
+    one_of(preset, ("reports",), "preset")
+    if preset:
+        site, hold = "hidden_state", True
+    one_of(site, ("latent_embedding", "hidden_state"), "site")
+    wanted, places = layer_numbers(layers), words(positions)
+
+    def experiment(target: Any) -> Any:
+        chosen = places or (["bot", *target.thoughts[:-1]] if preset else None)
+        middle = wanted or ([max(0, target.reasoner.n_layer // 2 - 1)] if preset else None)
+        return corrupt(
+            target, site=site, layers=middle, positions=chosen, corruptions=words(corruptions), hold=hold, seed=seed  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    spec = {
+        "site": site, "layers": wanted, "positions": places, "corruptions": words(corruptions), "hold": hold,
+        "preset": preset, "seed": seed,
+    }  # fmt: skip
+    common = common_options(
+        checkpoint=checkpoint, base=base, device=device, compute_dtype=compute_dtype, lora_alpha=lora_alpha,
+        limit=limit, batch_rows=batch_rows, rule=rule, as_json=as_json, csv=csv,
+    )  # fmt: skip
+    cells = accuracy_cells(("site", "layer", "corruption", "group", "control"))
+    reenter_runs("corrupt", path, runs, experiment, spec, common, cells)
+
+
+@reenter.command("patch")
+def patch_command(
+    path: LakePath,
+    runs: RunNames = None,
+    sites: Annotated[
+        str, typer.Option(help="hidden_state, latent_embedding, or both.")
+    ] = "hidden_state,latent_embedding",
+    layers: Layers = None,
+    subsets: Annotated[str, typer.Option(help="none, named (the reports' three), or all.")] = "named",
+    preset: Preset = None,
+    checkpoint: Checkpoint = None,
+    base: ReentryBase = None,
+    device: Device = "cpu",
+    compute_dtype: ComputeDtype = "float32",
+    lora_alpha: Alpha = 32.0,
+    limit: ReentryLimit = None,
+    batch_rows: Rows = None,
+    rule: Rule = "default",
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    csv: CsvFolder = None,
+) -> None:
+    """Patch the clean half's thoughts into the corrupted half of every pair that was answered rightly twice."""
+    from extract.reenter import patch
+
+    one_of(preset, ("reports",), "preset")
+    one_of(subsets, ("none", "named", "all"), "subsets")
+    chosen = ["hidden_state"] if preset else words(sites) or []
+    wanted = layer_numbers(layers)
+
+    def experiment(target: Any) -> Any:
+        where = wanted or report_layers(target, preset)
+        return patch(target, sites=chosen, layers=where, subsets=subsets, legacy=preset is not None, seed=seed)
+
+    def rows(result: Any) -> list[tuple[tuple[Any, ...], list[str]]]:
+        found = []
+        for index in range(result.sizes["condition"]):
+            line = result.isel(condition=index)
+            key = tuple(shown(label, line[label].item()) for label in ("site", "layer", "positions", "kind", "control"))
+            share = {
+                kind: line.sel(outcome_kind=kind) for kind in ("clean_answer", "corrupted_answer", "other", "gibberish")
+            }
+            clean = share["clean_answer"]
+            p = float(line["p_holm"]) if float(line["p_holm"]) == float(line["p_holm"]) else float(line["p"])
+            found.append(
+                (
+                    key,
+                    [
+                        interval(clean, "share"),
+                        *(f"{float(share[kind]['share']):.3f}" for kind in ("corrupted_answer", "other", "gibberish")),
+                        f"{float(line['recovery']):+.2f}",
+                        f"{p:.1e}",
+                    ],
+                )
+            )
+        return found
+
+    def summary(run: str, result: Any) -> list[str]:
+        a = result.attrs
+        lines = [
+            f"{a['n_counted']} of {a['n_pair']} pairs count; {a['n_same_answer']} have the same answer twice,"
+            f" {a['n_not_both_right']} are not both answered rightly"
+        ]
+        for index in range(result.sizes["series"]):
+            each = result.isel(series=index)
+            n, low, high = (float(each[name]) for name in ("n_that_wins", "n_that_wins_low", "n_that_wins_high"))
+            where = f"{each['series_site'].item()}, layer {shown('layer', each['series_layer'].item())}"
+            won = f"from N = {n:.0f} [{low:.0f}, {high:.0f}]" if n == n else "at no N"
+            lines.append(f"{where}: the clean answer wins {won}; in {float(each['never_wins']):.0%} of resamples never")
+        return lines
+
+    spec = {"sites": chosen, "layers": wanted, "subsets": subsets, "preset": preset, "seed": seed}
+    common = common_options(
+        checkpoint=checkpoint, base=base, device=device, compute_dtype=compute_dtype, lora_alpha=lora_alpha,
+        limit=limit, batch_rows=batch_rows, rule=rule, as_json=as_json, csv=csv,
+    )  # fmt: skip
+    labels = ("site", "layer", "positions", "kind", "control")
+    measures = ("clean 95%", "corrupted", "other", "gibberish", "recovery", "p")
+    reenter_runs("patch", path, runs, experiment, spec, common, (labels, rows, measures), summary)
+
+
+@reenter.command("heads")
+def reenter_heads_command(
+    path: LakePath,
+    runs: RunNames = None,
+    by: Annotated[str, typer.Option(help="Score of lake analyze heads that ranks them.")] = "composite",
+    counts: Annotated[str, typer.Option(help="How many of the top-ranked to ablate together.")] = "1,2,5,10",
+    operation: Annotated[str, typer.Option(help="zero, mean or resample.")] = "zero",
+    positions: Positions = None,
+    draws: Annotated[int, typer.Option(help="Random sets of each size.")] = 5,
+    checkpoint: Checkpoint = None,
+    base: ReentryBase = None,
+    device: Device = "cpu",
+    compute_dtype: ComputeDtype = "float32",
+    lora_alpha: Alpha = 32.0,
+    limit: ReentryLimit = None,
+    batch_rows: Rows = None,
+    rule: Rule = "default",
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    csv: CsvFolder = None,
+) -> None:
+    """Ablate every head, the top-ranked together, and as many at random."""
+    from extract.reenter import ablate_heads
+
+    one_of(operation, ("zero", "mean", "resample"), "operation")
+    sizes = [int(each) for each in layer_numbers(counts) or []]
+
+    def experiment(target: Any) -> Any:
+        return ablate_heads(
+            target, by=by, counts=sizes, operation=operation, positions=words(positions), n_random=draws, seed=seed
+        )
+
+    def summary(run: str, result: Any) -> list[str]:
+        return [f"ranked by {by}: {' '.join(result.attrs['ranking'].split()[:10])} ..."]
+
+    spec = {
+        "by": by,
+        "counts": sizes,
+        "operation": operation,
+        "positions": words(positions),
+        "draws": draws,
+        "seed": seed,
+    }
+    common = common_options(
+        checkpoint=checkpoint, base=base, device=device, compute_dtype=compute_dtype, lora_alpha=lora_alpha,
+        limit=limit, batch_rows=batch_rows, rule=rule, as_json=as_json, csv=csv,
+    )  # fmt: skip
+    cells = accuracy_cells(("group", "control"))
+    reenter_runs("ablate_heads", path, runs, experiment, spec, common, cells, summary)
+
+
+@reenter.command("edges")
+def edges_command(
+    path: LakePath,
+    runs: RunNames = None,
+    hub: Annotated[
+        str | None, typer.Option(help="Position cut off or forced; by default the one most attended to.")
+    ] = None,
+    layers: Layers = None,
+    checkpoint: Checkpoint = None,
+    base: ReentryBase = None,
+    device: Device = "cpu",
+    compute_dtype: ComputeDtype = "float32",
+    lora_alpha: Alpha = 32.0,
+    limit: ReentryLimit = None,
+    batch_rows: Rows = None,
+    rule: Rule = "default",
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    csv: CsvFolder = None,
+) -> None:
+    """Cut attention edges: the hub, the sequence, single thoughts, sets of them; or force the hub."""
+    from extract.reenter import cut_edges
+
+    wanted = layer_numbers(layers)
+
+    def experiment(target: Any) -> Any:
+        return cut_edges(target, hub=hub, layers=wanted, seed=seed)
+
+    def summary(run: str, result: Any) -> list[str]:
+        return [f"hub: {result.attrs['hub']}"]
+
+    common = common_options(
+        checkpoint=checkpoint, base=base, device=device, compute_dtype=compute_dtype, lora_alpha=lora_alpha,
+        limit=limit, batch_rows=batch_rows, rule=rule, as_json=as_json, csv=csv,
+    )  # fmt: skip
+    cells = accuracy_cells(("group", "control"))
+    reenter_runs("edges", path, runs, experiment, {"hub": hub, "layers": wanted, "seed": seed}, common, cells, summary)
+
+
+@reenter.command("steer")
+def steer_command(
+    path: LakePath,
+    runs: RunNames = None,
+    directions: Annotated[
+        str, typer.Option(help="correct-wrong, or KIND:VARIABLE[:DIM=LABEL] of a result in the lake, between spaces.")
+    ] = "correct-wrong",
+    strengths: Annotated[str, typer.Option(help="In standard deviations of the states.")] = "-3,-2,-1,-0.5,0.5,1,2,3",
+    site: Annotated[str, typer.Option(help="hidden_state or latent_embedding.")] = "hidden_state",
+    layers: Layers = None,
+    positions: Positions = None,
+    draws: Annotated[int, typer.Option(help="Random directions beside them.")] = 3,
+    checkpoint: Checkpoint = None,
+    base: ReentryBase = None,
+    device: Device = "cpu",
+    compute_dtype: ComputeDtype = "float32",
+    lora_alpha: Alpha = 32.0,
+    limit: ReentryLimit = None,
+    batch_rows: Rows = None,
+    rule: Rule = "default",
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    csv: CsvFolder = None,
+) -> None:
+    """Add directions to the thoughts, on both sides, with random ones beside them."""
+    from extract.reenter import steer
+
+    one_of(site, ("latent_embedding", "hidden_state"), "site")
+    wanted, sizes = layer_numbers(layers), numbers_of(strengths, "strengths")
+
+    def experiment(target: Any) -> Any:
+        return steer(
+            target, site=site, layers=wanted, positions=words(positions), strengths=sizes,  # type: ignore[arg-type]
+            directions=directions.split(), n_random=draws, seed=seed,
+        )  # fmt: skip
+
+    spec = {
+        "directions": directions.split(), "strengths": sizes, "site": site, "layers": wanted,
+        "positions": words(positions), "draws": draws, "seed": seed,
+    }  # fmt: skip
+    common = common_options(
+        checkpoint=checkpoint, base=base, device=device, compute_dtype=compute_dtype, lora_alpha=lora_alpha,
+        limit=limit, batch_rows=batch_rows, rule=rule, as_json=as_json, csv=csv,
+    )  # fmt: skip
+    cells = accuracy_cells(("layer", "direction", "strength", "control"))
+    reenter_runs("steer", path, runs, experiment, spec, common, cells)
+
+
+@reenter.command("gradients")
+def gradients_command(
+    path: LakePath,
+    runs: RunNames = None,
+    baseline: Annotated[str, typer.Option(help="mean of each thought over the run, or zero.")] = "mean",
+    steps: Annotated[int, typer.Option(help="Points on the way from the baseline.")] = 32,
+    checkpoint: Checkpoint = None,
+    base: ReentryBase = None,
+    device: Device = "cpu",
+    compute_dtype: ComputeDtype = "float32",
+    lora_alpha: Alpha = 32.0,
+    limit: ReentryLimit = None,
+    rule: Rule = "default",
+    as_json: AsJson = False,
+    csv: CsvFolder = None,
+) -> None:
+    """Integrated gradients of the answer's logit difference with respect to the thoughts."""
+    from extract.reenter import integrated_gradients
+
+    one_of(baseline, ("mean", "zero"), "baseline")
+
+    def experiment(target: Any) -> Any:
+        return integrated_gradients(target, baseline=baseline, n_step=steps)  # type: ignore[arg-type]
+
+    def rows(result: Any) -> list[tuple[tuple[Any, ...], list[str]]]:
+        found = []
+        for latent in result["latent"].values:
+            line = result.sel(latent=latent)
+            mean, low, high = (float(line[f"attribution_{part}"]) for part in ("mean", "low", "high"))
+            size = float(line["magnitude_mean"])
+            found.append(((str(latent),), [f"{mean:+.3f} [{low:+.2f}, {high:+.2f}]", f"{size:.3f}"]))
+        return found
+
+    def summary(run: str, result: Any) -> list[str]:
+        return [f"attributions miss the difference they should add up to by {result.attrs['relative_residual']:.2%}"]
+
+    common = common_options(
+        checkpoint=checkpoint, base=base, device=device, compute_dtype=compute_dtype, lora_alpha=lora_alpha,
+        limit=limit, batch_rows=None, rule=rule, as_json=as_json, csv=csv,
+    )  # fmt: skip
+    spec = {"baseline": baseline, "steps": steps}
+    columns = (("thought",), rows, ("attribution 95%", "magnitude"))
+    reenter_runs("gradients", path, runs, experiment, spec, common, columns, summary)
+
+
+@reenter.command("sweep")
+def sweep_command(
+    path: LakePath,
+    runs: RunNames = None,
+    site: Annotated[
+        str, typer.Option(help="latent_embedding, hidden_state, head_output or attention.")
+    ] = "hidden_state",
+    layers: Layers = None,
+    positions: Positions = None,
+    heads: Annotated[str | None, typer.Option(help="Heads, as 0,3; by default all, one at a time.")] = None,
+    keys: Annotated[str | None, typer.Option(help="Key positions of attention's edges, as bot,ct0.")] = None,
+    operations: Annotated[str, typer.Option(help="zero, mean, resample, noise, scale, replace, force.")] = "zero",
+    donors: Annotated[str, typer.Option(help="For replace: forward, stored, twin, other.")] = "stored",
+    strengths: Annotated[str, typer.Option(help="For noise and scale.")] = "1",
+    checkpoint: Checkpoint = None,
+    base: ReentryBase = None,
+    device: Device = "cpu",
+    compute_dtype: ComputeDtype = "float32",
+    lora_alpha: Alpha = 32.0,
+    limit: ReentryLimit = None,
+    batch_rows: Rows = None,
+    rule: Rule = "default",
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    csv: CsvFolder = None,
+) -> None:
+    """Every combination of layers, positions, heads, operations, donors and strengths."""
+    from extract.reenter import sweep_grid
+
+    grid: dict[str, Any] = {
+        "site": site, "layers": layer_numbers(layers), "positions": words(positions), "heads": layer_numbers(heads),
+        "keys": words(keys) or [], "operations": words(operations) or [], "donors": words(donors) or [],
+        "strengths": numbers_of(strengths, "strengths"), "seed": seed,
+    }  # fmt: skip
+
+    def experiment(target: Any) -> Any:
+        return sweep_grid(target, **grid)
+
+    dims = ("layer", "position", "head", "operation", "donor", "strength")
+
+    def rows(result: Any) -> list[tuple[tuple[Any, ...], list[str]]]:
+        part = result[["accuracy", "accuracy_low", "accuracy_high", "drop", "p_holm", "kl_mean"]].sel(stratum="all")
+        frame = part.to_dataframe().reset_index()
+        found = []
+        for line in frame.itertuples():
+            key = tuple(str(getattr(line, dim, "")) for dim in dims)
+            accuracy = f"{line.accuracy:.3f} [{line.accuracy_low:.2f}, {line.accuracy_high:.2f}]"
+            found.append((key, [accuracy, f"{line.drop:+.3f}", f"{line.p_holm:.1e}", f"{line.kl_mean:.2f}"]))
+        return found
+
+    common = common_options(
+        checkpoint=checkpoint, base=base, device=device, compute_dtype=compute_dtype, lora_alpha=lora_alpha,
+        limit=limit, batch_rows=batch_rows, rule=rule, as_json=as_json, csv=csv,
+    )  # fmt: skip
+    columns = (dims, rows, ("accuracy 95%", "drop", "p", "KL"))
+    reenter_runs("sweep", path, runs, experiment, grid, common, columns)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

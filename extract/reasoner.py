@@ -14,6 +14,8 @@ from extract.capture import Capture, Editor, KeyValues, Pass, Recorder, block_ho
 from schemas import UsageError
 
 StoredDtype = Literal["float16", "float32"]
+SMALL_HIDDEN = 128
+"""Up to this width a model runs on one thread of a processor."""
 
 
 class Projection(nn.Module):
@@ -321,6 +323,10 @@ class Reasoner:
         training = [(module, module.training) for root in (self.model, self.projection) for module in root.modules()]
         for module, _ in training:
             module.training = False
+        # Small matrices: a second thread mostly waits, and on a busy machine waits long.
+        threads = torch.get_num_threads()
+        if self.device.type == "cpu" and self.hidden <= SMALL_HIDDEN:
+            torch.set_num_threads(1)
         try:
             if hooks and not self._hooked:
                 self._hooked = True
@@ -332,6 +338,7 @@ class Reasoner:
             else:
                 yield
         finally:
+            torch.set_num_threads(threads)
             for module, mode in training:
                 module.training = mode
 

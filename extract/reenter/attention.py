@@ -161,8 +161,8 @@ def cut_edges(
         nothing else), ``cut ctk`` for every position, ``sequence cut`` (no thought sees the one before), ``skip cut``
         (itself and the one before are all it sees of the thoughts), ``question cut from thoughts`` and ``from answer``,
         ``thoughts cut from answer``, sets ``cut ct0+ct1`` of thoughts; controls: edges scaled by 1, as many random
-        edges, each row replaced by itself. Figures as :func:`extract.reenter.statistics.with_accuracy` gives them; ``additive_drop(condition)`` is what the
-        single cuts of a set's members add up to.
+        edges, each row replaced by itself. Figures as :func:`extract.reenter.statistics.with_accuracy` gives them;
+        ``additive_drop(condition)`` is what the single cuts of a set's members add up to.
     """
     chain = ["bot", *target.thoughts, "eot"]
     thoughts = target.thoughts
