@@ -109,11 +109,11 @@ def test_constant_metric_gives_its_weight_away():
 
 
 @pytest.mark.parametrize("empty", [np.nan, 0.0])
-@pytest.mark.parametrize("layout", ["grid", "row", "no bot"])
+@pytest.mark.parametrize("layout", ["grid", "row", "no bot", "bot filled in"])
 def test_reports_convention_gives_the_published_figures(empty, layout):
     attention = published_attention(empty=empty)
     names = {name: tuple(map(int, name[1:].split("H"))) for name in PUBLISHED["matrices"]}
-    if layout == "row":  # ten heads side by side, as if of one layer
+    if layout in ("row", "bot filled in"):  # ten heads side by side, as if of one layer
         attention = xr.concat(
             [attention.sel(layer=layer, head=head, drop=True) for layer, head in names.values()], "head"
         )
@@ -121,8 +121,8 @@ def test_reports_convention_gives_the_published_figures(empty, layout):
         names = {name: (0, i) for i, name in enumerate(names)}
     if layout == "no bot":
         attention = attention.sel(position=[f"ct{i}" for i in range(5)], key_position=[f"ct{i}" for i in range(5)])
-    # published matrices say nothing of what bot pays
-    attention = attention.where(attention["position"] != "bot", 0.0)
+    if layout != "bot filled in":  # published matrices say nothing of what bot pays
+        attention = attention.where(attention["position"] != "bot", 0.0)
     alone = head_scores(attention, convention="reports")
     scaled = head_scores(attention, convention="reports", model_max=PUBLISHED["model_max"])
     for name, (layer, head) in names.items():
