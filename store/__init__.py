@@ -1,5 +1,6 @@
 """The lake: layout, writing, committing, reading, verifying. The only package that touches Zarr."""
 
+from store.info import describe, describe_run, find
 from store.layout import RunLayout
 from store.location import local_path
 from store.read import Lake, Result, open_lake
@@ -17,7 +18,10 @@ __all__ = [
     "check_model",
     "check_run",
     "create_run",
+    "describe",
+    "describe_run",
     "encoded_sizes",
+    "find",
     "local_path",
     "model_size",
     "open_lake",

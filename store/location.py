@@ -41,7 +41,7 @@ def open_store(location: str | os.PathLike[str], *, read_only: bool = True) -> S
         If the URL cannot be opened with what is installed.
     """
     if (folder := local_path(location)) is not None:
-        return LocalStore(folder, read_only=read_only)
+        return LocalStore(folder.absolute(), read_only=read_only)  # a worker may be at home in another folder
     url = str(location).rstrip("/")
     try:
         if urlsplit(url).scheme in OBSTORE_SCHEMES:

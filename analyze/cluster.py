@@ -1,0 +1,51 @@
+"""Where analyses compute: this process, a scheduler that is running somewhere, or a few processes of one's own."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from schemas import UsageError
+
+
+@contextmanager
+def compute_on(scheduler: str | None = None, workers: int | None = None) -> Iterator[None]:
+    """Send what dask computes inside to other processes.
+
+    Workers read the lake themselves, so its path or URL must mean the same to them. A worker that dies is replaced by
+    the others: its tasks are done again.
+
+    Parameters
+    ----------
+    scheduler
+        Address of a running ``dask scheduler``, as in ``tcp://host:8786``.
+    workers
+        Number of processes to start on this machine, for as long as it lasts. With neither: threads of this process.
+
+    Raises
+    ------
+    UsageError
+        If both are given, or no scheduler answers.
+    """
+    if scheduler is None and workers is None:
+        yield
+        return
+    if scheduler is not None and workers is not None:
+        raise UsageError("--scheduler names running workers and --workers starts new ones; give one of them")
+    from distributed import Client, LocalCluster
+
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+    if scheduler is not None:
+        try:
+            client = Client(scheduler, timeout="10s")
+        except (OSError, TimeoutError, ValueError) as error:
+            raise UsageError(
+                f"no dask scheduler answers at {scheduler} ({error}); start one with: dask scheduler"
+            ) from error
+        with client:
+            yield
+        return
+    if workers is None or workers < 1:
+        raise UsageError(f"--workers is {workers}; it must be at least 1")
+    cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+    with cluster, Client(cluster):
+        yield

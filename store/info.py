@@ -1,0 +1,107 @@
+"""What is in a lake: runs and how complete they are, models, results, and the chain of fingerprints between them."""
+
+from typing import Any
+
+from schemas import MissingRunError, fingerprint
+from store.read import Lake
+
+SHORTEST_PREFIX = 4
+
+
+def describe(lake: Lake) -> dict[str, Any]:
+    """Runs, models and results of a lake, each with its fingerprint and what it was made from.
+
+    Returns
+    -------
+    dict
+        ``runs``, ``models``, ``results``: by name; JSON values only.
+    """
+    runs = {run: describe_run(lake, run) for run in lake.runs()}
+    models = {
+        name: {key: value for key, value in lake.model_attributes(name).items() if key not in ("files", "seal", "kind")}
+        for name in lake.models()
+    }
+    return {"location": str(lake.location), "runs": runs, "models": models, "results": describe_results(lake)}
+
+
+def describe_run(lake: Lake, run: str) -> dict[str, Any]:
+    """Spec, completeness, fingerprints and results of a run.
+
+    Raises
+    ------
+    MissingRunError
+        If the run is not in the lake.
+    """
+    attributes = lake.attributes(run)
+    layout = lake.layout(run)
+    committed = lake.committed(run)
+    rows = [layout.shard_slice(shard) for shard in range(layout.n_shard)]
+    return {
+        "fingerprint": attributes["fingerprint"],
+        "format": attributes["format"],
+        "spec": attributes["spec"],
+        "spec_fingerprint": fingerprint(attributes["spec"]),
+        "data": attributes["data"],
+        "weights": attributes["weights"],
+        "tokenizer": attributes["tokenizer"],
+        "provenance": attributes["provenance"],
+        "examples": layout.n_example,
+        "examples_committed": sum(r.stop - r.start for r, there in zip(rows, committed, strict=True) if there),
+        "shards": layout.n_shard,
+        "shards_committed": int(committed.sum()),
+        "variables": {name: dict(zip(array.dims, array.shape, strict=True)) for name, array in layout.arrays().items()},
+        "results": [name for name, result in describe_results(lake).items() if run in result["runs"]],
+    }
+
+
+def describe_results(lake: Lake) -> dict[str, dict[str, Any]]:
+    """Kind, settings and inputs of every result, and whether its runs are still those it was computed from."""
+    now = {run: lake.attributes(run)["fingerprint"] for run in lake.runs()}
+    return {
+        result.name: {
+            "kind": result.kind,
+            "runs": list(result.runs),
+            "spec": dict(result.spec),
+            "fingerprint": result.fingerprint,
+            "inputs": dict(result.inputs),
+            "current": all(now.get(run) == digest for run, digest in result.inputs.items()),
+        }
+        for result in lake.results()
+    }
+
+
+def find(lake: Lake, prefix: str) -> list[dict[str, str]]:
+    """Everything in a lake that a fingerprint, or its beginning, names.
+
+    Returns
+    -------
+    list of dict
+        ``fingerprint``, ``what`` (run, result, spec, weights, tokenizer, data, code) and ``of``: its name, or that of
+        the run it belongs to.
+
+    Raises
+    ------
+    MissingRunError
+        If nothing is named so.
+    """
+    found = []
+    for run in lake.runs():
+        described = describe_run(lake, run)
+        digests = {
+            "run": described["fingerprint"],
+            "spec": described["spec_fingerprint"],
+            "weights": described["weights"],
+            "tokenizer": described["tokenizer"],
+            "data": described["data"]["sha256"],
+            "code": described["provenance"].get("code", ""),
+        }
+        found += [{"fingerprint": digest, "what": what, "of": run} for what, digest in digests.items()]
+    for name, result in describe_results(lake).items():
+        found.append({"fingerprint": result["fingerprint"], "what": "result", "of": name})
+    fitting = [each for each in found if len(prefix) >= SHORTEST_PREFIX and each["fingerprint"].startswith(prefix)]
+    if not fitting:
+        raise MissingRunError(
+            f"{lake.location}: {prefix!r} is neither a run ({', '.join(lake.runs()) or 'there is none'})"
+            f" nor the beginning of a fingerprint, {SHORTEST_PREFIX} digits or more"
+        )
+    return fitting
