@@ -142,13 +142,13 @@ def carried_step(n_operation: int, number_thought: int) -> int:
     return min(number_thought, n_operation - 2)
 
 
-def draw_problem(rng: np.random.Generator, n_operation: int) -> Problem:
-    """Draw one story with the given number of operations."""
+def draw_problem(rng: np.random.Generator, n_operation: int, largest_operand: int = LARGEST_OPERAND) -> Problem:
+    """Draw one story with the given number of operations, adding and subtracting at most ``largest_operand``."""
     start = value = int(rng.integers(1, LARGEST_NUMBER + 1))
     operations: list[Operation] = []
     while len(operations) < n_operation:
         operator = OPERATORS[int(np.searchsorted(np.cumsum(OPERATOR_RATES)[:-1], rng.random(), side="right"))]
-        operation = Operation(operator, int(rng.integers(1, LARGEST_OPERAND + 1)) if operator in "+-" else 2)
+        operation = Operation(operator, int(rng.integers(1, largest_operand + 1)) if operator in "+-" else 2)
         result = operation.apply(value)
         if result is not None and (operator in "+-" or value > 0):
             operations.append(operation)
@@ -220,6 +220,16 @@ def _draw_split(
                 seen.add(problem.question)
                 problems.append(problem)
     return [problems[i] for i in rng.permutation(len(problems))]
+
+
+def make_hard(n_problem: int = 1000, seed: int = 0) -> list[Problem]:
+    """Draw stories that the small models often get wrong, for error prediction.
+
+    All have four operations, so that a question's length tells nothing; they add and subtract up to twelve, where
+    training stopped at nine. About half have such a number, and those are mostly answered wrongly.
+    """
+    rng = np.random.default_rng([seed, 3])
+    return [draw_problem(rng, MAX_OPERATION, largest_operand=12) for _ in range(n_problem)]
 
 
 def corrupt_problem(rng: np.random.Generator, problem: Problem, n_try: int = 100) -> tuple[Problem, str] | None:
