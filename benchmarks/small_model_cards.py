@@ -87,7 +87,7 @@ def draw_curve(curve: list[dict[str, float]], path: Path) -> None:
     for part in ("answer", "number", "operator", "teacher", "distillation"):
         left.plot(step, [max(point[part], 1e-4) for point in curve], lw=0.8, label=part)
     left.set(yscale="log", xlabel="step", ylabel="loss (one batch)")
-    left.legend(fontsize=6, frameon=False)
+    left.legend(fontsize=6, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     right.plot(step, [point["accuracy"] for point in curve], lw=0.9, label="1 to 4 operations")
     right.plot(step, [point["accuracy_4"] for point in curve], lw=0.9, label="4 operations")
     right.set(xlabel="step", ylabel="validation accuracy", ylim=(0, 1.02))
