@@ -457,8 +457,8 @@ def problems_command(
     seed: Annotated[int, typer.Option(help="Seed of the drawing.")] = 0,
     pairs: Annotated[int, typer.Option(help="Number of clean/corrupted pairs.")] = 500,
 ) -> None:
-    """Write the story problems of the small models: validation, test and pair files."""
-    from extract.small.problems import SPLIT_SIZES, make_pairs, make_splits, write_pairs, write_problems
+    """Write the story problems of the small models: validation, test, hard and pair files."""
+    from extract.small.problems import SPLIT_SIZES, make_hard, make_pairs, make_splits, write_pairs, write_problems
 
     out.mkdir(parents=True, exist_ok=True)
     for name, problems in make_splits(
@@ -511,12 +511,14 @@ def keep(lake: Any, kind: str, result: Any, run: str, spec: dict[str, Any], csv:
 
     result = result.assign_attrs(run=run)
     name = lake.write_result(kind, result, runs=[run], spec=spec)
-    tables = result_tables(result)
+    tables = {part: table for part, table in result_tables(result).items() if "hidden" not in part}
     if csv is not None:
         csv.mkdir(parents=True, exist_ok=True)
+        label = f"{kind}-tuned" if spec.get("lens") == "tuned" else kind
         for part, table in tables.items():
-            table.to_csv(csv / f"{run.replace('/', '.')}-{kind}-{part}.csv", index=False)
-    return {"result": name} | {part: json.loads(table.to_json(orient="records")) for part, table in tables.items()}
+            table.to_csv(csv / f"{run.replace('/', '.')}-{label}-{part}.csv", index=False)
+    short = {part: table for part, table in tables.items() if not part.startswith("example")}
+    return {"result": name} | {part: json.loads(table.to_json(orient="records")) for part, table in short.items()}
 
 
 @analyze.command("heads")
@@ -635,7 +637,7 @@ def lens_command(
             with progress_bar(f"{run}, tuned lens", "layers") as report:
                 fitted = fit_tuned_lens(found, model, seed=seed, progress=report)
             printed[run]["tuned"] = read_out(lake, run, found, model, fitted, top, csv, quiet=as_json)
-            lake.write_result("tuned_lens", fitted, runs=[run], spec={"seed": seed})
+            printed[run]["tuned_lens"] = keep(lake, "tuned_lens", fitted, run, {"seed": seed}, csv)
             if not as_json:
                 names = ["r2", "r2_plain", "kl", "kl_plain", "agreement", "agreement_plain"]
                 rows = fitted[names].to_dataframe().reset_index().values.tolist()
@@ -789,6 +791,10 @@ def probes_command(
     per_class: Annotated[
         int | None, typer.Option("--per-class", metavar="N", help="Draw N examples of each class.")
     ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="Score to print: accuracy, balanced_accuracy, auroc, r2 .. (all of them are kept)."),
+    ] = None,
     reports: Annotated[
         bool, typer.Option("--reports", help="As report 001: 50 of each class, penalty by accuracy, seed 42.")
     ] = False,
@@ -828,31 +834,34 @@ def probes_command(
         if as_json:
             continue
         main = "r2" if "r2" in result else "accuracy"
-        for index in range(len(table)):
-            part = result.isel(step=index) if "step" in result.dims else result
-            grid = part[main].transpose("layer", "position")
+        constant = main == "accuracy" and bool((abs(result["accuracy"] - result["majority_accuracy"]) < 1e-3).all())
+        shown = metric or ("auroc" if constant else main)
+        table = summarise_probes(result, shown)
+        parts = [result.isel(step=i) for i in range(len(table))] if "step" in result.dims else [result]
+        for part in parts:
+            grid = part[shown].transpose("layer", "position")
             found = part["p_corrected"].transpose("layer", "position") < 1 - part.attrs["level"]
             step = f", step {part['step'].item()}" if "step" in part.coords else ""
             print_table(
-                f"{run}: {target}{step}, held-out {main}, {int(part['n_example'].max())} examples"
+                f"{run}: {target}{step}, held-out {shown}, {int(part['n_example'].max())} examples"
                 f" (* p < {1 - part.attrs['level']:.2f}, {correction}, {part.attrs['n_test']} cells)",
                 ["layer", *grid["position"].values],
                 [
                     [layer, *(f"{value:.2f}{'*' if star else ' '}" for value, star in zip(row, stars, strict=True))]
                     for layer, row, stars in zip(grid["layer"].values, grid.values, found.values, strict=True)
                 ],
+                caption="accuracy is constant: every cell calls everything the commonest class" if constant else None,
             )
-        training = [f"training_{main}", f"refit_training_{main}"]
-        parts = [result.isel(step=i) for i in range(len(table))] if "step" in result.dims else [result]
+        extra = {"training": f"training_{main}", "refit": f"refit_training_{main}"}
         print_table(
-            f"{run}: {target}, over all cells",
-            [*table.columns, "training", "refit"],
+            f"{run}: {target}, {shown} over all cells",
+            [*table.columns, *extra],
             [
-                [*row, *(float(part[name].mean()) for name in training)]
+                [*row, *(float(part[name].mean()) for name in extra.values())]
                 for row, part in zip(table.values.tolist(), parts, strict=True)
             ],
-            caption="training, refit: scored on the rows the probe was fitted to; refit is what report 001 calls "
-            f"accuracy. {result.attrs['note']}",
+            caption=f"baseline, control, training and refit: {main}; the last two on the rows the probe was fitted to, "
+            f"refit is what report 001 calls accuracy. {result.attrs['note']}",
         )
     if as_json:
         print_json(printed)

@@ -309,7 +309,8 @@ def test_command(tmp_path, capsys):
     few = ("--positions", "bot,ct0", "--resamples", "50", "--permutations", "50", "--controls", "1")
     code, out, err = call(*few, "--csv", str(tmp_path / "csv"))
     assert (code, err) == (0, "")
-    assert "one/problems: correct, held-out accuracy, 120 examples" in out
+    assert "one/problems: correct, held-out auroc, 120 examples" in out
+    assert "accuracy is constant: every cell calls everything the commonest class" in out
     assert "Decoding is not use" in out.replace("\n", " ")
     assert (tmp_path / "csv" / "one.problems-probes-layer_position.csv").exists()
     stored = open_lake(path).result("probes", "one/problems", target="correct")
@@ -318,8 +319,12 @@ def test_command(tmp_path, capsys):
     printed = json.loads(out)["one/problems"]
     assert len(printed["summary"]) == 3
     assert {"step", "layer", "position", "r2", "p_corrected"} <= set(printed["step_layer_position"][0])
-    code, out, _ = call(*few, "--reports", "--layers", "0")
-    assert code == 2 or "100 examples" in out
+    code, out, _ = call(*few, "--per-class", "30", "--layers", "0", "--metric", "auroc")
+    assert code == 0
+    assert "held-out auroc, 60 examples" in out
+    code, out, err = call(*few, "--reports")
+    assert (code, out) == (2, "")
+    assert "50 examples of each class asked for; too few in False (" in err
     code, out, err = call("--target", "colour")
     assert (code, out) == (2, "")
     assert "need 'colour'" in err
