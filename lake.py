@@ -461,13 +461,68 @@ def problems_command(
     from extract.small.problems import SPLIT_SIZES, make_hard, make_pairs, make_splits, write_pairs, write_problems
 
     out.mkdir(parents=True, exist_ok=True)
-    for name, problems in make_splits(
-        seed, {name: SPLIT_SIZES[name] for name in SPLIT_SIZES if name != "train"}
-    ).items():
+    held_out = {name: size for name, size in SPLIT_SIZES.items() if name != "train"}
+    for name, problems in (make_splits(seed, held_out) | {"hard": make_hard(seed=seed)}).items():
         write_problems(problems, out / f"{name}.jsonl")
         console.print(f"{out / name}.jsonl: {len(problems)} problems")
     write_pairs(make_pairs(pairs, seed), out / "pairs.json")
     console.print(f"{out / 'pairs'}.json: {pairs} pairs")
+
+
+DEMO_MODELS = ("small-gpt2", "small-gpt2-decodable", "small-llama", "small-llama-decodable")
+
+
+def demo_commands(lake: str, data: str, report: str) -> Iterator[list[str]]:
+    """The commands of the demo, in order: extract once, analyse, re-enter, compare, report."""
+    problems = [f"{model}/test" for model in DEMO_MODELS]
+    pairs = [f"{model}/pairs" for model in DEMO_MODELS]
+    hard = [f"{model}/hard" for model in DEMO_MODELS if not model.endswith("-decodable")]
+    for model in DEMO_MODELS:
+        for name, file, limit in (
+            ("test", "test.jsonl", 600),
+            ("pairs", "pairs.json", 400),
+            ("hard", "hard.jsonl", 1000),
+        ):
+            if name != "hard" or f"{model}/hard" in hard:
+                yield ["extract", "--model", model, "--data", f"{data}/{file}", "--lake", lake, "--limit", str(limit),
+                       "--batch-size", "64", "--max-new-tokens", "8"]  # fmt: skip
+    yield ["analyze", "heads", lake, *problems]
+    yield ["analyze", "attention", lake, *problems]
+    yield ["analyze", "lens", lake, *problems]
+    yield ["analyze", "probes", lake, *problems, "--target", "intermediate_result"]
+    yield ["analyze", "probes", lake, *problems, "--target", "operation"]
+    yield ["analyze", "probes", lake, *hard, "--target", "correct"]
+    yield ["analyze", "sae", lake, *problems]
+    yield ["analyze", "errors", lake, *hard]
+    yield ["reenter", "corrupt", lake, *problems, "--limit", "200"]
+    yield ["reenter", "ablate", lake, *problems, "--limit", "200"]
+    yield ["reenter", "patch", lake, *pairs]
+    yield ["reenter", "heads", lake, *problems, "--limit", "200"]
+    yield ["reenter", "edges", lake, *problems, "--limit", "200"]
+    yield ["reenter", "steer", lake, *hard, "--limit", "200"]
+    yield ["reenter", "gradients", lake, *problems, "--limit", "100"]
+    yield ["analyze", "correlate", lake, *problems, "--importance", "corrupt:importance"]
+    yield ["analyze", "compare", lake, *problems]
+    yield ["report", lake, "--out", report]
+
+
+@app.command("demo")
+def demo_command(
+    out: Annotated[Path, typer.Option("--out", metavar="PATH", help="Lake to make.")] = Path("demo.lake"),
+    report: Annotated[Path, typer.Option("--report", metavar="DIR", help="Folder of the report.")] = Path(
+        "demo-report"
+    ),
+) -> None:
+    """Both small models and their decodable twins, end to end: problems, lake, every analysis, report."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as data:
+        problems_command(out=Path(data))
+        for arguments in demo_commands(str(out), data, str(report)):
+            console.print("\n$ lake " + " ".join(arguments).replace(data, "DATA"), style="bold")
+            app(args=arguments, standalone_mode=False)
+    console.print(f"\nlake:   {out}\nreport: {report / 'index.html'}")
+    console.print(f"open:   xarray.open_zarr({str(out)!r}, group='small-gpt2/test', consolidated=False)")
 
 
 @app.command("train")
