@@ -110,8 +110,8 @@ def build_report(
         runs=run_rows(context),
         overview=overview,
         chapters=[
-            {"title": title, "lead": lead, "slug": slug, "sections": [shown[e.slug] for e in EXPERIMENTS if e.slug in slugs]}
-            for slug, title, lead, slugs in CHAPTERS
+            {"title": title, "lead": lead, "slug": slug, "sections": [shown[e.slug] for e in experiments]}
+            for slug, title, lead, experiments in CHAPTERS
         ],
         experiments=experiment_rows(EXPERIMENTS, shown),
         results=[

@@ -115,13 +115,16 @@ class Context:
 
     def __init__(self, lake: Lake, runs: Sequence[str]) -> None:
         self.lake = lake
-        self.runs = list(runs)
+        self._runs: dict[str, xr.Dataset] = {}
+        self._opened: dict[str, xr.Dataset] = {}
+        # what stands for its model first, each model after its family
+        models = list(dict.fromkeys(run.partition("/")[0] for run in runs))
+        self.runs = sorted(runs, key=lambda run: (self.weight(run)[0], models.index(run.partition("/")[0]), run))
+        runs = self.runs
         models = [run.partition("/")[0] for run in runs]
         distinct = len(set(models)) == len(models)
         labels = models if distinct else list(runs)
         self.looks = looks(runs, labels)
-        self._opened: dict[str, xr.Dataset] = {}
-        self._runs: dict[str, xr.Dataset] = {}
 
     @cached_property
     def results(self) -> list[Result]:
@@ -165,6 +168,13 @@ class Context:
         chosen = [run for run in self.runs if run in best.values()]
         looks = self.relabel(chosen)
         return [Found(run, found[run], self.open(found[run]), looks[run]) for run in chosen]
+
+    def main_runs(self) -> list[str]:
+        """The run that stands for each model: not of pairs, with the most examples."""
+        best: dict[str, str] = {}
+        for run in sorted(self.runs, key=self.weight):
+            best.setdefault(run.partition("/")[0], run)
+        return [run for run in self.runs if run in best.values()]
 
     def weight(self, run: str) -> tuple[bool, int]:
         """Order of a model's runs, the one that stands for it first: no pairs, then most examples."""

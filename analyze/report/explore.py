@@ -88,7 +88,7 @@ def problems(context: Context, name: str, examples: Sequence[int]) -> dict[str, 
         return used.setdefault(int(token), len(used))
 
     keys = [str(x) for x in run["key_position"].values]
-    outcomes = outcome_rows(context, name, [int(x) for x in examples])
+    named, outcomes = outcome_rows(context, name, [int(x) for x in examples])
     items = []
     tokens = texts["token"]
     for i, example in enumerate(examples):
@@ -127,7 +127,7 @@ def problems(context: Context, name: str, examples: Sequence[int]) -> dict[str, 
                 "outcomes": outcomes.get(int(example), []),
             }
         )
-    return {"layers": layers, "strings": [readable(strings[t]) for t in used], "items": items}
+    return {"layers": layers, "strings": [readable(strings[t]) for t in used], "conditions": named, "items": items}
 
 
 def chain_of(row: xr.Dataset) -> list[str]:

@@ -34,7 +34,7 @@ def run_rows(context: Context) -> list[dict[str, Any]]:
                 "of": int(layout["n_example"]),
                 "accuracy": share(float(correct.mean())) if correct.size else "–",
                 "interval": f"[{share(float(low))}, {share(float(high))}]" if correct.size else "",
-                "spec": f"{spec['capture']}, {spec['dtype']} (computed in {spec['compute_dtype']})",
+                "spec": f"{spec['dtype']}, {spec['capture']}",
                 "mark": attributes["fingerprint"][:12],
                 "weights": str(attributes.get("weights", ""))[:12],
                 "data_mark": str(data.get("sha256", ""))[:12],
@@ -48,7 +48,9 @@ def accuracy_by_steps(context: Context) -> Section | None:
     """Accuracy over the length of the written chain."""
     rows, series = [], []
     longest = 0
-    for name in context.runs:
+    main = context.main_runs()
+    looks = context.relabel(main)
+    for name in main:
         run = context.run(name)
         correct = np.asarray(run["correct"].values, dtype=bool)
         steps = (
@@ -65,9 +67,9 @@ def accuracy_by_steps(context: Context) -> Section | None:
         total = np.array([(steps == n).sum() for n in groups])
         low, high = wilson_interval(count, total)
         rate = np.where(total > 0, count / np.maximum(total, 1), np.nan)
-        drawn.append((context.looks[name], rate, low, high))
+        drawn.append((looks[name], rate, low, high))
         rows.extend(
-            {"run": name, "steps": n, "n": int(total[i]), "correct": int(count[i]), "accuracy": float(rate[i]), "low": float(low[i]), "high": float(high[i])}
+            {"run": looks[name].label, "steps": n, "n": int(total[i]), "correct": int(count[i]), "accuracy": float(rate[i]), "low": float(low[i]), "high": float(high[i])}
             for i, n in enumerate(groups)
             if total[i]
         )

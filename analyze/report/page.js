@@ -108,7 +108,7 @@
     const { layers, strings } = state.run.problems;
     const results = new Set(item.chain.map((step) => step.split("=").pop().trim()));
     const grid = make("div", { class: "grid", id: "lens" });
-    grid.style.gridTemplateColumns = `max-content repeat(${item.places.length}, minmax(3.4rem, 1fr))`;
+    grid.style.gridTemplateColumns = `max-content repeat(${item.places.length}, minmax(3.1rem, 1fr))`;
     grid.append(make("span"));
     item.places.forEach((place, p) => grid.append(make("span", { class: "column" }, place, item.fed[p] && place.startsWith("a") ? make("small", { class: "fed" }, `fed \u201c${visible(item.fed[p].trim())}\u201d`) : null)));
     if (!state.cell) state.cell = [layers.length - 1, Math.max(0, item.places.indexOf("eot"))];
@@ -183,11 +183,12 @@
       return make("div", {}, make("h4", {}, "What interventions did to the answer"),
         make("p", { class: "note" }, "No re-entry result in this lake has this problem; lake reenter makes them."));
     }
-    const kinds = [...new Set(item.outcomes.map((row) => row[0]))];
+    const named = state.run.problems.conditions;
+    const kinds = [...new Set(item.outcomes.map((row) => named[row[0]][0]))];
     const kind = kinds.includes(state.kind) ? state.kind : kinds[0];
-    const rows = item.outcomes.filter((row) => row[0] === kind);
+    const rows = item.outcomes.filter((row) => named[row[0]][0] === kind).map((row) => [named[row[0]][1], ...row.slice(1)]);
     const body = make("tbody");
-    for (const [, condition, answer, change, note] of rows) {
+    for (const [condition, answer, change, note] of rows) {
       const before = item.predicted;
       const moved = answer !== before;
       body.append(make("tr", {}, make("td", { class: "text" }, condition),
@@ -195,7 +196,7 @@
         make("td", { class: "text" }, moved ? "changed" : "as before"),
         make("td", {}, change === null ? "" : (change > 0 ? "+" : "") + number(change)), make("td", { class: "text" }, note || "")));
     }
-    const nMoved = rows.filter((row) => row[2] !== item.predicted).length;
+    const nMoved = rows.filter((row) => row[1] !== item.predicted).length;
     return make("div", {}, make("h4", {}, "What interventions did to the answer"),
       make("div", { class: "controls" }, labelled("Experiment", choice("outcome-kind", kinds.map((each) => [each, each]), kind, (value) => { state.kind = value; showProblem(); }))),
       make("p", { class: "note" }, `${nMoved} of ${rows.length} conditions changed the answer from ${item.predicted === null ? "no number" : item.predicted}.`),

@@ -1,73 +1,83 @@
 """Every experiment of the page, in order; each is found by its name and number of report."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from analyze.report import attention_sections as reading
-from analyze.report.content import Experiment
+from analyze.report import probe_sections as probing
+from analyze.report import reentry_sections as reentry
+from analyze.report.content import Context, Experiment, Section
 
-EXPERIMENTS: Sequence[Experiment] = (
-    Experiment(
-        slug="number-decoding",
-        title="Number decoding by position",
-        report="000",
-        commands=["lake analyze lens PATH"],
-        make=reading.number_decoding,
-    ),
-    Experiment(
-        slug="chain-results",
-        title="Which position holds which step",
-        report="000",
-        commands=["lake analyze lens PATH"],
-        make=reading.chain_results,
-    ),
-    Experiment(
-        slug="answer-attention",
-        title="Attention of the answer to the thoughts",
-        report="003",
-        commands=["lake analyze attention PATH"],
-        make=reading.answer_attention,
-    ),
-    Experiment(
-        slug="critical-heads",
-        title="Critical heads",
-        report="004",
-        commands=["lake analyze heads PATH"],
-        make=reading.critical_heads,
-    ),
-    Experiment(slug="hubs", title="Hub positions", report="004", commands=["lake analyze heads PATH"], make=reading.hubs),
-    Experiment(
-        slug="flow-and-skip",
-        title="Sequential flow and skip connections",
-        report="004",
-        commands=["lake analyze heads PATH"],
-        make=reading.flow_and_skip,
-    ),
-    Experiment(
-        slug="types-and-layers",
-        title="Types and layers of the top heads",
-        report="004",
-        commands=["lake analyze heads PATH"],
-        make=reading.types_and_layers,
-    ),
-)
 
-CHAPTERS: Sequence[tuple[str, str, str, Sequence[str]]] = (
+def _of(report: str, slug: str, title: str, make: Callable[[Context], Section | None], *commands: str) -> Experiment:
+    return Experiment(slug=slug, title=title, report=report, commands=commands, make=make)
+
+
+LENS, HEADS, ATTENTION = "lake analyze lens PATH", "lake analyze heads PATH", "lake analyze attention PATH"
+PATCH = "lake reenter patch PATH MODEL/PAIRS"
+
+CHAPTERS: Sequence[tuple[str, str, str, Sequence[Experiment]]] = (
     (
         "report-000",
         "Position decoding and position ablation",
         "Report 000 asked which positions decode to numbers, and whether those are the ones the answer needs.",
-        ("number-decoding", "chain-results"),
+        (
+            _of("000", "number-decoding", "Number decoding by position", reading.number_decoding, LENS),
+            _of("000", "chain-results", "Which position holds which step", reading.chain_results, LENS),
+            _of("000", "position-ablation", "Position ablation", reentry.position_ablation, "lake reenter ablate PATH"),
+        ),
+    ),
+    (
+        "report-001",
+        "Probes, sparse autoencoders and token ablation",
+        "Report 001 asked what can be read off the thoughts, whether errors can be foreseen from them, and which thoughts the answer needs.",
+        (
+            _of("001", "linear-probes", "Linear probes for correctness", probing.linear_probes, "lake analyze probes PATH --target correct"),
+            _of(
+                "001", "step-probes", "Linear probes for each step", probing.step_probes,
+                "lake analyze probes PATH --target intermediate_result", "lake analyze probes PATH --target operation",
+            ),
+            _of("001", "sparse-autoencoders", "Sparse autoencoders", probing.sparse_autoencoders, "lake analyze sae PATH"),
+            _of("001", "error-prediction", "SAE error prediction", probing.error_prediction, "lake analyze errors PATH"),
+            _of("001", "token-ablation", "Token ablation and token importance", reentry.token_ablation, "lake reenter corrupt PATH"),
+            _of("", "integrated-gradients", "Integrated gradients", reentry.gradients, "lake reenter gradients PATH"),
+        ),
+    ),
+    (
+        "report-002",
+        "Activation patching",
+        "Report 002 put thoughts of a clean problem into a corrupted one, and counted how many it takes until the clean answer wins.",
+        (
+            _of("002", "single-patching", "Activation patching, one position", reentry.single_patching, PATCH),
+            _of("002", "several-patching", "Activation patching, first N thoughts", reentry.several_patching, PATCH),
+            _of("002", "subset-patching", "Positional patching, chosen subsets", reentry.subset_patching, PATCH),
+        ),
     ),
     (
         "report-003",
         "Attention and importance",
         "Report 003 asked whether the thoughts that the answer attends to are the ones that matter.",
-        ("answer-attention",),
+        (
+            _of("003", "answer-attention", "Attention of the answer to the thoughts", reading.answer_attention, ATTENTION),
+            _of(
+                "003", "attention-importance", "Attention against importance", probing.attention_and_importance,
+                "lake reenter corrupt PATH", "lake analyze correlate PATH --importance corrupt:importance",
+            ),
+        ),
     ),
     (
         "report-004",
         "Critical heads",
-        "Report 004 scored every attention head by what it does among the thoughts.",
-        ("critical-heads", "hubs", "flow-and-skip", "types-and-layers"),
+        "Report 004 scored every attention head by what it does among the thoughts, compared the models, and cut heads and edges.",
+        (
+            _of("004", "critical-heads", "Critical heads", reading.critical_heads, HEADS),
+            _of("004", "hubs", "Hub positions", reading.hubs, HEADS),
+            _of("004", "flow-and-skip", "Sequential flow and skip connections", reading.flow_and_skip, HEADS),
+            _of("004", "types-and-layers", "Types and layers of the top heads", reading.types_and_layers, HEADS),
+            _of("004", "head-ablation", "Critical head ablation", reentry.head_ablation, "lake reenter heads PATH"),
+            _of("004", "edge-ablation", "Hub and attention pattern ablation", reentry.edge_ablation, "lake reenter edges PATH"),
+            _of("", "steering", "Steering", reentry.steering, "lake reenter steer PATH"),
+        ),
     ),
 )
+
+EXPERIMENTS: Sequence[Experiment] = tuple(experiment for *_, experiments in CHAPTERS for experiment in experiments)
