@@ -150,9 +150,7 @@ def plot_correlations(result: Results, *, ax: Any = None) -> list[Any]:
                 )
         axis.axhline(0, color="black", linewidth=0.8)
         axis.set(title=f"{run} (n = {int(found['n_example'])})", xlabel="layer", ylabel="Pearson's r", xticks=x)
-    axes[-1].legend(
-        frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), title="open: p > 0.05", title_fontsize=8
-    )
+    axes[-1].legend(frameon=False, fontsize=7, title="open: p > 0.05", title_fontsize=7)
     return axes
 
 
