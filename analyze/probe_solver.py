@@ -31,7 +31,7 @@ _MOST_DIRECTIONS = 100
 _LEADING = 128  # directions of large variance taken out of the conjugate gradients where no basis is computed
 _TRIED = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # how far past a solution the next may start, in steps of the last change
 _FAR, _NEAR = 0.3, 0.1  # residual left by a Newton direction, far from the solution and near it
-_BATCH_ELEMENTS = 3_000_000  # rows x columns of a batch of training sets solved together: small cells share numpy calls
+_BATCH_ELEMENTS = 400_000  # of training sets solved together: small ones share numpy calls, large ones stay in cache
 
 
 @dataclass(frozen=True, slots=True)
