@@ -4,6 +4,9 @@ from importlib import import_module
 from typing import Any
 
 _PUBLIC = {
+    "ErrorSpec": "analyze.errors",
+    "SAESpec": "analyze.sae",
+    "activation_of": "analyze.sae",
     "answer_attention": "analyze.correlate",
     "attention_importance": "analyze.correlate",
     "attention_shares": "analyze.attention",
@@ -20,12 +23,21 @@ _PUBLIC = {
     "lens_tests": "analyze.lens",
     "lens_tokens": "analyze.lens",
     "linear_probes": "analyze.probes",
+    "load_sae": "analyze.sae",
     "logit_lens": "analyze.lens",
     "logits": "analyze.lens",
+    "predict_errors": "analyze.errors",
     "reentry_importance": "analyze.correlate",
     "result_tables": "analyze.tables",
+    "sae_codes": "analyze.sae",
+    "sae_metrics": "analyze.sae",
+    "sae_reconstruction": "analyze.sae",
+    "sae_summary": "analyze.sae",
+    "save_sae": "analyze.sae",
+    "select_cells": "analyze.sae",
     "summarise_probes": "analyze.probes",
     "summary_of_analysis": "analyze.heads",
+    "train_sae": "analyze.sae",
 }
 
 __all__ = sorted(_PUBLIC)  # noqa: PLE0605

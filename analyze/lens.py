@@ -570,7 +570,7 @@ class _ReadOut:
         for start in range(0, size, VOCABULARY_BLOCK):
             block = final @ unembedding[start : start + VOCABULARY_BLOCK].T  # (state, token)
             highest = np.maximum(peak, block.max(-1))
-            total = total * np.exp(peak - highest) + np.exp(block - highest[:, None], dtype="float64").sum(-1)
+            total = total * np.exp(peak - highest) + np.exp(block - highest[:, None]).sum(-1, dtype="float64")
             peak = highest
             kept = min(top, block.shape[1])
             index = np.argpartition(block, block.shape[1] - kept, axis=-1)[:, -kept:]
