@@ -168,7 +168,7 @@ def _by_position(values: xr.DataArray, where: dict[str, Any]) -> xr.DataArray:
     label = next((name for name in ("group", "positions", "position") if name in values.coords), None)
     if label is None:
         raise SchemaError(
-            f"the re-entry's conditions name no position; their coordinates are {', '.join(values.coords)}"
+            f"the re-entry's conditions name no position; their coordinates are {', '.join(map(str, values.coords))}"
         )
     keep = np.array([str(x)[:2] == "ct" or str(x) in ("bot", "eot") for x in values[label].values])
     keep &= np.array(["+" not in str(x) for x in values[label].values])
