@@ -922,6 +922,215 @@ def probes_command(
         print_json(printed)
 
 
+@analyze.command("sae")
+def sae_command(
+    path: LakePath,
+    runs: RunNames = None,
+    scope: Annotated[
+        str, typer.Option(help="pool: one dictionary; cell: one for each cell; crosscoder: one for all runs named.")
+    ] = "pool",
+    preset: Annotated[
+        str | None, typer.Option(help="Settings of the reports: gpt2, llama, pilot or topk; options below override.")
+    ] = None,
+    activation: Annotated[
+        str | None, typer.Option(help="topk, batch_topk, relu, jumprelu, abs_topk.  [default: topk]")
+    ] = None,
+    features: Annotated[int | None, typer.Option(help="Size of the dictionary.  [default: 4 times the width]")] = None,
+    k: Annotated[int | None, typer.Option("--k", help="Codes kept for each row.  [default: 16]")] = None,
+    sparsity: Annotated[float | None, typer.Option(help="Coefficient of the penalty of relu and jumprelu.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training rows.  [default: 25]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows in a step.  [default: 256]")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of Adam.  [default: 0.001]")] = None,
+    normalize: Annotated[
+        str | None, typer.Option(help="Centre and scale by pool or cell, or none.  [default: pool]")
+    ] = None,
+    variable: Annotated[
+        str, typer.Option(help="hidden_state, final_state, latent_embedding, or all_states: both of the first.")
+    ] = "hidden_state",
+    layers: Annotated[str | None, typer.Option(metavar="0,1..", help="Only these layers.")] = None,
+    positions: Annotated[
+        str | None, typer.Option(metavar="bot,ct0..", help="Only these positions.  [default: bot and all thoughts]")
+    ] = None,
+    top: Annotated[int, typer.Option(help="Top-activating problems kept for each feature.")] = 10,
+    save: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also save in the layout that SAELens loads.")
+    ] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    csv: CsvFolder = None,
+) -> None:
+    """Learn sparse dictionaries of a run's activations: reconstruction, sparsity, what each feature fires on."""
+    from analyze.sae import REPORT_LAYERS, REPORT_POSITIONS, report_spec, sae_summary, save_sae, select_cells, train_sae
+
+    lake, runs = runs_of(path, runs)
+    given = {
+        "activation": activation,
+        "n_feature": features,
+        "k": k,
+        "sparsity": sparsity,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "normalize": normalize,
+        "seed": seed,
+    }
+    spec = report_spec(preset, **{key: value for key, value in given.items() if value is not None})
+    at = layer_numbers(layers) or (list(REPORT_LAYERS.get(preset, ())) or None if preset is not None else None)
+    where = positions.split(",") if positions else (list(REPORT_POSITIONS) if preset is not None else None)
+    said = spec.as_dict() | {"scope": scope, "variable": variable, "layers": at, "positions": where, "preset": preset}
+    printed = {}
+    for group in [runs] if scope == "crosscoder" else [[run] for run in runs]:
+        label = " + ".join(group)
+        arrays = {run: select_cells(lake[run], variable, layers=at, positions=where) for run in group}
+        joint = {run.partition("/")[0]: array for run, array in arrays.items()}
+        with progress_bar(label, "batches") as report:
+            found = train_sae(
+                joint if scope == "crosscoder" else arrays[group[0]],
+                spec,
+                scope=scope,  # type: ignore[arg-type]
+                n_top=top,
+                progress=report,
+            )
+        found.attrs["run"] = label
+        name = lake.write_result("sae", found, runs=group, spec=said)
+        if save is not None:
+            folder = save if len(runs) == 1 or scope == "crosscoder" else save / group[0].replace("/", ".")
+            save_sae(found, folder, metadata={"model_name": label, "result": name})
+        printed[label] = {"result": name} | tables_of(sae_summary(found), f"{label}-sae", csv)
+        if not as_json:
+            print_dictionary(label, found, name)
+    if as_json:
+        print_json(printed)
+
+
+def print_dictionary(label: str, found: Any, name: str) -> None:
+    """Explained variance of every cell as rows and columns, and the rest in one line."""
+    split = "test" if int(found["n_row"].sel(split="test").sum()) else "train"
+    values = found["explained_variance"].sel(definition="squared_error", split=split)
+    across = [str(dim) for dim in values.dims if dim in ("position", "latent")]
+    over = [str(dim) for dim in values.dims if dim not in across]
+    columns = values[across[0]].values.tolist() if across else ["explained variance"]
+    table = values.expand_dims([] if over else ["cells"]).transpose(*(over or ["cells"]), *across)
+    rows = table.values.reshape(-1, len(columns)).tolist()
+    keys = table[over[0]].values.tolist() if len(over) == 1 else range(len(rows))
+    total = found["explained_variance_all"].sel(definition="squared_error", split=split).values.reshape(-1)
+    print_table(
+        f"{label}: {found.attrs['activation']}, {found.sizes['feature']} features, explained variance of {split} rows",
+        [over[0] if over else "", *columns],
+        [[key, *row] for key, row in zip(keys, rows, strict=True)],
+        caption=f"all cells {', '.join(f'{value:.3f}' for value in total)}; "
+        f"L0 {float(found['l0'].sel(split=split).mean()):.1f}; "
+        f"{100 * float(found['dead_share'].sel(split=split).mean()):.1f}% of features never fire; "
+        f"{found.attrs['n_step']} steps, {found.attrs['n_revived']} revivals; {name}",
+    )
+
+
+@analyze.command("errors")
+def errors_command(
+    path: LakePath,
+    runs: RunNames = None,
+    sae: Annotated[
+        str | None,
+        typer.Option(metavar="RESULT", help="Stored dictionary; by default the run's only one, or a new one."),
+    ] = None,
+    pooling: Annotated[str, typer.Option(help="Over cells: concatenate, mean or max.")] = "concatenate",
+    penalties: Annotated[
+        str, typer.Option(metavar="C,C..", help="Values of C to choose from on validation problems.")
+    ] = "0.0001,0.001,0.01,0.1,1",
+    balanced: Annotated[bool, typer.Option("--balanced", help="Weight right and wrong answers equally.")] = False,
+    resamples: Resamples = 1000,
+    reports: Annotated[
+        bool, typer.Option("--reports", help="As report 001: C of 1, nothing scaled, a random fifth held out.")
+    ] = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    csv: CsvFolder = None,
+) -> None:
+    """Predict from sparse codes whether answers are wrong; beside raw activations, question length and majority."""
+    from analyze.errors import error_spec, predict_errors
+    from analyze.sae import activation_of
+
+    lake, runs = runs_of(path, runs)
+    try:
+        values = tuple(float(value) for value in penalties.split(","))
+    except ValueError:
+        raise UsageError(f"--penalties takes numbers between commas, as 0.01,1; found {penalties!r}") from None
+    spec = error_spec(
+        reports, pooling=pooling, penalties=values, balanced=balanced, n_resample=resamples, seed=seed or None
+    )
+    printed = {}
+    for run in runs:
+        if sae is None and not any(run in result.runs for result in lake.results("sae")):
+            console.print(f"{run} has no dictionary yet; learning one", style="dim") if not as_json else None
+            train_default(lake, run)
+        dictionary = lake.open_result(sae) if sae is not None else lake.result("sae", run)
+        activation = activation_of(dictionary, {each: lake[each] for each in dictionary.attrs["runs"]})
+        with progress_bar(run, "passes") as report:
+            found = predict_errors(lake[run], dictionary, activation, spec, progress=report)
+        found.attrs["run"] = run
+        said = spec.as_dict() | {"sae": str(dictionary.attrs["fingerprint"])}
+        name = lake.write_result("errors", found, runs=[run], spec=said)
+        printed[run] = {"result": name} | tables_of(found.drop_dims(["example", "feature"]), f"{run}-errors", csv)
+        if not as_json:
+            print_errors(run, found, name)
+    if as_json:
+        print_json(printed)
+
+
+def train_default(lake: Any, run: str) -> None:
+    """Learn and store a dictionary of a run with the settings of ``lake analyze sae``."""
+    from analyze.sae import SAESpec, select_cells, train_sae
+
+    spec = SAESpec()
+    with progress_bar(run, "batches") as report:
+        found = train_sae(select_cells(lake[run]), spec, progress=report)
+    found.attrs["run"] = run
+    more = {"scope": "pool", "variable": "hidden_state", "layers": None, "positions": None, "preset": None}
+    lake.write_result("sae", found, runs=[run], spec=spec.as_dict() | more)
+
+
+def print_errors(run: str, found: Any, name: str) -> None:
+    """Each predictor's held-out scores in a line."""
+    rows = []
+    for predictor in found["predictor"].values:
+        one = found.sel(predictor=predictor)
+        bounds = {n: f"{float(one[f'{n}_low']):.2f}..{float(one[f'{n}_high']):.2f}" for n in ("accuracy", "auroc")}
+        gain, low, high = (float(one[f"auroc_gain{part}"]) for part in ("", "_low", "_high"))
+        rows.append(
+            [
+                str(predictor).replace("_", " "),
+                float(one["accuracy"]),
+                bounds["accuracy"],
+                float(one["auroc"]),
+                bounds["auroc"],
+                *(float(one[n].sel(outcome=o)) for o in ("wrong", "right") for n in ("precision", "recall")),
+                "-" if predictor == "sae_codes" else f"{gain:+.3f} ({low:+.3f}..{high:+.3f})",
+                float(one["train_accuracy"]),
+            ]
+        )
+    wrong = int(found["n_test"].sel(outcome="wrong"))
+    note = str(found["note"].item())
+    print_table(
+        f"{run}: will the answer be wrong? {wrong} of {int(found['n_test'].sum())} test answers are",
+        ["predictor", "accuracy", "95%", "AUROC", "95%", "precision wrong", "recall wrong"]
+        + ["precision right", "recall right", "codes' gain in AUROC", "training accuracy"],
+        rows,
+        caption=f"{note + '; ' if note else ''}training accuracy is a diagnostic only; {name}",
+    )
+
+
+def tables_of(result: Any, label: str, csv: Path | None) -> dict[str, Any]:
+    """Tables of a result for ``--json``, and as CSV files if asked."""
+    from analyze import result_tables
+
+    tables = result_tables(result)
+    if csv is not None:
+        csv.mkdir(parents=True, exist_ok=True)
+        for part, table in tables.items():
+            table.to_csv(csv / f"{label.replace('/', '.').replace(' ', '')}-{part}.csv", index=False)
+    return {part: json.loads(table.to_json(orient="records")) for part, table in tables.items()}
+
+
 def layer_numbers(text: str | None) -> list[int] | None:
     """Layers from ``0,1,5``."""
     if text is None:

@@ -8,7 +8,7 @@ came from, the question's length and the majority answer are judged on the same 
 import json
 import tempfile
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,6 +74,17 @@ class ErrorSpec:
 
 REPORT_ERRORS = ErrorSpec(penalties=(1.0,), scale="none", split="stratified", seed=42)
 """The reports' classifier: C = 1, codes of all cells side by side, nothing scaled, a random fifth held out."""
+
+
+def error_spec(reports: bool = False, **changes: Any) -> ErrorSpec:
+    """The defaults with changes, or the reports' classifier, of which the pooling and the resamples may differ.
+
+    A change of ``None`` is none.
+    """
+    known = {name: value for name, value in changes.items() if value is not None}
+    if not reports:
+        return ErrorSpec(**known)
+    return replace(REPORT_ERRORS, **{name: known[name] for name in ("pooling", "n_resample", "seed") if name in known})
 
 
 def predict_errors(
@@ -151,7 +162,7 @@ def predict_errors(
     out["example_split"] = "example", np.array(SPLITS, dtype=object)[side]
     out = out.assign_coords({n: ("example", labels[n].values) for n in ("example", "problem") if n in labels.coords})
     out = out.merge(_labelled(carriers, fits["sae_codes"], rows, first, spec, sae.sizes["feature"]))
-    out.attrs = {"spec": json.dumps(spec.as_dict(), sort_keys=True), "sae_spec": sae.attrs.get("spec", "{}")}
+    out.attrs = {"spec": json.dumps(spec.as_dict(), sort_keys=True), "sae": str(sae.attrs.get("fingerprint", ""))}
     return out
 
 

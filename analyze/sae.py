@@ -7,7 +7,7 @@ and imports it only then (:mod:`analyze.sae_train`); using a trained dictionary 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,9 @@ from analyze.sae_spec import (
     SCOPES,
     SAESpec,
     Scope,
+    report_spec,
 )
-from schemas.errors import UsageError
+from schemas.errors import SchemaError, UsageError
 
 __all__ = [
     "ACTIVATIONS",
@@ -37,11 +38,15 @@ __all__ = [
     "REPORT_SPECS",
     "SCOPES",
     "SAESpec",
+    "activation_of",
     "load_sae",
+    "report_spec",
     "sae_codes",
     "sae_metrics",
     "sae_reconstruction",
+    "sae_summary",
     "save_sae",
+    "select_cells",
     "split_by_group",
     "train_sae",
     "with_final_state",
@@ -56,6 +61,79 @@ def with_final_state(run: xr.Dataset) -> xr.DataArray:
     return xr.concat(
         [hidden, final.transpose(*hidden.dims)], "layer", join="inner", coords="minimal", compat="override"
     )
+
+
+def select_cells(
+    run: xr.Dataset,
+    variable: str = "hidden_state",
+    *,
+    layers: Sequence[int] | None = None,
+    positions: Sequence[str] | None = None,
+) -> xr.DataArray:
+    """Activations of a run at chosen cells.
+
+    Parameters
+    ----------
+    run : Dataset
+    variable : str
+        ``hidden_state``, ``final_state``, ``latent_embedding``, or ``all_states`` for :func:`with_final_state`.
+    layers, positions : labels
+        All layers, and the positions from ``bot`` to the last thought, where absent.
+
+    Raises
+    ------
+    SchemaError
+        If the run lacks one of them; it names those it has.
+    """
+    if variable != "all_states" and variable not in run:
+        raise SchemaError(f"the run has no {variable!r}; it has {', '.join(map(str, run.data_vars))}")
+    array = with_final_state(run) if variable == "all_states" else run[variable]
+    if positions is None and "segment" in array.coords and "position" in array.dims:
+        segment = array["segment"].values
+        positions = array["position"].values[np.isin(segment, ("bot", "latent"))].tolist()
+    wanted = {"layer": layers, "position": positions, "latent": positions if "latent" in array.dims else None}
+    for dim, labels in wanted.items():
+        if labels is None or dim not in array.dims:
+            continue
+        missing = [label for label in labels if label not in array[dim].values]
+        if missing:
+            raise SchemaError(f"{variable} has no {dim} {missing}; it has {array[dim].values.tolist()}")
+        array = array.sel({dim: list(labels)})
+    return array.rename(variable)
+
+
+def activation_of(sae: xr.Dataset, runs: Mapping[str, xr.Dataset]) -> Activations:
+    """What a stored dictionary reads, from the runs (by name) it was trained on, or others of the same models."""
+    variable = str(sae.attrs.get("variable", "hidden_state"))
+    known = sae["frequency"]
+    positions = [str(p) for p in known[d].values] if (d := _position_dim(known)) else None
+    if sae.attrs["scope"] != "crosscoder":
+        if len(runs) != 1:
+            raise UsageError(f"a dictionary of one model reads one run; found {', '.join(runs)}")
+        layers = known["layer"].values.tolist() if "layer" in known.dims else None
+        return select_cells(next(iter(runs.values())), variable, layers=layers, positions=positions)
+    named = [str(s).rpartition("/") for s in sae["source"].values]
+    return {
+        model: select_cells(
+            run,
+            variable,
+            layers=[int(layer) for owner, _, layer in named if owner == model] or None,
+            positions=positions,
+        )
+        for model, run in ((name.partition("/")[0], run) for name, run in runs.items())
+    }
+
+
+def sae_summary(sae: xr.Dataset) -> xr.Dataset:
+    """What is worth a table: metrics and curves, without weights, features and examples."""
+    left_out = {"feature", "hidden", "example", "rank"}
+    names = [n for n, v in sae.data_vars.items() if not left_out & set(v.dims) and n not in ("n_hidden",)]
+    coords = [n for n, c in sae.coords.items() if left_out & set(c.dims)]
+    return sae[names].drop_vars(coords, errors="ignore")
+
+
+def _position_dim(array: xr.DataArray) -> str | None:
+    return next((str(d) for d in ("position", "latent") if d in array.dims), None)
 
 
 def train_sae(
@@ -156,7 +234,8 @@ def train_sae(
     sae = sae.assign_coords({name: ("example", values) for name, values in own.items()})
     for name in ("train_loss", "train_reconstruction", "validation_reconstruction"):
         sae[name].attrs = {"long_name": name.replace("_", " "), "units": "squared mean norm of centred inputs"}
-    sae.attrs |= {"n_step": trainer.n_done, "n_revived": trainer.n_revived}
+    name = activation.name if isinstance(activation, xr.DataArray) else next(iter(activation.values())).name
+    sae.attrs |= {"n_step": trainer.n_done, "n_revived": trainer.n_revived, "variable": str(name or "hidden_state")}
     return sae.merge(sae_metrics(sae, activation, n_top=n_top, progress=lambda *_: tick()), combine_attrs="override")
 
 

@@ -50,7 +50,7 @@ class SAESpec:
     k: int = 16
     """Codes kept per row (topk, abs_topk) or on average (batch_topk)."""
     sparsity: float | None = None
-    """Coefficient of the penalty; ``None`` means 0.1 for relu and 0.01 for jumprelu, where an active feature must
+    """Coefficient of the penalty; ``None`` means 0.1 for relu and 0.003 for jumprelu, where an active feature must
     explain that share of the squared norm to pay."""
     epochs: int = 25
     """Passes over the training rows."""
@@ -100,7 +100,7 @@ class SAESpec:
             if getattr(self, name) <= 0:
                 raise UsageError(f"SAE {name} is {getattr(self, name)}; it must be positive")
         if self.sparsity is None:
-            object.__setattr__(self, "sparsity", {"relu": 0.1, "jumprelu": 0.01}.get(self.activation, 0.0))
+            object.__setattr__(self, "sparsity", {"relu": 0.1, "jumprelu": 0.003}.get(self.activation, 0.0))
         object.__setattr__(self, "fractions", tuple(self.fractions))
 
     def as_dict(self) -> dict[str, Any]:
@@ -142,6 +142,21 @@ REPORT_SPECS: dict[str, SAESpec] = {
     ),
 }
 """The reports' settings as their scripts ran them, defects included: no normalisation, nothing held out."""
+
+
+def report_spec(preset: str | None = None, **changes: Any) -> SAESpec:
+    """The settings of a report, or the defaults for ``None``, with changes.
+
+    A change of activation also brings that activation's own penalty, unless one is given.
+    """
+    if preset is not None and preset not in REPORT_SPECS:
+        raise UsageError(f"SAE preset is {preset!r}; choose one of {', '.join(REPORT_SPECS)}")
+    base = {} if preset is None else REPORT_SPECS[preset].as_dict()
+    if "activation" in changes:
+        base.pop("sparsity", None)
+    return SAESpec.from_dict(base | changes)
+
+
 REPORT_POSITIONS = ("bot", "ct0", "ct1", "ct2", "ct3", "ct4")
 """The reports' six steps, which feed BOT as the first and five thoughts after it."""
 REPORT_LAYERS: dict[str, tuple[int, ...]] = {
