@@ -1,0 +1,70 @@
+"""The notebooks run from a lake like the demo's, are shown with their output, and hold no logic of their own."""
+
+import ast
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+RUNS = {
+    "small-gpt2": ("test", "pairs"),
+    "small-gpt2-decodable": ("test", "pairs"),
+    "small-llama": ("test",),
+}
+N_PROBLEM, N_PAIR = 150, 30
+
+pytestmark = pytest.mark.skipif(not NOTEBOOKS, reason="there are no notebooks here")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a small ``demo.lake`` and, beside it, where the notebooks run."""
+    from extract.prepare import prepare
+    from extract.run import extract
+    from extract.small.problems import make_pairs, make_splits, write_pairs, write_problems
+    from schemas import RunSpec
+
+    folder = tmp_path_factory.mktemp("demo")
+    sizes = {n: N_PROBLEM // 3 for n in (2, 3, 4)}
+    write_problems(make_splits(0, {"test": sizes})["test"], folder / "test.jsonl")
+    write_pairs(make_pairs(N_PAIR), folder / "pairs.json")
+    files = {"test": folder / "test.jsonl", "pairs": folder / "pairs.json"}
+    for model, names in RUNS.items():
+        for name in names:
+            lake = folder / "demo.lake"
+            spec = RunSpec(max_new_tokens=12, batch_size=64)
+            extract(prepare(f"{model}={model}", str(files[name]), lake, spec), lake)
+    (folder / "notebooks").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs(path: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # kernels run their own process; they share two cores with everything else
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    book = nbformat.read(shutil.copy(path, place / "notebooks"), as_version=4)
+    NotebookClient(
+        book, timeout=150, kernel_name="python3", resources={"metadata": {"path": str(place / "notebooks")}}
+    ).execute()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_shown_with_its_output(path: Path) -> None:
+    book = nbformat.read(path, as_version=4)
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    kinds = {output.output_type for cell in code for output in cell.outputs}
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "run it from the top and save it"
+    assert kinds <= {"display_data", "execute_result", "stream"}
+    assert not [output.text for cell in code for output in cell.outputs if output.get("name") == "stderr"]
+    assert path.stat().st_size < 500_000
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_holds_no_logic(path: Path) -> None:
+    book = nbformat.read(path, as_version=4)
+    source = "\n".join(cell.source for cell in book.cells if cell.cell_type == "code")
+    nodes = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.While, ast.Try, ast.If)
+    assert not [ast.unparse(node)[:60] for node in ast.walk(ast.parse(source)) if isinstance(node, nodes)]
