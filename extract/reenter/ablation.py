@@ -9,7 +9,7 @@ import xarray as xr
 from extract.reenter.statistics import with_accuracy
 from extract.reenter.target import Target
 from extract.sweep import Condition
-from schemas import Intervention, UsageError
+from schemas import Intervention, UsageError, check_positions
 
 Site = Literal["hidden_state", "latent_embedding"]
 EVERY = -1
@@ -176,6 +176,7 @@ def corrupt(
         ``control``; figures as :func:`extract.reenter.statistics.with_accuracy` gives them.
     """
     thoughts = tuple(positions or target.thoughts)
+    check_positions(thoughts, target.reasoner.n_latent)
     names = list(CORRUPTIONS if corruptions is None else corruptions)
     if unknown := [name for name in names if name not in CORRUPTIONS]:
         raise UsageError(f"corruption {unknown[0]!r} is not one of {', '.join(CORRUPTIONS)}")
@@ -184,7 +185,7 @@ def corrupt(
     for layer in site_layers(target, site, middle if layers is None else layers, together=False):
         place = where_of(target, site, layer)
         for name in names:
-            for group in [*((each,) for each in thoughts), thoughts]:
+            for group in [*((each,) for each in thoughts), *([thoughts] if len(thoughts) > 1 else [])]:
                 changes = [Intervention(positions=group, seed=seed, **CORRUPTIONS[name], **place)]
                 others = tuple(each for each in thoughts if each not in group)
                 if hold and others:
@@ -197,9 +198,10 @@ def corrupt(
                         labels={"site": site, "layer": layer, "corruption": name, "group": label, "control": ""},
                     )
                 )
-        shuffled = Intervention(operation="shuffle", positions=thoughts, seed=seed, **place)
-        labels = {"site": site, "layer": layer, "corruption": "shuffle", "group": "all", "control": ""}
-        conditions.append(Condition(name=f"shuffle all {site} {layer}", interventions=(shuffled,), labels=labels))
+        if len(thoughts) > 1:
+            shuffled = Intervention(operation="shuffle", positions=thoughts, seed=seed, **place)
+            labels = {"site": site, "layer": layer, "corruption": "shuffle", "group": "all", "control": ""}
+            conditions.append(Condition(name=f"shuffle all {site} {layer}", interventions=(shuffled,), labels=labels))
         for single in thoughts:
             like_zero = Intervention(operation="zero", positions=(single,), seed=seed, as_noise=True, **place)
             labels = {

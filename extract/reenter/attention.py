@@ -74,7 +74,7 @@ def ablate_heads(
     -------
     xr.Dataset
         ``condition`` with coordinates ``group`` (``L2H3``, ``top 5``, ``random 5 #1``, ``all``), ``layer``, ``head``,
-        ``n`` and ``control``; figures as :func:`extract.reenter.statistics.with_accuracy` gives them. ``attrs`` hold
+        ``n_head`` and ``control``; figures as :func:`extract.reenter.statistics.with_accuracy` gives them. ``attrs`` hold
         the ranking.
     """
     reasoner = target.reasoner
@@ -96,7 +96,7 @@ def ablate_heads(
         alone = len(chosen) == 1
         labels = {
             "group": group, "layer": chosen[0][0] if alone else -1, "head": chosen[0][1] if alone else -1,
-            "n": len(chosen), "control": control,
+            "n_head": len(chosen), "control": control,
         }  # fmt: skip
         conditions.append(Condition(name=f"{control or operation} {group}", interventions=each, labels=labels))
 

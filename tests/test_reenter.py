@@ -1,0 +1,284 @@
+"""Back into the model: known truth on the shipped small models, controls, statistics, bad requests."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from statsmodels.stats.multitest import multipletests
+
+import lake as command_line
+from extract.intervene import permutation
+from extract.reenter import (
+    Target,
+    ablate,
+    ablate_heads,
+    corrupt,
+    cut_edges,
+    integrated_gradients,
+    open_target,
+    patch,
+    steer,
+    sweep_grid,
+)
+from extract.reenter.patching import swap_effects
+from extract.reenter.statistics import first_that_wins, holm, mcnemar, mean_interval, wilson
+from extract.run import extract, prepare
+from extract.small.problems import make_pairs, make_splits, write_pairs, write_problems
+from schemas import RunSpec, UsageError
+from store import open_lake
+
+torch.set_num_threads(1)
+MODELS = ("small-gpt2", "small-llama", "small-gpt2-decodable", "small-llama-decodable")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lake of the shipped models over a few problems and pairs, float32."""
+    root = tmp_path_factory.mktemp("reenter")
+    sizes = {"train": {}, "validation": {}, "test": {2: 16, 3: 16, 4: 16}}
+    write_problems(make_splits(3, sizes)["test"], root / "test.jsonl")
+    write_pairs(make_pairs(16, 3), root / "pairs.json")
+    spec = RunSpec(dtype="float32", batch_size=48, max_new_tokens=10)
+    for model in MODELS:
+        for data in ("test.jsonl", "pairs.json"):
+            extract(prepare(model, str(root / data), root / "a.lake", spec), root / "a.lake")
+    return root / "a.lake"
+
+
+def target(folder: Path, model: str, data: str = "test") -> Target:
+    return open_target(open_lake(folder), f"{model}/{data}")
+
+
+def figures(result: xr.Dataset, variable: str, **labels: Any) -> float:
+    """One figure, by the coordinates of its condition."""
+    found = np.ones(result.sizes["condition"], dtype=bool)
+    for name, value in {"control": "", **labels}.items():
+        found &= result[name].values == value
+    assert found.sum() == 1, labels
+    part = result[variable]
+    part = part.sel(stratum="all") if "stratum" in part.dims else part
+    return float(part.values[found][0])
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_ablation_tells_used_thoughts_from_thoughts_that_only_read_the_same(folder: Path, architecture: str) -> None:
+    used = ablate(target(folder, f"small-{architecture}"), sites=["latent_embedding"], operations=["mean"])
+    only_read = ablate(
+        target(folder, f"small-{architecture}-decodable"), sites=["latent_embedding"], operations=["mean"]
+    )
+    place = {"site": "latent_embedding", "operation": "mean"}
+    for result in (used, only_read):
+        # Both read alike: numbers at ct0, ct2, ct4, operators at bot and between.
+        np.testing.assert_array_less(0.9, result["number_share"].sel(position=["ct0", "ct2", "ct4"]))
+        np.testing.assert_array_less(result["number_share"].sel(position=["bot", "ct1", "ct3", "ct5"]), 0.1)
+        for donor in ("forward", "stored"):
+            labels = {"site": "latent_embedding", "operation": "replace", "control": f"self ({donor})"}
+            assert figures(result, "drop", **labels) == 0
+            assert figures(result, "kl_mean", **labels) == pytest.approx(0, abs=1e-5)
+    assert figures(used, "importance", group="numbers", **place) > 0.8
+    assert figures(used, "importance", group="others", **place) < 0.5
+    assert figures(used, "p_holm", group="numbers", **place) < 1e-6
+    assert figures(only_read, "importance", group="numbers", **place) < 0.2
+    random = figures(
+        used, "importance", group="random like numbers", control="random positions", **{"operation": "mean"}
+    )
+    assert random > figures(used, "importance", group="others", **place)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_patching_finds_the_thoughts_that_carry_the_answer_over(folder: Path, architecture: str) -> None:
+    result = patch(target(folder, f"small-{architecture}", "pairs"), sites=["latent_embedding"], subsets="all")
+    twin = patch(target(folder, f"small-{architecture}-decodable", "pairs"), sites=["latent_embedding"], subsets="none")
+    attrs = result.attrs
+    assert attrs["n_counted"] + attrs["n_same_answer"] + attrs["n_not_both_right"] == attrs["n_pair"] == 16
+    labels = {"site": "latent_embedding", "layer": -1}
+    clean = result.sel(outcome_kind="clean_answer")
+    share = {
+        place: figures(clean, "share", kind="one", positions=place, **labels) for place in ("ct0", "ct1", "ct2", "ct5")
+    }
+    assert min(share["ct1"], share["ct5"]) > 0.2
+    assert max(share["ct0"], share["ct2"]) < 0.1
+    numbers = figures(clean, "share", kind="carrying", positions="numbers", **labels)
+    assert numbers > 0.5 > 0.1 > figures(clean, "share", kind="carrying", positions="others", **labels)
+    assert numbers == figures(clean, "share", kind="first", n=6, **labels)
+    assert figures(result, "recovery", kind="carrying", positions="numbers", **labels) > 0.4
+    first = {"kind": "first", "n": 6, **labels}
+    assert figures(clean, "share", **first, control="self (stored)") == 0
+    assert figures(clean, "share", **first, control="random donor") < numbers / 2
+    np.testing.assert_allclose(result["share"].sum("outcome_kind"), 1)
+    # 62 proper subsets besides the six alone: 6 first, 56 - 4 others of two to five, and no set twice.
+    family = result["positions"].values[(result["control"] == "") & (result["kind"] != "carrying")]
+    assert len(set(family)) == 63
+    effects = swap_effects(result).sel(site="latent_embedding", layer=-1)
+    assert list(effects["position"].values) == ["ct0", "ct1", "ct2", "ct3", "ct4", "ct5"]
+    assert figures(twin.sel(outcome_kind="clean_answer"), "share", **first) < 0.2
+    assert np.isnan(twin["n_that_wins"]).all()
+
+
+def test_every_corruption_once(folder: Path) -> None:
+    result = corrupt(target(folder, "small-llama"), seed=1)
+    by = {"site": "latent_embedding"}
+    for corruption in ("mean", "resample", "noise 2"):
+        number, other = (figures(result, "importance", corruption=corruption, group=g, **by) for g in ("ct3", "ct2"))
+        assert number > max(0.5, other + 0.3)
+    weak, strong = (figures(result, "kl_mean", corruption=f"noise {s}", group="ct3", **by) for s in (0.1, 2))
+    assert strong > 10 * weak
+    # Shuffling belongs to no thought: there is one, of all.
+    assert list(result["group"].values[result["corruption"] == "shuffle"]) == ["all"]
+    held = corrupt(target(folder, "small-llama"), corruptions=["mean"], hold=True)
+    # What ct1 does to the answer goes through ct3 and ct5, which are held.
+    direct = {"corruption": "mean", "group": "ct1"}
+    assert figures(held, "importance", **direct) < figures(result, "importance", **direct, **by)
+
+
+def test_strata_add_up(folder: Path) -> None:
+    result = corrupt(target(folder, "small-gpt2"), corruptions=["zero"])
+    assert list(result["stratum"].values) == ["all", "2", "3", "4"]
+    parts = result.sel(stratum=["2", "3", "4"])
+    np.testing.assert_array_equal(parts["n"].sum("stratum"), result["n"].sel(stratum="all"))
+    np.testing.assert_array_equal(parts["broken"].sum("stratum"), result["broken"].sel(stratum="all"))
+    before = float(result["accuracy"].sel(stratum="all")[0])
+    drop = result["drop"].sel(stratum="all")
+    np.testing.assert_allclose(before - result["accuracy"].sel(stratum="all"), drop, atol=1e-12)
+
+
+def test_edges_and_heads(folder: Path) -> None:
+    edges = cut_edges(target(folder, "small-gpt2"), hub="ct1")
+    assert figures(edges, "drop", group="hub cut") == figures(edges, "drop", group="cut ct1") > 0.5
+    assert figures(edges, "kl_mean", group="hub cut", control="scaled by 1") == pytest.approx(0, abs=1e-5)
+    for donor in ("forward", "stored"):
+        assert figures(edges, "kl_mean", group="self", control=f"self ({donor})") == pytest.approx(0, abs=1e-5)
+    singles = figures(edges, "drop", group="cut ct0") + figures(edges, "drop", group="cut ct2")
+    assert figures(edges, "additive_drop", group="cut ct0+ct2") == pytest.approx(singles)
+    ranking = [(1, 2), (0, 2), (0, 0)]
+    heads = ablate_heads(target(folder, "small-gpt2"), ranking=ranking, counts=[2], n_random=2)
+    assert figures(heads, "drop", group="top 2", n_head=2) > 0.3
+    assert figures(heads, "drop", group="all", control="self (stored)") == 0
+    assert sorted(set(heads["control"].values)) == [
+        "", "noise of the same norm", "random donor", "random heads", "self (forward)", "self (stored)", "untouched",
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match="never scored; run lake analyze heads first"):
+        ablate_heads(target(folder, "small-gpt2"))
+
+
+def test_integrated_gradients_add_up(folder: Path) -> None:
+    result = integrated_gradients(target(folder, "small-llama"), limit=12, n_step=48)
+    gap = result["logit_difference"] - result["baseline_logit_difference"]
+    np.testing.assert_allclose(result["attribution"].sum("latent") + result["residual"], gap, atol=1e-9)
+    assert result.attrs["relative_residual"] < 0.01
+    coarse = integrated_gradients(target(folder, "small-llama"), limit=12, n_step=2)
+    assert coarse.attrs["relative_residual"] > result.attrs["relative_residual"]
+    # The fed values themselves give the difference that a sweep measures.
+    found = target(folder, "small-llama")
+    assert not any(parameter.grad is not None for parameter in found.reasoner.model.parameters())
+
+
+def test_steering_uses_the_other_half_and_one_length(folder: Path) -> None:
+    found = target(folder, "small-gpt2")
+    # Some wrong answers, to have a direction from.
+    found.data["correct"] = ("example", np.arange(found.data.sizes["example"]) % 3 > 0)
+    result = steer(found, strengths=[-1, 1], n_random=2)
+    assert result.sizes["example"] == found.data.sizes["example"] // 2
+    assert sorted(set(result["direction"].values)) == ["", "correct-wrong", "random #1", "random #2"]
+    lengths = [float(np.linalg.norm(array.sel(layer=1, position="ct2"))) for array in found.values.directions.values()]
+    np.testing.assert_allclose(lengths, lengths[0], rtol=1e-5)
+    nothing = result["kl_mean"].sel(stratum="all").values[result["control"].values == "self (forward)"]
+    np.testing.assert_allclose(nothing, 0, atol=1e-5)
+    for name, message in [
+        ("probes", "not of the form"),
+        ("probes:weights", "never computed .* lake analyze probes first"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            steer(found, directions=[name])
+
+
+def test_grid_is_labelled_and_repeats_nothing(folder: Path) -> None:
+    found = target(folder, "small-llama")
+    result = sweep_grid(
+        found, layers=[0, 1], positions=["ct0", "ct3"], operations=["zero", "noise"], donors=["stored", "other"],
+        strengths=[0.5, 2.0],
+    )  # fmt: skip
+    assert result["drop"].dims == ("layer", "position", "operation", "donor", "strength", "stratum")
+    assert result["generated_text"].dims[-1] == "example"
+    # Donors do not matter to these operations, strengths not to zero: 2 x 2 x (1 + 2) cells.
+    assert result.attrs["n_condition"] == 1 + 12
+    np.testing.assert_array_equal(result["kl"].sel(donor="stored"), result["kl"].sel(donor="other"))
+    alone = sweep_grid(found, layers=[1], positions=["ct3"], operations=["noise"], strengths=[2.0])
+    cell = {"layer": 1, "position": "ct3", "operation": "noise", "donor": "stored", "strength": 2.0}
+    np.testing.assert_allclose(alone["kl"].sel(cell), result["kl"].sel(cell), atol=1e-4)
+
+
+def test_statistics_have_their_closed_forms() -> None:
+    low, high = wilson(np.array([0, 5, 0]), np.array([10, 10, 0]))
+    z = 1.959963984540054
+    np.testing.assert_allclose(high[0], z**2 / (10 + z**2))
+    np.testing.assert_allclose(low[1] + high[1], 1)
+    assert np.isnan(low[2])
+    assert np.isnan(high[2])
+    before, after = np.array([True] * 7 + [False] * 3), np.array([False] * 6 + [True] + [False] * 3)
+    assert mcnemar(before, after) == pytest.approx(2 * 0.5**6)
+    assert mcnemar(before, before) == 1
+    corrected = holm(np.array([0.01, 0.02, 0.5, np.nan, 0.004]), np.array([True, True, False, True, True]))
+    np.testing.assert_allclose(corrected[[0, 1, 4]], multipletests([0.01, 0.02, 0.004], method="holm")[1])
+    assert np.isnan(corrected[2:4]).all()
+    mean, lower, upper = mean_interval(np.array([[1.0, np.nan, 3.0], [np.nan] * 3]))
+    assert mean[0] == 2
+    assert lower[0] <= 2 <= upper[0]
+    assert np.isnan(mean[1])
+
+
+def test_first_that_wins_and_stays() -> None:
+    wins = np.array([[1, 0, 0, 0], [1, 1, 1, 0], [0, 0, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1]], dtype=bool)
+    found = first_that_wins(wins, ~wins, [1, 2, 3, 4, 5])
+    # Wins at 2, but not at 3: from 4 on it stays.
+    assert found["n"] == 4
+    assert found["n_low"] <= 4 <= found["n_high"]
+    never = first_that_wins(np.zeros((2, 3), dtype=bool), np.ones((2, 3), dtype=bool), [1, 2])
+    assert np.isnan(never["n"])
+    assert never["never"] == 1
+
+
+def test_a_shuffle_always_moves_something() -> None:
+    for row in range(200):
+        order = permutation(0, row, 2)
+        assert order.tolist() == [1, 0]
+
+
+def test_command_keeps_a_result_and_answers_bad_requests_in_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def call(*words: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            command_line.main(["reenter", *map(str, words)])
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    code, out, err = call(
+        "patch", folder, "small-gpt2/pairs", "small-llama/pairs", "--sites", "latent_embedding", "--subsets", "none"
+    )
+    assert (code, err) == (0, "")
+    assert "the clean answer wins from N" in out
+    kept = open_lake(folder).result("patch", "small-gpt2/pairs")
+    assert {"share", "outcome", "recovery", "n_that_wins"} <= set(kept.data_vars)
+    assert kept.attrs["inputs"]
+    assert not Path(f"{folder}.reenter").exists()
+    for words, message in [
+        (("ablate", folder, "small-gpt2/nothing"), "has no run 'small-gpt2/nothing'"),
+        (("ablate", folder, "small-gpt2/test", "--layers", "7"), "layer 7 is not there"),
+        (("ablate", folder, "small-gpt2/test", "--layers", "x"), "whole numbers"),
+        (("corrupt", folder, "small-gpt2/test", "--positions", "ct9"), "position 'ct9' is not there"),
+        (("patch", folder, "small-gpt2/test"), "has no clean/corrupted pairs"),
+        (("heads", folder, "small-gpt2/test"), "run lake analyze heads first"),
+        (("edges", folder, "small-gpt2/test", "--hub", "ct8"), "hub ct8 is not one of"),
+        (("steer", folder, "small-gpt2/test", "--directions", "sae:decoder"), "was never computed"),
+        (("sweep", folder, "small-gpt2/test", "--site", "head_output", "--heads", "9"), "head 9 is not there"),
+        (("sweep", folder, "small-gpt2/test", "--operations", "melt"), "'melt' cannot be done"),
+        (("ablate", folder, "small-gpt2/test", "--checkpoint", "small-llama"), "is not the model that made"),
+    ]:
+        code, out, err = call(*words)
+        assert code == 2, words
+        assert message in err
+        assert err.count("\n") == 1
