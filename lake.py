@@ -1745,6 +1745,80 @@ def sweep_command(
     reenter_runs("sweep", path, runs, experiment, grid, common, columns)
 
 
+@analyze.command("compare")
+def compare_command(
+    path: LakePath,
+    runs: RunNames = None,
+    resamples: Resamples = 500,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    csv: CsvFolder = None,
+) -> None:
+    """Lay two or more runs beside each other: everything the lake knows, and differences with intervals."""
+    from analyze.compare import compare, comparison_table, difference_table
+
+    lake, runs = runs_of(path, runs)
+    result = compare(lake, runs, n_resample=resamples, seed=seed)
+    name = lake.write_result("compare", result, runs=runs, spec={"resamples": resamples, "seed": seed})
+    tables = {"models": comparison_table(result), "differences": difference_table(result)}
+    if csv is not None:
+        csv.mkdir(parents=True, exist_ok=True)
+        for part, table in tables.items():
+            table.to_csv(csv / f"compare-{part}.csv", index=False)
+    missing = json.loads(result.attrs["missing"])
+    if as_json:
+        records = {part: json.loads(table.to_json(orient="records")) for part, table in tables.items()}
+        print_json({"result": name, "missing": missing, "note": result.attrs["note"]} | records)
+        return
+    models = tables["models"].set_index("model")
+    print_table("Side by side", ["", *models.index], [[column, *models[column]] for column in models.columns])
+    sure = tables["differences"].query("low > 0 or high < 0")
+    sure = sure.assign(size=sure["difference"].abs()).sort_values("size", ascending=False).head(20)
+    print_table(
+        f"Largest differences whose 95% interval leaves out 0 ({result.attrs['note']})",
+        ["what", "where", "first", "second", "difference", "95%", "paired"],
+        [
+            [
+                d.what,
+                d.where,
+                d.first,
+                d.second,
+                f"{d.difference:+.3f}",
+                f"{d.low:+.3f}..{d.high:+.3f}",
+                "yes" if d.paired else "no",
+            ]
+            for d in sure.itertuples()
+        ],
+    )
+    for line in missing:
+        console.print(f"missing: {line}")
+    console.print(f"kept as {name}")
+
+
+@app.command("report")
+def report_command(
+    path: LakePath,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the page, its figures and tables.")],
+    runs: RunNames = None,
+    problems: Annotated[int, typer.Option(help="Problems of each run that can be picked on the page.")] = 40,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Write one self-contained page of everything the lake knows, with its figures (PNG, SVG) and tables (CSV)."""
+    from analyze.report import build_report
+
+    with progress_bar("report", "sections") as progress:
+        made = build_report(path, out, runs=runs, n_problem=problems, seed=seed, progress=progress)
+    if as_json:
+        print_json({key: getattr(made, key) for key in made.__slots__})
+        return
+    console.print(f"{made.page}: {made.page_bytes / 1e6:.1f} MB, {made.n_figure} figures, {made.n_table} tables")
+    if made.missing:
+        console.print(f"not in the lake: {', '.join(made.missing)}; the page says which command makes each")
+    for slug, why in made.broken.items():
+        console.print(f"could not be read: {slug}: {why}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit 2 for a user's mistake, 1 for a run that failed, each with one line on stderr."""
     try:

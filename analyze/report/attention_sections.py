@@ -62,7 +62,8 @@ def number_decoding(context: Context) -> Section | None:
         parts.append(
             (
                 each.look.label,
-                f"{listed(often) or 'no thought'} in most problems" + (f", {listed(never)} almost never" if never else ""),
+                f"{listed(often) or 'no thought'} in most problems"
+                + (f", {listed(never)} almost never" if never else ""),
             )
         )
         for position in positions:
@@ -97,7 +98,8 @@ def number_decoding(context: Context) -> Section | None:
     caveats = [CONVENTION]
     if tests:
         lines = [
-            f"{t.look.label} Q = {float(t.data['q'][-1]):.0f}, corrected p {p_text(float(t.data['q_p_adjusted'][-1]))}" for t in tests
+            f"{t.look.label} Q = {float(t.data['q'][-1]):.0f}, corrected p {p_text(float(t.data['q_p_adjusted'][-1]))}"
+            for t in tests
         ]
         caveats.append(
             "That positions differ is tested on the same problems (Cochran's Q over the thoughts at the last layer), not as "
@@ -136,7 +138,13 @@ def number_decoding(context: Context) -> Section | None:
                     Column(label="Run", key="run", kind="text"),
                     Column(label="Position", key="position", kind="text"),
                     Column(label="n", key="n", kind="count"),
-                    Column(label="Number", key="number_share", kind="share", low="number_share_low", high="number_share_high"),
+                    Column(
+                        label="Number",
+                        key="number_share",
+                        kind="share",
+                        low="number_share_low",
+                        high="number_share_high",
+                    ),
                     Column(label="Chain result", key="result_share", kind="share"),
                     Column(label="Other chain", key="control_share", kind="share"),
                     Column(label="The answer", key="gold_first_share", kind="share"),
@@ -157,7 +165,9 @@ def p_text(p: float) -> str:
 
 def chain_results(context: Context) -> Section | None:
     """Which position holds which step of the chain."""
-    found = [f for f in context.find("lens", lambda spec: spec.get("lens", "plain") == "plain") if f.data.sizes.get("step")]
+    found = [
+        f for f in context.find("lens", lambda spec: spec.get("lens", "plain") == "plain") if f.data.sizes.get("step")
+    ]
     if not found:
         return None
     panels, parts, rows = [], [], []
@@ -170,7 +180,9 @@ def chain_results(context: Context) -> Section | None:
         lens = lens.isel(step=shown)
         values = lens["step_share"].transpose("step", "position").values
         made, ax = draw.figure(4.6, 1.0 + 0.32 * len(shown))
-        draw.heat_map(ax, 100 * values, [f"step {s + 1}" for s in shown], lens["position"].values, high=100, text="{:.0f}")
+        draw.heat_map(
+            ax, 100 * values, [f"step {s + 1}" for s in shown], lens["position"].values, high=100, text="{:.0f}"
+        )
         ax.set_title(each.look.label)
         panels.append(Panel(name=f"chain_results_{each.run}", figure=made))
         best = np.nanargmax(np.where(np.isfinite(values), values, -1), axis=1)
@@ -250,7 +262,14 @@ def answer_attention(context: Context) -> Section | None:
         targets = [str(x) for x in at["target"].values]
         values = at["layer_share"].transpose("layer", "target").values
         made, ax = draw.figure(4.6, 0.9 + 0.27 * at.sizes["layer"])
-        draw.heat_map(ax, 100 * values, [f"layer {x}" for x in at["layer"].values], targets, high=max(1.0, 100 * np.nanmax(values)), text="{:.0f}")
+        draw.heat_map(
+            ax,
+            100 * values,
+            [f"layer {x}" for x in at["layer"].values],
+            targets,
+            high=max(1.0, 100 * np.nanmax(values)),
+            text="{:.0f}",
+        )
         ax.set_title(f"{each.look.label}, query {query}")
         ax.tick_params(axis="x", labelrotation=40)
         panels.append(Panel(name=f"answer_attention_{each.run}", figure=made))
@@ -349,7 +368,9 @@ def critical_heads(context: Context) -> Section | None:
         top = table.head(6)
         made, axes = draw.figure(9.2, 2.2, ncols=6)
         for ax, (_, head) in zip(np.ravel(axes), top.iterrows(), strict=False):
-            pattern = each.data["pattern"].sel(layer=head["layer"], head=head["head"]).transpose("position", "key_position")
+            pattern = (
+                each.data["pattern"].sel(layer=head["layer"], head=head["head"]).transpose("position", "key_position")
+            )
             thought_map(ax, pattern, text=False)
             ax.set_title(f"L{head['layer']}H{head['head']}  {head['composite']:.2f}", fontsize=8.5)
             ax.set_xlabel(SHORT_TYPES.get(str(head["type"]), str(head["type"])), fontsize=8)
@@ -376,9 +397,13 @@ def critical_heads(context: Context) -> Section | None:
         lines = []
         for run, other in reports.items():
             first = head_table(other.data).iloc[0]
-            lines.append(f"{context.relabel([run])[run].label} L{first['layer']}H{first['head']} (composite {first['composite']:.2f} of at most 0.60)")
+            lines.append(
+                f"{context.relabel([run])[run].label} L{first['layer']}H{first['head']} (composite {first['composite']:.2f} of at most 0.60)"
+            )
         caveats.append(
-            "By report 004's own convention (columns shifted by one, flow 1 by construction) the first would be " + "; ".join(lines) + "."
+            "By report 004's own convention (columns shifted by one, flow 1 by construction) the first would be "
+            + "; ".join(lines)
+            + "."
         )
     return Section(
         headline="The highest-scoring head of each model.",
@@ -425,7 +450,9 @@ SHORT_TYPES = {
 
 def constant_metrics(data: xr.Dataset) -> str:
     """Metrics that gave their weight away."""
-    return listed([m for m in ("flow", "hub", "skip") if f"{m}_weight" in data and float(data[f"{m}_weight"].max()) == 0])
+    return listed(
+        [m for m in ("flow", "hub", "skip") if f"{m}_weight" in data and float(data[f"{m}_weight"].max()) == 0]
+    )
 
 
 def head_rows(each: Found, table: pd.DataFrame) -> pd.DataFrame:
@@ -481,7 +508,10 @@ def hubs(context: Context) -> Section | None:
         hub = str(data["hub_position"].item())
         ratio = float(data["ratio"].sel(key_position=hub)) if hub in keys else float("nan")
         parts.append(
-            (each.look.label, f"{hub}, {ratio:.2f} times an even spread" if ratio > 1 else "no thought exceeds an even spread")
+            (
+                each.look.label,
+                f"{hub}, {ratio:.2f} times an even spread" if ratio > 1 else "no thought exceeds an even spread",
+            )
         )
         rows.extend(
             {
@@ -543,11 +573,22 @@ def flow_and_skip(context: Context) -> Section | None:
         axes[0].plot(x, sequential.values, **each.look.line())
         axes[1].plot(np.arange(skip.size), skip.values, **each.look.line())
         step, across = float(sequential.mean()), float(skip.mean())
-        parts.append((each.look.label, f"{share(step)} to the thought before, {share(across)} from the last thought to each of the first half"))
+        parts.append(
+            (
+                each.look.label,
+                f"{share(step)} to the thought before, {share(across)} from the last thought to each of the first half",
+            )
+        )
         labels = [str(v) for v in sequential[sequential.dims[0]].values]
-        rows.extend({"run": each.look.label, "kind": "sequential", "position": label, "attention": float(v)} for label, v in zip(labels, sequential.values, strict=True))
+        rows.extend(
+            {"run": each.look.label, "kind": "sequential", "position": label, "attention": float(v)}
+            for label, v in zip(labels, sequential.values, strict=True)
+        )
         labels = [str(v) for v in skip[skip.dims[0]].values]
-        rows.extend({"run": each.look.label, "kind": "skip", "position": label, "attention": float(v)} for label, v in zip(labels, skip.values, strict=True))
+        rows.extend(
+            {"run": each.look.label, "kind": "skip", "position": label, "attention": float(v)}
+            for label, v in zip(labels, skip.values, strict=True)
+        )
     sequential, skip = found[0].data["sequential"], found[0].data["skip"].dropna("key_position")
     axes[0].set_xticks(np.arange(sequential.size), [str(v) for v in sequential[sequential.dims[0]].values])
     axes[1].set_xticks(np.arange(skip.size), [str(v) for v in skip[skip.dims[0]].values])
@@ -585,7 +626,9 @@ def flow_and_skip(context: Context) -> Section | None:
                 ],
             )
         ],
-        caveats=["What report 004 called sequential flow was, by its index, each step's attention to itself; here it is to the thought before."],
+        caveats=[
+            "What report 004 called sequential flow was, by its index, each step's attention to itself; here it is to the thought before."
+        ],
         sources=[each.result for each in found],
     )
 
@@ -619,13 +662,22 @@ def types_and_layers(context: Context) -> Section | None:
     for each in found:
         kind = str(each.data["type"].values[int(np.argmax(each.data["type_count"].values))])
         place = str(each.data["band"].values[int(np.argmax(each.data["band_count"].values))])
-        parts.append((each.look.label, f"most are {SHORT_TYPES.get(kind, kind)} heads; most lie in the {place} third of the layers"))
+        parts.append(
+            (
+                each.look.label,
+                f"most are {SHORT_TYPES.get(kind, kind)} heads; most lie in the {place} third of the layers",
+            )
+        )
     return Section(
         headline="What the top heads do and where they lie.",
         lines=parts,
         method="Types by the highest scaled metric (multi-purpose: the two best both above 0.7). Bands are thirds of the model's depth.",
         illustrations=[
-            Illustration(name="types_and_layers", caption="Number of the top 20 heads (or of all, where a model has fewer) of each type and in each third of the depth.", panels=panels)
+            Illustration(
+                name="types_and_layers",
+                caption="Number of the top 20 heads (or of all, where a model has fewer) of each type and in each third of the depth.",
+                panels=panels,
+            )
         ],
         tables=[
             Table(

@@ -115,7 +115,12 @@ def build_report(
         ],
         experiments=experiment_rows(EXPERIMENTS, shown),
         results=[
-            {"kind": r.kind, "runs": ", ".join(r.runs), "spec": json.dumps(dict(r.spec), sort_keys=True), "mark": r.fingerprint[:12]}
+            {
+                "kind": r.kind,
+                "runs": ", ".join(r.runs),
+                "spec": json.dumps(dict(r.spec), sort_keys=True),
+                "mark": r.fingerprint[:12],
+            }
             for r in context.results
         ],
         data=_embed(data),
@@ -143,7 +148,11 @@ def _title(location: str | os.PathLike[str]) -> str:
 
 def _render(**values: Any) -> str:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     return environment.get_template("page.html").render(**values)
 
@@ -225,7 +234,9 @@ def _text(value: Any, column: Column) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def _view(experiment: Experiment, section: Section | None, error: str, writer: _Writer, location: str) -> dict[str, Any]:
+def _view(
+    experiment: Experiment, section: Section | None, error: str, writer: _Writer, location: str
+) -> dict[str, Any]:
     view: dict[str, Any] = {
         "slug": experiment.slug,
         "title": experiment.title,

@@ -74,12 +74,19 @@ def problems(context: Context, name: str, examples: Sequence[int]) -> dict[str, 
     layers = [int(x) for x in run["layer"].values]
     if len(layers) > MAX_LAYER:
         layers = [layers[i] for i in np.unique(np.linspace(0, len(layers) - 1, MAX_LAYER).round().astype(int))]
-    texts = run[[v for v in run.data_vars if set(run[v].dims) <= {"example", "step", "position"} and v != "final_state"]].load()
+    texts = run[
+        [v for v in run.data_vars if set(run[v].dims) <= {"example", "step", "position"} and v != "final_state"]
+    ].load()
     top = 5 if len(layers) <= 6 else 3
     small = run[["hidden_state", "gold_answer", *(v for v in ("intermediate_result", "operation") if v in run)]]
     small = small.sel(position=labels, layer=layers).load()
     lens = logit_lens(small, model, positions=labels, top=top).compute()
-    attention = run["attention"].sel(position=labels, layer=layers).mean("head").transpose("example", "layer", "position", "key_position")
+    attention = (
+        run["attention"]
+        .sel(position=labels, layer=layers)
+        .mean("head")
+        .transpose("example", "layer", "position", "key_position")
+    )
     weights = np.asarray(attention.astype("float32").values)  # (example, layer, position, key)
     strings = model["token_string"].values
     used: dict[int, int] = {}
@@ -101,7 +108,13 @@ def problems(context: Context, name: str, examples: Sequence[int]) -> dict[str, 
         chances = lens["top_probability"].isel(example=i).transpose("layer", "position", "rank").values
         there = [p for p, label in enumerate(labels) if ids[0, p, 0] >= 0]
         cells = [
-            [[[string_index(t), round(1000 * float(c))] for t, c in zip(ids[layer, p], chances[layer, p], strict=True)] for p in there]
+            [
+                [
+                    [string_index(t), round(1000 * float(c))]
+                    for t, c in zip(ids[layer, p], chances[layer, p], strict=True)
+                ]
+                for p in there
+            ]
             for layer in range(len(layers))
         ]
         part = weights[i][:, there][:, :, kept]
@@ -149,7 +162,11 @@ def question_tokens(question: str, n: int, tokens: xr.DataArray, strings: np.nda
     A run that holds the question's tokens says them. Otherwise the question is cut greedily into tokens of the
     vocabulary; if that does not give the number of tokens there are, they are named by their place.
     """
-    stored = [int(t) for t, label in zip(tokens.values, tokens["position"].values, strict=True) if segment_of(str(label)) == "question" and t >= 0]
+    stored = [
+        int(t)
+        for t, label in zip(tokens.values, tokens["position"].values, strict=True)
+        if segment_of(str(label)) == "question" and t >= 0
+    ]
     if len(stored) == n and n:
         return [readable(strings[t]) for t in stored], True
     cut = greedy_cut(question, strings)
@@ -181,12 +198,19 @@ def greedy_cut(text: str, strings: np.ndarray) -> list[str]:
 
 def readable(token: Any) -> str:
     """Token as text: the space marks of byte-level and SentencePiece vocabularies are spaces."""
-    return str(token).replace("\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}", " ").replace("▁", " ").replace("\N{LATIN CAPITAL LETTER C WITH DOT ABOVE}", "\n")
+    return (
+        str(token)
+        .replace("\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}", " ")
+        .replace("▁", " ")
+        .replace("\N{LATIN CAPITAL LETTER C WITH DOT ABOVE}", "\n")
+    )
 
 
 def heads(context: Context, name: str) -> dict[str, Any] | None:
     """Map and scores of every head of a run."""
-    found = [f for f in context.find("heads", lambda spec: spec.get("convention", "thoughts") == "thoughts") if f.run == name]
+    found = [
+        f for f in context.find("heads", lambda spec: spec.get("convention", "thoughts") == "thoughts") if f.run == name
+    ]
     if not found:
         return None
     data = found[0].data
@@ -202,7 +226,18 @@ def heads(context: Context, name: str) -> dict[str, Any] | None:
             "hub_position": str(h["hub_position"]),
             **{
                 key: _number(h[key], 4)
-                for key in ("composite", "composite_low", "composite_high", "flow", "hub", "skip", "sequential", "max_attention", "top_share", "hub_agreement")
+                for key in (
+                    "composite",
+                    "composite_low",
+                    "composite_high",
+                    "flow",
+                    "hub",
+                    "skip",
+                    "sequential",
+                    "max_attention",
+                    "top_share",
+                    "hub_agreement",
+                )
                 if key in h
             },
         }
@@ -236,5 +271,3 @@ def _mille(values: np.ndarray) -> list[Any]:
 def _number(value: Any, digits: int = 3) -> float | None:
     number = float(value)
     return round(number, digits) if np.isfinite(number) else None
-
-

@@ -54,7 +54,9 @@ def accuracy_by_steps(context: Context) -> Section | None:
         run = context.run(name)
         correct = np.asarray(run["correct"].values, dtype=bool)
         steps = (
-            np.isfinite(run["intermediate_result"].values).sum(1) if "intermediate_result" in run else np.zeros(len(correct), dtype=int)
+            np.isfinite(run["intermediate_result"].values).sum(1)
+            if "intermediate_result" in run
+            else np.zeros(len(correct), dtype=int)
         )
         longest = max(longest, int(steps.max(initial=0)))
         series.append((name, correct, steps))
@@ -69,7 +71,15 @@ def accuracy_by_steps(context: Context) -> Section | None:
         rate = np.where(total > 0, count / np.maximum(total, 1), np.nan)
         drawn.append((looks[name], rate, low, high))
         rows.extend(
-            {"run": looks[name].label, "steps": n, "n": int(total[i]), "correct": int(count[i]), "accuracy": float(rate[i]), "low": float(low[i]), "high": float(high[i])}
+            {
+                "run": looks[name].label,
+                "steps": n,
+                "n": int(total[i]),
+                "correct": int(count[i]),
+                "accuracy": float(rate[i]),
+                "low": float(low[i]),
+                "high": float(high[i]),
+            }
             for i, n in enumerate(groups)
             if total[i]
         )

@@ -59,11 +59,15 @@ def linear_probes(context: Context) -> Section | None:
                 f"{n_found} of {n_cell} cells beyond chance",
             )
         )
-        table = data[[v for v in data.data_vars if set(data[v].dims) <= {"layer", "position"}]].to_dataframe().reset_index()
+        table = (
+            data[[v for v in data.data_vars if set(data[v].dims) <= {"layer", "position"}]].to_dataframe().reset_index()
+        )
         rows.append(table.assign(run=each.look.label))
         wrong = 1 - float(data["majority_accuracy"].mean())
         if wrong < 0.03:
-            caveats.append(f"{each.look.label} is wrong in only {share(wrong)} of its problems: its probes rest on few examples of being wrong.")
+            caveats.append(
+                f"{each.look.label} is wrong in only {share(wrong)} of its problems: its probes rest on few examples of being wrong."
+            )
     frame = pd.concat(rows, ignore_index=True)
     refit = frame.groupby("run", sort=False)["refit_training_accuracy"].mean()
     return Section(
@@ -72,7 +76,11 @@ def linear_probes(context: Context) -> Section | None:
         method="For every layer and position a logistic regression with nested cross-validation, folds of whole problems, scaling inside. "
         "AUROC is the chance that a problem answered rightly scores above one answered wrongly: 0.5 says nothing.",
         illustrations=[
-            Illustration(name="probe_heatmap", caption="Held-out AUROC of a probe at each layer (rows) and position (columns); colour from 0.5 to 1.", panels=panels)
+            Illustration(
+                name="probe_heatmap",
+                caption="Held-out AUROC of a probe at each layer (rows) and position (columns); colour from 0.5 to 1.",
+                panels=panels,
+            )
         ],
         tables=[
             Table(
@@ -96,7 +104,9 @@ def linear_probes(context: Context) -> Section | None:
         caveats=[
             str(found[0].data.attrs.get("note", "")),
             *caveats,
-            "Report 001 gave accuracy on the training rows; that figure here would be " + "; ".join(f"{run} {share(value)}" for run, value in refit.items()) + ".",
+            "Report 001 gave accuracy on the training rows; that figure here would be "
+            + "; ".join(f"{run} {share(value)}" for run, value in refit.items())
+            + ".",
         ],
         sources=[each.result for each in found],
     )
@@ -121,7 +131,15 @@ def step_probes(context: Context) -> Section | None:
         ax.set_title(each.look.label)
         panels.append(Panel(name=f"step_probes_{each.run}", figure=made))
         best = np.nanargmax(np.where(np.isfinite(values), values, -np.inf), axis=1)
-        lines.append((each.look.label, ", ".join(f"step {s + 1} best at {positions[b]} ({values[i, b]:.2f})" for i, (s, b) in enumerate(zip(steps, best, strict=True)))))
+        lines.append(
+            (
+                each.look.label,
+                ", ".join(
+                    f"step {s + 1} best at {positions[b]} ({values[i, b]:.2f})"
+                    for i, (s, b) in enumerate(zip(steps, best, strict=True))
+                ),
+            )
+        )
         kept = [v for v in data.data_vars if set(data[v].dims) <= {"step", "layer", "position"}]
         rows.append(data[kept].to_dataframe().reset_index().assign(run=each.look.label))
         if each.run in operations:
@@ -145,7 +163,11 @@ def step_probes(context: Context) -> Section | None:
     ]
     if operation_panels:
         illustrations.append(
-            Illustration(name="operation_probes", caption="Held-out balanced accuracy of a probe for the operator of each step, last layer; colour from 0.25.", panels=operation_panels)
+            Illustration(
+                name="operation_probes",
+                caption="Held-out balanced accuracy of a probe for the operator of each step, last layer; colour from 0.25.",
+                panels=operation_panels,
+            )
         )
     frame = pd.concat(rows, ignore_index=True)
     return Section(
@@ -170,7 +192,10 @@ def step_probes(context: Context) -> Section | None:
                 limit=16,
             )
         ],
-        caveats=[str(found[0].data.attrs.get("note", "")), "The same holds for a model and its decodable twin; the interventions tell them apart."],
+        caveats=[
+            str(found[0].data.attrs.get("note", "")),
+            "The same holds for a model and its decodable twin; the interventions tell them apart.",
+        ],
         sources=[each.result for each in [*found, *operations.values()]],
     )
 
@@ -188,7 +213,11 @@ def sparse_autoencoders(context: Context) -> Section | None:
         variance = data["explained_variance_all"].sel(split=split)
         spec = data.attrs.get("spec", {})
         spec = json.loads(spec) if isinstance(spec, str) else dict(spec)
-        sources = [str(s) for s in np.atleast_1d(variance["source"].values)] if "source" in variance.dims else [", ".join(result.runs)]
+        sources = (
+            [str(s) for s in np.atleast_1d(variance["source"].values)]
+            if "source" in variance.dims
+            else [", ".join(result.runs)]
+        )
         for index, source in enumerate(sources):
             one = variance.isel(source=index) if "source" in variance.dims else variance
             label = looks[result.runs[0]].label if len(result.runs) == 1 else source
@@ -250,12 +279,19 @@ def sparse_autoencoders(context: Context) -> Section | None:
                 ],
             )
         ],
-        caveats=["Report 001's penalty was averaged over features, a four-thousandth of the usual sum, and its dictionaries saw the classifier's test rows."],
+        caveats=[
+            "Report 001's penalty was averaged over features, a four-thousandth of the usual sum, and its dictionaries saw the classifier's test rows."
+        ],
         sources=results,
     )
 
 
-PREDICTOR_NAMES = {"sae_codes": "sparse codes", "raw_activation": "raw activations", "question_length": "question length", "majority": "majority"}
+PREDICTOR_NAMES = {
+    "sae_codes": "sparse codes",
+    "raw_activation": "raw activations",
+    "question_length": "question length",
+    "majority": "majority",
+}
 
 
 def error_prediction(context: Context) -> Section | None:
@@ -270,7 +306,14 @@ def error_prediction(context: Context) -> Section | None:
         value, low, high = (data[k].values for k in ("auroc", "auroc_low", "auroc_high"))
         made, ax = draw.figure(4.6, 2.2)
         y = np.arange(len(names))
-        ax.plot(value, y, linestyle="none", marker=each.look.marker, color=each.look.colour, markerfacecolor=draw.PAPER if each.look.dashed else each.look.colour)
+        ax.plot(
+            value,
+            y,
+            linestyle="none",
+            marker=each.look.marker,
+            color=each.look.colour,
+            markerfacecolor=draw.PAPER if each.look.dashed else each.look.colour,
+        )
         ax.hlines(y, low, high, color=draw.INK, linewidth=1)
         ax.axvline(0.5, color=draw.MUTED, linewidth=1, linestyle=(0, (2, 2)))
         ax.set_yticks(y, [PREDICTOR_NAMES.get(n, n) for n in names])
@@ -286,7 +329,12 @@ def error_prediction(context: Context) -> Section | None:
             f"{PREDICTOR_NAMES.get(n, n)} {value[at[n]]:.2f} [{low[at[n]]:.2f}, {high[at[n]]:.2f}]"
             for n in ("sae_codes", "raw_activation", "question_length") if n in at and np.isfinite(value[at[n]])
         ]  # fmt: skip
-        lines.append((each.look.label, "AUROC of " + ", ".join(parts) if parts else "no AUROC: the test problems have one outcome only"))
+        lines.append(
+            (
+                each.look.label,
+                "AUROC of " + ", ".join(parts) if parts else "no AUROC: the test problems have one outcome only",
+            )
+        )
         for i, name in enumerate(names):
             row: dict[str, Any] = {"run": each.look.label, "predictor": PREDICTOR_NAMES.get(name, name)}
             for key in ("accuracy", "balanced_accuracy", "auroc"):
@@ -303,7 +351,11 @@ def error_prediction(context: Context) -> Section | None:
         method="A logistic regression on each predictor, fitted on training problems; all are judged on the same test problems, which neither it nor the "
         "dictionary has seen.",
         illustrations=[
-            Illustration(name="error_prediction", caption="AUROC of foreseeing a wrong answer, with 95% bootstrap intervals over problems; dashed, chance.", panels=panels)
+            Illustration(
+                name="error_prediction",
+                caption="AUROC of foreseeing a wrong answer, with 95% bootstrap intervals over problems; dashed, chance.",
+                panels=panels,
+            )
         ],
         tables=[
             Table(
@@ -416,7 +468,11 @@ def attention_and_importance(context: Context) -> Section | None:
                 caption="Pearson's r by layer with 95% bootstrap intervals over problems: pooled, and with what confounds it taken out.",
                 panels=panels,
             ),
-            Illustration(name="attention_against_importance", caption="Means over problems of each thought, at the last layer.", panels=scatter),
+            Illustration(
+                name="attention_against_importance",
+                caption="Means over problems of each thought, at the last layer.",
+                panels=scatter,
+            ),
         ],
         tables=[
             Table(

@@ -17,7 +17,9 @@ GROUP_LOOKS: dict[str, dict[str, str]] = {
     "random like numbers": {"label": "as many at random", "colour": draw.MUTED, "hatch": "...."},
     "all": {"label": "all thoughts", "colour": draw.INK, "hatch": "xxxx"},
 }
-TESTED = "p-values are exact McNemar tests against the untouched run on the same problems, Holm-corrected over the sweep."
+TESTED = (
+    "p-values are exact McNemar tests against the untouched run on the same problems, Holm-corrected over the sweep."
+)
 
 
 def conditions(data: xr.Dataset) -> pd.DataFrame:
@@ -67,7 +69,9 @@ def untouched(frame: pd.DataFrame) -> pd.Series:
 def places_of(frame: pd.DataFrame) -> list[str]:
     """Places in order: the fed vectors, each layer, all layers."""
     names = list(dict.fromkeys(frame["place"]))
-    return sorted(names, key=lambda n: (n != "fed vector", n == "all layers", int(n.split()[1]) if n.startswith("layer") else 0))
+    return sorted(
+        names, key=lambda n: (n != "fed vector", n == "all layers", int(n.split()[1]) if n.startswith("layer") else 0)
+    )
 
 
 def self_control(frame: pd.DataFrame) -> str:
@@ -88,7 +92,9 @@ def accuracy_columns(extra: Sequence[Column]) -> list[Column]:
         Column(label="n", key="n", kind="count"),
         Column(label="Correct", key="accuracy", kind="share", low="accuracy_low", high="accuracy_high"),
         Column(label="Untouched", key="untouched_accuracy", kind="share"),
-        Column(label="Right that turn wrong", key="importance", kind="share", low="importance_low", high="importance_high"),
+        Column(
+            label="Right that turn wrong", key="importance", kind="share", low="importance_low", high="importance_high"
+        ),
         Column(label="p", key="p_holm", kind="p"),
     ]
 
@@ -117,7 +123,9 @@ def position_ablation(context: Context) -> Section | None:
     for each in found:
         frame = with_place(conditions(each.data))
         base = untouched(frame)
-        kept = frame[frame["group"].isin(GROUP_LOOKS) & ((frame["control"] == "") | frame["group"].str.startswith("random"))]
+        kept = frame[
+            frame["group"].isin(GROUP_LOOKS) & ((frame["control"] == "") | frame["group"].str.startswith("random"))
+        ]
         kept = kept[kept["condition"].astype(str) != UNTOUCHED]
         operations = [o for o in ("zero", "mean") if (kept["operation"] == o).any()]
         operation = operations[0] if operations else str(kept["operation"].iloc[0])
@@ -223,13 +231,17 @@ def token_ablation(context: Context) -> Section | None:
         thoughts = [g for g in dict.fromkeys(kept["group"].astype(str)) if g.startswith("ct") or g == "bot"]
         corruptions = [c for c in dict.fromkeys(kept["corruption"].astype(str)) if c not in ("shuffle", "replace")]
         columns = [*thoughts, *(["all"] if (kept["group"] == "all").any() else [])]
-        grid = kept.pivot_table(index="corruption", columns="group", values="importance", sort=False).reindex(index=corruptions, columns=columns)
+        grid = kept.pivot_table(index="corruption", columns="group", values="importance", sort=False).reindex(
+            index=corruptions, columns=columns
+        )
         made, ax = draw.figure(4.6, 0.9 + 0.29 * len(corruptions))
         draw.heat_map(ax, 100 * grid.to_numpy(), corruptions, columns, high=100, text="{:.0f}")
         ax.set_title(each.look.label)
         panels.append(Panel(name=f"corruption_{each.run}", figure=made))
         zero = kept[(kept["corruption"] == "zero")].drop_duplicates("group").set_index("group").reindex(thoughts)
-        series.append((each.look, *(zero[c].to_numpy(dtype=float) for c in ("importance", "importance_low", "importance_high"))))
+        series.append(
+            (each.look, *(zero[c].to_numpy(dtype=float) for c in ("importance", "importance_low", "importance_high")))
+        )
         order = grid.loc["mean" if "mean" in grid.index else corruptions[0], thoughts].sort_values(ascending=False)
         high = [f"{name} {share(value, 0)}" for name, value in order.items() if value >= 0.1]
         low = [str(name) for name, value in order.items() if value < 0.1]
@@ -271,7 +283,10 @@ def token_ablation(context: Context) -> Section | None:
                 caption="Each thought under each corruption.",
                 frame=pd.concat(tables, ignore_index=True),
                 columns=accuracy_columns(
-                    [Column(label="Corruption", key="corruption", kind="text"), Column(label="Thought", key="group", kind="text")]
+                    [
+                        Column(label="Corruption", key="corruption", kind="text"),
+                        Column(label="Thought", key="group", kind="text"),
+                    ]
                 ),
                 limit=14,
             )
@@ -290,7 +305,13 @@ def outcome_share(data: xr.Dataset, frame: pd.DataFrame, outcome: str) -> pd.Dat
     kind = "outcome_kind" if "outcome_kind" in data.dims else "outcome"
     part = data.sel({kind: outcome})
     short = outcome.removesuffix("_answer")
-    return frame.assign(**{short: part["share"].values, f"{short}_low": part["share_low"].values, f"{short}_high": part["share_high"].values})
+    return frame.assign(
+        **{
+            short: part["share"].values,
+            f"{short}_low": part["share_low"].values,
+            f"{short}_high": part["share_high"].values,
+        }
+    )
 
 
 def patched(context: Context) -> list[tuple[Found, pd.DataFrame]]:
@@ -410,10 +431,24 @@ def several_patching(context: Context) -> Section | None:
         for name, label, style in (("clean", "clean answer", "-"), ("corrupted", "corrupted answer", (0, (4, 2)))):
             colour = draw.HEAT if name == "clean" else draw.HEAT_NEGATIVE
             ax.plot(n, line[name], color=colour, linestyle=style, marker="o" if name == "clean" else "s", label=label)
-            ax.fill_between(n, line[f"{name}_low"].astype(float), line[f"{name}_high"].astype(float), color=colour, alpha=0.13, linewidth=0)
+            ax.fill_between(
+                n,
+                line[f"{name}_low"].astype(float),
+                line[f"{name}_high"].astype(float),
+                color=colour,
+                alpha=0.13,
+                linewidth=0,
+            )
         random = first[(first["control"] == "random donor") & (first["place"] == place)].sort_values("n")
         if len(random):
-            ax.plot(random["n"], random["clean"], color=draw.MUTED, linestyle=":", marker="^", label="clean answer, random donor")
+            ax.plot(
+                random["n"],
+                random["clean"],
+                color=draw.MUTED,
+                linestyle=":",
+                marker="^",
+                label="clean answer, random donor",
+            )
         ax.set_ylim(-0.02, 1.03)
         ax.set_xlim(0.7, max(n) + 0.3)
         draw.as_percent(ax)
@@ -425,7 +460,10 @@ def several_patching(context: Context) -> Section | None:
         panels.append(Panel(name=f"several_patching_{each.run}", figure=made))
         data = each.data
         if "n_that_wins" in data:
-            named = [place_name(s, layer) for s, layer in zip(data["series_site"].values, data["series_layer"].values, strict=True)]
+            named = [
+                place_name(s, layer)
+                for s, layer in zip(data["series_site"].values, data["series_layer"].values, strict=True)
+            ]
             for i, where in enumerate(named):
                 winners.append(
                     {
@@ -446,7 +484,12 @@ def several_patching(context: Context) -> Section | None:
         else:
             wins = ""
         last = line.iloc[-1]
-        lines.append((each.look.label, f"{wins}; with all {last['n']:.0f}, {share(float(last['clean']))} clean and {share(float(last['corrupted']))} corrupted answers ({place})"))
+        lines.append(
+            (
+                each.look.label,
+                f"{wins}; with all {last['n']:.0f}, {share(float(last['clean']))} clean and {share(float(last['corrupted']))} corrupted answers ({place})",
+            )
+        )
         tables.append(own.assign(run=each.look.label))
     if not tables:
         return None
@@ -507,20 +550,26 @@ def subset_patching(context: Context) -> Section | None:
     ready = patched(context)
     tables, lines = [], []
     for each, frame in ready:
-        part = frame[frame["kind"].isin(["named", "subset", "carrying"]) & frame["control"].isin(["", "random positions"])]
+        part = frame[
+            frame["kind"].isin(["named", "subset", "carrying"]) & frame["control"].isin(["", "random positions"])
+        ]
         if part.empty:
             continue
         place = places_of(part)[0]
         at = part[part["place"] == place]
         best = at.loc[at["clean"].idxmax()]
-        lines.append((each.look.label, f"best is {best['positions']} with {share(float(best['clean']))} clean answers ({place})"))
+        lines.append(
+            (each.look.label, f"best is {best['positions']} with {share(float(best['clean']))} clean answers ({place})")
+        )
         tables.append(part.assign(run=each.look.label))
     if not tables:
         return None
     found = [each for each, _ in ready]
     panels = []
     for each, frame in ready:
-        part = frame[frame["kind"].isin(["named", "subset", "carrying"]) & frame["control"].isin(["", "random positions"])]
+        part = frame[
+            frame["kind"].isin(["named", "subset", "carrying"]) & frame["control"].isin(["", "random positions"])
+        ]
         if part.empty:
             continue
         part = part[part["place"] == places_of(part)[0]].sort_values("clean", ascending=False).head(14)
@@ -579,12 +628,22 @@ def head_ablation(context: Context) -> Section | None:
         group = frame["group"].astype(str)
         # the coordinate n, how many heads, gives way to the number of examples; the group's name has both
         frame["count"] = pd.to_numeric(group.str.extract(r"^(?:top|random) (\d+)")[0], errors="coerce")
-        top = frame[group.str.startswith("top") & (frame["control"] == "")].drop_duplicates("count").sort_values("count")
-        random = frame[group.str.startswith("random")].groupby("count")["accuracy"].agg(["mean", "min", "max"]).reset_index()
+        top = (
+            frame[group.str.startswith("top") & (frame["control"] == "")].drop_duplicates("count").sort_values("count")
+        )
+        random = (
+            frame[group.str.startswith("random")].groupby("count")["accuracy"].agg(["mean", "min", "max"]).reset_index()
+        )
         made, ax = draw.figure(4.6, 2.8)
         n = top["count"].to_numpy(dtype=float)
         ax.plot(n, top["accuracy"], **(each.look.line() | {"label": "highest-ranked heads"}))
-        ax.vlines(n, top["accuracy_low"].astype(float), top["accuracy_high"].astype(float), color=each.look.colour, linewidth=1)
+        ax.vlines(
+            n,
+            top["accuracy_low"].astype(float),
+            top["accuracy_high"].astype(float),
+            color=each.look.colour,
+            linewidth=1,
+        )
         if len(random):
             x = random["count"].to_numpy(dtype=float)
             ax.plot(x, random["mean"], color=draw.MUTED, linestyle=":", marker="^", label="as many at random (range)")
@@ -617,7 +676,11 @@ def head_ablation(context: Context) -> Section | None:
             same = random[random["count"] == some["count"]]
             text += (
                 f"{'; ' if text else ''}without the top {some['count']:.0f}, {share(float(some['accuracy']))} are right"
-                + (f" (without {some['count']:.0f} random ones, {share(float(same['mean'].iloc[0]))})" if len(same) else "")
+                + (
+                    f" (without {some['count']:.0f} random ones, {share(float(same['mean'].iloc[0]))})"
+                    if len(same)
+                    else ""
+                )
             )
         lines.append((each.look.label, text))
         tables.append(frame[(frame["control"] == "") | group.str.startswith("random")].assign(run=each.look.label))
@@ -670,12 +733,16 @@ def edge_ablation(context: Context) -> Section | None:
     for each in found:
         frame = conditions(each.data)
         base = untouched(frame)
-        kept = frame[(frame["condition"].astype(str) != UNTOUCHED) & frame["control"].isin(["", "random edges"])].drop_duplicates("group")
+        kept = frame[
+            (frame["condition"].astype(str) != UNTOUCHED) & frame["control"].isin(["", "random edges"])
+        ].drop_duplicates("group")
         single = kept[~kept["group"].astype(str).str.contains("+", regex=False)]
         made, ax = draw.figure(4.6, 0.8 + 0.25 * len(single))
         y = np.arange(len(single))
         ax.barh(y, single["accuracy"], height=0.68, **{k: v for k, v in each.look.bar().items() if k != "label"})
-        ax.hlines(y, single["accuracy_low"].astype(float), single["accuracy_high"].astype(float), color=draw.INK, linewidth=1)
+        ax.hlines(
+            y, single["accuracy_low"].astype(float), single["accuracy_high"].astype(float), color=draw.INK, linewidth=1
+        )
         ax.axvline(float(base["accuracy"]), color=draw.INK, linewidth=1, linestyle=(0, (2, 2)))
         ax.set_yticks(y, [str(g) for g in single["group"]])
         ax.invert_yaxis()
@@ -686,14 +753,28 @@ def edge_ablation(context: Context) -> Section | None:
         ax.set_title(each.look.label)
         panels.append(Panel(name=f"edge_ablation_{each.run}", figure=made))
         by = kept.set_index("group")["accuracy"]
-        parts = [f"{name} {share(float(by[name]))}" for name in ("hub cut", "sequence cut", "thoughts cut from answer", "question cut from answer") if name in by]
-        lines.append((each.look.label, f"untouched {share(float(base['accuracy']))}; " + ", ".join(parts) + (f" (hub: {each.data.attrs['hub']})" if "hub" in each.data.attrs else "")))
+        parts = [
+            f"{name} {share(float(by[name]))}"
+            for name in ("hub cut", "sequence cut", "thoughts cut from answer", "question cut from answer")
+            if name in by
+        ]
+        lines.append(
+            (
+                each.look.label,
+                f"untouched {share(float(base['accuracy']))}; "
+                + ", ".join(parts)
+                + (f" (hub: {each.data.attrs['hub']})" if "hub" in each.data.attrs else ""),
+            )
+        )
         tables.append(kept.assign(run=each.look.label))
     frame = pd.concat(tables, ignore_index=True)
     extra = [Column(label="Edges", key="group", kind="text")]
     columns = accuracy_columns(extra)
     if "additive_drop" in frame:
-        columns += [Column(label="Drop", key="drop", kind="points"), Column(label="Sum of its single cuts", key="additive_drop", kind="points")]
+        columns += [
+            Column(label="Drop", key="drop", kind="points"),
+            Column(label="Sum of its single cuts", key="additive_drop", kind="points"),
+        ]
     return Section(
         headline="What happens to the answer when the hub, the sequence or the thoughts are cut off.",
         lines=lines,
@@ -738,15 +819,33 @@ def steering(context: Context) -> Section | None:
         names = list(dict.fromkeys(kept["direction"].astype(str)))
         real = [n for n in names if not n.startswith("random")]
         made, ax = draw.figure(4.6, 2.8)
-        random = kept[kept["direction"].astype(str).str.startswith("random")].groupby("strength")["accuracy"].agg(["mean", "min", "max"]).reset_index()
+        random = (
+            kept[kept["direction"].astype(str).str.startswith("random")]
+            .groupby("strength")["accuracy"]
+            .agg(["mean", "min", "max"])
+            .reset_index()
+        )
         if len(random):
-            ax.plot(random["strength"], random["mean"], color=draw.MUTED, linestyle=":", marker="^", label="random directions (range)")
+            ax.plot(
+                random["strength"],
+                random["mean"],
+                color=draw.MUTED,
+                linestyle=":",
+                marker="^",
+                label="random directions (range)",
+            )
             ax.fill_between(random["strength"], random["min"], random["max"], color=draw.MUTED, alpha=0.18, linewidth=0)
         for index, name in enumerate(real):
             line = kept[kept["direction"] == name].groupby("strength", as_index=False).first().sort_values("strength")
             colour = draw.PALETTE[index % len(draw.PALETTE)]
             ax.plot(line["strength"], line["accuracy"], color=colour, marker=draw.MARKERS[index % 4], label=name)
-            ax.vlines(line["strength"], line["accuracy_low"].astype(float), line["accuracy_high"].astype(float), color=colour, linewidth=1)
+            ax.vlines(
+                line["strength"],
+                line["accuracy_low"].astype(float),
+                line["accuracy_high"].astype(float),
+                color=colour,
+                linewidth=1,
+            )
         ax.axhline(float(base["accuracy"]), color=draw.INK, linewidth=1, linestyle=(0, (2, 2)))
         ax.set_ylim(-0.02, 1.03)
         draw.as_percent(ax)
@@ -770,18 +869,30 @@ def steering(context: Context) -> Section | None:
         lines=lines,
         method="A direction is added to every thought, at several strengths on both sides, on problems that had no part in finding it.",
         illustrations=[
-            Illustration(name="steering", caption="Accuracy (y) by strength (x), with 95% Wilson intervals; random directions of the same norm in grey. Dashed: untouched.", panels=panels)
+            Illustration(
+                name="steering",
+                caption="Accuracy (y) by strength (x), with 95% Wilson intervals; random directions of the same norm in grey. Dashed: untouched.",
+                panels=panels,
+            )
         ],
         tables=[
             Table(
                 name="steering",
                 caption="Accuracy under steering.",
                 frame=pd.concat(tables, ignore_index=True),
-                columns=accuracy_columns([Column(label="Direction", key="direction", kind="text"), Column(label="Strength", key="strength", kind="signed", digits=1)]),
+                columns=accuracy_columns(
+                    [
+                        Column(label="Direction", key="direction", kind="text"),
+                        Column(label="Strength", key="strength", kind="signed", digits=1),
+                    ]
+                ),
                 limit=10,
             )
         ],
-        caveats=[TESTED, "Where almost every answer is right there is little to gain, and the difference of means rests on few wrong answers."],
+        caveats=[
+            TESTED,
+            "Where almost every answer is right there is little to gain, and the difference of means rests on few wrong answers.",
+        ],
         sources=[each.result for each in found],
     )
 
@@ -809,7 +920,11 @@ def gradients(context: Context) -> Section | None:
             {
                 "run": each.look.label,
                 "latent": t,
-                **{f"{m}_{k}": float(data[f"{m}_{k}"].values[i]) for m in ("attribution", "magnitude") for k in ("mean", "low", "high")},
+                **{
+                    f"{m}_{k}": float(data[f"{m}_{k}"].values[i])
+                    for m in ("attribution", "magnitude")
+                    for k in ("mean", "low", "high")
+                },
             }
             for i, t in enumerate(thoughts)
         )
@@ -838,11 +953,19 @@ def gradients(context: Context) -> Section | None:
                     Column(label="Run", key="run", kind="text"),
                     Column(label="Thought", key="latent", kind="text"),
                     Column(label="Size", key="magnitude_mean", low="magnitude_low", high="magnitude_high"),
-                    Column(label="Signed", key="attribution_mean", kind="signed", low="attribution_low", high="attribution_high"),
+                    Column(
+                        label="Signed",
+                        key="attribution_mean",
+                        kind="signed",
+                        low="attribution_low",
+                        high="attribution_high",
+                    ),
                 ],
             )
         ],
-        caveats=["A gradient follows one straight way from the mean; what a thought could do elsewhere it does not see. Compare with the corruptions."],
+        caveats=[
+            "A gradient follows one straight way from the mean; what a thought could do elsewhere it does not see. Compare with the corruptions."
+        ],
         sources=[each.result for each in found],
     )
 
