@@ -1,0 +1,157 @@
+"""Lakes on an S3-compatible store, and analyses in other processes, one of which is killed."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from small_runs import prepared_run, tree, write_questions
+
+import lake as command_line
+from analyze.cluster import compute_on
+from extract.plan import plan
+from extract.run import extract
+from schemas import MissingRunError, SpecMismatchError, UsageError
+from store import open_lake, verify
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_questions(tmp_path_factory.mktemp("data") / "toy.jsonl", 8)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """URL of an empty bucket on an S3 server of its own."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen([BIN / "moto_server", "-H", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL)
+    settings = {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        for _ in range(600):
+            try:
+                request = urllib.request.Request(f"{address}/lakes", method="PUT")  # noqa: S310
+                urllib.request.urlopen(request, timeout=5).close()  # noqa: S310
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield "s3://lakes"
+    server.terminate()
+    server.wait()
+
+
+def test_extraction_to_and_analysis_from_an_object_store(bucket: str, data: Path, tmp_path: Path) -> None:
+    place, local = f"{bucket}/deep/toy.lake", tmp_path / "toy.lake"
+    prepared = prepared_run(place, data, shard_examples=4)
+    assert plan(prepared, place).free_bytes is None
+    done = extract(prepared, place, part=(1, 2))
+    assert done.shards_written == [1]
+    assert open_lake(place)["toy/toy"]["example"].values.tolist() == [4, 5, 6, 7]
+    assert extract(prepared, place).shards_written == [0]
+    extract(prepared_run(local, data, shard_examples=4), local)
+    xr.testing.assert_identical(open_lake(place)["toy/toy"].load(), open_lake(local)["toy/toy"].load())
+    xr.testing.assert_identical(open_lake(place).model("toy"), open_lake(local).model("toy"))
+    command_line_said(["analyze", "heads", place, "--resamples", "20"])
+    command_line_said(["analyze", "heads", str(local), "--resamples", "20"])
+    xr.testing.assert_identical(open_lake(place).result("heads"), open_lake(local).result("heads"))
+    found = verify(place)
+    assert (found.damage, found.files) == ([], len(tree(local)))
+    with pytest.raises(SpecMismatchError, match="max_new_tokens"):
+        prepared_run(place, data, shard_examples=4, max_new_tokens=5)
+    with pytest.raises(MissingRunError, match="it has toy/toy"):
+        open_lake(place)["toy/other"]
+
+
+def test_no_lake_at_a_url(bucket: str) -> None:
+    with pytest.raises(UsageError, match="is no lake"):
+        open_lake(f"{bucket}/nothing.lake")
+    with pytest.raises(UsageError, match="cannot be opened"):
+        open_lake("nosuchscheme://x/y.lake")
+
+
+def command_line_said(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        command_line.main(words)
+    assert not stop.value.code, words
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[tuple[str, list["subprocess.Popen[bytes]"]]]:
+    """Address of a scheduler with two workers, each a process of its own."""
+    port = free_port()
+    address = f"tcp://127.0.0.1:{port}"
+    common = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    words = ["scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
+    started = [subprocess.Popen([BIN / "dask", *words], **common)]  # type: ignore[call-overload]
+    for _ in range(2):
+        words = ["worker", address, "--nthreads", "1", "--no-dashboard", "--no-nanny"]
+        started.append(subprocess.Popen([BIN / "dask", *words], **common))  # type: ignore[call-overload]
+    yield address, started[1:]
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_an_analysis_outlives_one_of_its_workers(
+    cluster: tuple[str, list["subprocess.Popen[bytes]"]], tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, workers = cluster
+    monkeypatch.chdir(tmp_path)
+    extract(prepared_run("toy.lake", data, shard_examples=1), "toy.lake")
+    here = open_lake("toy.lake")
+    states = here["toy/toy"]["hidden_state"]
+    expected = states.astype("float32").mean("example").load()
+
+    def take_time(block: np.ndarray) -> np.ndarray:
+        time.sleep(0.02)
+        return block
+
+    with compute_on(address):
+        from distributed import get_client
+
+        client = get_client()
+        client.wait_for_workers(2, timeout=60)
+        lazy = states.astype("float32")
+        lazy = lazy.copy(data=lazy.data.map_blocks(take_time))
+        future = client.compute(lazy.mean("example").data)
+        while future.status == "pending" and not any(client.processing().values()):
+            time.sleep(0.02)
+        workers[0].send_signal(signal.SIGKILL)
+        np.testing.assert_allclose(future.result(timeout=120), expected.values, rtol=1e-6)
+        assert len(client.scheduler_info()["workers"]) == 1
+        assert os.getpid() not in client.run(os.getpid).values()
+    command_line_said(["analyze", "heads", "toy.lake", "--resamples", "20", "--scheduler", address])
+    there = here.result("heads").load()
+    command_line_said(["analyze", "heads", "toy.lake", "--resamples", "20"])
+    xr.testing.assert_allclose(there, here.result("heads"))
+
+
+def test_where_analyses_cannot_compute(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="give one of them"), compute_on("tcp://127.0.0.1:1", 2):
+        pass
+    with pytest.raises(UsageError, match="at least 1"), compute_on(workers=0):
+        pass
