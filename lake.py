@@ -501,7 +501,7 @@ def demo_commands(lake: str, data: str, report: str) -> Iterator[list[str]]:
     yield ["reenter", "edges", lake, *problems, "--limit", "200"]
     yield ["reenter", "steer", lake, *hard, "--limit", "200"]
     yield ["reenter", "gradients", lake, *problems, "--limit", "100"]
-    yield ["analyze", "correlate", lake, *problems, "--importance", "corrupt:importance"]
+    yield ["analyze", "correlate", lake, *problems, "--importance", "corrupt:failure"]
     yield ["analyze", "compare", lake, *problems]
     yield ["report", lake, "--out", report]
 
