@@ -272,7 +272,7 @@ def test_command_keeps_a_result_and_answers_bad_requests_in_one_line(
         (("corrupt", folder, "small-gpt2/test", "--positions", "ct9"), "position 'ct9' is not there"),
         (("patch", folder, "small-gpt2/test"), "has no clean/corrupted pairs"),
         (("heads", folder, "small-gpt2/test"), "run lake analyze heads first"),
-        (("edges", folder, "small-gpt2/test", "--hub", "ct8"), "hub ct8 is not one of"),
+        (("edges", folder, "small-gpt2/test", "--hub", "ct8"), "hub 'ct8' is not one of"),
         (("steer", folder, "small-gpt2/test", "--directions", "sae:decoder"), "was never computed"),
         (("sweep", folder, "small-gpt2/test", "--site", "head_output", "--heads", "9"), "head 9 is not there"),
         (("sweep", folder, "small-gpt2/test", "--operations", "melt"), "'melt' cannot be done"),

@@ -74,8 +74,8 @@ def ablate_heads(
     -------
     xr.Dataset
         ``condition`` with coordinates ``group`` (``L2H3``, ``top 5``, ``random 5 #1``, ``all``), ``layer``, ``head``,
-        ``n_head`` and ``control``; figures as :func:`extract.reenter.statistics.with_accuracy` gives them. ``attrs`` hold
-        the ranking.
+        ``n_head`` and ``control``; figures as :func:`extract.reenter.statistics.with_accuracy` gives them.
+        ``attrs`` hold the ranking.
     """
     reasoner = target.reasoner
     places = tuple(positions or ["bot", *target.thoughts, "eot"])
