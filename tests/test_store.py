@@ -1,0 +1,221 @@
+"""The lake on disk: layout, reading with and without this project, results, claims, archived formats."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from small_runs import prepared_run, tree, write_questions
+
+import lake as command_line
+from extract.run import extract
+from schemas import CorruptLakeError, MissingRunError, UsageError, position_labels
+from store import RunLayout, RunWriter, create_run, describe, find, open_lake, verify
+from store.layout import BLOCK, round_up
+
+ARCHIVE = Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("store")
+    data = write_questions(folder / "toy.jsonl", 7)
+    extract(prepared_run(folder / "toy.lake", data, shard_examples=4, capture="full"), folder / "toy.lake")
+    return folder / "toy.lake"
+
+
+def layout(**changes: object) -> RunLayout:
+    sizes = {"n_example": 1000, "n_layer": 12, "n_head": 12, "hidden": 768, "n_latent": 6, "longest_question": 70}
+    return RunLayout(**{**sizes, "n_answer": 24, "capture": "full", "dtype": "float16", **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("capture", ["latent", "full"])
+@pytest.mark.parametrize("longest", [1, 32, 33, 221])
+def test_bot_starts_a_block_and_shards_keep_within_their_bound(capture: str, longest: int) -> None:
+    made = layout(longest_question=longest, capture=capture)
+    assert made.key_positions.index("bot") % BLOCK == 0
+    assert made.positions.index("bot") % BLOCK == 0
+    assert made.key_positions == position_labels(round_up(longest, BLOCK), 24)
+    assert made.shard_examples * made.example_bytes <= made.shard_bytes
+    assert RunLayout.from_json(json.loads(json.dumps(made.to_json()))) == made
+    covered = [made.shard_slice(shard) for shard in range(made.n_shard)]
+    assert np.concatenate([np.arange(1000)[rows] for rows in covered]).tolist() == list(range(1000))
+    attention = made.arrays()["attention"]
+    assert attention.chunks[3:] == (BLOCK, BLOCK)
+    assert attention.shards is not None
+    assert all(whole % part == 0 for whole, part in zip(attention.shards, attention.chunks, strict=True))
+
+
+def test_blocks_of_zeros_are_not_written(place: Path) -> None:
+    run = open_lake(place).open("toy/toy")
+    assert run.sizes["position"] == run.sizes["key_position"] == 64 + 8 + 3
+    content = (place / "toy/toy/attention/c/0/0/0/0/0").read_bytes()
+    # One example per block of the index: 4 layers, 3 x 3 blocks; above the diagonal nothing, and of padding nothing.
+    index = np.frombuffer(content[-4 - 16 * 4 * 3 * 3 : -4], dtype="<u8").reshape(4, 3, 3, 2)
+    written = index[..., 1] != 2**64 - 1
+    assert not np.triu(np.ones((3, 3)), 1).astype(bool)[None].repeat(4, 0)[written].any()
+    assert written[:, 2, 2].all()
+    longest = int((run["token"][:4].values[:, :64] >= 0).sum(1).max())
+    assert written[:, :, 0].any() == (longest > 32)
+
+
+def test_a_bare_environment_reads_it_without_warnings(place: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys, xarray as xr\n"
+        f"run = xr.open_zarr({str(place)!r}, group='toy/toy', consolidated=False)\n"
+        f"tree = xr.open_datatree({str(place)!r}, engine='zarr', consolidated=False)\n"
+        "assert tree['toy/toy']['hidden_state'].dims == run['hidden_state'].dims\n"
+        "row = run['attention'].isel(example=0, layer=0, head=0).sel(position='ct5')\n"
+        "assert abs(float(row.sum()) - 1) < 1e-2 and 'segment' in run.coords\n"
+        "assert not {'store', 'schemas', 'extract'} & set(sys.modules)\n"
+    )
+    words = [sys.executable, "-W", "error", "-c", script]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_opening_computes_nothing_and_blocks_are_few(place: Path) -> None:
+    def refuse(*_: object, **__: object) -> object:
+        raise AssertionError("something was computed")
+
+    with dask.config.set(scheduler=refuse):
+        run = open_lake(place)["toy/toy"]
+        mean = run["hidden_state"].astype("float32").mean("example")
+    states = run["hidden_state"]
+    assert states.chunksizes["layer"] == (1, 1, 1, 1)
+    assert states.chunksizes["position"] == (1,) * 75
+    assert states.chunksizes["example"] == (7,)
+    assert run["attention"].chunksizes["head"] == (4,)
+    np.testing.assert_allclose(
+        mean.sel(layer=2, position="ct3"),
+        states.sel(layer=2, position="ct3").values.astype("float32").mean(0),
+        rtol=1e-6,
+    )
+
+
+def test_reading_uses_zarrs_and_writing_does_not(place: Path) -> None:
+    from store.location import open_store
+    from store.read import _open_group
+
+    read = _open_group(open_store(place), "toy/toy")["hidden_state"].variable._data
+    array = read.array if hasattr(read, "array") else read
+    while not hasattr(array, "_array"):
+        array = array.array
+    assert type(array._array.async_array.codec_pipeline if hasattr(array._array, "async_array") else
+                array._array._async_array.codec_pipeline).__module__.startswith("zarrs")  # fmt: skip
+    written = RunWriter(place, "toy/toy")._array("hidden_state")
+    assert not type(written._async_array.codec_pipeline).__module__.startswith("zarrs")
+
+
+def test_only_committed_examples_are_read(place: Path, tmp_path: Path) -> None:
+    part = Path(shutil.copytree(place, tmp_path / "part.lake"))
+    (part / "toy/toy/committed/c/0").unlink()
+    run = open_lake(part)["toy/toy"]
+    assert run["example"].values.tolist() == [4, 5, 6]
+    assert run["committed"].all()
+    everything = open_lake(part).open("toy/toy", uncommitted=True)
+    assert everything["committed"].values.tolist() == [False] * 4 + [True] * 3
+
+
+def test_results_are_labelled_and_name_what_they_read(place: Path, tmp_path: Path) -> None:
+    lake = open_lake(Path(shutil.copytree(place, tmp_path / "r.lake")))
+    kinds = np.array(["a", "b"], dtype=object)
+    scores = xr.Dataset({"score": ("head", [0.5, np.nan])}, coords={"head": [0, 1], "type": ("head", kinds)})
+    scores.attrs["note"] = "n"
+    name = lake.write_result("heads", scores, runs=["toy/toy"], spec={"top": 3})
+    assert lake.write_result("heads", scores, runs=["toy/toy"], spec={"top": 3}) == name
+    lake.write_result("heads", scores * 2, runs=["toy/toy"], spec={"top": 4})
+    xr.testing.assert_equal(lake.result("heads", "toy/toy", top=3), scores)
+    assert lake.open_result(name).attrs["note"] == "n"
+    with pytest.raises(MissingRunError, match="several results fit"):
+        lake.result("heads", "toy/toy")
+    with pytest.raises(MissingRunError, match="no result fits"):
+        lake.result("heads", top=5)
+    described = describe(lake)
+    assert described["results"][name]["inputs"] == {"toy/toy": described["runs"]["toy/toy"]["fingerprint"]}
+    assert described["results"][name]["current"]
+    assert described["runs"]["toy/toy"]["examples_committed"] == 7
+    (found,) = find(lake, described["results"][name]["fingerprint"][:10])
+    assert (found["what"], found["of"]) == ("result", name)
+    assert {each["what"] for each in find(lake, described["runs"]["toy/toy"]["weights"])} == {"weights"}
+    with pytest.raises(MissingRunError, match="beginning of a fingerprint"):
+        find(lake, "ffff0000")
+    assert verify(lake.location).damage == []
+
+
+def test_info_prints_the_chain(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    digest = open_lake(place).attributes("toy/toy")["fingerprint"]
+    for words, said in (([], "7/7"), (["toy/toy"], digest), ([digest[:8]], "run toy/toy")):
+        with pytest.raises(SystemExit):
+            command_line.main(["info", str(place), *words])
+        assert said in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        command_line.main(["info", str(place), "--json"])
+    assert json.loads(capsys.readouterr().out)["runs"]["toy/toy"]["shards_committed"] == 2
+
+
+def test_a_creation_cut_short_is_begun_anew(tmp_path: Path) -> None:
+    made = layout(n_example=2, n_layer=1, n_head=1, hidden=4, longest_question=3, n_answer=2)
+    columns = {"example": (("example",), np.arange(2)), "question": (("example",), ["a", "b"])}
+    for name in ("x", "y"):
+        create_run(tmp_path / f"{name}.lake", "m/first", made, identity={"spec": {}}, columns=columns)
+    left = tmp_path / "x.lake" / "m" / "d" / "old"
+    left.mkdir(parents=True)
+    (left / "zarr.json").write_text("{}")
+    (tmp_path / "x.lake" / "zarr.0a.partial").write_text("half")
+    create_run(tmp_path / "x.lake", "m/d", made, identity={"spec": {}}, columns=columns)
+    create_run(tmp_path / "y.lake", "m/d", made, identity={"spec": {}}, columns=columns)
+    assert tree(tmp_path / "x.lake") == tree(tmp_path / "y.lake")
+
+
+def test_places_that_are_no_lake(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("x")
+    data = write_questions(tmp_path / "toy.jsonl", 1)
+    for wrong, said in (("file", "is a file"), ("full", "other content")):
+        with pytest.raises(UsageError, match=said):
+            prepared_run(tmp_path / wrong, data)
+    with pytest.raises(UsageError, match="there is no lake"):
+        open_lake(tmp_path / "none")
+    newer = Path(shutil.copytree(place, tmp_path / "newer.lake"))
+    text = (newer / "zarr.json").read_text()
+    (newer / "zarr.json").write_text(text.replace('"format":1', '"format":99'))
+    with pytest.raises(UsageError, match="lake format 99"):
+        open_lake(newer)
+    (newer / "zarr.json").write_text(text)
+    (newer / "toy/toy/hidden_state/zarr.json").write_text("{}")
+    with pytest.raises(CorruptLakeError, match="run lake verify"):
+        open_lake(newer)["toy/toy"]
+
+
+def test_lakes_of_earlier_formats_open() -> None:
+    """``format-1.lake``: three questions through the small GPT-2 of ``codi_oracle``, and a made-up result."""
+    archived = ARCHIVE / "format-1.lake"
+    assert sum(path.stat().st_size for path in archived.rglob("*") if path.is_file()) < 300_000
+    lake = open_lake(archived)
+    run = lake["toy/toy"].load()
+    assert dict(run.sizes) == {
+        "example": 3, "layer": 4, "head": 4, "position": 11, "key_position": 75, "hidden": 48, "latent": 6, "step": 2,
+    }  # fmt: skip
+    assert float(run["hidden_state"].astype("float64").sum()) == pytest.approx(-50.84406250715256, rel=1e-12)
+    assert float(run["attention"].astype("float64").sum()) == pytest.approx(528.0013694763184, rel=1e-12)
+    assert int(run["token"].sum()) == 5067
+    assert run["generated_text"].values[0] == " how how how"
+    assert lake.model("toy").sizes["vocabulary"] == 403
+    assert float(lake.result("heads", top=3)["score"].sum()) == 120
+    assert verify(archived).damage == []
+
+
+def test_a_missing_run_is_named(place: Path) -> None:
+    with pytest.raises(MissingRunError, match="it has toy/toy"):
+        open_lake(place)["toy/none"]
+    assert "toy/toy" in open_lake(place)
+    assert list(open_lake(place)) == ["toy/toy"]
+    assert zarr.open_group(place, mode="r").attrs["format"] == 1
