@@ -1,6 +1,7 @@
 """The notebooks run from a lake like the demo's, are shown with their output, and hold no logic of their own."""
 
 import ast
+import re
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 RUNS = {
     "small-gpt2": ("test", "pairs"),
     "small-gpt2-decodable": ("test", "pairs"),
@@ -68,3 +70,13 @@ def test_notebook_holds_no_logic(path: Path) -> None:
     source = "\n".join(cell.source for cell in book.cells if cell.cell_type == "code")
     nodes = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.While, ast.Try, ast.If)
     assert not [ast.unparse(node)[:60] for node in ast.walk(ast.parse(source)) if isinstance(node, nodes)]
+
+
+def test_python_of_the_readme_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "first.lake").symlink_to(place / "demo.lake")
+    monkeypatch.chdir(place)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["run"]["correct"].dtype == bool  # type: ignore[index]
