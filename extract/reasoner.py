@@ -145,7 +145,7 @@ class Flight:
         Every token written is fed, the end token too.
         """
         reasoner = self.reasoner
-        n_row = int(self.rows.max()) + 1
+        n_row = int(self.rows.max()) + 1 if len(self.rows) else 0
         tokens = torch.full((n_row, max_new_tokens), -1, dtype=torch.long, device=state.device)
         ended = torch.zeros(len(self.rows), dtype=torch.bool, device=state.device)
         for place in range(max_new_tokens):

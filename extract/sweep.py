@@ -369,11 +369,11 @@ def _run(
             state = flight.think(trunk.states[first - 1][source], first=first - 1)
         eot = torch.full((len(source), 1), reasoner.eot_id, dtype=torch.long, device=device)
         state = flight.feed_tokens(eot)[:, -1]
-    logprob, difference, kl = _measure(reasoner, flight, state, trunk, source, asked, batch)
+    logprob, difference, kl, states = _measure(reasoner, flight, state, trunk, source, asked, batch)
     text = np.full((n_copy, n_batch), "", dtype=object)
     if generate:
-        tokens = flight.answer(state, n_new).cpu().tolist()
-        text = np.array([reasoner.decode(line) for line in tokens], dtype=object).reshape(n_copy, n_batch)
+        lines = _write(reasoner, flight, states, asked.shared, n_new, cost)
+        text = np.array([reasoner.decode(line) for line in lines], dtype=object).reshape(n_copy, n_batch)
     _spend(cost, flight)
     return {
         "text": text,
@@ -383,14 +383,49 @@ def _run(
     }
 
 
+def _write(
+    reasoner: Reasoner, flight: Flight, states: Tensor, shared: list[int], n_new: int, cost: dict[str, int]
+) -> list[list[int]]:
+    """Greedy answers; rows that begin with the shared tokens, as most do, go on after them.
+
+    The columns of the shared tokens are filled from measuring; ``states`` predict each of them and what follows.
+    """
+    begin = len(shared) if len(shared) < n_new else 0
+    follows = torch.ones(len(states), dtype=torch.bool, device=states.device)
+    for place, token in enumerate(shared[:begin]):
+        follows &= reasoner._logits(states[:, place])[:, :-1].argmax(-1) == token
+    lines: list[list[int]] = [[] for _ in range(len(states))]
+    length = flight.column
+    for chosen, start in ((follows, begin), (~follows, 0)):
+        rows = chosen.nonzero()[:, 0]
+        if not len(rows):
+            continue
+        part = flight
+        flight.cache.length = length + start
+        if len(rows) < len(states):
+            cache = flight.cache.take(rows, length + start, flight.cache.capacity)
+            part = Flight(reasoner, flight.pad[rows], flight.n_before, cache, editor=flight.editor, rows=rows)
+        found = part.answer(states[rows, start], n_new - start).cpu().tolist()
+        for row in rows.tolist():
+            lines[row] = [*shared[:start], *found[row]]
+        if part is not flight:
+            _spend(cost, part)
+        flight.cache.length = length
+    return lines
+
+
 def _measure(
     reasoner: Reasoner, flight: Flight, state: Tensor, trunk: _Trunk, source: Tensor, asked: _Answers, batch: list[int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Log probability of each answer, logit difference of the first two, divergence from the untouched run."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, Tensor]:
+    """Log probability of each answer, logit difference of the first two, divergence from the untouched run.
+
+    Also the states that predict the shared tokens and what follows; the columns of these tokens stay filled, though the
+    cache's length is set back before them.
+    """
     n_row = len(source)
     difference = np.full(n_row, np.nan)
     if not asked.rest:
-        return np.empty((0, n_row)), difference, np.full(n_row, np.nan)
+        return np.empty((0, n_row)), difference, np.full(n_row, np.nan), state[:, None]
     length = flight.column
     index = torch.arange(n_row, device=state.device)
     states = _feed_shared(flight, state, asked.shared)
@@ -425,7 +460,7 @@ def _measure(
         flight.cache.length = after
         found.append(total)
     flight.cache.length = length
-    return torch.stack(found).double().cpu().numpy(), difference, kl.double().cpu().numpy()
+    return torch.stack(found).double().cpu().numpy(), difference, kl.double().cpu().numpy(), states
 
 
 def _differences(difference: np.ndarray, logits: Tensor, asked: _Answers, picked: list[int], place: int) -> None:
