@@ -21,7 +21,8 @@ from analyze.report.content import (
 )
 
 CONVENTION = (
-    "Position names are those of the lake: ct0 to ct5 are where the six projected thoughts are fed in, bot is where the first "
+    "Position names are those of the lake: ct0 to ct5 are where the six projected thoughts are fed in, bot "
+    "is where the first "
     "of them is computed. The reports' “position k” is bot for k = 0 and ct(k−1) after that."
 )
 
@@ -102,28 +103,33 @@ def number_decoding(context: Context) -> Section | None:
             for t in tests
         ]
         caveats.append(
-            "That positions differ is tested on the same problems (Cochran's Q over the thoughts at the last layer), not as "
+            "That positions differ is tested on the same problems (Cochran's Q over the thoughts at the "
+            "last layer), not as "
             "independent counts: " + "; ".join(lines) + "."
         )
     caveats.append(
-        "What the lens reads need not be what the model uses: see the ablations and the decodable twins. Report 000 read one "
+        "What the lens reads need not be what the model uses: see the ablations and the decodable twins. "
+        "Report 000 read one "
         "block too early for GPT-2 and left the final norm out."
     )
     return Section(
         headline="Thoughts that read out as numbers at the last layer.",
         lines=parts,
-        method="The state at each position goes through the stored final norm and unembedding; the best token counts as a number "
+        method="The state at each position goes through the stored final norm and unembedding; the best "
+        "token counts as a number "
         "if it holds a digit. Bars are the last layer, with 95% Wilson intervals; the maps show every layer.",
         illustrations=[
             Illustration(
                 name="position_number_frequency",
-                caption="Share of problems in which the most likely token at a position is a number, at the last layer. "
+                caption="Share of problems in which the most likely token at a position is a number, at the "
+                "last layer. "
                 "Thin lines are 95% intervals.",
                 panels=[Panel(name="position_number_frequency", figure=made, wide=True)],
             ),
             Illustration(
                 name="position_number_heatmap",
-                caption="The same share in percent, for every layer (rows) and position (columns). A column that darkens "
+                caption="The same share in percent, for every layer (rows) and position (columns). A column "
+                "that darkens "
                 "towards the bottom becomes a number on the way up through the layers.",
                 panels=panels,
             ),
@@ -131,8 +137,10 @@ def number_decoding(context: Context) -> Section | None:
         tables=[
             Table(
                 name="number_decoding",
-                caption="Number decoding by position at the last layer. “Chain result”: the best token is one of the problem's own "
-                "intermediate results; “other chain”: the same with another problem's results, which is what chance gives.",
+                caption="Number decoding by position at the last layer. “Chain result”: the best token is "
+                "one of the problem's own "
+                "intermediate results; “other chain”: the same with another problem's results, which is "
+                "what chance gives.",
                 frame=pd.DataFrame(rows),
                 columns=[
                     Column(label="Run", key="run", kind="text"),
@@ -173,12 +181,14 @@ def chain_results(context: Context) -> Section | None:
     panels, parts, rows = [], [], []
     for each in found:
         lens = each.data.sel(position=lens_positions(each.data)).isel(layer=-1)
-        counts = lens["n_step"].max("position").values
+        inner = "inner_share" in lens
+        which, count = ("inner_share", "n_inner") if inner else ("step_share", "n_step")
+        counts = lens[count].max("position").values if count in lens else lens["n_step"].max("position").values
         shown = [i for i in range(lens.sizes["step"]) if counts[i] >= 10]
         if not shown:
             continue
         lens = lens.isel(step=shown)
-        values = lens["step_share"].transpose("step", "position").values
+        values = lens[which].transpose("step", "position").values
         made, ax = draw.figure(4.6, 1.0 + 0.32 * len(shown))
         draw.heat_map(
             ax, 100 * values, [f"step {s + 1}" for s in shown], lens["position"].values, high=100, text="{:.0f}"
@@ -199,11 +209,11 @@ def chain_results(context: Context) -> Section | None:
                         "run": each.look.label,
                         "step": s + 1,
                         "position": str(p),
-                        "n": int(cell["n_step"]),
-                        "share": float(cell["step_share"]),
-                        "low": float(cell["step_share_low"]),
-                        "high": float(cell["step_share_high"]),
-                        "control": float(cell["step_control_share"]),
+                        "n": int(cell[count] if count in cell else cell["n_step"]),
+                        "share": float(cell[which]),
+                        "low": float(cell[f"{which}_low"]),
+                        "high": float(cell[f"{which}_high"]),
+                        "control": float(cell["inner_control_share" if inner else "step_control_share"]),
                         "operator": float(cell["operator_share"]),
                     }
                 )
@@ -214,13 +224,16 @@ def chain_results(context: Context) -> Section | None:
     return Section(
         headline="Where each intermediate result reads out best.",
         lines=parts,
-        method="At the last layer, the share of problems in which the most likely token at a position is the result of step k of the "
-        "problem's written chain; the last step is the answer itself.",
+        method="At the last layer, the share of problems in which the most likely token at a position is "
+        "the result of step k of the "
+        "problem's written chain, among the problems in which step k is not the last: the last is the "
+        "answer, which is worked out after the thoughts.",
         illustrations=[
             Illustration(
                 name="chain_results",
-                caption="Rows are the steps of the written chain, columns the positions; a number is the percentage of the problems "
-                "that have such a step in which the state there decodes to exactly that step's result.",
+                caption="Rows are the steps of the written chain, columns the positions; a number is the "
+                "percentage of the problems "
+                "with a step after it in which the state there decodes to exactly that step's result.",
                 panels=panels,
             )
         ],
@@ -241,7 +254,8 @@ def chain_results(context: Context) -> Section | None:
             )
         ],
         caveats=[
-            "A result that is no single token of the vocabulary can never be found by this lens. The column “another chain's” says how "
+            "A result that is no single token of the vocabulary can never be found by this lens. The column "
+            "“another chain's” says how "
             "often the result of another problem would have matched."
         ],
         sources=[each.result for each in found],
@@ -259,7 +273,8 @@ def answer_attention(context: Context) -> Section | None:
         queries = [str(x) for x in each.data["query"].values]
         query = "eot" if "eot" in queries else queries[-1]
         at = each.data.sel(query=query)
-        targets = [str(x) for x in at["target"].values]
+        targets = [str(x) for x in at["target"].values if query == "answer" or str(x) != "answer"]
+        at = at.sel(target=targets)
         values = at["layer_share"].transpose("layer", "target").values
         made, ax = draw.figure(4.6, 0.9 + 0.27 * at.sizes["layer"])
         draw.heat_map(
@@ -310,18 +325,21 @@ def answer_attention(context: Context) -> Section | None:
     return Section(
         headline="Where eot, which predicts the first answer token, looks (mean over layers and heads).",
         lines=parts,
-        method="Every key is counted once: question, bot, each thought, and eot itself, so that a row sums to 1. The definition is the same "
+        method="Every key is counted once: question, bot, each thought, and eot itself, so that a row sums "
+        "to 1. The definition is the same "
         "for both architectures.",
         illustrations=[
             Illustration(
                 name="attention_by_thought",
-                caption="Share of eot's attention that each thought gets, mean over layers and heads. Thin lines are 95% bootstrap "
+                caption="Share of eot's attention that each thought gets, mean over layers and heads. Thin "
+                "lines are 95% bootstrap "
                 "intervals over problems, averaged over layers.",
                 panels=[Panel(name="attention_by_thought", figure=made, wide=True)],
             ),
             Illustration(
                 name="attention_by_layer",
-                caption="The same by layer (rows), in percent of each row, over everything that can be attended to (columns). The column "
+                caption="The same by layer (rows), in percent of each row, over everything that can be "
+                "attended to (columns). The column "
                 "“eot” is the query's attention to itself.",
                 panels=panels,
             ),
@@ -340,7 +358,8 @@ def answer_attention(context: Context) -> Section | None:
             )
         ],
         caveats=[
-            "Attention is not importance: what is attended to may change nothing when removed (next sections). Report 003's LLaMA column "
+            "Attention is not importance: what is attended to may change nothing when removed (next "
+            "sections). Report 003's LLaMA column "
             "“token 5” was eot attending to itself, and its GPT-2 column was one over the row's length."
         ],
         sources=[each.result for each in found],
@@ -379,14 +398,16 @@ def critical_heads(context: Context) -> Section | None:
         illustrations.append(
             Illustration(
                 name=f"critical_heads_{each.run}",
-                caption=f"{each.look.label}: the {len(top)} heads with the highest composite score. Rows are the thought that looks, columns "
+                caption=f"{each.look.label}: the {len(top)} heads with the highest composite score. Rows "
+                f"are the thought that looks, columns "
                 "the thought looked at, darkness the mean attention (full strength at 1); below each its type.",
                 panels=[Panel(name=f"critical_heads_{each.run}", figure=made, wide=True)],
             )
         )
     frame = pd.concat(rows, ignore_index=True)
     caveats = [
-        "Rank and composite carry a bootstrap over problems; “in the top 20” is how often the head stays there. A high score says what "
+        "Rank and composite carry a bootstrap over problems; “in the top 20” is how often the head stays "
+        "there. A high score says what "
         "a head does with its attention, not that the model needs it: see head ablation."
     ]
     constant = {e.look.label: constant_metrics(e.data) for e in found}
@@ -398,7 +419,8 @@ def critical_heads(context: Context) -> Section | None:
         for run, other in reports.items():
             first = head_table(other.data).iloc[0]
             lines.append(
-                f"{context.relabel([run])[run].label} L{first['layer']}H{first['head']} (composite {first['composite']:.2f} of at most 0.60)"
+                f"{context.relabel([run])[run].label} L{first['layer']}H{first['head']} (composite "
+                f"{first['composite']:.2f} of at most 0.60)"
             )
         caveats.append(
             "By report 004's own convention (columns shifted by one, flow 1 by construction) the first would be "
@@ -408,8 +430,10 @@ def critical_heads(context: Context) -> Section | None:
     return Section(
         headline="The highest-scoring head of each model.",
         lines=parts,
-        method="Flow is the share of a head's attention among thoughts that goes to earlier ones; hub, what its most sought thought gets beyond "
-        "an even causal spread; skip, the mean attention of the last thought to the first half. The composite scales each to 0–1 over "
+        method="Flow is the share of a head's attention among thoughts that goes to earlier ones; hub, what "
+        "its most sought thought gets beyond "
+        "an even causal spread; skip, the mean attention of the last thought to the first half. The "
+        "composite scales each to 0–1 over "
         "the model's heads and adds 0.4 flow + 0.4 hub + 0.2 skip.",
         illustrations=illustrations,
         tables=[
@@ -527,12 +551,15 @@ def hubs(context: Context) -> Section | None:
     return Section(
         headline="The thought that later thoughts seek most, over all heads.",
         lines=parts,
-        method="For each thought, the attention that all later thoughts pay it, mean over heads. Early thoughts have more thoughts after them, so "
-        "the comparison is with what each would get if every row spread the same attention evenly over itself and all before it.",
+        method="For each thought, the attention that all later thoughts pay it, mean over heads. Early "
+        "thoughts have more thoughts after them, so "
+        "the comparison is with what each would get if every row spread the same attention evenly over "
+        "itself and all before it.",
         illustrations=[
             Illustration(
                 name="hub_analysis",
-                caption="Attention received from later thoughts (bars), and what an even causal spread would give (black line). Above the line: "
+                caption="Attention received from later thoughts (bars), and what an even causal spread "
+                "would give (thin line across). Above the line: "
                 "sought after.",
                 panels=panels,
             )
@@ -553,7 +580,8 @@ def hubs(context: Context) -> Section | None:
             )
         ],
         caveats=[
-            "Report 004 compared column sums with 1/6, which an even spread does not give: ct0 is seen by five later thoughts, ct4 by one. Its columns were "
+            "Report 004 compared column sums with 1/6, which an even spread does not give: ct0 is seen by "
+            "five later thoughts, ct4 by one. Its columns were "
             "also shifted by one, so that its “hub CT0/CT1” included each step's attention to itself."
         ],
         sources=[each.result for each in found],
@@ -604,11 +632,13 @@ def flow_and_skip(context: Context) -> Section | None:
     return Section(
         headline="Attention step to step and across, mean over all heads.",
         lines=parts,
-        method="Sequential: what each thought pays the one before it. Skip: what the last thought pays the first half of them.",
+        method="Sequential: what each thought pays the one before it. Skip: what the last thought pays the "
+        "first half of them.",
         illustrations=[
             Illustration(
                 name="flow_and_skip",
-                caption="Left, attention of each thought (x) to its predecessor; right, attention of the last thought to early ones (x). Both on one "
+                caption="Left, attention of each thought (x) to its predecessor; right, attention of the "
+                "last thought to early ones (x). Both on one "
                 "scale, means over heads and problems.",
                 panels=[Panel(name="flow_and_skip", figure=made, wide=True)],
             )
@@ -627,7 +657,8 @@ def flow_and_skip(context: Context) -> Section | None:
             )
         ],
         caveats=[
-            "What report 004 called sequential flow was, by its index, each step's attention to itself; here it is to the thought before."
+            "What report 004 called sequential flow was, by its index, each step's attention to itself; "
+            "here it is to the thought before."
         ],
         sources=[each.result for each in found],
     )
@@ -671,11 +702,13 @@ def types_and_layers(context: Context) -> Section | None:
     return Section(
         headline="What the top heads do and where they lie.",
         lines=parts,
-        method="Types by the highest scaled metric (multi-purpose: the two best both above 0.7). Bands are thirds of the model's depth.",
+        method="Types by the highest scaled metric (multi-purpose: the two best both above 0.7). Bands are "
+        "thirds of the model's depth.",
         illustrations=[
             Illustration(
                 name="types_and_layers",
-                caption="Number of the top 20 heads (or of all, where a model has fewer) of each type and in each third of the depth.",
+                caption="Number of the top 20 heads (or of all, where a model has fewer) of each type and "
+                "in each third of the depth.",
                 panels=panels,
             )
         ],

@@ -1,7 +1,7 @@
 """What a section of the page is made of, and what a section can ask of the lake."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -115,16 +115,13 @@ class Context:
 
     def __init__(self, lake: Lake, runs: Sequence[str]) -> None:
         self.lake = lake
+        self._named = list(runs)
         self._runs: dict[str, xr.Dataset] = {}
         self._opened: dict[str, xr.Dataset] = {}
         # what stands for its model first, each model after its family
         models = list(dict.fromkeys(run.partition("/")[0] for run in runs))
-        self.runs = sorted(runs, key=lambda run: (self.weight(run)[0], models.index(run.partition("/")[0]), run))
-        runs = self.runs
-        models = [run.partition("/")[0] for run in runs]
-        distinct = len(set(models)) == len(models)
-        labels = models if distinct else list(runs)
-        self.looks = looks(runs, labels)
+        self.runs = sorted(runs, key=lambda run: (self.weight(run)[:2], models.index(run.partition("/")[0]), run))
+        self.looks = looks(self.runs)
 
     @cached_property
     def results(self) -> list[Result]:
@@ -149,7 +146,7 @@ class Context:
         return self._opened[result.name]
 
     def find(self, kind: str, where: Callable[[Mapping[str, Any]], bool] | None = None) -> list[Found]:
-        """Results of one run each: for every model that of its largest run that has one.
+        """Results of one run each: for every model that of the run that stands for it, or of the next that has one.
 
         Of several results of one run the first whose settings fit is taken.
 
@@ -176,19 +173,19 @@ class Context:
             best.setdefault(run.partition("/")[0], run)
         return [run for run in self.runs if run in best.values()]
 
-    def weight(self, run: str) -> tuple[bool, int]:
-        """Order of a model's runs, the one that stands for it first: no pairs, then most examples."""
+    def weight(self, run: str) -> tuple[bool, int, int]:
+        """Order of a model's runs, the one that stands for it first: no pairs, data most models share, most examples."""
         data = self.run(run)
         paired = "pair" in data and bool((data["pair"] >= 0).any())
-        return paired, -data.sizes["example"]
+        dataset = run.partition("/")[2]
+        return paired, -sum(each.partition("/")[2] == dataset for each in self._named), -data.sizes["example"]
 
-    def relabel(self, runs: Any) -> dict[str, Look]:
-        """Looks of some runs, by the model's name alone where that tells them apart."""
-        these = [run for run in self.runs if run in runs]
-        models = [run.partition("/")[0] for run in these]
-        labels = models if len(set(models)) == len(models) else these
-        everywhere = looks(self.runs, [dict(zip(these, labels, strict=True)).get(run, run) for run in self.runs])
-        return {run: everywhere[run] for run in these}
+    def relabel(self, runs: Iterable[str]) -> dict[str, Look]:
+        """Looks of some runs: named by the model alone where they are its main run, or its pairs."""
+        main = self.main_runs()
+        labels = [run.partition("/")[0] if run in main or self.weight(run)[0] else run for run in self.runs]
+        everywhere = looks(self.runs, labels)
+        return {run: everywhere[run] for run in self.runs if run in set(runs)}
 
 
 def share(value: float, digits: int = 1) -> str:

@@ -95,7 +95,8 @@ def accuracy_by_steps(context: Context) -> Section | None:
         illustrations=[
             Illustration(
                 name="accuracy_by_steps",
-                caption="Accuracy by the number of steps in the problem's written solution. Thin lines are 95% Wilson intervals; where a bar "
+                caption="Accuracy by the number of steps in the problem's written solution. Thin lines are "
+                "95% Wilson intervals; where a bar "
                 "has a wide one, few problems are that long.",
                 panels=[Panel(name="accuracy_by_steps", figure=made, wide=True)],
             )

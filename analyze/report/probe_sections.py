@@ -54,7 +54,8 @@ def linear_probes(context: Context) -> Section | None:
             (
                 each.look.label,
                 f"AUROC {summary['mean']:.2f} on average over cells, at best {summary['highest']:.2f} "
-                f"[{summary['best_low']:.2f}, {summary['best_high']:.2f}] (layer {summary['best_layer']}, {summary['best_position']}); accuracy "
+                f"[{summary['best_low']:.2f}, {summary['best_high']:.2f}] (layer {summary['best_layer']}, "
+                f"{summary['best_position']}); accuracy "
                 f"{share(accuracy['mean'])} where always saying “right” gives {share(accuracy['baseline'])}; "
                 f"{n_found} of {n_cell} cells beyond chance",
             )
@@ -66,14 +67,16 @@ def linear_probes(context: Context) -> Section | None:
         wrong = 1 - float(data["majority_accuracy"].mean())
         if wrong < 0.03:
             caveats.append(
-                f"{each.look.label} is wrong in only {share(wrong)} of its problems: its probes rest on few examples of being wrong."
+                f"{each.look.label} is wrong in only {share(wrong)} of its problems: its probes rest on few "
+                f"examples of being wrong."
             )
     frame = pd.concat(rows, ignore_index=True)
     refit = frame.groupby("run", sort=False)["refit_training_accuracy"].mean()
     return Section(
         headline="Whether the answer will be right, read linearly off one state, on problems held out.",
         lines=lines,
-        method="For every layer and position a logistic regression with nested cross-validation, folds of whole problems, scaling inside. "
+        method="For every layer and position a logistic regression with nested cross-validation, folds of "
+               "whole problems, scaling inside. "
         "AUROC is the chance that a problem answered rightly scores above one answered wrongly: 0.5 says nothing.",
         illustrations=[
             Illustration(
@@ -85,7 +88,8 @@ def linear_probes(context: Context) -> Section | None:
         tables=[
             Table(
                 name="linear_probes",
-                caption="Held-out figures of each probe; p is corrected for the number of cells. Trained: accuracy on the rows the probe was fitted to.",
+                caption="Held-out figures of each probe; p is corrected for the number of cells. Trained: "
+                        "accuracy on the rows the probe was fitted to.",
                 frame=frame,
                 columns=[
                     Column(label="Run", key="run", kind="text"),
@@ -156,7 +160,8 @@ def step_probes(context: Context) -> Section | None:
     illustrations = [
         Illustration(
             name="step_probes",
-            caption="Held-out R² of a ridge regression of each intermediate result (rows) on the state at each position (columns), last layer; what is "
+            caption="Held-out R² of a ridge regression of each intermediate result (rows) on the state at "
+                    "each position (columns), last layer; what is "
             "below 0, worse than the mean, is shown as 0.",
             panels=panels,
         )
@@ -165,7 +170,8 @@ def step_probes(context: Context) -> Section | None:
         illustrations.append(
             Illustration(
                 name="operation_probes",
-                caption="Held-out balanced accuracy of a probe for the operator of each step, last layer; colour from 0.25.",
+                caption="Held-out balanced accuracy of a probe for the operator of each step, last layer; "
+                        "colour from 0.25.",
                 panels=operation_panels,
             )
         )
@@ -173,7 +179,8 @@ def step_probes(context: Context) -> Section | None:
     return Section(
         headline="How well each intermediate result can be read linearly off the last layer's states.",
         lines=lines,
-        method="As above, with the number each step of the written chain gives as the target. A problem counts only for the steps it has.",
+        method="As above, with the number each step of the written chain gives as the target. A problem "
+               "counts only for the steps it has.",
         illustrations=illustrations,
         tables=[
             Table(
@@ -245,18 +252,22 @@ def sparse_autoencoders(context: Context) -> Section | None:
     draw.faint_grid(ax, "x")
     ax.set_xlabel("variance explained on test problems")
     best = [
-        (str(run), f"{share(part['squared_error'].max())} of the variance with {part.loc[part['squared_error'].idxmax(), 'l0']:.1f} of "
-         f"{part.loc[part['squared_error'].idxmax(), 'n_feature']} features at a time, {share(part.loc[part['squared_error'].idxmax(), 'dead'])} of them dead")
+        (str(run), f"{share(part['squared_error'].max())} of the variance with "
+                   f"{part.loc[part['squared_error'].idxmax(), 'l0']:.1f} of "
+         f"{part.loc[part['squared_error'].idxmax(), 'n_feature']} features at a time, "
+         f"{share(part.loc[part['squared_error'].idxmax(), 'dead'])} of them dead")
         for run, part in frame.groupby("run", sort=False)
     ]  # fmt: skip
     return Section(
         headline="How much of the states' variance a sparse dictionary rebuilds, on problems it was not fitted to.",
         lines=best,
-        method="Dictionaries are fitted on training problems and judged on test problems; variance explained is 1 − Σ|x − x̂|² / Σ|x − mean|².",
+        method="Dictionaries are fitted on training problems and judged on test problems; variance "
+               "explained is 1 − Σ|x − x̂|² / Σ|x − mean|².",
         illustrations=[
             Illustration(
                 name="sae_variance",
-                caption="Explained variance of each dictionary in the lake: one for a pool of cells, one per cell (mean), or one shared by several models "
+                caption="Explained variance of each dictionary in the lake: one for a pool of cells, one "
+                        "per cell (mean), or one shared by several models "
                 "(a crosscoder, one bar for each).",
                 panels=[Panel(name="sae_variance", figure=made, wide=True)],
             )
@@ -264,7 +275,8 @@ def sparse_autoencoders(context: Context) -> Section | None:
         tables=[
             Table(
                 name="sparse_autoencoders",
-                caption="Dictionaries. The reports used two other definitions of explained variance, which forgive a constant offset or count reproducing the means.",
+                caption="Dictionaries. The reports used two other definitions of explained variance, which "
+                        "forgive a constant offset or count reproducing the means.",
                 frame=frame,
                 columns=[
                     Column(label="Run", key="run", kind="text"),
@@ -280,7 +292,8 @@ def sparse_autoencoders(context: Context) -> Section | None:
             )
         ],
         caveats=[
-            "Report 001's penalty was averaged over features, a four-thousandth of the usual sum, and its dictionaries saw the classifier's test rows."
+            "Report 001's penalty was averaged over features, a four-thousandth of the usual sum, and its "
+            "dictionaries saw the classifier's test rows."
         ],
         sources=results,
     )
@@ -346,14 +359,17 @@ def error_prediction(context: Context) -> Section | None:
             rows.append(row)
     notes = [f"{each.look.label}: {each.data.attrs['note']}" for each in found if each.data.attrs.get("note")]
     return Section(
-        headline="Whether a wrong answer can be foreseen from sparse codes of the thoughts, and whether simpler predictors do as well.",
+        headline="Whether a wrong answer can be foreseen from sparse codes of the thoughts, and whether "
+                 "simpler predictors do as well.",
         lines=lines,
-        method="A logistic regression on each predictor, fitted on training problems; all are judged on the same test problems, which neither it nor the "
+        method="A logistic regression on each predictor, fitted on training problems; all are judged on the "
+               "same test problems, which neither it nor the "
         "dictionary has seen.",
         illustrations=[
             Illustration(
                 name="error_prediction",
-                caption="AUROC of foreseeing a wrong answer, with 95% bootstrap intervals over problems; dashed, chance.",
+                caption="AUROC of foreseeing a wrong answer, with 95% bootstrap intervals over problems; "
+                        "dashed, chance.",
                 panels=panels,
             )
         ],
@@ -375,7 +391,8 @@ def error_prediction(context: Context) -> Section | None:
         ],
         caveats=[
             *notes,
-            "Where a model is nearly always right, accuracy says little: the majority answer has it too. Report 001's 70–75% had labels from other problems "
+            "Where a model is nearly always right, accuracy says little: the majority answer has it too. "
+            "Report 001's 70–75% had labels from other problems "
             "or twins on both sides of the split.",
         ],
         sources=[each.result for each in found],
@@ -431,9 +448,11 @@ def attention_and_importance(context: Context) -> Section | None:
         at = int(np.nanargmax(np.abs(np.nan_to_num(data["pooled_r"].values))))
         text = f"pooled r = {float(data['pooled_r'][at]):+.2f} at layer {layers[at]}"
         if "two_way" in kinds:
-            text += f", within problems and with position accounted for {float(data['two_way_r'][at]):+.2f} (p {p_text(float(data['two_way_p_adjusted'][at]))})"
+            text += f", within problems and with position accounted for {float(data['two_way_r'][at]):+.2f} "
+                    f"(p {p_text(float(data['two_way_p_adjusted'][at]))})"
         elif "partial" in kinds:
-            text += f", with position accounted for {float(data['partial_r'][at]):+.2f} (p {p_text(float(data['partial_p_adjusted'][at]))})"
+            text += f", with position accounted for {float(data['partial_r'][at]):+.2f} (p "
+                    f"{p_text(float(data['partial_p_adjusted'][at]))})"
         lines.append((each.look.label, text.replace("-", "\N{MINUS SIGN}")))
         for i, layer in enumerate(layers):
             for kind in kinds:
@@ -460,12 +479,15 @@ def attention_and_importance(context: Context) -> Section | None:
     return Section(
         headline="Whether the thoughts that the answer attends to are those that matter.",
         lines=lines,
-        method=f"Attention of {found[0].result.spec.get('query', 'eot')} to each thought, mean over heads, against importance ({measure}), joined by problem and position. A pooled "
-        "correlation mixes differences between positions with differences between problems; the others keep them apart.",
+        method=f"Attention of {found[0].result.spec.get('query', 'eot')} to each thought, mean over heads, "
+               f"against importance ({measure}), joined by problem and position. A pooled "
+        "correlation mixes differences between positions with differences between problems; the others keep "
+        "them apart.",
         illustrations=[
             Illustration(
                 name="correlation",
-                caption="Pearson's r by layer with 95% bootstrap intervals over problems: pooled, and with what confounds it taken out.",
+                caption="Pearson's r by layer with 95% bootstrap intervals over problems: pooled, and with "
+                        "what confounds it taken out.",
                 panels=panels,
             ),
             Illustration(
@@ -490,7 +512,8 @@ def attention_and_importance(context: Context) -> Section | None:
             )
         ],
         caveats=[
-            "Report 003's r = +0.22 pooled 600 points that are not independent; it rested on one position, which was eot attending to itself. Its GPT-2 column "
+            "Report 003's r = +0.22 pooled 600 points that are not independent; it rested on one position, "
+            "which was eot attending to itself. Its GPT-2 column "
             "paired attention and importance of different problems."
         ],
         sources=[each.result for each in found],

@@ -114,12 +114,46 @@ def group_look(group: str) -> draw.Look:
     return draw.Look(label=look["label"], colour=look["colour"], marker="o", dashed=False, hatch=look["hatch"])
 
 
+def ablation_panel(each: Found, part: pd.DataFrame, base: float, operation: str) -> Panel:
+    """Accuracy by place for each group of thoughts."""
+    places = places_of(part)
+    made, ax = draw.figure(4.6, 3.1)
+    groups = [g for g in GROUP_LOOKS if (part["group"] == g).any()]
+    width = 0.84 / max(1, len(groups))
+    for index, group in enumerate(groups):
+        line = part[part["group"] == group].drop_duplicates("place").set_index("place").reindex(places)
+        look = group_look(group)
+        x = np.arange(len(places)) + (index - (len(groups) - 1) / 2) * width
+        ax.bar(
+            x,
+            line["accuracy"],
+            width * 0.92,
+            facecolor=look.colour if not look.hatch else draw.PAPER,
+            edgecolor=look.colour,
+            hatch=look.hatch,
+            linewidth=1,
+            label=look.label,
+        )
+        draw.whiskers(ax, x, line["accuracy"], line["accuracy_low"], line["accuracy_high"])
+    ax.axhline(base, color=draw.INK, linewidth=1, linestyle=(0, (2, 2)))
+    ax.set_xticks(np.arange(len(places)), places)
+    if len(places) > 6:
+        ax.tick_params(axis="x", labelrotation=60, labelsize=7.5)
+    ax.set_ylim(0, 1.03)
+    draw.as_percent(ax)
+    draw.faint_grid(ax)
+    ax.set_title(f"{each.look.label}, {operation}")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1 if len(places) <= 6 else -0.25), ncols=2, fontsize=7.5)
+    return Panel(name=f"position_ablation_{operation}_{each.run}", figure=made)
+
+
 def position_ablation(context: Context) -> Section | None:
     """Number-carrying thoughts against the others."""
     found = re_entries(context, "ablate")
     if not found:
         return None
-    panels, lines, tables, not_counted = [], [], [], []
+    drawn: dict[str, list[Panel]] = {"mean": [], "zero": []}
+    lines, tables, not_counted = [], [], []
     for each in found:
         frame = with_place(conditions(each.data))
         base = untouched(frame)
@@ -127,51 +161,27 @@ def position_ablation(context: Context) -> Section | None:
             frame["group"].isin(GROUP_LOOKS) & ((frame["control"] == "") | frame["group"].str.startswith("random"))
         ]
         kept = kept[kept["condition"].astype(str) != UNTOUCHED]
-        operations = [o for o in ("zero", "mean") if (kept["operation"] == o).any()]
-        operation = operations[0] if operations else str(kept["operation"].iloc[0])
-        part = kept[kept["operation"] == operation]
-        places = places_of(part)
-        made, ax = draw.figure(4.6, 3.1)
-        groups = [g for g in GROUP_LOOKS if (part["group"] == g).any()]
-        width = 0.84 / max(1, len(groups))
-        for index, group in enumerate(groups):
-            line = part[part["group"] == group].drop_duplicates("place").set_index("place").reindex(places)
-            look = group_look(group)
-            x = np.arange(len(places)) + (index - (len(groups) - 1) / 2) * width
-            ax.bar(
-                x,
-                line["accuracy"],
-                width * 0.92,
-                facecolor=look.colour if not look.hatch else draw.PAPER,
-                edgecolor=look.colour,
-                hatch=look.hatch,
-                linewidth=1,
-                label=look.label,
-            )
-            draw.whiskers(ax, x, line["accuracy"], line["accuracy_low"], line["accuracy_high"])
-        ax.axhline(float(base["accuracy"]), color=draw.INK, linewidth=1, linestyle=(0, (2, 2)))
-        ax.set_xticks(np.arange(len(places)), places)
-        ax.set_ylim(0, 1.03)
-        draw.as_percent(ax)
-        draw.faint_grid(ax)
-        ax.set_title(each.look.label)
-        if not panels:
-            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, fontsize=7.5)
-        panels.append(Panel(name=f"position_ablation_{each.run}", figure=made))
-        place = places[0]
-
-        def at(group: str, part: pd.DataFrame = part, place: str = place) -> float:
-            rows = part[(part["group"] == group) & (part["place"] == place)]
-            return float(rows["accuracy"].iloc[0]) if len(rows) else float("nan")
-
-        lines.append(
-            (
-                each.look.label,
-                f"untouched {share(float(base['accuracy']))}; number thoughts gone {share(at('numbers'))}, the others gone "
-                f"{share(at('others'))}, as many at random gone {share(at('random like numbers'))} ({place}, {operation})",
-            )
-        )
         tables.append(kept.assign(run=each.look.label))
+        operations = [o for o in drawn if (kept["operation"] == o).any()]
+        for operation in operations:
+            part = kept[kept["operation"] == operation]
+            drawn[operation].append(ablation_panel(each, part, float(base["accuracy"]), operation))
+        part = kept[kept["operation"] == operations[0]]
+        place = places_of(part)[0]
+        at = part[part["place"] == place].drop_duplicates("group").set_index("group")["accuracy"]
+        said = [
+            f"{words} {share(float(at[group]))}"
+            for group, words in (
+                ("numbers", "without the thoughts that read as numbers"),
+                ("others", "without the others"),
+                ("random like numbers", "without as many at random"),
+            )
+            if group in at
+        ]
+        how = "set to their mean" if operations[0] == "mean" else "zeroed"
+        lines.append(
+            (each.look.label, f"untouched {share(float(base['accuracy']))}; {', '.join(said)} ({how} at the {place}s)")
+        )
         if "share_not_counted" in each.data:
             worst = float(np.nanmax(each.data["share_not_counted"].values))
             if worst > 0:
@@ -182,21 +192,34 @@ def position_ablation(context: Context) -> Section | None:
         + (f" Left out for having none: {'; '.join(not_counted)}." if not_counted else ""),
         TESTED,
         *control_note(found),
-        "Report 000 found a collapse to 0–4% in every condition. For GPT-2 its hook rewrote every generated token as well; for LLaMA "
+        "Report 000 found a collapse to 0–4% in every condition. For GPT-2 its hook rewrote every generated "
+        "token as well; for LLaMA "
         "labels and questions came from different problems.",
     ]
     return Section(
         headline="What is left when the thoughts that read as numbers are taken out, and when the others are.",
         lines=lines,
-        method="In each problem the thoughts whose state reads as a number are replaced (by zero, or by the position's mean); nothing else is "
+        method="In each problem the thoughts whose state reads as a number are replaced (by zero, or by the "
+        "position's mean); nothing else is "
         "touched, and what follows is computed from the changed state. Beside it, as many thoughts drawn at random.",
         illustrations=[
             Illustration(
-                name="position_ablation",
-                caption="Accuracy after zeroing, by where it is done: at the vectors fed in, at one layer's output, or at all layers at once. "
-                "Dashed line: untouched. Thin lines are 95% Wilson intervals.",
-                panels=panels,
+                name=f"position_ablation_{operation}",
+                caption=f"Accuracy after {words}, by where it is done: at the vectors fed in, at one "
+                f"layer's output, or at all layers at once. "
+                "Dashed line: untouched. Thin lines are 95% Wilson intervals." + note,
+                panels=drawn[operation],
             )
+            for operation, words, note in (
+                ("mean", "setting thoughts to their mean over the run", ""),
+                (
+                    "zero",
+                    "zeroing thoughts",
+                    " A zero vector is far from anything the model ever sees, so this breaks more than the "
+                    "thought's content.",
+                ),
+            )
+            if drawn[operation]
         ],
         tables=[
             Table(
@@ -238,7 +261,8 @@ def token_ablation(context: Context) -> Section | None:
         draw.heat_map(ax, 100 * grid.to_numpy(), corruptions, columns, high=100, text="{:.0f}")
         ax.set_title(each.look.label)
         panels.append(Panel(name=f"corruption_{each.run}", figure=made))
-        zero = kept[(kept["corruption"] == "zero")].drop_duplicates("group").set_index("group").reindex(thoughts)
+        shown_as = "mean" if "mean" in grid.index else corruptions[0]
+        zero = kept[(kept["corruption"] == shown_as)].drop_duplicates("group").set_index("group").reindex(thoughts)
         series.append(
             (each.look, *(zero[c].to_numpy(dtype=float) for c in ("importance", "importance_low", "importance_high")))
         )
@@ -262,17 +286,20 @@ def token_ablation(context: Context) -> Section | None:
     return Section(
         headline="Share of right answers that turn wrong when one thought is replaced by its mean over the run.",
         lines=lines,
-        method="One thought at a time is zeroed, set to its mean, drowned in noise of its own spread, or exchanged for another problem's; the later "
+        method="One thought at a time is zeroed, set to its mean, drowned in noise of its own spread, or "
+        "exchanged for another problem's; the later "
         "ones follow from what that leaves. Importance is P(wrong after | right before).",
         illustrations=[
             Illustration(
                 name="importance_by_position",
-                caption="Importance of each thought when it is zeroed, with 95% Wilson intervals.",
+                caption="Importance of each thought when it is set to its mean over the run, with 95% "
+                "Wilson intervals.",
                 panels=[Panel(name="importance_by_position", figure=made, wide=True)],
             ),
             Illustration(
                 name="corruption",
-                caption="Importance in percent for every way of corrupting (rows) each thought, and all at once (columns). “noise s”: Gaussian with s "
+                caption="Importance in percent for every way of corrupting (rows) each thought, and all at "
+                "once (columns). “noise s”: Gaussian with s "
                 "times the position's own standard deviation.",
                 panels=panels,
             ),
@@ -294,7 +321,8 @@ def token_ablation(context: Context) -> Section | None:
         caveats=[
             TESTED,
             *control_note(found),
-            "Accuracy may fall less than importance says, as some wrong answers turn right. Reports 001 and 003 quoted the two interchangeably.",
+            "Accuracy may fall less than importance says, as some wrong answers turn right. Reports 001 and "
+            "003 quoted the two interchangeably.",
         ],
         sources=[each.result for each in found],
     )
@@ -332,7 +360,8 @@ def pairs_note(found: Iterable[Found]) -> str:
         a = each.data.attrs
         if "n_pair" in a:
             parts.append(
-                f"{each.look.label}: {a.get('n_counted')} of {a['n_pair']} pairs count ({a.get('n_same_answer', 0)} have the same answer twice, "
+                f"{each.look.label}: {a.get('n_counted')} of {a['n_pair']} pairs count "
+                f"({a.get('n_same_answer', 0)} have the same answer twice, "
                 f"{a.get('n_not_both_right', 0)} are not both answered rightly)"
             )
     return "; ".join(parts) + "." if parts else ""
@@ -369,7 +398,8 @@ def single_patching(context: Context) -> Section | None:
         lines.append(
             (
                 each.look.label,
-                f"at most {share(float(best['clean']))} [{share(float(best['clean_low']))}, {share(float(best['clean_high']))}] give the clean "
+                f"at most {share(float(best['clean']))} [{share(float(best['clean_low']))}, "
+                f"{share(float(best['clean_high']))}] give the clean "
                 f"answer, with {best['positions']} patched at {best['place']}",
             )
         )
@@ -380,19 +410,22 @@ def single_patching(context: Context) -> Section | None:
     return Section(
         headline="How often one clean thought, put into the corrupted problem, brings the clean answer.",
         lines=lines,
-        method="For pairs of problems that differ in one number, and of which the model answers both rightly, the state of one position in the clean "
+        method="For pairs of problems that differ in one number, and of which the model answers both "
+        "rightly, the state of one position in the clean "
         "problem replaces that of the corrupted one; everything after is computed anew.",
         illustrations=[
             Illustration(
                 name="single_patching",
-                caption="Percentage of pairs answered as the clean problem after patching one position (columns) at one place (rows).",
+                caption="Percentage of pairs answered as the clean problem after patching one position "
+                "(columns) at one place (rows).",
                 panels=panels,
             )
         ],
         tables=[
             Table(
                 name="single_patching",
-                caption="Outcomes after patching one position. Recovery: 0 as untouched, 1 as the clean problem itself (logit difference).",
+                caption="Outcomes after patching one position. Recovery: 0 as untouched, 1 as the clean "
+                "problem itself (logit difference).",
                 frame=pd.concat(tables, ignore_index=True),
                 columns=[
                     Column(label="Run", key="run", kind="text"),
@@ -405,7 +438,8 @@ def single_patching(context: Context) -> Section | None:
         ],
         caveats=[
             pairs_note(found),
-            "Report 002's single-token patching was of the position bot, and of the last question token with it; its activations were read one block "
+            "Report 002's single-token patching was of the position bot, and of the last question token "
+            "with it; its activations were read one block "
             "earlier than they were written. " + TESTED,
         ],
         sources=[each.result for each in found],
@@ -455,8 +489,7 @@ def several_patching(context: Context) -> Section | None:
         draw.faint_grid(ax)
         ax.set_xlabel("first thoughts patched")
         ax.set_title(f"{each.look.label}, {place}")
-        if not panels:
-            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7.5)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7.5)
         panels.append(Panel(name=f"several_patching_{each.run}", figure=made))
         data = each.data
         if "n_that_wins" in data:
@@ -487,7 +520,8 @@ def several_patching(context: Context) -> Section | None:
         lines.append(
             (
                 each.look.label,
-                f"{wins}; with all {last['n']:.0f}, {share(float(last['clean']))} clean and {share(float(last['corrupted']))} corrupted answers ({place})",
+                f"{wins}; with all {last['n']:.0f}, {share(float(last['clean']))} clean and "
+                f"{share(float(last['corrupted']))} corrupted answers ({place})",
             )
         )
         tables.append(own.assign(run=each.look.label))
@@ -513,7 +547,8 @@ def several_patching(context: Context) -> Section | None:
             0,
             Table(
                 name="n_that_wins",
-                caption="The smallest N from which on the clean answer is more frequent than the corrupted one, with its bootstrap interval over pairs "
+                caption="The smallest N from which on the clean answer is more frequent than the corrupted "
+                "one, with its bootstrap interval over pairs "
                 "(among the resamples in which it wins), and the share of resamples in which it never does.",
                 frame=pd.DataFrame(winners),
                 columns=[
@@ -527,11 +562,13 @@ def several_patching(context: Context) -> Section | None:
     return Section(
         headline="How many of the first thoughts it takes until the donor's answer wins.",
         lines=lines,
-        method="As before, with the first N thoughts of the clean problem at once. Beside it the same with thoughts of a random other problem.",
+        method="As before, with the first N thoughts of the clean problem at once. Beside it the same with "
+        "thoughts of a random other problem.",
         illustrations=[
             Illustration(
                 name="several_patching",
-                caption="Share of pairs answered as the clean and as the corrupted problem (y), by the number of first thoughts patched (x). Shades are 95% "
+                caption="Share of pairs answered as the clean and as the corrupted problem (y), by the "
+                "number of first thoughts patched (x). Shades are 95% "
                 "Wilson intervals; dotted, the clean answer with a random donor's thoughts.",
                 panels=panels,
             )
@@ -539,7 +576,8 @@ def several_patching(context: Context) -> Section | None:
         tables=shown,
         caveats=[
             pairs_note(found),
-            "Report 002's “GPT-2 breaks at 6 of 6” was its hook overwriting the end-of-thought token and every generated one.",
+            "Report 002's “GPT-2 breaks at 6 of 6” was its hook overwriting the end-of-thought token and "
+            "every generated one.",
         ],
         sources=[each.result for each in found],
     )
@@ -588,11 +626,13 @@ def subset_patching(context: Context) -> Section | None:
     return Section(
         headline="Which sets of thoughts carry the clean answer over.",
         lines=lines,
-        method="Chosen subsets of the clean problem's thoughts, and in each pair those that read as numbers, those that do not, and as many at random.",
+        method="Chosen subsets of the clean problem's thoughts, and in each pair those that read as "
+        "numbers, those that do not, and as many at random.",
         illustrations=[
             Illustration(
                 name="subset_patching",
-                caption="Share of pairs answered as the clean problem, for each set of thoughts patched at the vectors fed in, with 95% Wilson intervals.",
+                caption="Share of pairs answered as the clean problem, for each set of thoughts patched at "
+                "the vectors fed in, with 95% Wilson intervals.",
                 panels=panels,
             )
         ],
@@ -687,7 +727,8 @@ def head_ablation(context: Context) -> Section | None:
     illustrations = [
         Illustration(
             name="head_ablation",
-            caption="Accuracy after zeroing the highest-ranked heads together (x), with 95% Wilson intervals, and after zeroing as many drawn at random "
+            caption="Accuracy after zeroing the highest-ranked heads together (x), with 95% Wilson "
+            "intervals, and after zeroing as many drawn at random "
             "(mean and range of the draws). Dashed: untouched.",
             panels=panels,
         )
@@ -696,14 +737,16 @@ def head_ablation(context: Context) -> Section | None:
         illustrations.append(
             Illustration(
                 name="head_ablation_alone",
-                caption="Percentage points of accuracy lost when one head is zeroed, by layer and head; a negative number is a gain.",
+                caption="Percentage points of accuracy lost when one head is zeroed, by layer and head; a "
+                "negative number is a gain.",
                 panels=maps,
             )
         )
     return Section(
         headline="Whether the heads that score highest are those the answer needs.",
         lines=lines,
-        method="A head is cut where it is one: its own output before the output projection is set to zero, at bot, the thoughts and eot only.",
+        method="A head is cut where it is one: its own output before the output projection is set to zero, "
+        "at bot, the thoughts and eot only.",
         illustrations=illustrations,
         tables=[
             Table(
@@ -717,7 +760,8 @@ def head_ablation(context: Context) -> Section | None:
         caveats=[
             TESTED,
             *control_note(found),
-            "Report 004's “59% to 0%” came from a harness that could read no number from any answer and sliced the projection's output, where there are "
+            "Report 004's “59% to 0%” came from a harness that could read no number from any answer and "
+            "sliced the projection's output, where there are "
             "no heads.",
         ],
         sources=[each.result for each in found],
@@ -778,19 +822,22 @@ def edge_ablation(context: Context) -> Section | None:
     return Section(
         headline="What happens to the answer when the hub, the sequence or the thoughts are cut off.",
         lines=lines,
-        method="An edge is the attention of one query to one key, in every layer and head; a cut edge's weight is shared out over the rest of its row. "
+        method="An edge is the attention of one query to one key, in every layer and head; a cut edge's "
+        "weight is shared out over the rest of its row. "
         "“hub forced”: later thoughts see nothing but the hub.",
         illustrations=[
             Illustration(
                 name="edge_ablation",
-                caption="Accuracy with some edges cut, with 95% Wilson intervals. Dashed: untouched. “random edges”: as many as the hub has, drawn at random.",
+                caption="Accuracy with some edges cut, with 95% Wilson intervals. Dashed: untouched. "
+                "“random edges”: as many as the hub has, drawn at random.",
                 panels=panels,
             )
         ],
         tables=[
             Table(
                 name="edge_ablation",
-                caption="Accuracy with edges cut. Drops are percentage points; for sets of thoughts, beside the sum of the single cuts' drops.",
+                caption="Accuracy with edges cut. Drops are percentage points; for sets of thoughts, beside "
+                "the sum of the single cuts' drops.",
                 frame=frame,
                 columns=columns,
                 limit=18,
@@ -799,7 +846,8 @@ def edge_ablation(context: Context) -> Section | None:
         caveats=[
             TESTED,
             *control_note(found),
-            "Report 004's masks were inverted or one too long: its causal control, which must change nothing, changed accuracy.",
+            "Report 004's masks were inverted or one too long: its causal control, which must change "
+            "nothing, changed accuracy.",
         ],
         sources=[each.result for each in found],
     )
@@ -859,7 +907,8 @@ def steering(context: Context) -> Section | None:
         lines.append(
             (
                 each.look.label,
-                f"untouched {share(float(base['accuracy']))}; at best {share(float(best['accuracy']))} (strength {best['strength']:+g}), at worst "
+                f"untouched {share(float(base['accuracy']))}; at best {share(float(best['accuracy']))} "
+                f"(strength {best['strength']:+g}), at worst "
                 f"{share(float(worst['accuracy']))} (strength {worst['strength']:+g})".replace("-", "\N{MINUS SIGN}"),
             )
         )
@@ -867,11 +916,13 @@ def steering(context: Context) -> Section | None:
     return Section(
         headline="Pushing the thoughts along “correct minus wrong”, beside random directions.",
         lines=lines,
-        method="A direction is added to every thought, at several strengths on both sides, on problems that had no part in finding it.",
+        method="A direction is added to every thought, at several strengths on both sides, on problems that "
+        "had no part in finding it.",
         illustrations=[
             Illustration(
                 name="steering",
-                caption="Accuracy (y) by strength (x), with 95% Wilson intervals; random directions of the same norm in grey. Dashed: untouched.",
+                caption="Accuracy (y) by strength (x), with 95% Wilson intervals; random directions of the "
+                "same norm in grey. Dashed: untouched.",
                 panels=panels,
             )
         ],
@@ -891,7 +942,8 @@ def steering(context: Context) -> Section | None:
         ],
         caveats=[
             TESTED,
-            "Where almost every answer is right there is little to gain, and the difference of means rests on few wrong answers.",
+            "Where almost every answer is right there is little to gain, and the difference of means rests "
+            "on few wrong answers.",
         ],
         sources=[each.result for each in found],
     )
@@ -935,12 +987,14 @@ def gradients(context: Context) -> Section | None:
     return Section(
         headline="How much of the answer's logit difference each thought carries, by integrated gradients.",
         lines=lines,
-        method="The six vectors are moved together from their mean to what was fed; gradients along the way are summed for each thought. The difference is "
+        method="The six vectors are moved together from their mean to what was fed; gradients along the way "
+        "are summed for each thought. The difference is "
         "between the right answer and another problem's.",
         illustrations=[
             Illustration(
                 name="integrated_gradients",
-                caption="Mean absolute attribution of each thought, in logits, with 95% bootstrap intervals over problems.",
+                caption="Mean absolute attribution of each thought, in logits, with 95% bootstrap intervals "
+                "over problems.",
                 panels=[Panel(name="integrated_gradients", figure=made, wide=True)],
             )
         ],
@@ -964,7 +1018,8 @@ def gradients(context: Context) -> Section | None:
             )
         ],
         caveats=[
-            "A gradient follows one straight way from the mean; what a thought could do elsewhere it does not see. Compare with the corruptions."
+            "A gradient follows one straight way from the mean; what a thought could do elsewhere it does "
+            "not see. Compare with the corruptions."
         ],
         sources=[each.result for each in found],
     )

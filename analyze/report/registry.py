@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from analyze.report import attention_sections as reading
+from analyze.report import compare_sections as comparing
 from analyze.report import probe_sections as probing
 from analyze.report import reentry_sections as reentry
 from analyze.report.content import Context, Experiment, Section
@@ -12,6 +13,7 @@ def _of(report: str, slug: str, title: str, make: Callable[[Context], Section | 
     return Experiment(slug=slug, title=title, report=report, commands=commands, make=make)
 
 
+COMPARE = "lake analyze compare PATH RUN RUN"
 LENS, HEADS, ATTENTION = "lake analyze lens PATH", "lake analyze heads PATH", "lake analyze attention PATH"
 PATCH = "lake reenter patch PATH MODEL/PAIRS"
 
@@ -29,7 +31,8 @@ CHAPTERS: Sequence[tuple[str, str, str, Sequence[Experiment]]] = (
     (
         "report-001",
         "Probes, sparse autoencoders and token ablation",
-        "Report 001 asked what can be read off the thoughts, whether errors can be foreseen from them, and which thoughts the answer needs.",
+        "Report 001 asked what can be read off the thoughts, whether errors can be foreseen from them, and "
+        "which thoughts the answer needs.",
         (
             _of(
                 "001",
@@ -69,7 +72,8 @@ CHAPTERS: Sequence[tuple[str, str, str, Sequence[Experiment]]] = (
     (
         "report-002",
         "Activation patching",
-        "Report 002 put thoughts of a clean problem into a corrupted one, and counted how many it takes until the clean answer wins.",
+        "Report 002 put thoughts of a clean problem into a corrupted one, and counted how many it takes "
+        "until the clean answer wins.",
         (
             _of("002", "single-patching", "Activation patching, one position", reentry.single_patching, PATCH),
             _of("002", "several-patching", "Activation patching, first N thoughts", reentry.several_patching, PATCH),
@@ -101,7 +105,8 @@ CHAPTERS: Sequence[tuple[str, str, str, Sequence[Experiment]]] = (
     (
         "report-004",
         "Critical heads",
-        "Report 004 scored every attention head by what it does among the thoughts, compared the models, and cut heads and edges.",
+        "Report 004 scored every attention head by what it does among the thoughts, compared the models, "
+        "and cut heads and edges.",
         (
             _of("004", "critical-heads", "Critical heads", reading.critical_heads, HEADS),
             _of("004", "hubs", "Hub positions", reading.hubs, HEADS),
@@ -116,6 +121,16 @@ CHAPTERS: Sequence[tuple[str, str, str, Sequence[Experiment]]] = (
                 "lake reenter edges PATH",
             ),
             _of("", "steering", "Steering", reentry.steering, "lake reenter steer PATH"),
+        ),
+    ),
+    (
+        "comparison",
+        "Models side by side",
+        "Everything the lake knows of each model, laid side by side, with the uncertainty of the differences.",
+        (
+            _of("004", "model-comparison", "Model comparison in seven panels", comparing.seven_panels, COMPARE),
+            _of("", "differences", "Differences between models", comparing.differences, COMPARE),
+            _of("", "twins", "Decodable is not used", comparing.twins, COMPARE),
         ),
     ),
 )
