@@ -32,7 +32,7 @@ NOTE = (
 PENALTIES = tuple(float(10.0**power) for power in range(-3, 3))
 """Values of C tried by default: those of the reports."""
 _CELL_ELEMENTS = 2_000_000
-"""States of cells that are worked on together; a larger cell is worked on alone."""
+"""Numbers of the cells that are worked on together; a larger cell is worked on alone."""
 _DOUBLED = float(np.sqrt(2.0))
 """Widening of intervals and of the permutations' spread. The labels that test one fold train the others, so a chance
 likeness of two examples counts twice, once each way. For predictions linear in the training labels the held-out score
@@ -471,7 +471,11 @@ def _run_cells(states: xr.DataArray, tasks: Sequence[_Task], progress: Progress 
         for layer in range(states.sizes["layer"])
         for position in range(states.sizes["position"])
     ]
-    size = max(1, _CELL_ELEMENTS // max(1, states.sizes["example"] * states.sizes["hidden"]))
+    # Beside the states, a cell keeps the held-out logits of every penalty, target and class.
+    kept = [
+        task.label.shape[1] * len(task.penalty) * (1 if task.classes is None else len(task.classes)) for task in tasks
+    ]
+    size = max(1, _CELL_ELEMENTS // max(1, states.sizes["example"] * max(states.sizes["hidden"], *kept)))
     parts = [list(range(start, min(start + size, len(cells)))) for start in range(0, len(cells), size)]
     client = _client()
     if client is None:
