@@ -3,8 +3,8 @@
 Nothing is computed anew but differences: a comparison puts together what other analyses left in the lake and says what
 is missing. Layers of models of different depth meet by relative depth ``l / (L - 1)``: at each depth stands each
 model's nearest layer, never an interpolation. Examples meet by their label, where the runs are over the same data; a
-difference is then paired (resampled by problem, the same problems for both). Where the data differ, or a result keeps no
-examples apart, its interval comes from the two models' own, as if they were independent, and ``paired_...`` says so.
+difference is then paired (resampled by problem, the same problems for both). Where the data differ, or a result keeps
+no examples apart, its interval comes from the two models' own, as if they were independent, and ``paired_...`` says so.
 """
 
 import json
@@ -74,8 +74,8 @@ def compare(
     lake
         Opened lake.
     runs
-        At least two of its runs. What a run's model has only for another of its runs (patching needs pairs) is taken from
-        there; ``attrs["sources"]`` says from which result each part of each model comes.
+        At least two of its runs. What a run's model has only for another of its runs (patching needs pairs) is taken
+        from there; ``attrs["sources"]`` says from which result each part of each model comes.
     n_resample
         Resamples of problems behind paired intervals.
     level
@@ -89,11 +89,11 @@ def compare(
         All with ``model``, labelled by run. ``accuracy``, also by ``n_step``; ``probe_auroc``, ``probe_accuracy``
         (depth, position) and ``step_probe`` (step, depth, position); ``sae_...``; ``error_auroc`` (predictor);
         ``importance`` (corruption, position); ``attention`` (depth, position) of ``eot``; ``hub_received``,
-        ``hub_expected``, ``composite`` (rank), ``type_count`` (type), ``band_count`` (band), ``mean_hub``, ``mean_skip``,
-        ``mean_sequential``, ``hub_position``; ``number_share`` (depth, position) and ``chain_share`` (step, position);
+        ``hub_expected``, ``composite`` (rank), ``type_count`` (type), ``band_count`` (band), ``mean_hub``,
+        ``mean_skip``, ``mean_sequential``, ``hub_position``; ``number_share`` (depth, position) and ``chain_share`` (step, position);
         ``ablation_accuracy`` (operation, group, place) and ``patch_clean``, ``patch_corrupted`` (n_thought, place),
-        ``n_that_wins`` (place), where ``place`` is ``fed`` or a relative depth; each with ``_low`` and ``_high`` where it has
-        an interval. ``X_difference`` (model, other_model, ...) of the main ones, first less second, with its interval;
+        ``n_that_wins`` (place), where ``place`` is ``fed`` or a relative depth; each with ``_low`` and ``_high`` where
+        it has an interval. ``X_difference`` (model, other_model, ...) of the main ones, first less second, with its interval;
         ``paired_X`` (model, other_model): 1 paired, 0 not; ``accuracy_p`` by McNemar's exact test.
         ``attrs["missing"]`` lists what the lake does not have, and the command that makes it.
 
@@ -494,9 +494,11 @@ PARTS: Sequence[Part] = (
     Part(name="sparse autoencoder", kind="sae", command="lake analyze sae", read=_sae),
     Part(name="error prediction", kind="errors", command="lake analyze errors", read=_errors, main="error_auroc"),
     Part(name="importance", kind="corrupt", command="lake reenter corrupt", read=_importance, main="importance"),
-    Part(name="attention of the answer", kind="attention", command="lake analyze attention", read=_attention, main="attention"),
+    Part(name="attention of the answer", kind="attention", command="lake analyze attention", read=_attention,
+         main="attention"),
     Part(name="heads", kind="heads", command="lake analyze heads", read=_heads, where=_thoughts_convention),
-    Part(name="position ablation", kind="ablate", command="lake reenter ablate", read=_ablation, main="ablation_accuracy"),
+    Part(name="position ablation", kind="ablate", command="lake reenter ablate", read=_ablation,
+         main="ablation_accuracy"),
     Part(name="patching", kind="patch", command="lake reenter patch", read=_patching, main="patch_clean",
          where=lambda spec: not spec.get("legacy")),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Sections of the comparison: report 004's panels, differences between models, and what sets a model apart from its twin."""
+"""Sections of the comparison: report 004's panels, differences between models, a model against its twin."""
 
 import json
 from itertools import combinations
@@ -78,12 +78,12 @@ def seven_panels(context: Context) -> Section | None:
         headline="The models' heads side by side, in report 004's seven panels.",
         lines=lines,
         method="The same scores as in the sections above, of every model on one scale. Black lines: what an "
-               "even causal spread would give.",
+        "even causal spread would give.",
         illustrations=[
             Illustration(
                 name="model_comparison",
                 caption="Attention that later thoughts pay each thought, and its ratio to an even spread; "
-                        "composite of the highest-ranked heads; what those heads "
+                "composite of the highest-ranked heads; what those heads "
                 "do and where they lie; mean scores over all heads; attention of the last thought to early "
                 "ones. Twins are dashed and hatched.",
                 panels=panels,
@@ -118,11 +118,11 @@ def differences(context: Context) -> Section | None:
         if len(whole):
             row = whole.iloc[0]
             p = float(data["accuracy_p"].sel(model=first, other_model=second)) if "accuracy_p" in data else np.nan
-            text = (
-                f"accuracy {points(row['difference'])} [{points(row['low'])}, {points(row['high'])}], "
-                + (f"paired over the same problems, McNemar p "
-                   f"{'< 0.001' if p < 0.001 else f'= {p:.3f}'}" if row["paired"] else "unpaired, as the problems differ")
-            )  # fmt: skip
+            text = f"accuracy {points(row['difference'])} [{points(row['low'])}, {points(row['high'])}], "
+            if row["paired"]:
+                text += f"paired over the same problems, McNemar p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
+            else:
+                text += "unpaired, as the problems differ"
         sure = part[((part["low"] > 0) | (part["high"] < 0)) & ~part["what"].isin(["accuracy"])]
         text += f"; {len(sure)} of {len(part)} differences have an interval that leaves out 0"
         lines.append((f"{looks[first]['label']} − {looks[second]['label']}", text))
@@ -171,7 +171,7 @@ def differences(context: Context) -> Section | None:
             Illustration(
                 name="differences",
                 caption="Differences at the last layer and at the vectors fed in, with 95% intervals; "
-                        "filled where paired over the same problems, hollow where not; "
+                "filled where paired over the same problems, hollow where not; "
                 "dark where the interval leaves out 0.",
                 panels=panels,
             )
@@ -180,7 +180,7 @@ def differences(context: Context) -> Section | None:
             Table(
                 name="differences",
                 caption="The largest differences whose interval leaves out 0, of all pairs of models. The "
-                        "CSV holds every difference.",
+                "CSV holds every difference.",
                 frame=pd.concat([sure, shown_table.drop(sure.index)], ignore_index=True),
                 columns=[
                     Column(label="What", key="what", kind="text"),
@@ -371,7 +371,7 @@ def twins(context: Context) -> Section | None:
         if len(uses):
             worst = frame.loc[uses.idxmax()]
             text += f"; what is used by {share(float(uses.mean()))}, most for “{worst['what']}”: "
-                    f"{share(worst['model'])} against {share(worst['twin'])} in the twin"
+            text += f"{share(worst['model'])} against {share(worst['twin'])} in the twin"
         lines.append((looks[run]["label"], text))
         tables.append(
             frame.assign(run=looks[run]["label"], kind=np.where(frame["kind"] == "reads", "can be read", "is used"))
@@ -382,13 +382,13 @@ def twins(context: Context) -> Section | None:
         headline="Decodable is not used: each model beside the twin whose thoughts read the same and do not matter.",
         lines=lines,
         method="The twin was trained so that lens and probes read the same intermediate results while its "
-               "answer does not depend on them. Measures above the dashed "
+        "answer does not depend on them. Measures above the dashed "
         "line ask what can be read from the thoughts, those below what the answer makes of them.",
         illustrations=[
             Illustration(
                 name="twins",
                 caption="Each measure (rows) of a model (filled) and of its twin (hollow), with 95% "
-                        "intervals. Above the dashed line, what can be read: the marks "
+                "intervals. Above the dashed line, what can be read: the marks "
                 "should coincide. Below, what is used: they should lie apart.",
                 panels=panels,
             )

@@ -174,7 +174,7 @@ class Context:
         return [run for run in self.runs if run in best.values()]
 
     def weight(self, run: str) -> tuple[bool, int, int]:
-        """Order of a model's runs, the one that stands for it first: no pairs, data most models share, most examples."""
+        """Order of a model's runs, the main one first: no pairs, data that most models share, most examples."""
         data = self.run(run)
         paired = "pair" in data and bool((data["pair"] >= 0).any())
         dataset = run.partition("/")[2]
@@ -209,7 +209,7 @@ def listed(parts: Sequence[str]) -> str:
 def checked(make: Callable[[Context], Section | None], context: Context) -> tuple[Section | None, str]:
     """A section, and why there is none where its results cannot be read.
 
-    A result written by another version must not cost the reader the whole page; what is wrong with it is shown in place.
+    A result written by another version must not cost the reader the whole page; what is wrong with it stands in place.
     """
     try:
         return make(context), ""

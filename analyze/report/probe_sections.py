@@ -76,7 +76,7 @@ def linear_probes(context: Context) -> Section | None:
         headline="Whether the answer will be right, read linearly off one state, on problems held out.",
         lines=lines,
         method="For every layer and position a logistic regression with nested cross-validation, folds of "
-               "whole problems, scaling inside. "
+        "whole problems, scaling inside. "
         "AUROC is the chance that a problem answered rightly scores above one answered wrongly: 0.5 says nothing.",
         illustrations=[
             Illustration(
@@ -89,7 +89,7 @@ def linear_probes(context: Context) -> Section | None:
             Table(
                 name="linear_probes",
                 caption="Held-out figures of each probe; p is corrected for the number of cells. Trained: "
-                        "accuracy on the rows the probe was fitted to.",
+                "accuracy on the rows the probe was fitted to.",
                 frame=frame,
                 columns=[
                     Column(label="Run", key="run", kind="text"),
@@ -151,17 +151,16 @@ def step_probes(context: Context) -> Section | None:
             other = other.sel(position=shown_positions(other)).isel(layer=-1)
             if "step" in other["accuracy"].dims:
                 made, ax = draw.figure(4.6, 0.9 + 0.3 * other.sizes["step"])
-                draw.heat_map(
-                    ax, other["balanced_accuracy"].transpose("step", "position").values, [f"step {int(s) + 1}" for s in other["step"].values],
-                    shown_positions(other), low=0.25, high=1.0,
-                )  # fmt: skip
+                names = [f"step {int(s) + 1}" for s in other["step"].values]
+                grid = other["balanced_accuracy"].transpose("step", "position").values
+                draw.heat_map(ax, grid, names, shown_positions(other), low=0.25, high=1.0)
                 ax.set_title(each.look.label)
                 operation_panels.append(Panel(name=f"operation_probes_{each.run}", figure=made))
     illustrations = [
         Illustration(
             name="step_probes",
             caption="Held-out R² of a ridge regression of each intermediate result (rows) on the state at "
-                    "each position (columns), last layer; what is "
+            "each position (columns), last layer; what is "
             "below 0, worse than the mean, is shown as 0.",
             panels=panels,
         )
@@ -171,7 +170,7 @@ def step_probes(context: Context) -> Section | None:
             Illustration(
                 name="operation_probes",
                 caption="Held-out balanced accuracy of a probe for the operator of each step, last layer; "
-                        "colour from 0.25.",
+                "colour from 0.25.",
                 panels=operation_panels,
             )
         )
@@ -180,7 +179,7 @@ def step_probes(context: Context) -> Section | None:
         headline="How well each intermediate result can be read linearly off the last layer's states.",
         lines=lines,
         method="As above, with the number each step of the written chain gives as the target. A problem "
-               "counts only for the steps it has.",
+        "counts only for the steps it has.",
         illustrations=illustrations,
         tables=[
             Table(
@@ -262,12 +261,12 @@ def sparse_autoencoders(context: Context) -> Section | None:
         headline="How much of the states' variance a sparse dictionary rebuilds, on problems it was not fitted to.",
         lines=best,
         method="Dictionaries are fitted on training problems and judged on test problems; variance "
-               "explained is 1 − Σ|x − x̂|² / Σ|x − mean|².",
+        "explained is 1 − Σ|x − x̂|² / Σ|x − mean|².",
         illustrations=[
             Illustration(
                 name="sae_variance",
                 caption="Explained variance of each dictionary in the lake: one for a pool of cells, one "
-                        "per cell (mean), or one shared by several models "
+                "per cell (mean), or one shared by several models "
                 "(a crosscoder, one bar for each).",
                 panels=[Panel(name="sae_variance", figure=made, wide=True)],
             )
@@ -276,7 +275,7 @@ def sparse_autoencoders(context: Context) -> Section | None:
             Table(
                 name="sparse_autoencoders",
                 caption="Dictionaries. The reports used two other definitions of explained variance, which "
-                        "forgive a constant offset or count reproducing the means.",
+                "forgive a constant offset or count reproducing the means.",
                 frame=frame,
                 columns=[
                     Column(label="Run", key="run", kind="text"),
@@ -360,16 +359,16 @@ def error_prediction(context: Context) -> Section | None:
     notes = [f"{each.look.label}: {each.data.attrs['note']}" for each in found if each.data.attrs.get("note")]
     return Section(
         headline="Whether a wrong answer can be foreseen from sparse codes of the thoughts, and whether "
-                 "simpler predictors do as well.",
+        "simpler predictors do as well.",
         lines=lines,
         method="A logistic regression on each predictor, fitted on training problems; all are judged on the "
-               "same test problems, which neither it nor the "
+        "same test problems, which neither it nor the "
         "dictionary has seen.",
         illustrations=[
             Illustration(
                 name="error_prediction",
                 caption="AUROC of foreseeing a wrong answer, with 95% bootstrap intervals over problems; "
-                        "dashed, chance.",
+                "dashed, chance.",
                 panels=panels,
             )
         ],
@@ -449,10 +448,10 @@ def attention_and_importance(context: Context) -> Section | None:
         text = f"pooled r = {float(data['pooled_r'][at]):+.2f} at layer {layers[at]}"
         if "two_way" in kinds:
             text += f", within problems and with position accounted for {float(data['two_way_r'][at]):+.2f} "
-                    f"(p {p_text(float(data['two_way_p_adjusted'][at]))})"
+            text += f"(p {p_text(float(data['two_way_p_adjusted'][at]))})"
         elif "partial" in kinds:
-            text += f", with position accounted for {float(data['partial_r'][at]):+.2f} (p "
-                    f"{p_text(float(data['partial_p_adjusted'][at]))})"
+            text += f", with position accounted for {float(data['partial_r'][at]):+.2f} "
+            text += f"(p {p_text(float(data['partial_p_adjusted'][at]))})"
         lines.append((each.look.label, text.replace("-", "\N{MINUS SIGN}")))
         for i, layer in enumerate(layers):
             for kind in kinds:
@@ -480,14 +479,14 @@ def attention_and_importance(context: Context) -> Section | None:
         headline="Whether the thoughts that the answer attends to are those that matter.",
         lines=lines,
         method=f"Attention of {found[0].result.spec.get('query', 'eot')} to each thought, mean over heads, "
-               f"against importance ({measure}), joined by problem and position. A pooled "
+        f"against importance ({measure}), joined by problem and position. A pooled "
         "correlation mixes differences between positions with differences between problems; the others keep "
         "them apart.",
         illustrations=[
             Illustration(
                 name="correlation",
                 caption="Pearson's r by layer with 95% bootstrap intervals over problems: pooled, and with "
-                        "what confounds it taken out.",
+                "what confounds it taken out.",
                 panels=panels,
             ),
             Illustration(
