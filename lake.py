@@ -1184,12 +1184,10 @@ def named(values: Sequence[str] | None, run: str, what: str) -> str | None:
     found = None
     for value in values or ():
         name, sign, rest = value.partition("=")
-        if not sign:
-            found = found or value
-        elif name == model:
-            found = rest
-        elif not any(name == each for each in (model,)) and not rest:
+        if sign and not (name and rest):
             raise UsageError(f"--{what} {value!r} is not of the form [NAME=]VALUE")
+        if not sign or name == model:
+            found = rest or value
     return found
 
 
@@ -1257,12 +1255,18 @@ def reenter_runs(
         print_json(printed)
         return
     blank = ["-"] * len(measures)
-    heads = [f"{run}: {measure}" if len(names) > 1 else measure for run in names for measure in measures]
-    print_table(
-        f"{command} {', '.join(names)}",
-        [*labels, *heads],
-        [[*key, *(cell for run in names for cell in found.get(run, blank))] for key, found in cells.items()],
-    )
+    heads = [
+        f"{run if number == 0 and len(names) > 1 else ''}\n{measure}"
+        for run in names
+        for number, measure in enumerate(measures)
+    ]
+    table = Table(title=f"{command} {', '.join(names)}", title_justify="left", box=None, pad_edge=False)
+    for index, head in enumerate([*labels, *heads]):
+        # On a terminal the measures keep their width and labels fold; a pipe has no width to fit into.
+        table.add_column(head, no_wrap=index >= len(labels) or not console.is_terminal)
+    for key, found in cells.items():
+        table.add_row(*key, *(cell for run in names for cell in found.get(run, blank)))
+    (console if console.is_terminal else Console(width=400, highlight=False)).print(table)
     for note in notes:
         console.print(note)
 

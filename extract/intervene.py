@@ -315,9 +315,12 @@ class StoredValues:
             return rows
         problem = np.asarray(self.run["problem"].values if "problem" in self.run.coords else self.run["example"].values)
         if donor == "other":
+            variant = self.run["variant"].values.astype(str) if "variant" in self.run.coords else np.array([""])
+            # Of pairs, the clean halves give, as the twin does.
+            gives = variant == "clean" if (variant == "clean").any() else np.ones(len(problem), dtype=bool)
             found = []
             for row in rows:
-                candidates = np.flatnonzero(problem != problem[row])
+                candidates = np.flatnonzero((problem != problem[row]) & gives)
                 if not len(candidates):
                     raise UsageError("there is no other problem in the run to resample from")
                 found.append(np.random.default_rng([seed, int(row)]).choice(candidates))

@@ -226,7 +226,7 @@ def reference_changes(
                 return intervention.strength * spread * torch.tensor(draw)
             donor = row
             if operation == "resample" or intervention.donor == "other":
-                others = [index for index in range(n) if index // 2 != row // 2]
+                others = [index for index in range(0, n, 2) if index // 2 != row // 2]
                 donor = int(np.random.default_rng([intervention.seed, row]).choice(others))
             elif intervention.donor == "twin":
                 donor = row + 1 - 2 * (row % 2)
