@@ -393,11 +393,11 @@ def armed_with(reasoner: Reasoner, run: xr.Dataset, interventions: list[Interven
 
 
 def everywhere(reasoner: Reasoner, donor: str) -> list[list[Intervention]]:
-    """Every site, layer, position (and head) from ``bot`` to ``eot``, replaced by itself, each at once."""
-    positions = tuple(position_labels(0, 0))
+    """Every site, layer, position (and head) from ``q-2`` to ``eot``, replaced by itself, each at once."""
+    positions = tuple(position_labels(2, 0))
     layers = tuple(range(reasoner.n_layer))
     where: list[dict[str, Any]] = [
-        {"site": "latent_embedding", "positions": positions[1:7]},
+        {"site": "latent_embedding", "positions": positions[3:9]},
         {"site": "hidden_state", "positions": positions, "layers": layers},
     ]
     if donor == "forward":
