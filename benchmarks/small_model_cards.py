@@ -106,7 +106,10 @@ def seeds_text(work: Path, name: str, kind: str, shipped: dict[str, Any]) -> lis
         rows[int(path.stem.rsplit("seed", 1)[1])] = json.loads(path.read_text(encoding="utf-8"))
     good = sum(not reaches(rates, kind) for rates in rows.values())
     lines = [
-        f"{good} of {len(rows)} seeds reach every figure asked of this model ({'; '.join(goal_texts(kind))}).",
+        f"Trained to the end with {len(rows)} seed{'s' if len(rows) > 1 else ''}, of which {good} reached every figure asked of this"
+        " model:",
+        "",
+        *(f"- {text}" for text in goal_texts(kind)),
         "",
         "| seed | right, 2 to 4 operations | right, 4 | ct1 / ct3 / ct5 swapped: follows the donor | missed |",
         "|---|---|---|---|---|",
