@@ -106,8 +106,8 @@ def seeds_text(work: Path, name: str, kind: str, shipped: dict[str, Any]) -> lis
         rows[int(path.stem.rsplit("seed", 1)[1])] = json.loads(path.read_text(encoding="utf-8"))
     good = sum(not reaches(rates, kind) for rates in rows.values())
     lines = [
-        f"Trained to the end with {len(rows)} seed{'s' if len(rows) > 1 else ''}, of which {good} reached every figure asked of this"
-        " model:",
+        f"Trained to the end with {len(rows)} seed{'s' if len(rows) > 1 else ''}, of which {good} reached every figure"
+        " asked of this model:",
         "",
         *(f"- {text}" for text in goal_texts(kind)),
         "",
