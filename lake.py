@@ -940,7 +940,7 @@ def sae_command(
     sparsity: Annotated[float | None, typer.Option(help="Coefficient of the penalty of relu and jumprelu.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training rows.  [default: 25]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows in a step.  [default: 256]")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of Adam.  [default: 0.001]")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of Adam.  [default: 0.003]")] = None,
     normalize: Annotated[
         str | None, typer.Option(help="Centre and scale by pool or cell, or none.  [default: pool]")
     ] = None,

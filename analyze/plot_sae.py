@@ -69,7 +69,7 @@ def plot_sae_reconstruction(
             table.values,
             table[rows].values,
             table[columns].values,
-            vmin=min(lowest, 0.99),
+            vmin=min(max(lowest, 0.0), 0.99),  # below 0 is as pale as 0; the cell says how far
             vmax=1,
             form=".2f",
             upper=rows == "layer",
@@ -194,7 +194,7 @@ def plot_error_carriers(result: xr.Dataset, *, n: int = 15, ax: Any = None) -> A
     ]
     cells = [name for name in cells if name not in ("carrier_feature", "carrier_weight")]
     labels = [
-        " ".join([f"feature {int(one['carrier_feature'])}", *(str(one[name].item()) for name in cells)])
+        ", ".join([f"feature {int(one['carrier_feature'])}", *(_cell_label(name, one[name].item()) for name in cells)])
         for one in (part.isel(carrier=i) for i in range(part.sizes["carrier"]))
     ]
     weight = part["carrier_weight"].values
@@ -204,9 +204,15 @@ def plot_error_carriers(result: xr.Dataset, *, n: int = 15, ax: Any = None) -> A
     axis.set_yticks(place, labels, fontsize=8)
     axis.invert_yaxis()
     axis.axvline(0, color="black", linewidth=0.8)
-    axis.set(xlabel="log odds of a wrong answer per standard deviation of the code")
-    axis.legend(fontsize=8)
+    axis.set(xlabel="log odds of wrong per s.d. of the code")
+    axis.set_xlim(-1.1 * np.abs(weight).max(), 1.1 * np.abs(weight).max())
+    axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     return axis
+
+
+def _cell_label(name: str, value: Any) -> str:
+    dim = name.removeprefix("carrier_")
+    return f"{dim} {value}" if isinstance(value, int) else str(value)
 
 
 def _band(axis: Any, x: np.ndarray[Any, Any], values: xr.DataArray, dim: str, index: int, label: str) -> None:

@@ -56,7 +56,7 @@ class SAESpec:
     """Passes over the training rows."""
     batch_size: int = 256
     """Rows in a step (examples, for a grid)."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """Adam's."""
     schedule: bool = True
     """Warm up the learning rate (5%) and the penalty (10%), and let the rate fall to zero over the last 20%."""
@@ -74,9 +74,9 @@ class SAESpec:
     revive: Literal["resample", "none"] = "resample"
     """Point features that stopped firing at rows that are badly reconstructed (Bricken et al. 2023); not in the last
     quarter of training."""
-    encoder_scale: float = 1.0
+    encoder_scale: float = 0.3
     """Norm of encoder rows at the start."""
-    revive_scale: float = 1.0
+    revive_scale: float = 0.5
     """Encoder norm of a revived feature over the mean norm of the living."""
     bandwidth: float = 0.2
     """JumpReLU's straight-through rectangle, in units of the rows' mean norm."""
@@ -132,10 +132,11 @@ _PLAIN: dict[str, Any] = {
     "revive": "none",
     "reconstruction": "mean",
     "split": "none",
+    "learning_rate": 1e-3,
 }
 REPORT_SPECS: dict[str, SAESpec] = {
     "gpt2": SAESpec(activation="relu", n_feature=4096, sparsity=1e-3, penalty="mean", **_PLAIN),
-    "llama": SAESpec(activation="relu", n_feature=2048, sparsity=5e-4, learning_rate=3e-4, **_PLAIN),
+    "llama": SAESpec(activation="relu", n_feature=2048, sparsity=5e-4, **{**_PLAIN, "learning_rate": 3e-4}),
     "pilot": SAESpec(activation="relu", n_feature=2048, sparsity=5e-4, **_PLAIN),
     "topk": SAESpec(
         activation="abs_topk", n_feature=512, k=150, **{**_PLAIN, "split": "example"}, fractions=(0.8, 0.2, 0.0)

@@ -308,23 +308,26 @@ class Trainer:
 
     def _window(self) -> int:
         """Steps without firing after which a feature is dead; revival is tried as often."""
-        return max(10, min(self.n_step // 10, 500))
+        return max(50, min(self.n_step // 10, 500))
 
     def _revive(self, dead: torch.Tensor, x: torch.Tensor, residual: torch.Tensor) -> None:
         """Point dead features at what the dictionary fails to reconstruct.
 
-        After Bricken et al. 2023 ("Towards Monosemanticity", neuron resampling): rows are drawn with probability
-        proportional to the squared error, the decoder column becomes the row's residual (unit norm), the encoder row
-        the same direction at ``revive_scale`` times the mean norm of the living, the bias 0; Adam's moments restart.
+        After Bricken et al. 2023 ("Towards Monosemanticity", neuron resampling): different rows are drawn with
+        probability proportional to the squared error, the decoder column becomes the row's residual (unit norm), the
+        encoder row the same direction at ``revive_scale`` times the mean norm of the living, the bias 0; Adam's moments
+        restart. The residuals' common part is the bias's to learn and is taken off first: features that shared it would
+        all fire together and overshoot. At most one feature for four rows of the batch is revived at a time.
         """
         for g in range(len(dead)):
             index = dead[g].nonzero()[:, 0]
-            error = residual[g].square().sum(-1)
-            if not len(index) or not bool((error > 0).any()):
+            missed = residual[g].mean(0) - residual[g]
+            error = missed.square().sum(-1)
+            index = index[: min(max(1, x.shape[1] // 4), int((error > 0).sum()))]
+            if not len(index):
                 continue
-            index = index[: max(1, x.shape[1] // 4)] if len(index) > x.shape[1] else index
-            row = torch.multinomial(error, len(index), replacement=True, generator=self.generator)
-            direction = _unit(-residual[g][row] + 1e-3 * torch.randn(len(row), x.shape[-1], generator=self.generator))
+            row = torch.multinomial(error, len(index), replacement=False, generator=self.generator)
+            direction = _unit(missed[row])
             alive = self.w_enc[g][~dead[g]].norm(dim=-1)
             norm = float(alive.mean()) if len(alive) else 1.0
             self.w_dec[g, index] = direction if self.spec.unit_norm else direction * self.w_dec[g].norm(dim=-1).mean()

@@ -367,7 +367,7 @@ def test_dead_features_are_revived(activation, options):
             step = trainer.step((sparse_code((1, 64), 24, rng=rng) @ directions / 2).astype("float32"))
         found[revive] = step
     assert found["none"].dead_share[0] == 0.5
-    assert found["resample"].dead_share[0] < 0.1
+    assert found["resample"].dead_share[0] < 0.25
     assert found["resample"].reconstruction < 0.8 * found["none"].reconstruction
 
 
