@@ -90,10 +90,12 @@ def compare(
         (depth, position) and ``step_probe`` (step, depth, position); ``sae_...``; ``error_auroc`` (predictor);
         ``importance`` (corruption, position); ``attention`` (depth, position) of ``eot``; ``hub_received``,
         ``hub_expected``, ``composite`` (rank), ``type_count`` (type), ``band_count`` (band), ``mean_hub``,
-        ``mean_skip``, ``mean_sequential``, ``hub_position``; ``number_share`` (depth, position) and ``chain_share`` (step, position);
+        ``mean_skip``, ``mean_sequential``, ``hub_position``; ``number_share`` (depth, position) and ``chain_share``
+        (step, position);
         ``ablation_accuracy`` (operation, group, place) and ``patch_clean``, ``patch_corrupted`` (n_thought, place),
         ``n_that_wins`` (place), where ``place`` is ``fed`` or a relative depth; each with ``_low`` and ``_high`` where
-        it has an interval. ``X_difference`` (model, other_model, ...) of the main ones, first less second, with its interval;
+        it has an interval. ``X_difference`` (model, other_model, ...) of the main ones, first less second, with its
+        interval;
         ``paired_X`` (model, other_model): 1 paired, 0 not; ``accuracy_p`` by McNemar's exact test.
         ``attrs["missing"]`` lists what the lake does not have, and the command that makes it.
 

@@ -132,12 +132,14 @@ def _types(result: xr.Dataset, looks: Looks, axis: Any) -> None:
     grouped_bars(
         result, looks, axis, [SHORT.get(str(t), str(t)) for t in result["type"].values], lambda one: one["type_count"]
     )
-    axis.tick_params(axis="x", labelrotation=15)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.yaxis.get_major_locator().set_params(integer=True)
     axis.set_ylabel("heads")
 
 
 def _bands(result: xr.Dataset, looks: Looks, axis: Any) -> None:
     grouped_bars(result, looks, axis, [str(b) for b in result["band"].values], lambda one: one["band_count"])
+    axis.yaxis.get_major_locator().set_params(integer=True)
     axis.set_ylabel("heads")
 
 

@@ -682,6 +682,7 @@ def types_and_layers(context: Context) -> Section | None:
         )
         ax.set_title(f"Top heads: {title}")
         ax.set_ylabel("heads")
+        ax.yaxis.get_major_locator().set_params(integer=True)
         if dim == "type":
             ax.legend(loc="best")
         panels.append(Panel(name=f"top_heads_{dim}", figure=made))

@@ -118,7 +118,8 @@ def differences(context: Context) -> Section | None:
         if len(whole):
             row = whole.iloc[0]
             p = float(data["accuracy_p"].sel(model=first, other_model=second)) if "accuracy_p" in data else np.nan
-            text = f"accuracy {points(row['difference'])} [{points(row['low'])}, {points(row['high'])}], "
+            ends = f"[{points(row['low'], unit=False)}, {points(row['high'], unit=False)}]"
+            text = f"accuracy {points(row['difference'])} {ends}, "
             if row["paired"]:
                 text += f"paired over the same problems, McNemar p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
             else:

@@ -193,9 +193,13 @@ def share(value: float, digits: int = 1) -> str:
     return "n/a" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}%".replace("-", "\N{MINUS SIGN}")
 
 
-def points(value: float, digits: int = 1) -> str:
+def points(value: float, digits: int = 1, *, unit: bool = True) -> str:
     """A difference of shares in percentage points, with its sign."""
-    return "n/a" if math.isnan(value) else f"{100 * value:+.{digits}f} points".replace("-", "\N{MINUS SIGN}")
+    return (
+        "n/a"
+        if math.isnan(value)
+        else f"{100 * value:+.{digits}f}{' points' if unit else ''}".replace("-", "\N{MINUS SIGN}")
+    )
 
 
 def listed(parts: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from analyze.report.content import Context
 from analyze.report.outcomes import outcome_rows
 from schemas import segment_of
 
-N_ANSWER = 4
+N_ANSWER = 3
 """Answer tokens shown of each problem."""
 MAX_LAYER = 12
 """Layers whose attention is embedded; of a deeper model these many, evenly spread."""

@@ -11,6 +11,16 @@ from analyze.report import figures as draw
 from analyze.report.content import Column, Context, Experiment, Illustration, Panel, Section, Table, share
 from analyze.statistics import wilson_interval
 
+KEY_FINDINGS = (
+    "chain-results",
+    "token-ablation",
+    "several-patching",
+    "attention-importance",
+    "critical-heads",
+    "twins",
+)
+"""Experiments whose findings stand at the top of the page; the others fold."""
+
 
 def run_rows(context: Context) -> list[dict[str, Any]]:
     """One row for each run: model, data, completeness, accuracy, fingerprints."""
@@ -119,11 +129,13 @@ def accuracy_by_steps(context: Context) -> Section | None:
 
 def experiment_rows(experiments: Sequence[Experiment], shown: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The reports' experiments and their places on the page."""
+    few = sum(bool(view["headline"]) for view in shown.values()) <= len(KEY_FINDINGS)
     return [
         {
             "title": e.title,
             "report": e.report or "–",
             "slug": e.slug,
+            "key": few or e.slug in KEY_FINDINGS,
             "there": bool(shown[e.slug]["headline"]),
             "error": shown[e.slug]["error"],
             "headline": shown[e.slug]["headline"],

@@ -149,13 +149,15 @@
     const total = share.reduce((a, b) => a + b, 0) || 1;
     const isQuestion = item.keys.map((key) => key.startsWith("q-"));
     const known = item.tokens.some((token) => token !== "");
+    const spaced = item.tokens.some((token) => token.startsWith(" "));
     const strongest = Math.max(...share) || 1;
     const line = make("div", { class: "tokens", id: "attention" });
     item.keys.forEach((key, k) => {
       if (item.places.indexOf(key) > place) return;
       const text = isQuestion[k] ? (known ? visible(item.tokens[k] || "\u2205") : key) : key;
       const span = make("span", { class: isQuestion[k] && known ? "" : "place", title: `${key}: ${percent(share[k] / total, 1)}` }, text);
-      line.append(shade(span, share[k], strongest), known && isQuestion[k] && /^[A-Za-z0-9]/.test(text) ? " " : "");
+      const next = item.tokens[k + 1];
+      line.append(shade(span, share[k], strongest), !isQuestion[k] || !known || (!spaced && next && !/^[.,;:!?]/.test(next)) ? " " : "");
     });
     const groups = [["question", share.filter((_, k) => isQuestion[k]).reduce((a, b) => a + b, 0)]];
     item.keys.forEach((key, k) => { if (!isQuestion[k] && (share[k] > 0 || !key.startsWith("a"))) groups.push([key, share[k]]); });

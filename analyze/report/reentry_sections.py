@@ -583,6 +583,18 @@ def several_patching(context: Context) -> Section | None:
     )
 
 
+SET_NAMES = {
+    "numbers": "those that read as numbers",
+    "others": "those that do not",
+    "random like numbers": "as many at random",
+}
+
+
+def set_name(positions: Any) -> str:
+    """A set of thoughts in words."""
+    return SET_NAMES.get(str(positions), str(positions).replace("+", " "))
+
+
 def subset_patching(context: Context) -> Section | None:
     """Chosen subsets of thoughts, and those that carry numbers."""
     ready = patched(context)
@@ -597,7 +609,10 @@ def subset_patching(context: Context) -> Section | None:
         at = part[part["place"] == place]
         best = at.loc[at["clean"].idxmax()]
         lines.append(
-            (each.look.label, f"best is {best['positions']} with {share(float(best['clean']))} clean answers ({place})")
+            (
+                each.look.label,
+                f"best: {set_name(best['positions'])}, with {share(float(best['clean']))} clean answers ({place})",
+            )
         )
         tables.append(part.assign(run=each.look.label))
     if not tables:
@@ -615,7 +630,7 @@ def subset_patching(context: Context) -> Section | None:
         y = np.arange(len(part))
         ax.barh(y, part["clean"], height=0.68, **{k: v for k, v in each.look.bar().items() if k != "label"})
         ax.hlines(y, part["clean_low"].astype(float), part["clean_high"].astype(float), color=draw.INK, linewidth=1)
-        ax.set_yticks(y, [str(p).replace("+", " ") for p in part["positions"]])
+        ax.set_yticks(y, [set_name(p) for p in part["positions"]])
         ax.invert_yaxis()
         ax.set_xlim(0, 1.03)
         draw.as_percent(ax, "x")

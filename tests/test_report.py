@@ -1,0 +1,164 @@
+import json
+import os
+import re
+import shutil
+from importlib.util import find_spec
+
+import pytest
+from report_lake import MODELS, make_lake
+
+from analyze.report import build_report
+from analyze.report.registry import EXPERIMENTS
+from schemas import UsageError
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync", "--no-first-run",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory):
+    return make_lake(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def report(lake, tmp_path_factory):
+    return build_report(lake.location, tmp_path_factory.mktemp("page") / "out", n_problem=6)
+
+
+@pytest.fixture(scope="module")
+def html(report):
+    return report.page.read_text(encoding="utf-8")
+
+
+def embedded(html):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL).group(1))
+
+
+def test_page_stands_alone(report, html):
+    assert report.page_bytes < 15e6
+    assert not report.broken
+    body = re.sub(r'<script type="application/json".*?</script>', "", html, flags=re.DOTALL)
+    links = re.findall(r'(?:src|href)="([^"#]+)"', body)
+    assert links
+    assert not [x for x in links if x.startswith(("http", "//"))]
+    for link in links:
+        assert link.startswith("data:") or (report.page.parent / link).is_file(), link
+    assert "url(http" not in html
+    assert "@import" not in html
+
+
+def test_every_experiment_is_found_by_its_name(report, html):
+    for experiment in EXPERIMENTS:
+        assert f'id="{experiment.slug}"' in html
+        assert experiment.title in html
+    assert {e.report for e in EXPERIMENTS} >= {"000", "001", "002", "003", "004"}
+    assert "linear-probes" in report.missing
+    assert "lake analyze probes" in html  # what is not in the lake says how to get it
+    assert {"number-decoding", "token-ablation", "several-patching", "twins", "critical-heads"} <= set(report.sections)
+
+
+def test_figures_and_tables_lie_beside_it(report):
+    folder = report.page.parent
+    for kind in ("png", "svg"):
+        assert len(list((folder / "figures").glob(f"*.{kind}"))) == report.n_figure
+    tables = {path.stem for path in (folder / "tables").glob("*.csv")}
+    assert len(tables) == report.n_table
+    assert {"number_decoding", "token_ablation", "differences", "twins"} <= tables
+
+
+def test_every_section_names_a_fingerprint_of_the_lake(lake, html):
+    marks = {result.fingerprint[:12] for result in lake.results()}
+    named = set(re.findall(r"lake info \S+ ([0-9a-f]{12})", html))
+    assert named
+    assert named <= marks
+    for run in lake.runs():
+        assert lake.attributes(run)["fingerprint"][:12] in html
+
+
+def test_headlines_are_computed(lake, html):
+    right = lake["small-gpt2/test"]["correct"].values.mean()
+    assert f"{100 * right:.1f}%" in html
+    hub = lake.result("compare")["hub_position"].sel(model="small-gpt2/test").item()
+    assert re.search(rf"small-gpt2</b>\s*{hub}, [\d.]+ times an even spread", html)
+
+
+def test_problems_on_the_page_are_those_of_the_lake(lake, html):
+    data = embedded(html)
+    assert [run["name"] for run in data["runs"]][: len(MODELS)] == [f"{model}/test" for model in MODELS]
+    run = lake["small-gpt2/test"]
+    problems = data["runs"][0]["problems"]
+    assert len(problems["items"]) == 6
+    ids = [[item["id"] for item in one["problems"]["items"]] for one in data["runs"][:2]]
+    assert ids[0] == ids[1]  # the same problems of both models
+    for item in problems["items"]:
+        row = run.sel(example=item["id"])
+        assert item["question"] == row["question"].item()
+        assert item["correct"] == bool(row["correct"].item())
+        last = item["lens"][-1][item["places"].index("ct0")][0]
+        first_result = item["chain"][0].split("=")[1].strip()
+        assert problems["strings"][last[0]].strip() == first_result  # small-gpt2's ct0 reads as the first result
+        assert item["outcomes"]
+    assert all(
+        "".join(item["tokens"]).replace(" ", "") == item["question"].replace(" ", "") for item in problems["items"]
+    )
+
+
+def test_a_lake_without_results_still_gives_a_page(tmp_path):
+    lake = make_lake(tmp_path, analyses=False)
+    report = build_report(lake.location, tmp_path / "out", n_problem=2)
+    assert not report.sections
+    assert not report.broken
+    with pytest.raises(UsageError, match="is a file"):
+        build_report(lake.location, report.page)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not CHROMIUM or find_spec("playwright") is None:
+        if os.environ.get("CI_NEEDS_BROWSER"):
+            pytest.fail("no Chromium, or no Playwright")
+        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium), or Playwright is not installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_choosing_a_problem_and_a_head_changes_the_view(browser, report, width, scheme):
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    said = []
+    page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on(
+        "request", lambda request: said.append(request.url) if not request.url.startswith(("file:", "data:")) else None
+    )
+    page.goto(report.page.as_uri())
+
+    def changes(act, *, of):
+        before = page.locator(of).inner_html()
+        act()
+        assert page.locator(of).inner_html() != before
+
+    changes(lambda: page.select_option("#problem", "1"), of="#question")
+    changes(lambda: page.select_option("#problem-run", label="small-gpt2-decodable/test"), of="#problem-explorer")
+    changes(lambda: page.select_option("#query", "ct1"), of="#attention")
+    changes(lambda: page.locator("#lens button").first.click(), of="#lens-detail")
+    changes(lambda: page.select_option("#head", "1"), of="#head-map")
+    changes(lambda: page.select_option("#head-run", label="small-gpt2-decodable/test"), of="#head-map")
+    assert page.locator("#outcomes tbody tr").count() > 0
+    background = "getComputedStyle(document.body).backgroundColor"
+    before = page.evaluate(background)
+    page.click("#theme")
+    assert page.evaluate(background) != before
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert said == []
+    page.close()
