@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 THREADS ?= 2
 
-.PHONY: env demo test lint bench docs
+.PHONY: env demo test lint bench docs peers
 
 env: $(STAMP)
 
@@ -32,3 +32,11 @@ bench: env
 
 docs: env
 	$(BIN)/python docs/generate.py
+
+# Libraries that benchmarks and one test compare with, apart from what this project needs. torchvision comes along for
+# nothing, and where it was built for another torch it keeps transformers from being imported.
+peers: env
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check "torch==$$(sed -n 's/^torch==//p' constraints.txt)" sae-lens==6.54.12 dictionary-learning==0.1.0
+	.venv-peers/bin/python -m pip uninstall --quiet --yes torchvision

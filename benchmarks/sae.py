@@ -2,11 +2,11 @@
 
     python benchmarks/sae.py [--quick]
 
-The two libraries run in an interpreter of their own, named by LAKE_PEERS_PYTHON (a virtual environment with torch,
-``sae-lens`` and ``dictionary-learning``); without it only this project is measured. Everybody gets the same rows (unit
-mean norm, in memory), the same order of batches, Adam at the same learning rate, one thread, and as many steps. Every
-few steps the squared error of held-out rows is noted, off the clock; times are of the process, so that other work on the
-machine does not count. "To the same loss" is the time to the worst of the final losses.
+The two libraries run in an interpreter of their own, that of ``make peers`` or the one LAKE_PEERS_PYTHON names; without
+it only this project is measured. Everybody gets the same rows (unit mean norm, in memory), the same order of batches,
+Adam at the same learning rate, one thread, and as many steps. Every few steps the squared error of held-out rows is
+noted, off the clock; times are of the process, so that other work on the machine does not count. "To the same loss" is
+the time to the worst of the final losses.
 """
 
 import argparse
@@ -138,7 +138,9 @@ WHO = {"this project": run_ours, "SAELens": run_sae_lens, "dictionary_learning":
 
 def measure(who: str, name: str, folder: Path, steps: int | None) -> dict[str, Any] | None:
     """One run in a fresh interpreter; None where the library is not to be had."""
-    python = sys.executable if who == "this project" else os.environ.get("LAKE_PEERS_PYTHON")
+    peers = Path(__file__).parents[1] / ".venv-peers" / "bin" / "python"
+    other = os.environ.get("LAKE_PEERS_PYTHON") or (str(peers) if peers.is_file() else None)
+    python = sys.executable if who == "this project" else other
     if python is None:
         return None
     arguments = [python, __file__, "--one", who, name, str(folder), str(steps or CASES[name]["steps"])]
@@ -194,7 +196,7 @@ def memory_of(n_example: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_store(Path(folder), n_example)
         with dask.config.set(scheduler="threads", num_workers=2):
-            run = xr.open_zarr(folder, consolidated=False).load() if False else xr.open_zarr(folder, consolidated=False)
+            run = xr.open_zarr(folder, consolidated=False)
             start = time.perf_counter()
             sae = train_sae(run["hidden_state"], SAESpec(n_feature=512, epochs=max(1, 16_000 // n_example)))
             predict_errors(run, sae, spec=ErrorSpec(n_resample=200, penalties=(1e-3, 1e-2), max_iterations=30))

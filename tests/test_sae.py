@@ -470,11 +470,12 @@ def test_grid_and_crosscoder_files(run, tmp_path):
 
 
 def test_sae_lens_loads_the_files(run, tmp_path):
-    """The real library, in an interpreter of its own: LAKE_PEERS_PYTHON names one that has it."""
-    python = os.environ.get("LAKE_PEERS_PYTHON", sys.executable)
+    """The real library, in an interpreter of its own: that of ``make peers``, or the one LAKE_PEERS_PYTHON names."""
+    peers = Path(__file__).parents[1] / ".venv-peers" / "bin" / "python"
+    python = os.environ.get("LAKE_PEERS_PYTHON") or (str(peers) if peers.is_file() else sys.executable)
     probe = "import importlib.util, sys; sys.exit(importlib.util.find_spec('sae_lens') is None)"
     if subprocess.run([python, "-c", probe], check=False).returncode:
-        pytest.skip("sae_lens is not installed; LAKE_PEERS_PYTHON names an interpreter that has it")
+        pytest.skip("sae_lens is not installed; make peers installs it apart")
     state = run["hidden_state"].sel(CELLS)
     rows = state.values.reshape(-1, 6)
     np.save(tmp_path / "x.npy", rows)
