@@ -142,7 +142,7 @@ class Lake:
         if not uncommitted and not committed.all():
             dataset = _take(dataset, committed)
         for name, blocks in _block_shapes(dataset, layout).items():
-            dataset[name] = dataset[name].chunk(blocks)
+            dataset[name] = dataset[name].variable.chunk(blocks)
         dataset.attrs = {
             key: value if isinstance(value, str | int | float) else canonical_json(value)
             for key, value in attributes.items()
