@@ -1308,7 +1308,9 @@ def shown(label: str, value: Any) -> str:
     """A coordinate as a word."""
     if label == "layer":
         return "all" if value == -1 else str(value)
-    return f"{value:+g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return "" if value != value else f"{value:+g}"
+    return str(value)
 
 
 def common_options(**options: Any) -> dict[str, Any]:
@@ -1332,7 +1334,9 @@ def ablate_command(
         str, typer.Option(help="hidden_state, latent_embedding, or both.")
     ] = "hidden_state,latent_embedding",
     layers: Layers = None,
-    operations: Annotated[str, typer.Option(help="zero, mean, resample, ...")] = "zero,mean",
+    operations: Annotated[
+        str, typer.Option(help="zero, mean, mean:run, mean:correct, mean:wrong, resample.")
+    ] = "zero,mean",
     draws: Annotated[int, typer.Option(help="Random sets of positions beside each group.")] = 1,
     preset: Preset = None,
     checkpoint: Checkpoint = None,
@@ -1702,7 +1706,9 @@ def sweep_command(
     positions: Positions = None,
     heads: Annotated[str | None, typer.Option(help="Heads, as 0,3; by default all, one at a time.")] = None,
     keys: Annotated[str | None, typer.Option(help="Key positions of attention's edges, as bot,ct0.")] = None,
-    operations: Annotated[str, typer.Option(help="zero, mean, resample, noise, scale, replace, force.")] = "zero",
+    operations: Annotated[
+        str, typer.Option(help="zero, mean, mean:run, resample, noise, scale, replace, force.")
+    ] = "zero",
     donors: Annotated[str, typer.Option(help="For replace: forward, stored, twin, other.")] = "stored",
     strengths: Annotated[str, typer.Option(help="For noise and scale.")] = "1",
     checkpoint: Checkpoint = None,

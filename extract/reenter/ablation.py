@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from extract.reenter.statistics import with_accuracy
-from extract.reenter.target import Target
+from extract.reenter.target import Target, change_of
 from extract.sweep import Condition
 from schemas import Intervention, UsageError, check_positions
 
@@ -78,7 +78,8 @@ def ablate(
     target
         Run and model.
     sites, layers, operations
-        What to ablate, where and how; all layers, each alone and all at once, by default.
+        What to ablate, where and how; all layers, each alone and all at once, by default. ``mean`` is that of the
+        position; ``mean:run``, ``mean:correct`` and ``mean:wrong`` are those of all thoughts and of the two classes.
     n_random
         Random draws beside each group.
     seed
@@ -122,10 +123,10 @@ def ablate(
             for operation in operations:
                 for group, mask in groups.items():
                     random = "random positions" if group.startswith("random") else ""
-                    add(site, layer, group, mask, {"operation": operation}, control=random)
+                    add(site, layer, group, mask, change_of(operation), operation=operation, control=random)
             add(site, layer, "numbers", numbers, {"operation": "resample"}, control="random donor")
             add(
-                site, layer, "numbers", numbers, {"operation": operations[0], "as_noise": True},
+                site, layer, "numbers", numbers, {**change_of(operations[0]), "as_noise": True},
                 control="noise of the same norm",
             )  # fmt: skip
             for control in self_controls(target, site, layer, thoughts):

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from extract.reenter.statistics import with_accuracy
-from extract.reenter.target import Target
+from extract.reenter.target import Target, change_of
 from extract.sweep import Condition
 from schemas import OPERATIONS, Intervention, UsageError
 from schemas.intervention import Donor
@@ -41,8 +41,8 @@ def sweep_grid(
     keys
         Key positions of attention, together.
     operations, donors, strengths
-        Donors matter to ``replace`` only, strengths to ``noise``, ``scale`` and ``add``; cells that would repeat one
-        another are computed once.
+        Operations by name, ``mean:run``, ``mean:correct`` and ``mean:wrong`` among them. Donors matter to ``replace``
+        only, strengths to ``noise``, ``scale`` and ``add``; cells that would repeat one another are computed once.
     direction
         Of ``add``.
     seed
@@ -75,7 +75,7 @@ def sweep_grid(
         operation = cell["operation"]
         each = Intervention(
             site=site,  # type: ignore[arg-type]
-            operation=operation,
+            **change_of(operation),  # type: ignore[arg-type]
             positions=(cell["position"],),
             layers=(cell["layer"],) if "layer" in cell else (),
             heads=(cell["head"],) if "head" in cell else (),

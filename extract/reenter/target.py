@@ -111,6 +111,12 @@ class Target:
         return found.assign_coords(condition_coords(conditions))
 
 
+def change_of(operation: str) -> dict[str, str]:
+    """Fields of an operation's name: ``mean:run`` is the operation ``mean`` with the average ``run``."""
+    name, _, average = operation.partition(":")
+    return {"operation": name, "average": average} if average else {"operation": name}
+
+
 def condition_coords(conditions: Sequence[Condition]) -> dict[str, tuple[str, np.ndarray]]:
     """Labels of conditions as coordinates, the untouched run first; missing ones are "", -1 or NaN."""
     names = dict.fromkeys(name for condition in conditions for name in condition.labels)
