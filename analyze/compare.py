@@ -131,19 +131,19 @@ def compare(
                 raw.setdefault(part.name, {})[run] = by_example.assign_attrs(origin=origin)
     model = xr.DataArray(np.array(list(runs), dtype=object), dims="model", name="model")
     merged = [xr.merge(parts, join="outer", compat="override", combine_attrs="drop") for parts in columns.values()]
-    result = xr.concat(merged, dim=model, join="outer", data_vars="all", coords="minimal", compat="override")
-    result = _in_order(result)
+    out: xr.Dataset = xr.concat(merged, dim=model, join="outer", data_vars="all", coords="minimal", compat="override")
+    out = _in_order(out)
     layers = np.stack([np.abs(np.arange(n) / max(1, n - 1) - depth[:, None]).argmin(1) for n in
                        (int(attributes[run]["layout"]["n_layer"]) for run in runs)])  # fmt: skip
     draws: dict[bytes, xr.DataArray] = {}
-    result["layer_at_depth"] = (("model", "depth"), layers)
+    out["layer_at_depth"] = (("model", "depth"), layers)
     for part in PARTS:
-        if part.main and part.main in result:
+        if part.main and part.main in out:
             known = raw.get(part.name, {})
             data_of = {run: _data_mark(lake, str(known[run].attrs["origin"])) for run in known}
-            result = result.merge(_differences(result, part.main, known, data_of, draws, n_resample, level, seed))
+            out = out.merge(_differences(out, part.main, known, data_of, draws, n_resample, level, seed))
     data_marks = {_data_mark(lake, run) for run in runs}
-    return result.assign_attrs(
+    return out.assign_attrs(
         kind="compare",
         missing=json.dumps(missing),
         sources=json.dumps(sources, sort_keys=True),

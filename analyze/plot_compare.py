@@ -86,9 +86,7 @@ def grouped_bars(
     axis.set_xticks(np.arange(len(groups)), groups)
 
 
-def lines(
-    result: xr.Dataset, looks: Looks, axis: Any, labels: Sequence[Any], values: Callable[[xr.Dataset], Any]
-) -> None:
+def lines(result: xr.Dataset, looks: Looks, axis: Any, labels: Any, values: Callable[[xr.Dataset], Any]) -> None:
     """One line of each model."""
     for index, run in enumerate(map(str, result["model"].values)):
         look = looks[run]
@@ -186,7 +184,8 @@ def plot_differences(table: pd.DataFrame, *, ax: Any = None) -> list[Any]:
     if table.empty:
         raise UsageError("there is no difference to draw")
     axis = panels(1, ax, size=(6.0, 0.8 + 0.24 * len(table)))[0]
-    for y, row in enumerate(table.itertuples()):
+    rows: list[Any] = list(table.itertuples())
+    for y, row in enumerate(rows):
         sure = row.low > 0 or row.high < 0
         colour = "#1a1c1f" if sure else "#666c73"
         axis.hlines(y, row.low, row.high, color=colour, linewidth=1.4)
@@ -199,8 +198,6 @@ def plot_differences(table: pd.DataFrame, *, ax: Any = None) -> list[Any]:
             markerfacecolor=colour if row.paired else "#fefefe",
         )
     axis.axvline(0, color="#666c73", linewidth=0.8)
-    axis.set_yticks(
-        np.arange(len(table)), [f"{row.what.replace('_', ' ')} {row.where}".strip() for row in table.itertuples()]
-    )
+    axis.set_yticks(np.arange(len(table)), [f"{row.what.replace('_', ' ')} {row.where}".strip() for row in rows])
     axis.set_ylim(len(table) - 0.4, -0.6)
     return [axis]

@@ -1,6 +1,7 @@
 """Sections read from stored attention and hidden states: number decoding, attention, critical heads."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,7 +39,8 @@ def number_decoding(context: Context) -> Section | None:
     found = context.find("lens", lambda spec: spec.get("lens", "plain") == "plain")
     if not found:
         return None
-    panels, rows, parts = [], [], []
+    panels, parts = [], []
+    rows: list[Any] = []
     combined = []
     for each in found:
         positions = lens_positions(each.data)
@@ -178,7 +180,8 @@ def chain_results(context: Context) -> Section | None:
     ]
     if not found:
         return None
-    panels, parts, rows = [], [], []
+    panels, parts = [], []
+    rows: list[Any] = []
     for each in found:
         lens = each.data.sel(position=lens_positions(each.data)).isel(layer=-1)
         inner = "inner_share" in lens
@@ -267,7 +270,8 @@ def answer_attention(context: Context) -> Section | None:
     found = context.find("attention")
     if not found:
         return None
-    panels, parts, rows, series = [], [], [], []
+    panels, parts, series = [], [], []
+    rows: list[Any] = []
     thoughts: list[str] = []
     for each in found:
         queries = [str(x) for x in each.data["query"].values]
@@ -372,7 +376,8 @@ def critical_heads(context: Context) -> Section | None:
     if not found:
         return None
     reports = {f.run: f for f in context.find("heads", lambda spec: spec.get("convention") == "reports")}
-    illustrations, rows, parts = [], [], []
+    illustrations, parts = [], []
+    rows: list[Any] = []
     for each in found:
         table = head_table(each.data)
         rows.append(head_rows(each, table))
@@ -487,7 +492,7 @@ def head_rows(each: Found, table: pd.DataFrame) -> pd.DataFrame:
     return named
 
 
-def thought_map(ax: draw.Axes, pattern: xr.DataArray, *, text: bool = True) -> None:
+def thought_map(ax: Any, pattern: xr.DataArray, *, text: bool = True) -> None:
     """Map of one head, empty above the diagonal."""
     values = np.array(pattern.values, dtype="float64")
     rows, columns = ([str(x) for x in pattern[dim].values] for dim in ("position", "key_position"))
@@ -518,7 +523,8 @@ def hubs(context: Context) -> Section | None:
     found = head_summaries(context)
     if not found:
         return None
-    panels, parts, rows = [], [], []
+    panels, parts = [], []
+    rows: list[Any] = []
     for each in found:
         data = each.data
         keys = [str(x) for x in data["key_position"].values]
@@ -594,7 +600,8 @@ def flow_and_skip(context: Context) -> Section | None:
     if not found:
         return None
     made, axes = draw.figure(9.2, 2.8, ncols=2)
-    rows, parts = [], []
+    parts = []
+    rows: list[Any] = []
     for each in found:
         sequential, skip = each.data["sequential"], each.data["skip"].dropna("key_position")
         x = np.arange(sequential.size)
@@ -669,7 +676,8 @@ def types_and_layers(context: Context) -> Section | None:
     found = head_summaries(context)
     if not found:
         return None
-    panels, rows, parts = [], [], []
+    panels, parts = [], []
+    rows: list[Any] = []
     for dim, variable, title in (("type", "type_count", "what they do"), ("band", "band_count", "where they lie")):
         if any(variable not in each.data for each in found):
             continue

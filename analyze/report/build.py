@@ -11,7 +11,6 @@ from typing import Any
 import jinja2
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
 
 from analyze.report import explore
 from analyze.report.content import Column, Context, Experiment, Section, Table, checked
@@ -208,7 +207,7 @@ def _cell(row: dict[Any, Any], column: Column) -> dict[str, str]:
     interval = ""
     if column.low:
         ends = [row.get(column.low), row.get(column.high)]
-        if all(isinstance(x, int | float | np.number) and not pd.isna(x) for x in ends):
+        if all(isinstance(x, int | float | np.number) and np.isfinite(float(x)) for x in ends):
             interval = f"[{_text(ends[0], column)}, {_text(ends[1], column)}]"
     return {"text": _text(value, column), "interval": interval}
 

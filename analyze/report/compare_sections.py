@@ -327,7 +327,7 @@ def twins(context: Context) -> Section | None:
             _measure(
                 rows,
                 "uses",
-                f"all {n} thoughts patched from the clean twin: clean answers",
+                f"all {n} thoughts patched from the clean problem: clean answers",
                 one,
                 other,
                 "patch_clean",
@@ -336,10 +336,11 @@ def twins(context: Context) -> Section | None:
             )
         if not rows:
             continue
-        frame = pd.DataFrame(rows)
+        frame: Any = pd.DataFrame(rows)
         made, ax = draw.figure(9.2, 0.9 + 0.25 * len(frame))
         look, twin_look = (context.relabel([run, twin])[r] for r in (run, twin))
-        for y, row in enumerate(frame.itertuples()):
+        rows_drawn: list[Any] = list(frame.itertuples())
+        for y, row in enumerate(rows_drawn):
             ax.plot([row.model, row.twin], [y, y], color=draw.RULE, linewidth=2.5, zorder=1)
             for value, low, high, mark in (
                 (row.model, row.model_low, row.model_high, look),
@@ -368,10 +369,10 @@ def twins(context: Context) -> Section | None:
         draw.legend_above(ax, 2)
         panels.append(Panel(name=f"twins_{run}", figure=made, wide=True))
         reads, uses = (frame[frame["kind"] == kind]["difference"].abs() for kind in ("reads", "uses"))
-        text = f"what can be read differs by {share(float(reads.mean()))} of the scale on average"
+        text = f"measures of what can be read lie {100 * float(reads.mean()):.1f} points apart on average"
         if len(uses):
             worst = frame.loc[uses.idxmax()]
-            text += f"; what is used by {share(float(uses.mean()))}, most for “{worst['what']}”: "
+            text += f", measures of what is used {100 * float(uses.mean()):.1f}; furthest “{worst['what']}”, "
             text += f"{share(worst['model'])} against {share(worst['twin'])} in the twin"
         lines.append((looks[run]["label"], text))
         tables.append(
@@ -380,7 +381,7 @@ def twins(context: Context) -> Section | None:
     if not tables:
         return None
     return Section(
-        headline="Decodable is not used: each model beside the twin whose thoughts read the same and do not matter.",
+        headline="What can be read from the thoughts of a model and of its decodable twin, and what is made of it.",
         lines=lines,
         method="The twin was trained so that lens and probes read the same intermediate results while its "
         "answer does not depend on them. Measures above the dashed "

@@ -141,8 +141,8 @@ def faint_grid(ax: Axes, axis: str = "y") -> None:
 def heat_map(
     ax: Axes,
     values: np.ndarray,
-    rows: Sequence[Any],
-    columns: Sequence[Any],
+    rows: Any,
+    columns: Any,
     *,
     low: float = 0.0,
     high: float = 1.0,
@@ -228,7 +228,7 @@ def bars(
     faint_grid(ax)
 
 
-def whiskers(ax: Axes, x: np.ndarray, values: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str = INK) -> None:
+def whiskers(ax: Axes, x: Any, values: Any, low: Any, high: Any, colour: str = INK) -> None:
     """Intervals as thin lines through the values; NaN is left out."""
     x, values, low, high = (np.asarray(each, dtype="float64") for each in (x, values, low, high))
     known = np.isfinite(values) & np.isfinite(low) & np.isfinite(high)

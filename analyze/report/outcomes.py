@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from analyze.report.content import Context
-from analyze.report.reentry_sections import UNTOUCHED, conditions, labels_of
+from analyze.report.reentry import UNTOUCHED, conditions, labels_of
 
 TITLES = {
     "ablate": "Position ablation",
@@ -57,7 +57,7 @@ def outcome_rows(context: Context, run: str, examples: list[int]) -> tuple[list[
             for number, index in enumerate(shown):
                 change = logprob[index, at] - logprob[0, at]
                 value = predicted[index, at]
-                row = [
+                row: list[Any] = [
                     first + number,
                     _plain(value),
                     round(float(change), 2) if np.isfinite(change) else None,

@@ -24,7 +24,7 @@ KEY_FINDINGS = (
 
 def run_rows(context: Context) -> list[dict[str, Any]]:
     """One row for each run: model, data, completeness, accuracy, fingerprints."""
-    rows = []
+    rows: list[Any] = []
     for name in context.runs:
         attributes = context.lake.attributes(name)
         layout, spec, data = attributes["layout"], attributes["spec"], attributes["data"]
@@ -56,7 +56,8 @@ def run_rows(context: Context) -> list[dict[str, Any]]:
 
 def accuracy_by_steps(context: Context) -> Section | None:
     """Accuracy over the length of the written chain."""
-    rows, series = [], []
+    series = []
+    rows: list[Any] = []
     longest = 0
     main = context.main_runs()
     looks = context.relabel(main)
@@ -140,7 +141,7 @@ def experiment_rows(experiments: Sequence[Experiment], shown: Mapping[str, Mappi
             "error": shown[e.slug]["error"],
             "headline": shown[e.slug]["headline"],
             "lines": shown[e.slug]["lines"],
-            "command": shown[e.slug]["commands"][0] if shown[e.slug]["commands"] else "",
+            "command": shown[e.slug]["commands"][-1] if shown[e.slug]["commands"] else "",
         }
         for e in experiments
     ]

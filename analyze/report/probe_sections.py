@@ -42,7 +42,8 @@ def linear_probes(context: Context) -> Section | None:
     found = probe_results(context, "correct")
     if not found:
         return None
-    panels, rows, lines, caveats = [], [], [], []
+    panels, lines, caveats = [], [], []
+    rows: list[Any] = []
     for each in found:
         positions = shown_positions(each.data)
         data = each.data.sel(position=positions)
@@ -122,7 +123,8 @@ def step_probes(context: Context) -> Section | None:
     operations = {f.run: f for f in probe_results(context, "operation")}
     if not found:
         return None
-    panels, lines, rows, operation_panels = [], [], [], []
+    panels, lines, operation_panels = [], [], []
+    rows: list[Any] = []
     for each in found:
         positions = shown_positions(each.data)
         data = each.data.sel(position=positions)
@@ -152,8 +154,8 @@ def step_probes(context: Context) -> Section | None:
             if "step" in other["accuracy"].dims:
                 made, ax = draw.figure(4.6, 0.9 + 0.3 * other.sizes["step"])
                 names = [f"step {int(s) + 1}" for s in other["step"].values]
-                grid = other["balanced_accuracy"].transpose("step", "position").values
-                draw.heat_map(ax, grid, names, shown_positions(other), low=0.25, high=1.0)
+                balanced = other["balanced_accuracy"].transpose("step", "position").values
+                draw.heat_map(ax, balanced, names, shown_positions(other), low=0.25, high=1.0)
                 ax.set_title(each.look.label)
                 operation_panels.append(Panel(name=f"operation_probes_{each.run}", figure=made))
     illustrations = [
@@ -240,7 +242,7 @@ def sparse_autoencoders(context: Context) -> Section | None:
                     **{str(d): float(one.sel(definition=d).mean()) for d in one["definition"].values},
                 }
             )
-    frame = pd.DataFrame(rows)
+    frame: Any = pd.DataFrame(rows)
     made, ax = draw.figure(9.2, 0.9 + 0.34 * len(frame))
     y = np.arange(len(frame))
     ax.barh(y, frame["squared_error"].clip(lower=0), height=0.62, facecolor=draw.HEAT, edgecolor=draw.HEAT)
@@ -311,7 +313,8 @@ def error_prediction(context: Context) -> Section | None:
     found = context.find("errors") or context.find("error_prediction")
     if not found:
         return None
-    panels, lines, rows = [], [], []
+    panels, lines = [], []
+    rows: list[Any] = []
     for each in found:
         data = each.data
         names = [str(x) for x in data["predictor"].values]
@@ -412,7 +415,8 @@ def attention_and_importance(context: Context) -> Section | None:
     found = context.find("correlate", by_position) or context.find("correlate")
     if not found:
         return None
-    panels, scatter, lines, rows = [], [], [], []
+    panels, scatter, lines = [], [], []
+    rows: list[Any] = []
     for each in found:
         data = each.data
         layers = [int(x) for x in data["layer"].values]
@@ -435,9 +439,9 @@ def attention_and_importance(context: Context) -> Section | None:
         made, ax = draw.figure(4.6, 2.7)
         last = data.isel(layer=-1)
         for i, position in enumerate(last["position"].values):
-            x, y = float(last["mean_attention"][i]), float(last["mean_importance"][i])
-            ax.plot(x, y, marker=each.look.marker, color=each.look.colour, linestyle="none")
-            ax.annotate(str(position), (x, y), xytext=(5, 3), textcoords="offset points", fontsize=8)
+            at_x, at_y = float(last["mean_attention"][i]), float(last["mean_importance"][i])
+            ax.plot(at_x, at_y, marker=each.look.marker, color=each.look.colour, linestyle="none")
+            ax.annotate(str(position), (at_x, at_y), xytext=(5, 3), textcoords="offset points", fontsize=8)
         ax.margins(0.15)
         draw.faint_grid(ax, "both")
         ax.set_xlabel("mean attention of the answer")

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
+from analyze.report import ablation_sections as ablating
 from analyze.report import attention_sections as reading
 from analyze.report import compare_sections as comparing
+from analyze.report import cutting_sections as cutting
+from analyze.report import patching_sections as patching
 from analyze.report import probe_sections as probing
-from analyze.report import reentry_sections as reentry
 from analyze.report.content import Context, Experiment, Section
 
 
@@ -25,7 +27,9 @@ CHAPTERS: Sequence[tuple[str, str, str, Sequence[Experiment]]] = (
         (
             _of("000", "number-decoding", "Number decoding by position", reading.number_decoding, LENS),
             _of("000", "chain-results", "Which position holds which step", reading.chain_results, LENS),
-            _of("000", "position-ablation", "Position ablation", reentry.position_ablation, "lake reenter ablate PATH"),
+            _of(
+                "000", "position-ablation", "Position ablation", ablating.position_ablation, "lake reenter ablate PATH"
+            ),
         ),
     ),
     (
@@ -63,10 +67,10 @@ CHAPTERS: Sequence[tuple[str, str, str, Sequence[Experiment]]] = (
                 "001",
                 "token-ablation",
                 "Token ablation and token importance",
-                reentry.token_ablation,
+                ablating.token_ablation,
                 "lake reenter corrupt PATH",
             ),
-            _of("", "integrated-gradients", "Integrated gradients", reentry.gradients, "lake reenter gradients PATH"),
+            _of("", "integrated-gradients", "Integrated gradients", ablating.gradients, "lake reenter gradients PATH"),
         ),
     ),
     (
@@ -75,9 +79,9 @@ CHAPTERS: Sequence[tuple[str, str, str, Sequence[Experiment]]] = (
         "Report 002 put thoughts of a clean problem into a corrupted one, and counted how many it takes "
         "until the clean answer wins.",
         (
-            _of("002", "single-patching", "Activation patching, one position", reentry.single_patching, PATCH),
-            _of("002", "several-patching", "Activation patching, first N thoughts", reentry.several_patching, PATCH),
-            _of("002", "subset-patching", "Positional patching, chosen subsets", reentry.subset_patching, PATCH),
+            _of("002", "single-patching", "Activation patching, one position", patching.single_patching, PATCH),
+            _of("002", "several-patching", "Activation patching, first N thoughts", patching.several_patching, PATCH),
+            _of("002", "subset-patching", "Positional patching, chosen subsets", patching.subset_patching, PATCH),
         ),
     ),
     (
@@ -112,15 +116,15 @@ CHAPTERS: Sequence[tuple[str, str, str, Sequence[Experiment]]] = (
             _of("004", "hubs", "Hub positions", reading.hubs, HEADS),
             _of("004", "flow-and-skip", "Sequential flow and skip connections", reading.flow_and_skip, HEADS),
             _of("004", "types-and-layers", "Types and layers of the top heads", reading.types_and_layers, HEADS),
-            _of("004", "head-ablation", "Critical head ablation", reentry.head_ablation, "lake reenter heads PATH"),
+            _of("004", "head-ablation", "Critical head ablation", cutting.head_ablation, "lake reenter heads PATH"),
             _of(
                 "004",
                 "edge-ablation",
                 "Hub and attention pattern ablation",
-                reentry.edge_ablation,
+                cutting.edge_ablation,
                 "lake reenter edges PATH",
             ),
-            _of("", "steering", "Steering", reentry.steering, "lake reenter steer PATH"),
+            _of("", "steering", "Steering", ablating.steering, "lake reenter steer PATH"),
         ),
     ),
     (
@@ -130,7 +134,7 @@ CHAPTERS: Sequence[tuple[str, str, str, Sequence[Experiment]]] = (
         (
             _of("004", "model-comparison", "Model comparison in seven panels", comparing.seven_panels, COMPARE),
             _of("", "differences", "Differences between models", comparing.differences, COMPARE),
-            _of("", "twins", "Decodable is not used", comparing.twins, COMPARE),
+            _of("", "twins", "A model beside its decodable twin", comparing.twins, COMPARE),
         ),
     ),
 )
