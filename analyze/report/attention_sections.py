@@ -390,12 +390,14 @@ def critical_heads(context: Context) -> Section | None:
             )
         )
         top = table.head(6)
+        shown = [each.data["pattern"].sel(layer=h["layer"], head=h["head"]) for _, h in top.iterrows()]
+        strongest = max(float(np.nanmax(np.tril(one.values))) for one in shown)
         made, axes = draw.figure(9.2, 2.2, ncols=6)
         for ax, (_, head) in zip(np.ravel(axes), top.iterrows(), strict=False):
             pattern = (
                 each.data["pattern"].sel(layer=head["layer"], head=head["head"]).transpose("position", "key_position")
             )
-            thought_map(ax, pattern, text=False)
+            thought_map(ax, pattern, text=False, high=strongest)
             ax.set_title(f"L{head['layer']}H{head['head']}  {head['composite']:.2f}", fontsize=8.5)
             ax.set_xlabel(SHORT_TYPES.get(str(head["type"]), str(head["type"])), fontsize=8)
         for ax in np.ravel(axes)[len(top) :]:
@@ -404,8 +406,8 @@ def critical_heads(context: Context) -> Section | None:
             Illustration(
                 name=f"critical_heads_{each.run}",
                 caption=f"{each.look.label}: the {len(top)} heads with the highest composite score. Rows "
-                f"are the thought that looks, columns "
-                "the thought looked at, darkness the mean attention (full strength at 1); below each its type.",
+                "are the thought that looks, columns the thought looked at, darkness the mean attention (full "
+                f"strength at {strongest:.2f}); below each its type.",
                 panels=[Panel(name=f"critical_heads_{each.run}", figure=made, wide=True)],
             )
         )
@@ -492,7 +494,7 @@ def head_rows(each: Found, table: pd.DataFrame) -> pd.DataFrame:
     return named
 
 
-def thought_map(ax: Any, pattern: xr.DataArray, *, text: bool = True) -> None:
+def thought_map(ax: Any, pattern: xr.DataArray, *, text: bool = True, high: float = 1.0) -> None:
     """Map of one head, empty above the diagonal."""
     values = np.array(pattern.values, dtype="float64")
     rows, columns = ([str(x) for x in pattern[dim].values] for dim in ("position", "key_position"))
@@ -502,7 +504,7 @@ def thought_map(ax: Any, pattern: xr.DataArray, *, text: bool = True) -> None:
             if order.get(column, 0) > order.get(row, 0):
                 values[i, j] = np.nan
     labels = None if text else np.full(values.shape, "", dtype=object)
-    draw.heat_map(ax, values, rows, columns, labels=labels, size=7)
+    draw.heat_map(ax, values, rows, columns, labels=labels, size=7, high=high)
     if not text:
         for drawn in list(ax.texts):
             if drawn.get_text() == "·":
@@ -528,9 +530,11 @@ def hubs(context: Context) -> Section | None:
     for each in found:
         data = each.data
         keys = [str(x) for x in data["key_position"].values]
+        highest = 1.05 * max(float(f.data[name].max()) for f in found for name in ("incoming", "expected"))
         incoming, expected = data["incoming"].values, data["expected"].values
         made, ax = draw.figure(4.6, 2.5)
         draw.bars(ax, keys, [(each.look, incoming, None, None)])
+        ax.set_ylim(0, highest)
         ax.hlines(expected, np.arange(len(keys)) - 0.45, np.arange(len(keys)) + 0.45, color=draw.INK, linewidth=1.6)
         ax.set_title(each.look.label)
         ax.set_ylabel("attention received")

@@ -15,6 +15,8 @@ from schemas import segment_of
 
 N_ANSWER = 3
 """Answer tokens shown of each problem."""
+WINDOW = 1024
+"""Neighbouring examples that problems are chosen from, so that few shards of a large run are read."""
 MAX_LAYER = 12
 """Layers whose attention is embedded; of a deeper model these many, evenly spread."""
 
@@ -49,7 +51,12 @@ def choose_problems(context: Context, n: int, seed: int) -> dict[str, list[int]]
     for names in groups.values():
         correct = {name: context.run(name)["correct"].compute().to_series() for name in names}
         common = set.intersection(*(set(each.index) for each in correct.values()))
-        order = np.random.default_rng(seed).permutation(sorted(common))
+        rng = np.random.default_rng(seed)
+        labels = sorted(common)
+        if len(labels) > WINDOW:
+            first = int(rng.integers(0, len(labels) - WINDOW + 1))
+            labels = labels[first : first + WINDOW]
+        order = rng.permutation(labels)
         patterns: dict[tuple[bool, ...], list[int]] = {}
         for example in order:
             patterns.setdefault(tuple(bool(correct[name][example]) for name in names), []).append(int(example))

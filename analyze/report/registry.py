@@ -17,6 +17,7 @@ def _of(report: str, slug: str, title: str, make: Callable[[Context], Section | 
 
 COMPARE = "lake analyze compare PATH RUN RUN"
 LENS, HEADS, ATTENTION = "lake analyze lens PATH", "lake analyze heads PATH", "lake analyze attention PATH"
+ABLATE = "lake reenter ablate PATH"
 PATCH = "lake reenter patch PATH MODEL/PAIRS"
 
 CHAPTERS: Sequence[tuple[str, str, str, Sequence[Experiment]]] = (
