@@ -11,12 +11,8 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-RUNS = {
-    "small-gpt2": ("test", "pairs"),
-    "small-gpt2-decodable": ("test", "pairs"),
-    "small-llama": ("test",),
-}
-N_PROBLEM, N_PAIR = 150, 30
+MODELS = ("small-gpt2", "small-gpt2-decodable", "small-llama", "small-llama-decodable")
+N_PROBLEM, N_PAIR = 120, 20
 
 pytestmark = pytest.mark.skipif(not NOTEBOOKS, reason="there are no notebooks here")
 
@@ -27,6 +23,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from extract.prepare import prepare
     from extract.run import extract
     from extract.small.problems import make_pairs, make_splits, write_pairs, write_problems
+    from lake import app
     from schemas import RunSpec
 
     folder = tmp_path_factory.mktemp("demo")
@@ -34,11 +31,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_problems(make_splits(0, {"test": sizes})["test"], folder / "test.jsonl")
     write_pairs(make_pairs(N_PAIR), folder / "pairs.json")
     files = {"test": folder / "test.jsonl", "pairs": folder / "pairs.json"}
-    for model, names in RUNS.items():
-        for name in names:
-            lake = folder / "demo.lake"
-            spec = RunSpec(max_new_tokens=12, batch_size=64)
-            extract(prepare(f"{model}={model}", str(files[name]), lake, spec), lake)
+    lake = folder / "demo.lake"
+    for model in MODELS:
+        for file in files.values():
+            spec = RunSpec(max_new_tokens=8, batch_size=64)
+            extract(prepare(f"{model}={model}", str(file), lake, spec), lake)
+    # what the last notebook lays side by side
+    problems, pairs = ([f"{model}/{name}" for model in MODELS] for name in files)
+    for command in (
+        ["analyze", "heads", str(lake), *problems, "--resamples", "20"],
+        ["analyze", "lens", str(lake), *problems],
+        ["reenter", "patch", str(lake), *pairs, "--sites", "latent_embedding", "--subsets", "none"],
+    ):
+        app(args=command, standalone_mode=False)
     (folder / "notebooks").mkdir()
     return folder
 
