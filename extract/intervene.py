@@ -109,7 +109,7 @@ class Armed:
             keys=keys,
             rows=torch.as_tensor(rows, device=self.device),
             scale=torch.full((len(rows),), scale, device=self.device),
-            value=None if value is None else torch.as_tensor(np.ascontiguousarray(value), device=self.device),
+            value=None if value is None else torch.tensor(value, device=self.device),
             noise=None if noise is None else torch.as_tensor(noise.reshape(len(rows), -1), device=self.device),
         )
         group = (stage, kind, heads, keys, value is not None, noise is not None)
