@@ -20,6 +20,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import cho_factor, cho_solve
 
 Array = npt.NDArray[np.floating]
 Index = npt.NDArray[np.integer]
@@ -267,6 +268,39 @@ class _Preconditioner:
         return np.asarray(r - ((r @ self.leading) * self.share) @ self.leading.T)  # type: ignore[operator, union-attr]
 
 
+def _training_matrix(problems: Problems, at: int, target: int) -> Array:
+    """(row, rank) features as one problem sees them."""
+    matrix: Array = problems.features[at]
+    if problems.scale is None or problems.mean is None:
+        return matrix
+    return np.asarray((matrix - problems.mean[target]) / problems.scale[target])
+
+
+def _exact_step(matrix: Array, curvature: Array, gradient: Array, gradient_b: float) -> tuple[Array, float]:
+    """Newton step of one problem of two classes by elimination, in the smaller of its two shapes.
+
+    Parameters
+    ----------
+    matrix : (row, rank)
+    curvature : (row,)
+    gradient : (rank,)
+    gradient_b : float
+    """
+    bent = matrix.T @ curvature  # (rank,)
+    both = np.stack([gradient, bent], axis=1)
+    if matrix.shape[1] <= matrix.shape[0]:
+        hessian = (matrix.T * curvature) @ matrix
+        hessian[np.diag_indices_from(hessian)] += 1.0
+        solved = cho_solve(cho_factor(hessian, overwrite_a=True), both)
+    else:
+        weighted = matrix * np.sqrt(curvature)[:, None]
+        kernel = weighted @ weighted.T
+        kernel[np.diag_indices_from(kernel)] += 1.0
+        solved = both - weighted.T @ cho_solve(cho_factor(kernel, overwrite_a=True), weighted @ both)
+    step_b = (bent @ solved[:, 0] - gradient_b) / max(float(curvature.sum() - bent @ solved[:, 1]), 1e-30)
+    return np.asarray(-solved[:, 0] - step_b * solved[:, 1]), float(step_b)
+
+
 def _newton_step(
     problems: Problems, double: _Operator, single: _Operator, c: float, w: Array, b: Array, forcing: Array
 ) -> tuple[Array, Array, Array]:
@@ -308,12 +342,23 @@ def _newton_step(
         z, z_b = precondition(r), r_b / diagonal_b
         new = _dot(r, z) + _dot_intercept(r_b, z_b)
         if np.all(new <= goal):
+            rho = new
             break
         beta = np.where(rho > 0, new / np.where(rho > 0, rho, 1.0), 0.0).astype(np.float32)[:, None]
         d *= beta[..., None]
         d += z
         d_b = z_b + beta * d_b
         rho = new
+    if problems.label.shape[1] == 1:
+        curvature = c * problems.weight * probability[:, 0] * (1.0 - probability[:, 0])  # (set, target, row)
+        for at, target in np.argwhere(rho > goal):
+            # Barely separable classes: too many directions matter, and float32 no longer tells them apart.
+            matrix = _training_matrix(problems, at, target)
+            exact, exact_b = _exact_step(
+                matrix, curvature[at, target], gradient[at, 0, target], gradient_b[at, 0, target]
+            )
+            step[at, 0, target], step_b[at, 0, target] = exact, exact_b
+            change[at, 0, target] = matrix @ exact + exact_b
     decrement = np.maximum(-_dot(gradient, step) - _dot_intercept(gradient_b, step_b), 0.0)
     norm, cross, length = _dot(w, w), _dot(w, step), _dot(step, step)
 

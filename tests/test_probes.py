@@ -80,6 +80,21 @@ def test_logistic_probe_agrees_with_sklearn(monkeypatch, n, hidden, n_class, lar
         assert accuracy.chosen[outer, 0] == search.best_params_["logisticregression__C"]
 
 
+@pytest.mark.parametrize(("n", "hidden", "largest"), [(60, 90, 400), (150, 60, 400), (150, 60, 10), (60, 90, 10)])
+def test_barely_separable_classes_are_solved_exactly(monkeypatch, n, hidden, largest):
+    """Weak penalties on noise: conjugate gradients give up and elimination takes over, in either of its shapes."""
+    monkeypatch.setattr(probe_solver, "_LARGEST_DECOMPOSED", largest)
+    monkeypatch.setattr(probe_solver, "_MOST_DIRECTIONS", 2)
+    rng = np.random.default_rng(0)
+    states, label, fold = rng.normal(size=(n, hidden)), rng.integers(0, 2, n), np.arange(n) % N_FOLD
+    (fit,) = nested_logistic(states[None], label[:, None], fold, penalty=[1.0, 1e3], tolerance=1e-5)
+    for outer in range(N_FOLD):
+        train = fold != outer
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=fit.chosen[outer, 0], tol=1e-10, max_iter=50_000))
+        expected = model.fit(states[train], label[train]).predict_proba(states[~train])
+        np.testing.assert_allclose(fit.score[~train, 0], expected, atol=2e-4)
+
+
 @pytest.mark.parametrize(("n", "hidden"), [(60, 90), (120, 12)])
 def test_ridge_probe_agrees_with_sklearn(n, hidden):
     states, label, fold = states_and_classes(n, hidden, 2)
