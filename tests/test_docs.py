@@ -97,3 +97,23 @@ def test_a_stale_page_is_noticed(generate: ModuleType, tmp_path: Path, monkeypat
     assert "| `key_position` |" in page.read_text()
     with pytest.raises(KeyError, match="no generator"):
         generate.block("nonsense")
+
+
+def test_every_defect_is_measured(generate: ModuleType) -> None:
+    page = (ROOT / "docs" / "defects.md").read_text()
+    for number in range(1, 16):
+        assert f"\n## E{number}. " in page
+        assert generate.measured()["defects"][f"E{number}"]["rows"]
+
+
+def test_defects_come_out_again_on_a_few_problems() -> None:
+    defects = load(ROOT / "docs" / "defects.py")
+    found = defects.measure(["small-gpt2=small-gpt2"], 12, 10, ["E1", "E2", "E4", "E7", "E9", "E15"])["defects"]
+    rows = {name: [(row["wrong"], row["right"]) for row in each["rows"]] for name, each in found.items()}
+    assert rows["E1"][2] == ("CT1 CT3 CT5", "ct0 ct2 ct4")
+    assert rows["E2"][0][1] == "0.0%"  # patched with its own values, a run is itself
+    assert float(rows["E2"][0][0].rstrip("%")) > 20
+    assert rows["E4"][1] == ("100.0%", "0.0%")
+    assert rows["E7"][0][0] == "1"
+    assert rows["E9"][0][0] == "1.00 to 1.00"
+    assert rows["E15"][0] == ("1.000", "0.000")
