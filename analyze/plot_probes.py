@@ -74,8 +74,12 @@ def plot_probe_controls(results: Results, *, ax: Any = None) -> list[Any]:
         One axes; a new figure if absent.
     """
     runs = by_run(results)
-    axis = panels(1, ax, size=(1.5 + 1.6 * sum(len(_steps(result)) for result in runs.values()), 3.4))[0]
-    named = {_panel_title(name, part): part for name, result in runs.items() for part in _steps(result)}
+    axis = panels(1, ax, size=(1.5 + 1.9 * sum(len(_steps(result)) for result in runs.values()), 3.4))[0]
+    named = {
+        name + (f"\nstep {part['step'].item()}" if "step" in part.coords else ""): part
+        for name, result in runs.items()
+        for part in _steps(result)
+    }
     main = _metric(next(iter(named.values())), None)
     baseline = "baseline_r2" if main == "r2" else "majority_accuracy"
     series = {
@@ -90,8 +94,9 @@ def plot_probe_controls(results: Results, *, ax: Any = None) -> list[Any]:
     spread = tuple(np.array([float(getattr(part[main], end)()) for part in named.values()]) for end in ("min", "max"))
     bars(axis, means, list(named), error={"held out": spread}, form=".2f")
     axis.set(ylabel=SCORE_LABELS[main].removeprefix("held-out ") + ", mean over cells")
-    axis.set_ylim(top=1.3)
-    axis.set_title("Whiskers: lowest and highest cell", fontsize=8)
+    axis.set_ylim(min(0.0, 1.05 * min(float(values.min()) for values in (*means.values(), spread[0]))), 1.3)
+    targets = {str(part.attrs.get("target", "target")).replace("_", " ") for part in named.values()}
+    axis.set_title(f"{', '.join(sorted(targets))}; whiskers: lowest and highest cell", fontsize=8)
     return [axis]
 
 
