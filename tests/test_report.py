@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import pytest
 from report_lake import MODELS, make_lake
 
-from analyze.report import build_report
+from analyze.report import build_report, figures
 from analyze.report.registry import EXPERIMENTS
 from schemas import UsageError
 
@@ -115,6 +115,21 @@ def test_a_lake_without_results_still_gives_a_page(tmp_path):
     assert not report.broken
     with pytest.raises(UsageError, match="is a file"):
         build_report(lake.location, report.page)
+
+
+def test_inline_drawings_follow_the_theme_and_keep_their_numbers():
+    made, ax = figures.figure(3, 2)
+    ax.plot([0, 1], [0.12345, 0.5], color=figures.PALETTE[0])
+    ax.set_yticks([0.12345], ["0.12345"])
+    vector, raster = figures.draw(made, "one")
+    svg = figures.inline(vector, "name", "a line")
+    assert raster.startswith(b"\x89PNG")
+    assert "0.12345" in svg
+    assert "var(--series-0)" in svg
+    assert figures.PALETTE[0] not in svg
+    assert not re.search(r"<(image|style|script)[^>]*http", svg)
+    used = set(re.findall(r"url\(#([^)]+)\)", svg)) | set(re.findall(r'href="#([^"]+)"', svg))
+    assert used <= set(re.findall(r'id="([^"]+)"', svg))
 
 
 @pytest.fixture(scope="module")

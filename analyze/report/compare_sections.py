@@ -51,6 +51,28 @@ def is_twin(run: str) -> bool:
     return run.partition("/")[0].endswith("-decodable")
 
 
+def spoken(what: str, where: str) -> str:
+    """A difference in a few words."""
+    parts = where.split(", ")
+    if what == "importance" and len(parts) == 2:
+        return f"importance of {parts[1]} ({parts[0]})"
+    if what == "patch_clean" and len(parts) == 2:
+        return f"clean answers, first {parts[1]} patched"
+    return f"{WORDS.get(what, what)}{': ' if where else ''}{where}"
+
+
+def listed_missing(lines: list[str]) -> str:
+    """What is missing, by what it is rather than by run."""
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        run, _, rest = line.partition(": ")
+        found.setdefault(rest, []).append(run)
+    said = [
+        f"{rest.partition('; ')[0]} of {', '.join(runs)} ({rest.partition('; ')[2]})" for rest, runs in found.items()
+    ]
+    return "; ".join(said)
+
+
 def seven_panels(context: Context) -> Section | None:
     """Heads side by side."""
     found = comparison(context)
@@ -134,10 +156,11 @@ def differences(context: Context) -> Section | None:
             | part["where"].str.startswith("fed, ")
         ]
         shown = shown[~shown["what"].isin(["step_probe"])]
-        shown = shown.assign(
-            what=[WORDS.get(w, w) for w in shown["what"]],
-            where=shown["where"].str.replace(f"{last}, ", "", regex=False),
-        ).head(44)
+        named = [
+            spoken(what, where.replace(f"{last}, ", ""))
+            for what, where in zip(shown["what"], shown["where"], strict=True)
+        ]
+        shown = shown.assign(what=named, where="").head(44)
         if shown.empty:
             continue
         made, ax = draw.figure(9.2, 0.8 + 0.21 * len(shown))
@@ -163,7 +186,7 @@ def differences(context: Context) -> Section | None:
         "nothing will still leave out 0.",
     ]
     if missing:
-        caveats.append("Not compared, as the lake lacks it: " + "; ".join(missing) + ".")
+        caveats.append("Not compared, as the lake lacks it: " + listed_missing(missing) + ".")
     return Section(
         headline="Differences between models, with their intervals.",
         lines=lines,
@@ -173,7 +196,7 @@ def differences(context: Context) -> Section | None:
                 name="differences",
                 caption="Differences at the last layer and at the vectors fed in, with 95% intervals; "
                 "filled where paired over the same problems, hollow where not; "
-                "dark where the interval leaves out 0.",
+                "strong where the interval leaves out 0.",
                 panels=panels,
             )
         ],

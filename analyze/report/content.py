@@ -195,6 +195,7 @@ def share(value: float, digits: int = 1) -> str:
 
 def points(value: float, digits: int = 1, *, unit: bool = True) -> str:
     """A difference of shares in percentage points, with its sign."""
+    value = 0.0 if abs(value) < 0.5 * 10.0 ** -(digits + 2) else value
     return (
         "n/a"
         if math.isnan(value)

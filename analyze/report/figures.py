@@ -287,7 +287,8 @@ def inline(svg: str, name: str, title: str) -> str:
     for colour, variable in THEMED.items():
         body = body.replace(colour, f"var({variable})")
     body = re.sub(r"font: (?:(\d{3}) )?([\d.]+px) [^;\"]+", _font, body)
-    body = re.sub(r"(\d+\.\d{2})\d+", r"\1", body)
+    # two decimals are enough for paths; numbers in texts stay as they are
+    body = re.sub(r' (?:d|transform|x|y|points)="[^"]*"', lambda m: re.sub(r"(\d+\.\d{2})\d+", r"\1", m.group(0)), body)
     opening = body[: body.index(">") + 1]
     box = re.search(r'viewBox="([^"]+)"', opening)
     size = box.group(1) if box else "0 0 400 300"

@@ -215,6 +215,7 @@ def sparse_autoencoders(context: Context) -> Section | None:
         return None
     rows: list[dict[str, Any]] = []
     looks = context.relabel([run for r in results for run in r.runs])
+    results.sort(key=lambda r: (len(r.runs), context.runs.index(r.runs[0])))
     for result in results:
         data = context.open(result)
         split = "test" if "test" in data["split"].values else str(data["split"].values[-1])
@@ -438,11 +439,20 @@ def attention_and_importance(context: Context) -> Section | None:
         panels.append(Panel(name=f"correlation_{each.run}", figure=made))
         made, ax = draw.figure(4.6, 2.7)
         last = data.isel(layer=-1)
-        for i, position in enumerate(last["position"].values):
-            at_x, at_y = float(last["mean_attention"][i]), float(last["mean_importance"][i])
-            ax.plot(at_x, at_y, marker=each.look.marker, color=each.look.colour, linestyle="none")
-            ax.annotate(str(position), (at_x, at_y), xytext=(5, 3), textcoords="offset points", fontsize=8)
-        ax.margins(0.15)
+        at_x, at_y = (np.asarray(last[name].values, dtype=float) for name in ("mean_attention", "mean_importance"))
+        ax.plot(at_x, at_y, marker=each.look.marker, color=each.look.colour, linestyle="none")
+        for place, position in enumerate(last["position"].values):
+            # names of points close together go to different sides
+            close = [
+                k
+                for k in range(place)
+                if abs(at_x[k] - at_x[place]) < 0.12 * np.ptp(at_x) and abs(at_y[k] - at_y[place]) < 0.1 * np.ptp(at_y)
+            ]
+            offset = ((6, 3), (-22, 3), (6, -10), (-22, -10))[len(close) % 4]
+            ax.annotate(
+                str(position), (at_x[place], at_y[place]), xytext=offset, textcoords="offset points", fontsize=8
+            )
+        ax.margins(0.2)
         draw.faint_grid(ax, "both")
         ax.set_xlabel("mean attention of the answer")
         ax.set_ylabel("mean importance")
