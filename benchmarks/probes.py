@@ -39,7 +39,7 @@ N_FOLD = 5
 
 
 def made_up_cells(n_cell: int, n_example: int, hidden: int, seed: int = 0) -> tuple[Any, Any, Any]:
-    """Cells whose spectrum falls as those of residual streams do, half of them with a faint direction; labels, folds."""
+    """Cells whose spectrum falls as a residual stream's, half of them with a faint direction; labels; folds."""
     rng = np.random.default_rng(seed)
     label = np.arange(n_example) % 2
     rotation = np.linalg.qr(rng.standard_normal((hidden, hidden)))[0]
@@ -137,8 +137,8 @@ def agreement(quick: bool) -> None:
                 there = search.predict_proba(states[~train].astype(np.float64))
                 worst = max(worst, float(np.abs(there - fit.score[~train, 0]).max()))
         print(
-            f"{n_example} examples, d={hidden}, {len(cells)} cells: held-out probabilities differ by {worst:.1e} at most;"
-            f" another penalty in {moved} of {number} outer folds",
+            f"{n_example} examples, d={hidden}, {len(cells)} cells: held-out probabilities differ by {worst:.1e} at"
+            f" most; another penalty in {moved} of {number} outer folds",
             flush=True,
         )
 
