@@ -942,7 +942,7 @@ def sae_command(
     batch_size: Annotated[int | None, typer.Option(help="Rows in a step.  [default: 256]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of Adam.  [default: 0.003]")] = None,
     normalize: Annotated[
-        str | None, typer.Option(help="Centre and scale by pool or cell, or none.  [default: pool]")
+        str | None, typer.Option(help="Centre and scale by cell or pool, or none.  [default: cell]")
     ] = None,
     variable: Annotated[
         str, typer.Option(help="hidden_state, final_state, latent_embedding, or all_states: both of the first.")

@@ -356,7 +356,7 @@ def _designs(rows: Rows, known: Weights, spec: ErrorSpec, folder: Path, is_joint
             vectors = x[:, place]
             real = ~np.isnan(vectors).any(axis=-1)
             code = np.zeros((len(vectors), known.encoder.shape[1]), dtype=np.float32)
-            code[real] = known.encode(vectors[real], int(cell))
+            code[real] = known.compared(known.encode(vectors[real], int(cell)), int(cell))
             gathered[int(cell)] = sparse.csr_array(code), vectors
     flush()
     return codes, raw

@@ -234,8 +234,8 @@ def train_sae(
     sae = sae.assign_coords({name: ("example", values) for name, values in own.items()})
     for name in ("train_loss", "train_reconstruction", "validation_reconstruction"):
         sae[name].attrs = {"long_name": name.replace("_", " "), "units": "squared mean norm of centred inputs"}
-    name = activation.name if isinstance(activation, xr.DataArray) else next(iter(activation.values())).name
-    sae.attrs |= {"n_step": trainer.n_done, "n_revived": trainer.n_revived, "variable": str(name or "hidden_state")}
+    read = activation.name if isinstance(activation, xr.DataArray) else next(iter(activation.values())).name
+    sae.attrs |= {"n_step": trainer.n_done, "n_revived": trainer.n_revived, "variable": str(read or "hidden_state")}
     return sae.merge(sae_metrics(sae, activation, n_top=n_top, progress=lambda *_: tick()), combine_attrs="override")
 
 
@@ -244,18 +244,21 @@ class _Inputs:
 
     def __init__(self, rows: Rows, keep: NDArray[np.bool_], spec: SAESpec, scope: Scope, tick: "_Ticker") -> None:
         self.rows, self.spec, self.scope = rows, spec, scope
-        self.per_cell = scope == "cell" or (scope == "pool" and spec.normalize == "cell")
+        self.per_cell = scope == "cell" or spec.normalize == "cell"
         if spec.normalize == "none":
             n_cell = rows.n_cell if self.per_cell else 1
             self.mean, self.scale = np.zeros((n_cell, rows.width)), np.ones((n_cell, len(rows.hidden)))
         else:
             self.mean, self.scale = moments(rows, keep, "cell" if self.per_cell else "pool", tick)
+            if scope == "crosscoder":  # one scale for each source, so that a feature has one direction in it
+                self.scale = self.scale.mean(axis=0, keepdims=True)
         self.wide_scale = np.repeat(self.scale, rows.hidden, axis=1)  # (cell or 1, width)
 
     def normalised(self, x: NDArray[np.float32], cell: NDArray[np.intp]) -> NDArray[np.float32]:
         """(group, row, width) of a buffer's rows: (row, width), or (row, cell, width) for a grid."""
-        which: Any = cell if self.per_cell and self.scope == "pool" else slice(None)
-        x = (x - self.mean[which].astype(np.float32)) / self.wide_scale[which].astype(np.float32)
+        which: Any = cell if self.per_cell and self.scope != "cell" else slice(None)
+        scale = self.wide_scale[which if len(self.wide_scale) > 1 else slice(None)]
+        x = (x - self.mean[which].astype(np.float32)) / scale.astype(np.float32)
         return x.swapaxes(0, 1) if self.scope == "cell" else x[None]
 
     def folded(self, weight: Mapping[str, NDArray[np.float32]], source: Mapping[str, xr.DataArray]) -> xr.Dataset:
@@ -287,9 +290,12 @@ class _Inputs:
                 "decoder": ("feature", "hidden"),
                 "decoder_bias": ("hidden",),
             }.get(name, ("feature",))
-            per_cell = grid or (self.per_cell and len(value) == rows.n_cell and name not in ("encoder", "decoder"))
+            shared = ("encoder", "decoder", *(("encoder_bias", "threshold") if joint else ()))
+            per_cell = grid or (self.per_cell and name not in shared)
             value = value.astype(np.float32)
             if joint and "hidden" in core:
+                if per_cell:
+                    core, value = (*map(str, rows.cell_dims), *core), value.reshape(1, *rows.cell_shape, rows.width)
                 parts = np.split(value[0], np.cumsum(rows.hidden)[:-1], axis=-1)
                 widest = max(rows.hidden)
                 padded = [
@@ -320,7 +326,6 @@ class _Inputs:
             "scope": self.scope,
             "activation": spec.activation,
             "k": spec.k,
-            "input_norm": 1.0 if joint else float(np.median(self.scale)),
             "spec": json.dumps(spec.as_dict() | {"scope": self.scope}, sort_keys=True),
         }
         return out

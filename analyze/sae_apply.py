@@ -103,6 +103,7 @@ class Weights(NamedTuple):
     decoder: NDArray[np.float32]  # (cell or 1, feature, width)
     decoder_bias: NDArray[np.float32]  # (cell or 1, width)
     threshold: NDArray[np.float32]  # (cell or 1, feature)
+    unit: NDArray[np.float32]  # (cell or 1,), what codes are divided by to be compared between cells
     activation: Activation
     k: int
 
@@ -116,6 +117,10 @@ class Weights(NamedTuple):
             self.activation,
             self.k,
         )
+
+    def compared(self, f: NDArray[np.float32], cell: int) -> NDArray[np.float32]:
+        """Codes in units of the cell's own mean norm, so that a cell of large states does not outweigh the others."""
+        return np.asarray(f / self.unit[cell if len(self.unit) > 1 else 0], dtype=np.float32)
 
     def decode(self, f: NDArray[np.float32], cell: int) -> NDArray[np.float32]:
         """Reconstruction (row, width) of codes (row, feature)."""
@@ -144,7 +149,12 @@ def weights(sae: xr.Dataset, source: Mapping[str, xr.DataArray], rows: Rows) -> 
             if "hidden" not in value.dims:
                 break
         found[variable] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=-1)
-    return Weights(**found, activation=sae.attrs["activation"], k=int(sae.attrs["k"]))
+    unit = np.ones(1, dtype=np.float32)
+    if "input_scale" in sae and "source" not in sae["input_scale"].dims:
+        known_scale = _same_cells(sae[["input_scale"]], first)["input_scale"]
+        order = [d for d in rows.cell_dims if d in known_scale.dims]
+        unit = np.asarray(known_scale.transpose(*order).values, dtype=np.float32).reshape(-1)
+    return Weights(**found, unit=unit, activation=sae.attrs["activation"], k=int(sae.attrs["k"]))
 
 
 def sources(

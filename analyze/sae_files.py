@@ -107,7 +107,7 @@ def load_sae(folder: str | Path) -> xr.Dataset:
             "n_hidden": ((), tensors["W_dec"].shape[1]),
         },
         coords={"feature": np.arange(len(bias))},
-        attrs={"scope": "pool", "activation": activation, "k": int(config.get("k", 0)), "input_norm": 1.0},
+        attrs={"scope": "pool", "activation": activation, "k": int(config.get("k", 0))},
     )
 
 

@@ -47,7 +47,8 @@ def sae_metrics(
         feature fires, its ``mean_activation`` while it fires and ``max_activation``;
         ``activation_count(activation_size)``, a histogram of codes that are not 0; ``top_example(feature, rank)``
         with ``top_activation`` and the cell it was at, an example at most once:
-        ``run["question"].sel(example=sae["top_example"].sel(feature=17))`` are the questions.
+        ``run["question"].sel(example=sae["top_example"].sel(feature=17))`` are the questions. Codes are compared in
+        units of their cell's ``input_scale``, so that a layer of large states does not outweigh the others.
     """
     source = sources(activation, sae)
     is_grid = sae.attrs["scope"] == "cell"
@@ -55,7 +56,7 @@ def sae_metrics(
     first = next(iter(source.values()))
     side = _sides(sae, first)
     known = weights(sae, source, rows)
-    tally = _Tally(rows, sae.sizes["feature"], is_grid, float(sae.attrs["input_norm"]), n_top)
+    tally = _Tally(rows, sae.sizes["feature"], is_grid, n_top)
     max_rows = max(64, 2**22 // sae.sizes["feature"])  # codes of a block stay below 16 MB
     n_block = len(rows.blocks(max_rows=max_rows))
     for done, (block, example, x) in enumerate(rows.walk(side >= 0, max_rows)):
@@ -63,7 +64,8 @@ def sae_metrics(
             real = ~np.isnan(x[:, place]).any(axis=-1)
             here = x[real, place]
             codes = known.encode(here, int(cell))
-            tally.add(int(cell), side[example[real]], example[real], here, here - known.decode(codes, int(cell)), codes)
+            residual = here - known.decode(codes, int(cell))
+            tally.add(int(cell), side[example[real]], example[real], here, residual, known.compared(codes, int(cell)))
         if progress:
             progress(done + 1, n_block)
     return tally.dataset(sae, source, first)
@@ -72,8 +74,8 @@ def sae_metrics(
 class _Tally:
     """Running sums of one pass; their size depends on cells, features and width, not on examples."""
 
-    def __init__(self, rows: Rows, n_feature: int, is_grid: bool, unit: float, n_top: int) -> None:
-        self.rows, self.is_grid, self.unit = rows, is_grid, unit
+    def __init__(self, rows: Rows, n_feature: int, is_grid: bool, n_top: int) -> None:
+        self.rows, self.is_grid = rows, is_grid
         shape = (len(SPLITS), rows.n_cell)
         n_group = rows.n_cell if is_grid else 1
         self.count = np.zeros(shape)
@@ -110,7 +112,7 @@ class _Tally:
         group = cell if self.is_grid else 0
         self.total[group] += codes.sum(axis=0, dtype=np.float64)
         self.largest[group] = np.maximum(self.largest[group], codes.max(axis=0))
-        size = np.log10(np.abs(codes[on]) / self.unit)
+        size = np.log10(np.abs(codes[on]))
         self.histogram += np.histogram(np.clip(size, _EDGES[0], _EDGES[-1]), _EDGES)[0]
         self.top[group].add(example, cell, codes)
 

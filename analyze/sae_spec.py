@@ -60,9 +60,10 @@ class SAESpec:
     """Adam's."""
     schedule: bool = True
     """Warm up the learning rate (5%) and the penalty (10%), and let the rate fall to zero over the last 20%."""
-    normalize: Literal["pool", "cell", "none"] = "pool"
-    """Rows are centred and divided by their mean norm, over the pool or for each cell (each dictionary of a grid and
-    each source of a crosscoder has its own); statistics of training rows only."""
+    normalize: Literal["pool", "cell", "none"] = "cell"
+    """Rows are centred and divided by their mean norm, for each cell or over the pool; statistics of training rows
+    only. Layers differ in norm by far, and a pool scaled as one reconstructs the largest alone. A crosscoder centres
+    each cell but has one scale for each source."""
     unit_norm: bool = True
     """Keep decoder columns at unit norm, starting from encoder = decoder; ``False`` starts as two linear layers do."""
     pre_bias: bool = True

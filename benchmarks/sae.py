@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 
 CASES = {
-    "GPT-2, TopK": {"activation": "topk", "d": 768, "n": 4096, "k": 32, "steps": 300, "sparsity": 0.0},
-    "GPT-2, ReLU + L1": {"activation": "relu", "d": 768, "n": 4096, "k": 32, "steps": 300, "sparsity": 0.1},
+    "GPT-2, TopK": {"activation": "topk", "d": 768, "n": 4096, "k": 32, "steps": 200, "sparsity": 0.0},
+    "GPT-2, ReLU + L1": {"activation": "relu", "d": 768, "n": 4096, "k": 32, "steps": 200, "sparsity": 0.1},
     "small, TopK": {"activation": "topk", "d": 64, "n": 512, "k": 16, "steps": 1500, "sparsity": 0.0},
     "small, ReLU + L1": {"activation": "relu", "d": 64, "n": 512, "k": 16, "steps": 1500, "sparsity": 0.1},
 }
-BATCH, RATE, N_CHECK = 256, 1e-3, 30
+BATCH, RATE, N_CHECK, N_HELD = 256, 1e-3, 20, 1024
 
 
 def made_up_rows(d: int, n_row: int = 16_384, seed: int = 0) -> np.ndarray:
@@ -157,8 +157,8 @@ def speed(quick: bool) -> None:
         steps = case["steps"] // 5 if quick else None
         with tempfile.TemporaryDirectory() as folder:
             rows = made_up_rows(case["d"])
-            np.save(Path(folder, "train.npy"), rows[:-2048])
-            np.save(Path(folder, "held.npy"), rows[-2048:])
+            np.save(Path(folder, "train.npy"), rows[:-N_HELD])
+            np.save(Path(folder, "held.npy"), rows[-N_HELD:])
             found = {who: measure(who, name, Path(folder), steps) for who in WHO}
         known = {who: f for who, f in found.items() if f is not None}
         goal = max(f["curve"][-1][1] for f in known.values())

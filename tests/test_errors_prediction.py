@@ -62,7 +62,7 @@ def test_planted_cause_of_errors_is_found(caused):
     assert top["carrier_rate"].sel(outcome="wrong") != top["carrier_rate"].sel(outcome="right")
     assert found["weight"].dims == ("layer", "position", "feature")
     direction = sae["decoder"].sel(feature=int(top["carrier_feature"]))[0]
-    assert abs(direction) > 0.5
+    assert abs(direction) > 0.4  # a random one of 12 numbers has 0.29
     assert int(found["n_test"].sum()) == int((sae["example_split"] == "test").sum())
     sides = found["example_split"].to_series().groupby(run["problem"].values).nunique()
     assert (sides == 1).all()

@@ -197,6 +197,21 @@ def test_statistics_come_from_training_rows_alone(run):
 
 
 @pytest.mark.parametrize("normalize", ["pool", "cell", "none"])
+def test_folded_crosscoder_does_too(run, normalize):
+    state = run["hidden_state"].sel(CELLS)
+    models = {"a": state, "b": 10 * state.isel(hidden=slice(4)) + 3}
+    sae = train_sae(models, SAESpec(normalize=normalize, activation="relu", **SMALL), scope="crosscoder")
+    codes = sae_codes(sae, models)
+    loss: xr.DataArray | float = 0.0
+    for source in sae["source"].values:
+        model, layer = source.split("/")
+        error = models[model].sel(layer=int(layer), drop=True) - sae_reconstruction(sae, codes, source=source)
+        loss = loss + np.square(error).sum("hidden", skipna=False) / sae["input_scale"].sel(source=source) ** 2
+    held = sae["example_split"].drop_vars(["problem", "variant"]) == "validation"
+    np.testing.assert_allclose(loss.where(held).mean(), sae["validation_reconstruction"][-1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("normalize", ["pool", "cell", "none"])
 @pytest.mark.parametrize("activation", ["topk", "relu", "abs_topk"])
 def test_folded_weights_do_on_stored_values_what_was_learned(run, activation, normalize):
     """Codes and reconstruction by labels equal the loss that training measured in its own units."""
@@ -313,7 +328,8 @@ def test_metrics_follow_their_definitions(run):
     np.testing.assert_allclose(sae["explained_variance_all"].sel(split="test")[0], expected, rtol=1e-4)
     flat = codes.values
     np.testing.assert_allclose(sae["dead_share"].sel(split="test"), (flat[test].max((0, 1, 2)) == 0).mean())
-    np.testing.assert_allclose(sae["max_activation"], flat.max((0, 1, 2)), rtol=1e-5)
+    codes = codes / sae["input_scale"]  # comparable between cells
+    np.testing.assert_allclose(sae["max_activation"], codes.max(["example", "layer", "position"]), rtol=1e-5)
     assert int(sae["activation_count"].sum()) == int((flat > 0).sum())
     per_example = codes.max(["layer", "position"])
     feature = int(per_example.sum("example").argmax("feature"))
@@ -436,7 +452,7 @@ ARCHITECTURE = {
 @pytest.mark.parametrize("activation", list(ARCHITECTURE))
 def test_files_hold_what_sae_lens_reads(run, tmp_path, activation):
     state = run["hidden_state"].sel(CELLS)
-    sae = train_sae(state, SAESpec(activation=activation, **SMALL))
+    sae = train_sae(state, SAESpec(activation=activation, normalize="pool", **SMALL))
     assert save_sae(sae, tmp_path, metadata={"model_name": "made-up"}) == [tmp_path]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cfg.json", "sae_weights.safetensors"]
     config = json.loads((tmp_path / "cfg.json").read_text())
@@ -458,8 +474,13 @@ def test_grid_and_crosscoder_files(run, tmp_path):
     state = run["hidden_state"].sel(CELLS)
     folders = save_sae(train_sae(state, SAESpec(**SMALL), scope="cell"), tmp_path / "grid")
     assert [f.name for f in folders][:2] == ["layer-0_position-bot", "layer-0_position-ct0"]
+    pool = train_sae(state, SAESpec(**SMALL))  # one dictionary, but each cell's own centre and scale
+    folders = save_sae(pool, tmp_path / "pool")
+    assert len(folders) == 6
+    code, _ = sae_lens_forward(folders[4], state.sel(layer=1, position="ct0").values)
+    np.testing.assert_allclose(sae_codes(pool, state).sel(layer=1, position="ct0"), code, atol=1e-5)
     other = run["hidden_state"].isel(hidden=slice(4)).sel(CELLS)
-    sae = train_sae({"a": state, "b": other}, SAESpec(**SMALL), scope="crosscoder")
+    sae = train_sae({"a": state, "b": other}, SAESpec(normalize="pool", **SMALL), scope="crosscoder")
     (folder,) = save_sae(sae, tmp_path / "cross")
     assert json.loads((folder / "cfg.json").read_text())["metadata"]["source_width"] == [6, 6, 4, 4]
     joined = np.concatenate([state.sel(layer=0), state.sel(layer=1), other.sel(layer=0), other.sel(layer=1)], axis=-1)
@@ -481,7 +502,7 @@ def test_sae_lens_loads_the_files(run, tmp_path):
     np.save(tmp_path / "x.npy", rows)
     expected = {}
     for activation in ARCHITECTURE:
-        sae = train_sae(state, SAESpec(activation=activation, **SMALL))
+        sae = train_sae(state, SAESpec(activation=activation, normalize="pool", **SMALL))
         save_sae(sae, tmp_path / activation)
         codes = sae_codes(sae, state)
         expected[activation] = codes.values.reshape(-1, 12), sae_reconstruction(sae, codes).values.reshape(-1, 6)
@@ -509,7 +530,7 @@ def test_sae_lens_loads_the_files(run, tmp_path):
 
 def test_using_a_dictionary_needs_no_torch(run, tmp_path):
     """Nor does importing the analyses: torch and transformers are blocked in a fresh interpreter."""
-    save_sae(train_sae(run["hidden_state"].sel(CELLS), SAESpec(**SMALL)), tmp_path)
+    save_sae(train_sae(run["hidden_state"].sel(CELLS), SAESpec(normalize="pool", **SMALL)), tmp_path)
     script = """
         import sys
         sys.modules["torch"] = sys.modules["transformers"] = None

@@ -50,7 +50,7 @@ def test_sae_of_each_run(made, call, tmp_path):
     assert "one/problems: topk, 12 features, explained variance of test rows" in out
     assert "L0 3.0" in out
     assert {p.name for p in (tmp_path / "files").iterdir()} == {"one.problems", "two.problems"}
-    assert (tmp_path / "files" / "two.problems" / "cfg.json").is_file()
+    assert (tmp_path / "files" / "two.problems" / "layer-2_position-ct5" / "cfg.json").is_file()
     assert (tmp_path / "csv" / "one.problems-sae-split_layer_position.csv").is_file()
     sae = open_lake(made).result("sae", "one/problems", scope="pool")
     assert sae["decoder"].dims == ("feature", "hidden")
