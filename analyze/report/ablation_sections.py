@@ -281,6 +281,8 @@ def steering(context: Context) -> Section | None:
             ax.fill_between(random["strength"], random["min"], random["max"], color=draw.MUTED, alpha=0.18, linewidth=0)
         for index, name in enumerate(real):
             line = kept[kept["direction"] == name].groupby("strength", as_index=False).first().sort_values("strength")
+            none = {"strength": 0.0, **{f"accuracy{end}": base[f"accuracy{end}"] for end in ("", "_low", "_high")}}
+            line = pd.concat([line, pd.DataFrame([none])], ignore_index=True).sort_values("strength")
             colour = draw.PALETTE[index % len(draw.PALETTE)]
             ax.plot(line["strength"], line["accuracy"], color=colour, marker=draw.MARKERS[index % 4], label=name)
             ax.vlines(
@@ -318,7 +320,7 @@ def steering(context: Context) -> Section | None:
             Illustration(
                 name="steering",
                 caption="Accuracy (y) by strength (x), with 95% Wilson intervals; random directions of the "
-                "same norm in grey. Dashed: untouched.",
+                "same norm in grey. Strength 0 and dashed: untouched.",
                 panels=panels,
             )
         ],

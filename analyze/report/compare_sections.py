@@ -73,6 +73,17 @@ def listed_missing(lines: list[str]) -> str:
     return "; ".join(said)
 
 
+def taken_elsewhere(sources: dict[str, str]) -> str:
+    """Parts that come from a run other than the one compared, with that result's name."""
+    said = []
+    for what, source in sources.items():
+        part, _, run = what.rpartition(" of ")
+        result = source.split()[0]
+        if run.replace("/", ".") not in result:
+            said.append(f"{part} of {run.partition('/')[0]} ({result.removeprefix('results/').partition('~')[0]})")
+    return "; ".join(said)
+
+
 def seven_panels(context: Context) -> Section | None:
     """Heads side by side."""
     found = comparison(context)
@@ -185,6 +196,9 @@ def differences(context: Context) -> Section | None:
         "These are many differences at once and not corrected for it: one in twenty of those that are "
         "nothing will still leave out 0.",
     ]
+    elsewhere = taken_elsewhere(json.loads(str(data.attrs.get("sources", "{}"))))
+    if elsewhere:
+        caveats.append(f"Taken from another run of the same model: {elsewhere}.")
     if missing:
         caveats.append("Not compared, as the lake lacks it: " + listed_missing(missing) + ".")
     return Section(
@@ -289,7 +303,7 @@ def twins(context: Context) -> Section | None:
                     _measure(
                         rows,
                         "reads",
-                        f"lens reads step {int(step) + 1} at {best}",
+                        f"lens: step {int(step) + 1} at {best}",
                         one,
                         other,
                         "chain_share",
@@ -303,7 +317,7 @@ def twins(context: Context) -> Section | None:
                     _measure(
                         rows,
                         "reads",
-                        f"probe of step {int(step) + 1} at {best}, R²",
+                        f"probe: step {int(step) + 1} at {best}, R²",
                         one,
                         other,
                         "step_probe",
@@ -316,7 +330,7 @@ def twins(context: Context) -> Section | None:
                 _measure(
                     rows,
                     "uses",
-                    f"{thought} set to its mean: right answers lost",
+                    f"{thought} averaged: answers lost",
                     one,
                     other,
                     "importance",
@@ -326,7 +340,7 @@ def twins(context: Context) -> Section | None:
         _measure(
             rows,
             "uses",
-            "all thoughts set to their mean: accuracy",
+            "all averaged: accuracy",
             one,
             other,
             "ablation_accuracy",
@@ -337,7 +351,7 @@ def twins(context: Context) -> Section | None:
         _measure(
             rows,
             "uses",
-            "number thoughts set to their mean: accuracy",
+            "numbers averaged: accuracy",
             one,
             other,
             "ablation_accuracy",
@@ -350,7 +364,7 @@ def twins(context: Context) -> Section | None:
             _measure(
                 rows,
                 "uses",
-                f"all {n} thoughts patched from the clean problem: clean answers",
+                f"{n} patched: clean answers",
                 one,
                 other,
                 "patch_clean",
@@ -360,7 +374,7 @@ def twins(context: Context) -> Section | None:
         if not rows:
             continue
         frame: Any = pd.DataFrame(rows)
-        made, ax = draw.figure(9.2, 0.9 + 0.25 * len(frame))
+        made, ax = draw.figure(4.6, 0.9 + 0.23 * len(frame))
         look, twin_look = (context.relabel([run, twin])[r] for r in (run, twin))
         rows_drawn: list[Any] = list(frame.itertuples())
         for y, row in enumerate(rows_drawn):
@@ -389,8 +403,8 @@ def twins(context: Context) -> Section | None:
         ax.set_xlim(-0.03, 1.03)
         ax.tick_params(axis="y", length=0)
         draw.faint_grid(ax, "x")
-        draw.legend_above(ax, 2)
-        panels.append(Panel(name=f"twins_{run}", figure=made, wide=True))
+        ax.legend(loc="upper right", bbox_to_anchor=(1.0, -0.06), ncols=2, fontsize=8)
+        panels.append(Panel(name=f"twins_{run}", figure=made))
         reads, uses = (frame[frame["kind"] == kind]["difference"].abs() for kind in ("reads", "uses"))
         text = f"measures of what can be read lie {100 * float(reads.mean()):.1f} points apart on average"
         if len(uses):
@@ -413,7 +427,9 @@ def twins(context: Context) -> Section | None:
             Illustration(
                 name="twins",
                 caption="Each measure (rows) of a model (filled) and of its twin (hollow), with 95% "
-                "intervals. Above the dashed line, what can be read: the marks "
+                "intervals. “Averaged”: thoughts set to their mean over the run; “answers lost”: right ones that turn "
+                "wrong; “numbers”: the thoughts that read as numbers; “patched”: from the clean problem of a pair. "
+                "Above the dashed line, what can be read: the marks "
                 "should coincide. Below, what is used: they should lie apart.",
                 panels=panels,
             )
