@@ -135,7 +135,7 @@
     return make("div", {},
       make("h4", {}, "What each position reads out as"),
       make("div", { class: "scroll" }, grid),
-      make("p", { class: "note" }, "The most likely token after the final norm and unembedding, and its probability; darker is more certain. Cells underlined in orange are a result of the written chain. ", legend("0", "1")),
+      make("p", { class: "note" }, "The most likely token after the final norm and unembedding, and its probability; stronger colour is more certain. Cells underlined in orange are a result of the written chain. ", legend("0", "1")),
       make("h4", {}, `Most likely tokens at layer ${layers[l]}, ${item.places[p]}`), bars);
   }
 
@@ -174,7 +174,7 @@
         labelled("From", choice("query", item.places.map((name) => [name, name === "eot" ? "eot (predicts the first answer token)" : name]), query, (value) => { state.query = value; showProblem(); })),
         labelled("Layer", choice("attention-layer", [["mean", "mean of layers"], ...layers.map((layer) => [layer, `layer ${layer}`])], state.layer, (value) => { state.layer = value; showProblem(); }))),
       line,
-      make("p", { class: "note" }, `Mean over heads; the strongest is fully dark (${percent(strongest / total, 1)}). `,
+      make("p", { class: "note" }, `Mean over heads; full colour is the strongest (${percent(strongest / total, 1)}). `,
         known ? (item.exact ? "" : "Question tokens are cut from the text by the vocabulary, as the run holds no question tokens. ") : "This run holds no question tokens, so they are named by their distance from bot. ",
         state.run.problems.layers.length === 12 ? "Of a deep model, twelve layers are on the page. " : ""),
       bars);
@@ -266,7 +266,7 @@
       make("div", {}, make("h4", {}, "Among the thoughts"), make("div", { class: "scroll" }, map),
         make("p", { class: "note" }, "Rows look, columns are looked at; mean attention. What a row lacks to 1 goes to the question and bot.")),
       make("div", {}, make("h4", {}, "All heads, by composite"), make("div", { class: "scroll" }, all),
-        make("p", { class: "note" }, "Darker scores higher; click to pick.")))];
+        make("p", { class: "note" }, "Stronger colour scores higher; click to pick.")))];
     if (heads.share) {
       const grid = make("div", { class: "grid", id: "head-segments" });
       grid.style.gridTemplateColumns = `max-content repeat(${heads.targets.length}, minmax(2.9rem, 1fr))`;
