@@ -75,7 +75,7 @@ class SAESpec:
     revive: Literal["resample", "none"] = "resample"
     """Point features that stopped firing at rows that are badly reconstructed (Bricken et al. 2023); not in the last
     quarter of training."""
-    encoder_scale: float = 0.3
+    encoder_scale: float = 0.1
     """Norm of encoder rows at the start."""
     revive_scale: float = 0.5
     """Encoder norm of a revived feature over the mean norm of the living."""
