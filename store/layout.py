@@ -10,6 +10,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from schemas import RUN_VARIABLES, latent_labels, position_labels
 
+# These numbers are part of the format: a lake's shapes follow from them, so another value needs another format version.
 BLOCK = 32
 """Positions per attention block; ``bot`` starts one, so question, future and padding fall into blocks of their own."""
 SHARD_BYTES = 2**30
