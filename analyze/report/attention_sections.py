@@ -406,7 +406,7 @@ def critical_heads(context: Context) -> Section | None:
             Illustration(
                 name=f"critical_heads_{each.run}",
                 caption=f"{each.look.label}: the {len(top)} heads with the highest composite score. Rows "
-                "are the thought that looks, columns the thought looked at, strength of colour the mean attention (full "
+                "are the thought that looks, columns the thought looked at, colour the mean attention (full "
                 f"strength at {strongest:.2f}); below each its type.",
                 panels=[Panel(name=f"critical_heads_{each.run}", figure=made, wide=True)],
             )
