@@ -213,8 +213,10 @@ def extract_command(
     if as_json:
         print_json(asdict(done))
         return
+    whole = done.n_committed == done.n_example
+    examples = f"{done.n_example} examples" if whole else f"{done.n_committed} of {done.n_example} examples"
     console.print(
-        f"{done.run}: {done.n_example} examples, {done.n_correct} answered correctly; "
+        f"{done.run}: {examples}, {done.n_correct} answered correctly; "
         f"{len(done.shards_written)} shards written ({done.bytes_written / 1e6:.1f} MB), {done.shards_kept} kept"
         + (f", {done.shards_elsewhere} left to other writers" if done.shards_elsewhere else "")
         + (f"; {prepared.skipped} questions too long for the model left out" if prepared.skipped else "")

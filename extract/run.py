@@ -32,7 +32,10 @@ class Extracted:
 
     run: str
     n_example: int
+    n_committed: int = 0
+    """Examples that are in the lake now, whoever wrote them."""
     n_correct: int = 0
+    """How many of those were answered correctly."""
     """Correct answers among the examples committed so far, by whichever writer."""
     shards_written: list[int] = field(default_factory=list)
     shards_kept: int = 0
@@ -179,7 +182,8 @@ def extract(
                 writing.start(write, shard, buffers, claim.pop_all())
                 del buffers
     report(0)
-    done.n_correct = int(open_lake(lake).open(prepared.run)["correct"].sum())
+    finished = open_lake(lake).open(prepared.run)["correct"]
+    done.n_committed, done.n_correct = finished.size, int(finished.sum())
     return done
 
 
