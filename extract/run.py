@@ -35,8 +35,7 @@ class Extracted:
     n_committed: int = 0
     """Examples that are in the lake now, whoever wrote them."""
     n_correct: int = 0
-    """How many of those were answered correctly."""
-    """Correct answers among the examples committed so far, by whichever writer."""
+    """Correct answers among those."""
     shards_written: list[int] = field(default_factory=list)
     shards_kept: int = 0
     """Shards that were committed already."""
