@@ -496,6 +496,7 @@ def demo_commands(lake: str, data: str, report: str) -> Iterator[list[str]]:
     yield ["analyze", "probes", lake, *hard, "--target", "correct"]
     yield ["analyze", "sae", lake, *problems]
     yield ["analyze", "errors", lake, *hard]
+    yield ["analyze", "sae", lake, "small-gpt2/test", "small-llama/test", "--scope", "crosscoder"]
     yield ["reenter", "corrupt", lake, *problems, "--limit", "200"]
     yield ["reenter", "ablate", lake, *problems, "--limit", "200"]
     yield ["reenter", "patch", lake, *pairs]
