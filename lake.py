@@ -492,7 +492,8 @@ def demo_commands(lake: str, data: str, report: str) -> Iterator[list[str]]:
     yield ["analyze", "attention", lake, *problems]
     yield ["analyze", "lens", lake, *problems]
     yield ["analyze", "probes", lake, *problems, "--target", "intermediate_result"]
-    yield ["analyze", "probes", lake, *problems, "--target", "operation"]
+    yield ["analyze", "probes", lake, *problems, "--target", "operation", "--layers", "1",
+           "--positions", "bot,ct0,ct1,ct2,ct3,ct4,ct5", "--max-examples", "300", "--controls", "1"]  # fmt: skip
     yield ["analyze", "probes", lake, *hard, "--target", "correct"]
     yield ["analyze", "sae", lake, *problems]
     yield ["analyze", "errors", lake, *hard]
