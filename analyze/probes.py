@@ -31,8 +31,6 @@ NOTE = (
 )
 PENALTIES = tuple(float(10.0**power) for power in range(-3, 3))
 """Values of C tried by default: those of the reports."""
-_CELL_ELEMENTS = 2_000_000
-"""Numbers of the cells that are worked on together; a larger cell is worked on alone."""
 _DOUBLED = float(np.sqrt(2.0))
 """Widening of intervals and of the permutations' spread. The labels that test one fold train the others, so a chance
 likeness of two examples counts twice, once each way. For predictions linear in the training labels the held-out score
@@ -160,9 +158,9 @@ def linear_probes(
     side where the signal is strong. Where every prediction is right (or wrong) resamples are alike: the accuracy then
     has Wilson's interval, other scores have none (NaN). The AUROC's resamples are of first order.
 
-    Memory is that of one cell, or of a few small ones (at most ``max_example`` x hidden numbers, a few times over in
-    float64), plus resamples, permutations and held-out predictions of ``max_example`` rows: with the default cap it is
-    the same for 2,000 examples as for any number more. Every chunk of the states is read once. Under a
+    Memory is that of one cell (at most ``max_example`` x hidden numbers, a few times over) plus resamples, permutations
+    and held-out predictions of ``max_example`` rows: with the default cap it is the same for 2,000 examples as for any
+    number more. Every chunk of the states is read once. Under a
     ``dask.distributed`` client cells are worked on by its workers, a few at a time.
     """
     _check(run, target, n_fold, n_control, level, correction, selection, treat)
@@ -413,23 +411,14 @@ def _reindex(task: _Task, rows: Array) -> _Task:
     )
 
 
-def _probe_cells(states: Sequence[Array], tasks: Sequence[_Task]) -> list[list[_Cell | None]]:
-    """Fit every task to a few cells (example, hidden); None where too few examples of a cell have the position."""
-    exists = [np.asarray(np.isfinite(one).all(axis=1)) for one in states]
-    found: list[list[_Cell | None]] = [[None] * len(tasks) for _ in states]
-    for number, task in enumerate(tasks):
-        alike: dict[bytes, list[int]] = {}
-        for index, mask in enumerate(exists):
-            alike.setdefault(mask[task.rows].tobytes(), []).append(index)
-        for members in alike.values():
-            known = exists[members[0]][task.rows]
-            for index, cell in zip(members, _fit_task([states[m] for m in members], known, task), strict=True):
-                found[index][number] = cell
-    return found
+def _probe_cell(states: Array, tasks: Sequence[_Task]) -> list[_Cell | None]:
+    """Fit every task to one cell (example, hidden); None where too few of its examples have the position."""
+    exists: Array = np.asarray(np.isfinite(states).all(axis=1))
+    return [_fit_task(states, exists[task.rows], task) for task in tasks]
 
 
-def _fit_task(states: Sequence[Array], known: Array, task: _Task) -> Sequence[_Cell | None]:
-    """One task in cells whose examples with the position are the same ``known`` (row,)."""
+def _fit_task(states: Array, known: Array, task: _Task) -> _Cell | None:
+    """One task in one cell; ``known`` (row,) are the examples that have the position."""
     label, fold = task.label[known], task.fold[known]
     n_fold = int(task.fold.max()) + 1
     enough = len(np.unique(fold)) == n_fold
@@ -439,64 +428,52 @@ def _fit_task(states: Sequence[Array], known: Array, task: _Task) -> Sequence[_C
         seen[label, np.arange(label.shape[1]), fold[:, None]] = True
         enough = bool((seen.sum(axis=2) >= 3).all())
     if not enough or int(np.bincount(fold, minlength=n_fold).min()) < 2:
-        return [None] * len(states)
-    chosen = np.stack([one[task.rows[known]] for one in states])
+        return None
+    chosen = states[task.rows[known]]
     if task.classes is None:
-        fits = [nested_ridge(one, label, fold, penalty=task.penalty) for one in chosen]
-        controls = [[_r2(fit.score[:, i, 0], label[:, i], fold) for i in range(1, label.shape[1])] for fit in fits]
+        fit = nested_ridge(chosen, label, fold, penalty=task.penalty)
+        control = [_r2(fit.score[:, i, 0], label[:, i], fold) for i in range(1, label.shape[1])]
     else:
-        fits = nested_logistic(chosen, label, fold, penalty=task.penalty, selection=task.selection)
-        controls = [
-            [np.mean(fit.score[:, i].argmax(-1) == label[:, i]) for i in range(1, label.shape[1])] for fit in fits
-        ]
-    return [
-        _Cell(
-            known=known,
-            score=fit.score[:, 0].astype(np.float32),
-            control=float(np.mean(control)) if control else np.nan,
-            training=float(fit.training[:, 0].mean()),
-            refit_training=fit.refit_training,
-            penalty=float(np.exp(np.log(fit.chosen[:, 0]).mean())),
-            direction=fit.coefficient.mean(axis=0).astype(np.float32),
-            intercept=fit.intercept.mean(axis=0),
-        )
-        for fit, control in zip(fits, controls, strict=True)
-    ]
+        fit = nested_logistic(chosen, label, fold, penalty=task.penalty, selection=task.selection)
+        control = [float(np.mean(fit.score[:, i].argmax(-1) == label[:, i])) for i in range(1, label.shape[1])]
+    return _Cell(
+        known=known,
+        score=fit.score[:, 0].astype(np.float32),
+        control=float(np.mean(control)) if control else np.nan,
+        training=float(fit.training[:, 0].mean()),
+        refit_training=fit.refit_training,
+        penalty=float(np.exp(np.log(fit.chosen[:, 0]).mean())),
+        direction=fit.coefficient.mean(axis=0).astype(np.float32),
+        intercept=fit.intercept.mean(axis=0),
+    )
 
 
 def _run_cells(states: xr.DataArray, tasks: Sequence[_Task], progress: Progress | None) -> list[list[_Cell | None]]:
-    """Every cell in order (layer, position), a few together, here or on the workers of a dask client."""
+    """Every cell in order (layer, position), here or on the workers of a dask client."""
     cells = [
         states.isel(layer=layer, position=position).transpose("example", "hidden").data
         for layer in range(states.sizes["layer"])
         for position in range(states.sizes["position"])
     ]
-    # Beside the states, a cell keeps the held-out logits of every penalty, target and class.
-    kept = [
-        task.label.shape[1] * len(task.penalty) * (1 if task.classes is None else len(task.classes)) for task in tasks
-    ]
-    size = max(1, _CELL_ELEMENTS // max(1, states.sizes["example"] * max(states.sizes["hidden"], *kept)))
-    parts = [list(range(start, min(start + size, len(cells)))) for start in range(0, len(cells), size)]
     client = _client()
     if client is None:
         results = []
-        for part in parts:
-            results += _probe_cells([np.asarray(cells[index]) for index in part], tasks)
+        for cell in cells:
+            results.append(_probe_cell(np.asarray(cell), tasks))
             if progress is not None:
                 progress(len(results), len(cells))
         return results
     distributed = sys.modules["distributed"]
     shared = client.scatter([list(tasks)], broadcast=True)[0]
-    waiting = iter(range(len(parts)))
+    waiting = iter(range(len(cells)))
     number: dict[Any, int] = {}
-    done: dict[int, list[list[_Cell | None]]] = {}
+    done: dict[int, list[_Cell | None]] = {}
     queue = distributed.as_completed(with_results=True)
 
     def send() -> None:
         index = next(waiting, None)
         if index is not None:
-            blocks = [cells[cell] for cell in parts[index]]
-            future = client.compute(dask.delayed(_probe_cells)(blocks, shared))
+            future = client.compute(dask.delayed(_probe_cell)(cells[index], shared))
             number[future.key] = index
             queue.add(future)
 
@@ -506,8 +483,8 @@ def _run_cells(states: xr.DataArray, tasks: Sequence[_Task], progress: Progress 
         done[number.pop(future.key)] = found
         send()
         if progress is not None:
-            progress(sum(map(len, done.values())), len(cells))
-    return [cell for index in range(len(parts)) for cell in done[index]]
+            progress(len(done), len(cells))
+    return [done[index] for index in range(len(cells))]
 
 
 def _client() -> Any:
