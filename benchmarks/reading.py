@@ -1,6 +1,7 @@
-"""Reading a lake: one (layer, position) over all examples beside a layer-major memmap, and zarrs beside zarr-python.
+"""Reading a lake: one (layer, position) over all examples beside memmaps, and several layers beside zarr-python.
 
-Warm: everything lies in the page cache, and each reading is repeated in turn; the median counts.
+Warm: everything lies in the page cache, and each reading, into a new array, is repeated in turn. Ratios are of the
+medians; the fastest of each is given, too, as other work on the machine moves medians.
 """
 
 import argparse
@@ -16,86 +17,121 @@ import xarray as xr
 
 from store import RunLayout, create_run, open_lake
 
+MODELS = {
+    "gpt2": {"n_layer": 12, "n_head": 12, "hidden": 768},
+    "llama-1b": {"n_layer": 16, "n_head": 32, "hidden": 2048},
+}
+LAYER, POSITION = 7, "ct3"
 
-def write_lake(place: Path, n_example: int) -> RunLayout:
-    """A run of a 124M GPT-2's sizes, states of Gaussian noise, latent capture."""
+
+def write_lake(place: Path, model: str, n_example: int) -> RunLayout:
+    """A run of a model's sizes, states of Gaussian noise, latent capture, no attention."""
     layout = RunLayout(
-        n_example=n_example, n_layer=12, n_head=12, hidden=768, n_latent=6, longest_question=90, n_answer=8,
+        n_example=n_example, **MODELS[model], n_latent=6, longest_question=90, n_answer=8,
         capture="latent", dtype="float16",
     )  # fmt: skip
     rng = np.random.default_rng(0)
     columns = {"example": (("example",), np.arange(n_example))}
     writer = create_run(place, "m/d", layout, identity={"spec": {}}, columns=columns)
+    shape = writer.buffers(0)["hidden_state"].shape
+    noise = rng.standard_normal((shape[0] + layout.n_shard, *shape[1:]), dtype=np.float32).astype("float16")
     for shard in range(layout.n_shard):
         buffers = writer.buffers(shard)
-        for name in ("hidden_state", "final_state", "latent_embedding"):
-            buffers[name][:] = rng.standard_normal(buffers[name].shape, dtype=np.float32)
+        # the same noise one row on: no two shards are alike, and it is drawn once
+        buffers["hidden_state"][:] = noise[shard : shard + len(buffers["hidden_state"])]
         writer.write_shard(shard, buffers)
     return layout
 
 
-def write_memmap(path: Path, lake: Path) -> np.memmap:
-    """The same states as a memmap of (layer, example, position, hidden)."""
-    states = open_lake(lake)["m/d"]["hidden_state"].transpose("layer", "example", "position", "hidden")
-    flat = np.memmap(path, dtype="float16", mode="w+", shape=states.shape)
-    for layer in range(states.sizes["layer"]):
-        flat[layer] = states.isel(layer=layer).values
-    flat.flush()
+def write_memmaps(folder: Path, cell: np.ndarray, layout: RunLayout, lake: Path) -> dict[str, np.memmap]:
+    """The same states by layer and by cell; only what is read of them is written."""
+    n_example, n_layer, n_position = layout.n_example, layout.n_layer, len(layout.positions)
+    shapes = {
+        "layer": (n_layer, n_example, n_position, layout.hidden),
+        "cell": (n_layer, n_position, n_example, layout.hidden),
+    }
+    flat = {name: np.memmap(folder / name, dtype="float16", mode="w+", shape=shape) for name, shape in shapes.items()}
+    run = open_lake(lake)["m/d"]
+    flat["layer"][LAYER] = run["hidden_state"].sel(layer=LAYER).values
+    flat["cell"][LAYER, layout.positions.index(POSITION)] = cell
+    for each in flat.values():
+        each.flush()
     return flat
 
 
-def in_turn(readings: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, read one after the other again and again."""
+def in_turn(readings: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each, read one after the other again and again."""
     seconds: dict[str, list[float]] = {name: [] for name in readings}
     for _ in range(rounds + 1):
         for name, read in readings.items():
             begin = time.perf_counter()
             read()
             seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(each[1:]) for name, each in seconds.items()}
+    return {name: sorted(each[1:]) for name, each in seconds.items()}
+
+
+def show(seconds: dict[str, list[float]], size: int) -> None:
+    for name, each in seconds.items():
+        middle = statistics.median(each)
+        print(
+            f"    {name:36} {middle * 1e3:8.2f} ms  {size / middle / 1e6:8.0f} MB/s   fastest {each[0] * 1e3:8.2f} ms"
+        )
+
+
+def ratio(seconds: dict[str, list[float]], name: str, other: str) -> str:
+    """Rate of a reading by that of another: of the medians, and of the fastest."""
+    medians = statistics.median(seconds[other]) / statistics.median(seconds[name])
+    return f"{medians:.2f} ({seconds[other][0] / seconds[name][0]:.2f})"
+
+
+def one_cell(lake: Path, folder: Path, layout: RunLayout, rounds: int) -> None:
+    opened = open_lake(lake)
+    run, blocks = opened.open("m/d", chunks=None), opened["m/d"]
+    position = layout.positions.index(POSITION)
+    cell = run["hidden_state"].sel(layer=LAYER, position=POSITION).values
+    flat = write_memmaps(folder, cell, layout, lake)
+    readings = {
+        "memmap (layer, example, position)": lambda: np.array(flat["layer"][LAYER, :, position]),
+        "memmap (layer, position, example)": lambda: np.array(flat["cell"][LAYER, position]),
+        "lake, chunks=None": lambda: run["hidden_state"].sel(layer=LAYER, position=POSITION).values,
+        "lake, dask": lambda: blocks["hidden_state"].sel(layer=LAYER, position=POSITION).values,
+    }
+    for name, read in readings.items():
+        np.testing.assert_array_equal(read(), cell, err_msg=name)
+    seconds = in_turn(readings, rounds)
+    print(f"  one (layer, position), {cell.nbytes / 1e6:.1f} MB from {layout.n_shard} shards:")
+    show(seconds, cell.nbytes)
+    by_layer, by_cell, bare, dask = readings
+    print(f"    chunks=None / memmap by layer, rate  {ratio(seconds, bare, by_layer)} (asked: 0.5)")
+    print(f"    chunks=None / memmap by cell, rate   {ratio(seconds, bare, by_cell)}")
+    print(f"    dask / memmap by layer, rate         {ratio(seconds, dask, by_layer)}")
+
+
+def four_layers(lake: Path, rounds: int) -> None:
+    opened = open_lake(lake)
+    plain = xr.open_zarr(lake, group="m/d", consolidated=False)
+    runs = {"lake, chunks=None": opened.open("m/d", chunks=None), "lake, dask": opened["m/d"], "zarr-python": plain}
+    part = {name: run["hidden_state"].isel(layer=slice(0, 4), example=slice(0, 2048)) for name, run in runs.items()}
+    size = part["zarr-python"].nbytes
+    print(f"  four layers at all positions, {size / 1e6:.0f} MB:")
+    seconds = in_turn({name: lambda each=each: each.copy().load() for name, each in part.items()}, rounds)
+    show(seconds, size)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--examples", type=int, default=4096)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=49)
+    parser.add_argument("--sizes", nargs="+", default=["gpt2:4096", "gpt2:7473", "llama-1b:7473"])
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        lake = Path(place) / "bench.lake"
-        layout = write_lake(lake, arguments.examples)
-        flat = write_memmap(Path(place) / "flat.bin", lake)
-        run = open_lake(lake)["m/d"]
-        plain = xr.open_zarr(lake, group="m/d", consolidated=False, chunks=None)
-        size = arguments.examples * layout.hidden * 2
-        layer, position = 7, layout.positions.index("ct3")
-        one = in_turn(
-            {
-                "lake": lambda: run["hidden_state"].sel(layer=layer, position="ct3").values,
-                "memmap": lambda: np.array(flat[layer, :, position]),
-            },
-            arguments.rounds,
-        )
-        whole = size * layout.n_layer * len(layout.positions)
-        full = in_turn(
-            {
-                "zarrs": lambda: run["hidden_state"].isel(layer=slice(0, 4)).values,
-                "zarr-python": lambda: plain["hidden_state"].isel(layer=slice(0, 4)).values,
-            },
-            max(arguments.rounds // 3, 1),
-        )
-        np.testing.assert_array_equal(
-            run["hidden_state"].sel(layer=layer, position="ct3").values, np.array(flat[layer, :, position])
-        )
-    print(f"{arguments.examples} examples of a 124M GPT-2's sizes, {os.cpu_count()} processors, warm")
-    print(f"  one (layer, position), {size / 1e6:.1f} MB:")
-    for name, seconds in one.items():
-        print(f"    {name:12} {seconds * 1e3:8.2f} ms  {size / seconds / 1e6:8.0f} MB/s")
-    print(f"    lake / memmap rate   {one['memmap'] / one['lake']:.2f} (at least 0.5)")
-    third = whole * 4 / layout.n_layer
-    print(f"  four layers at all positions, {third / 1e6:.0f} MB:")
-    for name, seconds in full.items():
-        print(f"    {name:12} {seconds * 1e3:8.0f} ms  {third / seconds / 1e6:8.0f} MB/s")
-    print(f"    zarrs / zarr-python  {full['zarr-python'] / full['zarrs']:.1f} times as fast")
+    print(f"{os.cpu_count()} processors, warm")
+    for size in arguments.sizes:
+        model, _, n_example = size.partition(":")
+        with tempfile.TemporaryDirectory() as place:
+            lake = Path(place) / "bench.lake"
+            layout = write_lake(lake, model, int(n_example))
+            print(f"{n_example} examples of {model}'s sizes", flush=True)
+            one_cell(lake, Path(place), layout, arguments.rounds)
+            four_layers(lake, max(arguments.rounds // 16, 1))
 
 
 if __name__ == "__main__":

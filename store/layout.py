@@ -60,11 +60,14 @@ class ArrayLayout:
         return math.prod(self.shape[1:]) * itemsize
 
     @property
+    def grid(self) -> tuple[int, ...]:
+        """Chunks of one shard along each axis; 1 where there are no shards."""
+        return tuple(whole // part for whole, part in zip(self.shards or self.chunks, self.chunks, strict=True))
+
+    @property
     def inner_chunks(self) -> int:
-        """Chunks in one shard; 1 where there are no shards."""
-        if self.shards is None:
-            return 1
-        return math.prod(whole // part for whole, part in zip(self.shards, self.chunks, strict=True))
+        """Chunks in one shard."""
+        return math.prod(self.grid)
 
     @property
     def index_bytes(self) -> int:

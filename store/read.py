@@ -4,20 +4,20 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
-import zarr
+from xarray.core.indexing import LazilyIndexedArray
 from zarr.abc.store import Store
 from zarr.core.sync import sync
-from zarr.storage import LocalStore
 
 from schemas import CorruptLakeError, MissingRunError, UsageError, canonical_json, fingerprint
 from store.files import read_group
 from store.layout import RunLayout
 from store.location import local_path, open_store
+from store.shards import ShardedArray, is_laid_out
 from store.write import RunWriter, check_format, write_result_group
 
 RESULTS = "results"
@@ -59,8 +59,8 @@ class Lake:
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
         self.location = location
-        folder = local_path(location)
-        if folder is not None and not folder.is_dir():
+        self.folder = local_path(location)
+        if self.folder is not None and not self.folder.is_dir():
             raise UsageError(f"there is no lake at {location}; make one with lake extract")
         self.store: Store = open_store(location)
         attributes = read_group(self.store, "")
@@ -133,15 +133,32 @@ class Lake:
         """
         return self.open(run)
 
-    def open(self, run: str, *, uncommitted: bool = False) -> xr.Dataset:
-        """Like ``lake[run]``; ``uncommitted`` keeps the examples that no writer has finished."""
+    def open(self, run: str, *, uncommitted: bool = False, chunks: Literal["auto"] | None = "auto") -> xr.Dataset:
+        """Lazy dataset of a run, as ``lake[run]`` or otherwise.
+
+        Parameters
+        ----------
+        run
+            ``MODEL/DATASET``.
+        uncommitted
+            Keep the examples that no writer has finished.
+        chunks
+            ``None``: without dask, whose tasks take longer than the reading where that is of one (layer, position).
+
+        Raises
+        ------
+        MissingRunError
+            If the run is not in the lake.
+        """
         attributes = self.attributes(run)
         layout = RunLayout.from_json(attributes["layout"])
         dataset = _open_group(self.store, run)
+        if self.folder is not None:
+            dataset = _read_directly(dataset, self.folder.absolute() / run, layout)
         committed = np.asarray(dataset["committed"].values)
         if not uncommitted and not committed.all():
             dataset = _take(dataset, committed)
-        for name, blocks in _block_shapes(dataset, layout).items():
+        for name, blocks in _block_shapes(layout).items() if chunks == "auto" else ():
             dataset[name] = dataset[name].variable.chunk(blocks)
         dataset.attrs = {
             key: value if isinstance(value, str | int | float) else canonical_json(value)
@@ -290,11 +307,10 @@ def open_lake(location: str | os.PathLike[str]) -> Lake:
 
 
 def _open_group(store: Store, path: str) -> xr.Dataset:
-    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"} if _zarrs_reads(store) else {}):
-        try:
-            dataset: xr.Dataset = xr.open_zarr(store, group=path, consolidated=False, chunks=None)
-        except (ValueError, TypeError, KeyError, RuntimeError) as error:
-            raise CorruptLakeError(f"{path} cannot be opened ({error}); run lake verify") from error
+    try:
+        dataset: xr.Dataset = xr.open_zarr(store, group=path, consolidated=False, chunks=None)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise CorruptLakeError(f"{path} cannot be opened ({error}); run lake verify") from error
     for name, variable in dataset.variables.items():
         # numpy's own string type travels badly: sorting, pandas and JSON know objects
         if isinstance(variable.dtype, np.dtypes.StringDType) and variable.size < 10**6:
@@ -303,8 +319,15 @@ def _open_group(store: Store, path: str) -> xr.Dataset:
     return dataset
 
 
-def _zarrs_reads(store: Store) -> bool:
-    return isinstance(store, LocalStore) and find_spec("zarrs") is not None
+def _read_directly(dataset: xr.Dataset, folder: Path, layout: RunLayout) -> xr.Dataset:
+    """The same run of a local lake with its sharded arrays read by :class:`store.shards.ShardedArray`."""
+    direct = {}
+    for name, array in layout.arrays().items():
+        variable = dataset[name].variable
+        if is_laid_out(variable, array):
+            data = LazilyIndexedArray(ShardedArray(folder / name, array))
+            direct[name] = xr.Variable(variable.dims, data, variable.attrs, variable.encoding)
+    return dataset.assign(direct)
 
 
 def _take(dataset: xr.Dataset, keep: np.ndarray) -> xr.Dataset:
@@ -315,7 +338,7 @@ def _take(dataset: xr.Dataset, keep: np.ndarray) -> xr.Dataset:
     return dataset.isel(example=np.flatnonzero(keep))
 
 
-def _block_shapes(dataset: xr.Dataset, layout: RunLayout) -> dict[str, dict[str, int]]:
+def _block_shapes(layout: RunLayout) -> dict[str, dict[str, int]]:
     """Dask blocks of each large variable."""
     shapes = {}
     for name, array in layout.arrays().items():

@@ -16,7 +16,7 @@ from small_runs import prepared_run, tree, write_questions
 import lake as command_line
 from extract.run import extract
 from schemas import CorruptLakeError, MissingRunError, UsageError, position_labels
-from store import RunLayout, RunWriter, create_run, describe, find, open_lake, verify
+from store import RunLayout, create_run, describe, find, open_lake, verify
 from store.layout import BLOCK, round_up
 
 ARCHIVE = Path(__file__).parent / "data"
@@ -97,20 +97,6 @@ def test_opening_computes_nothing_and_blocks_are_few(place: Path) -> None:
         states.sel(layer=2, position="ct3").values.astype("float32").mean(0),
         rtol=1e-6,
     )
-
-
-def test_reading_uses_zarrs_and_writing_does_not(place: Path) -> None:
-    from store.location import open_store
-    from store.read import _open_group
-
-    read = _open_group(open_store(place), "toy/toy")["hidden_state"].variable._data
-    array = read.array if hasattr(read, "array") else read
-    while not hasattr(array, "_array"):
-        array = array.array
-    assert type(array._array.async_array.codec_pipeline if hasattr(array._array, "async_array") else
-                array._array._async_array.codec_pipeline).__module__.startswith("zarrs")  # fmt: skip
-    written = RunWriter(place, "toy/toy")._array("hidden_state")
-    assert not type(written._async_array.codec_pipeline).__module__.startswith("zarrs")
 
 
 def test_only_committed_examples_are_read(place: Path, tmp_path: Path) -> None:

@@ -1,0 +1,154 @@
+"""Reading sharded arrays of a local lake: one positioned read per inner chunk, straight to where it goes.
+
+A chunk of states is one range of a shard's file and, where a (layer, position) is read over all examples, one range of
+the result. Nothing is remembered between readings: a shard that is written again under an open dataset is read anew.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from io import FileIO
+from itertools import compress, groupby, pairwise, product
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import xarray as xr
+import zarr
+from numcodecs import blosc, zstd
+from xarray.backends import BackendArray
+from xarray.core import indexing
+from zarr.codecs import BloscCodec, ZstdCodec
+
+from schemas import CorruptLakeError
+from store.layout import ArrayLayout
+
+DECOMPRESS = {BloscCodec: blosc.decompress, ZstdCodec: zstd.decompress}
+ABSENT = 2**64 - 1
+"""Offset of a chunk that a shard does not hold: it is all fill."""
+CHECKSUM_BYTES = 4
+# Blosc's frame: a header, whose third byte has flags. One says that what follows is the content as it is.
+BLOSC_HEADER_BYTES = 16
+BLOSC_FLAGS, BLOSC_MEMCPYED = 2, 0x2
+
+Part = tuple[int, slice | np.ndarray, slice]
+"""Along one axis: the number of a chunk, what of it is wanted, and where in the result that goes."""
+
+
+def is_laid_out(variable: xr.Variable, layout: ArrayLayout) -> bool:
+    """Whether an opened array is sharded and lies on disk as the layout says: what :class:`ShardedArray` can read."""
+    found = variable.encoding
+    return (
+        layout.shards is not None
+        and (variable.dims, variable.shape, variable.dtype) == (layout.dims, layout.shape, np.dtype(layout.dtype))
+        and (found.get("chunks"), found.get("shards"), found.get("filters")) == (layout.chunks, layout.shards, ())
+        and [each.to_dict() for each in found.get("compressors", ())] == [each.to_dict() for each in layout.codecs]
+    )
+
+
+class ShardedArray(BackendArray):
+    """A sharded array on a local disk, for xarray to index lazily.
+
+    Parameters
+    ----------
+    folder
+        Of the array.
+    layout
+        Its shape, chunks, shards and codecs.
+    """
+
+    def __init__(self, folder: Path, layout: ArrayLayout) -> None:
+        self.folder = folder
+        self.layout = layout
+        self.grid, self.index_bytes = layout.grid, layout.index_bytes
+        self.shape = layout.shape
+        self.dtype = np.dtype(layout.dtype)
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        """Values at an index; points, which span no box, are left to Zarr."""
+        if isinstance(key, indexing.VectorizedIndexer):
+            return indexing.explicit_indexing_adapter(
+                key, self.shape, indexing.IndexingSupport.VECTORIZED, self._points
+            )
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._box)
+
+    def _points(self, key: tuple[np.ndarray, ...]) -> Any:
+        return zarr.open_array(self.folder, mode="r").vindex[key]
+
+    def _box(self, key: tuple[Any, ...]) -> np.ndarray:
+        """Values at the product of one number, rising slice or sorted array per axis."""
+        picks = [np.atleast_1d(np.arange(size)[each]) for size, each in zip(self.shape, key, strict=True)]
+        values = np.empty([each.size for each in picks], dtype=self.dtype)
+        if values.size:
+            room = np.empty(self.layout.chunks, dtype=self.dtype)
+            examples, *others = (list(_parts(*each)) for each in zip(picks, self.layout.chunks, strict=True))
+            for shard, inside in groupby(examples, key=lambda part: part[0] // self.grid[0]):
+                self._read_shard(shard, product(inside, *others), values, room)
+        kept = (isinstance(each, slice | np.ndarray) for each in key)  # a number takes its axis away
+        return values.reshape(list(compress(values.shape, kept)))
+
+    def _read_shard(self, shard: int, boxes: Iterable[tuple[Part, ...]], values: np.ndarray, room: np.ndarray) -> None:
+        """Put what is wanted of one shard where it goes: at once where that is a whole chunk, else through ``room``."""
+        path = f"{self.folder}/{self.layout.key(shard)}"
+        try:
+            file = FileIO(path)
+        except FileNotFoundError:
+            for box in boxes:
+                values[tuple(where for _, _, where in box)] = self.layout.fill
+            return
+        with file:
+            index = self._index(file.fileno(), path)
+            for box in boxes:
+                (example, *rest), within, where = zip(*box, strict=True)
+                chunk, target = (example % self.grid[0], *rest), values[where]
+                offset, length = index[chunk].tolist()
+                if offset == ABSENT:
+                    target[...] = self.layout.fill
+                    continue
+                sliced = all(isinstance(each, slice) for each in within)
+                whole = sliced and target.shape == room.shape and target.flags.c_contiguous
+                if not self._decode(file.fileno(), offset, length, target if whole else room):
+                    raise CorruptLakeError(f"{path}: chunk {chunk} does not agree with its checksum; run lake verify")
+                if not whole:
+                    numbers = (np.arange(size)[each] for size, each in zip(room.shape, within, strict=True))
+                    target[...] = room[within if sliced else np.ix_(*numbers)]
+
+    def _index(self, file: int, path: str) -> np.ndarray:
+        """Offset and length of each chunk of a shard: (*grid, 2)."""
+        size = self.index_bytes
+        content = _read(file, max(os.fstat(file).st_size - size, 0), size)
+        if content is None:
+            raise CorruptLakeError(f"{path}: its index does not agree with its checksum; run lake verify")
+        return content.view("<u8").reshape(*self.grid, 2)
+
+    def _decode(self, file: int, offset: int, length: int, chunk: np.ndarray) -> bool:
+        """Fill an array with a chunk; false if that does not agree with its checksum."""
+        values, codec = chunk.reshape(-1).view(np.uint8), type(self.layout.codecs[0])
+        if codec is BloscCodec and length == BLOSC_HEADER_BYTES + values.size + CHECKSUM_BYTES:
+            header, checksum = (np.empty(size, dtype=np.uint8) for size in (BLOSC_HEADER_BYTES, CHECKSUM_BYTES))
+            os.preadv(file, [header.data, values.data, checksum.data], offset)
+            found = google_crc32c.extend(google_crc32c.value(header), values)
+            if header[BLOSC_FLAGS] & BLOSC_MEMCPYED and found == int.from_bytes(checksum, "little"):
+                return True
+        content = _read(file, offset, length)
+        if content is not None:
+            DECOMPRESS[codec](content, values)
+        return content is not None
+
+
+def _read(file: int, offset: int, length: int) -> np.ndarray | None:
+    """Bytes of a file without the checksum that ends them; ``None`` if they do not agree with it."""
+    content = np.frombuffer(os.pread(file, length, offset), dtype=np.uint8)
+    found, stated = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
+    agrees = content.size == length and google_crc32c.value(found) == int.from_bytes(stated, "little")
+    return found if agrees else None
+
+
+def _parts(picks: np.ndarray, size: int) -> Iterator[Part]:
+    """Chunks of a size that hold sorted numbers."""
+    chunks, within = np.divmod(picks, size)
+    consecutive = bool((np.diff(picks) == 1).all())
+    edges = [0, *(np.flatnonzero(np.diff(chunks)) + 1).tolist(), picks.size]
+    for begin, end in pairwise(edges):
+        wanted = slice(int(within[begin]), int(within[end - 1]) + 1) if consecutive else within[begin:end]
+        yield int(chunks[begin]), wanted, slice(begin, end)

@@ -1,0 +1,173 @@
+"""Reading shards directly: the same values as Zarr reads, nothing damaged, nothing out of date."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import store.layout
+from schemas import CorruptLakeError
+from store import RunLayout, RunWriter, create_run, open_lake
+from store.shards import ShardedArray
+
+ARRAYS = ("hidden_state", "final_state", "latent_embedding", "attention")
+CAPTURES = ("latent", "full")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_chunks() -> Iterator[None]:
+    """Several chunks of a shard's examples, as only large models have them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store.layout, "INNER_BYTES", 2**9)
+        yield
+
+
+def fill(writer: RunWriter, shard: int, seed: int = 0) -> None:
+    """Write a shard of noise; some chunks are constant, which compresses, and some absent."""
+    rng, values = np.random.default_rng([seed, shard]), writer.buffers(shard)
+    for name in ARRAYS:
+        values[name][...] = rng.standard_normal(values[name].shape)
+    values["hidden_state"][:, 1, 3:5] = 2.0
+    values["hidden_state"][:, 0, 3:5] = np.nan
+    values["attention"][:2, 1] = 0.0
+    writer.write_shard(shard, values)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run per capture: 19 examples in shards of 8, of which the second lacks a file and the third its mark."""
+    place = tmp_path_factory.mktemp("shards") / "some.lake"
+    for capture in CAPTURES:
+        layout = RunLayout(
+            n_example=19, n_layer=2, n_head=2, hidden=64, n_latent=6, longest_question=3, n_answer=2,
+            capture=capture, dtype="float16",
+        )  # fmt: skip
+        layout = replace(layout, shard_bytes=8 * layout.example_bytes)
+        writer = create_run(
+            place, f"m/{capture}", layout, identity={"spec": {}}, columns={"example": (("example",), np.arange(19))}
+        )
+        for shard in range(3):
+            fill(writer, shard)
+        for name in ARRAYS:
+            (place / "m" / capture / name / layout.arrays()[name].key(1)).unlink()
+        (place / "m" / capture / "committed" / "c" / "2").unlink()
+    return place
+
+
+@pytest.fixture(scope="module")
+def direct(place: Path) -> dict[str, xr.Dataset]:
+    """The runs as the lake reads them."""
+    return {name: open_lake(place).open(f"m/{name}", uncommitted=True, chunks=None) for name in CAPTURES}
+
+
+@pytest.fixture(scope="module")
+def plain(place: Path) -> dict[str, xr.Dataset]:
+    """The runs as Zarr alone reads them."""
+    return {name: xr.open_zarr(place, group=f"m/{name}", consolidated=False, chunks=None).load() for name in CAPTURES}
+
+
+def indices(size: int) -> st.SearchStrategy[object]:
+    number = st.integers(-size, size - 1)
+    array = st.lists(number, max_size=9).map(lambda each: np.array(each, dtype=int))
+    mask = st.lists(st.booleans(), min_size=size, max_size=size).map(np.array)
+    slices = st.slices(size).filter(lambda each: len(range(size)[each]) > 0)  # xarray fails at `[::-1][:0]` itself
+    return st.one_of(number, slices, array, mask, st.just(slice(None)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_any_index_gives_what_zarr_gives(
+    direct: dict[str, xr.Dataset], plain: dict[str, xr.Dataset], data: st.DataObject
+) -> None:
+    capture, name = data.draw(st.sampled_from(CAPTURES)), data.draw(st.sampled_from(ARRAYS))
+    found, expected = direct[capture][name].variable, plain[capture][name].variable
+    assert isinstance(found._data.array, ShardedArray)
+    for _ in range(2):  # an index, and one of what that leaves
+        index = {dim: data.draw(indices(size), label=str(dim)) for dim, size in found.sizes.items() if size}
+        found, expected = found.isel(index), expected.isel(index)
+        np.testing.assert_array_equal(found.values, expected.values)
+
+
+def test_points_give_what_zarr_gives(direct: dict[str, xr.Dataset], plain: dict[str, xr.Dataset]) -> None:
+    points = {"example": xr.DataArray([18, 0, 9], dims="point"), "position": xr.DataArray([3, 3, -1], dims="point")}
+    np.testing.assert_array_equal(direct["full"]["hidden_state"][points], plain["full"]["hidden_state"][points])
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_without_dask_it_is_the_same_run_and_as_lazy(
+    place: Path, capture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> object:
+        raise AssertionError("something was read")
+
+    lake = open_lake(place)
+    with dask.config.set(scheduler=refuse), monkeypatch.context() as patch:
+        patch.setattr(ShardedArray, "_box", refuse)
+        bare, blocks = lake.open(f"m/{capture}", chunks=None), lake[f"m/{capture}"]
+        bare["hidden_state"].sel(layer=1, position="ct3")
+    assert bare["hidden_state"].chunks is None
+    assert blocks["hidden_state"].chunks is not None
+    assert bare.sizes["example"] == 16
+    xr.testing.assert_identical(bare.compute(), blocks.compute())
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_a_flipped_byte_is_named(place: Path, name: str) -> None:
+    run = open_lake(place).open("m/full", uncommitted=True, chunks=None)[name]
+    path = next((place / "m" / "full" / name / "c" / "0").rglob("0"))
+    while path.is_dir():
+        path = path / "0"
+    whole = path.read_bytes()
+    for at in np.random.default_rng(0).integers(len(whole), size=40):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        with pytest.raises(CorruptLakeError, match=f"{re.escape(str(path))}: (chunk|its index)"):
+            run.copy().load()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(CorruptLakeError, match="its index does not agree with its checksum; run lake verify"):
+        run.load()
+    path.write_bytes(whole)
+
+
+def test_the_chunk_that_is_damaged_is_named(place: Path) -> None:
+    layout = open_lake(place).layout("m/latent").arrays()["hidden_state"]
+    path = place / "m/latent/hidden_state" / layout.key(0)
+    whole = path.read_bytes()
+    index = np.frombuffer(whole[-layout.index_bytes : -4], dtype="<u8").reshape(*layout.grid, 2)
+    at = int(index[1, 1, 2, 0].sum()) - 1
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+    run = open_lake(place).open("m/latent", chunks=None)["hidden_state"]
+    run.isel(example=slice(4)).load()
+    for read in (run, open_lake(place)["m/latent"]["hidden_state"]):
+        with pytest.raises(CorruptLakeError, match=r"hidden_state/c/0/0/0/0: chunk \(1, 1, 2, 0\) does not agree"):
+            read.isel(layer=1, position=2).load()
+    path.write_bytes(whole)
+
+
+def test_a_shard_written_again_is_read_anew(place: Path) -> None:
+    lake = open_lake(place)
+    opened = [lake.open("m/latent", chunks=None)["hidden_state"], lake["m/latent"]["hidden_state"]]
+    cells = [run.sel(layer=1, position="ct5") for run in opened]
+    before = [cell.values for cell in cells]
+    fill(RunWriter(place, "m/latent"), 0, seed=1)
+    after = [cell.values for cell in cells]
+    fill(RunWriter(place, "m/latent"), 0)
+    np.testing.assert_array_equal(after[0], after[1])
+    assert (after[0][:8] != before[0][:8]).all()
+    np.testing.assert_array_equal(after[0][8:], before[0][8:])
+
+
+def test_what_lies_otherwise_is_left_to_zarr(
+    place: Path, plain: dict[str, xr.Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(store.layout, "INNER_BYTES", 2**20)
+    run = open_lake(place).open("m/latent", uncommitted=True, chunks=None)
+    assert not isinstance(run["hidden_state"].variable._data.array, ShardedArray)
+    np.testing.assert_array_equal(run["hidden_state"], plain["latent"]["hidden_state"])
