@@ -23,6 +23,8 @@ Index = npt.NDArray[np.integer]
 _LEADING = 64  # eigenvectors in the preconditioner: more of them save fewer products than they cost
 _UNLIKE = 2.0  # squared scales that differ so much are not taken as alike
 _NEAR, _FAR = 0.1, 0.3  # residual left by a direction, by how far the solution is
+_LAST = 10.0  # a step shorter than so many tolerances is the last: it leaves a share of itself, and of second order
+_UNPACKED = 1_000_000  # multiplications up to which BLAS does not copy its factors first
 _MOST_DIRECTIONS = 300
 _MOST_STEPS = 100
 
@@ -83,6 +85,19 @@ class Solution:
         )
 
 
+def _times(matrix: Array, narrow: Array) -> Array:
+    """``matrix @ narrow`` of a few columns, by blocks: copying the matrix would take as long as the product."""
+    n_row = _UNPACKED // narrow.size
+    if narrow.shape[1] > 32 or not 0 < n_row < len(matrix):
+        return np.asarray(matrix @ narrow)
+    out = np.empty((len(matrix), narrow.shape[1]), matrix.dtype)
+    whole = len(matrix) // n_row * n_row
+    blocks = (-1, n_row, matrix.shape[1])
+    np.matmul(matrix[:whole].reshape(blocks), narrow, out=out[:whole].reshape(-1, n_row, narrow.shape[1]))
+    np.matmul(matrix[whole:], narrow, out=out[whole:])
+    return out
+
+
 class _Rows:
     """The Gram matrix of the rows, as it is and as each problem scales it."""
 
@@ -109,22 +124,22 @@ class _Rows:
         self.forth = np.ascontiguousarray((turn[:, leading] / np.sqrt(self.eigenvalue)).T @ root)  # (leading, row)
         self.back = np.ascontiguousarray(self.forth.T)
 
-    def _shared(self, v: Array, stretch: Array | None = None) -> Array:
+    def _shared(self, v: Array) -> Array:
         """(vector, row) times the Gram matrix."""
-        if self.gram is not None:
-            return v @ self.gram
-        return self._scaled(v, stretch)
+        return v @ self.gram if self.gram is not None else self._scaled(v)
 
-    def _scaled(self, v: Array, stretch: Array | None) -> Array:
-        # Columns in front: BLAS is faster at a tall factor times a narrow one than the other way round.
+    def _scaled(self, v: Array, stretch: Array | None = None) -> Array:
         w = self.features.T @ np.ascontiguousarray(v.T)  # (hidden, vector)
         if stretch is not None:
             w *= stretch.T
-        return np.ascontiguousarray((self.features @ w).T)
+        return np.ascontiguousarray(_times(self.features, w).T)
 
     def about(self, v: Array, stretch: Array) -> Array:
         """(class, problem, row) times the Gram matrix, scaled alike for all problems if it may be."""
-        return self._shared(v.reshape(-1, v.shape[-1]), np.tile(stretch, (len(v), 1))).reshape(v.shape)
+        if self.gram is None:
+            return self.exact(v, stretch)
+        flat = np.ascontiguousarray(v.reshape(-1, v.shape[-1]).T)
+        return np.ascontiguousarray(_times(self.gram, flat).T).reshape(v.shape)
 
     def exact(self, v: Array, stretch: Array) -> Array:
         """(class, problem, row) times the Gram matrix of each problem."""
@@ -288,7 +303,7 @@ def logistic_path(
             found, length = _newton_step(rows, part, float(c), at.take(live), tolerance)
             for whole, new in ((at.logit, found.logit), (at.dual, found.dual), (at.intercept, found.intercept)):
                 whole[:, live] = new
-            going = length > tolerance
+            going = length > _LAST * tolerance
             if not going.any():
                 break
             if going.sum() <= 0.6 * len(live):

@@ -98,14 +98,14 @@ def training_sets(n_fold: int) -> list[tuple[int, ...]]:
 
 def _moments(states: Array, fold: Index, n_fold: int) -> _Moments:
     """Moments of the training sets of centred ``states`` (example, hidden), out of those of the folds."""
-    member = np.equal(fold, np.arange(n_fold)[:, None]).astype(np.float64)  # (fold, example)
+    member = np.equal(fold, np.arange(n_fold)[:, None]).astype(states.dtype)  # (fold, example)
     kept = np.array([[part not in left_out for part in range(n_fold)] for left_out in training_sets(n_fold)], float)
     number = (kept @ member.sum(axis=1))[:, None]
-    square = states**2
+    square = member @ states**2  # (fold, hidden)
     mean = kept @ (member @ states) / number
-    variance = kept @ (member @ square) / number - mean**2
+    variance = kept @ square / number - mean**2
     # A component that does not vary keeps its scale, as scikit-learn's StandardScaler has it.
-    constant = variance <= 1e-12 * square.mean(axis=0)
+    constant = variance <= np.finfo(states.dtype).eps ** 0.75 * square.sum(axis=0) / len(fold)
     return _Moments(mean=mean, scale=np.sqrt(np.where(constant, 1.0, variance)), constant=constant)
 
 
@@ -195,7 +195,8 @@ def nested_logistic(
     penalties = np.asarray(penalty, dtype=np.float64)
     width = np.float32 if tolerance >= _SINGLE else np.float64
     centre = states.mean(axis=0, dtype=np.float64)
-    moments = _moments(states - centre, fold, n_fold)
+    features = np.subtract(states, centre, out=np.empty(states.shape, width), casting="same_kind")
+    moments = _moments(features, fold, n_fold)
     hot: Array = np.equal(label.T, np.arange(n_class)[:, None, None]).astype(width)  # (class, target, example)
     if n_class == 2:
         hot = hot[1:]
@@ -203,8 +204,9 @@ def nested_logistic(
     # Where a component never varies outside some folds it says nothing there.
     inverse = np.where(moments.constant, 0.0, 1.0 / moments.scale)
     shared = np.where(moments.constant[0], 1.0, inverse[0])
+    features *= shared.astype(width)
     problems = Problems(
-        features=((states - centre) * shared).astype(width),
+        features=features,
         stretch=np.repeat((inverse / shared) ** 2, n_target, axis=0).astype(width),
         weight=np.repeat(inside, n_target, axis=0),
         label=np.tile(hot, (1, len(sets), 1)),
