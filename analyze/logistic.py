@@ -19,12 +19,14 @@ from scipy.linalg import solve_triangular
 
 Array = npt.NDArray[np.floating]
 Index = npt.NDArray[np.integer]
+Mask = npt.NDArray[np.bool_]
 
 _LEADING = 64  # eigenvectors in the preconditioner: more of them save fewer products than they cost
 _UNLIKE = 2.0  # squared scales that differ so much are not taken as alike
 _NEAR, _FAR = 0.1, 0.3  # residual left by a direction, by how far the solution is
 _LAST = 10.0  # a step shorter than so many tolerances is the last: it leaves a share of itself, and of second order
 _UNPACKED = 1_000_000  # multiplications up to which BLAS does not copy its factors first
+_SURE = 80.0  # logit beyond which float32 has no exponential
 _MOST_DIRECTIONS = 300
 _MOST_STEPS = 100
 
@@ -55,7 +57,7 @@ class Problems:
     label: Array
     """(class, problem, row): one-hot, or one row of 0 and 1 where there are two classes."""
 
-    def take(self, index: Index) -> "Problems":
+    def take(self, index: Mask) -> "Problems":
         """Some of the problems."""
         return Problems(self.features, self.stretch[index], self.weight[index], self.label[:, index])
 
@@ -71,9 +73,19 @@ class Solution:
     intercept: Array
     """(class, problem)."""
 
-    def take(self, index: Index) -> "Solution":
+    def take(self, index: Mask) -> "Solution":
         """Of some of the problems."""
         return Solution(self.logit[:, index], self.dual[:, index], self.intercept[:, index])
+
+    def put(self, index: Index, other: "Solution") -> "Solution":
+        """With some of the problems where another solution has them."""
+        whole = Solution(self.logit.copy(), self.dual.copy(), self.intercept.copy())
+        whole.logit[:, index], whole.dual[:, index], whole.intercept[:, index] = (
+            other.logit,
+            other.dual,
+            other.intercept,
+        )
+        return whole
 
     def moved(self, step: "Solution", size: Array | float) -> "Solution":
         """The solution after ``size`` (problem,) of a step."""
@@ -176,12 +188,19 @@ class _Curvature:
         return np.asarray(np.maximum(diagonal.sum(axis=-1), 1e-12))
 
 
-def _residual(logit: Array, problems: Problems, scale: Array) -> Array:
-    """Weighted labels less probabilities, (class, problem, row), to full relative precision where there are two."""
+def _doubt(logit: Array, problems: Problems) -> Array:
+    """Probability of every class, or of the one that is not the label's where there are two.
+
+    However sure a row is, its doubt keeps all its digits, and with it the row's part in the weights.
+    """
     if len(logit) > 1:
-        return scale * (problems.label - probability_of(logit, axis=0))
-    sign = 2.0 * problems.label - 1.0
-    return np.asarray(0.5 * sign * scale * (1.0 - np.tanh(0.5 * sign * logit)))
+        return probability_of(logit, axis=0)
+    return np.asarray(1.0 / (1.0 + np.exp(np.minimum((2.0 * problems.label - 1.0) * logit, _SURE))))
+
+
+def _residual(doubt: Array, problems: Problems, scale: Array) -> Array:
+    """Weighted labels less probabilities, (class, problem, row)."""
+    return scale * (problems.label - doubt if len(doubt) > 1 else (2.0 * problems.label - 1.0) * doubt)
 
 
 def _direction(
@@ -243,10 +262,11 @@ def _newton_step(
 ) -> tuple[Solution, Array]:
     """One damped, truncated Newton step: where it leads and its length as a share of ``w`` (problem,)."""
     scale = penalty * problems.weight
-    residual = _residual(at.logit, problems, scale)
+    doubt = _doubt(at.logit, problems)
+    residual = _residual(doubt, problems, scale)
     gradient, gradient_b = residual - at.dual, residual.sum(axis=-1)  # downhill
     norm = _dot(at.dual, at.logit - at.intercept[..., None])
-    curvature = _Curvature(probability_of(at.logit, axis=0), scale)
+    curvature = _Curvature(doubt, scale)
     dual, intercept, length = _direction(rows, problems, curvature, gradient, gradient_b, norm, tolerance)
     if np.all(length <= tolerance):
         return at, length
@@ -258,7 +278,7 @@ def _newton_step(
     for _ in range(30):
         # The objective is convex: past the minimum along the step, its slope says by how much.
         logit = at.logit + _column(size) * step.logit
-        slope = linear + size * square - _dot(_residual(logit, problems, scale), step.logit)
+        slope = linear + size * square - _dot(_residual(_doubt(logit, problems), problems, scale), step.logit)
         far = slope > -0.5 * start
         if not np.any(far & (start < 0)):
             break
@@ -298,15 +318,16 @@ def logistic_path(
             further = min(1.0, way / last_way)
             at, before = at.moved(at.moved(before, -1.0), further), at
             last_way = max(way, 1e-12)
-        live, part = np.arange(problems.label.shape[1]), problems
+        live, part, now = np.arange(problems.label.shape[1]), problems, at
         for _ in range(max_step):
-            found, length = _newton_step(rows, part, float(c), at.take(live), tolerance)
-            for whole, new in ((at.logit, found.logit), (at.dual, found.dual), (at.intercept, found.intercept)):
-                whole[:, live] = new
+            now, length = _newton_step(rows, part, float(c), now, tolerance)
             going = length > _LAST * tolerance
+            if going.sum() > 0.6 * len(live):
+                continue
+            at = at.put(live, now)
             if not going.any():
                 break
-            if going.sum() <= 0.6 * len(live):
-                live = live[going]
-                part = problems.take(live)
+            live, part, now = live[going], part.take(going), now.take(going)
+        else:
+            at = at.put(live, now)
         yield at

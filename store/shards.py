@@ -5,9 +5,10 @@ the result. Nothing is remembered between readings: a shard that is written agai
 """
 
 import os
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from io import FileIO
-from itertools import compress, groupby, pairwise, product
+from itertools import compress, groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ CHECKSUM_BYTES = 4
 # Blosc's frame: a header, whose third byte has flags. One says that what follows is the content as it is.
 BLOSC_HEADER_BYTES = 16
 BLOSC_FLAGS, BLOSC_MEMCPYED = 2, 0x2
+PIECE_BYTES = 2**16
+"""What is read before its checksum is taken: little enough to be in the processor's cache still."""
 
 Part = tuple[int, slice | np.ndarray, slice]
 """Along one axis: the number of a chunk, what of it is wanted, and where in the result that goes."""
@@ -77,31 +80,40 @@ class ShardedArray(BackendArray):
 
     def _box(self, key: tuple[Any, ...]) -> np.ndarray:
         """Values at the product of one number, rising slice or sorted array per axis."""
-        picks = [np.atleast_1d(np.arange(size)[each]) for size, each in zip(self.shape, key, strict=True)]
-        values = np.empty([each.size for each in picks], dtype=self.dtype)
+        picks = [_picks(*each) for each in zip(self.shape, key, strict=True)]
+        values = np.empty([len(each) for each in picks], dtype=self.dtype)
         if values.size:
             room = np.empty(self.layout.chunks, dtype=self.dtype)
             examples, *others = (list(_parts(*each)) for each in zip(picks, self.layout.chunks, strict=True))
-            for shard, inside in groupby(examples, key=lambda part: part[0] // self.grid[0]):
-                self._read_shard(shard, product(inside, *others), values, room)
+            boxes = [tuple(zip(*box, strict=True)) for box in product(*others)]
+            for shard, parts in groupby(examples, key=lambda part: part[0] // self.grid[0]):
+                self._read_shard(shard, parts, boxes, values, room)
         kept = (isinstance(each, slice | np.ndarray) for each in key)  # a number takes its axis away
         return values.reshape(list(compress(values.shape, kept)))
 
-    def _read_shard(self, shard: int, boxes: Iterable[tuple[Part, ...]], values: np.ndarray, room: np.ndarray) -> None:
+    def _read_shard(
+        self,
+        shard: int,
+        examples: Iterable[Part],
+        boxes: Iterable[tuple[Any, ...]],
+        values: np.ndarray,
+        room: np.ndarray,
+    ) -> None:
         """Put what is wanted of one shard where it goes: at once where that is a whole chunk, else through ``room``."""
         path = f"{self.folder}/{self.layout.key(shard)}"
         try:
             file = FileIO(path)
         except FileNotFoundError:
-            for box in boxes:
-                values[tuple(where for _, _, where in box)] = self.layout.fill
+            for _, _, where in examples:
+                values[where] = self.layout.fill
             return
         with file:
             index = self._index(file.fileno(), path)
-            for box in boxes:
-                (example, *rest), within, where = zip(*box, strict=True)
-                chunk, target = (example % self.grid[0], *rest), values[where]
+            for (number, *one), (numbers, *other) in product(examples, boxes):
+                chunk = (number % self.grid[0], *numbers)
+                within, where = ((first, *others) for first, others in zip(one, other, strict=True))
                 offset, length = index[chunk].tolist()
+                target = values[where]
                 if offset == ABSENT:
                     target[...] = self.layout.fill
                     continue
@@ -110,8 +122,8 @@ class ShardedArray(BackendArray):
                 if not self._decode(file.fileno(), offset, length, target if whole else room):
                     raise CorruptLakeError(f"{path}: chunk {chunk} does not agree with its checksum; run lake verify")
                 if not whole:
-                    numbers = (np.arange(size)[each] for size, each in zip(room.shape, within, strict=True))
-                    target[...] = room[within if sliced else np.ix_(*numbers)]
+                    indices = (np.arange(size)[each] for size, each in zip(room.shape, within, strict=True))
+                    target[...] = room[within if sliced else np.ix_(*indices)]
 
     def _index(self, file: int, path: str) -> np.ndarray:
         """Offset and length of each chunk of a shard: (*grid, 2)."""
@@ -125,10 +137,15 @@ class ShardedArray(BackendArray):
         """Fill an array with a chunk; false if that does not agree with its checksum."""
         values, codec = chunk.reshape(-1).view(np.uint8), type(self.layout.codecs[0])
         if codec is BloscCodec and length == BLOSC_HEADER_BYTES + values.size + CHECKSUM_BYTES:
-            header, checksum = (np.empty(size, dtype=np.uint8) for size in (BLOSC_HEADER_BYTES, CHECKSUM_BYTES))
-            os.preadv(file, [header.data, values.data, checksum.data], offset)
-            found = google_crc32c.extend(google_crc32c.value(header), values)
-            if header[BLOSC_FLAGS] & BLOSC_MEMCPYED and found == int.from_bytes(checksum, "little"):
+            header, stated = bytearray(BLOSC_HEADER_BYTES), bytearray(CHECKSUM_BYTES)
+            os.preadv(file, [header], offset)
+            found = google_crc32c.value(bytes(header))
+            for begin in range(0, values.size, PIECE_BYTES):
+                piece = values[begin : begin + PIECE_BYTES]
+                os.preadv(file, [piece.data], offset + BLOSC_HEADER_BYTES + begin)
+                found = google_crc32c.extend(found, piece)
+            os.preadv(file, [stated], offset + length - CHECKSUM_BYTES)
+            if header[BLOSC_FLAGS] & BLOSC_MEMCPYED and found == int.from_bytes(stated, "little"):
                 return True
         content = _read(file, offset, length)
         if content is not None:
@@ -144,11 +161,23 @@ def _read(file: int, offset: int, length: int) -> np.ndarray | None:
     return found if agrees else None
 
 
-def _parts(picks: np.ndarray, size: int) -> Iterator[Part]:
-    """Chunks of a size that hold sorted numbers."""
-    chunks, within = np.divmod(picks, size)
-    consecutive = bool((np.diff(picks) == 1).all())
-    edges = [0, *(np.flatnonzero(np.diff(chunks)) + 1).tolist(), picks.size]
-    for begin, end in pairwise(edges):
-        wanted = slice(int(within[begin]), int(within[end - 1]) + 1) if consecutive else within[begin:end]
-        yield int(chunks[begin]), wanted, slice(begin, end)
+def _picks(size: int, wanted: int | slice | np.ndarray) -> range | np.ndarray:
+    """Numbers along an axis of a size that an index stands for."""
+    if isinstance(wanted, np.ndarray):
+        return np.arange(size)[wanted]
+    found = range(size)[wanted]
+    return found if isinstance(found, range) else range(found, found + 1)
+
+
+def _parts(picks: range | np.ndarray, size: int) -> Iterator[Part]:
+    """Chunks of a size that hold rising numbers."""
+    chunks = range(int(picks[0]) // size, int(picks[-1]) // size + 1)
+    edges = [bisect_left(picks, chunk * size) for chunk in (*chunks, chunks.stop)]
+    for chunk, begin, end in zip(chunks, edges, edges[1:], strict=False):
+        inside, first = picks[begin:end], chunk * size
+        if isinstance(inside, range):
+            within = slice(inside.start - first, inside.stop - first, inside.step)
+        else:
+            within = inside - first
+        if begin < end:
+            yield chunk, within, slice(begin, end)
