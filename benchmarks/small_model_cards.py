@@ -1,8 +1,9 @@
 """Write the model cards of the shipped small models from what ``small_models.py`` measured.
 
-``python benchmarks/small_model_cards.py --work DIR`` reads ``DIR/NAME.json`` for the shipped models,
-``DIR/small-ARCH-direct.json`` for the comparison without thoughts and ``DIR/NAME-seedN.json`` for other seeds, and
-writes ``README.md`` and ``curve.png`` into each folder of ``extract/checkpoints``.
+``python benchmarks/small_model_cards.py`` reads, from ``benchmarks/small_models``, ``NAME.json`` for the shipped
+models, ``small-ARCH-direct.json`` for the comparison without thoughts (what ``python -m extract.small.evaluate FOLDER
+--direct --json`` prints) and ``NAME-seedN.json`` for other seeds, and writes ``README.md`` and ``curve.png`` into each
+folder of ``extract/checkpoints``.
 """
 
 import argparse
@@ -167,7 +168,7 @@ def card(name: str, work: Path) -> str:
 def main() -> None:
     """Write all cards whose figures are there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path(__file__).with_name("small_models"), metavar="DIR")
     options = parser.parse_args()
     for name in NAMES:
         folder = CHECKPOINTS / name

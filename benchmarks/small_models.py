@@ -1,18 +1,19 @@
 """What the shipped small models can do, measured through ``lake extract`` and the stored thoughts put back into them.
 
-``python benchmarks/small_models.py --work DIR NAME...`` writes the held-out problems, extracts each model over them
+``python benchmarks/small_models.py [--work DIR] [NAME...]`` writes the held-out problems, extracts each model over them
 into ``DIR/small.lake``, measures everything from the lake, and puts thoughts of the lake back into the model for the
 interventions. It prints a table per model and writes ``DIR/NAME.json``; ``extract.small.evaluate`` measures the same
-with code of its own.
+with code of its own. ``NAME-seedN=FOLDER`` measures a model that was trained again; what is in
+``benchmarks/small_models`` was measured so.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from store import open_lake
 
 LATENTS = [f"ct{k}" for k in range(6)]
 STATES = ["bot", *LATENTS]
+SHIPPED = ["small-gpt2", "small-llama", "small-gpt2-decodable", "small-llama-decodable"]
 
 
 def write_data(folder: Path) -> dict[str, Path]:
@@ -164,25 +166,30 @@ def exchange(
 def main() -> None:
     """Extract, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="+", metavar="NAME or NAME=CHECKPOINT")
-    parser.add_argument("--work", type=Path, required=True)
-    options: Any = parser.parse_args()
+    parser.add_argument("model", nargs="*", default=SHIPPED, metavar="NAME or NAME=CHECKPOINT")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="kept afterwards; a temporary folder if not given")
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    options.work.mkdir(parents=True, exist_ok=True)
-    files = write_data(options.work)
-    for text in options.model:
+    with tempfile.TemporaryDirectory() as folder:
+        measure_all(options.model, options.work or Path(folder))
+
+
+def measure_all(models: list[str], work: Path) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    files = write_data(work)
+    for text in models:
         name, _, checkpoint = text.partition("=")
         for data, file in files.items():
             command = [sys.executable, "-m", "lake", "extract", "--model", f"{name}={checkpoint or name}"]
-            command += ["--data", f"{data}={file}", "--lake", str(options.work / "small.lake"), "--dtype", "float32"]
+            command += ["--data", f"{data}={file}", "--lake", str(work / "small.lake"), "--dtype", "float32"]
             command += ["--max-new-tokens", "8", "--batch-size", "64"]
             subprocess.run(command, check=True)
-        rates = measure(name, checkpoint or name, options.work / "small.lake")
+        rates = measure(name, checkpoint or name, work / "small.lake")
         print(f"\n{name}")
         for label, rate in rates.items():
             print(f"  {label:48s} {rate}")
         content = {label: rate._asdict() for label, rate in rates.items()}
-        (options.work / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        (work / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
