@@ -46,7 +46,7 @@ def read_bytes(store: Store, key: str) -> bytes | None:
     return None if value is None else value.to_bytes()
 
 
-def set_bytes(store: Store, key: str, content: bytes) -> None:
+def set_bytes(store: Store, key: str, content: bytes | bytearray) -> None:
     """Store a value; on a local disk it appears whole or not at all."""
     sync(store.set(key, default_buffer_prototype().buffer.from_bytes(content)))
 

@@ -1,4 +1,4 @@
-"""Reading sharded arrays of a local lake: one positioned read per inner chunk, straight to where it goes.
+"""Files of sharded arrays: encoded whole, and on a local disk read by one positioned read per inner chunk.
 
 A chunk of states is one range of a shard's file and, where a (layer, position) is read over all examples, one range of
 the result. Nothing is remembered between readings: a shard that is written again under an open dataset is read anew.
@@ -7,6 +7,7 @@ the result. Nothing is remembered between readings: a shard that is written agai
 import os
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from itertools import compress, groupby, product
 from pathlib import Path
@@ -16,7 +17,7 @@ import google_crc32c
 import numpy as np
 import xarray as xr
 import zarr
-from numcodecs import blosc, zstd
+from numcodecs import Blosc, Zstd, blosc, zstd
 from xarray.backends import BackendArray
 from xarray.core import indexing
 from zarr.codecs import BloscCodec, ZstdCodec
@@ -25,6 +26,8 @@ from schemas import CorruptLakeError
 from store.layout import ArrayLayout
 
 DECOMPRESS = {BloscCodec: blosc.decompress, ZstdCodec: zstd.decompress}
+ENCODERS = max(1, min(4, (os.cpu_count() or 1) // 2))
+"""Threads that encode; the model has the others."""
 ABSENT = 2**64 - 1
 """Offset of a chunk that a shard does not hold: it is all fill."""
 CHECKSUM_BYTES = 4
@@ -47,6 +50,74 @@ def is_laid_out(variable: xr.Variable, layout: ArrayLayout) -> bool:
         and (found.get("chunks"), found.get("shards"), found.get("filters")) == (layout.chunks, layout.shards, ())
         and [each.to_dict() for each in found.get("compressors", ())] == [each.to_dict() for each in layout.codecs]
     )
+
+
+def encode_shard(layout: ArrayLayout, values: np.ndarray) -> bytearray | None:
+    """One shard's file: chunks with their checksums in order of the axes, those that are all fill left out; the index.
+
+    Parameters
+    ----------
+    layout
+        Of the array.
+    values
+        Of the shard's examples; what is missing of its last chunks is fill.
+
+    Returns
+    -------
+    bytearray
+        ``None`` if all of it is fill: Zarr keeps no file of such a shard.
+    """
+    index = np.full((*layout.grid, 2), ABSENT, dtype="<u8")
+    file = bytearray()
+    # Never in the main thread: there Blosc brings threads of its own, and the order of its blocks is theirs.
+    with ThreadPoolExecutor(ENCODERS, thread_name_prefix="lake-encode") as pool:
+        parts = list(np.ndindex(*layout.grid[:2]))
+        for part, chunks in zip(parts, pool.map(lambda part: _encode(layout, values, part), parts), strict=True):
+            for rest, content in chunks:
+                index[part + rest] = len(file), len(content) + CHECKSUM_BYTES
+                file += content
+                file += _checksum(content)
+    if not file:
+        return None
+    file += index.tobytes()
+    file += _checksum(index.tobytes())
+    return file
+
+
+def _checksum(content: bytes) -> bytes:
+    value: int = google_crc32c.value(content)
+    return value.to_bytes(CHECKSUM_BYTES, "little")
+
+
+def _encode(layout: ArrayLayout, values: np.ndarray, part: tuple[int, ...]) -> list[tuple[tuple[int, ...], bytes]]:
+    """Chunks at a place along the first axes, by their place along the others."""
+    compressor, found = _compressor(layout.codecs[0]), []
+    room = np.empty(layout.chunks, dtype=layout.dtype)
+    for rest in np.ndindex(*layout.grid[len(part) :]):
+        begin = [number * size for number, size in zip(part + rest, layout.chunks, strict=True)]
+        there = values[tuple(slice(at, at + size) for at, size in zip(begin, layout.chunks, strict=True))]
+        if there.shape != room.shape:
+            room[...] = layout.fill
+        room[tuple(slice(size) for size in there.shape)] = there
+        if not _is_fill(room, layout.fill):
+            found.append((rest, compressor.encode(room)))
+    return found
+
+
+def _compressor(codec: BloscCodec | ZstdCodec) -> Blosc | Zstd:
+    """What Zarr's codec stands for."""
+    stated: Any = codec.to_dict()["configuration"]
+    if isinstance(codec, ZstdCodec):
+        return Zstd(**stated)
+    return Blosc(**{**stated, "shuffle": getattr(Blosc, stated["shuffle"].upper())})
+
+
+def _is_fill(chunk: np.ndarray, fill: Any) -> bool:
+    """Whether a chunk holds nothing but the fill: NaN, or zeros."""
+    first = chunk.reshape(-1)[0]
+    if fill != fill:
+        return bool(first != first) and bool(np.isnan(chunk).all())
+    return not chunk.reshape(-1).view(np.uint8).any()
 
 
 class ShardedArray(BackendArray):
@@ -104,14 +175,15 @@ class ShardedArray(BackendArray):
         try:
             file = FileIO(path)
         except FileNotFoundError:
-            for _, _, where in examples:
-                values[where] = self.layout.fill
+            for _, _, there in examples:
+                values[there] = self.layout.fill
             return
         with file:
             index = self._index(file.fileno(), path)
             for (number, *one), (numbers, *other) in product(examples, boxes):
                 chunk = (number % self.grid[0], *numbers)
-                within, where = ((first, *others) for first, others in zip(one, other, strict=True))
+                within: Any = (one[0], *other[0])
+                where = (one[1], *other[1])
                 offset, length = index[chunk].tolist()
                 target = values[where]
                 if offset == ABSENT:
@@ -164,7 +236,7 @@ def _read(file: int, offset: int, length: int) -> np.ndarray | None:
 def _picks(size: int, wanted: int | slice | np.ndarray) -> range | np.ndarray:
     """Numbers along an axis of a size that an index stands for."""
     if isinstance(wanted, np.ndarray):
-        return np.arange(size)[wanted]
+        return np.asarray(np.arange(size)[wanted])
     found = range(size)[wanted]
     return found if isinstance(found, range) else range(found, found + 1)
 
@@ -175,9 +247,9 @@ def _parts(picks: range | np.ndarray, size: int) -> Iterator[Part]:
     edges = [bisect_left(picks, chunk * size) for chunk in (*chunks, chunks.stop)]
     for chunk, begin, end in zip(chunks, edges, edges[1:], strict=False):
         inside, first = picks[begin:end], chunk * size
+        if begin == end:
+            continue
         if isinstance(inside, range):
-            within = slice(inside.start - first, inside.stop - first, inside.step)
+            yield chunk, slice(inside.start - first, inside.stop - first, inside.step), slice(begin, end)
         else:
-            within = inside - first
-        if begin < end:
-            yield chunk, within, slice(begin, end)
+            yield chunk, inside - first, slice(begin, end)

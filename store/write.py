@@ -37,11 +37,13 @@ from store.files import (
     make_durable,
     read_bytes,
     read_group,
+    set_bytes,
     unseal,
     write_files,
 )
 from store.layout import COLUMN_CODECS, SHARDED_VARIABLES, RunLayout
 from store.location import local_path, open_store
+from store.shards import encode_shard
 
 SHARDED_FILES = (*SHARDED_VARIABLES, "committed", f"{RECORD}/sha256", f"{RECORD}/size")
 """Arrays of a run that grow shard by shard; everything else is written when the run is created."""
@@ -274,9 +276,15 @@ class RunWriter:
         digests = np.zeros((1, len(layouts), 32), dtype=np.uint8)
         sizes = np.full((1, len(layouts)), -1, dtype=np.int64)
         for index, (name, array) in enumerate(layouts.items()):
-            values_ = values[name].astype(np.dtypes.StringDType()) if array.dtype == "string" else values[name]
-            self._array(name)[rows] = values_
-            written = self.store.written.get(f"{self.run}/{name}/{array.key(shard)}")
+            key = f"{self.run}/{name}/{array.key(shard)}"
+            if array.shards is not None:
+                content = encode_shard(array, values[name])
+                if content is not None:
+                    set_bytes(self.store, key, content)
+            else:
+                texts = array.dtype == "string"
+                self._array(name)[rows] = values[name].astype(np.dtypes.StringDType()) if texts else values[name]
+            written = self.store.written.get(key)
             if written is not None:
                 digests[0, index] = np.frombuffer(bytes.fromhex(written[0]), dtype=np.uint8)
                 sizes[0, index] = written[1]
