@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -103,13 +104,19 @@ class Recorder:
         positions = columns - first
         self.first = first
         self.stored = stored
-        self.hidden_state = torch.zeros(rows, layers, positions, hidden, dtype=stored, device=device)
-        self.final_state = torch.zeros(rows, positions, hidden, dtype=stored, device=device)
-        self.latent_embedding = torch.zeros(rows, latents, hidden, dtype=stored, device=device)
-        self.attention = torch.zeros(rows, layers, heads, positions, columns, dtype=stored, device=device)
+
+        def zeros(*shape: int) -> Tensor:
+            if device.type == "cpu":  # NumPy asks for huge pages, without which first writing costs twice as much
+                return torch.from_numpy(np.zeros(shape, dtype=str(stored).removeprefix("torch.")))
+            return torch.zeros(shape, dtype=stored, device=device)
+
+        self.hidden_state = zeros(rows, layers, positions, hidden)
+        self.final_state = zeros(rows, positions, hidden)
+        self.latent_embedding = zeros(rows, latents, hidden)
+        self.attention = zeros(rows, layers, heads, positions, columns)
         self.head_output: Tensor | None = None
         if head_size is not None:
-            self.head_output = torch.zeros(rows, layers, positions, heads, head_size, dtype=stored, device=device)
+            self.head_output = zeros(rows, layers, positions, heads, head_size)
         self._peak = torch.zeros(layers + 1, device=device)
 
     def block(self, layer: int, value: Tensor, column: int, rows: Tensor | None) -> None:
@@ -118,7 +125,7 @@ class Recorder:
         if kept < value.shape[1]:
             value = value[:, kept:]
             start = column + kept - self.first
-            self._peak[layer] = torch.maximum(self._peak[layer], value.abs().amax().float())
+            self._peak[layer] = torch.maximum(self._peak[layer], _peak_of(value))
             if rows is None:
                 self.hidden_state[:, layer, start : start + value.shape[1]] = value
             else:
@@ -130,7 +137,7 @@ class Recorder:
         if kept < value.shape[1]:
             value = value[:, kept:]
             start = column + kept - self.first
-            self._peak[-1] = torch.maximum(self._peak[-1], value.abs().amax().float())
+            self._peak[-1] = torch.maximum(self._peak[-1], _peak_of(value))
             if rows is None:
                 self.final_state[:, start : start + value.shape[1]] = value
             else:
@@ -155,10 +162,8 @@ class Recorder:
         if not worst <= ROW_SUM_TOLERANCE[value.dtype]:
             raise LakeError(f"attention of layer {layer}: rows sum to 1 only within {worst:.1e}; nothing was kept")
         n_position, n_key = value.shape[2:]
-        if n_position > 1:
-            future = torch.ones(n_position, n_key, dtype=torch.bool, device=value.device).triu(column + 1)
-            if bool((value * future).any()):
-                raise LakeError(f"attention of layer {layer} looks at future keys; nothing was kept")
+        if n_position > 1 and bool(value.triu(column + 1).any()):
+            raise LakeError(f"attention of layer {layer} looks at future keys; nothing was kept")
         start = column - self.first
         if rows is None:
             self.attention[:, layer, :, start : start + n_position, :n_key] = value
@@ -181,6 +186,12 @@ class Recorder:
                 )
         if not bool(torch.isfinite(self.latent_embedding).all()):
             raise LakeError(f"latent embeddings leave the range of {self.stored}; store them with --dtype float32")
+
+
+def _peak_of(value: Tensor) -> Tensor:
+    """Largest magnitude, NaN if any is."""
+    low, high = value.aminmax()
+    return torch.maximum(-low, high).float()
 
 
 @dataclass(slots=True)
@@ -217,8 +228,7 @@ def unwrap(output: Any, like: Tensor) -> Tensor:
 
 def probabilities_of(query: Tensor, key: Tensor, mask: Tensor, scaling: float) -> Tensor:
     """Attention probabilities, as the library's eager attention computes them."""
-    scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
-    scores = scores.masked_fill(~mask, float("-inf"))
+    scores = torch.matmul(query, key.transpose(-1, -2)).mul_(scaling).masked_fill_(~mask, float("-inf"))
     return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
 
 

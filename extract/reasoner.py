@@ -164,25 +164,29 @@ class Flight:
                 state, ended = state[kept], ended[kept]
         return tokens
 
-    def continuation_logprob(self, state: Tensor, continuations: Sequence[Sequence[int]]) -> Tensor:
-        """Log probability of every token of given continuations after the current column; ``(row, place)``, 0 padded.
+    def continuation_logprob(
+        self, state: Tensor, continuations: Sequence[Sequence[int]], first: Sequence[int]
+    ) -> Tensor:
+        """Log probability of given continuations after the current column, of each from its ``first`` token on; (row,).
 
         The columns are free again afterwards.
         """
         length = self.column
         longest = max(len(tokens) for tokens in continuations)
         padded = torch.full((len(continuations), longest), self.reasoner.eos_id, dtype=torch.long)
-        given = torch.zeros(len(continuations), longest)
-        for row, tokens in enumerate(continuations):
+        given = torch.zeros(len(continuations), longest, dtype=torch.float64)
+        for row, (tokens, start) in enumerate(zip(continuations, first, strict=True)):
             padded[row, : len(tokens)] = torch.tensor(tokens)
-            given[row, : len(tokens)] = 1
+            given[row, start : len(tokens)] = 1
         padded, given = padded.to(state.device), given.to(state.device)
         states = state[:, None]
         if longest > 1:
             states = torch.cat([states, self.feed_tokens(padded[:, :-1], record=False)], dim=1)
         self.cache.length = length
-        log_p = torch.log_softmax(self.reasoner._logits(states).float(), dim=-1)
-        return log_p.gather(-1, padded[..., None])[..., 0] * given
+        asked = slice(min(first), None)  # the vocabulary is wide: no logits of the prefix
+        logits = self.reasoner._logits(states[:, asked]).float()
+        log_p = logits.gather(-1, padded[:, asked, None])[..., 0] - logits.logsumexp(-1)
+        return (log_p * given[:, asked]).sum(1)
 
 
 class Reasoner:
@@ -438,9 +442,8 @@ class Reasoner:
             state = flight.feed_tokens(eot)[:, -1]
             logprob = np.full(n_row, np.nan)
             if gold is not None:
-                each = flight.continuation_logprob(state, continuations).double().cpu().numpy()
-                for row, answer in enumerate(gold):
-                    logprob[row] = each[row, self.prefix_length(answer) :].sum()
+                first = [self.prefix_length(answer) for answer in gold]
+                logprob = flight.continuation_logprob(state, continuations, first).cpu().numpy()
             answers = flight.answer(state, max_new_tokens)
             if recorder is not None:
                 recorder.check_range()

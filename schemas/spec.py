@@ -36,7 +36,7 @@ class RunSpec:
     """Longest answer, in tokens, end token included."""
     limit: int | None = None
     """Number of examples taken from the start of the data file; ``None``: all."""
-    batch_size: int = 16
+    batch_size: int = 32
     """Questions thought through together; moves results by rounding only."""
     device: str = "cpu"
     """Kind of device the model runs on; moves results by rounding only."""
