@@ -2,6 +2,7 @@
 
 Random weights in the official layout: 124M GPT-2 on a CPU, a LLaMA of the 1B's sizes on a GPU (``--device cuda``).
 Every round times the same batches in turn, and the ratio is that of the round; the median round is what counts.
+Extraction also scores the gold answer, which plain answering does not.
 Without a GPU the second part cannot be measured, and the script says so.
 """
 
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,9 +147,14 @@ def measure(size: str, arguments: argparse.Namespace, folder: Path) -> None:
     reasoner, layout = prepared.reasoner, prepared.layout
     every = [batch for shard in range(layout.n_shard) for batch in batches(prepared, shard)]
 
-    def answer() -> None:
+    def answer(gold: Sequence[str] | None = None) -> None:
         for batch in every:
-            reasoner.think([prepared.prompts[i] for i in batch], capture=None, max_new_tokens=spec.max_new_tokens)
+            reasoner.think(
+                [prepared.prompts[i] for i in batch],
+                capture=None,
+                max_new_tokens=spec.max_new_tokens,
+                gold=None if gold is None else [gold[i] for i in batch],
+            )
 
     written = 0
 
@@ -182,11 +188,12 @@ def measure(size: str, arguments: argparse.Namespace, folder: Path) -> None:
     think(prepared, every[0])
     rounds = []
     for _ in range(arguments.rounds):
-        rounds.append([timed(answer), timed(capture), timed(scripted), timed(pickled)])
+        scored = timed(lambda: answer(prepared.problems.gold_answer))
+        rounds.append([timed(answer), timed(capture), timed(scripted), timed(pickled), scored])
         for lake in folder.glob("bench-*.lake"):
             subprocess.run(["rm", "-r", lake], check=True)
     n = len(prepared.prompts)
-    each = np.array(rounds) / np.array([n, n, len(chosen), len(chosen)])[:, None]  # (round, what, clock)
+    each = np.array(rounds) / np.array([n, n, len(chosen), len(chosen), n])[:, None]  # (round, what, clock)
     ratios = np.median(each / each[:, 1:2], axis=0)
     seconds = np.median(each, axis=0)
     tokens = statistics.mean(len(prompt) for prompt in prepared.prompts)
@@ -199,6 +206,7 @@ def measure(size: str, arguments: argparse.Namespace, folder: Path) -> None:
     line("plain answering, s", seconds[0], "a question")
     line("extraction to disk, s", seconds[1], f"a question of {written / n / 1e6:.1f} MB")
     line("extraction / answering", np.median(each[:, 1] / each[:, 0], axis=0), "at most 1.25")
+    line("  and scoring the gold", np.median(each[:, 1] / each[:, 4], axis=0), "the same passes without capture")
     line("script, JSON / ours", ratios[2], "at least 10")
     line("script, pickle / ours", ratios[3])
     rate, disk = written / n / seconds[1, 0], disk_rate(folder)

@@ -117,7 +117,11 @@ class Recorder:
         self.head_output: Tensor | None = None
         if head_size is not None:
             self.head_output = zeros(rows, layers, positions, heads, head_size)
+        # Looked at once, when all is done: every look makes a GPU wait.
         self._peak = torch.zeros(layers + 1, device=device)
+        self._off = torch.zeros(layers, device=device)
+        self._future = torch.zeros(layers, device=device)
+        self._tolerance = 0.0
 
     def block(self, layer: int, value: Tensor, column: int, rows: Tensor | None) -> None:
         """Keep the output of a block, of the columns from ``column`` on."""
@@ -156,22 +160,32 @@ class Recorder:
         return min(max(column + positions - self.first, 0), positions)
 
     def probabilities(self, layer: int, value: Tensor, column: int, rows: Tensor | None) -> None:
-        """Keep attention rows ``(row, head, position, key_position)``, the first of them at ``column``; check them."""
-        sums = value.sum(-1, dtype=torch.float32)
-        worst = float((sums - 1).abs().max())
-        if not worst <= ROW_SUM_TOLERANCE[value.dtype]:
-            raise LakeError(f"attention of layer {layer}: rows sum to 1 only within {worst:.1e}; nothing was kept")
+        """Keep attention rows ``(row, head, position, key_position)``, the first of them at ``column``."""
+        off = (value.sum(-1, dtype=torch.float32) - 1).abs_().amax()
+        self._off[layer] = torch.maximum(self._off[layer], off)
+        self._tolerance = ROW_SUM_TOLERANCE[value.dtype]
         n_position, n_key = value.shape[2:]
-        if n_position > 1 and bool(value.triu(column + 1).any()):
-            raise LakeError(f"attention of layer {layer} looks at future keys; nothing was kept")
+        if n_position > 1:
+            self._future[layer] = torch.maximum(self._future[layer], value.triu(column + 1).amax().float())
         start = column - self.first
         if rows is None:
             self.attention[:, layer, :, start : start + n_position, :n_key] = value
         else:
             self.attention[rows, layer, :, start : start + n_position, :n_key] = value.to(self.stored)
 
-    def check_range(self) -> None:
-        """Nothing kept may be non-finite or leave the range of the stored type."""
+    def check(self) -> None:
+        """Attention is a distribution over the past, and nothing kept is non-finite or beyond the stored type's range.
+
+        Raises
+        ------
+        LakeError
+            Otherwise.
+        """
+        for layer, (worst, future) in enumerate(zip(self._off.tolist(), self._future.tolist(), strict=True)):
+            if not worst <= self._tolerance:
+                raise LakeError(f"attention of layer {layer}: rows sum to 1 only within {worst:.1e}; nothing was kept")
+            if future:
+                raise LakeError(f"attention of layer {layer} looks at future keys; nothing was kept")
         peak = self._peak.cpu()
         limit = torch.finfo(self.stored).max
         where = [*(f"layer {layer}" for layer in range(len(peak) - 1)), "the final norm"]

@@ -130,7 +130,7 @@ def _keep_freed_memory() -> None:
     It would give each back to the system and have every page faulted in again: a tenth of the time of a capture.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        for parameter, value in ((MMAP_THRESHOLD, 128 * 2**20), (TRIM_THRESHOLD, 2**30)):
+        for parameter, value in ((MMAP_THRESHOLD, 2**30), (TRIM_THRESHOLD, 2**31 - 1)):
             libc.mallopt(parameter, value)
 
 

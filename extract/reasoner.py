@@ -446,7 +446,7 @@ class Reasoner:
                 logprob = flight.continuation_logprob(state, continuations, first).cpu().numpy()
             answers = flight.answer(state, max_new_tokens)
             if recorder is not None:
-                recorder.check_range()
+                recorder.check()
         n_answer = int((answers >= 0).sum(1).max())
         answers = answers[:, :n_answer]
         all_tokens = torch.full((n_row, head + n_answer), -1, dtype=torch.long, device=self.device)

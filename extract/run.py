@@ -3,11 +3,11 @@
 import hashlib
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from extract.plan import require_space
 from extract.prepare import Prepared, batches, check_against, place, prepare, think
 from schemas import LakeError, UsageError
-from store import create_run, open_lake, write_model
+from store import Encoded, create_run, open_lake, write_model
 
 __all__ = ["Extracted", "Prepared", "extract", "prepare", "provenance", "rank_from_environment"]
 
@@ -90,7 +90,8 @@ def extract(
     """Run the model over the data and write what is not yet in the lake.
 
     While the model thinks through a batch, the one before it is laid into its shard's buffers, and the shard before is
-    compressed and written: two shards of buffers are in memory at a time, whatever the number of examples.
+    compressed and written: two shards of buffers are in memory at a time, whatever the number of examples. On a CPU
+    compressing takes turns with thinking.
 
     Parameters
     ----------
@@ -155,9 +156,9 @@ def extract(
         if progress is not None:
             progress(thought, total, done.bytes_written)
 
-    def write(shard: int, buffers: Mapping[str, np.ndarray], claim: ExitStack) -> None:
+    def write(shard: int, encode: Callable[[], Encoded], claim: ExitStack) -> None:
         with claim:
-            done.bytes_written += writer.write_shard(shard, buffers)
+            done.bytes_written += writer.write_encoded(shard, encode())
             done.shards_written.append(shard)
 
     with Line("lake-write") as writing, Line("lake-place") as placing:
@@ -178,8 +179,12 @@ def extract(
                     report(len(batch))
                 placing.wait()
                 writing.wait()
-                writing.start(write, shard, buffers, claim.pop_all())
-                del buffers
+                encode = partial(writer.encode, shard, buffers)
+                if prepared.reasoner.device.type == "cpu":
+                    # A model works in lockstep on all cores and stands still whenever one is taken from it.
+                    encode = partial(dict, encode())
+                writing.start(write, shard, encode, claim.pop_all())
+                del buffers, encode
     report(0)
     finished = open_lake(lake).open(prepared.run)["correct"]
     done.n_committed, done.n_correct = finished.size, int(finished.sum())

@@ -1,5 +1,6 @@
 """Files of a group: assembled in memory, sealed, written whole and made durable, the group's own document last."""
 
+import asyncio
 import fcntl
 import hashlib
 import json
@@ -35,9 +36,11 @@ class RecordingStore(WrapperStore[Store]):
         self.written: dict[str, tuple[str, int]] = {}
 
     async def set(self, key: str, value: Buffer) -> None:
-        """Store a value and note its SHA-256 and size."""
-        await super().set(key, value)
-        self.written[key] = (hashlib.sha256(value.as_buffer_like()).hexdigest(), len(value))
+        """Store a value and note its SHA-256, taken meanwhile, and its size."""
+        digest, _ = await asyncio.gather(
+            asyncio.to_thread(lambda: hashlib.sha256(value.as_buffer_like()).hexdigest()), super().set(key, value)
+        )
+        self.written[key] = (digest, len(value))
 
 
 def read_bytes(store: Store, key: str) -> bytes | None:

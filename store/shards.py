@@ -26,8 +26,8 @@ from schemas import CorruptLakeError
 from store.layout import ArrayLayout
 
 DECOMPRESS = {BloscCodec: blosc.decompress, ZstdCodec: zstd.decompress}
-ENCODERS = max(1, min(4, (os.cpu_count() or 1) // 2))
-"""Threads that encode; the model has the others."""
+ENCODERS = min(8, os.cpu_count() or 1)
+"""Threads that encode."""
 ABSENT = 2**64 - 1
 """Offset of a chunk that a shard does not hold: it is all fill."""
 CHECKSUM_BYTES = 4

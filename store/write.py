@@ -48,6 +48,9 @@ from store.shards import encode_shard
 SHARDED_FILES = (*SHARDED_VARIABLES, "committed", f"{RECORD}/sha256", f"{RECORD}/size")
 """Arrays of a run that grow shard by shard; everything else is written when the run is created."""
 
+Encoded = dict[str, bytearray | np.ndarray | None]
+"""By sharded variable: a shard's file, ``None`` where it would be all fill; small arrays as they are."""
+
 
 def ensure_lake(location: str | os.PathLike[str], *, rebuild: bool = False) -> Store:
     """Open a lake for writing, creating it where there is none. Call it under :func:`store.files.lake_lock`.
@@ -243,8 +246,8 @@ class RunWriter:
         rows = self.layout.shard_slice(shard)
         return self.layout.empty(rows.stop - rows.start)
 
-    def write_shard(self, shard: int, values: Mapping[str, np.ndarray]) -> int:
-        """Write, make durable, record and commit one shard. A committed one is taken back first.
+    def encode(self, shard: int, values: Mapping[str, np.ndarray]) -> Encoded:
+        """Compress what one shard is to hold, on all cores.
 
         Parameters
         ----------
@@ -255,35 +258,57 @@ class RunWriter:
 
         Returns
         -------
-        int
-            Bytes written.
+        dict
+            For :meth:`write_encoded`.
 
         Raises
         ------
         SchemaError
             If an array is missing or has another shape.
+        """
+        rows = self.layout.shard_slice(shard)
+        found: Encoded = {}
+        for name, array in self.layout.arrays().items():
+            expected = (rows.stop - rows.start, *array.shape[1:])
+            if name not in values or values[name].shape != expected:
+                shape = values[name].shape if name in values else "nothing"
+                raise SchemaError(f"shard {shard} of {self.run}: {name} has shape {shape}; expected {expected}")
+            if array.shards is not None:
+                found[name] = encode_shard(array, values[name])
+            else:
+                found[name] = values[name].astype(np.dtypes.StringDType()) if array.dtype == "string" else values[name]
+        return found
+
+    def write_encoded(self, shard: int, encoded: Encoded) -> int:
+        """Write, make durable, record and commit one shard. A committed one is taken back first.
+
+        Parameters
+        ----------
+        shard
+            Its number.
+        encoded
+            From :meth:`encode`.
+
+        Returns
+        -------
+        int
+            Bytes written.
+
+        Raises
+        ------
         OSError
             If the disk is full; nothing of the shard counts then.
         """
-        rows = self.layout.shard_slice(shard)
-        layouts = self.layout.arrays()
-        for name, array in layouts.items():
-            expected = (rows.stop - rows.start, *array.shape[1:])
-            if name not in values or values[name].shape != expected:
-                found = values[name].shape if name in values else "nothing"
-                raise SchemaError(f"shard {shard} of {self.run}: {name} has shape {found}; expected {expected}")
+        rows, layouts = self.layout.shard_slice(shard), self.layout.arrays()
         self._clear(shard)
         digests = np.zeros((1, len(layouts), 32), dtype=np.uint8)
         sizes = np.full((1, len(layouts)), -1, dtype=np.int64)
         for index, (name, array) in enumerate(layouts.items()):
-            key = f"{self.run}/{name}/{array.key(shard)}"
-            if array.shards is not None:
-                content = encode_shard(array, values[name])
-                if content is not None:
-                    set_bytes(self.store, key, content)
-            else:
-                texts = array.dtype == "string"
-                self._array(name)[rows] = values[name].astype(np.dtypes.StringDType()) if texts else values[name]
+            content, key = encoded[name], f"{self.run}/{name}/{array.key(shard)}"
+            if isinstance(content, np.ndarray):
+                self._array(name)[rows] = content
+            elif content is not None:
+                set_bytes(self.store, key, content)
             written = self.store.written.get(key)
             if written is not None:
                 digests[0, index] = np.frombuffer(bytes.fromhex(written[0]), dtype=np.uint8)
@@ -295,6 +320,10 @@ class RunWriter:
         self._array("committed")[rows] = True
         self._flush()
         return int(sizes.clip(min=0).sum())
+
+    def write_shard(self, shard: int, values: Mapping[str, np.ndarray]) -> int:
+        """Encode and write one shard: :meth:`encode`, then :meth:`write_encoded`."""
+        return self.write_encoded(shard, self.encode(shard, values))
 
     def _clear(self, shard: int) -> None:
         """Take back a shard and remove its files, whole, half-written or damaged: it is written on clean ground."""
