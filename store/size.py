@@ -4,12 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import zarr
-from zarr.abc.buffer import Buffer
-from zarr.storage import MemoryStore
 
 from store.files import assemble
-from store.layout import COLUMN_CHUNK, RunLayout
+from store.layout import COLUMN_CHUNK, ArrayLayout, RunLayout
+from store.shards import encode_shard
 from store.write import model_arrays, run_arrays
 
 
@@ -25,21 +23,20 @@ def encoded_sizes(layout: RunLayout, values: Mapping[str, np.ndarray]) -> dict[s
     """
     sizes = {}
     for name, array in layout.arrays().items():
-        memory: dict[str, Buffer] = {}
-        written = zarr.create_array(
-            MemoryStore(memory),
-            shape=array.shape,
-            chunks=array.chunks,
-            shards=array.shards,
-            dtype=array.dtype,
-            fill_value=array.fill,
-            compressors=array.codecs,
-        )
-        text = array.dtype == "string"
-        written[:] = values[name].astype(np.dtypes.StringDType()) if text else values[name]
-        files = [len(content) for key, content in memory.items() if key != "zarr.json"]
-        sizes[name] = max(sum(files) - len(files) * array.index_bytes, 0)
+        if array.shards is not None:
+            parts = (values[name][layout.shard_slice(shard)] for shard in range(layout.n_shard))
+            files = [file for part in parts if (file := encode_shard(array, part)) is not None]
+            sizes[name] = sum(map(len, files)) - len(files) * array.index_bytes
+        else:
+            sizes[name] = _column_size(array, values[name])
     return sizes
+
+
+def _column_size(array: ArrayLayout, values: np.ndarray) -> int:
+    arguments = {"chunks": array.chunks, "fill_value": array.fill, "compressors": array.codecs}
+    data = values.astype(np.dtypes.StringDType()) if array.dtype == "string" else values
+    contents = assemble({}, [(array.name, {"data": data, **arguments})])
+    return sum(len(content) for key, content in contents.items() if not key.endswith("zarr.json"))
 
 
 def run_files_size(layout: RunLayout, columns: Mapping[str, tuple[tuple[str, ...], Any]]) -> tuple[int, int]:

@@ -4,18 +4,22 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import dask
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import MemoryStore
 
 import store.layout
 from schemas import CorruptLakeError
 from store import RunLayout, RunWriter, create_run, open_lake
-from store.shards import ShardedArray
+from store.shards import ABSENT, ShardedArray, encode_shard
 
 ARRAYS = ("hidden_state", "final_state", "latent_embedding", "attention")
 CAPTURES = ("latent", "full")
@@ -79,6 +83,35 @@ def indices(size: int) -> st.SearchStrategy[object]:
     mask = st.lists(st.booleans(), min_size=size, max_size=size).map(np.array)
     slices = st.slices(size).filter(lambda each: len(range(size)[each]) > 0)  # xarray fails at `[::-1][:0]` itself
     return st.one_of(number, slices, array, mask, st.just(slice(None)))
+
+
+@pytest.mark.parametrize("n_example", [8, 5])
+@pytest.mark.parametrize("name", ARRAYS)
+def test_a_shard_is_what_zarr_writes_but_for_the_order_of_its_chunks(name: str, n_example: int) -> None:
+    layout = RunLayout(
+        n_example=n_example, n_layer=2, n_head=2, hidden=64, n_latent=6, longest_question=3, n_answer=2,
+        capture="full", dtype="float16",
+    )  # fmt: skip
+    array, values = layout.arrays()[name], layout.empty(n_example)[name]
+    values[:3, :1] = np.random.default_rng(0).standard_normal(values[:3, :1].shape)
+    values[:, -1:] = 2.0  # compresses; what is in neither is fill, and has no chunk
+    written: dict[str, Any] = {}
+    zarr.create_array(
+        MemoryStore(written), shape=array.shape, chunks=array.chunks, shards=array.shards, dtype=array.dtype,
+        fill_value=array.fill, compressors=array.codecs,
+    )[:] = values  # fmt: skip
+    key = array.key(0)
+    file, theirs = bytes(encode_shard(array, values) or b""), written[key].to_bytes()
+
+    def chunks(content: bytes) -> dict[int, bytes | None]:
+        index = np.frombuffer(content[-array.index_bytes : -4], dtype="<u8").reshape(-1, 2).tolist()
+        return {n: None if at == ABSENT else content[at : at + size] for n, (at, size) in enumerate(index)}
+
+    assert chunks(file) == chunks(theirs)
+    assert len(file) == len(theirs)
+    written[key] = default_buffer_prototype().buffer.from_bytes(file)
+    np.testing.assert_array_equal(zarr.open_array(MemoryStore(written), mode="r")[:], values)
+    assert encode_shard(array, layout.empty(n_example)[name]) is None
 
 
 @settings(max_examples=200, deadline=None)
