@@ -30,7 +30,7 @@ N_EXTRA_ROW = 3
 """Rows after the base vocabulary: pad, beginning and end of thought."""
 ANSWER_PREFIX = "The answer is:"
 
-MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of mallopt(3)
+MMAP_THRESHOLD, TRIM_THRESHOLD, ARENA_MAX = -3, -1, -8  # of mallopt(3)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _PREFIXES = ("codi.base_model.model.", "codi.")
@@ -125,12 +125,12 @@ def load_reasoner(
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep the memory of freed activations for the next.
+    """Have glibc keep the memory of freed activations for the next, whichever thread asks.
 
     It would give each back to the system and have every page faulted in again: a tenth of the time of a capture.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        for parameter, value in ((MMAP_THRESHOLD, 2**30), (TRIM_THRESHOLD, 2**31 - 1)):
+        for parameter, value in ((MMAP_THRESHOLD, 2**30), (TRIM_THRESHOLD, 2**31 - 1), (ARENA_MAX, 1)):
             libc.mallopt(parameter, value)
 
 

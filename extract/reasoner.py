@@ -139,18 +139,18 @@ class Flight:
         self.rows = self.rows[kept]
         self.all_rows = False
 
-    def answer(self, state: Tensor, max_new_tokens: int) -> Tensor:
+    def answer(self, state: Tensor, max_new_tokens: int, token: Tensor | None = None) -> Tensor:
         """Write greedily from the state at ``eot``; tokens ``(row of the batch, place)``, -1 after the end.
 
-        Every token written is fed, the end token too.
+        Every token written is fed, the end token too. ``token`` is the first, where it is known.
         """
         reasoner = self.reasoner
         n_row = int(self.rows.max()) + 1 if len(self.rows) else 0
         tokens = torch.full((n_row, max_new_tokens), -1, dtype=torch.long, device=state.device)
         ended = torch.zeros(len(self.rows), dtype=torch.bool, device=state.device)
         for place in range(max_new_tokens):
-            # The row of EOT, the last, is never written.
-            token = reasoner._logits(state)[:, :-1].argmax(-1)
+            if token is None:
+                token = reasoner._logits(state)[:, :-1].argmax(-1)  # the row of EOT, the last, is never written
             running = ~ended
             tokens[self.rows[running], place] = token[running]
             state = self.feed_tokens(token[:, None])[:, -1]
@@ -162,31 +162,66 @@ class Flight:
                 kept = (~ended).nonzero()[:, 0]
                 self.keep(kept)
                 state, ended = state[kept], ended[kept]
+            token = None
         return tokens
 
-    def continuation_logprob(
-        self, state: Tensor, continuations: Sequence[Sequence[int]], first: Sequence[int]
-    ) -> Tensor:
-        """Log probability of given continuations after the current column, of each from its ``first`` token on; (row,).
+    def answer_beside(
+        self, continuations: Sequence[Sequence[int]], first: Sequence[int], max_new_tokens: int
+    ) -> tuple[Tensor, Tensor]:
+        """Feed ``eot``; score given continuations and write greedily, as :meth:`answer` does.
 
-        The columns are free again afterwards.
+        All of the continuations is fed in one pass. What would have been written anyway is thereby written; only the
+        rest is written token by token.
+
+        Parameters
+        ----------
+        continuations
+            Of each row, its end token included.
+        first
+            Of each, the token from which on its log probability is asked.
+        max_new_tokens
+            Longest answer.
+
+        Returns
+        -------
+        tuple
+            Log probability (row,) float64; tokens ``(row, place)``, -1 after the end.
         """
-        length = self.column
-        longest = max(len(tokens) for tokens in continuations)
-        padded = torch.full((len(continuations), longest), self.reasoner.eos_id, dtype=torch.long)
-        given = torch.zeros(len(continuations), longest, dtype=torch.float64)
-        for row, (tokens, start) in enumerate(zip(continuations, first, strict=True)):
-            padded[row, : len(tokens)] = torch.tensor(tokens)
-            given[row, start : len(tokens)] = 1
-        padded, given = padded.to(state.device), given.to(state.device)
-        states = state[:, None]
-        if longest > 1:
-            states = torch.cat([states, self.feed_tokens(padded[:, :-1], record=False)], dim=1)
-        self.cache.length = length
-        asked = slice(min(first), None)  # the vocabulary is wide: no logits of the prefix
-        logits = self.reasoner._logits(states[:, asked]).float()
-        log_p = logits.gather(-1, padded[:, asked, None])[..., 0] - logits.logsumexp(-1)
-        return (log_p * given[:, asked]).sum(1)
+        reasoner, device = self.reasoner, self.pad.device
+        n_row, longest = len(continuations), max(len(tokens) for tokens in continuations)
+        padded = torch.full((n_row, longest), reasoner.eos_id, dtype=torch.long)
+        given, asked = torch.zeros(n_row, longest, dtype=torch.bool), torch.zeros(n_row, longest, dtype=torch.float64)
+        for row, (continuation, start) in enumerate(zip(continuations, first, strict=True)):
+            end = len(continuation)
+            padded[row, :end] = torch.tensor(continuation)
+            given[row, : min(end, max_new_tokens)] = True
+            asked[row, start:end] = 1
+        padded, given, asked = padded.to(device), given.to(device), asked.to(device)
+        eot = torch.full((n_row, 1), reasoner.eot_id, dtype=torch.long, device=device)
+        states = self.feed_tokens(torch.cat([eot, padded], dim=1))[:, :-1]
+        # The vocabulary is wide: logits of the prefix only where its first token is what the model writes.
+        places = sorted({0, *range(min(first), longest)})
+        logits = reasoner._logits(states[:, places]).float()
+        log_p = logits.gather(-1, padded[:, places, None])[..., 0] - logits.logsumexp(-1)
+        written = torch.full_like(padded, -1)
+        written[:, places] = logits[..., :-1].argmax(-1)
+        prefix = [place for place in range(longest) if place not in places]
+        if prefix and bool((written[:, 0] == padded[:, 0]).any()):
+            written[:, prefix] = reasoner._logits(states[:, prefix])[..., :-1].argmax(-1)
+        same = ((written == padded) & given).long().cumprod(1)
+        tokens = torch.full((n_row, max_new_tokens), -1, dtype=torch.long, device=device)
+        width = min(longest, max_new_tokens)
+        tokens[:, :width] = torch.where(same > 0, padded, -1)[:, :width]
+        n_same = same.sum(1)
+        others = (n_same < given.sum(1)).nonzero()[:, 0]
+        if len(others):
+            place = int(n_same[others].min())
+            self.cache.length -= longest - place
+            if len(others) < n_row:
+                self.keep(others)
+            token = written[others, place]
+            tokens[others, place:] = self.answer(states[others, place], max_new_tokens - place, token)[others]
+        return (log_p * asked[:, places]).sum(1), tokens
 
 
 class Reasoner:
@@ -359,7 +394,7 @@ class Reasoner:
         return out
 
     def _logits(self, state: Tensor) -> Tensor:
-        out: Tensor = self._head(state)
+        out: Tensor = self._head(state.contiguous())  # torch takes a view row by row, several times slower
         return out
 
     def lay_out(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, int]:
@@ -430,21 +465,22 @@ class Reasoner:
         recorder = None
         if capture is not None:
             recorder = Recorder(
-                rows=n_row, layers=self.n_layer, heads=self.n_head, hidden=self.hidden, columns=head + max_new_tokens,
+                rows=n_row, layers=self.n_layer, heads=self.n_head, hidden=self.hidden, columns=head + room,
                 first=0 if capture == "full" else n_before, latents=self.n_latent,
                 stored=getattr(torch, stored_dtype), device=self.device,
                 head_size=self.head_size if head_output else None,
             )  # fmt: skip
         with torch.inference_mode(), self.session(hooks=recorder is not None or editor is not None):
             flight = Flight(self, pad, n_before, KeyValues(head + room), recorder=recorder, editor=editor)
-            state = flight.think(flight.feed_tokens(tokens)[:, -1])
-            eot = torch.full((n_row, 1), self.eot_id, dtype=torch.long, device=self.device)
-            state = flight.feed_tokens(eot)[:, -1]
-            logprob = np.full(n_row, np.nan)
-            if gold is not None:
+            flight.think(flight.feed_tokens(tokens)[:, -1])
+            if gold is None:
+                eot = torch.full((n_row, 1), self.eot_id, dtype=torch.long, device=self.device)
+                answers = flight.answer(flight.feed_tokens(eot)[:, -1], max_new_tokens)
+                logprob = np.full(n_row, np.nan)
+            else:
                 first = [self.prefix_length(answer) for answer in gold]
-                logprob = flight.continuation_logprob(state, continuations, first).cpu().numpy()
-            answers = flight.answer(state, max_new_tokens)
+                scores, answers = flight.answer_beside(continuations, first, max_new_tokens)
+                logprob = scores.cpu().numpy()
             if recorder is not None:
                 recorder.check()
         n_answer = int((answers >= 0).sum(1).max())

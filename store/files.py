@@ -1,14 +1,14 @@
 """Files of a group: assembled in memory, sealed, written whole and made durable, the group's own document last."""
 
-import asyncio
 import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from uuid import uuid4
 
 import numpy as np
 import zarr
@@ -16,7 +16,7 @@ from zarr.abc.buffer import Buffer
 from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import MemoryStore, WrapperStore
+from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
 from schemas import SchemaError, canonical_json, fingerprint
 from store.layout import COLUMN_CHUNK, COLUMN_CODECS
@@ -26,6 +26,8 @@ RECORD = "record"
 """Group below a run that holds the checksum and size of each shard's files."""
 LEFTOVER = "*.partial"
 """What a killed process leaves of a file it had not finished."""
+THROUGH_BYTES = 2**24
+"""What is written before it is flushed to the disk."""
 
 
 class RecordingStore(WrapperStore[Store]):
@@ -36,11 +38,48 @@ class RecordingStore(WrapperStore[Store]):
         self.written: dict[str, tuple[str, int]] = {}
 
     async def set(self, key: str, value: Buffer) -> None:
-        """Store a value and note its SHA-256, taken meanwhile, and its size."""
-        digest, _ = await asyncio.gather(
-            asyncio.to_thread(lambda: hashlib.sha256(value.as_buffer_like()).hexdigest()), super().set(key, value)
-        )
-        self.written[key] = (digest, len(value))
+        """Store a value and note its SHA-256 and its size."""
+        await super().set(key, value)
+        self.written[key] = (hashlib.sha256(value.as_buffer_like()).hexdigest(), len(value))
+
+    def set_pieces(self, key: str, pieces: Sequence[bytes], digest: str) -> None:
+        """Store a value given in pieces, whose SHA-256 is known; on a local disk by :func:`write_through`."""
+        if isinstance(self._store, LocalStore):
+            write_through(self._store.root / key, pieces)
+        else:
+            set_bytes(self._store, key, b"".join(pieces))
+        self.written[key] = (digest, sum(map(len, pieces)))
+
+
+def write_through(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a large file that appears whole or not at all, leaving none of it in memory.
+
+    Left to the system, as much memory as is free would fill with what is not read again soon, and taking fresh memory
+    costs more than writing to a fast disk.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
+    try:
+        with partial.open("wb") as file:
+            pending = 0
+            for piece in pieces:
+                file.write(piece)
+                pending += len(piece)
+                if pending >= THROUGH_BYTES:
+                    _out_of_memory(file)
+                    pending = 0
+            _out_of_memory(file)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _out_of_memory(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def read_bytes(store: Store, key: str) -> bytes | None:

@@ -4,6 +4,7 @@ A chunk of states is one range of a shard's file and, where a (layer, position) 
 the result. Nothing is remembered between readings: a shard that is written again under an open dataset is read anew.
 """
 
+import hashlib
 import os
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
@@ -26,8 +27,6 @@ from schemas import CorruptLakeError
 from store.layout import ArrayLayout
 
 DECOMPRESS = {BloscCodec: blosc.decompress, ZstdCodec: zstd.decompress}
-ENCODERS = min(8, os.cpu_count() or 1)
-"""Threads that encode."""
 ABSENT = 2**64 - 1
 """Offset of a chunk that a shard does not hold: it is all fill."""
 CHECKSUM_BYTES = 4
@@ -52,7 +51,29 @@ def is_laid_out(variable: xr.Variable, layout: ArrayLayout) -> bool:
     )
 
 
-def encode_shard(layout: ArrayLayout, values: np.ndarray) -> bytearray | None:
+class ShardFile:
+    """A shard's file before it is written; of no pieces if all is fill: Zarr keeps no file of such a shard."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.size = 0
+        self.sha256 = hashlib.sha256()
+
+    def append(self, content: bytes) -> None:
+        """Add content and its checksum."""
+        value: int = google_crc32c.value(content)
+        for piece in (content, value.to_bytes(CHECKSUM_BYTES, "little")):
+            self.pieces.append(piece)
+            self.sha256.update(piece)
+            self.size += len(piece)
+
+
+def encoders() -> ThreadPoolExecutor:
+    """Threads for :func:`encode_shard`."""
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="lake-encode")
+
+
+def encode_shard(layout: ArrayLayout, values: np.ndarray, pool: ThreadPoolExecutor) -> ShardFile:
     """One shard's file: chunks with their checksums in order of the axes, those that are all fill left out; the index.
 
     Parameters
@@ -61,32 +82,24 @@ def encode_shard(layout: ArrayLayout, values: np.ndarray) -> bytearray | None:
         Of the array.
     values
         Of the shard's examples; what is missing of its last chunks is fill.
+    pool
+        Of :func:`encoders`. Not the main thread: there Blosc brings threads of its own, and the order of its blocks is
+        theirs.
 
     Returns
     -------
-    bytearray
-        ``None`` if all of it is fill: Zarr keeps no file of such a shard.
+    ShardFile
     """
     index = np.full((*layout.grid, 2), ABSENT, dtype="<u8")
-    file = bytearray()
-    # Never in the main thread: there Blosc brings threads of its own, and the order of its blocks is theirs.
-    with ThreadPoolExecutor(ENCODERS, thread_name_prefix="lake-encode") as pool:
-        parts = list(np.ndindex(*layout.grid[:2]))
-        for part, chunks in zip(parts, pool.map(lambda part: _encode(layout, values, part), parts), strict=True):
-            for rest, content in chunks:
-                index[part + rest] = len(file), len(content) + CHECKSUM_BYTES
-                file += content
-                file += _checksum(content)
-    if not file:
-        return None
-    file += index.tobytes()
-    file += _checksum(index.tobytes())
+    file = ShardFile()
+    parts = list(np.ndindex(*layout.grid[:2]))
+    for part, chunks in zip(parts, pool.map(lambda part: _encode(layout, values, part), parts), strict=True):
+        for rest, content in chunks:
+            index[part + rest] = file.size, len(content) + CHECKSUM_BYTES
+            file.append(content)
+    if file.pieces:
+        file.append(index.tobytes())
     return file
-
-
-def _checksum(content: bytes) -> bytes:
-    value: int = google_crc32c.value(content)
-    return value.to_bytes(CHECKSUM_BYTES, "little")
 
 
 def _encode(layout: ArrayLayout, values: np.ndarray, part: tuple[int, ...]) -> list[tuple[tuple[int, ...], bytes]]:

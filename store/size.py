@@ -7,7 +7,7 @@ import numpy as np
 
 from store.files import assemble
 from store.layout import COLUMN_CHUNK, ArrayLayout, RunLayout
-from store.shards import encode_shard
+from store.shards import encode_shard, encoders
 from store.write import model_arrays, run_arrays
 
 
@@ -22,13 +22,14 @@ def encoded_sizes(layout: RunLayout, values: Mapping[str, np.ndarray]) -> dict[s
         One array per sharded variable.
     """
     sizes = {}
-    for name, array in layout.arrays().items():
-        if array.shards is not None:
-            parts = (values[name][layout.shard_slice(shard)] for shard in range(layout.n_shard))
-            files = [file for part in parts if (file := encode_shard(array, part)) is not None]
-            sizes[name] = sum(map(len, files)) - len(files) * array.index_bytes
-        else:
-            sizes[name] = _column_size(array, values[name])
+    with encoders() as pool:
+        for name, array in layout.arrays().items():
+            if array.shards is not None:
+                parts = (values[name][layout.shard_slice(shard)] for shard in range(layout.n_shard))
+                files = [encode_shard(array, part, pool).size for part in parts]
+                sizes[name] = sum(size - array.index_bytes for size in files if size)
+            else:
+                sizes[name] = _column_size(array, values[name])
     return sizes
 
 

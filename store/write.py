@@ -37,19 +37,18 @@ from store.files import (
     make_durable,
     read_bytes,
     read_group,
-    set_bytes,
     unseal,
     write_files,
 )
 from store.layout import COLUMN_CODECS, SHARDED_VARIABLES, RunLayout
 from store.location import local_path, open_store
-from store.shards import encode_shard
+from store.shards import ShardFile, encode_shard, encoders
 
 SHARDED_FILES = (*SHARDED_VARIABLES, "committed", f"{RECORD}/sha256", f"{RECORD}/size")
 """Arrays of a run that grow shard by shard; everything else is written when the run is created."""
 
-Encoded = dict[str, bytearray | np.ndarray | None]
-"""By sharded variable: a shard's file, ``None`` where it would be all fill; small arrays as they are."""
+Encoded = dict[str, ShardFile | np.ndarray]
+"""By sharded variable: a shard's file; small arrays as they are."""
 
 
 def ensure_lake(location: str | os.PathLike[str], *, rebuild: bool = False) -> Store:
@@ -268,15 +267,18 @@ class RunWriter:
         """
         rows = self.layout.shard_slice(shard)
         found: Encoded = {}
-        for name, array in self.layout.arrays().items():
-            expected = (rows.stop - rows.start, *array.shape[1:])
-            if name not in values or values[name].shape != expected:
-                shape = values[name].shape if name in values else "nothing"
-                raise SchemaError(f"shard {shard} of {self.run}: {name} has shape {shape}; expected {expected}")
-            if array.shards is not None:
-                found[name] = encode_shard(array, values[name])
-            else:
-                found[name] = values[name].astype(np.dtypes.StringDType()) if array.dtype == "string" else values[name]
+        with encoders() as pool:
+            for name, array in self.layout.arrays().items():
+                expected = (rows.stop - rows.start, *array.shape[1:])
+                if name not in values or values[name].shape != expected:
+                    shape = values[name].shape if name in values else "nothing"
+                    raise SchemaError(f"shard {shard} of {self.run}: {name} has shape {shape}; expected {expected}")
+                if array.shards is not None:
+                    found[name] = encode_shard(array, values[name], pool)
+                elif array.dtype == "string":
+                    found[name] = values[name].astype(np.dtypes.StringDType())
+                else:
+                    found[name] = values[name]
         return found
 
     def write_encoded(self, shard: int, encoded: Encoded) -> int:
@@ -307,8 +309,8 @@ class RunWriter:
             content, key = encoded[name], f"{self.run}/{name}/{array.key(shard)}"
             if isinstance(content, np.ndarray):
                 self._array(name)[rows] = content
-            elif content is not None:
-                set_bytes(self.store, key, content)
+            elif content.pieces:
+                self.store.set_pieces(key, content.pieces, content.sha256.hexdigest())
             written = self.store.written.get(key)
             if written is not None:
                 digests[0, index] = np.frombuffer(bytes.fromhex(written[0]), dtype=np.uint8)

@@ -14,7 +14,8 @@ from transformers import GPT2Config, LlamaConfig, Qwen2Config
 
 from extract import Reasoner, load_reasoner
 from extract.architectures import ARCHITECTURES
-from schemas import LakeError, UsageError
+from extract.small.problems import draw_problem
+from schemas import LakeError, UsageError, extract_answer
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -82,6 +83,35 @@ def test_batch_moves_nothing(reasoner: Reasoner) -> None:
     full = reasoner.think(prompts, capture="full", stored_dtype="float32", max_new_tokens=5)
     np.testing.assert_allclose(together.attention, full.attention[:, :, :, full.n_before :], atol=1e-5)
     np.testing.assert_array_equal(together.token, full.token[:, full.n_before :])
+
+
+@pytest.mark.parametrize("n_new", [24, 6])
+@pytest.mark.parametrize("name", ["small-gpt2", "small-llama"])
+def test_gold_answers_move_nothing_and_right_ones_are_not_written_twice(name: str, n_new: int) -> None:
+    reasoner, rng, passes = load_reasoner(name), np.random.default_rng(0), []
+    prompts = [reasoner.encode(draw_problem(rng, 2).question) for _ in range(8)]
+    plain = reasoner.think(prompts, capture="full", stored_dtype="float32", max_new_tokens=n_new)
+    whole = reasoner.think(prompts, capture=None, max_new_tokens=24).generated_text
+    said = [str(int(extract_answer(text) or 0)) for text in whole]
+    mixed = [
+        said[0],
+        said[1] + "7",
+        said[2][:-1] or "5",
+        said[3][:-1] + str(9 - int(said[3][-1])),
+        "1",
+        "204",
+        *said[6:],
+    ]
+    hook = reasoner._body.register_forward_hook(lambda *_: passes.append(1))
+    for gold in (said, mixed, [said[0], *mixed[1:2] * 7]):
+        passes.clear()
+        found = reasoner.think(prompts, capture="full", stored_dtype="float32", max_new_tokens=n_new, gold=gold)
+        assert found.generated_text == plain.generated_text
+        np.testing.assert_array_equal(found.token, plain.token)
+        for values in ("hidden_state", "final_state", "attention"):
+            np.testing.assert_allclose(getattr(found, values), getattr(plain, values), atol=1e-4)
+        assert gold is not said or len(passes) == 1 + reasoner.n_latent + 1
+    hook.remove()
 
 
 def test_answer_logprob_is_that_of_a_plain_forward(reasoner: Reasoner) -> None:
