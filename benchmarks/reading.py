@@ -38,7 +38,7 @@ def write_lake(place: Path, model: str, n_example: int) -> RunLayout:
     for shard in range(layout.n_shard):
         buffers = writer.buffers(shard)
         # the same noise one row on: no two shards are alike, and it is drawn once
-        buffers["hidden_state"][:] = noise[shard : shard + len(buffers["hidden_state"])]
+        buffers["hidden_state"] = noise[shard : shard + buffers["hidden_state"].shape[0]]
         writer.write_shard(shard, buffers)
     return layout
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from extract.prepare import IN_FLIGHT, Prepared, batches, place, think
+from extract.prepare import Prepared, batches, held_bytes, place, think
 from schemas import LakeError, UsageError
 from store import encoded_sizes, local_path, model_size, open_lake, run_files_size
 
@@ -139,8 +139,8 @@ def plan(prepared: Prepared, lake: str | os.PathLike[str]) -> Plan:
     model_seconds = _model_seconds(prepared, chosen, seconds, done)
     write_seconds = encode_seconds * to_write / sum(encoded.values())
     shared = not spec.device.startswith("cuda")  # on a CPU model and compression share the cores
-    batch_bytes = min(spec.batch_size, layout.n_example) * layout.example_bytes
-    shard_bytes = layout.shard_examples * layout.example_bytes
+    shard_bytes = held_bytes(prepared, layout.shard_examples)
+    batch_bytes = held_bytes(prepared, min(spec.batch_size, layout.shard_examples))
     return Plan(
         run=prepared.run,
         n_example=layout.n_example,
@@ -153,8 +153,8 @@ def plan(prepared: Prepared, lake: str | os.PathLike[str]) -> Plan:
         raw_bytes=sum(variable.raw_bytes for variable in variables),
         expected_bytes=static_bytes + sum(variable.expected_bytes for variable in variables),
         remaining_bytes=static_left + remaining,
-        memory_bytes=psutil.Process().memory_info().rss + 3 * shard_bytes + 2 * batch_bytes,
-        memory_budget=layout.shard_bytes * IN_FLIGHT,
+        memory_bytes=psutil.Process().memory_info().rss + 3 * shard_bytes + batch_bytes,
+        memory_budget=prepared.memory,
         model_seconds=model_seconds,
         write_seconds=write_seconds,
         seconds=model_seconds + write_seconds if shared else max(model_seconds, write_seconds),

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from extract.data import Problems, read_problems
 from extract.load import load_reasoner
 from extract.reasoner import Reasoner, Thinking
 from schemas import LakeError, RunSpec, UsageError, answers_match, extract_answer
-from store import RunLayout, check_model, check_run
+from store import MAX_SHARD_EXAMPLES, RunLayout, check_model, check_run
 
 IN_FLIGHT = 4
 """Shards' worth of memory that a run may take: one being filled, one being written, its encoded bytes, a batch."""
@@ -33,6 +33,10 @@ class Prepared:
     spec: RunSpec
     checkpoint: str
     """Where the weights came from: a shipped name, a hub id, or a folder's last part."""
+    memory: int
+    """Bound of the activations in memory, in bytes."""
+    n_answer: int
+    """Answer places of a pass: those of the longest answer that may be written, or is given."""
     skipped: int = 0
     """Questions left out because they do not fit into the model's context."""
 
@@ -70,6 +74,30 @@ class Prepared:
         plain = {name: getattr(reasoner, name) for name in (*names, *ids, "answer_prefix")}
         plain["architecture"] = str(getattr(plain["architecture"], "model_type", plain["architecture"]))
         return {**plain, "checkpoint": self.checkpoint, "fingerprint": dict(reasoner.fingerprint)}
+
+
+def held_bytes(prepared: Prepared, shard_examples: int) -> int:
+    """Bytes of the fullest shard before it is encoded: its batches, each as wide as its longest question.
+
+    Parameters
+    ----------
+    prepared
+        Any layout will do.
+    shard_examples
+        Examples of a shard.
+    """
+    layout, n_prompt = prepared.layout, np.array([len(prompt) for prompt in prepared.prompts])
+    fullest = 0
+    for start in range(0, len(n_prompt), shard_examples):
+        lengths = np.sort(n_prompt[start : start + shard_examples])
+        batch = np.arange(len(lengths)) // prepared.spec.batch_size
+        longest = lengths[np.append(np.flatnonzero(np.diff(batch)), -1)][batch]
+        key = longest + layout.n_latent + 1 + prepared.n_answer
+        position = key if layout.capture == "full" else key - longest + 1
+        states = ((layout.n_layer + 1) * position + layout.n_latent) * layout.hidden
+        attention = layout.n_layer * layout.n_head * position * key
+        fullest = max(fullest, int((states + attention).sum()) * np.dtype(layout.dtype).itemsize)
+    return fullest
 
 
 def split_name(text: str, what: str) -> tuple[str, str]:
@@ -129,11 +157,12 @@ def prepare(
     name, checkpoint = split_name(model if "=" in model else f"{model}={model}", "model")
     problems = read_problems(data, spec.limit)
     reasoner = load_reasoner(checkpoint, base=base, device=spec.device, dtype=spec.compute_dtype, lora_alpha=lora_alpha)
+    n_answer = max(spec.max_new_tokens, *(len(reasoner.answer_tokens(answer)) for answer in problems.gold_answer))
     prompts, keep = [], []
     for index, question in enumerate(problems.question):
         prompt = reasoner.encode(question)
         try:
-            reasoner.check_length(len(prompt), spec.max_new_tokens)
+            reasoner.check_length(len(prompt), n_answer)
         except UsageError as error:
             if skip_long:
                 continue
@@ -157,11 +186,7 @@ def prepare(
         n_answer=spec.max_new_tokens,
         capture=spec.capture,
         dtype=spec.dtype,
-        shard_bytes=int(memory * 2**30 / IN_FLIGHT),
     )
-    if layout.example_bytes > layout.shard_bytes:
-        need = layout.example_bytes * IN_FLIGHT / 2**30
-        raise UsageError(f"--memory {memory:g} is too small: one example at a time takes {need:.2g} GiB")
     folder = Path(checkpoint).expanduser()
     known = folder.resolve().name if folder.is_dir() else checkpoint
     prepared = Prepared(
@@ -172,8 +197,16 @@ def prepare(
         layout=layout,
         spec=spec,
         checkpoint=known,
+        memory=int(memory * 2**30),
+        n_answer=n_answer,
         skipped=skipped,
     )
+    sizes = [2**power for power in range(MAX_SHARD_EXAMPLES.bit_length())]
+    fitting = [size for size in sizes if held_bytes(prepared, size) * IN_FLIGHT <= prepared.memory]
+    if not fitting:
+        need = held_bytes(prepared, 1) * IN_FLIGHT / 2**30
+        raise UsageError(f"--memory {memory:g} is too small: one example at a time takes {need:.2g} GiB")
+    prepared = replace(prepared, layout=replace(layout, shard_bytes=fitting[-1] * layout.example_bytes))
     check_against(prepared, lake, rebuild_static=rebuild_static)
     return prepared
 
@@ -213,9 +246,9 @@ def think(prepared: Prepared, batch: Sequence[int]) -> Thinking:
 
 
 def place(
-    thinking: Thinking, prepared: Prepared, slots: np.ndarray, batch: Sequence[int], buffers: dict[str, np.ndarray]
+    thinking: Thinking, prepared: Prepared, slots: np.ndarray, batch: Sequence[int], buffers: dict[str, Any]
 ) -> None:
-    """Put a batch into the buffers of a shard, aligned at ``bot``.
+    """Put a batch into the arrays of a shard, aligned at ``bot``. Activations stay where they are.
 
     Parameters
     ----------
@@ -224,23 +257,21 @@ def place(
     prepared
         Its run.
     slots : (example,)
-        Where the examples stand in the buffers.
+        Where the examples stand in the arrays.
     batch
         Their numbers.
     buffers
-        Arrays of the shard by variable.
+        By variable, from :meth:`store.RunLayout.empty`.
     """
     if thinking.hidden_state is None or thinking.attention is None:
         raise LakeError(f"nothing was captured of {prepared.run}; think with a capture")
     first_key = prepared.layout.n_question - thinking.n_before
-    keys = slice(first_key, first_key + thinking.attention.shape[-1])
     first = first_key if prepared.layout.capture == "full" else 0
-    positions = slice(first, first + thinking.hidden_state.shape[2])
-    buffers["hidden_state"][slots, :, positions] = thinking.hidden_state
-    buffers["final_state"][slots, positions] = thinking.final_state
-    buffers["latent_embedding"][slots] = thinking.latent_embedding
-    buffers["attention"][slots, :, :, positions, keys] = thinking.attention
-    buffers["token"][slots, positions] = thinking.token
+    buffers["hidden_state"].add(slots, (0, first, 0), thinking.hidden_state)
+    buffers["final_state"].add(slots, (first, 0), thinking.final_state)
+    buffers["latent_embedding"].add(slots, (0, 0), thinking.latent_embedding)
+    buffers["attention"].add(slots, (0, 0, first, first_key), thinking.attention)
+    buffers["token"][slots, first : first + thinking.token.shape[1]] = thinking.token
     buffers["answer_logprob"][slots] = thinking.answer_logprob
     for slot, index, text in zip(slots, batch, thinking.generated_text, strict=True):
         answer = extract_answer(text)

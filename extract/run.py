@@ -89,9 +89,9 @@ def extract(
 ) -> Extracted:
     """Run the model over the data and write what is not yet in the lake.
 
-    While the model thinks through a batch, the one before it is laid into its shard's buffers, and the shard before is
-    compressed and written: two shards of buffers are in memory at a time, whatever the number of examples. On a CPU
-    compressing takes turns with thinking.
+    Batches stay as the model left them until their shard is whole. Then it is compressed and written while the model
+    thinks through the next: two shards are in memory at a time, whatever the number of examples. On a CPU compressing
+    takes turns with thinking.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ def extract(
             done.bytes_written += writer.write_encoded(shard, encode())
             done.shards_written.append(shard)
 
-    with Line("lake-write") as writing, Line("lake-place") as placing:
+    with Line("lake-write") as writing:
         for shard in wanted:
             with ExitStack() as claim:
                 if not claim.enter_context(writer.claim(shard)):
@@ -174,10 +174,9 @@ def extract(
                 buffers = writer.buffers(shard)
                 for batch in batches(prepared, shard):
                     slots = np.array(batch) - layout.shard_slice(shard).start
-                    placing.start(place, think(prepared, batch), prepared, slots, batch, buffers)
+                    place(think(prepared, batch), prepared, slots, batch, buffers)
                     writing.check()
                     report(len(batch))
-                placing.wait()
                 writing.wait()
                 encode = partial(writer.encode, shard, buffers)
                 if prepared.reasoner.device.type == "cpu":

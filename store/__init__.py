@@ -1,7 +1,7 @@
 """The lake: layout, writing, committing, reading, verifying. The only package that touches Zarr."""
 
 from store.info import describe, describe_run, find
-from store.layout import RunLayout
+from store.layout import MAX_SHARD_EXAMPLES, RunLayout
 from store.location import local_path
 from store.read import Lake, Result, open_lake
 from store.size import encoded_sizes, model_size, run_files_size
@@ -9,6 +9,7 @@ from store.verify import Damage, Verification, verify
 from store.write import Encoded, RunWriter, check_model, check_run, create_run, write_model
 
 __all__ = [
+    "MAX_SHARD_EXAMPLES",
     "Damage",
     "Encoded",
     "Lake",

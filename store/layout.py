@@ -9,6 +9,7 @@ import numpy as np
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from schemas import RUN_VARIABLES, latent_labels, position_labels
+from store.blocks import BlockArray
 
 # These numbers are part of the format: a lake's shapes follow from them, so another value needs another format version.
 BLOCK = 32
@@ -187,18 +188,16 @@ class RunLayout:
             )
         return layouts
 
-    def empty(self, n_example: int) -> dict[str, np.ndarray]:
-        """Arrays of some examples, filled with what stands for absent entries; untouched zeros take no memory."""
-        buffers: dict[str, np.ndarray] = {}
+    def empty(self, n_example: int) -> dict[str, Any]:
+        """Arrays of some examples that hold nothing yet: of blocks for activations, else of what stands for nothing."""
+        found: dict[str, Any] = {}
         for name, array in self.arrays().items():
             shape = (n_example, *array.shape[1:])
-            if array.dtype == "string":
-                buffers[name] = np.full(shape, "", dtype=object)
-            elif array.fill == 0:
-                buffers[name] = np.zeros(shape, dtype=array.dtype)
+            if array.shards is not None:
+                found[name] = BlockArray(shape, array.dtype, array.fill)
             else:
-                buffers[name] = np.full(shape, array.fill, dtype=array.dtype)
-        return buffers
+                found[name] = np.full(shape, array.fill, dtype=object if array.dtype == "string" else array.dtype)
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Fields as plain JSON values."""

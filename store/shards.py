@@ -24,6 +24,7 @@ from xarray.core import indexing
 from zarr.codecs import BloscCodec, ZstdCodec
 
 from schemas import CorruptLakeError
+from store.blocks import BlockArray
 from store.layout import ArrayLayout
 
 DECOMPRESS = {BloscCodec: blosc.decompress, ZstdCodec: zstd.decompress}
@@ -73,7 +74,7 @@ def encoders() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="lake-encode")
 
 
-def encode_shard(layout: ArrayLayout, values: np.ndarray, pool: ThreadPoolExecutor) -> ShardFile:
+def encode_shard(layout: ArrayLayout, values: BlockArray, pool: ThreadPoolExecutor, shard: int = 0) -> ShardFile:
     """One shard's file: chunks with their checksums in order of the axes, those that are all fill left out; the index.
 
     Parameters
@@ -81,10 +82,12 @@ def encode_shard(layout: ArrayLayout, values: np.ndarray, pool: ThreadPoolExecut
     layout
         Of the array.
     values
-        Of the shard's examples; what is missing of its last chunks is fill.
+        Of the shard's examples, or of more.
     pool
         Of :func:`encoders`. Not the main thread: there Blosc brings threads of its own, and the order of its blocks is
         theirs.
+    shard
+        Which shard of the values.
 
     Returns
     -------
@@ -93,7 +96,8 @@ def encode_shard(layout: ArrayLayout, values: np.ndarray, pool: ThreadPoolExecut
     index = np.full((*layout.grid, 2), ABSENT, dtype="<u8")
     file = ShardFile()
     parts = list(np.ndindex(*layout.grid[:2]))
-    for part, chunks in zip(parts, pool.map(lambda part: _encode(layout, values, part), parts), strict=True):
+    first = shard * layout.grid[0]
+    for part, chunks in zip(parts, pool.map(lambda part: _encode(layout, values, part, first), parts), strict=True):
         for rest, content in chunks:
             index[part + rest] = file.size, len(content) + CHECKSUM_BYTES
             file.append(content)
@@ -102,18 +106,16 @@ def encode_shard(layout: ArrayLayout, values: np.ndarray, pool: ThreadPoolExecut
     return file
 
 
-def _encode(layout: ArrayLayout, values: np.ndarray, part: tuple[int, ...]) -> list[tuple[tuple[int, ...], bytes]]:
-    """Chunks at a place along the first axes, by their place along the others."""
+def _encode(
+    layout: ArrayLayout, values: BlockArray, part: tuple[int, ...], first: int
+) -> list[tuple[tuple[int, ...], bytes]]:
+    """Chunks at a place along the first axes, by their place along the others; ``first`` is that of the shard."""
     compressor, found = _compressor(layout.codecs[0]), []
-    room = np.empty(layout.chunks, dtype=layout.dtype)
     for rest in np.ndindex(*layout.grid[len(part) :]):
-        begin = [number * size for number, size in zip(part + rest, layout.chunks, strict=True)]
-        there = values[tuple(slice(at, at + size) for at, size in zip(begin, layout.chunks, strict=True))]
-        if there.shape != room.shape:
-            room[...] = layout.fill
-        room[tuple(slice(size) for size in there.shape)] = there
-        if not _is_fill(room, layout.fill):
-            found.append((rest, compressor.encode(room)))
+        place = (first + part[0], *part[1:], *rest)
+        chunk = values.read([number * size for number, size in zip(place, layout.chunks, strict=True)], layout.chunks)
+        if chunk is not None and not _is_fill(chunk, layout.fill):
+            found.append((rest, compressor.encode(chunk)))
     return found
 
 

@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from store.blocks import BlockArray
 from store.files import assemble
 from store.layout import COLUMN_CHUNK, ArrayLayout, RunLayout
 from store.shards import encode_shard, encoders
 from store.write import model_arrays, run_arrays
 
 
-def encoded_sizes(layout: RunLayout, values: Mapping[str, np.ndarray]) -> dict[str, int]:
+def encoded_sizes(layout: RunLayout, values: Mapping[str, np.ndarray | BlockArray]) -> dict[str, int]:
     """Bytes of examples as they would be written, by variable, without the shards' indexes.
 
     Parameters
@@ -19,17 +20,17 @@ def encoded_sizes(layout: RunLayout, values: Mapping[str, np.ndarray]) -> dict[s
     layout
         Axes of a run of just these examples.
     values
-        One array per sharded variable.
+        One array per sharded variable, as :meth:`RunLayout.empty` makes them.
     """
     sizes = {}
     with encoders() as pool:
         for name, array in layout.arrays().items():
-            if array.shards is not None:
-                parts = (values[name][layout.shard_slice(shard)] for shard in range(layout.n_shard))
-                files = [encode_shard(array, part, pool).size for part in parts]
+            each = values[name]
+            if isinstance(each, BlockArray):
+                files = [encode_shard(array, each, pool, shard).size for shard in range(layout.n_shard)]
                 sizes[name] = sum(size - array.index_bytes for size in files if size)
             else:
-                sizes[name] = _column_size(array, values[name])
+                sizes[name] = _column_size(array, each)
     return sizes
 
 

@@ -25,6 +25,7 @@ from schemas import (
     position_offset,
     segment_of,
 )
+from store.blocks import BlockArray
 from store.claim import ShardClaim
 from store.files import (
     LEFTOVER,
@@ -240,12 +241,12 @@ class RunWriter:
         """Context manager that holds a shard for this process; false inside if another process has it."""
         return ShardClaim(None if self.folder is None else self.folder / self.run / "zarr.json", shard)
 
-    def buffers(self, shard: int) -> dict[str, np.ndarray]:
-        """Arrays of a shard's shape filled with what stands for absent entries; untouched zeros take no memory."""
+    def buffers(self, shard: int) -> dict[str, Any]:
+        """Arrays for a shard's values that hold nothing yet; see :meth:`RunLayout.empty`."""
         rows = self.layout.shard_slice(shard)
         return self.layout.empty(rows.stop - rows.start)
 
-    def encode(self, shard: int, values: Mapping[str, np.ndarray]) -> Encoded:
+    def encode(self, shard: int, values: Mapping[str, np.ndarray | BlockArray]) -> Encoded:
         """Compress what one shard is to hold, on all cores.
 
         Parameters
@@ -273,12 +274,13 @@ class RunWriter:
                 if name not in values or values[name].shape != expected:
                     shape = values[name].shape if name in values else "nothing"
                     raise SchemaError(f"shard {shard} of {self.run}: {name} has shape {shape}; expected {expected}")
-                if array.shards is not None:
-                    found[name] = encode_shard(array, values[name], pool)
-                elif array.dtype == "string":
-                    found[name] = values[name].astype(np.dtypes.StringDType())
+                each = values[name]
+                if array.shards is not None and not isinstance(each, BlockArray):
+                    each = BlockArray.of(each, array.dtype, array.fill)
+                if isinstance(each, BlockArray):
+                    found[name] = encode_shard(array, each, pool)
                 else:
-                    found[name] = values[name]
+                    found[name] = each.astype(np.dtypes.StringDType()) if array.dtype == "string" else each
         return found
 
     def write_encoded(self, shard: int, encoded: Encoded) -> int:
@@ -323,7 +325,7 @@ class RunWriter:
         self._flush()
         return int(sizes.clip(min=0).sum())
 
-    def write_shard(self, shard: int, values: Mapping[str, np.ndarray]) -> int:
+    def write_shard(self, shard: int, values: Mapping[str, np.ndarray | BlockArray]) -> int:
         """Encode and write one shard: :meth:`encode`, then :meth:`write_encoded`."""
         return self.write_encoded(shard, self.encode(shard, values))
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from codi_models import ORACLE
 
-from extract.prepare import Prepared
+from extract.prepare import IN_FLIGHT, Prepared, held_bytes
 from extract.run import prepare
 from schemas import RunSpec
 
@@ -58,7 +58,7 @@ def prepared_run(
     if shard_examples is None:
         return prepare(f"{name}={folder}", str(data), lake, settings, base=base)
     ready = prepare(f"{name}={folder}", str(data), data.parent / "none.lake", settings, base=base)
-    gib = (shard_examples + 0.5) * ready.layout.example_bytes * 4 / 2**30
+    gib = held_bytes(ready, shard_examples) * IN_FLIGHT / 2**30
     ready = prepare(f"{name}={folder}", str(data), lake, settings, base=base, memory=gib, rebuild_static=rebuild_static)
     assert ready.layout.shard_examples == shard_examples
     return ready
