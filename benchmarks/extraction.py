@@ -25,7 +25,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
-from extract.prepare import IN_FLIGHT, batches, held_bytes, think
+from extract.prepare import batches, think
 from extract.run import extract, prepare
 from schemas import RunSpec
 
@@ -250,9 +250,7 @@ def child(folder: Path, n: int) -> None:
     data = write_questions(folder / f"tiny-{n}.jsonl", n)
     checkpoint, base = str(folder / "codi-tiny"), str(folder / "base-tiny")
     spec = RunSpec(capture="full", batch_size=32, max_new_tokens=3)
-    ready = prepare(f"m={checkpoint}", str(data), folder / f"tiny-{n}.lake", spec, base=base)
-    gib = held_bytes(ready, 64) * IN_FLIGHT / 2**30
-    ready = prepare(f"m={checkpoint}", str(data), folder / f"tiny-{n}.lake", spec, base=base, memory=gib)
+    ready = prepare(f"m={checkpoint}", str(data), folder / f"tiny-{n}.lake", spec, base=base, shard_examples=64)
     seconds = timed(lambda: extract(ready, folder / f"tiny-{n}.lake"))[1]
     # Not getrusage: its maximum is inherited from the process that started this one.
     status = Path("/proc/self/status").read_text()

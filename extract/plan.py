@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from extract.prepare import Prepared, batches, held_bytes, place, think
+from extract.prepare import IN_FLIGHT, Prepared, batches, held_bytes, place, think
 from schemas import LakeError, UsageError
 from store import encoded_sizes, local_path, model_size, open_lake, run_files_size
 
@@ -93,6 +93,7 @@ def plan(prepared: Prepared, lake: str | os.PathLike[str]) -> Plan:
     Plan
     """
     layout, spec = prepared.layout, prepared.spec
+    resident = psutil.Process().memory_info().rss
     n_prompt = np.array([len(prompt) for prompt in prepared.prompts])
     chosen = _calibration_batches(prepared)
     examples = np.concatenate(chosen)
@@ -139,8 +140,6 @@ def plan(prepared: Prepared, lake: str | os.PathLike[str]) -> Plan:
     model_seconds = _model_seconds(prepared, chosen, seconds, done)
     write_seconds = encode_seconds * to_write / sum(encoded.values())
     shared = not spec.device.startswith("cuda")  # on a CPU model and compression share the cores
-    shard_bytes = held_bytes(prepared, layout.shard_examples)
-    batch_bytes = held_bytes(prepared, min(spec.batch_size, layout.shard_examples))
     return Plan(
         run=prepared.run,
         n_example=layout.n_example,
@@ -153,7 +152,7 @@ def plan(prepared: Prepared, lake: str | os.PathLike[str]) -> Plan:
         raw_bytes=sum(variable.raw_bytes for variable in variables),
         expected_bytes=static_bytes + sum(variable.expected_bytes for variable in variables),
         remaining_bytes=static_left + remaining,
-        memory_bytes=psutil.Process().memory_info().rss + 3 * shard_bytes + batch_bytes,
+        memory_bytes=resident + IN_FLIGHT * held_bytes(prepared, layout.shard_examples),
         memory_budget=prepared.memory,
         model_seconds=model_seconds,
         write_seconds=write_seconds,
@@ -240,7 +239,7 @@ def _calibration_batches(prepared: Prepared) -> list[list[int]]:
     """Real batches, of questions of many lengths: two or as many as make ``MIN_CALIBRATION`` examples."""
     every = [batch for shard in range(prepared.layout.n_shard) for batch in batches(prepared, shard)]
     every.sort(key=lambda batch: len(prepared.prompts[batch[-1]]))
-    wanted = max(2, -(-MIN_CALIBRATION // prepared.spec.batch_size))
+    wanted = max(2, round(MIN_CALIBRATION * len(every) / prepared.layout.n_example))
     places = (np.arange(wanted) + 0.5) / wanted * len(every)
     return [every[place] for place in sorted(set(places.astype(int).tolist()))]
 

@@ -13,10 +13,12 @@ from extract.data import Problems, read_problems
 from extract.load import load_reasoner
 from extract.reasoner import Reasoner, Thinking
 from schemas import LakeError, RunSpec, UsageError, answers_match, extract_answer
-from store import MAX_SHARD_EXAMPLES, RunLayout, check_model, check_run
+from store import MAX_SHARD_EXAMPLES, RunLayout, check_model, check_run, taken_up
 
-IN_FLIGHT = 4
-"""Shards' worth of memory that a run may take: one being filled, one being written, its encoded bytes, a batch."""
+IN_FLIGHT = 3
+"""Shards' worth of memory that a run may take: one being filled, one being encoded, and its encoded bytes."""
+BATCHES = 4
+"""A shard's worth of memory is at least as many batches: few would be of questions of any length."""
 MEMORY = 4.0
 """Default bound of the activations in memory, in GiB."""
 
@@ -76,6 +78,34 @@ class Prepared:
         return {**plain, "checkpoint": self.checkpoint, "fingerprint": dict(reasoner.fingerprint)}
 
 
+def batches(prepared: Prepared, shard: int) -> Iterator[list[int]]:
+    """Examples of a shard, in batches of questions of like length."""
+    rows = prepared.layout.shard_slice(shard)
+    return _batches(prepared, range(rows.start, rows.stop))
+
+
+def _batches(prepared: Prepared, examples: range) -> Iterator[list[int]]:
+    """As many at a time as the spec says, fewer where they are so long that a shard would be but a few batches."""
+    most, batch = prepared.memory // IN_FLIGHT // BATCHES, list[int]()
+    for index in sorted(examples, key=lambda index: (len(prepared.prompts[index]), index)):
+        n_row = len(batch) + 1
+        if batch and (n_row > prepared.spec.batch_size or n_row * _row_bytes(prepared, index) > most):
+            yield batch
+            batch = []
+        batch.append(index)
+    yield batch
+
+
+def _row_bytes(prepared: Prepared, longest: int) -> int:
+    """Bytes of one row of a batch; ``longest`` is the example of the longest question."""
+    layout, n_prompt = prepared.layout, len(prepared.prompts[longest])
+    key = n_prompt + layout.n_latent + 1 + prepared.n_answer
+    position = key if layout.capture == "full" else key - n_prompt + 1
+    states = ((layout.n_layer + 1) * position + layout.n_latent) * layout.hidden
+    attention = layout.n_layer * layout.n_head * position * key
+    return (states + attention) * np.dtype(layout.dtype).itemsize
+
+
 def held_bytes(prepared: Prepared, shard_examples: int) -> int:
     """Bytes of the fullest shard before it is encoded: its batches, each as wide as its longest question.
 
@@ -86,18 +116,11 @@ def held_bytes(prepared: Prepared, shard_examples: int) -> int:
     shard_examples
         Examples of a shard.
     """
-    layout, n_prompt = prepared.layout, np.array([len(prompt) for prompt in prepared.prompts])
-    fullest = 0
-    for start in range(0, len(n_prompt), shard_examples):
-        lengths = np.sort(n_prompt[start : start + shard_examples])
-        batch = np.arange(len(lengths)) // prepared.spec.batch_size
-        longest = lengths[np.append(np.flatnonzero(np.diff(batch)), -1)][batch]
-        key = longest + layout.n_latent + 1 + prepared.n_answer
-        position = key if layout.capture == "full" else key - longest + 1
-        states = ((layout.n_layer + 1) * position + layout.n_latent) * layout.hidden
-        attention = layout.n_layer * layout.n_head * position * key
-        fullest = max(fullest, int((states + attention).sum()) * np.dtype(layout.dtype).itemsize)
-    return fullest
+    every = range(len(prepared.prompts))
+    shards = (every[start : start + shard_examples] for start in every[::shard_examples])
+    return max(
+        sum(len(batch) * _row_bytes(prepared, batch[-1]) for batch in _batches(prepared, shard)) for shard in shards
+    )
 
 
 def split_name(text: str, what: str) -> tuple[str, str]:
@@ -124,6 +147,7 @@ def prepare(
     lora_alpha: float = 32.0,
     skip_long: bool = False,
     memory: float = MEMORY,
+    shard_examples: int | None = None,
     rebuild_static: bool = False,
 ) -> Prepared:
     """Load a model, read and encode the data, and check all of it against an existing lake; nothing is written.
@@ -145,7 +169,10 @@ def prepare(
     skip_long
         Leave out questions that do not fit into the model's context, instead of refusing the data.
     memory
-        Bound of the activations in memory, in GiB; it decides how many examples make a shard.
+        Bound of the activations in memory, in GiB; it decides how many examples make a shard, unless the run is there
+        already, and how many long questions a batch.
+    shard_examples
+        Examples of a shard, a power of two, instead of as many as the memory holds.
     rebuild_static
         Overlook damage of the lake's documents, as it is to be mended.
 
@@ -201,12 +228,19 @@ def prepare(
         n_answer=n_answer,
         skipped=skipped,
     )
-    sizes = [2**power for power in range(MAX_SHARD_EXAMPLES.bit_length())]
-    fitting = [size for size in sizes if held_bytes(prepared, size) * IN_FLIGHT <= prepared.memory]
-    if not fitting:
-        need = held_bytes(prepared, 1) * IN_FLIGHT / 2**30
-        raise UsageError(f"--memory {memory:g} is too small: one example at a time takes {need:.2g} GiB")
-    prepared = replace(prepared, layout=replace(layout, shard_bytes=fitting[-1] * layout.example_bytes))
+    if shard_examples is None:
+        sizes = [2**power for power in range(MAX_SHARD_EXAMPLES.bit_length())]
+        shard_examples = max(
+            (size for size in sizes if held_bytes(prepared, size) <= prepared.memory / IN_FLIGHT), default=1
+        )
+    layout = taken_up(lake, prepared.run, replace(layout, shard_bytes=shard_examples * layout.example_bytes))
+    prepared = replace(prepared, layout=layout)
+    held = held_bytes(prepared, layout.shard_examples)
+    if held > prepared.memory / IN_FLIGHT:
+        raise UsageError(
+            f"--memory {memory:g} is too small: shards of {layout.shard_examples} of these examples take"
+            f" {held * IN_FLIGHT / 2**30:.2g} GiB"
+        )
     check_against(prepared, lake, rebuild_static=rebuild_static)
     return prepared
 
@@ -224,14 +258,6 @@ def check_against(prepared: Prepared, lake: str | os.PathLike[str], *, rebuild_s
     check_run(lake, prepared.run, prepared.layout, prepared.identity, rebuild=rebuild_static)
     if not rebuild_static:
         check_model(lake, prepared.model, prepared.model_attributes)
-
-
-def batches(prepared: Prepared, shard: int) -> Iterator[list[int]]:
-    """Examples of a shard, in batches of questions of like length."""
-    rows = prepared.layout.shard_slice(shard)
-    order = sorted(range(rows.start, rows.stop), key=lambda index: (len(prepared.prompts[index]), index))
-    size = prepared.spec.batch_size
-    yield from (order[start : start + size] for start in range(0, len(order), size))
 
 
 def think(prepared: Prepared, batch: Sequence[int]) -> Thinking:

@@ -6,7 +6,7 @@ from store.location import local_path
 from store.read import Lake, Result, open_lake
 from store.size import encoded_sizes, model_size, run_files_size
 from store.verify import Damage, Verification, verify
-from store.write import Encoded, RunWriter, check_model, check_run, create_run, write_model
+from store.write import Encoded, RunWriter, check_model, check_run, create_run, taken_up, write_model
 
 __all__ = [
     "MAX_SHARD_EXAMPLES",
@@ -28,6 +28,7 @@ __all__ = [
     "model_size",
     "open_lake",
     "run_files_size",
+    "taken_up",
     "verify",
     "write_model",
 ]

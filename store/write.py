@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -455,6 +456,15 @@ def check_run(
             f"{location} already holds {run!r}, made otherwise: {'; '.join(lines)}."
             " Use the same settings to go on with it, or another name"
         )
+
+
+def taken_up(location: str | os.PathLike[str], run: str, layout: RunLayout) -> RunLayout:
+    """A layout, in shards of the size that the run has where it is in the lake already."""
+    folder = local_path(location)
+    if folder is not None and not folder.is_dir():
+        return layout
+    found = unseal(read_bytes(open_store(location), f"{run}/zarr.json") or b"") or {}
+    return replace(layout, shard_bytes=found["layout"]["shard_bytes"]) if "layout" in found else layout
 
 
 def _identity(layout: RunLayout, identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from codi_models import ORACLE
 
-from extract.prepare import IN_FLIGHT, Prepared, held_bytes
+from extract.prepare import Prepared
 from extract.run import prepare
 from schemas import RunSpec
 
@@ -52,16 +52,13 @@ def prepared_run(
     rebuild_static: bool = False,
     **spec: Any,
 ) -> Prepared:
-    """A run of a small random model, ready for ``extract``; ``shard_examples`` sets the memory that gives as many."""
+    """A run of a small random model, ready for ``extract``."""
     folder, base = checkpoint(architecture)
     settings = RunSpec(**{"max_new_tokens": 3, "batch_size": 4, **spec})
-    if shard_examples is None:
-        return prepare(f"{name}={folder}", str(data), lake, settings, base=base)
-    ready = prepare(f"{name}={folder}", str(data), data.parent / "none.lake", settings, base=base)
-    gib = held_bytes(ready, shard_examples) * IN_FLIGHT / 2**30
-    ready = prepare(f"{name}={folder}", str(data), lake, settings, base=base, memory=gib, rebuild_static=rebuild_static)
-    assert ready.layout.shard_examples == shard_examples
-    return ready
+    return prepare(
+        f"{name}={folder}", str(data), lake, settings, base=base, shard_examples=shard_examples,
+        rebuild_static=rebuild_static,
+    )  # fmt: skip
 
 
 def tree(folder: Path) -> dict[str, str]:

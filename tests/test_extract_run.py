@@ -16,8 +16,9 @@ import xarray as xr
 from small_runs import checkpoint, prepared_run, tree, write_questions
 
 import lake as command_line
-from extract.run import extract, rank_from_environment
-from schemas import LakeError, SpecMismatchError, UsageError
+from extract.prepare import IN_FLIGHT, batches, held_bytes
+from extract.run import extract, prepare, rank_from_environment
+from schemas import LakeError, RunSpec, SpecMismatchError, UsageError
 from store import open_lake
 
 HERE = Path(__file__).parent
@@ -34,6 +35,11 @@ def arguments(lake: Path, data: Path, **changes: str) -> list[str]:
     options = {"--model": f"toy={folder}", "--base": base, "--data": str(data), "--lake": str(lake)}
     options |= {"--max-new-tokens": "3", "--batch-size": "4", **changes}
     return ["extract", *(word for pair in options.items() for word in pair)]
+
+
+def memory_for(data: Path, shard_examples: int, **spec: str) -> str:
+    """GiB that hold shards of so many examples."""
+    return str(held_bytes(prepared_run("none.lake", data, **spec), shard_examples) * IN_FLIGHT / 2**30)
 
 
 def run_main(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -56,8 +62,7 @@ def test_killed_anywhere_and_taken_up_again_gives_the_same_bytes(tmp_path: Path,
 
 
 def test_the_command_killed_and_given_again(tmp_path: Path, data: Path) -> None:
-    memory = str(prepared_run(tmp_path / "none.lake", data, shard_examples=2).memory / 2**30)
-    words = arguments(tmp_path / "cut.lake", data, **{"--memory": memory})
+    words = arguments(tmp_path / "cut.lake", data, **{"--memory": memory_for(data, 2)})
     first = subprocess.Popen([sys.executable, "-m", "lake", *words], stdout=subprocess.DEVNULL, env=ENVIRONMENT)
     flags = tmp_path / "cut.lake" / "toy" / "toy" / "committed" / "c"
     while first.poll() is None and not flags.exists():
@@ -70,20 +75,48 @@ def test_the_command_killed_and_given_again(tmp_path: Path, data: Path) -> None:
     )
     assert "kept" in done.stdout
     assert done.stderr == ""
-    extract(prepared_run(tmp_path / "whole.lake", data, shard_examples=2), tmp_path / "whole.lake")
-    cut, whole = tree(tmp_path / "cut.lake"), tree(tmp_path / "whole.lake")
-    # The run's document has the number of threads, which is another here; all else is the same, byte for byte.
-    assert {key for key in {*cut, *whole} if cut.get(key) != whole.get(key)} <= {"toy/toy/zarr.json"}
+    words[words.index("--lake") + 1] = str(tmp_path / "whole.lake")
+    subprocess.run([sys.executable, "-m", "lake", *words], stdout=subprocess.DEVNULL, env=ENVIRONMENT, check=True)
+    assert tree(tmp_path / "cut.lake") == tree(tmp_path / "whole.lake")
+
+
+def test_a_run_goes_on_with_other_memory_in_shards_of_its_own_size(tmp_path: Path, data: Path) -> None:
+    place = tmp_path / "toy.lake"
+    extract(prepared_run(place, data, shard_examples=2), place, part=(0, 2))
+    folder, base = checkpoint("gpt2")
+    settings = RunSpec(max_new_tokens=3, batch_size=4)
+    with pytest.raises(UsageError, match="shards of 2 of these examples take"):
+        prepare(f"toy={folder}", str(data), place, settings, base=base, memory=float(memory_for(data, 2)) / 2)
+    prepared = prepare(f"toy={folder}", str(data), place, settings, base=base)
+    assert prepared.layout.shard_examples == 2
+    done = extract(prepared, place)
+    assert (done.shards_kept, len(done.shards_written)) == (3, 3)
+
+
+def test_long_questions_make_small_batches_and_all_of_a_shard_is_in_one(tmp_path: Path) -> None:
+    data = write_questions(tmp_path / "toy.jsonl", 48)
+    folder, base = checkpoint("gpt2")
+    settings, gib = (
+        RunSpec(max_new_tokens=3, batch_size=12, capture="full"),
+        float(memory_for(data, 16, capture="full")),
+    )
+    prepared = prepare(f"toy={folder}", str(data), tmp_path / "x.lake", settings, base=base, memory=gib)
+    assert held_bytes(prepared, prepared.layout.shard_examples) * IN_FLIGHT <= gib * 2**30
+    for shard in range(prepared.layout.n_shard):
+        found, rows = list(batches(prepared, shard)), prepared.layout.shard_slice(shard)
+        assert sorted(sum(found, [])) == list(range(rows.start, rows.stop))
+        longest = [[len(prepared.prompts[index]) for index in batch] for batch in found]
+        assert sum(longest, []) == sorted(sum(longest, []))
+        assert len(found[0]) > len(found[-1])  # the last are the longest
 
 
 def test_four_writers_and_a_reader(tmp_path: Path) -> None:
     place = tmp_path / "many.lake"
     data = write_questions(tmp_path / "toy.jsonl", 48)  # long enough for the reader to come in between
-    prepared = prepared_run(place, data, shard_examples=1)
     reference = tmp_path / "one.lake"
     extract(prepared_run(reference, data, shard_examples=1), reference)
     expected = open_lake(reference)["toy/toy"]
-    memory = str(prepared.memory / 2**30)
+    memory = memory_for(data, 1)
     writers = [
         subprocess.Popen(
             [sys.executable, "-m", "lake", *arguments(place, data, **{"--memory": memory})],

@@ -73,5 +73,5 @@ def test_the_command_says_what_it_will_take(tmp_path: Path, capsys: pytest.Captu
 def test_memory_too_small_for_one_example(tmp_path: Path) -> None:
     data = write_questions(tmp_path / "toy.jsonl", 2)
     folder, base = checkpoint("gpt2")
-    with pytest.raises(UsageError, match="one example at a time takes"):
+    with pytest.raises(UsageError, match="shards of 1 of these examples take"):
         prepare(f"toy={folder}", str(data), tmp_path / "x.lake", RunSpec(), base=base, memory=1e-5)
