@@ -96,7 +96,10 @@ ComputeDtype = Annotated[str, typer.Option(help="Type in which the model runs: f
 BatchSize = Annotated[int, typer.Option(help="Questions thought through together.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer in tokens.")]
 Alpha = Annotated[float, typer.Option(help="Scale of the checkpoint's low-rank adapters.")]
-Memory = Annotated[float, typer.Option(help="Bound of the activations in memory, in GiB; decides the size of shards.")]
+Memory = Annotated[
+    float,
+    typer.Option(help="GiB of activations in memory; decides the size of shards, and of batches of long questions."),
+]
 SkipLong = Annotated[bool, typer.Option("--skip-long", help="Leave out questions that exceed the model's context.")]
 
 
@@ -255,7 +258,8 @@ def plan_command(
         print_json({**asdict(planned), "fits": planned.fits})
     else:
         print_table(
-            f"{planned.run}: {planned.n_example} examples in {planned.n_shard} shards of {planned.shard_examples}",
+            f"{planned.run}: {planned.n_example} examples in {planned.n_shard} shards of {planned.shard_examples},"
+            f" batches of {planned.batch_examples:.0f}",
             ["variable", "shape", "chunk", "shard", "files", "raw", "expected"],
             [
                 [

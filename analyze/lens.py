@@ -4,9 +4,7 @@ A state of ``hidden_state`` is taken before the final norm, so the lens applies 
 last layer this is the model's own read-out. The tuned lens has one affine map per layer, fitted on the lake, instead.
 """
 
-import re
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,58 +12,14 @@ import pandas as pd
 import xarray as xr
 
 from analyze.labels import inherited, labels_along, numbered, require_dims, take, thought_labels
+from analyze.readout import ReadOut, check_model
 from analyze.statistics import adjust, cochran_q, mcnemar_exact, wilson_interval
-from schemas import MODEL_VARIABLES, SchemaError, UsageError, is_number_token, segment_of
+from schemas import SchemaError, UsageError, segment_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Progress = Callable[[int, int], None]
 
-VOCABULARY_BLOCK = 8192
-"""Tokens whose logits are held at once."""
 ROW_BLOCK = 2048
 """States whose logits are held at once."""
-PENALTIES = (1e-6, 1e-4, 1e-2, 1.0)
-"""Ridge penalties tried, as shares of the mean square of a component of the state."""
-SPLITS = ("train", "validation", "test")
-SPLIT_SHARES = (0.7, 0.15, 0.15)
-
-_INTEGER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?")
-
-
-def logits(state: xr.DataArray, model: xr.Dataset, *, normed: bool = False) -> xr.DataArray:
-    """Logits over the whole vocabulary that states would give.
-
-    Parameters
-    ----------
-    state : (..., hidden)
-        ``hidden_state`` of some layer, or ``final_state`` with ``normed``. Lazy input stays lazy.
-    model
-        Read-out of the run's model, from ``lake.model``.
-    normed
-        Whether the final norm has been applied.
-
-    Returns
-    -------
-    (..., vocabulary), float32; every logit at once, so select before: :func:`logit_lens` holds a block of them only
-    """
-    _check_model(model, state)
-    readout = _ReadOut(model)
-
-    def kernel(values: Array) -> Array:
-        values = values.astype("float32")
-        values = values if normed else readout.norm(values)
-        return np.asarray(values @ readout.unembedding.T)
-
-    result: xr.DataArray = xr.apply_ufunc(
-        kernel,
-        state.chunk(hidden=-1) if state.chunks is not None else state,
-        input_core_dims=[["hidden"]],
-        output_core_dims=[["vocabulary"]],
-        dask="parallelized",
-        output_dtypes=["float32"],
-        dask_gufunc_kwargs={"output_sizes": {"vocabulary": model.sizes["vocabulary"]}},
-    )
-    return result
 
 
 def logit_lens(
@@ -109,7 +63,7 @@ def logit_lens(
     Holds the logits of 2,048 states over 8,192 tokens at once, beside the unembedding; the work of a state is one
     product with the unembedding.
     """
-    _check_model(model, run["hidden_state"])
+    check_model(model, run["hidden_state"])
     what = "the lens"
     require_dims(run["hidden_state"], ["example", "layer", "position", "hidden"], what)
     if not 1 <= top <= model.sizes["vocabulary"]:
@@ -119,7 +73,7 @@ def logit_lens(
     state = take(run["hidden_state"], "position", positions, what).transpose("example", "layer", "position", "hidden")
     state = numbered(state, ["example", "layer"])
     lazy = state.chunks is not None
-    readout = _ReadOut(model)
+    readout = ReadOut(model)
 
     plain = xr.DataArray(np.empty((state.sizes["example"], 0)), dims=("example", "step"))
     results = run.get("intermediate_result", plain)
@@ -368,260 +322,6 @@ def lens_tokens(lens: xr.Dataset, model: xr.Dataset, n_example: int = 10) -> pd.
     return table.assign(text=strings[table["top_token"].to_numpy()])
 
 
-def fit_tuned_lens(
-    run: xr.Dataset,
-    model: xr.Dataset,
-    *,
-    positions: Sequence[str] | None = None,
-    seed: int = 0,
-    n_read_out: int = 1024,
-    progress: Progress | None = None,
-) -> xr.Dataset:
-    """Fit one affine map per layer from ``hidden_state`` to ``final_state``, by ridge regression.
-
-    Problems, not examples, are split 70/15/15: the map is fitted on the first part, its penalty chosen on the second,
-    and everything reported measured on the third. Reads the run once per layer, a chunk of examples at a time; memory
-    is six hidden x hidden matrices beside that chunk.
-
-    Parameters
-    ----------
-    run
-        Needs ``hidden_state`` and ``final_state`` at ``positions``.
-    model
-        Read-out of the run's model.
-    positions
-        Positions pooled in one map per layer; by default every position from ``bot`` on.
-    n_read_out
-        Held-out states per layer whose logits are compared.
-    progress
-        Called with layers done and their number.
-
-    Returns
-    -------
-    Dataset
-        ``weight`` : (layer, hidden, to) and ``bias`` : (layer, to), so that ``state @ weight + bias`` estimates the
-        final state; ``penalty`` : (layer). Held out, for the tuned lens and (``_plain``) for the final norm alone:
-        ``r2``, ``kl`` (nat, of the lens from the model's own distribution) and ``agreement`` of the best token :
-        (layer). ``n_state`` : (split)
-
-    References
-    ----------
-    Belrose et al., *Eliciting Latent Predictions from Transformers with the Tuned Lens*, 2023, who minimise ``kl``.
-    """
-    _check_model(model, run["hidden_state"])
-    what = "the tuned lens"
-    if positions is None:
-        positions = [x for x in labels_along(run, "position") if segment_of(x) != "question"]
-    state = take(run["hidden_state"], "position", positions, what).transpose("layer", "example", "position", "hidden")
-    final = take(run["final_state"], "position", positions, what).transpose("example", "position", "hidden")
-    state = numbered(state, ["layer"])
-    problem = np.asarray(run.coords.get("problem", numbered(state, ["example"])["example"]).values)
-    split = _split(problem, seed)
-    found = {name: int((split == i).sum()) for i, name in enumerate(SPLITS)}
-    if min(found.values()) < 1:
-        raise UsageError(
-            f"{what} splits problems into {', '.join(SPLITS)}; {len(np.unique(problem))} problems give "
-            f"{', '.join(map(str, found.values()))} examples. Use a run of more problems."
-        )
-    readout = _ReadOut(model)
-    blocks = _example_blocks(state)
-    n_layer = state.sizes["layer"]
-    parts: dict[str, list[Any]] = {name: [] for name in ("weight", "bias", "penalty", *_HELD_OUT)}
-    n_state = np.zeros(len(SPLITS), dtype=int)
-    for layer in range(n_layer):
-        sums = [_Moments(state.sizes["hidden"]) for _ in SPLITS]
-        kept: list[tuple[Array, Array]] = []
-        for block in blocks:
-            x = np.asarray(state.isel(layer=layer, example=block).values, dtype="float32")
-            y = np.asarray(final.isel(example=block).values, dtype="float32")
-            for index in range(len(SPLITS)):
-                chosen = split[block] == index
-                rows_x, rows_y = x[chosen].reshape(-1, x.shape[-1]), y[chosen].reshape(-1, x.shape[-1])
-                there = np.isfinite(rows_x).all(-1) & np.isfinite(rows_y).all(-1)
-                sums[index].add(rows_x[there], rows_y[there])
-                if index == len(SPLITS) - 1 and sum(len(a) for a, _ in kept) < n_read_out:
-                    kept.append((rows_x[there], rows_y[there]))
-        train, validation, _ = sums
-        fits = [(penalty, *train.ridge(penalty)) for penalty in PENALTIES]
-        penalty, weight, bias = min(fits, key=lambda fit: validation.error(fit[1], fit[2]))
-        test_x = np.concatenate([a for a, _ in kept])[:n_read_out]
-        test_y = np.concatenate([b for _, b in kept])[:n_read_out]
-        tuned = (test_x @ weight + bias).astype("float32")
-        plain = readout.norm(test_x)
-        variance = ((test_y - test_y.mean(0)) ** 2).sum()
-        scores = {
-            "r2": 1 - ((test_y - tuned) ** 2).sum() / variance,
-            "r2_plain": 1 - ((test_y - plain) ** 2).sum() / variance,
-        }
-        scores["kl"], scores["agreement"] = readout.compare(test_y, tuned)
-        scores["kl_plain"], scores["agreement_plain"] = readout.compare(test_y, plain)
-        for name, value in {"weight": weight, "bias": bias, "penalty": penalty, **scores}.items():
-            parts[name].append(value)
-        n_state = np.array([moments.n for moments in sums])
-        if progress is not None:
-            progress(layer + 1, n_layer)
-    fitted = xr.Dataset(
-        {
-            "weight": (("layer", "hidden", "to"), np.stack(parts["weight"]).astype("float32")),
-            "bias": (("layer", "to"), np.stack(parts["bias"]).astype("float32")),
-            **{name: ("layer", np.array(parts[name], dtype="float64")) for name in ("penalty", *_HELD_OUT)},
-            "n_state": ("split", n_state),
-        },
-        coords={"layer": state["layer"].values, "split": np.array(SPLITS, dtype=object)},
-        attrs=inherited(run, kind="tuned_lens", positions=" ".join(positions), seed=seed),
-    )
-    for name, (text, units) in _HELD_OUT.items():
-        fitted[name].attrs = {"long_name": text, "units": units}
-    return fitted
-
-
-_HELD_OUT = {
-    "r2": ("share of the final state's variance explained, held out, tuned lens", "1"),
-    "r2_plain": ("share of the final state's variance explained, held out, final norm alone", "1"),
-    "kl": ("divergence from the model's distribution, held out, tuned lens", "nat"),
-    "kl_plain": ("divergence from the model's distribution, held out, final norm alone", "nat"),
-    "agreement": ("share of states with the model's best token, held out, tuned lens", "1"),
-    "agreement_plain": ("share of states with the model's best token, held out, final norm alone", "1"),
-}
-
-
-def final_norm(state: Array, *, kind: str, weight: Array, bias: Array, epsilon: float) -> Array:
-    """Layer norm or RMS norm over the last axis, in float32.
-
-    Parameters
-    ----------
-    state : (..., hidden)
-    kind
-        ``"layer_norm"``: ``(x - mean) / sqrt(var + eps) * weight + bias``; ``"rms_norm"``: ``x / sqrt(mean(x^2) + eps)
-        * weight + bias``, where the bias is 0.
-    """
-    state = state.astype("float32")
-    if kind == "layer_norm":
-        state = state - state.mean(-1, keepdims=True)
-    scale = np.sqrt((state * state).mean(-1, keepdims=True) + np.float32(epsilon))
-    return np.asarray(state / scale * weight + bias)
-
-
-class _ReadOut:
-    """Arrays of a model's read-out, loaded once in each process, when a chunk first needs them."""
-
-    def __init__(self, model: xr.Dataset) -> None:
-        self._model = model[[name for name in MODEL_VARIABLES if name in model]]
-        self._lock = threading.Lock()
-        self._arrays: dict[str, Any] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_model": self._model}
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self._model, self._lock, self._arrays = state["_model"], threading.Lock(), {}
-
-    def __dask_tokenize__(self) -> Any:
-        from dask.base import normalize_token
-
-        return normalize_token(self._model)
-
-    def _get(self, name: str, make: Callable[[], Any]) -> Any:
-        with self._lock:
-            if name not in self._arrays:
-                self._arrays[name] = make()
-            return self._arrays[name]
-
-    @property
-    def unembedding(self) -> Array:  # (vocabulary, hidden)
-        return np.asarray(self._get("unembedding", lambda: self._model["unembedding"].values.astype("float32")))
-
-    @property
-    def strings(self) -> list[str]:
-        return list(self._get("strings", lambda: [str(text) for text in self._model["token_string"].values]))
-
-    @property
-    def tokens(self) -> "_Tokens":
-        strings = self.strings
-        found: _Tokens = self._get("tokens", lambda: _Tokens(strings))
-        return found
-
-    def norm(self, state: Array) -> Array:
-        weight = self._get("weight", lambda: self._model["final_norm_weight"].values.astype("float32"))
-        bias = self._get("bias", lambda: self._model["final_norm_bias"].values.astype("float32"))
-        kind, epsilon = self._model.attrs["final_norm"], self._model.attrs["final_norm_epsilon"]
-        return final_norm(state, kind=kind, weight=weight, bias=bias, epsilon=epsilon)
-
-    def read(self, final: Array, top: int, gold: Array) -> tuple[Array, Array, Array, Array]:
-        """Best tokens, their probabilities, rank and probability of a gold token, over the vocabulary in blocks.
-
-        Parameters
-        ----------
-        final : (state, hidden), float32
-        gold : (state, spelling), token ids, -1: none
-        """
-        unembedding = self.unembedding
-        n, size = len(final), len(unembedding)
-        best = np.full((n, 0), -np.inf, dtype="float32")
-        which = np.full((n, 0), -1, dtype="int64")
-        peak = np.full(n, -np.inf, dtype="float32")
-        total = np.zeros(n)
-        rows = np.arange(n)[:, None]
-        gold_logit = np.where(
-            gold >= 0, np.einsum("nh,nsh->ns", final, unembedding[gold]), -np.inf
-        )  # (state, spelling)
-        better = np.zeros(n, dtype="int64")
-        bar = gold_logit.max(-1)
-        for start in range(0, size, VOCABULARY_BLOCK):
-            block = final @ unembedding[start : start + VOCABULARY_BLOCK].T  # (state, token)
-            highest = np.maximum(peak, block.max(-1))
-            total = total * np.exp(peak - highest) + np.exp(block - highest[:, None]).sum(-1, dtype="float64")
-            peak = highest
-            kept = min(top, block.shape[1])
-            index = np.argpartition(block, block.shape[1] - kept, axis=-1)[:, -kept:]
-            best = np.concatenate([best, block[rows, index]], axis=-1)
-            which = np.concatenate([which, index + start], axis=-1)
-            order = np.lexsort((which, -best), axis=-1)[:, :top]  # equals by id
-            best, which = best[rows, order], which[rows, order]
-            above = block > bar[:, None]
-            for spelling in range(gold.shape[1]):  # a gold token does not outrank itself by rounding
-                inside = (gold[:, spelling] >= start) & (gold[:, spelling] < start + block.shape[1])
-                above[np.flatnonzero(inside), gold[inside, spelling] - start] = False
-            better += above.sum(-1)
-        normaliser = peak + np.log(total)
-        known = (gold >= 0).any(-1)
-        chance = np.where(known, np.exp(gold_logit - normaliser[:, None]).sum(-1), np.nan)
-        return which, np.exp(best - normaliser[:, None]), np.where(known, better + 1.0, np.nan), chance
-
-    def compare(self, final: Array, other: Array) -> tuple[float, float]:
-        """Mean KL divergence (nat) of ``other`` from ``final``, and how often their best tokens agree."""
-        total, same = 0.0, 0
-        for start in range(0, len(final), 256):
-            a, b = (x[start : start + 256] @ self.unembedding.T for x in (final, other))
-            log_a, log_b = (x - x.max(-1, keepdims=True) for x in (a, b))
-            log_a, log_b = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (log_a, log_b))
-            total += float((np.exp(log_a) * (log_a - log_b)).sum())
-            same += int((a.argmax(-1) == b.argmax(-1)).sum())
-        return total / len(final), same / len(final)
-
-
-class _Tokens:
-    """What the tokens of a vocabulary mean: which are numbers, of which value, which begin a text."""
-
-    def __init__(self, strings: Sequence[str]) -> None:
-        self.is_number = np.array([is_number_token(text) for text in strings])
-        stripped = [text.strip() for text in strings]
-        self.value = np.array([float(text) if _INTEGER.fullmatch(text) else np.nan for text in stripped])
-        self.stripped = np.array(stripped, dtype=object)
-        self._id: dict[str, int] = {}
-        for index, text in enumerate(strings):
-            self._id.setdefault(text, index)
-
-    def first(self, text: str) -> tuple[int, int]:
-        """Longest tokens that begin a text, with a leading space and without; -1: none, or the same again."""
-        text = text.strip().replace(",", "")
-        found = []
-        for spelling, least in ((" " + text, 2), (text, 1)):
-            lengths = range(len(spelling), least - 1, -1) if text else range(0)
-            found.append(next((self._id[spelling[:k]] for k in lengths if spelling[:k] in self._id), -1))
-        return (found[0], -1 if found[0] == found[1] else found[1])
-
-
 def _lens(
     state: Array,  # (example, layer, position, hidden)
     gold: Array,  # (example,) or with axes of length one
@@ -631,7 +331,7 @@ def _lens(
     weight: Array | None = None,  # (layer, .., hidden, to)
     bias: Array | None = None,  # (layer, .., to)
     *,
-    readout: _ReadOut,
+    readout: ReadOut,
     top: int,
 ) -> tuple[Array, ...]:
     """Read a block of states out, :data:`ROW_BLOCK` of them at a time."""
@@ -716,71 +416,3 @@ def _maps_of(tuned: xr.Dataset, state: xr.DataArray) -> list[xr.DataArray]:
         )
     chosen = tuned.sel(layer=state["layer"].values)
     return [chosen[name].drop_vars(list(chosen[name].coords)) for name in ("weight", "bias")]
-
-
-def _check_model(model: xr.Dataset, state: xr.DataArray) -> None:
-    """Refuse a read-out that lacks arrays or is of another width."""
-    missing = [name for name in MODEL_VARIABLES if name not in model]
-    missing += [name for name in ("final_norm", "final_norm_epsilon") if name not in model.attrs]
-    if missing:
-        raise SchemaError(f"the model's read-out lacks {', '.join(missing)}; pass lake.model(NAME) of the run's model")
-    if model.attrs["final_norm"] not in ("layer_norm", "rms_norm"):
-        raise SchemaError(f"the model's final norm is {model.attrs['final_norm']!r}; known are layer_norm and rms_norm")
-    require_dims(state, ["hidden"], "the lens")
-    if model.sizes["hidden"] != state.sizes["hidden"]:
-        raise SchemaError(
-            f"the model's read-out has width {model.sizes['hidden']}, the states have {state.sizes['hidden']}; "
-            "pass lake.model(NAME) of the run's own model"
-        )
-
-
-def _split(problem: Array, seed: int) -> Array:
-    """0, 1 or 2 for each example, by its problem: train, validation, test."""
-    unique, inverse = np.unique(problem, return_inverse=True)
-    order = np.random.default_rng(seed).permutation(len(unique))
-    edges = np.cumsum(SPLIT_SHARES)[:-1] * len(unique)
-    return np.asarray(np.searchsorted(edges, order, side="right")[inverse])
-
-
-def _example_blocks(array: xr.DataArray) -> list[slice]:
-    """Stretches of examples to read at once: the chunks of lazy input, else 256."""
-    n = array.sizes["example"]
-    if array.chunks is not None:
-        edges = np.cumsum([0, *array.variable.chunksizes["example"]])
-    else:
-        edges = np.array([*range(0, n, 256), n])
-    return [slice(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
-
-
-class _Moments:
-    """Sums from which a ridge regression and its error are computed exactly, without the rows."""
-
-    def __init__(self, hidden: int) -> None:
-        self.n = 0
-        self.x, self.y = np.zeros(hidden), np.zeros(hidden)
-        self.xx, self.xy, self.yy = np.zeros((hidden, hidden)), np.zeros((hidden, hidden)), 0.0
-
-    def add(self, x: Array, y: Array) -> None:
-        """Count rows (state, hidden) of both sides."""
-        x, y = x.astype("float64"), y.astype("float64")
-        self.n += len(x)
-        self.x += x.sum(0)
-        self.y += y.sum(0)
-        self.xx += x.T @ x
-        self.xy += x.T @ y
-        self.yy += float((y * y).sum())
-
-    def ridge(self, penalty: float) -> tuple[Array, Array]:
-        """Weight (hidden, to) and bias (to,) for a penalty relative to the mean square of a component."""
-        mean_x, mean_y = self.x / self.n, self.y / self.n
-        cov = self.xx / self.n - np.outer(mean_x, mean_x)
-        cross = self.xy / self.n - np.outer(mean_x, mean_y)
-        scale = max(float(np.trace(cov)) / len(cov), 1e-12)
-        weight = np.linalg.solve(cov + penalty * scale * np.eye(len(cov)), cross)
-        return weight, mean_y - mean_x @ weight
-
-    def error(self, weight: Array, bias: Array) -> float:
-        """Sum of squared errors of ``x @ weight + bias`` over the rows counted."""
-        fitted = np.einsum("ij,ij->", weight, self.xx @ weight) + 2 * self.x @ weight @ bias + self.n * bias @ bias
-        crossed = np.einsum("ij,ij->", weight, self.xy) + bias @ self.y
-        return float(self.yy - 2 * crossed + fitted)

@@ -189,7 +189,7 @@ def plot_tuned_lens(tuned: Results, *, ax: Any = None) -> list[Any]:
     Parameters
     ----------
     tuned
-        From :func:`analyze.lens.fit_tuned_lens`, one or by run.
+        From :func:`analyze.tuned_lens.fit_tuned_lens`, one or by run.
     """
     runs = by_run(tuned)
     axes = panels(2, ax, size=(4.8, 3.4))

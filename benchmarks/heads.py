@@ -56,7 +56,7 @@ def fill(path: Path, n_example: int) -> None:
         weight *= np.arange(start, key) <= place[:, None]
         made[i, ..., start:] = weight / weight.sum(-1, keepdims=True)
     for shard in left:
-        values = writer.buffers(int(shard))
+        values = writer.empty(int(shard))
         values["attention"] = made[: values["attention"].shape[0]]
         writer.write_shard(int(shard), values)
         print(f"\rfilled {shard + 1} of {layout.n_shard} shards", end="", file=sys.stderr)

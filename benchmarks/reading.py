@@ -33,13 +33,13 @@ def write_lake(place: Path, model: str, n_example: int) -> RunLayout:
     rng = np.random.default_rng(0)
     columns = {"example": (("example",), np.arange(n_example))}
     writer = create_run(place, "m/d", layout, identity={"spec": {}}, columns=columns)
-    shape = writer.buffers(0)["hidden_state"].shape
+    shape = writer.empty(0)["hidden_state"].shape
     noise = rng.standard_normal((shape[0] + layout.n_shard, *shape[1:]), dtype=np.float32).astype("float16")
     for shard in range(layout.n_shard):
-        buffers = writer.buffers(shard)
+        values = writer.empty(shard)
         # the same noise one row on: no two shards are alike, and it is drawn once
-        buffers["hidden_state"] = noise[shard : shard + buffers["hidden_state"].shape[0]]
-        writer.write_shard(shard, buffers)
+        values["hidden_state"] = noise[shard : shard + values["hidden_state"].shape[0]]
+        writer.write_shard(shard, values)
     return layout
 
 

@@ -37,8 +37,6 @@ N_TRAIN = 7473
 ANSWER = 24
 WRITTEN_ANSWER = 9
 """Tokens of a usual answer, ``The answer is: 18`` and the end token; the axis has room for ``ANSWER``."""
-ENCODING, WRITING = 1.0, 0.2
-"""Gigabytes a second assumed for passing over whole axes, mostly padding, and for writing what exists."""
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -164,21 +162,9 @@ def size_table() -> str:
             states = (raw["hidden_state"] + raw["final_state"]) * queries / len(layout.positions)
             states += raw["latent_embedding"]
             attention = raw["attention"] * pairs / (len(layout.positions) * len(layout.key_positions))
-            hours = (sum(raw.values()) / ENCODING + (states + attention) / WRITING) / 3600
             figures = [f"{size:.0f} GB" for size in (sum(raw.values()), states + attention, states, attention)]
-            shards = f"{layout.n_shard} of {layout.shard_examples}"
-            rows.append([model, f"`{capture}`", *figures, shards, f"{hours:.2f}"])
-    columns = [
-        "model",
-        "capture",
-        "whole axes",
-        "what exists",
-        "of it states",
-        "of it attention",
-        "shards, examples each",
-    ]
-    columns.append("hours, estimated")
-    return table(columns, rows)
+            rows.append([model, f"`{capture}`", *figures])
+    return table(["model", "capture", "whole axes", "what exists", "of it states", "of it attention"], rows)
 
 
 def measured() -> dict[str, Any]:

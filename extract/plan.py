@@ -49,6 +49,8 @@ class Plan:
     n_example: int
     n_shard: int
     shard_examples: int
+    batch_examples: float
+    """Mean of the batches: less than asked for where questions are too long for the memory."""
     shards_committed: int
     """Shards that the lake already holds."""
     variables: list[VariablePlan]
@@ -95,22 +97,23 @@ def plan(prepared: Prepared, lake: str | os.PathLike[str]) -> Plan:
     layout, spec = prepared.layout, prepared.spec
     resident = psutil.Process().memory_info().rss
     n_prompt = np.array([len(prompt) for prompt in prepared.prompts])
-    chosen = _calibration_batches(prepared)
+    every_batch = [batch for shard in range(layout.n_shard) for batch in batches(prepared, shard)]
+    chosen = _calibration_batches(prepared, every_batch)
     examples = np.concatenate(chosen)
     sample = replace(layout, n_example=len(examples))
-    buffers = sample.empty(len(examples))
+    values = sample.empty(len(examples))
     seconds, answers = [], []
     think(prepared, chosen[0][:1])
     for index, batch in enumerate(chosen):
         begin = time.perf_counter()
         thinking = think(prepared, batch)
         slots = np.arange(len(batch)) + sum(len(each) for each in chosen[:index])
-        place(thinking, prepared, slots, batch, buffers)
+        place(thinking, prepared, slots, batch, values)
         seconds.append(time.perf_counter() - begin)
         first = thinking.token.shape[1] - thinking.n_answer
         answers.append((thinking.token[:, first:] >= 0).sum(1))
     begin = time.perf_counter()
-    encoded = encoded_sizes(sample, buffers)
+    encoded = encoded_sizes(sample, values)
     encode_seconds = time.perf_counter() - begin
     n_answer = np.concatenate(answers)
     known = entries(prepared, n_prompt[examples], n_answer)
@@ -145,6 +148,7 @@ def plan(prepared: Prepared, lake: str | os.PathLike[str]) -> Plan:
         n_example=layout.n_example,
         n_shard=layout.n_shard,
         shard_examples=layout.shard_examples,
+        batch_examples=layout.n_example / len(every_batch),
         shards_committed=int(done.sum()),
         variables=variables,
         files=static_files + layout.n_shard * (len(variables) + 3),
@@ -235,10 +239,9 @@ def require_space(prepared: Prepared, lake: str | os.PathLike[str]) -> None:
         )
 
 
-def _calibration_batches(prepared: Prepared) -> list[list[int]]:
-    """Real batches, of questions of many lengths: two or as many as make ``MIN_CALIBRATION`` examples."""
-    every = [batch for shard in range(prepared.layout.n_shard) for batch in batches(prepared, shard)]
-    every.sort(key=lambda batch: len(prepared.prompts[batch[-1]]))
+def _calibration_batches(prepared: Prepared, every: list[list[int]]) -> list[list[int]]:
+    """Some of the batches, of questions of many lengths: two or as many as make ``MIN_CALIBRATION`` examples."""
+    every = sorted(every, key=lambda batch: len(prepared.prompts[batch[-1]]))
     wanted = max(2, round(MIN_CALIBRATION * len(every) / prepared.layout.n_example))
     places = (np.arange(wanted) + 0.5) / wanted * len(every)
     return [every[place] for place in sorted(set(places.astype(int).tolist()))]

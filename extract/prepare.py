@@ -272,7 +272,7 @@ def think(prepared: Prepared, batch: Sequence[int]) -> Thinking:
 
 
 def place(
-    thinking: Thinking, prepared: Prepared, slots: np.ndarray, batch: Sequence[int], buffers: dict[str, Any]
+    thinking: Thinking, prepared: Prepared, slots: np.ndarray, batch: Sequence[int], values: dict[str, Any]
 ) -> None:
     """Put a batch into the arrays of a shard, aligned at ``bot``. Activations stay where they are.
 
@@ -286,21 +286,21 @@ def place(
         Where the examples stand in the arrays.
     batch
         Their numbers.
-    buffers
+    values
         By variable, from :meth:`store.RunLayout.empty`.
     """
     if thinking.hidden_state is None or thinking.attention is None:
         raise LakeError(f"nothing was captured of {prepared.run}; think with a capture")
     first_key = prepared.layout.n_question - thinking.n_before
     first = first_key if prepared.layout.capture == "full" else 0
-    buffers["hidden_state"].add(slots, (0, first, 0), thinking.hidden_state)
-    buffers["final_state"].add(slots, (first, 0), thinking.final_state)
-    buffers["latent_embedding"].add(slots, (0, 0), thinking.latent_embedding)
-    buffers["attention"].add(slots, (0, 0, first, first_key), thinking.attention)
-    buffers["token"][slots, first : first + thinking.token.shape[1]] = thinking.token
-    buffers["answer_logprob"][slots] = thinking.answer_logprob
+    values["hidden_state"].add(slots, (0, first, 0), thinking.hidden_state)
+    values["final_state"].add(slots, (first, 0), thinking.final_state)
+    values["latent_embedding"].add(slots, (0, 0), thinking.latent_embedding)
+    values["attention"].add(slots, (0, 0, first, first_key), thinking.attention)
+    values["token"][slots, first : first + thinking.token.shape[1]] = thinking.token
+    values["answer_logprob"][slots] = thinking.answer_logprob
     for slot, index, text in zip(slots, batch, thinking.generated_text, strict=True):
         answer = extract_answer(text)
-        buffers["generated_text"][slot] = text
-        buffers["predicted_answer"][slot] = np.nan if answer is None else answer
-        buffers["correct"][slot] = answers_match(answer, float(prepared.problems.gold_answer[index]))
+        values["generated_text"][slot] = text
+        values["predicted_answer"][slot] = np.nan if answer is None else answer
+        values["correct"][slot] = answers_match(answer, float(prepared.problems.gold_answer[index]))

@@ -18,7 +18,7 @@ import torch
 from extract.plan import require_space
 from extract.prepare import Prepared, batches, check_against, place, prepare, think
 from schemas import LakeError, UsageError
-from store import Encoded, create_run, open_lake, write_model
+from store import create_run, open_lake, write_model
 
 __all__ = ["Extracted", "Prepared", "extract", "prepare", "provenance", "rank_from_environment"]
 
@@ -156,9 +156,9 @@ def extract(
         if progress is not None:
             progress(thought, total, done.bytes_written)
 
-    def write(shard: int, encode: Callable[[], Encoded], claim: ExitStack) -> None:
+    def write(shard: int, work: Callable[[], int], claim: ExitStack) -> None:
         with claim:
-            done.bytes_written += writer.write_encoded(shard, encode())
+            done.bytes_written += work()
             done.shards_written.append(shard)
 
     with Line("lake-write") as writing:
@@ -171,19 +171,19 @@ def extract(
                     done.shards_kept += 1
                     report(sizes[shard])
                     continue
-                buffers = writer.buffers(shard)
+                values = writer.empty(shard)
                 for batch in batches(prepared, shard):
                     slots = np.array(batch) - layout.shard_slice(shard).start
-                    place(think(prepared, batch), prepared, slots, batch, buffers)
+                    place(think(prepared, batch), prepared, slots, batch, values)
                     writing.check()
                     report(len(batch))
                 writing.wait()
-                encode = partial(writer.encode, shard, buffers)
+                work = partial(writer.write_shard, shard, values)
                 if prepared.reasoner.device.type == "cpu":
                     # A model works in lockstep on all cores and stands still whenever one is taken from it.
-                    encode = partial(dict, encode())
-                writing.start(write, shard, encode, claim.pop_all())
-                del buffers, encode
+                    work = partial(writer.write_encoded, shard, writer.encode(shard, values))
+                writing.start(write, shard, work, claim.pop_all())
+                del values, work
     report(0)
     finished = open_lake(lake).open(prepared.run)["correct"]
     done.n_committed, done.n_correct = finished.size, int(finished.sum())

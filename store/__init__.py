@@ -6,12 +6,11 @@ from store.location import local_path
 from store.read import Lake, Result, open_lake
 from store.size import encoded_sizes, model_size, run_files_size
 from store.verify import Damage, Verification, verify
-from store.write import Encoded, RunWriter, check_model, check_run, create_run, taken_up, write_model
+from store.write import RunWriter, check_model, check_run, create_run, taken_up, write_model
 
 __all__ = [
     "MAX_SHARD_EXAMPLES",
     "Damage",
-    "Encoded",
     "Lake",
     "Result",
     "RunLayout",

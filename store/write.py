@@ -242,7 +242,7 @@ class RunWriter:
         """Context manager that holds a shard for this process; false inside if another process has it."""
         return ShardClaim(None if self.folder is None else self.folder / self.run / "zarr.json", shard)
 
-    def buffers(self, shard: int) -> dict[str, Any]:
+    def empty(self, shard: int) -> dict[str, Any]:
         """Arrays for a shard's values that hold nothing yet; see :meth:`RunLayout.empty`."""
         rows = self.layout.shard_slice(shard)
         return self.layout.empty(rows.stop - rows.start)

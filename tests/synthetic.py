@@ -237,7 +237,7 @@ def write_run(lake: str | Path, run: xr.Dataset, model: xr.Dataset) -> str:
     labels = {"position": layout.positions, "key_position": layout.key_positions}
     for shard in range(layout.n_shard):
         values = {}
-        for key, buffer in writer.buffers(shard).items():
+        for key, buffer in writer.empty(shard).items():
             part = run[key].isel(example=layout.shard_slice(shard))
             wanted = {dim: labels[str(dim)] for dim in part.dims if dim in labels}
             values[key] = part.reindex(wanted, fill_value=RUN_VARIABLES[key].fill).values.astype(buffer.dtype)

@@ -51,7 +51,7 @@ def test_last_layer_gives_the_models_own_logits(final_norm):
 
 
 def test_agrees_with_a_slow_oracle(monkeypatch):
-    monkeypatch.setattr("analyze.lens.VOCABULARY_BLOCK", 7)
+    monkeypatch.setattr("analyze.readout.VOCABULARY_BLOCK", 7)
     monkeypatch.setattr("analyze.lens.ROW_BLOCK", 5)
     model = make_model()
     run = make_run(model=model)

@@ -36,7 +36,7 @@ def _small_chunks() -> Iterator[None]:
 
 def fill(writer: RunWriter, shard: int, seed: int = 0) -> None:
     """Write a shard of noise; some chunks are constant, which compresses, and some absent."""
-    rng, values = np.random.default_rng([seed, shard]), writer.buffers(shard)
+    rng, values = np.random.default_rng([seed, shard]), writer.empty(shard)
     for name in ARRAYS:
         values[name] = rng.standard_normal(values[name].shape).astype("float16")
     values["hidden_state"][:, 1, 3:5] = 2.0
@@ -116,6 +116,33 @@ def test_a_shard_is_what_zarr_writes_but_for_the_order_of_its_chunks(name: str, 
     assert len(file) == len(theirs)
     written[key] = default_buffer_prototype().buffer.from_bytes(file)
     np.testing.assert_array_equal(zarr.open_array(MemoryStore(written), mode="r")[:], values)
+
+
+@settings(max_examples=200, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_box_of_blocks_is_that_of_the_whole_array(seed: int) -> None:
+    rng, shape = np.random.default_rng(seed), (6, 5, 7)
+    blocks, whole = BlockArray(shape, "int16", -1), np.full((9, 9, 9), -1, dtype="int16")
+    touched = np.zeros(whole.shape, dtype=bool)
+    for rows in np.split(rng.permutation(6), [2, 3]):
+        corner = rng.integers(0, shape[1:])
+        block = rng.integers(0, 99, (len(rows), *rng.integers(1, np.array(shape[1:]) - corner + 1)))
+        blocks.add(rows, corner.tolist(), block)
+        where = (rows, *(slice(at, at + size) for at, size in zip(corner, block.shape[1:], strict=True)))
+        whole[where], touched[where] = block, True
+    begin = rng.integers(0, shape)
+    box = tuple(slice(at, at + size) for at, size in zip(begin, rng.integers(1, 4, 3), strict=True))
+    found = blocks.read(begin.tolist(), whole[box].shape)
+    assert (found is None) == (not touched[box].any())
+    if found is not None:
+        np.testing.assert_array_equal(found, whole[box])
+
+
+def test_a_block_over_the_edge_is_refused() -> None:
+    blocks = BlockArray((4, 3), "float16", 0)
+    for rows, corner in (([0, 4], (0,)), ([0, 1], (2,)), ([0], (0,))):
+        with pytest.raises(IndexError, match="is not within"):
+            blocks.add(np.array(rows), corner, np.ones((2, 2)))
 
 
 @settings(max_examples=200, deadline=None)

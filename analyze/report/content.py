@@ -203,6 +203,13 @@ def points(value: float, digits: int = 1, *, unit: bool = True) -> str:
     )
 
 
+def p_text(p: float) -> str:
+    """A p-value for a sentence."""
+    if math.isnan(p):
+        return "n/a"
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
 def listed(parts: Sequence[str]) -> str:
     """Parts as a list in a sentence."""
     parts = list(parts)

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Sequence
 
 from analyze.report import ablation_sections as ablating
-from analyze.report import attention_sections as reading
+from analyze.report import attention_sections as attending
 from analyze.report import compare_sections as comparing
 from analyze.report import cutting_sections as cutting
+from analyze.report import head_sections as heading
+from analyze.report import lens_sections as reading
 from analyze.report import patching_sections as patching
 from analyze.report import probe_sections as probing
 from analyze.report.content import Context, Experiment, Section
@@ -94,14 +96,14 @@ CHAPTERS: Sequence[tuple[str, str, str, Sequence[Experiment]]] = (
                 "003",
                 "answer-attention",
                 "Attention of the answer to the thoughts",
-                reading.answer_attention,
+                attending.answer_attention,
                 ATTENTION,
             ),
             _of(
                 "003",
                 "attention-importance",
                 "Attention against importance",
-                probing.attention_and_importance,
+                attending.attention_and_importance,
                 "lake reenter corrupt PATH",
                 "lake analyze correlate PATH --importance corrupt:importance",
             ),
@@ -113,10 +115,10 @@ CHAPTERS: Sequence[tuple[str, str, str, Sequence[Experiment]]] = (
         "Report 004 scored every attention head by what it does among the thoughts, compared the models, "
         "and cut heads and edges.",
         (
-            _of("004", "critical-heads", "Critical heads", reading.critical_heads, HEADS),
-            _of("004", "hubs", "Hub positions", reading.hubs, HEADS),
-            _of("004", "flow-and-skip", "Sequential flow and skip connections", reading.flow_and_skip, HEADS),
-            _of("004", "types-and-layers", "Types and layers of the top heads", reading.types_and_layers, HEADS),
+            _of("004", "critical-heads", "Critical heads", heading.critical_heads, HEADS),
+            _of("004", "hubs", "Hub positions", heading.hubs, HEADS),
+            _of("004", "flow-and-skip", "Sequential flow and skip connections", heading.flow_and_skip, HEADS),
+            _of("004", "types-and-layers", "Types and layers of the top heads", heading.types_and_layers, HEADS),
             _of("004", "head-ablation", "Critical head ablation", cutting.head_ablation, "lake reenter heads PATH"),
             _of(
                 "004",
