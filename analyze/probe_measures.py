@@ -72,17 +72,17 @@ def measure(
     names = ["r2"] if numbers else ["accuracy", "balanced_accuracy", "auroc"]
     score = {name: _Interval(np.full(n_cell, np.nan), np.full((n_cell, n_resample), np.nan)) for name in names}
     p_value, baseline = np.full(n_cell, np.nan), np.full(n_cell, np.nan)
-    by_rows: dict[bytes, list[int]] = {}
+    by_rows: dict[bytes, dict[int, Cell]] = {}
     for index, cell in enumerate(cells):
         if cell is not None:
-            by_rows.setdefault(cell.known.tobytes(), []).append(index)
+            by_rows.setdefault(cell.known.tobytes(), {})[index] = cell
     groups = xr.DataArray(task.problem.astype(np.int64), dims="example")
     weight_all = np.asarray(bootstrap_weights(groups, n_resample, seed).values)  # (row, resample)
-    for members in by_rows.values():
-        known = cells[members[0]].known  # type: ignore[union-attr]
+    for alike in by_rows.values():
+        members, known = list(alike), next(iter(alike.values())).known
         label, fold, problem = task.label[known, 0], task.fold[known], task.problem[known]
         weight = weight_all[known]
-        predicted = np.stack([cells[index].score for index in members])  # type: ignore[union-attr]
+        predicted = np.stack([cell.score for cell in alike.values()])
         if numbers:
             gain = _measure_numbers(score, members, predicted[..., 0], label, fold, weight)
             baseline[members] = 0.0
@@ -110,7 +110,7 @@ def measure(
         ("penalty", "penalty"),
     ):
         data[key] = (grid, _grid([np.nan if cell is None else getattr(cell, field) for cell in cells], shape))
-    width = 1 if numbers or len(task.classes) == 2 else len(task.classes)  # type: ignore[arg-type]
+    width = 1 if task.classes is None or len(task.classes) == 2 else len(task.classes)
     direction = np.full((n_cell, width, hidden), np.nan, dtype=np.float32)
     intercept = np.full((n_cell, width), np.nan)
     for index, cell in enumerate(cells):

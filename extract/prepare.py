@@ -12,7 +12,7 @@ import numpy as np
 from extract.data import Problems, read_problems
 from extract.load import load_reasoner
 from extract.reasoner import Reasoner, Thinking
-from schemas import LakeError, RunSpec, UsageError, answers_match, extract_answer
+from schemas import RunSpec, UsageError, answers_match, extract_answer
 from store import MAX_SHARD_EXAMPLES, RunLayout, check_model, check_run, taken_up
 
 IN_FLIGHT = 3
@@ -170,7 +170,7 @@ def prepare(
         Leave out questions that do not fit into the model's context, instead of refusing the data.
     memory
         Bound of the activations in memory, in GiB; it decides how many examples make a shard, unless the run is there
-        already, and how many long questions a batch.
+        already, and how many long questions a batch, which moves results by rounding only.
     shard_examples
         Examples of a shard, a power of two, instead of as many as the memory holds.
     rebuild_static
@@ -289,8 +289,6 @@ def place(
     values
         By variable, from :meth:`store.RunLayout.empty`.
     """
-    if thinking.hidden_state is None or thinking.attention is None:
-        raise LakeError(f"nothing was captured of {prepared.run}; think with a capture")
     first_key = prepared.layout.n_question - thinking.n_before
     first = first_key if prepared.layout.capture == "full" else 0
     values["hidden_state"].add(slots, (0, first, 0), thinking.hidden_state)

@@ -66,16 +66,16 @@ def write_through(path: Path, pieces: Iterable[bytes]) -> None:
                 file.write(piece)
                 pending += len(piece)
                 if pending >= THROUGH_BYTES:
-                    _out_of_memory(file)
+                    _to_disk(file)
                     pending = 0
-            _out_of_memory(file)
+            _to_disk(file)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
-def _out_of_memory(file: BinaryIO) -> None:
+def _to_disk(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
     if hasattr(os, "posix_fadvise"):

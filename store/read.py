@@ -316,7 +316,7 @@ def _open_group(store: Store, path: str) -> xr.Dataset:
         if isinstance(variable.dtype, np.dtypes.StringDType) and variable.size < 10**6:
             text = dataset[name].astype(object)
             dataset = dataset.assign_coords({name: text}) if name in dataset.coords else dataset.assign({name: text})
-    return dataset
+    return dataset[sorted(dataset.variables, key=str)]  # Zarr lists arrays as they come, in another order each time
 
 
 def _read_directly(dataset: xr.Dataset, folder: Path, layout: RunLayout) -> xr.Dataset:

@@ -99,6 +99,12 @@ def test_opening_computes_nothing_and_blocks_are_few(place: Path) -> None:
     )
 
 
+def test_variables_come_in_the_same_order_each_time(place: Path) -> None:
+    run, model = open_lake(place)["toy/toy"], open_lake(place).model("toy")
+    assert list(run.variables) == sorted(run.variables)
+    assert list(model.variables) == sorted(model.variables)
+
+
 def test_only_committed_examples_are_read(place: Path, tmp_path: Path) -> None:
     part = Path(shutil.copytree(place, tmp_path / "part.lake"))
     (part / "toy/toy/committed/c/0").unlink()

@@ -132,8 +132,8 @@ def answer_attention(context: Context) -> Section | None:
 
 def attention_and_importance(context: Context) -> Section | None:
     """Correlation of attention with importance."""
-    by_position = lambda spec: ":" in str(spec.get("importance", ""))  # noqa: E731
-    found = context.find("correlate", by_position) or context.find("correlate")
+    found = context.find("correlate", lambda spec: ":" in str(spec.get("importance", "")))  # of single positions
+    found = found or context.find("correlate")
     if not found:
         return None
     panels, scatter, lines = [], [], []
