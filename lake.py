@@ -1856,6 +1856,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             else str(error)
         )
         fail(what, 1)
+    except (RuntimeError, MemoryError) as error:
+        from extract.device import device_failure
+
+        line = device_failure(error)
+        if line is None:
+            raise
+        fail(f"{line}; what is committed stays, and the same command goes on from there", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from extract.architectures import Architecture, architecture_from_keys, architecture_of
 from extract.capture import ATTENTION
+from extract.device import find_device, first_line
 from extract.reasoner import Projection, Reasoner
 from schemas import N_LATENT, UsageError, fingerprint
 
@@ -60,7 +61,7 @@ def load_reasoner(
         Folder or hub id of the base model: its config and tokenizer are read, its weights are not (a checkpoint holds
         them). Default: the checkpoint's own folder if it has both, else the public base of its architecture.
     device
-        Where it runs: ``cpu``, ``cuda``, ``cuda:1`` ...
+        Where it runs: ``cpu``, ``cuda``, ``cuda:1`` ...; see :func:`extract.device.find_device`.
     dtype
         Type it computes in. Low-rank updates are merged in float32 first.
     lora_alpha
@@ -75,7 +76,7 @@ def load_reasoner(
     UsageError
         If anything is missing, unexpected, of another shape or architecture; the text lists what.
     """
-    target = _device(device)
+    target = find_device(device)
     if target.type == "cpu":
         _keep_freed_memory()
     if dtype not in ("float32", "float16", "bfloat16"):
@@ -134,23 +135,6 @@ def _keep_freed_memory() -> None:
             libc.mallopt(parameter, value)
 
 
-def _device(device: str) -> torch.device:
-    try:
-        target = torch.device(device)
-        torch.empty(1, device=target)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        raise UsageError(
-            f"device {device!r} does not exist here: {_one_line(error)}; there is cpu and {count} cuda device(s)"
-        ) from error
-    return target
-
-
-def _one_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")[:200]
-
-
 def _find_checkpoint(checkpoint: str) -> tuple[str, Path, Path]:
     """Name, weights file and folder of a checkpoint: shipped, local, or on the hub."""
     shipped = SHIPPED / checkpoint
@@ -174,7 +158,7 @@ def _find_checkpoint(checkpoint: str) -> tuple[str, Path, Path]:
         try:
             path = Path(hf_hub_download(checkpoint, file, etag_timeout=10))
         except Exception as error:  # the hub client raises many unrelated types
-            problems.append(f"{file}: {_one_line(error)}")
+            problems.append(f"{file}: {first_line(error)}")
             continue
         for extra in ("codi.json", "config.json", "tokenizer.json", "tokenizer_config.json"):
             try:
@@ -204,7 +188,7 @@ def _find_base(base: str | Path | None, folder: Path, architecture: Architecture
         return Path(snapshot_download(str(base), allow_patterns=["*.json", "*.txt", "*.model"], etag_timeout=10))
     except Exception as error:
         raise UsageError(
-            f"base {base} is no folder here and was not found on the hub ({_one_line(error)});"
+            f"base {base} is no folder here and was not found on the hub ({first_line(error)});"
             " pass the base model's folder with --base"
         ) from error
 
@@ -215,7 +199,7 @@ def _read_json(path: Path, what: str, missing: dict[str, Any] | None = None) -> 
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"{what} cannot be read from {path}: {_one_line(error)}") from error
+        raise UsageError(f"{what} cannot be read from {path}: {first_line(error)}") from error
     if not isinstance(value, dict):
         raise UsageError(f"{what} in {path} is no JSON object")
     return value
@@ -228,7 +212,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         else:
             raw = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling and parsing raise many types
-        raise UsageError(f"weights cannot be read from {path}: {_one_line(error)}; is the file complete?") from error
+        raise UsageError(f"weights cannot be read from {path}: {first_line(error)}; is the file complete?") from error
     if not isinstance(raw, Mapping) or not all(isinstance(value, Tensor) for value in raw.values()):
         raise UsageError(f"{path} holds no state dict (names to tensors)")
     return {str(key): value for key, value in raw.items()}
@@ -275,7 +259,7 @@ def _build(folder: Path, config_json: dict[str, Any], architecture: Architecture
             model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
     except Exception as error:  # whatever a config of wrong fields raises inside transformers
         what = f"no {architecture.model_type} model can be built from {source}"
-        raise UsageError(f"{what}: {_one_line(error)}") from error
+        raise UsageError(f"{what}: {first_line(error)}") from error
     return model, vocabulary
 
 
@@ -412,11 +396,11 @@ def _tokenizer(folder: Path, vocabulary: int) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # whatever a broken tokenizer file raises
         if not (folder / "tokenizer.json").is_file():
-            raise UsageError(f"no tokenizer can be read from {folder}: {_one_line(error)}") from error
+            raise UsageError(f"no tokenizer can be read from {folder}: {first_line(error)}") from error
         try:
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
         except Exception as second:
-            raise UsageError(f"no tokenizer can be read from {folder}: {_one_line(second)}") from second
+            raise UsageError(f"no tokenizer can be read from {folder}: {first_line(second)}") from second
     finally:
         transformers_logging.set_verbosity(verbosity)
     if tokenizer.eos_token_id is None:

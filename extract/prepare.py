@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from extract.data import Problems, read_problems
+from extract.device import device_errors
 from extract.load import load_reasoner
 from extract.reasoner import Reasoner, Thinking
 from schemas import RunSpec, UsageError, answers_match, extract_answer
@@ -262,13 +263,24 @@ def check_against(prepared: Prepared, lake: str | os.PathLike[str], *, rebuild_s
 
 def think(prepared: Prepared, batch: Sequence[int]) -> Thinking:
     """Think through one batch of examples, as the spec says."""
-    return prepared.reasoner.think(
-        [prepared.prompts[index] for index in batch],
-        capture=prepared.spec.capture,
-        stored_dtype=prepared.spec.dtype,
-        max_new_tokens=prepared.spec.max_new_tokens,
-        gold=[prepared.problems.gold_answer[index] for index in batch],
-    )
+    with device_errors(f"a batch of {len(batch)} questions", smaller_batches(prepared, batch)):
+        return prepared.reasoner.think(
+            [prepared.prompts[index] for index in batch],
+            capture=prepared.spec.capture,
+            stored_dtype=prepared.spec.dtype,
+            max_new_tokens=prepared.spec.max_new_tokens,
+            gold=[prepared.problems.gold_answer[index] for index in batch],
+        )
+
+
+def smaller_batches(prepared: Prepared, batch: Sequence[int]) -> str:
+    """What to pass where a batch is too large for the device."""
+    if len(batch) == 1:
+        return "a single question does not fit; pass --capture latent, or use a device with more memory"
+    longest = max(batch, key=lambda index: len(prepared.prompts[index]))
+    half = len(batch) // 2
+    memory = IN_FLIGHT * BATCHES * half * _row_bytes(prepared, longest) / 2**30
+    return f"pass --memory {memory:.2g}, with which such batches are of {half}; or --batch-size {half} for a new run"
 
 
 def place(

@@ -1,5 +1,6 @@
 """A latent-reasoning model at work: encode a question, think in vectors, answer; exact at every batch size."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -185,7 +186,7 @@ class Flight:
         Returns
         -------
         tuple
-            Log probability (row,) float64; tokens ``(row, place)``, -1 after the end.
+            Log probability (row,) float64, on the CPU; tokens ``(row, place)``, -1 after the end.
         """
         reasoner, device = self.reasoner, self.pad.device
         n_row, longest = len(continuations), max(len(tokens) for tokens in continuations)
@@ -196,7 +197,7 @@ class Flight:
             padded[row, :end] = torch.tensor(continuation)
             given[row, : min(end, max_new_tokens)] = True
             asked[row, start:end] = 1
-        padded, given, asked = padded.to(device), given.to(device), asked.to(device)
+        padded, given = padded.to(device), given.to(device)
         eot = torch.full((n_row, 1), reasoner.eot_id, dtype=torch.long, device=device)
         states = self.feed_tokens(torch.cat([eot, padded], dim=1))[:, :-1]
         # The vocabulary is wide: logits of the prefix only where its first token is what the model writes.
@@ -221,7 +222,8 @@ class Flight:
                 self.keep(others)
             token = written[others, place]
             tokens[others, place:] = self.answer(states[others, place], max_new_tokens - place, token)[others]
-        return (log_p * asked[:, places]).sum(1), tokens
+        # On the CPU: not every device has float64.
+        return (log_p.cpu() * asked[:, places]).sum(1), tokens
 
 
 class Reasoner:
@@ -255,6 +257,7 @@ class Reasoner:
         self._head: Any = model.get_output_embeddings()  # type: ignore[operator]
         self._current: Pass | None = None
         self._hooked = False
+        self._in_use = threading.RLock()
 
     @property
     def device(self) -> torch.device:
@@ -358,7 +361,14 @@ class Reasoner:
 
     @contextmanager
     def session(self, *, hooks: bool = True) -> Iterator[None]:
-        """Hooks on, modes as for reading; everything is put back at the end, whatever is raised."""
+        """Hooks on, modes as for reading; everything is put back at the end, whatever is raised.
+
+        One thread at a time: a second one waits until the first is done, as both would share hooks and modes.
+        """
+        with self._in_use:
+            yield from self._session(hooks)
+
+    def _session(self, hooks: bool) -> Iterator[None]:
         training = [(module, module.training) for root in (self.model, self.projection) for module in root.modules()]
         for module, _ in training:
             module.training = False

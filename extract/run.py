@@ -17,7 +17,7 @@ import torch
 
 from extract.plan import require_space
 from extract.prepare import Prepared, batches, check_against, place, prepare, think
-from schemas import LakeError, UsageError
+from schemas import UsageError
 from store import create_run, open_lake, write_model
 
 __all__ = ["Extracted", "Prepared", "extract", "prepare", "provenance", "rank_from_environment"]
@@ -192,8 +192,8 @@ def extract(
 
 def provenance(prepared: Prepared) -> dict[str, Any]:
     """Facts that move numbers by rounding or are good to know: code, versions, device, threads, data file."""
-    device = prepared.spec.device
-    name = torch.cuda.get_device_name(torch.device(device)) if device.startswith("cuda") else platform.machine()
+    device = prepared.reasoner.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "activation-lake": version("activation-lake"),
         "code": code_fingerprint(),
@@ -224,15 +224,18 @@ def rank_from_environment() -> tuple[int, int]:
 
     Raises
     ------
-    LakeError
-        If they are not numbers.
+    UsageError
+        If one is there without the other, or they are no rank and size: some shards would be nobody's.
     """
-    for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
-        if rank in os.environ and world in os.environ:
-            try:
-                return int(os.environ[rank]), int(os.environ[world])
-            except ValueError as error:
-                raise LakeError(
-                    f"{rank}={os.environ[rank]} and {world}={os.environ[world]} are no rank and size"
-                ) from error
+    # A SLURM batch script has a number without a count: it is one process unless srun starts several.
+    for rank, world, alone in (("RANK", "WORLD_SIZE", None), ("SLURM_PROCID", "SLURM_NTASKS", "0")):
+        number, count = os.environ.get(rank), os.environ.get(world)
+        if number is None or (count is None and number == alone):
+            continue
+        if count is None or not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+            raise UsageError(
+                f"{rank}={number} with {world}={'(not set)' if count is None else count} is no process I of N,"
+                " 0 <= I < N; set both, unset both, or pass --shard I/N"
+            )
+        return int(number), int(count)
     return 0, 1

@@ -460,7 +460,7 @@ def _measure(
         flight.cache.length = after
         found.append(total)
     flight.cache.length = length
-    return torch.stack(found).double().cpu().numpy(), difference, kl.double().cpu().numpy(), states
+    return torch.stack(found).cpu().double().numpy(), difference, kl.cpu().double().numpy(), states
 
 
 def _differences(difference: np.ndarray, logits: Tensor, asked: _Answers, picked: list[int], place: int) -> None:

@@ -3,7 +3,7 @@
 from schemas.answers import answers_match, classify_outcome, extract_answer, is_number_token
 from schemas.errors import CorruptLakeError, LakeError, MissingRunError, SchemaError, SpecMismatchError, UsageError
 from schemas.intervention import OPERATIONS, Intervention, check_positions
-from schemas.spec import FORMAT_VERSION, RunSpec, canonical_json, fingerprint
+from schemas.spec import FORMAT_VERSION, RunSpec, canonical_json, device_kind, fingerprint
 from schemas.vocabulary import (
     DIMS,
     MODEL_VARIABLES,
@@ -39,6 +39,7 @@ __all__ = [
     "canonical_json",
     "check_positions",
     "classify_outcome",
+    "device_kind",
     "extract_answer",
     "fingerprint",
     "is_number_token",

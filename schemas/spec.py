@@ -22,6 +22,11 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
+def device_kind(device: str) -> str:
+    """Kind of a device: ``cuda`` of ``cuda:1``."""
+    return device.partition(":")[0]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunSpec:
     """Settings of one run. Two runs of equal specs over equal data hold the same values."""
@@ -39,7 +44,7 @@ class RunSpec:
     batch_size: int = 32
     """Questions thought through together; moves results by rounding only."""
     device: str = "cpu"
-    """Kind of device the model runs on; moves results by rounding only."""
+    """Where the model runs; of ``cuda:1`` only the kind, ``cuda``, is the run's, and moves results by rounding only."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -58,5 +63,5 @@ class RunSpec:
             raise UsageError(f"limit is {self.limit}; it must be at least 1")
 
     def to_json(self) -> dict[str, Any]:
-        """Fields as plain JSON values."""
-        return asdict(self)
+        """Fields as plain JSON values; one run can be made by several cards of a kind."""
+        return asdict(self) | {"device": device_kind(self.device)}

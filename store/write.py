@@ -22,6 +22,7 @@ from schemas import (
     SpecMismatchError,
     UsageError,
     canonical_json,
+    device_kind,
     fingerprint,
     position_offset,
     segment_of,
@@ -48,6 +49,9 @@ from store.shards import ShardFile, encode_shard, encoders
 
 SHARDED_FILES = (*SHARDED_VARIABLES, "committed", f"{RECORD}/sha256", f"{RECORD}/size")
 """Arrays of a run that grow shard by shard; everything else is written when the run is created."""
+
+MAX_CARDS = 16
+"""Cards of one machine, among which the one that made an older run is looked for."""
 
 Encoded = dict[str, ShardFile | np.ndarray]
 """By sharded variable: a shard's file; small arrays as they are."""
@@ -394,8 +398,8 @@ def create_run(
         If the run exists and was made from something else; the differences are named.
     """
     check_run(location, run, layout, identity, rebuild=rebuild)
-    wanted = _identity(layout, identity)
     with lake_lock(location):
+        wanted = _identity(open_store(location), run, layout, identity)
         store, folder = ensure_lake(location, rebuild=rebuild), local_path(location)
         content = read_bytes(store, f"{run}/zarr.json")
         found = None if content is None else unseal(content)
@@ -441,7 +445,7 @@ def check_run(
     if content is None or (rebuild and unseal(content) is None):
         # Damaged or lost: the record says what the run's shards were made from.
         recorded = unseal(read_bytes(store, f"{run}/{RECORD}/zarr.json") or b"")
-        same = recorded is not None and recorded["fingerprint"] == fingerprint(_identity(layout, identity))
+        same = recorded is not None and recorded["fingerprint"] == fingerprint(_identity(store, run, layout, identity))
         if not (same and rebuild) and _has_shards(store, run):
             why = "lost its zarr.json; give --rebuild static to write it again" if same else (
                 "was made otherwise, or its record is damaged too; remove it or name another"
@@ -449,7 +453,7 @@ def check_run(
             raise SpecMismatchError(f"{location} holds shards of a run {run!r} that {why}")
         return
     found = read_group(store, run) or {}
-    wanted = _identity(layout, identity)
+    wanted = _identity(store, run, layout, identity)
     lines = differences({key: found.get(key) for key in wanted}, wanted)
     if lines:
         raise SpecMismatchError(
@@ -467,8 +471,21 @@ def taken_up(location: str | os.PathLike[str], run: str, layout: RunLayout) -> R
     return replace(layout, shard_bytes=found["layout"]["shard_bytes"]) if "layout" in found else layout
 
 
-def _identity(layout: RunLayout, identity: Mapping[str, Any]) -> dict[str, Any]:
-    return {**identity, "layout": layout.to_json(), "format": FORMAT_VERSION}
+def _identity(store: Store, run: str, layout: RunLayout, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run is made from, its device as the run has it: older versions wrote ``cuda:0`` for ``cuda``."""
+    wanted = {**identity, "layout": layout.to_json(), "format": FORMAT_VERSION}
+    kind = wanted["spec"].get("device", "")
+    found = unseal(read_bytes(store, f"{run}/zarr.json") or b"")
+    if found is not None:
+        words = [word for word in [str(found["spec"].get("device"))] if device_kind(word) == kind]
+    else:
+        words = [kind, *(f"{kind}:{card}" for card in range(MAX_CARDS))]
+    recorded = found or unseal(read_bytes(store, f"{run}/{RECORD}/zarr.json") or b"") or {}
+    for word in words:
+        same = wanted | {"spec": wanted["spec"] | {"device": word}}
+        if found is not None or fingerprint(same) == recorded.get("fingerprint"):
+            return same
+    return wanted
 
 
 def _has_shards(store: Store, run: str) -> bool:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import lake as command_line
 from extract.prepare import IN_FLIGHT, batches, held_bytes
 from extract.run import extract, prepare, rank_from_environment
 from schemas import LakeError, RunSpec, SpecMismatchError, UsageError
-from store import open_lake
+from store import check_run, create_run, open_lake, write_model
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(HERE)}
@@ -297,3 +298,53 @@ def test_extract_reports_as_json(tmp_path: Path, data: Path, capsys: pytest.Capt
     said = json.loads(capsys.readouterr().out)
     assert said["n_example"] == 12
     assert said["shards_written"] == [0]
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"RANK": "5", "WORLD_SIZE": "2"}, "RANK=5 with WORLD_SIZE=2"),
+        ({"RANK": "1"}, "RANK=1 with WORLD_SIZE=(not set)"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK=-1"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE=0"),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK=one"),
+        ({"SLURM_PROCID": "3"}, "SLURM_PROCID=3 with SLURM_NTASKS=(not set)"),
+    ],
+)
+def test_a_rank_that_leaves_shards_to_nobody_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], named: str
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=re.escape(named)):
+        rank_from_environment()
+
+
+def test_a_batch_script_of_slurm_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert rank_from_environment() == (0, 1)
+
+
+def test_a_run_is_of_a_kind_of_device_not_of_one_card(tmp_path: Path, data: Path) -> None:
+    assert RunSpec(device="cuda:1").to_json() == RunSpec(device="cuda").to_json()
+    lake = tmp_path / "cards.lake"
+    prepared = prepared_run(lake, data, device="cpu")
+    # An older version wrote the card into what a run is made from.
+    older = {**prepared.identity, "spec": prepared.identity["spec"] | {"device": "cpu:0"}}
+    write_model(lake, prepared.model, prepared.model_arrays, prepared.model_attributes)
+    columns = prepared.problems.columns
+    create_run(lake, prepared.run, prepared.layout, identity=older, columns=columns)
+    before = open_lake(lake).attributes(prepared.run)
+    done = extract(prepared_run(lake, data, device="cpu"), lake)
+    assert done.n_committed == len(prepared.problems)
+    # Its documents are lost: what the record says of it is enough to write them again, as they were.
+    (lake / prepared.run / "zarr.json").unlink()
+    again = prepared_run(lake, data, device="cpu", rebuild_static=True)
+    extract(again, lake, rebuild_static=True)
+    assert open_lake(lake).attributes(prepared.run)["fingerprint"] == before["fingerprint"]
+    with pytest.raises(UsageError, match="spec.device cpu:0 there, cuda asked for"):
+        check_run(lake, prepared.run, prepared.layout, {**older, "spec": older["spec"] | {"device": "cuda"}})

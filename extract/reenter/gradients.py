@@ -89,10 +89,10 @@ def integrated_gradients(
                 difference = _difference(target, cache, pad, n_before, x, tokens, ids)
                 (gradient,) = torch.autograd.grad(difference.sum(), x)
                 total += gradient / n_step
-            attribution[part] = ((x1 - x0) * total).sum(-1).double().cpu().numpy()
+            attribution[part] = ((x1 - x0) * total).sum(-1).cpu().double().numpy()
             with torch.no_grad():
                 for end, x in enumerate((x0, x1)):
-                    ends[end, part] = _difference(target, cache, pad, n_before, x, tokens, ids).double().cpu().numpy()
+                    ends[end, part] = _difference(target, cache, pad, n_before, x, tokens, ids).cpu().double().numpy()
             done += len(part)
             if target.progress is not None:
                 target.progress(done, n)

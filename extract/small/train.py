@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from extract.device import device_errors, find_device
 from extract.small.network import ARCHITECTURES, N_LATENT, SmallCodi, make_tokenizer, save_checkpoint
 from extract.small.problems import MAX_OPERATION, make_splits
 from extract.small.thinking import (
@@ -144,17 +145,22 @@ def train(
     -------
     list of Path
         The checkpoint folders written, the last one being `name`.
+
+    Raises
+    ------
+    UsageError
+        If there is no such model or device.
     """
-    out = Path(out)
+    out, where = Path(out), find_device(device)
     stages = plan(name) if stages is None else stages
     out.mkdir(parents=True, exist_ok=True)
     if data is None:
         data = tabulate_splits()
     groups = [np.flatnonzero(data["train"].n_operation == n) for n in range(1, MAX_OPERATION + 1)]
-    words = Words.of(device)
+    words = Words.of(where)
 
     torch.manual_seed(seed)
-    model = SmallCodi(name.split("-")[1], len(make_tokenizer())).to(device)
+    model = SmallCodi(name.split("-")[1], len(make_tokenizer())).to(where)
     state = TrainingState(model, make_optimizer(model, stages[0][1]))
     total, before, done_here = sum(stage.steps for _, stage in stages), 0, 0
     written: list[Path] = []
@@ -170,7 +176,8 @@ def train(
                 return written
             rng = np.random.default_rng([seed, index, state.step])
             batch = data["train"].take(draw_rows(rng, groups, stage))
-            losses = train_step(state, stage, batch, rng, words)
+            with device_errors(f"a training batch of {stage.batch} problems", "train with --device cpu"):
+                losses = train_step(state, stage, batch, rng, words)
             state.step += 1
             done_here += 1
             if state.step % 100 == 0 or state.step == stage.steps:

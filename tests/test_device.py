@@ -1,0 +1,108 @@
+"""Devices: which card a process takes, what is said when one fails, and a reasoner in two threads."""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_runs import checkpoint, write_questions
+
+import lake as command_line
+from extract import load_reasoner
+from extract.device import device_errors, device_failure, find_device, own_card
+from extract.reasoner import Flight, Reasoner
+from schemas import LakeError, UsageError
+
+
+@pytest.mark.parametrize(
+    ("device", "n_visible", "environment", "found"),
+    [
+        ("cuda", 4, {"LOCAL_RANK": "2"}, "cuda:2"),
+        ("cuda", 4, {"SLURM_LOCALID": "3"}, "cuda:3"),
+        ("cuda", 4, {"LOCAL_RANK": "1", "SLURM_LOCALID": "3"}, "cuda:1"),
+        ("cuda", 1, {"LOCAL_RANK": "2"}, "cuda"),  # the launcher shows each process its own card
+        ("cuda", 4, {}, "cuda"),
+        ("cuda:1", 4, {"LOCAL_RANK": "2"}, "cuda:1"),
+        ("cpu", 4, {"LOCAL_RANK": "2"}, "cpu"),
+    ],
+)
+def test_each_process_of_a_machine_takes_its_own_card(
+    device: str, n_visible: int, environment: dict[str, str], found: str
+) -> None:
+    assert own_card(device, n_visible, environment) == found
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nonsense", "", "cpu:x"])
+def test_a_device_that_is_not_there(device: str) -> None:
+    with pytest.raises(UsageError, match="does not exist here: .*there is cpu"):
+        find_device(device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card here")
+def test_training_without_a_card_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        command_line.main(["train", "small-gpt2", "--out", str(tmp_path / "out"), "--device", "cuda"])
+    assert stop.value.code == 2
+    assert re.fullmatch("lake: device 'cuda' does not exist here: .*\n", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_failures_of_a_device_are_lines_and_others_come_through() -> None:
+    with (
+        pytest.raises(LakeError, match=r"^a batch of 8: CUDA out of memory; pass less$"),
+        device_errors("a batch of 8", "pass less"),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+    with pytest.raises(LakeError, match=r"^it: CUDA error: an assert$"), device_errors("it", "pass less"):
+        raise torch.AcceleratorError("CUDA error: an assert\nmore")
+    with pytest.raises(LakeError, match="can't allocate memory"), device_errors("it", "pass less"):
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="tensor size"), device_errors("it", "pass less"):
+        torch.zeros(2) @ torch.zeros(3)
+    assert device_failure(RuntimeError("sizes")) is None
+
+
+def test_a_full_device_names_the_batch_and_what_to_pass(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed = Flight.feed
+
+    def small_card(self: Flight, embeddings: torch.Tensor, *, record: bool = True) -> torch.Tensor:
+        if len(embeddings) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.\nGPU 0 has ...")
+        return feed(self, embeddings, record=record)
+
+    monkeypatch.setattr(Flight, "feed", small_card)
+    folder, base = checkpoint("gpt2")
+    words = ["extract", "--model", f"toy={folder}", "--base", base, "--lake", str(tmp_path / "x.lake")]
+    words += ["--data", str(write_questions(tmp_path / "toy.jsonl", 4)), "--max-new-tokens", "3", "--batch-size", "4"]
+    with pytest.raises(SystemExit) as stop:
+        command_line.main(words)
+    said = capsys.readouterr().err
+    assert stop.value.code == 1
+    memory = re.search(r"a batch of 4 questions: CUDA out of memory.*pass --memory (\S+), .* of 2", said)
+    assert memory, said
+    assert said.count("\n") == 1
+    # What it says to pass is enough, for the run that was begun too.
+    with pytest.raises(SystemExit) as stop:
+        command_line.main([*words, "--memory", memory.group(1)])
+    assert stop.value.code == 0
+
+
+def test_two_threads_with_one_reasoner_get_what_one_gets() -> None:
+    folder, base = checkpoint("gpt2")
+    reasoner = load_reasoner(folder, base=base)
+    questions = ["Ann has 3 apples and buys 4.", "Bo has 11 pens. He loses 2. How many?", "Cy?", "Di has 5 of 7 books."]
+
+    def think(reasoner: Reasoner, question: str, capture: str | None) -> np.ndarray:
+        thinking = reasoner.think([reasoner.encode(question)], capture=capture, max_new_tokens=4, gold=["7"])  # type: ignore[arg-type]
+        return thinking.answer_logprob if capture is None else thinking.attention
+
+    jobs = [(question, capture) for question in questions for capture in ("full", None, "latent")] * 4
+    alone = [think(reasoner, *job) for job in jobs]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda job: think(reasoner, *job), jobs))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one, other)
