@@ -1156,9 +1156,20 @@ Checkpoint = Annotated[
 ReentryBase = Annotated[
     list[str] | None, typer.Option("--base", metavar="[NAME=]PATH_OR_ID", help="Its base model, as for extract.")
 ]
+ReentryDtype = Annotated[
+    str | None,
+    typer.Option(
+        "--compute-dtype",
+        help="Type in which the model runs: float32, float16, bfloat16; by default that of the run's extraction.",
+    ),
+]
 ReentryLimit = Annotated[int | None, typer.Option(help="Only the first N examples.")]
 Rows = Annotated[
-    int | None, typer.Option(help="Examples times conditions in one batch; by default what fits a gigabyte.")
+    int | None,
+    typer.Option(
+        help="Examples times conditions in one batch; by default what fits a gigabyte, or a quarter of a card's free"
+        " memory."
+    ),
 ]
 Rule = Annotated[str, typer.Option(help="How a number is read from a text: default, or reports.")]
 Preset = Annotated[str | None, typer.Option(help="reports: the settings of the reports, done right.")]
@@ -1232,13 +1243,16 @@ def reenter_runs(
             lora_alpha=common["lora_alpha"],
             limit=common["limit"],
         )
+        if target.compute_dtype != target.made_in:
+            note(f"{run} was computed in {target.made_in}; the model goes on in {target.compute_dtype}")
         target.rule, target.batch_rows = common["rule"], common["batch_rows"]
         if "://" not in path:
             target.folder = Path(f"{path.rstrip('/')}.reenter") / command / run.replace("/", ".")
         with progress_bar(f"{command} {run}", "rows") as report:
             target.progress = report
             result = experiment(target)
-        settings = {**spec, "limit": common["limit"], "rule": common["rule"]}
+        settings = {**spec, "limit": common["limit"], "rule": common["rule"], "compute_dtype": target.compute_dtype}
+        result.attrs |= {"compute_dtype": target.compute_dtype, "device": target.reasoner.device.type}
         name = lake.write_result(command, result, runs=[run], spec=settings)
         if target.folder is not None and target.folder.parent.is_dir():
             shutil.rmtree(target.folder, ignore_errors=True)
@@ -1275,8 +1289,8 @@ def reenter_runs(
     for key, found in cells.items():
         table.add_row(*key, *(cell for run in names for cell in found.get(run, blank)))
     (console if console.is_terminal else Console(width=400, highlight=False)).print(table)
-    for note in notes:
-        console.print(note)
+    for line in notes:
+        console.print(line)
 
 
 def accuracy_cells(labels: Sequence[str]) -> tuple[Sequence[str], Callable[[Any], Any], Sequence[str]]:
@@ -1350,7 +1364,7 @@ def ablate_command(
     checkpoint: Checkpoint = None,
     base: ReentryBase = None,
     device: Device = "cpu",
-    compute_dtype: ComputeDtype = "float32",
+    compute_dtype: ReentryDtype = None,
     lora_alpha: Alpha = 32.0,
     limit: ReentryLimit = None,
     batch_rows: Rows = None,
@@ -1402,7 +1416,7 @@ def corrupt_command(
     checkpoint: Checkpoint = None,
     base: ReentryBase = None,
     device: Device = "cpu",
-    compute_dtype: ComputeDtype = "float32",
+    compute_dtype: ReentryDtype = None,
     lora_alpha: Alpha = 32.0,
     limit: ReentryLimit = None,
     batch_rows: Rows = None,
@@ -1452,7 +1466,7 @@ def patch_command(
     checkpoint: Checkpoint = None,
     base: ReentryBase = None,
     device: Device = "cpu",
-    compute_dtype: ComputeDtype = "float32",
+    compute_dtype: ReentryDtype = None,
     lora_alpha: Alpha = 32.0,
     limit: ReentryLimit = None,
     batch_rows: Rows = None,
@@ -1532,7 +1546,7 @@ def reenter_heads_command(
     checkpoint: Checkpoint = None,
     base: ReentryBase = None,
     device: Device = "cpu",
-    compute_dtype: ComputeDtype = "float32",
+    compute_dtype: ReentryDtype = None,
     lora_alpha: Alpha = 32.0,
     limit: ReentryLimit = None,
     batch_rows: Rows = None,
@@ -1582,7 +1596,7 @@ def edges_command(
     checkpoint: Checkpoint = None,
     base: ReentryBase = None,
     device: Device = "cpu",
-    compute_dtype: ComputeDtype = "float32",
+    compute_dtype: ReentryDtype = None,
     lora_alpha: Alpha = 32.0,
     limit: ReentryLimit = None,
     batch_rows: Rows = None,
@@ -1625,7 +1639,7 @@ def steer_command(
     checkpoint: Checkpoint = None,
     base: ReentryBase = None,
     device: Device = "cpu",
-    compute_dtype: ComputeDtype = "float32",
+    compute_dtype: ReentryDtype = None,
     lora_alpha: Alpha = 32.0,
     limit: ReentryLimit = None,
     batch_rows: Rows = None,
@@ -1667,9 +1681,10 @@ def gradients_command(
     checkpoint: Checkpoint = None,
     base: ReentryBase = None,
     device: Device = "cpu",
-    compute_dtype: ComputeDtype = "float32",
+    compute_dtype: ReentryDtype = None,
     lora_alpha: Alpha = 32.0,
     limit: ReentryLimit = None,
+    batch_rows: Rows = None,
     rule: Rule = "default",
     as_json: AsJson = False,
     csv: CsvFolder = None,
@@ -1696,7 +1711,7 @@ def gradients_command(
 
     common = common_options(
         checkpoint=checkpoint, base=base, device=device, compute_dtype=compute_dtype, lora_alpha=lora_alpha,
-        limit=limit, batch_rows=None, rule=rule, as_json=as_json, csv=csv,
+        limit=limit, batch_rows=batch_rows, rule=rule, as_json=as_json, csv=csv,
     )  # fmt: skip
     spec = {"baseline": baseline, "steps": steps}
     columns = (("thought",), rows, ("attribution 95%", "magnitude"))
@@ -1722,7 +1737,7 @@ def sweep_command(
     checkpoint: Checkpoint = None,
     base: ReentryBase = None,
     device: Device = "cpu",
-    compute_dtype: ComputeDtype = "float32",
+    compute_dtype: ReentryDtype = None,
     lora_alpha: Alpha = 32.0,
     limit: ReentryLimit = None,
     batch_rows: Rows = None,
@@ -1864,6 +1879,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         fail(f"{line}; what is committed stays, and the same command goes on from there", 1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def note(message: str) -> None:
+    """Say something on stderr, beside the result."""
+    sys.stderr.write("lake: " + " ".join(message.split()) + "\n")
 
 
 def fail(message: str, code: int) -> None:

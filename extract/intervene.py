@@ -267,8 +267,8 @@ class StoredValues:
             self._columns[key] = values
         return self._columns[key]
 
-    def prepare(self, interventions: Iterable[Intervention]) -> None:
-        """Compute in one pass over the run whatever these need and the lake does not hold: outputs of heads."""
+    def prepare(self, interventions: Iterable[Intervention], batch: int = 32) -> None:
+        """Compute in one pass over the run what these need and the lake does not hold: outputs of heads."""
         places = {
             (layer, position)
             for each in interventions
@@ -281,7 +281,7 @@ class StoredValues:
             for position in each.positions
         }
         if missing := sorted(places - self._heads.keys()):
-            self._compute_heads(missing)
+            self._compute_heads(missing, batch)
 
     def _compute_heads(self, places: Sequence[tuple[int, str]], batch: int = 32) -> None:
         reasoner = self.reasoner

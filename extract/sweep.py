@@ -14,15 +14,18 @@ import xarray as xr
 from torch import Tensor
 
 from extract.capture import KeyValues
+from extract.device import device_errors
 from extract.intervene import Armed, StoredValues, arm
 from extract.reasoner import Flight, Reasoner
-from schemas import Intervention, UsageError, extract_answer, position_offset
+from extract.run import code_fingerprint
+from schemas import Intervention, UsageError, canonical_json, extract_answer, fingerprint, position_offset
 from schemas.answers import Rule
 
 Progress = Callable[[int, int], None]
 UNTOUCHED = "untouched"
 BATCH_BYTES = 2**30
-"""Aim for the memory that keys, values and logits of one batch take."""
+"""Aim for the memory that keys, values and logits of one batch take; on a card a quarter of what is free there."""
+MOST_ROWS, HEAD_ROWS = 1024, 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,11 +104,13 @@ def sweep(
     generate
         Write the answer's text, too; without it only numbers are measured.
     batch_rows
-        Rows of a batch (examples times conditions); by default what fits a gigabyte.
+        Rows of a batch (examples times conditions); by default what fits a gigabyte, or a quarter of a card's free
+        memory.
     rule
         How the number in a text is read.
     folder
-        Where finished batches are kept; a sweep that is started again takes up what lies there.
+        Where finished batches are kept; a sweep that is started again, with the same batches of the same things in the
+        same precision, takes up what lies there.
     progress
         Called with rows done and rows in all.
 
@@ -122,6 +127,8 @@ def sweep(
     ------
     UsageError
         If a condition asks for what is not there.
+    LakeError
+        If the device has too little memory, or fails.
     """
     stored = values or StoredValues(run, reasoner)
     labels = [int(label) for label in (run["example"].values if examples is None else examples)]
@@ -130,6 +137,8 @@ def sweep(
     for name, texts in answers.items():
         if len(texts) != len(labels):
             raise UsageError(f"{len(texts)} answers called {name!r} for {len(labels)} examples")
+    if batch_rows is not None and batch_rows < 1:
+        raise UsageError(f"batch_rows is {batch_rows}; it must be at least 1")
     names = [condition.name for condition in conditions]
     if len({UNTOUCHED, *names}) <= len(names):
         raise UsageError("conditions of a sweep need names of their own, other than untouched")
@@ -143,11 +152,13 @@ def sweep(
     for label, prompt in zip(labels, prompts, strict=True):
         reasoner.check_length(len(prompt), room, f"question of example {label}")
     _check_question_positions(conditions, labels, prompts, reasoner.n_latent)
-    stored.prepare(each for condition in conditions for each in condition.interventions)
 
     order = sorted(range(len(conditions)), key=lambda index: _first_offset(conditions[index], reasoner.n_latent))
     longest = max(len(prompt) for prompt in prompts) + reasoner.n_latent + 1 + room
     n_row = batch_rows or _rows_that_fit(reasoner, longest)
+    n_head_row = min(HEAD_ROWS, n_row)
+    with device_errors(f"a batch of {n_head_row} rows", f"pass --batch-rows {max(1, n_head_row // 2)}"):
+        stored.prepare((each for condition in conditions for each in condition.interventions), n_head_row)
     n_batch = min(len(labels), max(min(32, n_row), n_row // max(1, len(conditions))))
     by_length = sorted(range(len(labels)), key=lambda index: (len(prompts[index]), index))
     batches = [by_length[start : start + n_batch] for start in range(0, len(by_length), n_batch)]
@@ -160,30 +171,46 @@ def sweep(
     difference, kl = np.full(shape, np.nan), np.full(shape, np.nan)
     text = np.full(shape, "", dtype=object)
     cost = {"positions_fed": 0, "model_calls": 0, "positions_one_by_one": 0, "model_calls_one_by_one": 0}
-    keep = (
-        None
-        if folder is None
-        else _Kept(folder, _identity(reasoner, run, conditions, answers, labels, n_new, generate))
-    )
+    keep = None
+    if folder is not None:
+        decides = _decides(reasoner, run, stored, conditions, answers, labels, n_new, generate)
+        keep = _Kept(folder, fingerprint({**decides, "batches": batches, "chunks": chunks, "head_rows": n_head_row}))
     done, total = 0, n_condition * len(labels)
     with torch.inference_mode(), reasoner.session():
         for number, batch in enumerate(batches):
             trunk: _Trunk | None = None
             for piece, chunk in enumerate([None, *chunks]):
                 name = f"{number:05d}-{piece:05d}"
-                found = keep.load(name) if keep is not None else None
+                holds = {
+                    "examples": [labels[index] for index in batch],
+                    "conditions": [UNTOUCHED] if chunk is None else [names[index] for index in chunk],
+                }
+                found = keep.load(name, holds) if keep is not None else None
                 if found is None:
-                    if trunk is None:
-                        trunk, fed = _trunk(reasoner, [prompts[index] for index in batch], room)
-                        _spend(cost, fed)
-                        if asked.rest:
-                            _base(reasoner, trunk, asked, batch, cost)
                     parts = [] if chunk is None else [conditions[index] for index in chunk]
-                    found = _run(
-                        reasoner, stored, trunk, parts, rows, batch, asked, n_new, room, generate=generate, cost=cost
-                    )
+                    n_now = len(batch) * max(1, len(parts))
+                    remedy = f"pass --batch-rows {max(1, n_now // 2)}"
+                    with device_errors(f"a batch of {n_now} rows (examples times conditions)", remedy):
+                        if trunk is None:
+                            trunk, fed = _trunk(reasoner, [prompts[index] for index in batch], room)
+                            _spend(cost, fed)
+                            if asked.rest:
+                                _base(reasoner, trunk, asked, batch, cost)
+                        found = _run(
+                            reasoner,
+                            stored,
+                            trunk,
+                            parts,
+                            rows,
+                            batch,
+                            asked,
+                            n_new,
+                            room,
+                            generate=generate,
+                            cost=cost,
+                        )
                     if keep is not None:
-                        keep.save(name, found)
+                        keep.save(name, holds, found)
                 places = [0] if chunk is None else [index + 1 for index in chunk]
                 for slot, place in enumerate(places):
                     text[place, batch] = found["text"][slot]
@@ -252,11 +279,17 @@ def _one_by_one(
 
 
 def _rows_that_fit(reasoner: Reasoner, columns: int) -> int:
+    """Rows whose keys, values and logits a batch has room for, all of them twice where it goes on with some only."""
     config: Any = reasoner.model.config
     kv_heads = int(getattr(config, "num_key_value_heads", None) or reasoner.n_head)
     size = 4 if reasoner.model.dtype == torch.float32 else 2
     keys = 2 * reasoner.n_layer * kv_heads * reasoner.head_size * columns * size
-    return int(min(1024, max(8, BATCH_BYTES // (keys + 3 * 4 * (reasoner.vocabulary + 3)))))
+    row = keys + 3 * 4 * (reasoner.vocabulary + 3)
+    if reasoner.device.type != "cuda":
+        return int(min(MOST_ROWS, max(8, BATCH_BYTES // row)))
+    free = torch.cuda.mem_get_info(reasoner.device)[0]
+    # A power of two: finished batches are taken up again although others now hold a little more or less of the card.
+    return int(min(MOST_ROWS, 2 ** (max(8, free // 4 // row).bit_length() - 1)))
 
 
 def _first_offset(condition: Condition, n_latent: int) -> int:
@@ -473,45 +506,79 @@ def _differences(difference: np.ndarray, logits: Tensor, asked: _Answers, picked
         difference[rows] = (logits[at, one] - logits[at, other]).cpu().numpy()
 
 
-def _identity(
-    reasoner: Reasoner, run: xr.Dataset, conditions: Sequence[Condition], answers: Mapping[str, Sequence[str]],
-    labels: list[int], n_new: int, generate: bool,
-) -> str:  # fmt: skip
-    """Digest of everything that decides a sweep's values."""
-    digest = hashlib.sha256()
-    parts = [reasoner.fingerprint, str(run.attrs.get("fingerprint", "")), labels, n_new, generate]
-    parts += [{name: list(texts) for name, texts in answers.items()}]
-    for condition in conditions:
-        where = {key: mask.astype(int).tolist() for key, mask in (condition.where or {}).items()}
-        parts.append([condition.name, [asdict(each) for each in condition.interventions], where])
-    digest.update(json.dumps(parts, sort_keys=True, default=str).encode())
-    return digest.hexdigest()[:16]
+def _decides(
+    reasoner: Reasoner, run: xr.Dataset, stored: StoredValues, conditions: Sequence[Condition],
+    answers: Mapping[str, Sequence[str]], labels: list[int], n_new: int, generate: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Everything that decides a sweep's values, but what is computed side by side."""
+    return {
+        "model": dict(reasoner.fingerprint),
+        "compute_dtype": str(reasoner.model.dtype),
+        "device": reasoner.device.type,
+        "code": code_fingerprint(),
+        # A run may have grown since: means and donors are over the examples it has.
+        "runs": [
+            [str(each.attrs.get("fingerprint", "")), each["example"].values.tolist()] for each in (run, stored.run)
+        ],
+        "directions": {name: _array_digest(array) for name, array in stored.directions.items()},
+        "conditions": [
+            [
+                condition.name,
+                [asdict(each) for each in condition.interventions],
+                {key: np.asarray(mask).astype(int).tolist() for key, mask in (condition.where or {}).items()},
+            ]
+            for condition in conditions
+        ],
+        "examples": labels,
+        "answers": {name: [str(text) for text in texts] for name, texts in answers.items()},
+        "max_new_tokens": n_new,
+        "generate": generate,
+    }
+
+
+def _array_digest(array: xr.DataArray) -> str:
+    """SHA-256 of an array's labels and values."""
+    labels = {str(dim): [str(each) for each in array[dim].values] for dim in array.dims}
+    digest = hashlib.sha256(canonical_json(labels).encode())
+    digest.update(np.ascontiguousarray(array.values).tobytes())
+    return digest.hexdigest()
 
 
 class _Kept:
-    """Finished batches of a sweep in a folder."""
+    """Finished batches of a sweep in a folder, under the digest of everything that decides them.
+
+    Each file says which examples and conditions it holds, and carries a digest of its content: one that says otherwise,
+    or was cut short, is computed again.
+    """
 
     def __init__(self, folder: Path, identity: str) -> None:
-        self.folder = folder / identity
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder / identity[:32]
 
-    def load(self, name: str) -> dict[str, np.ndarray] | None:
-        path = self.folder / f"{name}.json"
-        if not path.is_file():
+    def load(self, name: str, holds: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
+        """Values of a batch, if its file is there, whole, and of these examples and conditions."""
+        try:
+            kept = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+            digest = kept.pop("sha256")
+        except (OSError, ValueError, KeyError, AttributeError):
             return None
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept.get("holds") != holds or digest != fingerprint(kept):
+            return None
         return {
             key: np.array(value, dtype=object if key == "text" else np.float64).reshape(kept["shapes"][key])
             for key, value in kept["values"].items()
         }
 
-    def save(self, name: str, found: dict[str, np.ndarray]) -> None:
+    def save(self, name: str, holds: Mapping[str, Any], found: dict[str, np.ndarray]) -> None:
+        """Keep the values of a batch, whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{name}.json"
         values = {
-            key: [None if isinstance(x, float) and math.isnan(x) else x for x in value.ravel().tolist()]
+            key: value.ravel().tolist()
+            if key == "text"
+            else [x if math.isfinite(x) else None if math.isnan(x) else str(x) for x in value.ravel().tolist()]
             for key, value in found.items()
         }
+        content = {"holds": holds, "values": values, "shapes": {key: list(value.shape) for key, value in found.items()}}
         partial = path.with_suffix(".partial")
-        content = {"values": values, "shapes": {key: list(value.shape) for key, value in found.items()}}
-        partial.write_text(json.dumps(content), encoding="utf-8")
+        partial.write_text(json.dumps(content | {"sha256": fingerprint(content)}), encoding="utf-8")
         partial.replace(path)

@@ -1,5 +1,10 @@
 """Back into the model: known truth on the shipped small models, controls, statistics, bad requests."""
 
+import json
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -283,3 +288,94 @@ def test_command_keeps_a_result_and_answers_bad_requests_in_one_line(
         assert code == 2, words
         assert message in err
         assert err.count("\n") == 1
+
+
+ROWS = "--batch-rows"
+
+
+@pytest.fixture(scope="module")
+def killed(folder: Path) -> Path:
+    """What a re-entry with ``--batch-rows 48`` left behind when it was killed midway."""
+    words = [sys.executable, "-m", "lake", *CORRUPT, ROWS, "48"]
+    command = [word.replace("PATH", str(folder)) for word in words]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL)
+    kept = folder.with_name("a.lake.reenter")
+    while process.poll() is None and len([*kept.rglob("*.json")]) < 4:
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    left = [*kept.rglob("*.json")]
+    assert len(left) >= 4, "it was done before it could be killed"
+    return kept.rename(folder.with_name("killed"))
+
+
+CORRUPT = ["reenter", "corrupt", "PATH", "small-gpt2/test", "--corruptions", "zero,resample"]
+
+
+def corrupted(folder: Path, *options: str) -> xr.Dataset:
+    """A corruption as the command line makes and keeps it."""
+    words = [word.replace("PATH", str(folder)) for word in [*CORRUPT, *options]]
+    command_line.app(args=[*words, "--json"], standalone_mode=False)
+    dtype = options[options.index("--compute-dtype") + 1] if "--compute-dtype" in options else "float32"
+    return open_lake(folder).result("corrupt", "small-gpt2/test", compute_dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    "options", [(ROWS, "48"), (ROWS, "96"), (ROWS, "20"), (ROWS, "48", "--compute-dtype", "bfloat16")], ids=str
+)
+def test_a_killed_re_entry_goes_on_in_any_batches_and_precision(
+    folder: Path, killed: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    shutil.rmtree(folder / "results", ignore_errors=True)
+    whole = corrupted(folder, *options)
+    name = next(each.name for each in open_lake(folder).results("corrupt"))
+    shutil.rmtree(folder / name)
+    kept = folder.with_name("a.lake.reenter")
+    shutil.copytree(killed, kept)
+    again = corrupted(folder, *options)
+    xr.testing.assert_identical(again.drop_attrs(), whole.drop_attrs())
+    # The same batches are taken up, others are not.
+    assert (again.attrs["model_calls"] < whole.attrs["model_calls"]) == (options == (ROWS, "48"))
+    assert not kept.exists()
+    assert ("was computed in float32; the model goes on in bfloat16" in capsys.readouterr().err) == (len(options) > 2)
+
+
+def test_a_kept_batch_says_what_it_holds_and_is_checked(folder: Path, killed: Path) -> None:
+    shutil.rmtree(folder / "results", ignore_errors=True)
+    whole = corrupted(folder, ROWS, "48")
+    kept = folder.with_name("a.lake.reenter")
+    shutil.copytree(killed, kept)
+    first, second, third, *_ = sorted(kept.rglob("*.json"))
+    first.write_text(second.read_text())  # another batch's
+    second.write_text(second.read_text()[:-20])  # cut short
+    changed = json.loads(third.read_text())
+    changed["values"]["kl"][0] = 7.0
+    third.write_text(json.dumps(changed))
+    again = corrupted(folder, ROWS, "48")
+    xr.testing.assert_identical(again.drop_attrs(), whole.drop_attrs())
+
+
+def test_re_entries_in_two_precisions_stand_beside_each_other(folder: Path) -> None:
+    shutil.rmtree(folder / "results", ignore_errors=True)
+    exact, reduced = corrupted(folder), corrupted(folder, "--compute-dtype", "bfloat16")
+    assert {each.spec["compute_dtype"] for each in open_lake(folder).results("corrupt")} == {"float32", "bfloat16"}
+    assert exact.attrs["fingerprint"] != reduced.attrs["fingerprint"]
+    assert reduced.attrs["compute_dtype"] == "bfloat16"
+    assert float(abs(exact["kl"] - reduced["kl"]).max()) > 0
+
+
+def test_a_run_is_gone_back_into_in_the_precision_it_was_made_in(tmp_path: Path, folder: Path) -> None:
+    lake = tmp_path / "half.lake"
+    data = str(folder.with_name("test.jsonl"))
+    spec = RunSpec(compute_dtype="bfloat16", limit=4, max_new_tokens=4)
+    extract(prepare("small-gpt2", data, lake, spec), lake)
+    opened = open_target(open_lake(lake), "small-gpt2/test")
+    assert opened.compute_dtype == opened.made_in == "bfloat16"
+
+
+@pytest.mark.parametrize(("option", "value"), [("--batch-rows", "0"), ("--batch-rows", "-3"), ("--limit", "-2")])
+def test_a_size_below_one_is_refused(folder: Path, capsys: pytest.CaptureFixture[str], option: str, value: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        command_line.main(["reenter", "corrupt", str(folder), "small-gpt2/test", option, value])
+    assert stop.value.code == 2
+    assert "must be at least 1" in capsys.readouterr().err

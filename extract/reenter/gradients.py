@@ -9,6 +9,7 @@ import xarray as xr
 from torch import Tensor
 
 from extract.capture import KeyValues
+from extract.device import device_errors
 from extract.reasoner import Flight
 from extract.reenter.statistics import mean_interval
 from extract.reenter.target import Target
@@ -23,7 +24,7 @@ def integrated_gradients(
     against: Sequence[str] | None = None,
     baseline: Baseline = "mean",
     n_step: int = 32,
-    batch: int = 16,
+    batch: int | None = None,
     limit: int | None = None,
 ) -> xr.Dataset:
     """Share of each thought in the answer's logit difference, along the straight way from a baseline.
@@ -43,7 +44,7 @@ def integrated_gradients(
     n_step
         Points on the way.
     batch
-        Examples at a time.
+        Examples at a time; those of the target's batches by default, or 16.
     limit
         Only the first examples.
 
@@ -60,6 +61,9 @@ def integrated_gradients(
     if n_step < 1:
         raise UsageError(f"n_step is {n_step}; it must be at least 1")
     reasoner, data = target.reasoner, target.data
+    batch = next(each for each in (batch, target.batch_rows, 16) if each is not None)
+    if batch < 1:
+        raise UsageError(f"batch_rows is {batch}; it must be at least 1")
     n = data.sizes["example"] if limit is None else min(limit, data.sizes["example"])
     rows = np.arange(n)
     gold = [str(text) for text in data["gold_answer"].values]
@@ -77,22 +81,25 @@ def integrated_gradients(
     with reasoner.session():
         for first in range(0, n, batch):
             part = order[first : first + batch]
-            tokens, ids = _answer_tokens(target, [gold[row] for row in part], [other[row] for row in part])
-            x0, x1 = (torch.as_tensor(each[part], device=reasoner.device) for each in (start, fed))
-            with torch.no_grad():
-                laid, pad, n_before = reasoner.lay_out([prompts[row] for row in part])
-                cache = KeyValues(n_before + 1)
-                Flight(reasoner, pad, n_before, cache).feed_tokens(laid)
-            total = torch.zeros_like(x0)
-            for step in range(n_step):
-                x = (x0 + (step + 0.5) / n_step * (x1 - x0)).requires_grad_()
-                difference = _difference(target, cache, pad, n_before, x, tokens, ids)
-                (gradient,) = torch.autograd.grad(difference.sum(), x)
-                total += gradient / n_step
-            attribution[part] = ((x1 - x0) * total).sum(-1).cpu().double().numpy()
-            with torch.no_grad():
-                for end, x in enumerate((x0, x1)):
-                    ends[end, part] = _difference(target, cache, pad, n_before, x, tokens, ids).cpu().double().numpy()
+            with device_errors(f"a batch of {len(part)} examples", f"pass --batch-rows {max(1, len(part) // 2)}"):
+                tokens, ids = _answer_tokens(target, [gold[row] for row in part], [other[row] for row in part])
+                x0, x1 = (torch.as_tensor(each[part], device=reasoner.device) for each in (start, fed))
+                with torch.no_grad():
+                    laid, pad, n_before = reasoner.lay_out([prompts[row] for row in part])
+                    cache = KeyValues(n_before + 1)
+                    Flight(reasoner, pad, n_before, cache).feed_tokens(laid)
+                total = torch.zeros_like(x0)
+                for step in range(n_step):
+                    x = (x0 + (step + 0.5) / n_step * (x1 - x0)).requires_grad_()
+                    difference = _difference(target, cache, pad, n_before, x, tokens, ids)
+                    (gradient,) = torch.autograd.grad(difference.sum(), x)
+                    total += gradient / n_step
+                attribution[part] = ((x1 - x0) * total).sum(-1).cpu().double().numpy()
+                with torch.no_grad():
+                    for end, x in enumerate((x0, x1)):
+                        ends[end, part] = (
+                            _difference(target, cache, pad, n_before, x, tokens, ids).cpu().double().numpy()
+                        )
             done += len(part)
             if target.progress is not None:
                 target.progress(done, n)

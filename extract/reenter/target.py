@@ -27,11 +27,18 @@ class Target:
     data: xr.Dataset
     reasoner: Reasoner
     values: StoredValues
+    made_in: str = "float32"
+    """Type in which the run was computed."""
     rule: Rule = "default"
     batch_rows: int | None = None
     folder: Path | None = None
     progress: Progress | None = None
     _numbers: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def compute_dtype(self) -> str:
+        """Type in which the model computes now."""
+        return str(self.reasoner.model.dtype).removeprefix("torch.")
 
     @property
     def thoughts(self) -> list[str]:
@@ -139,7 +146,7 @@ def open_target(
     checkpoint: str | None = None,
     base: str | None = None,
     device: str = "cpu",
-    compute_dtype: ComputeDtype = "float32",
+    compute_dtype: ComputeDtype | None = None,
     lora_alpha: float = 32.0,
     limit: int | None = None,
 ) -> Target:
@@ -153,8 +160,10 @@ def open_target(
         ``MODEL/DATASET``.
     checkpoint
         Where the model is: folder, hub id or shipped name; by default what the lake remembers.
-    base, device, compute_dtype, lora_alpha
+    base, device, lora_alpha
         As for :func:`extract.load_reasoner`.
+    compute_dtype
+        Type the model computes in; by default the one the run was made in.
     limit
         Only the first examples.
 
@@ -164,10 +173,13 @@ def open_target(
         If the run is not there, or the checkpoint is not the model that made it.
     """
     data = lake[run]
-    attributes = lake.model(run.split("/")[0]).attrs
+    attributes = lake.model_attributes(run.split("/")[0])
+    made_in = lake.attributes(run)["spec"]["compute_dtype"]
     remembered = str(attributes.get("checkpoint", ""))
     try:
-        reasoner = load_reasoner(checkpoint or remembered, base, device, compute_dtype, lora_alpha=lora_alpha)
+        reasoner = load_reasoner(
+            checkpoint or remembered, base, device, compute_dtype or made_in, lora_alpha=lora_alpha
+        )
     except UsageError as error:
         if checkpoint is None:
             raise UsageError(
@@ -181,8 +193,12 @@ def open_target(
                 f"{checkpoint or remembered} is not the model that made {run}: other {part}"
                 f" ({digest[:12]} instead of {str(made_by[part])[:12]})"
             )
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit is {limit}; it must be at least 1")
     if limit is not None:
         data = data.isel(example=slice(0, limit))
     if not data.sizes["example"]:
         raise UsageError(f"run {run} has no examples yet")
-    return Target(lake=lake, run=run, data=data, reasoner=reasoner, values=StoredValues(data, reasoner))
+    return Target(
+        lake=lake, run=run, data=data, reasoner=reasoner, values=StoredValues(data, reasoner), made_in=made_in
+    )
