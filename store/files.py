@@ -10,49 +10,78 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
+import google_crc32c
 import numpy as np
 import zarr
 from zarr.abc.buffer import Buffer
 from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import LocalStore, MemoryStore, WrapperStore
+from zarr.storage import MemoryStore
 
 from schemas import SchemaError, canonical_json, fingerprint
 from store.layout import COLUMN_CHUNK, COLUMN_CODECS
 from store.location import local_path
 
 RECORD = "record"
-"""Group below a run that holds the checksum and size of each shard's files."""
+"""Group below a run that holds the checksum and size of each shard's files, and the checksums of their chunks."""
+NEXT = f"{RECORD}/size/next"
+"""Folder below a run of what a shard's record is to be, while the shard's files take their places."""
 LEFTOVER = "*.partial"
 """What a killed process leaves of a file it had not finished."""
 THROUGH_BYTES = 2**24
 """What is written before it is flushed to the disk."""
 
 
-class RecordingStore(WrapperStore[Store]):
-    """Passes everything on, and keeps the digest and size of every value set through it."""
+class Replacement:
+    """Files that take their places together, once all of them are durable beside those places.
 
-    def __init__(self, store: Store) -> None:
-        super().__init__(store)
-        self.written: dict[str, tuple[str, int]] = {}
+    On a local disk each is written as a leftover's name has it, then renamed: who reads meanwhile has the old file or
+    the new one, whole. An object store replaces whole objects anyway.
 
-    async def set(self, key: str, value: Buffer) -> None:
-        """Store a value and note its SHA-256 and its size."""
-        await super().set(key, value)
-        self.written[key] = (hashlib.sha256(value.as_buffer_like()).hexdigest(), len(value))
+    Parameters
+    ----------
+    store, folder
+        The lake; ``folder`` is ``None`` for an object store.
+    """
 
-    def set_pieces(self, key: str, pieces: Sequence[bytes], digest: str) -> None:
-        """Store a value given in pieces, whose SHA-256 is known; on a local disk by :func:`write_through`."""
-        if isinstance(self._store, LocalStore):
-            write_through(self._store.root / key, pieces)
-        else:
-            set_bytes(self._store, key, b"".join(pieces))
-        self.written[key] = (digest, sum(map(len, pieces)))
+    def __init__(self, store: Store, folder: Path | None) -> None:
+        self.store = store
+        self.folder = folder
+        self._waiting: dict[str, Path | Sequence[bytes]] = {}
+
+    def add(self, key: str, pieces: Sequence[bytes]) -> None:
+        """Put a file beside its place; of no pieces: none is to be there."""
+        self._waiting[key] = pieces
+        if self.folder is not None and pieces:
+            self._waiting[key] = write_beside(self.folder / key, pieces)
+
+    def publish(self) -> None:
+        """Let all files take their places, durably."""
+        for key, waiting in self._waiting.items():
+            if isinstance(waiting, Path):
+                waiting.replace(waiting.parent / Path(key).name)
+            elif waiting:
+                set_bytes(self.store, key, b"".join(waiting))
+            elif read_size(self.store, key) is not None:
+                sync(self.store.delete(key))
+        if self.folder is not None:
+            make_durable(self.folder, self._waiting)
+        self._waiting.clear()
+
+    def __enter__(self) -> "Replacement":
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove what has not been published."""
+        for waiting in self._waiting.values():
+            if isinstance(waiting, Path):
+                waiting.unlink(missing_ok=True)
 
 
-def write_through(path: Path, pieces: Iterable[bytes]) -> None:
-    """Write a large file that appears whole or not at all, leaving none of it in memory.
+def write_beside(path: Path, pieces: Iterable[bytes]) -> Path:
+    """Write a large file durably under a leftover's name beside its place, leaving none of it in memory.
 
     Left to the system, as much memory as is free would fill with what is not read again soon, and taking fresh memory
     costs more than writing to a fast disk.
@@ -69,10 +98,10 @@ def write_through(path: Path, pieces: Iterable[bytes]) -> None:
                     _to_disk(file)
                     pending = 0
             _to_disk(file)
-        partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+    return partial
 
 
 def _to_disk(file: BinaryIO) -> None:
@@ -80,6 +109,26 @@ def _to_disk(file: BinaryIO) -> None:
     os.fsync(file.fileno())
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def with_checksum(content: bytes) -> bytes:
+    """Content of a file of the record, or of a shard's mark: as Zarr's codec ends it with its CRC-32C."""
+    value: int = google_crc32c.value(content)
+    return content + value.to_bytes(4, "little")
+
+
+def without_checksum(content: bytes, size: int) -> bytes | None:
+    """Inverse of :func:`with_checksum`; ``None`` if the content is of another size or does not agree with it."""
+    found = content[:-4]
+    return found if len(found) == size and with_checksum(found) == content else None
+
+
+def read_size(store: Store, key: str) -> int | None:
+    """Size of a key's value, or ``None``."""
+    try:
+        return sync(store.getsize(key))
+    except FileNotFoundError:
+        return None
 
 
 def read_bytes(store: Store, key: str) -> bytes | None:

@@ -199,6 +199,15 @@ class RunLayout:
                 found[name] = np.full(shape, array.fill, dtype=object if array.dtype == "string" else array.dtype)
         return found
 
+    def checksum_places(self) -> dict[str, slice]:
+        """Where the record keeps the checksums of each array's chunks, in order of the axes, along its ``chunk``."""
+        places, begin = {}, 0
+        for name, array in self.arrays().items():
+            if array.shards is not None:
+                places[name] = slice(begin, begin + array.inner_chunks)
+                begin += array.inner_chunks
+        return places
+
     def to_json(self) -> dict[str, Any]:
         """Fields as plain JSON values."""
         return asdict(self)

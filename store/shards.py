@@ -22,6 +22,7 @@ from numcodecs import Blosc, Zstd, blosc, zstd
 from xarray.backends import BackendArray
 from xarray.core import indexing
 from zarr.codecs import BloscCodec, ZstdCodec
+from zarr.storage import MemoryStore
 
 from schemas import CorruptLakeError
 from store.blocks import BlockArray
@@ -59,14 +60,17 @@ class ShardFile:
         self.pieces: list[bytes] = []
         self.size = 0
         self.sha256 = hashlib.sha256()
+        self.checksums: np.ndarray | None = None
+        """CRC-32C of each chunk, 0 where there is none: (*grid,); of sharded arrays only."""
 
-    def append(self, content: bytes) -> None:
-        """Add content and its checksum."""
+    def append(self, content: bytes) -> int:
+        """Add content and its checksum, which is returned."""
         value: int = google_crc32c.value(content)
         for piece in (content, value.to_bytes(CHECKSUM_BYTES, "little")):
             self.pieces.append(piece)
             self.sha256.update(piece)
             self.size += len(piece)
+        return value
 
 
 def encoders() -> ThreadPoolExecutor:
@@ -95,14 +99,29 @@ def encode_shard(layout: ArrayLayout, values: BlockArray, pool: ThreadPoolExecut
     """
     index = np.full((*layout.grid, 2), ABSENT, dtype="<u8")
     file = ShardFile()
+    file.checksums = np.zeros(layout.grid, dtype="<u4")
     parts = list(np.ndindex(*layout.grid[:2]))
     first = shard * layout.grid[0]
     for part, chunks in zip(parts, pool.map(lambda part: _encode(layout, values, part, first), parts), strict=True):
         for rest, content in chunks:
             index[part + rest] = file.size, len(content) + CHECKSUM_BYTES
-            file.append(content)
+            file.checksums[part + rest] = file.append(content)
     if file.pieces:
         file.append(index.tobytes())
+    return file
+
+
+def encode_column(layout: ArrayLayout, values: np.ndarray) -> ShardFile:
+    """One shard's file of an array without inner chunks, as Zarr encodes it."""
+    memory: dict[str, Any] = {}
+    zarr.create_array(
+        MemoryStore(memory), shape=layout.chunks, chunks=layout.chunks, dtype=layout.dtype, fill_value=layout.fill,
+        compressors=layout.codecs,
+    )[: len(values)] = values  # fmt: skip
+    file = ShardFile()
+    if (content := memory.get(layout.key(0))) is not None:
+        file.pieces, file.size = [content.to_bytes()], len(content)
+        file.sha256.update(file.pieces[0])
     return file
 
 

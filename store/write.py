@@ -3,14 +3,13 @@
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-import zarr
 from zarr.abc.store import Store
 from zarr.core.sync import sync
 
@@ -32,12 +31,11 @@ from store.claim import ShardClaim
 from store.files import (
     LEFTOVER,
     RECORD,
-    RecordingStore,
+    Replacement,
     assemble,
     column,
     digests_of,
     lake_lock,
-    make_durable,
     read_bytes,
     read_group,
     unseal,
@@ -45,16 +43,17 @@ from store.files import (
 )
 from store.layout import COLUMN_CODECS, SHARDED_VARIABLES, RunLayout
 from store.location import local_path, open_store
-from store.shards import ShardFile, encode_shard, encoders
+from store.record import PARTS, RunRecord, ShardRecord
+from store.shards import ShardFile, encode_column, encode_shard, encoders
 
-SHARDED_FILES = (*SHARDED_VARIABLES, "committed", f"{RECORD}/sha256", f"{RECORD}/size")
+SHARDED_FILES = (*SHARDED_VARIABLES, "committed", *(f"{RECORD}/{part}" for part in PARTS))
 """Arrays of a run that grow shard by shard; everything else is written when the run is created."""
 
 MAX_CARDS = 16
 """Cards of one machine, among which the one that made an older run is looked for."""
 
-Encoded = dict[str, ShardFile | np.ndarray]
-"""By sharded variable: a shard's file; small arrays as they are."""
+Encoded = dict[str, ShardFile]
+"""A shard's file by sharded variable."""
 
 
 def ensure_lake(location: str | os.PathLike[str], *, rebuild: bool = False) -> Store:
@@ -119,7 +118,7 @@ def _sweep(folder: Path) -> None:
             if Path(name).match(LEFTOVER):
                 (below / name).unlink(missing_ok=True)
         sharded = below.relative_to(folder).as_posix().endswith(SHARDED_FILES)
-        children[:] = [name for name in children if not (sharded and name == "c")]
+        children[:] = [name for name in children if not (sharded and name in ("c", "next"))]
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -220,26 +219,20 @@ class RunWriter:
         self.location = location
         self.run = run
         self.folder = local_path(location)
-        self.store = RecordingStore(open_store(location, read_only=False))
+        self.store = open_store(location, read_only=False)
         attributes = read_group(self.store, run)
         if attributes is None:
             raise UsageError(f"{location} has no run {run!r}; create it first")
         self.layout = RunLayout.from_json(attributes["layout"])
-        self._group = zarr.open_group(self.store, path=run, mode="r+")
-
-    def _array(self, name: str) -> zarr.Array[Any]:
-        array = self._group[name]
-        if not isinstance(array, zarr.Array):
-            raise SchemaError(f"{self.run}/{name} is no array; run lake verify")
-        return array
+        listed = (read_group(self.store, f"{run}/{RECORD}") or {}).get("files", {})
+        self.record = RunRecord(self.layout, checksums="crc32c/zarr.json" in listed)
 
     def committed(self) -> np.ndarray:
-        """Which shards are committed: (shard,) bool. One whose mark cannot be read is not."""
-        array, step = self._array("committed"), self.layout.shard_examples
+        """Which shards are committed: (shard,) bool. Not one whose mark is damaged or that is replaced in part."""
         flags = np.zeros(self.layout.n_shard, dtype=bool)
         for shard in range(self.layout.n_shard):
-            with suppress(ValueError):
-                flags[shard] = bool(array[shard * step])
+            keys = (f"{self.run}/{self.record.keys(shard)[each]}" for each in ("mark", "next"))
+            flags[shard] = [read_bytes(self.store, key) for key in keys] == [self.record.mark(shard), None]
         return flags
 
     def claim(self, shard: int) -> ShardClaim:
@@ -285,11 +278,12 @@ class RunWriter:
                 if isinstance(each, BlockArray):
                     found[name] = encode_shard(array, each, pool)
                 else:
-                    found[name] = each.astype(np.dtypes.StringDType()) if array.dtype == "string" else each
+                    column = each.astype(np.dtypes.StringDType()) if array.dtype == "string" else each
+                    found[name] = encode_column(array, column)
         return found
 
     def write_encoded(self, shard: int, encoded: Encoded) -> int:
-        """Write, make durable, record and commit one shard. A committed one is taken back first.
+        """Write, make durable, record and commit one shard; one that is there is replaced at once, by a whole one.
 
         Parameters
         ----------
@@ -306,55 +300,49 @@ class RunWriter:
         Raises
         ------
         OSError
-            If the disk is full; nothing of the shard counts then.
+            If the disk is full; the shard is then as it was.
         """
-        rows, layouts = self.layout.shard_slice(shard), self.layout.arrays()
-        self._clear(shard)
-        digests = np.zeros((1, len(layouts), 32), dtype=np.uint8)
-        sizes = np.full((1, len(layouts)), -1, dtype=np.int64)
-        for index, (name, array) in enumerate(layouts.items()):
-            content, key = encoded[name], f"{self.run}/{name}/{array.key(shard)}"
-            if isinstance(content, np.ndarray):
-                self._array(name)[rows] = content
-            elif content.pieces:
-                self.store.set_pieces(key, content.pieces, content.sha256.hexdigest())
-            written = self.store.written.get(key)
-            if written is not None:
-                digests[0, index] = np.frombuffer(bytes.fromhex(written[0]), dtype=np.uint8)
-                sizes[0, index] = written[1]
-        self._flush()
-        self._array(f"{RECORD}/sha256")[shard : shard + 1] = digests
-        self._array(f"{RECORD}/size")[shard : shard + 1] = sizes
-        self._flush()
-        self._array("committed")[rows] = True
-        self._flush()
-        return int(sizes.clip(min=0).sum())
+        self._sweep(shard)
+        keys = {name: f"{self.run}/{key}" for name, key in self.record.keys(shard).items()}
+        parts = self.record.encode(self._recorded(encoded))
+        with self._replacement() as files, self._replacement() as record, self._replacement() as coming:
+            for name, array in self.layout.arrays().items():
+                files.add(f"{self.run}/{name}/{array.key(shard)}", encoded[name].pieces)
+            for part, content in parts.items():
+                record.add(keys[part], [content])
+            coming.add(keys["next"], [*parts.values()])
+            coming.publish()
+            files.publish()
+            record.publish()
+            record.add(keys["mark"], [self.record.mark(shard)])
+            record.publish()
+            coming.add(keys["next"], [])
+            coming.publish()
+        return sum(encoded[name].size for name in self.layout.arrays())
+
+    def _recorded(self, encoded: Encoded) -> ShardRecord:
+        """What the record is to say of a shard."""
+        files = [encoded[name] for name in self.layout.arrays()]
+        return ShardRecord(
+            sha256=np.array([list(file.sha256.digest() if file.pieces else bytes(32)) for file in files]),
+            size=np.array([file.size if file.pieces else -1 for file in files]),
+            crc32c=np.concatenate([np.ravel(np.asarray(encoded[name].checksums)) for name in self.record.places]),
+        )
+
+    def _replacement(self) -> Replacement:
+        return Replacement(self.store, self.folder)
 
     def write_shard(self, shard: int, values: Mapping[str, np.ndarray | BlockArray]) -> int:
         """Encode and write one shard: :meth:`encode`, then :meth:`write_encoded`."""
         return self.write_encoded(shard, self.encode(shard, values))
 
-    def _clear(self, shard: int) -> None:
-        """Take back a shard and remove its files, whole, half-written or damaged: it is written on clean ground."""
-        self.store.written.clear()
-        keys = [f"{self.run}/{name}/{array.key(shard)}" for name, array in self.layout.arrays().items()]
-        for keys_ in ([f"{self.run}/committed/c/{shard}"], keys):
-            for key in keys_:
-                if sync(self.store.exists(key)):
-                    sync(self.store.delete(key))
-                    self.store.written[key] = ("", 0)
-            self._flush()
+    def _sweep(self, shard: int) -> None:
+        """Remove what a killed writer left half-written of a shard."""
         if self.folder is not None:
-            for name in SHARDED_FILES:
-                folder = self.folder / self.run / name / "c"
+            for name, below in product(SHARDED_FILES, ("c", "next")):
+                folder = self.folder / self.run / name / below
                 for left in (*folder.glob(f"{shard}/**/{LEFTOVER}"), *folder.glob(f"{shard}.{LEFTOVER}")):
                     left.unlink(missing_ok=True)
-
-    def _flush(self) -> None:
-        """Make durable what was written since the last flush."""
-        if self.folder is not None:
-            make_durable(self.folder, self.store.written)
-        self.store.written.clear()
 
 
 def create_run(
@@ -417,7 +405,9 @@ def create_run(
             contents = assemble(attributes, run_arrays(layout, columns))
             record = {"kind": "record", "run": run, "fingerprint": attributes["fingerprint"]}
             files = {f"../{key}": digest for key, digest in digests_of(contents).items()}
-            recorded = assemble({**record, "variables": list(SHARDED_VARIABLES)}, _record_arrays(layout), files=files)
+            older = _has_keys(store, f"{run}/committed/c/") and not _has_keys(store, f"{run}/{RECORD}/crc32c/")
+            arrays = _record_arrays(RunRecord(layout, checksums=not older))
+            recorded = assemble({**record, "variables": list(SHARDED_VARIABLES)}, arrays, files=files)
             write_files(store, f"{run}/{RECORD}", recorded, folder)
             write_files(store, run, contents, folder)
     return RunWriter(location, run)
@@ -446,7 +436,7 @@ def check_run(
         # Damaged or lost: the record says what the run's shards were made from.
         recorded = unseal(read_bytes(store, f"{run}/{RECORD}/zarr.json") or b"")
         same = recorded is not None and recorded["fingerprint"] == fingerprint(_identity(store, run, layout, identity))
-        if not (same and rebuild) and _has_shards(store, run):
+        if not (same and rebuild) and _has_keys(store, f"{run}/committed/c/"):
             why = "lost its zarr.json; give --rebuild static to write it again" if same else (
                 "was made otherwise, or its record is damaged too; remove it or name another"
             )  # fmt: skip
@@ -488,27 +478,27 @@ def _identity(store: Store, run: str, layout: RunLayout, identity: Mapping[str, 
     return wanted
 
 
-def _has_shards(store: Store, run: str) -> bool:
+def _has_keys(store: Store, prefix: str) -> bool:
     async def any_key() -> bool:
-        async for _ in store.list_prefix(f"{run}/committed/c/"):
+        async for _ in store.list_prefix(prefix):
             return True
         return False
 
     return sync(any_key())
 
 
-def _record_arrays(layout: RunLayout) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    n_file = len(SHARDED_VARIABLES)
-    for name, tail, dtype, fill in (("sha256", (32,), "uint8", 0), ("size", (), "int64", -1)):
+def _record_arrays(record: RunRecord) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    dims = {"sha256": ("file", "byte"), "size": ("file",), "crc32c": ("chunk",)}
+    for part, (shape, dtype) in record.shapes.items():
         yield (
-            name,
+            part,
             {
-                "shape": (layout.n_shard, n_file, *tail),
-                "chunks": (1, n_file, *tail),
-                "dtype": dtype,
-                "fill_value": fill,
+                "shape": (record.layout.n_shard, *shape),
+                "chunks": (1, *shape),
+                "dtype": dtype.newbyteorder("="),
+                "fill_value": -1 if part == "size" else 0,
                 "compressors": COLUMN_CODECS[1:],
-                "dimension_names": ("shard", "file", *(("byte",) if tail else ())),
+                "dimension_names": ("shard", *dims[part]),
             },
         )
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,11 @@ def tree(folder: Path) -> dict[str, str]:
     """Digest of every file below a folder."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def uncommit(run: Path, shard: int) -> None:
+    """Leave a shard as a writer does that is killed before the shard counts: files, but neither record nor mark."""
+    (run / "committed" / "c" / str(shard)).unlink()
+    shutil.rmtree(run / "record" / "sha256" / "c" / str(shard))
+    for part in ("size", "crc32c"):
+        shutil.rmtree(run / "record" / part / "c" / str(shard))

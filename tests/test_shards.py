@@ -13,6 +13,7 @@ import xarray as xr
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_runs import uncommit
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
@@ -47,7 +48,7 @@ def fill(writer: RunWriter, shard: int, seed: int = 0) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run per capture: 19 examples in shards of 8, of which the second lacks a file and the third its mark."""
+    """A run per capture: 19 examples in shards of 8, of which the second is all fill and the third unfinished."""
     place = tmp_path_factory.mktemp("shards") / "some.lake"
     for capture in CAPTURES:
         layout = RunLayout(
@@ -59,10 +60,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             place, f"m/{capture}", layout, identity={"spec": {}}, columns={"example": (("example",), np.arange(19))}
         )
         for shard in range(3):
-            fill(writer, shard)
-        for name in ARRAYS:
-            (place / "m" / capture / name / layout.arrays()[name].key(1)).unlink()
-        (place / "m" / capture / "committed" / "c" / "2").unlink()
+            if shard == 1:
+                writer.write_shard(shard, writer.empty(shard))
+            else:
+                fill(writer, shard)
+        uncommit(place / "m" / capture, 2)
     return place
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from small_runs import prepared_run, tree, write_questions
+from small_runs import prepared_run, tree, uncommit, write_questions
 
 import lake as command_line
 from extract.run import extract
@@ -107,7 +107,7 @@ def test_variables_come_in_the_same_order_each_time(place: Path) -> None:
 
 def test_only_committed_examples_are_read(place: Path, tmp_path: Path) -> None:
     part = Path(shutil.copytree(place, tmp_path / "part.lake"))
-    (part / "toy/toy/committed/c/0").unlink()
+    uncommit(part / "toy/toy", 0)
     run = open_lake(part)["toy/toy"]
     assert run["example"].values.tolist() == [4, 5, 6]
     assert run["committed"].all()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from small_runs import checkpoint, prepared_run, tree, write_questions
+from small_runs import checkpoint, prepared_run, tree, uncommit, write_questions
 
 import lake as command_line
 from extract.recompute import recompute
@@ -74,7 +74,7 @@ def test_lost_and_strange_files_are_named(place: Path) -> None:
 
 
 def test_an_uncommitted_shard_is_incomplete_not_damaged(place: Path) -> None:
-    (place / "toy" / "toy" / "committed" / "c" / "1").unlink()
+    uncommit(place / "toy" / "toy", 1)
     found = verify(place)
     assert found.damage == []
     assert found.incomplete == {"toy/toy": [1]}
