@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
@@ -15,11 +16,36 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
 from schemas import LakeError, RunSpec, UsageError
+from schemas.commands import COMMANDS, OUTPUT, PATH
 
-app = typer.Typer(
+_at_work: ContextVar[Any] = ContextVar("context of the command at work")
+
+
+class Command(TyperCommand):
+    """A command that can say how it was called; see :func:`command_of`."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it."""
+        before = _at_work.set(ctx)
+        try:
+            return super().invoke(ctx)
+        finally:
+            _at_work.reset(before)
+
+
+class Commands(typer.Typer):
+    """Commands that can say how they were called."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[..., Any]:  # type: ignore[override]
+        """Register a command."""
+        return super().command(name, cls=Command, **options)
+
+
+app = Commands(
     help="Extract a latent-reasoning model's activations once; analyse them offline.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -29,7 +55,7 @@ app = typer.Typer(
 )
 
 
-class Analyses(typer.Typer):
+class Analyses(Commands):
     """Commands that all take ``--scheduler`` and ``--workers`` too, and then compute there."""
 
     def command(self, name: str | None = None, **options: Any) -> Callable[..., Any]:  # type: ignore[override]
@@ -63,7 +89,7 @@ class Analyses(typer.Typer):
 Scheduler = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Compute on a running dask scheduler.")]
 Workers = Annotated[int | None, typer.Option(metavar="N", help="Compute in N processes of this machine.")]
 analyze = Analyses(help="Analyses of stored runs: no model, no GPU.", rich_markup_mode=None)
-reenter = typer.Typer(help="Back into the model, with stored activations.", rich_markup_mode=None)
+reenter = Commands(help="Back into the model, with stored activations.", rich_markup_mode=None)
 app.add_typer(analyze, name="analyze")
 app.add_typer(reenter, name="reenter")
 
@@ -156,6 +182,27 @@ def runs_of(path: str, names: Sequence[str] | None) -> tuple[Any, list[str]]:
     return lake, runs
 
 
+def command_of(runs: Sequence[str] = (), without: Sequence[str] = ()) -> list[str]:
+    """Words of the command at work, ``PATH`` for the lake: for these runs, with every option not at its default."""
+    context = _at_work.get()
+    names, parent = [], context
+    while parent.parent is not None:
+        names, parent = [parent.info_name, *names], parent.parent
+    words = ["lake", *names]
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if parameter.param_type_name == "argument":
+            words += [PATH] if parameter.name == "path" else runs
+        elif parameter.opts[0] in (*OUTPUT, *without) or value in (parameter.default, None, [], ()):
+            continue
+        elif getattr(parameter, "is_flag", False):
+            words.append(parameter.opts[0])
+        else:
+            for each in value if isinstance(value, list | tuple) else [value]:
+                words += [parameter.opts[0], PATH if parameter.name == "lake" else str(each)]
+    return words
+
+
 def spec_of(
     capture: str, dtype: str, compute_dtype: str, max_new_tokens: int, limit: int | None, batch_size: int, device: str
 ) -> RunSpec:
@@ -212,7 +259,15 @@ def extract_command(
         rebuild_static=static,
     )
     with progress_bar(prepared.run, "examples") as report:
-        done = extract(prepared, lake, part=part, rebuild=again, rebuild_static=static, progress=report)
+        done = extract(
+            prepared,
+            lake,
+            part=part,
+            rebuild=again,
+            rebuild_static=static,
+            progress=report,
+            command=command_of(without=("--shard", "--rebuild")),
+        )
     if as_json:
         print_json(asdict(done))
         return
@@ -573,7 +628,7 @@ def keep(lake: Any, kind: str, result: Any, run: str, spec: dict[str, Any], csv:
     from analyze import result_tables
 
     result = result.assign_attrs(run=run)
-    name = lake.write_result(kind, result, runs=[run], spec=spec)
+    name = lake.write_result(kind, result, runs=[run], spec=spec, command=command_of([run]))
     tables = {part: table for part, table in result_tables(result).items() if "hidden" not in part}
     if csv is not None:
         csv.mkdir(parents=True, exist_ok=True)
@@ -1000,7 +1055,7 @@ def sae_command(
                 progress=report,
             )
         found.attrs["run"] = label
-        name = lake.write_result("sae", found, runs=group, spec=said)
+        name = lake.write_result("sae", found, runs=group, spec=said, command=command_of(group))
         if save is not None:
             folder = save if len(runs) == 1 or scope == "crosscoder" else save / group[0].replace("/", ".")
             save_sae(found, folder, metadata={"model_name": label, "result": name})
@@ -1077,7 +1132,7 @@ def errors_command(
             found = predict_errors(lake[run], dictionary, activation, spec, progress=report)
         found.attrs["run"] = run
         said = spec.as_dict() | {"sae": str(dictionary.attrs["fingerprint"])}
-        name = lake.write_result("errors", found, runs=[run], spec=said)
+        name = lake.write_result("errors", found, runs=[run], spec=said, command=command_of([run]))
         printed[run] = {"result": name} | tables_of(found.drop_dims(["example", "feature"]), f"{run}-errors", csv)
         if not as_json:
             print_errors(run, found, name)
@@ -1094,7 +1149,8 @@ def train_default(lake: Any, run: str) -> None:
         found = train_sae(select_cells(lake[run]), spec, progress=report)
     found.attrs["run"] = run
     more = {"scope": "pool", "variable": "hidden_state", "layers": None, "positions": None, "preset": None}
-    lake.write_result("sae", found, runs=[run], spec=spec.as_dict() | more)
+    command = COMMANDS["sae"].replace("RUNS", run).split()
+    lake.write_result("sae", found, runs=[run], spec=spec.as_dict() | more, command=command)
 
 
 def print_errors(run: str, found: Any, name: str) -> None:
@@ -1253,7 +1309,7 @@ def reenter_runs(
             result = experiment(target)
         settings = {**spec, "limit": common["limit"], "rule": common["rule"], "compute_dtype": target.compute_dtype}
         result.attrs |= {"compute_dtype": target.compute_dtype, "device": target.reasoner.device.type}
-        name = lake.write_result(command, result, runs=[run], spec=settings)
+        name = lake.write_result(command, result, runs=[run], spec=settings, command=command_of([run]))
         if target.folder is not None and target.folder.parent.is_dir():
             shutil.rmtree(target.folder, ignore_errors=True)
             for folder in (target.folder.parent, target.folder.parent.parent):
@@ -1792,7 +1848,8 @@ def compare_command(
 
     lake, runs = runs_of(path, runs)
     result = compare(lake, runs, n_resample=resamples, seed=seed)
-    name = lake.write_result("compare", result, runs=runs, spec={"resamples": resamples, "seed": seed})
+    spec = {"resamples": resamples, "seed": seed}
+    name = lake.write_result("compare", result, runs=runs, spec=spec, command=command_of(runs))
     tables = {"models": comparison_table(result), "differences": difference_table(result)}
     if csv is not None:
         csv.mkdir(parents=True, exist_ok=True)

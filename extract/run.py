@@ -86,6 +86,7 @@ def extract(
     rebuild: Sequence[int] = (),
     rebuild_static: bool = False,
     progress: Progress | None = None,
+    command: Sequence[str] = (),
 ) -> Extracted:
     """Run the model over the data and write what is not yet in the lake.
 
@@ -107,6 +108,8 @@ def extract(
         Write again what is damaged of documents, coordinates and the model's read-out.
     progress
         Called after every batch and every shard.
+    command
+        Words of the command that makes the run, ``PATH`` for the lake; kept with it.
 
     Returns
     -------
@@ -137,7 +140,7 @@ def extract(
         layout,
         identity=prepared.identity,
         columns=prepared.problems.columns,
-        provenance=provenance(prepared),
+        provenance=provenance(prepared) | ({"command": list(command)} if command else {}),
         rebuild=rebuild_static,
     )
     committed = writer.committed()

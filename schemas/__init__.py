@@ -1,6 +1,7 @@
 """The vocabulary of the lake: names, specs, rules and errors. Imports nothing else of this project."""
 
 from schemas.answers import answers_match, classify_outcome, extract_answer, is_number_token
+from schemas.commands import COMMANDS, filled
 from schemas.errors import CorruptLakeError, LakeError, MissingRunError, SchemaError, SpecMismatchError, UsageError
 from schemas.intervention import OPERATIONS, Intervention, check_positions
 from schemas.spec import FORMAT_VERSION, RunSpec, canonical_json, device_kind, fingerprint
@@ -19,6 +20,7 @@ from schemas.vocabulary import (
 )
 
 __all__ = [
+    "COMMANDS",
     "DIMS",
     "FORMAT_VERSION",
     "MODEL_VARIABLES",
@@ -41,6 +43,7 @@ __all__ = [
     "classify_outcome",
     "device_kind",
     "extract_answer",
+    "filled",
     "fingerprint",
     "is_number_token",
     "latent_labels",

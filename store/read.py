@@ -1,8 +1,10 @@
 """Reading a lake: runs, models and results as lazy, labelled datasets."""
 
+import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +15,9 @@ from xarray.core.indexing import LazilyIndexedArray
 from zarr.abc.store import Store
 from zarr.core.sync import sync
 
-from schemas import CorruptLakeError, MissingRunError, UsageError, canonical_json, fingerprint
-from store.files import read_group
+from schemas import CorruptLakeError, MissingRunError, UsageError, canonical_json, filled, fingerprint
+from schemas.commands import COMMANDS, n_option
+from store.files import read_bytes, read_group
 from store.layout import RunLayout
 from store.location import local_path, open_store
 from store.shards import ShardedArray, is_laid_out
@@ -41,6 +44,25 @@ class Result:
     """Digest of kind, settings and the fingerprints of the runs."""
     inputs: Mapping[str, str]
     """Fingerprint of each run it was computed from."""
+    command: tuple[str, ...] = ()
+    """Words of the command that made it, ``PATH`` for the lake; none where it came from Python or an older version."""
+    n_example: int = 0
+    """Examples it was computed from; 0 where it does not say."""
+
+    @property
+    def said(self) -> str:
+        """What tells it from others of its kind: its number of examples, and its command or settings."""
+        how = shlex.join(self.command) or f"settings {canonical_json(dict(self.spec))}"
+        return f"{self.n_example or 'an unknown number of'} examples, {how}"
+
+
+def preferred(results: Iterable[Result]) -> list[Result]:
+    """Results that all answer one question, the one to take first.
+
+    That is the one over the most examples; of several the one whose command had the fewest options, so that default
+    settings come first; then by the settings themselves. Nothing depends on names, which end in a digest.
+    """
+    return sorted(results, key=lambda each: (-each.n_example, n_option(each.command), canonical_json(dict(each.spec))))
 
 
 class Lake:
@@ -193,7 +215,9 @@ class Lake:
         dataset.attrs = {key: value for key, value in attributes.items() if key not in ("seal", "files", "kind")}
         return dataset
 
-    def write_result(self, kind: str, dataset: xr.Dataset, *, runs: list[str], spec: Mapping[str, Any]) -> str:
+    def write_result(
+        self, kind: str, dataset: xr.Dataset, *, runs: list[str], spec: Mapping[str, Any], command: Sequence[str] = ()
+    ) -> str:
         """Store an analysis beside the runs, replacing an earlier one of the same kind, runs and settings.
 
         Parameters
@@ -206,6 +230,8 @@ class Lake:
             Runs it was computed from.
         spec
             Settings, as JSON values.
+        command
+            Words of the command that makes it again, ``PATH`` for the lake.
 
         Returns
         -------
@@ -225,6 +251,8 @@ class Lake:
             "spec": dict(spec),
             "inputs": inputs,
             "fingerprint": fingerprint(identity),
+            "command": list(command),
+            "n_example": _n_example(dataset),
             "attrs": {key: _plain(value) for key, value in dataset.attrs.items()},
         }
         write_result_group(self.location, name, dataset, attributes)
@@ -247,9 +275,40 @@ class Lake:
                             spec=attributes["spec"],
                             fingerprint=attributes["fingerprint"],
                             inputs=attributes["inputs"],
+                            command=tuple(attributes.get("command", ())),
+                            n_example=self._examples_of(name, attributes),
                         )
                     )
         return found
+
+    def _examples_of(self, name: str, attributes: Mapping[str, Any]) -> int:
+        """Examples of a result; of one that an older version wrote, as far as its documents say."""
+        if "n_example" in attributes:
+            return int(attributes["n_example"])
+        labels = json.loads(read_bytes(self.store, f"{name}/example/zarr.json") or "{}")
+        return int(attributes["attrs"].get("n_example", 0) or math.prod(labels.get("shape", [0])))
+
+    def find(self, kind: str, run: str, **spec: Any) -> Result:
+        """Of the results of a kind that a run has part in, whose settings include ``spec``, the preferred one.
+
+        Raises
+        ------
+        MissingRunError
+            If there is none; the command that makes it is named.
+        """
+        results = [
+            each
+            for each in self.results(kind)
+            if run in each.runs and all(each.spec.get(key) == value for key, value in spec.items())
+        ]
+        if not results:
+            wanted = f" with {canonical_json(spec)}" if spec else ""
+            how = filled(COMMANDS[kind], self.location, [run]) if kind in COMMANDS else ""
+            raise MissingRunError(
+                f"{self.location}: {run} has no result of kind {kind!r}{wanted}"
+                + (f"; {how} makes it" if how else f"; there are {', '.join(COMMANDS)}")
+            )
+        return preferred(results)[0]
 
     def result(self, kind: str, *runs: str, **spec: Any) -> xr.Dataset:
         """Stored analysis of a kind, of these runs, whose settings include ``spec``.
@@ -348,6 +407,15 @@ def _block_shapes(layout: RunLayout) -> dict[str, dict[str, int]]:
             shards = max(1, BLOCK_BYTES // (row * layout.shard_examples))
             shapes[name] = inner | {"example": shards * layout.shard_examples}
     return shapes
+
+
+def _n_example(dataset: xr.Dataset) -> int:
+    """Examples a result was computed from, as it says itself; 0 where it does not."""
+    if "example" in dataset.sizes:
+        return int(dataset.sizes["example"])
+    if "n_example" in dataset.attrs:
+        return int(dataset.attrs["n_example"])
+    return int(np.nanmax(dataset["n_example"].values)) if "n_example" in dataset.data_vars else 0
 
 
 def _plain(value: Any) -> Any:

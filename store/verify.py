@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 from zarr.abc.store import Store
 from zarr.core.sync import sync
 
-from schemas import MissingRunError, UsageError
+from schemas import COMMANDS, MissingRunError, UsageError, canonical_json, filled
 from store.files import LEFTOVER, RECORD, join, read_bytes, unseal
 from store.layout import ArrayLayout, RunLayout
 from store.location import local_path, open_store
@@ -263,9 +264,11 @@ class _Verifier:
                 if run is not None:
                     yield self._extract_command(run, "static")
             elif kind == "result":
-                yield self._analyze_command(group)
+                yield self._result_command(group)
             elif kind == "results":
-                yield f"any lake analyze on {self.location} writes {group}/zarr.json again once it is removed"
+                below = sorted(name for name, what in self._groups().items() if what == "result" and group in name)
+                remove = shlex.join(["rm", "-f", f"{self.location}/{group}/zarr.json"])
+                yield " && ".join([remove, *map(self._result_command, below[:1])])
 
     def _runs(self) -> Iterable[str]:
         return sorted(group for group, kind in self._groups().items() if kind == "run")
@@ -274,25 +277,35 @@ class _Verifier:
         attributes = unseal(read_bytes(self.store, f"{run}/zarr.json") or b"")
         model, _, data = run.partition("/")
         if attributes is None:
-            return f"lake extract (as {run} was made) --lake {self.location} --rebuild {rebuild}"
+            words = ["lake", "extract", "--model", f"{model}=CHECKPOINT", "--data", f"{data}=FILE"]
+            words += ["--lake", str(self.location), "--rebuild", rebuild]
+            return f"{shlex.join(words)}  # with CHECKPOINT, FILE and settings that {run} was made with"
+        if command := attributes.get("provenance", {}).get("command"):
+            return filled([*command, "--rebuild", rebuild], self.location)
         described = unseal(read_bytes(self.store, f"{model}/zarr.json") or b"") or {}
         spec: Mapping[str, Any] = attributes["spec"]
         source = attributes.get("provenance", {}).get("data", f"{data}.jsonl")
         options = {name: value for name, value in spec.items() if value is not None}
-        flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
         checkpoint = described.get("checkpoint", "CHECKPOINT")
-        return (
-            f"lake extract --model {model}={checkpoint} --data {data}={source} --lake {self.location}"
-            f" {flags} --rebuild {rebuild}"
-        )
+        words = ["lake", "extract", "--model", f"{model}={checkpoint}", "--data", f"{data}={source}"]
+        words += ["--lake", str(self.location)]
+        words += [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        return shlex.join([*words, "--rebuild", rebuild])
 
-    def _analyze_command(self, result: str) -> str:
+    def _result_command(self, result: str) -> str:
+        """Command that makes a result again, in its place."""
+        kind, label = result.split("/")[1:3]
         attributes = unseal(read_bytes(self.store, f"{result}/zarr.json") or b"")
-        kind = result.split("/")[1]
-        if attributes is None:
-            return f"lake analyze {kind} {self.location} (as {result} was made)"
-        runs = " ".join(attributes["runs"])
-        return f"lake analyze {kind} {self.location} {runs} (settings: {json.dumps(attributes['spec'])})"
+        if attributes is not None and attributes.get("command"):
+            return filled(attributes["command"], self.location)
+        # Made in Python or by an older version, or no longer readable: its settings are at best known, not how one
+        # types them.
+        named = label.rpartition("~")[0]
+        runs = [run for run in self._runs() if run.replace("/", ".") in named.split("+")]
+        settings = canonical_json(attributes["spec"]) if attributes else "it was made with"
+        command = filled(COMMANDS[kind], self.location, runs) if kind in COMMANDS else ""
+        remove = shlex.join(["rm", "-r", f"{self.location}/{result}"])
+        return f"{command}  # with the settings {settings}; where that makes another result: {remove}".strip()
 
 
 async def _keys(store: Store) -> list[str]:
