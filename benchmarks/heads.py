@@ -38,7 +38,7 @@ def fill(path: Path, n_example: int) -> None:
     )
     hidden = {"final_norm_weight": np.ones(64), "final_norm_bias": np.zeros(64)}
     read_out = {"unembedding": np.ones((4, 64)), "token_string": ["a", "b", "c", "d"], **hidden}
-    write_model(path, "bench", read_out, {"fingerprint": {"weights": "made up"}, "final_norm": "layer_norm"})
+    write_model(path, "bench", lambda: read_out, {"fingerprint": {"weights": "made up"}, "final_norm": "layer_norm"})
     examples = np.arange(n_example)
     columns = {name: (("example",), examples) for name in ("example", "problem")}
     columns |= {name: (("example",), [""] * n_example) for name in ("variant", "question", "gold_answer")}

@@ -4,9 +4,11 @@ Nothing of this stays on the model: hooks live for one pass, and the attention f
 same as the library's unless a pass is handed to it.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -19,7 +21,8 @@ from schemas import LakeError
 
 ATTENTION = "activation_lake"
 """Name under which :func:`attend` is registered with transformers."""
-ROW_SUM_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
+ROW_SUM_TOLERANCE = 1e-4
+"""How far the probabilities of a row may be from summing to 1; they are float32 whatever the model runs in."""
 
 
 class Editor(Protocol):
@@ -94,7 +97,7 @@ class Recorder:
     """Buffers of one batch, in the stored type, aligned at ``bot``.
 
     Positions run from ``first`` columns into the batch (all of them, or from ``bot`` on); key positions over all
-    columns.
+    columns. Nothing is looked at before the batch is done: every look makes a GPU wait.
     """
 
     def __init__(
@@ -117,43 +120,27 @@ class Recorder:
         self.head_output: Tensor | None = None
         if head_size is not None:
             self.head_output = zeros(rows, layers, positions, heads, head_size)
-        # Looked at once, when all is done: every look makes a GPU wait.
-        self._peak = torch.zeros(layers + 1, device=device)
-        self._off = torch.zeros(layers, device=device)
-        self._future = torch.zeros(layers, device=device)
-        self._tolerance = 0.0
+        self._row_sum = torch.zeros(rows, layers, heads, positions, device=device)
 
     def block(self, layer: int, value: Tensor, column: int, rows: Tensor | None) -> None:
         """Keep the output of a block, of the columns from ``column`` on."""
-        kept = max(self.first - column, 0)
-        if kept < value.shape[1]:
-            value = value[:, kept:]
-            start = column + kept - self.first
-            self._peak[layer] = torch.maximum(self._peak[layer], _peak_of(value))
-            if rows is None:
-                self.hidden_state[:, layer, start : start + value.shape[1]] = value
-            else:
-                self.hidden_state[rows, layer, start : start + value.shape[1]] = value.to(self.stored)
+        self._keep(self.hidden_state[:, layer], value, column, rows)
 
     def final(self, value: Tensor, column: int, rows: Tensor | None) -> None:
         """Keep states after the final norm."""
-        kept = max(self.first - column, 0)
-        if kept < value.shape[1]:
-            value = value[:, kept:]
-            start = column + kept - self.first
-            self._peak[-1] = torch.maximum(self._peak[-1], _peak_of(value))
-            if rows is None:
-                self.final_state[:, start : start + value.shape[1]] = value
-            else:
-                self.final_state[rows, start : start + value.shape[1]] = value.to(self.stored)
+        self._keep(self.final_state, value, column, rows)
 
     def heads(self, layer: int, value: Tensor, column: int, rows: Tensor | None) -> None:
         """Keep the inputs ``(row, position, head, head_size)`` of an output projection, if asked for."""
-        kept = max(self.first - column, 0)
-        if self.head_output is not None and kept < value.shape[1]:
-            start = column + kept - self.first
-            index = slice(None) if rows is None else rows
-            self.head_output[index, layer, start : start + value.shape[1] - kept] = value[:, kept:].to(self.stored)
+        if self.head_output is not None:
+            self._keep(self.head_output[:, layer], value, column, rows)
+
+    def _keep(self, buffer: Tensor, value: Tensor, column: int, rows: Tensor | None) -> None:
+        """Put values ``(row, position, ...)`` whose first position is ``column`` where they belong in a buffer."""
+        skipped = max(self.first - column, 0)
+        if skipped < value.shape[1]:
+            start = column + skipped - self.first
+            _assign(buffer[:, start : start + value.shape[1] - skipped], value[:, skipped:], rows)
 
     def rows_of(self, column: int, positions: int) -> int:
         """How many of the last of these columns' attention rows are kept."""
@@ -161,54 +148,108 @@ class Recorder:
 
     def probabilities(self, layer: int, value: Tensor, column: int, rows: Tensor | None) -> None:
         """Keep attention rows ``(row, head, position, key_position)``, the first of them at ``column``."""
-        off = (value.sum(-1, dtype=torch.float32) - 1).abs_().amax()
-        self._off[layer] = torch.maximum(self._off[layer], off)
-        self._tolerance = ROW_SUM_TOLERANCE[value.dtype]
         n_position, n_key = value.shape[2:]
-        if n_position > 1:
-            self._future[layer] = torch.maximum(self._future[layer], value.triu(column + 1).amax().float())
         start = column - self.first
-        if rows is None:
-            self.attention[:, layer, :, start : start + n_position, :n_key] = value
-        else:
-            self.attention[rows, layer, :, start : start + n_position, :n_key] = value.to(self.stored)
+        past = value.tril(column) if n_position > 1 else value
+        _assign(self._row_sum[:, layer, :, start : start + n_position], past.sum(-1), rows)
+        _assign(self.attention[:, layer, :, start : start + n_position, :n_key], value, rows)
 
-    def check(self) -> None:
-        """Attention is a distribution over the past, and nothing kept is non-finite or beyond the stored type's range.
+    def finish(self, exists: Tensor, columns: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Arrays cut to the answers' length, what does not exist marked as such; and what :meth:`check` looks at.
+
+        Parameters
+        ----------
+        exists : (row, position)
+            Whether a row has a token or a thought there.
+        columns
+            Key positions that any row has.
+
+        Returns
+        -------
+        tuple
+            Arrays by name, as :class:`extract.reasoner.Thinking` has them, still on the device; and (2 layer + 2,)
+            float32: the largest magnitude after each block, after the final norm and among the vectors fed, then by
+            layer how far attention over the past is from 1.
+        """
+        n_position = exists.shape[1]
+        hidden, final = self.hidden_state[:, :, :n_position], self.final_state[:, :n_position]
+        attention = self.attention[:, :, :, :n_position, :columns]
+        off = (self._row_sum[..., :n_position] - 1).abs().where(exists[:, None, None], 0).amax((0, 2, 3))
+        peaks = [
+            _peak_of(hidden, exists[:, None]).amax((0, 2)),
+            _peak_of(final, exists).amax()[None],
+            _peak_of(self.latent_embedding).amax()[None],
+        ]
+        absent = ~exists
+        arrays = {
+            "hidden_state": hidden.masked_fill_(absent[:, None, :, None], torch.nan),
+            "final_state": final.masked_fill_(absent[:, :, None], torch.nan),
+            "latent_embedding": self.latent_embedding,
+            "attention": attention.masked_fill_(absent[:, None, None, :, None], 0),
+        }
+        if self.head_output is not None:
+            heads = self.head_output[:, :, :n_position]
+            arrays["head_output"] = heads.masked_fill_(absent[:, None, :, None, None], torch.nan)
+        return arrays, torch.cat([*peaks, off])
+
+    def check(self, measured: Tensor) -> None:
+        """Nothing kept is non-finite or beyond the stored type's range, and attention is a distribution over the past.
+
+        Parameters
+        ----------
+        measured
+            Of :meth:`finish`.
 
         Raises
         ------
+        StoredRangeError
+            If values are not finite as stored; as computed they may be.
         LakeError
-            Otherwise.
+            If states are not finite, or attention is no distribution.
         """
-        for layer, (worst, future) in enumerate(zip(self._off.tolist(), self._future.tolist(), strict=True)):
-            if not worst <= self._tolerance:
-                raise LakeError(f"attention of layer {layer}: rows sum to 1 only within {worst:.1e}; nothing was kept")
-            if future:
-                raise LakeError(f"attention of layer {layer} looks at future keys; nothing was kept")
-        peak = self._peak.cpu()
-        limit = torch.finfo(self.stored).max
-        where = [*(f"layer {layer}" for layer in range(len(peak) - 1)), "the final norm"]
-        for value, place in zip(peak.tolist(), where, strict=True):
-            if value != value or value == float("inf"):
-                raise LakeError(f"states after {place} are not finite; run in --compute-dtype float32")
-            if value > limit:
-                kind = str(self.stored).removeprefix("torch.")
+        n_layer = self.hidden_state.shape[1]
+        where = [
+            *(f"states after layer {layer}" for layer in range(n_layer)),
+            "states after the final norm",
+            "vectors fed",
+        ]
+        values = measured.tolist()
+        for place, (value, name) in enumerate(zip(values, where, strict=False)):
+            if not math.isfinite(value):
+                if self.stored != torch.float32:
+                    raise StoredRangeError(name, place)
+                raise LakeError(f"{name} are not finite; run in --compute-dtype float32, or bfloat16 on a GPU")
+        for layer, worst in enumerate(values[n_layer + 2 :]):
+            if not worst <= ROW_SUM_TOLERANCE:
                 raise LakeError(
-                    f"states after {place} reach {value:.3g}, beyond the largest {kind} ({limit:.0f});"
-                    " store them with --dtype float32"
+                    f"attention of layer {layer}: probabilities of the past sum to 1 only within {worst:.1e};"
+                    " nothing was kept"
                 )
-        if not bool(torch.isfinite(self.latent_embedding).all()):
-            raise LakeError(f"latent embeddings leave the range of {self.stored}; store them with --dtype float32")
 
 
-def _peak_of(value: Tensor) -> Tensor:
-    """Largest magnitude, NaN if any is."""
-    low, high = value.aminmax()
-    return torch.maximum(-low, high).float()
+class StoredRangeError(LakeError):
+    """Values are not finite in the type they are stored in; of which place in what :meth:`Recorder.check` reads."""
+
+    def __init__(self, name: str, place: int) -> None:
+        super().__init__(name)
+        self.place = place
 
 
-@dataclass(slots=True)
+def _assign(buffer: Tensor, value: Tensor, rows: Tensor | None) -> None:
+    """Put values into a buffer of another type, into some of its rows or all."""
+    if rows is None:
+        buffer.copy_(value)
+    else:
+        buffer[rows] = value.to(buffer.dtype)
+
+
+def _peak_of(value: Tensor, exists: Tensor | None = None) -> Tensor:
+    """Largest magnitude along the last axis, 0 where nothing exists, NaN if any is; float32."""
+    peak = torch.maximum(value.amax(-1), value.amin(-1).neg()).float()
+    return peak if exists is None else peak.where(exists, 0)
+
+
+@dataclass
 class Pass:
     """One forward pass over consecutive columns of a batch, as the attention function and the hooks see it."""
 
@@ -223,7 +264,11 @@ class Pass:
     """``(row, 1, position, key_position)``: may the query see the key."""
     recorder: Recorder | None = None
     editor: Editor | None = None
-    attention_kept: dict[int, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def unseen(self) -> Tensor:
+        """What :attr:`mask` hides."""
+        return ~self.mask
 
     @property
     def kept_rows(self) -> Tensor | None:
@@ -240,10 +285,30 @@ def unwrap(output: Any, like: Tensor) -> Tensor:
     return value
 
 
-def probabilities_of(query: Tensor, key: Tensor, mask: Tensor, scaling: float) -> Tensor:
-    """Attention probabilities, as the library's eager attention computes them."""
-    scores = torch.matmul(query, key.transpose(-1, -2)).mul_(scaling).masked_fill_(~mask, float("-inf"))
-    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+def probabilities_of(query: Tensor, key: Tensor, unseen: Tensor, scaling: float) -> Tensor:
+    """Attention probabilities ``(row, head, position, key_position)``, in float32 whatever type the model runs in.
+
+    Parameters
+    ----------
+    query : (row, head, position, head_size)
+    key : (row, key head, key_position, head_size)
+        Each key head serves as many heads as there are for one.
+    unseen : (row, 1, position, key_position)
+        Keys that a query must not see.
+    scaling
+        Factor of the scores.
+    """
+    n_row, n_head, n_position, size = query.shape
+    grouped = (query.float() * scaling).reshape(n_row, key.shape[1], -1, size)
+    scores = torch.matmul(grouped, key.float().transpose(-1, -2)).view(n_row, n_head, n_position, -1)
+    return torch.softmax(scores.masked_fill_(unseen, float("-inf")), dim=-1)
+
+
+def _mix(probabilities: Tensor, value: Tensor) -> Tensor:
+    """Heads' outputs ``(row, head, position, head_size)``: values weighted by probabilities."""
+    n_row, n_head, n_position, n_key = probabilities.shape
+    grouped = probabilities.to(value.dtype).reshape(n_row, value.shape[1], -1, n_key)
+    return torch.matmul(grouped, value).view(n_row, n_head, n_position, -1)
 
 
 def attend(
@@ -253,15 +318,12 @@ def attend(
     """Attention as transformers calls it, ``(row, head, position, head_size)`` in, positions before heads out.
 
     Without a pass it is plain scaled dot-product attention; a pass reads and changes probabilities and head outputs.
+    In reduced precision every pass goes the same way, so that a captured run and one that is not are the same run.
     """
-    n_repeat = query.shape[1] // key.shape[1]
-    if n_repeat > 1:
-        key, value = key.repeat_interleave(n_repeat, dim=1), value.repeat_interleave(n_repeat, dim=1)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if lake_pass is None:
         causal = attention_mask is None and query.shape[2] > 1
-        out = scaled_dot_product_attention(query, key, value, attention_mask, dropout, is_causal=causal, scale=scale)
-        return out.transpose(1, 2).contiguous(), None
+        return _fused(query, key, value, attention_mask, scale, dropout=dropout, is_causal=causal), None
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     n_position = query.shape[2]
     first = lake_pass.column - lake_pass.n_before
@@ -269,24 +331,35 @@ def attend(
     n_kept = 0 if recorder is None else recorder.rows_of(lake_pass.column, n_position)
     edited = editor is not None and editor.touches("attention", layer, first, n_position)
     kept: Tensor | None = None
-    if edited or (n_kept == n_position):
-        kept = probabilities_of(query, key, lake_pass.mask, scale)
+    if edited or n_kept == n_position or query.dtype != torch.float32:
+        kept = probabilities_of(query, key, lake_pass.unseen, scale)
         if editor is not None and edited:
             kept = editor.attention(layer, kept, first, lake_pass.rows, lake_pass.n_before)
-        out = torch.matmul(kept, value)
-        kept = kept[:, :, n_position - n_kept :] if n_kept else None
+        out = _mix(kept, value).transpose(1, 2).contiguous()
+        kept = kept[:, :, n_position - n_kept :]
     else:
-        out = scaled_dot_product_attention(query, key, value, lake_pass.mask, scale=scale)
+        out = _fused(query, key, value, lake_pass.mask, scale)
         if n_kept:
-            kept = probabilities_of(query[:, :, -n_kept:], key, lake_pass.mask[:, :, -n_kept:], scale)
-    if recorder is not None and kept is not None:
+            kept = probabilities_of(query[:, :, -n_kept:], key, lake_pass.unseen[:, :, -n_kept:], scale)
+    if recorder is not None and kept is not None and n_kept:
         recorder.probabilities(layer, kept, lake_pass.column + n_position - n_kept, lake_pass.kept_rows)
-    out = out.transpose(1, 2).contiguous()
     if editor is not None and editor.touches("head_output", layer, first, n_position):
         out = editor.head_output(layer, out, first, lake_pass.rows)
     if recorder is not None:
         recorder.heads(layer, out, lake_pass.column, lake_pass.kept_rows)
     return out, None
+
+
+def _fused(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, *,
+    dropout: float = 0.0, is_causal: bool = False,
+) -> Tensor:  # fmt: skip
+    """Scaled dot-product attention by torch's own kernel, positions before heads."""
+    n_repeat = query.shape[1] // key.shape[1]
+    if n_repeat > 1:  # torch's enable_gqa would leave the fast kernels where there is a mask
+        key, value = key.repeat_interleave(n_repeat, dim=1), value.repeat_interleave(n_repeat, dim=1)
+    out = scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=is_causal, scale=scale)
+    return out.transpose(1, 2).contiguous()
 
 
 AttentionInterface.register(ATTENTION, attend)

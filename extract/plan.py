@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from extract.prepare import IN_FLIGHT, Prepared, batches, held_bytes, place, think
+from extract.prepare import Prepared, batches, held_bytes, place, think
 from schemas import LakeError, UsageError
 from store import encoded_sizes, local_path, model_size, open_lake, run_files_size
 
@@ -156,7 +156,7 @@ def plan(prepared: Prepared, lake: str | os.PathLike[str]) -> Plan:
         raw_bytes=sum(variable.raw_bytes for variable in variables),
         expected_bytes=static_bytes + sum(variable.expected_bytes for variable in variables),
         remaining_bytes=static_left + remaining,
-        memory_bytes=resident + IN_FLIGHT * held_bytes(prepared, layout.shard_examples),
+        memory_bytes=resident + prepared.in_flight * held_bytes(prepared, layout.shard_examples),
         memory_budget=prepared.memory,
         model_seconds=model_seconds,
         write_seconds=write_seconds,
@@ -227,7 +227,9 @@ def require_space(prepared: Prepared, lake: str | os.PathLike[str]) -> None:
     n_prompt = np.array([len(prompt) for prompt in prepared.prompts])
     n_answer = np.full(len(n_prompt), min(ASSUMED_ANSWER, prepared.spec.max_new_tokens))
     counts = entries(prepared, n_prompt, n_answer)
-    need = _static(prepared, lake)[2]
+    has_run, has_model = _has(prepared, lake)
+    need = 0 if has_run else run_files_size(layout, prepared.problems.columns)[1]
+    need += 0 if has_model else model_size(prepared.model_arrays())[1]
     for name in STATES:
         array = layout.arrays()[name]
         need += int(counts[name][left].sum() * np.dtype(array.dtype).itemsize * ASSUMED_RATIO)
@@ -266,11 +268,16 @@ def _model_seconds(prepared: Prepared, chosen: list[list[int]], seconds: list[fl
 def _static(prepared: Prepared, lake: str | os.PathLike[str]) -> tuple[int, int, int]:
     """Files and bytes of what is written once, and the bytes of it that the lake has not yet."""
     files, size = run_files_size(prepared.layout, prepared.problems.columns)
-    model_files, model = model_size(prepared.model_arrays)
-    left = size + model
+    model_files, model = model_size(prepared.model_arrays())
+    has_run, has_model = _has(prepared, lake)
+    left = (0 if has_run else size) + (0 if has_model else model)
+    return files + model_files + 1, size + model, left
+
+
+def _has(prepared: Prepared, lake: str | os.PathLike[str]) -> tuple[bool, bool]:
+    """Whether a lake has the run, and its model."""
     try:
         opened = open_lake(lake)
-        left -= (size if prepared.run in opened else 0) + (model if prepared.model in opened.models() else 0)
+        return prepared.run in opened, prepared.model in opened.models()
     except LakeError:
-        pass
-    return files + model_files + 1, size + model, left
+        return False, False

@@ -2,24 +2,24 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from extract.data import Problems, read_problems
-from extract.device import device_errors
 from extract.load import load_reasoner
 from extract.reasoner import Reasoner, Thinking
 from schemas import RunSpec, UsageError, answers_match, extract_answer
 from store import MAX_SHARD_EXAMPLES, RunLayout, check_model, check_run, taken_up
 
-IN_FLIGHT = 3
-"""Shards' worth of memory that a run may take: one being filled, one being encoded, and its encoded bytes."""
 BATCHES = 4
 """A shard's worth of memory is at least as many batches: few would be of questions of any length."""
+CARD = 0.7
+"""Part of a GPU's memory beside the model that batches are made to fit into."""
 MEMORY = 4.0
 """Default bound of the activations in memory, in GiB."""
 
@@ -44,6 +44,14 @@ class Prepared:
     """Questions left out because they do not fit into the model's context."""
 
     @property
+    def in_flight(self) -> int:
+        """Shards' worth of memory that the run may take.
+
+        One is filled, one encoded, with its encoded bytes; beside a GPU, the encoded bytes of one being written, too.
+        """
+        return 3 if self.reasoner.device.type == "cpu" else 4
+
+    @property
     def run(self) -> str:
         """Run's name: ``MODEL/DATASET``."""
         return f"{self.model}/{self.problems.name}"
@@ -57,9 +65,8 @@ class Prepared:
             **self.reasoner.fingerprint,
         }
 
-    @property
     def model_arrays(self) -> dict[str, Any]:
-        """What offline lenses need of the model."""
+        """What offline lenses need of the model; at real sizes a gigabyte that comes off the GPU, and seconds."""
         reasoner = self.reasoner
         return {
             "unembedding": reasoner.unembedding,
@@ -86,15 +93,38 @@ def batches(prepared: Prepared, shard: int) -> Iterator[list[int]]:
 
 
 def _batches(prepared: Prepared, examples: range) -> Iterator[list[int]]:
-    """As many at a time as the spec says, fewer where they are so long that a shard would be but a few batches."""
-    most, batch = prepared.memory // IN_FLIGHT // BATCHES, list[int]()
+    """Batches of the size that the spec asks for, smaller ones where questions are long.
+
+    On a GPU its own memory bounds a batch. On a CPU the batches share the memory of the shard, and a shard is to be
+    more than a few of them, or each would be as wide as the shard's longest question.
+    """
+    on_card = prepared.reasoner.device.type == "cuda"
+    most = _card_bytes(prepared) if on_card else prepared.memory // prepared.in_flight // BATCHES
+    row_bytes = _card_row_bytes if on_card else _row_bytes
+    batch = list[int]()
     for index in sorted(examples, key=lambda index: (len(prepared.prompts[index]), index)):
         n_row = len(batch) + 1
-        if batch and (n_row > prepared.spec.batch_size or n_row * _row_bytes(prepared, index) > most):
+        if batch and (n_row > prepared.spec.batch_size or n_row * row_bytes(prepared, index) > most):
             yield batch
             batch = []
         batch.append(index)
     yield batch
+
+
+def _card_bytes(prepared: Prepared) -> int:
+    """What batches may take of the GPU: of all its memory, so that the same card always makes the same batches."""
+    total = torch.cuda.get_device_properties(prepared.reasoner.device).total_memory
+    return int(CARD * (total - prepared.reasoner.nbytes))
+
+
+def _card_row_bytes(prepared: Prepared, longest: int) -> int:
+    """Bytes on the GPU of one row of a batch: captured twice (one batch is copied while the next runs), and at work."""
+    layout, reasoner, n_prompt = prepared.layout, prepared.reasoner, len(prepared.prompts[longest])
+    n_key = n_prompt + layout.n_latent + 1 + prepared.n_answer
+    states = n_prompt * (8 * layout.hidden + 4 * reasoner.inner) * 4
+    attention = 4 * layout.n_head * n_prompt * n_key * 4
+    logits = 3 * reasoner.vocabulary * prepared.n_answer * 4
+    return 2 * _row_bytes(prepared, longest) + n_key * reasoner.key_value_bytes + states + attention + logits
 
 
 def _row_bytes(prepared: Prepared, longest: int) -> int:
@@ -232,15 +262,15 @@ def prepare(
     if shard_examples is None:
         sizes = [2**power for power in range(MAX_SHARD_EXAMPLES.bit_length())]
         shard_examples = max(
-            (size for size in sizes if held_bytes(prepared, size) <= prepared.memory / IN_FLIGHT), default=1
+            (size for size in sizes if held_bytes(prepared, size) <= prepared.memory / prepared.in_flight), default=1
         )
     layout = taken_up(lake, prepared.run, replace(layout, shard_bytes=shard_examples * layout.example_bytes))
     prepared = replace(prepared, layout=layout)
     held = held_bytes(prepared, layout.shard_examples)
-    if held > prepared.memory / IN_FLIGHT:
+    if held > prepared.memory / prepared.in_flight:
         raise UsageError(
             f"--memory {memory:g} is too small: shards of {layout.shard_examples} of these examples take"
-            f" {held * IN_FLIGHT / 2**30:.2g} GiB"
+            f" {held * prepared.in_flight / 2**30:.2g} GiB"
         )
     check_against(prepared, lake, rebuild_static=rebuild_static)
     return prepared
@@ -261,26 +291,20 @@ def check_against(prepared: Prepared, lake: str | os.PathLike[str], *, rebuild_s
         check_model(lake, prepared.model, prepared.model_attributes)
 
 
+def begin(prepared: Prepared, batch: Sequence[int]) -> Callable[[], Thinking]:
+    """Think through one batch of examples, as the spec says; see :meth:`extract.reasoner.Reasoner.begin`."""
+    return prepared.reasoner.begin(
+        [prepared.prompts[index] for index in batch],
+        capture=prepared.spec.capture,
+        stored_dtype=prepared.spec.dtype,
+        max_new_tokens=prepared.spec.max_new_tokens,
+        gold=[prepared.problems.gold_answer[index] for index in batch],
+    )
+
+
 def think(prepared: Prepared, batch: Sequence[int]) -> Thinking:
-    """Think through one batch of examples, as the spec says."""
-    with device_errors(f"a batch of {len(batch)} questions", smaller_batches(prepared, batch)):
-        return prepared.reasoner.think(
-            [prepared.prompts[index] for index in batch],
-            capture=prepared.spec.capture,
-            stored_dtype=prepared.spec.dtype,
-            max_new_tokens=prepared.spec.max_new_tokens,
-            gold=[prepared.problems.gold_answer[index] for index in batch],
-        )
-
-
-def smaller_batches(prepared: Prepared, batch: Sequence[int]) -> str:
-    """What to pass where a batch is too large for the device."""
-    if len(batch) == 1:
-        return "a single question does not fit; pass --capture latent, or use a device with more memory"
-    longest = max(batch, key=lambda index: len(prepared.prompts[index]))
-    half = len(batch) // 2
-    memory = IN_FLIGHT * BATCHES * half * _row_bytes(prepared, longest) / 2**30
-    return f"pass --memory {memory:.2g}, with which such batches are of {half}; or --batch-size {half} for a new run"
+    """Think through one batch of examples: :func:`begin` and its end."""
+    return begin(prepared, batch)()
 
 
 def place(

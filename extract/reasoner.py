@@ -1,7 +1,8 @@
 """A latent-reasoning model at work: encode a question, think in vectors, answer; exact at every batch size."""
 
+import functools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from extract.architectures import Architecture
-from extract.capture import Capture, Editor, KeyValues, Pass, Recorder, block_hooks
-from schemas import UsageError
+from extract.capture import Capture, Editor, KeyValues, Pass, Recorder, StoredRangeError, block_hooks
+from schemas import LakeError, UsageError
 
 StoredDtype = Literal["float16", "float32"]
 SMALL_HIDDEN = 128
@@ -82,8 +83,16 @@ class Flight:
         self.editor = editor
         self.rows = torch.arange(len(pad), device=pad.device) if rows is None else rows
         self.all_rows = rows is None
+        self.n_row = len(pad)
         self.fed = 0
         self.calls = 0
+        # Of every column that may be fed, once: a pass takes slices.
+        self.start = cache.length
+        key = torch.arange(cache.capacity, device=pad.device)
+        query = key[self.start :, None]
+        # Padding sees itself only: no row without a key, and nothing else ever sees it.
+        self.seen = (((key <= query) & (key >= pad[:, None, None])) | (key == query))[:, None]
+        self.position = (query[:, 0] - pad[:, None]).clamp_min(0)
 
     @property
     def column(self) -> int:
@@ -94,22 +103,16 @@ class Flight:
         """Feed vectors ``(row, position, hidden)`` at the next columns; give the states after the final norm."""
         n_row, n_position = embeddings.shape[:2]
         column = self.column
-        query = torch.arange(column, column + n_position, device=embeddings.device)
-        key = torch.arange(column + n_position, device=embeddings.device)
-        causal = key[None, :] <= query[:, None]
-        itself = key[None, :] == query[:, None]
-        # Padding sees itself only: no row without a key, and nothing else ever sees it.
-        mask = (causal[None] & (key[None, None, :] >= self.pad[:, None, None])) | itself[None]
-        mask = mask[:, None]
+        begin, end = column - self.start, column - self.start + n_position
+        mask = self.seen[:, :, begin:end, : column + n_position]
         running = Pass(
             column=column, n_before=self.n_before, rows=self.rows, all_rows=self.all_rows, mask=mask,
             recorder=self.recorder if record else None, editor=self.editor,
         )  # fmt: skip
-        position_ids = (query[None, :] - self.pad[:, None]).clamp_min(0)
         with self.reasoner._running(running):
             states: Tensor = self.reasoner._body(
-                inputs_embeds=embeddings, attention_mask=mask, position_ids=position_ids, past_key_values=self.cache,
-                use_cache=True, lake_pass=running,
+                inputs_embeds=embeddings, attention_mask=mask, position_ids=self.position[:, begin:end],
+                past_key_values=self.cache, use_cache=True, lake_pass=running,
             ).last_hidden_state  # fmt: skip
         self.cache.length += n_position
         self.fed += n_row * n_position
@@ -136,8 +139,8 @@ class Flight:
     def keep(self, kept: Tensor) -> None:
         """Go on with some rows only."""
         self.cache = self.cache.take(kept, self.column, self.cache.capacity)
-        self.pad = self.pad[kept]
-        self.rows = self.rows[kept]
+        self.pad, self.rows = self.pad[kept], self.rows[kept]
+        self.seen, self.position = self.seen[kept], self.position[kept]
         self.all_rows = False
 
     def answer(self, state: Tensor, max_new_tokens: int, token: Tensor | None = None) -> Tensor:
@@ -146,17 +149,15 @@ class Flight:
         Every token written is fed, the end token too. ``token`` is the first, where it is known.
         """
         reasoner = self.reasoner
-        n_row = int(self.rows.max()) + 1 if len(self.rows) else 0
-        tokens = torch.full((n_row, max_new_tokens), -1, dtype=torch.long, device=state.device)
+        tokens = torch.full((self.n_row, max_new_tokens), -1, dtype=torch.long, device=state.device)
         ended = torch.zeros(len(self.rows), dtype=torch.bool, device=state.device)
         for place in range(max_new_tokens):
             if token is None:
                 token = reasoner._logits(state)[:, :-1].argmax(-1)  # the row of EOT, the last, is never written
-            running = ~ended
-            tokens[self.rows[running], place] = token[running]
+            tokens[self.rows, place] = token.where(~ended, -1)
             state = self.feed_tokens(token[:, None])[:, -1]
-            ended = ended | (token == reasoner.eos_id)
-            n_running = len(ended) - int(ended.sum())
+            ended |= token == reasoner.eos_id
+            n_running = len(ended) - int(ended.sum())  # the one look at a token; a GPU waits here
             if n_running == 0:
                 break
             if n_running <= len(ended) // 2:
@@ -186,23 +187,24 @@ class Flight:
         Returns
         -------
         tuple
-            Log probability (row,) float64, on the CPU; tokens ``(row, place)``, -1 after the end.
+            Log probabilities ``(row, place)`` of the tokens asked for, 0 elsewhere, to be summed; tokens
+            ``(row, place)``, -1 after the end.
         """
         reasoner, device = self.reasoner, self.pad.device
         n_row, longest = len(continuations), max(len(tokens) for tokens in continuations)
-        padded = torch.full((n_row, longest), reasoner.eos_id, dtype=torch.long)
-        given, asked = torch.zeros(n_row, longest, dtype=torch.bool), torch.zeros(n_row, longest, dtype=torch.float64)
+        laid = np.full((n_row, longest), reasoner.eos_id)
+        scored, written_to = np.zeros((n_row, longest), dtype=bool), np.zeros((n_row, longest), dtype=bool)
         for row, (continuation, start) in enumerate(zip(continuations, first, strict=True)):
             end = len(continuation)
-            padded[row, :end] = torch.tensor(continuation)
-            given[row, : min(end, max_new_tokens)] = True
-            asked[row, start:end] = 1
-        padded, given = padded.to(device), given.to(device)
+            laid[row, :end] = continuation
+            written_to[row, : min(end, max_new_tokens)] = True
+            scored[row, start:end] = True
+        padded, given, asked = (_on_device(torch.from_numpy(each), device) for each in (laid, written_to, scored))
         eot = torch.full((n_row, 1), reasoner.eot_id, dtype=torch.long, device=device)
         states = self.feed_tokens(torch.cat([eot, padded], dim=1))[:, :-1]
         # The vocabulary is wide: logits of the prefix only where its first token is what the model writes.
         places = sorted({0, *range(min(first), longest)})
-        logits = reasoner._logits(states[:, places]).float()
+        logits = reasoner._logits(states[:, places])
         log_p = logits.gather(-1, padded[:, places, None])[..., 0] - logits.logsumexp(-1)
         written = torch.full_like(padded, -1)
         written[:, places] = logits[..., :-1].argmax(-1)
@@ -222,8 +224,7 @@ class Flight:
                 self.keep(others)
             token = written[others, place]
             tokens[others, place:] = self.answer(states[others, place], max_new_tokens - place, token)[others]
-        # On the CPU: not every device has float64.
-        return (log_p.cpu() * asked[:, places]).sum(1), tokens
+        return log_p.where(asked[:, places], 0), tokens
 
 
 class Reasoner:
@@ -255,6 +256,8 @@ class Reasoner:
         self._blocks: list[nn.Module] = list(self._body.get_submodule(architecture.blocks))  # type: ignore[call-overload]
         self._norm: Any = self._body.get_submodule(architecture.final_norm)
         self._head: Any = model.get_output_embeddings()  # type: ignore[operator]
+        self._head_weight: Tensor | None = None
+        self._answers: dict[str, tuple[list[int], int]] = {}
         self._current: Pass | None = None
         self._hooked = False
         self._in_use = threading.RLock()
@@ -271,6 +274,25 @@ class Reasoner:
         return int(getattr(config, "head_dim", None) or self.hidden // self.n_head)
 
     @property
+    def inner(self) -> int:
+        """Width of a block's MLP."""
+        config: Any = self.model.config
+        return int(getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * self.hidden)
+
+    @property
+    def key_value_bytes(self) -> int:
+        """Bytes of one position's keys and values in all layers."""
+        config: Any = self.model.config
+        heads = int(getattr(config, "num_key_value_heads", None) or self.n_head)
+        return 2 * self.n_layer * heads * self.head_size * self._embedding.weight.element_size()  # type: ignore[no-any-return]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights, and of the float32 head that logits are computed with."""
+        weights = sum(each.numel() * each.element_size() for each in self.model.parameters())
+        return weights + (0 if self._head.weight.dtype == torch.float32 else 4 * self._head.weight.numel())
+
+    @functools.cached_property
     def unembedding(self) -> np.ndarray:
         """``(vocabulary, hidden)`` float32."""
         return self._head.weight.detach().float().cpu().numpy()  # type: ignore[no-any-return]
@@ -301,7 +323,7 @@ class Reasoner:
                 return float(value)
         raise UsageError(f"the final norm of {self.name} names no epsilon")
 
-    @property
+    @functools.cached_property
     def token_strings(self) -> list[str]:
         """Text of each token of the vocabulary, the three extra rows last."""
         known = len(self.tokenizer)
@@ -404,17 +426,26 @@ class Reasoner:
         return out
 
     def _logits(self, state: Tensor) -> Tensor:
-        out: Tensor = self._head(state.contiguous())  # torch takes a view row by row, several times slower
-        return out
+        """Float32 whatever type the model runs in: in bfloat16 neighbours among large logits are an eighth apart."""
+        weight = self._head.weight
+        if weight.dtype != torch.float32:
+            if self._head_weight is None:
+                with torch.inference_mode(False):  # gradients go through it, too
+                    self._head_weight = weight.detach().float()
+            weight = self._head_weight
+        return nn.functional.linear(
+            state.float().contiguous(), weight
+        )  # torch takes a view row by row, several times slower
 
     def lay_out(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, int]:
         """Prompts side by side, ends aligned: tokens ``(row, column)``, empty places before each, column of BOT."""
         longest = max(len(prompt) for prompt in prompts)
-        tokens = torch.full((len(prompts), longest), self.pad_id, dtype=torch.long)
+        tokens = np.full((len(prompts), longest), self.pad_id)
         for row, prompt in enumerate(prompts):
-            tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
-        pad = torch.tensor([longest - len(prompt) for prompt in prompts])
-        return tokens.to(self.device), pad.to(self.device), longest - 1
+            tokens[row, longest - len(prompt) :] = prompt
+        pad = np.array([longest - len(prompt) for prompt in prompts])
+        laid, empty = (_on_device(torch.from_numpy(each), self.device) for each in (tokens, pad))
+        return laid, empty, longest - 1
 
     def _check_prompts(self, prompts: Sequence[Sequence[int]], room: int) -> None:
         if not prompts:
@@ -424,7 +455,11 @@ class Reasoner:
                 raise UsageError(f"prompt {row} has no question or does not end with BOT; make prompts with encode()")
             self.check_length(len(prompt), room, f"question {row} of the batch")
 
-    def think(
+    def think(self, prompts: Sequence[Sequence[int]], **options: Any) -> Thinking:
+        """Think through a batch of questions and answer them, once: :meth:`begin` and its end, options likewise."""
+        return self.begin(prompts, **options)()
+
+    def begin(
         self,
         prompts: Sequence[Sequence[int]],
         *,
@@ -434,8 +469,8 @@ class Reasoner:
         gold: Sequence[str] | None = None,
         editor: Editor | None = None,
         head_output: bool = False,
-    ) -> Thinking:
-        """Think through a batch of questions and answer them, once.
+    ) -> Callable[[], Thinking]:
+        """Think through a batch of questions and answer them; on a GPU what was captured is still on its way then.
 
         Parameters
         ----------
@@ -457,18 +492,16 @@ class Reasoner:
 
         Returns
         -------
-        Thinking
-
-        Raises
-        ------
-        LakeError
-            If what was computed is not finite, does not fit the stored type, or attention is not a distribution.
+        callable
+            Waits for the copies, checks what was captured and gives the :class:`Thinking`. Another batch may begin
+            before it is called. It raises ``LakeError`` if what was computed is not finite, does not fit the stored
+            type, or attention is not a distribution over the past.
         """
-        continuations = [self.answer_tokens(answer) for answer in gold] if gold is not None else []
-        room = max([max_new_tokens, *(len(tokens) for tokens in continuations)])
-        self._check_prompts(prompts, room)
         if gold is not None and len(gold) != len(prompts):
             raise UsageError(f"{len(gold)} gold answers were given for {len(prompts)} prompts")
+        asked = [self._answer(answer) for answer in gold] if gold is not None else []
+        room = max([max_new_tokens, *(len(tokens) for tokens, _ in asked)])
+        self._check_prompts(prompts, room)
         tokens, pad, n_before = self.lay_out(prompts)
         n_row = len(prompts)
         head = n_before + self.n_latent + 2
@@ -480,38 +513,60 @@ class Reasoner:
                 stored=getattr(torch, stored_dtype), device=self.device,
                 head_size=self.head_size if head_output else None,
             )  # fmt: skip
+        log_p = torch.full((n_row, 1), torch.nan, device=self.device)
         with torch.inference_mode(), self.session(hooks=recorder is not None or editor is not None):
             flight = Flight(self, pad, n_before, KeyValues(head + room), recorder=recorder, editor=editor)
             flight.think(flight.feed_tokens(tokens)[:, -1])
             if gold is None:
                 eot = torch.full((n_row, 1), self.eot_id, dtype=torch.long, device=self.device)
                 answers = flight.answer(flight.feed_tokens(eot)[:, -1], max_new_tokens)
-                logprob = np.full(n_row, np.nan)
             else:
-                first = [self.prefix_length(answer) for answer in gold]
-                scores, answers = flight.answer_beside(continuations, first, max_new_tokens)
-                logprob = scores.cpu().numpy()
+                log_p, answers = flight.answer_beside(
+                    [tokens for tokens, _ in asked], [start for _, start in asked], max_new_tokens
+                )
+            n_answer = int((answers >= 0).sum(1).max())
+            answers = answers[:, :n_answer]
+            columns = torch.arange(head + n_answer, device=self.device)
+            all_tokens = torch.full((n_row, head + n_answer), -1, dtype=torch.int32, device=self.device)
+            all_tokens[:, : n_before + 1] = tokens.where(columns[: n_before + 1] >= pad[:, None], -1)
+            all_tokens[:, head - 1] = self.eot_id
+            all_tokens[:, head:] = answers
+            start = n_before if capture != "full" else 0
+            exists = (columns >= pad[:, None]) & ((columns < head) | (all_tokens >= 0))
+            arrays = {"token": all_tokens[:, start:], "answers": answers, "log_p": log_p}
             if recorder is not None:
-                recorder.check()
-        n_answer = int((answers >= 0).sum(1).max())
-        answers = answers[:, :n_answer]
-        all_tokens = torch.full((n_row, head + n_answer), -1, dtype=torch.long, device=self.device)
-        all_tokens[:, : n_before + 1] = tokens
-        columns = torch.arange(head + n_answer, device=self.device)
-        all_tokens[columns[None, :] < pad[:, None]] = -1
-        all_tokens[:, head - 1] = self.eot_id
-        all_tokens[:, head:] = answers
-        exists = (columns[None, :] >= pad[:, None]) & ((columns[None, :] < head) | (all_tokens >= 0))
-        start = n_before if capture != "full" else 0
-        arrays = _finish(recorder, exists[:, start:], head + n_answer)
-        return Thinking(
-            n_before=n_before,
-            n_answer=n_answer,
-            token=all_tokens[:, start:].to(torch.int32).cpu().numpy(),
-            generated_text=[self.decode(row) for row in answers.tolist()],
-            answer_logprob=logprob,
-            **arrays,
-        )
+                kept, arrays["measured"] = recorder.finish(exists[:, start:], head + n_answer)
+                arrays |= kept
+            fetched, wait = to_host(arrays)
+
+        def end() -> Thinking:
+            wait()
+            if recorder is not None:
+                try:
+                    recorder.check(fetched["measured"])
+                except StoredRangeError as error:
+                    wider = self.think(
+                        prompts, capture=capture, stored_dtype="float32", max_new_tokens=max_new_tokens, editor=editor
+                    )
+                    raise LakeError(_beyond_range(wider, stored_dtype, error)) from error
+            empty = np.empty(0)
+            names = ("hidden_state", "final_state", "latent_embedding", "attention", "head_output")
+            return Thinking(
+                n_before=n_before,
+                n_answer=n_answer,
+                token=fetched["token"].numpy(),
+                generated_text=[self.decode(row) for row in fetched["answers"].tolist()],
+                answer_logprob=fetched["log_p"].double().sum(1).numpy(),
+                **{name: fetched[name].numpy() if name in fetched else empty for name in names},
+            )
+
+        return end
+
+    def _answer(self, answer: str) -> tuple[list[int], int]:
+        """Tokens of an answer and how many of them are the prefix's; kept, as answers come again and again."""
+        if answer not in self._answers:
+            self._answers[answer] = self.answer_tokens(answer), self.prefix_length(answer)
+        return self._answers[answer]
 
     def prefix_length(self, answer: str) -> int:
         """Tokens that :meth:`answer_tokens` shares with the prefix alone."""
@@ -522,29 +577,43 @@ class Reasoner:
         return shared
 
 
-def _finish(recorder: Recorder | None, exists: Tensor, columns: int) -> dict[str, np.ndarray]:
-    """Arrays of a recorder: cut to the answer's length, with what does not exist marked as such."""
-    names = ("hidden_state", "final_state", "latent_embedding", "attention", "head_output")
-    if recorder is None:
-        return {name: np.empty(0) for name in names}
-    n_position = exists.shape[1]
-    hidden = recorder.hidden_state[:, :, :n_position]
-    final = recorder.final_state[:, :n_position]
-    attention = recorder.attention[:, :, :, :n_position, :columns]
-    heads = recorder.head_output[:, :, :n_position] if recorder.head_output is not None else None
-    first = exists.int().argmax(1).tolist()
-    end = (first + exists.sum(1).cpu().numpy()).tolist()
-    for row in range(len(exists)):
-        for gap in (slice(0, first[row]), slice(end[row], n_position)):
-            hidden[row, :, gap] = torch.nan
-            final[row, gap] = torch.nan
-            attention[row, :, :, gap] = 0
-            if heads is not None:
-                heads[row, :, gap] = torch.nan
-    return {
-        "hidden_state": hidden.cpu().numpy(),
-        "final_state": final.cpu().numpy(),
-        "latent_embedding": recorder.latent_embedding.cpu().numpy(),
-        "attention": attention.cpu().numpy(),
-        "head_output": heads.cpu().numpy() if heads is not None else np.empty(0),
-    }
+def to_host(arrays: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None]]:
+    """Arrays in the host's memory, and what waits until they are there; on a GPU it computes on meanwhile.
+
+    Copies go through a stream of their own into page-locked memory, which torch keeps and gives out again.
+    """
+    device = next(iter(arrays.values())).device
+    if device.type != "cuda":
+        return {name: array.cpu() for name, array in arrays.items()}, lambda: None
+    stream = _copies(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    fetched, done = {}, torch.cuda.Event()  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        for name, array in arrays.items():
+            fetched[name] = torch.empty(array.shape, dtype=array.dtype, pin_memory=True)
+            fetched[name].copy_(array, non_blocking=True)
+            array.record_stream(stream)
+        done.record(stream)
+    return fetched, done.synchronize
+
+
+@functools.cache
+def _copies(device: torch.device) -> torch.cuda.Stream:
+    """The stream of a device on which captured arrays leave it."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def _on_device(values: Tensor, device: torch.device) -> Tensor:
+    """Values moved to a device without waiting for what runs there."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
+def _beyond_range(wider: Thinking, stored_dtype: str, error: StoredRangeError) -> str:
+    """What to say of values that fit float32 but not the stored type."""
+    states = [wider.hidden_state[:, layer] for layer in range(wider.hidden_state.shape[1])]
+    values = [*states, wider.final_state, wider.latent_embedding][error.place]
+    limit = torch.finfo(getattr(torch, stored_dtype)).max
+    return (
+        f"{error} reach {np.nanmax(np.abs(values)):.3g}, beyond the largest {stored_dtype} ({limit:.0f});"
+        " store them with --dtype float32"
+    )

@@ -3,11 +3,11 @@
 import hashlib
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from extract.device import device_errors, is_full
 from extract.plan import require_space
-from extract.prepare import Prepared, batches, check_against, place, prepare, think
-from schemas import UsageError
+from extract.prepare import Prepared, batches, begin, check_against, place, prepare
+from extract.reasoner import Thinking
+from schemas import LakeError, UsageError
 from store import create_run, open_lake, write_model
 
 __all__ = ["Extracted", "Prepared", "extract", "prepare", "provenance", "rank_from_environment"]
 
+ALONE = "a single question does not fit; pass --capture latent, or use a device with more memory"
 Progress = Callable[[int, int, int], None]
 """Called with examples done, examples in all, and bytes written so far."""
 
@@ -42,6 +45,8 @@ class Extracted:
     shards_elsewhere: int = 0
     """Shards that belong to other writers, or that another process is at work on."""
     bytes_written: int = 0
+    most_rows: int | None = None
+    """Rows of the largest batch that the GPU had memory for, where it had too little for one of those planned."""
 
 
 class Line:
@@ -63,9 +68,10 @@ class Line:
         self._pending = self._pool.submit(work, *arguments)
 
     def check(self) -> None:
-        """Raise now if what was started last has failed."""
-        if self._pending is not None and self._pending.done():
-            self.wait()
+        """Raise now if what was started last has failed; called from any thread."""
+        pending = self._pending
+        if pending is not None and pending.done():
+            pending.result()
 
     def __enter__(self) -> "Line":
         return self
@@ -90,9 +96,9 @@ def extract(
 ) -> Extracted:
     """Run the model over the data and write what is not yet in the lake.
 
-    Batches stay as the model left them until their shard is whole. Then it is compressed and written while the model
-    thinks through the next: two shards are in memory at a time, whatever the number of examples. On a CPU compressing
-    takes turns with thinking.
+    Three things go on side by side: the model thinks, the shard before is compressed, the one before that is written.
+    So three shards and what is encoded of one are in memory at a time, whatever the number of examples. On a GPU a
+    batch is copied off the card while the next one runs. On a CPU compressing takes turns with thinking.
 
     Parameters
     ----------
@@ -152,6 +158,7 @@ def extract(
     sizes = [layout.shard_slice(shard).stop - layout.shard_slice(shard).start for shard in shards]
     total = sum(sizes[shard] for shard in mine)
     thought = total - sum(sizes[shard] for shard in wanted)
+    on_cpu = prepared.reasoner.device.type == "cpu"
 
     def report(more: int) -> None:
         nonlocal thought
@@ -159,38 +166,71 @@ def extract(
         if progress is not None:
             progress(thought, total, done.bytes_written)
 
-    def write(shard: int, work: Callable[[], int], claim: ExitStack) -> None:
+    def write(shard: int, encoded: Any, claim: ExitStack) -> None:
         with claim:
-            done.bytes_written += work()
+            done.bytes_written += writer.write_encoded(shard, encoded)
             done.shards_written.append(shard)
 
-    with Line("lake-write") as writing:
+    def encode(shard: int, values: dict[str, Any], claim: ExitStack) -> None:
+        with claim:
+            writing.start(write, shard, writer.encode(shard, values), claim.pop_all())
+
+    with Line("lake-write") as writing, Line("lake-encode") as encoding:
         for shard in wanted:
             with ExitStack() as claim:
                 if not claim.enter_context(writer.claim(shard)):
                     done.shards_elsewhere += 1
                     continue
-                if shard not in rebuild and writer.committed()[shard]:
+                if shard not in rebuild and writer.is_committed(shard):
                     done.shards_kept += 1
                     report(sizes[shard])
                     continue
                 values = writer.empty(shard)
-                for batch in batches(prepared, shard):
-                    slots = np.array(batch) - layout.shard_slice(shard).start
-                    place(think(prepared, batch), prepared, slots, batch, values)
+                for batch, thinking in _thoughts(prepared, shard, done):
+                    place(thinking, prepared, np.array(batch) - layout.shard_slice(shard).start, batch, values)
+                    encoding.check()
                     writing.check()
                     report(len(batch))
-                writing.wait()
-                work = partial(writer.write_shard, shard, values)
-                if prepared.reasoner.device.type == "cpu":
-                    # A model works in lockstep on all cores and stands still whenever one is taken from it.
-                    work = partial(writer.write_encoded, shard, writer.encode(shard, values))
-                writing.start(write, shard, work, claim.pop_all())
-                del values, work
+                if on_cpu:  # a model works in lockstep on all cores and stands still whenever one is taken from it
+                    encode(shard, values, claim)
+                else:
+                    encoding.start(encode, shard, values, claim.pop_all())
+                del values
     report(0)
     finished = open_lake(lake).open(prepared.run)["correct"]
     done.n_committed, done.n_correct = finished.size, int(finished.sum())
     return done
+
+
+def _thoughts(prepared: Prepared, shard: int, done: Extracted) -> Iterator[tuple[list[int], Thinking]]:
+    """Batches of a shard, thought through; on a GPU the next one is begun before the last one's copies are waited for.
+
+    A batch for which there is too little memory is halved, and so are all that come after it.
+    """
+    ahead = prepared.reasoner.device.type != "cpu"
+    begun: list[tuple[list[int], Callable[[], Thinking]]] = []
+    waiting = list(batches(prepared, shard))[::-1]
+    while waiting:
+        batch = waiting.pop()
+        if done.most_rows is not None and len(batch) > done.most_rows:
+            waiting += [batch[done.most_rows :], batch[: done.most_rows]]
+            continue
+        try:
+            with device_errors(f"a batch of {len(batch)} questions", ALONE):
+                begun.append((batch, begin(prepared, batch)))
+        except LakeError as error:
+            if len(batch) == 1 or error.__cause__ is None or not is_full(error.__cause__):
+                raise
+            done.most_rows = len(batch) // 2
+            waiting.append(batch)
+        if begun and (len(begun) > ahead or done.most_rows is not None):
+            yield _end(*begun.pop(0))
+    for each in begun:
+        yield _end(*each)
+
+
+def _end(batch: list[int], end: Callable[[], Thinking]) -> tuple[list[int], Thinking]:
+    return batch, end()
 
 
 def provenance(prepared: Prepared) -> dict[str, Any]:

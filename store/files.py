@@ -5,9 +5,10 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from uuid import uuid4
 
 import google_crc32c
@@ -83,32 +84,34 @@ class Replacement:
 def write_beside(path: Path, pieces: Iterable[bytes]) -> Path:
     """Write a large file durably under a leftover's name beside its place, leaving none of it in memory.
 
-    Left to the system, as much memory as is free would fill with what is not read again soon, and taking fresh memory
-    costs more than writing to a fast disk.
+    Every ``THROUGH_BYTES`` are sent to the disk while the next are written. Left to the system, free memory would fill
+    with what nobody reads again soon, and taking fresh memory costs more than writing to a fast disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
     try:
-        with partial.open("wb") as file:
-            pending = 0
+        with partial.open("wb") as file, ThreadPoolExecutor(1) as flusher:
+            pending, flushed = 0, flusher.submit(lambda: None)
             for piece in pieces:
                 file.write(piece)
                 pending += len(piece)
                 if pending >= THROUGH_BYTES:
-                    _to_disk(file)
-                    pending = 0
-            _to_disk(file)
+                    file.flush()
+                    flushed.result()
+                    flushed, pending = flusher.submit(_to_disk, file.fileno()), 0
+            file.flush()
+            flushed.result()
+            _to_disk(file.fileno())
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
     return partial
 
 
-def _to_disk(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+def _to_disk(file: int) -> None:
+    os.fsync(file)
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def with_checksum(content: bytes) -> bytes:

@@ -75,7 +75,7 @@ class ShardFile:
 
 def encoders() -> ThreadPoolExecutor:
     """Threads for :func:`encode_shard`."""
-    return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="lake-encode")
+    return ThreadPoolExecutor(min(32, os.cpu_count() or 1), thread_name_prefix="lake-encode")
 
 
 def encode_shard(layout: ArrayLayout, values: BlockArray, pool: ThreadPoolExecutor, shard: int = 0) -> ShardFile:

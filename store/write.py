@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -141,7 +142,7 @@ def _short(value: Any) -> str:
 def write_model(
     location: str | os.PathLike[str],
     name: str,
-    arrays: Mapping[str, Any],
+    arrays: Callable[[], Mapping[str, Any]],
     attributes: Mapping[str, Any],
     *,
     rebuild: bool = False,
@@ -155,8 +156,8 @@ def write_model(
     name
         Model's name, the first half of its runs' names.
     arrays
-        ``unembedding`` (vocabulary, hidden), ``final_norm_weight`` and ``final_norm_bias`` (hidden), ``token_string``
-        (vocabulary).
+        Gives ``unembedding`` (vocabulary, hidden), ``final_norm_weight`` and ``final_norm_bias`` (hidden),
+        ``token_string`` (vocabulary); called only where the lake has them not yet.
     attributes
         At least ``fingerprint``: digests of weights and tokenizer.
     rebuild
@@ -174,7 +175,7 @@ def write_model(
         store = ensure_lake(location, rebuild=rebuild)
         if not rebuild and read_group(store, name) is not None:
             return
-        contents = assemble({"kind": "model", "model": name, **attributes}, model_arrays(arrays), files={})
+        contents = assemble({"kind": "model", "model": name, **attributes}, model_arrays(arrays()), files={})
         write_files(store, name, contents, local_path(location))
 
 
@@ -229,11 +230,12 @@ class RunWriter:
 
     def committed(self) -> np.ndarray:
         """Which shards are committed: (shard,) bool. Not one whose mark is damaged or that is replaced in part."""
-        flags = np.zeros(self.layout.n_shard, dtype=bool)
-        for shard in range(self.layout.n_shard):
-            keys = (f"{self.run}/{self.record.keys(shard)[each]}" for each in ("mark", "next"))
-            flags[shard] = [read_bytes(self.store, key) for key in keys] == [self.record.mark(shard), None]
-        return flags
+        return np.array([self.is_committed(shard) for shard in range(self.layout.n_shard)], dtype=bool)
+
+    def is_committed(self, shard: int) -> bool:
+        """Whether one shard is committed."""
+        keys = (f"{self.run}/{self.record.keys(shard)[each]}" for each in ("mark", "next"))
+        return [read_bytes(self.store, key) for key in keys] == [self.record.mark(shard), None]
 
     def claim(self, shard: int) -> ShardClaim:
         """Context manager that holds a shard for this process; false inside if another process has it."""
@@ -266,7 +268,9 @@ class RunWriter:
         """
         rows = self.layout.shard_slice(shard)
         found: Encoded = {}
-        with encoders() as pool:
+        # Each file is put together and hashed by a thread of its own: one alone would be slower than the encoders.
+        with encoders() as pool, ThreadPoolExecutor(len(values)) as files:
+            encoding: dict[str, Future[ShardFile]] = {}
             for name, array in self.layout.arrays().items():
                 expected = (rows.stop - rows.start, *array.shape[1:])
                 if name not in values or values[name].shape != expected:
@@ -276,10 +280,11 @@ class RunWriter:
                 if array.shards is not None and not isinstance(each, BlockArray):
                     each = BlockArray.of(each, array.dtype, array.fill)
                 if isinstance(each, BlockArray):
-                    found[name] = encode_shard(array, each, pool)
+                    encoding[name] = files.submit(encode_shard, array, each, pool)
                 else:
                     column = each.astype(np.dtypes.StringDType()) if array.dtype == "string" else each
                     found[name] = encode_column(array, column)
+            found |= {name: file.result() for name, file in encoding.items()}
         return found
 
     def write_encoded(self, shard: int, encoded: Encoded) -> int:

@@ -226,7 +226,7 @@ def write_run(lake: str | Path, run: xr.Dataset, model: xr.Dataset) -> str:
     write_model(
         lake,
         name.split("/")[0],
-        {key: model[key].values for key in MODEL_VARIABLES},
+        lambda: {key: model[key].values for key in MODEL_VARIABLES},
         {**model.attrs, "fingerprint": {"weights": name}},
     )
     static = ("question", "gold_answer", "intermediate_result", "operation")
