@@ -268,6 +268,10 @@ def extract_command(
             progress=report,
             command=command_of(without=("--shard", "--rebuild")),
         )
+    if done.most_rows is not None:
+        note(
+            f"memory was too small for {spec.batch_size} questions at once: batches of at most {done.most_rows} instead"
+        )
     if as_json:
         print_json(asdict(done))
         return
