@@ -20,6 +20,7 @@ from scipy import optimize, sparse, special
 from analyze.sae_apply import Activations, Weights, sources, weights
 from analyze.sae_read import SPLITS, Progress, Rows
 from analyze.statistics import bootstrap_weights
+from schemas.checks import check_number, check_whole
 from schemas.errors import SchemaError, UsageError
 
 PREDICTORS = ("sae_codes", "raw_activation", "question_length", "majority")
@@ -33,7 +34,8 @@ class ErrorSpec:
     """How errors are predicted."""
 
     pooling: Literal["concatenate", "mean", "max"] = "concatenate"
-    """One feature for each cell and code, or the mean or largest over the cells that an example has."""
+    """One feature for each cell and code, or the mean or largest (of codes, by magnitude) over the cells that an
+    example has."""
     penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     """Values of C, scikit-learn's inverse strength of the L2 penalty; the one with the smallest log loss on the
     validation problems is taken."""
@@ -63,8 +65,14 @@ class ErrorSpec:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise UsageError(f"error prediction: {name} is {getattr(self, name)!r}; choose {' or '.join(allowed)}")
-        if not self.penalties or min(self.penalties) <= 0:
-            raise UsageError(f"error prediction: penalties are {self.penalties}; give one or more positive values of C")
+        if not isinstance(self.balanced, bool):
+            raise UsageError(f"error prediction: balanced is {self.balanced!r}; it is True or False")
+        for name, least in (("n_resample", 1), ("n_carrier", 1), ("max_iterations", 1), ("seed", 0)):
+            check_whole(f"error prediction: {name}", getattr(self, name), least)
+        if not self.penalties:
+            raise UsageError("error prediction: penalties are none; give one or more positive values of C")
+        for penalty in self.penalties:
+            check_number("error prediction: a penalty", penalty, above=0)
         object.__setattr__(self, "penalties", tuple(sorted(self.penalties)))
 
     def as_dict(self) -> dict[str, Any]:
@@ -340,8 +348,9 @@ def _designs(rows: Rows, known: Weights, spec: ErrorSpec, folder: Path, is_joint
                 pooled = np.where(real[..., None], x, 0).sum(1) / n_real
             else:
                 largest = parts[0][0]
-                for code, _ in parts[1:]:
-                    largest = largest.maximum(code)
+                for code, _ in parts[1:]:  # by magnitude, as codes of abs_topk have signs
+                    larger = abs(code) > abs(largest)
+                    largest = largest - largest.multiply(larger) + code.multiply(larger)
                 codes.add(sparse.csr_array(largest))
                 pooled = np.where(real[..., None], x, -np.inf).max(1)
             raw.add(np.where(real.any(1)[:, None], pooled, np.nan).astype(np.float32))

@@ -28,6 +28,7 @@ from analyze.sae_spec import (
     Scope,
     report_spec,
 )
+from schemas.checks import check_whole
 from schemas.errors import SchemaError, UsageError
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "with_final_state",
 ]
 _VALIDATION_ROWS = 2048
+_CALIBRATION_ROWS = 8192
 
 
 def with_final_state(run: xr.Dataset) -> xr.DataArray:
@@ -154,7 +156,7 @@ def train_sae(
     activation : (example, ..., hidden), lazy or not; for a crosscoder a mapping of model name to such arrays
         A selection of ``run["hidden_state"]``, ``final_state`` or ``latent_embedding``. Its other dims are the cells.
         The coordinate ``problem`` is what the split keeps together (the example, where there is none). Rows with NaN
-        (a position that the example lacks) are left out. A crosscoder joins models by example and by position; each
+        (a position that the example lacks) or an infinite number are left out. A crosscoder joins models by example and by position; each
         layer of each model is a source, with an encoder and a decoder of its own and features in common.
     spec : SAESpec
     scope : "pool", "cell" or "crosscoder"
@@ -178,11 +180,12 @@ def train_sae(
     Raises
     ------
     SchemaError, UsageError
-        If dims are missing, nothing is selected, or models share no example.
+        If dims are missing, nothing is selected, models share no example, or training diverges.
     """
     spec = spec or SAESpec()
     if scope not in SCOPES:
         raise UsageError(f"SAE scope is {scope!r}; choose one of {', '.join(SCOPES)}")
+    check_whole("n_top of an SAE", n_top, 0)
     source = sources(activation, scope=scope)
     rows = Rows(source, pooled=scope != "cell")
     first = next(iter(source.values()))
@@ -200,11 +203,15 @@ def train_sae(
     from analyze.sae_train import Trainer  # torch is needed from here on
 
     trainer = Trainer(rows.n_cell if scope == "cell" else 1, rows.width, n_feature, spec, n_step)
-    sample = None
-    if held.any():
-        n_row = _VALIDATION_ROWS if scope != "cell" else _VALIDATION_ROWS // 4
-        rng = np.random.default_rng([spec.seed, 2])
-        sample = inputs.normalised(*Batches(rows, held, spec.batch_size, spec.buffer_bytes, rng).sample(n_row))
+
+    def some(keep: NDArray[np.bool_], n_row: int, stream: int) -> NDArray[np.float32]:
+        n_row = n_row // 4 if scope == "cell" else n_row  # a grid's row holds every cell
+        n_row = min(n_row, max(spec.batch_size, spec.buffer_bytes // (4 * int(np.prod(batches.row_shape)))))
+        rng = np.random.default_rng([spec.seed, stream])
+        return inputs.normalised(*Batches(rows, keep, spec.batch_size, spec.buffer_bytes, rng).sample(n_row))
+
+    sample = some(held, _VALIDATION_ROWS, 2) if held.any() else None
+    calibration = some(split == "train", _CALIBRATION_ROWS, 3) if spec.activation == "batch_topk" else None
     every = max(1, n_step // 400)
     curve: list[tuple[int, Any]] = []
     held_curve: list[Any] = []
@@ -214,10 +221,18 @@ def train_sae(
             if (trainer.n_done - 1) % every == 0:
                 curve.append((trainer.n_done, found))
             tick()
+        if calibration is not None:
+            trainer.calibrate(calibration)
         if sample is not None and sample.shape[1]:
             held_curve.append(trainer.loss(sample))
 
-    sae = inputs.folded(trainer.weights(), source)
+    weight = trainer.weights()
+    if not all(np.isfinite(value).all() for value in weight.values()):
+        raise UsageError(
+            f"SAE training diverged: weights are not finite after {trainer.n_done} steps at learning rate "
+            f"{spec.learning_rate:g}. Lower it" + (", or normalize by cell or pool" if spec.normalize == "none" else "")
+        )
+    sae = inputs.folded(weight, source)
     dims, shape = (rows.cell_dims, rows.cell_shape) if scope == "cell" else ((), ())
     for name in ("loss", "reconstruction", "l0", "dead_share"):
         sae[f"train_{name}"] = ("step", *dims), np.array([getattr(s, name) for _, s in curve]).reshape(-1, *shape)

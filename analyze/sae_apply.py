@@ -25,7 +25,7 @@ def sae_codes(sae: xr.Dataset, activation: Activations) -> xr.DataArray:
 
     Returns
     -------
-    (example, ..., feature), float32, lazy where the activation is; NaN where the row is missing
+    (example, ..., feature), float32, lazy where the activation is; NaN where the row is missing or not finite
     """
     pre: xr.DataArray | None = None
     for name, array in sources(activation, sae).items():
@@ -240,6 +240,9 @@ def _pre_activation(
 ) -> NDArray[np.float32]:
     """(example, ..., hidden), (..., hidden), (..., feature, hidden) -> (example, ..., feature)."""
     inside = x.astype(np.float32) - decoder_bias
+    known = np.isfinite(inside).all(axis=-1, keepdims=True)
+    if not known.all():
+        inside = np.where(known, inside, np.float32(np.nan))
     if encoder.ndim == 2:
         return np.asarray(inside @ encoder.T)
     encoder = encoder.reshape(encoder.shape[-inside.ndim :]) if encoder.ndim > inside.ndim else encoder

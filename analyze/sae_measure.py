@@ -41,12 +41,14 @@ def sae_metrics(
     -------
     Dataset
         ``explained_variance(definition, split, ...)`` and ``explained_variance_all(definition, split)``, with
-        ``source`` for a crosscoder; ``squared_error(split, ...)``, the mean ``|r|^2``; ``l0(split, ...)`` codes that
+        ``source`` for a crosscoder; ``n_infinite``, the rows left out because a number in them is infinite (rows
+        with NaN, positions that the example lacks, are not counted); ``squared_error(split, ...)``, the mean ``|r|^2``; ``l0(split, ...)`` codes that
         are not 0 per row and ``l0_reports`` codes above 1e-3; ``n_row(split, ...)``; ``dead_share(split)``, features
         that fire on no row of the split; ``frequency(..., feature)``, the share of rows of all splits on which a
-        feature fires, its ``mean_activation`` while it fires and ``max_activation``;
-        ``activation_count(activation_size)``, a histogram of codes that are not 0; ``top_example(feature, rank)``
-        with ``top_activation`` and the cell it was at, an example at most once:
+        feature fires, the mean magnitude of its codes while it fires, ``mean_activation``, and the largest,
+        ``max_activation`` (codes of ``abs_topk`` have signs, others have not);
+        ``activation_count(activation_size)``, a histogram of codes that are not 0; ``top_example(feature, rank)``, by
+        magnitude, with ``top_activation``, the code itself, and the cell it was at, an example at most once:
         ``run["question"].sel(example=sae["top_example"].sel(feature=17))`` are the questions. Codes are compared in
         units of their cell's ``input_scale``, so that a layer of large states does not outweigh the others.
     """
@@ -68,7 +70,10 @@ def sae_metrics(
             tally.add(int(cell), side[example[real]], example[real], here, residual, known.compared(codes, int(cell)))
         if progress:
             progress(done + 1, n_block)
-    return tally.dataset(sae, source, first)
+    found = tally.dataset(sae, source, first)
+    found["n_infinite"] = (), rows.n_infinite
+    found["n_infinite"].attrs = {"long_name": "rows left out because a number in them is infinite"}
+    return found
 
 
 class _Tally:
@@ -110,9 +115,10 @@ class _Tally:
             self.l0[s, cell] += on[mine].sum()
             self.l0_reports[s, cell] += (np.abs(codes[mine]) > 1e-3).sum()
         group = cell if self.is_grid else 0
-        self.total[group] += codes.sum(axis=0, dtype=np.float64)
-        self.largest[group] = np.maximum(self.largest[group], codes.max(axis=0))
-        size = np.log10(np.abs(codes[on]))
+        magnitude = np.abs(codes)
+        self.total[group] += magnitude.sum(axis=0, dtype=np.float64)
+        self.largest[group] = np.maximum(self.largest[group], magnitude.max(axis=0))
+        size = np.log10(magnitude[on])
         self.histogram += np.histogram(np.clip(size, _EDGES[0], _EDGES[-1]), _EDGES)[0]
         self.top[group].add(example, cell, codes)
 
@@ -196,7 +202,7 @@ class _Tally:
 
 
 class _Top:
-    """The examples with the largest code of each feature, each at its best cell."""
+    """The examples with the code of largest magnitude of each feature, each at its best cell."""
 
     def __init__(self, n_feature: int, n_top: int) -> None:
         self.value = np.zeros((n_top, n_feature), dtype=np.float32)
@@ -209,7 +215,7 @@ class _Top:
         if not n:
             return
         index = (
-            np.argpartition(-codes, n - 1, axis=0)[:n]
+            np.argpartition(-np.abs(codes), n - 1, axis=0)[:n]
             if n < len(codes)
             else np.repeat(np.arange(n)[:, None], codes.shape[1], axis=1)
         )
@@ -217,16 +223,16 @@ class _Top:
         number = example[index]
         # an example that is already there keeps its better cell
         for rank in range(len(self.value)):
-            same = (number == self.example[rank]) & (value > 0)
-            better = (same & (value > self.value[rank])).any(0)
-            best = np.where(same, value, 0).max(0)
+            same = (number == self.example[rank]) & (value != 0)
+            best = np.where(same, value, 0).sum(0)  # at most one is the same
+            better = np.abs(best) > np.abs(self.value[rank])
             self.value[rank] = np.where(better, best, self.value[rank])
             self.cell[rank] = np.where(better, cell, self.cell[rank])
             value = np.where(same, 0, value)
         value_all = np.concatenate([self.value, value])
-        number_all = np.concatenate([self.example, np.where(value > 0, number, -1)])
-        cell_all = np.concatenate([self.cell, np.where(value > 0, cell, -1).astype(np.int32)])
-        order = np.argsort(-value_all, axis=0, kind="stable")[: len(self.value)]
+        number_all = np.concatenate([self.example, np.where(value != 0, number, -1)])
+        cell_all = np.concatenate([self.cell, np.where(value != 0, cell, -1).astype(np.int32)])
+        order = np.argsort(-np.abs(value_all), axis=0, kind="stable")[: len(self.value)]
         self.value = np.take_along_axis(value_all, order, axis=0)
         self.example = np.take_along_axis(number_all, order, axis=0)
         self.cell = np.take_along_axis(cell_all, order, axis=0)

@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from analyze.sae_spec import check_fractions
 from schemas.errors import SchemaError, UsageError
 
 Progress = Callable[[int, int], None]
@@ -39,8 +40,7 @@ def split_by_group(
     -------
     (example,) of "train", "validation" or "test"
     """
-    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9 or fractions[0] <= 0:
-        raise UsageError(f"split fractions are {fractions}; give train, validation and test shares that sum to 1")
+    fractions = check_fractions(fractions)
     unique, inverse = np.unique(np.asarray(group), return_inverse=True)
     order = np.random.default_rng(seed).permutation(len(unique))
     rank = np.empty(len(unique), dtype=np.int64)
@@ -79,6 +79,7 @@ class Rows:
         self.cell_shape = tuple(int(first.sizes[d]) for d in self.cell_dims)
         self.n_cell = int(np.prod(self.cell_shape, dtype=int))
         self.pooled = pooled
+        self.n_infinite = 0  # rows read so far that were left out because a number in them is infinite
 
     def blocks(
         self, *, whole_cells: bool = False, max_bytes: int = _BLOCK_BYTES, max_rows: int | None = None
@@ -95,13 +96,20 @@ class Rows:
         return [Block(example, cell) for example in examples for cell in cells]
 
     def read(self, blocks: Sequence[Block]) -> list[NDArray[np.float32]]:
-        """Arrays (example, cell, width) of the blocks, in one pass of the scheduler; NaN where there is no state."""
+        """Arrays (example, cell, width) of the blocks, in one pass of the scheduler; NaN where there is no state.
+
+        Nor is there one where a number is infinite, as left behind by what overflowed float16: the whole row is NaN.
+        """
         lazy = [array[(block.example, *block.cell)] for block in blocks for array in self.arrays]
         parts = iter(dask.compute(*lazy))
         found = []
         for _ in blocks:
             pieces = [np.asarray(next(parts), dtype=np.float32) for _ in self.arrays]
             joined = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=-1)
+            infinite = np.isinf(joined).any(axis=-1, keepdims=True)
+            if infinite.any():
+                self.n_infinite += int(infinite.sum())
+                joined = np.where(infinite, np.float32(np.nan), joined)
             found.append(joined.reshape(joined.shape[0], -1, self.width))
         return found
 
@@ -280,7 +288,7 @@ def moments(
     for block, _, x in rows.walk(keep):
         cell = rows.cell_numbers(block) if per == "cell" else np.zeros(x.shape[1], dtype=np.intp)
         real = np.asarray(~np.isnan(x).any(axis=-1))
-        squared = np.add.reduceat(np.square(x - mean[cell].astype(np.float32)), edges, axis=-1)
+        squared = np.add.reduceat(np.square(x - mean[cell]), edges, axis=-1)  # float64: no unit over- or underflows
         np.add.at(distance, cell, np.where(real[..., None], np.sqrt(squared), 0).sum(axis=0, dtype=np.float64))
         if progress:
             progress()

@@ -1,15 +1,27 @@
 """What sparse dictionary to learn: the spec, and the settings of the reports as their scripts ran them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from schemas.checks import check_number, check_whole
 from schemas.errors import UsageError
 
 Activation = Literal["relu", "topk", "batch_topk", "jumprelu", "abs_topk"]
 Scope = Literal["pool", "cell", "crosscoder"]
 ACTIVATIONS: tuple[Activation, ...] = ("relu", "topk", "batch_topk", "jumprelu", "abs_topk")
 SCOPES: tuple[Scope, ...] = ("pool", "cell", "crosscoder")
+
+
+def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
+    """Shares of train, validation and test; refused if they are not three that sum to 1, with something to train on."""
+    try:
+        train, validation, test = (float(share) for share in fractions)
+    except (TypeError, ValueError):
+        train, validation, test = 0.0, 0.0, 0.0
+    if not (train > 0 and validation >= 0 and test >= 0 and abs(train + validation + test - 1) <= 1e-9):
+        raise UsageError(f"split fractions are {fractions!r}; give train, validation and test shares that sum to 1")
+    return train, validation, test
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,9 +35,9 @@ class SAESpec:
     =============  ============================================  ===================================================
     relu           ``max(pre, 0)``                               ``|x - x_hat|^2 + sparsity * sum_j f_j``
     topk           the k largest of ``max(pre, 0)``              ``|x - x_hat|^2``
-    batch_topk     the k * rows largest of a whole batch; a      ``|x - x_hat|^2``
-                   learned threshold (running mean of the
-                   smallest kept) outside training
+    batch_topk     the k * rows largest of a whole batch;        ``|x - x_hat|^2``
+                   outside training those above a threshold
+                   that keeps k a row of training rows
     jumprelu       ``pre * [pre > threshold_j]``                 ``|x - x_hat|^2 + sparsity * sum_j [pre_j > thr_j]``
     abs_topk       the k largest ``|pre|`` with their sign       ``|x - x_hat|^2``
     =============  ============================================  ===================================================
@@ -97,12 +109,21 @@ class SAESpec:
             allowed = _CHOICES[name]
             if getattr(self, name) not in allowed:
                 raise UsageError(f"SAE {name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
-        for name in ("expansion", "k", "epochs", "batch_size", "learning_rate", "bandwidth", "buffer_bytes"):
-            if getattr(self, name) <= 0:
-                raise UsageError(f"SAE {name} is {getattr(self, name)}; it must be positive")
+        for name in ("schedule", "unit_norm", "pre_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"SAE {name} is {getattr(self, name)!r}; it is True or False")
         if self.sparsity is None:
             object.__setattr__(self, "sparsity", {"relu": 0.1, "jumprelu": 0.003}.get(self.activation, 0.0))
-        object.__setattr__(self, "fractions", tuple(self.fractions))
+        for name in ("expansion", "k", "epochs", "batch_size", "buffer_bytes"):
+            check_whole(f"SAE {name}", getattr(self, name), 1)
+        if self.n_feature is not None:
+            check_whole("SAE n_feature", self.n_feature, 1)
+        check_whole("SAE seed", self.seed, 0)
+        for name in ("learning_rate", "encoder_scale", "revive_scale", "bandwidth"):
+            check_number(f"SAE {name}", getattr(self, name), above=0)
+        for name in ("sparsity", "initial_threshold"):
+            check_number(f"SAE {name}", getattr(self, name), least=0)
+        object.__setattr__(self, "fractions", check_fractions(self.fractions))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a stored result's spec."""

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from analyze.sae import SAESpec
 
+_CALIBRATED_ROWS = 512  # at a time, so that their codes stay small
 _SPARSE_SHARE = 0.025  # below this share of active features, products over the active ones alone are faster (measured)
 
 
@@ -71,7 +72,7 @@ class Trainer:
         if spec.activation == "jumprelu":
             self.parameters["threshold"] = self.threshold
         self.optimizer = torch.optim.Adam(list(self.parameters.values()), lr=spec.learning_rate, fused=True)
-        self.batch_threshold = torch.zeros(n_group)  # running mean of the smallest activation kept by batch_topk
+        self.batch_threshold = torch.zeros(n_group)  # of batch_topk in use, see calibrate
         self.since_fired = torch.zeros(n_group, n_feature, dtype=torch.int32)  # steps
         self.n_revived = 0
 
@@ -115,6 +116,24 @@ class Trainer:
         )
 
     @torch.no_grad()
+    def calibrate(self, rows: NDArray[np.float32]) -> None:
+        """Set the threshold with which batch_topk keeps k codes a row, on average over rows (group, row, width).
+
+        For other activations nothing is done. A running mean over the batches' own thresholds would lag behind the
+        weights, and several times as many codes would pass.
+        """
+        if self.spec.activation != "batch_topk":
+            return
+        for g, group in enumerate(rows):
+            known = torch.from_numpy(group[~np.isnan(group).any(-1)])
+            largest = torch.zeros(self.spec.k * len(known) + 1)
+            for piece in known.split(_CALIBRATED_ROWS):
+                codes = self._pre_of(g, piece).relu().flatten()
+                largest = torch.cat([largest, codes]).topk(len(largest)).values
+            # between the last code that is kept and the first that is not
+            self.batch_threshold[g] = largest[-2:].mean()
+
+    @torch.no_grad()
     def loss(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Reconstruction loss and L0 (group,) on a batch, as in use (a threshold instead of a batch's top)."""
         x = torch.from_numpy(np.ascontiguousarray(batch))
@@ -147,11 +166,16 @@ class Trainer:
             "threshold": threshold.contiguous().numpy(),
         }
 
+    def _pre_of(self, group: int, x: torch.Tensor) -> torch.Tensor:
+        """Pre-activations (b, n) of one group's rows (b, d)."""
+        inside = x - self.b_dec[group] if self.spec.pre_bias else x
+        return torch.addmm(self.b_enc[group], inside, self.w_enc[group].T)
+
     def _pre(self, x: torch.Tensor) -> torch.Tensor:
         """Pre-activations (g, b, n)."""
-        inside = x - self.b_dec[:, None] if self.spec.pre_bias else x
         if len(x) == 1:  # a plain product is faster than a batched one of one
-            return torch.addmm(self.b_enc[0], inside[0], self.w_enc[0].T)[None]
+            return self._pre_of(0, x[0])[None]
+        inside = x - self.b_dec[:, None] if self.spec.pre_bias else x
         return torch.baddbmm(self.b_enc[:, None], inside, self.w_enc.transpose(1, 2))
 
     def _gradients(
@@ -183,8 +207,6 @@ class Trainer:
             keep = (n_row * spec.k).long().clamp(max=flat.shape[1])
             smallest = torch.stack([v.topk(int(k), sorted=False).values.min() for v, k in zip(flat, keep, strict=True)])
             f = torch.where(pre >= smallest[:, None, None].clamp(min=1e-12), pre, torch.zeros(()))
-            rate = 0.01 if self.n_done > 100 else 1 / (self.n_done + 1)
-            self.batch_threshold += rate * (smallest - self.batch_threshold)
         else:
             floor = self.threshold[:, None] if spec.activation == "jumprelu" else torch.zeros(())
             f = pre.relu()

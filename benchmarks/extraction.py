@@ -25,6 +25,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
+from extract.capture import cache_argument
 from extract.prepare import batches, think
 from extract.run import extract, prepare
 from schemas import RunSpec
@@ -114,16 +115,18 @@ def straightforward(
     """One question as scripts do it: eager attention, tuples of everything at every step."""
     device = reasoner.device
     embed = model.get_input_embeddings()
-    options = {"output_hidden_states": True, "output_attentions": True, "use_cache": True}
+    options: dict[str, Any] = {"output_hidden_states": True, "output_attentions": True, "use_cache": True}
     out = model(input_ids=torch.tensor([prompt], device=device), **options)
-    steps, cache, tokens = [out], out.past_key_values, []
+    name = cache_argument(model)
+    steps, tokens = [out], []
+    options[name] = out[name]
     for _ in range(reasoner.n_latent):
         vector = projection(out.hidden_states[-1][:, -1:])
-        out = model(inputs_embeds=vector, past_key_values=cache, **options)
+        out = model(inputs_embeds=vector, **options)
         steps.append(out)
     token = reasoner.eot_id
     for _ in range(n_answer + 1):
-        out = model(inputs_embeds=embed(torch.tensor([[token]], device=device)), past_key_values=cache, **options)
+        out = model(inputs_embeds=embed(torch.tensor([[token]], device=device)), **options)
         steps.append(out)
         token = int(out.logits[0, -1, :-1].argmax())
         tokens.append(token)

@@ -4,6 +4,7 @@ Nothing of this stays on the model: hooks live for one pass, and the attention f
 same as the library's unless a pass is handed to it.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -91,6 +92,11 @@ class KeyValues:
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns filled; asked by the library where no position ids are given."""
         return self.length
+
+
+def cache_argument(body: nn.Module) -> str:
+    """What a decoder calls its cache: ``cache`` from transformers 5.24 on, ``past_key_values`` before."""
+    return "cache" if "cache" in inspect.signature(body.forward).parameters else "past_key_values"
 
 
 class Recorder:

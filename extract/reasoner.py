@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from extract.architectures import Architecture
-from extract.capture import Capture, Editor, KeyValues, Pass, Recorder, StoredRangeError, block_hooks
+from extract.capture import Capture, Editor, KeyValues, Pass, Recorder, StoredRangeError, block_hooks, cache_argument
 from schemas import LakeError, UsageError
 
 StoredDtype = Literal["float16", "float32"]
@@ -111,8 +111,8 @@ class Flight:
         )  # fmt: skip
         with self.reasoner._running(running):
             states: Tensor = self.reasoner._body(
-                inputs_embeds=embeddings, attention_mask=mask, position_ids=self.position[:, begin:end],
-                past_key_values=self.cache, use_cache=True, lake_pass=running,
+                inputs_embeds=embeddings, attention_mask=mask, position_ids=self.position[:, begin:end], use_cache=True,
+                lake_pass=running, **{self.reasoner._cache_argument: self.cache},
             ).last_hidden_state  # fmt: skip
         self.cache.length += n_position
         self.fed += n_row * n_position
@@ -252,6 +252,7 @@ class Reasoner:
         self.pad_id, self.bot_id, self.eot_id = vocabulary, vocabulary + 1, vocabulary + 2
         self.eos_id = int(tokenizer.eos_token_id)
         self._body: Any = model.get_submodule(architecture.body)
+        self._cache_argument = cache_argument(self._body)
         self._embedding: Any = self._body.get_submodule(architecture.embedding)
         self._blocks: list[nn.Module] = list(self._body.get_submodule(architecture.blocks))  # type: ignore[call-overload]
         self._norm: Any = self._body.get_submodule(architecture.final_norm)

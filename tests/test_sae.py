@@ -540,3 +540,92 @@ def test_using_a_dictionary_needs_no_torch(run, tmp_path):
         assert sae_codes(load_sae(sys.argv[1]), state).shape == (3, 12)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], check=True)
+
+
+NONSENSE = [
+    {"n_feature": 0}, {"n_feature": -3}, {"n_feature": 2.5}, {"n_feature": True}, {"expansion": 0}, {"k": 0},
+    {"k": 1.5}, {"epochs": 0}, {"batch_size": 0}, {"buffer_bytes": 0}, {"seed": -1}, {"sparsity": -0.1},
+    {"sparsity": float("nan")}, {"learning_rate": 0}, {"learning_rate": float("inf")}, {"learning_rate": "fast"},
+    {"encoder_scale": 0}, {"revive_scale": -1}, {"bandwidth": 0}, {"initial_threshold": -1}, {"schedule": 1},
+    {"unit_norm": "no"}, {"fractions": (0.7, 0.3)}, {"fractions": (0.0, 0.5, 0.5)}, {"fractions": (0.5, 0.1, 0.1)},
+    {"fractions": (1.2, -0.2, 0.0)}, {"fractions": "abc"}, {"fractions": (float("nan"), 0, 1)}, {"split": "half"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", NONSENSE, ids=str)
+def test_settings_that_make_no_sense_are_refused(changes):
+    with pytest.raises(UsageError, match=next(iter(changes))):
+        SAESpec(**changes)
+
+
+def made_rows(n_row: int = 1000) -> xr.DataArray:
+    rng = np.random.default_rng(0)
+    directions = dictionary(64, 32)
+    state = ((rng.random((n_row, 64)) < 0.06) * rng.exponential(1, (n_row, 64))) @ directions
+    state = (state + 0.05 * rng.normal(size=state.shape)).astype("f4")
+    return xr.DataArray(state, {"example": np.arange(n_row)}, ("example", "hidden"), name="hidden_state")
+
+
+@pytest.mark.parametrize("epochs", [5, 25])
+def test_batch_topk_keeps_k_codes_in_use(epochs):
+    rows = made_rows()
+    sae = train_sae(rows, SAESpec(activation="batch_topk", n_feature=64, k=4, epochs=epochs), n_top=1)
+    assert abs(sae["l0"].sel(split="train") - 4) < 0.02  # the threshold is exact on rows that all fit in the sample
+    assert abs(sae["l0"].sel(split="test") - 4) < 1
+    assert abs(sae["validation_l0"][-1] - 4) < 1
+
+
+def test_batch_topk_keeps_k_codes_of_each_cell_of_a_grid(run):
+    spec = SAESpec(activation="batch_topk", **SMALL)
+    sae = train_sae(run["hidden_state"].sel(CELLS), spec, scope="cell", n_top=1)
+    np.testing.assert_allclose(sae["l0"].sel(split="train"), spec.k, atol=0.05)
+
+
+def test_features_that_fire_negatively_have_top_examples():
+    rows = made_rows(300)
+    sae = train_sae(rows, SAESpec(activation="abs_topk", epochs=8, n_feature=24, k=3, batch_size=64), n_top=3)
+    codes = sae_codes(sae, rows).values / float(sae["input_scale"])
+    size = np.abs(codes)
+    assert (codes.min(0) < -codes.max(0)).any()
+    np.testing.assert_allclose(sae["max_activation"], size.max(0), rtol=1e-5)
+    fires = size.max(0) > 0
+    np.testing.assert_allclose(sae["mean_activation"][fires], (size.sum(0) / (size > 0).sum(0))[fires], rtol=1e-4)
+    for feature in np.flatnonzero((size > 0).sum(0) >= 3):
+        best = np.argsort(-size[:, feature], kind="stable")[:3]
+        np.testing.assert_array_equal(sae["top_example"][feature], best)
+        np.testing.assert_allclose(sae["top_activation"][feature], codes[best, feature], rtol=1e-5)
+
+
+@pytest.mark.parametrize("scope", ["pool", "cell", "crosscoder"])
+@pytest.mark.parametrize("bad", [np.inf, -np.inf])
+def test_a_row_that_is_not_finite_is_no_row(run, scope, bad):
+    """The same dictionary as of data where the whole row is missing, and the row is counted."""
+    state = run["hidden_state"].sel(CELLS)
+    broken, missing = state.copy(deep=True), state.copy(deep=True)
+    broken[3, 1, 2, 0] = bad
+    missing[3, 1, 2, :] = np.nan
+    found, expected = (
+        train_sae({"a": each} if scope == "crosscoder" else each, SAESpec(**SMALL), scope=scope)
+        for each in (broken, missing)
+    )
+    assert (int(found["n_infinite"]), int(expected["n_infinite"])) == (1, 0)
+    xr.testing.assert_identical(found.drop_vars("n_infinite"), expected.drop_vars("n_infinite"))
+    assert np.isfinite(found["encoder"]).all()
+    if scope != "crosscoder":
+        xr.testing.assert_identical(sae_codes(found, broken), sae_codes(found, missing))
+
+
+def test_training_that_diverges_is_an_error():
+    spec = SAESpec(activation="relu", learning_rate=1e30, epochs=3, normalize="none", unit_norm=False)
+    with pytest.raises(UsageError, match="diverged"):
+        train_sae(made_rows(200), spec)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e25])
+def test_a_unit_changes_nothing_but_units(unit):
+    rows = made_rows(300)
+    spec = SAESpec(epochs=3, n_feature=24, k=3, batch_size=64)
+    found, expected = train_sae(rows * np.float32(unit), spec), train_sae(rows, spec)
+    name = "explained_variance_all"
+    np.testing.assert_allclose(found["top_activation"], expected["top_activation"], rtol=1e-3)
+    np.testing.assert_allclose(found[name], expected[name], rtol=1e-3)

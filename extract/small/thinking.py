@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
+from extract.capture import cache_argument
 from extract.small.network import ANSWER_PREFIX, N_LATENT, SmallCodi, make_tokenizer
 from extract.small.problems import LARGEST_NUMBER, MAX_OPERATION, OPERATORS, Problem, carried_step
 
@@ -138,9 +139,9 @@ class Sequence:
             inputs_embeds=embedding,
             attention_mask=mask[:, None],
             position_ids=position,
-            past_key_values=self.cache,
             use_cache=True,
             output_hidden_states=every_layer,
+            **{cache_argument(self.model.body): self.cache},
         )
         return tuple(output.hidden_states) if every_layer else (output.last_hidden_state,)
 
