@@ -1059,6 +1059,7 @@ def sae_command(
                 progress=report,
             )
         found.attrs["run"] = label
+        note_infinite(label, found)
         name = lake.write_result("sae", found, runs=group, spec=said, command=command_of(group))
         if save is not None:
             folder = save if len(runs) == 1 or scope == "crosscoder" else save / group[0].replace("/", ".")
@@ -1068,6 +1069,14 @@ def sae_command(
             print_dictionary(label, found, name)
     if as_json:
         print_json(printed)
+
+
+def note_infinite(label: str, found: Any) -> None:
+    """Say how many rows a dictionary could not be learned from."""
+    if n_infinite := int(found["n_infinite"]):
+        note(
+            f"{label}: {n_infinite} rows hold infinite numbers and are left out; --dtype float32 would have stored them"
+        )
 
 
 def print_dictionary(label: str, found: Any, name: str) -> None:
@@ -1152,6 +1161,7 @@ def train_default(lake: Any, run: str) -> None:
     with progress_bar(run, "batches") as report:
         found = train_sae(select_cells(lake[run]), spec, progress=report)
     found.attrs["run"] = run
+    note_infinite(run, found)
     more = {"scope": "pool", "variable": "hidden_state", "layers": None, "positions": None, "preset": None}
     command = COMMANDS["sae"].replace("RUNS", run).split()
     lake.write_result("sae", found, runs=[run], spec=spec.as_dict() | more, command=command)

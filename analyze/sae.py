@@ -156,8 +156,9 @@ def train_sae(
     activation : (example, ..., hidden), lazy or not; for a crosscoder a mapping of model name to such arrays
         A selection of ``run["hidden_state"]``, ``final_state`` or ``latent_embedding``. Its other dims are the cells.
         The coordinate ``problem`` is what the split keeps together (the example, where there is none). Rows with NaN
-        (a position that the example lacks) or an infinite number are left out. A crosscoder joins models by example and by position; each
-        layer of each model is a source, with an encoder and a decoder of its own and features in common.
+        (a position that the example lacks) or an infinite number are left out. A crosscoder joins models by example
+        and by position; each layer of each model is a source, with an encoder and a decoder of its own and features in
+        common.
     spec : SAESpec
     scope : "pool", "cell" or "crosscoder"
         One dictionary for the rows of all cells, one for each cell trained at once, or one that reads and writes all

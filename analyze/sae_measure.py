@@ -41,16 +41,18 @@ def sae_metrics(
     -------
     Dataset
         ``explained_variance(definition, split, ...)`` and ``explained_variance_all(definition, split)``, with
-        ``source`` for a crosscoder; ``n_infinite``, the rows left out because a number in them is infinite (rows
-        with NaN, positions that the example lacks, are not counted); ``squared_error(split, ...)``, the mean ``|r|^2``; ``l0(split, ...)`` codes that
-        are not 0 per row and ``l0_reports`` codes above 1e-3; ``n_row(split, ...)``; ``dead_share(split)``, features
-        that fire on no row of the split; ``frequency(..., feature)``, the share of rows of all splits on which a
-        feature fires, the mean magnitude of its codes while it fires, ``mean_activation``, and the largest,
-        ``max_activation`` (codes of ``abs_topk`` have signs, others have not);
-        ``activation_count(activation_size)``, a histogram of codes that are not 0; ``top_example(feature, rank)``, by
-        magnitude, with ``top_activation``, the code itself, and the cell it was at, an example at most once:
-        ``run["question"].sel(example=sae["top_example"].sel(feature=17))`` are the questions. Codes are compared in
-        units of their cell's ``input_scale``, so that a layer of large states does not outweigh the others.
+        ``source`` for a crosscoder; ``n_infinite``, the rows left out because a number in them is infinite
+        (rows with NaN, positions that the example lacks, are not counted); ``squared_error(split, ...)``, the
+        mean ``|r|^2``; ``l0(split, ...)`` codes that are not 0 per row and ``l0_reports`` codes above 1e-3;
+        ``n_row(split, ...)``; ``dead_share(split)``, features that fire on no row of the split;
+        ``frequency(..., feature)``, the share of rows of all splits on which a feature fires, the mean
+        magnitude of its codes while it fires, ``mean_activation``, and the largest, ``max_activation`` (codes
+        of ``abs_topk`` have signs, others have not); ``activation_count(activation_size)``, a histogram of
+        codes that are not 0; ``top_example(feature, rank)``, by magnitude, with ``top_activation``, the code
+        itself, and the cell it was at, an example at most once:
+        ``run["question"].sel(example=sae["top_example"].sel(feature=17))`` are the questions. Codes are
+        compared in units of their cell's ``input_scale``, so that a layer of large states does not outweigh the
+        others.
     """
     source = sources(activation, sae)
     is_grid = sae.attrs["scope"] == "cell"

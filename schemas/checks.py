@@ -26,10 +26,7 @@ def check_number(what: str, value: object, *, above: float | None = None, least:
     UsageError
         Naming ``what``, the value and what is allowed.
     """
-    if above is not None:
-        bound = f"above {above:g}"
-    else:
-        bound = "" if least is None else f"of at least {least:g}"
+    bound = f"above {above:g}" if above is not None else "" if least is None else f"of at least {least:g}"
     if (
         isinstance(value, bool)
         or not isinstance(value, Real)
