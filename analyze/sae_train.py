@@ -127,7 +127,7 @@ class Trainer:
         for g, group in enumerate(rows):
             known = torch.from_numpy(group[~np.isnan(group).any(-1)])
             largest = torch.zeros(self.spec.k * len(known) + 1)
-            for piece in torch.split(known, _CALIBRATED_ROWS):  # type: ignore[no-untyped-call]
+            for piece in torch.split(known, _CALIBRATED_ROWS):
                 codes = self._pre_of(g, piece).relu().flatten()
                 largest = torch.cat([largest, codes]).topk(len(largest)).values
             # between the last code that is kept and the first that is not
