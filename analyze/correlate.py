@@ -15,6 +15,7 @@ from analyze.attention import attention_shares
 from analyze.labels import inherited, labels_along, require_dims, take, thought_labels
 from analyze.statistics import adjust
 from schemas import SchemaError, UsageError
+from schemas.checks import check_whole
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Progress = Callable[[int, int], None]
@@ -224,9 +225,10 @@ def attention_importance(
     ``two_way``
         both removed; p by exchanging between problems
 
-    Each has ``_r``, a 95% interval ``_r_low``, ``_r_high`` from a bootstrap over problems and, but for pooled, ``_p``
-    (two-sided) and ``_p_adjusted`` for the number of its tests here. A correlation with something constant is NaN.
-    Problems are exchanged whole, with all their examples, among those of the same number of examples.
+    None depends on the units or the origin of either. Each has ``_r``, a 95% interval ``_r_low``, ``_r_high`` from a
+    bootstrap over problems and, but for pooled, ``_p`` (two-sided) and ``_p_adjusted`` for the number of its tests
+    here. A correlation with something constant is NaN. Problems are exchanged whole, with all their examples, among
+    those of the same number of examples.
 
     Parameters
     ----------
@@ -253,6 +255,8 @@ def attention_importance(
     SchemaError
         If examples, problems, positions or runs do not line up, or are not labelled.
     """
+    check_whole("n_permutation", n_permutation, 0)
+    check_whole("n_resample", n_resample, 0)
     x, y = _joined(attention, importance)
     dims = [str(dim) for dim in x.dims if dim not in ("example", "position")]
     x = x.transpose("example", *dims, "position")
@@ -263,8 +267,12 @@ def attention_importance(
     )  # (example, test, position)
     target = np.asarray(y.values, dtype="float64")  # (example, position)
 
-    raw, rows = _Pair(values, target), _Pair(_row_centred(values), _row_centred(target))
-    observed = _correlations(raw.moments(), rows.moments())
+    resolution = _resolution(x), _resolution(importance)
+    raw = _Pair(values, target, (np.abs(values).max(0), np.abs(target).max(0)), resolution)
+    largest = np.abs(values).max((0, 2))[:, None], np.abs(target).max(keepdims=True)[0]
+    rows = _Pair(_row_centred(values), _row_centred(target), largest, resolution)
+    means = raw.whole
+    observed = _correlations(raw, means, rows, rows.whole)
     rng = np.random.default_rng(seed)
     total = n_permutation + n_resample
     done = 0
@@ -273,8 +281,8 @@ def attention_importance(
     for _ in range(n_permutation):
         between = exchange.between(rng)
         shuffled = np.argsort(rng.random(target.shape), axis=1)
-        drawn = _correlations(raw.moments(raw.y[between]), rows.moments(rows.y[between]))
-        drawn["within"] = _correlations(None, rows.moments(np.take_along_axis(rows.y, shuffled, 1)))["within"]
+        drawn = _correlations(raw, raw.moments(between), rows, rows.moments(between))
+        drawn["within"] = rows.shuffled(shuffled)
         for name, value in observed.items():
             with np.errstate(invalid="ignore"):
                 beyond[name] += np.abs(drawn[name]) >= np.abs(value) - 1e-12
@@ -285,8 +293,9 @@ def attention_importance(
     for _ in range(n_resample):
         chosen = exchange.resample(rng)
         moments = raw.moments(rows=chosen)
-        drawn = _correlations(moments, rows.moments(rows=chosen))
-        for name, value in {**drawn, "mean_attention": moments.x, "mean_importance": moments.y}.items():
+        drawn = _correlations(raw, moments, rows, rows.moments(rows=chosen))
+        drawn |= {"mean_attention": raw.x.natural(moments.x), "mean_importance": raw.y.natural(moments.y)}
+        for name, value in drawn.items():
             draws[name].append(value)
         done += 1
         if progress is not None and (done % BATCH == 0 or done == total):
@@ -310,16 +319,15 @@ def attention_importance(
     result = result.assign_coords({name: ("example", x[name].values) for name in plain})
     result["attention"] = (("example", *dims, "position"), np.asarray(x.values, dtype="float32"))
     result["importance"] = (("example", "position"), target)
-    means = raw.moments()
     for name, mean, over in (
-        ("mean_attention", means.x.reshape(*lead, -1), [*dims, "position"]),
-        ("mean_importance", means.y, ["position"]),
+        ("mean_attention", raw.x.natural(means.x).reshape(*lead, -1), [*dims, "position"]),
+        ("mean_importance", raw.y.natural(means.y), ["position"]),
     ):
         result[name] = (over, mean)
         if n_resample:
             for suffix, bound in zip(("low", "high"), _quantiles(np.stack(draws[name])), strict=True):
                 result[f"{name}_{suffix}"] = (over, bound.reshape(mean.shape))
-    result["slope"] = (dims, _slope(means).reshape(lead))
+    result["slope"] = (dims, raw.slope(means).reshape(lead))
     result["intercept"] = result["mean_importance"].mean() - result["slope"] * result["mean_attention"].mean("position")
     result["n_example"] = len(target)
     result["attention"].attrs = {"long_name": attention.attrs.get("long_name", "attention"), "units": "1"}
@@ -338,58 +346,122 @@ LONG_NAMES = {
 
 
 class _Moments(NamedTuple):
-    """Means over examples, by position."""
+    """Means over examples and central moments, by position, in units of the pair."""
 
     x: Array  # (test, position)
     y: Array  # (position,)
-    xx: Array
-    yy: Array
-    xy: Array
+    xx: Array  # (test, position)
+    yy: Array  # (position,)
+    xy: Array  # (test, position)
+
+
+class _Centred:
+    """Values less their mean over examples at each position, over the largest that is left.
+
+    So moments lose no digits to a large offset and neither over- nor underflow, whatever unit the values have. What
+    varies by no more than rounding is constant, and exactly 0 here.
+
+    Parameters
+    ----------
+    values : (example, ..., position)
+    magnitude : (..., position or 1)
+        Largest of the numbers that the values were computed from.
+    resolution
+        Rounding of one such number relative to it.
+    """
+
+    def __init__(self, values: Array, magnitude: Array, resolution: float) -> None:
+        rounding = 32 * resolution * magnitude
+        mean = values.mean(0)
+        rest = values - mean
+        mean, rest = mean + rest.mean(0), rest - rest.mean(0)
+        self.middle = mean.mean(-1, keepdims=True)  # (..., 1)
+        mean = np.where(np.abs(mean - self.middle) > rounding, mean - self.middle, 0.0)
+        rest = np.where(np.abs(rest).max(0) > rounding, rest, 0.0)
+        unit = np.maximum(np.abs(rest).max((0, -1)), np.abs(mean).max(-1))[..., None]
+        self.unit = np.where(unit > 0, unit, 1.0)  # (..., 1)
+        self.values = rest / self.unit
+        self.mean = mean / self.unit  # (..., position), less the middle
+
+    def natural(self, mean: Array) -> Array:
+        """Means in the values' own unit."""
+        return np.asarray(self.middle + self.unit * mean)
 
 
 class _Pair:
-    """Two arrays and the sums their correlations need."""
+    """Two arrays and the moments their correlations need.
 
-    def __init__(self, x: Array, y: Array) -> None:
-        self.x, self.y = x, y  # (example, test, position), (example, position)
-        self._flat = np.ascontiguousarray(x.transpose(1, 2, 0))  # (test, position, example)
+    Parameters
+    ----------
+    x : (example, test, position)
+    y : (example, position)
+    magnitude, resolution
+        Of both, see :class:`_Centred`.
+    """
+
+    def __init__(self, x: Array, y: Array, magnitude: tuple[Array, Array], resolution: tuple[float, float]) -> None:
+        self.x, self.y = _Centred(x, magnitude[0], resolution[0]), _Centred(y, magnitude[1], resolution[1])
+        self._flat = np.ascontiguousarray(self.x.values.transpose(1, 2, 0))  # (test, position, example)
         self._square = self._flat**2
+        self.whole = self.moments()
 
-    def moments(self, y: Array | None = None, rows: Array | None = None) -> _Moments:
-        """Moments, with other values ``y`` in place of the second, or of examples drawn with repeats."""
-        y = self.y if y is None else y
+    def moments(self, exchanged: Array | None = None, rows: Array | None = None) -> _Moments:
+        """Moments with the second's examples exchanged, or of examples drawn with repeats."""
+        y = self.y.values if exchanged is None else self.y.values[exchanged]
         n = len(y)
         weight = np.ones(n) if rows is None else np.bincount(rows, minlength=n).astype("float64")
         weight /= weight.sum()
-        xy = np.einsum("tpe,pe->tp", self._flat, (y * weight[:, None]).T, optimize=True)
-        return _Moments(self._flat @ weight, weight @ y, self._square @ weight, weight @ y**2, xy)
+        x_mean, y_mean = self._flat @ weight, weight @ y
+        return _Moments(
+            self.x.mean + x_mean,
+            self.y.mean + y_mean,
+            self._square @ weight - x_mean**2,
+            weight @ y**2 - y_mean**2,
+            np.einsum("tpe,pe->tp", self._flat, (y * weight[:, None]).T, optimize=True) - x_mean * y_mean,
+        )
+
+    def shuffled(self, order: Array) -> Array:
+        """Pooled correlation (test,) of values less each example's mean, the second's positions in another order."""
+        y = np.take_along_axis(self.y.values + self.y.mean, order, 1)
+        xy = np.einsum("etp,ep->t", self.x.values + self.x.mean, y, optimize=True) / y.size
+        _, xx, yy = _pooled(self.whole)
+        return _ratio(xy, xx, yy, (xx, yy))
+
+    def slope(self, moments: _Moments) -> Array:
+        """Least-squares slope (test,) of the pooled points, in the values' own units."""
+        xy, xx, _ = _pooled(moments)
+        slope = np.where(xx > 0, xy / np.where(xx > 0, xx, 1), np.nan)
+        return np.asarray(slope * (self.y.unit / self.x.unit[:, 0]))
 
 
-def _correlations(raw: _Moments | None, rows: _Moments) -> dict[str, Array]:
-    """Every correlation from the moments of the values and of the values less each example's mean."""
+def _pooled(m: _Moments) -> tuple[Array, Array, Array]:
+    """Central moments xy, xx, yy over examples and positions: those at the positions and between them."""
+    x, y = m.x - m.x.mean(-1, keepdims=True), m.y - m.y.mean(-1, keepdims=True)
+    return (m.xy + x * y).mean(-1), (m.xx + x * x).mean(-1), (m.yy + y * y).mean(-1)
 
-    def ratio(xy: Array, xx: Array, yy: Array) -> Array:
-        good = (xx > 1e-15) & (yy > 1e-15)
-        return np.where(good, xy / np.sqrt(np.where(good, xx * yy, 1.0)), np.nan)
 
-    def pooled(m: _Moments) -> Array:
-        x, y = m.x.mean(-1), m.y.mean(-1)
-        return ratio(m.xy.mean(-1) - x * y, m.xx.mean(-1) - x**2, m.yy.mean(-1) - y**2)
+def _ratio(xy: Array, xx: Array, yy: Array, whole: tuple[Array, Array]) -> Array:
+    """Correlation from central moments; NaN where of ``whole``, the variances of all examples, nothing is left."""
+    good = (xx > 1e-12 * whole[0]) & (yy > 1e-12 * whole[1])
+    return np.asarray(np.where(good, np.clip(xy / np.sqrt(np.where(good, xx * yy, 1.0)), -1, 1), np.nan))
 
-    def central(m: _Moments) -> tuple[Array, Array, Array]:
-        return m.xy - m.x * m.y, m.xx - m.x**2, m.yy - m.y**2
 
-    found = {"within": pooled(rows)}
-    if raw is not None:
-        xy, xx, yy = central(raw)
-        found |= {
-            "pooled": pooled(raw),
-            "position": ratio(xy, xx, yy),
-            "partial": ratio(xy.sum(-1), xx.sum(-1), yy.sum(-1)),
-        }
-        xy, xx, yy = central(rows)
-        found["two_way"] = ratio(xy.sum(-1), xx.sum(-1), yy.sum(-1))
-    return found
+def _correlations(raw: _Pair, values: _Moments, rows: _Pair, centred: _Moments) -> dict[str, Array]:
+    """Every correlation from moments of the values, and of the values less each example's mean."""
+
+    def pooled(pair: _Pair, m: _Moments) -> Array:
+        return _ratio(*_pooled(m), _pooled(pair.whole)[1:])
+
+    def summed(pair: _Pair, m: _Moments) -> Array:
+        return _ratio(m.xy.sum(-1), m.xx.sum(-1), m.yy.sum(-1), (pair.whole.xx.sum(-1), pair.whole.yy.sum(-1)))
+
+    return {
+        "within": pooled(rows, centred),
+        "pooled": pooled(raw, values),
+        "position": _ratio(values.xy, values.xx, values.yy, (raw.whole.xx, raw.whole.yy)),
+        "partial": summed(raw, values),
+        "two_way": summed(rows, centred),
+    }
 
 
 class _Exchange:
@@ -416,11 +488,10 @@ class _Exchange:
         return np.concatenate([self._members[i] for i in drawn])
 
 
-def _slope(m: _Moments) -> Array:
-    """Least-squares slope of the pooled points."""
-    x, y = m.x.mean(-1), m.y.mean(-1)
-    variance = m.xx.mean(-1) - x**2
-    return np.asarray(np.where(variance > 0, (m.xy.mean(-1) - x * y) / np.where(variance > 0, variance, 1), np.nan))
+def _resolution(values: xr.DataArray) -> float:
+    """Rounding of one number relative to it; what a mean of numbers that are equal may be off by."""
+    low = values.dtype.kind == "f" and values.dtype.itemsize <= 4
+    return float(np.finfo(np.float32 if low else np.float64).eps)
 
 
 def _quantiles(draws: Array) -> tuple[Array, Array]:

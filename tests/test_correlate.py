@@ -76,6 +76,44 @@ def test_constant_importance_says_so():
     assert result["position_r"].sel(position="ct3").notnull().all()
 
 
+UNITS = [(1, 0, 1e-8, 0), (1e-6, 0, 1, 0), (1, 0, 1, 1e6), (1, 0, 1, 1e8), (1e-150, 0, 1e150, 0), (1, -1e8, -3, 5),
+         (1e-8, 1, 1, 0)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("a", "b", "c", "d"), UNITS)
+def test_units_and_origin_change_nothing(a, b, c, d):
+    rng = np.random.default_rng(6)
+    x = rng.random((60, 2, 6)) * 0.1
+    y = 10 * x[:, 0] + rng.normal(size=(60, 6)) * 0.5
+    if not b:
+        x *= [1, 1, 1e-5, 1, 1, 1e3]  # positions of very different sizes
+    numbers = {"n_permutation": 20, "n_resample": 20}
+    plain = attention_importance(*pair(x, y), **numbers)
+    moved = attention_importance(*pair(x * a + b, y * c + d), **numbers)
+    sign = np.sign(a * c)
+    for name in ("pooled", "position", "within", "partial", "two_way"):
+        np.testing.assert_allclose(moved[f"{name}_r"], sign * plain[f"{name}_r"], atol=1e-6, err_msg=name)
+        ends = ("low", "high") if sign > 0 else ("high", "low")
+        np.testing.assert_allclose(moved[f"{name}_r_low"], sign * plain[f"{name}_r_{ends[0]}"], atol=1e-6, err_msg=name)
+        if name != "pooled":
+            np.testing.assert_array_equal(moved[f"{name}_p"], plain[f"{name}_p"], err_msg=name)
+    np.testing.assert_allclose(moved["slope"], plain["slope"] * c / a, rtol=1e-6)
+    np.testing.assert_allclose(moved["mean_importance"], (y * c + d).mean(0), rtol=1e-6)
+    np.testing.assert_allclose(moved["mean_attention"], (x * a + b).mean(0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("level", [0.1, 1e-8, 1e8])
+def test_constants_stay_constant_whatever_their_size(level):
+    rng = np.random.default_rng(7)
+    attention = rng.random((30, 1, 6))
+    by_example = np.full((30, 6), level) * rng.random((30, 1))  # the same at every position
+    result = attention_importance(*pair(attention, by_example), n_permutation=5, n_resample=5)
+    assert result[["within_r", "two_way_r"]].isnull().all().to_array().all()
+    assert result["position_r"].notnull().all()
+    constant = attention_importance(*pair(attention, np.full((30, 6), level)), n_permutation=5, n_resample=5)
+    assert all(constant[name].isnull().all() for name in constant if str(name).endswith("_r"))
+
+
 def test_joins_by_example_whatever_the_order():
     run = make_run(n_example=40, twins=True)
     attention = answer_attention(run["attention"])
