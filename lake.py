@@ -19,22 +19,57 @@ from rich.table import Table
 from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
-from schemas import LakeError, RunSpec, UsageError
-from schemas.commands import COMMANDS, OUTPUT, PATH
+from schemas import LakeError, RunSpec, UsageError, filled
+from schemas.commands import COMMANDS, OUTPUT, PATH, STEERING_UNIT
 
 _at_work: ContextVar[Any] = ContextVar("context of the command at work")
 
 
+class Stopped(Exception):
+    """A command was interrupted from the keyboard; the text says what it leaves behind."""
+
+
 class Command(TyperCommand):
-    """A command that can say how it was called; see :func:`command_of`."""
+    """A command that can say how it was called, see :func:`command_of`, and what is left when it is stopped."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run it."""
         before = _at_work.set(ctx)
         try:
             return super().invoke(ctx)
+        except (KeyboardInterrupt, Stopped) as error:
+            raise Stopped(left_behind(ctx)) from error
         finally:
             _at_work.reset(before)
+
+
+def left_behind(context: Any) -> str:
+    """What a command that is stopped midway has kept, and what the same command does when it is given again."""
+    names = " ".join(command_names(context))
+    given = context.params
+    if names == "extract":
+        return "stopped; shards that are committed stay, and the same command goes on after them"
+    if names == "train":
+        return f"stopped; {given['out']} keeps the state of every 300 steps, and the same command goes on from there"
+    if names == "demo":
+        return f"stopped; {given['out']} keeps the shards and results it has: the same command takes up the extractions"
+    done = "results of the runs before the one at work are in the lake"
+    if names.startswith("reenter") and names != "reenter gradients" and "://" not in given["path"]:
+        folder = f"{given['path'].rstrip('/')}.reenter"
+        return f"stopped; {done}, finished batches of that one in {folder}, and the same command takes them up"
+    if names.startswith(("analyze", "reenter")):
+        return f"stopped; {done}, nothing of that one is kept, and the same command begins again"
+    if names == "report":
+        return f"stopped; {given['out']} has part of the figures and no new page: the same command makes them all"
+    return "stopped; nothing was changed" if names in ("plan", "info", "verify") else "stopped"
+
+
+def command_names(context: Any) -> list[str]:
+    """Names of a command below ``lake``, as ``reenter``, ``patch``."""
+    names: list[str] = []
+    while context.parent is not None:
+        names, context = [context.info_name, *names], context.parent
+    return names
 
 
 class Commands(typer.Typer):
@@ -185,10 +220,7 @@ def runs_of(path: str, names: Sequence[str] | None) -> tuple[Any, list[str]]:
 def command_of(runs: Sequence[str] = (), without: Sequence[str] = ()) -> list[str]:
     """Words of the command at work, ``PATH`` for the lake: for these runs, with every option not at its default."""
     context = _at_work.get()
-    names, parent = [], context
-    while parent.parent is not None:
-        names, parent = [parent.info_name, *names], parent.parent
-    words = ["lake", *names]
+    words = ["lake", *command_names(context)]
     for parameter in context.command.params:
         value = context.params.get(parameter.name or "")
         if parameter.param_type_name == "argument":
@@ -613,6 +645,15 @@ Resamples = Annotated[int, typer.Option(help="Resamples of the bootstrap over pr
 Seed = Annotated[int, typer.Option(help="Seed of what is drawn.")]
 
 
+def taken(lake: Any, kind: str, run: str) -> str:
+    """Name of the result of a run that a command goes on from; said on stderr where several would do."""
+    fitting = [each for each in lake.results(kind) if run in each.runs]
+    result = lake.find(kind, run)
+    if len(fitting) > 1:
+        note(f"of {len(fitting)} results of {kind} of {run}, {result.name} is taken: {result.describe(lake.location)}")
+    return str(result.name)
+
+
 def compute(result: Any, label: str) -> Any:
     """Compute a lazy result, with a bar."""
     from dask.callbacks import Callback
@@ -848,7 +889,7 @@ def correlate_command(
         kind, _, measure = importance.partition(":")
         chosen = dict(pair.partition("=")[::2] for pair in where or [])
         if measure:
-            values = reentry_importance(lake.result(kind, run), measure, **chosen)
+            values = reentry_importance(lake.open_result(taken(lake, kind, run)), measure, **chosen)
         else:
             values = importance_of(found, importance)
         attention = answer_attention(found["attention"], query=query)
@@ -1107,7 +1148,7 @@ def errors_command(
     runs: RunNames = None,
     sae: Annotated[
         str | None,
-        typer.Option(metavar="RESULT", help="Stored dictionary; by default the run's only one, or a new one."),
+        typer.Option(metavar="RESULT", help="Stored dictionary; by default the run's, or a new one."),
     ] = None,
     pooling: Annotated[str, typer.Option(help="Over cells: concatenate, mean or max.")] = "concatenate",
     penalties: Annotated[
@@ -1139,7 +1180,7 @@ def errors_command(
         if sae is None and not any(run in result.runs for result in lake.results("sae")):
             console.print(f"{run} has no dictionary yet; learning one", style="dim") if not as_json else None
             train_default(lake, run)
-        dictionary = lake.open_result(sae) if sae is not None else lake.result("sae", run)
+        dictionary = lake.open_result(sae or taken(lake, "sae", run))
         activation = activation_of(dictionary, {each: lake[each] for each in dictionary.attrs["runs"]})
         with progress_bar(run, "passes") as report:
             found = predict_errors(lake[run], dictionary, activation, spec, progress=report)
@@ -1372,7 +1413,6 @@ def accuracy_cells(labels: Sequence[str]) -> tuple[Sequence[str], Callable[[Any]
         for index in range(part.sizes["condition"]):
             line = part.isel(condition=index)
             key = tuple("" if label not in line.coords else shown(label, line[label].item()) for label in labels)
-            p = float(line["p_holm"]) if float(line["p_holm"]) == float(line["p_holm"]) else float(line["p"])
             found.append(
                 (
                     key,
@@ -1380,14 +1420,20 @@ def accuracy_cells(labels: Sequence[str]) -> tuple[Sequence[str], Callable[[Any]
                         str(int(line["n"])),
                         interval(line, "accuracy"),
                         f"{float(line['drop']):+.3f}",
-                        f"{p:.1e}",
+                        p_cell(line["p"]),
+                        p_cell(line["p_holm"]),
                         f"{float(line['kl_mean']):.2f}",
                     ],
                 )
             )
         return found
 
-    return labels, rows, ("n", "accuracy 95%", "drop", "p", "KL")
+    return labels, rows, ("n", "accuracy 95%", "drop", "p", "p Holm", "KL")
+
+
+def p_cell(value: Any) -> str:
+    """A p-value; a dash where there is none, as of a control that is not among the tests corrected for."""
+    return f"{float(value):.1e}" if float(value) == float(value) else "-"
 
 
 def interval(line: Any, name: str) -> str:
@@ -1566,7 +1612,6 @@ def patch_command(
                 kind: line.sel(outcome_kind=kind) for kind in ("clean_answer", "corrupted_answer", "other", "gibberish")
             }
             clean = share["clean_answer"]
-            p = float(line["p_holm"]) if float(line["p_holm"]) == float(line["p_holm"]) else float(line["p"])
             found.append(
                 (
                     key,
@@ -1574,7 +1619,8 @@ def patch_command(
                         interval(clean, "share"),
                         *(f"{float(share[kind]['share']):.3f}" for kind in ("corrupted_answer", "other", "gibberish")),
                         f"{float(line['recovery']):+.2f}",
-                        f"{p:.1e}",
+                        p_cell(line["p"]),
+                        p_cell(line["p_holm"]),
                     ],
                 )
             )
@@ -1600,7 +1646,7 @@ def patch_command(
         limit=limit, batch_rows=batch_rows, rule=rule, as_json=as_json, csv=csv,
     )  # fmt: skip
     labels = ("site", "layer", "positions", "kind", "control")
-    measures = ("clean 95%", "corrupted", "other", "gibberish", "recovery", "p")
+    measures = ("clean 95%", "corrupted", "other", "gibberish", "recovery", "p", "p Holm")
     reenter_runs("patch", path, runs, experiment, spec, common, (labels, rows, measures), summary)
 
 
@@ -1701,7 +1747,7 @@ def steer_command(
     directions: Annotated[
         str, typer.Option(help="correct-wrong, or KIND:VARIABLE[:DIM=LABEL] of a result in the lake, between spaces.")
     ] = "correct-wrong",
-    strengths: Annotated[str, typer.Option(help="In standard deviations of the states.")] = "-3,-2,-1,-0.5,0.5,1,2,3",
+    strengths: Annotated[str, typer.Option(help=f"In {STEERING_UNIT}.")] = "-3,-2,-1,-0.5,0.5,1,2,3",
     site: Annotated[str, typer.Option(help="hidden_state or latent_embedding.")] = "hidden_state",
     layers: Layers = None,
     positions: Positions = None,
@@ -1831,20 +1877,23 @@ def sweep_command(
     dims = ("layer", "position", "head", "operation", "donor", "strength")
 
     def rows(result: Any) -> list[tuple[tuple[Any, ...], list[str]]]:
-        part = result[["accuracy", "accuracy_low", "accuracy_high", "drop", "p_holm", "kl_mean"]].sel(stratum="all")
+        names = ["accuracy", "accuracy_low", "accuracy_high", "drop", "p", "p_holm", "kl_mean"]
+        part = result[names].sel(stratum="all")
         frame = part.to_dataframe().reset_index()
         found = []
         for line in frame.itertuples():
             key = tuple(str(getattr(line, dim, "")) for dim in dims)
             accuracy = f"{line.accuracy:.3f} [{line.accuracy_low:.2f}, {line.accuracy_high:.2f}]"
-            found.append((key, [accuracy, f"{line.drop:+.3f}", f"{line.p_holm:.1e}", f"{line.kl_mean:.2f}"]))
+            found.append(
+                (key, [accuracy, f"{line.drop:+.3f}", p_cell(line.p), p_cell(line.p_holm), f"{line.kl_mean:.2f}"])
+            )
         return found
 
     common = common_options(
         checkpoint=checkpoint, base=base, device=device, compute_dtype=compute_dtype, lora_alpha=lora_alpha,
         limit=limit, batch_rows=batch_rows, rule=rule, as_json=as_json, csv=csv,
     )  # fmt: skip
-    columns = (dims, rows, ("accuracy 95%", "drop", "p", "KL"))
+    columns = (dims, rows, ("accuracy 95%", "drop", "p", "p Holm", "KL"))
     reenter_runs("sweep", path, runs, experiment, grid, common, columns)
 
 
@@ -1885,8 +1934,8 @@ def compare_command(
             [
                 d.what,
                 d.where,
-                d.first,
-                d.second,
+                d.first_of,
+                d.second_of,
                 f"{d.difference:+.3f}",
                 f"{d.low:+.3f}..{d.high:+.3f}",
                 "yes" if d.paired else "no",
@@ -1895,7 +1944,8 @@ def compare_command(
         ],
     )
     for line in missing:
-        console.print(f"missing: {line}")
+        what, _, command = line.partition("; ")
+        console.print(f"missing: {what}; {filled(command, path)}")
     console.print(f"kept as {name}")
 
 
@@ -1916,6 +1966,9 @@ def report_command(
     if as_json:
         print_json({key: getattr(made, key) for key in made.__slots__})
         return
+    for run, n in made.problems.items():
+        if n < problems:
+            note(f"{run}: {n} problems can be picked, not {problems}; the runs over this data have no more in common")
     console.print(f"{made.page}: {made.page_bytes / 1e6:.1f} MB, {made.n_figure} figures, {made.n_table} tables")
     if made.missing:
         console.print(f"not in the lake: {', '.join(made.missing)}; the page says which command makes each")
@@ -1930,8 +1983,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except TyperException as error:
         context = getattr(error, "ctx", None)
         fail(error.format_message() + (f"; see {context.command_path} --help" if context else ""), 2)
+    except Stopped as stop:
+        fail(str(stop), 130)
     except (typer.Abort, KeyboardInterrupt):
-        fail("stopped; what is committed stays, and the same command goes on from there", 130)
+        fail("stopped", 130)
     except LakeError as error:
         fail(str(error), 2 if isinstance(error, UsageError) else 1)
     except OSError as error:
@@ -1949,6 +2004,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if line is None:
             raise
         fail(f"{line}; what is committed stays, and the same command goes on from there", 1)
+    if code == 130:
+        fail("stopped before anything was begun", 130)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -19,7 +19,7 @@ import xarray as xr
 from analyze.compare_parts import PARTS, Part, Source
 from analyze.statistics import bootstrap_weights, mcnemar_exact, percentile_interval, weighted_mean
 from schemas import UsageError
-from store.read import Lake, Result
+from store.read import Lake, Result, preferred
 
 
 def compare(
@@ -32,8 +32,9 @@ def compare(
     lake
         Opened lake.
     runs
-        At least two of its runs. What a run's model has only for another of its runs (patching needs pairs) is taken
-        from there; ``attrs["sources"]`` says from which result each part of each model comes.
+        At least two of its runs. Patching, which needs pairs, is that of the model's run over pairs where a run is not
+        over pairs itself; everything else is the run's own. ``attrs["sources"]`` says from which result each part of
+        each run comes, and ``attrs["origins"]`` from which other run, by variable and run.
     n_resample
         Resamples of problems behind paired intervals.
     level
@@ -73,17 +74,21 @@ def compare(
     columns: dict[str, list[xr.Dataset]] = {run: [] for run in runs}
     raw: dict[str, dict[str, xr.DataArray]] = {}
     missing, sources = [], {}
+    origins: dict[str, dict[str, str]] = {}
+    marks = {run: str(lake.attributes(run)["fingerprint"]) for run in lake.runs()}
     for part in PARTS:
         for run in runs:
-            result = _result_of(part, run, stored, attributes[run]) if part.kind else None
+            result = _result_of(part, run, stored, marks) if part.kind else None
             if part.kind and result is None:
-                missing.append(f"{run}: {part.name}; {part.command}")
+                missing.append(f"{run}: {part.name}; {part.command.replace('RUNS', _source_run(lake, part, run))}")
                 continue
             data = lake[run] if result is None else lake.open_result(result.name)
             found, by_example = part.read(Source(run, attributes[run], data, depth))
             columns[run].append(found)
             if result is not None:
                 sources[f"{part.name} of {run}"] = f"{result.name} {result.fingerprint[:12]}"
+                if result.runs[0] != run:
+                    origins.setdefault(part.main, {})[run] = result.runs[0]
             if by_example is not None:
                 origin = run if result is None else result.runs[0]
                 raw.setdefault(part.name, {})[run] = by_example.assign_attrs(origin=origin)
@@ -105,6 +110,7 @@ def compare(
         kind="compare",
         missing=json.dumps(missing),
         sources=json.dumps(sources, sort_keys=True),
+        origins=json.dumps(origins, sort_keys=True),
         same_data=int(len(data_marks) == 1),
         level=level,
         n_resample=n_resample,
@@ -148,12 +154,18 @@ def comparison_table(result: xr.Dataset) -> pd.DataFrame:
             )
         if "n_that_wins" in one and "fed" in one["place"].values:
             row["n_that_wins"] = float(one["n_that_wins"].sel(place="fed"))
+        if "patch_clean" in one and (origin := origin_of(result, "patch_clean", str(run))) != run:
+            row["patched_run"] = origin
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def difference_table(result: xr.Dataset) -> pd.DataFrame:
-    """Every difference of every pair of models as rows: what, where, value, interval, paired or not."""
+    """Every difference of every pair of models as rows: what, where, value, interval, paired or not.
+
+    ``first_of`` and ``second_of`` are the runs that the two values were computed from.
+    """
+    columns = ["what", "where", "first", "second", "difference", "low", "high", "paired", "first_of", "second_of"]
     rows = []
     for part in PARTS:
         name = f"{part.main}_difference"
@@ -170,15 +182,12 @@ def difference_table(result: xr.Dataset) -> pd.DataFrame:
                 [", ".join(_spoken(dim, row[dim]) for dim in dims) for _, row in table.iterrows()] if dims else ""
             )
             table = table.assign(
-                what=part.main, first=str(first), second=str(second), paired=bool(one[f"paired_{part.main}"] == 1)
-            )
-            rows.append(
-                table[["what", "where", "first", "second", "difference", "low", "high", "paired"]].dropna(
-                    subset=["difference"]
-                )
-            )
+                what=part.main, first=str(first), second=str(second), paired=bool(one[f"paired_{part.main}"] == 1),
+                first_of=origin_of(result, part.main, str(first)), second_of=origin_of(result, part.main, str(second)),
+            )  # fmt: skip
+            rows.append(table[columns].dropna(subset=["difference"]))
     if not rows:
-        return pd.DataFrame(columns=["what", "where", "first", "second", "difference", "low", "high", "paired"])
+        return pd.DataFrame(columns=columns)
     return pd.concat(rows, ignore_index=True)
 
 
@@ -190,13 +199,35 @@ def _most(values: xr.DataArray) -> float:
     return float(values.max()) if values.notnull().any() else float("nan")
 
 
-def _result_of(part: Part, run: str, stored: list[Result], attributes: Mapping[str, Any]) -> Result | None:
-    """A result of the run; else one of another run of its model."""
+def _result_of(part: Part, run: str, stored: list[Result], marks: Mapping[str, str]) -> Result | None:
+    """The preferred result of a run as it is now; where a part needs pairs, else that of the model's run over pairs."""
+    fitting = preferred(
+        each
+        for each in stored
+        if each.kind == part.kind
+        and len(each.runs) == 1
+        and part.where(each.spec)
+        and all(marks.get(name) == mark for name, mark in each.inputs.items())
+    )
+    own = [each for each in fitting if each.runs[0] == run]
+    if part.on_pairs and not own:
+        own = [each for each in fitting if each.runs[0].partition("/")[0] == run.partition("/")[0]]
+    return own[0] if own else None
+
+
+def _source_run(lake: Lake, part: Part, run: str) -> str:
+    """The run that a part of a run is to be computed from: of a part that needs pairs, one over pairs."""
+    if not part.on_pairs:
+        return run
     model = run.partition("/")[0]
-    fitting = [r for r in stored if r.kind == part.kind and len(r.runs) == 1 and part.where(r.spec)]
-    own = [r for r in fitting if r.runs[0] == run and r.inputs.get(run) == attributes["fingerprint"]]
-    others = [r for r in fitting if r.runs[0].partition("/")[0] == model]
-    return next(iter(own or others), None)
+    same_model = [run, *(each for each in lake.runs() if each.partition("/")[0] == model)]
+    return next((each for each in same_model if "pair" in lake[each].variables), f"{model}/PAIRS")
+
+
+def origin_of(result: xr.Dataset, variable: str, run: str) -> str:
+    """The run that a variable of a compared run was computed from."""
+    origins: dict[str, dict[str, str]] = json.loads(str(result.attrs.get("origins", "{}")))
+    return origins.get(variable, {}).get(run, run)
 
 
 def _data_mark(lake: Lake, run: str) -> str:

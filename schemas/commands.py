@@ -29,6 +29,9 @@ COMMANDS: dict[str, str] = {
 }
 """Command that makes each kind of result with its default settings."""
 
+STEERING_UNIT = "standard deviations of the states"
+"""Unit of a steering strength, which scales every direction to one of them at its layer and position."""
+
 OUTPUT = ("--json", "--csv", "--save", "--scheduler", "--workers")
 """Options that say where a result is shown or by whom it is computed; a stored command goes without them."""
 WHERE = ("--device", "--batch-rows", "--checkpoint", "--base")

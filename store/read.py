@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,10 +48,9 @@ class Result:
     n_example: int = 0
     """Examples it was computed from; 0 where it does not say."""
 
-    @property
-    def said(self) -> str:
+    def describe(self, location: object) -> str:
         """What tells it from others of its kind: its number of examples, and its command or settings."""
-        how = shlex.join(self.command) or f"settings {canonical_json(dict(self.spec))}"
+        how = filled(self.command, location) or f"settings {canonical_json(dict(self.spec))}"
         return f"{self.n_example or 'an unknown number of'} examples, {how}"
 
 

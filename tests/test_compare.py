@@ -67,7 +67,7 @@ def test_other_problems_are_unpaired_and_layers_meet_by_depth(lake):
     assert result["layer_at_depth"].sel(model="deep/other").values.tolist() == [0, 1, 2, 3]
     assert result["layer_at_depth"].sel(model=RUNS[0]).values.tolist() == [0, 0, 1, 1]
     missing = missing_of(result)
-    assert "deep/other: heads; lake analyze heads" in missing
+    assert "deep/other: heads; lake analyze heads PATH deep/other" in missing
     assert not any(line.startswith(f"{RUNS[0]}: heads") for line in missing)
 
 

@@ -73,6 +73,7 @@ def test_figures_and_tables_lie_beside_it(report):
 
 def test_every_section_names_a_fingerprint_of_the_lake(lake, html):
     marks = {result.fingerprint[:12] for result in lake.results()}
+    marks |= {lake.attributes(run)["fingerprint"][:12] for run in lake}
     named = set(re.findall(r"lake info \S+ ([0-9a-f]{12})", html))
     assert named
     assert named <= marks

@@ -19,6 +19,7 @@ from analyze.report.reentry import (
     untouched,
     with_place,
 )
+from schemas.commands import STEERING_UNIT
 
 GROUP_LOOKS: dict[str, dict[str, str]] = {
     "numbers": {"label": "thoughts that read as numbers", "colour": draw.HEAT, "hatch": ""},
@@ -255,6 +256,7 @@ def steering(context: Context) -> Section | None:
     if not found:
         return None
     panels, lines, tables = [], [], []
+    pushed: list[str] = []
     for each in found:
         frame = conditions(each.data)
         base = untouched(frame)
@@ -262,6 +264,7 @@ def steering(context: Context) -> Section | None:
         kept["strength"] = kept["strength"].astype(float)
         names = list(dict.fromkeys(kept["direction"].astype(str)))
         real = [n for n in names if not n.startswith("random")]
+        pushed += [n for n in real if n not in pushed]
         made, ax = draw.figure(4.6, 2.8)
         random = (
             kept[kept["direction"].astype(str).str.startswith("random")]
@@ -296,7 +299,7 @@ def steering(context: Context) -> Section | None:
         ax.set_ylim(-0.02, 1.03)
         draw.as_percent(ax)
         draw.faint_grid(ax)
-        ax.set_xlabel("strength, in norms of the difference of means" if "correct" in " ".join(real) else "strength")
+        ax.set_xlabel(f"strength, in {each.data['strength'].attrs.get('units', STEERING_UNIT)}")
         ax.set_title(each.look.label)
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7.5)
         panels.append(Panel(name=f"steering_{each.run}", figure=made))
@@ -311,8 +314,9 @@ def steering(context: Context) -> Section | None:
             )
         )
         tables.append(kept.assign(run=each.look.label))
+    along = listed([f"“{name}”".replace("correct-wrong", "correct minus wrong") for name in pushed])
     return Section(
-        headline="Pushing the thoughts along “correct minus wrong”, beside random directions.",
+        headline=f"Pushing the thoughts along {along}, beside random directions.",
         lines=lines,
         method="A direction is added to every thought, at several strengths on both sides, on problems that "
         "had no part in finding it.",

@@ -175,7 +175,7 @@ def attention_and_importance(context: Context) -> Section | None:
         ax.margins(0.2)
         draw.faint_grid(ax, "both")
         ax.set_xlabel("mean attention of the answer")
-        ax.set_ylabel("mean importance")
+        ax.set_ylabel(f"mean importance ({each.result.spec.get('importance', 'of the run')})")
         ax.set_title(f"{each.look.label}, layer {layers[-1]}")
         scatter.append(Panel(name=f"attention_against_importance_{each.run}", figure=made))
         at = int(np.nanargmax(np.abs(np.nan_to_num(data["pooled_r"].values))))
@@ -239,7 +239,7 @@ def attention_and_importance(context: Context) -> Section | None:
                     Column(label="Layer", key="layer", kind="count"),
                     Column(label="Correlation", key="kind", kind="text"),
                     Column(label="r", key="r", kind="signed", low="_low", high="_high"),
-                    Column(label="p", key="p", kind="p"),
+                    Column(label="p (corrected)", key="p", kind="p"),
                 ],
                 limit=20,
             )

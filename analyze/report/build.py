@@ -17,7 +17,7 @@ from analyze.report.content import Column, Context, Experiment, Section, Table, 
 from analyze.report.figures import STYLE, draw, inline
 from analyze.report.overview import accuracy_by_steps, experiment_rows, run_rows
 from analyze.report.registry import CHAPTERS, EXPERIMENTS
-from schemas import UsageError
+from schemas import UsageError, filled
 from store import open_lake
 
 FOLDER = Path(__file__).parent
@@ -34,6 +34,8 @@ class Report:
     n_table: int
     sections: tuple[str, ...]
     """Experiments on the page, by slug."""
+    problems: dict[str, int]
+    """Problems that can be picked on the page, by run: as many as were asked for, or all of the run."""
     missing: tuple[str, ...]
     """Experiments whose results are not in the lake."""
     broken: dict[str, str]
@@ -77,6 +79,8 @@ def build_report(
     names = list(runs or lake.runs())
     if not names:
         raise UsageError(f"{location} has no runs to report on; make one with lake extract")
+    if n_problem < 0:
+        raise UsageError(f"n_problem is {n_problem}; it must be at least 0")
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{out} is a file; the report goes into a folder")
@@ -96,16 +100,17 @@ def build_report(
             section, error = checked(experiment.make, context)
             if error:
                 broken[experiment.slug] = error
-            shown[experiment.slug] = _view(experiment, section, error, writer, str(location))
+            shown[experiment.slug] = _view(experiment, section, error, writer, context)
             if progress is not None:
                 progress(index + 1, total)
-        overview = _view(first, *checked(accuracy_by_steps, context), writer, str(location))
+        overview = _view(first, *checked(accuracy_by_steps, context), writer, context)
     data = explore.page_data(context, n_problem=n_problem, seed=seed)
     if progress is not None:
         progress(total - 1, total)
     page = _render(
         title=_title(location),
         lake=_title(location),
+        location=str(location),
         runs=run_rows(context),
         overview=overview,
         chapters=[
@@ -119,6 +124,7 @@ def build_report(
                 "runs": ", ".join(r.runs),
                 "spec": json.dumps(dict(r.spec), sort_keys=True),
                 "mark": r.fingerprint[:12],
+                "command": filled(r.command, str(location)),
             }
             for r in context.results
         ],
@@ -136,6 +142,7 @@ def build_report(
         n_figure=writer.n_figure,
         n_table=writer.n_table,
         sections=tuple(slug for slug, view in shown.items() if view["headline"]),
+        problems={each["name"]: len(each["problems"]["items"]) for each in data["runs"]},
         missing=tuple(slug for slug, view in shown.items() if not view["headline"] and slug not in broken),
         broken=broken,
     )
@@ -234,13 +241,14 @@ def _text(value: Any, column: Column) -> str:
 
 
 def _view(
-    experiment: Experiment, section: Section | None, error: str, writer: _Writer, location: str
+    experiment: Experiment, section: Section | None, error: str, writer: _Writer, context: Context
 ) -> dict[str, Any]:
+    location = str(context.lake.location)
     view: dict[str, Any] = {
         "slug": experiment.slug,
         "title": experiment.title,
         "report": experiment.report,
-        "commands": [command.replace("PATH", location) for command in experiment.commands],
+        "commands": context.commands(experiment),
         "error": error,
         "headline": "",
         "lines": [],
@@ -259,13 +267,18 @@ def _view(
         ]
         view["illustrations"].append({"caption": illustration.caption, "panels": panels})
     view["tables"] = [writer.table(table) for table in section.tables]
-    view |= {"headline": section.headline, "lines": section.lines, "method": section.method, "caveats": section.caveats}
+    view |= {
+        "headline": section.headline,
+        "lines": section.lines,
+        "method": section.method,
+    }
+    view["caveats"] = [*section.caveats, *context.choices(section.sources)]
     seen = {}
     for source in section.sources:
         seen[source.fingerprint] = {
             "mark": source.fingerprint[:12],
             "name": f"{source.kind} of {', '.join(source.runs)}",
-            "hint": f"lake info {location} {source.fingerprint[:12]}",
+            "hint": filled(source.command, location) or f"lake info {location} {source.fingerprint[:12]}",
         }
     view["sources"] = list(seen.values())
     return view

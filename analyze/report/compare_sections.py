@@ -1,6 +1,7 @@
 """Sections of the comparison: report 004's panels, differences between models, a model against its twin."""
 
 import json
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
@@ -12,7 +13,8 @@ from analyze.compare import comparison_table, difference_table
 from analyze.plot_compare import SEVEN, plot_differences
 from analyze.report import figures as draw
 from analyze.report.content import Column, Context, Illustration, Panel, Section, Table, points, share
-from store.read import Result
+from schemas import filled
+from store.read import Result, preferred
 
 WORDS = {
     "accuracy": "accuracy",
@@ -30,7 +32,7 @@ WORDS = {
 def comparison(context: Context) -> tuple[xr.Dataset, Result] | None:
     """The stored comparison of the most of the page's models."""
     main = set(context.main_runs())
-    found = [r for r in context.results if r.kind == "compare" and len(set(r.runs) & main) >= 2]
+    found = preferred(r for r in context.results if r.kind == "compare" and len(set(r.runs) & main) >= 2)
     if not found:
         return None
     best = max(found, key=lambda r: len(set(r.runs) & main))
@@ -61,14 +63,18 @@ def spoken(what: str, where: str) -> str:
     return f"{WORDS.get(what, what)}{': ' if where else ''}{where}"
 
 
-def listed_missing(lines: list[str]) -> str:
-    """What is missing, by what it is rather than by run."""
-    found: dict[str, list[str]] = {}
+def listed_missing(lines: Sequence[str], location: object) -> str:
+    """What is missing, by what it is rather than by run, each with the command that makes it for all of them."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
     for line in lines:
         run, _, rest = line.partition(": ")
-        found.setdefault(rest, []).append(run)
+        part, _, command = rest.partition("; ")
+        # The run it is computed from: patching is of the model's pairs.
+        source = next((word for word in command.split() if word.startswith(run.partition("/")[0] + "/")), run)
+        found.setdefault((part, command.replace(source, "RUNS")), {})[run] = source
     said = [
-        f"{rest.partition('; ')[0]} of {', '.join(runs)} ({rest.partition('; ')[2]})" for rest, runs in found.items()
+        f"{part} of {', '.join(runs)} ({filled(command, location, dict.fromkeys(runs.values()))})"
+        for (part, command), runs in found.items()
     ]
     return "; ".join(said)
 
@@ -200,7 +206,7 @@ def differences(context: Context) -> Section | None:
     if elsewhere:
         caveats.append(f"Taken from another run of the same model: {elsewhere}.")
     if missing:
-        caveats.append("Not compared, as the lake lacks it: " + listed_missing(missing) + ".")
+        caveats.append("Not compared, as the lake lacks it: " + listed_missing(missing, context.lake.location) + ".")
     return Section(
         headline="Differences between models, with their intervals.",
         lines=lines,

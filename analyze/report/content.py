@@ -11,8 +11,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from analyze.report.figures import Look, looks
-from schemas import LakeError
-from store.read import Lake, Result
+from schemas import LakeError, filled
+from store.read import Lake, Result, preferred
 
 Kind = Literal["text", "count", "share", "number", "signed", "points", "p", "code"]
 
@@ -87,9 +87,13 @@ class Experiment:
     report: str
     """Number of the report it comes from, or ``""``."""
     commands: Sequence[str]
-    """Commands that make it, with ``PATH`` for the lake."""
+    """Commands that make it, with ``PATH`` for the lake and ``RUNS`` for its runs."""
     make: Callable[["Context"], Section | None]
     """The section, or ``None`` where its results are not in the lake."""
+    on_pairs: bool = False
+    """Whether it takes runs over clean/corrupted pairs."""
+    on_several: bool = False
+    """Whether it takes at least two runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,8 @@ class Context:
         self._named = list(runs)
         self._runs: dict[str, xr.Dataset] = {}
         self._opened: dict[str, xr.Dataset] = {}
+        self.passed_over: dict[str, list[Result]] = {}
+        """By the name of a result that is shown: those that would have done as well."""
         # what stands for its model first, each model after its family
         models = list(dict.fromkeys(run.partition("/")[0] for run in runs))
         self.runs = sorted(runs, key=lambda run: (self.weight(run)[:2], models.index(run.partition("/")[0]), run))
@@ -148,23 +154,51 @@ class Context:
     def find(self, kind: str, where: Callable[[Mapping[str, Any]], bool] | None = None) -> list[Found]:
         """Results of one run each: for every model that of the run that stands for it, or of the next that has one.
 
-        Of several results of one run the first whose settings fit is taken.
+        Of several results of one run whose settings fit the preferred one is taken (:func:`store.read.preferred`); the
+        others are in ``passed_over``, and the section says so.
 
         Parameters
         ----------
         where
             Condition on the settings.
         """
-        found: dict[str, Result] = {}
+        fitting: dict[str, list[Result]] = {}
         for result in self.results:
             if result.kind == kind and len(result.runs) == 1 and (where is None or where(result.spec)):
-                found.setdefault(result.runs[0], result)
+                fitting.setdefault(result.runs[0], []).append(result)
+        found: dict[str, Result] = {}
+        for run, results in fitting.items():
+            found[run], *others = preferred(results)
+            self.passed_over[found[run].name] = others
         best: dict[str, str] = {}
         for run in sorted(found, key=self.weight):
             best.setdefault(run.partition("/")[0], run)
         chosen = [run for run in self.runs if run in best.values()]
         looks = self.relabel(chosen)
         return [Found(run, found[run], self.open(found[run]), looks[run]) for run in chosen]
+
+    def choices(self, sources: Iterable[Result]) -> list[str]:
+        """Which of several results that fit are shown, and which are not, in a sentence for each run."""
+        lines = []
+        for source in dict.fromkeys(each.name for each in sources):
+            shown = next(each for each in self.results if each.name == source)
+            if others := self.passed_over.get(source):
+                taken, *left = (each.describe(self.lake.location) for each in (shown, *others))
+                lines.append(
+                    f"Of {len(others) + 1} results of {shown.kind} of {', '.join(shown.runs)} that fit, the one over"
+                    f" the most examples is shown, of several the one with the fewest options: {taken}. Left out:"
+                    f" {'; '.join(left)}."
+                )
+        return lines
+
+    def commands(self, experiment: "Experiment") -> list[str]:
+        """Commands that make an experiment's results, for the lake and the runs of this page."""
+        runs = self.main_runs()
+        if experiment.on_pairs:
+            runs = [run for run in self.runs if self.weight(run)[0]] or ["MODEL/PAIRS"]
+        elif experiment.on_several and len(runs) < 2:
+            runs = self.runs if len(self.runs) > 1 else [*self.runs, "MODEL/DATASET"]
+        return [filled(command, self.lake.location, runs) for command in experiment.commands]
 
     def main_runs(self) -> list[str]:
         """The run that stands for each model: not of pairs, with the most examples."""

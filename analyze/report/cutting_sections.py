@@ -4,8 +4,11 @@ import numpy as np
 import pandas as pd
 
 from analyze.report import figures as draw
-from analyze.report.content import Column, Context, Illustration, Panel, Section, Table, share
+from analyze.report.content import Column, Context, Illustration, Panel, Section, Table, listed, share
 from analyze.report.reentry import TESTED, UNTOUCHED, accuracy_columns, conditions, control_note, re_entries, untouched
+
+CUT = {"zero": "zeroed", "mean": "set to the mean", "resample": "exchanged for another problem's"}
+"""What was done to heads, in words, by operation."""
 
 
 def head_ablation(context: Context) -> Section | None:
@@ -45,7 +48,7 @@ def head_ablation(context: Context) -> Section | None:
         ax.set_ylim(-0.02, 1.03)
         draw.as_percent(ax)
         draw.faint_grid(ax)
-        ax.set_xlabel("heads zeroed together")
+        ax.set_xlabel(f"heads {CUT[str(each.result.spec.get('operation', 'zero'))]} together")
         ax.set_title(each.look.label)
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7.5)
         panels.append(Panel(name=f"head_ablation_{each.run}", figure=made))
@@ -77,11 +80,12 @@ def head_ablation(context: Context) -> Section | None:
             )
         lines.append((each.look.label, text))
         tables.append(frame[(frame["control"] == "") | group.str.startswith("random")].assign(run=each.look.label))
+    cut = listed(list(dict.fromkeys(CUT[str(each.result.spec.get("operation", "zero"))] for each in found)))
     illustrations = [
         Illustration(
             name="head_ablation",
-            caption="Accuracy after zeroing the highest-ranked heads together (x), with 95% Wilson "
-            "intervals, and after zeroing as many drawn at random "
+            caption=f"Accuracy when the highest-ranked heads are {cut} together (x), with 95% Wilson "
+            "intervals, and when as many drawn at random are "
             "(mean and range of the draws). Dashed: untouched.",
             panels=panels,
         )
@@ -90,7 +94,7 @@ def head_ablation(context: Context) -> Section | None:
         illustrations.append(
             Illustration(
                 name="head_ablation_alone",
-                caption="Percentage points of accuracy lost when one head is zeroed, by layer and head; a "
+                caption=f"Percentage points of accuracy lost when one head is {cut}, by layer and head; a "
                 "negative number is a gain.",
                 panels=maps,
             )
@@ -98,7 +102,7 @@ def head_ablation(context: Context) -> Section | None:
     return Section(
         headline="Whether the heads that score highest are those the answer needs.",
         lines=lines,
-        method="A head is cut where it is one: its own output before the output projection is set to zero, "
+        method=f"A head is cut where it is one: its own output before the output projection is {cut}, "
         "at bot, the thoughts and eot only.",
         illustrations=illustrations,
         tables=[

@@ -16,7 +16,7 @@ from schemas import segment_of
 N_ANSWER = 3
 """Answer tokens shown of each problem."""
 WINDOW = 1024
-"""Neighbouring examples that problems are chosen from, so that few shards of a large run are read."""
+"""Neighbouring examples that problems are chosen from where no more are wanted, so that few shards are read."""
 MAX_LAYER = 12
 """Layers whose attention is embedded; of a deeper model these many, evenly spread."""
 
@@ -53,9 +53,10 @@ def choose_problems(context: Context, n: int, seed: int) -> dict[str, list[int]]
         common = set.intersection(*(set(each.index) for each in correct.values()))
         rng = np.random.default_rng(seed)
         labels = sorted(common)
-        if len(labels) > WINDOW:
-            first = int(rng.integers(0, len(labels) - WINDOW + 1))
-            labels = labels[first : first + WINDOW]
+        window = max(WINDOW, n)
+        if len(labels) > window:
+            first = int(rng.integers(0, len(labels) - window + 1))
+            labels = labels[first : first + window]
         order = rng.permutation(labels)
         patterns: dict[tuple[bool, ...], list[int]] = {}
         for example in order:

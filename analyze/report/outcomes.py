@@ -6,6 +6,7 @@ import numpy as np
 
 from analyze.report.content import Context
 from analyze.report.reentry import UNTOUCHED, conditions, labels_of
+from store.read import Result, preferred
 
 TITLES = {
     "ablate": "Position ablation",
@@ -20,7 +21,7 @@ MOST = 64
 
 
 def outcome_rows(context: Context, run: str, examples: list[int]) -> tuple[list[list[str]], dict[int, list[Any]]]:
-    """Every condition of every re-entry of a run, and what each did to each example.
+    """Every condition of a run's re-entries, of each kind the preferred one, and what each did to each example.
 
     Returns
     -------
@@ -32,10 +33,12 @@ def outcome_rows(context: Context, run: str, examples: list[int]) -> tuple[list[
     """
     named: list[list[str]] = []
     rows: dict[int, list[Any]] = {}
+    by_kind: dict[str, list[Result]] = {}
     for result in context.results:
-        if result.runs != (run,):
-            continue
-        data = context.open(result)
+        if result.runs == (run,):
+            by_kind.setdefault(result.kind, []).append(result)
+    for kind, results in by_kind.items():
+        data = context.open(preferred(results)[0])
         if not {"condition", "example"} <= set(data.dims) or "predicted_answer" not in data:
             continue
         frame = conditions(data)
@@ -43,7 +46,7 @@ def outcome_rows(context: Context, run: str, examples: list[int]) -> tuple[list[
         shown = kept.index.to_numpy()
         if len(shown) > MOST:  # evenly over the sweep, so that every place and kind is there
             shown = shown[np.unique(np.linspace(0, len(shown) - 1, MOST).round().astype(int))]
-        title = TITLES.get(result.kind, result.kind.replace("_", " "))
+        title = TITLES.get(kind, kind.replace("_", " "))
         first = len(named)
         named.extend([title, labels_of(frame.loc[i].to_dict())] for i in shown)
         predicted = data["predicted_answer"].transpose("condition", "example").values

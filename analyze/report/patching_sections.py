@@ -57,7 +57,7 @@ OUTCOME_COLUMNS = [
     Column(label="Other", key="other", kind="share"),
     Column(label="Gibberish", key="gibberish", kind="share"),
     Column(label="Recovery", key="recovery", low="recovery_low", high="recovery_high"),
-    Column(label="p", key="p_holm", kind="p"),
+    Column(label="p (Holm)", key="p_holm", kind="p"),
 ]
 
 

@@ -10,6 +10,7 @@ import xarray as xr
 from analyze.probes import summarise_probes
 from analyze.report import figures as draw
 from analyze.report.content import Column, Context, Found, Illustration, Panel, Section, Table, share
+from store.read import preferred
 
 
 def probe_results(context: Context, target: str) -> list[Found]:
@@ -100,7 +101,7 @@ def linear_probes(context: Context) -> Section | None:
                     Column(label="Accuracy", key="accuracy", kind="share", low="accuracy_low", high="accuracy_high"),
                     Column(label="Majority", key="majority_accuracy", kind="share"),
                     Column(label="Shuffled", key="control_accuracy", kind="share"),
-                    Column(label="p", key="p_corrected", kind="p"),
+                    Column(label="p (corrected)", key="p_corrected", kind="p"),
                     Column(label="Trained", key="refit_training_accuracy", kind="share"),
                 ],
                 limit=16,
@@ -195,7 +196,7 @@ def step_probes(context: Context) -> Section | None:
                     Column(label="n", key="n_example", kind="count"),
                     Column(label="R²", key="r2", low="r2_low", high="r2_high"),
                     Column(label="Shuffled", key="control_r2"),
-                    Column(label="p", key="p_corrected", kind="p"),
+                    Column(label="p (corrected)", key="p_corrected", kind="p"),
                 ],
                 limit=16,
             )
@@ -210,7 +211,9 @@ def step_probes(context: Context) -> Section | None:
 
 def sparse_autoencoders(context: Context) -> Section | None:
     """How well few features rebuild the states."""
-    results = [r for r in context.results if r.kind in ("sae", "saes") and "explained_variance_all" in context.open(r)]
+    results = preferred(
+        r for r in context.results if r.kind in ("sae", "saes") and "explained_variance_all" in context.open(r)
+    )
     if not results:
         return None
     rows: list[dict[str, Any]] = []

@@ -93,7 +93,7 @@ def accuracy_columns(extra: Sequence[Column]) -> list[Column]:
         Column(
             label="Right that turn wrong", key="importance", kind="share", low="importance_low", high="importance_high"
         ),
-        Column(label="p", key="p_holm", kind="p"),
+        Column(label="p (Holm)", key="p_holm", kind="p"),
     ]
 
 

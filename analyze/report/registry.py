@@ -11,16 +11,22 @@ from analyze.report import lens_sections as reading
 from analyze.report import patching_sections as patching
 from analyze.report import probe_sections as probing
 from analyze.report.content import Context, Experiment, Section
+from schemas import COMMANDS
 
 
-def _of(report: str, slug: str, title: str, make: Callable[[Context], Section | None], *commands: str) -> Experiment:
-    return Experiment(slug=slug, title=title, report=report, commands=commands, make=make)
+def _of(report: str, slug: str, title: str, make: Callable[[Context], Section | None], *kinds: str) -> Experiment:
+    """An experiment from the kinds of result it needs, each with the options its command takes for it."""
+    words = [kind.partition(" ") for kind in kinds]
+    return Experiment(
+        slug=slug,
+        title=title,
+        report=report,
+        commands=[f"{COMMANDS[kind]} {options}".strip() for kind, _, options in words],
+        make=make,
+        on_pairs="patch" in kinds,
+        on_several="compare" in kinds,
+    )
 
-
-COMPARE = "lake analyze compare PATH RUN RUN"
-LENS, HEADS, ATTENTION = "lake analyze lens PATH", "lake analyze heads PATH", "lake analyze attention PATH"
-ABLATE = "lake reenter ablate PATH"
-PATCH = "lake reenter patch PATH MODEL/PAIRS"
 
 CHAPTERS: Sequence[tuple[str, str, str, Sequence[Experiment]]] = (
     (
@@ -28,11 +34,9 @@ CHAPTERS: Sequence[tuple[str, str, str, Sequence[Experiment]]] = (
         "Position decoding and position ablation",
         "Report 000 asked which positions decode to numbers, and whether those are the ones the answer needs.",
         (
-            _of("000", "number-decoding", "Number decoding by position", reading.number_decoding, LENS),
-            _of("000", "chain-results", "Which position holds which step", reading.chain_results, LENS),
-            _of(
-                "000", "position-ablation", "Position ablation", ablating.position_ablation, "lake reenter ablate PATH"
-            ),
+            _of("000", "number-decoding", "Number decoding by position", reading.number_decoding, "lens"),
+            _of("000", "chain-results", "Which position holds which step", reading.chain_results, "lens"),
+            _of("000", "position-ablation", "Position ablation", ablating.position_ablation, "ablate"),
         ),
     ),
     (
@@ -46,34 +50,32 @@ CHAPTERS: Sequence[tuple[str, str, str, Sequence[Experiment]]] = (
                 "linear-probes",
                 "Linear probes for correctness",
                 probing.linear_probes,
-                "lake analyze probes PATH --target correct",
+                "probes --target correct",
             ),
             _of(
                 "001",
                 "step-probes",
                 "Linear probes for each step",
                 probing.step_probes,
-                "lake analyze probes PATH --target intermediate_result",
-                "lake analyze probes PATH --target operation",
+                "probes --target intermediate_result",
+                "probes --target operation",
             ),
             _of(
                 "001",
                 "sparse-autoencoders",
                 "Sparse autoencoders",
                 probing.sparse_autoencoders,
-                "lake analyze sae PATH",
+                "sae",
             ),
-            _of(
-                "001", "error-prediction", "SAE error prediction", probing.error_prediction, "lake analyze errors PATH"
-            ),
+            _of("001", "error-prediction", "SAE error prediction", probing.error_prediction, "errors"),
             _of(
                 "001",
                 "token-ablation",
                 "Token ablation and token importance",
                 ablating.token_ablation,
-                "lake reenter corrupt PATH",
+                "corrupt",
             ),
-            _of("", "integrated-gradients", "Integrated gradients", ablating.gradients, "lake reenter gradients PATH"),
+            _of("", "integrated-gradients", "Integrated gradients", ablating.gradients, "gradients"),
         ),
     ),
     (
@@ -82,9 +84,9 @@ CHAPTERS: Sequence[tuple[str, str, str, Sequence[Experiment]]] = (
         "Report 002 put thoughts of a clean problem into a corrupted one, and counted how many it takes "
         "until the clean answer wins.",
         (
-            _of("002", "single-patching", "Activation patching, one position", patching.single_patching, PATCH),
-            _of("002", "several-patching", "Activation patching, first N thoughts", patching.several_patching, PATCH),
-            _of("002", "subset-patching", "Positional patching, chosen subsets", patching.subset_patching, PATCH),
+            _of("002", "single-patching", "Activation patching, one position", patching.single_patching, "patch"),
+            _of("002", "several-patching", "Activation patching, first N thoughts", patching.several_patching, "patch"),
+            _of("002", "subset-patching", "Positional patching, chosen subsets", patching.subset_patching, "patch"),
         ),
     ),
     (
@@ -97,15 +99,15 @@ CHAPTERS: Sequence[tuple[str, str, str, Sequence[Experiment]]] = (
                 "answer-attention",
                 "Attention of the answer to the thoughts",
                 attending.answer_attention,
-                ATTENTION,
+                "attention",
             ),
             _of(
                 "003",
                 "attention-importance",
                 "Attention against importance",
                 attending.attention_and_importance,
-                "lake reenter corrupt PATH",
-                "lake analyze correlate PATH --importance corrupt:importance",
+                "corrupt",
+                "correlate",
             ),
         ),
     ),
@@ -115,19 +117,19 @@ CHAPTERS: Sequence[tuple[str, str, str, Sequence[Experiment]]] = (
         "Report 004 scored every attention head by what it does among the thoughts, compared the models, "
         "and cut heads and edges.",
         (
-            _of("004", "critical-heads", "Critical heads", heading.critical_heads, HEADS),
-            _of("004", "hubs", "Hub positions", heading.hubs, HEADS),
-            _of("004", "flow-and-skip", "Sequential flow and skip connections", heading.flow_and_skip, HEADS),
-            _of("004", "types-and-layers", "Types and layers of the top heads", heading.types_and_layers, HEADS),
-            _of("004", "head-ablation", "Critical head ablation", cutting.head_ablation, "lake reenter heads PATH"),
+            _of("004", "critical-heads", "Critical heads", heading.critical_heads, "heads"),
+            _of("004", "hubs", "Hub positions", heading.hubs, "heads"),
+            _of("004", "flow-and-skip", "Sequential flow and skip connections", heading.flow_and_skip, "heads"),
+            _of("004", "types-and-layers", "Types and layers of the top heads", heading.types_and_layers, "heads"),
+            _of("004", "head-ablation", "Critical head ablation", cutting.head_ablation, "heads", "ablate_heads"),
             _of(
                 "004",
                 "edge-ablation",
                 "Hub and attention pattern ablation",
                 cutting.edge_ablation,
-                "lake reenter edges PATH",
+                "edges",
             ),
-            _of("", "steering", "Steering", ablating.steering, "lake reenter steer PATH"),
+            _of("", "steering", "Steering", ablating.steering, "steer"),
         ),
     ),
     (
@@ -135,9 +137,9 @@ CHAPTERS: Sequence[tuple[str, str, str, Sequence[Experiment]]] = (
         "Models side by side",
         "Everything the lake knows of each model, laid side by side, with the uncertainty of the differences.",
         (
-            _of("004", "model-comparison", "Model comparison in seven panels", comparing.seven_panels, COMPARE),
-            _of("", "differences", "Differences between models", comparing.differences, COMPARE),
-            _of("", "twins", "A model beside its decodable twin", comparing.twins, COMPARE),
+            _of("004", "model-comparison", "Model comparison in seven panels", comparing.seven_panels, "compare"),
+            _of("", "differences", "Differences between models", comparing.differences, "compare"),
+            _of("", "twins", "A model beside its decodable twin", comparing.twins, "compare"),
         ),
     ),
 )

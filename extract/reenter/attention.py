@@ -10,7 +10,8 @@ import xarray as xr
 from extract.reenter.statistics import with_accuracy
 from extract.reenter.target import Target
 from extract.sweep import Condition
-from schemas import Intervention, UsageError
+from schemas import COMMANDS, Intervention, UsageError, filled
+from store.read import preferred
 
 MULTI = ((0, 1), (0, 2), (0, 4), (1, 2), (2, 3), (0, 1, 2))
 """Sets of thoughts that the reports cut together."""
@@ -20,9 +21,10 @@ def rank_heads(target: Target, by: str = "composite") -> list[tuple[int, int]]:
     """Heads ``(layer, head)`` by a score of the lake's analysis of heads, highest first; ties by layer and head."""
     if target.lake is None:
         raise UsageError("heads are ranked by a result of the lake; there is no lake here")
-    results = [each for each in target.lake.results("heads") if target.run in each.runs]
+    results = preferred(each for each in target.lake.results("heads") if target.run in each.runs)
     if not results:
-        raise UsageError(f"heads of {target.run} were never scored; run lake analyze heads first")
+        command = filled(COMMANDS["heads"], target.lake.location, [target.run])
+        raise UsageError(f"heads of {target.run} were never scored; run {command} first")
     thoughts = [each for each in results if each.spec.get("convention", "thoughts") == "thoughts"]
     scores = target.lake.open_result((thoughts or results)[0].name)
     if "model" in scores.dims:

@@ -9,7 +9,9 @@ from extract.reenter.ablation import Site, site_layers, where_of
 from extract.reenter.statistics import with_accuracy
 from extract.reenter.target import Target
 from extract.sweep import Condition
-from schemas import Intervention, UsageError
+from schemas import COMMANDS, Intervention, UsageError, filled
+from schemas.commands import STEERING_UNIT
+from store.read import preferred
 
 CORRECT_MINUS_WRONG = "correct-wrong"
 
@@ -61,7 +63,7 @@ def stored_direction(target: Target, name: str, **selection: object) -> xr.DataA
     variable, _, labels = rest.partition(":")
     if target.lake is None or not variable:
         raise UsageError(f"direction {name!r} is not of the form KIND:VARIABLE or KIND:VARIABLE:DIM=LABEL")
-    results = [each for each in target.lake.results(kind) if target.run in each.runs]
+    results = preferred(each for each in target.lake.results(kind) if target.run in each.runs)
     for each in results:
         found = target.lake.open_result(each.name)
         if variable not in found.data_vars or "hidden" not in found[variable].dims:
@@ -82,7 +84,12 @@ def stored_direction(target: Target, name: str, **selection: object) -> xr.DataA
         if left := [str(dim) for dim in array.dims if dim not in ("layer", "position", "hidden")]:
             raise UsageError(f"direction {name!r} leaves {', '.join(left)} open; pick one with :{left[0]}=LABEL")
         return array
-    raise UsageError(f"direction {name!r} was never computed for {target.run}; run lake analyze {kind} first")
+    if kind not in COMMANDS:
+        raise UsageError(f"direction {name!r}: there are no results of kind {kind!r}; there are {', '.join(COMMANDS)}")
+    command = filled(COMMANDS[kind], target.lake.location, [target.run])
+    raise UsageError(
+        f"{target.run} has no {kind} with {variable} along hidden for direction {name!r}; run {command} first"
+    )
 
 
 def steer(
@@ -165,7 +172,8 @@ def steer(
     examples = target.data["example"].values[~taken_from]
     found = target.sweep(conditions, examples=examples.tolist())
     strata = None if target.strata is None else target.strata[~taken_from]
-    return with_accuracy(found, target.gold[~taken_from], strata=strata, seed=seed)
+    result = with_accuracy(found, target.gold[~taken_from], strata=strata, seed=seed)
+    return result.assign_coords(strength=result["strength"].assign_attrs(units=STEERING_UNIT))
 
 
 def _scaled(
