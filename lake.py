@@ -626,19 +626,67 @@ def demo_command(
 
 @app.command("train")
 def train_command(
-    name: Annotated[
-        str, typer.Argument(help="small-gpt2, small-llama, their -decodable twins or -direct comparisons.")
-    ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for checkpoints and training state.")],
+    name: Annotated[
+        str | None, typer.Argument(help="small-gpt2, small-llama, their -decodable twins or -direct comparisons.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
     device: Device = "cpu",
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="PATH_OR_ID", help="Instead of NAME: train adapters for this base model."),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", metavar="FILE[*K]", help="Problems, counted K times, or stories:N. May be repeated."),
+    ] = None,
+    validation: Annotated[
+        list[str] | None,
+        typer.Option("--validation", metavar="FILE", help="Problems held out, whose accuracy is watched."),
+    ] = None,
+    protocol: Annotated[str, typer.Option(help="codi, or pause: one learned vector is fed at every thought.")] = "codi",
+    lora_rank: Annotated[int, typer.Option(help="Rank of the adapters.")] = 16,
+    lora_alpha: Alpha = 32.0,
+    n_latent: Annotated[int, typer.Option("--thoughts", help="Number of thoughts.")] = 6,
+    steps: Annotated[int | None, typer.Option(help="Steps in all.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Minutes in all; the learning rate follows the time.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Problems of a step.")] = 64,
+    accumulate: Annotated[int, typer.Option(help="Parts in which a step is computed.")] = 1,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens of a step at most.")] = 40_000,
+    longest: Annotated[int, typer.Option(help="Longer problems, in tokens with chain and answer, are left out.")] = 256,
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
+    warmup: Annotated[float, typer.Option(help="Share of the training in which the rate rises.")] = 0.03,
+    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 0.01,
+    clip: Annotated[float, typer.Option(help="Longest gradient.")] = 1.0,
+    teacher_weight: Annotated[float, typer.Option(help="Weight of the written chain's loss.")] = 1.0,
+    distillation_weight: Annotated[float, typer.Option(help="Weight of the distance to the teacher's states.")] = 1.0,
+    last_step: Annotated[bool, typer.Option("--last-step", help="Leave the chain's last step in.")] = False,
+    compute_dtype: Annotated[str, typer.Option(help="Type of the products: float32 or bfloat16.")] = "float32",
+    save_every: Annotated[float, typer.Option(help="Seconds between saves.")] = 60.0,
 ) -> None:
-    """Train a small CODI model from scratch; run again, it goes on where it stopped."""
-    from extract.small.train import train
+    """Train a small CODI model from scratch, or adapters for a base model; run again, it goes on where it stopped."""
+    if (name is None) == (base is None):
+        raise UsageError("train: name one of the small models, or a base model with --base")
+    if base is None:
+        from extract.small.train import train as train_small
 
-    with progress_bar(f"{name}, seed {seed}", "steps") as report:
-        for folder in train(name, out, seed, device, progress=report):
-            console.print(str(folder))
+        with progress_bar(f"{name}, seed {seed}", "steps") as report:
+            for folder in train_small(str(name), out, seed, device, progress=report):
+                console.print(str(folder))
+        return
+    from extract.training.loop import TrainSettings, train
+
+    if not data:
+        raise UsageError("train --base: name what to train on with --data")
+    arguments = locals()
+    fields = {key: arguments[key] for key in TrainSettings.__dataclass_fields__} | {"data": tuple(data)}
+    settings = TrainSettings(**fields)
+    with progress_bar(f"{base}, seed {seed}", "steps" if steps else "s") as report:
+        folder = train(
+            settings, out, validation=validation or (), device=device, save_every=save_every, progress=report,
+            say=lambda line: typer.echo(line, err=True),
+        )  # fmt: skip
+    console.print(str(folder))
 
 
 Resamples = Annotated[int, typer.Option(help="Resamples of the bootstrap over problems.")]

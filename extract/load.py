@@ -12,13 +12,14 @@ from typing import Any, Literal
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from extract.architectures import Architecture, architecture_from_keys, architecture_of
+from extract.bases import PACKAGED, packaged_base
 from extract.capture import ATTENTION
 from extract.device import find_device, first_line
 from extract.reasoner import Projection, Reasoner
@@ -30,6 +31,8 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 N_EXTRA_ROW = 3
 """Rows after the base vocabulary: pad, beginning and end of thought."""
 ANSWER_PREFIX = "The answer is:"
+ROWS = ".extra_rows"
+"""End of the names of the three extra rows in a checkpoint that holds only what was trained, without its base."""
 
 MMAP_THRESHOLD, TRIM_THRESHOLD, ARENA_MAX = -3, -1, -8  # of mallopt(3)
 
@@ -58,8 +61,9 @@ def load_reasoner(
         model shipped with this project. An optional ``codi.json`` in it gives ``n_latent`` (6) and ``answer_prefix``
         ("The answer is:").
     base
-        Folder or hub id of the base model: its config and tokenizer are read, its weights are not (a checkpoint holds
-        them). Default: the checkpoint's own folder if it has both, else the public base of its architecture.
+        Folder or hub id of the base model, or ``smollm2-135m``: its config and tokenizer are read, its weights only
+        where the checkpoint holds no more than what was trained (adapters, projection, extra rows). Default: the
+        checkpoint's own folder if it has both, what its ``codi.json`` names, or the public base of its architecture.
     device
         Where it runs: ``cpu``, ``cuda``, ``cuda:1`` ...; see :func:`extract.device.find_device`.
     dtype
@@ -85,15 +89,20 @@ def load_reasoner(
     raw = _read_weights(weights_file)
     weights, projection = _split(raw, str(checkpoint))
     architecture = architecture_from_keys(list(weights), str(checkpoint))
-    base_folder = _find_base(base, extra_folder, architecture)
+    settings = _read_json(extra_folder / "codi.json", "settings of the checkpoint", missing={})
+    base = base or settings.get("base")
+    trained_only = any(name.endswith(ROWS) for name in weights)
+    base_folder = _find_base(base, extra_folder, architecture, weights=trained_only)
     config_json = _read_json(base_folder / "config.json", "config of the base model")
     architecture = architecture_of(str(config_json.get("model_type")), f"base {base or base_folder}")
-    settings = _read_json(extra_folder / "codi.json", "settings of the checkpoint", missing={})
+    lora_alpha = float(settings.get("lora_alpha", lora_alpha))
     n_latent = settings.get("n_latent", N_LATENT)
     if not isinstance(n_latent, int) or n_latent < 1:
         raise UsageError(f"{extra_folder / 'codi.json'}: n_latent is {n_latent!r}; it must be a whole number above 0")
 
     model, vocabulary = _build(base_folder, config_json, architecture, str(base or base_folder))
+    if trained_only:
+        weights, raw = _complete(weights, raw, base_folder, str(checkpoint))
     _check_base(weights, model, architecture, vocabulary, str(checkpoint), str(base or base_folder))
     merged = _merge(weights, model, lora_alpha, str(checkpoint))
     _load(model, merged, str(checkpoint))
@@ -169,14 +178,18 @@ def _find_checkpoint(checkpoint: str) -> tuple[str, Path, Path]:
     raise UsageError(f"checkpoint {checkpoint} is no folder here and was not found on the hub: {'; '.join(problems)}")
 
 
-def _find_base(base: str | Path | None, folder: Path, architecture: Architecture) -> Path:
-    """Folder with config and tokenizer of the base model."""
+def _find_base(
+    base: str | Path | None, folder: Path, architecture: Architecture | None, *, weights: bool = False
+) -> Path:
+    """Folder with config and tokenizer of the base model, and with its weights where they are asked for."""
     if base is None:
         own = _read_json(folder / "config.json", "config of the checkpoint", missing={})
         if own.get("model_type") and (folder / "tokenizer.json").is_file():
             return folder
-        base = architecture.default_base
+        base = architecture.default_base if architecture else ""
     local = Path(base)
+    if str(base) in PACKAGED and not local.exists():
+        return packaged_base(str(base))
     if local.is_dir():
         missing = [file for file in ("config.json", "tokenizer.json") if not (local / file).is_file()]
         if missing and not ("config.json" not in missing and list(local.glob("tokenizer*"))):
@@ -185,7 +198,8 @@ def _find_base(base: str | Path | None, folder: Path, architecture: Architecture
     if not _HUB_ID.fullmatch(str(base)):
         raise UsageError(f"base {base} is no folder and no hub id; pass the base model's folder with --base")
     try:
-        return Path(snapshot_download(str(base), allow_patterns=["*.json", "*.txt", "*.model"], etag_timeout=10))
+        patterns = ["*.json", "*.txt", "*.model", *(["*.safetensors"] if weights else [])]
+        return Path(snapshot_download(str(base), allow_patterns=patterns, etag_timeout=10))
     except Exception as error:
         raise UsageError(
             f"base {base} is no folder here and was not found on the hub ({first_line(error)});"
@@ -261,6 +275,64 @@ def _build(folder: Path, config_json: dict[str, Any], architecture: Architecture
         what = f"no {architecture.model_type} model can be built from {source}"
         raise UsageError(f"{what}: {first_line(error)}") from error
     return model, vocabulary
+
+
+def _base_weights(folder: Path) -> dict[str, Tensor]:
+    """Weights of a base model by the names of its architecture, in float32; a tied head is left out."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    except Exception as error:  # whatever missing or broken weights raise inside transformers
+        raise UsageError(f"weights of base {folder} cannot be read: {_one_line(error)}") from error
+    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
+    return {name: value for name, value in model.state_dict().items() if name not in tied}
+
+
+def _complete(
+    weights: dict[str, Tensor], raw: dict[str, Tensor], base: Path, source: str
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights and file content of a checkpoint that holds only what was trained, with those of its base."""
+    full = _base_weights(base)
+    raw = {**raw, **{f"base.{name}": value for name, value in full.items()}}
+    for name, value in weights.items():
+        target = name.removesuffix(ROWS) + ".weight"
+        if not name.endswith(ROWS):
+            full[name] = value
+        elif target not in full or full[target].shape[1:] != value.shape[1:]:
+            raise UsageError(f"{source} has extra rows for {target}, which do not fit base {base}")
+        else:
+            full[target] = torch.cat([full[target], value.float()])
+    return full, raw
+
+
+def new_reasoner(base: str | Path, device: str = "cpu", *, n_latent: int = N_LATENT) -> Reasoner:
+    """A base model with three new rows and a new projection, ready to be trained; nothing of it can think yet.
+
+    Random numbers come from torch's generator. The projection ends at the scale of the word embeddings.
+    """
+    target = _device(device)
+    folder = _find_base(base, Path(base), None, weights=True)
+    config_json = _read_json(folder / "config.json", "config of the base model")
+    architecture = architecture_of(str(config_json.get("model_type")), f"base {base}")
+    model, vocabulary = _build(folder, config_json, architecture, str(base))
+    weights = _base_weights(folder)
+    hidden = int(model.config.hidden_size)
+    for name in {f"{architecture.body}.{architecture.embedding}.weight", "lm_head.weight"} & weights.keys():
+        rows = weights[name]
+        new = rows.mean(0) + rows.std(0) * torch.randn(N_EXTRA_ROW, hidden)
+        weights[name] = torch.cat([rows[:vocabulary], new])
+    embedding = weights[f"{architecture.body}.{architecture.embedding}.weight"]
+    _load(model, weights, str(base))
+    projection = Projection(hidden, hidden, with_norm=True)
+    norm: Any = projection.get_submodule("ln")
+    nn.init.constant_(norm.weight, float(embedding[:vocabulary].square().mean().sqrt()))
+    tokenizer = _tokenizer(folder, vocabulary)
+    return Reasoner(
+        name=str(base), model=model.to(target).eval(), projection=projection.to(target), tokenizer=tokenizer,
+        architecture=architecture, vocabulary=vocabulary, n_latent=n_latent, answer_prefix=ANSWER_PREFIX,
+        fingerprint={
+            "weights": _fingerprint_weights(weights, {}), "tokenizer": _fingerprint_tokenizer(folder, tokenizer),
+        },
+    )  # fmt: skip
 
 
 def _check_base(

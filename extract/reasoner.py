@@ -333,8 +333,12 @@ class Reasoner:
 
     def encode(self, question: str) -> list[int]:
         """Prompt of a question: its tokens (with the tokenizer's own beginning, if any), then BOT."""
-        text = question.strip().replace("  ", " ")
-        return [*self.tokenizer(text)["input_ids"], self.bot_id]
+        return [*self.tokenizer(self.question_text(question))["input_ids"], self.bot_id]
+
+    @staticmethod
+    def question_text(question: str) -> str:
+        """A question as the official code reads it."""
+        return question.strip().replace("  ", " ")
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of answer tokens, without special ones."""

@@ -1,0 +1,345 @@
+"""Train a base model to think in vectors, by CODI's recipe (Shen et al., arXiv 2502.21074), within steps or minutes.
+
+Every batch is drawn from the seed and the step alone, and the training state is written as it goes, so that a training
+that was killed goes on where it was; counted in steps, it ends with the weights it would have had.
+"""
+
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from extract.load import new_reasoner
+from extract.training.data import normalised, read_examples
+from extract.training.student import Protocol, Student
+from extract.training.table import Table, draw_batches
+from schemas import UsageError, fingerprint
+
+STATE = "training.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """What a training is made of; what is left out decides nothing about the weights."""
+
+    base: str
+    data: tuple[str, ...]
+    protocol: Protocol = "codi"
+    lora_rank: int = 16
+    lora_alpha: float = 32.0
+    n_latent: int = 6
+    steps: int | None = None
+    minutes: float | None = None
+    batch_size: int = 64
+    accumulate: int = 1
+    batch_tokens: int = 40_000
+    longest: int = 256
+    learning_rate: float = 1e-3
+    warmup: float = 0.03
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    teacher_weight: float = 1.0
+    distillation_weight: float = 1.0
+    last_step: bool = False
+    compute_dtype: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained."""
+        if (self.steps is None) == (self.minutes is None):
+            raise UsageError("say how long to train: either --steps or --minutes")
+        for name in ("lora_rank", "n_latent", "batch_size", "accumulate", "batch_tokens", "longest"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+        for name in ("steps", "minutes", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be above 0")
+        if self.protocol not in ("codi", "pause"):
+            raise UsageError(f"--protocol {self.protocol!r} is not one of codi, pause")
+        if self.compute_dtype not in ("float32", "bfloat16"):
+            raise UsageError(f"--compute-dtype {self.compute_dtype!r} is not one of float32, bfloat16")
+
+
+class Training:
+    """A student, its optimizer, and how far it has come."""
+
+    def __init__(self, settings: TrainSettings, device: str) -> None:
+        torch.manual_seed(settings.seed)
+        self.settings = settings
+        self.reasoner = new_reasoner(settings.base, device, n_latent=settings.n_latent)
+        dtype = getattr(torch, settings.compute_dtype)
+        self.student = Student(self.reasoner, settings.lora_rank, settings.lora_alpha, settings.protocol, dtype)
+        self.parameters = list(self.student.trained().values())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay, fused=True
+        )
+        self.step = 0
+        self.seconds = 0.0
+        self.parts = settings.accumulate
+        self.curve: list[dict[str, Any]] = []
+        self.device = self.reasoner.device
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done."""
+        if self.settings.steps is not None:
+            return self.step / self.settings.steps
+        return self.seconds / (60 * (self.settings.minutes or 1))
+
+    def rate(self) -> float:
+        """Linear warm-up, then a cosine down to 2% of the learning rate, over the steps or the minutes."""
+        done, warmup = self.progress, self.settings.warmup
+        warm = min(1.0, (done + 1e-3) / warmup) if warmup > 0 else 1.0
+        return self.settings.learning_rate * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * min(done, 1.0))))
+
+    def learn(self, table: Table, rows: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Make one step; the losses stay on the device. A step whose gradient is not finite changes nothing."""
+        while (losses := self._try_gradient(table, rows)) is None:
+            self.parts *= 2
+            torch.cuda.empty_cache()
+        losses["gradient"] = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip, foreach=True)
+        # Read by the fused kernel, on the device: nothing waits for the answer.
+        self.optimizer.found_inf = (~torch.isfinite(losses["gradient"])).float()  # type: ignore[attr-defined]
+        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate()
+        self.optimizer.step()
+        self.step += 1
+        return losses
+
+    def _try_gradient(self, table: Table, rows: NDArray[np.int64]) -> dict[str, Tensor] | None:
+        """Losses, with the gradient left on the parameters; ``None`` if a part of the step does not fit the GPU."""
+        try:
+            return self._gradient(table, rows)
+        except torch.OutOfMemoryError:
+            if self.parts >= len(rows):
+                raise
+            return None
+
+    def _gradient(self, table: Table, rows: NDArray[np.int64]) -> dict[str, Tensor]:
+        weights = {
+            "answer": 1.0,
+            "teacher": self.settings.teacher_weight,
+            "distillation": self.settings.distillation_weight,
+        }
+        self.optimizer.zero_grad(set_to_none=True)
+        total: dict[str, Tensor] = {}
+        for part in np.array_split(rows, min(self.parts, len(rows))):
+            losses = self.student.losses(table.batch(part))
+            share = len(part) / len(rows)
+            loss: Any = torch.stack([weights[name] * value for name, value in losses.items()]).sum() * share
+            loss.backward()
+            for name, value in losses.items():
+                total[name] = total.get(name, torch.zeros_like(value)) + value.detach() * share
+        return total
+
+    def accuracy(self, tables: dict[str, Table], size: int) -> dict[str, float]:
+        """Share of problems answered exactly, after the thoughts and without them (BOT, then EOT at once)."""
+        found: dict[str, float] = {}
+        for name, table in tables.items():
+            order = np.argsort(table.length, kind="stable")
+            for label, thoughts in ((name, None), (f"{name} without thoughts", 0)):
+                right = [
+                    self.student.right(table.batch(order[start : start + size]), thoughts)
+                    for start in range(0, len(order), size)
+                ]
+                found[label] = float(torch.cat(right).float().mean())
+        return found
+
+    def save_state(self, path: Path) -> None:
+        """Write all that is needed to go on, whole or not at all."""
+        content = {
+            "trained": {name: value.detach() for name, value in self.student.trained().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "parts": self.parts,
+            "curve": self.curve,
+            "settings": fingerprint(asdict(self.settings)),
+        }
+        partial = path.with_suffix(".partial")
+        torch.save(content, partial)
+        partial.replace(path)
+
+    def load_state(self, path: Path) -> None:
+        """Read back what :meth:`save_state` wrote."""
+        try:
+            content = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:  # unpickling raises many types
+            raise UsageError(f"training state {path} cannot be read ({error}); remove it to begin anew") from error
+        if content["settings"] != fingerprint(asdict(self.settings)):
+            raise UsageError(
+                f"{path.parent} holds a training with other settings; give the same to go on, or another --out"
+            )
+        with torch.no_grad():
+            for name, value in self.student.trained().items():
+                value.copy_(content["trained"][name])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.step, self.seconds, self.parts = content["step"], content["seconds"], content["parts"]
+        self.curve = content["curve"]
+
+    def save_checkpoint(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
+        """Write what was trained, and ``codi.json`` and ``training.json`` beside it."""
+        settings = self.settings
+        notes = {
+            "n_latent": settings.n_latent,
+            "answer_prefix": self.reasoner.answer_prefix,
+            "protocol": settings.protocol,
+            "base": settings.base,
+            "lora_rank": settings.lora_rank,
+            "lora_alpha": settings.lora_alpha,
+        }
+        record = {
+            "settings": asdict(settings) | {"data": [Path(each).name for each in settings.data]},
+            "base": self.reasoner.fingerprint["weights"],
+            "step": self.step,
+            "seconds": round(self.seconds, 1),
+            "curve": self.curve,
+        }
+        partial = folder / "model.partial"
+        save_file(self.student.checkpoint(dtype), partial, metadata={"format": "pt"})
+        partial.replace(folder / "model.safetensors")
+        (folder / "codi.json").write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+        (folder / "training.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
+
+
+def train(
+    settings: TrainSettings,
+    out: Path | str,
+    *,
+    validation: Sequence[str] = (),
+    device: str = "cpu",
+    save_every: float = 60.0,
+    log_every: int = 20,
+    progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
+    stop_after: int | None = None,
+) -> Path:
+    """Train, or go on with an interrupted training.
+
+    Parameters
+    ----------
+    settings
+        What is trained, on what, how long.
+    out
+        Folder of checkpoint, record and training state; made if missing.
+    validation
+        Data files whose accuracy is measured at every save, ``FILE`` or ``NAME=FILE``; nothing is trained on them, and
+        problems of theirs that are in the training data are left out of it.
+    device
+        Where to train.
+    save_every
+        Seconds between saves.
+    log_every
+        Steps between records of the losses: the only moments at which a GPU is waited for.
+    progress
+        Called with (steps done, steps in all), or seconds, after every step.
+    say
+        Called with a line at every save.
+    stop_after
+        Steps of this call, for tests.
+
+    Returns
+    -------
+    Path
+        The checkpoint's folder, which :func:`extract.load_reasoner` opens.
+
+    Raises
+    ------
+    UsageError
+        If base or data cannot be read, or ``out`` holds a training with other settings.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    run = Training(settings, device)
+    tables, table, weights = _tables(run, validation, say)
+    state = out / STATE
+    if state.exists():
+        run.load_state(state)
+    drawn = draw_batches(table, weights, settings.batch_size, settings.batch_tokens, settings.seed)
+    drawn = itertools.islice(drawn, run.step, None)
+    begin, saved, first = time.perf_counter() - run.seconds, time.perf_counter(), run.step
+    recent: list[dict[str, Tensor]] = []
+    total = settings.steps or round(60 * (settings.minutes or 0))
+    with _kernels(run.device):
+        while run.progress < 1 and (stop_after is None or run.step - first < stop_after):
+            recent.append(run.learn(table, next(drawn)))
+            run.seconds = time.perf_counter() - begin
+            if run.step % log_every == 0 or run.step == 1:
+                _record(run, recent, say)
+                run.seconds = time.perf_counter() - begin
+            if time.perf_counter() - saved >= save_every and run.progress < 1:
+                _save(run, out, tables, say)
+                saved = time.perf_counter()
+            if progress is not None:
+                progress(run.step if settings.steps else min(round(run.seconds), total), total)
+        _record(run, recent, say)
+        _save(run, out, tables, say)
+    return out
+
+
+def _kernels(device: torch.device) -> AbstractContextManager[None]:
+    """One attention kernel for all shapes: cuDNN's would be prepared anew for each of them."""
+    if device.type != "cuda":
+        return nullcontext()
+    kernels: AbstractContextManager[None] = sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+    return kernels
+
+
+def _save(run: Training, out: Path, tables: dict[str, Table], say: Callable[[str], None] | None) -> None:
+    found = run.accuracy(tables, max(run.settings.batch_size, 64))
+    run.curve.append({"step": run.step, "seconds": round(run.seconds, 1), **found})
+    run.save_state(out / STATE)
+    run.save_checkpoint(out)
+    if say is not None:
+        rates = ", ".join(f"{key} {value:.3f}" for key, value in found.items())
+        say(f"step {run.step}, {run.seconds:.0f} s, right: {rates or 'not asked (--validation)'}")
+
+
+def _record(run: Training, recent: list[dict[str, Tensor]], say: Callable[[str], None] | None) -> None:
+    if recent:
+        means = {name: float(torch.stack([each[name] for each in recent]).mean()) for name in recent[0]}
+        run.curve.append({"step": run.step, "seconds": round(run.seconds, 1), "rate": run.rate(), **means})
+        if say is not None:
+            say(
+                f"step {run.step}, {run.seconds:.1f} s, rate {run.rate():.2e}: "
+                + ", ".join(f"{key} {value:.4f}" for key, value in means.items())
+            )
+        recent.clear()
+
+
+def _tables(
+    run: Training, validation: Sequence[str], say: Callable[[str], None] | None
+) -> tuple[dict[str, Table], Table, NDArray[np.float64]]:
+    """Validation problems by name, training problems, and how often each of these is drawn."""
+    settings, reasoner = run.settings, run.reasoner
+    held_out = {name: examples for name, _, examples in map(read_examples, validation)}
+    texts = {normalised(example.question) for examples in held_out.values() for example in examples}
+    chosen, weights = [], []
+    for name, count, examples in map(read_examples, settings.data):
+        kept = [example for example in examples if normalised(example.question) not in texts]
+        chosen += kept
+        weights += [count] * len(kept)
+        if say is not None:
+            say(f"{name}: {len(kept)} problems, {len(examples) - len(kept)} left out because they are held out")
+    if not chosen:
+        raise UsageError("no problem is left for training: all are among those of --validation")
+    table = Table(reasoner, chosen, longest=settings.longest, last_step=settings.last_step)
+    share = np.array(weights, dtype=np.float64)[table.kept]
+    if say is not None:
+        longer = len(chosen) - len(table)
+        say(f"{len(table)} problems of at most {settings.longest} tokens, {longer} longer ones left out")
+    return {name: Table(reasoner, examples) for name, examples in held_out.items()}, table, share / share.sum()
