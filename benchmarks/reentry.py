@@ -1,6 +1,6 @@
 """What a sweep costs against its conditions run one by one, and how its cost grows with examples and conditions.
 
-    python benchmarks/reentry.py [--model small-gpt2] [--examples 128] [--processor]
+    python benchmarks/reentry.py [--model small-gpt2] [--examples 128] [--device cpu] [--processor]
 
 One by one, every condition thinks every question through from its beginning, in batches of 32 questions, with the same
 edits and the same measurements. Both sides give the same answers, which is checked. ``--processor`` compares processor
@@ -31,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="small-gpt2")
     parser.add_argument("--examples", type=int, default=128)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--processor", action="store_true")
     options = parser.parse_args()
     clock: Callable[[], float] = time.process_time if options.processor else time.perf_counter
@@ -38,10 +39,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "problems.jsonl"
         write_problems(make_splits(0, {"train": {}, "validation": {}, "test": {4: options.examples}})["test"], data)
-        spec = RunSpec(batch_size=64, max_new_tokens=10)
+        spec = RunSpec(batch_size=64, max_new_tokens=10, device=options.device)
         extract(prepare(options.model, str(data), f"{folder}/b.lake", spec), f"{folder}/b.lake")
         run = open_lake(f"{folder}/b.lake")[f"{options.model}/problems"].load()
-    reasoner = load_reasoner(options.model)
+    reasoner = load_reasoner(options.model, device=options.device)
     conditions = [
         Condition(
             name=f"{layer} {position} {index}",
@@ -97,7 +98,7 @@ def main() -> None:
     alone, single = timed(lambda: one_by_one(conditions))
     same = np.mean(np.asarray(texts) == np.array(single, dtype=object))
     kind = "processor" if options.processor else "wall-clock"
-    print(f"{options.model}, {n} examples, {len(conditions)} conditions, {kind} seconds")
+    print(f"{options.model} on {options.device}, {n} examples, {len(conditions)} conditions, {kind} seconds")
     print(f"one by one  {alone:8.2f}")
     print(f"sweep       {whole:8.2f}   {whole / alone:.2f} of it; same texts: {same:.1%}")
     print(f"positions fed {counts['positions_fed']}, one by one {counts['positions_one_by_one']}")
