@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -24,10 +25,19 @@ from extract.capture import ATTENTION
 from extract.device import find_device, first_line
 from extract.reasoner import Projection, Reasoner
 from schemas import N_LATENT, UsageError, fingerprint
+from schemas.checks import check_number, check_whole
 
 ComputeDtype = Literal["float32", "float16", "bfloat16"]
 SHIPPED = Path(__file__).parent / "checkpoints"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+ADAPTER_CONFIG = "adapter_config.json"
+LORA_ALPHA = 32.0
+"""Of the released checkpoints, which have no adapter config."""
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
+    "vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
+)  # fmt: skip
+"""Files that can change which tokens a text has."""
 N_EXTRA_ROW = 3
 """Rows after the base vocabulary: pad, beginning and end of thought."""
 ANSWER_PREFIX = "The answer is:"
@@ -40,6 +50,14 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _PREFIXES = ("codi.base_model.model.", "codi.")
 # Buffers that older versions of transformers saved beside the weights; recomputed from the config.
 _BUFFER = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
+_TYPES = {"float64", "float32", "float16", "bfloat16", "F64", "F32", "F16", "BF16"}
+# Fields of PEFT's LoraConfig that are used here, or change nothing in what trained and merged weights compute.
+_ADAPTER_FIELDS = {
+    "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "target_modules", "exclude_modules", "task_type",
+    "inference_mode", "base_model_name_or_path", "revision", "auto_mapping", "peft_version", "lora_dropout",
+    "fan_in_fan_out", "bias", "init_lora_weights", "layers_to_transform", "layers_pattern", "megatron_core",
+    "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "runtime_config",
+}  # fmt: skip
 # Fields of config.json that say how a file was written, not what the model is.
 _NOT_MODEL = {"transformers_version", "torch_dtype", "dtype", "_name_or_path", "architectures", "use_cache"}
 
@@ -50,7 +68,7 @@ def load_reasoner(
     device: str = "cpu",
     dtype: ComputeDtype = "float32",
     *,
-    lora_alpha: float = 32.0,
+    lora_alpha: float | None = None,
 ) -> Reasoner:
     """Load a CODI checkpoint in the official layout, ready to think.
 
@@ -59,7 +77,7 @@ def load_reasoner(
     checkpoint
         Folder or hub id with ``model.safetensors`` or ``pytorch_model.bin`` (read as weights only), or the name of a
         model shipped with this project. An optional ``codi.json`` in it gives ``n_latent`` (6) and ``answer_prefix``
-        ("The answer is:").
+        ("The answer is:"), an ``adapter_config.json`` as PEFT writes it the scale of the low-rank updates.
     base
         Folder or hub id of the base model, or ``smollm2-135m``: its config and tokenizer are read, its weights only
         where the checkpoint holds no more than what was trained (adapters, projection, extra rows). Default: the
@@ -69,7 +87,8 @@ def load_reasoner(
     dtype
         Type it computes in. Low-rank updates are merged in float32 first.
     lora_alpha
-        Numerator of the scale of the low-rank updates; their rank is read from the shapes.
+        Numerator of the scale of the low-rank updates, whose rank is read from the shapes; by default the adapter
+        config's or, without one, 32.
 
     Returns
     -------
@@ -78,7 +97,8 @@ def load_reasoner(
     Raises
     ------
     UsageError
-        If anything is missing, unexpected, of another shape or architecture; the text lists what.
+        If anything is missing, unexpected, of another shape, type or architecture, holds two adapters or one of a kind
+        that is not merged rightly here, or if ``lora_alpha`` is not the adapter config's; the text lists what.
     """
     target = find_device(device)
     if target.type == "cpu":
@@ -95,16 +115,29 @@ def load_reasoner(
     base_folder = _find_base(base, extra_folder, architecture, weights=trained_only)
     config_json = _read_json(base_folder / "config.json", "config of the base model")
     architecture = architecture_of(str(config_json.get("model_type")), f"base {base or base_folder}")
-    lora_alpha = float(settings.get("lora_alpha", lora_alpha))
-    n_latent = settings.get("n_latent", N_LATENT)
-    if not isinstance(n_latent, int) or n_latent < 1:
-        raise UsageError(f"{extra_folder / 'codi.json'}: n_latent is {n_latent!r}; it must be a whole number above 0")
+    if "quantization_config" in config_json:
+        raise UsageError(f"base {base or base_folder} is quantised (quantization_config); pass the plain one")
+    n_latent, answer_prefix = settings.get("n_latent", N_LATENT), settings.get("answer_prefix", ANSWER_PREFIX)
+    check_whole(f"{extra_folder / 'codi.json'}: n_latent", n_latent, 1)
+    if not isinstance(answer_prefix, str):
+        raise UsageError(f"{extra_folder / 'codi.json'}: answer_prefix is {answer_prefix!r}; it must be a text")
+    adapter = _read_json(extra_folder / ADAPTER_CONFIG, "config of the adapter", missing={})
+    _check_adapter_config(adapter, str(extra_folder / ADAPTER_CONFIG))
+    scale = {
+        "lora_alpha": _one_alpha(
+            {
+                "the argument": lora_alpha,
+                str(extra_folder / "codi.json"): settings.get("lora_alpha"),
+                str(extra_folder / ADAPTER_CONFIG): adapter.get("lora_alpha"),
+            }
+        )
+    } | ({"use_rslora": True} if adapter.get("use_rslora") else {})
 
     model, vocabulary = _build(base_folder, config_json, architecture, str(base or base_folder))
     if trained_only:
         weights, raw = _complete(weights, raw, base_folder, str(checkpoint))
     _check_base(weights, model, architecture, vocabulary, str(checkpoint), str(base or base_folder))
-    merged = _merge(weights, model, lora_alpha, str(checkpoint))
+    merged = _merge(weights, model, adapter, scale, str(checkpoint))
     _load(model, merged, str(checkpoint))
     hidden = int(model.config.hidden_size)
     prj = _projection(projection, hidden, str(checkpoint))
@@ -124,11 +157,9 @@ def load_reasoner(
         architecture=architecture,
         vocabulary=vocabulary,
         n_latent=n_latent,
-        answer_prefix=str(settings.get("answer_prefix", ANSWER_PREFIX)),
+        answer_prefix=answer_prefix,
         fingerprint={
-            "weights": _fingerprint_weights(
-                raw, {"config": model_config, "lora_alpha": lora_alpha, "n_latent": n_latent}
-            ),
+            "weights": _fingerprint_weights(raw, {"config": model_config, "n_latent": n_latent, **scale}),
             "tokenizer": _fingerprint_tokenizer(base_folder, tokenizer),
         },
     )
@@ -169,7 +200,7 @@ def _find_checkpoint(checkpoint: str) -> tuple[str, Path, Path]:
         except Exception as error:  # the hub client raises many unrelated types
             problems.append(f"{file}: {first_line(error)}")
             continue
-        for extra in ("codi.json", "config.json", "tokenizer.json", "tokenizer_config.json"):
+        for extra in ("codi.json", ADAPTER_CONFIG, "config.json", *TOKENIZER_FILES):
             try:
                 hf_hub_download(checkpoint, extra, etag_timeout=10)
             except Exception:  # noqa: BLE001 -- optional files
@@ -229,7 +260,21 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise UsageError(f"weights cannot be read from {path}: {first_line(error)}; is the file complete?") from error
     if not isinstance(raw, Mapping) or not all(isinstance(value, Tensor) for value in raw.values()):
         raise UsageError(f"{path} holds no state dict (names to tensors)")
-    return {str(key): value for key, value in raw.items()}
+    weights = {str(key): value for key, value in raw.items()}
+    kinds = {key: str(value.dtype).removeprefix("torch.") for key, value in weights.items()}
+    strange = {key: value.layout for key, value in weights.items() if value.layout != torch.strided}
+    _check_plain(kinds | {key: str(layout).removeprefix("torch.") for key, layout in strange.items()}, str(path))
+    return weights
+
+
+def _check_plain(kinds: Mapping[str, str], source: str) -> None:
+    """Refuse weights (type by name) that are no plain floating-point numbers: without a scale they mean nothing."""
+    strange = [f"{key} ({kind})" for key, kind in kinds.items() if kind not in _TYPES and not _BUFFER.search(key)]
+    if strange:
+        raise UsageError(
+            f"weights of {source} are quantised or otherwise no plain floating-point numbers: {_some(strange)}; "
+            "write them in float32, float16 or bfloat16"
+        )
 
 
 def _split(raw: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -280,9 +325,16 @@ def _build(folder: Path, config_json: dict[str, Any], architecture: Architecture
 def _base_weights(folder: Path) -> dict[str, Tensor]:
     """Weights of a base model by the names of its architecture, in float32; a tied head is left out."""
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        for file in sorted(folder.glob("*.safetensors")):  # a library reads other numbers at face value
+            with safe_open(file, framework="pt") as weights:
+                _check_plain({key: weights.get_slice(key).get_dtype() for key in weights.keys()}, str(file))  # noqa: SIM118
+        model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    except UsageError:
+        raise
     except Exception as error:  # whatever missing or broken weights raise inside transformers
-        raise UsageError(f"weights of base {folder} cannot be read: {_one_line(error)}") from error
+        raise UsageError(f"weights of base {folder} cannot be read: {first_line(error)}") from error
+    if missing := report["missing_keys"]:  # the library would draw them at random
+        raise UsageError(f"weights of base {folder} lack {_some(missing)}")
     tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
     return {name: value for name, value in model.state_dict().items() if name not in tied}
 
@@ -309,7 +361,7 @@ def new_reasoner(base: str | Path, device: str = "cpu", *, n_latent: int = N_LAT
 
     Random numbers come from torch's generator. The projection ends at the scale of the word embeddings.
     """
-    target = _device(device)
+    target = find_device(device)
     folder = _find_base(base, Path(base), None, weights=True)
     config_json = _read_json(folder / "config.json", "config of the base model")
     architecture = architecture_of(str(config_json.get("model_type")), f"base {base}")
@@ -370,15 +422,69 @@ def _check_base(
         raise UsageError(f"{source} does not belong to base {base}: checkpoint has {'; '.join(differences)}")
 
 
-def _merge(weights: Mapping[str, Tensor], model: Any, lora_alpha: float, source: str) -> dict[str, Tensor]:
-    """Fold low-rank updates into the weights they belong to: ``W + alpha / r * B A`` (transposed for Conv1D)."""
+def _one_alpha(said: Mapping[str, Any]) -> float:
+    """Numerator of the low-rank updates' scale, from whoever says one; they must not contradict each other."""
+    known = {source: value for source, value in said.items() if value is not None}
+    for source, value in known.items():
+        check_number(f"lora_alpha of {source}", value, above=0)
+    if len({float(value) for value in known.values()}) > 1:
+        raise UsageError("lora_alpha is " + ", but ".join(f"{value:g} in {source}" for source, value in known.items()))
+    return float(next(iter(known.values()), LORA_ALPHA))
+
+
+def _check_adapter_config(adapter: Mapping[str, Any], source: str) -> None:
+    """Refuse whatever an adapter's config, if there is one, asks for that changes what it computes."""
+    if adapter and adapter.get("peft_type") != "LORA":
+        raise UsageError(f"{source} is of peft_type {adapter.get('peft_type')!r}; only 'LORA' is merged")
+    if adapter and adapter.get("lora_alpha") is None:
+        raise UsageError(f"{source} names no lora_alpha, so the updates' scale is not known")
+    if unknown := [f"{key}={value!r}" for key, value in adapter.items() if value and key not in _ADAPTER_FIELDS]:
+        raise UsageError(f"{source} asks for what is not merged rightly here: {_some(unknown)}")
+
+
+def _check_adapter(adapter: Mapping[str, Any], ranks: Mapping[str, int], source: str) -> None:
+    """Refuse low-rank updates (rank of each module) that are not those an adapter's config speaks of."""
+    if not ranks:
+        raise UsageError(
+            f"{source} has an {ADAPTER_CONFIG} but no low-rank update in its weights; take the file away if they are"
+            " merged already"
+        )
+    rank = adapter.get("r")
+    if not adapter.get("rank_pattern") and (other := [name for name, found in ranks.items() if found != rank]):
+        raise UsageError(f"{source}: {ADAPTER_CONFIG} says r={rank}, {other[0]} has rank {ranks[other[0]]}")
+    targets = adapter.get("target_modules")
+    if isinstance(targets, str):
+        strays = [] if targets == "all-linear" else [name for name in ranks if not re.fullmatch(targets, name)]
+        unmet: list[str] = []
+    else:
+        ends = {target: [n for n in ranks if n == target or n.endswith(f".{target}")] for target in targets or ()}
+        strays = sorted(ranks.keys() - {name for names in ends.values() for name in names})
+        unmet = [target for target, names in ends.items() if not names]
+    if strays or unmet:
+        found = f"updates of {_some(strays)} that it does not name" if strays else f"no update of {_some(unmet)}"
+        raise UsageError(f"{source}: {ADAPTER_CONFIG} has target_modules {targets}, the weights have {found}")
+
+
+def _merge(
+    weights: Mapping[str, Tensor], model: Any, adapter: Mapping[str, Any], scale: Mapping[str, Any], source: str
+) -> dict[str, Tensor]:
+    """Fold low-rank updates into the weights they belong to: ``W + alpha / r * B A`` (transposed for Conv1D).
+
+    With ``use_rslora`` it is ``alpha / sqrt(r)`` (Kalajdzievski, *Rank-stabilized LoRA*, 2023).
+    """
     merged: dict[str, Tensor] = {}
     updates: dict[str, dict[str, Tensor]] = {}
+    adapters: set[str] = set()
     for key, value in weights.items():
-        if match := re.fullmatch(r"(.+)\.lora_([AB])\.[^.]+\.weight", key):
+        if match := re.fullmatch(r"(.+)\.lora_([AB])(?:\.([^.]+))?\.weight", key):
             updates.setdefault(match.group(1), {})[match.group(2)] = value
+            adapters.add(match.group(3) or "default")
         else:
             merged[key.replace(".base_layer.", ".")] = value.float()
+    if len(adapters) > 1:
+        raise UsageError(f"{source} has {len(adapters)} adapters, {_some(adapters)}; keep the one that is meant")
+    if adapter:
+        _check_adapter(adapter, {name: len(pair["A"]) for name, pair in updates.items() if "A" in pair}, source)
     modules = dict(model.named_modules())
     for module, pair in updates.items():
         key = f"{module}.weight"
@@ -387,11 +493,12 @@ def _merge(weights: Mapping[str, Tensor], model: Any, lora_alpha: float, source:
         if key not in merged or module not in modules:
             raise UsageError(f"{source} has a low-rank update of {module}, which the model lacks")
         down, up = pair["A"].float(), pair["B"].float()
-        if down.ndim != 2 or up.ndim != 2 or up.shape[1] != down.shape[0]:
+        if down.ndim != 2 or up.ndim != 2 or up.shape[1] != down.shape[0] or not len(down):
             raise UsageError(
                 f"{source}: shapes of {module}.lora_A {tuple(down.shape)} and lora_B {tuple(up.shape)} do not fit"
             )
-        update = (lora_alpha / down.shape[0]) * (up @ down)
+        rank = len(down) ** 0.5 if scale.get("use_rslora") else len(down)
+        update = (scale["lora_alpha"] / rank) * (up @ down)
         if isinstance(modules[module], Conv1D):
             update = update.T
         if update.shape != merged[key].shape:
@@ -455,6 +562,8 @@ def _projection(weights: dict[str, Tensor], hidden: int, source: str) -> Project
     ]
     if shapes:
         problems.append(f"of another shape {_some(shapes)}")
+    if not_finite := [f"prj.{name}" for name, value in weights.items() if not bool(torch.isfinite(value).all())]:
+        problems.append(f"not finite {_some(not_finite)}")
     if problems:
         raise UsageError(f"projection of {source} does not fit: {'; '.join(problems)}")
     projection.load_state_dict({name: value.float() for name, value in weights.items()}, strict=True)
@@ -492,6 +601,10 @@ def _fingerprint_weights(raw: Mapping[str, Tensor], settings: dict[str, Any]) ->
 
 
 def _fingerprint_tokenizer(folder: Path, tokenizer: Any) -> str:
-    file = folder / "tokenizer.json"
-    content = file.read_bytes() if file.is_file() else tokenizer.backend_tokenizer.to_str().encode()
-    return hashlib.sha256(content).hexdigest()
+    """Digest of every file that can change tokens: those of all tokenizers, and those its own class reads."""
+    digest = hashlib.sha256()
+    for name in sorted({*TOKENIZER_FILES, *getattr(tokenizer, "vocab_files_names", {}).values()}):
+        if (folder / name).is_file():
+            content = (folder / name).read_bytes()
+            digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()

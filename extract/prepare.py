@@ -175,7 +175,7 @@ def prepare(
     spec: RunSpec,
     *,
     base: str | None = None,
-    lora_alpha: float = 32.0,
+    lora_alpha: float | None = None,
     skip_long: bool = False,
     memory: float = MEMORY,
     shard_examples: int | None = None,

@@ -42,7 +42,7 @@ def recompute(
     checkpoint: str | None = None,
     base: str | None = None,
     device: str = "cpu",
-    lora_alpha: float = 32.0,
+    lora_alpha: float | None = None,
 ) -> Recomputed:
     """Think through some of a run's examples again, one at a time, and compare.
 

@@ -147,7 +147,7 @@ def open_target(
     base: str | None = None,
     device: str = "cpu",
     compute_dtype: ComputeDtype | None = None,
-    lora_alpha: float = 32.0,
+    lora_alpha: float | None = None,
     limit: int | None = None,
 ) -> Target:
     """Open a run together with its model.
