@@ -292,6 +292,8 @@ def extract_command(
         memory=memory,
         rebuild_static=static,
     )
+    for said in prepared.problems.notes:
+        note(said)
     with progress_bar(prepared.run, "examples") as report:
         done = extract(
             prepared,
@@ -346,6 +348,8 @@ def plan_command(
     prepared = prepare(
         model, data, lake, spec, base=base, lora_alpha=lora_alpha, skip_long=skip_long, memory=memory
     )  # fmt: skip
+    for said in prepared.problems.notes:
+        note(said)
     planned = plan(prepared, lake)
     if as_json:
         print_json({**asdict(planned), "fits": planned.fits})

@@ -148,7 +148,7 @@ def predict_errors(
         codes, raw = _designs(rows, weights(sae, source, rows), spec, Path(folder), sae.attrs["scope"] == "crosscoder")
         report(1, n_pass)
         length = _Spool(None, "question_length")
-        question = labels["question"].values.astype(str) if "question" in labels else np.full(len(wrong), "")
+        question = map(str, labels["question"].values) if "question" in labels else [""] * len(wrong)
         length.add(np.array([[len(q.split()), len(q)] for q in question], dtype=np.float32))
         fits: dict[str, _Fit] = {}
         scores = np.zeros((len(PREDICTORS), len(wrong)))

@@ -292,8 +292,9 @@ def _prepare(
             )
         strata: Array = np.unique(stats.rankdata(label) * 5 // (len(label) + 1), return_inverse=True)[1]
     else:
-        text = column.astype(str) if column.dtype.kind in "OUST" else column
-        given = text != "" if text.dtype.kind in "UT" else ~pd.isna(text)
+        is_text = column.dtype.kind in "OUST"
+        text = np.array([str(each) for each in column], dtype=object) if is_text else column
+        given = text != "" if is_text else ~pd.isna(text)
         found, coded = np.unique(text[given], return_inverse=True)
         rows = np.flatnonzero(given)
         count = np.array([len(np.unique(problem[rows[coded == index]])) for index in range(len(found))])

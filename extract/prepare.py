@@ -163,7 +163,7 @@ def split_name(text: str, what: str) -> tuple[str, str]:
         If it has not that form, or the name is no plain word.
     """
     name, _, value = text.partition("=")
-    if not value or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name == "results":
+    if not value or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name in ("results", "zarr.json"):
         raise UsageError(f"{what} {text!r} is not of the form NAME={what.upper()}, with a plain word as NAME")
     return name, value
 

@@ -1,6 +1,13 @@
 """The vocabulary of the lake: names, specs, rules and errors. Imports nothing else of this project."""
 
-from schemas.answers import answers_match, classify_outcome, extract_answer, is_number_token
+from schemas.answers import (
+    answers_match,
+    classify_outcome,
+    equal_answers,
+    extract_answer,
+    is_number_token,
+    read_gold_answer,
+)
 from schemas.commands import COMMANDS, filled
 from schemas.errors import CorruptLakeError, LakeError, MissingRunError, SchemaError, SpecMismatchError, UsageError
 from schemas.intervention import OPERATIONS, Intervention, check_positions
@@ -42,6 +49,7 @@ __all__ = [
     "check_positions",
     "classify_outcome",
     "device_kind",
+    "equal_answers",
     "extract_answer",
     "filled",
     "fingerprint",
@@ -50,5 +58,6 @@ __all__ = [
     "position_coords",
     "position_labels",
     "position_offset",
+    "read_gold_answer",
     "segment_of",
 ]

@@ -1,16 +1,21 @@
 """Rules on generated text: which number it answers, which of two answers that is, which token is a number."""
 
+import math
 import re
+from decimal import Decimal
+from fractions import Fraction
 from typing import Literal
+
+import numpy as np
+
+from schemas.numbers import as_float, before, find_numbers, overlooks, plain, value_of
 
 Rule = Literal["default", "reports"]
 Outcome = Literal["clean_answer", "corrupted_answer", "other", "gibberish"]
 
 _NUMBER = r"-?\d+(?:\.\d+)?"
-# A minus sign directly after a digit or a bracket is a subtraction ("10-2"), not a sign.
-_GROUPED = r"(?:(?<![\d)])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+)"
-_AFTER_HASHES = re.compile(rf"####\s*(?:[$€£]\s*)?({_GROUPED})")
-_GROUPED_NUMBER = re.compile(_GROUPED)
+_NO_MORE_THAN_A_SIGN = re.compile(r"[\W_]*(?:(?:[a-z]{1,3}|minus|negative)[\W_]+)?", re.IGNORECASE)
+_RESULT_FOLLOWS = re.compile(r"(?:[=:\u2192]|->|>>|\b(?:is|are|equals|be))\s*$", re.IGNORECASE)
 # The reports try these in order; the first that is found anywhere wins.
 _REPORTS = (
     re.compile(rf"####\s*({_NUMBER})", re.IGNORECASE),
@@ -19,6 +24,7 @@ _REPORTS = (
 )
 _REPORTS_ANYWHERE = re.compile(_NUMBER)
 ANSWER_TOLERANCE = 0.01
+"""Difference of two answers that are the same: of the numbers, or relative where both are below 1."""
 
 
 def extract_answer(text: str, rule: Rule = "default") -> float | None:
@@ -29,10 +35,11 @@ def extract_answer(text: str, rule: Rule = "default") -> float | None:
     text
         Generated text, or an answer of a data file.
     rule
-        ``"default"``: the number after ``####`` if there is one, else the last number; thousands commas are read as
-        such, currency and percent signs ignored. ``"reports"``: the rule of the patching scripts: after ``####``; else
-        the first number after "answer", "total" or "result"; else a number that ends the text; else the last number.
-        It knows no thousands commas ("1,234" is read as 1 where it follows "answer is").
+        ``"default"``: the number after ``####`` if there is one, else the last number, written in any of the ways that
+        :mod:`schemas.numbers` reads; ``None`` also where that number could be two things (``5:30``, ``1,5``), or is one
+        that float64 does not hold: a whole one beyond 2^53, any beyond 1.8e308. ``"reports"``: the rule of the patching
+        scripts: after ``####``; else the first number after "answer", "total" or "result"; else a number that ends the
+        text; else the last number. It knows no thousands commas ("1,234" is read as 1 where it follows "answer is").
 
     Returns
     -------
@@ -44,15 +51,79 @@ def extract_answer(text: str, rule: Rule = "default") -> float | None:
                 return float(match.group(1))
         found = _REPORTS_ANYWHERE.findall(text)
         return float(found[-1]) if found else None
-    if match := _AFTER_HASHES.search(text):
-        return float(match.group(1).replace(",", ""))
-    numbers = _GROUPED_NUMBER.findall(text)
-    return float(numbers[-1].replace(",", "")) if numbers else None
+    text = plain(text)
+    numbers = find_numbers(text)
+    if not numbers:
+        return None
+    start = text.find("####") + 4
+    after = next((each for each in numbers if each.start() >= start), None) if start >= 4 else None
+    if after is None or not _NO_MORE_THAN_A_SIGN.fullmatch(text[start : after.start()]):
+        after = numbers[-1]
+    return as_float(value_of(text, after))
 
 
-def answers_match(answer: float | None, other: float | None) -> bool:
-    """Whether two answers are the same number, to within ``ANSWER_TOLERANCE``; no number matches nothing."""
-    return answer is not None and other is not None and abs(answer - other) < ANSWER_TOLERANCE
+def read_gold_answer(answer: str | float | Decimal) -> float:
+    """Number of a data file's answer, which must be one and the same however it is read.
+
+    Parameters
+    ----------
+    answer
+        A number, or a text: with one number after ``####``; without ``####``, with one number in all, or one that ends
+        it after ``=``, ``:``, ``is`` or the like.
+
+    Raises
+    ------
+    ValueError
+        If there is no number, or more than one, if it could be read in two ways, or if float64 does not hold it
+        (exactly, beyond 2^53). The message ends a sentence that begins with the answer.
+    """
+    if isinstance(answer, str):
+        value: Fraction | None = _one_number(answer)
+    else:
+        if isinstance(answer, float) and not math.isfinite(answer):
+            raise ValueError("which is no number")
+        far = isinstance(answer, Decimal) and abs(answer.adjusted()) > 400  # not worth billions of digits
+        value = None if far else Fraction(answer)
+    number = as_float(value)
+    if number is None:
+        raise ValueError("which float64 does not hold: it takes whole numbers exactly up to 2^53, others up to 1.8e308")
+    return number
+
+
+def _one_number(answer: str) -> Fraction:
+    text = plain(answer)
+    parts = text.split("####")
+    if len(parts) > 2:
+        raise ValueError("which has #### more than once; write the answer after one")
+    numbers = find_numbers(parts[-1])
+    if not numbers:
+        raise ValueError("which is no number")
+    last = numbers[-1]
+    left, prefix = before(parts[-1], last)
+    if len(numbers) > 1 and (len(parts) == 2 or not _RESULT_FOLLOWS.search(left)):
+        raise ValueError("which has several numbers; write one, after ####")
+    value = None if overlooks(parts[-1], last) else value_of(parts[-1], last)
+    if value is None:
+        raise ValueError("which can be read in more than one way; write it like -1234.5, 3/4 or 1.5e-3")
+    return value
+
+
+def equal_answers(answer: np.ndarray, other: np.ndarray, rule: Rule = "default") -> np.ndarray:
+    """Which answers are the same number; arrays that broadcast, NaN (no number) equals nothing.
+
+    The same is what differs by less than ``ANSWER_TOLERANCE``, or less than that part of the larger of the two where
+    both are below 1; by the reports' rule always the former.
+    """
+    answer, other = np.asarray(answer, dtype=np.float64), np.asarray(other, dtype=np.float64)
+    size = np.maximum(np.abs(answer), np.abs(other)) if rule == "default" else 1.0
+    with np.errstate(invalid="ignore"):  # infinite less infinite
+        near = np.abs(answer - other) < ANSWER_TOLERANCE * np.minimum(size, 1.0)
+    return np.asarray(near | ((answer == other) & np.isfinite(answer)))
+
+
+def answers_match(answer: float | None, other: float | None, rule: Rule = "default") -> bool:
+    """Whether two answers are the same number, see :func:`equal_answers`; ``None`` matches nothing."""
+    return answer is not None and other is not None and bool(equal_answers(np.array(answer), np.array(other), rule))
 
 
 def classify_outcome(text: str, *, clean: float, corrupted: float, rule: Rule = "default") -> Outcome:
@@ -76,9 +147,9 @@ def classify_outcome(text: str, *, clean: float, corrupted: float, rule: Rule = 
     if answer is None:
         coherent = len(text.strip() if rule == "default" else text) >= 10 and any(c.isalpha() for c in text)
         return "other" if coherent else "gibberish"
-    if answers_match(answer, clean):
+    if answers_match(answer, clean, rule):
         return "clean_answer"
-    if answers_match(answer, corrupted):
+    if answers_match(answer, corrupted, rule):
         return "corrupted_answer"
     return "other"
 

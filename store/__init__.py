@@ -1,5 +1,6 @@
 """The lake: layout, writing, committing, reading, verifying. The only package that touches Zarr."""
 
+from store.files import RECORD
 from store.info import describe, describe_run, find
 from store.layout import MAX_SHARD_EXAMPLES, RunLayout
 from store.location import local_path
@@ -10,6 +11,7 @@ from store.write import RunWriter, check_model, check_run, create_run, taken_up,
 
 __all__ = [
     "MAX_SHARD_EXAMPLES",
+    "RECORD",
     "Damage",
     "Lake",
     "Result",

@@ -213,6 +213,8 @@ def assemble(
 
 def column(name: str, values: Any, dims: tuple[str, ...], **attributes: Any) -> tuple[str, dict[str, Any]]:
     """Arguments of a small array whose values are known when its group is made."""
+    if isinstance(values, list) and values and isinstance(values[0], str):
+        values = np.array(values, dtype=object)  # numpy's own choice has room for the longest text in every place
     values = np.asarray(values)
     if values.dtype.kind in "OUT":
         values = values.astype(np.dtypes.StringDType())

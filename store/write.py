@@ -182,7 +182,7 @@ def write_model(
 def model_arrays(arrays: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
     """Arguments of the arrays of a model's group."""
     for name, variable in MODEL_VARIABLES.items():
-        values = np.asarray(arrays[name], dtype=None if variable.dtype == "text" else variable.dtype)
+        values = np.asarray(arrays[name], dtype=object if variable.dtype == "text" else variable.dtype)
         yield column(name, values, variable.dims, long_name=variable.long_name, units=variable.units)
 
 
@@ -389,7 +389,12 @@ def create_run(
     ------
     SpecMismatchError
         If the run exists and was made from something else; the differences are named.
+    SchemaError
+        If a column has the name of an array that the run has of its own.
     """
+    clash = sorted({RECORD, *(name for name, _ in run_arrays(layout, {}))} & set(columns))
+    if clash:
+        raise SchemaError(f"columns {', '.join(clash)} of {run!r} have names of the run's own arrays; rename them")
     check_run(location, run, layout, identity, rebuild=rebuild)
     with lake_lock(location):
         wanted = _identity(open_store(location), run, layout, identity)

@@ -7,8 +7,7 @@ import xarray as xr
 from scipy.stats import binomtest
 from statsmodels.stats.proportion import proportion_confint
 
-from schemas import UsageError
-from schemas.answers import ANSWER_TOLERANCE
+from schemas import UsageError, equal_answers
 
 N_BOOTSTRAP = 1000
 
@@ -88,7 +87,7 @@ def with_accuracy(
         intervals.
     """
     predicted = found["predicted_answer"].values
-    correct = np.abs(predicted - gold[None, :]) < ANSWER_TOLERANCE
+    correct = equal_answers(predicted, gold[None, :], found.attrs.get("rule", "default"))
     counted = np.ones_like(correct) if counted is None else counted
     control = found["control"].values if "control" in found.coords else np.full(len(correct), "", dtype=object)
     tested = np.array([not str(each) for each in control])

@@ -58,7 +58,7 @@ class Target:
     @property
     def strata(self) -> np.ndarray | None:
         """Difficulty ``(example,)``: number of operations, as the data says or as the written chains show."""
-        if "n_operation" in self.data.variables:
+        if "n_operation" in self.data.variables and self.data["n_operation"].dtype.kind in "iu":
             return np.asarray(self.data["n_operation"].values).astype(int)
         if "intermediate_result" in self.data.variables:
             steps = self.data["intermediate_result"].notnull().sum("step").values
