@@ -146,7 +146,7 @@ def classify_outcome(text: str, *, clean: float, corrupted: float, rule: Rule = 
     answer = extract_answer(text, rule)
     if answer is None:
         coherent = len(text.strip() if rule == "default" else text) >= 10 and any(c.isalpha() for c in text)
-        return "other" if coherent else "gibberish"
+        return "other" if coherent or (rule == "default" and find_numbers(plain(text))) else "gibberish"
     if answers_match(answer, clean, rule):
         return "clean_answer"
     if answers_match(answer, corrupted, rule):

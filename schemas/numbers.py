@@ -16,7 +16,7 @@ from functools import cache
 
 _SPELLINGS = {
     **dict.fromkeys("\u2010\u2011\u2012\u2013\ufe63\uff0d", "-"),  # hyphens and the shorter dashes
-    **dict.fromkeys("\u2212\u207b\u208b\u2796", "\u2212"),  # minus signs that are nothing else
+    **dict.fromkeys("\u2212\u207b\u208b\u2796\u02d7", "\u2212"),  # minus signs that are nothing else
     **dict.fromkeys("\u2014\u2015\ufe58", "\u2014"),
     **dict.fromkeys("\u2018\u2019\u02bc\u2032", "'"),
     **dict.fromkeys("\u2044\u2215\u00f7", "/"),
@@ -36,12 +36,15 @@ _POWER = r"\s?(?:\^|\*\*)\s?[{{(]?(?P<{}>[-+\u2212]?\d+)[)}}]?"
 _NUMBER = re.compile(
     rf"(?:(?P<whole>{_RUN})(?:[ \u00a0]+|[ ]and[ ]))?(?P<over>{_RUN})\s?/\s?(?P<under>{_RUN})(?P<more>(?:\s?/\s?\d+)+)?"
     rf"|(?<![\d.,'_])10{_POWER.format('power')}"
-    rf"|(?P<plain>{_RUN})(?:\.?[eE](?P<exponent>[-+\u2212]?\d+)(?!\w|[.,]\d)|\s?[*xX]\s?10{_POWER.format('ten')})?"
+    rf"|(?P<plain>{_RUN})(?:\.?[eE](?P<exponent>[-+\u2212]?\d+)(?!\w|[.,]\d)|\s?(?:[*xX]|times)\s?10{_POWER.format('ten')})?"
 )
 _DECIMAL = re.compile(
     r"(?:\d+|[1-9]\d{0,2}(?:(?P<mark>[ \u00a0,'_])\d{3})(?:(?P=mark)\d{3})*|[1-9]\d?(?:,\d\d)+,\d{3})?(?:\.\d+)?"
 )
-_SCALES = {"hundred": 2, "thousand": 3, "lakh": 5, "million": 6, "crore": 7, "billion": 9, "trillion": 12}
+_SCALES = {
+    "hundred": 2, "thousand": 3, "lakh": 5, "million": 6, "crore": 7, "billion": 9, "trillion": 12, "quadrillion": 15,
+    "quintillion": 18,
+}  # fmt: skip
 _SCALE = re.compile(rf"(?:[ \u00a0-]?(?:{'|'.join(_SCALES)})s?\b)+", re.IGNORECASE)
 
 _LETTER = r"[A-Za-z\u00c0-\u024f\u0370-\u04ff]"
@@ -56,16 +59,17 @@ _ENDS_IN_LETTER = re.compile(rf"{_LETTER}$")
 _SIGN_FOLLOWS = re.compile(r"(?:^|[#=:(\[{*\"'`]|\b(?:is|are|was|were|be|equals|to|of|at))$", re.IGNORECASE)
 _UNCLEAR_BEFORE = re.compile(
     r"\d:$|\d\s?/\s?$|\^\s?[{(]?$|\d\s?\*\*\s?$"  # 5:30, 3/-4, 2^5
-    r"|\d[eE][-+]?$|\d[A-WYZa-wyz][A-Za-z]*$|\b0[xX]$"  # 1e6kg, 5m30, 0x10
+    r"|\d\s?[eE]\s?[-+]?\s?$|\d[A-WYZa-wyz][A-Za-z]*$|\b0[xX]$"  # 1e6kg, 5m30, 0x10
     r"|(?:^|\s)[<>]=?\s?$|[\u2264\u2265\u2260]\s?$"
     r"|(?:^|[\s=:(#])[-\u2212]\s?[*_`{(\[]+$"  # -(5), -**5**
     rf"|\b(?:{'|'.join(_SCALES)})s?,?\s(?:and\s)?$",
     re.IGNORECASE,
 )
-_UNCLEAR_AFTER = re.compile(
+_UNCLEAR_AFTER = re.compile(  # 2^5, 5:30, 3/(4), 5k and 5 with a power of ten in Chinese, 5 tenths, per mille, 5-
     r"\s?\^|\s?\*\*\s?[\d(]|:\d|\s?/\s?[-(\u2212]"
-    r"|(?:[kKMBT]|[bm]n|mln)\b|\s?[\u5341\u767e\u5343\u842c\u4e07\u5104\u4ebf\u5146]"  # 5k, and Chinese powers of ten
-    r"|[-\u2212](?=\s*$|[$)])|[ ]and[ ](?:a|one)[ ](?:half|third|quarter)\b"
+    r"|\s?(?:[kKMBT]|[bm]n|ml[nd]|mi[lo]|thou)\b(?!&)|\s?[\u5341\u767e\u5343\u842c\u4e07\u5104\u4ebf\u5146]"
+    r"|[ -](?:halves|thirds?|quarters?|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand|million)ths?)\b"
+    r"|\s?[\u2030\u2031]|\$?[-\u2212](?=\s*$|[$)])|[ ]and[ ](?:a|one)[ ](?:half|third|quarter)\b"
 )
 _BRACKETED = re.compile(rf"\s?(?:%|{_CURRENCY})?\s?\)")
 _WINDOW = 80
@@ -97,13 +101,14 @@ def value_of(text: str, found: re.Match[str]) -> Fraction | None:
     alone = left.endswith("(") and not left.endswith("\\(") and _BRACKETED.match(text, end)
     glued_dot = found[0].startswith(".") and re.search(rf"(?:{_LETTER}|[.)\d])$", left + prefix)
     split_group = re.match(r"0\d", found[0]) and re.search(r"\d[ \u00a0]$", left + prefix)
+    money = "$" in prefix and re.match(r"\s?[mb]\b", text[end : end + 3])
     joined_fraction = found["over"] and prefix[:1] in ("-", "\u2212") and re.search(r"\d$", left)
     size = _size(found)
     if (
         sign is None
         or size is None
         or (alone and prefix.strip(" \u00a0$") == "")
-        or (glued_dot or split_group or joined_fraction)
+        or (glued_dot or split_group or joined_fraction or money)
         or _UNCLEAR_BEFORE.search(left + (" " if prefix[:1].isspace() else ""))
         or _UNCLEAR_AFTER.match(text, end)
     ):

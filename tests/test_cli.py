@@ -13,7 +13,7 @@ import xarray as xr
 import lake as command_line
 
 CODI = Path(__file__).parent / "data" / "codi_oracle"
-GOOD = [{"question": "Tom has 7 apples.", "answer": "#### 7"}, {"question": "Why?", "answer": 3}]
+GOOD = [{"question": "Tom has 7 apples.", "answer": "<<3+4=7>> #### 7"}, {"question": "Why?", "answer": 3}]
 
 
 @pytest.fixture
@@ -71,9 +71,26 @@ def test_extract_writes_what_plain_xarray_reads(run, data, tmp_path):
     assert json.loads(out)["shards_kept"] == 1
 
 
+def test_what_happens_to_columns_and_steps_is_said(run, tmp_path):
+    path = tmp_path / "tiny.jsonl"
+    path.write_text(json.dumps({"question": "Tom owes $5.\u2028What has he?", "answer": "#### -$5", "layer": 1}) + "\n")
+    code, _, err = run(*arguments(CODI, path, tmp_path / "a.lake"))
+    assert code == 0
+    renamed, no_steps = err.splitlines()
+    assert renamed == "lake: columns stored under another name: 'layer' as data_layer"
+    assert no_steps.startswith("lake: no chain of steps can be read")
+    dataset = xr.open_zarr(tmp_path / "a.lake", group="m/tiny", consolidated=False)
+    assert dataset["data_layer"].values.tolist() == [1]
+    assert dataset["gold_answer"].values.tolist() == ["-5"]
+    assert dataset["layer"].dims == ("layer",)
+
+
 def test_mistakes_in_the_data(run, tmp_path):
     lake = tmp_path / "a.lake"
     for content, words in [
+        ('{"question": "a?", "answer": "#### 1,5"}', ["line 1", "1,5"]),
+        ('{"question": "a?", "answer": 3}\n{"question": "\\ud83d", "answer": 3}', ["line 2", "half a character"]),
+        ('{"question": "a?", "answer": NaN}', ["line 1", "no number"]),
         ("", ["is empty"]),
         ('{"question": "a"', ["line 1", "not JSON"]),
         ('{"answer": "#### 1"}', ["line 1", "no question"]),
