@@ -83,7 +83,7 @@ class Flight:
         self.editor = editor
         self.rows = torch.arange(len(pad), device=pad.device) if rows is None else rows
         self.all_rows = rows is None
-        self.n_row = len(pad)
+        self.n_row = len(pad) if rows is None else int(rows.max()) + 1
         self.fed = 0
         self.calls = 0
         # Of every column that may be fed, once: a pass takes slices.

@@ -173,7 +173,8 @@ def _difference(
     """Logit difference ``(row,)`` with given vectors ``(row, thought, hidden)`` fed after the question."""
     reasoner = target.reasoner
     every = torch.arange(len(pad), device=pad.device)
-    own = cache.take(every, n_before + 1, n_before + 1, differentiable=True)
+    capacity = n_before + 1 + reasoner.n_latent + 1 + tokens.shape[1]
+    own = cache.take(every, n_before + 1, capacity, differentiable=True)
     flight = Flight(reasoner, pad, n_before, own)
     eot = torch.full((len(pad), 1), reasoner.eot_id, dtype=torch.long, device=pad.device)
     with torch.no_grad():
