@@ -367,8 +367,9 @@ def new_reasoner(base: str | Path, device: str = "cpu", *, n_latent: int = N_LAT
     architecture = architecture_of(str(config_json.get("model_type")), f"base {base}")
     model, vocabulary = _build(folder, config_json, architecture, str(base))
     weights = _base_weights(folder)
+    digest = _fingerprint_weights(weights, {})
     hidden = int(model.config.hidden_size)
-    for name in {f"{architecture.body}.{architecture.embedding}.weight", "lm_head.weight"} & weights.keys():
+    for name in sorted({f"{architecture.body}.{architecture.embedding}.weight", "lm_head.weight"} & weights.keys()):
         rows = weights[name]
         new = rows.mean(0) + rows.std(0) * torch.randn(N_EXTRA_ROW, hidden)
         weights[name] = torch.cat([rows[:vocabulary], new])
@@ -381,9 +382,7 @@ def new_reasoner(base: str | Path, device: str = "cpu", *, n_latent: int = N_LAT
     return Reasoner(
         name=str(base), model=model.to(target).eval(), projection=projection.to(target), tokenizer=tokenizer,
         architecture=architecture, vocabulary=vocabulary, n_latent=n_latent, answer_prefix=ANSWER_PREFIX,
-        fingerprint={
-            "weights": _fingerprint_weights(weights, {}), "tokenizer": _fingerprint_tokenizer(folder, tokenizer),
-        },
+        fingerprint={"weights": digest, "tokenizer": _fingerprint_tokenizer(folder, tokenizer)},
     )  # fmt: skip
 
 
