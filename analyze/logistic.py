@@ -1,31 +1,29 @@
 """Many L2-penalised logistic regressions on the same rows, solved together along a path of penalties.
 
 The problems differ in the rows they train on, in their labels and in how they scale the columns; a training set of
-cross-validation is one, its shuffled controls are others. Weights are kept as one number a row and class: the weights
-of a problem are its columns' squared scales times ``features.T @ dual``. A Newton step then needs its own columns only
-once, for the step it ends in; the direction is found by conjugate gradients on the Gram matrix of the rows, which all
-problems share. Their scales are close, so the difference costs little more than the rough direction itself, and
-decides nothing: gradients are exact. The leading eigenvectors of that matrix make a preconditioner for all.
+cross-validation is one, its shuffled controls are others. All take truncated Newton steps at once: the direction is
+found by conjugate gradients, so that the work is a few products with the features, wide enough for BLAS. Problems with
+the same labels differ little in their Hessians, so one exact inverse preconditions all of them. Where weights are many
+it is taken in the leading directions of the features, and as a number beyond them.
 
 Arrays only, problems in front of rows; labels of axes live in :mod:`analyze.probes`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import solve_triangular
+from scipy.linalg import helmert
 
 Array = npt.NDArray[np.floating]
 Index = npt.NDArray[np.integer]
 Mask = npt.NDArray[np.bool_]
 
-_LEADING = 64  # eigenvectors in the preconditioner: more of them save fewer products than they cost
-_UNLIKE = 2.0  # squared scales that differ so much are not taken as alike
+_LEADING = 256  # rows of a preconditioner: its inverse then costs about as much as ten products with the features
 _NEAR, _FAR = 0.1, 0.3  # residual left by a direction, by how far the solution is
+_SHORT = 0.1  # share of problems that may miss their goal: few are cheaper in a step of their own
 _LAST = 10.0  # a step shorter than so many tolerances is the last: it leaves a share of itself, and of second order
-_UNPACKED = 1_000_000  # multiplications up to which BLAS does not copy its factors first
 _SURE = 80.0  # logit beyond which float32 has no exponential
 _MOST_DIRECTIONS = 300
 _MOST_STEPS = 100
@@ -44,118 +42,68 @@ def probability_of(logit: Array, axis: int) -> Array:
 class Problems:
     """Logistic regressions on the same rows.
 
-    Each minimises ``C sum_i weight_i loss(y_i, (stretch * x_i) w + b) + |w|^2 / 2`` over ``w`` and ``b``, the objective
+    Each minimises ``C sum_i weight_i loss(y_i, (scale * x_i) w + b) + |w|^2 / 2`` over ``w`` and ``b``, the objective
     of scikit-learn's LogisticRegression, multinomial where there are more than two classes.
     """
 
     features: Array
-    """(row, hidden), about centred; its float width is that of all work."""
-    stretch: Array
-    """(problem, hidden): squares of what each problem's columns are multiplied by, about one; zero drops a column."""
+    """(view, row, 1 + hidden), the first column ones; about centred and scaled. Its float width is that of all work."""
+    view: Index
+    """(problem,): which of the features each problem sees. They are alike: a preconditioner of the first serves all."""
+    scale: Array
+    """(problem, 1 + hidden): what each problem's columns are multiplied by, about one; zero drops a column."""
     weight: Array
     """(problem, row): 1 for a training row, 0 for any other."""
     label: Array
     """(class, problem, row): one-hot, or one row of 0 and 1 where there are two classes."""
+    group: Index
+    """(problem,): which of them have the same labels, from 0."""
 
     def take(self, index: Mask) -> "Problems":
         """Some of the problems."""
-        return Problems(self.features, self.stretch[index], self.weight[index], self.label[:, index])
+        return Problems(
+            features=self.features,
+            view=self.view[index],
+            scale=self.scale[index],
+            weight=self.weight[index],
+            label=self.label[:, index],
+            group=self.group[index],
+        )
+
+    def logit(self, weights: Array) -> Array:
+        """(class, problem, row) of weights (class, problem, 1 + hidden)."""
+        scaled = weights * self.scale
+        out = np.empty(self.label.shape, scaled.dtype)
+        for view in np.unique(self.view):
+            member = self.view == view
+            out[:, member] = _times(scaled[:, member], self.features[view].T)
+        return out
+
+    def pull(self, residual: Array) -> Array:
+        """(class, problem, 1 + hidden): the transpose of :meth:`logit`, of a residual (class, problem, row)."""
+        out = np.empty((*residual.shape[:2], self.scale.shape[1]), residual.dtype)
+        for view in np.unique(self.view):
+            member = self.view == view
+            out[:, member] = _times(residual[:, member], self.features[view])
+        out *= self.scale
+        return out
 
 
 @dataclass(frozen=True, slots=True)
 class Solution:
     """Where all problems are, at one penalty."""
 
+    weights: Array
+    """(class, problem, 1 + hidden): intercept and weights, on each problem's own scale."""
     logit: Array
     """(class, problem, row), of all rows."""
-    dual: Array
-    """(class, problem, row): ``stretch * (dual @ features)`` are the weights on ``features``."""
-    intercept: Array
-    """(class, problem)."""
-
-    def take(self, index: Mask) -> "Solution":
-        """Of some of the problems."""
-        return Solution(self.logit[:, index], self.dual[:, index], self.intercept[:, index])
-
-    def put(self, index: Index, other: "Solution") -> "Solution":
-        """With some of the problems where another solution has them."""
-        whole = Solution(self.logit.copy(), self.dual.copy(), self.intercept.copy())
-        whole.logit[:, index], whole.dual[:, index], whole.intercept[:, index] = (
-            other.logit,
-            other.dual,
-            other.intercept,
-        )
-        return whole
-
-    def moved(self, step: "Solution", size: Array | float) -> "Solution":
-        """The solution after ``size`` (problem,) of a step."""
-        size = np.asarray(size, dtype=self.logit.dtype)[..., None]
-        return Solution(
-            self.logit + size * step.logit,
-            self.dual + size * step.dual,
-            self.intercept + size[..., 0] * step.intercept,
-        )
+    solved: Mask
+    """(problem,): finite, and within the tolerance."""
 
 
-def _times(matrix: Array, narrow: Array) -> Array:
-    """``matrix @ narrow`` of a few columns, by blocks: copying the matrix would take as long as the product."""
-    n_row = _UNPACKED // narrow.size
-    if narrow.shape[1] > 32 or not 0 < n_row < len(matrix):
-        return np.asarray(matrix @ narrow)
-    out = np.empty((len(matrix), narrow.shape[1]), matrix.dtype)
-    whole = len(matrix) // n_row * n_row
-    blocks = (-1, n_row, matrix.shape[1])
-    np.matmul(matrix[:whole].reshape(blocks), narrow, out=out[:whole].reshape(-1, n_row, narrow.shape[1]))
-    np.matmul(matrix[whole:], narrow, out=out[whole:])
-    return out
-
-
-class _Rows:
-    """The Gram matrix of the rows, as it is and as each problem scales it."""
-
-    def __init__(self, features: Array, alike: bool) -> None:
-        n_row, hidden = features.shape
-        self.features = features
-        # Two products with the features are cheaper than one with their Gram matrix where rows are many.
-        self.gram = features @ features.T if alike and n_row <= 2 * hidden else None
-        self._decompose(min(_LEADING, n_row - 1, hidden))
-
-    def _decompose(self, number: int) -> None:
-        """Leading eigenvectors (row, leading) and eigenvalues, about, by Nystroem's method on a random subspace."""
-        width = self.features.dtype
-        start = np.random.default_rng(0).standard_normal((min(number + 10, len(self.features)), len(self.features)))
-        basis = np.linalg.qr(self._shared(start.astype(width)).T)[0]
-        seen = self._shared(basis.T)
-        inner = seen @ basis
-        inner[np.diag_indices_from(inner)] += 10 * np.finfo(width).eps * np.trace(inner) + np.finfo(width).tiny
-        root = solve_triangular(np.linalg.cholesky(inner), seen, lower=True)
-        eigenvalue, turn = np.linalg.eigh(root @ root.T)
-        eigenvalue = np.maximum(eigenvalue, 10 * np.finfo(width).eps * eigenvalue[-1] + np.finfo(width).tiny)
-        leading = np.argsort(-eigenvalue)[:number]
-        self.eigenvalue = eigenvalue[leading]
-        self.forth = np.ascontiguousarray((turn[:, leading] / np.sqrt(self.eigenvalue)).T @ root)  # (leading, row)
-        self.back = np.ascontiguousarray(self.forth.T)
-
-    def _shared(self, v: Array) -> Array:
-        """(vector, row) times the Gram matrix."""
-        return v @ self.gram if self.gram is not None else self._scaled(v)
-
-    def _scaled(self, v: Array, stretch: Array | None = None) -> Array:
-        w = self.features.T @ np.ascontiguousarray(v.T)  # (hidden, vector)
-        if stretch is not None:
-            w *= stretch.T
-        return np.ascontiguousarray(_times(self.features, w).T)
-
-    def about(self, v: Array, stretch: Array) -> Array:
-        """(class, problem, row) times the Gram matrix, scaled alike for all problems if it may be."""
-        if self.gram is None:
-            return self.exact(v, stretch)
-        flat = np.ascontiguousarray(v.reshape(-1, v.shape[-1]).T)
-        return np.ascontiguousarray(_times(self.gram, flat).T).reshape(v.shape)
-
-    def exact(self, v: Array, stretch: Array) -> Array:
-        """(class, problem, row) times the Gram matrix of each problem."""
-        return self._scaled(v.reshape(-1, v.shape[-1]), np.tile(stretch, (len(v), 1))).reshape(v.shape)
+def _times(left: Array, matrix: Array) -> Array:
+    """(class, problem, any) times a matrix, as one product."""
+    return (left.reshape(-1, left.shape[-1]) @ matrix).reshape(*left.shape[:2], -1)
 
 
 def _dot(left: Array, right: Array) -> Array:
@@ -163,29 +111,16 @@ def _dot(left: Array, right: Array) -> Array:
     return np.asarray(np.einsum("cpi,cpi->p", left, right))
 
 
-def _column(value: Array) -> Array:
-    """(problem,) as a factor of (class, problem, row)."""
-    return value[:, None]
+def _over(above: Array, below: Array) -> Array:
+    """Quotients as a factor of (class, problem, any), zero where nothing positive is below."""
+    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)[:, None]
 
 
-class _Curvature:
-    """Hessian of the weighted loss in the logits."""
-
-    def __init__(self, probability: Array, scale: Array) -> None:
-        self.probability = probability
-        self.several = len(probability) > 1
-        self.diagonal = scale * probability if self.several else scale * probability * (1.0 - probability)
-
-    def __call__(self, v: Array) -> Array:
-        bent = self.diagonal * v
-        if self.several:
-            bent -= self.probability * bent.sum(axis=0)
-        return np.asarray(bent)
-
-    def total(self) -> Array:
-        """(class, problem): its diagonal, summed over rows."""
-        diagonal = self.diagonal * (1.0 - self.probability) if self.several else self.diagonal
-        return np.asarray(np.maximum(diagonal.sum(axis=-1), 1e-12))
+def _penalised(weights: Array) -> Array:
+    """Weights with their intercepts, which no penalty holds, set to zero."""
+    held = weights.copy()
+    held[..., 0] = 0.0
+    return held
 
 
 def _doubt(logit: Array, problems: Problems) -> Array:
@@ -198,96 +133,162 @@ def _doubt(logit: Array, problems: Problems) -> Array:
     return np.asarray(1.0 / (1.0 + np.exp(np.minimum((2.0 * problems.label - 1.0) * logit, _SURE))))
 
 
-def _residual(doubt: Array, problems: Problems, scale: Array) -> Array:
+def _residual(doubt: Array, problems: Problems, strength: Array) -> Array:
     """Weighted labels less probabilities, (class, problem, row)."""
-    return scale * (problems.label - doubt if len(doubt) > 1 else (2.0 * problems.label - 1.0) * doubt)
+    return strength * (problems.label - doubt if len(doubt) > 1 else (2.0 * problems.label - 1.0) * doubt)
+
+
+def _bend(doubt: Array, strength: Array, move: Array) -> Array:
+    """Hessian of the weighted loss in the logits times a move of them, (class, problem, row)."""
+    bent = doubt * move
+    bent -= doubt * bent.sum(axis=0)
+    bent *= strength
+    return np.asarray(bent)
+
+
+def _leading_directions(features: Array, number: int) -> tuple[Array, float]:
+    """Directions (hidden, leading) in which features (row, hidden) are largest, about, and the last's sum of squares.
+
+    Halko, Martinsson and Tropp, *Finding structure with randomness*, SIAM Review 2011, algorithm 4.3 with one pass.
+    """
+    start = np.random.default_rng(0).standard_normal((features.shape[1], number + 10), dtype=np.float32)
+    basis = np.linalg.qr(features.T @ (features @ start.astype(features.dtype)))[0]
+    seen = features @ basis
+    value, turn = np.linalg.eigh(seen.T @ seen)
+    return basis @ turn[:, -number:], max(0.0, float(value[-number]))
+
+
+class _Preconditioner:
+    """Inverse of the Hessian at the mean probabilities of each group, in the leading directions of the features.
+
+    Weights of several classes sum to zero over them, so they are taken in one dimension less.
+    """
+
+    def __init__(self, problems: Problems) -> None:
+        features, n_class = problems.features[0], len(problems.label)
+        hidden = features.shape[1] - 1
+        self.contrast = (helmert(n_class) if n_class > 1 else np.ones((1, 1))).astype(features.dtype)
+        number = min(max(1, _LEADING // len(self.contrast)), len(features), hidden)
+        self.basis, self.last = None, 0.0
+        self.leading = features  # (row, 1 + leading)
+        if number < hidden:
+            self.basis, self.last = _leading_directions(features[:, 1:], number)
+            self.leading = np.hstack([features[:, :1], features[:, 1:] @ self.basis])
+        self.inverse: list[Array] = []
+
+    def update(self, problems: Problems, doubt: Array, strength: Array) -> None:
+        """Take up the curvature where the problems are now."""
+        leading, contrast = self.leading, self.contrast
+        n_contrast, size = len(contrast), leading.shape[1]
+        self.inverse, self.beyond = [], []
+        for group in range(int(problems.group.max()) + 1):
+            member = problems.group == group
+            mean = doubt[:, member].mean(axis=1)  # (class, row)
+            turned = contrast @ mean
+            curvature = np.einsum("ac,bc,ci->abi", contrast, contrast, mean) - turned[:, None] * turned
+            curvature *= strength[member].mean(axis=0)
+            hessian = np.empty((n_contrast, size, n_contrast, size), leading.dtype)
+            for a in range(n_contrast):
+                for b in range(a + 1):
+                    hessian[a, :, b] = (leading.T * curvature[a, b]) @ leading
+                    hessian[b, :, a] = hessian[a, :, b]
+                hessian[a, :, a] += np.eye(size, dtype=leading.dtype)
+                # No penalty holds an intercept; where no row is in doubt a little must.
+                hessian[a, 0, a, 0] -= 1.0 - 1e-6
+            self.inverse.append(np.linalg.inv(hessian.reshape(n_contrast * size, -1)))
+            self.beyond.append(1.0 / (1.0 + float(np.trace(curvature.mean(axis=2))) / n_contrast * self.last))
+
+    def __call__(self, gradient: Array, group: Index) -> Array:
+        """Inverse times gradients (class, problem, 1 + hidden)."""
+        turned = np.tensordot(self.contrast, gradient, 1)  # (contrast, problem, 1 + hidden)
+        leading = turned
+        if self.basis is not None:
+            leading = np.concatenate([turned[..., :1], turned[..., 1:] @ self.basis], axis=-1)
+        flat = np.ascontiguousarray(leading.swapaxes(0, 1)).reshape(len(group), -1)
+        solved = np.empty_like(flat)
+        for index, inverse in enumerate(self.inverse):
+            member = group == index
+            solved[member] = flat[member] @ inverse
+        found = solved.reshape(len(group), len(self.contrast), -1).swapaxes(0, 1)
+        if self.basis is not None:
+            beyond = np.array(self.beyond, gradient.dtype)[group][:, None]
+            rest = (found[..., 1:] - beyond * leading[..., 1:]) @ self.basis.T + beyond * turned[..., 1:]
+            found = np.concatenate([found[..., :1], rest], axis=-1)
+        return np.asarray(np.tensordot(self.contrast.T, found, 1))
 
 
 def _direction(
-    rows: _Rows, problems: Problems, curvature: _Curvature, gradient: Array, gradient_b: Array, norm: Array, near: float
-) -> tuple[Array, Array, Array]:
-    """Newton direction by conjugate gradients: dual, intercept, and length as a share of ``norm`` (problem,).
+    problems: Problems, precondition: _Preconditioner, doubt: Array, strength: Array, gradient: Array,
+    norm: Array, near: float,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    """Newton direction by conjugate gradients: weights, logits, and length as a share of ``norm`` (problem,).
 
-    In dual coordinates the Hessian is ``I + D K``, with curvature ``D`` and Gram matrix ``K``; the preconditioner takes
-    ``D`` as its mean and ``K`` by its leading eigenvectors, what lies beyond them as the last. Inner products are
-    those of the weights, ``left K right``. Nothing is done if every length is below ``near``.
+    Nothing is done if every length is below ``near``.
     """
-    total = curvature.total()
-    mean = (total / problems.weight.sum(axis=-1))[..., None]
-    shrunk = 1.0 / (1.0 + mean * rows.eigenvalue)  # (class, problem, leading)
-    beyond = shrunk[..., -1:]
-    share = (shrunk - beyond).reshape(-1, len(rows.eigenvalue))
-
-    def precondition(v: Array) -> tuple[Array, Array]:
-        z = ((v.reshape(-1, v.shape[-1]) @ rows.back) * share @ rows.forth).reshape(v.shape)
-        z += v * beyond
-        return z, rows.about(z, problems.stretch)
-
-    r, r_b = gradient.copy(), gradient_b.copy()
-    (d, seen), d_b = precondition(r), r_b / total
-    rho = _dot(r, seen) + (r_b * d_b).sum(axis=0)
-    length = np.sqrt(np.maximum(rho, 0.0) / np.maximum(norm, 1e-12))
-    step, step_b = np.zeros_like(r), np.zeros_like(r_b)
-    if np.all(length <= near):
-        return step, step_b, length
+    r = gradient.copy()
+    d = precondition(r, problems.group)
+    rho = _dot(r, d)
+    norm = np.maximum(norm, 1e-12)
+    length = np.sqrt(np.maximum(rho, 0.0) / norm)
+    step, step_logit = np.zeros_like(r), np.zeros_like(doubt)
     # Far from the solution a rough direction is as good as an exact one.
-    left = np.maximum(np.clip(length, _NEAR, _FAR), 0.7 * near / np.maximum(length, 1e-30))
+    left = np.maximum(np.clip(length, _NEAR, _FAR), _NEAR * near / np.maximum(length, 1e-30))
     goal = np.minimum(left, 1.0) ** 2 * rho
     for _ in range(_MOST_DIRECTIONS):
-        h = curvature(seen + d_b[..., None])
-        h_b = h.sum(axis=-1)
-        h += d
-        along = _dot(h, seen) + (h_b * d_b).sum(axis=0)
-        alpha = np.divide(rho, along, out=np.zeros_like(rho), where=along > 0)
-        step += _column(alpha) * d
-        step_b += alpha * d_b
-        h *= _column(alpha)
-        r -= h
-        r_b -= alpha * h_b
-        (z, seen_z), z_b = precondition(r), r_b / total
-        new = _dot(r, seen_z) + (r_b * z_b).sum(axis=0)
-        if np.all(new <= goal):
+        logit = problems.logit(d)
+        h = problems.pull(_bend(doubt, strength, logit)) + _penalised(d)
+        alpha = _over(rho, _dot(d, h))
+        step += alpha * d
+        step_logit += alpha * logit
+        r -= alpha * h
+        z = precondition(r, problems.group)
+        new = _dot(r, z)
+        if np.mean(new > goal) < _SHORT:
             break
-        beta = np.divide(new, rho, out=np.zeros_like(rho), where=rho > 0)
-        for direction, addition in ((d, z), (seen, seen_z)):
-            direction *= _column(beta)
-            direction += addition
-        d_b = z_b + beta * d_b
+        d *= _over(new, rho)
+        d += z
         rho = new
-    return step, step_b, length
+    return step, step_logit, np.sqrt(np.maximum(_dot(gradient, step), 0.0) / norm)
 
 
 def _newton_step(
-    rows: _Rows, problems: Problems, penalty: float, at: Solution, tolerance: float
-) -> tuple[Solution, Array]:
-    """One damped, truncated Newton step: where it leads and its length as a share of ``w`` (problem,)."""
-    scale = penalty * problems.weight
+    problems: Problems, precondition: _Preconditioner, penalty: float, at: Solution, tolerance: float, *, first: bool
+) -> tuple[Solution, Mask]:
+    """One damped, truncated Newton step, and which problems (problem,) want another."""
+    strength = penalty * problems.weight
     doubt = _doubt(at.logit, problems)
-    residual = _residual(doubt, problems, scale)
-    gradient, gradient_b = residual - at.dual, residual.sum(axis=-1)  # downhill
-    norm = _dot(at.dual, at.logit - at.intercept[..., None])
-    curvature = _Curvature(doubt, scale)
-    dual, intercept, length = _direction(rows, problems, curvature, gradient, gradient_b, norm, tolerance)
-    if np.all(length <= tolerance):
-        return at, length
-    change = rows.exact(dual, problems.stretch)
-    start = -_dot(gradient, change) - (gradient_b * intercept).sum(axis=0)  # slope of the objective along the step
-    linear, square = _dot(at.dual, change), _dot(dual, change)
-    step = Solution(change + intercept[..., None], dual, intercept)
-    size = np.where(start < 0, 1.0, 0.0).astype(change.dtype)
+    if first:
+        precondition.update(problems, doubt, strength)
+    held = _penalised(at.weights)
+    gradient = problems.pull(_residual(doubt, problems, strength)) - held  # downhill
+    step, logit, length = _direction(problems, precondition, doubt, strength, gradient, _dot(held, held), tolerance)
+    start = -_dot(gradient, step)  # slope of the objective along the step
+    linear, square = _dot(held, step), _dot(_penalised(step), step)
+    downhill = start < 0
+    size = np.where(downhill, 1.0, 0.0).astype(start.dtype)
     for _ in range(30):
         # The objective is convex: past the minimum along the step, its slope says by how much.
-        logit = at.logit + _column(size) * step.logit
-        slope = linear + size * square - _dot(_residual(_doubt(logit, problems), problems, scale), step.logit)
-        far = slope > -0.5 * start
-        if not np.any(far & (start < 0)):
+        there = _doubt(at.logit + size[:, None] * logit, problems)
+        slope = linear + size * square - _dot(_residual(there, problems, strength), logit)
+        far = downhill & ~(slope <= -0.5 * start)
+        if not far.any():
             break
-        size = np.where(far, np.maximum(0.1 * size, size * start / np.where(far, start - slope, 1.0)), size)
-    return at.moved(step, size), np.where(start < 0, length, 0.0)
+        shorter = np.divide(start, start - slope, out=np.zeros_like(start), where=far)
+        size = np.where(far, size * np.fmax(0.1, shorter), size)
+    weights = at.weights + size[:, None] * step
+    moved = at.logit + size[:, None] * logit
+    sound = np.isfinite(weights).all(axis=(0, 2)) & np.isfinite(moved).all(axis=(0, 2))
+    far = length > _LAST * tolerance
+    return Solution(weights, moved, sound & (length <= _LAST * tolerance)), sound & downhill & far
 
 
 def logistic_path(
-    problems: Problems, penalty: Sequence[float], *, tolerance: float, max_step: int = _MOST_STEPS
+    problems: Problems,
+    penalty: Sequence[float],
+    *,
+    tolerance: float,
+    wanted: Callable[[int, int, Array], Mask] | None = None,
+    max_step: int = _MOST_STEPS,
 ) -> Iterator[Solution]:
     """Follow logistic regressions along a path of penalties.
 
@@ -297,7 +298,11 @@ def logistic_path(
     penalty : floats
         Values of ``C``, ascending; each start is the solution before it, taken further along the path.
     tolerance : float
-        Stop where the next Newton step, by its preconditioned gradient, is shorter than this share of ``w``.
+        Stop where the next Newton step would be shorter than about this share of ``w``, in the norm of the Hessian.
+    wanted : callable
+        Called with the number of the penalty, how many Newton steps were taken at it, and the logits (class, problem,
+        row) there; says which problems (problem,) are worth another. Others stay as they are, unsolved, until the next
+        penalty.
     max_step : int
         Newton steps at each penalty.
 
@@ -306,28 +311,32 @@ def logistic_path(
     Solution
         For each penalty, in order.
     """
-    rows = _Rows(problems.features, bool((problems.stretch <= _UNLIKE).all()))
-    at, before = (
-        Solution(*(np.zeros_like(value) for value in (problems.label, problems.label, problems.label[..., 0])))
-        for _ in range(2)
-    )
+    precondition = _Preconditioner(problems)
+    n_problem, width = len(problems.group), problems.features.dtype
+    weights, before = np.zeros((2, len(problems.label), n_problem, problems.scale.shape[1]), width)
     last_way = np.log(10.0)
     for number, c in enumerate(penalty):
         if number:
             way = np.log(c / penalty[number - 1])
             further = min(1.0, way / last_way)
-            at, before = at.moved(at.moved(before, -1.0), further), at
+            weights, before = weights + further * (weights - before), weights
+            # What was lost at one penalty is tried afresh at the next.
+            weights[:, ~np.isfinite(weights).all(axis=(0, 2))] = 0.0
             last_way = max(way, 1e-12)
-        live, part, now = np.arange(problems.label.shape[1]), problems, at
-        for _ in range(max_step):
-            now, length = _newton_step(rows, part, float(c), now, tolerance)
-            going = length > _LAST * tolerance
-            if going.sum() > 0.6 * len(live):
-                continue
-            at = at.put(live, now)
+        at = Solution(weights, problems.logit(weights), np.zeros(n_problem, bool))
+        live, part, now = np.arange(n_problem), problems, at
+        if wanted is not None:
+            wanted(number, 0, at.logit)
+        for step in range(max_step):
+            # A number that is not finite is noticed below, and its regression counts as unsolved.
+            with np.errstate(over="ignore", invalid="ignore"):
+                now, going = _newton_step(part, precondition, float(c), now, tolerance, first=not step)
+            at.weights[:, live], at.logit[:, live], at.solved[live] = now.weights, now.logit, now.solved
+            if wanted is not None:
+                going &= wanted(number, step + 1, at.logit)[live]
             if not going.any():
                 break
-            live, part, now = live[going], part.take(going), now.take(going)
-        else:
-            at = at.put(live, now)
+            live, part = live[going], part.take(going)
+            now = Solution(now.weights[:, going], now.logit[:, going], now.solved[going])
+        weights = at.weights
         yield at

@@ -12,12 +12,15 @@ Arrays only; labels live in :mod:`analyze.probes`.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import solve_triangular
+from threadpoolctl import ThreadpoolController
 
 from analyze.logistic import Problems, logistic_path, probability_of
 
@@ -26,7 +29,21 @@ Index = npt.NDArray[np.integer]
 Selection = Literal["accuracy", "log_loss"]
 
 _RANK_TOLERANCE = 1e-12
+_LOST = 10.0  # times the last change of a score: a Newton step leaves less than half of it to come
 _SINGLE = 1e-4  # tolerances that float32 can reach
+_FEW_ROWS = 3  # components for each row from which on products among rows are taken instead
+_JITTER = 1e-10  # share of a row's square that is its own: far below float32, and enough where rows are alike
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep BLAS to one thread.
+
+    The products of a probe are small: more threads wait for each other, on a busy machine for minutes, and round
+    otherwise. So the same states give the same probes, whatever the number of threads.
+    """
+    with ThreadpoolController().limit(limits=1, user_api="blas"):
+        yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +67,9 @@ class NestedFit:
     """The penalty of that probe."""
     cross_validated: float
     """Its plain cross-validation score, the one the penalty was chosen by."""
+    unsolved: int = 0
+    """Outer regressions, at the penalties chosen, that did not reach the tolerance. What is not finite is never chosen;
+    where nothing else is left, the score is NaN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,21 +117,80 @@ def training_sets(n_fold: int) -> list[tuple[int, ...]]:
 
 
 def _moments(states: Array, fold: Index, n_fold: int) -> _Moments:
-    """Moments of the training sets of centred ``states`` (example, hidden), out of those of the folds."""
-    member = np.equal(fold, np.arange(n_fold)[:, None]).astype(states.dtype)  # (fold, example)
-    kept = np.array([[part not in left_out for part in range(n_fold)] for left_out in training_sets(n_fold)], float)
-    number = (kept @ member.sum(axis=1))[:, None]
-    square = member @ states**2  # (fold, hidden)
-    mean = kept @ (member @ states) / number
-    variance = kept @ square / number - mean**2
-    # A component that does not vary keeps its scale, as scikit-learn's StandardScaler has it.
-    constant = variance <= np.finfo(states.dtype).eps ** 0.75 * square.sum(axis=0) / len(fold)
-    return _Moments(mean=mean, scale=np.sqrt(np.where(constant, 1.0, variance)), constant=constant)
+    """Moments of the training sets of ``states`` (example, hidden), from those of their own folds alone.
+
+    A row that is held out, however large, changes no digit of them: Chan, Golub and LeVeque, *Updating formulae and a
+    pairwise algorithm for computing sample variances*, 1979.
+    """
+    kept = np.array([[part not in left_out for part in range(n_fold)] for left_out in training_sets(n_fold)])
+    parts = [states[fold == part] for part in range(n_fold)]
+    count = np.array([len(part) for part in parts], float)[:, None]
+    middle = np.stack([part.mean(axis=0) for part in parts])  # (fold, hidden)
+    square = np.stack([((part - mean) ** 2).sum(axis=0) for part, mean in zip(parts, middle, strict=True)])
+    mean, scale = np.empty((2, len(kept), states.shape[1]))
+    constant = np.empty(mean.shape, bool)
+    for index, used in enumerate(kept):
+        number = count[used].sum()
+        mean[index] = (count[used] * middle[used]).sum(axis=0) / number
+        variance = (square[used] + count[used] * (middle[used] - mean[index]) ** 2).sum(axis=0) / number
+        # A component that does not vary beyond rounding keeps its scale, as scikit-learn's StandardScaler has it.
+        rounding = number * np.finfo(np.float64).eps
+        constant[index] = variance <= rounding * variance + (rounding * mean[index]) ** 2
+        scale[index] = np.sqrt(np.where(constant[index], 1.0, variance))
+    return _Moments(mean=mean, scale=scale, constant=constant)
 
 
-def _decompose(states: Array, fold: Index, n_fold: int) -> Iterator[_Basis]:
-    """Standardise and rotate every training set of centred ``states`` (example, hidden)."""
-    moments = _moments(states, fold, n_fold)
+@dataclass(frozen=True, slots=True)
+class _Views:
+    """Features as the training sets see them, for :class:`analyze.logistic.Problems`.
+
+    Where rows are few beside components, each set has its own: the Cholesky factor of the Gram matrix of its
+    standardised rows, which has the same products among rows in fewer columns. Otherwise all share one, scaled as the
+    set of all rows has it, and multiply its columns.
+    """
+
+    features: Array  # (view, row, 1 + column), the first column ones
+    scale: Array  # (set, 1 + column)
+    states: Array  # (row, hidden), centred
+    inverse: Array  # (set, hidden): what a set multiplies the components by
+    centre: Array  # (hidden,)
+
+    @classmethod
+    def of(cls, states: Array, moments: _Moments, width: type[np.floating]) -> "_Views":
+        n_row, hidden = states.shape
+        # Where a component never varies outside some folds it says nothing there.
+        inverse = np.where(moments.constant, 0.0, 1.0 / moments.scale)
+        centre = np.median(states, axis=0)  # a mean would follow a single large value out of float32's sight
+        states = states - centre
+        if _FEW_ROWS * n_row < hidden:
+            features = np.ones((len(inverse), n_row, 1 + n_row), width)
+            for index, factor in enumerate(inverse):
+                features[index, :, 1:] = _root(states * factor)
+            return cls(features, np.ones((len(inverse), 1 + n_row), width), states, inverse, centre)
+        shared = np.where(moments.constant[0], 1.0, inverse[0])
+        features = np.ones((1, n_row, 1 + hidden), width)
+        features[0, :, 1:] = states * shared
+        scale = np.hstack([np.ones((len(inverse), 1)), inverse / shared]).astype(width)
+        return cls(features, scale, states, inverse, centre)
+
+    def coefficient(self, index: int, weights: Array) -> Array:
+        """(class, hidden) on unscaled states, of the weights (class, column) of one training set."""
+        if len(self.features) > 1:
+            standard = self.states * self.inverse[index]
+            weights = solve_triangular(_root(standard), weights.T, lower=True, trans="T").T @ standard
+        return np.asarray(weights * self.inverse[index])
+
+
+def _root(standard: Array) -> Array:
+    """Cholesky factor (row, row) of the Gram matrix of rows (row, hidden), which may be alike."""
+    length = np.linalg.norm(standard, axis=1, keepdims=True)
+    length[length == 0] = 1.0
+    unit = standard / length  # so that what is added to a row does not hang on another's size
+    return np.asarray(length * np.linalg.cholesky(unit @ unit.T + _JITTER * np.eye(len(unit))))
+
+
+def _decompose(states: Array, moments: _Moments, fold: Index, n_fold: int) -> Iterator[_Basis]:
+    """Standardise and rotate every training set of centred ``states`` (example, hidden), their moments centred too."""
     for index, left_out in enumerate(training_sets(n_fold)):
         mean, scale = moments.mean[index], moments.scale[index]
         inside = ~np.isin(fold, left_out)
@@ -153,6 +232,67 @@ def _hits(logit: Array, hot: Array) -> Array:
     return np.asarray(logit.argmax(axis=0) == hot.argmax(axis=0))
 
 
+class _Race:
+    """Scores of all training sets on all folds by penalty, and which regressions can still win one.
+
+    Most penalties lose by far, and need no more than a step to do so. A penalty has lost for an outer fold where it is
+    behind the best of those before it by many times of what its last Newton step changed.
+    """
+
+    def __init__(
+        self, hot: Array, fold: Index, sets: Sequence[tuple[int, ...]], n_penalty: int, selection: Selection
+    ) -> None:
+        n_fold, (n_hot, n_target, n_example) = int(fold.max()) + 1, hot.shape
+        self.hot, self.selection = hot, selection
+        self.shape = (n_hot, len(sets), n_target, n_example)
+        self.member = np.equal(fold[:, None], np.arange(n_fold)).astype(np.float64)  # (example, fold)
+        self.right = np.zeros((n_penalty, len(sets), n_target, n_fold))
+        self.inner = np.zeros((n_penalty, n_fold, n_target))
+        self.plain = np.zeros(n_penalty)
+        self.pair = [(index, *left_out) for index, left_out in enumerate(sets) if len(left_out) == 2]
+
+    def judge(self, number: int, logit: Array) -> Array:
+        """Take up logits (class, problem, row) at a penalty; returned as (class, set, target, row)."""
+        logit = logit.reshape(self.shape)
+        count, n_fold = self.member.sum(axis=0), self.member.shape[1]
+        finite = np.asarray(np.isfinite(logit).all(axis=(0, 3)))[..., None]  # (set, target, 1)
+        self.right[number] = np.where(finite, _hits(logit, self.hot) @ self.member / count, np.nan)
+        good = self.right[number]
+        if self.selection == "log_loss":
+            with np.errstate(over="ignore", invalid="ignore"):  # of what is not finite, and cannot win
+                good = -_loss(logit, self.hot) @ self.member / count
+        good = np.where(finite, good, -np.inf)
+        inner = np.zeros(self.inner.shape[1:])
+        for index, first, second in self.pair:
+            inner[first] += good[index, :, second]
+            inner[second] += good[index, :, first]
+        self.inner[number] = np.where(finite[1 : n_fold + 1, :, 0], inner / (n_fold - 1), -np.inf)
+        self.plain[number] = good[1 + np.arange(n_fold), 0, np.arange(n_fold)].mean()
+        return logit
+
+    def wanted(self, number: int, step: int, logit: Array) -> npt.NDArray[np.bool_]:
+        """Which problems are worth another Newton step, for :func:`analyze.logistic.logistic_path`."""
+        before = (self.inner[number].copy(), self.plain[number])
+        self.judge(number, logit)
+        if not number or not step or self.selection == "accuracy":
+            return np.ones(self.shape[1] * self.shape[2], bool)
+        with np.errstate(invalid="ignore"):
+            inner, plain = (
+                ~(now < best - _LOST * np.abs(now - then))
+                for now, best, then in (
+                    (self.inner[number], self.inner[:number].max(axis=0), before[0]),
+                    (self.plain[number], self.plain[:number].max(), before[1]),
+                )
+            )
+        alive = np.zeros(self.shape[1:3], bool)  # (set, target)
+        alive[1 : len(inner) + 1] = inner
+        alive[: len(inner) + 1, 0] |= plain
+        for index, first, second in self.pair:
+            alive[index] = inner[first] | inner[second]
+        return alive.ravel()
+
+
+@one_thread()
 def nested_logistic(
     states: Array,
     label: Index,
@@ -160,7 +300,7 @@ def nested_logistic(
     *,
     penalty: Sequence[float],
     selection: Selection = "log_loss",
-    tolerance: float = 1e-3,
+    tolerance: float = 1e-4,
 ) -> NestedFit:
     """Nested cross-validation of a logistic probe on one cell.
 
@@ -176,8 +316,8 @@ def nested_logistic(
     selection : {"log_loss", "accuracy"}
         What chooses among them on the inner folds; the first of equals, that is the strongest penalty, wins.
     tolerance : float
-        See :func:`analyze.logistic.logistic_path`. By default held-out probabilities are within about 0.001 of the
-        exact ones, within 0.005 at penalties so weak that the classes are separated.
+        See :func:`analyze.logistic.logistic_path`. By default held-out probabilities are within 0.002 of
+        the exact ones.
 
     Returns
     -------
@@ -186,74 +326,61 @@ def nested_logistic(
     Notes
     -----
     Memory is a few arrays of the size of the states, in float32 unless ``tolerance`` is below 0.0001, and as many
-    numbers as examples for each penalty, training set and target. Time is some 100 to 300 products of a matrix of
-    (example, example) or twice (example, hidden), whichever is less, for each path of penalties.
+    numbers as examples, and as components, for each training set and target. Where components are more than three times
+    the examples, the states are taken by (training set, example, example) instead. Time is some hundred products of
+    the states with a column for each training set, target and class.
     """
     n_fold, n_class = int(fold.max()) + 1, int(label.max()) + 1
     n_example, n_target = label.shape
     sets = training_sets(n_fold)
     penalties = np.asarray(penalty, dtype=np.float64)
     width = np.float32 if tolerance >= _SINGLE else np.float64
-    centre = states.mean(axis=0, dtype=np.float64)
-    features = np.subtract(states, centre, out=np.empty(states.shape, width), casting="same_kind")
-    moments = _moments(features, fold, n_fold)
+    states = np.asarray(states, dtype=np.float64)
+    moments = _moments(states, fold, n_fold)
+    basis = _Views.of(states, moments, width)
     hot: Array = np.equal(label.T, np.arange(n_class)[:, None, None]).astype(width)  # (class, target, example)
     if n_class == 2:
         hot = hot[1:]
     inside = np.array([~np.isin(fold, left_out) for left_out in sets], dtype=width)  # (set, example)
-    # Where a component never varies outside some folds it says nothing there.
-    inverse = np.where(moments.constant, 0.0, 1.0 / moments.scale)
-    shared = np.where(moments.constant[0], 1.0, inverse[0])
-    features *= shared.astype(width)
     problems = Problems(
-        features=features,
-        stretch=np.repeat((inverse / shared) ** 2, n_target, axis=0).astype(width),
+        features=basis.features,
+        view=np.repeat(np.arange(len(sets)) % len(basis.features), n_target),
+        scale=np.repeat(basis.scale, n_target, axis=0),
         weight=np.repeat(inside, n_target, axis=0),
         label=np.tile(hot, (1, len(sets), 1)),
+        group=np.tile(np.arange(n_target), len(sets)),
     )
-    member = np.equal(fold[:, None], np.arange(n_fold)).astype(np.float64)  # (example, fold)
-    count = member.sum(axis=0)
     folds, targets, examples = np.arange(n_fold), np.arange(n_target), np.arange(n_example)
-    # Of each training set on each fold, whether left out of it or not.
-    right = np.zeros((len(sets), len(penalties), n_target, n_fold))
-    judged = right if selection == "accuracy" else np.zeros_like(right)
+    race = _Race(hot, fold, sets, len(penalties), selection)
     logits = np.zeros((len(penalties), n_example, len(hot), n_target))  # held out
-    dual = np.zeros((len(penalties), len(hot), n_fold, n_example), dtype=width)
-    intercepts = np.zeros((len(penalties), len(hot), n_fold))
-    for number, found in enumerate(logistic_path(problems, penalty, tolerance=tolerance)):
-        logit = found.logit.reshape(len(hot), len(sets), n_target, n_example)
-        right[:, number] = _hits(logit, hot) @ member / count
-        if selection == "log_loss":
-            judged[:, number] = -_loss(logit, hot) @ member / count
+    weights = np.zeros((len(penalties), len(hot), n_fold, basis.features.shape[2]))
+    solved = np.zeros((len(penalties), n_fold, n_target), bool)
+    for number, found in enumerate(logistic_path(problems, penalty, tolerance=tolerance, wanted=race.wanted)):
+        logit = race.judge(number, found.logit)
         logits[number] = logit[:, 1 + fold, :, examples]
-        dual[number] = found.dual.reshape(logit.shape)[:, 1 : n_fold + 1, 0]
-        intercepts[number] = found.intercept.reshape(logit.shape[:3])[:, 1 : n_fold + 1, 0]
+        weights[number] = found.weights.reshape(*logit.shape[:3], -1)[:, 1 : n_fold + 1, 0]
+        solved[number] = found.solved.reshape(logit.shape[1:3])[1 : n_fold + 1]
 
-    inner = np.zeros((n_fold, len(penalties), n_target))
-    for index, left_out in enumerate(sets):
-        if len(left_out) == 2:
-            first, second = left_out
-            inner[first] += judged[index, ..., second]
-            inner[second] += judged[index, ..., first]
-    best = inner.argmax(axis=1)  # (outer, target)
+    best = race.inner.argmax(axis=0)  # (outer, target)
     probability = probability_of(logits[best[fold], examples[:, None], :, targets], axis=-1)
     if n_class == 2:
         probability = np.concatenate([1.0 - probability, probability], axis=-1)
-    weights = dual[best[:, 0], :, folds] @ problems.features  # (fold, class, hidden)
-    coefficient = weights * (inverse[1 : n_fold + 1] ** 2 / shared)[:, None]
+    chosen_weights = weights[best[:, 0], :, folds]  # (fold, class, 1 + hidden)
+    coefficient = np.stack([basis.coefficient(1 + part, chosen_weights[part, :, 1:]) for part in range(n_fold)])
     outside = 1.0 - np.eye(n_fold)
-    kept = right[1 : n_fold + 1][folds[:, None], best, targets]  # (outer, target, fold)
-    plain = judged[folds + 1, :, 0, folds].mean(axis=0)  # (penalty,)
-    refit = int(plain.argmax())
+    count = race.member.sum(axis=0)
+    kept = race.right[best, 1 + folds[:, None], targets]  # (outer, target, fold)
+    refit = int(race.plain.argmax())
     return NestedFit(
         score=probability,
         chosen=penalties[best],
         training=np.einsum("otf,of,f->ot", kept, outside, count) / (outside @ count)[:, None],
         coefficient=coefficient,
-        intercept=intercepts[best[:, 0], :, folds] - coefficient @ centre,
-        refit_training=float(right[0, refit, 0] @ count / count.sum()),
+        intercept=chosen_weights[..., 0] - coefficient @ basis.centre,
+        refit_training=float(race.right[refit, 0, 0] @ count / count.sum()),
         refit_chosen=float(penalties[refit]),
-        cross_validated=float(plain[refit]),
+        cross_validated=float(race.plain[refit]),
+        unsolved=int((~solved[best, folds[:, None], targets]).sum()),
     )
 
 
@@ -264,6 +391,7 @@ def _r2(value: Array, truth: Array) -> Array:
     return np.asarray(np.where(total > 0, 1.0 - error / np.where(total > 0, total, 1.0), np.nan))
 
 
+@one_thread()
 def nested_ridge(states: Array, value: Array, fold: Index, *, penalty: Sequence[float]) -> NestedFit:
     """Nested cross-validation of a ridge probe on one cell.
 
@@ -285,8 +413,7 @@ def nested_ridge(states: Array, value: Array, fold: Index, *, penalty: Sequence[
     NestedFit
     """
     states = np.asarray(states, dtype=np.float64)
-    centre = states.mean(axis=0)
-    states = states - centre
+    centre = np.median(states, axis=0)
     value = np.asarray(value, dtype=np.float64)
     penalties = np.asarray(penalty, dtype=np.float64)
     n_fold, n_penalty = int(fold.max()) + 1, len(penalties)
@@ -299,7 +426,10 @@ def nested_ridge(states: Array, value: Array, fold: Index, *, penalty: Sequence[
     intercept = np.zeros((n_penalty, n_fold, 1))
     whole = np.zeros(n_penalty)
     members = [np.flatnonzero(fold == part) for part in range(n_fold)]
-    for left_out, basis in zip(training_sets(n_fold), _decompose(states, fold, n_fold), strict=True):
+    moments = _moments(states, fold, n_fold)
+    moments = replace(moments, mean=moments.mean - centre)
+    states = states - centre
+    for left_out, basis in zip(training_sets(n_fold), _decompose(states, moments, fold, n_fold), strict=True):
         rows = basis.rotation.rows
         mean = value[rows].mean(axis=0)
         projected = basis.features[rows].T @ (value[rows] - mean)  # (rank, target)

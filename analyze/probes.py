@@ -16,7 +16,7 @@ import xarray as xr
 from scipy import stats
 
 from analyze.probe_measures import Cell, Task, measure, permutations, r2
-from analyze.probe_solver import Selection, nested_logistic, nested_ridge
+from analyze.probe_solver import Selection, nested_logistic, nested_ridge, one_thread
 from analyze.statistics import adjust
 from schemas import SchemaError, UsageError
 
@@ -35,6 +35,7 @@ RIDGE_PENALTIES = tuple(float(10.0**power) for power in range(-2, 6))
 """Values of alpha tried by default for numbers."""
 
 
+@one_thread()
 def linear_probes(
     run: xr.Dataset,
     target: str = "correct",

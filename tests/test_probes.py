@@ -1,7 +1,11 @@
 """Linear probes: the same numbers as scikit-learn, planted truth found and nothing else, honest on noise."""
 
 import json
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,7 +20,8 @@ from synthetic import make_model, make_run, write_run
 
 import lake as command_line
 from analyze import logistic, plot_probes
-from analyze.probe_solver import nested_logistic, nested_ridge
+from analyze.logistic import Problems, logistic_path
+from analyze.probe_solver import _Race, nested_logistic, nested_ridge, training_sets
 from analyze.probes import NOTE, PENALTIES, linear_probes, summarise_probes
 from schemas import SchemaError, UsageError
 from store import open_lake
@@ -51,8 +56,8 @@ def sklearn_nested(model, grid, states, label, fold, scoring):
 
 @pytest.mark.parametrize(
     ("n", "hidden", "n_class", "leading"),
-    [(60, 90, 2, 64), (120, 12, 2, 64), (60, 90, 2, 5), (120, 12, 3, 64), (60, 90, 3, 64), (96, 30, 4, 5)],
-    ids=["gram", "rows", "gram-rough", "rows-3", "gram-3", "rows-rough-4"],
+    [(60, 90, 2, 256), (120, 12, 2, 256), (60, 190, 2, 5), (120, 12, 3, 256), (60, 190, 3, 256), (96, 30, 4, 15)],
+    ids=["wide", "narrow", "few-rows-rough", "narrow-3", "few-rows-3", "narrow-rough-4"],
 )
 def test_logistic_probe_agrees_with_sklearn(monkeypatch, n, hidden, n_class, leading):
     monkeypatch.setattr(logistic, "_LEADING", leading)
@@ -89,6 +94,127 @@ def test_barely_separable_classes_are_solved(n, hidden):
         model = make_pipeline(StandardScaler(), LogisticRegression(C=fit.chosen[outer, 0], tol=1e-10, max_iter=50_000))
         expected = model.fit(states[train], label[train]).predict_proba(states[~train])
         np.testing.assert_allclose(fit.score[~train, 0], expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("seed", [1, 3, 4, 12, 20, 23, 35, 38, 46, 47])
+def test_random_problems_agree_with_converged_sklearn(seed, benchmark_of_probes):
+    """A small part of the benchmark's 200: noise, weak, separable, imbalanced and correlated ones, 2 to 5 classes."""
+    _, states, label, fold = benchmark_of_probes.random_problem(seed, most_example=300, most_hidden=200)
+    fit = nested_logistic(states, label[:, None], fold, penalty=PENALTIES)
+    assert fit.unsolved == 0
+    search = benchmark_of_probes.converged_search(states, label, fold, 0)
+    assert fit.chosen[0, 0] == search.best_params_["logisticregression__C"]
+    held_out = fold == 0
+    np.testing.assert_allclose(fit.score[held_out, 0], search.predict_proba(states[held_out].astype(float)), atol=2e-3)
+
+
+@pytest.fixture(scope="module")
+def benchmark_of_probes():
+    folder = str(Path(__file__).parents[1] / "benchmarks")
+    sys.path.insert(0, folder)
+    import probes
+
+    yield probes
+    sys.path.remove(folder)
+
+
+@pytest.mark.parametrize("size", [3e4, 1e8])
+@pytest.mark.parametrize("hidden", [8, 500])
+def test_held_out_values_of_another_size_decide_nothing(size, hidden):
+    """A component that carries the label, with one example of another size (a massive activation) in one fold."""
+    rng = np.random.default_rng(0)
+    label, fold = np.arange(100) % 2, np.arange(100) // 2 % 5
+    states = rng.normal(size=(100, hidden))
+    states[:, 2] = 4 * label + rng.normal(size=100) * 0.5
+    states[:, 3] = 7.0  # does not vary in training where the other one is held out
+    states[0, 2:4] = size
+    fit = nested_logistic(states, label[:, None], fold, penalty=[1.0])
+    ridge = nested_ridge(states, label[:, None], fold, penalty=[1.0])
+    for outer in range(5):
+        train = fold != outer
+        exact = make_pipeline(StandardScaler(), LogisticRegression(tol=1e-10, max_iter=10_000))
+        exact.fit(states[train], label[train])
+        np.testing.assert_allclose(fit.score[~train, 0], exact.predict_proba(states[~train]), atol=1e-3)
+        weights = exact[1].coef_ / exact[0].scale_
+        np.testing.assert_allclose(fit.coefficient[outer], weights, atol=1e-3 * abs(weights).max())
+        value = make_pipeline(StandardScaler(), Ridge()).fit(states[train], label[train])
+        np.testing.assert_allclose(ridge.score[~train, 0, 0], value.predict(states[~train]), rtol=1e-5)
+
+
+def test_solved_regression_beside_one_that_shortens_its_step_stays_solved():
+    """No slope along no step: nothing may be divided by it, at any penalty."""
+    rng = np.random.default_rng(0)
+    rows, label = rng.normal(size=(40, 4)), np.arange(40) % 2
+    features = np.hstack([np.ones((40, 1)), rows * 1e3 + 1e3 * label[:, None]])[None]
+    scale = np.array([[1.0, 0, 0, 0, 0], [1.0, 1, 1, 1, 1]])
+    problems = Problems(
+        features=features,
+        view=np.zeros(2, int),
+        scale=scale,
+        weight=np.ones((2, 40)),
+        label=np.stack([label, label])[None].astype(float),
+        group=np.zeros(2, int),
+    )
+    for found in logistic_path(problems, [1e-6, 1e-3, 1.0, 1e3], tolerance=1e-6):
+        assert found.solved.all()
+        np.testing.assert_array_equal(found.weights[:, 0], 0.0)
+
+
+def test_what_is_not_finite_is_known_and_wins_nothing():
+    rng = np.random.default_rng(0)
+    label = np.arange(60) % 3
+    states = (rng.normal(size=(60, 5)) + label[:, None]).astype(np.float32)
+    features = np.hstack([np.ones((60, 1), np.float32), states])[None]
+    problems = Problems(
+        features=features,
+        view=np.zeros(3, int),
+        scale=np.ones((3, 6), np.float32) * np.array([[1.0], [1e30], [1.0]], np.float32),
+        weight=np.ones((3, 60), np.float32),
+        label=np.equal(label, np.arange(3)[:, None, None]).repeat(3, 1).astype(np.float32),
+        group=np.zeros(3, int),
+    )
+    for found in logistic_path(problems, PENALTIES, tolerance=1e-4):
+        assert found.solved[[0, 2]].all()
+        assert found.solved[1] <= np.isfinite(found.weights[:, 1]).all()
+    fold = np.arange(60) // 3 % N_FOLD
+    sets = training_sets(N_FOLD)
+    race = _Race(np.equal(label, np.arange(3)[:, None, None]).astype(float), fold, sets, 2, "log_loss")
+    logit = rng.normal(size=(3, len(sets), 60))
+    race.judge(0, logit)
+    for lost in (1, len(sets) - 1):  # an outer training set, and an inner one of the last two folds
+        better = 9.0 * np.equal(label, np.arange(3)[:, None])[:, None].repeat(len(sets), 1)
+        better[:, lost] = np.nan
+        race.judge(1, better)
+        best = race.inner.argmax(axis=0)[:, 0]
+        assert list(best) == ([0, 1, 1, 1] if lost == 1 else [1, 1, 0, 0])
+
+
+def test_threads_do_not_matter(tmp_path):
+    """The same states give the same table with one and two BLAS threads, in processes of their own."""
+    code = """
+import sys, numpy as np, xarray as xr
+from analyze.probes import linear_probes
+rng = np.random.default_rng(0)
+word = np.array(list("+-*"))[rng.integers(0, 3, 150)]
+states = rng.normal(size=(150, 1, 2, 64)) + (word == "+")[:, None, None, None] * rng.normal(size=64)
+run = xr.Dataset(
+    {"hidden_state": (("example", "layer", "position", "hidden"), states), "operation": ("example", word)},
+    coords={"layer": [0], "position": ["bot", "ct0"], "problem": ("example", np.arange(150))},
+)
+linear_probes(run, "operation", n_control=1, n_resample=50, n_permutation=50).drop_attrs().to_zarr(sys.argv[1])
+"""
+    results = []
+    for threads in ("1", "2"):
+        path = tmp_path / threads
+        number = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
+        subprocess.run(
+            [sys.executable, "-c", code, str(path)],
+            check=True,
+            cwd=Path(__file__).parents[1],
+            env={**os.environ, **number},
+        )
+        results.append(xr.open_zarr(path).load())
+    xr.testing.assert_allclose(*results, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("n", "hidden"), [(60, 90), (120, 12)])
