@@ -101,8 +101,7 @@ def load_reasoner(
         that is not merged rightly here, or if ``lora_alpha`` is not the adapter config's; the text lists what.
     """
     target = find_device(device)
-    if target.type == "cpu":
-        _keep_freed_memory()
+    _keep_freed_memory()
     if dtype not in ("float32", "float16", "bfloat16"):
         raise UsageError(f"compute dtype {dtype!r} is not one of float32, float16, bfloat16")
     name, weights_file, extra_folder = _find_checkpoint(str(checkpoint))

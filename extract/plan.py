@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from extract.prepare import Prepared, batches, held_bytes, place, think
+from extract.prepare import IN_FLIGHT, Prepared, batches, held_bytes, place, think
 from schemas import LakeError, UsageError
 from store import encoded_sizes, local_path, model_size, open_lake, run_files_size
 
@@ -156,7 +156,7 @@ def plan(prepared: Prepared, lake: str | os.PathLike[str]) -> Plan:
         raw_bytes=sum(variable.raw_bytes for variable in variables),
         expected_bytes=static_bytes + sum(variable.expected_bytes for variable in variables),
         remaining_bytes=static_left + remaining,
-        memory_bytes=resident + prepared.in_flight * held_bytes(prepared, layout.shard_examples),
+        memory_bytes=resident + IN_FLIGHT * held_bytes(prepared, layout.shard_examples),
         memory_budget=prepared.memory,
         model_seconds=model_seconds,
         write_seconds=write_seconds,

@@ -16,6 +16,8 @@ from extract.reasoner import Reasoner, Thinking
 from schemas import RunSpec, UsageError, answers_match, extract_answer
 from store import MAX_SHARD_EXAMPLES, RunLayout, check_model, check_run, taken_up
 
+IN_FLIGHT = 3
+"""Shards' worth of memory that a run may take: one being filled, one being encoded, and its encoded bytes."""
 BATCHES = 4
 """A shard's worth of memory is at least as many batches: few would be of questions of any length."""
 CARD = 0.7
@@ -42,14 +44,6 @@ class Prepared:
     """Answer places of a pass: those of the longest answer that may be written, or is given."""
     skipped: int = 0
     """Questions left out because they do not fit into the model's context."""
-
-    @property
-    def in_flight(self) -> int:
-        """Shards' worth of memory that the run may take.
-
-        One is filled, one encoded, with its encoded bytes; beside a GPU, the encoded bytes of one being written, too.
-        """
-        return 3 if self.reasoner.device.type == "cpu" else 4
 
     @property
     def run(self) -> str:
@@ -99,7 +93,7 @@ def _batches(prepared: Prepared, examples: range) -> Iterator[list[int]]:
     more than a few of them, or each would be as wide as the shard's longest question.
     """
     on_card = prepared.reasoner.device.type == "cuda"
-    most = _card_bytes(prepared) if on_card else prepared.memory // prepared.in_flight // BATCHES
+    most = _card_bytes(prepared) if on_card else prepared.memory // IN_FLIGHT // BATCHES
     row_bytes = _card_row_bytes if on_card else _row_bytes
     batch = list[int]()
     for index in sorted(examples, key=lambda index: (len(prepared.prompts[index]), index)):
@@ -262,15 +256,15 @@ def prepare(
     if shard_examples is None:
         sizes = [2**power for power in range(MAX_SHARD_EXAMPLES.bit_length())]
         shard_examples = max(
-            (size for size in sizes if held_bytes(prepared, size) <= prepared.memory / prepared.in_flight), default=1
+            (size for size in sizes if held_bytes(prepared, size) <= prepared.memory / IN_FLIGHT), default=1
         )
     layout = taken_up(lake, prepared.run, replace(layout, shard_bytes=shard_examples * layout.example_bytes))
     prepared = replace(prepared, layout=layout)
     held = held_bytes(prepared, layout.shard_examples)
-    if held > prepared.memory / prepared.in_flight:
+    if held > prepared.memory / IN_FLIGHT:
         raise UsageError(
             f"--memory {memory:g} is too small: shards of {layout.shard_examples} of these examples take"
-            f" {held * prepared.in_flight / 2**30:.2g} GiB"
+            f" {held * IN_FLIGHT / 2**30:.2g} GiB"
         )
     check_against(prepared, lake, rebuild_static=rebuild_static)
     return prepared

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any
 
 import numpy as np
@@ -96,9 +97,9 @@ def extract(
 ) -> Extracted:
     """Run the model over the data and write what is not yet in the lake.
 
-    Three things go on side by side: the model thinks, the shard before is compressed, the one before that is written.
-    So three shards and what is encoded of one are in memory at a time, whatever the number of examples. On a GPU a
-    batch is copied off the card while the next one runs. On a CPU compressing takes turns with thinking.
+    While the model thinks through one shard, the one before is compressed and written: two shards and what is encoded
+    of one are in memory at a time, whatever the number of examples. On a GPU a batch is copied off the card while the
+    next one runs. On a CPU compressing takes turns with thinking.
 
     Parameters
     ----------
@@ -166,16 +167,12 @@ def extract(
         if progress is not None:
             progress(thought, total, done.bytes_written)
 
-    def write(shard: int, encoded: Any, claim: ExitStack) -> None:
+    def write(shard: int, work: Callable[[], int], claim: ExitStack) -> None:
         with claim:
-            done.bytes_written += writer.write_encoded(shard, encoded)
+            done.bytes_written += work()
             done.shards_written.append(shard)
 
-    def encode(shard: int, values: dict[str, Any], claim: ExitStack) -> None:
-        with claim:
-            writing.start(write, shard, writer.encode(shard, values), claim.pop_all())
-
-    with Line("lake-write") as writing, Line("lake-encode") as encoding:
+    with Line("lake-write") as writing:
         for shard in wanted:
             with ExitStack() as claim:
                 if not claim.enter_context(writer.claim(shard)):
@@ -188,14 +185,14 @@ def extract(
                 values = writer.empty(shard)
                 for batch, thinking in _thoughts(prepared, shard, done):
                     place(thinking, prepared, np.array(batch) - layout.shard_slice(shard).start, batch, values)
-                    encoding.check()
                     writing.check()
                     report(len(batch))
+                work = partial(writer.write_shard, shard, values)
                 if on_cpu:  # a model works in lockstep on all cores and stands still whenever one is taken from it
-                    encode(shard, values, claim)
-                else:
-                    encoding.start(encode, shard, values, claim.pop_all())
-                del values
+                    writing.wait()
+                    work = partial(writer.write_encoded, shard, writer.encode(shard, values))
+                writing.start(write, shard, work, claim.pop_all())
+                del values, work
     report(0)
     finished = open_lake(lake).open(prepared.run)["correct"]
     done.n_committed, done.n_correct = finished.size, int(finished.sum())
@@ -223,6 +220,7 @@ def _thoughts(prepared: Prepared, shard: int, done: Extracted) -> Iterator[tuple
                 raise
             done.most_rows = len(batch) // 2
             waiting.append(batch)
+            clear_frames(error.__cause__.__traceback__)  # they hold what filled the memory
         if begun and (len(begun) > ahead or done.most_rows is not None):
             yield _end(*begun.pop(0))
     for each in begun:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -51,11 +52,14 @@ class Replacement:
         self.folder = folder
         self._waiting: dict[str, Path | Sequence[bytes]] = {}
 
-    def add(self, key: str, pieces: Sequence[bytes]) -> None:
-        """Put a file beside its place; of no pieces: none is to be there."""
-        self._waiting[key] = pieces
-        if self.folder is not None and pieces:
-            self._waiting[key] = write_beside(self.folder / key, pieces)
+    def add(self, key: str, pieces: Iterable[bytes]) -> None:
+        """Put a file beside its place; of no pieces: none is to be there. Files may be added by several threads."""
+        pieces = iter(pieces)
+        first = list(islice(pieces, 1))
+        if self.folder is not None and first:
+            self._waiting[key] = write_beside(self.folder / key, chain(first, pieces))
+        else:
+            self._waiting[key] = [*first, *pieces]
 
     def publish(self) -> None:
         """Let all files take their places, durably."""

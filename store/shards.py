@@ -54,23 +54,31 @@ def is_laid_out(variable: xr.Variable, layout: ArrayLayout) -> bool:
 
 
 class ShardFile:
-    """A shard's file before it is written; of no pieces if all is fill: Zarr keeps no file of such a shard."""
+    """A shard's file before it is written; of no pieces if all is fill: Zarr keeps no file of such a shard.
+
+    Pieces may be encoded only as they are asked for; all else is known once they have been gone through.
+    """
 
     def __init__(self) -> None:
-        self.pieces: list[bytes] = []
+        self.pieces: Iterable[bytes] = []
         self.size = 0
         self.sha256 = hashlib.sha256()
         self.checksums: np.ndarray | None = None
         """CRC-32C of each chunk, 0 where there is none: (*grid,); of sharded arrays only."""
 
-    def append(self, content: bytes) -> int:
-        """Add content and its checksum, which is returned."""
+    def counted(self, content: bytes) -> tuple[bytes, bytes]:
+        """Content and its checksum, as the next pieces."""
         value: int = google_crc32c.value(content)
-        for piece in (content, value.to_bytes(CHECKSUM_BYTES, "little")):
-            self.pieces.append(piece)
+        pieces = content, value.to_bytes(CHECKSUM_BYTES, "little")
+        for piece in pieces:
             self.sha256.update(piece)
             self.size += len(piece)
-        return value
+        return pieces
+
+    def collect(self) -> "ShardFile":
+        """Itself, with its pieces in memory."""
+        self.pieces = list(self.pieces)
+        return self
 
 
 def encoders() -> ThreadPoolExecutor:
@@ -96,18 +104,25 @@ def encode_shard(layout: ArrayLayout, values: BlockArray, pool: ThreadPoolExecut
     Returns
     -------
     ShardFile
+        Of pieces that are encoded as they are asked for, the encoders ahead.
     """
-    index = np.full((*layout.grid, 2), ABSENT, dtype="<u8")
     file = ShardFile()
-    file.checksums = np.zeros(layout.grid, dtype="<u4")
-    parts = list(np.ndindex(*layout.grid[:2]))
+    checksums = file.checksums = np.zeros(layout.grid, dtype="<u4")
     first = shard * layout.grid[0]
-    for part, chunks in zip(parts, pool.map(lambda part: _encode(layout, values, part, first), parts), strict=True):
-        for rest, content in chunks:
-            index[part + rest] = file.size, len(content) + CHECKSUM_BYTES
-            file.checksums[part + rest] = file.append(content)
-    if file.pieces:
-        file.append(index.tobytes())
+
+    def pieces() -> Iterator[bytes]:
+        index = np.full((*layout.grid, 2), ABSENT, dtype="<u8")
+        parts = list(np.ndindex(*layout.grid[:2]))
+        for part, chunks in zip(parts, pool.map(lambda part: _encode(layout, values, part, first), parts), strict=True):
+            for rest, content in chunks:
+                index[part + rest] = file.size, len(content) + CHECKSUM_BYTES
+                found = file.counted(content)
+                checksums[part + rest] = int.from_bytes(found[1], "little")
+                yield from found
+        if file.size:
+            yield from file.counted(index.tobytes())
+
+    file.pieces = pieces()
     return file
 
 
@@ -121,7 +136,7 @@ def encode_column(layout: ArrayLayout, values: np.ndarray) -> ShardFile:
     file = ShardFile()
     if (content := memory.get(layout.key(0))) is not None:
         file.pieces, file.size = [content.to_bytes()], len(content)
-        file.sha256.update(file.pieces[0])
+        file.sha256.update(content.to_bytes())
     return file
 
 

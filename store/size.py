@@ -27,7 +27,7 @@ def encoded_sizes(layout: RunLayout, values: Mapping[str, np.ndarray | BlockArra
         for name, array in layout.arrays().items():
             each = values[name]
             if isinstance(each, BlockArray):
-                files = [encode_shard(array, each, pool, shard).size for shard in range(layout.n_shard)]
+                files = [encode_shard(array, each, pool, shard).collect().size for shard in range(layout.n_shard)]
                 sizes[name] = sum(size - array.index_bytes for size in files if size)
             else:
                 sizes[name] = _column_size(array, each)

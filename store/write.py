@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -266,25 +266,28 @@ class RunWriter:
         SchemaError
             If an array is missing or has another shape.
         """
+        with encoders() as pool, ThreadPoolExecutor(len(values)) as files:
+            encoded = self._encoding(shard, values, pool)
+            list(files.map(ShardFile.collect, encoded.values()))
+        return encoded
+
+    def _encoding(self, shard: int, values: Mapping[str, np.ndarray | BlockArray], pool: ThreadPoolExecutor) -> Encoded:
+        """Files of a shard that are encoded as they are written."""
         rows = self.layout.shard_slice(shard)
         found: Encoded = {}
-        # Each file is put together and hashed by a thread of its own: one alone would be slower than the encoders.
-        with encoders() as pool, ThreadPoolExecutor(len(values)) as files:
-            encoding: dict[str, Future[ShardFile]] = {}
-            for name, array in self.layout.arrays().items():
-                expected = (rows.stop - rows.start, *array.shape[1:])
-                if name not in values or values[name].shape != expected:
-                    shape = values[name].shape if name in values else "nothing"
-                    raise SchemaError(f"shard {shard} of {self.run}: {name} has shape {shape}; expected {expected}")
-                each = values[name]
-                if array.shards is not None and not isinstance(each, BlockArray):
-                    each = BlockArray.of(each, array.dtype, array.fill)
-                if isinstance(each, BlockArray):
-                    encoding[name] = files.submit(encode_shard, array, each, pool)
-                else:
-                    column = each.astype(np.dtypes.StringDType()) if array.dtype == "string" else each
-                    found[name] = encode_column(array, column)
-            found |= {name: file.result() for name, file in encoding.items()}
+        for name, array in self.layout.arrays().items():
+            expected = (rows.stop - rows.start, *array.shape[1:])
+            if name not in values or values[name].shape != expected:
+                shape = values[name].shape if name in values else "nothing"
+                raise SchemaError(f"shard {shard} of {self.run}: {name} has shape {shape}; expected {expected}")
+            each = values[name]
+            if array.shards is not None and not isinstance(each, BlockArray):
+                each = BlockArray.of(each, array.dtype, array.fill)
+            if isinstance(each, BlockArray):
+                found[name] = encode_shard(array, each, pool)
+            else:
+                column = each.astype(np.dtypes.StringDType()) if array.dtype == "string" else each
+                found[name] = encode_column(array, column)
         return found
 
     def write_encoded(self, shard: int, encoded: Encoded) -> int:
@@ -309,10 +312,13 @@ class RunWriter:
         """
         self._sweep(shard)
         keys = {name: f"{self.run}/{key}" for name, key in self.record.keys(shard).items()}
-        parts = self.record.encode(self._recorded(encoded))
         with self._replacement() as files, self._replacement() as record, self._replacement() as coming:
-            for name, array in self.layout.arrays().items():
-                files.add(f"{self.run}/{name}/{array.key(shard)}", encoded[name].pieces)
+            # Each file is put together, hashed and written by a thread of its own: one for all would be slower than
+            # the encoders and the disk.
+            with ThreadPoolExecutor(len(encoded)) as threads:
+                places = {name: f"{self.run}/{name}/{array.key(shard)}" for name, array in self.layout.arrays().items()}
+                list(threads.map(lambda name: files.add(places[name], encoded[name].pieces), places))
+            parts = self.record.encode(self._recorded(encoded))
             for part, content in parts.items():
                 record.add(keys[part], [content])
             coming.add(keys["next"], [*parts.values()])
@@ -329,8 +335,8 @@ class RunWriter:
         """What the record is to say of a shard."""
         files = [encoded[name] for name in self.layout.arrays()]
         return ShardRecord(
-            sha256=np.array([list(file.sha256.digest() if file.pieces else bytes(32)) for file in files]),
-            size=np.array([file.size if file.pieces else -1 for file in files]),
+            sha256=np.array([list(file.sha256.digest() if file.size else bytes(32)) for file in files]),
+            size=np.array([file.size or -1 for file in files]),
             crc32c=np.concatenate([np.ravel(np.asarray(encoded[name].checksums)) for name in self.record.places]),
         )
 
@@ -338,8 +344,9 @@ class RunWriter:
         return Replacement(self.store, self.folder)
 
     def write_shard(self, shard: int, values: Mapping[str, np.ndarray | BlockArray]) -> int:
-        """Encode and write one shard: :meth:`encode`, then :meth:`write_encoded`."""
-        return self.write_encoded(shard, self.encode(shard, values))
+        """Encode and write one shard, side by side; see :meth:`write_encoded`."""
+        with encoders() as pool:
+            return self.write_encoded(shard, self._encoding(shard, values, pool))
 
     def _sweep(self, shard: int) -> None:
         """Remove what a killed writer left half-written of a shard."""

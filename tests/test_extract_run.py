@@ -17,7 +17,7 @@ import xarray as xr
 from small_runs import checkpoint, prepared_run, tree, write_questions
 
 import lake as command_line
-from extract.prepare import batches, held_bytes
+from extract.prepare import IN_FLIGHT, batches, held_bytes
 from extract.run import extract, prepare, rank_from_environment
 from schemas import LakeError, RunSpec, SpecMismatchError, UsageError
 from store import check_run, create_run, open_lake, write_model
@@ -41,7 +41,7 @@ def arguments(lake: Path, data: Path, **changes: str) -> list[str]:
 def memory_for(data: Path, shard_examples: int, **spec: str) -> str:
     """GiB that hold shards of so many examples."""
     prepared = prepared_run("none.lake", data, **spec)
-    return str(held_bytes(prepared, shard_examples) * prepared.in_flight / 2**30)
+    return str(held_bytes(prepared, shard_examples) * IN_FLIGHT / 2**30)
 
 
 def run_main(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -103,7 +103,7 @@ def test_long_questions_make_small_batches_and_all_of_a_shard_is_in_one(tmp_path
         float(memory_for(data, 16, capture="full")),
     )
     prepared = prepare(f"toy={folder}", str(data), tmp_path / "x.lake", settings, base=base, memory=gib)
-    assert held_bytes(prepared, prepared.layout.shard_examples) * prepared.in_flight <= gib * 2**30
+    assert held_bytes(prepared, prepared.layout.shard_examples) * IN_FLIGHT <= gib * 2**30
     for shard in range(prepared.layout.n_shard):
         found, rows = list(batches(prepared, shard)), prepared.layout.shard_slice(shard)
         assert sorted(sum(found, [])) == list(range(rows.start, rows.stop))
