@@ -95,23 +95,21 @@ def find_numbers(text: str) -> list[re.Match[str]]:
 def value_of(text: str, found: re.Match[str]) -> Fraction | None:
     """What a number of a :func:`plain` text says, exactly; ``None`` where it could be two things."""
     left, prefix = before(text, found)
-    sign = _sign(left, prefix)
     scale = _SCALE.match(text, found.end())
     end = scale.end() if scale else found.end()
-    alone = left.endswith("(") and not left.endswith("\\(") and _BRACKETED.match(text, end)
-    glued_dot = found[0].startswith(".") and re.search(rf"(?:{_LETTER}|[.)\d])$", left + prefix)
-    split_group = re.match(r"0\d", found[0]) and re.search(r"\d[ \u00a0]$", left + prefix)
-    money = "$" in prefix and re.match(r"\s?[mb]\b", text[end : end + 3])
-    joined_fraction = found["over"] and prefix[:1] in ("-", "\u2212") and re.search(r"\d$", left)
-    size = _size(found)
-    if (
-        sign is None
-        or size is None
-        or (alone and prefix.strip(" \u00a0$") == "")
-        or (glued_dot or split_group or joined_fraction or money)
-        or _UNCLEAR_BEFORE.search(left + (" " if prefix[:1].isspace() else ""))
+    sign, size = _sign(left, prefix), _size(found)
+    ahead = left + prefix
+    unclear = (
+        _UNCLEAR_BEFORE.search(left + (" " if prefix[:1].isspace() else ""))
         or _UNCLEAR_AFTER.match(text, end)
-    ):
+        # (5) and ($5) are negative in accounts, and plain elsewhere; \(5\) is how LaTeX sets a 5
+        or (re.search(r"(?<!\\)\($", left) and prefix.strip(" \u00a0$") == "" and _BRACKETED.match(text, end))
+        or (found[0].startswith(".") and re.search(rf"(?:{_LETTER}|[.)\d])$", ahead))  # is...5
+        or (re.match(r"0\d", found[0]) and re.search(r"\d[ \u00a0]$", ahead))  # the 000 of 1.5 000
+        or ("$" in prefix and re.match(r"\s?[mb]\b", text[end : end + 3]))  # $5m
+        or (found["over"] and prefix[:1] in ("-", "\u2212") and re.search(r"\d$", left))  # 1-1/2
+    )
+    if sign is None or size is None or unclear:
         return None
     for word in re.findall(r"[a-z]+", scale[0].lower()) if scale else ():
         size *= 10 ** _SCALES[word.removesuffix("s")]
