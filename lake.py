@@ -668,6 +668,7 @@ def train_command(
     distillation_weight: Annotated[float, typer.Option(help="Weight of the distance to the teacher's states.")] = 1.0,
     last_step: Annotated[bool, typer.Option("--last-step", help="Leave the chain's last step in.")] = False,
     compute_dtype: Annotated[str, typer.Option(help="Type of the products: float32 or bfloat16.")] = "float32",
+    graphs: Annotated[bool, typer.Option("--graphs", help="On a GPU: record a step once and replay it.")] = False,
     save_every: Annotated[float, typer.Option(help="Seconds between saves.")] = 60.0,
 ) -> None:
     """Train a small CODI model from scratch, or adapters for a base model; run again, it goes on where it stopped."""

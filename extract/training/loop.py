@@ -23,11 +23,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from extract.load import new_reasoner
 from extract.training.data import normalised, read_examples
-from extract.training.student import Protocol, Student
+from extract.training.student import Batch, Protocol, Student
 from extract.training.table import Table, draw_batches
 from schemas import UsageError, fingerprint
 
 STATE = "training.pt"
+GRAPH_WIDTH = 32
+"""Widths of batches are multiples of this where steps are recorded: few shapes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,7 @@ class TrainSettings:
     distillation_weight: float = 1.0
     last_step: bool = False
     compute_dtype: str = "float32"
+    graphs: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -67,10 +70,78 @@ class TrainSettings:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be above 0")
+        if self.graphs and self.accumulate > 1:
+            raise UsageError("--graphs records whole steps; leave --accumulate out")
         if self.protocol not in ("codi", "pause"):
             raise UsageError(f"--protocol {self.protocol!r} is not one of codi, pause")
         if self.compute_dtype not in ("float32", "bfloat16"):
             raise UsageError(f"--compute-dtype {self.compute_dtype!r} is not one of float32, bfloat16")
+
+
+def weighed(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+    """The losses' sum, each by its weight."""
+    return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+
+
+class Graphs:
+    """Losses and gradients of a step, recorded once for each shape of a batch and replayed as one launch.
+
+    A small model on a GPU waits for Python, which launches some 37,000 kernels a step. A shape is recorded when it
+    comes a second time.
+    """
+
+    def __init__(self, student: Student, parameters: list[nn.Parameter]) -> None:
+        self.student = student
+        self.parameters = parameters
+        self._recorded: dict[tuple[torch.Size, ...], _Recorded | None] = {}
+        self._pool: Any = None
+
+    def gradient(self, batch: Batch, weights: dict[str, float]) -> dict[str, Tensor]:
+        """Losses of a batch, detached; the gradient of their weighed sum is left on the parameters."""
+        shape = tuple(each.shape for each in vars(batch).values())
+        if shape not in self._recorded:
+            self._recorded[shape] = None
+            losses = self.student.losses(batch)
+            weighed(losses, weights).backward()  # type: ignore[no-untyped-call]
+            return {name: value.detach() for name, value in losses.items()}
+        recorded = self._recorded[shape]
+        if recorded is None:
+            recorded = self._recorded[shape] = self._record(batch, weights)
+        for name, value in vars(recorded.batch).items():
+            value.copy_(getattr(batch, name))
+        recorded.graph.replay()
+        for parameter, gradient in zip(self.parameters, recorded.gradients, strict=True):
+            parameter.grad = gradient
+        return {name: value.clone() for name, value in recorded.losses.items()}
+
+    def _record(self, batch: Batch, weights: dict[str, float]) -> "_Recorded":
+        still = Batch(**{name: value.clone() for name, value in vars(batch).items()})
+        torch.cuda.empty_cache()
+        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):  # libraries prepare what they must not while recording
+            weighed(self.student.losses(still), weights).backward()  # type: ignore[no-untyped-call]
+        torch.cuda.current_stream().wait_stream(beside)
+        for parameter in self.parameters:
+            parameter.grad = None
+        torch.cuda.empty_cache()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=beside):
+            losses = self.student.losses(still)
+            weighed(losses, weights).backward()  # type: ignore[no-untyped-call]
+        self._pool = self._pool or graph.pool()
+        detached = {name: value.detach() for name, value in losses.items()}
+        return _Recorded(graph, still, detached, [each.grad for each in self.parameters])
+
+
+@dataclass
+class _Recorded:
+    """One shape's graph, the batch it reads and what it leaves."""
+
+    graph: torch.cuda.CUDAGraph
+    batch: Batch
+    losses: dict[str, Tensor]
+    gradients: list[Tensor | None]
 
 
 class Training:
@@ -86,6 +157,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(
             self.parameters, settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay, fused=True
         )
+        self.graphs = Graphs(self.student, self.parameters)
         self.step = 0
         self.seconds = 0.0
         self.parts = settings.accumulate
@@ -136,12 +208,13 @@ class Training:
             "distillation": self.settings.distillation_weight,
         }
         self.optimizer.zero_grad(set_to_none=True)
+        if self.settings.graphs and self.parts == 1:
+            return self.graphs.gradient(table.batch(rows, GRAPH_WIDTH), weights)
         total: dict[str, Tensor] = {}
         for part in np.array_split(rows, min(self.parts, len(rows))):
             losses = self.student.losses(table.batch(part))
             share = len(part) / len(rows)
-            loss: Any = torch.stack([weights[name] * value for name, value in losses.items()]).sum() * share
-            loss.backward()
+            (weighed(losses, weights) * share).backward()  # type: ignore[no-untyped-call]
             for name, value in losses.items():
                 total[name] = total.get(name, torch.zeros_like(value)) + value.detach() * share
         return total
@@ -264,6 +337,8 @@ def train(
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    if settings.graphs and not device.startswith("cuda"):
+        raise UsageError(f"--graphs records what a GPU does; --device is {device}")
     run = Training(settings, device)
     tables, table, weights = _tables(run, validation, say)
     state = out / STATE

@@ -51,13 +51,13 @@ class Table:
         """Number of problems."""
         return len(self.length)
 
-    def batch(self, rows: NDArray[np.int64]) -> Batch:
-        """Lay some problems side by side; widths are multiples of eight, so that memory is used again."""
+    def batch(self, rows: NDArray[np.int64], multiple: int = 8) -> Batch:
+        """Lay some problems side by side; widths are multiples of a number, so that memory is used again."""
         device = self._answer_start.device
         index = torch.from_numpy(rows).to(device, non_blocking=True)
-        question, length = self._question.take(rows, index, left=True)
-        answer, _ = self._answer.take(rows, index)
-        text, _ = self._text.take(rows, index)
+        question, length = self._question.take(rows, index, multiple, left=True)
+        answer, _ = self._answer.take(rows, index, multiple)
+        text, _ = self._text.take(rows, index, multiple)
         return Batch(
             question=question.clamp_min(0), pad=question.shape[1] - length, answer=answer, text=text,
             answer_start=self._answer_start[index], chain_length=self._chain_length[index],
@@ -73,9 +73,11 @@ class _Flat:
         self._length = torch.from_numpy(self.length).to(device)
         self._start = torch.from_numpy(self.length.cumsum() - self.length).to(device)
 
-    def take(self, rows: NDArray[np.int64], index: Tensor, *, left: bool = False) -> tuple[Tensor, Tensor]:
+    def take(
+        self, rows: NDArray[np.int64], index: Tensor, multiple: int, *, left: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Tokens ``(row, column)``, -100 where there is none, and lengths."""
-        width = -(-int(self.length[rows].max()) // 8) * 8
+        width = -(-int(self.length[rows].max()) // multiple) * multiple
         length = self._length[index]
         place = torch.arange(width, device=index.device) - (width - length[:, None] if left else 0)
         there = (place >= 0) & (place < length[:, None])
