@@ -107,11 +107,12 @@ def build_report(
     data = explore.page_data(context, n_problem=n_problem, seed=seed)
     if progress is not None:
         progress(total - 1, total)
+    rows = run_rows(context)
     page = _render(
         title=_title(location),
         lake=_title(location),
-        location=str(location),
-        runs=run_rows(context),
+        info=filled(["lake", "info", "PATH", rows[0]["mark"]], location),
+        runs=rows,
         overview=overview,
         chapters=[
             {"title": title, "lead": lead, "slug": slug, "sections": [shown[e.slug] for e in experiments]}
@@ -278,7 +279,8 @@ def _view(
         seen[source.fingerprint] = {
             "mark": source.fingerprint[:12],
             "name": f"{source.kind} of {', '.join(source.runs)}",
-            "hint": filled(source.command, location) or f"lake info {location} {source.fingerprint[:12]}",
+            "hint": filled(source.command, location)
+            or filled(["lake", "info", "PATH", source.fingerprint[:12]], location),
         }
     view["sources"] = list(seen.values())
     return view

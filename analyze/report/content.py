@@ -180,9 +180,8 @@ class Context:
     def choices(self, sources: Iterable[Result]) -> list[str]:
         """Which of several results that fit are shown, and which are not, in a sentence for each run."""
         lines = []
-        for source in dict.fromkeys(each.name for each in sources):
-            shown = next(each for each in self.results if each.name == source)
-            if others := self.passed_over.get(source):
+        for shown in {each.name: each for each in sources}.values():
+            if others := self.passed_over.get(shown.name):
                 taken, *left = (each.describe(self.lake.location) for each in (shown, *others))
                 lines.append(
                     f"Of {len(others) + 1} results of {shown.kind} of {', '.join(shown.runs)} that fit, the one over"

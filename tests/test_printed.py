@@ -1,0 +1,305 @@
+"""What the program prints about itself: every command it prints runs, every number says whose it is."""
+
+import html
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from test_docs import ROOT, shown_commands
+
+import lake as command_line
+from analyze.compare import compare, comparison_table, difference_table
+from analyze.report import build_report, explore
+from analyze.report.ablation_sections import steering
+from analyze.report.content import Context
+from extract.prepare import prepare
+from extract.run import extract
+from extract.small.problems import make_hard, make_pairs, write_pairs, write_problems
+from schemas import COMMANDS, RunSpec
+from schemas.commands import STEERING_UNIT
+from store import open_lake, verify
+
+torch.set_num_threads(1)
+MODELS = ("small-gpt2", "small-gpt2-decodable")
+RUN, TWIN = (f"{model}/hard" for model in MODELS)
+SLOW = ("lake analyze probes",)
+"""Commands that take more than seconds: that they exist with their flags is looked at, as for the README's."""
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lake of two models over problems, half of them answered wrongly, and one over pairs; no results."""
+    root = tmp_path_factory.mktemp("printed")
+    write_problems(make_hard(24), root / "hard.jsonl")
+    write_pairs(make_pairs(6, 0), root / "pairs.json")
+    spec = RunSpec(max_new_tokens=8, batch_size=16)
+    for model, data in ((MODELS[0], "hard.jsonl"), (MODELS[1], "hard.jsonl"), (MODELS[0], "pairs.json")):
+        extract(prepare(model, str(root / data), root / "toy.lake", spec), root / "toy.lake")
+    return root / "toy.lake"
+
+
+@pytest.fixture
+def place(bare: Path, tmp_path: Path) -> Path:
+    """A lake of one's own."""
+    return Path(shutil.copytree(bare, tmp_path / "my toy.lake"))
+
+
+def run_printed(command: str) -> None:
+    """Run a command as it was printed, in a shell's words; it must do what it says."""
+    words = shlex.split(command, comments=True)
+    assert words[0] == "lake", command
+    with pytest.raises(SystemExit) as stop:
+        command_line.main([*words[1:], *([] if words[1] in ("extract", "info") else ["--json"])])
+    assert stop.value.code == 0, command
+
+
+def printed(page: Path) -> list[str]:
+    """Every command of a page, each once."""
+    texts = map(html.unescape, re.findall(r"<code>(lake .*?)</code>", page.read_text()))
+    return [text for text in dict.fromkeys(texts) if text not in ("lake report",)]
+
+
+@pytest.fixture(scope="module")
+def filled_lake(bare: Path) -> tuple[Path, list[str]]:
+    """The lake after the commands of its page were run, and those commands."""
+    lake = Path(shutil.copytree(bare, bare.with_name("filled toy.lake")))
+    commands = printed(build_report(lake, lake.with_name("page"), n_problem=2).page)
+    for command in commands:
+        if not command.startswith(SLOW):
+            run_printed(command)
+    return lake, commands
+
+
+def test_every_command_that_the_page_prints_runs_and_makes_what_it_names(filled_lake: tuple[Path, list[str]]) -> None:
+    lake, commands = filled_lake
+    assert len(commands) > 15
+    made = build_report(lake, lake.with_name("page"), n_problem=2)
+    assert not made.broken
+    assert set(made.missing) <= {"linear-probes", "step-probes"}
+    kinds = {result.kind for result in open_lake(lake).results()}
+    assert kinds >= set(COMMANDS) - {"probes", "tuned_lens", "sweep"}
+    assert kinds <= set(COMMANDS)
+    # Each result's own command is on the page, and is the one that made it.
+    after = printed(made.page)
+    for result in open_lake(lake).results():
+        assert shlex.join(result.command).replace("PATH", f"'{lake}'") in after, result.name
+        assert result.n_example or result.kind in ("head_summary", "lens_tests", "sae", "errors"), result.kind
+
+
+@pytest.mark.parametrize(
+    "page", sorted({*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")}), ids=lambda page: page.name
+)
+def test_every_command_that_a_document_shows_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in shown_commands(page.read_text()):
+        few = [re.sub(r"^\d+$", "12", word) if words[i - 1] == "--limit" else word for i, word in enumerate(words)]
+        with pytest.raises(SystemExit) as stop:
+            command_line.main(few[1:])
+        assert stop.value.code == 0, shlex.join(words)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["analyze", "heads", "--top", "3", "--resamples", "20"],
+        ["reenter", "corrupt", "--corruptions", "zero", "--limit", "8"],
+        ["reenter", "heads", "--counts", "1", "--draws", "1", "--limit", "6"],
+    ],
+    ids=lambda words: words[1],
+)
+def test_what_verify_prints_mends_a_result(place: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    if words[1:2] == ["heads"] and words[0] == "reenter":
+        run_printed(shlex.join(["lake", "analyze", "heads", str(place), RUN]))
+    run_printed(shlex.join(["lake", *words[:2], str(place), RUN, *words[2:]]))
+    kind = {"reenter heads": "ablate_heads"}.get(" ".join(words[:2]), words[1])
+    (result,) = open_lake(place).results(kind)
+    before = open_lake(place).open_result(result.name)
+    flip(next(path for path in sorted((place / result.name).rglob("c/*")) if path.is_file()))
+    (command,) = verify(place).commands
+    capsys.readouterr()
+    run_printed(command)
+    assert verify(place).damage == []
+    xr.testing.assert_identical(open_lake(place).open_result(result.name), before)
+
+
+def test_what_verify_prints_of_a_result_without_a_command_is_one(place: Path) -> None:
+    lake = open_lake(place)
+    name = lake.write_result("ablate_heads", xr.Dataset({"x": ("head", np.arange(3.0))}), runs=[RUN], spec={"seed": 3})
+    flip(place / name / "x" / "c" / "0")
+    (command,) = verify(place).commands
+    assert command.startswith(f"lake reenter heads '{place}' {RUN}  # with the settings ")
+    flip(place / name / "zarr.json")
+    (command,) = verify(place).commands
+    assert command.startswith(f"lake reenter heads '{place}' {RUN}  # with the settings it was made with")
+
+
+def test_an_extraction_is_mended_by_the_command_that_made_it(tmp_path: Path, bare: Path) -> None:
+    lake, data = tmp_path / "own.lake", bare.with_name("hard.jsonl")
+    run_printed(f"lake extract --model small-gpt2 --data mine={data} --lake {lake} --limit 4 --max-new-tokens 5")
+    flip(lake / "small-gpt2" / "mine" / "token" / "c" / "0" / "0")
+    (command,) = verify(lake).commands
+    assert f"mine={data}" in command
+    run_printed(command)
+    assert verify(lake).damage == []
+
+
+def corrupted(n: int, seed: int) -> xr.Dataset:
+    """A re-entry's result over ``n`` examples, that says so in its numbers."""
+    shape = ("stratum", "condition")
+    frame = {name: (shape, np.full((1, 2), float(n))) for name in ("n", "accuracy", "untouched_accuracy", "importance")}
+    return xr.Dataset(
+        frame, coords={"stratum": ["all"], "example": np.arange(n), "condition": ["untouched", str(seed)]}
+    )
+
+
+def test_of_several_results_the_one_over_most_examples_is_taken_and_named(place: Path) -> None:
+    lake = open_lake(place)
+    few = ["lake", "reenter", "corrupt", "PATH", RUN, "--limit", "8", "--seed"]
+    # Names end in a digest: among several seeds one of the small ones comes first by name.
+    for seed in range(6):
+        lake.write_result(
+            "corrupt", corrupted(8, seed), runs=[RUN], spec={"seed": seed, "limit": 8}, command=[*few, str(seed)]
+        )
+    whole = ["lake", "reenter", "corrupt", "PATH", RUN]
+    lake.write_result("corrupt", corrupted(20, 9), runs=[RUN], spec={"seed": 9}, command=[*whole, "--seed", "9"])
+    lake.write_result("corrupt", corrupted(20, 0), runs=[RUN], spec={"seed": 0}, command=whole)
+    assert lake.find("corrupt", RUN).command == tuple(whole)
+    context = Context(lake, [RUN])
+    (found,) = context.find("corrupt")
+    assert found.data.sizes["example"] == 20
+    assert found.result.command == tuple(whole)
+    (said,) = context.choices([found.result])
+    whole_command = f"lake reenter corrupt '{place}' {RUN}"
+    assert f"Of 8 results of corrupt of {RUN}" in said
+    assert f"of several the one with the fewest options: 20 examples, {whole_command}." in said
+    assert said.count("8 examples, lake reenter corrupt") == 6
+
+
+def test_several_results_on_the_page_and_in_commands_that_go_on_from_one(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options in ("--limit 8 --seed 3", ""):
+        run_printed(f"lake reenter corrupt '{place}' {RUN} --corruptions zero {options}")
+    run_printed(f"lake analyze correlate '{place}' {RUN} --importance corrupt:failure --permutations 20 --resamples 20")
+    assert "of 2 results of corrupt of" in capsys.readouterr().err
+    assert int(open_lake(place).result("correlate", RUN)["n_example"]) > 8
+    page = build_report(place, place.with_name("page"), n_problem=2).page.read_text()
+    assert "Of 2 results of corrupt of" in page
+
+
+def test_a_comparison_takes_from_another_run_only_what_needs_pairs_and_says_so(place: Path) -> None:
+    lake = open_lake(place)
+    pairs = "small-gpt2/pairs"
+    run_printed(f"lake analyze heads '{place}' {pairs} {TWIN} --resamples 20")
+    run_printed(f"lake reenter patch '{place}' {pairs} --sites latent_embedding --subsets none")
+    result = compare(lake, [RUN, TWIN], n_resample=20)
+    # The heads were scored on the pairs only: no number of this run.
+    assert np.isnan(result["composite"].sel(model=RUN)).all()
+    assert f"{RUN}: heads; lake analyze heads PATH {RUN}" in json.loads(result.attrs["missing"])
+    assert json.loads(result.attrs["origins"]) == {"patch_clean": {RUN: pairs}}
+    assert comparison_table(result).set_index("model").loc[RUN, "patched_run"] == pairs
+    both = compare(lake, [RUN, pairs], n_resample=20)
+    rows = difference_table(both).query("what == 'patch_clean'")
+    assert set(rows["first_of"]) == set(rows["second_of"]) == {pairs}
+    assert set(rows["first"]) == {RUN}
+
+
+def test_a_result_of_a_run_that_is_no_more_is_not_compared(place: Path) -> None:
+    lake = open_lake(place)
+    run_printed(f"lake reenter patch '{place}' small-gpt2/pairs --sites latent_embedding --subsets none")
+    (stored,) = lake.results("patch")
+    data = lake.open_result(stored.name)
+    data.attrs = {}
+    shutil.rmtree(place / "small-gpt2" / "pairs")
+    result = compare(lake, [RUN, TWIN], n_resample=20)
+    assert "patch_clean" not in result
+
+
+def test_raw_and_corrected_p_stand_in_columns_of_their_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command_line.app(
+        args=["reenter", "corrupt", str(place), RUN, "--corruptions", "zero", "--limit", "12"], standalone_mode=False
+    )
+    said = capsys.readouterr().out
+    assert re.search(r"\bdrop +p +p Holm +KL", said)
+    result = open_lake(place).result("corrupt", RUN).sel(stratum="all")
+    controls = [line.split() for line in said.splitlines() if "self (stored)" in line]
+    assert [line[-2] for line in controls] == ["-"]  # not among the tests corrected for
+    first = next(line.split() for line in said.splitlines() if re.search(r"zero +ct0 +\d", line))
+    at = result.isel(condition=1)
+    assert first[-3:-1] == [f"{float(at['p']):.1e}", f"{float(at['p_holm']):.1e}"]
+
+
+def test_as_many_problems_as_asked_for_or_a_word(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(explore, "WINDOW", 4)
+    context = Context(open_lake(place), [RUN])
+    for n in (2, 4, 20, 24):
+        assert len(explore.choose_problems(context, n, 0)[RUN]) == n
+    words = ["report", str(place), RUN, "--out", str(place.with_name("page")), "--problems"]
+    command_line.app(args=[*words, "2000"], standalone_mode=False)
+    assert f"{RUN}: 24 problems can be picked, not 2000" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        command_line.main([*words, "-1"])
+    assert stop.value.code == 2
+
+
+def test_the_steering_axis_names_the_unit_that_was_used(filled_lake: tuple[Path, list[str]]) -> None:
+    lake = open_lake(filled_lake[0])
+    stored = lake.result("steer", RUN)
+    assert stored["strength"].attrs["units"] == STEERING_UNIT
+    section = steering(Context(lake, [RUN]))
+    assert section is not None
+    assert section.illustrations[0].panels[0].figure.axes[0].get_xlabel() == f"strength, in {STEERING_UNIT}"
+
+
+def interrupted(words: list[str], begun: object, tmp_path: Path) -> tuple[int, str]:
+    """Exit code and errors of a command that gets a Ctrl-C once it has begun."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import lake; lake.main({words!r})"],
+        cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    while process.poll() is None and not begun():  # type: ignore[operator]
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    return process.wait(), process.communicate()[1]
+
+
+def test_a_stopped_re_entry_says_what_is_kept_and_goes_on(place: Path, tmp_path: Path) -> None:
+    kept = Path(f"{place}.reenter")
+    words = ["reenter", "corrupt", str(place), RUN, "--batch-rows", "8"]
+    code, said = interrupted(words, lambda: len([*kept.rglob("*.json")]) > 2, tmp_path)
+    assert code == 130
+    assert said.count("\n") == 1
+    assert said.startswith("lake: stopped; results of the runs before")
+    assert str(kept) in said
+    assert len([*kept.rglob("*.json")]) > 2
+    run_printed(shlex.join(["lake", *words]))
+    assert not kept.exists()
+
+
+def test_a_stopped_extraction_says_what_is_kept(tmp_path: Path, bare: Path) -> None:
+    words = ["extract", "--model", "small-gpt2", "--data", str(bare.with_name("hard.jsonl")), "--lake", "new.lake"]
+    code, said = interrupted([*words, "--batch-size", "1"], (tmp_path / "new.lake").is_dir, tmp_path)
+    assert (code, said) == (
+        130,
+        "lake: stopped; shards that are committed stay, and the same command goes on after them\n",
+    )
