@@ -331,7 +331,7 @@ def _extra_columns(problems: Sequence[_Problem]) -> tuple[dict[str, tuple[tuple[
             continue
         values = _column([row.get(key) for _, row, _, _ in problems])
         if values is None:
-            left_out.append(key)
+            left_out += [key] if key not in _CHAIN_FIELDS else []
             continue
         name = re.sub(r"\W", "_", key)[:60].lstrip("_") or "column"
         while name.casefold() in taken or not name.isidentifier():
