@@ -179,13 +179,17 @@ def progress_bar(label: str, unit: str = "") -> Iterator[Callable[..., None]]:
         disable=not sys.stderr.isatty(),
     )
     with bar:
-        task = bar.add_task(label, total=None, rate="")
+        task = bar.add_task(label, total=None, rate="", visible=False)  # until there is a total to show
 
         def report(done: int, total: int, written: int = 0) -> None:
             speed = bar.tasks[task].speed
             rate = f"{speed:.1f} {unit}/s" if speed and unit else ""
             bar.update(
-                task, completed=done, total=total, rate=" ".join([rate, f"{written / 1e6:.0f} MB" if written else ""])
+                task,
+                completed=done,
+                total=total,
+                rate=" ".join([rate, f"{written / 1e6:.0f} MB" if written else ""]),
+                visible=True,
             )
 
         yield report
@@ -1046,6 +1050,9 @@ def probes_command(
         with progress_bar(run, "cells") as report:
             result = linear_probes(lake[run], progress=report, **spec)  # type: ignore[arg-type]
         printed[run] = keep(lake, "probes", result, run, spec, csv)
+        if result.attrs["left_out"]:
+            n_step = lake[run][target].sizes["step"] - result.sizes.get("step", 0)
+            note(f"{run}: {n_step} steps of {target!r} left out: {result.attrs['left_out']}")
         table = summarise_probes(result)
         printed[run] = {key: value for key, value in printed[run].items() if not key.endswith("hidden")}
         printed[run] |= {"summary": table.to_dict("records")}

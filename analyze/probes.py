@@ -5,6 +5,7 @@ that. Every result carries :data:`NOTE` for this reason.
 """
 
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -181,10 +182,16 @@ def linear_probes(
             continue
         index = next(present_cells)
         found = [cell[index] for cell in cells]
+        if all(cell is None for cell in found):
+            results.append(None)
+            reasons.append(f"{len(prepared.rows)} examples leave too few in some fold at every layer and position")
+            continue
         results.append(
             measure(present[index], found, shape, states.sizes["hidden"], n_resample, n_permutation, level, seed)
         )
     filled = [result for result in results if result is not None]
+    if not filled:
+        raise UsageError(f"probes for {target!r} of run {run.attrs.get('run', '')!r}: {reasons[0]}")
     if len(columns) == 1:
         result = filled[0]
     else:
@@ -209,7 +216,7 @@ def linear_probes(
         max_example=max_example if max_example is not None else "all",
         n_per_class=n_per_class if n_per_class is not None else "as they come",
         seed=seed,
-        left_out="; ".join(reasons),
+        left_out="; ".join(dict.fromkeys(reasons)),
         note=NOTE,
     )
 
@@ -282,7 +289,10 @@ def _prepare(
 ) -> Task:
     """Rows, classes, folds and controls of one target column (example,)."""
     if as_number:
-        value = column.astype(np.float64)
+        try:
+            value = column.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"treated as a number, but {error}; text is probed as classes") from None
         rows = np.flatnonzero(np.isfinite(value))
         classes: Array | None = None
         label: Array = value[rows]
@@ -291,7 +301,7 @@ def _prepare(
                 f"{len(np.unique(problem[rows]))} problems with {len(np.unique(label))} values; "
                 f"{n_fold} folds need at least {2 * n_fold} problems and two values"
             )
-        strata: Array = np.unique(stats.rankdata(label) * 5 // (len(label) + 1), return_inverse=True)[1]
+        strata = _number_strata(label, n_fold)
     else:
         is_text = column.dtype.kind in "OUST"
         text = np.array([str(each) for each in column], dtype=object) if is_text else column
@@ -304,7 +314,9 @@ def _prepare(
         classes, code = np.unique(text[rows], return_inverse=True)
         label = np.asarray(code)
         if len(classes) < 2:
-            listed = ", ".join(f"{name!s} ({number})" for name, number in zip(found[:8], count, strict=False))
+            listed = ", ".join(
+                f"{textwrap.shorten(str(name), 24)} ({number})" for name, number in zip(found[:8], count, strict=False)
+            )
             raise UsageError(
                 f"classes and their problems are {listed or 'none'}; "
                 f"at least two classes with {n_fold} problems each are needed for {n_fold} folds"
@@ -331,6 +343,13 @@ def _prepare(
         penalty=penalty,
         selection=selection,
     )
+
+
+def _number_strata(value: Array, n_fold: int) -> Array:
+    """Fifths of the values, or as many parts as leave every one of them, ties together, a row for each fold."""
+    rank = stats.rankdata(value)
+    parts = (np.unique(rank * number // (len(value) + 1), return_inverse=True)[1] for number in range(5, 0, -1))
+    return next(part for part in parts if np.bincount(part).min() >= n_fold)
 
 
 def _folds(strata: Array, problem: Array, n_fold: int, seed: int) -> Array:
@@ -408,6 +427,8 @@ def _run_cells(states: xr.DataArray, tasks: Sequence[Task], progress: Progress |
     client = _client()
     if client is None:
         results = []
+        if progress is not None:
+            progress(0, len(cells))
         for cell in cells:
             results.append(_probe_cell(np.asarray(cell), tasks))
             if progress is not None:

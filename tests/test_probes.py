@@ -395,6 +395,28 @@ def test_messages():
         linear_probes(run, n_fold=2)
 
 
+@pytest.mark.parametrize("n_example", [8, 12, 14, 20])
+@pytest.mark.parametrize("target", ["intermediate_result", "n_operation", "operation", "correct"])
+def test_few_examples_give_probes_or_one_line(n_example, target):
+    run = make_run(n_example=n_example, n_layer=1, hidden=4, n_step=2, seed=2)
+    run = run.assign(n_operation=("example", np.array([2] * 5 + [3] * (n_example - 5))))
+    message = None
+    try:
+        result = linear_probes(run, target, positions=["bot"], n_control=1, n_permutation=20, n_resample=20)
+    except UsageError as error:
+        message = str(error)
+    if message is None:
+        assert np.isfinite(summarise_probes(result)["mean"]).all()
+    else:
+        assert message.startswith("probes for")
+        assert "\n" not in message
+
+
+def test_text_as_a_number_is_refused():
+    with pytest.raises(UsageError, match="treated as a number, but could not convert"):
+        linear_probes(make_run(n_example=40), "operation", treat="number")
+
+
 def test_workers_of_a_scheduler_give_the_same():
     from distributed import Client
 
