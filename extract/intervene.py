@@ -15,25 +15,38 @@ from schemas import Intervention, UsageError, position_offset
 Kind = Literal["set", "affine", "edges", "force", "same"]
 Place = tuple[str, int, int]
 """Site, layer (-1 for ``latent_embedding``) and offset from ``bot``."""
+Pick = Tensor | slice
+"""Which rows of an edit: some, or all."""
 Group = tuple[int, Kind, tuple[int, ...], tuple[int, ...], bool, bool]
 """Stage, kind, heads, keys, with values, with noise: edits that agree in them are made in one go."""
 CACHE_BYTES = 256 * 2**20
 
 
 @dataclass(slots=True)
+class _Added:
+    """A change as it was asked for, on the host."""
+
+    rows: np.ndarray
+    scale: float
+    value: np.ndarray | None
+    noise: np.ndarray | None
+
+
+@dataclass(slots=True)
 class _Edit:
-    """One kind of change of some rows at one place."""
+    """One kind of change of some rows at one place, on the device."""
 
     kind: Kind
-    heads: tuple[int, ...]
+    heads: Tensor | None
     keys: tuple[int, ...]
+    host_rows: np.ndarray
     rows: Tensor
     scale: Tensor
     value: Tensor | None
     noise: Tensor | None = None
     """Directions of noise that takes the place of the change, with its norm."""
 
-    def vector(self, old: Tensor, pick: Tensor) -> Tensor:
+    def vector(self, old: Tensor, pick: Pick) -> Tensor:
         """New value of ``(row, ...)`` states."""
         new = self._changed(old, pick)
         if self.noise is None:
@@ -43,7 +56,7 @@ class _Edit:
         out: Tensor = old + (drawn * (norm / drawn.norm(dim=1))[:, None]).to(old.dtype).reshape(old.shape)
         return out
 
-    def _changed(self, old: Tensor, pick: Tensor) -> Tensor:
+    def _changed(self, old: Tensor, pick: Pick) -> Tensor:
         if self.kind == "same":
             return old.clone()
         if self.kind == "set":
@@ -53,7 +66,7 @@ class _Edit:
         out = old * self.scale[pick].to(old.dtype).reshape(-1, *[1] * (old.ndim - 1))
         return out if self.value is None else out + self.value[pick].to(old.dtype).reshape(old.shape)
 
-    def probabilities(self, old: Tensor, pick: Tensor, columns: Tensor) -> Tensor:
+    def probabilities(self, old: Tensor, pick: Pick, columns: Tensor) -> Tensor:
         """New rows of attention ``(row, head, key_position)``; they sum to 1 unless nothing is left to sum."""
         if self.kind == "same":
             return old.clone()
@@ -79,15 +92,20 @@ class Armed:
     """Changes of some rows of a batch at some places: the editor a pass consults.
 
     Rows of several conditions lie side by side in a batch; changes of one row at one place happen in the order in
-    which they were added.
+    which they were added. What is added stays on the host until the first pass that comes to its place; from then on it
+    is on the device, and no pass waits for a copy.
     """
 
     def __init__(self, n_row: int, device: torch.device) -> None:
         self.n_row = n_row
         self.device = device
-        self._pending: dict[Place, dict[Group, list[_Edit]]] = {}
+        self._pending: dict[Place, dict[Group, list[_Added]]] = {}
         self._edits: dict[Place, list[_Edit]] = {}
         self._offsets: dict[tuple[str, int], set[int]] = {}
+        self._there: dict[tuple[str, bytes], Tensor] = {}
+        self._running: Tensor | None = None
+        self._places = np.empty(0, dtype=np.int64)
+        self._local: dict[bytes, tuple[Tensor, Tensor]] = {}
 
     def add(
         self,
@@ -103,49 +121,64 @@ class Armed:
         noise: np.ndarray | None = None,
     ) -> None:
         """Arm a change of rows ``(row,)``; ``value`` is ``(row, ...)``. Later stages act on what earlier ones left."""
-        edit = _Edit(
-            kind=kind,
-            heads=heads,
-            keys=keys,
-            rows=torch.as_tensor(rows, device=self.device),
-            scale=torch.full((len(rows),), scale, device=self.device),
-            value=None if value is None else torch.tensor(value, device=self.device),
-            noise=None if noise is None else torch.as_tensor(noise.reshape(len(rows), -1), device=self.device),
-        )
+        added = _Added(np.asarray(rows), scale, value, None if noise is None else noise.reshape(len(rows), -1))
         group = (stage, kind, heads, keys, value is not None, noise is not None)
-        self._pending.setdefault(place, {}).setdefault(group, []).append(edit)
+        self._pending.setdefault(place, {}).setdefault(group, []).append(added)
         self._offsets.setdefault(place[:2], set()).add(place[2])
         self._edits.clear()
+
+    def _put(self, values: Sequence[np.ndarray], dtype: type = np.float32) -> Tensor:
+        """Arrays one after the other, on the device; what is there already is not copied again."""
+        array: np.ndarray = np.concatenate(values).astype(dtype, copy=False)
+        if array.ndim > 1:
+            return torch.from_numpy(array).to(self.device, non_blocking=True)
+        key = array.dtype.str, array.tobytes()
+        if key not in self._there:
+            self._there[key] = torch.from_numpy(array).to(self.device, non_blocking=True)
+        return self._there[key]
 
     def _at(self, place: Place) -> list[_Edit]:
         if place not in self._edits:
             merged = []
-            for _, edits in sorted(self._pending.get(place, {}).items(), key=lambda item: item[0][0]):
-                values = [edit.value for edit in edits if edit.value is not None]
-                noises = [edit.noise for edit in edits if edit.noise is not None]
+            for group, added in sorted(self._pending.get(place, {}).items(), key=lambda item: item[0][0]):
+                _, kind, heads, keys, _, _ = group
+                values = [each.value for each in added if each.value is not None]
+                noises = [each.noise for each in added if each.noise is not None]
+                rows = np.concatenate([each.rows for each in added])
                 merged.append(
                     _Edit(
-                        kind=edits[0].kind,
-                        heads=edits[0].heads,
-                        keys=edits[0].keys,
-                        rows=torch.cat([edit.rows for edit in edits]),
-                        scale=torch.cat([edit.scale for edit in edits]),
-                        value=torch.cat(values) if values else None,
-                        noise=torch.cat(noises) if noises else None,
+                        kind=kind,
+                        heads=self._put([np.array(heads)], np.int64) if heads else None,
+                        keys=keys,
+                        host_rows=rows,
+                        rows=self._put([rows], np.int64),
+                        scale=self._put([np.full(len(each.rows), each.scale) for each in added]),
+                        value=self._put(values) if values else None,
+                        noise=self._put(noises) if noises else None,
                     )
                 )
             self._edits[place] = merged
         return self._edits[place]
 
-    def _here(self, edit: _Edit, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _here(self, edit: _Edit, rows: Tensor) -> tuple[Tensor, Pick]:
         """Where an edit's rows are among those still running, and which of its rows these are."""
         if len(rows) == self.n_row:
-            return edit.rows, torch.arange(len(edit.rows), device=self.device)
-        place = torch.full((self.n_row,), -1, dtype=torch.long, device=self.device)
-        place[rows] = torch.arange(len(rows), device=self.device)
-        local = place[edit.rows]
-        pick = (local >= 0).nonzero()[:, 0]
-        return local[pick], pick
+            return edit.rows, slice(None)
+        if rows is not self._running:  # some have ended: one look at which, for all edits
+            self._running, self._local = rows, {}
+            self._places = np.full(self.n_row, -1)
+            self._places[rows.cpu().numpy()] = np.arange(len(rows))
+        key = edit.host_rows.tobytes()
+        if key not in self._local:
+            local = self._places[edit.host_rows]
+            pick = np.flatnonzero(local >= 0)
+            self._local[key] = self._put([local[pick]], np.int64), self._put([pick], np.int64)
+        return self._local[key]
+
+    def _key_columns(self, keys: tuple[int, ...], n_before: int) -> Tensor:
+        """Columns of key offsets; those from before the batch's longest question hold nothing to attend to."""
+        columns = [n_before + key for key in keys if n_before + key >= 0]
+        return self._put([np.array(columns, dtype=np.int64)], np.int64)
 
     def touches(self, site: str, layer: int, first: int, n_position: int) -> bool:
         """Whether anything is armed at a site of a layer for any of these positions."""
@@ -157,10 +190,9 @@ class Armed:
         for index in range(value.shape[1]):
             for edit in self._at((site, layer, first + index)):
                 local, pick = self._here(edit, rows)
-                if edit.heads:
-                    heads = torch.tensor(edit.heads, device=self.device)
-                    old = value[local, index][:, heads]
-                    value[local[:, None], index, heads[None, :]] = edit.vector(old, pick)
+                if edit.heads is not None:
+                    old = value[local, index][:, edit.heads]
+                    value[local[:, None], index, edit.heads[None, :]] = edit.vector(old, pick)
                 else:
                     value[local, index] = edit.vector(value[local, index], pick)
         return value
@@ -185,9 +217,8 @@ class Armed:
         for index in range(value.shape[2]):
             for edit in self._at(("attention", layer, first + index)):
                 local, pick = self._here(edit, rows)
-                heads = torch.tensor(edit.heads or range(value.shape[1]), device=self.device)
-                # Question places longer ago than the batch's longest question hold nothing to attend to.
-                columns = torch.tensor([n_before + key for key in edit.keys if n_before + key >= 0], device=self.device)
+                heads = edit.heads if edit.heads is not None else torch.arange(value.shape[1], device=self.device)
+                columns = self._key_columns(edit.keys, n_before)
                 old = value[local, :, index][:, heads]
                 value[local[:, None], heads[None, :], index] = edit.probabilities(old, pick, columns)
         return value

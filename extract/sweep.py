@@ -471,7 +471,7 @@ def _measure(
     kl = (base.exp() * (base - log_p)).nan_to_num(0.0).sum(-1)
     after = flight.column
     found = []
-    picked = [batch[int(row)] for row in source.tolist()]
+    picked = list(batch) * (n_row // len(batch))
     for number, rest in enumerate(asked.rest):
         tokens = [rest[example] for example in picked]
         longest = max(len(each) for each in tokens)

@@ -500,3 +500,31 @@ def test_a_run_of_another_model_is_refused(oracle: tuple[Reasoner, xr.Dataset]) 
     reasoner, run = oracle
     with pytest.raises(UsageError, match="a donor of another model"):
         StoredValues(run.isel(layer=slice(1, None)), reasoner)
+
+
+def test_a_place_that_was_passed_once_copies_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    armed = Armed(4, torch.device("cpu"))
+    armed.add(("hidden_state", 0, 1), "set", np.array([0, 2]), value=np.ones((2, 3), dtype=np.float32))
+    armed.add(("head_output", 0, 1), "affine", np.array([1, 3]), scale=0.5, heads=(1,))
+    armed.add(("attention", 0, 1), "edges", np.array([1, 2]), scale=0.0, keys=(-1, 0))
+    everything, some = torch.arange(4), torch.tensor([1, 2])
+
+    def one_pass() -> list[torch.Tensor]:
+        return [
+            edited
+            for rows in (everything, some)
+            for edited in (
+                armed.hidden_state(0, torch.zeros(len(rows), 1, 3), 1, rows),
+                armed.head_output(0, torch.ones(len(rows), 1, 2, 3), 1, rows),
+                armed.attention(0, torch.full((len(rows), 2, 1, 4), 0.25), 1, rows, 2),
+            )
+        ]
+
+    first = one_pass()
+    assert first[0][:, 0, 0].tolist() == [1, 0, 1, 0]
+    assert first[1][:, 0, 1, 0].tolist() == [1, 0.5, 1, 0.5]
+    assert first[3][:, 0, 0].tolist() == [0, 1]
+    assert first[5][:, 0, 0].tolist() == [[0.5, 0, 0, 0.5]] * 2
+    monkeypatch.setattr(torch, "from_numpy", None)
+    for one, other in zip(first[3:], one_pass()[3:], strict=True):
+        assert torch.equal(one, other)
