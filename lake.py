@@ -19,7 +19,7 @@ from rich.table import Table
 from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
-from schemas import LakeError, RunSpec, UsageError, filled
+from schemas import LakeError, RunSpec, UnwritableLakeError, UsageError, filled
 from schemas.commands import COMMANDS, OUTPUT, PATH, STEERING_UNIT
 
 _at_work: ContextVar[Any] = ContextVar("context of the command at work")
@@ -732,7 +732,7 @@ def keep(lake: Any, kind: str, result: Any, run: str, spec: dict[str, Any], csv:
     from analyze import result_tables
 
     result = result.assign_attrs(run=run)
-    name = lake.write_result(kind, result, runs=[run], spec=spec, command=command_of([run]))
+    name = stored_as(lake, kind, result, [run], spec)
     tables = {part: table for part, table in result_tables(result).items() if "hidden" not in part}
     if csv is not None:
         csv.mkdir(parents=True, exist_ok=True)
@@ -1163,13 +1163,13 @@ def sae_command(
             )
         found.attrs["run"] = label
         note_infinite(label, found)
-        name = lake.write_result("sae", found, runs=group, spec=said, command=command_of(group))
+        name = stored_as(lake, "sae", found, group, said)
         if save is not None:
             folder = save if len(runs) == 1 or scope == "crosscoder" else save / group[0].replace("/", ".")
-            save_sae(found, folder, metadata={"model_name": label, "result": name})
+            save_sae(found, folder, metadata={"model_name": label, "result": name or ""})
         printed[label] = {"result": name} | tables_of(sae_summary(found), f"{label}-sae", csv)
         if not as_json:
-            print_dictionary(label, found, name)
+            print_dictionary(label, found, name or "not kept")
     if as_json:
         print_json(printed)
 
@@ -1243,15 +1243,15 @@ def errors_command(
             console.print(f"{run} has no dictionary yet; learning one", style="dim") if not as_json else None
             train_default(lake, run)
         dictionary = lake.open_result(sae or taken(lake, "sae", run))
-        activation = activation_of(dictionary, {each: lake[each] for each in dictionary.attrs["runs"]})
+        activation = activation_of(dictionary, {each: lake[each] for each in json.loads(dictionary.attrs["runs"])})
         with progress_bar(run, "passes") as report:
             found = predict_errors(lake[run], dictionary, activation, spec, progress=report)
         found.attrs["run"] = run
         said = spec.as_dict() | {"sae": str(dictionary.attrs["fingerprint"])}
-        name = lake.write_result("errors", found, runs=[run], spec=said, command=command_of([run]))
+        name = stored_as(lake, "errors", found, [run], said)
         printed[run] = {"result": name} | tables_of(found.drop_dims(["example", "feature"]), f"{run}-errors", csv)
         if not as_json:
-            print_errors(run, found, name)
+            print_errors(run, found, name or "not kept")
     if as_json:
         print_json(printed)
 
@@ -1426,7 +1426,7 @@ def reenter_runs(
             result = experiment(target)
         settings = {**spec, "limit": common["limit"], "rule": common["rule"], "compute_dtype": target.compute_dtype}
         result.attrs |= {"compute_dtype": target.compute_dtype, "device": target.reasoner.device.type}
-        name = lake.write_result(command, result, runs=[run], spec=settings, command=command_of([run]))
+        name = stored_as(lake, command, result, [run], settings)
         if target.folder is not None and target.folder.parent.is_dir():
             shutil.rmtree(target.folder, ignore_errors=True)
             for folder in (target.folder.parent, target.folder.parent.parent):
@@ -1442,7 +1442,7 @@ def reenter_runs(
         printed[run] = {"result": name, "attrs": dict(result.attrs)} | records
         for key, values in rows_of(result):
             cells.setdefault(key, {})[run] = values
-        notes += [f"{run}: {line}" for line in [*(summary(run, result) if summary else []), f"kept as {name}"]]
+        notes += [f"{run}: {line}" for line in [*(summary(run, result) if summary else []), kept(name)]]
         if "positions_fed" in result.attrs:
             fed, alone = result.attrs["positions_fed"], result.attrs["positions_one_by_one"]
             notes.append(f"{run}: {fed} positions fed, {alone} one condition at a time ({fed / alone:.0%})")
@@ -1973,8 +1973,7 @@ def compare_command(
 
     lake, runs = runs_of(path, runs)
     result = compare(lake, runs, n_resample=resamples, seed=seed)
-    spec = {"resamples": resamples, "seed": seed}
-    name = lake.write_result("compare", result, runs=runs, spec=spec, command=command_of(runs))
+    name = stored_as(lake, "compare", result, runs, {"resamples": resamples, "seed": seed})
     tables = {"models": comparison_table(result), "differences": difference_table(result)}
     if csv is not None:
         csv.mkdir(parents=True, exist_ok=True)
@@ -2008,7 +2007,7 @@ def compare_command(
     for line in missing:
         what, _, command = line.partition("; ")
         console.print(f"missing: {what}; {filled(command, path)}")
-    console.print(f"kept as {name}")
+    console.print(kept(name))
 
 
 @app.command("report")
@@ -2069,6 +2068,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if code == 130:
         fail("stopped before anything was begun", 130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def stored_as(lake: Any, kind: str, result: Any, runs: Sequence[str], spec: dict[str, Any]) -> str | None:
+    """Store a result and return its name; where the lake cannot be written, say so and go on to show it."""
+    try:
+        return str(lake.write_result(kind, result, runs=list(runs), spec=spec, command=command_of(list(runs))))
+    except UnwritableLakeError as error:
+        note(str(error))
+        return None
+
+
+def kept(name: str | None) -> str:
+    """Where a result is."""
+    return f"kept as {name}" if name else "not kept"
 
 
 def note(message: str) -> None:

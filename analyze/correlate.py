@@ -5,6 +5,7 @@ every problem, whatever happens within positions. So five are reported: pooled; 
 problems, over positions; with position accounted for; and with both accounted for.
 """
 
+import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -159,8 +160,8 @@ def reentry_importance(found: xr.Dataset, measure: str = "failure", **where: Any
         change = before - values if measure == "logprob" else values
     text = {"failure": "failure after intervention", "logprob": "fall of log p of the answer", "kl": "divergence"}
     mean = change.mean(over, skipna=False) if over else change
-    runs = found.attrs.get("runs")
-    attrs = {"run": runs[0]} if isinstance(runs, list) and len(runs) == 1 else inherited(found)
+    runs = json.loads(found.attrs.get("runs", "[]"))
+    attrs = {"run": runs[0]} if len(runs) == 1 else inherited(found)
     return mean.transpose("example", "position").assign_attrs(attrs, long_name=text[measure])
 
 

@@ -9,7 +9,15 @@ from schemas.answers import (
     read_gold_answer,
 )
 from schemas.commands import COMMANDS, filled
-from schemas.errors import CorruptLakeError, LakeError, MissingRunError, SchemaError, SpecMismatchError, UsageError
+from schemas.errors import (
+    CorruptLakeError,
+    LakeError,
+    MissingRunError,
+    SchemaError,
+    SpecMismatchError,
+    UnwritableLakeError,
+    UsageError,
+)
 from schemas.intervention import OPERATIONS, Intervention, check_positions
 from schemas.spec import FORMAT_VERSION, RunSpec, canonical_json, device_kind, fingerprint
 from schemas.vocabulary import (
@@ -42,6 +50,7 @@ __all__ = [
     "RunSpec",
     "SchemaError",
     "SpecMismatchError",
+    "UnwritableLakeError",
     "UsageError",
     "Variable",
     "answers_match",

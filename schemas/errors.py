@@ -22,4 +22,8 @@ class SpecMismatchError(UsageError):
 
 
 class CorruptLakeError(LakeError):
-    """Bytes on disk do not agree with their checksums or their layout."""
+    """Bytes on disk are not there, or do not agree with their checksums, the record or the layout."""
+
+
+class UnwritableLakeError(LakeError):
+    """A result that is computed and cannot be stored: the lake is read-only, or the disk full."""

@@ -1,5 +1,9 @@
 """The lake: layout, writing, committing, reading, verifying. The only package that touches Zarr."""
 
+import os
+
+import dask.threaded
+
 from store.files import RECORD
 from store.info import describe, describe_run, find
 from store.layout import MAX_SHARD_EXAMPLES, RunLayout
@@ -33,3 +37,13 @@ __all__ = [
     "verify",
     "write_model",
 ]
+
+
+def _forget_threads() -> None:
+    """A forked process has none of its parent's threads, though dask's pools still count on them."""
+    dask.threaded.default_pool = None
+    dask.threaded.pools.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)

@@ -21,7 +21,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
-from schemas import SchemaError, canonical_json, fingerprint
+from schemas import CorruptLakeError, canonical_json, fingerprint
 from store.layout import COLUMN_CHUNK, COLUMN_CODECS
 from store.location import local_path
 
@@ -163,12 +163,25 @@ def group_document(attributes: Mapping[str, Any]) -> bytes:
     """A group's ``zarr.json``: canonical JSON that vouches for itself.
 
     ``attributes.seal`` is the SHA-256 of the same document without ``seal``; ``attributes.files``, where there, the
-    SHA-256 of each file that never changes, by its key below the group.
+    SHA-256 of each file that never changes, by its key below the group. All else are numbers and texts, settings as
+    JSON text: what every format can save, and the same for those who open the group without this project.
     """
-    stated = dict(attributes)
+    stated = {key: _stated(value) if key != "files" else value for key, value in attributes.items()}
     document = {"zarr_format": 3, "node_type": "group", "attributes": stated}
     stated["seal"] = fingerprint(document)
     return canonical_json(document).encode()
+
+
+def _stated(value: Any) -> Any:
+    return value if isinstance(value, str | int | float) else canonical_json(value)
+
+
+def unstated(value: Any) -> Any:
+    """An attribute as it was given: settings as JSON text, in lakes of earlier versions as JSON, are read."""
+    if isinstance(value, str) and value[:1] in ("{", "["):
+        with suppress(ValueError):
+            return json.loads(value)
+    return value
 
 
 def unseal(content: bytes) -> dict[str, Any] | None:
@@ -179,7 +192,14 @@ def unseal(content: bytes) -> dict[str, Any] | None:
         seal = document["attributes"].pop("seal")
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return dict(document["attributes"]) if whole and fingerprint(document) == seal else None
+    if not whole or fingerprint(document) != seal:
+        return None
+    return {key: unstated(value) for key, value in document["attributes"].items()}
+
+
+def is_ours(content: bytes) -> bool:
+    """Whether a document, whole or damaged, can be one of a lake's: no other program's Zarr has a seal."""
+    return b"seal" in content or b"zarr_format" not in content
 
 
 def assemble(
@@ -217,9 +237,11 @@ def assemble(
 
 def column(name: str, values: Any, dims: tuple[str, ...], **attributes: Any) -> tuple[str, dict[str, Any]]:
     """Arguments of a small array whose values are known when its group is made."""
-    if isinstance(values, list) and values and isinstance(values[0], str):
-        values = np.array(values, dtype=object)  # numpy's own choice has room for the longest text in every place
-    values = np.asarray(values)
+    if not isinstance(values, np.ndarray):
+        first = values
+        while isinstance(first, list | tuple) and first:
+            first = first[0]
+        values = np.array(values, dtype=object if isinstance(first, str) else None)  # else as wide as the longest text
     if values.dtype.kind in "OUT":
         values = values.astype(np.dtypes.StringDType())
     chunks = (*(min(size, COLUMN_CHUNK) for size in values.shape[:1]), *values.shape[1:])
@@ -247,21 +269,20 @@ def write_files(store: Store, group: str, contents: Mapping[str, bytes], folder:
 
 
 def read_group(store: Store, path: str) -> dict[str, Any] | None:
-    """Attributes of a group, or ``None`` where there is none.
+    """Attributes of a group of the lake, or ``None`` where there is none, or a group or array without a seal.
 
     Raises
     ------
-    SchemaError
-        If its document cannot be read.
+    CorruptLakeError
+        If its document is damaged.
     """
     content = read_bytes(store, join(path, "zarr.json"))
     if content is None:
         return None
-    try:
-        document = json.loads(content)
-        return dict(document["attributes"]) if document["node_type"] == "group" else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise SchemaError(f"{join(path, 'zarr.json')} is no Zarr group: {error}; run lake verify") from error
+    attributes = unseal(content)
+    if attributes is None and is_ours(content):
+        raise CorruptLakeError(f"{join(path, 'zarr.json')} does not agree with its own seal; run lake verify")
+    return attributes
 
 
 def make_durable(folder: Path, keys: Iterable[str]) -> None:

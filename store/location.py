@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore, ObjectStore
@@ -18,10 +18,21 @@ def is_url(location: str | os.PathLike[str]) -> bool:
 
 
 def local_path(location: str | os.PathLike[str]) -> Path | None:
-    """Folder of a local lake; ``None`` for a URL."""
-    if not is_url(location):
-        return Path(location).expanduser()
-    return Path(urlsplit(str(location)).path) if str(location).startswith("file://") else None
+    """Folder of a local lake; ``None`` for a URL, but one of a file: escapes are read there, ``#`` and ``?`` are names.
+
+    Raises
+    ------
+    UsageError
+        If a file's URL names another host.
+    """
+    text = str(location)
+    if text.startswith("file:/"):
+        rest = text.removeprefix("file:")
+        host, _, path = rest.removeprefix("//").partition("/") if rest.startswith("//") else ("", "", rest[1:])
+        if host not in ("", "localhost"):
+            raise UsageError(f"{text} names the host {host!r}; a folder of this machine is file:///PATH")
+        return Path("/" + unquote(path))
+    return None if is_url(location) else Path(location).expanduser()
 
 
 def open_store(location: str | os.PathLike[str], *, read_only: bool = True) -> Store:

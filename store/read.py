@@ -5,22 +5,36 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import xarray as xr
-from xarray.core.indexing import LazilyIndexedArray
+import zarr
+from xarray.core.indexing import LazilyIndexedArray, MemoryCachedArray
 from zarr.abc.store import Store
 from zarr.core.sync import sync
 
-from schemas import CorruptLakeError, MissingRunError, UsageError, canonical_json, filled, fingerprint
+from schemas import (
+    MODEL_VARIABLES,
+    CorruptLakeError,
+    LakeError,
+    MissingRunError,
+    UnwritableLakeError,
+    UsageError,
+    canonical_json,
+    filled,
+    fingerprint,
+)
 from schemas.commands import COMMANDS, n_option
-from store.files import read_bytes, read_group
+from store.files import RECORD, is_ours, join, read_bytes, unseal
+from store.guard import Guard
 from store.layout import RunLayout
 from store.location import local_path, open_store
-from store.shards import ShardedArray, is_laid_out
-from store.write import RunWriter, check_format, write_result_group
+from store.mend import foreign_weights, has_other_model, is_result_of
+from store.record import DamagedFile, RunRecord
+from store.shards import HandedOut, ShardedArray
+from store.write import check_format, write_result_group
 
 RESULTS = "results"
 BLOCK_BYTES = 32 * 2**20
@@ -70,23 +84,28 @@ class Lake:
     ----------
     location
         Folder or URL.
+    stored
+        Hand out floats in the type they are stored in, see :func:`open_lake`.
 
     Raises
     ------
     UsageError
         If no lake lies there, or one of a newer format.
+    CorruptLakeError
+        If the lake's own document is damaged.
     """
 
-    def __init__(self, location: str | os.PathLike[str]) -> None:
+    def __init__(self, location: str | os.PathLike[str], *, stored: bool = False) -> None:
         self.location = location
+        self.stored = stored
         self.folder = local_path(location)
         if self.folder is not None and not self.folder.is_dir():
             raise UsageError(f"there is no lake at {location}; make one with lake extract")
-        self.store: Store = open_store(location)
-        attributes = read_group(self.store, "")
+        self._opened: tuple[int, Store] | None = None
+        check_format(location, self.store)
+        attributes = self._document("", "lake")
         if attributes is None or attributes.get("kind") != "lake":
             raise UsageError(f"{location} is no lake (no zarr.json that says so); make one with lake extract")
-        check_format(location, attributes)
 
     def __repr__(self) -> str:
         """Location and runs."""
@@ -100,23 +119,66 @@ class Lake:
         """Whether a run is in the lake."""
         return isinstance(run, str) and self._kind(run) == "run"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What it was made of; no connection."""
+        return {**self.__dict__, "_opened": None}
+
+    @property
+    def store(self) -> Store:
+        """The lake's files, opened by this process: connections do not outlive a fork."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = os.getpid(), open_store(self.location)
+        return self._opened[1]
+
     def _children(self, path: str) -> list[str]:
         async def names() -> list[str]:
             return [name async for name in self.store.list_dir(path)]
 
-        return sorted(name for name in sync(names()) if name and name != "zarr.json" and not name.endswith(".partial"))
+        return sorted(name for name in sync(names()) if name and name != "zarr.json")
+
+    def _has(self, key: str) -> bool:
+        return read_bytes(self.store, key) is not None
 
     def _kind(self, path: str) -> str | None:
-        attributes = read_group(self.store, path)
-        return None if attributes is None else attributes.get("kind")
+        """Kind of a group, also of a run or model whose document is damaged or lost; none of what is not the lake's."""
+        content = read_bytes(self.store, f"{path}/zarr.json")
+        attributes = unseal(content or b"")
+        kind = "run" if "/" in path else "model"
+        if attributes is not None and attributes.get("kind") == kind:
+            return kind
+        if kind == "model":
+            return kind if content is not None and self._has(f"{path}/unembedding/zarr.json") else None
+        whole = content is not None or any(name == "c" for name in self._children(f"{path}/committed"))
+        return kind if whole and self._has(f"{path}/{RECORD}/zarr.json") else None
+
+    def _document(self, path: str, kind: str) -> dict[str, Any] | None:
+        """Attributes of a group's document; ``None`` if there is none."""
+        content = read_bytes(self.store, join(path, "zarr.json"))
+        attributes = unseal(content or b"")
+        if attributes is None and content is not None:
+            if not path and not is_ours(content):
+                return None
+            self._fail(path, kind, "does not agree with its own seal")
+        return attributes
+
+    def _fail(self, path: str, kind: str, problem: str) -> NoReturn:
+        """Raise :class:`CorruptLakeError` of a group's document."""
+        if kind == "lake":
+            where = join(str(self.folder or self.location), "zarr.json")
+            command = f"any lake extract of a run of this lake, with --lake {self.location} --rebuild static"
+            raise CorruptLakeError(f"{where} {problem}; mend it with: {command}")
+        group = path.removesuffix(f"/{RECORD}") if kind == "run" else path
+        key = join(path.removeprefix(group).strip("/"), "zarr.json")
+        raise Guard(self.location, group, kind, {}).error(DamagedFile(key, None, problem))
 
     def models(self) -> list[str]:
         """Names of the models."""
         return [name for name in self._children("") if name != RESULTS and self._kind(name) == "model"]
 
     def runs(self) -> list[str]:
-        """Names of the runs, ``MODEL/DATASET``."""
-        found = (f"{model}/{name}" for model in self.models() for name in self._children(model))
+        """Names of the runs, ``MODEL/DATASET``, damaged ones too."""
+        models = (name for name in self._children("") if name != RESULTS)
+        found = (f"{model}/{name}" for model in models for name in self._children(model) if name not in MODEL_VARIABLES)
         return [run for run in found if self._kind(run) == "run"]
 
     def attributes(self, run: str) -> dict[str, Any]:
@@ -126,11 +188,27 @@ class Lake:
         ------
         MissingRunError
             If the run is not in the lake.
+        CorruptLakeError
+            If the run's document or its record is damaged, or they are of two runs.
         """
-        attributes = read_group(self.store, run)
+        return self._run(run)[0]
+
+    def _run(self, run: str) -> tuple[dict[str, Any], Guard]:
+        """Attributes of a run, and what reads its files."""
+        attributes = self._document(run, "run")
+        if attributes is None and self._kind(run) == "run":
+            self._fail(run, "run", "is not there")
         if attributes is None or attributes.get("kind") != "run":
             raise MissingRunError(f"{self.location} has no run {run!r}; it has {', '.join(self.runs()) or 'none'}")
-        return attributes
+        record = self._document(f"{run}/{RECORD}", "run")
+        if record is None:
+            self._fail(f"{run}/{RECORD}", "run", "is not there")
+        if record["fingerprint"] != attributes["fingerprint"]:
+            self._fail(run, "run", f"is of another run than {RECORD}/zarr.json")
+        digests = {key.removeprefix("../"): digest for key, digest in record["files"].items() if key.startswith("../")}
+        layout = RunLayout.from_json(attributes["layout"])
+        known = RunRecord(layout, checksums="crc32c/zarr.json" in record["files"])
+        return attributes, Guard(self.location, run, "run", digests, known)
 
     def layout(self, run: str) -> RunLayout:
         """Axes of a run."""
@@ -138,7 +216,7 @@ class Lake:
 
     def committed(self, run: str) -> np.ndarray:
         """Which shards of a run are committed: (shard,) bool."""
-        return RunWriter(self.location, run).committed()
+        return self._run(run)[1].committed()
 
     def __getitem__(self, run: str) -> xr.Dataset:
         """Lazy dataset of a run's committed examples.
@@ -153,7 +231,14 @@ class Lake:
         """
         return self.open(run)
 
-    def open(self, run: str, *, uncommitted: bool = False, chunks: Literal["auto"] | None = "auto") -> xr.Dataset:
+    def open(
+        self,
+        run: str,
+        *,
+        uncommitted: bool = False,
+        chunks: Literal["auto"] | None = "auto",
+        stored: bool | None = None,
+    ) -> xr.Dataset:
         """Lazy dataset of a run, as ``lake[run]`` or otherwise.
 
         Parameters
@@ -161,30 +246,30 @@ class Lake:
         run
             ``MODEL/DATASET``.
         uncommitted
-            Keep the examples that no writer has finished.
+            Keep the examples that no writer has finished: fill, and ``committed`` is false.
         chunks
             ``None``: without dask, whose tasks take longer than the reading where that is of one (layer, position).
+        stored
+            Values in the type they are stored in, see :func:`open_lake`; ``None``: as the lake was opened.
 
         Raises
         ------
         MissingRunError
             If the run is not in the lake.
+        CorruptLakeError
+            If a document, coordinate or mark of the run is damaged; of other files when they are read.
         """
-        attributes = self.attributes(run)
+        attributes, guard = self._run(run)
         layout = RunLayout.from_json(attributes["layout"])
-        dataset = _open_group(self.store, run)
-        if self.folder is not None:
-            dataset = _read_directly(dataset, self.folder.absolute() / run, layout)
-        committed = np.asarray(dataset["committed"].values)
+        stored = self.stored if stored is None else stored
+        dataset = _open_group(guard, attributes, stored=stored)
+        committed = np.repeat(guard.committed(), layout.shard_examples)[: layout.n_example]
+        dataset["committed"] = dataset["committed"].variable.copy(data=committed)
         if not uncommitted and not committed.all():
             dataset = _take(dataset, committed)
-        for name, blocks in _block_shapes(layout).items() if chunks == "auto" else ():
-            dataset[name] = dataset[name].variable.chunk(blocks)
-        dataset.attrs = {
-            key: value if isinstance(value, str | int | float) else canonical_json(value)
-            for key, value in attributes.items()
-            if key not in ("seal", "coordinates", "kind")
-        }
+        if chunks == "auto":
+            for name, blocks in _block_shapes(dataset, layout).items():
+                dataset[name] = dataset[name].variable.chunk(blocks)
         return dataset
 
     def model_attributes(self, name: str) -> dict[str, Any]:
@@ -195,9 +280,15 @@ class Lake:
         MissingRunError
             If the model is not in the lake.
         """
-        attributes = read_group(self.store, name)
+        attributes = self._document(name, "model")
+        if attributes is None and self._has(f"{name}/unembedding/zarr.json"):
+            self._fail(name, "model", "is not there")
         if attributes is None or attributes.get("kind") != "model":
             raise MissingRunError(f"{self.location} has no model {name!r}; it has {', '.join(self.models()) or 'none'}")
+        for run in (f"{name}/{child}" for child in self._children(name)):
+            made_with = unseal(read_bytes(self.store, f"{run}/zarr.json") or b"") or {}
+            if has_other_model(made_with, attributes):
+                raise CorruptLakeError(f"{self.location}: {foreign_weights(run)}")
         return attributes
 
     def model(self, name: str) -> xr.Dataset:
@@ -207,11 +298,11 @@ class Lake:
         ------
         MissingRunError
             If the model is not in the lake.
+        CorruptLakeError
+            If one of its files is damaged, or a run of its name was made with other weights.
         """
         attributes = self.model_attributes(name)
-        dataset = _open_group(self.store, name).load()
-        dataset.attrs = {key: value for key, value in attributes.items() if key not in ("seal", "files", "kind")}
-        return dataset
+        return _open_group(Guard(self.location, name, "model", attributes["files"]), attributes, stored=True).load()
 
     def write_result(
         self, kind: str, dataset: xr.Dataset, *, runs: list[str], spec: Mapping[str, Any], command: Sequence[str] = ()
@@ -235,6 +326,11 @@ class Lake:
         -------
         str
             Name of the result: its group below the lake.
+
+        Raises
+        ------
+        UnwritableLakeError
+            If the lake is read-only or the disk full.
         """
         inputs = {run: self.attributes(run)["fingerprint"] for run in runs}
         identity = {"kind": kind, "runs": list(runs), "spec": dict(spec), "inputs": inputs}
@@ -253,7 +349,14 @@ class Lake:
             "n_example": _n_example(dataset),
             "attrs": {key: _plain(value) for key, value in dataset.attrs.items()},
         }
-        write_result_group(self.location, name, dataset, attributes)
+        try:
+            write_result_group(self.location, name, dataset, attributes)
+        except LakeError:
+            raise
+        except Exception as error:  # of a file system or, by other names, of an object store
+            if not isinstance(error, OSError) and self.folder is not None:
+                raise
+            raise UnwritableLakeError(f"{self.location} cannot be written, {name} is not kept: {error}") from error
         return name
 
     def results(self, kind: str | None = None) -> list[Result]:
@@ -263,8 +366,9 @@ class Lake:
         for each in kinds:
             for child in self._children(f"{RESULTS}/{each}"):
                 name = f"{RESULTS}/{each}/{child}"
-                attributes = read_group(self.store, name)
+                attributes = self._document(name, "result")
                 if attributes is not None and attributes.get("kind") == "result":
+                    self._check_result(name, attributes)
                     found.append(
                         Result(
                             name=name,
@@ -332,23 +436,45 @@ class Lake:
 
     def open_result(self, name: str) -> xr.Dataset:
         """Stored analysis by the name of its group, loaded; ``attrs`` carry settings and fingerprints."""
-        attributes = read_group(self.store, name)
+        attributes = self._document(name, "result")
         if attributes is None or attributes.get("kind") != "result":
             raise MissingRunError(f"{self.location} has no result {name!r}")
-        dataset = _open_group(self.store, name).load()
-        dataset.attrs = dict(attributes["attrs"]) | {
-            key: attributes[key] for key in ("result", "runs", "spec", "inputs", "fingerprint")
-        }
-        return dataset
+        self._check_result(name, attributes)
+        guard = Guard(self.location, name, "result", attributes["files"])
+        stated = ("result", "runs", "spec", "inputs", "fingerprint")
+        handed_out = {**attributes["attrs"], **{key: attributes[key] for key in stated}}
+        return _open_group(guard, attributes, handed_out, stored=self.stored).load()
+
+    def _check_result(self, name: str, attributes: Mapping[str, Any]) -> None:
+        if not is_result_of(name, attributes):
+            self._fail(name, "result", "is that of another result")
 
 
-def open_lake(location: str | os.PathLike[str]) -> Lake:
+def open_lake(location: str | os.PathLike[str], *, stored: bool = False) -> Lake:
     """Open a lake for reading.
+
+    What it hands out is meant for the first line one writes:
+
+    - *The stored value or an error.* What the record has is never fill: a file that is lost, damaged, cut short, older
+      or another shard's is a :class:`CorruptLakeError` that names it and the command that mends it, at the first
+      reading that needs it. Examples that no writer has finished are left out (``lake.open(run, uncommitted=True)``
+      keeps them, as fill, with ``committed`` false). A shard that is written again meanwhile is the old or the new one.
+      (In older lakes, whose records lack the checksums of chunks, a shard's file is read whole the first time; on an
+      object store its size and its own checksums are compared.)
+    - *Float32.* What is stored in float16 is widened as it is read, as sums of float16 are off in the third digit:
+      ``run["attention"].mean("example")`` is right. ``stored=True`` hands out the bytes as they are.
+    - *Labels and attributes that can be saved.* Texts are ``str`` objects. Attributes are numbers and texts, settings
+      as JSON text, as plain Zarr shows them, too; ``.to_zarr()`` and ``.to_netcdf()`` work as they are, in the defaults
+      of the format.
+    - *Other processes.* Datasets can be pickled, and read in forked and spawned workers. (On an object store: spawned,
+      or forked before anything was read.)
 
     Parameters
     ----------
     location
         Folder or URL.
+    stored
+        Hand out floats in the type they are stored in.
 
     Returns
     -------
@@ -359,32 +485,33 @@ def open_lake(location: str | os.PathLike[str]) -> Lake:
     ------
     UsageError
         If no lake lies there.
+    CorruptLakeError
+        If the lake's own document is damaged.
     """
-    return Lake(location)
+    return Lake(location, stored=stored)
 
 
-def _open_group(store: Store, path: str) -> xr.Dataset:
-    try:
-        dataset: xr.Dataset = xr.open_zarr(store, group=path, consolidated=False, chunks=None)
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise CorruptLakeError(f"{path} cannot be opened ({error}); run lake verify") from error
-    for name, variable in dataset.variables.items():
-        # numpy's own string type travels badly: sorting, pandas and JSON know objects
-        if isinstance(variable.dtype, np.dtypes.StringDType) and variable.size < 10**6:
-            text = dataset[name].astype(object)
-            dataset = dataset.assign_coords({name: text}) if name in dataset.coords else dataset.assign({name: text})
-    return dataset[sorted(dataset.variables, key=str)]  # Zarr lists arrays as they come, in another order each time
-
-
-def _read_directly(dataset: xr.Dataset, folder: Path, layout: RunLayout) -> xr.Dataset:
-    """The same run of a local lake with its sharded arrays read by :class:`store.shards.ShardedArray`."""
-    direct = {}
-    for name, array in layout.arrays().items():
-        variable = dataset[name].variable
-        if is_laid_out(variable, array):
-            data = LazilyIndexedArray(ShardedArray(folder / name, array))
-            direct[name] = xr.Variable(variable.dims, data, variable.attrs, variable.encoding)
-    return dataset.assign(direct)
+def _open_group(
+    guard: Guard, attributes: Mapping[str, Any], handed_out: Mapping[str, Any] | None = None, *, stored: bool
+) -> xr.Dataset:
+    """Lazy dataset of a group's arrays, in order of their names."""
+    guard.read_documents()
+    layouts = {} if guard.record is None else guard.record.layout.arrays()
+    variables = {}
+    for name in guard.arrays():
+        array = guard.reading(partial(zarr.open_array, guard, path=name, mode="r", zarr_format=3))
+        dims = getattr(array.metadata, "dimension_names", None) or ()  # none of a single number
+        if guard.folder is not None and name in layouts and layouts[name].shards is not None:
+            data: Any = LazilyIndexedArray(ShardedArray(guard, layouts[name], stored=stored))
+        else:
+            data = LazilyIndexedArray(HandedOut(guard, name, array, stored=stored))
+            data = MemoryCachedArray(data)  # type: ignore[no-untyped-call]
+        variables[name] = xr.Variable(dims, data, {key: _savable(value) for key, value in array.attrs.items()})
+    named = str(attributes.get("coordinates", "")).split()
+    hidden = ("seal", "files", "kind", "coordinates")
+    attrs = handed_out or {key: value for key, value in attributes.items() if key not in hidden}
+    dataset = xr.Dataset(variables, attrs={key: _savable(value) for key, value in attrs.items()})
+    return dataset.set_coords([name for name in named if name in variables])
 
 
 def _take(dataset: xr.Dataset, keep: np.ndarray) -> xr.Dataset:
@@ -395,13 +522,13 @@ def _take(dataset: xr.Dataset, keep: np.ndarray) -> xr.Dataset:
     return dataset.isel(example=np.flatnonzero(keep))
 
 
-def _block_shapes(layout: RunLayout) -> dict[str, dict[str, int]]:
+def _block_shapes(dataset: xr.Dataset, layout: RunLayout) -> dict[str, dict[str, int]]:
     """Dask blocks of each large variable."""
     shapes = {}
     for name, array in layout.arrays().items():
         if array.shards is not None:
             inner = dict(zip(array.dims, array.chunks, strict=True))
-            row = math.prod(size for dim, size in inner.items() if dim != "example") * np.dtype(array.dtype).itemsize
+            row = math.prod(size for dim, size in inner.items() if dim != "example") * dataset[name].dtype.itemsize
             shards = max(1, BLOCK_BYTES // (row * layout.shard_examples))
             shapes[name] = inner | {"example": shards * layout.shard_examples}
     return shapes
@@ -414,6 +541,11 @@ def _n_example(dataset: xr.Dataset) -> int:
     if "n_example" in dataset.attrs:
         return int(dataset.attrs["n_example"])
     return int(np.nanmax(dataset["n_example"].values)) if "n_example" in dataset.data_vars else 0
+
+
+def _savable(value: Any) -> Any:
+    """An attribute as every format can hold it: a number or a text."""
+    return value if isinstance(value, str | int | float) else canonical_json(value)
 
 
 def _plain(value: Any) -> Any:

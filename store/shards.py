@@ -1,7 +1,8 @@
 """Files of sharded arrays: encoded whole, and on a local disk read by one positioned read per inner chunk.
 
 A chunk of states is one range of a shard's file and, where a (layer, position) is read over all examples, one range of
-the result. Nothing is remembered between readings: a shard that is written again under an open dataset is read anew.
+the result. Of a shard's file its index is remembered, and the record's checksums of its chunks, while the file is the
+same: a shard that is written again under an open dataset is read anew, and what is not as recorded is never handed out.
 """
 
 import hashlib
@@ -9,29 +10,27 @@ import os
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from io import FileIO
 from itertools import compress, groupby, product
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
-import xarray as xr
 import zarr
 from numcodecs import Blosc, Zstd, blosc, zstd
 from xarray.backends import BackendArray
+from xarray.backends.zarr import ZarrArrayWrapper
 from xarray.core import indexing
 from zarr.codecs import BloscCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
-from schemas import CorruptLakeError
 from store.blocks import BlockArray
-from store.layout import ArrayLayout
+from store.guard import ABSENT, CHECKSUM_BYTES, Guard, check_digest, check_size, decode_index, tables_of
+from store.layout import SHARDED_VARIABLES, ArrayLayout
+from store.record import DamagedFile
 
 DECOMPRESS = {BloscCodec: blosc.decompress, ZstdCodec: zstd.decompress}
-ABSENT = 2**64 - 1
-"""Offset of a chunk that a shard does not hold: it is all fill."""
-CHECKSUM_BYTES = 4
 # Blosc's frame: a header, whose third byte has flags. One says that what follows is the content as it is.
 BLOSC_HEADER_BYTES = 16
 BLOSC_FLAGS, BLOSC_MEMCPYED = 2, 0x2
@@ -42,15 +41,40 @@ Part = tuple[int, slice | np.ndarray, slice]
 """Along one axis: the number of a chunk, what of it is wanted, and where in the result that goes."""
 
 
-def is_laid_out(variable: xr.Variable, layout: ArrayLayout) -> bool:
-    """Whether an opened array is sharded and lies on disk as the layout says: what :class:`ShardedArray` can read."""
-    found = variable.encoding
-    return (
-        layout.shards is not None
-        and (variable.dims, variable.shape, variable.dtype) == (layout.dims, layout.shape, np.dtype(layout.dtype))
-        and (found.get("chunks"), found.get("shards"), found.get("filters")) == (layout.chunks, layout.shards, ())
-        and [each.to_dict() for each in found.get("compressors", ())] == [each.to_dict() for each in layout.codecs]
-    )
+def widened(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Type in which values are handed out: float32 for float16, whose sums are wrong in the third digit."""
+    return np.dtype("float32") if dtype == np.float16 else dtype
+
+
+class HandedOut(BackendArray):
+    """An array that Zarr reads, with values in the types that are handed out.
+
+    Parameters
+    ----------
+    guard, name
+        Where it is.
+    array
+        Opened from the guard.
+    stored
+        Floats in the type they are stored in.
+    """
+
+    def __init__(self, guard: Guard, name: str, array: zarr.Array[Any], *, stored: bool) -> None:
+        self.guard = guard
+        self.name = name
+        self.shape = array.shape
+        text = isinstance(array.dtype, np.dtypes.StringDType)
+        # numpy's own string type travels badly: sorting, pandas and JSON know objects
+        self.dtype = np.dtype(object) if text else array.dtype if stored else widened(array.dtype)
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        """Values at an index."""
+        return self.guard.reading(lambda: self._read(key))
+
+    def _read(self, key: indexing.ExplicitIndexer) -> Any:
+        array = zarr.open_array(self.guard, path=self.name, mode="r", zarr_format=3)
+        values = ZarrArrayWrapper(array)[key]  # type: ignore[no-untyped-call]
+        return np.asarray(values).astype(self.dtype, copy=False)
 
 
 class ShardFile:
@@ -169,41 +193,61 @@ def _is_fill(chunk: np.ndarray, fill: Any) -> bool:
     return not chunk.reshape(-1).view(np.uint8).any()
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is remembered of a shard's file."""
+
+    identity: tuple[int, int, int]
+    """Of the file: number, size and time of the last change."""
+    index: np.ndarray
+    """Offset and length of each chunk: (*grid, 2)."""
+    tables: list[np.ndarray | None]
+    """Checksums that its chunks may have: (*grid,) each."""
+
+
 class ShardedArray(BackendArray):
     """A sharded array on a local disk, for xarray to index lazily.
 
     Parameters
     ----------
-    folder
-        Of the array.
+    guard
+        Of the run.
     layout
         Its shape, chunks, shards and codecs.
+    stored
+        Values in the type they are stored in; else float16 is widened to float32.
     """
 
-    def __init__(self, folder: Path, layout: ArrayLayout) -> None:
-        self.folder = folder
+    def __init__(self, guard: Guard, layout: ArrayLayout, *, stored: bool) -> None:
+        self.guard = guard
         self.layout = layout
         self.grid, self.index_bytes = layout.grid, layout.index_bytes
         self.shape = layout.shape
-        self.dtype = np.dtype(layout.dtype)
+        self.dtype = np.dtype(layout.dtype) if stored else widened(np.dtype(layout.dtype))
+        self._known: dict[int, Known] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What it was made of, nothing remembered."""
+        return {**self.__dict__, "_known": {}}
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         """Values at an index; points, which span no box, are left to Zarr."""
         if isinstance(key, indexing.VectorizedIndexer):
-            return indexing.explicit_indexing_adapter(
-                key, self.shape, indexing.IndexingSupport.VECTORIZED, self._points
-            )
-        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._box)
+            support, read = indexing.IndexingSupport.VECTORIZED, self._points
+        else:
+            support, read = indexing.IndexingSupport.OUTER, self._box
+        return self.guard.reading(lambda: indexing.explicit_indexing_adapter(key, self.shape, support, read))
 
     def _points(self, key: tuple[np.ndarray, ...]) -> Any:
-        return zarr.open_array(self.folder, mode="r").vindex[key]
+        array = zarr.open_array(self.guard, path=self.layout.name, mode="r", zarr_format=3)
+        return np.asarray(array.vindex[key]).astype(self.dtype, copy=False)
 
     def _box(self, key: tuple[Any, ...]) -> np.ndarray:
         """Values at the product of one number, rising slice or sorted array per axis."""
         picks = [_picks(*each) for each in zip(self.shape, key, strict=True)]
         values = np.empty([len(each) for each in picks], dtype=self.dtype)
         if values.size:
-            room = np.empty(self.layout.chunks, dtype=self.dtype)
+            room = np.empty(self.layout.chunks, dtype=self.layout.dtype)
             examples, *others = (list(_parts(*each)) for each in zip(picks, self.layout.chunks, strict=True))
             boxes = [tuple(zip(*box, strict=True)) for box in product(*others)]
             for shard, parts in groupby(examples, key=lambda part: part[0] // self.grid[0]):
@@ -220,42 +264,73 @@ class ShardedArray(BackendArray):
         room: np.ndarray,
     ) -> None:
         """Put what is wanted of one shard where it goes: at once where that is a whole chunk, else through ``room``."""
-        path = f"{self.folder}/{self.layout.key(shard)}"
+        key = f"{self.layout.name}/{self.layout.key(shard)}"
         try:
-            file = FileIO(path)
-        except FileNotFoundError:
+            file = FileIO(f"{self.guard.folder}/{key}")
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            self._expect_none(shard, key)
             for _, _, there in examples:
                 values[there] = self.layout.fill
             return
         with file:
-            index = self._index(file.fileno(), path)
+            known = self._know(shard, key, file.fileno())
             for (number, *one), (numbers, *other) in product(examples, boxes):
                 chunk = (number % self.grid[0], *numbers)
                 within: Any = (one[0], *other[0])
                 where = (one[1], *other[1])
-                offset, length = index[chunk].tolist()
                 target = values[where]
-                if offset == ABSENT:
+                offset, length = (ABSENT, 0) if known is None else known.index[chunk].tolist()
+                if known is None or offset == ABSENT:
                     target[...] = self.layout.fill
                     continue
                 sliced = all(isinstance(each, slice) for each in within)
                 whole = sliced and target.shape == room.shape and target.flags.c_contiguous
-                if not self._decode(file.fileno(), offset, length, target if whole else room):
-                    raise CorruptLakeError(f"{path}: chunk {chunk} does not agree with its checksum; run lake verify")
-                if not whole:
+                direct = whole and target.dtype == room.dtype
+                checksum = self._decode(file.fileno(), offset, length, target if direct else room)
+                if checksum is None or not any(table is None or table[chunk] == checksum for table in known.tables):
+                    problem = f"is not what was written: chunk {chunk} does not agree with its checksum"
+                    self._known.pop(shard, None)
+                    raise DamagedFile(key, shard, problem)
+                if whole and not direct:
+                    target[...] = room
+                elif not whole:
                     indices = (np.arange(size)[each] for size, each in zip(room.shape, within, strict=True))
                     target[...] = room[within if sliced else np.ix_(*indices)]
 
-    def _index(self, file: int, path: str) -> np.ndarray:
-        """Offset and length of each chunk of a shard: (*grid, 2)."""
-        size = self.index_bytes
-        content = _read(file, max(os.fstat(file).st_size - size, 0), size)
-        if content is None:
-            raise CorruptLakeError(f"{path}: its index does not agree with its checksum; run lake verify")
-        return content.view("<u8").reshape(*self.grid, 2)
+    def _expect_none(self, shard: int, key: str) -> None:
+        """Raise :class:`DamagedFile` unless the record, or one of two while files are replaced, has no such file."""
+        sizes = [record.size[self._file] for record in self.guard.records_here(shard)]
+        if sizes and min(sizes) >= 0:
+            raise DamagedFile(key, shard, "is not there")
 
-    def _decode(self, file: int, offset: int, length: int, chunk: np.ndarray) -> bool:
-        """Fill an array with a chunk; false if that does not agree with its checksum."""
+    @property
+    def _file(self) -> int:
+        return SHARDED_VARIABLES.index(self.layout.name)
+
+    def _know(self, shard: int, key: str, file: int) -> "Known | None":
+        """Index and checksums of a shard's file, remembered while it is the same file; ``None``: it does not count."""
+        found = os.fstat(file)
+        identity = (found.st_ino, found.st_size, found.st_mtime_ns)
+        known = self._known.get(shard)
+        if known is not None and known.identity == identity:
+            return known
+        records = [record for record in self.guard.records_here(shard) if record.size[self._file] >= 0]
+        if not records:
+            return None
+        check_size(key, shard, found.st_size, records, self._file)
+        content = os.pread(file, self.index_bytes, found.st_size - self.index_bytes)
+        index = decode_index(key, shard, content, self.grid)
+        place = self.guard.places[self.layout.name]
+        tables = tables_of(key, shard, index, records, place)
+        if any(table is None for table in tables):  # an older lake: all of the file is read, once
+            with open(file, "rb", closefd=False) as whole:
+                whole.seek(0)
+                check_digest(key, shard, hashlib.file_digest(whole, "sha256").hexdigest(), records, self._file)
+        self._known[shard] = Known(identity, index, tables)
+        return self._known[shard]
+
+    def _decode(self, file: int, offset: int, length: int, chunk: np.ndarray) -> int | None:
+        """Fill an array with a chunk; its checksum, ``None`` if it does not agree with that."""
         values, codec = chunk.reshape(-1).view(np.uint8), type(self.layout.codecs[0])
         if codec is BloscCodec and length == BLOSC_HEADER_BYTES + values.size + CHECKSUM_BYTES:
             header, stated = bytearray(BLOSC_HEADER_BYTES), bytearray(CHECKSUM_BYTES)
@@ -267,19 +342,15 @@ class ShardedArray(BackendArray):
                 found = google_crc32c.extend(found, piece)
             os.preadv(file, [stated], offset + length - CHECKSUM_BYTES)
             if header[BLOSC_FLAGS] & BLOSC_MEMCPYED and found == int.from_bytes(stated, "little"):
-                return True
-        content = _read(file, offset, length)
-        if content is not None:
-            DECOMPRESS[codec](content, values)
-        return content is not None
-
-
-def _read(file: int, offset: int, length: int) -> np.ndarray | None:
-    """Bytes of a file without the checksum that ends them; ``None`` if they do not agree with it."""
-    content = np.frombuffer(os.pread(file, length, offset), dtype=np.uint8)
-    found, stated = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
-    agrees = content.size == length and google_crc32c.value(found) == int.from_bytes(stated, "little")
-    return found if agrees else None
+                return int(found)
+        content = np.frombuffer(os.pread(file, length, offset), dtype=np.uint8)
+        if content.size != length:
+            return None
+        checksum: int = google_crc32c.value(content[:-CHECKSUM_BYTES])
+        if checksum != int.from_bytes(content[-CHECKSUM_BYTES:].tobytes(), "little"):
+            return None
+        DECOMPRESS[codec](content[:-CHECKSUM_BYTES], values)
+        return checksum
 
 
 def _picks(size: int, wanted: int | slice | np.ndarray) -> range | np.ndarray:

@@ -4,20 +4,24 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
+import numpy as np
 from zarr.abc.store import Store
 from zarr.core.sync import sync
 
-from schemas import COMMANDS, MissingRunError, UsageError, canonical_json, filled
+from schemas import MODEL_VARIABLES, MissingRunError, UsageError
 from store.files import LEFTOVER, RECORD, join, read_bytes, unseal
-from store.layout import ArrayLayout, RunLayout
+from store.guard import ABSENT, CHECKSUM_BYTES, decode_index
+from store.layout import SHARDED_VARIABLES, ArrayLayout, RunLayout
 from store.location import local_path, open_store
-from store.record import RunRecord
+from store.mend import analyze_command, extract_command, foreign_weights, has_other_model, is_result_of
+from store.record import DamagedFile, RunRecord, ShardRecord
 
 THREADS = 4
 
@@ -31,7 +35,8 @@ class Damage:
     group: str
     """Run, model or result it belongs to; empty: the lake itself."""
     kind: str
-    """Kind of that group: ``lake``, ``model``, ``run``, ``result``."""
+    """Kind of that group: ``lake``, ``model``, ``run``, ``result``; ``weights`` of a run whose model is another one,
+    ``stranger`` of a file that the lake knows nothing of."""
     problem: str
     """What was found, and what was expected."""
     shard: int | None = None
@@ -82,6 +87,94 @@ def verify(
     return _Verifier(location, open_store(location), folder).verify(run, progress)
 
 
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What was found of a file."""
+
+    size: int
+    sha256: str
+    checksums: np.ndarray | None
+    """CRC-32C of each chunk, of a shard's large files: (*grid,)."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Shard:
+    """A committed shard: its files, and what its record says of them."""
+
+    run: str
+    number: int
+    known: RunRecord
+    keys: Mapping[str, str]
+    """Keys of the parts of its record."""
+    files: Sequence[str]
+    records: Sequence[ShardRecord]
+
+    def array(self, key: str) -> ArrayLayout:
+        """Layout of a file's array."""
+        return self.known.layout.arrays()[key.removeprefix(f"{self.run}/").split("/")[0]]
+
+    def problems(self, found: Mapping[str, Read | None], owner: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+        """What is wrong: a file with what it should be, or a part of the record with which no file agrees."""
+        differ = {key: self._differs(index, found.get(key)) for index, key in enumerate(self.files)}
+        there = [parts for key, parts in differ.items() if found.get(key) is not None]
+        blamed = {part for part in ("size", "crc32c") if any(parts == {part} for parts in there)}
+        if len(there) > 1 and all(parts == {"sha256"} for parts in there):
+            blamed = {"sha256"}
+        for part in sorted(blamed):
+            yield self.keys[part], "is not what was written: files of the shard that are whole do not agree with it"
+        for index, (key, parts) in enumerate(differ.items()):
+            if parts and not (len(parts) == 1 and parts <= blamed):
+                digests = {record.digest(index) for record in self.records if record.size[index] >= 0}
+                if digests:
+                    yield key, _problem(found.get(key), digests, owner) or "is not what was written"
+                else:
+                    yield key, "is there, but the record says that the shard has no such file"
+
+    def _differs(self, index: int, read: Read | None) -> set[str]:
+        """In what a file differs from that record which it fits best."""
+        return min((self._differs_from(record, index, read) for record in self.records), key=len)
+
+    def _differs_from(self, record: ShardRecord, index: int, read: Read | None) -> set[str]:
+        size = int(record.size[index])
+        if read is None:
+            return set() if size < 0 else {"file"}
+        if size < 0:
+            return {"file", "sha256", "size"}
+        differ = {"sha256"} if record.digest(index) != read.sha256 else set()
+        if size != read.size:
+            differ.add("size")
+        place = self.known.places.get(SHARDED_VARIABLES[index])
+        if record.crc32c is not None and place is not None:
+            stated = record.crc32c[place]
+            if read.checksums is None or not np.array_equal(stated, read.checksums.reshape(-1)):
+                differ.add("crc32c")
+        return differ
+
+
+def chunk_checksums(content: Any, array: ArrayLayout) -> np.ndarray | None:
+    """CRC-32C of each chunk of a shard's file, 0 where there is none: (*grid,); ``None`` if its index is damaged."""
+    try:
+        index = decode_index("", 0, bytes(content[-array.index_bytes :]), array.grid)
+    except DamagedFile:
+        return None
+    found = np.zeros(array.grid, dtype="<u4")
+    for chunk in np.argwhere(index[..., 0] != ABSENT).tolist():
+        offset, length = index[tuple(chunk)].tolist()
+        found[tuple(chunk)] = google_crc32c.value(bytes(content[offset : offset + length - CHECKSUM_BYTES]))
+    return found
+
+
+def _problem(read: Read | None, digests: Collection[str], owner: Mapping[str, str]) -> str:
+    """What is wrong with a file of which the digests are known; empty: nothing."""
+    if read is None:
+        return "is not there"
+    if read.sha256 in digests:
+        return ""
+    recorded = " or ".join(f"{digest[:12]}.." for digest in sorted(digests))
+    swapped = f"; it is what {owner[read.sha256]} should be" if read.sha256 in owner else ""
+    return f"has SHA-256 {read.sha256[:12]}.. over {read.size:,} bytes; {recorded} was recorded{swapped}"
+
+
 class _Verifier:
     def __init__(self, location: str | os.PathLike[str], store: Store, folder: Path | None) -> None:
         self.location = location
@@ -91,6 +184,7 @@ class _Verifier:
         self.keys: set[str] = set()
         self.expected: dict[str, tuple[set[str], str, str, int | None]] = {}
         """Digests it may have, group, kind and shard by key."""
+        self.shards: list[Shard] = []
         self.known: set[str] = set()
         """Keys that belong here and were looked at otherwise."""
 
@@ -116,7 +210,9 @@ class _Verifier:
         self._digests(progress)
         if run is None:
             for key in sorted(self.keys - set(self.expected) - self.known):
-                self._wrong(key, "", "lake", "nothing of the lake is called that; remove it")
+                owner = max((group for group in groups if group and key.startswith(f"{group}/")), key=len, default="")
+                of = f"{groups[owner]} {owner}" if owner else "lake"
+                self._wrong(key, owner, "stranger", f"is no file that the {of} knows of; nothing reads it")
         self.found.damage.sort(key=lambda damage: damage.path)
         self.found.commands = [*self._commands()]
         return self.found
@@ -129,10 +225,10 @@ class _Verifier:
             if parts[0] == "results":
                 for depth in range(1, min(len(parts), 4)):
                     groups["/".join(parts[:depth])] = "result" if depth == 3 else "results"
-            elif len(parts) > 2 and parts[2:4] == [RECORD, "zarr.json"]:
+            elif len(parts) > 3 and parts[2] in (RECORD, "committed"):
                 groups["/".join(parts[:2])] = "run"
                 groups.setdefault(parts[0], "model")
-            elif len(parts) == 2 and parts[1] == "zarr.json":
+            elif len(parts) > 2 and parts[1] in MODEL_VARIABLES:
                 groups.setdefault(parts[0], "model")
         return groups
 
@@ -154,6 +250,10 @@ class _Verifier:
                 # Its files are no strangers, only out of reach until the document is back.
                 self.known |= {each for each in self.keys if each.startswith(f"{group}/")}
             return None
+        if attributes.get("kind") != ("record" if below else kind):
+            self._wrong(key, group, kind, f"is that of another group: its kind is {attributes.get('kind')}")
+        if kind == "result" and not is_result_of(group, attributes):
+            self._wrong(key, group, kind, "is that of another result")
         for name, digest in attributes.get("files", {}).items():
             listed = join(group, name.removeprefix("../") if below else name)
             if below and not name.startswith("../"):
@@ -166,12 +266,17 @@ class _Verifier:
         attributes = unseal(read_bytes(self.store, f"{run}/zarr.json") or b"")
         if attributes is None:
             return
-        if record and record["fingerprint"] != attributes["fingerprint"]:
-            self._wrong(f"{run}/{RECORD}/zarr.json", run, "run", "is the record of a run made otherwise")
+        if record and record["fingerprint"] != attributes.get("fingerprint"):
+            for key in (f"{run}/zarr.json", f"{run}/{RECORD}/zarr.json"):
+                self._wrong(key, run, "run", "is of another run than the other of run and record")
+            return
+        model = unseal(read_bytes(self.store, f"{run.split('/')[0]}/zarr.json") or b"")
+        if model is not None and has_other_model(attributes, model):
+            self._wrong(f"{run}/zarr.json", run, "weights", foreign_weights(run))
+        if record is None or attributes.get("kind") != "run":
+            return
         layout = RunLayout.from_json(attributes["layout"])
         arrays = layout.arrays()
-        if record is None:
-            return
         for name, array in arrays.items():
             self._schema(run, name, array)
         known = RunRecord(layout, checksums="crc32c/zarr.json" in record["files"])
@@ -194,14 +299,13 @@ class _Verifier:
         if contents["next"] is not None:
             self.found.leftovers.append(keys["next"])
         records = known.records(contents)
+        if not records:
+            return
+        self.shards.append(Shard(run, shard, known, keys, files, records))
         for index, key in enumerate(files):
-            sizes = [int(record.size[index]) for record in records]
-            if key in self.keys or min(sizes, default=-1) >= 0:
-                digests = {record.digest(index) for record, size in zip(records, sizes, strict=True) if size >= 0}
-                if digests:
-                    self.expected[key] = (digests, run, "run", shard)
-                elif records:
-                    self._wrong(key, run, "run", "is there, but the record says that the shard has no such file", shard)
+            digests = {record.digest(index) for record in records if record.size[index] >= 0}
+            if key in self.keys or all(record.size[index] >= 0 for record in records):
+                self.expected[key] = (digests, run, "run", shard)
 
     def _schema(self, run: str, name: str, array: ArrayLayout) -> None:
         """Dims, shape and chunks of an array as the schema has them."""
@@ -225,30 +329,36 @@ class _Verifier:
         return hashlib.sha256(read_bytes(self.store, key) or b"").hexdigest() in self.expected[key][0]
 
     def _digests(self, progress: Callable[[int, int], None] | None) -> None:
-        def check(key: str) -> tuple[int, str] | None:
+        sharded = {key: shard for shard in self.shards for key in shard.files}
+        owner = {digest: key for key, (digests, *_) in self.expected.items() for digest in digests}
+
+        def check(key: str) -> Read | None:
             if key not in self.keys:
                 return None
-            if self.folder is not None:
-                with (self.folder / key).open("rb") as file:
-                    return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
-            content = read_bytes(self.store, key) or b""
-            return len(content), hashlib.sha256(content).hexdigest()
+            if self.folder is None:
+                content: Any = read_bytes(self.store, key) or b""
+            else:
+                path = self.folder / key
+                content = np.memmap(path, mode="r") if path.stat().st_size else b""
+            array = sharded[key].array(key) if key in sharded else None
+            checksums = None if array is None or array.shards is None else chunk_checksums(content, array)
+            return Read(len(content), hashlib.sha256(content).hexdigest(), checksums)
 
-        keys = sorted(self.expected)
+        keys, found = sorted(self.expected), dict[str, Read | None]()
         with ThreadPoolExecutor(THREADS, thread_name_prefix="lake-verify") as pool:
-            for done, (key, result) in enumerate(zip(keys, pool.map(check, keys), strict=True), start=1):
+            for done, (key, read) in enumerate(zip(keys, pool.map(check, keys), strict=True), start=1):
                 digests, group, kind, shard = self.expected[key]
-                if result is None:
-                    self._wrong(key, group, kind, "is not there", shard)
-                else:
+                found[key] = read
+                if read is not None:
                     self.found.files += 1
-                    self.found.bytes += result[0]
-                    if result[1] not in digests:
-                        recorded = " or ".join(f"{digest[:12]}.." for digest in sorted(digests))
-                        problem = f"has SHA-256 {result[1][:12]}.. over {result[0]:,} bytes; {recorded} was recorded"
-                        self._wrong(key, group, kind, problem, shard)
+                    self.found.bytes += read.size
+                if key not in sharded and (problem := _problem(read, digests, owner)):
+                    self._wrong(key, group, kind, problem, shard)
                 if progress is not None:
                     progress(done, len(keys))
+        for each in self.shards:
+            for key, problem in each.problems(found, owner):
+                self._wrong(key, each.run, "run", problem, each.number)
 
     def _commands(self) -> Iterator[str]:
         broken: dict[tuple[str, str], list[Damage]] = {}
@@ -258,54 +368,21 @@ class _Verifier:
             if kind == "run":
                 parts = sorted({damage.shard for damage in damages if damage.shard is not None})
                 what = [*map(str, parts), *(["static"] if any(damage.shard is None for damage in damages) else [])]
-                yield self._extract_command(group, ",".join(what))
-            elif kind in ("lake", "model") and not all("remove it" in damage.problem for damage in damages):
+                yield extract_command(self.location, self.store, group, ",".join(what))
+            elif kind in ("lake", "model"):
                 run = next((each for each in self._runs() if kind == "lake" or each.startswith(f"{group}/")), None)
                 if run is not None:
-                    yield self._extract_command(run, "static")
+                    yield extract_command(self.location, self.store, run, "static")
             elif kind == "result":
-                yield self._result_command(group)
+                yield analyze_command(self.location, self.store, group)
             elif kind == "results":
                 below = sorted(name for name, what in self._groups().items() if what == "result" and group in name)
                 remove = shlex.join(["rm", "-f", f"{self.location}/{group}/zarr.json"])
-                yield " && ".join([remove, *map(self._result_command, below[:1])])
+                again = [analyze_command(self.location, self.store, name) for name in below[:1]]
+                yield " && ".join([remove, *again])
 
     def _runs(self) -> Iterable[str]:
         return sorted(group for group, kind in self._groups().items() if kind == "run")
-
-    def _extract_command(self, run: str, rebuild: str) -> str:
-        attributes = unseal(read_bytes(self.store, f"{run}/zarr.json") or b"")
-        model, _, data = run.partition("/")
-        if attributes is None:
-            words = ["lake", "extract", "--model", f"{model}=CHECKPOINT", "--data", f"{data}=FILE"]
-            words += ["--lake", str(self.location), "--rebuild", rebuild]
-            return f"{shlex.join(words)}  # with CHECKPOINT, FILE and settings that {run} was made with"
-        if command := attributes.get("provenance", {}).get("command"):
-            return filled([*command, "--rebuild", rebuild], self.location)
-        described = unseal(read_bytes(self.store, f"{model}/zarr.json") or b"") or {}
-        spec: Mapping[str, Any] = attributes["spec"]
-        source = attributes.get("provenance", {}).get("data", f"{data}.jsonl")
-        options = {name: value for name, value in spec.items() if value is not None}
-        checkpoint = described.get("checkpoint", "CHECKPOINT")
-        words = ["lake", "extract", "--model", f"{model}={checkpoint}", "--data", f"{data}={source}"]
-        words += ["--lake", str(self.location)]
-        words += [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-        return shlex.join([*words, "--rebuild", rebuild])
-
-    def _result_command(self, result: str) -> str:
-        """Command that makes a result again, in its place."""
-        kind, label = result.split("/")[1:3]
-        attributes = unseal(read_bytes(self.store, f"{result}/zarr.json") or b"")
-        if attributes is not None and attributes.get("command"):
-            return filled(attributes["command"], self.location)
-        # Made in Python or by an older version, or no longer readable: its settings are at best known, not how one
-        # types them.
-        named = label.rpartition("~")[0]
-        runs = [run for run in self._runs() if run.replace("/", ".") in named.split("+")]
-        settings = canonical_json(attributes["spec"]) if attributes else "it was made with"
-        command = filled(COMMANDS[kind], self.location, runs) if kind in COMMANDS else ""
-        remove = shlex.join(["rm", "-r", f"{self.location}/{result}"])
-        return f"{command}  # with the settings {settings}; where that makes another result: {remove}".strip()
 
 
 async def _keys(store: Store) -> list[str]:

@@ -1,5 +1,6 @@
 """Writing a lake: groups written whole, then shards, each made durable and recorded before it counts."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -89,7 +90,9 @@ def check_place(location: str | os.PathLike[str]) -> None:
         if folder.exists():
             raise UsageError(f"{location} is a file; a lake is a folder. Name another --lake")
         return
-    attributes = read_group(open_store(location), "")
+    store = open_store(location)
+    check_format(location, store)
+    attributes = read_group(store, "")
     if attributes is None and folder is not None:
         known = sorted(child.name for child in folder.iterdir() if not child.match(LEFTOVER))
         if known:
@@ -98,16 +101,17 @@ def check_place(location: str | os.PathLike[str]) -> None:
             )
     elif attributes is not None and attributes.get("kind") != "lake":
         raise UsageError(f"{location} is a Zarr group but no lake; name another --lake")
-    elif attributes is not None:
-        check_format(location, attributes)
 
 
-def check_format(location: str | os.PathLike[str], attributes: Mapping[str, Any]) -> None:
-    """Raise ``UsageError`` if a lake is of a newer format than this version knows."""
-    if attributes["format"] > FORMAT_VERSION:
+def check_format(location: str | os.PathLike[str], store: Store) -> None:
+    """Raise ``UsageError`` if a lake is of a newer format than this version knows; a newer one may seal otherwise."""
+    try:
+        stated = int(json.loads(read_bytes(store, "zarr.json") or b"")["attributes"]["format"])
+    except (ValueError, KeyError, TypeError):
+        return
+    if stated > FORMAT_VERSION:
         raise UsageError(
-            f"{location} has lake format {attributes['format']}; this version reads up to {FORMAT_VERSION}."
-            " Update activation-lake"
+            f"{location} has lake format {stated}; this version reads up to {FORMAT_VERSION}. Update activation-lake"
         )
 
 
@@ -442,6 +446,8 @@ def check_run(
     UsageError
         If no lake can be at that place.
     """
+    if (name := run.partition("/")[2]) in MODEL_VARIABLES:
+        raise UsageError(f"a data set cannot be called {name}: that is an array of the model's; give --data NAME=FILE")
     folder = local_path(location)
     if folder is not None and not folder.exists():
         return

@@ -29,7 +29,7 @@ def run_rows(context: Context) -> list[dict[str, Any]]:
         attributes = context.lake.attributes(name)
         layout, spec, data = attributes["layout"], attributes["spec"], attributes["data"]
         run = context.run(name)
-        model = context.lake.model(name.partition("/")[0]).attrs
+        model = context.lake.model_attributes(name.partition("/")[0])
         correct = np.asarray(run["correct"].values, dtype=bool)
         low, high = wilson_interval(correct.sum(), correct.size)
         rows.append(

@@ -223,8 +223,7 @@ def sparse_autoencoders(context: Context) -> Section | None:
         data = context.open(result)
         split = "test" if "test" in data["split"].values else str(data["split"].values[-1])
         variance = data["explained_variance_all"].sel(split=split)
-        spec = data.attrs.get("spec", {})
-        spec = json.loads(spec) if isinstance(spec, str) else dict(spec)
+        spec = json.loads(data.attrs.get("spec", "{}"))
         sources = (
             [str(s) for s in np.atleast_1d(variance["source"].values)]
             if "source" in variance.dims

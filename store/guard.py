@@ -1,0 +1,434 @@
+"""Reading the files of a group as they were written, or not at all.
+
+What the lake knows of a file decides what reading it gives. A file that never changes is listed with its SHA-256 by its
+group's document, or a run's by its record; it is read whole and compared. Of a shard's large files the record has the
+checksum of every chunk, so that a chunk of another file, or of an older one, is noticed as it is read, at no more
+reading. A chunk is fill only if the record has none there, or the shard does not count yet.
+"""
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import google_crc32c
+import numpy as np
+from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.core.sync import sync
+
+from schemas import CorruptLakeError
+from store.files import join, read_bytes
+from store.layout import SHARDED_VARIABLES
+from store.location import local_path, open_store
+from store.mend import analyze_command, extract_command
+from store.record import DamagedFile, RunRecord, ShardRecord
+
+ABSENT = 2**64 - 1
+"""Offset of a chunk that a shard does not hold: it is all fill."""
+CHECKSUM_BYTES = 4
+TRIES = 100
+"""Readings of a file that is replaced again each time."""
+
+T = TypeVar("T")
+
+
+class Guard(Store):
+    """Store of one group of a lake, read-only, whose values are as they were written.
+
+    Keys are those below the group. Made for Zarr to read from; picklable, and good in forked processes.
+
+    Parameters
+    ----------
+    location
+        The lake.
+    group
+        Run, model or result.
+    kind
+        ``run``, ``model`` or ``result``.
+    digests
+        SHA-256 by key of each file that never changes.
+    record
+        Of a run.
+    """
+
+    supports_writes = False
+    supports_deletes = False
+    supports_listing = False
+
+    def __init__(
+        self,
+        location: str | os.PathLike[str],
+        group: str,
+        kind: str,
+        digests: Mapping[str, str],
+        record: RunRecord | None = None,
+    ) -> None:
+        super().__init__(read_only=True)
+        self.location = location
+        self.group = group
+        self.kind = kind
+        self.digests = dict(digests)
+        self.record = record
+        folder = local_path(location)
+        self.folder = None if folder is None else folder.absolute() / group  # a worker may be at home elsewhere
+        self._lake = location if folder is None else folder.absolute()
+        self._opened: tuple[int, Store] | None = None
+        self.forget()
+
+    @property
+    def places(self) -> dict[str, slice]:
+        """Where a run's record has the checksums of each array's chunks."""
+        return {} if self.record is None else self.record.places
+
+    def forget(self) -> None:
+        """Read again what is remembered of shards."""
+        self._records: dict[int, list[ShardRecord]] = {}
+        self._indexes: dict[str, tuple[np.ndarray, list[np.ndarray | None]]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What it was made of; nothing remembered, no connection."""
+        return {**self.__dict__, "_opened": None, "_records": {}, "_indexes": {}}
+
+    def __eq__(self, other: object) -> bool:
+        """Whether another one reads the same group."""
+        return isinstance(other, Guard) and (self.location, self.group) == (other.location, other.group)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def store(self) -> Store:
+        """The lake, opened by this process: connections do not outlive a fork."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = os.getpid(), open_store(self._lake)
+        return self._opened[1]
+
+    # What users of a group's values call
+
+    def reading(self, read: Callable[[], T]) -> T:
+        """Result of a reading, which is tried again while a shard is being replaced.
+
+        Raises
+        ------
+        CorruptLakeError
+            If a file is not as it was written; it is named with the command that mends it.
+        """
+        state: object = None
+        for _ in range(TRIES):
+            try:
+                return read()
+            except DamagedFile as found:
+                self.forget()
+                problem, before, state = found, state, self._state(found)
+                if before == state:
+                    break
+            except (ValueError, RuntimeError) as error:  # of codecs, in older lakes on an object store
+                why = str(error).splitlines()[0]
+                raise CorruptLakeError(
+                    f"{self._place('')} cannot be decoded ({why}); run lake verify {self.location}"
+                ) from error
+        raise self.error(problem) from None
+
+    def _state(self, problem: DamagedFile) -> object:
+        """What changes when the file of a problem, or the record of its shard, is replaced."""
+        keys = [problem.key]
+        if self.record is not None and problem.shard is not None:
+            keys += self.record.keys(problem.shard).values()
+        if self.folder is not None:
+            return [_identity(self.folder / key) for key in keys]
+        return str(problem), [read_bytes(self.store, join(self.group, key)) for key in keys[1:]]
+
+    def error(self, problem: DamagedFile) -> CorruptLakeError:
+        """What users are told of a damaged file: where it is, and the command that mends it."""
+        what = "static" if problem.shard is None else str(problem.shard)
+        if self.kind == "run":
+            command = extract_command(self.location, self.store, self.group, what)
+        elif self.kind == "model":
+            run = next(iter(self._runs()), f"{self.group}/DATASET")
+            command = extract_command(self.location, self.store, run, "static")
+        else:
+            command = analyze_command(self.location, self.store, self.group)
+        return CorruptLakeError(
+            f"{self._place(problem.key)} {problem.problem}; run lake verify {self.location} for all that is damaged,"
+            f" or mend this with: {command}"
+        )
+
+    def _place(self, key: str) -> str:
+        return str(self.folder / key) if self.folder is not None else f"{self.location}/{join(self.group, key)}"
+
+    def _runs(self) -> list[str]:
+        async def names() -> list[str]:
+            return [name async for name in self.store.list_dir(self.group)]
+
+        runs = (f"{self.group}/{name}" for name in sorted(sync(names())))
+        return [run for run in runs if read_bytes(self.store, f"{run}/record/zarr.json") is not None]
+
+    def committed(self) -> np.ndarray:
+        """Which shards count: (shard,) bool.
+
+        Raises
+        ------
+        CorruptLakeError
+            If a mark is damaged, or lost: the record has a shard that has none.
+        """
+        record = self.record
+        assert record is not None
+
+        async def marks() -> list[bytes | None]:
+            return await asyncio.gather(*(self._raw(record.mark_key(n)) for n in range(record.layout.n_shard)))
+
+        def read() -> np.ndarray:
+            found = sync(marks())
+            for shard, mark in enumerate(found):
+                if mark != record.mark(shard):
+                    found[shard] = record.mark(shard) if sync(self.records(shard)) else None
+            return np.array([mark is not None for mark in found])
+
+        return self.reading(read)
+
+    def read_documents(self) -> None:
+        """Read the documents of all arrays, in parallel, and keep them.
+
+        Raises
+        ------
+        CorruptLakeError
+            If one is not as it was written.
+        """
+
+        async def read() -> None:
+            keys = [key for key in self.arrays().values() if key not in self._documents]
+            contents = await asyncio.gather(*(self._static(key) for key in keys))
+            self._documents.update(zip(keys, contents, strict=True))
+
+        self.reading(lambda: sync(read()))
+
+    @property
+    def _documents(self) -> dict[str, bytes]:
+        return self.__dict__.setdefault("_kept", {})  # type: ignore[no-any-return]
+
+    def arrays(self) -> dict[str, str]:
+        """Key of the document of each array of the group."""
+        documents = sorted(key for key in self.digests if key.count("/") == 1 and key.endswith("/zarr.json"))
+        return {key.partition("/")[0]: key for key in documents}
+
+    async def records(self, shard: int) -> list[ShardRecord]:
+        """What a shard's files may hold; nothing if the shard does not count."""
+        assert self.record is not None
+        found = self._records.get(shard)
+        if found is None:
+            keys = self.record.keys(shard)
+            contents = await asyncio.gather(*map(self._raw, keys.values()))
+            found = self.record.decode(shard, dict(zip(keys, contents, strict=True)))
+            if found:
+                self._records[shard] = found
+        return found
+
+    def records_here(self, shard: int) -> list[ShardRecord]:
+        """As :meth:`records`, read from a local disk without Zarr's event loop."""
+        assert self.record is not None
+        assert self.folder is not None
+        found = self._records.get(shard)
+        if found is None:
+            contents = {name: _content(self.folder / key) for name, key in self.record.keys(shard).items()}
+            found = self.record.decode(shard, contents)
+            if found:
+                self._records[shard] = found
+        return found
+
+    # What Zarr calls
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """Value of a key, or part of it, as it was written; ``None`` where there is to be none."""
+        name, _, rest = key.partition("/")
+        if key in self._documents:
+            content: bytes | None = self._documents[key]
+        elif key in self.digests:
+            content = await self._static(key)
+        elif self.record is not None and name in SHARDED_VARIABLES and rest.startswith("c/"):
+            return await self._of_shard(name, int(rest.split("/")[1]), key, prototype, byte_range)
+        else:
+            content = None
+        return None if content is None else prototype.buffer.from_bytes(_part(content, byte_range))
+
+    async def _raw(self, key: str, byte_range: ByteRequest | None = None) -> bytes | None:
+        value = await self.store.get(join(self.group, key), default_buffer_prototype(), byte_range)
+        return None if value is None else value.to_bytes()
+
+    async def _static(self, key: str) -> bytes:
+        content = await self._raw(key)
+        if content is None:
+            raise DamagedFile(key, None, "is not there")
+        if hashlib.sha256(content).hexdigest() != self.digests[key]:
+            raise DamagedFile(key, None, "is not what was written: its SHA-256 is another one than the lake has")
+        return content
+
+    async def _of_shard(
+        self, name: str, shard: int, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None
+    ) -> Buffer | None:
+        """Value, or part, of one of a shard's files."""
+        assert self.record is not None
+        file, records = SHARDED_VARIABLES.index(name), await self.records(shard)
+        there = [record for record in records if record.size[file] >= 0]
+        if not there:
+            return None
+        content = await self._raw(key, byte_range)
+        if content is None:
+            if len(there) < len(records):
+                return None
+            raise DamagedFile(key, shard, "is not there")
+        if byte_range is None:
+            check_digest(key, shard, hashlib.sha256(content).hexdigest(), there, file)
+        else:
+            index, tables = await self._index(name, shard, key, there, content, byte_range)
+            if isinstance(byte_range, RangeByteRequest):
+                check_range(key, shard, content, byte_range, index, tables)
+        return prototype.buffer.from_bytes(content)
+
+    async def _index(
+        self, name: str, shard: int, key: str, records: list[ShardRecord], content: bytes, asked: ByteRequest
+    ) -> tuple[np.ndarray, list[np.ndarray | None]]:
+        """Index of a shard's file, and the checksums its chunks may have; from what was read, if that is the index."""
+        assert self.record is not None
+        array = self.record.layout.arrays()[name]
+        whole = SuffixByteRequest(array.index_bytes)
+        if key not in self._indexes or asked == whole:
+            read = content if asked == whole else await self._raw(key, whole) or b""
+            index, file = decode_index(key, shard, read, array.grid), SHARDED_VARIABLES.index(name)
+            if any(record.crc32c is None for record in records):  # an older lake
+                check_size(key, shard, await self.store.getsize(join(self.group, key)), records, file)
+            tables = tables_of(key, shard, index, records, self.record.places[name])
+            self._indexes[key] = index, tables
+        return self._indexes[key]
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """Several values."""
+        return list(await asyncio.gather(*(self.get(key, prototype, part) for key, part in key_ranges)))
+
+    async def exists(self, key: str) -> bool:
+        """Whether a key has a value."""
+        return await self.get(key, default_buffer_prototype()) is not None
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Refused."""
+        self._check_writable()
+
+    async def delete(self, key: str) -> None:
+        """Refused."""
+        self._check_writable()
+
+    async def list(self) -> AsyncIterator[str]:
+        """Keys that never change; those of shards are not listed."""
+        for key in self.digests:
+            yield key
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        """Keys that begin so."""
+        for key in self.digests:
+            if key.startswith(prefix):
+                yield key
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """Names below a prefix."""
+        below = f"{prefix.rstrip('/')}/" if prefix else ""
+        for name in {key[len(below) :].split("/")[0] for key in self.digests if key.startswith(below)}:
+            yield name
+
+
+def check_digest(key: str, shard: int, digest: str, records: Iterable[ShardRecord], file: int) -> None:
+    """Raise :class:`DamagedFile` if a file's SHA-256 is in none of the records."""
+    if digest not in {record.digest(file) for record in records}:
+        raise DamagedFile(key, shard, "is not what was written: its SHA-256 is another one than the record has")
+
+
+def check_size(key: str, shard: int, size: int, records: Iterable[ShardRecord], file: int) -> None:
+    """Raise :class:`DamagedFile` if a file's size is in none of the records."""
+    recorded = [int(record.size[file]) for record in records]
+    if size not in recorded:
+        sizes = " or ".join(f"{each:,}" for each in recorded)
+        raise DamagedFile(key, shard, f"is not what was written: it has {size:,} bytes, {sizes} were recorded")
+
+
+def decode_index(key: str, shard: int, content: bytes, grid: tuple[int, ...]) -> np.ndarray:
+    """Offset and length of each chunk of a shard's file: (*grid, 2)."""
+    plain, stated = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
+    whole = len(plain) == 16 * int(np.prod(grid)) and google_crc32c.value(plain) == int.from_bytes(stated, "little")
+    if not whole:
+        raise DamagedFile(key, shard, "is damaged: its index does not agree with its checksum")
+    return np.frombuffer(plain, dtype="<u8").reshape(*grid, 2)
+
+
+def tables_of(
+    key: str, shard: int, index: np.ndarray, records: Iterable[ShardRecord], place: slice
+) -> list[np.ndarray | None]:
+    """Checksums that the chunks of a shard's file may have, by record: (*grid,); ``None`` where a record has none.
+
+    Raises
+    ------
+    DamagedFile
+        If no record has just these chunks.
+    """
+    fitting: list[np.ndarray | None] = []
+    for record in records:
+        if record.crc32c is None:
+            fitting.append(None)
+            continue
+        table = record.crc32c[place].reshape(index.shape[:-1])
+        if ((table != 0) == (index[..., 0] != ABSENT)).all():
+            fitting.append(table)
+    if not fitting:
+        raise DamagedFile(key, shard, "is not what was written: its chunks are not those of the record")
+    return fitting
+
+
+def check_range(
+    key: str,
+    shard: int,
+    content: bytes,
+    asked: RangeByteRequest,
+    index: np.ndarray,
+    tables: list[np.ndarray | None],
+) -> None:
+    """Raise :class:`DamagedFile` unless a range of a shard's file is chunks that agree with their checksums."""
+    flat = index.reshape(-1, 2)
+    last = flat[:, 0] + flat[:, 1]  # beyond 2**64 for those that are absent
+    inside = np.flatnonzero((flat[:, 0] != ABSENT) & (flat[:, 0] >= asked.start) & (last <= asked.end))
+    covered = 0
+    for chunk in inside.tolist():
+        begin, length = int(flat[chunk, 0]) - asked.start, int(flat[chunk, 1])
+        piece = content[begin : begin + length]
+        stated, found = piece[-CHECKSUM_BYTES:], google_crc32c.value(piece[:-CHECKSUM_BYTES])
+        known = [found if table is None else int(table.reshape(-1)[chunk]) for table in tables]
+        if len(piece) != length or found != int.from_bytes(stated, "little") or found not in known:
+            place = tuple(int(each) for each in np.unravel_index(chunk, index.shape[:-1]))
+            raise DamagedFile(key, shard, f"is not what was written: chunk {place} does not agree with its checksum")
+        covered += length
+    if covered != asked.end - asked.start:
+        raise DamagedFile(key, shard, "is not what was written: its chunks lie elsewhere")
+
+
+def _part(content: bytes, asked: ByteRequest | None) -> bytes:
+    if isinstance(asked, RangeByteRequest):
+        return content[asked.start : asked.end]
+    if isinstance(asked, OffsetByteRequest):
+        return content[asked.offset :]
+    return content[-asked.suffix :] if isinstance(asked, SuffixByteRequest) else content
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """What another file at the same place differs in."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -1,0 +1,82 @@
+"""Which command mends what is damaged."""
+
+import os
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from zarr.abc.store import Store
+from zarr.core.sync import sync
+
+from schemas import COMMANDS, canonical_json, filled, fingerprint
+from store.files import RECORD, read_bytes, unseal
+
+
+def extract_command(location: str | os.PathLike[str], store: Store, run: str, rebuild: str) -> str:
+    """The command that made a run, with what of it to write again: shards' numbers, ``static`` for all else."""
+    attributes = _attributes(store, run)
+    model, _, data = run.partition("/")
+    if not attributes:
+        words = ["lake", "extract", "--model", f"{model}=CHECKPOINT", "--data", f"{data}=FILE"]
+        words += ["--lake", str(location), "--rebuild", rebuild]
+        return f"{shlex.join(words)}  # with CHECKPOINT, FILE and settings that {run} was made with"
+    if command := attributes.get("provenance", {}).get("command"):
+        return filled([*command, "--rebuild", rebuild], location)
+    described = _attributes(store, model)
+    source = attributes.get("provenance", {}).get("data", f"{data}.jsonl")
+    options = {name: value for name, value in attributes["spec"].items() if value is not None}
+    checkpoint = described.get("checkpoint", "CHECKPOINT")
+    words = ["lake", "extract", "--model", f"{model}={checkpoint}", "--data", f"{data}={source}"]
+    words += ["--lake", str(location)]
+    words += [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return shlex.join([*words, "--rebuild", rebuild])
+
+
+def analyze_command(location: str | os.PathLike[str], store: Store, result: str) -> str:
+    """Command that makes a result again, in its place."""
+    kind, label = result.split("/")[1:3]
+    attributes = _attributes(store, result)
+    if attributes.get("command"):
+        return filled(attributes["command"], location)
+    # Made in Python or by an older version, or no longer readable: its settings are at best known, not how one types
+    # them.
+    named = label.rpartition("~")[0].split("+")
+    runs = [run for run in _runs(store) if run.replace("/", ".") in named]
+    settings = canonical_json(attributes["spec"]) if attributes else "it was made with"
+    command = filled(COMMANDS[kind], location, runs) if kind in COMMANDS else ""
+    remove = shlex.join(["rm", "-r", f"{location}/{result}"])
+    return f"{command}  # with the settings {settings}; where that makes another result: {remove}".strip()
+
+
+def _runs(store: Store) -> list[str]:
+    async def below(path: str) -> list[str]:
+        return [name async for name in store.list_dir(path)]
+
+    found = [f"{model}/{name}" for model in sorted(sync(below(""))) for name in sorted(sync(below(model)))]
+    return [run for run in found if read_bytes(store, f"{run}/{RECORD}/zarr.json") is not None]
+
+
+def has_other_model(run: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
+    """Whether a run was made with another model than the one of its name, by their attributes."""
+    stated: Mapping[str, Any] = model.get("fingerprint", {})
+    return any(run.get(name, digest) != digest for name, digest in stated.items())
+
+
+def foreign_weights(run: str) -> str:
+    """What is wrong with a run whose model in the lake is another one, and what to do."""
+    model = run.split("/")[0]
+    return (
+        f"{run} was made with other weights or another tokenizer than the model {model} of this lake, whose read-out"
+        f" would be taken for the run's; move the folder {run} into a lake whose {model} it was made with, or extract"
+        " it again under another model's name"
+    )
+
+
+def is_result_of(name: str, attributes: Mapping[str, Any]) -> bool:
+    """Whether a document is that of the result it lies in, whose name ends with a digest of runs and settings."""
+    wanted = {"runs": attributes.get("runs"), "spec": attributes.get("spec")}
+    return attributes.get("result") == name.split("/")[1] and name.endswith(f"~{fingerprint(wanted)[:8]}")
+
+
+def _attributes(store: Store, group: str) -> dict[str, Any]:
+    return unseal(read_bytes(store, f"{group}/zarr.json") or b"") or {}
