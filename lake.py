@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -2075,13 +2075,19 @@ def stored_as(lake: Any, kind: str, result: Any, runs: Sequence[str], spec: dict
     try:
         return str(lake.write_result(kind, result, runs=list(runs), spec=spec, command=command_of(list(runs))))
     except UnwritableLakeError as error:
-        note(str(error))
+        note_once(str(error))
         return None
 
 
 def kept(name: str | None) -> str:
     """Where a result is."""
     return f"kept as {name}" if name else "not kept"
+
+
+@cache
+def note_once(message: str) -> None:
+    """Say something on stderr, but not again."""
+    note(message)
 
 
 def note(message: str) -> None:

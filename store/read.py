@@ -356,7 +356,8 @@ class Lake:
         except Exception as error:  # of a file system or, by other names, of an object store
             if not isinstance(error, OSError) and self.folder is not None:
                 raise
-            raise UnwritableLakeError(f"{self.location} cannot be written, {name} is not kept: {error}") from error
+            why = getattr(error, "strerror", None) or str(error)
+            raise UnwritableLakeError(f"{self.location} cannot be written ({why}); results are not kept") from error
         return name
 
     def results(self, kind: str | None = None) -> list[Result]:

@@ -337,7 +337,7 @@ def test_the_first_line_one_writes_is_right(lakes: tuple[Path, Path], tmp_path: 
         if each is not stored:  # netCDF has no float16
             each.to_netcdf(tmp_path / f"{number}.nc")
             back = xr.open_dataset(tmp_path / f"{number}.nc")
-            for name in set(each.data_vars) & {"hidden_state", "token", "question", "token_string"}:
+            for name in set(each.data_vars) & {"hidden_state", "token", "question", "unembedding"}:
                 np.testing.assert_array_equal(back[name], each[name])
     lake.result("heads", top=1).to_netcdf(tmp_path / "result.nc")
     run["attention"].isel(example=0).to_netcdf(tmp_path / "part.nc")
