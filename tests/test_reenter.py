@@ -165,7 +165,7 @@ def test_edges_and_heads(folder: Path) -> None:
     assert sorted(set(heads["control"].values)) == [
         "", "noise of the same norm", "random donor", "random heads", "self (forward)", "self (stored)", "untouched",
     ]  # fmt: skip
-    with pytest.raises(UsageError, match="never scored; run lake analyze heads first"):
+    with pytest.raises(UsageError, match="never scored; run lake analyze heads .* small-gpt2/test first"):
         ablate_heads(target(folder, "small-gpt2"))
 
 
@@ -194,7 +194,7 @@ def test_steering_uses_the_other_half_and_one_length(folder: Path) -> None:
     np.testing.assert_allclose(nothing, 0, atol=1e-5)
     for name, message in [
         ("probes", "not of the form"),
-        ("probes:weights", "never computed .* lake analyze probes first"),
+        ("probes:weights", "never computed .* lake analyze probes .* first"),
     ]:
         with pytest.raises(UsageError, match=message):
             steer(found, directions=[name])
@@ -276,7 +276,7 @@ def test_command_keeps_a_result_and_answers_bad_requests_in_one_line(
         (("ablate", folder, "small-gpt2/test", "--layers", "x"), "whole numbers"),
         (("corrupt", folder, "small-gpt2/test", "--positions", "ct9"), "position 'ct9' is not there"),
         (("patch", folder, "small-gpt2/test"), "has no clean/corrupted pairs"),
-        (("heads", folder, "small-gpt2/test"), "run lake analyze heads first"),
+        (("heads", folder, "small-gpt2/test"), f"run lake analyze heads {folder} small-gpt2/test first"),
         (("edges", folder, "small-gpt2/test", "--hub", "ct8"), "hub 'ct8' is not one of"),
         (("steer", folder, "small-gpt2/test", "--directions", "sae:decoder"), "was never computed"),
         (("sweep", folder, "small-gpt2/test", "--site", "head_output", "--heads", "9"), "head 9 is not there"),

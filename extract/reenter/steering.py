@@ -87,9 +87,7 @@ def stored_direction(target: Target, name: str, **selection: object) -> xr.DataA
     if kind not in COMMANDS:
         raise UsageError(f"direction {name!r}: there are no results of kind {kind!r}; there are {', '.join(COMMANDS)}")
     command = filled(COMMANDS[kind], target.lake.location, [target.run])
-    raise UsageError(
-        f"{target.run} has no {kind} with {variable} along hidden for direction {name!r}; run {command} first"
-    )
+    raise UsageError(f"direction {name!r} was never computed for {target.run}; run {command} first")
 
 
 def steer(
