@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,14 +22,16 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from extract.load import new_reasoner
-from extract.training.data import normalised, read_examples
+from extract.training.data import Example, normalised, read_examples
 from extract.training.student import Batch, Protocol, Student
 from extract.training.table import Table, draw_batches
 from schemas import UsageError, fingerprint
 
 STATE = "training.pt"
 GRAPH_WIDTH = 32
-"""Widths of batches are multiples of this where steps are recorded: few shapes."""
+"""Widths of batches are multiples of this where steps are recorded, those of answers of half of it: few shapes."""
+UNRECORDED_PARTS = 4
+"""Parts in which a step is computed whose shape is not recorded: what was recorded keeps its memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,7 @@ class Graphs:
     """Losses and gradients of a step, recorded once for each shape of a batch and replayed as one launch.
 
     A small model on a GPU waits for Python, which launches some 37,000 kernels a step. A shape is recorded when it
-    comes a second time.
+    comes a second time; its first step is left to the caller.
     """
 
     def __init__(self, student: Student, parameters: list[nn.Parameter]) -> None:
@@ -96,14 +98,12 @@ class Graphs:
         self._recorded: dict[tuple[torch.Size, ...], _Recorded | None] = {}
         self._pool: Any = None
 
-    def gradient(self, batch: Batch, weights: dict[str, float]) -> dict[str, Tensor]:
+    def gradient(self, batch: Batch, weights: dict[str, float]) -> dict[str, Tensor] | None:
         """Losses of a batch, detached; the gradient of their weighed sum is left on the parameters."""
         shape = tuple(each.shape for each in vars(batch).values())
         if shape not in self._recorded:
             self._recorded[shape] = None
-            losses = self.student.losses(batch)
-            weighed(losses, weights).backward()  # type: ignore[no-untyped-call]
-            return {name: value.detach() for name, value in losses.items()}
+            return None
         recorded = self._recorded[shape]
         if recorded is None:
             recorded = self._recorded[shape] = self._record(batch, weights)
@@ -120,7 +120,7 @@ class Graphs:
         beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):  # libraries prepare what they must not while recording
-            weighed(self.student.losses(still), weights).backward()  # type: ignore[no-untyped-call]
+            weighed(self.student.losses(still.rows(slice(0, 8))), weights).backward()  # type: ignore[no-untyped-call]
         torch.cuda.current_stream().wait_stream(beside)
         for parameter in self.parameters:
             parameter.grad = None
@@ -163,6 +163,11 @@ class Training:
         self.parts = settings.accumulate
         self.curve: list[dict[str, Any]] = []
         self.device = self.reasoner.device
+
+    @property
+    def _same(self) -> str:
+        """What must be the same for a training to go on; recording changes how fast it goes."""
+        return fingerprint(asdict(self.settings) | {"graphs": False})
 
     @property
     def progress(self) -> float:
@@ -208,10 +213,14 @@ class Training:
             "distillation": self.settings.distillation_weight,
         }
         self.optimizer.zero_grad(set_to_none=True)
-        if self.settings.graphs and self.parts == 1:
-            return self.graphs.gradient(table.batch(rows, GRAPH_WIDTH), weights)
+        parts = self.parts
+        if self.settings.graphs and parts == 1:
+            found = self.graphs.gradient(table.batch(rows, GRAPH_WIDTH), weights)
+            if found is not None:
+                return found
+            parts = UNRECORDED_PARTS
         total: dict[str, Tensor] = {}
-        for part in np.array_split(rows, min(self.parts, len(rows))):
+        for part in np.array_split(rows, min(parts, len(rows))):
             losses = self.student.losses(table.batch(part))
             share = len(part) / len(rows)
             (weighed(losses, weights) * share).backward()  # type: ignore[no-untyped-call]
@@ -241,7 +250,7 @@ class Training:
             "seconds": self.seconds,
             "parts": self.parts,
             "curve": self.curve,
-            "settings": fingerprint(asdict(self.settings)),
+            "settings": self._same,
         }
         partial = path.with_suffix(".partial")
         torch.save(content, partial)
@@ -253,7 +262,7 @@ class Training:
             content = torch.load(path, map_location=self.device, weights_only=True)
         except Exception as error:  # unpickling raises many types
             raise UsageError(f"training state {path} cannot be read ({error}); remove it to begin anew") from error
-        if content["settings"] != fingerprint(asdict(self.settings)):
+        if content["settings"] != self._same:
             raise UsageError(
                 f"{path.parent} holds a training with other settings; give the same to go on, or another --out"
             )
@@ -340,30 +349,50 @@ def train(
     if settings.graphs and not device.startswith("cuda"):
         raise UsageError(f"--graphs records what a GPU does; --device is {device}")
     run = Training(settings, device)
-    tables, table, weights = _tables(run, validation, say)
-    state = out / STATE
-    if state.exists():
-        run.load_state(state)
-    drawn = draw_batches(table, weights, settings.batch_size, settings.batch_tokens, settings.seed)
-    drawn = itertools.islice(drawn, run.step, None)
-    begin, saved, first = time.perf_counter() - run.seconds, time.perf_counter(), run.step
-    recent: list[dict[str, Tensor]] = []
-    total = settings.steps or round(60 * (settings.minutes or 0))
+    if (out / STATE).exists():
+        run.load_state(out / STATE)
+    held_out = {name: examples for name, _, examples in map(read_examples, validation)}
+    tables = {name: Table(run.reasoner, examples) for name, examples in held_out.items()}
     with _kernels(run.device):
-        while run.progress < 1 and (stop_after is None or run.step - first < stop_after):
-            recent.append(run.learn(table, next(drawn)))
-            run.seconds = time.perf_counter() - begin
-            if run.step % log_every == 0 or run.step == 1:
-                _record(run, recent, say)
-                run.seconds = time.perf_counter() - begin
-            if time.perf_counter() - saved >= save_every and run.progress < 1:
-                _save(run, out, tables, say)
-                saved = time.perf_counter()
-            if progress is not None:
-                progress(run.step if settings.steps else min(round(run.seconds), total), total)
-        _record(run, recent, say)
+        if run.progress < 1:
+            table, weights = _training_table(run, held_out, say)
+            drawn = draw_batches(table, weights, settings.batch_size, settings.batch_tokens, settings.seed)
+            drawn = itertools.islice(drawn, run.step, None)
+            _learn(
+                run,
+                table,
+                drawn,
+                lambda: _save(run, out, tables, say),
+                save_every,
+                log_every,
+                progress,
+                say,
+                stop_after,
+            )
         _save(run, out, tables, say)
     return out
+
+
+def _learn(
+    run: Training, table: Table, drawn: Iterator[NDArray[np.int64]], save: Callable[[], None], save_every: float,
+    log_every: int, progress: Callable[[int, int], None] | None, say: Callable[[str], None] | None,
+    stop_after: int | None,
+) -> None:  # fmt: skip
+    begin, saved, first = time.perf_counter() - run.seconds, time.perf_counter(), run.step
+    recent: list[dict[str, Tensor]] = []
+    total = run.settings.steps or round(60 * (run.settings.minutes or 0))
+    while run.progress < 1 and (stop_after is None or run.step - first < stop_after):
+        recent.append(run.learn(table, next(drawn)))
+        run.seconds = time.perf_counter() - begin
+        if run.step % log_every == 0 or run.step == 1:
+            _record(run, recent, say)
+            run.seconds = time.perf_counter() - begin
+        if time.perf_counter() - saved >= save_every and run.progress < 1:
+            save()
+            saved = time.perf_counter()
+        if progress is not None:
+            progress(run.step if run.settings.steps else min(round(run.seconds), total), total)
+    _record(run, recent, say)
 
 
 def _kernels(device: torch.device) -> AbstractContextManager[None]:
@@ -396,12 +425,11 @@ def _record(run: Training, recent: list[dict[str, Tensor]], say: Callable[[str],
         recent.clear()
 
 
-def _tables(
-    run: Training, validation: Sequence[str], say: Callable[[str], None] | None
-) -> tuple[dict[str, Table], Table, NDArray[np.float64]]:
-    """Validation problems by name, training problems, and how often each of these is drawn."""
+def _training_table(
+    run: Training, held_out: dict[str, list[Example]], say: Callable[[str], None] | None
+) -> tuple[Table, NDArray[np.float64]]:
+    """Problems to train on, without those that are held out, and how often each is drawn."""
     settings, reasoner = run.settings, run.reasoner
-    held_out = {name: examples for name, _, examples in map(read_examples, validation)}
     texts = {normalised(example.question) for examples in held_out.values() for example in examples}
     chosen, weights = [], []
     for name, count, examples in map(read_examples, settings.data):
@@ -417,4 +445,4 @@ def _tables(
     if say is not None:
         longer = len(chosen) - len(table)
         say(f"{len(table)} problems of at most {settings.longest} tokens, {longer} longer ones left out")
-    return {name: Table(reasoner, examples) for name, examples in held_out.items()}, table, share / share.sum()
+    return table, share / share.sum()

@@ -56,7 +56,7 @@ class Table:
         device = self._answer_start.device
         index = torch.from_numpy(rows).to(device, non_blocking=True)
         question, length = self._question.take(rows, index, multiple, left=True)
-        answer, _ = self._answer.take(rows, index, multiple)
+        answer, _ = self._answer.take(rows, index, max(multiple // 2, 8))
         text, _ = self._text.take(rows, index, multiple)
         return Batch(
             question=question.clamp_min(0), pad=question.shape[1] - length, answer=answer, text=text,
