@@ -117,6 +117,8 @@ class Graphs:
     def _record(self, batch: Batch, weights: dict[str, float]) -> "_Recorded":
         still = Batch(**{name: value.clone() for name, value in vars(batch).items()})
         torch.cuda.empty_cache()
+        for adapter in self.student.adapters.values():
+            adapter.merged = adapter.weight
         beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):  # libraries prepare what they must not while recording
@@ -124,6 +126,8 @@ class Graphs:
         torch.cuda.current_stream().wait_stream(beside)
         for parameter in self.parameters:
             parameter.grad = None
+        for adapter in self.student.adapters.values():
+            adapter.merged = adapter.weight
         torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=beside):
