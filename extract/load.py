@@ -5,7 +5,8 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -321,13 +322,26 @@ def _build(folder: Path, config_json: dict[str, Any], architecture: Architecture
     return model, vocabulary
 
 
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """The library's own progress bars off; the command line has its own."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
 def _base_weights(folder: Path) -> dict[str, Tensor]:
     """Weights of a base model by the names of its architecture, in float32; a tied head is left out."""
     try:
         for file in sorted(folder.glob("*.safetensors")):  # a library reads other numbers at face value
             with safe_open(file, framework="pt") as weights:
                 _check_plain({key: weights.get_slice(key).get_dtype() for key in weights.keys()}, str(file))  # noqa: SIM118
-        model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        with _no_bar():
+            model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     except UsageError:
         raise
     except Exception as error:  # whatever missing or broken weights raise inside transformers

@@ -1,0 +1,321 @@
+"""Training adapters for a base: exactness against load_reasoner, losses against a slow reference, resuming, stories."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from codi_models import ORACLE
+from safetensors.torch import load_file
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+from extract import load_reasoner
+from extract.training.data import Example, drop_last_step, normalised, read_examples
+from extract.training.loop import STATE, Training, TrainSettings, train
+from extract.training.stories import STEPS, draw_stories
+from extract.training.table import Table, draw_batches
+from schemas import UsageError
+
+CONFIGS: dict[str, Any] = {
+    "gpt2": lambda: GPT2Config(vocab_size=400, n_positions=128, n_embd=32, n_layer=2, n_head=2, eos_token_id=0),
+    "llama": lambda: LlamaConfig(
+        vocab_size=400, max_position_embeddings=128, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, eos_token_id=0,
+    ),
+    "llama-untied": lambda: LlamaConfig(
+        vocab_size=400, max_position_embeddings=128, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=False, eos_token_id=0,
+    ),
+}  # fmt: skip
+QUESTIONS = ("Tom has 3 apples and buys 4 more. How many has he?", "What is 5?", "Ann had 9 and gave 2 to Bo. And now?")
+EXAMPLES = [
+    Example(QUESTIONS[0], "<<3+4=7>>", "7"),
+    Example(QUESTIONS[1], "", "5"),
+    Example(QUESTIONS[2], "<<9-2=7>> <<7+20=27>> <<27+5=32>>", "32"),
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Folder of a small random base of an architecture, made once."""
+    made: dict[str, Path] = {}
+
+    def of(architecture: str) -> Path:
+        if architecture not in made:
+            folder = tmp_path_factory.mktemp(architecture)
+            torch.manual_seed(1)
+            model = AutoModelForCausalLM.from_config(CONFIGS[architecture](), dtype=torch.float32)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+            model.save_pretrained(folder)
+            for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+                shutil.copy(ORACLE / "base-gpt2" / file, folder / file)
+            made[architecture] = folder
+        return made[architecture]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small data file, with one answer that is not whole and one that is negative."""
+    rows = [
+        {"question": f"Tom has {a} and buys {b}. How many?", "answer": f"<<{a}+{b}={a + b}>> #### {a + b}"}
+        for a in range(1, 7) for b in range(1, 7)
+    ]  # fmt: skip
+    rows += [{"question": "Half of 3?", "answer": "#### 1.5"}, {"question": "2 less than 1?", "answer": "#### -1"}]
+    file = tmp_path_factory.mktemp("data") / "sums.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def settings(base: Path, *data: Path | str, **changes: Any) -> TrainSettings:
+    fields = {"lora_rank": 4, "steps": 6, "batch_size": 8, "learning_rate": 5e-3} | changes
+    return TrainSettings(base=str(base), data=tuple(map(str, data)) or ("stories:20",), **fields)
+
+
+def stirred(training: Training) -> Training:
+    """Trained values moved away from where training begins, where adapters change nothing."""
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in training.parameters:
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return training
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("protocol", ["codi", "pause"])
+def test_what_was_trained_is_what_loads(base: Any, tmp_path: Path, architecture: str, protocol: Any) -> None:
+    training = stirred(Training(settings(base(architecture), protocol=protocol), "cpu"))
+    training.save_checkpoint(tmp_path, torch.float32)
+    reasoner = load_reasoner(tmp_path)
+    table = Table(training.reasoner, EXAMPLES)
+    batch = table.batch(np.arange(len(EXAMPLES)))
+    student = training.student
+    fed: list[torch.Tensor] = []
+    student.projection.register_forward_hook(lambda module, inputs, output: fed.append(output))
+    with torch.no_grad():
+        student.merge()
+        _, columns = student.think(batch)
+        logits = torch.cat(student.logits(student.answer_states(batch, columns)), -1)
+    answers = [example.answer for example in EXAMPLES]
+    prompts = [reasoner.encode(question) for question in QUESTIONS]
+    thinking = reasoner.think(prompts, gold=answers, stored_dtype="float32")
+    vectors = torch.stack(fed * (6 if protocol == "pause" else 1), 1).detach().numpy()
+    np.testing.assert_allclose(vectors, thinking.latent_embedding, atol=1e-5)
+    chosen = logits.log_softmax(-1).gather(-1, batch.answer.clamp_min(0)[..., None])[..., 0]
+    for row, answer in enumerate(answers):
+        asked = slice(reasoner.prefix_length(answer), len(reasoner.answer_tokens(answer)))
+        assert float(chosen[row, asked].sum()) == pytest.approx(thinking.answer_logprob[row], abs=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_losses_are_those_of_whole_sequences_without_cache_or_padding(
+    base: Any, tmp_path: Path, architecture: str
+) -> None:
+    training = stirred(Training(settings(base(architecture), last_step=True), "cpu"))
+    training.save_checkpoint(tmp_path, torch.float32)
+    reasoner = load_reasoner(tmp_path)
+    model: Any = reasoner.model
+    embed = model.get_input_embeddings()
+    sides: dict[str, list[Any]] = {"answer": [], "teacher": []}
+    with torch.no_grad():
+        for example in EXAMPLES:
+            prompt = reasoner.encode(example.question)
+            answer = reasoner.answer_tokens(example.answer)
+            colon = len(answer) - reasoner.answer_start(example.answer) + 1
+            vectors = embed(torch.tensor([prompt]))
+            for _ in range(6):
+                state = model.base_model(inputs_embeds=vectors).last_hidden_state[:, -1:]
+                vectors = torch.cat([vectors, reasoner.projection(state)], 1)
+            vectors = torch.cat([vectors, embed(torch.tensor([[reasoner.eot_id, *answer[:-1]]]))], 1)
+            chain = reasoner.tokenizer(example.chain, add_special_tokens=False)["input_ids"]
+            written = embed(torch.tensor([[*prompt[:-1], *chain, *answer[:-1]]]))
+            for side, fed, text in (("answer", vectors, answer), ("teacher", written, [*chain, *answer])):
+                out = model(inputs_embeds=fed, output_hidden_states=True)
+                loss = functional.cross_entropy(out.logits[0, -len(text) :], torch.tensor(text), reduction="sum")
+                sides[side].append((float(loss), len(text), torch.stack(out.hidden_states)[:, 0, -colon]))
+    expected = {side: sum(row[0] for row in rows) / sum(row[1] for row in rows) for side, rows in sides.items()}
+    student, teacher = (torch.stack([row[2] for row in sides[side]], 1) for side in ("answer", "teacher"))
+    distances = [functional.smooth_l1_loss(s, t) / t.std() for s, t in zip(student[1:], teacher[1:], strict=True)]
+    expected["distillation"] = float(torch.stack(distances).sum()) / (len(distances) + 1)
+    table = Table(training.reasoner, EXAMPLES, last_step=True)
+    with torch.no_grad():
+        found = training.student.losses(table.batch(np.arange(len(EXAMPLES))))
+    assert {name: float(value) for name, value in found.items()} == pytest.approx(expected, abs=1e-5)
+
+
+def test_gradient_is_the_slope_of_the_loss(base: Any) -> None:
+    training = stirred(Training(settings(base("llama")), "cpu"))
+    table = Table(training.reasoner, EXAMPLES)
+    batch = table.batch(np.arange(len(EXAMPLES)))
+    student = training.student.double()
+    student.dtype = torch.float64
+    student.words, student.head = student.words.double(), student.head.double()
+
+    def loss() -> torch.Tensor:
+        return student.losses(batch)["answer"]
+
+    loss().backward()
+    for parameter in (
+        student.extra_rows,
+        *list(student.adapters.values())[3].parameters(),
+        *student.projection.parameters(),
+    ):
+        direction = torch.randn_like(parameter)
+        slope = float((parameter.grad * direction).sum())
+        with torch.no_grad():
+            values = []
+            for sign in (1, -1):
+                parameter.add_(direction, alpha=sign * 1e-5)
+                values.append(float(loss()))
+                parameter.add_(direction, alpha=-sign * 1e-5)
+        assert slope == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-3, abs=1e-7)
+
+
+def test_parts_of_a_step_give_the_gradient_of_the_whole(base: Any) -> None:
+    gradients = []
+    for parts in (1, 3):
+        training = stirred(Training(settings(base("gpt2"), accumulate=parts, distillation_weight=0.0), "cpu"))
+        table = Table(training.reasoner, [EXAMPLES[0]] * 6)
+        training._gradient(table, np.arange(6))
+        found = [each.grad.flatten() for each in training.parameters if each.grad is not None]
+        gradients.append(torch.cat(found))
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
+
+
+def test_training_learns_and_measures_what_is_held_out(base: Any, sums: Path, tmp_path: Path) -> None:
+    held_out = tmp_path / "held-out.jsonl"
+    held_out.write_text("\n".join(sums.read_text(encoding="utf-8").splitlines()[:4]).upper(), encoding="utf-8")
+    held_out.write_text(held_out.read_text().replace("QUESTION", "question").replace("ANSWER", "answer"))
+    lines: list[str] = []
+    wanted = settings(base("llama"), sums, "stories:5*2", steps=40, batch_size=16, learning_rate=2e-2)
+    out = train(wanted, tmp_path / "out", validation=[str(held_out)], say=lines.append, log_every=10)
+    record = json.loads((out / "training.json").read_text())
+    losses = [entry["answer"] for entry in record["curve"] if "answer" in entry]
+    assert losses[-1] < 0.6 * losses[0]
+    assert lines[0] == "sums: 32 problems, 4 left out because they are held out"
+    assert set(record["curve"][-1]) == {"step", "seconds", "held-out", "held-out without thoughts"}
+    reasoner = load_reasoner(out)
+    rows = [json.loads(line) for line in held_out.read_text().splitlines()]
+    thinking = reasoner.think([reasoner.encode(row["question"]) for row in rows], capture=None, max_new_tokens=12)
+    golds = [row["answer"].rpartition(" ")[2] for row in rows]
+    prefix = reasoner.answer_prefix
+    right = np.mean([text == f"{prefix} {gold}" for text, gold in zip(thinking.generated_text, golds, strict=True)])
+    assert record["curve"][-1]["held-out"] == pytest.approx(right)
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(base: Any, sums: Path, tmp_path: Path) -> None:
+    wanted = settings(base("gpt2"), sums, steps=12)
+    whole = load_file(train(wanted, tmp_path / "whole") / "model.safetensors")
+    cut = tmp_path / "cut"
+    words = [sys.executable, "-m", "lake", "train", "--base", str(base("gpt2")), "--data", str(sums), "--lora-rank", "4",
+             "--steps", "12", "--batch-size", "8", "--learning-rate", "5e-3", "--save-every", "0", "--out", str(cut)]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    first = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    while first.poll() is None and not (cut / STATE).exists():
+        time.sleep(0.01)
+    first.send_signal(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    assert torch.load(cut / STATE, weights_only=True)["step"] < 12
+    train(wanted, cut)
+    again = load_file(cut / "model.safetensors")
+    assert all(torch.equal(again[name], value) for name, value in whole.items())
+
+
+def test_minutes_are_kept_and_the_rate_follows_them(base: Any, sums: Path, tmp_path: Path) -> None:
+    training = Training(settings(base("gpt2"), sums, steps=None, minutes=2.0, warmup=0.5), "cpu")
+    rates = []
+    for training.seconds in (30.0, 60.0, 120.0):
+        rates.append(training.rate() / training.settings.learning_rate)
+    assert rates == pytest.approx([0.502 * 0.8565, 0.51, 0.02], abs=1e-3)
+    out = train(settings(base("gpt2"), sums, steps=None, minutes=0.01), tmp_path)
+    assert 0.6 <= json.loads((out / "training.json").read_text())["seconds"] < 30
+
+
+def test_a_step_whose_gradient_is_not_finite_changes_nothing(base: Any) -> None:
+    training = stirred(Training(settings(base("llama")), "cpu"))
+    table = Table(training.reasoner, EXAMPLES)
+    training.learn(table, np.arange(3))
+    before = [parameter.detach().clone() for parameter in training.parameters]
+    training.settings = replace(training.settings, teacher_weight=float("nan"))
+    training.learn(table, np.arange(3))
+    assert all(torch.equal(old, new) for old, new in zip(before, training.parameters, strict=True))
+
+
+def test_batches_are_drawn_by_weight_and_stay_within_their_tokens(base: Any) -> None:
+    reasoner = Training(settings(base("gpt2")), "cpu").reasoner
+    table = Table(reasoner, EXAMPLES)
+    weights = np.array([0.5, 0.0, 0.5])
+    drawn = draw_batches(table, weights, 16, 8 * int(table.length.max()), 3)
+    batches = [next(drawn) for _ in range(40)]
+    assert not any(1 in rows for rows in batches)
+    assert max(len(rows) * table.length[rows].max() for rows in batches) <= 8 * table.length.max()
+    again = draw_batches(table, weights, 16, 8 * int(table.length.max()), 3)
+    assert all(np.array_equal(rows, next(again)) for rows in batches)
+
+
+def test_examples_are_read_with_their_steps(sums: Path) -> None:
+    name, count, examples = read_examples(f"{sums}*3")
+    assert (name, count, len(examples)) == ("sums", 3, 36)
+    assert examples[7] == Example("Tom has 2 and buys 2. How many?", "<<2+2=4>>", "4")
+    assert drop_last_step("<<3+4=7>> <<7*2=14>>") == "<<3+4=7>>"
+    assert drop_last_step("<<3+4=7>>") == drop_last_step("") == ""
+
+
+def test_stories_add_up_and_differ() -> None:
+    stories = draw_stories(3000, 4)
+    assert stories == draw_stories(3000, 4)
+    assert len({normalised(story.question) for story in stories}) == 3000
+    lengths = []
+    for story in stories:
+        steps = re.findall(r"<<(\d+)([-+*/])(\d+)=(\d+)>>", story.chain)
+        lengths.append(len(steps))
+        for left, operator, right, result in steps:
+            a, b, c = int(left), int(right), int(result)
+            assert {"+": a + b == c, "-": a - b == c, "*": a * b == c, "/": a == b * c}[operator], story
+        assert steps[-1][3] == story.answer
+        assert not re.search(r"[{}]|  |\.\.|^[a-z]", story.question), story.question
+        assert story.question.endswith("?")
+    assert (min(lengths), max(lengths)) == (1, max(STEPS))
+    assert {operator for story in stories for operator in "+-*/" if operator in story.chain} == set("+-*/")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"steps": None}, "either --steps or --minutes"),
+        ({"minutes": 3.0}, "either --steps or --minutes"),
+        ({"lora_rank": 0}, "--lora-rank is 0"),
+        ({"learning_rate": -1.0}, "--learning-rate is -1.0"),
+        ({"protocol": "direct"}, "'direct' is not one of codi, pause"),
+        ({"compute_dtype": "float16"}, "not one of float32, bfloat16"),
+    ],
+)
+def test_settings_that_cannot_be_trained_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        settings(Path("base"), **changes)
+
+
+def test_other_settings_and_missing_data_are_refused(base: Any, sums: Path, tmp_path: Path) -> None:
+    train(settings(base("gpt2"), sums), tmp_path / "out", stop_after=1)
+    with pytest.raises(UsageError, match="training with other settings"):
+        train(settings(base("gpt2"), sums, seed=1), tmp_path / "out")
+    with pytest.raises(UsageError, match="nothing.jsonl cannot be read"):
+        train(settings(base("gpt2"), tmp_path / "nothing.jsonl"), tmp_path / "other")
+    with pytest.raises(UsageError, match="no problem is left"):
+        train(settings(base("gpt2"), sums), tmp_path / "third", validation=[str(sums)])
+    with pytest.raises(UsageError, match="whole number above 0"):
+        read_examples(f"{sums}*x")
