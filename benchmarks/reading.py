@@ -51,7 +51,7 @@ def write_memmaps(folder: Path, cell: np.ndarray, layout: RunLayout, lake: Path)
         "cell": (n_layer, n_position, n_example, layout.hidden),
     }
     flat = {name: np.memmap(folder / name, dtype="float16", mode="w+", shape=shape) for name, shape in shapes.items()}
-    run = open_lake(lake)["m/d"]
+    run = open_lake(lake, stored=True)["m/d"]
     flat["layer"][LAYER] = run["hidden_state"].sel(layer=LAYER).values
     flat["cell"][LAYER, layout.positions.index(POSITION)] = cell
     for each in flat.values():
@@ -85,8 +85,9 @@ def ratio(seconds: dict[str, list[float]], name: str, other: str) -> str:
 
 
 def one_cell(lake: Path, folder: Path, layout: RunLayout, rounds: int) -> None:
-    opened = open_lake(lake)
+    opened = open_lake(lake, stored=True)
     run, blocks = opened.open("m/d", chunks=None), opened["m/d"]
+    widened = opened.open("m/d", chunks=None, stored=False)
     position = layout.positions.index(POSITION)
     cell = run["hidden_state"].sel(layer=LAYER, position=POSITION).values
     flat = write_memmaps(folder, cell, layout, lake)
@@ -95,20 +96,23 @@ def one_cell(lake: Path, folder: Path, layout: RunLayout, rounds: int) -> None:
         "memmap (layer, position, example)": lambda: np.array(flat["cell"][LAYER, position]),
         "lake, chunks=None": lambda: run["hidden_state"].sel(layer=LAYER, position=POSITION).values,
         "lake, dask": lambda: blocks["hidden_state"].sel(layer=LAYER, position=POSITION).values,
+        "memmap by layer, to float32": lambda: flat["layer"][LAYER, :, position].astype("float32"),
+        "lake, chunks=None, float32": lambda: widened["hidden_state"].sel(layer=LAYER, position=POSITION).values,
     }
     for name, read in readings.items():
         np.testing.assert_array_equal(read(), cell, err_msg=name)
     seconds = in_turn(readings, rounds)
     print(f"  one (layer, position), {cell.nbytes / 1e6:.1f} MB from {layout.n_shard} shards:")
     show(seconds, cell.nbytes)
-    by_layer, by_cell, bare, dask = readings
+    by_layer, by_cell, bare, dask, memmap_wide, wide = readings
     print(f"    chunks=None / memmap by layer, rate  {ratio(seconds, bare, by_layer)} (asked: 0.5)")
     print(f"    chunks=None / memmap by cell, rate   {ratio(seconds, bare, by_cell)}")
     print(f"    dask / memmap by layer, rate         {ratio(seconds, dask, by_layer)}")
+    print(f"    the same to float32, chunks=None     {ratio(seconds, wide, memmap_wide)}")
 
 
 def four_layers(lake: Path, rounds: int) -> None:
-    opened = open_lake(lake)
+    opened = open_lake(lake, stored=True)
     plain = xr.open_zarr(lake, group="m/d", consolidated=False)
     runs = {"lake, chunks=None": opened.open("m/d", chunks=None), "lake, dask": opened["m/d"], "zarr-python": plain}
     part = {name: run["hidden_state"].isel(layer=slice(0, 4), example=slice(0, 2048)) for name, run in runs.items()}

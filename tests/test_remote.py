@@ -14,13 +14,16 @@ import numpy as np
 import pytest
 import xarray as xr
 from small_runs import prepared_run, tree, write_questions
+from zarr.core.sync import sync
 
 import lake as command_line
 from analyze.cluster import compute_on
 from extract.plan import plan
 from extract.run import extract
-from schemas import MissingRunError, SpecMismatchError, UsageError
+from schemas import CorruptLakeError, MissingRunError, SpecMismatchError, UsageError
 from store import open_lake, verify
+from store.files import read_bytes, set_bytes
+from store.location import open_store
 
 BIN = Path(sys.executable).parent
 
@@ -84,6 +87,36 @@ def test_extraction_to_and_analysis_from_an_object_store(bucket: str, data: Path
         prepared_run(place, data, shard_examples=4, max_new_tokens=5)
     with pytest.raises(MissingRunError, match="it has toy/toy"):
         open_lake(place)["toy/other"]
+
+
+def test_what_is_damaged_on_an_object_store_is_an_error(bucket: str, data: Path) -> None:
+    place = f"{bucket}/hurt.lake"
+    extract(prepared_run(place, data, shard_examples=4, capture="full"), place)
+    store, expected = open_store(place, read_only=False), open_lake(place)["toy/toy"].load()
+    first, second = (f"toy/toy/hidden_state/c/{shard}/0/0/0" for shard in range(2))
+    cuts = {
+        first: (None, read_bytes(store, second), b"\0" * 10**5),
+        "toy/toy/attention/c/1/0/0/0/0": (None, b""),
+        "toy/toy/token/c/1/0": (None, read_bytes(store, "toy/toy/token/c/0/0")),
+        "toy/toy/committed/c/1": (None, b"\0" * 8),
+        "toy/toy/question/c/0": (None,),
+        "toy/toy/hidden_state/zarr.json": (None,),
+    }
+    for key, others in cuts.items():
+        whole = read_bytes(store, key)
+        assert whole is not None
+        for other in others:
+            if other is None:
+                sync(store.delete(key))
+            else:
+                set_bytes(store, key, other)
+            for one in (slice(None), 6 if "/c/1" in key else 1):
+                with pytest.raises(CorruptLakeError, match=f"{place}/{key} .* --rebuild"):
+                    open_lake(place)["toy/toy"].isel(example=one).load()
+            set_bytes(store, key, whole)
+    cell = open_lake(place)["toy/toy"]["hidden_state"].sel(layer=1, position="ct2")
+    np.testing.assert_array_equal(cell, expected["hidden_state"].sel(layer=1, position="ct2"))
+    xr.testing.assert_identical(open_lake(place)["toy/toy"].load(), expected)
 
 
 def test_no_lake_at_a_url(bucket: str) -> None:
