@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 THREADS ?= 2
 
-.PHONY: env demo test lint bench docs peers
+.PHONY: env demo test lint bench docs peers compat compat-low compat-high
 
 env: $(STAMP)
 
@@ -40,3 +40,21 @@ peers: env
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check "torch==$$(sed -n 's/^torch==//p' constraints.txt)" sae-lens==6.54.12 dictionary-learning==0.1.0
 	.venv-peers/bin/python -m pip uninstall --quiet --yes torchvision
+
+# The core of the tests with the lowest version of each range in pyproject.toml, and with the newest there are. Old
+# versions beside new ones of what they need themselves warn of it, so at the low end deprecations are no errors.
+CORE := answers attention compare correlate data heads lens load plots reasoner sae_files shards store verify
+
+compat: compat-low compat-high
+
+compat-low: WARNINGS := -W default::DeprecationWarning
+compat-low compat-high: compat-%: .venv-compat-%/.installed
+	.venv-compat-$*/bin/python -m pytest -n 1 -p no:cacheprovider $(WARNINGS) $(CORE:%=tests/test_%.py)
+
+.venv-compat-%/.installed: pyproject.toml tests/requirements.py
+	rm -rf .venv-compat-$*
+	$(PYTHON) -m venv .venv-compat-$*
+	$(PYTHON) tests/requirements.py $* > .venv-compat-$*/requirements.txt
+	.venv-compat-$*/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-compat-$*/requirements.txt
+	.venv-compat-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
