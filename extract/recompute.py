@@ -3,16 +3,19 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from extract.load import load_reasoner
+from extract.precision import FLOOR, STATES, Differences, allowed, calibrate, chosen, error_of, kept
+from extract.reasoner import Reasoner
 from schemas import RunSpec, SpecMismatchError, UsageError
 from store import open_lake
 
-STATES = ("hidden_state", "final_state", "latent_embedding", "attention")
-TOLERANCE: Mapping[str, float] = {"float32": 1e-4, "float16": 2e-3, "bfloat16": 5e-2}
-"""Largest error allowed, relative to the largest value of an example: rounding in storage and in computing."""
+OTHER_TEXTS = 1
+"""Answers that may differ even where the calibration's did not: two tokens can be all but equally likely."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,16 +25,21 @@ class Recomputed:
     run: str
     examples: list[int]
     """Their labels."""
-    error: dict[str, float]
-    """Largest absolute error of each variable over the largest absolute value, of the worst example."""
-    tolerance: float
+    states: dict[str, Differences]
+    """By variable, how far the lake is from the model beyond the rounding of the stored type."""
+    answer_logprob: float
+    """Largest difference."""
     other_texts: int
-    """Examples answered otherwise; they are compared up to the end of thinking."""
+    """Examples answered otherwise; their states are compared up to the end of thinking."""
+    beyond: list[str]
+    """What differs by more than rounding."""
+    precision: dict[str, Any]
+    """The calibration that this was judged by: the run's own, or made now where it has none."""
 
     @property
     def agrees(self) -> bool:
-        """Whether all errors lie within the tolerance."""
-        return all(error <= self.tolerance for error in self.error.values())
+        """Whether all differences are rounding."""
+        return not self.beyond
 
 
 def recompute(
@@ -45,6 +53,9 @@ def recompute(
     lora_alpha: float | None = None,
 ) -> Recomputed:
     """Think through some of a run's examples again, one at a time, and compare.
+
+    Differences are measured place by place, in units of the place's own scale
+    (:func:`extract.precision.state_error`), and judged by the run's calibration.
 
     Parameters
     ----------
@@ -85,40 +96,63 @@ def recompute(
                 f" {attributes[name][:12]}.. in the lake"
             )
     dataset = opened[run]
-    chosen = np.unique(np.linspace(0, dataset.sizes["example"] - 1, n_example).round().astype(int))
-    worst = dict.fromkeys(STATES, 0.0)
-    other_texts = 0
-    for index in chosen:
+    if not dataset.sizes["example"]:
+        raise UsageError(f"{run} has no committed examples to compute again; finish it with lake extract")
+    return compare(reasoner, dataset, spec, n_example, run=run, precision=attributes.get("precision"))
+
+
+def compare(
+    reasoner: Reasoner,
+    dataset: xr.Dataset,
+    spec: RunSpec,
+    n_example: int,
+    *,
+    run: str = "",
+    precision: Mapping[str, Any] | None = None,
+) -> Recomputed:
+    """Compare a run's dataset with what a model gives, whichever model it is; see :func:`recompute`."""
+    if precision is None:
+        questions, answers = (dataset[name].values for name in ("question", "gold_answer"))
+        prompts = [reasoner.encode(str(question)) for question in questions]
+        some = chosen([len(prompt) for prompt in prompts])
+        precision = calibrate(reasoner, [prompts[row] for row in some], [str(answers[row]) for row in some], spec)
+    examples = np.unique(np.linspace(0, dataset.sizes["example"] - 1, n_example).round().astype(int))
+    errors: dict[str, list[np.ndarray]] = {name: [] for name in STATES}
+    logprob, other_texts = [0.0], 0
+    for index in examples:
         stored = dataset.isel(example=int(index)).load()
         prompt = reasoner.encode(str(stored["question"].item()))
         again = reasoner.think(
-            [prompt], capture=spec.capture, stored_dtype=spec.dtype, max_new_tokens=spec.max_new_tokens
-        )
-        n_key = again.n_before + reasoner.n_latent + 2
-        if again.generated_text[0] == stored["generated_text"].item():
-            n_key += again.n_answer
-        else:
-            other_texts += 1
-        keys = [f"q-{distance}" for distance in range(again.n_before, 0, -1)]
-        keys += [label for label in stored["key_position"].values if not str(label).startswith("q-")]
-        keys = keys[:n_key]
-        positions = keys if spec.capture == "full" else keys[again.n_before :]
-        places = slice(0, len(positions))
+            [prompt], gold=[str(stored["gold_answer"].item())], capture=spec.capture, stored_dtype="float32",
+            max_new_tokens=spec.max_new_tokens,
+        )  # fmt: skip
+        same = again.generated_text[0] == stored["generated_text"].item()
+        other_texts += not same
+        n_answer = again.n_answer if same else 0
+        expected = kept(again, 0, len(prompt), reasoner.n_latent, n_answer, spec.capture)
+        keys = [f"q-{distance}" for distance in range(len(prompt) - 1, 0, -1)]
+        keys += [str(label) for label in stored["key_position"].values if not str(label).startswith("q-")]
+        keys = keys[: len(prompt) + reasoner.n_latent + 1 + n_answer]
+        places = {"position": keys if spec.capture == "full" else keys[len(prompt) - 1 :], "key_position": keys}
         for name in STATES:
-            values = getattr(again, name)[0].astype("float64")
-            there = stored[name]
-            if "position" in there.dims:
-                there = there.sel(position=positions)
-                values = values[..., places, :] if name != "attention" else values[..., places, :n_key]
-            if name == "attention":
-                there = there.sel(key_position=keys)
-            scale = np.abs(values).max()
-            apart = float(np.abs(there.values.astype("float64") - values).max() / scale)
-            worst[name] = max(worst[name], apart if np.isfinite(apart) else float("inf"))
+            there = stored[name].sel({dim: places[dim] for dim in places if dim in stored[name].dims}).values
+            error = error_of(name, expected[name], there)
+            rounding = error_of(name, expected[name], expected[name].astype(spec.dtype))
+            errors[name].append(np.maximum(error - rounding, 0))
+        logprob.append(abs(float(again.answer_logprob[0] - stored["answer_logprob"])))
+    found = {name: Differences.of(errors[name]) for name in STATES}
+    floor = FLOOR[spec.compute_dtype]
+    beyond = [name for name in STATES if not found[name].within(precision["states"][name], floor)]
+    if not np.max(logprob) <= allowed(precision["answer_logprob"], floor.logprob):
+        beyond.append("answer_logprob")
+    if other_texts > OTHER_TEXTS + 2 * len(examples) * precision["other_texts"] / precision["questions"]:
+        beyond.append("generated_text")
     return Recomputed(
         run=run,
-        examples=[int(dataset["example"].values[index]) for index in chosen],
-        error=worst,
-        tolerance=max(TOLERANCE[spec.dtype], TOLERANCE[spec.compute_dtype]),
+        examples=[int(dataset["example"].values[index]) for index in examples],
+        states=found,
+        answer_logprob=float(np.max(logprob)),
         other_texts=other_texts,
+        beyond=beyond,
+        precision=dict(precision),
     )
