@@ -153,7 +153,9 @@ Limit = Annotated[int | None, typer.Option(help="Only the first N problems.")]
 CaptureOption = Annotated[str, typer.Option("--capture", help="latent: rows from bot on; full: every row.")]
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="Type in which activations are stored: float16 or float32.")]
-ComputeDtype = Annotated[str, typer.Option(help="Type in which the model runs: float32, float16, bfloat16.")]
+ComputeDtype = Annotated[
+    str, typer.Option(help="Type in which the model runs: float32, or float16 or bfloat16 (lake plan says what they lose).")
+]
 BatchSize = Annotated[int, typer.Option(help="Questions thought through together.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer in tokens.")]
 Alpha = Annotated[
@@ -347,6 +349,7 @@ def plan_command(
     """Say what an extraction will take before it is paid: arrays, bytes, memory, time. Writes nothing."""
     from extract.plan import plan
     from extract.run import prepare
+    from store import precision_text
 
     spec = spec_of(capture, dtype, compute_dtype, max_new_tokens, limit, batch_size, device)
     prepared = prepare(
@@ -386,6 +389,9 @@ def plan_command(
             f"time: about {duration(planned.seconds)} (model {duration(planned.model_seconds)}, "
             f"writing {duration(planned.write_seconds)})"
         )
+        console.print(f"precision: {precision_text(planned.precision)}")
+        if compute_dtype != "float32":
+            console.print("--compute-dtype float32 gives the same alone and in any batch, but for its own rounding")
     if not planned.fits:
         raise LakeError(
             f"the disk of {lake} is too small: {size(planned.remaining_bytes)} are needed and"
@@ -402,7 +408,7 @@ def info_command(
     as_json: AsJson = False,
 ) -> None:
     """Say what is in a lake: runs and how complete they are, models, results, and what each was made from."""
-    from store import describe, describe_run, find, open_lake
+    from store import describe, describe_run, find, open_lake, precision_text
 
     opened = open_lake(lake)
     if name is None:
@@ -444,6 +450,7 @@ def info_command(
             print_json(described)
             return
         console.print(f"{name}: {described['examples_committed']} of {described['examples']} examples committed")
+        console.print(f"precision: {precision_text(described['precision'])}")
         for key in ("fingerprint", "weights", "tokenizer", "data", "spec", "provenance", "variables"):
             value = described[key]
             console.print(f"{key}: " + (value if isinstance(value, str) else ""))
@@ -477,7 +484,7 @@ def verify_command(
     as_json: AsJson = False,
 ) -> None:
     """Check every byte against its checksum and say what mends what is damaged; exit 1 if anything is."""
-    from store import open_lake, verify
+    from store import open_lake, precision_text, verify
 
     with progress_bar("verify", "files") as report:
         found = verify(lake, run, progress=report)
@@ -494,11 +501,14 @@ def verify_command(
         for damage in found.damage:
             console.print(f"{damage.path} {damage.problem}")
         for each in compared:
-            verdict = "agree" if each.agrees else "DISAGREE"
+            verdict = "agree" if each.agrees else f"DISAGREE ({', '.join(each.beyond)})"
             console.print(
-                f"{each.run}: examples {', '.join(map(str, each.examples))} computed again {verdict}: "
-                + ", ".join(f"{name} {error:.1e}" for name, error in each.error.items())
-                + f" of their scale at most (tolerance {each.tolerance:.1e}), {each.other_texts} other answers"
+                f"{each.run}: examples {', '.join(map(str, each.examples))} computed again {verdict}: off by "
+                + ", ".join(
+                    f"{name} {state.mean:.1e} (at most {state.worst:.1e})" for name, state in each.states.items()
+                )
+                + f" of each place's scale, answer_logprob {each.answer_logprob:.1e}, {each.other_texts} other answers;"
+                f" judged by {precision_text(each.precision)}"
             )
         for name, shards in found.incomplete.items():
             console.print(f"{name}: not complete, {len(shards)} shards to come: {', '.join(map(str, shards))}")

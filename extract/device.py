@@ -10,6 +10,8 @@ from schemas import LakeError, UsageError
 
 LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID")
 """Variables in which torchrun and SLURM number the processes of one machine."""
+ALONE = "a single question does not fit; pass --capture latent, or use a device with more memory"
+"""Remedy where one question at a time is too many."""
 _FULL = ("out of memory", "can't allocate memory", "not enough memory")
 _FAILED = (
     *_FULL,

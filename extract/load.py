@@ -103,6 +103,7 @@ def load_reasoner(
     """
     target = find_device(device)
     _keep_freed_memory()
+    _full_float32()
     if dtype not in ("float32", "float16", "bfloat16"):
         raise UsageError(f"compute dtype {dtype!r} is not one of float32, float16, bfloat16")
     name, weights_file, extra_folder = _find_checkpoint(str(checkpoint))
@@ -173,6 +174,16 @@ def _keep_freed_memory() -> None:
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         for parameter, value in ((MMAP_THRESHOLD, 2**30), (TRIM_THRESHOLD, 2**31 - 1), (ARENA_MAX, 1)):
             libc.mallopt(parameter, value)
+
+
+def _full_float32() -> None:
+    """Have float32 products computed in float32, not in TF32 or bfloat16, whatever the environment asks for.
+
+    NVIDIA's containers set ``TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1``, which only moves torch's default.
+    """
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def _find_checkpoint(checkpoint: str) -> tuple[str, Path, Path]:

@@ -6,10 +6,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 
+from extract.precision import calibration
 from extract.prepare import IN_FLIGHT, Prepared, batches, held_bytes, place, think
 from schemas import LakeError, UsageError
 from store import encoded_sizes, local_path, model_size, open_lake, run_files_size
@@ -17,6 +19,8 @@ from store import encoded_sizes, local_path, model_size, open_lake, run_files_si
 STATES = ("hidden_state", "final_state", "latent_embedding", "attention")
 MIN_CALIBRATION = 32
 """Examples thought through at least to calibrate."""
+N_PRECISION = 4
+"""Questions that are computed alone and together."""
 ASSUMED_RATIO = 0.9
 """Encoded over raw bytes of what exists, where nothing was encoded to find out."""
 ASSUMED_ANSWER = 6
@@ -73,6 +77,8 @@ class Plan:
     """Of what is still to be done."""
     free_bytes: int | None
     """On the lake's disk; ``None`` where it has none to be asked."""
+    precision: dict[str, Any]
+    """Calibration of the compute type; see :func:`extract.precision.calibrate`."""
 
     @property
     def fits(self) -> bool:
@@ -162,6 +168,7 @@ def plan(prepared: Prepared, lake: str | os.PathLike[str]) -> Plan:
         write_seconds=write_seconds,
         seconds=model_seconds + write_seconds if shared else max(model_seconds, write_seconds),
         free_bytes=free_bytes(lake),
+        precision=calibration(prepared, N_PRECISION),
     )
 
 
@@ -227,7 +234,7 @@ def require_space(prepared: Prepared, lake: str | os.PathLike[str]) -> None:
     n_prompt = np.array([len(prompt) for prompt in prepared.prompts])
     n_answer = np.full(len(n_prompt), min(ASSUMED_ANSWER, prepared.spec.max_new_tokens))
     counts = entries(prepared, n_prompt, n_answer)
-    has_run, has_model = _has(prepared, lake)
+    has_run, has_model = in_lake(prepared, lake)
     need = 0 if has_run else run_files_size(layout, prepared.problems.columns)[1]
     need += 0 if has_model else model_size(prepared.model_arrays())[1]
     for name in STATES:
@@ -269,12 +276,12 @@ def _static(prepared: Prepared, lake: str | os.PathLike[str]) -> tuple[int, int,
     """Files and bytes of what is written once, and the bytes of it that the lake has not yet."""
     files, size = run_files_size(prepared.layout, prepared.problems.columns)
     model_files, model = model_size(prepared.model_arrays())
-    has_run, has_model = _has(prepared, lake)
+    has_run, has_model = in_lake(prepared, lake)
     left = (0 if has_run else size) + (0 if has_model else model)
     return files + model_files + 1, size + model, left
 
 
-def _has(prepared: Prepared, lake: str | os.PathLike[str]) -> tuple[bool, bool]:
+def in_lake(prepared: Prepared, lake: str | os.PathLike[str]) -> tuple[bool, bool]:
     """Whether a lake has the run, and its model."""
     try:
         opened = open_lake(lake)

@@ -1,14 +1,16 @@
 """What a run's precision costs: the same question computed alone and in a batch, in units of each place's scale."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from extract.device import ALONE, device_errors, is_full
+from extract.prepare import Prepared, row_bytes
 from extract.reasoner import Reasoner, Thinking
-from schemas import RunSpec
+from schemas import LakeError, RunSpec
 
 Array = NDArray[Any]
 STATES = ("hidden_state", "final_state", "latent_embedding", "attention")
@@ -35,8 +37,7 @@ FLOOR = {
 }
 """By compute type, what other machines and versions may differ by even where a calibration finds nothing.
 
-A few times the mean, and some hundred times as a single place, of the type's relative step: what SmolLM2-135M's 30 layers
-make of rounding in each of the types.
+A few of the type's relative steps on average and some hundred at a single place.
 """
 CEILING = Bound(layer=0.4, position=0.5, place=np.inf, logprob=np.inf)
 """Nobody's rounding: states replaced by zeros are off by 0.8, attention by 0.5."""
@@ -170,7 +171,9 @@ def chosen(lengths: Sequence[int], n_question: int = N_QUESTION) -> list[int]:
     return [order[place] for place in np.unique(places)]
 
 
-def calibrate(reasoner: Reasoner, prompts: Sequence[Sequence[int]], gold: Sequence[str], spec: RunSpec) -> dict[str, Any]:
+def calibrate(
+    reasoner: Reasoner, prompts: Sequence[Sequence[int]], gold: Sequence[str], spec: RunSpec
+) -> dict[str, Any]:
     """Think through some questions alone and together, and compare.
 
     It takes as long as the questions one by one, and once more together. Depends on its arguments only, so a run that
@@ -186,8 +189,9 @@ def calibrate(reasoner: Reasoner, prompts: Sequence[Sequence[int]], gold: Sequen
     Returns
     -------
     dict
-        JSON values, to three digits: ``compute_dtype``, ``questions`` (how many), ``states`` (:class:`Differences` by
-        variable), ``other_texts`` (how many answers differ), ``answer_logprob`` (largest difference).
+        JSON values, to three digits: ``compute_dtype``, ``questions`` and ``batch`` (how many in all, and
+        together), ``states`` (:class:`Differences` by variable), ``other_texts`` (how many answers differ),
+        ``answer_logprob`` (largest difference).
     """
     options = {"capture": spec.capture, "stored_dtype": "float32", "max_new_tokens": spec.max_new_tokens}
     errors: dict[str, list[Array]] = {name: [] for name in STATES}
@@ -208,6 +212,7 @@ def calibrate(reasoner: Reasoner, prompts: Sequence[Sequence[int]], gold: Sequen
     return {
         "compute_dtype": spec.compute_dtype,
         "questions": len(prompts),
+        "batch": min(spec.batch_size, len(prompts)),
         "states": {
             name: {
                 "mean": _rounded(each.mean),
@@ -220,6 +225,29 @@ def calibrate(reasoner: Reasoner, prompts: Sequence[Sequence[int]], gold: Sequen
         "other_texts": other_texts,
         "answer_logprob": _rounded(logprob),
     }
+
+
+def calibration(prepared: Prepared, n_question: int = N_QUESTION) -> dict[str, Any]:
+    """Calibrate a run to be on its own questions, as many of them at a time as its memory allows.
+
+    Raises
+    ------
+    LakeError
+        If not even single questions fit into the device's memory, or what they give is not finite.
+    """
+    some = chosen([len(prompt) for prompt in prepared.prompts], n_question)
+    fit = prepared.memory // (4 * row_bytes(prepared, some[-1], "float32"))
+    n_row = min(prepared.spec.batch_size, len(some), max(2, fit))
+    prompts = [prepared.prompts[index] for index in some]
+    gold = [prepared.problems.gold_answer[index] for index in some]
+    while True:
+        try:
+            with device_errors(f"a batch of {n_row} questions", ALONE):
+                return calibrate(prepared.reasoner, prompts, gold, replace(prepared.spec, batch_size=n_row))
+        except LakeError as error:
+            if n_row == 1 or error.__cause__ is None or not is_full(error.__cause__):
+                raise
+            n_row //= 2
 
 
 def _rounded(value: float) -> float:

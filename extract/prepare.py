@@ -94,11 +94,11 @@ def _batches(prepared: Prepared, examples: range) -> Iterator[list[int]]:
     """
     on_card = prepared.reasoner.device.type == "cuda"
     most = _card_bytes(prepared) if on_card else prepared.memory // IN_FLIGHT // BATCHES
-    row_bytes = _card_row_bytes if on_card else _row_bytes
+    bytes_of_row = _card_row_bytes if on_card else row_bytes
     batch = list[int]()
     for index in sorted(examples, key=lambda index: (len(prepared.prompts[index]), index)):
         n_row = len(batch) + 1
-        if batch and (n_row > prepared.spec.batch_size or n_row * row_bytes(prepared, index) > most):
+        if batch and (n_row > prepared.spec.batch_size or n_row * bytes_of_row(prepared, index) > most):
             yield batch
             batch = []
         batch.append(index)
@@ -118,17 +118,17 @@ def _card_row_bytes(prepared: Prepared, longest: int) -> int:
     states = n_prompt * (8 * layout.hidden + 4 * reasoner.inner) * 4
     attention = 4 * layout.n_head * n_prompt * n_key * 4
     logits = 3 * reasoner.vocabulary * prepared.n_answer * 4
-    return 2 * _row_bytes(prepared, longest) + n_key * reasoner.key_value_bytes + states + attention + logits
+    return 2 * row_bytes(prepared, longest) + n_key * reasoner.key_value_bytes + states + attention + logits
 
 
-def _row_bytes(prepared: Prepared, longest: int) -> int:
-    """Bytes of one row of a batch; ``longest`` is the example of the longest question."""
+def row_bytes(prepared: Prepared, longest: int, dtype: str | None = None) -> int:
+    """Bytes of one row of a batch; ``longest`` is the example of the longest question, ``dtype`` the stored type."""
     layout, n_prompt = prepared.layout, len(prepared.prompts[longest])
     key = n_prompt + layout.n_latent + 1 + prepared.n_answer
     position = key if layout.capture == "full" else key - n_prompt + 1
     states = ((layout.n_layer + 1) * position + layout.n_latent) * layout.hidden
     attention = layout.n_layer * layout.n_head * position * key
-    return (states + attention) * np.dtype(layout.dtype).itemsize
+    return (states + attention) * np.dtype(dtype or layout.dtype).itemsize
 
 
 def held_bytes(prepared: Prepared, shard_examples: int) -> int:
@@ -144,7 +144,7 @@ def held_bytes(prepared: Prepared, shard_examples: int) -> int:
     every = range(len(prepared.prompts))
     shards = (every[start : start + shard_examples] for start in every[::shard_examples])
     return max(
-        sum(len(batch) * _row_bytes(prepared, batch[-1]) for batch in _batches(prepared, shard)) for shard in shards
+        sum(len(batch) * row_bytes(prepared, batch[-1]) for batch in _batches(prepared, shard)) for shard in shards
     )
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -16,8 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from extract.device import device_errors, is_full
-from extract.plan import require_space
+from extract.device import ALONE, device_errors, is_full
+from extract.plan import in_lake, require_space
+from extract.precision import calibration
 from extract.prepare import Prepared, batches, begin, check_against, place, prepare
 from extract.reasoner import Thinking
 from schemas import LakeError, UsageError
@@ -25,7 +27,6 @@ from store import create_run, open_lake, write_model
 
 __all__ = ["Extracted", "Prepared", "extract", "prepare", "provenance", "rank_from_environment"]
 
-ALONE = "a single question does not fit; pass --capture latent, or use a device with more memory"
 Progress = Callable[[int, int, int], None]
 """Called with examples done, examples in all, and bytes written so far."""
 
@@ -141,18 +142,23 @@ def extract(
     check_against(prepared, lake, rebuild_static=rebuild_static)
     require_space(prepared, lake)
     write_model(lake, prepared.model, prepared.model_arrays, prepared.model_attributes, rebuild=rebuild_static)
+    facts = provenance(prepared)
+    there = not rebuild_static and in_lake(prepared, lake)[0]
     writer = create_run(
         lake,
         prepared.run,
         layout,
         identity=prepared.identity,
         columns=prepared.problems.columns,
-        provenance=provenance(prepared) | ({"command": list(command)} if command else {}),
+        provenance=facts | ({"command": list(command)} if command else {}),
+        precision=None if there else calibration(prepared),
         rebuild=rebuild_static,
     )
     committed = writer.committed()
     mine = [shard for shard in shards if shard % part[1] == part[0]]
     wanted = [shard for shard in mine if not committed[shard] or shard in rebuild]
+    if wanted:
+        writer.add_provenance(facts)
     done = Extracted(run=prepared.run, n_example=len(prepared.problems))
     done.shards_kept = len(mine) - len(wanted)
     done.shards_elsewhere = len(shards) - len(mine)
@@ -246,7 +252,15 @@ def provenance(prepared: Prepared) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "attention_kernel": "eager, probabilities in float32",
         "allow_tf32": torch.backends.cuda.matmul.allow_tf32,
+        **({"cuda": torch.version.cuda, "driver": _driver()} if device.type == "cuda" else {}),
     }
+
+
+def _driver() -> str | None:
+    """Version of NVIDIA's driver, where the system tells."""
+    file = Path("/proc/driver/nvidia/version")
+    found = re.search(r"\d+(\.\d+)+", file.read_text()) if file.is_file() else None
+    return found.group() if found else None
 
 
 @cache

@@ -5,7 +5,7 @@ import os
 import dask.threaded
 
 from store.files import RECORD
-from store.info import describe, describe_run, find
+from store.info import describe, describe_run, find, precision_text
 from store.layout import MAX_SHARD_EXAMPLES, RunLayout
 from store.location import local_path
 from store.read import Lake, Result, open_lake
@@ -32,6 +32,7 @@ __all__ = [
     "local_path",
     "model_size",
     "open_lake",
+    "precision_text",
     "run_files_size",
     "taken_up",
     "verify",

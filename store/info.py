@@ -1,5 +1,6 @@
 """What is in a lake: runs and how complete they are, models, results, and the chain of fingerprints between them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from schemas import MissingRunError, fingerprint
@@ -45,6 +46,7 @@ def describe_run(lake: Lake, run: str) -> dict[str, Any]:
         "weights": attributes["weights"],
         "tokenizer": attributes["tokenizer"],
         "provenance": attributes["provenance"],
+        "precision": attributes.get("precision"),
         "examples": layout.n_example,
         "examples_committed": sum(r.stop - r.start for r, there in zip(rows, committed, strict=True) if there),
         "shards": layout.n_shard,
@@ -52,6 +54,19 @@ def describe_run(lake: Lake, run: str) -> dict[str, Any]:
         "variables": {name: dict(zip(array.dims, array.shape, strict=True)) for name, array in layout.arrays().items()},
         "results": [name for name, result in describe_results(lake).items() if run in result["runs"]],
     }
+
+
+def precision_text(precision: Mapping[str, Any] | None) -> str:
+    """A run's calibration in words: what its compute type makes of the same question alone and in a batch."""
+    if precision is None:
+        return "not calibrated: extracted by an older version"
+    state, attention = (precision["states"][name] for name in ("hidden_state", "attention"))
+    return (
+        f"{precision['compute_dtype']}; {precision['questions']} questions alone and in batches of {precision['batch']}"
+        f" differ by {state['mean']:.1e} of a state's scale on average and {state['worst']:.1e} at most,"
+        f" {attention['mean']:.1e} and {attention['worst']:.1e} of a row's attention,"
+        f" {precision['answer_logprob']:.1e} of answer_logprob, {precision['other_texts']} answers"
+    )
 
 
 def describe_results(lake: Lake) -> dict[str, dict[str, Any]]:

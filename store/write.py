@@ -37,6 +37,7 @@ from store.files import (
     assemble,
     column,
     digests_of,
+    group_document,
     lake_lock,
     read_bytes,
     read_group,
@@ -241,6 +242,21 @@ class RunWriter:
         keys = (f"{self.run}/{self.record.keys(shard)[each]}" for each in ("mark", "next"))
         return [read_bytes(self.store, key) for key in keys] == [self.record.mark(shard), None]
 
+    def add_provenance(self, facts: Mapping[str, Any]) -> None:
+        """Add a writer's facts to ``provenance.others``, unless the creator's or another writer's are the same.
+
+        What the first of two equal writers called the data file is no difference.
+        """
+        with lake_lock(self.location):
+            attributes = unseal(read_bytes(self.store, f"{self.run}/zarr.json") or b"")
+            if attributes is None:
+                return  # damaged: lake verify says so
+            creator = attributes["provenance"]
+            known = [{key: creator.get(key) for key in facts}, *creator.get("others", [])]
+            if all(differences(each, {**facts, "data": each.get("data")}) for each in known):
+                attributes["provenance"] = creator | {"others": [*creator.get("others", []), dict(facts)]}
+                write_files(self.store, self.run, {"zarr.json": group_document(attributes)}, self.folder)
+
     def claim(self, shard: int) -> ShardClaim:
         """Context manager that holds a shard for this process; false inside if another process has it."""
         return ShardClaim(None if self.folder is None else self.folder / self.run / "zarr.json", shard)
@@ -369,6 +385,7 @@ def create_run(
     identity: Mapping[str, Any],
     columns: Mapping[str, tuple[tuple[str, ...], Any]],
     provenance: Mapping[str, Any] | None = None,
+    precision: Mapping[str, Any] | None = None,
     rebuild: bool = False,
 ) -> RunWriter:
     """Create a run, or take up one that was made from the same things.
@@ -388,7 +405,10 @@ def create_run(
         Dims and values of everything known beforehand: ``example``, ``problem``, ``variant``, ``question``,
         ``gold_answer``, ``intermediate_result``, ``operation`` and further columns of the data.
     provenance
-        Facts that move numbers only by rounding (versions, device, threads); kept as the creator had them.
+        Facts that move numbers only by rounding (versions, device, threads); kept as the creator had them, and those of
+        other writers beside them (:meth:`RunWriter.add_provenance`).
+    precision
+        What the run's compute type loses; kept as the creator had it.
     rebuild
         Write again what is damaged of the run's own documents and coordinates; shards stay.
 
@@ -415,12 +435,14 @@ def create_run(
         if content is None or rebuild:
             if content is None and not rebuild and folder is not None and (folder / run).exists():
                 shutil.rmtree(folder / run)  # a run whose creation was cut short: no shard is ever written before
+            precision = found.get("precision") if found else precision
             attributes = {
                 "kind": "run",
                 "run": run,
                 **wanted,
                 "fingerprint": fingerprint(wanted),
                 "provenance": dict(found["provenance"] if found else provenance or {}),
+                **({"precision": dict(precision)} if precision else {}),
                 "coordinates": "problem variant segment offset",
             }
             contents = assemble(attributes, run_arrays(layout, columns))

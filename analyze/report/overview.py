@@ -10,6 +10,7 @@ import pandas as pd
 from analyze.report import figures as draw
 from analyze.report.content import Column, Context, Experiment, Illustration, Panel, Section, Table, share
 from analyze.statistics import wilson_interval
+from store import precision_text
 
 KEY_FINDINGS = (
     "chain-results",
@@ -45,6 +46,7 @@ def run_rows(context: Context) -> list[dict[str, Any]]:
                 "accuracy": share(float(correct.mean())) if correct.size else "–",
                 "interval": f"[{share(float(low))}, {share(float(high))}]" if correct.size else "",
                 "spec": f"{spec['dtype']}, {spec['capture']}",
+                "precision": precision_text(attributes.get("precision")),
                 "mark": attributes["fingerprint"][:12],
                 "weights": str(attributes.get("weights", ""))[:12],
                 "data_mark": str(data.get("sha256", ""))[:12],
