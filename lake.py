@@ -154,7 +154,10 @@ CaptureOption = Annotated[str, typer.Option("--capture", help="latent: rows from
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="Type in which activations are stored: float16 or float32.")]
 ComputeDtype = Annotated[
-    str, typer.Option(help="Type in which the model runs: float32, or float16 or bfloat16 (lake plan says what they lose).")
+    str,
+    typer.Option(
+        help="Type in which the model runs: float32; float16 and bfloat16 lose precision (lake plan: how much)."
+    ),
 ]
 BatchSize = Annotated[int, typer.Option(help="Questions thought through together.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer in tokens.")]

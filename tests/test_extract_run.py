@@ -245,7 +245,7 @@ def test_a_failing_model_lets_go_of_its_shard(tmp_path: Path, data: Path, monkey
 
     def fail_later(*given: object, **named: object) -> object:
         nonlocal calls
-        calls += 1
+        calls += named["stored_dtype"] == "float16"  # not those of the calibration
         if calls == 3:
             raise LakeError("attention of layer 0: rows do not sum to 1")
         return begin(*given, **named)  # type: ignore[arg-type]
