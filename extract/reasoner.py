@@ -1,4 +1,4 @@
-"""A latent-reasoning model at work: encode a question, think in vectors, answer; in float32 the same at every batch size."""
+"""A latent-reasoning model at work: encode a question, think in vectors, answer; padding moves rounding only."""
 
 import functools
 import threading
