@@ -698,7 +698,7 @@ def train_command(
             for folder in train_small(str(name), out, seed, device, progress=report):
                 console.print(str(folder))
         return
-    from extract.training.loop import TrainSettings, train
+    from extract.training.loop import TrainSettings, Watch, train
 
     if not data:
         raise UsageError("train --base: name what to train on with --data")
@@ -706,10 +706,8 @@ def train_command(
     fields = {key: arguments[key] for key in TrainSettings.__dataclass_fields__} | {"data": tuple(data)}
     settings = TrainSettings(**fields)
     with progress_bar(f"{base}, seed {seed}", "steps" if steps else "s") as report:
-        folder = train(
-            settings, out, validation=validation or (), device=device, save_every=save_every, progress=report,
-            say=lambda line: typer.echo(line, err=True),
-        )  # fmt: skip
+        watch = Watch(save_every=save_every, progress=report, say=lambda line: typer.echo(line, err=True))
+        folder = train(settings, out, validation=validation or (), device=device, watch=watch)
     console.print(str(folder))
 
 

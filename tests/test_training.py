@@ -22,9 +22,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from extract import load_reasoner
 from extract.training.data import Example, drop_last_step, normalised, read_examples
-from extract.training.loop import STATE, Training, TrainSettings, train
+from extract.training.loop import STATE, Training, TrainSettings, Watch, train
 from extract.training.stories import STEPS, draw_stories
-from extract.training.table import Table, draw_batches
+from extract.training.table import Table, draw_batches, shapes_of
 from schemas import UsageError
 
 CONFIGS: dict[str, Any] = {
@@ -200,7 +200,7 @@ def test_training_learns_and_measures_what_is_held_out(base: Any, sums: Path, tm
     held_out.write_text(held_out.read_text().replace("QUESTION", "question").replace("ANSWER", "answer"))
     lines: list[str] = []
     wanted = settings(base("llama"), sums, "stories:5*2", steps=20, batch_size=16, learning_rate=2e-2)
-    out = train(wanted, tmp_path / "out", validation=[str(held_out)], say=lines.append, log_every=10)
+    out = train(wanted, tmp_path / "out", validation=[str(held_out)], watch=Watch(say=lines.append, log_every=10))
     record = json.loads((out / "training.json").read_text())
     losses = [entry["answer"] for entry in record["curve"] if "answer" in entry]
     assert losses[-1] < 0.8 * losses[0]
@@ -216,18 +216,20 @@ def test_training_learns_and_measures_what_is_held_out(base: Any, sums: Path, tm
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(base: Any, sums: Path, tmp_path: Path) -> None:
-    wanted = settings(base("gpt2"), sums, steps=12)
+    wanted = settings(base("gpt2"), sums, steps=8)
     whole = load_file(train(wanted, tmp_path / "whole") / "model.safetensors")
     cut = tmp_path / "cut"
-    words = [sys.executable, "-m", "lake", "train", "--base", str(base("gpt2")), "--data", str(sums), "--lora-rank", "4",
-             "--steps", "12", "--batch-size", "8", "--learning-rate", "5e-3", "--save-every", "0", "--out", str(cut)]  # fmt: skip
+    options = ["--lora-rank", "4", "--steps", "8", "--batch-size", "8", "--learning-rate", "5e-3", "--save-every", "0"]
+    words = [sys.executable, "-m", "lake", "train", "--base", str(base("gpt2")), "--data", str(sums), *options]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    first = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    first = subprocess.Popen(
+        [*words, "--out", str(cut)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    )
     while first.poll() is None and not (cut / STATE).exists():
         time.sleep(0.01)
     first.send_signal(signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
-    assert torch.load(cut / STATE, weights_only=True)["step"] < 12
+    assert torch.load(cut / STATE, weights_only=True)["step"] < 8
     train(wanted, cut)
     again = load_file(cut / "model.safetensors")
     assert all(torch.equal(again[name], value) for name, value in whole.items())
@@ -253,16 +255,35 @@ def test_a_step_whose_gradient_is_not_finite_changes_nothing(base: Any) -> None:
     assert all(torch.equal(old, new) for old, new in zip(before, training.parameters, strict=True))
 
 
-def test_batches_are_drawn_by_weight_and_stay_within_their_tokens(base: Any) -> None:
+def test_batches_are_drawn_by_weight_in_few_shapes_within_their_tokens(base: Any) -> None:
     reasoner = Training(settings(base("gpt2")), "cpu").reasoner
-    table = Table(reasoner, EXAMPLES)
-    weights = np.array([0.5, 0.0, 0.5])
-    drawn = draw_batches(table, weights, 16, 8 * int(table.length.max()), 3)
-    batches = [next(drawn) for _ in range(40)]
-    assert not any(1 in rows for rows in batches)
-    assert max(len(rows) * table.length[rows].max() for rows in batches) <= 8 * table.length.max()
-    again = draw_batches(table, weights, 16, 8 * int(table.length.max()), 3)
-    assert all(np.array_equal(rows, next(again)) for rows in batches)
+    table = Table(reasoner, [replace(EXAMPLES[n % 3], question="so " * (n % 40) + "?") for n in range(400)])
+    weights = np.where(np.arange(400) % 3 == 1, 0.0, 1.0)
+    weights /= weights.sum()
+    shapes = shapes_of(table, weights, 16, 500)
+    assert sorted(np.concatenate([shape.members for shape in shapes])) == list(range(400))
+    drawn = draw_batches(shapes, weights, 16, 3)
+    batches = [next(drawn) for _ in range(2000)]
+    for rows, shape in batches:
+        assert len(rows) == shape.rows
+        assert set(rows) <= set(shape.members)
+        assert shape.rows * sum(shape.widths) <= 500
+        assert all(w <= s for w, s in zip(table.widths(rows), shape.widths, strict=True))
+    count = np.bincount(np.concatenate([rows for rows, _ in batches]), minlength=400)
+    assert not count[weights == 0].any()
+    expected = count.sum() * weights[weights > 0]
+    assert abs(count[weights > 0] - expected).max() < 6 * np.sqrt(expected.max())
+    again = draw_batches(shapes, weights, 16, 3)
+    assert all(np.array_equal(rows, next(again)[0]) for rows, _ in batches[:200])
+
+
+def test_wider_batches_change_no_loss(base: Any) -> None:
+    training = stirred(Training(settings(base("llama")), "cpu"))
+    table = Table(training.reasoner, EXAMPLES)
+    rows = np.arange(len(EXAMPLES))
+    with torch.no_grad():
+        narrow, wide = (training.student.losses(table.batch(rows, widths)) for widths in (None, (48, 24, 64)))
+    torch.testing.assert_close(narrow, wide, atol=1e-6, rtol=1e-5)
 
 
 def test_examples_are_read_with_their_steps(sums: Path) -> None:
@@ -308,7 +329,7 @@ def test_settings_that_cannot_be_trained_are_refused(changes: dict[str, Any], sa
 
 
 def test_other_settings_and_missing_data_are_refused(base: Any, sums: Path, tmp_path: Path) -> None:
-    train(settings(base("gpt2"), sums), tmp_path / "out", stop_after=1)
+    train(settings(base("gpt2"), sums), tmp_path / "out", watch=Watch(stop_after=1))
     with pytest.raises(UsageError, match="training with other settings"):
         train(settings(base("gpt2"), sums, seed=1), tmp_path / "out")
     with pytest.raises(UsageError, match="nothing.jsonl cannot be read"):

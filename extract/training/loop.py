@@ -24,14 +24,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from extract.load import new_reasoner
 from extract.training.data import Example, normalised, read_examples
 from extract.training.student import Batch, Protocol, Student
-from extract.training.table import Table, draw_batches
+from extract.training.table import Shape, Table, draw_batches, shapes_of
 from schemas import UsageError, fingerprint
 
 STATE = "training.pt"
-GRAPH_WIDTH = 32
-"""Widths of batches are multiples of this where steps are recorded, those of answers of half of it: few shapes."""
-UNRECORDED_PARTS = 4
-"""Parts in which a step is computed whose shape is not recorded: what was recorded keeps its memory."""
+Widths = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,25 +85,22 @@ def weighed(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
 class Graphs:
     """Losses and gradients of a step, recorded once for each shape of a batch and replayed as one launch.
 
-    A small model on a GPU waits for Python, which launches some 37,000 kernels a step. A shape is recorded when it
-    comes a second time; its first step is left to the caller.
+    A small model on a GPU waits for Python, which launches some 37,000 kernels a step.
     """
 
     def __init__(self, student: Student, parameters: list[nn.Parameter]) -> None:
         self.student = student
         self.parameters = parameters
-        self._recorded: dict[tuple[torch.Size, ...], _Recorded | None] = {}
+        self._recorded: dict[tuple[torch.Size, ...], _Recorded] = {}
         self._pool: Any = None
+        self._stream: Any = None
 
-    def gradient(self, batch: Batch, weights: dict[str, float]) -> dict[str, Tensor] | None:
+    def gradient(self, batch: Batch, weights: dict[str, float]) -> dict[str, Tensor]:
         """Losses of a batch, detached; the gradient of their weighed sum is left on the parameters."""
         shape = tuple(each.shape for each in vars(batch).values())
         if shape not in self._recorded:
-            self._recorded[shape] = None
-            return None
+            self._recorded[shape] = self._record(batch, weights)
         recorded = self._recorded[shape]
-        if recorded is None:
-            recorded = self._recorded[shape] = self._record(batch, weights)
         for name, value in vars(recorded.batch).items():
             value.copy_(getattr(batch, name))
         recorded.graph.replay()
@@ -116,26 +110,29 @@ class Graphs:
 
     def _record(self, batch: Batch, weights: dict[str, float]) -> "_Recorded":
         still = Batch(**{name: value.clone() for name, value in vars(batch).items()})
-        torch.cuda.empty_cache()
-        for adapter in self.student.adapters.values():
-            adapter.merged = adapter.weight
-        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):  # libraries prepare what they must not while recording
+        self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._forget()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):  # libraries prepare what they must not while recording; few rows suffice
             weighed(self.student.losses(still.rows(slice(0, 8))), weights).backward()  # type: ignore[no-untyped-call]
-        torch.cuda.current_stream().wait_stream(beside)
-        for parameter in self.parameters:
-            parameter.grad = None
-        for adapter in self.student.adapters.values():
-            adapter.merged = adapter.weight
-        torch.cuda.empty_cache()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        self._forget()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=beside):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             losses = self.student.losses(still)
             weighed(losses, weights).backward()  # type: ignore[no-untyped-call]
         self._pool = self._pool or graph.pool()
         detached = {name: value.detach() for name, value in losses.items()}
-        return _Recorded(graph, still, detached, [each.grad for each in self.parameters])
+        gradients = [each.grad for each in self.parameters]
+        self._forget()
+        return _Recorded(graph, still, detached, gradients)
+
+    def _forget(self) -> None:
+        """Let go of gradients and of what the last step merged: its graph belongs to another stream."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        for adapter in self.student.adapters.values():
+            adapter.merged = adapter.weight
 
 
 @dataclass
@@ -186,9 +183,9 @@ class Training:
         warm = min(1.0, (done + 1e-3) / warmup) if warmup > 0 else 1.0
         return self.settings.learning_rate * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * min(done, 1.0))))
 
-    def learn(self, table: Table, rows: NDArray[np.int64]) -> dict[str, Tensor]:
+    def learn(self, table: Table, rows: NDArray[np.int64], widths: Widths | None = None) -> dict[str, Tensor]:
         """Make one step; the losses stay on the device. A step whose gradient is not finite changes nothing."""
-        while (losses := self._try_gradient(table, rows)) is None:
+        while (losses := self._try_gradient(table, rows, widths)) is None:
             self.parts *= 2
             torch.cuda.empty_cache()
         losses["gradient"] = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip, foreach=True)
@@ -201,31 +198,27 @@ class Training:
         self.step += 1
         return losses
 
-    def _try_gradient(self, table: Table, rows: NDArray[np.int64]) -> dict[str, Tensor] | None:
+    def _try_gradient(self, table: Table, rows: NDArray[np.int64], widths: Widths | None) -> dict[str, Tensor] | None:
         """Losses, with the gradient left on the parameters; ``None`` if a part of the step does not fit the GPU."""
         try:
-            return self._gradient(table, rows)
+            return self._gradient(table, rows, widths)
         except torch.OutOfMemoryError:
             if self.parts >= len(rows):
                 raise
             return None
 
-    def _gradient(self, table: Table, rows: NDArray[np.int64]) -> dict[str, Tensor]:
+    def _gradient(self, table: Table, rows: NDArray[np.int64], widths: Widths | None = None) -> dict[str, Tensor]:
         weights = {
             "answer": 1.0,
             "teacher": self.settings.teacher_weight,
             "distillation": self.settings.distillation_weight,
         }
         self.optimizer.zero_grad(set_to_none=True)
-        parts = self.parts
-        if self.settings.graphs and parts == 1:
-            found = self.graphs.gradient(table.batch(rows, GRAPH_WIDTH), weights)
-            if found is not None:
-                return found
-            parts = UNRECORDED_PARTS
+        if self.settings.graphs and self.parts == 1:
+            return self.graphs.gradient(table.batch(rows, widths), weights)
         total: dict[str, Tensor] = {}
-        for part in np.array_split(rows, min(parts, len(rows))):
-            losses = self.student.losses(table.batch(part))
+        for part in np.array_split(rows, min(self.parts, len(rows))):
+            losses = self.student.losses(table.batch(part, widths))
             share = len(part) / len(rows)
             (weighed(losses, weights) * share).backward()  # type: ignore[no-untyped-call]
             for name, value in losses.items():
@@ -302,17 +295,29 @@ class Training:
         (folder / "training.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """How a training is watched and cut into pieces; nothing of it changes the weights."""
+
+    save_every: float = 60.0
+    """Seconds between saves."""
+    log_every: int = 20
+    """Steps between records of the losses: the only moments at which a GPU is waited for."""
+    stop_after: int | None = None
+    """Steps of this call."""
+    progress: Callable[[int, int], None] = lambda done, total: None
+    """Called with steps done and steps in all, or seconds, after every step."""
+    say: Callable[[str], None] = lambda line: None
+    """Called with a line at every record and save."""
+
+
 def train(
     settings: TrainSettings,
     out: Path | str,
     *,
     validation: Sequence[str] = (),
     device: str = "cpu",
-    save_every: float = 60.0,
-    log_every: int = 20,
-    progress: Callable[[int, int], None] | None = None,
-    say: Callable[[str], None] | None = None,
-    stop_after: int | None = None,
+    watch: Watch | None = None,
 ) -> Path:
     """Train, or go on with an interrupted training.
 
@@ -327,16 +332,8 @@ def train(
         problems of theirs that are in the training data are left out of it.
     device
         Where to train.
-    save_every
-        Seconds between saves.
-    log_every
-        Steps between records of the losses: the only moments at which a GPU is waited for.
-    progress
-        Called with (steps done, steps in all), or seconds, after every step.
-    say
-        Called with a line at every save.
-    stop_after
-        Steps of this call, for tests.
+    watch
+        What is called and how often things are saved.
 
     Returns
     -------
@@ -352,6 +349,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     if settings.graphs and not device.startswith("cuda"):
         raise UsageError(f"--graphs records what a GPU does; --device is {device}")
+    watch = watch or Watch()
     run = Training(settings, device)
     if (out / STATE).exists():
         run.load_state(out / STATE)
@@ -359,44 +357,38 @@ def train(
     tables = {name: Table(run.reasoner, examples) for name, examples in held_out.items()}
     with _kernels(run.device):
         if run.progress < 1:
-            table, weights = _training_table(run, held_out, say)
-            drawn = draw_batches(table, weights, settings.batch_size, settings.batch_tokens, settings.seed)
-            drawn = itertools.islice(drawn, run.step, None)
+            table, weights = _training_table(run, held_out, watch.say)
+            shapes = shapes_of(table, weights, settings.batch_size, settings.batch_tokens)
+            drawn = draw_batches(shapes, weights, settings.batch_size, settings.seed)
             _learn(
-                run,
-                table,
-                drawn,
-                lambda: _save(run, out, tables, say),
-                save_every,
-                log_every,
-                progress,
-                say,
-                stop_after,
+                run, table, itertools.islice(drawn, run.step, None), lambda: _save(run, out, tables, watch.say), watch
             )
-        _save(run, out, tables, say)
+        _save(run, out, tables, watch.say)
     return out
 
 
 def _learn(
-    run: Training, table: Table, drawn: Iterator[NDArray[np.int64]], save: Callable[[], None], save_every: float,
-    log_every: int, progress: Callable[[int, int], None] | None, say: Callable[[str], None] | None,
-    stop_after: int | None,
-) -> None:  # fmt: skip
+    run: Training,
+    table: Table,
+    drawn: Iterator[tuple[NDArray[np.int64], Shape]],
+    save: Callable[[], None],
+    watch: Watch,
+) -> None:
     begin, saved, first = time.perf_counter() - run.seconds, time.perf_counter(), run.step
     recent: list[dict[str, Tensor]] = []
     total = run.settings.steps or round(60 * (run.settings.minutes or 0))
-    while run.progress < 1 and (stop_after is None or run.step - first < stop_after):
-        recent.append(run.learn(table, next(drawn)))
+    while run.progress < 1 and (watch.stop_after is None or run.step - first < watch.stop_after):
+        rows, shape = next(drawn)
+        recent.append(run.learn(table, rows, shape.widths))
         run.seconds = time.perf_counter() - begin
-        if run.step % log_every == 0 or run.step == 1:
-            _record(run, recent, say)
+        if run.step % watch.log_every == 0 or run.step == 1:
+            _record(run, recent, watch.say)
             run.seconds = time.perf_counter() - begin
-        if time.perf_counter() - saved >= save_every and run.progress < 1:
+        if time.perf_counter() - saved >= watch.save_every and run.progress < 1:
             save()
             saved = time.perf_counter()
-        if progress is not None:
-            progress(run.step if run.settings.steps else min(round(run.seconds), total), total)
-    _record(run, recent, say)
+        watch.progress(run.step if run.settings.steps else min(round(run.seconds), total), total)
+    _record(run, recent, watch.say)
 
 
 def _kernels(device: torch.device) -> AbstractContextManager[None]:
@@ -407,30 +399,28 @@ def _kernels(device: torch.device) -> AbstractContextManager[None]:
     return kernels
 
 
-def _save(run: Training, out: Path, tables: dict[str, Table], say: Callable[[str], None] | None) -> None:
+def _save(run: Training, out: Path, tables: dict[str, Table], say: Callable[[str], None]) -> None:
     found = run.accuracy(tables, max(run.settings.batch_size, 64))
     run.curve.append({"step": run.step, "seconds": round(run.seconds, 1), **found})
     run.save_state(out / STATE)
     run.save_checkpoint(out)
-    if say is not None:
-        rates = ", ".join(f"{key} {value:.3f}" for key, value in found.items())
-        say(f"step {run.step}, {run.seconds:.0f} s, right: {rates or 'not asked (--validation)'}")
+    rates = ", ".join(f"{key} {value:.3f}" for key, value in found.items())
+    say(f"step {run.step}, {run.seconds:.0f} s, right: {rates or 'not asked (--validation)'}")
 
 
-def _record(run: Training, recent: list[dict[str, Tensor]], say: Callable[[str], None] | None) -> None:
+def _record(run: Training, recent: list[dict[str, Tensor]], say: Callable[[str], None]) -> None:
     if recent:
         means = {name: float(torch.stack([each[name] for each in recent]).mean()) for name in recent[0]}
         run.curve.append({"step": run.step, "seconds": round(run.seconds, 1), "rate": run.rate(), **means})
-        if say is not None:
-            say(
-                f"step {run.step}, {run.seconds:.1f} s, rate {run.rate():.2e}: "
-                + ", ".join(f"{key} {value:.4f}" for key, value in means.items())
-            )
+        say(
+            f"step {run.step}, {run.seconds:.1f} s, rate {run.rate():.2e}: "
+            + ", ".join(f"{key} {value:.4f}" for key, value in means.items())
+        )
         recent.clear()
 
 
 def _training_table(
-    run: Training, held_out: dict[str, list[Example]], say: Callable[[str], None] | None
+    run: Training, held_out: dict[str, list[Example]], say: Callable[[str], None]
 ) -> tuple[Table, NDArray[np.float64]]:
     """Problems to train on, without those that are held out, and how often each is drawn."""
     settings, reasoner = run.settings, run.reasoner
@@ -440,13 +430,11 @@ def _training_table(
         kept = [example for example in examples if normalised(example.question) not in texts]
         chosen += kept
         weights += [count] * len(kept)
-        if say is not None:
-            say(f"{name}: {len(kept)} problems, {len(examples) - len(kept)} left out because they are held out")
+        say(f"{name}: {len(kept)} problems, {len(examples) - len(kept)} left out because they are held out")
     if not chosen:
         raise UsageError("no problem is left for training: all are among those of --validation")
     table = Table(reasoner, chosen, longest=settings.longest, last_step=settings.last_step)
     share = np.array(weights, dtype=np.float64)[table.kept]
-    if say is not None:
-        longer = len(chosen) - len(table)
-        say(f"{len(table)} problems of at most {settings.longest} tokens, {longer} longer ones left out")
+    longer = len(chosen) - len(table)
+    say(f"{len(table)} problems of at most {settings.longest} tokens, {longer} longer ones left out")
     return table, share / share.sum()

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,7 +15,19 @@ from extract.training.student import Batch
 from schemas import UsageError
 
 POOL = 64
-"""Batches that are drawn together, sorted by length and cut apart."""
+"""Batches that are drawn together and sorted by their shapes."""
+SHARES = (0.25, 0.5, 0.75, 0.9, 0.98, 1.0)
+"""Where, in the draws ordered by length, one shape of batches ends and the next begins."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Batches of one shape, so that a GPU meets few: widths, problems of a batch, and the problems that fit."""
+
+    widths: tuple[int, int, int]
+    """Columns of question, answer, and chain with answer."""
+    rows: int
+    members: NDArray[np.int64]
 
 
 class Table:
@@ -25,13 +38,11 @@ class Table:
     ) -> None:
         prompts = _tokens(reasoner, [reasoner.question_text(e.question) for e in examples], special=True)
         chains = _tokens(reasoner, [e.chain if last_step else drop_last_step(e.chain) for e in examples])
-        known = {
-            e.answer: (reasoner.answer_tokens(e.answer), reasoner.answer_start(e.answer)) for e in _by_answer(examples)
-        }
+        numbers = {example.answer for example in examples}
+        known = {number: (reasoner.answer_tokens(number), reasoner.answer_start(number)) for number in numbers}
         answers, starts = [known[e.answer][0] for e in examples], [known[e.answer][1] for e in examples]
-        total = [
-            len(q) + len(c) + len(a) + reasoner.n_latent + 2 for q, c, a in zip(prompts, chains, answers, strict=True)
-        ]
+        self.n_between = reasoner.n_latent + 2  # BOT, thoughts, EOT
+        total = [sum(map(len, parts)) + self.n_between for parts in zip(prompts, chains, answers, strict=True)]
         limit = min(longest or reasoner.context, reasoner.context)
         kept = [index for index, length in enumerate(total) if length <= limit]
         if not kept:
@@ -44,22 +55,28 @@ class Table:
         )
         self._answer_start = torch.tensor([starts[index] for index in kept], device=device)
         self._chain_length = torch.tensor([len(chain) for chain in chains], device=device)
-        self._pad_id = reasoner.eos_id
         self.length = self._question.length + self._text.length + self._answer.length
 
     def __len__(self) -> int:
         """Number of problems."""
         return len(self.length)
 
-    def batch(self, rows: NDArray[np.int64], multiple: int = 8) -> Batch:
-        """Lay some problems side by side; widths are multiples of a number, so that memory is used again."""
-        device = self._answer_start.device
-        index = torch.from_numpy(rows).to(device, non_blocking=True)
-        question, length = self._question.take(rows, index, multiple, left=True)
-        answer, _ = self._answer.take(rows, index, max(multiple // 2, 8))
-        text, _ = self._text.take(rows, index, multiple)
+    def widths(self, rows: NDArray[np.int64]) -> tuple[int, int, int]:
+        """Columns that some problems need, in multiples of eight."""
+        question, answer, text = (
+            -(-int(flat.length[rows].max()) // 8) * 8 for flat in (self._question, self._answer, self._text)
+        )
+        return question, answer, text
+
+    def batch(self, rows: NDArray[np.int64], widths: tuple[int, int, int] | None = None) -> Batch:
+        """Lay some problems side by side, in as many columns as they need or as are asked for."""
+        index = torch.from_numpy(rows).to(self._answer_start.device, non_blocking=True)
+        wide = self.widths(rows) if widths is None else widths
+        question, length = self._question.take(index, wide[0], left=True)
+        answer, _ = self._answer.take(index, wide[1])
+        text, _ = self._text.take(index, wide[2])
         return Batch(
-            question=question.clamp_min(0), pad=question.shape[1] - length, answer=answer, text=text,
+            question=question.clamp_min(0), pad=wide[0] - length, answer=answer, text=text,
             answer_start=self._answer_start[index], chain_length=self._chain_length[index],
         )  # fmt: skip
 
@@ -73,11 +90,8 @@ class _Flat:
         self._length = torch.from_numpy(self.length).to(device)
         self._start = torch.from_numpy(self.length.cumsum() - self.length).to(device)
 
-    def take(
-        self, rows: NDArray[np.int64], index: Tensor, multiple: int, *, left: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    def take(self, index: Tensor, width: int, *, left: bool = False) -> tuple[Tensor, Tensor]:
         """Tokens ``(row, column)``, -100 where there is none, and lengths."""
-        width = -(-int(self.length[rows].max()) // multiple) * multiple
         length = self._length[index]
         place = torch.arange(width, device=index.device) - (width - length[:, None] if left else 0)
         there = (place >= 0) & (place < length[:, None])
@@ -90,14 +104,8 @@ def _tokens(reasoner: Reasoner, texts: Sequence[str], special: bool = False) -> 
     return found
 
 
-def _by_answer(examples: Sequence[Example]) -> list[Example]:
-    return list({example.answer: example for example in examples}.values())
-
-
-def draw_batches(
-    table: Table, weights: NDArray[np.float64], size: int, tokens: int, seed: int
-) -> Iterator[NDArray[np.int64]]:
-    """Draw batches without end, the same for the same seed.
+def shapes_of(table: Table, weights: NDArray[np.float64], size: int, tokens: int) -> list[Shape]:
+    """A few shapes of batches, by length, and which problems each holds.
 
     Parameters
     ----------
@@ -109,18 +117,37 @@ def draw_batches(
         Problems of a batch.
     tokens
         Tokens of a batch at most, padding included; batches of long problems are smaller.
-    seed
-        Of the drawing.
     """
+    order = np.argsort(table.length, kind="stable")
+    share = weights[order].cumsum()
+    found, start = [], 0
+    for bound in SHARES:
+        end = len(order) if bound == 1 else int(np.searchsorted(share, bound, side="right"))
+        if end > start:
+            members = order[start:end]
+            widths = table.widths(members)
+            rows = max(1, min(size, tokens // (sum(widths) + table.n_between)))
+            found.append(Shape(widths, rows, np.sort(members)))
+            start = end
+    return found
+
+
+def draw_batches(
+    shapes: Sequence[Shape], weights: NDArray[np.float64], size: int, seed: int
+) -> Iterator[tuple[NDArray[np.int64], Shape]]:
+    """Draw batches without end, each as large as its shape says; the same for the same seed."""
+    which = np.empty(len(weights), dtype=np.int64)
+    for index, shape in enumerate(shapes):
+        which[shape.members] = index
+    waiting: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64) for _ in shapes]
     for pool in itertools.count():
         rng = np.random.default_rng([seed, pool])
-        rows = rng.choice(len(table), POOL * size, p=weights)
-        rows = rows[np.argsort(table.length[rows], kind="stable")]
-        cuts, start = [], 0
-        while start < len(rows):
-            longest = table.length[rows[min(start + size, len(rows)) - 1]]
-            end = start + max(1, min(size, tokens // longest))
-            cuts.append(rows[start:end])
-            start = end
-        for index in rng.permutation(len(cuts)):
-            yield cuts[index]
+        rows = rng.choice(len(weights), POOL * size, p=weights)
+        batches = []
+        for index, shape in enumerate(shapes):
+            ready = np.concatenate([waiting[index], rows[which[rows] == index]])
+            whole = len(ready) // shape.rows * shape.rows
+            batches += [(part, shape) for part in ready[:whole].reshape(-1, shape.rows)]
+            waiting[index] = ready[whole:]
+        for index in rng.permutation(len(batches)):
+            yield batches[index]
