@@ -71,6 +71,8 @@ parser.add_argument("--tiny", action="store_true", help="small models, to try th
 parser.add_argument("--json", type=Path)
 ask = parser.parse_args()
 CUDA = ask.device.startswith("cuda")
+if CUDA and not torch.cuda.is_available():
+    sys.exit(print("no GPU here: nothing was measured; --device cpu --tiny tries the script"))
 WORK = Path(tempfile.mkdtemp(prefix="lake-gpu-"))
 rows: list[tuple[str, str, Any, str]] = []
 

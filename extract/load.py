@@ -161,7 +161,7 @@ def load_reasoner(
         answer_prefix=answer_prefix,
         fingerprint={
             "weights": _fingerprint_weights(raw, {"config": model_config, "n_latent": n_latent, **scale}),
-            "tokenizer": _fingerprint_tokenizer(base_folder, tokenizer),
+            **_fingerprint_tokenizer(base_folder, tokenizer),
         },
     )
 
@@ -406,7 +406,7 @@ def new_reasoner(base: str | Path, device: str = "cpu", *, n_latent: int = N_LAT
     return Reasoner(
         name=str(base), model=model.to(target).eval(), projection=projection.to(target), tokenizer=tokenizer,
         architecture=architecture, vocabulary=vocabulary, n_latent=n_latent, answer_prefix=ANSWER_PREFIX,
-        fingerprint={"weights": digest, "tokenizer": _fingerprint_tokenizer(folder, tokenizer)},
+        fingerprint={"weights": digest, **_fingerprint_tokenizer(folder, tokenizer)},
     )  # fmt: skip
 
 
@@ -623,11 +623,13 @@ def _fingerprint_weights(raw: Mapping[str, Tensor], settings: dict[str, Any]) ->
     return digest.hexdigest()
 
 
-def _fingerprint_tokenizer(folder: Path, tokenizer: Any) -> str:
-    """Digest of every file that can change tokens: those of all tokenizers, and those its own class reads."""
+def _fingerprint_tokenizer(folder: Path, tokenizer: Any) -> dict[str, str]:
+    """Digests of ``tokenizer.json``, all that lakes made earlier know, and of every file that can change tokens."""
+    file = folder / "tokenizer.json"
+    content = file.read_bytes() if file.is_file() else tokenizer.backend_tokenizer.to_str().encode()
     digest = hashlib.sha256()
     for name in sorted({*TOKENIZER_FILES, *getattr(tokenizer, "vocab_files_names", {}).values()}):
         if (folder / name).is_file():
-            content = (folder / name).read_bytes()
-            digest.update(f"{name} {len(content)}\n".encode() + content)
-    return digest.hexdigest()
+            content_of = (folder / name).read_bytes()
+            digest.update(f"{name} {len(content_of)}\n".encode() + content_of)
+    return {"tokenizer": hashlib.sha256(content).hexdigest(), "tokenizer_files": digest.hexdigest()}

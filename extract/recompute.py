@@ -90,7 +90,7 @@ def recompute(
     except UsageError as error:
         raise UsageError(f"{run} was made with {source!r}: {error}. Say where it is with --model and --base") from error
     for name, digest in reasoner.fingerprint.items():
-        if attributes[name] != digest:
+        if attributes.get(name, digest) != digest:
             raise SpecMismatchError(
                 f"{source} has other {name} than {run} was made with: {digest[:12]}.. there,"
                 f" {attributes[name][:12]}.. in the lake"

@@ -55,6 +55,8 @@ SHARDED_FILES = (*SHARDED_VARIABLES, "committed", *(f"{RECORD}/{part}" for part 
 MAX_CARDS = 16
 """Cards of one machine, among which the one that made an older run is looked for."""
 
+NEWER_FINGERPRINTS = {"tokenizer_files"}
+"""Of a model; lakes that were made earlier do not hold them."""
 Encoded = dict[str, ShardFile]
 """A shard's file by sharded variable."""
 
@@ -199,7 +201,13 @@ def check_model(location: str | os.PathLike[str], name: str, attributes: Mapping
     found = read_group(open_store(location), name)
     if found is None:
         return
-    lines = differences(found.get("fingerprint", {}), attributes["fingerprint"])
+    known = found.get("fingerprint", {})
+    asked = {
+        name: value
+        for name, value in attributes["fingerprint"].items()
+        if name not in NEWER_FINGERPRINTS - known.keys()
+    }
+    lines = differences(known, asked)
     if lines:
         raise SpecMismatchError(
             f"{location} already holds another model called {name!r} ({'; '.join(lines)});"
@@ -507,17 +515,22 @@ def taken_up(location: str | os.PathLike[str], run: str, layout: RunLayout) -> R
 
 
 def _identity(store: Store, run: str, layout: RunLayout, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run is made from, its device as the run has it: older versions wrote ``cuda:0`` for ``cuda``."""
+    """What a run is made from, as the run has it.
+
+    Older versions wrote ``cuda:0`` for ``cuda``, and knew a tokenizer by one of its files.
+    """
     wanted = {**identity, "layout": layout.to_json(), "format": FORMAT_VERSION}
     kind = wanted["spec"].get("device", "")
     found = unseal(read_bytes(store, f"{run}/zarr.json") or b"")
     if found is not None:
         words = [word for word in [str(found["spec"].get("device"))] if device_kind(word) == kind]
+        unknown = [NEWER_FINGERPRINTS - found.keys()]
     else:
-        words = [kind, *(f"{kind}:{card}" for card in range(MAX_CARDS))]
+        words, unknown = [kind, *(f"{kind}:{card}" for card in range(MAX_CARDS))], [set[str](), NEWER_FINGERPRINTS]
     recorded = found or unseal(read_bytes(store, f"{run}/{RECORD}/zarr.json") or b"") or {}
-    for word in words:
-        same = wanted | {"spec": wanted["spec"] | {"device": word}}
+    for word, newer in product(words, unknown):
+        same = {name: value for name, value in wanted.items() if name not in newer}
+        same["spec"] = wanted["spec"] | {"device": word}
         if found is not None or fingerprint(same) == recorded.get("fingerprint"):
             return same
     return wanted

@@ -174,8 +174,8 @@ def test_settings_that_make_no_sense_are_refused(made, tmp_path, settings):
 
 def test_the_tokenizers_fingerprint_covers_every_file(made, tmp_path):
     folder, base = checkpoint(made[0], tmp_path)
-    seen = {load_reasoner(folder, base).fingerprint["tokenizer"]}
-    assert load_reasoner(folder, base).fingerprint["tokenizer"] in seen
+    seen = {load_reasoner(folder, base).fingerprint["tokenizer_files"]}
+    assert load_reasoner(folder, base).fingerprint["tokenizer_files"] in seen
     config = json.loads((base / "tokenizer_config.json").read_text())
     contents = {
         "tokenizer_config.json": json.dumps(config | {"model_max_length": 77}),
@@ -186,6 +186,6 @@ def test_the_tokenizers_fingerprint_covers_every_file(made, tmp_path):
         (base / name).write_bytes(content.encode())
         if name in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"):
             (base / name).write_bytes(b"any")
-        found = load_reasoner(folder, base).fingerprint["tokenizer"]
+        found = load_reasoner(folder, base).fingerprint["tokenizer_files"]
         assert found not in seen, name
         seen.add(found)

@@ -1,0 +1,47 @@
+"""Lakes that older versions wrote stay what they were: read, verified, gone on with, used in re-entry."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import lake as command_line
+from store import open_lake
+
+LAKES = Path(__file__).parent / "data" / "lakes"
+RUN = "small-gpt2/pairs"
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    shutil.unpack_archive(LAKES / "format-1.zip", tmp_path)
+    return tmp_path / "old.lake"
+
+
+def lake(*words: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        command_line.main([str(word) for word in words])
+    return int(stop.value.code or 0)
+
+
+def test_a_lake_of_format_1_is_read_and_verified(old: Path) -> None:
+    run = open_lake(old)[RUN].load()
+    plain = xr.open_zarr(old, group=RUN, consolidated=False).load()
+    assert run["correct"].values.all()
+    for name in ("hidden_state", "final_state", "latent_embedding", "attention", "answer_logprob"):
+        np.testing.assert_array_equal(run[name].values, plain[name].values.astype(run[name].dtype))
+    assert lake("verify", old, "--recompute", 2) == 0
+
+
+def test_a_lake_of_format_1_is_gone_on_with(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["extract", "--model", "small-gpt2", "--data", LAKES / "pairs.json", "--lake", old, "--limit", 4]
+    words += ["--max-new-tokens", 8]
+    before = open_lake(old)[RUN].load()
+    assert lake(*words) == 0
+    assert "1 kept" in capsys.readouterr().out
+    assert lake(*words, "--rebuild", 0) == 0
+    xr.testing.assert_allclose(open_lake(old)[RUN].load(), before, rtol=1e-3, atol=1e-3)
+    assert lake("verify", old) == 0
+    assert lake("reenter", "corrupt", old, RUN, "--corruptions", "zero") == 0
