@@ -14,7 +14,7 @@ from store.files import RECORD, read_bytes, unseal
 
 def extract_command(location: str | os.PathLike[str], store: Store, run: str, rebuild: str) -> str:
     """The command that made a run, with what of it to write again: shards' numbers, ``static`` for all else."""
-    attributes = _attributes(store, run)
+    attributes = _attributes(store, run, "run")
     model, _, data = run.partition("/")
     if not attributes:
         words = ["lake", "extract", "--model", f"{model}=CHECKPOINT", "--data", f"{data}=FILE"]
@@ -22,7 +22,7 @@ def extract_command(location: str | os.PathLike[str], store: Store, run: str, re
         return f"{shlex.join(words)}  # with CHECKPOINT, FILE and settings that {run} was made with"
     if command := attributes.get("provenance", {}).get("command"):
         return filled([*command, "--rebuild", rebuild], location)
-    described = _attributes(store, model)
+    described = _attributes(store, model, "model")
     source = attributes.get("provenance", {}).get("data", f"{data}.jsonl")
     options = {name: value for name, value in attributes["spec"].items() if value is not None}
     checkpoint = described.get("checkpoint", "CHECKPOINT")
@@ -35,7 +35,7 @@ def extract_command(location: str | os.PathLike[str], store: Store, run: str, re
 def analyze_command(location: str | os.PathLike[str], store: Store, result: str) -> str:
     """Command that makes a result again, in its place."""
     kind, label = result.split("/")[1:3]
-    attributes = _attributes(store, result)
+    attributes = _attributes(store, result, "result")
     if attributes.get("command"):
         return filled(attributes["command"], location)
     # Made in Python or by an older version, or no longer readable: its settings are at best known, not how one types
@@ -78,5 +78,6 @@ def is_result_of(name: str, attributes: Mapping[str, Any]) -> bool:
     return attributes.get("result") == name.split("/")[1] and name.endswith(f"~{fingerprint(wanted)[:8]}")
 
 
-def _attributes(store: Store, group: str) -> dict[str, Any]:
-    return unseal(read_bytes(store, f"{group}/zarr.json") or b"") or {}
+def _attributes(store: Store, group: str, kind: str) -> dict[str, Any]:
+    found = unseal(read_bytes(store, f"{group}/zarr.json") or b"") or {}
+    return found if found.get("kind") == kind else {}

@@ -203,7 +203,7 @@ class Lake:
         record = self._document(f"{run}/{RECORD}", "run")
         if record is None:
             self._fail(f"{run}/{RECORD}", "run", "is not there")
-        if record["fingerprint"] != attributes["fingerprint"]:
+        if (record.get("kind"), record.get("fingerprint")) != ("record", attributes["fingerprint"]):
             self._fail(run, "run", f"is of another run than {RECORD}/zarr.json")
         digests = {key.removeprefix("../"): digest for key, digest in record["files"].items() if key.startswith("../")}
         layout = RunLayout.from_json(attributes["layout"])

@@ -16,7 +16,7 @@ from zarr.abc.store import Store
 from zarr.core.sync import sync
 
 from schemas import MODEL_VARIABLES, MissingRunError, UsageError
-from store.files import LEFTOVER, RECORD, join, read_bytes, unseal
+from store.files import LEFTOVER, RECORD, join, read_bytes, unseal, without_checksum
 from store.guard import ABSENT, CHECKSUM_BYTES, decode_index
 from store.layout import SHARDED_VARIABLES, ArrayLayout, RunLayout
 from store.location import local_path, open_store
@@ -95,6 +95,8 @@ class Read:
     sha256: str
     checksums: np.ndarray | None
     """CRC-32C of each chunk, of a shard's large files: (*grid,)."""
+    sealed: bool
+    """Whether it is a whole chunk, by its own checksum: where that is not the one listed, one of two is older."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -162,6 +164,14 @@ def chunk_checksums(content: Any, array: ArrayLayout) -> np.ndarray | None:
         offset, length = index[tuple(chunk)].tolist()
         found[tuple(chunk)] = google_crc32c.value(bytes(content[offset : offset + length - CHECKSUM_BYTES]))
     return found
+
+
+def is_array(content: bytes) -> bool:
+    """Whether a document is that of a Zarr array."""
+    try:
+        return bool(json.loads(content)["node_type"] == "array")
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _problem(read: Read | None, digests: Collection[str], owner: Mapping[str, str]) -> str:
@@ -244,14 +254,13 @@ class _Verifier:
         if content is not None:
             self.found.files += 1
             self.found.bytes += len(content)
-        if attributes is None:
-            self._wrong(key, group, kind, "is not there" if content is None else "does not agree with its own seal")
+        expected = "record" if below else kind
+        if attributes is None or attributes.get("kind") != expected:
+            found = "does not agree with its own seal" if attributes is None else "is that of another group"
+            self._wrong(key, group, kind, "is not there" if content is None else found)
             if group and kind != "results":
-                # Its files are no strangers, only out of reach until the document is back.
-                self.known |= {each for each in self.keys if each.startswith(f"{group}/")}
+                self._unlisted(group, kind, key)
             return None
-        if attributes.get("kind") != ("record" if below else kind):
-            self._wrong(key, group, kind, f"is that of another group: its kind is {attributes.get('kind')}")
         if kind == "result" and not is_result_of(group, attributes):
             self._wrong(key, group, kind, "is that of another result")
         for name, digest in attributes.get("files", {}).items():
@@ -261,10 +270,28 @@ class _Verifier:
             self.expected[listed] = ({digest}, group, kind, None)
         return attributes
 
+    def _unlisted(self, group: str, kind: str, document: str) -> None:
+        """Check the files of a group whose digests are out of reach by their own checksums: they are no strangers."""
+        below = {key for key in self.keys if key.startswith(f"{group}/") and key != document}
+        if kind == "model":  # whose runs answer for themselves
+            below = {key for key in below if key.split("/")[1] in MODEL_VARIABLES}
+        for key in sorted(below - self.known):
+            name, content = key.removeprefix(f"{group}/"), read_bytes(self.store, key) or b""
+            if name in ("zarr.json", f"{RECORD}/zarr.json"):
+                continue  # a document by itself
+            if name.endswith("/zarr.json"):
+                whole = is_array(content)
+            else:
+                large = kind == "run" and name.split("/")[0] in SHARDED_VARIABLES  # those end with their index alone
+                whole = large or without_checksum(content, len(content) - CHECKSUM_BYTES) is not None
+            if not whole:
+                self._wrong(key, group, kind, "does not agree with its own checksum, or is another file")
+        self.known |= below
+
     def _run(self, run: str) -> None:
         record = self._document(run, "run", RECORD)
         attributes = unseal(read_bytes(self.store, f"{run}/zarr.json") or b"")
-        if attributes is None:
+        if attributes is None or attributes.get("kind") != "run":
             return
         if record and record["fingerprint"] != attributes.get("fingerprint"):
             for key in (f"{run}/zarr.json", f"{run}/{RECORD}/zarr.json"):
@@ -273,7 +300,7 @@ class _Verifier:
         model = unseal(read_bytes(self.store, f"{run.split('/')[0]}/zarr.json") or b"")
         if model is not None and has_other_model(attributes, model):
             self._wrong(f"{run}/zarr.json", run, "weights", foreign_weights(run))
-        if record is None or attributes.get("kind") != "run":
+        if record is None:
             return
         layout = RunLayout.from_json(attributes["layout"])
         arrays = layout.arrays()
@@ -342,9 +369,10 @@ class _Verifier:
                 content = np.memmap(path, mode="r") if path.stat().st_size else b""
             array = sharded[key].array(key) if key in sharded else None
             checksums = None if array is None or array.shards is None else chunk_checksums(content, array)
-            return Read(len(content), hashlib.sha256(content).hexdigest(), checksums)
+            sealed = key not in sharded and without_checksum(bytes(content), len(content) - CHECKSUM_BYTES) is not None
+            return Read(len(content), hashlib.sha256(content).hexdigest(), checksums, sealed)
 
-        keys, found = sorted(self.expected), dict[str, Read | None]()
+        keys, found, doubtful = sorted(self.expected), dict[str, Read | None](), set[str]()
         with ThreadPoolExecutor(THREADS, thread_name_prefix="lake-verify") as pool:
             for done, (key, read) in enumerate(zip(keys, pool.map(check, keys), strict=True), start=1):
                 digests, group, kind, shard = self.expected[key]
@@ -354,6 +382,9 @@ class _Verifier:
                     self.found.bytes += read.size
                 if key not in sharded and (problem := _problem(read, digests, owner)):
                     self._wrong(key, group, kind, problem, shard)
+                    if kind == "result" and read is not None and read.sealed and group not in doubtful:
+                        doubtful.add(group)
+                        self._wrong(f"{group}/zarr.json", group, kind, "or those files are older: it lists others")
                 if progress is not None:
                     progress(done, len(keys))
         for each in self.shards:
