@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 THREADS ?= 2
 
-.PHONY: env demo test lint bench docs peers compat compat-low compat-high
+.PHONY: env demo real test lint bench docs peers compat compat-low compat-high
 
 env: $(STAMP)
 
@@ -29,6 +29,18 @@ lint: env
 
 bench: env
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+# Everything about a model trained with `lake train --base smollm2-135m`: make real MODEL=smol=FOLDER
+MODEL ?= smol=smol
+LIMIT ?= 500
+REAL := real.lake $(firstword $(subst =, ,$(MODEL)))/stories
+real: env
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[real]"
+	$(BIN)/lake problems --stories $(LIMIT) --seed 1 --out real-problems
+	$(BIN)/lake extract --model $(MODEL) --data real-problems/stories.jsonl --lake real.lake --batch-size 32 --max-new-tokens 12
+	for analysis in heads attention lens "probes --target intermediate_result" errors; do $(BIN)/lake analyze $$analysis $(REAL) || exit 1; done
+	for experiment in corrupt ablate; do $(BIN)/lake reenter $$experiment $(REAL) --limit 100 || exit 1; done
+	$(BIN)/lake report real.lake --out real-report
 
 docs: env
 	$(BIN)/python docs/generate.py

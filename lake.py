@@ -576,11 +576,20 @@ def problems_command(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the files.")],
     seed: Annotated[int, typer.Option(help="Seed of the drawing.")] = 0,
     pairs: Annotated[int, typer.Option(help="Number of clean/corrupted pairs.")] = 500,
+    stories: Annotated[
+        int, typer.Option(help="Write this many stories in plain English instead, for models trained with --base.")
+    ] = 0,
 ) -> None:
-    """Write the story problems of the small models: validation, test, hard and pair files."""
+    """Write the story problems of the small models: validation, test, hard and pair files; or stories."""
     from extract.small.problems import SPLIT_SIZES, make_hard, make_pairs, make_splits, write_pairs, write_problems
 
     out.mkdir(parents=True, exist_ok=True)
+    if stories:
+        from extract.training.stories import write_stories
+
+        write_stories(stories, seed, out / "stories.jsonl")
+        console.print(f"{out / 'stories'}.jsonl: {stories} problems")
+        return
     held_out = {name: size for name, size in SPLIT_SIZES.items() if name != "train"}
     for name, problems in (make_splits(seed, held_out) | {"hard": make_hard(seed=seed)}).items():
         write_problems(problems, out / f"{name}.jsonl")

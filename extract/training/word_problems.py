@@ -1,6 +1,6 @@
 """Word problems of public data sets in one form, split into what is trained on and what is held out.
 
-    python benchmarks/word_problems.py SOURCE OUT
+    python -m extract.training.word_problems SOURCE OUT
 
 SOURCE holds `gsm8k/{train,test}.jsonl`, `word_problems/svamp/SVAMP.json`, `word_problems/mawps/mawps_fold0_*.csv`
 (with MultiArith's problems among them) and `word_problems/gsm_hard/gsmhardv2.jsonl`, as their authors publish them.
@@ -100,6 +100,7 @@ def read_lines(file: Path, question: str, answer: str) -> list[Problem]:
 
 
 def main(source: Path, out: Path) -> None:
+    """Read everything in one folder and write it into another."""
     words = source / "word_problems"
     svamp = read_svamp(words / "svamp/SVAMP.json")
     random.Random("SVAMP").shuffle(svamp)
@@ -124,10 +125,10 @@ def main(source: Path, out: Path) -> None:
                     seen.add(normalised(each[0]))
                     kept.append(each)
             problems = kept
-            print(f"{name}: {before - len(problems)} of {before} left out, held out or there already")
+            sys.stdout.write(f"{name}: {before - len(problems)} of {before} left out, held out or there already\n")
         lines = [json.dumps({"question": question, "answer": answer}) + "\n" for question, answer in problems]
         (out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-        print(f"{out / name}.jsonl: {len(problems)} problems")
+        sys.stdout.write(f"{out / name}.jsonl: {len(problems)} problems\n")
 
 
 if __name__ == "__main__":
