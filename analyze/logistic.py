@@ -11,6 +11,7 @@ Arrays only, problems in front of rows; labels of axes live in :mod:`analyze.pro
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,8 @@ Array = npt.NDArray[np.floating]
 Index = npt.NDArray[np.integer]
 Mask = npt.NDArray[np.bool_]
 
-_LEADING = 256  # rows of a preconditioner: its inverse then costs about as much as ten products with the features
+_MOST_EXACT = 256  # rows of a preconditioner of all weights: its inverse costs about ten products with the features
+_LEADING = 32  # directions taken where weights are more: further ones cost more than they save
 _NEAR, _FAR = 0.1, 0.3  # residual left by a direction, by how far the solution is
 _SHORT = 0.1  # share of problems that may miss their goal: few are cheaper in a step of their own
 _LAST = 10.0  # a step shorter than so many tolerances is the last: it leaves a share of itself, and of second order
@@ -38,7 +40,7 @@ def probability_of(logit: Array, axis: int) -> Array:
     return np.asarray(shifted)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Problems:
     """Logistic regressions on the same rows.
 
@@ -49,7 +51,7 @@ class Problems:
     features: Array
     """(view, row, 1 + hidden), the first column ones; about centred and scaled. Its float width is that of all work."""
     view: Index
-    """(problem,): which of the features each problem sees. They are alike: a preconditioner of the first serves all."""
+    """(problem,), ascending: which features each sees. They are alike: a preconditioner of the first serves all."""
     scale: Array
     """(problem, 1 + hidden): what each problem's columns are multiplied by, about one; zero drops a column."""
     weight: Array
@@ -73,20 +75,25 @@ class Problems:
     def logit(self, weights: Array) -> Array:
         """(class, problem, row) of weights (class, problem, 1 + hidden)."""
         scaled = weights * self.scale
-        out = np.empty(self.label.shape, scaled.dtype)
-        for view in np.unique(self.view):
-            member = self.view == view
-            out[:, member] = _times(scaled[:, member], self.features[view].T)
+        out = np.empty((*weights.shape[:2], self.features.shape[1]), scaled.dtype)
+        for view, alike in self._parts:
+            np.matmul(scaled[:, alike], self.features[view].T, out=out[:, alike])
         return out
 
     def pull(self, residual: Array) -> Array:
         """(class, problem, 1 + hidden): the transpose of :meth:`logit`, of a residual (class, problem, row)."""
-        out = np.empty((*residual.shape[:2], self.scale.shape[1]), residual.dtype)
-        for view in np.unique(self.view):
-            member = self.view == view
-            out[:, member] = _times(residual[:, member], self.features[view])
+        out = np.empty((*residual.shape[:2], self.features.shape[2]), residual.dtype)
+        for view, alike in self._parts:
+            np.matmul(residual[:, alike], self.features[view], out=out[:, alike])
         out *= self.scale
         return out
+
+    @cached_property
+    def _parts(self) -> list[tuple[int, slice]]:
+        """Each view, and the problems that see it."""
+        start = np.flatnonzero(np.diff(self.view, prepend=-1))
+        ends = [*start[1:], len(self.view)]
+        return [(int(self.view[first]), slice(int(first), int(end))) for first, end in zip(start, ends, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +106,6 @@ class Solution:
     """(class, problem, row), of all rows."""
     solved: Mask
     """(problem,): finite, and within the tolerance."""
-
-
-def _times(left: Array, matrix: Array) -> Array:
-    """(class, problem, any) times a matrix, as one product."""
-    return (left.reshape(-1, left.shape[-1]) @ matrix).reshape(*left.shape[:2], -1)
 
 
 def _dot(left: Array, right: Array) -> Array:
@@ -168,7 +170,7 @@ class _Preconditioner:
         features, n_class = problems.features[0], len(problems.label)
         hidden = features.shape[1] - 1
         self.contrast = (helmert(n_class) if n_class > 1 else np.ones((1, 1))).astype(features.dtype)
-        number = min(max(1, _LEADING // len(self.contrast)), len(features), hidden)
+        number = hidden if hidden * len(self.contrast) <= _MOST_EXACT else min(_LEADING, len(features), hidden)
         self.basis, self.last = None, 0.0
         self.leading = features  # (row, 1 + leading)
         if number < hidden:
@@ -200,7 +202,8 @@ class _Preconditioner:
 
     def __call__(self, gradient: Array, group: Index) -> Array:
         """Inverse times gradients (class, problem, 1 + hidden)."""
-        turned = np.tensordot(self.contrast, gradient, 1)  # (contrast, problem, 1 + hidden)
+        several = len(gradient) > 1
+        turned = np.tensordot(self.contrast, gradient, 1) if several else gradient  # (contrast, problem, 1 + hidden)
         leading = turned
         if self.basis is not None:
             leading = np.concatenate([turned[..., :1], turned[..., 1:] @ self.basis], axis=-1)
@@ -214,7 +217,7 @@ class _Preconditioner:
             beyond = np.array(self.beyond, gradient.dtype)[group][:, None]
             rest = (found[..., 1:] - beyond * leading[..., 1:]) @ self.basis.T + beyond * turned[..., 1:]
             found = np.concatenate([found[..., :1], rest], axis=-1)
-        return np.asarray(np.tensordot(self.contrast.T, found, 1))
+        return np.asarray(np.tensordot(self.contrast.T, found, 1) if several else found)
 
 
 def _direction(
@@ -248,7 +251,9 @@ def _direction(
         d *= _over(new, rho)
         d += z
         rho = new
-    return step, step_logit, np.sqrt(np.maximum(_dot(gradient, step), 0.0) / norm)
+    # Of a direction cut short, how long the whole one is cannot be told.
+    reached = np.sqrt(np.maximum(_dot(gradient, step), 0.0) / norm)
+    return step, step_logit, np.where(new > goal, np.inf, reached)
 
 
 def _newton_step(

@@ -60,7 +60,8 @@ def sklearn_nested(model, grid, states, label, fold, scoring):
     ids=["wide", "narrow", "few-rows-rough", "narrow-3", "few-rows-3", "narrow-rough-4"],
 )
 def test_logistic_probe_agrees_with_sklearn(monkeypatch, n, hidden, n_class, leading):
-    monkeypatch.setattr(logistic, "_LEADING", leading)
+    monkeypatch.setattr(logistic, "_MOST_EXACT", leading)
+    monkeypatch.setattr(logistic, "_LEADING", 5)
     states, label, fold = states_and_classes(n, hidden, n_class)
     penalty = [1e-3, 1e-1, 1.0, 10.0]
     control = np.roll(label, 7)
