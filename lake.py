@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict
 from functools import cache, wraps
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from rich.table import Table
 from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
-from schemas import LakeError, RunSpec, UnwritableLakeError, UsageError, filled
+from schemas import FORMAT_VERSION, LakeError, RunSpec, UnwritableLakeError, UsageError, filled, nearest
 from schemas.commands import COMMANDS, OUTPUT, PATH, STEERING_UNIT
 
 _at_work: ContextVar[Any] = ContextVar("context of the command at work")
@@ -82,7 +83,7 @@ class Commands(typer.Typer):
 
 app = Commands(
     help="Extract a latent-reasoning model's activations once; analyse them offline.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -123,10 +124,35 @@ class Analyses(Commands):
 
 Scheduler = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Compute on a running dask scheduler.")]
 Workers = Annotated[int | None, typer.Option(metavar="N", help="Compute in N processes of this machine.")]
-analyze = Analyses(help="Analyses of stored runs: no model, no GPU.", rich_markup_mode=None)
-reenter = Commands(help="Back into the model, with stored activations.", rich_markup_mode=None)
+analyze = Analyses(
+    help="Analyses of stored runs: no model, no GPU.", rich_markup_mode=None, invoke_without_command=True
+)
+reenter = Commands(
+    help="Back into the model, with stored activations.", rich_markup_mode=None, invoke_without_command=True
+)
 app.add_typer(analyze, name="analyze")
 app.add_typer(reenter, name="reenter")
+
+
+@analyze.callback()
+@reenter.callback()
+def help_alone(context: typer.Context) -> None:
+    """Without a command: print what commands there are."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.callback()
+def begin(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version of lake and of its format.")] = False,
+) -> None:
+    """Without a command: print the version if asked, else what commands there are."""
+    if version:
+        typer.echo(f"activation-lake {metadata.version('activation-lake')}, lake format {FORMAT_VERSION}")
+        raise typer.Exit()
+    help_alone(context)
+
 
 console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
 
@@ -150,13 +176,18 @@ LakeOption = Annotated[
     str, typer.Option("--lake", metavar="PATH", help="Lake: a folder or a URL; made where there is none.")
 ]
 Limit = Annotated[int | None, typer.Option(help="Only the first N problems.")]
-CaptureOption = Annotated[str, typer.Option("--capture", help="latent: rows from bot on; full: every row.")]
-Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1, mps.")]
-Dtype = Annotated[str, typer.Option(help="Type in which activations are stored: float16 or float32.")]
+CaptureOption = Annotated[
+    str, typer.Option("--capture", metavar="latent|full", help="latent: rows from bot on; full: every row.")
+]
+Device = Annotated[
+    str, typer.Option(metavar="cpu|cuda|cuda:N|mps", help="Where the model runs: cpu, cuda, cuda:1, mps.")
+]
+Dtype = Annotated[str, typer.Option(metavar="float16|float32", help="Type in which activations are stored.")]
 ComputeDtype = Annotated[
     str,
     typer.Option(
-        help="Type in which the model runs: float32; float16 and bfloat16 lose precision (lake plan: how much)."
+        metavar="float32|float16|bfloat16",
+        help="Type in which the model runs: float32; float16 and bfloat16 lose precision (lake plan: how much).",
     ),
 ]
 BatchSize = Annotated[int, typer.Option(help="Questions thought through together.")]
@@ -676,7 +707,9 @@ def train_command(
         list[str] | None,
         typer.Option("--validation", metavar="FILE", help="Problems held out, whose accuracy is watched."),
     ] = None,
-    protocol: Annotated[str, typer.Option(help="codi, or pause: one learned vector is fed at every thought.")] = "codi",
+    protocol: Annotated[
+        str, typer.Option(metavar="codi|pause", help="codi, or pause: one learned vector is fed at every thought.")
+    ] = "codi",
     lora_rank: Annotated[int, typer.Option(help="Rank of the adapters.")] = 16,
     lora_alpha: Annotated[float, typer.Option(help="Numerator of the adapters' scale, over their rank.")] = 32.0,
     n_latent: Annotated[int, typer.Option("--thoughts", help="Number of thoughts.")] = 6,
@@ -693,7 +726,7 @@ def train_command(
     teacher_weight: Annotated[float, typer.Option(help="Weight of the written chain's loss.")] = 1.0,
     distillation_weight: Annotated[float, typer.Option(help="Weight of the distance to the teacher's states.")] = 1.0,
     last_step: Annotated[bool, typer.Option("--last-step", help="Leave the chain's last step in.")] = False,
-    compute_dtype: Annotated[str, typer.Option(help="Type of the products: float32 or bfloat16.")] = "float32",
+    compute_dtype: Annotated[str, typer.Option(metavar="float32|bfloat16", help="Type of the products.")] = "float32",
     graphs: Annotated[bool, typer.Option("--graphs", help="On a GPU: record a step once and replay it.")] = False,
     save_every: Annotated[float, typer.Option(help="Seconds between saves.")] = 60.0,
 ) -> None:
@@ -767,7 +800,9 @@ def keep(lake: Any, kind: str, result: Any, run: str, spec: dict[str, Any], csv:
 def heads_command(
     path: LakePath,
     runs: RunNames = None,
-    convention: Annotated[str, typer.Option(help="thoughts, or reports: as report 004 computed it.")] = "thoughts",
+    convention: Annotated[
+        str, typer.Option(metavar="thoughts|reports", help="thoughts, or reports: as report 004 computed it.")
+    ] = "thoughts",
     top: Annotated[int, typer.Option(help="Heads that count as the best.")] = 20,
     resamples: Resamples = 300,
     seed: Seed = 0,
@@ -942,7 +977,7 @@ def correlate_command(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of a re-entry: which conditions, as corruption=mean.")
     ] = None,
     query: Annotated[str, typer.Option(help="Whose attention: eot, answer, or a thought.")] = "eot",
-    correction: Annotated[str, typer.Option(help="For many tests: holm or bh.")] = "holm",
+    correction: Annotated[str, typer.Option(metavar="holm|bh", help="For many tests: holm or bh.")] = "holm",
     permutations: Annotated[int, typer.Option(help="Permutations.")] = 1000,
     resamples: Resamples = 500,
     seed: Seed = 0,
@@ -1015,18 +1050,25 @@ def probes_command(
         str, typer.Option(metavar="NAME", help="correct, operation, intermediate_result, or a column of the run.")
     ] = "correct",
     treat: Annotated[
-        str, typer.Option("--as", help="classes, number (by ridge), or auto: by the type of the target.")
+        str,
+        typer.Option(
+            "--as",
+            metavar="auto|classes|number",
+            help="classes, number (by ridge), or auto: by the type of the target.",
+        ),
     ] = "auto",
     layers: Annotated[str | None, typer.Option(metavar="0,1..", help="Only these layers.")] = None,
     positions: Annotated[str | None, typer.Option(metavar="bot,ct0..", help="Only these positions.")] = None,
     folds: Annotated[int, typer.Option(help="Folds of problems, outer and inner.")] = 5,
-    selection: Annotated[str, typer.Option(help="What chooses the penalty: log_loss or accuracy.")] = "log_loss",
+    selection: Annotated[
+        str, typer.Option(metavar="log_loss|accuracy", help="What chooses the penalty: log_loss or accuracy.")
+    ] = "log_loss",
     controls: Annotated[int, typer.Option(help="Repeats with labels shuffled among problems.")] = 3,
     permutations: Annotated[
         int | None, typer.Option(help="Permutations behind each p-value; enough for the correction by default.")
     ] = None,
     resamples: Resamples = 1000,
-    correction: Annotated[str, typer.Option(help="For many cells: holm or bh.")] = "holm",
+    correction: Annotated[str, typer.Option(metavar="holm|bh", help="For many cells: holm or bh.")] = "holm",
     max_example: Annotated[
         int, typer.Option("--max-examples", help="Examples used at most, whole problems drawn by the seed; 0: all.")
     ] = 2000,
@@ -1117,13 +1159,21 @@ def sae_command(
     path: LakePath,
     runs: RunNames = None,
     scope: Annotated[
-        str, typer.Option(help="pool: one dictionary; cell: one for each cell; crosscoder: one for all runs named.")
+        str,
+        typer.Option(
+            metavar="pool|cell|crosscoder",
+            help="pool: one dictionary; cell: one for each cell; crosscoder: one for all runs named.",
+        ),
     ] = "pool",
     preset: Annotated[
-        str | None, typer.Option(help="Settings of the reports: gpt2, llama, pilot or topk; options below override.")
+        str | None,
+        typer.Option(metavar="gpt2|llama|pilot|topk", help="Settings of the reports; options below override."),
     ] = None,
     activation: Annotated[
-        str | None, typer.Option(help="topk, batch_topk, relu, jumprelu, abs_topk.  [default: topk]")
+        str | None,
+        typer.Option(
+            metavar="topk|batch_topk|relu|jumprelu|abs_topk", help="What makes codes sparse.  [default: topk]"
+        ),
     ] = None,
     features: Annotated[int | None, typer.Option(help="Size of the dictionary.  [default: 4 times the width]")] = None,
     k: Annotated[int | None, typer.Option("--k", help="Codes kept for each row.  [default: 16]")] = None,
@@ -1132,10 +1182,14 @@ def sae_command(
     batch_size: Annotated[int | None, typer.Option(help="Rows in a step.  [default: 256]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of Adam.  [default: 0.003]")] = None,
     normalize: Annotated[
-        str | None, typer.Option(help="Centre and scale by cell or pool, or none.  [default: cell]")
+        str | None,
+        typer.Option(metavar="cell|pool|none", help="Centre and scale by cell or pool, or none.  [default: cell]"),
     ] = None,
     variable: Annotated[
-        str, typer.Option(help="hidden_state, final_state, latent_embedding, or all_states: both of the first.")
+        str,
+        typer.Option(
+            metavar="hidden_state|final_state|latent_embedding|all_states", help="all_states: both of the first."
+        ),
     ] = "hidden_state",
     layers: Annotated[str | None, typer.Option(metavar="0,1..", help="Only these layers.")] = None,
     positions: Annotated[
@@ -1232,7 +1286,9 @@ def errors_command(
         str | None,
         typer.Option(metavar="RESULT", help="Stored dictionary; by default the run's, or a new one."),
     ] = None,
-    pooling: Annotated[str, typer.Option(help="Over cells: concatenate, mean or max.")] = "concatenate",
+    pooling: Annotated[
+        str, typer.Option(metavar="concatenate|mean|max", help="Over cells: concatenate, mean or max.")
+    ] = "concatenate",
     penalties: Annotated[
         str, typer.Option(metavar="C,C..", help="Values of C to choose from on validation problems.")
     ] = "0.0001,0.001,0.01,0.1,1",
@@ -1353,7 +1409,8 @@ ReentryDtype = Annotated[
     str | None,
     typer.Option(
         "--compute-dtype",
-        help="Type in which the model runs: float32, float16, bfloat16; by default that of the run's extraction.",
+        metavar="float32|float16|bfloat16",
+        help="Type in which the model runs; by default that of the run's extraction.",
     ),
 ]
 ReentryLimit = Annotated[int | None, typer.Option(help="Only the first N examples.")]
@@ -1364,8 +1421,12 @@ Rows = Annotated[
         " memory."
     ),
 ]
-Rule = Annotated[str, typer.Option(help="How a number is read from a text: default, or reports.")]
-Preset = Annotated[str | None, typer.Option(help="reports: the settings of the reports, done right.")]
+Rule = Annotated[
+    str, typer.Option(metavar="default|reports", help="How a number is read from a text: default, or reports.")
+]
+Preset = Annotated[
+    str | None, typer.Option(metavar="reports", help="reports: the settings of the reports, done right.")
+]
 Layers = Annotated[str | None, typer.Option(help="Layers, as 0,5,11; by default all.")]
 Positions = Annotated[str | None, typer.Option(help="Positions, as bot,ct0,ct5; by default the thoughts.")]
 
@@ -1386,7 +1447,7 @@ def numbers_of(text: str, what: str) -> list[float]:
 def one_of(value: str | None, allowed: Sequence[str], what: str) -> str | None:
     """Check a word."""
     if value is not None and value not in allowed:
-        raise UsageError(f"--{what} {value} is not one of {', '.join(allowed)}")
+        raise UsageError(f"--{what} {value} is not one of {', '.join(allowed)}{nearest(value, allowed)}")
     return value
 
 
@@ -1551,11 +1612,12 @@ def ablate_command(
     path: LakePath,
     runs: RunNames = None,
     sites: Annotated[
-        str, typer.Option(help="hidden_state, latent_embedding, or both.")
+        str, typer.Option(metavar="hidden_state,latent_embedding", help="Where: one of them, or both.")
     ] = "hidden_state,latent_embedding",
     layers: Layers = None,
     operations: Annotated[
-        str, typer.Option(help="zero, mean, mean:run, mean:correct, mean:wrong, resample.")
+        str,
+        typer.Option(metavar="zero|mean|mean:run|mean:correct|mean:wrong|resample,..", help="What is done to them."),
     ] = "zero,mean",
     draws: Annotated[int, typer.Option(help="Random sets of positions beside each group.")] = 1,
     preset: Preset = None,
@@ -1603,7 +1665,7 @@ def ablate_command(
 def corrupt_command(
     path: LakePath,
     runs: RunNames = None,
-    site: Annotated[str, typer.Option(help="latent_embedding or hidden_state.")] = "latent_embedding",
+    site: Annotated[str, typer.Option(metavar="latent_embedding|hidden_state", help="Where.")] = "latent_embedding",
     layers: Layers = None,
     positions: Positions = None,
     corruptions: Annotated[str | None, typer.Option(help="Of zero, mean, noise 0.1, noise 0.5, ..., resample.")] = None,
@@ -1656,10 +1718,10 @@ def patch_command(
     path: LakePath,
     runs: RunNames = None,
     sites: Annotated[
-        str, typer.Option(help="hidden_state, latent_embedding, or both.")
+        str, typer.Option(metavar="hidden_state,latent_embedding", help="Where: one of them, or both.")
     ] = "hidden_state,latent_embedding",
     layers: Layers = None,
-    subsets: Annotated[str, typer.Option(help="none, named (the reports' three), or all.")] = "named",
+    subsets: Annotated[str, typer.Option(metavar="none|named|all", help="named: the reports' three.")] = "named",
     preset: Preset = None,
     checkpoint: Checkpoint = None,
     base: ReentryBase = None,
@@ -1738,7 +1800,7 @@ def reenter_heads_command(
     runs: RunNames = None,
     by: Annotated[str, typer.Option(help="Score of lake analyze heads that ranks them.")] = "composite",
     counts: Annotated[str, typer.Option(help="How many of the top-ranked to ablate together.")] = "1,2,5,10",
-    operation: Annotated[str, typer.Option(help="zero, mean or resample.")] = "zero",
+    operation: Annotated[str, typer.Option(metavar="zero|mean|resample", help="What is done to them.")] = "zero",
     positions: Positions = None,
     draws: Annotated[int, typer.Option(help="Random sets of each size.")] = 5,
     checkpoint: Checkpoint = None,
@@ -1830,7 +1892,7 @@ def steer_command(
         str, typer.Option(help="correct-wrong, or KIND:VARIABLE[:DIM=LABEL] of a result in the lake, between spaces.")
     ] = "correct-wrong",
     strengths: Annotated[str, typer.Option(help=f"In {STEERING_UNIT}.")] = "-3,-2,-1,-0.5,0.5,1,2,3",
-    site: Annotated[str, typer.Option(help="hidden_state or latent_embedding.")] = "hidden_state",
+    site: Annotated[str, typer.Option(metavar="hidden_state|latent_embedding", help="Where.")] = "hidden_state",
     layers: Layers = None,
     positions: Positions = None,
     draws: Annotated[int, typer.Option(help="Random directions beside them.")] = 3,
@@ -1874,7 +1936,9 @@ def steer_command(
 def gradients_command(
     path: LakePath,
     runs: RunNames = None,
-    baseline: Annotated[str, typer.Option(help="mean of each thought over the run, or zero.")] = "mean",
+    baseline: Annotated[
+        str, typer.Option(metavar="mean|zero", help="mean of each thought over the run, or zero.")
+    ] = "mean",
     steps: Annotated[int, typer.Option(help="Points on the way from the baseline.")] = 32,
     checkpoint: Checkpoint = None,
     base: ReentryBase = None,
@@ -1921,16 +1985,19 @@ def sweep_command(
     path: LakePath,
     runs: RunNames = None,
     site: Annotated[
-        str, typer.Option(help="latent_embedding, hidden_state, head_output or attention.")
+        str, typer.Option(metavar="latent_embedding|hidden_state|head_output|attention", help="Where.")
     ] = "hidden_state",
     layers: Layers = None,
     positions: Positions = None,
     heads: Annotated[str | None, typer.Option(help="Heads, as 0,3; by default all, one at a time.")] = None,
     keys: Annotated[str | None, typer.Option(help="Key positions of attention's edges, as bot,ct0.")] = None,
     operations: Annotated[
-        str, typer.Option(help="zero, mean, mean:run, resample, noise, scale, replace, force.")
+        str,
+        typer.Option(metavar="zero|mean|mean:run|resample|noise|scale|replace|force,..", help="What is done there."),
     ] = "zero",
-    donors: Annotated[str, typer.Option(help="For replace: forward, stored, twin, other.")] = "stored",
+    donors: Annotated[
+        str, typer.Option(metavar="forward|stored|twin|other,..", help="For replace: whose values go in.")
+    ] = "stored",
     strengths: Annotated[str, typer.Option(help="For noise and scale.")] = "1",
     checkpoint: Checkpoint = None,
     base: ReentryBase = None,
@@ -2060,10 +2127,15 @@ def report_command(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit 2 for a user's mistake, 1 for a run that failed, each with one line on stderr."""
     try:
-        code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+        code = app(args=None if arguments is None else list(arguments), standalone_mode=False, prog_name="lake")
     except TyperException as error:
         context = getattr(error, "ctx", None)
-        fail(error.format_message() + (f"; see {context.command_path} --help" if context else ""), 2)
+        if unknown := getattr(error, "option_name", ""):
+            known = [name for parameter in context.command.params for name in parameter.opts] if context else []
+            message = f"No such option: {unknown}{nearest(unknown, known)}"
+        else:
+            message = error.format_message().removesuffix(".")
+        fail(message + (f"; see {context.command_path} --help" if context else ""), 2)
     except Stopped as stop:
         fail(str(stop), 130)
     except (typer.Abort, KeyboardInterrupt):

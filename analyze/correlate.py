@@ -15,7 +15,7 @@ import xarray as xr
 from analyze.attention import attention_shares
 from analyze.labels import inherited, labels_along, require_dims, take, thought_labels
 from analyze.statistics import adjust
-from schemas import SchemaError, UsageError
+from schemas import SchemaError, UsageError, nearest
 from schemas.checks import check_whole
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -103,7 +103,7 @@ def importance_of(found: xr.Dataset, name: str) -> xr.DataArray:
     if name not in fitting:
         raise SchemaError(
             f"importance {name!r} of {found.attrs.get('run', 'the result')}: not a number by example, or by example "
-            f"and position; such are {', '.join(fitting) or 'none'}"
+            f"and position; such are {', '.join(fitting) or 'none'}{nearest(name, fitting)}"
         )
     return (
         found[name].astype("float64").assign_attrs(inherited(found), long_name=found[name].attrs.get("long_name", name))
@@ -130,7 +130,7 @@ def reentry_importance(found: xr.Dataset, measure: str = "failure", **where: Any
     name = {"failure": "correct", "logprob": "answer_logprob", "kl": "kl"}.get(measure)
     what = f"importance from a re-entry by {measure!r}"
     if name is None:
-        raise UsageError(f"{what}: measures are failure, logprob, kl")
+        raise UsageError(f"{what}: measures are failure, logprob, kl{nearest(measure, ('failure', 'logprob', 'kl'))}")
     if name not in found or "example" not in found[name].dims:
         raise SchemaError(
             f"{what}: the result has no {name} by example; it holds {', '.join(map(str, found.data_vars))}"

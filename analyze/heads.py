@@ -17,7 +17,7 @@ import xarray as xr
 
 from analyze.labels import inherited, labels_along, numbered, require_dims, take, thought_labels
 from analyze.statistics import bootstrap_weights, draw_counts, percentile_interval
-from schemas import SchemaError, UsageError, latent_labels
+from schemas import SchemaError, UsageError, latent_labels, nearest
 
 Convention = Literal["thoughts", "reports"]
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -253,7 +253,8 @@ def head_table(scores: xr.Dataset) -> pd.DataFrame:
 def _block(attention: xr.DataArray, convention: Convention) -> tuple[xr.DataArray, list[str], xr.DataArray]:
     """Attention among the thoughts, their names, and whether the matrices are a model's own (reports: bot attends)."""
     if convention not in get_args(Convention):
-        raise UsageError(f"convention {convention!r} is not one of {', '.join(get_args(Convention))}")
+        allowed = get_args(Convention)
+        raise UsageError(f"convention {convention!r} is not one of {', '.join(allowed)}{nearest(convention, allowed)}")
     what = f"the head scores of convention {convention!r}"
     require_dims(attention, ["layer", "head", "position", "key_position"], what)
     attention = numbered(attention, ["layer", "head"])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from schemas import SchemaError
+from schemas import SchemaError, nearest
 
 _THOUGHT = re.compile(r"ct\d+")
 
@@ -43,7 +43,8 @@ def take(array: xr.DataArray, dim: str, labels: Sequence[str], what: str) -> xr.
         shown = ", ".join(found if len(found) <= 12 else [*found[:5], "..", *found[-5:]])
         raise SchemaError(
             f"{what} needs {', '.join(labels)} along {dim}; {array.name or 'the array'} lacks {', '.join(missing)} "
-            f"and holds {shown}. Take it from a run, whose labels start so, or extract the missing places."
+            f"and holds {shown}. Take it from a run, whose labels start so, or extract the missing places"
+            + nearest(missing[0], found)
         )
     index = [present[label] for label in labels]
     if index == list(range(index[0], index[0] + len(index))):

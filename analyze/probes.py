@@ -19,7 +19,7 @@ from scipy import stats
 from analyze.probe_measures import Cell, Task, measure, permutations, r2
 from analyze.probe_solver import Selection, nested_logistic, nested_ridge, one_thread
 from analyze.statistics import adjust
-from schemas import SchemaError, UsageError
+from schemas import SchemaError, UsageError, nearest
 
 Array = npt.NDArray[Any]
 Treatment = Literal["auto", "classes", "number"]
@@ -251,7 +251,7 @@ def _check(
         (treat, ("auto", "classes", "number")),
     ):
         if value not in allowed:
-            raise UsageError(f"{value!r} is not one of {', '.join(allowed)}")
+            raise UsageError(f"{value!r} is not one of {', '.join(allowed)}{nearest(value, allowed)}")
 
 
 def _labels(states: xr.DataArray, dim: str, wanted: Sequence[Any] | None) -> list[Any]:
@@ -260,7 +260,10 @@ def _labels(states: xr.DataArray, dim: str, wanted: Sequence[Any] | None) -> lis
         return held
     missing = [label for label in wanted if label not in held]
     if missing or not len(wanted):
-        raise SchemaError(f"no {dim} {missing} in the run; it holds {held[0]} .. {held[-1]} ({len(held)} of them)")
+        near = nearest(missing[0], held) if missing else ""
+        raise SchemaError(
+            f"no {dim} {missing} in the run; it holds {held[0]} .. {held[-1]} ({len(held)} of them){near}"
+        )
     return list(wanted)
 
 
@@ -526,7 +529,9 @@ def summarise_probes(result: xr.Dataset, metric: str | None = None) -> pd.DataFr
     main = "r2" if "r2" in result else "accuracy"
     metric = main if metric is None else metric
     if metric not in result:
-        raise UsageError(f"probe result has no {metric!r}; it holds {', '.join(map(str, result.data_vars))}")
+        raise UsageError(
+            f"probe result has no {metric!r}; it holds {', '.join(map(str, result.data_vars))}{nearest(metric, result)}"
+        )
     parts = [result.isel(step=i) for i in range(result.sizes["step"])] if "step" in result.dims else [result]
     rows = []
     for part in parts:

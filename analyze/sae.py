@@ -30,6 +30,7 @@ from analyze.sae_spec import (
 )
 from schemas.checks import check_whole
 from schemas.errors import SchemaError, UsageError
+from schemas.spelling import nearest
 
 __all__ = [
     "ACTIVATIONS",
@@ -88,7 +89,9 @@ def select_cells(
         If the run lacks one of them; it names those it has.
     """
     if variable != "all_states" and variable not in run:
-        raise SchemaError(f"the run has no {variable!r}; it has {', '.join(map(str, run.data_vars))}")
+        raise SchemaError(
+            f"the run has no {variable!r}; it has {', '.join(map(str, run.data_vars))}{nearest(variable, run)}"
+        )
     array = with_final_state(run) if variable == "all_states" else run[variable]
     if positions is None and "segment" in array.coords and "position" in array.dims:
         segment = array["segment"].values
@@ -99,7 +102,8 @@ def select_cells(
             continue
         missing = [label for label in labels if label not in array[dim].values]
         if missing:
-            raise SchemaError(f"{variable} has no {dim} {missing}; it has {array[dim].values.tolist()}")
+            known = array[dim].values.tolist()
+            raise SchemaError(f"{variable} has no {dim} {missing}; it has {known}{nearest(missing[0], known)}")
         array = array.sel({dim: list(labels)})
     return array.rename(variable)
 

@@ -8,7 +8,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from schemas import UsageError
+from schemas import UsageError, nearest
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -92,7 +92,7 @@ def adjust(p: ArrayLike, method: str = "holm") -> Array:
     from statsmodels.stats.multitest import multipletests
 
     if method not in ("holm", "bh"):
-        raise UsageError(f"correction {method!r} is not one of holm, bh")
+        raise UsageError(f"correction {method!r} is not one of holm, bh{nearest(method, ('holm', 'bh'))}")
     p = np.asarray(p, dtype="float64")
     known = np.isfinite(p)
     adjusted = np.full(p.shape, np.nan)

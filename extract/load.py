@@ -25,7 +25,7 @@ from extract.bases import PACKAGED, packaged_base
 from extract.capture import ATTENTION
 from extract.device import find_device, first_line
 from extract.reasoner import Projection, Reasoner
-from schemas import N_LATENT, UsageError, fingerprint
+from schemas import N_LATENT, UsageError, fingerprint, nearest
 from schemas.checks import check_number, check_whole
 
 ComputeDtype = Literal["float32", "float16", "bfloat16"]
@@ -105,7 +105,10 @@ def load_reasoner(
     _keep_freed_memory()
     _full_float32()
     if dtype not in ("float32", "float16", "bfloat16"):
-        raise UsageError(f"compute dtype {dtype!r} is not one of float32, float16, bfloat16")
+        raise UsageError(
+            f"compute dtype {dtype!r} is not one of float32, float16, bfloat16"
+            + nearest(dtype, ("float32", "float16", "bfloat16"))
+        )
     name, weights_file, extra_folder = _find_checkpoint(str(checkpoint))
     raw = _read_weights(weights_file)
     weights, projection = _split(raw, str(checkpoint))
@@ -203,6 +206,7 @@ def _find_checkpoint(checkpoint: str) -> tuple[str, Path, Path]:
         known = ", ".join(sorted(path.name for path in SHIPPED.iterdir() if path.is_dir())) if SHIPPED.is_dir() else ""
         raise UsageError(
             f"checkpoint {checkpoint} is no folder, no hub id (OWNER/NAME) and no shipped model ({known or 'none'})"
+            + nearest(checkpoint, known.split(", "))
         )
     problems: list[str] = []
     for file in WEIGHT_FILES:

@@ -20,6 +20,7 @@ from schemas.errors import (
 )
 from schemas.intervention import OPERATIONS, Intervention, check_positions
 from schemas.spec import FORMAT_VERSION, RunSpec, canonical_json, device_kind, fingerprint
+from schemas.spelling import nearest
 from schemas.vocabulary import (
     DIMS,
     MODEL_VARIABLES,
@@ -64,6 +65,7 @@ __all__ = [
     "fingerprint",
     "is_number_token",
     "latent_labels",
+    "nearest",
     "position_coords",
     "position_labels",
     "position_offset",

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from schemas.errors import UsageError
-from schemas.vocabulary import N_LATENT, position_offset, segment_of
+from schemas.spelling import nearest
+from schemas.vocabulary import N_LATENT, position_labels, position_offset, segment_of
 
 Site = Literal["latent_embedding", "hidden_state", "head_output", "attention"]
 Operation = Literal["zero", "mean", "resample", "noise", "scale", "replace", "add", "shuffle", "force"]
@@ -54,10 +55,13 @@ class Intervention:
     def __post_init__(self) -> None:
         """Check what can be checked without a model."""
         if self.site not in OPERATIONS:
-            raise UsageError(f"site {self.site!r} is not one of {', '.join(OPERATIONS)}")
+            raise UsageError(
+                f"site {self.site!r} is not one of {', '.join(OPERATIONS)}{nearest(self.site, OPERATIONS)}"
+            )
         if self.operation not in OPERATIONS[self.site]:
             raise UsageError(
                 f"{self.operation!r} cannot be done at {self.site}; {', '.join(OPERATIONS[self.site])} can"
+                + nearest(self.operation, OPERATIONS[self.site])
             )
         if not self.positions:
             raise UsageError(f"an intervention at {self.site} names no position")
@@ -74,9 +78,14 @@ class Intervention:
                 f"{self.site} has no keys; attention has" if self.keys else "an intervention on attention names no keys"
             )
         if self.operation == "replace" and self.donor not in get_args(Donor):
-            raise UsageError(f"donor {self.donor!r} is not one of {', '.join(get_args(Donor))}")
+            raise UsageError(
+                f"donor {self.donor!r} is not one of {', '.join(get_args(Donor))}{nearest(self.donor, get_args(Donor))}"
+            )
         if self.operation == "mean" and self.average not in get_args(Average):
-            raise UsageError(f"average {self.average!r} is not one of {', '.join(get_args(Average))}")
+            allowed = get_args(Average)
+            raise UsageError(
+                f"average {self.average!r} is not one of {', '.join(allowed)}{nearest(self.average, allowed)}"
+            )
         if self.operation == "add" and not self.direction:
             raise UsageError("add names no direction")
         if self.operation == "shuffle" and len(self.positions) < 2:
@@ -94,10 +103,15 @@ class Intervention:
         """
         for layer in self.layers:
             if not 0 <= layer < n_layer:
-                raise UsageError(f"layer {layer} is not there; the model has layers 0 to {n_layer - 1}")
+                raise UsageError(
+                    f"layer {layer} is not there; the model has layers 0 to {n_layer - 1}"
+                    + nearest(layer, range(n_layer))
+                )
         for head in self.heads:
             if not 0 <= head < n_head:
-                raise UsageError(f"head {head} is not there; the model has heads 0 to {n_head - 1}")
+                raise UsageError(
+                    f"head {head} is not there; the model has heads 0 to {n_head - 1}{nearest(head, range(n_head))}"
+                )
         offsets = check_positions(self.positions, n_latent)
         if self.site == "latent_embedding" and any(segment_of(label) != "latent" for label in self.positions):
             raise UsageError(
@@ -117,15 +131,17 @@ def check_positions(labels: Sequence[str], n_latent: int = N_LATENT) -> list[int
     UsageError
         If no position has such a name.
     """
+    known = position_labels(9, 9, n_latent)
     offsets = []
     for label in labels:
         try:
             offset = position_offset(label, n_latent)
         except ValueError as error:
-            raise UsageError(str(error)) from error
+            raise UsageError(f"{error}{nearest(label, known)}") from error
         if label.startswith("ct") and offset > n_latent or label == "q-0":
             raise UsageError(
                 f"position {label!r} is not there; positions are q-N .. q-1, bot, ct0 .. ct{n_latent - 1}, eot, a0 .."
+                + nearest(label, known)
             )
         offsets.append(offset)
     return offsets

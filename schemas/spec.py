@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from schemas.errors import UsageError
+from schemas.spelling import nearest
 
 Capture = Literal["latent", "full"]
 FORMAT_VERSION = 1
@@ -55,7 +56,10 @@ class RunSpec:
                 "compute_dtype": ("float32", "float16", "bfloat16"),
             }[name]
             if getattr(self, name) not in allowed:
-                raise UsageError(f"{name} {getattr(self, name)!r} is not one of {', '.join(allowed)}")
+                raise UsageError(
+                    f"{name} {getattr(self, name)!r} is not one of {', '.join(allowed)}"
+                    + nearest(getattr(self, name), allowed)
+                )
         for name in ("max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")

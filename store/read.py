@@ -25,6 +25,7 @@ from schemas import (
     canonical_json,
     filled,
     fingerprint,
+    nearest,
 )
 from schemas.commands import COMMANDS, n_option
 from store.files import RECORD, is_ours, join, read_bytes, unseal
@@ -199,7 +200,10 @@ class Lake:
         if attributes is None and self._kind(run) == "run":
             self._fail(run, "run", "is not there")
         if attributes is None or attributes.get("kind") != "run":
-            raise MissingRunError(f"{self.location} has no run {run!r}; it has {', '.join(self.runs()) or 'none'}")
+            raise MissingRunError(
+                f"{self.location} has no run {run!r}; it has {', '.join(self.runs()) or 'none'}"
+                + nearest(run, self.runs())
+            )
         record = self._document(f"{run}/{RECORD}", "run")
         if record is None:
             self._fail(f"{run}/{RECORD}", "run", "is not there")
@@ -284,7 +288,10 @@ class Lake:
         if attributes is None and self._has(f"{name}/unembedding/zarr.json"):
             self._fail(name, "model", "is not there")
         if attributes is None or attributes.get("kind") != "model":
-            raise MissingRunError(f"{self.location} has no model {name!r}; it has {', '.join(self.models()) or 'none'}")
+            raise MissingRunError(
+                f"{self.location} has no model {name!r}; it has {', '.join(self.models()) or 'none'}"
+                + nearest(name, self.models())
+            )
         for run in (f"{name}/{child}" for child in self._children(name)):
             made_with = unseal(read_bytes(self.store, f"{run}/zarr.json") or b"") or {}
             if has_other_model(made_with, attributes):
@@ -409,7 +416,7 @@ class Lake:
             how = filled(COMMANDS[kind], self.location, [run]) if kind in COMMANDS else ""
             raise MissingRunError(
                 f"{self.location}: {run} has no result of kind {kind!r}{wanted}"
-                + (f"; {how} makes it" if how else f"; there are {', '.join(COMMANDS)}")
+                + (f"; {how} makes it" if how else f"; there are {', '.join(COMMANDS)}{nearest(kind, COMMANDS)}")
             )
         return preferred(results)[0]
 
@@ -439,7 +446,9 @@ class Lake:
         """Stored analysis by the name of its group, loaded; ``attrs`` carry settings and fingerprints."""
         attributes = self._document(name, "result")
         if attributes is None or attributes.get("kind") != "result":
-            raise MissingRunError(f"{self.location} has no result {name!r}")
+            raise MissingRunError(
+                f"{self.location} has no result {name!r}" + nearest(name, [each.name for each in self.results()])
+            )
         self._check_result(name, attributes)
         guard = Guard(self.location, name, "result", attributes["files"])
         stated = ("result", "runs", "spec", "inputs", "fingerprint")

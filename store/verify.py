@@ -15,7 +15,7 @@ import numpy as np
 from zarr.abc.store import Store
 from zarr.core.sync import sync
 
-from schemas import MODEL_VARIABLES, MissingRunError, UsageError
+from schemas import MODEL_VARIABLES, MissingRunError, UsageError, nearest
 from store.files import LEFTOVER, RECORD, join, read_bytes, unseal, without_checksum
 from store.guard import ABSENT, CHECKSUM_BYTES, decode_index
 from store.layout import SHARDED_VARIABLES, ArrayLayout, RunLayout
@@ -207,7 +207,9 @@ class _Verifier:
         groups = self._groups()
         runs = sorted(group for group, kind in groups.items() if kind == "run")
         if run is not None and run not in runs:
-            raise MissingRunError(f"{self.location} has no run {run!r}; it has {', '.join(runs) or 'none'}")
+            raise MissingRunError(
+                f"{self.location} has no run {run!r}; it has {', '.join(runs) or 'none'}{nearest(run, runs)}"
+            )
         wanted = {
             group: kind
             for group, kind in groups.items()

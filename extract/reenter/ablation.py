@@ -9,7 +9,7 @@ import xarray as xr
 from extract.reenter.statistics import with_accuracy
 from extract.reenter.target import Target, change_of
 from extract.sweep import Condition
-from schemas import Intervention, UsageError, check_positions
+from schemas import Intervention, UsageError, check_positions, nearest
 
 Site = Literal["hidden_state", "latent_embedding"]
 EVERY = -1
@@ -32,7 +32,11 @@ def site_layers(target: Target, site: str, layers: Sequence[int] | None, *, toge
     chosen = target.layers if layers is None else list(layers)
     for layer in chosen:
         if layer != EVERY and not 0 <= layer < target.reasoner.n_layer:
-            raise UsageError(f"layer {layer} is not there; {target.run} has layers 0 to {target.reasoner.n_layer - 1}")
+            n_layer = target.reasoner.n_layer
+            raise UsageError(
+                f"layer {layer} is not there; {target.run} has layers 0 to {n_layer - 1}"
+                + nearest(layer, range(n_layer))
+            )
     return [*chosen, EVERY] if together and layers is None and len(chosen) > 1 else chosen
 
 
@@ -180,7 +184,9 @@ def corrupt(
     check_positions(thoughts, target.reasoner.n_latent)
     names = list(CORRUPTIONS if corruptions is None else corruptions)
     if unknown := [name for name in names if name not in CORRUPTIONS]:
-        raise UsageError(f"corruption {unknown[0]!r} is not one of {', '.join(CORRUPTIONS)}")
+        raise UsageError(
+            f"corruption {unknown[0]!r} is not one of {', '.join(CORRUPTIONS)}{nearest(unknown[0], CORRUPTIONS)}"
+        )
     middle = [target.reasoner.n_layer // 2]
     conditions: list[Condition] = []
     for layer in site_layers(target, site, middle if layers is None else layers, together=False):

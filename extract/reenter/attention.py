@@ -10,7 +10,7 @@ import xarray as xr
 from extract.reenter.statistics import with_accuracy
 from extract.reenter.target import Target
 from extract.sweep import Condition
-from schemas import COMMANDS, Intervention, UsageError, filled
+from schemas import COMMANDS, Intervention, UsageError, filled, nearest
 from store.read import preferred
 
 MULTI = ((0, 1), (0, 2), (0, 4), (1, 2), (2, 3), (0, 1, 2))
@@ -31,7 +31,7 @@ def rank_heads(target: Target, by: str = "composite") -> list[tuple[int, int]]:
         scores = scores.sel(model=target.run)
     if by not in scores.data_vars or not {"layer", "head"} <= set(scores[by].dims):
         known = [str(name) for name, value in scores.data_vars.items() if set(value.dims) == {"layer", "head"}]
-        raise UsageError(f"heads are not scored by {by!r}; they are by {', '.join(known)}")
+        raise UsageError(f"heads are not scored by {by!r}; they are by {', '.join(known)}{nearest(by, known)}")
     value = scores[by].transpose("layer", "head").values.astype(float)
     cells = itertools.product(range(target.reasoner.n_layer), range(target.reasoner.n_head))
     return sorted(cells, key=lambda cell: (-np.nan_to_num(value[cell], nan=-np.inf), *cell))
@@ -170,7 +170,7 @@ def cut_edges(
     thoughts = target.thoughts
     hub = hub or find_hub(target)
     if hub not in chain[:-1]:
-        raise UsageError(f"hub {hub!r} is not one of {', '.join(chain[:-1])}")
+        raise UsageError(f"hub {hub!r} is not one of {', '.join(chain[:-1])}{nearest(hub, chain[:-1])}")
     longest = max(len(target.reasoner.encode(str(text))) - 1 for text in target.data["question"].values)
     question = tuple(f"q-{distance}" for distance in range(longest, 0, -1))
     place = {"site": "attention", "layers": tuple(target.layers if layers is None else layers), "heads": tuple(heads)}

@@ -10,7 +10,7 @@ import xarray as xr
 from extract.reenter.statistics import with_accuracy
 from extract.reenter.target import Target, change_of
 from extract.sweep import Condition
-from schemas import OPERATIONS, Intervention, UsageError
+from schemas import OPERATIONS, Intervention, UsageError, nearest
 from schemas.intervention import Donor
 
 
@@ -57,7 +57,7 @@ def sweep_grid(
         ``untouched_...(example)``.
     """
     if site not in OPERATIONS:
-        raise UsageError(f"site {site!r} is not one of {', '.join(OPERATIONS)}")
+        raise UsageError(f"site {site!r} is not one of {', '.join(OPERATIONS)}{nearest(site, OPERATIONS)}")
     thoughts = list(positions or target.thoughts)
     axes: dict[str, list[Any]] = {}
     if site != "latent_embedding":

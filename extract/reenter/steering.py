@@ -9,7 +9,7 @@ from extract.reenter.ablation import Site, site_layers, where_of
 from extract.reenter.statistics import with_accuracy
 from extract.reenter.target import Target
 from extract.sweep import Condition
-from schemas import COMMANDS, Intervention, UsageError, filled
+from schemas import COMMANDS, Intervention, UsageError, filled, nearest
 from schemas.commands import STEERING_UNIT
 from store.read import preferred
 
@@ -72,12 +72,15 @@ def stored_direction(target: Target, name: str, **selection: object) -> xr.DataA
         for pair in filter(None, labels.split(",")):
             dim, _, label = pair.partition("=")
             if dim not in array.dims:
-                raise UsageError(f"{kind}:{variable} has no dim {dim!r}; it has {', '.join(map(str, array.dims))}")
+                raise UsageError(
+                    f"{kind}:{variable} has no dim {dim!r}; it has {', '.join(map(str, array.dims))}"
+                    + nearest(dim, array.dims)
+                )
             index = array.indexes.get(dim)
             known = range(array.sizes[dim]) if index is None else index
             match = [place for place, each_label in enumerate(known) if str(each_label) == label]
             if not match:
-                raise UsageError(f"{kind}:{variable} has no {dim} {label!r}")
+                raise UsageError(f"{kind}:{variable} has no {dim} {label!r}{nearest(label, known)}")
             array = array.isel({dim: match[0]})
         if "model" in array.dims:
             array = array.sel(model=target.run)
@@ -85,7 +88,10 @@ def stored_direction(target: Target, name: str, **selection: object) -> xr.DataA
             raise UsageError(f"direction {name!r} leaves {', '.join(left)} open; pick one with :{left[0]}=LABEL")
         return array
     if kind not in COMMANDS:
-        raise UsageError(f"direction {name!r}: there are no results of kind {kind!r}; there are {', '.join(COMMANDS)}")
+        raise UsageError(
+            f"direction {name!r}: there are no results of kind {kind!r}; there are {', '.join(COMMANDS)}"
+            + nearest(kind, COMMANDS)
+        )
     command = filled(COMMANDS[kind], target.lake.location, [target.run])
     raise UsageError(f"direction {name!r} was never computed for {target.run}; run {command} first")
 

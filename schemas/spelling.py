@@ -1,0 +1,28 @@
+"""What somebody may have meant by a word that is not there."""
+
+from collections.abc import Iterable
+from difflib import SequenceMatcher
+from numbers import Integral
+
+ENOUGH = 0.6
+"""Share of letters in common from which a known word is offered instead."""
+
+
+def nearest(word: object, known: Iterable[object]) -> str:
+    """Question to append to an error about an unknown word; empty where no known word is like it.
+
+    Letters count alike in either case; of numbers, the closest is near.
+
+    >>> nearest("smal-gpt2/test", ["small-gpt2/test", "small-llama/test"])
+    "; did you mean 'small-gpt2/test'?"
+    >>> nearest(12, range(12))
+    '; did you mean 11?'
+    """
+    known = list(known)
+    if isinstance(word, Integral):
+        numbers = [int(each) for each in known if isinstance(each, Integral)]
+        return f"; did you mean {min(numbers, key=lambda each: abs(each - int(word)))}?" if numbers else ""
+    written = str(word).casefold()
+    scored = [(SequenceMatcher(None, str(each).casefold(), written).ratio(), str(each)) for each in known]
+    best = max(scored, key=lambda pair: pair[0], default=(0.0, ""))
+    return f"; did you mean {best[1]!r}?" if best[0] >= ENOUGH else ""
