@@ -4,12 +4,14 @@ A state of ``hidden_state`` is taken before the final norm, so the lens applies 
 last layer this is the model's own read-out. The tuned lens has one affine map per layer, fitted on the lake, instead.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from dask.system import CPU_COUNT
 
 from analyze.labels import inherited, labels_along, numbered, require_dims, take, thought_labels
 from analyze.readout import ReadOut, check_model
@@ -18,8 +20,10 @@ from schemas import SchemaError, UsageError, segment_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-ROW_BLOCK = 2048
-"""States whose logits are held at once."""
+ROW_BLOCK = 1024
+"""States that are read out together, so that the unembedding is read from memory once for all of them."""
+LEAST_BLOCK = 256
+"""States that are read out together where there are few and every core is to have some."""
 
 
 def logit_lens(
@@ -60,8 +64,8 @@ def logit_lens(
 
     Notes
     -----
-    Holds the logits of 2,048 states over 8,192 tokens at once, beside the unembedding; the work of a state is one
-    product with the unembedding.
+    The work of a state is one product with the unembedding. Small chunks are read out together, 1,024 states at a time;
+    each thread holds those and their logits over 2,048 tokens, 8 MiB, beside the unembedding.
     """
     check_model(model, run["hidden_state"])
     what = "the lens"
@@ -87,7 +91,7 @@ def logit_lens(
     n_step = results.sizes["step"]
     sides = {name: side.drop_vars(list(side.coords)) for name, side in sides.items()}
     if lazy:
-        state = state.chunk(hidden=-1)
+        state = state.chunk(_larger_blocks(state.variable.chunksizes) | {"hidden": -1})
         rows = state.variable.chunksizes["example"]
         sides = {
             name: side.chunk({"example": rows} | {d: -1 for d in side.dims if d != "example"})
@@ -322,6 +326,17 @@ def lens_tokens(lens: xr.Dataset, model: xr.Dataset, n_example: int = 10) -> pd.
     return table.assign(text=strings[table["top_token"].to_numpy()])
 
 
+def _larger_blocks(chunks: Mapping[Any, tuple[int, ...]]) -> dict[Any, int]:
+    """Sizes of blocks that join chunks until they hold enough states: of all layers first, then positions, examples."""
+    total = math.prod(sum(chunks[dim]) for dim in ("layer", "position", "example"))
+    wanted = min(ROW_BLOCK, max(LEAST_BLOCK, total // CPU_COUNT))
+    blocks = {dim: max(chunks[dim]) for dim in ("layer", "position", "example")}
+    for dim in blocks:
+        more = -(-wanted // max(1, math.prod(blocks.values())))
+        blocks[dim] = max(1, min(sum(chunks[dim]), blocks[dim] * more))
+    return blocks
+
+
 def _lens(
     state: Array,  # (example, layer, position, hidden)
     gold: Array,  # (example,) or with axes of length one
@@ -336,7 +351,6 @@ def _lens(
 ) -> tuple[Array, ...]:
     """Read a block of states out, :data:`ROW_BLOCK` of them at a time."""
     shape, n_step = state.shape[:-1], result.shape[-1]
-    n_layer = shape[1]
     tokens = readout.tokens
     gold_id = np.array([tokens.first(str(text)) for text in gold.ravel()], dtype="int64").reshape(-1, 2)
     result, operation, control = (x.reshape(shape[0], n_step) for x in (result, operation, control))
@@ -349,26 +363,25 @@ def _lens(
         *(np.zeros((len(flat), n_step), dtype="int16") for _ in range(3)),
     ]
     example, layer, _ = (axis.ravel() for axis in np.indices(shape))
-    there = np.isfinite(flat).all(-1)
-    for at in range(n_layer):
-        chosen = np.flatnonzero(there & (layer == at))
-        for start in range(0, len(chosen), ROW_BLOCK):
-            rows = chosen[start : start + ROW_BLOCK]
-            x = flat[rows].astype("float32")
-            if weight is None or bias is None:
-                x = readout.norm(x)
-            else:
-                x = x @ weight.reshape(-1, *weight.shape[-2:])[at] + bias.reshape(-1, bias.shape[-1])[at]
-            owner = example[rows]
-            token, probability, rank, chance = readout.read(x, top, gold_id[owner])
-            out[0][rows], out[1][rows] = token, probability
-            out[2][rows] = tokens.is_number[token[:, 0]]
-            out[3][rows], out[4][rows] = rank, chance
-            value, text = tokens.value[token], tokens.stripped[token]  # (state, rank)
-            same_text = (text[:, :, None] == operation[owner][:, None]) & (operation[owner] != "")[:, None]
-            out[5][rows] = _rank_of(np.isclose(value[:, :, None], result[owner][:, None], rtol=0, atol=1e-6))
-            out[6][rows] = _rank_of(same_text.astype(bool))
-            out[7][rows] = _rank_of(np.isclose(value[:, :, None], control[owner][:, None], rtol=0, atol=1e-6))
+    there = np.flatnonzero(np.isfinite(flat).all(-1))
+    for start in range(0, len(there), ROW_BLOCK):
+        rows = there[start : start + ROW_BLOCK]
+        x, owner = flat[rows].astype("float32"), example[rows]
+        if weight is None or bias is None:
+            x = readout.norm(x)
+        else:
+            for at in np.unique(layer[rows]):
+                mine = layer[rows] == at
+                x[mine] = x[mine] @ weight.reshape(-1, *weight.shape[-2:])[at] + bias.reshape(-1, bias.shape[-1])[at]
+        token, probability, rank, chance = readout.read(x, top, gold_id[owner])
+        out[0][rows], out[1][rows] = token, probability
+        out[2][rows] = tokens.is_number[token[:, 0]]
+        out[3][rows], out[4][rows] = rank, chance
+        value, text = tokens.value[token], tokens.stripped[token]  # (state, rank)
+        same_text = (text[:, :, None] == operation[owner][:, None]) & (operation[owner] != "")[:, None]
+        out[5][rows] = _rank_of(np.isclose(value[:, :, None], result[owner][:, None], rtol=0, atol=1e-6))
+        out[6][rows] = _rank_of(same_text.astype(bool))
+        out[7][rows] = _rank_of(np.isclose(value[:, :, None], control[owner][:, None], rtol=0, atol=1e-6))
     return tuple(x.reshape(*shape, *x.shape[1:]) for x in out)
 
 

@@ -2,7 +2,7 @@
 
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,12 @@ from schemas import MODEL_VARIABLES, SchemaError, is_number_token
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-VOCABULARY_BLOCK = 8192
+VOCABULARY_BLOCK = 2048
 """Tokens whose logits are held at once."""
+GROUP = 32
+"""Tokens whose highest logit is taken first; see :class:`_Best`."""
+LEAST = np.finfo("float32").min
+"""Logit of no token."""
 
 _INTEGER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?")
 
@@ -100,12 +104,15 @@ class ReadOut:
     @property
     def unembedding(self) -> Array:
         """``(vocabulary, hidden)``, float32."""
-        return np.asarray(self._get("unembedding", lambda: self._model["unembedding"].values.astype("float32")))
+        return np.asarray(
+            self._get("unembedding", lambda: self._model["unembedding"].values.astype("float32", copy=False))
+        )
 
     @property
     def strings(self) -> list[str]:
         """Text of each token."""
-        return list(self._get("strings", lambda: [str(text) for text in self._model["token_string"].values]))
+        found: list[str] = self._get("strings", lambda: [str(text) for text in self._model["token_string"].values])
+        return found
 
     @property
     def tokens(self) -> "Tokens":
@@ -122,56 +129,133 @@ class ReadOut:
         return final_norm(state, kind=kind, weight=weight, bias=bias, epsilon=epsilon)
 
     def read(self, final: Array, top: int, gold: Array) -> tuple[Array, Array, Array, Array]:
-        """Best tokens, their probabilities, rank and probability of a gold token, over the vocabulary in blocks.
+        """Best tokens, their probabilities, rank and probability of a gold token.
+
+        Each block of :data:`VOCABULARY_BLOCK` tokens is multiplied once, and everything taken from its logits while
+        they are in the cache, so the work is hardly more than the product. Memory: a block of logits (token, state).
 
         Parameters
         ----------
         final : (state, hidden), float32
         gold : (state, spelling), token ids, -1: none
         """
-        unembedding = self.unembedding
-        n, size = len(final), len(unembedding)
-        best = np.full((n, 0), -np.inf, dtype="float32")
-        which = np.full((n, 0), -1, dtype="int64")
-        peak = np.full(n, -np.inf, dtype="float32")
-        total = np.zeros(n)
-        rows = np.arange(n)[:, None]
+        n = len(final)
+        found = _Best(n, top)
+        normaliser = _LogSumExp(n)
         gold_logit = np.where(
-            gold >= 0, np.einsum("nh,nsh->ns", final, unembedding[gold]), -np.inf
+            gold >= 0, np.einsum("nh,nsh->ns", final, self.unembedding[gold]), -np.inf
         )  # (state, spelling)
-        better = np.zeros(n, dtype="int64")
         bar = gold_logit.max(-1)
-        for start in range(0, size, VOCABULARY_BLOCK):
-            block = final @ unembedding[start : start + VOCABULARY_BLOCK].T  # (state, token)
-            highest = np.maximum(peak, block.max(-1))
-            total = total * np.exp(peak - highest) + np.exp(block - highest[:, None]).sum(-1, dtype="float64")
-            peak = highest
-            kept = min(top, block.shape[1])
-            index = np.argpartition(block, block.shape[1] - kept, axis=-1)[:, -kept:]
-            best = np.concatenate([best, block[rows, index]], axis=-1)
-            which = np.concatenate([which, index + start], axis=-1)
-            order = np.lexsort((which, -best), axis=-1)[:, :top]  # equals by id
-            best, which = best[rows, order], which[rows, order]
-            above = block > bar[:, None]
-            for spelling in range(gold.shape[1]):  # a gold token does not outrank itself by rounding
-                inside = (gold[:, spelling] >= start) & (gold[:, spelling] < start + block.shape[1])
-                above[np.flatnonzero(inside), gold[inside, spelling] - start] = False
-            better += above.sum(-1)
-        normaliser = peak + np.log(total)
+        better = np.zeros(n, dtype="int64")
+        for start, block in self._logit_blocks(final):
+            highest = block.reshape(-1, GROUP, n).max(1)  # (group, state)
+            found.add(block, highest, start)
+            better += (block > bar).sum(0, dtype="int32")
+            for token in gold.T:  # a gold token does not outrank itself by rounding
+                inside = np.flatnonzero((token >= start) & (token < start + len(block)))
+                better[inside] -= block[token[inside] - start, inside] > bar[inside]
+            normaliser.add(block, highest.max(0))
+        total = normaliser.value()
         known = (gold >= 0).any(-1)
-        chance = np.where(known, np.exp(gold_logit - normaliser[:, None]).sum(-1), np.nan)
-        return which, np.exp(best - normaliser[:, None]), np.where(known, better + 1.0, np.nan), chance
+        chance = np.where(known, np.exp(gold_logit - total[:, None]).sum(-1), np.nan)
+        return found.token, np.exp(found.logit - total[:, None]), np.where(known, better + 1.0, np.nan), chance
 
-    def compare(self, final: Array, other: Array) -> tuple[float, float]:
-        """Mean KL divergence (nat) of ``other`` from ``final``, and how often their best tokens agree."""
-        total, same = 0.0, 0
-        for start in range(0, len(final), 256):
-            a, b = (x[start : start + 256] @ self.unembedding.T for x in (final, other))
-            log_a, log_b = (x - x.max(-1, keepdims=True) for x in (a, b))
-            log_a, log_b = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (log_a, log_b))
-            total += float((np.exp(log_a) * (log_a - log_b)).sum())
-            same += int((a.argmax(-1) == b.argmax(-1)).sum())
-        return total / len(final), same / len(final)
+    def _logit_blocks(self, final: Array) -> Iterator[tuple[int, Array]]:
+        """First token and logits (token, state) of each block, in an array that the next one overwrites.
+
+        The last block is filled to whole groups with :data:`LEAST`.
+        """
+        size = len(self.unembedding)
+        whole = -(-min(VOCABULARY_BLOCK, size) // GROUP) * GROUP
+        buffer = np.empty((whole, len(final)), dtype="float32")
+        for start in range(0, size, whole):
+            part = self.unembedding[start : start + whole]
+            block = buffer[: -(-len(part) // GROUP) * GROUP]
+            np.matmul(part, final.T, out=block[: len(part)])
+            block[len(part) :] = LEAST
+            yield start, block
+
+    def compare(self, final: Array, *others: Array) -> list[tuple[float, float]]:
+        """Mean KL divergence (nat) of each of ``others`` from ``final``, and how often their best tokens agree.
+
+        All : (state, hidden), float32. Memory: a block of logits of each.
+        """
+        n = len(final)
+        own, own_best = _LogSumExp(n, carried=len(others)), _Best(n, 1)
+        theirs = [(_LogSumExp(n), _Best(n, 1)) for _ in others]
+        for (start, block), *rest in zip(*(self._logit_blocks(x) for x in (final, *others)), strict=True):
+            highest = block.reshape(-1, GROUP, n).max(1)
+            own_best.add(block, highest, start)
+            own.add(block, highest.max(0), [block - other for _, other in rest])
+            for (total, best), (_, other) in zip(theirs, rest, strict=True):
+                highest = other.reshape(-1, GROUP, n).max(1)
+                best.add(other, highest, start)
+                total.add(other, highest.max(0))
+        found = []
+        for gap, (total, best) in zip(own.carried, theirs, strict=True):
+            divergence = gap / own.total - own.value() + total.value()
+            found.append((float(divergence.mean()), float((best.token == own_best.token).mean())))
+        return found
+
+
+class _LogSumExp:
+    """Logarithm of a sum of exponentials for each state, from blocks of logits."""
+
+    def __init__(self, n: int, carried: int = 0) -> None:
+        self.peak = np.full(n, -np.inf, dtype="float32")
+        self.total = np.zeros(n)
+        self.carried = np.zeros((carried, n))
+        """Sums of the exponentials times a factor."""
+
+    def add(self, block: Array, highest: Array, factors: Sequence[Array] = ()) -> None:
+        """Count a block (token, state) with its maxima (state,), and factors of its shape; overwrites the block."""
+        peak = np.maximum(self.peak, highest)
+        shrunk = np.exp(self.peak - peak)
+        np.subtract(block, peak, out=block)
+        np.exp(block, out=block)
+        # Sums of a group are taken in float32, sums of the groups in float64.
+        self.total = self.total * shrunk + block.reshape(-1, GROUP, block.shape[1]).sum(1).sum(0, dtype="float64")
+        for index, factor in enumerate(factors):
+            added = np.einsum("gts,gts->gs", *(x.reshape(-1, GROUP, x.shape[1]) for x in (block, factor)))
+            self.carried[index] = self.carried[index] * shrunk + added.sum(0, dtype="float64")
+        self.peak = peak
+
+    def value(self) -> Array:
+        """The logarithm, (state,)."""
+        return np.asarray(self.peak + np.log(self.total))
+
+
+class _Best:
+    """The best tokens of each state so far, and their logits; of equals the first."""
+
+    def __init__(self, n: int, top: int) -> None:
+        self.top = top
+        self.logit = np.full((n, top), LEAST, dtype="float32")
+        self.token = np.zeros((n, top), dtype="int64")
+
+    def add(self, block: Array, highest: Array, start: int) -> None:
+        """Count a block (token, state) that begins at a token, with the maxima (group, state) of its groups.
+
+        At least ``top`` groups reach the ``top``-th highest of their maxima, so no smaller logit is among the best, and
+        few groups need a closer look.
+        """
+        n = block.shape[1]
+        bar = self.logit.min(-1)
+        if len(highest) >= self.top:
+            bar = np.maximum(bar, np.partition(highest, len(highest) - self.top, axis=0)[-self.top])
+        group, state = np.nonzero(highest >= bar)
+        logit = block.reshape(-1, GROUP, n)[group, :, state]  # (pair, token of the group)
+        pair, within = np.nonzero((logit >= bar[state, None]) & (logit > LEAST))
+        logit, token, state = logit[pair, within], start + group[pair] * GROUP + within, state[pair]
+        changed = np.unique(state)
+        logit = np.concatenate([logit, self.logit[changed].ravel()])
+        token = np.concatenate([token, self.token[changed].ravel()])
+        state = np.concatenate([state, np.repeat(changed, self.top)])
+        order = np.lexsort((token, -logit, state))
+        state = state[order]
+        place = np.arange(len(state)) - np.searchsorted(state, state)  # among those of its state
+        order, state, place = (x[place < self.top] for x in (order, state, place))
+        self.logit[state, place], self.token[state, place] = logit[order], token[order]
 
 
 class Tokens:

@@ -112,8 +112,8 @@ def fit_tuned_lens(
             "r2": 1 - ((test_y - tuned) ** 2).sum() / variance,
             "r2_plain": 1 - ((test_y - plain) ** 2).sum() / variance,
         }
-        scores["kl"], scores["agreement"] = readout.compare(test_y, tuned)
-        scores["kl_plain"], scores["agreement_plain"] = readout.compare(test_y, plain)
+        ours, theirs = readout.compare(test_y, tuned, plain)
+        scores |= dict(zip(("kl", "agreement", "kl_plain", "agreement_plain"), (*ours, *theirs), strict=True))
         for name, value in {"weight": weight, "bias": bias, "penalty": penalty, **scores}.items():
             parts[name].append(value)
         n_state = np.array([moments.n for moments in sums])

@@ -9,6 +9,7 @@ import xarray as xr
 from synthetic import make_model, make_run, normalise
 
 from analyze import fit_tuned_lens, lens_summary, lens_tests, lens_tokens, logit_lens, logits
+from analyze.readout import ReadOut
 from schemas import SchemaError, UsageError, is_number_token
 
 
@@ -76,6 +77,53 @@ def test_agrees_with_a_slow_oracle(monkeypatch):
             value = run["intermediate_result"].values[i, step]
             ranks = [r for r, token in enumerate(order[:4], 1) if strings[token].strip() == f"{value:g}"]
             assert lens["result_rank"].isel(**place, step=step) == (ranks[0] if ranks else 0)
+
+
+@pytest.mark.parametrize(("n_vocabulary", "top"), [(40, 40), (97, 3), (1000, 60)])
+def test_blocks_of_the_vocabulary_change_nothing(monkeypatch, n_vocabulary, top):
+    """Ragged blocks, more tokens kept than a block has groups, best tokens in the last block, equals by token."""
+    model = make_model(n_vocabulary=n_vocabulary)
+    rng = np.random.default_rng(0)
+    unembedding = np.sort(rng.integers(-3, 4, (n_vocabulary, 8)), axis=0).astype(
+        "float32"
+    )  # whole numbers: no rounding
+    model["unembedding"] = (("vocabulary", "hidden"), unembedding)
+    final = rng.integers(-2, 3, (50, 8)).astype("float32")
+    final[0] = 0  # all tokens are equal
+    gold = rng.integers(-1, n_vocabulary, (50, 2))
+    logit = final.astype("float64") @ unembedding.T
+    log_p = logit - np.log(np.exp(logit).sum(-1, keepdims=True))
+    order = np.lexsort((np.broadcast_to(np.arange(n_vocabulary), logit.shape), -logit))[:, :top]
+    own = np.where(gold >= 0, np.take_along_axis(logit, np.maximum(gold, 0), -1), -np.inf)
+    known = (gold >= 0).any(-1)
+    rank = np.where(known, 1 + (logit > own.max(-1, keepdims=True)).sum(-1), np.nan)
+    chance = np.exp(own - logit[:, :1] + log_p[:, :1]).sum(-1)
+    for block in (32, 64, 2048):
+        monkeypatch.setattr("analyze.readout.VOCABULARY_BLOCK", block)
+        token, probability, found_rank, found_chance = ReadOut(model).read(final, top, gold)
+        np.testing.assert_array_equal(token, order)
+        np.testing.assert_allclose(probability, np.exp(np.take_along_axis(log_p, order, -1)), rtol=1e-5)
+        np.testing.assert_array_equal(found_rank, rank)
+        np.testing.assert_allclose(found_chance[known], chance[known], rtol=1e-5)
+        other = rng.integers(-2, 3, (50, 8)).astype("float32")
+        log_q = other.astype("float64") @ unembedding.T
+        log_q = log_q - np.log(np.exp(log_q).sum(-1, keepdims=True))
+        (divergence, agreement), (nothing, always) = ReadOut(model).compare(final, other, final)
+        assert divergence == pytest.approx((np.exp(log_p) * (log_p - log_q)).sum(-1).mean(), rel=1e-5)
+        assert agreement == (log_p.argmax(-1) == log_q.argmax(-1)).mean()
+        assert (nothing, always) == (pytest.approx(0, abs=1e-5), 1)
+
+
+def test_small_chunks_are_read_out_together(monkeypatch):
+    """Else each of them would read the whole unembedding from memory."""
+    model, calls = make_model(), []
+    run = make_run(n_example=40, model=model)
+    whole = logit_lens(run, model)
+    read = ReadOut.read
+    monkeypatch.setattr(ReadOut, "read", lambda self, x, *rest: (calls.append(len(x)), read(self, x, *rest))[1])
+    parts = logit_lens(run.chunk(example=8, layer=1, position=1), model).compute(scheduler="single-threaded")
+    xr.testing.assert_allclose(parts, whole)
+    assert len(calls) <= 1 + sum(calls) // 256
 
 
 def test_planted_results_are_found_with_their_step():
