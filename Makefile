@@ -39,7 +39,7 @@ real: env
 	$(BIN)/lake problems --stories $(LIMIT) --seed 1 --out real-problems
 	$(BIN)/lake extract --model $(MODEL) --data real-problems/stories.jsonl --lake real.lake --batch-size 32 --max-new-tokens 12
 	for analysis in heads attention lens "probes --target intermediate_result" errors; do $(BIN)/lake analyze $$analysis $(REAL) || exit 1; done
-	for experiment in corrupt ablate; do $(BIN)/lake reenter $$experiment $(REAL) --limit 100 || exit 1; done
+	for experiment in corrupt ablate; do $(BIN)/lake reenter $$experiment $(REAL) --checkpoint $(lastword $(subst =, ,$(MODEL))) --limit 100 || exit 1; done
 	$(BIN)/lake report real.lake --out real-report
 
 docs: env
