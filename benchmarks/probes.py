@@ -187,7 +187,7 @@ def converged_search(states: Any, label: Any, fold: Any, outer: int) -> Any:
     """
     train = fold != outer
     few = min(states.shape[1], int(train.sum())) * len(np.unique(label)) <= 600
-    options = {"solver": "newton-cholesky", "tol": 1e-8} if few else {"tol": 1e-7, "max_iter": 100_000}
+    options = {"solver": "newton-cholesky", "tol": 1e-8} if few else {"tol": 1e-10, "max_iter": 100_000}
     return GridSearchCV(
         make_pipeline(StandardScaler(), PCA(svd_solver="full"), LogisticRegression(**options)),
         {"logisticregression__C": list(PENALTIES)},
