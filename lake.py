@@ -195,6 +195,17 @@ MaxNewTokens = Annotated[int, typer.Option(help="Longest answer in tokens.")]
 Alpha = Annotated[
     float | None, typer.Option(help="Scale of the checkpoint's low-rank adapter.  [default: its config's, or 32]")
 ]
+ProtocolName = Annotated[
+    str | None,
+    typer.Option(
+        "--protocol",
+        metavar="NAME",
+        help="How the model is asked and fed, where the checkpoint does not say: codi, coconut ...",
+    ),
+]
+Thoughts = Annotated[
+    int | None, typer.Option("--thoughts", metavar="N", help="Number of thoughts, where the checkpoint does not say.")
+]
 Memory = Annotated[
     float,
     typer.Option(help="GiB of activations in memory; decides the size of shards, and of batches of long questions."),
@@ -306,6 +317,8 @@ def extract_command(
     batch_size: BatchSize = 32,
     max_new_tokens: MaxNewTokens = 24,
     lora_alpha: Alpha = None,
+    protocol: ProtocolName = None,
+    thoughts: Thoughts = None,
     skip_long: SkipLong = False,
     shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only shards I modulo N; I from 0.")] = None,
     memory: Memory = 4.0,
@@ -328,6 +341,8 @@ def extract_command(
         spec,
         base=base,
         lora_alpha=lora_alpha,
+        protocol=protocol,
+        thoughts=thoughts,
         skip_long=skip_long,
         memory=memory,
         rebuild_static=static,
@@ -376,6 +391,8 @@ def plan_command(
     batch_size: BatchSize = 32,
     max_new_tokens: MaxNewTokens = 24,
     lora_alpha: Alpha = None,
+    protocol: ProtocolName = None,
+    thoughts: Thoughts = None,
     skip_long: SkipLong = False,
     memory: Memory = 4.0,
     as_json: AsJson = False,
@@ -387,7 +404,8 @@ def plan_command(
 
     spec = spec_of(capture, dtype, compute_dtype, max_new_tokens, limit, batch_size, device)
     prepared = prepare(
-        model, data, lake, spec, base=base, lora_alpha=lora_alpha, skip_long=skip_long, memory=memory
+        model, data, lake, spec, base=base, lora_alpha=lora_alpha, protocol=protocol, thoughts=thoughts,
+        skip_long=skip_long, memory=memory,
     )  # fmt: skip
     for said in prepared.problems.notes:
         note(said)
@@ -514,6 +532,8 @@ def verify_command(
         typer.Option(metavar="CHECKPOINT", help="Where the model is, if the lake's word for it is not enough."),
     ] = None,
     base: Base = None,
+    protocol: ProtocolName = None,
+    thoughts: Thoughts = None,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -527,7 +547,18 @@ def verify_command(
         from extract.recompute import recompute as run_again
 
         for each in [run] if run else open_lake(lake).runs():
-            compared.append(run_again(lake, each, recompute, checkpoint=model, base=base, device=device))
+            compared.append(
+                run_again(
+                    lake,
+                    each,
+                    recompute,
+                    checkpoint=model,
+                    base=base,
+                    protocol=protocol,
+                    thoughts=thoughts,
+                    device=device,
+                )  # fmt: skip
+            )
     bad = [each for each in compared if not each.agrees]
     if as_json:
         print_json({**asdict(found), "recomputed": [{**asdict(each), "agrees": each.agrees} for each in compared]})

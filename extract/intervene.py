@@ -10,7 +10,7 @@ import xarray as xr
 from torch import Tensor
 
 from extract.reasoner import Reasoner
-from schemas import Intervention, UsageError, position_offset
+from schemas import Intervention, UsageError
 
 Kind = Literal["set", "affine", "edges", "force", "same"]
 Place = tuple[str, int, int]
@@ -316,10 +316,11 @@ class StoredValues:
 
     def _compute_heads(self, places: Sequence[tuple[int, str]], batch: int = 32) -> None:
         reasoner = self.reasoner
-        offsets = {position: position_offset(position, reasoner.n_latent) for _, position in places}
+        offsets = {position: reasoner.places.offset(position) for _, position in places}
         for position, offset in offsets.items():
-            if not 0 <= offset <= reasoner.n_latent + 1:
-                raise UsageError(f"outputs of heads go in from bot to eot only, not at {position}")
+            if not 0 <= offset < reasoner.places.n_middle:
+                first, last = reasoner.places.middle[0], reasoner.places.middle[-1]
+                raise UsageError(f"outputs of heads go in from {first} to {last} only, not at {position}")
         prompts = [reasoner.encode(str(question)) for question in self.run["question"].values]
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         shape = (len(prompts), reasoner.n_head, reasoner.head_size)
@@ -329,7 +330,7 @@ class StoredValues:
             thinking = reasoner.think(
                 [prompts[index] for index in part], stored_dtype="float32", max_new_tokens=1, head_output=True
             )
-            self.fed += sum(len(prompts[index]) + reasoner.n_latent + 2 for index in part)
+            self.fed += sum(reasoner.longest(len(prompts[index]), 1) for index in part)
             for layer, position in places:
                 found[layer, position][part] = thinking.head_output[:, layer, offsets[position]]
         self._heads.update(found)
@@ -467,11 +468,11 @@ def arm(
         For some positions, the examples ``(example,)`` on which they are armed; the others are armed on all.
     """
     reasoner = values.reasoner
-    intervention.check(n_layer=reasoner.n_layer, n_head=reasoner.n_head, n_latent=reasoner.n_latent)
+    intervention.check(n_layer=reasoner.n_layer, n_head=reasoner.n_head, places=reasoner.places)
     site, keys, heads = intervention.site, intervention.keys, intervention.heads
-    key_offsets = tuple(position_offset(key, reasoner.n_latent) for key in keys)
+    key_offsets = tuple(reasoner.places.offset(key) for key in keys)
     for position in intervention.positions:
-        offset = position_offset(position, reasoner.n_latent)
+        offset = reasoner.places.offset(position)
         chosen = np.arange(len(rows))
         if where is not None and position in where:
             chosen = np.flatnonzero(where[position])
@@ -540,7 +541,7 @@ def _change(
             return "set", 0.0, values.stored(donors, site, layer, position, keys)
         case "noise":
             spread = values.spread(site, layer, position)
-            offset = position_offset(position, values.reasoner.n_latent)
+            offset = values.reasoner.places.offset(position)
             noise = _draw(intervention.seed, rows, layer, offset, spread.shape)
             return "affine", 1.0, intervention.strength * spread * noise
         case "shuffle":

@@ -1,57 +1,58 @@
-"""Read a CODI checkpoint: PEFT names merged into the base, projection, three extra rows, tied head."""
+"""Read a checkpoint: which protocol it follows, PEFT names merged into the base, projection, extra rows, tied head."""
 
 import ctypes
 import hashlib
-import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import snapshot_download
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
-from extract.architectures import Architecture, architecture_from_keys, architecture_of
+from extract.architectures import ARCHITECTURES, Architecture, architecture_from_keys, architecture_of, default_base
 from extract.bases import PACKAGED, packaged_base
 from extract.capture import ATTENTION
+from extract.checkpoint_files import (
+    ADAPTER_CONFIG,
+    ARGUMENTS,
+    BUFFER,
+    HUB_ID,
+    SETTINGS,
+    SHIPPED,
+    TOKENIZER_FILES,
+    check_plain,
+    find_checkpoint,
+    read_arguments,
+    read_json,
+    read_weights,
+    some,
+)
 from extract.device import find_device, first_line
-from extract.reasoner import Projection, Reasoner
+from extract.protocols import COCONUT, CODI, PEFT, PREFIXES, Protocol, named_protocol, recognise, stated_protocol
+from extract.reasoner import Constant, Projection, Reasoner
 from schemas import N_LATENT, UsageError, fingerprint, nearest
-from schemas.checks import check_number, check_whole
+from schemas.checks import check_number
+
+__all__ = ["SHIPPED", "ComputeDtype", "load_reasoner", "new_reasoner"]
 
 ComputeDtype = Literal["float32", "float16", "bfloat16"]
-SHIPPED = Path(__file__).parent / "checkpoints"
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-ADAPTER_CONFIG = "adapter_config.json"
 LORA_ALPHA = 32.0
 """Of the released checkpoints, which have no adapter config."""
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
-    "vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
-)  # fmt: skip
-"""Files that can change which tokens a text has."""
-N_EXTRA_ROW = 3
-"""Rows after the base vocabulary: pad, beginning and end of thought."""
-ANSWER_PREFIX = "The answer is:"
 ROWS = ".extra_rows"
-"""End of the names of the three extra rows in a checkpoint that holds only what was trained, without its base."""
+"""End of the names of the extra rows in a checkpoint that holds only what was trained, without its base."""
 
 MMAP_THRESHOLD, TRIM_THRESHOLD, ARENA_MAX = -3, -1, -8  # of mallopt(3)
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_PREFIXES = ("codi.base_model.model.", "codi.")
-# Buffers that older versions of transformers saved beside the weights; recomputed from the config.
-_BUFFER = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
-_TYPES = {"float64", "float32", "float16", "bfloat16", "F64", "F32", "F16", "BF16"}
 # Fields of PEFT's LoraConfig that are used here, or change nothing in what trained and merged weights compute.
 _ADAPTER_FIELDS = {
     "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "target_modules", "exclude_modules", "task_type",
@@ -70,19 +71,23 @@ def load_reasoner(
     dtype: ComputeDtype = "float32",
     *,
     lora_alpha: float | None = None,
+    protocol: str | None = None,
+    thoughts: int | None = None,
 ) -> Reasoner:
-    """Load a CODI checkpoint in the official layout, ready to think.
+    """Load the checkpoint of a latent reasoner, ready to think.
 
     Parameters
     ----------
     checkpoint
-        Folder or hub id with ``model.safetensors`` or ``pytorch_model.bin`` (read as weights only), or the name of a
-        model shipped with this project. An optional ``codi.json`` in it gives ``n_latent`` (6) and ``answer_prefix``
-        ("The answer is:"), an ``adapter_config.json`` as PEFT writes it the scale of the low-rank updates.
+        Folder, file or hub id (``OWNER/NAME``, or ``OWNER/NAME:FILE``) with the weights (``model.safetensors``,
+        ``pytorch_model.bin``, either in shards with its index, PEFT's ``adapter_model``, or the one other file that
+        holds weights, read as weights only), or the name of a model shipped with this project. A ``codi.json`` beside
+        them may give ``protocol``, ``n_latent``, ``answer_prefix`` and ``base``, an ``adapter_config.json`` as PEFT
+        writes it the scale of the low-rank updates, an ``args.yaml`` what a Coconut model was trained with.
     base
         Folder or hub id of the base model, or ``smollm2-135m``: its config and tokenizer are read, its weights only
         where the checkpoint holds no more than what was trained (adapters, projection, extra rows). Default: the
-        checkpoint's own folder if it has both, what its ``codi.json`` names, or the public base of its architecture.
+        checkpoint's own folder if it has both, what the files beside it name, or the public base of its sizes.
     device
         Where it runs: ``cpu``, ``cuda``, ``cuda:1`` ...; see :func:`extract.device.find_device`.
     dtype
@@ -90,6 +95,10 @@ def load_reasoner(
     lora_alpha
         Numerator of the scale of the low-rank updates, whose rank is read from the shapes; by default the adapter
         config's or, without one, 32.
+    protocol
+        How it is asked and fed, one of :data:`extract.protocols.PROTOCOLS`, where the checkpoint does not say.
+    thoughts
+        Number of thoughts, instead of what the checkpoint or its protocol says.
 
     Returns
     -------
@@ -99,7 +108,8 @@ def load_reasoner(
     ------
     UsageError
         If anything is missing, unexpected, of another shape, type or architecture, holds two adapters or one of a kind
-        that is not merged rightly here, or if ``lora_alpha`` is not the adapter config's; the text lists what.
+        that is not merged rightly here, could be of several protocols, or if ``lora_alpha`` or ``protocol`` is not what
+        the checkpoint says; the text lists what.
     """
     target = find_device(device)
     _keep_freed_memory()
@@ -109,64 +119,170 @@ def load_reasoner(
             f"compute dtype {dtype!r} is not one of float32, float16, bfloat16"
             + nearest(dtype, ("float32", "float16", "bfloat16"))
         )
-    name, weights_file, extra_folder = _find_checkpoint(str(checkpoint))
-    raw = _read_weights(weights_file)
-    weights, projection = _split(raw, str(checkpoint))
-    architecture = architecture_from_keys(list(weights), str(checkpoint))
-    settings = _read_json(extra_folder / "codi.json", "settings of the checkpoint", missing={})
-    base = base or settings.get("base")
-    trained_only = any(name.endswith(ROWS) for name in weights)
-    base_folder = _find_base(base, extra_folder, architecture, weights=trained_only)
-    config_json = _read_json(base_folder / "config.json", "config of the base model")
-    architecture = architecture_of(str(config_json.get("model_type")), f"base {base or base_folder}")
+    source = str(checkpoint)
+    name, files, folder = find_checkpoint(source)
+    raw = read_weights(files)
+    settings = read_json(folder / SETTINGS, "settings of the checkpoint", missing={})
+    arguments = read_arguments(folder)
+    adapter = read_json(folder / ADAPTER_CONFIG, "config of the adapter", missing={})
+    prefix = _prefix_of(raw, source)
+    weights = {key.removeprefix(prefix): value for key, value in raw.items() if key.startswith(prefix)}
+    trained_only = _trained_only(weights)
+    stated = settings.get("base") or arguments.get("model_id") or adapter.get("base_model_name_or_path")
+    base_folder = _find_base(base, folder, weights, stated, trained_only=trained_only)
+    base = str(base or base_folder)
+    config_json = read_json(base_folder / "config.json", "config of the base model")
+    architecture = architecture_of(str(config_json.get("model_type")), f"base {base}")
     if "quantization_config" in config_json:
-        raise UsageError(f"base {base or base_folder} is quantised (quantization_config); pass the plain one")
-    n_latent, answer_prefix = settings.get("n_latent", N_LATENT), settings.get("answer_prefix", ANSWER_PREFIX)
-    check_whole(f"{extra_folder / 'codi.json'}: n_latent", n_latent, 1)
+        raise UsageError(f"base {base} is quantised (quantization_config); pass the plain one")
+    config = _config(base_folder, architecture, base)
+    tokenizer = _tokenizer(base_folder, int(config.vocab_size))
+    rule = _find_protocol(
+        protocol, settings.get("protocol"), prefix, raw, _n_extra(weights, architecture, int(config.vocab_size)),
+        markers=set(COCONUT.rows) <= tokenizer.get_vocab().keys(), arguments=arguments, source=source,
+    )  # fmt: skip
+    n_latent = _n_latent(rule, thoughts, settings, arguments, folder, source)
+    answer_prefix = settings.get("answer_prefix", rule.answer_prefix)
     if not isinstance(answer_prefix, str):
-        raise UsageError(f"{extra_folder / 'codi.json'}: answer_prefix is {answer_prefix!r}; it must be a text")
-    adapter = _read_json(extra_folder / ADAPTER_CONFIG, "config of the adapter", missing={})
-    _check_adapter_config(adapter, str(extra_folder / ADAPTER_CONFIG))
+        raise UsageError(f"{folder / SETTINGS}: answer_prefix is {answer_prefix!r}; it must be a text")
+    rule = replace(rule, answer_prefix=answer_prefix)
+    _check_adapter_config(adapter, str(folder / ADAPTER_CONFIG), saved=prefix == PEFT)
     scale = {
         "lora_alpha": _one_alpha(
             {
                 "the argument": lora_alpha,
-                str(extra_folder / "codi.json"): settings.get("lora_alpha"),
-                str(extra_folder / ADAPTER_CONFIG): adapter.get("lora_alpha"),
+                str(folder / SETTINGS): settings.get("lora_alpha"),
+                str(folder / ADAPTER_CONFIG): adapter.get("lora_alpha"),
             }
         )
     } | ({"use_rslora": True} if adapter.get("use_rslora") else {})
 
-    model, vocabulary = _build(base_folder, config_json, architecture, str(base or base_folder))
+    weights, projection = _split(raw, rule, prefix, source)
     if trained_only:
-        weights, raw = _complete(weights, raw, base_folder, str(checkpoint))
-    _check_base(weights, model, architecture, vocabulary, str(checkpoint), str(base or base_folder))
-    merged = _merge(weights, model, adapter, scale, str(checkpoint))
-    _load(model, merged, str(checkpoint))
-    hidden = int(model.config.hidden_size)
-    prj = _projection(projection, hidden, str(checkpoint))
-    for module in (model, prj):
+        weights, raw = _complete(weights, raw, base_folder, source)
+    vocabulary, extra = _rows(rule, tokenizer, int(config.vocab_size), weights, architecture)
+    model = _build(config, vocabulary + len(extra), architecture, base)
+    _check_base(weights, model, architecture, vocabulary, len(extra), source, base)
+    merged = _merge(weights, model, adapter, scale, source)
+    _load(model, merged, source)
+    feeding = _feeding(rule, projection, int(model.config.hidden_size), source)
+    for module in (model, feeding):
         module.eval().requires_grad_(False)
         for parameter in module.parameters():
             # Parameters only: rotary frequencies stay float32, rounding them moves far positions.
             parameter.data = parameter.data.to(device=target, dtype=getattr(torch, dtype))
         module.to(target)
-    tokenizer = _tokenizer(base_folder, vocabulary)
     model_config = {key: value for key, value in config_json.items() if key not in _NOT_MODEL}
+    decides = {"config": model_config, "n_latent": n_latent, **scale}
+    if (described := rule.to_json()) != CODI.to_json():  # models known before there were protocols keep their digest
+        decides["protocol"] = described | {"answer_prefix": answer_prefix}
     return Reasoner(
         name=name,
         model=model,
-        projection=prj,
+        projection=feeding,
         tokenizer=tokenizer,
         architecture=architecture,
         vocabulary=vocabulary,
         n_latent=n_latent,
         answer_prefix=answer_prefix,
+        protocol=rule,
+        extra_rows=extra,
         fingerprint={
-            "weights": _fingerprint_weights(raw, {"config": model_config, "n_latent": n_latent, **scale}),
+            "weights": _fingerprint_weights(raw, decides),
             **_fingerprint_tokenizer(base_folder, tokenizer),
         },
     )
+
+
+def _prefix_of(raw: Mapping[str, Tensor], source: str) -> str:
+    """What stands before the language model's own names of weights."""
+    blocks = tuple(dict.fromkeys(entry.block_prefix for entry in ARCHITECTURES.values()))
+    for prefix in PREFIXES:
+        inside = (key.removeprefix(prefix) for key in raw if key.startswith(prefix))
+        if any(key.startswith(blocks) or (prefix and key.endswith(ROWS)) for key in inside):
+            return prefix
+    raise UsageError(
+        f"{source} is no CODI checkpoint, nor of another protocol that is known: no weight begins with"
+        f" {' or '.join(blocks)}, by itself or after {' or '.join(PREFIXES[:-1])} ({some(raw)})"
+    )
+
+
+def _trained_only(weights: Mapping[str, Tensor]) -> bool:
+    """Whether a checkpoint holds only what was trained: extra rows by themselves, or adapters without blocks."""
+    blocks = tuple(entry.block_prefix for entry in ARCHITECTURES.values())
+    return any(key.endswith(ROWS) for key in weights) or all(
+        ".lora_" in key for key in weights if key.startswith(blocks)
+    )
+
+
+def _embedding(weights: Mapping[str, Tensor], architecture: Architecture) -> Tensor | None:
+    """Rows of the token embedding, or of the head, whichever of them there are."""
+    found = weights.get(f"{architecture.body}.{architecture.embedding}.weight", weights.get("lm_head.weight"))
+    return found if found is not None and found.ndim == 2 else None
+
+
+def _n_extra(weights: Mapping[str, Tensor], architecture: Architecture, vocabulary: int) -> int:
+    """Rows of a checkpoint after the base vocabulary."""
+    for key, value in weights.items():
+        if key.endswith(ROWS):
+            return len(value)
+    embedding = _embedding(weights, architecture)
+    return 0 if embedding is None else len(embedding) - vocabulary
+
+
+def _find_protocol(
+    named: str | None, said: Any, prefix: str, raw: Mapping[str, Tensor], n_extra: int, *, markers: bool,
+    arguments: Mapping[str, Any], source: str,
+) -> Protocol:  # fmt: skip
+    """Protocol that the user names, that a file beside the checkpoint states, or that the weights show."""
+    stated = stated_protocol(said, f"{source}, {SETTINGS}")
+    if named is not None and stated is not None and named != stated.name:
+        raise UsageError(f"protocol is {named} in the argument, but {stated.name} in {SETTINGS} of {source}")
+    if stated is None and named is not None:
+        stated = named_protocol(named)
+    if stated is None:
+        return recognise(prefix, raw, n_extra, markers=markers, arguments=arguments, source=source)
+    if prefix not in stated.prefixes:
+        wanted, found = (
+            " or ".join(f"{x}*" if x else "plainly" for x in those) for those in (stated.prefixes, [prefix])
+        )
+        raise UsageError(f"weights of protocol {stated.name} are named {wanted}, those of {source} {found}")
+    return stated
+
+
+def _n_latent(
+    rule: Protocol, thoughts: int | None, settings: Mapping[str, Any], arguments: Mapping[str, Any], folder: Path,
+    source: str,
+) -> int:  # fmt: skip
+    """Number of thoughts, from whoever says it first: the user, the files beside the checkpoint, the protocol."""
+    trained = None
+    if rule.fed in ("state", "vector") and {"c_thought", "max_latent_stage"} <= arguments.keys():
+        if thoughts is None and not arguments.get("pad_latent_to_max", True):
+            raise UsageError(
+                f"{folder / ARGUMENTS}: pad_latent_to_max is false, so questions have different numbers of thoughts;"
+                " choose one with --thoughts N"
+            )
+        trained = arguments["c_thought"] * arguments["max_latent_stage"]
+    for value, place in (
+        (thoughts, "--thoughts"),
+        (settings.get("n_latent"), f"{folder / SETTINGS}: n_latent"),
+        (trained, f"{folder / ARGUMENTS}: c_thought x max_latent_stage"),
+        (rule.n_latent, f"protocol {rule.name}: n_latent"),
+    ):
+        if value is not None:
+            return rule.check_thoughts(value, place)
+    raise UsageError(f"{source} (protocol {rule.name}) does not say how many thoughts it has; pass --thoughts N")
+
+
+def _rows(
+    rule: Protocol, tokenizer: Any, vocabulary: int, weights: Mapping[str, Tensor], architecture: Architecture
+) -> tuple[int, tuple[str, ...]]:
+    """Rows before the protocol's own, and the tokens of these, unless the tokenizer knows them all."""
+    if rule.rows and not set(rule.rows) <= tokenizer.get_vocab().keys():
+        return (vocabulary if rule.rows_after == "vocabulary" else len(tokenizer)), rule.rows
+    embedding = _embedding(weights, architecture)
+    as_tokenizer = embedding is not None and len(embedding) == len(tokenizer)
+    return (len(tokenizer) if as_tokenizer else vocabulary), ()
 
 
 def _keep_freed_memory() -> None:
@@ -189,50 +305,23 @@ def _full_float32() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
-def _find_checkpoint(checkpoint: str) -> tuple[str, Path, Path]:
-    """Name, weights file and folder of a checkpoint: shipped, local, or on the hub."""
-    shipped = SHIPPED / checkpoint
-    folder = Path(checkpoint)
-    if "/" not in checkpoint and not folder.exists() and shipped.is_dir():
-        folder = shipped
-    if folder.is_file():
-        return folder.parent.name, folder, folder.parent
-    if folder.is_dir():
-        for file in WEIGHT_FILES:
-            if (folder / file).is_file():
-                return folder.resolve().name, folder / file, folder
-        raise UsageError(f"checkpoint {folder} has neither {' nor '.join(WEIGHT_FILES)}")
-    if not _HUB_ID.fullmatch(checkpoint) or "/" not in checkpoint:
-        known = ", ".join(sorted(path.name for path in SHIPPED.iterdir() if path.is_dir())) if SHIPPED.is_dir() else ""
-        raise UsageError(
-            f"checkpoint {checkpoint} is no folder, no hub id (OWNER/NAME) and no shipped model ({known or 'none'})"
-            + nearest(checkpoint, known.split(", "))
-        )
-    problems: list[str] = []
-    for file in WEIGHT_FILES:
-        try:
-            path = Path(hf_hub_download(checkpoint, file, etag_timeout=10))
-        except Exception as error:  # the hub client raises many unrelated types
-            problems.append(f"{file}: {first_line(error)}")
-            continue
-        for extra in ("codi.json", ADAPTER_CONFIG, "config.json", *TOKENIZER_FILES):
-            try:
-                hf_hub_download(checkpoint, extra, etag_timeout=10)
-            except Exception:  # noqa: BLE001 -- optional files
-                continue
-        return checkpoint.rsplit("/", 1)[-1], path, path.parent
-    raise UsageError(f"checkpoint {checkpoint} is no folder here and was not found on the hub: {'; '.join(problems)}")
-
-
 def _find_base(
-    base: str | Path | None, folder: Path, architecture: Architecture | None, *, weights: bool = False
+    base: str | Path | None, folder: Path, weights: Mapping[str, Tensor], stated: Any = None, *, trained_only: bool
 ) -> Path:
-    """Folder with config and tokenizer of the base model, and with its weights where they are asked for."""
+    """Folder with config and tokenizer of the base model, and with its weights where the checkpoint has not all.
+
+    Where it is not named, what the checkpoint says (``stated``) or a public model of its sizes.
+    """
     if base is None:
-        own = _read_json(folder / "config.json", "config of the checkpoint", missing={})
+        own = read_json(folder / "config.json", "config of the checkpoint", missing={})
         if own.get("model_type") and (folder / "tokenizer.json").is_file():
             return folder
-        base = architecture.default_base if architecture else ""
+        base = str(stated) if stated else default_base({key: tuple(value.shape) for key, value in weights.items()})
+    if base is None:
+        raise UsageError(
+            f"{folder} does not say what its base model is, and none is known of its sizes; pass the base model's"
+            " folder with --base"
+        )
     local = Path(base)
     if str(base) in PACKAGED and not local.exists():
         return packaged_base(str(base))
@@ -241,10 +330,10 @@ def _find_base(
         if missing and not ("config.json" not in missing and list(local.glob("tokenizer*"))):
             raise UsageError(f"base {base} lacks {', '.join(missing)}")
         return local
-    if not _HUB_ID.fullmatch(str(base)):
+    if not HUB_ID.fullmatch(str(base)):
         raise UsageError(f"base {base} is no folder and no hub id; pass the base model's folder with --base")
     try:
-        patterns = ["*.json", "*.txt", "*.model", *(["*.safetensors"] if weights else [])]
+        patterns = ["*.json", "*.txt", "*.model", *(["*.safetensors"] if trained_only else [])]
         return Path(snapshot_download(str(base), allow_patterns=patterns, etag_timeout=10))
     except Exception as error:
         raise UsageError(
@@ -253,88 +342,53 @@ def _find_base(
         ) from error
 
 
-def _read_json(path: Path, what: str, missing: dict[str, Any] | None = None) -> dict[str, Any]:
-    if missing is not None and not path.is_file():
-        return missing
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{what} cannot be read from {path}: {first_line(error)}") from error
-    if not isinstance(value, dict):
-        raise UsageError(f"{what} in {path} is no JSON object")
-    return value
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            raw = load_file(path)
-        else:
-            raw = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling and parsing raise many types
-        raise UsageError(f"weights cannot be read from {path}: {first_line(error)}; is the file complete?") from error
-    if not isinstance(raw, Mapping) or not all(isinstance(value, Tensor) for value in raw.values()):
-        raise UsageError(f"{path} holds no state dict (names to tensors)")
-    weights = {str(key): value for key, value in raw.items()}
-    kinds = {key: str(value.dtype).removeprefix("torch.") for key, value in weights.items()}
-    strange = {key: value.layout for key, value in weights.items() if value.layout != torch.strided}
-    _check_plain(kinds | {key: str(layout).removeprefix("torch.") for key, layout in strange.items()}, str(path))
-    return weights
-
-
-def _check_plain(kinds: Mapping[str, str], source: str) -> None:
-    """Refuse weights (type by name) that are no plain floating-point numbers: without a scale they mean nothing."""
-    strange = [f"{key} ({kind})" for key, kind in kinds.items() if kind not in _TYPES and not _BUFFER.search(key)]
-    if strange:
-        raise UsageError(
-            f"weights of {source} are quantised or otherwise no plain floating-point numbers: {_some(strange)}; "
-            "write them in float32, float16 or bfloat16"
-        )
-
-
-def _split(raw: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights of the language model, without their prefix, and of the projection."""
+def _split(
+    raw: Mapping[str, Tensor], rule: Protocol, prefix: str, source: str
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights of the language model, without their prefix, and of what makes the vectors that are fed."""
     weights: dict[str, Tensor] = {}
-    projection: dict[str, Tensor] = {}
+    feeding: dict[str, Tensor] = {}
     unexpected: list[str] = []
     for key, value in raw.items():
-        if key.startswith("prj."):
-            projection[key.removeprefix("prj.")] = value
+        if key == rule.vector or (rule.fed == "projection" and key.startswith(f"{rule.projection[0]}.")):
+            feeding[key.removeprefix(f"{rule.projection[0]}.")] = value
+        elif key.startswith(rule.unused) or BUFFER.search(key):
             continue
-        prefix = next((prefix for prefix in _PREFIXES if key.startswith(prefix)), None)
-        if prefix is None:
-            unexpected.append(key)
-        elif not _BUFFER.search(key):
+        elif key.startswith(prefix):
             weights[key.removeprefix(prefix)] = value
-    if not weights:
-        raise UsageError(
-            f"{source} is no CODI checkpoint: no weight begins with {' or '.join(_PREFIXES)} ({_some(unexpected)})"
-        )
+        else:
+            unexpected.append(key)
     if unexpected:
-        raise UsageError(f"{source} has unexpected weights: {_some(unexpected)}")
-    return weights, projection
+        raise UsageError(f"{source} (protocol {rule.name}) has unexpected weights: {some(unexpected)}")
+    return weights, feeding
 
 
-def _some(names: Iterable[str], shown: int = 6) -> str:
-    listed = sorted(names)
-    more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
-    return ", ".join(listed[:shown]) + more
-
-
-def _build(folder: Path, config_json: dict[str, Any], architecture: Architecture, source: str) -> tuple[Any, int]:
-    """Model of the base's config with the extra rows, weights unset, and the size of the base vocabulary."""
+def _config(folder: Path, architecture: Architecture, source: str) -> Any:
+    """Config of the base model as transformers reads it."""
     try:
         config = AutoConfig.from_pretrained(folder)
-        vocabulary = int(config.vocab_size)
-        config.vocab_size = vocabulary + N_EXTRA_ROW
+        int(config.vocab_size)
+    except Exception as error:  # whatever a config of wrong fields raises inside transformers
+        raise _no_model(architecture, source, error) from error
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        raise UsageError(f"{source} has layers of sliding-window attention, which are not computed here yet")
+    return config
+
+
+def _no_model(architecture: Architecture, source: str, error: Exception) -> UsageError:
+    return UsageError(f"no {architecture.model_type} model can be built from {source}: {first_line(error)}")
+
+
+def _build(config: Any, n_row: int, architecture: Architecture, source: str) -> Any:
+    """Model of the base's config with so many rows in its embedding, weights unset."""
+    try:
+        config.vocab_size = n_row
         if config.pad_token_id is not None and config.pad_token_id >= config.vocab_size:
             config.pad_token_id = None
         with no_init_weights():
-            model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
+            return AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
     except Exception as error:  # whatever a config of wrong fields raises inside transformers
-        what = f"no {architecture.model_type} model can be built from {source}"
-        raise UsageError(f"{what}: {first_line(error)}") from error
-    return model, vocabulary
+        raise _no_model(architecture, source, error) from error
 
 
 @contextmanager
@@ -354,7 +408,7 @@ def _base_weights(folder: Path) -> dict[str, Tensor]:
     try:
         for file in sorted(folder.glob("*.safetensors")):  # a library reads other numbers at face value
             with safe_open(file, framework="pt") as weights:
-                _check_plain({key: weights.get_slice(key).get_dtype() for key in weights.keys()}, str(file))  # noqa: SIM118
+                check_plain({key: weights.get_slice(key).get_dtype() for key in weights.keys()}, str(file))  # noqa: SIM118
         with _no_bar():
             model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     except UsageError:
@@ -362,7 +416,7 @@ def _base_weights(folder: Path) -> dict[str, Tensor]:
     except Exception as error:  # whatever missing or broken weights raise inside transformers
         raise UsageError(f"weights of base {folder} cannot be read: {first_line(error)}") from error
     if missing := report["missing_keys"]:  # the library would draw them at random
-        raise UsageError(f"weights of base {folder} lack {_some(missing)}")
+        raise UsageError(f"weights of base {folder} lack {some(missing)}")
     tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
     return {name: value for name, value in model.state_dict().items() if name not in tied}
 
@@ -390,16 +444,18 @@ def new_reasoner(base: str | Path, device: str = "cpu", *, n_latent: int = N_LAT
     Random numbers come from torch's generator. The projection ends at the scale of the word embeddings.
     """
     target = find_device(device)
-    folder = _find_base(base, Path(base), None, weights=True)
-    config_json = _read_json(folder / "config.json", "config of the base model")
+    folder = _find_base(base, Path(base), {}, trained_only=True)
+    config_json = read_json(folder / "config.json", "config of the base model")
     architecture = architecture_of(str(config_json.get("model_type")), f"base {base}")
-    model, vocabulary = _build(folder, config_json, architecture, str(base))
+    config = _config(folder, architecture, str(base))
+    vocabulary = int(config.vocab_size)
+    model = _build(config, vocabulary + len(CODI.rows), architecture, str(base))
     weights = _base_weights(folder)
     digest = _fingerprint_weights(weights, {})
     hidden = int(model.config.hidden_size)
     for name in sorted({f"{architecture.body}.{architecture.embedding}.weight", "lm_head.weight"} & weights.keys()):
         rows = weights[name]
-        new = rows.mean(0) + rows.std(0) * torch.randn(N_EXTRA_ROW, hidden)
+        new = rows.mean(0) + rows.std(0) * torch.randn(len(CODI.rows), hidden)
         weights[name] = torch.cat([rows[:vocabulary], new])
     embedding = weights[f"{architecture.body}.{architecture.embedding}.weight"]
     _load(model, weights, str(base))
@@ -409,27 +465,27 @@ def new_reasoner(base: str | Path, device: str = "cpu", *, n_latent: int = N_LAT
     tokenizer = _tokenizer(folder, vocabulary)
     return Reasoner(
         name=str(base), model=model.to(target).eval(), projection=projection.to(target), tokenizer=tokenizer,
-        architecture=architecture, vocabulary=vocabulary, n_latent=n_latent, answer_prefix=ANSWER_PREFIX,
+        architecture=architecture, vocabulary=vocabulary, n_latent=n_latent, answer_prefix=CODI.answer_prefix,
+        protocol=CODI, extra_rows=CODI.rows,
         fingerprint={"weights": digest, **_fingerprint_tokenizer(folder, tokenizer)},
     )  # fmt: skip
 
 
 def _check_base(
-    weights: Mapping[str, Tensor], model: Any, architecture: Architecture, vocabulary: int, source: str, base: str
-) -> None:
+    weights: Mapping[str, Tensor], model: Any, architecture: Architecture, vocabulary: int, n_extra: int, source: str,
+    base: str,
+) -> None:  # fmt: skip
     """Name what differs between a checkpoint and its base, before the long list of shapes."""
     if not any(key.startswith(architecture.block_prefix) for key in weights):
         found = architecture_from_keys(list(weights), source).model_type
         raise UsageError(f"{source} is a {found} checkpoint, base {base} is of type {architecture.model_type}")
     differences: list[str] = []
-    embedding = weights.get(f"{architecture.body}.{architecture.embedding}.weight")
-    if embedding is None:
-        embedding = weights.get("lm_head.weight")
+    embedding = _embedding(weights, architecture)
     config = model.config
-    if embedding is not None and embedding.ndim == 2:
+    if embedding is not None:
         rows, hidden = embedding.shape
-        if rows != vocabulary + N_EXTRA_ROW:
-            differences.append(f"{rows} embedding rows, base has a vocabulary of {vocabulary} (+ {N_EXTRA_ROW})")
+        if rows != vocabulary + n_extra:
+            differences.append(f"{rows} embedding rows, base has a vocabulary of {vocabulary} (+ {n_extra})")
         if hidden != config.hidden_size:
             differences.append(f"hidden size {hidden}, base has {config.hidden_size}")
     start = len(architecture.block_prefix)
@@ -459,14 +515,18 @@ def _one_alpha(said: Mapping[str, Any]) -> float:
     return float(next(iter(known.values()), LORA_ALPHA))
 
 
-def _check_adapter_config(adapter: Mapping[str, Any], source: str) -> None:
-    """Refuse whatever an adapter's config, if there is one, asks for that changes what it computes."""
+def _check_adapter_config(adapter: Mapping[str, Any], source: str, *, saved: bool) -> None:
+    """Refuse whatever an adapter's config, if there is one, asks for that changes what it computes.
+
+    In a folder that PEFT saved, the modules trained whole are among the weights under their own names.
+    """
     if adapter and adapter.get("peft_type") != "LORA":
         raise UsageError(f"{source} is of peft_type {adapter.get('peft_type')!r}; only 'LORA' is merged")
     if adapter and adapter.get("lora_alpha") is None:
         raise UsageError(f"{source} names no lora_alpha, so the updates' scale is not known")
-    if unknown := [f"{key}={value!r}" for key, value in adapter.items() if value and key not in _ADAPTER_FIELDS]:
-        raise UsageError(f"{source} asks for what is not merged rightly here: {_some(unknown)}")
+    known = _ADAPTER_FIELDS | ({"modules_to_save"} if saved else set())
+    if unknown := [f"{key}={value!r}" for key, value in adapter.items() if value and key not in known]:
+        raise UsageError(f"{source} asks for what is not merged rightly here: {some(unknown)}")
 
 
 def _check_adapter(adapter: Mapping[str, Any], ranks: Mapping[str, int], source: str) -> None:
@@ -488,7 +548,7 @@ def _check_adapter(adapter: Mapping[str, Any], ranks: Mapping[str, int], source:
         strays = sorted(ranks.keys() - {name for names in ends.values() for name in names})
         unmet = [target for target, names in ends.items() if not names]
     if strays or unmet:
-        found = f"updates of {_some(strays)} that it does not name" if strays else f"no update of {_some(unmet)}"
+        found = f"updates of {some(strays)} that it does not name" if strays else f"no update of {some(unmet)}"
         raise UsageError(f"{source}: {ADAPTER_CONFIG} has target_modules {targets}, the weights have {found}")
 
 
@@ -509,7 +569,7 @@ def _merge(
         else:
             merged[key.replace(".base_layer.", ".")] = value.float()
     if len(adapters) > 1:
-        raise UsageError(f"{source} has {len(adapters)} adapters, {_some(adapters)}; keep the one that is meant")
+        raise UsageError(f"{source} has {len(adapters)} adapters, {some(adapters)}; keep the one that is meant")
     if adapter:
         _check_adapter(adapter, {name: len(pair["A"]) for name, pair in updates.items() if "A" in pair}, source)
     modules = dict(model.named_modules())
@@ -553,48 +613,66 @@ def _load(model: Any, weights: dict[str, Tensor], source: str) -> None:
             weights[head] = weights[embedding]
     problems: list[str] = []
     if missing := own.keys() - weights.keys():
-        problems.append(f"missing {_some(missing)}")
+        problems.append(f"missing {some(missing)}")
     if unexpected := weights.keys() - own.keys():
-        problems.append(f"unexpected {_some(unexpected)}")
+        problems.append(f"unexpected {some(unexpected)}")
     shapes = [
         f"{name} {tuple(weights[name].shape)} instead of {own[name]}"
         for name in own.keys() & weights.keys()
         if tuple(weights[name].shape) != own[name]
     ]
     if shapes:
-        problems.append(f"of another shape {_some(shapes)}")
+        problems.append(f"of another shape {some(shapes)}")
     if problems:
         raise UsageError(f"weights of {source} do not fit its base: {'; '.join(problems)}")
     model.load_state_dict(weights, strict=True, assign=True)
     model.tie_weights()
     not_finite = [name for name, value in model.named_parameters() if not bool(torch.isfinite(value).all())]
     if not_finite:
-        raise UsageError(f"weights of {source} are not finite: {_some(not_finite)}")
+        raise UsageError(f"weights of {source} are not finite: {some(not_finite)}")
 
 
-def _projection(weights: dict[str, Tensor], hidden: int, source: str) -> Projection:
-    with_norm = any(key.startswith("ln.") for key in weights)
-    inner = weights["1.weight"].shape[0] if "1.weight" in weights and weights["1.weight"].ndim == 2 else hidden
-    projection = Projection(hidden, inner, with_norm=with_norm)
-    own = {name: tuple(value.shape) for name, value in projection.state_dict().items()}
+def _feeding(rule: Protocol, weights: Mapping[str, Tensor], hidden: int, source: str) -> nn.Module:
+    """What makes the vector fed at a thought from the state before."""
+    if rule.fed in ("state", "nothing"):
+        return nn.Identity()
+    own: dict[str, tuple[int, ...]] = {}
+    if rule.fed == "vector":
+        names = {rule.vector: rule.vector}
+        feeding: nn.Module = Constant(hidden)
+        own = {rule.vector: (hidden,)}
+    else:
+        what, (first, second, norm) = rule.projection
+        inner = weights.get(f"{first}.weight")
+        with_norm = any(key.startswith(f"{norm}.") for key in weights)
+        feeding = Projection(
+            hidden, len(inner) if inner is not None and inner.ndim == 2 else hidden, with_norm=with_norm
+        )
+        said = {"1": first, "3": second, "ln": norm}
+        for name, value in feeding.state_dict().items():
+            part, _, kind = name.partition(".")
+            own[f"{said[part]}.{kind}"] = tuple(value.shape)
+        names = {key: f"{what}.{key}" for key in own.keys() | weights.keys()}
     problems: list[str] = []
     if missing := own.keys() - weights.keys():
-        problems.append(f"missing {_some('prj.' + name for name in missing)}")
+        problems.append(f"missing {some(names[key] for key in missing)}")
     if unexpected := weights.keys() - own.keys():
-        problems.append(f"unexpected {_some('prj.' + name for name in unexpected)}")
+        problems.append(f"unexpected {some(names[key] for key in unexpected)}")
     shapes = [
-        f"prj.{name} {tuple(weights[name].shape)} instead of {own[name]}"
-        for name in own.keys() & weights.keys()
-        if tuple(weights[name].shape) != own[name]
+        f"{names[key]} {tuple(weights[key].shape)} instead of {own[key]}"
+        for key in own.keys() & weights.keys()
+        if tuple(weights[key].shape) != own[key]
     ]
     if shapes:
-        problems.append(f"of another shape {_some(shapes)}")
-    if not_finite := [f"prj.{name}" for name, value in weights.items() if not bool(torch.isfinite(value).all())]:
-        problems.append(f"not finite {_some(not_finite)}")
+        problems.append(f"of another shape {some(shapes)}")
+    if not_finite := [names[key] for key, value in weights.items() if not bool(torch.isfinite(value).all())]:
+        problems.append(f"not finite {some(not_finite)}")
     if problems:
-        raise UsageError(f"projection of {source} does not fit: {'; '.join(problems)}")
-    projection.load_state_dict({name: value.float() for name, value in weights.items()}, strict=True)
-    return projection
+        kind = "projection" if rule.fed == "projection" else "learned vector"
+        raise UsageError(f"{kind} of {source} (protocol {rule.name}) does not fit: {'; '.join(problems)}")
+    ordered = zip(feeding.state_dict(), own, strict=True)
+    feeding.load_state_dict({name: weights[key].float() for name, key in ordered}, strict=True)
+    return feeding
 
 
 def _tokenizer(folder: Path, vocabulary: int) -> Any:

@@ -185,8 +185,8 @@ def entries(prepared: Prepared, n_prompt: np.ndarray, n_answer: np.ndarray) -> M
         Tokens of each answer, end token included.
     """
     layout = prepared.layout
-    position = n_prompt + layout.n_latent + 1 + n_answer
-    row = position if layout.capture == "full" else layout.n_latent + 2 + n_answer
+    position = n_prompt + layout.places.n_middle - 1 + n_answer
+    row = position if layout.capture == "full" else layout.places.n_middle + n_answer
     before = position - row
     seen = (position * (position + 1) - before * (before + 1)) / 2
     one = np.ones(len(n_prompt))

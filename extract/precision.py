@@ -135,7 +135,7 @@ def allowed(calibrated: float, floor: float, ceiling: float = np.inf) -> float:
     return min(max(MARGIN * calibrated, floor), ceiling)
 
 
-def kept(thinking: Thinking, row: int, n_token: int, n_latent: int, n_answer: int, capture: str) -> dict[str, Array]:
+def kept(thinking: Thinking, row: int, n_token: int, n_middle: int, n_answer: int, capture: str) -> dict[str, Array]:
     """One row's arrays, cut to its own places.
 
     Parameters
@@ -146,16 +146,16 @@ def kept(thinking: Thinking, row: int, n_token: int, n_latent: int, n_answer: in
         Of the batch.
     n_token
         Length of its prompt, BOT included.
-    n_latent
-        Thoughts.
+    n_middle
+        Places from ``bot`` up to the answer.
     n_answer
         Answer places to keep.
     capture
         ``latent`` or ``full``.
     """
     first = thinking.n_before - n_token + 1
-    keys = slice(first, thinking.n_before + n_latent + 2 + n_answer)
-    rows = keys if capture == "full" else slice(0, n_latent + 2 + n_answer)
+    keys = slice(first, thinking.n_before + n_middle + n_answer)
+    rows = keys if capture == "full" else slice(0, n_middle + n_answer)
     return {
         "hidden_state": thinking.hidden_state[row][:, rows],
         "final_state": thinking.final_state[row][rows],
@@ -203,7 +203,7 @@ def calibrate(
             alone = reasoner.think([prompts[row]], gold=[gold[row]], **options)
             same = alone.generated_text[0] == together.generated_text[row - start]
             other_texts += not same
-            places = (len(prompts[row]), reasoner.n_latent, alone.n_answer if same else 0, spec.capture)
+            places = (len(prompts[row]), reasoner.places.n_middle, alone.n_answer if same else 0, spec.capture)
             expected, found = kept(alone, 0, *places), kept(together, row - start, *places)
             for name in STATES:
                 errors[name].append(error_of(name, expected[name], found[name]))

@@ -77,7 +77,12 @@ class Prepared:
         ids = ("pad_id", "bot_id", "eot_id", "eos_id")
         plain = {name: getattr(reasoner, name) for name in (*names, *ids, "answer_prefix")}
         plain["architecture"] = str(getattr(plain["architecture"], "model_type", plain["architecture"]))
-        return {**plain, "checkpoint": self.checkpoint, "fingerprint": dict(reasoner.fingerprint)}
+        return {
+            **plain,
+            "protocol": reasoner.protocol.name,
+            "checkpoint": self.checkpoint,
+            "fingerprint": dict(reasoner.fingerprint),
+        }
 
 
 def batches(prepared: Prepared, shard: int) -> Iterator[list[int]]:
@@ -114,7 +119,7 @@ def _card_bytes(prepared: Prepared) -> int:
 def _card_row_bytes(prepared: Prepared, longest: int) -> int:
     """Bytes on the GPU of one row of a batch: captured twice (one batch is copied while the next runs), and at work."""
     layout, reasoner, n_prompt = prepared.layout, prepared.reasoner, len(prepared.prompts[longest])
-    n_key = n_prompt + layout.n_latent + 1 + prepared.n_answer
+    n_key = n_prompt + layout.places.n_middle - 1 + prepared.n_answer
     states = n_prompt * (8 * layout.hidden + 4 * reasoner.inner) * 4
     attention = 4 * layout.n_head * n_prompt * n_key * 4
     logits = 3 * reasoner.vocabulary * prepared.n_answer * 4
@@ -124,7 +129,7 @@ def _card_row_bytes(prepared: Prepared, longest: int) -> int:
 def row_bytes(prepared: Prepared, longest: int, dtype: str | None = None) -> int:
     """Bytes of one row of a batch; ``longest`` is the example of the longest question, ``dtype`` the stored type."""
     layout, n_prompt = prepared.layout, len(prepared.prompts[longest])
-    key = n_prompt + layout.n_latent + 1 + prepared.n_answer
+    key = n_prompt + layout.places.n_middle - 1 + prepared.n_answer
     position = key if layout.capture == "full" else key - n_prompt + 1
     states = ((layout.n_layer + 1) * position + layout.n_latent) * layout.hidden
     attention = layout.n_layer * layout.n_head * position * key
@@ -170,6 +175,8 @@ def prepare(
     *,
     base: str | None = None,
     lora_alpha: float | None = None,
+    protocol: str | None = None,
+    thoughts: int | None = None,
     skip_long: bool = False,
     memory: float = MEMORY,
     shard_examples: int | None = None,
@@ -191,6 +198,8 @@ def prepare(
         Base model's folder or hub id, where the checkpoint does not hold its configuration and tokenizer.
     lora_alpha
         Scale of the low-rank adapters, where the checkpoint has them.
+    protocol, thoughts
+        How the model is asked and fed, and how often, where the checkpoint does not say.
     skip_long
         Leave out questions that do not fit into the model's context, instead of refusing the data.
     memory
@@ -208,7 +217,10 @@ def prepare(
     """
     name, checkpoint = split_name(model if "=" in model else f"{model}={model}", "model")
     problems = read_problems(data, spec.limit)
-    reasoner = load_reasoner(checkpoint, base=base, device=spec.device, dtype=spec.compute_dtype, lora_alpha=lora_alpha)
+    reasoner = load_reasoner(
+        checkpoint, base=base, device=spec.device, dtype=spec.compute_dtype, lora_alpha=lora_alpha, protocol=protocol,
+        thoughts=thoughts,
+    )  # fmt: skip
     n_answer = max(spec.max_new_tokens, *(len(reasoner.answer_tokens(answer)) for answer in problems.gold_answer))
     prompts, keep = [], []
     for index, question in enumerate(problems.question):
@@ -234,6 +246,8 @@ def prepare(
         n_head=reasoner.n_head,
         hidden=reasoner.hidden,
         n_latent=reasoner.n_latent,
+        n_closing=reasoner.places.n_closing,
+        bot=reasoner.places.bot,
         longest_question=max(len(prompt) for prompt in prompts) - 1,
         n_answer=spec.max_new_tokens,
         capture=spec.capture,

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from extract.architectures import Architecture
 from extract.capture import Capture, Editor, KeyValues, Pass, Recorder, StoredRangeError, block_hooks, cache_argument
-from schemas import LakeError, UsageError
+from extract.protocols import CODI, EOS, Protocol
+from schemas import LakeError, Places, UsageError
 
 StoredDtype = Literal["float16", "float32"]
 SMALL_HIDDEN = 128
@@ -38,11 +39,24 @@ class Projection(nn.Module):
         return norm(out) if norm is not None else out
 
 
+class Constant(nn.Module):
+    """The same learned vector at every thought, whatever the state before."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.vector = nn.Parameter(torch.zeros(hidden))
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Vector ``(hidden,)`` for every row of ``state``."""
+        return self.vector.expand_as(state)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Thinking:
     """What one batch of questions left behind, aligned at ``bot``.
 
-    Key positions are ``n_before`` question places, ``bot``, the thoughts, ``eot`` and ``n_answer`` answer places;
+    Key positions are ``n_before`` question places, ``bot``, the thoughts, what closes them and ``n_answer`` answer
+    places (see :class:`schemas.Places`);
     positions are the same, or begin at ``bot`` in a latent capture. Arrays that were not asked for are empty.
     """
 
@@ -126,7 +140,7 @@ class Flight:
         return self.feed(self.reasoner._embed(tokens), record=record)
 
     def think(self, state: Tensor, first: int = 0) -> Tensor:
-        """Feed the thoughts from ``ct{first}`` on, each projected from the state before; give the last state."""
+        """Feed the thoughts from ``ct{first}`` on, each made from the state before; give the last state."""
         for index in range(first, self.reasoner.n_latent):
             vector = self.reasoner.projection(state)
             if self.editor is not None:
@@ -136,6 +150,11 @@ class Flight:
             state = self.feed(vector[:, None])[:, -1]
         return state
 
+    def close(self, state: Tensor, first: int = 0) -> Tensor:
+        """Feed the tokens that close the thoughts, from the ``first`` on; give the state before the answer."""
+        closing = self.reasoner.closing_tokens(len(self.pad), self.pad.device)[:, first:]
+        return self.feed_tokens(closing)[:, -1] if closing.shape[1] else state
+
     def keep(self, kept: Tensor) -> None:
         """Go on with some rows only."""
         self.cache = self.cache.take(kept, self.column, self.cache.capacity)
@@ -144,7 +163,7 @@ class Flight:
         self.all_rows = False
 
     def answer(self, state: Tensor, max_new_tokens: int, token: Tensor | None = None) -> Tensor:
-        """Write greedily from the state at ``eot``; tokens ``(row of the batch, place)``, -1 after the end.
+        """Write greedily from the state before the answer; tokens ``(row of the batch, place)``, -1 after the end.
 
         Every token written is fed, the end token too. ``token`` is the first, where it is known.
         """
@@ -153,7 +172,7 @@ class Flight:
         ended = torch.zeros(len(self.rows), dtype=torch.bool, device=state.device)
         for place in range(max_new_tokens):
             if token is None:
-                token = reasoner._logits(state)[:, :-1].argmax(-1)  # the row of EOT, the last, is never written
+                token = reasoner._likeliest(reasoner._logits(state))
             tokens[self.rows, place] = token.where(~ended, -1)
             state = self.feed_tokens(token[:, None])[:, -1]
             ended |= token == reasoner.eos_id
@@ -168,15 +187,17 @@ class Flight:
         return tokens
 
     def answer_beside(
-        self, continuations: Sequence[Sequence[int]], first: Sequence[int], max_new_tokens: int
+        self, state: Tensor, continuations: Sequence[Sequence[int]], first: Sequence[int], max_new_tokens: int
     ) -> tuple[Tensor, Tensor]:
-        """Feed ``eot``; score given continuations and write greedily, as :meth:`answer` does.
+        """Close the thoughts; score given continuations and write greedily, as :meth:`answer` does.
 
         All of the continuations is fed in one pass. What would have been written anyway is thereby written; only the
         rest is written token by token.
 
         Parameters
         ----------
+        state
+            Of each row, the last before the thoughts are closed.
         continuations
             Of each row, its end token included.
         first
@@ -200,17 +221,18 @@ class Flight:
             written_to[row, : min(end, max_new_tokens)] = True
             scored[row, start:end] = True
         padded, given, asked = (_on_device(torch.from_numpy(each), device) for each in (laid, written_to, scored))
-        eot = torch.full((n_row, 1), reasoner.eot_id, dtype=torch.long, device=device)
-        states = self.feed_tokens(torch.cat([eot, padded], dim=1))[:, :-1]
+        closing = reasoner.closing_tokens(n_row, device)
+        fed = self.feed_tokens(torch.cat([closing, padded], dim=1))
+        states = torch.cat([state[:, None], fed], dim=1)[:, closing.shape[1] : -1]
         # The vocabulary is wide: logits of the prefix only where its first token is what the model writes.
         places = sorted({0, *range(min(first), longest)})
         logits = reasoner._logits(states[:, places])
         log_p = logits.gather(-1, padded[:, places, None])[..., 0] - logits.logsumexp(-1)
         written = torch.full_like(padded, -1)
-        written[:, places] = logits[..., :-1].argmax(-1)
+        written[:, places] = reasoner._likeliest(logits)
         prefix = [place for place in range(longest) if place not in places]
         if prefix and bool((written[:, 0] == padded[:, 0]).any()):
-            written[:, prefix] = reasoner._logits(states[:, prefix])[..., :-1].argmax(-1)
+            written[:, prefix] = reasoner._likeliest(reasoner._logits(states[:, prefix]))
         same = ((written == padded) & given).long().cumprod(1)
         tokens = torch.full((n_row, max_new_tokens), -1, dtype=torch.long, device=device)
         width = min(longest, max_new_tokens)
@@ -228,11 +250,12 @@ class Flight:
 
 
 class Reasoner:
-    """A CODI model with its tokenizer; made by :func:`extract.load_reasoner`."""
+    """A latent reasoner with its tokenizer; made by :func:`extract.load_reasoner`."""
 
     def __init__(
-        self, *, name: str, model: nn.Module, projection: Projection, tokenizer: Any, architecture: Architecture,
-        vocabulary: int, n_latent: int, answer_prefix: str, fingerprint: dict[str, str],
+        self, *, name: str, model: nn.Module, projection: nn.Module, tokenizer: Any, architecture: Architecture,
+        vocabulary: int, n_latent: int, answer_prefix: str, fingerprint: dict[str, str], protocol: Protocol = CODI,
+        extra_rows: tuple[str, ...] = CODI.rows,
     ) -> None:  # fmt: skip
         self.name = name
         self.model = model
@@ -249,8 +272,20 @@ class Reasoner:
         self.hidden = int(config.hidden_size)
         self.context = int(config.max_position_embeddings)
         self.vocabulary = vocabulary
-        self.pad_id, self.bot_id, self.eot_id = vocabulary, vocabulary + 1, vocabulary + 2
+        self.protocol = protocol
+        self.extra_rows = extra_rows
         self.eos_id = int(tokenizer.eos_token_id)
+        known = tokenizer.get_vocab()
+        self._known = {EOS: self.eos_id, **{text: vocabulary + row for row, text in enumerate(extra_rows)}}
+        self._before_bot = [
+            self._id_of(text, known) for text in protocol.before_bot if text not in protocol.if_known or text in known
+        ]
+        self.closing_ids = [self._id_of(text, known) for text in protocol.closing]
+        self.bot_id = self._id_of(protocol.bot, known) if protocol.bot else None
+        self.eot_id = self.closing_ids[0] if self.closing_ids else None
+        self.pad_id = self._known.get("[PAD]", self.eos_id)
+        # What is no text: rows of the protocol, and its markers where the tokenizer has them.
+        self._marks = {self._id_of(text, known) for text in (*protocol.rows, *protocol.closing[:1])}
         self._body: Any = model.get_submodule(architecture.body)
         self._cache_argument = cache_argument(self._body)
         self._embedding: Any = self._body.get_submodule(architecture.embedding)
@@ -262,6 +297,17 @@ class Reasoner:
         self._current: Pass | None = None
         self._hooked = False
         self._in_use = threading.RLock()
+
+    def _id_of(self, text: str, known: Mapping[str, int]) -> int:
+        """Id of a token by its text."""
+        if text not in self._known and text not in known:
+            raise UsageError(f"protocol {self.protocol.name} needs the token {text}, which the tokenizer lacks")
+        return self._known.get(text, known.get(text, -1))
+
+    @property
+    def places(self) -> Places:
+        """Places between question and answer."""
+        return self.protocol.places(self.n_latent)
 
     @property
     def device(self) -> torch.device:
@@ -326,28 +372,33 @@ class Reasoner:
 
     @functools.cached_property
     def token_strings(self) -> list[str]:
-        """Text of each token of the vocabulary, the three extra rows last."""
+        """Text of each token of the vocabulary, the extra rows last."""
         known = len(self.tokenizer)
         texts = self.tokenizer.batch_decode([[index] for index in range(min(known, self.vocabulary))])
-        return [*texts, *[""] * (self.vocabulary - len(texts)), "[PAD]", "[BOT]", "[EOT]"]
+        return [*texts, *[""] * (self.vocabulary - len(texts)), *self.extra_rows]
 
     def encode(self, question: str) -> list[int]:
-        """Prompt of a question: its tokens (with the tokenizer's own beginning, if any), then BOT."""
-        return [*self.tokenizer(self.question_text(question))["input_ids"], self.bot_id]
+        """Prompt of a question: its tokens (with the tokenizer's own beginning, if any) up to where thinking begins."""
+        question_ids = self.tokenizer(self.question_text(question))["input_ids"]
+        return [*question_ids, *self._before_bot, *([] if self.bot_id is None else [self.bot_id])]
 
-    @staticmethod
-    def question_text(question: str) -> str:
-        """A question as the official code reads it."""
-        return question.strip().replace("  ", " ")
+    def question_text(self, question: str) -> str:
+        """A question as the official code of the protocol reads it."""
+        text = question.strip().replace("  ", " ") if self.protocol.trimmed else question
+        return f"{self.protocol.before_question}{text}{self.protocol.after_question}"
+
+    def closing_tokens(self, n_row: int, device: torch.device) -> Tensor:
+        """Tokens ``(row, place)`` that close the thoughts."""
+        return torch.tensor(self.closing_ids, dtype=torch.long, device=device).expand(n_row, -1)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of answer tokens, without special ones."""
-        inside = [int(token) for token in tokens if 0 <= token < self.vocabulary]
+        inside = [int(token) for token in tokens if 0 <= token < self.vocabulary and int(token) not in self._marks]
         return str(self.tokenizer.decode(inside, skip_special_tokens=True))
 
     def answer_tokens(self, answer: str) -> list[int]:
         """Tokens of prefix, answer and end as the model would write them; the number in its context, not by itself."""
-        return [*self._plain(f"{self.answer_prefix} {answer}"), self.eos_id]
+        return [*self._plain(f"{self.answer_prefix} {answer}" if self.answer_prefix else answer), self.eos_id]
 
     def answer_start(self, *answers: str) -> int:
         """How many tokens of :meth:`answer_tokens` come before the first that tells these answers apart.
@@ -369,8 +420,8 @@ class Reasoner:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def longest(self, n_token: int, max_new_tokens: int) -> int:
-        """Places that a prompt of ``n_token`` tokens needs, thoughts, EOT and answer included."""
-        return n_token + self.n_latent + 1 + max_new_tokens
+        """Places that a prompt of ``n_token`` tokens needs, thoughts, what closes them and answer included."""
+        return n_token + self.places.n_middle - 1 + max_new_tokens
 
     def check_length(self, n_token: int, max_new_tokens: int, what: str = "question") -> None:
         """Refuse a prompt that does not fit the context with its thoughts and answer.
@@ -442,6 +493,10 @@ class Reasoner:
             state.float().contiguous(), weight
         )  # torch takes a view row by row, several times slower
 
+    def _likeliest(self, logits: Tensor) -> Tensor:
+        """Likeliest token of those that the model may write."""
+        return logits[..., : logits.shape[-1] - self.protocol.n_unwritten].argmax(-1)
+
     def lay_out(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, int]:
         """Prompts side by side, ends aligned: tokens ``(row, column)``, empty places before each, column of BOT."""
         longest = max(len(prompt) for prompt in prompts)
@@ -456,7 +511,7 @@ class Reasoner:
         if not prompts:
             raise UsageError("no question to think about")
         for row, prompt in enumerate(prompts):
-            if len(prompt) < 2 or prompt[-1] != self.bot_id:
+            if len(prompt) < (1 if self.bot_id is None else 2) or self.bot_id not in (None, prompt[-1]):
                 raise UsageError(f"prompt {row} has no question or does not end with BOT; make prompts with encode()")
             self.check_length(len(prompt), room, f"question {row} of the batch")
 
@@ -509,7 +564,7 @@ class Reasoner:
         self._check_prompts(prompts, room)
         tokens, pad, n_before = self.lay_out(prompts)
         n_row = len(prompts)
-        head = n_before + self.n_latent + 2
+        head = n_before + self.places.n_middle
         recorder = None
         if capture is not None:
             recorder = Recorder(
@@ -521,20 +576,19 @@ class Reasoner:
         log_p = torch.full((n_row, 1), torch.nan, device=self.device)
         with torch.inference_mode(), self.session(hooks=recorder is not None or editor is not None):
             flight = Flight(self, pad, n_before, KeyValues(head + room), recorder=recorder, editor=editor)
-            flight.think(flight.feed_tokens(tokens)[:, -1])
+            state = flight.think(flight.feed_tokens(tokens)[:, -1])
             if gold is None:
-                eot = torch.full((n_row, 1), self.eot_id, dtype=torch.long, device=self.device)
-                answers = flight.answer(flight.feed_tokens(eot)[:, -1], max_new_tokens)
+                answers = flight.answer(flight.close(state), max_new_tokens)
             else:
                 log_p, answers = flight.answer_beside(
-                    [tokens for tokens, _ in asked], [start for _, start in asked], max_new_tokens
+                    state, [tokens for tokens, _ in asked], [start for _, start in asked], max_new_tokens
                 )
             n_answer = int((answers >= 0).sum(1).max())
             answers = answers[:, :n_answer]
             columns = torch.arange(head + n_answer, device=self.device)
             all_tokens = torch.full((n_row, head + n_answer), -1, dtype=torch.int32, device=self.device)
             all_tokens[:, : n_before + 1] = tokens.where(columns[: n_before + 1] >= pad[:, None], -1)
-            all_tokens[:, head - 1] = self.eot_id
+            all_tokens[:, head - len(self.closing_ids) : head] = self.closing_tokens(n_row, self.device)
             all_tokens[:, head:] = answers
             start = n_before if capture != "full" else 0
             exists = (columns >= pad[:, None]) & ((columns < head) | (all_tokens >= 0))

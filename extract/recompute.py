@@ -51,6 +51,8 @@ def recompute(
     base: str | None = None,
     device: str = "cpu",
     lora_alpha: float | None = None,
+    protocol: str | None = None,
+    thoughts: int | None = None,
 ) -> Recomputed:
     """Think through some of a run's examples again, one at a time, and compare.
 
@@ -69,6 +71,8 @@ def recompute(
         Where the model is; as the run was made, if absent.
     base, device, lora_alpha
         As for extraction.
+    protocol, thoughts
+        Likewise; by default what the lake remembers.
 
     Returns
     -------
@@ -84,9 +88,13 @@ def recompute(
     opened = open_lake(lake)
     attributes = opened.attributes(run)
     spec = RunSpec(**attributes["spec"])
-    source = checkpoint or opened.model_attributes(run.split("/")[0])["checkpoint"]
+    made = opened.model_attributes(run.split("/")[0])
+    source = checkpoint or made["checkpoint"]
     try:
-        reasoner = load_reasoner(source, base=base, device=device, dtype=spec.compute_dtype, lora_alpha=lora_alpha)
+        reasoner = load_reasoner(
+            source, base=base, device=device, dtype=spec.compute_dtype, lora_alpha=lora_alpha,
+            protocol=protocol or made.get("protocol"), thoughts=made["n_latent"] if thoughts is None else thoughts,
+        )  # fmt: skip
     except UsageError as error:
         raise UsageError(f"{run} was made with {source!r}: {error}. Say where it is with --model and --base") from error
     for name, digest in reasoner.fingerprint.items():
@@ -129,10 +137,8 @@ def compare(
         same = again.generated_text[0] == stored["generated_text"].item()
         other_texts += not same
         n_answer = again.n_answer if same else 0
-        expected = kept(again, 0, len(prompt), reasoner.n_latent, n_answer, spec.capture)
-        keys = [f"q-{distance}" for distance in range(len(prompt) - 1, 0, -1)]
-        keys += [str(label) for label in stored["key_position"].values if not str(label).startswith("q-")]
-        keys = keys[: len(prompt) + reasoner.n_latent + 1 + n_answer]
+        expected = kept(again, 0, len(prompt), reasoner.places.n_middle, n_answer, spec.capture)
+        keys = reasoner.places.labels(len(prompt) - 1, n_answer)
         places = {"position": keys if spec.capture == "full" else keys[len(prompt) - 1 :], "key_position": keys}
         for name in STATES:
             there = stored[name].sel({dim: places[dim] for dim in places if dim in stored[name].dims}).values

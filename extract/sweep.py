@@ -18,7 +18,7 @@ from extract.device import device_errors
 from extract.intervene import Armed, StoredValues, arm
 from extract.reasoner import Flight, Reasoner
 from extract.run import code_fingerprint
-from schemas import Intervention, UsageError, canonical_json, extract_answer, fingerprint, position_offset
+from schemas import Intervention, Places, UsageError, canonical_json, extract_answer, fingerprint
 from schemas.answers import Rule
 
 Progress = Callable[[int, int], None]
@@ -49,7 +49,7 @@ class _Trunk:
     n_before: int
     cache: KeyValues
     states: list[Tensor]
-    """States ``(row, hidden)`` at ``bot``, the thoughts and ``eot``."""
+    """States ``(row, hidden)`` at ``bot``, the thoughts and what closes them."""
     base: Tensor
     """Log probabilities ``(row, vocabulary)`` at the answer's number."""
 
@@ -144,17 +144,17 @@ def sweep(
         raise UsageError("conditions of a sweep need names of their own, other than untouched")
     for condition in conditions:
         for each in condition.interventions:
-            each.check(n_layer=reasoner.n_layer, n_head=reasoner.n_head, n_latent=reasoner.n_latent)
+            each.check(n_layer=reasoner.n_layer, n_head=reasoner.n_head, places=reasoner.places)
     prompts = [reasoner.encode(str(run["question"].values[row])) for row in rows]
     asked = _answers(reasoner, [list(texts) for texts in answers.values()])
     longest_answer = max((len(rest) for each in asked.rest for rest in each), default=0)
     room = max(n_new if generate else 1, len(asked.shared) + longest_answer)
     for label, prompt in zip(labels, prompts, strict=True):
         reasoner.check_length(len(prompt), room, f"question of example {label}")
-    _check_question_positions(conditions, labels, prompts, reasoner.n_latent)
+    _check_question_positions(conditions, labels, prompts, reasoner.places)
 
-    order = sorted(range(len(conditions)), key=lambda index: _first_offset(conditions[index], reasoner.n_latent))
-    longest = max(len(prompt) for prompt in prompts) + reasoner.n_latent + 1 + room
+    order = sorted(range(len(conditions)), key=lambda index: _first_offset(conditions[index], reasoner.places))
+    longest = max(reasoner.longest(len(prompt), room) for prompt in prompts)
     n_row = batch_rows or _rows_that_fit(reasoner, longest)
     n_head_row = min(HEAD_ROWS, n_row)
     with device_errors(f"a batch of {n_head_row} rows", f"pass --batch-rows {max(1, n_head_row // 2)}"):
@@ -271,10 +271,10 @@ def _one_by_one(
     """What the same conditions cost when each example is thought through from its question for every one of them."""
     # Shared tokens and every answer's own, but for the last token of each, which nobody reads on from.
     teacher = len(asked.shared) + sum(np.mean([len(rest) - 1 for rest in each]) for each in asked.rest)
-    head = sum(len(prompt) + reasoner.n_latent + 1 for prompt in prompts)
+    head = sum(reasoner.longest(len(prompt), 0) for prompt in prompts)
     lengths = [len(reasoner._plain(str(each))) + 1 for each in np.ravel(text) if each]
     cost["positions_one_by_one"] = int(n_condition * (head + len(prompts) * teacher) + sum(lengths))
-    calls = 2 + reasoner.n_latent + 1 + len(asked.rest) + (int(np.mean(lengths)) if lengths else 0)
+    calls = 1 + reasoner.places.n_middle + len(asked.rest) + (int(np.mean(lengths)) if lengths else 0)
     cost["model_calls_one_by_one"] = n_condition * len(prompts) * calls
 
 
@@ -284,7 +284,7 @@ def _rows_that_fit(reasoner: Reasoner, columns: int) -> int:
     kv_heads = int(getattr(config, "num_key_value_heads", None) or reasoner.n_head)
     size = 4 if reasoner.model.dtype == torch.float32 else 2
     keys = 2 * reasoner.n_layer * kv_heads * reasoner.head_size * columns * size
-    row = keys + 3 * 4 * (reasoner.vocabulary + 3)
+    row = keys + 3 * 4 * (reasoner.vocabulary + len(reasoner.extra_rows))
     if reasoner.device.type != "cuda":
         return int(min(MOST_ROWS, max(8, BATCH_BYTES // row)))
     free = torch.cuda.mem_get_info(reasoner.device)[0]
@@ -292,20 +292,20 @@ def _rows_that_fit(reasoner: Reasoner, columns: int) -> int:
     return int(min(MOST_ROWS, 2 ** (max(8, free // 4 // row).bit_length() - 1)))
 
 
-def _first_offset(condition: Condition, n_latent: int) -> int:
-    offsets = [position_offset(p, n_latent) for each in condition.interventions for p in each.positions]
-    return min(offsets, default=n_latent + 2)
+def _first_offset(condition: Condition, places: Places) -> int:
+    offsets = [places.offset(p) for each in condition.interventions for p in each.positions]
+    return min(offsets, default=places.n_middle)
 
 
 def _check_question_positions(
-    conditions: Sequence[Condition], labels: list[int], prompts: list[list[int]], n_latent: int
+    conditions: Sequence[Condition], labels: list[int], prompts: list[list[int]], places: Places
 ) -> None:
     """A question position must exist in every example it is armed on."""
     for condition in conditions:
         for each in condition.interventions:
             # An edge to a place that is not there can be cut, not forced or replaced.
             for position in {*each.positions, *(each.keys if each.operation != "zero" else ())}:
-                offset = position_offset(position, n_latent)
+                offset = places.offset(position)
                 if offset >= 0:
                     continue
                 armed = (
@@ -342,14 +342,14 @@ def _answers(reasoner: Reasoner, texts: list[list[str]]) -> _Answers:
 
 
 def _trunk(reasoner: Reasoner, prompts: list[list[int]], room: int) -> tuple[_Trunk, Flight]:
-    """Think a batch through up to ``eot``, untouched."""
+    """Think a batch through up to the answer, untouched."""
     tokens, pad, n_before = reasoner.lay_out(prompts)
-    flight = Flight(reasoner, pad, n_before, KeyValues(n_before + reasoner.n_latent + 2 + room))
+    flight = Flight(reasoner, pad, n_before, KeyValues(n_before + reasoner.places.n_middle + room))
     states = [flight.feed_tokens(tokens)[:, -1]]
     for _ in range(reasoner.n_latent):
         states.append(flight.feed(reasoner.projection(states[-1])[:, None])[:, -1])
-    eot = torch.full((len(prompts), 1), reasoner.eot_id, dtype=torch.long, device=reasoner.device)
-    states.append(flight.feed_tokens(eot)[:, -1])
+    for token in reasoner.closing_ids:
+        states.append(flight.feed_tokens(torch.full_like(tokens[:, :1], token))[:, -1])
     empty = torch.empty(0, device=reasoner.device)
     trunk = _Trunk(tokens=tokens, pad=pad, n_before=n_before, cache=flight.cache, states=states, base=empty)
     return trunk, flight
@@ -379,12 +379,12 @@ def _run(
     """Some conditions (none: the untouched run) on one batch of examples, side by side."""
     n_copy, n_batch = max(1, len(conditions)), len(batch)
     device = reasoner.device
-    last = reasoner.n_latent + 1
+    last = reasoner.places.n_middle - 1
     source = torch.arange(n_batch, device=device).repeat(n_copy)
     armed = Armed(n_copy * n_batch, device)
     first = last + 1
     for copy, condition in enumerate(conditions):
-        first = min(first, _first_offset(condition, reasoner.n_latent))
+        first = min(first, _first_offset(condition, reasoner.places))
         where = None if condition.where is None else {key: mask[batch] for key, mask in condition.where.items()}
         for stage, each in enumerate(condition.interventions):
             batch_rows = np.arange(copy * n_batch, (copy + 1) * n_batch)
@@ -400,8 +400,7 @@ def _run(
             state = flight.think(state)
         else:
             state = flight.think(trunk.states[first - 1][source], first=first - 1)
-        eot = torch.full((len(source), 1), reasoner.eot_id, dtype=torch.long, device=device)
-        state = flight.feed_tokens(eot)[:, -1]
+        state = flight.close(state, first=max(0, first - 1 - reasoner.n_latent))
     logprob, difference, kl, states = _measure(reasoner, flight, state, trunk, source, asked, batch)
     text = np.full((n_copy, n_batch), "", dtype=object)
     if generate:
@@ -426,7 +425,7 @@ def _write(
     begin = len(shared) if len(shared) < n_new else 0
     follows = torch.ones(len(states), dtype=torch.bool, device=states.device)
     for place, token in enumerate(shared[:begin]):
-        follows &= reasoner._logits(states[:, place])[:, :-1].argmax(-1) == token
+        follows &= reasoner._likeliest(reasoner._logits(states[:, place])) == token
     lines: list[list[int]] = [[] for _ in range(len(states))]
     length = flight.column
     for chosen, start in ((follows, begin), (~follows, 0)):

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from schemas.errors import UsageError
 from schemas.spelling import nearest
-from schemas.vocabulary import N_LATENT, position_labels, position_offset, segment_of
+from schemas.vocabulary import USUAL, Places, segment_of
 
 Site = Literal["latent_embedding", "hidden_state", "head_output", "attention"]
 Operation = Literal["zero", "mean", "resample", "noise", "scale", "replace", "add", "shuffle", "force"]
@@ -93,7 +93,7 @@ class Intervention:
         if self.as_noise and self.site == "attention":
             raise UsageError("attention is a distribution; noise of the norm of a change is none")
 
-    def check(self, *, n_layer: int, n_head: int, n_latent: int = N_LATENT) -> None:
+    def check(self, *, n_layer: int, n_head: int, places: Places = USUAL) -> None:
         """Check against a model's size, and that every edge runs back in time.
 
         Raises
@@ -112,18 +112,19 @@ class Intervention:
                 raise UsageError(
                     f"head {head} is not there; the model has heads 0 to {n_head - 1}{nearest(head, range(n_head))}"
                 )
-        offsets = check_positions(self.positions, n_latent)
+        offsets = check_positions(self.positions, places)
         if self.site == "latent_embedding" and any(segment_of(label) != "latent" for label in self.positions):
             raise UsageError(
-                f"latent_embedding is fed at ct0 to ct{n_latent - 1} only, not at {', '.join(self.positions)}"
+                f"latent_embedding is fed at the thoughts only, not at {', '.join(self.positions)};"
+                f" positions are {places}"
             )
-        if self.keys and max(check_positions(self.keys, n_latent)) > min(offsets):
+        if self.keys and max(check_positions(self.keys, places)) > min(offsets):
             raise UsageError(
                 f"attention from {', '.join(self.positions)} to {', '.join(self.keys)}: a query sees no later position"
             )
 
 
-def check_positions(labels: Sequence[str], n_latent: int = N_LATENT) -> list[int]:
+def check_positions(labels: Sequence[str], places: Places = USUAL) -> list[int]:
     """Offsets of positions from ``bot``.
 
     Raises
@@ -131,17 +132,10 @@ def check_positions(labels: Sequence[str], n_latent: int = N_LATENT) -> list[int
     UsageError
         If no position has such a name.
     """
-    known = position_labels(9, 9, n_latent)
     offsets = []
     for label in labels:
         try:
-            offset = position_offset(label, n_latent)
+            offsets.append(places.offset(label))
         except ValueError as error:
-            raise UsageError(f"{error}{nearest(label, known)}") from error
-        if label.startswith("ct") and offset > n_latent or label == "q-0":
-            raise UsageError(
-                f"position {label!r} is not there; positions are q-N .. q-1, bot, ct0 .. ct{n_latent - 1}, eot, a0 .."
-                + nearest(label, known)
-            )
-        offsets.append(offset)
+            raise UsageError(f"{error}{nearest(label, places.labels(9, 9))}") from error
     return offsets

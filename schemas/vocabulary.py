@@ -1,5 +1,6 @@
 """Names of dims, positions and variables: the words every other package speaks."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -120,11 +121,86 @@ DIMS: dict[str, str] = {
 }
 
 SEGMENTS = ("question", "bot", "latent", "eot", "answer")
+CLOSING = ("eot", "eos")
+"""Names of the places at which the tokens that close the thoughts are fed, in their order."""
 
 
 def latent_labels(n_latent: int = N_LATENT) -> list[str]:
     """Names of the continuous thoughts: ``ct0 .. ct{n-1}``."""
     return [f"ct{index}" for index in range(n_latent)]
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Which places a model's sequences have between question and answer, and how far they are from the first.
+
+    The first of them, at offset 0, is where thinking begins: ``bot`` or, where no marker stands before the answer,
+    the last token of the question, ``q-1``.
+    """
+
+    n_latent: int = N_LATENT
+    """Continuous thoughts."""
+    n_closing: int = 1
+    """Tokens fed after the thoughts: ``eot``, and with two of them ``eos``."""
+    bot: bool = True
+    """Whether a marker stands where thinking begins."""
+
+    def __post_init__(self) -> None:
+        """Check that every place has a name."""
+        if not 0 <= self.n_closing <= len(CLOSING):
+            raise ValueError(f"{self.n_closing} tokens close the thoughts; names are known of {len(CLOSING)}")
+
+    @property
+    def middle(self) -> list[str]:
+        """Places from the first, at offset 0, up to the answer."""
+        return ["bot" if self.bot else "q-1", *latent_labels(self.n_latent), *CLOSING[: self.n_closing]]
+
+    @property
+    def n_middle(self) -> int:
+        """How many places there are from the first, at offset 0, up to the answer."""
+        return 1 + self.n_latent + self.n_closing
+
+    def labels(self, n_before: int, n_answer: int) -> list[str]:
+        """Names of ``n_before`` places before offset 0, of those up to the answer, and of ``n_answer`` in it.
+
+        >>> Places(2, 2).labels(2, 1)
+        ['q-2', 'q-1', 'bot', 'ct0', 'ct1', 'eot', 'eos', 'a0']
+        >>> Places(0, 0, bot=False).labels(2, 1)
+        ['q-3', 'q-2', 'q-1', 'a0']
+        """
+        nearest = 1 if self.bot else 2
+        question = [f"q-{distance}" for distance in range(n_before + nearest - 1, nearest - 1, -1)]
+        return [*question, *self.middle, *(f"a{index}" for index in range(n_answer))]
+
+    def offset(self, label: str) -> int:
+        """Distance of a place from the first, in tokens.
+
+        Raises
+        ------
+        ValueError
+            If no place has that name.
+        """
+        middle = self.middle
+        if label in middle:
+            return middle.index(label)
+        for prefix, first, sign in (("q-", 0 if self.bot else 1, -1), ("a", self.n_middle, 1)):
+            number = label.removeprefix(prefix)
+            if label.startswith(prefix) and number.isdecimal() and label != "q-0":
+                return first + sign * int(number)
+        meant = re.fullmatch(r"(q-|ct|a)\d+|bot|eot|eos", label)
+        what = f"position {label!r} is not there" if meant else f"no position is called {label!r}"
+        raise ValueError(f"{what}; positions are {self}")
+
+    def __str__(self) -> str:
+        """All places in one line, as messages list them."""
+        question = "q-N .. q-1"
+        thoughts = {0: [], 1: ["ct0"]}.get(self.n_latent, [f"ct0 .. ct{self.n_latent - 1}"])
+        named = [*(["bot"] if self.bot else []), *thoughts, *CLOSING[: self.n_closing]]
+        return ", ".join([question, *named, "a0 .."])
+
+
+USUAL = Places()
+"""Places of CODI."""
 
 
 def position_labels(n_question: int, n_answer: int, n_latent: int = N_LATENT) -> list[str]:
@@ -133,33 +209,18 @@ def position_labels(n_question: int, n_answer: int, n_latent: int = N_LATENT) ->
     >>> position_labels(2, 1)
     ['q-2', 'q-1', 'bot', 'ct0', 'ct1', 'ct2', 'ct3', 'ct4', 'ct5', 'eot', 'a0']
     """
-    question = [f"q-{distance}" for distance in range(n_question, 0, -1)]
-    return [*question, "bot", *latent_labels(n_latent), "eot", *(f"a{index}" for index in range(n_answer))]
+    return Places(n_latent).labels(n_question, n_answer)
 
 
 def position_offset(label: str, n_latent: int = N_LATENT) -> int:
-    """Distance of a position from ``bot``, in tokens.
-
-    Raises
-    ------
-    ValueError
-        If no position has that name.
-    """
-    if label == "bot":
-        return 0
-    if label == "eot":
-        return n_latent + 1
-    for prefix, first, sign in (("q-", 0, -1), ("ct", 1, 1), ("a", n_latent + 2, 1)):
-        number = label.removeprefix(prefix)
-        if label.startswith(prefix) and number.isdecimal():
-            return first + sign * int(number)
-    raise ValueError(f"no position is called {label!r}; positions are q-N .. q-1, bot, ct0 .. ct5, eot, a0 ..")
+    """Distance of a position from ``bot``, in tokens, where one token closes the thoughts; see :class:`Places`."""
+    return Places(n_latent).offset(label)
 
 
 def segment_of(label: str) -> str:
-    """Segment of a position: ``question``, ``bot``, ``latent``, ``eot`` or ``answer``."""
-    if label in ("bot", "eot"):
-        return label
+    """Segment of a position: ``question``, ``bot``, ``latent``, ``eot`` (with ``eos``) or ``answer``."""
+    if label in ("bot", "eot", "eos"):
+        return "bot" if label == "bot" else "eot"
     return {"q": "question", "c": "latent", "a": "answer"}[label[0]]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from schemas import RUN_VARIABLES, latent_labels, position_labels
+from schemas import RUN_VARIABLES, Places, latent_labels
 from store.blocks import BlockArray
 
 # These numbers are part of the format: a lake's shapes follow from them, so another value needs another format version.
@@ -97,6 +97,15 @@ class RunLayout:
     dtype: str
     shard_bytes: int = SHARD_BYTES
     """Bound of the raw bytes of one shard."""
+    n_closing: int = 1
+    """Tokens that close the thoughts."""
+    bot: bool = True
+    """Whether a marker stands where thinking begins."""
+
+    @property
+    def places(self) -> Places:
+        """Places between question and answer."""
+        return Places(self.n_latent, self.n_closing, self.bot)
 
     @property
     def n_question(self) -> int:
@@ -106,7 +115,7 @@ class RunLayout:
     @property
     def key_positions(self) -> list[str]:
         """Labels of the key axis."""
-        return position_labels(self.n_question, self.n_answer, self.n_latent)
+        return self.places.labels(self.n_question, self.n_answer)
 
     @property
     def positions(self) -> list[str]:
@@ -209,8 +218,12 @@ class RunLayout:
         return places
 
     def to_json(self) -> dict[str, Any]:
-        """Fields as plain JSON values."""
-        return asdict(self)
+        """Fields as plain JSON values; what the first lakes did not have only where it is otherwise than there."""
+        values = asdict(self)
+        for name, usual in (("n_closing", 1), ("bot", True)):
+            if values[name] == usual:
+                del values[name]
+        return values
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "RunLayout":

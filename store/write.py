@@ -25,7 +25,6 @@ from schemas import (
     canonical_json,
     device_kind,
     fingerprint,
-    position_offset,
     segment_of,
 )
 from store.blocks import BlockArray
@@ -575,7 +574,7 @@ def run_arrays(
     yield column("position", positions, ("position",))
     yield column("key_position", keys, ("key_position",))
     yield column("segment", [segment_of(label) for label in positions], ("position",))
-    yield column("offset", [position_offset(label, layout.n_latent) for label in positions], ("position",))
+    yield column("offset", [layout.places.offset(label) for label in positions], ("position",))
     for name, array in layout.arrays().items():
         known = RUN_VARIABLES[name]
         yield (

@@ -181,7 +181,7 @@ def corrupt(
         ``control``; figures as :func:`extract.reenter.statistics.with_accuracy` gives them.
     """
     thoughts = tuple(positions or target.thoughts)
-    check_positions(thoughts, target.reasoner.n_latent)
+    check_positions(thoughts, target.reasoner.places)
     names = list(CORRUPTIONS if corruptions is None else corruptions)
     if unknown := [name for name in names if name not in CORRUPTIONS]:
         raise UsageError(

@@ -173,14 +173,14 @@ def _difference(
     """Logit difference ``(row,)`` with given vectors ``(row, thought, hidden)`` fed after the question."""
     reasoner = target.reasoner
     every = torch.arange(len(pad), device=pad.device)
-    capacity = n_before + 1 + reasoner.n_latent + 1 + tokens.shape[1]
+    capacity = n_before + reasoner.places.n_middle + tokens.shape[1]
     own = cache.take(every, n_before + 1, capacity, differentiable=True)
     flight = Flight(reasoner, pad, n_before, own)
-    eot = torch.full((len(pad), 1), reasoner.eot_id, dtype=torch.long, device=pad.device)
+    closing = reasoner.closing_tokens(len(pad), pad.device)
     with torch.no_grad():
-        after = reasoner._embed(torch.cat([eot, tokens], dim=1))
+        after = reasoner._embed(torch.cat([closing, tokens], dim=1))
     states = flight.feed(torch.cat([thoughts.to(after.dtype), after], dim=1))
-    # The state that predicts the token at `place` of the answer lies that many places after EOT.
-    state = states[every, reasoner.n_latent + ids[:, 2]]
+    # The state that predicts the token at `place` of the answer lies that many places after the last closing token.
+    state = states[every, reasoner.places.n_middle - 2 + ids[:, 2]]
     logits = reasoner._logits(state).float()
     return logits[every, ids[:, 0]] - logits[every, ids[:, 1]]

@@ -11,7 +11,7 @@ from extract.reenter.ablation import Site, self_controls, site_layers, where_of
 from extract.reenter.statistics import first_that_wins, holm, mcnemar, mean_interval, wilson
 from extract.reenter.target import Target
 from extract.sweep import Condition
-from schemas import Intervention, UsageError, answers_match, classify_outcome, position_offset
+from schemas import Intervention, Places, UsageError, answers_match, classify_outcome
 
 OUTCOMES = ("clean_answer", "corrupted_answer", "other", "gibberish")
 NAMED_SETS: dict[str, tuple[int, ...]] = {"first4": (0, 1, 2, 3), "middle": (1, 2, 3, 4), "endpoints": (0, 1, 4, 5)}
@@ -256,4 +256,5 @@ def swap_effects(out: xr.Dataset) -> xr.DataArray:
     array: xr.DataArray = (
         frame.set_index(["site", "layer", "positions"])["share"].to_xarray().rename(positions="position")
     )
-    return array.sortby(xr.DataArray([position_offset(str(p)) for p in array["position"].values], dims="position"))
+    order = Places(999, 2)  # of any model
+    return array.sortby(xr.DataArray([order.offset(str(p)) for p in array["position"].values], dims="position"))

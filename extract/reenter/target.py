@@ -178,7 +178,13 @@ def open_target(
     remembered = str(attributes.get("checkpoint", ""))
     try:
         reasoner = load_reasoner(
-            checkpoint or remembered, base, device, compute_dtype or made_in, lora_alpha=lora_alpha
+            checkpoint or remembered,
+            base,
+            device,
+            compute_dtype or made_in,
+            lora_alpha=lora_alpha,
+            protocol=attributes.get("protocol"),
+            thoughts=attributes.get("n_latent"),
         )
     except UsageError as error:
         if checkpoint is None:

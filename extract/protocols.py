@@ -1,0 +1,251 @@
+"""How a model is asked and fed its thoughts: one table entry per kind of latent reasoner."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from schemas import Places, UsageError, nearest
+from schemas.checks import check_whole
+
+EOS = "eos"
+"""Stands for the tokenizer's own end token, whatever its text."""
+PEFT = "base_model.model."
+"""Before the names of weights in a folder that PEFT saved."""
+PRJ, PROJECTOR = ("prj", ("1", "3", "ln")), ("projector", ("1", "3", "4"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Protocol:
+    """What stands around the question, what is fed at a thought, and what the weights of both are called.
+
+    A token is named by its text: that of a row of the checkpoint (:attr:`rows`), one the tokenizer knows, or ``eos``.
+    """
+
+    name: str
+    prefixes: tuple[str, ...] = ("",)
+    """What may stand before the language model's names of weights."""
+    unused: tuple[str, ...] = ()
+    """Beginnings of names of weights that may be there and are not used: copies, and helpers of the training."""
+    rows: tuple[str, ...] = ()
+    """Tokens of the rows after the base vocabulary, in their order, unless the tokenizer knows them all."""
+    rows_after: Literal["vocabulary", "tokenizer"] = "vocabulary"
+    """Whether these rows come after the ``vocab_size`` of the base or after its tokenizer's last token."""
+    n_unwritten: int = 0
+    """Rows at the end of the vocabulary that the model may not write."""
+    trimmed: bool = False
+    """Whether spaces around the question are taken away and double ones made single."""
+    before_question: str = ""
+    """Text put before the question."""
+    after_question: str = ""
+    """Text put after the question."""
+    before_bot: tuple[str, ...] = ()
+    """Tokens between question and ``bot``; they count as the question's last."""
+    if_known: tuple[str, ...] = ()
+    """Those of :attr:`before_bot` that are left out where the tokenizer does not know them."""
+    bot: str = ""
+    """Token at which the first thought is computed; none where the model answers from the question's last token."""
+    closing: tuple[str, ...] = ()
+    """Tokens fed after the thoughts, at ``eot`` and ``eos``."""
+    fed: Literal["projection", "state", "vector", "nothing"] = "nothing"
+    """At a thought: a projection of the state before (after the final norm), that state, one learned vector."""
+    projection: tuple[str, tuple[str, str, str]] = PRJ
+    """What the projection is called, and its two linear layers and layer norm below that."""
+    vector: str = ""
+    """Name of the learned vector's weight."""
+    n_latent: int | None = None
+    """Thoughts of a checkpoint that does not say; ``None``: it has to be said."""
+    answer_prefix: str = ""
+    """Text between the thoughts and the answer itself."""
+
+    def __post_init__(self) -> None:
+        """Check what hangs together."""
+        if (self.fed == "vector") != bool(self.vector):
+            raise UsageError(f"protocol {self.name}: fed is {self.fed!r}, vector {self.vector!r}; one needs the other")
+        if not self.bot and (self.fed != "nothing" or self.closing):
+            raise UsageError(f"protocol {self.name} has thoughts or a closing token but no bot")
+        if len(self.closing) > 2:
+            raise UsageError(f"protocol {self.name} has {len(self.closing)} closing tokens; places are named for two")
+        if strays := set(self.if_known) - set(self.before_bot):
+            raise UsageError(f"protocol {self.name}: if_known names {', '.join(strays)}, which before_bot does not")
+
+    def places(self, n_latent: int) -> Places:
+        """Places between question and answer."""
+        return Places(n_latent, len(self.closing), bool(self.bot))
+
+    def check_thoughts(self, n_latent: Any, source: str) -> int:
+        """Check a number of thoughts against what is fed.
+
+        Raises
+        ------
+        UsageError
+            If it is no whole number, 0 where there must be some, or not 0 where there can be none.
+        """
+        check_whole(source, n_latent, 0)
+        if self.fed == "nothing" and n_latent:
+            raise UsageError(f"{source} is {n_latent}; protocol {self.name} has no thoughts")
+        if self.fed != "nothing" and not n_latent:
+            raise UsageError(
+                f"{source} is 0; protocol {self.name} needs a thought at least (direct and cot are without)"
+            )
+        return int(n_latent)
+
+    def to_json(self) -> dict[str, Any]:
+        """Fields that decide what is computed and are not the default, as plain JSON values; the number apart."""
+        apart = ("name", "prefixes", "unused", "projection", "vector", "n_latent", "answer_prefix")
+        return {
+            each.name: list(value) if isinstance(value, tuple) else value
+            for each in fields(self)
+            if each.name not in apart and (value := getattr(self, each.name)) != each.default
+        }
+
+
+CODI = Protocol(
+    name="codi",
+    prefixes=("codi.base_model.model.", "codi.", PEFT),
+    unused=("decoder.", "pj_in.", "pj_out."),
+    rows=("[PAD]", "[BOT]", "[EOT]"),
+    n_unwritten=1,
+    trimmed=True,
+    bot="[BOT]",
+    closing=("[EOT]",),
+    fed="projection",
+    n_latent=6,
+    answer_prefix="The answer is:",
+)
+"""zhenyi4/codi with ``remove_eos True``, as released, and SIM-CoT on top of it (``decoder`` and ``pj_*``)."""
+COCONUT = Protocol(
+    name="coconut",
+    prefixes=("base_causallm.", PEFT, ""),
+    unused=("embedding.", "expainable_llm."),
+    rows=("<|start-latent|>", "<|end-latent|>", "<|latent|>"),
+    rows_after="tokenizer",
+    after_question="\n",
+    bot="<|start-latent|>",
+    closing=("<|end-latent|>",),
+    fed="state",
+    answer_prefix="###",
+)
+"""facebookresearch/coconut, and its checkpoints under plain Hugging Face names."""
+DIRECT = Protocol(
+    name="direct", prefixes=("base_causallm.", PEFT, ""), rows_after="tokenizer",
+    after_question="\n", n_latent=0, answer_prefix="###",
+)  # fmt: skip
+"""The controls of Coconut's code: no thoughts and no markers; ``cot`` writes its steps before the answer."""
+PROTOCOLS: dict[str, Protocol] = {
+    entry.name: entry
+    for entry in (
+        CODI,
+        # zhenyi4/codi with `remove_eos False`: an end token before bot and another after eot.
+        replace(CODI, name="codi-eos", before_bot=(EOS,), closing=("[EOT]", EOS)),
+        # connordilgren/are-lrms-easily-interpretable: no row for padding, LLaMA's turn ends before bot.
+        replace(
+            CODI, name="codi-multimode", rows=("[BOT]", "[EOT]"), n_unwritten=0, before_bot=("<|eot_id|>",),
+            if_known=("<|eot_id|>",),
+        ),
+        # ModalityDance/LatentTTS: adapters merged, markers in the tokenizer.
+        replace(
+            CODI, name="codi-hf", prefixes=("",), unused=(), rows=COCONUT.rows, n_unwritten=0, trimmed=False,
+            bot=COCONUT.bot, closing=COCONUT.closing, projection=PROJECTOR, n_latent=None,
+        ),
+        COCONUT,
+        # bmarti44/research-pipeline: as Coconut, one vector at every thought; in one pass or many it is the same.
+        replace(COCONUT, name="pause", fed="vector", vector="pause_embedding"),
+        replace(COCONUT, name="multipass-pause", fed="vector", vector="pause_embedding"),
+        DIRECT,
+        replace(DIRECT, name="cot"),
+    )
+}  # fmt: skip
+PREFIXES = tuple(dict.fromkeys(prefix for entry in PROTOCOLS.values() for prefix in entry.prefixes if prefix)) + ("",)
+
+
+def named_protocol(name: str) -> Protocol:
+    """Protocol of a name.
+
+    Raises
+    ------
+    UsageError
+        If there is none, naming all.
+    """
+    if name not in PROTOCOLS:
+        raise UsageError(f"protocol {name!r} is not one of {', '.join(PROTOCOLS)}{nearest(name, PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+def stated_protocol(said: Any, source: str) -> Protocol | None:
+    """What a file beside the weights says: a name, or fields of :class:`Protocol`, its ``name`` the one they change.
+
+    Raises
+    ------
+    UsageError
+        If it is neither.
+    """
+    if said is None:
+        return None
+    if isinstance(said, str):
+        return named_protocol(said)
+    if not isinstance(said, Mapping) or not isinstance(said.get("name"), str):
+        raise UsageError(f"{source}: protocol is {said!r}; it must be a name, or fields with the name they change")
+    base = named_protocol(said["name"])
+    changes: dict[str, Any] = {}
+    known = {field.name for field in fields(Protocol)}
+    for key, value in said.items():
+        if key not in known:
+            raise UsageError(f"{source}: protocol has no field {key!r}; it has {', '.join(sorted(known))}")
+        changes[key] = _as_tuple(value)
+        before = getattr(base, key)
+        if key != "n_latent" and type(changes[key]) is not type(before):
+            raise UsageError(f"{source}: {key} of the protocol is {value!r}, {base.name} has {before!r}")
+    if changes.get("fed", base.fed) not in ("projection", "state", "vector", "nothing"):
+        raise UsageError(f"{source}: fed is {changes['fed']!r}, not projection, state, vector or nothing")
+    if changes.get("rows_after", base.rows_after) not in ("vocabulary", "tokenizer"):
+        raise UsageError(f"{source}: rows_after is {changes['rows_after']!r}, not vocabulary or tokenizer")
+    return replace(base, **changes)
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(each) for each in value) if isinstance(value, list) else value
+
+
+def recognise(
+    prefix: str, names: Collection[str], n_extra: int, *, markers: bool, arguments: Mapping[str, Any], source: str
+) -> Protocol:
+    """Protocol of a checkpoint that names none.
+
+    Three rows after the vocabulary and a projection are the official CODI's, whose weights do not differ from those of
+    ``codi-eos``: that one is to be named.
+
+    Parameters
+    ----------
+    prefix
+        What the language model's weights are called by.
+    names
+        All names of weights.
+    n_extra
+        Rows after the base vocabulary.
+    markers
+        Whether the tokenizer knows Coconut's markers.
+    arguments
+        Those of Coconut's training, where they lie beside the weights.
+    source
+        Named in what is raised.
+
+    Raises
+    ------
+    UsageError
+        If it could be several: naming them.
+    """
+    for control, argument in (("cot", "cot"), ("direct", "no_cot")):
+        if arguments.get(argument):
+            return PROTOCOLS[control]
+    if any(name.startswith("prj.") for name in names) or prefix.startswith("codi."):
+        return PROTOCOLS["codi-multimode" if n_extra == len(PROTOCOLS["codi-multimode"].rows) else "codi"]
+    if any(name.startswith("projector.") for name in names):
+        return PROTOCOLS["codi-hf"]
+    if PROTOCOLS["pause"].vector in names:
+        return PROTOCOLS["pause"]
+    if prefix == COCONUT.prefixes[0] or markers or arguments.get("coconut"):
+        return COCONUT
+    raise UsageError(
+        f"{source} is a language model without projection or markers of thoughts; say with --protocol how it is asked"
+        f" ({', '.join(PROTOCOLS)})"
+    )
