@@ -4,14 +4,15 @@ import errno
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -660,6 +661,8 @@ def problems_command(
     console.print(f"{out / 'pairs'}.json: {pairs} pairs")
 
 
+SHOWN_ROWS = 40
+"""Rows of a table of which no command says how it is shortened."""
 DEMO_MODELS = ("small-gpt2", "small-gpt2-decodable", "small-llama", "small-llama-decodable")
 
 
@@ -841,7 +844,7 @@ def heads_command(
     csv: CsvFolder = None,
 ) -> None:
     """Score every head: flow, hub, skip, composite, type, and how stable its rank is."""
-    from analyze import head_analysis, head_table, summary_of_analysis
+    from analyze import head_analysis, summary_of_analysis
 
     lake, runs = runs_of(path, runs)
     spec = {"convention": convention, "top": top, "resamples": resamples, "seed": seed}
@@ -855,40 +858,53 @@ def heads_command(
         printed[run] |= {"summary": keep(lake, "head_summary", summary, run, spec, csv)}
         if as_json:
             continue
-        found = head_table(result).head(top)
-        constant = [name for name in ("flow", "hub", "skip") if float(result[f"{name}_weight"]) == 0]
-        constant += ["flow"] if convention == "reports" else []
-        n_head = result.sizes["layer"] * result.sizes["head"]
-        print_table(
-            f"{run}: {n_head} heads, {result.attrs['n_example']} examples, convention {convention}",
-            ["rank", "head", "type", "band", "composite", "95%", "rank 95%", "flow", "hub", "at", "skip", "max"],
-            [
-                [
-                    head.rank,
-                    f"L{head.layer}H{head.head}",
-                    head.type or "-",
-                    head.band,
-                    head.composite,
-                    f"{head.composite_low:.2f}..{head.composite_high:.2f}",
-                    f"{head.rank_low:.0f}..{head.rank_high:.0f}",
-                    head.flow,
-                    head.hub,
-                    head.hub_position or "-",
-                    head.skip,
-                    head.max_attention,
-                ]
-                for head in found.itertuples()
-            ],
-            caption=f"constant over the heads: {', '.join(constant)}" if constant else None,
-        )
-        print_table(
-            f"{run}: attention received, mean over heads (hub {summary['hub_position'].item()}; sequential "
-            f"{float(summary['mean_sequential']):.3f}, skip {float(summary['mean_skip']):.3f})",
-            ["thought", "received", "spread evenly", "ratio"],
-            summary[["incoming", "expected", "ratio"]].to_dataframe().reset_index().values.tolist(),
-        )
+        print_heads(run, result, spec)
+        print_head_summary(run, summary)
     if as_json:
         print_json(printed)
+
+
+def print_heads(run: str, result: Any, spec: Mapping[str, Any]) -> None:
+    """The best heads, a line each."""
+    from analyze import head_table
+
+    convention, top = spec.get("convention", "thoughts"), spec.get("top", 20)
+    found = head_table(result).head(top)
+    constant = [name for name in ("flow", "hub", "skip") if float(result[f"{name}_weight"]) == 0]
+    constant += ["flow"] if convention == "reports" else []
+    n_head = result.sizes["layer"] * result.sizes["head"]
+    print_table(
+        f"{run}: {n_head} heads, {result.attrs['n_example']} examples, convention {convention}",
+        ["rank", "head", "type", "band", "composite", "95%", "rank 95%", "flow", "hub", "at", "skip", "max"],
+        [
+            [
+                head.rank,
+                f"L{head.layer}H{head.head}",
+                head.type or "-",
+                head.band,
+                head.composite,
+                f"{head.composite_low:.2f}..{head.composite_high:.2f}",
+                f"{head.rank_low:.0f}..{head.rank_high:.0f}",
+                head.flow,
+                head.hub,
+                head.hub_position or "-",
+                head.skip,
+                head.max_attention,
+            ]
+            for head in found.itertuples()
+        ],
+        caption=f"constant over the heads: {', '.join(constant)}" if constant else None,
+    )
+
+
+def print_head_summary(run: str, summary: Any) -> None:
+    """What each thought receives of attention."""
+    print_table(
+        f"{run}: attention received, mean over heads (hub {summary['hub_position'].item()}; sequential "
+        f"{float(summary['mean_sequential']):.3f}, skip {float(summary['mean_skip']):.3f})",
+        ["thought", "received", "spread evenly", "ratio"],
+        summary[["incoming", "expected", "ratio"]].to_dataframe().reset_index().values.tolist(),
+    )
 
 
 @analyze.command("attention")
@@ -904,23 +920,29 @@ def attention_command(
     for run in runs:
         result = compute(attention_summary(lake[run]["attention"], n_resample=resamples, seed=seed), run)
         printed[run] = keep(lake, "attention", result, run, {"resamples": resamples, "seed": seed}, csv)
-        for query in ("eot", "answer"):
-            if as_json or query not in result["query"]:
-                continue
-            part = result.sel(query=query)
-            shares = part["layer_share"].transpose("layer", "target")
-            print_table(
-                f"{run}: attention of {query}, mean over heads, {int(part['n'])} examples",
-                ["layer", *shares["target"].values, "all thoughts"],
-                [
-                    [layer, *map(float, row), float(total)]
-                    for layer, row, total in zip(
-                        shares["layer"].values, shares.values, part["layer_thought_total"].values, strict=True
-                    )
-                ],
-            )
+        if not as_json:
+            print_attention(run, result)
     if as_json:
         print_json(printed)
+
+
+def print_attention(run: str, result: Any) -> None:
+    """Shares of the attention of ``eot`` and of the answer, by layer."""
+    for query in ("eot", "answer"):
+        if query not in result["query"]:
+            continue
+        part = result.sel(query=query)
+        shares = part["layer_share"].transpose("layer", "target")
+        print_table(
+            f"{run}: attention of {query}, mean over heads, {int(part['n'])} examples",
+            ["layer", *shares["target"].values, "all thoughts"],
+            [
+                [layer, *map(float, row), float(total)]
+                for layer, row, total in zip(
+                    shares["layer"].values, shares.values, part["layer_thought_total"].values, strict=True
+                )
+            ],
+        )
 
 
 @analyze.command("lens")
@@ -947,11 +969,16 @@ def lens_command(
             printed[run]["tuned"] = read_out(lake, run, found, model, fitted, top, csv, quiet=as_json)
             printed[run]["tuned_lens"] = keep(lake, "tuned_lens", fitted, run, {"seed": seed}, csv)
             if not as_json:
-                names = ["r2", "r2_plain", "kl", "kl_plain", "agreement", "agreement_plain"]
-                rows = fitted[names].to_dataframe().reset_index().values.tolist()
-                print_table(f"{run}: tuned lens, on problems it was not fitted on", ["layer", *names], rows)
+                print_tuned_lens(run, fitted)
     if as_json:
         print_json(printed)
+
+
+def print_tuned_lens(run: str, fitted: Any) -> None:
+    """How well the tuned lens does by layer."""
+    names = ["r2", "r2_plain", "kl", "kl_plain", "agreement", "agreement_plain"]
+    rows = fitted[names].to_dataframe().reset_index().values.tolist()
+    print_table(f"{run}: tuned lens, on problems it was not fitted on", ["layer", *names], rows)
 
 
 def read_out(
@@ -967,30 +994,35 @@ def read_out(
     kept = keep(lake, "lens", result, run, spec, csv)
     kept["tests"] = keep(lake, "lens_tests", lens_tests(both["is_number"]), run, spec, csv)
     if not quiet:
-        last = result.isel(layer=-1)
-        steps = [f"step {step}" for step in last["step"].values[:-1]]
-        print_table(
-            f"{run}: {result.attrs['lens']} lens, layer {int(last['layer'])}, {result.attrs['n_example']} examples",
-            ["position", "n", "number", "95%", "result", "of another", *steps, "last", "p(answer)"],
-            [
-                [
-                    at["position"].item(),
-                    int(at["n"]),
-                    float(at["number_share"]),
-                    f"{float(at['number_share_low']):.3f}..{float(at['number_share_high']):.3f}",
-                    float(at["result_share"]),
-                    float(at["control_share"]),
-                    *map(float, at["inner_share"].values[: len(steps)]),
-                    float(at["last_share"]),
-                    float(at["gold_probability"]),
-                ]
-                for at in (last.sel(position=position) for position in last["position"].values)
-                if int(at["n"]) > 0
-            ],
-            caption="shares of examples whose best token is a number; a result of the chain, or of another problem's; "
-            "the result of a step that is not the last; of the last step; probability of the answer",
-        )
+        print_lens(run, result)
     return kept
+
+
+def print_lens(run: str, result: Any) -> None:
+    """What the last layer reads out, by position."""
+    last = result.isel(layer=-1)
+    steps = [f"step {step}" for step in last["step"].values[:-1]]
+    print_table(
+        f"{run}: {result.attrs['lens']} lens, layer {int(last['layer'])}, {result.attrs['n_example']} examples",
+        ["position", "n", "number", "95%", "result", "of another", *steps, "last", "p(answer)"],
+        [
+            [
+                at["position"].item(),
+                int(at["n"]),
+                float(at["number_share"]),
+                f"{float(at['number_share_low']):.3f}..{float(at['number_share_high']):.3f}",
+                float(at["result_share"]),
+                float(at["control_share"]),
+                *map(float, at["inner_share"].values[: len(steps)]),
+                float(at["last_share"]),
+                float(at["gold_probability"]),
+            ]
+            for at in (last.sel(position=position) for position in last["position"].values)
+            if int(at["n"]) > 0
+        ],
+        caption="shares of examples whose best token is a number; a result of the chain, or of another problem's; "
+        "the result of a step that is not the last; of the last step; probability of the answer",
+    )
 
 
 @analyze.command("correlate")
@@ -1050,21 +1082,27 @@ def correlate_command(
             )
         printed[run] = keep(lake, "correlate", result, run, spec, csv)
         if not as_json:
-            names = ("pooled", "within", "partial", "two_way")
-            print_table(
-                f"{run}: attention of {query} against {importance}, {int(result['n_example'])} examples",
-                ["layer", *names, *result["position"].values],
-                [
-                    [
-                        at["layer"].item(),
-                        *(correlation(at, name) for name in names),
-                        *(correlation(at.sel(position=position), "position") for position in at["position"].values),
-                    ]
-                    for at in (result.sel(layer=layer) for layer in result["layer"].values)
-                ],
-            )
+            print_correlations(run, result, spec)
     if as_json:
         print_json(printed)
+
+
+def print_correlations(run: str, result: Any, spec: Mapping[str, Any]) -> None:
+    """Correlations by layer, in each way of taking them."""
+    query, importance = spec.get("query", "eot"), spec.get("importance", "what matters")
+    names = ("pooled", "within", "partial", "two_way")
+    print_table(
+        f"{run}: attention of {query} against {importance}, {int(result['n_example'])} examples",
+        ["layer", *names, *result["position"].values],
+        [
+            [
+                at["layer"].item(),
+                *(correlation(at, name) for name in names),
+                *(correlation(at.sel(position=position), "position") for position in at["position"].values),
+            ]
+            for at in (result.sel(layer=layer) for layer in result["layer"].values)
+        ],
+    )
 
 
 def correlation(at: Any, name: str) -> str:
@@ -1151,38 +1189,46 @@ def probes_command(
         printed[run] |= {"summary": table.to_dict("records")}
         if as_json:
             continue
-        main = "r2" if "r2" in result else "accuracy"
-        constant = main == "accuracy" and bool((abs(result["accuracy"] - result["majority_accuracy"]) < 1e-3).all())
-        shown = metric or ("auroc" if constant else main)
-        table = summarise_probes(result, shown)
-        parts = [result.isel(step=i) for i in range(len(table))] if "step" in result.dims else [result]
-        for part in parts:
-            grid = part[shown].transpose("layer", "position")
-            found = part["p_corrected"].transpose("layer", "position") < 1 - part.attrs["level"]
-            step = f", step {part['step'].item()}" if "step" in part.coords else ""
-            print_table(
-                f"{run}: {target}{step}, held-out {shown}, {int(part['n_example'].max())} examples"
-                f" (* p < {1 - part.attrs['level']:.2f}, {correction}, {part.attrs['n_test']} cells)",
-                ["layer", *grid["position"].values],
-                [
-                    [layer, *(f"{value:.2f}{'*' if star else ' '}" for value, star in zip(row, stars, strict=True))]
-                    for layer, row, stars in zip(grid["layer"].values, grid.values, found.values, strict=True)
-                ],
-                caption="accuracy is constant: every cell calls everything the commonest class" if constant else None,
-            )
-        extra = {"training": f"training_{main}", "refit": f"refit_training_{main}"}
-        print_table(
-            f"{run}: {target}, {shown} over all cells",
-            [*table.columns, *extra],
-            [
-                [*row, *(float(part[name].mean()) for name in extra.values())]
-                for row, part in zip(table.values.tolist(), parts, strict=True)
-            ],
-            caption=f"baseline, control, training and refit: {main}; the last two on the rows the probe was fitted to, "
-            f"refit is what report 001 calls accuracy. {result.attrs['note']}",
-        )
+        print_probes(run, result, spec, metric)
     if as_json:
         print_json(printed)
+
+
+def print_probes(run: str, result: Any, spec: Mapping[str, Any], metric: str | None = None) -> None:
+    """A score by layer and position, and the scores over all cells."""
+    from analyze import summarise_probes
+
+    target, correction = spec.get("target", "target"), spec.get("correction", "holm")
+    main = "r2" if "r2" in result else "accuracy"
+    constant = main == "accuracy" and bool((abs(result["accuracy"] - result["majority_accuracy"]) < 1e-3).all())
+    shown = metric or ("auroc" if constant else main)
+    table = summarise_probes(result, shown)
+    parts = [result.isel(step=i) for i in range(len(table))] if "step" in result.dims else [result]
+    for part in parts:
+        grid = part[shown].transpose("layer", "position")
+        found = part["p_corrected"].transpose("layer", "position") < 1 - part.attrs["level"]
+        step = f", step {part['step'].item()}" if "step" in part.coords else ""
+        print_table(
+            f"{run}: {target}{step}, held-out {shown}, {int(part['n_example'].max())} examples"
+            f" (* p < {1 - part.attrs['level']:.2f}, {correction}, {part.attrs['n_test']} cells)",
+            ["layer", *grid["position"].values],
+            [
+                [layer, *(f"{value:.2f}{'*' if star else ' '}" for value, star in zip(row, stars, strict=True))]
+                for layer, row, stars in zip(grid["layer"].values, grid.values, found.values, strict=True)
+            ],
+            caption="accuracy is constant: every cell calls everything the commonest class" if constant else None,
+        )
+    extra = {"training": f"training_{main}", "refit": f"refit_training_{main}"}
+    print_table(
+        f"{run}: {target}, {shown} over all cells",
+        [*table.columns, *extra],
+        [
+            [*row, *(float(part[name].mean()) for name in extra.values())]
+            for row, part in zip(table.values.tolist(), parts, strict=True)
+        ],
+        caption=f"baseline, control, training and refit: {main}; the last two on the rows the probe was fitted to, "
+        f"refit is what report 001 calls accuracy. {result.attrs['note']}",
+    )
 
 
 @analyze.command("sae")
@@ -1502,8 +1548,6 @@ def reenter_runs(
     experiment: Callable[[Any], Any],
     spec: dict[str, Any],
     common: dict[str, Any],
-    columns: tuple[Sequence[str], Callable[[Any], list[tuple[tuple[Any, ...], list[str]]]], Sequence[str]],
-    summary: Callable[[str, Any], list[str]] | None = None,
 ) -> None:
     """Run an experiment on every run, keep its results in the lake, and print them side by side."""
     import shutil
@@ -1514,9 +1558,7 @@ def reenter_runs(
     lake, names = runs_of(path, runs)
     one_of(common["rule"], ("default", "reports"), "rule")
     printed: dict[str, Any] = {}
-    cells: dict[tuple[Any, ...], dict[str, list[str]]] = {}
-    notes: list[str] = []
-    labels, rows_of, measures = columns
+    parts: dict[str, tuple[list[tuple[tuple[Any, ...], list[str]]], list[str]]] = {}
     for run in names:
         target = open_target(
             lake,
@@ -1552,30 +1594,47 @@ def reenter_runs(
                 table.to_csv(common["csv"] / f"{run.replace('/', '.')}-{command}-{part}.csv", index=False)
         records = {part: json.loads(table.to_json(orient="records")) for part, table in tables.items()}
         printed[run] = {"result": name, "attrs": dict(result.attrs)} | records
-        for key, values in rows_of(result):
-            cells.setdefault(key, {})[run] = values
-        notes += [f"{run}: {line}" for line in [*(summary(run, result) if summary else []), kept(name)]]
-        if "positions_fed" in result.attrs:
-            fed, alone = result.attrs["positions_fed"], result.attrs["positions_one_by_one"]
-            notes.append(f"{run}: {fed} positions fed, {alone} one condition at a time ({fed / alone:.0%})")
+        parts[run] = reentry_part(command, result, settings, name)
     if common["as_json"]:
         print_json(printed)
         return
+    print_reentry(command, parts)
+
+
+def reentry_part(
+    kind: str, result: Any, spec: Mapping[str, Any], name: str | None
+) -> tuple[list[tuple[tuple[Any, ...], list[str]]], list[str]]:
+    """What is printed of one run's result: rows of the table, and lines below it."""
+    lines = [*REENTRIES[kind].lines(result, spec), kept(name)]
+    if "positions_fed" in result.attrs:
+        fed, alone = result.attrs["positions_fed"], result.attrs["positions_one_by_one"]
+        lines.append(f"{fed} positions fed, {alone} one condition at a time ({fed / alone:.0%})")
+    return REENTRIES[kind].rows(result), lines
+
+
+def print_reentry(kind: str, parts: Mapping[str, tuple[list[tuple[tuple[Any, ...], list[str]]], list[str]]]) -> None:
+    """Results of a re-entry, by run, side by side."""
+    labels, measures = REENTRIES[kind].labels, REENTRIES[kind].measures
+    cells: dict[tuple[Any, ...], dict[str, list[str]]] = {}
+    for run, (rows, _) in parts.items():
+        for key, values in rows:
+            cells.setdefault(key, {})[run] = values
     blank = ["-"] * len(measures)
     heads = [
-        f"{run if number == 0 and len(names) > 1 else ''}\n{measure}"
-        for run in names
+        f"{run if number == 0 and len(parts) > 1 else ''}\n{measure}"
+        for run in parts
         for number, measure in enumerate(measures)
     ]
-    table = Table(title=f"{command} {', '.join(names)}", title_justify="left", box=None, pad_edge=False)
+    table = Table(title=f"{kind} {', '.join(parts)}", title_justify="left", box=None, pad_edge=False)
     for index, head in enumerate([*labels, *heads]):
         # On a terminal the measures keep their width and labels fold; a pipe has no width to fit into.
         table.add_column(head, no_wrap=index >= len(labels) or not console.is_terminal)
     for key, found in cells.items():
-        table.add_row(*key, *(cell for run in names for cell in found.get(run, blank)))
+        table.add_row(*key, *(cell for run in parts for cell in found.get(run, blank)))
     (console if console.is_terminal else Console(width=400, highlight=False)).print(table)
-    for line in notes:
-        console.print(line)
+    for run, (_, lines) in parts.items():
+        for line in lines:
+            console.print(f"{run}: {line}")
 
 
 def accuracy_cells(labels: Sequence[str]) -> tuple[Sequence[str], Callable[[Any], Any], Sequence[str]]:
@@ -1623,6 +1682,127 @@ def shown(label: str, value: Any) -> str:
     if isinstance(value, float):
         return "" if value != value else f"{value:+g}"
     return str(value)
+
+
+def ablate_lines(result: Any, spec: Mapping[str, Any]) -> list[str]:
+    """Where numbers are read, and what does not count."""
+    share = [
+        f"{p} {float(s):.1%}" for p, s in zip(result["position"].values, result["number_share"].values, strict=True)
+    ]
+    left = f"up to {float(result['share_not_counted'].max()):.1%} of examples lack such thoughts and do not count"
+    return [f"states that read a number: {', '.join(share)}; {left}"]
+
+
+def patch_rows(result: Any) -> list[tuple[tuple[Any, ...], list[str]]]:
+    """Outcomes of each condition."""
+    found = []
+    for index in range(result.sizes["condition"]):
+        line = result.isel(condition=index)
+        key = tuple(shown(label, line[label].item()) for label in ("site", "layer", "positions", "kind", "control"))
+        share = {
+            kind: line.sel(outcome_kind=kind) for kind in ("clean_answer", "corrupted_answer", "other", "gibberish")
+        }
+        clean = share["clean_answer"]
+        found.append(
+            (
+                key,
+                [
+                    interval(clean, "share"),
+                    *(f"{float(share[kind]['share']):.3f}" for kind in ("corrupted_answer", "other", "gibberish")),
+                    f"{float(line['recovery']):+.2f}",
+                    p_cell(line["p"]),
+                    p_cell(line["p_holm"]),
+                ],
+            )
+        )
+    return found
+
+
+def patch_lines(result: Any, spec: Mapping[str, Any]) -> list[str]:
+    """Which pairs count, and from how many thoughts on the clean answer wins."""
+    a = result.attrs
+    lines = [
+        f"{a['n_counted']} of {a['n_pair']} pairs count; {a['n_same_answer']} have the same answer twice,"
+        f" {a['n_not_both_right']} are not both answered rightly"
+    ]
+    for index in range(result.sizes["series"]):
+        each = result.isel(series=index)
+        n, low, high = (float(each[name]) for name in ("n_that_wins", "n_that_wins_low", "n_that_wins_high"))
+        where = f"{each['series_site'].item()}, layer {shown('layer', each['series_layer'].item())}"
+        won = f"from N = {n:.0f} [{low:.0f}, {high:.0f}]" if n == n else "at no N"
+        lines.append(f"{where}: the clean answer wins {won}; in {float(each['never_wins']):.0%} of resamples never")
+    return lines
+
+
+def head_lines(result: Any, spec: Mapping[str, Any]) -> list[str]:
+    """What ranked the heads."""
+    return [f"ranked by {spec.get('by', 'composite')}: {' '.join(result.attrs['ranking'].split()[:10])} ..."]
+
+
+def edge_lines(result: Any, spec: Mapping[str, Any]) -> list[str]:
+    """Which position is the hub."""
+    return [f"hub: {result.attrs['hub']}"]
+
+
+def gradient_rows(result: Any) -> list[tuple[tuple[Any, ...], list[str]]]:
+    """Attribution and magnitude of each thought."""
+    found = []
+    for latent in result["latent"].values:
+        line = result.sel(latent=latent)
+        mean, low, high = (float(line[f"attribution_{part}"]) for part in ("mean", "low", "high"))
+        size = float(line["magnitude_mean"])
+        found.append(((str(latent),), [f"{mean:+.3f} [{low:+.2f}, {high:+.2f}]", f"{size:.3f}"]))
+    return found
+
+
+def gradient_lines(result: Any, spec: Mapping[str, Any]) -> list[str]:
+    """How far attributions are from adding up."""
+    return [f"attributions miss the difference they should add up to by {result.attrs['relative_residual']:.2%}"]
+
+
+SWEPT = ("layer", "position", "head", "operation", "donor", "strength")
+
+
+def sweep_rows(result: Any) -> list[tuple[tuple[Any, ...], list[str]]]:
+    """Accuracy at each place of the grid."""
+    names = ["accuracy", "accuracy_low", "accuracy_high", "drop", "p", "p_holm", "kl_mean"]
+    part = result[names].sel(stratum="all")
+    frame = part.to_dataframe().reset_index()
+    found = []
+    for line in frame.itertuples():
+        key = tuple(str(getattr(line, dim, "")) for dim in SWEPT)
+        accuracy = f"{line.accuracy:.3f} [{line.accuracy_low:.2f}, {line.accuracy_high:.2f}]"
+        found.append((key, [accuracy, f"{line.drop:+.3f}", p_cell(line.p), p_cell(line.p_holm), f"{line.kl_mean:.2f}"]))
+    return found
+
+
+class Reentry(NamedTuple):
+    """How the results of a re-entry are printed."""
+
+    labels: Sequence[str]
+    """Columns that say what was done."""
+    rows: Callable[[Any], list[tuple[tuple[Any, ...], list[str]]]]
+    """Labels and measures of each row of a result."""
+    measures: Sequence[str]
+    lines: Callable[[Any, Mapping[str, Any]], list[str]] = lambda result, spec: []
+    """What else a result says, given its settings."""
+
+
+REENTRIES = {
+    "ablate": Reentry(*accuracy_cells(("site", "layer", "operation", "group", "control")), ablate_lines),
+    "corrupt": Reentry(*accuracy_cells(("site", "layer", "corruption", "group", "control"))),
+    "patch": Reentry(
+        ("site", "layer", "positions", "kind", "control"),
+        patch_rows,
+        ("clean 95%", "corrupted", "other", "gibberish", "recovery", "p", "p Holm"),
+        patch_lines,
+    ),
+    "ablate_heads": Reentry(*accuracy_cells(("group", "control")), head_lines),
+    "edges": Reentry(*accuracy_cells(("group", "control")), edge_lines),
+    "steer": Reentry(*accuracy_cells(("layer", "direction", "strength", "control"))),
+    "gradients": Reentry(("thought",), gradient_rows, ("attribution 95%", "magnitude"), gradient_lines),
+    "sweep": Reentry(SWEPT, sweep_rows, ("accuracy 95%", "drop", "p", "p Holm", "KL")),
+}
 
 
 def common_options(**options: Any) -> dict[str, Any]:
@@ -1676,20 +1856,12 @@ def ablate_command(
         where = wanted or report_layers(target, preset)
         return ablate(target, sites=chosen, layers=where, operations=actions, n_random=draws, seed=seed)
 
-    def summary(run: str, result: Any) -> list[str]:
-        share = [
-            f"{p} {float(s):.1%}" for p, s in zip(result["position"].values, result["number_share"].values, strict=True)
-        ]
-        left = f"up to {float(result['share_not_counted'].max()):.1%} of examples lack such thoughts and do not count"
-        return [f"states that read a number: {', '.join(share)}; {left}"]
-
     spec = {"sites": chosen, "layers": wanted, "operations": actions, "draws": draws, "preset": preset, "seed": seed}
     common = common_options(
         checkpoint=checkpoint, base=base, device=device, compute_dtype=compute_dtype, lora_alpha=lora_alpha,
         limit=limit, batch_rows=batch_rows, rule=rule, as_json=as_json, csv=csv,
     )  # fmt: skip
-    cells = accuracy_cells(("site", "layer", "operation", "group", "control"))
-    reenter_runs("ablate", path, runs, experiment, spec, common, cells, summary)
+    reenter_runs("ablate", path, runs, experiment, spec, common)
 
 
 @reenter.command("corrupt")
@@ -1740,8 +1912,7 @@ def corrupt_command(
         checkpoint=checkpoint, base=base, device=device, compute_dtype=compute_dtype, lora_alpha=lora_alpha,
         limit=limit, batch_rows=batch_rows, rule=rule, as_json=as_json, csv=csv,
     )  # fmt: skip
-    cells = accuracy_cells(("site", "layer", "corruption", "group", "control"))
-    reenter_runs("corrupt", path, runs, experiment, spec, common, cells)
+    reenter_runs("corrupt", path, runs, experiment, spec, common)
 
 
 @reenter.command("patch")
@@ -1778,51 +1949,12 @@ def patch_command(
         where = wanted or report_layers(target, preset)
         return patch(target, sites=chosen, layers=where, subsets=subsets, legacy=preset is not None, seed=seed)
 
-    def rows(result: Any) -> list[tuple[tuple[Any, ...], list[str]]]:
-        found = []
-        for index in range(result.sizes["condition"]):
-            line = result.isel(condition=index)
-            key = tuple(shown(label, line[label].item()) for label in ("site", "layer", "positions", "kind", "control"))
-            share = {
-                kind: line.sel(outcome_kind=kind) for kind in ("clean_answer", "corrupted_answer", "other", "gibberish")
-            }
-            clean = share["clean_answer"]
-            found.append(
-                (
-                    key,
-                    [
-                        interval(clean, "share"),
-                        *(f"{float(share[kind]['share']):.3f}" for kind in ("corrupted_answer", "other", "gibberish")),
-                        f"{float(line['recovery']):+.2f}",
-                        p_cell(line["p"]),
-                        p_cell(line["p_holm"]),
-                    ],
-                )
-            )
-        return found
-
-    def summary(run: str, result: Any) -> list[str]:
-        a = result.attrs
-        lines = [
-            f"{a['n_counted']} of {a['n_pair']} pairs count; {a['n_same_answer']} have the same answer twice,"
-            f" {a['n_not_both_right']} are not both answered rightly"
-        ]
-        for index in range(result.sizes["series"]):
-            each = result.isel(series=index)
-            n, low, high = (float(each[name]) for name in ("n_that_wins", "n_that_wins_low", "n_that_wins_high"))
-            where = f"{each['series_site'].item()}, layer {shown('layer', each['series_layer'].item())}"
-            won = f"from N = {n:.0f} [{low:.0f}, {high:.0f}]" if n == n else "at no N"
-            lines.append(f"{where}: the clean answer wins {won}; in {float(each['never_wins']):.0%} of resamples never")
-        return lines
-
     spec = {"sites": chosen, "layers": wanted, "subsets": subsets, "preset": preset, "seed": seed}
     common = common_options(
         checkpoint=checkpoint, base=base, device=device, compute_dtype=compute_dtype, lora_alpha=lora_alpha,
         limit=limit, batch_rows=batch_rows, rule=rule, as_json=as_json, csv=csv,
     )  # fmt: skip
-    labels = ("site", "layer", "positions", "kind", "control")
-    measures = ("clean 95%", "corrupted", "other", "gibberish", "recovery", "p", "p Holm")
-    reenter_runs("patch", path, runs, experiment, spec, common, (labels, rows, measures), summary)
+    reenter_runs("patch", path, runs, experiment, spec, common)
 
 
 @reenter.command("heads")
@@ -1857,9 +1989,6 @@ def reenter_heads_command(
             target, by=by, counts=sizes, operation=operation, positions=words(positions), n_random=draws, seed=seed
         )
 
-    def summary(run: str, result: Any) -> list[str]:
-        return [f"ranked by {by}: {' '.join(result.attrs['ranking'].split()[:10])} ..."]
-
     spec = {
         "by": by,
         "counts": sizes,
@@ -1872,8 +2001,7 @@ def reenter_heads_command(
         checkpoint=checkpoint, base=base, device=device, compute_dtype=compute_dtype, lora_alpha=lora_alpha,
         limit=limit, batch_rows=batch_rows, rule=rule, as_json=as_json, csv=csv,
     )  # fmt: skip
-    cells = accuracy_cells(("group", "control"))
-    reenter_runs("ablate_heads", path, runs, experiment, spec, common, cells, summary)
+    reenter_runs("ablate_heads", path, runs, experiment, spec, common)
 
 
 @reenter.command("edges")
@@ -1904,15 +2032,11 @@ def edges_command(
     def experiment(target: Any) -> Any:
         return cut_edges(target, hub=hub, layers=wanted, seed=seed)
 
-    def summary(run: str, result: Any) -> list[str]:
-        return [f"hub: {result.attrs['hub']}"]
-
     common = common_options(
         checkpoint=checkpoint, base=base, device=device, compute_dtype=compute_dtype, lora_alpha=lora_alpha,
         limit=limit, batch_rows=batch_rows, rule=rule, as_json=as_json, csv=csv,
     )  # fmt: skip
-    cells = accuracy_cells(("group", "control"))
-    reenter_runs("edges", path, runs, experiment, {"hub": hub, "layers": wanted, "seed": seed}, common, cells, summary)
+    reenter_runs("edges", path, runs, experiment, {"hub": hub, "layers": wanted, "seed": seed}, common)
 
 
 @reenter.command("steer")
@@ -1959,8 +2083,7 @@ def steer_command(
         checkpoint=checkpoint, base=base, device=device, compute_dtype=compute_dtype, lora_alpha=lora_alpha,
         limit=limit, batch_rows=batch_rows, rule=rule, as_json=as_json, csv=csv,
     )  # fmt: skip
-    cells = accuracy_cells(("layer", "direction", "strength", "control"))
-    reenter_runs("steer", path, runs, experiment, spec, common, cells)
+    reenter_runs("steer", path, runs, experiment, spec, common)
 
 
 @reenter.command("gradients")
@@ -1990,25 +2113,12 @@ def gradients_command(
     def experiment(target: Any) -> Any:
         return integrated_gradients(target, baseline=baseline, n_step=steps)  # type: ignore[arg-type]
 
-    def rows(result: Any) -> list[tuple[tuple[Any, ...], list[str]]]:
-        found = []
-        for latent in result["latent"].values:
-            line = result.sel(latent=latent)
-            mean, low, high = (float(line[f"attribution_{part}"]) for part in ("mean", "low", "high"))
-            size = float(line["magnitude_mean"])
-            found.append(((str(latent),), [f"{mean:+.3f} [{low:+.2f}, {high:+.2f}]", f"{size:.3f}"]))
-        return found
-
-    def summary(run: str, result: Any) -> list[str]:
-        return [f"attributions miss the difference they should add up to by {result.attrs['relative_residual']:.2%}"]
-
     common = common_options(
         checkpoint=checkpoint, base=base, device=device, compute_dtype=compute_dtype, lora_alpha=lora_alpha,
         limit=limit, batch_rows=batch_rows, rule=rule, as_json=as_json, csv=csv,
     )  # fmt: skip
     spec = {"baseline": baseline, "steps": steps}
-    columns = (("thought",), rows, ("attribution 95%", "magnitude"))
-    reenter_runs("gradients", path, runs, experiment, spec, common, columns, summary)
+    reenter_runs("gradients", path, runs, experiment, spec, common)
 
 
 @reenter.command("sweep")
@@ -2054,27 +2164,11 @@ def sweep_command(
     def experiment(target: Any) -> Any:
         return sweep_grid(target, **grid)
 
-    dims = ("layer", "position", "head", "operation", "donor", "strength")
-
-    def rows(result: Any) -> list[tuple[tuple[Any, ...], list[str]]]:
-        names = ["accuracy", "accuracy_low", "accuracy_high", "drop", "p", "p_holm", "kl_mean"]
-        part = result[names].sel(stratum="all")
-        frame = part.to_dataframe().reset_index()
-        found = []
-        for line in frame.itertuples():
-            key = tuple(str(getattr(line, dim, "")) for dim in dims)
-            accuracy = f"{line.accuracy:.3f} [{line.accuracy_low:.2f}, {line.accuracy_high:.2f}]"
-            found.append(
-                (key, [accuracy, f"{line.drop:+.3f}", p_cell(line.p), p_cell(line.p_holm), f"{line.kl_mean:.2f}"])
-            )
-        return found
-
     common = common_options(
         checkpoint=checkpoint, base=base, device=device, compute_dtype=compute_dtype, lora_alpha=lora_alpha,
         limit=limit, batch_rows=batch_rows, rule=rule, as_json=as_json, csv=csv,
     )  # fmt: skip
-    columns = (dims, rows, ("accuracy 95%", "drop", "p", "p Holm", "KL"))
-    reenter_runs("sweep", path, runs, experiment, grid, common, columns)
+    reenter_runs("sweep", path, runs, experiment, grid, common)
 
 
 @analyze.command("compare")
@@ -2102,6 +2196,15 @@ def compare_command(
         records = {part: json.loads(table.to_json(orient="records")) for part, table in tables.items()}
         print_json({"result": name, "missing": missing, "note": result.attrs["note"]} | records)
         return
+    print_comparison(result, path)
+    console.print(kept(name))
+
+
+def print_comparison(result: Any, path: object) -> None:
+    """Runs side by side, the largest differences, and what is missing."""
+    from analyze.compare import comparison_table, difference_table
+
+    tables = {"models": comparison_table(result), "differences": difference_table(result)}
     models = tables["models"].set_index("model")
     print_table("Side by side", ["", *models.index], [[column, *models[column]] for column in models.columns])
     sure = tables["differences"].query("low > 0 or high < 0")
@@ -2122,10 +2225,112 @@ def compare_command(
             for d in sure.itertuples()
         ],
     )
-    for line in missing:
+    for line in json.loads(result.attrs["missing"]):
         what, _, command = line.partition("; ")
         console.print(f"missing: {what}; {filled(command, path)}")
-    console.print(kept(name))
+
+
+@app.command("show")
+def show_command(
+    path: LakePath,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RESULT]...",
+            help="Its name, its kind and run, or the beginning of its fingerprint; none: all are listed.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    csv: CsvFolder = None,
+) -> None:
+    """Print a stored result again, as the command that made it did; nothing is computed."""
+    from store import open_lake, select_result
+
+    lake = open_lake(path)
+    if not words:
+        list_results(lake, as_json=as_json)
+        return
+    found = select_result(lake, words)
+    result = lake.open_result(found.name)
+    tables = tables_of_result(found, result)
+    if csv is not None:
+        csv.mkdir(parents=True, exist_ok=True)
+        for part, table in tables.items():
+            table.to_csv(
+                csv / f"{found.name.rpartition('/')[2].replace('~', '-')}-{found.kind}-{part}.csv", index=False
+            )
+    if as_json:
+        said = {key: getattr(found, key) for key in ("kind", "runs", "spec", "fingerprint", "inputs", "command")}
+        short = {part: table for part, table in tables.items() if not part.startswith("example")}
+        records = {part: json.loads(table.to_json(orient="records")) for part, table in short.items()}
+        print_json({"result": found.name} | said | records)
+        return
+    print_result(lake, found, result, tables)
+
+
+def option(command: Sequence[str], name: str) -> str | None:
+    """What a stored command gave for an option."""
+    return next((value for key, value in pairwise(command) if key == name), None)
+
+
+def list_results(lake: Any, *, as_json: bool) -> None:
+    """Name, settings and fingerprint of every stored result."""
+    found = lake.results()
+    if as_json:
+        print_json([asdict(each) for each in found])
+        return
+    rows = [[each.name, each.fingerprint[:12], each.describe(lake.location)] for each in found]
+    print_table(f"results of {lake.location}", ["result", "fingerprint", "made from"], rows)
+
+
+def tables_of_result(found: Any, result: Any) -> dict[str, Any]:
+    """Tidy tables of a stored result, as its command gives them."""
+    from analyze import result_tables, sae_summary
+    from analyze.compare import comparison_table, difference_table
+
+    if found.kind == "compare":
+        return {"models": comparison_table(result), "differences": difference_table(result)}
+    if found.kind == "sae":
+        return result_tables(sae_summary(result))
+    if found.kind == "errors":
+        return result_tables(result.drop_dims(["example", "feature"], errors="ignore"))
+    if found.kind in REENTRIES:
+        return result_tables(
+            result.drop_vars([key for key, each in result.variables.items() if "example" in each.dims])
+        )
+    return {part: table for part, table in result_tables(result).items() if "hidden" not in part}
+
+
+def print_result(lake: Any, found: Any, result: Any, tables: Mapping[str, Any]) -> None:
+    """Print a stored result as its command does; one that no command printed, as its tables."""
+    label = ", ".join(found.runs)
+    printers: dict[str, Callable[[], None]] = {
+        "heads": lambda: print_heads(label, result, found.spec),
+        "head_summary": lambda: print_head_summary(label, result),
+        "attention": lambda: print_attention(label, result),
+        "lens": lambda: print_lens(label, result),
+        "tuned_lens": lambda: print_tuned_lens(label, result),
+        "correlate": lambda: print_correlations(label, result, found.spec),
+        "probes": lambda: print_probes(label, result, found.spec, option(found.command, "--metric")),
+        "sae": lambda: print_dictionary(label, result, found.name),
+        "errors": lambda: print_errors(label, result, found.name),
+        "compare": lambda: print_comparison(result, lake.location),
+    }
+    if found.kind in REENTRIES:
+        part = partial(reentry_part, found.kind, result, found.spec, found.name)
+        printers[found.kind] = lambda: print_reentry(found.kind, {label: part()})
+    try:
+        printers[found.kind]()
+    except (KeyError, ValueError, AttributeError):  # no command prints this kind, or Python wrote other variables
+        for name, table in tables.items():
+            rows = table.head(SHOWN_ROWS).values.tolist()
+            more = f"the first {SHOWN_ROWS} of {len(table)} rows; --csv DIR has all"
+            cut = more if len(table) > SHOWN_ROWS else None
+            print_table(f"{label}: {found.kind}, {name}", list(table.columns), rows, cut)
+    if found.kind == "heads":
+        beside = found.name.replace("/heads/", "/head_summary/")
+        if any(each.name == beside for each in lake.results("head_summary")):
+            print_head_summary(label, lake.open_result(beside))
 
 
 @app.command("report")

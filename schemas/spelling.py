@@ -11,7 +11,7 @@ ENOUGH = 0.6
 def nearest(word: object, known: Iterable[object]) -> str:
     """Question to append to an error about an unknown word; empty where no known word is like it.
 
-    Letters count alike in either case; of numbers, the closest is near.
+    Letters count alike in either case, and o as 0; of numbers, the closest is near.
 
     >>> nearest("smal-gpt2/test", ["small-gpt2/test", "small-llama/test"])
     "; did you mean 'small-gpt2/test'?"
@@ -22,7 +22,10 @@ def nearest(word: object, known: Iterable[object]) -> str:
     if isinstance(word, Integral):
         numbers = [int(each) for each in known if isinstance(each, Integral)]
         return f"; did you mean {min(numbers, key=lambda each: abs(each - int(word)))}?" if numbers else ""
-    written = str(word).casefold()
-    scored = [(SequenceMatcher(None, str(each).casefold(), written).ratio(), str(each)) for each in known]
-    best = max(scored, key=lambda pair: pair[0], default=(0.0, ""))
+    scored = [(SequenceMatcher(None, _seen(each), _seen(word)).ratio(), str(each)) for each in known]
+    best = max(scored, default=(0.0, ""))  # of equals the last: for ct9, ct5
     return f"; did you mean {best[1]!r}?" if best[0] >= ENOUGH else ""
+
+
+def _seen(word: object) -> str:
+    return str(word).casefold().replace("o", "0")

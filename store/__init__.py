@@ -9,6 +9,7 @@ from store.info import describe, describe_run, find, precision_text
 from store.layout import MAX_SHARD_EXAMPLES, RunLayout
 from store.location import local_path
 from store.read import Lake, Result, open_lake
+from store.select import select_result
 from store.size import encoded_sizes, model_size, run_files_size
 from store.verify import Damage, Verification, verify
 from store.write import RunWriter, check_model, check_run, create_run, taken_up, write_model
@@ -34,6 +35,7 @@ __all__ = [
     "open_lake",
     "precision_text",
     "run_files_size",
+    "select_result",
     "taken_up",
     "verify",
     "write_model",

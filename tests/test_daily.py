@@ -1,12 +1,19 @@
 """The command line in daily use: help, version, misspelt words, results shown again, removal, queries, top places."""
 
+import json
+from contextlib import redirect_stdout
 from importlib.metadata import version
+from io import StringIO
 
+import pandas as pd
 import pytest
+import xarray as xr
 from synthetic import make_model, make_run, write_run
 
 import lake as command_line
+from extract.small.problems import make_pairs, write_pairs
 from schemas import Intervention, UsageError, nearest
+from store import open_lake
 
 
 @pytest.fixture
@@ -62,6 +69,76 @@ def test_a_misspelt_word_is_answered_with_the_nearest(call, made):
         Intervention(site="hidden_state", operation="zero", layers=(0,), positions=("ct6",)).check(n_layer=1, n_head=1)
     with pytest.raises(UsageError, match=r"did you mean 'resample'\?"):
         Intervention(site="hidden_state", operation="resampel", layers=(0,), positions=("ct0",))  # type: ignore[arg-type]
+
+
+COMMANDS = {
+    "heads": ("--resamples", 20, "--top", 4),
+    "attention": ("--resamples", 20),
+    "lens": (),
+    "correlate": ("--permutations", 20, "--resamples", 20),
+    "probes": ("--target", "operation", "--layers", 1, "--positions", "bot,ct0", "--resamples", 20, "--controls", 1),
+    "sae": ("--epochs", 1, "--features", 8, "--k", 2),
+}
+
+
+@pytest.fixture(scope="module")
+def analysed(tmp_path_factory):
+    """A lake with results, and what the commands that made them printed."""
+    path, printed = two_runs(tmp_path_factory.mktemp("lakes") / "analysed.lake"), {}
+    for name, options in COMMANDS.items():
+        with redirect_stdout(StringIO()) as out:
+            command_line.app(["analyze", name, str(path), "one/problems", *map(str, options)], standalone_mode=False)
+        printed[name] = out.getvalue()
+    return path, printed
+
+
+def test_a_result_is_shown_as_its_command_printed_it(call, analysed, tmp_path):
+    path, printed = analysed
+    for kind, text in printed.items():
+        assert text
+        assert call("show", path, kind, "one/problems") == (0, text, "")
+    found = open_lake(path).find("heads", "one/problems")
+    for word in (found.name, found.name.removeprefix("results/"), found.fingerprint, found.fingerprint[:6]):
+        assert call("show", path, word)[1] == printed["heads"]
+    code, out, _ = call("show", path, "heads", "--json", "--csv", tmp_path)
+    shown = json.loads(out)
+    assert (code, shown["result"], len(shown["layer_head"])) == (0, found.name, 6)
+    assert pd.read_csv(*tmp_path.glob("*-heads-layer_head.csv"))["flow"].tolist() == pytest.approx(
+        [row["flow"] for row in shown["layer_head"]]
+    )
+    assert all(kind in call("show", path)[1] for kind in printed)
+
+
+def test_which_results_there_are_is_said_where_none_or_several_fit(call, analysed, tmp_path):
+    path, _ = analysed
+    refused(call("show", path, "haeds"), "no result fits", "did you mean 'heads'?", "results/lens/one.problems~")
+    refused(call("show", path, "heads", "two/problems"), "no result fits 'heads two/problems'")
+    refused(call("show", path, "one/problems"), "results fit", "results/probes/one.problems~", "--top 4")
+    refused(call("show", two_runs(tmp_path / "empty.lake"), "heads"), "there are none")
+
+
+def test_a_result_of_python_is_shown_as_its_tables(call, tmp_path):
+    lake = open_lake(two_runs(tmp_path / "a.lake"))
+    result = xr.Dataset({"score": ("layer", [0.5, 0.25, 1.5])}, coords={"layer": [0, 1, 2]})
+    for kind in ("my_scores", "heads"):
+        lake.write_result(kind, result, runs=["one/problems"], spec={})
+        code, out, err = call("show", lake.location, kind)
+        assert (code, err) == (0, "")
+        assert [line.split() for line in out.splitlines()[1:3]] == [["layer", "score"], ["0.000", "0.500"]]
+
+
+def test_a_re_entry_is_shown_as_its_command_printed_it(call, tmp_path):
+    write_pairs(make_pairs(4, 0), tmp_path / "pairs.json")
+    path = tmp_path / "pairs.lake"
+    assert call("extract", "--model", "small-gpt2", "--data", tmp_path / "pairs.json", "--lake", path)[0] == 0
+    for command, kind, *options in (
+        ("patch", "patch", "--layers", 0),
+        ("gradients", "gradients", "--steps", 2),
+        ("edges", "edges", "--layers", 0),
+    ):
+        code, out, err = call("reenter", command, path, *options)
+        assert (code, err) == (0, "")
+        assert call("show", path, kind) == (0, out, "")
 
 
 def test_nothing_is_offered_where_nothing_is_near():

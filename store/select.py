@@ -1,0 +1,49 @@
+"""One stored result of a lake, by what somebody says of it."""
+
+from collections.abc import Sequence
+
+from schemas import MissingRunError, nearest
+from store.info import SHORTEST_PREFIX
+from store.read import RESULTS, Lake, Result
+
+
+def fits(result: Result, word: str) -> bool:
+    """Whether a word is a result's name, kind or run, or begins its fingerprint or the digest that ends its name."""
+    name = result.name.removeprefix(f"{RESULTS}/")
+    if word in (result.name, name, name.rpartition("/")[2], result.kind, *result.runs):
+        return True
+    digests = (result.fingerprint, name.rpartition("~")[2])
+    return len(word) >= SHORTEST_PREFIX and any(digest.startswith(word) for digest in digests)
+
+
+def select_result(lake: Lake, words: Sequence[str]) -> Result:
+    """The one result that every word fits.
+
+    Parameters
+    ----------
+    lake
+        Where it lies.
+    words
+        Name; or kind and run; or the beginning of a fingerprint.
+
+    Raises
+    ------
+    MissingRunError
+        If none fits: what there is, is named; or several: each with what tells it from the others.
+    """
+    results = lake.results()
+    fitting = [each for each in results if all(fits(each, word) for word in words)]
+    if len(fitting) == 1:
+        return fitting[0]
+    said = " ".join(words)
+    if fitting:
+        each = "; ".join(f"{one.name} ({one.fingerprint[:12]}: {one.describe(lake.location)})" for one in fitting)
+        raise MissingRunError(
+            f"{lake.location}: {len(fitting)} results fit {said!r}; name one, as by its fingerprint: {each}"
+        )
+    known = dict.fromkeys(word for each in results for word in (each.kind, *each.runs, each.name))
+    strange = next((word for word in words if not any(fits(each, word) for each in results)), "")
+    there = ", ".join(each.name for each in results) or "none"
+    raise MissingRunError(
+        f"{lake.location}: no result fits {said!r}; there are {there}" + (nearest(strange, known) if strange else "")
+    )
