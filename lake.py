@@ -789,6 +789,27 @@ def train_command(
 
 Resamples = Annotated[int, typer.Option(help="Resamples of the bootstrap over problems.")]
 Seed = Annotated[int, typer.Option(help="Seed of what is drawn.")]
+OnlyLayers = Annotated[str | None, typer.Option("--layers", metavar="0,1..", help="Only these layers.")]
+OnlyPositions = Annotated[str | None, typer.Option("--positions", metavar="bot,ct0..", help="Only these positions.")]
+OnlyFirst = Annotated[int | None, typer.Option("--limit", metavar="N", help="Only the first N examples.")]
+
+
+def parts_of(
+    lake: Any,
+    runs: Sequence[str],
+    *,
+    layers: str | None = None,
+    positions: str | None = None,
+    limit: int | None = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What an analysis reads of each run, all checked before the first is read; and what a result says of it."""
+    from analyze.labels import part_of
+
+    part = {"layers": layer_numbers(layers), "positions": words(positions), "limit": limit}
+    parts = {run: part_of(lake[run], **part) for run in runs}
+    some = parts[runs[0]]  # its order: results of the same part have the same settings
+    part |= {name + "s": some[name].values.tolist() for name in ("layer", "position") if part[name + "s"]}
+    return parts, {key: value for key, value in part.items() if value is not None}
 
 
 def taken(lake: Any, kind: str, run: str) -> str:
@@ -839,6 +860,7 @@ def heads_command(
     ] = "thoughts",
     top: Annotated[int, typer.Option(help="Heads that count as the best.")] = 20,
     resamples: Resamples = 300,
+    limit: OnlyFirst = None,
     seed: Seed = 0,
     as_json: AsJson = False,
     csv: CsvFolder = None,
@@ -848,9 +870,11 @@ def heads_command(
 
     lake, runs = runs_of(path, runs)
     spec = {"convention": convention, "top": top, "resamples": resamples, "seed": seed}
+    parts, part = parts_of(lake, runs, limit=limit)
+    spec |= part
     printed = {}
     for run in runs:
-        attention = lake[run]["attention"]
+        attention = parts[run]["attention"]
         lazy = head_analysis(attention, convention, top=top, n_resample=resamples, seed=seed)  # type: ignore[arg-type]
         result = compute(lazy, run)
         printed[run] = keep(lake, "heads", result, run, spec, csv)
@@ -909,17 +933,18 @@ def print_head_summary(run: str, summary: Any) -> None:
 
 @analyze.command("attention")
 def attention_command(
-    path: LakePath, runs: RunNames = None, resamples: Resamples = 300, seed: Seed = 0, as_json: AsJson = False,
-    csv: CsvFolder = None,
+    path: LakePath, runs: RunNames = None, layers: OnlyLayers = None, limit: OnlyFirst = None,
+    resamples: Resamples = 300, seed: Seed = 0, as_json: AsJson = False, csv: CsvFolder = None,
 ) -> None:  # fmt: skip
     """Say where the answer looks, and where each thought looks: shares of attention that sum to 1."""
     from analyze import attention_summary
 
     lake, runs = runs_of(path, runs)
+    parts, part = parts_of(lake, runs, layers=layers, limit=limit)
     printed = {}
     for run in runs:
-        result = compute(attention_summary(lake[run]["attention"], n_resample=resamples, seed=seed), run)
-        printed[run] = keep(lake, "attention", result, run, {"resamples": resamples, "seed": seed}, csv)
+        result = compute(attention_summary(parts[run]["attention"], n_resample=resamples, seed=seed), run)
+        printed[run] = keep(lake, "attention", result, run, {"resamples": resamples, "seed": seed} | part, csv)
         if not as_json:
             print_attention(run, result)
     if as_json:
@@ -951,6 +976,9 @@ def lens_command(
     runs: RunNames = None,
     top: Annotated[int, typer.Option(help="Best tokens kept of each state.")] = 5,
     tuned: Annotated[bool, typer.Option("--tuned", help="Also fit and use a tuned lens.")] = False,
+    layers: OnlyLayers = None,
+    positions: OnlyPositions = None,
+    limit: OnlyFirst = None,
     seed: Seed = 0,
     as_json: AsJson = False,
     csv: CsvFolder = None,
@@ -959,15 +987,17 @@ def lens_command(
     from analyze import fit_tuned_lens
 
     lake, runs = runs_of(path, runs)
+    parts, part = parts_of(lake, runs, layers=layers, positions=positions, limit=limit)
+    where = part.get("positions")
     printed: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        found, model = lake[run], lake.model(run.split("/")[0])
-        printed[run] = read_out(lake, run, found, model, None, top, csv, quiet=as_json)
+    for run, found in parts.items():
+        model, said = lake.model(run.split("/")[0]), {"top": top} | part
+        printed[run] = read_out(lake, run, found, model, None, said, csv, quiet=as_json)
         if tuned:
             with progress_bar(f"{run}, tuned lens", "layers") as report:
-                fitted = fit_tuned_lens(found, model, seed=seed, progress=report)
-            printed[run]["tuned"] = read_out(lake, run, found, model, fitted, top, csv, quiet=as_json)
-            printed[run]["tuned_lens"] = keep(lake, "tuned_lens", fitted, run, {"seed": seed}, csv)
+                fitted = fit_tuned_lens(found, model, positions=where, seed=seed, progress=report)
+            printed[run]["tuned"] = read_out(lake, run, found, model, fitted, said, csv, quiet=as_json)
+            printed[run]["tuned_lens"] = keep(lake, "tuned_lens", fitted, run, {"seed": seed} | part, csv)
             if not as_json:
                 print_tuned_lens(run, fitted)
     if as_json:
@@ -982,17 +1012,19 @@ def print_tuned_lens(run: str, fitted: Any) -> None:
 
 
 def read_out(
-    lake: Any, run: str, found: Any, model: Any, tuned: Any, top: int, csv: Path | None, *, quiet: bool
+    lake: Any, run: str, found: Any, model: Any, tuned: Any, said: dict[str, Any], csv: Path | None, *, quiet: bool
 ) -> dict[str, Any]:
     """One lens over one run: summary, paired tests, table."""
     from analyze import lens_summary, lens_tests, logit_lens
+    from analyze.labels import thought_labels
 
-    lens = logit_lens(found, model, top=top, tuned=tuned)
+    lens = logit_lens(found, model, positions=said.get("positions"), top=said["top"], tuned=tuned)
     both = compute(lens_summary(lens).assign(is_number=lens["is_number"]), run)
     result = both.drop_vars(["is_number", "example", "problem", "variant"], errors="ignore")
-    spec = {"lens": result.attrs["lens"], "top": top}
+    spec = {"lens": result.attrs["lens"]} | said
     kept = keep(lake, "lens", result, run, spec, csv)
-    kept["tests"] = keep(lake, "lens_tests", lens_tests(both["is_number"]), run, spec, csv)
+    if len(thought_labels(both)) > 1:  # the tests compare thoughts
+        kept["tests"] = keep(lake, "lens_tests", lens_tests(both["is_number"]), run, spec, csv)
     if not quiet:
         print_lens(run, result)
     return kept
@@ -1043,12 +1075,16 @@ def correlate_command(
     correction: Annotated[str, typer.Option(metavar="holm|bh", help="For many tests: holm or bh.")] = "holm",
     permutations: Annotated[int, typer.Option(help="Permutations.")] = 1000,
     resamples: Resamples = 500,
+    layers: OnlyLayers = None,
+    positions: OnlyPositions = None,
+    limit: OnlyFirst = None,
     seed: Seed = 0,
     as_json: AsJson = False,
     csv: CsvFolder = None,
 ) -> None:
     """Correlate attention with importance: pooled, by position, within problems, with position accounted for."""
     from analyze import answer_attention, attention_importance, importance_of, reentry_importance
+    from analyze.labels import part_of
 
     lake, runs = runs_of(path, runs)
     spec = {
@@ -1060,16 +1096,20 @@ def correlate_command(
         "resamples": resamples,
         "seed": seed,
     }
+    _, part = parts_of(lake, runs, layers=layers, positions=positions, limit=limit)
+    parts, _ = parts_of(lake, runs, layers=layers, limit=limit)  # a position is one looked at: every query stays
+    spec |= part
     printed = {}
-    for run in runs:
-        found = lake[run]
+    for run, found in parts.items():
         kind, _, measure = importance.partition(":")
         chosen = dict(pair.partition("=")[::2] for pair in where or [])
         if measure:
             values = reentry_importance(lake.open_result(taken(lake, kind, run)), measure, **chosen)
         else:
             values = importance_of(found, importance)
-        attention = answer_attention(found["attention"], query=query)
+        attention = part_of(answer_attention(found["attention"], query=query), positions=words(positions))
+        for dim in {"example", "position"} & set(values.dims):
+            values = values.isel({dim: values[dim].isin(attention[dim])})
         with progress_bar(run, "resamples") as report:
             result = attention_importance(
                 attention,
@@ -1126,8 +1166,9 @@ def probes_command(
             help="classes, number (by ridge), or auto: by the type of the target.",
         ),
     ] = "auto",
-    layers: Annotated[str | None, typer.Option(metavar="0,1..", help="Only these layers.")] = None,
-    positions: Annotated[str | None, typer.Option(metavar="bot,ct0..", help="Only these positions.")] = None,
+    layers: OnlyLayers = None,
+    positions: OnlyPositions = None,
+    limit: OnlyFirst = None,
     folds: Annotated[int, typer.Option(help="Folds of problems, outer and inner.")] = 5,
     selection: Annotated[
         str, typer.Option(metavar="log_loss|accuracy", help="What chooses the penalty: log_loss or accuracy.")
@@ -1165,7 +1206,7 @@ def probes_command(
         "target": target,
         "treat": treat,
         "layers": layer_numbers(layers),
-        "positions": None if positions is None else positions.split(","),
+        "positions": words(positions),
         "n_fold": folds,
         "selection": selection,
         "n_control": controls,
@@ -1176,11 +1217,12 @@ def probes_command(
         "n_per_class": per_class,
         "seed": seed,
     }
+    parts, part = parts_of(lake, runs, layers=layers, positions=positions, limit=limit)
     printed = {}
     for run in runs:
         with progress_bar(run, "cells") as report:
-            result = linear_probes(lake[run], progress=report, **spec)  # type: ignore[arg-type]
-        printed[run] = keep(lake, "probes", result, run, spec, csv)
+            result = linear_probes(parts[run], progress=report, **spec)  # type: ignore[arg-type]
+        printed[run] = keep(lake, "probes", result, run, spec | part, csv)
         if result.attrs["left_out"]:
             n_step = lake[run][target].sizes["step"] - result.sizes.get("step", 0)
             note(f"{run}: {n_step} steps of {target!r} left out: {result.attrs['left_out']}")
@@ -1268,10 +1310,11 @@ def sae_command(
             metavar="hidden_state|final_state|latent_embedding|all_states", help="all_states: both of the first."
         ),
     ] = "hidden_state",
-    layers: Annotated[str | None, typer.Option(metavar="0,1..", help="Only these layers.")] = None,
+    layers: OnlyLayers = None,
     positions: Annotated[
         str | None, typer.Option(metavar="bot,ct0..", help="Only these positions.  [default: bot and all thoughts]")
     ] = None,
+    limit: OnlyFirst = None,
     top: Annotated[int, typer.Option(help="Top-activating problems kept for each feature.")] = 10,
     save: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also save in the layout that SAELens loads.")
@@ -1297,12 +1340,14 @@ def sae_command(
     }
     spec = report_spec(preset, **{key: value for key, value in given.items() if value is not None})
     at = layer_numbers(layers) or (list(REPORT_LAYERS.get(preset, ())) or None if preset is not None else None)
-    where = positions.split(",") if positions else (list(REPORT_POSITIONS) if preset is not None else None)
+    where = words(positions) if positions else (list(REPORT_POSITIONS) if preset is not None else None)
     said = spec.as_dict() | {"scope": scope, "variable": variable, "layers": at, "positions": where, "preset": preset}
+    parts, part = parts_of(lake, runs, limit=limit)
+    said |= part
     printed = {}
     for group in [runs] if scope == "crosscoder" else [[run] for run in runs]:
         label = " + ".join(group)
-        arrays = {run: select_cells(lake[run], variable, layers=at, positions=where) for run in group}
+        arrays = {run: select_cells(parts[run], variable, layers=at, positions=where) for run in group}
         joint = {run.partition("/")[0]: array for run, array in arrays.items()}
         with progress_bar(label, "batches") as report:
             found = train_sae(
@@ -1374,6 +1419,7 @@ def errors_command(
     reports: Annotated[
         bool, typer.Option("--reports", help="As report 001: C of 1, nothing scaled, a random fifth held out.")
     ] = False,
+    limit: OnlyFirst = None,
     seed: Seed = 0,
     as_json: AsJson = False,
     csv: CsvFolder = None,
@@ -1390,17 +1436,21 @@ def errors_command(
     spec = error_spec(
         reports, pooling=pooling, penalties=values, balanced=balanced, n_resample=resamples, seed=seed or None
     )
+    parts, part = parts_of(lake, runs, limit=limit)
     printed = {}
     for run in runs:
         if sae is None and not any(run in result.runs for result in lake.results("sae")):
             console.print(f"{run} has no dictionary yet; learning one", style="dim") if not as_json else None
             train_default(lake, run)
         dictionary = lake.open_result(sae or taken(lake, "sae", run))
-        activation = activation_of(dictionary, {each: lake[each] for each in json.loads(dictionary.attrs["runs"])})
+        activation = activation_of(
+            dictionary,
+            {each: parts_of(lake, [each], limit=limit)[0][each] for each in json.loads(dictionary.attrs["runs"])},
+        )
         with progress_bar(run, "passes") as report:
-            found = predict_errors(lake[run], dictionary, activation, spec, progress=report)
+            found = predict_errors(parts[run], dictionary, activation, spec, progress=report)
         found.attrs["run"] = run
-        said = spec.as_dict() | {"sae": str(dictionary.attrs["fingerprint"])}
+        said = spec.as_dict() | part | {"sae": str(dictionary.attrs["fingerprint"])}
         name = stored_as(lake, "errors", found, [run], said)
         printed[run] = {"result": name} | tables_of(found.drop_dims(["example", "feature"]), f"{run}-errors", csv)
         if not as_json:

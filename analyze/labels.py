@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from schemas import SchemaError, nearest
+from schemas import SchemaError, UsageError, nearest
 
 _THOUGHT = re.compile(r"ct\d+")
 
@@ -50,6 +50,42 @@ def take(array: xr.DataArray, dim: str, labels: Sequence[str], what: str) -> xr.
     if index == list(range(index[0], index[0] + len(index))):
         return array.isel({dim: slice(index[0], index[0] + len(index))})
     return array.isel({dim: index})
+
+
+def part_of(
+    run: xr.Dataset,
+    *,
+    layers: Sequence[int] | None = None,
+    positions: Sequence[str] | None = None,
+    limit: int | None = None,
+) -> xr.Dataset:
+    """The part of a run at some layers and positions, in the run's order, and its first examples.
+
+    ``key_position`` stays whole, so that rows of attention still sum to 1. Lazy: only chunks of the part are read.
+
+    Raises
+    ------
+    UsageError
+        If the run lacks a layer or position that is named, or none is named, or the limit is below 1.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit is {limit}; it must be at least 1")
+    chosen: dict[str, Any] = {} if limit is None else {"example": slice(0, limit)}
+    for dim, labels in (("layer", layers), ("position", positions)):
+        if labels is None:
+            continue
+        known = run[dim].values.tolist() if dim in run.coords else []
+        missing = [label for label in labels if label not in known]
+        if missing or not labels:
+            shown = ", ".join(map(str, known if len(known) <= 12 else [*known[:5], "..", *known[-5:]]))
+            raise UsageError(
+                f"{run.attrs.get('run', 'the run')} has no {dim} {', '.join(map(str, missing)) or 'of an empty name'}; "
+                f"it has {shown}{nearest(missing[0], known) if missing else ''}"
+            )
+        index = [place for place, label in enumerate(known) if label in set(labels)]
+        neighbours = index[-1] - index[0] == len(index) - 1
+        chosen[dim] = slice(index[0], index[-1] + 1) if neighbours else index
+    return run.isel(chosen)
 
 
 def numbered(array: xr.DataArray, dims: Iterable[str]) -> xr.DataArray:

@@ -108,6 +108,64 @@ def test_importance_without_positions_has_nothing_within_problems(made):
         importance_of(run, "question")
 
 
+def test_lens_of_a_part(made, call):
+    """The part of a run gives what the whole gives there; layers and positions in the run's order."""
+    path, runs = made
+    part = ("--layers", "2,0", "--positions", "ct1, bot", "--limit", 20, "--tuned")
+    code, out, err = call("analyze", "lens", path, "one/problems", *part, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)["one/problems"]
+    names = [each["result"] for each in (found, found["tuned"], found["tuned_lens"])]
+    assert "tests" not in found  # one thought has none to be compared with
+    lake = open_lake(path)
+    plain, tuned, fitted = (lake.open_result(name) for name in names)
+    run, model = runs[0]
+    whole = lens_summary(logit_lens(run.isel(example=slice(0, 20)), model))
+    at = {"layer": [0, 2], "position": ["bot", "ct1"]}
+    xr.testing.assert_allclose(plain.drop_attrs(), whole.sel(at).drop_attrs(), rtol=1e-4)
+    assert plain["layer"].values.tolist() == tuned["layer"].values.tolist() == fitted["layer"].values.tolist() == [0, 2]
+    assert fitted.attrs["positions"] == "bot ct1"
+    assert next(each for each in lake.results("lens") if each.name == names[0]).spec["limit"] == 20
+
+
+COMMANDS = {
+    "lens": ("layers", "positions", "limit"),
+    "heads": ("limit",),
+    "attention": ("layers", "limit"),
+    "correlate": ("layers", "positions", "limit"),
+    "probes": ("layers", "positions", "limit"),
+    "sae": ("layers", "positions", "limit"),
+    "errors": ("limit",),
+}
+
+
+@pytest.mark.parametrize(("command", "options"), COMMANDS.items())
+def test_a_part_that_is_not_there(made, call, command, options):
+    mistakes = {"layers": ("7", "did you mean 2?"), "positions": ("bot,ct22", "did you mean 'ct2'?"), "limit": (0, "1")}
+    for option in options:
+        value, said = mistakes[option]
+        code, out, err = call("analyze", command, made[0], f"--{option}", value)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert said in err
+
+
+def test_parts_of_other_analyses(made, call):
+    path, _ = made
+    few = ("one/problems", "--json")
+    options = ("--permutations", 5, "--resamples", 5)
+    part = ("--limit", 20, "--layers", "1", "--positions", "ct0,ct3")
+    code, out, err = call("analyze", "correlate", path, *few, *options, *part)
+    assert (code, err) == (0, "")
+    rows = json.loads(out)["one/problems"]["layer_position"]
+    assert {(row["layer"], row["position"]) for row in rows} == {(1, "ct0"), (1, "ct3")}
+    code, out, err = call("analyze", "attention", path, *few, "--resamples", 5, *part[:4])
+    assert (code, err) == (0, "")
+    assert open_lake(path).open_result(json.loads(out)["one/problems"]["result"])["layer"].values.tolist() == [1]
+    code, out, err = call("analyze", "heads", path, *few, "--resamples", 5, *part[:2])
+    assert (code, err) == (0, "")
+    assert open_lake(path).open_result(json.loads(out)["one/problems"]["result"]).attrs["n_example"] == 20
+
+
 def test_mistakes(made, call):
     path, _ = made
     code, _, err = call("analyze", "heads", path, "three/problems")
