@@ -63,7 +63,9 @@ def left_behind(context: Any) -> str:
         return f"stopped; {done}, nothing of that one is kept, and the same command begins again"
     if names == "report":
         return f"stopped; {given['out']} has part of the figures and no new page: the same command makes them all"
-    return "stopped; nothing was changed" if names in ("plan", "info", "verify") else "stopped"
+    if names == "rm":
+        return "stopped; what was to be removed is there as before, or no longer to be read: lake info says which"
+    return "stopped; nothing was changed" if names in ("plan", "info", "verify", "show") else "stopped"
 
 
 def command_names(context: Any) -> list[str]:
@@ -2381,6 +2383,38 @@ def print_result(lake: Any, found: Any, result: Any, tables: Mapping[str, Any]) 
         beside = found.name.replace("/heads/", "/head_summary/")
         if any(each.name == beside for each in lake.results("head_summary")):
             print_head_summary(label, lake.open_result(beside))
+
+
+@app.command("rm")
+def remove_command(
+    path: LakePath,
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN|RESULT|MODEL", help="What to remove: its name, or what else names one result, as for show."
+        ),
+    ],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove a run, a stored result, or a model without runs; what was computed from it stays."""
+    from store import open_lake, remove, select_removable
+
+    found = select_removable(open_lake(path), words)
+    stay = ""
+    if found.results:
+        stay = f"; {len(found.results)} results that were computed from it stay: {', '.join(found.results)}"
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError(f"rm asks before {found.kind} {found.name} is removed{stay}; without a terminal say --yes")
+        if not typer.confirm(f"remove {found.kind} {found.name}{stay}?", err=True):
+            note("nothing was removed")
+            raise typer.Exit(1)
+    remove(path, found)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        console.print(f"removed {found.kind} {found.name}{stay}")
 
 
 @app.command("report")

@@ -9,6 +9,7 @@ from store.info import describe, describe_run, find, precision_text
 from store.layout import MAX_SHARD_EXAMPLES, RunLayout
 from store.location import local_path
 from store.read import Lake, Result, open_lake
+from store.remove import Removable, remove, select_removable
 from store.select import select_result
 from store.size import encoded_sizes, model_size, run_files_size
 from store.verify import Damage, Verification, verify
@@ -19,6 +20,7 @@ __all__ = [
     "RECORD",
     "Damage",
     "Lake",
+    "Removable",
     "Result",
     "RunLayout",
     "RunWriter",
@@ -34,7 +36,9 @@ __all__ = [
     "model_size",
     "open_lake",
     "precision_text",
+    "remove",
     "run_files_size",
+    "select_removable",
     "select_result",
     "taken_up",
     "verify",

@@ -31,6 +31,8 @@ NEXT = f"{RECORD}/size/next"
 """Folder below a run of what a shard's record is to be, while the shard's files take their places."""
 LEFTOVER = "*.partial"
 """What a killed process leaves of a file it had not finished."""
+REMOVED = "removed.partial"
+"""Folder below a lake of what is being removed: of no reader's depth, and swept by the next writer."""
 FLUSHES = 16
 """Files or folders that are flushed side by side."""
 THROUGH_BYTES = 2**24

@@ -131,7 +131,9 @@ class Lake:
             self._opened = os.getpid(), open_store(self.location)
         return self._opened[1]
 
-    def _children(self, path: str) -> list[str]:
+    def children(self, path: str) -> list[str]:
+        """Names of what lies directly below a place, in order."""
+
         async def names() -> list[str]:
             return [name async for name in self.store.list_dir(path)]
 
@@ -149,7 +151,7 @@ class Lake:
             return kind
         if kind == "model":
             return kind if content is not None and self._has(f"{path}/unembedding/zarr.json") else None
-        whole = content is not None or any(name == "c" for name in self._children(f"{path}/committed"))
+        whole = content is not None or any(name == "c" for name in self.children(f"{path}/committed"))
         return kind if whole and self._has(f"{path}/{RECORD}/zarr.json") else None
 
     def _document(self, path: str, kind: str) -> dict[str, Any] | None:
@@ -174,12 +176,12 @@ class Lake:
 
     def models(self) -> list[str]:
         """Names of the models."""
-        return [name for name in self._children("") if name != RESULTS and self._kind(name) == "model"]
+        return [name for name in self.children("") if name != RESULTS and self._kind(name) == "model"]
 
     def runs(self) -> list[str]:
         """Names of the runs, ``MODEL/DATASET``, damaged ones too."""
-        models = (name for name in self._children("") if name != RESULTS)
-        found = (f"{model}/{name}" for model in models for name in self._children(model) if name not in MODEL_VARIABLES)
+        models = (name for name in self.children("") if name != RESULTS)
+        found = (f"{model}/{name}" for model in models for name in self.children(model) if name not in MODEL_VARIABLES)
         return [run for run in found if self._kind(run) == "run"]
 
     def attributes(self, run: str) -> dict[str, Any]:
@@ -292,7 +294,7 @@ class Lake:
                 f"{self.location} has no model {name!r}; it has {', '.join(self.models()) or 'none'}"
                 + nearest(name, self.models())
             )
-        for run in (f"{name}/{child}" for child in self._children(name)):
+        for run in (f"{name}/{child}" for child in self.children(name)):
             made_with = unseal(read_bytes(self.store, f"{run}/zarr.json") or b"") or {}
             if has_other_model(made_with, attributes):
                 raise CorruptLakeError(f"{self.location}: {foreign_weights(run)}")
@@ -369,10 +371,10 @@ class Lake:
 
     def results(self, kind: str | None = None) -> list[Result]:
         """Stored analyses, of one kind or of all, in order of their names."""
-        kinds = [kind] if kind is not None else self._children(RESULTS)
+        kinds = [kind] if kind is not None else self.children(RESULTS)
         found = []
         for each in kinds:
-            for child in self._children(f"{RESULTS}/{each}"):
+            for child in self.children(f"{RESULTS}/{each}"):
                 name = f"{RESULTS}/{each}/{child}"
                 attributes = self._document(name, "result")
                 if attributes is not None and attributes.get("kind") == "result":

@@ -16,7 +16,7 @@ from zarr.abc.store import Store
 from zarr.core.sync import sync
 
 from schemas import MODEL_VARIABLES, MissingRunError, UsageError, nearest
-from store.files import LEFTOVER, RECORD, join, read_bytes, unseal, without_checksum
+from store.files import LEFTOVER, RECORD, REMOVED, join, read_bytes, unseal, without_checksum
 from store.guard import ABSENT, CHECKSUM_BYTES, decode_index
 from store.layout import SHARDED_VARIABLES, ArrayLayout, RunLayout
 from store.location import local_path, open_store
@@ -202,7 +202,9 @@ class _Verifier:
         self.keys = set(sync(_keys(self.store)))
         if not any(key.endswith("zarr.json") for key in self.keys):
             raise UsageError(f"{self.location} is no lake: it holds no zarr.json at all")
-        self.found.leftovers = sorted(key for key in self.keys if Path(key).match(LEFTOVER))
+        self.found.leftovers = sorted(
+            key for key in self.keys if Path(key).match(LEFTOVER) or key.startswith(f"{REMOVED}/")
+        )
         self.keys -= set(self.found.leftovers)
         groups = self._groups()
         runs = sorted(group for group, kind in groups.items() if kind == "run")

@@ -32,6 +32,7 @@ from store.claim import ShardClaim
 from store.files import (
     LEFTOVER,
     RECORD,
+    REMOVED,
     Replacement,
     assemble,
     column,
@@ -119,6 +120,7 @@ def check_format(location: str | os.PathLike[str], store: Store) -> None:
 
 def _sweep(folder: Path) -> None:
     """Remove what killed processes left half-written of groups; shards' files are their writers' business."""
+    shutil.rmtree(folder / REMOVED, ignore_errors=True)
     for parent, children, files in os.walk(folder):
         below = Path(parent)
         for name in files:

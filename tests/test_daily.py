@@ -1,6 +1,8 @@
 """The command line in daily use: help, version, misspelt words, results shown again, removal, queries, top places."""
 
 import json
+import subprocess
+import sys
 from contextlib import redirect_stdout
 from importlib.metadata import version
 from io import StringIO
@@ -13,7 +15,8 @@ from synthetic import make_model, make_run, write_run
 import lake as command_line
 from extract.small.problems import make_pairs, write_pairs
 from schemas import Intervention, UsageError, nearest
-from store import open_lake
+from store import open_lake, remove, select_removable, verify
+from store.info import describe_results
 
 
 @pytest.fixture
@@ -139,6 +142,62 @@ def test_a_re_entry_is_shown_as_its_command_printed_it(call, tmp_path):
         code, out, err = call("reenter", command, path, *options)
         assert (code, err) == (0, "")
         assert call("show", path, kind) == (0, out, "")
+
+
+def test_what_is_removed_is_gone_and_the_rest_is_whole(call, tmp_path, monkeypatch):
+    path = two_runs(tmp_path / "a.lake")
+    result = xr.Dataset({"score": ("layer", [0.5])})
+    names = [open_lake(path).write_result("scores", result, runs=["one/problems"], spec={"n": n}) for n in (0, 1)]
+    refused(call("rm", path, "one/problems"), names[0], "--yes")
+    refused(call("rm", path, "one", "--yes"), "one/problems")
+    refused(call("rm", path, "../a.lake", "--yes"), "no result fits")
+    refused(call("rm", path, "scores", "--yes"), "2 results fit")
+    for answer, code in (("n", 1), ("y", 0)):
+        monkeypatch.setattr("sys.stdin", StringIO(answer))
+        monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+        assert call("rm", path, names[1])[0] == code
+        assert (names[1] in [each.name for each in open_lake(path).results()]) == (answer == "n")
+    code, out, _ = call("rm", path, "one/problems", "--yes")
+    assert code == 0
+    assert f"stay: {names[0]}" in out
+    assert call("rm", path, "one", "--yes")[0] == 0
+    assert call("verify", path)[0] == 0
+    assert (open_lake(path).runs(), open_lake(path).models()) == (["two/problems"], ["two"])
+    assert not describe_results(open_lake(path))[names[0]]["current"]
+    assert not list(path.glob("*.partial"))
+    two_runs(path)  # it can be made again
+    assert open_lake(path).runs() == ["one/problems", "two/problems"]
+
+
+def test_a_killed_removal_leaves_nothing_that_is_read(made, tmp_path, monkeypatch):
+    path = two_runs(tmp_path / "a.lake")
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
+    lake = open_lake(path)
+    remove(path, select_removable(lake, ["one/problems"]))
+    monkeypatch.undo()
+    assert lake.runs() == ["two/problems"]
+    found = verify(path)
+    assert (found.damage, bool(found.leftovers)) == ([], True)
+    lake.write_result("scores", xr.Dataset({"score": 1.0}), runs=["two/problems"], spec={})
+    assert not verify(path).leftovers
+
+
+def test_a_run_that_is_written_is_not_removed(tmp_path):
+    path = two_runs(tmp_path / "a.lake")
+    writer = subprocess.run([sys.executable, "-c", HOLD, path], capture_output=True, text=True, check=False)
+    assert "another process is writing one/problems" in writer.stdout, writer.stderr
+    assert open_lake(path).runs() == ["one/problems", "two/problems"]
+
+
+HOLD = """
+import subprocess, sys
+from pathlib import Path
+from store.claim import ShardClaim
+path = sys.argv[1]
+with ShardClaim(Path(path) / "one/problems/zarr.json", 0) as held:
+    words = [sys.executable, "-m", "lake", "rm", path, "one/problems", "--yes"]
+    print(held, subprocess.run(words, capture_output=True, text=True).stderr)
+"""
 
 
 def test_nothing_is_offered_where_nothing_is_near():
