@@ -1,0 +1,179 @@
+"""Lakes of real sizes, and the lens beside the bare product that it cannot do without.
+
+    python benchmarks/sizes.py [gpt2] [llama-1b] [--examples N] [--lens-examples N] [--rounds N] [--keep DIR]
+
+Each lake has the axes of CODI on GPT-2 (12 layers, 12 heads, 768 components, 50,260 tokens) or on LLaMA-3.2-1B
+(16, 32, 2,048, 128,259), questions of GSM8K's lengths, states with a few large components as real ones have, and causal
+attention from ``bot`` on; values are made up. It goes through the store's own writer into a temporary folder, or stays
+in DIR as NAME.lake for other commands (``--keep DIR --examples 7473``: as many as GSM8K's training problems).
+
+lens     CPU seconds of the lens over bot and the thoughts of some examples, reading and summary included, over those
+         of ``log_softmax(states @ unembedding.T)`` and ``argpartition`` of the best 5 in numpy, 256 states at a time,
+         which has the states in memory. One thread both, in turn; the median of the ratios.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from analyze import lens_summary, logit_lens
+from analyze.readout import final_norm
+from schemas import MODEL_VARIABLES
+from store import RunLayout, create_run, open_lake, write_model
+
+MODELS: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_layer": 12, "n_head": 12, "hidden": 768, "longest_question": 212},
+    "llama-1b": {"n_layer": 16, "n_head": 32, "hidden": 2048, "longest_question": 209},
+}
+VOCABULARY = {"gpt2": 50_260, "llama-1b": 128_259}
+NORM = {"gpt2": "layer_norm", "llama-1b": "rms_norm"}
+MEAN_QUESTION = 56
+"""Tokens of a GSM8K training question, mean."""
+TOP = 5
+Array = np.ndarray[Any, Any]
+
+
+def write_lake(place: Path, name: str, n_example: int, dtype: str, seed: int = 0) -> None:
+    """A model and its run ``NAME/gsm8k``."""
+    rng = np.random.default_rng(seed)
+    layout = RunLayout(n_example=n_example, **MODELS[name], n_latent=6, n_answer=12, capture="latent", dtype=dtype)
+    model = read_out(name, rng)
+    write_model(
+        place,
+        name,
+        lambda: {key: model[key] for key in MODEL_VARIABLES},
+        {**model["attrs"], "fingerprint": {"weights": name}},
+    )
+    answer = rng.integers(1, 1000, n_example)
+    steps = np.stack([rng.integers(1, 100, n_example), rng.integers(1, 100, n_example), answer], axis=1).astype(float)
+    columns = {
+        "example": (("example",), np.arange(n_example)),
+        "problem": (("example",), np.arange(n_example)),
+        "question": (("example",), np.array([f"question {i}" for i in range(n_example)], dtype=object)),
+        "gold_answer": (("example",), np.array([str(value) for value in answer], dtype=object)),
+        "intermediate_result": (("example", "step"), steps),
+        "operation": (("example", "step"), rng.choice(np.array(["+", "-", "*", "/"], dtype=object), steps.shape)),
+    }
+    writer = create_run(place, f"{name}/gsm8k", layout, identity={"spec": {"capture": "latent"}}, columns=columns)
+    length = np.clip(rng.gamma(6, MEAN_QUESTION / 6, n_example).astype(int), 12, layout.longest_question)
+    large = rng.choice(layout.hidden, 4, replace=False)
+    shape = writer.empty(0)["hidden_state"].shape
+    states = rng.standard_normal((shape[0] + layout.n_shard, *shape[1:]), dtype="float32").astype(dtype)
+    states[..., large] *= 40
+    scores = np.exp(rng.standard_normal((8, *writer.empty(0)["attention"].shape[1:]), dtype="float32"))
+    for shard in range(layout.n_shard):
+        rows = layout.shard_slice(shard)
+        n = rows.stop - rows.start
+        values = writer.empty(shard)
+        # The same noise one example on: no two shards are alike, and it is drawn once.
+        values["hidden_state"] = states[shard : shard + n]
+        values["final_state"] = normalised(values["hidden_state"][:, -1], model).astype(dtype)
+        values["latent_embedding"] = values["hidden_state"][:, -1, : layout.n_latent]
+        values["attention"] = causal(scores, length[rows], layout).astype(dtype)
+        values["token"][:] = rng.integers(0, VOCABULARY[name], values["token"].shape)
+        values["generated_text"] = np.array([f"The answer is: {value}" for value in answer[rows]], dtype=object)
+        values["predicted_answer"] = answer[rows].astype(float)
+        values["correct"] = rng.random(n) < 0.6
+        values["answer_logprob"] = -rng.exponential(size=n).astype(values["answer_logprob"].dtype)
+        writer.write_shard(shard, values)
+
+
+def read_out(name: str, rng: np.random.Generator) -> dict[str, Any]:
+    """Unembedding, norm and tokens: numbers with a leading space, then words."""
+    size, hidden = VOCABULARY[name], MODELS[name]["hidden"]
+    words = ["+", "-", "*", "/", *(f" word{i}" for i in range(size - 1004))]
+    return {
+        "unembedding": rng.standard_normal((size, hidden), dtype="float32") * np.float32(3 / np.sqrt(hidden)),
+        "final_norm_weight": np.ones(hidden, dtype="float32"),
+        "final_norm_bias": np.zeros(hidden, dtype="float32"),
+        "token_string": np.array([*(f" {i}" for i in range(1000)), *words], dtype=object),
+        "attrs": {"final_norm": NORM[name], "final_norm_epsilon": 1e-5},
+    }
+
+
+def normalised(state: Array, model: dict[str, Any]) -> Array:
+    weight, bias = model["final_norm_weight"], model["final_norm_bias"]
+    return final_norm(state, kind=model["attrs"]["final_norm"], weight=weight, bias=bias, epsilon=1e-5)
+
+
+def causal(scores: Array, length: Array, layout: RunLayout) -> Array:
+    """Attention of examples whose questions have these lengths, from positive scores of a few, used in turn."""
+    key, query = np.arange(len(layout.key_positions)), layout.n_question + np.arange(len(layout.positions))
+    start = layout.n_question - length
+    seen = (key >= start[:, None, None]) & (key <= query[:, None])  # (example, query, key)
+    attention = np.empty((len(length), *scores.shape[1:]), dtype="float32")
+    for i in range(len(length)):
+        row = scores[i % len(scores)] * seen[i]
+        attention[i] = row / row.sum(-1, keepdims=True)
+    return attention
+
+
+def bare(states: Array, unembedding: Array) -> None:
+    """Log-softmax over the vocabulary and the best tokens."""
+    for start in range(0, len(states), 256):
+        logit = states[start : start + 256] @ unembedding.T
+        logit -= logit.max(-1, keepdims=True)
+        logit -= np.log(np.exp(logit).sum(-1, keepdims=True))
+        np.argpartition(logit, -TOP, axis=-1)[:, -TOP:]
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Processor time of a piece of work."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def lens(place: Path, name: str, n_example: int, rounds: int) -> None:
+    lake = open_lake(place)
+    model, run = lake.model(name), lake[f"{name}/gsm8k"].isel(example=slice(0, n_example))
+    positions = ["bot", *(f"ct{k}" for k in range(6))]
+    contents = {key: model[key].values for key in MODEL_VARIABLES} | {"attrs": model.attrs}
+    states = run["hidden_state"].sel(position=positions).values.reshape(-1, model.sizes["hidden"])
+    states = normalised(states, contents)
+    unembedding = contents["unembedding"].astype("float32")
+    times = []
+    with threadpool_limits(1), dask.config.set(scheduler="single-threaded"):
+        for _ in range(rounds):
+            ours = seconds(lambda: lens_summary(logit_lens(run, model, positions=positions, top=TOP)).compute())
+            times.append((ours, seconds(lambda: bare(states, unembedding))))
+    each = [1000 * statistics.median(side) / len(states) for side in zip(*times, strict=True)]
+    ratio = statistics.median(ours / theirs for ours, theirs in times)
+    print(
+        f"{name}: lens of {len(states):,} states over {len(unembedding):,} tokens: {each[0]:.2f} ms a state, "
+        f"bare product {each[1]:.2f} ms, ratio {ratio:.2f}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=list(MODELS), help=", ".join(MODELS))
+    parser.add_argument("--examples", type=int, default=64)
+    parser.add_argument("--dtype", default="float32", choices=["float16", "float32"])
+    parser.add_argument("--lens-examples", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--keep", type=Path, metavar="DIR")
+    given = parser.parse_args()
+    if unknown := set(given.models) - set(MODELS):
+        parser.error(f"no model {', '.join(unknown)}; there are {', '.join(MODELS)}")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in given.models:
+            place = (given.keep or Path(folder)) / f"{name}.lake"
+            if not place.exists():
+                spent = seconds(lambda name=name, place=place: write_lake(place, name, given.examples, given.dtype))
+                size = sum(each.stat().st_size for each in place.rglob("*") if each.is_file()) / 1e9
+                print(f"{name}: {given.examples:,} examples written, {size:.2f} GB, {spent:.0f} s", flush=True)
+            lens(place, name, given.lens_examples, given.rounds)
+
+
+if __name__ == "__main__":
+    main()
