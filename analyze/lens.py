@@ -375,9 +375,9 @@ def _lens(
                 x[mine] = x[mine] @ weight.reshape(-1, *weight.shape[-2:])[at] + bias.reshape(-1, bias.shape[-1])[at]
         token, probability, rank, chance = readout.read(x, top, gold_id[owner])
         out[0][rows], out[1][rows] = token, probability
-        out[2][rows] = tokens.is_number[token[:, 0]]
         out[3][rows], out[4][rows] = rank, chance
-        value, text = tokens.value[token], tokens.stripped[token]  # (state, rank)
+        number, value, text = tokens.meaning(token)  # (state, rank)
+        out[2][rows] = number[:, 0]
         same_text = (text[:, :, None] == operation[owner][:, None]) & (operation[owner] != "")[:, None]
         out[5][rows] = _rank_of(np.isclose(value[:, :, None], result[owner][:, None], rtol=0, atol=1e-6))
         out[6][rows] = _rank_of(same_text.astype(bool))

@@ -262,13 +262,22 @@ class Tokens:
     """What the tokens of a vocabulary mean: which are numbers, of which value, which begin a text."""
 
     def __init__(self, strings: Sequence[str]) -> None:
-        self.is_number = np.array([is_number_token(text) for text in strings])
-        stripped = [text.strip() for text in strings]
-        self.value = np.array([float(text) if _INTEGER.fullmatch(text) else np.nan for text in stripped])
-        self.stripped = np.array(stripped, dtype=object)
-        self._id: dict[str, int] = {}
-        for index, text in enumerate(strings):
-            self._id.setdefault(text, index)
+        self._strings = strings
+        self._known = np.zeros(len(strings), dtype=bool)
+        self._is_number = np.zeros(len(strings), dtype=bool)
+        self._value = np.full(len(strings), np.nan)
+        self._stripped = np.full(len(strings), "", dtype=object)
+        self._id = {text: index for index, text in reversed(list(enumerate(strings)))}  # of equal texts the first
+
+    def meaning(self, token: Array) -> tuple[Array, Array, Array]:
+        """Whether each token is a number, its value (NaN: none), and its text without spaces; each is read once."""
+        met = np.unique(token)
+        for index in met[~self._known[met]]:
+            text = self._stripped[index] = self._strings[index].strip()
+            self._is_number[index] = is_number_token(self._strings[index])
+            self._value[index] = float(text) if _INTEGER.fullmatch(text) else np.nan
+        self._known[met] = True
+        return self._is_number[token], self._value[token], self._stripped[token]
 
     def first(self, text: str) -> tuple[int, int]:
         """Longest tokens that begin a text, with a leading space and without; -1: none, or the same again."""

@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=list(MODELS), help=", ".join(MODELS))
     parser.add_argument("--examples", type=int, default=64)
     parser.add_argument("--dtype", default="float32", choices=["float16", "float32"])
-    parser.add_argument("--lens-examples", type=int, default=8)
+    parser.add_argument("--lens-examples", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--keep", type=Path, metavar="DIR")
     given = parser.parse_args()
