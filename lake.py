@@ -65,7 +65,7 @@ def left_behind(context: Any) -> str:
         return f"stopped; {given['out']} has part of the figures and no new page: the same command makes them all"
     if names == "rm":
         return "stopped; what was to be removed is there as before, or no longer to be read: lake info says which"
-    return "stopped; nothing was changed" if names in ("plan", "info", "verify", "show") else "stopped"
+    return "stopped; nothing was changed" if names in ("plan", "info", "verify", "show", "query", "top") else "stopped"
 
 
 def command_names(context: Any) -> list[str]:
@@ -157,7 +157,7 @@ def begin(
     help_alone(context)
 
 
-console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
+console = Console(soft_wrap=True, highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
 
 LakePath = Annotated[str, typer.Argument(metavar="PATH", help="Lake: a folder or a URL.")]
 RunNames = Annotated[
@@ -1683,7 +1683,7 @@ def print_reentry(kind: str, parts: Mapping[str, tuple[list[tuple[tuple[Any, ...
         table.add_column(head, no_wrap=index >= len(labels) or not console.is_terminal)
     for key, found in cells.items():
         table.add_row(*key, *(cell for run in parts for cell in found.get(run, blank)))
-    (console if console.is_terminal else Console(width=400, highlight=False)).print(table)
+    (console if console.is_terminal else Console(width=400, highlight=False, markup=False)).print(table)
     for run, (_, lines) in parts.items():
         for line in lines:
             console.print(f"{run}: {line}")
@@ -2415,6 +2415,92 @@ def remove_command(
         print_json(asdict(found))
     else:
         console.print(f"removed {found.kind} {found.name}{stay}")
+
+
+@app.command("query")
+def query_command(
+    path: LakePath,
+    sql: Annotated[
+        str | None, typer.Argument(metavar="[SQL]", help="A SELECT; none: tables and columns are listed.")
+    ] = None,
+    as_json: AsJson = False,
+    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the answer as CSV instead.")] = None,
+) -> None:
+    """Ask a question in SQL: a table for each run, a row for each example, and tables for each stored result."""
+    from analyze import lake_tables, query_lake
+    from store import open_lake
+
+    lake = open_lake(path)
+    if sql is None:
+        tables = lake_tables(lake)
+        if as_json:
+            print_json({each.name: {"of": each.of, "columns": each.columns} for each in tables})
+        else:
+            rows = [[each.name, each.of, ", ".join(each.columns)] for each in tables]
+            print_table(f"tables of {path}", ["table", "of", "columns"], rows)
+        return
+    found = query_lake(lake, sql)
+    if csv is not None:
+        found.to_csv(csv, index=False)
+        console.print(f"{csv}: {len(found)} rows")
+    elif as_json:
+        sys.stdout.write(found.to_json(orient="records", date_format="iso", double_precision=15, indent=1) + "\n")
+    else:
+        rows = [
+            ["" if is_missing(value) else f"{value:.6g}" if isinstance(value, float) else str(value) for value in row]
+            for row in found.itertuples(index=False)
+        ]
+        print_table("", [str(column) for column in found.columns], rows, f"{len(found)} rows")
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell is NULL."""
+    return value is None or value != value
+
+
+@app.command("top")
+def top_command(
+    path: LakePath,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The run that is searched, MODEL/DATASET.")],
+    head: Annotated[str | None, typer.Option(metavar="L1H2", help="A head: where it pays most attention.")] = None,
+    feature: Annotated[
+        str | None,
+        typer.Option(metavar="RESULT:17", help="A feature of a stored dictionary: where it fires most; sae:17 may do."),
+    ] = None,
+    top: Annotated[int, typer.Option(metavar="N", help="Places shown.")] = 10,
+    positions: Annotated[str | None, typer.Option(metavar="bot,ct0..", help="Only these positions.")] = None,
+    keys: Annotated[str | None, typer.Option(metavar="bot,ct0..", help="Of a head: only these keys.")] = None,
+    as_json: AsJson = False,
+    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the places as CSV instead.")] = None,
+) -> None:
+    """Find the problems and positions where a head or a feature is largest, with what stands around them."""
+    from analyze import top_of_feature, top_of_head
+    from store import open_lake
+
+    if (head is None) == (feature is None):
+        raise UsageError("top: name what is to be large, with --head L1H2 or --feature RESULT:17")
+    if keys and feature:
+        raise UsageError("top: --keys goes with --head; a feature has none")
+    lake = open_lake(path)
+    with progress_bar(run, "examples") as report:
+        if head is not None:
+            where = {"positions": words(positions), "keys": words(keys)}
+            found = top_of_head(lake, run, head, n=top, progress=report, **where)
+        else:
+            found = top_of_feature(lake, run, str(feature), n=top, positions=words(positions), progress=report)
+    if csv is not None:
+        found.to_csv(csv, index=False)
+        console.print(f"{csv}: {len(found)} rows")
+    elif as_json:
+        sys.stdout.write(found.to_json(orient="records", double_precision=15, indent=1) + "\n")
+    else:
+        short = found.assign(question=[shortened(text) for text in found["question"]])
+        print_table(f"{run}: largest {head or feature}", list(short.columns), short.values.tolist())
+
+
+def shortened(text: str, length: int = 60) -> str:
+    """A text's end: a question asks there."""
+    return text if len(text) <= length else ".." + text[2 - length :]
 
 
 @app.command("report")

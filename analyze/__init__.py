@@ -18,6 +18,7 @@ _PUBLIC = {
     "head_summary": "analyze.heads",
     "head_table": "analyze.heads",
     "importance_of": "analyze.correlate",
+    "lake_tables": "analyze.query",
     "lens_difference": "analyze.lens",
     "lens_summary": "analyze.lens",
     "lens_tests": "analyze.lens",
@@ -27,6 +28,7 @@ _PUBLIC = {
     "logit_lens": "analyze.lens",
     "logits": "analyze.readout",
     "predict_errors": "analyze.errors",
+    "query_lake": "analyze.query",
     "reentry_importance": "analyze.correlate",
     "result_tables": "analyze.tables",
     "sae_codes": "analyze.sae",
@@ -37,6 +39,8 @@ _PUBLIC = {
     "select_cells": "analyze.sae",
     "summarise_probes": "analyze.probes",
     "summary_of_analysis": "analyze.heads",
+    "top_of_feature": "analyze.top",
+    "top_of_head": "analyze.top",
     "train_sae": "analyze.sae",
 }
 

@@ -1,7 +1,25 @@
-"""Results as tidy tables, for CSV."""
+"""Results and runs as tidy tables, for CSV and for queries."""
 
 import pandas as pd
 import xarray as xr
+
+
+def result_parts(result: xr.Dataset) -> dict[str, list[str]]:
+    """Variables of each tidy table of a result, see :func:`result_tables`; nothing is read."""
+    parts: dict[str, list[str]] = {}
+    for name, variable in result.data_vars.items():
+        parts.setdefault("_".join(map(str, variable.dims)) or "all", []).append(str(name))
+    return parts
+
+
+def result_table(result: xr.Dataset, names: list[str]) -> pd.DataFrame:
+    """Variables of the same dims as a tidy table: one column for each dim, its labels, and each variable."""
+    part = result[names]
+    dims = [str(dim) for dim in result[names[0]].dims]
+    if not dims:
+        return pd.DataFrame({name: [part[name].item()] for name in names})
+    part = part.drop_vars([str(name) for name, coord in part.coords.items() if not coord.dims])
+    return part.to_dataframe(dim_order=dims).reset_index()
 
 
 def result_tables(result: xr.Dataset) -> dict[str, pd.DataFrame]:
@@ -13,15 +31,4 @@ def result_tables(result: xr.Dataset) -> dict[str, pd.DataFrame]:
         From the dims, joined by an underscore (``"layer_head"``; ``"all"`` for numbers without a dim), to a table with
         one column for each dim, its labels, and each variable.
     """
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for name, variable in result.data_vars.items():
-        groups.setdefault(tuple(map(str, variable.dims)), []).append(str(name))
-    found = {}
-    for dims, names in groups.items():
-        part = result[names]
-        if not dims:
-            found["all"] = pd.DataFrame({name: [part[name].item()] for name in names})
-            continue
-        part = part.drop_vars([str(name) for name, coord in part.coords.items() if not coord.dims])
-        found["_".join(dims)] = part.to_dataframe(dim_order=list(dims)).reset_index()
-    return found
+    return {part: result_table(result, names) for part, names in result_parts(result).items()}

@@ -444,8 +444,8 @@ class Lake:
             )
         return self.open_result(fitting[0].name)
 
-    def open_result(self, name: str) -> xr.Dataset:
-        """Stored analysis by the name of its group, loaded; ``attrs`` carry settings and fingerprints."""
+    def open_result(self, name: str, *, load: bool = True) -> xr.Dataset:
+        """Stored analysis by the name of its group, loaded or lazy; ``attrs`` carry settings and fingerprints."""
         attributes = self._document(name, "result")
         if attributes is None or attributes.get("kind") != "result":
             raise MissingRunError(
@@ -455,7 +455,8 @@ class Lake:
         guard = Guard(self.location, name, "result", attributes["files"])
         stated = ("result", "runs", "spec", "inputs", "fingerprint")
         handed_out = {**attributes["attrs"], **{key: attributes[key] for key in stated}}
-        return _open_group(guard, attributes, handed_out, stored=self.stored).load()
+        result = _open_group(guard, attributes, handed_out, stored=self.stored)
+        return result.load() if load else result
 
     def _check_result(self, name: str, attributes: Mapping[str, Any]) -> None:
         if not is_result_of(name, attributes):

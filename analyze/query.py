@@ -1,0 +1,145 @@
+"""SQL over a lake: a table for each run, of what it has by example, and tables for each stored result."""
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from analyze.tables import result_parts, result_table
+from schemas import RUN_VARIABLES, UsageError, nearest
+from store import Lake
+
+SETTINGS = {
+    "enable_external_access": "false",
+    "python_enable_replacements": "false",
+    "lock_configuration": "true",
+}
+"""Of DuckDB: a query reads the lake's tables and nothing else of this machine."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LakeTable:
+    """A table that a query can name."""
+
+    name: str
+    """Needs no quotes, but where two would be the same: there ``of`` in quotes."""
+    of: str
+    """Run or result it is made of; ``"..."`` in quotes names the same table."""
+    columns: tuple[str, ...]
+    read: Callable[[], pd.DataFrame]
+    """Reads it whole."""
+
+
+def lake_tables(lake: Lake) -> list[LakeTable]:
+    """Tables of a lake: runs first, then results; only documents and labels are read.
+
+    A run's table is called as the run, with ``_`` for all but letters and digits: ``small_gpt2_test``. That of a result
+    is called by kind and runs, ``heads_small_gpt2_test``; where several results would be called so, the digest that
+    ends their names is added. A result with variables over several sets of dims has a table for each, with the dims
+    behind the name, and the one of most variables is also called without them.
+
+    Raises
+    ------
+    CorruptLakeError
+        If a document is damaged.
+    """
+    found = []
+    for run in lake.runs():
+        data = lake.open(run, chunks=None)
+        found.append(LakeTable(name=_plain(run), of=run, columns=(*run_columns(data),), read=partial(run_table, data)))
+    results = lake.results()
+    called = Counter(_plain(each.name.split("/", 1)[1].rpartition("~")[0]) for each in results)
+    for each in results:
+        title, _, digest = each.name.split("/", 1)[1].rpartition("~")
+        name = _plain(title) if called[_plain(title)] == 1 else _plain(f"{title}_{digest}")
+        result = lake.open_result(each.name, load=False)
+        parts = result_parts(result)
+        main = max(parts, key=lambda part: len(parts[part]), default="")
+        for part, names in sorted(parts.items(), key=lambda item: item[0] != main):
+            dims = tuple(str(dim) for dim in result[names[0]].dims)
+            of, title = (each.name, name) if part == main else (f"{each.name}/{part}", f"{name}_{part}")
+            read = partial(result_table, result, names)
+            labels = tuple(str(key) for key, coord in result[names].coords.items() if coord.dims and key not in dims)
+            found.append(LakeTable(name=title, of=of, columns=(*dims, *labels, *names), read=read))
+    twice = {name for name, n in Counter(each.name for each in found).items() if n > 1}
+    return [replace(each, name=f'"{each.of}"') if each.name in twice else each for each in found]
+
+
+def _plain(name: str) -> str:
+    """A name that SQL takes without quotes."""
+    plain = re.sub(r"\W", "_", name, flags=re.ASCII).lower()
+    return f"_{plain}" if plain[:1].isdigit() else plain
+
+
+def run_columns(data: xr.Dataset) -> list[str]:
+    """Variables of a run that are few by example: one value, or one for each step."""
+    known = [str(name) for name, each in data.variables.items() if each.dims in (("example",), ("example", "step"))]
+    first = [*map(str, data.coords), *RUN_VARIABLES]
+    known.sort(key=lambda name: first.index(name) if name in first else len(first))
+    return [name for name in known if name != "committed"]  # all of these examples are
+
+
+def run_table(data: xr.Dataset) -> pd.DataFrame:
+    """A run's values by example, of committed examples; those of steps as lists without the steps that are not."""
+    columns = {}
+    for name in run_columns(data):
+        values = data[name].values
+        if values.ndim == 2:
+            there = values != "" if values.dtype.kind in "OUT" else ~np.isnan(values)
+            columns[name] = pd.Series([row[known].tolist() for row, known in zip(values, there, strict=True)])
+        else:
+            columns[name] = pd.Series(values)
+    return pd.DataFrame(columns)
+
+
+def query_lake(lake: Lake, sql: str) -> pd.DataFrame:
+    """Answer to a SELECT of SQL, by DuckDB; only the tables that it names are read, whole.
+
+    NaN is NULL: a number that is not there.
+
+    Raises
+    ------
+    UsageError
+        If DuckDB is not installed or the query wrong.
+    CorruptLakeError
+        If a file that it needs is damaged.
+    """
+    try:
+        import duckdb
+    except ImportError as error:
+        raise UsageError(
+            "lake query needs duckdb, which is not installed; pip install 'activation-lake[query]'"
+        ) from error
+    tables, named = lake_tables(lake), dict[str, str]()
+    known = {name.lower(): table for table in tables for name in (table.name, table.of)}
+    with duckdb.connect(":memory:", config=SETTINGS) as connection:
+        try:
+            statements = connection.extract_statements(sql)
+            if [each.type for each in statements] not in (
+                [duckdb.StatementType.SELECT],
+                [duckdb.StatementType.EXPLAIN],
+            ):
+                raise UsageError(f"a query is one SELECT; found {sql!r}")
+            named = {name.strip('"').lower(): name.strip('"') for name in connection.get_table_names(sql)}
+            for key, name in named.items():
+                if key in known:
+                    connection.register(name, _without_nan(known[key].read()))
+            answer: pd.DataFrame = connection.execute(sql).df()
+            return answer
+        except duckdb.Error as error:
+            said = " ".join(str(error).split("\n\nLINE")[0].split())
+            strange = [name for key, name in named.items() if key not in known]
+            if isinstance(error, duckdb.CatalogException) and strange:
+                said = said.split(" Did you mean")[0].removesuffix("!") + nearest(strange[0], known)
+            raise UsageError(f"{sql!r}: {said}; lake query {lake.location} lists the tables") from error
+
+
+def _without_nan(table: pd.DataFrame) -> pd.DataFrame:
+    """The same with NULL for NaN."""
+    floats = [name for name in table.columns if table[name].dtype.kind == "f"]
+    return table.astype({name: "Float64" if table[name].dtype == "float64" else "Float32" for name in floats})
