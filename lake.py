@@ -981,6 +981,7 @@ def lens_command(
     layers: OnlyLayers = None,
     positions: OnlyPositions = None,
     limit: OnlyFirst = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what it would take.")] = False,
     seed: Seed = 0,
     as_json: AsJson = False,
     csv: CsvFolder = None,
@@ -991,9 +992,22 @@ def lens_command(
     lake, runs = runs_of(path, runs)
     parts, part = parts_of(lake, runs, layers=layers, positions=positions, limit=limit)
     where = part.get("positions")
+    if plan:
+        costs = {
+            run: lens_costs(found, lake.model(run.split("/")[0]), where, top, tuned) for run, found in parts.items()
+        }
+        for run, cost in {} if as_json else costs.items():
+            console.print(f"{run}: {said_of(cost)}")
+        if as_json:
+            print_json(costs)
+        return
     printed: dict[str, dict[str, Any]] = {}
     for run, found in parts.items():
         model, said = lake.model(run.split("/")[0]), {"top": top} | part
+        if found["hidden_state"].size * model.sizes["vocabulary"] > LONG_PRODUCT:
+            cost = lens_costs(found, model, where, top, tuned)
+            if cost["seconds"] > 60:
+                note(f"{run}: {said_of(cost)}; --limit, --layers and --positions take a part")
         printed[run] = read_out(lake, run, found, model, None, said, csv, quiet=as_json)
         if tuned:
             with progress_bar(f"{run}, tuned lens", "layers") as report:
@@ -1004,6 +1018,27 @@ def lens_command(
                 print_tuned_lens(run, fitted)
     if as_json:
         print_json(printed)
+
+
+LONG_PRODUCT = 1e11
+"""Multiplications from which on a read-out may take over a minute, so that it is worth an estimate."""
+
+
+def lens_costs(found: Any, model: Any, positions: list[str] | None, top: int, tuned: bool) -> dict[str, Any]:
+    """What the lens takes, twice where the tuned one comes after it (its fit is not counted)."""
+    from analyze.lens import lens_cost
+
+    cost = lens_cost(found, model, positions=positions, top=top)
+    times = 2 if tuned else 1
+    return asdict(cost) | {"operations": times * cost.operations, "seconds": times * cost.seconds}
+
+
+def said_of(cost: dict[str, Any]) -> str:
+    """A lens' cost as text."""
+    return (
+        f"{cost['n_state']:,} states ({size(cost['n_byte'])}) over {cost['n_token']:,} tokens, "
+        f"{cost['operations']:.1e} operations, about {duration(cost['seconds'])} on this machine"
+    )
 
 
 def print_tuned_lens(run: str, fitted: Any) -> None:

@@ -1,11 +1,12 @@
 """Lakes of real sizes, and the lens beside the bare product that it cannot do without.
 
-    python benchmarks/sizes.py [gpt2] [llama-1b] [--examples N] [--lens-examples N] [--rounds N] [--keep DIR]
+    python benchmarks/sizes.py [MODEL]... [--examples N] [--dtype T] [--lens-examples N] [--rounds N] [--keep DIR]
 
-Each lake has the axes of CODI on GPT-2 (12 layers, 12 heads, 768 components, 50,260 tokens) or on LLaMA-3.2-1B
-(16, 32, 2,048, 128,259), questions of GSM8K's lengths, states with a few large components as real ones have, and causal
-attention from ``bot`` on; values are made up. It goes through the store's own writer into a temporary folder, or stays
-in DIR as NAME.lake for other commands (``--keep DIR --examples 7473``: as many as GSM8K's training problems).
+Each lake has the axes of SmolLM2-135M (smollm2-135m: 30 layers, 9 heads, 576 components, 49,152 tokens), of CODI on
+GPT-2 (gpt2: 12, 12, 768, 50,260) or of CODI on LLaMA-3.2-1B (llama-1b: 16, 32, 2,048, 128,259), questions of GSM8K's
+lengths, states with a few large components as real ones have, and causal attention from ``bot`` on; values are made up.
+It goes through the store's own writer into a temporary folder, or stays in DIR as NAME.lake for other commands
+(``--keep DIR --examples 7473``: as many as GSM8K's training problems).
 
 lens     CPU seconds of the lens over bot and the thoughts of some examples, reading and summary included, over those
          of ``log_softmax(states @ unembedding.T)`` and ``argpartition`` of the best 5 in numpy, 256 states at a time,
@@ -30,11 +31,12 @@ from schemas import MODEL_VARIABLES
 from store import RunLayout, create_run, open_lake, write_model
 
 MODELS: dict[str, dict[str, Any]] = {
+    "smollm2-135m": {"n_layer": 30, "n_head": 9, "hidden": 576, "longest_question": 212},
     "gpt2": {"n_layer": 12, "n_head": 12, "hidden": 768, "longest_question": 212},
     "llama-1b": {"n_layer": 16, "n_head": 32, "hidden": 2048, "longest_question": 209},
 }
-VOCABULARY = {"gpt2": 50_260, "llama-1b": 128_259}
-NORM = {"gpt2": "layer_norm", "llama-1b": "rms_norm"}
+VOCABULARY = {"smollm2-135m": 49_152, "gpt2": 50_260, "llama-1b": 128_259}
+NORM = {"smollm2-135m": "rms_norm", "gpt2": "layer_norm", "llama-1b": "rms_norm"}
 MEAN_QUESTION = 56
 """Tokens of a GSM8K training question, mean."""
 TOP = 5

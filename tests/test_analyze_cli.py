@@ -128,6 +128,20 @@ def test_lens_of_a_part(made, call):
     assert next(each for each in lake.results("lens") if each.name == names[0]).spec["limit"] == 20
 
 
+def test_cost_of_the_lens_beforehand(made, call):
+    path, runs = made
+    code, out, err = call("analyze", "lens", path, "one/problems", "--plan", "--layers", "0", "--json", "--tuned")
+    assert (code, err) == (0, "")
+    cost = json.loads(out)["one/problems"]
+    state = runs[0][0]["hidden_state"].isel(layer=0, hidden=0)
+    assert cost["n_state"] == int(np.isfinite(state).sum())
+    assert cost["operations"] == 2 * 2 * cost["n_state"] * 40 * 8  # two lenses over 40 tokens of 8 components
+    assert cost["seconds"] > 0
+    code, out, err = call("analyze", "lens", path, "one/problems", "--plan")
+    assert (code, err) == (0, "")
+    assert "over 40 tokens" in out
+
+
 COMMANDS = {
     "lens": ("layers", "positions", "limit"),
     "heads": ("limit",),
