@@ -184,7 +184,7 @@ class Recorder:
         peaks = [
             _peak_of(hidden, exists[:, None]).amax((0, 2)),
             _peak_of(final, exists).amax()[None],
-            _peak_of(self.latent_embedding).amax()[None],
+            _peak_of(self.latent_embedding).amax()[None] if self.latent_embedding.numel() else hidden.new_zeros(1),
         ]
         absent = ~exists
         arrays = {

@@ -128,7 +128,7 @@ def plan(prepared: Prepared, lake: str | os.PathLike[str]) -> Plan:
     left = np.repeat(~done, layout.shard_examples)[: layout.n_example]
     variables, remaining, to_write = [], 0, 0.0
     for name, array in layout.arrays().items():
-        ratio = encoded[name] / known[name].sum()
+        ratio = encoded[name] / max(known[name].sum(), 1)
         content = ratio * float(every[name][left].sum())
         to_write += content
         remaining += int(content) + array.index_bytes * int((~done).sum())

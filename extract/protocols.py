@@ -127,7 +127,7 @@ COCONUT = Protocol(
 )
 """facebookresearch/coconut, and its checkpoints under plain Hugging Face names."""
 DIRECT = Protocol(
-    name="direct", prefixes=("base_causallm.", PEFT, ""), rows_after="tokenizer",
+    name="direct", prefixes=COCONUT.prefixes, unused=COCONUT.unused, rows_after="tokenizer",
     after_question="\n", n_latent=0, answer_prefix="###",
 )  # fmt: skip
 """The controls of Coconut's code: no thoughts and no markers; ``cot`` writes its steps before the answer."""

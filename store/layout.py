@@ -184,7 +184,8 @@ class RunLayout:
             chunks = tuple(chunk[dim] for dim in variable.dims)
             if variable.dtype == "stored":
                 whole = (examples, *shape[1:])
-                shards = tuple(round_up(size, part) for size, part in zip(whole, chunks, strict=True))
+                # Of a model without thoughts there is nothing fed; its shards still have a place.
+                shards = tuple(round_up(max(size, 1), part) for size, part in zip(whole, chunks, strict=True))
             layouts[name] = ArrayLayout(
                 name=name,
                 dims=variable.dims,

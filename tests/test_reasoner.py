@@ -1,6 +1,5 @@
 """The reasoner: official checkpoints, exact thinking at every batch size, capture, bad input."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,10 +9,9 @@ import pytest
 import torch
 from codi_models import ORACLE, think_slowly, write_checkpoint
 from safetensors.torch import save_file
-from transformers import GPT2Config, LlamaConfig, Qwen2Config
+from transformers import GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
 
 from extract import Reasoner, load_reasoner
-from extract.architectures import ARCHITECTURES
 from extract.small.problems import draw_problem
 from schemas import LakeError, UsageError, extract_answer
 
@@ -149,17 +147,17 @@ CONFIGS = {
                     intermediate_size=48, attention_bias=True, mlp_bias=True, tie_word_embeddings=False,
                     rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}, **LLAMA),
         {"norm": False}),
-    "third architecture": (
+    "qwen2, tied": (
         Qwen2Config(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2,
                     intermediate_size=48, tie_word_embeddings=True, **LLAMA), {}),
+    "qwen3, heads of their own width, untied": (
+        Qwen3Config(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_hidden_layers=2,
+                    intermediate_size=48, tie_word_embeddings=False, **LLAMA), {}),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
-def test_other_settings(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if name == "third architecture":
-        entry = dataclasses.replace(ARCHITECTURES["llama"], model_type="qwen2")
-        monkeypatch.setitem(ARCHITECTURES, "qwen2", entry)
+def test_other_settings(name: str, tmp_path: Path) -> None:
     config, options = CONFIGS[name]
     checkpoint, base, model, projection = write_checkpoint(tmp_path, config, **options)
     reasoner = load_reasoner(checkpoint, base)

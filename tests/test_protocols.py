@@ -1,0 +1,372 @@
+"""Protocols: what the official code of each computes, layouts of checkpoints, controls without thoughts, bad input."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from codi_models import ORACLE, VOCABULARY, write_checkpoint
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+import lake as command_line
+from extract import load_reasoner
+from extract.protocols import CODI, PROTOCOLS
+from schemas import Places, UsageError
+from store import open_lake
+
+DATA = Path(__file__).parent / "data"
+GPT2 = GPT2Config(n_positions=64, n_embd=32, n_head=2, n_layer=2, bos_token_id=0, eos_token_id=0)
+HERE = {"coconut_oracle/coconut-gpt2", "codi_eos_oracle/codi-llama"}
+GOLDEN: dict[str, list[str]] = {
+    "coconut_oracle/coconut-gpt2": [],
+    "codi_eos_oracle/codi-llama": ["--protocol", "codi-eos"],
+    "coconut_oracle/coconut-llama": [],
+    "codi_eos_oracle/codi-gpt2": ["--protocol", "codi-eos"],
+    "codi_simcot_oracle/codi-gpt2": [],
+    "codi_simcot_oracle/codi-llama": [],
+    "codi_qwen_oracle/codi-qwen2": [],
+    "codi_qwen_oracle/codi-qwen3": [],
+    "codi_multimode_oracle/codi-gpt2": [],
+    "codi_multimode_oracle/codi-llama": [],
+    "latenttts_oracle/codi-gpt2": ["--thoughts", "6"],
+    "latenttts_oracle/coconut-gpt2": ["--thoughts", "6"],
+}
+
+
+def lake(*words: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        command_line.main([str(word) for word in words])
+    return int(stop.value.code or 0)
+
+
+def write_questions(file: Path, questions: list[str]) -> Path:
+    file.write_text("".join(json.dumps({"question": each, "answer": "7"}) + "\n" for each in questions))
+    return file
+
+
+def folder_of(name: str, request: pytest.FixtureRequest) -> Path:
+    return (DATA if name in HERE else request.getfixturevalue("shared_data")) / name
+
+
+def compare(run: Any, expected: Any) -> float:
+    """Largest difference of a run in float32 from what the official code computed on each question alone."""
+    n = len(expected["0/latents"]) - 1
+    places = Places(n, len(expected["0/eot_hidden"]))
+    off = 0.0
+    for example in range(run.sizes["example"]):
+        one = run.isel(example=example).load()
+        ids, tokens = expected[f"{example}/ids"], expected[f"{example}/answer_tokens"]
+        labels = places.labels(len(ids) - 1, len(tokens))
+        middle = len(ids) + n + places.n_closing
+        np.testing.assert_array_equal(one["token"].sel(position=labels[: len(ids)]), ids)
+        np.testing.assert_array_equal(one["token"].sel(position=labels[middle:]), tokens)
+        assert f"q-{len(ids)}" not in labels
+        assert (one["token"].sel(position=f"q-{len(ids)}") == -1).all()
+        hidden = [expected[f"{example}/prompt_hidden"].swapaxes(0, 1), expected[f"{example}/latent_hidden"],
+                  expected[f"{example}/eot_hidden"]]  # fmt: skip
+        want = np.concatenate(hidden)
+        states = one.sel(position=labels[:middle]).transpose("position", "layer", ...)
+        pairs = [
+            (states["hidden_state"].values[:, :-1], want[:, 1:-1]),
+            (states["final_state"].values, want[:, -1]),
+            (one["latent_embedding"].values, expected[f"{example}/latents"][:n]),
+        ]
+        seen = states["attention"].sel(key_position=labels[:middle]).values
+        start = 0
+        for part in (expected[f"{example}/prompt_attention"].transpose(2, 0, 1, 3),
+                     expected[f"{example}/latent_attention"], expected[f"{example}/eot_attention"]):  # fmt: skip
+            pairs.append((seen[start : start + len(part), ..., : part.shape[-1]], part))
+            start += len(part)
+        off = max(off, *(float(np.abs(found - wanted).max()) for found, wanted in pairs))
+    return off
+
+
+@pytest.mark.parametrize("name", list(GOLDEN))
+def test_the_official_code_computes_the_same(name, tmp_path, request):
+    folder = folder_of(name, request)
+    base = folder.parent / f"base-{folder.name.split('-')[1]}"
+    meta = json.loads((folder / "meta.json").read_text())
+    data = write_questions(tmp_path / "d.jsonl", meta["questions"])
+    file = folder.name if "latenttts" in name else folder.name.split("-")[1]
+    with np.load(folder.parent / f"expected-{file}.npz") as expected:
+        for batch in (1, 3, 8) if name in HERE else (3,):
+            words = [
+                "--model",
+                f"m={folder}",
+                "--data",
+                data,
+                "--lake",
+                tmp_path / f"{batch}.lake",
+                "--capture",
+                "full",
+            ]
+            words += ["--dtype", "float32", "--max-new-tokens", 16, "--batch-size", batch, *GOLDEN[name]]
+            assert lake("extract", *words, *(["--base", base] if base.is_dir() else [])) == 0
+            opened = open_lake(tmp_path / f"{batch}.lake")
+            assert compare(opened["m/d"], expected) < 1e-4
+    reasoner = load_reasoner(
+        folder, base if base.is_dir() else None, protocol=opened.model_attributes("m")["protocol"], thoughts=6
+    )
+    with np.load(folder.parent / f"expected-{file}.npz") as expected:
+        state = torch.from_numpy(
+            opened["m/d"]["final_state"].isel(example=0).sel(position=reasoner.places.middle[-1]).values
+        )
+        logits = reasoner._logits(state).numpy()
+        np.testing.assert_allclose(logits[: len(expected["0/first_logits"])], expected["0/first_logits"], atol=1e-4)
+    if name in HERE:
+        where = ["--model", folder, "--base", base]
+        assert lake("verify", tmp_path / "3.lake", "--recompute", 2, *where) == 0
+
+
+@pytest.mark.parametrize("places", [Places(), Places(8, 2), Places(0, 1), Places(0, 0, bot=False), Places(1, 2)])
+def test_every_place_has_a_name_and_an_offset(places):
+    labels = places.labels(4, 3)
+    assert len(set(labels)) == len(labels) == 4 + places.n_middle + 3
+    assert [places.offset(label) for label in labels] == list(range(-4, places.n_middle + 3))
+    for label in {"bot", "eot", "eos", "ct0", "ct8", "q-0", "x"} - set(labels):
+        with pytest.raises(ValueError, match=f"{label}.*; positions are q-N"):
+            places.offset(label)
+
+
+def plain_model(folder: Path, config: Any = GPT2, vocabulary: int = VOCABULARY) -> Any:
+    """A random language model as transformers saves it, with the tokenizer of the others."""
+    torch.manual_seed(1)
+    config.vocab_size = vocabulary
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    folder.mkdir(parents=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.08 * torch.randn_like(parameter))
+    tied = {"lm_head.weight"}
+    save_file({k: v for k, v in model.state_dict().items() if k not in tied}, folder / "model.safetensors")
+    config.save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(ORACLE / "base-gpt2" / file, folder / file)
+    return model
+
+
+@torch.no_grad()
+def answer_slowly(model: Any, vectors: torch.Tensor, n_new: int) -> tuple[list[int], Any]:
+    """Greedy tokens after given vectors, the whole sequence anew for each; and all that the last pass gives."""
+    embed, tokens = model.get_input_embeddings(), []
+    for _ in range(n_new):
+        tokens.append(int(model(inputs_embeds=vectors).logits[0, -1].argmax()))
+        vectors = torch.cat([vectors, embed(torch.tensor([tokens[-1:]]))], 1)
+        if tokens[-1] == 0:
+            break
+    return tokens, model(inputs_embeds=vectors, output_attentions=True, output_hidden_states=True)
+
+
+@pytest.mark.parametrize("capture", ["latent", "full"])
+def test_a_model_without_thoughts_answers_from_the_questions_last_token(tmp_path, capture):
+    model = plain_model(tmp_path / "m")
+    questions = ["Ann had 12 pens.", "Tom has 7 apples and buys 5 more.", "Why?"]
+    data = write_questions(tmp_path / "d.jsonl", questions)
+    place = tmp_path / "x.lake"
+    words = [
+        "--model",
+        f"m={tmp_path / 'm'}",
+        "--data",
+        data,
+        "--lake",
+        place,
+        "--dtype",
+        "float32",
+        "--protocol",
+        "cot",
+    ]
+    assert lake("plan", *words, "--capture", capture) == 0
+    assert lake("extract", *words, "--capture", capture, "--max-new-tokens", 4) == 0
+    run = open_lake(place)["m/d"].load()
+    assert run["latent_embedding"].shape == (3, 0, 32)
+    assert (str(run["segment"].sel(position="q-1").item()), int(run["offset"].sel(position="q-1"))) == ("question", 0)
+    reasoner = load_reasoner(tmp_path / "m", protocol="cot")
+    for row, question in enumerate(questions):
+        prompt = reasoner.encode(question)
+        assert prompt == reasoner.tokenizer(question + "\n")["input_ids"]
+        tokens, out = answer_slowly(model, model.get_input_embeddings()(torch.tensor([prompt])), 4)
+        labels = reasoner.places.labels(len(prompt) - 1, len(tokens))
+        some = labels if capture == "full" else labels[len(prompt) - 1 :]
+        found = run.isel(example=row).sel(position=some)
+        assert found["token"].values[-len(tokens) :].tolist() == tokens
+        np.testing.assert_allclose(found["final_state"], out.hidden_states[-1][0, -len(some) :], atol=1e-4)
+        want = torch.stack(out.attentions)[:, 0, :, -len(some) :]
+        np.testing.assert_allclose(found["attention"].sel(key_position=labels), want, atol=1e-5)
+    assert lake("verify", place, "--recompute", 3, "--model", tmp_path / "m") == 0
+
+
+def test_pause_feeds_one_vector_at_every_thought(tmp_path):
+    model = plain_model(tmp_path / "base", vocabulary=VOCABULARY + 3)
+    (tmp_path / "base" / "config.json").write_text(
+        json.dumps(json.loads((tmp_path / "base" / "config.json").read_text()) | {"vocab_size": VOCABULARY})
+    )
+    vector = torch.randn(32)
+    state = {f"base_causallm.{name}": value for name, value in model.state_dict().items()}
+    embedding = {"embedding.weight": model.get_input_embeddings().weight.detach()}
+    torch.save(state | embedding | {"pause_embedding": vector}, tmp_path / "checkpoint_7")
+    with pytest.raises(UsageError, match="does not say how many thoughts it has; pass --thoughts N"):
+        load_reasoner(tmp_path / "checkpoint_7", tmp_path / "base")
+    reasoner = load_reasoner(tmp_path / "checkpoint_7", tmp_path / "base", thoughts=4)
+    assert reasoner.protocol.name == "pause"
+    prompts = [reasoner.encode("Ann had 12 pens."), reasoner.encode("Why?")]
+    found = reasoner.think(prompts, stored_dtype="float32", max_new_tokens=3)
+    embed = model.get_input_embeddings()
+    for row, prompt in enumerate(prompts):
+        assert prompt[-1] == VOCABULARY
+        parts = [embed(torch.tensor(prompt)), vector.expand(4, -1), embed(torch.tensor([VOCABULARY + 1]))]
+        tokens, out = answer_slowly(model, torch.cat(parts)[None], 3)
+        assert found.token[row, 6 : 6 + len(tokens)].tolist() == tokens
+        n = 6 + len(tokens)
+        np.testing.assert_allclose(found.final_state[row, :n], out.hidden_states[-1][0, -n:], atol=1e-4)
+
+
+def layouts(state: dict[str, torch.Tensor], folder: Path) -> dict[str, Path]:
+    """One state dict as it lies on hubs."""
+    names = sorted(state)
+    half = {name: value.contiguous().clone() for name, value in state.items()}
+    found = {kind: folder / kind for kind in ("bin shards", "safetensors shards", "raw", "lightning")}
+    for place in found.values():
+        place.mkdir()
+        (place / "config.json").touch()
+    for kind, end in (("bin shards", "bin"), ("safetensors shards", "safetensors")):
+        stem = "pytorch_model" if end == "bin" else "model"
+        where = {name: f"{stem}-0000{1 + index % 2}-of-00002.{end}" for index, name in enumerate(names)}
+        for file in set(where.values()):
+            part = {name: half[name] for name in names if where[name] == file}
+            (torch.save if end == "bin" else save_file)(part, found[kind] / file)
+        (found[kind] / f"{stem}.{end}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    torch.save(half, found["raw"] / "checkpoint_33")
+    torch.save({"state_dict": half, "epoch": 3}, found["lightning"] / "best.ckpt")
+    return found
+
+
+def test_layouts_of_hubs_hold_the_same_model(tmp_path):
+    folder, base, _, _ = write_checkpoint(tmp_path, GPT2)
+    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    wanted = load_reasoner(folder, base)
+    for kind, place in layouts(state, tmp_path).items():
+        assert load_reasoner(place, base).fingerprint == wanted.fingerprint, kind
+    index = tmp_path / "bin shards" / "pytorch_model.bin.index.json"
+    assert load_reasoner(index, base).fingerprint == wanted.fingerprint
+    (index.parent / "pytorch_model-00002-of-00002.bin").unlink()
+    torch.save(state, tmp_path / "raw" / "checkpoint_34")
+    for place, message in [
+        (index.parent, "names pytorch_model-00002-of-00002.bin, which is not there"),
+        (tmp_path / "raw", r"several others \(checkpoint_33, checkpoint_34\): name the one that is meant"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            load_reasoner(place, base)
+
+
+def test_a_folder_that_peft_saved_holds_adapters_only(tmp_path):
+    folder, base, model, _ = write_checkpoint(tmp_path, LlamaConfig(
+        hidden_size=32, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2, intermediate_size=48,
+        max_position_embeddings=64, bos_token_id=0, eos_token_id=0,
+    ))  # fmt: skip
+    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    plain = {
+        name.removeprefix("codi.base_model.model.").replace(".base_layer.", "."): value[:VOCABULARY]
+        if len(value) == VOCABULARY + 3
+        else value
+        for name, value in state.items()
+        if name.startswith("codi.") and ".lora_" not in name
+    }
+    save_file(
+        {name: value.clone() for name, value in plain.items()}, base / "model.safetensors", metadata={"format": "pt"}
+    )
+    saved = {
+        name.removeprefix("codi.").replace(".default.", "."): value.clone()
+        for name, value in state.items()
+        if ".lora_" in name or name.startswith("prj.") or len(value) == VOCABULARY + 3
+    }
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    save_file(saved, adapter / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 32, "base_model_name_or_path": str(base),
+              "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"],
+              "modules_to_save": ["embed_tokens", "lm_head"]}  # fmt: skip
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    found = load_reasoner(adapter)
+    assert found.protocol.name == "codi"
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(found.model.state_dict()[name], value, msg=name)
+
+
+def test_what_a_file_beside_the_weights_states_is_the_protocol(tmp_path):
+    folder = shutil.copytree(DATA / "codi_eos_oracle" / "codi-llama", tmp_path / "codi")
+    base = DATA / "codi_eos_oracle" / "base-llama"
+    named = load_reasoner(folder, base, protocol="codi-eos")
+    plain = load_reasoner(folder, base)
+    assert named.fingerprint["weights"] != plain.fingerprint["weights"]
+    prompt = named.encode("  Two  apples ")
+    assert prompt == [*named.tokenizer("Two apples")["input_ids"], named.eos_id, VOCABULARY + 1]
+    assert named.places.middle[-2:] == ["eot", "eos"]
+    fields = {"name": "codi", "before_bot": ["eos"], "closing": ["[EOT]", "eos"]}
+    for said in ("codi-eos", fields):
+        (folder / "codi.json").write_text(json.dumps({"protocol": said}))
+        assert load_reasoner(folder, base).fingerprint == named.fingerprint
+    for said, message in [
+        ("codi-eso", "'codi-eso' is not one of .*codi-eos"),
+        ({"name": "codi", "before": "eos"}, "no field 'before'"),
+        ({"name": "codi", "n_unwritten": "1"}, "n_unwritten of the protocol is '1', codi has 1"),
+        ({"name": "codi", "fed": "noise"}, "not projection, state, vector or nothing"),
+        ({"name": "codi", "before_bot": ["<|eot_id|>"]}, r"needs the token <\|eot_id\|>, which the tokenizer lacks"),
+        (7, "must be a name, or fields"),
+    ]:
+        (folder / "codi.json").write_text(json.dumps({"protocol": said}))
+        with pytest.raises(UsageError, match=message):
+            load_reasoner(folder, base)
+
+
+CODI_HERE = ["--model", f"m={ORACLE / 'codi-gpt2'}", "--base", ORACLE / "base-gpt2"]
+COCONUT_HERE = [
+    "--model",
+    f"m={DATA / 'coconut_oracle' / 'coconut-gpt2'}",
+    "--base",
+    DATA / "coconut_oracle" / "base-gpt2",
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([*CODI_HERE, "--protocol", "cody"], "protocol 'cody' is not one of codi, codi-eos"),
+        ([*CODI_HERE, "--protocol", "coconut"], "weights of protocol coconut are named base_causallm.*"),
+        ([*CODI_HERE, "--protocol", "codi-multimode"], "403 embedding rows, base has a vocabulary of 400 (+ 2)"),
+        ([*CODI_HERE, "--thoughts", "0"], "--thoughts is 0; protocol codi needs a thought at least"),
+        ([*CODI_HERE, "--thoughts", "-1"], "--thoughts is -1; it must be a whole number of at least 0"),
+        ([*COCONUT_HERE, "--protocol", "pause"], "missing pause_embedding"),
+        ([*COCONUT_HERE, "--protocol", "direct"], "403 embedding rows, base has a vocabulary of 400 (+ 0)"),
+        (
+            [*COCONUT_HERE, "--protocol", "direct", "--thoughts", "3"],
+            "--thoughts is 3; protocol direct has no thoughts",
+        ),
+    ],
+)
+def test_each_mismatch_is_one_line(words, message, tmp_path, capsys):
+    data = write_questions(tmp_path / "d.jsonl", ["Why?"])
+    assert lake("extract", *words, "--data", data, "--lake", tmp_path / "x.lake") == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "x.lake").exists()
+
+
+def test_a_model_without_markers_or_projection_is_asked_about(tmp_path):
+    plain_model(tmp_path / "m")
+    with pytest.raises(UsageError, match="say with --protocol how it is asked"):
+        load_reasoner(tmp_path / "m")
+    folder, base, _, _ = write_checkpoint(tmp_path, GPT2)
+    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    torch.save({name: value for name, value in state.items() if "prj" not in name}, folder / "pytorch_model.bin")
+    with pytest.raises(UsageError, match=r"projection of .*protocol codi.*missing prj\.1\.bias"):
+        load_reasoner(folder, base)
+
+
+def test_the_default_protocol_is_the_official_one():
+    assert PROTOCOLS["codi"] is CODI
+    assert load_reasoner("small-gpt2").protocol == CODI
