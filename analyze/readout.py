@@ -241,8 +241,9 @@ class _Best:
         """
         n = block.shape[1]
         bar = self.logit.min(-1)
-        if len(highest) >= self.top:
-            bar = np.maximum(bar, np.partition(highest, len(highest) - self.top, axis=0)[-self.top])
+        some = highest if len(highest) > 2 * self.top else block  # few groups would tell little
+        if len(some) >= self.top:
+            bar = np.maximum(bar, np.partition(some, len(some) - self.top, axis=0)[-self.top])
         group, state = np.nonzero(highest >= bar)
         logit = block.reshape(-1, GROUP, n)[group, :, state]  # (pair, token of the group)
         pair, within = np.nonzero((logit >= bar[state, None]) & (logit > LEAST))
