@@ -72,7 +72,8 @@ parser.add_argument("--json", type=Path)
 ask = parser.parse_args()
 CUDA = ask.device.startswith("cuda")
 if CUDA and not torch.cuda.is_available():
-    sys.exit(print("no GPU here: nothing was measured; --device cpu --tiny tries the script"))
+    print("no GPU here: nothing was measured; --device cpu --tiny tries the script")
+    sys.exit()
 WORK = Path(tempfile.mkdtemp(prefix="lake-gpu-"))
 rows: list[tuple[str, str, Any, str]] = []
 
