@@ -3,6 +3,8 @@
 import errno
 import inspect
 import json
+import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -56,6 +58,8 @@ def left_behind(context: Any) -> str:
     if names == "demo":
         return f"stopped; {given['out']} keeps the shards and results it has: the same command takes up the extractions"
     done = "results of the runs before the one at work are in the lake"
+    if names == "analyze probes" and (kept := kept_cells(given["path"])) is not None:
+        return f"stopped; {done}, finished cells of that one in {kept}, and the same command takes them up"
     if names.startswith("reenter") and names != "reenter gradients" and "://" not in given["path"]:
         folder = f"{given['path'].rstrip('/')}.reenter"
         return f"stopped; {done}, finished batches of that one in {folder}, and the same command takes them up"
@@ -66,6 +70,12 @@ def left_behind(context: Any) -> str:
     if names == "rm":
         return "stopped; what was to be removed is there as before, or no longer to be read: lake info says which"
     return "stopped; nothing was changed" if names in ("plan", "info", "verify", "show", "query", "top") else "stopped"
+
+
+def kept_cells(path: str) -> Path | None:
+    """Where probes keep finished cells while they are at work: beside a lake in a folder that can be written."""
+    folder = Path(f"{path.rstrip('/')}.probes")
+    return folder if "://" not in path and os.access(folder.parent, os.W_OK) else None
 
 
 def command_names(context: Any) -> list[str]:
@@ -1257,9 +1267,12 @@ def probes_command(
     parts, part = parts_of(lake, runs, layers=layers, positions=positions, limit=limit)
     printed = {}
     for run in runs:
+        kept = kept_cells(path)
         with progress_bar(run, "cells") as report:
-            result = linear_probes(parts[run], progress=report, **spec)  # type: ignore[arg-type]
+            result = linear_probes(parts[run], folder=kept, progress=report, **spec)  # type: ignore[arg-type]
         printed[run] = keep(lake, "probes", result, run, spec | part, csv)
+        if kept is not None and kept.is_dir():
+            shutil.rmtree(kept)
         if result.attrs["left_out"]:
             n_step = lake[run][target].sizes["step"] - result.sizes.get("step", 0)
             note(f"{run}: {n_step} steps of {target!r} left out: {result.attrs['left_out']}")

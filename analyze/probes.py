@@ -4,12 +4,17 @@ A probe that reads a quantity says that the states carry it, not that the model 
 that. Every result carries :data:`NOTE` for this reason.
 """
 
+import functools
+import hashlib
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import dask
+import joblib
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -55,6 +60,7 @@ def linear_probes(
     max_example: int | None = 2000,
     n_per_class: int | None = None,
     seed: int = 0,
+    folder: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Probe every layer and position of a run for a target, by nested cross-validation over problems.
@@ -97,6 +103,9 @@ def linear_probes(
         Draw exactly so many examples of each class, as the reports did (50); none if absent.
     seed : int
         Of folds, controls, permutations, resamples and draws.
+    folder : path
+        Where finished cells are kept; the same probes, asked for again after they were stopped, take up what lies
+        there. (On a dask client nothing is kept.)
     progress : callable
         Called with (cells done, cells) after each cell.
 
@@ -168,7 +177,7 @@ def linear_probes(
     present = [task for task in tasks if task is not None]
     rows = np.unique(np.concatenate([task.rows for task in present]))
     present = [_reindex(task, rows) for task in present]
-    cells = _run_cells(states.isel(example=used[rows]), present, progress)
+    cells = _run_cells(states.isel(example=used[rows]), present, folder, progress)
 
     shape = (states.sizes["layer"], states.sizes["position"])
     if n_permutation is None:
@@ -420,7 +429,16 @@ def _fit_task(states: Array, known: Array, task: Task) -> Cell | None:
     )
 
 
-def _run_cells(states: xr.DataArray, tasks: Sequence[Task], progress: Progress | None) -> list[list[Cell | None]]:
+@functools.cache
+def _code() -> str:
+    """SHA-256 of the modules that make a cell: another version's cells are not taken up."""
+    modules = ("probes", "probe_solver", "probe_measures", "logistic")
+    return hashlib.sha256(b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in modules)).hexdigest()
+
+
+def _run_cells(
+    states: xr.DataArray, tasks: Sequence[Task], folder: str | os.PathLike[str] | None, progress: Progress | None
+) -> list[list[Cell | None]]:
     """Every cell in order (layer, position), here or on the workers of a dask client."""
     cells = [
         states.isel(layer=layer, position=position).transpose("example", "hidden").data
@@ -432,8 +450,11 @@ def _run_cells(states: xr.DataArray, tasks: Sequence[Task], progress: Progress |
         results = []
         if progress is not None:
             progress(0, len(cells))
+        # Kept by what goes in: the states themselves, labels, folds and settings.
+        place = None if folder is None else Path(folder) / _code()[:16]
+        probe = joblib.Memory(place, verbose=0).cache(_probe_cell)
         for cell in cells:
-            results.append(_probe_cell(np.asarray(cell), tasks))
+            results.append(probe(np.asarray(cell), list(tasks)))
             if progress is not None:
                 progress(len(results), len(cells))
         return results

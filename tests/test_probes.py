@@ -488,3 +488,28 @@ def test_command(tmp_path, capsys):
     code, out, err = call("--target", "colour")
     assert (code, out) == (2, "")
     assert "need 'colour'" in err
+
+
+def test_stopped_probes_take_up_their_finished_cells(tmp_path, monkeypatch):
+    (run, _), solved = planted_run(n_example=60), []
+    options = {"positions": ["bot", "ct3"], "n_permutation": 50, "n_resample": 50}
+    whole = linear_probes(run, **options)
+
+    def stop(done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    def counted(*arguments, **settings):
+        solved.append(1)
+        return nested_logistic(*arguments, **settings)
+
+    monkeypatch.setattr("analyze.probes.nested_logistic", counted)
+    with pytest.raises(KeyboardInterrupt):
+        linear_probes(run, folder=tmp_path / "cells", progress=stop, **options)
+    assert len(solved) == 2
+    again = linear_probes(run, folder=tmp_path / "cells", **options)
+    assert len(solved) == whole["accuracy"].size
+    xr.testing.assert_identical(again, whole)
+    other = run.assign(correct=("example", run["correct"].values[::-1]))  # nothing is taken up for other labels
+    linear_probes(other, folder=tmp_path / "cells", **options)
+    assert len(solved) == 2 * whole["accuracy"].size
