@@ -2451,7 +2451,7 @@ def remove_command(
     found = select_removable(open_lake(path), words)
     stay = ""
     if found.results:
-        stay = f"; {len(found.results)} results that were computed from it stay: {', '.join(found.results)}"
+        stay = f"; what was computed from it stays: {', '.join(found.results)}"
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(f"rm asks before {found.kind} {found.name} is removed{stay}; without a terminal say --yes")
@@ -2515,25 +2515,31 @@ def top_command(
         str | None,
         typer.Option(metavar="RESULT:17", help="A feature of a stored dictionary: where it fires most; sae:17 may do."),
     ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(metavar="EXPR", help="SQL over the run's columns, as -answer_logprob, see lake query: examples."),
+    ] = None,
     top: Annotated[int, typer.Option(metavar="N", help="Places shown.")] = 10,
     positions: Annotated[str | None, typer.Option(metavar="bot,ct0..", help="Only these positions.")] = None,
     keys: Annotated[str | None, typer.Option(metavar="bot,ct0..", help="Of a head: only these keys.")] = None,
     as_json: AsJson = False,
     csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the places as CSV instead.")] = None,
 ) -> None:
-    """Find the problems and positions where a head or a feature is largest, with what stands around them."""
-    from analyze import top_of_feature, top_of_head
+    """Find the problems and positions where a head, a feature or a column is largest, with what stands around them."""
+    from analyze import top_of_column, top_of_feature, top_of_head
     from store import open_lake
 
-    if (head is None) == (feature is None):
-        raise UsageError("top: name what is to be large, with --head L1H2 or --feature RESULT:17")
-    if keys and feature:
-        raise UsageError("top: --keys goes with --head; a feature has none")
+    if sum(each is not None for each in (head, feature, by)) != 1:
+        raise UsageError("top: name what is to be large, with --head L1H2, --feature RESULT:17 or --by EXPR")
+    if (keys and not head) or (positions and by):
+        raise UsageError("top: --keys goes with --head, --positions with --head and --feature")
     lake = open_lake(path)
     with progress_bar(run, "examples") as report:
         if head is not None:
             where = {"positions": words(positions), "keys": words(keys)}
             found = top_of_head(lake, run, head, n=top, progress=report, **where)
+        elif by is not None:
+            found = top_of_column(lake, run, by, n=top)
         else:
             found = top_of_feature(lake, run, str(feature), n=top, positions=words(positions), progress=report)
     if csv is not None:
@@ -2543,7 +2549,7 @@ def top_command(
         sys.stdout.write(found.to_json(orient="records", double_precision=15, indent=1) + "\n")
     else:
         short = found.assign(question=[shortened(text) for text in found["question"]])
-        print_table(f"{run}: largest {head or feature}", list(short.columns), short.values.tolist())
+        print_table(f"{run}: largest {head or feature or by}", list(short.columns), short.values.tolist())
 
 
 def shortened(text: str, length: int = 60) -> str:

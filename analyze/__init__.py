@@ -39,6 +39,7 @@ _PUBLIC = {
     "select_cells": "analyze.sae",
     "summarise_probes": "analyze.probes",
     "summary_of_analysis": "analyze.heads",
+    "top_of_column": "analyze.top",
     "top_of_feature": "analyze.top",
     "top_of_head": "analyze.top",
     "train_sae": "analyze.sae",

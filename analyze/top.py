@@ -10,8 +10,10 @@ import pandas as pd
 import xarray as xr
 
 from analyze.labels import take
+from analyze.query import query_lake
 from analyze.sae import activation_of, sae_codes
 from schemas import MissingRunError, UsageError, nearest
+from schemas.checks import check_whole
 from store import Lake, select_result
 
 BLOCK_EXAMPLES = 256
@@ -163,6 +165,37 @@ def top_of_feature(
     return _described(lake, run, data, cells, blocks(), n)
 
 
+def top_of_column(lake: Lake, run: str, expression: str, *, n: int = 10) -> pd.DataFrame:
+    """Examples where an expression over a run's columns is largest.
+
+    Parameters
+    ----------
+    lake, run
+        What is searched.
+    expression
+        SQL over the columns of the run's table, see :func:`analyze.query.lake_tables`: ``-answer_logprob``.
+    n
+        Examples wanted; fewer where fewer have a value.
+
+    Returns
+    -------
+    DataFrame
+        ``value``, ``example``, ``problem``, ``correct``, ``question``, ``generated_text``; largest first.
+
+    Raises
+    ------
+    UsageError
+        As :func:`analyze.query.query_lake`.
+    """
+    lake.attributes(run)
+    check_whole("the number of places", n, 1)
+    shown = "example, problem, correct, question, generated_text"
+    return query_lake(
+        lake, f'select ({expression}) as value, {shown} from "{run}" where value is not null'
+        f" order by value desc, example limit {n}"
+    )  # fmt: skip
+
+
 def _blocks(n_example: int, progress: Progress | None) -> Iterator[slice]:
     for start in range(0, n_example, BLOCK_EXAMPLES):
         yield slice(start, min(start + BLOCK_EXAMPLES, n_example))
@@ -174,8 +207,7 @@ def _described(
     lake: Lake, run: str, data: xr.Dataset, values: xr.DataArray, blocks: Iterator[Block], n: int
 ) -> pd.DataFrame:
     """The largest values with the labels of their places, and what lies around them."""
-    if n < 1:
-        raise UsageError(f"the number of places is {n}; it must be at least 1")
+    check_whole("the number of places", n, 1)
     top, places = largest(blocks, values.shape, n)
     strings = lake.model(run.split("/")[0])["token_string"].values
     columns: dict[str, Any] = {"value": top}
@@ -212,4 +244,5 @@ def _context(token: np.ndarray, labels: Sequence[str], strings: np.ndarray, labe
         thought = labels[place].startswith("ct")
         text = f" {labels[place]}" if thought else str(strings[token[place]]) if token[place] >= 0 else ""
         parts.append(f"[{text.strip()}]" if place == at else text)
-    return "".join(parts).strip()
+    spaced = any(str(text).startswith(" ") for text in strings)  # else a token is a word
+    return ("" if spaced else " ").join(part if spaced else part.strip() for part in parts if part).strip()

@@ -161,7 +161,7 @@ def test_what_is_removed_is_gone_and_the_rest_is_whole(call, tmp_path, monkeypat
         assert (names[1] in [each.name for each in open_lake(path).results()]) == (answer == "n")
     code, out, _ = call("rm", path, "one/problems", "--yes")
     assert code == 0
-    assert f"stay: {names[0]}" in out
+    assert f"stays: {names[0]}" in out
     assert call("rm", path, "one", "--yes")[0] == 0
     assert call("verify", path)[0] == 0
     assert (open_lake(path).runs(), open_lake(path).models()) == (["two/problems"], ["two"])
@@ -291,6 +291,15 @@ def test_the_largest_are_those_of_the_whole(call, analysed, monkeypatch):
     for row in found:
         at = codes.sel({dim: row[dim] for dim in codes.dims})
         assert row["value"] == pytest.approx(float(at), rel=1e-5)
+
+
+def test_the_examples_with_the_largest_value_of_an_expression(call, made):
+    pytest.importorskip("duckdb")
+    run = open_lake(made)["one/problems"]
+    found = json.loads(call("top", made, "one/problems", "--by", "-answer_logprob", "--top", 3, "--json")[1])
+    assert [row["example"] for row in found] == np.argsort(run["answer_logprob"].values)[:3].tolist()
+    refused(call("top", made, "one/problems", "--by", "answer_logprb"), "answer_logprob")
+    refused(call("top", made, "one/problem", "--by", "example"), "'one/problems'")
 
 
 def test_equal_values_come_in_order_whatever_the_blocks():
