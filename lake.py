@@ -2296,11 +2296,10 @@ def compare_command(
         records = {part: json.loads(table.to_json(orient="records")) for part, table in tables.items()}
         print_json({"result": name, "missing": missing, "note": result.attrs["note"]} | records)
         return
-    print_comparison(result, path)
-    console.print(kept(name))
+    print_comparison(result, path, name)
 
 
-def print_comparison(result: Any, path: object) -> None:
+def print_comparison(result: Any, path: object, name: str | None) -> None:
     """Runs side by side, the largest differences, and what is missing."""
     from analyze.compare import comparison_table, difference_table
 
@@ -2328,6 +2327,7 @@ def print_comparison(result: Any, path: object) -> None:
     for line in json.loads(result.attrs["missing"]):
         what, _, command = line.partition("; ")
         console.print(f"missing: {what}; {filled(command, path)}")
+    console.print(kept(name))
 
 
 @app.command("show")
@@ -2414,7 +2414,7 @@ def print_result(lake: Any, found: Any, result: Any, tables: Mapping[str, Any]) 
         "probes": lambda: print_probes(label, result, found.spec, option(found.command, "--metric")),
         "sae": lambda: print_dictionary(label, result, found.name),
         "errors": lambda: print_errors(label, result, found.name),
-        "compare": lambda: print_comparison(result, lake.location),
+        "compare": lambda: print_comparison(result, lake.location, found.name),
     }
     if found.kind in REENTRIES:
         part = partial(reentry_part, found.kind, result, found.spec, found.name)
