@@ -57,7 +57,8 @@ def test_every_command_and_flag_says_what_it_does(commands: dict[str, Any]) -> N
 
 def shown_commands(text: str) -> Iterator[list[str]]:
     """Words of every ``lake`` command in a page's code blocks, continued lines joined."""
-    for fenced in re.findall(r"^```(?:console|bash|sh)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    for fenced in [block for language, block in blocks if language in ("", "console", "bash", "sh")]:
         for line in fenced.replace("\\\n", " ").splitlines():
             line = line.strip().removeprefix("$ ")
             if line.startswith("lake "):
