@@ -85,7 +85,9 @@ def compare(run: Any, expected: Any) -> float:
     return off
 
 
-@pytest.mark.parametrize("name", list(GOLDEN))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in HERE else pytest.mark.slow) for name in GOLDEN]
+)
 def test_the_official_code_computes_the_same(name, tmp_path, request):
     folder = folder_of(name, request)
     base = folder.parent / f"base-{folder.name.split('-')[1]}"

@@ -224,6 +224,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(base: Any, sums: Path, tm
     options = ["--lora-rank", "4", "--steps", "8", "--batch-size", "8", "--learning-rate", "5e-3", "--save-every", "0"]
     words = [sys.executable, "-m", "lake", "train", "--base", str(base("gpt2")), "--data", str(sums), *options]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # sums of another number of threads round otherwise
     first = subprocess.Popen(
         [*words, "--out", str(cut)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
     )

@@ -276,7 +276,7 @@ class Training:
         notes = {
             "n_latent": settings.n_latent,
             "answer_prefix": self.reasoner.answer_prefix,
-            "protocol": settings.protocol,
+            "protocol": "codi",  # a pause model is one whose projection is constant
             "base": settings.base,
             "lora_rank": settings.lora_rank,
             "lora_alpha": settings.lora_alpha,
