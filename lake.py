@@ -3,6 +3,7 @@
 import errno
 import inspect
 import json
+import logging
 import os
 import shutil
 import sys
@@ -2597,6 +2598,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             message = error.format_message().removesuffix(".")
         fail(message + (f"; see {context.command_path} --help" if context else ""), 2)
     except Stopped as stop:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it laments reads that were cut short
         fail(str(stop), 130)
     except (typer.Abort, KeyboardInterrupt):
         fail("stopped", 130)
