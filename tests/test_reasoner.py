@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
 
 from extract import Reasoner, load_reasoner
+from extract.capture import Recorder
 from extract.small.problems import draw_problem
 from schemas import LakeError, UsageError, extract_answer
 
@@ -227,6 +228,23 @@ def test_states_beyond_the_stored_type_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LakeError, match="layer 2 reach .*--dtype float32"):
         reasoner.think([prompt], max_new_tokens=2)
     assert reasoner.think([prompt], stored_dtype="float32", max_new_tokens=2).hidden_state is not None
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-3])
+def test_attention_to_what_comes_later_is_an_error(share: float) -> None:
+    recorder = Recorder(
+        rows=1, layers=1, heads=1, hidden=2, columns=3, first=0, latents=1, stored=torch.float32,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    past = torch.ones(3, 3).tril() / torch.arange(1, 4)[:, None]
+    later = torch.tensor([[-share, share, 0], [0, 0, 0], [0, 0, 0]])
+    recorder.probabilities(0, (past + later)[None, None], 0, None)
+    measured = recorder.finish(torch.ones(1, 3, dtype=torch.bool), 3)[1]
+    if share:
+        with pytest.raises(LakeError, match="past sum to 1 only within 1.0e-03"):
+            recorder.check(measured)
+    else:
+        recorder.check(measured)
 
 
 def altered(change: str, folder: Path) -> tuple[Path, Path]:
