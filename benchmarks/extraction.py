@@ -2,7 +2,8 @@
 
 Random weights in the official layout: 124M GPT-2 on a CPU, a LLaMA of the 1B's sizes on a GPU (``--device cuda``).
 Every round times the same batches in turn, and the ratio is that of the round; the median round is what counts.
-Extraction also scores the gold answer, which plain answering does not.
+Extraction also scores the gold answer, which plain answering does not. What a run begins with, whatever its length
+(some of its questions alone and in a batch, the model's read-out), is timed by itself and taken off.
 Without a GPU the second part cannot be measured, and the script says so.
 """
 
@@ -26,9 +27,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from extract.capture import cache_argument
+from extract.precision import calibration
 from extract.prepare import batches, think
 from extract.run import extract, prepare
 from schemas import RunSpec
+from store import write_model
 
 NAMES = ("Ann", "Ben", "Cleo", "Dora", "Emil")
 THINGS = ("apples", "pencils", "old books", "small green marbles", "cups of tea")
@@ -161,6 +164,11 @@ def measure(size: str, arguments: argparse.Namespace, folder: Path) -> None:
 
     written = 0
 
+    def start() -> None:
+        calibration(prepared)
+        place = folder / f"start-{time.monotonic_ns()}.lake"
+        write_model(place, prepared.model, prepared.model_arrays, prepared.model_attributes)
+
     def capture() -> None:
         nonlocal written
         written = extract(prepared, folder / f"bench-{time.monotonic_ns()}.lake").bytes_written
@@ -192,11 +200,12 @@ def measure(size: str, arguments: argparse.Namespace, folder: Path) -> None:
     rounds = []
     for _ in range(arguments.rounds):
         scored = timed(lambda: answer(prepared.problems.gold_answer))
-        rounds.append([timed(answer), timed(capture), timed(scripted), timed(pickled), scored])
-        for lake in folder.glob("bench-*.lake"):
+        begun = timed(start)
+        rounds.append([timed(answer), timed(capture) - begun, timed(scripted), timed(pickled), scored, begun])
+        for lake in [*folder.glob("bench-*.lake"), *folder.glob("start-*.lake")]:
             subprocess.run(["rm", "-r", lake], check=True)
     n = len(prepared.prompts)
-    each = np.array(rounds) / np.array([n, n, len(chosen), len(chosen), n])[:, None]  # (round, what, clock)
+    each = np.array(rounds) / np.array([n, n, len(chosen), len(chosen), n, 1])[:, None]  # (round, what, clock)
     ratios = np.median(each / each[:, 1:2], axis=0)
     seconds = np.median(each, axis=0)
     tokens = statistics.mean(len(prompt) for prompt in prepared.prompts)
@@ -208,6 +217,7 @@ def measure(size: str, arguments: argparse.Namespace, folder: Path) -> None:
 
     line("plain answering, s", seconds[0], "a question")
     line("extraction to disk, s", seconds[1], f"a question of {written / n / 1e6:.1f} MB")
+    line("its start, s", seconds[5], "once a run")
     line("extraction / answering", np.median(each[:, 1] / each[:, 0], axis=0), "at most 1.25")
     line("  and scoring the gold", np.median(each[:, 1] / each[:, 4], axis=0), "the same passes without capture")
     line("script, JSON / ours", ratios[2], "at least 10")

@@ -37,6 +37,7 @@ import extract.prepare
 import extract.recompute
 import extract.reenter.target
 import lake as command_line
+from extract.precision import calibration
 from extract.prepare import Prepared, batches, think
 from extract.recompute import recompute
 from extract.reenter import corrupt, open_target, patch
@@ -332,6 +333,8 @@ def measure(name: str, dtype: str, capture: str, n: int) -> None:
 
     write_model(place, name, prepared.model_arrays, prepared.model_attributes)
     think(prepared, every[-1])
+    start = timed(lambda: calibration(prepared))
+    say(title, "its start, some questions alone and in a batch, s: once a run, taken off below", start)
     if CUDA:
         torch.cuda.reset_peak_memory_stats()
     rounds = []
