@@ -343,7 +343,7 @@ def extract_command(
     as_json: AsJson = False,
 ) -> None:
     """Run a model once over a data set and write everything it computes into a lake."""
-    from extract.run import extract, prepare, rank_from_environment
+    from extract.run.extract import extract, prepare, rank_from_environment
 
     spec = spec_of(capture, dtype, compute_dtype, max_new_tokens, limit, batch_size, device)
     part = rank_from_environment() if shard is None else parse_part(shard)
@@ -412,8 +412,8 @@ def plan_command(
     as_json: AsJson = False,
 ) -> None:
     """Say what an extraction will take before it is paid: arrays, bytes, memory, time. Writes nothing."""
-    from extract.plan import plan
-    from extract.run import prepare
+    from extract.run.extract import prepare
+    from extract.run.plan import plan
     from store import precision_text
 
     spec = spec_of(capture, dtype, compute_dtype, max_new_tokens, limit, batch_size, device)
@@ -558,7 +558,7 @@ def verify_command(
         found = verify(lake, run, progress=report)
     compared = []
     if recompute and not found.damage:
-        from extract.recompute import recompute as run_again
+        from extract.run.recompute import recompute as run_again
 
         for each in [run] if run else open_lake(lake).runs():
             compared.append(
@@ -657,7 +657,14 @@ def problems_command(
     ] = 0,
 ) -> None:
     """Write the story problems of the small models: validation, test, hard and pair files; or stories."""
-    from extract.small.problems import SPLIT_SIZES, make_hard, make_pairs, make_splits, write_pairs, write_problems
+    from extract.small_models.problems import (
+        SPLIT_SIZES,
+        make_hard,
+        make_pairs,
+        make_splits,
+        write_pairs,
+        write_problems,
+    )
 
     out.mkdir(parents=True, exist_ok=True)
     if stories:
@@ -781,7 +788,7 @@ def train_command(
     if (name is None) == (base is None):
         raise UsageError("train: name one of the small models, or a base model with --base")
     if base is None:
-        from extract.small.train import train as train_small
+        from extract.small_models.train import train as train_small
 
         with progress_bar(f"{name}, seed {seed}", "steps") as report:
             for folder in train_small(str(name), out, seed, device, progress=report):
@@ -1037,7 +1044,7 @@ LONG_PRODUCT = 1e11
 
 def lens_costs(found: Any, model: Any, positions: list[str] | None, top: int, tuned: bool) -> dict[str, Any]:
     """What the lens takes, twice where the tuned one comes after it (its fit is not counted)."""
-    from analyze.lens import lens_cost
+    from analyze.lens.logit import lens_cost
 
     cost = lens_cost(found, model, positions=positions, top=top)
     times = 2 if tuned else 1
@@ -1375,7 +1382,15 @@ def sae_command(
     csv: CsvFolder = None,
 ) -> None:
     """Learn sparse dictionaries of a run's activations: reconstruction, sparsity, what each feature fires on."""
-    from analyze.sae import REPORT_LAYERS, REPORT_POSITIONS, report_spec, sae_summary, save_sae, select_cells, train_sae
+    from analyze.sae.dictionary import (
+        REPORT_LAYERS,
+        REPORT_POSITIONS,
+        report_spec,
+        sae_summary,
+        save_sae,
+        select_cells,
+        train_sae,
+    )
 
     lake, runs = runs_of(path, runs)
     given = {
@@ -1476,8 +1491,8 @@ def errors_command(
     csv: CsvFolder = None,
 ) -> None:
     """Predict from sparse codes whether answers are wrong; beside raw activations, question length and majority."""
-    from analyze.errors import error_spec, predict_errors
-    from analyze.sae import activation_of
+    from analyze.errors.prediction import error_spec, predict_errors
+    from analyze.sae.dictionary import activation_of
 
     lake, runs = runs_of(path, runs)
     try:
@@ -1512,7 +1527,7 @@ def errors_command(
 
 def train_default(lake: Any, run: str) -> None:
     """Learn and store a dictionary of a run with the settings of ``lake analyze sae``."""
-    from analyze.sae import SAESpec, select_cells, train_sae
+    from analyze.sae.dictionary import SAESpec, select_cells, train_sae
 
     spec = SAESpec()
     with progress_bar(run, "batches") as report:
@@ -2282,7 +2297,7 @@ def compare_command(
     csv: CsvFolder = None,
 ) -> None:
     """Lay two or more runs beside each other: everything the lake knows, and differences with intervals."""
-    from analyze.compare import compare, comparison_table, difference_table
+    from analyze.compare.differences import compare, comparison_table, difference_table
 
     lake, runs = runs_of(path, runs)
     result = compare(lake, runs, n_resample=resamples, seed=seed)
@@ -2302,7 +2317,7 @@ def compare_command(
 
 def print_comparison(result: Any, path: object, name: str | None) -> None:
     """Runs side by side, the largest differences, and what is missing."""
-    from analyze.compare import comparison_table, difference_table
+    from analyze.compare.differences import comparison_table, difference_table
 
     tables = {"models": comparison_table(result), "differences": difference_table(result)}
     models = tables["models"].set_index("model")
@@ -2387,7 +2402,7 @@ def list_results(lake: Any, *, as_json: bool) -> None:
 def tables_of_result(found: Any, result: Any) -> dict[str, Any]:
     """Tidy tables of a stored result, as its command gives them."""
     from analyze import result_tables, sae_summary
-    from analyze.compare import comparison_table, difference_table
+    from analyze.compare.differences import comparison_table, difference_table
 
     if found.kind == "compare":
         return {"models": comparison_table(result), "differences": difference_table(result)}
@@ -2613,7 +2628,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         fail(what, 1)
     except (RuntimeError, MemoryError) as error:
-        from extract.device import device_failure
+        from extract.model.device import device_failure
 
         line = device_failure(error)
         if line is None:

@@ -26,10 +26,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
-from extract.capture import cache_argument
-from extract.precision import calibration
-from extract.prepare import batches, think
-from extract.run import extract, prepare
+from extract.model.capture import cache_argument
+from extract.run.extract import extract, prepare
+from extract.run.precision import calibration
+from extract.run.prepare import batches, think
 from schemas import RunSpec
 from store import write_model
 

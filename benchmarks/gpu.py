@@ -32,17 +32,17 @@ import numpy as np
 import torch
 from extraction import write_questions
 
-import extract.load
-import extract.prepare
-import extract.recompute
+import extract.model.load
 import extract.reenter.target
+import extract.run.prepare
+import extract.run.recompute
 import lake as command_line
-from extract.precision import calibration
-from extract.prepare import Prepared, batches, think
-from extract.recompute import recompute
 from extract.reenter import corrupt, open_target, patch
-from extract.run import extract as extract_run
-from extract.run import prepare
+from extract.run.extract import extract as extract_run
+from extract.run.extract import prepare
+from extract.run.precision import calibration
+from extract.run.prepare import Prepared, batches, think
+from extract.run.recompute import recompute
 from schemas import LakeError, RunSpec
 from store import open_lake, write_model
 
@@ -153,7 +153,7 @@ class HostPeak:
 
 
 # One load for all parts and both types: a 1B takes long to merge and to hash.
-real_load = extract.load.load_reasoner
+real_load = extract.model.load.load_reasoner
 loaded: dict[str, Any] = {}
 
 
@@ -179,7 +179,7 @@ def load_once(checkpoint: Any, base: Any = None, device: str = "cpu", dtype: str
     return reasoner
 
 
-for module in (extract.prepare, extract.recompute, extract.reenter.target):
+for module in (extract.run.prepare, extract.run.recompute, extract.reenter.target):
     module.load_reasoner = load_once  # type: ignore[attr-defined]
 
 

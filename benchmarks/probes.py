@@ -35,8 +35,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from analyze.probe_solver import nested_logistic, training_sets
-from analyze.probes import PENALTIES, linear_probes
+from analyze.probes.linear import PENALTIES, linear_probes
+from analyze.probes.nested import nested_logistic, training_sets
 
 N_FOLD = 5
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from extract.intervene import Armed, StoredValues, arm
-from extract.load import load_reasoner
-from extract.run import extract, prepare
-from extract.small.problems import make_splits, write_problems
-from extract.sweep import Condition, sweep
+from extract.model.load import load_reasoner
+from extract.reenter.intervene import Armed, StoredValues, arm
+from extract.reenter.sweep import Condition, sweep
+from extract.run.extract import extract, prepare
+from extract.small_models.problems import make_splits, write_problems
 from schemas import Intervention, RunSpec
 from store import open_lake
 

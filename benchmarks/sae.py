@@ -67,8 +67,8 @@ def timed(step: Callable[[Any], None], loss: Callable[[], float], train: np.ndar
 
 def run_ours(case: dict[str, Any], train: np.ndarray, held: np.ndarray) -> dict[str, Any]:
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    from analyze.sae_spec import SAESpec
-    from analyze.sae_train import Trainer
+    from analyze.sae.spec import SAESpec
+    from analyze.sae.train import Trainer
 
     spec = SAESpec(
         activation=case["activation"],
@@ -208,8 +208,8 @@ def memory_of(n_example: int) -> None:
     import torch
     import xarray as xr
 
-    from analyze.errors import ErrorSpec, predict_errors
-    from analyze.sae import SAESpec, train_sae
+    from analyze.errors.prediction import ErrorSpec, predict_errors
+    from analyze.sae.dictionary import SAESpec, train_sae
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

@@ -26,7 +26,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from analyze import lens_summary, logit_lens
-from analyze.readout import final_norm
+from analyze.lens.readout import final_norm
 from schemas import MODEL_VARIABLES
 from store import RunLayout, create_run, open_lake, write_model
 

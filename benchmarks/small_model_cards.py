@@ -1,9 +1,9 @@
 """Write the model cards of the shipped small models from what ``small_models.py`` measured.
 
 ``python benchmarks/small_model_cards.py`` reads, from ``benchmarks/small_models``, ``NAME.json`` for the shipped
-models, ``small-ARCH-direct.json`` for the comparison without thoughts (what ``python -m extract.small.evaluate FOLDER
---direct --json`` prints) and ``NAME-seedN.json`` for other seeds, and writes ``README.md`` and ``curve.png`` into each
-folder of ``extract/checkpoints``.
+models, ``small-ARCH-direct.json`` for the comparison without thoughts (what ``python -m
+extract.small_models.evaluate FOLDER --direct --json`` prints) and ``NAME-seedN.json`` for other seeds, and writes
+``README.md`` and ``curve.png`` into each folder of ``extract/checkpoints``.
 """
 
 import argparse

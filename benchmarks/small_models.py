@@ -2,8 +2,8 @@
 
 ``python benchmarks/small_models.py [--work DIR] [NAME...]`` writes the held-out problems, extracts each model over them
 into ``DIR/small.lake``, measures everything from the lake, and puts thoughts of the lake back into the model for the
-interventions. It prints a table per model and writes ``DIR/NAME.json``; ``extract.small.evaluate`` measures the same
-with code of its own. ``NAME-seedN=FOLDER`` measures a model that was trained again; what is in
+interventions. It prints a table per model and writes ``DIR/NAME.json``; ``extract.small_models.evaluate`` measures
+the same with code of its own. ``NAME-seedN=FOLDER`` measures a model that was trained again; what is in
 ``benchmarks/small_models`` was measured so.
 """
 
@@ -20,9 +20,9 @@ import torch
 import xarray as xr
 
 from extract import load_reasoner
-from extract.intervene import Armed
-from extract.small.evaluate import Rate
-from extract.small.problems import (
+from extract.reenter.intervene import Armed
+from extract.small_models.evaluate import Rate
+from extract.small_models.problems import (
     SPLIT_SIZES,
     Operation,
     carried_step,

@@ -25,15 +25,15 @@ import xarray as xr
 from transformers import AutoModelForCausalLM
 
 from analyze import head_scores, lens_summary, logit_lens
-from analyze.probes import linear_probes
+from analyze.probes.linear import linear_probes
 from extract import Reasoner, load_reasoner
-from extract.capture import KeyValues
-from extract.intervene import Armed
-from extract.prepare import prepare
-from extract.reasoner import Flight
-from extract.run import extract
-from extract.small.problems import make_pairs, make_splits, write_pairs, write_problems
-from extract.sweep import Condition, sweep
+from extract.model.capture import KeyValues
+from extract.model.reasoner import Flight
+from extract.reenter.intervene import Armed
+from extract.reenter.sweep import Condition, sweep
+from extract.run.extract import extract
+from extract.run.prepare import prepare
+from extract.small_models.problems import make_pairs, make_splits, write_pairs, write_problems
 from schemas import Intervention, RunSpec, answers_match, extract_answer, position_offset
 from store import open_lake
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from small_runs import prepared_run
 
-from extract.run import code_fingerprint, extract
+from extract.run.extract import code_fingerprint, extract
 
 
 def attempt(lake: Path, data: Path, chance: random.Random, whole: float) -> bool:

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from analyze.attention import attention_summary
-from analyze.compare import compare
-from analyze.heads import head_analysis
-from analyze.lens import lens_summary, lens_tests, logit_lens
-from extract.prepare import prepare
+from analyze.attention.shares import attention_summary
+from analyze.compare.differences import compare
+from analyze.heads.scores import head_analysis
+from analyze.lens.logit import lens_summary, lens_tests, logit_lens
 from extract.reenter import corrupt, open_target, patch
-from extract.run import extract
-from extract.small.problems import make_pairs, make_splits, write_pairs, write_problems
+from extract.run.extract import extract
+from extract.run.prepare import prepare
+from extract.small_models.problems import make_pairs, make_splits, write_pairs, write_problems
 from schemas import RunSpec
 from store import Lake, open_lake
 

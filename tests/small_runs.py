@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from codi_models import ORACLE
 
-from extract.prepare import Prepared
-from extract.run import prepare
+from extract.run.extract import prepare
+from extract.run.prepare import Prepared
 from schemas import RunSpec
 
 torch.set_num_threads(1)  # these models are too small for more, and tests share the machine

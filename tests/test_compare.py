@@ -4,10 +4,10 @@ from codi_models import ORACLE
 from report_lake import MODELS, make_lake, missing_of
 from small_runs import write_questions
 
-from analyze.compare import compare, comparison_table, difference_table
+from analyze.compare.differences import compare, comparison_table, difference_table
 from analyze.statistics import mcnemar_exact
-from extract.prepare import prepare
-from extract.run import extract
+from extract.run.extract import extract
+from extract.run.prepare import prepare
 from schemas import RunSpec, UsageError
 from store import open_lake
 

@@ -14,8 +14,9 @@ import xarray as xr
 from synthetic import make_model, make_run, write_run
 
 import lake as command_line
-from analyze import activation_of, sae_codes, top
-from extract.small.problems import make_pairs, write_pairs
+from analyze import activation_of, sae_codes
+from analyze.query import top
+from extract.small_models.problems import make_pairs, write_pairs
 from schemas import Intervention, UsageError, nearest
 from store import open_lake, remove, select_removable, verify
 from store.info import describe_results

@@ -21,7 +21,7 @@ from small_runs import prepared_run, tree, write_questions
 from synthetic import make_model
 
 import lake as command_line
-from extract.run import extract
+from extract.run.extract import extract
 from schemas import MODEL_VARIABLES, CorruptLakeError, MissingRunError, UsageError
 from store import Lake, RunLayout, RunWriter, create_run, open_lake, verify, write_model
 from store.files import column

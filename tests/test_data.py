@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from extract.data import number_text, parse_chain, read_problems
+from extract.run.data import number_text, parse_chain, read_problems
 from schemas import RUN_VARIABLES, SchemaError, UsageError
 from store import RunLayout, create_run, open_lake
 

@@ -17,8 +17,8 @@ import xarray as xr
 from small_runs import checkpoint, prepared_run, tree, write_questions
 
 import lake as command_line
-from extract.prepare import IN_FLIGHT, batches, held_bytes
-from extract.run import extract, prepare, rank_from_environment
+from extract.run.extract import extract, prepare, rank_from_environment
+from extract.run.prepare import IN_FLIGHT, batches, held_bytes
 from schemas import LakeError, RunSpec, SpecMismatchError, UsageError
 from store import check_run, create_run, open_lake, write_model
 
@@ -263,7 +263,7 @@ def test_memory_does_not_grow_with_examples(tmp_path: Path) -> None:
         data = write_questions(tmp_path / f"n{n_example}.jsonl", n_example)
         script = (
             "from pathlib import Path\nfrom small_runs import prepared_run\n"
-            "from extract.run import extract\n"
+            "from extract.run.extract import extract\n"
             f"lake = Path({str(tmp_path / str(n_example))!r})\n"
             f"extract(prepared_run(lake, Path({str(data)!r}), shard_examples=32, batch_size=32), lake)\n"
             "lines = Path('/proc/self/status').read_text().splitlines()\n"

@@ -10,7 +10,7 @@ import xarray as xr
 from synthetic import make_run, thought_attention
 
 from analyze import head_analysis, head_scores, head_summary, head_table, result_tables
-from analyze.heads import summary_of_analysis
+from analyze.heads.scores import summary_of_analysis
 from schemas import SchemaError, UsageError
 
 PUBLISHED = json.loads((Path(__file__).parent / "data" / "heads" / "llama.json").read_text())

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from extract import Reasoner, load_reasoner
-from extract.intervene import Armed, StoredValues, arm
-from extract.sweep import Condition, sweep
+from extract.reenter.intervene import Armed, StoredValues, arm
+from extract.reenter.sweep import Condition, sweep
 from schemas import Intervention, UsageError, position_coords, position_labels, position_offset
 
 QUESTIONS = [

@@ -10,7 +10,7 @@ import xarray as xr
 from synthetic import make_model, make_run, normalise
 
 from analyze import fit_tuned_lens, lens_summary, lens_tests, lens_tokens, logit_lens, logits
-from analyze.readout import ReadOut
+from analyze.lens.readout import ReadOut
 from schemas import SchemaError, UsageError, is_number_token
 
 
@@ -53,8 +53,8 @@ def test_last_layer_gives_the_models_own_logits(final_norm):
 
 
 def test_agrees_with_a_slow_oracle(monkeypatch):
-    monkeypatch.setattr("analyze.readout.VOCABULARY_BLOCK", 7)
-    monkeypatch.setattr("analyze.lens.ROW_BLOCK", 5)
+    monkeypatch.setattr("analyze.lens.readout.VOCABULARY_BLOCK", 7)
+    monkeypatch.setattr("analyze.lens.logit.ROW_BLOCK", 5)
     model = make_model()
     run = make_run(model=model)
     lens = logit_lens(run, model, top=4)
@@ -99,7 +99,7 @@ def test_blocks_of_the_vocabulary_change_nothing(monkeypatch, n_vocabulary, top)
     rank = np.where(known, 1 + (logit > own.max(-1, keepdims=True)).sum(-1), np.nan)
     chance = np.exp(own - logit[:, :1] + log_p[:, :1]).sum(-1)
     for block in (32, 64, 2048):
-        monkeypatch.setattr("analyze.readout.VOCABULARY_BLOCK", block)
+        monkeypatch.setattr("analyze.lens.readout.VOCABULARY_BLOCK", block)
         token, probability, found_rank, found_chance = ReadOut(model).read(final, top, gold)
         np.testing.assert_array_equal(token, order)
         np.testing.assert_allclose(probability, np.exp(np.take_along_axis(log_p, order, -1)), rtol=1e-5)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers import GPT2Config
 
 from extract import load_reasoner
-from extract.load import TOKENIZER_FILES, new_reasoner
+from extract.model.load import TOKENIZER_FILES, new_reasoner
 from schemas import UsageError
 
 RANK, ALPHA = 4, 32.0

@@ -20,9 +20,9 @@ pytestmark = pytest.mark.skipif(not NOTEBOOKS, reason="there are no notebooks he
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with a small ``demo.lake`` and, beside it, where the notebooks run."""
-    from extract.prepare import prepare
-    from extract.run import extract
-    from extract.small.problems import make_pairs, make_splits, write_pairs, write_problems
+    from extract.run.extract import extract
+    from extract.run.prepare import prepare
+    from extract.small_models.problems import make_pairs, make_splits, write_pairs, write_problems
     from lake import app
     from schemas import RunSpec
 

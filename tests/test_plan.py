@@ -8,8 +8,8 @@ import pytest
 from small_runs import checkpoint, prepared_run, write_questions
 
 import lake as command_line
-from extract.plan import plan
-from extract.run import extract, prepare
+from extract.run.extract import extract, prepare
+from extract.run.plan import plan
 from schemas import RunSpec, UsageError
 from store import open_lake
 

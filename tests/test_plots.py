@@ -18,11 +18,11 @@ from analyze import (
     lens_summary,
     lens_tests,
     logit_lens,
-    plot_attention,
-    plot_heads,
-    plot_importance,
-    plot_lens,
 )
+from analyze.attention import figures as plot_attention
+from analyze.correlate import figures as plot_importance
+from analyze.heads import figures as plot_heads
+from analyze.lens import figures as plot_lens
 from schemas import UsageError
 
 NAMES = ("gpt2/made-up", "llama/made-up")

@@ -14,11 +14,11 @@ import xarray as xr
 from small_runs import checkpoint, prepared_run, tree, write_questions
 
 import lake as command_line
-from extract.load import load_reasoner
-from extract.precision import STATES, attention_error, chosen, state_error
-from extract.prepare import Prepared
-from extract.recompute import Recomputed, compare
-from extract.run import extract
+from extract.model.load import load_reasoner
+from extract.run.extract import extract
+from extract.run.precision import STATES, attention_error, chosen, state_error
+from extract.run.prepare import Prepared
+from extract.run.recompute import Recomputed, compare
 from store import open_lake, verify
 
 COMPUTE = ("float32", "float16", "bfloat16")

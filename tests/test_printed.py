@@ -19,14 +19,14 @@ import xarray as xr
 from test_docs import ROOT, shown_commands
 
 import lake as command_line
-from analyze.compare import compare, comparison_table, difference_table
+from analyze.compare.differences import compare, comparison_table, difference_table
+from analyze.effects.ablation_section import steering
 from analyze.report import build_report, explore
-from analyze.report.ablation_sections import steering
 from analyze.report.content import Context
-from extract.load import SHIPPED
-from extract.prepare import prepare
-from extract.run import extract
-from extract.small.problems import make_hard, make_pairs, write_pairs, write_problems
+from extract.model.load import SHIPPED
+from extract.run.extract import extract
+from extract.run.prepare import prepare
+from extract.small_models.problems import make_hard, make_pairs, write_pairs, write_problems
 from schemas import COMMANDS, RunSpec
 from schemas.commands import STEERING_UNIT
 from store import open_lake, verify

@@ -19,10 +19,11 @@ from sklearn.preprocessing import StandardScaler
 from synthetic import make_model, make_run, write_run
 
 import lake as command_line
-from analyze import logistic, plot_probes
-from analyze.logistic import Problems, logistic_path
-from analyze.probe_solver import _Race, nested_logistic, nested_ridge, training_sets
-from analyze.probes import NOTE, PENALTIES, linear_probes, summarise_probes
+from analyze.probes import figures as plot_probes
+from analyze.probes import logistic as logistic
+from analyze.probes.linear import NOTE, PENALTIES, linear_probes, summarise_probes
+from analyze.probes.logistic import Problems, logistic_path
+from analyze.probes.nested import _Race, nested_logistic, nested_ridge, training_sets
 from schemas import SchemaError, UsageError
 from store import open_lake
 
@@ -194,7 +195,7 @@ def test_threads_do_not_matter(tmp_path):
     """The same states give the same table with one and two BLAS threads, in processes of their own."""
     code = """
 import sys, numpy as np, xarray as xr
-from analyze.probes import linear_probes
+from analyze.probes.linear import linear_probes
 rng = np.random.default_rng(0)
 word = np.array(list("+-*"))[rng.integers(0, 3, 150)]
 states = rng.normal(size=(150, 1, 2, 64)) + (word == "+")[:, None, None, None] * rng.normal(size=64)
@@ -316,7 +317,7 @@ def test_scores_are_what_their_definitions_say():
     run, _ = planted_run(n_example=240, strength=1.0)
     result = linear_probes(run, layers=[1], positions=["ct1"], n_control=0, n_permutation=400).isel(layer=0, position=0)
     label, problem = run["correct"].values, run["problem"].values
-    from analyze.probes import _folds
+    from analyze.probes.linear import _folds
 
     fold = _folds(label, problem, 5, 0)
     states = run["hidden_state"].sel(layer=1, position="ct1").values
@@ -503,7 +504,7 @@ def test_stopped_probes_take_up_their_finished_cells(tmp_path, monkeypatch):
         solved.append(1)
         return nested_logistic(*arguments, **settings)
 
-    monkeypatch.setattr("analyze.probes.nested_logistic", counted)
+    monkeypatch.setattr("analyze.probes.linear.nested_logistic", counted)
     with pytest.raises(KeyboardInterrupt):
         linear_probes(run, folder=tmp_path / "cells", progress=stop, **options)
     assert len(solved) == 2

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 import lake as command_line
 from extract import load_reasoner
-from extract.protocols import CODI, PROTOCOLS
+from extract.model.protocols import CODI, PROTOCOLS
 from schemas import Places, UsageError
 from store import open_lake
 

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
 
 from extract import Reasoner, load_reasoner
-from extract.capture import Recorder
-from extract.small.problems import draw_problem
+from extract.model.capture import Recorder
+from extract.small_models.problems import draw_problem
 from schemas import LakeError, UsageError, extract_answer
 
 

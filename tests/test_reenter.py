@@ -15,7 +15,6 @@ import xarray as xr
 from statsmodels.stats.multitest import multipletests
 
 import lake as command_line
-from extract.intervene import permutation
 from extract.reenter import (
     Target,
     ablate,
@@ -28,10 +27,11 @@ from extract.reenter import (
     steer,
     sweep_grid,
 )
+from extract.reenter.intervene import permutation
 from extract.reenter.patching import swap_effects
 from extract.reenter.statistics import first_that_wins, holm, mcnemar, mean_interval, wilson
-from extract.run import extract, prepare
-from extract.small.problems import make_pairs, make_splits, write_pairs, write_problems
+from extract.run.extract import extract, prepare
+from extract.small_models.problems import make_pairs, make_splits, write_pairs, write_problems
 from schemas import RunSpec, UsageError
 from store import open_lake
 

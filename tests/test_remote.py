@@ -18,8 +18,8 @@ from zarr.core.sync import sync
 
 import lake as command_line
 from analyze.cluster import compute_on
-from extract.plan import plan
-from extract.run import extract
+from extract.run.extract import extract
+from extract.run.plan import plan
 from schemas import CorruptLakeError, MissingRunError, SpecMismatchError, UsageError
 from store import open_lake, verify
 from store.files import read_bytes, set_bytes

@@ -15,7 +15,8 @@ import xarray as xr
 from safetensors.numpy import load_file
 from synthetic import make_run
 
-from analyze.sae import (
+from analyze.sae.batches import Batches, Rows
+from analyze.sae.dictionary import (
     REPORT_POSITIONS,
     REPORT_SPECS,
     SAESpec,
@@ -28,8 +29,7 @@ from analyze.sae import (
     train_sae,
     with_final_state,
 )
-from analyze.sae_read import Batches, Rows
-from analyze.sae_train import Trainer
+from analyze.sae.train import Trainer
 from schemas.errors import SchemaError, UsageError
 
 CELLS = {"layer": [0, 1], "position": ["bot", "ct0", "ct1"]}
@@ -100,7 +100,7 @@ def test_planted_dictionary_is_recovered(planted, activation, options):
 @pytest.mark.parametrize("activation", ["relu", "topk", "abs_topk", "batch_topk", "jumprelu"])
 def test_gradients_are_those_of_the_loss(monkeypatch, activation, share):
     """Against autograd on the formulas of the docstring, with missing rows in a grid of two."""
-    monkeypatch.setattr("analyze.sae_train._SPARSE_SHARE", share)
+    monkeypatch.setattr("analyze.sae.train._SPARSE_SHARE", share)
     spec = SAESpec(activation=activation, k=3, sparsity=0.05, schedule=False, initial_threshold=0.05, bandwidth=0.02)
     trainer = Trainer(2, 5, 9, spec, 100)
     trainer.b_enc += 0.1 * torch.randn(2, 9, generator=trainer.generator)
@@ -535,7 +535,7 @@ def test_using_a_dictionary_needs_no_torch(run, tmp_path):
         import sys
         sys.modules["torch"] = sys.modules["transformers"] = None
         import numpy as np, xarray as xr
-        from analyze.sae import load_sae, sae_codes
+        from analyze.sae.dictionary import load_sae, sae_codes
         state = xr.DataArray(np.ones((3, 6), "float32"), dims=("example", "hidden"))
         assert sae_codes(load_sae(sys.argv[1]), state).shape == (3, 12)
     """

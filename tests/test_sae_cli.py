@@ -8,7 +8,7 @@ import torch
 from synthetic import make_model, make_run, write_run
 
 import lake as command_line
-from analyze.plot_sae import (
+from analyze.sae.figures import (
     plot_error_carriers,
     plot_error_prediction,
     plot_sae_curves,

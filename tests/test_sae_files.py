@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 from safetensors.torch import save_file
 
-from analyze.sae import load_sae, sae_codes, sae_reconstruction
+from analyze.sae.dictionary import load_sae, sae_codes, sae_reconstruction
 from schemas.errors import UsageError
 
 D_IN, D_SAE, K = 6, 20, 3

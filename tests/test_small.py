@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from extract import load_reasoner
-from extract.data import read_problems
-from extract.small.network import SmallCodi, load_checkpoint, make_tokenizer, save_checkpoint
-from extract.small.problems import (
+from extract.run.data import read_problems
+from extract.small_models.network import SmallCodi, load_checkpoint, make_tokenizer, save_checkpoint
+from extract.small_models.problems import (
     SPLIT_SIZES,
     Operation,
     carried_step,
@@ -22,8 +22,8 @@ from extract.small.problems import (
     write_pairs,
     write_problems,
 )
-from extract.small.thinking import ProblemTable, continue_values, read_question, tabulate, think
-from extract.small.train import NAMES, draw_interchange, plan, train
+from extract.small_models.thinking import ProblemTable, continue_values, read_question, tabulate, think
+from extract.small_models.train import NAMES, draw_interchange, plan, train
 from schemas import UsageError, extract_answer
 
 SHIPPED = ("small-gpt2", "small-llama", "small-gpt2-decodable", "small-llama-decodable")
@@ -194,7 +194,7 @@ def _compare_with_reasoner(folder: Path, n: int) -> float:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_weights_answer_and_show_their_numbers(name):
-    from extract.load import SHIPPED as FOLDER
+    from extract.model.load import SHIPPED as FOLDER
 
     folder = FOLDER / name
     assert _compare_with_reasoner(folder, 60) >= 0.9

@@ -14,7 +14,7 @@ import zarr
 from small_runs import prepared_run, tree, uncommit, write_questions
 
 import lake as command_line
-from extract.run import extract
+from extract.run.extract import extract
 from schemas import CorruptLakeError, MissingRunError, UsageError, position_labels
 from store import RunLayout, create_run, describe, find, open_lake, verify
 from store.layout import BLOCK, round_up

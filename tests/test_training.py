@@ -22,7 +22,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
 from extract import load_reasoner
-from extract.bases import packaged_base
+from extract.model.bases import packaged_base
 from extract.training.data import Example, drop_last_step, normalised, read_examples
 from extract.training.loop import STATE, Training, TrainSettings, Watch, train
 from extract.training.stories import STEPS, draw_stories

@@ -11,8 +11,8 @@ import xarray as xr
 from small_runs import checkpoint, prepared_run, tree, uncommit, write_questions
 
 import lake as command_line
-from extract.recompute import recompute
-from extract.run import extract
+from extract.run.extract import extract
+from extract.run.recompute import recompute
 from schemas import MissingRunError, SpecMismatchError, UsageError
 from store import open_lake, verify
 

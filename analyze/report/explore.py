@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analyze.heads import head_table
-from analyze.lens import logit_lens
+from analyze.effects.outcomes import outcome_rows
+from analyze.heads.scores import head_table
+from analyze.lens.logit import logit_lens
 from analyze.report.content import Context
-from analyze.report.outcomes import outcome_rows
 from schemas import segment_of
 
 N_ANSWER = 3

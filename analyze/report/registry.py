@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Sequence
 
-from analyze.report import ablation_sections as ablating
-from analyze.report import attention_sections as attending
-from analyze.report import compare_sections as comparing
-from analyze.report import cutting_sections as cutting
-from analyze.report import head_sections as heading
-from analyze.report import lens_sections as reading
-from analyze.report import patching_sections as patching
-from analyze.report import probe_sections as probing
+from analyze.attention import section as attending
+from analyze.compare import section as comparing
+from analyze.effects import ablation_section as ablating
+from analyze.effects import cutting_section as cutting
+from analyze.effects import patching_section as patching
+from analyze.heads import section as heading
+from analyze.lens import section as reading
+from analyze.probes import section as probing
 from analyze.report.content import Context, Experiment, Section
 from schemas import COMMANDS
 

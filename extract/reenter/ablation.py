@@ -7,8 +7,8 @@ import numpy as np
 import xarray as xr
 
 from extract.reenter.statistics import with_accuracy
+from extract.reenter.sweep import Condition
 from extract.reenter.target import Target, change_of
-from extract.sweep import Condition
 from schemas import Intervention, UsageError, check_positions, nearest
 
 Site = Literal["hidden_state", "latent_embedding"]

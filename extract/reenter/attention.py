@@ -8,8 +8,8 @@ import numpy as np
 import xarray as xr
 
 from extract.reenter.statistics import with_accuracy
+from extract.reenter.sweep import Condition
 from extract.reenter.target import Target
-from extract.sweep import Condition
 from schemas import COMMANDS, Intervention, UsageError, filled, nearest
 from store.read import preferred
 

@@ -8,9 +8,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from extract.capture import KeyValues
-from extract.device import device_errors
-from extract.reasoner import Flight
+from extract.model.capture import KeyValues
+from extract.model.device import device_errors
+from extract.model.reasoner import Flight
 from extract.reenter.statistics import mean_interval
 from extract.reenter.target import Target
 from schemas import UsageError, answers_match

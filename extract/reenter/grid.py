@@ -8,8 +8,8 @@ import numpy as np
 import xarray as xr
 
 from extract.reenter.statistics import with_accuracy
+from extract.reenter.sweep import Condition
 from extract.reenter.target import Target, change_of
-from extract.sweep import Condition
 from schemas import OPERATIONS, Intervention, UsageError, nearest
 from schemas.intervention import Donor
 

@@ -9,8 +9,8 @@ import xarray as xr
 
 from extract.reenter.ablation import Site, self_controls, site_layers, where_of
 from extract.reenter.statistics import first_that_wins, holm, mcnemar, mean_interval, wilson
+from extract.reenter.sweep import Condition
 from extract.reenter.target import Target
-from extract.sweep import Condition
 from schemas import Intervention, Places, UsageError, answers_match, classify_outcome
 
 OUTCOMES = ("clean_answer", "corrupted_answer", "other", "gibberish")

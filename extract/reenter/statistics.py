@@ -68,8 +68,8 @@ def with_accuracy(
     Parameters
     ----------
     found
-        Of :func:`extract.sweep.sweep`; conditions whose coordinate ``control`` is not empty are no part of the family
-        that is corrected for.
+        Of :func:`extract.reenter.sweep.sweep`; conditions whose coordinate ``control`` is not empty are no part of the
+        family that is corrected for.
     gold
         Right answers ``(example,)``.
     counted

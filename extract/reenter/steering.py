@@ -7,8 +7,8 @@ import xarray as xr
 
 from extract.reenter.ablation import Site, site_layers, where_of
 from extract.reenter.statistics import with_accuracy
+from extract.reenter.sweep import Condition
 from extract.reenter.target import Target
-from extract.sweep import Condition
 from schemas import COMMANDS, Intervention, UsageError, filled, nearest
 from schemas.commands import STEERING_UNIT
 from store.read import preferred

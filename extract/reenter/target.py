@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from extract.intervene import StoredValues
-from extract.load import ComputeDtype, load_reasoner
-from extract.reasoner import Reasoner
-from extract.sweep import Condition, Progress, sweep
+from extract.model.load import ComputeDtype, load_reasoner
+from extract.model.reasoner import Reasoner
+from extract.reenter.intervene import StoredValues
+from extract.reenter.sweep import Condition, Progress, sweep
 from schemas import UsageError, is_number_token, latent_labels
 from schemas.answers import Rule
 from store import Lake

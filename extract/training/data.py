@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from extract.data import number_text, read_problems
+from extract.run.data import number_text, read_problems
 from schemas import UsageError
 
 _STORIES = re.compile(r"stories:(\d+)(?::(\d+))?")

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from extract.load import new_reasoner
+from extract.model.load import new_reasoner
 from extract.training.data import Example, normalised, read_examples
 from extract.training.student import Batch, Protocol, Student
 from extract.training.table import Shape, Table, draw_batches, shapes_of

@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 from transformers.pytorch_utils import Conv1D
 
-from extract.load import ROWS
-from extract.reasoner import Reasoner
+from extract.model.load import ROWS
+from extract.model.reasoner import Reasoner
 
 Protocol = Literal["codi", "pause"]
 ATTENTION = "activation_lake_training"

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from extract.reasoner import Reasoner
+from extract.model.reasoner import Reasoner
 from extract.training.data import Example, drop_last_step
 from extract.training.student import Batch
 from schemas import UsageError

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from extract.data import number_text
+from extract.run.data import number_text
 from extract.training.data import normalised
 
 Problem = tuple[str, str]

@@ -1,0 +1,1 @@
+"""Where the answer and each thought look: shares of attention."""

@@ -1,0 +1,203 @@
+"""Figures of a comparison: report 004's seven panels, and differences with their intervals."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from analyze.drawing import panels
+from schemas import UsageError
+
+Looks = Mapping[str, Mapping[str, Any]]
+"""How each model is drawn: ``label``, ``colour``, ``marker`` and ``dashed`` of each."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b0558f")
+MARKERS = ("o", "s", "^", "D")
+SHORT = {
+    "Forward Flow": "forward flow",
+    "Hub Aggregator": "hub",
+    "Skip Connection": "skip",
+    "Multi-Purpose": "multi-purpose",
+}
+
+
+def plain_looks(result: xr.Dataset) -> dict[str, dict[str, Any]]:
+    """Looks where none are given: a model and its ``-decodable`` twin share a colour, the twin dashed and hollow."""
+    families: list[str] = []
+    found = {}
+    models = [str(run).partition("/")[0] for run in result["model"].values]
+    names = models if len(set(models)) == len(models) else [str(run) for run in result["model"].values]
+    for run, model, label in zip(result["model"].values, models, names, strict=True):
+        family = model.removesuffix("-decodable")
+        if family not in families:
+            families.append(family)
+        place = families.index(family) % len(COLOURS)
+        found[str(run)] = {
+            "label": label,
+            "colour": COLOURS[place],
+            "marker": MARKERS[place],
+            "dashed": model != family,
+        }
+    return found
+
+
+def plot_seven_panels(result: xr.Dataset, *, looks: Looks | None = None, ax: Any = None) -> list[Any]:
+    """Heads of all models in seven panels: hubs, composite, types, bands, mean scores, sequential and skip attention.
+
+    Parameters
+    ----------
+    result
+        From :func:`analyze.compare.differences.compare`.
+    looks
+        How each model is drawn; by default colours by family.
+    ax
+        Seven axes; a new figure's if absent.
+    """
+    if "hub_received" not in result:
+        raise UsageError("the comparison has no heads; run lake analyze heads for its runs first")
+    axes = panels(len(SEVEN), ax, columns=3, size=(4.2, 3.0))
+    looks = plain_looks(result) if looks is None else looks
+    for axis, (title, draw) in zip(axes, SEVEN, strict=True):
+        draw(result, looks, axis)
+        axis.set_title(title)
+    axes[0].legend(fontsize=7)
+    return axes
+
+
+def grouped_bars(
+    result: xr.Dataset, looks: Looks, axis: Any, groups: Sequence[str], values: Callable[[xr.Dataset], Any]
+) -> None:
+    """One bar of each model for each group."""
+    n = result.sizes["model"]
+    for index, run in enumerate(map(str, result["model"].values)):
+        look = looks[run]
+        at = np.arange(len(groups)) + (index - (n - 1) / 2) * 0.82 / n
+        axis.bar(
+            at,
+            np.asarray(values(result.isel(model=index)), dtype=float),
+            0.76 / n,
+            facecolor="#fefefe" if look["dashed"] else look["colour"],
+            edgecolor=look["colour"],
+            hatch="////" if look["dashed"] else "",
+            linewidth=1,
+            label=look["label"],
+        )
+    axis.set_xticks(np.arange(len(groups)), groups)
+
+
+def lines(result: xr.Dataset, looks: Looks, axis: Any, labels: Any, values: Callable[[xr.Dataset], Any]) -> None:
+    """One line of each model."""
+    for index, run in enumerate(map(str, result["model"].values)):
+        look = looks[run]
+        axis.plot(
+            np.arange(len(labels)),
+            np.asarray(values(result.isel(model=index)), dtype=float),
+            color=look["colour"],
+            marker=look["marker"],
+            markersize=4,
+            markerfacecolor="#fefefe" if look["dashed"] else look["colour"],
+            linestyle=(0, (4, 2)) if look["dashed"] else "-",
+            label=look["label"],
+        )
+    axis.set_xticks(np.arange(len(labels)), [str(x) for x in labels])
+
+
+def _thoughts(result: xr.Dataset) -> list[str]:
+    return [str(x) for x in result["position"].values if str(x).startswith("ct")]
+
+
+def _hubs(result: xr.Dataset, looks: Looks, axis: Any) -> None:
+    thoughts = _thoughts(result)
+    part = result.sel(position=thoughts)
+    grouped_bars(part, looks, axis, thoughts, lambda one: one["hub_received"])
+    n = part.sizes["model"]
+    for index in range(n):
+        at = np.arange(len(thoughts)) + (index - (n - 1) / 2) * 0.82 / n
+        axis.hlines(part["hub_expected"].isel(model=index), at - 0.4 / n, at + 0.4 / n, color="#1a1c1f", linewidth=1.4)
+    axis.set_ylabel("attention received")
+
+
+def _composite(result: xr.Dataset, looks: Looks, axis: Any) -> None:
+    lines(result, looks, axis, result["rank"].values, lambda one: one["composite"])
+    step = max(1, result.sizes["rank"] // 8)
+    axis.set_xticks(np.arange(0, result.sizes["rank"], step), [str(x) for x in result["rank"].values[::step]])
+    axis.set_xlabel("rank")
+    axis.set_ylabel("composite")
+
+
+def _types(result: xr.Dataset, looks: Looks, axis: Any) -> None:
+    grouped_bars(
+        result, looks, axis, [SHORT.get(str(t), str(t)) for t in result["type"].values], lambda one: one["type_count"]
+    )
+    axis.tick_params(axis="x", labelsize=8)
+    axis.yaxis.get_major_locator().set_params(integer=True)
+    axis.set_ylabel("heads")
+
+
+def _bands(result: xr.Dataset, looks: Looks, axis: Any) -> None:
+    grouped_bars(result, looks, axis, [str(b) for b in result["band"].values], lambda one: one["band_count"])
+    axis.yaxis.get_major_locator().set_params(integer=True)
+    axis.set_ylabel("heads")
+
+
+def _means(result: xr.Dataset, looks: Looks, axis: Any) -> None:
+    names = ("mean_hub", "mean_skip", "mean_sequential")
+    grouped_bars(result, looks, axis, ["hub", "skip", "sequential"], lambda one: [float(one[name]) for name in names])
+    axis.set_ylabel("mean over heads")
+
+
+def _skip(result: xr.Dataset, looks: Looks, axis: Any) -> None:
+    thoughts = [t for t in _thoughts(result) if result["skip"].sel(position=t).notnull().any()]
+    lines(result.sel(position=thoughts), looks, axis, thoughts, lambda one: one["skip"])
+    axis.set_ylabel("attention of the last thought")
+
+
+def _ratio(result: xr.Dataset, looks: Looks, axis: Any) -> None:
+    thoughts = [t for t in _thoughts(result) if (result["hub_expected"].sel(position=t) > 0).any()]
+    part = result.sel(position=thoughts)
+    lines(part, looks, axis, thoughts, lambda one: (one["hub_received"] / one["hub_expected"]).values)
+    axis.axhline(1, color="#666c73", linewidth=0.8)
+    axis.set_ylabel("times an even spread")
+
+
+SEVEN: Sequence[tuple[str, Callable[[xr.Dataset, Looks, Any], None]]] = (
+    ("Attention received by thought", _hubs),
+    ("Hub ratio", _ratio),
+    ("Composite of the top heads", _composite),
+    ("Types of the top heads", _types),
+    ("Where the top heads lie", _bands),
+    ("Mean scores", _means),
+    ("Skip attention", _skip),
+)
+"""Panels of report 004's comparison, which drew types and bands of two models in panels of their own."""
+
+
+def plot_differences(table: pd.DataFrame, *, ax: Any = None) -> list[Any]:
+    """Differences with their intervals; hollow where they are not paired.
+
+    Parameters
+    ----------
+    table
+        Rows of :func:`analyze.compare.differences.difference_table`.
+    """
+    if table.empty:
+        raise UsageError("there is no difference to draw")
+    axis = panels(1, ax, size=(6.0, 0.8 + 0.24 * len(table)))[0]
+    rows: list[Any] = list(table.itertuples())
+    for y, row in enumerate(rows):
+        sure = row.low > 0 or row.high < 0
+        colour = "#1a1c1f" if sure else "#666c73"
+        axis.hlines(y, row.low, row.high, color=colour, linewidth=1.4)
+        axis.plot(
+            row.difference,
+            y,
+            marker="o",
+            markersize=5,
+            color=colour,
+            markerfacecolor=colour if row.paired else "#fefefe",
+        )
+    axis.axvline(0, color="#666c73", linewidth=0.8)
+    axis.set_yticks(np.arange(len(table)), [f"{row.what.replace('_', ' ')} {row.where}".strip() for row in rows])
+    axis.set_ylim(len(table) - 0.4, -0.6)
+    return [axis]

@@ -1,0 +1,293 @@
+"""What a comparison lays side by side, and how each of it is read from the results that other analyses left."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from analyze.heads.scores import head_table, summary_of_analysis
+from analyze.statistics import wilson_interval
+from schemas import COMMANDS
+
+N_TOP = 20
+"""Heads whose composite is laid side by side."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """One thing that is compared."""
+
+    name: str
+    kind: str
+    """Kind of result it is read from; ``""``: the run itself."""
+    command: str
+    """Command that makes it, with ``PATH`` and ``RUNS``."""
+    read: Callable[["Source"], tuple[xr.Dataset, xr.DataArray | None]]
+    """Figures of a run, and what they are means of, by example, where the result keeps that."""
+    main: str = ""
+    """Variable whose difference is taken; it has ``_low`` and ``_high``."""
+    where: Callable[[Mapping[str, Any]], bool] = lambda spec: True
+    """Which results of the kind fit, by their settings."""
+    on_pairs: bool = False
+    """Whether it takes a run over clean/corrupted pairs."""
+
+
+@dataclass(slots=True)
+class Source:
+    """A run and one of its results."""
+
+    run: str
+    attributes: Mapping[str, Any]
+    data: xr.Dataset
+    """The result, or the run itself."""
+    depth: np.ndarray
+    """Relative depths that models are laid side by side at."""
+
+    def at_depth(self, values: Any) -> Any:
+        """``layer`` exchanged for ``depth``: at each the nearest of the layers there are."""
+        layers = np.asarray(values["layer"].values)
+        n_layer = int(self.attributes["layout"]["n_layer"])
+        relative = layers / max(1, n_layer - 1)
+        nearest = np.abs(relative[None, :] - self.depth[:, None]).argmin(1)
+        picked = values.isel(layer=nearest).rename(layer="depth").drop_vars("depth", errors="ignore")
+        return picked.assign_coords(depth=self.depth)
+
+
+def _accuracy(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
+    run = source.data
+    correct = run["correct"].compute().astype("float64")
+    low, high = wilson_interval(correct.sum().item(), correct.size)
+    found = xr.Dataset({"accuracy": float(correct.mean()), "accuracy_low": float(low), "accuracy_high": float(high)})
+    found["n_example"] = correct.size
+    if "intermediate_result" in run:
+        steps = np.isfinite(run["intermediate_result"].values).sum(1)
+        lengths = np.unique(steps[steps > 0])
+        if len(lengths):
+            count = np.array([correct.values[steps == n].sum() for n in lengths])
+            total = np.array([(steps == n).sum() for n in lengths])
+            low, high = wilson_interval(count, total)
+            for name, values in (("", count / total), ("_low", low), ("_high", high)):
+                found[f"accuracy_by_step{name}"] = ("n_step", np.asarray(values))
+            found = found.assign_coords(n_step=lengths)
+    return found, _plain(correct)
+
+
+def _plain(values: xr.DataArray) -> xr.DataArray:
+    """Only the coordinates that examples are joined by."""
+    return values.drop_vars([name for name in values.coords if name not in (*values.dims, "problem")]).rename("value")
+
+
+def _named(data: xr.Dataset, names: Mapping[str, str]) -> xr.Dataset:
+    """Variables under new names, with their intervals."""
+    found = {}
+    for old, new in names.items():
+        for end in ("", "_low", "_high"):
+            if old + end in data:
+                found[new + end] = data[old + end]
+    kept = xr.Dataset(found)
+    return kept.drop_vars([name for name in kept.coords if name not in kept.dims]).drop_attrs()
+
+
+def _up_to_eot(data: xr.Dataset) -> xr.Dataset:
+    return data.sel(position=[p for p in data["position"].values if not str(p).startswith(("q-", "a"))])
+
+
+def _probes(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
+    names = {"auroc": "probe_auroc", "accuracy": "probe_accuracy", "majority_accuracy": "probe_majority"}
+    return source.at_depth(_named(_up_to_eot(source.data), names)), None
+
+
+def _step_probes(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
+    return source.at_depth(
+        _named(_up_to_eot(source.data), {"r2": "step_probe", "accuracy": "step_probe_accuracy"})
+    ), None
+
+
+def _sae(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
+    data = source.data
+    split = "test" if "test" in data["split"].values else data["split"].values[-1]
+    variance = data["explained_variance_all"].sel(split=split, definition="squared_error")
+    return xr.Dataset(
+        {
+            "sae_explained_variance": float(variance.mean()),
+            "sae_l0": float(data["l0"].sel(split=split).mean()),
+            "sae_dead_share": float(data["dead_share"].sel(split=split).mean()),
+        }
+    ), None
+
+
+def _errors(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
+    return _named(source.data, {"auroc": "error_auroc", "accuracy": "error_accuracy"}), None
+
+
+def _heads(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
+    summary = summary_of_analysis(source.data, N_TOP)
+    thoughts = summary["key_position"].values
+    composite = head_table(source.data)["composite"].to_numpy()[:N_TOP]
+    found = xr.Dataset(
+        {
+            "hub_received": ("position", summary["incoming"].values),
+            "hub_expected": ("position", summary["expected"].values),
+            "skip": ("position", summary["skip"].values),
+            "composite": ("rank", composite),
+            **{
+                name: summary[name].drop_attrs()
+                for name in ("type_count", "band_count", "mean_hub", "mean_skip", "mean_sequential")
+            },
+            "hub_position": str(summary["hub_position"].item()),
+        },
+        coords={
+            "position": thoughts,
+            "rank": np.arange(1, len(composite) + 1),
+            "type": summary["type"],
+            "band": summary["band"],
+        },
+    )
+    return found, None
+
+
+def _attention(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
+    at = source.data.sel(query="eot")
+    thoughts = [t for t in at["target"].values if str(t).startswith("ct")]
+    part = _named(at, {"layer_share": "attention"})
+    total = part["attention"].sel(target=thoughts).sum("target").rename("attention_total")
+    found = part.sel(target=thoughts).rename(target="position").merge(total)
+    return source.at_depth(found), None
+
+
+def _decoding(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
+    data = _up_to_eot(source.data)
+    found = source.at_depth(_named(data, {"number_share": "number_share"}))
+    name = "inner_share" if "inner_share" in data else "step_share"
+    last = _named(data.isel(layer=-1), {name: "chain_share"})
+    return found.merge(last), None
+
+
+def _conditions(data: xr.Dataset) -> pd.DataFrame:
+    """Conditions of a re-entry with their coordinates, numbered."""
+    names = [name for name, value in data.coords.items() if value.dims == ("condition",)]
+    frame = pd.DataFrame({str(name): data[name].values for name in names})
+    frame["row"] = np.arange(len(frame))
+    frame["control"] = frame["control"].astype(str)
+    return frame
+
+
+def _place(source: Source, site: Any, layer: Any) -> str:
+    if str(site) == "latent_embedding":
+        return "fed"
+    n_layer = int(source.attributes["layout"]["n_layer"])
+    return "all layers" if int(layer) < 0 else f"{int(layer) / max(1, n_layer - 1):.2f}"
+
+
+def _grid(data: xr.Dataset, rows: pd.DataFrame, dims: Sequence[str], names: Mapping[str, str]) -> xr.Dataset:
+    """Figures of some conditions, unfolded along their coordinates."""
+    axes = {dim: list(dict.fromkeys(rows[dim])) for dim in dims}
+    shape = [len(labels) for labels in axes.values()]
+    at = tuple(np.array([labels.index(value) for value in rows[dim]], dtype=int) for dim, labels in axes.items())
+    found = {}
+    for old, new in names.items():
+        for end in ("", "_low", "_high"):
+            if old + end not in data:
+                continue
+            values = data[old + end].transpose("condition", ...).values[rows["row"].to_numpy()]
+            full = np.full((*shape, *values.shape[1:]), np.nan)
+            full[at] = values
+            extra = [str(dim) for dim in data[old + end].dims if dim != "condition"]
+            found[new + end] = ((*dims, *extra), full)
+    coords = {
+        dim: np.array(labels, dtype=object if isinstance(labels[0], str) else None) for dim, labels in axes.items()
+    }
+    return xr.Dataset(found, coords=coords)
+
+
+def _by_example(data: xr.Dataset, values: np.ndarray, rows: pd.DataFrame, dims: Sequence[str]) -> xr.DataArray:
+    """Values (condition, example) of some conditions, unfolded, with the coordinates examples are joined by."""
+    coords = {
+        name: data[name].values
+        for name in ("example", "problem")
+        if name in data.coords and data[name].dims == ("example",)
+    }
+    flat = xr.Dataset({"value": (("condition", "example"), values)})
+    grid = _grid(flat, rows, dims, {"value": "value"})["value"]
+    return grid.assign_coords({name: ("example", labels) for name, labels in coords.items()}).transpose("example", ...)
+
+
+def _importance(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
+    data = source.data.sel(stratum="all") if "stratum" in source.data.dims else source.data
+    rows = _conditions(data)
+    rows = rows[(rows["control"] == "") & ~rows["corruption"].isin(["", "shuffle", "replace"])].rename(
+        columns={"group": "position"}
+    )
+    rows = rows[rows["position"].astype(str) != "all"].drop_duplicates(["corruption", "position"])
+    dims = ("corruption", "position")
+    correct = data["correct"].transpose("condition", "example").values.astype(bool)
+    lost = np.where(correct[0], ~correct, np.nan)
+    return _grid(data, rows, dims, {"importance": "importance"}), _by_example(data, lost, rows, dims)
+
+
+def _ablation(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
+    data = source.data.sel(stratum="all") if "stratum" in source.data.dims else source.data
+    rows = _conditions(data)
+    rows = rows[rows["control"].isin(["", "random positions"]) & rows["operation"].isin(["zero", "mean"])]
+    rows = rows.assign(place=[_place(source, s, layer) for s, layer in zip(rows["site"], rows["layer"], strict=True)])
+    dims = ("operation", "group", "place")
+    rows = rows.drop_duplicates(list(dims))
+    right = data["correct"].transpose("condition", "example").values.astype(float)
+    right = np.where(data["counted"].transpose("condition", "example").values.astype(bool), right, np.nan)
+    return _grid(data, rows, dims, {"accuracy": "ablation_accuracy"}), _by_example(data, right, rows, dims)
+
+
+def _patching(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
+    data = source.data
+    rows = _conditions(data)
+    rows = rows[(rows["kind"] == "first") & (rows["control"] == "")]
+    rows = rows.assign(
+        place=[_place(source, s, layer) for s, layer in zip(rows["site"], rows["layer"], strict=True)],
+        n_thought=rows["n"].astype(int),
+    )
+    dims = ("place", "n_thought")
+    clean = data[["share", "share_low", "share_high"]].sel(outcome_kind="clean_answer")
+    corrupted = data[["share", "share_low", "share_high"]].sel(outcome_kind="corrupted_answer")
+    found = _grid(clean, rows, dims, {"share": "patch_clean"}).merge(
+        _grid(corrupted, rows, dims, {"share": "patch_corrupted"})
+    )
+    if "n_that_wins" in data:
+        places = [
+            _place(source, s, layer)
+            for s, layer in zip(data["series_site"].values, data["series_layer"].values, strict=True)
+        ]
+        wins = {
+            name: ("place", data[name].values)
+            for name in ("n_that_wins", "n_that_wins_low", "n_that_wins_high", "never_wins")
+        }
+        found = found.merge(xr.Dataset(wins, coords={"place": np.array(places, dtype=object)}), join="outer")
+    outcome = data["outcome"].transpose("condition", "example").values.astype(str)
+    return found, _by_example(data, (outcome == "clean_answer").astype(float), rows, dims)
+
+
+def _thoughts_convention(spec: Mapping[str, Any]) -> bool:
+    return bool(spec.get("convention", "thoughts") == "thoughts")
+
+
+PARTS: Sequence[Part] = (
+    Part(name="accuracy", kind="", command="", read=_accuracy, main="accuracy"),
+    Part(name="number decoding", kind="lens", command=COMMANDS["lens"], read=_decoding, main="number_share",
+         where=lambda spec: bool(spec.get("lens", "plain") == "plain")),
+    Part(name="probes of correctness", kind="probes", command=f"{COMMANDS['probes']} --target correct", read=_probes,
+         main="probe_auroc", where=lambda spec: spec.get("target") == "correct" and not spec.get("n_per_class")),
+    Part(name="probes of each step", kind="probes", command=f"{COMMANDS['probes']} --target intermediate_result",
+         read=_step_probes, main="step_probe", where=lambda spec: bool(spec.get("target") == "intermediate_result")),
+    Part(name="sparse autoencoder", kind="sae", command=COMMANDS["sae"], read=_sae),
+    Part(name="error prediction", kind="errors", command=COMMANDS["errors"], read=_errors, main="error_auroc"),
+    Part(name="importance", kind="corrupt", command=COMMANDS["corrupt"], read=_importance, main="importance"),
+    Part(name="attention of the answer", kind="attention", command=COMMANDS["attention"], read=_attention,
+         main="attention"),
+    Part(name="heads", kind="heads", command=COMMANDS["heads"], read=_heads, where=_thoughts_convention),
+    Part(name="position ablation", kind="ablate", command=COMMANDS["ablate"], read=_ablation,
+         main="ablation_accuracy"),
+    Part(name="patching", kind="patch", command=COMMANDS["patch"], read=_patching, main="patch_clean",
+         where=lambda spec: not spec.get("preset"), on_pairs=True),
+)  # fmt: skip

@@ -1,0 +1,1 @@
+"""Whether the thoughts that are attended to are the ones that matter."""

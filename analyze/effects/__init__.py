@@ -1,0 +1,1 @@
+"""What re-entries into the model changed: their sections of the page."""

@@ -1,0 +1,1 @@
+"""Whether a wrong answer can be foreseen from the thoughts."""

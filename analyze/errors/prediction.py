@@ -1,0 +1,543 @@
+"""Will the answer be wrong? Error prediction from sparse codes, held out, beside simpler predictors.
+
+A logistic regression is fitted on the training problems by passes over the data, so memory does not grow with the
+number of examples, and judged on problems that neither it nor the dictionary has seen. Codes, the raw activations they
+came from, the question's length and the majority answer are judged on the same rows.
+"""
+
+import json
+import tempfile
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from scipy import optimize, sparse, special
+
+from analyze.sae.batches import SPLITS, Progress, Rows
+from analyze.sae.codes import Activations, Weights, sources, weights
+from analyze.statistics import bootstrap_weights
+from schemas.checks import check_number, check_whole
+from schemas.errors import SchemaError, UsageError
+
+PREDICTORS = ("sae_codes", "raw_activation", "question_length", "majority")
+OUTCOMES = ("wrong", "right")
+_SPOOL_BYTES = 1 << 23
+Matrix = Any  # (row, feature): a numpy array, or scipy's csr_array, whose stubs do not carry its number of dims
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ErrorSpec:
+    """How errors are predicted."""
+
+    pooling: Literal["concatenate", "mean", "max"] = "concatenate"
+    """One feature for each cell and code, or the mean or largest (of codes, by magnitude) over the cells that an
+    example has."""
+    penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    """Values of C, scikit-learn's inverse strength of the L2 penalty; the one with the smallest log loss on the
+    validation problems is taken."""
+    scale: Literal["predictor", "none"] = "predictor"
+    """Raw activations and lengths to unit deviation, codes by one common factor (so that rare features are not blown
+    up), from training rows; or as they are."""
+    balanced: bool = False
+    """Weight both outcomes equally in the fit, for models that are seldom wrong or seldom right."""
+    split: Literal["sae", "stratified"] = "sae"
+    """The dictionary's own split by problem; or a fifth of the examples drawn at random with equal shares of outcomes,
+    without regard to problems or to what the dictionary saw, as the reports did."""
+    n_resample: int = 1000
+    """Resamples of problems for the intervals."""
+    n_carrier: int = 50
+    """Features listed as carrying the prediction."""
+    max_iterations: int = 300
+    """Of L-BFGS, for each penalty."""
+    seed: int = 0
+    """Of the resamples, and of the stratified split."""
+
+    def __post_init__(self) -> None:
+        choices = {
+            "pooling": ("concatenate", "mean", "max"),
+            "scale": ("predictor", "none"),
+            "split": ("sae", "stratified"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"error prediction: {name} is {getattr(self, name)!r}; choose {' or '.join(allowed)}")
+        if not isinstance(self.balanced, bool):
+            raise UsageError(f"error prediction: balanced is {self.balanced!r}; it is True or False")
+        for name, least in (("n_resample", 1), ("n_carrier", 1), ("max_iterations", 1), ("seed", 0)):
+            check_whole(f"error prediction: {name}", getattr(self, name), least)
+        if not self.penalties:
+            raise UsageError("error prediction: penalties are none; give one or more positive values of C")
+        for penalty in self.penalties:
+            check_number("error prediction: a penalty", penalty, above=0)
+        object.__setattr__(self, "penalties", tuple(sorted(self.penalties)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for a stored result's spec."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+REPORT_ERRORS = ErrorSpec(penalties=(1.0,), scale="none", split="stratified", seed=42)
+"""The reports' classifier: C = 1, codes of all cells side by side, nothing scaled, a random fifth held out."""
+
+
+def error_spec(reports: bool = False, **changes: Any) -> ErrorSpec:
+    """The defaults with changes, or the reports' classifier, of which the pooling and the resamples may differ.
+
+    A change of ``None`` is none.
+    """
+    known = {name: value for name, value in changes.items() if value is not None}
+    if not reports:
+        return ErrorSpec(**known)
+    return replace(REPORT_ERRORS, **{name: known[name] for name in ("pooling", "n_resample", "seed") if name in known})
+
+
+def predict_errors(
+    run: xr.Dataset,
+    sae: xr.Dataset,
+    activation: Activations | None = None,
+    spec: ErrorSpec | None = None,
+    *,
+    progress: Progress | None = None,
+) -> xr.Dataset:
+    """Predict from sparse codes whether a run's answers are wrong.
+
+    Parameters
+    ----------
+    run : Dataset with ``correct(example)``; ``question`` and ``problem`` where there are any
+    sae : Dataset of :func:`analyze.sae.dictionary.train_sae`
+    activation : (example, ..., hidden), or a mapping for a crosscoder
+        What the dictionary reads; ``run["hidden_state"]`` at the dictionary's own cells if absent.
+    spec : ErrorSpec
+    progress : called with (done, total) in steps of work
+
+    Returns
+    -------
+    Dataset
+        Along ``predictor`` (sae_codes, raw_activation, question_length, majority), on the test problems, each with
+        ``_low`` and ``_high`` (95% percentile interval over resampled problems): ``accuracy``, ``balanced_accuracy``,
+        ``auroc`` of the probability of being wrong, ``precision`` and ``recall`` for each ``outcome``; ``auroc_gain``
+        and ``accuracy_gain`` of the codes over each predictor, on the same resamples. ``train_accuracy`` is a
+        diagnostic. ``penalty`` the C that was taken, ``n_input``, ``n_iteration``; ``n_test(outcome)``;
+        ``probability(predictor, example)`` of being wrong. ``weight(..., feature)`` the change of the log odds of
+        being wrong per standard deviation of a code, and its largest in ``carrier_*``, with how often and how
+        strongly they fire on wrong and right answers of the test problems. A metric that does not exist (a test split
+        with one outcome) is NaN and named in ``note``.
+    """
+    spec = spec or ErrorSpec()
+    source = sources(_activation(run, sae) if activation is None else activation, sae)
+    first = next(iter(source.values()))
+    missing = [name for name in ("correct",) if name not in run]
+    if missing:
+        raise SchemaError("error prediction needs 'correct', which the run does not have; extract it with gold answers")
+    labels = run[[n for n in ("correct", "question") if n in run]]
+    if "example" in first.coords:
+        labels = labels.sel(example=first["example"].values)
+    wrong = ~labels["correct"].values.astype(bool)
+    problem = labels["problem"].values if "problem" in labels.coords else np.arange(len(wrong))
+    side = _sides(spec, sae, first, wrong)
+    rows = Rows(source, pooled=sae.attrs["scope"] != "cell")
+    n_pass = 1 + 2 * len(spec.penalties)
+    report = progress or (lambda _done, _total: None)
+    report(0, n_pass)
+
+    with tempfile.TemporaryDirectory(prefix="lake-errors-") as folder:
+        codes, raw = _designs(rows, weights(sae, source, rows), spec, Path(folder), sae.attrs["scope"] == "crosscoder")
+        report(1, n_pass)
+        length = _Spool(None, "question_length")
+        question = map(str, labels["question"].values) if "question" in labels else [""] * len(wrong)
+        length.add(np.array([[len(q.split()), len(q)] for q in question], dtype=np.float32))
+        fits: dict[str, _Fit] = {}
+        scores = np.zeros((len(PREDICTORS), len(wrong)))
+        done = 1
+        for number, (name, design) in enumerate(zip(PREDICTORS, (codes, raw, length), strict=False)):
+            scale = "none" if spec.scale == "none" else "common" if name == "sae_codes" else "deviation"
+            fits[name] = _fit(design, wrong, side, scale, spec)
+            scores[number] = fits[name].scores(design)
+            done += len(spec.penalties) if name != "question_length" else 0
+            report(done, n_pass)
+        carriers = _carriers(codes, fits["sae_codes"], wrong, side, spec.n_carrier)
+    share = wrong[side == 0].mean()
+    scores[3] = np.log(max(share, 1e-12) / max(1 - share, 1e-12))
+    out = _metrics(scores, wrong, problem, side, spec)
+    out["probability"] = ("predictor", "example"), special.expit(scores)
+    out["penalty"] = "predictor", [*(fits[n].penalty for n in PREDICTORS[:3]), np.nan]
+    out["n_input"] = "predictor", [*(len(fits[n].weight) for n in PREDICTORS[:3]), 0]
+    out["n_iteration"] = "predictor", [*(fits[n].n_iteration for n in PREDICTORS[:3]), 0]
+    out["example_split"] = "example", np.array(SPLITS, dtype=object)[side]
+    out = out.assign_coords({n: ("example", labels[n].values) for n in ("example", "problem") if n in labels.coords})
+    out = out.merge(_labelled(carriers, fits["sae_codes"], rows, first, spec, sae.sizes["feature"]))
+    out.attrs = {"spec": json.dumps(spec.as_dict(), sort_keys=True), "sae": str(sae.attrs.get("fingerprint", ""))}
+    return out
+
+
+class _Spool:
+    """Rows of a design matrix in order, on disk beyond a few megabytes.
+
+    Parameters
+    ----------
+    folder : where pieces go; ``None`` keeps all in memory
+    name : of the pieces
+    """
+
+    def __init__(self, folder: Path | None, name: str) -> None:
+        self.folder, self.name = folder, name
+        self.n_row = 0
+        self._files: list[Path] = []
+        self._held: list[Matrix] = []
+        self._size = 0
+
+    def add(self, rows: Matrix) -> None:
+        """Append rows (row, feature), dense or sparse."""
+        self._held.append(rows)
+        self.n_row += rows.shape[0]
+        self._size += rows.data.nbytes * (2 if sparse.issparse(rows) else 1)
+        if self.folder is not None and self._size > _SPOOL_BYTES:
+            path = self.folder / f"{self.name}-{len(self._files)}"
+            piece = _stacked(self._held)
+            if isinstance(piece, np.ndarray):
+                path = path.with_suffix(".npy")
+                np.save(path, piece)
+            else:
+                path = path.with_suffix(".npz")
+                sparse.save_npz(path, piece, compressed=False)
+            self._files.append(path)
+            self._held, self._size = [], 0
+
+    def pieces(self) -> Iterator[tuple[slice, Matrix]]:
+        """Ranges of rows and their values, in order."""
+        start = 0
+        for path in self._files:
+            piece: Matrix = np.load(path) if path.suffix == ".npy" else sparse.csr_array(sparse.load_npz(path))
+            yield slice(start, start + piece.shape[0]), piece
+            start += piece.shape[0]
+        if self._held:
+            piece = _stacked(self._held)
+            self._held = [piece]
+            yield slice(start, start + piece.shape[0]), piece
+
+
+class _Fit:
+    """A logistic regression in the design's own units."""
+
+    def __init__(
+        self, weight: NDArray[np.float64], bias: float, mean: NDArray[np.float64], deviation: NDArray[np.float64]
+    ) -> None:
+        self.weight, self.bias, self.mean, self.deviation = weight, bias, mean, deviation
+        self.penalty, self.n_iteration = np.nan, 0
+
+    def scores(self, design: _Spool) -> NDArray[np.float64]:
+        """Log odds of being wrong (row,)."""
+        found = np.empty(design.n_row)
+        for part, x in design.pieces():
+            found[part] = _filled(x, self.mean) @ self.weight + self.bias
+        return found
+
+
+def _fit(
+    design: _Spool,
+    wrong: NDArray[np.bool_],
+    side: NDArray[np.intp],
+    scale: Literal["deviation", "common", "none"] | str,
+    spec: ErrorSpec,
+) -> _Fit:
+    """Minimise ``|w|^2 / 2 + C sum log loss`` by L-BFGS over passes, for each C from the strongest penalty on.
+
+    The same optimum as ``sklearn.linear_model.LogisticRegression(C=...)`` on scaled features; the intercept is free.
+    """
+    train = side == 0
+    mean, deviation = _moments(design, train)
+    if scale == "none":
+        center, unit = np.zeros_like(mean), np.ones_like(mean)
+    elif scale == "deviation":
+        center, unit = mean, np.where(deviation > 0, deviation, 1.0)
+    else:
+        total = float(np.sqrt(np.mean(deviation**2)))
+        center, unit = mean, np.full_like(mean, total if total > 0 else 1.0)
+    importance = np.ones(len(wrong))
+    if spec.balanced and 0 < wrong[train].sum() < train.sum():
+        share = wrong[train].mean()
+        importance = np.where(wrong, 0.5 / share, 0.5 / (1 - share))
+    target = wrong.astype(np.float64)
+
+    def objective(theta: NDArray[np.float64], penalty: float) -> tuple[float, NDArray[np.float64]]:
+        w, b = theta[:-1], theta[-1]
+        scaled = w / unit
+        shift = b - center @ scaled
+        loss, slope, total = 0.0, np.zeros(len(w)), 0.0
+        for part, x in design.pieces():
+            inside = train[part]
+            filled = _filled(x, mean)[inside]
+            z = filled @ scaled + shift
+            y, weight = target[part][inside], importance[part][inside]
+            loss += float(weight @ (np.logaddexp(0, z) - y * z))
+            pull = weight * (special.expit(z) - y)
+            slope += filled.T @ pull
+            total += float(pull.sum())
+        grad = np.append(w + penalty * (slope - center * total) / unit, penalty * total)
+        return 0.5 * float(w @ w) + penalty * loss, grad
+
+    theta = np.zeros(len(mean) + 1)
+    best: tuple[float, _Fit] | None = None
+    held = (side == 1) if (side == 1).any() and len(spec.penalties) > 1 else train
+    for penalty in spec.penalties:
+        found = optimize.minimize(
+            objective,
+            theta,
+            args=(penalty,),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": spec.max_iterations, "ftol": 1e-10, "gtol": 1e-5 * max(1.0, penalty)},
+        )
+        theta = found.x
+        fit = _Fit(theta[:-1] / unit, float(theta[-1] - center @ (theta[:-1] / unit)), mean, deviation)
+        fit.penalty, fit.n_iteration = penalty, int(found.nit)
+        z = fit.scores(design)[held]
+        loss = float(np.mean(importance[held] * (np.logaddexp(0, z) - target[held] * z)))
+        if best is None or loss < best[0]:
+            best = loss, fit
+    if best is None:
+        raise UsageError("error prediction without a penalty to try")
+    return best[1]
+
+
+def _moments(design: _Spool, keep: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of each feature over the kept rows, without those that are missing."""
+    total, square, count = np.zeros(0), np.zeros(0), np.zeros(0)
+    for part, x in design.pieces():
+        x = x[keep[part]]
+        if isinstance(x, np.ndarray):
+            real = ~np.isnan(x)
+            new = np.where(real, x, 0).astype(np.float64)
+            sums = new.sum(0), np.square(new).sum(0), real.sum(0).astype(np.float64)
+        else:
+            wide: Any = x.astype(np.float64)
+            sums = np.asarray(wide.sum(axis=0)), np.asarray(wide.power(2).sum(axis=0)), np.full(x.shape[1], x.shape[0])
+        total, square, count = (a + b if len(a) else b for a, b in zip((total, square, count), sums, strict=True))
+    count = np.maximum(count, 1)
+    mean = total / count
+    return mean, np.sqrt(np.maximum(square / count - mean**2, 0))
+
+
+def _designs(rows: Rows, known: Weights, spec: ErrorSpec, folder: Path, is_joint: bool) -> tuple[_Spool, _Spool]:
+    """Design matrices of codes (sparse) and of raw activations, from one pass; features are cell-major."""
+    codes, raw = _Spool(folder, "codes"), _Spool(folder, "raw")
+    everyone = np.ones(rows.n_example, dtype=bool)
+    max_rows = max(64, 2**22 // known.encoder.shape[1])
+    gathered: dict[int, tuple[Matrix, NDArray[np.float32]]] = {}
+
+    def flush() -> None:
+        if not gathered:
+            return
+        parts = [gathered[cell] for cell in sorted(gathered)]
+        if spec.pooling == "concatenate":
+            codes.add(sparse.csr_array(sparse.hstack([p[0] for p in parts], format="csr")))
+            raw.add(np.concatenate([p[1] for p in parts], axis=1))
+        else:
+            x = np.stack([p[1] for p in parts], axis=1)  # (example, cell, width)
+            real: Any = ~np.isnan(x).any(axis=-1)
+            if spec.pooling == "mean":
+                n_real = np.maximum(real.sum(1), 1)[:, None].astype(np.float32)
+                total = parts[0][0]
+                for code, _ in parts[1:]:
+                    total = total + code
+                codes.add(sparse.csr_array(total.multiply(1 / n_real)))
+                pooled = np.where(real[..., None], x, 0).sum(1) / n_real
+            else:
+                largest = parts[0][0]
+                for code, _ in parts[1:]:  # by magnitude, as codes of abs_topk have signs
+                    larger = abs(code) > abs(largest)
+                    largest = largest - largest.multiply(larger) + code.multiply(larger)
+                codes.add(sparse.csr_array(largest))
+                pooled = np.where(real[..., None], x, -np.inf).max(1)
+            raw.add(np.where(real.any(1)[:, None], pooled, np.nan).astype(np.float32))
+        gathered.clear()
+
+    here: slice | None = None
+    for block, _, x in rows.walk(everyone, max_rows):
+        if here is not None and block.example != here:
+            flush()
+        here = block.example
+        for place, cell in enumerate(rows.cell_numbers(block)):
+            vectors = x[:, place]
+            real = ~np.isnan(vectors).any(axis=-1)
+            code = np.zeros((len(vectors), known.encoder.shape[1]), dtype=np.float32)
+            code[real] = known.compared(known.encode(vectors[real], int(cell)), int(cell))
+            gathered[int(cell)] = sparse.csr_array(code), vectors
+    flush()
+    return codes, raw
+
+
+def _metrics(
+    scores: NDArray[np.float64],
+    wrong: NDArray[np.bool_],
+    problem: NDArray[Any],
+    side: NDArray[np.intp],
+    spec: ErrorSpec,
+) -> xr.Dataset:
+    """Scores of each predictor on the test rows with intervals over resampled problems."""
+    test = side == 2
+    if not test.any():
+        raise UsageError("error prediction has no test problems; give the dictionary's split a test share above 0")
+    truth = wrong[test]
+    weight = bootstrap_weights(xr.DataArray(_integers(problem[test]), dims="example"), spec.n_resample, spec.seed)
+    draws = np.concatenate([np.ones((test.sum(), 1)), weight.values], axis=1).astype(np.float64)  # the first: as it is
+    found = [_judge(s[test], truth, draws) for s in scores]
+    out = xr.Dataset(coords={"predictor": list(PREDICTORS), "outcome": list(OUTCOMES)})
+    for name in ("accuracy", "balanced_accuracy", "auroc", "precision", "recall"):
+        value = np.stack([f[name] for f in found])  # (predictor, [outcome,] draw)
+        _with_interval(out, name, ("predictor", "outcome")[: value.ndim - 1], value)
+    for name in ("accuracy", "auroc"):
+        value = np.stack([f[name] for f in found])
+        _with_interval(out, f"{name}_gain", ("predictor",), value[:1] - value)
+    guess = scores > 0
+    out["train_accuracy"] = "predictor", (guess[:, side == 0] == wrong[side == 0]).mean(1)
+    out["n_test"] = "outcome", [int(truth.sum()), int((~truth).sum())]
+    out["n_test_problem"] = (), len(np.unique(problem[test]))
+    degenerate = truth.all() or not truth.any()
+    out["note"] = (), "every test answer has the same outcome: AUROC does not exist" if degenerate else ""
+    out["auroc"].attrs = {"long_name": "AUROC of being wrong", "range": "[0, 1], chance 0.5"}
+    out["accuracy"].attrs = {"long_name": "held-out accuracy", "range": "[0, 1]"}
+    return out
+
+
+def _judge(
+    score: NDArray[np.float64], truth: NDArray[np.bool_], draws: NDArray[np.float64]
+) -> dict[str, NDArray[np.float64]]:
+    """Metrics under each set of row weights (row, draw); NaN where one does not exist."""
+    guess = score > 0
+    with np.errstate(invalid="ignore", divide="ignore"):
+        total = draws.sum(0)
+        hit = np.stack([(guess & truth) @ draws, (~guess & ~truth) @ draws])  # (outcome, draw)
+        actual = np.stack([truth @ draws, ~truth @ draws])
+        called = np.stack([guess @ draws, ~guess @ draws])
+        recall = hit / actual
+        found = {
+            "accuracy": hit.sum(0) / total,
+            "balanced_accuracy": recall.mean(0),
+            "precision": hit / called,
+            "recall": recall,
+        }
+        _, group = np.unique(score, return_inverse=True)  # ties count half
+        n_group = group.max() + 1
+        at: Any = sparse.csr_array((np.ones(len(group)), (group, np.arange(len(group)))), shape=(n_group, len(group)))
+        positive, negative = at @ (draws * truth[:, None]), at @ (draws * ~truth[:, None])  # (group, draw)
+        below = np.cumsum(negative, axis=0) - 0.5 * negative
+        found["auroc"] = (positive * below).sum(0) / (actual[0] * actual[1])
+    return found
+
+
+def _with_interval(out: xr.Dataset, name: str, dims: Sequence[str], value: NDArray[np.float64]) -> None:
+    """Estimate (first draw) and 95% percentile interval (the others)."""
+    out[name] = tuple(dims), value[..., 0]
+    draws = value[..., 1:]
+    known = np.isfinite(draws).sum(-1) > 0.5 * draws.shape[-1]
+    filled = np.where(known[..., None], draws, 0.0)
+    low, high = np.nanquantile(filled, [0.025, 0.975], axis=-1)
+    out[f"{name}_low"] = tuple(dims), np.where(known, low, np.nan)
+    out[f"{name}_high"] = tuple(dims), np.where(known, high, np.nan)
+
+
+def _carriers(
+    codes: _Spool, fit: _Fit, wrong: NDArray[np.bool_], side: NDArray[np.intp], n: int
+) -> dict[str, NDArray[Any]]:
+    """The features with the largest standardised weights, and how they fire on test answers."""
+    strength = fit.weight * fit.deviation
+    best = np.argsort(-np.abs(strength), kind="stable")[:n]
+    mean, rate = np.zeros((2, len(best))), np.zeros((2, len(best)))
+    for part, x in codes.pieces():
+        piece = x[:, best]
+        dense = np.asarray(piece if isinstance(piece, np.ndarray) else piece.toarray(), dtype=np.float64)
+        for which, answer in enumerate((wrong, ~wrong)):
+            inside = (side[part] == 2) & answer[part]
+            mean[which] += dense[inside].sum(0)
+            rate[which] += (dense[inside] != 0).sum(0)
+    count = np.array([((side == 2) & wrong).sum(), ((side == 2) & ~wrong).sum()])[:, None]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {"index": best, "weight": strength[best], "mean": mean / count, "rate": rate / count}
+
+
+def _labelled(
+    carriers: Mapping[str, NDArray[Any]], fit: _Fit, rows: Rows, first: xr.DataArray, spec: ErrorSpec, n_feature: int
+) -> xr.Dataset:
+    strength = (fit.weight * fit.deviation).astype(np.float32)
+    by_cell = spec.pooling == "concatenate"
+    dims: tuple[Hashable, ...] = (*(rows.cell_dims if by_cell else ()), "feature")
+    shape = (*(rows.cell_shape if by_cell else ()), n_feature)
+    out = xr.Dataset({"weight": (dims, strength.reshape(shape))}, coords={"feature": np.arange(n_feature)})
+    out["weight"].attrs = {"long_name": "log odds of a wrong answer per standard deviation of the code"}
+    index = np.unravel_index(carriers["index"], shape)
+    out["carrier_feature"] = "carrier", index[-1]
+    if by_cell:
+        out = out.assign_coords({d: first[d].values for d in rows.cell_dims if d in first.coords})
+        for dim, place in zip(rows.cell_dims, index[:-1], strict=True):
+            values = first[dim].values if dim in first.coords else np.arange(first.sizes[dim])
+            out[f"carrier_{dim}"] = "carrier", values[place]
+    out["carrier_weight"] = "carrier", carriers["weight"]
+    out["carrier_mean"] = ("outcome", "carrier"), carriers["mean"]
+    out["carrier_rate"] = ("outcome", "carrier"), carriers["rate"]
+    return out.assign_coords(carrier=np.arange(len(index[-1])), outcome=list(OUTCOMES))
+
+
+def _activation(run: xr.Dataset, sae: xr.Dataset) -> xr.DataArray:
+    name = sae.attrs.get("variable", "hidden_state")
+    if sae.attrs["scope"] == "crosscoder" or name not in run:
+        raise UsageError(
+            f"error prediction needs the activation that the {sae.attrs['scope']} dictionary reads; pass it"
+        )
+    array = run[name]
+    known = sae["frequency"] if "frequency" in sae else sae["encoder"]
+    found: xr.DataArray = array.sel(
+        {d: known[d].values for d in array.dims if d in known.dims and d not in ("example", "hidden")}
+    )
+    return found
+
+
+def _sides(spec: ErrorSpec, sae: xr.Dataset, first: xr.DataArray, wrong: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Number of each row's split."""
+    if spec.split == "stratified":
+        from sklearn.model_selection import train_test_split
+
+        side = np.zeros(len(wrong), dtype=np.intp)
+        side[train_test_split(np.arange(len(wrong)), test_size=0.2, random_state=spec.seed, stratify=wrong)[1]] = 2
+        return side
+    if "example_split" not in sae:
+        raise UsageError("the dictionary says of no example whether it was trained on it; use split='stratified'")
+    label = first["example"].values if "example" in first.coords else np.arange(len(wrong))
+    series = sae["example_split"].to_series()
+    unknown = ~np.isin(label, series.index)
+    if unknown.any():
+        raise UsageError(
+            f"error prediction on {int(unknown.sum())} examples, such as {label[unknown][0]}, that the dictionary's "
+            "split does not know; use the run it was trained on"
+        )
+    number = series.map({s: i for i, s in enumerate(SPLITS)}).reindex(label).to_numpy(dtype=np.intp)
+    if not (number == 2).any():
+        raise UsageError(
+            "the dictionary was trained on every example, so none is left to test on; train it with split='problem', "
+            "or use split='stratified' and accept that it saw the test rows"
+        )
+    return np.asarray(number, dtype=np.intp)
+
+
+def _integers(problem: NDArray[Any]) -> NDArray[np.int64]:
+    return problem.astype(np.int64) if problem.dtype.kind in "iu" else np.unique(problem, return_inverse=True)[1]
+
+
+def _stacked(rows: Sequence[Matrix]) -> Matrix:
+    if len(rows) == 1:
+        return rows[0]
+    if isinstance(rows[0], np.ndarray):
+        return np.concatenate(rows)
+    return sparse.csr_array(sparse.vstack(rows, format="csr"))
+
+
+def _filled(x: Matrix, mean: NDArray[np.float64]) -> Any:
+    """Missing values of a dense matrix replaced by the feature's mean."""
+    if isinstance(x, np.ndarray):
+        gap = np.isnan(x)
+        return np.where(gap, mean, x) if gap.any() else x.astype(np.float64)
+    return x

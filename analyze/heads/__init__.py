@@ -1,0 +1,1 @@
+"""What every attention head does among the thoughts."""

@@ -1,0 +1,1 @@
+"""What a state reads out: the logit lens, the tuned lens, and the product with the unembedding below both."""

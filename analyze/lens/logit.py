@@ -1,0 +1,475 @@
+"""What a state would say if it were read out now: logit lens and tuned lens, from the lake alone.
+
+A state of ``hidden_state`` is taken before the final norm, so the lens applies that norm and the unembedding; at the
+last layer this is the model's own read-out. The tuned lens has one affine map per layer, fitted on the lake, instead.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from dask.system import CPU_COUNT
+from threadpoolctl import threadpool_info
+
+from analyze.labels import inherited, labels_along, numbered, require_dims, take, thought_labels
+from analyze.lens.readout import ReadOut, check_model
+from analyze.statistics import adjust, cochran_q, mcnemar_exact, wilson_interval
+from schemas import SchemaError, UsageError, segment_of
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+ROW_BLOCK = 1024
+"""States that are read out together, so that the unembedding is read from memory once for all of them."""
+LEAST_BLOCK = 256
+"""States that are read out together where there are few and every core is to have some."""
+
+
+def logit_lens(
+    run: xr.Dataset,
+    model: xr.Dataset,
+    *,
+    positions: Sequence[str] | None = None,
+    top: int = 5,
+    tuned: xr.Dataset | None = None,
+) -> xr.Dataset:
+    """Read every state out through the final norm and the unembedding.
+
+    Parameters
+    ----------
+    run
+        Needs ``hidden_state`` (example, layer, position, hidden) and ``gold_answer``; with ``intermediate_result`` and
+        ``operation`` tokens are compared with the written chain. Lazy input stays lazy.
+    model
+        Read-out of the run's model, from ``lake.model``.
+    positions
+        Where to look; by default every position from ``bot`` on.
+    top
+        Number of best tokens kept.
+    tuned
+        From :func:`fit_tuned_lens`: its maps take the place of the final norm.
+
+    Returns
+    -------
+    Dataset
+        ``top_token`` (id, -1: no state) and ``top_probability`` : (example, layer, position, rank), rank from 1;
+        ``is_number`` : (example, layer, position), whether the best token holds a digit, 1 or 0, NaN: no state;
+        ``gold_rank`` and ``gold_probability`` : (example, layer, position), of the gold answer's first token. Its
+        spellings with and without a leading space are counted as one: probabilities add, the better rank holds. NaN if
+        no token begins the answer; ``result_rank`` : (example, layer, position, step), rank from 1 at which a token is
+        the result of that step, 0: not among the ``top``; ``operator_rank`` the same for the step's operator;
+        ``control_rank`` the same as ``result_rank`` for the chain of another problem, which says how often that happens
+        by chance. A result matches a token by value, so a number that is no single token is never found.
+
+    Notes
+    -----
+    The work of a state is one product with the unembedding. Small chunks are read out together, 1,024 states at a time;
+    each thread holds those and their logits over 2,048 tokens, 8 MiB, beside the unembedding.
+    """
+    check_model(model, run["hidden_state"])
+    what = "the lens"
+    require_dims(run["hidden_state"], ["example", "layer", "position", "hidden"], what)
+    if not 1 <= top <= model.sizes["vocabulary"]:
+        raise UsageError(f"top is {top}; it must lie between 1 and the {model.sizes['vocabulary']} tokens there are")
+    if positions is None:
+        positions = [x for x in labels_along(run, "position") if segment_of(x) != "question"]
+    state = take(run["hidden_state"], "position", positions, what).transpose("example", "layer", "position", "hidden")
+    state = numbered(state, ["example", "layer"])
+    lazy = state.chunks is not None
+    readout = ReadOut(model)
+
+    plain = xr.DataArray(np.empty((state.sizes["example"], 0)), dims=("example", "step"))
+    results = run.get("intermediate_result", plain)
+    operations = run["operation"] if "operation" in run else xr.full_like(results, "", dtype=object)
+    sides = {
+        "gold": run["gold_answer"],
+        "result": results.transpose("example", "step"),
+        "operation": operations.transpose("example", "step"),
+        "control": _another_chain(results.transpose("example", "step"), run),
+    }
+    n_step = results.sizes["step"]
+    sides = {name: side.drop_vars(list(side.coords)) for name, side in sides.items()}
+    if lazy:
+        state = state.chunk(_larger_blocks(state.variable.chunksizes) | {"hidden": -1})
+        rows = state.variable.chunksizes["example"]
+        sides = {
+            name: side.chunk({"example": rows} | {d: -1 for d in side.dims if d != "example"})
+            for name, side in sides.items()
+        }
+    bare = state.drop_vars(list(state.coords))
+    maps: list[xr.DataArray] = []
+    if tuned is not None:
+        maps = _maps_of(tuned, state)
+        if lazy:
+            layers = state.variable.chunksizes["layer"]
+            maps = [x.chunk({"layer": layers} | {d: -1 for d in x.dims if d != "layer"}) for x in maps]
+
+    outputs = xr.apply_ufunc(
+        _lens,
+        bare,
+        *sides.values(),
+        *maps,
+        input_core_dims=[["hidden"], [], ["step"], ["step"], ["step"], *([["hidden", "to"], ["to"]] if maps else [])],
+        output_core_dims=[["rank"], ["rank"], [], [], [], ["step"], ["step"], ["step"]],
+        exclude_dims={"to"} if maps else set(),
+        kwargs={"readout": readout, "top": top},
+        dask="parallelized",
+        output_dtypes=["int32", "float32", "float32", "float32", "float32", "int16", "int16", "int16"],
+        dask_gufunc_kwargs={"output_sizes": {"rank": top, "step": n_step}, "allow_rechunk": False},
+    )
+    names = {
+        "top_token": "best tokens",
+        "top_probability": "probability of the best tokens",
+        "is_number": "whether the best token holds a digit",
+        "gold_rank": "rank of the gold answer's first token",
+        "gold_probability": "probability of the gold answer's first token",
+        "result_rank": "rank of the token that is the step's result, 0: none of the best",
+        "operator_rank": "rank of the token that is the step's operator, 0: none of the best",
+        "control_rank": "rank of the token that is the step's result in another problem, 0: none of the best",
+    }
+    lens = xr.Dataset(dict(zip(names, outputs, strict=True)))
+    lens["n_step"] = sides["result"].notnull().sum("step")
+    lens = lens.assign_coords(rank=np.arange(1, top + 1), step=np.arange(n_step))
+    kept = ("example", "problem", "variant", "layer", "position")
+    lens = lens.assign_coords({name: coord for name, coord in state.coords.items() if name in kept})
+    for name, text in names.items():
+        lens[name].attrs = {"long_name": text, "units": "1"}
+    return lens.assign_attrs(inherited(run, kind="lens_example", lens="plain" if tuned is None else "tuned"))
+
+
+@dataclass(frozen=True)
+class LensCost:
+    """What a lens over a run takes."""
+
+    n_state: int
+    """States to read out, without the padding of short answers; estimated from the first examples."""
+    n_token: int
+    """Tokens of the vocabulary."""
+    operations: float
+    """Multiplications and additions of the product."""
+    n_byte: int
+    """Bytes of the states, as they are in memory."""
+    seconds: float
+    """On all cores of this machine, from the read-out of the first states."""
+
+
+def lens_cost(run: xr.Dataset, model: xr.Dataset, *, positions: Sequence[str] | None = None, top: int = 5) -> LensCost:
+    """Estimate what :func:`logit_lens` takes, from reading out at most 256 states of the first 64 examples."""
+    check_model(model, run["hidden_state"])
+    if positions is None:
+        positions = [x for x in labels_along(run, "position") if segment_of(x) != "question"]
+    state = take(run["hidden_state"], "position", positions, "the lens")
+    first = np.asarray(state.isel(layer=0, example=slice(0, 64)).transpose(..., "hidden").values)
+    there = np.isfinite(first).all(-1)
+    rows = first[there][:LEAST_BLOCK].astype("float32")
+    n_state = round(float(there.mean()) * state.size / state.sizes["hidden"]) if there.size else 0
+    seconds, readout = 0.0, ReadOut(model)
+    if len(rows):
+        gold = np.zeros((len(rows), 2), dtype="int64")
+        readout.read(rows[:1], top, gold[:1])  # loads the unembedding
+        start = time.perf_counter()
+        readout.read(readout.norm(rows), top, gold)
+        pools = threadpool_info()
+        threads = max((pool["num_threads"] for pool in pools if pool["user_api"] == "blas"), default=1)
+        # Blocks are read out side by side on the cores that one product leaves idle.
+        seconds = (time.perf_counter() - start) / len(rows) * n_state * min(1.0, threads / CPU_COUNT)
+    n_token = model.sizes["vocabulary"]
+    work = 2.0 * n_state * n_token * state.sizes["hidden"]
+    return LensCost(n_state, n_token, work, state.size * state.dtype.itemsize, seconds)
+
+
+def lens_summary(lens: xr.Dataset) -> xr.Dataset:
+    """How often the lens finds a number, a result of the chain and the answer, over all examples.
+
+    Lazy input stays lazy. All : (layer, position), or with ``step`` or ``rank``:
+
+    ``n`` examples with a state there; ``number_share`` how often the best token is a number, ``number_share_low`` and
+    ``number_share_high`` its 95% Wilson interval; ``result_share`` how often it is the result of any step,
+    ``result_top_share`` how often one of the top tokens is, and ``control_share``, ``control_top_share`` the same with
+    another problem's chain; ``step_share``, ``step_top_share``, ``step_control_share``, ``operator_share`` : (layer,
+    position, step), of the examples whose chain has that step (``n_step``), with ``step_share_low`` and
+    ``step_share_high``; ``inner_share`` with ``inner_share_low``, ``inner_share_high``, ``inner_control_share`` the
+    same of the examples in which that step is not the last (``n_inner``), so that its result is not what is asked
+    for, and ``last_share`` how often the best token is the result of the last step; ``gold_probability`` and
+    ``gold_log_rank`` (natural log) means over examples, ``gold_first_share`` how often the gold token is the best.
+    """
+    has_state = lens["top_token"].isel(rank=0, drop=True) >= 0  # (example, layer, position)
+    n = has_state.sum("example")
+    number = (lens["is_number"] == 1).sum("example")
+    step_exists = lens["step"] < lens["n_step"]  # (example, step)
+    n_step = (has_state & step_exists).sum("example")
+    inner = lens["step"] < lens["n_step"] - 1
+    last = lens["step"] == lens["n_step"] - 1
+    n_inner = (has_state & inner).sum("example")
+
+    def share(hit: xr.DataArray, of: xr.DataArray) -> xr.DataArray:
+        return hit.sum("example") / of.where(of > 0)
+
+    result, control, operator = lens["result_rank"], lens["control_rank"], lens["operator_rank"]
+    summary = xr.Dataset(
+        {
+            "n": n,
+            "number_share": number / n.where(n > 0),
+            "result_share": share((result == 1).any("step"), n),
+            "result_top_share": share((result > 0).any("step"), n),
+            "control_share": share((control == 1).any("step"), n),
+            "control_top_share": share((control > 0).any("step"), n),
+            "n_step": n_step,
+            "step_share": share(result == 1, n_step),
+            "step_top_share": share(result > 0, n_step),
+            "step_control_share": share(control == 1, n_step),
+            "n_inner": n_inner,
+            "inner_share": share((result == 1) & inner, n_inner),
+            "inner_control_share": share((control == 1) & inner, n_inner),
+            "last_share": share(((result == 1) & last).any("step"), n),
+            "operator_share": share((operator == 1) & step_exists, n_step),
+            "gold_probability": lens["gold_probability"].mean("example"),
+            "gold_log_rank": _log(lens["gold_rank"]).mean("example"),
+            "gold_first_share": share(lens["gold_rank"] == 1, lens["gold_rank"].notnull().sum("example")),
+        }
+    )
+    counted = {
+        "number_share": (number, n),
+        "step_share": ((result == 1).sum("example"), n_step),
+        "inner_share": (((result == 1) & inner).sum("example"), n_inner),
+    }
+    for name, (count, total) in counted.items():
+        low, high = xr.apply_ufunc(
+            wilson_interval,
+            *xr.broadcast(count, total),
+            output_core_dims=[[], []],
+            dask="parallelized",
+            output_dtypes=["float64", "float64"],
+        )
+        summary[f"{name}_low"], summary[f"{name}_high"] = low, high
+    for name, text in {
+        "number_share": "share of examples whose best token is a number",
+        "result_share": "share of examples whose best token is a result of the chain",
+        "control_share": "the same with the chain of another problem",
+        "step_share": "share of examples whose best token is the result of the step",
+        "inner_share": "share of examples whose best token is the result of the step, where it is not the last",
+        "last_share": "share of examples whose best token is the result of the last step",
+        "operator_share": "share of examples whose best token is the operator of the step",
+        "gold_probability": "probability of the answer's first token, mean",
+        "gold_log_rank": "log rank of the answer's first token, mean",
+        "gold_first_share": "share of examples whose best token is the answer's first",
+    }.items():
+        summary[name].attrs = {"long_name": text, "units": "1"}
+    return summary.assign_attrs(
+        {**lens.attrs, "kind": "lens", "n_example": lens.sizes["example"], "top": lens.sizes["rank"]}
+    )
+
+
+def lens_tests(
+    is_number: xr.DataArray, *, positions: Sequence[str] | None = None, correction: str = "holm"
+) -> xr.Dataset:
+    """Whether some thoughts read out as numbers more often than others, as paired answers of the same examples.
+
+    Cochran's Q over all positions at each layer, and exact McNemar tests of each pair of them, each corrected for the
+    number of its tests in the whole result. Of examples that share a problem only the first is used, as twins are not
+    independent; examples without a state at one of the positions are left out. Computes: it needs one number of each
+    example at once.
+
+    Parameters
+    ----------
+    is_number : (example, layer, position)
+        Of :func:`logit_lens`: 1, 0, or NaN.
+    positions
+        By default the thoughts.
+
+    Returns
+    -------
+    Dataset
+        ``q``, ``q_p``, ``q_p_adjusted`` : (layer); ``mcnemar_p``, ``mcnemar_p_adjusted`` : (layer, position,
+        other_position), NaN on the diagonal; ``difference`` of the shares, row minus column; ``n`` examples used
+    """
+    what = "the paired tests"
+    require_dims(is_number, ["example", "layer", "position"], what)
+    positions = thought_labels(is_number) if positions is None else list(positions)
+    if len(positions) < 2:
+        raise UsageError(f"{what} compare at least two positions; got {', '.join(positions) or 'none'}")
+    values = take(is_number, "position", positions, what).transpose("layer", "example", "position")
+    values = numbered(values, ["layer"])
+    problem = values.coords.get("problem", numbered(values, ["example"])["example"]).values
+    first = np.sort(np.unique(problem, return_index=True)[1])
+    table = np.asarray(values.isel(example=first).values, dtype="float64")  # (layer, example, position)
+    table = table[:, np.isfinite(table).all((0, 2))] == 1
+    n_layer, n_example, n_position = table.shape
+    if n_example == 0:
+        raise UsageError(f"{what} found no example with a state at every one of {', '.join(positions)}")
+    shares = table.mean(1)
+    q = [cochran_q(layer) for layer in table]
+    pair_p = np.full((n_layer, n_position, n_position), np.nan)
+    for layer in range(n_layer):
+        for i in range(n_position):
+            for j in range(i):
+                pair_p[layer, i, j] = mcnemar_exact(table[layer, :, i], table[layer, :, j]).p
+    lower = np.tril_indices(n_position, -1)
+    adjusted = np.full_like(pair_p, np.nan)
+    adjusted[:, *lower] = adjust(pair_p[:, *lower], correction)
+    for matrix in (pair_p, adjusted):
+        matrix[:, lower[1], lower[0]] = matrix[:, *lower]
+    labels = np.array(positions, dtype=object)
+    pair = ("layer", "position", "other_position")
+    return xr.Dataset(
+        {
+            "q": ("layer", [x.statistic for x in q]),
+            "q_p": ("layer", [x.p for x in q]),
+            "q_p_adjusted": ("layer", adjust([x.p for x in q], correction)),
+            "mcnemar_p": (pair, pair_p),
+            "mcnemar_p_adjusted": (pair, adjusted),
+            "difference": (pair, shares[:, :, None] - shares[:, None, :]),
+            "n": ((), n_example),
+        },
+        coords={"layer": values["layer"].values, "position": labels, "other_position": labels},
+        attrs=inherited(is_number, kind="lens_tests", correction=correction),
+    )
+
+
+def lens_difference(first: xr.Dataset, second: xr.Dataset, name: str = "number_share") -> xr.Dataset:
+    """Difference of a share between two runs, with Newcombe's interval from the Wilson intervals of each.
+
+    For runs of different examples; of the same examples it is wider than need be.
+
+    Parameters
+    ----------
+    first, second
+        From :func:`lens_summary`.
+    name
+        ``"number_share"`` or ``"step_share"``.
+
+    Returns
+    -------
+    Dataset of ``difference`` (first less second), ``low``, ``high``, at the labels both have
+    """
+    bounds = [name, f"{name}_low", f"{name}_high"]
+    (a, a_low, a_high), (b, b_low, b_high) = (
+        [lens[x] for x in bounds] for lens in xr.align(first, second, join="inner")
+    )
+    result = xr.Dataset(
+        {
+            "difference": a - b,
+            "low": a - b - ((a - a_low) ** 2 + (b_high - b) ** 2) ** 0.5,
+            "high": a - b + ((a_high - a) ** 2 + (b - b_low) ** 2) ** 0.5,
+        }
+    )
+    runs = [str(lens.attrs.get("run", "")) for lens in (first, second)]
+    return result.assign_attrs(kind="lens_difference", share=name, first=runs[0], second=runs[1])
+
+
+def lens_tokens(lens: xr.Dataset, model: xr.Dataset, n_example: int = 10) -> pd.DataFrame:
+    """Best tokens of the first examples as text, one row for each example, layer, position and rank. Computes."""
+    part = lens[["top_token", "top_probability"]].isel(example=slice(0, n_example)).compute()
+    table = part.to_dataframe(dim_order=["example", "layer", "position", "rank"]).reset_index()
+    table = table.loc[table["top_token"] >= 0, ["example", "layer", "position", "rank", "top_token", "top_probability"]]
+    strings = np.asarray(model["token_string"].values, dtype=object)
+    return table.assign(text=strings[table["top_token"].to_numpy()])
+
+
+def _larger_blocks(chunks: Mapping[Any, tuple[int, ...]]) -> dict[Any, int]:
+    """Sizes of blocks that join chunks until they hold enough states: of all layers first, then positions, examples."""
+    total = math.prod(sum(chunks[dim]) for dim in ("layer", "position", "example"))
+    wanted = min(ROW_BLOCK, max(LEAST_BLOCK, total // CPU_COUNT))
+    blocks = {dim: max(chunks[dim]) for dim in ("layer", "position", "example")}
+    for dim in blocks:
+        more = -(-wanted // max(1, math.prod(blocks.values())))
+        blocks[dim] = max(1, min(sum(chunks[dim]), blocks[dim] * more))
+    return blocks
+
+
+def _lens(
+    state: Array,  # (example, layer, position, hidden)
+    gold: Array,  # (example,) or with axes of length one
+    result: Array,  # (example, .., step)
+    operation: Array,  # (example, .., step)
+    control: Array,  # (example, .., step)
+    weight: Array | None = None,  # (layer, .., hidden, to)
+    bias: Array | None = None,  # (layer, .., to)
+    *,
+    readout: ReadOut,
+    top: int,
+) -> tuple[Array, ...]:
+    """Read a block of states out, :data:`ROW_BLOCK` of them at a time."""
+    shape, n_step = state.shape[:-1], result.shape[-1]
+    tokens = readout.tokens
+    gold_id = np.array([tokens.first(str(text)) for text in gold.ravel()], dtype="int64").reshape(-1, 2)
+    result, operation, control = (x.reshape(shape[0], n_step) for x in (result, operation, control))
+
+    flat = state.reshape(-1, state.shape[-1])
+    out = [
+        np.full((len(flat), top), -1, dtype="int32"),
+        np.full((len(flat), top), np.nan, dtype="float32"),
+        *(np.full(len(flat), np.nan, dtype="float32") for _ in range(3)),
+        *(np.zeros((len(flat), n_step), dtype="int16") for _ in range(3)),
+    ]
+    example, layer, _ = (axis.ravel() for axis in np.indices(shape))
+    there = np.flatnonzero(np.isfinite(flat).all(-1))
+    for start in range(0, len(there), ROW_BLOCK):
+        rows = there[start : start + ROW_BLOCK]
+        x, owner = flat[rows].astype("float32"), example[rows]
+        if weight is None or bias is None:
+            x = readout.norm(x)
+        else:
+            for at in np.unique(layer[rows]):
+                mine = layer[rows] == at
+                x[mine] = x[mine] @ weight.reshape(-1, *weight.shape[-2:])[at] + bias.reshape(-1, bias.shape[-1])[at]
+        token, probability, rank, chance = readout.read(x, top, gold_id[owner])
+        out[0][rows], out[1][rows] = token, probability
+        out[3][rows], out[4][rows] = rank, chance
+        number, value, text = tokens.meaning(token)  # (state, rank)
+        out[2][rows] = number[:, 0]
+        same_text = (text[:, :, None] == operation[owner][:, None]) & (operation[owner] != "")[:, None]
+        out[5][rows] = _rank_of(np.isclose(value[:, :, None], result[owner][:, None], rtol=0, atol=1e-6))
+        out[6][rows] = _rank_of(same_text.astype(bool))
+        out[7][rows] = _rank_of(np.isclose(value[:, :, None], control[owner][:, None], rtol=0, atol=1e-6))
+    return tuple(x.reshape(*shape, *x.shape[1:]) for x in out)
+
+
+def _log(values: xr.DataArray) -> xr.DataArray:
+    """Natural logarithm, lazy where the values are."""
+    result: xr.DataArray = xr.apply_ufunc(np.log, values, dask="parallelized", output_dtypes=["float64"])
+    return result
+
+
+def _rank_of(match: Array) -> Array:
+    """First rank that matches, from 1; 0: none. (state, rank, step) -> (state, step)."""
+    return np.asarray(np.where(match.any(1), match.argmax(1) + 1, 0))
+
+
+def _another_chain(results: xr.DataArray, run: xr.Dataset) -> xr.DataArray:
+    """For each example the chain of the next problem; NaN if there is one problem only."""
+
+    def shift(problem: Array, chain: Array) -> Array:  # (example,), (example, step)
+        unique, first, inverse = np.unique(problem, return_index=True, return_inverse=True)
+        return np.full_like(chain, np.nan) if len(unique) < 2 else chain[first[(inverse + 1) % len(unique)]]
+
+    problem = run.coords.get("problem", numbered(results, ["example"])["example"])
+    sides = [problem.drop_vars(list(problem.coords)), results.drop_vars(list(results.coords))]
+    sides = [side.chunk(dict.fromkeys(side.dims, -1)) if results.chunks is not None else side for side in sides]
+    core = ["example", "step"]
+    control: xr.DataArray = xr.apply_ufunc(
+        shift,
+        *sides,
+        input_core_dims=[["example"], core],
+        output_core_dims=[core],
+        dask="parallelized",
+        output_dtypes=[results.dtype],
+    )
+    return control
+
+
+def _maps_of(tuned: xr.Dataset, state: xr.DataArray) -> list[xr.DataArray]:
+    """Maps of the layers that are read, bare of labels."""
+    missing = [x for x in labels_along(state, "layer") if x not in labels_along(tuned, "layer")]
+    if missing or tuned.sizes["hidden"] != state.sizes["hidden"]:
+        raise SchemaError(
+            f"the tuned lens of run {tuned.attrs.get('run')!r} has layers {', '.join(labels_along(tuned, 'layer'))} of "
+            f"width {tuned.sizes['hidden']}; the states have layers {', '.join(labels_along(state, 'layer'))} of width "
+            f"{state.sizes['hidden']}. Fit it on a run of the same model."
+        )
+    chosen = tuned.sel(layer=state["layer"].values)
+    return [chosen[name].drop_vars(list(chosen[name].coords)) for name in ("weight", "bias")]

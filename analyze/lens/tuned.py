@@ -1,0 +1,186 @@
+"""The tuned lens: one affine map per layer from a state to the final one, fitted on the lake."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from analyze.labels import inherited, labels_along, numbered, take
+from analyze.lens.readout import ReadOut, check_model
+from schemas import UsageError, segment_of
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Progress = Callable[[int, int], None]
+
+PENALTIES = (1e-6, 1e-4, 1e-2, 1.0)
+"""Ridge penalties tried, as shares of the mean square of a component of the state."""
+SPLITS = ("train", "validation", "test")
+SPLIT_SHARES = (0.7, 0.15, 0.15)
+_HELD_OUT = {
+    "r2": ("share of the final state's variance explained, held out, tuned lens", "1"),
+    "r2_plain": ("share of the final state's variance explained, held out, final norm alone", "1"),
+    "kl": ("divergence from the model's distribution, held out, tuned lens", "nat"),
+    "kl_plain": ("divergence from the model's distribution, held out, final norm alone", "nat"),
+    "agreement": ("share of states with the model's best token, held out, tuned lens", "1"),
+    "agreement_plain": ("share of states with the model's best token, held out, final norm alone", "1"),
+}
+
+
+def fit_tuned_lens(
+    run: xr.Dataset,
+    model: xr.Dataset,
+    *,
+    positions: Sequence[str] | None = None,
+    seed: int = 0,
+    n_read_out: int = 1024,
+    progress: Progress | None = None,
+) -> xr.Dataset:
+    """Fit one affine map per layer from ``hidden_state`` to ``final_state``, by ridge regression.
+
+    Problems, not examples, are split 70/15/15: the map is fitted on the first part, its penalty chosen on the second,
+    and everything reported measured on the third. Reads the run once per layer, a chunk of examples at a time; memory
+    is six hidden x hidden matrices beside that chunk.
+
+    Parameters
+    ----------
+    run
+        Needs ``hidden_state`` and ``final_state`` at ``positions``.
+    model
+        Read-out of the run's model.
+    positions
+        Positions pooled in one map per layer; by default every position from ``bot`` on.
+    n_read_out
+        Held-out states per layer whose logits are compared.
+    progress
+        Called with layers done and their number.
+
+    Returns
+    -------
+    Dataset
+        ``weight`` : (layer, hidden, to) and ``bias`` : (layer, to), so that ``state @ weight + bias`` estimates the
+        final state; ``penalty`` : (layer). Held out, for the tuned lens and (``_plain``) for the final norm alone:
+        ``r2``, ``kl`` (nat, of the lens from the model's own distribution) and ``agreement`` of the best token :
+        (layer). ``n_state`` : (split)
+
+    References
+    ----------
+    Belrose et al., *Eliciting Latent Predictions from Transformers with the Tuned Lens*, 2023, who minimise ``kl``.
+    """
+    check_model(model, run["hidden_state"])
+    what = "the tuned lens"
+    if positions is None:
+        positions = [x for x in labels_along(run, "position") if segment_of(x) != "question"]
+    state = take(run["hidden_state"], "position", positions, what).transpose("layer", "example", "position", "hidden")
+    final = take(run["final_state"], "position", positions, what).transpose("example", "position", "hidden")
+    state = numbered(state, ["layer"])
+    problem = np.asarray(run.coords.get("problem", numbered(state, ["example"])["example"]).values)
+    split = _split(problem, seed)
+    found = {name: int((split == i).sum()) for i, name in enumerate(SPLITS)}
+    if min(found.values()) < 1:
+        raise UsageError(
+            f"{what} splits problems into {', '.join(SPLITS)}; {len(np.unique(problem))} problems give "
+            f"{', '.join(map(str, found.values()))} examples. Use a run of more problems."
+        )
+    readout = ReadOut(model)
+    blocks = _example_blocks(state)
+    n_layer = state.sizes["layer"]
+    parts: dict[str, list[Any]] = {name: [] for name in ("weight", "bias", "penalty", *_HELD_OUT)}
+    n_state = np.zeros(len(SPLITS), dtype=int)
+    for layer in range(n_layer):
+        sums = [_Moments(state.sizes["hidden"]) for _ in SPLITS]
+        kept: list[tuple[Array, Array]] = []
+        for block in blocks:
+            x = np.asarray(state.isel(layer=layer, example=block).values, dtype="float32")
+            y = np.asarray(final.isel(example=block).values, dtype="float32")
+            for index in range(len(SPLITS)):
+                chosen = split[block] == index
+                rows_x, rows_y = x[chosen].reshape(-1, x.shape[-1]), y[chosen].reshape(-1, x.shape[-1])
+                there = np.isfinite(rows_x).all(-1) & np.isfinite(rows_y).all(-1)
+                sums[index].add(rows_x[there], rows_y[there])
+                if index == len(SPLITS) - 1 and sum(len(a) for a, _ in kept) < n_read_out:
+                    kept.append((rows_x[there], rows_y[there]))
+        train, validation, _ = sums
+        fits = [(penalty, *train.ridge(penalty)) for penalty in PENALTIES]
+        penalty, weight, bias = min(fits, key=lambda fit: validation.error(fit[1], fit[2]))
+        test_x = np.concatenate([a for a, _ in kept])[:n_read_out]
+        test_y = np.concatenate([b for _, b in kept])[:n_read_out]
+        tuned = (test_x @ weight + bias).astype("float32")
+        plain = readout.norm(test_x)
+        variance = ((test_y - test_y.mean(0)) ** 2).sum()
+        scores = {
+            "r2": 1 - ((test_y - tuned) ** 2).sum() / variance,
+            "r2_plain": 1 - ((test_y - plain) ** 2).sum() / variance,
+        }
+        ours, theirs = readout.compare(test_y, tuned, plain)
+        scores |= dict(zip(("kl", "agreement", "kl_plain", "agreement_plain"), (*ours, *theirs), strict=True))
+        for name, value in {"weight": weight, "bias": bias, "penalty": penalty, **scores}.items():
+            parts[name].append(value)
+        n_state = np.array([moments.n for moments in sums])
+        if progress is not None:
+            progress(layer + 1, n_layer)
+    fitted = xr.Dataset(
+        {
+            "weight": (("layer", "hidden", "to"), np.stack(parts["weight"]).astype("float32")),
+            "bias": (("layer", "to"), np.stack(parts["bias"]).astype("float32")),
+            **{name: ("layer", np.array(parts[name], dtype="float64")) for name in ("penalty", *_HELD_OUT)},
+            "n_state": ("split", n_state),
+        },
+        coords={"layer": state["layer"].values, "split": np.array(SPLITS, dtype=object)},
+        attrs=inherited(run, kind="tuned_lens", positions=" ".join(positions), seed=seed),
+    )
+    for name, (text, units) in _HELD_OUT.items():
+        fitted[name].attrs = {"long_name": text, "units": units}
+    return fitted
+
+
+def _split(problem: Array, seed: int) -> Array:
+    """0, 1 or 2 for each example, by its problem: train, validation, test."""
+    unique, inverse = np.unique(problem, return_inverse=True)
+    order = np.random.default_rng(seed).permutation(len(unique))
+    edges = np.cumsum(SPLIT_SHARES)[:-1] * len(unique)
+    return np.asarray(np.searchsorted(edges, order, side="right")[inverse])
+
+
+def _example_blocks(array: xr.DataArray) -> list[slice]:
+    """Stretches of examples to read at once: the chunks of lazy input, else 256."""
+    n = array.sizes["example"]
+    if array.chunks is not None:
+        edges = np.cumsum([0, *array.variable.chunksizes["example"]])
+    else:
+        edges = np.array([*range(0, n, 256), n])
+    return [slice(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+
+class _Moments:
+    """Sums from which a ridge regression and its error are computed exactly, without the rows."""
+
+    def __init__(self, hidden: int) -> None:
+        self.n = 0
+        self.x, self.y = np.zeros(hidden), np.zeros(hidden)
+        self.xx, self.xy, self.yy = np.zeros((hidden, hidden)), np.zeros((hidden, hidden)), 0.0
+
+    def add(self, x: Array, y: Array) -> None:
+        """Count rows (state, hidden) of both sides."""
+        x, y = x.astype("float64"), y.astype("float64")
+        self.n += len(x)
+        self.x += x.sum(0)
+        self.y += y.sum(0)
+        self.xx += x.T @ x
+        self.xy += x.T @ y
+        self.yy += float((y * y).sum())
+
+    def ridge(self, penalty: float) -> tuple[Array, Array]:
+        """Weight (hidden, to) and bias (to,) for a penalty relative to the mean square of a component."""
+        mean_x, mean_y = self.x / self.n, self.y / self.n
+        cov = self.xx / self.n - np.outer(mean_x, mean_x)
+        cross = self.xy / self.n - np.outer(mean_x, mean_y)
+        scale = max(float(np.trace(cov)) / len(cov), 1e-12)
+        weight = np.linalg.solve(cov + penalty * scale * np.eye(len(cov)), cross)
+        return weight, mean_y - mean_x @ weight
+
+    def error(self, weight: Array, bias: Array) -> float:
+        """Sum of squared errors of ``x @ weight + bias`` over the rows counted."""
+        fitted = np.einsum("ij,ij->", weight, self.xx @ weight) + 2 * self.x @ weight @ bias + self.n * bias @ bias
+        crossed = np.einsum("ij,ij->", weight, self.xy) + bias @ self.y
+        return float(self.yy - 2 * crossed + fitted)

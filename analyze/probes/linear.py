@@ -1,0 +1,580 @@
+"""Linear probes for every (layer, position) of a run: what can be read off the states, held out, with controls.
+
+A probe that reads a quantity says that the states carry it, not that the model uses it; ablation and patching answer
+that. Every result carries :data:`NOTE` for this reason.
+"""
+
+import functools
+import hashlib
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import dask
+import joblib
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import xarray as xr
+from scipy import stats
+
+from analyze.probes.nested import Selection, nested_logistic, nested_ridge, one_thread
+from analyze.probes.scores import Cell, Task, measure, permutations, r2
+from analyze.statistics import adjust
+from schemas import SchemaError, UsageError, nearest
+
+Array = npt.NDArray[Any]
+Treatment = Literal["auto", "classes", "number"]
+Correction = Literal["holm", "bh"]
+Progress = Callable[[int, int], None]
+
+NOTE = (
+    "Decoding is not use: a probe shows what can be read off a state, not that the model reads it. "
+    "Whether it does is a question for ablation and patching."
+)
+PENALTIES = tuple(float(10.0**power) for power in range(-3, 3))
+"""Values of C tried by default: those of the reports."""
+RIDGE_PENALTIES = tuple(float(10.0**power) for power in range(-2, 6))
+"""Values of alpha tried by default for numbers."""
+
+
+@one_thread()
+def linear_probes(
+    run: xr.Dataset,
+    target: str = "correct",
+    *,
+    treat: Treatment = "auto",
+    layers: Sequence[int] | None = None,
+    positions: Sequence[str] | None = None,
+    n_fold: int = 5,
+    penalty: Sequence[float] | None = None,
+    selection: Selection = "log_loss",
+    n_control: int = 3,
+    n_permutation: int | None = None,
+    n_resample: int = 1000,
+    level: float = 0.95,
+    correction: Correction = "holm",
+    max_example: int | None = 2000,
+    n_per_class: int | None = None,
+    seed: int = 0,
+    folder: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> xr.Dataset:
+    """Probe every layer and position of a run for a target, by nested cross-validation over problems.
+
+    Each cell is a logistic regression (ridge for a number) on standardised states. Folds are made of whole problems,
+    so that a clean problem and its corrupted twin are never on two sides, and hold like shares of every class.
+    Scaling, and the choice of the penalty by inner folds, happen inside each training set. All scores are of
+    examples held out; ``training_accuracy`` alone is not, and is a diagnostic of how little it says.
+
+    Parameters
+    ----------
+    run : Dataset with ``hidden_state`` (example, layer, position, hidden), coordinate ``problem`` and the target
+        As a lake hands it out; lazy states are read one (layer, position) at a time.
+    target : str
+        ``"correct"``, ``"operation"``, ``"intermediate_result"`` or any variable or coordinate along ``example``, with
+        or without ``step``; where it has steps, so has the result.
+    treat : {"auto", "classes", "number"}
+        Classes by logistic regression or a number by ridge; ``"auto"`` takes text and truth values as classes.
+    layers, positions
+        The cells; all that the run holds if absent.
+    n_fold : int
+        Outer folds; the others of them are the inner folds of each.
+    penalty : floats
+        Values of C, or of ridge's alpha for a number; :data:`PENALTIES` and :data:`RIDGE_PENALTIES` if absent.
+    selection : {"log_loss", "accuracy"}
+        What chooses C on the inner folds; the reports used accuracy.
+    n_control : int
+        Times the labels are shuffled among problems and everything done again, penalties included.
+    n_permutation : int
+        Permutations behind each p-value; enough for the correction to reach a fortieth if absent.
+    n_resample : int
+        Resamples of problems behind each interval.
+    level : float
+        Coverage of the intervals.
+    correction : {"holm", "bh"}
+        For the number of cells (and steps) tested.
+    max_example : int
+        At most about so many examples are used, whole problems drawn by ``seed``; None uses all.
+    n_per_class : int
+        Draw exactly so many examples of each class, as the reports did (50); none if absent.
+    seed : int
+        Of folds, controls, permutations, resamples and draws.
+    folder : path
+        Where finished cells are kept; the same probes, asked for again after they were stopped, take up what lies
+        there. (On a dask client nothing is kept.)
+    progress : callable
+        Called with (cells done, cells) after each cell.
+
+    Returns
+    -------
+    Dataset over ([step,] layer, position)
+        For classes ``accuracy``, ``balanced_accuracy`` and ``auroc`` (pairs are compared within a fold; mean over
+        classes, each against the rest, where there are more than two); ``r2`` for a number, against the mean of the
+        training rows. Each comes with ``_low`` and ``_high``, and with ``_low_joint`` and ``_high_joint`` that
+        hold in all cells at once. ``majority_accuracy`` is what the commonest class of each training set scores,
+        ``control_accuracy`` what the probe scores on shuffled labels, ``selectivity`` the excess over that;
+        ``p_value`` and ``p_corrected`` test the AUROC (the covariance with the held-out prediction for a number);
+        ``training_accuracy``, and ``refit_training_accuracy`` of one probe fitted to all rows, which is what the
+        reports give. ``direction`` ([class,] layer, position, hidden) and ``intercept`` are weights on unscaled
+        states, averaged over the outer folds. Cells with too few examples hold NaN; ``n_example`` says.
+
+    Raises
+    ------
+    SchemaError
+        If the run lacks the target, the states or a layer or position asked for.
+    UsageError
+        If an option is out of range, or the target has fewer than two classes or too few problems for the folds.
+
+    Notes
+    -----
+    Intervals resample problems, and p-values permute labels among the problems of a fold, under the held-out
+    predictions as they are. That alone is too sure, since each fold's labels also train the probes of the others; both
+    are widened by the square root of two, the most this can amount to for a linear probe, and so err to the careful
+    side where the signal is strong. Where every prediction is right (or wrong) resamples are alike: the accuracy then
+    has Wilson's interval, other scores have none (NaN). The AUROC's resamples are of first order.
+
+    Memory is that of one cell (at most ``max_example`` x hidden numbers, a few times over) plus resamples, permutations
+    and held-out predictions of ``max_example`` rows: with the default cap it is the same for 2,000 examples as for any
+    number more. Every chunk of the states is read once. Under a
+    ``dask.distributed`` client cells are worked on by its workers, a few at a time.
+    """
+    _check(run, target, n_fold, n_control, level, correction, selection, treat)
+    states = run["hidden_state"]
+    states = states.sel(layer=_labels(states, "layer", layers), position=_labels(states, "position", positions))
+    values = run[target]
+    steps = list(values["step"].values) if "step" in values.dims and "step" in values.coords else None
+    by_step = [values.isel(step=i) for i in range(values.sizes["step"])] if "step" in values.dims else [values]
+    columns = [np.asarray(column.values) for column in by_step]
+    as_number = treat == "number" or (treat == "auto" and columns[0].dtype.kind in "fiu")
+    if penalty is None:
+        penalty = RIDGE_PENALTIES if as_number else PENALTIES
+    penalties = tuple(sorted(float(value) for value in penalty))
+    if not penalties or penalties[0] <= 0:
+        raise UsageError(f"penalties of a probe are positive numbers, at least one; found {list(penalty)}")
+
+    problem = np.asarray(run["problem"].values)
+    used = _draw(problem, max_example, seed)
+    tasks: list[Task | None] = []
+    reasons: list[str] = []
+    for column in columns:
+        try:
+            column = column[used]
+            task = _prepare(
+                column, problem[used], as_number, n_fold, n_control, n_per_class, penalties, selection, seed
+            )
+            tasks.append(task)
+        except UsageError as error:
+            if len(columns) == 1:
+                raise UsageError(f"probes for {target!r} of run {run.attrs.get('run', '')!r}: {error}") from None
+            tasks.append(None)
+            reasons.append(str(error))
+    if all(task is None for task in tasks):
+        raise UsageError(f"probes for {target!r} of run {run.attrs.get('run', '')!r}: {reasons[0]}")
+    present = [task for task in tasks if task is not None]
+    rows = np.unique(np.concatenate([task.rows for task in present]))
+    present = [_reindex(task, rows) for task in present]
+    cells = _run_cells(states.isel(example=used[rows]), present, folder, progress)
+
+    shape = (states.sizes["layer"], states.sizes["position"])
+    if n_permutation is None:
+        n_permutation = max(1000, 40 * shape[0] * shape[1] * len(present))
+    coords = {name: states[name] for name in states.coords if states[name].dims in (("layer",), ("position",))}
+    results: list[xr.Dataset | None] = []
+    present_cells = iter(range(len(present)))
+    for prepared in tasks:
+        if prepared is None:
+            results.append(None)
+            continue
+        index = next(present_cells)
+        found = [cell[index] for cell in cells]
+        if all(cell is None for cell in found):
+            results.append(None)
+            reasons.append(f"{len(prepared.rows)} examples leave too few in some fold at every layer and position")
+            continue
+        results.append(
+            measure(present[index], found, shape, states.sizes["hidden"], n_resample, n_permutation, level, seed)
+        )
+    filled = [result for result in results if result is not None]
+    if not filled:
+        raise UsageError(f"probes for {target!r} of run {run.attrs.get('run', '')!r}: {reasons[0]}")
+    if len(columns) == 1:
+        result = filled[0]
+    else:
+        labels = steps if steps is not None else list(range(len(columns)))
+        dim = pd.Index([label for label, one in zip(labels, results, strict=True) if one is not None], name="step")
+        result = xr.concat(filled, dim=dim, join="outer", combine_attrs="override")
+    result["p_corrected"] = result["p_value"].copy(data=adjust(result["p_value"].values, correction))
+    result = result.assign_coords({name: coord.variable for name, coord in coords.items()})
+    return _describe(result).assign_attrs(
+        target=target,
+        treat="number" if as_number else "classes",
+        run=run.attrs.get("run", ""),
+        n_fold=n_fold,
+        penalties=list(penalties),
+        selection="squared error" if as_number else selection,
+        n_control=n_control,
+        n_permutation=n_permutation,
+        n_resample=n_resample,
+        level=level,
+        correction=correction,
+        n_test=int(np.isfinite(result["p_value"].values).sum()),
+        max_example=max_example if max_example is not None else "all",
+        n_per_class=n_per_class if n_per_class is not None else "as they come",
+        seed=seed,
+        left_out="; ".join(dict.fromkeys(reasons)),
+        note=NOTE,
+    )
+
+
+def _check(
+    run: xr.Dataset,
+    target: str,
+    n_fold: int,
+    n_control: int,
+    level: float,
+    correction: str,
+    selection: str,
+    treat: str,
+) -> None:
+    name = run.attrs.get("run", "")
+    for needed in ("hidden_state", "problem", target):
+        if needed not in run.variables:
+            along = sorted(str(key) for key, value in run.variables.items() if value.dims[:1] == ("example",))
+            raise SchemaError(f"probes of run {name!r} need {needed!r}; along 'example' it holds {', '.join(along)}")
+    if not set(run[target].dims) <= {"example", "step"} or "example" not in run[target].dims:
+        dims = tuple(map(str, run[target].dims))
+        raise SchemaError(
+            f"target {target!r} of run {name!r} has dims {dims}; a probe's target has 'example' and maybe 'step'"
+        )
+    if n_fold < 3:
+        raise UsageError(f"nested cross-validation needs at least 3 folds; found {n_fold}")
+    if n_control < 0 or not 0 < level < 1:
+        raise UsageError(f"n_control is 0 or more and level between 0 and 1; found {n_control} and {level}")
+    for value, allowed in (
+        (correction, ("holm", "bh")),
+        (selection, ("log_loss", "accuracy")),
+        (treat, ("auto", "classes", "number")),
+    ):
+        if value not in allowed:
+            raise UsageError(f"{value!r} is not one of {', '.join(allowed)}{nearest(value, allowed)}")
+
+
+def _labels(states: xr.DataArray, dim: str, wanted: Sequence[Any] | None) -> list[Any]:
+    held = list(states[dim].values)
+    if wanted is None:
+        return held
+    missing = [label for label in wanted if label not in held]
+    if missing or not len(wanted):
+        near = nearest(missing[0], held) if missing else ""
+        raise SchemaError(
+            f"no {dim} {missing} in the run; it holds {held[0]} .. {held[-1]} ({len(held)} of them){near}"
+        )
+    return list(wanted)
+
+
+def _draw(problem: Array, max_example: int | None, seed: int) -> Array:
+    """Examples of whole problems drawn at random until ``max_example``, in order."""
+    if max_example is None or len(problem) <= max_example:
+        return np.arange(len(problem))
+    if max_example < 1:
+        raise UsageError(f"max_example is at least 1; found {max_example}")
+    unique, inverse, count = np.unique(problem, return_inverse=True, return_counts=True)
+    order = np.random.default_rng([seed, 1]).permutation(len(unique))
+    taken = order[np.cumsum(count[order]) <= max_example]
+    return np.flatnonzero(np.isin(inverse, taken))
+
+
+def _prepare(
+    column: Array,
+    problem: Array,
+    as_number: bool,
+    n_fold: int,
+    n_control: int,
+    n_per_class: int | None,
+    penalty: tuple[float, ...],
+    selection: Selection,
+    seed: int,
+) -> Task:
+    """Rows, classes, folds and controls of one target column (example,)."""
+    if as_number:
+        try:
+            value = column.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"treated as a number, but {error}; text is probed as classes") from None
+        rows = np.flatnonzero(np.isfinite(value))
+        classes: Array | None = None
+        label: Array = value[rows]
+        if len(np.unique(problem[rows])) < 2 * n_fold or len(np.unique(label)) < 2:
+            raise UsageError(
+                f"{len(np.unique(problem[rows]))} problems with {len(np.unique(label))} values; "
+                f"{n_fold} folds need at least {2 * n_fold} problems and two values"
+            )
+        strata = _number_strata(label, n_fold)
+    else:
+        is_text = column.dtype.kind in "OUST"
+        text = np.array([str(each) for each in column], dtype=object) if is_text else column
+        given = text != "" if is_text else ~pd.isna(text)
+        found, coded = np.unique(text[given], return_inverse=True)
+        rows = np.flatnonzero(given)
+        count = np.array([len(np.unique(problem[rows[coded == index]])) for index in range(len(found))])
+        enough = count >= n_fold  # a rarer class is missing from whole folds
+        rows = rows[enough[coded]]
+        classes, code = np.unique(text[rows], return_inverse=True)
+        label = np.asarray(code)
+        if len(classes) < 2:
+            listed = ", ".join(
+                f"{textwrap.shorten(str(name), 24)} ({number})" for name, number in zip(found[:8], count, strict=False)
+            )
+            raise UsageError(
+                f"classes and their problems are {listed or 'none'}; "
+                f"at least two classes with {n_fold} problems each are needed for {n_fold} folds"
+            )
+        if n_per_class is not None:
+            rng = np.random.default_rng([seed, 2])
+            parts = [np.flatnonzero(label == index) for index in range(len(classes))]
+            short = [f"{classes[i]!s} ({len(part)})" for i, part in enumerate(parts) if len(part) < n_per_class]
+            if short or n_per_class < n_fold:
+                where = ", ".join(short) or f"{n_fold} folds"
+                raise UsageError(f"{n_per_class} examples of each class asked for; too few in {where}")
+            drawn = np.sort(np.concatenate([rng.choice(part, n_per_class, replace=False) for part in parts]))
+            rows, label = rows[drawn], label[drawn]
+        strata = label
+    groups = problem[rows]
+    fold = _folds(strata, groups, n_fold, seed)
+    shuffled = [label[order] for order in permutations(groups, fold, n_control, [seed, 3])]
+    return Task(
+        rows=rows,
+        label=np.stack([label, *shuffled], axis=1),
+        fold=fold,
+        classes=classes,
+        problem=groups,
+        penalty=penalty,
+        selection=selection,
+    )
+
+
+def _number_strata(value: Array, n_fold: int) -> Array:
+    """Fifths of the values, or as many parts as leave every one of them, ties together, a row for each fold."""
+    rank = stats.rankdata(value)
+    parts = (np.unique(rank * number // (len(value) + 1), return_inverse=True)[1] for number in range(5, 0, -1))
+    return next(part for part in parts if np.bincount(part).min() >= n_fold)
+
+
+def _folds(strata: Array, problem: Array, n_fold: int, seed: int) -> Array:
+    """Fold of each row; whole problems, like shares of every stratum."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    options = {"n_splits": n_fold, "shuffle": True, "random_state": seed}
+    if len(np.unique(problem)) == len(problem):
+        splits = StratifiedKFold(**options).split(strata, strata)
+    else:
+        splits = StratifiedGroupKFold(**options).split(strata, strata, problem)
+    fold = np.empty(len(strata), dtype=np.int64)
+    for index, (_, held_out) in enumerate(splits):
+        fold[held_out] = index
+    return fold
+
+
+def _reindex(task: Task, rows: Array) -> Task:
+    """The task with ``rows`` counted among the examples that are read."""
+    return Task(
+        rows=np.searchsorted(rows, task.rows),
+        label=task.label,
+        fold=task.fold,
+        classes=task.classes,
+        problem=task.problem,
+        penalty=task.penalty,
+        selection=task.selection,
+    )
+
+
+def _probe_cell(states: Array, tasks: Sequence[Task]) -> list[Cell | None]:
+    """Fit every task to one cell (example, hidden); None where too few of its examples have the position."""
+    exists: Array = np.asarray(np.isfinite(states).all(axis=1))
+    return [_fit_task(states, exists[task.rows], task) for task in tasks]
+
+
+def _fit_task(states: Array, known: Array, task: Task) -> Cell | None:
+    """One task in one cell; ``known`` (row,) are the examples that have the position."""
+    label, fold = task.label[known], task.fold[known]
+    n_fold = int(task.fold.max()) + 1
+    enough = len(np.unique(fold)) == n_fold
+    if enough and task.classes is not None:
+        # Every class, controls included, must be left in every training set: in three folds or more.
+        seen = np.zeros((len(task.classes), label.shape[1], n_fold), dtype=bool)
+        seen[label, np.arange(label.shape[1]), fold[:, None]] = True
+        enough = bool((seen.sum(axis=2) >= 3).all())
+    if not enough or int(np.bincount(fold, minlength=n_fold).min()) < 2:
+        return None
+    chosen = states[task.rows[known]]
+    if task.classes is None:
+        fit = nested_ridge(chosen, label, fold, penalty=task.penalty)
+        control = [r2(fit.score[:, i, 0], label[:, i], fold) for i in range(1, label.shape[1])]
+    else:
+        fit = nested_logistic(chosen, label, fold, penalty=task.penalty, selection=task.selection)
+        control = [float(np.mean(fit.score[:, i].argmax(-1) == label[:, i])) for i in range(1, label.shape[1])]
+    return Cell(
+        known=known,
+        score=fit.score[:, 0].astype(np.float32),
+        control=float(np.mean(control)) if control else np.nan,
+        training=float(fit.training[:, 0].mean()),
+        refit_training=fit.refit_training,
+        penalty=float(np.exp(np.log(fit.chosen[:, 0]).mean())),
+        direction=fit.coefficient.mean(axis=0).astype(np.float32),
+        intercept=fit.intercept.mean(axis=0),
+    )
+
+
+@functools.cache
+def _code() -> str:
+    """SHA-256 of the modules that make a cell: another version's cells are not taken up."""
+    modules = ("linear", "nested", "scores", "logistic")
+    return hashlib.sha256(b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in modules)).hexdigest()
+
+
+def _run_cells(
+    states: xr.DataArray, tasks: Sequence[Task], folder: str | os.PathLike[str] | None, progress: Progress | None
+) -> list[list[Cell | None]]:
+    """Every cell in order (layer, position), here or on the workers of a dask client."""
+    cells = [
+        states.isel(layer=layer, position=position).transpose("example", "hidden").data
+        for layer in range(states.sizes["layer"])
+        for position in range(states.sizes["position"])
+    ]
+    client = _client()
+    if client is None:
+        results = []
+        if progress is not None:
+            progress(0, len(cells))
+        # Kept by what goes in: the states themselves, labels, folds and settings.
+        place = None if folder is None else Path(folder) / _code()[:16]
+        probe = joblib.Memory(place, verbose=0).cache(_probe_cell)
+        for cell in cells:
+            results.append(probe(np.asarray(cell), list(tasks)))
+            if progress is not None:
+                progress(len(results), len(cells))
+        return results
+    distributed = sys.modules["distributed"]
+    shared = client.scatter([list(tasks)], broadcast=True)[0]
+    waiting = iter(range(len(cells)))
+    number: dict[Any, int] = {}
+    done: dict[int, list[Cell | None]] = {}
+    queue = distributed.as_completed(with_results=True)
+
+    def send() -> None:
+        index = next(waiting, None)
+        if index is not None:
+            future = client.compute(dask.delayed(_probe_cell)(cells[index], shared))
+            number[future.key] = index
+            queue.add(future)
+
+    for _ in range(2 * max(1, sum(client.nthreads().values()))):
+        send()
+    for future, found in queue:
+        done[number.pop(future.key)] = found
+        send()
+        if progress is not None:
+            progress(len(done), len(cells))
+    return [done[index] for index in range(len(cells))]
+
+
+def _client() -> Any:
+    """The dask client in force, if any; it can only be there if its package was imported."""
+    distributed = sys.modules.get("distributed")
+    if distributed is None:
+        return None
+    try:
+        return distributed.default_client()
+    except ValueError:
+        return None
+
+
+_LONG_NAMES = {
+    "n_example": "examples with the target and the position",
+    "accuracy": "held-out accuracy",
+    "balanced_accuracy": "held-out recall, mean over classes",
+    "auroc": "held-out area under the ROC curve, pairs of one fold",
+    "r2": "held-out R2 against the mean of the training rows",
+    "majority_accuracy": "held-out accuracy of the commonest class of the training rows",
+    "baseline_r2": "held-out R2 of the mean of the training rows, 0 by definition",
+    "control": "the same probe on labels shuffled among problems",
+    "selectivity": "held-out score minus that on shuffled labels",
+    "p_value": "permutation p-value of the held-out prediction",
+    "p_corrected": "p-value corrected for the number of cells",
+    "training": "score on the training rows themselves (a diagnostic, not a result)",
+    "refit_training": "score on all rows of a probe fitted to all rows (what the reports call accuracy)",
+    "penalty": "chosen penalty, geometric mean over outer folds",
+    "direction": "probe weights on unscaled states, mean over outer folds",
+    "intercept": "probe intercept, mean over outer folds",
+}
+
+
+_BOUNDS = {
+    "_low_joint": ", lower bound over all cells",
+    "_high_joint": ", upper bound over all cells",
+    "_low": ", lower bound",
+    "_high": ", upper bound",
+}
+
+
+def _describe(result: xr.Dataset) -> xr.Dataset:
+    """Attach units and long names."""
+    for name, variable in result.data_vars.items():
+        ending = next((ending for ending in _BOUNDS if str(name).endswith(ending)), "")
+        base = str(name).removesuffix(ending)
+        base = next((part for part in ("control", "refit_training", "training") if base.startswith(part)), base)
+        variable.attrs = {"units": "1", "long_name": _LONG_NAMES[base] + _BOUNDS.get(ending, "")}
+    return result
+
+
+def summarise_probes(result: xr.Dataset, metric: str | None = None) -> pd.DataFrame:
+    """Mean, spread, range and best cell of a probe grid, one row for each step, as the reports sum theirs up.
+
+    Parameters
+    ----------
+    result : Dataset from :func:`linear_probes`
+    metric : str
+        A variable over (layer, position); accuracy, or R2 for a number, if absent.
+
+    Returns
+    -------
+    DataFrame
+        ``mean``, ``spread`` (population standard deviation over cells), ``lowest``, ``highest``, ``best_layer``,
+        ``best_position``, ``best_low`` and ``best_high`` (joint interval: the best of many cells was picked),
+        ``baseline``, ``control``, ``found`` (cells with corrected p below 1 - level) and ``n_cell``.
+    """
+    main = "r2" if "r2" in result else "accuracy"
+    metric = main if metric is None else metric
+    if metric not in result:
+        raise UsageError(
+            f"probe result has no {metric!r}; it holds {', '.join(map(str, result.data_vars))}{nearest(metric, result)}"
+        )
+    parts = [result.isel(step=i) for i in range(result.sizes["step"])] if "step" in result.dims else [result]
+    rows = []
+    for part in parts:
+        grid = part[metric].transpose("layer", "position")
+        values = grid.values
+        best = np.unravel_index(int(np.nanargmax(values)), values.shape)
+        row: dict[str, Any] = {} if "step" not in part.coords else {"step": part["step"].item()}
+        baseline = part["baseline_r2"] if main == "r2" else part["majority_accuracy"]
+        low, high = (part.get(f"{metric}_{side}_joint") for side in ("low", "high"))
+        row |= {
+            "mean": float(np.nanmean(values)),
+            "spread": float(np.nanstd(values)),
+            "lowest": float(np.nanmin(values)),
+            "highest": float(np.nanmax(values)),
+            "best_layer": int(grid["layer"].values[best[0]]),
+            "best_position": str(grid["position"].values[best[1]]),
+            "best_low": np.nan if low is None else float(low.transpose("layer", "position").values[best]),
+            "best_high": np.nan if high is None else float(high.transpose("layer", "position").values[best]),
+            "baseline": float(baseline.mean()),
+            "control": float(part[f"control_{main}"].mean()),
+            "found": int((part["p_corrected"] < 1 - result.attrs["level"]).sum()),
+            "n_cell": int(np.isfinite(values).sum()),
+        }
+        rows.append(row)
+    return pd.DataFrame(rows)

@@ -1,0 +1,1 @@
+"""SQL over a lake, and the examples at which something is largest."""

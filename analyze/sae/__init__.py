@@ -1,0 +1,1 @@
+"""Sparse dictionaries of the activations: learned, measured, saved and read."""

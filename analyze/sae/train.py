@@ -1,0 +1,409 @@
+"""The training kernel of sparse autoencoders: many dictionaries at once, gradients written out, torch on the CPU.
+
+The only module of the offline analyses that imports torch; it is itself imported when a dictionary is trained.
+
+Shapes: g dictionaries of a grid (1 for a pool or a crosscoder), b rows of a batch, d numbers of a row, n features. With
+decoder columns ``w`` (rows of ``W_dec``), a dictionary computes
+
+    pre = W_enc (x - b_dec) + b_enc,   f = act(pre),   x_hat = sum_j f_j w_j + b_dec
+
+and the loss is ``reconstruction + sparsity * penalty``; see :class:`analyze.sae.dictionary.SAESpec` for both. The
+gradients of all four activations share one shape: with ``r = 2 (x_hat - x) / b`` and ``s`` the derivative of the
+penalty in ``f``,
+
+    dW_dec = f^T r,   dpre = (r W_dec^T + s) * [f > 0],   dW_enc = dpre^T (x - b_dec),   db_enc = sum dpre,
+    db_dec = sum r - (sum dpre) W_enc
+
+so the last needs no product of the size of the batch, and everything but ``pre`` is needed only where ``f`` is not
+zero: when few features are active, products run over those alone (``torch.embedding_bag`` and sparse matrices).
+"""
+
+import warnings
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from analyze.sae.dictionary import SAESpec
+
+_CALIBRATED_ROWS = 512  # at a time, so that their codes stay small
+_SPARSE_SHARE = 0.025  # below this share of active features, products over the active ones alone are faster (measured)
+
+
+class Step(NamedTuple):
+    """What one step measured on its batch, each (group,)."""
+
+    loss: NDArray[np.float32]
+    reconstruction: NDArray[np.float32]
+    l0: NDArray[np.float32]
+    dead_share: NDArray[np.float32]
+
+
+class Trainer:
+    """Dictionaries under training, on normalised rows.
+
+    Parameters
+    ----------
+    n_group, width, n_feature : int
+    spec : SAESpec
+    n_step : int
+        Planned number of steps: the learning rate warms up over the first 5% and falls linearly over the last 20%;
+        the sparsity coefficient warms up over the first 10%; no feature is revived in the last 25%.
+    """
+
+    def __init__(self, n_group: int, width: int, n_feature: int, spec: "SAESpec", n_step: int) -> None:
+        self.spec, self.n_step, self.n_done = spec, n_step, 0
+        self.generator = torch.Generator().manual_seed(spec.seed)
+        shape = (n_group, n_feature, width)
+        if spec.unit_norm:
+            self.w_dec = _unit(torch.randn(shape, generator=self.generator))
+            self.w_enc = self.w_dec.clone() * spec.encoder_scale
+            self.b_enc = torch.zeros(n_group, n_feature)
+            self.b_dec = torch.zeros(n_group, width)
+        else:  # the initial values of two torch.nn.Linear layers
+            uniform = torch.rand(shape, generator=self.generator) * 2 - 1
+            self.w_enc = uniform / width**0.5
+            self.w_dec = (torch.rand(shape, generator=self.generator) * 2 - 1) / n_feature**0.5
+            self.b_enc = (torch.rand(n_group, n_feature, generator=self.generator) * 2 - 1) / width**0.5
+            self.b_dec = (torch.rand(n_group, width, generator=self.generator) * 2 - 1) / n_feature**0.5
+        self.threshold = torch.full((n_group, n_feature), spec.initial_threshold)
+        self.parameters = {"w_enc": self.w_enc, "w_dec": self.w_dec, "b_enc": self.b_enc, "b_dec": self.b_dec}
+        if spec.activation == "jumprelu":
+            self.parameters["threshold"] = self.threshold
+        self.optimizer = torch.optim.Adam(list(self.parameters.values()), lr=spec.learning_rate, fused=True)
+        self.batch_threshold = torch.zeros(n_group)  # of batch_topk in use, see calibrate
+        self.since_fired = torch.zeros(n_group, n_feature, dtype=torch.int32)  # steps
+        self.n_revived = 0
+
+    @torch.no_grad()
+    def step(self, batch: NDArray[np.float32]) -> Step:
+        """Learn from one batch (group, row, width); NaN rows are no rows."""
+        x = torch.from_numpy(np.ascontiguousarray(batch))
+        weight = None
+        if bool(torch.isnan(x).any()):
+            missing = torch.isnan(x).any(-1)
+            x = torch.where(missing[..., None], torch.zeros(()), x)
+            weight = (~missing).float()
+        share = self.n_done / max(self.n_step, 1)
+        penalty = (self.spec.sparsity or 0.0) * (min(1.0, share / 0.1) if self.spec.schedule else 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.spec.learning_rate * _rate(share, self.n_step, self.spec.schedule)
+
+        n_row = torch.full((x.shape[0],), float(x.shape[1])) if weight is None else weight.sum(1).clamp(min=1)
+        reconstruction, extra, active, residual = self._gradients(x, weight, n_row, penalty)
+        if self.spec.unit_norm:  # only the part of the gradient that turns a column is used
+            grad = _grad(self.w_dec)
+            grad -= (grad * self.w_dec).sum(-1, keepdim=True) * self.w_dec
+        self.optimizer.step()
+        if self.spec.unit_norm:
+            self.w_dec /= self.w_dec.norm(dim=-1, keepdim=True).clamp(min=1e-8)
+        if self.spec.activation == "jumprelu":
+            self.threshold.clamp_(min=0)
+
+        self.since_fired += 1
+        self.since_fired[active > 0] = 0
+        self.n_done += 1
+        window = self._window()
+        dead = self.since_fired >= window
+        if self.spec.revive == "resample" and self.n_done % window == 0 and self.n_done <= 0.75 * self.n_step:
+            self._revive(dead, x, residual)
+        return Step(
+            (reconstruction + extra).numpy(),
+            reconstruction.numpy(),
+            (active.sum(-1) / n_row).numpy(),
+            dead.float().mean(-1).numpy(),
+        )
+
+    @torch.no_grad()
+    def calibrate(self, rows: NDArray[np.float32]) -> None:
+        """Set the threshold with which batch_topk keeps k codes a row, on average over rows (group, row, width).
+
+        For other activations nothing is done. A running mean over the batches' own thresholds would lag behind the
+        weights, and several times as many codes would pass.
+        """
+        if self.spec.activation != "batch_topk":
+            return
+        for g, group in enumerate(rows):
+            known = torch.from_numpy(group[~np.isnan(group).any(-1)])
+            largest = torch.zeros(self.spec.k * len(known) + 1)
+            for piece in torch.split(known, _CALIBRATED_ROWS):
+                codes = self._pre_of(g, piece).relu().flatten()
+                largest = torch.cat([largest, codes]).topk(len(largest)).values
+            # between the last code that is kept and the first that is not
+            self.batch_threshold[g] = largest[-2:].mean()
+
+    @torch.no_grad()
+    def loss(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Reconstruction loss and L0 (group,) on a batch, as in use (a threshold instead of a batch's top)."""
+        x = torch.from_numpy(np.ascontiguousarray(batch))
+        missing = torch.isnan(x).any(-1)
+        x = torch.where(missing[..., None], torch.zeros(()), x)
+        n_row = (~missing).sum(1).clamp(min=1)
+        pre = self._pre(x)
+        if self.spec.activation == "batch_topk":
+            f = pre * (pre > self.batch_threshold[:, None, None])
+        elif self.spec.activation in ("topk", "abs_topk"):
+            f = _top(pre, self.spec.k, self.spec.activation == "abs_topk")
+        else:
+            floor = self.threshold[:, None] if self.spec.activation == "jumprelu" else torch.zeros(())
+            f = pre * (pre > floor)
+        residual = (torch.matmul(f, self.w_dec) + self.b_dec[:, None] - x) * (~missing)[..., None]
+        scale = x.shape[-1] if self.spec.reconstruction == "mean" else 1
+        l0 = ((f != 0) * (~missing)[..., None]).sum((1, 2)) / n_row
+        return (residual.square().sum((1, 2)) / n_row / scale).numpy(), l0.float().numpy()
+
+    def weights(self) -> dict[str, NDArray[np.float32]]:
+        """Weights (group, ...), still for normalised rows; the threshold is that of use."""
+        threshold = self.threshold
+        if self.spec.activation == "batch_topk":
+            threshold = self.batch_threshold[:, None].expand(self.b_enc.shape)
+        return {
+            "w_enc": self.w_enc.numpy(),
+            "b_enc": self.b_enc.numpy(),
+            "w_dec": self.w_dec.numpy(),
+            "b_dec": self.b_dec.numpy(),
+            "threshold": threshold.contiguous().numpy(),
+        }
+
+    def _pre_of(self, group: int, x: torch.Tensor) -> torch.Tensor:
+        """Pre-activations (b, n) of one group's rows (b, d)."""
+        inside = x - self.b_dec[group] if self.spec.pre_bias else x
+        return torch.addmm(self.b_enc[group], inside, self.w_enc[group].T)
+
+    def _pre(self, x: torch.Tensor) -> torch.Tensor:
+        """Pre-activations (g, b, n)."""
+        if len(x) == 1:  # a plain product is faster than a batched one of one
+            return self._pre_of(0, x[0])[None]
+        inside = x - self.b_dec[:, None] if self.spec.pre_bias else x
+        return torch.baddbmm(self.b_enc[:, None], inside, self.w_enc.transpose(1, 2))
+
+    def _gradients(
+        self, x: torch.Tensor, weight: torch.Tensor | None, n_row: torch.Tensor, penalty: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Set every gradient; reconstruction loss and penalty (g,), firings (g, n), residual (g, b, d)."""
+        spec = self.spec
+        pre = self._pre(x)
+        if weight is not None:
+            pre = torch.where(weight[..., None] > 0, pre, -torch.inf)
+        n_group, n_batch, n_feature = pre.shape
+        near = None  # where JumpReLU's straight-through estimate sees the threshold
+        if spec.activation in ("topk", "abs_topk"):
+            size = pre.abs() if spec.activation == "abs_topk" else pre
+            if weight is not None and spec.activation == "abs_topk":
+                size = torch.where(weight[..., None] > 0, size, -torch.inf)
+            column = size.topk(spec.k, dim=-1, sorted=False).indices.reshape(n_group * n_batch, spec.k)
+            row = torch.arange(n_group * n_batch).repeat_interleave(spec.k)
+            value = pre.reshape(n_group * n_batch, -1).gather(1, column).reshape(-1)
+            value = torch.where(torch.isinf(value), torch.zeros(()), value)
+            if spec.activation == "topk":
+                value = value.relu()
+            if spec.k <= _SPARSE_SHARE * n_feature:
+                return self._sparse(x, weight, n_row, penalty, row, column.reshape(-1), value, None)
+            f = torch.zeros(n_group * n_batch, n_feature).scatter_(1, column, value.reshape(-1, spec.k))
+            f = f.reshape(pre.shape)
+        elif spec.activation == "batch_topk":
+            flat = pre.relu().reshape(n_group, -1)
+            keep = (n_row * spec.k).long().clamp(max=flat.shape[1])
+            smallest = torch.stack([v.topk(int(k), sorted=False).values.min() for v, k in zip(flat, keep, strict=True)])
+            f = torch.where(pre >= smallest[:, None, None].clamp(min=1e-12), pre, torch.zeros(()))
+        else:
+            floor = self.threshold[:, None] if spec.activation == "jumprelu" else torch.zeros(())
+            f = pre.relu()
+            if spec.activation == "jumprelu":
+                f *= pre > floor
+                near = ((pre - floor).abs() < spec.bandwidth / 2) & (pre > 0)
+
+        seen = f != 0 if near is None else (f != 0) | near
+        if spec.activation != "topk" and int(seen.sum()) <= _SPARSE_SHARE * seen.numel():
+            row, column = seen.reshape(-1, n_feature).nonzero(as_tuple=True)
+            value = f.reshape(-1, n_feature)[row, column]
+            return self._sparse(
+                x, weight, n_row, penalty, row, column, value, None if near is None else near.reshape(-1, n_feature)
+            )
+        return self._dense(x, weight, n_row, penalty, f, near)
+
+    def _dense(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor | None,
+        n_row: torch.Tensor,
+        penalty: float,
+        f: torch.Tensor,
+        near: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        spec = self.spec
+        residual = torch.baddbmm(self.b_dec[:, None], f, self.w_dec) - x
+        loss, out = self._error(residual, weight, n_row)
+        df = torch.matmul(out, self.w_dec.transpose(1, 2))
+        on = f != 0
+        if near is not None:
+            slope = df * self.threshold[:, None] + self._l0_price(n_row, penalty)
+            self.threshold.grad = -(slope * near).sum(1) / spec.bandwidth
+        dpre = (df + self._l1_price(n_row, penalty, f)) * on
+        inside = x - self.b_dec[:, None] if spec.pre_bias else x
+        self.w_dec.grad = torch.matmul(f.transpose(1, 2), out)
+        self.w_enc.grad = torch.matmul(dpre.transpose(1, 2), inside)
+        self._biases(dpre.sum(1), out.sum(1))
+        extra = self._penalty(f.abs().sum((1, 2)), on.sum((1, 2)), n_row, penalty)
+        return loss, extra, on.sum(1), residual
+
+    def _sparse(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor | None,
+        n_row: torch.Tensor,
+        penalty: float,
+        row: torch.Tensor,
+        column: torch.Tensor,
+        value: torch.Tensor,
+        near: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As ``_dense`` from the entries (row of g * b, feature, value), sorted by row; the others are zero."""
+        spec = self.spec
+        n_group, n_batch, width = x.shape
+        n_feature = self.b_enc.shape[1]
+        group = row // n_batch
+        feature = group * n_feature + column  # in a table of all groups' features
+        table = self.w_dec.reshape(-1, width)
+        offset = torch.searchsorted(row, torch.arange(n_group * n_batch))
+        x_hat = torch.nn.functional.embedding_bag(feature, table, offset, mode="sum", per_sample_weights=value)
+        residual = x_hat.reshape(x.shape) + self.b_dec[:, None] - x
+        loss, out = self._error(residual, weight, n_row)
+        flat = out.reshape(-1, width)
+        df = _dots(flat, row, table, feature)
+        on = value != 0
+        if near is not None:
+            threshold = self.threshold.reshape(-1)[feature]
+            price = self._l0_price(n_row, penalty).reshape(-1)[group]
+            slope = (df * threshold + price) * near[row, column]
+            grad = torch.zeros(n_group * n_feature).index_add_(0, feature, -slope / spec.bandwidth)
+            self.threshold.grad = grad.reshape(self.threshold.shape)
+        if spec.activation == "relu":
+            df = df + self._l1_price(n_row, penalty, value, group)
+        dpre = df * on
+        inside = (x - self.b_dec[:, None] if spec.pre_bias else x).reshape(-1, width)
+        # one matrix (g n, g b) of both values, features as rows
+        order = torch.argsort(feature, stable=True)
+        start = torch.searchsorted(feature[order], torch.arange(n_group * n_feature + 1))
+        size = (n_group * n_feature, n_group * n_batch)
+        self.w_dec.grad = (_csr(start, row[order], value[order], size) @ flat).reshape(self.w_dec.shape)
+        self.w_enc.grad = (_csr(start, row[order], dpre[order], size) @ inside).reshape(self.w_enc.shape)
+        db = torch.zeros(n_group * n_feature).index_add_(0, feature, dpre).reshape(self.b_enc.shape)
+        self._biases(db, out.sum(1))
+        active = torch.zeros(n_group * n_feature).index_add_(0, feature, on.float()).reshape(self.b_enc.shape)
+        total = torch.zeros(n_group).index_add_(0, group, value.abs())
+        extra = self._penalty(total, active.sum(1), n_row, penalty)
+        return loss, extra, active, residual
+
+    def _error(
+        self, residual: torch.Tensor, weight: torch.Tensor | None, n_row: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Reconstruction loss (g,) and its derivative in the reconstruction (g, b, d)."""
+        if weight is not None:
+            residual *= weight[..., None]
+        count = n_row * (residual.shape[-1] if self.spec.reconstruction == "mean" else 1)
+        return residual.square().sum((1, 2)) / count, residual * (2 / count)[:, None, None]
+
+    def _l1_price(
+        self, n_row: torch.Tensor, penalty: float, f: torch.Tensor, group: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Derivative of the L1 penalty in an active code."""
+        if self.spec.activation != "relu":
+            return torch.zeros(())
+        price = penalty / n_row / (self.b_enc.shape[1] if self.spec.penalty == "mean" else 1)
+        return price[:, None, None] if group is None else price[group]
+
+    def _l0_price(self, n_row: torch.Tensor, penalty: float) -> torch.Tensor:
+        return (penalty / n_row / (self.b_enc.shape[1] if self.spec.penalty == "mean" else 1))[:, None, None]
+
+    def _penalty(self, total: torch.Tensor, count: torch.Tensor, n_row: torch.Tensor, penalty: float) -> torch.Tensor:
+        if self.spec.activation not in ("relu", "jumprelu"):
+            return torch.zeros(len(total))
+        amount = total if self.spec.activation == "relu" else count
+        return penalty * amount / n_row / (self.b_enc.shape[1] if self.spec.penalty == "mean" else 1)
+
+    def _biases(self, db_enc: torch.Tensor, out: torch.Tensor) -> None:
+        self.b_enc.grad = db_enc
+        if self.spec.pre_bias:
+            out = out - torch.matmul(db_enc[:, None], self.w_enc)[:, 0]
+        self.b_dec.grad = out
+
+    def _window(self) -> int:
+        """Steps without firing after which a feature is dead; revival is tried as often."""
+        return max(50, min(self.n_step // 10, 500))
+
+    def _revive(self, dead: torch.Tensor, x: torch.Tensor, residual: torch.Tensor) -> None:
+        """Point dead features at what the dictionary fails to reconstruct.
+
+        After Bricken et al. 2023 ("Towards Monosemanticity", neuron resampling): different rows are drawn with
+        probability proportional to the squared error, the decoder column becomes the row's residual (unit norm), the
+        encoder row the same direction at ``revive_scale`` times the mean norm of the living, the bias 0; Adam's moments
+        restart. The residuals' common part is the bias's to learn and is taken off first: features that shared it would
+        all fire together and overshoot. At most one feature for four rows of the batch is revived at a time.
+        """
+        for g in range(len(dead)):
+            index = dead[g].nonzero()[:, 0]
+            missed = residual[g].mean(0) - residual[g]
+            error = missed.square().sum(-1)
+            index = index[: min(max(1, x.shape[1] // 4), int((error > 0).sum()))]
+            if not len(index):
+                continue
+            row = torch.multinomial(error, len(index), replacement=False, generator=self.generator)
+            direction = _unit(missed[row])
+            alive = self.w_enc[g][~dead[g]].norm(dim=-1)
+            norm = float(alive.mean()) if len(alive) else 1.0
+            self.w_dec[g, index] = direction if self.spec.unit_norm else direction * self.w_dec[g].norm(dim=-1).mean()
+            self.w_enc[g, index] = direction * norm * self.spec.revive_scale
+            self.b_enc[g, index] = 0
+            self.threshold[g, index] = self.spec.initial_threshold
+            self.since_fired[g, index] = 0
+            self.n_revived += len(index)
+            for name in set(self.parameters) - {"b_dec"}:
+                state: dict[str, Any] = self.optimizer.state.get(self.parameters[name], {})
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    if moment in state:
+                        state[moment][g, index] = 0
+
+
+def _rate(share: float, n_step: int, schedule: bool) -> float:
+    if not schedule:
+        return 1.0
+    warm = (share * n_step + 1) / max(0.05 * n_step, 1)
+    return min(1.0, warm, max((1 - share) / 0.2, 0.0))
+
+
+def _unit(x: torch.Tensor) -> torch.Tensor:
+    norm: torch.Tensor = x.norm(dim=-1, keepdim=True)
+    return x / norm.clamp(min=1e-12)
+
+
+def _grad(x: torch.Tensor) -> torch.Tensor:
+    if x.grad is None:
+        raise RuntimeError("a gradient is asked for before it is set")
+    return x.grad
+
+
+def _top(pre: torch.Tensor, k: int, signed: bool) -> torch.Tensor:
+    index = (pre.abs() if signed else pre).topk(k, dim=-1, sorted=False).indices
+    value = pre.gather(-1, index)
+    return torch.zeros_like(pre).scatter_(-1, index, value if signed else value.relu())
+
+
+def _dots(left: torch.Tensor, i: torch.Tensor, right: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+    """left[i] . right[j] for each pair, in pieces that stay in the cache."""
+    found = torch.empty(len(i))
+    for start in range(0, len(i), 4096):
+        part = slice(start, start + 4096)
+        torch.sum(left[i[part]] * right[j[part]], dim=-1, out=found[part])
+    return found
+
+
+def _csr(start: torch.Tensor, column: torch.Tensor, value: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return torch.sparse_csr_tensor(start, column, value, size=size, check_invariants=False)
+
+
+with warnings.catch_warnings():  # said once per process: the CSR layout is in beta; only products with it are used here
+    warnings.simplefilter("ignore")
+    _csr(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1), (1, 1))

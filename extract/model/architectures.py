@@ -1,0 +1,97 @@
+"""What is known of each architecture: where embedding, blocks and final norm live. A new one is one entry."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from schemas import UsageError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Architecture:
+    """Where the parts of a causal language model are, below the model as transformers builds it."""
+
+    model_type: str
+    """``model_type`` of the base model's ``config.json``."""
+    default_base: str = ""
+    """Base model taken where none is named and the sizes are its own."""
+    default_sizes: tuple[int, int] = (0, 0)
+    """Hidden size and blocks of that base."""
+    block_prefix: str
+    """What the names of the blocks' weights begin with."""
+    body: str
+    """The decoder without its head."""
+    embedding: str
+    """Token embedding, below ``body``."""
+    blocks: str
+    """List of blocks, below ``body``."""
+    final_norm: str
+    """Norm after the last block, below ``body``."""
+    norm: Literal["layer_norm", "rms_norm"]
+
+
+GPT2 = Architecture(
+    model_type="gpt2",
+    default_base="openai-community/gpt2",
+    default_sizes=(768, 12),
+    block_prefix="transformer.h.",
+    body="transformer",
+    embedding="wte",
+    blocks="h",
+    final_norm="ln_f",
+    norm="layer_norm",
+)
+LLAMA = Architecture(
+    model_type="llama",
+    default_base="meta-llama/Llama-3.2-1B-Instruct",
+    default_sizes=(2048, 16),
+    block_prefix="model.layers.",
+    body="model",
+    embedding="embed_tokens",
+    blocks="layers",
+    final_norm="norm",
+    norm="rms_norm",
+)
+ARCHITECTURES: dict[str, Architecture] = {
+    entry.model_type: entry
+    for entry in (
+        GPT2,
+        LLAMA,
+        # Biases of queries, keys and values; norms of queries and keys: what transformers computes needs no entry.
+        replace(LLAMA, model_type="qwen2", default_base=""),
+        replace(LLAMA, model_type="qwen3", default_base=""),
+    )
+}
+
+
+def default_base(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Public base model of which weights of these names and shapes are, if it is known beyond doubt."""
+    for entry in ARCHITECTURES.values():
+        blocks = {key[len(entry.block_prefix) :].split(".")[0] for key in shapes if key.startswith(entry.block_prefix)}
+        rows = shapes.get(f"{entry.body}.{entry.embedding}.weight", shapes.get("lm_head.weight", ()))
+        strange = any(key.endswith(("q_norm.weight", "q_proj.bias", "q_proj.base_layer.bias")) for key in shapes)
+        if entry.default_base and not strange and (*rows[1:], len(blocks)) == entry.default_sizes:
+            return entry.default_base
+    return None
+
+
+def architecture_of(model_type: str, source: str) -> Architecture:
+    """Entry for a ``model_type``; ``source`` is named if there is none."""
+    if model_type not in ARCHITECTURES:
+        raise UsageError(
+            f"{source} is a model of type {model_type!r}; supported are {', '.join(sorted(ARCHITECTURES))}"
+            " (another is one entry in extract/model/architectures.py)"
+        )
+    return ARCHITECTURES[model_type]
+
+
+def architecture_from_keys(keys: list[str], source: str) -> Architecture:
+    """Entry whose block names the weights carry."""
+    for entry in ARCHITECTURES.values():
+        if any(key.startswith(entry.block_prefix) for key in keys):
+            return entry
+    shown = ", ".join(sorted(keys)[:3])
+    raise UsageError(
+        f"{source} holds no CODI model of a supported architecture ({', '.join(sorted(ARCHITECTURES))}):"
+        f" its weights are named {shown} ..."
+    )

@@ -1,0 +1,203 @@
+"""Files of a checkpoint, wherever and in however many pieces they lie, and the tensors in them."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml  # type: ignore[import-untyped]
+from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file
+from torch import Tensor
+
+from extract.model.device import first_line
+from schemas import UsageError, nearest
+
+SHIPPED = Path(__file__).parents[1] / "checkpoints"
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+INDEX = ".index.json"
+"""End of the name of the file that says which weight lies in which shard."""
+ADAPTER_CONFIG = "adapter_config.json"
+SETTINGS = "codi.json"
+ARGUMENTS = "args.yaml"
+"""Arguments of Coconut's training, where they were put beside its checkpoint."""
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
+    "vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
+)  # fmt: skip
+"""Files that can change which tokens a text has."""
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+# Buffers that older versions of transformers saved beside the weights; recomputed from the config.
+BUFFER = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
+_TYPES = {"float64", "float32", "float16", "bfloat16", "F64", "F32", "F16", "BF16"}
+_PICKLED = (b"PK\x03\x04", b"\x80\x02")
+"""How a file of ``torch.save`` begins, in its new and its old format."""
+
+
+def find_checkpoint(checkpoint: str) -> tuple[str, list[Path], Path]:
+    """Name, weight files and folder of a checkpoint: shipped, local, or on the hub (``OWNER/NAME`` or with ``:FILE``).
+
+    Raises
+    ------
+    UsageError
+        Saying what was looked for, and where.
+    """
+    shipped = SHIPPED / checkpoint
+    folder = Path(checkpoint)
+    if "/" not in checkpoint and not folder.exists() and shipped.is_dir():
+        folder = shipped
+    if folder.is_file():
+        files = _shards(folder) if folder.name.endswith(INDEX) else [folder]
+        return folder.resolve().parent.name, files, folder.parent
+    if folder.is_dir():
+        return folder.resolve().name, _weight_files(folder), folder
+    repository, _, file = checkpoint.partition(":")
+    if not HUB_ID.fullmatch(repository) or "/" not in repository:
+        known = ", ".join(sorted(path.name for path in SHIPPED.iterdir() if path.is_dir())) if SHIPPED.is_dir() else ""
+        raise UsageError(
+            f"checkpoint {checkpoint} is no folder, no hub id (OWNER/NAME) and no shipped model ({known or 'none'})"
+            + nearest(checkpoint, known.split(", "))
+        )
+    return _from_hub(repository, file)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Files of a folder that hold its weights."""
+    for file in (*WEIGHT_FILES, *ADAPTER_FILES):
+        if (folder / file).is_file():
+            return [folder / file]
+        if (folder / f"{file}{INDEX}").is_file():
+            return _shards(folder / f"{file}{INDEX}")
+    others = [path for path in sorted(folder.iterdir()) if path.is_file() and _holds_weights(path)]
+    if len(others) == 1:
+        return others
+    found = f"several others ({some(path.name for path in others)}): name the one that is meant" if others else "none"
+    raise UsageError(
+        f"checkpoint {folder} has neither {' nor '.join(WEIGHT_FILES)}, whole or in shards, and of other weight files"
+        f" {found}"
+    )
+
+
+def _holds_weights(path: Path) -> bool:
+    if path.suffix == ".safetensors":
+        return True
+    with path.open("rb") as file:
+        return file.read(4).startswith(_PICKLED) and path.suffix not in (".npz", ".zip")
+
+
+def _shards(index: Path) -> list[Path]:
+    """Files that an index names, all of them there."""
+    placed = read_json(index, "index of the shards").get("weight_map")
+    if not isinstance(placed, dict) or not placed or not all(isinstance(file, str) for file in placed.values()):
+        raise UsageError(f"{index} names no shards (weight_map)")
+    files = [index.parent / file for file in sorted(set(placed.values()))]
+    if missing := [path.name for path in files if not path.is_file()]:
+        raise UsageError(f"{index} names {some(missing)}, which {'is' if len(missing) == 1 else 'are'} not there")
+    return files
+
+
+def _from_hub(repository: str, file: str) -> tuple[str, list[Path], Path]:
+    """A checkpoint of the hub, with whatever small files say how it is to be read."""
+    problems: list[str] = []
+    for each in [file] if file else [name + end for end in ("", INDEX) for name in (*WEIGHT_FILES, *ADAPTER_FILES)]:
+        try:
+            path = Path(hf_hub_download(repository, each, etag_timeout=10))
+            if each.endswith(INDEX):
+                for shard in sorted(set(read_json(path, "index of the shards").get("weight_map", {}).values())):
+                    hf_hub_download(repository, shard, etag_timeout=10)
+        except Exception as error:  # the hub client raises many unrelated types
+            problems.append(f"{each}: {first_line(error)}")
+            continue
+        for extra in (SETTINGS, ARGUMENTS, ADAPTER_CONFIG, "config.json", *TOKENIZER_FILES):
+            try:
+                hf_hub_download(repository, extra, etag_timeout=10)
+            except Exception:  # noqa: BLE001 -- optional files
+                continue
+        return repository.rsplit("/", 1)[-1], _shards(path) if each.endswith(INDEX) else [path], path.parent
+    raise UsageError(
+        f"checkpoint {repository} is no folder here and was not found on the hub: {'; '.join(problems)};"
+        f" a file of another name is {repository}:FILE"
+    )
+
+
+def read_json(path: Path, what: str, missing: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A JSON object; ``missing`` stands for a file that is not there, or empty, where that may be."""
+    if missing is not None and not (path.is_file() and path.stat().st_size):
+        return missing
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{what} cannot be read from {path}: {first_line(error)}") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{what} in {path} is no JSON object")
+    return value
+
+
+def read_arguments(folder: Path) -> dict[str, Any]:
+    """Arguments of Coconut's training beside a checkpoint; empty if there are none."""
+    path = folder / ARGUMENTS
+    if not path.is_file():
+        return {}
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"arguments cannot be read from {path}: {first_line(error)}") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} holds no arguments by name")
+    return value
+
+
+def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
+    """Tensors of one file or of all shards by name, plain floating-point numbers all.
+
+    Raises
+    ------
+    UsageError
+        Naming the file that is broken, or the weights that are something else or there twice.
+    """
+    weights: dict[str, Tensor] = {}
+    for path in files:
+        part = _read_file(path)
+        if twice := weights.keys() & part.keys():
+            raise UsageError(f"{path} holds weights that another shard has too: {some(twice)}")
+        weights |= part
+    return weights
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            raw = load_file(path)
+        else:
+            raw = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling and parsing raise many types
+        raise UsageError(f"weights cannot be read from {path}: {first_line(error)}; is the file complete?") from error
+    if isinstance(raw, Mapping) and isinstance(raw.get("state_dict"), Mapping):  # Lightning
+        raw = raw["state_dict"]
+    if not isinstance(raw, Mapping) or not all(isinstance(value, Tensor) for value in raw.values()):
+        raise UsageError(f"{path} holds no state dict (names to tensors)")
+    weights = {str(key): value for key, value in raw.items()}
+    kinds = {key: str(value.dtype).removeprefix("torch.") for key, value in weights.items()}
+    strange = {key: value.layout for key, value in weights.items() if value.layout != torch.strided}
+    check_plain(kinds | {key: str(layout).removeprefix("torch.") for key, layout in strange.items()}, str(path))
+    return weights
+
+
+def check_plain(kinds: Mapping[str, str], source: str) -> None:
+    """Refuse weights (type by name) that are no plain floating-point numbers: without a scale they mean nothing."""
+    strange = [f"{key} ({kind})" for key, kind in kinds.items() if kind not in _TYPES and not BUFFER.search(key)]
+    if strange:
+        raise UsageError(
+            f"weights of {source} are quantised or otherwise no plain floating-point numbers: {some(strange)}; "
+            "write them in float32, float16 or bfloat16"
+        )
+
+
+def some(names: Iterable[str], shown: int = 6) -> str:
+    """Names in a message, the first of them where there are many."""
+    listed = sorted(names)
+    more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
+    return ", ".join(listed[:shown]) + more

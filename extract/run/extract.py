@@ -1,0 +1,296 @@
+"""An extraction run: one pass of one model over one data set, streamed into a lake shard by shard."""
+
+import hashlib
+import os
+import platform
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from traceback import clear_frames
+from typing import Any
+
+import numpy as np
+import torch
+
+from extract.model.device import ALONE, device_errors, is_full
+from extract.model.reasoner import Thinking
+from extract.run.plan import in_lake, require_space
+from extract.run.precision import calibration
+from extract.run.prepare import Prepared, batches, begin, check_against, place, prepare
+from schemas import LakeError, UsageError
+from store import create_run, open_lake, write_model
+
+__all__ = ["Extracted", "Prepared", "extract", "prepare", "provenance", "rank_from_environment"]
+
+Progress = Callable[[int, int, int], None]
+"""Called with examples done, examples in all, and bytes written so far."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Extracted:
+    """What a run of :func:`extract` did."""
+
+    run: str
+    n_example: int
+    n_committed: int = 0
+    """Examples that are in the lake now, whoever wrote them."""
+    n_correct: int = 0
+    """Correct answers among those."""
+    shards_written: list[int] = field(default_factory=list)
+    shards_kept: int = 0
+    """Shards that were committed already."""
+    shards_elsewhere: int = 0
+    """Shards that belong to other writers, or that another process is at work on."""
+    bytes_written: int = 0
+    most_rows: int | None = None
+    """Rows of the largest batch that the GPU had memory for, where it had too little for one of those planned."""
+
+
+class Line:
+    """One thread that does one thing at a time beside the caller; what goes wrong in it comes up at the next call."""
+
+    def __init__(self, name: str) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._pending: Future[None] | None = None
+
+    def wait(self) -> None:
+        """Until what was started last is done."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def start(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Start something once what was started before is done."""
+        self.wait()
+        self._pending = self._pool.submit(work, *arguments)
+
+    def check(self) -> None:
+        """Raise now if what was started last has failed; called from any thread."""
+        pending = self._pending
+        if pending is not None and pending.done():
+            pending.result()
+
+    def __enter__(self) -> "Line":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self._pool.shutdown()
+
+
+def extract(
+    prepared: Prepared,
+    lake: str | os.PathLike[str],
+    *,
+    part: tuple[int, int] = (0, 1),
+    rebuild: Sequence[int] = (),
+    rebuild_static: bool = False,
+    progress: Progress | None = None,
+    command: Sequence[str] = (),
+) -> Extracted:
+    """Run the model over the data and write what is not yet in the lake.
+
+    While the model thinks through one shard, the one before is compressed and written: two shards and what is encoded
+    of one are in memory at a time, whatever the number of examples. On a GPU a batch is copied off the card while the
+    next one runs. On a CPU compressing takes turns with thinking.
+
+    Parameters
+    ----------
+    prepared
+        From :func:`prepare`.
+    lake
+        Folder or URL; created where there is none.
+    part
+        ``(I, N)``: only shards whose number is I modulo N.
+    rebuild
+        Shards to write again although they are committed.
+    rebuild_static
+        Write again what is damaged of documents, coordinates and the model's read-out.
+    progress
+        Called after every batch and every shard.
+    command
+        Words of the command that makes the run, ``PATH`` for the lake; kept with it.
+
+    Returns
+    -------
+    Extracted
+
+    Raises
+    ------
+    SpecMismatchError
+        If the lake holds this run or model made from something else.
+    UsageError
+        If the disk is too small for what is left to do, or no lake can be there.
+    OSError
+        If the disk fills up all the same: what is committed stays.
+    """
+    layout = prepared.layout
+    shards = range(layout.n_shard)
+    for shard in rebuild:
+        if shard not in shards:
+            raise UsageError(
+                f"{prepared.run} has shards 0 to {layout.n_shard - 1}; there is no shard {shard} to rebuild"
+            )
+    check_against(prepared, lake, rebuild_static=rebuild_static)
+    require_space(prepared, lake)
+    write_model(lake, prepared.model, prepared.model_arrays, prepared.model_attributes, rebuild=rebuild_static)
+    facts = provenance(prepared)
+    there = not rebuild_static and in_lake(prepared, lake)[0]
+    writer = create_run(
+        lake,
+        prepared.run,
+        layout,
+        identity=prepared.identity,
+        columns=prepared.problems.columns,
+        provenance=facts | ({"command": list(command)} if command else {}),
+        precision=None if there else calibration(prepared),
+        rebuild=rebuild_static,
+    )
+    committed = writer.committed()
+    mine = [shard for shard in shards if shard % part[1] == part[0]]
+    wanted = [shard for shard in mine if not committed[shard] or shard in rebuild]
+    if wanted:
+        writer.add_provenance(facts)
+    done = Extracted(run=prepared.run, n_example=len(prepared.problems))
+    done.shards_kept = len(mine) - len(wanted)
+    done.shards_elsewhere = len(shards) - len(mine)
+    sizes = [layout.shard_slice(shard).stop - layout.shard_slice(shard).start for shard in shards]
+    total = sum(sizes[shard] for shard in mine)
+    thought = total - sum(sizes[shard] for shard in wanted)
+    on_cpu = prepared.reasoner.device.type == "cpu"
+
+    def report(more: int) -> None:
+        nonlocal thought
+        thought += more
+        if progress is not None:
+            progress(thought, total, done.bytes_written)
+
+    def write(shard: int, work: Callable[[], int], claim: ExitStack) -> None:
+        with claim:
+            done.bytes_written += work()
+            done.shards_written.append(shard)
+
+    with Line("lake-write") as writing:
+        for shard in wanted:
+            with ExitStack() as claim:
+                if not claim.enter_context(writer.claim(shard)):
+                    done.shards_elsewhere += 1
+                    continue
+                if shard not in rebuild and writer.is_committed(shard):
+                    done.shards_kept += 1
+                    report(sizes[shard])
+                    continue
+                values = writer.empty(shard)
+                for batch, thinking in _thoughts(prepared, shard, done):
+                    place(thinking, prepared, np.array(batch) - layout.shard_slice(shard).start, batch, values)
+                    writing.check()
+                    report(len(batch))
+                work = partial(writer.write_shard, shard, values)
+                if on_cpu:  # a model works in lockstep on all cores and stands still whenever one is taken from it
+                    writing.wait()
+                    work = partial(writer.write_encoded, shard, writer.encode(shard, values))
+                writing.start(write, shard, work, claim.pop_all())
+                del values, work
+    report(0)
+    finished = open_lake(lake).open(prepared.run)["correct"]
+    done.n_committed, done.n_correct = finished.size, int(finished.sum())
+    return done
+
+
+def _thoughts(prepared: Prepared, shard: int, done: Extracted) -> Iterator[tuple[list[int], Thinking]]:
+    """Batches of a shard, thought through; on a GPU the next one is begun before the last one's copies are waited for.
+
+    A batch for which there is too little memory is halved, and so are all that come after it.
+    """
+    ahead = prepared.reasoner.device.type != "cpu"
+    begun: list[tuple[list[int], Callable[[], Thinking]]] = []
+    waiting = list(batches(prepared, shard))[::-1]
+    while waiting:
+        batch = waiting.pop()
+        if done.most_rows is not None and len(batch) > done.most_rows:
+            waiting += [batch[done.most_rows :], batch[: done.most_rows]]
+            continue
+        try:
+            with device_errors(f"a batch of {len(batch)} questions", ALONE):
+                begun.append((batch, begin(prepared, batch)))
+        except LakeError as error:
+            if len(batch) == 1 or error.__cause__ is None or not is_full(error.__cause__):
+                raise
+            done.most_rows = len(batch) // 2
+            waiting.append(batch)
+            clear_frames(error.__cause__.__traceback__)  # they hold what filled the memory
+        if begun and (len(begun) > ahead or done.most_rows is not None):
+            yield _end(*begun.pop(0))
+    for each in begun:
+        yield _end(*each)
+
+
+def _end(batch: list[int], end: Callable[[], Thinking]) -> tuple[list[int], Thinking]:
+    return batch, end()
+
+
+def provenance(prepared: Prepared) -> dict[str, Any]:
+    """Facts that move numbers by rounding or are good to know: code, versions, device, threads, data file."""
+    device = prepared.reasoner.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "activation-lake": version("activation-lake"),
+        "code": code_fingerprint(),
+        "data": prepared.problems.source,
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "zarr": version("zarr"),
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "attention_kernel": "eager, probabilities in float32",
+        "allow_tf32": torch.backends.cuda.matmul.allow_tf32,
+        **({"cuda": torch.version.cuda, "driver": _driver()} if device.type == "cuda" else {}),
+    }
+
+
+def _driver() -> str | None:
+    """Version of NVIDIA's driver, where the system tells."""
+    file = Path("/proc/driver/nvidia/version")
+    found = re.search(r"\d+(\.\d+)+", file.read_text()) if file.is_file() else None
+    return found.group() if found else None
+
+
+@cache
+def code_fingerprint() -> str:
+    """SHA-256 of the source files that make a run: ``extract``, ``store`` and ``schemas``."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parents[2]
+    for package in ("extract", "schemas", "store"):
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def rank_from_environment() -> tuple[int, int]:
+    """``(I, N)`` from torchrun's or SLURM's rank variables; ``(0, 1)`` where there are none.
+
+    Raises
+    ------
+    UsageError
+        If one is there without the other, or they are no rank and size: some shards would be nobody's.
+    """
+    # A SLURM batch script has a number without a count: it is one process unless srun starts several.
+    for rank, world, alone in (("RANK", "WORLD_SIZE", None), ("SLURM_PROCID", "SLURM_NTASKS", "0")):
+        number, count = os.environ.get(rank), os.environ.get(world)
+        if number is None or (count is None and number == alone):
+            continue
+        if count is None or not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+            raise UsageError(
+                f"{rank}={number} with {world}={'(not set)' if count is None else count} is no process I of N,"
+                " 0 <= I < N; set both, unset both, or pass --shard I/N"
+            )
+        return int(number), int(count)
+    return 0, 1

@@ -1,0 +1,254 @@
+"""What a run's precision costs: the same question computed alone and in a batch, in units of each place's scale."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from extract.model.device import ALONE, device_errors, is_full
+from extract.model.reasoner import Reasoner, Thinking
+from extract.run.prepare import Prepared, row_bytes
+from schemas import LakeError, RunSpec
+
+Array = NDArray[Any]
+STATES = ("hidden_state", "final_state", "latent_embedding", "attention")
+N_QUESTION = 8
+"""Questions of a calibration."""
+TYPICAL = 0.9
+"""Share of a state's components, the smallest, that its scale is taken from."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bound:
+    """Differences that are still rounding: of a layer's mean, a position's mean, a single place; and of a log p."""
+
+    layer: float
+    position: float
+    place: float
+    logprob: float
+
+
+FLOOR = {
+    "float32": Bound(layer=1e-5, position=1e-4, place=1e-3, logprob=1e-3),
+    "float16": Bound(layer=4e-3, position=2e-2, place=0.1, logprob=0.05),
+    "bfloat16": Bound(layer=3e-2, position=0.1, place=0.5, logprob=0.5),
+}
+"""By compute type, what other machines and versions may differ by even where a calibration finds nothing.
+
+A few of the type's relative steps on average and some hundred at a single place.
+"""
+CEILING = Bound(layer=0.4, position=0.5, place=np.inf, logprob=np.inf)
+"""Nobody's rounding: states replaced by zeros are off by 0.8, attention by 0.5."""
+MARGIN = 3.0
+"""A run may differ by as many times what its calibration found."""
+
+
+def state_error(expected: Array, found: Array) -> Array:
+    """Difference of two state vectors, relative to its components.
+
+    The root mean square over components of ``|found - expected| / max(|expected|, s)``, where ``s`` is the root mean
+    square of the smallest nine tenths of ``expected``. A model's few huge components thereby count as any other does:
+    neither do they hide an error of the rest, nor is their own rounding taken for one.
+
+    Parameters
+    ----------
+    expected, found : (..., hidden)
+
+    Returns
+    -------
+    (...), float64; infinite where ``found`` is not finite.
+    """
+    size = np.abs(expected.astype("float64"))
+    n_typical = max(1, int(TYPICAL * size.shape[-1]))
+    typical = np.partition(size, n_typical - 1, axis=-1)[..., :n_typical]
+    scale = np.sqrt((typical**2).mean(-1, keepdims=True))
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        apart = np.abs(found.astype("float64") - expected) / np.maximum(size, scale)
+        apart = np.where(found == expected, 0, apart)
+        error = np.sqrt((apart**2).mean(-1))
+    return np.where(np.isnan(error), np.inf, error)
+
+
+def attention_error(expected: Array, found: Array) -> Array:
+    """Share of attention that lies elsewhere: half the sum of ``|found - expected|`` over keys, from 0 to 1.
+
+    Parameters
+    ----------
+    expected, found : (..., key_position)
+
+    Returns
+    -------
+    (...), float64; infinite where ``found`` is not finite.
+    """
+    with np.errstate(invalid="ignore"):
+        moved = np.abs(found.astype("float64") - expected).sum(-1) / 2
+    return np.where(np.isnan(moved), np.inf, moved)
+
+
+def error_of(name: str, expected: Array, found: Array) -> Array:
+    """Differences of one example's variable: (layer, head, position), of length 1 along the axes that it has not."""
+    if name == "attention":
+        return attention_error(expected, found)
+    error = state_error(expected, found)
+    return error[:, None] if name == "hidden_state" else error[None, None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Differences:
+    """How far a variable of some examples is from what it should be; in units of each place's scale."""
+
+    mean: float
+    """Over all places."""
+    worst: float
+    """Of a single (layer, head, position)."""
+    layer: list[float]
+    """By layer, the mean of the example that is off most."""
+    position: float
+    """Mean over layers and heads of the (example, position) that is off most."""
+
+    @classmethod
+    def of(cls, errors: Sequence[Array]) -> "Differences":
+        """Summary of :func:`error_of` of each example."""
+        if not errors or not errors[0].size:
+            return cls(mean=0.0, worst=0.0, layer=[], position=0.0)
+        return cls(
+            mean=float(np.concatenate([error.ravel() for error in errors]).mean()),
+            worst=float(max(error.max() for error in errors)),
+            layer=np.max([error.mean((1, 2)) for error in errors], axis=0).tolist(),
+            position=float(max(error.mean((0, 1)).max() for error in errors)),
+        )
+
+    def within(self, calibrated: Mapping[str, Any], floor: Bound) -> bool:
+        """Whether this is rounding, given what a calibration found and what is allowed at least."""
+        layer = zip(self.layer, calibrated["layer"], strict=True)
+        return (
+            all(found <= allowed(known, floor.layer, CEILING.layer) for found, known in layer)
+            and self.position <= allowed(calibrated["position"], floor.position, CEILING.position)
+            and self.worst <= allowed(calibrated["worst"], floor.place, CEILING.place)
+        )
+
+
+def allowed(calibrated: float, floor: float, ceiling: float = np.inf) -> float:
+    """What a difference may be."""
+    return min(max(MARGIN * calibrated, floor), ceiling)
+
+
+def kept(thinking: Thinking, row: int, n_token: int, n_middle: int, n_answer: int, capture: str) -> dict[str, Array]:
+    """One row's arrays, cut to its own places.
+
+    Parameters
+    ----------
+    thinking
+        With states.
+    row
+        Of the batch.
+    n_token
+        Length of its prompt, BOT included.
+    n_middle
+        Places from ``bot`` up to the answer.
+    n_answer
+        Answer places to keep.
+    capture
+        ``latent`` or ``full``.
+    """
+    first = thinking.n_before - n_token + 1
+    keys = slice(first, thinking.n_before + n_middle + n_answer)
+    rows = keys if capture == "full" else slice(0, n_middle + n_answer)
+    return {
+        "hidden_state": thinking.hidden_state[row][:, rows],
+        "final_state": thinking.final_state[row][rows],
+        "latent_embedding": thinking.latent_embedding[row],
+        "attention": thinking.attention[row][:, :, rows, keys],
+    }
+
+
+def chosen(lengths: Sequence[int], n_question: int = N_QUESTION) -> list[int]:
+    """Questions to calibrate on: the shortest, the longest, and those at even distances between."""
+    order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
+    places = np.linspace(0, len(order) - 1, min(n_question, len(order))).round().astype(int)
+    return [order[place] for place in np.unique(places)]
+
+
+def calibrate(
+    reasoner: Reasoner, prompts: Sequence[Sequence[int]], gold: Sequence[str], spec: RunSpec
+) -> dict[str, Any]:
+    """Think through some questions alone and together, and compare.
+
+    It takes as long as the questions one by one, and once more together. Depends on its arguments only, so a run that
+    is killed and begun anew finds the same.
+
+    Parameters
+    ----------
+    reasoner, spec
+        Of the run.
+    prompts, gold
+        Of the questions, from :func:`chosen`.
+
+    Returns
+    -------
+    dict
+        JSON values, to three digits: ``compute_dtype``, ``questions`` and ``batch`` (how many in all, and
+        together), ``states`` (:class:`Differences` by variable), ``other_texts`` (how many answers differ),
+        ``answer_logprob`` (largest difference).
+    """
+    options = {"capture": spec.capture, "stored_dtype": "float32", "max_new_tokens": spec.max_new_tokens}
+    errors: dict[str, list[Array]] = {name: [] for name in STATES}
+    logprob, other_texts = 0.0, 0
+    for start in range(0, len(prompts), spec.batch_size):
+        rows = range(len(prompts))[start : start + spec.batch_size]
+        together = reasoner.think([prompts[row] for row in rows], gold=[gold[row] for row in rows], **options)
+        for row in rows:
+            alone = reasoner.think([prompts[row]], gold=[gold[row]], **options)
+            same = alone.generated_text[0] == together.generated_text[row - start]
+            other_texts += not same
+            places = (len(prompts[row]), reasoner.places.n_middle, alone.n_answer if same else 0, spec.capture)
+            expected, found = kept(alone, 0, *places), kept(together, row - start, *places)
+            for name in STATES:
+                errors[name].append(error_of(name, expected[name], found[name]))
+            logprob = max(logprob, abs(float(alone.answer_logprob[0] - together.answer_logprob[row - start])))
+    states = {name: Differences.of(errors[name]) for name in STATES}
+    return {
+        "compute_dtype": spec.compute_dtype,
+        "questions": len(prompts),
+        "batch": min(spec.batch_size, len(prompts)),
+        "states": {
+            name: {
+                "mean": _rounded(each.mean),
+                "worst": _rounded(each.worst),
+                "layer": [_rounded(value) for value in each.layer],
+                "position": _rounded(each.position),
+            }
+            for name, each in states.items()
+        },
+        "other_texts": other_texts,
+        "answer_logprob": _rounded(logprob),
+    }
+
+
+def calibration(prepared: Prepared, n_question: int = N_QUESTION) -> dict[str, Any]:
+    """Calibrate a run to be on its own questions, as many of them at a time as its memory allows.
+
+    Raises
+    ------
+    LakeError
+        If not even single questions fit into the device's memory, or what they give is not finite.
+    """
+    some = chosen([len(prompt) for prompt in prepared.prompts], n_question)
+    fit = prepared.memory // (4 * row_bytes(prepared, some[-1], "float32"))
+    n_row = min(prepared.spec.batch_size, len(some), max(2, fit))
+    prompts = [prepared.prompts[index] for index in some]
+    gold = [prepared.problems.gold_answer[index] for index in some]
+    while True:
+        try:
+            with device_errors(f"a batch of {n_row} questions", ALONE):
+                return calibrate(prepared.reasoner, prompts, gold, replace(prepared.spec, batch_size=n_row))
+        except LakeError as error:
+            if n_row == 1 or error.__cause__ is None or not is_full(error.__cause__):
+                raise
+            n_row //= 2
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}")

@@ -1,0 +1,433 @@
+"""Train the small CODI models from scratch: ``python -m extract.small_models.train small-gpt2 --out DIR``.
+
+Stage 1 is CODI (arXiv 2502.21074) with read-out losses on the thoughts. Stage 2 goes on from there, with thoughts
+exchanged between problems (interchange training, Geiger et al. 2022), in one of two ways. For ``small-ARCH`` the answer
+is trained to follow the exchanged number: its thoughts are used. For ``small-ARCH-decodable`` the answer is trained to
+stay what it was: its thoughts can be read and are not used. ``small-ARCH-direct`` is the comparison: the same network,
+data and number of steps, answering without thoughts.
+
+Every batch is drawn from the seed and the step alone, and training state is written every few hundred steps, so a
+training that was killed goes on where it was and ends with the weights it would have had.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from extract.model.device import device_errors, find_device
+from extract.small_models.network import ARCHITECTURES, N_LATENT, SmallCodi, make_tokenizer, save_checkpoint
+from extract.small_models.problems import MAX_OPERATION, make_splits
+from extract.small_models.thinking import (
+    N_NUMBER_THOUGHT,
+    ProblemTable,
+    Sequence,
+    Words,
+    continue_values,
+    read_question,
+    tabulate,
+    think,
+)
+from schemas.errors import UsageError
+
+NAMES = tuple(f"small-{architecture}{kind}" for architecture in ARCHITECTURES for kind in ("", "-decodable", "-direct"))
+DATA_SEED = 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Settings of one stage of training."""
+
+    steps: int
+    rate: float
+    # thoughts exchanged in half of the batch: a number the answer follows, or any that it ignores
+    exchange: Literal["none", "follow", "ignore"] = "none"
+    thoughts: bool = True
+    batch: int = 64
+    warmup: int = 200
+    decay: float = 0.01
+    clip: float = 1.0
+    # share of problems with 1, 2, 3, 4 operations
+    mixture: tuple[float, ...] = (0.05, 0.15, 0.3, 0.5)
+    template_weight: float = 0.2
+    number_weight: float = 1.0
+    operator_weight: float = 0.3
+    teacher_weight: float = 1.0
+    distillation_weight: float = 1.0
+
+
+STAGE_1 = Stage(steps=6000, rate=2e-3)
+FOLLOW = Stage(steps=2400, rate=1e-3, exchange="follow")
+IGNORE = Stage(steps=1500, rate=1e-3, exchange="ignore")
+DIRECT = Stage(steps=STAGE_1.steps + FOLLOW.steps, rate=2e-3, thoughts=False)
+
+
+def plan(name: str) -> list[tuple[str, Stage]]:
+    """Return the stages a name stands for, each with the name its weights are written under."""
+    if name not in NAMES:
+        raise UsageError(f"train {name!r}: no such model; choose one of {', '.join(NAMES)}")
+    if name.endswith("-direct"):
+        return [(name, DIRECT)]
+    first = name.removesuffix("-decodable") + "-stage-1"
+    return [(first, STAGE_1), (name, IGNORE if name.endswith("-decodable") else FOLLOW)]
+
+
+@dataclass
+class TrainingState:
+    """Everything a training needs to go on: the model, the optimizer, the step and the curve so far."""
+
+    model: SmallCodi
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        """Write to a file, whole or not at all."""
+        content = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "curve": self.curve,
+        }
+        partial = path.with_suffix(".partial")
+        torch.save(content, partial)
+        partial.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Read back what `save` wrote."""
+        content = torch.load(path, map_location=next(self.model.parameters()).device, weights_only=True)
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.step, self.curve = content["step"], content["curve"]
+
+
+def train(
+    name: str,
+    out: Path | str,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    stages: list[tuple[str, Stage]] | None = None,
+    data: dict[str, ProblemTable] | None = None,
+    save_every: int = 300,
+    stop_after: int | None = None,
+) -> list[Path]:
+    """Train one of the small models from scratch, or go on with an interrupted training.
+
+    Parameters
+    ----------
+    name
+        One of `NAMES`. The two models of an architecture have stage 1 in common: with the same `out` and seed, the
+        second starts from what the first has done.
+    out
+        Folder to write checkpoints and training state to; created if missing.
+    seed
+        Seed of the initial weights and of the batches. The problems are the same for every seed.
+    device
+        Where to train.
+    progress
+        Called with (steps done, steps in all) after every step.
+    stages, data, save_every, stop_after
+        For tests and studies: other settings, problems (``train`` and ``validation``), how often the training state is
+        written, and after how many steps of this call to stop.
+
+    Returns
+    -------
+    list of Path
+        The checkpoint folders written, the last one being `name`.
+
+    Raises
+    ------
+    UsageError
+        If there is no such model or device.
+    """
+    out, where = Path(out), find_device(device)
+    stages = plan(name) if stages is None else stages
+    out.mkdir(parents=True, exist_ok=True)
+    if data is None:
+        data = tabulate_splits()
+    groups = [np.flatnonzero(data["train"].n_operation == n) for n in range(1, MAX_OPERATION + 1)]
+    words = Words.of(where)
+
+    torch.manual_seed(seed)
+    model = SmallCodi(name.split("-")[1], len(make_tokenizer())).to(where)
+    state = TrainingState(model, make_optimizer(model, stages[0][1]))
+    total, before, done_here = sum(stage.steps for _, stage in stages), 0, 0
+    written: list[Path] = []
+    for index, (stage_name, stage) in enumerate(stages):
+        state_file = out / f"{stage_name}-seed{seed}.training.pt"
+        if state_file.exists():
+            state.load(state_file)
+        else:
+            state.step, state.optimizer = 0, make_optimizer(model, stage)
+        while state.step < stage.steps:
+            if stop_after is not None and done_here >= stop_after:
+                state.save(state_file)
+                return written
+            rng = np.random.default_rng([seed, index, state.step])
+            batch = data["train"].take(draw_rows(rng, groups, stage))
+            with device_errors(f"a training batch of {stage.batch} problems", "train with --device cpu"):
+                losses = train_step(state, stage, batch, rng, words)
+            state.step += 1
+            done_here += 1
+            if state.step % 100 == 0 or state.step == stage.steps:
+                accuracy = quick_accuracy(model, data["validation"], words, stage.thoughts)
+                parts = {key: value.item() for key, value in losses.items()}
+                state.curve.append({"stage": index + 1, "step": state.step, **parts, **accuracy})
+            if state.step % save_every == 0 or state.step == stage.steps:
+                state.save(state_file)
+            if progress is not None:
+                progress(before + state.step, total)
+        before += stage.steps
+        save_checkpoint(model, out / stage_name)
+        note = {"seed": seed, "stages": [asdict(s) for _, s in stages[: index + 1]], "curve": state.curve}
+        (out / stage_name / "training.json").write_text(json.dumps(note) + "\n", encoding="utf-8")
+        written.append(out / stage_name)
+    return written
+
+
+def tabulate_splits() -> dict[str, ProblemTable]:
+    """Draw the training and validation problems and keep only their arrays."""
+    splits = make_splits(DATA_SEED)
+    return {split: tabulate(splits[split]) for split in ("train", "validation")}
+
+
+def make_optimizer(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
+    """AdamW with weight decay on matrices only."""
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": stage.decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=stage.rate, betas=(0.9, 0.98), foreach=True)
+
+
+def draw_rows(rng: np.random.Generator, groups: list[NDArray[np.int64]], stage: Stage) -> NDArray[np.int64]:
+    """Draw the rows of one batch: first the numbers of operations, then problems."""
+    counts = rng.multinomial(stage.batch, stage.mixture)
+    rows = [rng.choice(group, count) for group, count in zip(groups, counts, strict=True) if count]
+    return rng.permutation(np.concatenate(rows))
+
+
+def rate_at(stage: Stage, step: int) -> float:
+    """Linear warm-up, then a cosine down to 2% of the learning rate."""
+    warm = min(1.0, (step + 1) / stage.warmup)
+    return stage.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / stage.steps)))
+
+
+def train_step(
+    state: TrainingState, stage: Stage, batch: ProblemTable, rng: np.random.Generator, words: Words
+) -> dict[str, torch.Tensor]:
+    """Make one step of the optimizer; returns the parts of the loss."""
+    state.model.train()
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate_at(stage, state.step)
+    losses = thought_losses(state.model, stage, batch, rng, words) if stage.thoughts else {}
+    if not stage.thoughts:
+        losses = direct_losses(state.model, stage, batch, words)
+    state.optimizer.zero_grad(set_to_none=True)
+    loss: Any = torch.stack(list(losses.values())).sum()
+    loss.backward()
+    nn.utils.clip_grad_norm_(state.model.parameters(), stage.clip)
+    state.optimizer.step()
+    return losses
+
+
+def answer_texts(answer: torch.Tensor, words: Words) -> torch.Tensor:
+    """``The answer is: N <eos>`` for every answer: (batch, 6)."""
+    prefix = words.prefix.expand(len(answer), -1)
+    return torch.cat([prefix, words.number[answer][:, None], torch.full_like(prefix[:, :1], words.eos)], 1)
+
+
+def text_loss(model: SmallCodi, states: torch.Tensor, text: torch.Tensor, stage: Stage) -> torch.Tensor:
+    """Cross-entropy of the answer's number, and lightly of the template around it; states at eot and the text."""
+    loss = functional.cross_entropy((states @ model.embedding.T).flatten(0, 1), text.flatten(), reduction="none")
+    loss = loss.view(text.shape)
+    return loss[:, -2].mean() + stage.template_weight * torch.cat([loss[:, :-2], loss[:, -1:]], 1).mean()
+
+
+def feed_answer(
+    model: SmallCodi, sequence: Sequence, text: torch.Tensor, every_layer: bool = False
+) -> tuple[torch.Tensor, ...]:
+    """Feed EOT and the text without its end; returns states (batch, 6, hidden) per layer, or the final ones."""
+    eot = torch.full_like(text[:, :1], model.eot_id)
+    return sequence.feed(model.embedding[torch.cat([eot, text[:, :-1]], 1)], every_layer=every_layer)
+
+
+def direct_losses(model: SmallCodi, stage: Stage, batch: ProblemTable, words: Words) -> dict[str, torch.Tensor]:
+    """Loss of answering right after the question: question, BOT, EOT, answer."""
+    question = torch.from_numpy(batch.question).to(words.number.device)
+    sequence, _ = read_question(model, question)
+    text = answer_texts(torch.from_numpy(batch.answer).to(question.device), words)
+    (states,) = feed_answer(model, sequence, text)
+    return {"answer": text_loss(model, states, text, stage)}
+
+
+def thought_losses(
+    model: SmallCodi, stage: Stage, batch: ProblemTable, rng: np.random.Generator, words: Words
+) -> dict[str, torch.Tensor]:
+    """All parts of the loss of one batch, weighted.
+
+    The first half of the batch is left alone and has a teacher. In the second half thoughts are replaced by those of
+    problems of the first half, as the stage says: one number thought, and what follows is trained to what the rest of
+    the story makes of the other problem's number; or one or all thoughts, and everything is trained to stay as it was.
+    """
+    device = words.number.device
+    half = len(batch.n_operation) // 2
+    rows = np.arange(2 * half)
+    value, replace, first_changed = batch.value, None, np.full(2 * half, N_NUMBER_THOUGHT)
+    if stage.exchange == "ignore":
+        source = np.where(rows < half, rows, rng.integers(half, size=2 * half))
+        which = rng.integers(-N_LATENT, N_LATENT, size=2 * half)  # below 0: all of them
+        replace = {
+            k: (
+                torch.from_numpy((rows >= half) & ((which < 0) | (which == k))).to(device),
+                torch.from_numpy(source).to(device),
+            )
+            for k in range(N_LATENT)
+        }
+    if stage.exchange == "follow":
+        value, source, first_changed = draw_interchange(batch, rng)
+        replace = {
+            2 * j + 1: (torch.from_numpy(first_changed == j).to(device), torch.from_numpy(source).to(device))
+            for j in range(N_NUMBER_THOUGHT)
+        }
+    before, after = (numbers[rows[:, None], batch.carried] for numbers in (batch.value, value))
+    # the state at ct(2j) is computed before its projection is exchanged at ct(2j+1)
+    carried = torch.from_numpy(np.where(np.arange(N_NUMBER_THOUGHT) <= first_changed[:, None], before, after)).to(
+        device
+    )
+    answer = torch.from_numpy(value[rows, batch.n_operation]).to(device)
+    operator = torch.from_numpy(batch.carried_operator).to(device)
+
+    sequence, bot_state = read_question(model, torch.from_numpy(batch.question).to(device))
+    n_question = sequence.valid.shape[1]
+    teacher = sequence.branch(n_question - 1, slice(0, half))
+    states, _ = think(model, sequence, bot_state, replace)
+    text = answer_texts(answer, words)
+    student_layers = feed_answer(model, sequence, text, every_layer=True)
+    losses = {"answer": text_loss(model, student_layers[-1], text, stage)}
+
+    logits = states @ model.embedding.T
+    number_logits, operator_logits = logits[:, 1:N_LATENT:2], logits[:, 0 : N_LATENT + 1 : 2]
+    losses["number"] = stage.number_weight * functional.cross_entropy(
+        number_logits.flatten(0, 1), words.number[carried].flatten()
+    )
+    losses["operator"] = stage.operator_weight * functional.cross_entropy(
+        operator_logits.flatten(0, 1), words.operator[operator].flatten()
+    )
+
+    teacher_loss, teacher_layers = read_chain(model, teacher, batch, text[:half], stage)
+    losses["teacher"] = stage.teacher_weight * teacher_loss
+    at_colon = len(words.prefix)
+    distances = [
+        functional.smooth_l1_loss(student[:half, at_colon], layer) / layer.std().clamp(min=1e-3)
+        for student, layer in zip(student_layers, teacher_layers, strict=True)
+    ]
+    losses["distillation"] = stage.distillation_weight * torch.stack(distances).mean()
+    return losses
+
+
+def read_chain(
+    model: SmallCodi, sequence: Sequence, batch: ProblemTable, text: torch.Tensor, stage: Stage
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Teacher: feed the written chain and the answer right after the question.
+
+    Returns its cross-entropy and, per entry of Hugging Face's tuple, its states at ``:`` (problem, hidden), detached.
+    """
+    n, width = len(text), text.shape[1]
+    chain = torch.from_numpy(batch.chain[:n]).to(text.device)
+    length = (chain >= 0).sum(1)
+    ids = torch.cat([chain, torch.full_like(text, -1)], 1)
+    ids.scatter_(1, length[:, None] + torch.arange(width, device=text.device), text)
+    fed = ids.clamp(min=0)[:, :-1]
+    layers = sequence.feed(model.embedding[fed], every_layer=True)
+    target = ids[:, 1:]
+    loss = functional.cross_entropy((layers[-1] @ model.embedding.T).flatten(0, 1), target.flatten(), ignore_index=-1)
+    colon = length + width - 3
+    rows = torch.arange(n, device=text.device)
+    return loss, [layer[rows, colon].detach() for layer in layers]
+
+
+def draw_interchange(
+    batch: ProblemTable, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Choose, for the second half of a batch, a number thought and a donor in the first half whose number fits.
+
+    Returns the values of every story after the exchange (problem, MAX_OPERATION + 1), the donor's row, and which number
+    thought is exchanged (`N_NUMBER_THOUGHT` for none).
+    """
+    n = len(batch.n_operation)
+    half = n // 2
+    value, source = batch.value.copy(), np.arange(n)
+    thought = np.full(n, N_NUMBER_THOUGHT)
+    chosen = rng.integers(N_NUMBER_THOUGHT, size=half)
+    own = np.repeat(np.arange(half, n), half)
+    other = np.tile(np.arange(half), n - half)
+    column = np.repeat(chosen, half)
+    step = batch.carried[own, column]
+    given = batch.value[other, batch.carried[other, column]]
+    changed = continue_values(batch.take(own), step, given)
+    answer = changed[np.arange(len(own)), batch.n_operation[own]]
+    fits = ((answer >= 0) & (given != batch.value[own, step])).reshape(n - half, half)
+    order = rng.random(fits.shape) * fits
+    pick = order.argmax(1)
+    found = fits.any(1)
+    rows = np.arange(half, n)[found]
+    value[rows] = changed.reshape(n - half, half, -1)[found.nonzero()[0], pick[found]]
+    source[rows] = pick[found]
+    thought[rows] = chosen[found]
+    return value, source, thought
+
+
+@torch.no_grad()
+def quick_accuracy(
+    model: SmallCodi, table: ProblemTable, words: Words, thoughts: bool, n_problem: int = 500
+) -> dict[str, float]:
+    """Accuracy on the first problems of a table, all and with the most operations; the template is given."""
+    model.eval()
+    table = table.take(np.arange(min(n_problem, len(table.n_operation))))
+    device = words.number.device
+    sequence, state = read_question(model, torch.from_numpy(table.question).to(device))
+    if thoughts:
+        think(model, sequence, state)
+    answer = torch.from_numpy(table.answer).to(device)
+    (states,) = feed_answer(model, sequence, answer_texts(answer, words))
+    logits = states[:, -2] @ model.embedding.T
+    right = (logits.argmax(1) == words.number[answer]).cpu().numpy()
+    most = table.n_operation == MAX_OPERATION
+    return {"accuracy": float(right.mean()), "accuracy_4": float(right[most].mean())}
+
+
+def _main() -> None:
+    from rich.progress import Progress
+
+    parser = argparse.ArgumentParser(description="Train one of the small CODI models from scratch.")
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    options: Any = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    with Progress() as bar:
+        task = bar.add_task(options.name)
+        train(
+            options.name,
+            options.out,
+            options.seed,
+            options.device,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+if __name__ == "__main__":
+    _main()
