@@ -109,6 +109,8 @@ class Flight:
         self.n_row = len(pad) if rows is None else int(rows.max()) + 1
         self.fed = 0
         self.calls = 0
+        self.states: dict[int, Tensor] | None = None
+        """Where these are asked for, the last state ``(row, hidden)`` at every offset from ``bot`` up to the answer."""
         # Of every column that may be fed, once: a pass takes slices.
         self.start = cache.length
         key = torch.arange(cache.capacity, device=pad.device)
@@ -137,6 +139,10 @@ class Flight:
                 inputs_embeds=embeddings, attention_mask=mask, position_ids=self.position[:, begin:end], use_cache=True,
                 lake_pass=running, **{self.reasoner._cache_argument: self.cache},
             ).last_hidden_state  # fmt: skip
+        if self.states is not None:
+            offsets = range(column - self.n_before, column - self.n_before + n_position)
+            middle = range(self.reasoner.places.n_middle)
+            self.states |= {offset: states[:, index] for index, offset in enumerate(offsets) if offset in middle}
         self.cache.length += n_position
         self.fed += n_row * n_position
         self.calls += 1

@@ -1,8 +1,6 @@
 """Many conditions in few batches: a question is thought through once, conditions branch off where they first differ."""
 
-import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,14 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
 
 from extract.model.capture import KeyValues
 from extract.model.device import device_errors
 from extract.model.reasoner import Flight, Reasoner
+from extract.reenter.answers import Answers, Trunk, asked_answers, measure_answers, set_base, spend, write_answers
 from extract.reenter.intervene import Armed, StoredValues, arm
+from extract.reenter.kept import Kept, array_digest
+from extract.reenter.observe import OBSERVED, observe_states
 from extract.run.extract import code_fingerprint
-from schemas import Intervention, Places, UsageError, canonical_json, extract_answer, fingerprint
+from schemas import Intervention, Places, UsageError, extract_answer, fingerprint
 from schemas.answers import Rule
 
 Progress = Callable[[int, int], None]
@@ -40,33 +40,6 @@ class Condition:
     """For some positions, the examples ``(example,)`` of the sweep on which they are armed."""
 
 
-@dataclass(slots=True)
-class _Trunk:
-    """The untouched run of one batch of examples, kept for every condition to branch off."""
-
-    tokens: Tensor
-    pad: Tensor
-    n_before: int
-    cache: KeyValues
-    states: list[Tensor]
-    """States ``(row, hidden)`` at ``bot``, the thoughts and what closes them."""
-    base: Tensor
-    """Log probabilities ``(row, vocabulary)`` at the answer's number."""
-
-
-@dataclass(slots=True)
-class _Answers:
-    """Answers whose log probability is asked, as tokens after what they all begin with."""
-
-    shared: list[int]
-    rest: list[list[list[int]]]
-    """Tokens after ``shared`` by answer and example, end token included."""
-    counted: int
-    """Tokens at the end of ``shared`` that count as part of the answer."""
-    differ: list[int]
-    """Place at which the first two answers differ, by example; -1 where they never do."""
-
-
 def sweep(
     reasoner: Reasoner,
     run: xr.Dataset,
@@ -77,6 +50,7 @@ def sweep(
     values: StoredValues | None = None,
     max_new_tokens: int | None = None,
     generate: bool = True,
+    observe: bool = False,
     batch_rows: int | None = None,
     rule: Rule = "default",
     folder: Path | None = None,
@@ -103,6 +77,9 @@ def sweep(
         Longest answer; the run's own by default.
     generate
         Write the answer's text, too; without it only numbers are measured.
+    observe
+        Measure as well how the state at ``bot``, at every thought and at what closes them differs from the untouched
+        run's. Costs one product with the unembedding for each of them.
     batch_rows
         Rows of a batch (examples times conditions); by default what fits a gigabyte, or a quarter of a card's free
         memory.
@@ -119,7 +96,8 @@ def sweep(
     xr.Dataset
         ``answer_logprob(condition, answer, example)``, ``logit_difference`` (first answer less second, at the first
         token that tells them apart), ``kl`` (nats, of the untouched run's distribution at the answer's number from this
-        one's, both after the same prefix), ``generated_text``, ``predicted_answer``, all ``(condition, example)``.
+        one's, both after the same prefix), ``generated_text``, ``predicted_answer``, all ``(condition, example)``. With
+        ``observe`` what :data:`extract.reenter.observe.OBSERVED` lists, ``(condition, position, example)``.
         ``attrs`` say how many positions were fed (``positions_fed``, in ``model_calls``), how many the same conditions
         cost one by one (``positions_one_by_one``), and how many of the untouched run's were shared.
 
@@ -146,7 +124,7 @@ def sweep(
         for each in condition.interventions:
             each.check(n_layer=reasoner.n_layer, n_head=reasoner.n_head, places=reasoner.places)
     prompts = [reasoner.encode(str(run["question"].values[row])) for row in rows]
-    asked = _answers(reasoner, [list(texts) for texts in answers.values()])
+    asked = asked_answers(reasoner, [list(texts) for texts in answers.values()])
     longest_answer = max((len(rest) for each in asked.rest for rest in each), default=0)
     room = max(n_new if generate else 1, len(asked.shared) + longest_answer)
     for label, prompt in zip(labels, prompts, strict=True):
@@ -169,16 +147,18 @@ def sweep(
     shape = (n_condition, len(labels))
     logprob = np.full((n_condition, len(asked.rest), len(labels)), np.nan)
     difference, kl = np.full(shape, np.nan), np.full(shape, np.nan)
+    middle = reasoner.places.middle
+    seen = np.full((n_condition, len(OBSERVED), len(middle), len(labels)), np.nan) if observe else None
     text = np.full(shape, "", dtype=object)
     cost = {"positions_fed": 0, "model_calls": 0, "positions_one_by_one": 0, "model_calls_one_by_one": 0}
     keep = None
     if folder is not None:
-        decides = _decides(reasoner, run, stored, conditions, answers, labels, n_new, generate)
-        keep = _Kept(folder, fingerprint({**decides, "batches": batches, "chunks": chunks, "head_rows": n_head_row}))
+        decides = _decides(reasoner, run, stored, conditions, answers, labels, n_new, generate, observe)
+        keep = Kept(folder, fingerprint({**decides, "batches": batches, "chunks": chunks, "head_rows": n_head_row}))
     done, total = 0, n_condition * len(labels)
     with torch.inference_mode(), reasoner.session():
         for number, batch in enumerate(batches):
-            trunk: _Trunk | None = None
+            trunk: Trunk | None = None
             for piece, chunk in enumerate([None, *chunks]):
                 name = f"{number:05d}-{piece:05d}"
                 holds = {
@@ -193,9 +173,9 @@ def sweep(
                     with device_errors(f"a batch of {n_now} rows (examples times conditions)", remedy):
                         if trunk is None:
                             trunk, fed = _trunk(reasoner, [prompts[index] for index in batch], room)
-                            _spend(cost, fed)
+                            spend(cost, fed)
                             if asked.rest:
-                                _base(reasoner, trunk, asked, batch, cost)
+                                set_base(reasoner, trunk, asked, batch, cost)
                         found = _run(
                             reasoner,
                             stored,
@@ -207,6 +187,7 @@ def sweep(
                             n_new,
                             room,
                             generate=generate,
+                            observe=observe,
                             cost=cost,
                         )
                     if keep is not None:
@@ -217,6 +198,8 @@ def sweep(
                     logprob[place][:, batch] = found["logprob"][slot]
                     difference[place, batch] = found["difference"][slot]
                     kl[place, batch] = found["kl"][slot]
+                    if seen is not None:
+                        seen[place][:, :, batch] = found["seen"][slot]
                 done += len(places) * len(batch)
                 if progress is not None:
                     progress(done, total)
@@ -249,15 +232,14 @@ def sweep(
             dims,
             np.array([[np.nan if x is None else x for x in line] for line in predicted]),
         )
+    if seen is not None:
+        result = result.assign_coords(position=np.array(middle, dtype=object))
+        for index, (name, units) in enumerate(OBSERVED.items()):
+            result[name] = (("condition", "position", "example"), seen[:, index], {"units": units})
     result["logit_difference"].attrs["units"] = "logit"
     result["kl"].attrs["units"] = "nat"
     result["answer_logprob"].attrs["units"] = "nat"
     return result
-
-
-def _spend(cost: dict[str, int], flight: Flight) -> None:
-    cost["positions_fed"] += flight.fed
-    cost["model_calls"] += flight.calls
 
 
 def _one_by_one(
@@ -265,7 +247,7 @@ def _one_by_one(
     reasoner: Reasoner,
     prompts: list[list[int]],
     text: np.ndarray,
-    asked: _Answers,
+    asked: Answers,
     n_condition: int,
 ) -> None:
     """What the same conditions cost when each example is thought through from its question for every one of them."""
@@ -319,29 +301,7 @@ def _check_question_positions(
                         )
 
 
-def _answers(reasoner: Reasoner, texts: list[list[str]]) -> _Answers:
-    """Tokens of answers, and what they all begin with: the prefix, and a space where that is a token of its own."""
-    if not texts:
-        return _Answers(shared=[], rest=[], counted=0, differ=[])
-    cache: dict[str, list[int]] = {}
-    for text in {text for each in texts for text in each}:
-        cache[text] = reasoner.answer_tokens(text)
-    start = min(reasoner.answer_start(text) for text in cache)
-    sequences = list(cache.values())
-    shared = sequences[0][:start]
-    while any(tokens[: len(shared)] != shared for tokens in sequences):
-        shared = shared[:-1]
-    prefix = min(reasoner.prefix_length(text) for text in cache)
-    n = len(shared)
-    rest = [[cache[text][n:] for text in each] for each in texts]
-    differ = [-1] * len(texts[0])
-    if len(rest) > 1:
-        for index, (one, other) in enumerate(zip(rest[0], rest[1], strict=True)):
-            differ[index] = next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), -1)
-    return _Answers(shared=shared, rest=rest, counted=max(0, n - prefix), differ=differ)
-
-
-def _trunk(reasoner: Reasoner, prompts: list[list[int]], room: int) -> tuple[_Trunk, Flight]:
+def _trunk(reasoner: Reasoner, prompts: list[list[int]], room: int) -> tuple[Trunk, Flight]:
     """Think a batch through up to the answer, untouched."""
     tokens, pad, n_before = reasoner.lay_out(prompts)
     flight = Flight(reasoner, pad, n_before, KeyValues(n_before + reasoner.places.n_middle + room))
@@ -351,30 +311,14 @@ def _trunk(reasoner: Reasoner, prompts: list[list[int]], room: int) -> tuple[_Tr
     for token in reasoner.closing_ids:
         states.append(flight.feed_tokens(torch.full_like(tokens[:, :1], token))[:, -1])
     empty = torch.empty(0, device=reasoner.device)
-    trunk = _Trunk(tokens=tokens, pad=pad, n_before=n_before, cache=flight.cache, states=states, base=empty)
+    trunk = Trunk(tokens=tokens, pad=pad, n_before=n_before, cache=flight.cache, states=states, base=empty)
     return trunk, flight
 
 
-def _base(reasoner: Reasoner, trunk: _Trunk, asked: _Answers, batch: list[int], cost: dict[str, int]) -> None:
-    """Distribution of the untouched run at the answer's number."""
-    flight = Flight(reasoner, trunk.pad, trunk.n_before, trunk.cache)
-    states = _feed_shared(flight, trunk.states[-1], asked.shared)
-    trunk.base = torch.log_softmax(reasoner._logits(states[:, -1]).float(), dim=-1)
-    flight.cache.length -= len(asked.shared)
-    _spend(cost, flight)
-
-
-def _feed_shared(flight: Flight, state: Tensor, shared: list[int]) -> Tensor:
-    """States ``(row, place)`` that predict each shared token and the one after them."""
-    if not shared:
-        return state[:, None]
-    tokens = torch.tensor(shared, device=state.device).expand(len(state), -1)
-    return torch.cat([state[:, None], flight.feed_tokens(tokens)], dim=1)
-
-
 def _run(
-    reasoner: Reasoner, stored: StoredValues, trunk: _Trunk, conditions: list[Condition], rows: np.ndarray,
-    batch: list[int], asked: _Answers, n_new: int, room: int, *, generate: bool, cost: dict[str, int],
+    reasoner: Reasoner, stored: StoredValues, trunk: Trunk, conditions: list[Condition], rows: np.ndarray,
+    batch: list[int], asked: Answers, n_new: int, room: int, *, generate: bool, observe: bool,
+    cost: dict[str, int],
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Some conditions (none: the untouched run) on one batch of examples, side by side."""
     n_copy, n_batch = max(1, len(conditions)), len(batch)
@@ -392,6 +336,7 @@ def _run(
     capacity = trunk.n_before + last + 1 + room
     cache = trunk.cache.take(source, trunk.n_before + first, capacity)
     flight = Flight(reasoner, trunk.pad[source], trunk.n_before, cache, editor=armed if conditions else None)
+    flight.states = {} if observe else None
     if first > last:
         state = trunk.states[last][source]
     else:
@@ -401,13 +346,14 @@ def _run(
         else:
             state = flight.think(trunk.states[first - 1][source], first=first - 1)
         state = flight.close(state, first=max(0, first - 1 - reasoner.n_latent))
-    logprob, difference, kl, states = _measure(reasoner, flight, state, trunk, source, asked, batch)
+    logprob, difference, kl, states = measure_answers(reasoner, flight, state, trunk, source, asked, batch)
     text = np.full((n_copy, n_batch), "", dtype=object)
     if generate:
-        lines = _write(reasoner, flight, states, asked.shared, n_new, cost)
+        lines = write_answers(reasoner, flight, states, asked.shared, n_new, cost)
         text = np.array([reasoner.decode(line) for line in lines], dtype=object).reshape(n_copy, n_batch)
-    _spend(cost, flight)
-    return {
+    spend(cost, flight)
+    found = {} if flight.states is None else {"seen": observe_states(reasoner, trunk.states, flight.states, source)}
+    return found | {
         "text": text,
         "logprob": logprob.reshape(len(asked.rest), n_copy, n_batch).swapaxes(0, 1),
         "difference": difference.reshape(n_copy, n_batch),
@@ -415,99 +361,9 @@ def _run(
     }
 
 
-def _write(
-    reasoner: Reasoner, flight: Flight, states: Tensor, shared: list[int], n_new: int, cost: dict[str, int]
-) -> list[list[int]]:
-    """Greedy answers; rows that begin with the shared tokens, as most do, go on after them.
-
-    The columns of the shared tokens are filled from measuring; ``states`` predict each of them and what follows.
-    """
-    begin = len(shared) if len(shared) < n_new else 0
-    follows = torch.ones(len(states), dtype=torch.bool, device=states.device)
-    for place, token in enumerate(shared[:begin]):
-        follows &= reasoner._likeliest(reasoner._logits(states[:, place])) == token
-    lines: list[list[int]] = [[] for _ in range(len(states))]
-    length = flight.column
-    for chosen, start in ((follows, begin), (~follows, 0)):
-        rows = chosen.nonzero()[:, 0]
-        if not len(rows):
-            continue
-        part = flight
-        flight.cache.length = length + start
-        if len(rows) < len(states):
-            cache = flight.cache.take(rows, length + start, flight.cache.capacity)
-            part = Flight(reasoner, flight.pad[rows], flight.n_before, cache, editor=flight.editor, rows=rows)
-        found = part.answer(states[rows, start], n_new - start).cpu().tolist()
-        for row in rows.tolist():
-            lines[row] = [*shared[:start], *found[row]]
-        if part is not flight:
-            _spend(cost, part)
-        flight.cache.length = length
-    return lines
-
-
-def _measure(
-    reasoner: Reasoner, flight: Flight, state: Tensor, trunk: _Trunk, source: Tensor, asked: _Answers, batch: list[int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, Tensor]:
-    """Log probability of each answer, logit difference of the first two, divergence from the untouched run.
-
-    Also the states that predict the shared tokens and what follows; the columns of these tokens stay filled, though the
-    cache's length is set back before them.
-    """
-    n_row = len(source)
-    difference = np.full(n_row, np.nan)
-    if not asked.rest:
-        return np.empty((0, n_row)), difference, np.full(n_row, np.nan), state[:, None]
-    length = flight.column
-    index = torch.arange(n_row, device=state.device)
-    states = _feed_shared(flight, state, asked.shared)
-    extra = torch.zeros(n_row, device=state.device)
-    for place in range(len(asked.shared) - asked.counted, len(asked.shared)):
-        extra += torch.log_softmax(reasoner._logits(states[:, place]).float(), dim=-1)[:, asked.shared[place]]
-    logits = reasoner._logits(states[:, -1]).float()
-    log_p = torch.log_softmax(logits, dim=-1)
-    base = trunk.base[source]
-    kl = (base.exp() * (base - log_p)).nan_to_num(0.0).sum(-1)
-    after = flight.column
-    found = []
-    picked = list(batch) * (n_row // len(batch))
-    for number, rest in enumerate(asked.rest):
-        tokens = [rest[example] for example in picked]
-        longest = max(len(each) for each in tokens)
-        padded = torch.tensor(
-            [each + [reasoner.eos_id] * (longest - len(each)) for each in tokens], device=state.device
-        )
-        total = extra + log_p[index, padded[:, 0]]
-        if longest > 1:
-            later = flight.feed_tokens(padded[:, :-1], record=False)
-            for place in range(1, longest):
-                these = reasoner._logits(later[:, place - 1]).float()
-                counts = torch.tensor([len(each) > place for each in tokens], device=state.device)
-                each_log_p = torch.log_softmax(these, dim=-1)[index, padded[:, place]]
-                total = total + torch.where(counts, each_log_p, torch.zeros_like(each_log_p))
-                if number == 0:
-                    _differences(difference, these, asked, picked, place)
-        if number == 0:
-            _differences(difference, logits, asked, picked, 0)
-        flight.cache.length = after
-        found.append(total)
-    flight.cache.length = length
-    return torch.stack(found).cpu().double().numpy(), difference, kl.cpu().double().numpy(), states
-
-
-def _differences(difference: np.ndarray, logits: Tensor, asked: _Answers, picked: list[int], place: int) -> None:
-    """Fill in the rows whose first two answers differ at this place."""
-    rows = [row for row, example in enumerate(picked) if asked.differ[example] == place]
-    if rows:
-        at = torch.tensor(rows, device=logits.device)
-        one = torch.tensor([asked.rest[0][picked[row]][place] for row in rows], device=logits.device)
-        other = torch.tensor([asked.rest[1][picked[row]][place] for row in rows], device=logits.device)
-        difference[rows] = (logits[at, one] - logits[at, other]).cpu().numpy()
-
-
 def _decides(
     reasoner: Reasoner, run: xr.Dataset, stored: StoredValues, conditions: Sequence[Condition],
-    answers: Mapping[str, Sequence[str]], labels: list[int], n_new: int, generate: bool,
+    answers: Mapping[str, Sequence[str]], labels: list[int], n_new: int, generate: bool, observe: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that decides a sweep's values, but what is computed side by side."""
     return {
@@ -519,7 +375,7 @@ def _decides(
         "runs": [
             [str(each.attrs.get("fingerprint", "")), each["example"].values.tolist()] for each in (run, stored.run)
         ],
-        "directions": {name: _array_digest(array) for name, array in stored.directions.items()},
+        "directions": {name: array_digest(array) for name, array in stored.directions.items()},
         "conditions": [
             [
                 condition.name,
@@ -532,52 +388,5 @@ def _decides(
         "answers": {name: [str(text) for text in texts] for name, texts in answers.items()},
         "max_new_tokens": n_new,
         "generate": generate,
+        "observe": observe,
     }
-
-
-def _array_digest(array: xr.DataArray) -> str:
-    """SHA-256 of an array's labels and values."""
-    labels = {str(dim): [str(each) for each in array[dim].values] for dim in array.dims}
-    digest = hashlib.sha256(canonical_json(labels).encode())
-    digest.update(np.ascontiguousarray(array.values).tobytes())
-    return digest.hexdigest()
-
-
-class _Kept:
-    """Finished batches of a sweep in a folder, under the digest of everything that decides them.
-
-    Each file says which examples and conditions it holds, and carries a digest of its content: one that says otherwise,
-    or was cut short, is computed again.
-    """
-
-    def __init__(self, folder: Path, identity: str) -> None:
-        self.folder = folder / identity[:32]
-
-    def load(self, name: str, holds: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
-        """Values of a batch, if its file is there, whole, and of these examples and conditions."""
-        try:
-            kept = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
-            digest = kept.pop("sha256")
-        except (OSError, ValueError, KeyError, AttributeError):
-            return None
-        if kept.get("holds") != holds or digest != fingerprint(kept):
-            return None
-        return {
-            key: np.array(value, dtype=object if key == "text" else np.float64).reshape(kept["shapes"][key])
-            for key, value in kept["values"].items()
-        }
-
-    def save(self, name: str, holds: Mapping[str, Any], found: dict[str, np.ndarray]) -> None:
-        """Keep the values of a batch, whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{name}.json"
-        values = {
-            key: value.ravel().tolist()
-            if key == "text"
-            else [x if math.isfinite(x) else None if math.isnan(x) else str(x) for x in value.ravel().tolist()]
-            for key, value in found.items()
-        }
-        content = {"holds": holds, "values": values, "shapes": {key: list(value.shape) for key, value in found.items()}}
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(content | {"sha256": fingerprint(content)}), encoding="utf-8")
-        partial.replace(path)

@@ -1,0 +1,172 @@
+"""Answers after the thoughts: their log probabilities, and what the model writes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from extract.model.capture import KeyValues
+from extract.model.reasoner import Flight, Reasoner
+
+
+@dataclass(slots=True)
+class Trunk:
+    """The untouched run of one batch of examples, kept for every condition to branch off."""
+
+    tokens: Tensor
+    pad: Tensor
+    n_before: int
+    cache: KeyValues
+    states: list[Tensor]
+    """States ``(row, hidden)`` at ``bot``, the thoughts and what closes them."""
+    base: Tensor
+    """Log probabilities ``(row, vocabulary)`` at the answer's number."""
+
+
+@dataclass(slots=True)
+class Answers:
+    """Answers whose log probability is asked, as tokens after what they all begin with."""
+
+    shared: list[int]
+    rest: list[list[list[int]]]
+    """Tokens after ``shared`` by answer and example, end token included."""
+    counted: int
+    """Tokens at the end of ``shared`` that count as part of the answer."""
+    differ: list[int]
+    """Place at which the first two answers differ, by example; -1 where they never do."""
+
+
+def spend(cost: dict[str, int], flight: Flight) -> None:
+    """Add what a flight has fed."""
+    cost["positions_fed"] += flight.fed
+    cost["model_calls"] += flight.calls
+
+
+def asked_answers(reasoner: Reasoner, texts: list[list[str]]) -> Answers:
+    """Tokens of answers, and what they all begin with: the prefix, and a space where that is a token of its own."""
+    if not texts:
+        return Answers(shared=[], rest=[], counted=0, differ=[])
+    cache: dict[str, list[int]] = {}
+    for text in {text for each in texts for text in each}:
+        cache[text] = reasoner.answer_tokens(text)
+    start = min(reasoner.answer_start(text) for text in cache)
+    sequences = list(cache.values())
+    shared = sequences[0][:start]
+    while any(tokens[: len(shared)] != shared for tokens in sequences):
+        shared = shared[:-1]
+    prefix = min(reasoner.prefix_length(text) for text in cache)
+    n = len(shared)
+    rest = [[cache[text][n:] for text in each] for each in texts]
+    differ = [-1] * len(texts[0])
+    if len(rest) > 1:
+        for index, (one, other) in enumerate(zip(rest[0], rest[1], strict=True)):
+            differ[index] = next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), -1)
+    return Answers(shared=shared, rest=rest, counted=max(0, n - prefix), differ=differ)
+
+
+def set_base(reasoner: Reasoner, trunk: Trunk, asked: Answers, batch: list[int], cost: dict[str, int]) -> None:
+    """Distribution of the untouched run at the answer's number."""
+    flight = Flight(reasoner, trunk.pad, trunk.n_before, trunk.cache)
+    states = feed_shared(flight, trunk.states[-1], asked.shared)
+    trunk.base = torch.log_softmax(reasoner._logits(states[:, -1]).float(), dim=-1)
+    flight.cache.length -= len(asked.shared)
+    spend(cost, flight)
+
+
+def feed_shared(flight: Flight, state: Tensor, shared: list[int]) -> Tensor:
+    """States ``(row, place)`` that predict each shared token and the one after them."""
+    if not shared:
+        return state[:, None]
+    tokens = torch.tensor(shared, device=state.device).expand(len(state), -1)
+    return torch.cat([state[:, None], flight.feed_tokens(tokens)], dim=1)
+
+
+def write_answers(
+    reasoner: Reasoner, flight: Flight, states: Tensor, shared: list[int], n_new: int, cost: dict[str, int]
+) -> list[list[int]]:
+    """Greedy answers; rows that begin with the shared tokens, as most do, go on after them.
+
+    The columns of the shared tokens are filled from measuring; ``states`` predict each of them and what follows.
+    """
+    begin = len(shared) if len(shared) < n_new else 0
+    follows = torch.ones(len(states), dtype=torch.bool, device=states.device)
+    for place, token in enumerate(shared[:begin]):
+        follows &= reasoner._likeliest(reasoner._logits(states[:, place])) == token
+    lines: list[list[int]] = [[] for _ in range(len(states))]
+    length = flight.column
+    for chosen, start in ((follows, begin), (~follows, 0)):
+        rows = chosen.nonzero()[:, 0]
+        if not len(rows):
+            continue
+        part = flight
+        flight.cache.length = length + start
+        if len(rows) < len(states):
+            cache = flight.cache.take(rows, length + start, flight.cache.capacity)
+            part = Flight(reasoner, flight.pad[rows], flight.n_before, cache, editor=flight.editor, rows=rows)
+        found = part.answer(states[rows, start], n_new - start).cpu().tolist()
+        for row in rows.tolist():
+            lines[row] = [*shared[:start], *found[row]]
+        if part is not flight:
+            spend(cost, part)
+        flight.cache.length = length
+    return lines
+
+
+def measure_answers(
+    reasoner: Reasoner, flight: Flight, state: Tensor, trunk: Trunk, source: Tensor, asked: Answers, batch: list[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, Tensor]:
+    """Log probability of each answer, logit difference of the first two, divergence from the untouched run.
+
+    Also the states that predict the shared tokens and what follows; the columns of these tokens stay filled, though the
+    cache's length is set back before them.
+    """
+    n_row = len(source)
+    difference = np.full(n_row, np.nan)
+    if not asked.rest:
+        return np.empty((0, n_row)), difference, np.full(n_row, np.nan), state[:, None]
+    length = flight.column
+    index = torch.arange(n_row, device=state.device)
+    states = feed_shared(flight, state, asked.shared)
+    extra = torch.zeros(n_row, device=state.device)
+    for place in range(len(asked.shared) - asked.counted, len(asked.shared)):
+        extra += torch.log_softmax(reasoner._logits(states[:, place]).float(), dim=-1)[:, asked.shared[place]]
+    logits = reasoner._logits(states[:, -1]).float()
+    log_p = torch.log_softmax(logits, dim=-1)
+    base = trunk.base[source]
+    kl = (base.exp() * (base - log_p)).nan_to_num(0.0).sum(-1)
+    after = flight.column
+    found = []
+    picked = list(batch) * (n_row // len(batch))
+    for number, rest in enumerate(asked.rest):
+        tokens = [rest[example] for example in picked]
+        longest = max(len(each) for each in tokens)
+        padded = torch.tensor(
+            [each + [reasoner.eos_id] * (longest - len(each)) for each in tokens], device=state.device
+        )
+        total = extra + log_p[index, padded[:, 0]]
+        if longest > 1:
+            later = flight.feed_tokens(padded[:, :-1], record=False)
+            for place in range(1, longest):
+                these = reasoner._logits(later[:, place - 1]).float()
+                counts = torch.tensor([len(each) > place for each in tokens], device=state.device)
+                each_log_p = torch.log_softmax(these, dim=-1)[index, padded[:, place]]
+                total = total + torch.where(counts, each_log_p, torch.zeros_like(each_log_p))
+                if number == 0:
+                    _differences(difference, these, asked, picked, place)
+        if number == 0:
+            _differences(difference, logits, asked, picked, 0)
+        flight.cache.length = after
+        found.append(total)
+    flight.cache.length = length
+    return torch.stack(found).cpu().double().numpy(), difference, kl.cpu().double().numpy(), states
+
+
+def _differences(difference: np.ndarray, logits: Tensor, asked: Answers, picked: list[int], place: int) -> None:
+    """Fill in the rows whose first two answers differ at this place."""
+    rows = [row for row, example in enumerate(picked) if asked.differ[example] == place]
+    if rows:
+        at = torch.tensor(rows, device=logits.device)
+        one = torch.tensor([asked.rest[0][picked[row]][place] for row in rows], device=logits.device)
+        other = torch.tensor([asked.rest[1][picked[row]][place] for row in rows], device=logits.device)
+        difference[rows] = (logits[at, one] - logits[at, other]).cpu().numpy()

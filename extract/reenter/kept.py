@@ -1,0 +1,61 @@
+"""Finished batches of an experiment, kept in a folder until all are done."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from schemas import canonical_json, fingerprint
+
+
+def array_digest(array: xr.DataArray) -> str:
+    """SHA-256 of an array's labels and values."""
+    labels = {str(dim): [str(each) for each in array[dim].values] for dim in array.dims}
+    digest = hashlib.sha256(canonical_json(labels).encode())
+    digest.update(np.ascontiguousarray(array.values).tobytes())
+    return digest.hexdigest()
+
+
+class Kept:
+    """Finished batches of a sweep in a folder, under the digest of everything that decides them.
+
+    Each file says which examples and conditions it holds, and carries a digest of its content: one that says otherwise,
+    or was cut short, is computed again.
+    """
+
+    def __init__(self, folder: Path, identity: str) -> None:
+        self.folder = folder / identity[:32]
+
+    def load(self, name: str, holds: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
+        """Values of a batch, if its file is there, whole, and of these examples and conditions."""
+        try:
+            kept = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+            digest = kept.pop("sha256")
+        except (OSError, ValueError, KeyError, AttributeError):
+            return None
+        if kept.get("holds") != holds or digest != fingerprint(kept):
+            return None
+        return {
+            key: np.array(value, dtype=object if key == "text" else np.float64).reshape(kept["shapes"][key])
+            for key, value in kept["values"].items()
+        }
+
+    def save(self, name: str, holds: Mapping[str, Any], found: dict[str, np.ndarray]) -> None:
+        """Keep the values of a batch, whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{name}.json"
+        values = {
+            key: value.ravel().tolist()
+            if key == "text"
+            else [x if math.isfinite(x) else None if math.isnan(x) else str(x) for x in value.ravel().tolist()]
+            for key, value in found.items()
+        }
+        content = {"holds": holds, "values": values, "shapes": {key: list(value.shape) for key, value in found.items()}}
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(content | {"sha256": fingerprint(content)}), encoding="utf-8")
+        partial.replace(path)

@@ -1,0 +1,73 @@
+"""How the states of a changed run differ from those of the untouched one, and what they read."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from extract.model.reasoner import Reasoner
+
+OBSERVED = {
+    "state_kl": "nat",
+    "state_logprob_change": "nat",
+    "state_flip": "1",
+    "state_cosine": "1",
+    "state_change": "1",
+}
+"""What is measured of a state after the final norm, and its unit: divergence of the untouched read-out from this one;
+change of the log probability of the untouched one's likeliest token; whether another token is likeliest; cosine of the
+two states; norm of the difference over the norm of the untouched state."""
+SAME = (0.0, 0.0, 0.0, 1.0, 0.0)
+"""The same of two equal states."""
+
+
+def observe_states(
+    reasoner: Reasoner, untouched: Sequence[Tensor], changed: Mapping[int, Tensor], source: Tensor
+) -> np.ndarray:
+    """Compare states place by place.
+
+    Parameters
+    ----------
+    reasoner
+        Model whose unembedding reads the states.
+    untouched
+        States ``(example, hidden)`` at each offset from ``bot``.
+    changed
+        States ``(row, hidden)`` at some offsets; those before are as they were. Rows are conditions times examples.
+    source
+        Example of each row.
+
+    Returns
+    -------
+    (condition, measure, offset, example), measures in order of :data:`OBSERVED`
+    """
+    n_example = len(untouched[0])
+    n_condition = len(source) // n_example
+    out = np.empty((n_condition, len(OBSERVED), len(untouched), n_example))
+    out[:] = np.array(SAME)[None, :, None, None]
+    for offset, new in changed.items():
+        measured = _differences(reasoner, untouched[offset], new, source)
+        out[:, :, offset] = (
+            measured.cpu().double().numpy().reshape(len(OBSERVED), n_condition, n_example).swapaxes(0, 1)
+        )
+    return out
+
+
+def _differences(reasoner: Reasoner, old: Tensor, new: Tensor, source: Tensor) -> Tensor:
+    """Measures ``(measure, row)`` of new states against the old ones of their examples."""
+    base = torch.log_softmax(reasoner._logits(old).float(), dim=-1)
+    best = base.argmax(-1)[source]
+    now = torch.log_softmax(reasoner._logits(new).float(), dim=-1)
+    rows = torch.arange(len(source), device=new.device)
+    kl = (base.exp() * (base - now.view(-1, *base.shape))).nan_to_num(0.0).sum(-1).flatten()
+    before, after = old[source].float(), new.float()
+    return torch.stack(
+        [
+            kl,
+            now[rows, best] - base[source, best],
+            (now.argmax(-1) != best).float(),
+            torch.nn.functional.cosine_similarity(before, after, dim=-1),
+            (after - before).norm(dim=-1) / before.norm(dim=-1),
+        ]
+    )
