@@ -17,8 +17,10 @@ import numpy as np
 import torch
 
 from extract.model.load import load_reasoner
-from extract.reenter.intervene import Armed, StoredValues, arm
+from extract.reenter.armed import Armed
+from extract.reenter.intervene import arm
 from extract.reenter.sweep import Condition, sweep
+from extract.reenter.values import StoredValues
 from extract.run.extract import extract, prepare
 from extract.small_models.problems import make_splits, write_problems
 from schemas import Intervention, RunSpec

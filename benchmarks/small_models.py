@@ -20,7 +20,7 @@ import torch
 import xarray as xr
 
 from extract import load_reasoner
-from extract.reenter.intervene import Armed
+from extract.reenter.armed import Armed
 from extract.small_models.evaluate import Rate
 from extract.small_models.problems import (
     SPLIT_SIZES,

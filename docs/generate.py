@@ -19,6 +19,7 @@ from typer.main import get_command
 
 from lake import app
 from schemas import DIMS, MODEL_VARIABLES, OPERATIONS, RUN_VARIABLES, Variable, position_labels, segment_of
+from schemas.intervention import SITES
 from store import RunLayout
 
 DOCS = Path(__file__).parent
@@ -140,8 +141,12 @@ def position_table() -> str:
 
 def operation_table() -> str:
     """What can be done at each site."""
-    rows = [[f"`{site}`", " ".join(f"`{each}`" for each in found)] for site, found in OPERATIONS.items()]
-    return table(["site", "operations"], rows)
+    rows = []
+    for site, kind in SITES.items():
+        names = [f"`{name}`" for name, operation in OPERATIONS.items() if site in operation.sites]
+        rows.append([f"`{site}`", kind.what, " ".join(names)])
+    described = [[f"`{name}`", operation.what] for name, operation in OPERATIONS.items()]
+    return table(["site", "what it is", "operations"], rows) + "\n" + table(["operation", "what it does"], described)
 
 
 def size_table() -> str:

@@ -1,6 +1,6 @@
 """What is changed when a model thinks again: site, where, what, and whose value goes in."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -8,21 +8,84 @@ from schemas.errors import UsageError
 from schemas.spelling import nearest
 from schemas.vocabulary import USUAL, Places, segment_of
 
-Site = Literal["latent_embedding", "hidden_state", "head_output", "attention"]
-Operation = Literal["zero", "mean", "resample", "noise", "scale", "replace", "add", "shuffle", "force"]
+Site = Literal[
+    "latent_embedding", "hidden_state", "mlp_output", "attention_output", "head_output", "key", "value", "attention"
+]
+OperationName = Literal[
+    "zero", "mean", "resample", "noise", "scale", "replace", "add", "shuffle", "force", "project_out", "replace_in",
+    "write",
+]  # fmt: skip
 Donor = Literal["forward", "stored", "twin", "other"]
 """Whose value replaces: the same forward pass's own, the example's own stored one, that of the pair's other half, or
 that of another problem."""
 Average = Literal["position", "run", "correct", "wrong"]
 """Over what a mean goes: the position's examples, all thoughts of all examples, the rightly or the wrongly answered."""
 
-OPERATIONS: dict[str, tuple[str, ...]] = {
-    "latent_embedding": ("zero", "mean", "resample", "noise", "scale", "replace", "add", "shuffle"),
-    "hidden_state": ("zero", "mean", "resample", "noise", "scale", "replace", "add", "shuffle"),
-    "head_output": ("zero", "mean", "resample", "noise", "scale", "replace"),
-    "attention": ("zero", "mean", "resample", "scale", "replace", "force"),
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SiteKind:
+    """What an intervention at a site has to name."""
+
+    what: str
+    layers: bool = True
+    heads: bool = False
+    keys: bool = False
+
+
+SITES: dict[str, SiteKind] = {
+    "latent_embedding": SiteKind(what="vector fed at a thought", layers=False),
+    "hidden_state": SiteKind(what="residual stream after a block"),
+    "mlp_output": SiteKind(what="what a block's MLP adds to the residual stream"),
+    "attention_output": SiteKind(what="what a block's attention adds to the residual stream"),
+    "head_output": SiteKind(what="one head's input to the output projection of attention", heads=True),
+    "key": SiteKind(what="key in the cache, rotated to its place where the model does so", heads=True),
+    "value": SiteKind(what="value in the cache", heads=True),
+    "attention": SiteKind(what="probabilities from a query to keys", heads=True, keys=True),
 }
-"""What can be done at each site."""
+STREAM_SITES = ("latent_embedding", "hidden_state", "mlp_output", "attention_output")
+"""Sites whose values are as wide as the residual stream."""
+VECTOR_SITES = (*STREAM_SITES, "head_output", "key", "value")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Operation:
+    """Where something can be done, and which fields of an :class:`Intervention` say how."""
+
+    what: str
+    sites: tuple[str, ...] = VECTOR_SITES
+    takes: tuple[str, ...] = ()
+    """Fields that say how."""
+    needs: tuple[str, ...] = ()
+    """Those among them that have no default."""
+
+
+OPERATIONS: dict[str, Operation] = {
+    "zero": Operation(what="0 is put in; what is left of attention sums to 1", sites=tuple(SITES)),
+    "mean": Operation(what="a mean over the run is put in", sites=tuple(SITES), takes=("average",)),
+    "resample": Operation(what="the value of another problem is put in", sites=tuple(SITES), takes=("seed",)),
+    "scale": Operation(what="multiplied by the strength", sites=tuple(SITES), takes=("strength",)),
+    "replace": Operation(what="a donor's value is put in", sites=tuple(SITES), takes=("donor", "seed")),
+    "noise": Operation(what="noise in standard deviations of each component is added", takes=("strength", "seed")),
+    "add": Operation(
+        what="a direction is added", sites=STREAM_SITES, takes=("strength", "direction"), needs=("direction",)
+    ),
+    "shuffle": Operation(what="the positions exchange their values", sites=STREAM_SITES, takes=("seed",)),
+    "force": Operation(what="all attention goes to the keys, evenly", sites=("attention",)),
+    "project_out": Operation(
+        what="the part inside a subspace becomes its mean", sites=STREAM_SITES,
+        takes=("strength", "subspace"), needs=("subspace",),
+    ),
+    "replace_in": Operation(
+        what="the part inside a subspace becomes a donor's", sites=STREAM_SITES,
+        takes=("strength", "subspace", "donor", "seed"), needs=("subspace",),
+    ),
+    "write": Operation(
+        what="the state, or its part inside a subspace, becomes a named value", sites=STREAM_SITES,
+        takes=("strength", "subspace", "direction"), needs=("direction",),
+    ),
+}  # fmt: skip
+"""What can be done. A new operation is an entry here, its values in ``extract/reenter/intervene.py``, and, if it is
+neither set, scaled and shifted, nor moved inside a subspace, its formula in ``extract/reenter/armed.py``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,23 +93,26 @@ class Intervention:
     """One change, armed at the positions named and nowhere else; what follows is computed from the changed state."""
 
     site: Site
-    operation: Operation
+    operation: OperationName
     positions: tuple[str, ...]
     """Where, by name; for attention the queries."""
     layers: tuple[int, ...] = ()
     """Which blocks; none for ``latent_embedding``."""
     heads: tuple[int, ...] = ()
-    """Which heads, for ``head_output`` and ``attention``; empty: all."""
+    """Which heads, for the sites that have some (of ``key`` and ``value`` those of the cache); empty: all."""
     keys: tuple[str, ...] = ()
     """Key positions of the edges, for ``attention``."""
     strength: float = 1.0
-    """Factor of ``scale`` and ``add``; for ``noise`` in standard deviations of the position's component."""
+    """Factor of ``scale`` and ``add``; for ``noise`` in standard deviations of the position's component; for what is
+    done inside a subspace the share of the way there (1: all of it)."""
     donor: Donor = "stored"
-    """Whose value ``replace`` puts in."""
+    """Whose value ``replace`` and ``replace_in`` put in."""
     average: Average = "position"
     """Over what ``mean`` goes."""
     direction: str = ""
-    """Name of the direction that ``add`` adds."""
+    """Name of the vector that ``add`` adds, or of the value that ``write`` writes."""
+    subspace: str = ""
+    """Name of the subspace in which ``project_out``, ``replace_in`` and ``write`` work."""
     seed: int = 0
     """Of everything drawn at random."""
     as_noise: bool = False
@@ -54,46 +120,42 @@ class Intervention:
 
     def __post_init__(self) -> None:
         """Check what can be checked without a model."""
-        if self.site not in OPERATIONS:
+        _one_of("site", self.site, SITES)
+        _one_of("operation", self.operation, OPERATIONS)
+        if self.site not in OPERATIONS[self.operation].sites:
+            able = [name for name, entry in OPERATIONS.items() if self.site in entry.sites]
             raise UsageError(
-                f"site {self.site!r} is not one of {', '.join(OPERATIONS)}{nearest(self.site, OPERATIONS)}"
+                f"{self.operation!r} cannot be done at {self.site}; {', '.join(able)} can"
+                + nearest(self.operation, able)
             )
-        if self.operation not in OPERATIONS[self.site]:
-            raise UsageError(
-                f"{self.operation!r} cannot be done at {self.site}; {', '.join(OPERATIONS[self.site])} can"
-                + nearest(self.operation, OPERATIONS[self.site])
-            )
+        site, takes = SITES[self.site], OPERATIONS[self.operation].takes
         if not self.positions:
             raise UsageError(f"an intervention at {self.site} names no position")
-        if (self.site == "latent_embedding") == bool(self.layers):
+        if site.layers != bool(self.layers):
             raise UsageError(
-                "latent_embedding is fed below all layers and takes none"
+                f"{self.site} is fed below all layers and takes none"
                 if self.layers
                 else f"an intervention at {self.site} names no layer"
             )
-        if self.heads and self.site not in ("head_output", "attention"):
-            raise UsageError(f"{self.site} has no heads; head_output and attention have")
-        if (self.site == "attention") != bool(self.keys):
+        if self.heads and not site.heads:
+            raise UsageError(f"{self.site} has no heads; {', '.join(name for name in SITES if SITES[name].heads)} have")
+        if site.keys != bool(self.keys):
             raise UsageError(
                 f"{self.site} has no keys; attention has" if self.keys else "an intervention on attention names no keys"
             )
-        if self.operation == "replace" and self.donor not in get_args(Donor):
-            raise UsageError(
-                f"donor {self.donor!r} is not one of {', '.join(get_args(Donor))}{nearest(self.donor, get_args(Donor))}"
-            )
-        if self.operation == "mean" and self.average not in get_args(Average):
-            allowed = get_args(Average)
-            raise UsageError(
-                f"average {self.average!r} is not one of {', '.join(allowed)}{nearest(self.average, allowed)}"
-            )
-        if self.operation == "add" and not self.direction:
-            raise UsageError("add names no direction")
+        if "donor" in takes:
+            _one_of("donor", self.donor, get_args(Donor))
+        if "average" in takes:
+            _one_of("average", self.average, get_args(Average))
+        for name in OPERATIONS[self.operation].needs:
+            if not getattr(self, name):
+                raise UsageError(f"{self.operation} names no {name}")
         if self.operation == "shuffle" and len(self.positions) < 2:
             raise UsageError("shuffle exchanges the values of several positions; one is named")
         if self.as_noise and self.site == "attention":
             raise UsageError("attention is a distribution; noise of the norm of a change is none")
 
-    def check(self, *, n_layer: int, n_head: int, places: Places = USUAL) -> None:
+    def check(self, *, n_layer: int, n_head: int, n_cache_head: int | None = None, places: Places = USUAL) -> None:
         """Check against a model's size, and that every edge runs back in time.
 
         Raises
@@ -107,6 +169,8 @@ class Intervention:
                     f"layer {layer} is not there; the model has layers 0 to {n_layer - 1}"
                     + nearest(layer, range(n_layer))
                 )
+        if self.site in ("key", "value") and n_cache_head is not None:
+            n_head = n_cache_head
         for head in self.heads:
             if not 0 <= head < n_head:
                 raise UsageError(
@@ -122,6 +186,12 @@ class Intervention:
             raise UsageError(
                 f"attention from {', '.join(self.positions)} to {', '.join(self.keys)}: a query sees no later position"
             )
+
+
+def _one_of(what: str, value: str, allowed: Collection[str]) -> None:
+    """Refuse a word that is none of those allowed."""
+    if value not in allowed:
+        raise UsageError(f"{what} {value!r} is not one of {', '.join(allowed)}{nearest(value, allowed)}")
 
 
 def check_positions(labels: Sequence[str], places: Places = USUAL) -> list[int]:

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from extract import Reasoner, load_reasoner
-from extract.reenter.intervene import Armed, StoredValues, arm
+from extract.reenter.armed import Armed
+from extract.reenter.intervene import arm
 from extract.reenter.sweep import Condition, sweep
+from extract.reenter.values import StoredValues
 from schemas import Intervention, UsageError, position_coords, position_labels, position_offset
 
 QUESTIONS = [
@@ -77,19 +79,24 @@ def oracle(request: pytest.FixtureRequest) -> tuple[Reasoner, xr.Dataset]:
 # ---- the slow reference -------------------------------------------------------------------------------------------
 
 Change = Callable[[Tensor], Tensor]
-EDGES: dict[int, list[tuple[int, Change]]] = {}
-"""By layer, the query places whose attention rows ``(head, key)`` are changed, in the reference's attention."""
+INSIDE: dict[tuple[str, int], list[tuple[int, Change]]] = {}
+"""By site and layer, what is changed in the reference's attention: rows ``(head, key)`` of query places, and keys and
+values ``(key head, head_size)`` of places."""
 
 
 def reference_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **_: Any
 ) -> tuple[Tensor, None]:
+    for site, cached in (("key", key), ("value", value)):
+        for place, change in INSIDE.get((site, module.layer_idx), []):
+            if place < cached.shape[2]:
+                cached[0, :, place] = change(cached[0, :, place].clone())
     groups = query.shape[1] // key.shape[1]
     key, value = (each.repeat_interleave(groups, 1) for each in (key, value))
     n = query.shape[2]
     scores = (query @ key.mT * scaling).masked_fill(torch.ones(n, n, dtype=torch.bool).triu(1), -torch.inf)
     weights = scores.softmax(-1)
-    for place, change in EDGES.get(module.layer_idx, []):
+    for place, change in INSIDE.get(("attention", module.layer_idx), []):
         if place < n:
             weights[0, :, place] = change(weights[0, :, place].clone())
     return (weights @ value).transpose(1, 2), None
@@ -106,11 +113,12 @@ def patched(reasoner: Reasoner, changes: list[tuple[str, int, int, Change]]) -> 
     handles = []
 
     def hidden_hook(place: int, change: Change) -> Callable[..., Any]:
-        def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-            if place < output.shape[1]:
-                output = output.clone()
-                output[0, place] = change(output[0, place])
-            return output
+        def hook(_: nn.Module, __: Any, output: Any) -> Any:
+            stream = output[0] if isinstance(output, tuple) else output
+            if place < stream.shape[1]:
+                stream = stream.clone()
+                stream[0, place] = change(stream[0, place])
+            return (stream, *output[1:]) if isinstance(output, tuple) else stream
 
         return hook
 
@@ -123,16 +131,18 @@ def patched(reasoner: Reasoner, changes: list[tuple[str, int, int, Change]]) -> 
 
         return hook
 
-    EDGES.clear()
+    INSIDE.clear()
     for site, layer, place, change in changes:
-        if site == "hidden_state":
-            handles.append(blocks[layer].register_forward_hook(hidden_hook(place, change)))
+        if site in ("hidden_state", "mlp_output", "attention_output"):
+            attention = "attn" if reasoner.architecture == "gpt2" else "self_attn"
+            name = {"hidden_state": "", "mlp_output": "mlp", "attention_output": attention}[site]
+            handles.append(blocks[layer].get_submodule(name).register_forward_hook(hidden_hook(place, change)))
         elif site == "head_output":
             block = blocks[layer]
             module = block.attn.c_proj if reasoner.architecture == "gpt2" else block.self_attn.o_proj
             handles.append(module.register_forward_pre_hook(head_hook(place, change)))
-        elif site == "attention":
-            EDGES.setdefault(layer, []).append((place, change))
+        elif site != "latent_embedding":
+            INSIDE.setdefault((site, layer), []).append((place, change))
     before = reasoner.model.config._attn_implementation
     reasoner.model.config._attn_implementation = "slow_reference"
     try:
@@ -197,15 +207,16 @@ def reference_changes(
     """What an intervention means, written down once more from its definition."""
     bot = len(prompt) - 1
     site, operation = intervention.site, intervention.operation
-    heads = list(intervention.heads or range(reasoner.n_head))
+    n_head = reasoner.n_cache_head if site in ("key", "value") else reasoner.n_head
+    heads = list(intervention.heads or range(n_head))
     changes: list[tuple[str, int, int, Change]] = []
     for layer, position in itertools.product(intervention.layers or (-1,), intervention.positions):
 
         def stored(index: int, layer: int = layer, position: str = position) -> Tensor:
-            if site == "head_output":
-                found = reasoner.think([reasoner.encode(str(run.question.values[index]))], head_output=True,
+            if site not in run:
+                found = reasoner.think([reasoner.encode(str(run.question.values[index]))], parts=[site],
                                        stored_dtype="float32", max_new_tokens=1)  # fmt: skip
-                return torch.tensor(found.head_output[0, layer, position_offset(position)])
+                return torch.tensor(found.parts[site][0, layer, position_offset(position)])
             array = run[site].isel(example=index)
             array = array.sel(latent=position) if layer < 0 else array.sel(layer=layer, position=position)
             if site == "attention":
@@ -233,8 +244,8 @@ def reference_changes(
             return stored(donor)
 
         # Now, not inside the hooks: it may need the model itself.
-        if operation not in ("zero", "scale", "force", "add") and not (
-            operation == "replace" and intervention.donor == "forward"
+        if operation not in ("zero", "scale", "force", "add", "project_out", "write") and not (
+            operation in ("replace", "replace_in") and intervention.donor == "forward"
         ):
             known = value()
             value = lambda known=known: known  # noqa: E731
@@ -256,7 +267,7 @@ def reference_changes(
                     part[:, columns] = new
                 old[heads] = part
                 return old
-            if site == "head_output":
+            if site in ("head_output", "key", "value"):
                 part = old[heads]
                 new = {
                     "zero": lambda: torch.zeros_like(part),
@@ -265,8 +276,12 @@ def reference_changes(
                 }.get(operation, lambda: part if intervention.donor == "forward" else value()[heads])()
                 old[heads] = new
                 return old
-            if operation == "replace" and intervention.donor == "forward":
+            if operation in ("replace", "replace_in") and intervention.donor == "forward":
                 return old
+            if operation in ("project_out", "replace_in", "write"):
+                onto = projector(reasoner, layer, intervention.subspace)
+                wanted = {"project_out": lambda: centre(reasoner), "write": lambda: direction(reasoner, layer)}
+                return old + intervention.strength * onto @ (wanted.get(operation, value)() - old)
             if operation == "add":
                 return old + intervention.strength * direction(reasoner, layer)
             return {
@@ -281,6 +296,47 @@ def reference_changes(
 
 def direction(reasoner: Reasoner, layer: int) -> Tensor:
     return torch.linspace(-1, 1, reasoner.hidden) * (layer + 2)
+
+
+def factors(reasoner: Reasoner, layer: int) -> tuple[Tensor, Tensor]:
+    """What spans an oblique subspace of rank 3 ``(3, hidden)``, and what reads the coordinates in it."""
+    generator = torch.Generator().manual_seed(layer + 7)
+    basis, other = (torch.randn(3, reasoner.hidden, generator=generator) for _ in range(2))
+    return basis, torch.linalg.solve(other @ basis.mT, other)
+
+
+def centre(reasoner: Reasoner) -> Tensor:
+    return torch.linspace(0, 0.5, reasoner.hidden)
+
+
+def projector(reasoner: Reasoner, layer: int, name: str) -> Tensor:
+    """Onto the subspace, from its definition: an idempotent matrix."""
+    if not name:
+        return torch.eye(reasoner.hidden)
+    basis, dual = factors(reasoner, layer)
+    if name == "straight":
+        return basis.mT @ torch.linalg.inv(basis @ basis.mT) @ basis
+    return basis.mT @ dual
+
+
+def named_values(reasoner: Reasoner) -> tuple[dict[str, xr.DataArray], dict[str, xr.Dataset]]:
+    """A direction of every layer, and two subspaces."""
+    layers = range(-1, reasoner.n_layer)
+    ramp = np.stack([direction(reasoner, layer).numpy() for layer in layers])
+    oblique = [factors(reasoner, layer) for layer in layers]
+    arrays = {
+        "straight": {"basis": [torch.linalg.qr(basis.mT)[0].mT for basis, _ in oblique]},
+        "oblique": {"basis": [basis for basis, _ in oblique], "dual": [dual for _, dual in oblique]},
+    }
+    subspaces = {
+        name: xr.Dataset(
+            {key: (("layer", "rank", "hidden"), np.stack(each)) for key, each in found.items()}
+            | {"mean": ("hidden", centre(reasoner).numpy())},
+            coords={"layer": layers},
+        )
+        for name, found in arrays.items()
+    }
+    return {"ramp": xr.DataArray(ramp, dims=("layer", "hidden"), coords={"layer": layers})}, subspaces
 
 
 OPERATIONS = [
@@ -304,6 +360,10 @@ PLACES = {
         {"positions": ("ct3",), "layers": (2,), "heads": (1, 3)},
         {"positions": ("bot", "eot"), "layers": (1,)},
     ],
+    "mlp_output": [{"positions": ("bot", "ct4"), "layers": (0, 3)}],
+    "attention_output": [{"positions": ("ct1", "eot"), "layers": (1, 2)}],
+    "key": [{"positions": ("bot", "ct3"), "layers": (1, 2), "heads": (1,)}],
+    "value": [{"positions": ("ct1", "eot"), "layers": (0, 3)}],
     "attention": [
         {"positions": ("ct4",), "layers": (1,), "heads": (0, 2), "keys": ("ct1", "ct4", "q-1")},
         {"positions": ("eot", "ct5"), "layers": (0, 3), "keys": ("bot", "ct2")},
@@ -316,13 +376,26 @@ def cases(site: str) -> list[Intervention]:
     if site == "attention":
         operations = [*OPERATIONS[:2], *OPERATIONS[3:], {"operation": "force"}]
         operations = [{**each, "strength": 2.5} if each["operation"] == "scale" else each for each in operations]
-    if site in ("latent_embedding", "hidden_state"):
-        operations += [{"operation": "add", "strength": 2.0, "direction": "ramp"}]
+    if site in ("latent_embedding", "hidden_state", "mlp_output", "attention_output"):
+        operations += [
+            {"operation": "add", "strength": 2.0, "direction": "ramp"},
+            {"operation": "project_out", "subspace": "straight"},
+            {"operation": "project_out", "subspace": "oblique", "strength": 0.5},
+            {"operation": "replace_in", "subspace": "oblique", "donor": "twin"},
+            {"operation": "replace_in", "subspace": "straight", "donor": "forward"},
+            {"operation": "write", "subspace": "straight", "direction": "ramp"},
+            {"operation": "write", "direction": "ramp", "strength": 0.7},
+        ]
+    if site in ("mlp_output", "attention_output", "key", "value"):
+        # What an operation does is the same at every site; where it acts, and whose values come back, is not.
+        operations = [each for each in operations if each["operation"] in ("mean", "scale", "replace", "project_out")]
     if site == "latent_embedding":
         operations += [{"operation": "mean", "average": "run"}]
     found = []
     for place, operation in itertools.product(PLACES[site], operations):
-        if "a0" in place["positions"] and operation["operation"] in ("mean", "resample", "noise", "replace"):
+        if "a0" in place["positions"] and operation["operation"] in (
+            "mean", "resample", "noise", "replace", "replace_in",
+        ):  # fmt: skip
             place = {**place, "positions": ("eot",)}
         found.append(Intervention(site=site, **place, **operation))  # type: ignore[arg-type]
     return found
@@ -332,12 +405,7 @@ def cases(site: str) -> list[Intervention]:
 def test_every_operation_is_what_a_slow_reference_computes(oracle: tuple[Reasoner, xr.Dataset], site: str) -> None:
     reasoner, run = oracle
     interventions = cases(site)
-    ramp = xr.DataArray(
-        np.stack([direction(reasoner, layer).numpy() for layer in range(-1, reasoner.n_layer)]),
-        dims=("layer", "hidden"),
-        coords={"layer": range(-1, reasoner.n_layer)},
-    )
-    values = StoredValues(run, reasoner, {"ramp": ramp})
+    values = StoredValues(run, reasoner, *named_values(reasoner))
     conditions = [Condition(name=str(index), interventions=(each,)) for index, each in enumerate(interventions)]
     examples = [11, 14]
     answers = {"gold": ["12", "7"], "against": ["13", "4"]}
@@ -400,8 +468,9 @@ def everywhere(reasoner: Reasoner, donor: str) -> list[list[Intervention]]:
         {"site": "latent_embedding", "positions": positions[3:9]},
         {"site": "hidden_state", "positions": positions, "layers": layers},
     ]
-    if donor == "forward":
-        where.append({"site": "head_output", "positions": positions, "layers": layers})
+    computed = ("head_output", "mlp_output", "attention_output", "key", "value")
+    for site in computed if donor == "forward" else ():
+        where.append({"site": site, "positions": positions, "layers": layers})
     out = [[Intervention(operation="replace", donor=donor, **each)] for each in where]  # type: ignore[arg-type]
     edges = [
         Intervention(
@@ -514,8 +583,8 @@ def test_a_place_that_was_passed_once_copies_nothing_again(monkeypatch: pytest.M
             edited
             for rows in (everything, some)
             for edited in (
-                armed.hidden_state(0, torch.zeros(len(rows), 1, 3), 1, rows),
-                armed.head_output(0, torch.ones(len(rows), 1, 2, 3), 1, rows),
+                armed.states("hidden_state", 0, torch.zeros(len(rows), 1, 3), 1, rows),
+                armed.states("head_output", 0, torch.ones(len(rows), 1, 2, 3), 1, rows),
                 armed.attention(0, torch.full((len(rows), 2, 1, 4), 0.25), 1, rows, 2),
             )
         ]

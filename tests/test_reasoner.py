@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
 
 from extract import Reasoner, load_reasoner
-from extract.model.capture import Recorder
+from extract.model.recorder import Recorder
 from extract.small_models.problems import draw_problem
 from schemas import LakeError, UsageError, extract_answer
 
@@ -234,7 +234,7 @@ def test_states_beyond_the_stored_type_are_refused(tmp_path: Path) -> None:
 def test_attention_to_what_comes_later_is_an_error(share: float) -> None:
     recorder = Recorder(
         rows=1, layers=1, heads=1, hidden=2, columns=3, first=0, latents=1, stored=torch.float32,
-        device=torch.device("cpu"),
+        device=torch.device("cpu"), parts={},
     )  # fmt: skip
     past = torch.ones(3, 3).tril() / torch.arange(1, 4)[:, None]
     later = torch.tensor([[-share, share, 0], [0, 0, 0], [0, 0, 0]])

@@ -28,6 +28,10 @@ class Architecture:
     final_norm: str
     """Norm after the last block, below ``body``."""
     norm: Literal["layer_norm", "rms_norm"]
+    attention_output: str
+    """Module whose output a block adds to the residual stream for its attention, below the block."""
+    mlp_output: str = "mlp"
+    """The same of its MLP."""
 
 
 GPT2 = Architecture(
@@ -40,6 +44,7 @@ GPT2 = Architecture(
     blocks="h",
     final_norm="ln_f",
     norm="layer_norm",
+    attention_output="attn",
 )
 LLAMA = Architecture(
     model_type="llama",
@@ -51,6 +56,7 @@ LLAMA = Architecture(
     blocks="layers",
     final_norm="norm",
     norm="rms_norm",
+    attention_output="self_attn",
 )
 ARCHITECTURES: dict[str, Architecture] = {
     entry.model_type: entry

@@ -1,29 +1,26 @@
-"""Read a model while it runs: key-value cache, attention function, hooks on blocks, buffers, checks.
+"""Read and change a model while it runs: key-value cache, attention function, hooks on blocks.
 
 Nothing of this stays on the model: hooks live for one pass, and the attention function, set once at load, does the
 same as the library's unless a pass is handed to it.
 """
 
 import inspect
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from extract.model.recorder import Recorder
 from schemas import LakeError
 
 ATTENTION = "activation_lake"
 """Name under which :func:`attend` is registered with transformers."""
-ROW_SUM_TOLERANCE = 1e-4
-"""How far the probabilities of a row may be from summing to 1; they are float32 whatever the model runs in."""
 
 
 class Editor(Protocol):
@@ -35,11 +32,8 @@ class Editor(Protocol):
     def embedding(self, value: Tensor, first: int, rows: Tensor) -> Tensor:
         """Vectors ``(row, hidden)`` about to be fed at one thought."""
 
-    def hidden_state(self, layer: int, value: Tensor, first: int, rows: Tensor) -> Tensor:
-        """Output ``(row, position, hidden)`` of a block."""
-
-    def head_output(self, layer: int, value: Tensor, first: int, rows: Tensor) -> Tensor:
-        """Input ``(row, position, head, head_size)`` of an output projection."""
+    def states(self, site: str, layer: int, value: Tensor, first: int, rows: Tensor) -> Tensor:
+        """Values ``(row, position, hidden)``, or ``(row, position, head, head_size)``, of a site of a layer."""
 
     def attention(self, layer: int, value: Tensor, first: int, rows: Tensor, n_before: int) -> Tensor:
         """Probabilities ``(row, head, position, key_position)``."""
@@ -59,12 +53,20 @@ class KeyValues:
         self.capacity = capacity
         self.length = 0
         self.differentiable = differentiable
+        self.running: Pass | None = None
+        """Pass that reads and changes what is appended."""
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Append keys and values ``(row, head, position, head_size)`` of a layer; give all of them."""
         end = self.length + key.shape[2]
+        if self.running is not None:
+            # The library has heads before positions.
+            key, value = (
+                self.running.at(site, layer, new.transpose(1, 2)).transpose(1, 2)
+                for site, new in (("key", key), ("value", value))
+            )
         if layer == len(self._keys):
             for store, new in ((self._keys, key), (self._values, value)):
                 store.append(
@@ -99,162 +101,6 @@ def cache_argument(body: nn.Module) -> str:
     return "cache" if "cache" in inspect.signature(body.forward).parameters else "past_key_values"
 
 
-class Recorder:
-    """Buffers of one batch, in the stored type, aligned at ``bot``.
-
-    Positions run from ``first`` columns into the batch (all of them, or from ``bot`` on); key positions over all
-    columns. Nothing is looked at before the batch is done: every look makes a GPU wait.
-    """
-
-    def __init__(
-        self, *, rows: int, layers: int, heads: int, hidden: int, columns: int, first: int, latents: int,
-        stored: torch.dtype, device: torch.device, head_size: int | None = None,
-    ) -> None:  # fmt: skip
-        positions = columns - first
-        self.first = first
-        self.stored = stored
-
-        def zeros(*shape: int) -> Tensor:
-            if device.type == "cpu":  # NumPy asks for huge pages, without which first writing costs twice as much
-                return torch.from_numpy(np.zeros(shape, dtype=str(stored).removeprefix("torch.")))
-            return torch.zeros(shape, dtype=stored, device=device)
-
-        self.hidden_state = zeros(rows, layers, positions, hidden)
-        self.final_state = zeros(rows, positions, hidden)
-        self.latent_embedding = zeros(rows, latents, hidden)
-        self.attention = zeros(rows, layers, heads, positions, columns)
-        self.head_output: Tensor | None = None
-        if head_size is not None:
-            self.head_output = zeros(rows, layers, positions, heads, head_size)
-        self._row_sum = torch.zeros(rows, layers, heads, positions, device=device)
-
-    def block(self, layer: int, value: Tensor, column: int, rows: Tensor | None) -> None:
-        """Keep the output of a block, of the columns from ``column`` on."""
-        self._keep(self.hidden_state[:, layer], value, column, rows)
-
-    def final(self, value: Tensor, column: int, rows: Tensor | None) -> None:
-        """Keep states after the final norm."""
-        self._keep(self.final_state, value, column, rows)
-
-    def heads(self, layer: int, value: Tensor, column: int, rows: Tensor | None) -> None:
-        """Keep the inputs ``(row, position, head, head_size)`` of an output projection, if asked for."""
-        if self.head_output is not None:
-            self._keep(self.head_output[:, layer], value, column, rows)
-
-    def _keep(self, buffer: Tensor, value: Tensor, column: int, rows: Tensor | None) -> None:
-        """Put values ``(row, position, ...)`` whose first position is ``column`` where they belong in a buffer."""
-        skipped = max(self.first - column, 0)
-        if skipped < value.shape[1]:
-            start = column + skipped - self.first
-            _assign(buffer[:, start : start + value.shape[1] - skipped], value[:, skipped:], rows)
-
-    def rows_of(self, column: int, positions: int) -> int:
-        """How many of the last of these columns' attention rows are kept."""
-        return min(max(column + positions - self.first, 0), positions)
-
-    def probabilities(self, layer: int, value: Tensor, column: int, rows: Tensor | None) -> None:
-        """Keep attention rows ``(row, head, position, key_position)``, the first of them at ``column``."""
-        n_position, n_key = value.shape[2:]
-        start = column - self.first
-        past = value.tril(column) if n_position > 1 else value
-        _assign(self._row_sum[:, layer, :, start : start + n_position], past.sum(-1), rows)
-        _assign(self.attention[:, layer, :, start : start + n_position, :n_key], value, rows)
-
-    def finish(self, exists: Tensor, columns: int) -> tuple[dict[str, Tensor], Tensor]:
-        """Arrays cut to the answers' length, what does not exist marked as such; and what :meth:`check` looks at.
-
-        Parameters
-        ----------
-        exists : (row, position)
-            Whether a row has a token or a thought there.
-        columns
-            Key positions that any row has.
-
-        Returns
-        -------
-        tuple
-            Arrays by name, as :class:`extract.model.reasoner.Thinking` has them, still on the device; and
-            (2 layer + 2,) float32: the largest magnitude after each block, after the final norm and among the
-            vectors fed, then by layer how far attention over the past is from 1.
-        """
-        n_position = exists.shape[1]
-        hidden, final = self.hidden_state[:, :, :n_position], self.final_state[:, :n_position]
-        attention = self.attention[:, :, :, :n_position, :columns]
-        off = (self._row_sum[..., :n_position] - 1).abs().where(exists[:, None, None], 0).amax((0, 2, 3))
-        peaks = [
-            _peak_of(hidden, exists[:, None]).amax((0, 2)),
-            _peak_of(final, exists).amax()[None],
-            _peak_of(self.latent_embedding).amax()[None] if self.latent_embedding.numel() else hidden.new_zeros(1),
-        ]
-        absent = ~exists
-        arrays = {
-            "hidden_state": hidden.masked_fill_(absent[:, None, :, None], torch.nan),
-            "final_state": final.masked_fill_(absent[:, :, None], torch.nan),
-            "latent_embedding": self.latent_embedding,
-            "attention": attention.masked_fill_(absent[:, None, None, :, None], 0),
-        }
-        if self.head_output is not None:
-            heads = self.head_output[:, :, :n_position]
-            arrays["head_output"] = heads.masked_fill_(absent[:, None, :, None, None], torch.nan)
-        return arrays, torch.cat([*peaks, off])
-
-    def check(self, measured: Tensor) -> None:
-        """Nothing kept is non-finite or beyond the stored type's range, and attention is a distribution over the past.
-
-        Parameters
-        ----------
-        measured
-            Of :meth:`finish`.
-
-        Raises
-        ------
-        StoredRangeError
-            If values are not finite as stored; as computed they may be.
-        LakeError
-            If states are not finite, or attention is no distribution.
-        """
-        n_layer = self.hidden_state.shape[1]
-        where = [
-            *(f"states after layer {layer}" for layer in range(n_layer)),
-            "states after the final norm",
-            "vectors fed",
-        ]
-        values = measured.tolist()
-        for place, (value, name) in enumerate(zip(values, where, strict=False)):
-            if not math.isfinite(value):
-                if self.stored != torch.float32:
-                    raise StoredRangeError(name, place)
-                raise LakeError(f"{name} are not finite; run in --compute-dtype float32, or bfloat16 on a GPU")
-        for layer, worst in enumerate(values[n_layer + 2 :]):
-            if not worst <= ROW_SUM_TOLERANCE:
-                raise LakeError(
-                    f"attention of layer {layer}: probabilities of the past sum to 1 only within {worst:.1e};"
-                    " nothing was kept"
-                )
-
-
-class StoredRangeError(LakeError):
-    """Values are not finite in the type they are stored in; of which place in what :meth:`Recorder.check` reads."""
-
-    def __init__(self, name: str, place: int) -> None:
-        super().__init__(name)
-        self.place = place
-
-
-def _assign(buffer: Tensor, value: Tensor, rows: Tensor | None) -> None:
-    """Put values into a buffer of another type, into some of its rows or all."""
-    if rows is None:
-        buffer.copy_(value)
-    else:
-        buffer[rows] = value.to(buffer.dtype)
-
-
-def _peak_of(value: Tensor, exists: Tensor | None = None) -> Tensor:
-    """Largest magnitude along the last axis, 0 where nothing exists, NaN if any is; float32."""
-    peak = torch.maximum(value.amax(-1), value.amin(-1).neg()).float()
-    return peak if exists is None else peak.where(exists, 0)
-
-
 @dataclass
 class Pass:
     """One forward pass over consecutive columns of a batch, as the attention function and the hooks see it."""
@@ -275,6 +121,15 @@ class Pass:
     def unseen(self) -> Tensor:
         """What :attr:`mask` hides."""
         return ~self.mask
+
+    def at(self, site: str, layer: int, value: Tensor) -> Tensor:
+        """Value ``(row, position, ...)`` of a site as the interventions leave it, which is what is recorded."""
+        first = self.column - self.n_before
+        if self.editor is not None and self.editor.touches(site, layer, first, value.shape[1]):
+            value = self.editor.states(site, layer, value, first, self.rows)
+        if self.recorder is not None:
+            self.recorder.states(site, layer, value, self.column, self.kept_rows)
+        return value
 
     @property
     def kept_rows(self) -> Tensor | None:
@@ -349,11 +204,7 @@ def attend(
             kept = probabilities_of(query[:, :, -n_kept:], key, lake_pass.unseen[:, :, -n_kept:], scale)
     if recorder is not None and kept is not None and n_kept:
         recorder.probabilities(layer, kept, lake_pass.column + n_position - n_kept, lake_pass.kept_rows)
-    if editor is not None and editor.touches("head_output", layer, first, n_position):
-        out = editor.head_output(layer, out, first, lake_pass.rows)
-    if recorder is not None:
-        recorder.heads(layer, out, lake_pass.column, lake_pass.kept_rows)
-    return out, None
+    return lake_pass.at("head_output", layer, out), None
 
 
 def _fused(
@@ -372,29 +223,39 @@ AttentionInterface.register(ATTENTION, attend)
 
 
 @contextmanager
-def block_hooks(blocks: Sequence[nn.Module], current: Callable[[], Pass | None]) -> Iterator[None]:
-    """Hooks on every block for as long as the context lasts, whatever is raised inside it."""
+def block_hooks(
+    blocks: Sequence[nn.Module], parts: Mapping[str, str], current: Callable[[], Pass | None]
+) -> Iterator[None]:
+    """Hooks on every block, and on its parts, for as long as the context lasts, whatever is raised inside it.
 
-    def hook_of(layer: int) -> Callable[..., Any]:
+    Parameters
+    ----------
+    blocks
+        Blocks in their order.
+    parts
+        Sites, and the names of the modules below a block whose outputs they are.
+    current
+        Gives the pass that is going on.
+    """
+
+    def hook_of(site: str, layer: int) -> Callable[..., Any]:
         def hook(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Any:
             running = current()
             if running is None:
                 return None
             value = unwrap(output, arguments[0] if arguments else keywords["hidden_states"])
-            first = running.column - running.n_before
-            editor = running.editor
-            edited = editor is not None and editor.touches("hidden_state", layer, first, value.shape[1])
-            if editor is not None and edited:
-                value = editor.hidden_state(layer, value, first, running.rows)
-            if running.recorder is not None:
-                running.recorder.block(layer, value, running.column, running.kept_rows)
-            if not edited:
+            changed = running.at(site, layer, value)
+            if changed is value:
                 return None
-            return (value, *output[1:]) if isinstance(output, tuple) else value
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
         return hook
 
-    handles = [block.register_forward_hook(hook_of(layer), with_kwargs=True) for layer, block in enumerate(blocks)]
+    handles = [
+        block.get_submodule(name).register_forward_hook(hook_of(site, layer), with_kwargs=True)
+        for layer, block in enumerate(blocks)
+        for site, name in {**parts, "hidden_state": ""}.items()
+    ]
     try:
         yield
     finally:

@@ -17,13 +17,12 @@ from extract.model.capture import (
     Editor,
     KeyValues,
     Pass,
-    Recorder,
-    StoredRangeError,
     block_hooks,
     cache_argument,
 )
 from extract.model.protocols import CODI, EOS, Protocol
-from schemas import LakeError, Places, UsageError
+from extract.model.recorder import Recorder, StoredRangeError
+from schemas import Intervention, LakeError, Places, UsageError
 
 StoredDtype = Literal["float16", "float32"]
 SMALL_HIDDEN = 128
@@ -81,8 +80,9 @@ class Thinking:
     """``(example, latent, hidden)``."""
     attention: np.ndarray
     """``(example, layer, head, position, key_position)``, 0 for padding, future keys and rows that do not exist."""
-    head_output: np.ndarray
-    """``(example, layer, position, head, head_size)``: inputs of the output projections, where asked for."""
+    parts: Mapping[str, np.ndarray]
+    """Further sites, where asked for, as ``(example, layer, position, hidden)`` or, of heads,
+    ``(example, layer, position, head, head_size)``; NaN where an example has no such position."""
     token: np.ndarray
     """``(example, position)`` int32, -1 where there is none (at the thoughts, too); in a full capture all positions,
     otherwise from ``bot`` on."""
@@ -134,6 +134,7 @@ class Flight:
             column=column, n_before=self.n_before, rows=self.rows, all_rows=self.all_rows, mask=mask,
             recorder=self.recorder if record else None, editor=self.editor,
         )  # fmt: skip
+        self.cache.running = running
         with self.reasoner._running(running):
             states: Tensor = self.reasoner._body(
                 inputs_embeds=embeddings, attention_mask=mask, position_ids=self.position[:, begin:end], use_cache=True,
@@ -143,6 +144,7 @@ class Flight:
             offsets = range(column - self.n_before, column - self.n_before + n_position)
             middle = range(self.reasoner.places.n_middle)
             self.states |= {offset: states[:, index] for index, offset in enumerate(offsets) if offset in middle}
+        self.cache.running = None
         self.cache.length += n_position
         self.fed += n_row * n_position
         self.calls += 1
@@ -305,6 +307,7 @@ class Reasoner:
         self._cache_argument = cache_argument(self._body)
         self._embedding: Any = self._body.get_submodule(architecture.embedding)
         self._blocks: list[nn.Module] = list(self._body.get_submodule(architecture.blocks))  # type: ignore[call-overload]
+        self._parts = {site: getattr(architecture, site) for site in ("attention_output", "mlp_output")}
         self._norm: Any = self._body.get_submodule(architecture.final_norm)
         self._head: Any = model.get_output_embeddings()  # type: ignore[operator]
         self._head_weight: Tensor | None = None
@@ -334,6 +337,27 @@ class Reasoner:
         """Width of one head's output."""
         config: Any = self.model.config
         return int(getattr(config, "head_dim", None) or self.hidden // self.n_head)
+
+    @property
+    def n_cache_head(self) -> int:
+        """Heads of keys and values; each serves one query head or several."""
+        config: Any = self.model.config
+        return int(getattr(config, "num_key_value_heads", None) or self.n_head)
+
+    def part_shape(self, site: str) -> tuple[int, ...]:
+        """Shape of a site's value at one layer and position: ``(hidden,)``, or ``(head, head_size)``."""
+        heads = {"head_output": self.n_head, "key": self.n_cache_head, "value": self.n_cache_head}
+        return (heads[site], self.head_size) if site in heads else (self.hidden,)
+
+    def check(self, intervention: Intervention) -> None:
+        """Check an intervention against the model's size and places.
+
+        Raises
+        ------
+        UsageError
+            Naming the layer, head or position that is not there.
+        """
+        intervention.check(n_layer=self.n_layer, n_head=self.n_head, n_cache_head=self.n_cache_head, places=self.places)
 
     @property
     def inner(self) -> int:
@@ -473,7 +497,7 @@ class Reasoner:
             if hooks and not self._hooked:
                 self._hooked = True
                 try:
-                    with block_hooks(self._blocks, lambda: self._current):
+                    with block_hooks(self._blocks, self._parts, lambda: self._current):
                         yield
                 finally:
                     self._hooked = False
@@ -543,7 +567,7 @@ class Reasoner:
         max_new_tokens: int = 24,
         gold: Sequence[str] | None = None,
         editor: Editor | None = None,
-        head_output: bool = False,
+        parts: Sequence[str] = (),
     ) -> Callable[[], Thinking]:
         """Think through a batch of questions and answer them; on a GPU what was captured is still on its way then.
 
@@ -562,8 +586,9 @@ class Reasoner:
             token, after the prefix, given what comes before them (not over the tokens of the prefix).
         editor
             Interventions armed during the pass.
-        head_output
-            Keep the heads' outputs too (with a capture).
+        parts
+            Further sites to keep (with a capture): ``mlp_output``, ``attention_output``, ``head_output``, ``key``,
+            ``value``.
 
         Returns
         -------
@@ -586,7 +611,7 @@ class Reasoner:
                 rows=n_row, layers=self.n_layer, heads=self.n_head, hidden=self.hidden, columns=head + room,
                 first=0 if capture == "full" else n_before, latents=self.n_latent,
                 stored=getattr(torch, stored_dtype), device=self.device,
-                head_size=self.head_size if head_output else None,
+                parts={site: self.part_shape(site) for site in parts},
             )  # fmt: skip
         log_p = torch.full((n_row, 1), torch.nan, device=self.device)
         with torch.inference_mode(), self.session(hooks=recorder is not None or editor is not None):
@@ -620,11 +645,12 @@ class Reasoner:
                     recorder.check(fetched["measured"])
                 except StoredRangeError as error:
                     wider = self.think(
-                        prompts, capture=capture, stored_dtype="float32", max_new_tokens=max_new_tokens, editor=editor
-                    )
+                        prompts, capture=capture, stored_dtype="float32", max_new_tokens=max_new_tokens, editor=editor,
+                        parts=parts,
+                    )  # fmt: skip
                     raise LakeError(_beyond_range(wider, stored_dtype, error)) from error
             empty = np.empty(0)
-            names = ("hidden_state", "final_state", "latent_embedding", "attention", "head_output")
+            names = ("hidden_state", "final_state", "latent_embedding", "attention")
             return Thinking(
                 n_before=n_before,
                 n_answer=n_answer,
@@ -632,6 +658,7 @@ class Reasoner:
                 generated_text=[self.decode(row) for row in fetched["answers"].tolist()],
                 answer_logprob=fetched["log_p"].double().sum(1).numpy(),
                 **{name: fetched[name].numpy() if name in fetched else empty for name in names},
+                parts={site: fetched[site].numpy() for site in parts},
             )
 
         return end
@@ -685,7 +712,7 @@ def _on_device(values: Tensor, device: torch.device) -> Tensor:
 def _beyond_range(wider: Thinking, stored_dtype: str, error: StoredRangeError) -> str:
     """What to say of values that fit float32 but not the stored type."""
     states = [wider.hidden_state[:, layer] for layer in range(wider.hidden_state.shape[1])]
-    values = [*states, wider.final_state, wider.latent_embedding][error.place]
+    values = [*states, wider.final_state, wider.latent_embedding, *wider.parts.values()][error.place]
     limit = torch.finfo(getattr(torch, stored_dtype)).max
     return (
         f"{error} reach {np.nanmax(np.abs(values)):.3g}, beyond the largest {stored_dtype} ({limit:.0f});"

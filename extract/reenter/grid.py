@@ -11,7 +11,7 @@ from extract.reenter.statistics import with_accuracy
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target, change_of
 from schemas import OPERATIONS, Intervention, UsageError, nearest
-from schemas.intervention import Donor
+from schemas.intervention import SITES, Donor
 
 
 def sweep_grid(
@@ -26,6 +26,7 @@ def sweep_grid(
     donors: Sequence[Donor] = ("stored",),
     strengths: Sequence[float] = (1.0,),
     direction: str = "",
+    subspace: str = "",
     seed: int = 0,
 ) -> xr.Dataset:
     """Every combination, each cell one intervention by itself.
@@ -35,16 +36,16 @@ def sweep_grid(
     target
         Run and model.
     site
-        ``latent_embedding``, ``hidden_state``, ``head_output`` or ``attention``.
+        One of :data:`schemas.intervention.SITES`.
     layers, positions, heads
         All layers, all thoughts and all heads by default, one at a time.
     keys
         Key positions of attention, together.
     operations, donors, strengths
-        Operations by name, ``mean:run``, ``mean:correct`` and ``mean:wrong`` among them. Donors matter to ``replace``
-        only, strengths to ``noise``, ``scale`` and ``add``; cells that would repeat one another are computed once.
-    direction
-        Of ``add``.
+        Operations by name, ``mean:run``, ``mean:correct`` and ``mean:wrong`` among them. Donors and strengths matter
+        to the operations that take them; cells that would repeat one another are computed once.
+    direction, subspace
+        Names among the target's values, for the operations that take them.
     seed
         Of everything random.
 
@@ -56,15 +57,16 @@ def sweep_grid(
         ``generated_text``, ``predicted_answer``, ``correct`` with ``example`` besides; the untouched run's own as
         ``untouched_...(example)``.
     """
-    if site not in OPERATIONS:
-        raise UsageError(f"site {site!r} is not one of {', '.join(OPERATIONS)}{nearest(site, OPERATIONS)}")
+    if site not in SITES:
+        raise UsageError(f"site {site!r} is not one of {', '.join(SITES)}{nearest(site, SITES)}")
     thoughts = list(positions or target.thoughts)
     axes: dict[str, list[Any]] = {}
     if site != "latent_embedding":
         axes["layer"] = list(target.layers if layers is None else layers)
     axes["position"] = thoughts
-    if site in ("head_output", "attention"):
-        axes["head"] = list(range(target.reasoner.n_head) if heads is None else heads)
+    if SITES[site].heads:
+        n_head = target.reasoner.n_cache_head if site in ("key", "value") else target.reasoner.n_head
+        axes["head"] = list(range(n_head) if heads is None else heads)
     axes["operation"] = list(operations)
     axes["donor"] = list(donors)
     axes["strength"] = [float(each) for each in strengths]
@@ -72,18 +74,18 @@ def sweep_grid(
     conditions: dict[Intervention, Condition] = {}
     order: list[int] = []
     for cell in cells:
-        operation = cell["operation"]
+        name = change_of(cell["operation"])["operation"]
+        takes = OPERATIONS[name].takes if name in OPERATIONS else ()
+        given = {"donor": cell["donor"], "strength": cell["strength"], "direction": direction, "subspace": subspace}
         each = Intervention(
             site=site,  # type: ignore[arg-type]
-            **change_of(operation),  # type: ignore[arg-type]
+            **change_of(cell["operation"]),  # type: ignore[arg-type]
             positions=(cell["position"],),
             layers=(cell["layer"],) if "layer" in cell else (),
             heads=(cell["head"],) if "head" in cell else (),
             keys=tuple(keys),
-            donor=cell["donor"] if operation == "replace" else "stored",
-            strength=cell["strength"] if operation in ("noise", "scale", "add") else 1.0,
-            direction=direction if operation == "add" else "",
             seed=seed,
+            **{field: value for field, value in given.items() if field in takes},
         )
         if each not in conditions:
             name = " ".join(str(value) for value in cell.values())

@@ -14,9 +14,11 @@ from extract.model.capture import KeyValues
 from extract.model.device import device_errors
 from extract.model.reasoner import Flight, Reasoner
 from extract.reenter.answers import Answers, Trunk, asked_answers, measure_answers, set_base, spend, write_answers
-from extract.reenter.intervene import Armed, StoredValues, arm
+from extract.reenter.armed import Armed
+from extract.reenter.intervene import arm
 from extract.reenter.kept import Kept, array_digest
 from extract.reenter.observe import OBSERVED, observe_states
+from extract.reenter.values import StoredValues
 from extract.run.extract import code_fingerprint
 from schemas import Intervention, Places, UsageError, extract_answer, fingerprint
 from schemas.answers import Rule
@@ -122,7 +124,7 @@ def sweep(
         raise UsageError("conditions of a sweep need names of their own, other than untouched")
     for condition in conditions:
         for each in condition.interventions:
-            each.check(n_layer=reasoner.n_layer, n_head=reasoner.n_head, places=reasoner.places)
+            reasoner.check(each)
     prompts = [reasoner.encode(str(run["question"].values[row])) for row in rows]
     asked = asked_answers(reasoner, [list(texts) for texts in answers.values()])
     longest_answer = max((len(rest) for each in asked.rest for rest in each), default=0)
@@ -376,6 +378,10 @@ def _decides(
             [str(each.attrs.get("fingerprint", "")), each["example"].values.tolist()] for each in (run, stored.run)
         ],
         "directions": {name: array_digest(array) for name, array in stored.directions.items()},
+        "subspaces": {
+            name: {str(key): array_digest(array) for key, array in factors.data_vars.items()}
+            for name, factors in stored.subspaces.items()
+        },
         "conditions": [
             [
                 condition.name,

@@ -9,8 +9,8 @@ import xarray as xr
 
 from extract.model.load import ComputeDtype, load_reasoner
 from extract.model.reasoner import Reasoner
-from extract.reenter.intervene import StoredValues
 from extract.reenter.sweep import Condition, Progress, sweep
+from extract.reenter.values import StoredValues
 from schemas import UsageError, is_number_token, latent_labels
 from schemas.answers import Rule
 from store import Lake

@@ -1,0 +1,169 @@
+"""Buffers of what a pass leaves behind, in the stored type, and the checks on them."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from schemas import LakeError
+
+ROW_SUM_TOLERANCE = 1e-4
+"""How far the probabilities of a row may be from summing to 1; they are float32 whatever the model runs in."""
+
+
+class Recorder:
+    """Buffers of one batch, in the stored type, aligned at ``bot``.
+
+    Positions run from ``first`` columns into the batch (all of them, or from ``bot`` on); key positions over all
+    columns. Nothing is looked at before the batch is done: every look makes a GPU wait.
+    """
+
+    def __init__(
+        self, *, rows: int, layers: int, heads: int, hidden: int, columns: int, first: int, latents: int,
+        stored: torch.dtype, device: torch.device, parts: Mapping[str, tuple[int, ...]],
+    ) -> None:  # fmt: skip
+        positions = columns - first
+        self.first = first
+        self.stored = stored
+
+        def zeros(*shape: int) -> Tensor:
+            if device.type == "cpu":  # NumPy asks for huge pages, without which first writing costs twice as much
+                return torch.from_numpy(np.zeros(shape, dtype=str(stored).removeprefix("torch.")))
+            return torch.zeros(shape, dtype=stored, device=device)
+
+        self.hidden_state = zeros(rows, layers, positions, hidden)
+        self.final_state = zeros(rows, positions, hidden)
+        self.latent_embedding = zeros(rows, latents, hidden)
+        self.attention = zeros(rows, layers, heads, positions, columns)
+        self.parts = {site: zeros(rows, layers, positions, *shape) for site, shape in parts.items()}
+        """Further sites, where asked for: ``(row, layer, position, ...)``."""
+        self._row_sum = torch.zeros(rows, layers, heads, positions, device=device)
+
+    def states(self, site: str, layer: int, value: Tensor, column: int, rows: Tensor | None) -> None:
+        """Keep values ``(row, position, ...)`` of a site of a layer, the first of them at ``column``, if asked for."""
+        buffer = self.hidden_state if site == "hidden_state" else self.parts.get(site)
+        if buffer is not None:
+            self._keep(buffer[:, layer], value, column, rows)
+
+    def final(self, value: Tensor, column: int, rows: Tensor | None) -> None:
+        """Keep states after the final norm."""
+        self._keep(self.final_state, value, column, rows)
+
+    def _keep(self, buffer: Tensor, value: Tensor, column: int, rows: Tensor | None) -> None:
+        """Put values ``(row, position, ...)`` whose first position is ``column`` where they belong in a buffer."""
+        skipped = max(self.first - column, 0)
+        if skipped < value.shape[1]:
+            start = column + skipped - self.first
+            _assign(buffer[:, start : start + value.shape[1] - skipped], value[:, skipped:], rows)
+
+    def rows_of(self, column: int, positions: int) -> int:
+        """How many of the last of these columns' attention rows are kept."""
+        return min(max(column + positions - self.first, 0), positions)
+
+    def probabilities(self, layer: int, value: Tensor, column: int, rows: Tensor | None) -> None:
+        """Keep attention rows ``(row, head, position, key_position)``, the first of them at ``column``."""
+        n_position, n_key = value.shape[2:]
+        start = column - self.first
+        past = value.tril(column) if n_position > 1 else value
+        _assign(self._row_sum[:, layer, :, start : start + n_position], past.sum(-1), rows)
+        _assign(self.attention[:, layer, :, start : start + n_position, :n_key], value, rows)
+
+    def finish(self, exists: Tensor, columns: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Arrays cut to the answers' length, what does not exist marked as such; and what :meth:`check` looks at.
+
+        Parameters
+        ----------
+        exists : (row, position)
+            Whether a row has a token or a thought there.
+        columns
+            Key positions that any row has.
+
+        Returns
+        -------
+        tuple
+            Arrays by name, as :class:`extract.model.reasoner.Thinking` has them, still on the device; and
+            (2 layer + 2 + part,) float32: the largest magnitude after each block, after the final norm, among the
+            vectors fed and in each part, then by layer how far attention over the past is from 1.
+        """
+        n_position = exists.shape[1]
+        hidden, final = self.hidden_state[:, :, :n_position], self.final_state[:, :n_position]
+        attention = self.attention[:, :, :, :n_position, :columns]
+        off = (self._row_sum[..., :n_position] - 1).abs().where(exists[:, None, None], 0).amax((0, 2, 3))
+        parts = {site: value[:, :, :n_position] for site, value in self.parts.items()}
+        peaks = [
+            _peak_of(hidden, exists[:, None]).amax((0, 2)),
+            _peak_of(final, exists).amax()[None],
+            _peak_of(self.latent_embedding).amax()[None] if self.latent_embedding.numel() else hidden.new_zeros(1),
+            *(_peak_of(value.flatten(3), exists[:, None]).amax()[None] for value in parts.values()),
+        ]
+        absent = ~exists
+        arrays = {
+            "hidden_state": hidden.masked_fill_(absent[:, None, :, None], torch.nan),
+            "final_state": final.masked_fill_(absent[:, :, None], torch.nan),
+            "latent_embedding": self.latent_embedding,
+            "attention": attention.masked_fill_(absent[:, None, None, :, None], 0),
+        }
+        arrays |= {
+            site: value.masked_fill_(absent.reshape(len(absent), 1, n_position, *[1] * (value.ndim - 3)), torch.nan)
+            for site, value in parts.items()
+        }
+        return arrays, torch.cat([*peaks, off])
+
+    def check(self, measured: Tensor) -> None:
+        """Nothing kept is non-finite or beyond the stored type's range, and attention is a distribution over the past.
+
+        Parameters
+        ----------
+        measured
+            Of :meth:`finish`.
+
+        Raises
+        ------
+        StoredRangeError
+            If values are not finite as stored; as computed they may be.
+        LakeError
+            If states are not finite, or attention is no distribution.
+        """
+        n_layer = self.hidden_state.shape[1]
+        where = [
+            *(f"states after layer {layer}" for layer in range(n_layer)),
+            "states after the final norm",
+            "vectors fed",
+            *(f"values of {site}" for site in self.parts),
+        ]
+        values = measured.tolist()
+        for place, (value, name) in enumerate(zip(values, where, strict=False)):
+            if not math.isfinite(value):
+                if self.stored != torch.float32:
+                    raise StoredRangeError(name, place)
+                raise LakeError(f"{name} are not finite; run in --compute-dtype float32, or bfloat16 on a GPU")
+        for layer, worst in enumerate(values[len(where) :]):
+            if not worst <= ROW_SUM_TOLERANCE:
+                raise LakeError(
+                    f"attention of layer {layer}: probabilities of the past sum to 1 only within {worst:.1e};"
+                    " nothing was kept"
+                )
+
+
+class StoredRangeError(LakeError):
+    """Values are not finite in the type they are stored in; of which place in what :meth:`Recorder.check` reads."""
+
+    def __init__(self, name: str, place: int) -> None:
+        super().__init__(name)
+        self.place = place
+
+
+def _assign(buffer: Tensor, value: Tensor, rows: Tensor | None) -> None:
+    """Put values into a buffer of another type, into some of its rows or all."""
+    if rows is None:
+        buffer.copy_(value)
+    else:
+        buffer[rows] = value.to(buffer.dtype)
+
+
+def _peak_of(value: Tensor, exists: Tensor | None = None) -> Tensor:
+    """Largest magnitude along the last axis, 0 where nothing exists, NaN if any is; float32."""
+    peak = torch.maximum(value.amax(-1), value.amin(-1).neg()).float()
+    return peak if exists is None else peak.where(exists, 0)

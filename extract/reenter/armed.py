@@ -1,0 +1,257 @@
+"""Changes at work inside a pass: what is armed where, merged so that rows of many conditions are changed in one go."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Kind = Literal["set", "affine", "inside", "edges", "force", "same"]
+Place = tuple[str, int, int]
+"""Site, layer (-1 for ``latent_embedding``) and offset from ``bot``."""
+Pick = Tensor | slice
+"""Which rows of an edit: some, or all."""
+
+
+class Group(NamedTuple):
+    """What changes of different rows at one place must share to be made in one go."""
+
+    stage: int
+    kind: Kind
+    heads: tuple[int, ...]
+    keys: tuple[int, ...]
+    has_value: bool
+    has_noise: bool
+    subspace: str
+
+
+class Inside(NamedTuple):
+    """Two factors of a projection onto a subspace, ``x @ right.T @ left``: its own for every row, or one for all."""
+
+    name: str
+    left: np.ndarray
+    """``([row,] rank, hidden)``: what spans the subspace."""
+    right: np.ndarray
+    """``([row,] rank, hidden)``: what reads the coordinates in it; the same as ``left`` where it is orthonormal."""
+
+
+@dataclass(slots=True)
+class _Added:
+    """A change as it was asked for, on the host."""
+
+    rows: np.ndarray
+    scale: float
+    value: np.ndarray | None
+    noise: np.ndarray | None
+    inside: Inside | None
+
+
+@dataclass(slots=True)
+class _Edit:
+    """One kind of change of some rows at one place, on the device."""
+
+    kind: Kind
+    heads: Tensor | None
+    keys: tuple[int, ...]
+    host_rows: np.ndarray
+    rows: Tensor
+    scale: Tensor
+    value: Tensor | None
+    noise: Tensor | None = None
+    """Directions of noise that takes the place of the change, with its norm."""
+    left: Tensor | None = None
+    right: Tensor | None = None
+    """Factors of :class:`Inside`."""
+
+    def vector(self, old: Tensor, pick: Pick) -> Tensor:
+        """New value of ``(row, ...)`` states."""
+        new = self._changed(old, pick)
+        if self.noise is None:
+            return new
+        norm = (new - old).flatten(1).float().norm(dim=1)
+        drawn = self.noise[pick]
+        out: Tensor = old + (drawn * (norm / drawn.norm(dim=1))[:, None]).to(old.dtype).reshape(old.shape)
+        return out
+
+    def _changed(self, old: Tensor, pick: Pick) -> Tensor:
+        if self.kind == "same":
+            return old.clone()
+        if self.kind == "set":
+            if self.value is None:
+                return torch.zeros_like(old)
+            return self.value[pick].to(old.dtype).reshape(old.shape)
+        scale = self.scale[pick].to(old.dtype).reshape(-1, *[1] * (old.ndim - 1))
+        if self.kind == "inside":
+            return old + scale * self._way(old, pick)
+        out = old * scale
+        return out if self.value is None else out + self.value[pick].to(old.dtype).reshape(old.shape)
+
+    def _way(self, old: Tensor, pick: Pick) -> Tensor:
+        """From old values to the edit's own ``(row, hidden)``: all of it, or its part inside the subspace."""
+        way = -old.float() if self.value is None else self.value[pick] - old.float()
+        if self.left is not None and self.right is not None:
+            left, right = (each[pick] if each.ndim == 3 else each for each in (self.left, self.right))
+            way = (way[:, None] @ right.mT @ left)[:, 0]
+        return way.to(old.dtype)
+
+    def probabilities(self, old: Tensor, pick: Pick, columns: Tensor) -> Tensor:
+        """New rows of attention ``(row, head, key_position)``; they sum to 1 unless nothing is left to sum."""
+        if self.kind == "same":
+            return old.clone()
+        new = old.clone()
+        if self.kind == "force":
+            new.zero_()
+            new[..., columns] = 1 / len(columns)
+            return new
+        if self.kind == "edges":
+            new[..., columns] *= self.scale[pick].to(old.dtype)[:, None, None]
+            total = new.sum(-1, keepdim=True)
+            return torch.where(total > 0, new / total, torch.zeros_like(new))
+        value = torch.zeros_like(old[..., columns]) if self.value is None else self.value[pick].to(old.dtype)
+        new[..., columns] = 0
+        rest = new.sum(-1, keepdim=True)
+        share = 1 - value.sum(-1, keepdim=True)
+        new = torch.where(rest > 0, new * (share / rest), torch.zeros_like(new))
+        new[..., columns] = value
+        return new
+
+
+class Armed:
+    """Changes of some rows of a batch at some places: the editor a pass consults.
+
+    Rows of several conditions lie side by side in a batch; changes of one row at one place happen in the order in
+    which they were added. What is added stays on the host until the first pass that comes to its place; from then on it
+    is on the device, and no pass waits for a copy.
+    """
+
+    def __init__(self, n_row: int, device: torch.device) -> None:
+        self.n_row = n_row
+        self.device = device
+        self._pending: dict[Place, dict[Group, list[_Added]]] = {}
+        self._edits: dict[Place, list[_Edit]] = {}
+        self._offsets: dict[tuple[str, int], set[int]] = {}
+        self._there: dict[tuple[str, bytes], Tensor] = {}
+        self._running: Tensor | None = None
+        self._places = np.empty(0, dtype=np.int64)
+        self._local: dict[bytes, tuple[Tensor, Tensor]] = {}
+
+    def add(
+        self,
+        place: Place,
+        kind: Kind,
+        rows: np.ndarray,
+        *,
+        stage: int = 0,
+        scale: float = 0.0,
+        value: np.ndarray | None = None,
+        heads: tuple[int, ...] = (),
+        keys: tuple[int, ...] = (),
+        noise: np.ndarray | None = None,
+        inside: Inside | None = None,
+    ) -> None:
+        """Arm a change of rows ``(row,)``; ``value`` is ``(row, ...)``. Later stages act on what earlier ones left."""
+        added = _Added(np.asarray(rows), scale, value, None if noise is None else noise.reshape(len(rows), -1), inside)
+        subspace = "" if inside is None else inside.name
+        group = Group(stage, kind, heads, keys, value is not None, noise is not None, subspace)
+        self._pending.setdefault(place, {}).setdefault(group, []).append(added)
+        self._offsets.setdefault(place[:2], set()).add(place[2])
+        self._edits.clear()
+
+    def _put(self, values: Sequence[np.ndarray], dtype: type = np.float32) -> Tensor:
+        """Arrays one after the other, on the device; what is there already is not copied again."""
+        array: np.ndarray = np.concatenate(values).astype(dtype, copy=False)
+        if array.ndim > 1:
+            return torch.from_numpy(array).to(self.device, non_blocking=True)
+        key = array.dtype.str, array.tobytes()
+        if key not in self._there:
+            self._there[key] = torch.from_numpy(array).to(self.device, non_blocking=True)
+        return self._there[key]
+
+    def _at(self, place: Place) -> list[_Edit]:
+        if place not in self._edits:
+            merged = []
+            for group, added in sorted(self._pending.get(place, {}).items(), key=lambda item: item[0].stage):
+                values = [each.value for each in added if each.value is not None]
+                noises = [each.noise for each in added if each.noise is not None]
+                insides = [each.inside for each in added if each.inside is not None]
+                rows = np.concatenate([each.rows for each in added])
+                merged.append(
+                    _Edit(
+                        kind=group.kind,
+                        heads=self._put([np.array(group.heads)], np.int64) if group.heads else None,
+                        keys=group.keys,
+                        host_rows=rows,
+                        rows=self._put([rows], np.int64),
+                        scale=self._put([np.full(len(each.rows), each.scale) for each in added]),
+                        value=self._put(values) if values else None,
+                        noise=self._put(noises) if noises else None,
+                        left=self._factor([each.left for each in insides]),
+                        right=self._factor([each.right for each in insides]),
+                    )
+                )
+            self._edits[place] = merged
+        return self._edits[place]
+
+    def _factor(self, factors: Sequence[np.ndarray]) -> Tensor | None:
+        """A factor of a projection on the device: every row's own, or that of all."""
+        if not factors:
+            return None
+        return self._put(factors if factors[0].ndim == 3 else factors[:1])
+
+    def _here(self, edit: _Edit, rows: Tensor) -> tuple[Tensor, Pick]:
+        """Where an edit's rows are among those still running, and which of its rows these are."""
+        if len(rows) == self.n_row:
+            return edit.rows, slice(None)
+        if rows is not self._running:  # some have ended: one look at which, for all edits
+            self._running, self._local = rows, {}
+            self._places = np.full(self.n_row, -1)
+            self._places[rows.cpu().numpy()] = np.arange(len(rows))
+        key = edit.host_rows.tobytes()
+        if key not in self._local:
+            local = self._places[edit.host_rows]
+            pick = np.flatnonzero(local >= 0)
+            self._local[key] = self._put([local[pick]], np.int64), self._put([pick], np.int64)
+        return self._local[key]
+
+    def _key_columns(self, keys: tuple[int, ...], n_before: int) -> Tensor:
+        """Columns of key offsets; those from before the batch's longest question hold nothing to attend to."""
+        columns = [n_before + key for key in keys if n_before + key >= 0]
+        return self._put([np.array(columns, dtype=np.int64)], np.int64)
+
+    def touches(self, site: str, layer: int, first: int, n_position: int) -> bool:
+        """Whether anything is armed at a site of a layer for any of these positions."""
+        offsets = self._offsets.get((site, layer))
+        return offsets is not None and any(first <= offset < first + n_position for offset in offsets)
+
+    def states(self, site: str, layer: int, value: Tensor, first: int, rows: Tensor) -> Tensor:
+        """Values ``(row, position, hidden)``, or ``(row, position, head, head_size)``, of a site of a layer."""
+        value = value.clone()
+        for index in range(value.shape[1]):
+            for edit in self._at((site, layer, first + index)):
+                local, pick = self._here(edit, rows)
+                if edit.heads is not None:
+                    old = value[local, index][:, edit.heads]
+                    value[local[:, None], index, edit.heads[None, :]] = edit.vector(old, pick)
+                else:
+                    value[local, index] = edit.vector(value[local, index], pick)
+        return value
+
+    def embedding(self, value: Tensor, first: int, rows: Tensor) -> Tensor:
+        """Vectors ``(row, hidden)`` about to be fed at one thought."""
+        if not self.touches("latent_embedding", -1, first, 1):
+            return value
+        return self.states("latent_embedding", -1, value[:, None], first, rows)[:, 0]
+
+    def attention(self, layer: int, value: Tensor, first: int, rows: Tensor, n_before: int) -> Tensor:
+        """Probabilities ``(row, head, position, key_position)``."""
+        value = value.clone()
+        for index in range(value.shape[2]):
+            for edit in self._at(("attention", layer, first + index)):
+                local, pick = self._here(edit, rows)
+                heads = edit.heads if edit.heads is not None else torch.arange(value.shape[1], device=self.device)
+                columns = self._key_columns(edit.keys, n_before)
+                old = value[local, :, index][:, heads]
+                value[local[:, None], heads[None, :], index] = edit.probabilities(old, pick, columns)
+        return value
