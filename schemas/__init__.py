@@ -1,13 +1,6 @@
 """The vocabulary of the lake: names, specs, rules and errors. Imports nothing else of this project."""
 
-from schemas.answers import (
-    answers_match,
-    classify_outcome,
-    equal_answers,
-    extract_answer,
-    is_number_token,
-    read_gold_answer,
-)
+from schemas.answers import answers_match, equal_answers, extract_number, is_number_token, read_gold_answer
 from schemas.commands import COMMANDS, filled
 from schemas.errors import (
     CorruptLakeError,
@@ -19,6 +12,17 @@ from schemas.errors import (
     UsageError,
 )
 from schemas.intervention import OPERATIONS, Intervention, check_positions
+from schemas.scoring import (
+    KINDS,
+    AnswerKind,
+    Outcome,
+    Rule,
+    Scoring,
+    classify_outcome,
+    extract_answer,
+    number_text,
+    read_gold,
+)
 from schemas.spec import FORMAT_VERSION, RunSpec, canonical_json, device_kind, fingerprint
 from schemas.spelling import nearest
 from schemas.vocabulary import (
@@ -40,18 +44,23 @@ __all__ = [
     "COMMANDS",
     "DIMS",
     "FORMAT_VERSION",
+    "KINDS",
     "MODEL_VARIABLES",
     "OPERATIONS",
     "N_LATENT",
     "RUN_VARIABLES",
     "SEGMENTS",
+    "AnswerKind",
     "CorruptLakeError",
     "Intervention",
     "LakeError",
     "MissingRunError",
+    "Outcome",
     "Places",
+    "Rule",
     "RunSpec",
     "SchemaError",
+    "Scoring",
     "SpecMismatchError",
     "UnwritableLakeError",
     "UsageError",
@@ -63,14 +72,17 @@ __all__ = [
     "device_kind",
     "equal_answers",
     "extract_answer",
+    "extract_number",
     "filled",
     "fingerprint",
     "is_number_token",
     "latent_labels",
     "nearest",
+    "number_text",
     "position_coords",
     "position_labels",
     "position_offset",
+    "read_gold",
     "read_gold_answer",
     "segment_of",
 ]

@@ -1,4 +1,4 @@
-"""Rules on generated text: which number it answers, which of two answers that is, which token is a number."""
+"""Numbers that texts answer, and which of them are the same; other kinds of answers are :mod:`schemas.scoring`'s."""
 
 import math
 import re
@@ -10,8 +10,7 @@ import numpy as np
 
 from schemas.numbers import as_float, before, find_numbers, overlooks, plain, value_of
 
-Rule = Literal["default", "reports"]
-Outcome = Literal["clean_answer", "corrupted_answer", "other", "gibberish"]
+NumberRule = Literal["default", "reports"]
 
 _NUMBER = r"-?\d+(?:\.\d+)?"
 _NO_MORE_THAN_A_SIGN = re.compile(r"[\W_]*(?:(?:[a-z]{1,3}|minus|negative)[\W_]+)?", re.IGNORECASE)
@@ -27,7 +26,7 @@ ANSWER_TOLERANCE = 0.01
 """Difference of two answers that are the same: of the numbers, or relative where both are below 1."""
 
 
-def extract_answer(text: str, rule: Rule = "default") -> float | None:
+def extract_number(text: str, rule: NumberRule = "default") -> float | None:
     """Number that a text answers, or ``None`` if it holds none.
 
     Parameters
@@ -108,7 +107,7 @@ def _one_number(answer: str) -> Fraction:
     return value
 
 
-def equal_answers(answer: np.ndarray, other: np.ndarray, rule: Rule = "default") -> np.ndarray:
+def equal_answers(answer: np.ndarray, other: np.ndarray, rule: NumberRule = "default") -> np.ndarray:
     """Which answers are the same number; arrays that broadcast, NaN (no number) equals nothing.
 
     The same is what differs by less than ``ANSWER_TOLERANCE``, or less than that part of the larger of the two where
@@ -121,37 +120,9 @@ def equal_answers(answer: np.ndarray, other: np.ndarray, rule: Rule = "default")
     return np.asarray(near | ((answer == other) & np.isfinite(answer)))
 
 
-def answers_match(answer: float | None, other: float | None, rule: Rule = "default") -> bool:
+def answers_match(answer: float | None, other: float | None, rule: NumberRule = "default") -> bool:
     """Whether two answers are the same number, see :func:`equal_answers`; ``None`` matches nothing."""
     return answer is not None and other is not None and bool(equal_answers(np.array(answer), np.array(other), rule))
-
-
-def classify_outcome(text: str, *, clean: float, corrupted: float, rule: Rule = "default") -> Outcome:
-    """Which answer a patched run gave.
-
-    Parameters
-    ----------
-    text
-        Generated text.
-    clean, corrupted
-        The answers of the two problems; they must differ, as the clean one would win a tie.
-    rule
-        How the number is read (see :func:`extract_answer`). A text without a number is ``"gibberish"`` if it has
-        no letter or fewer than ten characters, else ``"other"``.
-
-    Returns
-    -------
-    "clean_answer", "corrupted_answer", "other" or "gibberish"
-    """
-    answer = extract_answer(text, rule)
-    if answer is None:
-        coherent = len(text.strip() if rule == "default" else text) >= 10 and any(c.isalpha() for c in text)
-        return "other" if coherent or (rule == "default" and find_numbers(plain(text))) else "gibberish"
-    if answers_match(answer, clean, rule):
-        return "clean_answer"
-    if answers_match(answer, corrupted, rule):
-        return "corrupted_answer"
-    return "other"
 
 
 def is_number_token(token: str) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from schemas.errors import UsageError
+from schemas.scoring import KINDS, AnswerKind
 from schemas.spelling import nearest
 
 Capture = Literal["latent", "full"]
@@ -40,6 +41,9 @@ class RunSpec:
     """Type in which the model runs."""
     max_new_tokens: int = 24
     """Longest answer, in tokens, end token included."""
+    answer: AnswerKind | Literal["auto"] = "auto"
+    """Kind of the answers: ``number``, ``text``, ``choice`` (A to E) or ``boolean`` (yes and no, true and false);
+    ``auto``: as the data file shows plainly."""
     limit: int | None = None
     """Number of examples taken from the start of the data file; ``None``: all."""
     batch_size: int = 32
@@ -49,8 +53,9 @@ class RunSpec:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name in ("capture", "dtype", "compute_dtype"):
+        for name in ("capture", "dtype", "compute_dtype", "answer"):
             allowed = {
+                "answer": ("auto", *KINDS),
                 "capture": ("latent", "full"),
                 "dtype": ("float16", "float32"),
                 "compute_dtype": ("float32", "float16", "bfloat16"),
@@ -67,5 +72,11 @@ class RunSpec:
             raise UsageError(f"limit is {self.limit}; it must be at least 1")
 
     def to_json(self) -> dict[str, Any]:
-        """Fields as plain JSON values; one run can be made by several cards of a kind."""
-        return asdict(self) | {"device": device_kind(self.device)}
+        """Fields as plain JSON values; one run can be made by several cards of a kind.
+
+        Without the kind of answers where they are numbers, as in the first lakes.
+        """
+        fields = asdict(self) | {"device": device_kind(self.device)}
+        if self.answer in ("auto", "number"):
+            del fields["answer"]
+        return fields

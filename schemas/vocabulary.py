@@ -58,7 +58,11 @@ RUN_VARIABLES: dict[str, Variable] = {
     "gold_answer": Variable(dims=("example",), dtype="text", units="", long_name="gold answer", fill=""),
     "generated_text": Variable(dims=("example",), dtype="text", units="", long_name="greedy answer text", fill=""),
     "predicted_answer": Variable(
-        dims=("example",), dtype="float64", units="1", long_name="number answered, NaN: none", fill=float("nan")
+        dims=("example",),
+        dtype="float64",
+        units="1",
+        long_name="number answered, NaN: none (text, empty: none, where answers are no numbers)",
+        fill=float("nan"),
     ),
     "correct": Variable(
         dims=("example",), dtype="bool", units="", long_name="predicted answer is the gold answer", fill=False
@@ -82,6 +86,26 @@ RUN_VARIABLES: dict[str, Variable] = {
     ),
     "expression": Variable(
         dims=("example", "step"), dtype="text", units="", long_name="left side of each step of the chain", fill=""
+    ),
+    "step_text": Variable(
+        dims=("example", "step"), dtype="text", units="", long_name="step of a chain in words, as written", fill=""
+    ),
+    "intermediate_text": Variable(
+        dims=("example", "step"),
+        dtype="text",
+        units="",
+        long_name="word that each step of a chain in words arrives at",
+        fill="",
+    ),
+    "distractor": Variable(
+        dims=("example", "step"),
+        dtype="text",
+        units="",
+        long_name="nodes of the problem's graph as far from its root as the step, on no way to the target",
+        fill="",
+    ),
+    "other_answer": Variable(
+        dims=("example",), dtype="text", units="", long_name="the wrong one of the two answers asked about", fill=""
     ),
     "pair": Variable(
         dims=("example",), dtype="int64", units="", long_name="number of the clean/corrupted pair, -1: none", fill=-1

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from schemas import RUN_VARIABLES, Places, latent_labels
+from schemas import RUN_VARIABLES, AnswerKind, Places, Variable, latent_labels
 from store.blocks import BlockArray
 
 # These numbers are part of the format: a lake's shapes follow from them, so another value needs another format version.
@@ -101,6 +101,8 @@ class RunLayout:
     """Tokens that close the thoughts."""
     bot: bool = True
     """Whether a marker stands where thinking begins."""
+    answer_kind: AnswerKind = "number"
+    """Numbers are stored as such, answers of other kinds as text."""
 
     @property
     def places(self) -> Places:
@@ -160,13 +162,20 @@ class RunLayout:
         """Examples of a shard."""
         return slice(shard * self.shard_examples, min((shard + 1) * self.shard_examples, self.n_example))
 
+    def variable(self, name: str) -> Variable:
+        """What the vocabulary says of an array, for answers of this run's kind."""
+        variable = RUN_VARIABLES[name]
+        if name == "predicted_answer" and self.answer_kind != "number":
+            return replace(variable, dtype="text", units="", long_name="answer given, empty: none", fill="")
+        return variable
+
     def arrays(self) -> dict[str, ArrayLayout]:
         """Layout of each array that is written shard by shard."""
         sizes, stored = self._sizes(), np.dtype(self.dtype)
         examples = self.shard_examples
         layouts = {}
         for name in SHARDED_VARIABLES:
-            variable = RUN_VARIABLES[name]
+            variable = self.variable(name)
             shape = tuple(sizes[dim] for dim in variable.dims)
             dtype = {"stored": self.dtype, "text": "string"}.get(variable.dtype, variable.dtype)
             chunk = dict(zip(variable.dims, shape, strict=True)) | {"example": examples}
@@ -221,7 +230,7 @@ class RunLayout:
     def to_json(self) -> dict[str, Any]:
         """Fields as plain JSON values; what the first lakes did not have only where it is otherwise than there."""
         values = asdict(self)
-        for name, usual in (("n_closing", 1), ("bot", True)):
+        for name, usual in (("n_closing", 1), ("bot", True), ("answer_kind", "number")):
             if values[name] == usual:
                 del values[name]
         return values

@@ -449,6 +449,7 @@ def create_run(
                 "kind": "run",
                 "run": run,
                 **wanted,
+                "answer_kind": layout.answer_kind,
                 "fingerprint": fingerprint(wanted),
                 "provenance": dict(found["provenance"] if found else provenance or {}),
                 **({"precision": dict(precision)} if precision else {}),
@@ -578,7 +579,7 @@ def run_arrays(
     yield column("segment", [segment_of(label) for label in positions], ("position",))
     yield column("offset", [layout.places.offset(label) for label in positions], ("position",))
     for name, array in layout.arrays().items():
-        known = RUN_VARIABLES[name]
+        variable = layout.variable(name)
         yield (
             name,
             {
@@ -589,7 +590,7 @@ def run_arrays(
                 "fill_value": array.fill,
                 "compressors": array.codecs,
                 "dimension_names": array.dims,
-                "attributes": {"long_name": known.long_name, "units": known.units},
+                "attributes": {"long_name": variable.long_name, "units": variable.units},
             },
         )
     yield (

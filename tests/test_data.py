@@ -211,7 +211,10 @@ def test_pairs_become_twins_of_one_problem(tmp_path, flat):
         ('{"answer": "#### 1"}', "line 1 has no question"),
         ('{"question": "  ", "answer": "#### 1"}', "empty question"),
         ('{"question": "a?"}', "no answer"),
-        ('{"question": "a?", "answer": "none"}', "is no number"),
+        (
+            '{"question": "a?", "answer": "#### 1"}\n{"question": "a?", "answer": "none"}',
+            "line 2 .* is no number; .* --answer",
+        ),
         ('[{"clean": {"question": "a?", "answer": 1}}]', "corrupted side"),
         ('{"question": "a?", "answer": 1}\n{"question": "a?", "answer": "#### 1,5"}', "line 2 .* more than one way"),
         ('{"question": "a?", "answer": "from 3 to 5"}', "line 1 .* several numbers"),

@@ -13,7 +13,7 @@ from extract.model.device import device_errors
 from extract.model.reasoner import Flight
 from extract.reenter.statistics import mean_interval
 from extract.reenter.target import Target
-from schemas import UsageError, answers_match
+from schemas import UsageError
 
 Baseline = Literal["zero", "mean"]
 
@@ -130,8 +130,14 @@ def integrated_gradients(
 
 
 def other_answers(target: Target) -> list[str]:
-    """An answer other than each example's own: that of its pair's other half, else of the next problem that differs."""
-    gold, texts = target.gold, [str(text) for text in target.data["gold_answer"].values]
+    """An answer other than each example's own.
+
+    That of its pair's other half; else the wrong one of the two that the question asks about, where the data says it;
+    else the answer of the next problem that differs.
+    """
+    scoring, gold = target.scoring, target.gold
+    texts = [str(text) for text in target.data["gold_answer"].values]
+    asked = target.data["other_answer"].values.tolist() if "other_answer" in target.data.variables else None
     pair = target.data["pair"].values.tolist() if "pair" in target.data.variables else [-1] * len(texts)
     partner: dict[int, list[int]] = {}
     for index, number in enumerate(pair):
@@ -139,8 +145,11 @@ def other_answers(target: Target) -> list[str]:
     found = []
     for index, number in enumerate(pair):
         twins = [each for each in partner[number] if each != index] if number >= 0 else []
+        if asked is not None and not any(not scoring.match(gold[each], gold[index]) for each in twins):
+            found.append(str(asked[index]))
+            continue
         for each in [*twins, *((index + step) % len(texts) for step in range(1, len(texts)))]:
-            if not answers_match(gold[each], gold[index]):
+            if not scoring.match(gold[each], gold[index]):
                 found.append(texts[each])
                 break
         else:
@@ -158,7 +167,9 @@ def _answer_tokens(target: Target, gold: list[str], other: list[str]) -> tuple[T
     lines, ids = [], []
     for one, two in zip(gold, other, strict=True):
         a, b = target.reasoner.answer_tokens(one), target.reasoner.answer_tokens(two)
-        place = next(index for index, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+        place = next((index for index, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
+        if place is None:
+            raise UsageError(f"the answers {one!r} and {two!r} are the same tokens; there is no logit between them")
         lines.append(a[:place])
         ids.append([a[place], b[place], place])
     longest = max(len(line) for line in lines)

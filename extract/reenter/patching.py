@@ -11,7 +11,7 @@ from extract.reenter.ablation import Site, self_controls, site_layers, where_of
 from extract.reenter.statistics import first_that_wins, holm, mcnemar, mean_interval, wilson
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target
-from schemas import Intervention, Places, UsageError, answers_match, classify_outcome
+from schemas import Intervention, Places, UsageError
 
 OUTCOMES = ("clean_answer", "corrupted_answer", "other", "gibberish")
 NAMED_SETS: dict[str, tuple[int, ...]] = {"first4": (0, 1, 2, 3), "middle": (1, 2, 3, 4), "endpoints": (0, 1, 4, 5)}
@@ -36,7 +36,7 @@ def pairs_of(target: Target) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
     if not whole:
         raise UsageError(f"{target.run} has no clean/corrupted pairs; extract a file of pairs")
     gold, correct = target.gold, np.asarray(data["correct"].values)
-    same = [each for each in whole if answers_match(gold[each["clean"]], gold[each["corrupted"]])]
+    same = [each for each in whole if target.scoring.match(gold[each["clean"]], gold[each["corrupted"]])]
     differing = [each for each in whole if each not in same]
     kept = [each for each in differing if correct[each["clean"]] and correct[each["corrupted"]]]
     counts = {
@@ -183,14 +183,12 @@ def _add_number_sets(
 def _with_outcomes(
     target: Target, found: xr.Dataset, answers: dict[str, list[str]], ceiling: np.ndarray, seed: int
 ) -> xr.Dataset:
-    text = found["generated_text"].values
+    text, scoring = found["generated_text"].values, target.scoring
     outcome = np.empty(text.shape, dtype=object)
     for index in range(text.shape[1]):
-        pair = float(answers["clean"][index]), float(answers["corrupted"][index])
+        clean, corrupted = (scoring.gold(answers[side][index]) for side in ("clean", "corrupted"))
         for row in range(text.shape[0]):
-            outcome[row, index] = classify_outcome(
-                str(text[row, index]), clean=pair[0], corrupted=pair[1], rule=target.rule
-            )
+            outcome[row, index] = scoring.outcome(str(text[row, index]), clean=clean, corrupted=corrupted)
     count = np.stack([(outcome == name).sum(1) for name in OUTCOMES], axis=1)
     n = text.shape[1]
     low, high = wilson(count, np.array(n))

@@ -7,7 +7,7 @@ import xarray as xr
 from scipy.stats import binomtest
 from statsmodels.stats.proportion import proportion_confint
 
-from schemas import UsageError, equal_answers
+from schemas import Scoring, UsageError
 
 N_BOOTSTRAP = 1000
 
@@ -87,7 +87,8 @@ def with_accuracy(
         intervals.
     """
     predicted = found["predicted_answer"].values
-    correct = equal_answers(predicted, gold[None, :], found.attrs.get("rule", "default"))
+    scoring = Scoring(found.attrs.get("answer_kind", "number"), found.attrs.get("rule", "default"))
+    correct = scoring.equal(predicted, gold[None, :])
     counted = np.ones_like(correct) if counted is None else counted
     control = found["control"].values if "control" in found.coords else np.full(len(correct), "", dtype=object)
     tested = np.array([not str(each) for each in control])

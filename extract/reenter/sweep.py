@@ -20,8 +20,7 @@ from extract.reenter.kept import Kept, array_digest
 from extract.reenter.observe import OBSERVED, observe_states
 from extract.reenter.values import StoredValues
 from extract.run.extract import code_fingerprint
-from schemas import Intervention, Places, UsageError, extract_answer, fingerprint
-from schemas.answers import Rule
+from schemas import Intervention, Places, Rule, Scoring, UsageError, fingerprint
 
 Progress = Callable[[int, int], None]
 UNTOUCHED = "untouched"
@@ -86,7 +85,7 @@ def sweep(
         Rows of a batch (examples times conditions); by default what fits a gigabyte, or a quarter of a card's free
         memory.
     rule
-        How the number in a text is read.
+        How the answer in a text is read, see :class:`schemas.Scoring`; its kind is the run's.
     folder
         Where finished batches are kept; a sweep that is started again, with the same batches of the same things in the
         same precision, takes up what lies there.
@@ -110,6 +109,7 @@ def sweep(
     LakeError
         If the device has too little memory, or fails.
     """
+    scoring = Scoring(run.attrs.get("answer_kind", "number"), rule, reasoner.answer_prefix)
     stored = values or StoredValues(run, reasoner)
     labels = [int(label) for label in (run["example"].values if examples is None else examples)]
     rows = stored.rows(labels)
@@ -208,7 +208,6 @@ def sweep(
             del trunk
     _one_by_one(cost, reasoner, prompts, text, asked, n_condition)
     cost["positions_fed"] += stored.fed
-    predicted = [[extract_answer(str(each), rule) for each in line] for line in text] if generate else None
     dims = ("condition", "example")
     result = xr.Dataset(
         {
@@ -226,14 +225,13 @@ def sweep(
             "positions_saved": cost["positions_one_by_one"] - cost["positions_fed"],
             "n_condition": n_condition,
             "rule": rule,
+            "answer_kind": scoring.kind,
         },
     )
-    if predicted is not None:
+    if generate:
         result["generated_text"] = (dims, text)
-        result["predicted_answer"] = (
-            dims,
-            np.array([[np.nan if x is None else x for x in line] for line in predicted]),
-        )
+        predicted = scoring.column(scoring.answer(str(each)) for each in text.ravel())
+        result["predicted_answer"] = (dims, predicted.reshape(shape))
     if seen is not None:
         result = result.assign_coords(position=np.array(middle, dtype=object))
         for index, (name, units) in enumerate(OBSERVED.items()):

@@ -11,8 +11,7 @@ from extract.model.load import ComputeDtype, load_reasoner
 from extract.model.reasoner import Reasoner
 from extract.reenter.sweep import Condition, Progress, sweep
 from extract.reenter.values import StoredValues
-from schemas import UsageError, is_number_token, latent_labels
-from schemas.answers import Rule
+from schemas import Rule, Scoring, UsageError, is_number_token, latent_labels
 from store import Lake
 
 LENS_ROWS = 256
@@ -51,9 +50,14 @@ class Target:
         return list(range(self.reasoner.n_layer))
 
     @property
+    def scoring(self) -> Scoring:
+        """How answers are read and compared."""
+        return Scoring(self.data.attrs.get("answer_kind", "number"), self.rule, self.reasoner.answer_prefix)
+
+    @property
     def gold(self) -> np.ndarray:
-        """Gold answers ``(example,)``."""
-        return np.array([float(text) for text in self.data["gold_answer"].values])
+        """Gold answers ``(example,)``: numbers, or texts."""
+        return self.scoring.column(self.scoring.gold(str(text)) for text in self.data["gold_answer"].values)
 
     @property
     def strata(self) -> np.ndarray | None:
@@ -62,6 +66,8 @@ class Target:
             return np.asarray(self.data["n_operation"].values).astype(int)
         if "intermediate_result" in self.data.variables:
             steps = self.data["intermediate_result"].notnull().sum("step").values
+            if "step_text" in self.data.variables:
+                steps = steps + (self.data["step_text"] != "").sum("step").values
             return np.asarray(steps).astype(int) if steps.any() else None
         return None
 

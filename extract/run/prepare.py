@@ -13,7 +13,7 @@ import torch
 from extract.model.load import load_reasoner
 from extract.model.reasoner import Reasoner, Thinking
 from extract.run.data import Problems, read_problems
-from schemas import RunSpec, UsageError, answers_match, extract_answer
+from schemas import RunSpec, Scoring, UsageError
 from store import MAX_SHARD_EXAMPLES, RunLayout, check_model, check_run, taken_up
 
 IN_FLIGHT = 3
@@ -49,6 +49,11 @@ class Prepared:
     def run(self) -> str:
         """Run's name: ``MODEL/DATASET``."""
         return f"{self.model}/{self.problems.name}"
+
+    @property
+    def scoring(self) -> Scoring:
+        """How answers are read and compared."""
+        return Scoring(self.problems.answer_kind, prefix=self.reasoner.answer_prefix)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -177,6 +182,8 @@ def prepare(
     lora_alpha: float | None = None,
     protocol: str | None = None,
     thoughts: int | None = None,
+    question_field: str | None = None,
+    answer_field: str | None = None,
     skip_long: bool = False,
     memory: float = MEMORY,
     shard_examples: int | None = None,
@@ -200,6 +207,8 @@ def prepare(
         Scale of the low-rank adapters, where the checkpoint has them.
     protocol, thoughts
         How the model is asked and fed, and how often, where the checkpoint does not say.
+    question_field, answer_field
+        Fields of the data that hold question and answer, where none of the known forms does.
     skip_long
         Leave out questions that do not fit into the model's context, instead of refusing the data.
     memory
@@ -216,7 +225,10 @@ def prepare(
         For whatever is wrong with the input.
     """
     name, checkpoint = split_name(model if "=" in model else f"{model}={model}", "model")
-    problems = read_problems(data, spec.limit)
+    problems = read_problems(
+        data, spec.limit, answer=spec.answer, question_field=question_field, answer_field=answer_field
+    )
+    spec = replace(spec, answer=problems.answer_kind)
     reasoner = load_reasoner(
         checkpoint, base=base, device=spec.device, dtype=spec.compute_dtype, lora_alpha=lora_alpha, protocol=protocol,
         thoughts=thoughts,
@@ -252,6 +264,7 @@ def prepare(
         n_answer=spec.max_new_tokens,
         capture=spec.capture,
         dtype=spec.dtype,
+        answer_kind=problems.answer_kind,
     )
     folder = Path(checkpoint).expanduser()
     known = folder.resolve().name if folder.is_dir() else checkpoint
@@ -341,8 +354,9 @@ def place(
     values["attention"].add(slots, (0, 0, first, first_key), thinking.attention)
     values["token"][slots, first : first + thinking.token.shape[1]] = thinking.token
     values["answer_logprob"][slots] = thinking.answer_logprob
-    for slot, index, text in zip(slots, batch, thinking.generated_text, strict=True):
-        answer = extract_answer(text)
-        values["generated_text"][slot] = text
-        values["predicted_answer"][slot] = np.nan if answer is None else answer
-        values["correct"][slot] = answers_match(answer, float(prepared.problems.gold_answer[index]))
+    scoring = prepared.scoring
+    answers = [scoring.answer(text) for text in thinking.generated_text]
+    gold = [scoring.gold(prepared.problems.gold_answer[index]) for index in batch]
+    values["generated_text"][slots] = np.array(thinking.generated_text, dtype=object)
+    values["predicted_answer"][slots] = scoring.column(answers)
+    values["correct"][slots] = [scoring.match(*pair) for pair in zip(answers, gold, strict=True)]

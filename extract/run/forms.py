@@ -1,0 +1,215 @@
+"""Forms in which data sets come: which fields ask, which answer, and of what kind the answers are."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from schemas import KINDS, AnswerKind, UsageError, nearest, read_gold
+
+CLOSED_KINDS: tuple[AnswerKind, ...] = ("boolean", "choice")
+"""Kinds of which there are few answers."""
+Read = Callable[[Mapping[str, Any]], Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Form:
+    """Names of a data set's fields."""
+
+    name: str
+    needs: tuple[str, ...]
+    """Fields of its first row by which it is known; they become no columns."""
+    question: Read
+    answer: Read
+
+
+def _joined(*names: str) -> Read:
+    def read(row: Mapping[str, Any]) -> Any:
+        parts = [row.get(name) for name in names]
+        texts = [part.strip() for part in parts if isinstance(part, str)]
+        return " ".join(texts) if len(texts) == len(parts) else None
+
+    return read
+
+
+def _field(name: str) -> Read:
+    return lambda row: row.get(name)
+
+
+def _first(name: str) -> Read:
+    def read(row: Mapping[str, Any]) -> Any:
+        value = row.get(name)
+        return value[0] if isinstance(value, list) and len(value) == 1 else None if isinstance(value, list) else value
+
+    return read
+
+
+def _with_numbers(row: Mapping[str, Any]) -> Any:
+    """MAWPS's question with its numbers in their places: whole ones without ``.0``."""
+    question = row.get("Question")
+    for index, number in reversed(list(enumerate(str(row.get("Numbers", "")).split()))):
+        question = question.replace(f"number{index}", number.removesuffix(".0")) if isinstance(question, str) else None
+    return question
+
+
+def _with_choices(row: Mapping[str, Any]) -> Any:
+    """A question of several choices: its stem, and a line ``A: ...`` for each."""
+    asked = row.get("question")
+    stem, choices = (asked.get("stem"), asked.get("choices")) if isinstance(asked, Mapping) else (asked, None)
+    choices = choices if choices is not None else row.get("choices")
+    if isinstance(choices, Mapping):
+        label, text = choices.get("label"), choices.get("text")
+        pairs = list(zip(label, text, strict=False)) if isinstance(label, list) and isinstance(text, list) else []
+    elif isinstance(choices, list):
+        pairs = [
+            (each.get("label"), each.get("text")) if isinstance(each, Mapping) else ("ABCDE"[index : index + 1], each)
+            for index, each in enumerate(choices)
+        ]
+    else:
+        return None
+    if not isinstance(stem, str) or not pairs:
+        return None
+    return "\n".join([stem.strip(), "Choices:", *(f"{label}: {text}" for label, text in pairs)])
+
+
+def boxed(text: Any) -> str | None:
+    r"""What stands in the last ``\boxed{...}`` of a solution, as MATH's answers do."""
+    start = text.rfind(r"\boxed{") if isinstance(text, str) else -1
+    if start < 0:
+        return None
+    depth, begin = 0, start + len(r"\boxed{")
+    for place in range(begin, len(text)):
+        depth += (text[place] == "{") - (text[place] == "}")
+        if depth < 0:
+            return str(text[begin:place])
+    return None
+
+
+FORMS = (
+    Form(
+        name="prontoqa, as generated",
+        needs=("question", "query", "answer"),
+        question=_joined("question", "query"),
+        answer=_field("answer"),
+    ),
+    Form(
+        name="commonsenseqa", needs=("question", "choices", "answerKey"), question=_with_choices,
+        answer=_field("answerKey"),
+    ),
+    Form(name="commonsenseqa, as published", needs=("question", "answerKey"), question=_with_choices,
+         answer=_field("answerKey")),
+    Form(name="multiarith", needs=("question", "final_ans"), question=_field("question"), answer=_field("final_ans")),
+    Form(name="usual", needs=("question", "answer"), question=_field("question"), answer=_field("answer")),
+    Form(name="svamp, of the hub", needs=("question_concat", "Answer"), question=_field("question_concat"),
+         answer=_field("Answer")),
+    Form(name="mawps", needs=("Question", "Numbers", "Answer"), question=_with_numbers, answer=_field("Answer")),
+    Form(name="svamp", needs=("Body", "Question", "Answer"), question=_joined("Body", "Question"),
+         answer=_field("Answer")),
+    Form(name="mawps, as published", needs=("sQuestion", "lSolutions"), question=_field("sQuestion"),
+         answer=_first("lSolutions")),
+    Form(name="math-500", needs=("problem", "solution", "answer"), question=_field("problem"),
+         answer=_field("answer")),
+    Form(name="math", needs=("problem", "solution"), question=_field("problem"),
+         answer=lambda row: boxed(row.get("solution"))),
+    Form(name="problem", needs=("problem", "answer"), question=_field("problem"), answer=_field("answer")),
+    Form(name="gsm-hard", needs=("input", "target"), question=_field("input"), answer=_field("target")),
+    Form(name="gsm-hard, of the hub", needs=("instruction", "response"), question=_field("instruction"),
+         answer=_field("response")),
+    Form(name="capitals", needs=("Question", "Answer"), question=_field("Question"), answer=_field("Answer")),
+)  # fmt: skip
+USUAL = next(form for form in FORMS if form.name == "usual")
+
+
+def form_of(
+    row: Mapping[str, Any], where: str, question_field: str | None = None, answer_field: str | None = None
+) -> Form:
+    """Form of a data set by its first row, or with the fields that its user names.
+
+    Raises
+    ------
+    UsageError
+        If a named field is not there, or no form fits: the fields that are there are listed.
+    """
+    known = next((form for form in FORMS if set(form.needs) <= row.keys()), None)
+    for field in (question_field, answer_field):
+        if field is not None and field not in row:
+            raise UsageError(
+                f"{where} has no field {field!r}, but {', '.join(map(str, row)) or 'none'}{nearest(field, row)}"
+            )
+    if question_field is None and answer_field is None:
+        if known is None and not {"question", "answer"} & row.keys():
+            raise UsageError(
+                f"{where} has no question and answer, but {', '.join(map(str, row)) or 'no field'};"
+                " name them with --question-field and --answer-field"
+            )
+        return known or USUAL
+    known = known or USUAL
+    question = _field(question_field) if question_field else known.question
+    answer = _field(answer_field) if answer_field else known.answer
+    needs = (question_field or "question", answer_field or "answer")
+    return Form(name="as named", needs=needs, question=question, answer=answer)
+
+
+_RESULT = re.compile(r"####|=|:|\b(?:is|are|equals)\s+\S+$")
+
+
+def kind_of(answers: Sequence[Any], places: Sequence[str]) -> AnswerKind:
+    """Kind of a data file's answers, where their own form shows it.
+
+    Parameters
+    ----------
+    answers
+        As the file has them; truth values, numbers or texts.
+    places
+        Where each is, as errors name it.
+
+    Raises
+    ------
+    UsageError
+        If some could be numbers and others not, or they are sentences with a number in them.
+    """
+    for kind in CLOSED_KINDS:
+        if all(_reads(answer, kind) for answer in answers):
+            return kind
+    texts = [str(answer).split("####")[-1] for answer in answers]
+    if all(isinstance(answer, str) for answer in answers) and not any(re.search(r"\d", text) for text in texts):
+        return "text"
+    for answer, where in zip(answers, places, strict=True):
+        try:
+            read_gold(answer, "number")
+        except ValueError as error:
+            raise UsageError(
+                f"{where} has the answer {str(answer)[-40:]!r}, {error}; if the answers are no numbers, say with"
+                f" --answer which they are ({', '.join(kind for kind in KINDS if kind != 'number')})"
+            ) from error
+    for answer, where in zip(answers, places, strict=True):
+        if isinstance(answer, str) and len(answer.split()) > 3 and not _RESULT.search(answer):
+            raise UsageError(
+                f"{where} has the answer {answer[-40:]!r}, which could be a number or a text; say with --answer"
+                " number or --answer text which the answers are"
+            )
+    return "number"
+
+
+def _reads(answer: Any, kind: AnswerKind) -> bool:
+    if not isinstance(answer, bool if kind == "boolean" else str) and not isinstance(answer, str):
+        return False
+    try:
+        read_gold(answer, kind)
+    except ValueError:
+        return False
+    return True
+
+
+def check_answer(answer: Any, where: str) -> Any:
+    """An answer that is a number, a text or a truth value.
+
+    Raises
+    ------
+    UsageError
+        If it is none of these, or an empty text.
+    """
+    if not isinstance(answer, bool | int | float | Decimal | str) or (isinstance(answer, str) and not answer.strip()):
+        raise UsageError(f"{where} has no answer that is a number, a text or a truth value")
+    return answer
