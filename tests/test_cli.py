@@ -95,7 +95,9 @@ def test_mistakes_in_the_data(run, tmp_path):
         ('{"question": "a"', ["line 1", "not JSON"]),
         ('{"answer": "#### 1"}', ["line 1", "no question"]),
         ('{"question": "", "answer": "#### 1"}', ["line 1", "empty question"]),
-        ('{"question": "a?", "answer": "some"}', ["line 1", "no number"]),
+        ('{"question": "a?", "answer": 3}\n{"question": "b?", "answer": "some"}', ["line 2", "no number", "--answer"]),
+        ('{"question": "a?", "answer": "Bob has 3 red apples"}', ["line 1", "a number or a text", "--answer"]),
+        ('{"problem_text": "a?", "result": 3}', ["line 1", "problem_text, result", "--question-field"]),
         (json.dumps({"question": "word " * 400, "answer": 1}), ["question 1", "256", "--skip-long"]),
     ]:
         path = tmp_path / "bad.jsonl"

@@ -62,7 +62,7 @@ def outcome_rows(context: Context, run: str, examples: list[int]) -> tuple[list[
                 value = predicted[index, at]
                 row: list[Any] = [
                     first + number,
-                    _plain(value),
+                    answer_of(value),
                     round(float(change), 2) if np.isfinite(change) else None,
                 ]
                 if outcome is not None:
@@ -71,7 +71,10 @@ def outcome_rows(context: Context, run: str, examples: list[int]) -> tuple[list[
     return named, rows
 
 
-def _plain(value: float) -> float | int | None:
+def answer_of(value: float | str) -> float | int | str | None:
+    """A predicted answer for the page's script: a number, or a text; ``None`` where there is none."""
+    if isinstance(value, str):
+        return value or None
     if not np.isfinite(value):
         return None
     return int(value) if float(value).is_integer() else round(float(value), 4)

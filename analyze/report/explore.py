@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analyze.effects.outcomes import outcome_rows
+from analyze.effects.outcomes import answer_of, outcome_rows
 from analyze.heads.scores import head_table
 from analyze.lens.logit import logit_lens
 from analyze.report.content import Context
@@ -134,7 +134,7 @@ def problems(context: Context, name: str, examples: Sequence[int]) -> dict[str, 
                 "question": str(row["question"].item()),
                 "gold": str(row["gold_answer"].item()),
                 "text": str(row["generated_text"].item()),
-                "predicted": _number(row["predicted_answer"].item()),
+                "predicted": answer_of(row["predicted_answer"].item()),
                 "correct": bool(row["correct"].item()),
                 "logprob": _number(row["answer_logprob"].item()),
                 "chain": chain_of(row),
@@ -152,9 +152,11 @@ def problems(context: Context, name: str, examples: Sequence[int]) -> dict[str, 
 
 
 def chain_of(row: xr.Dataset) -> list[str]:
-    """Steps of the written chain, as ``12 + 3 = 15``."""
+    """Steps of the written chain, as ``12 + 3 = 15`` or in words."""
     if "intermediate_result" not in row:
         return []
+    if "step_text" in row and (written := [str(text) for text in np.atleast_1d(row["step_text"].values) if text]):
+        return written
     results = np.atleast_1d(row["intermediate_result"].values)
     sides = np.atleast_1d(row["expression"].values) if "expression" in row else [""] * len(results)
     return [

@@ -97,7 +97,7 @@
       make("p", { class: "question", id: "question" }, item.question),
       make("dl", { class: "facts" },
         fact("Right answer", item.gold),
-        fact("Answered", item.predicted === null ? `no number (\u201c${short(item.text)}\u201d)` : String(item.predicted), item.correct ? "right" : "wrong"),
+        fact("Answered", item.predicted === null ? `no answer (\u201c${short(item.text)}\u201d)` : String(item.predicted), item.correct ? "right" : "wrong"),
         fact("Verdict", item.correct ? "\u2713 right" : "\u2717 wrong", item.correct ? "right" : "wrong"),
         fact("log p of the right answer", number(item.logprob)),
         item.chain.length ? fact("Written chain", item.chain.join(";  ")) : null),
@@ -106,7 +106,7 @@
 
   function lensPart(item) {
     const { layers, strings } = state.run.problems;
-    const results = new Set(item.chain.map((step) => step.split("=").pop().trim()));
+    const results = new Set(item.chain.map((step) => (step.includes("=") ? step.split("=") : step.replace(/\W+$/, "").split(" ")).pop().trim()));
     const grid = make("div", { class: "grid", id: "lens" });
     grid.style.gridTemplateColumns = `max-content repeat(${item.places.length}, minmax(3.1rem, 1fr))`;
     grid.append(make("span"));
@@ -194,14 +194,14 @@
       const before = item.predicted;
       const moved = answer !== before;
       body.append(make("tr", {}, make("td", { class: "text" }, condition),
-        make("td", { class: moved ? "wrong" : "" }, answer === null ? "no number" : String(answer)),
+        make("td", { class: moved ? "wrong" : "" }, answer === null ? "no answer" : String(answer)),
         make("td", { class: "text" }, moved ? "changed" : "as before"),
         make("td", {}, change === null ? "" : (change > 0 ? "+" : "") + number(change)), make("td", { class: "text" }, note || "")));
     }
     const nMoved = rows.filter((row) => row[1] !== item.predicted).length;
     return make("div", {}, make("h4", {}, "What interventions did to the answer"),
       make("div", { class: "controls" }, labelled("Experiment", choice("outcome-kind", kinds.map((each) => [each, each]), kind, (value) => { state.kind = value; showProblem(); }))),
-      make("p", { class: "note" }, `${nMoved} of ${rows.length} conditions changed the answer from ${item.predicted === null ? "no number" : item.predicted}.`),
+      make("p", { class: "note" }, `${nMoved} of ${rows.length} conditions changed the answer from ${item.predicted === null ? "no answer" : item.predicted}.`),
       make("div", { class: "scroll limited" }, make("table", { id: "outcomes" },
         make("thead", {}, make("tr", {}, ...["Intervention", "Answer", "", "Change of log p", ""].map((name, i) => make("th", { class: i === 1 || i === 3 ? "" : "text" }, name)))), body)));
   }
