@@ -236,6 +236,16 @@ def read_gold(answer: Any, kind: AnswerKind) -> str:
     return text
 
 
+def answer_word(answer: str, kind: AnswerKind = "text") -> str:
+    """What a lens looks for of a gold answer: all of it, or the last word of a sentence (with a full stop).
+
+    >>> answer_word("Bob is a sterpus."), answer_word("New York")
+    ('sterpus', 'New York')
+    """
+    words = answer.removesuffix(".").split()
+    return words[-1] if kind == "text" and answer.endswith(".") and len(words) > 1 else answer
+
+
 def number_text(value: float) -> str:
     """Plain decimal text of a number: ``18``, not ``18.0``; ``0.0000012``, not ``1.2e-06``."""
     return str(int(value)) if float(value).is_integer() else format(Decimal(repr(float(value))), "f")

@@ -80,6 +80,33 @@ def test_agrees_with_a_slow_oracle(monkeypatch):
             assert lens["result_rank"].isel(**place, step=step) == (ranks[0] if ranks else 0)
 
 
+def test_steps_in_words_are_found_by_the_token_that_begins_them():
+    model = make_model()
+    run = make_run(model=model).assign_attrs(answer_kind="text")
+    strings = model["token_string"].values.tolist()
+    rng = np.random.default_rng(1)
+    words = np.array(
+        [[strings[token].strip() for token in line] for line in rng.integers(0, 30, (12, 2))], dtype=object
+    )
+    words[::3, 1] = ""
+    run = run.drop_dims("step").assign(intermediate_text=(("example", "step"), words))
+    run["gold_answer"] = ("example", np.array([f"It is a {line[0]}." for line in words], dtype=object))
+    lens = logit_lens(run, model, top=6)
+    assert lens["n_step"].values.tolist() == [1 if i % 3 == 0 else 2 for i in range(12)]
+    found = 0
+    for i, layer, p in np.ndindex(12, 3, 4):
+        place = {"example": i, "layer": layer, "position": 2 * p}
+        top = lens["top_token"].isel(place).values.tolist()
+        for step, word in enumerate(words[i]):
+            begins = {index for index, text in enumerate(strings) if word and text in (word, f" {word}")}
+            ranks = [rank for rank, token in enumerate(top, 1) if token in begins]
+            assert lens["result_rank"].isel(**place, step=step) == (ranks[0] if ranks else 0)
+            found += len(ranks)
+    assert found > 10
+    lazy = logit_lens(run.chunk(example=5), model, top=6)
+    xr.testing.assert_identical(lazy.compute(), lens)
+
+
 @pytest.mark.parametrize(("n_vocabulary", "top"), [(40, 40), (97, 3), (1000, 60)])
 def test_blocks_of_the_vocabulary_change_nothing(monkeypatch, n_vocabulary, top):
     """Ragged blocks, more tokens kept than a block has groups, best tokens in the last block, equals by token."""

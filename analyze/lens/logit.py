@@ -17,9 +17,9 @@ from dask.system import CPU_COUNT
 from threadpoolctl import threadpool_info
 
 from analyze.labels import inherited, labels_along, numbered, require_dims, take, thought_labels
-from analyze.lens.readout import ReadOut, check_model
+from analyze.lens.readout import Chain, ReadOut, check_model
 from analyze.statistics import adjust, cochran_q, mcnemar_exact, wilson_interval
-from schemas import SchemaError, UsageError, segment_of
+from schemas import AnswerKind, SchemaError, UsageError, answer_word, segment_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -43,7 +43,8 @@ def logit_lens(
     ----------
     run
         Needs ``hidden_state`` (example, layer, position, hidden) and ``gold_answer``; with ``intermediate_result`` and
-        ``operation`` tokens are compared with the written chain. Lazy input stays lazy.
+        ``operation`` tokens are compared with the written chain. Where answers are no numbers (attribute
+        ``answer_kind``) the chain is ``intermediate_text``. Lazy input stays lazy.
     model
         Read-out of the run's model, from ``lake.model``.
     positions
@@ -58,12 +59,13 @@ def logit_lens(
     Dataset
         ``top_token`` (id, -1: no state) and ``top_probability`` : (example, layer, position, rank), rank from 1;
         ``is_number`` : (example, layer, position), whether the best token holds a digit, 1 or 0, NaN: no state;
-        ``gold_rank`` and ``gold_probability`` : (example, layer, position), of the gold answer's first token. Its
-        spellings with and without a leading space are counted as one: probabilities add, the better rank holds. NaN if
-        no token begins the answer; ``result_rank`` : (example, layer, position, step), rank from 1 at which a token is
-        the result of that step, 0: not among the ``top``; ``operator_rank`` the same for the step's operator;
-        ``control_rank`` the same as ``result_rank`` for the chain of another problem, which says how often that happens
-        by chance. A result matches a token by value, so a number that is no single token is never found.
+        ``gold_rank`` and ``gold_probability`` : (example, layer, position), of the gold answer's first token (of a
+        sentence, of its last word: :func:`schemas.answer_word`). Its spellings with and without a leading space are
+        counted as one: probabilities add, the better rank holds. NaN if no token begins the answer; ``result_rank`` :
+        (example, layer, position, step), rank from 1 at which a token is the result of that step, 0: not among the
+        ``top``; ``operator_rank`` the same for the step's operator; ``control_rank`` the same as ``result_rank`` for
+        the chain of another problem, which says how often that happens by chance. A result matches a token by value, so
+        a number that is no single token is never found; a word matches the longest token that begins it.
 
     Notes
     -----
@@ -83,7 +85,8 @@ def logit_lens(
     readout = ReadOut(model)
 
     plain = xr.DataArray(np.empty((state.sizes["example"], 0)), dims=("example", "step"))
-    results = run.get("intermediate_result", plain)
+    in_words = run.attrs.get("answer_kind", "number") != "number"
+    results = run.get("intermediate_text" if in_words else "intermediate_result", plain)
     operations = run["operation"] if "operation" in run else xr.full_like(results, "", dtype=object)
     sides = {
         "gold": run["gold_answer"],
@@ -116,7 +119,7 @@ def logit_lens(
         input_core_dims=[["hidden"], [], ["step"], ["step"], ["step"], *([["hidden", "to"], ["to"]] if maps else [])],
         output_core_dims=[["rank"], ["rank"], [], [], [], ["step"], ["step"], ["step"]],
         exclude_dims={"to"} if maps else set(),
-        kwargs={"readout": readout, "top": top},
+        kwargs={"readout": readout, "top": top, "answer_kind": run.attrs.get("answer_kind", "number")},
         dask="parallelized",
         output_dtypes=["int32", "float32", "float32", "float32", "float32", "int16", "int16", "int16"],
         dask_gufunc_kwargs={"output_sizes": {"rank": top, "step": n_step}, "allow_rechunk": False},
@@ -132,7 +135,7 @@ def logit_lens(
         "control_rank": "rank of the token that is the step's result in another problem, 0: none of the best",
     }
     lens = xr.Dataset(dict(zip(names, outputs, strict=True)))
-    lens["n_step"] = sides["result"].notnull().sum("step")
+    lens["n_step"] = ((sides["result"] != "") if in_words else sides["result"].notnull()).sum("step")
     lens = lens.assign_coords(rank=np.arange(1, top + 1), step=np.arange(n_step))
     kept = ("example", "problem", "variant", "layer", "position")
     lens = lens.assign_coords({name: coord for name, coord in state.coords.items() if name in kept})
@@ -392,11 +395,12 @@ def _lens(
     *,
     readout: ReadOut,
     top: int,
+    answer_kind: AnswerKind = "number",
 ) -> tuple[Array, ...]:
     """Read a block of states out, :data:`ROW_BLOCK` of them at a time."""
     shape, n_step = state.shape[:-1], result.shape[-1]
     tokens = readout.tokens
-    gold_id = np.array([tokens.first(str(text)) for text in gold.ravel()], dtype="int64").reshape(-1, 2)
+    gold_id = tokens.begin(answer_word(str(text), answer_kind) for text in gold.ravel())
     result, operation, control = (x.reshape(shape[0], n_step) for x in (result, operation, control))
 
     flat = state.reshape(-1, state.shape[-1])
@@ -406,6 +410,7 @@ def _lens(
         *(np.full(len(flat), np.nan, dtype="float32") for _ in range(3)),
         *(np.zeros((len(flat), n_step), dtype="int16") for _ in range(3)),
     ]
+    chains = [Chain(each, tokens) for each in (result, control)]
     example, layer, _ = (axis.ravel() for axis in np.indices(shape))
     there = np.flatnonzero(np.isfinite(flat).all(-1))
     for start in range(0, len(there), ROW_BLOCK):
@@ -423,9 +428,8 @@ def _lens(
         number, value, text = tokens.meaning(token)  # (state, rank)
         out[2][rows] = number[:, 0]
         same_text = (text[:, :, None] == operation[owner][:, None]) & (operation[owner] != "")[:, None]
-        out[5][rows] = _rank_of(np.isclose(value[:, :, None], result[owner][:, None], rtol=0, atol=1e-6))
+        out[5][rows], out[7][rows] = (_rank_of(chain.found(token, value, owner)) for chain in chains)
         out[6][rows] = _rank_of(same_text.astype(bool))
-        out[7][rows] = _rank_of(np.isclose(value[:, :, None], control[owner][:, None], rtol=0, atol=1e-6))
     return tuple(x.reshape(*shape, *x.shape[1:]) for x in out)
 
 
@@ -441,11 +445,12 @@ def _rank_of(match: Array) -> Array:
 
 
 def _another_chain(results: xr.DataArray, run: xr.Dataset) -> xr.DataArray:
-    """For each example the chain of the next problem; NaN if there is one problem only."""
+    """For each example the chain of the next problem; none if there is one problem only."""
 
     def shift(problem: Array, chain: Array) -> Array:  # (example,), (example, step)
         unique, first, inverse = np.unique(problem, return_index=True, return_inverse=True)
-        return np.full_like(chain, np.nan) if len(unique) < 2 else chain[first[(inverse + 1) % len(unique)]]
+        nothing = np.nan if chain.dtype.kind == "f" else ""
+        return np.full_like(chain, nothing) if len(unique) < 2 else chain[first[(inverse + 1) % len(unique)]]
 
     problem = run.coords.get("problem", numbered(results, ["example"])["example"])
     sides = [problem.drop_vars(list(problem.coords)), results.drop_vars(list(results.coords))]

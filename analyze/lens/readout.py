@@ -2,7 +2,7 @@
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -288,6 +288,33 @@ class Tokens:
             lengths = range(len(spelling), least - 1, -1) if text else range(0)
             found.append(next((self._id[spelling[:k]] for k in lengths if spelling[:k] in self._id), -1))
         return (found[0], -1 if found[0] == found[1] else found[1])
+
+    def begin(self, texts: Iterable[str]) -> Array:
+        """:meth:`first` of each text: (text, spelling)."""
+        return np.array([self.first(text) for text in texts], dtype="int64").reshape(-1, 2)
+
+
+class Chain:
+    """What the steps of each example arrive at, to be found among tokens.
+
+    Parameters
+    ----------
+    steps : (example, step)
+        Numbers, NaN: none; or words, empty: none.
+    tokens
+        Of the vocabulary.
+    """
+
+    def __init__(self, steps: Array, tokens: Tokens) -> None:
+        self._numbers = steps.dtype.kind == "f"
+        self._steps = steps if self._numbers else tokens.begin(map(str, steps.ravel())).reshape(*steps.shape, 2)
+
+    def found(self, token: Array, value: Array, owner: Array) -> Array:
+        """Which tokens ``(state, rank)``, of the given values, are a step of the state's example: (.., step)."""
+        steps = self._steps[owner][:, None]
+        if self._numbers:
+            return np.asarray(np.isclose(value[:, :, None], steps, rtol=0, atol=1e-6))
+        return np.asarray(((token[:, :, None, None] == steps) & (steps >= 0)).any(-1))
 
 
 def check_model(model: xr.Dataset, state: xr.DataArray) -> None:

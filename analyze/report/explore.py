@@ -86,7 +86,8 @@ def problems(context: Context, name: str, examples: Sequence[int]) -> dict[str, 
         [v for v in run.data_vars if set(run[v].dims) <= {"example", "step", "position"} and v != "final_state"]
     ].load()
     top = 5 if len(layers) <= 6 else 3
-    small = run[["hidden_state", "gold_answer", *(v for v in ("intermediate_result", "operation") if v in run)]]
+    chain = [name for name in ("intermediate_result", "intermediate_text", "operation") if name in run]
+    small = run[["hidden_state", "gold_answer", *chain]]
     small = small.sel(position=labels, layer=layers).load()
     lens = logit_lens(small, model, positions=labels, top=top).compute()
     attention = (
