@@ -455,6 +455,10 @@ class Reasoner:
             start += 1
         return start
 
+    def first_token(self, text: str) -> int:
+        """Token that begins a text; of an empty one the end token."""
+        return [*self._plain(text), self.eos_id][0]
+
     def _plain(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 

@@ -75,7 +75,8 @@ def ablate(
     """Ablate the thoughts that carry numbers, the others, and as many at random.
 
     A thought carries a number where its unembedded state is one (for ``latent_embedding``, the state it was projected
-    from). Only the chosen thoughts are changed; all others are computed anew from what that left.
+    from); where answers are no numbers, where that state begins a word of the run's steps or answers. Only the chosen
+    thoughts are changed; all others are computed anew from what that left.
 
     Parameters
     ----------
@@ -142,7 +143,8 @@ def ablate(
     out["share_not_counted"] = ("condition", 1 - counted.mean(1))
     positions = ["bot", *thoughts]
     share = [float(target.number_states(position).mean()) for position in positions]
-    return out.assign(number_share=("position", share)).assign_coords(position=np.array(positions, dtype=object))
+    out = out.assign(number_share=("position", share)).assign_coords(position=np.array(positions, dtype=object))
+    return out.assign_attrs(carried="number" if target.scoring.kind == "number" else "word")
 
 
 def corrupt(

@@ -165,7 +165,7 @@ def patch(
 def _add_number_sets(
     target: Target, conditions: list[Condition], site: str, layer: int, rows: np.ndarray, seed: int
 ) -> None:
-    """Thoughts that carry a number in the corrupted half, the others, and as many at random."""
+    """Thoughts that carry a number (or a word) in the corrupted half, the others, and as many at random."""
     numbers = target.number_thoughts(site)[rows]
     masks = {"numbers": numbers, "others": ~numbers, "random like numbers": target.random_like(numbers, seed)}
     for name, mask in masks.items():

@@ -11,7 +11,7 @@ from extract.model.load import ComputeDtype, load_reasoner
 from extract.model.reasoner import Reasoner
 from extract.reenter.sweep import Condition, Progress, sweep
 from extract.reenter.values import StoredValues
-from schemas import Rule, Scoring, UsageError, is_number_token, latent_labels
+from schemas import Rule, Scoring, UsageError, answer_word, is_number_token, latent_labels
 from store import Lake
 
 LENS_ROWS = 256
@@ -72,10 +72,12 @@ class Target:
         return None
 
     def number_states(self, position: str) -> np.ndarray:
-        """Whether the unembedded state at a position ``(example,)`` is a number: its likeliest token has a digit."""
+        """Whether the unembedded state at a position ``(example,)`` is a number: its likeliest token has a digit.
+
+        Where answers are no numbers: whether that token begins a word of the run's steps or answers.
+        """
         if position not in self._numbers:
-            strings = self.reasoner.token_strings
-            is_number = np.array([is_number_token(text) for text in strings])
+            is_number = self._carrying_tokens()
             unembedding = self.reasoner.unembedding
             states = self.data["final_state"].sel(position=position)
             found = []
@@ -84,6 +86,17 @@ class Target:
                 found.append(is_number[(block @ unembedding.T).argmax(1)])
             self._numbers[position] = np.concatenate(found)
         return self._numbers[position]
+
+    def _carrying_tokens(self) -> np.ndarray:
+        """Which tokens of the vocabulary are numbers, or begin a word that a step arrives at or that answers."""
+        if self.scoring.kind == "number":
+            return np.array([is_number_token(text) for text in self.reasoner.token_strings])
+        words = {answer_word(str(text), self.scoring.kind) for text in self.data["gold_answer"].values}
+        if "intermediate_text" in self.data.variables:
+            words |= set(map(str, self.data["intermediate_text"].values.ravel())) - {""}
+        begins = np.zeros(len(self.reasoner.token_strings), dtype=bool)
+        begins[[self.reasoner.first_token(f"{space}{word}") for word in words for space in ("", " ")]] = True
+        return begins
 
     def number_thoughts(self, site: str) -> np.ndarray:
         """Which thoughts carry a number ``(example, thought)``.
