@@ -10,6 +10,7 @@ import numpy as np
 
 from schemas.answers import NumberRule, equal_answers, extract_number, read_gold_answer
 from schemas.errors import UsageError
+from schemas.latex import is_notation, plain_notation
 from schemas.numbers import find_numbers, plain
 from schemas.spelling import nearest
 
@@ -39,9 +40,10 @@ class Scoring:
     The ``default`` rules. A *number* is read as :func:`schemas.answers.extract_number` says, and is right within its
     tolerance. Other answers stand after the last ``#`` or, where there is none, after the last ``The answer is:`` (or
     the model's own prefix). A *text* is compared as Coconut's code compares ProsQA's answers: without commas, stripped,
-    otherwise exactly; where nothing stands before it, the text has no answer. A *choice* is the letter A to E, and a
-    *boolean* the word true, false, yes or no in either case, that begins the answer; a text without a mark is the
-    answer as a whole, as in CODI's code, and yes is the same as true.
+    otherwise exactly; mathematical notation (LaTeX, or without words) as MATH's code does
+    (:func:`schemas.latex.plain_notation`). A text without a mark before it is no answer. A *choice* is the letter A to
+    E, and a *boolean* the word true, false, yes or no in either case, that begins the answer; a text without a mark is
+    the answer as a whole, as in CODI's code, and yes is the same as true.
 
     Rules of published code, for numbers that are to be compared with theirs: ``reports`` (numbers only, see
     :func:`extract_number`); ``coconut`` (run.py of facebookresearch/coconut: exactly what stands after the last ``#``);
@@ -84,6 +86,8 @@ class Scoring:
 
     def normal(self, answer: str) -> str:
         """Form in which two answers that are not numbers are the same text; empty: no answer."""
+        if self.kind == "text" and self.rule == "default" and is_notation(answer):
+            return plain_notation(answer)
         answer = answer.replace(",", "")
         if self.rule == "lrms":
             return answer.lower().replace(" ", "")
@@ -132,7 +136,8 @@ class Scoring:
         mark = next((mark for mark in marks if mark in text), None)
         if mark is None and (self.rule == "lrms" or (self.kind == "text" and self.prefix)):
             return None
-        return (text if mark is None else text.split(mark)[-1]).replace(",", "").strip()
+        answer = (text if mark is None else text.split(mark)[-1]).strip()
+        return answer.replace(",", "") if self.rule == "lrms" else answer
 
     def _canonical(self, answer: str) -> str | None:
         """The letter, or the word as it is stored: True, False, yes or no."""

@@ -57,6 +57,23 @@ def test_default_rules_of_other_kinds(kind, text, answer):
     assert extract_answer(text, kind=kind) == answer
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (r"\frac12", r"\dfrac{1}{2}", True), ("1/2", r"\frac{1}{2}", True), (".5", "0.5", True), ("0.5", "1/2", True),
+        (r"\frac1{72}", r"\frac{1}{72}", True), (r"2\sqrt3", r"2\sqrt{3}", True), ("k = 7", "7", True),
+        (r"\left(1, 2\right)", "(1,2)", True), (r"90^\circ", "90", True), (r"50\%", "50", True),
+        (r"5\text{ cm}", "5", True), (r"1\!000", "1000", True), ("x + 1", "x+1", True), ("a/b", r"\frac{a}{b}", False),
+        ("(1,2)", "(12)", False), ("1,000", "1000", False), (r"\frac{1}{2}", r"\frac{2}{1}", False),
+        (r"\text{odd}", "odd", False), ("x", "X", False),
+    ],
+)  # fmt: skip
+def test_notation_is_compared_as_is_equiv_of_math_compares_it(one, other, same):
+    scoring = Scoring("text")
+    assert scoring.match(scoring.answer(f"The answer is: {one}"), other) == same
+    assert scoring.match(other, one) == same
+
+
 def test_the_models_own_prefix_is_a_mark_and_without_one_the_whole_text_is_the_answer():
     assert Scoring("text", prefix="Final:").answer("steps. Final: red") == "red"
     assert Scoring("text", prefix="###").answer("red") is None
