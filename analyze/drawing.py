@@ -1,39 +1,130 @@
-"""What all figures share: panels, bars and heatmaps that read in grey, one scale where things are compared."""
+"""Drawing for the page and for notebooks: one style, a look for each run, bars, curves and maps.
+
+Colours differ in lightness and markers in shape, so that figures read in grey and with any colour vision. Functions
+take axes and numbers and compute nothing.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import matplotlib.pyplot as plt
+import matplotlib as mpl
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
+from matplotlib.figure import Figure
 
 from schemas import UsageError
 
-Results = xr.Dataset | Mapping[str, xr.Dataset]
-Labels = Sequence[Any] | np.ndarray[Any, Any]
+INK, MUTED, RULE, PAPER, HEAT, HEAT_NEGATIVE = "#1a1c1f", "#666c73", "#d8dbdf", "#fefefe", "#0b4f8a", "#b3541e"
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#b0558f")
+"""Blue, vermilion, green, purple of Okabe and Ito: told apart with any colour vision; markers differ as well."""
+MARKERS = ("o", "s", "^", "D")
+DASHED = (0, (4, 2))
 
-FILLS = (
-    {"color": "#23395d"},
-    {"color": "#f2b45a", "hatch": "//"},
-    {"color": "#7fa7c9", "hatch": ".."},
-    {"color": "#b5482f", "hatch": "xx"},
-    {"color": "#d9d9d9", "hatch": "\\\\"},
-    {"color": "#4d7f57", "hatch": "++"},
-    {"color": "#8d6aa8", "hatch": "oo"},
-    {"color": "#ffffff", "hatch": "--"},
-)
-LINES = (
-    {"color": "#23395d", "linestyle": "-", "marker": "o"},
-    {"color": "#b5482f", "linestyle": "--", "marker": "s"},
-    {"color": "#4d7f57", "linestyle": "-.", "marker": "^"},
-    {"color": "#8d6aa8", "linestyle": ":", "marker": "D"},
-    {"color": "#7a7a7a", "linestyle": "-", "marker": "v"},
-    {"color": "#d08a1d", "linestyle": "--", "marker": "P"},
-    {"color": "#3f8fa8", "linestyle": "-.", "marker": "X"},
-    {"color": "#000000", "linestyle": ":", "marker": "*"},
-)
-SHADES = "Blues"
-"""Light is little, dark is much, also in grey."""
+STYLE = {
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "axes.facecolor": "none",
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.labelsize": 9,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "grid.color": RULE,
+    "grid.linewidth": 0.7,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.labelcolor": INK,
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "svg.fonttype": "none",
+    "hatch.linewidth": 0.7,
+    "figure.constrained_layout.use": True,
+}
+
+Results = xr.Dataset | Mapping[str, xr.Dataset]
+Series = tuple[Any, ...]
+"""A :class:`Look`, its values, and the ends of their intervals or ``None``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """How one run is drawn everywhere."""
+
+    label: str
+    colour: str
+    marker: str = "o"
+    dashed: bool = False
+    """Twins are dashed and hollow in their partner's colour."""
+    hatch: str = ""
+
+    @property
+    def face(self) -> str:
+        """Colour that a marker or bar is filled with."""
+        return PAPER if self.dashed or self.hatch else self.colour
+
+    def line(self) -> dict[str, Any]:
+        """Arguments of a line with markers."""
+        return {
+            "color": self.colour,
+            "marker": self.marker,
+            "linestyle": DASHED if self.dashed else "-",
+            "markerfacecolor": PAPER if self.dashed else self.colour,
+            "markeredgecolor": self.colour,
+            "label": self.label,
+        }
+
+    def bar(self) -> dict[str, Any]:
+        """Arguments of a bar."""
+        return {
+            "facecolor": self.face,
+            "edgecolor": self.colour,
+            "hatch": self.hatch or ("////" if self.dashed else ""),
+            "linewidth": 1.0,
+            "label": self.label,
+        }
+
+
+def looks(runs: Sequence[str], labels: Sequence[str] | None = None) -> dict[str, Look]:
+    """A look for each run; a model and its ``-decodable`` twin share colour and marker."""
+    families: list[str] = []
+    look_of = {}
+    for run, label in zip(runs, labels or runs, strict=True):
+        model = run.partition("/")[0]
+        family = model.removesuffix("-decodable")
+        if family not in families:
+            families.append(family)
+        index = families.index(family) % len(PALETTE)
+        look_of[run] = Look(label=label, colour=PALETTE[index], marker=MARKERS[index], dashed=model != family)
+    return look_of
+
+
+def looks_of_models(runs: Sequence[str]) -> dict[str, Look]:
+    """Looks named by the model alone, where no two runs are of one."""
+    models = [run.partition("/")[0] for run in runs]
+    return looks(runs, models if len(set(models)) == len(models) else None)
 
 
 def by_run(results: Results) -> dict[str, xr.Dataset]:
@@ -45,18 +136,28 @@ def by_run(results: Results) -> dict[str, xr.Dataset]:
     return dict(results)
 
 
+def figure(width: float = 4.6, height: float = 3.0, **arguments: Any) -> tuple[Figure, Any]:
+    """Figure of the page's style outside pyplot, and its axes; ``arguments`` go to ``subplots``."""
+    with mpl.rc_context(STYLE):
+        empty = Figure(figsize=(width, height), layout="constrained")
+        axes = empty.subplots(**arguments)
+    return empty, axes
+
+
 def panels(
     n: int, ax: Any = None, *, columns: int | None = None, size: tuple[float, float] = (4.0, 3.2), sharey: bool = False
 ) -> list[Any]:
-    """Axes for ``n`` panels: the ones given, or a new figure's."""
+    """Axes for ``n`` panels: the ones given, or those of a new figure of pyplot, as notebooks show it."""
     if ax is not None:
-        axes = list(np.ravel(np.asarray(ax, dtype=object)))
-        if len(axes) < n:
-            raise UsageError(f"the figure has {n} panels; ax holds {len(axes)} axes")
-        return axes[:n]
+        given = list(np.ravel(np.asarray(ax, dtype=object)))
+        if len(given) < n:
+            raise UsageError(f"the figure has {n} panels; ax holds {len(given)} axes")
+        return given[:n]
+    import matplotlib.pyplot as plt
+
     columns = min(n, columns or n)
     rows = -(-n // columns)
-    figure, grid = plt.subplots(
+    _, grid = plt.subplots(
         rows,
         columns,
         figsize=(size[0] * columns, size[1] * rows),
@@ -70,98 +171,171 @@ def panels(
     return axes[:n]
 
 
-def bars(
-    ax: Any,
-    series: Mapping[str, np.ndarray],
-    ticks: Labels,
+def faint_grid(ax: Axes, axis: str = "y") -> None:
+    """Thin lines behind the data."""
+    ax.set_axisbelow(True)
+    ax.grid(visible=True, axis=axis)  # type: ignore[arg-type]
+
+
+def heat_map(
+    ax: Axes,
+    values: Any,
+    rows: Any,
+    columns: Any,
     *,
-    error: Mapping[str, tuple[np.ndarray, ...]] | None = None,
-    form: str | None = None,
-    legend: bool = True,
+    low: float = 0.0,
+    high: float = 1.0,
+    text: str | None = "{:.2f}",
+    labels: np.ndarray | None = None,
+    size: float = 7.5,
+    gap: str = "·",
 ) -> None:
-    """Grouped bars, one group for each tick, with the bounds of intervals and values above where asked."""
-    width = 0.8 / len(series)
-    places = np.arange(len(ticks))
-    for index, (name, values) in enumerate(series.items()):
-        at = places + (index - (len(series) - 1) / 2) * width
-        style = FILLS[index % len(FILLS)]
-        ax.bar(at, values, width, label=name, edgecolor="black", linewidth=0.6, **style)
-        top = np.asarray(values, dtype=float)
-        if error is not None and name in error:
-            low, high = (np.asarray(bound, dtype=float) for bound in error[name])
-            spread = np.clip([values - low, high - values], 0, None)
-            ax.errorbar(at, values, np.nan_to_num(spread), fmt="none", ecolor="black", elinewidth=1, capsize=2)
-            top = np.fmax(top, high)
-        if form is not None:
-            for x, value, y in zip(at, values, top, strict=True):
-                if np.isfinite(value):
-                    text = format(value, form)
-                    ax.annotate(text, (x, max(y, 0)), (0, 2), textcoords="offset points", ha="center", fontsize=7)
-    ax.set_xticks(places, [str(tick) for tick in ticks])
-    ax.margins(y=0.12)
-    if legend and len(series) > 1:
-        ax.margins(y=0.25)
-        ax.legend(loc="upper center", ncols=min(3, len(series)), fontsize=8, framealpha=0.9, edgecolor="white")
+    """Cells of one hue whose strength is the value; negative ones in a second hue; NaN empty.
 
-
-def heatmap(
-    ax: Any,
-    values: np.ndarray,
-    rows: Labels,
-    columns: Labels,
-    *,
-    vmin: float | None = None,
-    vmax: float | None = None,
-    cmap: str = SHADES,
-    form: str | None = None,
-    text: np.ndarray | None = None,
-    upper: bool = False,
-) -> Any:
-    """Shaded cells with row and column names; returns the image, for a colour bar.
-
-    ``form`` or ``text`` writes into the cells; ``upper`` draws row 0 at the bottom, as for layers.
+    Parameters
+    ----------
+    values : (row, column)
+        The first row is drawn at the top.
+    low, high
+        Values of no and of full strength; a negative value has that of its size.
+    text
+        Format of the number in each cell; ``None`` leaves it out.
+    labels : (row, column), str
+        Text of the cells instead.
+    gap
+        Text where there is no value.
     """
-    values = np.asarray(values, dtype=float)
-    image = ax.imshow(
-        values,
-        vmin=np.nanmin(values) if vmin is None else vmin,
-        vmax=np.nanmax(values) if vmax is None else vmax,
-        cmap=cmap,
-        aspect="auto",
-        origin="lower" if upper else "upper",
-    )
-    ax.set_xticks(range(len(columns)), [str(x) for x in columns], fontsize=8)
-    step = -(-len(rows) // 24)
-    ax.set_yticks(range(0, len(rows), step), [str(x) for x in rows[::step]], fontsize=8)
-    for edge in ax.spines.values():
-        edge.set_visible(False)
-    if form is not None or text is not None:
-        for i, j in np.ndindex(*values.shape):
-            if np.isfinite(values[i, j]):
-                label = format(values[i, j], str(form)) if text is None else str(text[i, j])
-                red, green, blue, _ = image.cmap(image.norm(values[i, j]))
-                dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
-                ax.text(j, i, label, ha="center", va="center", fontsize=7, color="white" if dark else "black")
-    return image
+    values = np.asarray(values, dtype="float64")
+    known = np.isfinite(values)
+    strength = np.clip((np.abs(values) - low) / max(high - low, 1e-12), 0, 1)
+    strength = np.where(known, 0.04 + 0.92 * strength, 0.0)
+    for row, column in np.ndindex(*values.shape):
+        value, full, there = values[row, column], float(strength[row, column]), bool(known[row, column])
+        if there:
+            hue = to_rgb(HEAT_NEGATIVE if value < 0 else HEAT)
+            corner = (column + 0.03, row + 0.03)
+            ax.add_patch(mpl.patches.Rectangle(corner, 0.94, 0.94, facecolor=(*hue, full), linewidth=0))
+        if not there:
+            shown = gap
+        elif labels is not None:
+            shown = str(labels[row, column])
+        else:
+            shown = "" if text is None else text.format(value)
+        if shown:
+            colour = PAPER if full > 0.55 else (INK if there else MUTED)
+            ax.text(column + 0.5, row + 0.52, shown, ha="center", va="center", fontsize=size, color=colour)
+    _name_cells(ax, rows, columns)
 
 
-def line(ax: Any, x: np.ndarray, y: np.ndarray, index: int, label: str, bounds: Any = None) -> None:
-    """One line with markers, and a band between bounds."""
-    style = LINES[index % len(LINES)]
-    ax.plot(x, y, label=label, markersize=4, linewidth=1.4, **style)
-    if bounds is not None:
-        ax.fill_between(x, *bounds, color=style["color"], alpha=0.15, linewidth=0)
+def _name_cells(ax: Axes, rows: Any, columns: Any) -> None:
+    ax.set_xlim(0, len(columns))
+    ax.set_ylim(len(rows), 0)
+    ax.set_xticks(np.arange(len(columns)) + 0.5, [str(x) for x in columns])
+    ax.set_yticks(np.arange(len(rows)) + 0.5, [str(x) for x in rows])
+    ax.tick_params(length=0)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
 
 
-def one_scale(axes: Sequence[Any]) -> None:
-    """Give all axes the widest limits any of them has along y."""
-    limits = [ax.get_ylim() for ax in axes]
-    for ax in axes:
-        ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-
-
-def colour_bar(axes: Sequence[Any], image: Any, label: str) -> None:
-    """One colour bar beside the axes."""
+def colour_bar(axes: Sequence[Any], label: str, *, low: float = 0.0, high: float = 1.0) -> None:
+    """One scale beside the axes: the strength of :func:`heat_map` between ``low`` and ``high``."""
+    shades = LinearSegmentedColormap.from_list("heat", [PAPER, HEAT])
+    image = mpl.cm.ScalarMappable(Normalize(low, high), shades)
     bar = axes[0].figure.colorbar(image, ax=list(axes), shrink=0.85, pad=0.02)
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7)
+
+
+def bars(
+    ax: Axes, groups: Sequence[Any], series: Sequence[Series], *, zero: float = 0.0, form: str | None = None
+) -> None:
+    """Grouped bars with their intervals; NaN leaves a gap.
+
+    Parameters
+    ----------
+    series
+        For each look its heights, and the ends of the intervals or ``None``.
+    form
+        Format of a value written above its bar.
+    """
+    n = max(1, len(series))
+    width = 0.82 / n
+    place = np.arange(len(groups))
+    for index, (look, heights, low, high) in enumerate(series):
+        x = place + (index - (n - 1) / 2) * width
+        values = np.asarray(heights, dtype="float64")
+        ax.bar(x, np.nan_to_num(values - zero), width * 0.92, bottom=zero, **look.bar())
+        if low is not None and high is not None:
+            whiskers(ax, x, values, low, high)
+        if form is not None:
+            top = values if high is None else np.fmax(values, np.asarray(high, dtype="float64"))
+            for at, value, above in zip(x, values, top, strict=True):
+                if np.isfinite(value):
+                    ax.annotate(
+                        format(value, form), (at, max(above, 0)), (0, 2),
+                        textcoords="offset points", ha="center", fontsize=7,
+                    )  # fmt: skip
+    ax.set_xticks(place, [str(group) for group in groups])
+    ax.tick_params(axis="x", length=0)
+    ax.margins(x=0.02)
+    faint_grid(ax)
+
+
+def bars_across(ax: Axes, names: Sequence[str], values: Any, low: Any = None, high: Any = None, **style: Any) -> None:
+    """Bars from left to right, the first at the top, with their intervals; shares from 0 to 1."""
+    y = np.arange(len(names))
+    style.pop("label", None)
+    ax.barh(y, np.asarray(values, dtype="float64"), **({"height": 0.68} | style))
+    if low is not None and high is not None:
+        ends = (np.asarray(end, dtype="float64") for end in (low, high))
+        ax.hlines(y, *ends, color=INK, linewidth=1)
+    ax.set_yticks(y, list(names))
+    ax.invert_yaxis()
+    as_percent(ax, "x")
+    faint_grid(ax, "x")
+
+
+def whiskers(ax: Axes, x: Any, values: Any, low: Any, high: Any, *, colour: str = INK) -> None:
+    """Intervals as thin lines through the values; NaN is left out."""
+    x, values, low, high = (np.asarray(each, dtype="float64") for each in (x, values, low, high))
+    known = np.isfinite(values) & np.isfinite(low) & np.isfinite(high)
+    if known.any():
+        # vlines, not errorbar: a percentile interval need not hold the estimate itself
+        ax.vlines(x[known], low[known], high[known], color=colour, linewidth=1.0)
+
+
+def band(ax: Axes, x: Any, low: Any, high: Any, colour: str, alpha: float = 0.13) -> None:
+    """Interval or range of a line as a shade."""
+    x, low, high = (np.asarray(each, dtype="float64") for each in (x, low, high))
+    known = np.isfinite(low) & np.isfinite(high)
+    if known.any():
+        ax.fill_between(x[known], low[known], high[known], color=colour, alpha=alpha, linewidth=0)
+
+
+def random_range(ax: Axes, x: Any, draws: Any, label: str) -> None:
+    """Mean and range of random draws in grey; ``draws`` has columns ``mean``, ``min`` and ``max``."""
+    if len(draws):
+        ax.plot(x, draws["mean"], color=MUTED, linestyle=":", marker="^", label=label)
+        band(ax, x, draws["min"], draws["max"], MUTED, 0.18)
+
+
+def reference(ax: Axes, value: float, axis: str = "y") -> None:
+    """A dashed line at what would be without the change."""
+    draw = ax.axhline if axis == "y" else ax.axvline
+    draw(value, color=INK, linewidth=1, linestyle=(0, (2, 2)))
+
+
+def as_percent(ax: Axes, axis: str = "y") -> None:
+    """Ticks of shares as percentages."""
+    which = ax.yaxis if axis == "y" else ax.xaxis
+    which.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
+
+
+def legend_above(ax: Axes, n_column: int = 2) -> None:
+    """Legend over the axes, where it hides no data."""
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=n_column, borderaxespad=0.2, columnspacing=1.4)
+
+
+def legend_below(ax: Axes, distance: float = 0.2, n_column: int = 2) -> None:
+    """Legend under the axes and their labels."""
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -distance), ncols=n_column, fontsize=7.5)

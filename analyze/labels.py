@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from schemas import SchemaError, UsageError, nearest
+from schemas import SchemaError, UsageError, nearest, segment_of
 
 _THOUGHT = re.compile(r"ct\d+")
 
@@ -86,6 +86,11 @@ def part_of(
         neighbours = index[-1] - index[0] == len(index) - 1
         chosen[dim] = slice(index[0], index[-1] + 1) if neighbours else index
     return run.isel(chosen)
+
+
+def up_to_eot(data: xr.Dataset) -> xr.Dataset:
+    """A result at the positions between question and answer."""
+    return data.sel(position=[x for x in labels_along(data, "position") if segment_of(x) not in ("question", "answer")])
 
 
 def numbered(array: xr.DataArray, dims: Iterable[str]) -> xr.DataArray:

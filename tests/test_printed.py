@@ -20,9 +20,10 @@ from test_docs import ROOT, shown_commands
 
 import lake as command_line
 from analyze.compare.differences import compare, comparison_table, difference_table
-from analyze.effects.ablation_section import steering
+from analyze.context import Context
+from analyze.page import write_section
 from analyze.report import build_report, explore
-from analyze.report.content import Context
+from analyze.report.sections import sections
 from extract.model.load import SHIPPED
 from extract.run.extract import extract
 from extract.run.prepare import prepare
@@ -274,9 +275,10 @@ def test_the_steering_axis_names_the_unit_that_was_used(filled_lake: tuple[Path,
     lake = open_lake(filled_lake[0])
     stored = lake.result("steer", RUN)
     assert stored["strength"].attrs["units"] == STEERING_UNIT
-    section = steering(Context(lake, [RUN]))
-    assert section is not None
-    assert section.illustrations[0].panels[0].figure.axes[0].get_xlabel() == f"strength, in {STEERING_UNIT}"
+    steering = next(section for section in sections() if section.slug == "steering")
+    page = write_section(steering, Context(lake, [RUN]))
+    assert page is not None
+    assert page.illustrations[0].panels[0].figure.axes[0].get_xlabel() == f"strength, in {STEERING_UNIT}"
 
 
 def interrupted(words: list[str], begun: object, tmp_path: Path) -> tuple[int, str]:

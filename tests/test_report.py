@@ -7,8 +7,9 @@ from importlib.util import find_spec
 import pytest
 from report_lake import MODELS, make_lake
 
-from analyze.report import build_report, figures
-from analyze.report.registry import EXPERIMENTS
+from analyze import drawing
+from analyze.report import build_report, svg
+from analyze.report.sections import sections
 from schemas import UsageError
 
 CHROMIUM = next(
@@ -53,10 +54,10 @@ def test_page_stands_alone(report, html):
 
 
 def test_every_experiment_is_found_by_its_name(report, html):
-    for experiment in EXPERIMENTS:
-        assert f'id="{experiment.slug}"' in html
-        assert experiment.title in html
-    assert {e.report for e in EXPERIMENTS} >= {"000", "001", "002", "003", "004"}
+    for section in sections():
+        assert f'id="{section.slug}"' in html
+        assert section.texts["title"] in html
+    assert {section.texts["report"] for section in sections()} >= {"000", "001", "002", "003", "004"}
     assert "linear-probes" in report.missing
     assert "lake analyze probes" in html  # what is not in the lake says how to get it
     assert {"number-decoding", "token-ablation", "several-patching", "twins", "critical-heads"} <= set(report.sections)
@@ -119,18 +120,18 @@ def test_a_lake_without_results_still_gives_a_page(tmp_path):
 
 
 def test_inline_drawings_follow_the_theme_and_keep_their_numbers():
-    made, ax = figures.figure(3, 2)
-    ax.plot([0, 1], [0.12345, 0.5], color=figures.PALETTE[0])
+    figure, ax = drawing.figure(3, 2)
+    ax.plot([0, 1], [0.12345, 0.5], color=drawing.PALETTE[0])
     ax.set_yticks([0.12345], ["0.12345"])
-    vector, raster = figures.draw(made, "one")
-    svg = figures.inline(vector, "name", "a line")
+    vector, raster = svg.draw(figure, "one")
+    inline = svg.inline(vector, "name", "a line")
     assert raster.startswith(b"\x89PNG")
-    assert "0.12345" in svg
-    assert "var(--series-0)" in svg
-    assert figures.PALETTE[0] not in svg
-    assert not re.search(r"<(image|style|script)[^>]*http", svg)
-    used = set(re.findall(r"url\(#([^)]+)\)", svg)) | set(re.findall(r'href="#([^"]+)"', svg))
-    assert used <= set(re.findall(r'id="([^"]+)"', svg))
+    assert "0.12345" in inline
+    assert "var(--series-0)" in inline
+    assert drawing.PALETTE[0] not in inline
+    assert not re.search(r"<(image|style|script)[^>]*http", inline)
+    used = set(re.findall(r"url\(#([^)]+)\)", inline)) | set(re.findall(r'href="#([^"]+)"', inline))
+    assert used <= set(re.findall(r'id="([^"]+)"', inline))
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,16 @@ from typing import Any
 
 import numpy as np
 
-from analyze.drawing import FILLS, Results, by_run, colour_bar, heatmap, line, panels
-from schemas import SchemaError
+from analyze.drawing import INK, MUTED, PALETTE, RULE, Results, by_run, colour_bar, heat_map, panels
+from schemas import SchemaError, nearest
 
-GROUPS = ("question", "bot", "thoughts", "eot", "answer")
+GROUPS = {
+    "question": {"facecolor": RULE},
+    "bot": {"facecolor": PALETTE[1], "hatch": "//"},
+    "thoughts": {"facecolor": PALETTE[0]},
+    "eot": {"facecolor": MUTED, "hatch": ".."},
+    "answer": {"facecolor": "white"},
+}
 
 
 def plot_attention_shares(summary: Results, *, query: str = "eot", ax: Any = None) -> list[Any]:
@@ -23,17 +29,16 @@ def plot_attention_shares(summary: Results, *, query: str = "eot", ax: Any = Non
     runs = by_run(summary)
     axes = panels(len(runs), ax, size=(5.2, 3.6), sharey=True)
     for axis, (run, result) in zip(axes, runs.items(), strict=True):
-        _has(result["query"].values, query)
+        _require_query(result["query"].values, query)
         shares = result["layer_share"].sel(query=query)
-        parts = {name: shares.sel(target=name).values for name in GROUPS if name != "thoughts"}
-        parts["thoughts"] = result["layer_thought_total"].sel(query=query).values
+        heights = {name: shares.sel(target=name).values for name in GROUPS if name != "thoughts"}
+        heights["thoughts"] = result["layer_thought_total"].sel(query=query).values
         bottom = np.zeros(result.sizes["layer"])
-        for index, name in enumerate(GROUPS):
-            style = FILLS[(4, 1, 0, 2, 7)[index]]
+        for name, style in GROUPS.items():
             axis.bar(
-                result["layer"].values, parts[name], 0.9, bottom, label=name, edgecolor="black", linewidth=0.5, **style
+                result["layer"].values, heights[name], 0.9, bottom, label=name, edgecolor=INK, linewidth=0.5, **style
             )
-            bottom = bottom + np.nan_to_num(parts[name])
+            bottom = bottom + np.nan_to_num(heights[name])
         axis.set(title=f"{run}: attention of {query}", xlabel="layer", ylabel="share, mean over heads", ylim=(0, 1))
         axis.set_xticks(result["layer"].values)
     axes[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
@@ -54,59 +59,18 @@ def plot_thought_attention(summary: Results, *, query: str = "eot", ax: Any = No
     axes = panels(len(runs), ax, size=(4.6, 4.0))
     values = {}
     for run, result in runs.items():
-        _has(result["query"].values, query)
+        _require_query(result["query"].values, query)
         thoughts = result["thought"].values
         values[run] = result["layer_share"].sel(query=query, target=thoughts).transpose("layer", "target").values * 100
-    vmax = max(float(np.nanmax(x)) for x in values.values())
-    image = None
+    high = max(float(np.nanmax(cells)) for cells in values.values())
     for axis, (run, result) in zip(axes, runs.items(), strict=True):
-        rows = [str(x) for x in result["layer"].values]
-        image = heatmap(axis, values[run], rows, result["thought"].values, vmin=0, vmax=vmax, form=".1f", upper=True)
+        heat_map(axis, values[run], result["layer"].values, result["thought"].values, high=high, text="{:.1f}")
         axis.set(title=f"{run}: attention of {query}", xlabel="thought attended (key)", ylabel="layer")
-    colour_bar(axes, image, "share of all attention, %, mean over heads")
+    colour_bar(axes, "share of all attention, %, mean over heads", high=high)
     return axes
 
 
-def plot_thought_share_lines(summary: Results, *, query: str = "eot", ax: Any = None) -> list[Any]:
-    """The same with 95% intervals over problems: one line for each thought, by layer."""
-    runs = by_run(summary)
-    axes = panels(len(runs), ax, size=(5.2, 3.6), sharey=True)
-    for axis, (run, result) in zip(axes, runs.items(), strict=True):
-        _has(result["query"].values, query)
-        part = result.sel(query=query)
-        for index, thought in enumerate(result["thought"].values):
-            mean, low, high = (part[f"layer_share{x}"].sel(target=thought).values for x in ("", "_low", "_high"))
-            line(axis, result["layer"].values, mean, index, str(thought), (low, high))
-        axis.set(title=f"{run}: attention of {query}", xlabel="layer", ylabel="share, mean over heads", ylim=(0, None))
-        axis.set_xticks(result["layer"].values)
-    axes[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    return axes
-
-
-def plot_looks(summary: Results, *, layer: int = -1, ax: Any = None) -> list[Any]:
-    """Where every query looks at one layer: queries on the rows, targets on the columns, percent in the cells.
-
-    Parameters
-    ----------
-    summary
-        From :func:`analyze.attention.shares.attention_summary`, one or by run.
-    layer
-        Place along the layers, so that -1 is the last of each run.
-    """
-    runs = by_run(summary)
-    axes = panels(len(runs), ax, size=(5.6, 4.0))
-    image = None
-    for axis, (run, result) in zip(axes, runs.items(), strict=True):
-        part = result["layer_share"].isel(layer=layer).transpose("query", "target")
-        # a target that comes after the query is impossible, not zero
-        shown = part.where(part > 0).values * 100
-        image = heatmap(axis, shown, part["query"].values, part["target"].values, vmin=0, vmax=100, form=".0f")
-        axis.set(title=f"{run}: layer {int(part['layer'])}", xlabel="where it looks (key)", ylabel="who looks (query)")
-        axis.tick_params(axis="x", rotation=45)
-    colour_bar(axes, image, "share of attention, %, mean over heads")
-    return axes
-
-
-def _has(queries: Any, query: str) -> None:
+def _require_query(queries: Any, query: str) -> None:
     if query not in queries:
-        raise SchemaError(f"the result has no query {query!r}; it has {', '.join(map(str, queries))}")
+        known = [str(name) for name in queries]
+        raise SchemaError(f"the result has no query {query!r}; it has {', '.join(known)}{nearest(query, known)}")

@@ -7,39 +7,12 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from analyze.drawing import panels
+from analyze.drawing import INK, MUTED, PAPER, Look, bars, looks_of_models, panels
+from analyze.heads.figures import SHORT_TYPES
 from schemas import UsageError
 
-Looks = Mapping[str, Mapping[str, Any]]
-"""How each model is drawn: ``label``, ``colour``, ``marker`` and ``dashed`` of each."""
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b0558f")
-MARKERS = ("o", "s", "^", "D")
-SHORT = {
-    "Forward Flow": "forward flow",
-    "Hub Aggregator": "hub",
-    "Skip Connection": "skip",
-    "Multi-Purpose": "multi-purpose",
-}
-
-
-def plain_looks(result: xr.Dataset) -> dict[str, dict[str, Any]]:
-    """Looks where none are given: a model and its ``-decodable`` twin share a colour, the twin dashed and hollow."""
-    families: list[str] = []
-    found = {}
-    models = [str(run).partition("/")[0] for run in result["model"].values]
-    names = models if len(set(models)) == len(models) else [str(run) for run in result["model"].values]
-    for run, model, label in zip(result["model"].values, models, names, strict=True):
-        family = model.removesuffix("-decodable")
-        if family not in families:
-            families.append(family)
-        place = families.index(family) % len(COLOURS)
-        found[str(run)] = {
-            "label": label,
-            "colour": COLOURS[place],
-            "marker": MARKERS[place],
-            "dashed": model != family,
-        }
-    return found
+Looks = Mapping[str, Look]
+"""How each model is drawn."""
 
 
 def plot_seven_panels(result: xr.Dataset, *, looks: Looks | None = None, ax: Any = None) -> list[Any]:
@@ -57,7 +30,7 @@ def plot_seven_panels(result: xr.Dataset, *, looks: Looks | None = None, ax: Any
     if "hub_received" not in result:
         raise UsageError("the comparison has no heads; run lake analyze heads for its runs first")
     axes = panels(len(SEVEN), ax, columns=3, size=(4.2, 3.0))
-    looks = plain_looks(result) if looks is None else looks
+    looks = looks_of_models([str(run) for run in result["model"].values]) if looks is None else looks
     for axis, (title, draw) in zip(axes, SEVEN, strict=True):
         draw(result, looks, axis)
         axis.set_title(title)
@@ -69,37 +42,15 @@ def grouped_bars(
     result: xr.Dataset, looks: Looks, axis: Any, groups: Sequence[str], values: Callable[[xr.Dataset], Any]
 ) -> None:
     """One bar of each model for each group."""
-    n = result.sizes["model"]
-    for index, run in enumerate(map(str, result["model"].values)):
-        look = looks[run]
-        at = np.arange(len(groups)) + (index - (n - 1) / 2) * 0.82 / n
-        axis.bar(
-            at,
-            np.asarray(values(result.isel(model=index)), dtype=float),
-            0.76 / n,
-            facecolor="#fefefe" if look["dashed"] else look["colour"],
-            edgecolor=look["colour"],
-            hatch="////" if look["dashed"] else "",
-            linewidth=1,
-            label=look["label"],
-        )
-    axis.set_xticks(np.arange(len(groups)), groups)
+    of_model = {str(run): result.isel(model=index) for index, run in enumerate(result["model"].values)}
+    bars(axis, groups, [(looks[run], values(one), None, None) for run, one in of_model.items()])
 
 
 def lines(result: xr.Dataset, looks: Looks, axis: Any, labels: Any, values: Callable[[xr.Dataset], Any]) -> None:
     """One line of each model."""
     for index, run in enumerate(map(str, result["model"].values)):
-        look = looks[run]
-        axis.plot(
-            np.arange(len(labels)),
-            np.asarray(values(result.isel(model=index)), dtype=float),
-            color=look["colour"],
-            marker=look["marker"],
-            markersize=4,
-            markerfacecolor="#fefefe" if look["dashed"] else look["colour"],
-            linestyle=(0, (4, 2)) if look["dashed"] else "-",
-            label=look["label"],
-        )
+        heights = np.asarray(values(result.isel(model=index)), dtype=float)
+        axis.plot(np.arange(len(labels)), heights, **looks[run].line() | {"markersize": 4})
     axis.set_xticks(np.arange(len(labels)), [str(x) for x in labels])
 
 
@@ -114,7 +65,7 @@ def _hubs(result: xr.Dataset, looks: Looks, axis: Any) -> None:
     n = part.sizes["model"]
     for index in range(n):
         at = np.arange(len(thoughts)) + (index - (n - 1) / 2) * 0.82 / n
-        axis.hlines(part["hub_expected"].isel(model=index), at - 0.4 / n, at + 0.4 / n, color="#1a1c1f", linewidth=1.4)
+        axis.hlines(part["hub_expected"].isel(model=index), at - 0.4 / n, at + 0.4 / n, color=INK, linewidth=1.4)
     axis.set_ylabel("attention received")
 
 
@@ -128,7 +79,11 @@ def _composite(result: xr.Dataset, looks: Looks, axis: Any) -> None:
 
 def _types(result: xr.Dataset, looks: Looks, axis: Any) -> None:
     grouped_bars(
-        result, looks, axis, [SHORT.get(str(t), str(t)) for t in result["type"].values], lambda one: one["type_count"]
+        result,
+        looks,
+        axis,
+        [SHORT_TYPES.get(str(t), str(t)) for t in result["type"].values],
+        lambda one: one["type_count"],
     )
     axis.tick_params(axis="x", labelsize=8)
     axis.yaxis.get_major_locator().set_params(integer=True)
@@ -157,7 +112,7 @@ def _ratio(result: xr.Dataset, looks: Looks, axis: Any) -> None:
     thoughts = [t for t in _thoughts(result) if (result["hub_expected"].sel(position=t) > 0).any()]
     part = result.sel(position=thoughts)
     lines(part, looks, axis, thoughts, lambda one: (one["hub_received"] / one["hub_expected"]).values)
-    axis.axhline(1, color="#666c73", linewidth=0.8)
+    axis.axhline(1, color=MUTED, linewidth=0.8)
     axis.set_ylabel("times an even spread")
 
 
@@ -187,7 +142,7 @@ def plot_differences(table: pd.DataFrame, *, ax: Any = None) -> list[Any]:
     rows: list[Any] = list(table.itertuples())
     for y, row in enumerate(rows):
         sure = row.low > 0 or row.high < 0
-        colour = "#1a1c1f" if sure else "#666c73"
+        colour = INK if sure else MUTED
         axis.hlines(y, row.low, row.high, color=colour, linewidth=1.4)
         axis.plot(
             row.difference,
@@ -195,9 +150,9 @@ def plot_differences(table: pd.DataFrame, *, ax: Any = None) -> list[Any]:
             marker="o",
             markersize=5,
             color=colour,
-            markerfacecolor=colour if row.paired else "#fefefe",
+            markerfacecolor=colour if row.paired else PAPER,
         )
-    axis.axvline(0, color="#666c73", linewidth=0.8)
+    axis.axvline(0, color=MUTED, linewidth=0.8)
     axis.set_yticks(np.arange(len(table)), [f"{row.what.replace('_', ' ')} {row.where}".strip() for row in rows])
     axis.set_ylim(len(table) - 0.4, -0.6)
     return [axis]

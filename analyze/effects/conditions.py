@@ -1,23 +1,15 @@
-"""What all sections of re-entries share: conditions as rows, places in words, columns and controls."""
+"""Conditions of a re-entry as rows, and what they are called in words."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 import xarray as xr
 
-from analyze.report.content import Column, Context, Found
-
 UNTOUCHED = "untouched"
-
 
 Frame = Any
 """A pandas frame; its stubs do not know what a cell holds."""
-
-
-TESTED = (
-    "p-values are exact McNemar tests against the untouched run on the same problems, Holm-corrected over the sweep."
-)
 
 
 def conditions(data: xr.Dataset) -> Frame:
@@ -32,15 +24,6 @@ def conditions(data: xr.Dataset) -> Frame:
     if "layer" in frame:
         frame["layer"] = pd.to_numeric(frame["layer"], errors="coerce").fillna(-1).astype(int)
     return frame
-
-
-def re_entries(context: Context, *kinds: str) -> list[Found]:
-    """Results of a re-entry, whose conditions lie along one dim, under any of its names."""
-    for kind in kinds:
-        found = [each for each in context.find(kind) if "condition" in each.data.dims]
-        if found:
-            return found
-    return []
 
 
 def place_name(site: Any, layer: Any) -> str:
@@ -80,30 +63,6 @@ def self_control(frame: Frame) -> str:
     worst = float(own["kl_mean"].abs().max())
     changed = int((own["broken"] + own["mended"]).sum()) if {"broken", "mended"} <= set(own) else 0
     return f"{changed} changed answers, largest mean KL {worst:.1g} nats"
-
-
-def accuracy_columns(extra: Sequence[Column]) -> list[Column]:
-    """Columns that every table of ablations ends with."""
-    return [
-        Column(label="Run", key="run", kind="text"),
-        *extra,
-        Column(label="n", key="n", kind="count"),
-        Column(label="Correct", key="accuracy", kind="share", low="accuracy_low", high="accuracy_high"),
-        Column(label="Untouched", key="untouched_accuracy", kind="share"),
-        Column(
-            label="Right that turn wrong", key="importance", kind="share", low="importance_low", high="importance_high"
-        ),
-        Column(label="p (Holm)", key="p_holm", kind="p"),
-    ]
-
-
-def control_note(found: Iterable[Found]) -> list[str]:
-    """The control in which each value replaces itself, for every run."""
-    notes = [(each.look.label, self_control(conditions(each.data))) for each in found]
-    notes = [(label, note) for label, note in notes if note]
-    if not notes:
-        return []
-    return ["Control, each value replaced by itself: " + "; ".join(f"{label} {note}" for label, note in notes) + "."]
 
 
 def labels_of(row: Mapping[str, Any]) -> str:

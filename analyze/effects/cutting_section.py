@@ -1,218 +1,100 @@
-"""Sections of heads zeroed and attention edges cut."""
+"""Sections of heads and attention edges cut."""
 
 import numpy as np
 import pandas as pd
 
-from analyze.effects.conditions import (
-    TESTED,
-    UNTOUCHED,
-    accuracy_columns,
-    conditions,
-    control_note,
-    re_entries,
-    untouched,
-)
-from analyze.report import figures as draw
-from analyze.report.content import Column, Context, Illustration, Panel, Section, Table, listed, share
+from analyze.context import StoredResult
+from analyze.drawing import as_percent, bars_across, faint_grid, legend_below, random_range, reference, whiskers
+from analyze.effects.conditions import Frame
+from analyze.effects.shown import reentries, triple
+from analyze.page import Page, Section, listed
 
 CUT = {"zero": "zeroed", "mean": "set to the mean", "resample": "exchanged for another problem's"}
 """What was done to heads, in words, by operation."""
 
 
-def head_ablation(context: Context) -> Section | None:
+def how_cut(result: StoredResult) -> str:
+    """What was done to the heads of a result, in words."""
+    return CUT[str(result.stored.spec.get("operation", "zero"))]
+
+
+def head_ablation(page: Page) -> None:
     """Heads alone, the top together, random ones beside them."""
-    found = re_entries(context, "ablate_heads")
-    if not found:
-        return None
-    panels, maps, lines, tables = [], [], [], []
-    for each in found:
-        frame = conditions(each.data)
-        base = untouched(frame)
-        frame = frame[frame["condition"].astype(str) != UNTOUCHED].copy()
+    results = reentries(page, "ablate_heads")
+    page.set(cut=listed(list(dict.fromkeys(how_cut(result) for result, _, _ in results))))
+    for result, frame, base in results:
         group = frame["group"].astype(str)
         # the coordinate n, how many heads, gives way to the number of examples; the group's name has both
         frame["count"] = pd.to_numeric(group.str.extract(r"^(?:top|random) (\d+)")[0], errors="coerce")
-        top = (
-            frame[group.str.startswith("top") & (frame["control"] == "")].drop_duplicates("count").sort_values("count")
-        )
-        random = (
-            frame[group.str.startswith("random")].groupby("count")["accuracy"].agg(["mean", "min", "max"]).reset_index()
-        )
-        made, ax = draw.figure(4.6, 2.8)
-        n = top["count"].to_numpy(dtype=float)
-        ax.plot(n, top["accuracy"], **(each.look.line() | {"label": "highest-ranked heads"}))
-        ax.vlines(
-            n,
-            top["accuracy_low"].astype(float),
-            top["accuracy_high"].astype(float),
-            color=each.look.colour,
-            linewidth=1,
-        )
-        if len(random):
-            x = random["count"].to_numpy(dtype=float)
-            ax.plot(x, random["mean"], color=draw.MUTED, linestyle=":", marker="^", label="as many at random (range)")
-            ax.fill_between(x, random["min"], random["max"], color=draw.MUTED, alpha=0.18, linewidth=0)
-        ax.axhline(float(base["accuracy"]), color=draw.INK, linewidth=1, linestyle=(0, (2, 2)))
-        ax.set_ylim(-0.02, 1.03)
-        draw.as_percent(ax)
-        draw.faint_grid(ax)
-        ax.set_xlabel(f"heads {CUT[str(each.result.spec.get('operation', 'zero'))]} together")
-        ax.set_title(each.look.label)
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7.5)
-        panels.append(Panel(name=f"head_ablation_{each.run}", figure=made))
-        alone = frame[group.str.fullmatch(r"L\d+H\d+") & (frame["control"] == "")]
+        changed, by_chance = frame["control"] == "", group.str.startswith("random")
+        top = frame[group.str.startswith("top") & changed].drop_duplicates("count").sort_values("count")
+        random = frame[by_chance].groupby("count")["accuracy"].agg(["mean", "min", "max"]).reset_index()
+        draw_top(page, result, top, random, float(base["accuracy"]))
+        texts = []
+        alone = frame[group.str.fullmatch(r"L\d+H\d+") & changed]
         if len(alone):
-            grid = alone.pivot_table(index="layer", columns="head", values="drop")
-            made, ax = draw.figure(4.6, 0.9 + 0.3 * len(grid))
-            small = grid.shape[1] <= 12
-            draw.heat_map(
-                ax, 100 * grid.to_numpy(), [f"layer {x}" for x in grid.index], [f"H{int(x)}" for x in grid.columns],
-                high=max(5.0, 100 * float(np.nanmax(np.abs(grid.to_numpy())))), text="{:.0f}" if small else None,
-            )  # fmt: skip
-            ax.set_title(each.look.label)
-            maps.append(Panel(name=f"head_ablation_alone_{each.run}", figure=made))
+            draw_alone(page, result, alone)
             worst = alone.loc[alone["drop"].idxmax()]
-            text = f"alone, {worst['group']} costs most: {share(float(worst['drop']))} of all answers"
-        else:
-            text = ""
+            texts.append(page.text("alone", group=worst["group"], drop=worst["drop"]))
         if len(top):
             some = top.iloc[min(1, len(top) - 1)]
             same = random[random["count"] == some["count"]]
-            text += (
-                f"{'; ' if text else ''}without the top {some['count']:.0f}, {share(float(some['accuracy']))} are right"
-                + (
-                    f" (without {some['count']:.0f} random ones, {share(float(same['mean'].iloc[0]))})"
-                    if len(same)
-                    else ""
-                )
-            )
-        lines.append((each.look.label, text))
-        tables.append(frame[(frame["control"] == "") | group.str.startswith("random")].assign(run=each.look.label))
-    cut = listed(list(dict.fromkeys(CUT[str(each.result.spec.get("operation", "zero"))] for each in found)))
-    illustrations = [
-        Illustration(
-            name="head_ablation",
-            caption=f"Accuracy when the highest-ranked heads are {cut} together (x), with 95% Wilson "
-            "intervals, and when as many drawn at random are "
-            "(mean and range of the draws). Dashed: untouched.",
-            panels=panels,
-        )
-    ]
-    if maps:
-        illustrations.append(
-            Illustration(
-                name="head_ablation_alone",
-                caption=f"Percentage points of accuracy lost when one head is {cut}, by layer and head; a "
-                "negative number is a gain.",
-                panels=maps,
-            )
-        )
-    return Section(
-        headline="Whether the heads that score highest are those the answer needs.",
-        lines=lines,
-        method=f"A head is cut where it is one: its own output before the output projection is {cut}, "
-        "at bot, the thoughts and eot only.",
-        illustrations=illustrations,
-        tables=[
-            Table(
-                name="head_ablation",
-                caption="Accuracy without some heads.",
-                frame=pd.concat(tables, ignore_index=True),
-                columns=accuracy_columns([Column(label="Heads", key="group", kind="text")]),
-                limit=12,
-            )
-        ],
-        caveats=[
-            TESTED,
-            *control_note(found),
-            "Report 004's “59% to 0%” came from a harness that could read no number from any answer and "
-            "sliced the projection's output, where there are "
-            "no heads.",
-        ],
-        sources=[each.result for each in found],
-    )
+            beside = [page.text("random", count=some["count"], accuracy=mean) for mean in same["mean"]]
+            texts.append(page.text("top", count=some["count"], accuracy=some["accuracy"]) + "".join(beside))
+        page.say_of(result.label, "; ".join(texts))
+        page.add("head_ablation", result, frame[changed | by_chance])
 
 
-def edge_ablation(context: Context) -> Section | None:
+def draw_top(page: Page, result: StoredResult, top: Frame, random: Frame, base: float) -> None:
+    """Accuracy without the highest-ranked heads, and without as many at random."""
+    ax = page.panel("head_ablation", result, height=2.8)
+    n = top["count"].to_numpy(dtype=float)
+    ax.plot(n, top["accuracy"], **(result.look.line() | {"label": "highest-ranked heads"}))
+    accuracy, low, high = triple(top, "accuracy")
+    whiskers(ax, n, accuracy, low, high, colour=result.look.colour)
+    random_range(ax, random["count"], random, "as many at random (range)")
+    reference(ax, base)
+    ax.set_ylim(-0.02, 1.03)
+    as_percent(ax)
+    faint_grid(ax)
+    ax.set_xlabel(f"heads {how_cut(result)} together")
+    legend_below(ax)
+
+
+def draw_alone(page: Page, result: StoredResult, alone: Frame) -> None:
+    """Accuracy lost without each head."""
+    grid = alone.pivot_table(index="layer", columns="head", values="drop")
+    layers, heads = [f"layer {x}" for x in grid.index], [f"H{int(x)}" for x in grid.columns]
+    high = max(5.0, 100 * float(np.nanmax(np.abs(grid.to_numpy()))))
+    text = "{:.0f}" if len(heads) <= 12 else None
+    page.percent_map("head_ablation_alone", result, grid, layers, heads, high=high, text=text)
+
+
+def edge_ablation(page: Page) -> None:
     """Attention edges cut or forced."""
-    found = re_entries(context, "edges", "cut_edges")
-    if not found:
-        return None
-    panels, lines, tables = [], [], []
-    for each in found:
-        frame = conditions(each.data)
-        base = untouched(frame)
-        kept = frame[
-            (frame["condition"].astype(str) != UNTOUCHED) & frame["control"].isin(["", "random edges"])
-        ].drop_duplicates("group")
-        single = kept[~kept["group"].astype(str).str.contains("+", regex=False)]
-        made, ax = draw.figure(4.6, 0.8 + 0.25 * len(single))
-        y = np.arange(len(single))
-        ax.barh(y, single["accuracy"], height=0.68, **{k: v for k, v in each.look.bar().items() if k != "label"})
-        ax.hlines(
-            y, single["accuracy_low"].astype(float), single["accuracy_high"].astype(float), color=draw.INK, linewidth=1
-        )
-        ax.axvline(float(base["accuracy"]), color=draw.INK, linewidth=1, linestyle=(0, (2, 2)))
-        ax.set_yticks(y, [str(g) for g in single["group"]])
-        ax.invert_yaxis()
+    for result, frame, base in reentries(page, "edges"):
+        rows = frame[frame["control"].isin(["", "random edges"])].drop_duplicates("group")
+        single = rows[~rows["group"].astype(str).str.contains("+", regex=False)]
+        ax = page.panel("edge_ablation", result, height=0.8 + 0.25 * len(single))
+        bars_across(ax, list(single["group"].astype(str)), *triple(single, "accuracy"), **result.look.bar())
+        reference(ax, float(base["accuracy"]), "x")
         ax.set_xlim(0, 1.03)
-        draw.as_percent(ax, "x")
-        draw.faint_grid(ax, "x")
         ax.tick_params(axis="y", length=0)
-        ax.set_title(each.look.label)
-        panels.append(Panel(name=f"edge_ablation_{each.run}", figure=made))
-        by = kept.set_index("group")["accuracy"]
-        parts = [
-            f"{name} {share(float(by[name]))}"
-            for name in ("hub cut", "sequence cut", "thoughts cut from answer", "question cut from answer")
-            if name in by
-        ]
-        lines.append(
-            (
-                each.look.label,
-                f"untouched {share(float(base['accuracy']))}; "
-                + ", ".join(parts)
-                + (f" (hub: {each.data.attrs['hub']})" if "hub" in each.data.attrs else ""),
-            )
-        )
-        tables.append(kept.assign(run=each.look.label))
-    frame = pd.concat(tables, ignore_index=True)
-    extra = [Column(label="Edges", key="group", kind="text")]
-    columns = accuracy_columns(extra)
-    if "additive_drop" in frame:
-        columns += [
-            Column(label="Drop", key="drop", kind="points"),
-            Column(label="Sum of its single cuts", key="additive_drop", kind="points"),
-        ]
-    return Section(
-        headline="What happens to the answer when the hub, the sequence or the thoughts are cut off.",
-        lines=lines,
-        method="An edge is the attention of one query to one key, in every layer and head; a cut edge's "
-        "weight is shared out over the rest of its row. "
-        "“hub forced”: later thoughts see nothing but the hub.",
-        illustrations=[
-            Illustration(
-                name="edge_ablation",
-                caption="Accuracy with some edges cut, with 95% Wilson intervals. Dashed: untouched. "
-                "“random edges”: as many as the hub has, drawn at random.",
-                panels=panels,
-            )
-        ],
-        tables=[
-            Table(
-                name="edge_ablation",
-                caption="Accuracy with edges cut. Drops are percentage points; for sets of thoughts, beside "
-                "the sum of the single cuts' drops.",
-                frame=frame,
-                columns=columns,
-                limit=18,
-            )
-        ],
-        caveats=[
-            TESTED,
-            *control_note(found),
-            "Report 004's masks were inverted or one too long: its causal control, which must change "
-            "nothing, changed accuracy.",
-        ],
-        sources=[each.result for each in found],
-    )
+        accuracy = rows.set_index("group")["accuracy"]
+        names = ("hub cut", "sequence cut", "thoughts cut from answer", "question cut from answer")
+        cuts = [page.text("one", name=name, accuracy=accuracy[name]) for name in names if name in accuracy]
+        hub = page.text("hub", hub=result.data.attrs["hub"]) if "hub" in result.data.attrs else ""
+        page.say(result, "cut", untouched=base["accuracy"], cuts=", ".join(cuts), hub=hub)
+        page.add("edge_ablation", result, rows)
+
+
+SECTIONS = (
+    Section(
+        slug="head-ablation",
+        write=head_ablation,
+        chapter="report-004",
+        order=50,
+        needs=("heads", "ablate_heads"),
+    ),
+    Section(slug="edge-ablation", write=edge_ablation, chapter="report-004", order=60, needs=("edges",)),
+)

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from analyze.context import Context
 from analyze.effects.conditions import UNTOUCHED, conditions, labels_of
-from analyze.report.content import Context
 from store.read import Result, preferred
 
 TITLES = {

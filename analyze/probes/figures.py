@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analyze.drawing import Results, bars, by_run, colour_bar, heatmap, panels
+from analyze.drawing import Results, bars, by_run, colour_bar, heat_map, looks, panels
 from schemas import UsageError
 
 SCORE_LABELS = {
@@ -42,22 +42,13 @@ def plot_probe_grid(results: Results, *, metric: str | None = None, ax: Any = No
     tallest = max(grid.sizes["layer"] for _, _, grid in grids)
     axes = panels(len(grids), ax, columns=columns, size=(1.6 + 0.42 * widest, 1.5 + 0.24 * tallest))
     low, high = _scale(grids)
-    image = None
     for axis, (name, part, grid) in zip(axes, grids, strict=True):
-        image = heatmap(
-            axis,
-            grid.values,
-            grid["layer"].values,
-            grid["position"].values,
-            vmin=low,
-            vmax=high,
-            text=_cell_text(part, grid),
-            upper=True,
-        )
+        layers, positions = grid["layer"].values, grid["position"].values
+        heat_map(axis, grid.values, layers, positions, low=low, high=high, labels=_cell_text(part, grid))
         axis.set(xlabel="position", ylabel="layer")
         axis.set_title(_panel_title(name, part), fontsize=9)
     name = str(grids[0][2].name)
-    colour_bar(axes, image, SCORE_LABELS.get(name, name.replace("_", " ")))
+    colour_bar(axes, SCORE_LABELS.get(name, name.replace("_", " ")), low=low, high=high)
     return axes
 
 
@@ -92,7 +83,15 @@ def plot_probe_controls(results: Results, *, ax: Any = None) -> list[Any]:
         label: np.array([float(part[variable].mean()) for part in named.values()]) for label, variable in series.items()
     }
     spread = tuple(np.array([float(getattr(part[main], end)()) for part in named.values()]) for end in ("min", "max"))
-    bars(axis, means, list(named), error={"held out": spread}, form=".2f")
+    look_of = looks(list(means))
+    ends = {"held out": spread}
+    bars(
+        axis,
+        list(named),
+        [(look_of[name], values, *ends.get(name, (None, None))) for name, values in means.items()],
+        form=".2f",
+    )
+    axis.legend(loc="upper center", ncols=4, fontsize=8, frameon=False)
     axis.set(ylabel=SCORE_LABELS[main].removeprefix("held-out ") + ", mean over cells")
     axis.set_ylim(min(0.0, 1.05 * min(float(values.min()) for values in (*means.values(), spread[0]))), 1.3)
     targets = {str(part.attrs.get("target", "target")).replace("_", " ") for part in named.values()}

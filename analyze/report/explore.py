@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from analyze.context import Context
 from analyze.effects.outcomes import answer_of, outcome_rows
 from analyze.heads.scores import head_table
 from analyze.lens.logit import logit_lens
-from analyze.report.content import Context
 from schemas import segment_of
 
 N_ANSWER = 3
@@ -82,74 +82,91 @@ def problems(context: Context, name: str, examples: Sequence[int]) -> dict[str, 
     layers = [int(x) for x in run["layer"].values]
     if len(layers) > MAX_LAYER:
         layers = [layers[i] for i in np.unique(np.linspace(0, len(layers) - 1, MAX_LAYER).round().astype(int))]
-    texts = run[
-        [v for v in run.data_vars if set(run[v].dims) <= {"example", "step", "position"} and v != "final_state"]
-    ].load()
-    top = 5 if len(layers) <= 6 else 3
     chain = [name for name in ("intermediate_result", "intermediate_text", "operation") if name in run]
     small = run[["hidden_state", "gold_answer", *chain]]
     small = small.sel(position=labels, layer=layers).load()
-    lens = logit_lens(small, model, positions=labels, top=top).compute()
-    attention = (
-        run["attention"]
-        .sel(position=labels, layer=layers)
-        .mean("head")
-        .transpose("example", "layer", "position", "key_position")
-    )
-    weights = np.asarray(attention.astype("float32").values)  # (example, layer, position, key)
-    strings = model["token_string"].values
-    used: dict[int, int] = {}
-
-    def string_index(token: int) -> int:
-        return used.setdefault(int(token), len(used))
-
+    lens = logit_lens(small, model, positions=labels, top=5 if len(layers) <= 6 else 3).compute()
+    texts = run[
+        [v for v in run.data_vars if set(run[v].dims) <= {"example", "step", "position"} and v != "final_state"]
+    ].load()
+    attention = run["attention"].sel(position=labels, layer=layers).mean("head")
+    weights = attention.astype("float32").transpose("example", "layer", "position", "key_position").values
+    strings = Strings(model["token_string"].values)
+    conditions, outcomes = outcome_rows(context, name, [int(x) for x in examples])
     keys = [str(x) for x in run["key_position"].values]
-    named, outcomes = outcome_rows(context, name, [int(x) for x in examples])
     items = []
-    tokens = texts["token"]
-    for i, example in enumerate(examples):
-        row = texts.isel(example=i)
-        seen = (weights[i] > 0).any((0, 1))
-        kept = [k for k, label in enumerate(keys) if seen[k] and (segment_of(label) == "question" or label in labels)]
+    for index, example in enumerate(examples):
+        row = texts.isel(example=index)
+        read_out, there = _read_out(lens.isel(example=index), strings)
+        seen = (weights[index] > 0).any((0, 1))
+        kept = [k for k, key in enumerate(keys) if seen[k] and (segment_of(key) == "question" or key in labels)]
+        packed = np.round(255 * np.sqrt(np.clip(weights[index][:, there][:, :, kept], 0, 1))).astype("uint8")
+        tokens = row["token"].sel(position=[labels[p] for p in there]).values
         n_question = sum(segment_of(keys[k]) == "question" for k in kept)
-        question, exact = question_tokens(str(row["question"].item()), n_question, tokens.isel(example=i), strings)
-        ids = lens["top_token"].isel(example=i).transpose("layer", "position", "rank").values
-        chances = lens["top_probability"].isel(example=i).transpose("layer", "position", "rank").values
-        there = [p for p, label in enumerate(labels) if ids[0, p, 0] >= 0]
-        cells = [
-            [
-                [
-                    [string_index(t), round(1000 * float(c))]
-                    for t, c in zip(ids[layer, p], chances[layer, p], strict=True)
-                ]
-                for p in there
-            ]
-            for layer in range(len(layers))
-        ]
-        part = weights[i][:, there][:, :, kept]
-        packed = np.round(255 * np.sqrt(np.clip(part, 0, 1))).astype("uint8")
-        answer_ids = [int(tokens.isel(example=i).sel(position=labels[p]).item()) for p in there]
+        question, exact = question_tokens(str(row["question"].item()), n_question, row["token"], strings.every)
         items.append(
             {
+                **_facts(row),
                 "id": int(example),
-                "question": str(row["question"].item()),
-                "gold": str(row["gold_answer"].item()),
-                "text": str(row["generated_text"].item()),
-                "predicted": answer_of(row["predicted_answer"].item()),
-                "correct": bool(row["correct"].item()),
-                "logprob": _number(row["answer_logprob"].item()),
-                "chain": chain_of(row),
                 "tokens": question,
                 "exact": exact,
                 "places": [labels[p] for p in there],
-                "fed": [readable(strings[t]) if t >= 0 else "" for t in answer_ids],
+                "fed": [readable(strings.every[token]) if token >= 0 else "" for token in tokens],
                 "keys": [keys[k] for k in kept],
-                "lens": cells,
+                "lens": read_out,
                 "attention": base64.b64encode(packed.tobytes()).decode(),
                 "outcomes": outcomes.get(int(example), []),
             }
         )
-    return {"layers": layers, "strings": [readable(strings[t]) for t in used], "conditions": named, "items": items}
+    return {"layers": layers, "strings": strings.used, "conditions": conditions, "items": items}
+
+
+class Strings:
+    """Those strings of a vocabulary that are met, numbered in the order of their first use."""
+
+    def __init__(self, every: np.ndarray) -> None:
+        self.every = every
+        self._number: dict[int, int] = {}
+
+    def number(self, token: int) -> int:
+        """Number of a token among those used."""
+        return self._number.setdefault(int(token), len(self._number))
+
+    @property
+    def used(self) -> list[str]:
+        """Strings by their number."""
+        return [readable(self.every[token]) for token in self._number]
+
+
+def _read_out(lens: xr.Dataset, strings: Strings) -> tuple[list[Any], list[int]]:
+    """Best tokens of one example with their chances in thousandths, by layer and position; positions it has."""
+    ids = lens["top_token"].transpose("layer", "position", "rank").values
+    chances = lens["top_probability"].transpose("layer", "position", "rank").values
+    there = [place for place in range(ids.shape[1]) if ids[0, place, 0] >= 0]
+    cells = [
+        [
+            [
+                [strings.number(token), round(1000 * float(chance))]
+                for token, chance in zip(ids[layer, place], chances[layer, place], strict=True)
+            ]
+            for place in there
+        ]
+        for layer in range(len(ids))
+    ]
+    return cells, there
+
+
+def _facts(row: xr.Dataset) -> dict[str, Any]:
+    """Question and answers of one example."""
+    return {
+        "question": str(row["question"].item()),
+        "gold": str(row["gold_answer"].item()),
+        "text": str(row["generated_text"].item()),
+        "predicted": answer_of(row["predicted_answer"].item()),
+        "correct": bool(row["correct"].item()),
+        "logprob": _number(row["answer_logprob"].item()),
+        "chain": chain_of(row),
+    }
 
 
 def chain_of(row: xr.Dataset) -> list[str]:
@@ -260,7 +277,7 @@ def heads(context: Context, name: str) -> dict[str, Any] | None:
         "thoughts": [str(x) for x in pattern["position"].values],
         "pattern": _mille(pattern.values),
         "ranked": ranked,
-        "mark": found[0].result.fingerprint[:12],
+        "mark": found[0].stored.fingerprint[:12],
     }
     shares = [f for f in context.find("attention") if f.run == name]
     if shares:

@@ -1,26 +1,20 @@
 """What was run, how complete it is, how well it answered; and where each experiment of the reports stands."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import xarray as xr
 
-from analyze.report import figures as draw
-from analyze.report.content import Column, Context, Experiment, Illustration, Panel, Section, Table, share
+from analyze.context import Context
+from analyze.page import NothingStored, Page, Section, share
+from analyze.report.sections import sections
 from analyze.statistics import wilson_interval
 from store import precision_text
 
-KEY_FINDINGS = (
-    "chain-results",
-    "token-ablation",
-    "several-patching",
-    "attention-importance",
-    "critical-heads",
-    "twins",
-)
-"""Experiments whose findings stand at the top of the page; the others fold."""
+FEW = 6
+"""Findings that all stand at the top of the page; of more, only those of the key sections."""
 
 
 def run_rows(context: Context) -> list[dict[str, Any]]:
@@ -56,94 +50,52 @@ def run_rows(context: Context) -> list[dict[str, Any]]:
     return rows
 
 
-def accuracy_by_steps(context: Context) -> Section | None:
+def accuracy_by_steps(page: Page) -> None:
     """Accuracy over the length of the written chain."""
-    series = []
-    rows: list[Any] = []
-    longest = 0
-    main = context.main_runs()
-    looks = context.relabel(main)
-    for name in main:
-        run = context.run(name)
-        correct = np.asarray(run["correct"].values, dtype=bool)
-        steps = (
-            np.isfinite(run["intermediate_result"].values).sum(1)
-            if "intermediate_result" in run
-            else np.zeros(len(correct), dtype=int)
-        )
-        longest = max(longest, int(steps.max(initial=0)))
-        series.append((name, correct, steps))
-    groups = [n for n in range(1, longest + 1) if any((steps == n).any() for _, _, steps in series)]
+    runs = page.context.main_runs()
+    steps = {name: chain_lengths(page.context.run(name)) for name in runs}
+    groups = sorted({int(n) for lengths in steps.values() for n in lengths if n > 0})
     if not groups:
-        return None
-    drawn = []
-    for name, correct, steps in series:
-        count = np.array([correct[steps == n].sum() for n in groups])
-        total = np.array([(steps == n).sum() for n in groups])
+        raise NothingStored
+    series = []
+    for name, look in page.context.relabel(runs).items():
+        correct = np.asarray(page.context.run(name)["correct"].values, dtype=bool)
+        count = np.array([correct[steps[name] == n].sum() for n in groups])
+        total = np.array([(steps[name] == n).sum() for n in groups])
         low, high = wilson_interval(count, total)
         rate = np.where(total > 0, count / np.maximum(total, 1), np.nan)
-        drawn.append((looks[name], rate, low, high))
-        rows.extend(
-            {
-                "run": looks[name].label,
-                "steps": n,
-                "n": int(total[i]),
-                "correct": int(count[i]),
-                "accuracy": float(rate[i]),
-                "low": float(low[i]),
-                "high": float(high[i]),
-            }
-            for i, n in enumerate(groups)
-            if total[i]
-        )
-    made, ax = draw.figure(9.2, 2.9)
-    draw.bars(ax, groups, drawn)
-    ax.set_ylim(0, 1.02)
-    draw.as_percent(ax)
+        series.append((look, rate, low, high))
+        rows = {"steps": groups, "n": total, "correct": count, "accuracy": rate, "low": low, "high": high}
+        there = total > 0
+        page.add("accuracy_by_steps", look.label, {key: np.asarray(values)[there] for key, values in rows.items()})
+    ax = page.bars("accuracy_by_steps", groups, series, "answered correctly", top=1.02)
     ax.set_xlabel("steps of the written chain")
-    ax.set_ylabel("answered correctly")
-    draw.legend_above(ax, 4)
-    return Section(
-        headline="-",
-        illustrations=[
-            Illustration(
-                name="accuracy_by_steps",
-                caption="Accuracy by the number of steps in the problem's written solution. Thin lines are "
-                "95% Wilson intervals; where a bar "
-                "has a wide one, few problems are that long.",
-                panels=[Panel(name="accuracy_by_steps", figure=made, wide=True)],
-            )
-        ],
-        tables=[
-            Table(
-                name="accuracy_by_steps",
-                caption="Accuracy by number of steps.",
-                frame=pd.DataFrame(rows),
-                columns=[
-                    Column(label="Run", key="run", kind="text"),
-                    Column(label="Steps", key="steps", kind="count"),
-                    Column(label="n", key="n", kind="count"),
-                    Column(label="Correct", key="accuracy", kind="share", low="low", high="high"),
-                ],
-            )
-        ],
-    )
 
 
-def experiment_rows(experiments: Sequence[Experiment], shown: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The reports' experiments and their places on the page."""
-    few = sum(bool(view["headline"]) for view in shown.values()) <= len(KEY_FINDINGS)
+def chain_lengths(run: xr.Dataset) -> np.ndarray:
+    """Number of steps of each problem's written chain."""
+    if "intermediate_result" not in run:
+        return np.zeros(run.sizes["example"], dtype=int)
+    return np.asarray(np.isfinite(run["intermediate_result"].values).sum(1))
+
+
+OVERVIEW = Section(slug="what-was-run", write=accuracy_by_steps)
+
+
+def experiment_rows(shown: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every section, and what the page has of it."""
+    few = sum(bool(view["headline"]) for view in shown.values()) <= FEW
     return [
         {
-            "title": e.title,
-            "report": e.report or "–",
-            "slug": e.slug,
-            "key": few or e.slug in KEY_FINDINGS,
-            "there": bool(shown[e.slug]["headline"]),
-            "error": shown[e.slug]["error"],
-            "headline": shown[e.slug]["headline"],
-            "lines": shown[e.slug]["lines"],
-            "command": shown[e.slug]["commands"][-1] if shown[e.slug]["commands"] else "",
+            "title": view["title"],
+            "report": view["report"] or "–",
+            "slug": view["slug"],
+            "key": few or section.key,
+            "there": bool(view["headline"]),
+            "error": view["error"],
+            "headline": view["headline"],
+            "lines": view["lines"],
+            "command": view["commands"][-1] if view["commands"] else "",
         }
-        for e in experiments
+        for section, view in ((section, shown[section.slug]) for section in sections())
     ]

@@ -1,0 +1,135 @@
+"""What a section can ask of the lake: runs, stored results, and how each run is named and drawn."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import xarray as xr
+
+from analyze.drawing import Look, looks
+from store.read import Lake, Result, preferred
+
+Where = Callable[[Mapping[str, Any]], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResult:
+    """A stored result of one run, opened."""
+
+    run: str
+    stored: Result
+    data: xr.Dataset
+    look: Look
+
+    @property
+    def label(self) -> str:
+        """The run's name on the page."""
+        return self.look.label
+
+
+class Context:
+    """The lake as the sections see it.
+
+    Parameters
+    ----------
+    lake
+        Opened lake.
+    runs
+        Runs the page is about, in order.
+    """
+
+    def __init__(self, lake: Lake, runs: Sequence[str]) -> None:
+        self.lake = lake
+        self._named = list(runs)
+        self._runs: dict[str, xr.Dataset] = {}
+        self._opened: dict[str, xr.Dataset] = {}
+        self.passed_over: dict[str, list[Result]] = {}
+        """By the name of a result that is shown: those that would have done as well."""
+        # what stands for its model first, each model after its family
+        models = list(dict.fromkeys(run.partition("/")[0] for run in runs))
+        self.runs = sorted(runs, key=lambda run: (self.weight(run)[:2], models.index(run.partition("/")[0]), run))
+        self.looks = looks(self.runs)
+
+    @cached_property
+    def results(self) -> list[Result]:
+        """Results of the page's runs whose runs are still what they were computed from."""
+        current = {run: self.lake.attributes(run)["fingerprint"] for run in self.runs}
+        return [
+            result
+            for result in self.lake.results()
+            if result.runs and all(current.get(run) == mark for run, mark in result.inputs.items())
+        ]
+
+    def run(self, name: str) -> xr.Dataset:
+        """Lazy dataset of a run."""
+        if name not in self._runs:
+            self._runs[name] = self.lake[name]
+        return self._runs[name]
+
+    def open(self, result: Result) -> xr.Dataset:
+        """Dataset of a result."""
+        if result.name not in self._opened:
+            self._opened[result.name] = self.lake.open_result(result.name)
+        return self._opened[result.name]
+
+    def find(self, kind: str, where: Where | None = None) -> list[StoredResult]:
+        """Results of a kind, one for each model, each of one run.
+
+        A model shows the result of its main run; where that has none, of its next run that has one. Of several results
+        of one run whose settings fit the preferred one is taken (:func:`store.read.preferred`); the others are in
+        ``passed_over``, and the section says so.
+
+        Parameters
+        ----------
+        where
+            Condition on the settings.
+        """
+        fitting: dict[str, list[Result]] = {}
+        for result in self.results:
+            if result.kind == kind and len(result.runs) == 1 and (where is None or where(result.spec)):
+                fitting.setdefault(result.runs[0], []).append(result)
+        taken: dict[str, Result] = {}
+        for run, results in fitting.items():
+            taken[run], *others = preferred(results)
+            self.passed_over[taken[run].name] = others
+        best: dict[str, str] = {}
+        for run in sorted(taken, key=self.weight):
+            best.setdefault(run.partition("/")[0], run)
+        chosen = [run for run in self.runs if run in best.values()]
+        look_of = self.relabel(chosen)
+        return [StoredResult(run, taken[run], self.open(taken[run]), look_of[run]) for run in chosen]
+
+    def choices(self, sources: Iterable[Result]) -> list[str]:
+        """Which of several results that fit are shown, and which are not, in a sentence for each run."""
+        lines = []
+        for shown in {source.name: source for source in sources}.values():
+            if others := self.passed_over.get(shown.name):
+                taken, *left = (result.describe(self.lake.location) for result in (shown, *others))
+                lines.append(
+                    f"Of {len(others) + 1} results of {shown.kind} of {', '.join(shown.runs)} that fit, the one over"
+                    f" the most examples is shown, of several the one with the fewest options: {taken}. Left out:"
+                    f" {'; '.join(left)}."
+                )
+        return lines
+
+    def main_runs(self) -> list[str]:
+        """The run that stands for each model: not of pairs, with the most examples."""
+        best: dict[str, str] = {}
+        for run in sorted(self.runs, key=self.weight):
+            best.setdefault(run.partition("/")[0], run)
+        return [run for run in self.runs if run in best.values()]
+
+    def weight(self, run: str) -> tuple[bool, int, int]:
+        """Order of a model's runs, the main one first: no pairs, data that most models share, most examples."""
+        data = self.run(run)
+        paired = "pair" in data and bool((data["pair"] >= 0).any())
+        dataset = run.partition("/")[2]
+        return paired, -sum(name.partition("/")[2] == dataset for name in self._named), -data.sizes["example"]
+
+    def relabel(self, runs: Iterable[str]) -> dict[str, Look]:
+        """Looks of some runs: named by the model alone where they are its main run, or its pairs."""
+        main = self.main_runs()
+        labels = [run.partition("/")[0] if run in main or self.weight(run)[0] else run for run in self.runs]
+        everywhere = looks(self.runs, labels)
+        return {run: everywhere[run] for run in self.runs if run in set(runs)}

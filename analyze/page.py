@@ -1,0 +1,374 @@
+"""What sections of the report are written with.
+
+A section is a function that is given a :class:`Page` and adds to it: sentences of each run, drawings, rows of tables.
+What is said lies beside it in ``texts.toml``, under the section's name::
+
+    [hubs]
+    title = "Hub positions"
+    headline = "The thought that later thoughts seek most, over all heads."
+    method = "For each thought, the attention that all later thoughts pay it."
+    caveats = ["An even spread would give {even:share}."]
+    [hubs.lines]
+    sought = "{hub}, {ratio:.2f} times an even spread"
+    [hubs.figures]
+    hubs = "Attention received from later thoughts."
+    [hubs.tables.hubs]
+    caption = "Hub scores by thought."
+    columns = [["Thought", "thought", "text"], ["Ratio", "ratio", "number", "ratio_low", "ratio_high"]]
+
+Values stand in braces; a caveat is left out where one of its values is missing or empty, and a value that is a list
+gives a caveat for each of its texts. Figures and tables stand on the
+page in the order of the texts. Columns are: label, key in the frame, kind and digits (``"number.3"``), and the keys of
+the ends of an interval.
+"""
+
+import math
+import sys
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from string import Formatter
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analyze import drawing
+from analyze.context import Context, StoredResult, Where
+from schemas import SchemaError
+from store.read import Result
+
+MINUS = "\N{MINUS SIGN}"
+Rows = Any
+"""A pandas frame, or a list of records; the stubs do not know what a cell holds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """Where a section stands on the page, what it shows and who writes it."""
+
+    slug: str
+    """Its name: the anchor on the page, and the table of its texts."""
+    write: Callable[["Page"], None]
+    chapter: str = "further"
+    order: int = 0
+    """Place within the chapter."""
+    needs: Sequence[str] = ()
+    """Kinds of result it shows, each with options of the command that makes it: ``"probes --target correct"``."""
+    of: Literal["each", "pairs", "several"] = "each"
+    """Runs that command takes: each model's, those over clean/corrupted pairs, or at least two together."""
+    key: bool = False
+    """Whether its finding stands at the top of the page."""
+
+    @property
+    def texts(self) -> Mapping[str, Any]:
+        """Its texts."""
+        module = sys.modules[self.write.__module__]
+        file = Path(str(module.__file__)).with_name("texts.toml")
+        texts = read_texts(file)
+        if self.slug not in texts:
+            raise SchemaError(f"section {self.slug}: {file} has no table [{self.slug}]")
+        return {"title": self.slug, "report": "", "shared": texts.get("shared", {}), **texts[self.slug]}
+
+
+@cache
+def read_texts(file: Path) -> Mapping[str, Any]:
+    """Texts of the sections of a folder."""
+    return tomllib.loads(file.read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Column:
+    """One column of a table as it is shown; the CSV has every column of the frame, unrounded."""
+
+    label: str
+    key: str
+    kind: str = "number"
+    """``text``, ``code``, ``count``, ``share``, ``points``, ``signed``, ``p`` or ``number``."""
+    digits: int = 2
+    low: str = ""
+    high: str = ""
+    """Keys of the ends of the interval that is shown beside the value."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Table:
+    """A table: everything in the CSV, some of it on the page."""
+
+    name: str
+    caption: str
+    frame: pd.DataFrame
+    shown: pd.DataFrame
+    columns: Sequence[Column]
+
+
+@dataclass(kw_only=True, slots=True)
+class Panel:
+    """One drawing."""
+
+    name: str
+    figure: Figure
+    wide: bool = False
+
+
+@dataclass(kw_only=True, slots=True)
+class Illustration:
+    """Drawings under one caption."""
+
+    caption: str
+    panels: list[Panel] = field(default_factory=list)
+
+
+class NothingStored(Exception):
+    """The lake has no result that a section needs; the section is left out."""
+
+
+class Sentence(Formatter):
+    """Texts with values: ``{x:share}``, ``{x:share0}``, ``{x:points}``, ``{x:p}``, or a format of Python's own."""
+
+    def format_field(self, value: Any, spec: str) -> str:
+        """Text of one value; numbers have a typographic minus."""
+        if spec.startswith("share"):
+            return share(value, int(spec[5:] or 1))
+        if spec == "points":
+            return points(value)
+        if spec == "p":
+            return p_text(value)
+        text = format(value, spec)
+        return text if isinstance(value, str) else text.replace("-", MINUS)
+
+
+def share(value: float, digits: int = 1) -> str:
+    """A share as a percentage, a typographic minus in front of a negative one."""
+    return "n/a" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}%".replace("-", MINUS)
+
+
+def points(value: float, digits: int = 1, *, unit: bool = True) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    if math.isnan(value):
+        return "n/a"
+    value = 0.0 if abs(value) < 0.5 * 10.0 ** -(digits + 2) else value
+    return f"{100 * value:+.{digits}f}{' points' if unit else ''}".replace("-", MINUS)
+
+
+def p_text(p: float) -> str:
+    """A p-value for a sentence."""
+    if math.isnan(p):
+        return "n/a"
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+def listed(words: Sequence[Any]) -> str:
+    """Words as a list in a sentence."""
+    words = [str(word) for word in words]
+    return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else "".join(words)
+
+
+class Page:
+    """What a section has written so far.
+
+    Parameters
+    ----------
+    section
+        Whose texts are used.
+    context
+        The lake.
+    """
+
+    def __init__(self, section: Section, context: Context) -> None:
+        self.context = context
+        self._texts = section.texts
+        self.lines: list[tuple[str, str]] = []
+        """Of each run its label, and the rest of the sentence."""
+        self.sources: list[Result] = []
+        """Results the numbers come from."""
+        self.values: dict[str, Any] = dict(self._texts["shared"])
+        self._drawings: dict[str, dict[str, Illustration]] = {}
+        self._frames: dict[str, list[pd.DataFrame]] = {}
+        self._pick: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {}
+
+    def results(self, kind: str, where: Where | None = None, *, optional: bool = False) -> list[StoredResult]:
+        """Results of a kind, one for each model; they become sources of the section.
+
+        Raises
+        ------
+        NothingStored
+            If there are none and they are not ``optional``: the section is left out.
+        """
+        results = self.context.find(kind, where)
+        if not results and not optional:
+            raise NothingStored
+        self.sources.extend(result.stored for result in results)
+        return results
+
+    def set(self, **values: Any) -> None:
+        """Values of headline, method, caveats and captions."""
+        self.values |= values
+
+    def text(self, name: str, /, **values: Any) -> str:
+        """A text of the section's ``lines`` with values put in."""
+        return Sentence().format(str(self._texts["lines"][name]), **(self.values | values))
+
+    def say(self, result: StoredResult, name: str, /, **values: Any) -> None:
+        """Add a run's sentence: a text of ``lines`` with values put in."""
+        self.say_of(result.label, self.text(name, **values))
+
+    def say_of(self, label: str, text: str) -> None:
+        """Add a sentence of a run as it is."""
+        self.lines.append((label, text))
+
+    def panel(
+        self, name: str, result: StoredResult | str | None = None, *, wide: bool = False, **arguments: Any
+    ) -> Any:
+        """Axes of a new drawing of a figure.
+
+        Parameters
+        ----------
+        name
+            Figure of the texts.
+        result
+            Run, or other word, that tells the drawing from others of the figure; its label is the title.
+        wide
+            Whether it has the width of the page.
+        arguments
+            Of :func:`analyze.drawing.figure`.
+        """
+        suffix = result.run if isinstance(result, StoredResult) else result
+        figure, axes = drawing.figure(**({"width": 9.2 if wide else 4.6} | arguments))
+        if isinstance(result, StoredResult) and not isinstance(axes, np.ndarray):
+            axes.set_title(result.label)
+        captioned = self._drawings.setdefault(name, {})
+        whole = captioned.setdefault("", Illustration(caption=""))
+        whole.panels.append(Panel(name=f"{name}_{suffix}" if suffix else name, figure=figure, wide=wide))
+        return axes
+
+    def caption(self, name: str, /, **values: Any) -> None:
+        """Give what was drawn of a figure so far a caption of its own, with values put in."""
+        captioned = self._drawings[name]
+        caption = Sentence().format(str(self._texts["figures"][name]), **(self.values | values))
+        captioned[caption] = captioned.pop("")
+        captioned[caption].caption = caption
+
+    def map(self, name: str, result: StoredResult, values: Any, rows: Any, columns: Any, **arguments: Any) -> Any:
+        """Draw a heat map of a run; ``arguments`` go to :func:`analyze.drawing.heat_map`."""
+        ax = self.panel(name, result, height=0.9 + 0.29 * len(rows))
+        drawing.heat_map(ax, values, rows, columns, **arguments)
+        return ax
+
+    def percent_map(self, name: str, result: StoredResult, values: Any, rows: Any, columns: Any, **more: Any) -> Any:
+        """Draw a heat map of shares in percent."""
+        values = 100 * np.asarray(values, dtype="float64")
+        return self.map(name, result, values, rows, columns, **({"high": 100.0, "text": "{:.0f}"} | more))
+
+    def bars(self, name: str, groups: Any, series: Sequence[drawing.Series], label: str, *, top: float = 0.0) -> Any:
+        """Draw bars of all runs over the width of the page; shares where they end at a ``top``."""
+        ax = self.panel(name, wide=True, height=2.9)
+        drawing.bars(ax, groups, [item for item in series if len(item[1]) == len(groups)])
+        if top:
+            ax.set_ylim(0, top)
+            drawing.as_percent(ax)
+        ax.set_ylabel(label)
+        drawing.legend_above(ax, 4)
+        return ax
+
+    def add(self, name: str, result: StoredResult | str | None, rows: Rows) -> None:
+        """Add rows of a run to a table; a column ``run`` with its label stands first."""
+        frame = pd.DataFrame(rows)
+        if frame.empty:
+            return
+        if result is not None:
+            frame.insert(0, "run", result.label if isinstance(result, StoredResult) else result)
+        self._frames.setdefault(name, []).append(frame)
+
+    def need(self, name: str) -> None:
+        """Leave the section out where a table has no rows.
+
+        Raises
+        ------
+        NothingStored
+            If nothing was added to it.
+        """
+        if name not in self._frames:
+            raise NothingStored
+
+    def show(self, name: str, pick: Callable[[Any], Any]) -> None:
+        """Show on the page only what ``pick`` takes of a table; the CSV has all of it."""
+        self._pick[name] = pick
+
+    def frame(self, name: str) -> Any:
+        """All rows of a table so far."""
+        return pd.concat(self._frames[name], ignore_index=True)
+
+    @property
+    def headline(self) -> str:
+        """What was found, in one sentence."""
+        return Sentence().format(self._texts.get("headline", "-"), **self.values)
+
+    @property
+    def method(self) -> str:
+        """How it was found."""
+        return Sentence().format(self._texts.get("method", ""), **self.values)
+
+    @property
+    def caveats(self) -> list[str]:
+        """Texts whose values are all there."""
+        kept: list[str] = []
+        for text in self._texts.get("caveats", []):
+            names = [name for _, name, _, _ in Formatter().parse(text) if name]
+            values = [self.values.get(name) for name in names]
+            if len(values) == 1 and isinstance(values[0], list):
+                kept += values[0]
+            elif all(values):
+                kept.append(Sentence().format(text, **self.values))
+        return kept
+
+    @property
+    def illustrations(self) -> list[Illustration]:
+        """Figures in the order of the texts."""
+        for name, captioned in self._drawings.items():
+            if "" in captioned:
+                self.caption(name)
+        order = list(self._texts.get("figures", {}))
+        drawn = sorted(self._drawings.items(), key=lambda item: order.index(item[0]))
+        return [illustration for _, captioned in drawn for illustration in captioned.values()]
+
+    @property
+    def tables(self) -> list[Table]:
+        """Tables that have rows, in the order of the texts."""
+        return [
+            self._table(name, texts) for name, texts in self._texts.get("tables", {}).items() if name in self._frames
+        ]
+
+    def _table(self, name: str, texts: Mapping[str, Any]) -> Table:
+        frame = self.frame(name)
+        shown = self._pick[name](frame) if name in self._pick else frame
+        limit = texts.get("limit", 40)
+        shown = (
+            shown.groupby("run", sort=False).head(limit) if "run" in shown and "limit" in texts else shown.head(limit)
+        )
+        columns = [
+            part for item in texts["columns"] for part in (self.values[item] if isinstance(item, str) else [item])
+        ]
+        if "run" in frame and not any(key == "run" for _, key, *_ in columns):
+            columns = [["Run", "run", "text"], *columns]
+        return Table(
+            name=name, caption=texts["caption"], frame=frame, shown=shown, columns=[_column(*item) for item in columns]
+        )
+
+
+def _column(label: str, key: str, kind: str = "number", low: str = "", high: str = "") -> Column:
+    kind, _, digits = kind.partition(".")
+    return Column(label=label, key=key, kind=kind, digits=int(digits or 2), low=low, high=high)
+
+
+def write_section(section: Section, context: Context) -> Page | None:
+    """A section's page, or ``None`` where the lake does not have what it shows."""
+    page = Page(section, context)
+    try:
+        section.write(page)
+    except NothingStored:
+        return None
+    return page

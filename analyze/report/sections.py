@@ -1,0 +1,100 @@
+"""Sections of the page, found in the folders of the questions, and the commands that make what they show.
+
+A section module is ``section.py`` or ``*_section.py`` in a question's folder or package; its ``SECTIONS`` are
+:class:`analyze.page.Section`. Packages of other distributions are found by the entry points of ``GROUPS``.
+"""
+
+import pkgutil
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import analyze
+from analyze.context import Context
+from analyze.page import Section
+from schemas import COMMANDS, SchemaError, filled
+
+GROUPS = ("activation_lake.analyses", "activation_lake.experiments")
+"""Groups of entry points; each names a package with ``command`` and, where there is something to see, ``section``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chapter:
+    """Sections under one title."""
+
+    slug: str
+    title: str
+    lead: str
+    sections: tuple[Section, ...]
+
+
+def question_packages() -> Iterator[str]:
+    """Packages of questions: the folders of ``analyze``, and those that entry points name."""
+    for module in pkgutil.iter_modules(analyze.__path__, "analyze."):
+        if module.ispkg and module.name != "analyze.report":
+            yield module.name
+    for group in GROUPS:
+        yield from (point.value for point in entry_points(group=group))
+
+
+def section_modules() -> Iterator[ModuleType]:
+    """Modules of a question's package that hold sections."""
+    for package in dict.fromkeys(question_packages()):
+        for module in pkgutil.iter_modules(getattr(import_module(package), "__path__", [])):
+            if module.name == "section" or module.name.endswith("_section"):
+                yield import_module(f"{package}.{module.name}")
+
+
+@cache
+def chapters() -> tuple[Chapter, ...]:
+    """Every section there is, by chapter, each in its place.
+
+    Raises
+    ------
+    SchemaError
+        If two sections have the same name.
+    """
+    titles: Mapping[str, Any] = tomllib.loads(Path(__file__).with_name("chapters.toml").read_text(encoding="utf-8"))
+    known: dict[str, Section] = {}
+    for module in section_modules():
+        for section in module.SECTIONS:
+            other = known.setdefault(section.slug, section)
+            if other is not section:
+                raise SchemaError(
+                    f"{module.__name__} has a section {section.slug!r}, and so has {other.write.__module__}; sections"
+                    " are told apart by their names: give one of them another"
+                )
+    last = list(titles)[-1]
+    in_order = sorted(known.values(), key=lambda section: (section.order, section.slug))
+    return tuple(
+        Chapter(
+            slug=slug,
+            title=text["title"],
+            lead=text["lead"],
+            sections=tuple(one for one in in_order if (one.chapter if one.chapter in titles else last) == slug),
+        )
+        for slug, text in titles.items()
+    )
+
+
+def sections() -> tuple[Section, ...]:
+    """Every section in the order of the page."""
+    return tuple(section for chapter in chapters() for section in chapter.sections)
+
+
+def commands(section: Section, context: Context) -> list[str]:
+    """Commands that make what a section shows, for the lake and the runs of this page."""
+    runs = context.main_runs()
+    if section.of == "pairs":
+        runs = [run for run in context.runs if context.weight(run)[0]] or ["MODEL/PAIRS"]
+    elif section.of == "several" and len(runs) < 2:
+        runs = context.runs if len(context.runs) > 1 else [*context.runs, "MODEL/DATASET"]
+    needs = (need.partition(" ") for need in section.needs)
+    words = (f"{COMMANDS[kind]} {options}".strip() for kind, _, options in needs)
+    return [filled(command, context.lake.location, runs) for command in words]

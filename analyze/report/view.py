@@ -1,0 +1,133 @@
+"""A section as the page's template takes it; its figures and tables are written on the way."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analyze.context import Context
+from analyze.page import Column, Illustration, Page, Section, Table, write_section
+from analyze.report.sections import commands
+from analyze.report.svg import draw, inline
+from schemas import LakeError, filled
+
+
+class Writer:
+    """Figures and tables on their way to the folder.
+
+    Parameters
+    ----------
+    folder
+        Of the report; figures and tables of an earlier one in it are removed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.n_figure = 0
+        self.n_table = 0
+        for name in ("figures", "tables"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            for old in (folder / name).iterdir():
+                if old.suffix in (".png", ".svg", ".csv"):
+                    old.unlink()
+
+    def illustration(self, slug: str, illustration: Illustration) -> dict[str, Any]:
+        """Write each drawing as SVG and PNG; their SVG for the page."""
+        panels = []
+        for panel in illustration.panels:
+            stem = _stem(panel.name)
+            vector, raster = draw(panel.figure, stem)
+            (self.folder / "figures" / f"{stem}.svg").write_text(vector, encoding="utf-8")
+            (self.folder / "figures" / f"{stem}.png").write_bytes(raster)
+            svg = inline(vector, f"{slug}-{stem}", illustration.caption)
+            panels.append({"svg": svg, "file": f"figures/{stem}", "wide": panel.wide})
+        self.n_figure += len(panels)
+        return {"caption": illustration.caption, "panels": panels}
+
+    def table(self, table: Table) -> dict[str, Any]:
+        """Write one table as CSV; its rows for the page."""
+        stem = _stem(table.name)
+        table.frame.to_csv(self.folder / "tables" / f"{stem}.csv", index=False)
+        self.n_table += 1
+        return {
+            "caption": table.caption,
+            "file": f"tables/{stem}.csv",
+            "columns": [{"label": column.label, "kind": column.kind} for column in table.columns],
+            "rows": [[_cell(row, column) for column in table.columns] for row in table.shown.to_dict("records")],
+            "hidden": len(table.frame) - len(table.shown),
+        }
+
+
+def section_view(section: Section, writer: Writer, context: Context) -> dict[str, Any]:
+    """What the page shows of a section; ``headline`` is empty where the lake has nothing of it.
+
+    A result written by another version must not cost the reader the whole page: ``error`` says what is wrong with it.
+    """
+    view: dict[str, Any] = {
+        "slug": section.slug, "title": section.slug, "report": "", "commands": [], "error": "", "headline": "",
+        "lines": [], "method": "", "illustrations": [], "tables": [], "caveats": [], "sources": [],
+    }  # fmt: skip
+    try:
+        view |= {name: section.texts[name] for name in ("title", "report")}
+        view["commands"] = commands(section, context)
+        page = write_section(section, context)
+        content = {} if page is None else _content(section, page, writer, context)
+    except (LakeError, LookupError, ValueError, TypeError) as error:
+        return view | {"error": f"{type(error).__name__}: {error}"}
+    return view | content
+
+
+def _content(section: Section, page: Page, writer: Writer, context: Context) -> dict[str, Any]:
+    sources = {}
+    for source in page.sources:
+        mark = source.fingerprint[:12]
+        location = str(context.lake.location)
+        sources[source.fingerprint] = {
+            "mark": mark,
+            "name": f"{source.kind} of {', '.join(source.runs)}",
+            "hint": filled(source.command, location) or filled(["lake", "info", "PATH", mark], location),
+        }
+    return {
+        "headline": page.headline,
+        "lines": page.lines,
+        "method": page.method,
+        "illustrations": [writer.illustration(section.slug, one) for one in page.illustrations],
+        "tables": [writer.table(table) for table in page.tables],
+        "caveats": [*page.caveats, *context.choices(page.sources)],
+        "sources": list(sources.values()),
+    }
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")
+
+
+def _cell(row: dict[Any, Any], column: Column) -> dict[str, str]:
+    interval = ""
+    if column.low:
+        ends = [row.get(column.low), row.get(column.high)]
+        if all(isinstance(x, int | float | np.number) and np.isfinite(float(x)) for x in ends):
+            interval = f"[{_text(ends[0], column)}, {_text(ends[1], column)}]"
+    return {"text": _text(row.get(column.key), column), "interval": interval}
+
+
+def _text(value: Any, column: Column) -> str:
+    if value is None or (isinstance(value, float | np.floating) and np.isnan(value)):
+        return "–"
+    if column.kind in ("text", "code"):
+        return str(value)
+    number = float(value)
+    if column.kind == "count":
+        text = f"{number:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+    elif column.kind == "share":
+        text = f"{100 * number:.{1 if column.digits == 2 else column.digits}f}%"
+    elif column.kind == "points":
+        text = f"{100 * number:+.1f}"
+    elif column.kind == "signed":
+        text = f"{number:+.{column.digits}f}"
+    elif column.kind == "p":
+        text = "< 0.001" if number < 0.001 else f"{number:.3f}"
+    else:
+        text = f"{number:.{column.digits}f}"
+    return text.replace("-", "\N{MINUS SIGN}")

@@ -1,0 +1,65 @@
+"""Section of sparse autoencoders."""
+
+import json
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from analyze.drawing import HEAT, bars_across
+from analyze.page import NothingStored, Page, Section
+from store.read import preferred
+
+
+def sparse_autoencoders(page: Page) -> None:
+    """How well few features rebuild the states."""
+    context = page.context
+    results = preferred(
+        one for one in context.results if one.kind == "sae" and "explained_variance_all" in context.open(one)
+    )
+    if not results:
+        raise NothingStored
+    looks = context.relabel([run for one in results for run in one.runs])
+    results.sort(key=lambda one: (len(one.runs), context.runs.index(one.runs[0])))
+    page.sources.extend(results)
+    for one in results:
+        for source, row in dictionary_rows(context.open(one)).items():
+            label = looks[one.runs[0]].label if len(one.runs) == 1 else source or ", ".join(one.runs)
+            page.add("sparse_autoencoders", label, [row])
+    frame = page.frame("sparse_autoencoders")
+    names = [f"{row['run']}, {row['scope'] or 'pool'}, {row['activation']}" for row in frame.to_dict("records")]
+    ax = page.panel("sae_variance", wide=True, height=0.9 + 0.34 * len(frame))
+    bars_across(ax, names, frame["squared_error"].clip(lower=0), height=0.62, facecolor=HEAT, edgecolor=HEAT)
+    ax.set_xlim(0, 1)
+    ax.set_xlabel("variance explained on test problems")
+    for run, rows in frame.groupby("run", sort=False):
+        page.say_of(str(run), page.text("best", **dict(rows.loc[rows["squared_error"].idxmax()])))
+
+
+def dictionary_rows(data: xr.Dataset) -> dict[str, dict[str, Any]]:
+    """Figures of a dictionary on held-out problems, by its source where it has several."""
+    split = "test" if "test" in data["split"].values else str(data["split"].values[-1])
+    held_out = data[["explained_variance_all", "dead_share", "l0"]].sel(split=split)
+    spec = json.loads(data.attrs.get("spec", "{}"))
+    row = {
+        "scope": str(data.attrs.get("scope", spec.get("scope", ""))),
+        "activation": str(spec.get("activation", data.attrs.get("activation", ""))),
+        "n_feature": data.sizes["feature"],
+        "l0": float(held_out["l0"].mean()),
+        "dead": float(held_out["dead_share"].mean()),
+    }
+    variance = held_out["explained_variance_all"]
+    if "source" not in variance.dims:
+        variance = variance.expand_dims(source=[""])
+    return {
+        str(source): row
+        | {str(name): float(of_source.sel(definition=name).mean()) for name in variance["definition"].values}
+        for source, of_source in zip(
+            np.atleast_1d(variance["source"].values), variance.transpose("source", ...), strict=True
+        )
+    }
+
+
+SECTIONS = (
+    Section(slug="sparse-autoencoders", write=sparse_autoencoders, chapter="report-001", order=30, needs=("sae",)),
+)
