@@ -8,6 +8,7 @@ with sizes. What differs is listed; the exit code is 1 where anything does.
 """
 
 import difflib
+import json
 import re
 import sys
 from collections import Counter
@@ -64,6 +65,20 @@ def page_differences(before: Path, after: Path) -> list[str]:
     return lines
 
 
+def data_differences(before: Path, after: Path) -> list[str]:
+    """Runs whose problems or heads that can be picked are not the same."""
+    pattern = r'<script type="application/json" id="data">(.*?)</script>'
+    pages = [(folder / "index.html").read_text(encoding="utf-8") for folder in (before, after)]
+    first, second = (json.loads(re.findall(pattern, page, re.DOTALL)[0])["runs"] for page in pages)
+    changed = [
+        f"{a['name']}: what can be picked differs in {what}"
+        for a, b in zip(first, second, strict=False)
+        for what in ("name", "problems", "heads")
+        if a[what] != b[what]
+    ]
+    return changed + ([f"{len(first)} and {len(second)} runs can be picked"] if len(first) != len(second) else [])
+
+
 def csv_differences(before: Path, after: Path) -> list[str]:
     """Columns and rows that only one of two tables has, and cells that differ."""
     first, second = (pd.read_csv(path) for path in (before, after))
@@ -109,7 +124,7 @@ def svg_differences(before: Path, after: Path) -> list[str]:
 
 def main(before: Path, after: Path) -> int:
     """Print every difference."""
-    lines = page_differences(before, after)
+    lines = page_differences(before, after) + data_differences(before, after)
     counts = {"texts": sum(map(len, Blocks((after / "index.html").read_text(encoding="utf-8")).texts.values()))}
     for folder, suffix, compare in (("tables", ".csv", csv_differences), ("figures", ".svg", svg_differences)):
         names = [{path.name for path in (root / folder).glob(f"*{suffix}")} for root in (before, after)]

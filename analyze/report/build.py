@@ -80,11 +80,10 @@ def build_report(
         raise UsageError(f"{location} has no runs to report on; make one with lake extract")
     if n_problem < 0:
         raise UsageError(f"n_problem is {n_problem}; it must be at least 0")
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
+    if Path(out).exists() and not Path(out).is_dir():
         raise UsageError(f"{out} is a file; the report goes into a folder")
     context = Context(lake, names)
-    writer = Writer(folder)
+    writer = Writer(Path(out))
     total = len(sections()) + 2
     shown: dict[str, dict[str, Any]] = {}
     with mpl.rc_context(STYLE):
@@ -96,10 +95,14 @@ def build_report(
     data = explore.page_data(context, n_problem=n_problem, seed=seed)
     if progress is not None:
         progress(total - 1, total)
-    path = folder / "index.html"
+    path = Path(out) / "index.html"
     path.write_text(_page(location, context, overview, shown, data), encoding="utf-8")
     if progress is not None:
         progress(total, total)
+    return _report(path, writer, shown, data)
+
+
+def _report(path: Path, writer: Writer, shown: dict[str, dict[str, Any]], data: dict[str, Any]) -> Report:
     broken = {slug: view["error"] for slug, view in shown.items() if view["error"]}
     return Report(
         page=path,
