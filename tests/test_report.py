@@ -9,7 +9,7 @@ from report_lake import MODELS, make_lake
 
 from analyze import drawing
 from analyze.report import build_report, svg
-from analyze.report.sections import sections
+from analyze.report.sections import chapters, sections
 from schemas import UsageError
 
 CHROMIUM = next(
@@ -108,6 +108,38 @@ def test_problems_on_the_page_are_those_of_the_lake(lake, html):
     assert all(
         "".join(item["tokens"]).replace(" ", "") == item["question"].replace(" ", "") for item in problems["items"]
     )
+
+
+def test_a_package_of_others_brings_its_section(lake, tmp_path, monkeypatch):
+    package = tmp_path / "elsewhere" / "counting"
+    package.mkdir(parents=True)
+    for folder in (package.parent, package):
+        (folder / "__init__.py").touch()
+    (package / "section.py").write_text(
+        "from analyze.page import Page, Section\n"
+        "def count(page: Page) -> None:\n"
+        "    for result in page.results('lens'):\n"
+        "        page.say(result, 'layers', n=result.data.sizes['layer'])\n"
+        "SECTIONS = (Section(slug='counting', write=count, needs=('lens',)),)\n"
+    )
+    (package / "texts.toml").write_text(
+        "[counting]\ntitle = 'Layers counted'\nheadline = 'How many there are.'\n"
+        "caveats = ['Seen in {nowhere}.']\n[counting.lines]\nlayers = 'it has {n} of them'\n"
+    )
+    metadata = tmp_path / "elsewhere-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text("[activation_lake.analyses]\ncounting = elsewhere.counting\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    chapters.cache_clear()
+    try:
+        assert [section.slug for section in chapters()[-1].sections] == ["counting"]
+        page = build_report(lake.location, tmp_path / "out", n_problem=0).page.read_text(encoding="utf-8")
+    finally:
+        chapters.cache_clear()
+    assert "Further questions" in page
+    assert re.search(r"small-gpt2</b> it has 2 of them", page)
+    assert "Seen in" not in page  # a caveat whose values are not there
 
 
 def test_a_lake_without_results_still_gives_a_page(tmp_path):

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
+from analyze.effects.conditions import Frame, conditions
 from analyze.heads.scores import head_table, summary_of_analysis
 from analyze.statistics import wilson_interval
 from schemas import COMMANDS
@@ -166,15 +166,6 @@ def _decoding(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
     return found.merge(last), None
 
 
-def _conditions(data: xr.Dataset) -> pd.DataFrame:
-    """Conditions of a re-entry with their coordinates, numbered."""
-    names = [name for name, value in data.coords.items() if value.dims == ("condition",)]
-    frame = pd.DataFrame({str(name): data[name].values for name in names})
-    frame["row"] = np.arange(len(frame))
-    frame["control"] = frame["control"].astype(str)
-    return frame
-
-
 def _place(source: Source, site: Any, layer: Any) -> str:
     if str(site) == "latent_embedding":
         return "fed"
@@ -182,7 +173,7 @@ def _place(source: Source, site: Any, layer: Any) -> str:
     return "all layers" if int(layer) < 0 else f"{int(layer) / max(1, n_layer - 1):.2f}"
 
 
-def _grid(data: xr.Dataset, rows: pd.DataFrame, dims: Sequence[str], names: Mapping[str, str]) -> xr.Dataset:
+def _grid(data: xr.Dataset, rows: Frame, dims: Sequence[str], names: Mapping[str, str]) -> xr.Dataset:
     """Figures of some conditions, unfolded along their coordinates."""
     axes = {dim: list(dict.fromkeys(rows[dim])) for dim in dims}
     shape = [len(labels) for labels in axes.values()]
@@ -192,7 +183,7 @@ def _grid(data: xr.Dataset, rows: pd.DataFrame, dims: Sequence[str], names: Mapp
         for end in ("", "_low", "_high"):
             if old + end not in data:
                 continue
-            values = data[old + end].transpose("condition", ...).values[rows["row"].to_numpy()]
+            values = data[old + end].transpose("condition", ...).values[rows.index.to_numpy()]
             full = np.full((*shape, *values.shape[1:]), np.nan)
             full[at] = values
             extra = [str(dim) for dim in data[old + end].dims if dim != "condition"]
@@ -203,7 +194,7 @@ def _grid(data: xr.Dataset, rows: pd.DataFrame, dims: Sequence[str], names: Mapp
     return xr.Dataset(found, coords=coords)
 
 
-def _by_example(data: xr.Dataset, values: np.ndarray, rows: pd.DataFrame, dims: Sequence[str]) -> xr.DataArray:
+def _by_example(data: xr.Dataset, values: np.ndarray, rows: Frame, dims: Sequence[str]) -> xr.DataArray:
     """Values (condition, example) of some conditions, unfolded, with the coordinates examples are joined by."""
     coords = {
         name: data[name].values
@@ -217,7 +208,7 @@ def _by_example(data: xr.Dataset, values: np.ndarray, rows: pd.DataFrame, dims: 
 
 def _importance(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
     data = source.data.sel(stratum="all") if "stratum" in source.data.dims else source.data
-    rows = _conditions(data)
+    rows = conditions(data)
     rows = rows[(rows["control"] == "") & ~rows["corruption"].isin(["", "shuffle", "replace"])].rename(
         columns={"group": "position"}
     )
@@ -230,7 +221,7 @@ def _importance(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
 
 def _ablation(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
     data = source.data.sel(stratum="all") if "stratum" in source.data.dims else source.data
-    rows = _conditions(data)
+    rows = conditions(data)
     rows = rows[rows["control"].isin(["", "random positions"]) & rows["operation"].isin(["zero", "mean"])]
     rows = rows.assign(place=[_place(source, s, layer) for s, layer in zip(rows["site"], rows["layer"], strict=True)])
     dims = ("operation", "group", "place")
@@ -242,7 +233,7 @@ def _ablation(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
 
 def _patching(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
     data = source.data
-    rows = _conditions(data)
+    rows = conditions(data)
     rows = rows[(rows["kind"] == "first") & (rows["control"] == "")]
     rows = rows.assign(
         place=[_place(source, s, layer) for s, layer in zip(rows["site"], rows["layer"], strict=True)],
