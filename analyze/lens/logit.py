@@ -52,7 +52,8 @@ def logit_lens(
     top
         Number of best tokens kept.
     tuned
-        From :func:`fit_tuned_lens`: its maps take the place of the final norm.
+        From :func:`fit_tuned_lens` or :func:`analyze.lens.jacobian.jacobian_maps`: affine maps by layer, or by layer
+        and position, that take the place of the final norm.
 
     Returns
     -------
@@ -108,8 +109,8 @@ def logit_lens(
     if tuned is not None:
         maps = _maps_of(tuned, state)
         if lazy:
-            layers = state.variable.chunksizes["layer"]
-            maps = [x.chunk({"layer": layers} | {d: -1 for d in x.dims if d != "layer"}) for x in maps]
+            blocks = {dim: state.variable.chunksizes[dim] for dim in ("layer", "position")}
+            maps = [x.chunk({d: blocks.get(str(d), -1) for d in x.dims}) for x in maps]
 
     outputs = xr.apply_ufunc(
         _lens,
@@ -141,7 +142,8 @@ def logit_lens(
     lens = lens.assign_coords({name: coord for name, coord in state.coords.items() if name in kept})
     for name, text in names.items():
         lens[name].attrs = {"long_name": text, "units": "1"}
-    return lens.assign_attrs(inherited(run, kind="lens_example", lens="plain" if tuned is None else "tuned"))
+    which = "plain" if tuned is None else tuned.attrs.get("lens", "tuned")
+    return lens.assign_attrs(inherited(run, kind="lens_example", lens=which))
 
 
 @dataclass(frozen=True)
@@ -390,8 +392,8 @@ def _lens(
     result: Array,  # (example, .., step)
     operation: Array,  # (example, .., step)
     control: Array,  # (example, .., step)
-    weight: Array | None = None,  # (layer, .., hidden, to)
-    bias: Array | None = None,  # (layer, .., to)
+    weight: Array | None = None,  # (layer, position or 1, hidden, to)
+    bias: Array | None = None,  # (layer, position or 1, to)
     *,
     readout: ReadOut,
     top: int,
@@ -411,17 +413,25 @@ def _lens(
         *(np.zeros((len(flat), n_step), dtype="int16") for _ in range(3)),
     ]
     chains = [Chain(each, tokens) for each in (result, control)]
-    example, layer, _ = (axis.ravel() for axis in np.indices(shape))
+    example, layer, position = (axis.ravel() for axis in np.indices(shape))
+    n_map = 0
+    if weight is not None and bias is not None:  # one map for each layer, or for each layer and position
+        n_map = weight.size // (weight.shape[-1] * weight.shape[-2] * shape[1])
+        weight, bias = weight.reshape(-1, *weight.shape[-2:]), bias.reshape(-1, bias.shape[-1])
     there = np.flatnonzero(np.isfinite(flat).all(-1))
+    if bias is not None:  # where no map was fitted nothing is read
+        mapped = np.asarray(np.isfinite(bias).all(-1))[layer * n_map + (position if n_map > 1 else 0)]
+        there = there[mapped[there]]
     for start in range(0, len(there), ROW_BLOCK):
         rows = there[start : start + ROW_BLOCK]
         x, owner = flat[rows].astype("float32"), example[rows]
         if weight is None or bias is None:
             x = readout.norm(x)
         else:
-            for at in np.unique(layer[rows]):
-                mine = layer[rows] == at
-                x[mine] = x[mine] @ weight.reshape(-1, *weight.shape[-2:])[at] + bias.reshape(-1, bias.shape[-1])[at]
+            chosen = layer[rows] * n_map + (position[rows] if n_map > 1 else 0)
+            for index in np.unique(chosen):
+                mine = chosen == index
+                x[mine] = x[mine] @ weight[index] + bias[index]
         token, probability, rank, chance = readout.read(x, top, gold_id[owner])
         out[0][rows], out[1][rows] = token, probability
         out[3][rows], out[4][rows] = rank, chance
@@ -470,6 +480,13 @@ def _another_chain(results: xr.DataArray, run: xr.Dataset) -> xr.DataArray:
 def _maps_of(tuned: xr.Dataset, state: xr.DataArray) -> list[xr.DataArray]:
     """Maps of the layers that are read, bare of labels."""
     missing = [x for x in labels_along(state, "layer") if x not in labels_along(tuned, "layer")]
+    by_position = "position" in tuned["weight"].dims
+    if by_position and (
+        far := [x for x in labels_along(state, "position") if x not in labels_along(tuned, "position")]
+    ):
+        raise SchemaError(
+            f"the {tuned.attrs.get('lens')} lens has no map at {', '.join(far)}; it has positions {', '.join(known)}"
+        )
     if missing or tuned.sizes["hidden"] != state.sizes["hidden"]:
         raise SchemaError(
             f"the tuned lens of run {tuned.attrs.get('run')!r} has layers {', '.join(labels_along(tuned, 'layer'))} of "
@@ -477,4 +494,6 @@ def _maps_of(tuned: xr.Dataset, state: xr.DataArray) -> list[xr.DataArray]:
             f"{state.sizes['hidden']}. Fit it on a run of the same model."
         )
     chosen = tuned.sel(layer=state["layer"].values)
+    if by_position:
+        chosen = chosen.sel(position=state["position"].values)
     return [chosen[name].drop_vars(list(chosen[name].coords)) for name in ("weight", "bias")]

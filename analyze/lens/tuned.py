@@ -75,7 +75,7 @@ def fit_tuned_lens(
     final = take(run["final_state"], "position", positions, what).transpose("example", "position", "hidden")
     state = numbered(state, ["layer"])
     problem = np.asarray(run.coords.get("problem", numbered(state, ["example"])["example"]).values)
-    split = _split(problem, seed)
+    split = split_problems(problem, seed)
     found = {name: int((split == i).sum()) for i, name in enumerate(SPLITS)}
     if min(found.values()) < 1:
         raise UsageError(
@@ -134,7 +134,7 @@ def fit_tuned_lens(
     return fitted
 
 
-def _split(problem: Array, seed: int) -> Array:
+def split_problems(problem: Array, seed: int) -> Array:
     """0, 1 or 2 for each example, by its problem: train, validation, test."""
     unique, inverse = np.unique(problem, return_inverse=True)
     order = np.random.default_rng(seed).permutation(len(unique))

@@ -1,0 +1,280 @@
+"""The Jacobian lens: states read through how later states depend on them, or how they depend on the state before."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from analyze.labels import inherited, labels_along
+from analyze.lens.logit import lens_summary, logit_lens
+from analyze.lens.readout import check_model
+from analyze.lens.tuned import fit_tuned_lens, split_problems
+from schemas import SchemaError, UsageError, nearest
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+BEFORE = "before"
+"""Read a thought as the state it was made of, through the inverse of how it depends on that state."""
+FED = -1
+"""Label along ``layer`` of the vectors fed at the thoughts, below all blocks."""
+NOISE = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+"""Variances tried for what a Jacobian leaves out, as shares of the mean square of a component of it."""
+LENSES = ("logit", "tuned", "jacobian")
+CONFIDENCE_BINS = 10
+
+
+def with_fed(run: xr.Dataset) -> xr.Dataset:
+    """The run with the vectors fed at the thoughts as layer -1 of ``hidden_state``, NaN at other positions.
+
+    Lazy input stays lazy; ``latent_embedding`` and what else has ``layer`` is left out.
+    """
+    state = run["hidden_state"].transpose("example", "layer", "position", "hidden")
+    fed = run["latent_embedding"].rename(latent="position").reindex(position=state["position"])
+    fed = fed.astype(state.dtype).expand_dims(layer=[FED]).transpose(*state.dims)
+    fed = fed.assign_coords({name: coord for name, coord in state.coords.items() if "layer" not in coord.dims})
+    others = run.drop_vars([name for name, each in run.data_vars.items() if {"layer", "latent"} & set(each.dims)])
+    return others.drop_dims("layer", errors="ignore").assign(
+        hidden_state=xr.concat([fed, state], dim="layer", coords="minimal", compat="override", join="exact")
+    )
+
+
+def jacobian_maps(
+    run: xr.Dataset, jacobian: xr.Dataset, *, target: str = BEFORE, tune: xr.Dataset | None = None,
+    rotation: int | None = None,
+) -> xr.Dataset:  # fmt: skip
+    """Maps from states to logits' final states, by layer and position, for :func:`logit_lens`.
+
+    Forward, a state ``x`` is read as ``J (x - m)``: what it adds, to first order, to the later state. Backward
+    (``before``) the state of which a thought was made is estimated by least squares from what it left at the place,
+    ``x = m + B y + noise``, as ``y = S B' (B S B' + v I)^-1 (x - m)``, with ``S`` the covariance of such states and
+    noise of the same variance in every direction; how much is chosen on other problems. Neither adds the mean of the
+    states read: the lens names what a place adds. One factor for each place gives what is read the length such states
+    have.
+
+    Parameters
+    ----------
+    run
+        Problems over which means and covariances go, with layer -1 (:func:`with_fed`); needs ``final_state``.
+    jacobian
+        Stored result of ``lake reenter jacobian``.
+    target
+        ``before``, or one of the result's targets.
+    tune
+        Problems on which the noise is chosen; ``run`` by default.
+    rotation
+        Seed of a rotation the Jacobians are multiplied by: a control, which knows their sizes but not their directions.
+
+    Returns
+    -------
+    Dataset of ``weight`` (layer, position, hidden, to), ``bias`` (layer, position, to), NaN where there is no Jacobian
+
+    Raises
+    ------
+    UsageError
+        If the result has no such target.
+    SchemaError
+        If run and Jacobian are of different models.
+    """
+    known = [BEFORE, *labels_along(jacobian, "target")]
+    if target not in known:
+        raise UsageError(f"the Jacobians of {jacobian.attrs.get('run')} lead to {', '.join(known)}, not to {target!r}"
+                         + nearest(target, known))  # fmt: skip
+    if run.sizes["hidden"] != jacobian.sizes["hidden"]:
+        raise SchemaError(
+            f"Jacobians of {jacobian.attrs.get('run')} have width {jacobian.sizes['hidden']}, the states"
+            f" {run.sizes['hidden']}; compute them on a run of the same model"
+        )
+    layers = [x for x in run["layer"].values.tolist() if x in jacobian["layer"].values]
+    positions = [x for x in run["position"].values.tolist() if x in jacobian["position"].values]
+    hidden = run.sizes["hidden"]
+    weight = np.full((len(layers), len(positions), hidden, hidden), np.nan, dtype="float32")
+    bias = np.full((len(layers), len(positions), hidden), np.nan, dtype="float32")
+    noise = np.full((len(layers), len(positions)), np.nan)
+    turn = np.eye(hidden)
+    if rotation is not None:
+        turn = np.linalg.qr(np.random.default_rng(rotation).normal(size=(hidden, hidden)))[0]
+    for k, position in enumerate(positions):
+        where = _state_read(target, position, run, positions)
+        if where is None:
+            continue
+        final, tune_final = (_rows(each["final_state"].sel(position=where)) for each in (run, tune or run))
+        for j, layer in enumerate(layers):
+            name = "origin" if target == BEFORE else "jacobian"
+            place = {"layer": layer, "position": position} | ({} if target == BEFORE else {"target": target})
+            matrix = np.asarray(jacobian[name].sel(place).values, dtype="float64") @ turn
+            if not np.isfinite(matrix).all():
+                continue
+            state, tune_state = (
+                _rows(each["hidden_state"].sel(layer=layer, position=position)) for each in (run, tune or run)
+            )
+            if target == BEFORE:
+                fitted, noise[j, k] = _inverse(matrix, state, final, tune_state, tune_final)
+            else:
+                fitted = matrix.T
+            mean = np.nanmean(state, axis=0)
+            read = (state - mean) @ fitted
+            length = np.sqrt(np.nanmean((final - np.nanmean(final, axis=0)) ** 2) / max(np.nanmean(read**2), 1e-30))
+            weight[j, k] = fitted * length
+            bias[j, k] = -mean @ weight[j, k]
+    return xr.Dataset(
+        {
+            "weight": (("layer", "position", "hidden", "to"), weight),
+            "bias": (("layer", "position", "to"), bias),
+            "noise": (("layer", "position"), noise, {"units": "1"}),
+        },
+        coords={"layer": layers, "position": np.array(positions, dtype=object)},
+        attrs=inherited(run, kind="jacobian_maps", lens=f"jacobian ({target})", target=target),
+    )
+
+
+def compare_lenses(
+    run: xr.Dataset, model: xr.Dataset, jacobian: xr.Dataset | None = None, *, lenses: Sequence[str] = LENSES,
+    target: str = BEFORE, positions: Sequence[str] | None = None, top: int = 5, seed: int = 0,
+) -> xr.Dataset:  # fmt: skip
+    """Logit, tuned and Jacobian lens on the same held-out problems, of states and of the vectors fed.
+
+    Problems are split as for :func:`fit_tuned_lens`: means, covariances and the tuned lens come from the first part,
+    the penalties from the second, and all is measured on the third, without the problems that the Jacobians are a mean
+    over.
+
+    Parameters
+    ----------
+    run
+        As for :func:`logit_lens`, with ``final_state`` and ``latent_embedding``.
+    model
+        Read-out of the run's model.
+    jacobian
+        Stored result of ``lake reenter jacobian``; needed for ``jacobian``.
+    lenses
+        Of ``logit``, ``tuned`` and ``jacobian``; the last brings ``jacobian, rotated`` with it, the control.
+    target
+        Where the Jacobian lens reads, as for :func:`jacobian_maps`.
+
+    Returns
+    -------
+    Dataset
+        What :func:`lens_summary` gives along ``lens``, with layer -1 the vectors fed, and : (lens, layer, position)
+        ``confidence``, mean probability of the best token; ``calibration_error``, how far that is from how often the
+        best token is a result of the chain, absolute, mean over ten bins of confidence weighted by their states;
+        ``step_reciprocal_rank`` and ``inner_reciprocal_rank`` : (lens, layer, position, step), mean of 1 / rank of the
+        step's result (0: not among the ``top``), of all chains with that step and of those in which it is not the last.
+
+    References
+    ----------
+    Guo et al., *On Calibration of Modern Neural Networks*, 2017, for the calibration error.
+    """
+    for lens in lenses:
+        if lens not in LENSES:
+            raise UsageError(f"lens {lens!r} is not one of {', '.join(LENSES)}{nearest(lens, LENSES)}")
+    if "jacobian" in lenses and jacobian is None:
+        name = run.attrs.get("run")
+        raise UsageError(f"the Jacobians of {name} were never computed; run lake reenter jacobian first")
+    check_model(model, run["hidden_state"])
+    whole = with_fed(run)
+    if positions is not None:
+        whole = whole.sel(position=list(positions))
+    problem = np.asarray(run.coords.get("problem", run["example"]).values)
+    split = split_problems(problem, seed)
+    fitted_on = np.isin(problem, _fit_problems(run, jacobian, problem))
+    train, tune, test = (
+        whole.isel(example=np.flatnonzero(rows)) for rows in (split == 0, split == 1, (split == 2) & ~fitted_on)
+    )
+    if not all(each.sizes["example"] for each in (train, tune, test)):
+        raise UsageError(
+            f"of {len(np.unique(problem))} problems of {run.attrs.get('run')} none is left to read that nothing was"
+            " fitted on; use a run of more problems"
+        )
+    maps: dict[str, xr.Dataset | None] = {}
+    for lens in lenses:
+        if lens == "logit":
+            maps["logit"] = None
+        elif lens == "tuned":
+            maps["tuned"] = fit_tuned_lens(whole, model, positions=labels_along(whole, "position"), seed=seed)
+        elif jacobian is not None:
+            states = with_fed(run)  # the state read may lie at a position not asked for
+            part = [states.isel(example=np.flatnonzero(split == index)) for index in (0, 1)]
+            maps["jacobian"] = jacobian_maps(part[0], jacobian, target=target, tune=part[1])
+            maps["jacobian, rotated"] = jacobian_maps(part[0], jacobian, target=target, tune=part[1], rotation=seed)
+    parts = []
+    for found in maps.values():
+        there = test if found is None or "position" not in found.dims else test.sel(
+            position=[x for x in test["position"].values if x in found["position"].values]
+        )  # fmt: skip
+        read = logit_lens(there, model, positions=labels_along(there, "position"), top=top, tuned=found).compute()
+        parts.append(_reliability(read, lens_summary(read)))
+    out = xr.concat(parts, xr.DataArray(list(maps), dims="lens", name="lens").astype(object), join="outer")
+    return out.sel(position=test["position"].values).assign_attrs(
+        inherited(run, kind="lens_comparison", target=target, seed=seed, n_example=test.sizes["example"], top=top)
+    )
+
+
+def _reliability(read: xr.Dataset, summary: xr.Dataset) -> xr.Dataset:
+    """The summary with ranks of results and how far the lens' probabilities are from what comes true."""
+    there = read["top_token"].isel(rank=0, drop=True) >= 0
+    sure = read["top_probability"].isel(rank=0, drop=True).where(there)
+    hit = (read["result_rank"] == 1).any("step").where(there)
+    bins = np.minimum((sure * CONFIDENCE_BINS).fillna(0).astype(int), CONFIDENCE_BINS - 1)
+    gaps = [abs((sure - hit).where(bins == index).sum("example")) for index in range(CONFIDENCE_BINS)]
+    n = there.sum("example")
+    reciprocal = (1 / read["result_rank"].clip(min=1)).where(read["result_rank"] > 0, 0.0)
+    own = {"step": there & (read["step"] < read["n_step"]), "inner": there & (read["step"] < read["n_step"] - 1)}
+    out = summary.assign(
+        confidence=sure.mean("example"), calibration_error=sum(gaps[1:], gaps[0]) / n.where(n > 0),
+        **{f"{name}_reciprocal_rank": reciprocal.where(rows).mean("example") for name, rows in own.items()},
+    )  # fmt: skip
+    names = ("confidence", "calibration_error", "step_reciprocal_rank", "inner_reciprocal_rank")
+    for name in names:
+        out[name].attrs = {"long_name": name.replace("_", " "), "units": "1"}
+    return out
+
+
+def _fit_problems(run: xr.Dataset, jacobian: xr.Dataset | None, problem: Array) -> Array:
+    """Problems of this run that the Jacobians are a mean over; those of another run are others."""
+    if jacobian is None or jacobian.attrs.get("run") not in (None, run.attrs.get("run")):
+        return np.empty(0, dtype=problem.dtype)
+    return np.asarray(problem[np.isin(run["example"].values, jacobian["fit_example"].values)])
+
+
+def _state_read(target: str, position: str, run: xr.Dataset, positions: Sequence[str]) -> str | None:
+    """Position whose final states set the length of what is read; ``None``: there is none."""
+    index = positions.index(position)
+    labels = run["position"].values.tolist()
+    if target in (BEFORE, "next"):
+        place = labels.index(position) + (-1 if target == BEFORE else 1)
+        return labels[place] if 0 <= place < len(labels) and (target != BEFORE or position in _thoughts(run)) else None
+    if target == "self":
+        return position
+    if target in labels:
+        return target if labels.index(target) >= labels.index(position) else None
+    return positions[-1] if index >= 0 else None  # the answer's own state is at no one position
+
+
+def _thoughts(run: xr.Dataset) -> list[str]:
+    return [str(x) for x, segment in zip(run["position"].values, run["segment"].values, strict=True)
+            if segment == "latent"]  # fmt: skip
+
+
+def _rows(values: xr.DataArray) -> Array:
+    """States (example, hidden) in float64."""
+    return np.asarray(values.transpose("example", "hidden").values, dtype="float64")
+
+
+def _inverse(jacobian: Array, state: Array, final: Array, tune_state: Array, tune_final: Array) -> tuple[Array, float]:
+    """Map (hidden, to) from a place back to the state before, and the noise chosen, as a share of what is left out."""
+    mean, final_mean = state.mean(0), final.mean(0)
+    covariance = np.cov(final.T)
+    left = ((state - mean - (final - final_mean) @ jacobian.T) ** 2).mean()
+    signal = jacobian @ covariance @ jacobian.T
+    best: tuple[float, Array, float] | None = None
+    wanted = tune_final - final_mean
+    for share in NOISE:
+        noisy = signal + share * max(left, 1e-30) * np.eye(len(signal))
+        fitted = np.linalg.solve(noisy, jacobian @ covariance)  # (hidden, to), as the covariances are symmetric
+        read = (tune_state - mean) @ fitted
+        lengths = np.linalg.norm(read, axis=1) * np.linalg.norm(wanted, axis=1)
+        cosine = float(np.mean((read * wanted).sum(1) / np.maximum(lengths, 1e-30)))
+        if best is None or cosine > best[0]:
+            best = cosine, fitted, share
+    assert best is not None
+    return best[1], best[2]

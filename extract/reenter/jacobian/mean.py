@@ -1,0 +1,308 @@
+"""Mean Jacobians from every place of the thoughts to the final states that come later, and to the place from before."""
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from extract.model.device import device_errors
+from extract.reenter.jacobian.passes import FED, Place, forward_sums, origin_sums
+from extract.reenter.target import Target
+from schemas import UsageError, fingerprint, nearest
+
+TARGETS = ("next", "eot", "answer")
+"""Final states by default: at the next place, at the first marker after the thoughts, where the answer's own token is
+predicted."""
+BATCH = 16
+CHUNK = 64
+"""Components whose gradients are computed at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JacobianPlan:
+    """What mean Jacobians take."""
+
+    n_example: int
+    """Problems averaged over."""
+    n_batch: int
+    """Batches they are read in; every batch goes through all backward passes once."""
+    n_backward: int
+    """Backward passes of a batch, one for each component of a state."""
+    n_byte: int
+    """Bytes of the stored matrices; twice as many are held in memory."""
+    seconds: float
+    """On this machine, from the first passes; an upper estimate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sizes:
+    """Labels of the result, and which places and states are behind them."""
+
+    targets: tuple[str, ...]
+    layers: tuple[int, ...]
+    """Of the result, the vector fed (-1) first."""
+    positions: tuple[str, ...]
+    wanted: dict[Place, list[int]]
+    """Offsets of the final states that a place is asked for."""
+    cells: dict[tuple[int, Place], list[tuple[int, int, int]]]
+    """Where in the result a final state's Jacobian from a place belongs."""
+    origins: dict[Place, tuple[int, int]]
+    prefix: list[int]
+
+
+def mean_jacobian(
+    target: Target, *, targets: Sequence[str] = TARGETS, layers: Sequence[int] | None = None,
+    positions: Sequence[str] | None = None, n_fit: int = 64, seed: int = 0, batch: int | None = None,
+) -> xr.Dataset:  # fmt: skip
+    """Average over problems how final states depend on what was at a place of the thoughts before them.
+
+    A row of a Jacobian is one backward pass from a component of a final state through attention, blocks and the loop
+    that feeds each thought from the state before. Cost: ``hidden`` backward passes for each state asked for and for
+    each layer, for every batch of problems; memory: the result twice, and a batch.
+
+    Parameters
+    ----------
+    target
+        Run and model.
+    targets
+        Which final states: ``next`` (the following place's), ``self``, ``answer`` (the one the answer's own token is
+        predicted from, after its prefix), or positions by name.
+    layers, positions
+        Places to differentiate by; all layers and all positions from ``bot`` to the last marker by default. The vectors
+        fed at the thoughts are always among them, as layer -1.
+    n_fit
+        Problems averaged over, drawn with ``seed``, one example each.
+    batch
+        Problems at a time; those of the target's batches by default, or 16.
+
+    Returns
+    -------
+    xr.Dataset
+        ``jacobian(target, layer, position, to, hidden)``: of component ``to`` of the final state with respect to
+        component ``hidden`` of the place; NaN where the state does not come after the place. ``origin(layer, position,
+        hidden, before)``: of the place itself with respect to the final state its thought was made of, taken halfway
+        between two problems' states (see :func:`extract.reenter.jacobian.passes.origin_sums`). ``spread(target, layer,
+        position)`` and ``origin_spread(layer, position)``: norm of the difference of two halves' means over that of
+        their sum (0: the halves agree, 1: they have nothing in common). ``fit_example(fit)``: labels of the examples
+        averaged over.
+
+    Raises
+    ------
+    UsageError
+        If the model has no thoughts, or a layer, position or target is not there.
+
+    References
+    ----------
+    Gurnee et al., *Verbalizable Representations Form a Global Workspace in Language Models*, Transformer Circuits 2026,
+    who sum over all later positions; here each has its own, and thoughts are differentiated through.
+    """
+    rows = _fit_rows(target, n_fit, seed)
+    sizes = _sizes(target, targets, layers, positions, rows)
+    batches = _batches(target, rows, batch)
+    hidden = target.reasoner.hidden
+    sums = np.zeros((2, *_cells_shape(sizes), hidden, hidden), dtype=np.float32)
+    identity = fingerprint(
+        {
+            "weights": target.reasoner.fingerprint, "run": str(target.data.attrs.get("fingerprint", "")),
+            "dtype": target.compute_dtype, "targets": list(sizes.targets), "layers": list(sizes.layers),
+            "positions": list(sizes.positions), "batches": [list(map(int, part)) for part in batches],
+        }
+    )  # fmt: skip
+    kept = None if target.folder is None else target.folder / f"{identity[:32]}.npz"
+    done = _take_up(kept, sums)
+    with target.reasoner.session():
+        for number, part in enumerate(batches):
+            if number >= done:
+                with device_errors(f"a batch of {len(part)} examples", f"pass --batch-rows {max(1, len(part) // 2)}"):
+                    for cell, components, gradient in _batch_sums(target, sizes, part, CHUNK):
+                        sums[(number % 2, *cell, components)] += gradient
+                _keep(kept, sums, number + 1)
+            if target.progress is not None:
+                target.progress(sum(map(len, batches[: number + 1])), len(rows))
+    counts = [sum(map(len, batches[half::2])) for half in (0, 1)]
+    return _labelled(target, sizes, sums, counts, rows, seed)
+
+
+def jacobian_plan(
+    target: Target, *, targets: Sequence[str] = TARGETS, layers: Sequence[int] | None = None,
+    positions: Sequence[str] | None = None, n_fit: int = 64, seed: int = 0, batch: int | None = None,
+) -> JacobianPlan:  # fmt: skip
+    """Estimate what :func:`mean_jacobian` takes, from the first components of a batch's longest way."""
+    rows = _fit_rows(target, n_fit, seed)
+    sizes = _sizes(target, targets, layers, positions, rows)
+    batches = _batches(target, rows, batch)
+    hidden = target.reasoner.hidden
+    n_state = len({offset for offset, _ in sizes.cells})
+    n_backward = hidden * (n_state + len(sizes.layers))
+    last = max(offset for offset, _ in sizes.cells)
+    wanted = {place: [last] for place in sizes.wanted}
+    prompts = [target.reasoner.encode(str(target.data["question"].values[row])) for row in batches[0]]
+    n_chunk = -(-hidden // CHUNK)
+    with target.reasoner.session():
+        start = time.perf_counter()
+        first = next(forward_sums(target.reasoner, prompts, wanted, sizes.prefix, CHUNK))
+        seconds = (time.perf_counter() - start) * len(batches) * n_chunk * (n_state + len(sizes.layers))
+    n_byte = math.prod(_cells_shape(sizes)) * hidden * hidden * first[3].element_size()
+    return JacobianPlan(
+        n_example=len(rows), n_batch=len(batches), n_backward=n_backward, n_byte=n_byte, seconds=seconds
+    )
+
+
+def _fit_rows(target: Target, n_fit: int, seed: int) -> np.ndarray:
+    """Rows of the examples averaged over: one of each problem, drawn at random."""
+    if n_fit < 2:
+        raise UsageError(f"n_fit is {n_fit}; a mean over problems, with halves to compare, needs at least 2")
+    if not target.reasoner.n_latent:
+        raise UsageError(f"{target.run} is of a model without thoughts; there is no loop to differentiate through")
+    problem = target.data["problem"].values if "problem" in target.data.coords else target.data["example"].values
+    first = np.sort(np.unique(problem, return_index=True)[1])
+    if len(first) < 2:
+        raise UsageError(f"{target.run} has one problem; a mean over problems, with halves to compare, needs 2")
+    return np.random.default_rng(seed).permutation(first)[:n_fit]
+
+
+def _batches(target: Target, rows: np.ndarray, batch: int | None) -> list[np.ndarray]:
+    """Rows of each batch; of even number where there are two at least, so that halves can be compared."""
+    size = next(each for each in (batch, target.batch_rows, BATCH) if each is not None)
+    if size < 1:
+        raise UsageError(f"batch_rows is {size}; it must be at least 1")
+    return np.array_split(rows, max(2, -(-len(rows) // size)))
+
+
+def _sizes(
+    target: Target, targets: Sequence[str], layers: Sequence[int] | None, positions: Sequence[str] | None,
+    rows: np.ndarray,
+) -> _Sizes:  # fmt: skip
+    """Check what is asked for, and find the places and states behind it."""
+    reasoner = target.reasoner
+    middle = list(reasoner.places.middle)
+    chosen = middle if positions is None else list(positions)
+    for position in chosen:
+        if position not in middle:
+            raise UsageError(f"position {position!r} is not one of {', '.join(middle)}{nearest(position, middle)}")
+    blocks = target.layers if layers is None else [layer for layer in layers if layer != FED]
+    for layer in blocks:
+        if layer not in target.layers:
+            raise UsageError(f"layer {layer} is not there; {target.run} has layers 0 to {target.layers[-1]}")
+    gold = [str(text) for text in target.data["gold_answer"].values[rows]]
+    prefix = reasoner.answer_tokens(gold[0])[: reasoner.answer_start(*gold)] if "answer" in targets else []
+    ordered = (FED, *blocks)
+    wanted: dict[Place, list[int]] = {}
+    cells: dict[tuple[int, Place], list[tuple[int, int, int]]] = {}
+    origins: dict[Place, tuple[int, int]] = {}
+    for j, layer in enumerate(ordered):
+        for k, position in enumerate(chosen):
+            offset = reasoner.places.offset(position)
+            if layer == FED and not 1 <= offset <= reasoner.n_latent:
+                continue
+            if 1 <= offset <= reasoner.n_latent:
+                origins[layer, offset] = j, k
+            for i, name in enumerate(targets):
+                state = _state_of(name, offset, middle, len(prefix))
+                if state is not None and state >= offset:
+                    cells.setdefault((state, (layer, offset)), []).append((i, j, k))
+                    if state not in wanted.setdefault((layer, offset), []):
+                        wanted[layer, offset].append(state)
+    if not cells:
+        raise UsageError(f"none of the states {', '.join(targets)} comes after any of {', '.join(chosen)}")
+    return _Sizes(
+        targets=tuple(targets), layers=ordered, positions=tuple(chosen), wanted=wanted, cells=cells, origins=origins,
+        prefix=prefix,
+    )  # fmt: skip
+
+
+def _state_of(name: str, offset: int, middle: list[str], n_prefix: int) -> int | None:
+    """Offset from ``bot`` of a target's final state, seen from a place; ``None`` where there is none."""
+    if name == "self":
+        return offset
+    if name == "next":
+        return offset + 1 if offset + 1 < len(middle) else None
+    if name == "answer":
+        return len(middle) - 1 + n_prefix
+    if name in middle:
+        return middle.index(name)
+    known = ("next", "self", "answer", *middle)
+    raise UsageError(f"target {name!r} is not one of {', '.join(known)}{nearest(name, known)}")
+
+
+def _cells_shape(sizes: _Sizes) -> tuple[int, int, int]:
+    """Targets and, as the last one, the origin; layers; positions."""
+    return len(sizes.targets) + 1, len(sizes.layers), len(sizes.positions)
+
+
+def _batch_sums(
+    target: Target, sizes: _Sizes, rows: np.ndarray, chunk: int
+) -> Iterator[tuple[tuple[int, int, int], slice, np.ndarray]]:
+    """Cells of the result, components and what a batch of examples adds to them."""
+    reasoner = target.reasoner
+    prompts = [reasoner.encode(str(target.data["question"].values[row])) for row in rows]
+    for state, place, components, gradient in forward_sums(reasoner, prompts, sizes.wanted, sizes.prefix, chunk):
+        for cell in sizes.cells.get((state, place), []):
+            yield cell, components, gradient.float().cpu().numpy()
+    offsets = sorted({offset for _, offset in sizes.origins})
+    if offsets:
+        for place, components, gradient in origin_sums(reasoner, prompts, sizes.layers, offsets, chunk):
+            yield (len(sizes.targets), *sizes.origins[place]), components, gradient.float().cpu().numpy()
+
+
+def _take_up(path: Path | None, sums: np.ndarray) -> int:
+    """Fill in sums that were kept, if they are there and whole; batches they hold."""
+    if path is None or not path.is_file():
+        return 0
+    try:
+        with np.load(path) as kept:
+            found, done, digest = kept["sums"], int(kept["done"]), str(kept["digest"])
+    except (OSError, ValueError, KeyError, EOFError):
+        return 0
+    if found.shape != sums.shape or hashlib.sha256(found.tobytes()).hexdigest() != digest:
+        return 0
+    sums[:] = found
+    return done
+
+
+def _keep(path: Path | None, sums: np.ndarray, done: int) -> None:
+    """Write sums to a file, whole or not at all."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, sums=sums, done=done, digest=hashlib.sha256(sums.tobytes()).hexdigest())
+    partial.replace(path)
+
+
+def _labelled(
+    target: Target, sizes: _Sizes, sums: np.ndarray, counts: list[int], rows: np.ndarray, seed: int
+) -> xr.Dataset:
+    """Means of both halves together, and how far they are apart."""
+    there = np.zeros(_cells_shape(sizes), dtype=bool)
+    for cells in sizes.cells.values():
+        for cell in cells:
+            there[cell] = True
+    for origin in sizes.origins.values():
+        there[(-1, *origin)] = True
+    apart = np.linalg.norm(sums[0] / counts[0] - sums[1] / counts[1], axis=(-2, -1))
+    both = np.linalg.norm(sums[0] / counts[0] + sums[1] / counts[1], axis=(-2, -1))
+    spread = np.divide(apart, both, out=np.full(there.shape, np.nan), where=there & (both > 0))
+    mean = sums.sum(0) / np.float32(sum(counts))
+    mean[~there] = np.nan
+    place = ("layer", "position")
+    return xr.Dataset(
+        {
+            "jacobian": (("target", *place, "to", "hidden"), mean[:-1], {"units": "1"}),
+            "origin": ((*place, "hidden", "before"), mean[-1], {"units": "1"}),
+            "spread": (("target", *place), spread[:-1], {"units": "1"}),
+            "origin_spread": (place, spread[-1], {"units": "1"}),
+            "fit_example": ("fit", target.data["example"].values[rows]),
+        },
+        coords={
+            "target": np.array(sizes.targets, dtype=object),
+            "layer": np.array(sizes.layers),
+            "position": np.array(sizes.positions, dtype=object),
+        },
+        attrs={"n_fit": len(rows), "seed": seed},
+    )
