@@ -10,6 +10,7 @@ import xarray as xr
 from synthetic import make_model, make_run, normalise
 
 from analyze import fit_tuned_lens, lens_summary, lens_tests, lens_tokens, logit_lens, logits
+from analyze.lens.jacobian import compare_lenses, jacobian_maps, with_fed
 from analyze.lens.readout import ReadOut
 from schemas import SchemaError, UsageError, is_number_token
 
@@ -261,3 +262,62 @@ def test_messages():
         logit_lens(run, model, positions=["ct9"])
     with pytest.raises(UsageError, match="Use a run of more problems"):
         fit_tuned_lens(run.isel(example=[0, 1]), model)
+
+
+def planted_jacobians(run: xr.Dataset, rng: np.random.Generator) -> xr.Dataset:
+    """Jacobians of a run whose vectors fed are made of the state before by one matrix; forward ones at random."""
+    positions = run["position"].values.tolist()
+    mixing = rng.normal(size=(64, 64)).astype("float32")
+    fed = run["latent_embedding"].values.copy()
+    for index, latent in enumerate(run["latent"].values):
+        fed[:, index] = run["final_state"].values[:, positions.index(latent) - 1] @ mixing.T
+    run["latent_embedding"] = run["latent_embedding"].copy(data=fed)
+    layers = [-1, *run["layer"].values.tolist()]
+    shape = (len(layers), len(positions), 64, 64)
+    origin = np.full(shape, np.nan, dtype="float32")
+    origin[0] = mixing
+    return xr.Dataset(
+        {
+            "jacobian": (("target", "layer", "position", "to", "hidden"), rng.normal(size=(1, *shape))),
+            "origin": (("layer", "position", "hidden", "before"), origin),
+            "fit_example": ("fit", run["example"].values[:4]),
+        },
+        coords={"target": ["ct3"], "layer": layers, "position": positions},
+        attrs={"run": run.attrs.get("run")},
+    )
+
+
+def test_jacobian_lens_reads_a_fed_vector_as_the_state_before_it():
+    run, model = planted_run(120)
+    jacobian = planted_jacobians(run, np.random.default_rng(0))
+    result = compare_lenses(run, model, jacobian, positions=["ct0", "ct1", "ct2"])
+    fed = result.sel(layer=-1, position="ct1")
+    share = {name: float(fed["step_share"].sel(lens=name).isel(step=0)) for name in result["lens"].values}
+    assert share["jacobian"] > 0.8
+    assert max(share["logit"], share["tuned"], share["jacobian, rotated"]) < 0.3
+    assert float(fed["step_reciprocal_rank"].sel(lens="jacobian").isel(step=0)) > 0.85
+    # The problems that the Jacobians are a mean over are not read.
+    assert 120 * 0.15 - 5 <= result.attrs["n_example"] <= 120 * 0.15 + 1
+    with pytest.raises(UsageError, match="never computed; run lake reenter jacobian first"):
+        compare_lenses(run, model)
+    with pytest.raises(UsageError, match="lead to before, ct3, not to 'ct33'"):
+        jacobian_maps(with_fed(run), jacobian, target="ct33")
+
+
+def test_maps_by_position_are_products_by_hand():
+    run, model = planted_run(6)
+    jacobian = planted_jacobians(run, np.random.default_rng(1))
+    states = with_fed(run)
+    maps = jacobian_maps(states, jacobian, target="ct3")
+    lens = logit_lens(states, model, positions=["ct1", "ct2"], tuned=maps)
+    lazy = logit_lens(states.chunk(example=2, layer=1, position=1), model, positions=["ct1", "ct2"], tuned=maps)
+    xr.testing.assert_allclose(lens, lazy.compute())
+    for layer, position in ((-1, "ct1"), (1, "ct2")):
+        x = states["hidden_state"].sel(layer=layer, position=position).values.astype("float64")
+        matrix = jacobian["jacobian"].sel(target="ct3", layer=layer, position=position).values
+        logit = (x - x.mean(0)) @ matrix.T @ model["unembedding"].values.T
+        best = lens["top_token"].sel(layer=layer, position=position).isel(rank=0)
+        assert best.values.tolist() == logit.argmax(1).tolist()
+    # Nothing comes after ct3 but ct3 itself.
+    late = logit_lens(states, model, positions=["ct4"], tuned=maps.reindex(position=["ct4"]))
+    assert (late["top_token"] == -1).all()

@@ -98,25 +98,22 @@ def jacobian_maps(
         where = _state_read(target, position, run, positions)
         if where is None:
             continue
-        final, tune_final = (_rows(each["final_state"].sel(position=where)) for each in (run, tune or run))
         for j, layer in enumerate(layers):
             name = "origin" if target == BEFORE else "jacobian"
             place = {"layer": layer, "position": position} | ({} if target == BEFORE else {"target": target})
             matrix = np.asarray(jacobian[name].sel(place).values, dtype="float64") @ turn
-            if not np.isfinite(matrix).all():
+            state, final = _states_and_finals(run, layer, position, where)
+            if not np.isfinite(matrix).all() or len(state) < 2:
                 continue
-            state, tune_state = (
-                _rows(each["hidden_state"].sel(layer=layer, position=position)) for each in (run, tune or run)
-            )
             if target == BEFORE:
-                fitted, noise[j, k] = _inverse(matrix, state, final, tune_state, tune_final)
+                others = (state, final) if tune is None else _states_and_finals(tune, layer, position, where)
+                fitted, noise[j, k] = _inverse(matrix, state, final, *others)
             else:
                 fitted = matrix.T
-            mean = np.nanmean(state, axis=0)
-            read = (state - mean) @ fitted
-            length = np.sqrt(np.nanmean((final - np.nanmean(final, axis=0)) ** 2) / max(np.nanmean(read**2), 1e-30))
+            read = (state - state.mean(0)) @ fitted
+            length = np.sqrt(((final - final.mean(0)) ** 2).mean() / max((read**2).mean(), 1e-30))
             weight[j, k] = fitted * length
-            bias[j, k] = -mean @ weight[j, k]
+            bias[j, k] = -state.mean(0) @ weight[j, k]
     return xr.Dataset(
         {
             "weight": (("layer", "position", "hidden", "to"), weight),
@@ -219,10 +216,8 @@ def _reliability(read: xr.Dataset, summary: xr.Dataset) -> xr.Dataset:
     n = there.sum("example")
     reciprocal = (1 / read["result_rank"].clip(min=1)).where(read["result_rank"] > 0, 0.0)
     own = {"step": there & (read["step"] < read["n_step"]), "inner": there & (read["step"] < read["n_step"] - 1)}
-    out = summary.assign(
-        confidence=sure.mean("example"), calibration_error=sum(gaps[1:], gaps[0]) / n.where(n > 0),
-        **{f"{name}_reciprocal_rank": reciprocal.where(rows).mean("example") for name, rows in own.items()},
-    )  # fmt: skip
+    out = summary.assign({f"{name}_reciprocal_rank": reciprocal.where(x).mean("example") for name, x in own.items()})
+    out = out.assign(confidence=sure.mean("example"), calibration_error=sum(gaps[1:], gaps[0]) / n.where(n > 0))
     names = ("confidence", "calibration_error", "step_reciprocal_rank", "inner_reciprocal_rank")
     for name in names:
         out[name].attrs = {"long_name": name.replace("_", " "), "units": "1"}
@@ -255,9 +250,12 @@ def _thoughts(run: xr.Dataset) -> list[str]:
             if segment == "latent"]  # fmt: skip
 
 
-def _rows(values: xr.DataArray) -> Array:
-    """States (example, hidden) in float64."""
-    return np.asarray(values.transpose("example", "hidden").values, dtype="float64")
+def _states_and_finals(run: xr.Dataset, layer: int, position: str, where: str) -> tuple[Array, Array]:
+    """States (example, hidden) at a place and final states at a position, of the examples that have both; float64."""
+    state = run["hidden_state"].sel(layer=layer, position=position)
+    pair = [np.asarray(x.values, dtype="float64") for x in (state, run["final_state"].sel(position=where))]
+    there = np.isfinite(pair[0]).all(-1) & np.isfinite(pair[1]).all(-1)
+    return pair[0][there], pair[1][there]
 
 
 def _inverse(jacobian: Array, state: Array, final: Array, tune_state: Array, tune_final: Array) -> tuple[Array, float]:

@@ -481,9 +481,8 @@ def _maps_of(tuned: xr.Dataset, state: xr.DataArray) -> list[xr.DataArray]:
     """Maps of the layers that are read, bare of labels."""
     missing = [x for x in labels_along(state, "layer") if x not in labels_along(tuned, "layer")]
     by_position = "position" in tuned["weight"].dims
-    if by_position and (
-        far := [x for x in labels_along(state, "position") if x not in labels_along(tuned, "position")]
-    ):
+    known = labels_along(tuned, "position") if by_position else labels_along(state, "position")
+    if far := [x for x in labels_along(state, "position") if x not in known]:
         raise SchemaError(
             f"the {tuned.attrs.get('lens')} lens has no map at {', '.join(far)}; it has positions {', '.join(known)}"
         )
