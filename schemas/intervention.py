@@ -12,8 +12,8 @@ Site = Literal[
     "latent_embedding", "hidden_state", "mlp_output", "attention_output", "head_output", "key", "value", "attention"
 ]
 OperationName = Literal[
-    "zero", "mean", "resample", "noise", "scale", "replace", "add", "shuffle", "force", "project_out", "replace_in",
-    "write",
+    "zero", "mean", "resample", "noise", "scale", "replace", "add", "shuffle", "force", "even", "project_out",
+    "replace_in", "write",
 ]  # fmt: skip
 Donor = Literal["forward", "stored", "twin", "other"]
 """Whose value replaces: the same forward pass's own, the example's own stored one, that of the pair's other half, or
@@ -69,8 +69,12 @@ OPERATIONS: dict[str, Operation] = {
     "add": Operation(
         what="a direction is added", sites=STREAM_SITES, takes=("strength", "direction"), needs=("direction",)
     ),
-    "shuffle": Operation(what="the positions exchange their values", sites=STREAM_SITES, takes=("seed",)),
+    "shuffle": Operation(
+        what="the positions, of attention the keys that get any, exchange their values",
+        sites=(*STREAM_SITES, "attention"), takes=("seed",),
+    ),
     "force": Operation(what="all attention goes to the keys, evenly", sites=("attention",)),
+    "even": Operation(what="what the keys get is the same for all of them that get any", sites=("attention",)),
     "project_out": Operation(
         what="the part inside a subspace becomes its mean", sites=STREAM_SITES,
         takes=("strength", "subspace"), needs=("subspace",),
@@ -150,8 +154,9 @@ class Intervention:
         for name in OPERATIONS[self.operation].needs:
             if not getattr(self, name):
                 raise UsageError(f"{self.operation} names no {name}")
-        if self.operation == "shuffle" and len(self.positions) < 2:
-            raise UsageError("shuffle exchanges the values of several positions; one is named")
+        exchanged = "keys" if site.keys else "positions"
+        if self.operation == "shuffle" and len(getattr(self, exchanged)) < 2:
+            raise UsageError(f"shuffle exchanges the values of several {exchanged}; one is named")
         if self.as_noise and self.site == "attention":
             raise UsageError("attention is a distribution; noise of the norm of a change is none")
 

@@ -244,19 +244,29 @@ def reference_changes(
             return stored(donor)
 
         # Now, not inside the hooks: it may need the model itself.
-        if operation not in ("zero", "scale", "force", "add", "project_out", "write") and not (
+        if operation not in ("zero", "scale", "force", "even", "shuffle", "add", "project_out", "write") and not (
             operation in ("replace", "replace_in") and intervention.donor == "forward"
         ):
             known = value()
             value = lambda known=known: known  # noqa: E731
 
-        def change(old: Tensor, value: Callable[[], Tensor] = value, layer: int = layer) -> Tensor:
+        def change(
+            old: Tensor, value: Callable[[], Tensor] = value, layer: int = layer, position: str = position
+        ) -> Tensor:
             if site == "attention":
                 columns = [bot + position_offset(key) for key in intervention.keys]
                 part = old[heads]
                 if operation in ("zero", "scale"):
                     part[:, columns] *= 0 if operation == "zero" else intervention.strength
                     part = part / part.sum(-1, keepdim=True)
+                elif operation in ("even", "shuffle"):
+                    places = sorted(column for column in columns if column >= 0)
+                    shape = reasoner.n_head, len(columns)
+                    seed = [intervention.seed, row, layer + 1, position_offset(position) + 10_000]
+                    draws = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)[heads, -len(places) :]
+                    for line, drawn in zip(part, draws, strict=True):
+                        got = line[places].clone()
+                        line[places] = got.mean() if operation == "even" else got[drawn.argsort()]
                 elif operation == "force":
                     part = torch.zeros_like(part)
                     part[:, columns] = 1 / len(columns)
@@ -374,7 +384,8 @@ PLACES = {
 def cases(site: str) -> list[Intervention]:
     operations = list(ELSEWHERE)
     if site == "attention":
-        operations = [*OPERATIONS[:2], *OPERATIONS[3:], {"operation": "force"}]
+        others = [{"operation": name} for name in ("force", "even", "shuffle")]
+        operations = [*OPERATIONS[:2], *OPERATIONS[3:], *others]
         operations = [{**each, "strength": 2.5} if each["operation"] == "scale" else each for each in operations]
     if site in ("latent_embedding", "hidden_state", "mlp_output", "attention_output"):
         operations += [

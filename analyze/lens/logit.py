@@ -93,7 +93,7 @@ def logit_lens(
         "gold": run["gold_answer"],
         "result": results.transpose("example", "step"),
         "operation": operations.transpose("example", "step"),
-        "control": _another_chain(results.transpose("example", "step"), run),
+        "control": another_chain(results.transpose("example", "step"), run),
     }
     n_step = results.sizes["step"]
     sides = {name: side.drop_vars(list(side.coords)) for name, side in sides.items()}
@@ -454,7 +454,7 @@ def _rank_of(match: Array) -> Array:
     return np.asarray(np.where(match.any(1), match.argmax(1) + 1, 0))
 
 
-def _another_chain(results: xr.DataArray, run: xr.Dataset) -> xr.DataArray:
+def another_chain(results: xr.DataArray, run: xr.Dataset) -> xr.DataArray:
     """For each example the chain of the next problem; none if there is one problem only."""
 
     def shift(problem: Array, chain: Array) -> Array:  # (example,), (example, step)

@@ -160,6 +160,39 @@ class ReadOut:
         chance = np.where(known, np.exp(gold_logit - total[:, None]).sum(-1), np.nan)
         return found.token, np.exp(found.logit - total[:, None]), np.where(known, better + 1.0, np.nan), chance
 
+    def ranks(self, final: Array, wanted: Array) -> tuple[Array, Array, Array]:
+        """Likeliest token, and rank and probability of some tokens in each read-out.
+
+        Parameters
+        ----------
+        final : (state, hidden), float32
+        wanted : (state, what, spelling), token ids, -1: none
+            Of several spellings the better rank holds, and probabilities add.
+
+        Returns
+        -------
+        (state,) ids, (state, what) ranks from 1 and (state, what) probabilities, NaN where no token is wanted
+        """
+        n = len(final)
+        logit = np.where(wanted >= 0, np.einsum("nh,nwsh->nws", final, self.unembedding[wanted]), -np.inf)
+        bar = logit.max(-1)  # (state, what)
+        best, normaliser, better = _Best(n, 1), _LogSumExp(n), np.zeros(bar.shape, dtype="int64")
+        for start, block in self._logit_blocks(final):
+            highest = block.reshape(-1, GROUP, n).max(1)
+            best.add(block, highest, start)
+            for index, line in enumerate(bar.T):
+                better[:, index] += (block > line).sum(0, dtype="int32")
+            for state, what, spelling in zip(
+                *np.nonzero((wanted >= start) & (wanted < start + len(block))), strict=True
+            ):
+                # A wanted token does not outrank itself by rounding.
+                token = wanted[state, what, spelling] - start
+                better[state, what] -= block[token, state] > bar[state, what]
+            normaliser.add(block, highest.max(0))
+        known = (wanted >= 0).any(-1)
+        chance = np.exp(logit - normaliser.value()[:, None, None]).sum(-1)
+        return best.token[:, 0], np.where(known, better + 1.0, np.nan), np.where(known, chance, np.nan)
+
     def _logit_blocks(self, final: Array) -> Iterator[tuple[int, Array]]:
         """First token and logits (token, state) of each block, in an array that the next one overwrites.
 

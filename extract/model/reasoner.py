@@ -25,6 +25,7 @@ from extract.model.recorder import Recorder, StoredRangeError
 from schemas import Intervention, LakeError, Places, UsageError
 
 StoredDtype = Literal["float16", "float32"]
+Choose = Callable[[Tensor, int, Tensor], Tensor]
 SMALL_HIDDEN = 128
 """Up to this width a model runs on one thread of a processor."""
 
@@ -179,17 +180,22 @@ class Flight:
         self.seen, self.position = self.seen[kept], self.position[kept]
         self.all_rows = False
 
-    def answer(self, state: Tensor, max_new_tokens: int, token: Tensor | None = None) -> Tensor:
-        """Write greedily from the state before the answer; tokens ``(row of the batch, place)``, -1 after the end.
+    def answer(
+        self, state: Tensor, max_new_tokens: int, token: Tensor | None = None, *, choose: Choose | None = None
+    ) -> Tensor:
+        """Write from the state before the answer; tokens ``(row of the batch, place)``, -1 after the end.
 
-        Every token written is fed, the end token too. ``token`` is the first, where it is known.
+        Every token written is fed, the end token too. ``token`` is the first, where it is known. ``choose`` gives the
+        tokens ``(row,)`` from logits ``(row, token)`` of those that may be written, the place and the rows of the batch
+        that are running; by default the likeliest.
         """
         reasoner = self.reasoner
         tokens = torch.full((self.n_row, max_new_tokens), -1, dtype=torch.long, device=state.device)
         ended = torch.zeros(len(self.rows), dtype=torch.bool, device=state.device)
         for place in range(max_new_tokens):
             if token is None:
-                token = reasoner._likeliest(reasoner._logits(state))
+                logits = reasoner._written(reasoner._logits(state))
+                token = logits.argmax(-1) if choose is None else choose(logits, place, self.rows)
             tokens[self.rows, place] = token.where(~ended, -1)
             state = self.feed_tokens(token[:, None])[:, -1]
             ended |= token == reasoner.eos_id
@@ -538,7 +544,11 @@ class Reasoner:
 
     def _likeliest(self, logits: Tensor) -> Tensor:
         """Likeliest token of those that the model may write."""
-        return logits[..., : logits.shape[-1] - self.protocol.n_unwritten].argmax(-1)
+        return self._written(logits).argmax(-1)
+
+    def _written(self, logits: Tensor) -> Tensor:
+        """Logits of the tokens that the model may write."""
+        return logits[..., : logits.shape[-1] - self.protocol.n_unwritten]
 
     def lay_out(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, int]:
         """Prompts side by side, ends aligned: tokens ``(row, column)``, empty places before each, column of BOT."""

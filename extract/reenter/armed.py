@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Kind = Literal["set", "affine", "inside", "edges", "force", "same"]
+Kind = Literal["set", "affine", "inside", "edges", "force", "even", "exchange", "same"]
 Place = tuple[str, int, int]
 """Site, layer (-1 for ``latent_embedding``) and offset from ``bot``."""
 Pick = Tensor | slice
@@ -105,6 +105,9 @@ class _Edit:
             new.zero_()
             new[..., columns] = 1 / len(columns)
             return new
+        if self.kind in ("even", "exchange"):
+            new[..., columns] = self._dealt(old[..., columns], pick)
+            return new
         if self.kind == "edges":
             new[..., columns] *= self.scale[pick].to(old.dtype)[:, None, None]
             total = new.sum(-1, keepdim=True)
@@ -116,6 +119,17 @@ class _Edit:
         new = torch.where(rest > 0, new * (share / rest), torch.zeros_like(new))
         new[..., columns] = value
         return new
+
+    def _dealt(self, part: Tensor, pick: Pick) -> Tensor:
+        """Probabilities ``(row, head, key)`` dealt anew to the keys that have any: evenly, or in a drawn order."""
+        seen = part > 0
+        if self.kind == "even" or self.value is None:
+            return torch.where(seen, part.sum(-1, keepdim=True) / seen.sum(-1, keepdim=True).clamp_min(1), 0)
+        # Keys from before the batch's longest question come first and are left out; each key keeps its own draw.
+        draws = self.value[pick][..., -part.shape[-1] :]
+        order = draws.masked_fill(~seen, torch.inf).argsort(-1)
+        places = (~seen).to(torch.int8).argsort(dim=-1, stable=True)
+        return torch.zeros_like(part).scatter(-1, places, part.gather(-1, order))
 
 
 class Armed:

@@ -44,6 +44,8 @@ def arm(
     reasoner.check(intervention)
     site, keys, heads = intervention.site, intervention.keys, intervention.heads
     key_offsets = tuple(reasoner.places.offset(key) for key in keys)
+    if site == "attention" and intervention.operation == "shuffle":
+        key_offsets = tuple(sorted(key_offsets))
     for position in intervention.positions:
         offset = reasoner.places.offset(position)
         chosen = np.arange(len(rows))
@@ -113,8 +115,12 @@ def _change(intervention: Intervention, values: StoredValues, rows: np.ndarray, 
             return _Change("edges" if site == "attention" else "set")
         case "scale":
             return _Change("edges" if site == "attention" else "affine", strength)
-        case "force":
-            return _Change("force")
+        case "force" | "even":
+            return _Change("force" if intervention.operation == "force" else "even")
+        case "shuffle" if site == "attention":
+            shape = values.reasoner.n_head, len(keys)
+            offset = values.reasoner.places.offset(position)
+            return _Change("exchange", value=_draw(intervention.seed, rows, layer, offset, shape))
         case "mean":
             mean = values.mean(site, layer, position, intervention.average, keys)
             return _Change("set", value=np.broadcast_to(mean, (len(rows), *mean.shape)))

@@ -21,6 +21,10 @@ def array_digest(array: xr.DataArray) -> str:
     return digest.hexdigest()
 
 
+TEXTS = ("text", "sample_text")
+"""What is no number among the values of a batch."""
+
+
 class Kept:
     """Finished batches of a sweep in a folder, under the digest of everything that decides them.
 
@@ -41,7 +45,7 @@ class Kept:
         if kept.get("holds") != holds or digest != fingerprint(kept):
             return None
         return {
-            key: np.array(value, dtype=object if key == "text" else np.float64).reshape(kept["shapes"][key])
+            key: np.array(value, dtype=object if key in TEXTS else np.float64).reshape(kept["shapes"][key])
             for key, value in kept["values"].items()
         }
 
@@ -51,7 +55,7 @@ class Kept:
         path = self.folder / f"{name}.json"
         values = {
             key: value.ravel().tolist()
-            if key == "text"
+            if key in TEXTS
             else [x if math.isfinite(x) else None if math.isnan(x) else str(x) for x in value.ravel().tolist()]
             for key, value in found.items()
         }

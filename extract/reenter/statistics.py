@@ -59,9 +59,17 @@ def mean_interval(value: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndar
     return mean.reshape(shape), low.reshape(shape), high.reshape(shape)
 
 
+def by_problem(value: np.ndarray, problem: np.ndarray) -> np.ndarray:
+    """Means ``(.., problem)`` of values ``(.., example)`` over the examples of each problem."""
+    unique = np.unique(problem)
+    if len(unique) == len(problem):
+        return value
+    return np.stack([value[..., problem == each].mean(-1) for each in unique], axis=-1)
+
+
 def with_accuracy(
     found: xr.Dataset, gold: np.ndarray, *, counted: np.ndarray | None = None, strata: np.ndarray | None = None,
-    seed: int = 0,
+    outcomes: bool = False, seed: int = 0,
 ) -> xr.Dataset:  # fmt: skip
     """Add what conditions did to right answers, against the untouched run on the same examples.
 
@@ -76,6 +84,9 @@ def with_accuracy(
         Examples on which a condition was armed ``(condition, example)``; all by default.
     strata
         Difficulty ``(example,)``; every figure is given for each, and for ``all``.
+    outcomes
+        Give every figure, too, for the examples that the untouched run answers rightly (``right``) and wrongly
+        (``wrong``), where there are both.
 
     Returns
     -------
@@ -96,6 +107,8 @@ def with_accuracy(
     groups: list[tuple[str, np.ndarray]] = [("all", np.ones(len(gold), dtype=bool))]
     if strata is not None and len(np.unique(strata)) > 1:
         groups += [(str(each), strata == each) for each in np.unique(strata)]
+    if outcomes and 0 < correct[0].sum() < len(gold):
+        groups += [("right", correct[0]), ("wrong", ~correct[0])]
     logprob = found["answer_logprob"].values[:, 0]
     columns: dict[str, list[np.ndarray]] = {}
     for _, group in groups:

@@ -135,7 +135,7 @@ def sweep(
 
     order = sorted(range(len(conditions)), key=lambda index: _first_offset(conditions[index], reasoner.places))
     longest = max(reasoner.longest(len(prompt), room) for prompt in prompts)
-    n_row = batch_rows or _rows_that_fit(reasoner, longest)
+    n_row = batch_rows or rows_that_fit(reasoner, longest)
     n_head_row = min(HEAD_ROWS, n_row)
     with device_errors(f"a batch of {n_head_row} rows", f"pass --batch-rows {max(1, n_head_row // 2)}"):
         stored.prepare((each for condition in conditions for each in condition.interventions), n_head_row)
@@ -260,7 +260,7 @@ def _one_by_one(
     cost["model_calls_one_by_one"] = n_condition * len(prompts) * calls
 
 
-def _rows_that_fit(reasoner: Reasoner, columns: int) -> int:
+def rows_that_fit(reasoner: Reasoner, columns: int) -> int:
     """Rows whose keys, values and logits a batch has room for, all of them twice where it goes on with some only."""
     config: Any = reasoner.model.config
     kv_heads = int(getattr(config, "num_key_value_heads", None) or reasoner.n_head)
@@ -285,8 +285,11 @@ def _check_question_positions(
     """A question position must exist in every example it is armed on."""
     for condition in conditions:
         for each in condition.interventions:
-            # An edge to a place that is not there can be cut, not forced or replaced.
-            for position in {*each.positions, *(each.keys if each.operation != "zero" else ())}:
+            # An edge to a place that is not there can be cut or left out of what is dealt, not forced or replaced.
+            for position in {
+                *each.positions,
+                *(each.keys if each.operation not in ("zero", "even", "shuffle") else ()),
+            }:
                 offset = places.offset(position)
                 if offset >= 0:
                     continue

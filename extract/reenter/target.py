@@ -1,5 +1,6 @@
 """A run and the model it came from, opened for going back in."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +59,11 @@ class Target:
     def gold(self) -> np.ndarray:
         """Gold answers ``(example,)``: numbers, or texts."""
         return self.scoring.column(self.scoring.gold(str(text)) for text in self.data["gold_answer"].values)
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Longest answer, as the run was made."""
+        return int(json.loads(self.data.attrs.get("spec", "{}")).get("max_new_tokens", 24))
 
     @property
     def strata(self) -> np.ndarray | None:
@@ -121,7 +127,7 @@ class Target:
 
     def sweep(
         self, conditions: Sequence[Condition], *, answers: dict[str, list[str]] | None = None,
-        examples: Sequence[int] | None = None,
+        examples: Sequence[int] | None = None, observe: bool = False,
     ) -> xr.Dataset:  # fmt: skip
         """Run conditions over examples; coordinates of the conditions are put on the result."""
         chosen = self.data["example"].values if examples is None else np.asarray(examples)
@@ -133,6 +139,7 @@ class Target:
         found = sweep(
             self.reasoner, self.data, conditions, answers=answers, examples=[int(each) for each in chosen],
             values=self.values, batch_rows=self.batch_rows, rule=self.rule, folder=self.folder, progress=self.progress,
+            observe=observe,
         )  # fmt: skip
         return found.assign_coords(condition_coords(conditions))
 

@@ -1,0 +1,233 @@
+"""The answer after none, one, two .. thoughts, and beyond those trained for."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import xarray as xr
+
+from extract.model.device import device_errors
+from extract.reenter.answers import asked_answers
+from extract.reenter.depth.gains import with_gains
+from extract.reenter.depth.routes import Marker, Route, Sampling, Series, answer_routes, check_routes, routes_of
+from extract.reenter.depth.samples import with_samples
+from extract.reenter.kept import Kept
+from extract.reenter.sweep import rows_that_fit
+from extract.reenter.target import Target
+from extract.run.extract import code_fingerprint
+from schemas import UsageError, fingerprint
+
+
+def think_to_depth(
+    target: Target,
+    *,
+    beyond: int = 2,
+    series: Sequence[Series] = ("own", "repeat", "pause"),
+    markers: Sequence[Marker] = ("kept", "none"),
+    sample: int = 0,
+    temperature: float = 0.7,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Ask for the answer after every number of thoughts.
+
+    Each question is read and thought through once; every number of thoughts is a branch of that.
+
+    Parameters
+    ----------
+    target
+        Run and model.
+    beyond
+        How many times the trained number of thoughts to go beyond it.
+    series
+        What the thoughts are: the model's ``own``; its own up to the trained number, the rest the last one again
+        (``repeat``) or the ``pause`` vector: that of the model or, where it has none, the mean of all fed vectors. See
+        :class:`extract.reenter.depth.routes.Route`.
+    markers
+        With the tokens around the thoughts (``kept``) and without (``none``).
+    sample
+        Answers drawn for each problem after every number of its own thoughts.
+    temperature
+        Of the draws.
+    seed
+        Of draws and intervals.
+
+    Returns
+    -------
+    xr.Dataset
+        Of (``series``, ``marker``, ``n_thought``, ``example``): ``generated_text``, ``predicted_answer``, ``correct``,
+        ``answer_logprob`` of the gold answer, ``kl`` of the answer's number after the trained number of thoughts from
+        that after this one; NaN and "" where there is no such route. Figures over examples as
+        :func:`extract.reenter.depth.gains.with_gains` gives them, those of draws as
+        :func:`extract.reenter.depth.samples.with_samples`. ``attrs`` say how many positions were fed
+        (``positions_fed``), and how many the same answers cost one by one (``positions_one_by_one``).
+
+    Raises
+    ------
+    UsageError
+        If the model has no thoughts or the thoughts asked for do not fit its context.
+    """
+    reasoner = target.reasoner
+    _check(target, beyond, series, markers, sample, temperature)
+    n, most = reasoner.n_latent, (1 + beyond) * reasoner.n_latent
+    markers = [marker for marker in markers if marker == "kept" or reasoner.bot_id is not None]
+    routes = routes_of(n, most, list(dict.fromkeys(series)), list(dict.fromkeys(markers)))
+    found, attrs = _run(target, routes, most, Sampling(n_sample=sample, temperature=temperature, seed=seed, rows=0))
+    axes: dict[str, list[object]] = {
+        "series": [*dict.fromkeys(series)],
+        "marker": [*dict.fromkeys(markers)],
+        "n_thought": list(range(most + 1)),
+    }
+    out = _labelled(target, found, axes)
+    if sample:
+        draws = [found[route]["sample_text"] for route in routes if route.series == "own" and route.marker == "kept"]
+        out = with_samples(
+            out, _answers(target, np.stack(draws)), target.gold, scoring=target.scoring, strata=target.strata, seed=seed
+        )
+    problem = target.data["problem"].values if "problem" in target.data.coords else None
+    out = with_gains(
+        out, target.gold, scoring=target.scoring, n_latent=n, strata=target.strata, problem=problem, seed=seed
+    )
+    return out.assign_attrs(**attrs, n_latent=n, rule=target.rule)
+
+
+def _check(
+    target: Target, beyond: int, series: Sequence[str], markers: Sequence[str], sample: int, temperature: float
+) -> None:
+    if not target.reasoner.n_latent:
+        raise UsageError(f"{target.run} has no thoughts, so there is no depth to go to")
+    if beyond < 0 or sample < 0:
+        raise UsageError(f"beyond is {beyond} and sample {sample}; both must be at least 0")
+    if temperature <= 0:
+        raise UsageError(f"temperature is {temperature}; it must be above 0 (the likeliest answer is given anyway)")
+    if sample and not ("own" in series and "kept" in markers):
+        raise UsageError(
+            "samples are drawn after the model's own thoughts with markers; ask for series own, markers kept"
+        )
+    if not series or not markers:
+        raise UsageError("no series or no markers are named; own, repeat, pause and kept, none can be")
+
+
+def _run(
+    target: Target, routes: Sequence[Route], most: int, sampling: Sampling
+) -> tuple[dict[Route, dict[str, np.ndarray]], dict[str, int]]:
+    """What was found on each route, of all examples, and what it cost."""
+    reasoner, data = target.reasoner, target.data
+    prompts = [reasoner.encode(str(text)) for text in data["question"].values]
+    labels = data["example"].values.tolist()
+    asked = asked_answers(reasoner, [[str(text) for text in data["gold_answer"].values]])
+    n_new = target.max_new_tokens
+    room = max(n_new, len(asked.shared) + max(len(each) for each in asked.rest[0]))
+    check_routes(reasoner, prompts, labels, most, room)
+    longest = max(reasoner.longest(len(prompt), room) for prompt in prompts) - reasoner.n_latent + most
+    # The walks with and without markers, one that grows, and the branch, all at once.
+    n_row = target.batch_rows or max(1, rows_that_fit(reasoner, longest) // 4)
+    sampling = Sampling(n_sample=sampling.n_sample, temperature=sampling.temperature, seed=sampling.seed, rows=n_row)
+    order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
+    batches = [order[start : start + n_row] for start in range(0, len(order), n_row)]
+    keep = _keep(target, routes, sampling, batches, n_new)
+    pause = pause_vector(target)
+    cost = {"positions_fed": 0, "model_calls": 0}
+    found: dict[Route, dict[str, np.ndarray]] = {}
+    with torch.inference_mode(), reasoner.session(hooks=False):
+        for number, batch in enumerate(batches):
+            holds = {"examples": [labels[row] for row in batch]}
+            parts = keep.load(f"{number:05d}", holds) if keep is not None else None
+            if parts is None:
+                with device_errors(f"a batch of {len(batch)} rows", f"pass --batch-rows {max(1, len(batch) // 2)}"):
+                    answers = answer_routes(
+                        reasoner, [prompts[row] for row in batch], routes, pause=pause, asked=asked, batch=batch,
+                        n_new=n_new, sampling=sampling if sampling.n_sample else None, cost=cost,
+                    )  # fmt: skip
+                    parts = _stacked([part for _, part in answers])
+                if keep is not None:
+                    keep.save(f"{number:05d}", holds, parts)
+            _put(found, routes, parts, batch, len(prompts))
+            if target.progress is not None:
+                target.progress(min((number + 1) * n_row, len(order)) * len(routes), len(order) * len(routes))
+    written = {route: [reasoner._plain(str(text)) for text in found[route]["text"]] for route in routes}
+    alone = sum(
+        len(prompt) + route.n_thought + len(reasoner.closing_ids) + len(asked.shared) + len(text) + 1
+        for route in routes
+        for prompt, text in zip(prompts, written[route], strict=True)
+    )
+    return found, {**cost, "positions_one_by_one": alone, "n_condition": len(routes)}
+
+
+def pause_vector(target: Target) -> np.ndarray:
+    """Vector ``(hidden,)`` that says nothing: that of a pause model, else the mean of all that were fed."""
+    reasoner = target.reasoner
+    if reasoner.protocol.fed == "vector":
+        return reasoner.projection.get_parameter("vector").detach().float().cpu().numpy()
+    return target.values.mean("latent_embedding", -1, "ct0", "run")
+
+
+def _keep(
+    target: Target, routes: Sequence[Route], sampling: Sampling, batches: list[list[int]], n_new: int
+) -> Kept | None:
+    """Where finished batches are kept, under everything that decides them."""
+    if target.folder is None:
+        return None
+    reasoner, data = target.reasoner, target.data
+    identity = {
+        "model": dict(reasoner.fingerprint),
+        "compute_dtype": target.compute_dtype,
+        "device": reasoner.device.type,
+        "code": code_fingerprint(),
+        "run": [str(data.attrs.get("fingerprint", "")), data["example"].values.tolist()],
+        "routes": [[route.series, route.marker, route.n_thought] for route in routes],
+        "sampling": [sampling.n_sample, sampling.temperature, sampling.seed],
+        "batches": batches,
+        "max_new_tokens": n_new,
+    }
+    return Kept(target.folder, fingerprint(identity))
+
+
+def _stacked(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What was found on all routes, each name's in one array; only some routes have samples."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: np.stack([part[name] for part in parts if name in part]) for name in names}
+
+
+def _put(
+    found: dict[Route, dict[str, np.ndarray]], routes: Sequence[Route], parts: dict[str, np.ndarray], batch: list[int],
+    n_example: int,
+) -> None:  # fmt: skip
+    """Put a batch's values where its examples are."""
+    sampled = [route for route in routes if route.series == "own" and route.marker == "kept"]
+    for name, values in parts.items():
+        for route, value in zip(sampled if name == "sample_text" else routes, values, strict=True):
+            empty = np.empty((*value.shape[:-1], n_example), dtype=value.dtype)
+            found.setdefault(route, {}).setdefault(name, empty)[..., batch] = value
+
+
+def _answers(target: Target, text: np.ndarray) -> np.ndarray:
+    """What texts answer, of their shape."""
+    scoring = target.scoring
+    return scoring.column(scoring.answer(str(each)) for each in text.ravel()).reshape(text.shape)
+
+
+def _labelled(target: Target, found: dict[Route, dict[str, np.ndarray]], axes: dict[str, list[object]]) -> xr.Dataset:
+    """Routes as dims; that of all own thoughts and no more is the same in every series."""
+    n, n_example = target.reasoner.n_latent, target.data.sizes["example"]
+    shape = (*(len(axis) for axis in axes.values()), n_example)
+    logprob, kl = np.full(shape, np.nan), np.full(shape, np.nan)
+    text = np.full(shape, "", dtype=object)
+    for route, values in found.items():
+        marker, thoughts = axes["marker"].index(route.marker), route.n_thought
+        same = route.series == "own" and thoughts == n
+        for series in range(len(axes["series"])) if same else [axes["series"].index(route.series)]:
+            place = series, marker, thoughts
+            logprob[place], kl[place], text[place] = values["logprob"], values["kl"], values["text"]
+    dims = (*axes, "example")
+    return xr.Dataset(
+        {
+            "generated_text": (dims, text),
+            "predicted_answer": (dims, _answers(target, text)),
+            "answer_logprob": (dims, logprob, {"units": "nat"}),
+            "kl": (dims, kl, {"units": "nat"}),
+        },
+        coords={
+            **{name: np.array(axis, dtype=None if name == "n_thought" else object) for name, axis in axes.items()},
+            "example": target.data["example"].values,
+        },
+    )

@@ -1,0 +1,171 @@
+"""What each further thought brings, and from which thought on a problem is right."""
+
+import numpy as np
+import xarray as xr
+
+from extract.reenter.statistics import N_BOOTSTRAP, by_problem, holm, mcnemar, mean_interval, wilson
+from schemas import Scoring
+
+
+def with_gains(
+    out: xr.Dataset,
+    gold: np.ndarray,
+    *,
+    scoring: Scoring,
+    n_latent: int,
+    strata: np.ndarray | None,
+    problem: np.ndarray | None,
+    seed: int,
+) -> xr.Dataset:
+    """Accuracy by number of thoughts, gains of each further one, and when problems become right.
+
+    Parameters
+    ----------
+    out
+        ``predicted_answer``, ``answer_logprob`` and ``kl`` over (``series``, ``marker``, ``n_thought``, ``example``).
+    gold
+        Right answers ``(example,)``.
+    scoring
+        How answers are compared.
+    n_latent
+        Thoughts the model was trained for.
+    strata
+        Difficulty ``(example,)``; every figure is given for each, and for ``all``.
+    problem
+        Problem ``(example,)``; examples of one are drawn together.
+    seed
+        Of the bootstrap.
+
+    Returns
+    -------
+    xr.Dataset
+        With ``correct`` and, of (``series``, ``marker``, ``example``), ``first_right``: the fewest thoughts after which
+        the answer is right, ``stable_right``: those from which on it is right up to the trained number; NaN: never.
+        Along ``stratum`` besides: ``accuracy`` (Wilson interval ``_low``, ``_high``), ``logprob_mean`` and ``kl_mean``
+        (bootstrap intervals); ``gain``, ``gain_logprob`` (interval) of each thought over one less on the same examples,
+        ``mended`` and ``broken`` counts, ``gain_p`` (exact McNemar) and ``gain_p_holm`` (over the thoughts of a
+        series); ``first_share`` and ``stable_share``: problems right, and right from there on, after at most so many
+        thoughts; ``first_median`` and ``stable_median`` among those that ever are (bootstrap intervals),
+        ``n_enough``: the fewest thoughts from which on accuracy is not significantly below that after the trained
+        number (McNemar, Holm).
+    """
+    predicted = out["predicted_answer"].values
+    made = ~np.isnan(out["answer_logprob"].values).all(-1)  # (series, marker, n_thought)
+    correct = scoring.equal(predicted, gold) & made[..., None]
+    first, stable = right_from(correct[:, :, : n_latent + 1])
+    dims = ("series", "marker", "n_thought", "example")
+    out = out.assign(
+        correct=(dims, correct),
+        first_right=((*dims[:2], "example"), first),
+        stable_right=((*dims[:2], "example"), stable),
+    )
+    groups: list[tuple[str, np.ndarray]] = [("all", np.ones(len(gold), dtype=bool))]
+    if strata is not None and len(np.unique(strata)) > 1:
+        groups += [(str(each), strata == each) for each in np.unique(strata)]
+    problem = np.arange(len(gold)) if problem is None else problem
+    columns: dict[str, list[tuple[tuple[str, ...], np.ndarray]]] = {}
+    for _, group in groups:
+        line = _accuracy(out, made, group, problem, seed) | _gains(out, made, group, problem, seed)
+        line |= _right(first, stable, correct, made, group, n_latent, seed)
+        for name, column in line.items():
+            columns.setdefault(name, []).append(column)
+    figures = {
+        name: (("stratum", *found[0][0]), np.stack([each for _, each in found])) for name, found in columns.items()
+    }
+    return out.assign(figures).assign_coords(stratum=np.array([name for name, _ in groups], dtype=object))
+
+
+Column = tuple[tuple[str, ...], np.ndarray]
+ROUTE = ("series", "marker", "n_thought")
+
+
+def right_from(correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First and stable number of thoughts ``(.., example)`` of ``correct (.., n_thought, example)``; NaN: never."""
+    some = correct.any(-2)
+    first = np.where(some, correct.argmax(-2), np.nan)
+    staying = np.flip(np.logical_and.accumulate(np.flip(correct, -2), axis=-2), -2)
+    stable = np.where(staying.any(-2), staying.argmax(-2), np.nan)
+    return first, stable
+
+
+def _accuracy(
+    out: xr.Dataset, made: np.ndarray, group: np.ndarray, problem: np.ndarray, seed: int
+) -> dict[str, Column]:
+    correct = out["correct"].values[..., group]
+    n = np.array(group.sum())
+    count = np.where(made, correct.sum(-1), 0)
+    low, high = wilson(count, np.where(made, n, 0))
+    found: dict[str, Column] = {
+        "n": ((), n),
+        "accuracy": (ROUTE, np.where(made, count / max(1, int(n)), np.nan)),
+        "accuracy_low": (ROUTE, low),
+        "accuracy_high": (ROUTE, high),
+    }
+    for name, values in (("logprob", out["answer_logprob"]), ("kl", out["kl"])):
+        mean, low, high = mean_interval(by_problem(values.values[..., group], problem[group]), seed)
+        found |= {f"{name}_mean": (ROUTE, mean), f"{name}_low": (ROUTE, low), f"{name}_high": (ROUTE, high)}
+    return found
+
+
+def _gains(out: xr.Dataset, made: np.ndarray, group: np.ndarray, problem: np.ndarray, seed: int) -> dict[str, Column]:
+    """Of each number of thoughts over one less, paired."""
+    correct, logprob = out["correct"].values[..., group], out["answer_logprob"].values[..., group]
+    both = made[..., 1:] & made[..., :-1]
+    before, after = correct[..., :-1, :], correct[..., 1:, :]
+    mended, broken = (~before & after).sum(-1), (before & ~after).sum(-1)
+    p = np.full(both.shape, np.nan)
+    for place in zip(*np.nonzero(both), strict=True):
+        p[place] = mcnemar(before[place], after[place])
+    change = by_problem(logprob[..., 1:, :] - logprob[..., :-1, :], problem[group])
+    mean, low, high = mean_interval(change, seed)
+    found = {
+        "gain": np.where(both, (mended - broken) / max(1, int(group.sum())), np.nan),
+        "mended": np.where(both, mended, np.nan),
+        "broken": np.where(both, broken, np.nan),
+        "gain_logprob": mean,
+        "gain_logprob_low": low,
+        "gain_logprob_high": high,
+        "gain_p": p,
+        "gain_p_holm": np.apply_along_axis(lambda line: holm(line, np.ones(len(line), dtype=bool)), -1, p),
+    }
+    start = np.full((*made.shape[:-1], 1), np.nan)
+    return {name: (ROUTE, np.concatenate([start, value], axis=-1)) for name, value in found.items()}
+
+
+def _right(
+    first: np.ndarray, stable: np.ndarray, correct: np.ndarray, made: np.ndarray, group: np.ndarray, n_latent: int,
+    seed: int,
+) -> dict[str, Column]:  # fmt: skip
+    """Cumulative shares and medians of the first and the stable thought, and how many are enough."""
+    found: dict[str, Column] = {}
+    after = np.arange(correct.shape[2])[:, None]
+    for name, value in (("first", first[..., group]), ("stable", stable[..., group])):
+        share = (value[..., None, :] <= after).mean(-1) if group.any() else np.full(made.shape, np.nan)
+        share[..., n_latent + 1 :] = np.nan
+        median, low, high = median_interval(value, seed)
+        found[f"{name}_share"] = ROUTE, share
+        for end, bound in (("", median), ("_low", low), ("_high", high)):
+            found[f"{name}_median{end}"] = ROUTE[:2], bound
+    enough = np.full(made.shape[:2], np.nan)
+    for place in np.ndindex(*enough.shape):
+        lines = correct[place][: n_latent + 1, group]
+        p = np.array([mcnemar(line, lines[-1]) if ok else np.nan for line, ok in zip(lines, made[place], strict=False)])
+        lost = lines[-1].sum() > lines.sum(1)
+        below = lost & (holm(p, np.arange(len(p)) < n_latent) < 0.05) | ~made[place][: n_latent + 1]
+        enough[place] = int(np.flatnonzero(below)[-1]) + 1 if below.any() else 0
+    found["n_enough"] = ROUTE[:2], enough
+    return found
+
+
+def median_interval(value: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Median over the last axis of what is not NaN, and its bootstrap 95% interval; NaN where nothing is."""
+    bounds = [np.full(value.shape[:-1], np.nan) for _ in range(3)]
+    for place in np.ndindex(*value.shape[:-1]):
+        known = value[place][~np.isnan(value[place])]
+        if len(known):
+            drawn = np.random.default_rng(seed).choice(known, (N_BOOTSTRAP, len(known)))
+            low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
+            for bound, figure in zip(bounds, (np.median(known), low, high), strict=True):
+                bound[place] = figure
+    median, low, high = bounds
+    return median, low, high

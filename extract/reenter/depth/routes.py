@@ -1,0 +1,260 @@
+"""Answers after any number of thoughts: one walk through the thoughts, and a branch to the answer after each."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from extract.model.capture import KeyValues
+from extract.model.reasoner import Flight, Reasoner
+from extract.reenter.answers import Answers, Trunk, measure_answers, set_base, spend, write_answers
+from schemas import UsageError
+
+Series = Literal["own", "repeat", "pause"]
+Marker = Literal["kept", "none"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Route:
+    """How a model comes to its answer.
+
+    In series ``own`` it thinks ``n_thought`` times. In ``repeat`` and ``pause`` it thinks as often, but no oftener than
+    it was trained for, and then is fed the last thought again, or the pause vector, until there are ``n_thought`` and
+    at least as many as it was trained for.
+    """
+
+    series: Series
+    marker: Marker
+    """Whether ``bot`` and what closes the thoughts are fed."""
+    n_thought: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """Answers drawn beside the likeliest one."""
+
+    n_sample: int
+    temperature: float
+    seed: int
+    rows: int
+    """Rows of a batch."""
+
+
+def routes_of(n_latent: int, most: int, series: Sequence[Series], markers: Sequence[Marker]) -> list[Route]:
+    """All routes up to ``most`` thoughts; without a thought there is none to repeat."""
+    return [
+        Route(series=each, marker=marker, n_thought=n)
+        for marker in markers
+        for each in series
+        for n in range(most + 1)
+        # All its own thoughts and no more: the same in every series.
+        if each == "own" or (n != n_latent and (n > 0 or each == "pause"))
+    ]
+
+
+@dataclass(slots=True)
+class _Walk:
+    """A batch that has thought as often as is asked for, from which routes branch off."""
+
+    flight: Flight
+    tokens: Tensor
+    start: int
+    """Column of the first thought."""
+    states: list[Tensor]
+    """States ``(row, hidden)`` after 0, 1, .. thoughts."""
+    vectors: list[Tensor]
+    """Thoughts ``(row, hidden)``."""
+
+    def branch(self, n_thought: int) -> Flight:
+        """Go on after some thoughts, apart from the walk."""
+        flight = self.flight
+        rows = torch.arange(len(flight.pad), device=flight.pad.device)
+        return _apart(flight, rows, self.start + n_thought)
+
+
+def _apart(flight: Flight, rows: Tensor, column: int) -> Flight:
+    """Copy of some rows of a flight up to a column; what is fed to it leaves the flight as it is."""
+    cache = flight.cache.take(rows, column, flight.cache.capacity)
+    return Flight(flight.reasoner, flight.pad[rows], flight.n_before, cache)
+
+
+def _walk(
+    reasoner: Reasoner, prompts: Sequence[Sequence[int]], marker: Marker, most: int, room: int, cost: dict[str, int]
+) -> _Walk:
+    """Read the questions and think ``most`` times."""
+    if marker == "none" and reasoner.bot_id is not None:
+        prompts = [prompt[:-1] for prompt in prompts]
+    tokens, pad, n_before = reasoner.lay_out(prompts)
+    capacity = n_before + 1 + most + len(reasoner.closing_ids) + room
+    flight = Flight(reasoner, pad, n_before, KeyValues(capacity))
+    states, vectors = [flight.feed_tokens(tokens)[:, -1]], []
+    start = flight.column
+    for _ in range(most):
+        vectors.append(reasoner.projection(states[-1]))
+        states.append(flight.feed(vectors[-1][:, None])[:, -1])
+    spend(cost, flight)
+    return _Walk(flight=flight, tokens=tokens, start=start, states=states, vectors=vectors)
+
+
+def answer_routes(
+    reasoner: Reasoner, prompts: Sequence[Sequence[int]], routes: Sequence[Route], *, pause: np.ndarray,
+    asked: Answers, batch: list[int], n_new: int, sampling: Sampling | None, cost: dict[str, int],
+) -> Iterator[tuple[Route, dict[str, np.ndarray]]]:  # fmt: skip
+    """Measure and write the answers of one batch of questions on every route.
+
+    Parameters
+    ----------
+    reasoner
+        Model, in session.
+    prompts
+        Of the batch, with the marker.
+    routes
+        Which; those of one marker and series together, in order of their thoughts.
+    pause : (hidden,)
+        The pause vector.
+    asked
+        Answers whose log probability is asked, of all examples; the batch's are ``batch``.
+    n_new
+        Longest answer.
+    sampling
+        Answers drawn on the routes of the model's own thoughts with markers.
+    cost
+        What is fed is added to it.
+
+    Yields
+    ------
+    tuple
+        A route, and of each example ``logprob``, ``kl`` (from the trained number of thoughts, with markers), ``text``
+        and, where samples are drawn, ``sample_text`` ``(sample, example)``.
+    """
+    n, room = reasoner.n_latent, max(n_new, len(asked.shared) + max(len(each) for each in asked.rest[0]))
+    most = max(n, *(route.n_thought for route in routes))
+    walks = {marker: _walk(reasoner, prompts, marker, most, room, cost) for marker in _markers(routes)}
+    base = _untouched(reasoner, walks["kept"], asked, batch, cost)
+    vector = torch.from_numpy(pause).to(reasoner.device, walks["kept"].states[0].dtype)
+    grown: dict[tuple[str, str], Flight] = {}
+    for route in routes:
+        walk = walks[route.marker]
+        if route.series == "own":
+            flight, state = walk.branch(route.n_thought), walk.states[route.n_thought]
+        else:
+            last = (
+                walk.vectors[min(route.n_thought, n) - 1]
+                if route.series == "repeat"
+                else vector.expand_as(walk.states[0])
+            )
+            flight, state = _filled(walk, route, n, last, grown, cost)
+        drawn = sampling if route.series == "own" and route.marker == "kept" else None
+        yield route, _answer(reasoner, flight, state, base, route, asked, batch, n_new, drawn, cost)
+
+
+def _markers(routes: Sequence[Route]) -> list[Marker]:
+    """Markers that occur; with them first, as all is compared with that."""
+    return ["kept", *(["none"] if any(route.marker == "none" for route in routes) else [])]  # type: ignore[list-item]
+
+
+def _untouched(reasoner: Reasoner, walk: _Walk, asked: Answers, batch: list[int], cost: dict[str, int]) -> Trunk:
+    """Distribution at the answer's number after the trained thoughts."""
+    flight = walk.branch(reasoner.n_latent)
+    state = flight.close(walk.states[reasoner.n_latent])
+    trunk = Trunk(
+        tokens=walk.tokens, pad=flight.pad, n_before=flight.n_before, cache=flight.cache, states=[state], base=state
+    )
+    set_base(reasoner, trunk, asked, batch, cost)
+    return trunk
+
+
+def _filled(
+    walk: _Walk, route: Route, n_latent: int, vector: Tensor, grown: dict[tuple[str, str], Flight], cost: dict[str, int]
+) -> tuple[Flight, Tensor]:
+    """Some of its own thoughts, then a vector over and over.
+
+    Beyond the trained number each route is one vector longer than the one before, so they grow from one another.
+    """
+    key = route.marker, route.series
+    if route.n_thought < n_latent:
+        flight = walk.branch(route.n_thought)
+        state = flight.feed(vector[:, None].expand(-1, n_latent - route.n_thought, -1))[:, -1]
+        return flight, state
+    if key not in grown:
+        grown[key] = walk.branch(n_latent)
+    growing = grown[key]
+    missing = walk.start + route.n_thought - growing.column
+    state = growing.feed(vector[:, None].expand(-1, missing, -1))[:, -1]
+    spend(cost, growing)
+    growing.fed = growing.calls = 0
+    return _apart(growing, torch.arange(len(growing.pad), device=growing.pad.device), growing.column), state
+
+
+def _answer(
+    reasoner: Reasoner, flight: Flight, state: Tensor, base: Trunk, route: Route, asked: Answers, batch: list[int],
+    n_new: int, sampling: Sampling | None, cost: dict[str, int],
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Close the thoughts, or not, and answer."""
+    if route.marker == "kept":
+        state = flight.close(state)
+    found: dict[str, np.ndarray] = {}
+    if sampling is not None:  # before the flight goes on with those rows only whose answer is longest
+        found["sample_text"] = _sample(reasoner, flight, state, route, batch, n_new, sampling, cost)
+    source = torch.arange(len(state), device=state.device)
+    logprob, _, kl, states = measure_answers(reasoner, flight, state, base, source, asked, batch)
+    lines = write_answers(reasoner, flight, states, asked.shared, n_new, cost)
+    spend(cost, flight)
+    text = np.array([reasoner.decode(line) for line in lines], dtype=object)
+    return found | {"logprob": logprob[0], "kl": kl, "text": text}
+
+
+def _sample(
+    reasoner: Reasoner, flight: Flight, state: Tensor, route: Route, batch: list[int], n_new: int,
+    sampling: Sampling, cost: dict[str, int],
+) -> np.ndarray:  # fmt: skip
+    """Texts ``(sample, example)`` drawn token by token; a draw depends on example, route and sample, not the batch."""
+    n_row, size = len(state), sampling.n_sample
+    uniform = np.stack(
+        [
+            np.random.default_rng([sampling.seed, example, route.n_thought, 37]).random((size, n_new))
+            for example in batch
+        ],
+        axis=1,
+    )  # (sample, example, place)
+    texts = np.empty((size, n_row), dtype=object)
+    together = max(1, sampling.rows // n_row)
+    for first in range(0, size, together):
+        draws = torch.from_numpy(uniform[first : first + together].reshape(-1, n_new)).to(state.device)
+        rows = torch.arange(n_row, device=state.device).repeat(len(draws) // n_row)
+        part = _apart(flight, rows, flight.column)
+
+        def draw(logits: Tensor, place: int, running: Tensor, draws: Tensor = draws) -> Tensor:
+            total = torch.softmax(logits.double() / sampling.temperature, dim=-1).cumsum(-1)
+            wanted = draws[running, place, None] * total[:, -1:]
+            return torch.searchsorted(total, wanted, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
+
+        tokens = part.answer(state[rows], n_new, choose=draw).cpu().tolist()
+        texts[first : first + together] = np.array([reasoner.decode(line) for line in tokens], dtype=object).reshape(
+            -1, n_row
+        )
+        spend(cost, part)
+    return texts
+
+
+def check_routes(
+    reasoner: Reasoner, prompts: Sequence[Sequence[int]], labels: Sequence[int], most: int, room: int
+) -> None:
+    """Refuse more thoughts than the longest question leaves places for.
+
+    Raises
+    ------
+    UsageError
+        Naming the example, and how many thoughts would fit.
+    """
+    longest = max(range(len(prompts)), key=lambda row: len(prompts[row]))
+    needed = reasoner.longest(len(prompts[longest]), room) - reasoner.n_latent + most
+    if needed > reasoner.context:
+        fits = most - (needed - reasoner.context)
+        raise UsageError(
+            f"{most} thoughts after the question of example {labels[longest]} need {needed} places, {reasoner.name} has"
+            f" {reasoner.context}; {max(fits, 0)} thoughts fit, so ask for fewer with --beyond"
+        )

@@ -1,0 +1,73 @@
+"""Answers drawn after each number of thoughts: how sure the model is, and how long a second answer stays alive."""
+
+import numpy as np
+import xarray as xr
+
+from extract.reenter.statistics import mean_interval
+from schemas import Scoring
+
+
+def with_samples(
+    out: xr.Dataset, draws: np.ndarray, gold: np.ndarray, *, scoring: Scoring, strata: np.ndarray | None, seed: int = 0
+) -> xr.Dataset:
+    """Add drawn answers and what their spread says.
+
+    Parameters
+    ----------
+    out
+        With dims ``n_thought`` and ``example``.
+    draws
+        What the drawn texts answer ``(n_thought, sample, example)``, NaN or empty where there is none.
+    gold
+        Right answers ``(example,)``.
+    scoring
+        How answers are compared.
+    strata
+        Difficulty ``(example,)``.
+    seed
+        Of the bootstrap.
+
+    Returns
+    -------
+    xr.Dataset
+        With ``sample_answer(n_thought, sample, example)`` and, of (``n_thought``, ``example``), ``sample_correct``:
+        share of the draws that are right, ``sample_top`` and ``sample_second``: shares of the two most frequent
+        answers, ``sample_entropy`` of the answers in nats (none counts as one), ``sample_alive``:
+        whether the second is at least half as frequent as the first. Means along ``stratum`` with bootstrap intervals
+        as ``_mean``, ``_low``, ``_high``.
+    """
+    n_sample = draws.shape[1]
+    known = draws if draws.dtype.kind == "f" else np.vectorize(scoring.normal, otypes=[object])(draws)
+    shares = _shares(known)  # (n_thought, example, answer), most frequent first
+    right = scoring.equal(draws, gold[None, None, :])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entropy = -np.nansum(shares * np.log(shares), axis=-1)
+    second = shares[..., 1] if shares.shape[-1] > 1 else np.zeros(shares.shape[:-1])
+    figures = {
+        "sample_correct": right.mean(1),
+        "sample_top": shares[..., 0],
+        "sample_second": second,
+        "sample_entropy": entropy,
+        "sample_alive": (second >= shares[..., 0] / 2).astype(float),
+    }
+    groups = [np.ones(len(gold), dtype=bool)]
+    if strata is not None and len(np.unique(strata)) > 1:
+        groups += [strata == each for each in np.unique(strata)]
+    dims = ("n_thought", "example")
+    out = out.assign({name: (dims, value) for name, value in figures.items()})
+    out["sample_answer"] = ("n_thought", "sample", "example"), draws
+    for name, value in figures.items():
+        bounds = [mean_interval(value[:, group], seed) for group in groups]
+        for end, part in zip(("mean", "low", "high"), zip(*bounds, strict=True), strict=True):
+            out[f"{name}_{end}"] = ("stratum", "n_thought"), np.stack(part)
+    return out.assign_attrs(n_sample=n_sample)
+
+
+def _shares(draws: np.ndarray) -> np.ndarray:
+    """Shares ``(n_thought, example, answer)`` of the answers drawn, most frequent first, then zeros."""
+    n_thought, n_sample, n_example = draws.shape
+    shares = np.zeros((n_thought, n_example, n_sample))
+    for thought, example in np.ndindex(n_thought, n_example):
+        count = np.unique(draws[thought, :, example], return_counts=True)[1]  # NaN is one answer
+        shares[thought, example, : len(count)] = np.sort(count)[::-1] / n_sample
+    return shares

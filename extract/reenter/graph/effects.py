@@ -1,0 +1,196 @@
+"""Effects of every thought on every later one and on the answer: total, and direct with what lies between held."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+
+from extract.reenter.ablation import self_controls
+from extract.reenter.graph.edges import with_edges
+from extract.reenter.observe import OBSERVED
+from extract.reenter.sweep import UNTOUCHED, Condition
+from extract.reenter.target import Target
+from schemas import Intervention, UsageError, nearest
+
+Operation = Literal["mean", "resample", "noise", "twin"]
+CHANGES: dict[str, dict[str, Any]] = {
+    "mean": {"operation": "mean"},
+    "resample": {"operation": "resample"},
+    "noise": {"operation": "noise"},
+    "twin": {"operation": "replace", "donor": "twin"},
+}
+"""What ``do`` puts in: the position's mean, another problem's value, noise on top, the value of the pair's twin."""
+ANSWER = "answer"
+TOTAL, DIRECT = "total", "direct"
+
+
+def thought_graph(
+    target: Target,
+    *,
+    operations: Sequence[Operation] = ("mean", "resample", "noise"),
+    layer: int | None = None,
+    positions: Sequence[str] | None = None,
+    strength: float = 1.0,
+    least: float = 0.25,
+    n_null: int = 2000,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Change each thought and measure every later one, and the answer.
+
+    A node is a thought: the vector fed at it or, with ``layer``, the output of that block at it. It is measured by the
+    state it was projected from (for the output of a block, by the state at it), after the final norm, as the
+    unembedding reads it.
+
+    Parameters
+    ----------
+    target
+        Run and model.
+    operations
+        How a node is changed; ``twin`` needs a run over clean/corrupted pairs.
+    layer
+        Block whose output is the node; by default the fed vector.
+    positions
+        Nodes; the thoughts by default.
+    strength
+        Of ``noise``, in standard deviations of the position's component.
+    least
+        Share of the problems in which an edge's target has to read otherwise; see :func:`with_edges`.
+    n_null
+        Draws of the shuffled order.
+    seed
+        Of everything random.
+
+    Returns
+    -------
+    xr.Dataset
+        Of (``operation``, ``effect``, ``source``, ``target``, ``example``), NaN where the target is not later than the
+        source: ``state_kl``, ``state_logprob_change``, ``state_flip``, ``state_cosine``, ``state_change`` as
+        :data:`extract.reenter.observe.OBSERVED` has them. At the target ``answer`` they are the divergence at the
+        answer's number, the change of the gold answer's log probability, whether another answer is given, and the state
+        before the answer. ``effect`` is ``total``, what follows recomputed, or ``direct``: the nodes between source and
+        target held at their stored values. Figures over examples as :func:`with_edges` gives them; ``self_kl(target)``
+        and ``held_kl(target)``, the largest divergence where every node is replaced by its own value of the same pass,
+        and by its stored one.
+
+    Raises
+    ------
+    UsageError
+        If there are not two nodes, or an operation or node is not there.
+    """
+    nodes = _nodes(target, layer, positions)
+    if unknown := [name for name in operations if name not in CHANGES]:
+        raise UsageError(f"operation {unknown[0]!r} is not one of {', '.join(CHANGES)}{nearest(unknown[0], CHANGES)}")
+    if not operations:
+        raise UsageError("no operation is named; " + ", ".join(CHANGES) + " can be")
+    place = _place(layer)
+    changes = _changes(nodes, operations, place, strength, seed)
+    controls = self_controls(target, place["site"], -1 if layer is None else layer, nodes)
+    conditions = {each.condition.name: each.condition for each in changes}
+    found = target.sweep([*conditions.values(), *controls], observe=True)
+    measured = _measured(target, found, nodes, layer)
+    labels: dict[str, list[str]] = {
+        "operation": list(operations),
+        "effect": [TOTAL, DIRECT],
+        "source": nodes,
+        "target": [*nodes, ANSWER],
+    }
+    values = _by_edge(measured, changes, labels)
+    coords = {name: np.array(axis, dtype=object) for name, axis in labels.items()}
+    dims = (*labels, "example")
+    out = xr.Dataset(
+        {name: (dims, values[..., index, :], {"units": units}) for index, (name, units) in enumerate(OBSERVED.items())},
+        coords={**coords, "example": found["example"].values},
+        attrs={key: value for key, value in found.attrs.items() if key != "rule"},
+    )
+    for name, control in zip(("self_kl", "held_kl"), controls, strict=True):
+        out[name] = ("target", np.nanmax(measured[control.name][:, 0], axis=-1))
+    problem = target.data["problem"].values if "problem" in target.data.coords else None
+    out = with_edges(out, strata=target.strata, problem=problem, least=least, n_null=n_null, seed=seed)
+    return out.assign_attrs(layer=-1 if layer is None else layer)
+
+
+def _nodes(target: Target, layer: int | None, positions: Sequence[str] | None) -> list[str]:
+    """Names of the nodes, in order of time."""
+    known = target.thoughts if layer is None else target.reasoner.places.middle
+    nodes = list(dict.fromkeys(positions)) if positions else list(target.thoughts)
+    if strangers := [node for node in nodes if node not in known]:
+        raise UsageError(
+            f"{strangers[0]!r} is no node of the graph of {target.run}; there are {', '.join(known) or 'none'}"
+            + nearest(strangers[0], known)
+        )
+    if layer is not None and not 0 <= layer < target.reasoner.n_layer:
+        n_layer = target.reasoner.n_layer
+        raise UsageError(
+            f"layer {layer} is not there; {target.run} has layers 0 to {n_layer - 1}{nearest(layer, range(n_layer))}"
+        )
+    if not nodes:
+        raise UsageError(f"{target.run} has no thoughts, so there is no graph between them")
+    return sorted(nodes, key=target.reasoner.places.offset)
+
+
+def _place(layer: int | None) -> dict[str, Any]:
+    return {"site": "latent_embedding"} if layer is None else {"site": "hidden_state", "layers": (layer,)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Do:
+    """A node changed, with or without holding later ones, and the edges that are read from it."""
+
+    condition: Condition
+    operation: str
+    effect: str
+    source: int
+    targets: tuple[int, ...]
+
+
+def _changes(
+    nodes: Sequence[str], operations: Sequence[str], place: dict[str, Any], strength: float, seed: int
+) -> list[_Do]:
+    """Each node changed alone, and with those between it and each target held.
+
+    A fed vector is measured before it is fed, so all later ones are held at once for all targets; the output of a block
+    is measured at its own place, which is not to be held then.
+    """
+    n, found = len(nodes), []
+    for operation in operations:
+        for source, node in enumerate(nodes):
+            change = Intervention(positions=(node,), strength=strength, seed=seed, **CHANGES[operation], **place)
+            later = tuple(range(source + 1, n + 1))
+            alone = Condition(name=f"{operation} {node}", interventions=(change,))
+            found += [_Do(alone, operation, TOTAL, source, later), _Do(alone, operation, DIRECT, source, later[:1])]
+            together = [later[1:]] if place["site"] == "latent_embedding" else [(target,) for target in later[1:]]
+            for targets in filter(None, together):
+                held = tuple(nodes[source + 1 : targets[-1]])
+                hold = Intervention(operation="replace", positions=held, **place)
+                name = f"{operation} {node}, {'+'.join(held)} held"
+                condition = Condition(name=name, interventions=(change, hold))
+                found.append(_Do(condition, operation, DIRECT, source, targets))
+    return found
+
+
+def _measured(target: Target, found: xr.Dataset, nodes: Sequence[str], layer: int | None) -> dict[str, np.ndarray]:
+    """Measures ``(target, measure, example)`` of each condition, the answer's last."""
+    middle = target.reasoner.places.middle
+    # What is fed at a thought is measured by the state it was projected from.
+    read_at = [middle.index(node) - (layer is None) for node in nodes]
+    states = np.stack([found[name].values for name in OBSERVED], axis=1)  # (condition, measure, position, example)
+    states = np.concatenate([states[:, :, read_at], states[:, :, -1:]], axis=2).swapaxes(1, 2)
+    logprob, predicted = found["answer_logprob"].values[:, 0], found["predicted_answer"].values
+    none = predicted != predicted if predicted.dtype.kind == "f" else predicted == ""
+    states[:, -1, 0] = found["kl"].values
+    states[:, -1, 1] = logprob - logprob[:1]
+    states[:, -1, 2] = ~(target.scoring.equal(predicted, predicted[:1]) | (none & none[:1]))
+    return dict(zip(found["condition"].values.tolist(), states, strict=True))
+
+
+def _by_edge(measured: dict[str, np.ndarray], changes: Sequence[_Do], labels: dict[str, list[str]]) -> np.ndarray:
+    """Measures ``(operation, effect, source, target, measure, example)``; NaN where there can be no edge."""
+    n_measure, n_example = measured[UNTOUCHED].shape[1:]
+    values = np.full((*(len(axis) for axis in labels.values()), n_measure, n_example), np.nan)
+    for each in changes:
+        operation, effect = labels["operation"].index(each.operation), labels["effect"].index(each.effect)
+        targets = list(each.targets)
+        values[operation, effect, each.source, targets] = measured[each.condition.name][targets]
+    return values

@@ -1,0 +1,90 @@
+"""Conditions against each other on the same examples: one layer against another, N thoughts against N + 1."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+
+from extract.reenter.statistics import holm, mcnemar
+
+
+def with_pairs(
+    out: xr.Dataset, outcome: np.ndarray, *, over: str, within: Sequence[str], which: Literal["all", "next"],
+    only: np.ndarray | None = None,
+) -> xr.Dataset:  # fmt: skip
+    """Add paired tests of conditions that differ in one label only; controls are left out.
+
+    Parameters
+    ----------
+    out
+        Of a sweep, with coordinates along ``condition``: ``over``, those of ``within``, and ``control``.
+    outcome
+        What is compared ``(condition, example)``, bool; examples that a condition does not count are False in both.
+    over
+        The label that differs; -1 is no value of it.
+    within
+        Labels that agree.
+    which
+        Every pair of values, or each value and the next.
+    only
+        Conditions that are compared ``(condition,)``; all by default.
+
+    Returns
+    -------
+    xr.Dataset
+        With dim ``{over}_pair`` (unchanged if there is no pair): coordinates ``{over}_first``, ``{over}_second`` and
+        ``{over}_pair_X`` for X in ``within``; ``{over}_difference`` (share of the second less that of the first),
+        ``{over}_p`` (exact McNemar) and ``{over}_p_holm`` over all pairs.
+    """
+    labels = {name: out[name].values for name in (over, *within, "control")}
+    groups: dict[tuple[Any, ...], dict[Any, int]] = {}
+    for index in range(out.sizes["condition"]):
+        chosen = only is None or only[index]
+        if chosen and not str(labels["control"][index]) and labels[over][index] != -1:
+            key = tuple(labels[name][index] for name in within)
+            groups.setdefault(key, {}).setdefault(labels[over][index], index)
+    found: list[tuple[tuple[Any, ...], Any, Any, float, float]] = []
+    for key, members in groups.items():
+        values = sorted(members)
+        for one, two in itertools.combinations(values, 2) if which == "all" else itertools.pairwise(values):
+            before, after = outcome[members[one]], outcome[members[two]]
+            found.append((key, one, two, float(after.mean() - before.mean()), mcnemar(before, after)))
+    if not found:
+        return out
+    dim = f"{over}_pair"
+    keys, first, second, difference, p = zip(*found, strict=True)
+    p_values = np.array(p)
+    out = out.assign(
+        {
+            f"{over}_difference": (dim, np.array(difference)),
+            f"{over}_p": (dim, p_values),
+            f"{over}_p_holm": (dim, holm(p_values, np.ones(len(p_values), dtype=bool))),
+        }
+    )
+    coords: Mapping[str, Any] = {f"{over}_first": (dim, np.array(first)), f"{over}_second": (dim, np.array(second))}
+    named = {f"{dim}_{name}": (dim, _column([key[index] for key in keys])) for index, name in enumerate(within)}
+    return out.assign_coords({**coords, **named})
+
+
+def _column(values: Sequence[Any]) -> np.ndarray:
+    return np.array(values, dtype=object if isinstance(values[0], str) else None)
+
+
+def spared(p: Sequence[float], drop: Sequence[float], counts: Sequence[int]) -> int:
+    """Most thoughts that can be taken away before accuracy falls: significantly, by Holm over the counts.
+
+    Parameters
+    ----------
+    p, drop
+        Of each count, against the untouched run.
+    counts
+        How many thoughts are taken away, ascending.
+    """
+    corrected = holm(np.asarray(p, dtype=float), np.ones(len(p), dtype=bool))
+    lost = (corrected < 0.05) & (np.asarray(drop) > 0)
+    if not lost.any():
+        return int(counts[-1])
+    first = int(np.flatnonzero(lost)[0])
+    return int(counts[first - 1]) if first else 0

@@ -1,0 +1,185 @@
+"""The graph between thoughts: against a slow reference, and on models whose graph is known."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from codi_models import ORACLE
+
+from extract import Reasoner
+from extract.reenter import open_target
+from extract.reenter.graph.edges import edge_names, with_edges
+from extract.reenter.graph.effects import thought_graph
+from extract.reenter.observe import OBSERVED
+from extract.reenter.target import Target
+from extract.run.extract import extract, prepare
+from extract.small_models.problems import make_pairs, make_splits, write_pairs, write_problems
+from schemas import RunSpec, UsageError
+from store import open_lake
+
+torch.set_num_threads(1)
+CHAIN = ["ct1 > ct3", "ct3 > ct5", "ct5 > answer"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lake of a shipped pair of twins over a few problems, and of a random model over pairs."""
+    root = tmp_path_factory.mktemp("graph")
+    write_problems(
+        make_splits(3, {"train": {}, "validation": {}, "test": {2: 12, 3: 12, 4: 12}})["test"], root / "test.jsonl"
+    )
+    write_pairs(make_pairs(2, 3), root / "pairs.json")
+    spec = RunSpec(dtype="float32", batch_size=36, max_new_tokens=10)
+    for model in ("small-gpt2", "small-gpt2-decodable"):
+        extract(prepare(model, str(root / "test.jsonl"), root / "a.lake", spec), root / "a.lake")
+    short = RunSpec(dtype="float32", batch_size=4, max_new_tokens=3)
+    model = f"oracle={ORACLE / 'codi-gpt2'}"
+    run = prepare(model, str(root / "pairs.json"), root / "a.lake", short, base=str(ORACLE / "base-gpt2"))
+    extract(run, root / "a.lake")
+    return root / "a.lake"
+
+
+def pairs(folder: Path) -> Target:
+    """The random model's run."""
+    return open_target(
+        open_lake(folder), "oracle/pairs", checkpoint=str(ORACLE / "codi-gpt2"), base=str(ORACLE / "base-gpt2")
+    )
+
+
+@torch.no_grad()
+def slow_states(
+    reasoner: Reasoner, question: str, answer: str, given: dict[int, np.ndarray]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """States at ``bot``, the thoughts and ``eot``, and logits at the answer's number; some thoughts given."""
+    embed = reasoner.model.get_input_embeddings()
+
+    def states(vectors: torch.Tensor) -> torch.Tensor:
+        return reasoner.model.base_model(inputs_embeds=vectors[None]).last_hidden_state[0]
+
+    vectors = embed(torch.tensor(reasoner.encode(question)))
+    for thought in range(6):
+        own = reasoner.projection(states(vectors)[-1])
+        fed = torch.from_numpy(given[thought]) if thought in given else own
+        vectors = torch.cat([vectors, fed[None]])
+    shared = reasoner.answer_tokens(answer)[: reasoner.answer_start(answer)]
+    vectors = torch.cat([vectors, embed(torch.tensor([*reasoner.closing_ids, *shared], dtype=torch.long))])
+    out = states(vectors)
+    n = len(shared)
+    return (out[:-n] if n else out)[-8:], reasoner._logits(out[-1])
+
+
+def slow_measures(reasoner: Reasoner, old: torch.Tensor, new: torch.Tensor) -> list[float]:
+    """What is measured of two states, in order."""
+    before, after = (reasoner._logits(each).log_softmax(-1) for each in (old, new))
+    best = before.argmax()
+    cosine = (old @ new / old.norm() / new.norm()).item()
+    kl = float((before.exp() * (before - after)).sum())
+    return [
+        kl,
+        float(after[best] - before[best]),
+        float(after.argmax() != best),
+        cosine,
+        float((new - old).norm() / old.norm()),
+    ]
+
+
+def test_effects_are_what_a_slow_reference_computes(folder: Path) -> None:
+    found = pairs(folder)
+    reasoner, data = found.reasoner, found.data
+    result = thought_graph(found, operations=["twin", "mean"])
+    fed = data["latent_embedding"].values
+    partner = {0: 1, 1: 0, 2: 3, 3: 2}
+    for row in range(2):
+        text = str(data["question"].values[row]), str(data["gold_answer"].values[row])
+        clean, clean_number = slow_states(reasoner, *text, {})
+        for operation, value in (("twin", fed[partner[row]]), ("mean", fed.mean(0))):
+            for source in (0, 3, 5):
+                for effect in ("total", "direct"):
+                    for target in range(source + 1, 7):
+                        held = {k: fed[row, k] for k in range(source + 1, target)} if effect == "direct" else {}
+                        states, number = slow_states(reasoner, *text, {source: value[source], **held})
+                        part = result.isel(source=source, target=target, example=row).sel(
+                            operation=operation, effect=effect
+                        )
+                        place = target if target < 6 else 7  # fed from the state before; the answer from that at eot
+                        expected = slow_measures(reasoner, clean[place], states[place])
+                        if target == 6:
+                            logs = [each.log_softmax(-1) for each in (clean_number, number)]
+                            expected[0] = float((logs[0].exp() * (logs[0] - logs[1])).sum())
+                        for index, name in enumerate(OBSERVED):
+                            if target < 6 or index in (0, 3, 4):
+                                assert float(part[name]) == pytest.approx(expected[index], abs=2e-4), (
+                                    name,
+                                    source,
+                                    target,
+                                )
+    np.testing.assert_array_equal(result["self_kl"], 0)
+    np.testing.assert_allclose(result["held_kl"], 0, atol=1e-6)
+    # Before the change nothing changes, and between neighbours nothing is to be held.
+    assert np.isnan(result["state_kl"].isel(source=3, target=[0, 1, 2, 3])).all()
+    near = result["state_kl"].isel(source=2, target=3)
+    np.testing.assert_array_equal(near.sel(effect="total"), near.sel(effect="direct"))
+
+
+def test_outputs_of_a_block_are_held_up_to_each_target(folder: Path) -> None:
+    found = pairs(folder)
+    result = thought_graph(found, operations=["resample"], layer=1, positions=["ct2", "bot", "ct4"])
+    assert list(result["source"].values) == ["bot", "ct2", "ct4"]
+    edges = result["state_kl"].isel(operation=0).max("example")
+    assert not np.isnan(edges.sel(effect="direct", source="bot", target="answer"))
+    assert float(edges.sel(effect="direct", source="bot", target="ct4")) > 0
+    np.testing.assert_allclose(result["held_kl"], 0, atol=1e-6)
+
+
+def test_the_graph_is_the_chain_by_construction_and_its_twin_has_none(folder: Path) -> None:
+    used = thought_graph(open_target(open_lake(folder), "small-gpt2/test"), operations=["mean", "resample"])
+    read = thought_graph(open_target(open_lake(folder), "small-gpt2-decodable/test"), operations=["mean", "resample"])
+    for operation in ("mean", "resample"):
+        assert edge_names(used, operation, "direct") == CHAIN
+        assert set(edge_names(used, operation, "total")) == {*CHAIN, "ct1 > ct5", "ct1 > answer", "ct3 > answer"}
+        assert edge_names(read, operation, "direct") == edge_names(read, operation, "total") == []
+    assert used.attrs["positions_fed"] < used.attrs["positions_one_by_one"] / 2
+
+
+def test_nulls_have_their_closed_forms() -> None:
+    flips = np.full((1, 1, 2, 3, 20), np.nan)
+    flips[0, 0, 0, 1:] = 0.0
+    flips[0, 0, 1, 2] = 1.0
+    dims = ("operation", "effect", "source", "target", "example")
+    effects = xr.Dataset(
+        {name: (dims, flips) for name in OBSERVED},
+        coords={
+            "operation": ["mean"],
+            "effect": ["direct"],
+            "source": ["ct0", "ct1"],
+            "target": ["ct0", "ct1", "answer"],
+        },
+    )
+    result = with_edges(effects, strata=None, problem=np.arange(20) // 2, least=0.25, n_null=500, seed=0)
+    assert edge_names(result, "mean", "direct") == ["ct1 > answer"]
+    one = result.isel(stratum=0, operation=0, effect=0)
+    assert int(one["n"]) == 10
+    np.testing.assert_allclose(one["even_flip"].sel(source="ct0", target=["ct1", "answer"]), 0)
+    # Of three edges one always flips; all ten problems deal it to the same edge once in 3 ** 10 draws.
+    np.testing.assert_allclose(one["shuffled_flip"].sel(source="ct1", target="answer"), 1 / 3, atol=0.02)
+    assert float(one["p"].sel(source="ct1", target="answer")) == pytest.approx(1 / 501)
+    assert float(one["p"].sel(source="ct0", target="ct1")) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"operations": ["melt"]}, "operation 'melt' is not one of"),
+        ({"positions": ["ct9"]}, "'ct9' is no node of the graph"),
+        ({"positions": ["bot"]}, "'bot' is no node of the graph"),
+        ({"layer": 9}, "layer 9 is not there"),
+        ({"operations": []}, "no operation is named"),
+    ],
+)
+def test_bad_requests_are_one_line(folder: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        thought_graph(pairs(folder), **change)
+    assert "\n" not in str(error.value)
