@@ -73,10 +73,13 @@ def accuracy_by_steps(page: Page) -> None:
 
 
 def chain_lengths(run: xr.Dataset) -> np.ndarray:
-    """Number of steps of each problem's written chain."""
-    if "intermediate_result" not in run:
-        return np.zeros(run.sizes["example"], dtype=int)
-    return np.asarray(np.isfinite(run["intermediate_result"].values).sum(1))
+    """Number of steps of each problem's written chain, equations or words."""
+    lengths = np.zeros(run.sizes["example"], dtype=int)
+    if "intermediate_result" in run:
+        lengths += np.isfinite(run["intermediate_result"].values).sum(1)
+    if "step_text" in run:
+        lengths += (run["step_text"].values != "").sum(1)
+    return lengths
 
 
 OVERVIEW = Section(slug="what-was-run", write=accuracy_by_steps)

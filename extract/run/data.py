@@ -21,8 +21,8 @@ from extract.run.chains import (
 )
 from extract.run.columns import Columns, extra_columns
 from extract.run.files import HUB, Row, mapping, read_rows
-from extract.run.forms import check_answer, form_of, kind_of
-from schemas import MODEL_VARIABLES, AnswerKind, UsageError, fingerprint, number_text, read_gold
+from extract.run.forms import check_answer, form_of, read_golds
+from schemas import MODEL_VARIABLES, AnswerKind, UsageError, fingerprint, number_text
 
 __all__ = ["Problems", "number_text", "parse_chain", "read_problems"]
 
@@ -99,7 +99,7 @@ def read_problems(
     limit
         Number of problems taken from the start; a pair counts as two.
     answer
-        Kind of the answers (see :func:`schemas.read_gold`); ``auto``: as their form shows (:func:`kind_of`).
+        Kind of the answers (see :func:`schemas.read_gold`); ``auto``: as their form shows.
     question_field, answer_field
         Fields that hold question and answer, where none of the known forms does.
 
@@ -122,8 +122,7 @@ def read_problems(
     form = form_of(problems[0].row, problems[0].where, question_field, answer_field)
     questions = [_question(form.question(each.row), each.where) for each in problems]
     answers = [check_answer(form.answer(each.row), each.where) for each in problems]
-    kind = kind_of(answers, [each.where for each in problems]) if answer == "auto" else answer
-    golds = [_gold(value, kind, each.where) for value, each in zip(answers, problems, strict=True)]
+    kind, golds = read_golds(answers, [each.where for each in problems], answer)
     columns, notes = _columns(problems, questions, golds, kind)
     consumed = {*form.needs, "full_answer", "clean", "corrupted", *(GRAPH_FIELDS if "distractor" in columns else ())}
     extra, more = extra_columns([each.row for each in problems], consumed, CHAIN_FIELDS, columns)
@@ -181,13 +180,6 @@ def _question(question: Any, where: str) -> str:
     raise UsageError(
         f"{where} has no question" if question is None else f"{where} has an empty question or none that is text"
     )
-
-
-def _gold(answer: Any, kind: AnswerKind, where: str) -> str:
-    try:
-        return read_gold(answer, kind)
-    except ValueError as error:
-        raise UsageError(f"{where} has the answer {str(answer)[-40:]!r}, {error}") from error
 
 
 def _columns(

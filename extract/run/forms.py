@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 from schemas import KINDS, AnswerKind, UsageError, nearest, read_gold
 
@@ -154,8 +154,10 @@ def form_of(
 _RESULT = re.compile(r"####|=|:|\b(?:is|are|equals)\s+\S+$")
 
 
-def kind_of(answers: Sequence[Any], places: Sequence[str]) -> AnswerKind:
-    """Kind of a data file's answers, where their own form shows it.
+def read_golds(
+    answers: Sequence[Any], places: Sequence[str], kind: AnswerKind | Literal["auto"]
+) -> tuple[AnswerKind, list[str]]:
+    """Kind of a data file's answers, and all of them as they are stored.
 
     Parameters
     ----------
@@ -163,37 +165,46 @@ def kind_of(answers: Sequence[Any], places: Sequence[str]) -> AnswerKind:
         As the file has them; truth values, numbers or texts.
     places
         Where each is, as errors name it.
+    kind
+        ``auto``: the one that their form shows.
 
     Raises
     ------
     UsageError
-        If some could be numbers and others not, or they are sentences with a number in them.
+        If one is not of the kind; if some could be numbers and others not, or they are sentences with a number in them.
     """
-    for kind in CLOSED_KINDS:
-        if all(_reads(answer, kind) for answer in answers):
-            return kind
-    texts = [str(answer).split("####")[-1] for answer in answers]
-    if all(isinstance(answer, str) for answer in answers) and not any(re.search(r"\d", text) for text in texts):
-        return "text"
+    hint = ""
+    if kind == "auto":
+        kind = _plain_kind(answers) or "number"
+        others = ", ".join(each for each in KINDS if each != "number")
+        hint = f"; if the answers are no numbers, say with --answer which they are ({others})"
+    golds = []
     for answer, where in zip(answers, places, strict=True):
         try:
-            read_gold(answer, "number")
+            golds.append(read_gold(answer, kind))
         except ValueError as error:
-            raise UsageError(
-                f"{where} has the answer {str(answer)[-40:]!r}, {error}; if the answers are no numbers, say with"
-                f" --answer which they are ({', '.join(kind for kind in KINDS if kind != 'number')})"
-            ) from error
-    for answer, where in zip(answers, places, strict=True):
+            raise UsageError(f"{where} has the answer {str(answer)[-40:]!r}, {error}{hint}") from error
+    for answer, where in zip(answers, places, strict=True) if hint and kind == "number" else ():
         if isinstance(answer, str) and len(answer.split()) > 3 and not _RESULT.search(answer):
             raise UsageError(
                 f"{where} has the answer {answer[-40:]!r}, which could be a number or a text; say with --answer"
                 " number or --answer text which the answers are"
             )
-    return "number"
+    return kind, golds
+
+
+def _plain_kind(answers: Sequence[Any]) -> AnswerKind | None:
+    """Kind other than numbers that all answers show."""
+    for kind in CLOSED_KINDS:
+        if all(_reads(answer, kind) for answer in answers):
+            return kind
+    if not all(isinstance(answer, str) for answer in answers):
+        return None
+    return None if any(re.search(r"\d", answer.split("####")[-1]) for answer in answers) else "text"
 
 
 def _reads(answer: Any, kind: AnswerKind) -> bool:
-    if not isinstance(answer, bool if kind == "boolean" else str) and not isinstance(answer, str):
+    if not isinstance(answer, str) and not (kind == "boolean" and isinstance(answer, bool)):
         return False
     try:
         read_gold(answer, kind)
