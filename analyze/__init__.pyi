@@ -6,8 +6,8 @@ from .correlate.importance import attention_importance as attention_importance
 from .correlate.importance import failure_importance as failure_importance
 from .correlate.importance import importance_of as importance_of
 from .correlate.importance import reentry_importance as reentry_importance
-from .errors.prediction import ErrorSpec as ErrorSpec
 from .errors.prediction import predict_errors as predict_errors
+from .errors.spec import ErrorSpec as ErrorSpec
 from .heads.scores import head_analysis as head_analysis
 from .heads.scores import head_scores as head_scores
 from .heads.scores import head_summary as head_summary
@@ -20,6 +20,7 @@ from .lens.logit import lens_tokens as lens_tokens
 from .lens.logit import logit_lens as logit_lens
 from .lens.readout import logits as logits
 from .lens.tuned import fit_tuned_lens as fit_tuned_lens
+from .probes.command import ProbeSettings as ProbeSettings
 from .probes.linear import linear_probes as linear_probes
 from .probes.linear import summarise_probes as summarise_probes
 from .query.sql import lake_tables as lake_tables
@@ -27,7 +28,6 @@ from .query.sql import query_lake as query_lake
 from .query.top import top_of_column as top_of_column
 from .query.top import top_of_feature as top_of_feature
 from .query.top import top_of_head as top_of_head
-from .sae.dictionary import SAESpec as SAESpec
 from .sae.dictionary import activation_of as activation_of
 from .sae.dictionary import load_sae as load_sae
 from .sae.dictionary import sae_codes as sae_codes
@@ -37,4 +37,5 @@ from .sae.dictionary import sae_summary as sae_summary
 from .sae.dictionary import save_sae as save_sae
 from .sae.dictionary import select_cells as select_cells
 from .sae.dictionary import train_sae as train_sae
+from .sae.spec import SAESpec as SAESpec
 from .tables import result_tables as result_tables

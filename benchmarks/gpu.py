@@ -37,7 +37,7 @@ import extract.reenter.target
 import extract.run.prepare
 import extract.run.recompute
 import lake as command_line
-from extract.reenter import corrupt, open_target, patch
+from extract.reenter import CorruptSettings, PatchSettings, corrupt, open_target, patch
 from extract.run.extract import extract as extract_run
 from extract.run.extract import prepare
 from extract.run.precision import calibration
@@ -472,7 +472,8 @@ def reenter_itself(name: str, dtype: str) -> None:
         base=str(WORK / f"base-{name}"), device=ask.device, limit=32,
     )  # fmt: skip
     for site in ("latent_embedding", "hidden_state"):
-        selves(f"{name} {dtype} reentry", site, corrupt(target, site=site, corruptions=["zero"]))  # type: ignore[arg-type]
+        settings = CorruptSettings(site=site, corruptions=("zero",))  # type: ignore[arg-type]
+        selves(f"{name} {dtype} reentry", site, corrupt(target, settings))
 
 
 for size in ("gpt2", "llama"):
@@ -541,7 +542,8 @@ def _() -> None:
             done = extract_run(prepare(model, str(problems / "pairs.json"), place, settings), place)
             say("small", f"{model} {dtype} right", f"{done.n_correct} of {done.n_committed}")
             target = open_target(open_lake(place), f"{model}/pairs", device=ask.device, compute_dtype=dtype)  # type: ignore[arg-type]
-            selves("small", f"{model} {dtype}", patch(target, sites=["latent_embedding"], subsets="none"))
+            patched = patch(target, PatchSettings(sites=("latent_embedding",), subsets="none"))
+            selves("small", f"{model} {dtype}", patched)
         place = WORK / f"{model}-cpu.lake"
         extract_run(
             prepare(

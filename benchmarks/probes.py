@@ -35,6 +35,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from analyze.probes.command import ProbeSettings
 from analyze.probes.linear import PENALTIES, linear_probes
 from analyze.probes.nested import nested_logistic, training_sets
 
@@ -285,7 +286,7 @@ def measure(n_example: int, hidden: int) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     start = time.perf_counter()
     with threadpool_limits(1):
-        linear_probes(run, n_control=1)
+        linear_probes(run, ProbeSettings(controls=1))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"peak": peak, "before": before, "seconds": time.perf_counter() - start}))
 
@@ -298,7 +299,7 @@ def noise(quick: bool) -> None:
         rng = np.random.default_rng(seed + 1000)
         states = rng.standard_normal((250, 2, 3, 256)).astype(np.float32)
         run = run.assign(hidden_state=(run["hidden_state"].dims, states), correct=("example", rng.random(250) < 0.5))
-        result = linear_probes(run, n_per_class=50, selection="accuracy", n_control=0, seed=seed)
+        result = linear_probes(run, ProbeSettings(per_class=50, selection="accuracy", controls=0, seed=seed))
         p += list(result["p_value"].values.ravel())
         training += list(result["refit_training_accuracy"].values.ravel())
         single += list(((result["accuracy_low"] <= 0.5) & (result["accuracy_high"] >= 0.5)).values.ravel())

@@ -208,7 +208,8 @@ def memory_of(n_example: int) -> None:
     import torch
     import xarray as xr
 
-    from analyze.errors.prediction import ErrorSpec, predict_errors
+    from analyze.errors.prediction import predict_errors
+    from analyze.errors.spec import ErrorSpec
     from analyze.sae.dictionary import SAESpec, train_sae
 
     torch.set_num_threads(1)
@@ -217,8 +218,8 @@ def memory_of(n_example: int) -> None:
         with dask.config.set(scheduler="threads", num_workers=2):
             run = xr.open_zarr(folder, consolidated=False)
             start = time.perf_counter()
-            sae = train_sae(run["hidden_state"], SAESpec(n_feature=512, epochs=max(1, 16_000 // n_example)))
-            predict_errors(run, sae, spec=ErrorSpec(n_resample=200, penalties=(1e-3, 1e-2), max_iterations=30))
+            sae = train_sae(run["hidden_state"], SAESpec(features=512, epochs=max(1, 16_000 // n_example)))
+            predict_errors(run, sae, spec=ErrorSpec(resamples=200, penalties=(1e-3, 1e-2), max_iterations=30))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(peak, time.perf_counter() - start)
 

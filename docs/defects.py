@@ -25,6 +25,7 @@ import xarray as xr
 from transformers import AutoModelForCausalLM
 
 from analyze import head_scores, lens_summary, logit_lens
+from analyze.probes.command import ProbeSettings
 from analyze.probes.linear import linear_probes
 from extract import Reasoner, load_reasoner
 from extract.model.capture import KeyValues
@@ -290,7 +291,7 @@ def e10(n_row: int = 100, hidden: int = 768, seed: int = 0) -> Row:
         },
         attrs={"run": "noise"},
     )
-    found = linear_probes(noise, n_control=0, n_permutation=0, n_resample=50, seed=seed)
+    found = linear_probes(noise, ProbeSettings(controls=0, permutations=0, resamples=50, seed=seed))
     values = [100 * float(found[name].squeeze()) for name in ("training_accuracy", "accuracy")]
     return f"probe on {n_row} rows of pure noise, {hidden} features", *(f"{value:.0f}% accuracy" for value in values)
 

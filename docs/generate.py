@@ -60,7 +60,7 @@ def flag(parameter: Any) -> str:
     """An option or argument as one types it."""
     if parameter.param_type_name == "argument":
         return parameter.metavar or f"{parameter.name.upper()}"
-    names = ", ".join(parameter.opts)
+    names = ", ".join([*parameter.opts, *parameter.secondary_opts])
     if getattr(parameter, "is_flag", False):
         return names
     return f"{names} {parameter.metavar or parameter.name.upper()}"

@@ -1,6 +1,8 @@
-"""Everything that runs a model: load, think, capture, extract, re-enter. The only package that imports transformers."""
+"""Everything that runs a model: load, think, capture, extract, re-enter. The only package that imports transformers.
 
-from extract.model.load import load_reasoner
-from extract.model.reasoner import Reasoner, Thinking
+Names are imported when first used.
+"""
 
-__all__ = ["Reasoner", "Thinking", "load_reasoner"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

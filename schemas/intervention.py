@@ -91,6 +91,9 @@ OPERATIONS: dict[str, Operation] = {
 """What can be done. A new operation is an entry here, its values in ``extract/reenter/intervene.py``, and, if it is
 neither set, scaled and shifted, nor moved inside a subspace, its formula in ``extract/reenter/armed.py``."""
 
+STEERING_UNIT = "standard deviations of the states"
+"""Unit of a steering strength, which scales every direction to one of them at its layer and position."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Intervention:

@@ -3,8 +3,10 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 N_LATENT = 6
 """Continuous thoughts of a CODI model unless its checkpoint says otherwise."""
@@ -248,8 +250,10 @@ def segment_of(label: str) -> str:
     return {"q": "question", "c": "latent", "a": "answer"}[label[0]]
 
 
-def position_coords(labels: Sequence[str], n_latent: int = N_LATENT) -> dict[str, tuple[str, np.ndarray]]:
+def position_coords(labels: Sequence[str], n_latent: int = N_LATENT) -> dict[str, tuple[str, "np.ndarray"]]:
     """Coordinates ``segment`` and ``offset`` that go with a ``position`` axis."""
+    import numpy as np  # the rest of this module is read by every command's help
+
     return {
         "segment": ("position", np.array([segment_of(label) for label in labels], dtype=object)),
         "offset": ("position", np.array([position_offset(label, n_latent) for label in labels], dtype=np.int64)),

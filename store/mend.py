@@ -8,7 +8,8 @@ from typing import Any
 from zarr.abc.store import Store
 from zarr.core.sync import sync
 
-from schemas import COMMANDS, canonical_json, filled, fingerprint
+from schemas import canonical_json, filled, fingerprint
+from schemas.registry import line
 from store.files import RECORD, read_bytes, unseal
 
 
@@ -43,7 +44,7 @@ def analyze_command(location: str | os.PathLike[str], store: Store, result: str)
     named = label.rpartition("~")[0].split("+")
     runs = [run for run in _runs(store) if run.replace("/", ".") in named]
     settings = canonical_json(attributes["spec"]) if attributes else "it was made with"
-    command = filled(COMMANDS[kind], location, runs) if kind in COMMANDS else ""
+    command = filled(line(kind), location, runs)
     remove = shlex.join(["rm", "-r", f"{location}/{result}"])
     return f"{command}  # with the settings {settings}; where that makes another result: {remove}".strip()
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NoReturn
 
+import dask.threaded
 import numpy as np
 import xarray as xr
 import zarr
@@ -27,7 +28,8 @@ from schemas import (
     fingerprint,
     nearest,
 )
-from schemas.commands import COMMANDS, n_option
+from schemas.registry import by_kind, line
+from schemas.words import n_option
 from store.files import RECORD, is_ours, join, read_bytes, unseal
 from store.guard import Guard
 from store.layout import RunLayout
@@ -415,10 +417,14 @@ class Lake:
         ]
         if not results:
             wanted = f" with {canonical_json(spec)}" if spec else ""
-            how = filled(COMMANDS[kind], self.location, [run]) if kind in COMMANDS else ""
+            how = filled(line(kind), self.location, [run])
             raise MissingRunError(
                 f"{self.location}: {run} has no result of kind {kind!r}{wanted}"
-                + (f"; {how} makes it" if how else f"; there are {', '.join(COMMANDS)}{nearest(kind, COMMANDS)}")
+                + (
+                    f"; {how} makes it"
+                    if how
+                    else f"; there are {', '.join(by_kind())}{nearest(kind, list(by_kind()))}"
+                )
             )
         return preferred(results)[0]
 
@@ -569,3 +575,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
+
+
+def _forget_threads() -> None:
+    """A forked process has none of its parent's threads, though dask's pools still count on them."""
+    dask.threaded.default_pool = None
+    dask.threaded.pools.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)

@@ -9,7 +9,7 @@ from analyze.attention.shares import attention_summary
 from analyze.compare.differences import compare
 from analyze.heads.scores import head_analysis
 from analyze.lens.logit import lens_summary, lens_tests, logit_lens
-from extract.reenter import corrupt, open_target, patch
+from extract.reenter import CorruptSettings, PatchSettings, corrupt, open_target, patch
 from extract.run.extract import extract
 from extract.run.prepare import prepare
 from extract.small_models.problems import make_pairs, make_splits, write_pairs, write_problems
@@ -53,9 +53,9 @@ def add_analyses(lake: Lake, model: str) -> None:
     lens = logit_lens(data, lake.model(model)).compute()
     keep("lens", lens_summary(lens), {"lens": "plain"})
     keep("lens_tests", lens_tests(lens["is_number"]), {"lens": "plain"})
-    keep("corrupt", corrupt(open_target(lake, run), corruptions=["zero", "mean"]), {"seed": 0})
+    keep("corrupt", corrupt(open_target(lake, run), CorruptSettings(corruptions=("zero", "mean"))), {"seed": 0})
     pairs = f"{model}/pairs"
-    keep("patch", patch(open_target(lake, pairs), sites=["latent_embedding"]), {"seed": 0}, pairs)
+    keep("patch", patch(open_target(lake, pairs), PatchSettings(sites=("latent_embedding",))), {"seed": 0}, pairs)
 
 
 def missing_of(result) -> list[str]:

@@ -73,7 +73,7 @@ def test_attention_and_lens(made, call):
     code, out, _ = call("analyze", "attention", path, "two/problems", "--resamples", 5)
     assert code == 0
     assert "attention of eot" in out
-    code, out, _ = call("analyze", "lens", path, "two/problems", "--tuned")
+    code, out, _ = call("analyze", "lens", path, "two/problems", "--lens", "logit,tuned")
     assert code == 0
     assert "plain lens, layer 2" in out
     assert "tuned lens, on problems it was not fitted on" in out
@@ -111,12 +111,12 @@ def test_importance_without_positions_has_nothing_within_problems(made):
 def test_lens_of_a_part(made, call):
     """The part of a run gives what the whole gives there; layers and positions in the run's order."""
     path, runs = made
-    part = ("--layers", "2,0", "--positions", "ct1, bot", "--limit", 20, "--tuned")
+    part = ("--layers", "2,0", "--positions", "ct1, bot", "--limit", 20, "--lens", "logit,tuned")
     code, out, err = call("analyze", "lens", path, "one/problems", *part, "--json")
     assert (code, err) == (0, "")
     found = json.loads(out)["one/problems"]
-    names = [each["result"] for each in (found, found["tuned"], found["tuned_lens"])]
-    assert "tests" not in found  # one thought has none to be compared with
+    names = [each["result"] for each in (found, found["lens-1"], found["tuned_lens"])]
+    assert "lens_tests" not in found  # one thought has none to be compared with
     lake = open_lake(path)
     plain, tuned, fitted = (lake.open_result(name) for name in names)
     run, model = runs[0]
@@ -130,7 +130,8 @@ def test_lens_of_a_part(made, call):
 
 def test_cost_of_the_lens_beforehand(made, call):
     path, runs = made
-    code, out, err = call("analyze", "lens", path, "one/problems", "--plan", "--layers", "0", "--json", "--tuned")
+    both = ("--lens", "logit,tuned")
+    code, out, err = call("analyze", "lens", path, "one/problems", "--plan", "--layers", "0", "--json", *both)
     assert (code, err) == (0, "")
     cost = json.loads(out)["one/problems"]
     state = runs[0][0]["hidden_state"].isel(layer=0, hidden=0)
@@ -187,4 +188,4 @@ def test_mistakes(made, call):
     assert "three/problems" in err
     code, _, err = call("analyze", "heads", path, "--convention", "other")
     assert code == 2
-    assert "convention 'other' is not one of thoughts, reports" in err
+    assert "--convention other is not one of thoughts, reports" in err

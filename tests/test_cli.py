@@ -150,7 +150,7 @@ def test_mistakes_in_the_flags(run, data, tmp_path):
     refused(run(*arguments(CODI, data, lake, device="abacus")), lake, "abacus")
     refused(run(*arguments(CODI, data, lake, dtype="float8")), lake, "float8", "float16")
     refused(run(*arguments(CODI, data, lake, capture="some")), lake, "some", "latent")
-    refused(run(*arguments(CODI, data, lake, batch_size=0)), lake, "batch_size")
+    refused(run(*arguments(CODI, data, lake, batch_size=0)), lake, "--batch-size")
     refused(run(*arguments(CODI, data, lake, shard="3/2")), lake, "3/2")
     refused(run("extract", "--model", "x", "--data", data), lake, "--lake")
     refused(run("nonsense"), lake, "nonsense")

@@ -101,8 +101,10 @@ def analysed(tmp_path_factory):
 def test_a_result_is_shown_as_its_command_printed_it(call, analysed, tmp_path):
     path, printed = analysed
     for kind, text in printed.items():
-        assert text
-        assert call("show", path, kind, "one/problems") == (0, text, "")
+        code, out, err = call("show", path, kind, "one/problems")
+        assert (code, err) == (0, "")
+        assert out.endswith("\n")
+        assert text.startswith(out)  # a lens keeps its tests too
     found = open_lake(path).find("heads", "one/problems")
     for word in (found.name, found.name.removeprefix("results/"), found.fingerprint, found.fingerprint[:6]):
         assert call("show", path, word)[1] == printed["heads"]

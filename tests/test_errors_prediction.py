@@ -9,13 +9,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import precision_score, recall_score, roc_auc_score
 from synthetic import make_run
 
-from analyze.errors.prediction import REPORT_ERRORS, ErrorSpec, _fit, _judge, _Spool, predict_errors
+from analyze.errors.prediction import _fit, _judge, _Spool, predict_errors
+from analyze.errors.spec import ErrorSpec
 from analyze.sae.dictionary import SAESpec, train_sae
 from schemas.errors import SchemaError, UsageError
 
 CELLS = {"layer": [0, 1], "position": ["bot", "ct0", "ct1"]}
-SAE = SAESpec(n_feature=24, k=4, epochs=4, batch_size=64, fractions=(0.6, 0.15, 0.25))
-QUICK = ErrorSpec(n_resample=200, penalties=(1e-2, 1e-1))
+SAE = SAESpec(features=24, k=4, epochs=4, batch_size=64, fractions=(0.6, 0.15, 0.25))
+QUICK = ErrorSpec(resamples=200, penalties=(1e-2, 1e-1))
 
 
 def make(n_problem: int, strength: float, seed: int = 0) -> xr.Dataset:
@@ -71,7 +72,7 @@ def test_planted_cause_of_errors_is_found(caused):
 def test_noise_is_at_chance_and_training_accuracy_is_not():
     run = make(150, 0.0, seed=1)
     sae = train_sae(run["hidden_state"].sel(CELLS), SAE)
-    found = predict_errors(run, sae, spec=ErrorSpec(penalties=(10.0,), n_resample=300))
+    found = predict_errors(run, sae, spec=ErrorSpec(penalties=(10.0,), resamples=300))
     for name in ("sae_codes", "raw_activation"):
         one = found.sel(predictor=name)
         assert one["auroc_low"] < 0.5 < one["auroc_high"]
@@ -82,7 +83,7 @@ def test_noise_is_at_chance_and_training_accuracy_is_not():
 @pytest.mark.parametrize("pooling", ["mean", "max"])
 def test_pooled_codes(caused, pooling):
     run, sae = caused
-    found = predict_errors(run, sae, spec=ErrorSpec(pooling=pooling, n_resample=50, penalties=(0.1,)))
+    found = predict_errors(run, sae, spec=ErrorSpec(pooling=pooling, resamples=50, penalties=(0.1,)))
     assert found["weight"].dims == ("feature",)
     assert found["n_input"].sel(predictor=["sae_codes", "raw_activation"]).values.tolist() == [24, 12]
     assert found["auroc"].sel(predictor="sae_codes") > 0.8
@@ -143,10 +144,10 @@ def test_results_do_not_depend_on_chunks(caused):
 
 def test_report_settings_hold_out_a_stratified_fifth(caused):
     run, _ = caused
-    sae = train_sae(run["hidden_state"].sel(CELLS), SAESpec(n_feature=24, k=4, epochs=1, split="none"))
+    sae = train_sae(run["hidden_state"].sel(CELLS), SAESpec(features=24, k=4, epochs=1, split="none"))
     with pytest.raises(UsageError, match="trained on every example"):
         predict_errors(run, sae)
-    found = predict_errors(run, sae, spec=REPORT_ERRORS)
+    found = predict_errors(run, sae, spec=ErrorSpec(reports=True))
     assert int(found["n_test"].sum()) == 160
     np.testing.assert_allclose(found["n_test"].sel(outcome="wrong") / 160, (~run["correct"]).mean(), atol=0.01)
     assert found["n_input"].sel(predictor="sae_codes") == 2 * 3 * 24

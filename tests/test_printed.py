@@ -28,8 +28,9 @@ from extract.model.load import SHIPPED
 from extract.run.extract import extract
 from extract.run.prepare import prepare
 from extract.small_models.problems import make_hard, make_pairs, write_pairs, write_problems
-from schemas import COMMANDS, RunSpec
-from schemas.commands import STEERING_UNIT
+from schemas import RunSpec
+from schemas.intervention import STEERING_UNIT
+from schemas.registry import by_kind
 from store import open_lake, verify
 
 torch.set_num_threads(1)
@@ -90,8 +91,8 @@ def test_every_command_that_the_page_prints_runs_and_makes_what_it_names(filled_
     assert not made.broken
     assert set(made.missing) <= {"linear-probes", "step-probes"}
     kinds = {result.kind for result in open_lake(lake).results()}
-    assert kinds >= set(COMMANDS) - {"probes", "tuned_lens", "sweep"}
-    assert kinds <= set(COMMANDS)
+    assert kinds >= set(by_kind()) - {"probes", "tuned_lens", "sweep"}
+    assert kinds <= set(by_kind())
     # Each result's own command is on the page, and is the one that made it.
     after = printed(made.page)
     for result in open_lake(lake).results():
@@ -295,13 +296,13 @@ def interrupted(words: list[str], begun: object, tmp_path: Path) -> tuple[int, s
 
 
 def test_a_stopped_re_entry_says_what_is_kept_and_goes_on(place: Path, tmp_path: Path) -> None:
-    kept = Path(f"{place}.reenter")
+    kept = Path(f"{place}.reenter.corrupt")
     words = ["reenter", "corrupt", str(place), RUN, "--batch-rows", "8"]
     code, said = interrupted(words, lambda: len([*kept.rglob("*.json")]) > 2, tmp_path)
     assert code == 130
     assert said.count("\n") == 1
     assert said.startswith("lake: stopped; results of the runs before")
-    assert str(kept) in said
+    assert "finished batches of that one beside it, and the same command takes them up" in said
     assert len([*kept.rglob("*.json")]) > 2
     run_printed(shlex.join(["lake", *words]))
     assert not kept.exists()

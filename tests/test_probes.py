@@ -21,6 +21,7 @@ from synthetic import make_model, make_run, write_run
 import lake as command_line
 from analyze.probes import figures as plot_probes
 from analyze.probes import logistic as logistic
+from analyze.probes.command import ProbeSettings, as_they_come
 from analyze.probes.linear import NOTE, PENALTIES, linear_probes, summarise_probes
 from analyze.probes.logistic import Problems, logistic_path
 from analyze.probes.nested import _Race, nested_logistic, nested_ridge, training_sets
@@ -195,6 +196,7 @@ def test_threads_do_not_matter(tmp_path):
     """The same states give the same table with one and two BLAS threads, in processes of their own."""
     code = """
 import sys, numpy as np, xarray as xr
+from analyze.probes.command import ProbeSettings
 from analyze.probes.linear import linear_probes
 rng = np.random.default_rng(0)
 word = np.array(list("+-*"))[rng.integers(0, 3, 150)]
@@ -203,7 +205,8 @@ run = xr.Dataset(
     {"hidden_state": (("example", "layer", "position", "hidden"), states), "operation": ("example", word)},
     coords={"layer": [0], "position": ["bot", "ct0"], "problem": ("example", np.arange(150))},
 )
-linear_probes(run, "operation", n_control=1, n_resample=50, n_permutation=50).drop_attrs().to_zarr(sys.argv[1])
+settings = ProbeSettings(target="operation", controls=1, resamples=50, permutations=50)
+linear_probes(run, settings).drop_attrs().to_zarr(sys.argv[1])
 """
     results = []
     for threads in ("1", "2"):
@@ -252,7 +255,7 @@ THOUGHTS = ["bot", "ct0", "ct1", "ct2", "ct3", "ct4"]
 
 def test_planted_direction_is_found_where_it_is_and_nowhere_else():
     run, direction = planted_run()
-    result = linear_probes(run, positions=THOUGHTS, n_control=1)
+    result = linear_probes(run, ProbeSettings(positions=THOUGHTS, controls=1))
     found = result["p_corrected"] < 0.05
     cells = set(found.to_series()[lambda hit: hit].index)
     assert cells == {(1, "ct1"), (2, "ct4")}
@@ -271,7 +274,9 @@ def test_planted_direction_is_found_where_it_is_and_nowhere_else():
 def test_noise_trains_to_certainty_and_tests_at_chance(selection):
     # The reports' setting: 50 + 50 examples, more components than examples.
     run = make_run(n_example=160, n_layer=2, hidden=256, seed=4)
-    result = linear_probes(run, positions=THOUGHTS, n_per_class=50, selection=selection, n_control=1, seed=1)
+    result = linear_probes(
+        run, ProbeSettings(positions=THOUGHTS, per_class=50, selection=selection, controls=1, seed=1)
+    )
     assert (result["n_example"] == 100).all()
     assert (result["accuracy_low_joint"] <= 0.5).all()
     assert (result["accuracy_high_joint"] >= 0.5).all()
@@ -287,7 +292,7 @@ def test_twins_do_not_straddle_folds():
     first = run["hidden_state"].values[::2]
     run["hidden_state"].values[:] = np.repeat(first, 2, axis=0)
     label = np.repeat(np.random.default_rng(3).random(100) < 0.5, 2)
-    result = linear_probes(run.assign(correct=("example", label)), positions=["bot", "ct3"], n_control=0)
+    result = linear_probes(run.assign(correct=("example", label)), ProbeSettings(positions=["bot", "ct3"], controls=0))
     assert (result["auroc_low_joint"] < 0.5).all()
     assert (result["auroc"] < 0.7).all()
 
@@ -299,13 +304,15 @@ def test_steps_numbers_and_classes():
     states.loc[{"layer": 1, "position": "ct0", "hidden": 3}] = value + np.random.default_rng(0).normal(size=150)
     states.loc[{"layer": 0, "position": "ct1", "hidden": 5}] = 4.0 * (run["operation"].isel(step=0) == "*")
     run = run.assign(hidden_state=states)
-    number = linear_probes(run, "intermediate_result", positions=["bot", "ct0", "ct1"], n_control=1)
+    number = linear_probes(
+        run, ProbeSettings(target="intermediate_result", positions=["bot", "ct0", "ct1"], controls=1)
+    )
     assert number["r2"].dims == ("step", "layer", "position")
     assert float(number["r2"].sel(layer=1, position="ct0").isel(step=0)) > 0.9
     rest = number["r2"].isel(step=0).where((number.layer != 1) | (number.position != "ct0"))
     assert float(rest.max()) < 0.1
     assert int(number["n_example"].isel(step=1).max()) < 150  # problems of one step have no second result
-    operation = linear_probes(run, "operation", layers=[0], positions=["ct0", "ct1"], n_control=1)
+    operation = linear_probes(run, ProbeSettings(target="operation", layers=[0], positions=["ct0", "ct1"], controls=1))
     assert operation["direction"].dims == ("step", "class", "layer", "position", "hidden")
     first = operation.isel(step=0, layer=0)
     assert float(first["accuracy"].sel(position="ct1")) > float(first["majority_accuracy"].sel(position="ct1")) + 0.1
@@ -315,7 +322,9 @@ def test_steps_numbers_and_classes():
 
 def test_scores_are_what_their_definitions_say():
     run, _ = planted_run(n_example=240, strength=1.0)
-    result = linear_probes(run, layers=[1], positions=["ct1"], n_control=0, n_permutation=400).isel(layer=0, position=0)
+    result = linear_probes(run, ProbeSettings(layers=[1], positions=["ct1"], controls=0, permutations=400)).isel(
+        layer=0, position=0
+    )
     label, problem = run["correct"].values, run["problem"].values
     from analyze.probes.linear import _folds
 
@@ -346,7 +355,7 @@ def test_scores_are_what_their_definitions_say():
 
 def test_chunks_do_not_matter_and_each_is_read_once():
     run, _ = planted_run(n_example=100, hidden=8)
-    whole = linear_probes(run, positions=THOUGHTS[:2], n_control=1)
+    whole = linear_probes(run, ProbeSettings(positions=THOUGHTS[:2], controls=1))
     reads = []
 
     def count(block, block_info=None):
@@ -359,7 +368,9 @@ def test_chunks_do_not_matter_and_each_is_read_once():
     )
     seen = []
     result = linear_probes(
-        chunked.assign(hidden_state=lazy), positions=THOUGHTS[:2], n_control=1, progress=lambda *at: seen.append(at)
+        chunked.assign(hidden_state=lazy),
+        ProbeSettings(positions=THOUGHTS[:2], controls=1),
+        progress=lambda *at: seen.append(at),
     )
     xr.testing.assert_allclose(result, whole)
     assert len(reads) == len(set(reads)) == 4 * 3 * 2  # 4 chunks of examples, 3 layers, 2 positions
@@ -368,13 +379,13 @@ def test_chunks_do_not_matter_and_each_is_read_once():
 
 def test_cap_draws_whole_problems():
     run, _ = planted_run(n_example=100, hidden=8)
-    result = linear_probes(run, layers=[0], positions=["bot"], max_example=61, n_control=0)
+    result = linear_probes(run, ProbeSettings(layers=[0], positions=["bot"], max_examples=61, controls=0))
     assert int(result["n_example"].item()) == 60
 
 
 def test_positions_that_do_not_exist_are_left_out():
     run = make_run(n_example=60, n_layer=1, n_answer=6, seed=1)
-    result = linear_probes(run, positions=["bot", "a5"], n_control=0)
+    result = linear_probes(run, ProbeSettings(positions=["bot", "a5"], controls=0))
     exists = int(np.isfinite(run["hidden_state"].sel(position="a5").values).all(-1).sum())
     assert result["n_example"].sel(position="bot").item() == 60
     if exists >= 30:
@@ -386,15 +397,15 @@ def test_positions_that_do_not_exist_are_left_out():
 def test_messages():
     run = make_run(n_example=40)
     with pytest.raises(SchemaError, match="need 'colour'; along 'example' it holds .*correct"):
-        linear_probes(run, "colour")
-    with pytest.raises(SchemaError, match=r"no layer \[7\] in the run; it holds 0 .. 2"):
-        linear_probes(run, layers=[7])
+        linear_probes(run, ProbeSettings(target="colour"))
+    with pytest.raises(UsageError, match="has no layer 7; it has 0, 1, 2"):
+        linear_probes(run, ProbeSettings(layers=[7]))
     with pytest.raises(UsageError, match=r"probes for 'correct' of run 'made-up/problems': classes .* True \(40\)"):
         linear_probes(run.assign(correct=("example", np.ones(40, bool))))
     with pytest.raises(UsageError, match="50 examples of each class asked for; too few in False"):
-        linear_probes(run, n_per_class=50)
-    with pytest.raises(UsageError, match="at least 3 folds; found 2"):
-        linear_probes(run, n_fold=2)
+        linear_probes(run, ProbeSettings(per_class=50))
+    with pytest.raises(UsageError, match="--folds is 2; it must be at least 3"):
+        linear_probes(run, ProbeSettings(folds=2))
 
 
 @pytest.mark.parametrize("n_example", [8, 12, 14, 20])
@@ -404,7 +415,9 @@ def test_few_examples_give_probes_or_one_line(n_example, target):
     run = run.assign(n_operation=("example", np.array([2] * 5 + [3] * (n_example - 5))))
     message = None
     try:
-        result = linear_probes(run, target, positions=["bot"], n_control=1, n_permutation=20, n_resample=20)
+        result = linear_probes(
+            run, ProbeSettings(target=target, positions=["bot"], controls=1, permutations=20, resamples=20)
+        )
     except UsageError as error:
         message = str(error)
     if message is None:
@@ -414,9 +427,17 @@ def test_few_examples_give_probes_or_one_line(n_example, target):
         assert "\n" not in message
 
 
+def test_settings_of_older_results_are_read():
+    old = {"target": "operation", "n_fold": 4, "max_example": None, "n_per_class": 50, "n_permutation": None}
+    assert ProbeSettings.of_spec(old) == ProbeSettings(target="operation", folds=4, max_examples=0, per_class=50)
+    reports = ProbeSettings(reports=True)
+    assert (reports.per_class, reports.selection, reports.seed) == (50, "accuracy", 42)
+    assert [as_they_come(spec) for spec in ({}, old, reports.spec())] == [True, False, False]
+
+
 def test_text_as_a_number_is_refused():
     with pytest.raises(UsageError, match="treated as a number, but could not convert"):
-        linear_probes(make_run(n_example=40), "operation", treat="number")
+        linear_probes(make_run(n_example=40), ProbeSettings(target="operation", treat="number"))
 
 
 def test_workers_of_a_scheduler_give_the_same():
@@ -424,18 +445,18 @@ def test_workers_of_a_scheduler_give_the_same():
 
     run, _ = planted_run(n_example=60, hidden=8)
     run = run.chunk({"example": 20, "layer": 1, "position": 1})
-    here = linear_probes(run, positions=THOUGHTS[:2], n_control=0)
+    here = linear_probes(run, ProbeSettings(positions=THOUGHTS[:2], controls=0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=None):
-            there = linear_probes(run, positions=THOUGHTS[:2], n_control=0)
+            there = linear_probes(run, ProbeSettings(positions=THOUGHTS[:2], controls=0))
     xr.testing.assert_allclose(there, here)
 
 
 @pytest.fixture(scope="module")
 def probed():
     run, _ = planted_run(n_example=120, hidden=8)
-    return linear_probes(run, positions=THOUGHTS, n_control=1, n_permutation=1000)
+    return linear_probes(run, ProbeSettings(positions=THOUGHTS, controls=1, permutations=1000))
 
 
 def test_grid_figure_shows_scores_by_layer_and_position(probed):
@@ -493,8 +514,8 @@ def test_command(tmp_path, capsys):
 
 def test_stopped_probes_take_up_their_finished_cells(tmp_path, monkeypatch):
     (run, _), solved = planted_run(n_example=60), []
-    options = {"positions": ["bot", "ct3"], "n_permutation": 50, "n_resample": 50}
-    whole = linear_probes(run, **options)
+    options = {"positions": ["bot", "ct3"], "permutations": 50, "resamples": 50}
+    whole = linear_probes(run, ProbeSettings(**options))
 
     def stop(done, total):
         if done == 2:
@@ -506,11 +527,11 @@ def test_stopped_probes_take_up_their_finished_cells(tmp_path, monkeypatch):
 
     monkeypatch.setattr("analyze.probes.linear.nested_logistic", counted)
     with pytest.raises(KeyboardInterrupt):
-        linear_probes(run, folder=tmp_path / "cells", progress=stop, **options)
+        linear_probes(run, ProbeSettings(**options), folder=tmp_path / "cells", progress=stop)
     assert len(solved) == 2
-    again = linear_probes(run, folder=tmp_path / "cells", **options)
+    again = linear_probes(run, ProbeSettings(**options), folder=tmp_path / "cells")
     assert len(solved) == whole["accuracy"].size
     xr.testing.assert_identical(again, whole)
     other = run.assign(correct=("example", run["correct"].values[::-1]))  # nothing is taken up for other labels
-    linear_probes(other, folder=tmp_path / "cells", **options)
+    linear_probes(other, ProbeSettings(**options), folder=tmp_path / "cells")
     assert len(solved) == 2 * whole["accuracy"].size

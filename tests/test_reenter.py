@@ -16,6 +16,14 @@ from statsmodels.stats.multitest import multipletests
 
 import lake as command_line
 from extract.reenter import (
+    AblateHeadsSettings,
+    AblateSettings,
+    CorruptSettings,
+    CutEdgesSettings,
+    GradientSettings,
+    PatchSettings,
+    SteerSettings,
+    SweepSettings,
     Target,
     ablate,
     ablate_heads,
@@ -28,7 +36,7 @@ from extract.reenter import (
     sweep_grid,
 )
 from extract.reenter.intervene import permutation
-from extract.reenter.patching import swap_effects
+from extract.reenter.patching.experiment import swap_effects
 from extract.reenter.statistics import first_that_wins, holm, mcnemar, mean_interval, wilson
 from extract.run.extract import extract, prepare
 from extract.small_models.problems import make_pairs, make_splits, write_pairs, write_problems
@@ -53,8 +61,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "a.lake"
 
 
-def target(folder: Path, model: str, data: str = "test") -> Target:
-    return open_target(open_lake(folder), f"{model}/{data}")
+def target(folder: Path, model: str, data: str = "test", **options: Any) -> Target:
+    return open_target(open_lake(folder), f"{model}/{data}", **options)
 
 
 def figures(result: xr.Dataset, variable: str, **labels: Any) -> float:
@@ -70,10 +78,9 @@ def figures(result: xr.Dataset, variable: str, **labels: Any) -> float:
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_ablation_tells_used_thoughts_from_thoughts_that_only_read_the_same(folder: Path, architecture: str) -> None:
-    used = ablate(target(folder, f"small-{architecture}"), sites=["latent_embedding"], operations=["mean"])
-    only_read = ablate(
-        target(folder, f"small-{architecture}-decodable"), sites=["latent_embedding"], operations=["mean"]
-    )
+    settings = AblateSettings(sites=("latent_embedding",), operations=("mean",))
+    used = ablate(target(folder, f"small-{architecture}"), settings)
+    only_read = ablate(target(folder, f"small-{architecture}-decodable"), settings)
     place = {"site": "latent_embedding", "operation": "mean"}
     for result in (used, only_read):
         # Both read alike: numbers at ct0, ct2, ct4, operators at bot and between.
@@ -95,8 +102,9 @@ def test_ablation_tells_used_thoughts_from_thoughts_that_only_read_the_same(fold
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_patching_finds_the_thoughts_that_carry_the_answer_over(folder: Path, architecture: str) -> None:
-    result = patch(target(folder, f"small-{architecture}", "pairs"), sites=["latent_embedding"], subsets="all")
-    twin = patch(target(folder, f"small-{architecture}-decodable", "pairs"), sites=["latent_embedding"], subsets="none")
+    every, none = (PatchSettings(sites=("latent_embedding",), subsets=subsets) for subsets in ("all", "none"))
+    result = patch(target(folder, f"small-{architecture}", "pairs"), every)
+    twin = patch(target(folder, f"small-{architecture}-decodable", "pairs"), none)
     attrs = result.attrs
     assert attrs["n_counted"] + attrs["n_same_answer"] + attrs["n_not_both_right"] == attrs["n_pair"] == 16
     labels = {"site": "latent_embedding", "layer": -1}
@@ -124,7 +132,7 @@ def test_patching_finds_the_thoughts_that_carry_the_answer_over(folder: Path, ar
 
 
 def test_every_corruption_once(folder: Path) -> None:
-    result = corrupt(target(folder, "small-llama"), seed=1)
+    result = corrupt(target(folder, "small-llama"), CorruptSettings(seed=1))
     by = {"site": "latent_embedding"}
     for corruption in ("mean", "resample", "noise 2"):
         number, other = (figures(result, "importance", corruption=corruption, group=g, **by) for g in ("ct3", "ct2"))
@@ -133,14 +141,14 @@ def test_every_corruption_once(folder: Path) -> None:
     assert strong > 10 * weak
     # Shuffling belongs to no thought: there is one, of all.
     assert list(result["group"].values[result["corruption"] == "shuffle"]) == ["all"]
-    held = corrupt(target(folder, "small-llama"), corruptions=["mean"], hold=True)
+    held = corrupt(target(folder, "small-llama"), CorruptSettings(corruptions=("mean",), hold=True))
     # What ct1 does to the answer goes through ct3 and ct5, which are held.
     direct = {"corruption": "mean", "group": "ct1"}
     assert figures(held, "importance", **direct) < figures(result, "importance", **direct, **by)
 
 
 def test_strata_add_up(folder: Path) -> None:
-    result = corrupt(target(folder, "small-gpt2"), corruptions=["zero"])
+    result = corrupt(target(folder, "small-gpt2"), CorruptSettings(corruptions=("zero",)))
     assert list(result["stratum"].values) == ["all", "2", "3", "4"]
     parts = result.sel(stratum=["2", "3", "4"])
     np.testing.assert_array_equal(parts["n"].sum("stratum"), result["n"].sel(stratum="all"))
@@ -151,7 +159,7 @@ def test_strata_add_up(folder: Path) -> None:
 
 
 def test_edges_and_heads(folder: Path) -> None:
-    edges = cut_edges(target(folder, "small-gpt2"), hub="ct1")
+    edges = cut_edges(target(folder, "small-gpt2"), CutEdgesSettings(hub="ct1"))
     assert figures(edges, "drop", group="hub cut") == figures(edges, "drop", group="cut ct1") > 0.5
     assert figures(edges, "kl_mean", group="hub cut", control="scaled by 1") == pytest.approx(0, abs=1e-5)
     for donor in ("forward", "stored"):
@@ -159,7 +167,8 @@ def test_edges_and_heads(folder: Path) -> None:
     singles = figures(edges, "drop", group="cut ct0") + figures(edges, "drop", group="cut ct2")
     assert figures(edges, "additive_drop", group="cut ct0+ct2") == pytest.approx(singles)
     ranking = [(1, 2), (0, 2), (0, 0)]
-    heads = ablate_heads(target(folder, "small-gpt2"), ranking=ranking, counts=[2], n_random=2)
+    settings = AblateHeadsSettings(counts=(2,), draws=2)
+    heads = ablate_heads(target(folder, "small-gpt2"), settings, ranking=ranking)
     assert figures(heads, "drop", group="top 2", n_head=2) > 0.3
     assert figures(heads, "drop", group="all", control="self (stored)") == 0
     assert sorted(set(heads["control"].values)) == [
@@ -170,11 +179,11 @@ def test_edges_and_heads(folder: Path) -> None:
 
 
 def test_integrated_gradients_add_up(folder: Path) -> None:
-    result = integrated_gradients(target(folder, "small-llama"), limit=12, n_step=48)
+    result = integrated_gradients(target(folder, "small-llama", limit=12), GradientSettings(steps=48))
     gap = result["logit_difference"] - result["baseline_logit_difference"]
     np.testing.assert_allclose(result["attribution"].sum("latent") + result["residual"], gap, atol=1e-9)
     assert result.attrs["relative_residual"] < 0.01
-    coarse = integrated_gradients(target(folder, "small-llama"), limit=12, n_step=2)
+    coarse = integrated_gradients(target(folder, "small-llama", limit=12), GradientSettings(steps=2))
     assert coarse.attrs["relative_residual"] > result.attrs["relative_residual"]
     # The fed values themselves give the difference that a sweep measures.
     found = target(folder, "small-llama")
@@ -185,7 +194,7 @@ def test_steering_uses_the_other_half_and_one_length(folder: Path) -> None:
     found = target(folder, "small-gpt2")
     # Some wrong answers, to have a direction from.
     found.data["correct"] = ("example", np.arange(found.data.sizes["example"]) % 3 > 0)
-    result = steer(found, strengths=[-1, 1], n_random=2)
+    result = steer(found, SteerSettings(strengths=(-1.0, 1.0), draws=2))
     assert result.sizes["example"] == found.data.sizes["example"] // 2
     assert sorted(set(result["direction"].values)) == ["", "correct-wrong", "random #1", "random #2"]
     lengths = [float(np.linalg.norm(array.sel(layer=1, position="ct2"))) for array in found.values.directions.values()]
@@ -197,21 +206,22 @@ def test_steering_uses_the_other_half_and_one_length(folder: Path) -> None:
         ("probes:weights", "never computed .* lake analyze probes .* first"),
     ]:
         with pytest.raises(UsageError, match=message):
-            steer(found, directions=[name])
+            steer(found, SteerSettings(directions=(name,)))
 
 
 def test_grid_is_labelled_and_repeats_nothing(folder: Path) -> None:
     found = target(folder, "small-llama")
-    result = sweep_grid(
-        found, layers=[0, 1], positions=["ct0", "ct3"], operations=["zero", "noise"], donors=["stored", "other"],
-        strengths=[0.5, 2.0],
+    settings = SweepSettings(
+        layers=(0, 1), positions=("ct0", "ct3"), operations=("zero", "noise"), donors=("stored", "other"),
+        strengths=(0.5, 2.0),
     )  # fmt: skip
+    result = sweep_grid(found, settings)
     assert result["drop"].dims == ("layer", "position", "operation", "donor", "strength", "stratum")
     assert result["generated_text"].dims[-1] == "example"
     # Donors do not matter to these operations, strengths not to zero: 2 x 2 x (1 + 2) cells.
     assert result.attrs["n_condition"] == 1 + 12
     np.testing.assert_array_equal(result["kl"].sel(donor="stored"), result["kl"].sel(donor="other"))
-    alone = sweep_grid(found, layers=[1], positions=["ct3"], operations=["noise"], strengths=[2.0])
+    alone = sweep_grid(found, SweepSettings(layers=(1,), positions=("ct3",), operations=("noise",), strengths=(2.0,)))
     cell = {"layer": 1, "position": "ct3", "operation": "noise", "donor": "stored", "strength": 2.0}
     np.testing.assert_allclose(alone["kl"].sel(cell), result["kl"].sel(cell), atol=1e-4)
 
@@ -269,7 +279,7 @@ def test_command_keeps_a_result_and_answers_bad_requests_in_one_line(
     kept = open_lake(folder).result("patch", "small-gpt2/pairs")
     assert {"share", "outcome", "recovery", "n_that_wins"} <= set(kept.data_vars)
     assert kept.attrs["inputs"]
-    assert not Path(f"{folder}.reenter").exists()
+    assert not [*folder.parent.glob("*.reenter*")]
     for words, message in [
         (("ablate", folder, "small-gpt2/nothing"), "has no run 'small-gpt2/nothing'"),
         (("ablate", folder, "small-gpt2/test", "--layers", "7"), "layer 7 is not there"),
@@ -299,7 +309,7 @@ def killed(folder: Path) -> Path:
     words = [sys.executable, "-m", "lake", *CORRUPT, ROWS, "48"]
     command = [word.replace("PATH", str(folder)) for word in words]
     process = subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL)
-    kept = folder.with_name("a.lake.reenter")
+    kept = folder.with_name("a.lake.reenter.corrupt")
     while process.poll() is None and len([*kept.rglob("*.json")]) < 4:
         time.sleep(0.002)
     process.kill()
@@ -330,7 +340,7 @@ def test_a_killed_re_entry_goes_on_in_any_batches_and_precision(
     whole = corrupted(folder, *options)
     name = next(each.name for each in open_lake(folder).results("corrupt"))
     shutil.rmtree(folder / name)
-    kept = folder.with_name("a.lake.reenter")
+    kept = folder.with_name("a.lake.reenter.corrupt")
     shutil.copytree(killed, kept)
     again = corrupted(folder, *options)
     xr.testing.assert_identical(again.drop_attrs(), whole.drop_attrs())
@@ -343,7 +353,7 @@ def test_a_killed_re_entry_goes_on_in_any_batches_and_precision(
 def test_a_kept_batch_says_what_it_holds_and_is_checked(folder: Path, killed: Path) -> None:
     shutil.rmtree(folder / "results", ignore_errors=True)
     whole = corrupted(folder, ROWS, "48")
-    kept = folder.with_name("a.lake.reenter")
+    kept = folder.with_name("a.lake.reenter.corrupt")
     shutil.copytree(killed, kept)
     first, second, third, *_ = sorted(kept.rglob("*.json"))
     first.write_text(second.read_text())  # another batch's

@@ -18,7 +18,6 @@ from synthetic import make_run
 from analyze.sae.batches import Batches, Rows
 from analyze.sae.dictionary import (
     REPORT_POSITIONS,
-    REPORT_SPECS,
     SAESpec,
     load_sae,
     sae_codes,
@@ -33,7 +32,7 @@ from analyze.sae.train import Trainer
 from schemas.errors import SchemaError, UsageError
 
 CELLS = {"layer": [0, 1], "position": ["bot", "ct0", "ct1"]}
-SMALL = {"n_feature": 12, "epochs": 2, "batch_size": 64, "k": 3}
+SMALL = {"features": 12, "epochs": 2, "batch_size": 64, "k": 3}
 
 
 def dictionary(n_true: int, hidden: int, seed: int = 0) -> np.ndarray:
@@ -87,7 +86,7 @@ def one_thread():
 )
 def test_planted_dictionary_is_recovered(planted, activation, options):
     state = planted["hidden_state"].sel(CELLS).chunk(example=128, layer=1, position=1)
-    sae = train_sae(state, SAESpec(activation=activation, n_feature=28, epochs=50, learning_rate=5e-3, **options))
+    sae = train_sae(state, SAESpec(activation=activation, features=28, epochs=50, learning_rate=5e-3, **options))
     cosine = dictionary(20, 16) @ sae["decoder"].values.T
     assert cosine.max(1).mean() > 0.9
     assert sae["explained_variance_all"].sel(split="test", definition="squared_error") > 0.75
@@ -231,7 +230,7 @@ def test_grid_is_one_dictionary_for_each_cell(planted):
     code = sparse_code(shape, 8, active=1.5)
     state = planted["hidden_state"].copy(data=np.stack([code[:, i] @ found[i] for i in range(2)], 1).astype("float32"))
     state = state.sel(layer=[0, 1], position=["bot", "ct0"]).chunk(example=256, layer=1, position=1)
-    sae = train_sae(state, SAESpec(n_feature=12, k=2, epochs=40, batch_size=64, learning_rate=5e-3), scope="cell")
+    sae = train_sae(state, SAESpec(features=12, k=2, epochs=40, batch_size=64, learning_rate=5e-3), scope="cell")
     assert sae["decoder"].dims == ("layer", "position", "feature", "hidden")
     for layer in range(2):
         for position in ("bot", "ct0"):
@@ -277,7 +276,7 @@ def test_crosscoder_finds_what_models_share():
         state[name] = h.copy(data=(code @ truth[name])[:, None].astype("float32") * 10**factor)
     state["b"] = state["b"].isel(example=slice(None, None, -1))  # joined by label, not by place
     sae = train_sae(
-        state, SAESpec(n_feature=16, activation="batch_topk", k=2, epochs=60, learning_rate=5e-3), scope="crosscoder"
+        state, SAESpec(features=16, activation="batch_topk", k=2, epochs=60, learning_rate=5e-3), scope="crosscoder"
     )
     assert list(sae["source"].values) == ["a/0", "b/0"]
     assert (sae["explained_variance_all"].sel(split="test", definition="squared_error") > 0.8).all()
@@ -389,31 +388,31 @@ def test_dead_features_are_revived(activation, options):
 
 def test_report_settings_are_reachable(run):
     """GPT-2: mean squared error over all elements plus 1e-3 times the mean of all codes, nothing normalised."""
-    spec = REPORT_SPECS["gpt2"]
-    assert (spec.n_feature, spec.epochs, spec.batch_size, spec.learning_rate) == (4096, 25, 256, 1e-3)
-    trainer = Trainer(1, 6, 12, SAESpec.from_dict(spec.as_dict() | {"n_feature": 12}), 10)
+    spec = SAESpec(preset="gpt2")
+    assert (spec.features, spec.epochs, spec.batch_size, spec.learning_rate) == (4096, 25, 256, 1e-3)
+    trainer = Trainer(1, 6, 12, SAESpec(preset="gpt2", features=12), 10)
     x = run["hidden_state"].sel(layer=0, position="bot").values[None]
     weights = {name: value.copy() for name, value in trainer.weights().items()}
     step = trainer.step(x)
     code = np.maximum(x[0] @ weights["w_enc"][0].T + weights["b_enc"][0], 0)
     error = code @ weights["w_dec"][0] + weights["b_dec"][0] - x[0]
     np.testing.assert_allclose(step.loss, (error**2).mean() + 1e-3 * code.mean(), rtol=1e-5)
-    summed = SAESpec.from_dict(REPORT_SPECS["llama"].as_dict() | {"n_feature": 12})
-    assert summed.penalty == "sum"
+    summed = SAESpec(preset="llama", features=12, epochs=1)
+    assert (summed.penalty, summed.sparsity) == ("sum", 5e-4)
+    assert SAESpec.of_spec(summed.spec()) == summed
+    assert SAESpec(preset="llama", activation="jumprelu").sparsity == 0.003  # its own, not that of relu
     all_layers = with_final_state(run)
     assert all_layers["layer"].values.tolist() == [0, 1, 2]
     np.testing.assert_array_equal(all_layers.sel(layer=2), run["final_state"])
-    sae = train_sae(
-        all_layers.sel(position=list(REPORT_POSITIONS)), SAESpec.from_dict(summed.as_dict() | {"epochs": 1})
-    )
+    sae = train_sae(all_layers.sel(position=list(REPORT_POSITIONS)), summed)
     assert (sae["example_split"] == "train").all()
 
 
 def test_messages_name_what_to_do(run):
-    with pytest.raises(UsageError, match="choose one of relu, topk"):
+    with pytest.raises(UsageError, match="gelu is not one of topk, batch_topk, relu"):
         SAESpec(activation="gelu")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="k=16 codes of 4 features"):
-        train_sae(run["hidden_state"], SAESpec(n_feature=4))
+        train_sae(run["hidden_state"], SAESpec(features=4))
     with pytest.raises(SchemaError, match="hidden_state"):
         train_sae(run["attention"], SAESpec())
     sae = train_sae(run["hidden_state"].sel(CELLS), SAESpec(**SMALL), scope="cell")
@@ -543,7 +542,7 @@ def test_using_a_dictionary_needs_no_torch(run, tmp_path):
 
 
 NONSENSE = [
-    {"n_feature": 0}, {"n_feature": -3}, {"n_feature": 2.5}, {"n_feature": True}, {"expansion": 0}, {"k": 0},
+    {"features": 0}, {"features": -3}, {"features": 2.5}, {"features": True}, {"expansion": 0}, {"k": 0},
     {"k": 1.5}, {"epochs": 0}, {"batch_size": 0}, {"buffer_bytes": 0}, {"seed": -1}, {"sparsity": -0.1},
     {"sparsity": float("nan")}, {"learning_rate": 0}, {"learning_rate": float("inf")}, {"learning_rate": "fast"},
     {"encoder_scale": 0}, {"revive_scale": -1}, {"bandwidth": 0}, {"initial_threshold": -1}, {"schedule": 1},
@@ -569,7 +568,7 @@ def made_rows(n_row: int = 1000) -> xr.DataArray:
 @pytest.mark.parametrize("epochs", [5, 25])
 def test_batch_topk_keeps_k_codes_in_use(epochs):
     rows = made_rows()
-    sae = train_sae(rows, SAESpec(activation="batch_topk", n_feature=64, k=4, epochs=epochs), n_top=1)
+    sae = train_sae(rows, SAESpec(activation="batch_topk", features=64, k=4, epochs=epochs), n_top=1)
     assert abs(sae["l0"].sel(split="train") - 4) < 0.02  # the threshold is exact on rows that all fit in the sample
     assert abs(sae["l0"].sel(split="test") - 4) < 1
     assert abs(sae["validation_l0"][-1] - 4) < 1
@@ -583,7 +582,7 @@ def test_batch_topk_keeps_k_codes_of_each_cell_of_a_grid(run):
 
 def test_features_that_fire_negatively_have_top_examples():
     rows = made_rows(300)
-    sae = train_sae(rows, SAESpec(activation="abs_topk", epochs=8, n_feature=24, k=3, batch_size=64), n_top=3)
+    sae = train_sae(rows, SAESpec(activation="abs_topk", epochs=8, features=24, k=3, batch_size=64), n_top=3)
     codes = sae_codes(sae, rows).values / float(sae["input_scale"])
     size = np.abs(codes)
     assert (codes.min(0) < -codes.max(0)).any()
@@ -624,7 +623,7 @@ def test_training_that_diverges_is_an_error():
 @pytest.mark.parametrize("unit", [1e-30, 1e25])
 def test_a_unit_changes_nothing_but_units(unit):
     rows = made_rows(300)
-    spec = SAESpec(epochs=3, n_feature=24, k=3, batch_size=64)
+    spec = SAESpec(epochs=3, features=24, k=3, batch_size=64)
     found, expected = train_sae(rows * np.float32(unit), spec), train_sae(rows, spec)
     name = "explained_variance_all"
     np.testing.assert_allclose(found["top_activation"], expected["top_activation"], rtol=1e-3)

@@ -79,8 +79,7 @@ def test_errors_learn_a_dictionary_where_there_is_none(made, call, tmp_path):
     model = make_model()
     write_run(path, make_run(name="one/problems", n_example=80, twins=True, model=model), model)
     code, out, err = call("analyze", "errors", path, "--resamples", 20, "--csv", tmp_path)
-    assert (code, err) == (0, "")
-    assert "one/problems has no dictionary yet; learning one" in out
+    assert (code, err) == (0, "lake: one/problems: there is no dictionary yet; learning one\n")
     assert "will the answer be wrong?" in out
     assert (tmp_path / "one.problems-errors-predictor.csv").is_file()
     code, out, err = call("analyze", "errors", path, "--resamples", 20, "--pooling", "mean", "--json")
@@ -100,9 +99,9 @@ def test_errors_learn_a_dictionary_where_there_is_none(made, call, tmp_path):
 
 def test_mistakes_are_one_line(made, call):
     for arguments, message in (
-        (("sae", made, "--activation", "gelu"), "choose one of relu"),
+        (("sae", made, "--activation", "gelu"), "gelu is not one of topk"),
         (("sae", made, "one/problems", "--preset", "gpt2"), "hidden_state has no layer [3, 7, 10]"),
-        (("sae", made, "--preset", "gpt3"), "choose one of gpt2, llama, pilot, topk"),
+        (("sae", made, "--preset", "gpt3"), "gpt3 is not one of gpt2, llama, pilot, topk"),
         (("errors", made, "one/problems", "--penalties", "much"), "--penalties takes numbers"),
     ):
         code, out, err = call("analyze", *arguments)
@@ -117,7 +116,7 @@ def results(made):
 
     lake = open_lake(made)
     run = lake["one/problems"]
-    spec = SAESpec(epochs=2, n_feature=12, k=3)
+    spec = SAESpec(epochs=2, features=12, k=3)
     joint = {name.partition("/")[0]: select_cells(lake[name]) for name in lake.runs()}
     pool = train_sae(select_cells(run), spec)
     return pool, train_sae(joint, spec, scope="crosscoder")

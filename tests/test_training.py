@@ -23,8 +23,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaC
 
 from extract import load_reasoner
 from extract.model.bases import packaged_base
+from extract.training.command import TrainSettings
 from extract.training.data import Example, drop_last_step, normalised, read_examples
-from extract.training.loop import STATE, Training, TrainSettings, Watch, train
+from extract.training.loop import STATE, Training, Watch, train
 from extract.training.stories import STEPS, draw_stories
 from extract.training.table import Table, draw_batches, shapes_of
 from schemas import UsageError

@@ -19,6 +19,7 @@ import xarray as xr
 from analyze.compare.parts import PARTS, Part, Source
 from analyze.statistics import bootstrap_weights, mcnemar_exact, percentile_interval, weighted_mean
 from schemas import UsageError
+from schemas.registry import line
 from store.read import Lake, Result, preferred
 
 
@@ -80,7 +81,9 @@ def compare(
         for run in runs:
             result = _result_of(part, run, stored, marks) if part.kind else None
             if part.kind and result is None:
-                missing.append(f"{run}: {part.name}; {part.command.replace('RUNS', _source_run(lake, part, run))}")
+                missing.append(
+                    f"{run}: {part.name}; {line(part.kind, part.options).replace('RUNS', _source_run(lake, part, run))}"
+                )
                 continue
             data = lake[run] if result is None else lake.open_result(result.name)
             found, by_example = part.read(Source(run, attributes[run], data, depth))

@@ -9,8 +9,8 @@ import xarray as xr
 
 from analyze.effects.conditions import Frame, conditions
 from analyze.heads.scores import head_table, summary_of_analysis
+from analyze.probes.command import as_they_come
 from analyze.statistics import wilson_interval
-from schemas import COMMANDS
 
 N_TOP = 20
 """Heads whose composite is laid side by side."""
@@ -23,12 +23,12 @@ class Part:
     name: str
     kind: str
     """Kind of result it is read from; ``""``: the run itself."""
-    command: str
-    """Command that makes it, with ``PATH`` and ``RUNS``."""
     read: Callable[["Source"], tuple[xr.Dataset, xr.DataArray | None]]
     """Figures of a run, and what they are means of, by example, where the result keeps that."""
     main: str = ""
     """Variable whose difference is taken; it has ``_low`` and ``_high``."""
+    options: str = ""
+    """What the command that makes it takes beside its defaults."""
     where: Callable[[Mapping[str, Any]], bool] = lambda spec: True
     """Which results of the kind fit, by their settings."""
     on_pairs: bool = False
@@ -264,21 +264,21 @@ def _thoughts_convention(spec: Mapping[str, Any]) -> bool:
 
 
 PARTS: Sequence[Part] = (
-    Part(name="accuracy", kind="", command="", read=_accuracy, main="accuracy"),
-    Part(name="number decoding", kind="lens", command=COMMANDS["lens"], read=_decoding, main="number_share",
+    Part(name="accuracy", kind="", read=_accuracy, main="accuracy"),
+    Part(name="number decoding", kind="lens", read=_decoding, main="number_share",
          where=lambda spec: bool(spec.get("lens", "plain") == "plain")),
-    Part(name="probes of correctness", kind="probes", command=f"{COMMANDS['probes']} --target correct", read=_probes,
-         main="probe_auroc", where=lambda spec: spec.get("target") == "correct" and not spec.get("n_per_class")),
-    Part(name="probes of each step", kind="probes", command=f"{COMMANDS['probes']} --target intermediate_result",
+    Part(name="probes of correctness", kind="probes", options="--target correct", read=_probes,
+         main="probe_auroc", where=lambda spec: spec.get("target") == "correct" and as_they_come(spec)),
+    Part(name="probes of each step", kind="probes", options="--target intermediate_result",
          read=_step_probes, main="step_probe", where=lambda spec: bool(spec.get("target") == "intermediate_result")),
-    Part(name="sparse autoencoder", kind="sae", command=COMMANDS["sae"], read=_sae),
-    Part(name="error prediction", kind="errors", command=COMMANDS["errors"], read=_errors, main="error_auroc"),
-    Part(name="importance", kind="corrupt", command=COMMANDS["corrupt"], read=_importance, main="importance"),
-    Part(name="attention of the answer", kind="attention", command=COMMANDS["attention"], read=_attention,
+    Part(name="sparse autoencoder", kind="sae", read=_sae),
+    Part(name="error prediction", kind="errors", read=_errors, main="error_auroc"),
+    Part(name="importance", kind="corrupt", read=_importance, main="importance"),
+    Part(name="attention of the answer", kind="attention", read=_attention,
          main="attention"),
-    Part(name="heads", kind="heads", command=COMMANDS["heads"], read=_heads, where=_thoughts_convention),
-    Part(name="position ablation", kind="ablate", command=COMMANDS["ablate"], read=_ablation,
+    Part(name="heads", kind="heads", read=_heads, where=_thoughts_convention),
+    Part(name="position ablation", kind="ablate", read=_ablation,
          main="ablation_accuracy"),
-    Part(name="patching", kind="patch", command=COMMANDS["patch"], read=_patching, main="patch_clean",
+    Part(name="patching", kind="patch", read=_patching, main="patch_clean",
          where=lambda spec: not spec.get("preset"), on_pairs=True),
 )  # fmt: skip

@@ -25,7 +25,7 @@ from analyze.drawing import (
 from analyze.effects.conditions import Frame, places_of
 from analyze.effects.shown import ENDS, reentries, triple
 from analyze.page import Page, Section, listed
-from schemas.commands import STEERING_UNIT
+from schemas.intervention import STEERING_UNIT
 
 GROUPS = {
     "numbers": Look(label="thoughts that read as numbers", colour=HEAT),

@@ -8,7 +8,6 @@ came from, the question's length and the majority answer are judged on the same 
 import json
 import tempfile
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,82 +16,16 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy import optimize, sparse, special
 
+from analyze.errors.spec import ErrorSpec
 from analyze.sae.batches import SPLITS, Progress, Rows
 from analyze.sae.codes import Activations, Weights, sources, weights
 from analyze.statistics import bootstrap_weights
-from schemas.checks import check_number, check_whole
 from schemas.errors import SchemaError, UsageError
 
 PREDICTORS = ("sae_codes", "raw_activation", "question_length", "majority")
 OUTCOMES = ("wrong", "right")
 _SPOOL_BYTES = 1 << 23
 Matrix = Any  # (row, feature): a numpy array, or scipy's csr_array, whose stubs do not carry its number of dims
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ErrorSpec:
-    """How errors are predicted."""
-
-    pooling: Literal["concatenate", "mean", "max"] = "concatenate"
-    """One feature for each cell and code, or the mean or largest (of codes, by magnitude) over the cells that an
-    example has."""
-    penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-    """Values of C, scikit-learn's inverse strength of the L2 penalty; the one with the smallest log loss on the
-    validation problems is taken."""
-    scale: Literal["predictor", "none"] = "predictor"
-    """Raw activations and lengths to unit deviation, codes by one common factor (so that rare features are not blown
-    up), from training rows; or as they are."""
-    balanced: bool = False
-    """Weight both outcomes equally in the fit, for models that are seldom wrong or seldom right."""
-    split: Literal["sae", "stratified"] = "sae"
-    """The dictionary's own split by problem; or a fifth of the examples drawn at random with equal shares of outcomes,
-    without regard to problems or to what the dictionary saw, as the reports did."""
-    n_resample: int = 1000
-    """Resamples of problems for the intervals."""
-    n_carrier: int = 50
-    """Features listed as carrying the prediction."""
-    max_iterations: int = 300
-    """Of L-BFGS, for each penalty."""
-    seed: int = 0
-    """Of the resamples, and of the stratified split."""
-
-    def __post_init__(self) -> None:
-        choices = {
-            "pooling": ("concatenate", "mean", "max"),
-            "scale": ("predictor", "none"),
-            "split": ("sae", "stratified"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise UsageError(f"error prediction: {name} is {getattr(self, name)!r}; choose {' or '.join(allowed)}")
-        if not isinstance(self.balanced, bool):
-            raise UsageError(f"error prediction: balanced is {self.balanced!r}; it is True or False")
-        for name, least in (("n_resample", 1), ("n_carrier", 1), ("max_iterations", 1), ("seed", 0)):
-            check_whole(f"error prediction: {name}", getattr(self, name), least)
-        if not self.penalties:
-            raise UsageError("error prediction: penalties are none; give one or more positive values of C")
-        for penalty in self.penalties:
-            check_number("error prediction: a penalty", penalty, above=0)
-        object.__setattr__(self, "penalties", tuple(sorted(self.penalties)))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for a stored result's spec."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-
-REPORT_ERRORS = ErrorSpec(penalties=(1.0,), scale="none", split="stratified", seed=42)
-"""The reports' classifier: C = 1, codes of all cells side by side, nothing scaled, a random fifth held out."""
-
-
-def error_spec(reports: bool = False, **changes: Any) -> ErrorSpec:
-    """The defaults with changes, or the reports' classifier, of which the pooling and the resamples may differ.
-
-    A change of ``None`` is none.
-    """
-    known = {name: value for name, value in changes.items() if value is not None}
-    if not reports:
-        return ErrorSpec(**known)
-    return replace(REPORT_ERRORS, **{name: known[name] for name in ("pooling", "n_resample", "seed") if name in known})
 
 
 def predict_errors(
@@ -159,7 +92,7 @@ def predict_errors(
             scores[number] = fits[name].scores(design)
             done += len(spec.penalties) if name != "question_length" else 0
             report(done, n_pass)
-        carriers = _carriers(codes, fits["sae_codes"], wrong, side, spec.n_carrier)
+        carriers = _carriers(codes, fits["sae_codes"], wrong, side, spec.carriers)
     share = wrong[side == 0].mean()
     scores[3] = np.log(max(share, 1e-12) / max(1 - share, 1e-12))
     out = _metrics(scores, wrong, problem, side, spec)
@@ -170,7 +103,7 @@ def predict_errors(
     out["example_split"] = "example", np.array(SPLITS, dtype=object)[side]
     out = out.assign_coords({n: ("example", labels[n].values) for n in ("example", "problem") if n in labels.coords})
     out = out.merge(_labelled(carriers, fits["sae_codes"], rows, first, spec, sae.sizes["feature"]))
-    out.attrs = {"spec": json.dumps(spec.as_dict(), sort_keys=True), "sae": str(sae.attrs.get("fingerprint", ""))}
+    out.attrs = {"spec": json.dumps(spec.spec(), sort_keys=True), "sae": str(sae.attrs.get("fingerprint", ""))}
     return out
 
 
@@ -383,7 +316,7 @@ def _metrics(
     if not test.any():
         raise UsageError("error prediction has no test problems; give the dictionary's split a test share above 0")
     truth = wrong[test]
-    weight = bootstrap_weights(xr.DataArray(_integers(problem[test]), dims="example"), spec.n_resample, spec.seed)
+    weight = bootstrap_weights(xr.DataArray(_integers(problem[test]), dims="example"), spec.resamples, spec.seed)
     draws = np.concatenate([np.ones((test.sum(), 1)), weight.values], axis=1).astype(np.float64)  # the first: as it is
     found = [_judge(s[test], truth, draws) for s in scores]
     out = xr.Dataset(coords={"predictor": list(PREDICTORS), "outcome": list(OUTCOMES)})

@@ -9,9 +9,9 @@ import hashlib
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import dask
 import joblib
@@ -21,14 +21,14 @@ import pandas as pd
 import xarray as xr
 from scipy import stats
 
-from analyze.probes.nested import Selection, nested_logistic, nested_ridge, one_thread
+from analyze.labels import part_of
+from analyze.probes.command import ProbeSettings
+from analyze.probes.nested import nested_logistic, nested_ridge, one_thread
 from analyze.probes.scores import Cell, Task, measure, permutations, r2
 from analyze.statistics import adjust
 from schemas import SchemaError, UsageError, nearest
 
 Array = npt.NDArray[Any]
-Treatment = Literal["auto", "classes", "number"]
-Correction = Literal["holm", "bh"]
 Progress = Callable[[int, int], None]
 
 NOTE = (
@@ -44,22 +44,8 @@ RIDGE_PENALTIES = tuple(float(10.0**power) for power in range(-2, 6))
 @one_thread()
 def linear_probes(
     run: xr.Dataset,
-    target: str = "correct",
+    settings: ProbeSettings | None = None,
     *,
-    treat: Treatment = "auto",
-    layers: Sequence[int] | None = None,
-    positions: Sequence[str] | None = None,
-    n_fold: int = 5,
-    penalty: Sequence[float] | None = None,
-    selection: Selection = "log_loss",
-    n_control: int = 3,
-    n_permutation: int | None = None,
-    n_resample: int = 1000,
-    level: float = 0.95,
-    correction: Correction = "holm",
-    max_example: int | None = 2000,
-    n_per_class: int | None = None,
-    seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> xr.Dataset:
@@ -74,35 +60,9 @@ def linear_probes(
     ----------
     run : Dataset with ``hidden_state`` (example, layer, position, hidden), coordinate ``problem`` and the target
         As a lake hands it out; lazy states are read one (layer, position) at a time.
-    target : str
-        ``"correct"``, ``"operation"``, ``"intermediate_result"`` or any variable or coordinate along ``example``, with
-        or without ``step``; where it has steps, so has the result.
-    treat : {"auto", "classes", "number"}
-        Classes by logistic regression or a number by ridge; ``"auto"`` takes text and truth values as classes.
-    layers, positions
-        The cells; all that the run holds if absent.
-    n_fold : int
-        Outer folds; the others of them are the inner folds of each.
-    penalty : floats
-        Values of C, or of ridge's alpha for a number; :data:`PENALTIES` and :data:`RIDGE_PENALTIES` if absent.
-    selection : {"log_loss", "accuracy"}
-        What chooses C on the inner folds; the reports used accuracy.
-    n_control : int
-        Times the labels are shuffled among problems and everything done again, penalties included.
-    n_permutation : int
-        Permutations behind each p-value; enough for the correction to reach a fortieth if absent.
-    n_resample : int
-        Resamples of problems behind each interval.
-    level : float
-        Coverage of the intervals.
-    correction : {"holm", "bh"}
-        For the number of cells (and steps) tested.
-    max_example : int
-        At most about so many examples are used, whole problems drawn by ``seed``; None uses all.
-    n_per_class : int
-        Draw exactly so many examples of each class, as the reports did (50); none if absent.
-    seed : int
-        Of folds, controls, permutations, resamples and draws.
+    settings : ProbeSettings
+        The target, along ``example``, with or without ``step``: where it has steps, so has the result; the cells; and
+        how they are probed. Penalties are :data:`PENALTIES` and :data:`RIDGE_PENALTIES` if absent.
     folder : path
         Where finished cells are kept; the same probes, asked for again after they were stopped, take up what lies
         there. (On a dask client nothing is kept.)
@@ -125,9 +85,10 @@ def linear_probes(
     Raises
     ------
     SchemaError
-        If the run lacks the target, the states or a layer or position asked for.
+        If the run lacks the target or the states.
     UsageError
-        If an option is out of range, or the target has fewer than two classes or too few problems for the folds.
+        If the run lacks a layer or position asked for, or the target has fewer than two classes or too few problems
+        for the folds.
 
     Notes
     -----
@@ -137,110 +98,69 @@ def linear_probes(
     side where the signal is strong. Where every prediction is right (or wrong) resamples are alike: the accuracy then
     has Wilson's interval, other scores have none (NaN). The AUROC's resamples are of first order.
 
-    Memory is that of one cell (at most ``max_example`` x hidden numbers, a few times over) plus resamples, permutations
-    and held-out predictions of ``max_example`` rows: with the default cap it is the same for 2,000 examples as for any
-    number more. Every chunk of the states is read once. Under a
-    ``dask.distributed`` client cells are worked on by its workers, a few at a time.
+    Memory is that of one cell (at most ``max_examples`` x hidden numbers, a few times over) plus resamples,
+    permutations and held-out predictions of ``max_examples`` rows: with the default cap it is the same for 2,000
+    examples as for any number more. Every chunk of the states is read once. Under a ``dask.distributed`` client cells
+    are worked on by its workers, a few at a time.
     """
-    _check(run, target, n_fold, n_control, level, correction, selection, treat)
-    states = run["hidden_state"]
-    states = states.sel(layer=_labels(states, "layer", layers), position=_labels(states, "position", positions))
-    values = run[target]
-    steps = list(values["step"].values) if "step" in values.dims and "step" in values.coords else None
-    by_step = [values.isel(step=i) for i in range(values.sizes["step"])] if "step" in values.dims else [values]
-    columns = [np.asarray(column.values) for column in by_step]
-    as_number = treat == "number" or (treat == "auto" and columns[0].dtype.kind in "fiu")
-    if penalty is None:
-        penalty = RIDGE_PENALTIES if as_number else PENALTIES
-    penalties = tuple(sorted(float(value) for value in penalty))
-    if not penalties or penalties[0] <= 0:
-        raise UsageError(f"penalties of a probe are positive numbers, at least one; found {list(penalty)}")
-
+    settings = settings or ProbeSettings()
+    _check(run, settings)
+    run = part_of(run, layers=settings.layers, positions=settings.positions, limit=settings.limit)
+    states, columns = run["hidden_state"], _columns(run[settings.target])
+    as_number = settings.treat == "number" or (
+        settings.treat == "auto" and next(iter(columns.values())).dtype.kind in "fiu"
+    )
+    penalties = _penalties(settings, as_number)
     problem = np.asarray(run["problem"].values)
-    used = _draw(problem, max_example, seed)
-    tasks: list[Task | None] = []
-    reasons: list[str] = []
-    for column in columns:
-        try:
-            column = column[used]
-            task = _prepare(
-                column, problem[used], as_number, n_fold, n_control, n_per_class, penalties, selection, seed
-            )
-            tasks.append(task)
-        except UsageError as error:
-            if len(columns) == 1:
-                raise UsageError(f"probes for {target!r} of run {run.attrs.get('run', '')!r}: {error}") from None
-            tasks.append(None)
-            reasons.append(str(error))
-    if all(task is None for task in tasks):
-        raise UsageError(f"probes for {target!r} of run {run.attrs.get('run', '')!r}: {reasons[0]}")
-    present = [task for task in tasks if task is not None]
+    used = _draw(problem, settings.max_examples, settings.seed)
+    tasks = {
+        step: _task_or_reason(column[used], problem[used], as_number, penalties, settings)
+        for step, column in columns.items()
+    }
+    present = [task for task in tasks.values() if isinstance(task, Task)]
+    if not present:
+        raise UsageError(f"{_name_of(run, settings)}: {next(iter(tasks.values()))}")
     rows = np.unique(np.concatenate([task.rows for task in present]))
     present = [_reindex(task, rows) for task in present]
     cells = _run_cells(states.isel(example=used[rows]), present, folder, progress)
-
-    shape = (states.sizes["layer"], states.sizes["position"])
+    n_permutation = settings.permutations
     if n_permutation is None:
-        n_permutation = max(1000, 40 * shape[0] * shape[1] * len(present))
-    coords = {name: states[name] for name in states.coords if states[name].dims in (("layer",), ("position",))}
-    results: list[xr.Dataset | None] = []
-    present_cells = iter(range(len(present)))
-    for prepared in tasks:
-        if prepared is None:
-            results.append(None)
-            continue
-        index = next(present_cells)
-        found = [cell[index] for cell in cells]
-        if all(cell is None for cell in found):
-            results.append(None)
-            reasons.append(f"{len(prepared.rows)} examples leave too few in some fold at every layer and position")
-            continue
-        results.append(
-            measure(present[index], found, shape, states.sizes["hidden"], n_resample, n_permutation, level, seed)
+        n_permutation = max(1000, 40 * len(cells) * len(present))
+
+    def measured(number: int) -> xr.Dataset:
+        shape, hidden = (states.sizes["layer"], states.sizes["position"]), states.sizes["hidden"]
+        by_cell = [cell[number] for cell in cells]
+        return measure(
+            present[number], by_cell, shape, hidden, settings.resamples, n_permutation, settings.level, settings.seed
         )
-    filled = [result for result in results if result is not None]
-    if not filled:
-        raise UsageError(f"probes for {target!r} of run {run.attrs.get('run', '')!r}: {reasons[0]}")
-    if len(columns) == 1:
-        result = filled[0]
-    else:
-        labels = steps if steps is not None else list(range(len(columns)))
-        dim = pd.Index([label for label, one in zip(labels, results, strict=True) if one is not None], name="step")
-        result = xr.concat(filled, dim=dim, join="outer", combine_attrs="override")
-    result["p_corrected"] = result["p_value"].copy(data=adjust(result["p_value"].values, correction))
-    result = result.assign_coords({name: coord.variable for name, coord in coords.items()})
-    return _describe(result).assign_attrs(
-        target=target,
+
+    results, reasons = _by_step(tasks, cells, measured)
+    if not results:
+        raise UsageError(f"{_name_of(run, settings)}: {reasons[0]}")
+    result = _joined(results, with_steps=len(columns) > 1)
+    result["p_corrected"] = result["p_value"].copy(data=adjust(result["p_value"].values, settings.correction))
+    labels = {
+        name: coord.variable for name, coord in states.coords.items() if coord.dims in (("layer",), ("position",))
+    }
+    return _describe(result.assign_coords(labels)).assign_attrs(
+        settings.spec() | ({} if settings.metric is None else {"metric": settings.metric}),
         treat="number" if as_number else "classes",
         run=run.attrs.get("run", ""),
-        n_fold=n_fold,
         penalties=list(penalties),
-        selection="squared error" if as_number else selection,
-        n_control=n_control,
-        n_permutation=n_permutation,
-        n_resample=n_resample,
-        level=level,
-        correction=correction,
+        selection="squared error" if as_number else settings.selection,
+        permutations=n_permutation,
         n_test=int(np.isfinite(result["p_value"].values).sum()),
-        max_example=max_example if max_example is not None else "all",
-        n_per_class=n_per_class if n_per_class is not None else "as they come",
-        seed=seed,
         left_out="; ".join(dict.fromkeys(reasons)),
         note=NOTE,
     )
 
 
-def _check(
-    run: xr.Dataset,
-    target: str,
-    n_fold: int,
-    n_control: int,
-    level: float,
-    correction: str,
-    selection: str,
-    treat: str,
-) -> None:
-    name = run.attrs.get("run", "")
+def _name_of(run: xr.Dataset, settings: ProbeSettings) -> str:
+    return f"probes for {settings.target!r} of run {run.attrs.get('run', '')!r}"
+
+
+def _check(run: xr.Dataset, settings: ProbeSettings) -> None:
+    name, target = run.attrs.get("run", ""), settings.target
     for needed in ("hidden_state", "problem", target):
         if needed not in run.variables:
             along = sorted(str(key) for key, value in run.variables.items() if value.dims[:1] == ("example",))
@@ -250,111 +170,149 @@ def _check(
         raise SchemaError(
             f"target {target!r} of run {name!r} has dims {dims}; a probe's target has 'example' and maybe 'step'"
         )
-    if n_fold < 3:
-        raise UsageError(f"nested cross-validation needs at least 3 folds; found {n_fold}")
-    if n_control < 0 or not 0 < level < 1:
-        raise UsageError(f"n_control is 0 or more and level between 0 and 1; found {n_control} and {level}")
-    for value, allowed in (
-        (correction, ("holm", "bh")),
-        (selection, ("log_loss", "accuracy")),
-        (treat, ("auto", "classes", "number")),
-    ):
-        if value not in allowed:
-            raise UsageError(f"{value!r} is not one of {', '.join(allowed)}{nearest(value, allowed)}")
+    if not 0 < settings.level < 1:
+        raise UsageError(f"--level is {settings.level}; it must lie between 0 and 1")
 
 
-def _labels(states: xr.DataArray, dim: str, wanted: Sequence[Any] | None) -> list[Any]:
-    held = list(states[dim].values)
-    if wanted is None:
-        return held
-    missing = [label for label in wanted if label not in held]
-    if missing or not len(wanted):
-        near = nearest(missing[0], held) if missing else ""
-        raise SchemaError(
-            f"no {dim} {missing} in the run; it holds {held[0]} .. {held[-1]} ({len(held)} of them){near}"
-        )
-    return list(wanted)
+def _columns(target: xr.DataArray) -> dict[Any, Array]:
+    """Values of the target by example, of each step; of one without steps under the label 0."""
+    if "step" not in target.dims:
+        return {0: np.asarray(target.values)}
+    steps = target["step"].values.tolist() if "step" in target.coords else range(target.sizes["step"])
+    return {step: np.asarray(target.isel(step=index).values) for index, step in enumerate(steps)}
 
 
-def _draw(problem: Array, max_example: int | None, seed: int) -> Array:
-    """Examples of whole problems drawn at random until ``max_example``, in order."""
-    if max_example is None or len(problem) <= max_example:
+def _penalties(settings: ProbeSettings, as_number: bool) -> tuple[float, ...]:
+    """Values of C or alpha to choose from, weakest first."""
+    given = settings.penalties
+    if given is None:
+        return RIDGE_PENALTIES if as_number else PENALTIES
+    if not given or min(given) <= 0:
+        raise UsageError(f"--penalties of a probe are positive numbers, at least one; found {list(given)}")
+    return tuple(sorted(given))
+
+
+def _task_or_reason(
+    column: Array, problem: Array, as_number: bool, penalties: tuple[float, ...], settings: ProbeSettings
+) -> Task | str:
+    """What there is to fit for a target column (example,), or why there is nothing."""
+    try:
+        return _prepare(column, problem, as_number, penalties, settings)
+    except UsageError as error:
+        return str(error)
+
+
+def _by_step(
+    tasks: Mapping[Any, Task | str], cells: Sequence[Sequence[Cell | None]], measured: Callable[[int], xr.Dataset]
+) -> tuple[dict[Any, xr.Dataset], list[str]]:
+    """Scores of each step that has any, and why others have none."""
+    results, reasons, number = {}, [], 0
+    for step, task in tasks.items():
+        if isinstance(task, str):
+            reasons.append(task)
+            continue
+        if all(cell[number] is None for cell in cells):
+            reasons.append(f"{len(task.rows)} examples leave too few in some fold at every layer and position")
+        else:
+            results[step] = measured(number)
+        number += 1
+    return results, reasons
+
+
+def _joined(results: Mapping[Any, xr.Dataset], *, with_steps: bool) -> xr.Dataset:
+    """Scores of all steps in one dataset; of a single one its own."""
+    if not with_steps:
+        return next(iter(results.values()))
+    dim = pd.Index(list(results), name="step")
+    return xr.concat(list(results.values()), dim=dim, join="outer", combine_attrs="override")
+
+
+def _draw(problem: Array, max_examples: int, seed: int) -> Array:
+    """Examples of whole problems drawn at random until ``max_examples``, in order; all of them for 0."""
+    if not max_examples or len(problem) <= max_examples:
         return np.arange(len(problem))
-    if max_example < 1:
-        raise UsageError(f"max_example is at least 1; found {max_example}")
     unique, inverse, count = np.unique(problem, return_inverse=True, return_counts=True)
     order = np.random.default_rng([seed, 1]).permutation(len(unique))
-    taken = order[np.cumsum(count[order]) <= max_example]
+    taken = order[np.cumsum(count[order]) <= max_examples]
     return np.flatnonzero(np.isin(inverse, taken))
 
 
 def _prepare(
-    column: Array,
-    problem: Array,
-    as_number: bool,
-    n_fold: int,
-    n_control: int,
-    n_per_class: int | None,
-    penalty: tuple[float, ...],
-    selection: Selection,
-    seed: int,
+    column: Array, problem: Array, as_number: bool, penalties: tuple[float, ...], settings: ProbeSettings
 ) -> Task:
     """Rows, classes, folds and controls of one target column (example,)."""
     if as_number:
-        try:
-            value = column.astype(np.float64)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"treated as a number, but {error}; text is probed as classes") from None
-        rows = np.flatnonzero(np.isfinite(value))
-        classes: Array | None = None
-        label: Array = value[rows]
-        if len(np.unique(problem[rows])) < 2 * n_fold or len(np.unique(label)) < 2:
-            raise UsageError(
-                f"{len(np.unique(problem[rows]))} problems with {len(np.unique(label))} values; "
-                f"{n_fold} folds need at least {2 * n_fold} problems and two values"
-            )
-        strata = _number_strata(label, n_fold)
+        rows, label, strata = _number_rows(column, problem, settings.folds)
+        classes = None
     else:
-        is_text = column.dtype.kind in "OUST"
-        text = np.array([str(each) for each in column], dtype=object) if is_text else column
-        given = text != "" if is_text else ~pd.isna(text)
-        found, coded = np.unique(text[given], return_inverse=True)
-        rows = np.flatnonzero(given)
-        count = np.array([len(np.unique(problem[rows[coded == index]])) for index in range(len(found))])
-        enough = count >= n_fold  # a rarer class is missing from whole folds
-        rows = rows[enough[coded]]
-        classes, code = np.unique(text[rows], return_inverse=True)
-        label = np.asarray(code)
-        if len(classes) < 2:
-            listed = ", ".join(
-                f"{textwrap.shorten(str(name), 24)} ({number})" for name, number in zip(found[:8], count, strict=False)
-            )
-            raise UsageError(
-                f"classes and their problems are {listed or 'none'}; "
-                f"at least two classes with {n_fold} problems each are needed for {n_fold} folds"
-            )
-        if n_per_class is not None:
-            rng = np.random.default_rng([seed, 2])
-            parts = [np.flatnonzero(label == index) for index in range(len(classes))]
-            short = [f"{classes[i]!s} ({len(part)})" for i, part in enumerate(parts) if len(part) < n_per_class]
-            if short or n_per_class < n_fold:
-                where = ", ".join(short) or f"{n_fold} folds"
-                raise UsageError(f"{n_per_class} examples of each class asked for; too few in {where}")
-            drawn = np.sort(np.concatenate([rng.choice(part, n_per_class, replace=False) for part in parts]))
-            rows, label = rows[drawn], label[drawn]
+        rows, label, classes = _class_rows(column, problem, settings)
         strata = label
     groups = problem[rows]
-    fold = _folds(strata, groups, n_fold, seed)
-    shuffled = [label[order] for order in permutations(groups, fold, n_control, [seed, 3])]
+    fold = _folds(strata, groups, settings.folds, settings.seed)
+    shuffled = [label[order] for order in permutations(groups, fold, settings.controls, [settings.seed, 3])]
     return Task(
         rows=rows,
         label=np.stack([label, *shuffled], axis=1),
         fold=fold,
         classes=classes,
         problem=groups,
-        penalty=penalty,
-        selection=selection,
+        penalty=penalties,
+        selection=settings.selection,
     )
+
+
+def _number_rows(column: Array, problem: Array, n_fold: int) -> tuple[Array, Array, Array]:
+    """Examples whose target is a number, their numbers, and the strata that folds share alike."""
+    try:
+        value = column.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"treated as a number, but {error}; text is probed as classes") from None
+    rows = np.flatnonzero(np.isfinite(value))
+    label: Array = value[rows]
+    if len(np.unique(problem[rows])) < 2 * n_fold or len(np.unique(label)) < 2:
+        raise UsageError(
+            f"{len(np.unique(problem[rows]))} problems with {len(np.unique(label))} values; "
+            f"{n_fold} folds need at least {2 * n_fold} problems and two values"
+        )
+    return rows, label, _number_strata(label, n_fold)
+
+
+def _class_rows(column: Array, problem: Array, settings: ProbeSettings) -> tuple[Array, Array, Array]:
+    """Examples of classes that every fold has, their classes as 0, 1, .., and the classes' names."""
+    n_fold = settings.folds
+    is_text = column.dtype.kind in "OUST"
+    text = np.array([str(value) for value in column], dtype=object) if is_text else column
+    given = text != "" if is_text else ~pd.isna(text)
+    names, coded = np.unique(text[given], return_inverse=True)
+    rows = np.flatnonzero(given)
+    count = np.array([len(np.unique(problem[rows[coded == index]])) for index in range(len(names))])
+    enough = count >= n_fold  # a rarer class is missing from whole folds
+    rows = rows[enough[coded]]
+    classes, code = np.unique(text[rows], return_inverse=True)
+    label = np.asarray(code)
+    if len(classes) < 2:
+        listed = ", ".join(
+            f"{textwrap.shorten(str(name), 24)} ({number})" for name, number in zip(names[:8], count, strict=False)
+        )
+        raise UsageError(
+            f"classes and their problems are {listed or 'none'}; "
+            f"at least two classes with {n_fold} problems each are needed for {n_fold} folds"
+        )
+    if settings.per_class is not None:
+        drawn = _drawn_per_class(label, classes, settings.per_class, settings)
+        rows, label = rows[drawn], label[drawn]
+    return rows, label, classes
+
+
+def _drawn_per_class(label: Array, classes: Array, per_class: int, settings: ProbeSettings) -> Array:
+    """So many rows of each class, in order."""
+    rng = np.random.default_rng([settings.seed, 2])
+    parts = [np.flatnonzero(label == index) for index in range(len(classes))]
+    short = [f"{classes[i]!s} ({len(part)})" for i, part in enumerate(parts) if len(part) < per_class]
+    if short or per_class < settings.folds:
+        where = ", ".join(short) or f"{settings.folds} folds"
+        raise UsageError(f"{per_class} examples of each class asked for; too few in {where}")
+    return np.sort(np.concatenate([rng.choice(part, per_class, replace=False) for part in parts]))
 
 
 def _number_strata(value: Array, n_fold: int) -> Array:

@@ -8,13 +8,14 @@ import xarray as xr
 from analyze.context import StoredResult
 from analyze.labels import labels_along, up_to_eot
 from analyze.page import Page, Section, share
+from analyze.probes.command import as_they_come
 from analyze.probes.linear import summarise_probes
 
 
 def probe_results(page: Page, target: str, *, optional: bool = False) -> list[StoredResult]:
     """Grids of probes for a target, over all examples rather than as many of each class."""
     return page.results(
-        "probes", lambda spec: spec.get("target") == target and not spec.get("n_per_class"), optional=optional
+        "probes", lambda spec: spec.get("target") == target and as_they_come(spec), optional=optional
     )
 
 

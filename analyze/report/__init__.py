@@ -1,5 +1,5 @@
-"""The report: one self-contained page of everything a lake knows about its runs."""
+"""One page of everything a lake knows."""
 
-from analyze.report.build import Report, build_report
+import lazy_loader
 
-__all__ = ["Report", "build_report"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,7 +1,7 @@
 """Sections of the page, found in the folders of the questions, and the commands that make what they show.
 
 A section module is ``section.py`` or ``*_section.py`` in a question's folder or package; its ``SECTIONS`` are
-:class:`analyze.page.Section`. Packages of other distributions are found by the entry points of ``GROUPS``.
+:class:`analyze.page.Section`. Packages of other distributions are found by their entry points.
 """
 
 import pkgutil
@@ -10,19 +10,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import analyze
 from analyze.context import Context
 from analyze.page import Section
-from schemas import COMMANDS, SchemaError, filled
-
-GROUPS = ("activation_lake.analyses", "activation_lake.experiments")
-"""Groups of entry points; each names a package with ``command`` and, where there is something to see, ``section``."""
-
+from schemas import SchemaError, filled
+from schemas.registry import foreign, line, modules
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chapter:
@@ -34,21 +29,14 @@ class Chapter:
     sections: tuple[Section, ...]
 
 
-def question_packages() -> Iterator[str]:
-    """Packages of questions: the folders of ``analyze``, and those that entry points name."""
-    for module in pkgutil.iter_modules(analyze.__path__, "analyze."):
-        if module.ispkg and module.name != "analyze.report":
-            yield module.name
-    for group in GROUPS:
-        yield from (point.value for point in entry_points(group=group))
-
-
 def section_modules() -> Iterator[ModuleType]:
     """Modules of a question's package that hold sections."""
-    for package in dict.fromkeys(question_packages()):
+    names = list(modules("section"))
+    for package in foreign():
         for module in pkgutil.iter_modules(getattr(import_module(package), "__path__", [])):
             if module.name == "section" or module.name.endswith("_section"):
-                yield import_module(f"{package}.{module.name}")
+                names.append(f"{package}.{module.name}")
+    yield from map(import_module, names)
 
 
 @cache
@@ -96,5 +84,4 @@ def commands(section: Section, context: Context) -> list[str]:
     elif section.of == "several" and len(runs) < 2:
         runs = context.runs if len(context.runs) > 1 else [*context.runs, "MODEL/DATASET"]
     needs = (need.partition(" ") for need in section.needs)
-    words = (f"{COMMANDS[kind]} {options}".strip() for kind, _, options in needs)
-    return [filled(command, context.lake.location, runs) for command in words]
+    return [filled(line(kind, options), context.lake.location, runs) for kind, _, options in needs]

@@ -18,31 +18,19 @@ from analyze.sae.batches import Batches, Progress, Rows, moments, split_by_group
 from analyze.sae.codes import Activations, sae_codes, sae_reconstruction, sources
 from analyze.sae.files import load_sae, save_sae
 from analyze.sae.metrics import DEFINITIONS, sae_metrics
-from analyze.sae.spec import (
-    ACTIVATIONS,
-    REPORT_LAYERS,
-    REPORT_POSITIONS,
-    REPORT_SPECS,
-    SCOPES,
-    SAESpec,
-    Scope,
-    report_spec,
-)
+from analyze.sae.spec import REPORT_LAYERS, REPORT_POSITIONS, SCOPES, SAESpec, Scope
 from schemas.checks import check_whole
 from schemas.errors import SchemaError, UsageError
 from schemas.spelling import nearest
 
 __all__ = [
-    "ACTIVATIONS",
     "DEFINITIONS",
     "REPORT_LAYERS",
     "REPORT_POSITIONS",
-    "REPORT_SPECS",
     "SCOPES",
     "SAESpec",
     "activation_of",
     "load_sae",
-    "report_spec",
     "sae_codes",
     "sae_metrics",
     "sae_reconstruction",
@@ -194,9 +182,9 @@ def train_sae(
     source = sources(activation, scope=scope)
     rows = Rows(source, pooled=scope != "cell")
     first = next(iter(source.values()))
-    n_feature = spec.n_feature or spec.expansion * max(rows.hidden)
+    n_feature = spec.features or spec.expansion * max(rows.hidden)
     if spec.activation in ("topk", "abs_topk", "batch_topk") and spec.k > n_feature:
-        raise UsageError(f"SAE keeps k={spec.k} codes of {n_feature} features; lower k or raise n_feature")
+        raise UsageError(f"SAE keeps k={spec.k} codes of {n_feature} features; lower k or raise features")
     split = _split(first, spec)
     held = split == "validation"
     batches = Batches(rows, split == "train", spec.batch_size, spec.buffer_bytes, np.random.default_rng([spec.seed, 1]))
@@ -346,7 +334,7 @@ class _Inputs:
             "scope": self.scope,
             "activation": spec.activation,
             "k": spec.k,
-            "spec": json.dumps(spec.as_dict() | {"scope": self.scope}, sort_keys=True),
+            "spec": json.dumps(spec.spec() | {"scope": self.scope}, sort_keys=True),
         }
         return out
 

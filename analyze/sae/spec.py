@@ -1,16 +1,16 @@
 """What sparse dictionary to learn: the spec, and the settings of the reports as their scripts ran them."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 from schemas.checks import check_number, check_whole
+from schemas.command import Settings, setting
 from schemas.errors import UsageError
 
-Activation = Literal["relu", "topk", "batch_topk", "jumprelu", "abs_topk"]
+Activation = Literal["topk", "batch_topk", "relu", "jumprelu", "abs_topk"]
 Scope = Literal["pool", "cell", "crosscoder"]
-ACTIVATIONS: tuple[Activation, ...] = ("relu", "topk", "batch_topk", "jumprelu", "abs_topk")
-SCOPES: tuple[Scope, ...] = ("pool", "cell", "crosscoder")
+SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
@@ -24,9 +24,9 @@ def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
     return train, validation, test
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SAESpec:
-    """What dictionary to learn, and how.
+@dataclass(frozen=True, kw_only=True)
+class SAESpec(Settings):
+    """What dictionary to learn, and how. What is not given is the preset's, or as its help says.
 
     With ``x`` a normalised row of width d, ``f >= 0`` its n codes and ``x_hat = W_dec f + b_dec``:
 
@@ -53,99 +53,109 @@ class SAESpec:
     Rajamanoharan et al., *Jumping Ahead*, 2024, equations 9-12. Crosscoder: Lindsey et al., *Sparse Crosscoders*, 2024.
     """
 
-    activation: Activation = "topk"
-    """Which codes; see above."""
-    n_feature: int | None = None
-    """Dictionary size n; ``None`` means ``expansion * hidden`` (of the widest source)."""
-    expansion: int = 4
-    """Dictionary size over input width where ``n_feature`` is not given."""
-    k: int = 16
-    """Codes kept per row (topk, abs_topk) or on average (batch_topk)."""
-    sparsity: float | None = None
-    """Coefficient of the penalty; ``None`` means 0.1 for relu and 0.003 for jumprelu, where an active feature must
-    explain that share of the squared norm to pay."""
-    epochs: int = 25
-    """Passes over the training rows."""
-    batch_size: int = 256
-    """Rows in a step (examples, for a grid)."""
-    learning_rate: float = 3e-3
-    """Adam's."""
-    schedule: bool = True
-    """Warm up the learning rate (5%) and the penalty (10%), and let the rate fall to zero over the last 20%."""
-    normalize: Literal["pool", "cell", "none"] = "cell"
-    """Rows are centred and divided by their mean norm, for each cell or over the pool; statistics of training rows
-    only. Layers differ in norm by far, and a pool scaled as one reconstructs the largest alone. A crosscoder centres
-    each cell but has one scale for each source."""
-    unit_norm: bool = True
-    """Keep decoder columns at unit norm, starting from encoder = decoder; ``False`` starts as two linear layers do."""
-    pre_bias: bool = True
-    """Subtract the decoder's bias from the input."""
-    reconstruction: Literal["sum", "mean"] = "sum"
-    """Squared error summed over the row's numbers, or averaged (which weakens it by d against the penalty)."""
-    penalty: Literal["sum", "mean"] = "sum"
-    """Penalty summed over features, or averaged (which weakens it by n)."""
-    revive: Literal["resample", "none"] = "resample"
-    """Point features that stopped firing at rows that are badly reconstructed (Bricken et al. 2023); not in the last
-    quarter of training."""
-    encoder_scale: float = 0.1
-    """Norm of encoder rows at the start."""
-    revive_scale: float = 0.5
-    """Encoder norm of a revived feature over the mean norm of the living."""
-    bandwidth: float = 0.2
-    """JumpReLU's straight-through rectangle, in units of the rows' mean norm."""
-    initial_threshold: float = 0.1
-    """JumpReLU's threshold at the start."""
-    split: Literal["problem", "example", "none"] = "problem"
-    """What is kept on one side of the split; ``none`` trains on everything, as the reports did, holding out nothing."""
-    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
-    """Shares of train, validation and test."""
-    seed: int = 0
-    """Of the split, the order of rows, the initial values and revivals."""
-    buffer_bytes: int = 1 << 25
-    """Buffer in which rows are mixed; memory does not depend on the number of examples beyond this."""
+    preset: Literal["gpt2", "llama", "pilot", "topk"] | None = setting(
+        None, "Settings of a report; what is given besides overrides them."
+    )
+    activation: Activation = setting(None, "What makes codes sparse; by default topk.")
+    features: int | None = setting(None, "Size of the dictionary; by default expansion times the width.")
+    expansion: int = setting(4, "Size of the dictionary over the width, where features are not given.")
+    k: int = setting(None, "Codes kept for each row (topk, abs_topk) or on average (batch_topk); by default 16.")
+    sparsity: float | None = setting(
+        None,
+        "Coefficient of the penalty; by default 0.1 for relu and 0.003 for jumprelu, where an active feature must"
+        " explain that share of the squared norm to pay.",
+    )
+    epochs: int = setting(25, "Passes over the training rows.")
+    batch_size: int = setting(256, "Rows in a step (examples, for a grid).")
+    learning_rate: float = setting(None, "Of Adam; by default 0.003.")
+    schedule: bool = setting(
+        None,
+        "Warm up the learning rate (5%) and the penalty (10%), and let the rate fall to zero over the last 20%; by"
+        " default so.",
+    )
+    normalize: Literal["cell", "pool", "none"] = setting(
+        None,
+        "Rows are centred and divided by their mean norm by cell or over the pool, by statistics of training rows; by"
+        " default cell. Layers differ in norm by far, and a pool scaled as one reconstructs the largest alone. A"
+        " crosscoder centres each cell but has one scale for each source.",
+    )
+    unit_norm: bool = setting(
+        None,
+        "Keep decoder columns at unit norm, starting from encoder = decoder; not so: start as two linear layers do. By"
+        " default so.",
+    )
+    pre_bias: bool = setting(None, "Subtract the decoder's bias from the input; by default so.")
+    reconstruction: Literal["sum", "mean"] = setting(
+        None,
+        "Squared error summed over the row's numbers, or averaged, which weakens it by the width against the penalty;"
+        " by default sum.",
+    )
+    penalty: Literal["sum", "mean"] = setting(
+        None, "Penalty summed over features, or averaged, which weakens it by their number; by default sum."
+    )
+    revive: Literal["resample", "none"] = setting(
+        None,
+        "resample: point features that stopped firing at rows that are badly reconstructed (Bricken et al. 2023); not"
+        " in the last quarter of training. By default so.",
+    )
+    encoder_scale: float = setting(0.1, "Norm of encoder rows at the start.")
+    revive_scale: float = setting(0.5, "Encoder norm of a revived feature over the mean norm of the living.")
+    bandwidth: float = setting(0.2, "JumpReLU's straight-through rectangle, in units of the rows' mean norm.")
+    initial_threshold: float = setting(0.1, "JumpReLU's threshold at the start.")
+    split: Literal["problem", "example", "none"] = setting(
+        None,
+        "What is kept on one side of the split; none trains on everything, as the reports did, holding out nothing. By"
+        " default problem.",
+    )
+    fractions: tuple[float, float, float] = setting(
+        None, "Shares of train, validation and test; by default 0.7,0.1,0.2.", metavar="TRAIN,VALIDATION,TEST"
+    )
+    seed: int = setting(0, "Of the split, the order of rows, the initial values and revivals.")
+    buffer_bytes: int = setting(
+        1 << 25,
+        "Buffer in which rows are mixed; memory does not depend on the number of examples beyond this.",
+    )
 
     def __post_init__(self) -> None:
-        for name in ("activation", "normalize", "reconstruction", "penalty", "revive", "split"):
-            allowed = _CHOICES[name]
-            if getattr(self, name) not in allowed:
-                raise UsageError(f"SAE {name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        preset = dict(REPORTS.get(self.preset or "", {}))
+        if self.activation is not None:  # another activation brings its own penalty
+            preset.pop("sparsity", None)
+        for name, value in {**USUAL, **preset}.items():
+            if getattr(self, name) in (None, ()):
+                object.__setattr__(self, name, value)
+        if self.sparsity is None:
+            object.__setattr__(self, "sparsity", {"relu": 0.1, "jumprelu": 0.003}.get(self.activation, 0.0))
         for name in ("schedule", "unit_norm", "pre_bias"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"SAE {name} is {getattr(self, name)!r}; it is True or False")
-        if self.sparsity is None:
-            object.__setattr__(self, "sparsity", {"relu": 0.1, "jumprelu": 0.003}.get(self.activation, 0.0))
         for name in ("expansion", "k", "epochs", "batch_size", "buffer_bytes"):
             check_whole(f"SAE {name}", getattr(self, name), 1)
-        if self.n_feature is not None:
-            check_whole("SAE n_feature", self.n_feature, 1)
+        if self.features is not None:
+            check_whole("SAE features", self.features, 1)
         check_whole("SAE seed", self.seed, 0)
         for name in ("learning_rate", "encoder_scale", "revive_scale", "bandwidth"):
             check_number(f"SAE {name}", getattr(self, name), above=0)
         for name in ("sparsity", "initial_threshold"):
             check_number(f"SAE {name}", getattr(self, name), least=0)
         object.__setattr__(self, "fractions", check_fractions(self.fractions))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for a stored result's spec."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "SAESpec":
-        """The spec that ``as_dict`` came from; other keys are ignored."""
-        names = {f.name for f in fields(cls)}
-        known: dict[str, Any] = {k: v for k, v in values.items() if k in names}
-        return cls(**known)
+        super().__post_init__()
 
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "activation": ACTIVATIONS,
-    "normalize": ("pool", "cell", "none"),
-    "reconstruction": ("sum", "mean"),
-    "penalty": ("sum", "mean"),
-    "revive": ("resample", "none"),
-    "split": ("problem", "example", "none"),
+USUAL: dict[str, Any] = {
+    "activation": "topk",
+    "k": 16,
+    "learning_rate": 3e-3,
+    "schedule": True,
+    "normalize": "cell",
+    "unit_norm": True,
+    "pre_bias": True,
+    "reconstruction": "sum",
+    "penalty": "sum",
+    "revive": "resample",
+    "split": "problem",
+    "fractions": (0.7, 0.1, 0.2),
 }
-
+"""What holds where neither a value nor a preset is given."""
 _PLAIN: dict[str, Any] = {
     "normalize": "none",
     "unit_norm": False,
@@ -156,29 +166,15 @@ _PLAIN: dict[str, Any] = {
     "split": "none",
     "learning_rate": 1e-3,
 }
-REPORT_SPECS: dict[str, SAESpec] = {
-    "gpt2": SAESpec(activation="relu", n_feature=4096, sparsity=1e-3, penalty="mean", **_PLAIN),
-    "llama": SAESpec(activation="relu", n_feature=2048, sparsity=5e-4, **{**_PLAIN, "learning_rate": 3e-4}),
-    "pilot": SAESpec(activation="relu", n_feature=2048, sparsity=5e-4, **_PLAIN),
-    "topk": SAESpec(
-        activation="abs_topk", n_feature=512, k=150, **{**_PLAIN, "split": "example"}, fractions=(0.8, 0.2, 0.0)
-    ),
-}
+REPORTS: dict[str, dict[str, Any]] = {
+    "gpt2": {**_PLAIN, "activation": "relu", "features": 4096, "sparsity": 1e-3, "penalty": "mean"},
+    "llama": {**_PLAIN, "activation": "relu", "features": 2048, "sparsity": 5e-4, "learning_rate": 3e-4},
+    "pilot": {**_PLAIN, "activation": "relu", "features": 2048, "sparsity": 5e-4},
+    "topk": {
+        **_PLAIN, "activation": "abs_topk", "features": 512, "k": 150, "split": "example", "fractions": (0.8, 0.2, 0.0),
+    },
+}  # fmt: skip
 """The reports' settings as their scripts ran them, defects included: no normalisation, nothing held out."""
-
-
-def report_spec(preset: str | None = None, **changes: Any) -> SAESpec:
-    """The settings of a report, or the defaults for ``None``, with changes.
-
-    A change of activation also brings that activation's own penalty, unless one is given.
-    """
-    if preset is not None and preset not in REPORT_SPECS:
-        raise UsageError(f"SAE preset is {preset!r}; choose one of {', '.join(REPORT_SPECS)}")
-    base = {} if preset is None else REPORT_SPECS[preset].as_dict()
-    if "activation" in changes:
-        base.pop("sparsity", None)
-    return SAESpec.from_dict(base | changes)
-
 
 REPORT_POSITIONS = ("bot", "ct0", "ct1", "ct2", "ct3", "ct4")
 """The reports' six steps, which feed BOT as the first and five thoughts after it."""

@@ -102,48 +102,49 @@ def with_accuracy(
     correct = scoring.equal(predicted, gold[None, :])
     counted = np.ones_like(correct) if counted is None else counted
     control = found["control"].values if "control" in found.coords else np.full(len(correct), "", dtype=object)
-    tested = np.array([not str(each) for each in control])
+    tested = np.array([not str(label) for label in control])
     tested[0] = False
-    groups: list[tuple[str, np.ndarray]] = [("all", np.ones(len(gold), dtype=bool))]
+    strata_of = {"all": np.ones(len(gold), dtype=bool)}
     if strata is not None and len(np.unique(strata)) > 1:
-        groups += [(str(each), strata == each) for each in np.unique(strata)]
+        strata_of |= {str(level): strata == level for level in np.unique(strata)}
     if outcomes and 0 < correct[0].sum() < len(gold):
-        groups += [("right", correct[0]), ("wrong", ~correct[0])]
-    logprob = found["answer_logprob"].values[:, 0]
-    columns: dict[str, list[np.ndarray]] = {}
-    for _, group in groups:
-        use = counted & group[None, :]
-        base = correct[0][None, :] & use
-        now = correct & use
-        n, right, right_before = use.sum(1), now.sum(1), base.sum(1)
-        broken, mended = (base & ~now).sum(1), (now & ~base).sum(1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            line = {
-                "n": n,
-                "accuracy": right / n,
-                "untouched_accuracy": right_before / n,
-                "drop": (right_before - right) / n,
-                "importance": broken / right_before,
-                "broken": broken,
-                "mended": mended,
-            }
-        line["accuracy_low"], line["accuracy_high"] = wilson(right, n)
-        line["importance_low"], line["importance_high"] = wilson(broken, right_before)
-        p = np.array([mcnemar(base[index], now[index]) for index in range(len(now))])
-        p[n == 0] = np.nan
-        line["p"], line["p_holm"] = p, holm(p, tested)
-        for name, value in (("kl", found["kl"].values), ("logprob_change", logprob - logprob[0][None, :])):
-            mean, low, high = mean_interval(np.where(use, value, np.nan), seed)
-            line |= {f"{name}_mean": mean, f"{name}_low": low, f"{name}_high": high}
-        for name, column in line.items():
-            columns.setdefault(name, []).append(column)
+        strata_of |= {"right": correct[0], "wrong": ~correct[0]}
+    columns = [_stratum(found, correct, counted & rows[None, :], tested, seed) for rows in strata_of.values()]
     added: dict[str, tuple[tuple[str, str], np.ndarray]] = {
         "correct": (("condition", "example"), correct),
         "counted": (("condition", "example"), counted),
     }
-    added |= {name: (("stratum", "condition"), np.stack(column)) for name, column in columns.items()}
-    out = found.assign(added)
-    return out.assign_coords(stratum=np.array([name for name, _ in groups], dtype=object))
+    added |= {name: (("stratum", "condition"), np.stack([column[name] for column in columns])) for name in columns[0]}
+    return found.assign(added).assign_coords(stratum=np.array(list(strata_of), dtype=object))
+
+
+def _stratum(
+    found: xr.Dataset, correct: np.ndarray, use: np.ndarray, tested: np.ndarray, seed: int
+) -> dict[str, np.ndarray]:
+    """Figures by condition ``(condition,)`` over the examples ``(condition, example)`` that are used."""
+    before, after = correct[0][None, :] & use, correct & use
+    n, right, right_before = use.sum(1), after.sum(1), before.sum(1)
+    broken, mended = (before & ~after).sum(1), (after & ~before).sum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        figures = {
+            "n": n,
+            "accuracy": right / n,
+            "untouched_accuracy": right_before / n,
+            "drop": (right_before - right) / n,
+            "importance": broken / right_before,
+            "broken": broken,
+            "mended": mended,
+        }
+    figures["accuracy_low"], figures["accuracy_high"] = wilson(right, n)
+    figures["importance_low"], figures["importance_high"] = wilson(broken, right_before)
+    p = np.array([mcnemar(*pair) for pair in zip(before, after, strict=True)])
+    p[n == 0] = np.nan
+    figures["p"], figures["p_holm"] = p, holm(p, tested)
+    logprob = found["answer_logprob"].values[:, 0]
+    for name, value in (("kl", found["kl"].values), ("logprob_change", logprob - logprob[0][None, :])):
+        mean, low, high = mean_interval(np.where(use, value, np.nan), seed)
+        figures |= {f"{name}_mean": mean, f"{name}_low": low, f"{name}_high": high}
+    return figures
 
 
 def first_that_wins(wins: np.ndarray, losses: np.ndarray, counts: Sequence[int], seed: int = 0) -> dict[str, float]:

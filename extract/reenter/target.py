@@ -218,13 +218,7 @@ def open_target(
                 f"the model of {run} is not at hand ({error}); say where it is with --checkpoint"
             ) from error
         raise
-    made_by = attributes.get("fingerprint", {})
-    for part, digest in reasoner.fingerprint.items():
-        if isinstance(made_by, dict) and made_by.get(part) not in (None, digest):
-            raise UsageError(
-                f"{checkpoint or remembered} is not the model that made {run}: other {part}"
-                f" ({digest[:12]} instead of {str(made_by[part])[:12]})"
-            )
+    _check_fingerprint(reasoner, attributes.get("fingerprint"), checkpoint or remembered, run)
     if limit is not None and limit < 1:
         raise UsageError(f"limit is {limit}; it must be at least 1")
     if limit is not None:
@@ -234,3 +228,13 @@ def open_target(
     return Target(
         lake=lake, run=run, data=data, reasoner=reasoner, values=StoredValues(data, reasoner), made_in=made_in
     )
+
+
+def _check_fingerprint(reasoner: Reasoner, made_by: object, checkpoint: str, run: str) -> None:
+    """Refuse a model whose parts are others than those that made the run."""
+    for name, digest in reasoner.fingerprint.items():
+        if isinstance(made_by, dict) and made_by.get(name) not in (None, digest):
+            raise UsageError(
+                f"{checkpoint} is not the model that made {run}: other {name}"
+                f" ({digest[:12]} instead of {str(made_by[name])[:12]})"
+            )

@@ -22,59 +22,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from extract.model.load import new_reasoner
+from extract.training.command import TrainSettings
 from extract.training.data import Example, normalised, read_examples
-from extract.training.student import Batch, Protocol, Student
+from extract.training.student import Batch, Student
 from extract.training.table import Shape, Table, draw_batches, shapes_of
 from schemas import UsageError, fingerprint
 
 STATE = "training.pt"
 Widths = tuple[int, int, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """What a training is made of; what is left out decides nothing about the weights."""
-
-    base: str
-    data: tuple[str, ...]
-    protocol: Protocol = "codi"
-    lora_rank: int = 16
-    lora_alpha: float = 32.0
-    n_latent: int = 6
-    steps: int | None = None
-    minutes: float | None = None
-    batch_size: int = 64
-    accumulate: int = 1
-    batch_tokens: int = 40_000
-    longest: int = 256
-    learning_rate: float = 1e-3
-    warmup: float = 0.03
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    teacher_weight: float = 1.0
-    distillation_weight: float = 1.0
-    last_step: bool = False
-    compute_dtype: str = "float32"
-    graphs: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be trained."""
-        if (self.steps is None) == (self.minutes is None):
-            raise UsageError("say how long to train: either --steps or --minutes")
-        for name in ("lora_rank", "n_latent", "batch_size", "accumulate", "batch_tokens", "longest"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
-        for name in ("steps", "minutes", "learning_rate"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be above 0")
-        if self.graphs and self.accumulate > 1:
-            raise UsageError("--graphs records whole steps; leave --accumulate out")
-        if self.protocol not in ("codi", "pause"):
-            raise UsageError(f"--protocol {self.protocol!r} is not one of codi, pause")
-        if self.compute_dtype not in ("float32", "bfloat16"):
-            raise UsageError(f"--compute-dtype {self.compute_dtype!r} is not one of float32, bfloat16")
 
 
 def weighed(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
@@ -151,7 +106,7 @@ class Training:
     def __init__(self, settings: TrainSettings, device: str) -> None:
         torch.manual_seed(settings.seed)
         self.settings = settings
-        self.reasoner = new_reasoner(settings.base, device, n_latent=settings.n_latent)
+        self.reasoner = new_reasoner(settings.base, device, n_latent=settings.thoughts)
         dtype = getattr(torch, settings.compute_dtype)
         self.student = Student(self.reasoner, settings.lora_rank, settings.lora_alpha, settings.protocol, dtype)
         self.parameters = list(self.student.trained().values())
@@ -274,7 +229,7 @@ class Training:
         """Write what was trained, and ``codi.json`` and ``training.json`` beside it."""
         settings = self.settings
         notes = {
-            "n_latent": settings.n_latent,
+            "n_latent": settings.thoughts,
             "answer_prefix": self.reasoner.answer_prefix,
             "protocol": "codi",  # a pause model is one whose projection is constant
             "base": settings.base,

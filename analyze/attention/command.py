@@ -1,0 +1,58 @@
+"""``lake analyze attention``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from schemas.command import Analysis, Limited, Printed, Table, setting
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from analyze.source import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSettings(Limited):
+    """Of which layers shares of attention are taken, and how sure they are."""
+
+    layers: tuple[int, ...] | None = setting(None, "Only these layers.", metavar="0,1..")
+    resamples: int = setting(300, "Resamples of the bootstrap over problems.", least=1)
+    seed: int = setting(0, "Seed of what is drawn.")
+
+
+def run(source: "Source", settings: AttentionSettings) -> "xr.Dataset":
+    """Shares of the attention of the answer and of each thought."""
+    from analyze.attention.shares import attention_summary
+
+    lazy = attention_summary(source.data["attention"], n_resample=settings.resamples, seed=settings.seed)
+    return source.compute(lazy)
+
+
+def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """Shares of the attention of ``eot`` and of the answer, by layer."""
+    return [shares_table(result, query) for query in ("eot", "answer") if query in result["query"]]
+
+
+def shares_table(result: Any, query: str) -> Table:
+    """Shares of one query's attention, by layer."""
+    attention = result.sel(query=query)
+    shares = attention["layer_share"].transpose("layer", "target")
+    totals = attention["layer_thought_total"].values
+    return Table(
+        title=f"{result.attrs['run']}: attention of {query}, mean over heads, {int(attention['n'])} examples",
+        columns=["layer", *shares["target"].values, "all thoughts"],
+        rows=[
+            [layer, *map(float, row), float(total)]
+            for layer, row, total in zip(shares["layer"].values, shares.values, totals, strict=True)
+        ],
+    )
+
+
+COMMAND = Analysis(
+    name="attention",
+    help="Say where the answer looks, and where each thought looks: shares of attention that sum to 1.",
+    settings=AttentionSettings,
+    run=run,
+    results={"attention": tables},
+)

@@ -1,0 +1,108 @@
+"""``lake analyze correlate``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from schemas.command import Analysis, Part, Printed, Table, setting
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from analyze.source import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrelationSettings(Part):
+    """What attention is correlated with, and how."""
+
+    importance: str = setting(
+        "answer_logprob",
+        "What matters: a column of the run, or RESULT:MEASURE of a stored re-entry, as corrupt:failure.",
+        metavar="NAME",
+    )
+    where: tuple[str, ...] = setting(
+        (), "Of a re-entry: which conditions, as corruption=mean.", metavar="KEY=VALUE", repeat=True
+    )
+    query: str = setting("eot", "Whose attention: eot, answer, or a thought.")
+    correction: Literal["holm", "bh"] = setting("holm", "For many tests: holm or bh.")
+    permutations: int = setting(1000, "Permutations.")
+    resamples: int = setting(500, "Resamples of the bootstrap over problems.")
+    seed: int = setting(0, "Seed of what is drawn.")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "where", tuple(sorted(self.where)))  # in whatever order: the same result
+        super().__post_init__()
+
+
+def run(source: "Source", settings: CorrelationSettings) -> "xr.Dataset":
+    """Correlations of attention with what matters."""
+    from analyze.correlate.importance import answer_attention, attention_importance
+    from analyze.labels import part_of
+
+    # Positions are those looked at; the query, which looks, need not be one of them.
+    data = part_of(source.lake[source.run], layers=settings.layers, limit=settings.limit)
+    importance = importance_for(source, data, settings)
+    looked: Any = answer_attention(data["attention"], query=settings.query)
+    attention: Any = part_of(looked, positions=settings.positions)
+    for dim in {"example", "position"} & set(importance.dims):
+        importance = importance.isel({dim: importance[dim].isin(attention[dim])})
+    with source.progress(unit="resamples") as report:
+        return attention_importance(
+            attention,
+            importance,
+            correction=settings.correction,
+            n_permutation=settings.permutations,
+            n_resample=settings.resamples,
+            seed=settings.seed,
+            progress=report,
+        )
+
+
+def importance_for(source: "Source", data: "xr.Dataset", settings: CorrelationSettings) -> "xr.DataArray":
+    """What matters: a column of the run, or a measure of a stored re-entry."""
+    from analyze.correlate.importance import importance_of, reentry_importance
+
+    kind, _, measure = settings.importance.partition(":")
+    if not measure:
+        return importance_of(data, settings.importance)
+    conditions = dict(pair.partition("=")[::2] for pair in settings.where)
+    return reentry_importance(source.lake.open_result(source.result(kind)), measure, **conditions)
+
+
+def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """Correlations by layer, in each way of taking them."""
+    settings = CorrelationSettings.of_spec(spec)
+    layers = [result.sel(layer=layer) for layer in result["layer"].values]
+    names, positions = ("pooled", "within", "partial", "two_way"), result["position"].values
+    return [
+        Table(
+            title=f"{result.attrs['run']}: attention of {settings.query} against {settings.importance},"
+            f" {int(result['n_example'])} examples",
+            columns=["layer", *names, *positions],
+            rows=[
+                [
+                    layer["layer"].item(),
+                    *(correlation(layer, name) for name in names),
+                    *(correlation(layer.sel(position=position), "position") for position in positions),
+                ]
+                for layer in layers
+            ],
+        )
+    ]
+
+
+def correlation(layer: Any, name: str) -> str:
+    """One correlation and its corrected p as text."""
+    p = f" ({float(layer[f'{name}_p_adjusted']):.2g})" if f"{name}_p_adjusted" in layer else ""
+    return f"{float(layer[f'{name}_r']):+.2f}{p}"
+
+
+COMMAND = Analysis(
+    name="correlate",
+    help="Correlate attention with importance: pooled, by position, within problems, with position accounted for.",
+    settings=CorrelationSettings,
+    run=run,
+    results={"correlate": tables},
+    made_by={"correlate": "--importance corrupt:failure"},
+)

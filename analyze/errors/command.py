@@ -1,0 +1,107 @@
+"""``lake analyze errors``."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from analyze.errors.spec import ErrorSpec
+from schemas.command import Analysis, Limited, Made, Printed, Table, setting
+from schemas.words import PATH
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from analyze.source import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorSettings(ErrorSpec, Limited):
+    """How errors are predicted, and from the codes of which dictionary."""
+
+    sae: str | None = setting(None, "Stored dictionary; by default the run's, or a new one.", metavar="RESULT")
+
+
+def run(source: "Source", settings: ErrorSettings) -> list[Made]:
+    """Predict errors from the codes of a stored dictionary, or of one that is learned first."""
+    from analyze.errors.prediction import predict_errors
+    from analyze.labels import part_of
+    from analyze.sae.dictionary import activation_of
+
+    if settings.sae is None and not any(source.run in result.runs for result in source.lake.results("sae")):
+        source.note("there is no dictionary yet; learning one")
+        learn_default(source)
+    dictionary = source.lake.open_result(settings.sae or source.result("sae"))
+    runs = json.loads(dictionary.attrs["runs"])
+    activation = activation_of(dictionary, {run: part_of(source.lake[run], limit=settings.limit) for run in runs})
+    with source.progress(unit="passes") as report:
+        predicted = predict_errors(source.data, dictionary, activation, settings, progress=report)
+    return [Made("errors", predicted, {"sae": str(dictionary.attrs["fingerprint"])})]
+
+
+def learn_default(source: "Source") -> None:
+    """Learn a dictionary of the whole run as ``lake analyze sae`` does, and store it as made by that."""
+    from analyze.sae.command import SAESettings, learn
+
+    settings = SAESettings()
+    dictionary: xr.Dataset = learn([replace(source, data=source.lake[source.run])], settings)
+    source.lake.write_result(
+        "sae",
+        dictionary.assign_attrs(run=source.run),
+        runs=[source.run],
+        spec=settings.spec(),
+        command=["lake", "analyze", "sae", PATH, source.run],
+    )
+
+
+def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """Held-out scores of each predictor, a line each."""
+    wrong = int(result["n_test"].sel(outcome="wrong"))
+    note = str(result["note"].item())
+    return [
+        Table(
+            title=f"{result.attrs['run']}: will the answer be wrong? {wrong} of {int(result['n_test'].sum())} test"
+            " answers are",
+            columns=["predictor", "accuracy", "95%", "AUROC", "95%", "precision wrong", "recall wrong"]
+            + ["precision right", "recall right", "codes' gain in AUROC", "training accuracy"],
+            rows=[predictor_row(result, str(predictor)) for predictor in result["predictor"].values],
+            caption=f"{note + '; ' if note else ''}training accuracy is a diagnostic only",
+        )
+    ]
+
+
+def predictor_row(result: Any, predictor: str) -> list[Any]:
+    """Scores of one predictor, and what the codes gain over it."""
+    scores = result.sel(predictor=predictor)
+    bounds = {
+        name: f"{float(scores[f'{name}_low']):.2f}..{float(scores[f'{name}_high']):.2f}"
+        for name in ("accuracy", "auroc")
+    }
+    gain, low, high = (float(scores[f"auroc_gain{bound}"]) for bound in ("", "_low", "_high"))
+    return [
+        predictor.replace("_", " "),
+        float(scores["accuracy"]),
+        bounds["accuracy"],
+        float(scores["auroc"]),
+        bounds["auroc"],
+        *(float(scores[name].sel(outcome=side)) for side in ("wrong", "right") for name in ("precision", "recall")),
+        "-" if predictor == "sae_codes" else f"{gain:+.3f} ({low:+.3f}..{high:+.3f})",
+        float(scores["train_accuracy"]),
+    ]
+
+
+def frames(kind: str, result: Any) -> dict[str, Any]:
+    """Tidy tables of the scores, without examples and features."""
+    from analyze.tables import result_tables
+
+    return result_tables(result.drop_dims(["example", "feature"], errors="ignore"))
+
+
+COMMAND = Analysis(
+    name="errors",
+    help="Predict from sparse codes whether answers are wrong; beside raw activations, question length and majority.",
+    settings=ErrorSettings,
+    run=run,
+    results={"errors": tables},
+    frames=frames,
+)

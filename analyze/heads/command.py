@@ -1,0 +1,89 @@
+"""``lake analyze heads``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from schemas.command import Analysis, Limited, Printed, Table, setting
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from analyze.source import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSettings(Limited):
+    """How heads are scored."""
+
+    convention: Literal["thoughts", "reports"] = setting("thoughts", "thoughts, or reports: as report 004 computed it.")
+    top: int = setting(20, "Heads that count as the best.", least=1)
+    resamples: int = setting(300, "Resamples of the bootstrap over problems.", least=1)
+    seed: int = setting(0, "Seed of what is drawn.")
+
+
+def run(source: "Source", settings: HeadSettings) -> "xr.Dataset":
+    """Scores of every head."""
+    from analyze.heads.scores import head_analysis
+
+    lazy = head_analysis(
+        source.data["attention"],
+        settings.convention,
+        top=settings.top,
+        n_resample=settings.resamples,
+        seed=settings.seed,
+    )
+    return source.compute(lazy)
+
+
+def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """The best heads, a line each, and what each thought receives."""
+    from analyze.heads.scores import head_table, summary_of_analysis
+
+    settings = HeadSettings.of_spec(spec)
+    best = head_table(result).head(settings.top)
+    constant = [name for name in ("flow", "hub", "skip") if float(result[f"{name}_weight"]) == 0]
+    constant += ["flow"] if settings.convention == "reports" else []
+    n_head = result.sizes["layer"] * result.sizes["head"]
+    run = result.attrs["run"]
+    summary = summary_of_analysis(result, settings.top)
+    return [
+        Table(
+            title=f"{run}: {n_head} heads, {result.attrs['n_example']} examples, convention {settings.convention}",
+            columns=["rank", "head", "type", "band", "composite", "95%", "rank 95%"]
+            + ["flow", "hub", "at", "skip", "max"],
+            rows=[
+                [
+                    head.rank,
+                    f"L{head.layer}H{head.head}",
+                    head.type or "-",
+                    head.band,
+                    head.composite,
+                    f"{head.composite_low:.2f}..{head.composite_high:.2f}",
+                    f"{head.rank_low:.0f}..{head.rank_high:.0f}",
+                    head.flow,
+                    head.hub,
+                    head.hub_position or "-",
+                    head.skip,
+                    head.max_attention,
+                ]
+                for head in best.itertuples()
+            ],
+            caption=f"constant over the heads: {', '.join(constant)}" if constant else None,
+        ),
+        Table(
+            title=f"{run}: attention received, mean over heads (hub {summary['hub_position'].item()}; sequential "
+            f"{float(summary['mean_sequential']):.3f}, skip {float(summary['mean_skip']):.3f})",
+            columns=["thought", "received", "spread evenly", "ratio"],
+            rows=summary[["incoming", "expected", "ratio"]].to_dataframe().reset_index().values.tolist(),
+        ),
+    ]
+
+
+COMMAND = Analysis(
+    name="heads",
+    help="Score every head: flow, hub, skip, composite, type, and how stable its rank is.",
+    settings=HeadSettings,
+    run=run,
+    results={"heads": tables},
+)

@@ -1,0 +1,152 @@
+"""``lake analyze lens``."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from schemas.command import Analysis, Made, Part, Printed, Table, setting
+from schemas.wording import duration_text, size_text
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from analyze.source import Source
+
+LONG_PRODUCT = 1e11
+"""Multiplications from which on a read-out may take over a minute, so that it is worth an estimate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LensSettings(Part):
+    """What states are read out with, and what is kept of it."""
+
+    lens: tuple[Literal["logit", "tuned"], ...] = setting(
+        ("logit",), "logit: the model's own read-out; tuned: an affine map for each layer before it, fitted on the run."
+    )
+    top: int = setting(5, "Best tokens kept of each state.", least=1)
+    seed: int = setting(0, "Seed of what is drawn: the problems that a tuned lens is fitted on.")
+
+
+def run(source: "Source", settings: LensSettings) -> list[Made]:
+    """Every lens asked for: its summary and tests, and how well a fitted one does."""
+    from analyze.lens.tuned import fit_tuned_lens
+
+    if source.data["hidden_state"].size * source.model.sizes["vocabulary"] > LONG_PRODUCT:
+        text, cost = plan(source, settings)
+        if cost["seconds"] > 60:
+            source.note(f"{text}; --limit, --layers and --positions take a part")
+    made: list[Made] = []
+    for lens in settings.lens:
+        if lens == "logit":
+            made += read_out(source, settings, None)
+            continue
+        with source.progress("tuned lens", "layers") as report:
+            fitted = fit_tuned_lens(
+                source.data, source.model, positions=chosen_positions(source, settings), seed=settings.seed,
+                progress=report,
+            )  # fmt: skip
+        made += [*read_out(source, settings, fitted), Made("tuned_lens", fitted, {"lens": "tuned"})]
+    return made
+
+
+def chosen_positions(source: "Source", settings: LensSettings) -> list[str] | None:
+    """Positions asked for, in the run's order; none: every one from ``bot`` on."""
+    return None if settings.positions is None else source.data["position"].values.tolist()
+
+
+def read_out(source: "Source", settings: LensSettings, tuned: "xr.Dataset | None") -> list[Made]:
+    """One lens over a run: its summary, and the tests that compare thoughts where there are several."""
+    from analyze.labels import thought_labels
+    from analyze.lens.logit import lens_summary, lens_tests, logit_lens
+
+    lens = logit_lens(
+        source.data, source.model, positions=chosen_positions(source, settings), top=settings.top, tuned=tuned
+    )
+    computed = source.compute(lens_summary(lens).assign(is_number=lens["is_number"]))
+    summary = computed.drop_vars(["is_number", "example", "problem", "variant"], errors="ignore")
+    spec = {"lens": summary.attrs["lens"]}
+    made = [Made("lens", summary, spec)]
+    if len(thought_labels(computed)) > 1:
+        made.append(Made("lens_tests", lens_tests(computed["is_number"]), spec))
+    return made
+
+
+def plan(source: "Source", settings: LensSettings) -> tuple[str, dict[str, Any]]:
+    """What the lenses take; the fit of a tuned one is not counted."""
+    from analyze.lens.logit import lens_cost
+
+    cost = lens_cost(source.data, source.model, positions=chosen_positions(source, settings), top=settings.top)
+    times = len(settings.lens)
+    operations, seconds = times * cost.operations, times * cost.seconds
+    text = (
+        f"{cost.n_state:,} states ({size_text(cost.n_byte)}) over {cost.n_token:,} tokens, "
+        f"{operations:.1e} operations, about {duration_text(seconds)} on this machine"
+    )
+    return text, asdict(cost) | {"operations": operations, "seconds": seconds}
+
+
+def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """What the last layer reads out, by position."""
+    last = result.isel(layer=-1)
+    steps = [f"step {step}" for step in last["step"].values[:-1]]
+    positions = [last.sel(position=position) for position in last["position"].values]
+    return [
+        Table(
+            title=f"{result.attrs['run']}: {result.attrs['lens']} lens, layer {int(last['layer'])},"
+            f" {result.attrs['n_example']} examples",
+            columns=["position", "n", "number", "95%", "result", "of another", *steps, "last", "p(answer)"],
+            rows=[
+                [
+                    place["position"].item(),
+                    int(place["n"]),
+                    float(place["number_share"]),
+                    f"{float(place['number_share_low']):.3f}..{float(place['number_share_high']):.3f}",
+                    float(place["result_share"]),
+                    float(place["control_share"]),
+                    *map(float, place["inner_share"].values[: len(steps)]),
+                    float(place["last_share"]),
+                    float(place["gold_probability"]),
+                ]
+                for place in positions
+                if int(place["n"]) > 0
+            ],
+            caption="shares of examples whose best token is a number; a result of the chain, or of another problem's; "
+            "the result of a step that is not the last; of the last step; probability of the answer",
+        )
+    ]
+
+
+def tuned_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """How well a tuned lens does by layer."""
+    names = ["r2", "r2_plain", "kl", "kl_plain", "agreement", "agreement_plain"]
+    return [
+        Table(
+            title=f"{result.attrs['run']}: tuned lens, on problems it was not fitted on",
+            columns=["layer", *names],
+            rows=result[names].to_dataframe().reset_index().values.tolist(),
+        )
+    ]
+
+
+def nothing(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """Tests are for the figures and for Python; the command prints no table of them."""
+    return []
+
+
+def frames(kind: str, result: Any) -> dict[str, Any]:
+    """Tidy tables, without the maps of a tuned lens."""
+    from analyze.tables import result_tables
+
+    return result_tables(result.drop_dims("hidden", errors="ignore"))
+
+
+COMMAND = Analysis(
+    name="lens",
+    help="Read every state out: numbers, results of the written chain, the answer, by layer and position.",
+    settings=LensSettings,
+    run=run,
+    results={"lens": tables, "lens_tests": nothing, "tuned_lens": tuned_tables},
+    made_by={"tuned_lens": "--lens tuned"},
+    frames=frames,
+    plan=plan,
+)

@@ -1,0 +1,129 @@
+"""``lake analyze sae``."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from analyze.sae.spec import REPORT_LAYERS, REPORT_POSITIONS, SAESpec, Scope
+from schemas.command import Analysis, Made, Part, Printed, Table, setting
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from analyze.source import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAESettings(SAESpec, Part):
+    """What dictionary is learned, and from which states."""
+
+    part: ClassVar[tuple[str, ...]] = ("limit",)  # layers may be one past the last block, positions of latents
+
+    scope: Scope = setting("pool", "pool: one dictionary; cell: one for each cell; crosscoder: one for all runs named.")
+    variable: Literal["hidden_state", "final_state", "latent_embedding", "all_states"] = setting(
+        "hidden_state", "What it is learned from; all_states: both of the first, the final state as one more layer."
+    )
+    positions: tuple[str, ...] | None = setting(
+        None, "Only these positions; by default bot and all thoughts.", metavar="bot,ct0.."
+    )
+    top: int = setting(10, "Top-activating problems kept for each feature.", least=0)
+    save: Path | None = setting(
+        None,
+        "Also save in the layout that SAELens loads, each run in a folder of its own; a crosscoder in DIR itself.",
+        metavar="DIR",
+        stored=False,
+    )
+
+    def cells(self) -> tuple[list[int] | None, list[str] | None]:
+        """Layers and positions: those given, or the preset's."""
+        layers, positions = self.layers, self.positions
+        if self.preset is not None:
+            layers = layers or REPORT_LAYERS.get(self.preset)
+            positions = positions or REPORT_POSITIONS
+        return layers and list(layers), positions and list(positions)  # type: ignore[return-value]
+
+
+def run(source: "Source | Sequence[Source]", settings: SAESettings) -> list[Made]:
+    """The dictionary of a run, or of all runs together."""
+    from analyze.sae.files import save_sae
+
+    sources = source if isinstance(source, Sequence) else [source]
+    dictionary = learn(sources, settings)
+    if settings.save is not None:
+        label = " + ".join(each.run for each in sources)
+        joint = settings.scope == "crosscoder"
+        folder = settings.save if joint else settings.save / label.replace("/", ".")
+        save_sae(dictionary, folder, metadata={"model_name": label})
+    layers, positions = settings.cells()
+    chosen = {"layers": layers, "positions": positions}
+    return [Made("sae", dictionary, {name: labels for name, labels in chosen.items() if labels})]
+
+
+def learn(sources: "Sequence[Source]", settings: SAESettings) -> "xr.Dataset":
+    """Learn a dictionary from a run, or a crosscoder from several."""
+    from analyze.sae.dictionary import select_cells, train_sae
+
+    layers, positions = settings.cells()
+    states = {
+        each.run: select_cells(each.data, settings.variable, layers=layers, positions=positions) for each in sources
+    }
+    by_model = {run.partition("/")[0]: activation for run, activation in states.items()}
+    with sources[0].shell.progress(" + ".join(states), "batches") as report:
+        dictionary = train_sae(
+            by_model if settings.scope == "crosscoder" else states[sources[0].run],
+            settings,
+            scope=settings.scope,
+            n_top=settings.top,
+            progress=report,
+        )
+    if n_infinite := int(dictionary["n_infinite"]):
+        sources[0].shell.note(
+            f"{' + '.join(states)}: {n_infinite} rows hold infinite numbers and are left out; --dtype float32 would"
+            " have stored them"
+        )
+    return dictionary
+
+
+def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """Explained variance of every cell as rows and columns, and the rest in one line."""
+    split = "test" if int(result["n_row"].sel(split="test").sum()) else "train"
+    measured = result.sel(split=split)
+    values = measured["explained_variance"].sel(definition="squared_error")
+    across = [str(dim) for dim in values.dims if dim in ("position", "latent")]
+    over = [str(dim) for dim in values.dims if dim not in across]
+    columns = values[across[0]].values.tolist() if across else ["explained variance"]
+    grid = values.expand_dims([] if over else ["cells"]).transpose(*(over or ["cells"]), *across)
+    rows = grid.values.reshape(-1, len(columns)).tolist()
+    keys = grid[over[0]].values.tolist() if len(over) == 1 else range(len(rows))
+    total = measured["explained_variance_all"].sel(definition="squared_error").values.reshape(-1)
+    return [
+        Table(
+            title=f"{result.attrs['run']}: {result.attrs['activation']}, {result.sizes['feature']} features,"
+            f" explained variance of {split} rows",
+            columns=[over[0] if over else "", *columns],
+            rows=[[key, *row] for key, row in zip(keys, rows, strict=True)],
+            caption=f"all cells {', '.join(f'{value:.3f}' for value in total)}; L0 {float(measured['l0'].mean()):.1f}; "
+            f"{100 * float(measured['dead_share'].mean()):.1f}% of features never fire; "
+            f"{result.attrs['n_step']} steps, {result.attrs['n_revived']} revivals",
+        )
+    ]
+
+
+def frames(kind: str, result: Any) -> dict[str, Any]:
+    """Tidy tables of metrics and curves, without weights, features and examples."""
+    from analyze.sae.dictionary import sae_summary
+    from analyze.tables import result_tables
+
+    return result_tables(sae_summary(result))
+
+
+COMMAND = Analysis(
+    name="sae",
+    help="Learn sparse dictionaries of a run's activations: reconstruction, sparsity, what each feature fires on.",
+    settings=SAESettings,
+    run=run,
+    results={"sae": tables},
+    together=lambda settings: settings.scope == "crosscoder",
+    frames=frames,
+)

@@ -1,0 +1,1 @@
+"""Thoughts ablated by what they carry, and each of them corrupted in every way."""

@@ -1,0 +1,110 @@
+"""``lake reenter ablate`` and ``lake reenter corrupt``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from extract.reenter.settings import PRESET, Preset, overrule
+from extract.reenter.sites import ThoughtSite
+from extract.reenter.tables import accuracy_table
+from schemas.command import Experiment, Printed, Settings, setting
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from extract.reenter.target import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateSettings(Settings):
+    """Which thoughts are ablated, where and how."""
+
+    sites: tuple[ThoughtSite, ...] = setting(("hidden_state", "latent_embedding"), "Where: one of them, or both.")
+    layers: tuple[int, ...] | None = setting(
+        None, "Layers, as 0,5,11; by default each alone and all at once.", metavar="0,1.."
+    )
+    operations: tuple[str, ...] = setting(
+        ("zero", "mean"),
+        "What is done to them; a mean is that of the position, of all thoughts, or of those of one outcome.",
+        metavar="zero|mean|mean:run|mean:correct|mean:wrong|resample,..",
+    )
+    draws: int = setting(1, "Random sets of positions beside each group.", least=0)
+    preset: Preset = setting(None, PRESET)
+    seed: int = setting(0, "Seed of everything random.")
+
+    def __post_init__(self) -> None:
+        """Check the values, and let the preset decide some."""
+        super().__post_init__()
+        if self.preset:
+            overrule(self, sites=("hidden_state",), operations=("zero",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorruptSettings(Settings):
+    """Which thoughts are corrupted, where and how."""
+
+    site: ThoughtSite = setting("latent_embedding", "Where.")
+    layers: tuple[int, ...] | None = setting(None, "Layers, as 0,5,11; by default the middle one.", metavar="0,1..")
+    positions: tuple[str, ...] | None = setting(
+        None, "Positions, each alone and all together; by default the thoughts.", metavar="bot,ct0.."
+    )
+    corruptions: (
+        tuple[Literal["zero", "mean", "noise 0.1", "noise 0.5", "noise 1", "noise 2", "resample"], ...] | None
+    ) = setting(None, "How; by default every way. All thoughts are shuffled besides.")
+    hold: bool = setting(False, "Keep the other thoughts as they were: direct effects only.")
+    preset: Preset = setting(None, PRESET)
+    seed: int = setting(0, "Seed of everything random.")
+
+    def __post_init__(self) -> None:
+        """Check the values, and let the preset decide some."""
+        super().__post_init__()
+        if self.preset:
+            overrule(self, site="hidden_state", hold=True)
+
+
+def run_ablate(target: "Target", settings: AblateSettings) -> "xr.Dataset":
+    """Ablate the thoughts that carry numbers, the others, and as many at random."""
+    from extract.reenter.ablation.experiments import ablate
+
+    return ablate(target, settings)
+
+
+def run_corrupt(target: "Target", settings: CorruptSettings) -> "xr.Dataset":
+    """Importance of each thought, under every corruption."""
+    from extract.reenter.ablation.experiments import corrupt
+
+    return corrupt(target, settings)
+
+
+def ablate_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """Accuracy under each condition, where numbers are read, and which examples do not count."""
+    shares = zip(result["position"].values, result["number_share"].values, strict=True)
+    numbers = ", ".join(f"{position} {float(share):.1%}" for position, share in shares)
+    left_out = float(result["share_not_counted"].max())
+    return [
+        accuracy_table(result, ("site", "layer", "operation", "group", "control")),
+        f"states that read a number: {numbers}; up to {left_out:.1%} of examples lack such thoughts and do not count",
+    ]
+
+
+def corrupt_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """Accuracy under each corruption of each thought."""
+    return [accuracy_table(result, ("site", "layer", "corruption", "group", "control"))]
+
+
+COMMANDS = (
+    Experiment(
+        name="ablate",
+        help="Ablate the thoughts that carry numbers, the others, and as many at random.",
+        settings=AblateSettings,
+        run=run_ablate,
+        results={"ablate": ablate_tables},
+    ),
+    Experiment(
+        name="corrupt",
+        help="Importance of each thought: zero, mean, noise of four strengths, another problem's, shuffled.",
+        settings=CorruptSettings,
+        run=run_corrupt,
+        results={"corrupt": corrupt_tables},
+    ),
+)

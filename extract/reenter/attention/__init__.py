@@ -1,0 +1,1 @@
+"""Heads ablated by their rank, and edges of attention cut or forced."""

@@ -1,0 +1,83 @@
+"""``lake reenter heads`` and ``lake reenter edges``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from extract.reenter.tables import accuracy_table
+from schemas.command import Experiment, Printed, Settings, setting
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from extract.reenter.target import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateHeadsSettings(Settings):
+    """Which heads are ablated together, and how."""
+
+    by: str = setting("composite", "Score of lake analyze heads that ranks them.")
+    counts: tuple[int, ...] = setting((1, 2, 5, 10), "How many of the top-ranked to ablate together.", least=1)
+    operation: Literal["zero", "mean", "resample"] = setting("zero", "What is done to them.")
+    positions: tuple[str, ...] | None = setting(
+        None, "Positions; by default bot, the thoughts and eot.", metavar="bot,ct0.."
+    )
+    draws: int = setting(5, "Random sets of each size.", least=0)
+    seed: int = setting(0, "Seed of everything random.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutEdgesSettings(Settings):
+    """Where edges of attention are cut, and which position is the hub."""
+
+    hub: str | None = setting(None, "Position cut off or forced; by default the one most attended to.")
+    layers: tuple[int, ...] | None = setting(None, "Only in these layers.", metavar="0,1..")
+    heads: tuple[int, ...] | None = setting(None, "Only in these heads.", metavar="0,1..")
+    seed: int = setting(0, "Seed of everything random.")
+
+
+def run_heads(target: "Target", settings: AblateHeadsSettings) -> "xr.Dataset":
+    """Ablate what heads put out."""
+    from extract.reenter.attention.heads import ablate_heads
+
+    return ablate_heads(target, settings)
+
+
+def run_edges(target: "Target", settings: CutEdgesSettings) -> "xr.Dataset":
+    """Cut or force edges of attention."""
+    from extract.reenter.attention.edges import cut_edges
+
+    return cut_edges(target, settings)
+
+
+def head_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """Accuracy without each head or set of heads, and what ranked them."""
+    ranking = " ".join(result.attrs["ranking"].split()[:10])
+    return [
+        accuracy_table(result, ("group", "control")),
+        f"ranked by {AblateHeadsSettings.of_spec(spec).by}: {ranking} ...",
+    ]
+
+
+def edge_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """Accuracy under each cut, and which position is the hub."""
+    return [accuracy_table(result, ("group", "control")), f"hub: {result.attrs['hub']}"]
+
+
+COMMANDS = (
+    Experiment(
+        name="heads",
+        help="Ablate every head, the top-ranked together, and as many at random.",
+        settings=AblateHeadsSettings,
+        run=run_heads,
+        results={"ablate_heads": head_tables},
+    ),
+    Experiment(
+        name="edges",
+        help="Cut attention edges: the hub, the sequence, single thoughts, sets of them; or force the hub.",
+        settings=CutEdgesSettings,
+        run=run_edges,
+        results={"edges": edge_tables},
+    ),
+)

@@ -1,0 +1,153 @@
+"""Edges of attention: the hub cut off or forced, thoughts cut from each other, from the question and the answer."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from extract.reenter.attention.command import CutEdgesSettings
+from extract.reenter.statistics import with_accuracy
+from extract.reenter.sweep import Condition
+from extract.reenter.target import Target
+from schemas import Intervention, UsageError, nearest
+
+MULTI = ((0, 1), (0, 2), (0, 4), (1, 2), (2, 3), (0, 1, 2))
+"""Sets of thoughts that the reports cut together."""
+ANSWER = ("a0", "a1", "a2", "a3", "a4", "a5", "a6", "a7")
+"""Tokens of the answer that are cut off besides what closes the thoughts."""
+Edges = Mapping[str, tuple[str, ...]]
+"""Keys by query."""
+
+
+def find_hub(target: Target) -> str:
+    """Thought or ``bot`` that the thoughts after it attend to most, beyond what even attention would give it.
+
+    Of the mean over examples, layers and heads; each later row counts by its share of what it pays to ``bot`` and the
+    thoughts.
+    """
+    names = ["bot", *target.thoughts]
+    block = target.data["attention"].sel(position=names, key_position=names)
+    matrix = block.mean(["example", "layer", "head"], dtype=np.float64).transpose("position", "key_position").values
+    size = len(names)
+    share = matrix / matrix.sum(1, keepdims=True)
+    excess = [np.mean([share[i, j] - 1 / (i + 1) for i in range(j + 1, size)]) for j in range(size - 1)]
+    return names[int(np.argmax(excess))]
+
+
+def cut_edges(target: Target, settings: CutEdgesSettings | None = None) -> xr.Dataset:
+    """Cut attention edges (the rest renormalised) or force them.
+
+    Parameters
+    ----------
+    target
+        Run and model.
+    settings
+        By default everywhere, with the hub of :func:`find_hub`.
+
+    Returns
+    -------
+    xr.Dataset
+        ``condition`` with coordinates ``group`` and ``control``: ``hub cut``, ``hub forced`` (every later thought sees
+        nothing else), ``cut ctk`` for every position, ``sequence cut`` (no thought sees the one before), ``skip cut``
+        (itself and the one before are all it sees of the thoughts), ``question cut from thoughts`` and ``from answer``,
+        ``thoughts cut from answer``, sets ``cut ct0+ct1`` of thoughts; controls: edges scaled by 1, as many random
+        edges, each row replaced by itself. Figures as :func:`extract.reenter.statistics.with_accuracy` gives them;
+        ``additive_drop(condition)`` is what the single cuts of a set's members add up to.
+
+    Raises
+    ------
+    UsageError
+        If the hub, a layer or a head is not there.
+    """
+    settings = settings or CutEdgesSettings()
+    chain = ["bot", *target.thoughts, "eot"]
+    hub = settings.hub or find_hub(target)
+    if hub not in chain[:-1]:
+        raise UsageError(f"hub {hub!r} is not one of {', '.join(chain[:-1])}{nearest(hub, chain[:-1])}")
+    cuts = [
+        *_hub_cuts(chain, hub),
+        *((f"cut {key}", _from_later(chain, key), {}) for key in chain[:-1]),
+        *_chain_cuts(target, chain),
+    ]
+    conditions = [_condition(target, settings, group, edges, "", change) for group, edges, change in cuts]
+    for control, group, edges, change in _controls(chain, hub, settings.seed):
+        conditions.append(_condition(target, settings, group, edges, control, change))
+    result = with_accuracy(target.sweep(conditions), target.gold, strata=target.strata, seed=settings.seed)
+    groups, drops = result["group"].values.tolist(), result["drop"].sel(stratum="all").values.tolist()
+    drop = dict(zip(groups, drops, strict=True))
+    additive = [
+        sum(drop[f"cut {name}"] for name in group.removeprefix("cut ").split("+"))
+        if group.startswith("cut ")
+        else np.nan
+        for group in groups
+    ]
+    additive_drop = ("condition", np.array(additive, dtype=float))
+    return result.assign(additive_drop=additive_drop).assign_attrs(hub=hub)
+
+
+def _from_later(chain: list[str], *keys: str) -> Edges:
+    """Edges to some positions from everything after them, the answer included."""
+    edges = {}
+    for query in [*chain[1:], *ANSWER]:
+        seen = [key for key in keys if query not in chain or chain.index(key) < chain.index(query)]
+        edges[query] = tuple(seen)
+    return edges
+
+
+def _hub_cuts(chain: list[str], hub: str) -> Iterator[tuple[str, Edges, dict[str, Any]]]:
+    """The hub cut off, and made all that is seen."""
+    yield "hub cut", _from_later(chain, hub), {}
+    yield "hub forced", {query: (hub,) for query in chain[chain.index(hub) + 1 :]}, {"operation": "force"}
+
+
+def _chain_cuts(target: Target, chain: list[str]) -> Iterator[tuple[str, Edges, dict[str, Any]]]:
+    """Thoughts cut from each other, from the question and from the answer, and sets of them cut off."""
+    thoughts, before, answer = target.thoughts, chain[:-1], ("eot", *ANSWER)
+    longest = max(len(target.reasoner.encode(str(text))) - 1 for text in target.data["question"].values)
+    question = tuple(f"q-{distance}" for distance in range(longest, 0, -1))
+    yield "sequence cut", {thought: (previous,) for previous, thought in itertools.pairwise(before)}, {}
+    yield "skip cut", {thought: tuple(before[:index]) for index, thought in enumerate(thoughts)}, {}
+    yield "question cut from thoughts", dict.fromkeys(thoughts, question), {}
+    yield "question cut from answer", dict.fromkeys(answer, question), {}
+    yield "thoughts cut from answer", dict.fromkeys(answer, tuple(thoughts)), {}
+    for chosen in MULTI:
+        if max(chosen) < len(thoughts):
+            names = [thoughts[index] for index in chosen]
+            yield f"cut {'+'.join(names)}", _from_later(chain, *names), {}
+
+
+def _controls(chain: list[str], hub: str, seed: int) -> Iterator[tuple[str, str, Edges, dict[str, Any]]]:
+    """Control, group, edges and change: as many random edges, edges scaled by 1, each row replaced by itself."""
+    after_hub = _from_later(chain, hub)
+    rng = np.random.default_rng([seed, 29])
+    drawn = {query: (chain[rng.integers(0, chain.index(query))],) for query in chain[1:] if after_hub[query]}
+    yield "random edges", "random edges", drawn, {}
+    yield "scaled by 1", "hub cut", after_hub, {"operation": "scale", "strength": 1.0}
+    own = {query: tuple(chain[: index + 1]) for index, query in enumerate(chain)}
+    for donor in ("forward", "stored"):
+        yield f"self ({donor})", "self", own, {"operation": "replace", "donor": donor}
+
+
+def _condition(
+    target: Target, settings: CutEdgesSettings, group: str, edges: Edges, control: str, change: dict[str, Any]
+) -> Condition:
+    """Edges changed together; queries of the same keys are one intervention."""
+    by_keys: dict[tuple[str, ...], list[str]] = {}
+    for query, keys in edges.items():
+        if keys:
+            by_keys.setdefault(keys, []).append(query)
+    layers = tuple(settings.layers or target.layers)
+    change = {"operation": "zero", "seed": settings.seed, **change}
+    interventions = tuple(
+        Intervention(
+            site="attention", layers=layers, heads=settings.heads or (), positions=tuple(queries), keys=keys, **change
+        )
+        for keys, queries in by_keys.items()
+    )
+    return Condition(
+        name=f"{control} {group}".strip(),
+        interventions=interventions,
+        labels={"group": group, "control": control},
+    )

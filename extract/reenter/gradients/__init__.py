@@ -1,0 +1,1 @@
+"""Integrated gradients of the answer with respect to the thoughts."""

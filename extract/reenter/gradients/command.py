@@ -1,0 +1,51 @@
+"""``lake reenter gradients``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from schemas.command import NOTHING_KEPT, Experiment, Printed, Settings, Table, setting
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from extract.reenter.target import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientSettings(Settings):
+    """Way along which gradients are integrated."""
+
+    baseline: Literal["mean", "zero"] = setting("mean", "mean of each thought over the run, or zero.")
+    steps: int = setting(32, "Points on the way from the baseline.", least=1)
+
+
+def run(target: "Target", settings: GradientSettings) -> "xr.Dataset":
+    """Integrated gradients of the answer's logit difference with respect to the thoughts."""
+    from extract.reenter.gradients.experiment import integrated_gradients
+
+    return integrated_gradients(target, settings)
+
+
+def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """Attribution and magnitude of each thought, and how far attributions are from adding up."""
+    rows = []
+    for latent in result["latent"].values:
+        thought = result.sel(latent=latent)
+        mean, low, high = (float(thought[f"attribution_{name}"]) for name in ("mean", "low", "high"))
+        rows.append([str(latent), f"{mean:+.3f} [{low:+.2f}, {high:+.2f}]", f"{float(thought['magnitude_mean']):.3f}"])
+    residual = result.attrs["relative_residual"]
+    return [
+        Table(title="", columns=["thought", "attribution 95%", "magnitude"], rows=rows, labels=1),
+        f"attributions miss the difference they should add up to by {residual:.2%}",
+    ]
+
+
+COMMAND = Experiment(
+    name="gradients",
+    help="Integrated gradients of the answer's logit difference with respect to the thoughts.",
+    settings=GradientSettings,
+    run=run,
+    results={"gradients": tables},
+    stopped=NOTHING_KEPT,
+)

@@ -1,0 +1,201 @@
+"""Integrated gradients of the answer with respect to the thoughts, with what they fail to add up to."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from extract.model.capture import KeyValues
+from extract.model.device import device_errors
+from extract.model.reasoner import Flight
+from extract.reenter.gradients.command import GradientSettings
+from extract.reenter.statistics import mean_interval
+from extract.reenter.target import Target
+from schemas import UsageError
+
+BATCH = 16
+
+
+def integrated_gradients(
+    target: Target, settings: GradientSettings | None = None, *, against: Sequence[str] | None = None
+) -> xr.Dataset:
+    """Share of each thought in the answer's logit difference, along the straight way from a baseline.
+
+    The vectors of all thoughts are taken as inputs, all moved together from the baseline to what was fed; the question
+    stays as it is. Midpoint rule, model in evaluation mode.
+
+    Parameters
+    ----------
+    target
+        Run and model; its batches say how many examples go together, 16 by default.
+    settings
+        By default 32 steps from the mean of each thought over the run.
+    against
+        Answer ``(example,)`` the gold one is set against; by default that of the pair's other half, or of the next
+        problem with another answer.
+
+    Returns
+    -------
+    xr.Dataset
+        ``attribution(example, latent)`` in logits; ``logit_difference`` and ``baseline_logit_difference(example)``, the
+        values at both ends; ``residual(example)``: what the attributions lack to the difference of the two, and
+        ``relative_residual`` (its mean absolute value over the mean absolute difference, in ``attrs``);
+        ``attribution_mean(latent)`` and ``magnitude_mean(latent)`` (of absolute values) with bootstrap intervals.
+
+    Raises
+    ------
+    UsageError
+        If all examples have the same answer.
+    LakeError
+        If the device has too little memory, or fails.
+    """
+    settings = settings or GradientSettings()
+    prompts = [target.reasoner.encode(str(text)) for text in target.data["question"].values]
+    gold = [str(text) for text in target.data["gold_answer"].values]
+    other = list(against) if against is not None else other_answers(target)
+    start, fed = _vectors(target, settings.baseline)
+    n, batch = len(prompts), target.batch_rows or BATCH
+    attribution, ends = np.empty((n, len(target.thoughts))), np.empty((2, n))
+    by_length = sorted(range(n), key=lambda row: len(prompts[row]))
+    with target.reasoner.session():
+        for first in range(0, n, batch):
+            rows = by_length[first : first + batch]
+            with device_errors(f"a batch of {len(rows)} examples", f"pass --batch-rows {max(1, len(rows) // 2)}"):
+                line = _Line(target, [prompts[row] for row in rows], [(gold[row], other[row]) for row in rows])
+                attribution[rows], ends[:, rows] = line.integrate(start[rows], fed[rows], settings.steps)
+            if target.progress is not None:
+                target.progress(first + len(rows), n)
+    return _result(target, settings, attribution, ends)
+
+
+def _vectors(target: Target, baseline: str) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors ``(example, thought, hidden)`` at both ends of the way: the baseline's, and those that were fed."""
+    site, rows = "latent_embedding", np.arange(target.data.sizes["example"])
+    fed = np.stack([target.values.stored(rows, site, -1, thought) for thought in target.thoughts], axis=1)
+    start = np.zeros_like(fed)
+    if baseline == "mean":
+        start += np.stack([target.values.mean(site, -1, thought, "position") for thought in target.thoughts])
+    return start, fed
+
+
+def _result(target: Target, settings: GradientSettings, attribution: np.ndarray, ends: np.ndarray) -> xr.Dataset:
+    """Attributions ``(example, thought)`` and logit differences ``(end, example)`` as a labelled result."""
+    residual = ends[1] - ends[0] - attribution.sum(1)
+    mean, low, high = mean_interval(attribution.T)
+    size, size_low, size_high = mean_interval(np.abs(attribution).T)
+    gap = np.abs(ends[1] - ends[0]).mean()
+    logit = {"units": "logit"}
+    return xr.Dataset(
+        {
+            "attribution": (("example", "latent"), attribution, logit),
+            "logit_difference": ("example", ends[1], logit),
+            "baseline_logit_difference": ("example", ends[0], logit),
+            "residual": ("example", residual, logit),
+            "attribution_mean": ("latent", mean),
+            "attribution_low": ("latent", low),
+            "attribution_high": ("latent", high),
+            "magnitude_mean": ("latent", size),
+            "magnitude_low": ("latent", size_low),
+            "magnitude_high": ("latent", size_high),
+        },
+        coords={"example": target.data["example"].values, "latent": np.array(target.thoughts, dtype=object)},
+        attrs={
+            "baseline": settings.baseline,
+            "n_step": settings.steps,
+            "relative_residual": float(np.abs(residual).mean() / gap) if gap else float("nan"),
+        },
+    )
+
+
+def other_answers(target: Target) -> list[str]:
+    """An answer other than each example's own.
+
+    That of its pair's other half; else the wrong one of the two that the question asks about, where the data says it;
+    else the answer of the next problem that differs.
+    """
+    scoring, gold = target.scoring, target.gold
+    texts = [str(text) for text in target.data["gold_answer"].values]
+    asked = target.data["other_answer"].values.tolist() if "other_answer" in target.data.variables else None
+    pair = target.data["pair"].values.tolist() if "pair" in target.data.variables else [-1] * len(texts)
+    members: dict[int, list[int]] = {}
+    for index, number in enumerate(pair):
+        members.setdefault(number, []).append(index)
+    answers = []
+    for index, number in enumerate(pair):
+        twins = [twin for twin in members[number] if twin != index] if number >= 0 else []
+        if asked is not None and not any(not scoring.match(gold[twin], gold[index]) for twin in twins):
+            answers.append(str(asked[index]))
+            continue
+        for candidate in [*twins, *((index + step) % len(texts) for step in range(1, len(texts)))]:
+            if not scoring.match(gold[candidate], gold[index]):
+                answers.append(texts[candidate])
+                break
+        else:
+            raise UsageError(
+                f"all examples of {target.run} have the answer {texts[index]}; there is no other to set against it"
+            )
+    return answers
+
+
+class _Line:
+    """Logit difference of two answers, for a batch of examples, as a function of the vectors fed after the question."""
+
+    def __init__(self, target: Target, prompts: list[list[int]], answers: list[tuple[str, str]]) -> None:
+        self.reasoner = target.reasoner
+        self.tokens, self.apart, self.place = _answer_tokens(target, answers)
+        with torch.no_grad():
+            laid, self.pad, self.n_before = self.reasoner.lay_out(prompts)
+            self.cache = KeyValues(self.n_before + 1)
+            Flight(self.reasoner, self.pad, self.n_before, self.cache).feed_tokens(laid)
+
+    def integrate(self, start: np.ndarray, end: np.ndarray, n_step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Attributions ``(row, thought)``, and the difference ``(2, row)`` at both ends of the way."""
+        x0, x1 = (torch.as_tensor(vectors, device=self.reasoner.device) for vectors in (start, end))
+        total = torch.zeros_like(x0)
+        for step in range(n_step):
+            x = (x0 + (step + 0.5) / n_step * (x1 - x0)).requires_grad_()
+            (gradient,) = torch.autograd.grad(self.difference(x).sum(), x)
+            total += gradient / n_step
+        with torch.no_grad():
+            ends = torch.stack([self.difference(x) for x in (x0, x1)])
+        return ((x1 - x0) * total).sum(-1).cpu().double().numpy(), ends.cpu().double().numpy()
+
+    def difference(self, thoughts: Tensor) -> Tensor:
+        """Logit difference ``(row,)`` with given vectors ``(row, thought, hidden)`` fed after the question."""
+        reasoner, pad = self.reasoner, self.pad
+        every = torch.arange(len(pad), device=pad.device)
+        capacity = self.n_before + reasoner.places.n_middle + self.tokens.shape[1]
+        own = self.cache.take(every, self.n_before + 1, capacity, differentiable=True)
+        flight = Flight(reasoner, pad, self.n_before, own)
+        with torch.no_grad():
+            after = reasoner._embed(torch.cat([reasoner.closing_tokens(len(pad), pad.device), self.tokens], dim=1))
+        states = flight.feed(torch.cat([thoughts.to(after.dtype), after], dim=1))
+        # The state that predicts the token at `place` of the answer lies that many places after the last closing token.
+        state = states[every, reasoner.places.n_middle - 2 + self.place]
+        logits = reasoner._logits(state).float()
+        return logits[every, self.apart[:, 0]] - logits[every, self.apart[:, 1]]
+
+
+def _answer_tokens(target: Target, answers: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor, Tensor]:
+    """What tells two answers apart.
+
+    Tokens ``(row, place)`` that both begin with, the first token ``(row, 2)`` of each that differs, and the place
+    ``(row,)`` at which those two are predicted.
+    """
+    begin, apart, places = [], [], []
+    for pair in answers:
+        one, other = map(target.reasoner.answer_tokens, pair)
+        place = next(index for index, (x, y) in enumerate(zip(one, other, strict=False)) if x != y)
+        begin.append(one[:place])
+        apart.append([one[place], other[place]])
+        places.append(place)
+    longest = max(places)
+    padded = [tokens + [target.reasoner.eos_id] * (longest - len(tokens)) for tokens in begin]
+    device = target.reasoner.device
+    return (
+        torch.tensor(padded, dtype=torch.long, device=device),
+        torch.tensor(apart, device=device),
+        torch.tensor(places, device=device),
+    )

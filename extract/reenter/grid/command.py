@@ -1,0 +1,66 @@
+"""``lake reenter sweep``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from extract.reenter.tables import ACCURACY, accuracy_cells
+from schemas.command import Experiment, Printed, Settings, Table, setting
+from schemas.intervention import OPERATIONS, Donor, Site
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from extract.reenter.target import Target
+
+AXES = ("layer", "position", "head", "operation", "donor", "strength")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSettings(Settings):
+    """What is combined with what."""
+
+    site: Site = setting("hidden_state", "Where.")
+    layers: tuple[int, ...] | None = setting(None, "Layers, as 0,5,11; by default all, one at a time.", metavar="0,1..")
+    positions: tuple[str, ...] | None = setting(
+        None, "Positions, one at a time; by default the thoughts.", metavar="bot,ct0.."
+    )
+    heads: tuple[int, ...] | None = setting(None, "Heads, as 0,3; by default all, one at a time.", metavar="0,1..")
+    keys: tuple[str, ...] = setting((), "Key positions of attention's edges, together.", metavar="bot,ct0..")
+    operations: tuple[str, ...] = setting(
+        ("zero",), "What is done there.", metavar="|".join(OPERATIONS) + ",.."
+    )
+    donors: tuple[Donor, ...] = setting(("stored",), "Whose values go in, for the operations that put one in.")
+    strengths: tuple[float, ...] = setting((1.0,), "How much, for the operations that take a strength.", metavar="0.5,1..")
+    direction: str = setting("", "Name of a direction, for the operations that take one.", metavar="NAME")
+    subspace: str = setting("", "Name of a subspace, for the operations that take one.", metavar="NAME")
+    seed: int = setting(0, "Seed of everything random.")
+
+
+def run(target: "Target", settings: SweepSettings) -> "xr.Dataset":
+    """Interventions in every combination."""
+    from extract.reenter.grid.experiment import sweep_grid
+
+    return sweep_grid(target, settings)
+
+
+def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """Accuracy at each place of the grid."""
+    overall = result.sel(stratum="all").reset_coords(drop=True)
+    axes = [axis for axis in AXES if axis in overall.dims]
+    cells = overall.drop_dims([dim for dim in overall.dims if dim not in axes]).stack(cell=axes, create_index=False)
+    rows = []
+    for index in range(cells.sizes["cell"]):
+        cell = cells.isel(cell=index)
+        labels = [str(cell[axis].item()) if axis in axes else "" for axis in AXES]
+        rows.append([*labels, *accuracy_cells(cell)])
+    return [Table(title="", columns=[*AXES, *ACCURACY[1:]], rows=rows, labels=len(AXES))]
+
+
+COMMAND = Experiment(
+    name="sweep",
+    help="Every combination of layers, positions, heads, operations, donors and strengths.",
+    settings=SweepSettings,
+    run=run,
+    results={"sweep": tables},
+)

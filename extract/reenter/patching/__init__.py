@@ -1,0 +1,1 @@
+"""Thoughts of one problem put into another."""

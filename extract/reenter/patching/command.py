@@ -1,0 +1,91 @@
+"""``lake reenter patch``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from extract.reenter.settings import PRESET, Preset, overrule
+from extract.reenter.sites import ThoughtSite
+from extract.reenter.tables import interval_text, label_text, p_text
+from schemas.command import Experiment, Printed, Settings, Table, setting
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from extract.reenter.target import Target
+
+LABELS = ("site", "layer", "positions", "kind", "control")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchSettings(Settings):
+    """Which thoughts are patched, and where."""
+
+    sites: tuple[ThoughtSite, ...] = setting(("hidden_state", "latent_embedding"), "Where: one of them, or both.")
+    layers: tuple[int, ...] | None = setting(
+        None, "Layers, as 0,5,11; by default each alone and all at once.", metavar="0,1.."
+    )
+    positions: tuple[str, ...] | None = setting(
+        None,
+        "Positions patched alone; by default the thoughts, in the hidden state bot and eot too.",
+        metavar="bot,ct0..",
+    )
+    subsets: Literal["none", "named", "all"] = setting(
+        "named", "Subsets besides single thoughts and the first N; named: the reports' three."
+    )
+    preset: Preset = setting(None, PRESET)
+    seed: int = setting(0, "Seed of everything random.")
+
+    def __post_init__(self) -> None:
+        """Check the values, and let the preset decide some."""
+        super().__post_init__()
+        if self.preset:
+            overrule(self, sites=("hidden_state",))
+
+
+def run(target: "Target", settings: PatchSettings) -> "xr.Dataset":
+    """Patch the clean half's thoughts into the corrupted half of every pair that counts."""
+    from extract.reenter.patching.experiment import patch
+
+    return patch(target, settings)
+
+
+def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """Outcomes under each condition, which pairs count, and from how many thoughts on the clean answer wins."""
+    counts = result.attrs
+    lines = [
+        f"{counts['n_counted']} of {counts['n_pair']} pairs count; {counts['n_same_answer']} have the same answer"
+        f" twice, {counts['n_not_both_right']} are not both answered rightly"
+    ]
+    for index in range(result.sizes["series"]):
+        series = result.isel(series=index)
+        n, low, high = (float(series["n_that_wins" + bound]) for bound in ("", "_low", "_high"))
+        place = f"{series['series_site'].item()}, layer {label_text('layer', series['series_layer'].item())}"
+        wins = f"from N = {n:.0f} [{low:.0f}, {high:.0f}]" if n == n else "at no N"
+        never = float(series["never_wins"])
+        lines.append(f"{place}: the clean answer wins {wins}; in {never:.0%} of resamples never")
+    columns = [*LABELS, "clean 95%", "corrupted", "other", "gibberish", "recovery", "p", "p Holm"]
+    rows = [_row(result.isel(condition=index)) for index in range(result.sizes["condition"])]
+    return [Table(title="", columns=columns, rows=rows, labels=len(LABELS)), *lines]
+
+
+def _row(condition: Any) -> list[str]:
+    """Labels and outcomes of one condition."""
+    share = condition["share"]
+    return [
+        *(label_text(label, condition[label].item()) for label in LABELS),
+        interval_text(condition.sel(outcome_kind="clean_answer"), "share"),
+        *(f"{float(share.sel(outcome_kind=kind)):.3f}" for kind in ("corrupted_answer", "other", "gibberish")),
+        f"{float(condition['recovery']):+.2f}",
+        p_text(condition["p"]),
+        p_text(condition["p_holm"]),
+    ]
+
+
+COMMAND = Experiment(
+    name="patch",
+    help="Patch the clean half's thoughts into the corrupted half of every pair that was answered rightly twice.",
+    settings=PatchSettings,
+    run=run,
+    results={"patch": tables},
+)

@@ -1,0 +1,91 @@
+"""What patching did to the answers: outcomes, recovery of the logit difference, how many thoughts it takes."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import xarray as xr
+
+from extract.reenter.statistics import first_that_wins, holm, mcnemar, mean_interval, wilson
+from extract.reenter.sweep import Condition
+from schemas import Scoring
+
+OUTCOMES = ("clean_answer", "corrupted_answer", "other", "gibberish")
+
+
+def with_outcomes(
+    swept: xr.Dataset, answers: Mapping[str, Sequence[str]], ceiling: np.ndarray, scoring: Scoring, seed: int
+) -> xr.Dataset:
+    """Add outcomes and their shares, recovery of the logit difference, and tests against the untouched run.
+
+    Parameters
+    ----------
+    swept
+        Of :func:`extract.reenter.sweep.sweep` over the corrupted halves.
+    answers
+        Answers ``clean`` and ``corrupted``, by example.
+    ceiling
+        Logit difference ``(example,)`` of the clean halves untouched.
+    scoring
+        How the answer in a text is read.
+    seed
+        Of the bootstrap.
+    """
+    pairs = [
+        (scoring.gold(clean), scoring.gold(other))
+        for clean, other in zip(answers["clean"], answers["corrupted"], strict=True)
+    ]
+    texts = swept["generated_text"].values
+    outcome = np.empty(texts.shape, dtype=object)
+    for (row, index), text in np.ndenumerate(texts):
+        clean, corrupted = pairs[index]
+        outcome[row, index] = scoring.outcome(str(text), clean=clean, corrupted=corrupted)
+    count = np.stack([(outcome == name).sum(1) for name in OUTCOMES], axis=1)
+    low, high = wilson(count, np.array(len(pairs)))
+    is_clean = outcome == "clean_answer"
+    p = np.array([mcnemar(is_clean[0], row) for row in is_clean])
+    tested = swept["control"].values.astype(str) == ""
+    difference = swept["logit_difference"].values
+    gap = np.nanmean(ceiling) - np.nanmean(difference[0])
+    columns = {"p": p, "p_holm": holm(p, tested)}
+    for name, values, scale in (
+        ("logit_difference", difference, 1.0),
+        ("recovery", difference - difference[0], gap),
+        ("kl", swept["kl"].values, 1.0),
+    ):
+        mean, lower, upper = mean_interval(values, seed)
+        columns["recovery" if name == "recovery" else f"{name}_mean"] = mean / scale
+        columns |= {f"{name}_low": lower / scale, f"{name}_high": upper / scale}
+    shares = {"share": count / len(pairs), "share_low": low, "share_high": high}
+    return (
+        swept.assign(
+            {
+                "outcome": (("condition", "example"), outcome),
+                **{name: (("condition", "outcome_kind"), values) for name, values in shares.items()},
+                **{name: ("condition", values) for name, values in columns.items()},
+            }
+        )
+        .assign_coords(outcome_kind=np.array(OUTCOMES, dtype=object))
+        .assign_attrs(clean_logit_difference=float(np.nanmean(ceiling)))
+    )
+
+
+def with_n_that_wins(result: xr.Dataset, conditions: Sequence[Condition], seed: int) -> xr.Dataset:
+    """Add how many first thoughts it takes, by site and layer."""
+    outcome = result["outcome"].values
+    series: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    for index, condition in enumerate(conditions):
+        labels = condition.labels
+        if labels["kind"] == "first" and not labels["control"]:
+            series.setdefault((labels["site"], labels["layer"]), []).append((labels["n"], index + 1))
+    wins = []
+    for numbered in series.values():
+        counts, rows = zip(*sorted(numbered), strict=True)
+        outcomes = outcome[list(rows)]
+        wins.append(first_that_wins(outcomes == "clean_answer", outcomes == "corrupted_answer", counts, seed))
+    columns = {"n_that_wins": "n", "n_that_wins_low": "n_low", "n_that_wins_high": "n_high", "never_wins": "never"}
+    return result.assign(
+        {name: ("series", np.array([win[key] for win in wins])) for name, key in columns.items()}
+    ).assign_coords(
+        series_site=("series", np.array([site for site, _ in series], dtype=object)),
+        series_layer=("series", np.array([layer for _, layer in series])),
+    )

@@ -1,0 +1,51 @@
+"""Settings that every experiment shares: where the model is, and how it goes on from the run."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from schemas.command import Limited, Settings, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSettings(Limited):
+    """Where a run's model is, and how it runs."""
+
+    checkpoint: tuple[str, ...] = setting(
+        (),
+        "Where a run's model is; by default what the lake remembers.",
+        metavar="[NAME=]CHECKPOINT",
+        stored=False,
+        repeat=True,
+    )
+    base: tuple[str, ...] = setting(
+        (), "Its base model, as for extract.", metavar="[NAME=]PATH_OR_ID", stored=False, repeat=True
+    )
+    device: str = setting(
+        "cpu", "Where the model runs: cpu, cuda, cuda:1, mps.", metavar="cpu|cuda|cuda:N|mps", stored=False
+    )
+    compute_dtype: Literal["float32", "float16", "bfloat16"] | None = setting(
+        None, "Type in which the model runs; by default that of the run's extraction.", stored=False
+    )
+    lora_alpha: float | None = setting(
+        None, "Scale of the checkpoint's low-rank adapter; by default its config's, or 32.", stored=False
+    )
+    batch_rows: int | None = setting(
+        None,
+        "Examples times conditions in one batch; by default what fits a gigabyte, or a quarter of a card's free"
+        " memory.",
+        stored=False,
+        least=1,
+    )
+    rule: Literal["default", "reports", "coconut", "lrms", "codi"] = setting(
+        "default", "How the answer in a text is read: by this project's rule, or by a published one."
+    )
+
+
+Preset = Literal["reports"] | None
+PRESET = "reports: the settings of the reports, done right."
+
+
+def overrule(settings: Settings, **values: Any) -> None:
+    """Put values that a preset decides into settings that are being made."""
+    for name, value in values.items():
+        object.__setattr__(settings, name, value)

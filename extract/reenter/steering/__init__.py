@@ -1,0 +1,1 @@
+"""Directions added to thoughts."""

@@ -1,0 +1,52 @@
+"""``lake problems``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from schemas.command import Command, Output, Settings, Shell, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemSettings(Settings):
+    """Which problems are written."""
+
+    out: Path = setting(help="Folder for the files.", metavar="DIR")
+    seed: int = setting(0, "Seed of the drawing.")
+    pairs: int = setting(500, "Number of clean/corrupted pairs.")
+    stories: int = setting(0, "Write this many stories in plain English instead, for models trained with --base.")
+
+
+def write(settings: ProblemSettings, shell: Shell) -> Output:
+    """Write the held-out problems of the small models, or stories."""
+    from extract.small_models.problems import (
+        SPLIT_SIZES,
+        make_hard,
+        make_pairs,
+        make_splits,
+        write_pairs,
+        write_problems,
+    )
+
+    folder = settings.out
+    folder.mkdir(parents=True, exist_ok=True)
+    if settings.stories:
+        from extract.training.stories import write_stories
+
+        write_stories(settings.stories, settings.seed, folder / "stories.jsonl")
+        return Output(printed=[f"{folder / 'stories'}.jsonl: {settings.stories} problems"])
+    held_out = {name: size for name, size in SPLIT_SIZES.items() if name != "train"}
+    lines = []
+    for name, problems in (make_splits(settings.seed, held_out) | {"hard": make_hard(seed=settings.seed)}).items():
+        write_problems(problems, folder / f"{name}.jsonl")
+        lines.append(f"{folder / name}.jsonl: {len(problems)} problems")
+    write_pairs(make_pairs(settings.pairs, settings.seed), folder / "pairs.json")
+    return Output(printed=[*lines, f"{folder / 'pairs'}.json: {settings.pairs} pairs"])
+
+
+COMMAND = Command(
+    name="problems",
+    help="Write the story problems of the small models: validation, test, hard and pair files; or stories.",
+    settings=ProblemSettings,
+    run=write,
+    stopped="the same command writes all files again",
+)

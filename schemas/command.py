@@ -1,0 +1,331 @@
+"""What a command is, declared beside what it runs: its settings, what it computes, and how its results are told.
+
+A question is a package (a folder) with a module ``command`` that holds ``COMMAND``, or ``COMMANDS`` where it brings
+several. The shell finds it (:mod:`schemas.registry`), turns the fields of its settings into flags, runs it, stores what
+it returns and prints the tables it makes of that. A module ``command`` is imported whenever help is printed, so it
+imports nothing heavy before it runs.
+"""
+
+import dataclasses
+import math
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import MISSING, dataclass, field
+from functools import cache
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, Union, get_args, get_origin, get_type_hints
+
+from schemas.errors import LakeError, UsageError
+from schemas.spelling import nearest
+
+
+def setting(
+    default: Any = MISSING,
+    help: str = "",
+    *,
+    metavar: str | None = None,
+    stored: bool = True,
+    least: float | None = None,
+    argument: bool = False,
+    repeat: bool = False,
+) -> Any:
+    """A field of :class:`Settings`.
+
+    Parameters
+    ----------
+    default
+        Value where none is given; without one the flag must be given.
+    help
+        What the flag means, for ``--help`` and the documentation.
+    metavar
+        Form of the value in the help, where the type does not say it.
+    stored
+        Whether a result depends on it, so that it belongs to the stored settings.
+    least
+        Smallest number allowed.
+    argument
+        Given by its place on the command line instead of a flag.
+    repeat
+        Of a tuple: the flag is repeated for each entry, instead of commas between entries.
+    """
+    metadata = {
+        "help": help, "metavar": metavar, "stored": stored, "least": least, "argument": argument, "repeat": repeat,
+    }  # fmt: skip
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings of a command: its flags, the argument of the function it runs, and what is stored with the result.
+
+    A field is made by :func:`setting`. Its type is ``int``, ``float``, ``str``, ``bool``, ``Path``, a ``Literal`` of
+    words, a tuple of one of these, or one of these or ``None``.
+
+    Raises
+    ------
+    UsageError
+        If a value is none of its words, or below the smallest number allowed.
+    """
+
+    part: ClassVar[tuple[str, ...]] = ("layers", "positions", "limit")
+    """Which of its settings say what part of a run an analysis is handed."""
+
+    def __post_init__(self) -> None:
+        for each in flags(type(self)):
+            value = getattr(self, each.name)
+            if each.many and value is not None and not isinstance(value, tuple):
+                value = (value,) if isinstance(value, str) else tuple(value)
+                object.__setattr__(self, each.name, value)
+            for entry in value if each.many and value is not None else [value]:
+                each.check(entry)
+
+    def spec(self) -> dict[str, Any]:
+        """What a result depends on, as JSON holds it; what is ``None`` is left out."""
+        values = {each.name: getattr(self, each.name) for each in flags(type(self)) if each.stored}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+            if value is not None
+        }
+
+    @classmethod
+    def of_spec(cls, spec: Mapping[str, Any]) -> Self:
+        """Settings from what is stored with a result; what other versions stored besides is passed over."""
+        known = {each.name for each in flags(cls)}
+        return cls(**{name: value for name, value in spec.items() if name in known})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limited(Settings):
+    """Settings of what reads examples."""
+
+    limit: int | None = setting(None, "Only the first N examples.", metavar="N", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part(Limited):
+    """Settings of what reads some layers and positions of some examples."""
+
+    layers: tuple[int, ...] | None = setting(None, "Only these layers.", metavar="0,1..")
+    positions: tuple[str, ...] | None = setting(None, "Only these positions.", metavar="bot,ct0..")
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """A field of settings, resolved."""
+
+    name: str
+    kind: type
+    """Type of the value, or of an entry of a tuple."""
+    words: tuple[str, ...]
+    """Words allowed; none: any."""
+    optional: bool
+    many: bool
+    default: Any
+    help: str
+    metavar: str | None
+    stored: bool
+    least: float | None
+    argument: bool
+    repeat: bool
+
+    @property
+    def option(self) -> str:
+        """As it is typed."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def required(self) -> bool:
+        """Whether it must be given."""
+        return self.default is MISSING
+
+    def check(self, value: Any) -> None:
+        """Raise :class:`UsageError` unless a value is allowed."""
+        if value is None and self.optional:
+            return
+        what = self.name.upper() if self.argument else self.option
+        if self.words and value not in self.words:
+            raise UsageError(
+                f"{what} {value} is not one of {', '.join(self.words)}{nearest(str(value), list(self.words))}"
+            )
+        if self.least is not None and not (value >= self.least and math.isfinite(value)):
+            raise UsageError(f"{what} is {value}; it must be at least {self.least:g}")
+
+    def read(self, text: str) -> Any:
+        """An entry from its text.
+
+        Raises
+        ------
+        UsageError
+            If the text is no number where one is wanted.
+        """
+        if self.kind not in (int, float):
+            return text
+        try:
+            return self.kind(text)
+        except ValueError:
+            kind = "whole numbers" if self.kind is int else "numbers"
+            raise UsageError(f"{self.option} takes {kind} between commas, as 0,5,11; found {text!r}") from None
+
+    def entries(self, text: str) -> tuple[Any, ...]:
+        """Entries of a tuple from text with commas between them."""
+        return tuple(self.read(word.strip()) for word in text.split(",") if word.strip())
+
+
+def flags(settings: type[Settings]) -> tuple[Flag, ...]:
+    """Fields of settings in the order in which help shows them: required ones, a class's own, those it inherits."""
+    return _flags(settings)  # type: ignore[arg-type]  # mypy takes the class for one of its instances
+
+
+@cache
+def _flags(settings: type) -> tuple[Flag, ...]:
+    hints = get_type_hints(settings)
+    inherited = {each.name for base in settings.__mro__[1:] for each in _fields(base)}
+    own = [each for each in _fields(settings) if each.name not in inherited]
+    rest = [each for each in _fields(settings) if each.name in inherited]
+    resolved = [_flag(each, hints[each.name]) for each in (*own, *rest)]
+    return tuple(sorted(resolved, key=lambda flag: not flag.required))
+
+
+def _fields(cls: type) -> Iterator["dataclasses.Field[Any]"]:
+    if dataclasses.is_dataclass(cls):
+        yield from dataclasses.fields(cls)
+
+
+def _flag(each: "dataclasses.Field[Any]", hint: Any) -> Flag:
+    """Resolve the type of a field."""
+    optional = many = False
+    if get_origin(hint) in (Union, types.UnionType):
+        optional = True
+        (hint,) = [part for part in get_args(hint) if part is not type(None)]
+    if get_origin(hint) is tuple:
+        many, hint = True, get_args(hint)[0]
+    words: tuple[str, ...] = ()
+    if get_origin(hint) is Literal:
+        words, hint = get_args(hint), str
+    return Flag(
+        name=each.name, kind=hint, words=words, optional=optional, many=many, default=each.default, **each.metadata
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """A table to be printed."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    caption: str | None = None
+    labels: int = 0
+    """How many columns say what a row is of; tables of several runs with such columns are printed side by side."""
+
+
+Printed = Table | str
+"""A table, or a line."""
+Tables = Callable[[Any, Mapping[str, Any]], Sequence[Printed]]
+"""What is printed of a stored result: from its dataset and its stored settings."""
+
+
+NOTHING_KEPT = (
+    "results of the runs before the one at work are in the lake, nothing of that one is kept, and the same command"
+    " begins again"
+)
+"""What is left of an interrupted command over several runs that keeps no pieces of a result."""
+BATCHES_KEPT = (
+    "results of the runs before the one at work are in the lake, finished batches of that one beside it, and the same"
+    " command takes them up"
+)
+
+
+def batches_kept(values: Mapping[str, Any]) -> str:
+    """What is left of an interrupted experiment: batches are kept beside a lake on disk only."""
+    return NOTHING_KEPT if "://" in values["path"] else BATCHES_KEPT
+
+
+class Shell(Protocol):
+    """What a command may ask of the shell that runs it."""
+
+    def note(self, text: str) -> None:
+        """Say something on standard error."""
+
+    def progress(self, label: str, unit: str = "") -> AbstractContextManager[Callable[..., None]]:
+        """A bar on standard error; gives ``report(done, total, bytes=0)``."""
+
+    def confirm(self, question: str) -> bool:
+        """Ask on the terminal; :class:`UsageError` where there is none."""
+
+    def words(self, runs: Sequence[str] = (), without: Sequence[str] = ()) -> list[str]:
+        """The command at work as it would be typed again, ``PATH`` for the lake: for these runs."""
+
+
+class Made(NamedTuple):
+    """A result that an analysis returns where it returns several."""
+
+    kind: str
+    data: Any
+    """Dataset."""
+    spec: Mapping[str, Any] = types.MappingProxyType({})
+    """Settings in which it differs from the command's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Output:
+    """What a command has to say."""
+
+    printed: Sequence[Printed] = ()
+    document: Any = None
+    """What ``--json`` prints instead."""
+    failure: LakeError | None = None
+    """Raised once everything is printed."""
+    code: int = 0
+    """Exit status where there is no failure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command of ``lake`` itself: ``run(settings, shell) -> Output | None``."""
+
+    name: str
+    help: str
+    settings: type[Settings]
+    run: Callable[..., Any]
+    stopped: str | Callable[[Mapping[str, Any]], str] = "nothing was changed"
+    """What is left when it is interrupted; or how to say it, from the values given."""
+    group: str = field(default="", init=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis(Command):
+    """A command ``lake analyze NAME PATH RUN..``, which reads stored runs.
+
+    ``run(source, settings)`` is called for each run (:class:`analyze.source.Source`) and returns a dataset, or where it
+    makes several results a list of :class:`Made`; with ``together`` it is called once, with all sources.
+    """
+
+    results: Mapping[str, Tables]
+    """Kinds of results, the first the main one, and what is printed of each."""
+    made_by: Mapping[str, str] = field(default_factory=dict)
+    """Options that make a kind of result, where the bare command does not."""
+    together: bool | Callable[[Any], bool] = False
+    """Whether one result is made of all runs; it may depend on the settings."""
+    frames: Callable[[str, Any], Mapping[str, Any]] | None = None
+    """Tidy tables of a kind of result for ``--json`` and ``--csv``; by default one for each set of dims."""
+    plan: Callable[[Any, Any], tuple[str, Mapping[str, Any]]] | None = None
+    """What a run would cost, as text and as JSON, for ``--plan``."""
+    stopped: str | Callable[[Mapping[str, Any]], str] = NOTHING_KEPT
+    group: str = field(default="analyze", init=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Command):
+    """A command ``lake reenter NAME PATH RUN..``, which goes back into the model.
+
+    ``run(target, settings)`` is called for each run (:class:`extract.reenter.target.Target`) and returns a dataset.
+    """
+
+    results: Mapping[str, Tables]
+    """The kind of its result, and what is printed of it."""
+    made_by: Mapping[str, str] = field(default_factory=dict)
+    plan: Callable[[Any, Any], tuple[str, Mapping[str, Any]]] | None = None
+    stopped: str | Callable[[Mapping[str, Any]], str] = batches_kept
+    group: str = field(default="reenter", init=False)

@@ -1,0 +1,24 @@
+"""Numbers as commands print them."""
+
+from collections.abc import Iterable
+
+
+def shape_text(shape: Iterable[int]) -> str:
+    """Shape as ``2x3``."""
+    return "x".join(map(str, shape))
+
+
+def size_text(n_byte: float) -> str:
+    """Bytes in the unit that suits them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_byte < 1000:
+            return f"{n_byte:.0f} B" if unit == "B" else f"{n_byte:.1f} {unit}"
+        n_byte /= 1000
+    return f"{n_byte:.1f} TB"
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
