@@ -4,7 +4,6 @@ from .answers import equal_answers as equal_answers
 from .answers import extract_number as extract_number
 from .answers import is_number_token as is_number_token
 from .answers import read_gold_answer as read_gold_answer
-from .words import filled as filled
 from .errors import CorruptLakeError as CorruptLakeError
 from .errors import LakeError as LakeError
 from .errors import MissingRunError as MissingRunError
@@ -43,3 +42,4 @@ from .vocabulary import position_coords as position_coords
 from .vocabulary import position_labels as position_labels
 from .vocabulary import position_offset as position_offset
 from .vocabulary import segment_of as segment_of
+from .words import filled as filled

@@ -27,11 +27,11 @@ class SweepSettings(Settings):
     )
     heads: tuple[int, ...] | None = setting(None, "Heads, as 0,3; by default all, one at a time.", metavar="0,1..")
     keys: tuple[str, ...] = setting((), "Key positions of attention's edges, together.", metavar="bot,ct0..")
-    operations: tuple[str, ...] = setting(
-        ("zero",), "What is done there.", metavar="|".join(OPERATIONS) + ",.."
-    )
+    operations: tuple[str, ...] = setting(("zero",), "What is done there.", metavar="|".join(OPERATIONS) + ",..")
     donors: tuple[Donor, ...] = setting(("stored",), "Whose values go in, for the operations that put one in.")
-    strengths: tuple[float, ...] = setting((1.0,), "How much, for the operations that take a strength.", metavar="0.5,1..")
+    strengths: tuple[float, ...] = setting(
+        (1.0,), "How much, for the operations that take a strength.", metavar="0.5,1.."
+    )
     direction: str = setting("", "Name of a direction, for the operations that take one.", metavar="NAME")
     subspace: str = setting("", "Name of a subspace, for the operations that take one.", metavar="NAME")
     seed: int = setting(0, "Seed of everything random.")
