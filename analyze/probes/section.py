@@ -14,9 +14,7 @@ from analyze.probes.linear import summarise_probes
 
 def probe_results(page: Page, target: str, *, optional: bool = False) -> list[StoredResult]:
     """Grids of probes for a target, over all examples rather than as many of each class."""
-    return page.results(
-        "probes", lambda spec: spec.get("target") == target and as_they_come(spec), optional=optional
-    )
+    return page.results("probes", lambda spec: spec.get("target") == target and as_they_come(spec), optional=optional)
 
 
 def linear_probes(page: Page) -> None:

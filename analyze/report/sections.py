@@ -19,6 +19,7 @@ from analyze.page import Section
 from schemas import SchemaError, filled
 from schemas.registry import foreign, line, modules
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chapter:
     """Sections under one title."""
