@@ -11,6 +11,7 @@ from analyze import drawing
 from analyze.report import build_report, svg
 from analyze.report.sections import chapters, sections
 from schemas import UsageError
+from schemas.registry import foreign
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
@@ -132,11 +133,13 @@ def test_a_package_of_others_brings_its_section(lake, tmp_path, monkeypatch):
     (metadata / "entry_points.txt").write_text("[activation_lake.analyses]\ncounting = elsewhere.counting\n")
     monkeypatch.syspath_prepend(tmp_path)
     chapters.cache_clear()
+    foreign.cache_clear()
     try:
         assert [section.slug for section in chapters()[-1].sections] == ["counting"]
         page = build_report(lake.location, tmp_path / "out", n_problem=0).page.read_text(encoding="utf-8")
     finally:
         chapters.cache_clear()
+        foreign.cache_clear()
     assert "Further questions" in page
     assert re.search(r"small-gpt2</b> it has 2 of them", page)
     assert "Seen in" not in page  # a caveat whose values are not there
