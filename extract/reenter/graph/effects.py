@@ -7,9 +7,9 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from extract.reenter.ablation import self_controls
 from extract.reenter.graph.edges import with_edges
 from extract.reenter.observe import OBSERVED
+from extract.reenter.sites import self_controls
 from extract.reenter.sweep import UNTOUCHED, Condition
 from extract.reenter.target import Target
 from schemas import Intervention, UsageError, nearest
