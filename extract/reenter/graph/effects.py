@@ -86,7 +86,8 @@ def thought_graph(
         raise UsageError("no operation is named; " + ", ".join(CHANGES) + " can be")
     place = _place(layer)
     changes = _changes(nodes, operations, place, strength, seed)
-    controls = self_controls(target, place["site"], -1 if layer is None else layer, nodes)
+    labelled = {"operation": "replace", "group": "all"}
+    controls = self_controls(target, place["site"], -1 if layer is None else layer, nodes, labelled)
     conditions = {each.condition.name: each.condition for each in changes}
     found = target.sweep([*conditions.values(), *controls], observe=True)
     measured = _measured(target, found, nodes, layer)
