@@ -19,7 +19,7 @@ What is said lies beside it in ``texts.toml``, under the section's name::
 Values stand in braces; a caveat is left out where one of its values is missing or empty, and a value that is a list
 gives a caveat for each of its texts. Figures and tables stand on the
 page in the order of the texts. Columns are: label, key in the frame, kind and digits (``"number.3"``), and the keys of
-the ends of an interval.
+the ends of an interval. One whose key the frame does not have is left out.
 """
 
 import math
@@ -38,7 +38,7 @@ from matplotlib.figure import Figure
 
 from analyze import drawing
 from analyze.context import Context, StoredResult, Where
-from schemas import SchemaError
+from schemas import SchemaError, nearest
 from store.read import Result
 
 MINUS = "\N{MINUS SIGN}"
@@ -180,6 +180,7 @@ class Page:
 
     def __init__(self, section: Section, context: Context) -> None:
         self.context = context
+        self._slug = section.slug
         self._texts = section.texts
         self.lines: list[tuple[str, str]] = []
         """Of each run its label, and the rest of the sentence."""
@@ -204,13 +205,33 @@ class Page:
         self.sources.extend(result.stored for result in results)
         return results
 
+    def _text_of(self, kind: str, name: str) -> Any:
+        """An entry of one of the tables of the texts."""
+        entries = self._texts.get(kind, {})
+        if name not in entries:
+            raise SchemaError(
+                f"section {self._slug} uses {name!r} of [{self._slug}.{kind}] in its texts.toml, which has"
+                f" {', '.join(entries) or 'no entries'}{nearest(name, list(entries))}"
+            )
+        return entries[name]
+
+    def _filled(self, text: str, values: Mapping[str, Any]) -> str:
+        """A text with values put in: its own, and those set for the whole section."""
+        known = {**self.values, **values}
+        try:
+            return Sentence().format(text, **known)
+        except KeyError as error:
+            raise SchemaError(
+                f"section {self._slug}: the text {text!r} asks for {error}; given are {', '.join(known) or 'no values'}"
+            ) from None
+
     def set(self, **values: Any) -> None:
         """Values of headline, method, caveats and captions."""
         self.values |= values
 
     def text(self, name: str, /, **values: Any) -> str:
         """A text of the section's ``lines`` with values put in."""
-        return Sentence().format(str(self._texts["lines"][name]), **(self.values | values))
+        return self._filled(str(self._text_of("lines", name)), values)
 
     def say(self, result: StoredResult, name: str, /, **values: Any) -> None:
         """Add a run's sentence: a text of ``lines`` with values put in."""
@@ -236,6 +257,7 @@ class Page:
         arguments
             Of :func:`analyze.drawing.figure`.
         """
+        self._text_of("figures", name)
         suffix = result.run if isinstance(result, StoredResult) else result
         figure, axes = drawing.figure(**({"width": 9.2 if wide else 4.6} | arguments))
         if isinstance(result, StoredResult) and not isinstance(axes, np.ndarray):
@@ -248,7 +270,7 @@ class Page:
     def caption(self, name: str, /, **values: Any) -> None:
         """Give what was drawn of a figure so far a caption of its own, with values put in."""
         captioned = self._drawings[name]
-        caption = Sentence().format(str(self._texts["figures"][name]), **(self.values | values))
+        caption = self._filled(str(self._text_of("figures", name)), values)
         captioned[caption] = captioned.pop("")
         captioned[caption].caption = caption
 
@@ -276,6 +298,7 @@ class Page:
 
     def add(self, name: str, result: StoredResult | str | None, rows: Rows) -> None:
         """Add rows of a run to a table; a column ``run`` with its label stands first."""
+        self._text_of("tables", name)
         frame = pd.DataFrame(rows)
         if frame.empty:
             return
@@ -305,12 +328,12 @@ class Page:
     @property
     def headline(self) -> str:
         """What was found, in one sentence."""
-        return Sentence().format(self._texts.get("headline", "-"), **self.values)
+        return self._filled(self._texts.get("headline", "-"), {})
 
     @property
     def method(self) -> str:
         """How it was found."""
-        return Sentence().format(self._texts.get("method", ""), **self.values)
+        return self._filled(self._texts.get("method", ""), {})
 
     @property
     def caveats(self) -> list[str]:
@@ -322,7 +345,7 @@ class Page:
             if len(values) == 1 and isinstance(values[0], list):
                 kept += values[0]
             elif all(values):
-                kept.append(Sentence().format(text, **self.values))
+                kept.append(self._filled(text, {}))
         return kept
 
     @property
@@ -349,14 +372,11 @@ class Page:
         shown = (
             shown.groupby("run", sort=False).head(limit) if "run" in shown and "limit" in texts else shown.head(limit)
         )
-        columns = [
-            part for item in texts["columns"] for part in (self.values[item] if isinstance(item, str) else [item])
-        ]
-        if "run" in frame and not any(key == "run" for _, key, *_ in columns):
-            columns = [["Run", "run", "text"], *columns]
-        return Table(
-            name=name, caption=texts["caption"], frame=frame, shown=shown, columns=[_column(*item) for item in columns]
-        )
+        groups = [[item] if not isinstance(item, str) else self.values[item] for item in texts["columns"]]
+        columns = [_column(*item) for group in groups for item in group if item[1] in frame]
+        if "run" in frame and all(column.key != "run" for column in columns):
+            columns.insert(0, _column("Run", "run", "text"))
+        return Table(name=name, caption=texts["caption"], frame=frame, shown=shown, columns=columns)
 
 
 def _column(label: str, key: str, kind: str = "number", low: str = "", high: str = "") -> Column:

@@ -1,0 +1,93 @@
+"""What sections are written with: texts with values, captions, tables and what they leave out; errors name the text."""
+
+import pandas as pd
+import pytest
+
+from analyze.page import Page, Section, Sentence
+from analyze.report import sections as found
+from schemas import SchemaError
+
+TEXTS = """
+[shared]
+ends = [["Low", "low"], ["High", "high"]]
+[one]
+title = "One"
+headline = "It is {size:.1f}."
+caveats = ["Always.", "Only of {there}.", "Never of {missing}.", "{several}"]
+[one.lines]
+of = "{x:share} of {name}, {d:points}, p {p:p}, {n:+.1f}"
+[one.figures]
+second = "Second of {size}."
+first = "First, {what}."
+[one.tables.rows]
+caption = "Rows."
+limit = 1
+columns = [["Name", "name", "text"], "ends"]
+"""
+CODE = """
+from analyze.page import Section
+def write(page):
+    pass
+SECTIONS = (Section(slug="one", write=write),)
+"""
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch) -> Page:
+    (tmp_path / "alone_section.py").write_text(CODE)
+    (tmp_path / "texts.toml").write_text(TEXTS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(__import__("sys").modules, "alone_section", raising=False)
+    (section,) = __import__("alone_section").SECTIONS
+    return Page(section, None)
+
+
+def test_texts_are_filled_and_those_without_values_left_out(page):
+    page.set(size=-1.5, there="this", missing="", several=["a", "b"])
+    assert page.headline == "It is −1.5."
+    assert page.caveats == ["Always.", "Only of this.", "a", "b"]
+    assert page.text("of", x=-0.25, name="k-2", d=0.031, p=0.0001, n=-2) == (
+        "−25.0% of k-2, +3.1 points, p < 0.001, −2.0"
+    )
+    assert Sentence().format("{:share0} {:p}", 0.125, float("nan")) == "12% n/a"
+
+
+def test_figures_stand_in_the_order_of_the_texts(page):
+    page.set(size=2)
+    page.panel("first", "a")
+    page.caption("first", what="alone")
+    page.panel("first", "b")
+    page.caption("first", what="beside")
+    page.panel("second")
+    assert [one.caption for one in page.illustrations] == ["Second of 2.", "First, alone.", "First, beside."]
+    assert [panel.name for one in page.illustrations for panel in one.panels] == ["second", "first_a", "first_b"]
+
+
+def test_a_table_shows_some_rows_of_each_run_and_keeps_all(page):
+    for run in ("m", "n"):
+        page.add("rows", run, pd.DataFrame({"name": ["x", "y"], "low": [1, 2], "other": 0}))
+    page.add("rows", "none", [])
+    (table,) = page.tables
+    assert [column.label for column in table.columns] == ["Run", "Name", "Low"]  # "high" is not in the frame
+    assert len(table.frame) == 4
+    assert table.shown["run"].tolist() == ["m", "n"]
+
+
+def test_errors_name_the_text(page, monkeypatch):
+    with pytest.raises(SchemaError, match=r"section one uses 'frist' of \[one.figures\].*did you mean 'first'"):
+        page.panel("frist")
+    with pytest.raises(SchemaError, match="'It is {size:.1f}.' asks for 'size'; given are ends"):
+        _ = page.headline
+    with pytest.raises(SchemaError, match=r"section two: .*texts.toml has no table \[two\]"):
+        _ = Section(slug="two", write=__import__("alone_section").write).texts
+
+
+def test_names_of_sections_are_told_apart(monkeypatch, page):
+    module = __import__("alone_section")
+    other = type(module)("elsewhere")
+    other.SECTIONS = (Section(slug="one", write=lambda page: None),)
+    monkeypatch.setattr(found, "section_modules", lambda: iter([module, other]))
+    found.chapters.cache_clear()
+    with pytest.raises(SchemaError, match="elsewhere has a section 'one', and so has alone_section"):
+        found.chapters()
+    found.chapters.cache_clear()
