@@ -94,10 +94,13 @@ def test_steps_in_words_are_found_by_the_token_that_begins_them():
     run["gold_answer"] = ("example", np.array([f"It is a {line[0]}." for line in words], dtype=object))
     lens = logit_lens(run, model, top=6)
     assert lens["n_step"].values.tolist() == [1 if i % 3 == 0 else 2 for i in range(12)]
+    asked = {text for word in {*words.ravel()} - {""} for text in (word, f" {word}")}
     found = 0
     for i, layer, p in np.ndindex(12, 3, 4):
         place = {"example": i, "layer": layer, "position": 2 * p}
         top = lens["top_token"].isel(place).values.tolist()
+        if top[0] >= 0:
+            assert lens["is_number"].isel(place) == (strings[top[0]] in asked)
         for step, word in enumerate(words[i]):
             begins = {index for index, text in enumerate(strings) if word and text in (word, f" {word}")}
             ranks = [rank for rank, token in enumerate(top, 1) if token in begins]

@@ -59,7 +59,9 @@ def logit_lens(
     -------
     Dataset
         ``top_token`` (id, -1: no state) and ``top_probability`` : (example, layer, position, rank), rank from 1;
-        ``is_number`` : (example, layer, position), whether the best token holds a digit, 1 or 0, NaN: no state;
+        ``is_number`` : (example, layer, position), whether the best token holds a digit (where answers are no numbers:
+        begins a word that any step of the run arrives at or that answers, attribute ``decoded``); NaN:
+        no state;
         ``gold_rank`` and ``gold_probability`` : (example, layer, position), of the gold answer's first token (of a
         sentence, of its last word: :func:`schemas.answer_word`). Its spellings with and without a leading space are
         counted as one: probabilities add, the better rank holds. NaN if no token begins the answer; ``result_rank`` :
@@ -86,7 +88,8 @@ def logit_lens(
     readout = ReadOut(model)
 
     plain = xr.DataArray(np.empty((state.sizes["example"], 0)), dims=("example", "step"))
-    in_words = run.attrs.get("answer_kind", "number") != "number"
+    kind = run.attrs.get("answer_kind", "number")
+    in_words = kind != "number"
     results = run.get("intermediate_text" if in_words else "intermediate_result", plain)
     operations = run["operation"] if "operation" in run else xr.full_like(results, "", dtype=object)
     sides = {
@@ -120,7 +123,7 @@ def logit_lens(
         input_core_dims=[["hidden"], [], ["step"], ["step"], ["step"], *([["hidden", "to"], ["to"]] if maps else [])],
         output_core_dims=[["rank"], ["rank"], [], [], [], ["step"], ["step"], ["step"]],
         exclude_dims={"to"} if maps else set(),
-        kwargs={"readout": readout, "top": top, "answer_kind": run.attrs.get("answer_kind", "number")},
+        kwargs={"readout": readout, "top": top, "answer_kind": kind, "words": _words(run, kind)},
         dask="parallelized",
         output_dtypes=["int32", "float32", "float32", "float32", "float32", "int16", "int16", "int16"],
         dask_gufunc_kwargs={"output_sizes": {"rank": top, "step": n_step}, "allow_rechunk": False},
@@ -143,7 +146,10 @@ def logit_lens(
     for name, text in names.items():
         lens[name].attrs = {"long_name": text, "units": "1"}
     which = "plain" if tuned is None else tuned.attrs.get("lens", "tuned")
-    return lens.assign_attrs(inherited(run, kind="lens_example", lens=which))
+    if in_words:
+        lens["is_number"].attrs["long_name"] = "whether the best token begins a word of steps or answers"
+    decoded = {"decoded": "word"} if in_words else {}
+    return lens.assign_attrs(inherited(run, kind="lens_example", lens=which, **decoded))
 
 
 @dataclass(frozen=True)
@@ -398,6 +404,7 @@ def _lens(
     readout: ReadOut,
     top: int,
     answer_kind: AnswerKind = "number",
+    words: Sequence[str] = (),
 ) -> tuple[Array, ...]:
     """Read a block of states out, :data:`ROW_BLOCK` of them at a time."""
     shape, n_step = state.shape[:-1], result.shape[-1]
@@ -412,6 +419,8 @@ def _lens(
         *(np.full(len(flat), np.nan, dtype="float32") for _ in range(3)),
         *(np.zeros((len(flat), n_step), dtype="int16") for _ in range(3)),
     ]
+    beginnings = tokens.begin(words)
+    beginnings = beginnings[beginnings >= 0]
     chains = [Chain(each, tokens) for each in (result, control)]
     example, layer, position = (axis.ravel() for axis in np.indices(shape))
     n_map = 0
@@ -436,11 +445,21 @@ def _lens(
         out[0][rows], out[1][rows] = token, probability
         out[3][rows], out[4][rows] = rank, chance
         number, value, text = tokens.meaning(token)  # (state, rank)
-        out[2][rows] = number[:, 0]
+        out[2][rows] = number[:, 0] if answer_kind == "number" else np.isin(token[:, 0], beginnings)
         same_text = (text[:, :, None] == operation[owner][:, None]) & (operation[owner] != "")[:, None]
         out[5][rows], out[7][rows] = (_rank_of(chain.found(token, value, owner)) for chain in chains)
         out[6][rows] = _rank_of(same_text.astype(bool))
     return tuple(x.reshape(*shape, *x.shape[1:]) for x in out)
+
+
+def _words(run: xr.Dataset, kind: AnswerKind) -> list[str]:
+    """Words that any step of a run arrives at, or that answer, where answers are no numbers. Computes these texts."""
+    if kind == "number":
+        return []
+    words = {answer_word(str(text), kind) for text in run["gold_answer"].values}
+    if "intermediate_text" in run:
+        words |= set(map(str, run["intermediate_text"].values.ravel())) - {""}
+    return sorted(words)
 
 
 def _log(values: xr.DataArray) -> xr.DataArray:
