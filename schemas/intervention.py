@@ -1,8 +1,8 @@
 """What is changed when a model thinks again: site, where, what, and whose value goes in."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 from schemas.errors import UsageError
 from schemas.spelling import nearest
@@ -217,3 +217,55 @@ def check_positions(labels: Sequence[str], places: Places = USUAL) -> list[int]:
         except ValueError as error:
             raise UsageError(f"{error}{nearest(label, places.labels(9, 9))}") from error
     return offsets
+
+
+def read_interventions(text: str) -> tuple[Intervention, ...]:
+    """Read interventions as they are written on a command line, separated by ``;``.
+
+    Each is an operation, positions joined by ``+``, and fields as ``NAME=VALUE`` with values joined by ``+``. The site
+    is ``hidden_state`` where layers are named and ``latent_embedding`` otherwise, unless ``site=`` says another.
+
+    Raises
+    ------
+    UsageError
+        If a word is none of these.
+
+    Examples
+    --------
+    >>> [each.operation for each in read_interventions("noise ct5 strength=2; scale ct1+ct2 strength=1.5 layers=0")]
+    ['noise', 'scale']
+    """
+    return tuple(_read_intervention(part) for part in text.split(";") if part.strip())
+
+
+def _read_intervention(text: str) -> Intervention:
+    words = text.split()
+    given = dict(word.split("=", 1) for word in words[2:] if "=" in word)
+    known = {each.name: each for each in fields(Intervention) if each.name not in ("operation", "positions")}
+    if len(words) < 2 or len(given) < len(words) - 2 or "=" in words[0] + words[1]:
+        raise UsageError(
+            f"{text.strip()!r} is no intervention; write OPERATION POSITION[+POSITION] [FIELD=VALUE ..], as"
+            " 'noise ct5 strength=2'"
+        )
+    if unknown := [name for name in given if name not in known]:
+        raise UsageError(
+            f"{unknown[0]!r} in {text.strip()!r} is not one of {', '.join(known)}{nearest(unknown[0], known)}"
+        )
+    values: dict[str, Any] = {name: _read_field(name, value, known[name].default) for name, value in given.items()}
+    site = "hidden_state" if "layers" in values else "latent_embedding"
+    return Intervention(**{"site": site, "operation": words[0], "positions": tuple(words[1].split("+")), **values})
+
+
+def _read_field(name: str, text: str, default: Any) -> Any:
+    """Value of a field from its text, of the type of its default."""
+    try:
+        match default:
+            case tuple():
+                return tuple(int(word) if name in ("layers", "heads") else word for word in text.split("+"))
+            case bool():
+                return {"true": True, "false": False}[text.lower()]
+            case int() | float():
+                return type(default)(text)
+    except (ValueError, KeyError):
+        raise UsageError(f"{name}={text!r} is no {type(default).__name__}") from None
+    return text

@@ -290,7 +290,7 @@ def test_command_keeps_a_result_and_answers_bad_requests_in_one_line(
         (("edges", folder, "small-gpt2/test", "--hub", "ct8"), "hub 'ct8' is not one of"),
         (("steer", folder, "small-gpt2/test", "--directions", "sae:decoder"), "was never computed"),
         (("sweep", folder, "small-gpt2/test", "--site", "head_output", "--heads", "9"), "head 9 is not there"),
-        (("sweep", folder, "small-gpt2/test", "--operations", "melt"), "'melt' cannot be done"),
+        (("sweep", folder, "small-gpt2/test", "--operations", "melt"), "operation 'melt' is not one of"),
         (("ablate", folder, "small-gpt2/test", "--operations", "mean:mode"), "average 'mode' is not one of"),
         (("ablate", folder, "small-gpt2/test", "--checkpoint", "small-llama"), "is not the model that made"),
     ]:

@@ -613,7 +613,7 @@ class Reasoner:
         """
         if gold is not None and len(gold) != len(prompts):
             raise UsageError(f"{len(gold)} gold answers were given for {len(prompts)} prompts")
-        asked = [self._answer(answer) for answer in gold] if gold is not None else []
+        asked = [self.tokens_and_prefix(answer) for answer in gold] if gold is not None else []
         room = max([max_new_tokens, *(len(tokens) for tokens, _ in asked)])
         self._check_prompts(prompts, room)
         tokens, pad, n_before = self.lay_out(prompts)
@@ -677,7 +677,7 @@ class Reasoner:
 
         return end
 
-    def _answer(self, answer: str) -> tuple[list[int], int]:
+    def tokens_and_prefix(self, answer: str) -> tuple[list[int], int]:
         """Tokens of an answer and how many of them are the prefix's; kept, as answers come again and again."""
         if answer not in self._answers:
             self._answers[answer] = self.answer_tokens(answer), self.prefix_length(answer)

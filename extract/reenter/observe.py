@@ -14,10 +14,11 @@ OBSERVED = {
     "state_flip": "1",
     "state_cosine": "1",
     "state_change": "1",
+    "state_token": "",
 }
 """What is measured of a state after the final norm, and its unit: divergence of the untouched read-out from this one;
 change of the log probability of the untouched one's likeliest token; whether another token is likeliest; cosine of the
-two states; norm of the difference over the norm of the untouched state."""
+two states; norm of the difference over the norm of the untouched state; the likeliest token."""
 SAME = (0.0, 0.0, 0.0, 1.0, 0.0)
 """The same of two equal states."""
 
@@ -45,7 +46,10 @@ def observe_states(
     n_example = len(untouched[0])
     n_condition = len(source) // n_example
     out = np.empty((n_condition, len(OBSERVED), len(untouched), n_example))
-    out[:] = np.array(SAME)[None, :, None, None]
+    out[:, :-1] = np.array(SAME)[None, :, None, None]
+    for offset, old in enumerate(untouched):
+        if offset not in changed:
+            out[:, -1, offset] = reasoner._logits(old).argmax(-1).cpu().numpy()
     for offset, new in changed.items():
         measured = _differences(reasoner, untouched[offset], new, source)
         out[:, :, offset] = (
@@ -69,5 +73,6 @@ def _differences(reasoner: Reasoner, old: Tensor, new: Tensor, source: Tensor) -
             (now.argmax(-1) != best).float(),
             torch.nn.functional.cosine_similarity(before, after, dim=-1),
             (after - before).norm(dim=-1) / before.norm(dim=-1),
+            now.argmax(-1).float(),
         ]
     )

@@ -33,7 +33,7 @@ class Target:
     batch_rows: int | None = None
     folder: Path | None = None
     progress: Progress | None = None
-    _numbers: dict[str, np.ndarray] = field(default_factory=dict)
+    _likeliest: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def compute_dtype(self) -> str:
@@ -77,21 +77,24 @@ class Target:
             return np.asarray(steps).astype(int) if steps.any() else None
         return None
 
-    def number_states(self, position: str) -> np.ndarray:
-        """Whether the unembedded state at a position ``(example,)`` is a number: its likeliest token has a digit.
-
-        Where answers are no numbers: whether that token begins a word of the run's steps or answers.
-        """
-        if position not in self._numbers:
-            is_number = self._carrying_tokens()
+    def likeliest_tokens(self, position: str) -> np.ndarray:
+        """Likeliest token ``(example,)`` of the unembedded state at a position."""
+        if position not in self._likeliest:
             unembedding = self.reasoner.unembedding
             states = self.data["final_state"].sel(position=position)
             found = []
             for start in range(0, states.sizes["example"], LENS_ROWS):
                 block = states.isel(example=slice(start, start + LENS_ROWS)).values.astype(np.float32)
-                found.append(is_number[(block @ unembedding.T).argmax(1)])
-            self._numbers[position] = np.concatenate(found)
-        return self._numbers[position]
+                found.append((block @ unembedding.T).argmax(1))
+            self._likeliest[position] = np.concatenate(found)
+        return self._likeliest[position]
+
+    def number_states(self, position: str) -> np.ndarray:
+        """Whether the unembedded state at a position ``(example,)`` is a number: its likeliest token has a digit.
+
+        Where answers are no numbers: whether that token begins a word of the run's steps or answers.
+        """
+        return np.asarray(self._carrying_tokens()[self.likeliest_tokens(position)])
 
     def _carrying_tokens(self) -> np.ndarray:
         """Which tokens of the vocabulary are numbers, or begin a word that a step arrives at or that answers."""

@@ -46,6 +46,14 @@ def stored_direction(target: Target, name: str) -> xr.DataArray:
     The variable must have the dim ``hidden``; dims other than ``layer`` and ``position`` are picked by labels, such as
     ``sae:decoder:feature=12``.
     """
+    array = stored_vectors(target, name)
+    if left := [str(dim) for dim in array.dims if dim not in ("layer", "position", "hidden")]:
+        raise UsageError(f"direction {name!r} leaves {', '.join(left)} open; pick one with :{left[0]}=LABEL")
+    return array
+
+
+def stored_vectors(target: Target, name: str) -> xr.DataArray:
+    """Vectors of a result in the lake, as :func:`stored_direction` names them; several labels are joined by ``+``."""
     kind, _, rest = name.partition(":")
     variable, _, labels = rest.partition(":")
     if target.lake is None or not variable:
@@ -55,11 +63,7 @@ def stored_direction(target: Target, name: str) -> xr.DataArray:
         if variable not in result.data_vars or "hidden" not in result[variable].dims:
             continue
         array = _selected(result[variable], f"{kind}:{variable}", labels)
-        if "model" in array.dims:
-            array = array.sel(model=target.run)
-        if left := [str(dim) for dim in array.dims if dim not in ("layer", "position", "hidden")]:
-            raise UsageError(f"direction {name!r} leaves {', '.join(left)} open; pick one with :{left[0]}=LABEL")
-        return array
+        return array.sel(model=target.run) if "model" in array.dims else array
     if kind not in by_kind():
         raise UsageError(
             f"direction {name!r}: there are no results of kind {kind!r}; there are {', '.join(by_kind())}"
@@ -70,18 +74,20 @@ def stored_direction(target: Target, name: str) -> xr.DataArray:
 
 
 def _selected(array: xr.DataArray, what: str, labels: str) -> xr.DataArray:
-    """Part of an array by ``DIM=LABEL,...``, labels as text."""
+    """Part of an array by ``DIM=LABEL,...``, labels as text; one label drops the dim, ``A+B`` keeps it."""
     for pair in filter(None, labels.split(",")):
-        dim, _, label = pair.partition("=")
+        dim, _, wanted = pair.partition("=")
         if dim not in array.dims:
             raise UsageError(
                 f"{what} has no dim {dim!r}; it has {', '.join(map(str, array.dims))}{nearest(dim, array.dims)}"
             )
         known = list(array.indexes.get(dim, range(array.sizes[dim])))
         names = [str(value) for value in known]
-        if label not in names:
-            raise UsageError(f"{what} has no {dim} {label!r}{nearest(label, known)}")
-        array = array.isel({dim: names.index(label)})
+        labels_wanted = [wanted] if wanted in names else wanted.split("+")
+        if missing := [label for label in labels_wanted if label not in names]:
+            raise UsageError(f"{what} has no {dim} {missing[0]!r}{nearest(missing[0], known)}")
+        places = [names.index(label) for label in labels_wanted]
+        array = array.isel({dim: places[0] if len(places) == 1 else places})
     return array
 
 

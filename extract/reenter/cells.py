@@ -1,0 +1,111 @@
+"""Conditions of an experiment in two halves, and whether answers are right, or those that are wanted."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from extract.reenter.statistics import holm, mcnemar, wilson, with_accuracy
+from extract.reenter.sweep import Condition
+from extract.reenter.trial import Trial
+from schemas import Intervention, Scoring
+
+
+@dataclass(slots=True)
+class Cells:
+    """Conditions over the examples that are tried, with what is counted, wanted and tested of each."""
+
+    trial: Trial
+    conditions: list[Condition] = field(default_factory=list)
+    counted: list[np.ndarray] = field(default_factory=list)
+    answer: list[np.ndarray] = field(default_factory=list)
+    against: list[str] = field(default_factory=list)
+    """Name of the condition that each is tested against; empty: none."""
+
+    def add(
+        self, interventions: Sequence[Intervention], labels: Mapping[str, Any], counted: np.ndarray, *,
+        answer: np.ndarray | None = None, where: Sequence[str] = (), against: str = "",
+    ) -> str:  # fmt: skip
+        """Add a condition.
+
+        Parameters
+        ----------
+        interventions
+            All done at once.
+        labels
+            Coordinates, whose texts make the condition's name.
+        counted
+            Examples ``(tried,)`` of which something is said.
+        answer
+            Answers ``(tried,)`` that are wanted.
+        where
+            Positions at which only the counted examples are changed.
+        against
+            Name of the condition that this one is tested against.
+
+        Returns
+        -------
+        str
+            Name of the condition.
+        """
+        name = " ".join(str(label) for label in labels.values())
+        masks = dict.fromkeys(where, counted)
+        self.conditions.append(Condition(name=name, interventions=tuple(interventions), labels=labels, where=masks))
+        self.counted.append(counted)
+        self.answer.append(np.full(len(counted), np.nan) if answer is None else np.where(counted, answer, np.nan))
+        self.against.append(against)
+        return name
+
+    def measure(self, *, observe: bool = False, seed: int = 0) -> xr.Dataset:
+        """Run the conditions; count right answers, wanted answers, and test both.
+
+        Returns
+        -------
+        xr.Dataset
+            Figures of :func:`extract.reenter.statistics.with_accuracy`. By condition and example ``wanted_answer`` and
+            ``hit`` (it is given); by condition ``n_wanted``, ``hit_share`` and ``kept_share`` (the own answer is still
+            given) with Wilson intervals ``_low``, ``_high``; ``p_hit`` and ``p_right``: exact McNemar of wanted, and of
+            right, answers against those of the condition that it is tested against, on the same examples; each with
+            ``_holm``, corrected over all conditions that are tested.
+        """
+        target, tried = self.trial.target, self.trial.tried
+        swept = target.sweep(self.conditions, examples=self.trial.examples, observe=observe)
+        every = np.ones(len(tried), dtype=bool)
+        strata = None if target.strata is None else target.strata[tried]
+        counted = np.stack([every, *self.counted])
+        out = with_accuracy(swept, target.gold[tried], counted=counted, strata=strata, seed=seed)
+        answer = np.stack([np.full(len(tried), np.nan), *self.answer])
+        names = swept["condition"].values.tolist()
+        against = [-1, *(names.index(name) if name else -1 for name in self.against)]
+        out = _with_hits(out, answer, against, target.scoring)
+        return out.assign_attrs(n_fitted=len(self.trial.fitted), n_tried=len(tried))
+
+
+def _with_hits(found: xr.Dataset, answer: np.ndarray, against: Sequence[int], scoring: Scoring) -> xr.Dataset:
+    """Add how often the answers ``(condition, example)`` that are wanted are given, and tests."""
+    predicted, correct, counted = (found[name].values for name in ("predicted_answer", "correct", "counted"))
+    wanted = ~np.isnan(answer)
+    hit = scoring.equal(predicted, answer) & wanted
+    kept = scoring.equal(predicted, predicted[:1]) & wanted
+    p_hit, p_right = np.full((2, len(answer)), np.nan)
+    for index, other in enumerate(against):
+        if other < 0:
+            continue
+        use = wanted[index]
+        if use.any():
+            # What counts as a hit is what this condition wants, in the other as well.
+            p_hit[index] = mcnemar(scoring.equal(predicted[other], answer[index])[use], hit[index][use])
+        use = counted[index]
+        p_right[index] = mcnemar(correct[other][use], correct[index][use])
+    n = wanted.sum(1)
+    columns: dict[str, np.ndarray] = {"n_wanted": n}
+    for name, p in (("p_hit", p_hit), ("p_right", p_right)):
+        columns |= {name: p, f"{name}_holm": holm(p, ~np.isnan(p))}
+    for name, value in (("hit", hit), ("kept", kept)):
+        with np.errstate(invalid="ignore"):
+            columns[f"{name}_share"] = value.sum(1) / n
+        columns[f"{name}_low"], columns[f"{name}_high"] = wilson(value.sum(1), n)
+    out = found.assign({name: ("condition", value) for name, value in columns.items()})
+    return out.assign(hit=(("condition", "example"), hit), wanted_answer=(("condition", "example"), answer))

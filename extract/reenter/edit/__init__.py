@@ -1,0 +1,1 @@
+"""A chosen value written into a thought."""

@@ -1,0 +1,108 @@
+"""``lake reenter edit``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from extract.reenter.sites import ThoughtSite
+from extract.reenter.tables import interval_text, label_text, p_text
+from schemas.command import Experiment, Printed, Settings, Table, setting
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from extract.reenter.target import Target
+
+LABELS = ("changed", "layer", "step", "method", "dose", "also", "control")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditSettings(Settings):
+    """What is written into which thoughts, and how."""
+
+    quantity: Literal["intermediate_result", "operation"] = setting(
+        "intermediate_result", "What is written: a step's result, or its operator."
+    )
+    to: str | None = setting(
+        None, "The value for all problems; by default each gets one that its chain can go on from.", metavar="VALUE"
+    )
+    methods: tuple[Literal["means", "probe", "regression", "donor"], ...] = setting(
+        ("means", "probe", "regression", "donor"),
+        "means: the difference of class means; probe: along its direction to the boundary; regression: until it"
+        " predicts the value; donor: the state of a problem that has it.",
+    )
+    doses: tuple[float, ...] = setting(
+        (0.25, 0.5, 1.0, 1.5, 2.0), "Share of the way to the edited state; 1 is all of it.", metavar="0.5,1.."
+    )
+    also: str = setting(
+        "", "Further interventions, each alone, all together, and together with each edit.",
+        metavar="'noise ct5 strength=2; scale ct2 strength=1.5'",
+    )  # fmt: skip
+    site: ThoughtSite = setting("latent_embedding", "Where.")
+    layers: tuple[int, ...] | None = setting(None, "Layers, as 0,5,11; by default all, one at a time.", metavar="0,1..")
+    positions: tuple[str, ...] | None = setting(
+        None, "Positions, one at a time; by default the thoughts that read as a step's result.", metavar="ct1,ct3.."
+    )
+    step: int | None = setting(
+        None, "Step of the chain that is meant, from 0; by default the one whose result is read there.", least=0
+    )
+    seed: int = setting(0, "Seed of the halves and of what is drawn.")
+
+
+def run(target: "Target", settings: EditSettings) -> "xr.Dataset":
+    """Write values into thoughts."""
+    from extract.reenter.edit.experiment import edit
+
+    return edit(target, settings)
+
+
+def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """How often answers go where the chain then leads, and what becomes of the other thoughts."""
+    overall = result.sel(stratum="all")
+    rows = []
+    for index in range(overall.sizes["condition"]):
+        condition = overall.isel(condition=index)
+        labels = [label_text(label, condition[label].item()) for label in LABELS]
+        others = [_of_states(condition, name) for name in ("follow", "side")]
+        shares = [_share(condition, name) for name in ("hit", "kept")]
+        accuracy = interval_text(condition, "accuracy")
+        rows.append([*labels, str(int(condition["n"])), *shares, p_text(condition["p_hit_holm"]), accuracy, *others])
+    columns = (
+        "n",
+        "as edited 95%",
+        "own answer 95%",
+        "p Holm",
+        "accuracy 95%",
+        "thoughts that follow",
+        "others changed",
+    )
+    return [
+        Table(
+            title="", columns=[*LABELS, *columns], rows=rows, labels=len(LABELS),
+            caption="p: against noise of the norm of the whole edit; thoughts after the edit that should read otherwise"
+            " and do as the chain goes on, and others that read otherwise than before",
+        ),
+        f"fitted on {result.attrs['n_fitted']} examples, tried on {result.attrs['n_tried']} others",
+    ]  # fmt: skip
+
+
+def _share(condition: Any, name: str) -> str:
+    """A share of the wanted answers and its interval."""
+    share, low, high = (float(condition[f"{name}_{end}"]) for end in ("share", "low", "high"))
+    return f"{share:.3f} [{low:.2f}, {high:.2f}]" if share == share else "-"
+
+
+def _of_states(condition: Any, name: str) -> str:
+    """A share of states at all positions after an edit, and how many there are."""
+    n = float(condition[f"n_{name}"].sum())
+    part = float((condition[f"n_{name}"] * condition[f"{name}_share"].fillna(0)).sum())
+    return f"{part / n:.3f} of {n:.0f}" if n else "-"
+
+
+COMMAND = Experiment(
+    name="edit",
+    help="Write a chosen value into a thought: does the answer go where the rest of the problem then leads?",
+    settings=EditSettings,
+    run=run,
+    results={"edit": tables},
+)

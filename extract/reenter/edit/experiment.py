@@ -1,0 +1,150 @@
+"""Write a chosen value into a thought, and see whether the answer is what the rest of the problem makes of it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from extract.reenter.cells import Cells
+from extract.reenter.edit.command import EditSettings
+from extract.reenter.edit.methods import METHODS
+from extract.reenter.edit.others import with_others
+from extract.reenter.target import Target
+from extract.reenter.trial import Place, give, open_trial, places_of, where
+from extract.reenter.wanted import Value, Wanted, draw_wanted, is_value, labels_of
+from schemas import Intervention, UsageError
+from schemas.intervention import read_interventions
+
+NOISE = "noise of the same norm"
+SAME_VALUE = "donor of the own value"
+
+
+def edit(target: Target, settings: EditSettings | None = None) -> xr.Dataset:
+    """Write another value of a step into the thought that carries it, in several ways and doses.
+
+    What a method needs is fitted on one half of the problems; the other half is edited. Edits count where the model
+    answers rightly and the rest of the chain makes another answer of the value.
+
+    Parameters
+    ----------
+    target
+        Run and model.
+    settings
+        What is written, where, how, and what is done besides.
+
+    Returns
+    -------
+    xr.Dataset
+        ``condition`` with coordinates ``site``, ``layer``, ``changed`` (the position), ``step``, ``method``, ``dose``,
+        ``also`` and ``control``; figures of :meth:`extract.reenter.cells.Cells.measure`: ``hit_share`` is how often the answer is
+        what the rest of the chain makes of the value, ``p_hit`` against noise of the same norm. What becomes of the
+        other thoughts is in ``follow_share`` and ``side_share``, see :func:`extract.reenter.edit.others.with_others`.
+
+    Raises
+    ------
+    UsageError
+        If there is no such quantity, method, place or value.
+    """
+    settings = settings or EditSettings()
+    together = read_interventions(settings.also)
+    for intervention in together:
+        target.reasoner.check(intervention)
+    trial = open_trial(target, settings.seed)
+    cells, wants = Cells(trial), {}
+    for place in places_of(trial, settings.site, settings.layers, settings.positions, settings.step):
+        wanted = wants[place] = draw_wanted(
+            trial, place, quantity=settings.quantity, to=_value(settings), seed=settings.seed
+        )
+        for method in settings.methods:
+            _edits(cells, wanted, method, settings, together)
+        _controls(cells, wanted, settings)
+    _alone(cells, together, settings.also)
+    out = cells.measure(observe=True, seed=settings.seed)
+    return with_others(trial, out, [None, *(place and wants[place] for place in _places(cells))])
+
+
+def _value(settings: EditSettings) -> Value | None:
+    """The value for all problems, if there is one."""
+    if settings.to is None or settings.quantity == "operation":
+        return settings.to
+    try:
+        return float(settings.to)
+    except ValueError:
+        raise UsageError(f"--to is {settings.to!r}; an intermediate result is a number") from None
+
+
+def _labels(
+    place: Place | None, method: str, dose: float, also: str = "", control: str = ""
+) -> dict[str, str | int | float]:
+    nowhere = Place("", -1, "", -1)
+    return {"method": method, "dose": float(dose), **(place or nowhere).labels, "also": also, "control": control}
+
+
+def _name(labels: Mapping[str, Any]) -> str:
+    return " ".join(map(str, labels.values()))
+
+
+def _edits(cells: Cells, wanted: Wanted, method: str, settings: EditSettings, together: Sequence[Intervention]) -> None:
+    """A method at its doses, with noise of the norm of the whole edit beside it."""
+    place = wanted.place
+    written = METHODS[method](cells.trial, wanted, settings.quantity)
+    at: dict[str, Any] = {**where(cells.trial.target, place), **written.intervention}
+    noise = _labels(place, method, 1.0, control=NOISE)
+    for dose in settings.doses:
+        cells.add(
+            [Intervention(**at, strength=dose)], _labels(place, method, dose), written.counted,
+            answer=wanted.answer, where=(place.position,), against=_name(noise),
+        )  # fmt: skip
+    noisy = Intervention(**at, as_noise=True)
+    cells.add([noisy], noise, written.counted, answer=wanted.answer, where=(place.position,))
+    if together:
+        cells.add(
+            [Intervention(**at), *together], _labels(place, method, 1.0, settings.also), written.counted,
+            answer=wanted.answer, where=(place.position,), against=_name(noise),
+        )  # fmt: skip
+
+
+def _controls(cells: Cells, wanted: Wanted, settings: EditSettings) -> None:
+    """What must change nothing: a donor of the own value, and the own state put back."""
+    trial, place = cells.trial, wanted.place
+    labels = labels_of(trial, settings.quantity, place.step)
+    fitted = trial.fitted[is_value(labels[trial.fitted])]
+    donors = np.full(len(trial.tried), -1)
+    for index in np.flatnonzero(wanted.counted):
+        same = fitted[labels[fitted] == wanted.own[index]]
+        if len(same):
+            donors[index] = np.random.default_rng([settings.seed, int(trial.tried[index]), 53]).choice(same)
+    name = f"donor of the own value at {place}"
+    give(trial, name, trial.column(place)[donors])
+    at = where(trial.target, place)
+    changes: list[tuple[str, np.ndarray, dict[str, Any]]] = [
+        (SAME_VALUE, donors >= 0, {"operation": "write", "direction": name}),
+        ("self (forward)", wanted.counted, {"operation": "replace", "donor": "forward"}),
+        ("self (stored)", wanted.counted, {"operation": "replace", "donor": "stored"}),
+    ]
+    for control, counted, change in changes:
+        cells.add(
+            [Intervention(**at, **change)], _labels(place, "", 1.0, control=control), counted,
+            answer=wanted.answer, where=(place.position,),
+        )  # fmt: skip
+
+
+def _alone(cells: Cells, together: Sequence[Intervention], also: str) -> None:
+    """The further interventions, each alone and all together."""
+    every = np.ones(len(cells.trial.tried), dtype=bool)
+    parts = [text.strip() for text in also.split(";") if text.strip()]
+    for text, intervention in zip(parts, together, strict=True):
+        cells.add([intervention], _labels(None, "", 1.0, text), every)
+    if len(parts) > 1:
+        cells.add(together, _labels(None, "", 1.0, also), every)
+
+
+def _places(cells: Cells) -> list[Place | None]:
+    """Place of each condition; ``None`` where none is edited."""
+    return [
+        Place(*(condition.labels[key] for key in ("site", "layer", "changed", "step")))
+        if condition.labels["site"]
+        else None
+        for condition in cells.conditions
+    ]

@@ -1,0 +1,1 @@
+"""Which part of a thought carries a step's result: subspaces erased and exchanged."""

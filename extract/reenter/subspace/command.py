@@ -1,0 +1,93 @@
+"""``lake reenter subspace``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from extract.reenter.sites import ThoughtSite
+from extract.reenter.tables import interval_text, label_text, p_text
+from schemas.command import Experiment, Printed, Settings, Table, setting
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from extract.reenter.target import Target
+
+TRAINED = "das"
+EVERYTHING = "all of it"
+RANDOM = "random"
+LABELS = ("changed", "layer", "step", "subspace", "rank", "control")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubspaceSettings(Settings):
+    """Which subspaces of which thoughts are erased and exchanged."""
+
+    subspaces: tuple[str, ...] = setting(
+        ("means", "pca", "probe", "leace", TRAINED),
+        "means: of the classes; pca: of the states; probe: its weights; leace: closed form; das: trained for interchange;"
+        " or KIND:VARIABLE:DIM=LABEL of a result in the lake, labels joined by +.",
+        metavar="means|pca|probe|leace|das|KIND:VARIABLE..,..",
+    )
+    ranks: tuple[int, ...] = setting((1, 2, 4, 8), "Ranks of each.", metavar="1,2..", least=1)
+    site: ThoughtSite = setting("latent_embedding", "Where.")
+    layers: tuple[int, ...] | None = setting(None, "Layers, as 0,5,11; by default all, one at a time.", metavar="0,1..")
+    positions: tuple[str, ...] | None = setting(
+        None, "Positions, one at a time; by default the thoughts that read as a step's result.", metavar="ct1,ct3.."
+    )
+    step: int | None = setting(
+        None, "Step of the chain whose result is meant, from 0; by default the one that is read there.", least=0
+    )
+    draws: int = setting(3, "Random subspaces of each rank beside them.", least=1)
+    das_steps: int = setting(100, "Training steps of das, at each rank.", least=1)
+    das_rows: int = setting(64, "Examples in each of these steps.", least=1)
+    seed: int = setting(0, "Seed of the halves, of what is drawn and of training.")
+
+
+def run(target: "Target", settings: SubspaceSettings) -> "xr.Dataset":
+    """Erase and exchange parts of thoughts."""
+    from extract.reenter.subspace.experiment import subspaces
+
+    return subspaces(target, settings)
+
+
+def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """Right answers after erasing, and wanted ones after exchanging, by place, subspace and rank."""
+    overall = result.sel(stratum="all")
+    erased, exchanged = [], []
+    for index in range(1, overall.sizes["condition"]):
+        condition = overall.isel(condition=index)
+        labels = [label_text(label, condition[label].item()) for label in LABELS]
+        if str(condition["change"].item()) == "erase":
+            figures = [interval_text(condition, "accuracy"), interval_text(condition, "importance")]
+            erased.append([*labels, str(int(condition["n"])), *figures, p_text(condition["p_right_holm"])])
+        else:
+            figures = [_share(condition, "hit"), _share(condition, "kept")]
+            exchanged.append([*labels, str(int(condition["n_wanted"])), *figures, p_text(condition["p_hit_holm"])])
+    count = f"fitted on {result.attrs['n_fitted']} examples, tried on {result.attrs['n_tried']} others"
+    return [
+        Table(
+            title="erased", columns=[*LABELS, "n", "accuracy 95%", "broken 95%", "p Holm"], rows=erased,
+            labels=len(LABELS), caption="p: right answers against those after erasing a random subspace of that rank",
+        ),
+        Table(
+            title="exchanged", columns=[*LABELS, "n", "follows the donor 95%", "own answer 95%", "p Holm"],
+            rows=exchanged, labels=len(LABELS), caption="p: against exchanging a random subspace of that rank",
+        ),
+        count,
+    ]  # fmt: skip
+
+
+def _share(condition: Any, name: str) -> str:
+    """A share of the wanted answers and its interval."""
+    share, low, high = (float(condition[f"{name}_{end}"]) for end in ("share", "low", "high"))
+    return f"{share:.3f} [{low:.2f}, {high:.2f}]"
+
+
+COMMAND = Experiment(
+    name="subspace",
+    help="Erase or exchange the part of a thought inside a subspace, of growing rank, with random ones beside.",
+    settings=SubspaceSettings,
+    run=run,
+    results={"subspace": tables},
+)

@@ -1,0 +1,150 @@
+"""Erase a step's result from a thought, or exchange it, inside subspaces of growing rank."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from extract.reenter.cells import Cells
+from extract.reenter.steering.directions import stored_vectors
+from extract.reenter.subspace.command import EVERYTHING, RANDOM, TRAINED, SubspaceSettings
+from extract.reenter.subspace.fits import FITS, Fit, orthonormal, random_subspace
+from extract.reenter.subspace.interchange import train_interchange
+from extract.reenter.target import Target
+from extract.reenter.trial import Place, Trial, give, open_trial, places_of, where
+from extract.reenter.wanted import Wanted, draw_wanted, is_value, labels_of
+from schemas import Intervention, UsageError, nearest
+
+RANDOM_CONTROL = "random subspace"
+
+
+def subspaces(target: Target, settings: SubspaceSettings | None = None) -> xr.Dataset:
+    """Erase and exchange the part of a state inside subspaces that are said to carry a step's result.
+
+    Subspaces are fitted on one half of the problems and tried on the other. Erasing puts the mean of the states there;
+    exchanging puts a donor's part there, whose result is one that the rest of the chain can go on from.
+
+    Parameters
+    ----------
+    target
+        Run and model.
+    settings
+        Where, which subspaces, and their ranks.
+
+    Returns
+    -------
+    xr.Dataset
+        ``condition`` with coordinates ``site``, ``layer``, ``changed`` (the position), ``step``, ``change`` (``erase``,
+        ``exchange``), ``subspace``, ``rank`` and ``control``, on the problems that nothing was fitted on and that the
+        model answers rightly; figures of :meth:`extract.reenter.cells.Cells.measure`. ``hit_share`` of an exchange is
+        the interchange accuracy; ``p_right`` and ``p_hit`` are against the first random subspace of the same rank.
+
+    Raises
+    ------
+    UsageError
+        If there is no such subspace, rank or place.
+    """
+    settings = settings or SubspaceSettings()
+    hidden, seed = target.reasoner.hidden, settings.seed
+    _check(target, settings)
+    trial = open_trial(target, seed)
+    cells = Cells(trial)
+    arrays = {name: _stored(trial, name) for name in settings.subspaces if ":" in name}
+    for place in places_of(trial, settings.site, settings.layers, settings.positions, settings.step):
+        wanted = draw_wanted(trial, place, seed=seed)
+        mean = np.asarray(np.nanmean(trial.column(place)[trial.fitted], axis=0))
+        fits = {f"{RANDOM} #{n + 1}": random_subspace(hidden, mean, seed + n) for n in range(settings.draws)}
+        for name in settings.subspaces:
+            if name != TRAINED:
+                fits[name] = _fit(trial, place, name, mean, arrays.get(name))
+        give(trial, _donors_at(place), trial.column(place)[wanted.donor])
+        _whole(cells, wanted, hidden)
+        for rank in sorted(settings.ranks):
+            if TRAINED in settings.subspaces:
+                fits[TRAINED] = train_interchange(
+                    trial, place, rank, n_step=settings.das_steps, batch=settings.das_rows, seed=seed,
+                    report=target.progress,
+                )  # fmt: skip
+            for name, fit in fits.items():
+                if rank <= len(fit.basis):
+                    _inside(cells, wanted, name, fit, rank)
+    return cells.measure(seed=seed)
+
+
+def _check(target: Target, settings: SubspaceSettings) -> None:
+    hidden, known = target.reasoner.hidden, (*FITS, TRAINED)
+    if wrong := [rank for rank in settings.ranks if not 1 <= rank <= hidden]:
+        raise UsageError(f"rank {wrong[0]} is not there; states of {target.run} have {hidden} components")
+    if unknown := [name for name in settings.subspaces if name not in known and ":" not in name]:
+        raise UsageError(
+            f"subspace {unknown[0]!r} is none of {', '.join(known)}, nor KIND:VARIABLE of a result"
+            + nearest(unknown[0], known)
+        )
+
+
+def _fit(trial: Trial, place: Place, name: str, mean: np.ndarray, array: xr.DataArray | None) -> Fit:
+    """A subspace fitted at a place, or that of a stored array."""
+    if array is None:
+        labels = labels_of(trial, "intermediate_result", place.step)
+        rows = trial.fitted[is_value(labels[trial.fitted])]
+        return FITS[name](trial.column(place)[rows], labels[rows])
+    for dim, label in (("layer", place.layer), ("position", place.position)):
+        if dim in array.dims:
+            if label not in array.indexes[dim]:
+                raise UsageError(f"subspace {name!r} was not computed at {dim} {label}")
+            array = array.sel({dim: label})
+    vectors = array.transpose(..., "hidden").values.reshape(-1, array.sizes["hidden"])
+    return orthonormal(vectors, mean)
+
+
+def _stored(trial: Trial, name: str) -> xr.DataArray:
+    """Vectors of a result in the lake, as wide as the model."""
+    array = stored_vectors(trial.target, name)
+    if array.sizes["hidden"] != trial.target.reasoner.hidden:
+        raise UsageError(
+            f"{name} has {array.sizes['hidden']} components, model {trial.target.run} {trial.target.reasoner.hidden}"
+        )
+    return array
+
+
+def _donors_at(place: Place) -> str:
+    """Name of the donors' values at a place."""
+    return f"donor at {place}"
+
+
+def _add(
+    cells: Cells, wanted: Wanted, change: str, subspace: str, rank: int, intervention: Mapping[str, Any],
+    control: str = "",
+) -> None:  # fmt: skip
+    """One condition at a place; those that are no control are tested against a random subspace of the same rank."""
+    place = wanted.place
+    labels = {"change": change, **place.labels, "subspace": subspace, "rank": rank, "control": control}
+    random = {**labels, "subspace": f"{RANDOM} #1", "control": RANDOM_CONTROL}
+    tested = subspace != EVERYTHING and not control
+    cells.add(
+        [Intervention(**where(cells.trial.target, place), **intervention)], labels, wanted.counted,
+        answer=wanted.answer if change == "exchange" else None, where=(place.position,),
+        against=" ".join(map(str, random.values())) if tested else "",
+    )  # fmt: skip
+
+
+def _whole(cells: Cells, wanted: Wanted, hidden: int) -> None:
+    """All of the state erased or exchanged, and put back."""
+    exchanged = {"operation": "write", "direction": _donors_at(wanted.place)}
+    _add(cells, wanted, "erase", EVERYTHING, hidden, {"operation": "mean"})
+    _add(cells, wanted, "exchange", EVERYTHING, hidden, exchanged)
+    for donor in ("forward", "stored"):
+        itself = {"operation": "replace", "donor": donor}
+        _add(cells, wanted, "exchange", EVERYTHING, hidden, itself, f"self ({donor})")
+
+
+def _inside(cells: Cells, wanted: Wanted, name: str, fit: Fit, rank: int) -> None:
+    """The part inside a subspace erased and exchanged."""
+    values, place = cells.trial.target.values, wanted.place
+    key = f"{name} {rank} at {place}"
+    values.subspaces = {**values.subspaces, key: fit.rank(rank)}
+    control = RANDOM_CONTROL if name.startswith(RANDOM) else ""
+    exchanged = {"operation": "write", "subspace": key, "direction": _donors_at(place)}
+    _add(cells, wanted, "erase", name, rank, {"operation": "project_out", "subspace": key}, control)
+    _add(cells, wanted, "exchange", name, rank, exchanged, control)

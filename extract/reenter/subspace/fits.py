@@ -1,0 +1,115 @@
+"""Subspaces of states that are said to carry a quantity, in order of what each further rank adds."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
+from sklearn.linear_model import LogisticRegression
+
+from schemas import UsageError
+
+TOLERANCE = 1e-5
+"""Singular values below this share of the largest one are rounding."""
+
+
+class Fit(NamedTuple):
+    """Ordered vectors of which the first k span the subspace of rank k."""
+
+    basis: np.ndarray
+    """``(rank, hidden)``: what spans it."""
+    dual: np.ndarray
+    """``(rank, hidden)``: what reads the coordinates, ``dual @ basis.T`` being the identity; the same as ``basis``
+    where that is orthonormal."""
+    mean: np.ndarray
+    """``(hidden,)`` of the states it was fitted on."""
+
+    def rank(self, k: int) -> xr.Dataset:
+        """The subspace of rank k, as :class:`extract.reenter.values.StoredValues` takes it.
+
+        Raises
+        ------
+        UsageError
+            If there are fewer vectors.
+        """
+        if k > len(self.basis):
+            raise UsageError(f"a subspace has rank {len(self.basis)} at most; {k} was asked for")
+        return xr.Dataset(
+            {
+                "basis": (("rank", "hidden"), self.basis[:k].astype(np.float32)),
+                "dual": (("rank", "hidden"), self.dual[:k].astype(np.float32)),
+                "mean": ("hidden", self.mean.astype(np.float32)),
+            }
+        )
+
+
+def orthonormal(vectors: np.ndarray, mean: np.ndarray) -> Fit:
+    """Right singular vectors of ``(n, hidden)``, the largest first."""
+    _, size, basis = np.linalg.svd(np.asarray(vectors, dtype=np.float64), full_matrices=False)
+    basis = basis[size > TOLERANCE * size[0]] if size[0] > 0 else basis[:0]
+    return Fit(basis, basis, mean)
+
+
+def one_hot(label: np.ndarray) -> np.ndarray:
+    """Classes as columns ``(n, class)`` of 0 and 1."""
+    return np.asarray(label[:, None] == np.unique(label)[None, :], dtype=np.float64)
+
+
+def class_means(states: np.ndarray, label: np.ndarray) -> Fit:
+    """What the means of the classes span: principal components of them, each weighted by its count."""
+    mean = states.mean(0)
+    means = [(states[label == each].mean(0) - mean) * np.sqrt((label == each).sum()) for each in np.unique(label)]
+    return orthonormal(np.stack(means), mean)
+
+
+def principal(states: np.ndarray, label: np.ndarray) -> Fit:
+    """Principal components of the states, whatever the label: where they vary most."""
+    mean = states.mean(0)
+    return orthonormal(states - mean, mean)
+
+
+def probe_directions(states: np.ndarray, label: np.ndarray) -> Fit:
+    """What the weights of a logistic probe of the classes span, on states scaled to one standard deviation."""
+    mean, scale = states.mean(0), states.std(0)
+    scale = np.where(scale > 0, scale, 1)
+    probe = LogisticRegression(C=1.0, max_iter=500).fit((states - mean) / scale, label)
+    return orthonormal(probe.coef_ / scale, mean)
+
+
+def leace(states: np.ndarray, label: np.ndarray) -> Fit:
+    """Least-squares concept erasure: the smallest change after which no linear read-out of the classes beats chance.
+
+    With W the whitening of the states and U the left singular vectors of W Cov(x, z), z the classes as columns, the
+    projection is W^+ U U^T W. The first k columns of U erase what correlates most.
+
+    References
+    ----------
+    Belrose et al., *LEACE: Perfect linear concept erasure in closed form*, NeurIPS 2023, theorem 4.3.
+    """
+    mean = states.mean(0)
+    centred = (states - mean).astype(np.float64)
+    classes = one_hot(label)
+    size, vectors = np.linalg.eigh(centred.T @ centred / len(states))
+    kept = size > TOLERANCE * size[-1]
+    size, vectors = size[kept], vectors[:, kept]
+    whiten, colour = (vectors * power @ vectors.T for power in (size**-0.5, size**0.5))
+    cross = whiten @ centred.T @ (classes - classes.mean(0)) / len(states)
+    left, strength, _ = np.linalg.svd(cross, full_matrices=False)
+    left = left[:, strength > TOLERANCE * strength[0]]
+    return Fit((colour @ left).T, (whiten @ left).T, mean)
+
+
+def random_subspace(hidden: int, mean: np.ndarray, seed: int) -> Fit:
+    """Directions drawn evenly, orthonormal."""
+    drawn = np.random.default_rng([seed, 41]).standard_normal((hidden, hidden))
+    basis = np.linalg.qr(drawn)[0].T
+    return Fit(basis, basis, mean)
+
+
+FITS: dict[str, Callable[[np.ndarray, np.ndarray], Fit]] = {
+    "means": class_means,
+    "pca": principal,
+    "probe": probe_directions,
+    "leace": leace,
+}
+"""Subspaces that are fitted on states ``(row, hidden)`` and labels ``(row,)``."""

@@ -1,0 +1,107 @@
+"""Values put in place of a step's result, and what the rest of the chain then comes to."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from extract.reenter.trial import Place, Trial
+from schemas import UsageError, answers_match
+
+Value = float | str
+"""A result of a step, or an operator."""
+FEW = 3
+"""Examples that a value must have in the half that fits are made on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is put in at one place for every example that is tried."""
+
+    place: Place
+    own: np.ndarray
+    """Value ``(tried,)`` that the chain has there."""
+    value: np.ndarray
+    """Value ``(tried,)`` put in; empty or NaN where none can be."""
+    donor: np.ndarray
+    """Row ``(tried,)`` of the run of a problem with that value, -1: none."""
+    told: np.ndarray
+    """Results ``(tried, step)`` that the chain then comes to."""
+    answer: np.ndarray
+    """Answer ``(tried,)`` that the chain then comes to, NaN: none."""
+
+    @property
+    def counted(self) -> np.ndarray:
+        """Examples ``(tried,)`` in which something can be put in."""
+        return np.asarray(~np.isnan(self.answer))
+
+
+def labels_of(trial: Trial, quantity: str, step: int) -> np.ndarray:
+    """Values ``(row,)`` that the chains of the run have at a step that is not their last; NaN or empty where none."""
+    chains = trial.chains
+    goes_on = chains.n_step > step + 1
+    labels = chains.operation if quantity == "operation" else chains.result
+    return np.asarray(np.where(goes_on, labels[:, step], "" if quantity == "operation" else np.nan))
+
+
+def is_value(labels: np.ndarray) -> np.ndarray:
+    """Which of these are values at all."""
+    return np.asarray(labels != "" if labels.dtype.kind in "OU" else ~np.isnan(labels))
+
+
+def draw_wanted(
+    trial: Trial, place: Place, *, quantity: str = "intermediate_result", to: Value | None = None, seed: int = 0
+) -> Wanted:
+    """Draw a value for every example that is tried, and a problem of the other half that has it.
+
+    An example counts if the model answered it rightly and the chain, with a value of which the other half has
+    ``FEW`` problems, comes to another answer.
+
+    Parameters
+    ----------
+    trial, place
+        Where.
+    quantity
+        ``intermediate_result`` or ``operation`` of the place's step.
+    to
+        The value for all examples; by default one of those possible is drawn for each.
+    seed
+        Of what is drawn.
+
+    Raises
+    ------
+    UsageError
+        If no example is left.
+    """
+    chains, data = trial.chains, trial.target.data
+    labels = labels_of(trial, quantity, place.step)
+    fitted = trial.fitted[is_value(labels[trial.fitted])]
+    values, counts = np.unique(labels[fitted], return_counts=True)
+    possible = values[counts >= FEW]
+    if to is not None and to not in possible:
+        raise UsageError(
+            f"{to!r} is not a value of step {place.step} in at least {FEW} problems that fits are made on; there are"
+            f" {', '.join(f'{each:g}' if isinstance(each, float) else str(each) for each in possible.tolist())}"
+        )
+    n, gold, correct = len(trial.tried), trial.target.gold, np.asarray(data["correct"].values)
+    value = np.full(n, "", dtype=object) if quantity == "operation" else np.full(n, np.nan)
+    donor, answer = np.full(n, -1), np.full(n, np.nan)
+    told = np.full((n, chains.result.shape[1]), np.nan)
+    for index, row in enumerate(trial.tried.tolist()):
+        if not correct[row] or not is_value(labels[row : row + 1])[0]:
+            continue
+        generator = np.random.default_rng([seed, row, place.step, 47])
+        for each in [to] if to is not None else generator.permutation(possible).tolist():
+            changed = {"sign": str(each)} if quantity == "operation" else {"value": float(each)}
+            results = None if each == labels[row] else chains.retell(row, place.step, **changed)
+            if results is None or answers_match(results[chains.n_step[row] - 1], gold[row]):
+                continue
+            value[index], told[index] = each, results
+            answer[index] = results[chains.n_step[row] - 1]
+            donor[index] = generator.choice(fitted[labels[fitted] == each])
+            break
+    if np.isnan(answer).all():
+        raise UsageError(
+            f"{place}: no chain of {trial.target.run} comes to another answer with"
+            f" {'any value' if to is None else repr(to)} there"
+        )
+    return Wanted(place, labels[trial.tried], value, donor, told, answer)
