@@ -6,6 +6,8 @@ from .attention.command import AblateHeadsSettings as AblateHeadsSettings
 from .attention.command import CutEdgesSettings as CutEdgesSettings
 from .attention.edges import cut_edges as cut_edges
 from .attention.heads import ablate_heads as ablate_heads
+from .edit.command import EditSettings as EditSettings
+from .edit.experiment import edit as edit
 from .gradients.command import GradientSettings as GradientSettings
 from .gradients.experiment import integrated_gradients as integrated_gradients
 from .grid.command import SweepSettings as SweepSettings
@@ -14,5 +16,7 @@ from .patching.command import PatchSettings as PatchSettings
 from .patching.experiment import patch as patch
 from .steering.command import SteerSettings as SteerSettings
 from .steering.experiment import steer as steer
+from .subspace.command import SubspaceSettings as SubspaceSettings
+from .subspace.experiment import subspaces as subspaces
 from .target import Target as Target
 from .target import open_target as open_target

@@ -62,7 +62,11 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     rows = []
     for index in range(overall.sizes["condition"]):
         condition = overall.isel(condition=index)
-        labels = [label_text(label, condition[label].item()) for label in LABELS]
+        edited = bool(condition["changed"].item())
+        labels = [
+            label_text(label, condition[label].item()) if edited or label in ("also", "control") else ""
+            for label in LABELS
+        ]
         others = [_of_states(condition, name) for name in ("follow", "side")]
         shares = [_share(condition, name) for name in ("hit", "kept")]
         accuracy = interval_text(condition, "accuracy")

@@ -10,6 +10,7 @@ from extract.reenter.cells import Cells
 from extract.reenter.edit.command import EditSettings
 from extract.reenter.edit.methods import METHODS
 from extract.reenter.edit.others import with_others
+from extract.reenter.subspace.stored import give_stored
 from extract.reenter.target import Target
 from extract.reenter.trial import Place, give, open_trial, places_of, where
 from extract.reenter.wanted import Value, Wanted, draw_wanted, is_value, labels_of
@@ -37,9 +38,10 @@ def edit(target: Target, settings: EditSettings | None = None) -> xr.Dataset:
     -------
     xr.Dataset
         ``condition`` with coordinates ``site``, ``layer``, ``changed`` (the position), ``step``, ``method``, ``dose``,
-        ``also`` and ``control``; figures of :meth:`extract.reenter.cells.Cells.measure`: ``hit_share`` is how often the answer is
-        what the rest of the chain makes of the value, ``p_hit`` against noise of the same norm. What becomes of the
-        other thoughts is in ``follow_share`` and ``side_share``, see :func:`extract.reenter.edit.others.with_others`.
+        ``also`` and ``control``; figures of :meth:`extract.reenter.cells.Cells.measure`: ``hit_share`` is how often
+        the answer is what the rest of the chain makes of the value, ``p_hit`` against noise of the same norm. What
+        becomes of the other thoughts is in ``follow_share`` and ``side_share``, see
+        :func:`extract.reenter.edit.others.with_others`.
 
     Raises
     ------
@@ -51,6 +53,7 @@ def edit(target: Target, settings: EditSettings | None = None) -> xr.Dataset:
     for intervention in together:
         target.reasoner.check(intervention)
     trial = open_trial(target, settings.seed)
+    give_stored(trial.target, together)
     cells, wants = Cells(trial), {}
     for place in places_of(trial, settings.site, settings.layers, settings.positions, settings.step):
         wanted = wants[place] = draw_wanted(

@@ -32,8 +32,12 @@ class SweepSettings(Settings):
     strengths: tuple[float, ...] = setting(
         (1.0,), "How much, for the operations that take a strength.", metavar="0.5,1.."
     )
-    direction: str = setting("", "Name of a direction, for the operations that take one.", metavar="NAME")
-    subspace: str = setting("", "Name of a subspace, for the operations that take one.", metavar="NAME")
+    direction: str = setting(
+        "", "Direction of a result in the lake, for the operations that take one.", metavar="KIND:VARIABLE.."
+    )
+    subspace: str = setting(
+        "", "What vectors of a result span, for the operations that take a subspace.", metavar="KIND:VARIABLE.."
+    )
     seed: int = setting(0, "Seed of everything random.")
 
 

@@ -9,6 +9,7 @@ import xarray as xr
 
 from extract.reenter.grid.command import SweepSettings
 from extract.reenter.statistics import with_accuracy
+from extract.reenter.subspace.stored import give_stored
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target, change_of
 from schemas import OPERATIONS, Intervention
@@ -50,6 +51,7 @@ def sweep_grid(target: Target, settings: SweepSettings | None = None) -> xr.Data
             conditions[intervention] = len(conditions) + 1
             names.append(" ".join(map(str, values)))
         order.append(conditions[intervention])
+    give_stored(target, conditions)
     swept = target.sweep(
         [Condition(name=name, interventions=(each,)) for name, each in zip(names, conditions, strict=True)]
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from extract.reenter.sites import ThoughtSite
 from extract.reenter.tables import interval_text, label_text, p_text
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from extract.reenter.target import Target
 
-TRAINED = "das"
 EVERYTHING = "all of it"
 RANDOM = "random"
 LABELS = ("changed", "layer", "step", "subspace", "rank", "control")
@@ -23,11 +22,16 @@ LABELS = ("changed", "layer", "step", "subspace", "rank", "control")
 class SubspaceSettings(Settings):
     """Which subspaces of which thoughts are erased and exchanged."""
 
-    subspaces: tuple[str, ...] = setting(
-        ("means", "pca", "probe", "leace", TRAINED),
-        "means: of the classes; pca: of the states; probe: its weights; leace: closed form; das: trained for interchange;"
-        " or KIND:VARIABLE:DIM=LABEL of a result in the lake, labels joined by +.",
-        metavar="means|pca|probe|leace|das|KIND:VARIABLE..,..",
+    subspaces: tuple[Literal["means", "pca", "probe", "leace", "das"], ...] = setting(
+        ("means", "pca", "probe", "leace", "das"),
+        "means: what class means span; pca: components of the states; probe: what its weights span; leace: closed form"
+        " of concept erasure; das: trained for interchange.",
+    )
+    stored: tuple[str, ...] = setting(
+        (),
+        "What vectors of a result in the lake span, as sae:decoder:feature=3+12 (labels joined by +).",
+        metavar="KIND:VARIABLE[:DIM=LABEL]",
+        repeat=True,
     )
     ranks: tuple[int, ...] = setting((1, 2, 4, 8), "Ranks of each.", metavar="1,2..", least=1)
     site: ThoughtSite = setting("latent_embedding", "Where.")

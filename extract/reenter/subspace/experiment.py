@@ -8,14 +8,15 @@ import xarray as xr
 
 from extract.reenter.cells import Cells
 from extract.reenter.steering.directions import stored_vectors
-from extract.reenter.subspace.command import EVERYTHING, RANDOM, TRAINED, SubspaceSettings
+from extract.reenter.subspace.command import EVERYTHING, RANDOM, SubspaceSettings
 from extract.reenter.subspace.fits import FITS, Fit, orthonormal, random_subspace
 from extract.reenter.subspace.interchange import train_interchange
 from extract.reenter.target import Target
 from extract.reenter.trial import Place, Trial, give, open_trial, places_of, where
 from extract.reenter.wanted import Wanted, draw_wanted, is_value, labels_of
-from schemas import Intervention, UsageError, nearest
+from schemas import Intervention, UsageError
 
+TRAINED = "das"
 RANDOM_CONTROL = "random subspace"
 
 
@@ -47,15 +48,16 @@ def subspaces(target: Target, settings: SubspaceSettings | None = None) -> xr.Da
     """
     settings = settings or SubspaceSettings()
     hidden, seed = target.reasoner.hidden, settings.seed
-    _check(target, settings)
+    if wrong := [rank for rank in settings.ranks if rank > hidden]:
+        raise UsageError(f"rank {wrong[0]} is not there; states of {target.run} have {hidden} components")
     trial = open_trial(target, seed)
     cells = Cells(trial)
-    arrays = {name: _stored(trial, name) for name in settings.subspaces if ":" in name}
+    arrays = {name: _stored(trial, name) for name in settings.stored}
     for place in places_of(trial, settings.site, settings.layers, settings.positions, settings.step):
         wanted = draw_wanted(trial, place, seed=seed)
         mean = np.asarray(np.nanmean(trial.column(place)[trial.fitted], axis=0))
         fits = {f"{RANDOM} #{n + 1}": random_subspace(hidden, mean, seed + n) for n in range(settings.draws)}
-        for name in settings.subspaces:
+        for name in (*settings.subspaces, *settings.stored):
             if name != TRAINED:
                 fits[name] = _fit(trial, place, name, mean, arrays.get(name))
         give(trial, _donors_at(place), trial.column(place)[wanted.donor])
@@ -70,17 +72,6 @@ def subspaces(target: Target, settings: SubspaceSettings | None = None) -> xr.Da
                 if rank <= len(fit.basis):
                     _inside(cells, wanted, name, fit, rank)
     return cells.measure(seed=seed)
-
-
-def _check(target: Target, settings: SubspaceSettings) -> None:
-    hidden, known = target.reasoner.hidden, (*FITS, TRAINED)
-    if wrong := [rank for rank in settings.ranks if not 1 <= rank <= hidden]:
-        raise UsageError(f"rank {wrong[0]} is not there; states of {target.run} have {hidden} components")
-    if unknown := [name for name in settings.subspaces if name not in known and ":" not in name]:
-        raise UsageError(
-            f"subspace {unknown[0]!r} is none of {', '.join(known)}, nor KIND:VARIABLE of a result"
-            + nearest(unknown[0], known)
-        )
 
 
 def _fit(trial: Trial, place: Place, name: str, mean: np.ndarray, array: xr.DataArray | None) -> Fit:
