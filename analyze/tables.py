@@ -1,5 +1,9 @@
 """Results and runs as tidy tables, for CSV and for queries."""
 
+import json
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 import xarray as xr
 
@@ -32,3 +36,25 @@ def result_tables(result: xr.Dataset) -> dict[str, pd.DataFrame]:
         one column for each dim, its labels, and each variable.
     """
     return {part: result_table(result, names) for part, names in result_parts(result).items()}
+
+
+def short_tables(tables: Mapping[str, pd.DataFrame]) -> dict[str, list[Any]]:
+    """Tables as JSON holds them, but for those with a row for each example."""
+    return {
+        name: json.loads(table.to_json(orient="records"))
+        for name, table in tables.items()
+        if not name.startswith("example")
+    }
+
+
+def without_examples(result: xr.Dataset) -> xr.Dataset:
+    """A result without the variables that have a value for each example."""
+    return result.drop_vars([name for name, variable in result.variables.items() if "example" in variable.dims])
+
+
+def fed(result: xr.Dataset) -> list[str]:
+    """What sharing trunks has saved, where a result says so."""
+    if "positions_fed" not in result.attrs:
+        return []
+    together, alone = result.attrs["positions_fed"], result.attrs["positions_one_by_one"]
+    return [f"{together} positions fed, {alone} one condition at a time ({together / alone:.0%})"]

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
-from schemas.command import Printed, Table
+from schemas.command import Printed, Table, side_by_side
 
 console = Console(soft_wrap=True, highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
 wide = Console(width=400, highlight=False, markup=False)
@@ -52,31 +52,13 @@ def show_by_run(title: str, printed: Mapping[str, Sequence[Printed]]) -> None:
         run: [each for each in parts if isinstance(each, Table) and each.labels] for run, parts in printed.items()
     }
     for tables in zip(*labelled.values(), strict=True):
-        show_table(_side_by_side(f"{title} {', '.join(printed)}", dict(zip(labelled, tables, strict=True))))
+        show_table(side_by_side(f"{title} {', '.join(printed)}", dict(zip(labelled, tables, strict=True))))
     for run, parts in printed.items():
         for each in parts:
             if isinstance(each, str):
                 console.print(f"{run}: {each}")
             elif not each.labels:
                 show_table(each)
-
-
-def _side_by_side(title: str, tables: Mapping[str, Table]) -> Table:
-    """One table of several with the same columns, the run's name over its measures where there are several."""
-    first = next(iter(tables.values()))
-    n, measures = first.labels, list(first.columns[first.labels :])
-    cells: dict[tuple[str, ...], dict[str, Sequence[Any]]] = {}
-    for run, table in tables.items():
-        for row in table.rows:
-            cells.setdefault(tuple(map(str, row[:n])), {})[run] = row[n:]
-    names = [
-        f"{run if number == 0 and len(tables) > 1 else ''}\n{measure}"
-        for run in tables
-        for number, measure in enumerate(measures)
-    ]
-    blank = ["-"] * len(measures)
-    rows = [[*key, *(cell for run in tables for cell in by_run.get(run, blank))] for key, by_run in cells.items()]
-    return Table(title=title, columns=[*first.columns[:n], *names], rows=rows, labels=n)
 
 
 def show_json(value: Any) -> None:

@@ -3,14 +3,17 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from lake import printing
 from schemas import UsageError
-from schemas.command import Analysis, Command, Experiment, Made, Output, Printed, Settings
+from schemas.command import Analysis, Command, Experiment, Output, Printed, Settings
 from schemas.words import OUTPUT, PATH
+
+if TYPE_CHECKING:
+    from store.keeping import Kept
 
 
 class Terminal:
@@ -85,149 +88,82 @@ def open_runs(path: str, names: Sequence[str] | None) -> tuple[Any, list[str]]:
 
 
 def run_analysis(command: Analysis, settings: Settings, values: Mapping[str, Any], terminal: Terminal) -> None:
-    """Run an analysis over each run or over all together, keep what it makes, and print it."""
+    """Run an analysis over each run or over all together, and say what it made."""
     from analyze.cluster import compute_on
-    from analyze.source import Source, remove_folder, working_folder
-
-    lake, runs = open_runs(values["path"], values["runs"])
-    parts, spec = parts_of(lake, runs, settings)
-    sources = {
-        run: Source(
-            lake=lake,
-            run=run,
-            data=parts[run],
-            shell=terminal,
-            folder=working_folder(lake, command.name, run),
-        )
-        for run in runs
-    }
-    together = command.together(settings) if callable(command.together) else command.together
-    document: dict[str, Any] = {}
-    with compute_on(values["scheduler"], values["workers"]):
-        for group in [runs] if together else [[run] for run in runs]:
-            chosen = [sources[run] for run in group]
-            asked = chosen if together else chosen[0]
-            label = " + ".join(group)
-            if values.get("plan") and command.plan is not None:
-                text, document[label] = command.plan(asked, settings)
-                printing.show([] if values["json"] else [f"{label}: {text}"])
-                continue
-            made = command.run(asked, settings)
-            made = made if isinstance(made, list) else [Made(next(iter(command.results)), made)]
-            document[label] = _keep(command, lake, group, made, spec, values, terminal)
-            for source in chosen:
-                remove_folder(source.folder)
-    if values["json"]:
-        printing.show_json(document)
-
-
-def parts_of(lake: Any, runs: Sequence[str], settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What an analysis reads of each run, all checked before the first is read; and the settings to be stored."""
-    from analyze.labels import part_of
-
-    asked = {name: getattr(settings, name, None) for name in settings.part}
-    parts = {run: part_of(lake[run], **asked) for run in runs}
-    spec = settings.spec()
-    first = parts[runs[0]]  # its order: results of the same part have the same settings
-    spec |= {f"{dim}s": first[dim].values.tolist() for dim in ("layer", "position") if asked.get(f"{dim}s")}
-    return parts, spec
-
-
-def _keep(
-    command: Analysis,
-    lake: Any,
-    runs: Sequence[str],
-    made: Sequence[Made],
-    spec: Mapping[str, Any],
-    values: Mapping[str, Any],
-    terminal: Terminal,
-) -> dict[str, Any]:
-    """Store results of one run or group, print them, and return them for ``--json``."""
-    from analyze.source import keep, short_tables
+    from analyze.running import analyse, groups_of
     from analyze.tables import result_tables
 
-    label = " + ".join(runs)
+    groups = groups_of(command, *open_runs(values["path"], values["runs"]), settings, terminal)
+    labels = [" + ".join(source.run for source in group) for group in groups]
+    if values.get("plan") and command.plan is not None:
+        asked = [group if command.takes_all(settings) else group[0] for group in groups]
+        say_plans({label: command.plan(each, settings) for label, each in zip(labels, asked, strict=True)}, values)
+        return
     document: dict[str, Any] = {}
-    for number, result in enumerate(made):
-        stored = {**spec, **result.spec}
-        dataset = result.data.assign_attrs(run=label)
-        name = keep(lake, result.kind, dataset, runs, stored, terminal)
-        frames = command.frames(result.kind, dataset) if command.frames else result_tables(dataset)
-        suffix = "" if result.kind not in [other.kind for other in made[:number]] else f"-{number}"
-        if values["csv"] is not None:
-            printing.write_csv(values["csv"], f"{label}-{result.kind}{suffix}", frames)
-        told = {"result": name} | short_tables(frames)
-        document |= told if number == 0 else {result.kind + suffix: told}
-        if not values["json"]:
-            printing.show([*command.results[result.kind](dataset, stored), f"{label}: {kept(name)}"])
-    return document
-
-
-def kept(name: str | None) -> str:
-    """Where a result is."""
-    return f"kept as {name}" if name else "not kept"
+    with compute_on(values["scheduler"], values["workers"]):
+        for label, kept in zip(labels, analyse(command, groups, settings), strict=True):
+            kinds = [result.kind for result in kept]
+            for number, result in enumerate(kept):
+                again = f"-{number}" if result.kind in kinds[:number] else ""
+                frames = command.frames(result.kind, result.data) if command.frames else result_tables(result.data)
+                told = tell(result, frames, f"{label}-{result.kind}{again}", values)
+                document.setdefault(label, {}).update(told if number == 0 else {result.kind + again: told})
+                if not values["json"]:
+                    printing.show(
+                        [*command.results[result.kind](result.data, result.spec), f"{label}: {place(result)}"]
+                    )
+    if values["json"]:
+        printing.show_json(document)
 
 
 def run_experiment(
-    command: Experiment, settings: Settings, shared: Any, values: Mapping[str, Any], terminal: Terminal
+    command: Experiment, settings: Settings, where: Any, values: Mapping[str, Any], terminal: Terminal
 ) -> None:
-    """Run an experiment on every run, keep its results, and print them side by side."""
-    from analyze.source import fed, keep, remove_folder, short_tables, working_folder
-    from analyze.tables import result_tables
-    from extract.reenter.target import open_target
+    """Run an experiment on every run, and say what it made, side by side."""
+    from analyze.tables import fed, result_tables, without_examples
+    from extract.reenter.running import for_model, reenter, target_of
 
     lake, runs = open_runs(values["path"], values["runs"])
-    kind = next(iter(command.results))
-    for what in ("checkpoint", "base"):
-        for run in runs:  # what is written wrongly is said before a model is loaded
-            for_model(getattr(shared, what), run, what)
+    for run in runs:  # what is written wrongly is said before a model is loaded
+        for_model(where.checkpoint, run, "checkpoint")
+        for_model(where.base, run, "base")
     document: dict[str, Any] = {}
     printed: dict[str, list[Printed]] = {}
+    plans = {}
     for run in runs:
-        target = open_target(
-            lake,
-            run,
-            checkpoint=for_model(shared.checkpoint, run, "checkpoint"),
-            base=for_model(shared.base, run, "base"),
-            device=shared.device,
-            compute_dtype=shared.compute_dtype,
-            lora_alpha=shared.lora_alpha,
-            limit=shared.limit,
-        )
-        if target.compute_dtype != target.made_in:
-            terminal.note(f"{run} was computed in {target.made_in}; the model goes on in {target.compute_dtype}")
-        target.rule, target.batch_rows = shared.rule, shared.batch_rows
+        target = target_of(command, lake, run, where, terminal)
         if values.get("plan") and command.plan is not None:
-            text, document[run] = command.plan(target, settings)
-            printing.show([] if values["json"] else [f"{run}: {text}"])
+            plans[run] = command.plan(target, settings)
             continue
-        target.folder = working_folder(lake, f"reenter.{kind}", run)
-        with printing.progress(f"{command.name} {run}", "rows") as report:
-            target.progress = report
-            result = command.run(target, settings)
-        stored = settings.spec() | shared.spec() | {"compute_dtype": target.compute_dtype}
-        result = result.assign_attrs(compute_dtype=target.compute_dtype, device=target.reasoner.device.type)
-        name = keep(lake, kind, result, [run], stored, terminal)
-        remove_folder(target.folder)
-        brief = result.drop_vars([key for key, each in result.variables.items() if "example" in each.dims])
-        tables = result_tables(brief)
-        if values["csv"] is not None:
-            printing.write_csv(values["csv"], f"{run}-{kind}", tables)
-        document[run] = {"result": name, "attrs": dict(result.attrs)} | short_tables(tables)
-        printed[run] = [*command.results[kind](result, stored), *fed(result), kept(name)]
-    if values["json"]:
+        kept = reenter(command, lake, target, settings, where, terminal)
+        told = tell(kept, result_tables(without_examples(kept.data)), f"{run}-{kept.kind}", values)
+        document[run] = {"attrs": dict(kept.data.attrs)} | told
+        printed[run] = [*command.results[kept.kind](kept.data, kept.spec), *fed(kept.data), place(kept)]
+    if plans:
+        say_plans(plans, values)
+    elif values["json"]:
         printing.show_json(document)
-    elif printed:
+    else:
         printing.show_by_run(command.name, printed)
 
 
-def for_model(values: Sequence[str], run: str, what: str) -> str | None:
-    """The value for a run's model among ``[NAME=]VALUE``."""
-    model, chosen = run.partition("/")[0], None
-    for value in values:
-        name, sign, rest = value.partition("=")
-        if sign and not (name and rest):
-            raise UsageError(f"--{what} {value!r} is not of the form [NAME=]VALUE")
-        if not sign or name == model:
-            chosen = rest or value
-    return chosen
+def say_plans(plans: Mapping[str, tuple[str, Any]], values: Mapping[str, Any]) -> None:
+    """What each run would cost."""
+    if values["json"]:
+        printing.show_json({label: document for label, (_, document) in plans.items()})
+    else:
+        printing.show([f"{label}: {text}" for label, (text, _) in plans.items()])
+
+
+def tell(kept: "Kept", frames: Mapping[str, Any], label: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A result for ``--json``, its tables written where ``--csv`` says."""
+    from analyze.tables import short_tables
+
+    if values["csv"] is not None:
+        printing.write_csv(values["csv"], label, frames)
+    return {"result": kept.name} | short_tables(frames)
+
+
+def place(kept: "Kept") -> str:
+    """Where a result is."""
+    return f"kept as {kept.name}" if kept.name else "not kept"

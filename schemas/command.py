@@ -220,6 +220,24 @@ class Table:
     """How many columns say what a row is of; tables of several runs with such columns are printed side by side."""
 
 
+def side_by_side(title: str, tables: Mapping[str, Table]) -> Table:
+    """One table of several with the same columns, the run's name over its measures where there are several."""
+    first = next(iter(tables.values()))
+    n, measures = first.labels, list(first.columns[first.labels :])
+    cells: dict[tuple[str, ...], dict[str, Sequence[Any]]] = {}
+    for run, table in tables.items():
+        for row in table.rows:
+            cells.setdefault(tuple(map(str, row[:n])), {})[run] = row[n:]
+    names = [
+        f"{run if number == 0 and len(tables) > 1 else ''}\n{measure}"
+        for run in tables
+        for number, measure in enumerate(measures)
+    ]
+    blank = ["-"] * len(measures)
+    rows = [[*key, *(cell for run in tables for cell in by_run.get(run, blank))] for key, by_run in cells.items()]
+    return Table(title=title, columns=[*first.columns[:n], *names], rows=rows, labels=n)
+
+
 Printed = Table | str
 """A table, or a line."""
 Tables = Callable[[Any, Mapping[str, Any]], Sequence[Printed]]
@@ -314,6 +332,10 @@ class Analysis(Command):
     """What a run would cost, as text and as JSON, for ``--plan``."""
     stopped: str | Callable[[Mapping[str, Any]], str] = NOTHING_KEPT
     group: str = field(default="analyze", init=False)
+
+    def takes_all(self, settings: Any) -> bool:
+        """Whether one call takes all runs."""
+        return bool(self.together(settings) if callable(self.together) else self.together)
 
 
 @dataclass(frozen=True, kw_only=True)

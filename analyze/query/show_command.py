@@ -33,7 +33,7 @@ class ShowSettings(Settings):
 
 def show(settings: ShowSettings, shell: Shell) -> Output:
     """One result again, or all there are."""
-    from analyze.source import short_tables
+    from analyze.tables import short_tables
     from store import open_lake, select_result
 
     lake = open_lake(settings.path)
@@ -84,7 +84,7 @@ def frames_of(kind: str, result: Any) -> dict[str, Any]:
 
 def printed_of(chosen: "Result", result: Any, frames: Mapping[str, Any]) -> list[Printed]:
     """A stored result as its command prints it; one that no command prints, as its tables."""
-    from analyze.source import fed
+    from analyze.tables import fed
     from schemas.registry import by_kind
 
     label = result.attrs["run"]

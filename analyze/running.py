@@ -1,0 +1,58 @@
+"""Running a declared analysis over the runs of a lake."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import xarray as xr
+
+from analyze.labels import part_of
+from analyze.source import Source
+from schemas.command import Analysis, Made, Settings, Shell
+from store import Lake
+from store.keeping import Kept, keep, remove_folder, working_folder
+
+
+def groups_of(
+    command: Analysis, lake: Lake, runs: Sequence[str], settings: Settings, shell: Shell
+) -> list[list[Source]]:
+    """The runs that one call of the analysis takes, each as far as the settings reach.
+
+    Raises
+    ------
+    UsageError
+        If a run lacks a layer or position that is named; nothing has been read then.
+    """
+    asked = {name: getattr(settings, name, None) for name in settings.part}
+    sources = [
+        Source(
+            lake=lake,
+            run=run,
+            data=part_of(lake[run], **asked),
+            shell=shell,
+            folder=working_folder(lake, command.name, run),
+        )
+        for run in runs
+    ]
+    return [sources] if command.takes_all(settings) else [[source] for source in sources]
+
+
+def analyse(command: Analysis, groups: Sequence[Sequence[Source]], settings: Settings) -> Iterator[list[Kept]]:
+    """Run an analysis on each group and store what it makes; results are handed out as they are made."""
+    spec = settings.spec() | _order_of(groups[0][0].data, settings)
+    for sources in groups:
+        made: Any = command.run(sources if command.takes_all(settings) else sources[0], settings)
+        runs = [source.run for source in sources]
+        results = made if isinstance(made, list) else [Made(next(iter(command.results)), made)]
+        kept = []
+        for result in results:
+            data: xr.Dataset = result.data.assign_attrs(run=" + ".join(runs))
+            kept.append(keep(sources[0].lake, result.kind, data, runs, {**spec, **result.spec}, sources[0].shell))
+        for source in sources:
+            remove_folder(source.folder)
+        yield kept
+
+
+def _order_of(part: xr.Dataset, settings: Settings) -> dict[str, Any]:
+    """Layers and positions that were asked for in the run's order: results of the same part have the same settings."""
+    asked = {name: getattr(settings, name, None) for name in settings.part}
+    return {f"{dim}s": part[dim].values.tolist() for dim in ("layer", "position") if asked.get(f"{dim}s")}

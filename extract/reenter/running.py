@@ -1,0 +1,67 @@
+"""Running a declared experiment on a run of a lake."""
+
+from collections.abc import Sequence
+
+from extract.reenter.settings import TargetSettings
+from extract.reenter.target import Target, open_target
+from schemas import UsageError
+from schemas.command import Experiment, Settings, Shell
+from store import Lake
+from store.keeping import Kept, keep, remove_folder, working_folder
+
+
+def target_of(command: Experiment, lake: Lake, run: str, where: TargetSettings, shell: Shell) -> Target:
+    """A run with its model, set up as the settings say.
+
+    Raises
+    ------
+    UsageError
+        If the model is not at hand, or not the one that made the run.
+    """
+    target = open_target(
+        lake,
+        run,
+        checkpoint=for_model(where.checkpoint, run, "checkpoint"),
+        base=for_model(where.base, run, "base"),
+        device=where.device,
+        compute_dtype=where.compute_dtype,
+        lora_alpha=where.lora_alpha,
+        limit=where.limit,
+    )
+    if target.compute_dtype != target.made_in:
+        shell.note(f"{run} was computed in {target.made_in}; the model goes on in {target.compute_dtype}")
+    target.rule, target.batch_rows = where.rule, where.batch_rows
+    target.folder = working_folder(lake, f"reenter.{next(iter(command.results))}", run)
+    return target
+
+
+def reenter(
+    command: Experiment, lake: Lake, target: Target, settings: Settings, where: TargetSettings, shell: Shell
+) -> Kept:
+    """Run an experiment and store its result."""
+    with shell.progress(f"{command.name} {target.run}", "rows") as report:
+        target.progress = report
+        result = command.run(target, settings)
+    spec = settings.spec() | where.spec() | {"compute_dtype": target.compute_dtype}
+    result = result.assign_attrs(compute_dtype=target.compute_dtype, device=target.reasoner.device.type)
+    kept = keep(lake, next(iter(command.results)), result, [target.run], spec, shell)
+    remove_folder(target.folder)
+    return kept
+
+
+def for_model(values: Sequence[str], run: str, what: str) -> str | None:
+    """The value for a run's model among ``[NAME=]VALUE``.
+
+    Raises
+    ------
+    UsageError
+        If a value has another form.
+    """
+    model, chosen = run.partition("/")[0], None
+    for value in values:
+        name, sign, rest = value.partition("=")
+        if sign and not (name and rest):
+            raise UsageError(f"--{what} {value!r} is not of the form [NAME=]VALUE")
+        if not sign or name == model:
+            chosen = rest or value
+    return chosen

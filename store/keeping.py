@@ -1,0 +1,52 @@
+"""Results that a command makes: stored with the command, and what is kept beside the lake while it is at work."""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from schemas import UnwritableLakeError
+from schemas.command import Shell
+from store.location import local_path
+from store.read import Lake
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kept:
+    """A result that a command has made."""
+
+    kind: str
+    data: xr.Dataset
+    spec: Mapping[str, Any]
+    name: str | None
+    """In the lake; ``None`` where that cannot be written."""
+
+
+def keep(lake: Lake, kind: str, data: xr.Dataset, runs: Sequence[str], spec: Mapping[str, Any], shell: Shell) -> Kept:
+    """Store a result with the command that made it; that a lake is read-only is said, and the result handed on."""
+    try:
+        name = lake.write_result(kind, data, runs=list(runs), spec=dict(spec), command=shell.words(runs))
+    except UnwritableLakeError as error:
+        shell.note(str(error))
+        name = None
+    return Kept(kind=kind, data=data, spec=spec, name=name)
+
+
+def working_folder(lake: Lake, name: str, run: str) -> Path | None:
+    """Folder beside a lake on disk for finished pieces of a command at work; none where nothing can be written."""
+    place = local_path(lake.location)
+    if place is None or not os.access(place.parent, os.W_OK):
+        return None
+    return place.with_name(f"{place.name}.{name}") / run.replace("/", ".")
+
+
+def remove_folder(folder: Path | None) -> None:
+    """Remove the pieces that a finished command kept while it was at work, and the folder above if it is empty then."""
+    if folder is not None and folder.parent.is_dir():
+        shutil.rmtree(folder, ignore_errors=True)
+        if not any(folder.parent.iterdir()):
+            folder.parent.rmdir()
