@@ -109,6 +109,8 @@ def test_steps_in_words_are_found_by_the_token_that_begins_them():
     assert found > 10
     lazy = logit_lens(run.chunk(example=5), model, top=6)
     xr.testing.assert_identical(lazy.compute(), lens)
+    bare = logit_lens(make_run(model=model).assign_attrs(answer_kind="text"), model)  # equations, and no steps in words
+    assert bare.sizes["step"] == 0
 
 
 @pytest.mark.parametrize(("n_vocabulary", "top"), [(40, 40), (97, 3), (1000, 60)])

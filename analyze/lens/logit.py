@@ -91,7 +91,7 @@ def logit_lens(
     kind = run.attrs.get("answer_kind", "number")
     in_words = kind != "number"
     results = run.get("intermediate_text" if in_words else "intermediate_result", plain)
-    operations = run["operation"] if "operation" in run else xr.full_like(results, "", dtype=object)
+    operations = xr.full_like(results, "", dtype=object) if in_words or "operation" not in run else run["operation"]
     sides = {
         "gold": run["gold_answer"],
         "result": results.transpose("example", "step"),
