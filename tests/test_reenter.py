@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from statsmodels.stats.multitest import multipletests
 
 import lake as command_line
 from extract.reenter import (
@@ -37,7 +36,7 @@ from extract.reenter import (
 )
 from extract.reenter.intervene import permutation
 from extract.reenter.patching.experiment import swap_effects
-from extract.reenter.statistics import first_that_wins, holm, mcnemar, mean_interval, wilson
+from extract.reenter.statistics import first_that_wins, with_accuracy
 from extract.run.extract import extract, prepare
 from extract.small_models.problems import make_pairs, make_splits, write_pairs, write_problems
 from schemas import RunSpec, UsageError
@@ -226,25 +225,6 @@ def test_grid_is_labelled_and_repeats_nothing(folder: Path) -> None:
     np.testing.assert_allclose(alone["kl"].sel(cell), result["kl"].sel(cell), atol=1e-4)
 
 
-def test_statistics_have_their_closed_forms() -> None:
-    low, high = wilson(np.array([0, 5, 0]), np.array([10, 10, 0]))
-    z = 1.959963984540054
-    np.testing.assert_allclose(high[0], z**2 / (10 + z**2))
-    np.testing.assert_allclose(low[1] + high[1], 1)
-    assert np.isnan(low[2])
-    assert np.isnan(high[2])
-    before, after = np.array([True] * 7 + [False] * 3), np.array([False] * 6 + [True] + [False] * 3)
-    assert mcnemar(before, after) == pytest.approx(2 * 0.5**6)
-    assert mcnemar(before, before) == 1
-    corrected = holm(np.array([0.01, 0.02, 0.5, np.nan, 0.004]), np.array([True, True, False, True, True]))
-    np.testing.assert_allclose(corrected[[0, 1, 4]], multipletests([0.01, 0.02, 0.004], method="holm")[1])
-    assert np.isnan(corrected[2:4]).all()
-    mean, lower, upper = mean_interval(np.array([[1.0, np.nan, 3.0], [np.nan] * 3]))
-    assert mean[0] == 2
-    assert lower[0] <= 2 <= upper[0]
-    assert np.isnan(mean[1])
-
-
 def test_first_that_wins_and_stays() -> None:
     wins = np.array([[1, 0, 0, 0], [1, 1, 1, 0], [0, 0, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1]], dtype=bool)
     found = first_that_wins(wins, ~wins, [1, 2, 3, 4, 5])
@@ -254,6 +234,33 @@ def test_first_that_wins_and_stays() -> None:
     never = first_that_wins(np.zeros((2, 3), dtype=bool), np.ones((2, 3), dtype=bool), [1, 2])
     assert np.isnan(never["n"])
     assert never["never"] == 1
+
+
+def test_rephrasings_of_a_problem_make_no_figure_surer() -> None:
+    rng = np.random.default_rng(0)
+    answer = np.where(rng.random((2, 30)) < [[0.9], [0.5]], 7.0, 8.0)
+    kl = rng.random((2, 30))
+
+    def swept(times: int, problem: bool) -> xr.Dataset:
+        dims = ("condition", "example")
+        data = xr.Dataset(
+            {
+                "predicted_answer": (dims, np.repeat(answer, times, 1)),
+                "answer_logprob": (("condition", "answer", "example"), np.repeat(kl, times, 1)[:, None]),
+                "kl": (dims, np.repeat(kl, times, 1)),
+            }
+        )
+        data = data.assign_coords(problem=("example", np.repeat(np.arange(30), times))) if problem else data
+        return with_accuracy(data, np.full(30 * times, 7.0))
+
+    once, grouped, apart = swept(1, problem=False), swept(4, problem=True), swept(4, problem=False)
+    for name in ("accuracy", "importance", "kl_mean", "kl", "logprob_change"):
+        for end in ("_low", "_high"):
+            name_of = name.removesuffix("_mean") + end
+            np.testing.assert_allclose(grouped[name_of], once[name_of], err_msg=name_of)
+    np.testing.assert_allclose(grouped["p_holm"], once["p_holm"])
+    assert apart["p"][0, 1] < once["p"][0, 1]
+    assert apart["accuracy_low"][0, 1] > grouped["accuracy_low"][0, 1]
 
 
 def test_a_shuffle_always_moves_something() -> None:

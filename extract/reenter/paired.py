@@ -7,7 +7,8 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from extract.reenter.statistics import holm, mcnemar
+from extract.reenter.statistics import problem_of
+from schemas.statistics import adjust, mcnemar_exact
 
 
 def with_pairs(
@@ -39,6 +40,7 @@ def with_pairs(
         ``{over}_p`` (exact McNemar) and ``{over}_p_holm`` over all pairs.
     """
     labels = {name: out[name].values for name in (over, *within, "control")}
+    problem = problem_of(out)
     groups: dict[tuple[Any, ...], dict[Any, int]] = {}
     for index in range(out.sizes["condition"]):
         chosen = only is None or only[index]
@@ -50,7 +52,7 @@ def with_pairs(
         values = sorted(members)
         for one, two in itertools.combinations(values, 2) if which == "all" else itertools.pairwise(values):
             before, after = outcome[members[one]], outcome[members[two]]
-            found.append((key, one, two, float(after.mean() - before.mean()), mcnemar(before, after)))
+            found.append((key, one, two, float(after.mean() - before.mean()), mcnemar_exact(before, after, problem).p))
     if not found:
         return out
     dim = f"{over}_pair"
@@ -60,7 +62,7 @@ def with_pairs(
         {
             f"{over}_difference": (dim, np.array(difference)),
             f"{over}_p": (dim, p_values),
-            f"{over}_p_holm": (dim, holm(p_values, np.ones(len(p_values), dtype=bool))),
+            f"{over}_p_holm": (dim, adjust(p_values)),
         }
     )
     coords: Mapping[str, Any] = {f"{over}_first": (dim, np.array(first)), f"{over}_second": (dim, np.array(second))}
@@ -82,7 +84,7 @@ def spared(p: Sequence[float], drop: Sequence[float], counts: Sequence[int]) -> 
     counts
         How many thoughts are taken away, ascending.
     """
-    corrected = holm(np.asarray(p, dtype=float), np.ones(len(p), dtype=bool))
+    corrected = adjust(p)
     lost = (corrected < 0.05) & (np.asarray(drop) > 0)
     if not lost.any():
         return int(counts[-1])

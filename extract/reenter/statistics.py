@@ -4,59 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
-from scipy.stats import binomtest
-from statsmodels.stats.proportion import proportion_confint
 
 from schemas import Scoring, UsageError
-
-N_BOOTSTRAP = 1000
-
-
-def wilson(count: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson 95% interval of shares; NaN where there is nothing to count."""
-    count, total = np.broadcast_arrays(np.asarray(count), np.asarray(total))
-    low, high = np.full(count.shape, np.nan), np.full(count.shape, np.nan)
-    some = total > 0
-    if some.any():
-        low[some], high[some] = proportion_confint(count[some], total[some], method="wilson")
-    return low, high
+from schemas.statistics import N_RESAMPLE, adjust, draw_counts, mcnemar_exact, mean_interval, share_interval
 
 
-def mcnemar(before: np.ndarray, after: np.ndarray) -> float:
-    """Exact two-sided p of paired yes/no outcomes ``(example,)``: are changes as frequent one way as the other."""
-    lost, won = int((before & ~after).sum()), int((~before & after).sum())
-    return 1.0 if lost + won == 0 else float(binomtest(lost, lost + won, 0.5).pvalue)
-
-
-def holm(p: np.ndarray, tested: np.ndarray) -> np.ndarray:
-    """Holm's correction over the tests of a family; NaN outside it."""
-    out = np.full(p.shape, np.nan)
-    family = tested & ~np.isnan(p)
-    order = np.argsort(p[family], kind="stable")
-    # By hand: the library's function collects garbage at every call, which takes seconds in a large process.
-    scaled = p[family][order] * np.arange(len(order), 0, -1)
-    corrected = np.empty(len(order))
-    corrected[order] = np.minimum(np.maximum.accumulate(scaled), 1)
-    out[family] = corrected
-    return out
-
-
-def mean_interval(value: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean over the last axis, ignoring NaN, and its percentile bootstrap 95% interval over examples."""
-    flat = value.reshape(-1, value.shape[-1])
-    known = ~np.isnan(flat)
-    filled = np.where(known, flat, 0.0)
-    n = flat.shape[-1]
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=N_BOOTSTRAP).T.astype(np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = filled.sum(1) / known.sum(1)
-        resampled = (filled @ draws) / (known.astype(np.float64) @ draws)
-    low, high = np.full(len(flat), np.nan), np.full(len(flat), np.nan)
-    some = known.any(1)
-    if some.any():
-        low[some], high[some] = np.nanpercentile(resampled[some], [2.5, 97.5], axis=1)
-    shape = value.shape[:-1]
-    return mean.reshape(shape), low.reshape(shape), high.reshape(shape)
+def problem_of(found: xr.Dataset) -> np.ndarray | None:
+    """Problem of each example of a sweep; ``None`` where each is its own."""
+    return found["problem"].values if "problem" in found.coords else None
 
 
 def by_problem(value: np.ndarray, problem: np.ndarray) -> np.ndarray:
@@ -95,7 +50,8 @@ def with_accuracy(
         ``accuracy`` (Wilson interval ``_low``, ``_high``), ``untouched_accuracy`` on the same examples, ``drop``,
         ``importance`` (share of the examples right before that are wrong after, Wilson), ``broken`` and ``mended``
         counts, ``p`` (exact McNemar), ``p_holm``, and mean changes of ``kl`` and ``answer_logprob`` with bootstrap
-        intervals.
+        intervals. Where ``found`` has a coordinate ``problem`` that examples share, intervals and tests are over
+        problems (:mod:`schemas.statistics`).
     """
     predicted = found["predicted_answer"].values
     scoring = Scoring(found.attrs.get("answer_kind", "number"), found.attrs.get("rule", "default"))
@@ -135,20 +91,23 @@ def _stratum(
             "broken": broken,
             "mended": mended,
         }
-    figures["accuracy_low"], figures["accuracy_high"] = wilson(right, n)
-    figures["importance_low"], figures["importance_high"] = wilson(broken, right_before)
-    p = np.array([mcnemar(*pair) for pair in zip(before, after, strict=True)])
+    problem = problem_of(found)
+    figures["accuracy_low"], figures["accuracy_high"] = share_interval(correct, use, problem)
+    figures["importance_low"], figures["importance_high"] = share_interval(~correct, before, problem)
+    p = np.array([mcnemar_exact(*pair, problem).p for pair in zip(before, after, strict=True)])
     p[n == 0] = np.nan
-    figures["p"], figures["p_holm"] = p, holm(p, tested)
+    figures["p"], figures["p_holm"] = p, adjust(p, family=tested)
     logprob = found["answer_logprob"].values[:, 0]
     for name, value in (("kl", found["kl"].values), ("logprob_change", logprob - logprob[0][None, :])):
-        mean, low, high = mean_interval(np.where(use, value, np.nan), seed)
+        mean, low, high = mean_interval(np.where(use, value, np.nan), seed, problem)
         figures |= {f"{name}_mean": mean, f"{name}_low": low, f"{name}_high": high}
     return figures
 
 
-def first_that_wins(wins: np.ndarray, losses: np.ndarray, counts: Sequence[int], seed: int = 0) -> dict[str, float]:
-    """Smallest N from which on the donor's answer is more frequent than the target's own, bootstrapped over examples.
+def first_that_wins(
+    wins: np.ndarray, losses: np.ndarray, counts: Sequence[int], seed: int = 0, problem: np.ndarray | None = None
+) -> dict[str, float]:
+    """Smallest N from which on the donor's answer is more frequent than the target's own, bootstrapped over problems.
 
     Parameters
     ----------
@@ -156,6 +115,8 @@ def first_that_wins(wins: np.ndarray, losses: np.ndarray, counts: Sequence[int],
         Whether the donor's, or the target's own, answer was given ``(N, example)``, in order of ``counts``.
     counts
         The values of N.
+    problem
+        Problem of each example; by default every example is its own.
 
     Returns
     -------
@@ -174,8 +135,8 @@ def first_that_wins(wins: np.ndarray, losses: np.ndarray, counts: Sequence[int],
 
     if not n:
         return {"n": np.nan, "n_low": np.nan, "n_high": np.nan, "never": np.nan}
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=N_BOOTSTRAP).T
-    resampled = first(margin @ draws)
+    draws = draw_counts(np.arange(n) if problem is None else problem, n_resample=N_RESAMPLE, seed=seed)
+    resampled = first(margin @ draws.astype("float64"))
     won = resampled[~np.isnan(resampled)]
     low, high = np.percentile(won, [2.5, 97.5]) if len(won) else (np.nan, np.nan)
     return {

@@ -3,8 +3,9 @@
 import numpy as np
 import xarray as xr
 
-from extract.reenter.statistics import N_BOOTSTRAP, by_problem, holm, mcnemar, mean_interval, wilson
+from extract.reenter.statistics import by_problem
 from schemas import Scoring
+from schemas.statistics import N_RESAMPLE, adjust, mcnemar_exact, mean_interval, wilson_interval
 
 
 def with_gains(
@@ -94,7 +95,7 @@ def _accuracy(
     correct = out["correct"].values[..., group]
     n = np.array(group.sum())
     count = np.where(made, correct.sum(-1), 0)
-    low, high = wilson(count, np.where(made, n, 0))
+    low, high = wilson_interval(count, np.where(made, n, 0))
     found: dict[str, Column] = {
         "n": ((), n),
         "accuracy": (ROUTE, np.where(made, count / max(1, int(n)), np.nan)),
@@ -115,7 +116,7 @@ def _gains(out: xr.Dataset, made: np.ndarray, group: np.ndarray, problem: np.nda
     mended, broken = (~before & after).sum(-1), (before & ~after).sum(-1)
     p = np.full(both.shape, np.nan)
     for place in zip(*np.nonzero(both), strict=True):
-        p[place] = mcnemar(before[place], after[place])
+        p[place] = mcnemar_exact(before[place], after[place], problem[group]).p
     change = by_problem(logprob[..., 1:, :] - logprob[..., :-1, :], problem[group])
     mean, low, high = mean_interval(change, seed)
     found = {
@@ -126,7 +127,7 @@ def _gains(out: xr.Dataset, made: np.ndarray, group: np.ndarray, problem: np.nda
         "gain_logprob_low": low,
         "gain_logprob_high": high,
         "gain_p": p,
-        "gain_p_holm": np.apply_along_axis(lambda line: holm(line, np.ones(len(line), dtype=bool)), -1, p),
+        "gain_p_holm": np.apply_along_axis(adjust, -1, p),
     }
     start = np.full((*made.shape[:-1], 1), np.nan)
     return {name: (ROUTE, np.concatenate([start, value], axis=-1)) for name, value in found.items()}
@@ -149,9 +150,11 @@ def _right(
     enough = np.full(made.shape[:2], np.nan)
     for place in np.ndindex(*enough.shape):
         lines = correct[place][: n_latent + 1, group]
-        p = np.array([mcnemar(line, lines[-1]) if ok else np.nan for line, ok in zip(lines, made[place], strict=False)])
+        p = np.array(
+            [mcnemar_exact(line, lines[-1]).p if ok else np.nan for line, ok in zip(lines, made[place], strict=False)]
+        )
         lost = lines[-1].sum() > lines.sum(1)
-        below = lost & (holm(p, np.arange(len(p)) < n_latent) < 0.05) | ~made[place][: n_latent + 1]
+        below = lost & (adjust(p, family=np.arange(len(p)) < n_latent) < 0.05) | ~made[place][: n_latent + 1]
         enough[place] = int(np.flatnonzero(below)[-1]) + 1 if below.any() else 0
     found["n_enough"] = ROUTE[:2], enough
     return found
@@ -163,7 +166,7 @@ def median_interval(value: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarra
     for place in np.ndindex(*value.shape[:-1]):
         known = value[place][~np.isnan(value[place])]
         if len(known):
-            drawn = np.random.default_rng(seed).choice(known, (N_BOOTSTRAP, len(known)))
+            drawn = np.random.default_rng(seed).choice(known, (N_RESAMPLE, len(known)))
             low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
             for bound, figure in zip(bounds, (np.median(known), low, high), strict=True):
                 bound[place] = figure

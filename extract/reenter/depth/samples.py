@@ -3,8 +3,8 @@
 import numpy as np
 import xarray as xr
 
-from extract.reenter.statistics import mean_interval
 from schemas import Scoring
+from schemas.statistics import mean_interval
 
 
 def with_samples(

@@ -11,9 +11,10 @@ from extract.model.capture import KeyValues
 from extract.model.device import device_errors
 from extract.model.reasoner import Flight
 from extract.reenter.gradients.command import GradientSettings
-from extract.reenter.statistics import mean_interval
+from extract.reenter.statistics import problem_of
 from extract.reenter.target import Target
 from schemas import UsageError
+from schemas.statistics import mean_interval
 
 BATCH = 16
 
@@ -83,8 +84,9 @@ def _vectors(target: Target, baseline: str) -> tuple[np.ndarray, np.ndarray]:
 def _result(target: Target, settings: GradientSettings, attribution: np.ndarray, ends: np.ndarray) -> xr.Dataset:
     """Attributions ``(example, thought)`` and logit differences ``(end, example)`` as a labelled result."""
     residual = ends[1] - ends[0] - attribution.sum(1)
-    mean, low, high = mean_interval(attribution.T)
-    size, size_low, size_high = mean_interval(np.abs(attribution).T)
+    problem = problem_of(target.data)
+    mean, low, high = mean_interval(attribution.T, problem=problem)
+    size, size_low, size_high = mean_interval(np.abs(attribution).T, problem=problem)
     gap = np.abs(ends[1] - ends[0]).mean()
     logit = {"units": "logit"}
     return xr.Dataset(

@@ -4,7 +4,8 @@ import numpy as np
 import xarray as xr
 
 from extract.reenter.observe import OBSERVED
-from extract.reenter.statistics import by_problem, holm, mean_interval
+from extract.reenter.statistics import by_problem
+from schemas.statistics import adjust, mean_interval
 
 ALL = "all"
 
@@ -95,7 +96,7 @@ def _shuffled(flips: np.ndarray, n_null: int, seed: int) -> dict[str, np.ndarray
         null = edges[dealt, np.arange(edges.shape[1])].mean(1)
         observed = edges.mean(1)
         p = (1 + (null[None] >= observed[:, None] - 1e-12).sum(1)) / (1 + n_null)
-        for name, found in (("shuffled_flip", null.mean()), ("p", p), ("p_holm", holm(p, np.ones(len(p), dtype=bool)))):
+        for name, found in (("shuffled_flip", null.mean()), ("p", p), ("p_holm", adjust(p))):
             out[name][(*place, possible)] = found
     return out
 

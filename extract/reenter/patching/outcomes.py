@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import xarray as xr
 
-from extract.reenter.statistics import first_that_wins, holm, mcnemar, mean_interval, wilson
+from extract.reenter.statistics import first_that_wins, problem_of
 from extract.reenter.sweep import Condition
 from schemas import Scoring
+from schemas.statistics import adjust, mcnemar_exact, mean_interval, share_interval
 
 OUTCOMES = ("clean_answer", "corrupted_answer", "other", "gibberish")
 
@@ -39,23 +40,24 @@ def with_outcomes(
     for (row, index), text in np.ndenumerate(texts):
         clean, corrupted = pairs[index]
         outcome[row, index] = scoring.outcome(str(text), clean=clean, corrupted=corrupted)
-    count = np.stack([(outcome == name).sum(1) for name in OUTCOMES], axis=1)
-    low, high = wilson(count, np.array(len(pairs)))
+    problem = problem_of(swept)
+    given = np.stack([outcome == name for name in OUTCOMES], axis=1)
+    low, high = share_interval(given, np.ones_like(given), problem)
     is_clean = outcome == "clean_answer"
-    p = np.array([mcnemar(is_clean[0], row) for row in is_clean])
+    p = np.array([mcnemar_exact(is_clean[0], row, problem).p for row in is_clean])
     tested = swept["control"].values.astype(str) == ""
     difference = swept["logit_difference"].values
     gap = np.nanmean(ceiling) - np.nanmean(difference[0])
-    columns = {"p": p, "p_holm": holm(p, tested)}
+    columns = {"p": p, "p_holm": adjust(p, family=tested)}
     for name, values, scale in (
         ("logit_difference", difference, 1.0),
         ("recovery", difference - difference[0], gap),
         ("kl", swept["kl"].values, 1.0),
     ):
-        mean, lower, upper = mean_interval(values, seed)
+        mean, lower, upper = mean_interval(values, seed, problem)
         columns["recovery" if name == "recovery" else f"{name}_mean"] = mean / scale
         columns |= {f"{name}_low": lower / scale, f"{name}_high": upper / scale}
-    shares = {"share": count / len(pairs), "share_low": low, "share_high": high}
+    shares = {"share": given.mean(-1), "share_low": low, "share_high": high}
     return (
         swept.assign(
             {
@@ -77,11 +79,12 @@ def with_n_that_wins(result: xr.Dataset, conditions: Sequence[Condition], seed: 
         labels = condition.labels
         if labels["kind"] == "first" and not labels["control"]:
             series.setdefault((labels["site"], labels["layer"]), []).append((labels["n"], index + 1))
+    problem = problem_of(result)
     wins = []
     for numbered in series.values():
         counts, rows = zip(*sorted(numbered), strict=True)
         outcomes = outcome[list(rows)]
-        wins.append(first_that_wins(outcomes == "clean_answer", outcomes == "corrupted_answer", counts, seed))
+        wins.append(first_that_wins(outcomes == "clean_answer", outcomes == "corrupted_answer", counts, seed, problem))
     columns = {"n_that_wins": "n", "n_that_wins_low": "n_low", "n_that_wins_high": "n_high", "never_wins": "never"}
     return result.assign(
         {name: ("series", np.array([win[key] for win in wins])) for name, key in columns.items()}

@@ -1,0 +1,208 @@
+"""Statistics of plain arrays that analyses and re-entries share: intervals, paired tests, corrections, resampling.
+
+Examples of one problem (a question and its rephrasings, the halves of a pair) are not independent of each other, so
+what is uncertain is the problems: resamples draw whole problems, and intervals and tests take ``problem``. Where every
+example is a problem of its own, each figure is the textbook's.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from schemas.errors import UsageError
+from schemas.spelling import nearest
+
+Array = np.ndarray[Any, np.dtype[Any]]
+N_RESAMPLE = 1000
+
+
+class Interval(NamedTuple):
+    """Bounds of a confidence interval, each of the estimate's shape."""
+
+    low: Array
+    high: Array
+
+
+class PairedTest(NamedTuple):
+    """A statistic and its p-value."""
+
+    statistic: float
+    p: float
+
+
+def wilson_interval(count: ArrayLike, n: ArrayLike, level: float = 0.95) -> Interval:
+    """Wilson score interval of a share ``count / n``; NaN where ``n`` is 0.
+
+    Parameters
+    ----------
+    count, n : (...)
+        Successes and trials; need not be whole.
+    level
+        Coverage, between 0 and 1.
+    """
+    from statsmodels.stats.proportion import proportion_confint
+
+    count, n = np.broadcast_arrays(np.asarray(count, dtype="float64"), np.asarray(n, dtype="float64"))
+    known = n > 0
+    low, high = proportion_confint(np.where(known, count, 0), np.where(known, n, 1), 1 - level, method="wilson")
+    return Interval(np.where(known, low, np.nan), np.where(known, high, np.nan))
+
+
+def share_interval(yes: ArrayLike, counted: ArrayLike, problem: ArrayLike | None = None) -> Interval:
+    """Wilson 95% interval of the share of counted examples that say yes, for problems of several examples.
+
+    The number of trials is the effective one, p (1 - p) / v, where v is the variance of the share over problems:
+    sum over problems of (yes - p counted)^2, over the square of the number counted. With one example a problem that is
+    the number of examples; with examples that always agree it is the number of problems, as it is where p is 0 or 1.
+
+    Parameters
+    ----------
+    yes, counted : (..., example), bool
+        A yes that is not counted says nothing.
+    problem : (example,)
+        By default every example is its own.
+
+    References
+    ----------
+    Korn and Graubard, *Confidence intervals for proportions with small expected number of positive counts estimated
+    from survey data*, Survey Methodology 24 (1998) 193-201.
+    """
+    known: Array = np.asarray(counted, dtype=bool)
+    agreed: Array = np.asarray(yes, dtype=bool) & known
+    total, n = agreed.sum(-1).astype("float64"), known.sum(-1).astype("float64")
+    if problem is None or len(np.unique(problem)) == agreed.shape[-1]:
+        return wilson_interval(total, n)
+    yes_of, counted_of = _sums(agreed, np.asarray(problem)), _sums(known, np.asarray(problem))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = total / n
+        variance = ((yes_of - share[..., None] * counted_of) ** 2).sum(-1) / n**2
+        effective = share * (1 - share) / variance
+    n_problem = (counted_of > 0).sum(-1)
+    effective = np.clip(np.where(variance > 0, effective, n_problem), np.minimum(1, n), n)
+    return wilson_interval(np.nan_to_num(share) * effective, effective)
+
+
+def _sums(values: Array, problem: Array) -> Array:
+    """Sums over the examples of each problem: (..., example) to (..., problem)."""
+    order = np.argsort(problem, kind="stable")
+    starts = np.flatnonzero(np.diff(problem[order], prepend=problem[order][:1] - 1))
+    return np.asarray(np.add.reduceat(values[..., order].astype("float64"), starts, axis=-1))
+
+
+def cochran_q(answers: ArrayLike) -> PairedTest:
+    """Cochran's Q, whether the same examples answer yes equally often under every condition.
+
+    Rows that answer the same everywhere say nothing; if no row differs, Q is 0 and p is 1.
+
+    Parameters
+    ----------
+    answers : (example, condition), bool
+    """
+    from statsmodels.stats.contingency_tables import cochrans_q
+
+    table = np.asarray(answers).astype(int)
+    if table.ndim != 2 or table.shape[1] < 2:
+        raise UsageError(f"Cochran's Q needs (example, at least two conditions); found an array of shape {table.shape}")
+    if not ((table.sum(1) > 0) & (table.sum(1) < table.shape[1])).any():
+        return PairedTest(0.0, 1.0)
+    result = cochrans_q(table)
+    return PairedTest(float(result.statistic), float(result.pvalue))
+
+
+def mcnemar_exact(first: ArrayLike, second: ArrayLike, problem: ArrayLike | None = None) -> PairedTest:
+    """Exact McNemar test of paired yes/no answers; the statistic is the number of pairs that differ.
+
+    With several examples a problem it is the sign test of the problems: each counts once, for the side on which more
+    of its examples say yes, and not at all where the sides are even.
+
+    Parameters
+    ----------
+    first, second : (example,), bool
+    problem : (example,)
+        By default every example is its own.
+    """
+    first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    if first.shape != second.shape:
+        raise UsageError(f"McNemar's test pairs answers one to one; found {first.shape} and {second.shape}")
+    more = first.astype(int) - second.astype(int)
+    if problem is not None and len(more):
+        more = _sums(more, np.asarray(problem))
+    only_first, only_second = int((more > 0).sum()), int((more < 0).sum())
+    differ = only_first + only_second
+    return PairedTest(float(differ), float(stats.binomtest(only_first, differ).pvalue) if differ else 1.0)
+
+
+def adjust(p: ArrayLike, method: str = "holm", family: ArrayLike | None = None) -> Array:
+    """P-values corrected for their number; NaN stays NaN and is not counted.
+
+    Parameters
+    ----------
+    p : (...)
+    method
+        ``"holm"`` (chance of any false alarm) or ``"bh"`` (share of false alarms, Benjamini and Hochberg).
+    family : (...), bool
+        Which of them are tested together, all by default; NaN outside.
+    """
+    if method not in ("holm", "bh"):
+        raise UsageError(f"correction {method!r} is not one of holm, bh{nearest(method, ('holm', 'bh'))}")
+    p = np.asarray(p, dtype="float64")
+    known = np.isfinite(p) if family is None else np.isfinite(p) & np.asarray(family, dtype=bool)
+    adjusted = np.full(p.shape, np.nan)
+    if not known.any():
+        return adjusted
+    if method == "bh":
+        adjusted[known] = stats.false_discovery_control(p[known])
+        return adjusted
+    # By hand: statsmodels' function collects garbage at every call, which takes seconds in a large process.
+    order = np.argsort(p[known], kind="stable")
+    scaled = p[known][order] * np.arange(len(order), 0, -1)
+    corrected = np.empty(len(order))
+    corrected[order] = np.minimum(np.maximum.accumulate(scaled), 1)
+    adjusted[known] = corrected
+    return adjusted
+
+
+def draw_counts(groups: Array, *, n_resample: int, seed: int) -> Array:
+    """How often each group is drawn in each resample of a Poisson bootstrap: (example,) to (example, resample).
+
+    Counts are independent Poisson(1) and the same for all examples of a group. One depends on the seed, the group and
+    the resample alone: not on order, chunks or which other examples are there.
+    """
+    unique, inverse = np.unique(groups, return_inverse=True)
+    counts = np.stack([np.random.default_rng([seed, abs(int(g))]).poisson(1.0, n_resample) for g in unique])
+    return np.asarray(counts.astype("float32")[inverse])
+
+
+def mean_interval(
+    values: ArrayLike, seed: int = 0, problem: ArrayLike | None = None, *, n_resample: int = N_RESAMPLE
+) -> tuple[Array, Array, Array]:
+    """Mean over the last axis, ignoring NaN, and its bootstrap 95% interval over problems.
+
+    Parameters
+    ----------
+    values : (..., example)
+    problem : (example,), int
+        By default every example is its own.
+
+    Returns
+    -------
+    mean, low, high : (...)
+        NaN where there is no value.
+    """
+    values = np.asarray(values, dtype="float64")
+    flat = values.reshape(-1, values.shape[-1])
+    known = ~np.isnan(flat)
+    filled = np.where(known, flat, 0.0)
+    groups = np.arange(flat.shape[-1]) if problem is None else np.asarray(problem)
+    low, high = np.full(len(flat), np.nan), np.full(len(flat), np.nan)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = filled.sum(1) / known.sum(1)
+        some = known.any(1)
+        if some.any():
+            draws = draw_counts(groups, n_resample=n_resample, seed=seed).astype("float64")
+            resampled = (filled[some] @ draws) / (known[some].astype("float64") @ draws)
+            low[some], high[some] = np.nanpercentile(resampled, [2.5, 97.5], axis=1)
+    shape = values.shape[:-1]
+    return mean.reshape(shape), low.reshape(shape), high.reshape(shape)

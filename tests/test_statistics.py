@@ -1,0 +1,88 @@
+"""Statistics that analyses and re-entries share: closed forms, published functions, several examples a problem."""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+from statsmodels.stats.multitest import multipletests
+
+from schemas import UsageError
+from schemas.statistics import adjust, draw_counts, mcnemar_exact, mean_interval, share_interval, wilson_interval
+
+Z = 1.959963984540054
+
+
+def test_wilsons_interval_has_its_closed_form():
+    low, high = wilson_interval([0, 5, 0], [10, 10, 0])
+    np.testing.assert_allclose(high[0], Z**2 / (10 + Z**2))
+    np.testing.assert_allclose(low[1] + high[1], 1)
+    assert np.isnan([low[2], high[2]]).all()
+
+
+def test_an_effective_number_of_trials_is_that_of_independent_problems():
+    rng = np.random.default_rng(1)
+    yes = rng.random((3, 60)) < [[0.2], [0.5], [1.0]]
+    counted = rng.random((3, 60)) < 0.8
+    single = share_interval(yes, counted, rng.permutation(60))
+    np.testing.assert_array_equal(single, wilson_interval((yes & counted).sum(1), counted.sum(1)))
+    np.testing.assert_array_equal(single, share_interval(yes, counted))
+    # examples that always agree with their problem: as many trials as problems
+    three, order = np.repeat(np.arange(60), 3), rng.permutation(180)
+    grouped = share_interval(np.repeat(yes, 3, 1)[:, order], np.repeat(counted, 3, 1)[:, order], three[order])
+    np.testing.assert_allclose(grouped, single)
+    # examples independent of their problem: about as many trials as examples
+    yes = np.random.default_rng(2).random(4000) < 0.4
+    low, high = share_interval(yes, np.ones(4000), np.repeat(np.arange(2000), 2))
+    assert high - low == pytest.approx(2 * Z * np.sqrt(0.24 / 4000), rel=0.05)
+    assert np.isnan(share_interval([True], [False], [0])).all()
+
+
+def test_intervals_over_problems_hold_what_they_say():
+    rng = np.random.default_rng(3)
+    hit = 0
+    for _ in range(300):
+        chance = rng.beta(0.5, 0.5, 40)  # problems differ much, examples of one little: the mean over all is 0.5
+        low, high = share_interval(rng.random(200) < np.repeat(chance, 5), np.ones(200), np.repeat(np.arange(40), 5))
+        hit += low <= 0.5 <= high
+    assert 0.9 < hit / 300 < 0.99
+
+
+def test_mcnemars_test_counts_examples_and_its_sign_test_problems():
+    before, after = np.array([True] * 7 + [False] * 3), np.array([False] * 6 + [True] + [False] * 3)
+    assert mcnemar_exact(before, after).p == pytest.approx(2 * 0.5**6)
+    assert mcnemar_exact(before, before) == (0, 1)
+    order = np.random.default_rng(0).permutation(10)
+    assert mcnemar_exact(before, after, order) == mcnemar_exact(before, after)
+    # problems 0 and 1 lose, 2 is even, 3 wins
+    first = np.array([1, 1, 1, 0, 1, 0, 0, 0], dtype=bool)
+    second = np.array([0, 0, 0, 0, 0, 1, 1, 1], dtype=bool)
+    test = mcnemar_exact(first, second, [0, 0, 1, 1, 2, 2, 3, 3])
+    assert test == (3, pytest.approx(binomtest(2, 3).pvalue))
+    with pytest.raises(UsageError, match="one to one"):
+        mcnemar_exact(before, after[:3])
+
+
+@pytest.mark.parametrize(("method", "published"), [("holm", "holm"), ("bh", "fdr_bh")])
+def test_corrections_are_the_published_ones(method, published):
+    p = np.array([[0.01, 0.02, 0.5], [np.nan, 0.004, 0.02]])
+    corrected = adjust(p, method)
+    np.testing.assert_allclose(corrected[np.isfinite(p)], multipletests(p[np.isfinite(p)], method=published)[1])
+    assert np.isnan(corrected[1, 0])
+    part = adjust(p, method, family=p < 0.1)
+    np.testing.assert_allclose(part[p < 0.1], multipletests(p[p < 0.1], method=published)[1])
+    assert np.isnan(part[0, 2])
+
+
+def test_resamples_draw_whole_problems():
+    problem = np.array([5, 2, 5, 9])
+    counts = draw_counts(problem, n_resample=4000, seed=1)
+    np.testing.assert_array_equal(counts[0], counts[2])
+    assert abs(counts.mean() - 1) < 0.05
+    assert abs(np.corrcoef(counts[0], counts[1])[0, 1]) < 0.06
+    values = np.random.default_rng(0).normal(size=(2, 3, 50))
+    values[0, 0, :10] = np.nan
+    mean, low, high = mean_interval(values, seed=2)
+    np.testing.assert_allclose(mean, np.nanmean(values, -1))
+    np.testing.assert_allclose((high - low)[1, 1], 2 * Z * values[1, 1].std() / np.sqrt(50), rtol=0.15)
+    again = mean_interval(np.repeat(values, 2, -1), seed=2, problem=np.repeat(np.arange(50), 2))
+    np.testing.assert_allclose(again, (mean, low, high), rtol=1e-6)
+    assert np.isnan(mean_interval([[np.nan, np.nan]])).all()
