@@ -11,7 +11,7 @@ from analyze import drawing
 from analyze.report import build_report, svg
 from analyze.report.sections import chapters, sections
 from schemas import UsageError
-from schemas.registry import foreign
+from schemas.registry import by_kind, foreign
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
@@ -130,12 +130,15 @@ def test_a_package_of_others_brings_its_section(lake, tmp_path, monkeypatch):
     metadata = tmp_path / "elsewhere-1.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1\n")
-    (metadata / "entry_points.txt").write_text("[activation_lake.analyses]\ncounting = elsewhere.counting\n")
+    points = "[activation_lake.analyses]\ncounting = elsewhere.counting\nlost = elsewhere.lost\n"
+    (metadata / "entry_points.txt").write_text(points)
+    by_kind()  # commands are found, and kept, before the other package is there
     monkeypatch.syspath_prepend(tmp_path)
     chapters.cache_clear()
     foreign.cache_clear()
     try:
-        assert [section.slug for section in chapters()[-1].sections] == ["counting"]
+        with pytest.warns(UserWarning, match="lost has no section on the page: importing elsewhere.lost"):
+            assert "counting" in [section.slug for section in chapters()[-1].sections]
         page = build_report(lake.location, tmp_path / "out", n_problem=0).page.read_text(encoding="utf-8")
     finally:
         chapters.cache_clear()

@@ -6,6 +6,7 @@ A section module is ``section.py`` or ``*_section.py`` in a question's folder or
 
 import pkgutil
 import tomllib
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +17,7 @@ from typing import Any
 
 from analyze.context import Context
 from analyze.page import Section
-from schemas import SchemaError, filled
+from schemas import filled
 from schemas.registry import foreign, line, modules
 
 
@@ -31,33 +32,32 @@ class Chapter:
 
 
 def section_modules() -> Iterator[ModuleType]:
-    """Modules of a question's package that hold sections."""
-    names = list(modules("section"))
-    for package in foreign():
-        for module in pkgutil.iter_modules(getattr(import_module(package), "__path__", [])):
-            if module.name == "section" or module.name.endswith("_section"):
-                names.append(f"{package}.{module.name}")
-    yield from map(import_module, names)
+    """Modules that hold sections: ours, and those of other packages; what of those cannot be imported is left out."""
+    yield from map(import_module, modules("section"))
+    for package, origin in foreign().items():
+        try:
+            paths = getattr(import_module(package), "__path__", [])
+            names = [module.name for module in pkgutil.iter_modules(paths)]
+            yield from [
+                import_module(f"{package}.{name}") for name in names if name == "section" or name.endswith("_section")
+            ]
+        except Exception as error:  # whatever another package may raise
+            warnings.warn(f"{origin} has no section on the page: importing {package}: {error}", stacklevel=2)
 
 
 @cache
 def chapters() -> tuple[Chapter, ...]:
-    """Every section there is, by chapter, each in its place.
-
-    Raises
-    ------
-    SchemaError
-        If two sections have the same name.
-    """
+    """Every section there is, by chapter, each in its place; of two with the same name the second is left out."""
     titles: Mapping[str, Any] = tomllib.loads(Path(__file__).with_name("chapters.toml").read_text(encoding="utf-8"))
     known: dict[str, Section] = {}
     for module in section_modules():
-        for section in module.SECTIONS:
+        for section in getattr(module, "SECTIONS", ()):
             other = known.setdefault(section.slug, section)
             if other is not section:
-                raise SchemaError(
-                    f"{module.__name__} has a section {section.slug!r}, and so has {other.write.__module__}; sections"
-                    " are told apart by their names: give one of them another"
+                warnings.warn(
+                    f"section {section.slug!r} of {module.__name__} is left out, as {other.write.__module__} has one of"
+                    " that name; give one of them another",
+                    stacklevel=2,
                 )
     last = list(titles)[-1]
     in_order = sorted(known.values(), key=lambda section: (section.order, section.slug))
@@ -85,4 +85,5 @@ def commands(section: Section, context: Context) -> list[str]:
     elif section.of == "several" and len(runs) < 2:
         runs = context.runs if len(context.runs) > 1 else [*context.runs, "MODEL/DATASET"]
     needs = (need.partition(" ") for need in section.needs)
-    return [filled(line(kind, options), context.lake.location, runs) for kind, _, options in needs]
+    lines = [line(kind, options) for kind, _, options in needs]
+    return [filled(words, context.lake.location, runs) for words in lines if words]
