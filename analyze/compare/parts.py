@@ -8,7 +8,9 @@ import numpy as np
 import xarray as xr
 
 from analyze.effects.conditions import Frame, conditions
+from analyze.heads.command import by_thoughts
 from analyze.heads.scores import head_table, summary_of_analysis
+from analyze.lens.command import is_plain
 from analyze.probes.command import as_they_come
 from analyze.statistics import wilson_interval
 
@@ -259,14 +261,10 @@ def _patching(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
     return found, _by_example(data, (outcome == "clean_answer").astype(float), rows, dims)
 
 
-def _thoughts_convention(spec: Mapping[str, Any]) -> bool:
-    return bool(spec.get("convention", "thoughts") == "thoughts")
-
-
 PARTS: Sequence[Part] = (
     Part(name="accuracy", kind="", read=_accuracy, main="accuracy"),
     Part(name="number decoding", kind="lens", read=_decoding, main="number_share",
-         where=lambda spec: bool(spec.get("lens", "plain") == "plain")),
+         where=is_plain),
     Part(name="probes of correctness", kind="probes", options="--target correct", read=_probes,
          main="probe_auroc", where=lambda spec: spec.get("target") == "correct" and as_they_come(spec)),
     Part(name="probes of each step", kind="probes", options="--target intermediate_result",
@@ -276,7 +274,7 @@ PARTS: Sequence[Part] = (
     Part(name="importance", kind="corrupt", read=_importance, main="importance"),
     Part(name="attention of the answer", kind="attention", read=_attention,
          main="attention"),
-    Part(name="heads", kind="heads", read=_heads, where=_thoughts_convention),
+    Part(name="heads", kind="heads", read=_heads, where=by_thoughts),
     Part(name="position ablation", kind="ablate", read=_ablation,
          main="ablation_accuracy"),
     Part(name="patching", kind="patch", read=_patching, main="patch_clean",

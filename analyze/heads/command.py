@@ -22,6 +22,11 @@ class HeadSettings(Limited):
     seed: int = setting(0, "Seed of what is drawn.")
 
 
+def by_thoughts(spec: Mapping[str, Any]) -> bool:
+    """Whether stored heads were scored by the lake's own convention, not by that of the reports."""
+    return HeadSettings.of_spec(spec).convention == "thoughts"
+
+
 def run(source: "Source", settings: HeadSettings) -> "xr.Dataset":
     """Scores of every head."""
     from analyze.heads.scores import head_analysis

@@ -1,6 +1,5 @@
 """Sections on single heads: critical ones, hubs, flow and skip, types and layers."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +9,7 @@ import xarray as xr
 
 from analyze.context import StoredResult
 from analyze.drawing import INK, as_percent, bars, faint_grid
+from analyze.heads.command import by_thoughts
 from analyze.heads.figures import SHORT_TYPES, draw_pattern
 from analyze.heads.scores import head_table, summary_of_analysis
 from analyze.page import Page, Section, listed
@@ -28,7 +28,7 @@ def critical_heads(page: Page) -> None:
         constant[result.label] = constant_metrics(result.data)
     page.set(constant="; ".join(f"{label}: {names}" for label, names in constant.items() if names))
     reports = []
-    for result in page.results("heads", lambda spec: spec.get("convention") == "reports", optional=True):
+    for result in page.results("heads", lambda spec: not by_thoughts(spec), optional=True):
         first = head_table(result.data).iloc[0]
         label = page.context.relabel([result.run])[result.run].label
         reports.append(page.text("reports", label=label, name=head_name(first), composite=first["composite"]))
@@ -48,11 +48,6 @@ def draw_best(page: Page, result: StoredResult, best: pd.DataFrame) -> None:
     for ax in axes[len(heads) :]:
         ax.set_visible(False)
     page.caption("critical_heads", label=result.label, n=len(heads), strongest=strongest)
-
-
-def by_thoughts(spec: Mapping[str, Any]) -> bool:
-    """Whether heads were scored by the lake's own convention."""
-    return bool(spec.get("convention", "thoughts") == "thoughts")
 
 
 def head_name(head: Any) -> str:

@@ -27,6 +27,11 @@ class LensSettings(Part):
     seed: int = setting(0, "Seed of what is drawn: the problems that a tuned lens is fitted on.")
 
 
+def is_plain(spec: Mapping[str, Any]) -> bool:
+    """Whether stored results of the lens are of states read through the model's own final norm, not a tuned lens."""
+    return bool(spec.get("lens", "plain") == "plain")
+
+
 def run(source: "Source", settings: LensSettings) -> list[Made]:
     """Every lens asked for: its summary and tests, and how well a fitted one does."""
     from analyze.lens.tuned import fit_tuned_lens

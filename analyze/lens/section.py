@@ -1,6 +1,5 @@
 """Sections read from hidden states through the lens: number decoding, results of the written chain."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -8,6 +7,7 @@ import xarray as xr
 
 from analyze.drawing import Series
 from analyze.labels import up_to_eot
+from analyze.lens.command import is_plain
 from analyze.page import Page, Section, listed
 
 SHARES = (
@@ -17,16 +17,11 @@ ENOUGH = 10
 """Problems that must have a step for it to be shown."""
 
 
-def plain(spec: Mapping[str, Any]) -> bool:
-    """Whether states were read through the model's own final norm."""
-    return bool(spec.get("lens", "plain") == "plain")
-
-
 def number_decoding(page: Page) -> None:
     """How often each position reads out as a number."""
     series: list[Series] = []
     longest: list[str] = []
-    for result in page.results("lens", plain):
+    for result in page.results("lens", is_plain):
         lens = up_to_eot(result.data)
         final = lens.isel(layer=-1)
         positions = [str(x) for x in lens["position"].values]
@@ -46,14 +41,14 @@ def number_decoding(page: Page) -> None:
     page.bars("position_number_frequency", longest, series, "decodes to a number", top=1.02)
     tests = [
         page.text("test", label=one.label, q=float(one.data["q"][-1]), p=float(one.data["q_p_adjusted"][-1]))
-        for one in page.results("lens_tests", plain, optional=True)
+        for one in page.results("lens_tests", is_plain, optional=True)
     ]
     page.set(tests="; ".join(tests))
 
 
 def chain_results(page: Page) -> None:
     """Which position holds which step of the chain."""
-    for result in page.results("lens", plain):
+    for result in page.results("lens", is_plain):
         if not result.data.sizes.get("step"):
             continue
         rows = step_rows(up_to_eot(result.data).isel(layer=-1))

@@ -9,6 +9,7 @@ import xarray as xr
 
 from analyze.context import Context
 from analyze.effects.outcomes import answer_of, outcome_rows
+from analyze.heads.command import by_thoughts
 from analyze.heads.scores import head_table
 from analyze.lens.logit import logit_lens
 from schemas import segment_of
@@ -236,9 +237,7 @@ def readable(token: Any) -> str:
 
 def heads(context: Context, name: str) -> dict[str, Any] | None:
     """Map and scores of every head of a run."""
-    found = [
-        f for f in context.find("heads", lambda spec: spec.get("convention", "thoughts") == "thoughts") if f.run == name
-    ]
+    found = [result for result in context.find("heads", by_thoughts) if result.run == name]
     if not found:
         return None
     data = found[0].data
