@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from extract.reenter.statistics import holm, mcnemar, wilson, with_accuracy
+from extract.reenter.statistics import problem_of, with_accuracy
 from extract.reenter.sweep import Condition
 from extract.reenter.trial import Trial
 from schemas import Intervention, Scoring
+from schemas.statistics import adjust, mcnemar_exact, share_interval
 
 
 @dataclass(slots=True)
@@ -89,6 +90,7 @@ def _with_hits(found: xr.Dataset, answer: np.ndarray, against: Sequence[int], sc
     wanted = ~np.isnan(answer)
     hit = scoring.equal(predicted, answer) & wanted
     kept = scoring.equal(predicted, predicted[:1]) & wanted
+    problem = problem_of(found)
     p_hit, p_right = np.full((2, len(answer)), np.nan)
     for index, other in enumerate(against):
         if other < 0:
@@ -96,16 +98,18 @@ def _with_hits(found: xr.Dataset, answer: np.ndarray, against: Sequence[int], sc
         use = wanted[index]
         if use.any():
             # What counts as a hit is what this condition wants, in the other as well.
-            p_hit[index] = mcnemar(scoring.equal(predicted[other], answer[index])[use], hit[index][use])
+            p_hit[index] = mcnemar_exact(
+                scoring.equal(predicted[other], answer[index])[use], hit[index][use], problem[use]
+            ).p
         use = counted[index]
-        p_right[index] = mcnemar(correct[other][use], correct[index][use])
+        p_right[index] = mcnemar_exact(correct[other][use], correct[index][use], problem[use]).p
     n = wanted.sum(1)
     columns: dict[str, np.ndarray] = {"n_wanted": n}
     for name, p in (("p_hit", p_hit), ("p_right", p_right)):
-        columns |= {name: p, f"{name}_holm": holm(p, ~np.isnan(p))}
+        columns |= {name: p, f"{name}_holm": adjust(p)}
     for name, value in (("hit", hit), ("kept", kept)):
         with np.errstate(invalid="ignore"):
             columns[f"{name}_share"] = value.sum(1) / n
-        columns[f"{name}_low"], columns[f"{name}_high"] = wilson(value.sum(1), n)
+        columns[f"{name}_low"], columns[f"{name}_high"] = share_interval(value, wanted, problem)
     out = found.assign({name: ("condition", value) for name, value in columns.items()})
     return out.assign(hit=(("condition", "example"), hit), wanted_answer=(("condition", "example"), answer))

@@ -9,9 +9,9 @@ from schemas import Scoring, UsageError
 from schemas.statistics import N_RESAMPLE, adjust, draw_counts, mcnemar_exact, mean_interval, share_interval
 
 
-def problem_of(found: xr.Dataset) -> np.ndarray | None:
-    """Problem of each example of a sweep; ``None`` where each is its own."""
-    return found["problem"].values if "problem" in found.coords else None
+def problem_of(found: xr.Dataset) -> np.ndarray:
+    """Problem of each example of a run or sweep; where it has none, each example is its own."""
+    return np.asarray(found["problem"].values) if "problem" in found.coords else np.arange(found.sizes["example"])
 
 
 def by_problem(value: np.ndarray, problem: np.ndarray) -> np.ndarray:

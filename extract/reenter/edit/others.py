@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from extract.reenter.statistics import wilson
 from extract.reenter.trial import Trial, token_numbers
 from extract.reenter.wanted import Wanted
+from schemas.statistics import wilson_interval
 
 
 def with_others(trial: Trial, found: xr.Dataset, wanted: Sequence[Wanted | None]) -> xr.Dataset:
@@ -62,7 +62,7 @@ def with_others(trial: Trial, found: xr.Dataset, wanted: Sequence[Wanted | None]
     along = ("condition", "position")
     out = found.assign(n_follow=(along, count[0]), n_side=(along, count[1]))
     for name, total, part in (("follow", count[0], count[2]), ("side", count[1], count[3])):
-        low, high = wilson(part, total)
+        low, high = wilson_interval(part, total)
         with np.errstate(invalid="ignore"):
             share = part / total
         out = out.assign({f"{name}_share": (along, share), f"{name}_low": (along, low), f"{name}_high": (along, high)})
