@@ -3,6 +3,7 @@ import os
 import re
 import shutil
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from report_lake import MODELS, make_lake
@@ -116,17 +117,11 @@ def test_a_package_of_others_brings_its_section(lake, tmp_path, monkeypatch):
     package.mkdir(parents=True)
     for folder in (package.parent, package):
         (folder / "__init__.py").touch()
-    (package / "section.py").write_text(
-        "from analyze.page import Page, Section\n"
-        "def count(page: Page) -> None:\n"
-        "    for result in page.results('lens'):\n"
-        "        page.say(result, 'layers', n=result.data.sizes['layer'])\n"
-        "SECTIONS = (Section(slug='counting', write=count, needs=('lens',)),)\n"
-    )
-    (package / "texts.toml").write_text(
-        "[counting]\ntitle = 'Layers counted'\nheadline = 'How many there are.'\n"
-        "caveats = ['Seen in {nowhere}.']\n[counting.lines]\nlayers = 'it has {n} of them'\n"
-    )
+    # the section that docs/extending.md shows
+    shown = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+    code, texts = re.search(r"```python\n([^`]*SECTIONS = [^`]*)```\n\n```toml\n([^`]*)```", shown).groups()
+    (package / "section.py").write_text(code)
+    (package / "texts.toml").write_text(texts)
     metadata = tmp_path / "elsewhere-1.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1\n")
@@ -138,14 +133,15 @@ def test_a_package_of_others_brings_its_section(lake, tmp_path, monkeypatch):
     foreign.cache_clear()
     try:
         with pytest.warns(UserWarning, match="lost has no section on the page: importing elsewhere.lost"):
-            assert "counting" in [section.slug for section in chapters()[-1].sections]
+            assert "numbers-read" in [section.slug for section in chapters()[-1].sections]
         page = build_report(lake.location, tmp_path / "out", n_problem=0).page.read_text(encoding="utf-8")
     finally:
         chapters.cache_clear()
         foreign.cache_clear()
     assert "Further questions" in page
-    assert re.search(r"small-gpt2</b> it has 2 of them", page)
-    assert "Seen in" not in page  # a caveat whose values are not there
+    assert re.search(r"small-gpt2</b> ct0, in 100.0% of the problems", page)
+    assert "need not be what the model uses." in page
+    assert "Left out:" not in page  # a caveat whose values are not there
 
 
 def test_a_lake_without_results_still_gives_a_page(tmp_path):
