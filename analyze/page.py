@@ -1,7 +1,8 @@
 """What sections of the report are written with.
 
 A section is a function that is given a :class:`Page` and adds to it: sentences of each run, drawings, rows of tables.
-What is said lies beside it in ``texts.toml``, under the section's name::
+What is said lies beside it in ``texts.toml``, or where it is short in ``TEXTS`` of its module, under the section's
+name::
 
     [hubs]
     title = "Hub positions"
@@ -68,9 +69,10 @@ class Section:
         """Its texts."""
         module = sys.modules[self.write.__module__]
         file = Path(str(module.__file__)).with_name("texts.toml")
-        texts = read_texts(file)
+        texts = tomllib.loads(module.TEXTS) if hasattr(module, "TEXTS") else read_texts(file)
         if self.slug not in texts:
-            raise SchemaError(f"section {self.slug}: {file} has no table [{self.slug}]")
+            where = f"TEXTS of {module.__name__}" if hasattr(module, "TEXTS") else file
+            raise SchemaError(f"section {self.slug}: {where} has no table [{self.slug}]")
         return {"title": self.slug, "report": "", "shared": texts.get("shared", {}), **texts[self.slug]}
 
 

@@ -41,10 +41,10 @@ def analyse(command: Analysis, groups: Sequence[Sequence[Source]], settings: Set
     spec = settings.spec() | _order_of(groups[0][0].data, settings)
     for sources in groups:
         made: Any = command.run(sources if command.takes_all(settings) else sources[0], settings)
-        runs = [source.run for source in sources]
         results = made if isinstance(made, list) else [Made(next(iter(command.results)), made)]
         kept = []
         for result in results:
+            runs = list(result.runs) or [source.run for source in sources]
             data: xr.Dataset = result.data.assign_attrs(run=" + ".join(runs))
             kept.append(keep(sources[0].lake, result.kind, data, runs, {**spec, **result.spec}, sources[0].shell))
         for source in sources:

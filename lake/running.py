@@ -106,12 +106,11 @@ def run_analysis(command: Analysis, settings: Settings, values: Mapping[str, Any
             for number, result in enumerate(kept):
                 again = f"-{number}" if result.kind in kinds[:number] else ""
                 frames = command.frames(result.kind, result.data) if command.frames else result_tables(result.data)
-                told = tell(result, frames, f"{label}-{result.kind}{again}", values)
+                name = result.data.attrs["run"]
+                told = tell(result, frames, f"{name}-{result.kind}{again}", values)
                 document.setdefault(label, {}).update(told if number == 0 else {result.kind + again: told})
                 if not values["json"]:
-                    printing.show(
-                        [*command.results[result.kind](result.data, result.spec), f"{label}: {place(result)}"]
-                    )
+                    printing.show([*command.results[result.kind](result.data, result.spec), f"{name}: {place(result)}"])
     if values["json"]:
         printing.show_json(document)
 

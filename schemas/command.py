@@ -284,6 +284,8 @@ class Made(NamedTuple):
     """Dataset."""
     spec: Mapping[str, Any] = types.MappingProxyType({})
     """Settings in which it differs from the command's."""
+    runs: Sequence[str] = ()
+    """Runs it is of, where it is not of all that were analysed together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,242 @@
+"""How alike the states of two runs are: CKA between every layer and position of one and every one of the other.
+
+States of the same n problems in two places, X (n, hidden) and Y (n, any width), are alike as far as they put the same
+problems close together. Their Gram matrices K = X X' and L = Y Y' say how close any two problems lie, and centred
+kernel alignment is the cosine between them once both are centred (Kornblith et al., *Similarity of Neural Network
+Representations Revisited*, ICML 2019):
+
+    CKA = <K, L> / sqrt(<K, K> <L, L>)
+
+It is 1 for states that differ by a rotation and a scale. With both Gram matrices centred in rows and columns it is far
+from 0 for independent states too, unless there are many more problems than components. The debiased form centres them
+so that each inner product estimates its expectation without bias (Song et al., *Feature Selection via Dependence
+Maximization*, JMLR 2012, eq. 5, for CKA in Nguyen et al., ICLR 2021): the diagonal, a problem's likeness to itself, is
+left out, and ::
+
+    K~_ij = K_ij - sum_k K_ik / (n-2) - sum_k K_kj / (n-2) + sum_kl K_kl / ((n-1)(n-2)),   K~_ii = 0.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+
+from analyze.labels import require_dims
+from schemas import UsageError
+
+Estimator = Literal["debiased", "biased"]
+Array = np.ndarray[Any, np.dtype[Any]]
+
+DIMS = {
+    "cka": ("layer", "position", "other_layer", "other_position"),
+    "position_cka": ("position", "other_position"),
+    "layer_cka": ("layer", "other_layer"),
+}
+FEWEST = 8
+"""Problems below which half of them are too few for the debiased estimator, which divides by n - 3."""
+CONSTANT = 1e-12
+"""Share of the squared length of states below which their spread over problems is rounding."""
+
+
+def similarity(
+    first: xr.Dataset,
+    second: xr.Dataset | None = None,
+    *,
+    estimator: Estimator = "debiased",
+    max_problems: int = 300,
+    resamples: int = 200,
+    permutations: int = 200,
+    seed: int = 0,
+    progress: Callable[..., None] | None = None,
+) -> xr.Dataset:
+    """CKA between every layer and position of two runs, over the problems that both have.
+
+    Problems are the same where their questions read the same. Of the examples of a problem the first is taken, as the
+    estimator needs independent ones, and of more than ``max_problems`` a random draw. Memory is 24 bytes for each
+    cell and pair of problems of each run, however many examples there are; time is that of one product of all cells
+    of one run with all of the other for each permutation, and a quarter of it for each resample.
+
+    Parameters
+    ----------
+    first, second
+        Runs, or parts of runs, with ``hidden_state`` (example, layer, position, hidden), ``question`` and ``token``;
+        widths, layers and positions may differ. Without a second the run is compared with itself.
+    estimator
+        ``"debiased"``, or ``"biased"`` as first published, which is above 0 for states that have nothing in common.
+    max_problems
+        Problems used at most.
+    resamples
+        Halves of the problems drawn for the 95% intervals. Half a sample varies about the whole as the whole does
+        about the truth, and unlike a bootstrap counts no problem twice, which would look like likeness.
+    permutations
+        Times that the problems of the second run are shuffled.
+    seed
+        Of problems, halves and shuffles.
+    progress
+        Called as ``progress(done, total)``.
+
+    Returns
+    -------
+    Dataset
+        ``cka`` (layer, position, other_layer, other_position), its interval, and ``p``: how often the largest of all
+        pairs of cells under shuffled problems reaches it, so that it holds for all pairs at once. ``position_cka``
+        (position, other_position), the mean over layers at the same relative depth, and ``layer_cka`` (layer,
+        other_layer), the mean over positions both runs have, with intervals; ``..._null`` is what the largest of each
+        stays below in 95% of shuffles. NaN where states do not vary, or some are infinite.
+
+    Raises
+    ------
+    UsageError
+        If fewer than eight problems are in both runs and have all the positions.
+    """
+    other = first if second is None else second
+    for run in (first, other):
+        require_dims(run["hidden_state"], ["example", "layer", "position", "hidden"], "the similarity of runs")
+    rng = np.random.default_rng(seed)
+    rows, n_shared = _shared_problems(first, other, max_problems, rng)
+    grams = [_grams(first["hidden_state"], rows[0])]
+    grams.append(grams[0] if second is None else _grams(other["hidden_state"], rows[1]))
+    means = _Means(first, other)
+    left, right = (unit(gram, estimator) for gram in grams)
+    whole, n = packed(left), rows.shape[1]
+    estimates = means.of(whole @ packed(right).T)
+    drawn: list[tuple[Array, ...]] = []
+    largest = []
+    for done in range(resamples + permutations):
+        order = rng.permutation(n)
+        if done < resamples:
+            half = order[: n // 2]
+            halves = [packed(unit(gram[:, half[:, None], half], estimator)) for gram in grams]
+            drawn.append(means.of(halves[0] @ halves[1].T))
+        else:
+            largest.append([_largest(values) for values in means.of(whole @ packed(right, order).T)])
+        if progress is not None:
+            progress(done + 1, resamples + permutations)
+    result = _labelled(first, other, estimates, drawn, np.array(largest))
+    return result.assign_attrs(
+        kind="similarity", first=first.attrs.get("run", ""), second=other.attrs.get("run", ""), estimator=estimator,
+        n_example=n, n_shared=n_shared, n_resample=resamples, n_permutation=permutations, seed=seed,
+    )  # fmt: skip
+
+
+def unit(grams: Array, estimator: Estimator = "debiased") -> Array:
+    """Centred Gram matrices of length 1; NaN where one is zero: (..., n, n) to (..., n, n)."""
+    n = grams.shape[-1]
+    if estimator == "biased":
+        rows = grams.mean(-1, keepdims=True)
+        centred = grams - rows - rows.swapaxes(-1, -2) + rows.mean(-2, keepdims=True)
+    else:
+        off = 1.0 - np.eye(n)
+        rows = (grams * off).sum(-1, keepdims=True)
+        every = rows.sum(-2, keepdims=True) / ((n - 1) * (n - 2))
+        centred = (grams - (rows + rows.swapaxes(-1, -2)) / (n - 2) + every) * off
+    length = np.sqrt((centred**2).sum((-1, -2), keepdims=True))
+    return np.asarray(centred / np.where(length > 0, length, np.nan))
+
+
+def packed(grams: Array, order: Array | None = None) -> Array:
+    """Symmetric matrices as vectors with the same inner products, problems in another order if one is given.
+
+    (cell, n, n) to (cell, n (n + 1) / 2): each pair of problems once, times the root of 2, and the diagonal.
+    """
+    n = grams.shape[-1]
+    i, j = np.triu_indices(n)
+    weight = np.where(i == j, 1.0, np.sqrt(2.0))
+    if order is not None:
+        i, j = order[i], order[j]
+    return np.asarray(grams.reshape(len(grams), n * n).take(i * n + j, axis=1) * weight)
+
+
+def _shared_problems(first: xr.Dataset, second: xr.Dataset, most: int, rng: np.random.Generator) -> tuple[Array, int]:
+    """Rows of both runs with the same question, (run, problem), one for each problem, and how many there are."""
+    complete = [_has_all_positions(run) for run in (first, second)]
+    place = {}
+    for row in np.flatnonzero(complete[1])[::-1]:
+        place[str(second["question"].values[row])] = row
+    pairs, seen = [], set()
+    problems = first["problem"].values if "problem" in first.coords else np.arange(first.sizes["example"])
+    for row in np.flatnonzero(complete[0]):
+        partner = place.pop(str(first["question"].values[row]), None)
+        if partner is not None and problems[row] not in seen:
+            seen.add(problems[row])
+            pairs.append((row, partner))
+    if len(pairs) < FEWEST:
+        names = [str(run.attrs.get("run", "the run")) for run in (first, second)]
+        raise UsageError(
+            f"similarity compares states of the same questions, at least {FEWEST} problems of them; {names[0]} and"
+            f" {names[1]} share {len(pairs)} that have all the positions (of {first.sizes['example']} and"
+            f" {second.sizes['example']} examples). Name runs over the same data, or other --positions"
+        )
+    kept = np.sort(rng.permutation(len(pairs))[:most])
+    return np.array(pairs)[kept].T, len(pairs)
+
+
+def _has_all_positions(run: xr.Dataset) -> Array:
+    """Whether an example has every position: a token stands there, or a thought is fed."""
+    fed = run["segment"] == "latent"
+    return np.asarray(((run["token"] >= 0) | fed).all("position").values)
+
+
+def _grams(states: xr.DataArray, rows: Array) -> Array:
+    """Gram matrices of each layer and position over some examples, read a layer at a time: (cell, n, n), float64."""
+    grams = []
+    for layer in range(states.sizes["layer"]):
+        part = states.isel(layer=layer, example=rows).transpose("position", "example", "hidden").values
+        for cell in part.astype("float64"):
+            with np.errstate(invalid="ignore"):  # an infinite state makes its cell NaN
+                centred = cell - cell.mean(0)  # centring the Gram matrix alone would lose digits to a large mean
+                varies = (centred**2).sum() > CONSTANT * (cell**2).sum()
+            grams.append(centred @ centred.T if varies else np.full((len(rows), len(rows)), np.nan))
+    return np.stack(grams)
+
+
+class _Means:
+    """Means over layers that meet, and over positions that both runs have."""
+
+    def __init__(self, first: xr.Dataset, second: xr.Dataset) -> None:
+        self.shape = tuple(run.sizes[dim] for run in (first, second) for dim in ("layer", "position"))
+        layers, others = (np.asarray(run["layer"].values, dtype="float64") for run in (first, second))
+        if not np.array_equal(layers, others):  # models of different depth meet at the nearest relative depth
+            layers, others = (labels / max(labels.max(), 1) for labels in (layers, others))
+        self.partner = np.abs(layers[:, None] - others).argmin(1)
+        names = [list(run["position"].values) for run in (first, second)]
+        self.shared = [(i, names[1].index(name)) for i, name in enumerate(names[0]) if name in names[1]]
+
+    def of(self, values: Array) -> tuple[Array, ...]:
+        """Values of all pairs of cells with the dims of :data:`DIMS`, and their means by positions and by layers."""
+        cells = values.reshape(self.shape)
+        met = [cells[i, :, j] for i, j in enumerate(self.partner)]
+        at = [cells[:, i, :, j] for i, j in self.shared] or [np.full(self.shape[::2], np.nan)]
+        return cells, _mean(np.stack(met)), _mean(np.stack(at))
+
+
+def _mean(values: Array) -> Array:
+    """Mean over the first axis of what is known; NaN where nothing is."""
+    known = np.isfinite(values)
+    count = known.sum(0)
+    return np.asarray(np.where(known, values, 0).sum(0) / np.where(count > 0, count, np.nan))
+
+
+def _largest(values: Array) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.max()) if known.size else float("nan")
+
+
+def _labelled(
+    first: xr.Dataset, second: xr.Dataset, estimates: tuple[Array, ...], drawn: list[tuple[Array, ...]], largest: Array
+) -> xr.Dataset:
+    """Estimates with intervals and what shuffled problems give, with names."""
+    labels = {"layer": first, "position": first, "other_layer": second, "other_position": second}
+    result = xr.Dataset(coords={dim: run[dim.removeprefix("other_")].values for dim, run in labels.items()})
+    for index, (name, dims) in enumerate(DIMS.items()):
+        value, draws = estimates[index], np.stack([draw[index] for draw in drawn])
+        spread = np.quantile(draws - _mean(draws), [0.025, 0.975], axis=0)
+        result[name] = (dims, value, {"long_name": "CKA", "units": "1"})
+        for end, shift in zip(("low", "high"), spread, strict=True):
+            result[f"{name}_{end}"] = (dims, np.minimum(value + shift, 1.0))
+        result[f"{name}_null"] = float(np.quantile(largest[:, index], 0.95))
+    cka = estimates[0]
+    reached = sum((row[0] >= cka).astype(int) for row in largest)
+    result["p"] = (DIMS["cka"], np.where(np.isfinite(cka), (1 + reached) / (1 + len(largest)), np.nan))
+    return result

@@ -1,0 +1,75 @@
+"""``lake analyze similarity``."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, Literal
+
+from schemas.command import Analysis, Made, Part, Printed, Table, setting
+
+if TYPE_CHECKING:
+    from analyze.source import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimilaritySettings(Part):
+    """How the likeness of states is estimated, and how sure it is."""
+
+    estimator: Literal["debiased", "biased"] = setting(
+        "debiased", "debiased, 0 on average for states that have nothing in common; or biased, as first published."
+    )
+    max_problems: int = setting(300, "Problems used at most, drawn by the seed.", metavar="N", least=8)
+    resamples: int = setting(200, "Halves of the problems drawn for each interval.", least=1)
+    permutations: int = setting(200, "Times that the problems of one side are shuffled.", least=1)
+    seed: int = setting(0, "Seed of what is drawn.")
+
+
+def run(sources: "Sequence[Source]", settings: SimilaritySettings) -> list[Made]:
+    """Every two of the runs, or a run with itself where it is the only one."""
+    from analyze.labels import up_to_eot
+    from analyze.similarity.cka import similarity
+
+    data = {each.run: each.data if settings.positions else up_to_eot(each.data) for each in sources}
+    made = []
+    pairs: list[tuple[str, ...]] = [*combinations(data, 2)] or [tuple(data)]
+    for names in pairs:
+        with sources[0].shell.progress(" + ".join(names), "draws") as report:
+            result = similarity(
+                *(data[name] for name in names),
+                estimator=settings.estimator,
+                max_problems=settings.max_problems,
+                resamples=settings.resamples,
+                permutations=settings.permutations,
+                seed=settings.seed,
+                progress=report,
+            )
+        made.append(Made("similarity", result, runs=names))
+    return made
+
+
+def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """Positions against positions, layers against layers, and what each position of the first run is most like."""
+    names = f"{result.attrs['first']} (rows) and {result.attrs['second']} (columns)"
+    drawn = f"{result.attrs['n_example']} of {result.attrs['n_shared']} shared problems"
+    return [
+        Table(
+            title=f"{names}: {result.attrs['estimator']} CKA, mean over {mean}, {drawn}",
+            columns=[dim, *result[f"other_{dim}"].values],
+            rows=[
+                [label, *map(float, row)]
+                for label, row in zip(result[dim].values, result[f"{dim}_cka"].values, strict=True)
+            ],
+            caption=f"95% of shuffles of problems stay below {float(result[f'{dim}_cka_null']):.2f} everywhere",
+        )
+        for dim, mean in (("position", "layers at the same depth"), ("layer", "positions of both"))
+    ]
+
+
+COMMAND = Analysis(
+    name="similarity",
+    help="Say how alike the states of runs are: CKA between every layer and position of one and of another.",
+    settings=SimilaritySettings,
+    run=run,
+    results={"similarity": tables},
+    together=True,
+)
