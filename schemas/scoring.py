@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, overload
 
 import numpy as np
 
@@ -167,7 +167,13 @@ class Scoring:
         return np.array([known[each] for each in values.ravel().tolist()], dtype=object).reshape(values.shape)
 
 
-def extract_answer(text: str, rule: Rule = "default", kind: AnswerKind = "number") -> Any:
+@overload
+def extract_answer(text: str, rule: Rule = "default", kind: Literal["number"] = "number") -> float | None: ...
+@overload
+def extract_answer(text: str, rule: Rule, kind: Literal["text", "choice", "boolean"]) -> str | None: ...
+@overload
+def extract_answer(text: str, *, kind: Literal["text", "choice", "boolean"]) -> str | None: ...
+def extract_answer(text: str, rule: Rule = "default", kind: AnswerKind = "number") -> Answer | None:
     """What a text answers: a float, for other kinds than ``number`` a str; ``None`` if nothing. See :class:`Scoring`.
 
     >>> extract_answer("9 * 2 = 18, so #### 18"), extract_answer("### Bob is a sterpus.", kind="text")

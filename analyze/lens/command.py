@@ -93,13 +93,15 @@ def plan(source: "Source", settings: LensSettings) -> tuple[str, dict[str, Any]]
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     """What the last layer reads out, by position."""
     last = result.isel(layer=-1)
+    decoded = result.attrs.get("decoded", "number")
+    meant = "a number" if decoded == "number" else "a word of steps or answers"
     steps = [f"step {step}" for step in last["step"].values[:-1]]
     positions = [last.sel(position=position) for position in last["position"].values]
     return [
         Table(
             title=f"{result.attrs['run']}: {result.attrs['lens']} lens, layer {int(last['layer'])},"
             f" {result.attrs['n_example']} examples",
-            columns=["position", "n", "number", "95%", "result", "of another", *steps, "last", "p(answer)"],
+            columns=["position", "n", decoded, "95%", "result", "of another", *steps, "last", "p(answer)"],
             rows=[
                 [
                     place["position"].item(),
@@ -115,7 +117,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
                 for place in positions
                 if int(place["n"]) > 0
             ],
-            caption="shares of examples whose best token is a number; a result of the chain, or of another problem's; "
+            caption=f"shares of examples whose best token is {meant}; a result of the chain, or of another problem's; "
             "the result of a step that is not the last; of the last step; probability of the answer",
         )
     ]

@@ -79,11 +79,13 @@ def run_corrupt(target: "Target", settings: CorruptSettings) -> "xr.Dataset":
 def ablate_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     """Accuracy under each condition, where numbers are read, and which examples do not count."""
     shares = zip(result["position"].values, result["number_share"].values, strict=True)
+    carried = result.attrs.get("carried", "number")
     numbers = ", ".join(f"{position} {float(share):.1%}" for position, share in shares)
     left_out = float(result["share_not_counted"].max())
     return [
         accuracy_table(result, ("site", "layer", "operation", "group", "control")),
-        f"states that read a number: {numbers}; up to {left_out:.1%} of examples lack such thoughts and do not count",
+        f"states that read a {carried}: {numbers}; up to {left_out:.1%} of examples lack such thoughts and do not"
+        " count",
     ]
 
 
