@@ -13,12 +13,12 @@ from .heads.scores import head_scores as head_scores
 from .heads.scores import head_summary as head_summary
 from .heads.scores import head_table as head_table
 from .heads.scores import summary_of_analysis as summary_of_analysis
-from .lens.logit import lens_difference as lens_difference
-from .lens.logit import lens_summary as lens_summary
-from .lens.logit import lens_tests as lens_tests
-from .lens.logit import lens_tokens as lens_tokens
 from .lens.logit import logit_lens as logit_lens
 from .lens.readout import logits as logits
+from .lens.summary import lens_difference as lens_difference
+from .lens.summary import lens_summary as lens_summary
+from .lens.summary import lens_tests as lens_tests
+from .lens.summary import lens_tokens as lens_tokens
 from .lens.tuned import fit_tuned_lens as fit_tuned_lens
 from .probes.command import ProbeSettings as ProbeSettings
 from .probes.linear import linear_probes as linear_probes

@@ -8,7 +8,8 @@ import torch
 from analyze.attention.shares import attention_summary
 from analyze.compare.differences import compare
 from analyze.heads.scores import head_analysis
-from analyze.lens.logit import lens_summary, lens_tests, logit_lens
+from analyze.lens.logit import logit_lens
+from analyze.lens.summary import lens_summary, lens_tests
 from extract.reenter import CorruptSettings, PatchSettings, corrupt, open_target, patch
 from extract.run.extract import extract
 from extract.run.prepare import prepare

@@ -7,8 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analyze.context import Context
+from analyze.report.explore import page_data
 from extract import load_reasoner
 from extract.reenter import ablate, corrupt, integrated_gradients, open_target, patch
+from extract.reenter.ablation.command import AblateSettings, CorruptSettings
+from extract.reenter.gradients.command import GradientSettings
+from extract.reenter.patching.command import PatchSettings
 from extract.run.extract import extract
 from extract.run.prepare import prepare
 from schemas import RunSpec, UsageError
@@ -68,7 +73,7 @@ def test_a_run_says_its_kind_and_holds_texts(lake):
 
 
 def test_patched_texts_are_clean_corrupted_or_other(target):
-    found = patch(target, layers=[1], subsets="none")
+    found = patch(target, PatchSettings(layers=(1,), subsets="none"))
     assert found.attrs["n_counted"] == found.sizes["example"] == target.data.sizes["example"] // 2 - 1
     assert found.attrs["n_corrupted_wrong"] == 1
     gold = target.data["gold_answer"].values
@@ -86,7 +91,8 @@ def test_patched_texts_are_clean_corrupted_or_other(target):
 
 
 def test_ablation_and_corruption_count_texts(target):
-    for found in (ablate(target, layers=[0], operations=("zero",)), corrupt(target, corruptions=["zero"])):
+    settings = AblateSettings(layers=(0,), operations=("zero",)), CorruptSettings(corruptions=("zero",))
+    for found in (ablate(target, settings[0]), corrupt(target, settings[1])):
         assert found["correct"].values[0].tolist() == target.data["correct"].values.tolist()
         gold = target.data["gold_answer"].values
         assert (found["correct"].values == (found["predicted_answer"].values == gold)).all()
@@ -105,8 +111,17 @@ def test_carrying_thoughts_are_those_that_begin_a_word_of_the_answers(target):
 
 
 def test_gradients_are_of_the_difference_to_the_twins_answer(target):
-    found = integrated_gradients(target, n_step=64)
+    found = integrated_gradients(target, GradientSettings(steps=64))
     assert found.attrs["relative_residual"] < 0.05
+
+
+def test_the_page_shows_texts(lake):
+    (run,) = page_data(Context(lake, ["m/pairs"]), n_problem=3, seed=0)["runs"]
+    for item in run["problems"]["items"]:
+        stored = lake["m/pairs"].sel(example=item["id"])
+        assert item["predicted"] == (str(stored["predicted_answer"].item()) or None)
+        assert item["gold"] == str(stored["gold_answer"].item())
+    json.dumps(run, allow_nan=False)
 
 
 @pytest.mark.parametrize(

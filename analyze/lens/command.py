@@ -62,7 +62,8 @@ def chosen_positions(source: "Source", settings: LensSettings) -> list[str] | No
 def read_out(source: "Source", settings: LensSettings, tuned: "xr.Dataset | None") -> list[Made]:
     """One lens over a run: its summary, and the tests that compare thoughts where there are several."""
     from analyze.labels import thought_labels
-    from analyze.lens.logit import lens_summary, lens_tests, logit_lens
+    from analyze.lens.logit import logit_lens
+    from analyze.lens.summary import lens_summary, lens_tests
 
     lens = logit_lens(
         source.data, source.model, positions=chosen_positions(source, settings), top=settings.top, tuned=tuned

@@ -7,8 +7,9 @@ import numpy as np
 import xarray as xr
 
 from analyze.labels import inherited, labels_along
-from analyze.lens.logit import lens_summary, logit_lens
+from analyze.lens.logit import logit_lens
 from analyze.lens.readout import check_model
+from analyze.lens.summary import lens_summary
 from analyze.lens.tuned import fit_tuned_lens, split_problems
 from schemas import SchemaError, UsageError, nearest
 

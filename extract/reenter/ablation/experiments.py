@@ -28,7 +28,8 @@ def ablate(target: Target, settings: AblateSettings | None = None) -> xr.Dataset
     """Ablate the thoughts that carry numbers, the others, and as many at random.
 
     A thought carries a number where its unembedded state is one (for ``latent_embedding``, the state it was projected
-    from). Only the chosen thoughts are changed; all others are computed anew from what that left.
+    from); where answers are no numbers, where that state begins a word of the run's steps or answers. Only the chosen
+    thoughts are changed; all others are computed anew from what that left.
 
     Parameters
     ----------

@@ -1,0 +1,205 @@
+"""What a lens found, over all examples: shares, paired tests, differences between runs, best tokens."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from analyze.labels import inherited, numbered, require_dims, take, thought_labels
+from analyze.statistics import adjust, cochran_q, mcnemar_exact, wilson_interval
+from schemas import UsageError
+
+
+def lens_summary(lens: xr.Dataset) -> xr.Dataset:
+    """How often the lens finds a number, a result of the chain and the answer, over all examples.
+
+    Lazy input stays lazy. All : (layer, position), or with ``step`` or ``rank``:
+
+    ``n`` examples with a state there; ``number_share`` how often the best token is a number, ``number_share_low`` and
+    ``number_share_high`` its 95% Wilson interval; ``result_share`` how often it is the result of any step,
+    ``result_top_share`` how often one of the top tokens is, and ``control_share``, ``control_top_share`` the same with
+    another problem's chain; ``step_share``, ``step_top_share``, ``step_control_share``, ``operator_share`` : (layer,
+    position, step), of the examples whose chain has that step (``n_step``), with ``step_share_low`` and
+    ``step_share_high``; ``inner_share`` with ``inner_share_low``, ``inner_share_high``, ``inner_control_share`` the
+    same of the examples in which that step is not the last (``n_inner``), so that its result is not what is asked
+    for, and ``last_share`` how often the best token is the result of the last step; ``gold_probability`` and
+    ``gold_log_rank`` (natural log) means over examples, ``gold_first_share`` how often the gold token is the best.
+    """
+    has_state = lens["top_token"].isel(rank=0, drop=True) >= 0  # (example, layer, position)
+    n = has_state.sum("example")
+    number = (lens["is_number"] == 1).sum("example")
+    step_exists = lens["step"] < lens["n_step"]  # (example, step)
+    n_step = (has_state & step_exists).sum("example")
+    inner = lens["step"] < lens["n_step"] - 1
+    last = lens["step"] == lens["n_step"] - 1
+    n_inner = (has_state & inner).sum("example")
+
+    def share(hit: xr.DataArray, of: xr.DataArray) -> xr.DataArray:
+        return hit.sum("example") / of.where(of > 0)
+
+    result, control, operator = lens["result_rank"], lens["control_rank"], lens["operator_rank"]
+    summary = xr.Dataset(
+        {
+            "n": n,
+            "number_share": number / n.where(n > 0),
+            "result_share": share((result == 1).any("step"), n),
+            "result_top_share": share((result > 0).any("step"), n),
+            "control_share": share((control == 1).any("step"), n),
+            "control_top_share": share((control > 0).any("step"), n),
+            "n_step": n_step,
+            "step_share": share(result == 1, n_step),
+            "step_top_share": share(result > 0, n_step),
+            "step_control_share": share(control == 1, n_step),
+            "n_inner": n_inner,
+            "inner_share": share((result == 1) & inner, n_inner),
+            "inner_control_share": share((control == 1) & inner, n_inner),
+            "last_share": share(((result == 1) & last).any("step"), n),
+            "operator_share": share((operator == 1) & step_exists, n_step),
+            "gold_probability": lens["gold_probability"].mean("example"),
+            "gold_log_rank": _log(lens["gold_rank"]).mean("example"),
+            "gold_first_share": share(lens["gold_rank"] == 1, lens["gold_rank"].notnull().sum("example")),
+        }
+    )
+    counted = {
+        "number_share": (number, n),
+        "step_share": ((result == 1).sum("example"), n_step),
+        "inner_share": (((result == 1) & inner).sum("example"), n_inner),
+    }
+    for name, (count, total) in counted.items():
+        low, high = xr.apply_ufunc(
+            wilson_interval,
+            *xr.broadcast(count, total),
+            output_core_dims=[[], []],
+            dask="parallelized",
+            output_dtypes=["float64", "float64"],
+        )
+        summary[f"{name}_low"], summary[f"{name}_high"] = low, high
+    for name, text in {
+        "number_share": "share of examples whose best token is a number",
+        "result_share": "share of examples whose best token is a result of the chain",
+        "control_share": "the same with the chain of another problem",
+        "step_share": "share of examples whose best token is the result of the step",
+        "inner_share": "share of examples whose best token is the result of the step, where it is not the last",
+        "last_share": "share of examples whose best token is the result of the last step",
+        "operator_share": "share of examples whose best token is the operator of the step",
+        "gold_probability": "probability of the answer's first token, mean",
+        "gold_log_rank": "log rank of the answer's first token, mean",
+        "gold_first_share": "share of examples whose best token is the answer's first",
+    }.items():
+        summary[name].attrs = {"long_name": text, "units": "1"}
+    return summary.assign_attrs(
+        {**lens.attrs, "kind": "lens", "n_example": lens.sizes["example"], "top": lens.sizes["rank"]}
+    )
+
+
+def lens_tests(
+    is_number: xr.DataArray, *, positions: Sequence[str] | None = None, correction: str = "holm"
+) -> xr.Dataset:
+    """Whether some thoughts read out as numbers more often than others, as paired answers of the same examples.
+
+    Cochran's Q over all positions at each layer, and exact McNemar tests of each pair of them, each corrected for the
+    number of its tests in the whole result. Of examples that share a problem only the first is used, as twins are not
+    independent; examples without a state at one of the positions are left out. Computes: it needs one number of each
+    example at once.
+
+    Parameters
+    ----------
+    is_number : (example, layer, position)
+        Of :func:`logit_lens`: 1, 0, or NaN.
+    positions
+        By default the thoughts.
+
+    Returns
+    -------
+    Dataset
+        ``q``, ``q_p``, ``q_p_adjusted`` : (layer); ``mcnemar_p``, ``mcnemar_p_adjusted`` : (layer, position,
+        other_position), NaN on the diagonal; ``difference`` of the shares, row minus column; ``n`` examples used
+    """
+    what = "the paired tests"
+    require_dims(is_number, ["example", "layer", "position"], what)
+    positions = thought_labels(is_number) if positions is None else list(positions)
+    if len(positions) < 2:
+        raise UsageError(f"{what} compare at least two positions; got {', '.join(positions) or 'none'}")
+    values = take(is_number, "position", positions, what).transpose("layer", "example", "position")
+    values = numbered(values, ["layer"])
+    problem = values.coords.get("problem", numbered(values, ["example"])["example"]).values
+    first = np.sort(np.unique(problem, return_index=True)[1])
+    table = np.asarray(values.isel(example=first).values, dtype="float64")  # (layer, example, position)
+    table = table[:, np.isfinite(table).all((0, 2))] == 1
+    n_layer, n_example, n_position = table.shape
+    if n_example == 0:
+        raise UsageError(f"{what} found no example with a state at every one of {', '.join(positions)}")
+    shares = table.mean(1)
+    q = [cochran_q(layer) for layer in table]
+    pair_p = np.full((n_layer, n_position, n_position), np.nan)
+    for layer in range(n_layer):
+        for i in range(n_position):
+            for j in range(i):
+                pair_p[layer, i, j] = mcnemar_exact(table[layer, :, i], table[layer, :, j]).p
+    lower = np.tril_indices(n_position, -1)
+    adjusted = np.full_like(pair_p, np.nan)
+    adjusted[:, *lower] = adjust(pair_p[:, *lower], correction)
+    for matrix in (pair_p, adjusted):
+        matrix[:, lower[1], lower[0]] = matrix[:, *lower]
+    labels = np.array(positions, dtype=object)
+    pair = ("layer", "position", "other_position")
+    return xr.Dataset(
+        {
+            "q": ("layer", [x.statistic for x in q]),
+            "q_p": ("layer", [x.p for x in q]),
+            "q_p_adjusted": ("layer", adjust([x.p for x in q], correction)),
+            "mcnemar_p": (pair, pair_p),
+            "mcnemar_p_adjusted": (pair, adjusted),
+            "difference": (pair, shares[:, :, None] - shares[:, None, :]),
+            "n": ((), n_example),
+        },
+        coords={"layer": values["layer"].values, "position": labels, "other_position": labels},
+        attrs=inherited(is_number, kind="lens_tests", correction=correction),
+    )
+
+
+def lens_difference(first: xr.Dataset, second: xr.Dataset, name: str = "number_share") -> xr.Dataset:
+    """Difference of a share between two runs, with Newcombe's interval from the Wilson intervals of each.
+
+    For runs of different examples; of the same examples it is wider than need be.
+
+    Parameters
+    ----------
+    first, second
+        From :func:`lens_summary`.
+    name
+        ``"number_share"`` or ``"step_share"``.
+
+    Returns
+    -------
+    Dataset of ``difference`` (first less second), ``low``, ``high``, at the labels both have
+    """
+    bounds = [name, f"{name}_low", f"{name}_high"]
+    (a, a_low, a_high), (b, b_low, b_high) = (
+        [lens[x] for x in bounds] for lens in xr.align(first, second, join="inner")
+    )
+    result = xr.Dataset(
+        {
+            "difference": a - b,
+            "low": a - b - ((a - a_low) ** 2 + (b_high - b) ** 2) ** 0.5,
+            "high": a - b + ((a_high - a) ** 2 + (b - b_low) ** 2) ** 0.5,
+        }
+    )
+    runs = [str(lens.attrs.get("run", "")) for lens in (first, second)]
+    return result.assign_attrs(kind="lens_difference", share=name, first=runs[0], second=runs[1])
+
+
+def lens_tokens(lens: xr.Dataset, model: xr.Dataset, n_example: int = 10) -> pd.DataFrame:
+    """Best tokens of the first examples as text, one row for each example, layer, position and rank. Computes."""
+    part = lens[["top_token", "top_probability"]].isel(example=slice(0, n_example)).compute()
+    table = part.to_dataframe(dim_order=["example", "layer", "position", "rank"]).reset_index()
+    table = table.loc[table["top_token"] >= 0, ["example", "layer", "position", "rank", "top_token", "top_probability"]]
+    strings = np.asarray(model["token_string"].values, dtype=object)
+    return table.assign(text=strings[table["top_token"].to_numpy()])
+
+
+def _log(values: xr.DataArray) -> xr.DataArray:
+    """Natural logarithm, lazy where the values are."""
+    result: xr.DataArray = xr.apply_ufunc(np.log, values, dask="parallelized", output_dtypes=["float64"])
+    return result
