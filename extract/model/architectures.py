@@ -32,6 +32,10 @@ class Architecture:
     """Module whose output a block adds to the residual stream for its attention, below the block."""
     mlp_output: str = "mlp"
     """The same of its MLP."""
+    head_projection: str
+    """Linear map from the outputs of all heads to what the attention adds, below the block."""
+    norms: tuple[str, str]
+    """What attention and MLP read the residual stream through, below the block."""
 
 
 GPT2 = Architecture(
@@ -45,6 +49,8 @@ GPT2 = Architecture(
     final_norm="ln_f",
     norm="layer_norm",
     attention_output="attn",
+    head_projection="attn.c_proj",
+    norms=("ln_1", "ln_2"),
 )
 LLAMA = Architecture(
     model_type="llama",
@@ -57,6 +63,8 @@ LLAMA = Architecture(
     final_norm="norm",
     norm="rms_norm",
     attention_output="self_attn",
+    head_projection="self_attn.o_proj",
+    norms=("input_layernorm", "post_attention_layernorm"),
 )
 ARCHITECTURES: dict[str, Architecture] = {
     entry.model_type: entry

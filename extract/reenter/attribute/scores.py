@@ -1,0 +1,175 @@
+"""Attribution patching: what parts of a clean problem would do in a corrupted one, to first order, and what they do."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import xarray as xr
+from scipy.stats import spearmanr
+
+from extract.model.device import device_errors
+from extract.reenter.attribute.curves import Curves
+from extract.reenter.attribute.kernels import patch_nodes, score_batch
+from extract.reenter.attribute.pairs import Nodes, nodes_of, pairs_to_score
+from extract.reenter.kept import Kept
+from extract.reenter.statistics import mean_interval
+from extract.reenter.target import Target
+from schemas import UsageError, fingerprint
+
+BATCH = 16
+N_RESAMPLE = 200
+"""Draws of pairs for the interval of a rank correlation."""
+Values = dict[str, np.ndarray]
+
+
+def attribute(
+    target: Target, *, steps: int = 1, n_exact: int = 256, n_random: int = 8, seed: int = 0, batch: int | None = None
+) -> xr.Dataset:
+    """Score nodes and edges by attribution patching, and check the scores against patching itself.
+
+    In the corrupted half of a pair, a node's value is moved to what it is in the clean half; its score is that change
+    times the gradient of the logit difference (clean answer less corrupted one), from one forward and backward pass
+    through question, all thoughts and what both answers begin with. Nodes are the vectors fed, outputs of heads and of
+    MLPs at every position from ``bot`` to where the answers part. An edge's score is what a node's change does through
+    one part that reads the residual stream it writes to: attention (all heads) or MLP of a later layer, or the final
+    norm, behind which are the next thought or the answer. Scores of the edges out of a node add up to the node's.
+
+    Parameters
+    ----------
+    target
+        Run over clean/corrupted pairs, and model.
+    steps
+        1: the gradient at the corrupted half. More: its mean at the middles of as many steps from the corrupted
+        question's embeddings to the clean one's (EAP-IG); pairs whose questions differ in length are then left out.
+    n_exact
+        Nodes that are patched exactly, drawn with ``seed`` where there are more.
+    n_random
+        Random subgraphs beside each found one.
+    batch
+        Pairs at a time; those of the target's batches by default, or 16.
+
+    Returns
+    -------
+    xr.Dataset
+        ``score(node)`` in logits, mean over pairs, with bootstrap intervals ``score_low``, ``score_high``;
+        ``exact(node)`` with its own: what patching does (NaN: not patched); coordinates ``kind`` (``fed``, ``head``,
+        ``mlp``), ``layer``, ``head``, ``position`` of a node. ``edge_score(edge)`` with ``sender(edge)`` (a node),
+        ``reader``, ``reader_layer``. ``kept(size)``: what patching the best nodes alone moves the logit difference by
+        (faithfulness), and ``left(size)``: all but these (completeness: how little is left without them), both as
+        shares of what all nodes do; ``kept_random``, ``left_random`` with ``_low`` and ``_high``: as many nodes at
+        random. Nodes are ranked on one half of the pairs and curves measured on the other. ``attrs``: ``spearman`` of
+        scores and exact effects over the nodes patched, with ``spearman_low``, ``spearman_high`` over resampled pairs;
+        ``residual``: mean of what the scores of the question's embeddings lack to the difference between the halves,
+        over the mean difference (only of questions of one length); counts of the pairs that do not count.
+
+    Raises
+    ------
+    UsageError
+        If fewer than two pairs can be scored.
+
+    References
+    ----------
+    Syed et al., *Attribution Patching Outperforms Automated Circuit Discovery*, 2023; Hanna et al., *Have Faith in
+    Faithfulness*, 2024 (EAP-IG).
+    """
+    if steps < 1:
+        raise UsageError(f"steps is {steps}; it must be at least 1")
+    pairs = pairs_to_score(target, one_length=steps > 1)
+    nodes = nodes_of(target, pairs.n_place)
+    rng = np.random.default_rng(seed)
+    tried = np.sort(rng.permutation(len(nodes))[:n_exact])
+    batches = pairs.batches(next(each for each in (batch, target.batch_rows, BATCH) if each is not None))
+    reasoner = target.reasoner
+    identity = {
+        "weights": reasoner.fingerprint, "run": str(target.data.attrs.get("fingerprint", "")), "steps": steps,
+        "pairs": [pairs.clean.tolist(), pairs.corrupted.tolist()], "dtype": target.compute_dtype,
+        "tried": tried.tolist(), "n_random": n_random, "seed": seed,
+    }  # fmt: skip
+    keep = None if target.folder is None else Kept(target.folder, fingerprint(identity))
+
+    found = _each_batch(
+        target, keep, "scores", batches,
+        lambda part: score_batch(reasoner, nodes, *pairs.halves(part), steps, tried),
+    )  # fmt: skip
+    score = np.concatenate([each["score"] for each in found])
+    ranking = np.arange(len(score)) % 2 == 0
+    best = np.argsort(-np.abs(score[ranking].mean(0)), kind="stable")
+    curves = Curves(len(nodes), best, n_random, rng)
+    order = np.concatenate(batches)
+    others = [np.array([x for x in part if x in order[~ranking]], dtype=int) for part in batches]
+    moved = _each_batch(
+        target, keep, "curves", [part for part in others if len(part)],
+        lambda part: {"moved": patch_nodes(reasoner, nodes, *pairs.halves(part), curves.chosen)},
+    )  # fmt: skip
+    shift = np.concatenate([each["moved"] for each in moved], axis=1).mean(1)
+    out = _labelled(target, nodes, found, tried, seed).merge(curves.measured(shift))
+    return out.assign_attrs(**pairs.counts, steps=steps, seed=seed, all_nodes=float(shift[-1]), **_completeness(found))
+
+
+def _each_batch(
+    target: Target, keep: Kept | None, name: str, batches: Sequence[np.ndarray],
+    compute: Callable[[np.ndarray], Values],
+) -> list[Values]:  # fmt: skip
+    """Values of each batch of pairs: those kept before, or computed and kept."""
+    found, done, total = [], 0, sum(map(len, batches))
+    with target.reasoner.session():
+        for number, part in enumerate(batches):
+            holds = {"pairs": [int(index) for index in part]}
+            values = None if keep is None else keep.load(f"{name}-{number:05d}", holds)
+            if values is None:
+                with device_errors(f"a batch of {len(part)} pairs", f"pass --batch-rows {max(1, len(part) // 2)}"):
+                    values = compute(part)
+                if keep is not None:
+                    keep.save(f"{name}-{number:05d}", holds, values)
+            found.append(values)
+            done += len(part)
+            if target.progress is not None:
+                target.progress(done, total)
+    return found
+
+
+def _completeness(found: Sequence[Values]) -> dict[str, float]:
+    """What scores of the question's embeddings lack to the difference between the halves, and that difference."""
+    residual, gap = (np.concatenate([each[name] for each in found]) for name in ("residual", "gap"))
+    known = np.isfinite(residual)
+    share = np.abs(residual[known]).mean() / np.abs(gap[known]).mean() if known.any() else np.nan
+    return {"residual": float(share), "difference": float(gap.mean())}
+
+
+def _labelled(target: Target, nodes: Nodes, found: Sequence[Values], tried: np.ndarray, seed: int) -> xr.Dataset:
+    """Means and intervals by node, edges with their ends, rank correlation of scores and exact effects."""
+    score, exact = (np.concatenate([each[name] for each in found]) for name in ("score", "exact"))
+    effect = np.full((3, len(nodes)), np.nan)
+    effect[:, tried] = mean_interval(exact.T, seed)
+    edges = np.sum([each["edges"] for each in found], axis=0) / len(score)
+    reader, sender, position = (axis.ravel() for axis in np.indices(edges.shape))
+    node = nodes.senders(sender, position)
+    there = np.flatnonzero((node >= 0) & (edges.ravel() != 0))
+    kinds = np.array([*["attention", "mlp"] * target.reasoner.n_layer, "final"], dtype=object)
+    columns = dict(zip(("score", "score_low", "score_high"), mean_interval(score.T, seed), strict=True))
+    columns |= dict(zip(("exact", "exact_low", "exact_high"), effect, strict=True))
+    return xr.Dataset(
+        {
+            **{name: ("node", column, {"units": "logit"}) for name, column in columns.items()},
+            "edge_score": ("edge", edges.ravel()[there], {"units": "logit"}),
+            "sender": ("edge", node[there]),
+        },
+        coords={
+            **{name: ("node", getattr(nodes, name)) for name in ("kind", "layer", "head", "position")},
+            "reader": ("edge", kinds[reader[there]]),
+            "reader_layer": ("edge", reader[there] // 2),
+        },
+        attrs=_rank_correlation(score[:, tried], exact, seed),
+    )
+
+
+def _rank_correlation(score: np.ndarray, exact: np.ndarray, seed: int) -> dict[str, float]:
+    """Spearman's over nodes of mean scores and effects ``(pair, node)``, and its bootstrap 95% interval over pairs."""
+    names = ("spearman", "spearman_low", "spearman_high")
+    if score.shape[1] < 3:
+        return dict.fromkeys(names, float("nan"))
+    drawn = np.random.default_rng(seed).integers(len(score), size=(N_RESAMPLE, len(score)))
+    values = [float(spearmanr(score[rows].mean(0), exact[rows].mean(0)).statistic) for rows in drawn]
+    low, high = np.nanpercentile(values, [2.5, 97.5]) if np.isfinite(values).any() else (np.nan, np.nan)
+    return dict(
+        zip(names, (float(spearmanr(score.mean(0), exact.mean(0)).statistic), float(low), float(high)), strict=True)
+    )
