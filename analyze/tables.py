@@ -47,9 +47,10 @@ def short_tables(tables: Mapping[str, pd.DataFrame]) -> dict[str, list[Any]]:
     }
 
 
-def without_examples(result: xr.Dataset) -> xr.Dataset:
-    """A result without the variables that have a value for each example."""
-    return result.drop_vars([name for name, variable in result.variables.items() if "example" in variable.dims])
+def without_long(result: xr.Dataset) -> xr.Dataset:
+    """A result without the variables that have a value for each example, and without matrices over hidden units."""
+    long = {"example", "hidden"}
+    return result.drop_vars([name for name, variable in result.variables.items() if long & set(variable.dims)])
 
 
 def fed(result: xr.Dataset) -> list[str]:

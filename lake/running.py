@@ -119,7 +119,7 @@ def run_experiment(
     command: Experiment, settings: Settings, where: Any, values: Mapping[str, Any], terminal: Terminal
 ) -> None:
     """Run an experiment on every run, and say what it made, side by side."""
-    from analyze.tables import fed, result_tables, without_examples
+    from analyze.tables import fed, result_tables, without_long
     from extract.reenter.running import for_model, reenter, target_of
 
     lake, runs = open_runs(values["path"], values["runs"])
@@ -135,7 +135,7 @@ def run_experiment(
             plans[run] = command.plan(target, settings)
             continue
         kept = reenter(command, lake, target, settings, where, terminal)
-        told = tell(kept, result_tables(without_examples(kept.data)), f"{run}-{kept.kind}", values)
+        told = tell(kept, result_tables(without_long(kept.data)), f"{run}-{kept.kind}", values)
         document[run] = {"attrs": dict(kept.data.attrs)} | told
         printed[run] = [*command.results[kept.kind](kept.data, kept.spec), *fed(kept.data), place(kept)]
     if plans:

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from extract.model.capture import KeyValues
-from extract.reenter import Target, open_target
+from extract.reenter import JacobianSettings, Target, jacobian_plan, mean_jacobian, open_target
 from extract.reenter.intervene import Armed
-from extract.reenter.jacobian import jacobian_plan, mean_jacobian
 from extract.run.extract import extract, prepare
 from extract.small_models.problems import make_splits, write_problems
 from schemas import RunSpec, UsageError
@@ -50,7 +49,7 @@ def states(target: Target, rows: np.ndarray, edit: tuple[Any, ...] | None = None
 @pytest.mark.parametrize("model", ["small-gpt2", "small-llama"])
 def test_jacobians_are_the_slopes_of_the_states(folder: Path, model: str) -> None:
     target = opened(folder, model)
-    result = mean_jacobian(target, n_fit=6, positions=["bot", "ct0", "ct1"])
+    result = mean_jacobian(target, JacobianSettings(fit=6, positions=("bot", "ct0", "ct1")))
     rows = result["fit_example"].values
     answer = len(target.reasoner.places.middle) - 1 + 4  # "The answer is :" in both models
     fed = float(np.abs(states(target, rows).latent_embedding).mean())
@@ -76,7 +75,7 @@ def test_jacobians_are_the_slopes_of_the_states(folder: Path, model: str) -> Non
 
 def test_origins_are_slopes_halfway_between_two_states(folder: Path) -> None:
     target = opened(folder, "small-gpt2")
-    result = mean_jacobian(target, n_fit=6, targets=["eot"], positions=["ct2"])
+    result = mean_jacobian(target, JacobianSettings(fit=6, targets=("eot",), positions=("ct2",)))
     reasoner, position = target.reasoner, 3  # ct2
     matrix = result["origin"].sel(layer=1, position="ct2").values
     strongest = np.linalg.svd(matrix)[2][0].astype(np.float32)
@@ -98,7 +97,8 @@ def test_origins_are_slopes_halfway_between_two_states(folder: Path) -> None:
 
 def test_a_cache_without_gradients_would_be_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = opened(folder, "small-gpt2")
-    whole = mean_jacobian(target, n_fit=4, targets=["ct4"], positions=["ct1"])
+    settings = JacobianSettings(fit=4, targets=("ct4",), positions=("ct1",))
+    whole = mean_jacobian(target, settings)
     update = KeyValues.update
 
     def detached(self: KeyValues, *arguments: Any, **options: Any) -> Any:
@@ -108,19 +108,20 @@ def test_a_cache_without_gradients_would_be_seen(folder: Path, monkeypatch: pyte
         return out
 
     monkeypatch.setattr(KeyValues, "update", detached)
-    cut = mean_jacobian(target, n_fit=4, targets=["ct4"], positions=["ct1"])
+    cut = mean_jacobian(target, settings)
     first, cut_first = (each["jacobian"].sel(layer=0, position="ct1") for each in (whole, cut))
     assert float(np.abs(first - cut_first).max()) > 0.1 * float(np.abs(first).max())
 
 
 def test_batches_and_a_stop_change_nothing(folder: Path, tmp_path: Path) -> None:
     target = opened(folder, "small-llama")
-    places: dict[str, Any] = {"positions": ["ct5", "eot"], "layers": [1], "n_fit": 4, "targets": ["next", "eot"]}
-    whole = mean_jacobian(target, **places)
+    settings = JacobianSettings(positions=("ct5", "eot"), layers=(1,), fit=4, targets=("next", "eot"))
+    whole = mean_jacobian(target, settings)
     assert np.isnan(whole["jacobian"].sel(target="next", position="eot")).all()
     np.testing.assert_allclose(whole["jacobian"].sel(target="eot", position="eot", layer=-1), np.nan)
     # Halves are of other examples with another batch size; their mean is the same.
-    one_by_one = mean_jacobian(target, batch=1, **places)
+    target.batch_rows = 1
+    one_by_one = mean_jacobian(target, settings)
     np.testing.assert_allclose(whole["jacobian"], one_by_one["jacobian"], atol=2e-5)
     target.folder, calls = tmp_path / "kept", 0
 
@@ -132,13 +133,13 @@ def test_batches_and_a_stop_change_nothing(folder: Path, tmp_path: Path) -> None
 
     target.progress = stop
     with pytest.raises(KeyboardInterrupt):
-        mean_jacobian(target, batch=1, **places)
+        mean_jacobian(target, settings)
     seen: list[int] = []
     target.progress = lambda done, total: seen.append(done)
-    resumed = mean_jacobian(target, batch=1, **places)
+    resumed = mean_jacobian(target, settings)
     target.folder = None
     np.testing.assert_array_equal(resumed["jacobian"], one_by_one["jacobian"])
-    plan = jacobian_plan(target, **places)
+    plan = jacobian_plan(target, settings)
     assert plan.n_byte == 3 * whole["origin"].nbytes
     assert plan.seconds > 0
 
@@ -146,11 +147,11 @@ def test_batches_and_a_stop_change_nothing(folder: Path, tmp_path: Path) -> None
 def test_what_is_not_there_is_said(folder: Path) -> None:
     target = opened(folder, "small-gpt2")
     for options, message in [
-        ({"targets": ["eott"]}, "target 'eott' is not one of .*eot"),
-        ({"positions": ["a0"]}, "position 'a0' is not one of bot"),
-        ({"layers": [7]}, "layer 7 is not there"),
-        ({"positions": ["eot"], "targets": ["next"]}, "none of the states next comes after any of eot"),
-        ({"n_fit": 1}, "at least 2"),
+        ({"targets": ("eott",)}, "target 'eott' is not one of .*eot"),
+        ({"positions": ("a0",)}, "position 'a0' is not one of bot"),
+        ({"layers": (7,)}, "layer 7 is not there"),
+        ({"positions": ("eot",), "targets": ("next",)}, "none of the states next comes after any of eot"),
+        ({"fit": 1}, "--fit is 1; it must be at least 2"),
     ]:
         with pytest.raises(UsageError, match=message):
-            mean_jacobian(target, **options)
+            mean_jacobian(target, JacobianSettings(**options))

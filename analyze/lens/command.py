@@ -20,8 +20,16 @@ LONG_PRODUCT = 1e11
 class LensSettings(Part):
     """What states are read out with, and what is kept of it."""
 
-    lens: tuple[Literal["logit", "tuned"], ...] = setting(
-        ("logit",), "logit: the model's own read-out; tuned: an affine map for each layer before it, fitted on the run."
+    lens: tuple[Literal["logit", "tuned", "jacobian"], ...] = setting(
+        ("logit",),
+        "logit: the model's own read-out; tuned: an affine map for each layer before it, fitted on the run; jacobian:"
+        " through the Jacobians of lake reenter jacobian, beside both others on the same held-out problems.",
+    )
+    read_as: str = setting(
+        "before",
+        "What the Jacobian lens reads a state as: before (the state its thought was made of), or a later state that"
+        " there are Jacobians to.",
+        metavar="before|next|eot|..",
     )
     top: int = setting(5, "Best tokens kept of each state.", least=1)
     seed: int = setting(0, "Seed of what is drawn: the problems that a tuned lens is fitted on.")
@@ -44,6 +52,9 @@ def run(source: "Source", settings: LensSettings) -> list[Made]:
     for lens in settings.lens:
         if lens == "logit":
             made += read_out(source, settings, None)
+            continue
+        if lens == "jacobian":
+            made.append(Made("lens_comparison", compare(source, settings), {"lens": "jacobian"}))
             continue
         with source.progress("tuned lens", "layers") as report:
             fitted = fit_tuned_lens(
@@ -75,6 +86,19 @@ def read_out(source: "Source", settings: LensSettings, tuned: "xr.Dataset | None
     if len(thought_labels(computed)) > 1:
         made.append(Made("lens_tests", lens_tests(computed["is_number"]), spec))
     return made
+
+
+def compare(source: "Source", settings: LensSettings) -> "xr.Dataset":
+    """All lenses on the same held-out problems, of a run whose Jacobians are in the lake."""
+    from analyze.lens.jacobian import compare_lenses
+
+    run = source.lake[source.run].isel(example=slice(0, settings.limit))
+    jacobian = source.lake.open_result(source.result("jacobian"))
+    with source.progress("jacobian lens", "lenses"):
+        return compare_lenses(
+            run, source.model, jacobian, target=settings.read_as, positions=settings.positions, layers=settings.layers,
+            top=settings.top, seed=settings.seed,
+        )  # fmt: skip
 
 
 def plan(source: "Source", settings: LensSettings) -> tuple[str, dict[str, Any]]:
@@ -136,6 +160,36 @@ def tuned_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     ]
 
 
+def comparison_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """The lenses side by side where thoughts are fed, and at the layer that the Jacobian lens reads best."""
+    names = [str(lens) for lens in result["lens"].values]
+    best = result["result_share"].sel(lens="jacobian").mean("position").fillna(0).isel(layer=slice(1, None))
+    layers = [-1, *([int(best["layer"].values[best.values.argmax()])] if best.sizes["layer"] else [])]
+    steps = [f"step {step}" for step in result["step"].values[:-1]]
+    rows = []
+    for layer in layers:
+        for position in result["position"].values:
+            place = result.sel(layer=layer, position=position)
+            for lens in [each for each in names if float(place["n"].sel(lens=each).fillna(0)) > 0]:
+                read = place.sel(lens=lens)
+                figures = [read["inner_share"].values[: len(steps)], read["inner_reciprocal_rank"].values[: len(steps)]]
+                rows.append([
+                    "fed" if layer == -1 else layer, str(position), lens, int(read["n"]), *map(float, figures[0]),
+                    *map(float, figures[1]), float(read["calibration_error"]),
+                ])  # fmt: skip
+    return [
+        Table(
+            title=f"{result.attrs['run']}: lenses, states read as {result.attrs['target']},"
+            f" {result.attrs['n_example']} problems held out",
+            columns=["layer", "position", "lens", "n", *steps, *(f"1/rank {step}" for step in steps), "calibration"],
+            rows=rows,
+            caption="shares of examples whose best token is the result of a step that is not the last; mean of 1 / rank"
+            " of that result; how far the best token's probability is from how often it is a result. jacobian, rotated:"
+            " the control, Jacobians of the same size in other directions",
+        )
+    ]
+
+
 def nothing(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     """Tests are for the figures and for Python; the command prints no table of them."""
     return []
@@ -153,8 +207,13 @@ COMMAND = Analysis(
     help="Read every state out: numbers, results of the written chain, the answer, by layer and position.",
     settings=LensSettings,
     run=run,
-    results={"lens": tables, "lens_tests": nothing, "tuned_lens": tuned_tables},
-    made_by={"tuned_lens": "--lens tuned"},
+    results={
+        "lens": tables,
+        "lens_tests": nothing,
+        "tuned_lens": tuned_tables,
+        "lens_comparison": comparison_tables,
+    },
+    made_by={"tuned_lens": "--lens tuned", "lens_comparison": "--lens jacobian"},
     frames=frames,
     plan=plan,
 )

@@ -11,7 +11,7 @@ from analyze.lens.logit import logit_lens
 from analyze.lens.readout import check_model
 from analyze.lens.summary import lens_summary
 from analyze.lens.tuned import fit_tuned_lens, split_problems
-from schemas import SchemaError, UsageError, nearest
+from schemas import SchemaError, UsageError, nearest, segment_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -23,6 +23,8 @@ NOISE = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Variances tried for what a Jacobian leaves out, as shares of the mean square of a component of it."""
 LENSES = ("logit", "tuned", "jacobian")
 CONFIDENCE_BINS = 10
+ASIDE = ("question", "answer")
+"""Segments that are not read unless asked for."""
 
 
 def with_fed(run: xr.Dataset) -> xr.Dataset:
@@ -128,7 +130,8 @@ def jacobian_maps(
 
 def compare_lenses(
     run: xr.Dataset, model: xr.Dataset, jacobian: xr.Dataset | None = None, *, lenses: Sequence[str] = LENSES,
-    target: str = BEFORE, positions: Sequence[str] | None = None, top: int = 5, seed: int = 0,
+    target: str = BEFORE, positions: Sequence[str] | None = None, layers: Sequence[int] | None = None, top: int = 5,
+    seed: int = 0,
 ) -> xr.Dataset:  # fmt: skip
     """Logit, tuned and Jacobian lens on the same held-out problems, of states and of the vectors fed.
 
@@ -147,7 +150,10 @@ def compare_lenses(
     lenses
         Of ``logit``, ``tuned`` and ``jacobian``; the last brings ``jacobian, rotated`` with it, the control.
     target
-        Where the Jacobian lens reads, as for :func:`jacobian_maps`.
+        What the Jacobian lens reads a state as, see :func:`jacobian_maps`.
+    positions, layers
+        What is read; by default from ``bot`` to the last marker, or what there are Jacobians of, at all layers. The
+        vectors fed are always among it.
 
     Returns
     -------
@@ -169,9 +175,13 @@ def compare_lenses(
         name = run.attrs.get("run")
         raise UsageError(f"the Jacobians of {name} were never computed; run lake reenter jacobian first")
     check_model(model, run["hidden_state"])
-    whole = with_fed(run)
-    if positions is not None:
-        whole = whole.sel(position=list(positions))
+    states = with_fed(run)
+    if positions is None:
+        known = labels_along(run, "position") if jacobian is None else labels_along(jacobian, "position")
+        positions = [x for x in labels_along(run, "position") if x in known and segment_of(x) not in ASIDE]
+    whole = states.sel(position=list(positions))
+    if layers is not None:
+        whole = whole.sel(layer=[FED, *(x for x in layers if x != FED)])
     problem = np.asarray(run.coords.get("problem", run["example"]).values)
     split = split_problems(problem, seed)
     fitted_on = np.isin(problem, _fit_problems(run, jacobian, problem))
@@ -190,19 +200,19 @@ def compare_lenses(
         elif lens == "tuned":
             maps["tuned"] = fit_tuned_lens(whole, model, positions=labels_along(whole, "position"), seed=seed)
         elif jacobian is not None:
-            states = with_fed(run)  # the state read may lie at a position not asked for
             part = [states.isel(example=np.flatnonzero(split == index)) for index in (0, 1)]
             maps["jacobian"] = jacobian_maps(part[0], jacobian, target=target, tune=part[1])
             maps["jacobian, rotated"] = jacobian_maps(part[0], jacobian, target=target, tune=part[1], rotation=seed)
     parts = []
     for found in maps.values():
-        there = test if found is None or "position" not in found.dims else test.sel(
-            position=[x for x in test["position"].values if x in found["position"].values]
-        )  # fmt: skip
+        there = test
+        for dim in ("layer", "position"):
+            if found is not None and dim in found.dims:
+                there = there.sel({dim: [x for x in there[dim].values if x in found[dim].values]})
         read = logit_lens(there, model, positions=labels_along(there, "position"), top=top, tuned=found).compute()
         parts.append(_reliability(read, lens_summary(read)))
     out = xr.concat(parts, xr.DataArray(list(maps), dims="lens", name="lens").astype(object), join="outer")
-    return out.sel(position=test["position"].values).assign_attrs(
+    return out.sel(layer=test["layer"].values, position=test["position"].values).assign_attrs(
         inherited(run, kind="lens_comparison", target=target, seed=seed, n_example=test.sizes["example"], top=top)
     )
 

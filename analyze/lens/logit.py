@@ -311,9 +311,10 @@ def _maps_of(tuned: xr.Dataset, state: xr.DataArray) -> list[xr.DataArray]:
         )
     if missing or tuned.sizes["hidden"] != state.sizes["hidden"]:
         raise SchemaError(
-            f"the tuned lens of run {tuned.attrs.get('run')!r} has layers {', '.join(labels_along(tuned, 'layer'))} of "
-            f"width {tuned.sizes['hidden']}; the states have layers {', '.join(labels_along(state, 'layer'))} of width "
-            f"{state.sizes['hidden']}. Fit it on a run of the same model."
+            f"the {tuned.attrs.get('lens', 'tuned')} lens of run {tuned.attrs.get('run')!r} has layers"
+            f" {', '.join(labels_along(tuned, 'layer'))} of width {tuned.sizes['hidden']}; the states have layers"
+            f" {', '.join(labels_along(state, 'layer'))} of width {state.sizes['hidden']}. Fit it on a run of the same"
+            " model."
         )
     chosen = tuned.sel(layer=state["layer"].values)
     if by_position:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from extract.reenter.attribute.passes import FED, Asked, Parts, answers_asked, lay_out
-from extract.reenter.patching import pairs_of
+from extract.reenter.patching.experiment import pairs_of
 from extract.reenter.target import Target
 from schemas import UsageError
 
@@ -42,8 +42,6 @@ class Pairs:
 
     def batches(self, size: int) -> list[np.ndarray]:
         """Pairs of each batch, of similar length."""
-        if size < 1:
-            raise UsageError(f"batch_rows is {size}; it must be at least 1")
         order = np.argsort([len(self.prompts[row]) for row in self.corrupted], kind="stable")
         return [order[start : start + size] for start in range(0, len(order), size)]
 
@@ -56,7 +54,8 @@ def pairs_to_score(target: Target, *, one_length: bool) -> Pairs:
     UsageError
         If fewer than two are left.
     """
-    clean, corrupted, counts = pairs_of(target)
+    halves = pairs_of(target)
+    clean, corrupted = halves.clean, halves.corrupted
     reasoner = target.reasoner
     gold = [str(text) for text in target.data["gold_answer"].values]
     prompts = [reasoner.encode(str(text)) for text in target.data["question"].values]
@@ -64,7 +63,11 @@ def pairs_to_score(target: Target, *, one_length: bool) -> Pairs:
     apart = np.array([two >= 0 for _, _, two in answers])
     same = np.array([len(prompts[a]) == len(prompts[b]) for a, b in zip(clean, corrupted, strict=True)])
     used = np.flatnonzero(apart & (same | (not one_length)))
-    counts |= {"n_same_tokens": int((~apart).sum()), "n_two_lengths": int((~same).sum()), "n_used": len(used)}
+    counts = halves.counts | {
+        "n_same_tokens": int((~apart).sum()),
+        "n_two_lengths": int((~same).sum()),
+        "n_used": len(used),
+    }
     if len(used) < 2:
         raise UsageError(
             f"{target.run} has {len(used)} pairs to score: of {len(clean)} that count, {counts['n_same_tokens']} have"

@@ -7,13 +7,14 @@ import xarray as xr
 from scipy.stats import spearmanr
 
 from extract.model.device import device_errors
+from extract.reenter.attribute.command import AttributeSettings
 from extract.reenter.attribute.curves import Curves
 from extract.reenter.attribute.kernels import patch_nodes, score_batch
 from extract.reenter.attribute.pairs import Nodes, nodes_of, pairs_to_score
 from extract.reenter.kept import Kept
 from extract.reenter.statistics import mean_interval
 from extract.reenter.target import Target
-from schemas import UsageError, fingerprint
+from schemas import fingerprint
 
 BATCH = 16
 N_RESAMPLE = 200
@@ -21,9 +22,7 @@ N_RESAMPLE = 200
 Values = dict[str, np.ndarray]
 
 
-def attribute(
-    target: Target, *, steps: int = 1, n_exact: int = 256, n_random: int = 8, seed: int = 0, batch: int | None = None
-) -> xr.Dataset:
+def attribute(target: Target, settings: AttributeSettings | None = None) -> xr.Dataset:
     """Score nodes and edges by attribution patching, and check the scores against patching itself.
 
     In the corrupted half of a pair, a node's value is moved to what it is in the clean half; its score is that change
@@ -37,15 +36,9 @@ def attribute(
     ----------
     target
         Run over clean/corrupted pairs, and model.
-    steps
-        1: the gradient at the corrupted half. More: its mean at the middles of as many steps from the corrupted
-        question's embeddings to the clean one's (EAP-IG); pairs whose questions differ in length are then left out.
-    n_exact
-        Nodes that are patched exactly, drawn with ``seed`` where there are more.
-    n_random
-        Random subgraphs beside each found one.
-    batch
-        Pairs at a time; those of the target's batches by default, or 16.
+    settings
+        With more than one step, gradients are taken at the middles of as many steps from the corrupted question's
+        embeddings to the clean one's (EAP-IG); pairs whose questions differ in length are then left out.
 
     Returns
     -------
@@ -71,18 +64,18 @@ def attribute(
     Syed et al., *Attribution Patching Outperforms Automated Circuit Discovery*, 2023; Hanna et al., *Have Faith in
     Faithfulness*, 2024 (EAP-IG).
     """
-    if steps < 1:
-        raise UsageError(f"steps is {steps}; it must be at least 1")
+    settings = settings or AttributeSettings()
+    steps, seed = settings.steps, settings.seed
     pairs = pairs_to_score(target, one_length=steps > 1)
     nodes = nodes_of(target, pairs.n_place)
     rng = np.random.default_rng(seed)
-    tried = np.sort(rng.permutation(len(nodes))[:n_exact])
-    batches = pairs.batches(next(each for each in (batch, target.batch_rows, BATCH) if each is not None))
+    tried = np.sort(rng.permutation(len(nodes))[: settings.exact])
+    batches = pairs.batches(target.batch_rows or BATCH)
     reasoner = target.reasoner
     identity = {
         "weights": reasoner.fingerprint, "run": str(target.data.attrs.get("fingerprint", "")), "steps": steps,
         "pairs": [pairs.clean.tolist(), pairs.corrupted.tolist()], "dtype": target.compute_dtype,
-        "tried": tried.tolist(), "n_random": n_random, "seed": seed,
+        "tried": tried.tolist(), "n_random": settings.random, "seed": seed,
     }  # fmt: skip
     keep = None if target.folder is None else Kept(target.folder, fingerprint(identity))
 
@@ -93,7 +86,7 @@ def attribute(
     score = np.concatenate([each["score"] for each in found])
     ranking = np.arange(len(score)) % 2 == 0
     best = np.argsort(-np.abs(score[ranking].mean(0)), kind="stable")
-    curves = Curves(len(nodes), best, n_random, rng)
+    curves = Curves(len(nodes), best, settings.random, rng)
     order = np.concatenate(batches)
     others = [np.array([x for x in part if x in order[~ranking]], dtype=int) for part in batches]
     moved = _each_batch(

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +11,11 @@ import numpy as np
 import xarray as xr
 
 from extract.model.device import device_errors
+from extract.reenter.jacobian.command import JacobianSettings
 from extract.reenter.jacobian.passes import FED, Place, forward_sums, origin_sums
 from extract.reenter.target import Target
 from schemas import UsageError, fingerprint, nearest
 
-TARGETS = ("next", "eot", "answer")
-"""Final states by default: at the next place, at the first marker after the thoughts, where the answer's own token is
-predicted."""
 BATCH = 16
 CHUNK = 64
 """Components whose gradients are computed at once."""
@@ -55,10 +53,7 @@ class _Sizes:
     prefix: list[int]
 
 
-def mean_jacobian(
-    target: Target, *, targets: Sequence[str] = TARGETS, layers: Sequence[int] | None = None,
-    positions: Sequence[str] | None = None, n_fit: int = 64, seed: int = 0, batch: int | None = None,
-) -> xr.Dataset:  # fmt: skip
+def mean_jacobian(target: Target, settings: JacobianSettings | None = None) -> xr.Dataset:
     """Average over problems how final states depend on what was at a place of the thoughts before them.
 
     A row of a Jacobian is one backward pass from a component of a final state through attention, blocks and the loop
@@ -69,16 +64,8 @@ def mean_jacobian(
     ----------
     target
         Run and model.
-    targets
-        Which final states: ``next`` (the following place's), ``self``, ``answer`` (the one the answer's own token is
-        predicted from, after its prefix), or positions by name.
-    layers, positions
-        Places to differentiate by; all layers and all positions from ``bot`` to the last marker by default. The vectors
-        fed at the thoughts are always among them, as layer -1.
-    n_fit
-        Problems averaged over, drawn with ``seed``, one example each.
-    batch
-        Problems at a time; those of the target's batches by default, or 16.
+    settings
+        What is differentiated by what, over how many problems.
 
     Returns
     -------
@@ -101,9 +88,10 @@ def mean_jacobian(
     Gurnee et al., *Verbalizable Representations Form a Global Workspace in Language Models*, Transformer Circuits 2026,
     who sum over all later positions; here each has its own, and thoughts are differentiated through.
     """
-    rows = _fit_rows(target, n_fit, seed)
-    sizes = _sizes(target, targets, layers, positions, rows)
-    batches = _batches(target, rows, batch)
+    settings = settings or JacobianSettings()
+    rows = _fit_rows(target, settings)
+    sizes = _sizes(target, settings, rows)
+    batches = _batches(target, rows)
     hidden = target.reasoner.hidden
     sums = np.zeros((2, *_cells_shape(sizes), hidden, hidden), dtype=np.float32)
     identity = fingerprint(
@@ -125,63 +113,58 @@ def mean_jacobian(
             if target.progress is not None:
                 target.progress(sum(map(len, batches[: number + 1])), len(rows))
     counts = [sum(map(len, batches[half::2])) for half in (0, 1)]
-    return _labelled(target, sizes, sums, counts, rows, seed)
+    return _labelled(target, sizes, sums, counts, rows, settings.seed)
 
 
-def jacobian_plan(
-    target: Target, *, targets: Sequence[str] = TARGETS, layers: Sequence[int] | None = None,
-    positions: Sequence[str] | None = None, n_fit: int = 64, seed: int = 0, batch: int | None = None,
-) -> JacobianPlan:  # fmt: skip
-    """Estimate what :func:`mean_jacobian` takes, from the first components of a batch's longest way."""
-    rows = _fit_rows(target, n_fit, seed)
-    sizes = _sizes(target, targets, layers, positions, rows)
-    batches = _batches(target, rows, batch)
+def jacobian_plan(target: Target, settings: JacobianSettings | None = None) -> JacobianPlan:
+    """Estimate what :func:`mean_jacobian` takes, from two backward passes over a batch's longest way."""
+    settings = settings or JacobianSettings()
+    rows = _fit_rows(target, settings)
+    sizes = _sizes(target, settings, rows)
+    batches = _batches(target, rows)
     hidden = target.reasoner.hidden
     n_state = len({offset for offset, _ in sizes.cells})
     n_backward = hidden * (n_state + len(sizes.layers))
     last = max(offset for offset, _ in sizes.cells)
     wanted = {place: [last] for place in sizes.wanted}
     prompts = [target.reasoner.encode(str(target.data["question"].values[row])) for row in batches[0]]
-    n_chunk = -(-hidden // CHUNK)
+    chunk = min(CHUNK, -(-hidden // 2))  # two at least: the first one's time has the way forward in it
+    times = [time.perf_counter()]
     with target.reasoner.session():
-        start = time.perf_counter()
-        first = next(forward_sums(target.reasoner, prompts, wanted, sizes.prefix, CHUNK))
-        seconds = (time.perf_counter() - start) * len(batches) * n_chunk * (n_state + len(sizes.layers))
-    n_byte = math.prod(_cells_shape(sizes)) * hidden * hidden * first[3].element_size()
+        passes = forward_sums(target.reasoner, prompts, wanted, sizes.prefix, chunk)
+        for _ in range(2):
+            for _ in wanted:
+                next(passes)
+            times.append(time.perf_counter())
+    way, backward = times[1] - times[0], times[2] - times[1]
+    seconds = len(batches) * (way + -(-hidden // chunk) * (n_state + len(sizes.layers)) * backward)
+    n_byte = math.prod(_cells_shape(sizes)) * hidden * hidden * 4
     return JacobianPlan(
         n_example=len(rows), n_batch=len(batches), n_backward=n_backward, n_byte=n_byte, seconds=seconds
     )
 
 
-def _fit_rows(target: Target, n_fit: int, seed: int) -> np.ndarray:
+def _fit_rows(target: Target, settings: JacobianSettings) -> np.ndarray:
     """Rows of the examples averaged over: one of each problem, drawn at random."""
-    if n_fit < 2:
-        raise UsageError(f"n_fit is {n_fit}; a mean over problems, with halves to compare, needs at least 2")
     if not target.reasoner.n_latent:
         raise UsageError(f"{target.run} is of a model without thoughts; there is no loop to differentiate through")
     problem = target.data["problem"].values if "problem" in target.data.coords else target.data["example"].values
     first = np.sort(np.unique(problem, return_index=True)[1])
     if len(first) < 2:
         raise UsageError(f"{target.run} has one problem; a mean over problems, with halves to compare, needs 2")
-    return np.random.default_rng(seed).permutation(first)[:n_fit]
+    return np.random.default_rng(settings.seed).permutation(first)[: settings.fit]
 
 
-def _batches(target: Target, rows: np.ndarray, batch: int | None) -> list[np.ndarray]:
+def _batches(target: Target, rows: np.ndarray) -> list[np.ndarray]:
     """Rows of each batch; of even number where there are two at least, so that halves can be compared."""
-    size = next(each for each in (batch, target.batch_rows, BATCH) if each is not None)
-    if size < 1:
-        raise UsageError(f"batch_rows is {size}; it must be at least 1")
-    return np.array_split(rows, max(2, -(-len(rows) // size)))
+    return np.array_split(rows, max(2, -(-len(rows) // (target.batch_rows or BATCH))))
 
 
-def _sizes(
-    target: Target, targets: Sequence[str], layers: Sequence[int] | None, positions: Sequence[str] | None,
-    rows: np.ndarray,
-) -> _Sizes:  # fmt: skip
+def _sizes(target: Target, settings: JacobianSettings, rows: np.ndarray) -> _Sizes:
     """Check what is asked for, and find the places and states behind it."""
-    reasoner = target.reasoner
+    reasoner, targets, layers = target.reasoner, settings.targets, settings.layers
     middle = list(reasoner.places.middle)
-    chosen = middle if positions is None else list(positions)
+    chosen = list(settings.positions or middle)
     for position in chosen:
         if position not in middle:
             raise UsageError(f"position {position!r} is not one of {', '.join(middle)}{nearest(position, middle)}")
@@ -304,5 +287,5 @@ def _labelled(
             "layer": np.array(sizes.layers),
             "position": np.array(sizes.positions, dtype=object),
         },
-        attrs={"n_fit": len(rows), "seed": seed},
+        attrs={"n_example": len(rows), "seed": seed},
     )

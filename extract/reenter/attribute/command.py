@@ -1,0 +1,103 @@
+"""``lake reenter attribute``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from schemas.command import Experiment, Printed, Settings, Table, setting
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from extract.reenter.target import Target
+
+SHOWN = 16
+"""Nodes of a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributeSettings(Settings):
+    """How scores are computed, and what they are checked against."""
+
+    steps: int = setting(
+        1,
+        "1: gradients at the corrupted half; more: their mean at as many points on the way to the clean half's question"
+        " (EAP-IG).",
+        least=1,
+    )
+    exact: int = setting(256, "Nodes that are patched exactly; where there are more, drawn at random.", least=1)
+    random: int = setting(8, "Random subgraphs beside each found one.", least=1)
+    edges: int = setting(64, "Edges of the graph that is written.", least=1, stored=False)
+    graph: Path | None = setting(
+        None, "Folder for the graph of each run, as GraphML and as JSON.", metavar="DIR", stored=False
+    )
+    seed: int = setting(0, "Seed of everything random.")
+
+
+def run(target: "Target", settings: AttributeSettings) -> "xr.Dataset":
+    """Scores of nodes and edges, exact effects, and curves; the graph where it is asked for."""
+    from extract.reenter.attribute.graph import subgraph, write_graph
+    from extract.reenter.attribute.scores import attribute
+
+    result = attribute(target, settings)
+    if settings.graph is not None:
+        found = subgraph(result, n_edge=settings.edges)
+        for suffix in (".graphml", ".json"):
+            write_graph(found, settings.graph / f"{target.run.replace('/', '.')}{suffix}")
+    return result
+
+
+def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """The best nodes beside what patching them does, and what subgraphs of each size carry over."""
+    best = abs(result["score"]).argsort().values[::-1][:SHOWN]
+    attrs = result.attrs
+    return [
+        Table(
+            title="nodes",
+            columns=["node", "score 95%", "patched 95%"],
+            rows=[
+                [name_of(node), interval(node, "score"), interval(node, "exact")]
+                for node in (result.isel(node=index) for index in best)
+            ],
+            labels=1,
+        ),
+        Table(
+            title="subgraphs of the best nodes",
+            columns=["nodes", "alone", "random", "all but these", "random"],
+            rows=[
+                [int(size), *(f"{float(at[name]):.2f}" for name in ("kept", "kept_random", "left", "left_random"))]
+                for size, at in ((size, result.sel(size=size)) for size in result["size"].values)
+            ],
+            caption="share of what patching all nodes does to the logit difference; ranked on one half of the pairs,"
+            " measured on the other",
+            labels=1,
+        ),
+        f"rank correlation of scores and exact effects over {int(result['exact'].notnull().sum())} nodes:"
+        f" {attrs['spearman']:.3f} [{attrs['spearman_low']:.2f}, {attrs['spearman_high']:.2f}];"
+        f" {attrs['n_used']} of {attrs['n_pair']} pairs",
+        f"scores of the question's tokens miss the difference they should add up to by {attrs['residual']:.2%}"
+        + (" (one step; more come nearer)" if attrs["steps"] == 1 else ""),
+    ]
+
+
+def name_of(node: Any) -> str:
+    """A node in words."""
+    kind, layer, position = str(node["kind"].item()), int(node["layer"]), str(node["position"].item())
+    place = {"fed": "", "head": f" {layer}.{int(node['head'])}", "mlp": f" {layer}"}[kind]
+    return f"{kind}{place} {position}"
+
+
+def interval(node: Any, name: str) -> str:
+    """A figure of a node and its interval; empty where there is none."""
+    value, low, high = (float(node[name + bound]) for bound in ("", "_low", "_high"))
+    return "" if value != value else f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+COMMAND = Experiment(
+    name="attribute",
+    help="Which heads, MLPs, thoughts and edges carry the clean answer over, by gradients, beside exact patching.",
+    settings=AttributeSettings,
+    run=run,
+    results={"attribute": tables},
+)
