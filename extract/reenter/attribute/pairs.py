@@ -29,6 +29,13 @@ class Pairs:
     """How many pairs do not count, and why."""
 
     @property
+    def problem(self) -> np.ndarray:
+        """Problem of each pair ``(pair,)``."""
+        data = self.target.data
+        problem = np.asarray(data["problem"].values if "problem" in data.coords else data["pair"].values)
+        return np.asarray(problem[self.corrupted])
+
+    @property
     def n_place(self) -> int:
         """Tokens read of the longest answer before it parts from the other."""
         return max(len(tokens) for tokens, _, _ in self.answers)

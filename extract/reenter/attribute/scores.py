@@ -12,9 +12,9 @@ from extract.reenter.attribute.curves import Curves
 from extract.reenter.attribute.kernels import patch_nodes, score_batch
 from extract.reenter.attribute.pairs import Nodes, nodes_of, pairs_to_score
 from extract.reenter.kept import Kept
-from extract.reenter.statistics import mean_interval
 from extract.reenter.target import Target
 from schemas import fingerprint
+from schemas.statistics import draw_counts, mean_interval
 
 BATCH = 16
 N_RESAMPLE = 200
@@ -49,8 +49,8 @@ def attribute(target: Target, settings: AttributeSettings | None = None) -> xr.D
         ``reader``, ``reader_layer``. ``kept(size)``: what patching the best nodes alone moves the logit difference by
         (faithfulness), and ``left(size)``: all but these (completeness: how little is left without them), both as
         shares of what all nodes do; ``kept_random``, ``left_random`` with ``_low`` and ``_high``: as many nodes at
-        random. Nodes are ranked on one half of the pairs and curves measured on the other. ``attrs``: ``spearman`` of
-        scores and exact effects over the nodes patched, with ``spearman_low``, ``spearman_high`` over resampled pairs;
+        random. Nodes are ranked on one half of the problems and curves measured on the other. ``attrs``: ``spearman``
+        of scores and exact effects over the nodes patched, with its interval ``spearman_low``, ``spearman_high``;
         ``residual``: mean of what the scores of the question's embeddings lack to the difference between the halves,
         over the mean difference (only of questions of one length); counts of the pairs that do not count.
 
@@ -84,17 +84,18 @@ def attribute(target: Target, settings: AttributeSettings | None = None) -> xr.D
         lambda part: score_batch(reasoner, nodes, *pairs.halves(part), steps, tried),
     )  # fmt: skip
     score = np.concatenate([each["score"] for each in found])
-    ranking = np.arange(len(score)) % 2 == 0
+    order = np.concatenate(batches)
+    problem = pairs.problem[order]
+    ranking = np.unique(problem, return_inverse=True)[1] % 2 == 0
     best = np.argsort(-np.abs(score[ranking].mean(0)), kind="stable")
     curves = Curves(len(nodes), best, settings.random, rng)
-    order = np.concatenate(batches)
     others = [np.array([x for x in part if x in order[~ranking]], dtype=int) for part in batches]
     moved = _each_batch(
         target, keep, "curves", [part for part in others if len(part)],
         lambda part: {"moved": patch_nodes(reasoner, nodes, *pairs.halves(part), curves.chosen)},
     )  # fmt: skip
     shift = np.concatenate([each["moved"] for each in moved], axis=1).mean(1)
-    out = _labelled(target, nodes, found, tried, seed).merge(curves.measured(shift))
+    out = _labelled(target, nodes, found, tried, problem, seed).merge(curves.measured(shift))
     return out.assign_attrs(**pairs.counts, steps=steps, seed=seed, all_nodes=float(shift[-1]), **_completeness(found))
 
 
@@ -128,17 +129,19 @@ def _completeness(found: Sequence[Values]) -> dict[str, float]:
     return {"residual": float(share), "difference": float(gap.mean())}
 
 
-def _labelled(target: Target, nodes: Nodes, found: Sequence[Values], tried: np.ndarray, seed: int) -> xr.Dataset:
+def _labelled(
+    target: Target, nodes: Nodes, found: Sequence[Values], tried: np.ndarray, problem: np.ndarray, seed: int
+) -> xr.Dataset:
     """Means and intervals by node, edges with their ends, rank correlation of scores and exact effects."""
     score, exact = (np.concatenate([each[name] for each in found]) for name in ("score", "exact"))
     effect = np.full((3, len(nodes)), np.nan)
-    effect[:, tried] = mean_interval(exact.T, seed)
+    effect[:, tried] = mean_interval(exact.T, seed, problem)
     edges = np.sum([each["edges"] for each in found], axis=0) / len(score)
     reader, sender, position = (axis.ravel() for axis in np.indices(edges.shape))
     node = nodes.senders(sender, position)
     there = np.flatnonzero((node >= 0) & (edges.ravel() != 0))
     kinds = np.array([*["attention", "mlp"] * target.reasoner.n_layer, "final"], dtype=object)
-    columns = dict(zip(("score", "score_low", "score_high"), mean_interval(score.T, seed), strict=True))
+    columns = dict(zip(("score", "score_low", "score_high"), mean_interval(score.T, seed, problem), strict=True))
     columns |= dict(zip(("exact", "exact_low", "exact_high"), effect, strict=True))
     return xr.Dataset(
         {
@@ -151,17 +154,18 @@ def _labelled(target: Target, nodes: Nodes, found: Sequence[Values], tried: np.n
             "reader": ("edge", kinds[reader[there]]),
             "reader_layer": ("edge", reader[there] // 2),
         },
-        attrs=_rank_correlation(score[:, tried], exact, seed),
+        attrs=_rank_correlation(score[:, tried], exact, problem, seed),
     )
 
 
-def _rank_correlation(score: np.ndarray, exact: np.ndarray, seed: int) -> dict[str, float]:
-    """Spearman's over nodes of mean scores and effects ``(pair, node)``, and its bootstrap 95% interval over pairs."""
+def _rank_correlation(score: np.ndarray, exact: np.ndarray, problem: np.ndarray, seed: int) -> dict[str, float]:
+    """Spearman's over nodes of mean scores and effects ``(pair, node)``, and its 95% interval over problems."""
     names = ("spearman", "spearman_low", "spearman_high")
     if score.shape[1] < 3:
         return dict.fromkeys(names, float("nan"))
-    drawn = np.random.default_rng(seed).integers(len(score), size=(N_RESAMPLE, len(score)))
-    values = [float(spearmanr(score[rows].mean(0), exact[rows].mean(0)).statistic) for rows in drawn]
+    counts = draw_counts(problem, n_resample=N_RESAMPLE, seed=seed).T
+    # A rank is of a sum as it is of a mean.
+    values = [float(spearmanr(drawn @ score, drawn @ exact).statistic) for drawn in counts if drawn.any()]
     low, high = np.nanpercentile(values, [2.5, 97.5]) if np.isfinite(values).any() else (np.nan, np.nan)
     return dict(
         zip(names, (float(spearmanr(score.mean(0), exact.mean(0)).statistic), float(low), float(high)), strict=True)
