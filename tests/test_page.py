@@ -6,6 +6,8 @@ import pytest
 from analyze.page import Page, Section, Sentence
 from analyze.report import sections as found
 from schemas import SchemaError
+from schemas.command import flags
+from schemas.registry import by_kind
 
 TEXTS = """
 [shared]
@@ -80,6 +82,16 @@ def test_errors_name_the_text(page, monkeypatch):
         _ = page.headline
     with pytest.raises(SchemaError, match=r"section two: .*texts.toml has no table \[two\]"):
         _ = Section(slug="two", write=__import__("alone_section").write).texts
+
+
+@pytest.mark.parametrize("section", found.sections(), ids=lambda section: section.slug)
+def test_every_section_has_texts_and_commands_that_make_what_it_shows(section):
+    assert {"title", "headline", "method", "caveats"} <= set(section.texts)
+    assert section.needs
+    for need in section.needs:
+        kind, *options = need.split()
+        command = by_kind()[kind]
+        assert {word for word in options if word.startswith("--")} <= {flag.option for flag in flags(command.settings)}
 
 
 def test_names_of_sections_are_told_apart(monkeypatch, page):
