@@ -25,10 +25,10 @@ class LensSettings(Part):
         "logit: the model's own read-out; tuned: an affine map for each layer before it, fitted on the run; jacobian:"
         " through the Jacobians of lake reenter jacobian, beside both others on the same held-out problems.",
     )
-    read_as: str = setting(
-        "before",
-        "What the Jacobian lens reads a state as: before (the state its thought was made of), or a later state that"
-        " there are Jacobians to.",
+    read_as: str | None = setting(
+        None,
+        "What the Jacobian lens reads a state as: before (the state its thought was made of), by default, or a later"
+        " state that there are Jacobians to.",
         metavar="before|next|eot|..",
     )
     top: int = setting(5, "Best tokens kept of each state.", least=1)
@@ -96,7 +96,7 @@ def compare(source: "Source", settings: LensSettings) -> "xr.Dataset":
     jacobian = source.lake.open_result(source.result("jacobian"))
     with source.progress("jacobian lens", "lenses"):
         return compare_lenses(
-            run, source.model, jacobian, target=settings.read_as, positions=settings.positions, layers=settings.layers,
+            run, source.model, jacobian, target=settings.read_as or "before", positions=settings.positions, layers=settings.layers,
             top=settings.top, seed=settings.seed,
         )  # fmt: skip
 

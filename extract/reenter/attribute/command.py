@@ -1,11 +1,12 @@
 """``lake reenter attribute``."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from schemas.command import Experiment, Printed, Settings, Table, setting
+from schemas.wording import duration_text
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -46,6 +47,18 @@ def run(target: "Target", settings: AttributeSettings) -> "xr.Dataset":
         for suffix in (".graphml", ".json"):
             write_graph(found, settings.graph / f"{target.run.replace('/', '.')}{suffix}")
     return result
+
+
+def plan(target: "Target", settings: AttributeSettings) -> tuple[str, dict[str, Any]]:
+    """What scores and their checks take."""
+    from extract.reenter.attribute.scores import attribute_plan
+
+    cost = attribute_plan(target, settings)
+    text = (
+        f"{cost.n_pair} pairs, {cost.n_node} nodes: {cost.n_pass:,} passes forward and backward, {cost.n_patched:,}"
+        f" forward to check them; about {duration_text(cost.seconds)} on this machine"
+    )
+    return text, asdict(cost)
 
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
@@ -100,4 +113,5 @@ COMMAND = Experiment(
     settings=AttributeSettings,
     run=run,
     results={"attribute": tables},
+    plan=plan,
 )

@@ -1,6 +1,8 @@
 """Attribution patching: what parts of a clean problem would do in a corrupted one, to first order, and what they do."""
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
@@ -9,7 +11,7 @@ from scipy.stats import spearmanr
 from extract.model.device import device_errors
 from extract.reenter.attribute.command import AttributeSettings
 from extract.reenter.attribute.curves import Curves
-from extract.reenter.attribute.kernels import patch_nodes, score_batch
+from extract.reenter.attribute.kernels import PATCHED_ROWS, patch_nodes, score_batch
 from extract.reenter.attribute.pairs import Nodes, nodes_of, pairs_to_score
 from extract.reenter.kept import Kept
 from extract.reenter.target import Target
@@ -97,6 +99,45 @@ def attribute(target: Target, settings: AttributeSettings | None = None) -> xr.D
     shift = np.concatenate([each["moved"] for each in moved], axis=1).mean(1)
     out = _labelled(target, nodes, found, tried, problem, seed).merge(curves.measured(shift))
     return out.assign_attrs(**pairs.counts, steps=steps, seed=seed, all_nodes=float(shift[-1]), **_completeness(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributePlan:
+    """What scores and their checks take."""
+
+    n_pair: int
+    n_node: int
+    n_pass: int
+    """Passes forward and backward for the scores, of one pair each."""
+    n_patched: int
+    """Passes forward for exact effects and subgraphs, of one pair each."""
+    seconds: float
+    """On this machine, from the first batch."""
+
+
+def attribute_plan(target: Target, settings: AttributeSettings | None = None) -> AttributePlan:
+    """Estimate what :func:`attribute` takes, from the scores of a batch and a few patched nodes."""
+    settings = settings or AttributeSettings()
+    pairs = pairs_to_score(target, one_length=settings.steps > 1)
+    nodes, reasoner = nodes_of(target, pairs.n_place), target.reasoner
+    part = pairs.batches(target.batch_rows or BATCH)[0]
+    halves = pairs.halves(part)
+    n_tried = max(1, PATCHED_ROWS // len(part))
+    chosen = np.eye(len(nodes), dtype=bool)[:n_tried]
+    times = [time.perf_counter()]
+    with reasoner.session():
+        score_batch(reasoner, nodes, *halves, 1, np.arange(1))
+        times.append(time.perf_counter())
+        patch_nodes(reasoner, nodes, *halves, chosen)
+        times.append(time.perf_counter())
+    n_pair = len(pairs.clean)
+    n_condition = len(Curves(len(nodes), np.arange(len(nodes)), settings.random, np.random.default_rng(0)).chosen)
+    n_patched = n_pair * min(settings.exact, len(nodes)) + n_pair // 2 * n_condition
+    score, patched = (times[1] - times[0]) / len(part), (times[2] - times[1]) / len(part) / len(chosen)
+    return AttributePlan(
+        n_pair=n_pair, n_node=len(nodes), n_pass=n_pair * settings.steps, n_patched=n_patched,
+        seconds=n_pair * settings.steps * score + n_patched * patched,
+    )  # fmt: skip
 
 
 def _each_batch(
