@@ -96,8 +96,8 @@ def compare(source: "Source", settings: LensSettings) -> "xr.Dataset":
     jacobian = source.lake.open_result(source.result("jacobian"))
     with source.progress("jacobian lens", "lenses"):
         return compare_lenses(
-            run, source.model, jacobian, target=settings.read_as or "before", positions=settings.positions, layers=settings.layers,
-            top=settings.top, seed=settings.seed,
+            run, source.model, jacobian, target=settings.read_as or "before", positions=settings.positions,
+            layers=settings.layers, top=settings.top, seed=settings.seed,
         )  # fmt: skip
 
 
