@@ -1,4 +1,4 @@
-"""Reading a lake: one (layer, position) over all examples beside memmaps, and several layers beside zarr-python.
+"""Reading a lake beside memmaps and zarr-python: one (layer, position), several layers, rows in random order.
 
 Warm: everything lies in the page cache, and each reading, into a new array, is repeated in turn. Ratios are of the
 medians; the fastest of each is given, too, as other work on the machine moves medians.
@@ -9,19 +9,21 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 import xarray as xr
 
-from store import RunLayout, create_run, open_lake
+from store import RunLayout, create_run, open_lake, torch_dataset
 
 MODELS = {
     "gpt2": {"n_layer": 12, "n_head": 12, "hidden": 768},
     "llama-1b": {"n_layer": 16, "n_head": 32, "hidden": 2048},
 }
 LAYER, POSITION = 7, "ct3"
+BATCH_ROWS = 4096
 
 
 def write_lake(place: Path, model: str, n_example: int) -> RunLayout:
@@ -122,6 +124,43 @@ def four_layers(lake: Path, rounds: int) -> None:
     show(seconds, size)
 
 
+def shuffled_rows(lake: Path, folder: Path, rounds: int) -> None:
+    """Epochs of shuffled batches in float32, in turn: processor time and clock."""
+    opened = open_lake(lake)
+    dataset = torch_dataset(opened, "m/d", "hidden_state", layer=[3, 7, 11], batch_size=BATCH_ROWS, buffer_bytes=2**25)
+    blocks = dataset.blocks
+    flat = np.memmap(folder / "rows", dtype="float16", mode="w+", shape=(blocks.n_row, *blocks.item_shape))
+    for begin in range(0, blocks.n_row, BATCH_ROWS):
+        rows = np.arange(begin, min(begin + BATCH_ROWS, blocks.n_row))
+        flat[rows] = blocks.read(rows)
+    flat.flush()
+    rng = np.random.default_rng(0)
+
+    def of_memmap() -> Iterator[torch.Tensor]:
+        for rows in np.array_split(rng.permutation(blocks.n_row), -(-blocks.n_row // BATCH_ROWS)):
+            yield torch.from_numpy(flat[rows]).float()
+
+    seconds: dict[str, list[tuple[float, float]]] = {"memmap, random rows": [], "torch_dataset": []}
+    for _ in range(rounds + 1):
+        for name, batches in zip(seconds, (of_memmap, dataset.__iter__), strict=True):
+            clock, processor = time.perf_counter(), time.process_time()
+            n_row = sum(len(batch) for batch in batches())
+            seconds[name].append((time.perf_counter() - clock, time.process_time() - processor))
+            assert n_row == blocks.n_row
+    print(
+        f"  {blocks.n_row} rows in random order, batches of {BATCH_ROWS} in float32, {blocks.n_slot} blocks a window:"
+    )
+    for name, each in seconds.items():
+        clock, processor = (statistics.median(one) for one in zip(*each[1:], strict=True))
+        print(
+            f"    {name:24} {blocks.n_row / processor:9.0f} rows/s of processor, {blocks.n_row / clock:9.0f} by clock"
+        )
+    pairs = list(zip(*seconds.values(), strict=True))[1:]
+    for which, what in ((1, "processor"), (0, "clock")):
+        ratios = sorted(memmap[which] / lake[which] for memmap, lake in pairs)
+        print(f"    rate / memmap's by {what}: {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=49)
@@ -136,6 +175,7 @@ def main() -> None:
             print(f"{n_example} examples of {model}'s sizes", flush=True)
             one_cell(lake, Path(place), layout, arguments.rounds)
             four_layers(lake, max(arguments.rounds // 16, 1))
+            shuffled_rows(lake, Path(place), max(arguments.rounds // 7, 1))
 
 
 if __name__ == "__main__":

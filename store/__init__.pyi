@@ -13,6 +13,7 @@ from .read import open_lake as open_lake
 from .removal import Removable as Removable
 from .removal import remove as remove
 from .removal import select_removable as select_removable
+from .rows import torch_dataset as torch_dataset
 from .select import select_result as select_result
 from .size import encoded_sizes as encoded_sizes
 from .size import model_size as model_size

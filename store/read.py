@@ -280,6 +280,21 @@ class Lake:
                 dataset[name] = dataset[name].variable.chunk(blocks)
         return dataset
 
+    def activations(self, run: str, variable: str) -> tuple[ShardedArray | HandedOut, np.ndarray]:
+        """One activation of a run as it is stored, to be indexed without labels, and the examples that are committed.
+
+        A dataset costs a tenth of a millisecond at each reading for the labels it brings; what reads chunk after chunk
+        does without.
+        """
+        attributes, guard = self._run(run)
+        layout = RunLayout.from_json(attributes["layout"])
+        array = layout.arrays()[variable]
+        examples = np.flatnonzero(np.repeat(guard.committed(), layout.shard_examples)[: layout.n_example])
+        if guard.folder is not None:
+            return ShardedArray(guard, array, stored=True), examples
+        opened = guard.reading(partial(zarr.open_array, guard, path=variable, mode="r", zarr_format=3))
+        return HandedOut(guard, variable, opened, stored=True), examples
+
     def model_attributes(self, name: str) -> dict[str, Any]:
         """Attributes of a model: sizes, special tokens, checkpoint, fingerprints.
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,7 @@ def thought_attention(
     )
 
 
-def write_run(lake: str | Path, run: xr.Dataset, model: xr.Dataset) -> str:
+def write_run(lake: str | Path, run: xr.Dataset, model: xr.Dataset, *, shard_examples: int | None = None) -> str:
     """Put a made-up run and its model into a lake through the store, as an extraction would; returns the run's name."""
     name = str(run.attrs["run"])
     keys = [str(key) for key in run["key_position"].values]
@@ -223,6 +224,8 @@ def write_run(lake: str | Path, run: xr.Dataset, model: xr.Dataset) -> str:
         capture=json.loads(run.attrs["spec"])["capture"],
         dtype=str(run["hidden_state"].dtype),
     )
+    if shard_examples is not None:
+        layout = replace(layout, shard_bytes=shard_examples * layout.example_bytes)
     write_model(
         lake,
         name.split("/")[0],

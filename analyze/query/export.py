@@ -1,0 +1,185 @@
+"""A selection of a run as one file for other tools, written block by block, so that memory does not grow with it."""
+
+import json
+import math
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from analyze.labels import part_of
+from schemas import UsageError, nearest
+from store import Lake
+
+BLOCK_EXAMPLES = 256
+"""Examples that are read together: as many as a chunk of states holds."""
+SAFETENSORS = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
+"""What the format calls a type."""
+
+Progress = Callable[[int, int], None]
+
+
+def export(
+    lake: Lake,
+    run: str,
+    to: Path,
+    variables: Sequence[str],
+    *,
+    layers: Sequence[int] | None = None,
+    positions: Sequence[str] | None = None,
+    limit: int | None = None,
+    stored: bool = False,
+    progress: Progress | None = None,
+) -> xr.Dataset:
+    """Write variables of a run, with their labels, into one file.
+
+    ``.npz`` holds an array for each variable and each label; ``.safetensors`` an array for each, and texts as JSON in
+    its metadata; ``.nc`` (netCDF) what xarray opens again; ``.parquet`` a row for each example and further dims of the
+    first variable but its last, which is a list: ``example, layer, position, hidden_state``. Where an example has no
+    token, states are NaN. The file takes its place once it is whole.
+
+    Parameters
+    ----------
+    lake, run, variables
+        What is written.
+    to
+        File; its ending says the format.
+    layers, positions, limit
+        Only this part, see :func:`analyze.labels.part_of`.
+    stored
+        Numbers in the type they are stored in; else float32.
+
+    Returns
+    -------
+    Dataset
+        What was written, lazy.
+
+    Raises
+    ------
+    UsageError
+        If a variable, a label or the format is not there, or the format cannot hold what is asked for.
+    """
+    if to.suffix not in WRITERS:
+        raise UsageError(f"{to} ends in none of {', '.join(WRITERS)}{nearest(to.suffix, WRITERS)}")
+    run_data = lake.open(run, chunks="auto" if to.suffix == ".nc" else None, stored=stored)
+    missing = [name for name in variables if name not in run_data.data_vars]
+    if missing or not variables:
+        known = list(map(str, run_data.data_vars))
+        raise UsageError(
+            f"{run} has no variable {', '.join(missing) or 'of an empty name'}; it has {', '.join(known)}"
+            + (nearest(missing[0], known) if missing else "")
+        )
+    data = part_of(run_data, layers=layers, positions=positions, limit=limit)[list(variables)]
+    data = data.drop_vars([name for name, each in data.coords.items() if not set(each.dims) <= set(data.dims)])
+    if stored and to.suffix == ".nc":
+        raise UsageError(f"{to}: netCDF has no float16; leave --stored out, or name another format")
+    partial = to.with_name(f"{to.name}.partial")
+    try:
+        WRITERS[to.suffix](data, partial, progress or (lambda done, total: None))
+        partial.replace(to)
+    finally:
+        partial.unlink(missing_ok=True)
+    return data
+
+
+def _blocks(variable: xr.DataArray, progress: Progress | None = None) -> Iterator[np.ndarray]:
+    """Values of a variable, some examples at a time where it has such."""
+    if variable.dims[:1] != ("example",):
+        yield np.ascontiguousarray(variable.values)
+        return
+    n_example = variable.sizes["example"]
+    for begin in range(0, n_example, BLOCK_EXAMPLES):
+        yield np.ascontiguousarray(variable[begin : begin + BLOCK_EXAMPLES].values)
+        if progress is not None:
+            progress(min(begin + BLOCK_EXAMPLES, n_example), n_example)
+
+
+def _write_npz(data: xr.Dataset, path: Path, progress: Progress) -> None:
+    with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
+        for name, variable in data.variables.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                if variable.dtype == object:
+                    np.lib.format.write_array(file, np.asarray(variable.values, dtype=str), allow_pickle=False)
+                    continue
+                header = {"descr": variable.dtype.str, "fortran_order": False, "shape": variable.shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for block in _blocks(data[name], progress if variable.ndim > 1 else None):
+                    file.write(block.data)
+
+
+def _write_safetensors(data: xr.Dataset, path: Path, progress: Progress) -> None:
+    header: dict[str, Any] = {"__metadata__": {}}
+    numbers = [str(name) for name, variable in data.variables.items() if variable.dtype != object]
+    numbers.sort(key=lambda name: -data[name].dtype.itemsize)  # every array begins at a multiple of its item's size
+    begin = 0
+    for name in numbers:
+        end = begin + data[name].dtype.itemsize * math.prod(data[name].shape)
+        kind = SAFETENSORS[data[name].dtype.name]
+        header[name] = {"dtype": kind, "shape": list(data[name].shape), "data_offsets": [begin, end]}
+        begin = end
+    texts = {
+        str(name): variable.values.tolist() for name, variable in data.variables.items() if str(name) not in header
+    }
+    stated = {name: list(data[name].dims) for name in numbers}
+    header["__metadata__"] = {name: json.dumps(value) for name, value in (texts | {"dims": stated}).items()}
+    written = json.dumps(header).encode()
+    written += b" " * (-len(written) % 8)
+    with path.open("wb") as file:
+        file.write(len(written).to_bytes(8, "little") + written)
+        for name in numbers:
+            for block in _blocks(data[name], progress if data[name].ndim > 1 else None):
+                file.write(block.data)
+
+
+def _write_netcdf(data: xr.Dataset, path: Path, progress: Progress) -> None:
+    data.to_netcdf(path)
+
+
+def _write_parquet(data: xr.Dataset, path: Path, progress: Progress) -> None:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UsageError(
+            "Parquet needs pyarrow, which is not installed; pip install 'activation-lake[export]', or export .npz"
+        ) from error
+    first = data[next(iter(data.data_vars))]
+    rows = first.dims if first.ndim == 1 else first.dims[:-1]
+    for name, each in data.data_vars.items():
+        if each.dims not in (rows, first.dims) and not set(each.dims) <= set(rows):
+            raise UsageError(
+                f"rows of one table are of {', '.join(map(str, rows))}, as {first.name} has them; {name} has"
+                f" {', '.join(map(str, each.dims))}. Export it into a file of its own"
+            )
+    labels = [name for name in data.coords if set(data[name].dims) <= set(rows)]
+    writer = None
+    n_example = first.sizes["example"]
+    for begin in range(0, n_example, BLOCK_EXAMPLES):
+        block = data.isel(example=slice(begin, begin + BLOCK_EXAMPLES)).load()
+        whole = block[first.name].isel({} if first.ndim == 1 else {first.dims[-1]: 0}, drop=True)
+        columns = {}
+        for name in [*labels, *block.data_vars]:
+            if block[name].dims == first.dims and first.ndim > 1:
+                flat = pyarrow.array(block[name].values.reshape(-1))
+                columns[name] = pyarrow.FixedSizeListArray.from_arrays(flat, first.shape[-1])
+            else:
+                columns[name] = pyarrow.array(block[name].broadcast_like(whole).transpose(*rows).values.reshape(-1))
+        table = pyarrow.table(columns)
+        writer = writer or parquet.ParquetWriter(path, table.schema, compression="zstd")
+        writer.write_table(table)
+        progress(min(begin + BLOCK_EXAMPLES, n_example), n_example)
+    if writer is not None:
+        writer.close()
+
+
+WRITERS: dict[str, Callable[[xr.Dataset, Path, Progress], None]] = {
+    ".parquet": _write_parquet,
+    ".safetensors": _write_safetensors,
+    ".npz": _write_npz,
+    ".nc": _write_netcdf,
+}

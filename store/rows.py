@@ -1,0 +1,447 @@
+"""Rows of a run's activations in the order of the store's chunks, for training: shuffled by blocks, read once.
+
+A lake stores whole chunks, so a random row costs a whole chunk. Here blocks (what one chunk of the store holds of what
+is selected) are drawn in random order, as many as fit a buffer make a window, and the rows of a window are shuffled.
+Which rows a batch holds follows from seed, epoch and the number of readers alone, before anything is read: so training
+goes on after an interruption where it stopped, without reading what it had.
+"""
+
+import math
+from collections import OrderedDict, deque
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import xarray as xr
+from xarray.core.indexing import OuterIndexer
+
+from schemas import UsageError, fingerprint, nearest
+from schemas.checks import check_whole
+from store.read import Lake
+
+if TYPE_CHECKING:
+    from store.torch_rows import BlockRows, MapRows
+
+ITEMS = {"attention": ("position", "key_position")}
+"""Dims of one row, where that is not ``hidden``."""
+BUFFER_BYTES = 2**27
+
+
+class RowBlocks:
+    """Which rows a selection has, block by block, and their values.
+
+    Rows are numbered block after block; :meth:`labels` says what a row is of. A position at which an example has no
+    token, as before a short question, has no row.
+
+    Parameters
+    ----------
+    lake, run, variable
+        What is read.
+    chosen
+        Labels along dims; all of a dim that is not named.
+    item
+        Dims of one row, the others are counted off; by default ``hidden``, of attention the queries and keys of a head.
+    buffer_bytes
+        Memory for blocks that were read, at least one.
+
+    Raises
+    ------
+    UsageError
+        If the variable is no activation, or a label is not there.
+    """
+
+    def __init__(
+        self,
+        lake: Lake,
+        run: str,
+        variable: str,
+        chosen: Mapping[str, Any],
+        *,
+        item: Sequence[str] | None = None,
+        buffer_bytes: int = BUFFER_BYTES,
+    ) -> None:
+        check_whole("buffer_bytes", buffer_bytes, 1)
+        layouts = {name: array for name, array in lake.layout(run).arrays().items() if array.shards is not None}
+        if variable not in layouts:
+            raise UsageError(
+                f"{run}: {variable!r} is no activation; there are {', '.join(layouts)}{nearest(variable, layouts)}"
+            )
+        data = lake.open(run, chunks=None, stored=True)
+        self.run, self.variable, self.fingerprint = run, variable, str(data.attrs["fingerprint"])
+        dims = layouts[variable].dims
+        self.item = tuple(item) if item is not None else ITEMS.get(variable, ("hidden",))
+        strange = [dim for dim in (*self.item, *chosen) if dim not in dims]
+        if strange or "example" in self.item:
+            what = f"no {', '.join(strange)}" if strange else "no rows that span examples"
+            raise UsageError(f"{run}: {variable} has {what}; its dims are {', '.join(dims)}")
+        self.cells = tuple(dim for dim in dims if dim not in self.item)
+        self.coords = {dim: _labels(data, dim) for dim in dims}
+        self.picks = {dim: _picked(self.coords[dim], chosen.get(dim), dim, run) for dim in dims}
+        self.array, self.committed = lake.activations(run, variable)
+        self.dtype, self.dims = self.array.dtype, dims
+        chunks = dict(zip(dims, layouts[variable].chunks, strict=True))
+        self.pieces = {dim: _split(self.picks[dim], chunks[dim]) for dim in self.cells}
+        self.exists = self._existing(data)
+        self.counts = self._counts()
+        self.offset = np.concatenate([[0], np.cumsum(self.counts)])
+        self.item_shape = tuple(len(self.picks[dim]) for dim in self.item)
+        self.slot_rows = int(self.counts.max(initial=1))
+        slot = self.slot_rows * math.prod(self.item_shape) * self.dtype.itemsize
+        self.n_slot = min(max(1, buffer_bytes // max(slot, 1)), max(1, self.n_block))
+        self.forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What it was made of, nothing read: a worker reads for itself."""
+        return {**self.__dict__, "_pool": None, "_slots": OrderedDict()}
+
+    def forget(self) -> None:
+        """Give back the memory of what was read."""
+        self._pool: np.ndarray | None = None
+        self._slots: OrderedDict[int, int] = OrderedDict()
+
+    @property
+    def n_row(self) -> int:
+        """Rows there are."""
+        return int(self.offset[-1])
+
+    @property
+    def n_block(self) -> int:
+        """Blocks there are, also those without a row."""
+        return len(self.counts)
+
+    def _existing(self, data: xr.Dataset) -> np.ndarray | None:
+        """Where an example has something at a position: (example, position) of those picked; ``None``: everywhere."""
+        if "position" not in self.cells:
+            return None
+        picks = self.picks["example"], self.picks["position"]
+        written = data["token"].values[np.ix_(*picks)] >= 0
+        exists: np.ndarray = written | (data["segment"].values[picks[1]] == "latent")
+        return None if exists.all() else exists
+
+    def _counts(self) -> np.ndarray:
+        """Rows of each block."""
+        sizes = {dim: np.array([len(piece) for piece in self.pieces[dim]]) for dim in self.cells}
+        counts = np.ones([len(sizes[dim]) for dim in self.cells], dtype=np.int64)
+        for axis, dim in enumerate(self.cells):
+            if self.exists is None or dim not in ("example", "position"):
+                counts *= np.expand_dims(sizes[dim], [other for other in range(counts.ndim) if other != axis])
+        if self.exists is not None and counts.size:
+            inside = self.exists
+            for axis, dim in enumerate(("example", "position")):
+                inside = np.add.reduceat(inside, np.cumsum(sizes[dim]) - sizes[dim], axis=axis, dtype=np.int64)
+            at = [self.cells.index("example"), self.cells.index("position")]
+            counts *= np.expand_dims(inside, [axis for axis in range(counts.ndim) if axis not in at])
+        return counts.reshape(-1)
+
+    def _block(self, number: int) -> tuple[list[np.ndarray], np.ndarray | None]:
+        """Of a block: what it holds along each cell dim, and which of its rows are there (``None``: all)."""
+        grid = [len(self.pieces[dim]) for dim in self.cells]
+        place = dict(zip(self.cells, np.unravel_index(number, grid), strict=True))
+        pieces = [self.pieces[dim][place[dim]] for dim in self.cells]
+        if self.exists is None:
+            return pieces, None
+        within = (np.searchsorted(self.picks[dim], self.pieces[dim][place[dim]]) for dim in ("example", "position"))
+        exists = self.exists[np.ix_(*within)]
+        at = [self.cells.index("example"), self.cells.index("position")]
+        exists = np.expand_dims(exists, [axis for axis in range(len(self.cells)) if axis not in at])
+        return pieces, np.broadcast_to(exists, [len(piece) for piece in pieces]).reshape(-1)
+
+    def read_block(self, number: int) -> np.ndarray:
+        """Rows of a block as they are stored: (row, *item)."""
+        pieces, exists = self._block(number)
+        picks = {**self.picks, **dict(zip(self.cells, pieces, strict=True))}
+        picks["example"] = self.committed[picks["example"]]
+        values = self.array[OuterIndexer(tuple(_neighbours(picks[dim]) for dim in self.dims))]
+        values = np.transpose(values, [self.dims.index(dim) for dim in (*self.cells, *self.item)])
+        rows: np.ndarray = values.reshape(-1, *self.item_shape)
+        return rows if exists is None else rows[exists]
+
+    def read(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Values of rows, as they are stored, in the order asked for: (row, *item).
+
+        Each block is read once and kept while there is room for it.
+
+        Raises
+        ------
+        IndexError
+            If there is no such row.
+        """
+        wanted = np.asarray(rows, dtype=np.int64).reshape(-1)
+        if wanted.size and not (wanted.min() >= 0 and wanted.max() < self.n_row):
+            raise IndexError(f"rows {wanted.min()} to {wanted.max()} of {self.run}; it has 0 to {self.n_row - 1}")
+        numbers, which = np.unique(np.searchsorted(self.offset, wanted, side="right") - 1, return_inverse=True)
+        known = np.array([number in self._slots for number in numbers.tolist()], dtype=bool)
+        order = np.argsort(~known, kind="stable")  # what is here first, before it gives way
+        if len(order) <= self.n_slot:
+            return self._take(numbers[order], np.argsort(order)[which], wanted)
+        found = np.empty((len(wanted), *self.item_shape), dtype=self.dtype)
+        for begin in range(0, len(order), self.n_slot):
+            group = order[begin : begin + self.n_slot]
+            places = np.full(len(numbers), -1)
+            places[group] = np.arange(len(group))
+            inside = places[which] >= 0
+            found[inside] = self._take(numbers[group], places[which][inside], wanted[inside])
+        return found
+
+    def _take(self, numbers: np.ndarray, which: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """Rows out of blocks that fit the buffer together, which of them each is of being known."""
+        if self._pool is None:
+            self._pool = np.empty((self.n_slot * self.slot_rows, *self.item_shape), dtype=self.dtype)
+        begins = np.empty(len(numbers), dtype=np.int64)
+        for number in set(numbers.tolist()) & self._slots.keys():
+            self._slots.move_to_end(number)
+        for place, number in enumerate(numbers.tolist()):
+            if number not in self._slots:
+                rows = self.read_block(number)
+                full = len(self._slots) == self.n_slot
+                slot = self._slots.popitem(last=False)[1] if full else len(self._slots)
+                self._pool[slot * self.slot_rows : slot * self.slot_rows + len(rows)] = rows
+                self._slots[number] = slot
+            begins[place] = self._slots[number] * self.slot_rows - self.offset[number]
+        found: np.ndarray = np.take(self._pool, begins[which] + wanted, axis=0)
+        return found
+
+    def labels(self, rows: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """What rows are of: a label along each dim that is counted off, (row,) each."""
+        wanted = np.asarray(rows, dtype=np.int64).reshape(-1)
+        numbers = np.searchsorted(self.offset, wanted, side="right") - 1
+        index = np.empty((len(self.cells), len(wanted)), dtype=np.int64)
+        for number in np.unique(numbers).tolist():
+            inside = numbers == number
+            pieces, exists = self._block(number)
+            flat = wanted[inside] - self.offset[number]
+            flat = flat if exists is None else np.flatnonzero(exists)[flat]
+            places = np.unravel_index(flat, [len(piece) for piece in pieces])
+            index[:, inside] = [piece[place] for piece, place in zip(pieces, places, strict=True)]
+        return {dim: self.coords[dim][each] for dim, each in zip(self.cells, index, strict=True)}
+
+
+class BlockBatches:
+    """Numbers of the rows of each batch, epoch by epoch; a sampler of batches for ``torch.utils.data.DataLoader``.
+
+    Parameters
+    ----------
+    blocks
+        Of which rows.
+    batch_size
+        Rows of a batch; the last of an epoch, or of a reader's share, may be smaller.
+    shuffle
+        Whether blocks, and rows within a window, come in random order.
+    seed
+        Of the order, with the epoch.
+    drop_last
+        Leave a smaller last batch out.
+    """
+
+    def __init__(
+        self, blocks: RowBlocks, batch_size: int, *, shuffle: bool = True, seed: int = 0, drop_last: bool = False
+    ) -> None:
+        check_whole("batch_size", batch_size, 1)
+        check_whole("seed", seed, 0)
+        self.blocks, self.batch_size, self.shuffle = blocks, int(batch_size), shuffle
+        self.seed, self.drop_last = int(seed), drop_last
+        self.epoch = self.given = 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Row numbers of this epoch's batches that were not given yet; then the next epoch is this one."""
+        yield from self.counted(0, 1, self.given)
+
+    def __len__(self) -> int:
+        """Batches of an epoch for one reader."""
+        return self._n_batch(self.blocks.n_row)
+
+    def _n_batch(self, n_row: int) -> int:
+        return n_row // self.batch_size if self.drop_last else -(-n_row // self.batch_size)
+
+    def counted(self, reader: int, n_reader: int, skip: int) -> Iterator[np.ndarray]:
+        """Batches of one of several readers, but the first, with count kept of what was given."""
+        self.given = skip
+        for number, rows in enumerate(self.batches(reader, n_reader)):
+            if number >= skip:
+                self.given += 1
+                yield rows
+        self.epoch, self.given = self.epoch + 1, 0
+
+    def windows(self, reader: int, n_reader: int) -> list[np.ndarray]:
+        """Blocks of each window of one of several readers, who have every block once between them."""
+        numbers = np.flatnonzero(self.blocks.counts)
+        if self.shuffle:
+            numbers = np.random.default_rng([self.seed, self.epoch]).permutation(numbers)
+        size = max(1, min(self.blocks.n_slot, -(-len(numbers) // n_reader)))
+        return [numbers[begin : begin + size] for begin in range(reader * size, len(numbers), n_reader * size)]
+
+    def batches(self, reader: int, n_reader: int) -> Iterator[np.ndarray]:
+        """Row numbers of each batch of one of several readers; nothing is read."""
+        offset, rest = self.blocks.offset, np.empty(0, dtype=np.int64)
+        for window in self.windows(reader, n_reader):
+            rows = np.concatenate([np.arange(offset[number], offset[number + 1]) for number in window.tolist()])
+            if self.shuffle:
+                np.random.default_rng([self.seed, self.epoch, int(window[0])]).shuffle(rows)
+            rows = np.concatenate([rest, rows])
+            whole = len(rows) // self.batch_size * self.batch_size
+            yield from rows[:whole].reshape(-1, self.batch_size)
+            rest = rows[whole:]
+        if len(rest) and not self.drop_last:
+            yield rest
+
+    def roles(self, taken: int, readers: Sequence[int], n_reader: int) -> list[tuple[int, int]]:
+        """Who goes on for whom after a loop has taken batches from readers in turn, those without any more left out.
+
+        Returns
+        -------
+        list of (reader, batches given)
+            In the order in which their next ones come.
+        """
+        left = {
+            each: self._n_batch(sum(int(self.blocks.counts[window].sum()) for window in self.windows(each, n_reader)))
+            for each in readers
+        }
+        given, waiting, done = dict.fromkeys(readers, 0), deque(readers), []
+        while taken and waiting:
+            each = waiting.popleft()
+            if given[each] == left[each]:
+                done.append(each)
+            else:
+                given[each], taken = given[each] + 1, taken - 1
+                waiting.append(each)
+        return [(each, given[each]) for each in (*waiting, *done)]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin an epoch: a loader that starts its workers anew each epoch must be told which it is."""
+        check_whole("epoch", epoch, 0)
+        self.epoch, self.given = int(epoch), 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands: ``epoch``, and ``batch``, the number of batches given of it."""
+        return {"epoch": self.epoch, "batch": self.given, "of": self._identity()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state.
+
+        Raises
+        ------
+        UsageError
+            If it is the state of other rows or another order.
+        """
+        if state.get("of", self._identity()) != self._identity():
+            raise UsageError(
+                f"the state is not of these batches of {self.blocks.run}: run, selection, batch size, seed and buffer"
+                " must be as they were"
+            )
+        self.set_epoch(state["epoch"])
+        check_whole("batch", state["batch"], 0)
+        self.given = int(state["batch"])
+
+    def _identity(self) -> str:
+        blocks = self.blocks
+        picks = {dim: picks.tolist() for dim, picks in blocks.picks.items()}
+        order = [self.batch_size, self.shuffle, self.seed, self.drop_last, blocks.n_slot]
+        return fingerprint([blocks.fingerprint, blocks.variable, blocks.item, blocks.n_row, picks, order])
+
+
+def torch_dataset(
+    lake: Lake,
+    run: str,
+    variable: str,
+    *,
+    style: Literal["iterable", "map"] = "iterable",
+    batch_size: int = 4096,
+    shuffle: bool = True,
+    seed: int = 0,
+    drop_last: bool = False,
+    item: Sequence[str] | None = None,
+    stored: bool = False,
+    numbered: bool = False,
+    buffer_bytes: int = BUFFER_BYTES,
+    share: tuple[int, int] = (0, 1),
+    **chosen: Any,
+) -> "BlockRows | MapRows":
+    """Activations of a run as a dataset for ``torch.utils.data.DataLoader``.
+
+    A row is a vector of a state at one example, layer and position, or one head's attention; those at which an example
+    has no token are left out. ``"iterable"`` gives batches, shuffled by blocks: random blocks of the store (a layer and
+    position of up to 256 examples) fill a buffer, whose rows are shuffled. It is read once however many workers share
+    it, and costs little more than reading the chunks::
+
+        dataset = torch_dataset(lake, "small-gpt2/test", "hidden_state", layer=[1], position=["ct0", "ct1"])
+        for epoch in range(10):
+            dataset.set_epoch(epoch)
+            for batch in DataLoader(dataset, batch_size=None, num_workers=2):
+                ...
+
+    ``"map"`` gives rows by number, one or several at once. Random ones cost a chunk each; ``dataset.batches(4096)`` is
+    a sampler that shuffles by blocks: ``DataLoader(dataset, batch_size=None, sampler=dataset.batches(4096))``.
+
+    Training goes on with ``dataset.load_state_dict(state)`` where it stopped. Without workers the state is
+    ``dataset.state_dict()``; with workers it is ``{"epoch": epoch, "batch": n}``, the batches that the loop has taken,
+    under the same number of workers; torchdata's ``StatefulDataLoader`` asks each worker itself.
+
+    Parameters
+    ----------
+    lake, run, variable
+        What is read, as ``hidden_state``.
+    style
+        ``"iterable"`` or ``"map"``.
+    batch_size, shuffle, seed, drop_last
+        Of the iterable: rows of a batch, and their order, see :class:`BlockBatches`.
+    item
+        Dims of a row, as ``("layer", "hidden")`` for all layers at once.
+    stored
+        Numbers in the type they are stored in; else float32.
+    numbered
+        Give ``(values, row numbers)``, so that ``dataset.blocks.labels(rows)`` says what each is of.
+    buffer_bytes
+        Memory of each process for what is shuffled, in the stored type.
+    share
+        Of the iterable: the number of this process, and of all, where several train together (rank, world size).
+    **chosen
+        Labels along dims: ``layer=[0, 5]``, ``position=["ct0"]``, ``example=numbers``.
+
+    Raises
+    ------
+    UsageError
+        If the variable is no activation, or a label is not there.
+    """
+    from store.torch_rows import BlockRows, MapRows
+
+    blocks = RowBlocks(lake, run, variable, chosen, item=item, buffer_bytes=buffer_bytes)
+    if style == "map":
+        return MapRows(blocks, stored=stored, numbered=numbered)
+    if style != "iterable":
+        raise UsageError(f"style {style!r} is neither 'iterable' nor 'map'{nearest(style, ['iterable', 'map'])}")
+    order = BlockBatches(blocks, batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last)
+    return BlockRows(order, stored=stored, numbered=numbered, share=share)
+
+
+def _labels(data: xr.Dataset, dim: str) -> np.ndarray:
+    return np.asarray(data[dim].values) if dim in data.coords else np.arange(data.sizes[dim])
+
+
+def _picked(known: np.ndarray, labels: Any, dim: str, run: str) -> np.ndarray:
+    """Places of labels along a dim, rising; all if none are named."""
+    if labels is None:
+        return np.arange(len(known))
+    single = isinstance(labels, str) or not hasattr(labels, "__iter__")
+    wanted: list[Hashable] = [labels] if single else np.asarray(labels).tolist()
+    places = {label: place for place, label in enumerate(known.tolist())}
+    missing = [label for label in wanted if label not in places]
+    if missing or not wanted:
+        shown = list(map(str, places))
+        shown = shown if len(shown) <= 12 else [*shown[:5], "..", *shown[-5:]]
+        raise UsageError(
+            f"{run} has no {dim} {', '.join(map(str, missing)) or 'of an empty selection'}; it has {', '.join(shown)}"
+            + (nearest(missing[0], places) if missing else "")
+        )
+    return np.unique([places[label] for label in wanted])
+
+
+def _split(picks: np.ndarray, size: int) -> list[np.ndarray]:
+    """Rising places by the chunk, of a size, in which they lie."""
+    return np.split(picks, np.flatnonzero(np.diff(picks // size)) + 1) if len(picks) else []
+
+
+def _neighbours(picks: np.ndarray) -> slice | np.ndarray:
+    """Places as a slice where they are neighbours, so that whole chunks are read without a copy."""
+    if len(picks) and picks[-1] - picks[0] == len(picks) - 1:
+        return slice(int(picks[0]), int(picks[-1]) + 1)
+    return picks
