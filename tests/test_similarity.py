@@ -51,6 +51,29 @@ def test_it_is_what_a_slow_double_loop_gives(estimator: str) -> None:
     np.testing.assert_allclose(found["layer_cka"], (shared[0] + shared[1]) / 2)
 
 
+def published(x: np.ndarray, y: np.ndarray, debiased: bool) -> float:
+    """Linear CKA in the space of components, as Kornblith et al.'s published notebook computes it."""
+
+    def product(x: np.ndarray, y: np.ndarray) -> float:
+        n, similarity = len(x), np.linalg.norm(x.T @ y) ** 2
+        rows_x, rows_y = (x**2).sum(1), (y**2).sum(1)
+        bias = n / (n - 2) * rows_x @ rows_y - rows_x.sum() * rows_y.sum() / ((n - 1) * (n - 2))
+        return float(similarity - bias if debiased else similarity)
+
+    x, y = x - x.mean(0), y - y.mean(0)
+    return product(x, y) / np.sqrt(product(x, x) * product(y, y))
+
+
+@pytest.mark.parametrize("estimator", ["debiased", "biased"])
+def test_it_is_what_the_published_code_gives(estimator: str) -> None:
+    run, other = (
+        make_run(n_example=40, seed=seed, hidden=width).sel(position=["ct2"]) for seed, width in ((0, 8), (1, 30))
+    )
+    found = similarity(run, other, estimator=estimator, **FEW)["cka"].squeeze()
+    x, y = (one["hidden_state"].sel(layer=1, position="ct2").values.astype("float64") for one in (run, other))
+    assert float(found.sel(layer=1, other_layer=1)) == pytest.approx(published(x, y, estimator == "debiased"), abs=1e-9)
+
+
 def test_rotation_and_scale_change_nothing_and_independent_states_have_nothing_in_common() -> None:
     run = make_run(n_example=60, hidden=40).sel(position=["ct0", "ct1"])
     turn = np.linalg.qr(np.random.default_rng(1).normal(size=(40, 40)))[0]

@@ -94,9 +94,9 @@ def similarity(
     for run in (first, other):
         require_dims(run["hidden_state"], ["example", "layer", "position", "hidden"], "the similarity of runs")
     rng = np.random.default_rng(seed)
-    rows, n_shared = _shared_problems(first, other, max_problems, rng)
-    grams = [_grams(first["hidden_state"], rows[0])]
-    grams.append(grams[0] if second is None else _grams(other["hidden_state"], rows[1]))
+    rows, n_shared = shared_problems(first, other, max_problems, rng)
+    grams = [_grams(first, rows[0])]
+    grams.append(grams[0] if second is None else _grams(other, rows[1]))
     means = _Means(first, other)
     left, right = (unit(gram, estimator) for gram in grams)
     whole, n = packed(left), rows.shape[1]
@@ -148,7 +148,7 @@ def packed(grams: Array, order: Array | None = None) -> Array:
     return np.asarray(grams.reshape(len(grams), n * n).take(i * n + j, axis=1) * weight)
 
 
-def _shared_problems(first: xr.Dataset, second: xr.Dataset, most: int, rng: np.random.Generator) -> tuple[Array, int]:
+def shared_problems(first: xr.Dataset, second: xr.Dataset, most: int, rng: np.random.Generator) -> tuple[Array, int]:
     """Rows of both runs with the same question, (run, problem), one for each problem, and how many there are."""
     complete = [_has_all_positions(run) for run in (first, second)]
     place = {}
@@ -178,12 +178,17 @@ def _has_all_positions(run: xr.Dataset) -> Array:
     return np.asarray(((run["token"] >= 0) | fed).all("position").values)
 
 
-def _grams(states: xr.DataArray, rows: Array) -> Array:
+def states_of(run: xr.Dataset, layer: int, rows: Array) -> Array:
+    """States of some examples at the layer of this number in order: (position, example, hidden), float64."""
+    part = run["hidden_state"].isel(layer=layer, example=rows).transpose("position", "example", "hidden")
+    return np.asarray(part.values.astype("float64", order="C"))  # sums depend on the order in memory
+
+
+def _grams(run: xr.Dataset, rows: Array) -> Array:
     """Gram matrices of each layer and position over some examples, read a layer at a time: (cell, n, n), float64."""
     grams = []
-    for layer in range(states.sizes["layer"]):
-        part = states.isel(layer=layer, example=rows).transpose("position", "example", "hidden").values
-        for cell in part.astype("float64"):
+    for layer in range(run.sizes["layer"]):
+        for cell in states_of(run, layer, rows):
             with np.errstate(invalid="ignore"):  # an infinite state makes its cell NaN
                 centred = cell - cell.mean(0)  # centring the Gram matrix alone would lose digits to a large mean
                 varies = (centred**2).sum() > CONSTANT * (cell**2).sum()

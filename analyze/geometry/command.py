@@ -1,0 +1,135 @@
+"""``lake analyze geometry``."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from schemas.command import Analysis, Made, Part, Printed, Table, setting
+
+if TYPE_CHECKING:
+    from analyze.source import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeometrySettings(Part):
+    """Of how many problems and directions the shape of the states is told, and how sure it is."""
+
+    components: int = setting(8, "Principal components told.", least=1)
+    rotated: int = setting(16, "Principal components of each place that rotations bring together.", least=1)
+    max_problems: int = setting(300, "Problems used at most, drawn by the seed.", metavar="N", least=8)
+    resamples: int = setting(100, "Draws of problems behind each interval.", least=2)
+    shuffles: int = setting(20, "Shuffles behind each null.", least=1)
+    seed: int = setting(0, "Seed of what is drawn.")
+
+
+def run(sources: "Sequence[Source]", settings: GeometrySettings) -> list[Made]:
+    """Shape and components of each run; rotations within each run, and between every two."""
+    from analyze.geometry.components import principal_components
+    from analyze.geometry.procrustes import procrustes
+    from analyze.geometry.shape import geometry
+    from analyze.labels import up_to_eot
+
+    data = {each.run: each.data if settings.positions else up_to_eot(each.data) for each in sources}
+    shared = {"max_problems": settings.max_problems, "seed": settings.seed}
+    draws: dict[str, Any] = shared | {"resamples": settings.resamples, "shuffles": settings.shuffles}
+    made = []
+    for source in sources:
+        part = data[source.run]
+        with source.progress("shape", "layers") as report:
+            shape = geometry(part, components=settings.components, progress=report, **draws)
+        along = principal_components(
+            part, source.model, components=settings.components, permutations=5 * settings.shuffles, **shared
+        )
+        made.append(Made("geometry", shape.merge(along, combine_attrs="override", join="outer"), runs=[source.run]))
+    for names in [*((name,) for name in data), *combinations(data, 2)]:
+        with sources[0].shell.progress(" + ".join(names), "fits") as report:
+            parts = (data[name] for name in names)
+            fitted = procrustes(*parts, components=settings.rotated, progress=report, **draws)
+        made.append(Made("procrustes", fitted, runs=names))
+    return made
+
+
+def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """Dimension and length of every cell; what the first components of the last layer are."""
+    last = result.isel(layer=-1)
+    cells = [
+        result.sel(layer=layer, position=position)
+        for layer in result["layer"].values
+        for position in result["position"].values
+    ]
+    return [
+        Table(
+            title=f"{result.attrs['run']}: shape of the states, {result.attrs['n_example']} problems",
+            columns=["layer", "position", "directions", "95%", "shuffled", "intrinsic dimension", "95%", "shuffled"]
+            + ["length", "first component"],
+            rows=[
+                [int(cell["layer"]), cell["position"].item()]
+                + [text for name in ("participation_ratio", "two_nn") for text in interval(cell, name)]
+                + [float(cell["norm"]), float(cell["explained"].isel(component=0))]
+                for cell in cells
+            ],
+            labels=2,
+            caption="directions: participation ratio; intrinsic dimension: by two nearest neighbours; shuffled: every"
+            " component over the problems, each for itself; first component: its share of the variance",
+        ),
+        Table(
+            title=f"{result.attrs['run']}: principal components of layer {last['layer'].item()} over all positions",
+            columns=["component", "variance", "between positions", "goes most with", "adds to", "takes from"],
+            rows=[list(row.values()) for row in component_rows(last)],
+            labels=1,
+        ),
+    ]
+
+
+def interval(cell: Any, name: str) -> list[Any]:
+    """A value, its interval and its null."""
+    low, high = (float(cell[f"{name}_{end}"]) for end in ("low", "high"))
+    return [float(cell[name]), f"{low:.1f}..{high:.1f}", float(cell[f"{name}_null"])]
+
+
+def component_rows(layer: Any) -> list[dict[str, Any]]:
+    """Principal components of a layer: variance, what they go with more than shuffles do, and what they read as."""
+    rows = []
+    for component in layer["component"].values:
+        one = layer.sel(component=component)
+        most, shares = "-", one["carried_share"].where(one["carried_share"] > one["carried_null"])
+        if shares.size and shares.notnull().any():
+            best = shares.isel(shares.fillna(-1).argmax(...))
+            most = f"{best['carried'].item()} at {best['position'].item()} ({float(best):.2f})"
+        rows.append(
+            {
+                "component": int(component),
+                "variance": float(one["pooled_explained"]),
+                "between": float(one["position_share"]),
+                "carried": most,
+                "adds": str(one["tokens"].sel(sign="+").item()),
+                "takes": str(one["tokens"].sel(sign="-").item()),
+            }
+        )
+    return rows
+
+
+def rotations(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """Held-out fit between positions at the last layers."""
+    first, second = (result.attrs[name] for name in ("first", "second"))
+    last = result["r2"].isel(layer=-1, other_layer=-1)
+    drawn = f"{result.attrs['n_component']} components, {result.attrs['n_example']} problems"
+    return [
+        Table(
+            title=f"{first} (rows) turned into {second} (columns): held-out r2 at the last layers, {drawn}",
+            columns=["position", *result["other_position"].values],
+            rows=[[label, *map(float, row)] for label, row in zip(result["position"].values, last.values, strict=True)],
+            caption=f"95% of shuffles of problems stay below {float(result['r2_null']):.2f} everywhere",
+        )
+    ]
+
+
+COMMAND = Analysis(
+    name="geometry",
+    help="Say what shape the states have: dimension, principal components and what they read, lengths, rotations.",
+    settings=GeometrySettings,
+    run=run,
+    results={"geometry": tables, "procrustes": rotations},
+    together=True,
+)

@@ -1,0 +1,189 @@
+"""Principal components of the thoughts of a layer: what lies along them, what they read as, and how many reading takes.
+
+Components are those of all chosen positions together, so that what tells one thought from another is among them.
+"""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from analyze.labels import inherited
+from analyze.lens.readout import ReadOut
+from analyze.similarity.cka import shared_problems, states_of
+
+Array = np.ndarray[Any, np.dtype[Any]]
+TOKENS = 5
+"""Tokens told of each direction."""
+DRAWN = 200
+"""Problems whose scores are kept, for drawing."""
+
+
+def principal_components(
+    run: xr.Dataset,
+    model: xr.Dataset,
+    *,
+    components: int = 8,
+    max_problems: int = 300,
+    permutations: int = 100,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Principal components of each layer over positions and problems, what they carry and what they read as.
+
+    Parameters
+    ----------
+    run
+        With ``hidden_state`` (example, layer, position, hidden), ``question``, ``token``, and where the data have them
+        ``intermediate_result`` and ``operation`` (example, step).
+    model
+        Its read-out, from ``lake.model``.
+    components
+        How many are told.
+    max_problems, seed
+        As in :func:`analyze.geometry.shape.geometry`.
+    permutations
+        Shuffles of what problems carry.
+
+    Returns
+    -------
+    Dataset
+        ``pooled_explained`` (layer, component): share of the variance over problems and positions.
+        ``position_share`` (layer, component): share of its own variance that lies between positions. ``carried_share``
+        (layer, position, component, carried): share of its variance at a position that goes with the rank of the result
+        of a step (squared rank correlation) or lies between operations of a step; ``carried_null`` (carried): what the
+        largest over layers, positions and components stays below in 95% of shuffles of problems. ``tokens`` (layer,
+        component, sign): what moving along it adds most to, through final norm and unembedding. ``kept_reading``
+        (layer, position, n_component): share of states of problems left out of the fit whose first token under the
+        logit lens stays when only their first components are kept; ``kept_reading_random``: of as many random
+        directions. ``score`` (example, position, axis): of the last layer, the first two.
+    """
+    rng = np.random.default_rng(seed)
+    rows, _ = shared_problems(run, run, max_problems, rng)
+    rows = rows[0]
+    n, width = len(rows), run.sizes["hidden"]
+    components = min(components, width, n - 1)
+    counts = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k < width]
+    carried = carried_by(run, rows)
+    shuffled = [rng.permutation(n) for _ in range(permutations)]
+    readout = ReadOut(model)
+    fitted, held = np.split(rng.permutation(n), [n // 2])
+    random = np.linalg.qr(rng.normal(size=(width, width)))[0].T
+    parts: dict[str, list[Array]] = {}
+    largest = np.zeros((permutations, len(carried)))
+    for layer in range(run.sizes["layer"]):
+        states = states_of(run, layer, rows)
+        states = np.where(np.isfinite(states), states, 0)
+        mean, axes, share = fit(states)
+        scores = (states - mean) @ axes[:components].T  # (position, problem, component)
+        found = {
+            "pooled_explained": share[:components],
+            "position_share": scores.mean(1).var(0) / np.maximum(scores.var((0, 1)), 1e-300),
+            "carried_share": np.stack([shares(scores, values) for values in carried.values()], -1)
+            if carried
+            else np.zeros((*scores.shape[::2], 0)),
+            "tokens": _tokens(axes[:components], mean, scores.std((0, 1)), readout),
+            "kept_reading": _kept(states[:, held], *fit(states[:, fitted])[:2], counts, readout),
+            "kept_reading_random": _kept(states[:, held], states[:, fitted].mean((0, 1)), random, counts, readout),
+        }
+        for name, value in found.items():
+            parts.setdefault(name, []).append(value)
+        for column, values in enumerate(carried.values()):
+            for draw, order in enumerate(shuffled):
+                largest[draw, column] = max(largest[draw, column], np.max(shares(scores, values[order])))
+    result = xr.Dataset(
+        {name: (DIMS[name], np.stack(values)) for name, values in parts.items()},
+        coords={
+            "layer": run["layer"].values,
+            "position": run["position"].values,
+            "component": np.arange(components),
+            "carried": np.array(list(carried), dtype=object),
+            "sign": np.array(["+", "-"], dtype=object),
+            "n_component": counts,
+            "example": run["example"].values[rows[:DRAWN]],
+        },
+    )
+    result["carried_null"] = ("carried", np.quantile(largest, 0.95, axis=0))
+    result["score"] = (("example", "position", "axis"), scores[:, :DRAWN, :2].swapaxes(0, 1))
+    return result.assign_attrs(inherited(run, kind="geometry"))
+
+
+DIMS = {
+    "pooled_explained": ("layer", "component"),
+    "position_share": ("layer", "component"),
+    "carried_share": ("layer", "position", "component", "carried"),
+    "tokens": ("layer", "component", "sign"),
+    "kept_reading": ("layer", "position", "n_component"),
+    "kept_reading_random": ("layer", "position", "n_component"),
+}
+
+
+def fit(states: Array) -> tuple[Array, Array, Array]:
+    """Mean, principal axes (component, hidden) and shares of the variance of states (position, problem, hidden)."""
+    flat = states.reshape(-1, states.shape[-1])
+    mean = flat.mean(0)
+    values, vectors = np.linalg.eigh((flat - mean).T @ (flat - mean))
+    values = np.maximum(values[::-1], 0)
+    return mean, vectors.T[::-1], values / max(values.sum(), 1e-300)
+
+
+def carried_by(run: xr.Dataset, rows: Array) -> dict[str, Array]:
+    """What problems carry at each step, by name: numbers, or classes as text; NaN and ``""`` where there is none."""
+    carried: dict[str, Array] = {}
+    for name, word in (("intermediate_result", "result"), ("operation", "operation")):
+        if name in run:
+            values = run[name].isel(example=rows).transpose("step", "example").values
+            carried |= {f"{word} {step + 1}": column for step, column in enumerate(values) if _varies(column)}
+    return carried
+
+
+def _varies(values: Array) -> bool:
+    known = values[_known(values)]
+    return len(known) >= 8 and len(np.unique(known)) > 1
+
+
+def _known(values: Array) -> Array:
+    return np.isfinite(values) if values.dtype.kind == "f" else values != ""
+
+
+def shares(scores: Array, values: Array) -> Array:
+    """Share of the variance of scores (position, problem, component) that goes with values (problem,).
+
+    Of numbers the squared rank correlation, of classes the share between them, over the problems that have a value.
+    """
+    from scipy.stats import rankdata
+
+    known = _known(values)
+    ranks, values = rankdata(scores[:, known], axis=1), values[known]
+    ranks = ranks - ranks.mean(1, keepdims=True)
+    spread = np.maximum((ranks**2).sum(1), 1e-300)
+    if values.dtype.kind == "f":
+        of_values = rankdata(values)
+        of_values = (of_values - of_values.mean()) / max(np.linalg.norm(of_values - of_values.mean()), 1e-300)
+        return np.asarray(np.einsum("pnc,n->pc", ranks, of_values) ** 2 / spread)
+    between = sum((ranks[:, values == word].sum(1) ** 2) / (values == word).sum() for word in np.unique(values))
+    return np.asarray(between / spread)
+
+
+def _tokens(axes: Array, mean: Array, spread: Array, readout: ReadOut) -> Array:
+    """Tokens whose logits rise most one spread from the mean along each axis, both ways: (component, sign), text."""
+    moved = spread[:, None, None] * np.array([1.0, -1.0])[:, None] * axes[:, None]  # (component, sign, hidden)
+    ends = readout.norm((mean + moved).astype("float32")) - readout.norm(mean.astype("float32"))
+    rise = ends @ readout.unembedding.T
+    best = np.argsort(-rise, axis=-1, kind="stable")[..., :TOKENS]
+    names = np.array(readout.strings, dtype=object)
+    return np.array([[" ".join(word.strip() for word in names[end]) for end in axis] for axis in best], dtype=object)
+
+
+def _kept(states: Array, mean: Array, axes: Array, counts: list[int], readout: ReadOut) -> Array:
+    """Share of states whose first token stays when only some components are kept: (position, n_component)."""
+    whole = _first(states, readout)
+    scores = (states - mean) @ axes.T
+    kept = [(_first(mean + scores[..., :k] @ axes[:k], readout) == whole).mean(1) for k in counts]
+    return np.stack(kept, -1)
+
+
+def _first(states: Array, readout: ReadOut) -> Array:
+    """First token under the logit lens of states (position, problem, hidden)."""
+    flat = readout.norm(states.reshape(-1, states.shape[-1]).astype("float32"))
+    best = readout.read(flat, 1, np.full((len(flat), 1), -1))[0]
+    return best.reshape(states.shape[:2])

@@ -1,0 +1,172 @@
+"""How many directions the states of a layer and position fill, how long they are, and how far the next thought turns.
+
+With the eigenvalues l of the covariance of states over problems:
+
+    explained_k = l_k / sum(l)                            share of the variance along the k-th principal component
+    participation_ratio = sum(l)^2 / sum(l^2)             number of directions that share the variance evenly
+                                                          (Gao et al., *A theory of multineuronal dimensionality,
+                                                          dynamics and measurement*, bioRxiv 214262, 2017)
+
+and with the distances r1 < r2 of a state to its two nearest neighbours among the n problems:
+
+    two_nn = (n - 1) / sum(ln(r2 / r1))                   intrinsic dimension, also of a curved set (Facco et al.,
+                                                          *Estimating the intrinsic dimension of datasets by a minimal
+                                                          neighborhood information*, Sci. Rep. 2017; this form by Denti
+                                                          et al., *Sci. Rep.* 2022, eq. 6)
+
+The null shuffles every component of the states over the problems, each for itself: what is left is the mean and the
+spread of each component.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from analyze.labels import inherited, require_dims
+from analyze.similarity.cka import FEWEST, shared_problems, states_of
+
+Array = np.ndarray[Any, np.dtype[Any]]
+STATISTICS = {
+    "explained": (("position", "component"), "share of the variance"),
+    "participation_ratio": (("position",), "directions that share the variance evenly"),
+    "two_nn": (("position",), "intrinsic dimension by the two nearest neighbours"),
+    "norm": (("position",), "mean length"),
+    "cosine": (("position", "other_position"), "mean cosine between positions of a problem"),
+    "centred_cosine": (("position", "other_position"), "the same, once the mean over problems is taken off"),
+}
+
+
+def geometry(
+    run: xr.Dataset,
+    *,
+    components: int = 8,
+    max_problems: int = 300,
+    resamples: int = 100,
+    shuffles: int = 20,
+    seed: int = 0,
+    progress: Callable[..., None] | None = None,
+) -> xr.Dataset:
+    """Shape of the states of every layer and position over the problems.
+
+    Of the examples of a problem the first is taken, and of more than ``max_problems`` a random draw; a layer of them
+    is held at once, whatever the number of examples. Time is that of an eigenvalue problem of the smaller of problems
+    and components for each position and draw.
+
+    Parameters
+    ----------
+    run
+        With ``hidden_state`` (example, layer, position, hidden), ``question`` and ``token``.
+    components
+        Principal components whose share is told.
+    resamples
+        Halves of the problems drawn for the 95% intervals; see :func:`analyze.similarity.cka.similarity`.
+    shuffles
+        Draws of the null.
+    progress
+        Called as ``progress(done, total)``, in layers.
+
+    Returns
+    -------
+    Dataset
+        ``explained`` (layer, position, component), ``participation_ratio``, ``two_nn`` and ``norm`` (layer, position),
+        ``cosine`` and ``centred_cosine`` (layer, position, other_position), each with ``_low``, ``_high`` and
+        ``_null``, the mean over shuffles. NaN where the states of a cell do not vary or are infinite.
+
+    Raises
+    ------
+    UsageError
+        If fewer than eight problems have all the positions.
+    """
+    require_dims(run["hidden_state"], ["example", "layer", "position", "hidden"], "the geometry of states")
+    rng = np.random.default_rng(seed)
+    rows, n_shared = shared_problems(run, run, max_problems, rng)
+    n = rows.shape[1]
+    components = min(components, n // 2 - 1, run.sizes["hidden"])
+    halves = [rng.permutation(n)[: n // 2] for _ in range(resamples)]
+    layers: list[dict[str, Array]] = []
+    for layer in range(run.sizes["layer"]):
+        states = states_of(run, layer, rows[0])
+        drawn = [shape_of(states[:, half], components) for half in halves]
+        null = [shape_of(rng.permuted(states, axis=1), components) for _ in range(shuffles)]
+        layers.append(_summary(shape_of(states, components), drawn, null))
+        if progress is not None:
+            progress(layer + 1, run.sizes["layer"])
+    result = xr.Dataset(
+        coords={
+            "layer": run["layer"].values,
+            "position": run["position"].values,
+            "other_position": run["position"].values,
+            "component": np.arange(components),
+        }
+    )
+    for name, (dims, long_name) in STATISTICS.items():
+        for end in ("", "_low", "_high", "_null"):
+            values = np.stack([layer[name + end] for layer in layers])
+            result[name + end] = (("layer", *dims), values, {"long_name": long_name, "units": "1"})
+    return result.assign_attrs(
+        inherited(run, kind="geometry", n_example=n, n_shared=n_shared, n_resample=resamples, n_shuffle=shuffles)
+    )
+
+
+def shape_of(states: Array, components: int) -> dict[str, Array]:
+    """Statistics of this module of states (position, problem, hidden)."""
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        length = np.sqrt((states**2).sum(-1))
+        centred = states - states.mean(1, keepdims=True)
+        values = eigenvalues(centred)
+        total = values.sum(-1)
+        known = total > 1e-12 * (length**2).sum(-1)  # no more than rounding; false where a state is not finite
+        total = np.where(known, total, np.nan)
+        return {
+            "explained": values[:, :components] / total[:, None],
+            "participation_ratio": total**2 / (values**2).sum(-1),
+            "two_nn": np.where(known, [two_nn(cell) for cell in centred], np.nan),
+            "norm": np.where(np.isfinite(length).all(1), length.mean(1), np.nan),
+            "cosine": _cosines(states),
+            "centred_cosine": np.where(known[:, None] & known, _cosines(centred), np.nan),
+        }
+
+
+def eigenvalues(centred: Array) -> Array:
+    """Sums of squares along the principal components, the largest first: (..., problem, hidden) to (..., component).
+
+    Of the smaller of both Gram matrices, which have the same eigenvalues but for zeros; NaN where a value is.
+    """
+    n, width = centred.shape[-2:]
+    other = centred.swapaxes(-1, -2)
+    gram = other @ centred if width < n else centred @ other
+    finite = np.isfinite(gram).all((-1, -2))
+    values = np.linalg.eigvalsh(np.where(finite[..., None, None], gram, 0))[..., ::-1]
+    return np.where(finite[..., None], np.maximum(values, 0), np.nan)
+
+
+def two_nn(states: Array) -> float:
+    """Intrinsic dimension of states (problem, hidden); NaN where fewer than eight of them differ from all others."""
+    square = (states**2).sum(-1)
+    distance = np.maximum(square[:, None] + square - 2 * states @ states.T, 0)
+    np.fill_diagonal(distance, np.inf)
+    if np.isnan(distance).any():
+        return float("nan")
+    first, second = np.partition(distance, 1, axis=1)[:, :2].T
+    apart = first > 1e-10 * np.median(square)  # of two that are the same, the ratio of distances is rounding
+    ratios = 0.5 * np.log(second[apart] / first[apart])  # distances are squared
+    return float((apart.sum() - 1) / ratios.sum()) if apart.sum() >= FEWEST and ratios.sum() > 0 else float("nan")
+
+
+def _cosines(states: Array) -> Array:
+    """Mean cosine between the states of a problem at every two positions: (position, problem, hidden) to squares."""
+    unit = states / np.sqrt((states**2).sum(-1, keepdims=True))
+    return np.asarray(np.einsum("pnh,qnh->pq", unit, unit, optimize=True) / states.shape[1])
+
+
+def _summary(whole: dict[str, Array], drawn: list[dict[str, Array]], null: list[dict[str, Array]]) -> dict[str, Array]:
+    """Each statistic with its interval, the spread of halves about their mean, and its mean under the null."""
+    summary: dict[str, Array] = {}
+    for name, value in whole.items():
+        draws = np.stack([one[name] for one in drawn])
+        low, high = np.quantile(draws - draws.mean(0), [0.025, 0.975], axis=0)
+        summary |= {name: value, f"{name}_low": value + low, f"{name}_high": value + high}
+        summary[f"{name}_null"] = np.stack([one[name] for one in null]).mean(0)
+    return summary

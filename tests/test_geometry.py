@@ -1,0 +1,123 @@
+"""Shape of states: scikit-learn's components, known dimensions, planted rotations and loads, readings, the command."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from sklearn.decomposition import PCA
+from synthetic import make_model, make_run, normalise, write_run
+
+import lake as command_line
+from analyze.context import Context
+from analyze.geometry.components import fit, principal_components
+from analyze.geometry.procrustes import procrustes
+from analyze.geometry.section import SECTIONS
+from analyze.geometry.shape import geometry, shape_of
+from analyze.page import write_section
+from store import open_lake
+
+FEW = {"resamples": 10, "shuffles": 3}
+
+
+@pytest.mark.parametrize(("n", "width"), [(30, 8), (12, 20)])
+def test_components_are_those_of_scikit_learn(n: int, width: int) -> None:
+    states = np.random.default_rng(0).normal(size=(2, n, width)) * np.linspace(1, 3, width)
+    for cell, share in zip(states, shape_of(states, 5)["explained"], strict=True):
+        np.testing.assert_allclose(share, PCA().fit(cell).explained_variance_ratio_[:5], atol=1e-10)
+    mean, axes, share = fit(states)
+    known = PCA().fit(states.reshape(-1, width))
+    np.testing.assert_allclose(mean, known.mean_)
+    np.testing.assert_allclose(abs(np.sum(axes[:5] * known.components_[:5], -1)), 1, atol=1e-8)
+    np.testing.assert_allclose(
+        share[: len(known.explained_variance_ratio_)], known.explained_variance_ratio_, atol=1e-10
+    )
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 5])
+def test_dimensions_of_known_sets(dimension: int) -> None:
+    rng = np.random.default_rng(dimension)
+    turn = np.linalg.qr(rng.normal(size=(20, 20)))[0][:dimension]
+    flat = rng.uniform(-1, 1, size=(1, 1500, dimension))
+    found = shape_of(flat @ turn + 3.0, 6)
+    assert found["two_nn"][0] == pytest.approx(dimension, rel=0.12)
+    assert found["participation_ratio"][0] == pytest.approx(dimension, rel=0.05)
+    angle = np.pi * flat[..., :1]  # a curve fills two directions and has one dimension
+    curve = shape_of(np.concatenate([np.cos(angle), np.sin(angle)], -1), 2)
+    assert curve["two_nn"][0] == pytest.approx(1, rel=0.12)
+    assert curve["participation_ratio"][0] == pytest.approx(2, rel=0.05)
+
+
+def test_lengths_and_cosines_are_those_one_by_one_and_chunks_change_nothing() -> None:
+    cells = {"position": ["bot", "ct0", "ct3"]}
+    run = make_run(n_example=20).sel(cells)
+    found = geometry(run, **FEW)
+    state = run["hidden_state"].sel(layer=1).values.astype("float64")
+    at, other = state[:, 0], state[:, 2]
+    slow = np.mean([a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(at, other, strict=True)])
+    cell = found.sel(layer=1, position="bot", other_position="ct3")
+    assert float(cell["cosine"]) == pytest.approx(slow)
+    assert float(cell["norm"]) == pytest.approx(np.mean([np.linalg.norm(a) for a in at]))
+    assert float(cell["norm_low"]) < float(cell["norm"]) < float(cell["norm_high"])
+    chunked = make_run(n_example=20, chunks={"example": 3, "hidden": 3}).sel(cells)
+    xr.testing.assert_identical(geometry(chunked, **FEW), found)
+    run["hidden_state"][:, 0, 0] = 2.0
+    assert geometry(run, **FEW)["two_nn"].isel(layer=0).isnull().values.tolist() == [True, False, False]
+
+
+def test_a_rotation_is_found_on_problems_left_out_and_shuffles_have_none() -> None:
+    run = make_run(n_example=80).sel(position=["bot", "ct0"])
+    turn = np.linalg.qr(np.random.default_rng(1).normal(size=(8, 8)))[0]
+    state = run["hidden_state"]
+    moved = run.assign(hidden_state=(state.dims, (0.2 * state.values @ turn + 4).astype("float32")))
+    found = procrustes(run, moved, shuffles=19, resamples=20)
+    fits = found["r2"].values.reshape(6, 6)
+    np.testing.assert_allclose(np.diag(fits), 1, atol=1e-6)
+    assert fits[~np.eye(6, dtype=bool)].max() < 0.1
+    assert (np.diag(found["p"].values.reshape(6, 6)) == 1 / 20).all()
+    assert float(found["r2_null"]) < 0.2
+
+
+def test_what_a_component_carries_and_how_many_a_reading_takes() -> None:
+    model = make_model()
+    run = make_run(n_example=120, model=model).sel(position=["bot", "ct0", "ct1"])
+    result = run["intermediate_result"].values[:, 0]
+    run["hidden_state"][:, 2, 1, :] = 0.1 * run["hidden_state"][:, 2, 1, :]
+    run["hidden_state"][:, 2, 1, 3] += xr.DataArray(2 * result, dims="example")
+    found = principal_components(run, model, components=3, permutations=19)
+    share = found["carried_share"].sel(layer=2, component=0, carried="result 1")
+    assert float(share.sel(position="ct0")) > 0.98
+    assert float(share.sel(position="bot")) < float(found["carried_null"].sel(carried="result 1"))
+    assert found["kept_reading"].sel(n_component=4).mean() > found["kept_reading_random"].sel(n_component=4).mean()
+    assert (found["position_share"].sel(layer=2, component=0) > 0.1).item()
+    states = run["hidden_state"].sel(layer=2).transpose("position", "example", "hidden").values.astype("float64")
+    mean, axes, _ = fit(states)
+    spread = ((states - mean) @ axes[0]).std()
+    logits = [normalise(state, model) @ model["unembedding"].values.T for state in (mean + spread * axes[0], mean)]
+    best = np.argsort(logits[1] - logits[0])[:5]
+    words = " ".join(str(model["token_string"].values[token]).strip() for token in best)
+    assert found["tokens"].sel(layer=2, component=0, sign="+").item() == words
+
+
+def test_the_command_and_its_sections(tmp_path, capsys) -> None:
+    place = tmp_path / "a.lake"
+    names = [
+        write_run(place, make_run(name=f"{name}/problems", n_example=24, seed=seed, model=model), model)
+        for seed, name in enumerate(("one", "two"))
+        for model in [make_model(seed=seed)]
+    ]
+    words = ["analyze", "geometry", str(place), *names, "--resamples", "5", "--shuffles", "2", "--components", "3"]
+    with pytest.raises(SystemExit) as left:
+        command_line.main(words)
+    out, err = capsys.readouterr()
+    assert (left.value.code, err) == (0, "")
+    assert out.count("shape of the states, 24 problems") == 2
+    assert out.count("held-out r2") == 3
+    lake = open_lake(place)
+    assert [len(result.runs) for result in lake.results("procrustes")].count(2) == 1
+    context = Context(lake, names)
+    for section in SECTIONS:
+        page = write_section(section, context)
+        assert page is not None
+        assert page.headline
+        assert page.method
+        assert page.tables
+        assert page.illustrations
