@@ -7,6 +7,8 @@ from .info import precision_text as precision_text
 from .layout import MAX_SHARD_EXAMPLES as MAX_SHARD_EXAMPLES
 from .layout import RunLayout as RunLayout
 from .location import local_path as local_path
+from .merge import Merged as Merged
+from .merge import merge as merge
 from .read import Lake as Lake
 from .read import Result as Result
 from .read import open_lake as open_lake
