@@ -47,12 +47,17 @@ def show_table(table: Table) -> None:
 
 
 def show_by_run(title: str, printed: Mapping[str, Sequence[Printed]]) -> None:
-    """What each run's result says: labelled tables side by side, rows of the same labels in one line; then lines."""
+    """What each run's result says: labelled tables of one title side by side, then lines.
+
+    Rows of the same labels are one line.
+    """
     labelled = {
         run: [each for each in parts if isinstance(each, Table) and each.labels] for run, parts in printed.items()
     }
-    for tables in zip(*labelled.values(), strict=True):
-        show_table(side_by_side(f"{title} {', '.join(printed)}", dict(zip(labelled, tables, strict=True))))
+    for name in dict.fromkeys(each.title for tables in labelled.values() for each in tables):
+        same = {run: each for run, tables in labelled.items() for each in tables if each.title == name}
+        heading = f"{title} {', '.join(printed)}"
+        show_table(side_by_side(f"{heading}: {name}" if name else heading, same))
     for run, parts in printed.items():
         for each in parts:
             if isinstance(each, str):

@@ -235,7 +235,8 @@ def side_by_side(title: str, tables: Mapping[str, Table]) -> Table:
     ]
     blank = ["-"] * len(measures)
     rows = [[*key, *(cell for run in tables for cell in by_run.get(run, blank))] for key, by_run in cells.items()]
-    return Table(title=title, columns=[*first.columns[:n], *names], rows=rows, labels=n)
+    columns = [*first.columns[:n], *names]
+    return Table(title=title, columns=columns, rows=rows, caption=first.caption, labels=n)
 
 
 Printed = Table | str

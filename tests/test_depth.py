@@ -9,8 +9,10 @@ import torch
 import xarray as xr
 from codi_models import ORACLE
 
+import lake as command_line
 from extract import Reasoner
 from extract.reenter import open_target
+from extract.reenter.depth.command import DepthSettings
 from extract.reenter.depth.experiment import pause_vector, think_to_depth
 from extract.reenter.depth.gains import right_from, with_gains
 from extract.reenter.depth.routes import Route
@@ -82,7 +84,7 @@ def slowly(reasoner: Reasoner, question: str, answer: str, route: Route, pause: 
 
 def test_every_route_is_what_a_slow_reference_computes(folder: Path) -> None:
     found = few(folder)
-    result = think_to_depth(found, beyond=1)
+    result = think_to_depth(found, DepthSettings(beyond=1))
     for marker in result["marker"].values:
         for series in result["series"].values:
             for n in (0, 2, 6, 8):
@@ -99,7 +101,8 @@ def test_every_route_is_what_a_slow_reference_computes(folder: Path) -> None:
 
 def test_depth_shows_how_many_thoughts_each_number_of_operations_takes(folder: Path) -> None:
     found = open_target(open_lake(folder), "small-gpt2/test")
-    result = think_to_depth(found, markers=["kept"], series=["own", "repeat"], sample=3, temperature=1e-6)
+    settings = DepthSettings(markers=("kept",), series=("own", "repeat"), sample=3, temperature=1e-6)
+    result = think_to_depth(found, settings)
     usual = result.sel(series="own", marker="kept", n_thought=6)
     np.testing.assert_allclose(usual["answer_logprob"], found.data["answer_logprob"], atol=1e-4)
     np.testing.assert_array_equal(usual["generated_text"].values, found.data["generated_text"].values)
@@ -118,7 +121,7 @@ def test_depth_shows_how_many_thoughts_each_number_of_operations_takes(folder: P
     assert float(((drawn == likeliest) | (drawn.isnull() & likeliest.isnull())).mean()) > 0.99  # ties apart
     small = open_target(open_lake(folder), "small-gpt2/test")
     small.batch_rows = 7
-    again = think_to_depth(small, markers=["kept"], series=["own", "repeat"], sample=3, temperature=1e-6)
+    again = think_to_depth(small, settings)
     for name in ("generated_text", "sample_answer", "first_right"):
         np.testing.assert_array_equal(again[name].values, result[name].values)
     np.testing.assert_allclose(again["answer_logprob"], result["answer_logprob"], atol=1e-4)
@@ -126,9 +129,10 @@ def test_depth_shows_how_many_thoughts_each_number_of_operations_takes(folder: P
 
 def test_draws_follow_the_model_and_no_batch(folder: Path) -> None:
     found = few(folder)
-    one = think_to_depth(found, beyond=0, series=["own"], markers=["kept"], sample=6, temperature=1.5, seed=1)
+    settings = DepthSettings(beyond=0, series=("own",), markers=("kept",), sample=6, temperature=1.5, seed=1)
+    one = think_to_depth(found, settings)
     found.batch_rows = 2
-    other = think_to_depth(found, beyond=0, series=["own"], markers=["kept"], sample=6, temperature=1.5, seed=1)
+    other = think_to_depth(found, settings)
     np.testing.assert_array_equal(one["sample_answer"].values, other["sample_answer"].values)
 
 
@@ -160,16 +164,32 @@ def test_first_and_stable_thought_have_their_closed_forms() -> None:
     assert float(spread["sample_entropy"][0, 0]) == pytest.approx(1.5 * np.log(2))
 
 
+def test_commands_keep_and_print_what_they_find(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command_line.app(
+        ["reenter", "depth", str(folder), "small-gpt2/test", "--limit", "6", "--beyond", "0", "--sample", "2"],
+        standalone_mode=False,
+    )
+    out = capsys.readouterr().out
+    for text in ("thoughts needed", "drawn answers", "trained for 6 thoughts", "positions fed"):
+        assert text in out
+    assert not Path(f"{folder}.reenter").exists()
+    command_line.app(["analyze", "depth", str(folder), "small-gpt2/test", "--limit", "6"], standalone_mode=False)
+    assert "when read-outs stop changing" in capsys.readouterr().out
+    stored = open_lake(folder)
+    assert {"accuracy", "gain_p_holm", "sample_answer"} <= set(stored.result("depth", "small-gpt2/test").data_vars)
+    assert {"log_rank", "settled_position"} <= set(stored.result("depth_readout", "small-gpt2/test").data_vars)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"beyond": -1}, "must be at least 0"),
+        ({"beyond": -1}, "--beyond is -1; it must be at least 0"),
         ({"temperature": 0.0}, "must be above 0"),
-        ({"sample": 2, "markers": ["none"]}, "samples are drawn after"),
+        ({"sample": 2, "markers": ("none",)}, "samples are drawn after"),
         ({"beyond": 400}, "thoughts fit, so ask for fewer with --beyond"),
     ],
 )
 def test_bad_requests_are_one_line(folder: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message) as error:
-        think_to_depth(few(folder), **change)
+        think_to_depth(few(folder), DepthSettings(**change))
     assert "\n" not in str(error.value)

@@ -11,9 +11,11 @@ from codi_models import ORACLE
 
 from extract import Reasoner
 from extract.reenter import open_target
-from extract.reenter.graph.edges import edge_names, with_edges
+from extract.reenter.graph.command import GraphSettings, edge_names
+from extract.reenter.graph.edges import with_edges
 from extract.reenter.graph.effects import thought_graph
-from extract.reenter.observe import OBSERVED
+from extract.reenter.graph.similarity import graph_similarity
+from extract.reenter.observe import COMPARED
 from extract.reenter.target import Target
 from extract.run.extract import extract, prepare
 from extract.small_models.problems import make_pairs, make_splits, write_pairs, write_problems
@@ -89,7 +91,7 @@ def slow_measures(reasoner: Reasoner, old: torch.Tensor, new: torch.Tensor) -> l
 def test_effects_are_what_a_slow_reference_computes(folder: Path) -> None:
     found = pairs(folder)
     reasoner, data = found.reasoner, found.data
-    result = thought_graph(found, operations=["twin", "mean"])
+    result = thought_graph(found, GraphSettings(operations=("twin", "mean")))
     fed = data["latent_embedding"].values
     partner = {0: 1, 1: 0, 2: 3, 3: 2}
     for row in range(2):
@@ -109,13 +111,9 @@ def test_effects_are_what_a_slow_reference_computes(folder: Path) -> None:
                         if target == 6:
                             logs = [each.log_softmax(-1) for each in (clean_number, number)]
                             expected[0] = float((logs[0].exp() * (logs[0] - logs[1])).sum())
-                        for index, name in enumerate(OBSERVED):
+                        for index, name in enumerate(COMPARED):
                             if target < 6 or index in (0, 3, 4):
-                                assert float(part[name]) == pytest.approx(expected[index], abs=2e-4), (
-                                    name,
-                                    source,
-                                    target,
-                                )
+                                assert float(part[name]) == pytest.approx(expected[index], abs=2e-4), name
     np.testing.assert_array_equal(result["self_kl"], 0)
     np.testing.assert_allclose(result["held_kl"], 0, atol=1e-6)
     # Before the change nothing changes, and between neighbours nothing is to be held.
@@ -126,7 +124,7 @@ def test_effects_are_what_a_slow_reference_computes(folder: Path) -> None:
 
 def test_outputs_of_a_block_are_held_up_to_each_target(folder: Path) -> None:
     found = pairs(folder)
-    result = thought_graph(found, operations=["resample"], layer=1, positions=["ct2", "bot", "ct4"])
+    result = thought_graph(found, GraphSettings(operations=("resample",), layer=1, positions=("ct2", "bot", "ct4")))
     assert list(result["source"].values) == ["bot", "ct2", "ct4"]
     edges = result["state_kl"].isel(operation=0).max("example")
     assert not np.isnan(edges.sel(effect="direct", source="bot", target="answer"))
@@ -135,12 +133,19 @@ def test_outputs_of_a_block_are_held_up_to_each_target(folder: Path) -> None:
 
 
 def test_the_graph_is_the_chain_by_construction_and_its_twin_has_none(folder: Path) -> None:
-    used = thought_graph(open_target(open_lake(folder), "small-gpt2/test"), operations=["mean", "resample"])
-    read = thought_graph(open_target(open_lake(folder), "small-gpt2-decodable/test"), operations=["mean", "resample"])
+    settings = GraphSettings(operations=("mean", "resample"))
+    used = thought_graph(open_target(open_lake(folder), "small-gpt2/test"), settings)
+    read = thought_graph(open_target(open_lake(folder), "small-gpt2-decodable/test"), settings)
     for operation in ("mean", "resample"):
         assert edge_names(used, operation, "direct") == CHAIN
         assert set(edge_names(used, operation, "total")) == {*CHAIN, "ct1 > ct5", "ct1 > answer", "ct3 > answer"}
         assert edge_names(read, operation, "direct") == edge_names(read, operation, "total") == []
+    alike, apart = graph_similarity(used, used), graph_similarity(used, read)
+    np.testing.assert_allclose(alike["similarity"], 1)
+    np.testing.assert_allclose(alike["jaccard"], 1)
+    assert float(alike["similarity_p"].max()) < 0.05
+    assert float(alike["even_similarity"].sel(operation="mean", effect="direct")) < 0.8
+    assert not (apart["jaccard"] > 0).any()
     assert used.attrs["positions_fed"] < used.attrs["positions_one_by_one"] / 2
 
 
@@ -150,7 +155,7 @@ def test_nulls_have_their_closed_forms() -> None:
     flips[0, 0, 1, 2] = 1.0
     dims = ("operation", "effect", "source", "target", "example")
     effects = xr.Dataset(
-        {name: (dims, flips) for name in OBSERVED},
+        {name: (dims, flips) for name in COMPARED},
         coords={
             "operation": ["mean"],
             "effect": ["direct"],
@@ -172,14 +177,15 @@ def test_nulls_have_their_closed_forms() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"operations": ["melt"]}, "operation 'melt' is not one of"),
+        ({"operations": ["melt"]}, "--operations melt is not one of"),
         ({"positions": ["ct9"]}, "'ct9' is no node of the graph"),
         ({"positions": ["bot"]}, "'bot' is no node of the graph"),
         ({"layer": 9}, "layer 9 is not there"),
-        ({"operations": []}, "no operation is named"),
+        ({"operations": ()}, "no operation is named"),
+        ({"against": "oracle/test"}, "has no graph of oracle/test; run lake reenter graph on it first"),
     ],
 )
 def test_bad_requests_are_one_line(folder: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message) as error:
-        thought_graph(pairs(folder), **change)
+        thought_graph(pairs(folder), GraphSettings(**change))
     assert "\n" not in str(error.value)

@@ -35,6 +35,7 @@ from extract.reenter import (
     sweep_grid,
 )
 from extract.reenter.intervene import permutation
+from extract.reenter.paired import spared, with_pairs
 from extract.reenter.patching.experiment import swap_effects
 from extract.reenter.statistics import first_that_wins, with_accuracy
 from extract.run.extract import extract, prepare
@@ -130,6 +131,57 @@ def test_patching_finds_the_thoughts_that_carry_the_answer_over(folder: Path, ar
     assert np.isnan(twin["n_that_wins"]).all()
 
 
+def test_patching_goes_both_ways(folder: Path) -> None:
+    found = target(folder, "small-gpt2", "pairs")
+    to_clean = patch(found, PatchSettings(sites=("latent_embedding",), subsets="none", into="clean"))
+    labels = {"site": "latent_embedding", "layer": -1, "kind": "first", "n": 6}
+    given = to_clean.sel(outcome_kind="corrupted_answer")
+    assert figures(given, "share", **labels) > 0.5
+    assert figures(given, "share", **labels, control="self (stored)") == 0
+    assert figures(to_clean, "recovery", **labels) > 0.4
+    assert float(to_clean["n_that_wins"][0]) in (4, 6)
+    # N against N + 1 of the first, five pairs: ct1 and ct3 carry numbers, ct2 and ct4 do not.
+    assert list(to_clean["n_second"].values) == [2, 3, 4, 5, 6]
+    added = dict(zip(to_clean["n_second"].values.tolist(), to_clean["n_difference"].values.tolist(), strict=True))
+    assert min(added[2], added[4]) > max(added[3], added[5], 0.1)
+    with pytest.raises(UsageError, match="--into both is not one of corrupted, clean"):
+        PatchSettings(into="both")  # type: ignore[arg-type]
+
+
+def test_counts_of_thoughts_and_layers_are_compared_in_pairs(folder: Path) -> None:
+    found = target(folder, "small-gpt2")
+    result = ablate(
+        found, AblateSettings(sites=("latent_embedding", "hidden_state"), operations=("mean",), sets=("counts",))
+    )
+    labels = {"site": "latent_embedding", "group": "first", "operation": "mean"}
+    # ct0 carries nothing that is used, ct1 does: one thought can go, the second costs most answers.
+    assert figures(result, "n_spared", n_thought=3, **labels) == 1
+    assert figures(result, "n_spared", n_thought=1, **{**labels, "group": "last"}) == 0
+    pairs = {name: result[name].values for name in ("n_thought_first", "n_thought_difference", "n_thought_p_holm")}
+    chosen = (result["n_thought_pair_site"] == labels["site"]) & (result["n_thought_pair_group"] == "first")
+    second = chosen.values & (pairs["n_thought_first"] == 1)
+    assert pairs["n_thought_difference"][second].item() < -0.5
+    assert pairs["n_thought_p_holm"][second].item() < 1e-3
+    # Two layers and both at once are three; at once is no layer, so there is one pair of each set.
+    assert set(result["layer_first"].values) == {0}
+    assert result.sizes["layer_pair"] == 3 * 6
+    with pytest.raises(UsageError, match="--sets some is not one of"):
+        AblateSettings(sets=("some",))  # type: ignore[arg-type]
+
+
+def test_paired_tests_have_their_closed_form() -> None:
+    outcome = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]], dtype=bool)
+    labels = {"layer": [0, 1, 2, -1], "control": ["", "", "", ""]}
+    coords = {"example": range(6), **{name: ("condition", values) for name, values in labels.items()}}
+    result = with_pairs(xr.Dataset(coords=coords), outcome, over="layer", within=(), which="all")
+    np.testing.assert_array_equal(result["layer_first"], [0, 0, 1])
+    np.testing.assert_allclose(result["layer_difference"], [-0.5, -1, -0.5])
+    np.testing.assert_allclose(result["layer_p"], [0.25, 2 / 64, 0.25])
+    np.testing.assert_allclose(result["layer_p_holm"], [0.5, 6 / 64, 0.5])
+    assert spared([1, 0.01, 0.001], [0, 0.2, 0.9], [1, 2, 3]) == 1
+    assert spared([1, 1], [0, 0], [1, 2]) == 2
+
+
 def test_every_corruption_once(folder: Path) -> None:
     result = corrupt(target(folder, "small-llama"), CorruptSettings(seed=1))
     by = {"site": "latent_embedding"}
@@ -163,6 +215,12 @@ def test_edges_and_heads(folder: Path) -> None:
     assert figures(edges, "kl_mean", group="hub cut", control="scaled by 1") == pytest.approx(0, abs=1e-5)
     for donor in ("forward", "stored"):
         assert figures(edges, "kl_mean", group="self", control=f"self ({donor})") == pytest.approx(0, abs=1e-5)
+    assert figures(edges, "drop", group="force ct1") == figures(edges, "drop", group="hub forced")
+    # Where a thought looks matters; forcing it costs log probability as well as answers.
+    for group in ("attention of thoughts shuffled", "attention of thoughts even", "force ct0"):
+        assert figures(edges, "drop", group=group) > 0.3
+        assert figures(edges, "logprob_change_mean", group=group) < -1
+    assert "right" not in edges["stratum"]  # all are
     singles = figures(edges, "drop", group="cut ct0") + figures(edges, "drop", group="cut ct2")
     assert figures(edges, "additive_drop", group="cut ct0+ct2") == pytest.approx(singles)
     ranking = [(1, 2), (0, 2), (0, 0)]

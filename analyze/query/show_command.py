@@ -106,7 +106,7 @@ def side_by_side(name: str, run: str, parts: Sequence[Printed]) -> list[Printed]
         f"{run}: {part}" if isinstance(part, str)
         else replace(
             part,
-            title=f"{name} {run}",
+            title=f"{name} {run}: {part.title}" if part.title else f"{name} {run}",
             columns=[*part.columns[: part.labels], *(f"\n{measure}" for measure in part.columns[part.labels :])],
         )
         if part.labels

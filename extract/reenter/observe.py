@@ -19,6 +19,8 @@ OBSERVED = {
 """What is measured of a state after the final norm, and its unit: divergence of the untouched read-out from this one;
 change of the log probability of the untouched one's likeliest token; whether another token is likeliest; cosine of the
 two states; norm of the difference over the norm of the untouched state; the likeliest token."""
+COMPARED = {name: units for name, units in OBSERVED.items() if name != "state_token"}
+"""Those that compare a state with the untouched one."""
 SAME = (0.0, 0.0, 0.0, 1.0, 0.0)
 """The same of two equal states."""
 

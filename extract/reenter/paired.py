@@ -90,3 +90,27 @@ def spared(p: Sequence[float], drop: Sequence[float], counts: Sequence[int]) -> 
         return int(counts[-1])
     first = int(np.flatnonzero(lost)[0])
     return int(counts[first - 1]) if first else 0
+
+
+def with_spared(out: xr.Dataset, within: Sequence[str]) -> xr.Dataset:
+    """Add ``n_spared(condition)``: of each series of ``n_thought``, how many can be taken away.
+
+    Parameters
+    ----------
+    out
+        With ``p`` and ``drop`` of every condition against the untouched run.
+    within
+        Labels that agree within a series.
+    """
+    series: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
+    for index, n in enumerate(out["n_thought"].values.tolist()):
+        if n > 0:
+            key = tuple(out[name].values[index] for name in within)
+            series.setdefault(key, []).append((n, index))
+    figures = out[["p", "drop"]].sel(stratum="all")
+    column = np.full(out.sizes["condition"], np.nan)
+    for members in series.values():
+        counts, rows = zip(*sorted(members), strict=True)
+        chosen = figures.isel(condition=list(rows))
+        column[list(rows)] = spared(chosen["p"].values.tolist(), chosen["drop"].values.tolist(), counts)
+    return out.assign(n_spared=("condition", column))

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from schemas.command import Table
+from schemas.command import Printed, Table
 
+MOST_PAIRS = 60
+"""Paired tests that are printed one by one."""
 ACCURACY = ("n", "accuracy 95%", "drop", "p", "p Holm", "KL")
 """Columns of a table of accuracy."""
 
@@ -18,6 +20,25 @@ def accuracy_table(result: Any, labels: Sequence[str]) -> Table:
         row = [label_text(label, condition[label].item()) if label in condition.coords else "" for label in labels]
         rows.append([*row, str(int(condition["n"])), *accuracy_cells(condition)])
     return Table(title="", columns=[*labels, *ACCURACY], rows=rows, labels=len(labels))
+
+
+def pair_table(result: Any, over: str, within: Sequence[str], title: str) -> Printed:
+    """Paired tests of :func:`extract.reenter.paired.with_pairs`; of many only how many differ."""
+    p_holm = result[f"{over}_p_holm"].values
+    if len(p_holm) > MOST_PAIRS:
+        differ = int((p_holm < 0.05).sum())
+        return (
+            f"{title}: {differ} of {len(p_holm)} pairs differ significantly (McNemar, Holm); --csv and --json have all"
+        )
+    rows = []
+    for index in range(result.sizes[f"{over}_pair"]):
+        pair = result.isel({f"{over}_pair": index})
+        labels = [label_text(label, pair[f"{over}_pair_{label}"].item()) for label in within]
+        both = f"{pair[f'{over}_first'].item()}, {pair[f'{over}_second'].item()}"
+        difference, p = float(pair[f"{over}_difference"]), pair[f"{over}_p"]
+        rows.append([*labels, both, f"{difference:+.3f}", p_text(p), p_text(p_holm[index])])
+    columns = [*within, over, "difference", "p", "p Holm"]
+    return Table(title=title, columns=columns, rows=rows, labels=len(within) + 1)
 
 
 def accuracy_cells(condition: Any) -> list[str]:
@@ -46,6 +67,13 @@ def label_text(label: str, value: Any) -> str:
     """A coordinate as a word."""
     if label == "layer":
         return "all" if value == -1 else str(value)
+    if label == "n_thought":
+        return "" if value == -1 else str(value)
     if isinstance(value, float):
         return "" if value != value else f"{value:+g}"
     return str(value)
+
+
+def tables_first(parts: Sequence[Printed]) -> list[Printed]:
+    """Tables, then lines, as the shell prints them."""
+    return sorted(parts, key=lambda each: isinstance(each, str))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from extract.reenter.settings import PRESET, Preset, overrule
 from extract.reenter.sites import ThoughtSite
-from extract.reenter.tables import accuracy_table
+from extract.reenter.tables import accuracy_table, label_text, pair_table, tables_first
 from schemas.command import Experiment, Printed, Settings, setting
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ class AblateSettings(Settings):
         ("zero", "mean"),
         "What is done to them; a mean is that of the position, of all thoughts, or of those of one outcome.",
         metavar="zero|mean|mean:run|mean:correct|mean:wrong|resample,..",
+    )
+    sets: tuple[Literal["carrying", "counts"], ...] = setting(
+        ("carrying",), "Which thoughts together: by what they carry, or the first N, the last N and N at random."
     )
     draws: int = setting(1, "Random sets of positions beside each group.", least=0)
     preset: Preset = setting(None, PRESET)
@@ -82,11 +85,32 @@ def ablate_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     carried = result.attrs.get("carried", "number")
     numbers = ", ".join(f"{position} {float(share):.1%}" for position, share in shares)
     left_out = float(result["share_not_counted"].max())
-    return [
-        accuracy_table(result, ("site", "layer", "operation", "group", "control")),
-        f"states that read a {carried}: {numbers}; up to {left_out:.1%} of examples lack such thoughts and do not"
-        " count",
+    labels = ["site", "layer", "operation", "group"]
+    found: list[Printed] = [
+        accuracy_table(result, (*labels, *(["n_thought"] if "n_spared" in result else []), "control"))
     ]
+    if "n_spared" in result:
+        title = "each number of thoughts against the next"
+        found.append(pair_table(result, "n_thought", ("site", "layer", "operation", "group"), title))
+    if "layer_pair" in result.dims:
+        found.append(pair_table(result, "layer", ("site", "operation", "group", "n_thought"), "layer against layer"))
+    line = (
+        f"states that read a {carried}: {numbers}; up to {left_out:.1%} of examples lack such thoughts and do not count"
+    )
+    return tables_first([*found, line, *(_spared(result) if "n_spared" in result else [])])
+
+
+def _spared(result: Any) -> list[Printed]:
+    """How many thoughts can be taken away before accuracy falls, a line for each series."""
+    lines: dict[str, None] = {}
+    for index in range(result.sizes["condition"]):
+        condition = result.isel(condition=index)
+        spared = float(condition["n_spared"])
+        if spared == spared:
+            where = f"{condition['site'].item()}, layer {label_text('layer', condition['layer'].item())}"
+            what = f"{condition['group'].item()} by {condition['operation'].item()}"
+            lines[f"{where}, {what}: {spared:.0f} can be taken away before accuracy falls significantly"] = None
+    return list(lines)
 
 
 def corrupt_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:

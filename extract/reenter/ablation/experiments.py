@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from extract.reenter.ablation.command import AblateSettings, CorruptSettings
+from extract.reenter.paired import with_pairs, with_spared
 from extract.reenter.sites import report_layers, self_controls, site_layers, where_of
 from extract.reenter.statistics import with_accuracy
 from extract.reenter.sweep import Condition
@@ -42,18 +43,26 @@ def ablate(target: Target, settings: AblateSettings | None = None) -> xr.Dataset
     -------
     xr.Dataset
         ``condition`` with coordinates ``site``, ``layer`` (-1: all at once, or below all), ``operation``, ``group``
-        (``numbers``, ``others``, ``all``, and ``random like numbers`` ...) and ``control``; figures as
+        (``numbers``, ``others``, ``all``, and ``random like numbers`` ...; of ``counts`` ``first``, ``last``, ``random
+        #1`` ...), ``n_thought`` (how many of ``counts``, else -1) and ``control``; figures as
         :func:`extract.reenter.statistics.with_accuracy` gives them, on the examples that have such thoughts:
         ``share_not_counted(condition)`` is the rest. ``number_share(position)`` is how often a state reads a number.
+        Paired tests of layers along ``layer_pair``, and of N against N + 1 along ``n_thought_pair``, as
+        :func:`extract.reenter.paired.with_pairs` gives them; ``n_spared(condition)``, of ``counts``: most thoughts that
+        can be taken away before accuracy falls significantly, the same for every N.
     """
     settings = settings or AblateSettings()
     layers = settings.layers or (report_layers(target) if settings.preset else None)
     conditions: list[Condition] = []
     for site in settings.sites:
-        groups = _groups(target, site, settings)
+        groups = _groups(target, site, settings) if "carrying" in settings.sets else {}
+        counts = _counts(target, settings) if "counts" in settings.sets else {}
         for layer in site_layers(target, site, layers):
             conditions += _ablations(target, site, layer, groups, settings)
-            labels = {"operation": "replace", "group": "all"}
+            for operation in settings.operations:
+                for (group, n), mask in counts.items():
+                    conditions.append(_ablation(target, site, layer, operation, group, mask, settings, n_thought=n))
+            labels = {"operation": "replace", "group": "all", "n_thought": -1}
             conditions += self_controls(target, site, layer, target.thoughts, labels)
     every = np.ones(target.data.sizes["example"], dtype=bool)
     changed = [
@@ -63,6 +72,12 @@ def ablate(target: Target, settings: AblateSettings | None = None) -> xr.Dataset
     swept = target.sweep(conditions)
     result = with_accuracy(swept, target.gold, counted=counted, strata=target.strata, seed=settings.seed)
     result["share_not_counted"] = ("condition", 1 - counted.mean(1))
+    right = result["correct"].values & counted
+    within = ("site", "operation", "group", "n_thought")
+    result = with_pairs(result, right, over="layer", within=within, which="all")
+    if counts:
+        within = ("site", "layer", "operation", "group")
+        result = with_spared(with_pairs(result, right, over="n_thought", within=within, which="next"), within)
     positions = ["bot", *target.thoughts]
     share = [float(target.number_states(position).mean()) for position in positions]
     result = result.assign(number_share=("position", share)).assign_coords(position=np.array(positions, dtype=object))
@@ -80,28 +95,56 @@ def _groups(target: Target, site: str, settings: AblateSettings) -> dict[str, np
     return groups
 
 
+def _counts(target: Target, settings: AblateSettings) -> dict[tuple[str, int], np.ndarray]:
+    """The first N thoughts, the last N, and N at random of each example, for every N: ``(example, thought)``."""
+    n_thought = len(target.thoughts)
+    every = np.ones((target.data.sizes["example"], n_thought), dtype=bool)
+    place = np.arange(n_thought)
+    masks: dict[tuple[str, int], np.ndarray] = {}
+    for n in range(1, n_thought + 1):
+        masks["first", n] = every & (place < n)
+        masks["last", n] = every & (place >= n_thought - n)
+        for draw in range(settings.draws):
+            masks[f"random #{draw + 1}", n] = target.random_like(masks["first", n], settings.seed + 2000 + draw)
+    return masks
+
+
 def _ablations(
     target: Target, site: str, layer: int, groups: dict[str, np.ndarray], settings: AblateSettings
 ) -> Iterator[Condition]:
     """Conditions at one site and layer: every operation on every group, and controls of what is done to the numbers."""
-    place = where_of(target, site, layer)
-
-    def condition(operation: str, group: str, change: dict[str, Any], control: str = "") -> Condition:
-        intervention = Intervention(positions=tuple(target.thoughts), seed=settings.seed, **change, **place)
-        return Condition(
-            name=f"{operation} {group} {site} {layer} {control}".rstrip(),
-            interventions=(intervention,),
-            labels={"site": site, "layer": layer, "operation": operation, "group": group, "control": control},
-            where=target.where(groups[group]),
-        )
-
     for operation in settings.operations:
-        for group in groups:
+        for group, mask in groups.items():
             control = "random positions" if group.startswith("random") else ""
-            yield condition(operation, group, change_of(operation), control)
-    yield condition("resample", "numbers", {"operation": "resample"}, "random donor")
-    change = change_of(settings.operations[0])
-    yield condition(change["operation"], "numbers", {**change, "as_noise": True}, "noise of the same norm")
+            yield _ablation(target, site, layer, operation, group, mask, settings, control=control)
+    if groups:
+        numbers = groups["numbers"]
+        yield _ablation(target, site, layer, "resample", "numbers", numbers, settings, control="random donor")
+        noise, change = "noise of the same norm", {**change_of(settings.operations[0]), "as_noise": True}
+        name = str(change["operation"])
+        yield _ablation(target, site, layer, name, "numbers", numbers, settings, control=noise, change=change)
+
+
+def _ablation(
+    target: Target, site: str, layer: int, operation: str, group: str, mask: np.ndarray, settings: AblateSettings, *,
+    n_thought: int = -1, control: str = "", change: dict[str, Any] | None = None,
+) -> Condition:  # fmt: skip
+    """One operation on the thoughts ``(example, thought)`` of a group."""
+    change = change_of(operation) if change is None else change
+    count = "" if n_thought < 0 else f" {n_thought}"
+    return Condition(
+        name=f"{operation} {group}{count} {site} {layer} {control}".rstrip(),
+        interventions=(
+            Intervention(
+                positions=tuple(target.thoughts), seed=settings.seed, **change, **where_of(target, site, layer)
+            ),
+        ),
+        labels={
+            "site": site, "layer": layer, "operation": operation, "group": group, "n_thought": n_thought,
+            "control": control,
+        },
+        where=target.where(mask),
+    )  # fmt: skip
 
 
 def corrupt(target: Target, settings: CorruptSettings | None = None) -> xr.Dataset:

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from extract.reenter.tables import accuracy_table
-from schemas.command import Experiment, Printed, Settings, setting
+from extract.reenter.tables import accuracy_table, interval_text
+from schemas.command import Experiment, Printed, Settings, Table, setting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -62,7 +62,29 @@ def head_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
 
 def edge_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     """Accuracy under each cut, and which position is the hub."""
-    return [accuracy_table(result, ("group", "control")), f"hub: {result.attrs['hub']}"]
+    found: list[Printed] = [accuracy_table(result, ("group", "control")), _forced(result)]
+    for stratum in ("right", "wrong"):
+        if stratum in result["stratum"].values:
+            cut = result.sel(stratum=stratum).isel(condition=result["group"].values.tolist().index("hub cut"))
+            before, after = float(cut["untouched_accuracy"]), float(cut["accuracy"])
+            found.append(
+                f"hub cut, of {int(cut['n'])} answered {stratum}ly: {before:.3f} right before, {after:.3f} after"
+            )
+    return [*found, f"hub: {result.attrs['hub']}"]
+
+
+def _forced(result: Any) -> Table:
+    """What it costs to force every later thought onto each position."""
+    overall = result.sel(stratum="all")
+    rows = []
+    for index, group in enumerate(result["group"].values):
+        if str(group).startswith("force "):
+            condition = overall.isel(condition=index)
+            cost, low, high = (float(condition[f"logprob_change_{end}"]) for end in ("mean", "low", "high"))
+            accuracy = interval_text(condition, "accuracy")
+            rows.append([str(group).removeprefix("force "), accuracy, f"{cost:.2f} [{low:.2f}, {high:.2f}]"])
+    columns = ["position", "accuracy 95%", "change of log p 95%"]
+    return Table(title="later thoughts see one position only", columns=columns, rows=rows, labels=1)
 
 
 COMMANDS = (

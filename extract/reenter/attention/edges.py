@@ -50,10 +50,12 @@ def cut_edges(target: Target, settings: CutEdgesSettings | None = None) -> xr.Da
     -------
     xr.Dataset
         ``condition`` with coordinates ``group`` and ``control``: ``hub cut``, ``hub forced`` (every later thought sees
-        nothing else), ``cut ctk`` for every position, ``sequence cut`` (no thought sees the one before), ``skip cut``
-        (itself and the one before are all it sees of the thoughts), ``question cut from thoughts`` and ``from answer``,
-        ``thoughts cut from answer``, sets ``cut ct0+ct1`` of thoughts; controls: edges scaled by 1, as many random
-        edges, each row replaced by itself. Figures as :func:`extract.reenter.statistics.with_accuracy` gives them;
+        nothing else), the same at every position (``cut ctk``, ``force ctk``), ``sequence cut`` (no thought sees the
+        one before), ``skip cut`` (itself and the one before are all it sees of the thoughts), ``question cut from
+        thoughts`` and ``from answer``, ``thoughts cut from answer``, sets ``cut ct0+ct1`` of thoughts, ``attention of
+        thoughts`` and ``of answer`` to all they see ``shuffled`` or ``even``; controls: edges scaled by 1, as many
+        random edges, each row replaced by itself. Figures as :func:`extract.reenter.statistics.with_accuracy` gives
+        them, also for the problems answered rightly (``stratum`` ``right``) and wrongly (``wrong``) before;
         ``additive_drop(condition)`` is what the single cuts of a set's members add up to.
 
     Raises
@@ -69,12 +71,16 @@ def cut_edges(target: Target, settings: CutEdgesSettings | None = None) -> xr.Da
     cuts = [
         *_hub_cuts(chain, hub),
         *((f"cut {key}", _from_later(chain, key), {}) for key in chain[:-1]),
+        *((f"force {key}", _all_on(chain, key), {"operation": "force"}) for key in chain[:-1]),
         *_chain_cuts(target, chain),
+        *_disrupted(target, chain),
     ]
     conditions = [_condition(target, settings, group, edges, "", change) for group, edges, change in cuts]
     for control, group, edges, change in _controls(chain, hub, settings.seed):
         conditions.append(_condition(target, settings, group, edges, control, change))
-    result = with_accuracy(target.sweep(conditions), target.gold, strata=target.strata, seed=settings.seed)
+    result = with_accuracy(
+        target.sweep(conditions), target.gold, strata=target.strata, outcomes=True, seed=settings.seed
+    )
     groups, drops = result["group"].values.tolist(), result["drop"].sel(stratum="all").values.tolist()
     drop = dict(zip(groups, drops, strict=True))
     additive = [
@@ -99,14 +105,35 @@ def _from_later(chain: list[str], *keys: str) -> Edges:
 def _hub_cuts(chain: list[str], hub: str) -> Iterator[tuple[str, Edges, dict[str, Any]]]:
     """The hub cut off, and made all that is seen."""
     yield "hub cut", _from_later(chain, hub), {}
-    yield "hub forced", {query: (hub,) for query in chain[chain.index(hub) + 1 :]}, {"operation": "force"}
+    yield "hub forced", _all_on(chain, hub), {"operation": "force"}
+
+
+def _all_on(chain: list[str], key: str) -> Edges:
+    """Edges to one position from the thoughts after it and what closes them."""
+    return {query: (key,) for query in chain[chain.index(key) + 1 :]}
+
+
+def _question(target: Target) -> tuple[str, ...]:
+    """Positions of the longest question."""
+    longest = max(len(target.reasoner.encode(str(text))) - 1 for text in target.data["question"].values)
+    return tuple(f"q-{distance}" for distance in range(longest, 0, -1))
+
+
+def _disrupted(target: Target, chain: list[str]) -> Iterator[tuple[str, Edges, dict[str, Any]]]:
+    """Attention of the thoughts, and of what follows them, dealt anew over all they see."""
+    question, answer = _question(target), ("eot", *ANSWER)
+    seen = {query: (*question, *chain[: index + 1]) for index, query in enumerate(chain)}
+    seen |= {query: (*question, *chain, *ANSWER[: index + 1]) for index, query in enumerate(ANSWER)}
+    for name, queries in (("thoughts", target.thoughts), ("answer", answer)):
+        edges = {query: seen[query] for query in queries}
+        yield f"attention of {name} shuffled", edges, {"operation": "shuffle"}
+        yield f"attention of {name} even", edges, {"operation": "even"}
 
 
 def _chain_cuts(target: Target, chain: list[str]) -> Iterator[tuple[str, Edges, dict[str, Any]]]:
     """Thoughts cut from each other, from the question and from the answer, and sets of them cut off."""
     thoughts, before, answer = target.thoughts, chain[:-1], ("eot", *ANSWER)
-    longest = max(len(target.reasoner.encode(str(text))) - 1 for text in target.data["question"].values)
-    question = tuple(f"q-{distance}" for distance in range(longest, 0, -1))
+    question = _question(target)
     yield "sequence cut", {thought: (previous,) for previous, thought in itertools.pairwise(before)}, {}
     yield "skip cut", {thought: tuple(before[:index]) for index, thought in enumerate(thoughts)}, {}
     yield "question cut from thoughts", dict.fromkeys(thoughts, question), {}

@@ -8,8 +8,9 @@ import xarray as xr
 
 from extract.model.device import device_errors
 from extract.reenter.answers import asked_answers
+from extract.reenter.depth.command import DepthSettings
 from extract.reenter.depth.gains import with_gains
-from extract.reenter.depth.routes import Marker, Route, Sampling, Series, answer_routes, check_routes, routes_of
+from extract.reenter.depth.routes import Route, Sampling, answer_routes, check_routes, routes_of
 from extract.reenter.depth.samples import with_samples
 from extract.reenter.kept import Kept
 from extract.reenter.sweep import rows_that_fit
@@ -18,38 +19,19 @@ from extract.run.extract import code_fingerprint
 from schemas import UsageError, fingerprint
 
 
-def think_to_depth(
-    target: Target,
-    *,
-    beyond: int = 2,
-    series: Sequence[Series] = ("own", "repeat", "pause"),
-    markers: Sequence[Marker] = ("kept", "none"),
-    sample: int = 0,
-    temperature: float = 0.7,
-    seed: int = 0,
-) -> xr.Dataset:
+def think_to_depth(target: Target, settings: DepthSettings | None = None) -> xr.Dataset:
     """Ask for the answer after every number of thoughts.
 
-    Each question is read and thought through once; every number of thoughts is a branch of that.
+    Each question is read and thought through once; every number of thoughts is a branch of that. The pause vector is
+    that of the model or, where it has none, the mean of all fed vectors.
 
     Parameters
     ----------
     target
         Run and model.
-    beyond
-        How many times the trained number of thoughts to go beyond it.
-    series
-        What the thoughts are: the model's ``own``; its own up to the trained number, the rest the last one again
-        (``repeat``) or the ``pause`` vector: that of the model or, where it has none, the mean of all fed vectors. See
-        :class:`extract.reenter.depth.routes.Route`.
-    markers
-        With the tokens around the thoughts (``kept``) and without (``none``).
-    sample
-        Answers drawn for each problem after every number of its own thoughts.
-    temperature
-        Of the draws.
-    seed
-        Of draws and intervals.
+    settings
+        By default every series of :class:`extract.reenter.depth.routes.Route`, with markers and without, to three times
+        the trained number of thoughts.
 
     Returns
     -------
@@ -66,10 +48,12 @@ def think_to_depth(
     UsageError
         If the model has no thoughts or the thoughts asked for do not fit its context.
     """
+    settings = settings or DepthSettings()
     reasoner = target.reasoner
-    _check(target, beyond, series, markers, sample, temperature)
-    n, most = reasoner.n_latent, (1 + beyond) * reasoner.n_latent
-    markers = [marker for marker in markers if marker == "kept" or reasoner.bot_id is not None]
+    _check(target, settings)
+    n, most, seed = reasoner.n_latent, (1 + settings.beyond) * reasoner.n_latent, settings.seed
+    series, sample, temperature = settings.series, settings.sample, settings.temperature
+    markers = [marker for marker in settings.markers if marker == "kept" or reasoner.bot_id is not None]
     routes = routes_of(n, most, list(dict.fromkeys(series)), list(dict.fromkeys(markers)))
     found, attrs = _run(target, routes, most, Sampling(n_sample=sample, temperature=temperature, seed=seed, rows=0))
     axes: dict[str, list[object]] = {
@@ -90,20 +74,18 @@ def think_to_depth(
     return out.assign_attrs(**attrs, n_latent=n, rule=target.rule)
 
 
-def _check(
-    target: Target, beyond: int, series: Sequence[str], markers: Sequence[str], sample: int, temperature: float
-) -> None:
+def _check(target: Target, settings: DepthSettings) -> None:
     if not target.reasoner.n_latent:
         raise UsageError(f"{target.run} has no thoughts, so there is no depth to go to")
-    if beyond < 0 or sample < 0:
-        raise UsageError(f"beyond is {beyond} and sample {sample}; both must be at least 0")
-    if temperature <= 0:
-        raise UsageError(f"temperature is {temperature}; it must be above 0 (the likeliest answer is given anyway)")
-    if sample and not ("own" in series and "kept" in markers):
+    if settings.temperature <= 0:
+        raise UsageError(
+            f"temperature is {settings.temperature}; it must be above 0 (the likeliest answer is given anyway)"
+        )
+    if settings.sample and not ("own" in settings.series and "kept" in settings.markers):
         raise UsageError(
             "samples are drawn after the model's own thoughts with markers; ask for series own, markers kept"
         )
-    if not series or not markers:
+    if not settings.series or not settings.markers:
         raise UsageError("no series or no markers are named; own, repeat, pause and kept, none can be")
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import xarray as xr
 
-from extract.reenter.observe import OBSERVED
+from extract.reenter.observe import COMPARED
 from extract.reenter.statistics import by_problem
-from schemas.statistics import adjust, mean_interval
+from schemas.statistics import adjust, mean_interval, wilson_interval
 
 ALL = "all"
 
@@ -21,7 +21,7 @@ def with_edges(
     Parameters
     ----------
     effects
-        Variables of :data:`extract.reenter.observe.OBSERVED` over (``operation``, ``effect``, ``source``, ``target``,
+        Variables of :data:`extract.reenter.observe.COMPARED` over (``operation``, ``effect``, ``source``, ``target``,
         ``example``), NaN where there can be no edge.
     strata
         Difficulty ``(example,)``; everything is given for each, and for ``all``.
@@ -38,7 +38,8 @@ def with_edges(
     -------
     xr.Dataset
         With ``n(stratum)`` problems and, of (``stratum``, ``operation``, ``effect``, ``source``, ``target``):
-        of each measure the mean over problems ``_mean`` and its bootstrap 95% interval ``_low``, ``_high``;
+        of each measure the mean over problems ``_mean`` and its 95% interval ``_low``, ``_high`` (bootstrap; of flips
+        Wilson);
         ``even_flip``, the *even-causal* null: what each later target would show if the source's flips were spread
         evenly over them; ``shuffled_flip``, ``p`` and ``p_holm``, the *shuffled-order* null: the mean flip of an edge
         when each problem's effects are dealt anew to the edges, and how often (one-sided) and after Holm's correction
@@ -64,9 +65,11 @@ def _figures(
 ) -> dict[str, np.ndarray]:
     """Figures ``(operation, effect, source, target)`` of some examples."""
     out: dict[str, np.ndarray] = {}
-    for name in OBSERVED:
+    for name in COMPARED:
         value = by_problem(effects[name].values[..., group], problem[group])
         mean, low, high = mean_interval(value, seed)
+        if name == "state_flip":  # a share: no interval of width 0 where none, or all, are otherwise
+            low, high = wilson_interval(mean * value.shape[-1], np.where(np.isnan(mean), 0, value.shape[-1]))
         out |= {f"{name}_mean": mean, f"{name}_low": low, f"{name}_high": high}
         if name == "state_flip":
             flips = value
@@ -99,14 +102,3 @@ def _shuffled(flips: np.ndarray, n_null: int, seed: int) -> dict[str, np.ndarray
         for name, found in (("shuffled_flip", null.mean()), ("p", p), ("p_holm", adjust(p))):
             out[name][(*place, possible)] = found
     return out
-
-
-def edge_names(graph: xr.Dataset, operation: str, effect: str, stratum: str = ALL) -> list[str]:
-    """Edges as ``ct1 > ct3``."""
-    table = graph["edge"].sel(operation=operation, effect=effect, stratum=stratum)
-    return [
-        f"{source} > {target}"
-        for source in table["source"].values
-        for target in table["target"].values
-        if bool(table.sel(source=source, target=target))
-    ]

@@ -2,19 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from extract.reenter.graph.command import GraphSettings
 from extract.reenter.graph.edges import with_edges
-from extract.reenter.observe import OBSERVED
+from extract.reenter.graph.similarity import graph_similarity
+from extract.reenter.observe import COMPARED
 from extract.reenter.sites import self_controls
 from extract.reenter.sweep import UNTOUCHED, Condition
 from extract.reenter.target import Target
 from schemas import Intervention, UsageError, nearest
+from store.read import preferred
 
-Operation = Literal["mean", "resample", "noise", "twin"]
 CHANGES: dict[str, dict[str, Any]] = {
     "mean": {"operation": "mean"},
     "resample": {"operation": "resample"},
@@ -26,17 +28,18 @@ ANSWER = "answer"
 TOTAL, DIRECT = "total", "direct"
 
 
-def thought_graph(
-    target: Target,
-    *,
-    operations: Sequence[Operation] = ("mean", "resample", "noise"),
-    layer: int | None = None,
-    positions: Sequence[str] | None = None,
-    strength: float = 1.0,
-    least: float = 0.25,
-    n_null: int = 2000,
-    seed: int = 0,
-) -> xr.Dataset:
+@dataclass(frozen=True, slots=True)
+class _Do:
+    """A node changed, with or without holding later ones, and the edges that are read from it."""
+
+    condition: Condition
+    operation: str
+    effect: str
+    source: int
+    targets: tuple[int, ...]
+
+
+def thought_graph(target: Target, settings: GraphSettings | None = None) -> xr.Dataset:
     """Change each thought and measure every later one, and the answer.
 
     A node is a thought: the vector fed at it or, with ``layer``, the output of that block at it. It is measured by the
@@ -47,69 +50,75 @@ def thought_graph(
     ----------
     target
         Run and model.
-    operations
-        How a node is changed; ``twin`` needs a run over clean/corrupted pairs.
-    layer
-        Block whose output is the node; by default the fed vector.
-    positions
-        Nodes; the thoughts by default.
-    strength
-        Of ``noise``, in standard deviations of the position's component.
-    least
-        Share of the problems in which an edge's target has to read otherwise; see :func:`with_edges`.
-    n_null
-        Draws of the shuffled order.
-    seed
-        Of everything random.
+    settings
+        By default every fed vector is set to its mean, exchanged for another problem's, and changed by noise.
 
     Returns
     -------
     xr.Dataset
         Of (``operation``, ``effect``, ``source``, ``target``, ``example``), NaN where the target is not later than the
         source: ``state_kl``, ``state_logprob_change``, ``state_flip``, ``state_cosine``, ``state_change`` as
-        :data:`extract.reenter.observe.OBSERVED` has them. At the target ``answer`` they are the divergence at the
+        :data:`extract.reenter.observe.COMPARED` has them. At the target ``answer`` they are the divergence at the
         answer's number, the change of the gold answer's log probability, whether another answer is given, and the state
         before the answer. ``effect`` is ``total``, what follows recomputed, or ``direct``: the nodes between source and
         target held at their stored values. Figures over examples as :func:`with_edges` gives them; ``self_kl(target)``
         and ``held_kl(target)``, the largest divergence where every node is replaced by its own value of the same pass,
-        and by its stored one.
+        and by its stored one; with ``against`` what :func:`extract.reenter.graph.similarity.graph_similarity` gives.
 
     Raises
     ------
     UsageError
         If there are not two nodes, or an operation or node is not there.
     """
-    nodes = _nodes(target, layer, positions)
-    if unknown := [name for name in operations if name not in CHANGES]:
-        raise UsageError(f"operation {unknown[0]!r} is not one of {', '.join(CHANGES)}{nearest(unknown[0], CHANGES)}")
-    if not operations:
+    settings = settings or GraphSettings()
+    nodes, layer = _nodes(target, settings.layer, settings.positions), settings.layer
+    if not settings.operations:
         raise UsageError("no operation is named; " + ", ".join(CHANGES) + " can be")
+    other = None if settings.against is None else _stored_graph(target, settings.against)
     place = _place(layer)
-    changes = _changes(nodes, operations, place, strength, seed)
-    labelled = {"operation": "replace", "group": "all"}
-    controls = self_controls(target, place["site"], -1 if layer is None else layer, nodes, labelled)
+    changes = _changes(nodes, settings.operations, place, settings.strength, settings.seed)
+    labels = {"operation": "replace", "group": "all"}
+    controls = self_controls(target, place["site"], -1 if layer is None else layer, nodes, labels)
     conditions = {each.condition.name: each.condition for each in changes}
     found = target.sweep([*conditions.values(), *controls], observe=True)
     measured = _measured(target, found, nodes, layer)
-    labels: dict[str, list[str]] = {
-        "operation": list(operations),
-        "effect": [TOTAL, DIRECT],
-        "source": nodes,
-        "target": [*nodes, ANSWER],
-    }
-    values = _by_edge(measured, changes, labels)
-    coords = {name: np.array(axis, dtype=object) for name, axis in labels.items()}
-    dims = (*labels, "example")
-    out = xr.Dataset(
-        {name: (dims, values[..., index, :], {"units": units}) for index, (name, units) in enumerate(OBSERVED.items())},
-        coords={**coords, "example": found["example"].values},
-        attrs={key: value for key, value in found.attrs.items() if key != "rule"},
-    )
+    out = _labelled(found, measured, changes, nodes, settings.operations)
     for name, control in zip(("self_kl", "held_kl"), controls, strict=True):
         out[name] = ("target", np.nanmax(measured[control.name][:, 0], axis=-1))
     problem = target.data["problem"].values if "problem" in target.data.coords else None
-    out = with_edges(out, strata=target.strata, problem=problem, least=least, n_null=n_null, seed=seed)
+    out = with_edges(
+        out, strata=target.strata, problem=problem, least=settings.least, n_null=settings.null_draws, seed=settings.seed
+    )
+    if other is not None:
+        out = out.merge(graph_similarity(out, other, n_null=settings.null_draws, seed=settings.seed))
+        out.attrs["against"] = settings.against
     return out.assign_attrs(layer=-1 if layer is None else layer)
+
+
+def _stored_graph(target: Target, run: str) -> xr.Dataset:
+    """Graph of a run of the lake; of several that with the fewest settings of its own."""
+    stored = [] if target.lake is None else preferred(each for each in target.lake.results("graph") if run in each.runs)
+    if target.lake is None or not stored:
+        raise UsageError(f"the lake has no graph of {run}; run lake reenter graph on it first")
+    return target.lake.open_result(stored[0].name)
+
+
+def _labelled(
+    found: xr.Dataset, measured: dict[str, np.ndarray], changes: Sequence[_Do], nodes: list[str],
+    operations: Sequence[str],
+) -> xr.Dataset:  # fmt: skip
+    """Measures of every edge and example."""
+    labels: dict[str, list[str]] = {
+        "operation": list(operations), "effect": [TOTAL, DIRECT], "source": nodes, "target": [*nodes, ANSWER],
+    }  # fmt: skip
+    values = _by_edge(measured, changes, labels)
+    coords = {name: np.array(axis, dtype=object) for name, axis in labels.items()}
+    dims = (*labels, "example")
+    return xr.Dataset(
+        {name: (dims, values[..., index, :], {"units": units}) for index, (name, units) in enumerate(COMPARED.items())},
+        coords={**coords, "example": found["example"].values},
+        attrs={key: value for key, value in found.attrs.items() if key != "rule"},
+    )
 
 
 def _nodes(target: Target, layer: int | None, positions: Sequence[str] | None) -> list[str]:
@@ -133,17 +142,6 @@ def _nodes(target: Target, layer: int | None, positions: Sequence[str] | None) -
 
 def _place(layer: int | None) -> dict[str, Any]:
     return {"site": "latent_embedding"} if layer is None else {"site": "hidden_state", "layers": (layer,)}
-
-
-@dataclass(frozen=True, slots=True)
-class _Do:
-    """A node changed, with or without holding later ones, and the edges that are read from it."""
-
-    condition: Condition
-    operation: str
-    effect: str
-    source: int
-    targets: tuple[int, ...]
 
 
 def _changes(
@@ -176,7 +174,7 @@ def _measured(target: Target, found: xr.Dataset, nodes: Sequence[str], layer: in
     middle = target.reasoner.places.middle
     # What is fed at a thought is measured by the state it was projected from.
     read_at = [middle.index(node) - (layer is None) for node in nodes]
-    states = np.stack([found[name].values for name in OBSERVED], axis=1)  # (condition, measure, position, example)
+    states = np.stack([found[name].values for name in COMPARED], axis=1)  # (condition, measure, position, example)
     states = np.concatenate([states[:, :, read_at], states[:, :, -1:]], axis=2).swapaxes(1, 2)
     logprob, predicted = found["answer_logprob"].values[:, 0], found["predicted_answer"].values
     none = predicted != predicted if predicted.dtype.kind == "f" else predicted == ""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from extract.reenter.settings import PRESET, Preset, overrule
 from extract.reenter.sites import ThoughtSite
-from extract.reenter.tables import interval_text, label_text, p_text
+from extract.reenter.tables import interval_text, label_text, p_text, pair_table, tables_first
 from schemas.command import Experiment, Printed, Settings, Table, setting
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ class PatchSettings(Settings):
     subsets: Literal["none", "named", "all"] = setting(
         "named", "Subsets besides single thoughts and the first N; named: the reports' three."
     )
+    into: Literal["corrupted", "clean"] = setting(
+        "corrupted", "Half of a pair that is changed; the other gives its thoughts."
+    )
     preset: Preset = setting(None, PRESET)
     seed: int = setting(0, "Seed of everything random.")
 
@@ -44,7 +47,7 @@ class PatchSettings(Settings):
 
 
 def run(target: "Target", settings: PatchSettings) -> "xr.Dataset":
-    """Patch the clean half's thoughts into the corrupted half of every pair that counts."""
+    """Patch one half's thoughts into the other half of every pair that counts."""
     from extract.reenter.patching.experiment import patch
 
     return patch(target, settings)
@@ -53,6 +56,7 @@ def run(target: "Target", settings: PatchSettings) -> "xr.Dataset":
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     """Outcomes under each condition, which pairs count, and from how many thoughts on the clean answer wins."""
     counts = result.attrs
+    giver = "clean" if counts.get("into", "corrupted") == "corrupted" else "corrupted"
     lines = [
         f"{counts['n_counted']} of {counts['n_pair']} pairs count; {counts['n_same_answer']} have the same answer"
         f" twice, {counts['n_not_both_right']} are not both answered rightly"
@@ -63,10 +67,15 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
         place = f"{series['series_site'].item()}, layer {label_text('layer', series['series_layer'].item())}"
         wins = f"from N = {n:.0f} [{low:.0f}, {high:.0f}]" if n == n else "at no N"
         never = float(series["never_wins"])
-        lines.append(f"{place}: the clean answer wins {wins}; in {never:.0%} of resamples never")
+        lines.append(f"{place}: the {giver} answer wins {wins}; in {never:.0%} of resamples never")
     columns = [*LABELS, "clean 95%", "corrupted", "other", "gibberish", "recovery", "p", "p Holm"]
     rows = [_row(result.isel(condition=index)) for index in range(result.sizes["condition"])]
-    return [Table(title="", columns=columns, rows=rows, labels=len(LABELS)), *lines]
+    found: list[Printed] = [Table(title="", columns=columns, rows=rows, labels=len(LABELS))]
+    if "n_pair" in result.dims:
+        found.append(pair_table(result, "n", ("site", "layer"), "the first N thoughts against the first N + 1"))
+    if "layer_pair" in result.dims:
+        found.append(pair_table(result, "layer", ("site", "positions", "kind"), "layer against layer"))
+    return tables_first([*found, *lines])
 
 
 def _row(condition: Any) -> list[str]:

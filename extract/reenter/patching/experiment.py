@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from extract.reenter.paired import with_pairs
 from extract.reenter.patching.command import PatchSettings
-from extract.reenter.patching.outcomes import with_n_that_wins, with_outcomes
+from extract.reenter.patching.outcomes import GIVEN, with_n_that_wins, with_outcomes
 from extract.reenter.sites import report_layers, self_controls, site_layers, where_of
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target
@@ -63,7 +64,7 @@ def pairs_of(target: Target) -> Pairs:
 
 
 def patch(target: Target, settings: PatchSettings | None = None) -> xr.Dataset:
-    """Patch the clean half's thoughts into the corrupted half of every pair that counts.
+    """Patch one half's thoughts into the other half of every pair that counts; by default into the corrupted one.
 
     With the preset ``reports`` the first N and the subsets are of the reports' steps, ``bot, ct0 .. ct4``, in place of
     the six thoughts.
@@ -80,11 +81,13 @@ def patch(target: Target, settings: PatchSettings | None = None) -> xr.Dataset:
     xr.Dataset
         ``condition`` with coordinates ``site``, ``layer`` (-1: all at once, or below all), ``positions`` (joined by +),
         ``n`` (how many), ``kind`` (``one``, ``first``, ``named``, ``subset``) and ``control``; examples are the
-        corrupted halves that count. ``share(condition, outcome)`` with Wilson intervals ``share_low``, ``share_high``;
-        ``logit_difference_mean`` (clean less corrupted) and ``recovery`` (0: as untouched, 1: as the clean half itself)
-        with bootstrap intervals; ``p``: exact McNemar of the clean answer against the untouched run, ``p_holm``;
+        halves that are changed. ``share(condition, outcome)`` with Wilson intervals ``share_low``, ``share_high``;
+        ``logit_difference_mean`` (clean less corrupted) and ``recovery`` (0: as untouched, 1: as the other half itself)
+        with bootstrap intervals; ``p``: exact McNemar of the giver's answer against the untouched run, ``p_holm``;
         ``n_that_wins(site, layer)``, ``_low``, ``_high`` and ``never_wins``: how many first thoughts it takes until the
-        clean answer is, and stays, more frequent than the corrupted one. ``attrs`` count the pairs that do not count.
+        giver's answer is, and stays, more frequent than the half's own. Paired tests of the giver's answer, layer
+        against layer along ``layer_pair`` and the first N against the first N + 1 thoughts along ``n_pair``, as
+        :func:`extract.reenter.paired.with_pairs` gives them. ``attrs`` count the pairs that do not count.
 
     Raises
     ------
@@ -100,18 +103,24 @@ def patch(target: Target, settings: PatchSettings | None = None) -> xr.Dataset:
         for layer in site_layers(target, site, layers)
         for condition in _conditions(target, site, layer, pairs, settings)
     ]
+    changed, giving = (pairs.corrupted, pairs.clean) if settings.into == "corrupted" else (pairs.clean, pairs.corrupted)
     gold = target.data["gold_answer"].values.astype(str)
     examples = target.data["example"].values
     answers = {"clean": gold[pairs.clean].tolist(), "corrupted": gold[pairs.corrupted].tolist()}
-    swept = target.sweep(conditions, answers=answers, examples=examples[pairs.corrupted].tolist())
-    # The clean halves untouched: how far the logit difference can go.
+    swept = target.sweep(conditions, answers=answers, examples=examples[changed].tolist())
+    # The giving halves untouched: how far the logit difference can go.
     folder, target.folder = target.folder, None
-    ceiling = target.sweep([], answers=answers, examples=examples[pairs.clean].tolist())
+    ceiling = target.sweep([], answers=answers, examples=examples[giving].tolist())
     target.folder = folder
-    result = with_outcomes(swept, answers, ceiling["logit_difference"].values[0], target.scoring, settings.seed)
-    result = result.assign_coords(problem=("example", target.data["problem"].values[pairs.corrupted]))
-    result = with_n_that_wins(result, conditions, settings.seed)
-    return result.assign_attrs(**pairs.counts, legacy=int(settings.preset is not None))
+    ends = ceiling["logit_difference"].values[0]
+    result = with_outcomes(swept, answers, ends, target.scoring, settings.seed, into=settings.into)
+    result = result.assign_coords(problem=("example", target.data["problem"].values[changed]))
+    result = with_n_that_wins(result, conditions, settings.seed, into=settings.into)
+    given = result["outcome"].values == GIVEN[settings.into]
+    result = with_pairs(result, given, over="layer", within=("site", "positions", "kind"), which="all")
+    first = result["kind"].values == "first"
+    result = with_pairs(result, given, over="n", within=("site", "layer"), which="next", only=first)
+    return result.assign_attrs(**pairs.counts, legacy=int(settings.preset is not None), into=settings.into)
 
 
 def _conditions(target: Target, site: str, layer: int, pairs: Pairs, settings: PatchSettings) -> Iterator[Condition]:
@@ -125,7 +134,7 @@ def _conditions(target: Target, site: str, layer: int, pairs: Pairs, settings: P
         joined = "+".join(positions)
         labels = {"positions": joined, "n": len(positions), "kind": kind, "control": control}
         return Condition(
-            name=f"{control or 'clean'} {kind} {joined} {site} {layer}",
+            name=f"{control or 'given'} {kind} {joined} {site} {layer}",
             interventions=(Intervention(positions=tuple(positions), **change, **place),),
             labels={"site": site, "layer": layer, **labels},
         )
@@ -141,7 +150,8 @@ def _conditions(target: Target, site: str, layer: int, pairs: Pairs, settings: P
         yield condition([thoughts[index] for index in subset], kind)
     labels = {"positions": "+".join(thoughts), "n": len(thoughts), "kind": "first"}
     yield from self_controls(target, site, layer, thoughts, labels)
-    yield from _number_sets(target, site, layer, pairs.corrupted, settings.seed)
+    changed = pairs.corrupted if settings.into == "corrupted" else pairs.clean
+    yield from _number_sets(target, site, layer, changed, settings.seed)
 
 
 def _subsets(target: Target, subsets: str, n_thought: int) -> list[tuple[int, ...]]:
@@ -159,7 +169,7 @@ def _subsets(target: Target, subsets: str, n_thought: int) -> list[tuple[int, ..
 
 
 def _number_sets(target: Target, site: str, layer: int, rows: np.ndarray, seed: int) -> Iterator[Condition]:
-    """Thoughts that carry a number in the corrupted half, the others, and as many at random."""
+    """Thoughts that carry a number in the changed half, the others, and as many at random."""
     numbers = target.number_thoughts(site)[rows]
     masks = {"numbers": numbers, "others": ~numbers, "random like numbers": target.random_like(numbers, seed)}
     for name, mask in masks.items():
@@ -169,7 +179,7 @@ def _number_sets(target: Target, site: str, layer: int, rows: np.ndarray, seed: 
         )
         labels = {"site": site, "layer": layer, "positions": name, "n": -1, "kind": "carrying", "control": control}
         yield Condition(
-            name=f"clean {name} {site} {layer}", interventions=(swap,), labels=labels, where=target.where(mask)
+            name=f"given {name} {site} {layer}", interventions=(swap,), labels=labels, where=target.where(mask)
         )
 
 

@@ -10,26 +10,36 @@ from extract.reenter.sweep import Condition
 from schemas import Scoring
 from schemas.statistics import adjust, mcnemar_exact, mean_interval, share_interval
 
+GIVEN = {"corrupted": "clean_answer", "clean": "corrupted_answer"}
+"""The giving half's answer, by the half that is changed."""
 OUTCOMES = ("clean_answer", "corrupted_answer", "other", "gibberish")
 
 
 def with_outcomes(
-    swept: xr.Dataset, answers: Mapping[str, Sequence[str]], ceiling: np.ndarray, scoring: Scoring, seed: int
+    swept: xr.Dataset,
+    answers: Mapping[str, Sequence[str]],
+    ceiling: np.ndarray,
+    scoring: Scoring,
+    seed: int,
+    *,
+    into: str = "corrupted",
 ) -> xr.Dataset:
     """Add outcomes and their shares, recovery of the logit difference, and tests against the untouched run.
 
     Parameters
     ----------
     swept
-        Of :func:`extract.reenter.sweep.sweep` over the corrupted halves.
+        Of :func:`extract.reenter.sweep.sweep` over the halves that are changed.
     answers
         Answers ``clean`` and ``corrupted``, by example.
     ceiling
-        Logit difference ``(example,)`` of the clean halves untouched.
+        Logit difference ``(example,)`` of the giving halves untouched.
     scoring
         How the answer in a text is read.
     seed
         Of the bootstrap.
+    into
+        Half that is changed.
     """
     pairs = [
         (scoring.gold(clean), scoring.gold(other))
@@ -41,23 +51,23 @@ def with_outcomes(
         clean, corrupted = pairs[index]
         outcome[row, index] = scoring.outcome(str(text), clean=clean, corrupted=corrupted)
     problem = problem_of(swept)
-    given = np.stack([outcome == name for name in OUTCOMES], axis=1)
-    low, high = share_interval(given, np.ones_like(given), problem)
-    is_clean = outcome == "clean_answer"
-    p = np.array([mcnemar_exact(is_clean[0], row, problem).p for row in is_clean])
+    kinds = np.stack([outcome == name for name in OUTCOMES], axis=1)
+    low, high = share_interval(kinds, np.ones_like(kinds), problem)
+    given = outcome == GIVEN[into]
+    p = np.array([mcnemar_exact(given[0], row, problem).p for row in given])
     tested = swept["control"].values.astype(str) == ""
     difference = swept["logit_difference"].values
     gap = np.nanmean(ceiling) - np.nanmean(difference[0])
     columns = {"p": p, "p_holm": adjust(p, family=tested)}
-    for name, values, scale in (
-        ("logit_difference", difference, 1.0),
-        ("recovery", difference - difference[0], gap),
-        ("kl", swept["kl"].values, 1.0),
+    for name, values in (
+        ("logit_difference", difference),
+        ("recovery", (difference - difference[0]) / gap),
+        ("kl", swept["kl"].values),
     ):
         mean, lower, upper = mean_interval(values, seed, problem)
-        columns["recovery" if name == "recovery" else f"{name}_mean"] = mean / scale
-        columns |= {f"{name}_low": lower / scale, f"{name}_high": upper / scale}
-    shares = {"share": given.mean(-1), "share_low": low, "share_high": high}
+        columns["recovery" if name == "recovery" else f"{name}_mean"] = mean
+        columns |= {f"{name}_low": lower, f"{name}_high": upper}
+    shares = {"share": kinds.mean(-1), "share_low": low, "share_high": high}
     return (
         swept.assign(
             {
@@ -67,11 +77,13 @@ def with_outcomes(
             }
         )
         .assign_coords(outcome_kind=np.array(OUTCOMES, dtype=object))
-        .assign_attrs(clean_logit_difference=float(np.nanmean(ceiling)))
+        .assign_attrs(giving_logit_difference=float(np.nanmean(ceiling)))
     )
 
 
-def with_n_that_wins(result: xr.Dataset, conditions: Sequence[Condition], seed: int) -> xr.Dataset:
+def with_n_that_wins(
+    result: xr.Dataset, conditions: Sequence[Condition], seed: int, *, into: str = "corrupted"
+) -> xr.Dataset:
     """Add how many first thoughts it takes, by site and layer."""
     outcome = result["outcome"].values
     series: dict[tuple[str, int], list[tuple[int, int]]] = {}
@@ -84,7 +96,7 @@ def with_n_that_wins(result: xr.Dataset, conditions: Sequence[Condition], seed: 
     for numbered in series.values():
         counts, rows = zip(*sorted(numbered), strict=True)
         outcomes = outcome[list(rows)]
-        wins.append(first_that_wins(outcomes == "clean_answer", outcomes == "corrupted_answer", counts, seed, problem))
+        wins.append(first_that_wins(outcomes == GIVEN[into], outcomes == f"{into}_answer", counts, seed, problem))
     columns = {"n_that_wins": "n", "n_that_wins_low": "n_low", "n_that_wins_high": "n_high", "never_wins": "never"}
     return result.assign(
         {name: ("series", np.array([win[key] for win in wins])) for name, key in columns.items()}

@@ -1,0 +1,1 @@
+"""The graph between thoughts, drawn from its stored effects."""

@@ -1,0 +1,56 @@
+"""Section of the graph between thoughts."""
+
+from typing import Any
+
+import numpy as np
+
+from analyze.context import StoredResult
+from analyze.graph.figures import plot_graph
+from analyze.page import Page, Section, listed
+
+
+def thought_graph(page: Page) -> None:
+    """Which thought acts on which, in total and directly."""
+    for result in page.results("graph"):
+        graph = result.data
+        operation = first_of(graph, ("resample", "twin", "mean", "noise"))
+        part = graph.sel(stratum="all", operation=operation)
+        for effect in ("direct", "total"):
+            values = part["state_flip_mean"].sel(effect=effect).transpose("source", "target")
+            name = f"thought_graph_{effect}"
+            page.percent_map(name, result, values, list(values["source"].values), list(values["target"].values))
+        ax = page.panel("thought_graph", result, height=1.9)
+        plot_graph(graph, operation, ax=ax)
+        ax.set_title(result.label)
+        direct, total = (edges_of(part, effect) for effect in ("direct", "total"))
+        name = "edges" if direct else "none"
+        page.say(result, name, operation=operation, direct=listed(direct), n_total=len(total), n_direct=len(direct))
+        page.add("thought_graph", result, rows_of(result, graph))
+        page.set(held=f"{float(graph['held_kl'].max()):.1e}", least=float(graph.attrs["least"]))
+
+
+def first_of(graph: Any, wanted: tuple[str, ...]) -> str:
+    """The first of some operations that a graph has."""
+    return next(each for each in wanted if each in graph["operation"].values)
+
+
+def edges_of(part: Any, effect: str) -> list[str]:
+    """Edges of one operation as ``ct1 → ct3``."""
+    edge = part["edge"].sel(effect=effect)
+    return [
+        f"{source} \N{RIGHTWARDS ARROW} {target}"
+        for source in edge["source"].values
+        for target in edge["target"].values
+        if bool(edge.sel(source=source, target=target))
+    ]
+
+
+def rows_of(result: StoredResult, graph: Any) -> Any:
+    """Effects as rows, those that can be only."""
+    names = [str(name) for name, value in graph.data_vars.items() if "stratum" in value.dims and "source" in value.dims]
+    frame = graph[names].sel(stratum="all").to_dataframe().reset_index()
+    frame = frame[np.isfinite(frame["state_flip_mean"])]
+    return frame.assign(kept=np.where(frame["edge"], "edge", ""))
+
+
+SECTIONS = (Section(slug="thought-graph", write=thought_graph, order=20, needs=("graph",)),)

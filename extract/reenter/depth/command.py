@@ -1,0 +1,130 @@
+"""``lake reenter depth``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from extract.reenter.tables import interval_text, p_text
+from schemas.command import Experiment, Printed, Settings, Table, setting
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from extract.reenter.target import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthSettings(Settings):
+    """After how many thoughts, and of which kind, the answer is asked for."""
+
+    beyond: int = setting(2, "How many times the trained number of thoughts to go beyond it.", least=0)
+    series: tuple[Literal["own", "repeat", "pause"], ...] = setting(
+        ("own", "repeat", "pause"),
+        "What the thoughts are: the model's own; its own up to the trained number, and in place of the rest the last"
+        " one again (repeat) or a vector that says nothing (pause).",
+    )
+    markers: tuple[Literal["kept", "none"], ...] = setting(
+        ("kept", "none"), "With the tokens around the thoughts, and without."
+    )
+    sample: int = setting(0, "Answers drawn for each problem after every number of its own thoughts.", least=0)
+    temperature: float = setting(0.7, "Temperature of the draws.")
+    seed: int = setting(0, "Seed of draws and intervals.")
+
+
+def run(target: "Target", settings: DepthSettings) -> "xr.Dataset":
+    """Ask for the answer after every number of thoughts."""
+    from extract.reenter.depth.experiment import think_to_depth
+
+    return think_to_depth(target, settings)
+
+
+def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """Accuracy and gain of each thought by series and markers; how many it takes by difficulty; draws."""
+    n_latent = int(result.attrs["n_latent"])
+    found: list[Printed] = [_accuracy(result), _needed(result)]
+    if "sample_correct_mean" in result:
+        found.append(_samples(result))
+    own = result.sel(stratum="all", series="own", marker="kept") if "own" in result["series"].values else None
+    if own is not None:
+        line = own.isel(n_thought=n_latent)
+        found.append(
+            f"trained for {n_latent} thoughts: {float(line['accuracy']):.3f} of {int(line['n'])} are right after them,"
+            f" {float(own['accuracy'].isel(n_thought=0)):.3f} without any"
+        )
+    return found
+
+
+def _accuracy(result: Any) -> Table:
+    rows = []
+    for marker in result["marker"].values:
+        for series in result["series"].values:
+            for n_thought in result["n_thought"].values:
+                line = result.sel(stratum="all", series=series, marker=marker, n_thought=n_thought)
+                if float(line["accuracy"]) != float(line["accuracy"]):
+                    continue
+                rows.append(
+                    [
+                        str(marker), str(series), int(n_thought), int(line["n"]),
+                        interval_text(line, "accuracy"), f"{float(line['logprob_mean']):.2f}",
+                        _number(line["gain"], "+.3f"), _number(line["gain_logprob"], "+.2f"),
+                        p_text(line["gain_p_holm"]),
+                    ]
+                )  # fmt: skip
+    columns = [
+        "markers", "series", "thoughts", "n", "accuracy 95%", "log p", "gain", "gain in log p", "p Holm",
+    ]  # fmt: skip
+    return Table(title="", columns=columns, rows=rows, labels=3)
+
+
+def _needed(result: Any) -> Table:
+    """From which thought on problems are right."""
+    rows = []
+    for marker in result["marker"].values:
+        for series in result["series"].values:
+            for stratum in result["stratum"].values:
+                line = result.sel(stratum=stratum, series=series, marker=marker)
+                rows.append([str(marker), str(series), str(stratum), int(line["n"]), *_when(line)])
+    columns = ["markers", "series", "operations", "n", "first right 95%", "right from 95%", "enough"]
+    caption = (
+        "first right: fewest thoughts after which a problem is right, median of those that ever are; right from: those"
+        " from which on it is right up to the trained number; enough: from there on accuracy is not significantly below"
+        " that after the trained number"
+    )
+    return Table(title="thoughts needed", columns=columns, rows=rows, caption=caption, labels=3)
+
+
+def _when(line: Any) -> list[str]:
+    medians = []
+    for name in ("first", "stable"):
+        median, low, high = (float(line[f"{name}_median{end}"]) for end in ("", "_low", "_high"))
+        medians.append("never" if median != median else f"{median:g} [{low:g}, {high:g}]")
+    return [*medians, f"{float(line['n_enough']):.0f}"]
+
+
+def _samples(result: Any) -> Table:
+    names = ["sample_correct", "sample_top", "sample_second", "sample_entropy", "sample_alive"]
+    part = result.sel(stratum="all")
+    rows = [
+        [int(n), *(f"{float(part[f'{name}_mean'].sel(n_thought=n)):.3f}" for name in names)]
+        for n in result["n_thought"].values
+    ]
+    columns = ["thoughts", "right", "most frequent", "second", "entropy", "second alive"]
+    caption = (
+        f"shares of {int(result.attrs['n_sample'])} answers drawn for each problem; second alive: problems whose second"
+        " answer is at least half as frequent as the first"
+    )
+    return Table(title="drawn answers", columns=columns, rows=rows, caption=caption, labels=1)
+
+
+def _number(value: Any, form: str) -> str:
+    """A number, a dash where there is none."""
+    return format(float(value), form) if float(value) == float(value) else "-"
+
+
+COMMAND = Experiment(
+    name="depth",
+    help="Ask for the answer after none, one, two .. thoughts and beyond those trained for.",
+    settings=DepthSettings,
+    run=run,
+    results={"depth": tables},
+)

@@ -1,0 +1,124 @@
+"""``lake reenter graph``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from extract.reenter.tables import p_text
+from schemas.command import Experiment, Printed, Settings, Table, setting
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from extract.reenter.target import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSettings(Settings):
+    """What is done to each thought, and what counts as an edge."""
+
+    operations: tuple[Literal["mean", "resample", "noise", "twin"], ...] = setting(
+        ("mean", "resample", "noise"),
+        "What a thought becomes: its mean, that of another problem, itself with noise, that of the pair's twin.",
+    )
+    layer: int | None = setting(
+        None, "The thought is the output of this block at its place; by default the vector fed there.", metavar="N"
+    )
+    positions: tuple[str, ...] | None = setting(None, "Thoughts that are nodes; by default all.", metavar="ct1,ct3..")
+    strength: float = setting(1.0, "Of noise, in standard deviations of each component.")
+    least: float = setting(
+        0.25, "Share of problems in which an edge's target has to read otherwise, at the lower end of its interval.",
+        least=0,
+    )  # fmt: skip
+    null_draws: int = setting(2000, "Draws of the shuffled order.", least=1)
+    against: str | None = setting(None, "Run whose stored graph this one's is set against.", metavar="RUN")
+    seed: int = setting(0, "Seed of everything random.")
+
+
+def run(target: "Target", settings: GraphSettings) -> "xr.Dataset":
+    """Change each thought and measure every later one, and the answer."""
+    from extract.reenter.graph.effects import thought_graph
+
+    return thought_graph(target, settings)
+
+
+def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """Edges, total and direct, of each operation; effects below them; how like another graph it is."""
+    found: list[Printed] = [_effects(result)]
+    if "similarity" in result:
+        found.append(_similarity(result))
+    for operation in result["operation"].values:
+        for effect in result["effect"].values:
+            found.append(f"{effect} edges by {operation}: {', '.join(edge_names(result, operation, effect)) or 'none'}")
+    held = float(result["held_kl"].max())
+    found.append(f"with every node held at its stored value nothing changes by more than {held:.1e} nats")
+    return found
+
+
+def edge_names(result: Any, operation: str, effect: str, stratum: str = "all") -> list[str]:
+    """Edges as ``ct1 > ct3``."""
+    table = result["edge"].sel(operation=operation, effect=effect, stratum=stratum)
+    return [
+        f"{source} > {target}"
+        for source in table["source"].values
+        for target in table["target"].values
+        if bool(table.sel(source=source, target=target))
+    ]
+
+
+def _effects(result: Any) -> Table:
+    part = result.sel(stratum="all")
+    rows = [
+        _row(part.sel(operation=operation, source=source, target=target))
+        for operation in result["operation"].values
+        for index, source in enumerate(result["source"].values)
+        for target in result["target"].values[index + 1 :]
+    ]
+    columns = [
+        "operation", "from > to", "total: reads otherwise 95%", "KL", "direct: reads otherwise 95%", "KL", "even",
+        "shuffled", "p Holm", "",
+    ]  # fmt: skip
+    caption = (
+        "share of problems in which the target's read-out (of the answer: the answer) is another; even: were the"
+        " source's direct effect the same on all later thoughts; shuffled: were a problem's effects dealt to any edge"
+    )
+    return Table(title="", columns=columns, rows=rows, caption=caption, labels=2)
+
+
+def _row(edge: Any) -> list[str]:
+    """Total and direct effect of one thought on one later."""
+    total, direct = edge.sel(effect="total"), edge.sel(effect="direct")
+    name = f"{edge['source'].item()} > {edge['target'].item()}"
+    return [
+        str(edge["operation"].item()), name, *_cells(total), *_cells(direct), f"{float(direct['even_flip']):.2f}",
+        f"{float(direct['shuffled_flip']):.2f}", p_text(direct["p_holm"]), "edge" if bool(direct["edge"]) else "",
+    ]  # fmt: skip
+
+
+def _cells(line: Any) -> list[str]:
+    share, low, high = (float(line[f"state_flip_{end}"]) for end in ("mean", "low", "high"))
+    return [f"{share:.2f} [{low:.2f}, {high:.2f}]", f"{float(line['state_kl_mean']):.2f}"]
+
+
+def _similarity(result: Any) -> Table:
+    rows = []
+    for operation in result["operation"].values:
+        for effect in result["effect"].values:
+            one = result.sel(operation=operation, effect=effect)
+            cosines = [_figure(one[name]) for name in ("similarity", "even_similarity")]
+            rows.append([str(operation), str(effect), *cosines, p_text(one["similarity_p"]), _figure(one["jaccard"])])
+    columns = ["operation", "effect", "cosine", "cosine with even", "p", "edges in common"]
+    return Table(title=f"beside {result.attrs['against']}", columns=columns, rows=rows, labels=2)
+
+
+def _figure(value: Any) -> str:
+    return f"{float(value):.2f}" if float(value) == float(value) else "-"
+
+
+COMMAND = Experiment(
+    name="graph",
+    help="Change each thought and measure every later one and the answer: which thought acts on which.",
+    settings=GraphSettings,
+    run=run,
+    results={"graph": tables},
+)
