@@ -9,8 +9,21 @@ import pytest
 import torch
 from codi_models import ORACLE, think_slowly, write_checkpoint
 from safetensors.torch import save_file
-from transformers import GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
 
+from analyze.lens.readout import final_norm
 from extract import Reasoner, load_reasoner
 from extract.model.recorder import Recorder
 from extract.small_models.problems import draw_problem
@@ -151,6 +164,29 @@ CONFIGS = {
     "qwen2, tied": (
         Qwen2Config(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2,
                     intermediate_size=48, tie_word_embeddings=True, **LLAMA), {}),
+    "mistral, short window": (
+        MistralConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2,
+                      intermediate_size=48, sliding_window=7, **LLAMA), {}),
+    "phi3, queries, keys and values in one": (
+        Phi3Config(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2,
+                   intermediate_size=48, sliding_window=9, **LLAMA), {"rank": None}),
+    "smollm3, a layer without rotary positions": (
+        SmolLM3Config(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=4,
+                      intermediate_size=48, no_rope_layer_interval=2, **LLAMA), {}),
+    "olmo2, norms after": (
+        Olmo2Config(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2,
+                    intermediate_size=48, **LLAMA), {}),
+    "gemma2, soft caps and windows": (
+        Gemma2Config(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, head_dim=12, num_hidden_layers=4,
+                     intermediate_size=48, sliding_window=6, attn_logit_softcapping=2.0, final_logit_softcapping=3.0,
+                     query_pre_attn_scalar=12, **LLAMA), {}),
+    "gemma3, windows of some layers": (
+        Gemma3TextConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=1, head_dim=8, num_hidden_layers=4,
+                         intermediate_size=48, sliding_window=6, sliding_window_pattern=2, query_pre_attn_scalar=8,
+                         **LLAMA), {}),
+    "gpt_neox, in parallel": (
+        GPTNeoXConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=2, intermediate_size=48,
+                      rotary_pct=0.5, bos_token_id=0, eos_token_id=0, max_position_embeddings=128), {}),
     "qwen3, heads of their own width, untied": (
         Qwen3Config(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_hidden_layers=2,
                     intermediate_size=48, tie_word_embeddings=False, **LLAMA), {}),
@@ -174,6 +210,16 @@ def test_other_settings(name: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(found.attention[row, :, :, start:end, start:end], want["attention"], atol=1e-5)
         tokens = found.token[row, found.n_before + 8 :]
         assert tokens[tokens >= 0].tolist() == want["tokens"]
+        normed = final_norm(  # as a lens does it from what the lake keeps of the model
+            found.hidden_state[row, -1, start:end],
+            kind=reasoner.final_norm,
+            weight=reasoner.final_norm_weight,
+            bias=reasoner.final_norm_bias,
+            epsilon=reasoner.final_norm_epsilon,
+        )
+        np.testing.assert_allclose(normed, want["hidden"][-1], atol=2e-4, rtol=1e-4)
+        logits = reasoner._logits(torch.as_tensor(found.final_state[row, found.n_before + 7]))
+        np.testing.assert_allclose(logits.numpy(), want["first_logits"], atol=2e-4, rtol=1e-4)
 
 
 def test_safetensors_without_one_of_the_tied_keys_is_the_same_model(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def logits(state: xr.DataArray, model: xr.Dataset, *, normed: bool = False) -> x
     def kernel(values: Array) -> Array:
         values = values.astype("float32")
         values = values if normed else readout.norm(values)
-        return np.asarray(values @ readout.unembedding.T)
+        return readout.capped(np.asarray(values @ readout.unembedding.T))
 
     result: xr.DataArray = xr.apply_ufunc(
         kernel,
@@ -128,6 +128,11 @@ class ReadOut:
         kind, epsilon = self._model.attrs["final_norm"], self._model.attrs["final_norm_epsilon"]
         return final_norm(state, kind=kind, weight=weight, bias=bias, epsilon=epsilon)
 
+    def capped(self, logit: Array) -> Array:
+        """Logits as the model squashes them: unchanged in most."""
+        cap = self._model.attrs.get("logit_softcap")
+        return logit if cap is None else np.asarray(cap * np.tanh(logit / np.float32(cap)))
+
     def read(self, final: Array, top: int, gold: Array) -> tuple[Array, Array, Array, Array]:
         """Best tokens, their probabilities, rank and probability of a gold token.
 
@@ -143,7 +148,7 @@ class ReadOut:
         found = _Best(n, top)
         normaliser = _LogSumExp(n)
         gold_logit = np.where(
-            gold >= 0, np.einsum("nh,nsh->ns", final, self.unembedding[gold]), -np.inf
+            gold >= 0, self.capped(np.einsum("nh,nsh->ns", final, self.unembedding[gold])), -np.inf
         )  # (state, spelling)
         bar = gold_logit.max(-1)
         better = np.zeros(n, dtype="int64")
@@ -174,7 +179,7 @@ class ReadOut:
         (state,) ids, (state, what) ranks from 1 and (state, what) probabilities, NaN where no token is wanted
         """
         n = len(final)
-        logit = np.where(wanted >= 0, np.einsum("nh,nwsh->nws", final, self.unembedding[wanted]), -np.inf)
+        logit = np.where(wanted >= 0, self.capped(np.einsum("nh,nwsh->nws", final, self.unembedding[wanted])), -np.inf)
         bar = logit.max(-1)  # (state, what)
         best, normaliser, better = _Best(n, 1), _LogSumExp(n), np.zeros(bar.shape, dtype="int64")
         for start, block in self._logit_blocks(final):
@@ -205,6 +210,8 @@ class ReadOut:
             part = self.unembedding[start : start + whole]
             block = buffer[: -(-len(part) // GROUP) * GROUP]
             np.matmul(part, final.T, out=block[: len(part)])
+            if "logit_softcap" in self._model.attrs:
+                block[: len(part)] = self.capped(block[: len(part)])
             block[len(part) :] = LEAST
             yield start, block
 

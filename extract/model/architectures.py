@@ -30,12 +30,21 @@ class Architecture:
     norm: Literal["layer_norm", "rms_norm"]
     attention_output: str
     """Module whose output a block adds to the residual stream for its attention, below the block."""
-    mlp_output: str = "mlp"
-    """The same of its MLP."""
     head_projection: str
     """Linear map from the outputs of all heads to what the attention adds, below the block."""
     norms: tuple[str, str]
-    """What attention and MLP read the residual stream through, below the block."""
+    """What attention and MLP read the residual stream through, below the block; ``""``: as it is."""
+    mlp_output: str = "mlp"
+    """The same of its MLP."""
+    head: str = "lm_head"
+    """Unembedding, below the model."""
+    norm_offset: float = 0.0
+    """What the final norm adds to its weight before it multiplies."""
+
+    @property
+    def vocabulary_modules(self) -> tuple[str, str]:
+        """Modules with a row for each token: the embedding and the head."""
+        return f"{self.body}.{self.embedding}", self.head
 
 
 GPT2 = Architecture(
@@ -66,14 +75,44 @@ LLAMA = Architecture(
     head_projection="self_attn.o_proj",
     norms=("input_layernorm", "post_attention_layernorm"),
 )
+# Its blocks norm what they add to the residual stream.
+OLMO2 = replace(
+    LLAMA,
+    model_type="olmo2",
+    default_base="",
+    attention_output="post_attention_layernorm",
+    mlp_output="post_feedforward_layernorm",
+    norms=("", ""),
+)
 ARCHITECTURES: dict[str, Architecture] = {
     entry.model_type: entry
     for entry in (
         GPT2,
         LLAMA,
         # Biases of queries, keys and values; norms of queries and keys: what transformers computes needs no entry.
-        replace(LLAMA, model_type="qwen2", default_base=""),
-        replace(LLAMA, model_type="qwen3", default_base=""),
+        # So with sliding windows and layers without rotary positions: attention functions are told of the first.
+        *(
+            replace(LLAMA, model_type=name, default_base="")
+            for name in ("qwen2", "qwen3", "mistral", "phi3", "smollm3")
+        ),
+        OLMO2,
+        *(
+            replace(OLMO2, model_type=name, norm_offset=1.0, norms=("input_layernorm", "pre_feedforward_layernorm"))
+            for name in ("gemma2", "gemma3_text")
+        ),
+        Architecture(
+            model_type="gpt_neox",
+            block_prefix="gpt_neox.layers.",
+            body="gpt_neox",
+            embedding="embed_in",
+            blocks="layers",
+            final_norm="final_layer_norm",
+            norm="layer_norm",
+            attention_output="attention",
+            head_projection="attention.dense",
+            norms=("input_layernorm", "post_attention_layernorm"),
+            head="embed_out",
+        ),
     )
 }
 
@@ -82,8 +121,11 @@ def default_base(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     """Public base model of which weights of these names and shapes are, if it is known beyond doubt."""
     for entry in ARCHITECTURES.values():
         blocks = {key[len(entry.block_prefix) :].split(".")[0] for key in shapes if key.startswith(entry.block_prefix)}
-        rows = shapes.get(f"{entry.body}.{entry.embedding}.weight", shapes.get("lm_head.weight", ()))
-        strange = any(key.endswith(("q_norm.weight", "q_proj.bias", "q_proj.base_layer.bias")) for key in shapes)
+        rows = shapes.get(f"{entry.body}.{entry.embedding}.weight", shapes.get(f"{entry.head}.weight", ()))
+        strange = any(
+            key.endswith(("q_norm.weight", "q_proj.bias", "q_proj.base_layer.bias", "_feedforward_layernorm.weight"))
+            for key in shapes
+        )
         if entry.default_base and not strange and (*rows[1:], len(blocks)) == entry.default_sizes:
             return entry.default_base
     return None

@@ -146,7 +146,9 @@ def unwrap(output: Any, like: Tensor) -> Tensor:
     return value
 
 
-def probabilities_of(query: Tensor, key: Tensor, unseen: Tensor, scaling: float) -> Tensor:
+def probabilities_of(
+    query: Tensor, key: Tensor, unseen: Tensor, scaling: float, softcap: float | None = None
+) -> Tensor:
     """Attention probabilities ``(row, head, position, key_position)``, in float32 whatever type the model runs in.
 
     Parameters
@@ -158,11 +160,23 @@ def probabilities_of(query: Tensor, key: Tensor, unseen: Tensor, scaling: float)
         Keys that a query must not see.
     scaling
         Factor of the scores.
+    softcap
+        What scores are squashed below, ``softcap tanh(score / softcap)``, in models that do so.
     """
     n_row, n_head, n_position, size = query.shape
     grouped = (query.float() * scaling).reshape(n_row, key.shape[1], -1, size)
     scores = torch.matmul(grouped, key.float().transpose(-1, -2)).view(n_row, n_head, n_position, -1)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     return torch.softmax(scores.masked_fill_(unseen, float("-inf")), dim=-1)
+
+
+def within(window: int | None, n_position: int, n_key: int, device: torch.device) -> Tensor | None:
+    """``(position, key_position)``: is the key inside the query's sliding window; ``None`` where all of them are."""
+    if window is None or n_key <= window:
+        return None
+    query = torch.arange(n_key - n_position, n_key, device=device)[:, None]
+    return query - torch.arange(n_key, device=device) < window
 
 
 def _mix(probabilities: Tensor, value: Tensor) -> Tensor:
@@ -174,7 +188,8 @@ def _mix(probabilities: Tensor, value: Tensor) -> Tensor:
 
 def attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    scaling: float | None = None, dropout: float = 0.0, lake_pass: Pass | None = None, **_: Any,
+    scaling: float | None = None, dropout: float = 0.0, sliding_window: int | None = None,
+    softcap: float | None = None, lake_pass: Pass | None = None, **_: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """Attention as transformers calls it, ``(row, head, position, head_size)`` in, positions before heads out.
 
@@ -182,26 +197,31 @@ def attend(
     In reduced precision every pass goes the same way, so that a captured run and one that is not are the same run.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    n_position = query.shape[2]
+    near = within(sliding_window, n_position, key.shape[2], query.device)
     if lake_pass is None:
-        causal = attention_mask is None and query.shape[2] > 1
+        if near is not None or softcap is not None:
+            raise LakeError("this model runs through its Reasoner only: its windows and caps are applied there")
+        causal = attention_mask is None and n_position > 1
         return _fused(query, key, value, attention_mask, scale, dropout=dropout, is_causal=causal), None
     layer = int(module.layer_idx)  # type: ignore[arg-type]
-    n_position = query.shape[2]
+    mask = lake_pass.mask if near is None else lake_pass.mask & near
+    unseen = lake_pass.unseen if near is None else ~mask
     first = lake_pass.column - lake_pass.n_before
     recorder, editor = lake_pass.recorder, lake_pass.editor
     n_kept = 0 if recorder is None else recorder.rows_of(lake_pass.column, n_position)
     edited = editor is not None and editor.touches("attention", layer, first, n_position)
     kept: Tensor | None = None
-    if edited or n_kept == n_position or query.dtype != torch.float32:
-        kept = probabilities_of(query, key, lake_pass.unseen, scale)
+    if edited or n_kept == n_position or query.dtype != torch.float32 or softcap is not None:
+        kept = probabilities_of(query, key, unseen, scale, softcap)
         if editor is not None and edited:
             kept = editor.attention(layer, kept, first, lake_pass.rows, lake_pass.n_before)
         out = _mix(kept, value).transpose(1, 2).contiguous()
         kept = kept[:, :, n_position - n_kept :]
     else:
-        out = _fused(query, key, value, lake_pass.mask, scale)
+        out = _fused(query, key, value, mask, scale)
         if n_kept:
-            kept = probabilities_of(query[:, :, -n_kept:], key, lake_pass.unseen[:, :, -n_kept:], scale)
+            kept = probabilities_of(query[:, :, -n_kept:], key, unseen[:, :, -n_kept:], scale)
     if recorder is not None and kept is not None and n_kept:
         recorder.probabilities(layer, kept, lake_pass.column + n_position - n_kept, lake_pass.kept_rows)
     return lake_pass.at("head_output", layer, out), None

@@ -223,8 +223,8 @@ def _trained_only(weights: Mapping[str, Tensor]) -> bool:
 
 def _embedding(weights: Mapping[str, Tensor], architecture: Architecture) -> Tensor | None:
     """Rows of the token embedding, or of the head, whichever of them there are."""
-    found = weights.get(f"{architecture.body}.{architecture.embedding}.weight", weights.get("lm_head.weight"))
-    return found if found is not None and found.ndim == 2 else None
+    named = (weights.get(f"{name}.weight") for name in architecture.vocabulary_modules)
+    return next((rows for rows in named if rows is not None and rows.ndim == 2), None)
 
 
 def _n_extra(weights: Mapping[str, Tensor], architecture: Architecture, vocabulary: int) -> int:
@@ -376,8 +376,6 @@ def _config(folder: Path, architecture: Architecture, source: str) -> Any:
         int(config.vocab_size)
     except Exception as error:  # whatever a config of wrong fields raises inside transformers
         raise _no_model(architecture, source, error) from error
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        raise UsageError(f"{source} has layers of sliding-window attention, which are not computed here yet")
     return config
 
 
@@ -459,7 +457,7 @@ def new_reasoner(base: str | Path, device: str = "cpu", *, n_latent: int = N_LAT
     weights = _base_weights(folder)
     digest = _fingerprint_weights(weights, {})
     hidden = int(model.config.hidden_size)
-    for name in sorted({f"{architecture.body}.{architecture.embedding}.weight", "lm_head.weight"} & weights.keys()):
+    for name in sorted({f"{module}.weight" for module in architecture.vocabulary_modules} & weights.keys()):
         rows = weights[name]
         new = rows.mean(0) + rows.std(0) * torch.randn(len(CODI.rows), hidden)
         weights[name] = torch.cat([rows[:vocabulary], new])

@@ -396,8 +396,15 @@ class Reasoner:
 
     @property
     def final_norm_weight(self) -> np.ndarray:
-        """``(hidden,)`` float32."""
-        return self._norm.weight.detach().float().cpu().numpy()  # type: ignore[no-any-return]
+        """``(hidden,)`` float32, what it multiplies by."""
+        weight = self._norm.weight.detach().float() + self.architecture_entry.norm_offset
+        return weight.cpu().numpy()  # type: ignore[no-any-return]
+
+    @property
+    def logit_softcap(self) -> float | None:
+        """What logits are squashed below, ``softcap tanh(logit / softcap)``, in models that do so."""
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        return None if cap is None else float(cap)
 
     @property
     def final_norm_bias(self) -> np.ndarray:
@@ -538,9 +545,10 @@ class Reasoner:
                 with torch.inference_mode(False):  # gradients go through it, too
                     self._head_weight = weight.detach().float()
             weight = self._head_weight
-        return nn.functional.linear(
-            state.float().contiguous(), weight
-        )  # torch takes a view row by row, several times slower
+        # torch takes a view row by row, several times slower
+        logits = nn.functional.linear(state.float().contiguous(), weight)
+        cap = self.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def _likeliest(self, logits: Tensor) -> Tensor:
         """Likeliest token of those that the model may write."""

@@ -82,8 +82,10 @@ class Prepared:
         ids = ("pad_id", "bot_id", "eot_id", "eos_id")
         plain = {name: getattr(reasoner, name) for name in (*names, *ids, "answer_prefix")}
         plain["architecture"] = str(getattr(plain["architecture"], "model_type", plain["architecture"]))
+        capped = {} if reasoner.logit_softcap is None else {"logit_softcap": reasoner.logit_softcap}
         return {
             **plain,
+            **capped,
             "protocol": reasoner.protocol.name,
             "checkpoint": self.checkpoint,
             "fingerprint": dict(reasoner.fingerprint),
