@@ -205,8 +205,8 @@ def head_writes(reasoner: Reasoner) -> Tensor:
     """What a unit of each component of each head adds to the residual ``(layer, head, head_size, hidden)``."""
     if reasoner.architecture_entry.attention_output.endswith("layernorm"):
         raise UsageError(
-            f"in {reasoner.architecture} what a head adds passes a norm first, so heads have no part of their own in the"
-            " residual stream; lake reenter sweep changes them one by one"
+            f"in {reasoner.architecture} what a head adds passes a norm first, so heads have no part of their own in"
+            " the residual stream; lake reenter sweep changes them one by one"
         )
     n_head, size = reasoner.n_head, reasoner.head_size
     found = []
