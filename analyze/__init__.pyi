@@ -6,6 +6,9 @@ from .correlate.importance import attention_importance as attention_importance
 from .correlate.importance import failure_importance as failure_importance
 from .correlate.importance import importance_of as importance_of
 from .correlate.importance import reentry_importance as reentry_importance
+from .depth.ranks import depth_summary as depth_summary
+from .depth.ranks import readout_depth as readout_depth
+from .depth.ranks import settled as settled
 from .errors.prediction import predict_errors as predict_errors
 from .errors.spec import ErrorSpec as ErrorSpec
 from .heads.scores import head_analysis as head_analysis

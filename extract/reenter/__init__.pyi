@@ -10,10 +10,15 @@ from .attribute.command import AttributeSettings as AttributeSettings
 from .attribute.graph import subgraph as subgraph
 from .attribute.graph import write_graph as write_graph
 from .attribute.scores import attribute as attribute
+from .depth.command import DepthSettings as DepthSettings
+from .depth.experiment import think_to_depth as think_to_depth
 from .edit.command import EditSettings as EditSettings
 from .edit.experiment import edit as edit
 from .gradients.command import GradientSettings as GradientSettings
 from .gradients.experiment import integrated_gradients as integrated_gradients
+from .graph.command import GraphSettings as GraphSettings
+from .graph.effects import thought_graph as thought_graph
+from .graph.similarity import graph_similarity as graph_similarity
 from .grid.command import SweepSettings as SweepSettings
 from .grid.experiment import sweep_grid as sweep_grid
 from .jacobian.command import JacobianSettings as JacobianSettings
@@ -27,3 +32,5 @@ from .subspace.command import SubspaceSettings as SubspaceSettings
 from .subspace.experiment import subspaces as subspaces
 from .target import Target as Target
 from .target import open_target as open_target
+from .transplant.command import TransplantSettings as TransplantSettings
+from .transplant.experiment import transplant as transplant

@@ -1,0 +1,1 @@
+"""Thoughts and heads of one model in another."""
