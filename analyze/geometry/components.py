@@ -15,7 +15,7 @@ from analyze.similarity.cka import shared_problems, states_of
 Array = np.ndarray[Any, np.dtype[Any]]
 TOKENS = 5
 """Tokens told of each direction."""
-DRAWN = 200
+DRAWN = 100
 """Problems whose scores are kept, for drawing."""
 
 

@@ -49,7 +49,10 @@ def shape(page: Page) -> None:
             few=f"{few[0]} components" if len(few) else "more components than were tried",
         )
         page.add("components", result, component_rows(last))
-    curves.set(xlabel="components kept", ylabel="first token stays", xscale="log", ylim=(0, 1.02))
+    counts = results[0].data["n_component"].values
+    curves.set_xscale("log", base=2)
+    curves.set_xticks(counts, [str(count) for count in counts])
+    curves.set(xlabel="components kept", ylabel="first token stays", ylim=(0, 1.02))
     as_percent(curves)
     faint_grid(curves)
     legend_above(curves, 4)

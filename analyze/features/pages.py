@@ -1,0 +1,131 @@
+"""A page of each feature of a stored dictionary: where it fires, on which problems, what is read there, what it writes.
+
+What a feature writes is its decoder direction d through the final norm's weight w and the unembedding U, the direct
+path to the logits:
+
+    written_t = U_t . (w * (d - mean(d)))     mean(d) for a layer norm only, 0 for an RMS norm
+
+told as standard deviations over the vocabulary, as the norm divides by a length that the whole state decides.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from analyze.lens.readout import ReadOut
+from analyze.sae.dictionary import activation_of
+from schemas import UsageError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+LOGIT_BYTES = 1 << 26
+"""Logits of features that are held at once."""
+KEPT = ("frequency", "mean_activation", "max_activation", "top_activation", "top_example", "top_layer", "top_position")
+"""What the dictionary itself knows of its features."""
+
+
+def feature_pages(sae: xr.Dataset, run: xr.Dataset, model: xr.Dataset, *, tokens: int = 8) -> xr.Dataset:
+    """What is known of each feature of a dictionary of one run.
+
+    Reads only the states at which features fire most; memory is that of those and of a block of logits.
+
+    Parameters
+    ----------
+    sae
+        Dictionary of :func:`analyze.sae.dictionary.train_sae` of scope ``pool``.
+    run
+        The run it was learned from.
+    model
+        Its read-out, from ``lake.model``.
+    tokens
+        Tokens told of what a feature adds to and takes from.
+
+    Returns
+    -------
+    Dataset
+        ``frequency`` (.., feature), ``mean_activation``, ``max_activation`` (feature) and ``top_..`` (feature, rank)
+        as the dictionary has them; ``top_question`` and ``top_reading`` (feature, rank), the problem and the first
+        token of the logit lens at the thought where the feature fires; ``writes`` (feature, sign, token), the tokens
+        it adds most to and takes most from, and ``written`` by how many standard deviations over the vocabulary.
+
+    Raises
+    ------
+    UsageError
+        If the dictionary is of several cells or models, which have no pool of features.
+    """
+    if sae.attrs["scope"] != "pool":
+        raise UsageError(
+            f"pages of features are of a dictionary of one pool of states; this one has the scope"
+            f" {sae.attrs['scope']}: learn one with lake analyze sae, or name one with --sae"
+        )
+    readout = ReadOut(model)
+    names = [str(name) for name in sae.data_vars if str(name) in KEPT or str(name) == "top_latent"]
+    pages = sae[names].drop_attrs()
+    n_hidden = int(sae["n_hidden"])
+    token, written = writes_of(sae["decoder"].values[:, :n_hidden], model, readout, tokens)
+    pages["writes"] = (("feature", "sign", "token"), np.array(readout.strings, dtype=object)[token])
+    pages["written"] = (("feature", "sign", "token"), written, {"units": "standard deviations over the vocabulary"})
+    pages = pages.assign_coords(sign=np.array(["+", "-"], dtype=object), token=np.arange(token.shape[-1]))
+    activation = activation_of(sae, {"": run})
+    assert isinstance(activation, xr.DataArray)
+    top = pd.Index(sae["top_example"].values.reshape(-1))
+    rows = run.indexes["example"].get_indexer(top).reshape(sae["top_example"].shape)
+    questions = run["question"].values
+    pages["top_question"] = (("feature", "rank"), np.where(rows >= 0, questions[rows], ""))
+    pages["top_reading"] = (("feature", "rank"), _readings(sae, run, activation, rows, readout))
+    return pages.assign_attrs(
+        kind="features", n_example=sae.sizes["example"], activation=sae.attrs["activation"],
+        dictionary=str(sae.attrs.get("fingerprint", "")), variable=str(sae.attrs.get("variable", "hidden_state")),
+    )  # fmt: skip
+
+
+def writes_of(decoder: Array, model: xr.Dataset, readout: ReadOut, n: int) -> tuple[Array, Array]:
+    """Tokens whose logits directions (feature, hidden) add most to and take most from.
+
+    Returns
+    -------
+    (feature, sign, token) each: ids, and by how many standard deviations over the vocabulary
+    """
+    weight = model["final_norm_weight"].values.astype("float32")
+    n = min(n, len(readout.unembedding))
+    token = np.empty((len(decoder), 2, n), dtype="int64")
+    size = np.empty(token.shape, dtype="float32")
+    step = max(1, LOGIT_BYTES // (4 * len(readout.unembedding)))
+    for start in range(0, len(decoder), step):
+        moved = decoder[start : start + step].astype("float32")
+        if model.attrs["final_norm"] == "layer_norm":
+            moved = moved - moved.mean(-1, keepdims=True)
+        logits = (moved * weight) @ readout.unembedding.T
+        logits -= logits.mean(-1, keepdims=True)
+        logits /= np.maximum(logits.std(-1, keepdims=True), 1e-30)
+        for index, sign in enumerate((-1, 1)):  # the largest first
+            best = np.argsort(sign * logits, axis=-1, kind="stable")[:, :n]
+            token[start : start + step, index] = best
+            size[start : start + step, index] = np.take_along_axis(logits, best, axis=-1)
+    return token, size
+
+
+def _readings(sae: xr.Dataset, run: xr.Dataset, activation: xr.DataArray, rows: Array, readout: ReadOut) -> Array:
+    """First token of the logit lens at the state where each feature fires most: (feature, rank), text."""
+    dims = [str(dim) for dim in activation.dims if dim not in ("example", "hidden")]
+    places = np.stack(
+        [activation.indexes[dim].get_indexer(pd.Index(sae[f"top_{dim}"].values.reshape(-1))) for dim in dims]
+        or [np.zeros(rows.size)]
+    ).astype("int64")  # (dim, feature x rank)
+    readings = np.full(rows.size, "", dtype=object)
+    strings = np.array(readout.strings, dtype=object)
+    flat = rows.reshape(-1)
+    for place in sorted(set(map(tuple, places.T.tolist()))):
+        here = np.flatnonzero((places == np.array(place)[:, None]).all(0) & (flat >= 0))
+        if not len(here) or -1 in place:
+            continue
+        cell = dict(zip(dims, place, strict=False))
+        examples, inverse = np.unique(flat[here], return_inverse=True)
+        states = activation.isel(example=examples, **cell).transpose("example", "hidden").values.astype("float32")
+        # The final state, also as the layer past the last block, has been through the norm.
+        past = "layer" in cell and activation["layer"].values[cell["layer"]] > run["layer"].values.max()
+        final = states if past or sae.attrs.get("variable") == "final_state" else readout.norm(states)
+        best = readout.read(final, 1, np.full((len(final), 1), -1))[0][:, 0]
+        readings[here] = strings[best[inverse]]
+    return readings.reshape(rows.shape)

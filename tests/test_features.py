@@ -1,0 +1,114 @@
+"""Pages of features against one by one, and features that two models share: all, none, and what shuffles give."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from synthetic import make_model, make_run, normalise, write_run
+
+import lake as command_line
+from analyze.context import Context
+from analyze.features.pages import feature_pages
+from analyze.features.section import SECTIONS
+from analyze.features.shared import shared_features
+from analyze.page import write_section
+from analyze.sae.dictionary import SAESpec, sae_codes, select_cells, train_sae
+from schemas import UsageError
+from store import open_lake
+
+SPEC = SAESpec(features=12, epochs=20, batch_size=64, k=3)
+FEW = {"resamples": 20, "permutations": 39}
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+def test_pages_are_what_one_feature_alone_gives(norm: str) -> None:
+    model = make_model(final_norm=norm)
+    run = make_run(n_example=30, model=model)
+    sae = train_sae(select_cells(run), SPEC, n_top=4)
+    pages = feature_pages(sae, run, model, tokens=5)
+    codes = sae_codes(sae, select_cells(run))
+    strings = model["token_string"].values
+    for feature in (0, 7):
+        one = pages.isel(feature=feature)
+        place = {name: one[f"top_{name}"].values[0] for name in ("example", "layer", "position")}
+        scale = sae["input_scale"].sel(layer=codes["layer"], position=codes["position"])
+        largest = (codes.isel(feature=feature) / scale).sel(place)
+        assert float(largest) == pytest.approx(float((codes.isel(feature=feature) / scale).max()), rel=1e-5)
+        assert one["top_question"].values[0] == f"question {place['example']}"
+        state = run["hidden_state"].sel(place).values
+        assert one["top_reading"].values[0] == strings[(model["unembedding"].values @ normalise(state, model)).argmax()]
+        direction = sae["decoder"].values[feature].astype("float64")
+        direction = direction - direction.mean() * (norm == "layer_norm")
+        logits = model["unembedding"].values @ (direction * model["final_norm_weight"].values)
+        assert one["writes"].sel(sign="+").values.tolist() == strings[np.argsort(-logits)[:5]].tolist()
+        assert one["writes"].sel(sign="-").values[0] == strings[logits.argmin()]
+        assert float(one["written"].sel(sign="+", token=0)) == pytest.approx(
+            (logits.max() - logits.mean()) / logits.std(), rel=1e-4
+        )
+
+
+def test_one_model_twice_shares_its_features_and_two_that_have_nothing_in_common_share_none() -> None:
+    run, other = make_run(n_example=120, n_layer=1), make_run(n_example=120, n_layer=1, seed=5)
+    turn = np.linalg.qr(np.random.default_rng(1).normal(size=(8, 8)))[0].astype("float32")
+    state = run["hidden_state"]
+    twin = run.assign(hidden_state=(state.dims, 3 * state.values @ turn))
+    for second, alike in ((twin, True), (other, False)):
+        runs = {"one/p": run, "two/p": second}
+        crosscoder = train_sae(
+            {name.partition("/")[0]: select_cells(data) for name, data in runs.items()}, SPEC, scope="crosscoder"
+        )
+        found = shared_features(crosscoder, runs, **FEW)
+        np.testing.assert_allclose(found["share"].sum("model"), 1, rtol=1e-5)
+        assert float(found["n_shared_null"]) < 0.5
+        assert found["n_shared_low"] <= found["n_shared"] <= found["n_shared_high"]
+        if alike:
+            assert int(found["n_shared"]) == int(found["n_alive"])
+            assert float(found["agreement"].min()) > 0.75
+        else:
+            assert int(found["n_shared"]) <= 1  # of twenty such pairs one counts one, as the threshold is 95%
+            assert abs(float(found["agreement"].mean())) < 0.1
+        chunked = {name: data.chunk(example=7, position=1) for name, data in runs.items()}
+        xr.testing.assert_allclose(shared_features(crosscoder, chunked, **FEW), found)
+
+
+def test_the_command_and_its_sections(tmp_path, capsys) -> None:
+    place = tmp_path / "a.lake"
+    names = []
+    for seed, name in enumerate(("one", "two")):
+        model = make_model(seed=seed)
+        names.append(write_run(place, make_run(name=f"{name}/problems", n_example=60, seed=seed, model=model), model))
+    lake = open_lake(place)
+
+    def call(*words: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as left:
+            command_line.main([str(word) for word in words])
+        return (left.value.code, *capsys.readouterr())
+
+    code, out, err = call("analyze", "features", place, names[0])
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "has no result of kind 'sae'" in err
+    states = {name: select_cells(lake[name]) for name in names}
+    for name in names:
+        lake.write_result("sae", train_sae(states[name], SPEC, n_top=3), runs=[name], spec={"scope": "pool"})
+    joint = train_sae(
+        {name.partition("/")[0]: state for name, state in states.items()}, SPEC, scope="crosscoder", n_top=3
+    )
+    lake.write_result("sae", joint, runs=names, spec={"scope": "crosscoder"})
+    few = ("--resamples", 5, "--permutations", 5)
+    code, out, err = call("analyze", "features", place, *names, *few)
+    assert (code, err) == (0, "")
+    assert "the 12 of 12 features that fire most often" in out
+    assert "features of the crosscoder, 12 test problems" in out
+    code, out, err = call("analyze", "features", place, *names, *few, "--sae", "results/sae/one.probs")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is no dictionary of one/problems, two/problems; there are results/sae/" in err
+    context = Context(lake, names)
+    for section in SECTIONS:
+        page = write_section(section, context)
+        assert page is not None
+        assert page.headline
+        assert page.tables[0].frame.shape[0] == (24 if section.slug == "features" else 1)
+        assert page.lines
+        assert page.illustrations
+    grid = train_sae(states[names[0]], SPEC, scope="cell")
+    with pytest.raises(UsageError, match="scope cell"):
+        feature_pages(grid, lake[names[0]], lake.model("one"))
