@@ -6,6 +6,7 @@ import sys
 from contextlib import redirect_stdout
 from importlib.metadata import version
 from io import StringIO
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -294,6 +295,38 @@ def test_the_largest_are_those_of_the_whole(call, analysed, monkeypatch):
     for row in found:
         at = codes.sel({dim: row[dim] for dim in codes.dims})
         assert row["value"] == pytest.approx(float(at), rel=1e-5)
+
+
+def test_a_direction_is_searched_where_it_was_computed_and_both_ways(call, analysed, monkeypatch):
+    path = analysed[0]
+    lake = open_lake(path)
+    run = lake.open("one/problems", chunks=None)
+    monkeypatch.setattr(top, "BLOCK_EXAMPLES", 7)
+    decoder = lake.result("sae", "one/problems")["decoder"].sel(feature=3).values
+    probe = lake.result("probes", "one/problems")["direction"]
+    step, category = (probe[dim].values[0] for dim in ("step", "class"))
+    probe = probe.sel({"step": step, "class": category})
+    where = f"probes:direction:step={step},class={category}"
+    for name, sign, vectors, options in (
+        ("sae:decoder:feature=3", 1, decoder, ("--positions", "ct1,eot", "--layers", "0,2")),
+        (f"-{where}", -1, probe, ("--positions", "ct0")),
+    ):
+        places = json.loads(call("top", path, "one/problems", "--direction", name, "--top", 6, "--json", *options)[1])
+        cells = product((0, 2), ("ct1", "eot")) if sign > 0 else [(1, "ct0")]
+        along = []
+        for layer, position in cells:
+            vector = vectors if sign > 0 else vectors.sel(layer=layer, position=position).values
+            states = run["hidden_state"].sel(layer=layer, position=position).values
+            values = sign * states @ vector / np.linalg.norm(vector)
+            along += [(value, example, layer, position) for example, value in enumerate(values) if value > 0]
+        expected = sorted(along, reverse=True)[:6]
+        assert [row["value"] for row in places] == pytest.approx([value for value, *_ in expected], rel=1e-5)
+        assert [[row["example"], row["layer"], row["position"]] for row in places] == [place for _, *place in expected]
+    for name, words in (
+        ("probes:direction", "leaves"), ("sae:decoder:feature=999", "has no feature '999'"),
+        ("sae", "not of the form"), ("seas:decoder", "did you mean"), ("lens:direction", "never computed"),
+    ):  # fmt: skip
+        refused(call("top", path, "one/problems", "--direction", name), words)
 
 
 def test_the_examples_with_the_largest_value_of_an_expression(call, made):

@@ -68,10 +68,17 @@ class TopSettings(Settings):
     feature: str | None = setting(
         None, "A feature of a stored dictionary: where it fires most; sae:17 may do.", metavar="RESULT:17"
     )
+    direction: str | None = setting(
+        None,
+        "A direction of a stored result: where states reach furthest along it, as probes:direction:step=0; with -"
+        " before it, the other way.",
+        metavar="KIND:VARIABLE[:DIM=LABEL,..]",
+    )
     by: str | None = setting(
         None, "SQL over the run's columns, as -answer_logprob, see lake query: examples.", metavar="EXPR"
     )
     top: int = setting(10, "Places shown.", metavar="N", least=1)
+    layers: tuple[int, ...] | None = setting(None, "Of a direction: only these layers.", metavar="0,1..")
     positions: tuple[str, ...] | None = setting(None, "Only these positions.", metavar="bot,ct0..")
     keys: tuple[str, ...] | None = setting(None, "Of a head: only these keys.", metavar="bot,ct0..")
     json: bool = setting(False, "Print the result as JSON.")
@@ -79,15 +86,18 @@ class TopSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if sum(wanted is not None for wanted in (self.head, self.feature, self.by)) != 1:
-            raise UsageError("top: name what is to be large, with --head L1H2, --feature RESULT:17 or --by EXPR")
-        if (self.keys and not self.head) or (self.positions and self.by):
-            raise UsageError("top: --keys goes with --head, --positions with --head and --feature")
+        if sum(wanted is not None for wanted in (self.head, self.feature, self.direction, self.by)) != 1:
+            raise UsageError(
+                "top: name what is to be large, with one of --head L1H2, --feature RESULT:17,"
+                " --direction KIND:VARIABLE and --by EXPR"
+            )
+        if (self.keys and not self.head) or (self.layers and not self.direction) or (self.positions and self.by):
+            raise UsageError("top: --keys goes with --head, --layers with --direction, --positions with all but --by")
 
 
 def top(settings: TopSettings, shell: Shell) -> Output:
-    """Where a head, a feature or an expression is largest."""
-    from analyze.query.top import top_of_column, top_of_feature, top_of_head
+    """Where a head, a feature, a direction or an expression is largest."""
+    from analyze.query.top import top_of_column, top_of_direction, top_of_feature, top_of_head
     from store import open_lake
 
     lake, run = open_lake(settings.path), settings.run
@@ -99,12 +109,17 @@ def top(settings: TopSettings, shell: Shell) -> Output:
                 lake, run, settings.head, n=settings.top, positions=settings.positions, keys=settings.keys,
                 progress=report,
             )  # fmt: skip
+        elif settings.direction is not None:
+            places = top_of_direction(
+                lake, run, settings.direction, n=settings.top, layers=settings.layers, positions=settings.positions,
+                progress=report,
+            )  # fmt: skip
         else:
             places = top_of_feature(
                 lake, run, str(settings.feature), n=settings.top, positions=settings.positions, progress=report
             )
     short = places.assign(question=[shortened(text) for text in places["question"]])
-    what = settings.head or settings.feature or settings.by
+    what = settings.head or settings.feature or settings.direction or settings.by
     table = Table(title=f"{run}: largest {what}", columns=list(short.columns), rows=short.values.tolist())
     return written(places, settings, table)
 
@@ -123,8 +138,8 @@ COMMANDS = (
     ),
     Command(
         name="top",
-        help="Find the problems and positions where a head, a feature or a column is largest, with what stands around"
-        " them.",
+        help="Find the problems and positions where a head, a feature, a direction or a column is largest, with what is"
+        " around them.",
         settings=TopSettings,
         run=top,
     ),

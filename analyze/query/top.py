@@ -1,4 +1,4 @@
-"""Where a head, a feature or a column is largest: exact, over all examples of a run, in memory that does not grow."""
+"""Where a head, a feature, a direction or a column is largest: exact, over a whole run, in memory that stays."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +15,7 @@ from analyze.sae.dictionary import activation_of, sae_codes
 from schemas import MissingRunError, UsageError, nearest
 from schemas.checks import check_whole
 from store import Lake, select_result
+from store.vectors import stored_direction
 
 BLOCK_EXAMPLES = 256
 """Examples that are read together: as many as a chunk of states holds."""
@@ -161,6 +162,68 @@ def top_of_feature(
                 here: dict[Any, Any] = {dim: [at] for dim, at in zip(cells.dims[1:], cell, strict=True)}
                 codes = sae_codes(sae, activation.isel({"example": rows, **here}).load())
                 yield Block(codes.isel(feature=int(number)).transpose(*cells.dims).values, (rows.start, *cell))
+
+    return _described(lake, run, data, cells, blocks(), n)
+
+
+def top_of_direction(
+    lake: Lake,
+    run: str,
+    direction: str,
+    *,
+    n: int = 10,
+    layers: Sequence[int] | None = None,
+    positions: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Where states reach furthest along a direction of a stored result.
+
+    The value is ``x . d / |d|``, in the units of the states, where it is above 0.
+
+    Parameters
+    ----------
+    lake, run
+        What is searched: the states that the result was computed from, ``hidden_state`` where it does not say.
+    direction
+        As ``probes:direction:step=0`` or ``sae:decoder:feature=12``, see :func:`store.vectors.stored_direction`; with
+        ``-`` before it, the other way. One that was computed at layers and positions is looked for there.
+    n, positions
+        As for :func:`top_of_head`.
+    layers
+        Only these layers.
+
+    Returns
+    -------
+    DataFrame
+        As of :func:`top_of_head`, with ``layer`` and ``position``.
+
+    Raises
+    ------
+    UsageError
+        If the direction, a layer or a position is not there.
+    """
+    wanted = stored_direction(lake, run, direction.removeprefix("-"))
+    data = lake.open(run, chunks=None)
+    states = data[str(wanted.attrs.get("variable", "hidden_state"))]
+    if wanted.sizes["hidden"] != states.sizes["hidden"]:
+        raise UsageError(f"{direction} is {wanted.sizes['hidden']} long, states of {run} are {states.sizes['hidden']}")
+    for dim, labels in (("layer", layers), ("position", positions)):
+        known = wanted[dim].values.tolist() if dim in wanted.dims else states[dim].values.tolist()
+        if strange := [label for label in labels or () if label not in known]:
+            raise UsageError(f"{direction} has no {dim} {strange[0]}{nearest(strange[0], known)}")
+        states = states.sel({dim: [label for label in known if labels is None or label in labels]})
+    length: xr.DataArray = (wanted**2).sum("hidden") ** 0.5
+    unit = (wanted / length.where(length > 0)) * (-1 if direction.startswith("-") else 1)
+    cells = states.isel(hidden=0, drop=True)
+
+    def blocks() -> Iterator[Block]:
+        for rows in _blocks(states.sizes["example"], progress):
+            for cell in product(*(range(size) for size in cells.shape[1:])):
+                here = dict(zip(cells.dims[1:], cell, strict=True))
+                values = states.isel({"example": rows, **here})
+                vector = unit.sel({dim: values[dim].values for dim in here if dim in unit.dims})
+                along = values.values @ vector.values.astype(values.dtype)
+                yield Block(along.reshape(-1, *(1 for _ in cell)), (rows.start, *cell))
 
     return _described(lake, run, data, cells, blocks(), n)
 

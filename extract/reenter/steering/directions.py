@@ -6,9 +6,8 @@ import numpy as np
 import xarray as xr
 
 from extract.reenter.target import Target
-from schemas import UsageError, filled, nearest
-from schemas.registry import by_kind, line
-from store.read import preferred
+from schemas import UsageError
+from store import Lake, vectors
 
 
 def split_half(target: Target, seed: int) -> np.ndarray:
@@ -41,54 +40,19 @@ def correct_minus_wrong(
 
 
 def stored_direction(target: Target, name: str) -> xr.DataArray:
-    """Direction of a result in the lake: ``KIND:VARIABLE``, or ``KIND:VARIABLE:DIM=LABEL,...``.
-
-    The variable must have the dim ``hidden``; dims other than ``layer`` and ``position`` are picked by labels, such as
-    ``sae:decoder:feature=12``.
-    """
-    array = stored_vectors(target, name)
-    if left := [str(dim) for dim in array.dims if dim not in ("layer", "position", "hidden")]:
-        raise UsageError(f"direction {name!r} leaves {', '.join(left)} open; pick one with :{left[0]}=LABEL")
-    return array
+    """Direction of a result in the target's lake, see :func:`store.vectors.stored_direction`."""
+    return vectors.stored_direction(_lake(target, name), target.run, name)
 
 
 def stored_vectors(target: Target, name: str) -> xr.DataArray:
-    """Vectors of a result in the lake, as :func:`stored_direction` names them; several labels are joined by ``+``."""
-    kind, _, rest = name.partition(":")
-    variable, _, labels = rest.partition(":")
-    if target.lake is None or not variable:
-        raise UsageError(f"direction {name!r} is not of the form KIND:VARIABLE or KIND:VARIABLE:DIM=LABEL")
-    for stored in preferred(result for result in target.lake.results(kind) if target.run in result.runs):
-        result = target.lake.open_result(stored.name)
-        if variable not in result.data_vars or "hidden" not in result[variable].dims:
-            continue
-        array = _selected(result[variable], f"{kind}:{variable}", labels)
-        return array.sel(model=target.run) if "model" in array.dims else array
-    if kind not in by_kind():
-        raise UsageError(
-            f"direction {name!r}: there are no results of kind {kind!r}; there are {', '.join(by_kind())}"
-            + nearest(kind, list(by_kind()))
-        )
-    command = filled(line(kind), target.lake.location, [target.run])
-    raise UsageError(f"direction {name!r} was never computed for {target.run}; run {command} first")
+    """Vectors of a result in the target's lake, see :func:`store.vectors.stored_vectors`."""
+    return vectors.stored_vectors(_lake(target, name), target.run, name)
 
 
-def _selected(array: xr.DataArray, what: str, labels: str) -> xr.DataArray:
-    """Part of an array by ``DIM=LABEL,...``, labels as text; one label drops the dim, ``A+B`` keeps it."""
-    for pair in filter(None, labels.split(",")):
-        dim, _, wanted = pair.partition("=")
-        if dim not in array.dims:
-            raise UsageError(
-                f"{what} has no dim {dim!r}; it has {', '.join(map(str, array.dims))}{nearest(dim, array.dims)}"
-            )
-        known = list(array.indexes.get(dim, range(array.sizes[dim])))
-        names = [str(value) for value in known]
-        labels_wanted = [wanted] if wanted in names else wanted.split("+")
-        if missing := [label for label in labels_wanted if label not in names]:
-            raise UsageError(f"{what} has no {dim} {missing[0]!r}{nearest(missing[0], known)}")
-        places = [names.index(label) for label in labels_wanted]
-        array = array.isel({dim: places[0] if len(places) == 1 else places})
-    return array
+def _lake(target: Target, name: str) -> Lake:
+    if target.lake is None:
+        raise UsageError(f"direction {name!r} is of a result in a lake, and {target.run} is of none")
+    return target.lake
 
 
 def scaled(
