@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -15,6 +16,8 @@ from rich.table import Table as RichTable
 from schemas.command import Printed, Table, side_by_side
 
 console = Console(soft_wrap=True, highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
+PIPE_SECONDS = 60.0
+"""Between two lines about progress where there is no terminal."""
 wide = Console(width=400, highlight=False, markup=False)
 """Where labelled tables of several runs go in a pipe, which has no width to fit into."""
 
@@ -86,7 +89,7 @@ def note(text: str) -> None:
 
 @contextmanager
 def progress(label: str, unit: str = "") -> Iterator[Callable[..., None]]:
-    """A bar on a terminal, nothing in a pipe; gives ``report(done, total, bytes=0)``."""
+    """A bar on a terminal, a line every minute in a pipe; gives ``report(done, total, bytes=0)``."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -96,13 +99,33 @@ def progress(label: str, unit: str = "") -> Iterator[Callable[..., None]]:
         console=Console(stderr=True),
         disable=not sys.stderr.isatty(),
     )
+    begun = said = time.monotonic()
     with bar:
         task = bar.add_task(label, total=None, rate="", visible=False)  # until there is a total to show
 
         def report(done: int, total: int, written: int = 0) -> None:
+            nonlocal said
+            now = time.monotonic()
+            if bar.disable and done < total and now - said >= PIPE_SECONDS:
+                said = now
+                sys.stderr.write(progress_line(label, unit, done, total, now - begun) + "\n")
+                sys.stderr.flush()
             speed = bar.tasks[task].speed
             rate = f"{speed:.1f} {unit}/s" if speed and unit else ""
             megabytes = f"{written / 1e6:.0f} MB" if written else ""
             bar.update(task, completed=done, total=total, rate=" ".join([rate, megabytes]), visible=True)
 
         yield report
+
+
+def progress_line(label: str, unit: str, done: int, total: int, seconds: float) -> str:
+    """How far work is, and how long it will take at the rate so far."""
+    line = f"{label}: {done} of {total} {unit}".rstrip() + f" after {duration(seconds)}"
+    return line + (f", about {duration(seconds / done * (total - done))} left" if done else "")
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit one would say it in."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

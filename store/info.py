@@ -1,11 +1,16 @@
 """What is in a lake: runs and how complete they are, models, results, and the chain of fingerprints between them."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Mapping
+from html import escape
+from typing import Any, TypeVar
 
-from schemas import MissingRunError, fingerprint
+import numpy as np
+
+from schemas import CorruptLakeError, MissingRunError, fingerprint
 from store.read import Lake
 
+T = TypeVar("T")
 SHORTEST_PREFIX = 4
 
 
@@ -120,3 +125,32 @@ def find(lake: Lake, prefix: str) -> list[dict[str, str]]:
             f" nor the beginning of a fingerprint, {SHORTEST_PREFIX} digits or more"
         )
     return fitting
+
+
+def html_table(lake: Lake) -> str:
+    """Runs of a lake for a notebook: how complete each is, its sizes, and what was computed from it."""
+    results = _whole(lake.results) or []
+    rows = []
+    for run in lake.runs():
+        layout, committed = _whole(lake.layout, run), _whole(lake.committed, run)
+        if layout is None or committed is None:
+            cells = [run, "damaged; see lake verify", "", ""]
+        else:
+            there = int(np.repeat(committed, layout.shard_examples)[: layout.n_example].sum())
+            sizes = f"{layout.n_layer} x {layout.n_head} x {layout.hidden}"
+            cells = [run, f"{there} of {layout.n_example}", sizes, layout.capture]
+        kinds = Counter(result.kind for result in results if run in result.runs)
+        cells.append(", ".join(kind if n == 1 else f"{kind} ({n})" for kind, n in kinds.items()))
+        rows.append("".join(f"<td>{escape(cell)}</td>" for cell in cells))
+    names = ("run", "examples", "layers x heads x hidden", "capture", "results")
+    head = "".join(f"<th>{name}</th>" for name in names)
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f"<table><caption>Lake {escape(str(lake.location))}</caption><tr>{head}</tr>{body}</table>"
+
+
+def _whole(read: Callable[..., T], *arguments: Any) -> T | None:
+    """What a reading gives; ``None`` of what is damaged: a table of a lake shows the rest."""
+    try:
+        return read(*arguments)
+    except CorruptLakeError:
+        return None

@@ -118,6 +118,28 @@ class Lake:
         """Names of the runs."""
         return iter(self.runs())
 
+    def __len__(self) -> int:
+        """Number of runs."""
+        return len(self.runs())
+
+    def __bool__(self) -> bool:
+        """True: a lake without runs is a lake, too."""
+        return True
+
+    def keys(self) -> list[str]:
+        """Names of the runs."""
+        return self.runs()
+
+    def _ipython_key_completions_(self) -> list[str]:
+        """What a notebook offers after ``lake["``."""
+        return self.runs()
+
+    def _repr_html_(self) -> str:
+        """Table of the runs, for notebooks: how complete each is, its sizes, and what was computed from it."""
+        from store.info import html_table
+
+        return html_table(self)
+
     def __contains__(self, run: object) -> bool:
         """Whether a run is in the lake."""
         return isinstance(run, str) and self._kind(run) == "run"

@@ -18,6 +18,7 @@ import lake as command_line
 from analyze import activation_of, sae_codes
 from analyze.query import top
 from extract.small_models.problems import make_pairs, write_pairs
+from lake import printing
 from schemas import Intervention, UsageError, nearest
 from store import open_lake, remove, select_removable, verify
 from store.info import describe_results
@@ -369,3 +370,27 @@ def test_a_place_is_shown_in_its_context(call, made):
 def test_nothing_is_offered_where_nothing_is_near():
     assert nearest("zebra", ["bot", "ct0"]) == nearest("x", []) == ""
     assert nearest("CT0", ["bot", "ct0"]) == "; did you mean 'ct0'?"
+
+
+def test_a_lake_is_a_mapping_of_its_runs_and_a_table_in_a_notebook(made, tmp_path):
+    lake = open_lake(made)
+    assert (len(lake), lake.keys(), lake._ipython_key_completions_()) == (2, lake.runs(), lake.runs())
+    assert "<td>one/problems</td><td>30 of 30</td><td>3 x 2 x 8</td>" in lake._repr_html_()
+    path = two_runs(tmp_path / "a&b.lake")
+    open_lake(path).write_result("scores", xr.Dataset({"score": 1.0}), runs=["two/problems"], spec={})
+    (path / "one/problems/zarr.json").write_text("{")
+    shown = open_lake(path)._repr_html_()
+    assert "<td>one/problems</td><td>damaged; see lake verify</td>" in shown
+    assert "<td>scores</td>" in shown
+    assert "a&amp;b.lake" in shown
+
+
+def test_long_work_says_how_far_it_is_where_there_is_no_terminal(capsys, monkeypatch):
+    for seconds, lines in ((0.0, 3), (60.0, 0)):
+        monkeypatch.setattr(printing, "PIPE_SECONDS", seconds)
+        with printing.progress("one/problems", "examples") as report:
+            for done in range(5):
+                report(done + 1, 4)
+        assert capsys.readouterr().err.count("one/problems: ") == lines
+    assert printing.progress_line("a", "rows", 25, 100, 120) == "a: 25 of 100 rows after 2 min, about 6 min left"
+    assert printing.progress_line("a", "", 0, 4, 61) == "a: 0 of 4 after 61 s"
