@@ -16,6 +16,8 @@ from schemas.spelling import nearest
 
 Array = np.ndarray[Any, np.dtype[Any]]
 N_RESAMPLE = 1000
+SPLIT_SHARES = (0.7, 0.15, 0.15)
+"""Shares of problems that a thing is fitted on, chosen by, and measured on."""
 
 
 class Interval(NamedTuple):
@@ -206,3 +208,14 @@ def mean_interval(
             low[some], high[some] = np.nanpercentile(resampled, [2.5, 97.5], axis=1)
     shape = values.shape[:-1]
     return mean.reshape(shape), low.reshape(shape), high.reshape(shape)
+
+
+def split_problems(problem: ArrayLike, seed: int) -> Array:
+    """0, 1 or 2 for each example, by its problem: what is fitted on, what choices are made by, what is measured on.
+
+    The same for the same problems and seed, so that things that are fitted apart can be measured together.
+    """
+    unique, inverse = np.unique(problem, return_inverse=True)
+    order = np.random.default_rng(seed).permutation(len(unique))
+    edges = np.cumsum(SPLIT_SHARES)[:-1] * len(unique)
+    return np.asarray(np.searchsorted(edges, order, side="right")[inverse])

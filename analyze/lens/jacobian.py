@@ -10,8 +10,9 @@ from analyze.labels import inherited, labels_along
 from analyze.lens.logit import logit_lens
 from analyze.lens.readout import check_model
 from analyze.lens.summary import lens_summary
-from analyze.lens.tuned import fit_tuned_lens, split_problems
+from analyze.lens.tuned import fit_tuned_lens
 from schemas import SchemaError, UsageError, nearest, segment_of
+from schemas.statistics import split_problems
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

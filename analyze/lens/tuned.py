@@ -9,6 +9,7 @@ import xarray as xr
 from analyze.labels import inherited, labels_along, numbered, take
 from analyze.lens.readout import ReadOut, check_model
 from schemas import UsageError, segment_of
+from schemas.statistics import split_problems
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Progress = Callable[[int, int], None]
@@ -16,7 +17,6 @@ Progress = Callable[[int, int], None]
 PENALTIES = (1e-6, 1e-4, 1e-2, 1.0)
 """Ridge penalties tried, as shares of the mean square of a component of the state."""
 SPLITS = ("train", "validation", "test")
-SPLIT_SHARES = (0.7, 0.15, 0.15)
 _HELD_OUT = {
     "r2": ("share of the final state's variance explained, held out, tuned lens", "1"),
     "r2_plain": ("share of the final state's variance explained, held out, final norm alone", "1"),
@@ -132,14 +132,6 @@ def fit_tuned_lens(
     for name, (text, units) in _HELD_OUT.items():
         fitted[name].attrs = {"long_name": text, "units": units}
     return fitted
-
-
-def split_problems(problem: Array, seed: int) -> Array:
-    """0, 1 or 2 for each example, by its problem: train, validation, test."""
-    unique, inverse = np.unique(problem, return_inverse=True)
-    order = np.random.default_rng(seed).permutation(len(unique))
-    edges = np.cumsum(SPLIT_SHARES)[:-1] * len(unique)
-    return np.asarray(np.searchsorted(edges, order, side="right")[inverse])
 
 
 def _example_blocks(array: xr.DataArray) -> list[slice]:

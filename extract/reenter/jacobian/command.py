@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 class JacobianSettings(Settings):
     """What is differentiated by what, over how many problems."""
 
-    fit: int = setting(256, "Problems averaged over, drawn at random, one example each.", metavar="N", least=2)
+    fit: int = setting(
+        256,
+        "Problems averaged over, one example each, drawn from the seven in ten that lenses are fitted on.",
+        metavar="N",
+        least=2,
+    )
     targets: tuple[str, ...] = setting(
         ("next", "eot", "answer"),
         "Final states: next (the following place's), self, answer (the one that the answer's own token is predicted"

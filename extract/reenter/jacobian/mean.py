@@ -15,6 +15,7 @@ from extract.reenter.jacobian.command import JacobianSettings
 from extract.reenter.jacobian.passes import FED, Place, forward_sums, origin_sums
 from extract.reenter.target import Target
 from schemas import UsageError, fingerprint, nearest
+from schemas.statistics import split_problems
 
 BATCH = 16
 CHUNK = 64
@@ -145,14 +146,17 @@ def jacobian_plan(target: Target, settings: JacobianSettings | None = None) -> J
 
 
 def _fit_rows(target: Target, settings: JacobianSettings) -> np.ndarray:
-    """Rows of the examples averaged over: one of each problem, drawn at random."""
+    """Rows of the examples averaged over: one of each problem, at random from those that lenses are fitted on."""
     if not target.reasoner.n_latent:
         raise UsageError(f"{target.run} is of a model without thoughts; there is no loop to differentiate through")
     problem = target.data["problem"].values if "problem" in target.data.coords else target.data["example"].values
-    first = np.sort(np.unique(problem, return_index=True)[1])
-    if len(first) < 2:
-        raise UsageError(f"{target.run} has one problem; a mean over problems, with halves to compare, needs 2")
-    return np.random.default_rng(settings.seed).permutation(first)[: settings.fit]
+    first = np.unique(problem, return_index=True)[1]
+    fitted = np.sort(first[split_problems(problem, settings.seed)[first] == 0])
+    if len(fitted) < 2:
+        raise UsageError(
+            f"{target.run} has {len(first)} problems; a mean over seven in ten of them, with halves to compare, needs 3"
+        )
+    return np.random.default_rng(settings.seed).permutation(fitted)[: settings.fit]
 
 
 def _batches(target: Target, rows: np.ndarray) -> list[np.ndarray]:

@@ -1,0 +1,112 @@
+"""Section on what the vectors fed at the thoughts carry, by three lenses on the same held-out problems."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from analyze.context import StoredResult
+from analyze.drawing import as_percent, faint_grid, legend_below
+from analyze.page import Page, Section, listed, share
+
+TEXTS = r'''
+[fed-thoughts]
+title = "What a thought carries where it is fed"
+headline = "The result that the Jacobian lens names in each vector fed, where the logit lens reads little."
+method = """\
+    A vector fed is read as the state it was made of: mean Jacobians of the projection, taken through the model, are \
+    inverted by least squares, with the noise chosen on other problems. Logit lens and tuned lens read the same \
+    vectors. \
+    All are measured on problems that nothing was fitted on; steps that are a problem's last are left out."""
+caveats = [
+    "That a lens names a result does not say that it is used: see patching, attribution and the decodable twins.",
+    "Control: the same Jacobians turned at random, so that only their size is right, name it in {control:share0}.",
+]
+[fed-thoughts.lines]
+named = "{thoughts} (logit lens: {logit})"
+none = "no thought names a result in more than one problem of ten"
+one = "{position} step {step} ({share:share0})"
+[fed-thoughts.figures]
+fed_thoughts = """\
+    Share of held-out problems in which the best token is the result that the Jacobian lens names most often at that \
+    thought."""
+[fed-thoughts.tables.fed_thoughts]
+caption = """\
+    Of the step that the Jacobian lens names best at each thought. “1 / rank”: mean over problems, 0 where the result \
+    is not among the best tokens kept. “Calibration”: how far the best token's probability is from how often it is a \
+    result."""
+limit = 24
+columns = [
+    ["Thought", "position", "text"],
+    ["Step", "step", "count"],
+    ["Lens", "lens", "text"],
+    ["n", "n", "count"],
+    ["Result named", "share", "share", "low", "high"],
+    ["1 / rank", "rank", "number"],
+    ["Calibration", "calibration", "number"],
+]
+'''
+MARKERS = {"jacobian": "o", "logit": "s", "tuned": "^", "jacobian, rotated": "x"}
+
+
+def fed_thoughts(page: Page) -> None:
+    """Every run whose lenses were compared."""
+    controls = []
+    for result in page.results("lens_comparison"):
+        rows = best_steps(result.data)
+        if rows.empty:
+            continue
+        draw(page, result, rows)
+        page.add("fed_thoughts", result, rows)
+        own, logit, control = (rows[rows["lens"] == lens] for lens in ("jacobian", "logit", "jacobian, rotated"))
+        named = own[own["share"] > 0.1]
+        controls += control.loc[control["position"].isin(named["position"]), "share"].tolist()
+        texts = [page.text("one", **row) for row in named.to_dict("records")]
+        beside = logit.set_index("position")["share"].reindex(named["position"])
+        percent = [share(value, 0) for value in beside]
+        page.say(result, "named" if texts else "none", thoughts=listed(texts), logit=listed(percent))
+    page.need("fed_thoughts")
+    page.set(control=float(np.mean(controls)) if controls else None)
+
+
+def best_steps(data: xr.Dataset) -> Any:
+    """Of each thought the step whose result the Jacobian lens names most often, as every lens reads it."""
+    fed = data.sel(layer=-1)
+    rows = []
+    for position in fed["position"].values:
+        place = fed.sel(position=position)
+        named = place["inner_share"].sel(lens="jacobian").values
+        if not np.isfinite(named).any():
+            continue
+        step = int(np.nanargmax(named))
+        for lens in place["lens"].values:
+            read = place.sel(lens=lens).isel(step=step)
+            rows.append({
+                "position": str(position), "step": step + 1, "lens": str(lens), "n": float(read["n_inner"]),
+                "share": float(read["inner_share"]), "low": float(read["inner_share_low"]),
+                "high": float(read["inner_share_high"]), "rank": float(read["inner_reciprocal_rank"]),
+                "calibration": float(read["calibration_error"]),
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def draw(page: Page, result: StoredResult, rows: Any) -> None:
+    """Shares by thought, a line for each lens."""
+    ax = page.panel("fed_thoughts", result, height=2.8)
+    for lens, part in rows.groupby("lens", sort=False):
+        main = lens == "jacobian"
+        style = {"color": result.look.colour} if main else {"color": "0.55", "linestyle": ":", "linewidth": 1.0}
+        ax.plot(part["position"], part["share"], marker=MARKERS.get(str(lens), "o"), label=f"{lens} lens", **style)
+    ax.set_ylim(-0.02, 1.03)
+    as_percent(ax)
+    faint_grid(ax)
+    legend_below(ax)
+
+
+SECTIONS = (
+    Section(
+        slug="fed-thoughts", write=fed_thoughts, chapter="report-000", order=30,
+        needs=("jacobian", "lens_comparison --lens jacobian"),
+    ),
+)  # fmt: skip
