@@ -501,6 +501,10 @@ class Lake:
         result = _open_group(guard, attributes, handed_out, stored=self.stored)
         return result.load() if load else result
 
+    def result_digests(self, name: str) -> dict[str, str]:
+        """SHA-256 of each file of a stored analysis: two results with the same are the same."""
+        return dict((self._document(name, "result") or {}).get("files", {}))
+
     def _check_result(self, name: str, attributes: Mapping[str, Any]) -> None:
         if not is_result_of(name, attributes):
             self._fail(name, "result", "is that of another result")

@@ -102,6 +102,7 @@ def drawn(batches: Any) -> list[list[int]]:
     return [rows.tolist() for _, rows in batches]
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_workers_share_the_rows_and_training_goes_on_where_it_stopped(lake):
     def loader(method: str) -> tuple[Any, DataLoader[Any]]:
         dataset = torch_dataset(lake, RUN, "hidden_state", batch_size=50, buffer_bytes=2000, numbered=True, seed=3)

@@ -192,7 +192,11 @@ def compare_lakes(first: Lake, second: Lake) -> pd.DataFrame:
         "run": ([lake.runs() for lake in (first, second)], partial(run_differences, first, second)),
         "result": (
             [[each.name for each in lake.results()] for lake in (first, second)],
-            lambda name: result_differences(first.open_result(name), second.open_result(name)),
+            lambda name: (
+                []
+                if first.result_digests(name) == second.result_digests(name)
+                else result_differences(first.open_result(name), second.open_result(name))
+            ),
         ),
     }
     rows = []
