@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 
 from analyze.context import StoredResult
 from analyze.drawing import as_percent, faint_grid, legend_below, reference, whiskers
@@ -58,7 +57,7 @@ def _finish(ax: Any, n_latent: int) -> None:
     ax.set_ylim(-0.02, 1.03)
     as_percent(ax)
     faint_grid(ax)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("thoughts")
     legend_below(ax, n_column=3)
 
