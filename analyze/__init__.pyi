@@ -1,6 +1,8 @@
 # The public names of analyze; lazy_loader imports each when it is first used, and type checkers read this file.
 from .attention.shares import attention_shares as attention_shares
 from .attention.shares import attention_summary as attention_summary
+from .attribution.direct import attribution_summary as attribution_summary
+from .attribution.direct import logit_attribution as logit_attribution
 from .correlate.importance import answer_attention as answer_attention
 from .correlate.importance import attention_importance as attention_importance
 from .correlate.importance import failure_importance as failure_importance

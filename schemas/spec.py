@@ -6,8 +6,10 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from schemas.command import Limited, setting
+from schemas.vocabulary import PARTS
 
-Capture = Literal["latent", "full"]
+Capture = Literal["latent", "full", "latent+parts", "full+parts"]
+Rows = Literal["latent", "full"]
 FORMAT_VERSION = 1
 """Version of the layout on disk; a reader opens every version up to its own."""
 
@@ -27,11 +29,25 @@ def device_kind(device: str) -> str:
     return device.partition(":")[0]
 
 
+def captures_all(capture: str) -> bool:
+    """Whether every position is captured, not only those from ``bot`` on."""
+    return capture.startswith("full")
+
+
+def captured_parts(capture: str) -> tuple[str, ...]:
+    """Parts of the blocks that are captured."""
+    return PARTS if capture.endswith("+parts") else ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunSpec(Limited):
     """Settings of one run. Two runs of equal specs over equal data hold the same values."""
 
-    capture: Capture = setting("latent", "latent: rows from bot on; full: every row and every hidden state.")
+    capture: Capture = setting(
+        "latent",
+        "latent: rows from bot on; full: every row and every hidden state; +parts: what attention and MLP of each block"
+        " add, too.",
+    )
     dtype: Literal["float16", "float32"] = setting("float16", "Type in which activations are stored.")
     compute_dtype: Literal["float32", "float16", "bfloat16"] = setting(
         "float32",
@@ -44,6 +60,16 @@ class RunSpec(Limited):
     )
     batch_size: int = setting(32, "Questions thought through together; moves results by rounding only.", least=1)
     device: str = setting("cpu", "Where the model runs: cpu, cuda, cuda:1, mps.", metavar="cpu|cuda|cuda:N|mps")
+
+    @property
+    def rows(self) -> Rows:
+        """Positions that are captured: from ``bot`` on, or all."""
+        return "full" if captures_all(self.capture) else "latent"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Parts of the blocks that are captured."""
+        return captured_parts(self.capture)
 
     def to_json(self) -> dict[str, Any]:
         """Fields as plain JSON values; of ``cuda:1`` only the kind, as several cards of a kind can make one run.

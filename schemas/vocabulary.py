@@ -55,6 +55,20 @@ RUN_VARIABLES: dict[str, Variable] = {
         long_name="attention probability of each query over all keys; rows sum to 1",
         fill=0.0,
     ),
+    "mlp_output": Variable(
+        dims=("example", "layer", "position", "hidden"),
+        dtype="stored",
+        units="1",
+        long_name="what each block's MLP adds to the residual stream; with --capture ..+parts",
+        fill=float("nan"),
+    ),
+    "attention_output": Variable(
+        dims=("example", "layer", "position", "hidden"),
+        dtype="stored",
+        units="1",
+        long_name="what each block's attention adds to the residual stream; with --capture ..+parts",
+        fill=float("nan"),
+    ),
     "token": Variable(dims=("example", "position"), dtype="int32", units="", long_name="token id, -1: none", fill=-1),
     "question": Variable(dims=("example",), dtype="text", units="", long_name="question as asked", fill=""),
     "gold_answer": Variable(dims=("example",), dtype="text", units="", long_name="gold answer", fill=""),
@@ -116,6 +130,9 @@ RUN_VARIABLES: dict[str, Variable] = {
         dims=("example",), dtype="bool", units="", long_name="written, checksummed and readable", fill=False
     ),
 }
+
+PARTS = ("mlp_output", "attention_output")
+"""Variables that a run has where they were asked for."""
 
 MODEL_VARIABLES: dict[str, Variable] = {
     "unembedding": Variable(

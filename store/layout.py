@@ -9,6 +9,8 @@ import numpy as np
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from schemas import RUN_VARIABLES, AnswerKind, Places, Variable, latent_labels
+from schemas.spec import captured_parts, captures_all
+from schemas.vocabulary import PARTS
 from store.blocks import BlockArray
 
 # These numbers are part of the format: a lake's shapes follow from them, so another value needs another format version.
@@ -122,7 +124,13 @@ class RunLayout:
     @property
     def positions(self) -> list[str]:
         """Labels of the query axis: those captured."""
-        return self.key_positions if self.capture == "full" else self.key_positions[self.n_question :]
+        return self.key_positions if captures_all(self.capture) else self.key_positions[self.n_question :]
+
+    @property
+    def sharded(self) -> tuple[str, ...]:
+        """Variables that are written shard by shard, in their order."""
+        parts = captured_parts(self.capture)
+        return tuple(name for name in SHARDED_VARIABLES if name not in PARTS or name in parts)
 
     @property
     def latents(self) -> list[str]:
@@ -144,7 +152,8 @@ class RunLayout:
     def example_bytes(self) -> int:
         """Raw bytes of one example in all stored activations."""
         sizes, itemsize = self._sizes(), np.dtype(self.dtype).itemsize
-        stored = [variable for variable in RUN_VARIABLES.values() if variable.dtype == "stored"]
+        variables = [RUN_VARIABLES[name] for name in self.sharded]
+        stored = [variable for variable in variables if variable.dtype == "stored"]
         return sum(math.prod(sizes[dim] for dim in variable.dims[1:]) * itemsize for variable in stored)
 
     @property
@@ -174,7 +183,7 @@ class RunLayout:
         sizes, stored = self._sizes(), np.dtype(self.dtype)
         examples = self.shard_examples
         layouts = {}
-        for name in SHARDED_VARIABLES:
+        for name in self.sharded:
             variable = self.variable(name)
             shape = tuple(sizes[dim] for dim in variable.dims)
             dtype = {"stored": self.dtype, "text": "string"}.get(variable.dtype, variable.dtype)
@@ -251,5 +260,6 @@ SHARDED_VARIABLES = (
     "predicted_answer",
     "correct",
     "answer_logprob",
+    *PARTS,
 )
 """What the model makes, in the order in which a shard is written; all else is known when the run is created."""

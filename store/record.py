@@ -15,7 +15,7 @@ import numpy as np
 
 from schemas import CorruptLakeError
 from store.files import NEXT, RECORD, with_checksum, without_checksum
-from store.layout import SHARDED_VARIABLES, RunLayout
+from store.layout import RunLayout
 
 PARTS = {"sha256": "0/0", "size": "0", "crc32c": "0"}
 """Arrays of the record, and how the keys of their chunks, one per shard, end."""
@@ -52,8 +52,8 @@ class RunRecord:
         self.layout = layout
         self.places = layout.checksum_places()
         self.shapes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
-            "sha256": ((len(SHARDED_VARIABLES), 32), np.dtype("u1")),
-            "size": ((len(SHARDED_VARIABLES),), np.dtype("<i8")),
+            "sha256": ((len(layout.sharded), 32), np.dtype("u1")),
+            "size": ((len(layout.sharded),), np.dtype("<i8")),
         }
         if checksums:
             self.shapes["crc32c"] = ((max((place.stop for place in self.places.values()), default=0),), np.dtype("<u4"))

@@ -460,7 +460,7 @@ def create_run(
             files = {f"../{key}": digest for key, digest in digests_of(contents).items()}
             older = _has_keys(store, f"{run}/committed/c/") and not _has_keys(store, f"{run}/{RECORD}/crc32c/")
             arrays = _record_arrays(RunRecord(layout, checksums=not older))
-            recorded = assemble({**record, "variables": list(SHARDED_VARIABLES)}, arrays, files=files)
+            recorded = assemble({**record, "variables": list(layout.sharded)}, arrays, files=files)
             write_files(store, f"{run}/{RECORD}", recorded, folder)
             write_files(store, run, contents, folder)
     return RunWriter(location, run)

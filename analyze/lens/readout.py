@@ -121,10 +121,16 @@ class ReadOut:
         found: Tokens = self._get("tokens", lambda: Tokens(strings))
         return found
 
+    def _norm_arrays(self) -> tuple[Array, Array]:
+        """Weight and bias of the final norm, float32."""
+        return (
+            self._get("weight", lambda: self._model["final_norm_weight"].values.astype("float32")),
+            self._get("bias", lambda: self._model["final_norm_bias"].values.astype("float32")),
+        )
+
     def norm(self, state: Array) -> Array:
         """States ``(..., hidden)`` after the final norm."""
-        weight = self._get("weight", lambda: self._model["final_norm_weight"].values.astype("float32"))
-        bias = self._get("bias", lambda: self._model["final_norm_bias"].values.astype("float32"))
+        weight, bias = self._norm_arrays()
         kind, epsilon = self._model.attrs["final_norm"], self._model.attrs["final_norm_epsilon"]
         return final_norm(state, kind=kind, weight=weight, bias=bias, epsilon=epsilon)
 
@@ -132,6 +138,23 @@ class ReadOut:
         """Logits as the model squashes them: unchanged in most."""
         cap = self._model.attrs.get("logit_softcap")
         return logit if cap is None else np.asarray(cap * np.tanh(logit / np.float32(cap)))
+
+    def linear_norm(self, state: Array) -> tuple[Callable[[Array], Array], Array]:
+        """The final norm as it is at states ``(state, hidden)``: linear in parts ``(state, part, hidden)``, and bias.
+
+        The scale is that of the whole state; parts that add up to it add up to its norm less the bias.
+        """
+        weight, bias = self._norm_arrays()
+        centred = self._model.attrs["final_norm"] == "layer_norm"
+        state = state - state.mean(-1, keepdims=True) if centred else state
+        epsilon = np.float32(self._model.attrs["final_norm_epsilon"])
+        gain = weight / np.sqrt((state * state).mean(-1, keepdims=True) + epsilon)  # (state, hidden)
+
+        def linear(parts: Array) -> Array:
+            parts = parts - parts.mean(-1, keepdims=True) if centred else parts
+            return np.asarray(parts * gain[:, None])
+
+        return linear, bias
 
     def read(self, final: Array, top: int, gold: Array) -> tuple[Array, Array, Array, Array]:
         """Best tokens, their probabilities, rank and probability of a gold token.

@@ -186,12 +186,13 @@ def entries(prepared: Prepared, n_prompt: np.ndarray, n_answer: np.ndarray) -> M
     """
     layout = prepared.layout
     position = n_prompt + layout.places.n_middle - 1 + n_answer
-    row = position if layout.capture == "full" else layout.places.n_middle + n_answer
+    row = position if prepared.spec.rows == "full" else layout.places.n_middle + n_answer
     before = position - row
     seen = (position * (position + 1) - before * (before + 1)) / 2
     one = np.ones(len(n_prompt))
     counts = dict.fromkeys(layout.arrays(), one)
-    counts["hidden_state"] = row * layout.n_layer * layout.hidden
+    for name in ("hidden_state", *prepared.spec.parts):
+        counts[name] = row * layout.n_layer * layout.hidden
     counts["final_state"] = row * layout.hidden
     counts["latent_embedding"] = one * layout.n_latent * layout.hidden
     counts["attention"] = seen * layout.n_layer * layout.n_head
@@ -237,7 +238,7 @@ def require_space(prepared: Prepared, lake: str | os.PathLike[str]) -> None:
     has_run, has_model = in_lake(prepared, lake)
     need = 0 if has_run else run_files_size(layout, prepared.problems.columns)[1]
     need += 0 if has_model else model_size(prepared.model_arrays())[1]
-    for name in STATES:
+    for name in (*STATES, *prepared.spec.parts):
         array = layout.arrays()[name]
         need += int(counts[name][left].sum() * np.dtype(array.dtype).itemsize * ASSUMED_RATIO)
         need += array.index_bytes * int((~done).sum())

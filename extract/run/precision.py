@@ -11,6 +11,7 @@ from extract.model.device import ALONE, device_errors, is_full
 from extract.model.reasoner import Reasoner, Thinking
 from extract.run.prepare import Prepared, row_bytes
 from schemas import LakeError, RunSpec
+from schemas.vocabulary import PARTS
 
 Array = NDArray[Any]
 STATES = ("hidden_state", "final_state", "latent_embedding", "attention")
@@ -92,7 +93,7 @@ def error_of(name: str, expected: Array, found: Array) -> Array:
     if name == "attention":
         return attention_error(expected, found)
     error = state_error(expected, found)
-    return error[:, None] if name == "hidden_state" else error[None, None]
+    return error[:, None] if name in ("hidden_state", *PARTS) else error[None, None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,7 +136,7 @@ def allowed(calibrated: float, floor: float, ceiling: float = np.inf) -> float:
     return min(max(MARGIN * calibrated, floor), ceiling)
 
 
-def kept(thinking: Thinking, row: int, n_token: int, n_middle: int, n_answer: int, capture: str) -> dict[str, Array]:
+def kept(thinking: Thinking, row: int, n_token: int, n_middle: int, n_answer: int, captured: str) -> dict[str, Array]:
     """One row's arrays, cut to its own places.
 
     Parameters
@@ -150,17 +151,18 @@ def kept(thinking: Thinking, row: int, n_token: int, n_middle: int, n_answer: in
         Places from ``bot`` up to the answer.
     n_answer
         Answer places to keep.
-    capture
-        ``latent`` or ``full``.
+    captured
+        Positions: ``latent`` or ``full``.
     """
     first = thinking.n_before - n_token + 1
     keys = slice(first, thinking.n_before + n_middle + n_answer)
-    rows = keys if capture == "full" else slice(0, n_middle + n_answer)
+    rows = keys if captured == "full" else slice(0, n_middle + n_answer)
     return {
         "hidden_state": thinking.hidden_state[row][:, rows],
         "final_state": thinking.final_state[row][rows],
         "latent_embedding": thinking.latent_embedding[row],
         "attention": thinking.attention[row][:, :, rows, keys],
+        **{name: part[row][:, rows] for name, part in thinking.parts.items()},
     }
 
 
@@ -193,8 +195,11 @@ def calibrate(
         together), ``states`` (:class:`Differences` by variable), ``other_texts`` (how many answers differ),
         ``answer_logprob`` (largest difference).
     """
-    options = {"capture": spec.capture, "stored_dtype": "float32", "max_new_tokens": spec.max_new_tokens}
-    errors: dict[str, list[Array]] = {name: [] for name in STATES}
+    options = {
+        "capture": spec.rows, "parts": spec.parts, "stored_dtype": "float32", "max_new_tokens": spec.max_new_tokens
+    }  # fmt: skip
+    names = (*STATES, *spec.parts)
+    errors: dict[str, list[Array]] = {name: [] for name in names}
     logprob, other_texts = 0.0, 0
     for start in range(0, len(prompts), spec.batch_size):
         rows = range(len(prompts))[start : start + spec.batch_size]
@@ -203,12 +208,12 @@ def calibrate(
             alone = reasoner.think([prompts[row]], gold=[gold[row]], **options)
             same = alone.generated_text[0] == together.generated_text[row - start]
             other_texts += not same
-            places = (len(prompts[row]), reasoner.places.n_middle, alone.n_answer if same else 0, spec.capture)
+            places = (len(prompts[row]), reasoner.places.n_middle, alone.n_answer if same else 0, spec.rows)
             expected, found = kept(alone, 0, *places), kept(together, row - start, *places)
-            for name in STATES:
+            for name in names:
                 errors[name].append(error_of(name, expected[name], found[name]))
             logprob = max(logprob, abs(float(alone.answer_logprob[0] - together.answer_logprob[row - start])))
-    states = {name: Differences.of(errors[name]) for name in STATES}
+    states = {name: Differences.of(errors[name]) for name in names}
     return {
         "compute_dtype": spec.compute_dtype,
         "questions": len(prompts),

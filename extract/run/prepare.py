@@ -137,8 +137,9 @@ def row_bytes(prepared: Prepared, longest: int, dtype: str | None = None) -> int
     """Bytes of one row of a batch; ``longest`` is the example of the longest question, ``dtype`` the stored type."""
     layout, n_prompt = prepared.layout, len(prepared.prompts[longest])
     key = n_prompt + layout.places.n_middle - 1 + prepared.n_answer
-    position = key if layout.capture == "full" else key - n_prompt + 1
-    states = ((layout.n_layer + 1) * position + layout.n_latent) * layout.hidden
+    position = key if prepared.spec.rows == "full" else key - n_prompt + 1
+    n_state = (1 + len(prepared.spec.parts)) * layout.n_layer + 1
+    states = (n_state * position + layout.n_latent) * layout.hidden
     attention = layout.n_layer * layout.n_head * position * key
     return (states + attention) * np.dtype(dtype or layout.dtype).itemsize
 
@@ -318,7 +319,8 @@ def begin(prepared: Prepared, batch: Sequence[int]) -> Callable[[], Thinking]:
     """Think through one batch of examples, as the spec says; see :meth:`extract.model.reasoner.Reasoner.begin`."""
     return prepared.reasoner.begin(
         [prepared.prompts[index] for index in batch],
-        capture=prepared.spec.capture,
+        capture=prepared.spec.rows,
+        parts=prepared.spec.parts,
         stored_dtype=prepared.spec.dtype,
         max_new_tokens=prepared.spec.max_new_tokens,
         gold=[prepared.problems.gold_answer[index] for index in batch],
@@ -349,9 +351,11 @@ def place(
         By variable, from :meth:`store.RunLayout.empty`.
     """
     first_key = prepared.layout.n_question - thinking.n_before
-    first = first_key if prepared.layout.capture == "full" else 0
+    first = first_key if prepared.spec.rows == "full" else 0
     values["hidden_state"].add(slots, (0, first, 0), thinking.hidden_state)
     values["final_state"].add(slots, (first, 0), thinking.final_state)
+    for name, part in thinking.parts.items():
+        values[name].add(slots, (0, first, 0), part)
     values["latent_embedding"].add(slots, (0, 0), thinking.latent_embedding)
     values["attention"].add(slots, (0, 0, first, first_key), thinking.attention)
     values["token"][slots, first : first + thinking.token.shape[1]] = thinking.token

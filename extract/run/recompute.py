@@ -125,30 +125,31 @@ def compare(
         some = chosen([len(prompt) for prompt in prompts])
         precision = calibrate(reasoner, [prompts[row] for row in some], [str(answers[row]) for row in some], spec)
     examples = np.unique(np.linspace(0, dataset.sizes["example"] - 1, n_example).round().astype(int))
-    errors: dict[str, list[np.ndarray]] = {name: [] for name in STATES}
+    names = (*STATES, *spec.parts)
+    errors: dict[str, list[np.ndarray]] = {name: [] for name in names}
     logprob, other_texts = [0.0], 0
     for index in examples:
         stored = dataset.isel(example=int(index)).load()
         prompt = reasoner.encode(str(stored["question"].item()))
         again = reasoner.think(
-            [prompt], gold=[str(stored["gold_answer"].item())], capture=spec.capture, stored_dtype="float32",
-            max_new_tokens=spec.max_new_tokens,
+            [prompt], gold=[str(stored["gold_answer"].item())], capture=spec.rows, parts=spec.parts,
+            stored_dtype="float32", max_new_tokens=spec.max_new_tokens,
         )  # fmt: skip
         same = again.generated_text[0] == stored["generated_text"].item()
         other_texts += not same
         n_answer = again.n_answer if same else 0
-        expected = kept(again, 0, len(prompt), reasoner.places.n_middle, n_answer, spec.capture)
+        expected = kept(again, 0, len(prompt), reasoner.places.n_middle, n_answer, spec.rows)
         keys = reasoner.places.labels(len(prompt) - 1, n_answer)
-        places = {"position": keys if spec.capture == "full" else keys[len(prompt) - 1 :], "key_position": keys}
-        for name in STATES:
+        places = {"position": keys if spec.rows == "full" else keys[len(prompt) - 1 :], "key_position": keys}
+        for name in names:
             there = stored[name].sel({dim: places[dim] for dim in places if dim in stored[name].dims}).values
             error = error_of(name, expected[name], there)
             rounding = error_of(name, expected[name], expected[name].astype(spec.dtype))
             errors[name].append(np.maximum(error - rounding, 0))
         logprob.append(abs(float(again.answer_logprob[0] - stored["answer_logprob"])))
-    found = {name: Differences.of(errors[name]) for name in STATES}
+    found = {name: Differences.of(errors[name]) for name in names}
     floor = FLOOR[spec.compute_dtype]
-    beyond = [name for name in STATES if not found[name].within(precision["states"][name], floor)]
+    beyond = [name for name in names if not found[name].within(precision["states"][name], floor)]
     if not np.max(logprob) <= allowed(precision["answer_logprob"], floor.logprob):
         beyond.append("answer_logprob")
     if other_texts > OTHER_TEXTS + 2 * len(examples) * precision["other_texts"] / precision["questions"]:

@@ -1,0 +1,117 @@
+"""Direct logit attribution: the read-out of a state as a sum over what embedding, attention and MLPs added to it."""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from analyze.labels import inherited
+from analyze.lens.readout import ReadOut, check_model
+from analyze.statistics import bootstrap_mean
+from schemas import SchemaError
+from schemas.vocabulary import PARTS
+
+Array = np.ndarray[Any, np.dtype[Any]]
+ROWS = 256
+"""States whose logits are held at once."""
+
+
+def logit_attribution(run: xr.Dataset, model: xr.Dataset) -> xr.DataArray:
+    """What each part of the residual stream adds to the logit of the token that its last state reads as.
+
+    The state after the last block is the sum of the vector fed (``embedding``) and of what attention and MLP of each
+    block added. With the final norm's scale held at what it is for the whole state, the norm is linear, and so is the
+    logit: it falls into one number for each part, and one for the norm's bias. Logits are less their mean over the
+    vocabulary, which no softmax sees, and before a soft cap where a model has one.
+
+    Parameters
+    ----------
+    run : Dataset with ``hidden_state``, ``attention_output`` and ``mlp_output`` of every layer
+        Lazy input stays lazy.
+    model
+        Read-out of the run's model, from ``lake.model``.
+
+    Returns
+    -------
+    (example, part, position), in logits; over ``part`` they add up to the logit of the likeliest token less the mean
+
+    Raises
+    ------
+    SchemaError
+        If the run has no parts, or not all layers.
+
+    References
+    ----------
+    Elhage et al., *A mathematical framework for transformer circuits*, 2021; nostalgebraist, *logit lens*, 2020.
+    """
+    if missing := [name for name in PARTS if name not in run]:
+        raise SchemaError(
+            f"run {run.attrs.get('run', '')!r} has no {missing[0]}; attribution needs what each block adds: extract"
+            " with --capture latent+parts"
+        )
+    check_model(model, run["hidden_state"])
+    layers = run["hidden_state"]["layer"].values.tolist()
+    if layers != list(range(len(layers))):
+        raise SchemaError(f"attribution adds up over all layers; found {layers}")
+    readout = ReadOut(model)
+    names = ["embedding", *(f"{part} {layer}" for layer in layers for part in ("attention", "MLP")), "bias of the norm"]
+    core = ["layer", "hidden"]
+    arrays = [run[name] for name in ("hidden_state", *PARTS)]
+    arrays = [array.chunk({dim: -1 for dim in core}) if array.chunks is not None else array for array in arrays]
+
+    def kernel(hidden: Array, mlp: Array, attention: Array) -> Array:
+        return attribute(hidden, attention, mlp, readout)
+
+    result: xr.DataArray = xr.apply_ufunc(
+        kernel,
+        *arrays,
+        input_core_dims=[core] * 3,
+        output_core_dims=[["part"]],
+        dask="parallelized",
+        output_dtypes=["float32"],
+        dask_gufunc_kwargs={"output_sizes": {"part": len(names)}},
+    )
+    result = result.assign_coords(part=names).transpose("example", "part", "position")
+    return result.rename("contribution").assign_attrs(units="logit", long_name="what a part adds to the read-out")
+
+
+def attribute(hidden: Array, attention: Array, mlp: Array, readout: ReadOut) -> Array:
+    """Contributions ``(..., part)`` from states and what the blocks added, each ``(..., layer, hidden)``."""
+    shape = hidden.shape[:-2]
+    hidden, attention, mlp = (each.reshape(-1, *each.shape[-2:]).astype("float32") for each in (hidden, attention, mlp))
+    added = np.stack([attention, mlp], axis=2).reshape(len(hidden), -1, hidden.shape[-1])
+    parts = np.concatenate([hidden[:, :1] - attention[:, :1] - mlp[:, :1], added], axis=1)  # (state, part, hidden)
+    out = np.full((len(hidden), parts.shape[1] + 1), np.nan, dtype="float32")
+    mean = readout.unembedding.mean(0)
+    there = np.flatnonzero(~np.isnan(hidden[:, -1, 0]))
+    for start in range(0, len(there), ROWS):
+        rows = there[start : start + ROWS]
+        token = (readout.norm(hidden[rows, -1]) @ readout.unembedding.T).argmax(1)
+        towards = readout.unembedding[token] - mean
+        linear, bias = readout.linear_norm(hidden[rows, -1])
+        out[rows, :-1] = np.einsum("spd,sd->sp", linear(parts[rows]), towards)
+        out[rows, -1] = towards @ bias
+    return out.reshape(*shape, -1)
+
+
+def attribution_summary(contribution: xr.DataArray, *, n_resample: int = 500, seed: int = 0) -> xr.Dataset:
+    """Mean contribution of each part at each position, with bootstrap intervals over problems.
+
+    Positions at which no example is are left out.
+
+    Returns
+    -------
+    Dataset of ``contribution``, ``contribution_low``, ``contribution_high`` : (part, position), in logits; ``logit``
+    with the same ends : (position,), their sum; ``n`` : (position,) examples
+    """
+    contribution = contribution.dropna("position", how="all")
+    problem = contribution["problem"] if "problem" in contribution.coords else contribution["example"]
+    parts: dict[str, xr.DataArray] = {}
+    for name, values in (("contribution", contribution), ("logit", contribution.sum("part", skipna=False))):
+        found = bootstrap_mean(values, problem, n_resample=n_resample, seed=seed)
+        parts |= {name: found["mean"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
+    result = xr.Dataset(parts).assign(n=contribution.isel(part=0, drop=True).notnull().sum("example"))
+    for name in parts:
+        result[name].attrs["units"] = "logit"
+    result.attrs = inherited(contribution, kind="attribution", n_resample=n_resample)
+    return result
