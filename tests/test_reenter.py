@@ -321,6 +321,22 @@ def test_rephrasings_of_a_problem_make_no_figure_surer() -> None:
     assert apart["accuracy_low"][0, 1] > grouped["accuracy_low"][0, 1]
 
 
+def test_right_and_wrong_answers_are_told_apart() -> None:
+    dims = ("condition", "example")
+    answer = np.array([[7.0, 7, 7, 1, 1], [7, 1, 1, 7, 1]])
+    found = xr.Dataset(
+        {
+            "predicted_answer": (dims, answer), "kl": (dims, answer * 0),
+            "answer_logprob": (("condition", "answer", "example"), answer[:, None] * 0),
+        }
+    )  # fmt: skip
+    result = with_accuracy(found, np.full(5, 7.0), outcomes=True)
+    assert result["stratum"].values.tolist() == ["all", "right", "wrong"]
+    np.testing.assert_array_equal(result["n"][:, 1], [5, 3, 2])
+    np.testing.assert_allclose(result["accuracy"][:, 1], [2 / 5, 1 / 3, 1 / 2])
+    np.testing.assert_array_equal(result["mended"][:, 1], [1, 0, 1])
+
+
 def test_a_shuffle_always_moves_something() -> None:
     for row in range(200):
         order = permutation(0, row, 2)

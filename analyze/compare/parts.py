@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analyze.effects.conditions import Frame, conditions
+from analyze.effects.conditions import Frame, by_carrying, conditions, into_corrupted
 from analyze.heads.command import by_thoughts
 from analyze.heads.scores import head_table, summary_of_analysis
 from analyze.lens.command import is_plain
@@ -225,6 +225,8 @@ def _ablation(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
     data = source.data.sel(stratum="all") if "stratum" in source.data.dims else source.data
     rows = conditions(data)
     rows = rows[rows["control"].isin(["", "random positions"]) & rows["operation"].isin(["zero", "mean"])]
+    if "n_thought" in rows:
+        rows = rows[rows["n_thought"] == -1]  # the others are so many thoughts, whatever they carry
     rows = rows.assign(place=[_place(source, s, layer) for s, layer in zip(rows["site"], rows["layer"], strict=True)])
     dims = ("operation", "group", "place")
     rows = rows.drop_duplicates(list(dims))
@@ -276,7 +278,7 @@ PARTS: Sequence[Part] = (
          main="attention"),
     Part(name="heads", kind="heads", read=_heads, where=by_thoughts),
     Part(name="position ablation", kind="ablate", read=_ablation,
-         main="ablation_accuracy"),
+         main="ablation_accuracy", where=by_carrying),
     Part(name="patching", kind="patch", read=_patching, main="patch_clean",
-         where=lambda spec: not spec.get("preset"), on_pairs=True),
+         where=lambda spec: not spec.get("preset") and into_corrupted(spec), on_pairs=True),
 )  # fmt: skip

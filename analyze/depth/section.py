@@ -6,7 +6,7 @@ import numpy as np
 
 from analyze.context import StoredResult
 from analyze.drawing import as_percent, faint_grid, legend_below, reference, whiskers
-from analyze.page import Page, Section
+from analyze.page import Page, Section, listed
 
 LINES = {"own": "-", "repeat": "--", "pause": ":"}
 """How the series are drawn."""
@@ -22,8 +22,21 @@ def thoughts_needed(page: Page) -> None:
         draw_strata(page, result, part.sel(series=series), n_latent)
         own = part.sel(stratum="all", series="own" if "own" in part["series"].values else series)
         trained, none = (float(own["accuracy"].isel(n_thought=n)) for n in (n_latent, 0))
-        page.say(result, "accuracy", n=n_latent, trained=trained, none=none, enough=float(own["n_enough"]))
+        filled = first_right(page, part) if series == "repeat" else ""
+        enough = float(own["n_enough"])
+        page.say(result, "accuracy", n=n_latent, trained=trained, none=none, enough=enough, filled=filled)
         page.add("thoughts_needed", result, rows_of(depth))
+
+
+def first_right(page: Page, part: Any) -> str:
+    """After how many thoughts problems are first right, by operations, where the last thought fills the places."""
+    medians = part["first_median"].sel(series="repeat")
+    texts = [
+        page.text("first", operations=str(stratum), median=float(medians.sel(stratum=stratum)))
+        for stratum in part["stratum"].values
+        if str(stratum) != "all" and np.isfinite(float(medians.sel(stratum=stratum)))
+    ]
+    return page.text("filled", first=listed(texts)) if texts else ""
 
 
 def draw_series(page: Page, result: StoredResult, part: Any, n_latent: int) -> None:

@@ -22,7 +22,7 @@ from analyze.drawing import (
     reference,
     whiskers,
 )  # fmt: skip
-from analyze.effects.conditions import Frame, places_of
+from analyze.effects.conditions import Frame, by_carrying, places_of
 from analyze.effects.shown import ENDS, reentries, triple
 from analyze.page import Page, Section, listed
 from schemas.intervention import STEERING_UNIT
@@ -38,11 +38,13 @@ GROUPS = {
 def position_ablation(page: Page) -> None:
     """Number-carrying thoughts against the others."""
     not_counted = []
-    for result, frame, base in reentries(page, "ablate"):
+    for result, frame, base in reentries(page, "ablate", by_carrying):
         rows = frame[
             frame["group"].isin(list(GROUPS)) & ((frame["control"] == "") | frame["group"].str.startswith("random"))
         ]
         operations = [name for name in ("mean", "zero") if (rows["operation"] == name).any()]
+        if not operations:
+            continue
         for operation in operations:
             draw_groups(page, result, rows[rows["operation"] == operation], base["accuracy"], operation)
         place = places_of(rows[rows["operation"] == operations[0]])[0]

@@ -77,3 +77,13 @@ def labels_of(row: Mapping[str, Any]) -> str:
     if row.get("site"):
         parts.append(f"at {place_name(row['site'], row.get('layer', -1))}")
     return ", ".join(parts) or str(row.get("condition", ""))
+
+
+def by_carrying(spec: Mapping[str, Any]) -> bool:
+    """Whether thoughts were ablated by what they carry, not by their number alone."""
+    return "carrying" in spec.get("sets", ("carrying",))
+
+
+def into_corrupted(spec: Mapping[str, Any]) -> bool:
+    """Whether clean thoughts were patched into corrupted problems, not the other way."""
+    return bool(spec.get("into", "corrupted") == "corrupted")

@@ -84,8 +84,20 @@ def edge_ablation(page: Page) -> None:
         names = ("hub cut", "sequence cut", "thoughts cut from answer", "question cut from answer")
         cuts = [page.text("one", name=name, accuracy=accuracy[name]) for name in names if name in accuracy]
         hub = page.text("hub", hub=result.data.attrs["hub"]) if "hub" in result.data.attrs else ""
+        hub += by_outcome(page, result)
         page.say(result, "cut", untouched=base["accuracy"], cuts=", ".join(cuts), hub=hub)
         page.add("edge_ablation", result, rows)
+
+
+def by_outcome(page: Page, result: StoredResult) -> str:
+    """What cutting the hub does to problems answered rightly and wrongly before, where there are both."""
+    data = result.data
+    if "stratum" not in data.dims or "wrong" not in data["stratum"].values:
+        return ""
+    cut = data.isel(condition=data["group"].values.tolist().index("hub cut"))
+    values = {stratum: float(cut["accuracy"].sel(stratum=stratum)) for stratum in ("right", "wrong")}
+    counts = {f"n_{stratum}": int(cut["n"].sel(stratum=stratum)) for stratum in ("right", "wrong")}
+    return page.text("wrong", **values, **counts)
 
 
 SECTIONS = (

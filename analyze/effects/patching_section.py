@@ -8,7 +8,7 @@ import xarray as xr
 
 from analyze.context import StoredResult
 from analyze.drawing import DASHED, HEAT, HEAT_NEGATIVE, MUTED, as_percent, band, bars_across, faint_grid, legend_below
-from analyze.effects.conditions import Frame, place_name, places_of
+from analyze.effects.conditions import Frame, into_corrupted, place_name, places_of
 from analyze.effects.shown import ENDS, reentries, triple
 from analyze.page import Page, Section
 
@@ -23,7 +23,7 @@ SET_NAMES = {
 def patched(page: Page) -> list[tuple[StoredResult, Frame]]:
     """Results of patching with the shares of their outcomes; how many pairs count goes to the texts."""
     ready, notes = [], []
-    for result, frame, _ in reentries(page, "patch"):
+    for result, frame, _ in reentries(page, "patch", into_corrupted):
         kind = "outcome_kind" if "outcome_kind" in result.data.dims else "outcome"
         for outcome in OUTCOMES:
             of_outcome = result.data.sel({kind: outcome})

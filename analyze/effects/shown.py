@@ -3,19 +3,19 @@
 from collections.abc import Sequence
 from typing import Any
 
-from analyze.context import StoredResult
+from analyze.context import StoredResult, Where
 from analyze.effects.conditions import UNTOUCHED, Frame, conditions, self_control, untouched, with_place
 from analyze.page import NothingStored, Page
 
 ENDS = ("", "_low", "_high")
 
 
-def reentries(page: Page, kind: str) -> list[tuple[StoredResult, Frame, Any]]:
+def reentries(page: Page, kind: str, where: Where | None = None) -> list[tuple[StoredResult, Frame, Any]]:
     """Results of a re-entry, each with its changed conditions as rows and the row of the untouched run.
 
     The control in which each value replaces itself goes to the texts as ``control``.
     """
-    results = [result for result in page.results(kind) if "condition" in result.data.dims]
+    results = [result for result in page.results(kind, where) if "condition" in result.data.dims]
     if not results:
         raise NothingStored
     frames = [with_place(conditions(result.data)) for result in results]
