@@ -15,8 +15,9 @@ def with_edges(
 ) -> xr.Dataset:
     """Means over problems, two nulls, and which effects are edges.
 
-    An effect is an edge where the target reads otherwise in a share of the problems that is significantly above what
-    the shuffled order gives, and whose interval lies above ``least``.
+    An effect is an edge where the share of problems in which the target reads otherwise has an interval above
+    ``least``. The nulls say whether a graph prefers some edges to others, so they make no edge: where each acts on
+    each, none stands out.
 
     Parameters
     ----------
@@ -55,7 +56,7 @@ def with_edges(
             columns.setdefault(name, []).append(value)
     dims = ("stratum", "operation", "effect", "source", "target")
     out = effects.assign({name: (dims[: value[0].ndim + 1], np.stack(value)) for name, value in columns.items()})
-    out["edge"] = (out["state_flip_low"] > least) & (out["p_holm"] < 0.05)
+    out["edge"] = out["state_flip_low"] > least
     out = out.assign_coords(stratum=np.array([name for name, _ in groups], dtype=object))
     return out.assign_attrs(least=least, n_null=n_null)
 
