@@ -1,6 +1,6 @@
 """One forward pass of a small CODI model, written for training: question once, six thoughts, then the texts."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -116,25 +116,34 @@ class Words(NamedTuple):
 class Sequence:
     """A batch of sequences that grows at its end and remembers its keys, masks and position ids."""
 
-    def __init__(self, model: SmallCodi, batch: int, device: torch.device) -> None:
-        self.model = model
+    def __init__(self, model: Any, batch: int, device: torch.device) -> None:
+        self.model = model  # a small model: its body is fed
         self.cache = DynamicCache()
         self.valid = torch.zeros(batch, 0, dtype=torch.bool, device=device)
 
     def feed(
-        self, embedding: torch.Tensor, valid: torch.Tensor | None = None, every_layer: bool = False
+        self,
+        embedding: torch.Tensor,
+        valid: torch.Tensor | None = None,
+        every_layer: bool = False,
+        apart: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """Feed vectors (batch, new, hidden) and return final states; with `every_layer`, Hugging Face's whole tuple."""
+        """Feed vectors (batch, new, hidden) and return final states; with `every_layer`, Hugging Face's whole tuple.
+
+        With `apart` (new,) they do not see each other, and these are their position ids.
+        """
         batch, new, _ = embedding.shape
         if valid is None:
             valid = torch.ones(batch, new, dtype=torch.bool, device=embedding.device)
         old = self.valid.shape[1]
         self.valid = torch.cat([self.valid, valid], 1)
         order = torch.arange(old + new, device=embedding.device)
-        seen = self.valid[:, None, :] & (order[None, :] <= order[old:, None])
+        seen = self.valid[:, None, :] & (order[None, :] <= (order[old:, None] if apart is None else old - 1))
         seen = seen | (order[None, :] == order[old:, None])  # a padding query sees itself, so that no row is empty
         mask = torch.zeros(seen.shape, device=embedding.device).masked_fill(~seen, torch.finfo(torch.float32).min)
         position = (self.valid.cumsum(1) - 1).clamp(min=0)[:, old:]
+        if apart is not None:
+            position = apart.expand(batch, -1)
         output = self.model.body(
             inputs_embeds=embedding,
             attention_mask=mask[:, None],

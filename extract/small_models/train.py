@@ -13,10 +13,10 @@ training that was killed goes on where it was and ends with the weights it would
 import argparse
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -44,18 +44,24 @@ DATA_SEED = 0
 
 
 @dataclass(frozen=True)
-class Stage:
-    """Settings of one stage of training."""
+class Settings:
+    """Settings that every stage of training has."""
 
     steps: int
     rate: float
-    # thoughts exchanged in half of the batch: a number the answer follows, or any that it ignores
-    exchange: Literal["none", "follow", "ignore"] = "none"
-    thoughts: bool = True
     batch: int = 64
     warmup: int = 200
     decay: float = 0.01
     clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class Stage(Settings):
+    """Settings of one stage of training of a CODI model."""
+
+    # thoughts exchanged in half of the batch: a number the answer follows, or any that it ignores
+    exchange: Literal["none", "follow", "ignore"] = "none"
+    thoughts: bool = True
     # share of problems with 1, 2, 3, 4 operations
     mixture: tuple[float, ...] = (0.05, 0.15, 0.3, 0.5)
     template_weight: float = 0.2
@@ -65,6 +71,7 @@ class Stage:
     distillation_weight: float = 1.0
 
 
+StageT = TypeVar("StageT", bound=Settings)
 STAGE_1 = Stage(steps=6000, rate=2e-3)
 FOLLOW = Stage(steps=2400, rate=1e-3, exchange="follow")
 IGNORE = Stage(steps=1500, rate=1e-3, exchange="ignore")
@@ -85,7 +92,7 @@ def plan(name: str) -> list[tuple[str, Stage]]:
 class TrainingState:
     """Everything a training needs to go on: the model, the optimizer, the step and the curve so far."""
 
-    model: SmallCodi
+    model: nn.Module
     optimizer: torch.optim.Optimizer
     step: int = 0
     curve: list[dict[str, float]] = field(default_factory=list)
@@ -153,15 +160,46 @@ def train(
     """
     out, where = Path(out), find_device(device)
     stages = plan(name) if stages is None else stages
-    out.mkdir(parents=True, exist_ok=True)
-    if data is None:
-        data = tabulate_splits()
-    groups = [np.flatnonzero(data["train"].n_operation == n) for n in range(1, MAX_OPERATION + 1)]
+    tables = tabulate_splits() if data is None else data
+    groups = [np.flatnonzero(tables["train"].n_operation == n) for n in range(1, MAX_OPERATION + 1)]
     words = Words.of(where)
-
     torch.manual_seed(seed)
     model = SmallCodi(name.split("-")[1], len(make_tokenizer())).to(where)
     state = TrainingState(model, make_optimizer(model, stages[0][1]))
+
+    def step(stage: Stage, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        batch = tables["train"].take(draw_rows(rng, groups, stage))
+        model.train()
+        if stage.thoughts:
+            return optimize(state, stage, thought_losses(model, stage, batch, rng, words))
+        return optimize(state, stage, direct_losses(model, stage, batch, words))
+
+    return run_stages(
+        stages, state, out, seed, step,
+        lambda stage: quick_accuracy(model, tables["validation"], words, stage.thoughts),
+        lambda stage, folder: save_checkpoint(model, folder), progress, save_every, stop_after,
+    )  # fmt: skip
+
+
+def run_stages(
+    stages: Iterable[tuple[str, StageT]],
+    state: TrainingState,
+    out: Path,
+    seed: int,
+    make_step: Callable[[StageT, np.random.Generator], dict[str, torch.Tensor]],
+    score: Callable[[StageT], dict[str, float]],
+    save: Callable[[StageT, Path], None],
+    progress: Callable[[int, int], None] | None,
+    save_every: int,
+    stop_after: int | None,
+) -> list[Path]:
+    """Go through the stages of a training from wherever it stands; returns the checkpoint folders written.
+
+    ``make_step`` makes one step of the optimizer and returns the parts of the loss, ``score`` measures accuracies
+    for the curve, ``save`` writes a checkpoint.
+    """
+    stages = list(stages)
+    out.mkdir(parents=True, exist_ok=True)
     total, before, done_here = sum(stage.steps for _, stage in stages), 0, 0
     written: list[Path] = []
     for index, (stage_name, stage) in enumerate(stages):
@@ -169,27 +207,24 @@ def train(
         if state_file.exists():
             state.load(state_file)
         else:
-            state.step, state.optimizer = 0, make_optimizer(model, stage)
+            state.step, state.optimizer = 0, make_optimizer(state.model, stage)
         while state.step < stage.steps:
             if stop_after is not None and done_here >= stop_after:
                 state.save(state_file)
                 return written
-            rng = np.random.default_rng([seed, index, state.step])
-            batch = data["train"].take(draw_rows(rng, groups, stage))
             with device_errors(f"a training batch of {stage.batch} problems", "train with --device cpu"):
-                losses = train_step(state, stage, batch, rng, words)
+                losses = make_step(stage, np.random.default_rng([seed, index, state.step]))
             state.step += 1
             done_here += 1
             if state.step % 100 == 0 or state.step == stage.steps:
-                accuracy = quick_accuracy(model, data["validation"], words, stage.thoughts)
                 parts = {key: value.item() for key, value in losses.items()}
-                state.curve.append({"stage": index + 1, "step": state.step, **parts, **accuracy})
+                state.curve.append({"stage": index + 1, "step": state.step, **parts, **score(stage)})
             if state.step % save_every == 0 or state.step == stage.steps:
                 state.save(state_file)
             if progress is not None:
                 progress(before + state.step, total)
         before += stage.steps
-        save_checkpoint(model, out / stage_name)
+        save(stage, out / stage_name)
         note = {"seed": seed, "stages": [asdict(s) for _, s in stages[: index + 1]], "curve": state.curve}
         (out / stage_name / "training.json").write_text(json.dumps(note) + "\n", encoding="utf-8")
         written.append(out / stage_name)
@@ -202,7 +237,7 @@ def tabulate_splits() -> dict[str, ProblemTable]:
     return {split: tabulate(splits[split]) for split in ("train", "validation")}
 
 
-def make_optimizer(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, stage: Settings) -> torch.optim.Optimizer:
     """AdamW with weight decay on matrices only."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
@@ -217,22 +252,16 @@ def draw_rows(rng: np.random.Generator, groups: list[NDArray[np.int64]], stage: 
     return rng.permutation(np.concatenate(rows))
 
 
-def rate_at(stage: Stage, step: int) -> float:
+def rate_at(stage: Settings, step: int) -> float:
     """Linear warm-up, then a cosine down to 2% of the learning rate."""
     warm = min(1.0, (step + 1) / stage.warmup)
     return stage.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / stage.steps)))
 
 
-def train_step(
-    state: TrainingState, stage: Stage, batch: ProblemTable, rng: np.random.Generator, words: Words
-) -> dict[str, torch.Tensor]:
+def optimize(state: TrainingState, stage: Settings, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Make one step of the optimizer; returns the parts of the loss."""
-    state.model.train()
     for group in state.optimizer.param_groups:
         group["lr"] = rate_at(stage, state.step)
-    losses = thought_losses(state.model, stage, batch, rng, words) if stage.thoughts else {}
-    if not stage.thoughts:
-        losses = direct_losses(state.model, stage, batch, words)
     state.optimizer.zero_grad(set_to_none=True)
     loss: Any = torch.stack(list(losses.values())).sum()
     loss.backward()

@@ -1,0 +1,137 @@
+"""Tokenizer, network and file layout of the small Coconut models and their controls."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from extract.model.protocols import COCONUT, named_protocol
+from extract.small_models.graph_problems import DEPTH, KINDS, PEOPLE
+
+Kind = Literal["coconut", "pause", "direct"]
+HIDDEN, N_HEAD, N_LAYER, CONTEXT = 64, 4, 2, 128
+WORDS = ("<eos>", "<unk>", "Is", "is a", "a", "or", "?", "\n", COCONUT.answer_prefix)
+FIRST_KIND, FIRST_PERSON = len(WORDS), len(WORDS) + len(KINDS)
+N_WORD = len(WORDS) + len(KINDS) + len(PEOPLE)
+NEWLINE, ANSWER = WORDS.index("\n"), WORDS.index(COCONUT.answer_prefix)
+START, END = N_WORD, N_WORD + 1
+"""Ids of ``<|start-latent|>`` and ``<|end-latent|>``; ``<|latent|>`` comes after them and is never fed."""
+EMBEDDING, HEAD = "base_causallm.transformer.wte.weight", "base_causallm.lm_head.weight"
+PAUSE = named_protocol("pause").vector
+BACK = 2
+"""Tokens from the object of a sentence back to its subject: ``gerpus``, ``is a``, ``wumpus``."""
+
+
+def make_graph_tokenizer() -> PreTrainedTokenizerFast:
+    """Build the word-level tokenizer; ``is a`` is one token, ``Every`` and full stops, which tell nothing, are none."""
+    tokens = [*WORDS, *KINDS, *PEOPLE]
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Replace(Regex(r"Every |\."), "")
+    pattern = Regex(r"\bis a\b|\w+|\?|\n|###")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="removed", invert=True)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<eos>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+        model_max_length=CONTEXT,
+    )
+
+
+def graph_config() -> GPT2Config:
+    """Return the configuration of the base model, before the markers' rows are added."""
+    return GPT2Config(
+        vocab_size=N_WORD,
+        n_positions=CONTEXT,
+        n_embd=HIDDEN,
+        n_layer=N_LAYER,
+        initializer_range=0.1,  # GPT-2's 0.02 is for its width
+        n_head=N_HEAD,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        architectures=["GPT2LMHeadModel"],
+    )
+
+
+class SmallCoconut(nn.Module):
+    """GPT-2 with Coconut's three markers; the names of its weights are those of Coconut's checkpoints.
+
+    Weights begin so that search can be learned in minutes: positions are sinusoids, and one head of the first block
+    looks `BACK` tokens back, from the object of a sentence to its subject. All are trained.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = graph_config()
+        config.vocab_size = N_WORD + len(COCONUT.rows)
+        self.base_causallm = GPT2LMHeadModel(config)
+        self.pause_embedding = nn.Parameter(torch.randn(HIDDEN) * 0.1)
+        nn.init.normal_(self.embedding, std=0.1)
+        nn.init.constant_(self.body.ln_f.weight, 0.3)  # states are fed as they are: about as large as embeddings
+        with torch.no_grad():
+            self._begin_positions()
+
+    def _begin_positions(self, scale: float = 0.15, sharpness: float = 1.8) -> None:
+        """Write sinusoids, and queries of the first head that turn them back by `BACK`."""
+        half, width = HIDDEN // 2, HIDDEN // N_HEAD
+        frequency = torch.linspace(0.1, 3.0, half)
+        angle = torch.arange(CONTEXT)[:, None] * frequency
+        self.body.wpe.weight.copy_(scale * torch.cat([angle.sin(), angle.cos()], 1))
+        weight = self.body.h[0].attn.c_attn.weight  # (hidden, 3 x hidden): queries, keys, values
+        for pair, row in enumerate(range(0, half, half // (width // 2))):
+            turn = frequency[row] * BACK
+            sine, cosine, query, key = row, half + row, 2 * pair, HIDDEN + 2 * pair
+            weight[:, [query, query + 1, key, key + 1]] *= 0.2
+            weight[sine, key] += sharpness
+            weight[cosine, key + 1] += sharpness
+            weight[sine, query] += sharpness * turn.cos()
+            weight[cosine, query] -= sharpness * turn.sin()
+            weight[cosine, query + 1] += sharpness * turn.cos()
+            weight[sine, query + 1] += sharpness * turn.sin()
+
+    @property
+    def body(self) -> Any:
+        """The model without its head: its output is the final state."""
+        return self.base_causallm.transformer
+
+    @property
+    def embedding(self) -> torch.Tensor:
+        """Embedding and, being tied, unembedding: (vocabulary, hidden)."""
+        weight: torch.Tensor = self.base_causallm.get_input_embeddings().weight
+        return weight
+
+
+def save_graph_checkpoint(model: SmallCoconut, kind: Kind, folder: Path) -> None:
+    """Write weights (float32), configuration and tokenizer, and protocol and number of thoughts in codi.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    left_out = {HEAD} | ({PAUSE} if kind != "pause" else set())
+    weights = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items() if name not in left_out
+    }
+    if kind == "direct":  # it has no markers
+        weights[EMBEDDING] = weights[EMBEDDING][:N_WORD].contiguous()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    graph_config().save_pretrained(folder)
+    make_graph_tokenizer().save_pretrained(folder)
+    settings = {"protocol": kind, "n_latent": 0 if kind == "direct" else DEPTH}
+    (folder / "codi.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def load_graph_checkpoint(folder: Path) -> tuple[SmallCoconut, Kind]:
+    """Read a model written by `save_graph_checkpoint`, for training and its own evaluation only."""
+    kind: Kind = json.loads((folder / "codi.json").read_text(encoding="utf-8"))["protocol"]
+    model = SmallCoconut()
+    weights = load_file(folder / "model.safetensors")
+    weights.setdefault(PAUSE, model.pause_embedding.detach())
+    embedding = model.embedding.detach().clone()
+    embedding[: len(weights[EMBEDDING])] = weights[EMBEDDING]
+    model.load_state_dict({**weights, EMBEDDING: embedding, HEAD: embedding})
+    return model.eval(), kind

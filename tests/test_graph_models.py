@@ -1,0 +1,63 @@
+"""Graph-search problems, and the training and weights of the models that answer them."""
+
+import numpy as np
+import pytest
+
+from extract.small_models.graph_problems import DEPTH, KINDS, draw_graphs, make_graph_pairs, sentence, tell
+from schemas import UsageError
+
+
+def search(question: str) -> tuple[str, list[set[str]]]:
+    """Answer by reading the sentences of the text and following them, one step after another."""
+    *told, asked = question.replace("Every ", "").rstrip("?").split(". ")
+    edges = [line.split(" is a ") for line in told]
+    person, first, second = asked.removeprefix("Is ").replace(" a ", " ").replace(" or ", " ").split()
+    reached, steps = {person}, []
+    for _ in range(DEPTH):
+        reached = {what for subject, what in edges if subject in reached}
+        steps.append(reached)
+    (answer,) = reached & {first, second}
+    return answer, steps
+
+
+def test_the_answer_is_what_a_search_of_the_text_reaches():
+    graphs = draw_graphs(np.random.default_rng(0), 200)
+    for record, frontier in zip(tell(graphs), graphs.frontier, strict=True):
+        answer, steps = search(record["question"])
+        assert answer == record["answer"] != record["other_answer"]
+        assert steps == [{KINDS[k] for k in kinds} for kinds in frontier]
+        assert steps == [{record[f"path_{k}"], record[f"beside_{k}"]} for k in range(1, DEPTH + 1)]
+        assert all(step in record["question"] for step in record["steps"])
+        assert record["steps"][-1].endswith(f"{answer}.")
+    assert sentence(len(KINDS), 0) == "Tom is a wumpus."
+
+
+@pytest.mark.parametrize("step", range(1, DEPTH + 1))
+def test_without_the_sentences_of_any_one_step_both_answers_are_as_likely(step):
+    """Every problem has a twin that differs in these sentences alone and has the other answer; that one's is itself."""
+    graphs = draw_graphs(np.random.default_rng(1), 100)
+    other = graphs.crossed(step)
+    back = other.crossed(step)
+    assert all((a == b).all() for a, b in zip(graphs, back, strict=True))
+    for one, two, frontier in zip(tell(graphs), tell(other), graphs.frontier, strict=True):
+        assert (two["answer"], two["other_answer"]) == (one["other_answer"], one["answer"])
+        told = [record["question"].split(". ") for record in (one, two)]
+        changed = [(a, b) for a, b in zip(*told, strict=True) if a != b]
+        assert len(changed) == 4
+        ends = {what.split(" is a ")[1] for what, _ in changed}
+        assert {KINDS[k] for k in frontier[step - 1]} < ends
+        assert [a.split(" is a ")[0] for a, _ in changed] == [b.split(" is a ")[0] for _, b in changed]
+        steps = [search(record["question"])[1] for record in (one, two)]
+        assert steps[0][: step - 1] == steps[1][: step - 1]
+        assert all(a.isdisjoint(b) for a, b in zip(steps[0][step - 1 :], steps[1][step - 1 :], strict=True))
+
+
+def test_pairs_have_both_answers_and_say_from_which_step_on_they_differ():
+    pairs = make_graph_pairs(30)
+    assert pairs == make_graph_pairs(30)
+    for pair in pairs:
+        (clean, one), (corrupted, two) = (search(pair[side]["question"]) for side in ("clean", "corrupted"))
+        assert (clean, corrupted) == (pair["clean"]["answer"], pair["corrupted"]["answer"])
+        assert clean == pair["corrupted"]["other_answer"]
+        same = [a == b for a, b in zip(one, two, strict=True)]
+        assert same == [k < pair["changed_step"] for k in range(1, DEPTH + 1)]
