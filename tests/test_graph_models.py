@@ -3,8 +3,19 @@
 import numpy as np
 import pytest
 
-from extract.small_models.graph_problems import DEPTH, KINDS, draw_graphs, make_graph_pairs, sentence, tell
-from schemas import UsageError
+from extract.run.data import read_problems
+from extract.small_models.graph_network import make_graph_tokenizer
+from extract.small_models.graph_problems import (
+    DEPTH,
+    KINDS,
+    draw_graphs,
+    held_out_graphs,
+    make_graph_pairs,
+    sentence,
+    tell,
+    write_graph_problems,
+)
+from extract.small_models.graph_train import tokens_of
 
 
 def search(question: str) -> tuple[str, list[set[str]]]:
@@ -24,11 +35,9 @@ def test_the_answer_is_what_a_search_of_the_text_reaches():
     graphs = draw_graphs(np.random.default_rng(0), 200)
     for record, frontier in zip(tell(graphs), graphs.frontier, strict=True):
         answer, steps = search(record["question"])
-        assert answer == record["answer"] != record["other_answer"]
+        assert answer == record["answer"] == KINDS[record["target"]]
         assert steps == [{KINDS[k] for k in kinds} for kinds in frontier]
-        assert steps == [{record[f"path_{k}"], record[f"beside_{k}"]} for k in range(1, DEPTH + 1)]
         assert all(step in record["question"] for step in record["steps"])
-        assert record["steps"][-1].endswith(f"{answer}.")
     assert sentence(len(KINDS), 0) == "Tom is a wumpus."
 
 
@@ -40,7 +49,7 @@ def test_without_the_sentences_of_any_one_step_both_answers_are_as_likely(step):
     back = other.crossed(step)
     assert all((a == b).all() for a, b in zip(graphs, back, strict=True))
     for one, two, frontier in zip(tell(graphs), tell(other), graphs.frontier, strict=True):
-        assert (two["answer"], two["other_answer"]) == (one["other_answer"], one["answer"])
+        assert (two["target"], two["neg_target"]) == (one["neg_target"], one["target"])
         told = [record["question"].split(". ") for record in (one, two)]
         changed = [(a, b) for a, b in zip(*told, strict=True) if a != b]
         assert len(changed) == 4
@@ -52,12 +61,25 @@ def test_without_the_sentences_of_any_one_step_both_answers_are_as_likely(step):
         assert all(a.isdisjoint(b) for a, b in zip(steps[0][step - 1 :], steps[1][step - 1 :], strict=True))
 
 
+def test_a_data_file_has_the_graph_as_columns(tmp_path):
+    file, _ = write_graph_problems(tmp_path, 20, 6)
+    data = read_problems(str(file))
+    assert data.answer_kind == "text"
+    graphs = held_out_graphs("test", 20)
+    for path, other, frontier in zip(
+        data.columns["intermediate_text"][1], data.columns["distractor"][1], graphs.frontier, strict=True
+    ):
+        assert [{a, b} for a, b in zip(path, other, strict=True)] == [{KINDS[k] for k in kinds} for kinds in frontier]
+    tokens = make_graph_tokenizer()([f"{question}\n" for question in data.question])["input_ids"]
+    assert tokens == tokens_of(graphs).tolist()
+
+
 def test_pairs_have_both_answers_and_say_from_which_step_on_they_differ():
     pairs = make_graph_pairs(30)
     assert pairs == make_graph_pairs(30)
     for pair in pairs:
         (clean, one), (corrupted, two) = (search(pair[side]["question"]) for side in ("clean", "corrupted"))
         assert (clean, corrupted) == (pair["clean"]["answer"], pair["corrupted"]["answer"])
-        assert clean == pair["corrupted"]["other_answer"]
+        assert clean == KINDS[pair["corrupted"]["neg_target"]]
         same = [a == b for a, b in zip(one, two, strict=True)]
         assert same == [k < pair["changed_step"] for k in range(1, DEPTH + 1)]

@@ -37,9 +37,7 @@ class GraphAnswers(NamedTuple):
 
 
 @torch.no_grad()
-def answer_graphs(
-    model: SmallCoconut, kind: Kind, graphs: Graphs, replace: Replacement | None = None
-) -> GraphAnswers:
+def answer_graphs(model: SmallCoconut, kind: Kind, graphs: Graphs, replace: Replacement | None = None) -> GraphAnswers:
     """Answer greedily; right form is ``###``, a kind, the end."""
     sequence, states = think_graph(model, kind, torch.from_numpy(tokens_of(graphs)), replace=replace)
     token = torch.full((len(graphs.asked),), NEWLINE if kind == "direct" else END)

@@ -5,9 +5,9 @@ people, twelve kinds of thing, sentences that say who is what and which kind is 
 sterpus or a hilpus?``. From each person two paths lead down `DEPTH` steps, over six kinds of their own. One kind asked
 about ends a path of the person asked about, the other one a path of the other person.
 
-So no shortcut is there to be found. To every problem there is another, equally likely, that differs in the sentences of
-one step alone and has the other answer (`Graphs.crossed`), whichever step it is: who has not followed all steps can only
-guess. Both people, both words asked about and both halves of the graph are alike in everything else: number of
+So no shortcut is there to be found. To every problem there is another, equally likely, that differs in the sentences
+of one step alone and has the other answer (`Graphs.crossed`), whichever step it is: who has not followed all steps can
+only guess. Both people, both words asked about and both halves of the graph are alike in everything else: number of
 sentences, order, words.
 """
 
@@ -83,8 +83,8 @@ class Graphs(NamedTuple):
     def crossed(self, step: int) -> "Graphs":
         """The same texts, but for the objects of the sentences of one step, exchanged between the two columns.
 
-        The other word is the answer. What is reached before this step (1 is the first) stays as it was; from it on it is
-        what the other person reached.
+        The other word is the answer. What is reached before this step (1 is the first) stays as it was; from it on it
+        is what the other person reached.
         """
         kind = self.kind.copy()
         kind[:, step - 1 :] = kind[:, step - 1 :, ::-1]
@@ -114,31 +114,32 @@ def sentence(subject: int, what: int) -> str:
 
 
 def tell(graphs: Graphs) -> list[dict[str, Any]]:
-    """Write problems as records.
+    """Write problems with the fields of ProsQA.
 
     Returns
     -------
     list of dict
-        ``question``, ``answer`` (a word), ``steps`` (the sentences of its path), ``path_1 ..`` (the kinds on it),
-        ``beside_1 ..`` (the kind the person reaches in as many steps on the other path) and ``other_answer``.
+        ``question``, ``answer`` (a word), ``steps`` (the sentences of its path) and the graph: ``idx_to_symbol``,
+        ``edges``, ``root``, ``target``, ``neg_target``.
     """
     records = []
     subjects, whats = graphs.edge
-    frontier, path, candidate = graphs.frontier, graphs.path, graphs.candidate
-    beside = frontier.sum(2) - path
-    for i, asked in enumerate(graphs.asked):
-        person = graphs.person[i, asked]
-        told = [sentence(a, b) for a, b in zip(subjects[i], whats[i], strict=True)]
-        first, second = (KINDS[k] for k in candidate[i])
-        steps = [sentence(a, b) for a, b in zip([len(KINDS) + person, *path[i, :-1]], path[i], strict=True)]
+    symbols = [*KINDS, *PEOPLE]
+    for i, (candidates, path) in enumerate(zip(graphs.candidate.tolist(), graphs.path.tolist(), strict=True)):
+        root = len(KINDS) + int(graphs.person[i, graphs.asked[i]])
+        edges = list(zip(subjects[i].tolist(), whats[i].tolist(), strict=True))
+        first, second = (KINDS[k] for k in candidates)
+        question = f"Is {symbols[root]} a {first} or {second}?"
         records.append(
             {
-                "question": " ".join([*told, f"Is {PEOPLE[person]} a {first} or {second}?"]),
-                "answer": KINDS[path[i, -1]],
-                "steps": steps,
-                **{f"path_{k + 1}": KINDS[path[i, k]] for k in range(DEPTH)},
-                **{f"beside_{k + 1}": KINDS[beside[i, k]] for k in range(DEPTH)},
-                "other_answer": KINDS[candidate[i].sum() - path[i, -1]],
+                "question": " ".join([*(sentence(*edge) for edge in edges), question]),
+                "answer": KINDS[path[-1]],
+                "steps": [sentence(*edge) for edge in zip([root, *path], path, strict=False)],
+                "idx_to_symbol": symbols,
+                "edges": [list(edge) for edge in edges],
+                "root": root,
+                "target": path[-1],
+                "neg_target": sum(candidates) - path[-1],
             }
         )
     return records
