@@ -32,7 +32,8 @@ from extract.small_models.problems import (
     write_pairs,
     write_problems,
 )
-from schemas import extract_answer
+from schemas import Scoring
+from schemas.scoring import Answer
 from store import open_lake
 
 LATENTS = [f"ct{k}" for k in range(6)]
@@ -67,8 +68,9 @@ def operations_of(run: xr.Dataset) -> list[tuple[int, tuple[Operation, ...]]]:
 def answers_with(checkpoint: str, run: xr.Dataset, thoughts: dict[int, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """Predicted answers of every example with vectors (example, hidden) fed at some thoughts where a mask is true."""
     reasoner = load_reasoner(checkpoint)
+    scoring = Scoring(run.attrs.get("answer_kind", "number"), prefix=reasoner.answer_prefix)
     prompts = [reasoner.encode(question) for question in run["question"].values.tolist()]
-    predicted = []
+    predicted: list[Answer | None] = []
     for start in range(0, len(prompts), 250):
         rows = np.arange(start, min(start + 250, len(prompts)))
         armed = Armed(len(rows), torch.device("cpu"))
@@ -79,8 +81,8 @@ def answers_with(checkpoint: str, run: xr.Dataset, thoughts: dict[int, tuple[np.
         texts = reasoner.think(
             [prompts[row] for row in rows], capture=None, max_new_tokens=8, editor=armed
         ).generated_text
-        predicted += [extract_answer(text) for text in texts]
-    return np.array([np.nan if answer is None else answer for answer in predicted])
+        predicted += [scoring.answer(text) for text in texts]
+    return scoring.column(predicted)
 
 
 def measure(name: str, checkpoint: str, lake_path: Path) -> dict[str, Rate]:
@@ -179,17 +181,25 @@ def measure_all(models: list[str], work: Path) -> None:
     files = write_data(work)
     for text in models:
         name, _, checkpoint = text.partition("=")
-        for data, file in files.items():
-            command = [sys.executable, "-m", "lake", "extract", "--model", f"{name}={checkpoint or name}"]
-            command += ["--data", f"{data}={file}", "--lake", str(work / "small.lake"), "--dtype", "float32"]
-            command += ["--max-new-tokens", "8", "--batch-size", "64"]
-            subprocess.run(command, check=True)
-        rates = measure(name, checkpoint or name, work / "small.lake")
-        print(f"\n{name}")
-        for label, rate in rates.items():
-            print(f"  {label:48s} {rate}")
-        content = {label: rate._asdict() for label, rate in rates.items()}
-        (work / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        extract_all(name, checkpoint or name, files, work / "small.lake")
+        report(name, measure(name, checkpoint or name, work / "small.lake"), work)
+
+
+def extract_all(name: str, checkpoint: str, files: dict[str, Path], lake: Path) -> None:
+    """Run ``lake extract`` on every data set."""
+    for data, file in files.items():
+        command = [sys.executable, "-m", "lake", "extract", "--model", f"{name}={checkpoint}"]
+        command += ["--data", f"{data}={file}", "--lake", str(lake), "--dtype", "float32"]
+        subprocess.run([*command, "--max-new-tokens", "8", "--batch-size", "64"], check=True)
+
+
+def report(name: str, rates: dict[str, Rate], work: Path) -> None:
+    """Print the shares, and write them to ``NAME.json``."""
+    print(f"\n{name}")
+    for label, rate in rates.items():
+        print(f"  {label:56s} {rate}")
+    content = {label: rate._asdict() for label, rate in rates.items()}
+    (work / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
 
+from extract import load_reasoner
 from extract.run.data import read_problems
-from extract.small_models.graph_network import make_graph_tokenizer
+from extract.small_models.graph_evaluate import answer_graphs
+from extract.small_models.graph_network import (
+    SmallCoconut,
+    load_graph_checkpoint,
+    make_graph_tokenizer,
+    save_graph_checkpoint,
+)
 from extract.small_models.graph_problems import (
     DEPTH,
     KINDS,
@@ -15,7 +23,8 @@ from extract.small_models.graph_problems import (
     tell,
     write_graph_problems,
 )
-from extract.small_models.graph_train import tokens_of
+from extract.small_models.graph_train import think_graph, tokens_of
+from schemas import Scoring
 
 
 def search(question: str) -> tuple[str, list[set[str]]]:
@@ -83,3 +92,25 @@ def test_pairs_have_both_answers_and_say_from_which_step_on_they_differ():
         assert clean == KINDS[pair["corrupted"]["neg_target"]]
         same = [a == b for a, b in zip(one, two, strict=True)]
         assert same == [k < pair["changed_step"] for k in range(1, DEPTH + 1)]
+
+
+@pytest.mark.parametrize("kind", ["coconut", "pause", "direct"])
+def test_the_written_checkpoint_thinks_as_the_trained_model(kind, tmp_path):
+    torch.manual_seed(1)
+    model = SmallCoconut()
+    save_graph_checkpoint(model, kind, tmp_path / "model")
+    again, known = load_graph_checkpoint(tmp_path / "model")
+    assert known == kind
+    graphs = held_out_graphs("test", 5)
+    with torch.no_grad():
+        _, states = think_graph(again, kind, torch.from_numpy(tokens_of(graphs)))
+    reasoner = load_reasoner(tmp_path / "model")
+    prompts = [reasoner.encode(record["question"]) for record in tell(graphs)]
+    thinking = reasoner.think(prompts, capture="latent", stored_dtype="float32", max_new_tokens=3)
+    if kind == "coconut":
+        np.testing.assert_allclose(thinking.latent_embedding, states, atol=1e-5)
+    if kind != "direct":
+        np.testing.assert_allclose(thinking.final_state[:, :DEPTH], states, atol=1e-5)
+    scoring = Scoring("text", prefix=reasoner.answer_prefix)
+    wanted = [KINDS[k] if k >= 0 else None for k in answer_graphs(again, kind, graphs).predicted]
+    assert [scoring.answer(text) for text in thinking.generated_text] == wanted

@@ -60,7 +60,8 @@ class Graphs(NamedTuple):
         """Both kinds asked about, in the order of the question: (problem, 2)."""
         rows = np.arange(len(self.asked))[:, None]
         column = np.stack([self.first, 1 - self.first], 1)
-        return self.kind[rows, DEPTH - 1, column, self.branch[rows, column]]
+        candidate: NDArray[np.int64] = self.kind[rows, DEPTH - 1, column, self.branch[rows, column]]
+        return candidate
 
     @property
     def answer(self) -> NDArray[np.int64]:

@@ -1,10 +1,11 @@
 """Train the small Coconut model and its controls: ``lake train small-graph --out DIR``.
 
 Stage 1 is where Coconut's curriculum begins: the chain is given. At the thoughts the model is fed what it is to think,
-the mean of the embeddings of all kinds reached, and learns to look up the next ones, by itself and for kinds drawn
-anywhere in the graph, and to answer. In stage 2 it is fed its own states (Coconut, arXiv 2412.06769), each trained to
-be read as the kinds reached one step further, both alike. ``small-graph-pause`` and ``small-graph-direct`` go on from
-the same stage 1 with as many steps on the same problems: fed one learned vector at every thought, or without thoughts.
+the mean of the embeddings of all kinds reached, and learns to look up the next ones, there and for kinds drawn anywhere
+in the graph, and to answer. In stage 2 it is fed its own states (Coconut, arXiv 2412.06769), each trained to be read as
+the kinds reached one step further, both alike. ``small-graph-pause`` and ``small-graph-direct`` go on from the same
+stage 1 with as many steps on the same problems, look-ups included: fed one learned vector at every thought, or without
+thoughts.
 
 Every batch is drawn from the seed and the step alone, and training state is written every few hundred steps, so a
 training that was killed goes on where it was and ends with the weights it would have had.
@@ -55,7 +56,7 @@ class GraphStage(Settings):
 
 
 GIVEN = GraphStage(steps=2000, rate=3e-3, given=True)
-OWN = GraphStage(steps=1500, rate=2e-3)
+OWN = GraphStage(steps=2500, rate=3e-3)
 KIND_OF: dict[str, Kind] = {"small-graph": "coconut", "small-graph-pause": "pause", "small-graph-direct": "direct"}
 
 
@@ -114,7 +115,7 @@ def tokens_of(graphs: Graphs) -> NDArray[np.int64]:
 def graph_losses(
     model: SmallCoconut, stage: GraphStage, graphs: Graphs, rng: np.random.Generator
 ) -> dict[str, torch.Tensor]:
-    """All parts of the loss of one batch, weighted: the answer, the thoughts and, in stage 1, look-ups."""
+    """All parts of the loss of one batch, weighted: the answer, the thoughts of a Coconut model, and look-ups."""
     device = model.embedding.device
     question, frontier, answer = (
         torch.from_numpy(ids).to(device)
@@ -127,8 +128,7 @@ def graph_losses(
     losses = {"answer": loss[:, 1].mean(), "template": stage.template_weight * (loss[:, 0] + loss[:, 2]).mean()}
     if stage.kind == "coconut":
         losses["thought"] = stage.thought_weight * DEPTH * kinds_loss(model, states, frontier)
-    if stage.given:
-        losses["look_up"] = stage.look_up_weight * look_up_loss(model, stage, graphs, sequence, rng)
+    losses["look_up"] = stage.look_up_weight * look_up_loss(model, stage, graphs, sequence, rng)
     return losses
 
 
@@ -206,7 +206,7 @@ def look_up_loss(
         torch.from_numpy(FIRST_KIND + graphs.kind[rows[..., None], d[..., None], column[..., None], chosen]).to(device)
         for d in (depth, depth + 1)
     )
-    before = sequence.valid.shape[1] - DEPTH  # question and start, which all of them follow
+    before = sequence.valid.shape[1] - (0 if stage.kind == "direct" else DEPTH)  # all of them follow the question
     question = sequence.branch(before)
     position = before + torch.arange(stage.n_look_up, device=device) % (DEPTH - 1)
     (states,) = question.feed(model.embedding[now].mean(2), apart=position)
