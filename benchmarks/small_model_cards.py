@@ -1,9 +1,10 @@
 """Write the model cards of the shipped small models from what ``small_models.py`` measured.
 
 ``python benchmarks/small_model_cards.py`` reads, from ``benchmarks/small_models``, ``NAME.json`` for the shipped
-models, ``small-ARCH-direct.json`` for the comparison without thoughts (what ``python -m
-extract.small_models.evaluate FOLDER --direct --json`` prints) and ``NAME-seedN.json`` for other seeds, and writes
-``README.md`` and ``curve.png`` into each folder of ``extract/checkpoints``.
+models (of those that search graphs: what ``graph_models.py`` measured), ``small-ARCH-direct.json`` for the comparison
+without thoughts (what ``python -m extract.small_models.evaluate FOLDER --direct --json`` prints) and
+``NAME-seedN.json`` for other seeds, and writes ``README.md`` and ``curve.png`` into each folder of
+``extract/checkpoints``.
 """
 
 import argparse
@@ -16,6 +17,8 @@ import matplotlib.pyplot as plt
 
 CHECKPOINTS = Path(__file__).parents[1] / "extract" / "checkpoints"
 NAMES = ("small-gpt2", "small-llama", "small-gpt2-decodable", "small-llama-decodable")
+GRAPH_NAMES = ("small-graph", "small-graph-pause", "small-graph-direct")
+TWIN = "ct{k} of a twin that differs from step {step}: its answer"
 FAMILY = {
     "gpt2": "`GPT2LMHeadModel`, learned positions, 122,496 weights",
     "llama": "`LlamaForCausalLM`, rotary positions, 114,880 weights",
@@ -33,6 +36,7 @@ LENSES = (
     *(f"lens at {p}, a number" for p in ("ct0", "ct2", "ct4", "bot", "ct1", "ct3", "ct5")),
     *(f"lens at {p}, the operator" for p in ("bot", "ct1", "ct3", "ct5")),
 )
+PARTS = ("answer", "number", "operator", "teacher", "distillation", "thought", "look_up")
 GOALS: dict[str, list[tuple[str, str, float]]] = {
     "": [
         ("accuracy", ">=", 0.95),
@@ -85,12 +89,15 @@ def draw_curve(curve: list[dict[str, float]], path: Path) -> None:
     last = max(point["step"] for point in curve if point["stage"] == 1)
     step = [point["step"] + (last if point["stage"] == 2 else 0) for point in curve]
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.4), layout="constrained")
-    for part in ("answer", "number", "operator", "teacher", "distillation"):
-        left.plot(step, [max(point[part], 1e-4) for point in curve], lw=0.8, label=part)
+    for part in PARTS:
+        points = [(x, max(point[part], 1e-4)) for x, point in zip(step, curve, strict=True) if part in point]
+        if points:
+            left.plot(*zip(*points, strict=True), lw=0.8, label=part)
     left.set(yscale="log", xlabel="step", ylabel="loss (one batch)")
     left.legend(fontsize=6, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    right.plot(step, [point["accuracy"] for point in curve], lw=0.9, label="1 to 4 operations")
-    right.plot(step, [point["accuracy_4"] for point in curve], lw=0.9, label="4 operations")
+    lengths = {"1 to 4 operations": "accuracy", "4 operations": "accuracy_4"}
+    for label, key in (lengths if "accuracy_4" in curve[0] else {"validation problems": "accuracy"}).items():
+        right.plot(step, [point[key] for point in curve], lw=0.9, label=label)
     right.set(xlabel="step", ylabel="validation accuracy", ylim=(0, 1.02))
     right.legend(fontsize=6, frameon=False, loc="lower right")
     for axes in (left, right):
@@ -165,19 +172,49 @@ def card(name: str, work: Path) -> str:
     return text + "\n"
 
 
+def graph_card(name: str, work: Path) -> str:
+    """Text of the card of the Coconut model or of one of its controls."""
+    rates = json.loads((work / f"{name}.json").read_text(encoding="utf-8"))
+    shortcut = json.loads((work / "shortcuts.json").read_text(encoding="utf-8"))
+    training = json.loads((CHECKPOINTS / name / "training.json").read_text(encoding="utf-8"))
+    twins = {label: rate for label, rate in rates.items() if "of a twin" in label}
+    scores = [(label, rate_text(rate)) for label, rate in rates.items() if label not in twins]
+    if name == "small-graph":
+        for control in ("pause", "direct"):
+            accuracy = json.loads((work / f"{name}-{control}.json").read_text(encoding="utf-8"))["accuracy"]
+            scores.append((f"*the {control} control*: right", rate_text(accuracy)))
+    template = jinja2.Template(Path(__file__).with_name("graph_model_card.md").read_text(encoding="utf-8"))
+    text = template.render(
+        name=name,
+        kind=training["stages"][1]["kind"],
+        training=training,
+        first=training["stages"][0],
+        second=training["stages"][1],
+        rates=rates,
+        shortcut={label: rate_text(rate) for label, rate in shortcut.items()},
+        scores=[("right" if label == "accuracy" else label, text) for label, text in scores],
+        twins=[
+            [f"ct{k}", *(rate_text(twins[TWIN.format(k=k, step=step)]) for step in (1, 2, 3))]
+            for k in range(3 if twins else 0)
+        ],
+    )
+    return text + "\n"
+
+
 def main() -> None:
     """Write all cards whose figures are there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(__file__).with_name("small_models"), metavar="DIR")
     options = parser.parse_args()
-    for name in NAMES:
+    for name in (*NAMES, *GRAPH_NAMES):
         folder = CHECKPOINTS / name
         if not (options.work / f"{name}.json").exists():
             print(f"{name}: not measured")
             continue
         curve = json.loads((folder / "training.json").read_text(encoding="utf-8"))["curve"]
         draw_curve(curve, folder / "curve.png")
-        (folder / "README.md").write_text(card(name, options.work), encoding="utf-8")
+        text = (graph_card if name in GRAPH_NAMES else card)(name, options.work)
+        (folder / "README.md").write_text(text, encoding="utf-8")
         print(f"{name}: written")
 
 

@@ -56,7 +56,7 @@ class GraphStage(Settings):
 
 
 GIVEN = GraphStage(steps=2000, rate=3e-3, given=True)
-OWN = GraphStage(steps=2500, rate=3e-3)
+OWN = GraphStage(steps=1500, rate=3e-3)
 KIND_OF: dict[str, Kind] = {"small-graph": "coconut", "small-graph-pause": "pause", "small-graph-direct": "direct"}
 
 
