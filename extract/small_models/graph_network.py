@@ -64,8 +64,9 @@ def graph_config() -> GPT2Config:
 class SmallCoconut(nn.Module):
     """GPT-2 with Coconut's three markers; the names of its weights are those of Coconut's checkpoints.
 
-    Weights begin so that search can be learned in minutes: positions are sinusoids, and one head of the first block
-    looks `BACK` tokens back, from the object of a sentence to its subject. All are trained.
+    Weights begin so that search can be learned in minutes. Positions are sinusoids; one head of the first block looks
+    `BACK` tokens back, from the object of a sentence to its subject, and one of the second looks for the word that is
+    fed among these subjects. What they pass on is random, and all weights are trained.
     """
 
     def __init__(self) -> None:
@@ -77,25 +78,41 @@ class SmallCoconut(nn.Module):
         nn.init.normal_(self.embedding, std=0.1)
         nn.init.constant_(self.body.ln_f.weight, 0.3)  # states are fed as they are: about as large as embeddings
         with torch.no_grad():
-            self._begin_positions()
+            self._begin_with_a_look_up()
 
-    def _begin_positions(self, scale: float = 0.15, sharpness: float = 1.8) -> None:
-        """Write sinusoids, and queries of the first head that turn them back by `BACK`."""
+    def _begin_with_a_look_up(self) -> None:
+        """Write sinusoids, the head that looks back, and the one that looks for what this one has copied."""
         half, width = HIDDEN // 2, HIDDEN // N_HEAD
-        frequency = torch.linspace(0.1, 3.0, half)
+        query, key, value = (slice(start, start + width) for start in (0, HIDDEN, 2 * HIDDEN))
+        first, second = (block.attn for block in self.body.h)
+        frequency = torch.linspace(0.1, 3.0, half // 2)
         angle = torch.arange(CONTEXT)[:, None] * frequency
-        self.body.wpe.weight.copy_(scale * torch.cat([angle.sin(), angle.cos()], 1))
-        weight = self.body.h[0].attn.c_attn.weight  # (hidden, 3 x hidden): queries, keys, values
-        for pair, row in enumerate(range(0, half, half // (width // 2))):
-            turn = frequency[row] * BACK
-            sine, cosine, query, key = row, half + row, 2 * pair, HIDDEN + 2 * pair
-            weight[:, [query, query + 1, key, key + 1]] *= 0.2
-            weight[sine, key] += sharpness
-            weight[cosine, key + 1] += sharpness
-            weight[sine, query] += sharpness * turn.cos()
-            weight[cosine, query] -= sharpness * turn.sin()
-            weight[cosine, query + 1] += sharpness * turn.cos()
-            weight[sine, query + 1] += sharpness * turn.sin()
+        self.body.wpe.weight.zero_()
+        self.body.wpe.weight[:, :half] = 0.2 * torch.cat([angle.sin(), angle.cos()], 1)
+        # The first head turns positions back by BACK: half of the frequencies, two columns for each.
+        weight = first.c_attn.weight  # (hidden, 3 x hidden): queries, keys, values
+        weight[:, query], weight[:, key] = 0.0, 0.0
+        for pair, sine in enumerate(range(0, half // 2, half // 2 // (width // 2))):
+            cosine, turn = half // 2 + sine, frequency[sine] * BACK
+            weight[sine, HIDDEN + 2 * pair] = weight[cosine, HIDDEN + 2 * pair + 1] = 2.2
+            weight[sine, 2 * pair] = weight[cosine, 2 * pair + 1] = 2.2 * turn.cos()
+            weight[cosine, 2 * pair], weight[sine, 2 * pair + 1] = -2.2 * turn.sin(), 2.2 * turn.sin()
+        # It copies a part of the embedding elsewhere; the second block's first head looks for this part.
+        part = torch.linalg.qr(torch.randn(half, width))[0]
+        elsewhere = torch.linalg.qr(torch.randn(HIDDEN, width))[0]
+        weight[:, value] = 0.0
+        weight[half:, value] = part
+        first.c_proj.weight[:width] = 0.5 * elsewhere.T
+        weight = second.c_attn.weight
+        weight[:, query] = 0.0
+        weight[half:, query] = 2.0 * part
+        weight[:, key] = 2.0 * elsewhere
+        weight[:, value] = 0.0  # and passes on a part of the word that it finds there
+        weight[half:, value] = part
+        second.c_proj.weight[:width] = 0.0
+        second.c_proj.weight[:width, half:] = part.T
+        for block in self.body.h:
+            block.mlp.c_proj.weight *= 0.2
 
     @property
     def body(self) -> Any:

@@ -52,11 +52,11 @@ class GraphStage(Settings):
     template_weight: float = 0.2
     thought_weight: float = 1.0
     look_up_weight: float = 2.0
-    n_look_up: int = 8
+    n_look_up: int = 16
 
 
-GIVEN = GraphStage(steps=2000, rate=3e-3, given=True)
-OWN = GraphStage(steps=1500, rate=3e-3)
+GIVEN = GraphStage(steps=600, rate=2e-3, warmup=100, given=True)
+OWN = GraphStage(steps=900, rate=1.5e-3, warmup=50)
 KIND_OF: dict[str, Kind] = {"small-graph": "coconut", "small-graph-pause": "pause", "small-graph-direct": "direct"}
 
 
@@ -193,22 +193,23 @@ def answer_logits(model: SmallCoconut, kind: Kind, sequence: Sequence, text: tor
 def look_up_loss(
     model: SmallCoconut, stage: GraphStage, graphs: Graphs, sequence: Sequence, rng: np.random.Generator
 ) -> torch.Tensor:
-    """Loss of looking up what follows kinds drawn from both halves of the graph, one kind or both branches at once.
+    """Loss of looking up what follows a person or kinds of either half of the graph, one kind or both branches at once.
 
     They are fed where the thoughts are, all at the same time, and do not see each other.
     """
     n, device = len(graphs.asked), model.embedding.device
-    depth, column = (rng.integers(high, size=(n, stage.n_look_up)) for high in (DEPTH - 1, 2))
-    rows = np.arange(n)[:, None]
+    depth, column = (rng.integers(high, size=(n, stage.n_look_up)) for high in (DEPTH, 2))
     one, branch = rng.random((n, stage.n_look_up)) < 0.5, rng.integers(2, size=(n, stage.n_look_up))
     chosen = np.where(one[..., None], branch[..., None], np.arange(2))  # the same branch twice, or both
-    now, then = (
-        torch.from_numpy(FIRST_KIND + graphs.kind[rows[..., None], d[..., None], column[..., None], chosen]).to(device)
-        for d in (depth, depth + 1)
-    )
+    people = np.repeat(FIRST_PERSON + graphs.person[:, None, :, None], 2, axis=3)
+    subject = np.concatenate([people, FIRST_KIND + graphs.kind[:, :-1]], 1)
+    where = np.arange(n)[:, None, None], depth[..., None], column[..., None]
+    now = torch.from_numpy(subject[(*where, chosen)]).to(device)
+    followed = np.where(depth[..., None] == 0, np.arange(2), chosen)  # both branches begin at a person
+    then = torch.from_numpy(FIRST_KIND + graphs.kind[(*where, followed)]).to(device)
     before = sequence.valid.shape[1] - (0 if stage.kind == "direct" else DEPTH)  # all of them follow the question
     question = sequence.branch(before)
-    position = before + torch.arange(stage.n_look_up, device=device) % (DEPTH - 1)
+    position = before + torch.arange(stage.n_look_up, device=device) % DEPTH
     (states,) = question.feed(model.embedding[now].mean(2), apart=position)
     return kinds_loss(model, states, then)
 
