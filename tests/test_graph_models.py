@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from extract import load_reasoner
 from extract.run.data import read_problems
-from extract.small_models.graph_evaluate import answer_graphs
+from extract.model.checkpoint import SHIPPED
+from extract.small_models.graph_evaluate import answer_graphs, evaluate_graphs
 from extract.small_models.graph_network import (
     SmallCoconut,
     load_graph_checkpoint,
@@ -23,8 +25,9 @@ from extract.small_models.graph_problems import (
     tell,
     write_graph_problems,
 )
-from extract.small_models.graph_train import think_graph, tokens_of
-from schemas import Scoring
+from extract.small_models.graph_train import GraphStage, plan_graph, think_graph, tokens_of, train_graph
+from extract.small_models.train import GRAPH_NAMES
+from schemas import Scoring, UsageError
 
 
 def search(question: str) -> tuple[str, list[set[str]]]:
@@ -114,3 +117,28 @@ def test_the_written_checkpoint_thinks_as_the_trained_model(kind, tmp_path):
     scoring = Scoring("text", prefix=reasoner.answer_prefix)
     wanted = [KINDS[k] if k >= 0 else None for k in answer_graphs(again, kind, graphs).predicted]
     assert [scoring.answer(text) for text in thinking.generated_text] == wanted
+
+
+def test_a_training_goes_on_where_it_was_stopped(tmp_path):
+    stages = [("first", GraphStage(steps=2, rate=1e-3, batch=4, given=True)), ("m", GraphStage(steps=2, rate=1e-3, batch=4))]
+    whole = train_graph("small-graph", tmp_path / "whole", stages=stages)
+    assert train_graph("small-graph", tmp_path / "parts", stages=stages, stop_after=3) == [tmp_path / "parts" / "first"]
+    parts = train_graph("small-graph", tmp_path / "parts", stages=stages)
+    for name, tensor in load_file(whole[-1] / "model.safetensors").items():
+        assert torch.equal(tensor, load_file(parts[-1] / "model.safetensors")[name]), name
+    with pytest.raises(UsageError, match="choose one of small-graph, small-graph-pause"):
+        plan_graph("small-grap")
+
+
+@pytest.mark.parametrize("name", GRAPH_NAMES)
+def test_shipped_weights_search_where_they_think_and_guess_where_they_do_not(name):
+    folder = SHIPPED / name
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000
+    rates = evaluate_graphs(folder, 300)
+    assert rates["answers with a word asked about"].share > 0.99
+    if name != "small-graph":
+        assert 0.4 < rates["accuracy"].share < 0.6
+        return
+    assert rates["accuracy"].share > 0.95
+    assert all(rate.share > 0.95 for label, rate in rates.items() if label.startswith("lens"))
+    assert 0.3 < rates["all from another problem"].share < 0.7

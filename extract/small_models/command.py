@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from schemas import UsageError
 from schemas.command import Command, Output, Settings, Shell, setting
 
 
@@ -13,11 +14,17 @@ class ProblemSettings(Settings):
     out: Path = setting(help="Folder for the files.", metavar="DIR")
     seed: int = setting(0, "Seed of the drawing.")
     pairs: int = setting(500, "Number of clean/corrupted pairs.")
+    graph: bool = setting(False, "Write the graph-search problems of small-graph instead, whose answers are words.")
     stories: int = setting(0, "Write this many stories in plain English instead, for models trained with --base.")
+
+    def __post_init__(self) -> None:
+        """Refuse two kinds at once."""
+        if self.graph and self.stories:
+            raise UsageError("problems: --graph and --stories are two kinds of problems; ask for one")
 
 
 def write(settings: ProblemSettings, shell: Shell) -> Output:
-    """Write the held-out problems of the small models, or stories."""
+    """Write the held-out problems of the small models, of one kind or the other, or stories."""
     from extract.small_models.problems import (
         SPLIT_SIZES,
         make_hard,
@@ -34,6 +41,11 @@ def write(settings: ProblemSettings, shell: Shell) -> Output:
 
         write_stories(settings.stories, settings.seed, folder / "stories.jsonl")
         return Output(printed=[f"{folder / 'stories'}.jsonl: {settings.stories} problems"])
+    if settings.graph:
+        from extract.small_models.graph_problems import write_graph_problems
+
+        files = write_graph_problems(folder, n_pair=settings.pairs, seed=settings.seed)
+        return Output(printed=[f"{file}: {count}" for file, count in files.items()])
     held_out = {name: size for name, size in SPLIT_SIZES.items() if name != "train"}
     lines = []
     for name, problems in (make_splits(settings.seed, held_out) | {"hard": make_hard(seed=settings.seed)}).items():
@@ -45,7 +57,7 @@ def write(settings: ProblemSettings, shell: Shell) -> Output:
 
 COMMAND = Command(
     name="problems",
-    help="Write the story problems of the small models: validation, test, hard and pair files; or stories.",
+    help="Write the story problems of the small models: validation, test, hard and pair files; or graphs; or stories.",
     settings=ProblemSettings,
     run=write,
     stopped="the same command writes all files again",

@@ -12,7 +12,6 @@ sentences, order, words.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,10 +160,12 @@ def make_graph_pairs(n_pair: int = 500, seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-def write_graph_problems(folder: Path | str, n_problem: int = 1000, n_pair: int = 500, seed: int = 0) -> list[Path]:
-    """Write ``graph.jsonl`` (test problems) and ``graph-pairs.json`` into a folder; returns the files."""
-    files = [Path(folder) / "graph.jsonl", Path(folder) / "graph-pairs.json"]
-    lines: Sequence[str] = [json.dumps(record) + "\n" for record in tell(held_out_graphs("test", n_problem, seed))]
-    files[0].write_text("".join(lines), encoding="utf-8")
-    files[1].write_text(json.dumps(make_graph_pairs(n_pair, seed), indent=1) + "\n", encoding="utf-8")
-    return files
+def write_graph_problems(
+    folder: Path | str, n_problem: int = 1000, n_pair: int = 500, seed: int = 0
+) -> dict[Path, str]:
+    """Write ``graph.jsonl`` (test problems) and ``graph-pairs.json`` into a folder; returns how many, by file."""
+    problems, pairs = Path(folder) / "graph.jsonl", Path(folder) / "graph-pairs.json"
+    lines = [json.dumps(record) + "\n" for record in tell(held_out_graphs("test", n_problem, seed))]
+    problems.write_text("".join(lines), encoding="utf-8")
+    pairs.write_text(json.dumps(make_graph_pairs(n_pair, seed), indent=1) + "\n", encoding="utf-8")
+    return {problems: f"{n_problem} problems", pairs: f"{n_pair} pairs"}

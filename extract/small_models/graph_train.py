@@ -12,7 +12,7 @@ training that was killed goes on where it was and ends with the weights it would
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +35,9 @@ from extract.small_models.graph_network import (
 )
 from extract.small_models.graph_problems import DEPTH, KINDS, Graphs, draw_graphs, held_out_graphs
 from extract.small_models.thinking import Sequence
-from extract.small_models.train import Settings, TrainingState, make_optimizer, optimize, run_stages
+from extract.small_models.train import GRAPH_NAMES, Settings, TrainingState, make_optimizer, optimize, run_stages
 from schemas import UsageError
 
-GRAPH_NAMES = ("small-graph", "small-graph-pause", "small-graph-direct")
 EOS = 0
 
 
@@ -56,7 +55,7 @@ class GraphStage(Settings):
 
 
 GIVEN = GraphStage(steps=600, rate=2e-3, warmup=100, given=True)
-OWN = GraphStage(steps=900, rate=1.5e-3, warmup=50)
+OWN = GraphStage(steps=900, rate=1.5e-3)
 KIND_OF: dict[str, Kind] = {"small-graph": "coconut", "small-graph-pause": "pause", "small-graph-direct": "direct"}
 
 
@@ -64,7 +63,7 @@ def plan_graph(name: str) -> list[tuple[str, GraphStage]]:
     """Return the stages a name stands for, each with the name its weights are written under."""
     if name not in GRAPH_NAMES:
         raise UsageError(f"train {name!r}: no such model; choose one of {', '.join(GRAPH_NAMES)}")
-    return [("small-graph-stage-1", GIVEN), (name, GraphStage(steps=OWN.steps, rate=OWN.rate, kind=KIND_OF[name]))]
+    return [("small-graph-stage-1", GIVEN), (name, replace(OWN, kind=KIND_OF[name]))]
 
 
 def train_graph(

@@ -40,6 +40,8 @@ from extract.small_models.thinking import (
 from schemas.errors import UsageError
 
 NAMES = tuple(f"small-{architecture}{kind}" for architecture in ARCHITECTURES for kind in ("", "-decodable", "-direct"))
+GRAPH_NAMES = ("small-graph", "small-graph-pause", "small-graph-direct")
+"""Trained by :func:`extract.small_models.graph_train.train_graph`."""
 DATA_SEED = 0
 
 
@@ -81,7 +83,7 @@ DIRECT = Stage(steps=STAGE_1.steps + FOLLOW.steps, rate=2e-3, thoughts=False)
 def plan(name: str) -> list[tuple[str, Stage]]:
     """Return the stages a name stands for, each with the name its weights are written under."""
     if name not in NAMES:
-        raise UsageError(f"train {name!r}: no such model; choose one of {', '.join(NAMES)}")
+        raise UsageError(f"train {name!r}: no such model; choose one of {', '.join((*NAMES, *GRAPH_NAMES))}")
     if name.endswith("-direct"):
         return [(name, DIRECT)]
     first = name.removesuffix("-decodable") + "-stage-1"

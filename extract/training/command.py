@@ -52,7 +52,10 @@ class TrainCommandSettings(TrainSettings):
 
     out: Path = setting(help="Folder for checkpoints and training state.", metavar="DIR")
     name: str | None = setting(
-        None, "small-gpt2, small-llama, their -decodable twins or -direct comparisons.", metavar="[NAME]", argument=True
+        None,
+        "small-gpt2, small-llama, their -decodable twins or -direct comparisons; small-graph, its -pause or -direct.",
+        metavar="[NAME]",
+        argument=True,
     )
     base: str | None = setting(  # type: ignore[assignment]
         None, "Instead of NAME: train adapters for this base model.", metavar="PATH_OR_ID"
@@ -79,8 +82,11 @@ class TrainCommandSettings(TrainSettings):
 def run(settings: TrainCommandSettings, shell: Shell) -> Output:
     """Train, or go on with a training."""
     if settings.base is None:
-        from extract.small_models.train import train as train_small
+        from extract.small_models.graph_train import train_graph
+        from extract.small_models.train import GRAPH_NAMES
+        from extract.small_models.train import train as train_stories
 
+        train_small = train_graph if settings.name in GRAPH_NAMES else train_stories
         with shell.progress(f"{settings.name}, seed {settings.seed}", "steps") as report:
             folders = train_small(str(settings.name), settings.out, settings.seed, settings.device, progress=report)
         return Output(printed=[str(folder) for folder in folders])
@@ -100,7 +106,7 @@ def left(values: Any) -> str:
 
 COMMAND = Command(
     name="train",
-    help="Train a small CODI model from scratch, or adapters for a base model; run again, it goes on where it stopped.",
+    help="Train a small model from scratch, or adapters for a base model; run again, it goes on where it stopped.",
     settings=TrainCommandSettings,
     run=run,
     stopped=left,
