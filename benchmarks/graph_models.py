@@ -2,9 +2,10 @@
 
 ``python benchmarks/graph_models.py [--work DIR] [NAME...]`` writes 1,000 held-out problems and, for every step of
 search, their twins that differ from that step on; extracts each model over them into ``DIR/small.lake``; measures from
-the lake, and puts thoughts of the lake back into the model. It prints a table per model and writes ``DIR/NAME.json``;
-``extract.small_models.graph_evaluate`` measures the same with code of its own. What is in ``benchmarks/small_models``
-was measured so. ``shortcuts.json`` is how well classifiers tell the answer without following any step.
+the lake, and puts thoughts of the lake back into the model. It prints a table per model and writes ``DIR/NAME.json``.
+``extract.small_models.graph_evaluate --json`` measures the same, under the same names, with code of its own; what is
+in ``benchmarks/small_models`` was measured so. ``shortcuts.json`` is how well classifiers tell the answer that see one
+step forwards and two backwards, and all words by place.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Write the model cards of the shipped small models from what ``small_models.py`` measured.
 
 ``python benchmarks/small_model_cards.py`` reads, from ``benchmarks/small_models``, ``NAME.json`` for the shipped
-models (of those that search graphs: what ``graph_models.py`` measured), ``small-ARCH-direct.json`` for the comparison
-without thoughts (what ``python -m extract.small_models.evaluate FOLDER --direct --json`` prints) and
+models (of those that search graphs, what ``python -m extract.small_models.graph_evaluate FOLDER --json`` prints),
+``small-ARCH-direct.json`` for the comparison without thoughts (the same of ``evaluate FOLDER --direct``) and
 ``NAME-seedN.json`` for other seeds, and writes ``README.md`` and ``curve.png`` into each folder of
 ``extract/checkpoints``.
 """

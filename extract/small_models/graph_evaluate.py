@@ -5,6 +5,7 @@ It is slow, simple and independent of the extraction command, whose figures the 
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -86,9 +87,14 @@ def evaluate_graphs(folder: Path, n_problem: int = 1000, seed: int = 0) -> dict[
 def _main() -> None:
     parser = argparse.ArgumentParser(description="Evaluate a small Coconut checkpoint by a script of its own.")
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    sys.stdout.writelines(f"{name:56s} {rate}\n" for name, rate in evaluate_graphs(options.folder).items())
+    rates = evaluate_graphs(options.folder)
+    if options.json:
+        sys.stdout.write(json.dumps({name: rate._asdict() for name, rate in rates.items()}, indent=1) + "\n")
+    else:
+        sys.stdout.writelines(f"{name:56s} {rate}\n" for name, rate in rates.items())
 
 
 if __name__ == "__main__":

@@ -64,9 +64,9 @@ def graph_config() -> GPT2Config:
 class SmallCoconut(nn.Module):
     """GPT-2 with Coconut's three markers; the names of its weights are those of Coconut's checkpoints.
 
-    Weights begin so that search can be learned in minutes. Positions are sinusoids; one head of the first block looks
-    `BACK` tokens back, from the object of a sentence to its subject, and one of the second looks for the word that is
-    fed among these subjects. What they pass on is random, and all weights are trained.
+    Weights begin so that search can be learned in minutes, with the look-up of one step. Positions are sinusoids; a
+    head of the first block looks `BACK` tokens back, from the object of a sentence to its subject, and one of the
+    second looks for the word that is fed among these subjects and passes on a part of the object. All are trained.
     """
 
     def __init__(self) -> None:
