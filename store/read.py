@@ -248,6 +248,12 @@ class Lake:
         """Which shards of a run are committed: (shard,) bool."""
         return self._run(run)[1].committed()
 
+    def shard_digests(self, run: str) -> dict[str, list[str]]:
+        """SHA-256 of the file of each committed shard, by variable: where two runs have the same, they are the same."""
+        guard = self._run(run)[1]
+        records = [sync(guard.records(shard))[0] for shard in np.flatnonzero(guard.committed()).tolist()]
+        return {name: [each.digest(at) for each in records] for at, name in enumerate(self.layout(run).arrays())}
+
     def __getitem__(self, run: str) -> xr.Dataset:
         """Lazy dataset of a run's committed examples.
 

@@ -12,8 +12,6 @@ import xarray as xr
 from schemas import UsageError
 from store import Lake
 
-BLOCK_EXAMPLES = 256
-"""Examples that are compared together: as many as a chunk of states holds."""
 MADE_FROM = ("spec", "weights", "tokenizer", "data", "layout")
 """Attributes of a run that say what it was made from."""
 COLUMNS = [
@@ -31,7 +29,7 @@ class Difference:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.compared = self.differ = 0
+        self.compared = self.read = self.differ = 0
         self.examples: set[Any] = set()
         self.largest, self.total, self.scale = -1.0, 0.0, 0.0
         self.where: dict[str, Any] = {}
@@ -41,23 +39,26 @@ class Difference:
         """Compare two arrays of the same labels."""
         raw = one, other = first.values, second.values
         numbers = one.dtype.kind in "fiub" and other.dtype.kind in "fiub"
+        differ = np.asarray(one != other)
         if numbers:
-            one, other = one.astype("float64"), other.astype("float64")
-            differ = (one != other) & ~(np.isnan(one) & np.isnan(other))
+            known = np.isfinite(one)
+            self.scale += float(np.square(one, dtype="float64", where=known, out=np.zeros(one.shape)).sum())
+            if differ.any():
+                differ &= ~(np.isnan(one) & np.isnan(other))
+        amount = differ.astype("float64")
+        if numbers and differ.any():
             with np.errstate(invalid="ignore"):  # of two infinities
-                amount = np.where(np.isnan(one - other), 0.0, np.abs(one - other))
+                amount = np.nan_to_num(np.abs(one.astype("float64") - other.astype("float64")), nan=0.0, posinf=np.inf)
             self.total += float(amount.sum())
-            self.scale += float(np.square(np.nan_to_num(one, posinf=0, neginf=0)).sum())
-        else:
-            differ = one.astype(object) != other.astype(object)
-            amount = differ.astype("float64")
-        self.compared += one.size
+        self.compared, self.read = self.compared + one.size, self.read + one.size
         self.differ += int(differ.sum())
         if "example" in first.dims and differ.any():
             axes = tuple(axis for axis, dim in enumerate(first.dims) if dim != "example")
             self.examples.update(first["example"].values[differ.any(axis=axes)].tolist())
+        if not differ.any():
+            return
         amount = np.where(differ, amount, -1.0)
-        if amount.size and amount.max() > self.largest:
+        if amount.max() > self.largest:
             place = np.unravel_index(int(amount.argmax()), amount.shape)
             self.largest = float(amount[place])
             self.where = {
@@ -70,7 +71,7 @@ class Difference:
         """As a row of ``COLUMNS``."""
         measures: list[Any] = ["", "", ""]
         if numbers and self.differ:
-            deviation = (self.scale / self.compared) ** 0.5
+            deviation = (self.scale / self.read) ** 0.5
             measures = [self.largest, self.total / self.compared, self.largest / deviation if deviation else np.inf]
         where = " ".join(f"{dim} {label}" for dim, label in self.where.items())
         return [self.name, self.compared, self.differ, len(self.examples), *measures, where, *self.values]
@@ -80,6 +81,8 @@ def compare_runs(
     first: tuple[Lake, str], second: tuple[Lake, str], progress: Progress | None = None
 ) -> tuple[list[str], pd.DataFrame]:
     """What differs between two runs: how they were made, and at their common labels every variable.
+
+    Shards whose digests are the same are not read. Memory: a layer of a shard of each.
 
     Parameters
     ----------
@@ -93,7 +96,7 @@ def compare_runs(
     DataFrame
         A row for each variable that differs: values ``compared``, how many ``differ``, in how many ``examples``;
         ``largest`` and ``mean`` absolute difference, the largest ``relative`` to the root mean square of the first's
-        values; ``where`` it is, and both values there.
+        values, of the shards that were read; ``where`` it is, and both values there.
 
     Raises
     ------
@@ -108,16 +111,28 @@ def compare_runs(
     if not len(common.get("example", [1])):
         raise UsageError(f"{first[1]} and {second[1]} have no example in common; nothing can be compared")
     names = [str(name) for name in lakes[0].data_vars if name in lakes[1].data_vars and name != "committed"]
-    n_example = len(common["example"])
+    n_example, size = len(common["example"]), first[0].layout(first[1]).shard_examples
+    digests: list[dict[str, list[str]]] = [{}, {}]
+    if (
+        lakes[0].indexes["example"].equals(lakes[1].indexes["example"])
+        and attributes[0]["layout"] == attributes[1]["layout"]
+    ):
+        digests = [lake.shard_digests(run) for lake, run in (first, second)]
     rows = []
     for number, name in enumerate(names):
         found = Difference(name)
         parts = [aligned(each[name], common) for each in lakes]
         layers = range(parts[0].sizes["layer"]) if "layer" in parts[0].dims else [None]
-        for begin, layer in product(range(0, n_example, BLOCK_EXAMPLES), layers):
+        pairs = list(zip(*(each.get(name, []) for each in digests), strict=True))
+        for begin, layer in product(range(0, n_example, size), layers):
+            if pairs and pairs[begin // size][0] == pairs[begin // size][1]:
+                found.compared += (
+                    parts[0].isel(example=slice(begin, begin + size), layer=layer, missing_dims="ignore").size
+                )
+                continue
             block: dict[Any, Any] = {} if layer is None else {"layer": slice(layer, layer + 1)}
             if "example" in parts[0].dims:
-                block["example"] = slice(begin, begin + BLOCK_EXAMPLES)
+                block["example"] = slice(begin, begin + size)
             found.add(*(part.isel(block) for part in parts))
         if found.differ:
             rows.append(found.row(lakes[0][name].dtype.kind in "fiu"))
