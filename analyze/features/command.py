@@ -146,6 +146,7 @@ def shared_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
         (f"written by {second} alone", number["n_second"]),
         (f"written by both, at least {result.attrs['balance']:g} in either", number["n_both"]),
         ("of these, fire on the same problems from either alone: shared", number["n_shared"]),
+        ("of these, are turned on by one where the other turns them off", number["n_opposed"]),
     ]
     return [
         Table(

@@ -62,7 +62,8 @@ def shared_features(
         ``share`` (model, feature) of the squared decoder norm; ``agreement`` (feature), the correlation, with
         ``agreement_low``, ``agreement_high`` and ``p`` over all features at once; ``alive`` and ``shared`` (feature);
         ``n_alive``, ``n_first``, ``n_second`` (features that lie in one model), ``n_shared`` with its interval, and
-        ``n_shared_null``, what would be counted on average if problems were shuffled.
+        ``n_shared_null``, what would be counted on average if problems were shuffled; ``n_opposed``, features that one
+        model turns on where the other turns them off, as clearly as those shared agree.
 
     Raises
     ------
@@ -107,6 +108,7 @@ def shared_features(
         "n_shared_low": counts[0],
         "n_shared_high": counts[1],
         "n_shared_null": (both & (null > threshold)).sum(1).mean(),
+        "n_opposed": (both & (agreement < -threshold)).sum(),
         "agreement_null": threshold,
     }
     result = xr.Dataset(
