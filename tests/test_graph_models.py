@@ -9,7 +9,12 @@ from safetensors.torch import load_file
 
 from extract import load_reasoner
 from extract.model.checkpoint import SHIPPED
+from extract.reenter.ablation.experiments import ablate, corrupt
+from extract.reenter.attention.edges import cut_edges
+from extract.reenter.target import open_target
 from extract.run.data import read_problems
+from extract.run.extract import extract
+from extract.run.prepare import prepare
 from extract.small_models.graph_evaluate import answer_graphs, evaluate_graphs
 from extract.small_models.graph_network import (
     SmallCoconut,
@@ -29,7 +34,8 @@ from extract.small_models.graph_problems import (
 )
 from extract.small_models.graph_train import GraphStage, plan_graph, think_graph, tokens_of, train_graph
 from extract.small_models.train import GRAPH_NAMES
-from schemas import Scoring, UsageError
+from schemas import RunSpec, Scoring, UsageError
+from store import open_lake
 
 
 def search(question: str) -> tuple[str, list[set[str]]]:
@@ -150,3 +156,13 @@ def test_shipped_weights_search_where_they_think_and_guess_where_they_do_not(nam
     for step, k in product(range(1, DEPTH + 1), range(DEPTH)):
         followed = rates[f"ct{k} of a twin that differs from step {step}: its answer"].share
         assert followed > 0.95 if k >= step - 1 else followed < 0.05
+
+
+def test_experiments_on_thoughts_refuse_a_run_without(tmp_path):
+    file, _ = write_graph_problems(tmp_path, 8, 2)
+    path = tmp_path / "direct.lake"
+    extract(prepare("small-graph-direct", str(file), path, RunSpec(max_new_tokens=4)), path)
+    target = open_target(open_lake(path), "small-graph-direct/graph")
+    for experiment in (ablate, corrupt, cut_edges):
+        with pytest.raises(UsageError, match="small-graph-direct/graph has no thoughts"):
+            experiment(target)

@@ -45,6 +45,11 @@ class Target:
         """Names of the continuous thoughts."""
         return latent_labels(self.reasoner.n_latent)
 
+    def need_thoughts(self, experiment: str) -> None:
+        """Refuse an experiment on thoughts where there are none."""
+        if not self.thoughts:
+            raise UsageError(f"{experiment}: {self.run} has no thoughts (protocol {self.reasoner.protocol.name})")
+
     @property
     def layers(self) -> list[int]:
         """All layers."""

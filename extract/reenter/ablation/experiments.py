@@ -52,6 +52,7 @@ def ablate(target: Target, settings: AblateSettings | None = None) -> xr.Dataset
         can be taken away before accuracy falls significantly, the same for every N.
     """
     settings = settings or AblateSettings()
+    target.need_thoughts("ablate")
     layers = settings.layers or (report_layers(target) if settings.preset else None)
     conditions: list[Condition] = []
     for site in settings.sites:
@@ -173,6 +174,7 @@ def corrupt(target: Target, settings: CorruptSettings | None = None) -> xr.Datas
         If a layer or position is not there.
     """
     settings = settings or CorruptSettings()
+    target.need_thoughts("corrupt")
     reported = ["bot", *target.thoughts[:-1]] if settings.preset else target.thoughts
     positions = tuple(settings.positions or reported)
     check_positions(positions, target.reasoner.places)

@@ -64,6 +64,7 @@ def cut_edges(target: Target, settings: CutEdgesSettings | None = None) -> xr.Da
         If the hub, a layer or a head is not there.
     """
     settings = settings or CutEdgesSettings()
+    target.need_thoughts("edges")
     chain = ["bot", *target.thoughts, "eot"]
     hub = settings.hub or find_hub(target)
     if hub not in chain[:-1]:
