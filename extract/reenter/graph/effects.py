@@ -74,7 +74,7 @@ def thought_graph(target: Target, settings: GraphSettings | None = None) -> xr.D
     nodes, layer = _nodes(target, settings.layer, settings.positions), settings.layer
     if not settings.operations:
         raise UsageError("no operation is named; " + ", ".join(CHANGES) + " can be")
-    other = None if settings.against is None else _stored_graph(target, settings.against)
+    other = None if settings.against is None else _stored_graph(target, settings.against, nodes)
     place = _place(layer)
     changes = _changes(nodes, settings.operations, place, settings.strength, settings.seed)
     labels = {"operation": "replace", "group": "all"}
@@ -95,12 +95,13 @@ def thought_graph(target: Target, settings: GraphSettings | None = None) -> xr.D
     return out.assign_attrs(layer=-1 if layer is None else layer)
 
 
-def _stored_graph(target: Target, run: str) -> xr.Dataset:
-    """Graph of a run of the lake; of several that with the fewest settings of its own."""
+def _stored_graph(target: Target, run: str, nodes: list[str]) -> xr.Dataset:
+    """Graph of a run of the lake: of several one of the same nodes, else that with the fewest settings of its own."""
     stored = [] if target.lake is None else preferred(each for each in target.lake.results("graph") if run in each.runs)
     if target.lake is None or not stored:
         raise UsageError(f"the lake has no graph of {run}; run lake reenter graph on it first")
-    return target.lake.open_result(stored[0].name)
+    graphs = [target.lake.open_result(each.name) for each in stored]
+    return next((graph for graph in graphs if graph["source"].values.tolist() == nodes), graphs[0])
 
 
 def _labelled(
