@@ -10,7 +10,7 @@ from analyze.drawing import as_percent, band, faint_grid, legend_below
 from analyze.page import Page, Section, listed
 
 TEXTS = r'''
-[attribution]
+[attribution-patching]
 title = "Which parts carry the answer over"
 headline = "The fed vectors with the largest attribution scores, and how scores and patching agree."
 method = """\
@@ -22,12 +22,12 @@ caveats = [
     "A score is a first-order estimate: where the model is far from linear its size is off, though not its rank.",
     "Edges are those of one position; what crosses positions goes through the attention that reads them.",
 ]
-[attribution.lines]
+[attribution-patching.lines]
 scored = """\
     {thoughts} of the thoughts; rank correlation with patching {spearman:.2f} [{low:.2f}, {high:.2f}] over {n} nodes; \
     {size} of {all} nodes alone do {kept:share0} of what all do, {random:share0} at random"""
 thought = "{position} ({score:+.1f} logits)"
-[attribution.figures]
+[attribution-patching.figures]
 attribution_graph = """\
     Nodes with the largest scores by position and depth, and the strongest edges between them and what reads them. \
     Size: score; filled: towards the clean answer."""
@@ -35,7 +35,7 @@ attribution_exact = "Score of each node and what patching it does, in logits."
 attribution_curve = """\
     What the best nodes alone carry over, and what is left without them, as shares of what all nodes do; dotted with a \
     band: as many at random."""
-[attribution.tables.attribution]
+[attribution-patching.tables.attribution_patching]
 caption = "Nodes by the size of their score. The CSV holds every node."
 limit = 12
 columns = [
@@ -60,7 +60,7 @@ def attribution(page: Page) -> None:
         draw_exact(page, result)
         draw_curve(page, result)
         nodes = data[list(COLUMNS[4:])].reset_coords(list(COLUMNS[:4])).to_dataframe()[list(COLUMNS)]
-        page.add("attribution", result, nodes.sort_values("score", key=abs, ascending=False))
+        page.add("attribution_patching", result, nodes.sort_values("score", key=abs, ascending=False))
         fed = nodes[nodes["kind"] == "fed"].sort_values("score", key=abs, ascending=False).head(3)
         quarter = data.isel(size=int(np.abs(data["size"].values - data.sizes["node"] / 4).argmin()))
         page.say(
@@ -154,6 +154,7 @@ def draw_curve(page: Page, result: StoredResult) -> None:
 
 SECTIONS = (
     Section(
-        slug="attribution", write=attribution, chapter="report-004", order=70, needs=("attribute",), of="pairs",
+        slug="attribution-patching", write=attribution, chapter="report-004", order=70, needs=("attribute",),
+        of="pairs",
     ),
 )  # fmt: skip
