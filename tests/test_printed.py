@@ -195,8 +195,8 @@ def test_of_several_results_the_one_over_most_examples_is_taken_and_named(place:
     context = Context(lake, [RUN])
     (found,) = context.find("corrupt")
     assert found.data.sizes["example"] == 20
-    assert found.result.command == tuple(whole)
-    (said,) = context.choices([found.result])
+    assert found.stored.command == tuple(whole)
+    (said,) = context.choices([found.stored])
     whole_command = f"lake reenter corrupt '{place}' {RUN}"
     assert f"Of 8 results of corrupt of {RUN}" in said
     assert f"of several the one with the fewest options: 20 examples, {whole_command}." in said
@@ -209,7 +209,7 @@ def test_several_results_on_the_page_and_in_commands_that_go_on_from_one(
     for options in ("--limit 8 --seed 3", ""):
         run_printed(f"lake reenter corrupt '{place}' {RUN} --corruptions zero {options}")
     run_printed(f"lake analyze correlate '{place}' {RUN} --importance corrupt:failure --permutations 20 --resamples 20")
-    assert "of 2 results of corrupt of" in capsys.readouterr().err
+    assert "of 2 results of corrupt, " in capsys.readouterr().err
     assert int(open_lake(place).result("correlate", RUN)["n_example"]) > 8
     page = build_report(place, place.with_name("page"), n_problem=2).page.read_text()
     assert "Of 2 results of corrupt of" in page

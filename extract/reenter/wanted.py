@@ -1,6 +1,8 @@
 """Values put in place of a step's result, and what the rest of the chain then comes to."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +48,30 @@ def labels_of(trial: Trial, quantity: str, step: int) -> np.ndarray:
 def is_value(labels: np.ndarray) -> np.ndarray:
     """Which of these are values at all."""
     return np.asarray(labels != "" if labels.dtype.kind in "OU" else ~np.isnan(labels))
+
+
+class NothingWantedError(UsageError):
+    """At a place no chain comes to another answer."""
+
+
+def draw_at(trial: Trial, places: Sequence[Place], **options: Any) -> tuple[dict[Place, Wanted], str]:
+    """What is wanted at each place, see :func:`draw_wanted`, and which places are passed over as nothing is.
+
+    Raises
+    ------
+    UsageError
+        If nothing is wanted anywhere, or an option cannot be.
+    """
+    wants: dict[Place, Wanted] = {}
+    passed_over: list[str] = []
+    for place in places:
+        try:
+            wants[place] = draw_wanted(trial, place, **options)
+        except NothingWantedError as error:
+            passed_over.append(str(error))
+    if not wants:
+        raise UsageError("; ".join(passed_over))
+    return wants, "; ".join(passed_over)
 
 
 def draw_wanted(
@@ -100,7 +126,7 @@ def draw_wanted(
             donor[index] = generator.choice(fitted[labels[fitted] == each])
             break
     if np.isnan(answer).all():
-        raise UsageError(
+        raise NothingWantedError(
             f"{place}: no chain of {trial.target.run} comes to another answer with"
             f" {'any value' if to is None else repr(to)} there"
         )

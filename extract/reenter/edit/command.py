@@ -87,6 +87,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
             " and do as the chain goes on, and others that read otherwise than before",
         ),
         f"fitted on {result.attrs['n_fitted']} examples, tried on {result.attrs['n_tried']} others",
+        *([f"passed over: {text}"] if (text := result.attrs.get("passed_over")) else []),
     ]  # fmt: skip
 
 

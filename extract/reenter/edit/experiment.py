@@ -13,7 +13,7 @@ from extract.reenter.edit.others import with_others
 from extract.reenter.subspace.stored import give_stored
 from extract.reenter.target import Target
 from extract.reenter.trial import Place, give, open_trial, places_of, where
-from extract.reenter.wanted import Value, Wanted, draw_wanted, is_value, labels_of
+from extract.reenter.wanted import Value, Wanted, draw_at, is_value, labels_of
 from schemas import Intervention, UsageError
 from schemas.intervention import read_interventions
 
@@ -54,16 +54,15 @@ def edit(target: Target, settings: EditSettings | None = None) -> xr.Dataset:
         target.reasoner.check(intervention)
     trial = open_trial(target, settings.seed)
     give_stored(trial.target, together)
-    cells, wants = Cells(trial), {}
-    for place in places_of(trial, settings.site, settings.layers, settings.positions, settings.step):
-        wanted = wants[place] = draw_wanted(
-            trial, place, quantity=settings.quantity, to=_value(settings), seed=settings.seed
-        )
+    cells = Cells(trial)
+    places = places_of(trial, settings.site, settings.layers, settings.positions, settings.step)
+    wants, passed_over = draw_at(trial, places, quantity=settings.quantity, to=_value(settings), seed=settings.seed)
+    for wanted in wants.values():
         for method in settings.methods:
             _edits(cells, wanted, method, settings, together)
         _controls(cells, wanted, settings)
     _alone(cells, together, settings.also)
-    out = cells.measure(observe=True, seed=settings.seed)
+    out = cells.measure(observe=True, seed=settings.seed).assign_attrs(passed_over=passed_over)
     return with_others(trial, out, [None, *(place and wants[place] for place in _places(cells))])
 
 

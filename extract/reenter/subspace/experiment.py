@@ -13,7 +13,7 @@ from extract.reenter.subspace.fits import FITS, Fit, orthonormal, random_subspac
 from extract.reenter.subspace.interchange import train_interchange
 from extract.reenter.target import Target
 from extract.reenter.trial import Place, Trial, give, open_trial, places_of, where
-from extract.reenter.wanted import Wanted, draw_wanted, is_value, labels_of
+from extract.reenter.wanted import Wanted, draw_at, is_value, labels_of
 from schemas import Intervention, UsageError
 
 TRAINED = "das"
@@ -53,8 +53,9 @@ def subspaces(target: Target, settings: SubspaceSettings | None = None) -> xr.Da
     trial = open_trial(target, seed)
     cells = Cells(trial)
     arrays = {name: _stored(trial, name) for name in settings.stored}
-    for place in places_of(trial, settings.site, settings.layers, settings.positions, settings.step):
-        wanted = draw_wanted(trial, place, seed=seed)
+    places = places_of(trial, settings.site, settings.layers, settings.positions, settings.step)
+    wants, passed_over = draw_at(trial, places, seed=seed)
+    for place, wanted in wants.items():
         mean = np.asarray(np.nanmean(trial.column(place)[trial.fitted], axis=0))
         fits = {f"{RANDOM} #{n + 1}": random_subspace(hidden, mean, seed + n) for n in range(settings.draws)}
         for name in (*settings.subspaces, *settings.stored):
@@ -71,7 +72,7 @@ def subspaces(target: Target, settings: SubspaceSettings | None = None) -> xr.Da
             for name, fit in fits.items():
                 if rank <= len(fit.basis):
                     _inside(cells, wanted, name, fit, rank)
-    return cells.measure(seed=seed)
+    return cells.measure(seed=seed).assign_attrs(passed_over=passed_over)
 
 
 def _fit(trial: Trial, place: Place, name: str, mean: np.ndarray, array: xr.DataArray | None) -> Fit:
