@@ -79,6 +79,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
             rows=exchanged, labels=len(LABELS), caption="p: against exchanging a random subspace of that rank",
         ),
         count,
+        *([f"passed over: {text}"] if (text := result.attrs.get("passed_over")) else []),
     ]  # fmt: skip
 
 
