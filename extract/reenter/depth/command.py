@@ -123,7 +123,7 @@ def _number(value: Any, form: str) -> str:
 
 COMMAND = Experiment(
     name="depth",
-    help="Ask for the answer after none, one, two and so on, thoughts and beyond those trained for.",
+    help="Ask for the answer after each number of thoughts, from none to beyond those trained for.",
     settings=DepthSettings,
     run=run,
     results={"depth": tables},
