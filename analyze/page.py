@@ -59,8 +59,9 @@ class Section:
     """Place within the chapter."""
     needs: Sequence[str] = ()
     """Kinds of result it shows, each with options of the command that makes it: ``"probes --target correct"``."""
-    of: Literal["each", "pairs", "several"] = "each"
-    """Runs that command takes: each model's, those over clean/corrupted pairs, or at least two together."""
+    of: Literal["each", "pairs", "several", "parts"] = "each"
+    """Runs that command takes: each model's, those over clean/corrupted pairs, at least two together, or those that
+    hold what each block adds; where there are none of the last, no command makes it."""
     key: bool = False
     """Whether its finding stands at the top of the page."""
 

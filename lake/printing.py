@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +80,8 @@ def write_csv(folder: Path, label: str, tables: Mapping[str, Any]) -> None:
         table.to_csv(folder / f"{label.replace('/', '.').replace(' ', '')}-{name}.csv", index=False)
 
 
-@cache
 def note(text: str) -> None:
-    """Say something on standard error, but not again."""
+    """Say something on standard error."""
     sys.stderr.write(f"lake: {text}\n")
 
 

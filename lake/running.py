@@ -21,10 +21,14 @@ class Terminal:
 
     def __init__(self, context: Any) -> None:
         self.context = context
+        self._said: set[str] = set()
 
     def note(self, text: str) -> None:
         """Say something on standard error, once."""
-        printing.note(" ".join(text.split()))
+        line = " ".join(text.split())
+        if line not in self._said:
+            self._said.add(line)
+            printing.note(line)
 
     def progress(self, label: str, unit: str = "") -> AbstractContextManager[Callable[..., None]]:
         """A bar on standard error."""

@@ -329,7 +329,7 @@ def altered(change: str, folder: Path) -> tuple[Path, Path]:
         case "other heads":
             config["num_attention_heads"] = 4
         case "other type":
-            config["model_type"] = "mistral"
+            config["model_type"] = "bloom"
     if file.exists() and change != "truncated":
         torch.save(state, file)
     (folder / "base" / "config.json").write_text(json.dumps(config))
@@ -352,7 +352,7 @@ def altered(change: str, folder: Path) -> tuple[Path, Path]:
         ("other layers", "5 blocks, base has 4"),
         ("other hidden", "hidden size 64, base has 80"),
         ("other heads", "queries of size 64, base has 4 heads of size 8"),
-        ("other type", "'mistral'; supported are gpt2, llama"),
+        ("other type", "'bloom'; supported are gemma2, "),
     ],
 )
 def test_bad_checkpoints_are_one_line(change: str, message: str, tmp_path: Path) -> None:

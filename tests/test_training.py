@@ -323,7 +323,7 @@ def test_stories_add_up_and_differ() -> None:
         ({"minutes": 3.0}, "either --steps or --minutes"),
         ({"lora_rank": 0}, "--lora-rank is 0"),
         ({"learning_rate": -1.0}, "--learning-rate is -1.0"),
-        ({"protocol": "direct"}, "'direct' is not one of codi, pause"),
+        ({"protocol": "direct"}, "direct is not one of codi, pause"),
         ({"compute_dtype": "float16"}, "not one of float32, bfloat16"),
     ],
 )

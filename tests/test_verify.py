@@ -11,6 +11,7 @@ import xarray as xr
 from small_runs import checkpoint, prepared_run, tree, uncommit, write_questions
 
 import lake as command_line
+from extract.run.command import shards_of
 from extract.run.extract import extract
 from extract.run.recompute import recompute
 from schemas import MissingRunError, SpecMismatchError, UsageError
@@ -101,7 +102,7 @@ def test_what_is_named_mends_it(place: Path, whole: Path, data: Path, key: str, 
     (command,) = verify(place).commands
     assert command.startswith("lake extract")
     assert shlex.split(command, comments=True)[-2:] == ["--rebuild", rebuild]
-    shards, static = command_line.parse_rebuild(rebuild)
+    shards, static = shards_of(rebuild)
     prepared = prepared_run(place, data, shard_examples=4, rebuild_static=static, capture="full")
     done = extract(prepared, place, rebuild=shards, rebuild_static=static)
     assert done.shards_written == shards

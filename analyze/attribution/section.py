@@ -28,4 +28,4 @@ def attribution(page: Page) -> None:
         page.add("attribution", result, data[names].to_dataframe().reset_index())
 
 
-SECTIONS = (Section(slug="attribution", write=attribution, needs=("attribution",), order=60),)
+SECTIONS = (Section(slug="attribution", write=attribution, needs=("attribution",), of="parts", order=60),)

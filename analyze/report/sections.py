@@ -82,6 +82,10 @@ def commands(section: Section, context: Context) -> list[str]:
     runs = context.main_runs()
     if section.of == "pairs":
         runs = [run for run in context.runs if context.weight(run)[0]] or ["MODEL/PAIRS"]
+    elif section.of == "parts":
+        runs = [run for run in runs if "mlp_output" in context.run(run)]
+        if not runs:
+            return []
     elif section.of == "several" and len(runs) < 2:
         runs = context.runs if len(context.runs) > 1 else [*context.runs, "MODEL/DATASET"]
     needs = (need.partition(" ") for need in section.needs)
