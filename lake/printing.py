@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 
 from schemas.command import Printed, Table, side_by_side
+from schemas.wording import duration_text
 
 console = Console(soft_wrap=True, highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
 PIPE_SECONDS = 60.0
@@ -118,12 +119,5 @@ def progress(label: str, unit: str = "") -> Iterator[Callable[..., None]]:
 
 def progress_line(label: str, unit: str, done: int, total: int, seconds: float) -> str:
     """How far work is, and how long it will take at the rate so far."""
-    line = f"{label}: {done} of {total} {unit}".rstrip() + f" after {duration(seconds)}"
-    return line + (f", about {duration(seconds / done * (total - done))} left" if done else "")
-
-
-def duration(seconds: float) -> str:
-    """A time in the unit one would say it in."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    line = f"{label}: {done} of {total} {unit}".rstrip() + f" after {duration_text(seconds)}"
+    return line + (f", about {duration_text(seconds / done * (total - done))} left" if done else "")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 PATH, RUNS = "PATH", "RUNS"
 """Words of a stored or printed command that stand for the lake, wherever it lies, and for the runs."""
 
-OUTPUT = ("--json", "--csv", "--save", "--scheduler", "--workers")
+OUTPUT = ("--json", "--csv", "--save", "--graph", "--scheduler", "--workers")
 """Options that say where a result is shown or by whom it is computed; a stored command goes without them."""
 WHERE = ("--device", "--batch-rows", "--checkpoint", "--base")
 """Options that say where the model is and runs."""

@@ -47,6 +47,7 @@ SAYS_EXAMPLES = {
     "patch",
     "ablate_heads",
     "edges",
+    "attribute",
 }
 """Kinds of results that say over how many examples they are, by which one of several is preferred."""
 SLOW = ("lake analyze probes",)

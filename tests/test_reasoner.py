@@ -222,6 +222,15 @@ def test_other_settings(name: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(logits.numpy(), want["first_logits"], atol=2e-4, rtol=1e-4)
 
 
+def test_a_head_of_an_older_name_is_the_same_model(tmp_path: Path) -> None:
+    checkpoint, base, _, _ = write_checkpoint(tmp_path, CONFIGS["gpt_neox, in parallel"][0])
+    found = load_reasoner(checkpoint, base).unembedding
+    file = checkpoint / "pytorch_model.bin"
+    state = torch.load(file)
+    torch.save({key.replace("lm_head", "embed_out"): value for key, value in state.items()}, file)
+    np.testing.assert_array_equal(load_reasoner(checkpoint, base).unembedding, found)
+
+
 def test_safetensors_without_one_of_the_tied_keys_is_the_same_model(tmp_path: Path) -> None:
     state = torch.load(ORACLE / "codi-gpt2" / "pytorch_model.bin", weights_only=True)
     embedding = "codi.base_model.model.transformer.wte.weight"

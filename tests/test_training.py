@@ -19,7 +19,16 @@ import torch
 from codi_models import ORACLE
 from safetensors.torch import load_file
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+)
 
 from extract import load_reasoner
 from extract.model.bases import packaged_base
@@ -39,6 +48,18 @@ CONFIGS: dict[str, Any] = {
     "llama-untied": lambda: LlamaConfig(
         vocab_size=400, max_position_embeddings=128, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
         num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=False, eos_token_id=0,
+    ),
+    "mistral": lambda: MistralConfig(
+        vocab_size=400, max_position_embeddings=128, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, sliding_window=6, eos_token_id=0,
+    ),
+    "olmo2": lambda: Olmo2Config(
+        vocab_size=400, max_position_embeddings=128, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, eos_token_id=0,
+    ),
+    "gpt_neox": lambda: GPTNeoXConfig(
+        vocab_size=400, max_position_embeddings=128, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, eos_token_id=0,
     ),
 }  # fmt: skip
 QUESTIONS = ("Tom has 3 apples and buys 4 more. How many has he?", "What is 5?", "Ann had 9 and gave 2 to Bo. And now?")
@@ -363,3 +384,13 @@ def test_the_packaged_base_writes_english(tmp_path: Path, monkeypatch: pytest.Mo
     written = model.generate(**tokens, max_new_tokens=9, do_sample=False)[0, tokens["input_ids"].shape[1] :]
     assert tokenizer.decode(written).startswith("The capital of France is Paris.<|im_end|>")
     assert packaged_base("smollm2-135m") == folder
+
+
+def test_a_base_that_squashes_scores_is_refused(base: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    squashing = Gemma2Config(
+        vocab_size=400, max_position_embeddings=128, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, eos_token_id=0,
+    )  # fmt: skip
+    monkeypatch.setitem(CONFIGS, "gemma2", lambda: squashing)
+    with pytest.raises(UsageError, match="gemma2 squashes scores or logits"):
+        Training(settings(base("gemma2")), "cpu")

@@ -54,6 +54,11 @@ def shared(page: Page) -> None:
 SECTIONS = (
     Section(slug="features", write=features, chapter="report-001", order=32, needs=("features",)),
     Section(
-        slug="shared-features", write=shared, chapter="report-001", order=34, needs=("shared_features",), of="several"
+        slug="shared-features",
+        write=shared,
+        chapter="report-001",
+        order=34,
+        needs=("sae --scope crosscoder", "shared_features"),
+        of="several",
     ),
 )

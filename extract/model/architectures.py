@@ -36,15 +36,13 @@ class Architecture:
     """What attention and MLP read the residual stream through, below the block; ``""``: as it is."""
     mlp_output: str = "mlp"
     """The same of its MLP."""
-    head: str = "lm_head"
-    """Unembedding, below the model."""
     norm_offset: float = 0.0
     """What the final norm adds to its weight before it multiplies."""
 
     @property
     def vocabulary_modules(self) -> tuple[str, str]:
         """Modules with a row for each token: the embedding and the head."""
-        return f"{self.body}.{self.embedding}", self.head
+        return f"{self.body}.{self.embedding}", "lm_head"
 
 
 GPT2 = Architecture(
@@ -111,7 +109,6 @@ ARCHITECTURES: dict[str, Architecture] = {
             attention_output="attention",
             head_projection="attention.dense",
             norms=("input_layernorm", "post_attention_layernorm"),
-            head="embed_out",
         ),
     )
 }
@@ -121,7 +118,7 @@ def default_base(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     """Public base model of which weights of these names and shapes are, if it is known beyond doubt."""
     for entry in ARCHITECTURES.values():
         blocks = {key[len(entry.block_prefix) :].split(".")[0] for key in shapes if key.startswith(entry.block_prefix)}
-        rows = shapes.get(f"{entry.body}.{entry.embedding}.weight", shapes.get(f"{entry.head}.weight", ()))
+        rows = shapes.get(f"{entry.body}.{entry.embedding}.weight", shapes.get("lm_head.weight", ()))
         strange = any(
             key.endswith(("q_norm.weight", "q_proj.bias", "q_proj.base_layer.bias", "_feedforward_layernorm.weight"))
             for key in shapes

@@ -164,6 +164,8 @@ def load_reasoner(
     } | ({"use_rslora": True} if adapter.get("use_rslora") else {})
 
     weights, projection = _split(raw, rule, prefix, source)
+    # GPT-NeoX's head was called so before transformers 5.
+    weights = {re.sub(r"^embed_out\.", "lm_head.", name): value for name, value in weights.items()}
     if trained_only:
         weights, raw = _complete(weights, raw, base_folder, source)
     vocabulary, extra = _rows(rule, tokenizer, int(config.vocab_size), weights, architecture)

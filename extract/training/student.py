@@ -14,18 +14,25 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 from transformers.pytorch_utils import Conv1D
 
+from extract.model.capture import within
 from extract.model.load import ROWS
 from extract.model.reasoner import Reasoner
+from schemas import UsageError
 
 Protocol = Literal["codi", "pause"]
 ATTENTION = "activation_lake_training"
+SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+"""Fields of a config that say so."""
 
 
 def attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    scaling: float | None = None, dropout: float = 0.0, **_: Any,
+    scaling: float | None = None, dropout: float = 0.0, sliding_window: int | None = None, **_: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """Attention as transformers calls it, in the values' type; keys of a group of heads are repeated."""
+    near = within(sliding_window, query.shape[2], key.shape[2], query.device)
+    if near is not None and attention_mask is not None:
+        attention_mask = attention_mask.masked_fill(~near, torch.finfo(attention_mask.dtype).min)
     repeat = query.shape[1] // key.shape[1]
     if repeat > 1:
         key, value = (each[:, :, None].expand(-1, -1, repeat, -1, -1).flatten(1, 2) for each in (key, value))
@@ -163,6 +170,12 @@ class Student(nn.Module):
         self.dtype = dtype
         self.n_latent = reasoner.n_latent
         model: Any = reasoner.model
+        capped = [name for name in SOFTCAPS if getattr(model.config, name, None) is not None]
+        if capped:
+            raise UsageError(
+                f"{reasoner.architecture} squashes scores or logits ({', '.join(capped)}), which training leaves out;"
+                " take a base without"
+            )
         model.requires_grad_(False)
         model.set_attn_implementation(ATTENTION)
         entry = reasoner.architecture_entry

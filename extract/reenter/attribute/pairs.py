@@ -74,6 +74,7 @@ def pairs_to_score(target: Target, *, one_length: bool) -> Pairs:
         "n_same_tokens": int((~apart).sum()),
         "n_two_lengths": int((~same).sum()),
         "n_used": len(used),
+        "n_example": len(used),
     }
     if len(used) < 2:
         raise UsageError(
