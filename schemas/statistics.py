@@ -52,8 +52,10 @@ def wilson_interval(count: ArrayLike, n: ArrayLike, level: float = 0.95) -> Inte
     return Interval(np.where(known, low, np.nan), np.where(known, high, np.nan))
 
 
-def share_interval(yes: ArrayLike, counted: ArrayLike, problem: ArrayLike | None = None) -> Interval:
-    """Wilson 95% interval of the share of counted examples that say yes, for problems of several examples.
+def share_interval(
+    yes: ArrayLike, counted: ArrayLike, problem: ArrayLike | None = None, level: float = 0.95
+) -> Interval:
+    """Wilson interval of the share of counted examples that say yes, for problems of several examples.
 
     The number of trials is the effective one, p (1 - p) / v, where v is the variance of the share over problems:
     sum over problems of (yes - p counted)^2, over the square of the number counted. With one example a problem that is
@@ -65,6 +67,8 @@ def share_interval(yes: ArrayLike, counted: ArrayLike, problem: ArrayLike | None
         A yes that is not counted says nothing.
     problem : (example,)
         By default every example is its own.
+    level
+        Coverage.
 
     References
     ----------
@@ -75,7 +79,7 @@ def share_interval(yes: ArrayLike, counted: ArrayLike, problem: ArrayLike | None
     agreed: Array = np.asarray(yes, dtype=bool) & known
     total, n = agreed.sum(-1).astype("float64"), known.sum(-1).astype("float64")
     if problem is None or len(np.unique(problem)) == agreed.shape[-1]:
-        return wilson_interval(total, n)
+        return wilson_interval(total, n, level)
     yes_of, counted_of = _sums(agreed, np.asarray(problem)), _sums(known, np.asarray(problem))
     with np.errstate(invalid="ignore", divide="ignore"):
         share = total / n
@@ -83,7 +87,65 @@ def share_interval(yes: ArrayLike, counted: ArrayLike, problem: ArrayLike | None
         effective = share * (1 - share) / variance
     n_problem = (counted_of > 0).sum(-1)
     effective = np.clip(np.where(variance > 0, effective, n_problem), np.minimum(1, n), n)
-    return wilson_interval(np.nan_to_num(share) * effective, effective)
+    return wilson_interval(np.nan_to_num(share) * effective, effective, level)
+
+
+def difference_interval(first: ArrayLike, second: ArrayLike) -> tuple[Array, Array, Array]:
+    """Difference of two independent estimates and its interval, from their own intervals (MOVER).
+
+    d = a - b with the ends d - sqrt((a - l_a)^2 + (u_b - b)^2) and d + sqrt((u_a - a)^2 + (b - l_b)^2). Of two Wilson
+    intervals this is Newcombe's. Of estimates on the same problems that agree it is too wide, not too narrow.
+
+    Parameters
+    ----------
+    first, second : (3, ...)
+        Estimate and the ends of its interval.
+
+    References
+    ----------
+    Newcombe, *Interval estimation for the difference between independent proportions*, Statistics in Medicine 17
+    (1998), method 10; Zou and Donner, *Construction of confidence limits about effect measures*, ibid. 27 (2008).
+    """
+    a, low_a, high_a = np.asarray(first, dtype="float64")
+    b, low_b, high_b = np.asarray(second, dtype="float64")
+    return a - b, a - b - np.hypot(a - low_a, high_b - b), a - b + np.hypot(high_a - a, b - low_b)
+
+
+def smallest_share(n: int, least: float = 0.0, level: float = 0.95) -> float:
+    """Smallest share of ``n`` whose Wilson interval lies above ``least``: what so many problems can tell from it.
+
+    NaN where not even a share of 1 would do.
+    """
+    count = np.arange(1, n + 1)
+    above = wilson_interval(count, np.full(n, n), level).low > least
+    return float(count[above][0] / n) if above.any() else float("nan")
+
+
+def problems_needed(share: float, least: float, level: float = 0.95, most: int = 1_000_000) -> int | None:
+    """Fewest problems of which a share's Wilson interval leaves out ``least``; ``None`` where ``most`` do not do."""
+
+    def apart(n: int) -> bool:
+        low, high = wilson_interval(share * n, n, level)
+        return bool(low > least or high < least)
+
+    if not apart(most):
+        return None
+    too_few, enough = 0, most
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        too_few, enough = (too_few, middle) if apart(middle) else (middle, enough)
+    return enough
+
+
+def smallest_correlation(n: int, level: float = 0.95, power: float = 0.8) -> float:
+    """Smallest correlation that ``n`` problems find at this level with this power, by Fisher's z; NaN below four.
+
+    tanh((z_level + z_power) / sqrt(n - 3)).
+    """
+    if n < 4:
+        return float("nan")
+    z = stats.norm.ppf(0.5 + level / 2) + stats.norm.ppf(power)
+    return float(np.tanh(z / np.sqrt(n - 3)))
 
 
 def _sums(values: Array, problem: Array) -> Array:

@@ -2,11 +2,22 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, pearsonr
 from statsmodels.stats.multitest import multipletests
 
 from schemas import UsageError
-from schemas.statistics import adjust, draw_counts, mcnemar_exact, mean_interval, share_interval, wilson_interval
+from schemas.statistics import (
+    adjust,
+    difference_interval,
+    draw_counts,
+    mcnemar_exact,
+    mean_interval,
+    problems_needed,
+    share_interval,
+    smallest_correlation,
+    smallest_share,
+    wilson_interval,
+)  # fmt: skip
 
 Z = 1.959963984540054
 
@@ -86,3 +97,25 @@ def test_resamples_draw_whole_problems():
     again = mean_interval(np.repeat(values, 2, -1), seed=2, problem=np.repeat(np.arange(50), 2))
     np.testing.assert_allclose(again, (mean, low, high), rtol=1e-6)
     assert np.isnan(mean_interval([[np.nan, np.nan]])).all()
+
+
+def test_a_difference_of_shares_has_newcombes_interval():
+    # 56 of 70 against 48 of 80, method 10 of Newcombe (1998), table II a: 0.2000 [0.0524, 0.3339]
+    first, second = ([count / n, *wilson_interval(count, n)] for count, n in ((56, 70), (48, 80)))
+    np.testing.assert_allclose(difference_interval(first, second), [0.2, 0.0524, 0.3339], atol=5e-5)
+
+
+def test_what_a_number_of_problems_can_tell_is_what_trying_them_finds():
+    for share, least in ((0.0, 0.1), (0.3, 0.1), (0.12, 0.1)):
+        needed = problems_needed(share, least)
+        low, high = wilson_interval(share * np.arange(1, 9000), np.arange(1, 9000))
+        assert needed == 1 + np.flatnonzero((low > least) | (high < least))[0]
+    assert problems_needed(0.1, 0.1) is None
+    assert np.isnan(smallest_share(0, 0.1))
+    assert smallest_share(100) == 0.01
+    rng = np.random.default_rng(0)
+    r = smallest_correlation(50)
+    x = rng.standard_normal((4000, 50))
+    y = r * x + np.sqrt(1 - r**2) * rng.standard_normal((4000, 50))
+    assert np.mean(pearsonr(x, y, axis=1).pvalue < 0.05) == pytest.approx(0.8, abs=0.02)
+    assert np.isnan(smallest_correlation(3))

@@ -1,0 +1,102 @@
+"""``lake analyze verdict``."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from schemas import UsageError
+from schemas.command import Analysis, Printed, Settings, Table, setting
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from analyze.source import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerdictSettings(Settings):
+    """What counts as an effect, and beside which controls."""
+
+    control: tuple[str, ...] = setting(
+        (),
+        "Run of a control beside which it is set; by default those whose model is called as this one and -decodable,"
+        " -pause, -multipass-pause, -direct or -cot, over the same data.",
+        metavar="RUN",
+        repeat=True,
+    )
+    margin: float = setting(0.1, "Share below which an effect is none.", least=0)
+    level: float = setting(0.95, "Coverage of all intervals of a question together.", least=0)
+    by: Literal["state", "fed"] = setting(
+        "state", "Call what is readable by the position of its state, or by that at which it is fed: one later."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("margin", "level"):
+            if getattr(self, name) >= 1:
+                raise UsageError(f"--{name} is {getattr(self, name)}; it must be below 1")
+
+
+def run(source: "Source", settings: VerdictSettings) -> "xr.Dataset":
+    """Verdicts from what the lake has stored."""
+    from analyze.verdict.verdicts import controls_of, verdict
+
+    for name in settings.control:
+        source.lake.attributes(name)
+    controls = settings.control or controls_of(source.lake, source.run)
+    by, margin, level = settings.by, settings.margin, settings.level
+    return verdict(source.lake, source.run, list(controls), margin=margin, level=level, by=by)
+
+
+def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """One row for each thought, the figures behind it, and what is missing."""
+    attrs = result.attrs
+    controls = json.loads(attrs["controls"])
+    n_test = ", ".join(f"{n} of {question}" for question, n in json.loads(attrs["n_test"]).items())
+    rows = [
+        [text(result, name, row) for name in ("thought", "question", "verdict", "why", "control", "overturned_by")]
+        for row in range(result.sizes["row"])
+    ]
+    return [
+        Table(
+            title=f"{attrs['run']}, beside {', '.join(controls) or 'no control'}",
+            columns=["thought", "question", "verdict", "because", "control", "overturned by"], rows=rows,
+            caption=f"yes above a share of {attrs['margin']:g}, no below; intervals hold at {attrs['level']:.0%} for"
+            f" all figures of a question together ({n_test}); readable: {PLACES[attrs['by']]}; used: what is fed there."
+            " Zeroing, shuffling, noise and cut edges are kept beside and decide nothing",
+        ),
+        *(f"missing: {row['method']} ({row['question']}); {row['command']}" for row in json.loads(attrs["missing"])),
+    ]  # fmt: skip
+
+
+PLACES = {"state": "the state at the thought", "fed": "the state whose projection is fed at the thought"}
+
+
+def text(result: Any, name: str, row: int) -> str:
+    """A text of one verdict."""
+    return str(result[name].values[row]) or "-"
+
+
+def frames(kind: str, result: Any) -> dict[str, Any]:
+    """Verdicts, the figures behind them, and what is missing with the command that makes it."""
+    import pandas as pd
+
+    from analyze.tables import result_tables
+
+    parts = result_tables(result)
+    return {
+        "verdict": parts["row"].drop(columns="row", errors="ignore"),
+        "evidence": parts["evidence"].drop(columns="evidence", errors="ignore"),
+        "missing": pd.DataFrame(json.loads(result.attrs["missing"]), columns=["question", "method", "command"]),
+    }
+
+
+COMMAND = Analysis(
+    name="verdict",
+    help="Say of each thought whether it is readable, used, and where it leads, from all the lake has stored.",
+    settings=VerdictSettings,
+    run=run,
+    results={"verdict": tables},
+    frames=frames,
+)

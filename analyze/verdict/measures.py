@@ -1,0 +1,248 @@
+"""What stored results of each kind measured of single thoughts, as shares whose interval can be had at any level."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+
+from analyze.effects.conditions import conditions
+from analyze.verdict.rules import ALL, READABLE, ROUTE, USED, Measure, Triple
+from schemas import segment_of
+from schemas.statistics import difference_interval, share_interval, wilson_interval
+
+LEAST_N = 10
+"""Problems that must have a step for it to be measured."""
+CORRUPTIONS = {"mean": "mean", "resample": "resample", "zero": "zero", "shuffle": "shuffle", "noise 1": "noise"}
+"""Corruptions that are measured, and the methods they are."""
+Reader = Callable[[xr.Dataset, str, xr.Dataset], Iterator[Measure]]
+"""Measures of a stored result, its name, and the run it is of."""
+
+
+def of_share(value: float, n: float) -> Callable[[float], Triple]:
+    """A share of ``n`` and its Wilson interval."""
+
+    def interval(level: float) -> Triple:
+        low, high = wilson_interval(value * n, n, level)
+        return value, float(low), float(high)
+
+    return interval
+
+
+def of_examples(yes: np.ndarray, counted: np.ndarray, problem: np.ndarray) -> Callable[[float], Triple]:
+    """Share of counted examples that say yes, and its interval over problems."""
+
+    def interval(level: float) -> Triple:
+        low, high = share_interval(yes, counted, problem, level)
+        return float((yes & counted).sum() / max(counted.sum(), 1)), float(low), float(high)
+
+    return interval
+
+
+def less(one: Callable[[float], Triple], other: Callable[[float], Triple]) -> Callable[[float], Triple]:
+    """A share less that of a control."""
+
+    def interval(level: float) -> Triple:
+        value, low, high = difference_interval(one(level), other(level))
+        return float(value), float(low), float(high)
+
+    return interval
+
+
+def widened(value: float, low: float, high: float, level_of: float = 0.95) -> Callable[[float], Triple]:
+    """A figure whose interval was stored at one level; at others each side is as much longer as a normal one's is."""
+
+    def interval(level: float) -> Triple:
+        longer = stats.norm.ppf(0.5 + level / 2) / stats.norm.ppf(0.5 + level_of / 2)
+        return value, value - (value - low) * longer, value + (high - value) * longer
+
+    return interval
+
+
+def _problems(data: xr.Dataset) -> np.ndarray:
+    return np.asarray(data["problem"].values if "problem" in data.coords else np.arange(data.sizes["example"]))
+
+
+def _thoughts(data: xr.Dataset, dim: str = "position") -> list[str]:
+    """Positions whose state is, or is fed as, a thought."""
+    return [str(label) for label in data[dim].values if segment_of(str(label)) in ("bot", "latent")]
+
+
+def lens(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
+    """How often the last layer's best token is the result of a step, less that of another problem's chain."""
+    if not data.sizes.get("step"):
+        return
+    kind = "inner" if "inner_share" in data else "step"
+    last = data.isel(layer=-1)
+    for position in _thoughts(data):
+        for step in last["step"].values:
+            cell = last.sel(position=position, step=step)
+            n = float(cell[f"n_{kind}"])
+            if n >= LEAST_N:
+                own, other = (of_share(float(cell[name]), n) for name in (f"{kind}_share", f"{kind}_control_share"))
+                yield Measure(
+                    thought=position, question=READABLE, method="lens", n=int(n), interval=less(own, other),
+                    source=source, what=f"result of step {int(step) + 1}, less another chain's", target=str(int(step)),
+                )  # fmt: skip
+
+
+def probes(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
+    """How well a probe on the last layer tells a step's result on held-out problems, less what its controls do."""
+    score, controls = ("r2", ("baseline_r2", "control_r2"))
+    if "r2" not in data:
+        score, controls = "accuracy", ("majority_accuracy", "control_accuracy")
+    last = data.isel(layer=-1)
+    for position in _thoughts(data):
+        for step in last["step"].values if "step" in last.dims else [0]:
+            cell = last.sel({"position": position} | ({"step": step} if "step" in last.dims else {}))
+            n, value = int(cell["n_example"]), float(cell[score])
+            if n >= LEAST_N and np.isfinite(value):
+                reference = max(0.0, *(np.nan_to_num(float(cell[name])) for name in controls))
+                low, high = (float(cell[f"{score}_{end}"]) - reference for end in ("low", "high"))
+                yield Measure(
+                    thought=position, question=READABLE, method="probe", n=n,
+                    interval=widened(value - reference, low, high, float(data.attrs.get("level", 0.95))), source=source,
+                    what=f"held-out {score} of step {int(step) + 1}, less its controls", target=str(int(step)),
+                )  # fmt: skip
+
+
+def corrupt(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
+    """Right answers that turn wrong when one thought, or all, is replaced at the vectors fed."""
+    frame = conditions(data)
+    right, problem = data["correct"].values[0].astype(bool), _problems(data)
+    of_fed = (frame["site"] == "latent_embedding") & (frame["control"] == "")
+    for index, row in frame[of_fed & frame["corruption"].isin(list(CORRUPTIONS))].iterrows():
+        counted = right & data["counted"].values[index].astype(bool)
+        yield Measure(
+            thought=str(row["group"]), question=USED, method=CORRUPTIONS[row["corruption"]], n=int(counted.sum()),
+            interval=of_examples(~data["correct"].values[index].astype(bool), counted, problem), source=source,
+            what="right answers that turn wrong",
+        )  # fmt: skip
+
+
+def held(run: xr.Dataset, examples: np.ndarray) -> np.ndarray:
+    """Which of the halves of pairs differ from their twins in a step whose result is not yet the answer.
+
+    Where the only step that differs is the last, no thought holds what differs, and no answer can follow a donor.
+    """
+    if not {"pair", "intermediate_result"} <= set(run.variables):
+        return np.ones(len(examples), dtype=bool)
+    label = run["example"].values
+    place = {int(name): index for index, name in enumerate(label)}
+    chain, pair = np.asarray(run["intermediate_result"].values), np.asarray(run["pair"].values)
+    halves: dict[int, list[int]] = {}
+    for index, number in enumerate(pair.tolist()):
+        halves.setdefault(number, []).append(index)
+    out = np.zeros(len(examples), dtype=bool)
+    for number, example in enumerate(examples.tolist()):
+        rows = halves[int(pair[place[int(example)]])]
+        steps = [chain[row][np.isfinite(chain[row])] for row in rows]
+        if len(rows) == 2 and len(steps[0]) == len(steps[1]):
+            out[number] = bool((steps[0][:-1] != steps[1][:-1]).any())
+        else:
+            out[number] = len(rows) == 2
+    return out
+
+
+def patch(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
+    """Pairs that give the donor's answer with one thought, or all, of the twin, less those with a stranger's."""
+    if data.attrs.get("into", "corrupted") != "corrupted":
+        return
+    frame, problem = conditions(data), _problems(data)
+    clean = data["outcome"].values == "clean_answer"
+    able = held(run, data["example"].values)
+    fed = frame[frame["site"] == "latent_embedding"]
+    first = fed[fed["kind"] == "first"]
+    most = first[first["n"] == first["n"].max()]
+    random = most[most["control"] == "random donor"]
+    own = fed[(fed["control"] == "") & (fed["kind"] == "one")].assign(thought=lambda rows: rows["positions"])
+    every = most[most["control"] == ""].assign(thought=ALL)
+    for rows in (own, every):
+        for index, row in rows.iterrows():
+            interval = of_examples(clean[index], able, problem)
+            if len(random):
+                interval = less(interval, of_examples(clean[random.index[0]], able, problem))
+            yield Measure(
+                thought=str(row["thought"]), question=USED, method="patch", n=int(able.sum()), interval=interval,
+                source=source, what="pairs that differ in a thought's step and follow the donor, less a stranger's",
+            )  # fmt: skip
+
+
+def edit(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
+    """Answers that go where a value written into a thought leads, less those with noise of the same norm."""
+    frame, problem = conditions(data), _problems(data)
+    fed = frame[(frame["site"] == "latent_embedding") & (frame["also"] == "")]
+    own = fed[fed["control"] == ""].assign(away=lambda rows: (rows["dose"].astype(float) - 1).abs())
+    noise = fed[fed["control"] == "noise of the same norm"]
+    order = {"donor": 0, "means": 1, "regression": 2, "probe": 3}
+    own = own.assign(order=own["method"].map(order).fillna(9)).sort_values(["away", "order"], kind="stable")
+    for thought, rows in own.groupby("changed", sort=False):
+        best = rows.iloc[0]
+        beside = noise[(noise["changed"] == thought) & (noise["method"] == best["method"])]
+        counted = data["counted"].values[best.name].astype(bool)
+        interval = of_examples(data["hit"].values[best.name].astype(bool), counted, problem)
+        if len(beside):
+            interval = less(interval, of_examples(data["hit"].values[beside.index[0]].astype(bool), counted, problem))
+        yield Measure(
+            thought=str(thought), question=USED, method="edit", n=int(counted.sum()), interval=interval, source=source,
+            what=f"answers that follow a written value ({best['method']}), less noise of its norm",
+        )  # fmt: skip
+
+
+def subspace(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
+    """Right answers that turn wrong when what holds a step's result is erased from a thought."""
+    frame, problem = conditions(data), _problems(data)
+    fed = frame[(frame["site"] == "latent_embedding") & (frame["change"] == "erase")]
+    own = fed[(fed["control"] == "") & fed["subspace"].isin(["leace", "means", "probe", "das", "pca"])]
+    order = {"leace": 0, "means": 1}
+    own = own.assign(order=own["subspace"].map(order).fillna(9))
+    for thought, rows in own.groupby("changed", sort=False):
+        best = rows.sort_values(["order", "rank"], ascending=[True, False], kind="stable").iloc[0]
+        right = data["correct"].values[0].astype(bool) & data["counted"].values[best.name].astype(bool)
+        interval = of_examples(~data["correct"].values[best.name].astype(bool), right, problem)
+        yield Measure(
+            thought=str(thought), question=USED, method="erase", n=int(right.sum()), interval=interval, source=source,
+            what=f"right answers that turn wrong without {best['rank']} dimensions of {best['subspace']}",
+        )  # fmt: skip
+
+
+def edges(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
+    """Right answers that turn wrong when nothing may attend to a thought."""
+    frame, problem = conditions(data), _problems(data)
+    right = data["correct"].values[0].astype(bool)
+    for index, row in frame[(frame["control"] == "") & frame["group"].str.fullmatch(r"cut ct\d+")].iterrows():
+        yield Measure(
+            thought=str(row["group"]).removeprefix("cut "), question=USED, method="edges cut", n=int(right.sum()),
+            interval=of_examples(~data["correct"].values[index].astype(bool), right, problem), source=source,
+            what="right answers that turn wrong with its edges cut",
+        )  # fmt: skip
+
+
+def graph(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
+    """Problems in which a later thought, or the answer, reads otherwise when one thought alone is changed."""
+    operations = [name for name in ("resample", "mean") if name in data["operation"].values]
+    if not operations or float(data.attrs.get("layer", -1)) != -1:
+        return
+    flips = data["state_flip_mean"].sel(operation=operations[0], effect="direct", stratum=ALL)
+    n = int(data["n"].sel(stratum=ALL))
+    for place in flips.stack(edge=("source", "target")).transpose("edge"):
+        value = float(place)
+        if np.isfinite(value):
+            thought, target = place["edge"].item()
+            yield Measure(
+                thought=str(thought), question=ROUTE, method="graph", n=n, interval=of_share(value, n), source=source,
+                what=f"{target} reads otherwise, what lies between held ({operations[0]})", target=str(target),
+            )  # fmt: skip
+
+
+READERS: dict[str, tuple[str, Reader]] = {
+    "lens": ("lens", lens),
+    "probes": ("probe", probes),
+    "corrupt": ("mean", corrupt),
+    "patch": ("patch", patch),
+    "edit": ("edit", edit),
+    "subspace": ("erase", subspace),
+    "edges": ("edges cut", edges),
+    "graph": ("graph", graph),
+}
+"""Kinds of stored results, the method each stands for, and how it is read."""

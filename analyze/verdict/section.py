@@ -1,0 +1,105 @@
+"""The page's first table: of each thought whether it is readable, used, and where it leads."""
+
+import json
+from typing import Any
+
+import pandas as pd
+
+from analyze.context import StoredResult
+from analyze.page import Page, Section, listed
+from analyze.verdict.rules import ALL, NO, READABLE, ROUTE, UNDECIDED, UNMEASURED, USED, YES
+
+
+def verdicts(page: Page) -> None:
+    """One row for each thought of every run that was judged."""
+    missing: list[str] = []
+    for result in page.results("verdict"):
+        rows = thought_rows(result)
+        page.add("verdict", result, rows)
+        evidence = evidence_rows(result)
+        page.say(result, "verdict", readable=read_by(evidence, rows), used=told(rows, USED), together=of_all(rows))
+        page.set(margin=float(result.data.attrs["margin"]), level=float(result.data.attrs["level"]))
+        page.add("verdict_evidence", result, evidence)
+        missing += left_open(page, result)
+    page.set(missing=missing)
+    page.show("verdict_evidence", misleading)
+
+
+def thought_rows(result: StoredResult) -> Any:
+    """Verdicts of a run with a row for each thought, and for all thoughts together."""
+    data = result.data
+    names = ("thought", "question", "verdict", "why", "control", "overturned_by")
+    frame: Any = pd.DataFrame({name: data[name].values.astype(str) for name in names})
+    rows = []
+    for thought in dict.fromkeys(frame["thought"]):
+        of_thought = frame[frame["thought"] == thought].set_index("question")
+        row = {"thought": thought}
+        for question in (READABLE, USED, ROUTE):
+            known = of_thought.loc[question] if question in of_thought.index else None
+            for name in ("verdict", "why", "control", "overturned_by"):
+                row[f"{question}_{name}"] = "" if known is None else str(known[name])
+        row["route_verdict"] = to_where(row)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def to_where(row: dict[str, str]) -> str:
+    """Where a thought leads, instead of a yes."""
+    if row["route_verdict"] != YES:
+        return row["route_verdict"]
+    return f"yes: {', '.join(part.split(' ')[0] for part in row['route_why'].split('; '))}"
+
+
+def told(rows: Any, question: str) -> str:
+    """Which thoughts got which verdict, in words; thoughts only, and only verdicts that there are."""
+    thoughts = rows[rows["thought"].str.fullmatch(r"ct\d+")]
+    words = {YES: "{}", NO: "not {}", UNDECIDED: "not told apart {}", UNMEASURED: "not measured {}"}
+    parts = []
+    for verdict, text in words.items():
+        names = list(thoughts.loc[thoughts[f"{question}_verdict"] == verdict, "thought"])
+        if names:
+            parts.append(text.format("all" if len(names) == len(thoughts) else listed(names)))
+    return "; ".join(parts)
+
+
+def read_by(evidence: Any, rows: Any) -> str:
+    """Which thoughts each method reads, in words."""
+    thoughts = list(rows.loc[rows["thought"].str.fullmatch(r"ct\d+"), "thought"])
+    of_question = evidence[evidence["of_question"] == READABLE]
+    parts = []
+    for method, of_method in of_question.groupby("method", sort=False):
+        read = [name for name in thoughts if (of_method.loc[of_method["of_thought"] == name, "says"] == YES).any()]
+        parts.append(f"by the {method} {'all' if len(read) == len(thoughts) else listed(read) or 'none'}")
+    return ", ".join(parts) or UNMEASURED
+
+
+def misleading(evidence: Any) -> Any:
+    """Figures that say yes and decide nothing, of thoughts of which the methods that decide say no."""
+    if evidence.empty:
+        return evidence
+    used = evidence[evidence["of_question"] == USED]
+    place = ["run", "of_thought"]
+    yes = used[used["counts"] & (used["says"] == YES)][place].drop_duplicates().assign(used=True)
+    marked = used.merge(yes, on=place, how="left")
+    return marked[~marked["counts"] & (marked["says"] == YES) & marked["used"].isna()]
+
+
+def of_all(rows: Any) -> str:
+    """The verdict on the use of all thoughts at once."""
+    return str(rows.set_index("thought")["used_verdict"].get(ALL, UNMEASURED))
+
+
+def evidence_rows(result: StoredResult) -> Any:
+    """Every figure behind the verdicts."""
+    names = [str(name) for name, variable in result.data.data_vars.items() if variable.dims == ("evidence",)]
+    return pd.DataFrame({name: result.data[name].values for name in names})
+
+
+def left_open(page: Page, result: StoredResult) -> list[str]:
+    """What was not measured of a run, and by which command it is."""
+    return [
+        page.text("missing", label=result.label, **row) for row in json.loads(result.data.attrs.get("missing", "[]"))
+    ]
+
+
+SECTIONS = (Section(slug="verdict", write=verdicts, chapter="verdict", order=0, needs=("verdict",), key=True),)

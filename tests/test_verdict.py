@@ -1,0 +1,197 @@
+"""Verdicts: each honest by its interval, on ties, minorities, nulls and single problems; on a lake of known truth."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from report_lake import make_lake
+
+from analyze.labels import fed_at, relabelled, state_of
+from analyze.verdict import measures
+from analyze.verdict.command import COMMAND, VerdictSettings, tables
+from analyze.verdict.rules import (
+    NO,
+    READABLE,
+    UNDECIDED,
+    UNMEASURED,
+    USED,
+    YES,
+    Measure,
+    against_control,
+    decide,
+    overturned_by,
+    together,
+    weigh,
+)
+from analyze.verdict.section import misleading, read_by, told
+from analyze.verdict.verdicts import controls_of, verdict
+from schemas import MissingRunError, UsageError
+from schemas.statistics import wilson_interval
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory):
+    return make_lake(tmp_path_factory.mktemp("verdict"))
+
+
+def said(method: str, count: int, n: int, question: str = USED, margin: float = 0.1, level: float = 0.95):
+    share = measures.of_share(count / n, n)
+    one = Measure(thought="ct1", question=question, method=method, n=n, interval=share, source="results/x", what="w")
+    return weigh(one, margin, level)
+
+
+def test_a_bound_that_touches_the_margin_decides_nothing():
+    assert decide(0.1, 0.3, 0.1) == UNDECIDED
+    assert decide(0.0, 0.1, 0.1) == UNDECIDED
+    assert decide(0.11, 0.3, 0.1) == YES
+    assert decide(0.0, 0.09, 0.1) == NO
+    assert decide(float("nan"), 1, 0.1) == UNMEASURED
+
+
+def test_small_numbers_are_not_told_apart_and_no_share_of_one_problem_says_anything():
+    assert said("mean", 0, 1).says == UNDECIDED
+    assert said("mean", 0, 30).says == UNDECIDED  # the upper bound is 11%
+    assert said("mean", 0, 40).says == NO
+    assert said("mean", 0, 40, level=0.999).says == UNDECIDED  # the same of many
+    for n in (1, 7, 40, 200):
+        smallest = said("mean", 0, n).smallest
+        above = [k for k in range(n + 1) if wilson_interval(k, n).low > 0.1]
+        assert (smallest == above[0] / n) if above else np.isnan(smallest)
+
+
+def test_use_rests_on_methods_that_take_content_out_and_never_on_zeroing():
+    assert together(USED, []) == UNMEASURED
+    assert together(USED, [said("zero", 190, 200), said("edges cut", 200, 200)]) == UNMEASURED
+    assert together(USED, [said("zero", 190, 200), said("mean", 0, 200)]) == NO
+    assert together(USED, [said("mean", 0, 200), said("resample", 20, 200)]) == UNDECIDED  # a tie with the margin
+    assert together(USED, [said("mean", 0, 200), said("patch", 100, 200)]) == YES
+    assert together(USED, [said("patch", 0, 200)]) == UNDECIDED  # twins may agree in what the thought holds
+    assert together(USED, [said("mean", 0, 200), said("patch", 1, 5)]) == NO
+    assert together(READABLE, [said("lens", 0, 200, READABLE), said("probe", 1, 5, READABLE)]) == UNDECIDED
+
+
+def test_what_would_overturn_a_verdict_has_its_numbers():
+    no = overturned_by(USED, NO, [said("mean", 0, 200)], ["patch"], 0.1, 0.95)
+    high = float(wilson_interval(0, 200).high)
+    assert no == f"an effect above 10%; one below {100 * high:.1f}% is not excluded; not measured: patch"
+    yes = overturned_by(USED, YES, [said("mean", 150, 200), said("patch", 0, 200)], [], 0.1, 0.95)
+    assert yes == "mean below 10% on other problems; patch: no; a control without the content that shows it too"
+    tie = overturned_by(USED, UNDECIDED, [said("mean", 20, 200)], [], 0.1, 0.95)
+    assert tie == "no number of problems, if mean stays at 10.0%"
+    few = overturned_by(USED, UNDECIDED, [said("mean", 0, 5)], [], 0.1, 0.95)
+    assert few == "about 35 problems, if mean stays at 0.0%"
+    assert wilson_interval(0, 35).high < 0.1 <= wilson_interval(0, 34).high
+    assert overturned_by(USED, UNMEASURED, [], ["mean"], 0.1, 0.95) == "any measure; not measured: mean"
+
+
+def test_controls_are_spoken_of_as_the_intervals_say():
+    strong = said("mean", 190, 200)
+    assert against_control(strong, None, 0.1) == ""
+    assert against_control(said("mean", 0, 200), said("mean", 150, 200), 0.1) == ""
+    assert against_control(strong, said("mean", 185, 200), 0.1) == "seen in the control too"
+    assert against_control(strong, said("mean", 60, 200), 0.1) == "less in the control"
+    assert against_control(strong, said("mean", 0, 200), 0.1) == "not in the control"
+    assert against_control(said("mean", 40, 200), said("mean", 4, 20), 0.1) == "not told apart from the control"
+
+
+def test_the_state_at_a_thought_is_fed_at_the_next():
+    states = ["q-1", "bot", "ct0", "ct5", "eot"]
+    assert [fed_at(one) for one in states] == ["q-1", "ct0", "ct1", "ct6", "eot"]
+    assert [state_of(fed_at(one)) for one in states] == states
+    assert relabelled(["ct0", "ct1"], "fed") == ["ct1", "ct2"]
+    assert relabelled(["ct0", "ct1"], "state", read="fed") == ["bot", "ct0"]
+    assert relabelled(states, "state") == relabelled(states, "fed", read="fed") == states
+
+
+def test_pairs_that_differ_in_the_last_step_only_can_follow_no_thought():
+    run = xr.Dataset(
+        {
+            "intermediate_result": (("example", "step"), [[1, 2, 3], [1, 2, 4], [1, 2, 3], [5, 2, 3], [1, 2, np.nan],
+                                                          [1, 2, 3]]),
+            "pair": ("example", [0, 0, 1, 1, 2, 2]),
+        },
+        coords={"example": [10, 11, 12, 13, 14, 15]},
+    )  # fmt: skip
+    assert measures.held(run, np.array([11, 13, 15])).tolist() == [False, True, True]
+    assert measures.held(run.drop_vars("pair"), np.array([11, 13])).all()
+
+
+def test_verdicts_on_a_lake_of_known_truth(lake):
+    result = verdict(lake, "small-gpt2/test", controls_of(lake, "small-gpt2/test"))
+    assert json.loads(result.attrs["controls"]) == ["small-gpt2-decodable/test"]
+    answers = {
+        (str(thought), str(question)): str(answer)
+        for thought, question, answer in zip(
+            *(result[name].values for name in ("thought", "question", "verdict")), strict=True
+        )
+    }
+    assert [answers[thought, USED] for thought in ("ct1", "ct3", "ct5", "all")] == [YES] * 4
+    assert answers["ct0", READABLE] == YES
+    assert answers["ct1", READABLE] == UNDECIDED  # an operator: never a number, of too few problems for a no
+    assert answers["ct0", "route"] == UNMEASURED
+    assert answers["ct4", USED] == UNDECIDED  # 40 problems are too few for a no
+    shown = {str(thought): str(control) for thought, control in zip(result["thought"].values, result["control"].values,
+                                                                    strict=True) if control}  # fmt: skip
+    assert shown["ct1"] == "not in the control"
+    missing = {row["method"]: row["command"] for row in json.loads(result.attrs["missing"])}
+    assert missing.keys() == {"probe", "resample", "edit", "erase", "graph"}
+    assert missing["graph"] == f"lake reenter graph {lake.location} small-gpt2/test"
+    (table, *lines) = tables(result, {})
+    assert len(table.rows) == result.sizes["row"]
+    assert len(lines) == len(missing)
+    twin = verdict(lake, "small-gpt2-decodable/test", [])
+    used = twin["verdict"].values[twin["question"].values == USED]
+    assert YES not in used
+    assert set(used) <= {NO, UNDECIDED}
+    by_fed = verdict(lake, "small-gpt2/test", [], by="fed")
+    read = by_fed["verdict"].values[(by_fed["thought"].values == "ct1") & (by_fed["question"].values == READABLE)]
+    assert read.tolist() == [YES]
+
+
+def test_intervals_are_those_of_the_stored_examples(lake):
+    result = verdict(lake, "small-gpt2/test", [])
+    stored = lake.result("corrupt", "small-gpt2/test")
+    (place,) = np.flatnonzero((stored["corruption"].values == "mean") & (stored["group"].values == "ct3"))
+    right = stored["correct"].values[0]
+    wrong = (right & ~stored["correct"].values[place]).sum()
+    n_test = json.loads(result.attrs["n_test"])[USED]
+    low, high = wilson_interval(wrong, right.sum(), 1 - 0.05 / n_test)
+    rows = (result["of_thought"].values == "ct3") & (result["method"].values == "mean")
+    assert result["value"].values[rows] == pytest.approx(wrong / right.sum())
+    np.testing.assert_allclose([result["low"].values[rows][0], result["high"].values[rows][0]], [low, high])
+    counted = result["counts"].values & (result["of_question"].values == USED)
+    assert counted.sum() == n_test
+    assert "zero" not in result["method"].values[counted]
+
+
+def test_what_is_no_verdict_is_said_in_one_line(lake):
+    with pytest.raises(UsageError, match="its own control"):
+        verdict(lake, "small-gpt2/test", ["small-gpt2/test"])
+    source = SimpleNamespace(lake=lake, run="small-gpt2/test")
+    with pytest.raises(MissingRunError, match="small-gpt3"):
+        COMMAND.run(source, VerdictSettings(control="small-gpt3/test"))
+    with pytest.raises(UsageError, match="below 1"):
+        VerdictSettings(margin=1.0)
+
+
+def test_sentences_hold_for_all_none_some_and_one():
+    rows = pd.DataFrame({"thought": ["ct0", "ct1", "all"], "used_verdict": [YES, YES, NO]})
+    assert told(rows, USED) == "all"
+    assert told(rows.assign(used_verdict=NO), USED) == "not all"
+    assert told(rows.assign(used_verdict=[YES, UNDECIDED, YES]), USED) == "ct0; not told apart ct1"
+    assert told(rows.iloc[:1].assign(used_verdict=UNMEASURED), USED) == "not measured all"
+    evidence = pd.DataFrame(
+        {
+            "run": "r", "of_thought": ["ct0", "ct1", "ct0", "ct1", "ct1"],
+            "method": ["lens", "lens", "mean", "zero", "mean"],
+            "of_question": [READABLE, READABLE, USED, USED, USED], "says": [YES, NO, NO, YES, NO],
+            "counts": [True, True, True, False, True],
+        }
+    )  # fmt: skip
+    assert read_by(evidence, rows) == "by the lens ct0"
+    assert misleading(evidence)[["of_thought", "method"]].values.tolist() == [["ct1", "zero"]]
+    assert misleading(evidence.assign(says=YES)).empty
+    assert read_by(evidence.iloc[2:], rows) == UNMEASURED
