@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 ORACLE = Path(__file__).parent / "data" / "codi_oracle"
+CHECKPOINTS = Path(__file__).parents[1] / "extract" / "checkpoints"
 VOCABULARY = 400
 TARGETS = ("c_attn", "c_proj", "c_fc", "q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj")
 
@@ -105,3 +106,14 @@ def think_slowly(model: Any, projection: nn.Module, prompt: list[int], n_answer:
         "hidden": torch.stack(out.hidden_states)[:, 0],
         "vectors": vectors,
     }
+
+
+def written_chain_model(folder: Path) -> Path:
+    """The shipped small-gpt2 as its own teacher: it writes its chain, without thoughts, and answers."""
+    shutil.copytree(CHECKPOINTS / "small-gpt2", folder)
+    protocol = {
+        "name": "cot", "after_question": " <<", "answer_prefix": "The answer is:", "rows": ["[PAD]", "[BOT]", "[EOT]"],
+        "rows_after": "vocabulary", "prefixes": ["codi."], "unused": ["prj."], "n_unwritten": 3,
+    }  # fmt: skip
+    (folder / "codi.json").write_text(json.dumps({"protocol": protocol}))
+    return folder

@@ -1,5 +1,7 @@
 """The graph between thoughts: against a slow reference, and on models whose graph is known."""
 
+import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,16 +9,20 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from codi_models import ORACLE
+from codi_models import ORACLE, written_chain_model
+from scipy.stats import spearmanr
 
 from extract import Reasoner
 from extract.reenter import open_target
+from extract.reenter.graph.chain import chain_graph
 from extract.reenter.graph.command import GraphSettings, edge_names
 from extract.reenter.graph.edges import with_edges
 from extract.reenter.graph.effects import thought_graph
 from extract.reenter.graph.similarity import graph_similarity
+from extract.reenter.graph.steps import step_bounds, written_chains
 from extract.reenter.observe import COMPARED
 from extract.reenter.target import Target
+from extract.reenter.values import StoredValues
 from extract.run.extract import extract, prepare
 from extract.small_models.problems import make_pairs, make_splits, write_pairs, write_problems
 from schemas import RunSpec, UsageError
@@ -41,6 +47,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = f"oracle={ORACLE / 'codi-gpt2'}"
     run = prepare(model, str(root / "pairs.json"), root / "a.lake", short, base=str(ORACLE / "base-gpt2"))
     extract(run, root / "a.lake")
+    chain = f"chain={written_chain_model(root / 'chain')}"
+    longer = RunSpec(dtype="float32", batch_size=36, max_new_tokens=44)
+    extract(prepare(chain, str(root / "test.jsonl"), root / "a.lake", longer), root / "a.lake")
     return root / "a.lake"
 
 
@@ -146,7 +155,124 @@ def test_the_graph_is_the_chain_by_construction_and_its_twin_has_none(folder: Pa
     assert float(alike["similarity_p"].max()) < 0.05
     assert float(alike["even_similarity"].sel(operation="mean", effect="direct")) < 0.8
     assert not (apart["jaccard"] > 0).any()
+    for name in ("", "_low", "_high"):
+        np.testing.assert_allclose(alike[f"rank_correlation{name}"], 1, atol=0.3)
+    assert float(alike["rank_correlation"].min()) == pytest.approx(1)
+    assert float(alike["rank_correlation_p"].max()) < 0.05
     assert used.attrs["positions_fed"] < used.attrs["positions_one_by_one"] / 2
+
+
+@torch.no_grad()
+def slow_chain(
+    reasoner: Reasoner, question: str, tokens: list[int], given: dict[int, torch.Tensor], read: set[int]
+) -> tuple[list[torch.Tensor], list[int]]:
+    """States that predict each place, and the tokens there; places of ``read`` are read, the others written."""
+    embed = reasoner.model.get_input_embeddings()
+    vectors, states, written = embed(torch.tensor(reasoner.encode(question))), [], []
+    for place, own in enumerate(tokens):
+        states.append(reasoner.model.base_model(inputs_embeds=vectors[None]).last_hidden_state[0, -1])
+        chosen = own if place in read else int(reasoner._written(reasoner._logits(states[-1])).argmax())
+        written.append(chosen)
+        fed = given[place] if place in given else embed(torch.tensor(chosen))
+        vectors = torch.cat([vectors, fed[None]])
+    return states, written
+
+
+def test_effects_in_a_written_chain_are_what_a_slow_reference_computes(folder: Path) -> None:
+    target = open_target(open_lake(folder), "chain/test", checkpoint=str(folder.parent / "chain"), limit=24)
+    reasoner = target.reasoner
+    names, chains = written_chains(target, ["step1", "step2"])
+    result = chain_graph(target, GraphSettings(operations=("mean", "resample"), positions=("step1", "step2")))
+    data = target.data.isel(example=chains.rows)
+    embed = reasoner.model.get_input_embeddings()
+    donors = StoredValues(data, reasoner).donors(np.arange(len(chains.rows)), "other", 0)
+    for example in (0, 5):
+        tokens, question = chains.tokens[example], str(data["question"].values[example])
+        spans = [chains.span(example, step) for step in (0, 1, -1)]
+        assert reasoner.decode([tokens[place] for place in spans[0]]).count("=") == 1
+        clean, _ = slow_chain(reasoner, question, tokens, {}, set(range(len(tokens))))
+        for source, span in enumerate(spans[:2]):
+            given: dict[str, dict[int, torch.Tensor]] = {"mean": {}, "resample": {}}
+            for back, place in enumerate(reversed(span)):
+                theirs = [chains.span(each, source) for each in range(len(chains.rows))]
+                last = [chains.tokens[each][part[-1 - back]] for each, part in enumerate(theirs) if back < len(part)]
+                given["mean"][place] = embed(torch.tensor(last)).mean(0)
+                donor = theirs[donors[example]]
+                token = chains.tokens[donors[example]][donor[max(0, len(donor) - 1 - back)]]
+                given["resample"][place] = embed(torch.tensor(token))
+            for effect in ("total", "direct"):
+                read = {*range(span.stop), *(spans[1] if effect == "direct" else [])}
+                for operation, vectors in given.items():
+                    states, written = slow_chain(reasoner, question, tokens, vectors, read)
+                    for number in range(source + 1, 3):
+                        expected = np.array(
+                            [slow_measures(reasoner, clean[place], states[place]) for place in spans[number]]
+                        )
+                        part = result.isel(source=source, target=number, example=example).sel(
+                            operation=operation, effect=effect
+                        )
+                        for index, name in enumerate(COMPARED):
+                            gathered = [np.sum, np.sum, np.max, np.mean, np.mean][index](expected[:, index])
+                            if number < 2 or index != 2:
+                                assert float(part[name]) == pytest.approx(float(gathered), abs=5e-4), name
+                        if number == 2:
+                            end = written.index(reasoner.eos_id) if reasoner.eos_id in written else len(written)
+                            answer = target.scoring.answer(reasoner.decode(written[:end]))
+                            own = target.scoring.answer(reasoner.decode(tokens))
+                            assert bool(part["state_flip"]) == (answer != own)
+    np.testing.assert_allclose(result["held_kl"], 0, atol=1e-5)
+    np.testing.assert_allclose(result["self_kl"], 0, atol=1e-5)
+    assert result.attrs["positions_fed"] < result.attrs["positions_one_by_one"]
+
+
+def test_thoughts_are_set_against_the_steps_of_a_written_chain(folder: Path) -> None:
+    lake = open_lake(folder)
+    written = chain_graph(
+        open_target(lake, "chain/test", checkpoint=str(folder.parent / "chain")), GraphSettings(operations=("mean",))
+    )
+    settings = GraphSettings(operations=("mean",), positions=("ct1", "ct3"))
+    thoughts = thought_graph(open_target(lake, "small-gpt2/test"), settings)
+    assert list(written["source"].values) == ["step1", "step2", "step3"]
+    with pytest.raises(UsageError, match="as many nodes are needed"):
+        graph_similarity(thoughts, written)
+    settings = GraphSettings(operations=("mean",), positions=("ct1", "ct3", "ct5"))
+    thoughts = thought_graph(open_target(lake, "small-gpt2/test"), settings)
+    found = graph_similarity(thoughts, written).sel(operation="mean", effect="direct")
+    lists = [
+        each["state_flip_mean"].sel(operation="mean", effect="direct", stratum="all").values
+        for each in (thoughts, written)
+    ]
+    ours, theirs = (each[~np.isnan(each)] for each in lists)
+    assert float(found["rank_correlation"]) == pytest.approx(spearmanr(ours, theirs).statistic)
+    low, high = float(found["rank_correlation_low"]), float(found["rank_correlation_high"])
+    assert low <= float(found["rank_correlation"]) <= high
+    assert low < high
+
+
+def test_a_written_chain_is_cut_into_steps(folder: Path) -> None:
+    target = open_target(open_lake(folder), "chain/test", checkpoint=str(folder.parent / "chain"))
+    reasoner = target.reasoner
+    tokens = reasoner.answer_tokens("0")[:-2]
+    text = "5 + 4 = 9 >> << 9 * 2 = 18 >> The answer is: 18"
+    ids = [*reasoner._plain(text), reasoner.eos_id]
+    bounds = step_bounds(reasoner, ids)
+    cut = [reasoner.decode(ids[start:stop]) for start, stop in itertools.pairwise([*bounds, len(ids)])]
+    assert cut == ["5 + 4 = 9", ">> << 9 * 2 = 18", ">> The answer is : 18"]
+    assert step_bounds(reasoner, [*tokens, *reasoner._plain("18"), reasoner.eos_id]) == [0]
+
+
+def test_a_chain_without_steps_is_refused_in_one_line(folder: Path) -> None:
+    target = open_target(open_lake(folder), "chain/test", checkpoint=str(folder.parent / "chain"), limit=8)
+    for change, message in (
+        ({"positions": ["step9"]}, "'step9' is no step that chain/test writes; there are step1"),
+        ({"positions": ["ct1"]}, "'ct1' is no step"),
+        ({"layer": 0}, "nodes of its graph are tokens of its chain"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            chain_graph(target, GraphSettings(**change))
+    silent = replace(target, data=target.data.assign(token=target.data["token"].where(False, 3)))
+    with pytest.raises(UsageError, match="its answers write no steps"):
+        chain_graph(silent, GraphSettings())
 
 
 def test_nulls_have_their_closed_forms() -> None:

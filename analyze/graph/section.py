@@ -25,8 +25,19 @@ def thought_graph(page: Page) -> None:
         direct, total = (edges_of(part, effect) for effect in ("direct", "total"))
         name = "edges" if direct else "none"
         page.say(result, name, operation=operation, direct=listed(direct), n_total=len(total), n_direct=len(direct))
+        if "rank_correlation" in graph:
+            page.say(
+                result, "beside", operation=operation, against=graph.attrs["against"], **likeness(graph, operation)
+            )
         page.add("thought_graph", result, rows_of(result, graph))
         page.set(held=f"{float(graph['held_kl'].max()):.1e}", least=float(graph.attrs["least"]))
+
+
+def likeness(graph: Any, operation: str) -> dict[str, float]:
+    """Rank correlation of direct effects with those of another graph, its interval, and its chance."""
+    line = graph.sel(effect="direct", operation=operation)
+    ends = {"rank": "", "low": "_low", "high": "_high", "p": "_p"}
+    return {name: float(line[f"rank_correlation{end}"]) for name, end in ends.items()}
 
 
 def first_of(graph: Any, wanted: tuple[str, ...]) -> str:

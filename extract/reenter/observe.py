@@ -53,14 +53,14 @@ def observe_states(
         if offset not in changed:
             out[:, -1, offset] = reasoner._logits(old).argmax(-1).cpu().numpy()
     for offset, new in changed.items():
-        measured = _differences(reasoner, untouched[offset], new, source)
+        measured = differences(reasoner, untouched[offset], new, source)
         out[:, :, offset] = (
             measured.cpu().double().numpy().reshape(len(OBSERVED), n_condition, n_example).swapaxes(0, 1)
         )
     return out
 
 
-def _differences(reasoner: Reasoner, old: Tensor, new: Tensor, source: Tensor) -> Tensor:
+def differences(reasoner: Reasoner, old: Tensor, new: Tensor, source: Tensor) -> Tensor:
     """Measures ``(measure, row)`` of new states against the old ones of their examples."""
     base = torch.log_softmax(reasoner._logits(old).float(), dim=-1)
     best = base.argmax(-1)[source]

@@ -24,7 +24,12 @@ class GraphSettings(Settings):
     layer: int | None = setting(
         None, "The thought is the output of this block at its place; by default the vector fed there.", metavar="N"
     )
-    positions: tuple[str, ...] | None = setting(None, "Thoughts that are nodes; by default all.", metavar="ct1,ct3..")
+    positions: tuple[str, ...] | None = setting(
+        None,
+        "Thoughts that are nodes, by default all; of a model that writes its chain its steps, as step1,step3, by"
+        " default those that half of its answers have.",
+        metavar="ct1,ct3..",
+    )
     strength: float = setting(1.0, "Of noise, in standard deviations of each component.")
     least: float = setting(
         0.25, "Share of problems in which an edge's target has to read otherwise, at the lower end of its interval.",
@@ -36,10 +41,11 @@ class GraphSettings(Settings):
 
 
 def run(target: "Target", settings: GraphSettings) -> "xr.Dataset":
-    """Change each thought and measure every later one, and the answer."""
+    """Change each thought, or step of a written chain, and measure every later one, and the answer."""
+    from extract.reenter.graph.chain import chain_graph
     from extract.reenter.graph.effects import thought_graph
 
-    return thought_graph(target, settings)
+    return thought_graph(target, settings) if target.thoughts else chain_graph(target, settings)
 
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
@@ -105,10 +111,20 @@ def _similarity(result: Any) -> Table:
     for operation in result["operation"].values:
         for effect in result["effect"].values:
             one = result.sel(operation=operation, effect=effect)
+            ranks = [_figure(one[f"rank_correlation{end}"]) for end in ("", "_low", "_high")]
             cosines = [_figure(one[name]) for name in ("similarity", "even_similarity")]
-            rows.append([str(operation), str(effect), *cosines, p_text(one["similarity_p"]), _figure(one["jaccard"])])
-    columns = ["operation", "effect", "cosine", "cosine with even", "p", "edges in common"]
-    return Table(title=f"beside {result.attrs['against']}", columns=columns, rows=rows, labels=2)
+            rows.append(
+                [
+                    str(operation), str(effect), f"{ranks[0]} [{ranks[1]}, {ranks[2]}]",
+                    p_text(one["rank_correlation_p"]), cosines[0], p_text(one["similarity_p"]), cosines[1],
+                    _figure(one["jaccard"]),
+                ]
+            )  # fmt: skip
+    columns = [
+        "operation", "effect", "rank correlation 95%", "p", "cosine", "p", "cosine with even", "edges in common",
+    ]  # fmt: skip
+    caption = "of the shares of problems, edge by edge; p: as high when the other graph's are dealt to any edge"
+    return Table(title=f"beside {result.attrs['against']}", columns=columns, rows=rows, labels=2, caption=caption)
 
 
 def _figure(value: Any) -> str:
@@ -117,7 +133,7 @@ def _figure(value: Any) -> str:
 
 COMMAND = Experiment(
     name="graph",
-    help="Change each thought and measure every later one and the answer: which thought acts on which.",
+    help="Change each thought (or written step) and measure every later one and the answer: which acts on which.",
     settings=GraphSettings,
     run=run,
     results={"graph": tables},

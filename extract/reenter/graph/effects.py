@@ -1,6 +1,6 @@
 """Effects of every thought on every later one and on the answer: total, and direct with what lies between held."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from extract.reenter.graph.edges import with_edges
 from extract.reenter.graph.similarity import graph_similarity
 from extract.reenter.observe import COMPARED
 from extract.reenter.sites import self_controls
-from extract.reenter.sweep import UNTOUCHED, Condition
+from extract.reenter.sweep import Condition
 from extract.reenter.target import Target
 from schemas import Intervention, UsageError, nearest
 from store.read import preferred
@@ -37,6 +37,11 @@ class _Do:
     effect: str
     source: int
     targets: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """That of the condition."""
+        return self.condition.name
 
 
 def thought_graph(target: Target, settings: GraphSettings | None = None) -> xr.Dataset:
@@ -74,7 +79,7 @@ def thought_graph(target: Target, settings: GraphSettings | None = None) -> xr.D
     nodes, layer = _nodes(target, settings.layer, settings.positions), settings.layer
     if not settings.operations:
         raise UsageError("no operation is named; " + ", ".join(CHANGES) + " can be")
-    other = None if settings.against is None else _stored_graph(target, settings.against, nodes)
+    other = None if settings.against is None else stored_graph(target, settings.against, nodes)
     place = _place(layer)
     changes = _changes(nodes, settings.operations, place, settings.strength, settings.seed)
     labels = {"operation": "replace", "group": "all"}
@@ -82,43 +87,55 @@ def thought_graph(target: Target, settings: GraphSettings | None = None) -> xr.D
     conditions = {each.condition.name: each.condition for each in changes}
     found = target.sweep([*conditions.values(), *controls], observe=True)
     measured = _measured(target, found, nodes, layer)
-    out = _labelled(found, measured, changes, nodes, settings.operations)
+    axes: dict[str, list[str]] = {
+        "operation": list(settings.operations), "effect": [TOTAL, DIRECT], "source": nodes, "target": [*nodes, ANSWER],
+    }  # fmt: skip
+    values = by_edge({each.name: measured[each.condition.name] for each in changes}, changes, axes)
+    attrs = {key: value for key, value in found.attrs.items() if key != "rule"}
+    out = labelled(values, axes, found["example"].values, attrs)
     for name, control in zip(("self_kl", "held_kl"), controls, strict=True):
         out[name] = ("target", np.nanmax(measured[control.name][:, 0], axis=-1))
     problem = target.data["problem"].values if "problem" in target.data.coords else None
-    out = with_edges(
-        out, strata=target.strata, problem=problem, least=settings.least, n_null=settings.null_draws, seed=settings.seed
-    )
-    if other is not None:
-        out = out.merge(graph_similarity(out, other, n_null=settings.null_draws, seed=settings.seed))
-        out.attrs["against"] = settings.against
+    out = completed(out, settings, strata=target.strata, problem=problem, other=other)
     return out.assign_attrs(layer=-1 if layer is None else layer)
 
 
-def _stored_graph(target: Target, run: str, nodes: list[str]) -> xr.Dataset:
-    """Graph of a run of the lake: of several one of the same nodes, else that with the fewest settings of its own."""
+def completed(
+    effects: xr.Dataset, settings: GraphSettings, *, strata: np.ndarray | None, problem: np.ndarray | None,
+    other: xr.Dataset | None,
+) -> xr.Dataset:  # fmt: skip
+    """Figures over problems and, beside another graph, how like it is."""
+    out = with_edges(
+        effects, strata=strata, problem=problem, least=settings.least, n_null=settings.null_draws, seed=settings.seed
+    )
+    if problem is not None:
+        out = out.assign_coords(problem=("example", problem))
+    if other is not None:
+        out = out.merge(graph_similarity(out, other, n_null=settings.null_draws, seed=settings.seed))
+        out.attrs["against"] = settings.against
+    return out
+
+
+def stored_graph(target: Target, run: str, nodes: list[str]) -> xr.Dataset:
+    """Graph of a run of the lake: of several one of the same nodes, of as many, or that with the fewest settings."""
     stored = [] if target.lake is None else preferred(each for each in target.lake.results("graph") if run in each.runs)
     if target.lake is None or not stored:
         raise UsageError(f"the lake has no graph of {run}; run lake reenter graph on it first")
     graphs = [target.lake.open_result(each.name) for each in stored]
-    return next((graph for graph in graphs if graph["source"].values.tolist() == nodes), graphs[0])
+    as_many = [graph for graph in graphs if graph.sizes["source"] == len(nodes)]
+    return next((graph for graph in as_many if graph["source"].values.tolist() == nodes), [*as_many, *graphs][0])
 
 
-def _labelled(
-    found: xr.Dataset, measured: dict[str, np.ndarray], changes: Sequence[_Do], nodes: list[str],
-    operations: Sequence[str],
-) -> xr.Dataset:  # fmt: skip
-    """Measures of every edge and example."""
-    labels: dict[str, list[str]] = {
-        "operation": list(operations), "effect": [TOTAL, DIRECT], "source": nodes, "target": [*nodes, ANSWER],
-    }  # fmt: skip
-    values = _by_edge(measured, changes, labels)
+def labelled(
+    values: np.ndarray, labels: Mapping[str, list[str]], example: np.ndarray, attrs: Mapping[str, Any]
+) -> xr.Dataset:
+    """Measures of every edge and example by name."""
     coords = {name: np.array(axis, dtype=object) for name, axis in labels.items()}
     dims = (*labels, "example")
     return xr.Dataset(
         {name: (dims, values[..., index, :], {"units": units}) for index, (name, units) in enumerate(COMPARED.items())},
-        coords={**coords, "example": found["example"].values},
-        attrs={key: value for key, value in found.attrs.items() if key != "rule"},
+        coords={**coords, "example": example},
+        attrs=dict(attrs),
     )
 
 
@@ -185,12 +202,24 @@ def _measured(target: Target, found: xr.Dataset, nodes: Sequence[str], layer: in
     return dict(zip(found["condition"].values.tolist(), states, strict=True))
 
 
-def _by_edge(measured: dict[str, np.ndarray], changes: Sequence[_Do], labels: dict[str, list[str]]) -> np.ndarray:
-    """Measures ``(operation, effect, source, target, measure, example)``; NaN where there can be no edge."""
-    n_measure, n_example = measured[UNTOUCHED].shape[1:]
+def by_edge(measured: Mapping[str, np.ndarray], changes: Iterable[Any], labels: Mapping[str, list[str]]) -> np.ndarray:
+    """Measures ``(operation, effect, source, target, measure, example)``; NaN where there can be no edge.
+
+    Parameters
+    ----------
+    measured
+        Measures ``(target, measure, example)`` by the name of a change.
+    changes
+        Each with ``name``, ``operation``, ``effect``, ``source`` and ``targets`` (places among the nodes); those of no
+        operation are left out.
+    labels
+        Operations, effects, sources and targets.
+    """
+    n_measure, n_example = next(iter(measured.values())).shape[1:]
     values = np.full((*(len(axis) for axis in labels.values()), n_measure, n_example), np.nan)
     for each in changes:
-        operation, effect = labels["operation"].index(each.operation), labels["effect"].index(each.effect)
-        targets = list(each.targets)
-        values[operation, effect, each.source, targets] = measured[each.condition.name][targets]
+        if each.operation:
+            operation, effect = labels["operation"].index(each.operation), labels["effect"].index(each.effect)
+            targets = list(each.targets)
+            values[operation, effect, each.source, targets] = measured[each.name][targets]
     return values

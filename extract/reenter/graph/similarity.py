@@ -1,33 +1,48 @@
 """How like two graphs are, edge by edge, and how like an even spread."""
 
+from collections.abc import Callable
+
 import numpy as np
 import xarray as xr
+from scipy.stats import rankdata
 
+from extract.reenter.statistics import by_problem, problem_of
 from schemas import UsageError
+from schemas.statistics import draw_counts
+
+N_DRAW = 1000
+"""Draws of the problems for an interval."""
+NAMES = (
+    "rank_correlation", "rank_correlation_low", "rank_correlation_high", "rank_correlation_p", "similarity",
+    "similarity_p", "even_similarity", "jaccard",
+)  # fmt: skip
 
 
 def graph_similarity(graph: xr.Dataset, other: xr.Dataset, *, n_null: int = 2000, seed: int = 0) -> xr.Dataset:
     """Compare the effects of two graphs.
 
-    Nodes are matched by name or, where the names differ and the numbers agree, by their order.
+    Nodes are matched by name or, where the names differ and the numbers agree, by their order: thoughts may be set
+    against the steps of an explicit chain.
 
     Parameters
     ----------
     graph, other
         With ``state_flip_mean``, ``even_flip`` and ``edge`` of (``stratum``, ``operation``, ``effect``, ``source``,
-        ``target``), as :func:`extract.reenter.graph.edges.with_edges` gives them.
+        ``target``), as :func:`extract.reenter.graph.edges.with_edges` gives them, and ``state_flip`` by example.
     n_null
         Draws of the null.
     seed
-        Of the null.
+        Of the null and of the interval.
 
     Returns
     -------
     xr.Dataset
-        Of (``operation``, ``effect``) that both have, over all problems: ``similarity``, the cosine of the two lists of
-        effects; ``similarity_p``, how often one is as high when the other's effects are dealt anew to its edges
-        (one-sided); ``even_similarity``, the cosine of the first graph and its even-causal null; ``jaccard``, edges in
-        common over edges of either. NaN where a graph has no effect, or no edge.
+        Of (``operation``, ``effect``) that both have, over all problems: ``rank_correlation`` of the two lists of
+        effects (Spearman) with its 95% interval ``_low``, ``_high`` over problems of both graphs, each drawn anew by
+        itself; ``similarity``, their cosine; ``rank_correlation_p`` and ``similarity_p``, how often one is as high when
+        the other's effects are dealt anew to its edges (one-sided); ``even_similarity``, the cosine of the first graph
+        and its even-causal null; ``jaccard``, edges in common over edges of either. NaN where a graph has no effect, or
+        no edge.
 
     Raises
     ------
@@ -49,15 +64,20 @@ def graph_similarity(graph: xr.Dataset, other: xr.Dataset, *, n_null: int = 2000
             f" {', '.join(two['operation'].values)}"
         )
     shape = tuple(len(each) for each in shared.values())
-    found = {name: np.full(shape, np.nan) for name in ("similarity", "similarity_p", "even_similarity", "jaccard")}
+    found = {name: np.full(shape, np.nan) for name in NAMES}
     for place in np.ndindex(shape):
         labels = {name: axis[index] for (name, axis), index in zip(shared.items(), place, strict=True)}
         first, second = one.sel(labels), two.sel(labels)
         possible = first["state_flip_mean"].notnull().values & second["state_flip_mean"].notnull().values
         ours, theirs = (each["state_flip_mean"].values[possible] for each in (first, second))
-        found["similarity"][place] = cosine(ours, theirs)
         found["even_similarity"][place] = cosine(ours, first["even_flip"].values[possible])
-        found["similarity_p"][place] = _chance(ours, theirs, n_null, np.random.default_rng([seed, 41, *place]))
+        for name, measure in (("similarity", cosine), ("rank_correlation", rank_correlation)):
+            found[name][place] = measure(ours, theirs)
+            rng = np.random.default_rng([seed, 41, *place])
+            found[f"{name}_p"][place] = _chance(measure, ours, theirs, n_null, rng)
+        drawn = [_drawn(each, possible, seed + number) for number, each in enumerate((first, second))]
+        bounds = _interval([rank_correlation(*pair) for pair in zip(*drawn, strict=True)])
+        found["rank_correlation_low"][place], found["rank_correlation_high"][place] = bounds
         edges = [each["edge"].values[possible] for each in (first, second)]
         either = (edges[0] | edges[1]).sum()
         found["jaccard"][place] = (edges[0] & edges[1]).sum() / either if either else np.nan
@@ -70,10 +90,33 @@ def cosine(one: np.ndarray, two: np.ndarray) -> float:
     return float(one @ two) / norm if norm else float("nan")
 
 
-def _chance(one: np.ndarray, two: np.ndarray, n_null: int, rng: np.random.Generator) -> float:
-    """How often the cosine is as high when the second's effects are dealt anew."""
-    observed = cosine(one, two)
+def rank_correlation(one: np.ndarray, two: np.ndarray) -> float:
+    """Spearman's correlation of two lists of effects; NaN where all of one are the same."""
+    ranks = [rankdata(each) - (len(each) + 1) / 2 for each in (one, two)]
+    return cosine(*ranks)
+
+
+def _drawn(graph: xr.Dataset, possible: np.ndarray, seed: int) -> np.ndarray:
+    """Effects ``(draw, edge)`` of a graph over problems that are drawn anew."""
+    flips = by_problem(graph["state_flip"].values[possible], problem_of(graph))
+    draws = draw_counts(np.arange(flips.shape[-1]), n_resample=N_DRAW, seed=seed)
+    return np.asarray((flips @ draws / draws.sum(0)).T)
+
+
+def _interval(values: list[float]) -> tuple[float, float]:
+    """2.5 and 97.5 percentile of draws, among those that have a value."""
+    known = [value for value in values if value == value]
+    low, high = np.percentile(known, [2.5, 97.5]) if known else (np.nan, np.nan)
+    return float(low), float(high)
+
+
+def _chance(
+    measure: Callable[[np.ndarray, np.ndarray], float], one: np.ndarray, two: np.ndarray, n_null: int,
+    rng: np.random.Generator,
+) -> float:  # fmt: skip
+    """How often a measure is as high when the second's effects are dealt anew."""
+    observed = measure(one, two)
     if np.isnan(observed):
         return float("nan")
-    null = np.array([cosine(one, rng.permutation(two)) for _ in range(n_null)])
+    null = np.array([measure(one, rng.permutation(two)) for _ in range(n_null)])
     return float((1 + (null >= observed - 1e-12).sum()) / (1 + n_null))
