@@ -185,9 +185,9 @@ class Flight:
     ) -> Tensor:
         """Write from the state before the answer; tokens ``(row of the batch, place)``, -1 after the end.
 
-        Every token written is fed, the end token too. ``token`` is the first, where it is known. ``choose`` gives the
-        tokens ``(row,)`` from logits ``(row, token)`` of those that may be written, the place and the rows of the batch
-        that are running; by default the likeliest.
+        Every token written is fed, the last one only where it is recorded. ``token`` is the first, where it is known.
+        ``choose`` gives the tokens ``(row,)`` from logits ``(row, token)`` of those that may be written, the place and
+        the rows of the batch that are running; by default the likeliest.
         """
         reasoner = self.reasoner
         tokens = torch.full((self.n_row, max_new_tokens), -1, dtype=torch.long, device=state.device)
@@ -197,10 +197,13 @@ class Flight:
                 logits = reasoner._written(reasoner._logits(state))
                 token = logits.argmax(-1) if choose is None else choose(logits, place, self.rows)
             tokens[self.rows, place] = token.where(~ended, -1)
-            state = self.feed_tokens(token[:, None])[:, -1]
             ended |= token == reasoner.eos_id
             n_running = len(ended) - int(ended.sum())  # the one look at a token; a GPU waits here
-            if n_running == 0:
+            last = n_running == 0 or place == max_new_tokens - 1
+            if last and self.recorder is None:
+                break
+            state = self.feed_tokens(token[:, None])[:, -1]
+            if last:
                 break
             if n_running <= len(ended) // 2:
                 kept = (~ended).nonzero()[:, 0]

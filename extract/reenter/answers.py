@@ -1,6 +1,8 @@
 """Answers after the thoughts: their log probabilities, and what the model writes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +37,21 @@ class Answers:
     """Tokens at the end of ``shared`` that count as part of the answer."""
     differ: list[int]
     """Place at which the first two answers differ, by example; -1 where they never do."""
+
+
+class Measured(NamedTuple):
+    """What is measured of the answers of a batch."""
+
+    logprob: np.ndarray
+    """Log probabilities ``(answer, row)``."""
+    difference: np.ndarray
+    """Logit differences ``(row,)`` of the first two answers."""
+    kl: np.ndarray
+    """Divergences ``(row,)`` from the untouched run."""
+    states: Tensor
+    """States ``(row, place, hidden)`` that predict the shared tokens and what follows."""
+    known: list[list[int]] | None
+    """What rows write after the shared tokens where that is the first answer; empty where it is another."""
 
 
 def spend(cost: dict[str, int], flight: Flight) -> None:
@@ -83,19 +100,27 @@ def feed_shared(flight: Flight, state: Tensor, shared: list[int]) -> Tensor:
 
 
 def write_answers(
-    reasoner: Reasoner, flight: Flight, states: Tensor, shared: list[int], n_new: int, cost: dict[str, int]
-) -> list[list[int]]:
+    reasoner: Reasoner, flight: Flight, states: Tensor, shared: list[int], n_new: int, cost: dict[str, int],
+    known: Sequence[list[int]] | None = None,
+) -> list[list[int]]:  # fmt: skip
     """Greedy answers; rows that begin with the shared tokens, as most do, go on after them.
 
     The columns of the shared tokens are filled from measuring; ``states`` predict each of them and what follows.
+    ``known`` is what rows write after them, where measuring has shown it, and otherwise empty.
     """
     begin = len(shared) if len(shared) < n_new else 0
     follows = torch.ones(len(states), dtype=torch.bool, device=states.device)
     for place, token in enumerate(shared[:begin]):
         follows &= reasoner._likeliest(reasoner._logits(states[:, place])) == token
     lines: list[list[int]] = [[] for _ in range(len(states))]
+    written = torch.zeros_like(follows)
+    if known is not None and begin == len(shared):
+        fits = torch.tensor([0 < len(rest) <= n_new - begin for rest in known], device=states.device)
+        written = follows & fits
+        for row in written.nonzero()[:, 0].tolist():
+            lines[row] = [*shared, *known[row]]
     length = flight.column
-    for chosen, start in ((follows, begin), (~follows, 0)):
+    for chosen, start in ((follows & ~written, begin), (~follows, 0)):
         rows = chosen.nonzero()[:, 0]
         if not len(rows):
             continue
@@ -115,7 +140,7 @@ def write_answers(
 
 def measure_answers(
     reasoner: Reasoner, flight: Flight, state: Tensor, trunk: Trunk, source: Tensor, asked: Answers, batch: list[int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, Tensor]:
+) -> Measured:
     """Log probability of each answer, logit difference of the first two, divergence from the untouched run.
 
     Also the states that predict the shared tokens and what follows; the columns of these tokens stay filled, though the
@@ -124,7 +149,7 @@ def measure_answers(
     n_row = len(source)
     difference = np.full(n_row, np.nan)
     if not asked.rest:
-        return np.empty((0, n_row)), difference, np.full(n_row, np.nan), state[:, None]
+        return Measured(np.empty((0, n_row)), difference, np.full(n_row, np.nan), state[:, None], None)
     length = flight.column
     index = torch.arange(n_row, device=state.device)
     states = feed_shared(flight, state, asked.shared)
@@ -136,7 +161,7 @@ def measure_answers(
     base = trunk.base[source]
     kl = (base.exp() * (base - log_p)).nan_to_num(0.0).sum(-1)
     after = flight.column
-    found = []
+    found, written = [], torch.zeros(n_row, dtype=torch.bool, device=state.device)
     picked = list(batch) * (n_row // len(batch))
     for number, rest in enumerate(asked.rest):
         tokens = [rest[example] for example in picked]
@@ -145,6 +170,7 @@ def measure_answers(
             [each + [reasoner.eos_id] * (longest - len(each)) for each in tokens], device=state.device
         )
         total = extra + log_p[index, padded[:, 0]]
+        would = reasoner._likeliest(logits) == padded[:, 0]
         if longest > 1:
             later = flight.feed_tokens(padded[:, :-1], record=False)
             for place in range(1, longest):
@@ -152,14 +178,19 @@ def measure_answers(
                 counts = torch.tensor([len(each) > place for each in tokens], device=state.device)
                 each_log_p = torch.log_softmax(these, dim=-1)[index, padded[:, place]]
                 total = total + torch.where(counts, each_log_p, torch.zeros_like(each_log_p))
+                would &= ~counts | (reasoner._likeliest(these) == padded[:, place])
                 if number == 0:
                     _differences(difference, these, asked, picked, place)
         if number == 0:
             _differences(difference, logits, asked, picked, 0)
+            written = would
         flight.cache.length = after
         found.append(total)
     flight.cache.length = length
-    return torch.stack(found).cpu().double().numpy(), difference, kl.cpu().double().numpy(), states
+    known = [
+        asked.rest[0][example] if same else [] for example, same in zip(picked, written.cpu().tolist(), strict=True)
+    ]
+    return Measured(torch.stack(found).cpu().double().numpy(), difference, kl.cpu().double().numpy(), states, known)
 
 
 def _differences(difference: np.ndarray, logits: Tensor, asked: Answers, picked: list[int], place: int) -> None:

@@ -275,8 +275,10 @@ def rows_that_fit(reasoner: Reasoner, columns: int) -> int:
 
 
 def _first_offset(condition: Condition, places: Places) -> int:
-    offsets = [places.offset(p) for each in condition.interventions for p in each.positions]
-    return min(offsets, default=places.n_middle)
+    """Offset of the first position that is changed in any example."""
+    where = condition.where or {}
+    changed = {p for each in condition.interventions for p in each.positions if p not in where or where[p].any()}
+    return min(map(places.offset, changed), default=places.n_middle)
 
 
 def _check_question_positions(
@@ -349,18 +351,18 @@ def _run(
         else:
             state = flight.think(trunk.states[first - 1][source], first=first - 1)
         state = flight.close(state, first=max(0, first - 1 - reasoner.n_latent))
-    logprob, difference, kl, states = measure_answers(reasoner, flight, state, trunk, source, asked, batch)
+    measured = measure_answers(reasoner, flight, state, trunk, source, asked, batch)
     text = np.full((n_copy, n_batch), "", dtype=object)
     if generate:
-        lines = write_answers(reasoner, flight, states, asked.shared, n_new, cost)
+        lines = write_answers(reasoner, flight, measured.states, asked.shared, n_new, cost, measured.known)
         text = np.array([reasoner.decode(line) for line in lines], dtype=object).reshape(n_copy, n_batch)
     spend(cost, flight)
     found = {} if flight.states is None else {"seen": observe_states(reasoner, trunk.states, flight.states, source)}
     return found | {
         "text": text,
-        "logprob": logprob.reshape(len(asked.rest), n_copy, n_batch).swapaxes(0, 1),
-        "difference": difference.reshape(n_copy, n_batch),
-        "kl": kl.reshape(n_copy, n_batch),
+        "logprob": measured.logprob.reshape(len(asked.rest), n_copy, n_batch).swapaxes(0, 1),
+        "difference": measured.difference.reshape(n_copy, n_batch),
+        "kl": measured.kl.reshape(n_copy, n_batch),
     }
 
 

@@ -200,11 +200,11 @@ def _answer(
     if sampling is not None:  # before the flight goes on with those rows only whose answer is longest
         found["sample_text"] = _sample(reasoner, flight, state, route, batch, n_new, sampling, cost)
     source = torch.arange(len(state), device=state.device)
-    logprob, _, kl, states = measure_answers(reasoner, flight, state, base, source, asked, batch)
-    lines = write_answers(reasoner, flight, states, asked.shared, n_new, cost)
+    measured = measure_answers(reasoner, flight, state, base, source, asked, batch)
+    lines = write_answers(reasoner, flight, measured.states, asked.shared, n_new, cost, measured.known)
     spend(cost, flight)
     text = np.array([reasoner.decode(line) for line in lines], dtype=object)
-    return found | {"logprob": logprob[0], "kl": kl, "text": text}
+    return found | {"logprob": measured.logprob[0], "kl": measured.kl, "text": text}
 
 
 def _sample(
