@@ -37,13 +37,19 @@ class Context:
         Opened lake.
     runs
         Runs the page is about, in order.
+    lazy
+        For one problem at a time: results are opened without reading them whole, runs without dask.
     """
 
-    def __init__(self, lake: Lake, runs: Sequence[str]) -> None:
+    def __init__(self, lake: Lake, runs: Sequence[str], *, lazy: bool = False) -> None:
         self.lake = lake
+        self.lazy = lazy
         self._named = list(runs)
         self._runs: dict[str, xr.Dataset] = {}
+        self._models: dict[str, xr.Dataset] = {}
         self._opened: dict[str, xr.Dataset] = {}
+        self.columns: dict[Any, Any] = {}
+        """By the name of a re-entry: what became of each problem, once it was read."""
         self.passed_over: dict[str, list[Result]] = {}
         """By the name of a result that is shown: those that would have done as well."""
         # what stands for its model first, each model after its family
@@ -64,13 +70,20 @@ class Context:
     def run(self, name: str) -> xr.Dataset:
         """Lazy dataset of a run."""
         if name not in self._runs:
-            self._runs[name] = self.lake[name]
+            self._runs[name] = self.lake.open(name, chunks=None) if self.lazy else self.lake[name]
         return self._runs[name]
+
+    def model(self, run: str) -> xr.Dataset:
+        """What lenses need of a run's model."""
+        name = run.partition("/")[0]
+        if name not in self._models:
+            self._models[name] = self.lake.model(name)
+        return self._models[name]
 
     def open(self, result: Result) -> xr.Dataset:
         """Dataset of a result."""
         if result.name not in self._opened:
-            self._opened[result.name] = self.lake.open_result(result.name)
+            self._opened[result.name] = self.lake.open_result(result.name, load=not self.lazy)
         return self._opened[result.name]
 
     def find(self, kind: str, where: Where | None = None) -> list[StoredResult]:

@@ -209,8 +209,18 @@ def thought_attention(
     )
 
 
-def write_run(lake: str | Path, run: xr.Dataset, model: xr.Dataset, *, shard_examples: int | None = None) -> str:
-    """Put a made-up run and its model into a lake through the store, as an extraction would; returns the run's name."""
+def write_run(
+    lake: str | Path,
+    run: xr.Dataset,
+    model: xr.Dataset,
+    *,
+    shard_examples: int | None = None,
+    shards: Sequence[int] | None = None,
+) -> str:
+    """Put a made-up run and its model into a lake through the store, as an extraction would; returns the run's name.
+
+    ``shards`` are written where they are named, as of an extraction that is at work.
+    """
     name = str(run.attrs["run"])
     keys = [str(key) for key in run["key_position"].values]
     layout = RunLayout(
@@ -235,10 +245,10 @@ def write_run(lake: str | Path, run: xr.Dataset, model: xr.Dataset, *, shard_exa
     static = ("question", "gold_answer", "intermediate_result", "operation")
     columns = {key: (("example",), run[key].values) for key in ("example", "problem", "variant")}
     columns |= {key: (run[key].dims, run[key].values) for key in static}
-    identity = {"spec": json.loads(run.attrs["spec"]), "data": run.attrs["fingerprint"]}
+    identity = {"spec": json.loads(run.attrs["spec"]), "data": {"name": name, "sha256": run.attrs["fingerprint"]}}
     writer = create_run(lake, name, layout, identity=identity, columns=columns)
     labels = {"position": layout.positions, "key_position": layout.key_positions}
-    for shard in range(layout.n_shard):
+    for shard in range(layout.n_shard) if shards is None else shards:
         values = {}
         for key, buffer in writer.empty(shard).items():
             part = run[key].isel(example=layout.shard_slice(shard))

@@ -1,8 +1,5 @@
 import json
-import os
 import re
-import shutil
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,14 +10,6 @@ from analyze.report import build_report, svg
 from analyze.report.sections import chapters, sections
 from schemas import UsageError
 from schemas.registry import by_kind, foreign
-
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
-)
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--no-first-run",
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -168,20 +157,6 @@ def test_inline_drawings_follow_the_theme_and_keep_their_numbers():
     assert used <= set(re.findall(r'id="([^"]+)"', inline))
 
 
-@pytest.fixture(scope="module")
-def browser():
-    if not CHROMIUM or find_spec("playwright") is None:
-        if os.environ.get("CI_NEEDS_BROWSER"):
-            pytest.fail("no Chromium, or no Playwright")
-        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium), or Playwright is not installed")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield started
-        started.close()
-
-
 @pytest.mark.browser
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_choosing_a_problem_and_a_head_changes_the_view(browser, report, width, scheme):
@@ -197,13 +172,13 @@ def test_choosing_a_problem_and_a_head_changes_the_view(browser, report, width, 
     def changes(act, *, of):
         before = page.locator(of).inner_html()
         act()
-        assert page.locator(of).inner_html() != before
+        page.wait_for_function("([of, before]) => document.querySelector(of).innerHTML !== before", arg=[of, before])
 
-    changes(lambda: page.select_option("#problem", "1"), of="#question")
+    changes(lambda: page.select_option("#problem", index=1), of="#question")
     changes(lambda: page.select_option("#problem-run", label="small-gpt2-decodable/test"), of="#problem-explorer")
     changes(lambda: page.select_option("#query", "ct1"), of="#attention")
     changes(lambda: page.locator("#lens button").first.click(), of="#lens-detail")
-    changes(lambda: page.select_option("#head", "1"), of="#head-map")
+    changes(lambda: page.select_option("#head", index=1), of="#head-map")
     changes(lambda: page.select_option("#head-run", label="small-gpt2-decodable/test"), of="#head-map")
     assert page.locator("#outcomes tbody tr").count() > 0
     background = "getComputedStyle(document.body).backgroundColor"

@@ -12,6 +12,7 @@ import matplotlib as mpl
 
 from analyze.context import Context
 from analyze.drawing import STYLE
+from analyze.explorer.state import state_of
 from analyze.report import explore
 from analyze.report.overview import OVERVIEW, experiment_rows, run_rows
 from analyze.report.sections import chapters, sections
@@ -20,6 +21,7 @@ from schemas import UsageError, filled
 from store import open_lake
 
 FOLDER = Path(__file__).parent
+EXPLORER = FOLDER.parent / "explorer"
 Progress = Callable[[int, int], None]
 
 
@@ -154,6 +156,9 @@ def _page(
         data=_embed(data),
         style=(FOLDER / "style.css").read_text(encoding="utf-8"),
         script=(FOLDER / "page.js").read_text(encoding="utf-8"),
+        frame=(EXPLORER / "frame.js").read_text(encoding="utf-8"),
+        explorer=(EXPLORER / "explorer.js").read_text(encoding="utf-8"),
+        state=state_of(context.lake, context.runs, context.lake.results()),
     )
 
 

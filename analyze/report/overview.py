@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import xarray as xr
 
 from analyze.context import Context
+from analyze.explorer.listing import chain_lengths
 from analyze.page import NothingStored, Page, Section, share
 from analyze.report.sections import sections
 from analyze.statistics import wilson_interval
@@ -70,16 +70,6 @@ def accuracy_by_steps(page: Page) -> None:
         page.add("accuracy_by_steps", look.label, {key: np.asarray(values)[there] for key, values in rows.items()})
     ax = page.bars("accuracy_by_steps", groups, series, "answered correctly", top=1.02)
     ax.set_xlabel("steps of the written chain")
-
-
-def chain_lengths(run: xr.Dataset) -> np.ndarray:
-    """Number of steps of each problem's written chain, equations or words."""
-    lengths = np.zeros(run.sizes["example"], dtype=int)
-    if "intermediate_result" in run:
-        lengths += np.isfinite(run["intermediate_result"].values).sum(1)
-    if "step_text" in run:
-        lengths += (run["step_text"].values != "").sum(1)
-    return lengths
 
 
 OVERVIEW = Section(slug="what-was-run", write=accuracy_by_steps)

@@ -1,0 +1,139 @@
+"""Features of the stored dictionaries of a run: which there are, and the page of one of them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from analyze.context import Context
+from analyze.explorer.problems import readable
+from analyze.features.pages import feature_pages
+from schemas import MissingRunError, UsageError
+from store.read import Result, preferred
+
+N_TOKEN = 8
+"""Tokens told of what a feature writes."""
+
+
+def dictionaries(context: Context, run: str) -> list[Result]:
+    """Dictionaries of one pool of a run's states, the preferred one first."""
+    stored = preferred(each for each in context.results if each.kind == "sae" and each.runs == (run,))
+    return [each for each in stored if is_pool(context.open(each))]
+
+
+def is_pool(sae: xr.Dataset) -> bool:
+    """Whether the features of a dictionary are of all its states, and it says where they fire most."""
+    return bool(sae.attrs.get("scope") == "pool" and "top_example" in sae and "frequency" in sae)
+
+
+def feature_lists(
+    context: Context, run: str, *, most: int | None = None, details: bool = False
+) -> list[dict[str, Any]]:
+    """Every dictionary of a run with its features, those that fire most often first.
+
+    Parameters
+    ----------
+    context, run
+        Lake and run.
+    most
+        Features of each that are listed; all by default.
+    details
+        Whether the page of each listed feature comes with it (``pages``, by feature).
+    """
+    lists = []
+    for stored in dictionaries(context, run)[: 1 if details else None]:
+        sae = context.open(stored)
+        frequency = sae["frequency"].load()
+        often = frequency.mean([dim for dim in frequency.dims if dim != "feature"]).values
+        order = [int(i) for i in np.argsort(-often, kind="stable") if often[i] > 0]
+        features = sae["feature"].values
+        said: dict[str, Any] = {
+            "mark": stored.fingerprint[:12],
+            "title": f"{sae.attrs.get('variable', 'hidden_state')}, {len(features)} features",
+            "n_feature": len(features),
+            "n_silent": len(features) - len(order),
+            "features": [[int(features[i]), round(float(often[i]), 5)] for i in order[:most]],
+        }
+        if details:
+            pages = _pages(context, run, stored, order[:most])
+            said["pages"] = {str(page["feature"]): page for page in pages}
+        lists.append(said)
+    return lists
+
+
+def feature_page(context: Context, run: str, mark: str, feature: int) -> dict[str, Any]:
+    """Where a feature fires, on which problems, what is read there and what it writes.
+
+    Raises
+    ------
+    MissingRunError
+        If the run has no such dictionary.
+    UsageError
+        If the dictionary has no such feature.
+    """
+    found = [each for each in dictionaries(context, run) if mark and each.fingerprint.startswith(mark)]
+    if not found:
+        raise MissingRunError(f"{run} has no dictionary {mark!r}")
+    known = context.open(found[0])["feature"].values
+    place = np.flatnonzero(known == feature)
+    if not len(place):
+        raise UsageError(f"dictionary {mark} has no feature {feature}; it has 0 to {known.max()}")
+    return _pages(context, run, found[0], [int(place[0])])[0]
+
+
+def _pages(context: Context, run: str, stored: Result, places: Sequence[int]) -> list[dict[str, Any]]:
+    """The pages of some features, by their place in the dictionary."""
+    sae = context.open(stored).isel(feature=list(places)).load()
+    pages = feature_pages(sae, context.run(run), context.model(run), tokens=N_TOKEN)
+    told = []
+    for index in range(pages.sizes["feature"]):
+        page = pages.isel(feature=index)
+        frequency = page["frequency"]
+        cells = [dim for dim in ("layer", "position") if dim in frequency.dims]
+        told.append(
+            {
+                "feature": int(page["feature"]),
+                "fires": round(float(frequency.mean()), 5),
+                "mean": _rounded(page["mean_activation"]),
+                "max": _rounded(page["max_activation"]),
+                "dims": {dim: page[dim].values.tolist() for dim in cells},
+                "frequency": np.round(1000 * np.nan_to_num(frequency.transpose(*cells).values)).astype(int).tolist(),
+                "writes": _tokens(page, "+"),
+                "takes": _tokens(page, "-"),
+                "top": _top(page),
+            }
+        )
+    return told
+
+
+def _top(page: xr.Dataset) -> list[dict[str, Any]]:
+    """Problems and places where a feature fires most, strongest first."""
+    rows = []
+    for rank in range(page.sizes["rank"]):
+        one = page.isel(rank=rank)
+        if not float(one["top_activation"]) > 0:
+            continue
+        where = [str(one[f"top_{dim}"].item()) for dim in ("layer", "position", "latent") if f"top_{dim}" in one]
+        rows.append(
+            {
+                "id": int(one["top_example"]),
+                "where": where,
+                "activation": _rounded(one["top_activation"]),
+                "reading": readable(one["top_reading"].item()),
+                "question": str(one["top_question"].item()),
+            }
+        )
+    return rows
+
+
+def _tokens(page: xr.Dataset, sign: str) -> list[list[Any]]:
+    part = page.sel(sign=sign)
+    return [
+        [readable(token), _rounded(size)]
+        for token, size in zip(part["writes"].values, part["written"].values, strict=True)
+    ]
+
+
+def _rounded(value: Any) -> float:
+    return round(float(value), 3)

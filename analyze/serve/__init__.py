@@ -1,0 +1,1 @@
+"""A local page over a whole lake, read on demand."""
