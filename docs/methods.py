@@ -9,6 +9,7 @@ added and how problems are halved. The weights are the shipped ones, of one trai
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ from store import open_lake
 
 OUT = Path(__file__).parent / "methods.json"
 SEEDS = (0, 1, 2)
-N_PROBLEM, N_PAIR, LIMIT = 400, 150, 200
+N_PROBLEM, N_PAIR, LIMIT = 240, 120, 160
 THOUGHTS = tuple(f"ct{index}" for index in range(6))
 TRUTH: dict[str, dict[str, bool]] = {
     **{name: {"ct1": True, "ct3": True, "ct5": True, ALL: True} for name in ("small-gpt2", "small-llama")},
@@ -55,7 +56,7 @@ def commands(model: str, seed: int) -> Iterator[str]:
         )
         yield f"reenter edit LAKE {model}/test --doses 1 --methods donor --seed {seed}"
         yield f"reenter subspace LAKE {model}/test --subspaces leace --ranks 8 --draws 1 --seed {seed}"
-    yield f"reenter corrupt LAKE {model}/test {words}"
+    yield f"reenter corrupt LAKE {model}/test {words} --corruptions 'zero,mean,noise 1,resample'"
     yield f"reenter edges LAKE {model}/test {words}"
     yield f"reenter patch LAKE {model}/pairs --sites latent_embedding --subsets none --seed {seed}"
 
@@ -77,7 +78,7 @@ def write_data(model: str, seed: int, folder: Path) -> None:
 
 def lake_command(words: str, folder: Path) -> None:
     """Run a command of ``lake``."""
-    typed = [word.replace("LAKE", str(folder / "one.lake")).replace("DATA", str(folder)) for word in words.split()]
+    typed = [word.replace("LAKE", str(folder / "one.lake")).replace("DATA", str(folder)) for word in shlex.split(words)]
     subprocess.run([sys.executable, "-m", "lake", *typed], check=True, stdout=subprocess.DEVNULL)
 
 

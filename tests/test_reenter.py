@@ -131,6 +131,27 @@ def test_patching_finds_the_thoughts_that_carry_the_answer_over(folder: Path, ar
     assert np.isnan(twin["n_that_wins"]).all()
 
 
+def test_pairs_follow_from_the_thought_that_holds_the_step_in_which_they_differ(folder: Path) -> None:
+    pairs = target(folder, "small-gpt2", "pairs")
+    result = patch(pairs, PatchSettings(sites=("latent_embedding",), subsets="none"))
+    data, labels = pairs.data, dict(zip(result["example"].values, result["first_step"].values, strict=True))
+    chain = data["intermediate_result"].values
+    for index, number in enumerate(data["pair"].values):
+        if str(data["variant"].values[index]) == "corrupted" and data["example"].values[index] in labels:
+            (twin,) = [i for i in np.flatnonzero(data["pair"].values == number) if i != index]
+            both = [row[np.isfinite(row)] for row in (chain[index], chain[twin])]
+            step = next(k for k, (a, b) in enumerate(zip(*both, strict=True)) if a != b)
+            wanted = "the last step" if step == len(both[0]) - 1 else f"step {step + 1}"
+            assert labels[data["example"].values[index]] == wanted
+    wins = result["n_that_wins_by_step"].isel(series=0).to_series()
+    assert wins["step 1"] == 2
+    assert np.isnan(wins["the last step"])
+    last = result["first_step"].values == "the last step"
+    assert result.attrs["ceiling"] == pytest.approx(1 - last.mean())
+    shares = (result["share_by_step"] * result["n_by_step"]).sum("differs") / result["n_by_step"].sum()
+    np.testing.assert_allclose(shares.transpose(*result["share"].dims), result["share"])
+
+
 def test_patching_goes_both_ways(folder: Path) -> None:
     found = target(folder, "small-gpt2", "pairs")
     to_clean = patch(found, PatchSettings(sites=("latent_embedding",), subsets="none", into="clean"))

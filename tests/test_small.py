@@ -12,6 +12,7 @@ from extract import load_reasoner
 from extract.run.data import read_problems
 from extract.small_models.network import SmallCodi, load_checkpoint, make_tokenizer, save_checkpoint
 from extract.small_models.problems import (
+    N_DRAWN,
     SPLIT_SIZES,
     Operation,
     carried_step,
@@ -95,6 +96,9 @@ def test_arrays_continue_as_stories_do():
     ]
 
 
+SIDES = ("clean", "corrupted")
+
+
 def test_pairs_differ_in_one_number_and_in_the_answer(tmp_path):
     pairs = make_pairs(60, seed=0)
     assert pairs == make_pairs(60, seed=0)
@@ -115,6 +119,22 @@ def test_pairs_differ_in_one_number_and_in_the_answer(tmp_path):
     data = read_problems(str(tmp_path / "pairs.json"))
     assert len(data) == 120
     assert data.columns["variant"][1][:2] == ["clean", "corrupted"]
+
+
+def test_pairs_come_in_turn_from_every_step_that_differs_first():
+    pairs = make_pairs(90, seed=0)
+    kinds = [(pair["first_step"], pair["n_operation"]) for pair in pairs]
+    assert {kinds.count(kind) for kind in set(kinds)} == {10}
+    assert set(kinds) == {(step, n) for n in (2, 3, 4) for step in range(1, n + 1)}
+    for pair in pairs:
+        (start, operations), (other, changed) = (read_operations(pair[side]["full_answer"]) for side in SIDES)
+        same = [
+            continue_from(operations[:n], -1, start) == continue_from(changed[:n], -1, other)
+            for n in range(1, pair["n_operation"] + 1)
+        ]
+        assert same.index(False) + 1 == pair["first_step"]
+    drawn = {pair["clean"]["question"] for pair in make_pairs(N_DRAWN, seed=0)}
+    assert {pair["clean"]["question"] for pair in pairs} < drawn  # held out from training, all of them
 
 
 def test_interchange_replaces_one_number_and_everything_after_it():

@@ -7,7 +7,18 @@ import pandas as pd
 import xarray as xr
 
 from analyze.context import StoredResult
-from analyze.drawing import DASHED, HEAT, HEAT_NEGATIVE, MUTED, as_percent, band, bars_across, faint_grid, legend_below
+from analyze.drawing import (
+    DASHED,
+    HEAT,
+    HEAT_NEGATIVE,
+    MUTED,
+    as_percent,
+    band,
+    bars_across,
+    faint_grid,
+    legend_below,
+    reference,
+)
 from analyze.effects.conditions import Frame, into_corrupted, place_name, places_of
 from analyze.effects.shown import ENDS, reentries, triple
 from analyze.page import Page, Section
@@ -36,7 +47,8 @@ def patched(page: Page) -> list[tuple[StoredResult, Frame]]:
             notes.append(
                 f"{result.label}: {counts.get('n_counted')} of {counts['n_pair']} pairs count "
                 f"({counts.get('n_same_answer', 0)} have the same answer twice, "
-                f"{counts.get('n_not_both_right', 0)} are not both answered rightly)"
+                f"{counts.get('n_not_both_right', 0)} are not both answered rightly: the clean half wrong in "
+                f"{counts.get('n_clean_wrong', 0)}, the corrupted one in {counts.get('n_corrupted_wrong', 0)})"
             )
     page.set(pairs="; ".join(notes) + "." if notes else "")
     return ready
@@ -68,6 +80,7 @@ def several_patching(page: Page) -> None:
         line = own[own["place"] == place].sort_values("n")
         random = first[(first["control"] == "random donor") & (first["place"] == place)].sort_values("n")
         draw_first(page, result, line, random, place)
+        splits = by_step(result, line, place)
         wins = winning_rows(result.data)
         page.add("n_that_wins", result, wins)
         at_place = wins[wins["place"] == place] if len(wins) else wins
@@ -75,8 +88,10 @@ def several_patching(page: Page) -> None:
         last = line.iloc[-1]
         values = {"all": last["n"], "clean": last["clean"], "corrupted": last["corrupted"], "place": place}
         name = "wins" if win and np.isfinite(win[0]["n"]) else "never" if win else "unknown"
-        page.say(result, name, **(win[0] if win else {}) | values)
+        text = page.text(name, **(win[0] if win else {}) | values)
+        page.say_of(result.label, text + told_by_step(page, result, splits))
         page.add("several_patching", result, own)
+        page.add("by_step", result, splits)
     page.need("several_patching")
 
 
@@ -91,6 +106,35 @@ def winning_rows(data: xr.Dataset) -> Any:
     return pd.DataFrame({"place": places} | columns)
 
 
+def by_step(result: StoredResult, line: Frame, place: str) -> Any:
+    """Clean answers by the number of first thoughts, for pairs that first differ in the same step."""
+    data = result.data
+    if "differs" not in data.dims:
+        return pd.DataFrame()
+    places = [place_name(*each) for each in zip(data["series_site"].values, data["series_layer"].values, strict=True)]
+    rows = []
+    for step in data["differs"].values:
+        of_step = data.sel(differs=step)
+        wins = of_step["n_that_wins_by_step"].values[places.index(place)]
+        for index, n in zip(line.index, line["n"], strict=True):
+            cell = of_step.isel(condition=int(index)).sel(outcome_kind="clean_answer")
+            shares = {f"clean{end}": float(cell[f"share_by_step{end}"]) for end in ENDS}
+            rows.append({"differs": str(step), "pairs": int(cell["n_by_step"]), "n": int(n), "wins": wins} | shares)
+    return pd.DataFrame(rows)
+
+
+def told_by_step(page: Page, result: StoredResult, splits: Any) -> str:
+    """From which N pairs of each first differing step follow, and what the pairs allow at most."""
+    if not len(splits):
+        return ""
+    parts = []
+    for step, rows in splits.groupby("differs", sort=False):
+        wins = rows["wins"].iloc[0]
+        name = "step_wins" if np.isfinite(wins) else "step_never"
+        parts.append(page.text(name, step=step, n=wins, pairs=rows["pairs"].iloc[0], best=rows["clean"].max()))
+    return page.text("by_step", ceiling=result.data.attrs["ceiling"], steps=", ".join(parts))
+
+
 def draw_first(page: Page, result: StoredResult, line: Frame, random: Frame, place: str) -> None:
     """Share of clean and corrupted answers by the number of first thoughts patched."""
     ax, n = page.panel("several_patching", result, height=2.9), line["n"].to_numpy(dtype=float)
@@ -101,6 +145,8 @@ def draw_first(page: Page, result: StoredResult, line: Frame, random: Frame, pla
     if len(random):
         grey = {"color": MUTED, "linestyle": ":", "marker": "^", "label": "clean answer, random donor"}
         ax.plot(random["n"], random["clean"], **grey)
+    if "ceiling" in result.data.attrs:
+        reference(ax, float(result.data.attrs["ceiling"]))
     ax.set_ylim(-0.02, 1.03)
     ax.set_xlim(0.7, max(n) + 0.3)
     as_percent(ax)

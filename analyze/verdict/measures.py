@@ -123,24 +123,21 @@ def corrupt(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]
 def held(run: xr.Dataset, examples: np.ndarray) -> np.ndarray:
     """Which of the halves of pairs differ from their twins in a step whose result is not yet the answer.
 
-    Where the only step that differs is the last, no thought holds what differs, and no answer can follow a donor.
+    Where the only step that differs is the last of a chain of numbers, whose result is the answer, no thought need hold
+    what differs, and that no answer follows a donor says nothing of use. True where no chain is known.
     """
     if not {"pair", "intermediate_result"} <= set(run.variables):
         return np.ones(len(examples), dtype=bool)
-    label = run["example"].values
-    place = {int(name): index for index, name in enumerate(label)}
+    place = {int(name): index for index, name in enumerate(run["example"].values)}
     chain, pair = np.asarray(run["intermediate_result"].values), np.asarray(run["pair"].values)
     halves: dict[int, list[int]] = {}
     for index, number in enumerate(pair.tolist()):
         halves.setdefault(number, []).append(index)
-    out = np.zeros(len(examples), dtype=bool)
+    out = np.ones(len(examples), dtype=bool)
     for number, example in enumerate(examples.tolist()):
-        rows = halves[int(pair[place[int(example)]])]
-        steps = [chain[row][np.isfinite(chain[row])] for row in rows]
-        if len(rows) == 2 and len(steps[0]) == len(steps[1]):
+        steps = [chain[row][np.isfinite(chain[row])] for row in halves[int(pair[place[int(example)]])]]
+        if len(steps) == 2 and len(steps[0]) == len(steps[1]) > 0:
             out[number] = bool((steps[0][:-1] != steps[1][:-1]).any())
-        else:
-            out[number] = len(rows) == 2
     return out
 
 

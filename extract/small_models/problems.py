@@ -6,6 +6,7 @@ operations is written the way GSM8K writes it (``<<26/2=13>>``); `read_operation
 text, and `continue_from` says what the rest of a story makes of any given intermediate result.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from schemas.errors import UsageError
 LARGEST_NUMBER = 30
 LARGEST_OPERAND = 9
 MAX_OPERATION = 4
+N_DRAWN = 500
+"""Pairs drawn at least, of which those handed out are taken: held out from training, all of them."""
 
 PEOPLE = {"Tom": "He", "Ben": "He", "Sam": "He", "Max": "He", "Anna": "She", "Lucy": "She", "Mia": "She", "Eva": "She"}
 THINGS = ("apples", "books", "coins", "pens", "cards", "shells", "stamps", "marbles")
@@ -264,18 +267,22 @@ def corrupt_problem(rng: np.random.Generator, problem: Problem, n_try: int = 100
 def make_pairs(n_pair: int = 500, seed: int = 0, n_operation: Sequence[int] = (2, 3, 4)) -> list[dict[str, Any]]:
     """Draw clean/corrupted pairs: two stories that differ in one number and in the answer.
 
+    At least 500 are drawn, and those handed out come in turn from each number of operations and each first step whose
+    result differs, as long as there are such pairs. How often an answer can follow a thought hangs on that step: where
+    only the last differs, whose result is the answer, no thought holds what differs.
+
     Returns
     -------
     list of dict
         Records with ``pair_id``, ``clean``, ``corrupted`` (question, answer, full_answer; the corrupted side also
-        ``changed_number``) and ``n_operation``. No question of a split of the same seed is among them (for the training
-        split: of the first 500 pairs with the default numbers of operations).
+        ``changed_number``), ``n_operation`` and ``first_step``, counted from 1. No question of a split of the same
+        seed is among them (for the training split: of the 500 pairs with the default numbers of operations).
     """
     rng = np.random.default_rng([seed, 2])
     held_out = {split: size for split, size in SPLIT_SIZES.items() if split != "train"}
     seen = {problem.question for split in make_splits(seed, held_out).values() for problem in split}
     pairs: list[dict[str, Any]] = []
-    while len(pairs) < n_pair:
+    while len(pairs) < max(n_pair, N_DRAWN):
         count = n_operation[len(pairs) % len(n_operation)]
         clean = draw_problem(rng, count)
         changed = corrupt_problem(rng, clean)
@@ -285,13 +292,22 @@ def make_pairs(n_pair: int = 500, seed: int = 0, n_operation: Sequence[int] = (2
         seen |= {clean.question, corrupted.question}
         pairs.append(
             {
-                "pair_id": len(pairs),
                 "clean": _side(clean),
                 "corrupted": {**_side(corrupted), "changed_number": change},
                 "n_operation": count,
+                "first_step": 1 + next(k for k in range(count) if clean.values[k + 1] != corrupted.values[k + 1]),
             }
         )
-    return pairs
+    return [{"pair_id": number, **pair} for number, pair in enumerate(_in_turn(pairs)[:n_pair])]
+
+
+def _in_turn(pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Pairs of each number of operations and first step that differs in turn, in each the order of drawing."""
+    kinds: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for pair in pairs:
+        kinds.setdefault((pair["first_step"], pair["n_operation"]), []).append(pair)
+    rounds = itertools.zip_longest(*(kinds[kind] for kind in sorted(kinds)))
+    return [pair for each in rounds for pair in each if pair is not None]
 
 
 def _side(problem: Problem) -> dict[str, Any]:

@@ -57,10 +57,14 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     """Outcomes under each condition, which pairs count, and from how many thoughts on the clean answer wins."""
     counts = result.attrs
     giver = "clean" if counts.get("into", "corrupted") == "corrupted" else "corrupted"
+    wrong = counts.get("n_clean_wrong", 0) + counts.get("n_corrupted_wrong", 0)
     lines = [
         f"{counts['n_counted']} of {counts['n_pair']} pairs count; {counts['n_same_answer']} have the same answer"
         f" twice, {counts['n_not_both_right']} are not both answered rightly"
+        + (f" ({counts['n_clean_wrong']} clean, {counts['n_corrupted_wrong']} corrupted wrong)" * bool(wrong))
     ]
+    if "differs" in result.dims:
+        lines += _by_step(result, giver)
     for index in range(result.sizes["series"]):
         series = result.isel(series=index)
         n, low, high = (float(series["n_that_wins" + bound]) for bound in ("", "_low", "_high"))
@@ -76,6 +80,26 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     if "layer_pair" in result.dims:
         found.append(pair_table(result, "layer", ("site", "positions", "kind"), "layer against layer"))
     return tables_first([*found, *lines])
+
+
+def _by_step(result: Any, giver: str) -> list[str]:
+    """The ceiling, and from how many thoughts on which pairs follow."""
+    n = dict(zip(result["differs"].values, result["n_by_step"].values.tolist(), strict=True))
+    differ = ", ".join(f"{label} in {count}" for label, count in n.items())
+    lines = [
+        f"pairs first differ in: {differ}; unless a thought holds the answer itself, at most"
+        f" {result.attrs['ceiling']:.1%} can give the {giver} answer for a thought's sake"
+    ]
+    for label in n:
+        wins = result["n_that_wins_by_step"].sel(differs=label)
+        places = [
+            f"{site}, layer {label_text('layer', layer)} {f'N = {float(value):.0f}' if value == value else 'no N'}"
+            for site, layer, value in zip(
+                result["series_site"].values, result["series_layer"].values, wins.values, strict=True
+            )
+        ]
+        lines.append(f"pairs that first differ in {label} give it from: {'; '.join(places)}")
+    return lines
 
 
 def _row(condition: Any) -> list[str]:

@@ -11,6 +11,7 @@ import xarray as xr
 from extract.reenter.paired import with_pairs
 from extract.reenter.patching.command import PatchSettings
 from extract.reenter.patching.outcomes import GIVEN, with_n_that_wins, with_outcomes
+from extract.reenter.patching.steps import first_steps, with_first_steps
 from extract.reenter.sites import report_layers, self_controls, site_layers, where_of
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target
@@ -85,9 +86,10 @@ def patch(target: Target, settings: PatchSettings | None = None) -> xr.Dataset:
         ``logit_difference_mean`` (clean less corrupted) and ``recovery`` (0: as untouched, 1: as the other half itself)
         with bootstrap intervals; ``p``: exact McNemar of the giver's answer against the untouched run, ``p_holm``;
         ``n_that_wins(site, layer)``, ``_low``, ``_high`` and ``never_wins``: how many first thoughts it takes until the
-        giver's answer is, and stays, more frequent than the half's own. Paired tests of the giver's answer, layer
-        against layer along ``layer_pair`` and the first N against the first N + 1 thoughts along ``n_pair``, as
-        :func:`extract.reenter.paired.with_pairs` gives them. ``attrs`` count the pairs that do not count.
+        giver's answer is, and stays, more frequent than the half's own; outcomes and this by the step in which pairs
+        first differ, and the ceiling (:func:`extract.reenter.patching.steps.with_first_steps`). Paired tests of the
+        giver's answer, layer against layer along ``layer_pair`` and the first N against the first N + 1 thoughts along
+        ``n_pair`` (:func:`extract.reenter.paired.with_pairs`). ``attrs`` count the pairs that do not count.
 
     Raises
     ------
@@ -116,6 +118,8 @@ def patch(target: Target, settings: PatchSettings | None = None) -> xr.Dataset:
     result = with_outcomes(swept, answers, ends, target.scoring, settings.seed, into=settings.into)
     result = result.assign_coords(problem=("example", target.data["problem"].values[changed]))
     result = with_n_that_wins(result, conditions, settings.seed, into=settings.into)
+    first_step = first_steps(target.data, pairs.clean, pairs.corrupted)
+    result = with_first_steps(result, first_step, settings.seed, into=settings.into)
     given = result["outcome"].values == GIVEN[settings.into]
     result = with_pairs(result, given, over="layer", within=("site", "positions", "kind"), which="all")
     first = result["kind"].values == "first"
