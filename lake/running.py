@@ -97,7 +97,8 @@ def run_analysis(command: Analysis, settings: Settings, values: Mapping[str, Any
     from analyze.running import analyse, groups_of
     from analyze.tables import result_tables
 
-    groups = groups_of(command, *open_runs(values["path"], values["runs"]), settings, terminal)
+    named = settings.runs_to_open(values["runs"] or [])
+    groups = groups_of(command, *open_runs(values["path"], named), settings, terminal)
     labels = [" + ".join(source.run for source in group) for group in groups]
     if values.get("plan") and command.plan is not None:
         asked = [group if command.takes_all(settings) else group[0] for group in groups]

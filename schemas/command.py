@@ -79,6 +79,10 @@ class Settings:
             for entry in value if each.many and value is not None else [value]:
                 each.check(entry)
 
+    def runs_to_open(self, named: Sequence[str]) -> list[str]:
+        """Runs that a command over runs opens, of those named by their place; none: every run of the lake."""
+        return list(named)
+
     def spec(self) -> dict[str, Any]:
         """What a result depends on, as JSON holds it; what is ``None`` is left out."""
         values = {each.name: getattr(self, each.name) for each in flags(type(self)) if each.stored}

@@ -326,9 +326,9 @@ def test_scores_are_what_their_definitions_say():
         layer=0, position=0
     )
     label, problem = run["correct"].values, run["problem"].values
-    from analyze.probes.linear import _folds
+    from analyze.probes.linear import folds_of
 
-    fold = _folds(label, problem, 5, 0)
+    fold = folds_of(label, problem, 5, 0)
     states = run["hidden_state"].sel(layer=1, position="ct1").values
     fit = nested_logistic(states, label.astype(int)[:, None], fold, penalty=PENALTIES)
     score = fit.score[:, 0, 1]

@@ -24,7 +24,7 @@ from scipy import stats
 from analyze.labels import part_of
 from analyze.probes.command import ProbeSettings
 from analyze.probes.nested import nested_logistic, nested_ridge, one_thread
-from analyze.probes.scores import Cell, Task, measure, permutations, r2
+from analyze.probes.scores import Cell, Task, directions, measure, permutations, r2
 from analyze.statistics import adjust
 from schemas import SchemaError, UsageError, nearest
 
@@ -104,15 +104,15 @@ def linear_probes(
     are worked on by its workers, a few at a time.
     """
     settings = settings or ProbeSettings()
-    _check(run, settings)
+    check_probed(run, settings.target, settings.level)
     run = part_of(run, layers=settings.layers, positions=settings.positions, limit=settings.limit)
-    states, columns = run["hidden_state"], _columns(run[settings.target])
+    states, columns = run["hidden_state"], target_columns(run[settings.target])
     as_number = settings.treat == "number" or (
         settings.treat == "auto" and next(iter(columns.values())).dtype.kind in "fiu"
     )
-    penalties = _penalties(settings, as_number)
+    penalties = penalties_of(settings.penalties, as_number)
     problem = np.asarray(run["problem"].values)
-    used = _draw(problem, settings.max_examples, settings.seed)
+    used = draw_examples(problem, settings.max_examples, settings.seed)
     tasks = {
         step: _task_or_reason(column[used], problem[used], as_number, penalties, settings)
         for step, column in columns.items()
@@ -130,9 +130,10 @@ def linear_probes(
     def measured(number: int) -> xr.Dataset:
         shape, hidden = (states.sizes["layer"], states.sizes["position"]), states.sizes["hidden"]
         by_cell = [cell[number] for cell in cells]
-        return measure(
-            present[number], by_cell, shape, hidden, settings.resamples, n_permutation, settings.level, settings.seed
+        scores = measure(
+            present[number], by_cell, shape, settings.resamples, n_permutation, settings.level, settings.seed
         )
+        return scores.merge(directions(present[number], by_cell, shape, hidden))
 
     results, reasons = _by_step(tasks, cells, measured)
     if not results:
@@ -159,8 +160,9 @@ def _name_of(run: xr.Dataset, settings: ProbeSettings) -> str:
     return f"probes for {settings.target!r} of run {run.attrs.get('run', '')!r}"
 
 
-def _check(run: xr.Dataset, settings: ProbeSettings) -> None:
-    name, target = run.attrs.get("run", ""), settings.target
+def check_probed(run: xr.Dataset, target: str, level: float) -> None:
+    """Raise unless a run has states, problems and the target, and the level is a share."""
+    name = run.attrs.get("run", "")
     for needed in ("hidden_state", "problem", target):
         if needed not in run.variables:
             along = sorted(str(key) for key, value in run.variables.items() if value.dims[:1] == ("example",))
@@ -170,11 +172,11 @@ def _check(run: xr.Dataset, settings: ProbeSettings) -> None:
         raise SchemaError(
             f"target {target!r} of run {name!r} has dims {dims}; a probe's target has 'example' and maybe 'step'"
         )
-    if not 0 < settings.level < 1:
-        raise UsageError(f"--level is {settings.level}; it must lie between 0 and 1")
+    if not 0 < level < 1:
+        raise UsageError(f"--level is {level}; it must lie between 0 and 1")
 
 
-def _columns(target: xr.DataArray) -> dict[Any, Array]:
+def target_columns(target: xr.DataArray) -> dict[Any, Array]:
     """Values of the target by example, of each step; of one without steps under the label 0."""
     if "step" not in target.dims:
         return {0: np.asarray(target.values)}
@@ -182,9 +184,8 @@ def _columns(target: xr.DataArray) -> dict[Any, Array]:
     return {step: np.asarray(target.isel(step=index).values) for index, step in enumerate(steps)}
 
 
-def _penalties(settings: ProbeSettings, as_number: bool) -> tuple[float, ...]:
+def penalties_of(given: Sequence[float] | None, as_number: bool) -> tuple[float, ...]:
     """Values of C or alpha to choose from, weakest first."""
-    given = settings.penalties
     if given is None:
         return RIDGE_PENALTIES if as_number else PENALTIES
     if not given or min(given) <= 0:
@@ -227,7 +228,7 @@ def _joined(results: Mapping[Any, xr.Dataset], *, with_steps: bool) -> xr.Datase
     return xr.concat(list(results.values()), dim=dim, join="outer", combine_attrs="override")
 
 
-def _draw(problem: Array, max_examples: int, seed: int) -> Array:
+def draw_examples(problem: Array, max_examples: int, seed: int) -> Array:
     """Examples of whole problems drawn at random until ``max_examples``, in order; all of them for 0."""
     if not max_examples or len(problem) <= max_examples:
         return np.arange(len(problem))
@@ -248,7 +249,7 @@ def _prepare(
         rows, label, classes = _class_rows(column, problem, settings)
         strata = label
     groups = problem[rows]
-    fold = _folds(strata, groups, settings.folds, settings.seed)
+    fold = folds_of(strata, groups, settings.folds, settings.seed)
     shuffled = [label[order] for order in permutations(groups, fold, settings.controls, [settings.seed, 3])]
     return Task(
         rows=rows,
@@ -274,15 +275,13 @@ def _number_rows(column: Array, problem: Array, n_fold: int) -> tuple[Array, Arr
             f"{len(np.unique(problem[rows]))} problems with {len(np.unique(label))} values; "
             f"{n_fold} folds need at least {2 * n_fold} problems and two values"
         )
-    return rows, label, _number_strata(label, n_fold)
+    return rows, label, number_strata(label, n_fold)
 
 
 def _class_rows(column: Array, problem: Array, settings: ProbeSettings) -> tuple[Array, Array, Array]:
     """Examples of classes that every fold has, their classes as 0, 1, .., and the classes' names."""
     n_fold = settings.folds
-    is_text = column.dtype.kind in "OUST"
-    text = np.array([str(value) for value in column], dtype=object) if is_text else column
-    given = text != "" if is_text else ~pd.isna(text)
+    text, given = class_labels(column)
     names, coded = np.unique(text[given], return_inverse=True)
     rows = np.flatnonzero(given)
     count = np.array([len(np.unique(problem[rows[coded == index]])) for index in range(len(names))])
@@ -304,6 +303,13 @@ def _class_rows(column: Array, problem: Array, settings: ProbeSettings) -> tuple
     return rows, label, classes
 
 
+def class_labels(column: Array) -> tuple[Array, Array]:
+    """Label of each example as it names a class, and whether there is one: both (example,)."""
+    is_text = column.dtype.kind in "OUST"
+    text = np.array([str(value) for value in column], dtype=object) if is_text else column
+    return text, np.asarray(text != "" if is_text else ~pd.isna(text))
+
+
 def _drawn_per_class(label: Array, classes: Array, per_class: int, settings: ProbeSettings) -> Array:
     """So many rows of each class, in order."""
     rng = np.random.default_rng([settings.seed, 2])
@@ -315,14 +321,14 @@ def _drawn_per_class(label: Array, classes: Array, per_class: int, settings: Pro
     return np.sort(np.concatenate([rng.choice(part, per_class, replace=False) for part in parts]))
 
 
-def _number_strata(value: Array, n_fold: int) -> Array:
+def number_strata(value: Array, n_fold: int) -> Array:
     """Fifths of the values, or as many parts as leave every one of them, ties together, a row for each fold."""
     rank = stats.rankdata(value)
     parts = (np.unique(rank * number // (len(value) + 1), return_inverse=True)[1] for number in range(5, 0, -1))
     return next(part for part in parts if np.bincount(part).min() >= n_fold)
 
 
-def _folds(strata: Array, problem: Array, n_fold: int, seed: int) -> Array:
+def folds_of(strata: Array, problem: Array, n_fold: int, seed: int) -> Array:
     """Fold of each row; whole problems, like shares of every stratum."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
@@ -358,16 +364,9 @@ def _probe_cell(states: Array, tasks: Sequence[Task]) -> list[Cell | None]:
 
 def _fit_task(states: Array, known: Array, task: Task) -> Cell | None:
     """One task in one cell; ``known`` (row,) are the examples that have the position."""
-    label, fold = task.label[known], task.fold[known]
-    n_fold = int(task.fold.max()) + 1
-    enough = len(np.unique(fold)) == n_fold
-    if enough and task.classes is not None:
-        # Every class, controls included, must be left in every training set: in three folds or more.
-        seen = np.zeros((len(task.classes), label.shape[1], n_fold), dtype=bool)
-        seen[label, np.arange(label.shape[1]), fold[:, None]] = True
-        enough = bool((seen.sum(axis=2) >= 3).all())
-    if not enough or int(np.bincount(fold, minlength=n_fold).min()) < 2:
+    if not can_fit(task, known):
         return None
+    label, fold = task.label[known], task.fold[known]
     chosen = states[task.rows[known]]
     if task.classes is None:
         fit = nested_ridge(chosen, label, fold, penalty=task.penalty)
@@ -385,6 +384,20 @@ def _fit_task(states: Array, known: Array, task: Task) -> Cell | None:
         direction=fit.coefficient.mean(axis=0).astype(np.float32),
         intercept=fit.intercept.mean(axis=0),
     )
+
+
+def can_fit(task: Task, known: Array) -> bool:
+    """Whether every fold has two of the rows ``known`` (row,), and every training set every class."""
+    label, fold = task.label[known], task.fold[known]
+    n_fold = int(task.fold.max()) + 1
+    if int(np.bincount(fold, minlength=n_fold).min()) < 2:
+        return False
+    if task.classes is None:
+        return True
+    # Every class, controls included, must be left in every training set: in three folds or more.
+    seen = np.zeros((len(task.classes), label.shape[1], n_fold), dtype=bool)
+    seen[label, np.arange(label.shape[1]), fold[:, None]] = True
+    return bool((seen.sum(axis=2) >= 3).all())
 
 
 @functools.cache

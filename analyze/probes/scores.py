@@ -14,7 +14,7 @@ from analyze.statistics import bootstrap_weights, wilson_interval
 
 Array = npt.NDArray[Any]
 
-_DOUBLED = float(np.sqrt(2.0))
+WIDENING = float(np.sqrt(2.0))
 """Widening of intervals and of the permutations' spread. The labels that test one fold train the others, so a chance
 likeness of two examples counts twice, once each way. For predictions linear in the training labels the held-out score
 is sum_ij M_ij y_i y_j, of variance sum M_ij^2 + sum M_ij M_ji: at most twice the first term, which is all that
@@ -41,11 +41,11 @@ class Cell:
     known: Array  # (row,) bool: rows whose position exists
     score: Array  # (known row, class), or (known row, 1) for a number
     control: float
-    training: float
-    refit_training: float
-    penalty: float
-    direction: Array  # (class, hidden)
-    intercept: Array  # (class,)
+    training: float = np.nan
+    refit_training: float = np.nan
+    penalty: float = np.nan
+    direction: Array | None = None  # (class, hidden)
+    intercept: Array | None = None  # (class,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +60,17 @@ def measure(
     task: Task,
     cells: Sequence[Cell | None],
     shape: tuple[int, int],
-    hidden: int,
     n_resample: int,
     n_permutation: int,
     level: float,
     seed: int,
+    *,
+    widening: float = WIDENING,
 ) -> xr.Dataset:
-    """Scores, intervals, baselines and p-values of one task in all cells."""
+    """Scores, intervals, baselines and p-values of one task in all cells.
+
+    ``widening`` is 1 where no label that tests one fold trains the predictions of another.
+    """
     n_cell = len(cells)
     numbers = task.classes is None
     names = ["r2"] if numbers else ["accuracy", "balanced_accuracy", "auroc"]
@@ -89,12 +93,12 @@ def measure(
         else:
             gain, majority = _measure_classes(score, members, predicted, label, fold, weight)
             baseline[members] = majority
-        p_value[members] = _permutation_p(gain, label, fold, problem, n_permutation, [seed, 4], numbers)
+        p_value[members] = _permutation_p(gain, label, fold, problem, n_permutation, [seed, 4], numbers, widening)
 
     grid = ("layer", "position")
     data: dict[str, Any] = {"n_example": (grid, _grid([0 if c is None else int(c.known.sum()) for c in cells], shape))}
     for name, interval in score.items():
-        bounds = _intervals(name, interval, level)
+        bounds = _intervals(name, interval, level, widening)
         if name == "accuracy":
             _bound_certainty(bounds, cells, task.problem, level)
         data |= {key: (grid, _grid(value, shape)) for key, value in bounds.items()}
@@ -110,6 +114,12 @@ def measure(
         ("penalty", "penalty"),
     ):
         data[key] = (grid, _grid([np.nan if cell is None else getattr(cell, field) for cell in cells], shape))
+    return xr.Dataset(data)
+
+
+def directions(task: Task, cells: Sequence[Cell | None], shape: tuple[int, int], hidden: int) -> xr.Dataset:
+    """Weights of the probes of all cells on unscaled states, by class where there are more than two."""
+    grid, n_cell = ("layer", "position"), len(cells)
     width = 1 if task.classes is None or len(task.classes) == 2 else len(task.classes)
     direction = np.full((n_cell, width, hidden), np.nan, dtype=np.float32)
     intercept = np.full((n_cell, width), np.nan)
@@ -117,13 +127,17 @@ def measure(
         if cell is not None:
             direction[index], intercept[index] = cell.direction, cell.intercept
     if width == 1:
-        data["direction"] = ((*grid, "hidden"), direction.reshape(*shape, hidden))
-        data["intercept"] = (grid, intercept.reshape(shape))
-        return xr.Dataset(data)
-    data["direction"] = (("class", *grid, "hidden"), np.moveaxis(direction, 1, 0).reshape(width, *shape, hidden))
-    data["intercept"] = (("class", *grid), intercept.T.reshape(width, *shape))
+        weights = {
+            "direction": ((*grid, "hidden"), direction.reshape(*shape, hidden)),
+            "intercept": (grid, intercept.reshape(shape)),
+        }
+        return xr.Dataset(weights)
+    weights = {
+        "direction": (("class", *grid, "hidden"), np.moveaxis(direction, 1, 0).reshape(width, *shape, hidden)),
+        "intercept": (("class", *grid), intercept.T.reshape(width, *shape)),
+    }
     names_of = np.array(task.classes)
-    return xr.Dataset(data, coords={"class": names_of.astype(object) if names_of.dtype.kind in "UT" else names_of})
+    return xr.Dataset(weights, coords={"class": names_of.astype(object) if names_of.dtype.kind in "UT" else names_of})
 
 
 def _measure_numbers(
@@ -216,11 +230,18 @@ def _area(value: Array, positive: Array, fold: Array) -> tuple[Array, Array, Arr
 
 
 def _permutation_p(
-    gain: Array, label: Array, fold: Array, problem: Array, number: int, seed: Sequence[int], numbers: bool
+    gain: Array,
+    label: Array,
+    fold: Array,
+    problem: Array,
+    number: int,
+    seed: Sequence[int],
+    numbers: bool,
+    widening: float,
 ) -> Array:
     """Share of permutations that score as high as the labels themselves; gain (class, row, cell), result (cell,).
 
-    Gains sum to zero over each fold, so permuted scores scatter about zero; they are widened as :data:`_DOUBLED` says.
+    Gains sum to zero over each fold, so permuted scores scatter about zero; they are widened as :data:`WIDENING` says.
     """
     if number < 1:
         return np.full(gain.shape[2], np.nan)
@@ -235,7 +256,7 @@ def _permutation_p(
     for start in range(0, number, size):
         block = np.stack([next(orders) for _ in range(min(size, number - start))])
         total = sum((value[block] @ one for (value, _), one in zip(used, single, strict=True)), np.float32(0.0))
-        as_high += (_DOUBLED * total >= actual - slack).sum(axis=0)
+        as_high += (widening * total >= actual - slack).sum(axis=0)
     return np.asarray((1.0 + as_high) / (1.0 + number))
 
 
@@ -259,7 +280,7 @@ def permutations(problem: Array, fold: Array, number: int, seed: Sequence[int]) 
         yield order
 
 
-def _intervals(name: str, interval: _Interval, level: float) -> dict[str, Array]:
+def _intervals(name: str, interval: _Interval, level: float, widening: float) -> dict[str, Array]:
     """An estimate with its interval in each cell, and with one that holds in all cells at once.
 
     The first is the percentile interval. The second is symmetric, as wide as the largest standardised deviation
@@ -270,7 +291,7 @@ def _intervals(name: str, interval: _Interval, level: float) -> dict[str, Array]
     estimate, low, high, low_joint, high_joint = (np.full(known.shape, np.nan) for _ in range(5))
     if known.any():
         estimate, resample = interval.estimate, interval.resample[known]
-        resample = estimate[known][:, None] + _DOUBLED * (resample - estimate[known][:, None])
+        resample = estimate[known][:, None] + widening * (resample - estimate[known][:, None])
         low[known], high[known] = np.percentile(resample, [tail, 100 - tail], axis=1)
         spread = resample.std(axis=1)
         moving = spread > 1e-9

@@ -1,0 +1,1 @@
+"""What is fitted on one run, tested on another."""

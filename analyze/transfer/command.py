@@ -1,0 +1,134 @@
+"""``lake analyze transfer``."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from schemas.command import Analysis, Made, Part, Printed, Table, setting
+
+if TYPE_CHECKING:
+    from analyze.source import Source
+
+Kind = Literal["probe", "direction"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferSettings(Part):
+    """What is fitted on which runs and tested on which others."""
+
+    fit: tuple[str, ...] | None = setting(
+        None, "Run that is fitted on; may be given several times; by default every run named.", metavar="RUN",
+        repeat=True,
+    )  # fmt: skip
+    test: tuple[str, ...] | None = setting(
+        None, "Run that is tested on; may be given several times; by default every run named.", metavar="RUN",
+        repeat=True,
+    )  # fmt: skip
+    kind: tuple[Kind, ...] = setting(
+        ("probe", "direction"),
+        "probe: a regression, as lake analyze probes fits it; direction: the difference of class means.",
+    )
+    target: str = setting(
+        "correct", "What probes and directions read: correct, operation, intermediate_result, or a column of the runs.",
+        metavar="NAME",
+    )  # fmt: skip
+    treat: Literal["auto", "classes", "number"] = setting(
+        "auto", "classes, by logistic regression; number, by ridge; or auto: text and truth values are classes."
+    )
+    folds: int = setting(5, "Folds of problems; each is tested by a fit to the others.", least=3)
+    penalties: tuple[float, ...] | None = setting(
+        None, "Values of C, or of ridge's alpha, to choose from; by default those of probes.", metavar="C,C.."
+    )
+    selection: Literal["log_loss", "accuracy"] = setting("log_loss", "What chooses the penalty of a probe.")
+    controls: int = setting(2, "Times that labels are shuffled among problems and fitted again.", least=0)
+    permutations: int | None = setting(
+        None, "Permutations behind each p-value; by default enough for the correction to reach a fortieth.", least=0
+    )
+    resamples: int = setting(500, "Resamples of problems behind each interval.", least=1)
+    level: float = setting(0.95, "Coverage of the intervals.")
+    correction: Literal["holm", "bh"] = setting("holm", "For many cells and runs: holm or bh.")
+    max_examples: int = setting(
+        2000, "Examples used at most of each run, whole problems drawn by the seed; 0: all.", metavar="N", least=0
+    )
+    seed: int = setting(0, "Of folds, controls, permutations, resamples and draws.")
+
+    def runs_to_open(self, named: Sequence[str]) -> list[str]:
+        """Those named in any way; where ``--fit`` or ``--test`` is left to the runs named and none is: every run."""
+        if not named and not (self.fit and self.test):
+            return []
+        return list(dict.fromkeys([*named, *(self.fit or ()), *(self.test or ())]))
+
+    @property
+    def linear_kinds(self) -> list[str]:
+        """Kinds that read a target."""
+        return [kind for kind in self.kind if kind in ("probe", "direction")]
+
+
+def run(sources: "Sequence[Source]", settings: TransferSettings) -> list[Made]:
+    """A result for probes and directions, and one each for dictionaries and tuned lenses."""
+    from analyze.transfer.linear import transfer_probes
+    from analyze.transfer.problems import comparable
+
+    named = [source.run for source in sources]
+    fit, test = list(settings.fit or named), list(settings.test or named)
+    used = list(dict.fromkeys([*fit, *test]))
+    by_run = {source.run: source for source in sources}
+    parts = comparable({name: by_run[name].data for name in used}, positions_given=settings.positions is not None)
+    shell, made = sources[0].shell, []
+    if settings.linear_kinds:
+        with shell.progress("probes and directions", "cells") as report:
+            result = transfer_probes(parts, fit, test, settings, progress=report)
+        if result.attrs["left_out"]:
+            shell.note(f"{settings.target!r}, left out: {result.attrs['left_out']}")
+        made.append(Made("transfer", result, runs=used))
+    return made
+
+
+def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """The matrix of each kind, and every pair of runs in a row."""
+    from analyze.transfer.matrix import pairs_of
+
+    attrs, rows = result.attrs, list(pairs_of(result))
+    main, ranked = ("r2", "correlation") if "r2" in result else ("accuracy", "auroc")
+    labels = [dim for dim in ("kind", "fit", "test", "step") if dim in result.dims]
+    matrices = [
+        Table(
+            title=f"{kind} for {attrs['target']}: {main} on each run (column) of a fit to each run (row)",
+            columns=["fit \\ test", *result["test"].values],
+            rows=[
+                [str(fit), *(float(result[main].sel(kind=kind, fit=fit, test=test).mean()) for test in result["test"])]
+                for fit in result["fit"].values
+            ]
+            + [["own", *(float(result[f"own_{main}"].sel(kind=kind, test=test).mean()) for test in result["test"])]],
+            caption="mean over layers and positions, of problems that were not fitted on; own: the test run's own fit",
+        )
+        for kind in result["kind"].values
+    ]
+    return [
+        *matrices,
+        Table(
+            title=f"{attrs['target']}: what is fitted on one run, tested on another",
+            columns=[*labels, main, ranked, "own", "shuffled", "baseline", "best", "joint 95%", "layer", "position"]
+            + ["own - it", "95%", f"p < {1 - attrs['level']:.2f}"],
+            rows=[
+                [*(row[label] for label in labels), row["score"], row[ranked], row["own"], row["shuffled"]]
+                + [row["baseline"], row["best"], f"{row['low']:.2f}..{row['high']:.2f}", row["layer"], row["position"]]
+                + [row["gap"], f"{row['gap_low']:+.2f}..{row['gap_high']:+.2f}", f"{row['carried']}/{row['n_cell']}"]
+                for row in rows
+            ],
+            labels=len(labels),
+            caption=f"means over cells; best: the cell with the highest {main}, its interval holds for all cells, and"
+            " how much the run's own fit scores above it there; shuffled: a fit to shuffled labels; baseline: the"
+            f" commonest class, or the mean; p: cells with p corrected ({attrs['correction']}) over {attrs['n_test']}",
+        ),
+    ]
+
+
+COMMAND = Analysis(
+    name="transfer",
+    help="Test on a run what was fitted on another: probes and directions, beside the run's own.",
+    settings=TransferSettings,
+    run=run,
+    results={"transfer": tables},
+    together=True,
+)

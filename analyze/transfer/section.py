@@ -1,0 +1,69 @@
+"""Section on what is fitted on one run and tested on another, with its figure."""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from analyze.drawing import heat_map, panels
+from analyze.page import Page, Section
+from analyze.transfer.matrix import pairs_of
+from store.read import preferred
+
+
+def plot_transfer(result: xr.Dataset, *, ax: Any = None) -> list[Any]:
+    """Score of every fit (row) on every run (column), one panel for each kind; below, each run's own fit.
+
+    Parameters
+    ----------
+    result
+        From :func:`analyze.transfer.linear.transfer_probes`.
+    ax
+        As many axes as kinds.
+    """
+    main = "r2" if "r2" in result else "accuracy"
+    kinds = result["kind"].values
+    axes = panels(len(kinds), ax, size=(4.6, 1.4 + 0.35 * result.sizes["fit"]))
+    for axis, kind in zip(axes, kinds, strict=True):
+        part = result.sel(kind=kind)
+        matrix = part[main].mean([dim for dim in part[main].dims if dim not in ("fit", "test")])
+        own = part[f"own_{main}"].mean([dim for dim in part[f"own_{main}"].dims if dim != "test"])
+        values = np.concatenate([matrix.transpose("fit", "test").values, own.values[None]])
+        labels = np.where(values < -1, "< -1", np.array([[f"{x:.2f}" for x in row] for row in values]))
+        heat_map(axis, np.clip(values, -1, 1), [*part["fit"].values, "own"], part["test"].values, labels=labels)
+        axis.set(title=f"{kind}, {result.attrs['target']}: {main}", ylabel="fitted on", xlabel="tested on")
+        axis.tick_params(axis="x", rotation=20)
+    return axes
+
+
+def transfer(page: Page) -> None:
+    """Every stored matrix, the preferred one of each target and set of runs."""
+    shown: dict[tuple[str, ...], Any] = {}
+    for stored in preferred(each for each in page.context.results if each.kind == "transfer"):
+        data = page.context.open(stored)
+        names = [" ".join(map(str, data[dim].values)) for dim in ("fit", "test")]
+        shown.setdefault((data.attrs["target"], *names), stored)
+    left_out = []
+    for number, stored in enumerate(shown.values()):
+        page.sources.append(stored)
+        data = page.context.open(stored)
+        n = data.sizes["kind"]
+        height = 1.5 + 0.35 * data.sizes["fit"]
+        axes = page.panel("transfer", str(number), wide=n > 1, height=height, ncols=n)
+        plot_transfer(data, ax=axes)
+        rows = list(pairs_of(data))
+        page.add("transfer", None, [{"target": data.attrs["target"]} | row for row in rows])
+        for row in rows:
+            if row["fit"] != row["test"]:
+                step = f", step {row['step']}" if "step" in row else ""
+                line = page.text("carried", **row | {"target": data.attrs["target"], "step": step})
+                page.say_of(f"{row['fit']} on {row['test']}", line)
+        if data.attrs["left_out"]:
+            left_out.append(data.attrs["left_out"])
+    page.need("transfer")
+    page.set(left_out="; ".join(left_out))
+
+
+SECTIONS = (
+    Section(slug="transfer", write=transfer, chapter="comparison", order=50, needs=("transfer",), of="several"),
+)
