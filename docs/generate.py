@@ -14,8 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from typer.core import TyperGroup
-from typer.main import get_command
+import click
 
 from lake import app
 from schemas import DIMS, MODEL_VARIABLES, OPERATIONS, RUN_VARIABLES, Variable, position_labels, segment_of
@@ -46,11 +45,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
-def commands(group: Any = None, path: str = "lake") -> Iterator[tuple[str, Any]]:
+def commands(group: click.Group = app, path: str = "lake") -> Iterator[tuple[str, Any]]:
     """Every command with its full name."""
-    group = get_command(app) if group is None else group
-    for name, command in group.commands.items():
-        if isinstance(command, TyperGroup):
+    for name in group.list_commands(click.Context(group)):
+        command = group.commands[name]
+        if isinstance(command, click.Group):
             yield from commands(command, f"{path} {name}")
         else:
             yield f"{path} {name}", command
@@ -87,7 +86,7 @@ def command_table() -> str:
 
 def default_of(parameter: Any) -> str:
     """Default value, as text; empty where there is none to speak of."""
-    value = parameter.default
+    value = parameter.to_info_dict()["default"]
     if parameter.required:
         return "required"
     if value is None or callable(value) or value is False or value in ([], ()):

@@ -28,12 +28,8 @@ def demo(settings: DemoSettings, shell: Shell) -> Output:
             shown = step.replace("LAKE", lake).replace("REPORT", report)
             printing.console.print(f"\n$ lake {shown}", style="bold")
             app(args=words, standalone_mode=False)
-    return Output(
-        printed=[
-            f"\nlake:   {lake}\nreport: {settings.report / 'index.html'}",
-            f"open:   xarray.open_zarr({lake!r}, group='small-gpt2/test', consolidated=False)",
-        ]
-    )
+    made = f"\nlake:   {lake}\nreport: {settings.report / 'index.html'}"
+    return Output(printed=[made, f"open:   xarray.open_zarr({lake!r}, group='small-gpt2/test', consolidated=False)"])
 
 
 COMMAND = Command(

@@ -1,84 +1,59 @@
-"""Settings as flags: the one place where a declared command meets typer.
+"""Settings as flags: the one place where a declared command meets click.
 
-Why typer and these lines, not cyclopts, which reads dataclasses itself: cyclopts brings four more packages and its own
-errors, and what a stored result keeps of its command (:func:`lake.running.words`) needs the parsed parameters anyway.
+Click and these lines rather than cyclopts, which reads dataclasses itself but brings four more packages: what a stored
+result keeps of its command (:meth:`lake.running.Terminal.words`) needs the parsed parameters anyway.
 """
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 
 from schemas.command import Flag, Settings, flags
 
-CONTEXT = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-LAKE = inspect.Parameter(
-    "path",
-    inspect.Parameter.KEYWORD_ONLY,
-    annotation=Annotated[str, typer.Argument(metavar="PATH", help="Lake: a folder or a URL.")],
-)
-RUNS = inspect.Parameter(
-    "runs",
-    inspect.Parameter.KEYWORD_ONLY,
-    default=None,
-    annotation=Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs, MODEL/DATASET; all if none is named.")
-    ],
-)
+LAKE = click.Argument(["path"], metavar="PATH", help="Lake: a folder or a URL.")
+RUNS = click.Argument(["runs"], nargs=-1, metavar="[RUN]...", help="Runs, MODEL/DATASET; all if none is named.")
+JSON = click.Option(["--json"], is_flag=True, help="Print the result as JSON.")
+CSV = click.Option(["--csv"], type=Path, metavar="DIR", help="Also write every table as CSV into DIR.")
+PLAN = click.Option(["--plan"], is_flag=True, help="Only say what it would take.")
+SCHEDULER = click.Option(["--scheduler"], metavar="ADDRESS", help="Compute on a running dask scheduler.")
+WORKERS = click.Option(["--workers"], type=int, metavar="N", help="Compute in N processes of this machine.")
 
 
-def option(name: str, kind: Any, default: Any, help: str, metavar: str | None = None) -> inspect.Parameter:
-    """A flag that no settings hold."""
-    annotation = Annotated[kind, typer.Option("--" + name.replace("_", "-"), metavar=metavar, help=help)]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-JSON = option("json", bool, False, "Print the result as JSON.")
-CSV = option("csv", Path | None, None, "Also write every table as CSV into DIR.", "DIR")
-PLAN = option("plan", bool, False, "Only say what it would take.")
-SCHEDULER = option("scheduler", str | None, None, "Compute on a running dask scheduler.", "ADDRESS")
-WORKERS = option("workers", int | None, None, "Compute in N processes of this machine.", "N")
-
-
-def parameters(settings: Sequence[type[Settings]]) -> list[inspect.Parameter]:
+def parameters(settings: Sequence[type[Settings]]) -> list[click.Parameter]:
     """Parameters of a command for the fields of its settings, each name once."""
-    found: dict[str, inspect.Parameter] = {}
+    by_name: dict[str, click.Parameter] = {}
     for kind in settings:
         for flag in flags(kind):
-            found.setdefault(flag.name, _parameter(flag))
-    return list(found.values())
+            by_name.setdefault(flag.name, _parameter(flag))
+    return list(by_name.values())
 
 
-def _parameter(flag: Flag) -> inspect.Parameter:
+def _parameter(flag: Flag) -> click.Parameter:
     """Parameter of one field; tuples are text with commas, unless their flag is repeated."""
-    default: Any = inspect.Parameter.empty if flag.default is MISSING else flag.default
-    kind: Any = flag.kind
-    metavar = flag.metavar or ("|".join(flag.words) + (",.." if flag.many else "") if flag.words else None)
-    if flag.many and not (flag.repeat or flag.argument):
-        kind = str
-        default = ",".join(map(_text, default)) if isinstance(default, tuple) else default
-    elif flag.many:
-        kind, default = list[kind], list(default) if isinstance(default, tuple) else default
-        kind, default = (kind, default) if default is inspect.Parameter.empty else (kind | None, default or None)
-    if flag.optional and default is None:
-        kind = kind | None
-    made = typer.Argument(metavar=metavar, help=flag.help) if flag.argument else None
-    names = flag.option + (f"/--no-{flag.option[2:]}" if flag.kind is bool and flag.default is not False else "")
-    made = made or typer.Option(names, metavar=metavar, help=flag.help)
-    return inspect.Parameter(
-        flag.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, made]
-    )
-
-
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    repeated = flag.many and (flag.repeat or flag.argument)
+    joined = flag.many and not repeated
+    common: dict[str, Any] = {
+        "metavar": flag.metavar or ("|".join(flag.words) + (",.." if flag.many else "") if flag.words else None),
+        "type": str if joined else flag.kind,
+        "required": flag.required,
+        "help": flag.help,
+    }
+    if joined and isinstance(flag.default, tuple):
+        common["default"] = ",".join(f"{entry:g}" if isinstance(entry, float) else str(entry) for entry in flag.default)
+    elif flag.default is not MISSING:
+        common["default"] = flag.default
+    if flag.argument:
+        return click.Argument([flag.name], nargs=-1 if flag.many else 1, **common)
+    is_flag = flag.kind is bool
+    names = flag.option + (f"/--no-{flag.option[2:]}" if is_flag and flag.default is not False else "")
+    return click.Option([names, flag.name], is_flag=is_flag or None, multiple=repeated, **common)
 
 
 def read(settings: type[Settings], values: Mapping[str, Any]) -> Settings:
-    """Settings from what typer parsed.
+    """Settings from what click parsed.
 
     Raises
     ------
@@ -90,20 +65,7 @@ def read(settings: type[Settings], values: Mapping[str, Any]) -> Settings:
         value = values[flag.name]
         if flag.many and isinstance(value, str):
             value = flag.entries(value)
-        elif flag.many and value is not None:
-            value = tuple(value)
-        elif flag.many and not flag.optional:
-            value = ()
+        elif flag.many:
+            value = tuple(value or ()) or (None if flag.optional else ())
         chosen[flag.name] = value
     return settings(**chosen)
-
-
-def with_signature(function: Callable[..., Any], parameters: Sequence[inspect.Parameter]) -> Callable[..., Any]:
-    """A function of keywords that typer takes for one with these parameters, those without a default first."""
-
-    def called(**values: Any) -> Any:
-        return function(values)
-
-    called.__signature__ = inspect.Signature(list(parameters))  # type: ignore[attr-defined]
-    called.__annotations__ = {each.name: each.annotation for each in parameters}
-    return called

@@ -1,11 +1,11 @@
 """How the shell runs a declared command: settings in, results into the lake, tables out."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
 from lake import printing
 from schemas import UsageError
@@ -19,63 +19,50 @@ if TYPE_CHECKING:
 class Terminal:
     """What a command may ask of the shell, see :class:`schemas.command.Shell`."""
 
-    def __init__(self, context: Any) -> None:
-        self.context = context
-        self._said: set[str] = set()
+    def __init__(self, declared: Command, context: click.Context) -> None:
+        self.declared, self.context = declared, context
+        self._noted: set[str] = set()
 
     def note(self, text: str) -> None:
         """Say something on standard error, once."""
         line = " ".join(text.split())
-        if line not in self._said:
-            self._said.add(line)
+        if line not in self._noted:
+            self._noted.add(line)
             printing.note(line)
 
-    def progress(self, label: str, unit: str = "") -> AbstractContextManager[Callable[..., None]]:
-        """A bar on standard error."""
-        return printing.progress(label, unit)
+    progress = staticmethod(printing.progress)
 
     def confirm(self, question: str) -> bool:
         """Ask on the terminal."""
         if not sys.stdin.isatty():
             raise UsageError(f"{question} Without a terminal, say --yes")
-        return typer.confirm(question, err=True)
+        return click.confirm(question, err=True)
 
     def words(self, runs: Sequence[str] = (), without: Sequence[str] = ()) -> list[str]:
         """The command at work for these runs, with every option that is not at its default."""
-        words = ["lake", *names(self.context)]
+        words = [word for word in ("lake", self.declared.group, self.declared.name) if word]
         for parameter in self.context.command.params:
             value = self.context.params.get(parameter.name or "")
             if parameter.param_type_name == "argument":
                 words += [PATH] if parameter.name == "path" else runs
-            elif parameter.opts[0] in (*OUTPUT, *without) or value in (parameter.default, None, [], ()):
+            elif parameter.opts[0] in (*OUTPUT, *without) or value in (parameter.default, None, ()):
                 continue
-            elif getattr(parameter, "is_flag", False):
+            elif isinstance(parameter, click.Option) and parameter.is_flag:
                 words.append((parameter.opts if value else parameter.secondary_opts)[0])
             else:
-                for each in value if isinstance(value, list | tuple) else [value]:
-                    words += [parameter.opts[0], PATH if parameter.name == "lake" else str(each)]
+                for entry in value if isinstance(value, tuple) else [value]:
+                    words += [parameter.opts[0], PATH if parameter.name == "lake" else str(entry)]
         return words
-
-
-def names(context: Any) -> list[str]:
-    """Names of a command below ``lake``, as ``reenter``, ``patch``."""
-    words: list[str] = []
-    while context.parent is not None:
-        words, context = [context.info_name, *words], context.parent
-    return words
 
 
 def run_command(command: Command, settings: Settings, terminal: Terminal) -> None:
     """Run a command of ``lake`` itself."""
     output = command.run(settings, terminal) or Output()
-    if getattr(settings, "json", False):
-        printing.show_json(output.document)
-    else:
-        printing.show(output.printed)
+    printing.show(output.printed, output.document, getattr(settings, "json", False))
     if output.failure is not None:
         raise output.failure
     if output.code:
-        raise typer.Exit(output.code)
+        raise click.exceptions.Exit(output.code)
 
 
 def open_runs(path: str, names: Sequence[str] | None) -> tuple[Any, list[str]]:
@@ -102,7 +89,8 @@ def run_analysis(command: Analysis, settings: Settings, values: Mapping[str, Any
     labels = [" + ".join(source.run for source in group) for group in groups]
     if values.get("plan") and command.plan is not None:
         asked = [group if command.takes_all(settings) else group[0] for group in groups]
-        say_plans({label: command.plan(each, settings) for label, each in zip(labels, asked, strict=True)}, values)
+        plans = {label: command.plan(sources, settings) for label, sources in zip(labels, asked, strict=True)}
+        show_plans(plans, values["json"])
         return
     document: dict[str, Any] = {}
     with compute_on(values["scheduler"], values["workers"]):
@@ -112,12 +100,12 @@ def run_analysis(command: Analysis, settings: Settings, values: Mapping[str, Any
                 again = f"-{number}" if result.kind in kinds[:number] else ""
                 frames = command.frames(result.kind, result.data) if command.frames else result_tables(result.data)
                 name = result.data.attrs["run"]
-                told = tell(result, frames, f"{name}-{result.kind}{again}", values)
-                document.setdefault(label, {}).update(told if number == 0 else {result.kind + again: told})
+                tables = document_of(result, frames, f"{name}-{result.kind}{again}", values["csv"])
+                document.setdefault(label, {}).update(tables if number == 0 else {result.kind + again: tables})
                 if not values["json"]:
                     printing.show([*command.results[result.kind](result.data, result.spec), f"{name}: {place(result)}"])
     if values["json"]:
-        printing.show_json(document)
+        printing.show((), document, as_json=True)
 
 
 def run_experiment(
@@ -140,31 +128,31 @@ def run_experiment(
             plans[run] = command.plan(target, settings)
             continue
         kept = reenter(command, lake, target, settings, where, terminal)
-        told = tell(kept, result_tables(without_long(kept.data)), f"{run}-{kept.kind}", values)
-        document[run] = {"attrs": dict(kept.data.attrs)} | told
+        tables = document_of(kept, result_tables(without_long(kept.data)), f"{run}-{kept.kind}", values["csv"])
+        document[run] = {"attrs": dict(kept.data.attrs)} | tables
         printed[run] = [*command.results[kept.kind](kept.data, kept.spec), *fed(kept.data), place(kept)]
     if plans:
-        say_plans(plans, values)
+        show_plans(plans, values["json"])
     elif values["json"]:
-        printing.show_json(document)
+        printing.show((), document, as_json=True)
     else:
         printing.show_by_run(command.name, printed)
 
 
-def say_plans(plans: Mapping[str, tuple[str, Any]], values: Mapping[str, Any]) -> None:
+def show_plans(plans: Mapping[str, tuple[str, Any]], as_json: bool) -> None:
     """What each run would cost."""
-    if values["json"]:
-        printing.show_json({label: document for label, (_, document) in plans.items()})
-    else:
-        printing.show([f"{label}: {text}" for label, (text, _) in plans.items()])
+    lines = [f"{label}: {text}" for label, (text, _) in plans.items()]
+    printing.show(lines, {label: document for label, (_, document) in plans.items()}, as_json)
 
 
-def tell(kept: "Kept", frames: Mapping[str, Any], label: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """A result for ``--json``, its tables written where ``--csv`` says."""
+def document_of(kept: "Kept", frames: Mapping[str, Any], label: str, folder: Path | None) -> dict[str, Any]:
+    """A result for ``--json``; each of its tables also goes as CSV into the folder."""
     from analyze.tables import short_tables
 
-    if values["csv"] is not None:
-        printing.write_csv(values["csv"], label, frames)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in frames.items():
+            table.to_csv(folder / f"{label.replace('/', '.').replace(' ', '')}-{name}.csv", index=False)
     return {"result": kept.name} | short_tables(frames)
 
 
