@@ -13,11 +13,10 @@ from .depth.ranks import readout_depth as readout_depth
 from .depth.ranks import settled as settled
 from .errors.prediction import predict_errors as predict_errors
 from .errors.spec import ErrorSpec as ErrorSpec
-from .heads.scores import head_analysis as head_analysis
+from .heads.analysis import head_analysis as head_analysis
 from .heads.scores import head_scores as head_scores
-from .heads.scores import head_summary as head_summary
-from .heads.scores import head_table as head_table
-from .heads.scores import summary_of_analysis as summary_of_analysis
+from .heads.summary import head_summary as head_summary
+from .heads.summary import head_table as head_table
 from .lens.logit import logit_lens as logit_lens
 from .lens.readout import logits as logits
 from .lens.summary import lens_difference as lens_difference

@@ -7,7 +7,7 @@ import torch
 
 from analyze.attention.shares import attention_summary
 from analyze.compare.differences import compare
-from analyze.heads.scores import head_analysis
+from analyze.heads.analysis import head_analysis
 from analyze.lens.logit import logit_lens
 from analyze.lens.summary import lens_summary, lens_tests
 from extract.reenter import CorruptSettings, PatchSettings, corrupt, open_target, patch

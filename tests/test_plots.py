@@ -25,8 +25,8 @@ def results() -> dict[str, dict[str, xr.Dataset]]:
         run["attention"].attrs["run"] = name
         one = {
             "heads": head_analysis(run["attention"], n_resample=20),
-            "summary": head_summary(run["attention"], top=8),
-            "reports": head_summary(run["attention"], "reports", top=8),
+            "summary": head_summary(head_analysis(run["attention"], n_resample=5), top=8),
+            "reports": head_summary(head_analysis(run["attention"], "reports", n_resample=5), top=8),
             "reports_heads": head_analysis(run["attention"], "reports", n_resample=5),
             "attention": attention_summary(run["attention"], n_resample=20),
             "lens": lens_summary(logit_lens(run, model)),

@@ -19,7 +19,7 @@ import xarray as xr
 from synthetic import make_model, make_run, write_run
 
 import lake as command_line
-from analyze.heads.scores import head_analysis
+from analyze.heads.analysis import head_analysis
 from analyze.sae.dictionary import SAESpec, select_cells, train_sae
 from analyze.serve import answers as asked
 from analyze.serve import reports

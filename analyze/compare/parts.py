@@ -9,7 +9,7 @@ import xarray as xr
 
 from analyze.effects.conditions import Frame, by_carrying, conditions, into_corrupted
 from analyze.heads.command import by_thoughts
-from analyze.heads.scores import head_table, summary_of_analysis
+from analyze.heads.summary import head_summary, head_table
 from analyze.lens.command import is_plain
 from analyze.probes.command import as_they_come
 from analyze.statistics import wilson_interval
@@ -126,7 +126,7 @@ def _errors(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
 
 
 def _heads(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
-    summary = summary_of_analysis(source.data, N_TOP)
+    summary = head_summary(source.data, N_TOP)
     thoughts = summary["key_position"].values
     composite = head_table(source.data)["composite"].to_numpy()[:N_TOP]
     found = xr.Dataset(

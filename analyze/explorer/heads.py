@@ -7,7 +7,7 @@ import numpy as np
 from analyze.context import Context
 from analyze.explorer.problems import number_of
 from analyze.heads.command import by_thoughts
-from analyze.heads.scores import head_table
+from analyze.heads.summary import head_table
 
 
 def heads(context: Context, name: str) -> dict[str, Any] | None:

@@ -29,7 +29,7 @@ def by_thoughts(spec: Mapping[str, Any]) -> bool:
 
 def run(source: "Source", settings: HeadSettings) -> "xr.Dataset":
     """Scores of every head."""
-    from analyze.heads.scores import head_analysis
+    from analyze.heads.analysis import head_analysis
 
     lazy = head_analysis(
         source.data["attention"],
@@ -43,7 +43,7 @@ def run(source: "Source", settings: HeadSettings) -> "xr.Dataset":
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     """The best heads, a line each, and what each thought receives."""
-    from analyze.heads.scores import head_table, summary_of_analysis
+    from analyze.heads.summary import head_summary, head_table
 
     settings = HeadSettings.of_spec(spec)
     best = head_table(result).head(settings.top)
@@ -51,7 +51,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     constant += ["flow"] if settings.convention == "reports" else []
     n_head = result.sizes["layer"] * result.sizes["head"]
     run = result.attrs["run"]
-    summary = summary_of_analysis(result, settings.top)
+    summary = head_summary(result, settings.top)
     return [
         Table(
             title=f"{run}: {n_head} heads, {result.attrs['n_example']} examples, convention {settings.convention}",

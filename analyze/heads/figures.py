@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.drawing import INK, Results, bars, by_run, colour_bar, heat_map, looks, panels
-from analyze.heads.scores import head_table
+from analyze.heads.summary import head_table
 from schemas import segment_of
 
 QUERY, KEY = "attending thought (query)", "attended thought (key)"
@@ -50,7 +50,7 @@ def plot_critical_heads(analysis: xr.Dataset, *, n: int = 10, ax: Any = None) ->
     Parameters
     ----------
     analysis
-        From :func:`analyze.heads.scores.head_analysis`.
+        From :func:`analyze.heads.analysis.head_analysis`.
     n
         Number of heads, best first.
     """
@@ -78,7 +78,7 @@ def plot_head_map(analysis: Results, *, name: str = "composite", ax: Any = None)
     Parameters
     ----------
     analysis
-        From :func:`analyze.heads.scores.head_scores` or :func:`analyze.heads.scores.head_analysis`, one or by run.
+        From :func:`analyze.heads.scores.head_scores` or :func:`analyze.heads.analysis.head_analysis`, one or by run.
     name
         A number of each head, such as ``composite``, ``hub``, ``skip``, ``flow``, ``spread`` or ``top_share``.
     """
@@ -100,7 +100,7 @@ def plot_hubs(summary: Results, *, ax: Any = None) -> list[Any]:
     Parameters
     ----------
     summary
-        From :func:`analyze.heads.scores.head_summary`, one or by run.
+        From :func:`analyze.heads.summary.head_summary`, one or by run.
     ax
         Three axes; a new figure if absent.
     """

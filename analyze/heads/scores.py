@@ -7,21 +7,17 @@ the key ``bot`` is never read and flow is 1 by construction. It is there so that
 ours.
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
 from analyze.labels import inherited, labels_along, numbered, require_dims, take, thought_labels
-from analyze.statistics import bootstrap_weights, draw_counts, percentile_interval
 from schemas import SchemaError, UsageError, latent_labels, nearest
 
 Convention = Literal["thoughts", "reports"]
 Array = np.ndarray[Any, np.dtype[Any]]
-
 METRICS = ("flow", "hub", "skip")
 WEIGHTS = (0.4, 0.4, 0.2)
 """What each of the metrics adds to the composite, once scaled to 0 .. 1 over the heads of a model."""
@@ -34,7 +30,6 @@ CONSTANT = 1e-6
 N_REPORT_STEP = 6
 ROUNDING = 0.03
 """Hundredths by which a number printed with two decimals may be off once stored as float16."""
-
 LONG_NAMES = {
     "flow": "share of the attention among thoughts that goes to earlier ones",
     "hub": "attention to the most sought thought, beyond an even spread",
@@ -108,7 +103,7 @@ def head_scores(
     SchemaError
         If a dim or a thought is missing.
     """
-    block, labels, complete = _block(attention, convention)
+    block, labels, complete = thought_block(attention, convention)
     unknown = sorted({*(model_max or {}), *(model_min or {})} - set(METRICS))
     if unknown:
         raise UsageError(f"model_max and model_min hold {', '.join(unknown)}; they take {', '.join(METRICS)}")
@@ -118,139 +113,12 @@ def head_scores(
     elif per_example and "example" not in block.dims:
         found = ", ".join(map(str, attention.dims))
         raise SchemaError(f"per_example needs attention with the dim example; found {found}")
-    return _score(block, complete, labels, convention, model_max, model_min, n_layer).assign_attrs(inherited(attention))
-
-
-def head_analysis(
-    attention: xr.DataArray,
-    convention: Convention = "thoughts",
-    *,
-    problem: xr.DataArray | None = None,
-    top: int = 20,
-    n_resample: int = 300,
-    seed: int = 0,
-    n_layer: int | None = None,
-) -> xr.Dataset:
-    """Scores of every head with how sure they are, in one pass over the examples.
-
-    Beside :func:`head_scores`: ``pattern`` the mean matrix the scores were read from (report convention: shifted);
-    ``spread`` the population standard deviation over examples of an entry of the matrix, averaged over the entries that
-    can be non-zero; ``hub_agreement`` the share of examples whose own hub is the mean's; ``rank`` by composite, ties by
-    layer and head; and from a bootstrap over problems the 95% interval of composite (``composite_low``,
-    ``composite_high``) and of the rank, and ``top_share``, how often the head is among the ``top`` best.
-
-    Memory is that of the resampled matrices, ``n_resample`` x heads x 36, whatever the number of examples.
-
-    Parameters
-    ----------
-    attention : (example, layer, head, position, key_position)
-        Lazy input stays lazy; compute the result as a whole, so that it is read once.
-    problem : (example,)
-        Group of each example; by default the coordinate ``problem``, else each example is its own.
-    """
-    require_dims(attention, ["example"], "the analysis of heads over problems")
-    block, labels, complete = _block(attention, convention)
-    if problem is None:
-        problem = attention.coords.get("problem", numbered(attention, ["example"])["example"])
-    n = block.sizes["example"]
-    sums = _sums(block, _chunk_like(problem, block), labels, convention, n_resample, seed)
-    mean = sums.isel(part=n_resample) / n
-    complete_mean = complete.any("example") if "example" in complete.dims else complete
-    scores = _score(mean, complete_mean, labels, convention, None, None, n_layer)
-
-    pattern = mean if convention == "thoughts" else _shifted(mean)
-    lower = xr.DataArray(np.tri(len(labels)), dims=("position", "key_position"))
-    deviation = (sums.isel(part=n_resample + 1) / n - mean**2).clip(min=0) ** 0.5
-    scores["spread"] = (deviation * lower).sum(["position", "key_position"]) / lower.sum()
-
-    counts = sums.isel(part=n_resample + 2, position=0)  # examples whose hub each thought is
-    named = xr.DataArray(np.array(labels), dims="key_position")
-    agreeing = counts.where(scores["hub_position"] == named, 0).sum("key_position")
-    without = n - counts.sum("key_position")
-    scores["hub_agreement"] = agreeing.where(scores["hub_position"] != "", without) / n
-
-    weight = bootstrap_weights(_chunk_like(problem, block), n_resample, seed).sum("example")
-    drawn = sums.isel(part=slice(0, n_resample)).rename(part="resample") / weight
-    resampled = _score(drawn, complete_mean, labels, convention, None, None, n_layer)["composite"]
-    ranks = _rank(resampled)
-    if resampled.chunks is not None:
-        resampled, ranks = resampled.chunk(resample=-1), ranks.chunk(resample=-1)
-    scores["rank"] = _rank(scores["composite"])
-    scores["composite_low"], scores["composite_high"] = percentile_interval(resampled)
-    scores["rank_low"], scores["rank_high"] = percentile_interval(ranks.astype("float64"))
-    scores["top_share"] = (ranks <= top).mean("resample")
-    scores["pattern"] = pattern
-    for name, text in {
-        "spread": "standard deviation over examples of an entry of the matrix, mean over entries",
-        "hub_agreement": "share of examples whose own hub is that of the mean",
-        "rank": "rank by composite",
-        "top_share": f"share of resamples that have the head among the best {top}",
-        "pattern": "mean attention among the thoughts",
-    }.items():
-        scores[name].attrs = {"long_name": text, "units": "1"}
-    return scores.assign_attrs(
-        inherited(attention, kind="heads", top=top, n_resample=n_resample, n_example=attention.sizes["example"])
+    return score_block(block, complete, labels, convention, model_max, model_min, n_layer).assign_attrs(
+        inherited(attention)
     )
 
 
-def head_summary(
-    attention: xr.DataArray, convention: Convention = "thoughts", *, scores: xr.Dataset | None = None, top: int = 20
-) -> xr.Dataset:
-    """What the heads of a model do together.
-
-    ``incoming`` : (key_position), attention that later thoughts pay to each, mean over heads (report convention: its
-    shifted column sums, itself included); ``expected`` what an even causal spread of the same attention gives it
-    (report convention: 1/6); ``ratio`` of the two; ``hub_position`` the thought furthest beyond ``expected`` (report
-    convention: the largest). ``sequential`` : (position), attention to the thought before, and ``skip`` :
-    (key_position), attention of the last thought to those of the first half, means over heads. ``hub_count`` :
-    (key_position), ``type_count`` : (type) and ``band_count`` : (band), of the ``top`` best heads.
-
-    Parameters
-    ----------
-    attention
-        As in :func:`head_scores`.
-    scores
-        From :func:`head_scores` or :func:`head_analysis` of the same attention; computed if absent.
-
-    Notes
-    -----
-    Computes: the result is small and holds no dask arrays of its own.
-    """
-    if scores is None:
-        scores = head_scores(attention, convention)
-    block, labels, _ = _block(attention, convention)
-    if "example" in block.dims:
-        block = block.mean("example", dtype="float64", skipna=False)
-    matrix = np.tril(block.transpose("layer", "head", "position", "key_position").values)
-    return _summary(matrix, labels, scores, convention, top).assign_attrs(inherited(attention, kind="head_summary"))
-
-
-def summary_of_analysis(analysis: xr.Dataset, top: int = 20) -> xr.Dataset:
-    """:func:`head_summary` from the finished result of :func:`head_analysis`, without the attention."""
-    convention: Convention = analysis.attrs["convention"]
-    pattern = analysis["pattern"].transpose("layer", "head", "position", "key_position")
-    matrix = pattern.values if convention == "thoughts" else pattern.values[..., 1:, :-1]
-    labels = [str(x) for x in pattern["position"].values[(convention == "reports") :]]
-    return _summary(matrix, labels, analysis, convention, top).assign_attrs(inherited(analysis, kind="head_summary"))
-
-
-def head_table(scores: xr.Dataset) -> pd.DataFrame:
-    """Heads as rows, best first; ties by layer, then head.
-
-    Parameters
-    ----------
-    scores
-        From :func:`head_scores` or :func:`head_analysis`.
-    """
-    columns = [name for name, variable in scores.data_vars.items() if set(variable.dims) == {"layer", "head"}]
-    table = scores[columns].to_dataframe(dim_order=["layer", "head"]).reset_index()
-    table = table.sort_values(["composite", "layer", "head"], ascending=[False, True, True], ignore_index=True)
-    if "rank" not in table:
-        table.insert(0, "rank", np.arange(1, len(table) + 1))
-    return table[["rank", *(name for name in table.columns if name != "rank")]]
-
-
-def _block(attention: xr.DataArray, convention: Convention) -> tuple[xr.DataArray, list[str], xr.DataArray]:
+def thought_block(attention: xr.DataArray, convention: Convention) -> tuple[xr.DataArray, list[str], xr.DataArray]:
     """Attention among the thoughts, their names, and whether the matrices are a model's own (reports: bot attends)."""
     if convention not in get_args(Convention):
         allowed = get_args(Convention)
@@ -277,7 +145,7 @@ def _block(attention: xr.DataArray, convention: Convention) -> tuple[xr.DataArra
     return block.drop_vars([name for name in block.coords if name not in kept]), labels, complete
 
 
-def _score(
+def score_block(
     block: xr.DataArray,
     complete: xr.DataArray,
     labels: list[str],
@@ -353,7 +221,7 @@ def _head_scores(
     known = np.where(causal, block, 0.0).astype("float64")
     present = np.isfinite(known).all((-2, -1)) & (known.sum((-2, -1)) > 0)  # (..., layer, head)
     matrix = np.where(np.isfinite(known), known, 0.0)
-    raw = _thoughts(matrix) if convention == "thoughts" else _reports(matrix)
+    raw = thought_metrics(matrix) if convention == "thoughts" else report_metrics(matrix)
     metrics = np.stack([raw["flow"], raw["hub"], raw["skip"]], axis=-1)  # (..., layer, head, metric)
 
     kept = present[..., None]
@@ -407,13 +275,13 @@ def _head_scores(
     )
 
 
-def _thoughts(matrix: Array) -> dict[str, Array]:
+def thought_metrics(matrix: Array) -> dict[str, Array]:
     """Metrics of lower-triangular matrices (..., i, j), diagonal in."""
     n = matrix.shape[-1]
     row = matrix.sum(-1)  # (..., i)
     total = row.sum(-1)
     itself = np.diagonal(matrix, axis1=-2, axis2=-1)
-    incoming, expected = _incoming(matrix)
+    incoming, expected = incoming_attention(matrix)
     beyond = (incoming - expected)[..., :-1]  # nobody comes after the last thought
     index = beyond.argmax(-1)
     at_hub = index[..., None]
@@ -432,7 +300,7 @@ def _thoughts(matrix: Array) -> dict[str, Array]:
     }
 
 
-def _incoming(matrix: Array) -> tuple[Array, Array]:
+def incoming_attention(matrix: Array) -> tuple[Array, Array]:
     """Attention each thought gets from later ones, and what an even spread of every row would give it: (..., j)."""
     n = matrix.shape[-1]
     incoming = matrix.sum(-2) - np.diagonal(matrix, axis1=-2, axis2=-1)
@@ -441,9 +309,9 @@ def _incoming(matrix: Array) -> tuple[Array, Array]:
     return incoming, expected
 
 
-def _reports(matrix: Array) -> dict[str, Array]:
+def report_metrics(matrix: Array) -> dict[str, Array]:
     """Metrics of report 004, from the attention (..., i, j) among ct0 .. ct4."""
-    shifted = _shift(matrix)  # (..., 6, 6)
+    shifted = report_steps(matrix)  # (..., 6, 6)
     column = shifted.sum(-2)
     total = shifted.sum((-2, -1))
     index = column.argmax(-1)
@@ -459,154 +327,8 @@ def _reports(matrix: Array) -> dict[str, Array]:
     }
 
 
-def _shift(matrix: Array) -> Array:
+def report_steps(matrix: Array) -> Array:
     """Attention among ct0 .. ct4 as the reports stored it: row s is step s (0 is bot), column j the key of step j+1."""
     shifted = np.zeros((*matrix.shape[:-2], N_REPORT_STEP, N_REPORT_STEP))
     shifted[..., 1:, :-1] = np.tril(matrix)
     return shifted
-
-
-def _shifted(mean: xr.DataArray) -> xr.DataArray:
-    """Labelled :func:`_shift`; columns are named by the keys they hold, the empty last one by the next key, eot."""
-    core = ["position", "key_position"]
-    values: xr.DataArray = xr.apply_ufunc(
-        _shift,
-        mean.chunk(dict.fromkeys(core, -1)) if mean.chunks is not None else mean,
-        input_core_dims=[core],
-        output_core_dims=[core],
-        exclude_dims=set(core),
-        dask="parallelized",
-        output_dtypes=["float64"],
-        dask_gufunc_kwargs={"output_sizes": dict.fromkeys(core, N_REPORT_STEP)},
-    )
-    steps = np.array(["bot", *latent_labels(N_REPORT_STEP - 1), "eot"], dtype=object)
-    return values.assign_coords(position=steps[:-1], key_position=steps[1:])
-
-
-def _rank(composite: xr.DataArray) -> xr.DataArray:
-    """Ranks from 1, best first, ties by layer and head; heads that are NaN come last."""
-
-    def rank(values: Array) -> Array:  # (..., layer, head)
-        flat = np.nan_to_num(values, nan=-1.0).reshape(*values.shape[:-2], -1)
-        order = np.argsort(-flat, axis=-1, kind="stable")
-        ranks = np.empty_like(order)
-        np.put_along_axis(ranks, order, np.broadcast_to(np.arange(1, flat.shape[-1] + 1), flat.shape).copy(), axis=-1)
-        return ranks.reshape(values.shape)
-
-    core = ["layer", "head"]
-    ranks: xr.DataArray = xr.apply_ufunc(
-        rank, composite, input_core_dims=[core], output_core_dims=[core], dask="parallelized", output_dtypes=["int64"]
-    )
-    return ranks
-
-
-def _sums(
-    block: xr.DataArray, problem: xr.DataArray, labels: list[str], convention: Convention, n_resample: int, seed: int
-) -> xr.DataArray:
-    """All sums over examples that the analysis needs, in one pass: (part, layer, head, position, key_position).
-
-    Parts are the sum of each resample, the sum, the sum of squares, and, in its first row, how many examples have each
-    thought as their hub. Sums of a few examples take the place of the examples at once, so memory stays flat.
-    """
-    dims = ["layer", "head", "position", "key_position"]
-    block = block.transpose("example", *dims)
-    options: dict[str, Any] = {"n_resample": n_resample, "seed": seed, "convention": convention}
-    if block.chunks is None:
-        edges = [*range(0, block.sizes["example"], 256), block.sizes["example"]]
-        pieces = [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
-        parts = (_block_sums(block.values[piece], problem.values[piece], **options)[0] for piece in pieces)
-        total = functools.reduce(np.add, parts)
-    else:
-        import dask.array as da
-
-        whole = block.chunk({dim: -1 for dim in dims})
-        partial = da.blockwise(
-            _block_sums,
-            "eplhij",
-            whole.data,
-            "elhij",
-            problem.data,
-            "e",
-            new_axes={"p": n_resample + 3},
-            adjust_chunks={"e": lambda _: 1},
-            dtype="float64",
-            concatenate=True,
-            meta=np.empty((0,) * 6),
-            **options,
-        )
-        total = partial.sum(axis=0, split_every=2)
-    coords = {dim: block[dim].values for dim in dims}
-    return xr.DataArray(total, dims=("part", *dims), coords=coords)
-
-
-def _block_sums(block: Array, problem: Array, *, n_resample: int, seed: int, convention: Convention) -> Array:
-    """:func:`_sums` of some examples (example, layer, head, i, j), with a first axis of one."""
-    values = np.where(np.tri(block.shape[-1], dtype=bool), block, 0).astype("float32")
-    sums = np.zeros((n_resample + 3, *values.shape[1:]))
-    weights = draw_counts(problem, n_resample=n_resample, seed=seed)  # (example, resample)
-    sums[:n_resample] = np.tensordot(weights, values, axes=(0, 0))
-    sums[n_resample] = values.sum(0, dtype="float64")
-    sums[n_resample + 1] = np.square(values, dtype="float64").sum(0)
-    own = _thoughts(values.astype("float64")) if convention == "thoughts" else _reports(values)
-    place = np.arange(values.shape[-1])
-    sums[n_resample + 2, ..., 0, :] = (own["is_hub"][..., None] & (own["hub_index"][..., None] == place)).sum(0)
-    return sums[None]
-
-
-def _chunk_like(problem: xr.DataArray, block: xr.DataArray) -> xr.DataArray:
-    """Groups in the chunks of the data, so that nothing about all examples is held at once."""
-    return problem.chunk(example=block.variable.chunksizes["example"]) if block.chunks is not None else problem
-
-
-def _summary(matrix: Array, labels: list[str], scores: xr.Dataset, convention: Convention, top: int) -> xr.Dataset:
-    """Summary from the attention among the thoughts (layer, head, i, j)."""
-    n = len(labels)
-    matrix = matrix[np.isfinite(matrix).all((-2, -1))]  # (heads that are there, i, j)
-    if convention == "thoughts":
-        incoming, expected = (x.mean(0) for x in _incoming(matrix))
-        keys, queries = labels, labels[1:]
-        hub = int((incoming - expected)[:-1].argmax())
-        before = np.diagonal(matrix, offset=-1, axis1=-2, axis2=-1).mean(0)
-        far = matrix[:, n - 1, : n // 2].mean(0)
-    else:
-        shifted = _shift(matrix).mean(0)
-        incoming, expected = shifted.sum(0), np.full(N_REPORT_STEP, 1 / N_REPORT_STEP)
-        keys, queries = [*labels, "eot"], labels
-        hub = int(incoming.argmax())
-        before = np.diagonal(shifted, offset=-1)
-        far = shifted[-1, :3]
-    skip = np.full(len(keys), np.nan)
-    skip[: len(far)] = far
-    best = head_table(scores).head(top)
-    counts = {
-        name: best[name].value_counts().reindex(list(order), fill_value=0).to_numpy()
-        for name, order in (("type", HEAD_TYPES), ("band", BANDS), ("hub_position", keys))
-    }
-    named = {name: np.array(values, dtype=object) for name, values in (("key", keys), ("query", queries))}
-    summary = xr.Dataset(
-        {
-            "incoming": ("key_position", incoming, {"long_name": "attention from later thoughts, mean over heads"}),
-            "expected": ("key_position", expected, {"long_name": "the same, spread evenly"}),
-            "ratio": ("key_position", incoming / np.where(expected > 0, expected, np.nan)),
-            "skip": ("key_position", skip, {"long_name": "attention of the last thought, mean over heads"}),
-            "sequential": ("position", before, {"long_name": "attention to the thought before, mean over heads"}),
-            "hub_count": ("key_position", counts["hub_position"]),
-            "type_count": ("type", counts["type"]),
-            "band_count": ("band", counts["band"]),
-            "hub_position": ((), keys[hub]),
-            "mean_sequential": ((), float(before.mean())),
-            "mean_skip": ((), float(far.mean())),
-            "mean_hub": ((), float(scores["hub"].mean())),
-        },
-        coords={
-            "key_position": named["key"],
-            "position": named["query"],
-            "type": np.array(HEAD_TYPES, dtype=object),
-            "band": np.array(BANDS, dtype=object),
-        },
-        attrs={"convention": convention, "top": len(best), "n_head": len(matrix)},
-    )
-    if convention == "reports":
-        summary["incoming"].attrs["long_name"] = "shifted column sums, mean over heads"
-        summary["sequential"].attrs["long_name"] = "attention of each step to itself, mean over heads"
-    return summary

@@ -11,7 +11,7 @@ from analyze.context import StoredResult
 from analyze.drawing import INK, as_percent, bars, faint_grid
 from analyze.heads.command import by_thoughts
 from analyze.heads.figures import SHORT_TYPES, draw_pattern
-from analyze.heads.scores import head_table, summary_of_analysis
+from analyze.heads.summary import head_summary, head_table
 from analyze.page import Page, Section, listed
 
 
@@ -64,7 +64,7 @@ def constant_metrics(data: xr.Dataset) -> str:
 
 def head_summaries(page: Page) -> list[StoredResult]:
     """Summary over heads, of every run whose heads were scored."""
-    return [replace(one, data=summary_of_analysis(one.data)) for one in page.results("heads", by_thoughts)]
+    return [replace(one, data=head_summary(one.data)) for one in page.results("heads", by_thoughts)]
 
 
 def hubs(page: Page) -> None:
