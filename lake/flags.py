@@ -15,9 +15,9 @@ from schemas.command import Flag, Settings, flags
 
 LAKE = click.Argument(["path"], metavar="PATH", help="Lake: a folder or a URL.")
 RUNS = click.Argument(["runs"], nargs=-1, metavar="[RUN]...", help="Runs, MODEL/DATASET; all if none is named.")
-JSON = click.Option(["--json"], is_flag=True, help="Print the result as JSON.")
+JSON = click.Option(["--json"], is_flag=True, default=False, help="Print the result as JSON.")
 CSV = click.Option(["--csv"], type=Path, metavar="DIR", help="Also write every table as CSV into DIR.")
-PLAN = click.Option(["--plan"], is_flag=True, help="Only say what it would take.")
+PLAN = click.Option(["--plan"], is_flag=True, default=False, help="Only say what it would take.")
 SCHEDULER = click.Option(["--scheduler"], metavar="ADDRESS", help="Compute on a running dask scheduler.")
 WORKERS = click.Option(["--workers"], type=int, metavar="N", help="Compute in N processes of this machine.")
 
