@@ -3,8 +3,8 @@ from .attention.shares import attention_shares as attention_shares
 from .attention.shares import attention_summary as attention_summary
 from .attribution.direct import attribution_summary as attribution_summary
 from .attribution.direct import logit_attribution as logit_attribution
+from .correlate.correlation import attention_importance as attention_importance
 from .correlate.importance import answer_attention as answer_attention
-from .correlate.importance import attention_importance as attention_importance
 from .correlate.importance import failure_importance as failure_importance
 from .correlate.importance import importance_of as importance_of
 from .correlate.importance import reentry_importance as reentry_importance

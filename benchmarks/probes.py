@@ -36,8 +36,9 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from analyze.probes.command import ProbeSettings
-from analyze.probes.linear import PENALTIES, linear_probes
+from analyze.probes.linear import linear_probes
 from analyze.probes.nested import nested_logistic, training_sets
+from analyze.probes.tasks import PENALTIES
 
 N_FOLD = 5
 

@@ -22,9 +22,11 @@ import lake as command_line
 from analyze.probes import figures as plot_probes
 from analyze.probes import logistic as logistic
 from analyze.probes.command import ProbeSettings, as_they_come
-from analyze.probes.linear import NOTE, PENALTIES, linear_probes, summarise_probes
+from analyze.probes.linear import NOTE, linear_probes, summarise_probes
 from analyze.probes.logistic import Problems, logistic_path
-from analyze.probes.nested import _Race, nested_logistic, nested_ridge, training_sets
+from analyze.probes.nested import _Race, nested_logistic, training_sets
+from analyze.probes.ridge import nested_ridge
+from analyze.probes.tasks import PENALTIES
 from schemas import SchemaError, UsageError
 from store import open_lake
 
@@ -326,7 +328,7 @@ def test_scores_are_what_their_definitions_say():
         layer=0, position=0
     )
     label, problem = run["correct"].values, run["problem"].values
-    from analyze.probes.linear import folds_of
+    from analyze.probes.tasks import folds_of
 
     fold = folds_of(label, problem, 5, 0)
     states = run["hidden_state"].sel(layer=1, position="ct1").values

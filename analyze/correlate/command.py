@@ -37,7 +37,8 @@ class CorrelationSettings(Part):
 
 def run(source: "Source", settings: CorrelationSettings) -> "xr.Dataset":
     """Correlations of attention with what matters."""
-    from analyze.correlate.importance import answer_attention, attention_importance
+    from analyze.correlate.correlation import attention_importance
+    from analyze.correlate.importance import answer_attention
     from analyze.labels import part_of
 
     # Positions are those looked at; the query, which looks, need not be one of them.

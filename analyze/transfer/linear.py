@@ -15,9 +15,12 @@ import pandas as pd
 import xarray as xr
 from scipy.special import log_softmax
 
-from analyze.probes.linear import (
+from analyze.probes.linear import check_probed
+from analyze.probes.nested import nested_logistic, one_thread
+from analyze.probes.ridge import nested_ridge
+from analyze.probes.scores import WIDENING, Cell, Task, measure, permutations
+from analyze.probes.tasks import (
     can_fit,
-    check_probed,
     class_labels,
     draw_examples,
     folds_of,
@@ -25,8 +28,6 @@ from analyze.probes.linear import (
     penalties_of,
     target_columns,
 )
-from analyze.probes.nested import nested_logistic, nested_ridge, one_thread
-from analyze.probes.scores import WIDENING, Cell, Task, measure, permutations
 from analyze.statistics import adjust
 from analyze.transfer.command import TransferSettings
 from analyze.transfer.matrix import against_own, assembled, described, squared_errors
