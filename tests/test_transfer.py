@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import xarray as xr
+from scipy.special import log_softmax
 from sklearn.cross_decomposition import PLSRegression
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import accuracy_score
@@ -12,12 +13,17 @@ from synthetic import make_model, make_run, write_run
 
 import lake as command_line
 from analyze.context import Context
+from analyze.lens.tuned import fit_tuned_lens
 from analyze.page import write_section
+from analyze.sae.dictionary import SAESpec, sae_codes, sae_reconstruction, select_cells, train_sae
 from analyze.transfer.command import TransferSettings
+from analyze.transfer.dictionary import transfer_dictionaries
 from analyze.transfer.linear import Linear, mean_difference, transfer_probes
 from analyze.transfer.problems import comparable, problem_groups
 from analyze.transfer.section import SECTIONS
+from analyze.transfer.tuned import transfer_lenses
 from schemas import UsageError
+from schemas.statistics import split_problems
 from store import open_lake
 
 FEW = {"penalties": (0.1,), "controls": 1, "resamples": 50, "permutations": 99}
@@ -195,3 +201,53 @@ def test_the_command_keeps_a_matrix_the_page_shows_it_and_bad_input_is_one_line(
     one, other = (make_run(n_example=4).sel(position=[label]) for label in ("ct0", "ct1"))
     with pytest.raises(UsageError, match="no position in common"):
         comparable({"a": one, "b": other}, positions_given=True)
+
+
+def test_a_dictionary_explains_what_a_plain_sum_gives_and_only_problems_it_has_not_seen() -> None:
+    one, other = planted(0, UP, "one", 40), planted(1, UP, "other", 40)
+    one = one.assign(question=("example", np.r_[one["question"].values[:30], other["question"].values[:10]]))
+    sae = train_sae(select_cells(one, positions=["ct1", "ct2"]), SAESpec(features=12, k=3, epochs=2), scope="pool")
+    runs = {"one": one, "other": other}
+    found = transfer_dictionaries({"one": sae}, runs, runs, ["one"], ["other"], TransferSettings(resamples=50))
+    split = sae["example_split"].to_series()
+    trained = set(one["question"].values[split.isin(["train", "validation"]).to_numpy()])
+    unseen = other.isel(example=[question not in trained for question in other["question"].values])
+    assert found["n_problem"].item() == unseen.sizes["example"] < 40
+    x = unseen["hidden_state"].sel(layer=1, position="ct2")
+    codes = sae_codes(sae, x)
+    wrong = ((x - sae_reconstruction(sae, codes)) ** 2).sum()
+    cell = found.sel(layer=1, position="ct2").squeeze()
+    assert float(cell["explained_variance"]) == pytest.approx(float(1 - wrong / ((x - x.mean("example")) ** 2).sum()))
+    assert float(cell["dead_share"]) == float(1 - (codes != 0).any("example").mean())
+    assert np.isnan(cell["own_explained_variance"])
+    own = transfer_dictionaries({"one": sae}, runs, runs, ["one"], ["one"], TransferSettings(resamples=50))
+    xr.testing.assert_equal(
+        own["explained_variance"].squeeze(drop=True), own["own_explained_variance"].squeeze(drop=True)
+    )
+    assert (own["gap"] == 0).all()
+    with pytest.raises(UsageError, match="have not seen"):
+        transfer_dictionaries({"one": sae}, runs, {"one": one.isel(example=slice(3))}, ["one"], ["one"])
+
+
+def test_a_lens_reads_as_softmax_by_hand() -> None:
+    model = make_model()
+    runs = {name: planted(seed, UP, name, 60, model=model) for seed, name in enumerate(("one", "other"))}
+    found = transfer_lenses(dict.fromkeys(runs, model), runs, ["one"], ["other"], TransferSettings(resamples=50))
+    groups = problem_groups(runs)
+    split = split_problems(np.concatenate(list(groups.values())), 0)
+    lens = fit_tuned_lens(runs["one"].isel(example=split[:60] != 2), model, positions=["ct1", "ct2"])
+    read = runs["other"].isel(example=split[60:] == 2)
+    assert found["n_problem"].item() == read.sizes["example"]
+    x, y = (read[name].sel(position="ct2").values for name in ("hidden_state", "final_state"))
+    mapped = x[:, 1] @ lens["weight"].values[1] + lens["bias"].values[1]
+    p, q = (log_softmax(final @ model["unembedding"].values.T, axis=1) for final in (y, mapped))
+    cell = found.sel(layer=1, position="ct2").squeeze()
+    assert float(cell["kl"]) == pytest.approx(float((np.exp(p) * (p - q)).sum(1).mean()), rel=1e-4)
+    assert float(cell["agreement"]) == pytest.approx(float((p.argmax(1) == q.argmax(1)).mean()))
+    assert cell["kl_low"] <= cell["kl"] <= cell["kl_high"]
+    strings = list(model["token_string"].values)
+    best = []
+    for line, chain in zip(q, read["intermediate_result"].values, strict=True):
+        ranks = [1 + (line > line[strings.index(f" {value:g}")]).sum() for value in chain if np.isfinite(value)]
+        best.append(1 / min(ranks))
+    assert float(cell["reciprocal_rank"]) == pytest.approx(np.mean(best))

@@ -96,7 +96,7 @@ def _ranks(
     shape = state.shape[:-1]
     values = [each.reshape(shape[0], -1) for each in (result, other)]
     texts = [
-        [answer_word(str(answer), answer_kind), *(_text(value) for value in line)]
+        [answer_word(str(answer), answer_kind), *(result_text(value) for value in line)]
         for answer, line in zip(gold.ravel(), np.concatenate(values, axis=1), strict=True)
     ]
     wanted = np.stack([readout.tokens.begin(line) for line in texts])  # (example, what, spelling)
@@ -112,7 +112,7 @@ def _ranks(
     return top.reshape(shape), rank.reshape(*shape, -1), probability.reshape(*shape, -1)
 
 
-def _text(value: Any) -> str:
+def result_text(value: Any) -> str:
     """A result as it is read: a number in plain decimals, or a text; empty where there is none."""
     if isinstance(value, str):
         return value

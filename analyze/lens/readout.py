@@ -243,6 +243,13 @@ class ReadOut:
 
         All : (state, hidden), float32. Memory: a block of logits of each.
         """
+        return [(float(gap.mean()), float(same.mean())) for gap, same in self.divergences(final, *others)]
+
+    def divergences(self, final: Array, *others: Array) -> list[tuple[Array, Array]]:
+        """KL divergence (nat) of each of ``others`` from ``final``, and whether best tokens agree: both (state,).
+
+        As :meth:`compare`, state by state.
+        """
         n = len(final)
         own, own_best = _LogSumExp(n, carried=len(others)), _Best(n, 1)
         theirs = [(_LogSumExp(n), _Best(n, 1)) for _ in others]
@@ -257,7 +264,7 @@ class ReadOut:
         found = []
         for gap, (total, best) in zip(own.carried, theirs, strict=True):
             divergence = gap / own.total - own.value() + total.value()
-            found.append((float(divergence.mean()), float((best.token == own_best.token).mean())))
+            found.append((divergence, (best.token == own_best.token)[:, 0]))
         return found
 
 

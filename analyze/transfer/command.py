@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from schemas.command import Analysis, Made, Part, Printed, Table, setting
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from analyze.source import Source
 
-Kind = Literal["probe", "direction"]
+Kind = Literal["probe", "direction", "sae", "tuned"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,8 @@ class TransferSettings(Part):
     )  # fmt: skip
     kind: tuple[Kind, ...] = setting(
         ("probe", "direction"),
-        "probe: a regression, as lake analyze probes fits it; direction: the difference of class means.",
+        "probe: a regression, as lake analyze probes fits it; direction: the difference of class means; sae: the stored"
+        " dictionary of each run; tuned: a tuned lens, fitted anew.",
     )
     target: str = setting(
         "correct", "What probes and directions read: correct, operation, intermediate_result, or a column of the runs.",
@@ -81,7 +84,42 @@ def run(sources: "Sequence[Source]", settings: TransferSettings) -> list[Made]:
         if result.attrs["left_out"]:
             shell.note(f"{settings.target!r}, left out: {result.attrs['left_out']}")
         made.append(Made("transfer", result, runs=used))
+    if "sae" in settings.kind:
+        made.append(Made("transfer_sae", read_dictionaries(by_run, parts, fit, test, settings), runs=used))
+    if "tuned" in settings.kind:
+        from analyze.transfer.tuned import transfer_lenses
+
+        models = {name: by_run[name].model for name in used}
+        with shell.progress("tuned lenses", "layers") as report:
+            made.append(
+                Made("transfer_lens", transfer_lenses(models, parts, fit, test, settings, progress=report), runs=used)
+            )
     return made
+
+
+def read_dictionaries(
+    sources: "Mapping[str, Source]", parts: "Mapping[str, xr.Dataset]", fit: Sequence[str], test: Sequence[str],
+    settings: TransferSettings,
+) -> "xr.Dataset":  # fmt: skip
+    """The stored dictionaries of the runs fitted on, and of those tested that have one, at work."""
+    from analyze.transfer.dictionary import transfer_dictionaries
+    from store.read import preferred
+
+    source = next(iter(sources.values()))
+    lake, dictionaries = source.lake, {}
+    for name in dict.fromkeys([*fit, *test]):
+        stored = [
+            one for one in lake.results("sae") if one.runs == (name,) and one.spec.get("variable") == "hidden_state"
+        ]
+        if stored:
+            dictionaries[name] = lake.open_result(preferred(stored)[0].name)
+        elif name in fit:
+            lake.find("sae", name, variable="hidden_state", scope="pool")  # says how to make it
+        else:
+            sources[name].note("it has no dictionary of its own to set the others beside")
+    wholes = {name: lake[name] for name in parts}
+    with source.shell.progress("dictionaries", "cells") as report:
+        return transfer_dictionaries(dictionaries, wholes, parts, fit, test, settings, progress=report)
 
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
@@ -124,11 +162,60 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     ]
 
 
+def sae_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """What each dictionary explains of each run."""
+    columns = ["explained variance", "own", "own - it", "units shuffled", "L0", "never fire", "own never fire"]
+    return [
+        Table(
+            title="dictionaries of one run on the states of another, mean over layers and positions",
+            columns=["fit", "test", "problems", *columns],
+            rows=[
+                [str(pair["fit"].item()), str(pair["test"].item()), int(pair["n_problem"])]
+                + [float(pair[name].mean()) for name in SAE_MEANS]
+                for pair in pairs(result)
+            ],
+            labels=2,
+            caption="on problems that no dictionary at work on the run has seen; never fire: share of features",
+        )
+    ]
+
+
+def lens_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """How well each lens reads each run."""
+    columns = ["KL", "own", "plain", "constant", "agreement", "1/rank", "own 1/rank", "plain 1/rank", "of another"]
+    return [
+        Table(
+            title="tuned lenses of one run on the states of another, mean over layers and positions",
+            columns=["fit", "test", "problems", *columns],
+            rows=[
+                [str(pair["fit"].item()), str(pair["test"].item()), int(pair["n_problem"])]
+                + [float(pair[name].mean()) for name in LENS_MEANS]
+                for pair in pairs(result)
+            ],
+            labels=2,
+            caption="KL in nat from the model's own distribution, on problems that were not fitted on; plain: the final"
+            " norm alone; constant: the mean final state; 1/rank: of the best-ranked right result, and of another's",
+        )
+    ]
+
+
+SAE_MEANS = ("explained_variance", "own_explained_variance", "gap", "control_explained_variance", "l0", "dead_share",
+             "own_dead_share")  # fmt: skip
+LENS_MEANS = ("kl", "own_kl", "plain_kl", "mean_kl", "agreement", "reciprocal_rank", "own_reciprocal_rank",
+              "plain_reciprocal_rank", "other_reciprocal_rank")  # fmt: skip
+
+
+def pairs(result: Any) -> list[Any]:
+    """The part of a result that is of each pair of runs."""
+    return [result.sel(fit=fit, test=test) for fit in result["fit"].values for test in result["test"].values]
+
+
 COMMAND = Analysis(
     name="transfer",
-    help="Test on a run what was fitted on another: probes and directions, beside the run's own.",
+    help="Test on a run what was fitted on another: probes, directions, dictionaries, tuned lenses.",
     settings=TransferSettings,
     run=run,
-    results={"transfer": tables},
+    results={"transfer": tables, "transfer_sae": sae_tables, "transfer_lens": lens_tables},
+    made_by={"transfer_sae": "--kind sae", "transfer_lens": "--kind tuned"},
     together=True,
 )

@@ -1,5 +1,6 @@
 """Section on what is fitted on one run and tested on another, with its figure."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import xarray as xr
 
 from analyze.drawing import heat_map, panels
 from analyze.page import Page, Section
+from analyze.transfer.command import LENS_MEANS, SAE_MEANS, pairs
 from analyze.transfer.matrix import pairs_of
 from store.read import preferred
 
@@ -64,6 +66,72 @@ def transfer(page: Page) -> None:
     page.set(left_out="; ".join(left_out))
 
 
+def plot_pairs(result: xr.Dataset, name: str, *, high: float = 1.0, ax: Any = None) -> Any:
+    """Mean over layers and positions for every fit (row) and run (column); below, each run's own.
+
+    Parameters
+    ----------
+    result
+        From :func:`analyze.transfer.dictionary.transfer_dictionaries` or
+        :func:`analyze.transfer.tuned.transfer_lenses`.
+    name
+        Variable that is drawn.
+    high
+        Value of full strength.
+    ax
+        One axes.
+    """
+    (axis,) = panels(1, ax, size=(4.6, 1.4 + 0.35 * result.sizes["fit"]))
+    matrix = result[name].mean(["layer", "position"]).transpose("fit", "test").values
+    values = np.concatenate([matrix, result[f"own_{name}"].mean(["layer", "position"]).values[None]])
+    labels = np.array([[f"{value:.2f}" for value in row] for row in values])
+    rows = [*result["fit"].values, "own"]
+    heat_map(axis, np.clip(values, -high, high), rows, result["test"].values, labels=labels, high=high)
+    axis.set(ylabel="fitted on", xlabel="tested on")
+    axis.tick_params(axis="x", rotation=20)
+    return axis
+
+
+def _pairs_section(page: Page, kind: str, drawn: str, columns: Sequence[str], line: Sequence[str]) -> None:
+    """A map and a table of every stored result of a kind, and a sentence for each two runs."""
+    shown: dict[tuple[str, ...], Any] = {}
+    for stored in preferred(each for each in page.context.results if each.kind == kind):
+        data = page.context.open(stored)
+        shown.setdefault(tuple(" ".join(map(str, data[dim].values)) for dim in ("fit", "test")), stored)
+    for number, stored in enumerate(shown.values()):
+        page.sources.append(stored)
+        data = page.context.open(stored)
+        height = 1.5 + 0.35 * data.sizes["fit"]
+        high = max(1.0, float(data[f"plain_{drawn}"].mean())) if f"plain_{drawn}" in data else 1.0
+        plot_pairs(data, drawn, high=high, ax=page.panel(kind, str(number), height=height))
+        rows = []
+        for pair in pairs(data):
+            names = {dim: str(pair[dim].item()) for dim in ("fit", "test")}
+            row = names | {name: float(pair[name].mean()) for name in columns} | {"n": int(pair["n_problem"])}
+            rows.append(row)
+            if names["fit"] != names["test"]:
+                values = {name: row[name] for name in line}
+                page.say_of(f"{names['fit']} on {names['test']}", page.text("read", **values))
+        page.add(kind, None, rows)
+    page.need(kind)
+
+
+def dictionaries(page: Page) -> None:
+    """What dictionaries of one run explain of another."""
+    line = ("explained_variance", "own_explained_variance", "dead_share", "own_dead_share")
+    _pairs_section(page, "transfer_sae", "explained_variance", SAE_MEANS, line)
+
+
+def lenses(page: Page) -> None:
+    """How well tuned lenses of one run read another."""
+    line = ("kl", "own_kl", "plain_kl", "reciprocal_rank", "own_reciprocal_rank")
+    _pairs_section(page, "transfer_lens", "kl", LENS_MEANS, line)
+
+
 SECTIONS = (
     Section(slug="transfer", write=transfer, chapter="comparison", order=50, needs=("transfer",), of="several"),
+    Section(
+        slug="transfer-sae", write=dictionaries, chapter="comparison", order=51, needs=("transfer_sae",), of="several"
+    ),
+    Section(slug="transfer-lens", write=lenses, chapter="comparison", order=52, needs=("transfer_lens",), of="several"),
 )
