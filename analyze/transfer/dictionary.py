@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analyze.probes.linear import draw_examples
+from analyze.probes.tasks import draw_examples
 from analyze.sae.codes import sae_codes, sae_reconstruction
 from analyze.statistics import draw_counts
 from analyze.transfer.command import TransferSettings

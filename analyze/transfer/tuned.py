@@ -11,7 +11,7 @@ from analyze.labels import labels_along
 from analyze.lens.logit import another_chain
 from analyze.lens.readout import ReadOut
 from analyze.lens.tuned import fit_tuned_lens
-from analyze.probes.linear import draw_examples
+from analyze.probes.tasks import draw_examples
 from analyze.statistics import draw_counts
 from analyze.transfer.command import TransferSettings
 from analyze.transfer.problems import problem_groups
