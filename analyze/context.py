@@ -8,7 +8,8 @@ from typing import Any
 import xarray as xr
 
 from analyze.drawing import Look, looks
-from store.read import Lake, Result, preferred
+from store.read import Lake
+from store.results import Result, preferred
 
 Where = Callable[[Mapping[str, Any]], bool]
 
@@ -90,7 +91,7 @@ class Context:
         """Results of a kind, one for each model, each of one run.
 
         A model shows the result of its main run; where that has none, of its next run that has one. Of several results
-        of one run whose settings fit the preferred one is taken (:func:`store.read.preferred`); the others are in
+        of one run whose settings fit the preferred one is taken (:func:`store.results.preferred`); the others are in
         ``passed_over``, and the section says so.
 
         Parameters

@@ -40,7 +40,7 @@ from matplotlib.figure import Figure
 from analyze import drawing
 from analyze.context import Context, StoredResult, Where
 from schemas import SchemaError, nearest
-from store.read import Result
+from store.results import Result
 
 MINUS = "\N{MINUS SIGN}"
 Rows = Any

@@ -1,4 +1,8 @@
 # The public names of store; lazy_loader imports each when it is first used, and type checkers read this file.
+from .batches import torch_dataset as torch_dataset
+from .check import check_model as check_model
+from .check import check_run as check_run
+from .check import taken_up as taken_up
 from .files import RECORD as RECORD
 from .info import describe as describe
 from .info import describe_run as describe_run
@@ -10,12 +14,11 @@ from .location import local_path as local_path
 from .merge import Merged as Merged
 from .merge import merge as merge
 from .read import Lake as Lake
-from .read import Result as Result
 from .read import open_lake as open_lake
 from .removal import Removable as Removable
 from .removal import remove as remove
 from .removal import select_removable as select_removable
-from .rows import torch_dataset as torch_dataset
+from .results import Result as Result
 from .select import select_result as select_result
 from .size import encoded_sizes as encoded_sizes
 from .size import model_size as model_size
@@ -24,8 +27,5 @@ from .verification import Damage as Damage
 from .verification import Verification as Verification
 from .verification import verify as verify
 from .write import RunWriter as RunWriter
-from .write import check_model as check_model
-from .write import check_run as check_run
 from .write import create_run as create_run
-from .write import taken_up as taken_up
 from .write import write_model as write_model

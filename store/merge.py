@@ -12,13 +12,14 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from schemas import LakeError, SpecMismatchError, UsageError
+from store.check import check_place, differences
 from store.files import RECORD, assemble, join, lake_lock, read_bytes, read_group, unseal, write_files
 from store.guard import Guard
 from store.location import local_path, open_store
 from store.read import Lake
 from store.record import DamagedFile, ShardRecord
 from store.shards import ShardFile
-from store.write import RunWriter, check_place, differences, ensure_lake
+from store.write import RunWriter, ensure_lake
 
 PIECE_BYTES = 2**24
 MADE_FROM = ("spec", "weights", "tokenizer", "tokenizer_files", "data", "layout", "format", "fingerprint")

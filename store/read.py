@@ -3,84 +3,36 @@
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
-import dask.threaded
 import numpy as np
 import xarray as xr
 import zarr
-from xarray.core.indexing import LazilyIndexedArray, MemoryCachedArray
-from zarr.abc.store import Store
 from zarr.core.sync import sync
 
 from schemas import (
-    MODEL_VARIABLES,
-    CorruptLakeError,
     LakeError,
     MissingRunError,
     UnwritableLakeError,
-    UsageError,
     canonical_json,
     filled,
-    fingerprint,
     nearest,
 )
 from schemas.registry import by_kind, line
-from schemas.words import n_option
-from store.files import RECORD, is_ours, join, read_bytes, unseal
+from store.files import read_bytes
+from store.groups import Groups
 from store.guard import Guard
 from store.layout import RunLayout
-from store.location import local_path, open_store
-from store.mend import foreign_weights, has_other_model, is_result_of
-from store.record import DamagedFile, RunRecord
+from store.mend import is_result_of
+from store.opening import block_shapes, committed_examples, open_group
+from store.results import RESULTS, Result, described, preferred
 from store.shards import HandedOut, ShardedArray
-from store.write import check_format, write_result_group
-
-RESULTS = "results"
-BLOCK_BYTES = 32 * 2**20
-"""Aim for the size of one dask block: whole shards of one layer and position, up to this many bytes."""
+from store.write import write_result_group
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Result:
-    """A stored analysis."""
-
-    name: str
-    """Group below the lake."""
-    kind: str
-    """What was computed: ``heads``, ``probes``, ``patch`` and so on."""
-    runs: tuple[str, ...]
-    """Runs it was computed from."""
-    spec: Mapping[str, Any]
-    """Settings of the analysis."""
-    fingerprint: str
-    """Digest of kind, settings and the fingerprints of the runs."""
-    inputs: Mapping[str, str]
-    """Fingerprint of each run it was computed from."""
-    command: tuple[str, ...] = ()
-    """Words of the command that made it, ``PATH`` for the lake; none where it came from Python or an older version."""
-    n_example: int = 0
-    """Examples it was computed from; 0 where it does not say."""
-
-    def describe(self, location: object) -> str:
-        """What tells it from others of its kind: its number of examples, and its command or settings."""
-        how = filled(self.command, location) or f"settings {canonical_json(dict(self.spec))}"
-        return f"{self.n_example or 'an unknown number of'} examples, {how}"
-
-
-def preferred(results: Iterable[Result]) -> list[Result]:
-    """Results that all answer one question, the one to take first.
-
-    That is the one over the most examples; of several the one whose command had the fewest options, so that default
-    settings come first; then by the settings themselves. Nothing depends on names, which end in a digest.
-    """
-    return sorted(results, key=lambda each: (-each.n_example, n_option(each.command), canonical_json(dict(each.spec))))
-
-
-class Lake:
+class Lake(Groups):
     """A lake opened for reading. ``lake["MODEL/DATASET"]`` is a run's lazy dataset of its committed examples.
 
     Parameters
@@ -97,18 +49,6 @@ class Lake:
     CorruptLakeError
         If the lake's own document is damaged.
     """
-
-    def __init__(self, location: str | os.PathLike[str], *, stored: bool = False) -> None:
-        self.location = location
-        self.stored = stored
-        self.folder = local_path(location)
-        if self.folder is not None and not self.folder.is_dir():
-            raise UsageError(f"there is no lake at {location}; make one with lake extract")
-        self._opened: tuple[int, Store] | None = None
-        check_format(location, self.store)
-        attributes = self._document("", "lake")
-        if attributes is None or attributes.get("kind") != "lake":
-            raise UsageError(f"{location} is no lake (no zarr.json that says so); make one with lake extract")
 
     def __repr__(self) -> str:
         """Location and runs."""
@@ -143,110 +83,6 @@ class Lake:
     def __contains__(self, run: object) -> bool:
         """Whether a run is in the lake."""
         return isinstance(run, str) and self._kind(run) == "run"
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What it was made of; no connection."""
-        return {**self.__dict__, "_opened": None}
-
-    @property
-    def store(self) -> Store:
-        """The lake's files, opened by this process: connections do not outlive a fork."""
-        if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = os.getpid(), open_store(self.location)
-        return self._opened[1]
-
-    def children(self, path: str) -> list[str]:
-        """Names of what lies directly below a place, in order."""
-
-        async def names() -> list[str]:
-            return [name async for name in self.store.list_dir(path)]
-
-        return sorted(name for name in sync(names()) if name and name != "zarr.json")
-
-    def _has(self, key: str) -> bool:
-        return read_bytes(self.store, key) is not None
-
-    def _kind(self, path: str) -> str | None:
-        """Kind of a group, also of a run or model whose document is damaged or lost; none of what is not the lake's."""
-        content = read_bytes(self.store, f"{path}/zarr.json")
-        attributes = unseal(content or b"")
-        kind = "run" if "/" in path else "model"
-        if attributes is not None and attributes.get("kind") == kind:
-            return kind
-        if kind == "model":
-            return kind if content is not None and self._has(f"{path}/unembedding/zarr.json") else None
-        whole = content is not None or any(name == "c" for name in self.children(f"{path}/committed"))
-        return kind if whole and self._has(f"{path}/{RECORD}/zarr.json") else None
-
-    def _document(self, path: str, kind: str) -> dict[str, Any] | None:
-        """Attributes of a group's document; ``None`` if there is none."""
-        content = read_bytes(self.store, join(path, "zarr.json"))
-        attributes = unseal(content or b"")
-        if attributes is None and content is not None:
-            if not path and not is_ours(content):
-                return None
-            self._fail(path, kind, "does not agree with its own seal")
-        return attributes
-
-    def _fail(self, path: str, kind: str, problem: str) -> NoReturn:
-        """Raise :class:`CorruptLakeError` of a group's document."""
-        if kind == "lake":
-            where = join(str(self.folder or self.location), "zarr.json")
-            command = f"any lake extract of a run of this lake, with --lake {self.location} --rebuild static"
-            raise CorruptLakeError(f"{where} {problem}; mend it with: {command}")
-        group = path.removesuffix(f"/{RECORD}") if kind == "run" else path
-        key = join(path.removeprefix(group).strip("/"), "zarr.json")
-        raise Guard(self.location, group, kind, {}).error(DamagedFile(key, None, problem))
-
-    def models(self) -> list[str]:
-        """Names of the models."""
-        return [name for name in self.children("") if name != RESULTS and self._kind(name) == "model"]
-
-    def runs(self) -> list[str]:
-        """Names of the runs, ``MODEL/DATASET``, damaged ones too."""
-        models = (name for name in self.children("") if name != RESULTS)
-        found = (f"{model}/{name}" for model in models for name in self.children(model) if name not in MODEL_VARIABLES)
-        return [run for run in found if self._kind(run) == "run"]
-
-    def attributes(self, run: str) -> dict[str, Any]:
-        """Attributes of a run: spec, layout, fingerprints, provenance.
-
-        Raises
-        ------
-        MissingRunError
-            If the run is not in the lake.
-        CorruptLakeError
-            If the run's document or its record is damaged, or they are of two runs.
-        """
-        return self._run(run)[0]
-
-    def _run(self, run: str) -> tuple[dict[str, Any], Guard]:
-        """Attributes of a run, and what reads its files."""
-        attributes = self._document(run, "run")
-        if attributes is None and self._kind(run) == "run":
-            self._fail(run, "run", "is not there")
-        if attributes is None or attributes.get("kind") != "run":
-            raise MissingRunError(
-                f"{self.location} has no run {run!r}; it has {', '.join(self.runs()) or 'none'}"
-                + nearest(run, self.runs())
-            )
-        record = self._document(f"{run}/{RECORD}", "run")
-        if record is None:
-            self._fail(f"{run}/{RECORD}", "run", "is not there")
-        if (record.get("kind"), record.get("fingerprint")) != ("record", attributes["fingerprint"]):
-            self._fail(run, "run", f"is of another run than {RECORD}/zarr.json")
-        digests = {key.removeprefix("../"): digest for key, digest in record["files"].items() if key.startswith("../")}
-        layout = RunLayout.from_json(attributes["layout"])
-        known = RunRecord(layout, checksums="crc32c/zarr.json" in record["files"])
-        return attributes, Guard(self.location, run, "run", digests, known)
-
-    def layout(self, run: str) -> RunLayout:
-        """Axes of a run."""
-        return RunLayout.from_json(self.attributes(run)["layout"])
-
-    def committed(self, run: str) -> np.ndarray:
-        """Which shards of a run are committed: (shard,) bool."""
-        return self._run(run)[1].committed()
 
     def shard_digests(self, run: str) -> dict[str, list[str]]:
         """SHA-256 of the file of each committed shard, by variable: where two runs have the same, they are the same."""
@@ -298,13 +134,13 @@ class Lake:
         attributes, guard = self._run(run)
         layout = RunLayout.from_json(attributes["layout"])
         stored = self.stored if stored is None else stored
-        dataset = _open_group(guard, attributes, stored=stored)
+        dataset = open_group(guard, attributes, stored=stored)
         committed = np.repeat(guard.committed(), layout.shard_examples)[: layout.n_example]
         dataset["committed"] = dataset["committed"].variable.copy(data=committed)
         if not uncommitted and not committed.all():
-            dataset = _take(dataset, committed)
+            dataset = committed_examples(dataset, committed)
         if chunks == "auto":
-            for name, blocks in _block_shapes(dataset, layout).items():
+            for name, blocks in block_shapes(dataset, layout).items():
                 dataset[name] = dataset[name].variable.chunk(blocks)
         return dataset
 
@@ -323,28 +159,6 @@ class Lake:
         opened = guard.reading(partial(zarr.open_array, guard, path=variable, mode="r", zarr_format=3))
         return HandedOut(guard, variable, opened, stored=True), examples
 
-    def model_attributes(self, name: str) -> dict[str, Any]:
-        """Attributes of a model: sizes, special tokens, checkpoint, fingerprints.
-
-        Raises
-        ------
-        MissingRunError
-            If the model is not in the lake.
-        """
-        attributes = self._document(name, "model")
-        if attributes is None and self._has(f"{name}/unembedding/zarr.json"):
-            self._fail(name, "model", "is not there")
-        if attributes is None or attributes.get("kind") != "model":
-            raise MissingRunError(
-                f"{self.location} has no model {name!r}; it has {', '.join(self.models()) or 'none'}"
-                + nearest(name, self.models())
-            )
-        for run in (f"{name}/{child}" for child in self.children(name)):
-            made_with = unseal(read_bytes(self.store, f"{run}/zarr.json") or b"") or {}
-            if has_other_model(made_with, attributes):
-                raise CorruptLakeError(f"{self.location}: {foreign_weights(run)}")
-        return attributes
-
     def model(self, name: str) -> xr.Dataset:
         """Unembedding, final norm and token strings of a model, loaded.
 
@@ -356,7 +170,7 @@ class Lake:
             If one of its files is damaged, or a run of its name was made with other weights.
         """
         attributes = self.model_attributes(name)
-        return _open_group(Guard(self.location, name, "model", attributes["files"]), attributes, stored=True).load()
+        return open_group(Guard(self.location, name, "model", attributes["files"]), attributes, stored=True).load()
 
     def write_result(
         self, kind: str, dataset: xr.Dataset, *, runs: list[str], spec: Mapping[str, Any], command: Sequence[str] = ()
@@ -387,22 +201,7 @@ class Lake:
             If the lake is read-only or the disk full.
         """
         inputs = {run: self.attributes(run)["fingerprint"] for run in runs}
-        identity = {"kind": kind, "runs": list(runs), "spec": dict(spec), "inputs": inputs}
-        label = "+".join(run.replace("/", ".") for run in runs)
-        if len(label) > 80:
-            label = f"{len(runs)}-runs"
-        name = f"{RESULTS}/{kind}/{label}~{fingerprint({'runs': list(runs), 'spec': dict(spec)})[:8]}"
-        attributes = {
-            "kind": "result",
-            "result": kind,
-            "runs": list(runs),
-            "spec": dict(spec),
-            "inputs": inputs,
-            "fingerprint": fingerprint(identity),
-            "command": list(command),
-            "n_example": _n_example(dataset),
-            "attrs": {key: _plain(value) for key, value in dataset.attrs.items()},
-        }
+        name, attributes = described(kind, dataset, runs, spec, inputs, command)
         try:
             write_result_group(self.location, name, dataset, attributes)
         except LakeError:
@@ -417,26 +216,14 @@ class Lake:
     def results(self, kind: str | None = None) -> list[Result]:
         """Stored analyses, of one kind or of all, in order of their names."""
         kinds = [kind] if kind is not None else self.children(RESULTS)
-        found = []
-        for each in kinds:
-            for child in self.children(f"{RESULTS}/{each}"):
-                name = f"{RESULTS}/{each}/{child}"
-                attributes = self._document(name, "result")
-                if attributes is not None and attributes.get("kind") == "result":
-                    self._check_result(name, attributes)
-                    found.append(
-                        Result(
-                            name=name,
-                            kind=attributes["result"],
-                            runs=tuple(attributes["runs"]),
-                            spec=attributes["spec"],
-                            fingerprint=attributes["fingerprint"],
-                            inputs=attributes["inputs"],
-                            command=tuple(attributes.get("command", ())),
-                            n_example=self._examples_of(name, attributes),
-                        )
-                    )
-        return found
+        names = [f"{RESULTS}/{folder}/{child}" for folder in kinds for child in self.children(f"{RESULTS}/{folder}")]
+        results = []
+        for name in names:
+            attributes = self._document(name, "result")
+            if attributes is not None and attributes.get("kind") == "result":
+                self._check_result(name, attributes)
+                results.append(Result.of(name, attributes, self._examples_of(name, attributes)))
+        return results
 
     def _examples_of(self, name: str, attributes: Mapping[str, Any]) -> int:
         """Examples of a result; of one that an older version wrote, as far as its documents say."""
@@ -454,21 +241,16 @@ class Lake:
             If there is none; the command that makes it is named.
         """
         results = [
-            each
-            for each in self.results(kind)
-            if run in each.runs and all(each.spec.get(key) == value for key, value in spec.items())
+            result
+            for result in self.results(kind)
+            if run in result.runs and all(result.spec.get(key) == value for key, value in spec.items())
         ]
         if not results:
             wanted = f" with {canonical_json(spec)}" if spec else ""
-            how = filled(line(kind), self.location, [run])
-            raise MissingRunError(
-                f"{self.location}: {run} has no result of kind {kind!r}{wanted}"
-                + (
-                    f"; {how} makes it"
-                    if how
-                    else f"; there are {', '.join(by_kind())}{nearest(kind, list(by_kind()))}"
-                )
-            )
+            command = filled(line(kind), self.location, [run])
+            others = f"there are {', '.join(by_kind())}{nearest(kind, list(by_kind()))}"
+            how = f"{command} makes it" if command else others
+            raise MissingRunError(f"{self.location}: {run} has no result of kind {kind!r}{wanted}; {how}")
         return preferred(results)[0]
 
     def result(self, kind: str, *runs: str, **spec: Any) -> xr.Dataset:
@@ -504,7 +286,7 @@ class Lake:
         guard = Guard(self.location, name, "result", attributes["files"])
         stated = ("result", "runs", "spec", "inputs", "fingerprint")
         handed_out = {**attributes["attrs"], **{key: attributes[key] for key in stated}}
-        result = _open_group(guard, attributes, handed_out, stored=self.stored)
+        result = open_group(guard, attributes, handed_out, stored=self.stored)
         return result.load() if load else result
 
     def result_digests(self, name: str) -> dict[str, str]:
@@ -555,80 +337,3 @@ def open_lake(location: str | os.PathLike[str], *, stored: bool = False) -> Lake
         If the lake's own document is damaged.
     """
     return Lake(location, stored=stored)
-
-
-def _open_group(
-    guard: Guard, attributes: Mapping[str, Any], handed_out: Mapping[str, Any] | None = None, *, stored: bool
-) -> xr.Dataset:
-    """Lazy dataset of a group's arrays, in order of their names."""
-    guard.read_documents()
-    layouts = {} if guard.record is None else guard.record.layout.arrays()
-    variables = {}
-    for name in guard.arrays():
-        array = guard.reading(partial(zarr.open_array, guard, path=name, mode="r", zarr_format=3))
-        dims = getattr(array.metadata, "dimension_names", None) or ()  # none of a single number
-        if guard.folder is not None and name in layouts and layouts[name].shards is not None:
-            data: Any = LazilyIndexedArray(ShardedArray(guard, layouts[name], stored=stored))
-        else:
-            data = LazilyIndexedArray(HandedOut(guard, name, array, stored=stored))
-            data = MemoryCachedArray(data)  # type: ignore[no-untyped-call]
-        variables[name] = xr.Variable(dims, data, {key: _savable(value) for key, value in array.attrs.items()})
-    named = str(attributes.get("coordinates", "")).split()
-    hidden = ("seal", "files", "kind", "coordinates")
-    attrs = handed_out or {key: value for key, value in attributes.items() if key not in hidden}
-    dataset = xr.Dataset(variables, attrs={key: _savable(value) for key, value in attrs.items()})
-    return dataset.set_coords([name for name in named if name in variables])
-
-
-def _take(dataset: xr.Dataset, keep: np.ndarray) -> xr.Dataset:
-    """Examples where ``keep`` holds, as slices where they run together, so that the selection stays lazy."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], keep.astype(np.int8), [0]])))
-    if len(edges) == 2:
-        return dataset.isel(example=slice(int(edges[0]), int(edges[1])))
-    return dataset.isel(example=np.flatnonzero(keep))
-
-
-def _block_shapes(dataset: xr.Dataset, layout: RunLayout) -> dict[str, dict[str, int]]:
-    """Dask blocks of each large variable."""
-    shapes = {}
-    for name, array in layout.arrays().items():
-        if array.shards is not None:
-            inner = dict(zip(array.dims, array.chunks, strict=True))
-            row = math.prod(size for dim, size in inner.items() if dim != "example") * dataset[name].dtype.itemsize
-            shards = max(1, BLOCK_BYTES // (row * layout.shard_examples))
-            shapes[name] = inner | {"example": shards * layout.shard_examples}
-    return shapes
-
-
-def _n_example(dataset: xr.Dataset) -> int:
-    """Examples a result was computed from, as it says itself; 0 where it does not."""
-    if "example" in dataset.sizes:
-        return int(dataset.sizes["example"])
-    if "n_example" in dataset.attrs:
-        return int(dataset.attrs["n_example"])
-    return int(np.nanmax(dataset["n_example"].values)) if "n_example" in dataset.data_vars else 0
-
-
-def _savable(value: Any) -> Any:
-    """An attribute as every format can hold it: a number or a text."""
-    return value if isinstance(value, str | int | float) else canonical_json(value)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
-
-
-def _forget_threads() -> None:
-    """A forked process has none of its parent's threads, though dask's pools still count on them."""
-    dask.threaded.default_pool = None
-    dask.threaded.pools.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_threads)

@@ -13,7 +13,8 @@ from schemas import MODEL_VARIABLES, LakeError, MissingRunError, UsageError
 from store.claim import ShardClaim
 from store.files import RECORD, REMOVED, flush_folders, lake_lock, read_bytes
 from store.location import local_path, open_store
-from store.read import RESULTS, Lake
+from store.read import Lake
+from store.results import RESULTS
 from store.select import select_result
 
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from schemas import MissingRunError, nearest
 from store.info import SHORTEST_PREFIX
-from store.read import RESULTS, Lake, Result
+from store.read import Lake
+from store.results import RESULTS, Result
 
 
 def fits(result: Result, word: str) -> bool:

@@ -26,8 +26,9 @@ from zarr.codecs import BloscCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from store.blocks import BlockArray
-from store.guard import ABSENT, CHECKSUM_BYTES, Guard, check_digest, check_size, decode_index, tables_of
+from store.guard import Guard
 from store.layout import SHARDED_VARIABLES, ArrayLayout
+from store.range_check import ABSENT, CHECKSUM_BYTES, check_digest, check_size, decode_index, tables_of
 from store.record import DamagedFile
 
 DECOMPRESS = {BloscCodec: blosc.decompress, ZstdCodec: zstd.decompress}

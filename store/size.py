@@ -9,7 +9,7 @@ from store.blocks import BlockArray
 from store.files import assemble
 from store.layout import COLUMN_CHUNK, ArrayLayout, RunLayout
 from store.shards import encode_shard, encoders
-from store.write import model_arrays, run_arrays
+from store.skeleton import model_arrays, run_arrays
 
 
 def encoded_sizes(layout: RunLayout, values: Mapping[str, np.ndarray | BlockArray]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Datasets of torch over the rows of a run: :func:`store.rows.torch_dataset` makes them, and alone imports this."""
+"""Datasets of torch over the rows of a run: :func:`store.batches.torch_dataset` makes them, and alone imports this."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -8,7 +8,8 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from schemas import UsageError
-from store.rows import BlockBatches, RowBlocks
+from store.batches import BlockBatches
+from store.rows import RowBlocks
 
 Batch = Any
 """Values, or values and row numbers."""
@@ -29,7 +30,7 @@ class BlockRows(IterableDataset[Batch]):
     order
         Which rows a batch holds.
     stored, numbered, share
-        As of :func:`store.rows.torch_dataset`.
+        As of :func:`store.batches.torch_dataset`.
     """
 
     def __init__(self, order: BlockBatches, *, stored: bool, numbered: bool, share: tuple[int, int]) -> None:
@@ -74,7 +75,7 @@ class MapRows(Dataset[Batch]):
     blocks
         Which rows there are.
     stored, numbered
-        As of :func:`store.rows.torch_dataset`.
+        As of :func:`store.batches.torch_dataset`.
     """
 
     def __init__(self, blocks: RowBlocks, *, stored: bool, numbered: bool) -> None:

@@ -4,7 +4,8 @@ import xarray as xr
 
 from schemas import UsageError, filled, nearest
 from schemas.registry import by_kind, line
-from store.read import Lake, preferred
+from store.read import Lake
+from store.results import preferred
 
 
 def stored_vectors(lake: Lake, run: str, name: str) -> xr.DataArray:

@@ -1,11 +1,9 @@
 """Writing a lake: groups written whole, then shards, each made durable and recorded before it counts."""
 
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,17 +15,19 @@ from zarr.core.sync import sync
 
 from schemas import (
     FORMAT_VERSION,
-    MODEL_VARIABLES,
-    RUN_VARIABLES,
     SchemaError,
-    SpecMismatchError,
     UsageError,
-    canonical_json,
-    device_kind,
     fingerprint,
-    segment_of,
 )
 from store.blocks import BlockArray
+from store.check import (
+    check_model,
+    check_place,
+    check_run,
+    differences,
+    has_keys,
+    run_identity,
+)
 from store.claim import ShardClaim
 from store.files import (
     LEFTOVER,
@@ -44,19 +44,14 @@ from store.files import (
     unseal,
     write_files,
 )
-from store.layout import COLUMN_CODECS, SHARDED_VARIABLES, RunLayout
+from store.layout import SHARDED_VARIABLES, RunLayout
 from store.location import local_path, open_store
 from store.record import PARTS, RunRecord, ShardRecord
 from store.shards import ShardFile, encode_column, encode_shard, encoders
+from store.skeleton import model_arrays, record_arrays, run_arrays
 
 SHARDED_FILES = (*SHARDED_VARIABLES, "committed", *(f"{RECORD}/{part}" for part in PARTS))
 """Arrays of a run that grow shard by shard; everything else is written when the run is created."""
-
-MAX_CARDS = 16
-"""Cards of one machine, among which the one that made an older run is looked for."""
-
-NEWER_FINGERPRINTS = {"tokenizer_files"}
-"""Of a model; lakes that were made earlier do not hold them."""
 Encoded = dict[str, ShardFile]
 """A shard's file by sharded variable."""
 
@@ -86,38 +81,6 @@ def ensure_lake(location: str | os.PathLike[str], *, rebuild: bool = False) -> S
     return store
 
 
-def check_place(location: str | os.PathLike[str]) -> None:
-    """Raise ``UsageError`` if no lake can be made or written at a place; nothing is touched."""
-    folder = local_path(location)
-    if folder is not None and not folder.is_dir():
-        if folder.exists():
-            raise UsageError(f"{location} is a file; a lake is a folder. Name another --lake")
-        return
-    store = open_store(location)
-    check_format(location, store)
-    attributes = read_group(store, "")
-    if attributes is None and folder is not None:
-        known = sorted(child.name for child in folder.iterdir() if not child.match(LEFTOVER))
-        if known:
-            raise UsageError(
-                f"{location} is a folder with other content ({known[0]}, ...) and no lake; name another --lake"
-            )
-    elif attributes is not None and attributes.get("kind") != "lake":
-        raise UsageError(f"{location} is a Zarr group but no lake; name another --lake")
-
-
-def check_format(location: str | os.PathLike[str], store: Store) -> None:
-    """Raise ``UsageError`` if a lake is of a newer format than this version knows; a newer one may seal otherwise."""
-    try:
-        stated = int(json.loads(read_bytes(store, "zarr.json") or b"")["attributes"]["format"])
-    except (ValueError, KeyError, TypeError):
-        return
-    if stated > FORMAT_VERSION:
-        raise UsageError(
-            f"{location} has lake format {stated}; this version reads up to {FORMAT_VERSION}. Update activation-lake"
-        )
-
-
 def _sweep(folder: Path) -> None:
     """Remove what killed processes left half-written of groups; shards' files are their writers' business."""
     shutil.rmtree(folder / REMOVED, ignore_errors=True)
@@ -128,23 +91,6 @@ def _sweep(folder: Path) -> None:
                 (below / name).unlink(missing_ok=True)
         sharded = below.relative_to(folder).as_posix().endswith(SHARDED_FILES)
         children[:] = [name for name in children if not (sharded and name in ("c", "next"))]
-
-
-def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Fields in which two nested records differ, as ``name: found, wanted``."""
-    lines = []
-    for key in sorted({*found, *wanted}):
-        old, new = found.get(key), wanted.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            lines += differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            lines.append(f"{prefix}{key} {_short(old)} there, {_short(new)} asked for")
-    return lines
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else canonical_json(value)
-    return text if len(text) <= 40 else text[:12] + ".."
 
 
 def write_model(
@@ -185,35 +131,6 @@ def write_model(
             return
         contents = assemble({"kind": "model", "model": name, **attributes}, model_arrays(arrays()), files={})
         write_files(store, name, contents, local_path(location))
-
-
-def model_arrays(arrays: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    """Arguments of the arrays of a model's group."""
-    for name, variable in MODEL_VARIABLES.items():
-        values = np.asarray(arrays[name], dtype=object if variable.dtype == "text" else variable.dtype)
-        yield column(name, values, variable.dims, long_name=variable.long_name, units=variable.units)
-
-
-def check_model(location: str | os.PathLike[str], name: str, attributes: Mapping[str, Any]) -> None:
-    """Raise ``SpecMismatchError`` if a lake holds another model under a name."""
-    folder = local_path(location)
-    if folder is not None and not folder.exists():
-        return
-    found = read_group(open_store(location), name)
-    if found is None:
-        return
-    known = found.get("fingerprint", {})
-    asked = {
-        name: value
-        for name, value in attributes["fingerprint"].items()
-        if name not in NEWER_FINGERPRINTS - known.keys()
-    }
-    lines = differences(known, asked)
-    if lines:
-        raise SpecMismatchError(
-            f"{location} already holds another model called {name!r} ({'; '.join(lines)});"
-            " name this one otherwise or use another lake"
-        )
 
 
 class RunWriter:
@@ -437,7 +354,7 @@ def create_run(
         raise SchemaError(f"columns {', '.join(clash)} of {run!r} have names of the run's own arrays; rename them")
     check_run(location, run, layout, identity, rebuild=rebuild)
     with lake_lock(location):
-        wanted = _identity(open_store(location), run, layout, identity)
+        wanted = run_identity(open_store(location), run, layout, identity)
         store, folder = ensure_lake(location, rebuild=rebuild), local_path(location)
         content = read_bytes(store, f"{run}/zarr.json")
         found = None if content is None else unseal(content)
@@ -458,153 +375,12 @@ def create_run(
             contents = assemble(attributes, run_arrays(layout, columns))
             record = {"kind": "record", "run": run, "fingerprint": attributes["fingerprint"]}
             files = {f"../{key}": digest for key, digest in digests_of(contents).items()}
-            older = _has_keys(store, f"{run}/committed/c/") and not _has_keys(store, f"{run}/{RECORD}/crc32c/")
-            arrays = _record_arrays(RunRecord(layout, checksums=not older))
+            older = has_keys(store, f"{run}/committed/c/") and not has_keys(store, f"{run}/{RECORD}/crc32c/")
+            arrays = record_arrays(RunRecord(layout, checksums=not older))
             recorded = assemble({**record, "variables": list(layout.sharded)}, arrays, files=files)
             write_files(store, f"{run}/{RECORD}", recorded, folder)
             write_files(store, run, contents, folder)
     return RunWriter(location, run)
-
-
-def check_run(
-    location: str | os.PathLike[str], run: str, layout: RunLayout, identity: Mapping[str, Any], *, rebuild: bool = False
-) -> None:
-    """Check that a run can be created or taken up; nothing is touched. Parameters as :func:`create_run`'s.
-
-    Raises
-    ------
-    SpecMismatchError
-        If the run exists and was made from something else; the differences are named.
-    UsageError
-        If no lake can be at that place.
-    """
-    if (name := run.partition("/")[2]) in MODEL_VARIABLES:
-        raise UsageError(f"a data set cannot be called {name}: that is an array of the model's; give --data NAME=FILE")
-    folder = local_path(location)
-    if folder is not None and not folder.exists():
-        return
-    store = open_store(location)
-    if not rebuild:
-        check_place(location)
-    content = read_bytes(store, f"{run}/zarr.json")
-    if content is None or (rebuild and unseal(content) is None):
-        # Damaged or lost: the record says what the run's shards were made from.
-        recorded = unseal(read_bytes(store, f"{run}/{RECORD}/zarr.json") or b"")
-        same = recorded is not None and recorded["fingerprint"] == fingerprint(_identity(store, run, layout, identity))
-        if not (same and rebuild) and _has_keys(store, f"{run}/committed/c/"):
-            why = "lost its zarr.json; give --rebuild static to write it again" if same else (
-                "was made otherwise, or its record is damaged too; remove it or name another"
-            )  # fmt: skip
-            raise SpecMismatchError(f"{location} holds shards of a run {run!r} that {why}")
-        return
-    found = read_group(store, run) or {}
-    wanted = _identity(store, run, layout, identity)
-    lines = differences({key: found.get(key) for key in wanted}, wanted)
-    if lines:
-        raise SpecMismatchError(
-            f"{location} already holds {run!r}, made otherwise: {'; '.join(lines)}."
-            " Use the same settings to go on with it, or another name"
-        )
-
-
-def taken_up(location: str | os.PathLike[str], run: str, layout: RunLayout) -> RunLayout:
-    """A layout, in shards of the size that the run has where it is in the lake already."""
-    folder = local_path(location)
-    if folder is not None and not folder.is_dir():
-        return layout
-    found = unseal(read_bytes(open_store(location), f"{run}/zarr.json") or b"") or {}
-    return replace(layout, shard_bytes=found["layout"]["shard_bytes"]) if "layout" in found else layout
-
-
-def _identity(store: Store, run: str, layout: RunLayout, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run is made from, as the run has it.
-
-    Older versions wrote ``cuda:0`` for ``cuda``, and knew a tokenizer by one of its files.
-    """
-    wanted = {**identity, "layout": layout.to_json(), "format": FORMAT_VERSION}
-    kind = wanted["spec"].get("device", "")
-    found = unseal(read_bytes(store, f"{run}/zarr.json") or b"")
-    if found is not None:
-        words = [word for word in [str(found["spec"].get("device"))] if device_kind(word) == kind]
-        unknown = [NEWER_FINGERPRINTS - found.keys()]
-    else:
-        words, unknown = [kind, *(f"{kind}:{card}" for card in range(MAX_CARDS))], [set[str](), NEWER_FINGERPRINTS]
-    recorded = found or unseal(read_bytes(store, f"{run}/{RECORD}/zarr.json") or b"") or {}
-    for word, newer in product(words, unknown):
-        same = {name: value for name, value in wanted.items() if name not in newer}
-        same["spec"] = wanted["spec"] | {"device": word}
-        if found is not None or fingerprint(same) == recorded.get("fingerprint"):
-            return same
-    return wanted
-
-
-def _has_keys(store: Store, prefix: str) -> bool:
-    async def any_key() -> bool:
-        async for _ in store.list_prefix(prefix):
-            return True
-        return False
-
-    return sync(any_key())
-
-
-def _record_arrays(record: RunRecord) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    dims = {"sha256": ("file", "byte"), "size": ("file",), "crc32c": ("chunk",)}
-    for part, (shape, dtype) in record.shapes.items():
-        yield (
-            part,
-            {
-                "shape": (record.layout.n_shard, *shape),
-                "chunks": (1, *shape),
-                "dtype": dtype.newbyteorder("="),
-                "fill_value": -1 if part == "size" else 0,
-                "compressors": COLUMN_CODECS[1:],
-                "dimension_names": ("shard", *dims[part]),
-            },
-        )
-
-
-def run_arrays(
-    layout: RunLayout, columns: Mapping[str, tuple[tuple[str, ...], Any]]
-) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    """Arguments of the arrays of a run's group: what is known beforehand, and room for what the model makes."""
-    for name, (dims, values) in columns.items():
-        known = RUN_VARIABLES.get(name)
-        yield column(name, values, dims, long_name=known.long_name if known else "", units=known.units if known else "")
-    positions, keys = layout.positions, layout.key_positions
-    yield column("layer", np.arange(layout.n_layer), ("layer",))
-    yield column("head", np.arange(layout.n_head), ("head",))
-    yield column("latent", layout.latents, ("latent",))
-    yield column("position", positions, ("position",))
-    yield column("key_position", keys, ("key_position",))
-    yield column("segment", [segment_of(label) for label in positions], ("position",))
-    yield column("offset", [layout.places.offset(label) for label in positions], ("position",))
-    for name, array in layout.arrays().items():
-        variable = layout.variable(name)
-        yield (
-            name,
-            {
-                "shape": array.shape,
-                "chunks": array.chunks,
-                "shards": array.shards,
-                "dtype": array.dtype,
-                "fill_value": array.fill,
-                "compressors": array.codecs,
-                "dimension_names": array.dims,
-                "attributes": {"long_name": variable.long_name, "units": variable.units},
-            },
-        )
-    yield (
-        "committed",
-        {
-            "shape": (layout.n_example,),
-            "chunks": (layout.shard_examples,),
-            "dtype": "bool",
-            "fill_value": False,
-            "compressors": COLUMN_CODECS[1:],
-            "dimension_names": ("example",),
-            "attributes": {"long_name": RUN_VARIABLES["committed"].long_name},
-        },
-    )
 
 
 def write_result_group(

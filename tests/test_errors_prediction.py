@@ -9,7 +9,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import precision_score, recall_score, roc_auc_score
 from synthetic import make_run
 
-from analyze.errors.prediction import _fit, _judge, _Spool, predict_errors
+from analyze.errors.design import Spool
+from analyze.errors.prediction import _fit, _judge, predict_errors
 from analyze.errors.spec import ErrorSpec
 from analyze.sae.dictionary import SAESpec, train_sae
 from schemas.errors import SchemaError, UsageError
@@ -92,12 +93,12 @@ def test_pooled_codes(caused, pooling):
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
 def test_fit_is_scikit_learns(kind, tmp_path, monkeypatch):
     """Same optimum on standardised training rows, from pieces on disk as from memory."""
-    monkeypatch.setattr("analyze.errors.prediction._SPOOL_BYTES", 2000)
+    monkeypatch.setattr("analyze.errors.design._SPOOL_BYTES", 2000)
     rng = np.random.default_rng(0)
     x = (rng.normal(size=(120, 15)) * (rng.random((120, 15)) < 0.4) + (kind == "dense")).astype("float32")
     wrong = rng.random(120) < 1 / (1 + np.exp(-2 * x[:, 0]))
     side = np.repeat([0, 2], [90, 30])
-    spool = _Spool(tmp_path, "x")
+    spool = Spool(tmp_path, "x")
     for part in np.split(x, 8):
         spool.add(part if kind == "dense" else sparse.csr_array(part))
     assert len(list(tmp_path.iterdir())) > 1

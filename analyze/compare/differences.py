@@ -20,7 +20,8 @@ from analyze.compare.parts import PARTS, Part, Source
 from analyze.statistics import bootstrap_weights, mcnemar_exact, percentile_interval, weighted_mean
 from schemas import UsageError
 from schemas.registry import line
-from store.read import Lake, Result, preferred
+from store.read import Lake
+from store.results import Result, preferred
 
 
 def compare(

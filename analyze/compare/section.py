@@ -14,7 +14,7 @@ from analyze.compare.figures import SEVEN, plot_differences
 from analyze.drawing import Look, faint_grid
 from analyze.page import NothingStored, Page, Section, points
 from schemas import filled
-from store.read import preferred
+from store.results import preferred
 
 WORDS = {
     "accuracy": "accuracy",

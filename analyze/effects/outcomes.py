@@ -9,7 +9,7 @@ import xarray as xr
 
 from analyze.context import Context
 from analyze.effects.conditions import UNTOUCHED, conditions, labels_of
-from store.read import Result, preferred
+from store.results import Result, preferred
 
 TITLES = {
     "ablate": "Position ablation",

@@ -7,7 +7,7 @@ came from, the question's length and the majority answer are judged on the same 
 
 import json
 import tempfile
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,16 +16,15 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy import optimize, sparse, special
 
+from analyze.errors.design import Spool, designs, filled, moments
 from analyze.errors.spec import ErrorSpec
 from analyze.sae.batches import SPLITS, Progress, Rows
-from analyze.sae.codes import Activations, Weights, sources, weights
+from analyze.sae.codes import Activations, sources, weights
 from analyze.statistics import bootstrap_weights
 from schemas.errors import SchemaError, UsageError
 
 PREDICTORS = ("sae_codes", "raw_activation", "question_length", "majority")
 OUTCOMES = ("wrong", "right")
-_SPOOL_BYTES = 1 << 23
-Matrix = Any  # (row, feature): a numpy array, or scipy's csr_array, whose stubs do not carry its number of dims
 
 
 def predict_errors(
@@ -78,9 +77,9 @@ def predict_errors(
     report(0, n_pass)
 
     with tempfile.TemporaryDirectory(prefix="lake-errors-") as folder:
-        codes, raw = _designs(rows, weights(sae, source, rows), spec, Path(folder), sae.attrs["scope"] == "crosscoder")
+        codes, raw = designs(rows, weights(sae, source, rows), spec, Path(folder), sae.attrs["scope"] == "crosscoder")
         report(1, n_pass)
-        length = _Spool(None, "question_length")
+        length = Spool(None, "question_length")
         question = map(str, labels["question"].values) if "question" in labels else [""] * len(wrong)
         length.add(np.array([[len(q.split()), len(q)] for q in question], dtype=np.float32))
         fits: dict[str, _Fit] = {}
@@ -107,52 +106,6 @@ def predict_errors(
     return out
 
 
-class _Spool:
-    """Rows of a design matrix in order, on disk beyond a few megabytes.
-
-    Parameters
-    ----------
-    folder : where pieces go; ``None`` keeps all in memory
-    name : of the pieces
-    """
-
-    def __init__(self, folder: Path | None, name: str) -> None:
-        self.folder, self.name = folder, name
-        self.n_row = 0
-        self._files: list[Path] = []
-        self._held: list[Matrix] = []
-        self._size = 0
-
-    def add(self, rows: Matrix) -> None:
-        """Append rows (row, feature), dense or sparse."""
-        self._held.append(rows)
-        self.n_row += rows.shape[0]
-        self._size += rows.data.nbytes * (2 if sparse.issparse(rows) else 1)
-        if self.folder is not None and self._size > _SPOOL_BYTES:
-            path = self.folder / f"{self.name}-{len(self._files)}"
-            piece = _stacked(self._held)
-            if isinstance(piece, np.ndarray):
-                path = path.with_suffix(".npy")
-                np.save(path, piece)
-            else:
-                path = path.with_suffix(".npz")
-                sparse.save_npz(path, piece, compressed=False)
-            self._files.append(path)
-            self._held, self._size = [], 0
-
-    def pieces(self) -> Iterator[tuple[slice, Matrix]]:
-        """Ranges of rows and their values, in order."""
-        start = 0
-        for path in self._files:
-            piece: Matrix = np.load(path) if path.suffix == ".npy" else sparse.csr_array(sparse.load_npz(path))
-            yield slice(start, start + piece.shape[0]), piece
-            start += piece.shape[0]
-        if self._held:
-            piece = _stacked(self._held)
-            self._held = [piece]
-            yield slice(start, start + piece.shape[0]), piece
-
-
 class _Fit:
     """A logistic regression in the design's own units."""
 
@@ -162,16 +115,16 @@ class _Fit:
         self.weight, self.bias, self.mean, self.deviation = weight, bias, mean, deviation
         self.penalty, self.n_iteration = np.nan, 0
 
-    def scores(self, design: _Spool) -> NDArray[np.float64]:
+    def scores(self, design: Spool) -> NDArray[np.float64]:
         """Log odds of being wrong (row,)."""
         found = np.empty(design.n_row)
         for part, x in design.pieces():
-            found[part] = _filled(x, self.mean) @ self.weight + self.bias
+            found[part] = filled(x, self.mean) @ self.weight + self.bias
         return found
 
 
 def _fit(
-    design: _Spool,
+    design: Spool,
     wrong: NDArray[np.bool_],
     side: NDArray[np.intp],
     scale: Literal["deviation", "common", "none"] | str,
@@ -182,7 +135,7 @@ def _fit(
     The same optimum as ``sklearn.linear_model.LogisticRegression(C=...)`` on scaled features; the intercept is free.
     """
     train = side == 0
-    mean, deviation = _moments(design, train)
+    mean, deviation = moments(design, train)
     if scale == "none":
         center, unit = np.zeros_like(mean), np.ones_like(mean)
     elif scale == "deviation":
@@ -203,12 +156,12 @@ def _fit(
         loss, slope, total = 0.0, np.zeros(len(w)), 0.0
         for part, x in design.pieces():
             inside = train[part]
-            filled = _filled(x, mean)[inside]
-            z = filled @ scaled + shift
+            rows = filled(x, mean)[inside]
+            z = rows @ scaled + shift
             y, weight = target[part][inside], importance[part][inside]
             loss += float(weight @ (np.logaddexp(0, z) - y * z))
             pull = weight * (special.expit(z) - y)
-            slope += filled.T @ pull
+            slope += rows.T @ pull
             total += float(pull.sum())
         grad = np.append(w + penalty * (slope - center * total) / unit, penalty * total)
         return 0.5 * float(w @ w) + penalty * loss, grad
@@ -235,73 +188,6 @@ def _fit(
     if best is None:
         raise UsageError("error prediction without a penalty to try")
     return best[1]
-
-
-def _moments(design: _Spool, keep: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of each feature over the kept rows, without those that are missing."""
-    total, square, count = np.zeros(0), np.zeros(0), np.zeros(0)
-    for part, x in design.pieces():
-        x = x[keep[part]]
-        if isinstance(x, np.ndarray):
-            real = ~np.isnan(x)
-            new = np.where(real, x, 0).astype(np.float64)
-            sums = new.sum(0), np.square(new).sum(0), real.sum(0).astype(np.float64)
-        else:
-            wide: Any = x.astype(np.float64)
-            sums = np.asarray(wide.sum(axis=0)), np.asarray(wide.power(2).sum(axis=0)), np.full(x.shape[1], x.shape[0])
-        total, square, count = (a + b if len(a) else b for a, b in zip((total, square, count), sums, strict=True))
-    count = np.maximum(count, 1)
-    mean = total / count
-    return mean, np.sqrt(np.maximum(square / count - mean**2, 0))
-
-
-def _designs(rows: Rows, known: Weights, spec: ErrorSpec, folder: Path, is_joint: bool) -> tuple[_Spool, _Spool]:
-    """Design matrices of codes (sparse) and of raw activations, from one pass; features are cell-major."""
-    codes, raw = _Spool(folder, "codes"), _Spool(folder, "raw")
-    everyone = np.ones(rows.n_example, dtype=bool)
-    max_rows = max(64, 2**22 // known.encoder.shape[1])
-    gathered: dict[int, tuple[Matrix, NDArray[np.float32]]] = {}
-
-    def flush() -> None:
-        if not gathered:
-            return
-        parts = [gathered[cell] for cell in sorted(gathered)]
-        if spec.pooling == "concatenate":
-            codes.add(sparse.csr_array(sparse.hstack([p[0] for p in parts], format="csr")))
-            raw.add(np.concatenate([p[1] for p in parts], axis=1))
-        else:
-            x = np.stack([p[1] for p in parts], axis=1)  # (example, cell, width)
-            real: Any = ~np.isnan(x).any(axis=-1)
-            if spec.pooling == "mean":
-                n_real = np.maximum(real.sum(1), 1)[:, None].astype(np.float32)
-                total = parts[0][0]
-                for code, _ in parts[1:]:
-                    total = total + code
-                codes.add(sparse.csr_array(total.multiply(1 / n_real)))
-                pooled = np.where(real[..., None], x, 0).sum(1) / n_real
-            else:
-                largest = parts[0][0]
-                for code, _ in parts[1:]:  # by magnitude, as codes of abs_topk have signs
-                    larger = abs(code) > abs(largest)
-                    largest = largest - largest.multiply(larger) + code.multiply(larger)
-                codes.add(sparse.csr_array(largest))
-                pooled = np.where(real[..., None], x, -np.inf).max(1)
-            raw.add(np.where(real.any(1)[:, None], pooled, np.nan).astype(np.float32))
-        gathered.clear()
-
-    here: slice | None = None
-    for block, _, x in rows.walk(everyone, max_rows):
-        if here is not None and block.example != here:
-            flush()
-        here = block.example
-        for place, cell in enumerate(rows.cell_numbers(block)):
-            vectors = x[:, place]
-            real = ~np.isnan(vectors).any(axis=-1)
-            code = np.zeros((len(vectors), known.encoder.shape[1]), dtype=np.float32)
-            code[real] = known.compared(known.encode(vectors[real], int(cell)), int(cell))
-            gathered[int(cell)] = sparse.csr_array(code), vectors
-    flush()
-    return codes, raw
 
 
 def _metrics(
@@ -375,7 +261,7 @@ def _with_interval(out: xr.Dataset, name: str, dims: Sequence[str], value: NDArr
 
 
 def _carriers(
-    codes: _Spool, fit: _Fit, wrong: NDArray[np.bool_], side: NDArray[np.intp], n: int
+    codes: Spool, fit: _Fit, wrong: NDArray[np.bool_], side: NDArray[np.intp], n: int
 ) -> dict[str, NDArray[Any]]:
     """The features with the largest standardised weights, and how they fire on test answers."""
     strength = fit.weight * fit.deviation
@@ -458,19 +344,3 @@ def _sides(spec: ErrorSpec, sae: xr.Dataset, first: xr.DataArray, wrong: NDArray
 
 def _integers(problem: NDArray[Any]) -> NDArray[np.int64]:
     return problem.astype(np.int64) if problem.dtype.kind in "iu" else np.unique(problem, return_inverse=True)[1]
-
-
-def _stacked(rows: Sequence[Matrix]) -> Matrix:
-    if len(rows) == 1:
-        return rows[0]
-    if isinstance(rows[0], np.ndarray):
-        return np.concatenate(rows)
-    return sparse.csr_array(sparse.vstack(rows, format="csr"))
-
-
-def _filled(x: Matrix, mean: NDArray[np.float64]) -> Any:
-    """Missing values of a dense matrix replaced by the feature's mean."""
-    if isinstance(x, np.ndarray):
-        gap = np.isnan(x)
-        return np.where(gap, mean, x) if gap.any() else x.astype(np.float64)
-    return x

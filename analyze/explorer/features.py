@@ -10,7 +10,7 @@ from analyze.context import Context
 from analyze.explorer.problems import readable
 from analyze.features.pages import feature_pages
 from schemas import MissingRunError, UsageError
-from store.read import Result, preferred
+from store.results import Result, preferred
 
 N_TOKEN = 8
 """Tokens told of what a feature writes."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from schemas import LakeError, fingerprint
 from store import Lake
-from store.read import Result
+from store.results import Result
 
 
 def readable_runs(lake: Lake) -> tuple[list[str], dict[str, str]]:

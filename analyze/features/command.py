@@ -70,7 +70,7 @@ def chosen(sources: "Sequence[Source]", name: str | None) -> "list[Result]":
         If the one named is of other runs.
     """
     from schemas import UsageError, nearest
-    from store.read import preferred
+    from store.results import preferred
 
     lake, runs = sources[0].lake, [source.run for source in sources]
     stored = [one for one in lake.results("sae") if set(one.runs) <= set(runs)]

@@ -7,7 +7,7 @@ import numpy as np
 from analyze.drawing import faint_grid, reference
 from analyze.features.command import feature_rows
 from analyze.page import NothingStored, Page, Section
-from store.read import Result, preferred
+from store.results import Result, preferred
 
 
 def features(page: Page) -> None:

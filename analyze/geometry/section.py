@@ -7,7 +7,7 @@ import numpy as np
 from analyze.drawing import MARKERS, PALETTE, Series, as_percent, faint_grid, heat_map, legend_above, legend_below
 from analyze.geometry.command import component_rows
 from analyze.page import Page, Section
-from store.read import Result, preferred
+from store.results import Result, preferred
 
 
 def plot_scores(result: Any, ax: Any) -> None:

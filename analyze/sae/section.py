@@ -8,7 +8,7 @@ import xarray as xr
 
 from analyze.drawing import HEAT, bars_across
 from analyze.page import NothingStored, Page, Section
-from store.read import preferred
+from store.results import preferred
 
 
 def sparse_autoencoders(page: Page) -> None:

@@ -20,7 +20,7 @@ from analyze.explorer.state import readable_runs, state_of
 from analyze.query.show_command import frames_of
 from schemas import LakeError, MissingRunError, UsageError, nearest
 from store import open_lake
-from store.read import Result
+from store.results import Result
 
 FRESH_SECONDS = 1.0
 """How long a look at what the lake holds is taken for true."""

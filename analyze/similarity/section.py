@@ -7,7 +7,7 @@ import xarray as xr
 from analyze.drawing import heat_map, panels
 from analyze.page import Page, Section
 from analyze.tables import result_table
-from store.read import Result, preferred
+from store.results import Result, preferred
 
 TEXTS = r'''
 [similarity]

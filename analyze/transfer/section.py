@@ -10,7 +10,7 @@ from analyze.drawing import heat_map, panels
 from analyze.page import Page, Section
 from analyze.transfer.command import LENS_MEANS, SAE_MEANS, pairs
 from analyze.transfer.matrix import pairs_of
-from store.read import preferred
+from store.results import preferred
 
 
 def plot_transfer(result: xr.Dataset, *, ax: Any = None) -> list[Any]:

@@ -25,7 +25,8 @@ from analyze.verdict.rules import (
 )  # fmt: skip
 from schemas import UsageError, filled, segment_of
 from schemas.registry import line
-from store.read import Lake, Result, preferred
+from store.read import Lake
+from store.results import Result, preferred
 
 OF_QUESTION = {
     READABLE: {"lens": "lens", "probe": "probes --target intermediate_result"},

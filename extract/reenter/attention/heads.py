@@ -13,7 +13,7 @@ from extract.reenter.sweep import Condition
 from extract.reenter.target import Target
 from schemas import Intervention, UsageError, filled, nearest
 from schemas.registry import line
-from store.read import preferred
+from store.results import preferred
 
 Head = tuple[int, int]
 """Layer and head."""

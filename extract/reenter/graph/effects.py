@@ -15,7 +15,7 @@ from extract.reenter.sites import self_controls
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target
 from schemas import Intervention, UsageError, nearest
-from store.read import preferred
+from store.results import preferred
 
 CHANGES: dict[str, dict[str, Any]] = {
     "mean": {"operation": "mean"},

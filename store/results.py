@@ -1,0 +1,114 @@
+"""What tells stored results apart, and which of several to take."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import xarray as xr
+
+from schemas import (
+    canonical_json,
+    filled,
+    fingerprint,
+)
+from schemas.words import n_option
+
+RESULTS = "results"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """A stored analysis."""
+
+    name: str
+    """Group below the lake."""
+    kind: str
+    """What was computed: ``heads``, ``probes``, ``patch`` and so on."""
+    runs: tuple[str, ...]
+    """Runs it was computed from."""
+    spec: Mapping[str, Any]
+    """Settings of the analysis."""
+    fingerprint: str
+    """Digest of kind, settings and the fingerprints of the runs."""
+    inputs: Mapping[str, str]
+    """Fingerprint of each run it was computed from."""
+    command: tuple[str, ...] = ()
+    """Words of the command that made it, ``PATH`` for the lake; none where it came from Python or an older version."""
+    n_example: int = 0
+    """Examples it was computed from; 0 where it does not say."""
+
+    @classmethod
+    def of(cls, name: str, attributes: Mapping[str, Any], n_example: int) -> Self:
+        """From the attributes of its group."""
+        return cls(
+            name=name,
+            kind=attributes["result"],
+            runs=tuple(attributes["runs"]),
+            spec=attributes["spec"],
+            fingerprint=attributes["fingerprint"],
+            inputs=attributes["inputs"],
+            command=tuple(attributes.get("command", ())),
+            n_example=n_example,
+        )
+
+    def describe(self, location: object) -> str:
+        """What tells it from others of its kind: its number of examples, and its command or settings."""
+        how = filled(self.command, location) or f"settings {canonical_json(dict(self.spec))}"
+        return f"{self.n_example or 'an unknown number of'} examples, {how}"
+
+
+def preferred(results: Iterable[Result]) -> list[Result]:
+    """Results that all answer one question, the one to take first.
+
+    That is the one over the most examples; of several the one whose command had the fewest options, so that default
+    settings come first; then by the settings themselves. Nothing depends on names, which end in a digest.
+    """
+    return sorted(results, key=lambda each: (-each.n_example, n_option(each.command), canonical_json(dict(each.spec))))
+
+
+def n_example_of(dataset: xr.Dataset) -> int:
+    """Examples a result was computed from, as it says itself; 0 where it does not."""
+    if "example" in dataset.sizes:
+        return int(dataset.sizes["example"])
+    if "n_example" in dataset.attrs:
+        return int(dataset.attrs["n_example"])
+    return int(np.nanmax(dataset["n_example"].values)) if "n_example" in dataset.data_vars else 0
+
+
+def plain(value: Any) -> Any:
+    """An attribute as JSON holds it."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def described(
+    kind: str,
+    dataset: xr.Dataset,
+    runs: Sequence[str],
+    spec: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    command: Sequence[str],
+) -> tuple[str, dict[str, Any]]:
+    """Name and attributes of a result's group; ``inputs`` are fingerprints of the runs."""
+    settings = {"runs": list(runs), "spec": dict(spec)}
+    label = "+".join(run.replace("/", ".") for run in runs)
+    if len(label) > 80:
+        label = f"{len(runs)}-runs"
+    attributes = {
+        "kind": "result",
+        "result": kind,
+        **settings,
+        "inputs": dict(inputs),
+        "fingerprint": fingerprint({"kind": kind, **settings, "inputs": dict(inputs)}),
+        "command": list(command),
+        "n_example": n_example_of(dataset),
+        "attrs": {key: plain(value) for key, value in dataset.attrs.items()},
+    }
+    return f"{RESULTS}/{kind}/{label}~{fingerprint(settings)[:8]}", attributes
