@@ -103,7 +103,7 @@ def read_dictionaries(
 ) -> "xr.Dataset":  # fmt: skip
     """The stored dictionaries of the runs fitted on, and of those tested that have one, at work."""
     from analyze.transfer.dictionary import transfer_dictionaries
-    from store.read import preferred
+    from store.results import preferred
 
     source = next(iter(sources.values()))
     lake, dictionaries = source.lake, {}
