@@ -1,0 +1,1 @@
+"""Whether heads, hubs and thoughts do the same in every run."""

@@ -1,0 +1,122 @@
+"""``lake analyze stability``."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from schemas.command import Analysis, Limited, Printed, Table, setting
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from analyze.source import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class StabilitySettings(Limited):
+    """How sure it is what runs have in common."""
+
+    layers: tuple[int, ...] | None = setting(
+        None, "Only these layers; what thoughts read out as is told at the last of them.", metavar="0,1.."
+    )
+    max_examples: int = setting(
+        2000, "Examples used at most of each run, whole problems drawn by the seed; 0: all.", metavar="N", least=0
+    )
+    resamples: int = setting(300, "Resamples of problems behind each interval.", least=1)
+    shuffles: int = setting(2000, "Shuffles of heads, and of thoughts, behind each null.", least=1)
+    seed: int = setting(0, "Seed of what is drawn.")
+
+
+def run(sources: "Sequence[Source]", settings: StabilitySettings) -> "xr.Dataset":
+    """All runs against each other."""
+    from analyze.stability.between import stability
+
+    runs = {source.run: source.data for source in sources}
+    models = {source.run: source.model for source in sources}
+    with sources[0].shell.progress("heads and thoughts", "runs") as report:
+        return stability(
+            runs, models, max_examples=settings.max_examples, resamples=settings.resamples, shuffles=settings.shuffles,
+            seed=settings.seed, progress=report,
+        )  # fmt: skip
+
+
+def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """What every two runs have in common, and what each thought reads out as."""
+    rows = pair_rows(result)
+    names = [str(score) for score in result["score"].values]
+    return [
+        Table(
+            title="heads of two runs: rank correlation of scores, and share of heads alike",
+            columns=["run", "other", *names, "95% of composite", "same type", "shuffled", "same hub", "shuffled"],
+            rows=[
+                [row["run"], row["other"], *(row[name] for name in names), ends(row["low"], row["high"])]
+                + [row["same_type"], row["same_type_null"], row["same_hub"], row["same_hub_null"]]
+                for row in rows
+            ],
+            labels=2,
+            caption="a run with itself: halves of its problems, what noise alone leaves; shuffled: mean over shuffles"
+            " of heads; nan: models of other shapes",
+        ),
+        Table(
+            title="what thoughts read out as: overlap of two runs",
+            columns=["run", "other", "overlap", "95%", "thoughts shuffled", "p", "same role"],
+            rows=[
+                [row["run"], row["other"], row["overlap"], ends(row["overlap_low"], row["overlap_high"])]
+                + [row["overlap_null"], row["overlap_p"], row["same_role"]]
+                for row in rows
+            ],
+            labels=2,
+            caption="1: at every thought the same shares of examples read out as the same; p corrected, together with"
+            " those of heads",
+        ),
+        Table(
+            title=f"what most examples read out as at layer {result.attrs['layer']}, and in what share",
+            columns=["position", *result["run"].values],
+            rows=[
+                [str(position), *(role_text(result.sel(run=name, position=position)) for name in result["run"].values)]
+                for position in result["position"].values
+            ],
+            labels=1,
+        ),
+    ]
+
+
+def ends(low: float, high: float) -> str:
+    """An interval, where there is one."""
+    return f"{low:.2f}..{high:.2f}" if low <= high else "-"
+
+
+def role_text(thought: Any) -> str:
+    """What a thought of a run reads out as most often, and how often."""
+    return (
+        f"{thought['role'].item()} {float(thought['role_share'].max('reads')):.2f}" if thought["role"].item() else "-"
+    )
+
+
+def pair_rows(result: Any) -> list[dict[str, Any]]:
+    """Every run with itself and every two runs, in a row each."""
+    names = [str(name) for name in result["run"].values]
+    rows = []
+    for first, second in [*((name, name) for name in names), *combinations(names, 2)]:
+        pair = result.sel(run=first, other=second)
+        row: dict[str, Any] = {"run": first, "other": second}
+        row |= {str(score): float(pair["correlation"].sel(score=score)) for score in pair["score"].values}
+        composite = pair.sel(score="composite")
+        row |= {"low": float(composite["correlation_low"]), "high": float(composite["correlation_high"])}
+        row |= {"p": float(composite["correlation_p_corrected"])}
+        for name in ("same_type", "same_hub", "overlap"):
+            row |= {f"{name}{end}": float(pair[f"{name}{end}"]) for end in ("", "_low", "_high", "_null")}
+            row[f"{name}_p"] = float(pair[f"{name}_p_corrected"])
+        rows.append(row | {"same_role": float(pair["same_role"])})
+    return rows
+
+
+COMMAND = Analysis(
+    name="stability",
+    help="Say whether heads score, gather and thoughts read out alike in several runs, beside shuffled ones.",
+    settings=StabilitySettings,
+    run=run,
+    results={"stability": tables},
+    together=True,
+)

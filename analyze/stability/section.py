@@ -1,0 +1,72 @@
+"""Section on what heads and thoughts do from run to run, with its figure."""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from analyze.drawing import heat_map, panels
+from analyze.page import Page, Section
+from analyze.stability.command import pair_rows
+from store.read import preferred
+
+
+def plot_stability(result: xr.Dataset, *, ax: Any = None) -> list[Any]:
+    """Runs against runs: rank correlation of heads, same hubs, overlap of what thoughts read out as.
+
+    Parameters
+    ----------
+    result
+        From :func:`analyze.stability.between.stability`.
+    ax
+        Three axes.
+    """
+    axes = panels(3, ax, size=(3.6, 1.6 + 0.35 * result.sizes["run"]))
+    drawn = {
+        "composite score": result["correlation"].sel(score="composite"),
+        "same hub": result["same_hub"],
+        "what thoughts read": result["overlap"],
+    }
+    for index, (axis, (title, values)) in enumerate(zip(axes, drawn.items(), strict=True)):
+        rows = result["run"].values if index == 0 else [""] * result.sizes["run"]
+        heat_map(axis, values.values, rows, result["other"].values)
+        axis.set_title(title)
+        axis.tick_params(axis="x", rotation=30)
+    return axes
+
+
+def stability(page: Page) -> None:
+    """The stored comparison of the most runs."""
+    stored = preferred(each for each in page.context.results if each.kind == "stability")
+    if stored:
+        best = max(stored, key=lambda each: len(each.runs))
+        page.sources.append(best)
+        data = page.context.open(best)
+        height = 1.7 + 0.35 * data.sizes["run"]
+        plot_stability(data, ax=page.panel("stability", wide=True, height=height, ncols=3))
+        rows = pair_rows(data)
+        page.add("stability", None, rows)
+        for row in rows:
+            if row["run"] != row["other"]:
+                line = "pair" if np.isfinite(row["same_type"]) else "thoughts"
+                page.say_of(f"{row['run']} and {row['other']}", page.text(line, **row))
+        roles = [
+            {
+                "model": run,
+                "position": position,
+                "reads": cell["role"].item(),
+                "share": float(cell["role_share"].max()),
+                "hub": float(cell["hub_share"]),
+            }
+            for run in data["run"].values
+            for position in data["position"].values
+            for cell in [data.sel(run=run, position=position)]
+            if cell["role"].item()
+        ]
+        page.add("roles", None, roles)
+    page.need("stability")
+
+
+SECTIONS = (
+    Section(slug="stability", write=stability, chapter="comparison", order=45, needs=("stability",), of="several"),
+)

@@ -1,0 +1,103 @@
+"""Heads and thoughts from run to run: scipy by hand, planted heads, shuffles, models of other shapes, bad input."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from scipy.stats import spearmanr
+from synthetic import make_model, make_run, write_run
+
+import lake as command_line
+from analyze.context import Context
+from analyze.heads.scores import head_scores
+from analyze.lens.logit import logit_lens
+from analyze.page import write_section
+from analyze.stability.between import SCORES, stability
+from analyze.stability.section import SECTIONS
+from store import open_lake
+
+MODEL = make_model()
+FEW = {"resamples": 30, "shuffles": 99}
+
+
+def planted(seed: int, heads: int, name: str, **more) -> xr.Dataset:
+    """A run whose heads have patterns of their own, drawn by the seed ``heads``, under noise of each example."""
+    run = make_run(name=name, n_example=40, n_layer=3, n_head=6, seed=seed, model=MODEL, **more)
+    attention = run["attention"].transpose("layer", "head", "position", "key_position", "example")
+    pattern = np.random.default_rng(heads).normal(size=attention.shape[:-1])
+    raised = attention**0.3 * np.exp(3 * pattern)[..., None]
+    total = raised.sum("key_position")
+    return run.assign(
+        attention=(raised / total.where(total > 0, 1)).transpose(*run["attention"].dims),
+        question=("example", np.array([f"{name} {index}" for index in range(40)], dtype=object)),
+    )
+
+
+def test_scores_types_and_hubs_are_compared_as_scipy_does_and_thoughts_by_a_slow_loop() -> None:
+    runs = {"a/x": planted(0, 0, "a/x"), "b/x": planted(1, 1, "b/x")}
+    found = stability(runs, dict.fromkeys(runs, MODEL), **FEW)
+    scores = [head_scores(run["attention"]) for run in runs.values()]
+    pair = found.sel(run="a/x", other="b/x")
+    for name in SCORES:
+        slow = spearmanr(*(one[name].values.ravel() for one in scores)).statistic
+        assert float(pair["correlation"].sel(score=name)) == pytest.approx(slow)
+    for key, name in (("same_type", "type"), ("same_hub", "hub_position")):
+        assert float(pair[key]) == float((scores[0][name] == scores[1][name]).mean())
+    shares = []
+    for run in runs.values():
+        lens = logit_lens(run.isel(layer=[-1]), MODEL, top=1).isel(layer=0)
+        share = np.zeros((7, 5))
+        for place, position in enumerate(["bot", *(f"ct{i}" for i in range(6))]):
+            for example in range(40):
+                one = lens.sel(position=position).isel(example=example)
+                hit = np.flatnonzero(one["result_rank"].values == 1)
+                share[place, hit[0] if len(hit) else 3 if one["is_number"] == 1 else 4] += 1 / 40
+        shares.append(share)
+    assert float(pair["overlap"]) == pytest.approx(np.minimum(*shares).sum() / 7)
+    np.testing.assert_allclose(found["role_share"].sel(run="b/x"), shares[1])
+    np.testing.assert_array_equal(found["overlap"], found["overlap"].values.T)
+
+
+def test_planted_heads_are_found_again_and_shuffled_ones_are_not() -> None:
+    runs = {"a/x": planted(0, 0, "a/x"), "a/y": planted(1, 0, "a/y"), "b/x": planted(2, 5, "b/x")}
+    found = stability(runs, dict.fromkeys(runs, MODEL), resamples=30, shuffles=1999)
+    composite = found.sel(score="composite")
+    same, apart = composite.sel(run="a/x", other="a/y"), composite.sel(run="a/x", other="b/x")
+    assert float(same["correlation"]) > 0.9
+    assert float(same["same_hub"]) > 0.8
+    assert float(same["correlation_p_corrected"]) < 0.05 < float(apart["correlation_p_corrected"])
+    assert float(same["correlation_low"]) <= float(same["correlation"]) <= float(same["correlation_high"])
+    assert abs(float(same["correlation_null"])) < 0.05
+    assert float(composite["correlation"].sel(run="b/x", other="b/x")) > 0.8  # halves of its problems
+
+
+def test_chunks_change_nothing_and_other_shapes_compare_by_thoughts_alone() -> None:
+    runs = {"a/x": planted(0, 0, "a/x"), "b/x": planted(1, 1, "b/x")}
+    models = dict.fromkeys(runs, MODEL)
+    found = stability(runs, models, **FEW)
+    chunked = {name: run.chunk(example=7, layer=1, head=2) for name, run in runs.items()}
+    xr.testing.assert_allclose(stability(chunked, models, **FEW), found)
+    wide = make_run(name="w/x", n_example=40, n_layer=2, n_head=3, model=MODEL, seed=3)
+    mixed = stability(runs | {"w/x": wide}, models | {"w/x": MODEL}, **FEW)
+    pair = mixed.sel(run="a/x", other="w/x")
+    assert np.isnan(pair["same_hub"])
+    assert pair["correlation"].isnull().all()
+    assert 0 < float(pair["overlap"]) <= 1
+
+
+def test_the_command_tells_pairs_and_the_page_shows_them(tmp_path, capsys) -> None:
+    place = tmp_path / "a.lake"
+    names = [write_run(place, planted(seed, 0, name), MODEL) for seed, name in enumerate(("a/x", "b/x"))]
+    few = ["--resamples", "9", "--shuffles", "19"]
+    with pytest.raises(SystemExit) as left:
+        command_line.main(["analyze", "stability", str(place), *names, *few])
+    assert left.value.code == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "what most examples read out as at layer 2" in out
+    page = write_section(SECTIONS[0], Context(open_lake(place), names))
+    assert page is not None
+    assert [label for label, _ in page.lines] == ["a/x and b/x"]
+    with pytest.raises(SystemExit) as left:
+        command_line.main(["analyze", "stability", str(place), *names, "--layers", "9"])
+    assert left.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
