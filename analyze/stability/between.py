@@ -77,9 +77,9 @@ def stability(
     Dataset
         ``correlation`` (run, other, score); ``same_type``, ``same_hub``, ``overlap`` and ``same_role`` (run, other).
         All but the last with ``_low`` and ``_high``, ``_null`` (mean over shuffles), ``_p`` (share of shuffles that
-        reach it) and ``_p_corrected`` (Holm, over all of them between different runs). ``role_share`` (run, position, reads),
-        ``role`` (run, position), ``hub_share`` (run, position): share of heads whose hub each thought is. NaN where the
-        shapes of the models differ.
+        reach it) and ``_p_corrected`` (Holm, over all of them between different runs). ``role_share`` (run, position,
+        reads), ``role`` (run, position), ``hub_share`` (run, position): share of heads whose hub each thought is. NaN
+        where the shapes of the models differ.
 
     Raises
     ------

@@ -21,7 +21,7 @@ def plot_stability(result: xr.Dataset, *, ax: Any = None) -> list[Any]:
     ax
         Three axes.
     """
-    axes = panels(3, ax, size=(3.6, 1.6 + 0.35 * result.sizes["run"]))
+    axes = panels(3, ax, size=(3.6, 2.3 + 0.35 * result.sizes["run"]))
     drawn = {
         "composite score": result["correlation"].sel(score="composite"),
         "same hub": result["same_hub"],
@@ -31,7 +31,7 @@ def plot_stability(result: xr.Dataset, *, ax: Any = None) -> list[Any]:
         rows = result["run"].values if index == 0 else [""] * result.sizes["run"]
         heat_map(axis, values.values, rows, result["other"].values)
         axis.set_title(title)
-        axis.tick_params(axis="x", rotation=30)
+        axis.tick_params(axis="x", rotation=90)
     return axes
 
 
@@ -42,7 +42,7 @@ def stability(page: Page) -> None:
         best = max(stored, key=lambda each: len(each.runs))
         page.sources.append(best)
         data = page.context.open(best)
-        height = 1.7 + 0.35 * data.sizes["run"]
+        height = 2.4 + 0.35 * data.sizes["run"]
         plot_stability(data, ax=page.panel("stability", wide=True, height=height, ncols=3))
         rows = pair_rows(data)
         page.add("stability", None, rows)
