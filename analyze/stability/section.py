@@ -8,7 +8,7 @@ import xarray as xr
 from analyze.drawing import heat_map, panels
 from analyze.page import Page, Section
 from analyze.stability.command import pair_rows
-from store.read import preferred
+from store.results import preferred
 
 
 def plot_stability(result: xr.Dataset, *, ax: Any = None) -> list[Any]:
