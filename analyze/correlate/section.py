@@ -7,9 +7,9 @@ import pandas as pd
 import xarray as xr
 
 from analyze.context import StoredResult
-from analyze.drawing import INK, MUTED, PALETTE, faint_grid, legend_below
 from analyze.correlate.choice import HeldOut, held_out_layer
 from analyze.correlate.command import measure_of
+from analyze.drawing import INK, MUTED, PALETTE, faint_grid, legend_below
 from analyze.page import Page, Section
 from schemas.statistics import smallest_correlation
 
@@ -42,7 +42,7 @@ def attention_and_importance(page: Page) -> None:
 
 
 def sentence(pooled: HeldOut | None, strict: HeldOut | None, kind: str) -> tuple[str, dict[str, Any]]:
-    """The line that fits, and its values: an interval that holds 0 is told as a null, with what could have been seen."""
+    """The line that fits, and its values: an interval that holds 0 is a null, told with what could have been seen."""
     if pooled is None or strict is None or np.isnan(pooled.r):
         return "nothing", {}
     values = {"pooled": pooled.r, "pooled_low": pooled.low, "pooled_high": pooled.high, "layer": pooled.layer}
