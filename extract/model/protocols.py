@@ -142,6 +142,8 @@ PROTOCOLS: dict[str, Protocol] = {
             CODI, name="codi-multimode", rows=("[BOT]", "[EOT]"), n_unwritten=0, before_bot=("<|eot_id|>",),
             if_known=("<|eot_id|>",),
         ),
+        # The control of CODI: one learned vector at every thought.
+        replace(CODI, name="codi-pause", fed="vector", vector="pause_embedding"),
         # ModalityDance/LatentTTS: adapters merged, markers in the tokenizer.
         replace(
             CODI, name="codi-hf", prefixes=("",), unused=(), rows=COCONUT.rows, n_unwritten=0, trimmed=False,
@@ -237,6 +239,8 @@ def recognise(
     for control, argument in (("cot", "cot"), ("direct", "no_cot")):
         if arguments.get(argument):
             return PROTOCOLS[control]
+    if PROTOCOLS["codi-pause"].vector in names and prefix.startswith("codi."):
+        return PROTOCOLS["codi-pause"]
     if any(name.startswith("prj.") for name in names) or prefix.startswith("codi."):
         return PROTOCOLS["codi-multimode" if n_extra == len(PROTOCOLS["codi-multimode"].rows) else "codi"]
     if any(name.startswith("projector.") for name in names):

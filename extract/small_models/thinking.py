@@ -198,7 +198,7 @@ def think(
     """
     states, fed = [state], []
     for k in range(N_LATENT):
-        vector = model.prj(states[-1])
+        vector = model.fed(states[-1])
         if replace and k in replace:
             mask, source = replace[k]
             vector = torch.where(mask[:, None], source if source.is_floating_point() else vector[source], vector)
