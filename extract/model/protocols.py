@@ -56,6 +56,8 @@ class Protocol:
     """Thoughts of a checkpoint that does not say; ``None``: it has to be said."""
     answer_prefix: str = ""
     """Text between the thoughts and the answer itself."""
+    writes_steps: bool = False
+    """Whether it writes steps before the prefix, so that an answer is judged after the steps that it wrote."""
 
     def __post_init__(self) -> None:
         """Check what hangs together."""
@@ -154,7 +156,7 @@ PROTOCOLS: dict[str, Protocol] = {
         replace(COCONUT, name="pause", fed="vector", vector="pause_embedding"),
         replace(COCONUT, name="multipass-pause", fed="vector", vector="pause_embedding"),
         DIRECT,
-        replace(DIRECT, name="cot"),
+        replace(DIRECT, name="cot", writes_steps=True),
     )
 }  # fmt: skip
 PREFIXES = tuple(dict.fromkeys(prefix for entry in PROTOCOLS.values() for prefix in entry.prefixes if prefix)) + ("",)

@@ -3,9 +3,9 @@
 Stage 1 is CODI (arXiv 2502.21074) with read-out losses on the thoughts. Stage 2 goes on from there, with thoughts
 exchanged between problems (interchange training, Geiger et al. 2022), in one of two ways. For ``small-ARCH`` the answer
 is trained to follow the exchanged number: its thoughts are used. For ``small-ARCH-decodable`` the answer is trained to
-stay what it was: its thoughts can be read and are not used. The controls are the same network on the same data for the
-same number of steps: ``small-ARCH-pause`` is fed one learned vector at every thought, ``small-ARCH-cot`` writes its
-steps, ``small-ARCH-direct`` answers at once.
+stay what it was: its thoughts can be read and are not used. The controls are the same network on the same data.
+``small-ARCH-pause``, fed one learned vector at every thought, and ``small-ARCH-direct``, which answers at once, are
+trained for the same number of steps; ``small-ARCH-cot``, which writes its steps, has learnt it much sooner.
 
 Every batch is drawn from the seed and the step alone, and training state is written every few hundred steps, so a
 training that was killed goes on where it was and ends with the weights it would have had.
@@ -46,6 +46,7 @@ STAGE_1 = Stage(steps=6000, rate=2e-3)
 FOLLOW = Stage(steps=2400, rate=1e-3, exchange="follow")
 IGNORE = Stage(steps=1500, rate=1e-3, exchange="ignore")
 CONTROL = Stage(steps=STAGE_1.steps + FOLLOW.steps, rate=2e-3)
+COT = Stage(steps=1800, rate=2e-3, kind="cot")  # every text of the validation problems is right after 1,200
 
 
 def plan(name: str) -> list[tuple[str, Stage]]:
@@ -54,7 +55,7 @@ def plan(name: str) -> list[tuple[str, Stage]]:
         raise UsageError(f"train {name!r}: no such model; choose one of {', '.join((*NAMES, *GRAPH_NAMES))}")
     for control in CONTROLS:
         if name.endswith(f"-{control}"):
-            return [(name, replace(CONTROL, kind=control))]
+            return [(name, COT if control == "cot" else replace(CONTROL, kind=control))]
     first = name.removesuffix("-decodable") + "-stage-1"
     return [(first, STAGE_1), (name, IGNORE if name.endswith("-decodable") else FOLLOW)]
 
