@@ -169,6 +169,34 @@ def compare_lenses(
     ----------
     Guo et al., *On Calibration of Modern Neural Networks*, 2017, for the calibration error.
     """
+    maps, test = held_out_lenses(
+        run, model, jacobian, lenses=lenses, target=target, positions=positions, layers=layers, seed=seed
+    )
+    parts = []
+    for found in maps.values():
+        there = test
+        for dim in ("layer", "position"):
+            if found is not None and dim in found.dims:
+                there = there.sel({dim: [x for x in there[dim].values if x in found[dim].values]})
+        read = logit_lens(there, model, positions=labels_along(there, "position"), top=top, tuned=found).compute()
+        parts.append(_reliability(read, lens_summary(read)))
+    out = xr.concat(parts, xr.DataArray(list(maps), dims="lens", name="lens").astype(object), join="outer")
+    return out.sel(layer=test["layer"].values, position=test["position"].values).assign_attrs(
+        inherited(run, kind="lens_comparison", target=target, seed=seed, n_example=test.sizes["example"], top=top)
+    )
+
+
+def held_out_lenses(
+    run: xr.Dataset, model: xr.Dataset, jacobian: xr.Dataset | None = None, *, lenses: Sequence[str] = LENSES,
+    target: str = BEFORE, positions: Sequence[str] | None = None, layers: Sequence[int] | None = None, seed: int = 0,
+) -> tuple[dict[str, xr.Dataset | None], xr.Dataset]:  # fmt: skip
+    """Lenses of a run, and the problems that nothing was fitted on; settings as for :func:`compare_lenses`.
+
+    Returns
+    -------
+    Maps by the name of each lens (``None``: final norm and unembedding), and the part of the run to be read, with layer
+    -1 the vectors fed
+    """
     for lens in lenses:
         if lens not in LENSES:
             raise UsageError(f"lens {lens!r} is not one of {', '.join(LENSES)}{nearest(lens, LENSES)}")
@@ -204,18 +232,7 @@ def compare_lenses(
             part = [states.isel(example=np.flatnonzero(split == index)) for index in (0, 1)]
             maps["jacobian"] = jacobian_maps(part[0], jacobian, target=target, tune=part[1])
             maps["jacobian, rotated"] = jacobian_maps(part[0], jacobian, target=target, tune=part[1], rotation=seed)
-    parts = []
-    for found in maps.values():
-        there = test
-        for dim in ("layer", "position"):
-            if found is not None and dim in found.dims:
-                there = there.sel({dim: [x for x in there[dim].values if x in found[dim].values]})
-        read = logit_lens(there, model, positions=labels_along(there, "position"), top=top, tuned=found).compute()
-        parts.append(_reliability(read, lens_summary(read)))
-    out = xr.concat(parts, xr.DataArray(list(maps), dims="lens", name="lens").astype(object), join="outer")
-    return out.sel(layer=test["layer"].values, position=test["position"].values).assign_attrs(
-        inherited(run, kind="lens_comparison", target=target, seed=seed, n_example=test.sizes["example"], top=top)
-    )
+    return maps, test
 
 
 def _reliability(read: xr.Dataset, summary: xr.Dataset) -> xr.Dataset:

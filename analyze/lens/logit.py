@@ -16,7 +16,8 @@ from dask.system import CPU_COUNT
 from threadpoolctl import threadpool_info
 
 from analyze.labels import inherited, labels_along, numbered, require_dims, take
-from analyze.lens.readout import Chain, ReadOut, check_model
+from analyze.lens.readout import ReadOut, check_model
+from analyze.lens.tokens import Chain
 from schemas import AnswerKind, SchemaError, UsageError, answer_word, segment_of
 
 Array = np.ndarray[Any, np.dtype[Any]]

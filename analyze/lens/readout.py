@@ -1,15 +1,15 @@
 """A model's read-out, from the lake alone: final norm, unembedding, and what its tokens mean."""
 
-import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from analyze.labels import require_dims
-from schemas import MODEL_VARIABLES, SchemaError, is_number_token
+from analyze.lens.tokens import Tokens
+from schemas import MODEL_VARIABLES, SchemaError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -19,8 +19,6 @@ GROUP = 32
 """Tokens whose highest logit is taken first; see :class:`_Best`."""
 LEAST = np.finfo("float32").min
 """Logit of no token."""
-
-_INTEGER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?")
 
 
 def logits(state: xr.DataArray, model: xr.Dataset, *, normed: bool = False) -> xr.DataArray:
@@ -115,7 +113,7 @@ class ReadOut:
         return found
 
     @property
-    def tokens(self) -> "Tokens":
+    def tokens(self) -> Tokens:
         """What these texts mean."""
         strings = self.strings
         found: Tokens = self._get("tokens", lambda: Tokens(strings))
@@ -220,6 +218,15 @@ class ReadOut:
         known = (wanted >= 0).any(-1)
         chance = np.exp(logit - normaliser.value()[:, None, None]).sum(-1)
         return best.token[:, 0], np.where(known, better + 1.0, np.nan), np.where(known, chance, np.nan)
+
+    def entropy(self, final: Array) -> Array:
+        """Shannon entropy (nat) of the distribution over the vocabulary at final states (state, hidden): (state,)."""
+        total = _LogSumExp(len(final), carried=1)
+        for _, block in self._logit_blocks(final):
+            highest = block.reshape(-1, GROUP, len(final)).max(1)
+            # What fills the last block up has no chance, and so no part in the mean logit.
+            total.add(block, highest.max(0), [np.where(block > LEAST, block, np.float32(0.0))])
+        return np.asarray(np.maximum(total.value() - total.carried[0] / total.total, 0.0))
 
     def _logit_blocks(self, final: Array) -> Iterator[tuple[int, Array]]:
         """First token and logits (token, state) of each block, in an array that the next one overwrites.
@@ -327,64 +334,6 @@ class _Best:
         place = np.arange(len(state)) - np.searchsorted(state, state)  # among those of its state
         order, state, place = (x[place < self.top] for x in (order, state, place))
         self.logit[state, place], self.token[state, place] = logit[order], token[order]
-
-
-class Tokens:
-    """What the tokens of a vocabulary mean: which are numbers, of which value, which begin a text."""
-
-    def __init__(self, strings: Sequence[str]) -> None:
-        self._strings = strings
-        self._known = np.zeros(len(strings), dtype=bool)
-        self._is_number = np.zeros(len(strings), dtype=bool)
-        self._value = np.full(len(strings), np.nan)
-        self._stripped = np.full(len(strings), "", dtype=object)
-        self._id = {text: index for index, text in reversed(list(enumerate(strings)))}  # of equal texts the first
-
-    def meaning(self, token: Array) -> tuple[Array, Array, Array]:
-        """Whether each token is a number, its value (NaN: none), and its text without spaces; each is read once."""
-        met = np.unique(token)
-        for index in met[~self._known[met]]:
-            text = self._stripped[index] = self._strings[index].strip()
-            self._is_number[index] = is_number_token(self._strings[index])
-            self._value[index] = float(text) if _INTEGER.fullmatch(text) else np.nan
-        self._known[met] = True
-        return self._is_number[token], self._value[token], self._stripped[token]
-
-    def first(self, text: str) -> tuple[int, int]:
-        """Longest tokens that begin a text, with a leading space and without; -1: none, or the same again."""
-        text = text.strip().replace(",", "")
-        found = []
-        for spelling, least in ((" " + text, 2), (text, 1)):
-            lengths = range(len(spelling), least - 1, -1) if text else range(0)
-            found.append(next((self._id[spelling[:k]] for k in lengths if spelling[:k] in self._id), -1))
-        return (found[0], -1 if found[0] == found[1] else found[1])
-
-    def begin(self, texts: Iterable[str]) -> Array:
-        """:meth:`first` of each text: (text, spelling)."""
-        return np.array([self.first(text) for text in texts], dtype="int64").reshape(-1, 2)
-
-
-class Chain:
-    """What the steps of each example arrive at, to be found among tokens.
-
-    Parameters
-    ----------
-    steps : (example, step)
-        Numbers, NaN: none; or words, empty: none.
-    tokens
-        Of the vocabulary.
-    """
-
-    def __init__(self, steps: Array, tokens: Tokens) -> None:
-        self._numbers = steps.dtype.kind == "f"
-        self._steps = steps if self._numbers else tokens.begin(map(str, steps.ravel())).reshape(*steps.shape, 2)
-
-    def found(self, token: Array, value: Array, owner: Array) -> Array:
-        """Which tokens ``(state, rank)``, of the given values, are a step of the state's example: (.., step)."""
-        steps = self._steps[owner][:, None]
-        if self._numbers:
-            return np.asarray(np.isclose(value[:, :, None], steps, rtol=0, atol=1e-6))
-        return np.asarray(((token[:, :, None, None] == steps) & (steps >= 0)).any(-1))
 
 
 def check_model(model: xr.Dataset, state: xr.DataArray) -> None:

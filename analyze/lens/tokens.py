@@ -1,0 +1,75 @@
+"""What the tokens of a vocabulary mean, and which of them say a step of a written chain."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from schemas import is_number_token
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_INTEGER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?")
+
+
+class Tokens:
+    """What the tokens of a vocabulary mean: which are numbers, of which value, which begin a text."""
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        self._strings = strings
+        self._known = np.zeros(len(strings), dtype=bool)
+        self._is_number = np.zeros(len(strings), dtype=bool)
+        self._value = np.full(len(strings), np.nan)
+        self._stripped = np.full(len(strings), "", dtype=object)
+        self._id = {text: index for index, text in reversed(list(enumerate(strings)))}  # of equal texts the first
+
+    def meaning(self, token: Array) -> tuple[Array, Array, Array]:
+        """Whether each token is a number, its value (NaN: none), and its text without spaces; each is read once."""
+        met = np.unique(token)
+        for index in met[~self._known[met]]:
+            text = self._stripped[index] = self._strings[index].strip()
+            self._is_number[index] = is_number_token(self._strings[index])
+            self._value[index] = float(text) if _INTEGER.fullmatch(text) else np.nan
+        self._known[met] = True
+        return self._is_number[token], self._value[token], self._stripped[token]
+
+    def first(self, text: str) -> tuple[int, int]:
+        """Longest tokens that begin a text, with a leading space and without; -1: none, or the same again."""
+        text = text.strip().replace(",", "")
+        found = []
+        for spelling, least in ((" " + text, 2), (text, 1)):
+            lengths = range(len(spelling), least - 1, -1) if text else range(0)
+            found.append(next((self._id[spelling[:k]] for k in lengths if spelling[:k] in self._id), -1))
+        return (found[0], -1 if found[0] == found[1] else found[1])
+
+    def whole(self, text: str) -> tuple[int, int]:
+        """Tokens that are a text, with a leading space and without; -1: none."""
+        return self._id.get(" " + text, -1), self._id.get(text, -1)
+
+    def begin(self, texts: Iterable[str]) -> Array:
+        """:meth:`first` of each text: (text, spelling)."""
+        return np.array([self.first(text) for text in texts], dtype="int64").reshape(-1, 2)
+
+
+class Chain:
+    """What the steps of each example arrive at, to be found among tokens.
+
+    Parameters
+    ----------
+    steps : (example, step)
+        Numbers, NaN: none; or words, empty: none.
+    tokens
+        Of the vocabulary.
+    """
+
+    def __init__(self, steps: Array, tokens: Tokens) -> None:
+        self._numbers = steps.dtype.kind == "f"
+        self._steps = steps if self._numbers else tokens.begin(map(str, steps.ravel())).reshape(*steps.shape, 2)
+
+    def found(self, token: Array, value: Array, owner: Array) -> Array:
+        """Which tokens ``(state, rank)``, of the given values, are a step of the state's example: (.., step)."""
+        steps = self._steps[owner][:, None]
+        if self._numbers:
+            return np.asarray(np.isclose(value[:, :, None], steps, rtol=0, atol=1e-6))
+        return np.asarray(((token[:, :, None, None] == steps) & (steps >= 0)).any(-1))

@@ -1,0 +1,257 @@
+"""Traces of all problems of a run: what is read, which chains explain it, and how many would by chance."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from analyze.labels import inherited, labels_along
+from analyze.lens.jacobian import FED, with_fed
+from analyze.lens.readout import ReadOut, check_model
+from analyze.traces.problems import N_OPERAND, NumberProblems, Solution, WordProblems, graph_of, problems_of
+from analyze.traces.readings import Readings, read_states
+from schemas import UsageError, segment_of
+from schemas.statistics import mean_interval, share_interval
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Progress = Callable[[int, int], None]
+OUTCOMES = ("found", "recovered", "in_order")
+LONG_NAMES = {
+    "found": "problems in which some tree of steps read at thoughts ends at the answer",
+    "recovered": "problems in which the written chain is one of the best trees",
+    "in_order": "problems in which all results before the last are read, one thought after another",
+}
+
+
+def traces(
+    run: xr.Dataset,
+    model: xr.Dataset,
+    *,
+    lens: xr.Dataset | None = None,
+    layers: Sequence[int] | None = None,
+    positions: Sequence[str] | None = None,
+    top: int = 5,
+    read: int | None = None,
+    permutations: int = 20,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> xr.Dataset:
+    """Read the thoughts of every problem, and chain what they read as to solutions that end at the model's answer.
+
+    A number is read where one of the best ``read`` tokens says it, the whole of it: numbers of several tokens (``1250``
+    in most vocabularies, ``1.5``) are read nowhere, and problems whose chain passes through one before its last step
+    are not counted. The last step may arrive at any number: it ends at the answer that the model wrote. A word is read
+    by the longest token that begins it. The null gives every problem the thoughts of another.
+
+    Memory: a block of states at a time, and per example what is returned. Cost: three products with the unembedding
+    for each state, and for each problem and shuffle a search over the steps between the numbers read.
+
+    Parameters
+    ----------
+    run
+        With ``hidden_state``, the written chain (``intermediate_result`` and ``expression``, or ``intermediate_text``
+        and, for graph problems, ``root`` and ``edges``) and ``predicted_answer``. Layer -1 are the vectors fed.
+    model
+        Read-out of the run's model, from ``lake.model``.
+    lens
+        Maps of a tuned or Jacobian lens, by layer or layer and position; by default final norm and unembedding.
+    layers
+        Read one by one; by default the last.
+    positions
+        Places of a trace; by default all between question and answer.
+    top
+        Rank up to which an operand or result counts as among the best tokens.
+    read
+        Best tokens among which a trace reads its number (by default 1), or all of which it reads where steps are words
+        (by default 2, as a thought may hold several nodes).
+    permutations
+        Times that thoughts are exchanged between problems.
+    progress
+        Called with work done and its amount.
+
+    Returns
+    -------
+    Dataset
+        For each problem, (example, layer): ``found``, ``recovered``, ``in_order``, ``n_tree`` and ``tree``, the best
+        tree as text; (example, layer, position): ``read``, ``entropy`` (nat); (example, layer, position, step):
+        ``result_rank``, over the whole vocabulary, NaN: no token says it; ``counted`` (example). Over the problems
+        counted, (layer): ``.._share`` of the three with ``_low`` and ``_high`` (95%, over problems), ``_null`` (mean
+        over shuffles), ``_null_high`` (95% of shuffles) and ``_p``; ``single_share``, of the problems recovered those
+        with no other best tree. Over all, (layer, position, step): ``result_share`` and ``result_first_share``
+        (rank up to ``top``, and 1), ``operand_share`` (.., operand), and ``control_share``, ``operand_control_share``
+        of another problem's chain; ``entropy_mean`` with its interval (layer, position). Of graph problems also what
+        :func:`frontier` gives.
+
+    Raises
+    ------
+    UsageError
+        If the run has no written chain, no two problems, or no places between question and answer.
+    """
+    check_model(model, run["hidden_state"])
+    positions = _positions(run, positions)
+    layers = [int(run["layer"].values[-1])] if layers is None else list(layers)
+    if FED in layers and FED not in run["layer"].values:
+        run = with_fed(run)
+    state = run["hidden_state"].sel(position=positions)
+    problem = np.asarray(run.coords.get("problem", run["example"]).values)
+    rng = np.random.default_rng(seed)
+    if len(np.unique(problem)) < 2:
+        raise UsageError(f"{run.attrs.get('run')} has one problem; thoughts are exchanged between two at least")
+    readout = ReadOut(model)
+    names = [name for name in run.data_vars if set(map(str, run[name].dims)) <= {"example", "step"}]
+    facts = run[names].load()
+    problems = problems_of(_with_chain(facts, run), readout.tokens, other_rows(problem, rng))
+    n_best = read or (1 if isinstance(problems, NumberProblems) else 2)
+    shuffled = [other_rows(problem, rng) for _ in range(permutations)]
+    n_work = len(layers) * len(problem) * (2 + permutations)
+    parts = []
+    for number, layer in enumerate(layers):
+        done = number * len(problem) * (2 + permutations)
+
+        def report(count: int, done: int = done) -> None:
+            if progress is not None:
+                progress(done + count, n_work)
+
+        readings = read_states(
+            state.sel(layer=layer), readout, problems.asked, lens=lens, best=n_best,
+            progress=lambda count, total, report=report: report(count),  # type: ignore[misc]
+        )  # fmt: skip
+        parts.append(_layer(problems, readings, positions, problem, shuffled, top, facts.sizes["step"], report, seed))
+    result = xr.concat(parts, xr.Variable("layer", layers), data_vars="all")
+    result["counted"] = ("example", problems.counted)
+    result = result.assign_coords(
+        example=run["example"].values, problem=("example", problem), position=np.array(positions, dtype=object),
+        step=np.arange(facts.sizes["step"]),
+    )  # fmt: skip
+    for name, text in LONG_NAMES.items():
+        result[f"{name}_share"].attrs = {"long_name": f"share of {text}", "units": "1"}
+    result["entropy"].attrs = {"long_name": "entropy of the read-out", "units": "nat"}
+    return result.assign_attrs(
+        inherited(run, kind="traces", lens="logit" if lens is None else lens.attrs.get("lens", "tuned"), top=top,
+                  read=n_best, n_example=len(problem), n_counted=int(problems.counted.sum()),
+                  n_permutation=permutations, steps="numbers" if isinstance(problems, NumberProblems) else "words")
+    )  # fmt: skip
+
+
+def other_rows(problem: Array, rng: np.random.Generator) -> Array:
+    """For each example the first one of another problem: all problems in one random ring, each the next one's."""
+    unique, first, inverse = np.unique(problem, return_index=True, return_inverse=True)
+    order = rng.permutation(len(unique))
+    following = np.empty(len(unique), dtype=int)
+    following[order] = np.roll(order, -1)
+    return np.asarray(first[following[inverse]])
+
+
+def _positions(run: xr.Dataset, positions: Sequence[str] | None) -> list[str]:
+    labels = labels_along(run, "position")
+    chosen = [x for x in labels if segment_of(x) not in ("question", "answer")] if positions is None else positions
+    if not chosen:
+        raise UsageError(f"{run.attrs.get('run')} has no place between question and answer, so there is no trace")
+    return list(chosen)
+
+
+def _with_chain(facts: xr.Dataset, run: xr.Dataset) -> xr.Dataset:
+    """Facts of the examples, which must have a chain."""
+    name = "intermediate_result" if run.attrs.get("answer_kind", "number") == "number" else "intermediate_text"
+    if name not in facts:
+        raise UsageError(
+            f"{run.attrs.get('run')} has no written chain to set traces against ({name} is missing); extract it from"
+            " data with a chain of steps, as <<3*4=12>> in its answers"
+        )
+    return facts.assign_attrs(run.attrs)
+
+
+def _layer(
+    problems: NumberProblems | WordProblems, readings: Readings, positions: Sequence[str], problem: Array,
+    shuffled: Sequence[Array], top: int, n_step: int, report: Callable[[int], None], seed: int,
+) -> xr.Dataset:  # fmt: skip
+    """Everything of one layer."""
+    n = len(problem)
+    read: list[Any] = list(problems.read(readings.token))
+    own = [problems.solve(row, read[row], positions) for row in range(n)]
+    outcomes = {name: np.array([getattr(each, name) for each in own]) for name in OUTCOMES}
+    report(2 * n)
+    null = np.full((len(shuffled), len(OUTCOMES)), np.nan)
+    for index, rows in enumerate(shuffled):
+        counted = np.flatnonzero(problems.counted).tolist()
+        drawn = [problems.solve(row, read[rows[row]], positions) for row in counted]
+        null[index] = [np.mean([getattr(each, name) for each in drawn]) if drawn else np.nan for name in OUTCOMES]
+        report((3 + index) * n)
+    data = _per_example(problems, own, read, n) | {name: ("example", values) for name, values in outcomes.items()}
+    data |= _shares(outcomes, null, problems.counted, problem)
+    single = outcomes["recovered"] & problems.counted
+    data["single_share"] = ((), np.mean([own[row].n_tree == 1 for row in np.flatnonzero(single)]) if single.any() else
+                            np.nan)  # fmt: skip
+    data |= _rank_shares(problems, readings, top, n_step)
+    mean, low, high = mean_interval(readings.entropy.T, seed, problem)
+    data |= {"entropy_mean": ("position", mean), "entropy_low": ("position", low), "entropy_high": ("position", high)}
+    data["entropy"] = (("example", "position"), readings.entropy.astype("float32"))
+    if (graphs := graph_of(problems)) is not None:
+        assert isinstance(problems, WordProblems)
+        from analyze.traces.frontier import frontier
+
+        data |= frontier(graphs, problems, read, shuffled, problem)
+    return xr.Dataset(data)
+
+
+def _per_example(
+    problems: NumberProblems | WordProblems, own: Sequence[Solution], read: Sequence[Any], n: int
+) -> dict[str, Any]:
+    texts = np.array([problems.texts(row, read[row]) for row in range(n)], dtype=object)
+    return {
+        "tree": ("example", np.array(["; ".join(each.texts) for each in own], dtype=object)),
+        "n_tree": ("example", np.array([each.n_tree for each in own])),
+        "read": (("example", "position"), texts),
+    }
+
+
+def _shares(outcomes: dict[str, Array], null: Array, counted: Array, problem: Array) -> dict[str, Any]:
+    """Shares over the problems counted, with intervals, null and p."""
+    data: dict[str, Any] = {}
+    for index, (name, values) in enumerate(outcomes.items()):
+        value = float(values[counted].mean()) if counted.any() else np.nan
+        low, high = share_interval(values, counted, problem)
+        drawn = null[:, index]
+        data |= {
+            f"{name}_share": ((), value),
+            f"{name}_share_low": ((), float(low)),
+            f"{name}_share_high": ((), float(high)),
+            f"{name}_null": ((), float(np.mean(drawn)) if len(drawn) else np.nan),
+            f"{name}_null_high": ((), float(np.quantile(drawn, 0.95)) if len(drawn) else np.nan),
+            f"{name}_p": ((), (1 + float((drawn >= value).sum())) / (1 + len(drawn)) if counted.any() else np.nan),
+        }
+    return data
+
+
+def _rank_shares(problems: NumberProblems | WordProblems, readings: Readings, top: int, n_step: int) -> dict[str, Any]:
+    """How often results and operands are among the best tokens, and those of another problem."""
+    known: Array = np.any(problems.asked >= 0, axis=-1)  # (example, what)
+    state: Array = np.isfinite(readings.entropy)
+    there = known[:, None] & state[..., None]
+    rank: Array = readings.rank
+    half = problems.asked.shape[1] // 2
+    width = half // n_step  # 1 with results alone, else results and operands
+
+    def share(best: int, what: slice) -> Array:
+        hit: Array = np.where(there, np.less_equal(rank, best), np.nan)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # no problem has such a step
+            return np.asarray(np.nanmean(hit[..., what], axis=0)).reshape(rank.shape[1], n_step, width)
+
+    own, first, other = share(top, slice(half)), share(1, slice(half)), share(top, slice(half, None))
+    dims = ("position", "step")
+    ranks = rank[..., :half].reshape(*rank.shape[:2], n_step, width)[..., 0]
+    data: dict[str, Any] = {
+        "result_rank": (("example", *dims), ranks),
+        "result_share": (dims, own[..., 0]),
+        "result_first_share": (dims, first[..., 0]),
+        "control_share": (dims, other[..., 0]),
+    }
+    if width == 1 + N_OPERAND:
+        data |= {
+            "operand_share": ((*dims, "operand"), own[..., 1:]),
+            "operand_control_share": ((*dims, "operand"), other[..., 1:]),
+        }
+    return data
