@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 
 from analyze.context import StoredResult
-from analyze.drawing import as_percent, faint_grid, legend_below, looks, reference, whiskers
+from analyze.drawing import MUTED, as_percent, faint_grid, legend_below, looks, reference, whiskers
 from analyze.effects.conditions import Frame
 from analyze.effects.shown import reentries, triple
 from analyze.page import Page, Section, listed
 
-MAPPED, OTHER = "mapped", "of another problem, mapped"
+MAPPED, OTHER, RAW = "mapped", "of another problem, mapped", "as they are"
 
 
 def transplants(page: Page) -> None:
@@ -59,13 +59,15 @@ def draw(page: Page, result: StoredResult, rows: Frame, base: float) -> None:
     """Right answers by what goes in and where."""
     ax = page.panel("transplants", result, height=2.9)
     groups = list(dict.fromkeys(rows["group"]))
-    kinds = looks(list(dict.fromkeys(rows["values"])))
-    for number, (values, look) in enumerate(kinds.items()):
+    kinds: list[str] = list(dict.fromkeys(rows["values"]))
+    look_of = looks([kind for kind in kinds if kind != RAW])
+    for number, values in enumerate(kinds):
         line = rows[rows["values"] == values]
         x = np.array([groups.index(group) for group in line["group"]]) + 0.08 * (number - (len(kinds) - 1) / 2)
         share, low, high = triple(line, "accuracy")
-        ax.plot(x, share, color=look.colour, marker=look.marker, linestyle="", label=values)
-        whiskers(ax, x, share, low, high, colour=look.colour)
+        colour, marker = (MUTED, "x") if values == RAW else (look_of[values].colour, look_of[values].marker)
+        ax.plot(x, share, color=colour, marker=marker, linestyle="", label=values)
+        whiskers(ax, x, share, low, high, colour=colour)
     reference(ax, base)
     ax.set_xticks(range(len(groups)), labels=groups)
     ax.set_ylim(-0.02, 1.03)
