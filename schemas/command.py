@@ -154,6 +154,8 @@ class Flag:
             )
         if self.least is not None and not (value >= self.least and math.isfinite(value)):
             raise UsageError(f"{what} is {value}; it must be at least {self.least:g}")
+        if self.kind is float and not math.isfinite(value):
+            raise UsageError(f"{what} is {value}; it must be a number that is not infinite")
 
     def read(self, text: str) -> Any:
         """An entry from its text.
@@ -172,8 +174,17 @@ class Flag:
             raise UsageError(f"{self.option} takes {kind} between commas, as 0,5,11; found {text!r}") from None
 
     def entries(self, text: str) -> tuple[Any, ...]:
-        """Entries of a tuple from text with commas between them."""
-        return tuple(self.read(word.strip()) for word in text.split(",") if word.strip())
+        """Entries of a tuple from text with commas between them.
+
+        Raises
+        ------
+        UsageError
+            If there is none where by default there are some, or one is no number where numbers are wanted.
+        """
+        found = tuple(self.read(word.strip()) for word in text.split(",") if word.strip())
+        if not found and self.default != ():
+            raise UsageError(f"{self.option} names nothing; leave it out for the default")
+        return found
 
 
 def flags(settings: type[Settings]) -> tuple[Flag, ...]:

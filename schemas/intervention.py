@@ -1,5 +1,6 @@
 """What is changed when a model thinks again: site, where, what, and whose value goes in."""
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
@@ -160,6 +161,8 @@ class Intervention:
         exchanged = "keys" if site.keys else "positions"
         if self.operation == "shuffle" and len(getattr(self, exchanged)) < 2:
             raise UsageError(f"shuffle exchanges the values of several {exchanged}; one is named")
+        if not math.isfinite(self.strength):
+            raise UsageError(f"strength is {self.strength}; it must be a number that is not infinite")
         if self.as_noise and self.site == "attention":
             raise UsageError("attention is a distribution; noise of the norm of a change is none")
 

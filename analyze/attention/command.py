@@ -18,7 +18,7 @@ class AttentionSettings(Limited):
 
     layers: tuple[int, ...] | None = setting(None, "Only these layers.", metavar="0,1..")
     resamples: int = setting(300, "Resamples of the bootstrap over problems.", least=1)
-    seed: int = setting(0, "Seed of what is drawn.")
+    seed: int = setting(0, "Seed of what is drawn.", least=0)
 
 
 def run(source: "Source", settings: AttentionSettings) -> "xr.Dataset":

@@ -20,7 +20,7 @@ class AttributionSettings(Limited):
         None, "Only these positions; by default all from bot on.", metavar="bot,ct0.."
     )
     resamples: int = setting(500, "Resamples of the bootstrap over problems.", least=1)
-    seed: int = setting(0, "Seed of what is drawn.")
+    seed: int = setting(0, "Seed of what is drawn.", least=0)
 
 
 def run(source: "Source", settings: AttributionSettings) -> "xr.Dataset":

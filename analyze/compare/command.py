@@ -17,7 +17,7 @@ class CompareSettings(Settings):
     """How sure differences between runs are."""
 
     resamples: int = setting(500, "Resamples of the bootstrap over problems.", least=1)
-    seed: int = setting(0, "Seed of what is drawn.")
+    seed: int = setting(0, "Seed of what is drawn.", least=0)
 
 
 def run(sources: "Sequence[Source]", settings: CompareSettings) -> list[Made]:

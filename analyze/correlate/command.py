@@ -28,7 +28,7 @@ class CorrelationSettings(Part):
     correction: Literal["holm", "bh"] = setting("holm", "For many tests: holm or bh.")
     permutations: int = setting(1000, "Permutations.")
     resamples: int = setting(500, "Resamples of the bootstrap over problems.")
-    seed: int = setting(0, "Seed of what is drawn.")
+    seed: int = setting(0, "Seed of what is drawn.", least=0)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "where", tuple(sorted(self.where)))  # in whatever order: the same result

@@ -17,7 +17,7 @@ class ReadoutDepthSettings(Part):
     """Where read-outs are looked at, and how their means are drawn anew."""
 
     resamples: int = setting(500, "Bootstrap resamples.", least=2)
-    seed: int = setting(0, "Seed of the bootstrap.")
+    seed: int = setting(0, "Seed of the bootstrap.", least=0)
 
 
 def run(source: "Source", settings: ReadoutDepthSettings) -> "xr.Dataset":

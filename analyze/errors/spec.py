@@ -42,7 +42,7 @@ class ErrorSpec(Settings):
     reports: bool = setting(
         False, "As report 001: C of 1, nothing scaled, a random fifth held out, seed 42.", stored=False
     )
-    seed: int = setting(0, "Of the resamples, and of the stratified split.")
+    seed: int = setting(0, "Of the resamples, and of the stratified split.", least=0)
 
     def __post_init__(self) -> None:
         if self.reports:

@@ -26,7 +26,7 @@ class FeatureSettings(Settings):
     max_problems: int = setting(300, "Test problems used at most for shared features.", metavar="N", least=8)
     resamples: int = setting(200, "Resamples of the problems behind each interval.", least=1)
     permutations: int = setting(200, "Shuffles of the problems of one model.", least=1)
-    seed: int = setting(0, "Seed of what is drawn.")
+    seed: int = setting(0, "Seed of what is drawn.", least=0)
 
 
 def run(sources: "Sequence[Source]", settings: FeatureSettings) -> list[Made]:

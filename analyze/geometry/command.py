@@ -20,7 +20,7 @@ class GeometrySettings(Part):
     max_problems: int = setting(300, "Problems used at most, drawn by the seed.", metavar="N", least=8)
     resamples: int = setting(100, "Draws of problems behind each interval.", least=2)
     shuffles: int = setting(20, "Shuffles behind each null.", least=1)
-    seed: int = setting(0, "Seed of what is drawn.")
+    seed: int = setting(0, "Seed of what is drawn.", least=0)
 
 
 def run(sources: "Sequence[Source]", settings: GeometrySettings) -> list[Made]:

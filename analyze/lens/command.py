@@ -32,7 +32,7 @@ class LensSettings(Part):
         metavar="before|next|eot|..",
     )
     top: int = setting(5, "Best tokens kept of each state.", least=1)
-    seed: int = setting(0, "Seed of what is drawn: the problems that a tuned lens is fitted on.")
+    seed: int = setting(0, "Seed of what is drawn: the problems that a tuned lens is fitted on.", least=0)
 
 
 def is_plain(spec: Mapping[str, Any]) -> bool:

@@ -63,7 +63,7 @@ class ProbeSettings(Part):
         None, "Score to print: accuracy, balanced_accuracy, auroc, r2 .. (all of them are kept).", stored=False
     )
     reports: bool = setting(False, "As report 001: 50 of each class, penalty by accuracy, seed 42.", stored=False)
-    seed: int = setting(0, "Of folds, controls, permutations, resamples and draws.")
+    seed: int = setting(0, "Of folds, controls, permutations, resamples and draws.", least=0)
 
     def __post_init__(self) -> None:
         if self.reports:

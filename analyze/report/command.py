@@ -16,7 +16,7 @@ class ReportSettings(Settings):
     out: Path = setting(help="Folder for the page, its figures and tables.", metavar="DIR")
     runs: tuple[str, ...] = setting((), "Runs, MODEL/DATASET; all if none is named.", metavar="[RUN]...", argument=True)
     problems: int = setting(40, "Problems of each run that can be picked on the page.", least=0)
-    seed: int = setting(0, "Seed of what is drawn.")
+    seed: int = setting(0, "Seed of what is drawn.", least=0)
     json: bool = setting(False, "Print the result as JSON.")
 
 

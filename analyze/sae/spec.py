@@ -110,7 +110,7 @@ class SAESpec(Settings):
     fractions: tuple[float, float, float] = setting(
         None, "Shares of train, validation and test; by default 0.7,0.1,0.2.", metavar="TRAIN,VALIDATION,TEST"
     )
-    seed: int = setting(0, "Of the split, the order of rows, the initial values and revivals.")
+    seed: int = setting(0, "Of the split, the order of rows, the initial values and revivals.", least=0)
     buffer_bytes: int = setting(
         1 << 25,
         "Buffer in which rows are mixed; memory does not depend on the number of examples beyond this.",

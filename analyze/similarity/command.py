@@ -21,7 +21,7 @@ class SimilaritySettings(Part):
     max_problems: int = setting(300, "Problems used at most, drawn by the seed.", metavar="N", least=8)
     resamples: int = setting(200, "Halves of the problems drawn for each interval.", least=1)
     permutations: int = setting(200, "Times that the problems of one side are shuffled.", least=1)
-    seed: int = setting(0, "Seed of what is drawn.")
+    seed: int = setting(0, "Seed of what is drawn.", least=0)
 
 
 def run(sources: "Sequence[Source]", settings: SimilaritySettings) -> list[Made]:

@@ -53,7 +53,7 @@ class TransferSettings(Part):
     max_examples: int = setting(
         2000, "Examples used at most of each run, whole problems drawn by the seed; 0: all.", metavar="N", least=0
     )
-    seed: int = setting(0, "Of folds, controls, permutations, resamples and draws.")
+    seed: int = setting(0, "Of folds, controls, permutations, resamples and draws.", least=0)
 
     def runs_to_open(self, named: Sequence[str]) -> list[str]:
         """Those named in any way; where ``--fit`` or ``--test`` is left to the runs named and none is: every run."""

@@ -60,7 +60,7 @@ def for_model(values: Sequence[str], run: str, what: str) -> str | None:
     model, chosen = run.partition("/")[0], None
     for value in values:
         name, sign, rest = value.partition("=")
-        if sign and not (name and rest):
+        if not value or (sign and not (name and rest)):
             raise UsageError(f"--{what} {value!r} is not of the form [NAME=]VALUE")
         if not sign or name == model:
             chosen = rest or value

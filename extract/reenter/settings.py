@@ -1,9 +1,12 @@
 """Settings that every experiment shares: where the model is, and how it goes on from the run."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from schemas.command import Limited, Settings, setting
+
+if TYPE_CHECKING:
+    from extract.reenter.draws import Draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,20 @@ class TargetSettings(Limited):
     rule: Literal["default", "reports", "coconut", "lrms", "codi"] = setting(
         "default", "How the answer in a text is read: by this project's rule, or by a published one."
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnSettings(Settings):
+    """Answers drawn under every condition, beside the likeliest one."""
+
+    sample: int = setting(0, "Answers drawn for each problem under every condition, beside the likeliest.", least=0)
+    temperature: float = setting(0.7, "Temperature of the draws.", least=1e-6)
+
+    def drawing(self, seed: int) -> "Draws | None":
+        """What is drawn in a sweep, if anything is."""
+        from extract.reenter.draws import Draws
+
+        return Draws(n_sample=self.sample, temperature=self.temperature, seed=seed) if self.sample else None
 
 
 Preset = Literal["reports"] | None

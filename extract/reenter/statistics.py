@@ -50,7 +50,8 @@ def with_accuracy(
         ``accuracy`` (Wilson interval ``_low``, ``_high``), ``untouched_accuracy`` on the same examples, ``drop``,
         ``importance`` (share of the examples right before that are wrong after, Wilson), ``broken`` and ``mended``
         counts, ``p`` (exact McNemar), ``p_holm``, and mean changes of ``kl`` and ``answer_logprob`` with bootstrap
-        intervals. Where ``found`` has a coordinate ``problem`` that examples share, intervals and tests are over
+        intervals; of drawn answers ``sample_correct(condition, example)``, the share that is right, and its mean
+        likewise. Where ``found`` has a coordinate ``problem`` that examples share, intervals and tests are over
         problems (:mod:`schemas.statistics`).
     """
     predicted = found["predicted_answer"].values
@@ -65,6 +66,9 @@ def with_accuracy(
         strata_of |= {str(level): strata == level for level in np.unique(strata)}
     if outcomes and 0 < correct[0].sum() < len(gold):
         strata_of |= {"right": correct[0], "wrong": ~correct[0]}
+    if "sample_answer" in found:
+        drawn = scoring.equal(found["sample_answer"].values, gold[None, None, :]).mean(1)
+        found = found.assign(sample_correct=(("condition", "example"), drawn))
     columns = [_stratum(found, correct, counted & rows[None, :], tested, seed) for rows in strata_of.values()]
     added: dict[str, tuple[tuple[str, str], np.ndarray]] = {
         "correct": (("condition", "example"), correct),
@@ -98,7 +102,10 @@ def _stratum(
     p[n == 0] = np.nan
     figures["p"], figures["p_holm"] = p, adjust(p, family=tested)
     logprob = found["answer_logprob"].values[:, 0]
-    for name, value in (("kl", found["kl"].values), ("logprob_change", logprob - logprob[0][None, :])):
+    changes = {"kl": found["kl"].values, "logprob_change": logprob - logprob[0][None, :]}
+    if "sample_correct" in found:
+        changes["sample_correct"] = found["sample_correct"].values
+    for name, value in changes.items():
         mean, low, high = mean_interval(np.where(use, value, np.nan), seed, problem)
         figures |= {f"{name}_mean": mean, f"{name}_low": low, f"{name}_high": high}
     return figures

@@ -15,6 +15,7 @@ from extract.model.device import device_errors
 from extract.model.reasoner import Flight, Reasoner
 from extract.reenter.answers import Answers, Trunk, asked_answers, measure_answers, set_base, spend, write_answers
 from extract.reenter.armed import Armed
+from extract.reenter.draws import Draws, draw_answers
 from extract.reenter.intervene import arm
 from extract.reenter.kept import Kept, array_digest
 from extract.reenter.observe import OBSERVED, observe_states
@@ -52,6 +53,7 @@ def sweep(
     max_new_tokens: int | None = None,
     generate: bool = True,
     observe: bool = False,
+    draws: Draws | None = None,
     batch_rows: int | None = None,
     rule: Rule = "default",
     folder: Path | None = None,
@@ -81,6 +83,8 @@ def sweep(
     observe
         Measure as well how the state at ``bot``, at every thought and at what closes them differs from the untouched
         run's. Costs one product with the unembedding for each of them.
+    draws
+        Answers drawn beside the likeliest one.
     batch_rows
         Rows of a batch (examples times conditions); by default what fits a gigabyte, or a quarter of a card's free
         memory.
@@ -98,7 +102,8 @@ def sweep(
         ``answer_logprob(condition, answer, example)``, ``logit_difference`` (first answer less second, at the first
         token that tells them apart), ``kl`` (nats, of the untouched run's distribution at the answer's number from this
         one's, both after the same prefix), ``generated_text``, ``predicted_answer``, all ``(condition, example)``. With
-        ``observe`` what :data:`extract.reenter.observe.OBSERVED` lists, ``(condition, position, example)``.
+        ``observe`` what :data:`extract.reenter.observe.OBSERVED` lists, ``(condition, position, example)``; with
+        ``draws`` what they answer, ``sample_answer(condition, sample, example)``.
         ``attrs`` say how many positions were fed (``positions_fed``, in ``model_calls``), how many the same conditions
         cost one by one (``positions_one_by_one``), and how many of the untouched run's were shared.
 
@@ -152,10 +157,12 @@ def sweep(
     middle = reasoner.places.middle
     seen = np.full((n_condition, len(OBSERVED), len(middle), len(labels)), np.nan) if observe else None
     text = np.full(shape, "", dtype=object)
+    n_sample = 0 if draws is None else draws.n_sample
+    drawn = np.full((n_condition, n_sample, len(labels)), "", dtype=object)
     cost = {"positions_fed": 0, "model_calls": 0, "positions_one_by_one": 0, "model_calls_one_by_one": 0}
     keep = None
     if folder is not None:
-        decides = _decides(reasoner, run, stored, conditions, answers, labels, n_new, generate, observe)
+        decides = _decides(reasoner, run, stored, conditions, answers, labels, n_new, generate, observe, draws)
         keep = Kept(folder, fingerprint({**decides, "batches": batches, "chunks": chunks, "head_rows": n_head_row}))
     done, total = 0, n_condition * len(labels)
     with torch.inference_mode(), reasoner.session():
@@ -190,6 +197,8 @@ def sweep(
                             room,
                             generate=generate,
                             observe=observe,
+                            draws=draws,
+                            labels=labels,
                             cost=cost,
                         )
                     if keep is not None:
@@ -200,13 +209,15 @@ def sweep(
                     logprob[place][:, batch] = found["logprob"][slot]
                     difference[place, batch] = found["difference"][slot]
                     kl[place, batch] = found["kl"][slot]
+                    if n_sample:
+                        drawn[place][:, batch] = found["sample_text"][slot]
                     if seen is not None:
                         seen[place][:, :, batch] = found["seen"][slot]
                 done += len(places) * len(batch)
                 if progress is not None:
                     progress(done, total)
             del trunk
-    _one_by_one(cost, reasoner, prompts, text, asked, n_condition)
+    _one_by_one(cost, reasoner, prompts, [*text.ravel(), *drawn.ravel()], asked, n_condition)
     cost["positions_fed"] += stored.fed
     dims = ("condition", "example")
     result = xr.Dataset(
@@ -232,6 +243,9 @@ def sweep(
         result["generated_text"] = (dims, text)
         predicted = scoring.column(scoring.answer(str(each)) for each in text.ravel())
         result["predicted_answer"] = (dims, predicted.reshape(shape))
+    if n_sample:
+        answered = scoring.column(scoring.answer(str(each)) for each in drawn.ravel()).reshape(drawn.shape)
+        result["sample_answer"] = ("condition", "sample", "example"), answered
     if seen is not None:
         result = result.assign_coords(position=np.array(middle, dtype=object))
         for index, (name, units) in enumerate(OBSERVED.items()):
@@ -246,7 +260,7 @@ def _one_by_one(
     cost: dict[str, int],
     reasoner: Reasoner,
     prompts: list[list[int]],
-    text: np.ndarray,
+    texts: Sequence[str],
     asked: Answers,
     n_condition: int,
 ) -> None:
@@ -254,7 +268,7 @@ def _one_by_one(
     # Shared tokens and every answer's own, but for the last token of each, which nobody reads on from.
     teacher = len(asked.shared) + sum(np.mean([len(rest) - 1 for rest in each]) for each in asked.rest)
     head = sum(reasoner.longest(len(prompt), 0) for prompt in prompts)
-    lengths = [len(reasoner._plain(str(each))) + 1 for each in np.ravel(text) if each]
+    lengths = [len(reasoner._plain(str(each))) + 1 for each in texts if each]
     cost["positions_one_by_one"] = int(n_condition * (head + len(prompts) * teacher) + sum(lengths))
     calls = 1 + reasoner.places.n_middle + len(asked.rest) + (int(np.mean(lengths)) if lengths else 0)
     cost["model_calls_one_by_one"] = n_condition * len(prompts) * calls
@@ -322,8 +336,8 @@ def _trunk(reasoner: Reasoner, prompts: list[list[int]], room: int) -> tuple[Tru
 
 def _run(
     reasoner: Reasoner, stored: StoredValues, trunk: Trunk, conditions: list[Condition], rows: np.ndarray,
-    batch: list[int], asked: Answers, n_new: int, room: int, *, generate: bool, observe: bool,
-    cost: dict[str, int],
+    batch: list[int], asked: Answers, n_new: int, room: int, *, generate: bool, observe: bool, draws: Draws | None,
+    labels: list[int], cost: dict[str, int],
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Some conditions (none: the untouched run) on one batch of examples, side by side."""
     n_copy, n_batch = max(1, len(conditions)), len(batch)
@@ -351,13 +365,19 @@ def _run(
         else:
             state = flight.think(trunk.states[first - 1][source], first=first - 1)
         state = flight.close(state, first=max(0, first - 1 - reasoner.n_latent))
+    found: dict[str, np.ndarray] = {}
+    if draws is not None and draws.n_sample:  # before the flight goes on with those rows only whose answer is longest
+        of_row = [labels[example] for example in batch] * n_copy
+        texts = draw_answers(reasoner, flight, state, of_row, n_new, draws, cost)
+        found["sample_text"] = texts.reshape(draws.n_sample, n_copy, n_batch).swapaxes(0, 1)
     measured = measure_answers(reasoner, flight, state, trunk, source, asked, batch)
     text = np.full((n_copy, n_batch), "", dtype=object)
     if generate:
         lines = write_answers(reasoner, flight, measured.states, asked.shared, n_new, cost, measured.known)
         text = np.array([reasoner.decode(line) for line in lines], dtype=object).reshape(n_copy, n_batch)
     spend(cost, flight)
-    found = {} if flight.states is None else {"seen": observe_states(reasoner, trunk.states, flight.states, source)}
+    if flight.states is not None:
+        found["seen"] = observe_states(reasoner, trunk.states, flight.states, source)
     return found | {
         "text": text,
         "logprob": measured.logprob.reshape(len(asked.rest), n_copy, n_batch).swapaxes(0, 1),
@@ -369,6 +389,7 @@ def _run(
 def _decides(
     reasoner: Reasoner, run: xr.Dataset, stored: StoredValues, conditions: Sequence[Condition],
     answers: Mapping[str, Sequence[str]], labels: list[int], n_new: int, generate: bool, observe: bool,
+    draws: Draws | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that decides a sweep's values, but what is computed side by side."""
     return {
@@ -398,4 +419,5 @@ def _decides(
         "max_new_tokens": n_new,
         "generate": generate,
         "observe": observe,
+        "draws": None if draws is None else asdict(draws),
     }

@@ -19,7 +19,13 @@ def accuracy_table(result: Any, labels: Sequence[str]) -> Table:
         condition = overall.isel(condition=index)
         row = [label_text(label, condition[label].item()) if label in condition.coords else "" for label in labels]
         rows.append([*row, str(int(condition["n"])), *accuracy_cells(condition)])
-    return Table(title="", columns=[*labels, *ACCURACY], rows=rows, labels=len(labels))
+    columns = [*labels, *ACCURACY, *drawn_column(overall)]
+    return Table(title="", columns=columns, rows=rows, labels=len(labels))
+
+
+def drawn_column(result: Any) -> list[str]:
+    """Heading of the share of drawn answers that are right, where some were drawn."""
+    return ["drawn right 95%"] if "sample_correct_mean" in result else []
 
 
 def pair_table(result: Any, over: str, within: Sequence[str], title: str) -> Printed:
@@ -42,14 +48,20 @@ def pair_table(result: Any, over: str, within: Sequence[str], title: str) -> Pri
 
 
 def accuracy_cells(condition: Any) -> list[str]:
-    """Figures of one condition as words: accuracy with its interval, drop, p, p corrected, KL."""
+    """Figures of one condition as words: accuracy with its interval, drop, p, p corrected, KL, drawn answers."""
     return [
         interval_text(condition, "accuracy"),
         f"{float(condition['drop']):+.3f}",
         p_text(condition["p"]),
         p_text(condition["p_holm"]),
         f"{float(condition['kl_mean']):.2f}",
+        *(_drawn_cell(condition) for _ in drawn_column(condition)),
     ]
+
+
+def _drawn_cell(condition: Any) -> str:
+    share, low, high = (float(condition[f"sample_correct_{end}"]) for end in ("mean", "low", "high"))
+    return f"{share:.3f} [{low:.2f}, {high:.2f}]"
 
 
 def p_text(p: Any) -> str:

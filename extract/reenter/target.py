@@ -10,6 +10,7 @@ import xarray as xr
 
 from extract.model.load import ComputeDtype, load_reasoner
 from extract.model.reasoner import Reasoner
+from extract.reenter.draws import Draws
 from extract.reenter.sweep import Condition, Progress, sweep
 from extract.reenter.values import StoredValues
 from schemas import Rule, Scoring, UsageError, answer_word, is_number_token, latent_labels
@@ -135,7 +136,7 @@ class Target:
 
     def sweep(
         self, conditions: Sequence[Condition], *, answers: dict[str, list[str]] | None = None,
-        examples: Sequence[int] | None = None, observe: bool = False,
+        examples: Sequence[int] | None = None, observe: bool = False, draws: Draws | None = None,
     ) -> xr.Dataset:  # fmt: skip
         """Run conditions over examples; coordinates of the conditions are put on the result."""
         chosen = self.data["example"].values if examples is None else np.asarray(examples)
@@ -147,7 +148,7 @@ class Target:
         found = sweep(
             self.reasoner, self.data, conditions, answers=answers, examples=[int(each) for each in chosen],
             values=self.values, batch_rows=self.batch_rows, rule=self.rule, folder=self.folder, progress=self.progress,
-            observe=observe,
+            observe=observe, draws=draws,
         )  # fmt: skip
         return found.assign_coords(condition_coords(conditions))
 

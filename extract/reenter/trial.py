@@ -12,7 +12,7 @@ from extract.reenter.sites import EVERY, site_layers, where_of
 from extract.reenter.steering.directions import split_half
 from extract.reenter.target import Target
 from extract.reenter.values import StoredValues
-from schemas import UsageError, check_positions
+from schemas import UsageError, check_positions, nearest
 
 READ = 0.5
 """Share of the problems in which a thought must read as a step's result to be taken for its carrier."""
@@ -118,8 +118,15 @@ def places_of(
         If a position carries no step and none was named, or nothing reads as a result.
     """
     target = trial.target
+    if site == "latent_embedding" and layers:
+        raise UsageError("latent_embedding is fed below all layers; --layers is for --site hidden_state")
     if positions is not None:
         check_positions(positions, target.reasoner.places)
+        known = target.thoughts if site == "latent_embedding" else target.reasoner.places.middle
+        if strangers := [position for position in positions if position not in known]:
+            raise UsageError(
+                f"a result is looked for at {', '.join(known)}, not at {strangers[0]}{nearest(strangers[0], known)}"
+            )
     found = []
     for position in positions or target.thoughts:
         if step is not None:

@@ -12,7 +12,7 @@ class ProblemSettings(Settings):
     """Which problems are written."""
 
     out: Path = setting(help="Folder for the files.", metavar="DIR")
-    seed: int = setting(0, "Seed of the drawing.")
+    seed: int = setting(0, "Seed of the drawing.", least=0)
     pairs: int = setting(500, "Number of clean/corrupted pairs.")
     graph: bool = setting(False, "Write the graph-search problems of small-graph instead, whose answers are words.")
     stories: int = setting(0, "Write this many stories in plain English instead, for models trained with --base.")

@@ -35,7 +35,7 @@ class TrainSettings(Settings):
     last_step: bool = setting(False, "Leave the chain's last step in.")
     compute_dtype: Literal["float32", "bfloat16"] = setting("float32", "Type of the products.")
     graphs: bool = setting(False, "On a GPU: record a step once and replay it.")
-    seed: int = setting(0, "Seed of weights and batches.")
+    seed: int = setting(0, "Seed of weights and batches.", least=0)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""

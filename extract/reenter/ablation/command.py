@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from extract.reenter.settings import PRESET, Preset, overrule
+from extract.reenter.settings import PRESET, DrawnSettings, Preset, overrule
 from extract.reenter.sites import ThoughtSite
 from extract.reenter.tables import accuracy_table, label_text, pair_table, tables_first
-from schemas.command import Experiment, Printed, Settings, setting
+from schemas.command import Experiment, Printed, setting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblateSettings(Settings):
+class AblateSettings(DrawnSettings):
     """Which thoughts are ablated, where and how."""
 
     sites: tuple[ThoughtSite, ...] = setting(("hidden_state", "latent_embedding"), "Where: one of them, or both.")
@@ -33,7 +33,7 @@ class AblateSettings(Settings):
     )
     draws: int = setting(1, "Random sets of positions beside each group.", least=0)
     preset: Preset = setting(None, PRESET)
-    seed: int = setting(0, "Seed of everything random.")
+    seed: int = setting(0, "Seed of everything random.", least=0)
 
     def __post_init__(self) -> None:
         """Check the values, and let the preset decide some."""
@@ -43,7 +43,7 @@ class AblateSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorruptSettings(Settings):
+class CorruptSettings(DrawnSettings):
     """Which thoughts are corrupted, where and how."""
 
     site: ThoughtSite = setting("latent_embedding", "Where.")
@@ -56,7 +56,7 @@ class CorruptSettings(Settings):
     ) = setting(None, "How; by default every way. All thoughts are shuffled besides.")
     hold: bool = setting(False, "Keep the other thoughts as they were: direct effects only.")
     preset: Preset = setting(None, PRESET)
-    seed: int = setting(0, "Seed of everything random.")
+    seed: int = setting(0, "Seed of everything random.", least=0)
 
     def __post_init__(self) -> None:
         """Check the values, and let the preset decide some."""

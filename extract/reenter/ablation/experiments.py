@@ -70,7 +70,7 @@ def ablate(target: Target, settings: AblateSettings | None = None) -> xr.Dataset
         every if condition.where is None else np.any(list(condition.where.values()), axis=0) for condition in conditions
     ]
     counted = np.stack([every, *changed])
-    swept = target.sweep(conditions)
+    swept = target.sweep(conditions, draws=settings.drawing(settings.seed))
     result = with_accuracy(swept, target.gold, counted=counted, strata=target.strata, seed=settings.seed)
     result["share_not_counted"] = ("condition", 1 - counted.mean(1))
     right = result["correct"].values & counted
@@ -185,7 +185,12 @@ def corrupt(target: Target, settings: CorruptSettings | None = None) -> xr.Datas
         conditions += _corruptions(target, layer, positions, settings)
         labels = {"corruption": "replace", "group": "all"}
         conditions += self_controls(target, settings.site, layer, positions, labels)
-    result = with_accuracy(target.sweep(conditions), target.gold, strata=target.strata, seed=settings.seed)
+    result = with_accuracy(
+        target.sweep(conditions, draws=settings.drawing(settings.seed)),
+        target.gold,
+        strata=target.strata,
+        seed=settings.seed,
+    )
     return result.assign_attrs(hold=int(settings.hold))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from extract.reenter.settings import DrawnSettings
 from extract.reenter.tables import accuracy_table, interval_text
 from schemas.command import Experiment, Printed, Settings, Table, setting
 
@@ -24,17 +25,17 @@ class AblateHeadsSettings(Settings):
         None, "Positions; by default bot, the thoughts and eot.", metavar="bot,ct0.."
     )
     draws: int = setting(5, "Random sets of each size.", least=0)
-    seed: int = setting(0, "Seed of everything random.")
+    seed: int = setting(0, "Seed of everything random.", least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CutEdgesSettings(Settings):
+class CutEdgesSettings(DrawnSettings):
     """Where edges of attention are cut, and which position is the hub."""
 
     hub: str | None = setting(None, "Position cut off or forced; by default the one most attended to.")
     layers: tuple[int, ...] | None = setting(None, "Only in these layers.", metavar="0,1..")
     heads: tuple[int, ...] | None = setting(None, "Only in these heads.", metavar="0,1..")
-    seed: int = setting(0, "Seed of everything random.")
+    seed: int = setting(0, "Seed of everything random.", least=0)
 
 
 def run_heads(target: "Target", settings: AblateHeadsSettings) -> "xr.Dataset":

@@ -66,7 +66,7 @@ def cut_edges(target: Target, settings: CutEdgesSettings | None = None) -> xr.Da
     settings = settings or CutEdgesSettings()
     target.need_thoughts("edges")
     chain = ["bot", *target.thoughts, "eot"]
-    hub = settings.hub or find_hub(target)
+    hub = find_hub(target) if settings.hub is None else settings.hub
     if hub not in chain[:-1]:
         raise UsageError(f"hub {hub!r} is not one of {', '.join(chain[:-1])}{nearest(hub, chain[:-1])}")
     cuts = [
@@ -80,7 +80,11 @@ def cut_edges(target: Target, settings: CutEdgesSettings | None = None) -> xr.Da
     for control, group, edges, change in _controls(chain, hub, settings.seed):
         conditions.append(_condition(target, settings, group, edges, control, change))
     result = with_accuracy(
-        target.sweep(conditions), target.gold, strata=target.strata, outcomes=True, seed=settings.seed
+        target.sweep(conditions, draws=settings.drawing(settings.seed)),
+        target.gold,
+        strata=target.strata,
+        outcomes=True,
+        seed=settings.seed,
     )
     groups, drops = result["group"].values.tolist(), result["drop"].sel(stratum="all").values.tolist()
     drop = dict(zip(groups, drops, strict=True))

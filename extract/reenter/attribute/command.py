@@ -33,7 +33,7 @@ class AttributeSettings(Settings):
     graph: Path | None = setting(
         None, "Folder for the graph of each run, as GraphML and as JSON.", metavar="DIR", stored=False
     )
-    seed: int = setting(0, "Seed of everything random.")
+    seed: int = setting(0, "Seed of everything random.", least=0)
 
 
 def run(target: "Target", settings: AttributeSettings) -> "xr.Dataset":

@@ -28,7 +28,7 @@ class DepthSettings(Settings):
     )
     sample: int = setting(0, "Answers drawn for each problem after every number of its own thoughts.", least=0)
     temperature: float = setting(0.7, "Temperature of the draws.")
-    seed: int = setting(0, "Seed of draws and intervals.")
+    seed: int = setting(0, "Seed of draws and intervals.", least=0)
 
 
 def run(target: "Target", settings: DepthSettings) -> "xr.Dataset":

@@ -11,6 +11,7 @@ from torch import Tensor
 from extract.model.capture import KeyValues
 from extract.model.reasoner import Flight, Reasoner
 from extract.reenter.answers import Answers, Trunk, measure_answers, set_base, spend, write_answers
+from extract.reenter.draws import by_chance
 from schemas import UsageError
 
 Series = Literal["own", "repeat", "pause"]
@@ -226,13 +227,7 @@ def _sample(
         draws = torch.from_numpy(uniform[first : first + together].reshape(-1, n_new)).to(state.device)
         rows = torch.arange(n_row, device=state.device).repeat(len(draws) // n_row)
         part = _apart(flight, rows, flight.column)
-
-        def draw(logits: Tensor, place: int, running: Tensor, draws: Tensor = draws) -> Tensor:
-            total = torch.softmax(logits.double() / sampling.temperature, dim=-1).cumsum(-1)
-            wanted = draws[running, place, None] * total[:, -1:]
-            return torch.searchsorted(total, wanted, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
-
-        tokens = part.answer(state[rows], n_new, choose=draw).cpu().tolist()
+        tokens = part.answer(state[rows], n_new, choose=by_chance(draws, sampling.temperature)).cpu().tolist()
         texts[first : first + together] = np.array([reasoner.decode(line) for line in tokens], dtype=object).reshape(
             -1, n_row
         )

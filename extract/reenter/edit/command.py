@@ -46,7 +46,7 @@ class EditSettings(Settings):
     step: int | None = setting(
         None, "Step of the chain that is meant, from 0; by default the one whose result is read there.", least=0
     )
-    seed: int = setting(0, "Seed of the halves and of what is drawn.")
+    seed: int = setting(0, "Seed of the halves and of what is drawn.", least=0)
 
 
 def run(target: "Target", settings: EditSettings) -> "xr.Dataset":

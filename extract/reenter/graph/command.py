@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from extract.reenter.tables import p_text
+from schemas import UsageError
 from schemas.command import Experiment, Printed, Settings, Table, setting
 
 if TYPE_CHECKING:
@@ -37,7 +38,13 @@ class GraphSettings(Settings):
     )  # fmt: skip
     null_draws: int = setting(2000, "Draws of the shuffled order.", least=1)
     against: str | None = setting(None, "Run whose stored graph this one's is set against.", metavar="RUN")
-    seed: int = setting(0, "Seed of everything random.")
+    seed: int = setting(0, "Seed of everything random.", least=0)
+
+    def __post_init__(self) -> None:
+        """Refuse a share that nothing can be above."""
+        super().__post_init__()
+        if self.least >= 1:
+            raise UsageError(f"--least is {self.least:g}; it is a share of the problems, below 1")
 
 
 def run(target: "Target", settings: GraphSettings) -> "xr.Dataset":

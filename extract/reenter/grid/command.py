@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from extract.reenter.tables import ACCURACY, accuracy_cells
-from schemas.command import Experiment, Printed, Settings, Table, setting
+from extract.reenter.settings import DrawnSettings
+from extract.reenter.tables import ACCURACY, accuracy_cells, drawn_column
+from schemas.command import Experiment, Printed, Table, setting
 from schemas.intervention import OPERATIONS, Donor, Site
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ AXES = ("layer", "position", "head", "operation", "donor", "strength")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepSettings(Settings):
+class SweepSettings(DrawnSettings):
     """What is combined with what."""
 
     site: Site = setting("hidden_state", "Where.")
@@ -38,7 +39,7 @@ class SweepSettings(Settings):
     subspace: str = setting(
         "", "What vectors of a result span, for the operations that take a subspace.", metavar="KIND:VARIABLE.."
     )
-    seed: int = setting(0, "Seed of everything random.")
+    seed: int = setting(0, "Seed of everything random.", least=0)
 
 
 def run(target: "Target", settings: SweepSettings) -> "xr.Dataset":
@@ -58,7 +59,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
         cell = cells.isel(cell=index)
         labels = [str(cell[axis].item()) if axis in axes else "" for axis in AXES]
         rows.append([*labels, *accuracy_cells(cell)])
-    return [Table(title="", columns=[*AXES, *ACCURACY[1:]], rows=rows, labels=len(AXES))]
+    return [Table(title="", columns=[*AXES, *ACCURACY[1:], *drawn_column(cells)], rows=rows, labels=len(AXES))]
 
 
 COMMAND = Experiment(

@@ -35,7 +35,7 @@ class JacobianSettings(Settings):
     positions: tuple[str, ...] | None = setting(
         None, "Positions to differentiate by; by default from bot to the last marker.", metavar="bot,ct0.."
     )
-    seed: int = setting(0, "Seed of the problems drawn.")
+    seed: int = setting(0, "Seed of the problems drawn.", least=0)
 
 
 def run(target: "Target", settings: JacobianSettings) -> "xr.Dataset":

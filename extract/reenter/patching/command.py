@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from extract.reenter.settings import PRESET, Preset, overrule
+from extract.reenter.settings import PRESET, DrawnSettings, Preset, overrule
 from extract.reenter.sites import ThoughtSite
 from extract.reenter.tables import interval_text, label_text, p_text, pair_table, tables_first
-from schemas.command import Experiment, Printed, Settings, Table, setting
+from schemas.command import Experiment, Printed, Table, setting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -18,7 +18,7 @@ LABELS = ("site", "layer", "positions", "kind", "control")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchSettings(Settings):
+class PatchSettings(DrawnSettings):
     """Which thoughts are patched, and where."""
 
     sites: tuple[ThoughtSite, ...] = setting(("hidden_state", "latent_embedding"), "Where: one of them, or both.")
@@ -37,7 +37,7 @@ class PatchSettings(Settings):
         "corrupted", "Half of a pair that is changed; the other gives its thoughts."
     )
     preset: Preset = setting(None, PRESET)
-    seed: int = setting(0, "Seed of everything random.")
+    seed: int = setting(0, "Seed of everything random.", least=0)
 
     def __post_init__(self) -> None:
         """Check the values, and let the preset decide some."""
@@ -73,6 +73,8 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
         never = float(series["never_wins"])
         lines.append(f"{place}: the {giver} answer wins {wins}; in {never:.0%} of resamples never")
     columns = [*LABELS, "clean 95%", "corrupted", "other", "gibberish", "recovery", "p", "p Holm"]
+    if "sample_given_mean" in result:
+        columns.append(f"drawn: {giver} 95%")
     rows = [_row(result.isel(condition=index)) for index in range(result.sizes["condition"])]
     found: list[Printed] = [Table(title="", columns=columns, rows=rows, labels=len(LABELS))]
     if "n_pair" in result.dims:
@@ -112,7 +114,14 @@ def _row(condition: Any) -> list[str]:
         f"{float(condition['recovery']):+.2f}",
         p_text(condition["p"]),
         p_text(condition["p_holm"]),
+        *([_drawn(condition)] if "sample_given_mean" in condition else []),
     ]
+
+
+def _drawn(condition: Any) -> str:
+    """Share of drawn answers that are the giving half's."""
+    share, low, high = (float(condition[f"sample_given_{end}"]) for end in ("mean", "low", "high"))
+    return f"{share:.3f} [{low:.2f}, {high:.2f}]"
 
 
 COMMAND = Experiment(

@@ -109,7 +109,9 @@ def patch(target: Target, settings: PatchSettings | None = None) -> xr.Dataset:
     gold = target.data["gold_answer"].values.astype(str)
     examples = target.data["example"].values
     answers = {"clean": gold[pairs.clean].tolist(), "corrupted": gold[pairs.corrupted].tolist()}
-    swept = target.sweep(conditions, answers=answers, examples=examples[changed].tolist())
+    swept = target.sweep(
+        conditions, answers=answers, examples=examples[changed].tolist(), draws=settings.drawing(settings.seed)
+    )
     # The giving halves untouched: how far the logit difference can go.
     folder, target.folder = target.folder, None
     ceiling = target.sweep([], answers=answers, examples=examples[giving].tolist())

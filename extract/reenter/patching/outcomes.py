@@ -67,6 +67,11 @@ def with_outcomes(
         mean, lower, upper = mean_interval(values, seed, problem)
         columns["recovery" if name == "recovery" else f"{name}_mean"] = mean
         columns |= {f"{name}_low": lower, f"{name}_high": upper}
+    if "sample_answer" in swept:
+        giver = scoring.column(pair[into == "clean"] for pair in pairs)
+        drawn = scoring.equal(swept["sample_answer"].values, giver[None, None, :]).mean(1)
+        bounds = mean_interval(drawn, seed, problem)
+        columns |= {f"sample_given_{end}": each for end, each in zip(("mean", "low", "high"), bounds, strict=True)}
     shares = {"share": kinds.mean(-1), "share_low": low, "share_high": high}
     return (
         swept.assign(

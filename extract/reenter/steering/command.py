@@ -39,7 +39,7 @@ class SteerSettings(Settings):
         None, "Positions, all at once; by default the thoughts.", metavar="bot,ct0.."
     )
     draws: int = setting(3, "Random directions beside them.", least=0)
-    seed: int = setting(0, "Seed of the split and of the random directions.")
+    seed: int = setting(0, "Seed of the split and of the random directions.", least=0)
 
     def __post_init__(self) -> None:
         """Check the values; a name of a direction may have commas but no spaces."""

@@ -45,7 +45,7 @@ class SubspaceSettings(Settings):
     draws: int = setting(3, "Random subspaces of each rank beside them.", least=1)
     das_steps: int = setting(100, "Training steps of das, at each rank.", least=1)
     das_rows: int = setting(64, "Examples in each of these steps.", least=1)
-    seed: int = setting(0, "Seed of the halves, of what is drawn and of training.")
+    seed: int = setting(0, "Seed of the halves, of what is drawn and of training.", least=0)
 
 
 def run(target: "Target", settings: SubspaceSettings) -> "xr.Dataset":

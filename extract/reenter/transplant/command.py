@@ -26,7 +26,7 @@ class TransplantSettings(Settings):
         None, "Thoughts, each alone and all together; by default all.", metavar="ct0,ct1.."
     )
     heads: tuple[str, ...] = setting((), "Heads, as source=target.", metavar="L0H1=L1H2,..")
-    seed: int = setting(0, "Seed of the halves and of everything random.")
+    seed: int = setting(0, "Seed of the halves and of everything random.", least=0)
 
     def pairs(self) -> list[tuple[int, int, int, int]]:
         """Layer and head of the source, layer and head of the target.
