@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 
 CHECKPOINTS = Path(__file__).parents[1] / "extract" / "checkpoints"
 NAMES = ("small-gpt2", "small-llama", "small-gpt2-decodable", "small-llama-decodable")
+COT_NAMES = ("small-gpt2-cot",)
 GRAPH_NAMES = ("small-graph", "small-graph-pause", "small-graph-direct")
 TWIN = "ct{k} of a twin that differs from step {step}: its answer"
 FAMILY = {
@@ -172,6 +173,20 @@ def card(name: str, work: Path) -> str:
     return text + "\n"
 
 
+def cot_card(name: str, work: Path) -> str:
+    """Text of the card of a model that writes its steps."""
+    architecture = name.split("-")[1]
+    rates = json.loads((work / f"{name}.json").read_text(encoding="utf-8"))
+    training = json.loads((CHECKPOINTS / name / "training.json").read_text(encoding="utf-8"))
+    template = jinja2.Template(Path(__file__).with_name("cot_model_card.md").read_text(encoding="utf-8"))
+    text = template.render(
+        name=name, architecture=architecture, family=", ".join(FAMILY[architecture].split(", ")[:2]), training=training,
+        first=training["stages"][0], rates=rates,
+        scores=[("right" if label == "accuracy" else label, rate_text(rate)) for label, rate in rates.items()],
+    )  # fmt: skip
+    return text + "\n"
+
+
 def graph_card(name: str, work: Path) -> str:
     """Text of the card of the Coconut model or of one of its controls."""
     rates = json.loads((work / f"{name}.json").read_text(encoding="utf-8"))
@@ -206,14 +221,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(__file__).with_name("small_models"), metavar="DIR")
     options = parser.parse_args()
-    for name in (*NAMES, *GRAPH_NAMES):
+    for name in (*NAMES, *COT_NAMES, *GRAPH_NAMES):
         folder = CHECKPOINTS / name
         if not (options.work / f"{name}.json").exists():
             print(f"{name}: not measured")
             continue
         curve = json.loads((folder / "training.json").read_text(encoding="utf-8"))["curve"]
         draw_curve(curve, folder / "curve.png")
-        text = (graph_card if name in GRAPH_NAMES else card)(name, options.work)
+        write = graph_card if name in GRAPH_NAMES else cot_card if name in COT_NAMES else card
+        text = write(name, options.work)
         (folder / "README.md").write_text(text, encoding="utf-8")
         print(f"{name}: written")
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from analyze.written import at_places
 from extract import load_reasoner
 from extract.reenter.armed import Armed
 from extract.small_models.evaluate import Rate
@@ -38,7 +39,7 @@ from store import open_lake
 
 LATENTS = [f"ct{k}" for k in range(6)]
 STATES = ["bot", *LATENTS]
-SHIPPED = ["small-gpt2", "small-llama", "small-gpt2-decodable", "small-llama-decodable"]
+SHIPPED = ["small-gpt2", "small-llama", "small-gpt2-decodable", "small-llama-decodable", "small-gpt2-cot"]
 
 
 def write_data(folder: Path) -> dict[str, Path]:
@@ -108,6 +109,8 @@ def measure(name: str, checkpoint: str, lake_path: Path) -> dict[str, Rate]:
     rates["pairs, both sides right"] = Rate.of(both.values)
 
     model = lake.model(name)
+    if not run.sizes["latent"]:
+        return rates | written_steps(run, model)
     states = run["final_state"].sel(position=STATES).astype("float32").values
     read = (states @ model["unembedding"].values.T).argmax(-1)
     token = model["token_string"].values[read]
@@ -141,6 +144,23 @@ def measure(name: str, checkpoint: str, lake_path: Path) -> dict[str, Rate]:
         predicted = answers_with(checkpoint, run, {2 * j + 1: (new, fed[donor, 2 * j + 1])})
         by_operations(f"ct{2 * j + 1} swapped, follows the donor", predicted == wanted, new)
         by_operations(f"ct{2 * j + 1} swapped, keeps its answer", predicted == gold, new)
+    return rates
+
+
+def written_steps(run: xr.Dataset, model: xr.Dataset) -> dict[str, Rate]:
+    """Of a model that writes its steps: how often each is right, and what the unembedding reads around it."""
+    result = run["intermediate_result"].values
+    rates: dict[str, Rate] = {}
+    for step in range(1, result.shape[1] + 1):
+        there = ~np.isnan(result[:, step - 1])
+        right = np.array([str(int(value)) for value in result[there, step - 1]])
+        taken = at_places(run[["token", "final_state"]], model, [f"step{step}", f"fed{step}"]).isel(example=there)
+        strings = model["token_string"].values.astype(str)
+        written = taken["token"].sel(position=f"fed{step}").values
+        rates[f"step {step} written right"] = Rate.of((written >= 0) & (np.char.strip(strings[written]) == right))
+        read = np.char.strip(strings[(taken["final_state"].values @ model["unembedding"].values.T).argmax(-1)])
+        rates[f"lens at step{step}, its result"] = Rate.of(read[:, 0] == right)
+        rates[f"lens at fed{step}, a number"] = Rate.of(np.char.isdigit(read[:, 1]))
     return rates
 
 
@@ -181,16 +201,17 @@ def measure_all(models: list[str], work: Path) -> None:
     files = write_data(work)
     for text in models:
         name, _, checkpoint = text.partition("=")
-        extract_all(name, checkpoint or name, files, work / "small.lake")
+        longest = 40 if name.endswith("-cot") else 8
+        extract_all(name, checkpoint or name, files, work / "small.lake", longest)
         report(name, measure(name, checkpoint or name, work / "small.lake"), work)
 
 
-def extract_all(name: str, checkpoint: str, files: dict[str, Path], lake: Path) -> None:
+def extract_all(name: str, checkpoint: str, files: dict[str, Path], lake: Path, longest: int = 8) -> None:
     """Run ``lake extract`` on every data set."""
     for data, file in files.items():
         command = [sys.executable, "-m", "lake", "extract", "--model", f"{name}={checkpoint}"]
         command += ["--data", f"{data}={file}", "--lake", str(lake), "--dtype", "float32"]
-        subprocess.run([*command, "--max-new-tokens", "8", "--batch-size", "64"], check=True)
+        subprocess.run([*command, "--max-new-tokens", str(longest), "--batch-size", "64"], check=True)
 
 
 def report(name: str, rates: dict[str, Rate], work: Path) -> None:
