@@ -27,9 +27,8 @@ from store.guard import Guard
 from store.layout import RunLayout
 from store.mend import is_result_of
 from store.opening import block_shapes, committed_examples, open_group
-from store.results import RESULTS, Result, described, preferred
+from store.results import RESULTS, Result, described, preferred, write_result_group
 from store.shards import HandedOut, ShardedArray
-from store.write import write_result_group
 
 
 class Lake(Groups):

@@ -1,12 +1,14 @@
 """What tells stored results apart, and which of several to take."""
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import xarray as xr
+from zarr.core.sync import sync
 
 from schemas import (
     canonical_json,
@@ -14,6 +16,16 @@ from schemas import (
     fingerprint,
 )
 from schemas.words import n_option
+from store.files import (
+    assemble,
+    column,
+    lake_lock,
+    read_bytes,
+    read_group,
+    write_files,
+)
+from store.location import local_path
+from store.write import ensure_lake
 
 RESULTS = "results"
 
@@ -112,3 +124,30 @@ def described(
         "attrs": {key: plain(value) for key, value in dataset.attrs.items()},
     }
     return f"{RESULTS}/{kind}/{label}~{fingerprint(settings)[:8]}", attributes
+
+
+def write_result_group(
+    location: str | os.PathLike[str],
+    name: str,
+    dataset: xr.Dataset,
+    attributes: Mapping[str, Any],
+) -> None:
+    """Write a small labelled dataset as a sealed group below the lake's results, replacing what was there."""
+    build = []
+    for key in [*dataset.coords, *dataset.data_vars]:
+        array = dataset[key]
+        stated = {k: v for k, v in array.attrs.items() if isinstance(v, str | int | float | bool | list)}
+        build.append(column(str(key), array.values, tuple(str(dim) for dim in array.dims), **stated))
+    coordinates = [str(key) for key in dataset.coords if key not in dataset.dims]
+    named = {"coordinates": " ".join(coordinates)} if coordinates else {}
+    contents = assemble({**attributes, **named}, build, files={})
+    with lake_lock(location):
+        store, folder = ensure_lake(location), local_path(location)
+        parents = name.split("/")[:-1]
+        for depth in range(1, len(parents) + 1):
+            if read_group(store, "/".join(parents[:depth])) is None:
+                write_files(store, "/".join(parents[:depth]), assemble({"kind": "results"}), folder)
+        if read_bytes(store, f"{name}/zarr.json") is not None:
+            sync(store.delete(f"{name}/zarr.json"))
+        sync(store.delete_dir(name))
+        write_files(store, name, contents, folder)

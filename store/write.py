@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xarray as xr
 from zarr.abc.store import Store
-from zarr.core.sync import sync
 
 from schemas import (
     FORMAT_VERSION,
@@ -35,7 +33,6 @@ from store.files import (
     REMOVED,
     Replacement,
     assemble,
-    column,
     digests_of,
     group_document,
     lake_lock,
@@ -381,30 +378,3 @@ def create_run(
             write_files(store, f"{run}/{RECORD}", recorded, folder)
             write_files(store, run, contents, folder)
     return RunWriter(location, run)
-
-
-def write_result_group(
-    location: str | os.PathLike[str],
-    name: str,
-    dataset: xr.Dataset,
-    attributes: Mapping[str, Any],
-) -> None:
-    """Write a small labelled dataset as a sealed group below the lake's results, replacing what was there."""
-    build = []
-    for key in [*dataset.coords, *dataset.data_vars]:
-        array = dataset[key]
-        stated = {k: v for k, v in array.attrs.items() if isinstance(v, str | int | float | bool | list)}
-        build.append(column(str(key), array.values, tuple(str(dim) for dim in array.dims), **stated))
-    coordinates = [str(key) for key in dataset.coords if key not in dataset.dims]
-    named = {"coordinates": " ".join(coordinates)} if coordinates else {}
-    contents = assemble({**attributes, **named}, build, files={})
-    with lake_lock(location):
-        store, folder = ensure_lake(location), local_path(location)
-        parents = name.split("/")[:-1]
-        for depth in range(1, len(parents) + 1):
-            if read_group(store, "/".join(parents[:depth])) is None:
-                write_files(store, "/".join(parents[:depth]), assemble({"kind": "results"}), folder)
-        if read_bytes(store, f"{name}/zarr.json") is not None:
-            sync(store.delete(f"{name}/zarr.json"))
-        sync(store.delete_dir(name))
-        write_files(store, name, contents, folder)

@@ -10,6 +10,7 @@ import torch
 
 from extract import load_reasoner
 from extract.run.data import read_problems
+from extract.small_models.losses import draw_interchange
 from extract.small_models.network import SmallCodi, load_checkpoint, make_tokenizer, save_checkpoint
 from extract.small_models.problems import (
     N_DRAWN,
@@ -24,7 +25,7 @@ from extract.small_models.problems import (
     write_problems,
 )
 from extract.small_models.thinking import ProblemTable, continue_values, read_question, tabulate, think
-from extract.small_models.train import NAMES, draw_interchange, plan, train
+from extract.small_models.train import NAMES, plan, train
 from schemas import UsageError, extract_answer
 
 SHIPPED = ("small-gpt2", "small-llama", "small-gpt2-decodable", "small-llama-decodable")

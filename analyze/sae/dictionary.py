@@ -226,25 +226,29 @@ def train_sae(
             f"{spec.learning_rate:g}. Lower it" + (", or normalize by cell or pool" if spec.normalize == "none" else "")
         )
     sae = inputs.folded(weight, source)
-    dims, shape = (rows.cell_dims, rows.cell_shape) if scope == "cell" else ((), ())
-    for name in ("loss", "reconstruction", "l0", "dead_share"):
-        sae[f"train_{name}"] = ("step", *dims), np.array([getattr(s, name) for _, s in curve]).reshape(-1, *shape)
-    held_values = np.array(held_curve, dtype=np.float32).reshape(-1, 2, *shape)
-    sae["validation_reconstruction"] = ("epoch", *dims), held_values[:, 0]
-    sae["validation_l0"] = ("epoch", *dims), held_values[:, 1]
+    sae = _with_curves(sae, curve, held_curve, *(rows.cell_dims, rows.cell_shape) if scope == "cell" else ((), ()))
     sae["example_split"] = "example", split.astype(object)
     own = {n: first[n].values for n in ("example", "problem", "variant") if n in first.coords}
-    sae = sae.assign_coords(
-        step=[s for s, _ in curve],
-        epoch=np.arange(1, len(held_curve) + 1),
-        example=own.pop("example", np.arange(rows.n_example)),
-    )
+    sae = sae.assign_coords(example=own.pop("example", np.arange(rows.n_example)))
     sae = sae.assign_coords({name: ("example", values) for name, values in own.items()})
-    for name in ("train_loss", "train_reconstruction", "validation_reconstruction"):
-        sae[name].attrs = {"long_name": name.replace("_", " "), "units": "squared mean norm of centred inputs"}
     read = activation.name if isinstance(activation, xr.DataArray) else next(iter(activation.values())).name
     sae.attrs |= {"n_step": trainer.n_done, "n_revived": trainer.n_revived, "variable": str(read or "hidden_state")}
     return sae.merge(sae_metrics(sae, activation, n_top=n_top, progress=lambda *_: tick()), combine_attrs="override")
+
+
+def _with_curves(
+    sae: xr.Dataset, curve: list[tuple[int, Any]], held: list[Any], dims: tuple[Any, ...], shape: tuple[int, ...]
+) -> xr.Dataset:
+    """With the losses of training by step, and of the rows held out by epoch."""
+    for name in ("loss", "reconstruction", "l0", "dead_share"):
+        values = np.array([getattr(losses, name) for _, losses in curve])
+        sae[f"train_{name}"] = ("step", *dims), values.reshape(-1, *shape)
+    held_values = np.array(held, dtype=np.float32).reshape(-1, 2, *shape)
+    sae["validation_reconstruction"] = ("epoch", *dims), held_values[:, 0]
+    sae["validation_l0"] = ("epoch", *dims), held_values[:, 1]
+    for name in ("train_loss", "train_reconstruction", "validation_reconstruction"):
+        sae[name].attrs = {"long_name": name.replace("_", " "), "units": "squared mean norm of centred inputs"}
+    return sae.assign_coords(step=[step for step, _ in curve], epoch=np.arange(1, len(held) + 1))
 
 
 class _Inputs:
@@ -304,13 +308,7 @@ class _Inputs:
             if joint and "hidden" in core:
                 if per_cell:
                     core, value = (*map(str, rows.cell_dims), *core), value.reshape(1, *rows.cell_shape, rows.width)
-                parts = np.split(value[0], np.cumsum(rows.hidden)[:-1], axis=-1)
-                widest = max(rows.hidden)
-                padded = [
-                    np.pad(p, [(0, 0)] * (p.ndim - 1) + [(0, widest - p.shape[-1])], constant_values=np.nan)
-                    for p in parts
-                ]
-                out[name] = ("source", *core), np.stack(padded)
+                out[name] = ("source", *core), _by_source(value[0], rows.hidden)
             elif per_cell:
                 out[name] = (*rows.cell_dims, *core), value.reshape(*rows.cell_shape, *value.shape[1:])
             else:
@@ -337,6 +335,13 @@ class _Inputs:
             "spec": json.dumps(spec.spec() | {"scope": self.scope}, sort_keys=True),
         }
         return out
+
+
+def _by_source(values: NDArray[np.float32], hidden: Sequence[int]) -> NDArray[np.float32]:
+    """(.., width of all sources) as (source, .., width of the widest), NaN where a source is narrower."""
+    parts = np.split(values, np.cumsum(hidden)[:-1], axis=-1)
+    pads = [[(0, 0)] * (part.ndim - 1) + [(0, max(hidden) - part.shape[-1])] for part in parts]
+    return np.stack([np.pad(part, pad, constant_values=np.nan) for part, pad in zip(parts, pads, strict=True)])
 
 
 class _Ticker:

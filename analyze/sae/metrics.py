@@ -143,7 +143,7 @@ class _Tally:
         present = (self.count if self.is_grid else self.count.sum(1, keepdims=True)) > 0
         dead = np.where(present, (fired == 0).mean(-1), np.nan)
         n_fired = fired.sum(0)
-        group_dims, group_shape = (cell_dims, cell_shape) if self.is_grid else ((), ())
+        group_dims, group_shape = self._groups()
         n_feature = self.total.shape[-1]
 
         def shaped(value: NDArray[Any], n_lead: int, n_trail: int = 0, grouped: bool = False) -> NDArray[Any]:
@@ -177,30 +177,39 @@ class _Tally:
         )
         if extra:
             out = out.assign_coords(source=list(source))
-        value = np.stack([t.value for t in self.top])  # (group, rank, feature)
-        number = np.stack([t.example for t in self.top])
-        place = np.stack([t.cell for t in self.top])
-        dims = (*group_dims, "feature", "rank")
-
-        def ranked(array: NDArray[Any]) -> tuple[tuple[Any, ...], NDArray[Any]]:
-            return dims, np.swapaxes(array, 1, 2).reshape(*group_shape, n_feature, -1)
-
-        label = first["example"].values if "example" in first.coords else np.arange(first.sizes["example"])
-        none = number < 0
-        out["top_example"] = ranked(np.where(none, -1, label[np.maximum(number, 0)]))
-        out["top_activation"] = ranked(np.where(none, np.nan, value))
-        if not self.is_grid and cell_shape:
-            at = np.unravel_index(np.maximum(place, 0), cell_shape)
-            for dim, index in zip(cell_dims, at, strict=True):
-                values = first[dim].values if dim in first.coords else np.arange(first.sizes[dim])
-                missing = "" if values.dtype.kind in "OUT" else -1
-                out[f"top_{dim}"] = ranked(np.where(none, missing, values[index]))
-        out = out.assign_coords(rank=np.arange(value.shape[1]))
+        out = self._with_top(out, first)
         out["explained_variance"].attrs = {"long_name": "explained variance", "range": "(-inf, 1]"}
         out["l0"].attrs = {"long_name": "features active per row", "units": "features"}
         out["dead_share"].attrs = {"long_name": "share of features that never fire", "range": "[0, 1]"}
         out["activation_size"].attrs = {"long_name": "code / mean norm of centred inputs"}
         return out
+
+    def _groups(self) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+        """Dims and shape of what has a dictionary of its own."""
+        return (self.rows.cell_dims, self.rows.cell_shape) if self.is_grid else ((), ())
+
+    def _with_top(self, out: xr.Dataset, first: xr.DataArray) -> xr.Dataset:
+        """With the examples that activate each feature most, and where they do."""
+        value = np.stack([t.value for t in self.top])  # (group, rank, feature)
+        number = np.stack([t.example for t in self.top])
+        place = np.stack([t.cell for t in self.top])
+        group_dims, group_shape = self._groups()
+        dims = (*group_dims, "feature", "rank")
+
+        def ranked(array: NDArray[Any]) -> tuple[tuple[Any, ...], NDArray[Any]]:
+            return dims, np.swapaxes(array, 1, 2).reshape(*group_shape, self.total.shape[-1], -1)
+
+        label = first["example"].values if "example" in first.coords else np.arange(first.sizes["example"])
+        none = number < 0
+        out["top_example"] = ranked(np.where(none, -1, label[np.maximum(number, 0)]))
+        out["top_activation"] = ranked(np.where(none, np.nan, value))
+        if not self.is_grid and self.rows.cell_shape:
+            at = np.unravel_index(np.maximum(place, 0), self.rows.cell_shape)
+            for dim, index in zip(self.rows.cell_dims, at, strict=True):
+                values = first[dim].values if dim in first.coords else np.arange(first.sizes[dim])
+                missing = "" if values.dtype.kind in "OUT" else -1
+                out[f"top_{dim}"] = ranked(np.where(none, missing, values[index]))
+        return out.assign_coords(rank=np.arange(value.shape[1]))
 
 
 class _Top:

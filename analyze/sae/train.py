@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from analyze.sae.kernels import csr, dots, gradient_of, rate_at, top_codes, unit
+
 if TYPE_CHECKING:
     from analyze.sae.dictionary import SAESpec
 
@@ -58,7 +60,7 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(spec.seed)
         shape = (n_group, n_feature, width)
         if spec.unit_norm:
-            self.w_dec = _unit(torch.randn(shape, generator=self.generator))
+            self.w_dec = unit(torch.randn(shape, generator=self.generator))
             self.w_enc = self.w_dec.clone() * spec.encoder_scale
             self.b_enc = torch.zeros(n_group, n_feature)
             self.b_dec = torch.zeros(n_group, width)
@@ -89,12 +91,12 @@ class Trainer:
         share = self.n_done / max(self.n_step, 1)
         penalty = (self.spec.sparsity or 0.0) * (min(1.0, share / 0.1) if self.spec.schedule else 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.spec.learning_rate * _rate(share, self.n_step, self.spec.schedule)
+            group["lr"] = self.spec.learning_rate * rate_at(share, self.n_step, self.spec.schedule)
 
         n_row = torch.full((x.shape[0],), float(x.shape[1])) if weight is None else weight.sum(1).clamp(min=1)
         reconstruction, extra, active, residual = self._gradients(x, weight, n_row, penalty)
         if self.spec.unit_norm:  # only the part of the gradient that turns a column is used
-            grad = _grad(self.w_dec)
+            grad = gradient_of(self.w_dec)
             grad -= (grad * self.w_dec).sum(-1, keepdim=True) * self.w_dec
         self.optimizer.step()
         if self.spec.unit_norm:
@@ -145,7 +147,7 @@ class Trainer:
         if self.spec.activation == "batch_topk":
             f = pre * (pre > self.batch_threshold[:, None, None])
         elif self.spec.activation in ("topk", "abs_topk"):
-            f = _top(pre, self.spec.k, self.spec.activation == "abs_topk")
+            f = top_codes(pre, self.spec.k, self.spec.activation == "abs_topk")
         else:
             floor = self.threshold[:, None] if self.spec.activation == "jumprelu" else torch.zeros(())
             f = pre * (pre > floor)
@@ -272,7 +274,7 @@ class Trainer:
         residual = x_hat.reshape(x.shape) + self.b_dec[:, None] - x
         loss, out = self._error(residual, weight, n_row)
         flat = out.reshape(-1, width)
-        df = _dots(flat, row, table, feature)
+        df = dots(flat, row, table, feature)
         on = value != 0
         if near is not None:
             threshold = self.threshold.reshape(-1)[feature]
@@ -288,8 +290,8 @@ class Trainer:
         order = torch.argsort(feature, stable=True)
         start = torch.searchsorted(feature[order], torch.arange(n_group * n_feature + 1))
         size = (n_group * n_feature, n_group * n_batch)
-        self.w_dec.grad = (_csr(start, row[order], value[order], size) @ flat).reshape(self.w_dec.shape)
-        self.w_enc.grad = (_csr(start, row[order], dpre[order], size) @ inside).reshape(self.w_enc.shape)
+        self.w_dec.grad = (csr(start, row[order], value[order], size) @ flat).reshape(self.w_dec.shape)
+        self.w_enc.grad = (csr(start, row[order], dpre[order], size) @ inside).reshape(self.w_enc.shape)
         db = torch.zeros(n_group * n_feature).index_add_(0, feature, dpre).reshape(self.b_enc.shape)
         self._biases(db, out.sum(1))
         active = torch.zeros(n_group * n_feature).index_add_(0, feature, on.float()).reshape(self.b_enc.shape)
@@ -351,7 +353,7 @@ class Trainer:
             if not len(index):
                 continue
             row = torch.multinomial(error, len(index), replacement=False, generator=self.generator)
-            direction = _unit(missed[row])
+            direction = unit(missed[row])
             alive = self.w_enc[g][~dead[g]].norm(dim=-1)
             norm = float(alive.mean()) if len(alive) else 1.0
             self.w_dec[g, index] = direction if self.spec.unit_norm else direction * self.w_dec[g].norm(dim=-1).mean()
@@ -367,43 +369,6 @@ class Trainer:
                         state[moment][g, index] = 0
 
 
-def _rate(share: float, n_step: int, schedule: bool) -> float:
-    if not schedule:
-        return 1.0
-    warm = (share * n_step + 1) / max(0.05 * n_step, 1)
-    return min(1.0, warm, max((1 - share) / 0.2, 0.0))
-
-
-def _unit(x: torch.Tensor) -> torch.Tensor:
-    norm: torch.Tensor = x.norm(dim=-1, keepdim=True)
-    return x / norm.clamp(min=1e-12)
-
-
-def _grad(x: torch.Tensor) -> torch.Tensor:
-    if x.grad is None:
-        raise RuntimeError("a gradient is asked for before it is set")
-    return x.grad
-
-
-def _top(pre: torch.Tensor, k: int, signed: bool) -> torch.Tensor:
-    index = (pre.abs() if signed else pre).topk(k, dim=-1, sorted=False).indices
-    value = pre.gather(-1, index)
-    return torch.zeros_like(pre).scatter_(-1, index, value if signed else value.relu())
-
-
-def _dots(left: torch.Tensor, i: torch.Tensor, right: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-    """left[i] . right[j] for each pair, in pieces that stay in the cache."""
-    found = torch.empty(len(i))
-    for start in range(0, len(i), 4096):
-        part = slice(start, start + 4096)
-        torch.sum(left[i[part]] * right[j[part]], dim=-1, out=found[part])
-    return found
-
-
-def _csr(start: torch.Tensor, column: torch.Tensor, value: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return torch.sparse_csr_tensor(start, column, value, size=size, check_invariants=False)
-
-
 with warnings.catch_warnings():  # said once per process: the CSR layout is in beta; only products with it are used here
     warnings.simplefilter("ignore")
-    _csr(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1), (1, 1))
+    csr(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1), (1, 1))

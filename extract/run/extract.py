@@ -23,7 +23,7 @@ from extract.run.plan import in_lake, require_space
 from extract.run.precision import calibration
 from extract.run.prepare import Prepared, batches, begin, check_against, place, prepare
 from schemas import LakeError, UsageError
-from store import create_run, open_lake, write_model
+from store import RunWriter, create_run, open_lake, write_model
 
 __all__ = ["Extracted", "Prepared", "extract", "prepare", "provenance", "rank_from_environment"]
 
@@ -86,6 +86,26 @@ class Line:
             self._pool.shutdown()
 
 
+def _create(
+    prepared: Prepared,
+    lake: str | os.PathLike[str],
+    facts: dict[str, Any],
+    *,
+    rebuild_static: bool,
+    command: Sequence[str],
+) -> RunWriter:
+    """The run in the lake, and its model, where they fit what is prepared and there is room."""
+    check_against(prepared, lake, rebuild_static=rebuild_static)
+    require_space(prepared, lake)
+    write_model(lake, prepared.model, prepared.model_arrays, prepared.model_attributes, rebuild=rebuild_static)
+    there = not rebuild_static and in_lake(prepared, lake)[0]
+    words = {"command": list(command)} if command else {}
+    return create_run(
+        lake, prepared.run, prepared.layout, identity=prepared.identity, columns=prepared.problems.columns,
+        provenance=facts | words, precision=None if there else calibration(prepared), rebuild=rebuild_static,
+    )  # fmt: skip
+
+
 def extract(
     prepared: Prepared,
     lake: str | os.PathLike[str],
@@ -134,38 +154,20 @@ def extract(
     """
     layout = prepared.layout
     shards = range(layout.n_shard)
-    for shard in rebuild:
-        if shard not in shards:
-            raise UsageError(
-                f"{prepared.run} has shards 0 to {layout.n_shard - 1}; there is no shard {shard} to rebuild"
-            )
-    check_against(prepared, lake, rebuild_static=rebuild_static)
-    require_space(prepared, lake)
-    write_model(lake, prepared.model, prepared.model_arrays, prepared.model_attributes, rebuild=rebuild_static)
+    if unknown := sorted(set(rebuild) - set(shards)):
+        raise UsageError(f"{prepared.run} has shards 0 to {shards[-1]}; there is no shard {unknown[0]} to rebuild")
     facts = provenance(prepared)
-    there = not rebuild_static and in_lake(prepared, lake)[0]
-    writer = create_run(
-        lake,
-        prepared.run,
-        layout,
-        identity=prepared.identity,
-        columns=prepared.problems.columns,
-        provenance=facts | ({"command": list(command)} if command else {}),
-        precision=None if there else calibration(prepared),
-        rebuild=rebuild_static,
-    )
+    writer = _create(prepared, lake, facts, rebuild_static=rebuild_static, command=command)
     committed = writer.committed()
     mine = [shard for shard in shards if shard % part[1] == part[0]]
     wanted = [shard for shard in mine if not committed[shard] or shard in rebuild]
     if wanted:
         writer.add_provenance(facts)
-    done = Extracted(run=prepared.run, n_example=len(prepared.problems))
-    done.shards_kept = len(mine) - len(wanted)
-    done.shards_elsewhere = len(shards) - len(mine)
+    kept, elsewhere = len(mine) - len(wanted), len(shards) - len(mine)
+    done = Extracted(run=prepared.run, n_example=len(prepared.problems), shards_kept=kept, shards_elsewhere=elsewhere)
     sizes = [layout.shard_slice(shard).stop - layout.shard_slice(shard).start for shard in shards]
     total = sum(sizes[shard] for shard in mine)
     thought = total - sum(sizes[shard] for shard in wanted)
-    on_cpu = prepared.reasoner.device.type == "cpu"
 
     def report(more: int) -> None:
         nonlocal thought
@@ -194,7 +196,8 @@ def extract(
                     writing.check()
                     report(len(batch))
                 work = partial(writer.write_shard, shard, values)
-                if on_cpu:  # a model works in lockstep on all cores and stands still whenever one is taken from it
+                if prepared.reasoner.device.type == "cpu":
+                    # A model works in lockstep on all cores and stands still whenever one is taken from it.
                     writing.wait()
                     work = partial(writer.write_encoded, shard, writer.encode(shard, values))
                 writing.start(write, shard, work, claim.pop_all())

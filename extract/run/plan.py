@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,20 +108,10 @@ def plan(prepared: Prepared, lake: str | os.PathLike[str]) -> Plan:
     examples = np.concatenate(chosen)
     sample = replace(layout, n_example=len(examples))
     values = sample.empty(len(examples))
-    seconds, answers = [], []
-    think(prepared, chosen[0][:1])
-    for index, batch in enumerate(chosen):
-        begin = time.perf_counter()
-        thinking = think(prepared, batch)
-        slots = np.arange(len(batch)) + sum(len(each) for each in chosen[:index])
-        place(thinking, prepared, slots, batch, values)
-        seconds.append(time.perf_counter() - begin)
-        first = thinking.token.shape[1] - thinking.n_answer
-        answers.append((thinking.token[:, first:] >= 0).sum(1))
+    seconds, n_answer = _think_through(prepared, chosen, values)
     begin = time.perf_counter()
     encoded = encoded_sizes(sample, values)
     encode_seconds = time.perf_counter() - begin
-    n_answer = np.concatenate(answers)
     known = entries(prepared, n_prompt[examples], n_answer)
     every = entries(prepared, n_prompt, np.full(len(n_prompt), n_answer.mean()))
     done = committed_shards(prepared, lake)
@@ -170,6 +160,22 @@ def plan(prepared: Prepared, lake: str | os.PathLike[str]) -> Plan:
         free_bytes=free_bytes(lake),
         precision=calibration(prepared, N_PRECISION),
     )
+
+
+def _think_through(
+    prepared: Prepared, chosen: Sequence[list[int]], values: dict[str, Any]
+) -> tuple[list[float], np.ndarray]:
+    """Put what the model makes of some batches into place; seconds of each batch, and answer tokens by example."""
+    seconds, answers, done = [], [], 0
+    think(prepared, chosen[0][:1])  # what runs for the first time is not what is measured
+    for batch in chosen:
+        begin = time.perf_counter()
+        thinking = think(prepared, batch)
+        place(thinking, prepared, done + np.arange(len(batch)), batch, values)
+        seconds.append(time.perf_counter() - begin)
+        done += len(batch)
+        answers.append((thinking.token[:, thinking.token.shape[1] - thinking.n_answer :] >= 0).sum(1))
+    return seconds, np.concatenate(answers)
 
 
 def entries(prepared: Prepared, n_prompt: np.ndarray, n_answer: np.ndarray) -> Mapping[str, np.ndarray]:

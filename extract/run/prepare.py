@@ -175,6 +175,28 @@ def split_name(text: str, what: str) -> tuple[str, str]:
     return name, value
 
 
+def _fitting(
+    reasoner: Reasoner, questions: Sequence[str], n_answer: int, data: str, *, skip_long: bool
+) -> tuple[list[list[int]], list[int]]:
+    """Tokens of the questions that fit into the model's context, and which of the questions they are."""
+    prompts, keep = [], []
+    for index, question in enumerate(questions):
+        prompt = reasoner.encode(question)
+        try:
+            reasoner.check_length(len(prompt), n_answer)
+        except UsageError as error:
+            if skip_long:
+                continue
+            raise UsageError(
+                f"{data}, question {index + 1}: {error}; leave such questions out with --skip-long"
+            ) from error
+        prompts.append(prompt)
+        keep.append(index)
+    if not keep:
+        raise UsageError(f"{data}: none of {len(questions)} questions fits into the model's context")
+    return prompts, keep
+
+
 def prepare(
     model: str,
     data: str,
@@ -237,21 +259,7 @@ def prepare(
         thoughts=thoughts,
     )  # fmt: skip
     n_answer = max(spec.max_new_tokens, *(len(reasoner.answer_tokens(answer)) for answer in problems.gold_answer))
-    prompts, keep = [], []
-    for index, question in enumerate(problems.question):
-        prompt = reasoner.encode(question)
-        try:
-            reasoner.check_length(len(prompt), n_answer)
-        except UsageError as error:
-            if skip_long:
-                continue
-            raise UsageError(
-                f"{data}, question {index + 1}: {error}; leave such questions out with --skip-long"
-            ) from error
-        prompts.append(prompt)
-        keep.append(index)
-    if not keep:
-        raise UsageError(f"{data}: none of {len(problems)} questions fits into the model's context")
+    prompts, keep = _fitting(reasoner, problems.question, n_answer, data, skip_long=skip_long)
     skipped = len(problems) - len(keep)
     if skipped:
         problems = problems.take(keep)
