@@ -67,12 +67,12 @@ def take(array: xr.DataArray, dim: str, labels: Sequence[str], what: str) -> xr.
     present = {label: index for index, label in enumerate(labels_along(array, dim))}
     missing = [label for label in labels if label not in present]
     if missing:
-        found = list(present)
-        shown = ", ".join(found if len(found) <= 12 else [*found[:5], "..", *found[-5:]])
+        held = list(present)
+        shown = ", ".join(held if len(held) <= 12 else [*held[:5], "..", *held[-5:]])
         raise SchemaError(
             f"{what} needs {', '.join(labels)} along {dim}; {array.name or 'the array'} lacks {', '.join(missing)} "
             f"and holds {shown}. Take it from a run, whose labels start so, or extract the missing places"
-            + nearest(missing[0], found)
+            + nearest(missing[0], held)
         )
     index = [present[label] for label in labels]
     if index == list(range(index[0], index[0] + len(index))):

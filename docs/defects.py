@@ -170,9 +170,9 @@ def e3(world: World) -> Iterator[Row]:
         armed = world.armed()
         for position in positions:
             world.put(armed, 0, position, world.state(0, "bot"))
-        found = world.reasoner.think(prompts, stored_dtype="float32", max_new_tokens=N_NEW, editor=armed)
-        texts.append(found.generated_text)
-        fed = found.latent_embedding - before.latent_embedding
+        thinking = world.reasoner.think(prompts, stored_dtype="float32", max_new_tokens=N_NEW, editor=armed)
+        texts.append(thinking.generated_text)
+        fed = thinking.latent_embedding - before.latent_embedding
         moved.append(np.linalg.norm(fed, axis=-1).mean() / np.linalg.norm(before.latent_embedding, axis=-1).mean())
     yield "thoughts fed when step 0 is patched with itself: relative change", *(f"{100 * each:.1f}%" for each in moved)
     yield "answers that change", *(changed(each, before.generated_text) for each in texts)

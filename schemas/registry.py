@@ -42,8 +42,8 @@ def foreign() -> dict[str, str]:
 @cache
 def own_commands() -> tuple[Command, ...]:
     """The commands of our packages, each group by name."""
-    found = [command for module in modules("command") for command in _commands_of(module)]
-    return tuple(sorted(found, key=lambda command: (command.group, command.name)))
+    declared = [command for module in modules("command") for command in _commands_of(module)]
+    return tuple(sorted(declared, key=lambda command: (command.group, command.name)))
 
 
 @cache

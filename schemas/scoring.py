@@ -142,10 +142,10 @@ class Scoring:
     def _canonical(self, answer: str) -> str | None:
         """The letter, or the word as it is stored: True, False, yes or no."""
         if self.kind == "choice":
-            found = _LETTER.match(answer)
-            return found[1] if found else None
-        found = _WORD.match(answer)
-        word = found[1].lower() if found else None
+            match = _LETTER.match(answer)
+            return match[1] if match else None
+        match = _WORD.match(answer)
+        word = match[1].lower() if match else None
         return word.capitalize() if word in ("true", "false") else word
 
     def _codi(self, text: str) -> Answer | None:
@@ -231,10 +231,10 @@ def read_gold(answer: Any, kind: AnswerKind) -> str:
         return number_text(read_gold_answer(answer))
     text = str(answer).split("####")[-1].strip()
     if kind == "choice":
-        found = re.fullmatch(r"\(?([A-Ea-e])[).:]?", text)
-        if not found:
+        letter = re.fullmatch(r"\(?([A-Ea-e])[).:]?", text)
+        if not letter:
             raise ValueError("which is no letter from A to E")
-        return found[1].upper()
+        return letter[1].upper()
     if kind == "boolean":
         word = text.removesuffix(".")
         if word.lower() not in _TRUTH:

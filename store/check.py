@@ -89,10 +89,10 @@ def check_model(location: str | os.PathLike[str], name: str, attributes: Mapping
     folder = local_path(location)
     if folder is not None and not folder.exists():
         return
-    found = read_group(open_store(location), name)
-    if found is None:
+    existing = read_group(open_store(location), name)
+    if existing is None:
         return
-    known = found.get("fingerprint", {})
+    known = existing.get("fingerprint", {})
     asked = {
         name: value
         for name, value in attributes["fingerprint"].items()
@@ -139,9 +139,9 @@ def check_run(
             )  # fmt: skip
             raise SpecMismatchError(f"{location} holds shards of a run {run!r} that {why}")
         return
-    found = read_group(store, run) or {}
+    attributes = read_group(store, run) or {}
     wanted = run_identity(store, run, layout, identity)
-    lines = differences({key: found.get(key) for key in wanted}, wanted)
+    lines = differences({key: attributes.get(key) for key in wanted}, wanted)
     if lines:
         raise SpecMismatchError(
             f"{location} already holds {run!r}, made otherwise: {'; '.join(lines)}."
@@ -154,8 +154,8 @@ def taken_up(location: str | os.PathLike[str], run: str, layout: RunLayout) -> R
     folder = local_path(location)
     if folder is not None and not folder.is_dir():
         return layout
-    found = unseal(read_bytes(open_store(location), f"{run}/zarr.json") or b"") or {}
-    return replace(layout, shard_bytes=found["layout"]["shard_bytes"]) if "layout" in found else layout
+    attributes = unseal(read_bytes(open_store(location), f"{run}/zarr.json") or b"") or {}
+    return replace(layout, shard_bytes=attributes["layout"]["shard_bytes"]) if "layout" in attributes else layout
 
 
 def run_identity(store: Store, run: str, layout: RunLayout, identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,17 +165,17 @@ def run_identity(store: Store, run: str, layout: RunLayout, identity: Mapping[st
     """
     wanted = {**identity, "layout": layout.to_json(), "format": FORMAT_VERSION}
     kind = wanted["spec"].get("device", "")
-    found = unseal(read_bytes(store, f"{run}/zarr.json") or b"")
-    if found is not None:
-        words = [word for word in [str(found["spec"].get("device"))] if device_kind(word) == kind]
-        unknown = [NEWER_FINGERPRINTS - found.keys()]
+    existing = unseal(read_bytes(store, f"{run}/zarr.json") or b"")
+    if existing is not None:
+        words = [word for word in [str(existing["spec"].get("device"))] if device_kind(word) == kind]
+        unknown = [NEWER_FINGERPRINTS - existing.keys()]
     else:
         words, unknown = [kind, *(f"{kind}:{card}" for card in range(MAX_CARDS))], [set[str](), NEWER_FINGERPRINTS]
-    recorded = found or unseal(read_bytes(store, f"{run}/{RECORD}/zarr.json") or b"") or {}
+    recorded = existing or unseal(read_bytes(store, f"{run}/{RECORD}/zarr.json") or b"") or {}
     for word, newer in product(words, unknown):
         same = {name: value for name, value in wanted.items() if name not in newer}
         same["spec"] = wanted["spec"] | {"device": word}
-        if found is not None or fingerprint(same) == recorded.get("fingerprint"):
+        if existing is not None or fingerprint(same) == recorded.get("fingerprint"):
             return same
     return wanted
 

@@ -133,8 +133,8 @@ def with_checksum(content: bytes) -> bytes:
 
 def without_checksum(content: bytes, size: int) -> bytes | None:
     """Inverse of :func:`with_checksum`; ``None`` if the content is of another size or does not agree with it."""
-    found = content[:-4]
-    return found if len(found) == size and with_checksum(found) == content else None
+    plain = content[:-4]
+    return plain if len(plain) == size and with_checksum(plain) == content else None
 
 
 def read_size(store: Store, key: str) -> int | None:

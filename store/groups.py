@@ -115,8 +115,8 @@ class Groups:
     def runs(self) -> list[str]:
         """Names of the runs, ``MODEL/DATASET``, damaged ones too."""
         models = (name for name in self.children("") if name != RESULTS)
-        found = (f"{model}/{name}" for model in models for name in self.children(model) if name not in MODEL_VARIABLES)
-        return [run for run in found if self._kind(run) == "run"]
+        names = (f"{model}/{name}" for model in models for name in self.children(model) if name not in MODEL_VARIABLES)
+        return [run for run in names if self._kind(run) == "run"]
 
     def attributes(self, run: str) -> dict[str, Any]:
         """Attributes of a run: spec, layout, fingerprints, provenance.

@@ -176,11 +176,11 @@ class Guard(Store):
             return await asyncio.gather(*(self._raw(record.mark_key(n)) for n in range(record.layout.n_shard)))
 
         def read() -> np.ndarray:
-            found = sync(marks())
-            for shard, mark in enumerate(found):
+            marked = sync(marks())
+            for shard, mark in enumerate(marked):
                 if mark != record.mark(shard):
-                    found[shard] = record.mark(shard) if sync(self.records(shard)) else None
-            return np.array([mark is not None for mark in found])
+                    marked[shard] = record.mark(shard) if sync(self.records(shard)) else None
+            return np.array([mark is not None for mark in marked])
 
         return self.reading(read)
 
@@ -212,26 +212,26 @@ class Guard(Store):
     async def records(self, shard: int) -> list[ShardRecord]:
         """What a shard's files may hold; nothing if the shard does not count."""
         assert self.record is not None
-        found = self._records.get(shard)
-        if found is None:
+        decoded = self._records.get(shard)
+        if decoded is None:
             keys = self.record.keys(shard)
             contents = await asyncio.gather(*map(self._raw, keys.values()))
-            found = self.record.decode(shard, dict(zip(keys, contents, strict=True)))
-            if found:
-                self._records[shard] = found
-        return found
+            decoded = self.record.decode(shard, dict(zip(keys, contents, strict=True)))
+            if decoded:
+                self._records[shard] = decoded
+        return decoded
 
     def records_here(self, shard: int) -> list[ShardRecord]:
         """As :meth:`records`, read from a local disk without Zarr's event loop."""
         assert self.record is not None
         assert self.folder is not None
-        found = self._records.get(shard)
-        if found is None:
+        decoded = self._records.get(shard)
+        if decoded is None:
             contents = {name: _content(self.folder / key) for name, key in self.record.keys(shard).items()}
-            found = self.record.decode(shard, contents)
-            if found:
-                self._records[shard] = found
-        return found
+            decoded = self.record.decode(shard, contents)
+            if decoded:
+                self._records[shard] = decoded
+        return decoded
 
     # What Zarr calls
 
@@ -351,7 +351,7 @@ def _content(path: Path) -> bytes | None:
 def _identity(path: Path) -> tuple[int, int, int] | None:
     """What another file at the same place differs in."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns

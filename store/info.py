@@ -104,7 +104,7 @@ def find(lake: Lake, prefix: str) -> list[dict[str, str]]:
     MissingRunError
         If nothing is named so.
     """
-    found = []
+    results = []
     for run in lake.runs():
         described = describe_run(lake, run)
         digests = {
@@ -115,10 +115,10 @@ def find(lake: Lake, prefix: str) -> list[dict[str, str]]:
             "data": described["data"]["sha256"],
             "code": described["provenance"].get("code", ""),
         }
-        found += [{"fingerprint": digest, "what": what, "of": run} for what, digest in digests.items()]
+        results += [{"fingerprint": digest, "what": what, "of": run} for what, digest in digests.items()]
     for name, result in describe_results(lake).items():
-        found.append({"fingerprint": result["fingerprint"], "what": "result", "of": name})
-    fitting = [each for each in found if len(prefix) >= SHORTEST_PREFIX and each["fingerprint"].startswith(prefix)]
+        results.append({"fingerprint": result["fingerprint"], "what": "result", "of": name})
+    fitting = [each for each in results if len(prefix) >= SHORTEST_PREFIX and each["fingerprint"].startswith(prefix)]
     if not fitting:
         raise MissingRunError(
             f"{lake.location}: {prefix!r} is neither a run ({', '.join(lake.runs()) or 'there is none'})"

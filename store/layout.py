@@ -218,14 +218,14 @@ class RunLayout:
 
     def empty(self, n_example: int) -> dict[str, Any]:
         """Arrays of some examples that hold nothing yet: of blocks for activations, else of what stands for nothing."""
-        found: dict[str, Any] = {}
+        arrays: dict[str, Any] = {}
         for name, array in self.arrays().items():
             shape = (n_example, *array.shape[1:])
             if array.shards is not None:
-                found[name] = BlockArray(shape, array.dtype, array.fill)
+                arrays[name] = BlockArray(shape, array.dtype, array.fill)
             else:
-                found[name] = np.full(shape, array.fill, dtype=object if array.dtype == "string" else array.dtype)
-        return found
+                arrays[name] = np.full(shape, array.fill, dtype=object if array.dtype == "string" else array.dtype)
+        return arrays
 
     def checksum_places(self) -> dict[str, slice]:
         """Where the record keeps the checksums of each array's chunks, in order of the axes, along its ``chunk``."""

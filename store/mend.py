@@ -53,8 +53,8 @@ def _runs(store: Store) -> list[str]:
     async def below(path: str) -> list[str]:
         return [name async for name in store.list_dir(path)]
 
-    found = [f"{model}/{name}" for model in sorted(sync(below(""))) for name in sorted(sync(below(model)))]
-    return [run for run in found if read_bytes(store, f"{run}/{RECORD}/zarr.json") is not None]
+    names = [f"{model}/{name}" for model in sorted(sync(below(""))) for name in sorted(sync(below(model)))]
+    return [run for run in names if read_bytes(store, f"{run}/{RECORD}/zarr.json") is not None]
 
 
 def has_other_model(run: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
@@ -80,5 +80,5 @@ def is_result_of(name: str, attributes: Mapping[str, Any]) -> bool:
 
 
 def _attributes(store: Store, group: str, kind: str) -> dict[str, Any]:
-    found = unseal(read_bytes(store, f"{group}/zarr.json") or b"") or {}
-    return found if found.get("kind") == kind else {}
+    attributes = unseal(read_bytes(store, f"{group}/zarr.json") or b"") or {}
+    return attributes if attributes.get("kind") == kind else {}

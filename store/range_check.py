@@ -75,9 +75,9 @@ def check_range(
     for chunk in inside.tolist():
         begin, length = int(flat[chunk, 0]) - asked.start, int(flat[chunk, 1])
         piece = content[begin : begin + length]
-        stated, found = piece[-CHECKSUM_BYTES:], google_crc32c.value(piece[:-CHECKSUM_BYTES])
-        known = [found if table is None else int(table.reshape(-1)[chunk]) for table in tables]
-        if len(piece) != length or found != int.from_bytes(stated, "little") or found not in known:
+        stated, computed = piece[-CHECKSUM_BYTES:], google_crc32c.value(piece[:-CHECKSUM_BYTES])
+        known = [computed if table is None else int(table.reshape(-1)[chunk]) for table in tables]
+        if len(piece) != length or computed != int.from_bytes(stated, "little") or computed not in known:
             place = tuple(int(each) for each in np.unravel_index(chunk, index.shape[:-1]))
             raise DamagedFile(key, shard, f"is not what was written: chunk {place} does not agree with its checksum")
         covered += length

@@ -94,16 +94,16 @@ class RunRecord:
 
     def records(self, contents: Mapping[str, bytes | None]) -> list[ShardRecord]:
         """What a shard's files may hold: two while they take their places, fewer where a record is damaged."""
-        found = [{part: self._part(part, contents[part]) for part in self.shapes}]
+        records = [{part: self._part(part, contents[part]) for part in self.shapes}]
         if (coming := contents["next"]) is not None:
             sizes = [math.prod(shape) * dtype.itemsize + 4 for shape, dtype in self.shapes.values()]
             ends = [*accumulate(sizes)]
             pieces = [coming[end - size : end] for size, end in zip(sizes, ends, strict=True)]
             if len(coming) == ends[-1]:
-                found.append({part: self._part(part, piece) for part, piece in zip(self.shapes, pieces, strict=True)})
+                records.append({part: self._part(part, piece) for part, piece in zip(self.shapes, pieces, strict=True)})
         return [
             ShardRecord(**{"crc32c": None, **parts})
-            for parts in found
+            for parts in records
             if all(values is not None for values in parts.values())
         ]
 

@@ -174,14 +174,14 @@ class RowBlocks:
         order = np.argsort(~known, kind="stable")  # what is here first, before it gives way
         if len(order) <= self.n_slot:
             return self._take(numbers[order], np.argsort(order)[which], wanted)
-        found = np.empty((len(wanted), *self.item_shape), dtype=self.dtype)
+        items = np.empty((len(wanted), *self.item_shape), dtype=self.dtype)
         for begin in range(0, len(order), self.n_slot):
             group = order[begin : begin + self.n_slot]
             places = np.full(len(numbers), -1)
             places[group] = np.arange(len(group))
             inside = places[which] >= 0
-            found[inside] = self._take(numbers[group], places[which][inside], wanted[inside])
-        return found
+            items[inside] = self._take(numbers[group], places[which][inside], wanted[inside])
+        return items
 
     def _take(self, numbers: np.ndarray, which: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         """Rows out of blocks that fit the buffer together, which of them each is of being known."""
@@ -198,8 +198,8 @@ class RowBlocks:
                 self._pool[slot * self.slot_rows : slot * self.slot_rows + len(rows)] = rows
                 self._slots[number] = slot
             begins[place] = self._slots[number] * self.slot_rows - self.offset[number]
-        found: np.ndarray = np.take(self._pool, begins[which] + wanted, axis=0)
-        return found
+        items: np.ndarray = np.take(self._pool, begins[which] + wanted, axis=0)
+        return items
 
     def labels(self, rows: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
         """What rows are of: a label along each dim that is counted off, (row,) each."""

@@ -85,11 +85,11 @@ def chunk_checksums(content: Any, array: ArrayLayout) -> np.ndarray | None:
         index = decode_index("", 0, bytes(content[-array.index_bytes :]), array.grid)
     except DamagedFile:
         return None
-    found = np.zeros(array.grid, dtype="<u4")
+    checksums = np.zeros(array.grid, dtype="<u4")
     for chunk in np.argwhere(index[..., 0] != ABSENT).tolist():
         offset, length = index[tuple(chunk)].tolist()
-        found[tuple(chunk)] = google_crc32c.value(bytes(content[offset : offset + length - CHECKSUM_BYTES]))
-    return found
+        checksums[tuple(chunk)] = google_crc32c.value(bytes(content[offset : offset + length - CHECKSUM_BYTES]))
+    return checksums
 
 
 def is_array(content: bytes) -> bool:

@@ -88,14 +88,14 @@ class MapRows(Dataset[Batch]):
     def __getitem__(self, rows: int | Sequence[int] | np.ndarray) -> Batch:
         """One row, or several at once."""
         if isinstance(rows, int | np.integer):
-            found = self[[rows + len(self) if rows < 0 else rows]]
-            return (found[0][0], found[1][0]) if self.numbered else found[0]
+            items = self[[rows + len(self) if rows < 0 else rows]]
+            return (items[0][0], items[1][0]) if self.numbered else items[0]
         return as_tensors(self.blocks, rows, stored=self.stored, numbered=self.numbered)
 
     def __getitems__(self, rows: Sequence[int]) -> list[Batch]:
         """Several rows as a loader's ``collate_fn`` wants them."""
-        found = self[rows]
-        return list(zip(*found, strict=True)) if self.numbered else list(found)
+        items = self[rows]
+        return list(zip(*items, strict=True)) if self.numbered else list(items)
 
     def batches(self, batch_size: int, *, shuffle: bool = True, seed: int = 0, drop_last: bool = False) -> BlockBatches:
         """Sampler of batches that are shuffled by blocks."""

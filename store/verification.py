@@ -162,8 +162,8 @@ class _Verifier:
             self.found.bytes += len(content)
         expected = "record" if below else kind
         if attributes is None or attributes.get("kind") != expected:
-            found = "does not agree with its own seal" if attributes is None else "is that of another group"
-            self._wrong(key, group, kind, "is not there" if content is None else found)
+            problem = "does not agree with its own seal" if attributes is None else "is that of another group"
+            self._wrong(key, group, kind, "is not there" if content is None else problem)
             if group and kind != "results":
                 self._unlisted(group, kind, key)
             return None

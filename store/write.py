@@ -217,7 +217,7 @@ class RunWriter:
     def _encoding(self, shard: int, values: Mapping[str, np.ndarray | BlockArray], pool: ThreadPoolExecutor) -> Encoded:
         """Files of a shard that are encoded as they are written."""
         rows = self.layout.shard_slice(shard)
-        found: Encoded = {}
+        encoded: Encoded = {}
         for name, array in self.layout.arrays().items():
             expected = (rows.stop - rows.start, *array.shape[1:])
             if name not in values or values[name].shape != expected:
@@ -227,11 +227,11 @@ class RunWriter:
             if array.shards is not None and not isinstance(each, BlockArray):
                 each = BlockArray.of(each, array.dtype, array.fill)
             if isinstance(each, BlockArray):
-                found[name] = encode_shard(array, each, pool)
+                encoded[name] = encode_shard(array, each, pool)
             else:
                 column = each.astype(np.dtypes.StringDType()) if array.dtype == "string" else each
-                found[name] = encode_column(array, column)
-        return found
+                encoded[name] = encode_column(array, column)
+        return encoded
 
     def write_encoded(self, shard: int, encoded: Encoded) -> int:
         """Write, make durable, record and commit one shard; one that is there is replaced at once, by a whole one.
@@ -354,18 +354,18 @@ def create_run(
         wanted = run_identity(open_store(location), run, layout, identity)
         store, folder = ensure_lake(location, rebuild=rebuild), local_path(location)
         content = read_bytes(store, f"{run}/zarr.json")
-        found = None if content is None else unseal(content)
+        existing = None if content is None else unseal(content)
         if content is None or rebuild:
             if content is None and not rebuild and folder is not None and (folder / run).exists():
                 shutil.rmtree(folder / run)  # a run whose creation was cut short: no shard is ever written before
-            precision = found.get("precision") if found else precision
+            precision = existing.get("precision") if existing else precision
             attributes = {
                 "kind": "run",
                 "run": run,
                 **wanted,
                 "answer_kind": layout.answer_kind,
                 "fingerprint": fingerprint(wanted),
-                "provenance": dict(found["provenance"] if found else provenance or {}),
+                "provenance": dict(existing["provenance"] if existing else provenance or {}),
                 **({"precision": dict(precision)} if precision else {}),
                 "coordinates": "problem variant segment offset",
             }

@@ -108,8 +108,8 @@ def attribution_summary(contribution: xr.DataArray, *, n_resample: int = 500, se
     problem = contribution["problem"] if "problem" in contribution.coords else contribution["example"]
     parts: dict[str, xr.DataArray] = {}
     for name, values in (("contribution", contribution), ("logit", contribution.sum("part", skipna=False))):
-        found = bootstrap_mean(values, problem, n_resample=n_resample, seed=seed)
-        parts |= {name: found["mean"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
+        interval = bootstrap_mean(values, problem, n_resample=n_resample, seed=seed)
+        parts |= {name: interval["mean"], f"{name}_low": interval["low"], f"{name}_high": interval["high"]}
     result = xr.Dataset(parts).assign(n=contribution.isel(part=0, drop=True).notnull().sum("example"))
     for name in parts:
         result[name].attrs["units"] = "logit"

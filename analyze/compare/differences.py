@@ -87,8 +87,8 @@ def compare(
                 )
                 continue
             data = lake[run] if result is None else lake.open_result(result.name)
-            found, by_example = part.read(Source(run, attributes[run], data, depth))
-            columns[run].append(found)
+            readings, by_example = part.read(Source(run, attributes[run], data, depth))
+            columns[run].append(readings)
             if result is not None:
                 sources[f"{part.name} of {run}"] = f"{result.name} {result.fingerprint[:12]}"
                 if result.runs[0] != run:

@@ -62,8 +62,8 @@ def _accuracy(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
     run = source.data
     correct = run["correct"].compute().astype("float64")
     low, high = wilson_interval(correct.sum().item(), correct.size)
-    found = xr.Dataset({"accuracy": float(correct.mean()), "accuracy_low": float(low), "accuracy_high": float(high)})
-    found["n_example"] = correct.size
+    accuracy = xr.Dataset({"accuracy": float(correct.mean()), "accuracy_low": float(low), "accuracy_high": float(high)})
+    accuracy["n_example"] = correct.size
     if "intermediate_result" in run:
         steps = np.isfinite(run["intermediate_result"].values).sum(1)
         lengths = np.unique(steps[steps > 0])
@@ -72,9 +72,9 @@ def _accuracy(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
             total = np.array([(steps == n).sum() for n in lengths])
             low, high = wilson_interval(count, total)
             for name, values in (("", count / total), ("_low", low), ("_high", high)):
-                found[f"accuracy_by_step{name}"] = ("n_step", np.asarray(values))
-            found = found.assign_coords(n_step=lengths)
-    return found, _plain(correct)
+                accuracy[f"accuracy_by_step{name}"] = ("n_step", np.asarray(values))
+            accuracy = accuracy.assign_coords(n_step=lengths)
+    return accuracy, _plain(correct)
 
 
 def _plain(values: xr.DataArray) -> xr.DataArray:
@@ -84,12 +84,12 @@ def _plain(values: xr.DataArray) -> xr.DataArray:
 
 def _named(data: xr.Dataset, names: Mapping[str, str]) -> xr.Dataset:
     """Variables under new names, with their intervals."""
-    found = {}
+    renamed = {}
     for old, new in names.items():
         for end in ("", "_low", "_high"):
             if old + end in data:
-                found[new + end] = data[old + end]
-    kept = xr.Dataset(found)
+                renamed[new + end] = data[old + end]
+    kept = xr.Dataset(renamed)
     return kept.drop_vars([name for name in kept.coords if name not in kept.dims]).drop_attrs()
 
 
@@ -129,7 +129,7 @@ def _heads(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
     summary = head_summary(source.data, N_TOP)
     thoughts = summary["key_position"].values
     composite = head_table(source.data)["composite"].to_numpy()[:N_TOP]
-    found = xr.Dataset(
+    heads = xr.Dataset(
         {
             "hub_received": ("position", summary["incoming"].values),
             "hub_expected": ("position", summary["expected"].values),
@@ -148,7 +148,7 @@ def _heads(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
             "band": summary["band"],
         },
     )
-    return found, None
+    return heads, None
 
 
 def _attention(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
@@ -156,16 +156,16 @@ def _attention(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
     thoughts = [t for t in at["target"].values if str(t).startswith("ct")]
     part = _named(at, {"layer_share": "attention"})
     total = part["attention"].sel(target=thoughts).sum("target").rename("attention_total")
-    found = part.sel(target=thoughts).rename(target="position").merge(total)
-    return source.at_depth(found), None
+    shares = part.sel(target=thoughts).rename(target="position").merge(total)
+    return source.at_depth(shares), None
 
 
 def _decoding(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
     data = _up_to_eot(source.data)
-    found = source.at_depth(_named(data, {"number_share": "number_share"}))
+    decoding = source.at_depth(_named(data, {"number_share": "number_share"}))
     name = "inner_share" if "inner_share" in data else "step_share"
     last = _named(data.isel(layer=-1), {name: "chain_share"})
-    return found.merge(last), None
+    return decoding.merge(last), None
 
 
 def _place(source: Source, site: Any, layer: Any) -> str:
@@ -180,7 +180,7 @@ def _grid(data: xr.Dataset, rows: Frame, dims: Sequence[str], names: Mapping[str
     axes = {dim: list(dict.fromkeys(rows[dim])) for dim in dims}
     shape = [len(labels) for labels in axes.values()]
     at = tuple(np.array([labels.index(value) for value in rows[dim]], dtype=int) for dim, labels in axes.items())
-    found = {}
+    cells = {}
     for old, new in names.items():
         for end in ("", "_low", "_high"):
             if old + end not in data:
@@ -189,11 +189,11 @@ def _grid(data: xr.Dataset, rows: Frame, dims: Sequence[str], names: Mapping[str
             full = np.full((*shape, *values.shape[1:]), np.nan)
             full[at] = values
             extra = [str(dim) for dim in data[old + end].dims if dim != "condition"]
-            found[new + end] = ((*dims, *extra), full)
+            cells[new + end] = ((*dims, *extra), full)
     coords = {
         dim: np.array(labels, dtype=object if isinstance(labels[0], str) else None) for dim, labels in axes.items()
     }
-    return xr.Dataset(found, coords=coords)
+    return xr.Dataset(cells, coords=coords)
 
 
 def _by_example(data: xr.Dataset, values: np.ndarray, rows: Frame, dims: Sequence[str]) -> xr.DataArray:
@@ -246,7 +246,7 @@ def _patching(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
     dims = ("place", "n_thought")
     clean = data[["share", "share_low", "share_high"]].sel(outcome_kind="clean_answer")
     corrupted = data[["share", "share_low", "share_high"]].sel(outcome_kind="corrupted_answer")
-    found = _grid(clean, rows, dims, {"share": "patch_clean"}).merge(
+    effects = _grid(clean, rows, dims, {"share": "patch_clean"}).merge(
         _grid(corrupted, rows, dims, {"share": "patch_corrupted"})
     )
     if "n_that_wins" in data:
@@ -258,9 +258,9 @@ def _patching(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
             name: ("place", data[name].values)
             for name in ("n_that_wins", "n_that_wins_low", "n_that_wins_high", "never_wins")
         }
-        found = found.merge(xr.Dataset(wins, coords={"place": np.array(places, dtype=object)}), join="outer")
+        effects = effects.merge(xr.Dataset(wins, coords={"place": np.array(places, dtype=object)}), join="outer")
     outcome = data["outcome"].transpose("condition", "example").values.astype(str)
-    return found, _by_example(data, (outcome == "clean_answer").astype(float), rows, dims)
+    return effects, _by_example(data, (outcome == "clean_answer").astype(float), rows, dims)
 
 
 PARTS: Sequence[Part] = (

@@ -190,26 +190,26 @@ def _joined(attention: xr.DataArray, importance: xr.DataArray) -> tuple[xr.DataA
         raise SchemaError(
             f"{what}: attention is of run {runs[0]!r}, importance of {runs[1]!r}. Take both from one run."
         )
-    found, missing = in_both(attention, importance, what)
+    common, missing = in_both(attention, importance, what)
     if missing:
         raise SchemaError(
             f"{what}: importance holds {len(missing)} examples that attention lacks ({listed(missing)}), so they do "
             "not line up. Compute both from the same run and data file."
         )
     labels = labels_along(importance, "position")
-    x = take(attention, "position", labels, what).sel(example=found)
-    y = importance.sel(example=found).transpose("example", "position")
+    x = take(attention, "position", labels, what).sel(example=common)
+    y = importance.sel(example=common).transpose("example", "position")
     if "problem" in x.coords and "problem" in y.coords and not np.array_equal(x["problem"].values, y["problem"].values):
         at = int(np.flatnonzero(x["problem"].values != y["problem"].values)[0])
         raise SchemaError(
-            f"{what}: example {found[at]} is problem {x['problem'].values[at]} on one side and "
+            f"{what}: example {common[at]} is problem {x['problem'].values[at]} on one side and "
             f"{y['problem'].values[at]} on the other. The two are of different data files."
         )
     x, y = x.compute(), y.astype("float64").compute()
     complete = np.isfinite(y.values).all(1) & x.notnull().all([dim for dim in x.dims if dim != "example"]).values
     if complete.sum() < 3:
         raise UsageError(
-            f"{what}: {int(complete.sum())} of {len(found)} examples have attention and importance at every one of "
+            f"{what}: {int(complete.sum())} of {len(common)} examples have attention and importance at every one of "
             f"{', '.join(labels)}; at least 3 are needed"
         )
     return x.isel(example=complete), y.isel(example=complete)

@@ -52,14 +52,14 @@ def failure_importance(baseline: xr.DataArray, ablated: xr.DataArray) -> xr.Data
     ablated : (example, ...), bool
         Whether it is right after the ablation, by ``position`` for example. Joined by label.
     """
-    found, missing = in_both(baseline, ablated, "importance from an ablation")
+    common, missing = in_both(baseline, ablated, "importance from an ablation")
     if missing:
         raise SchemaError(
             f"importance from an ablation: the ablation holds examples {listed(missing)} that the baseline lacks. "
             "Use the baseline of the same run."
         )
-    right = baseline.sel(example=found).astype(bool)
-    lost = (~ablated.sel(example=found).astype(bool)).astype("float64")
+    right = baseline.sel(example=common).astype(bool)
+    lost = (~ablated.sel(example=common).astype(bool)).astype("float64")
     return lost.where(right).assign_attrs(inherited(ablated, long_name="failure after ablation", units="1"))
 
 

@@ -198,8 +198,8 @@ def depth_summary(depth: xr.Dataset, *, n_resample: int = 500, seed: int = 0) ->
         for name, value in part.data_vars.items():
             known = value.notnull().any("example")
             with np.errstate(invalid="ignore"):  # a resample may lack every example that has a value
-                found = bootstrap_mean(value.where(known, 0), owner, n_resample=n_resample, seed=seed).where(known)
-            line |= {str(name): found["mean"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
+                interval = bootstrap_mean(value.where(known, 0), owner, n_resample=n_resample, seed=seed).where(known)
+            line |= {str(name): interval["mean"], f"{name}_low": interval["low"], f"{name}_high": interval["high"]}
         parts.append(xr.Dataset(line).drop_vars(["problem", "variant"], errors="ignore"))
     out = xr.concat(parts, dim=xr.DataArray(np.array(list(groups), dtype=object), dims="stratum", name="stratum"))
     return out.assign_attrs(depth.attrs | {"kind": "depth_readout", "n_resample": n_resample})

@@ -117,10 +117,10 @@ class _Fit:
 
     def scores(self, design: Spool) -> NDArray[np.float64]:
         """Log odds of being wrong (row,)."""
-        found = np.empty(design.n_row)
+        values = np.empty(design.n_row)
         for part, x in design.pieces():
-            found[part] = filled(x, self.mean) @ self.weight + self.bias
-        return found
+            values[part] = filled(x, self.mean) @ self.weight + self.bias
+        return values
 
 
 def _fit(
@@ -170,7 +170,7 @@ def _fit(
     best: tuple[float, _Fit] | None = None
     held = (side == 1) if (side == 1).any() and len(spec.penalties) > 1 else train
     for penalty in spec.penalties:
-        found = optimize.minimize(
+        solution = optimize.minimize(
             objective,
             theta,
             args=(penalty,),
@@ -178,9 +178,9 @@ def _fit(
             method="L-BFGS-B",
             options={"maxiter": spec.max_iterations, "ftol": 1e-10, "gtol": 1e-5 * max(1.0, penalty)},
         )
-        theta = found.x
+        theta = solution.x
         fit = _Fit(theta[:-1] / unit, float(theta[-1] - center @ (theta[:-1] / unit)), mean, deviation)
-        fit.penalty, fit.n_iteration = penalty, int(found.nit)
+        fit.penalty, fit.n_iteration = penalty, int(solution.nit)
         z = fit.scores(design)[held]
         loss = float(np.mean(importance[held] * (np.logaddexp(0, z) - target[held] * z)))
         if best is None or loss < best[0]:
@@ -204,13 +204,13 @@ def _metrics(
     truth = wrong[test]
     weight = bootstrap_weights(xr.DataArray(_integers(problem[test]), dims="example"), spec.resamples, spec.seed)
     draws = np.concatenate([np.ones((test.sum(), 1)), weight.values], axis=1).astype(np.float64)  # the first: as it is
-    found = [_judge(s[test], truth, draws) for s in scores]
+    judged = [_judge(s[test], truth, draws) for s in scores]
     out = xr.Dataset(coords={"predictor": list(PREDICTORS), "outcome": list(OUTCOMES)})
     for name in ("accuracy", "balanced_accuracy", "auroc", "precision", "recall"):
-        value = np.stack([f[name] for f in found])  # (predictor, [outcome,] draw)
+        value = np.stack([f[name] for f in judged])  # (predictor, [outcome,] draw)
         _with_interval(out, name, ("predictor", "outcome")[: value.ndim - 1], value)
     for name in ("accuracy", "auroc"):
-        value = np.stack([f[name] for f in found])
+        value = np.stack([f[name] for f in judged])
         _with_interval(out, f"{name}_gain", ("predictor",), value[:1] - value)
     guess = scores > 0
     out["train_accuracy"] = "predictor", (guess[:, side == 0] == wrong[side == 0]).mean(1)
@@ -234,7 +234,7 @@ def _judge(
         actual = np.stack([truth @ draws, ~truth @ draws])
         called = np.stack([guess @ draws, ~guess @ draws])
         recall = hit / actual
-        found = {
+        measures = {
             "accuracy": hit.sum(0) / total,
             "balanced_accuracy": recall.mean(0),
             "precision": hit / called,
@@ -245,8 +245,8 @@ def _judge(
         at: Any = sparse.csr_array((np.ones(len(group)), (group, np.arange(len(group)))), shape=(n_group, len(group)))
         positive, negative = at @ (draws * truth[:, None]), at @ (draws * ~truth[:, None])  # (group, draw)
         below = np.cumsum(negative, axis=0) - 0.5 * negative
-        found["auroc"] = (positive * below).sum(0) / (actual[0] * actual[1])
-    return found
+        measures["auroc"] = (positive * below).sum(0) / (actual[0] * actual[1])
+    return measures
 
 
 def _with_interval(out: xr.Dataset, name: str, dims: Sequence[str], value: NDArray[np.float64]) -> None:
@@ -309,10 +309,10 @@ def _activation(run: xr.Dataset, sae: xr.Dataset) -> xr.DataArray:
         )
     array = run[name]
     known = sae["frequency"] if "frequency" in sae else sae["encoder"]
-    found: xr.DataArray = array.sel(
+    chosen: xr.DataArray = array.sel(
         {d: known[d].values for d in array.dims if d in known.dims and d not in ("example", "hidden")}
     )
-    return found
+    return chosen
 
 
 def _sides(spec: ErrorSpec, sae: xr.Dataset, first: xr.DataArray, wrong: NDArray[np.bool_]) -> NDArray[np.intp]:

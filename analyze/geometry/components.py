@@ -75,7 +75,7 @@ def principal_components(
         states = np.where(np.isfinite(states), states, 0)
         mean, axes, share = fit(states)
         scores = (states - mean) @ axes[:components].T  # (position, problem, component)
-        found = {
+        variables = {
             "pooled_explained": share[:components],
             "position_share": scores.mean(1).var(0) / np.maximum(scores.var((0, 1)), 1e-300),
             "carried_share": np.stack([shares(scores, values) for values in carried.values()], -1)
@@ -85,7 +85,7 @@ def principal_components(
             "kept_reading": _kept(states[:, held], *fit(states[:, fitted])[:2], counts, readout),
             "kept_reading_random": _kept(states[:, held], states[:, fitted].mean((0, 1)), random, counts, readout),
         }
-        for name, value in found.items():
+        for name, value in variables.items():
             parts.setdefault(name, []).append(value)
         for column, values in enumerate(carried.values()):
             for draw, order in enumerate(shuffled):

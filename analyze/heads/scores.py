@@ -111,8 +111,8 @@ def head_scores(
         block = block.mean("example", dtype="float64", skipna=False)
         complete = complete.any("example") if "example" in complete.dims else complete
     elif per_example and "example" not in block.dims:
-        found = ", ".join(map(str, attention.dims))
-        raise SchemaError(f"per_example needs attention with the dim example; found {found}")
+        dims = ", ".join(map(str, attention.dims))
+        raise SchemaError(f"per_example needs attention with the dim example; found {dims}")
     return score_block(block, complete, labels, convention, model_max, model_min, n_layer).assign_attrs(
         inherited(attention)
     )
@@ -130,8 +130,8 @@ def thought_block(attention: xr.DataArray, convention: Convention) -> tuple[xr.D
     if convention == "reports":
         labels = latent_labels(N_REPORT_STEP - 1)
     elif len(labels) < 2:
-        found = ", ".join(labels) or "none"
-        raise SchemaError(f"{what} need at least two thoughts; key_position holds {found} of ct0 ..")
+        held = ", ".join(labels) or "none"
+        raise SchemaError(f"{what} need at least two thoughts; key_position holds {held} of ct0 ..")
     block = take(take(attention, "position", labels, what), "key_position", labels, what)
     complete: xr.DataArray = xr.DataArray(True)
     if convention == "reports":

@@ -128,10 +128,10 @@ def _panel_title(name: str, part: xr.Dataset) -> str:
 
 def _cell_text(part: xr.Dataset, grid: xr.DataArray) -> np.ndarray:
     level = 1 - float(part.attrs.get("level", 0.95))
-    found = part["p_corrected"].transpose("layer", "position").values < level
+    significant = part["p_corrected"].transpose("layer", "position").values < level
     return np.array(
         [
             [f"{value:.2f}{'*' if star else ''}" for value, star in zip(row, stars, strict=True)]
-            for row, stars in zip(grid.values, found, strict=True)
+            for row, stars in zip(grid.values, significant, strict=True)
         ]
     )

@@ -212,12 +212,12 @@ class _Preconditioner:
         for index, inverse in enumerate(self.inverse):
             member = group == index
             solved[member] = flat[member] @ inverse
-        found = solved.reshape(len(group), len(self.contrast), -1).swapaxes(0, 1)
+        steps = solved.reshape(len(group), len(self.contrast), -1).swapaxes(0, 1)
         if self.basis is not None:
             beyond = np.array(self.beyond, gradient.dtype)[group][:, None]
-            rest = (found[..., 1:] - beyond * leading[..., 1:]) @ self.basis.T + beyond * turned[..., 1:]
-            found = np.concatenate([found[..., :1], rest], axis=-1)
-        return np.asarray(np.tensordot(self.contrast.T, found, 1) if several else found)
+            rest = (steps[..., 1:] - beyond * leading[..., 1:]) @ self.basis.T + beyond * turned[..., 1:]
+            steps = np.concatenate([steps[..., :1], rest], axis=-1)
+        return np.asarray(np.tensordot(self.contrast.T, steps, 1) if several else steps)
 
 
 def _direction(

@@ -120,22 +120,22 @@ def compare_runs(
         digests = [lake.shard_digests(run) for lake, run in (first, second)]
     rows = []
     for number, name in enumerate(names):
-        found = Difference(name)
+        difference = Difference(name)
         parts = [aligned(each[name], common) for each in lakes]
         layers = range(parts[0].sizes["layer"]) if "layer" in parts[0].dims else [None]
         pairs = list(zip(*(each.get(name, []) for each in digests), strict=True))
         for begin, layer in product(range(0, n_example, size), layers):
             if pairs and pairs[begin // size][0] == pairs[begin // size][1]:
-                found.compared += (
+                difference.compared += (
                     parts[0].isel(example=slice(begin, begin + size), layer=layer, missing_dims="ignore").size
                 )
                 continue
             block: dict[Any, Any] = {} if layer is None else {"layer": slice(layer, layer + 1)}
             if "example" in parts[0].dims:
                 block["example"] = slice(begin, begin + size)
-            found.add(*(part.isel(block) for part in parts))
-        if found.differ:
-            rows.append(found.row(lakes[0][name].dtype.kind in "fiu"))
+            difference.add(*(part.isel(block) for part in parts))
+        if difference.differ:
+            rows.append(difference.row(lakes[0][name].dtype.kind in "fiu"))
         if progress is not None:
             progress(number + 1, len(names))
     return lines, pd.DataFrame(rows, columns=COLUMNS)
@@ -245,13 +245,13 @@ def result_differences(first: xr.Dataset, second: xr.Dataset) -> list[str]:
     lines += only
     for name in first.data_vars:
         if name in second.data_vars and first[name].dims == second[name].dims:
-            found = Difference(str(name))
+            difference = Difference(str(name))
             parts = [aligned(each[name], common) for each in (first, second)]
             if parts[0].shape != parts[1].shape:
                 lines.append(f"{name}: shapes {parts[0].shape} and {parts[1].shape}")
                 continue
-            found.add(*parts)
-            if found.differ:
-                amount = f", by {found.largest:.3g} at most" if first[name].dtype.kind == "f" else ""
-                lines.append(f"{name}: {found.differ} of {found.compared} values{amount}")
+            difference.add(*parts)
+            if difference.differ:
+                amount = f", by {difference.largest:.3g} at most" if first[name].dtype.kind == "f" else ""
+                lines.append(f"{name}: {difference.differ} of {difference.compared} values{amount}")
     return lines

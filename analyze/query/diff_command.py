@@ -33,15 +33,15 @@ def diff(settings: DiffSettings, shell: Shell) -> Output:
 
     lakes = [open_lake(settings.first), open_lake(settings.second)]
     if not settings.runs:
-        found = compare_lakes(*lakes)
-        differ = found[found["state"] != "same"]
+        differences = compare_lakes(*lakes)
+        differ = differences[differences["state"] != "same"]
         table = Table(
             title=f"{settings.first} and {settings.second}",
-            columns=list(found.columns),
+            columns=list(differences.columns),
             rows=differ.values.tolist(),
-            caption=f"{len(found) - len(differ)} models, runs and results are the same",
+            caption=f"{len(differences) - len(differ)} models, runs and results are the same",
         )
-        return Output(printed=[table], document=as_json(found), code=int(len(differ) > 0))
+        return Output(printed=[table], document=as_json(differences), code=int(len(differ) > 0))
     names = settings.runs[0], settings.runs[-1]
     with shell.progress("diff", "variables") as report:
         lines, values = compare_runs((lakes[0], names[0]), (lakes[1], names[1]), report)

@@ -48,10 +48,10 @@ def lake_tables(lake: Lake) -> list[LakeTable]:
     CorruptLakeError
         If a document is damaged.
     """
-    found = []
+    tables = []
     for run in lake.runs():
         data = lake.open(run, chunks=None)
-        found.append(LakeTable(name=_plain(run), of=run, columns=(*run_columns(data),), read=partial(run_table, data)))
+        tables.append(LakeTable(name=_plain(run), of=run, columns=(*run_columns(data),), read=partial(run_table, data)))
     results = lake.results()
     called = Counter(_plain(each.name.split("/", 1)[1].rpartition("~")[0]) for each in results)
     for each in results:
@@ -65,9 +65,9 @@ def lake_tables(lake: Lake) -> list[LakeTable]:
             of, title = (each.name, name) if part == main else (f"{each.name}/{part}", f"{name}_{part}")
             read = partial(result_table, result, names)
             labels = tuple(str(key) for key, coord in result[names].coords.items() if coord.dims and key not in dims)
-            found.append(LakeTable(name=title, of=of, columns=(*dims, *labels, *names), read=read))
-    twice = {name for name, n in Counter(each.name for each in found).items() if n > 1}
-    return [replace(each, name=f'"{each.of}"') if each.name in twice else each for each in found]
+            tables.append(LakeTable(name=title, of=of, columns=(*dims, *labels, *names), read=read))
+    twice = {name for name, n in Counter(each.name for each in tables).items() if n > 1}
+    return [replace(each, name=f'"{each.of}"') if each.name in twice else each for each in tables]
 
 
 def _plain(name: str) -> str:

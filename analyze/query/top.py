@@ -138,17 +138,16 @@ def top_of_feature(
     if not name or not number.isdecimal():
         raise UsageError(f"feature {feature!r} is not of the form RESULT:NUMBER, as sae:17")
     try:
-        found = select_result(lake, [name])
+        selected = select_result(lake, [name])
     except MissingRunError:
-        found = select_result(lake, [name, run])
-    sae = lake.open_result(found.name)
-    if found.kind != "sae" or sae.attrs["scope"] == "crosscoder":
-        raise UsageError(f"{found.name} is no dictionary of one run; lake analyze sae makes one")
+        selected = select_result(lake, [name, run])
+    sae = lake.open_result(selected.name)
+    if selected.kind != "sae" or sae.attrs["scope"] == "crosscoder":
+        raise UsageError(f"{selected.name} is no dictionary of one run; lake analyze sae makes one")
     if int(number) >= sae.sizes["feature"]:
         n_feature = sae.sizes["feature"]
-        raise UsageError(
-            f"{found.name} has no feature {number}; it has 0 to {n_feature - 1}{nearest(int(number), range(n_feature))}"
-        )
+        close = nearest(int(number), range(n_feature))
+        raise UsageError(f"{selected.name} has no feature {number}; it has 0 to {n_feature - 1}{close}")
     data = lake.open(run, chunks=None)
     activation = activation_of(sae, {run: data})
     assert isinstance(activation, xr.DataArray)

@@ -213,20 +213,20 @@ class Batches:
 
     def sample(self, n_row: int) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
         """About ``n_row`` rows from random chunks, in memory."""
-        found: list[tuple[NDArray[np.float32], NDArray[np.intp]]] = []
+        drawn: list[tuple[NDArray[np.float32], NDArray[np.intp]]] = []
         have = 0
         order = [self.blocks[i] for i in self.rng.permutation(len(self.blocks))]
         for group in self.rows.groups(order, 1 << 22):
             for block, read in zip(group, self.rows.read(group), strict=True):
                 new, new_cell = self._rows(block, read)
                 take = self.rng.permutation(len(new))[: max(1, n_row // 4)]
-                found.append((new[take], new_cell[take]))
+                drawn.append((new[take], new_cell[take]))
                 have += len(take)
             if have >= n_row:
                 break
-        if not found:
+        if not drawn:
             return np.empty((0, *self.row_shape), dtype=np.float32), np.empty(0, dtype=np.intp)
-        return np.concatenate([f[0] for f in found])[:n_row], np.concatenate([f[1] for f in found])[:n_row]
+        return np.concatenate([f[0] for f in drawn])[:n_row], np.concatenate([f[1] for f in drawn])[:n_row]
 
     def _rows(self, block: Block, read: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
         read = read[self.keep[block.example]]

@@ -81,7 +81,7 @@ def sae_reconstruction(sae: xr.Dataset, code: xr.DataArray, *, source: str | Non
     part = sae if source is None else sae.sel(source=source)
     n_hidden = int(part["n_hidden"])
     known_part = _same_cells(part[["decoder", "decoder_bias"]].isel(hidden=slice(n_hidden)), code)
-    found: xr.DataArray = xr.apply_ufunc(
+    reconstruction: xr.DataArray = xr.apply_ufunc(
         _decoded,
         code if code.chunks is None else code.chunk(feature=-1),
         known_part["decoder"],
@@ -92,7 +92,7 @@ def sae_reconstruction(sae: xr.Dataset, code: xr.DataArray, *, source: str | Non
         output_dtypes=[np.float32],
         dask_gufunc_kwargs={"output_sizes": {"hidden": n_hidden}},
     )
-    return found.drop_vars("feature", errors="ignore").rename("reconstruction")
+    return reconstruction.drop_vars("feature", errors="ignore").rename("reconstruction")
 
 
 class Weights(NamedTuple):
@@ -130,7 +130,7 @@ class Weights(NamedTuple):
 def weights(sae: xr.Dataset, source: Mapping[str, xr.DataArray], rows: Rows) -> Weights:
     """The arrays of a labelled dictionary for the cells of ``rows``."""
     first = next(iter(source.values()))
-    found: dict[str, NDArray[np.float32]] = {}
+    arrays: dict[str, NDArray[np.float32]] = {}
     for variable in ("encoder", "encoder_bias", "decoder", "decoder_bias", "threshold"):
         pieces = []
         for name, array in source.items():
@@ -148,13 +148,13 @@ def weights(sae: xr.Dataset, source: Mapping[str, xr.DataArray], rows: Rows) -> 
             pieces.append(np.asarray(piece, dtype=np.float32))
             if "hidden" not in value.dims:
                 break
-        found[variable] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=-1)
+        arrays[variable] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=-1)
     unit = np.ones(1, dtype=np.float32)
     if "input_scale" in sae and "source" not in sae["input_scale"].dims:
         known_scale = _same_cells(sae[["input_scale"]], first)["input_scale"]
         order = [d for d in rows.cell_dims if d in known_scale.dims]
         unit = np.asarray(known_scale.transpose(*order).values, dtype=np.float32).reshape(-1)
-    return Weights(**found, unit=unit, activation=sae.attrs["activation"], k=int(sae.attrs["k"]))
+    return Weights(**arrays, unit=unit, activation=sae.attrs["activation"], k=int(sae.attrs["k"]))
 
 
 def sources(
@@ -175,21 +175,21 @@ def sources(
     if isinstance(activation, xr.DataArray):
         activation = {str(activation.attrs.get("model", "model")): activation}
     check_source(activation, "a crosscoder")
-    found: dict[str, xr.DataArray] = {}
+    by_name: dict[str, xr.DataArray] = {}
     for model, array in activation.items():
         layers = np.atleast_1d(array["layer"].values) if "layer" in array.coords else [None]
         for layer in layers:
             one = array if layer is None or "layer" not in array.dims else array.sel(layer=layer, drop=True)
-            found[model if layer is None else f"{model}/{layer}"] = one.drop_vars("layer", errors="ignore")
+            by_name[model if layer is None else f"{model}/{layer}"] = one.drop_vars("layer", errors="ignore")
     if sae is not None:
-        missing = [str(s) for s in sae["source"].values if str(s) not in found]
+        missing = [str(s) for s in sae["source"].values if str(s) not in by_name]
         if missing:
             raise SchemaError(
-                f"a crosscoder of {list(sae['source'].values)} is given {list(found)}; {missing} are missing. "
+                f"a crosscoder of {list(sae['source'].values)} is given {list(by_name)}; {missing} are missing. "
                 "Pass a mapping of the same model names with the same layers."
             )
-        found = {str(s): found[str(s)] for s in sae["source"].values}
-    joined = xr.align(*found.values(), join="inner", exclude=["hidden"], copy=False)
+        by_name = {str(s): by_name[str(s)] for s in sae["source"].values}
+    joined = xr.align(*by_name.values(), join="inner", exclude=["hidden"], copy=False)
     if not joined[0].sizes["example"]:
         raise UsageError(f"a crosscoder joins {list(activation)} by example, but they share none")
     other = {d for array in joined for d in array.dims} - {"example", "position", "latent", "hidden"}
@@ -204,7 +204,7 @@ def sources(
                 f"a crosscoder joins {list(activation)} by example, but the same example is another problem in each; "
                 "join runs of one data file"
             )
-    return dict(zip(found, joined, strict=True))
+    return dict(zip(by_name, joined, strict=True))
 
 
 def _part(sae: xr.Dataset, name: str, array: xr.DataArray) -> xr.Dataset:

@@ -210,9 +210,9 @@ def train_sae(
     held_curve: list[Any] = []
     for _ in range(spec.epochs):
         for x, cell in batches.epoch():
-            found = trainer.step(inputs.normalised(x, cell))
+            losses = trainer.step(inputs.normalised(x, cell))
             if (trainer.n_done - 1) % every == 0:
-                curve.append((trainer.n_done, found))
+                curve.append((trainer.n_done, losses))
             tick()
         if calibration is not None:
             trainer.calibrate(calibration)

@@ -256,18 +256,18 @@ def _scaling_factor(
     config: Mapping[str, Any], tensors: dict[str, NDArray[Any]], problems: list[str]
 ) -> NDArray[np.float64]:
     """What codes are multiplied with before they are decoded (feature,), taken out of the tensors."""
-    found = [tensors.pop(name) for name in ("scaling_factor", "finetuning_scaling_factor") if name in tensors]
+    factors = [tensors.pop(name) for name in ("scaling_factor", "finetuning_scaling_factor") if name in tensors]
     n_feature = len(tensors["W_dec"]) if "W_dec" in tensors and tensors["W_dec"].ndim else 1
     scale = np.ones(n_feature)
-    for value in found:
+    for value in factors:
         if value.shape != scale.shape:
             problems.append(f"its scaling factor has shape {value.shape} instead of {scale.shape}")
         elif not np.allclose(value, 1):
             scale = scale * value
     asked = bool(config.get("finetuning_scaling_factor"))
-    if asked and not found:
+    if asked and not factors:
         problems.append("finetuning_scaling_factor is true, but the scaling factor is missing")
-    if len(found) > 1 or (not asked and (scale != 1).any()):
+    if len(factors) > 1 or (not asked and (scale != 1).any()):
         problems.append("it has a scaling factor that is not 1, but finetuning_scaling_factor is not true")
     return scale
 

@@ -38,11 +38,11 @@ def top_codes(pre: torch.Tensor, k: int, signed: bool) -> torch.Tensor:
 
 def dots(left: torch.Tensor, i: torch.Tensor, right: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
     """left[i] . right[j] for each pair, in pieces that stay in the cache."""
-    found = torch.empty(len(i))
+    products = torch.empty(len(i))
     for start in range(0, len(i), 4096):
         part = slice(start, start + 4096)
-        torch.sum(left[i[part]] * right[j[part]], dim=-1, out=found[part])
-    return found
+        torch.sum(left[i[part]] * right[j[part]], dim=-1, out=products[part])
+    return products
 
 
 def csr(start: torch.Tensor, column: torch.Tensor, value: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

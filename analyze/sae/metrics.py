@@ -72,10 +72,10 @@ def sae_metrics(
             tally.add(int(cell), side[example[real]], example[real], here, residual, known.compared(codes, int(cell)))
         if progress:
             progress(done + 1, n_block)
-    found = tally.dataset(sae, source, first)
-    found["n_infinite"] = (), rows.n_infinite
-    found["n_infinite"].attrs = {"long_name": "rows left out because a number in them is infinite"}
-    return found
+    metrics = tally.dataset(sae, source, first)
+    metrics["n_infinite"] = (), rows.n_infinite
+    metrics["n_infinite"].attrs = {"long_name": "rows left out because a number in them is infinite"}
+    return metrics
 
 
 class _Tally:

@@ -93,9 +93,9 @@ def transfer_dictionaries(
                 shuffled = x.copy(data=x.values[:, np.random.default_rng(settings.seed).permutation(x.shape[1])])
                 wrong, l0, dead = _read(dictionaries[fitted], x)
                 control = 1 - _read(dictionaries[fitted], shuffled)[0].sum() / spread.sum()
-                found = [*_share(spread - wrong, spread, drawn, settings.level)]
-                found += _share(wrong - best[0], spread, drawn, settings.level) if best else [np.nan] * 3
-                for name, value in zip(names, [*found, l0, dead, control], strict=True):
+                measures = [*_share(spread - wrong, spread, drawn, settings.level)]
+                measures += _share(wrong - best[0], spread, drawn, settings.level) if best else [np.nan] * 3
+                for name, value in zip(names, [*measures, l0, dead, control], strict=True):
                     values[name][i, j, a, b] = value
             if progress is not None:
                 progress(j * len(layers) * len(positions) + place + 1, len(test) * len(layers) * len(positions))
@@ -110,7 +110,7 @@ def transfer_dictionaries(
 
 def _places(dictionaries: Mapping[str, xr.Dataset], run: xr.Dataset) -> tuple[list[int], list[str]]:
     """Layers and positions of the runs that every dictionary was learned at; one over a pool reads any."""
-    found: list[list[Any]] = []
+    places: list[list[Any]] = []
     for dim in ("layer", "position"):
         labels = run[dim].values.tolist()
         for dictionary in dictionaries.values():
@@ -119,8 +119,8 @@ def _places(dictionaries: Mapping[str, xr.Dataset], run: xr.Dataset) -> tuple[li
                 labels = [label for label in labels if label in known]
         if not labels:
             raise UsageError(f"the dictionaries of {', '.join(dictionaries)} have no {dim} of the runs in common")
-        found.append(labels)
-    return found[0], found[1]
+        places.append(labels)
+    return places[0], places[1]
 
 
 def _unseen(

@@ -88,15 +88,15 @@ def transfer_lenses(
             part, models[name], positions=positions, seed=settings.seed,
             progress=_later(progress, number * len(layers), total),
         )  # fmt: skip
-    found, n_problem = [], []
+    tested, n_problem = [], []
     for number, name in enumerate(test):
         read = parts[name].isel(example=held[name])
         if not read.sizes["example"]:
             raise UsageError(f"{name} has no problem left out of the fits; use more problems than {groups[name].size}")
         n_problem.append(len(np.unique(read["problem"].values)))
         started = (len(used) + number) * len(layers)
-        found.append(_read(name, read, models[name], lenses, fit, settings, _later(progress, started, total)))
-    result = xr.concat(found, xr.DataArray(np.array(test, dtype=object), dims="test", name="test"))
+        tested.append(_read(name, read, models[name], lenses, fit, settings, _later(progress, started, total)))
+    result = xr.concat(tested, xr.DataArray(np.array(test, dtype=object), dims="test", name="test"))
     return result.assign(n_problem=("test", n_problem)).assign_attrs(kind="transfer_lens", level=settings.level)
 
 

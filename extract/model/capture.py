@@ -141,8 +141,8 @@ def unwrap(output: Any, like: Tensor) -> Tensor:
     """Residual stream in a block's output: a tensor since transformers 5, the first of a tuple before."""
     value = output[0] if isinstance(output, tuple) else output
     if not isinstance(value, Tensor) or value.shape != like.shape:
-        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise LakeError(f"a block returned {found} where {tuple(like.shape)} was expected: unknown block layout")
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise LakeError(f"a block returned {shape} where {tuple(like.shape)} was expected: unknown block layout")
     return value
 
 

@@ -74,10 +74,10 @@ def _weight_files(folder: Path) -> list[Path]:
     others = [path for path in sorted(folder.iterdir()) if path.is_file() and _holds_weights(path)]
     if len(others) == 1:
         return others
-    found = f"several others ({some(path.name for path in others)}): name the one that is meant" if others else "none"
+    instead = f"several others ({some(path.name for path in others)}): name the one that is meant" if others else "none"
     raise UsageError(
         f"checkpoint {folder} has neither {' nor '.join(WEIGHT_FILES)}, whole or in shards, and of other weight files"
-        f" {found}"
+        f" {instead}"
     )
 
 

@@ -35,13 +35,13 @@ def find_device(device: str) -> torch.device:
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     try:
-        found = torch.device(own_card(device, count, os.environ))
-        torch.empty(1, device=found)
+        chosen = torch.device(own_card(device, count, os.environ))
+        torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(
             f"device {device!r} does not exist here: {first_line(error)}; there is cpu and {count} cuda device(s)"
         ) from error
-    return found
+    return chosen
 
 
 def own_card(device: str, n_visible: int, environment: Mapping[str, str]) -> str:

@@ -129,9 +129,9 @@ def write_answers(
         if len(rows) < len(states):
             cache = flight.cache.take(rows, length + start, flight.cache.capacity)
             part = Flight(reasoner, flight.pad[rows], flight.n_before, cache, editor=flight.editor, rows=rows)
-        found = part.answer(states[rows, start], n_new - start).cpu().tolist()
+        tokens = part.answer(states[rows, start], n_new - start).cpu().tolist()
         for row in rows.tolist():
-            lines[row] = [*shared[:start], *found[row]]
+            lines[row] = [*shared[:start], *tokens[row]]
         if part is not flight:
             spend(cost, part)
         flight.cache.length = length

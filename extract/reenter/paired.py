@@ -47,16 +47,16 @@ def with_pairs(
         if chosen and not str(labels["control"][index]) and labels[over][index] != -1:
             key = tuple(labels[name][index] for name in within)
             groups.setdefault(key, {}).setdefault(labels[over][index], index)
-    found: list[tuple[tuple[Any, ...], Any, Any, float, float]] = []
+    rows: list[tuple[tuple[Any, ...], Any, Any, float, float]] = []
     for key, members in groups.items():
         values = sorted(members)
         for one, two in itertools.combinations(values, 2) if which == "all" else itertools.pairwise(values):
             before, after = outcome[members[one]], outcome[members[two]]
-            found.append((key, one, two, float(after.mean() - before.mean()), mcnemar_exact(before, after, problem).p))
-    if not found:
+            rows.append((key, one, two, float(after.mean() - before.mean()), mcnemar_exact(before, after, problem).p))
+    if not rows:
         return out
     dim = f"{over}_pair"
-    keys, first, second, difference, p = zip(*found, strict=True)
+    keys, first, second, difference, p = zip(*rows, strict=True)
     p_values = np.array(p)
     out = out.assign(
         {

@@ -88,11 +88,11 @@ class Target:
         if position not in self._likeliest:
             unembedding = self.reasoner.unembedding
             states = self.data["final_state"].sel(position=position)
-            found = []
+            names = []
             for start in range(0, states.sizes["example"], LENS_ROWS):
                 block = states.isel(example=slice(start, start + LENS_ROWS)).values.astype(np.float32)
-                found.append((block @ unembedding.T).argmax(1))
-            self._likeliest[position] = np.concatenate(found)
+                names.append((block @ unembedding.T).argmax(1))
+            self._likeliest[position] = np.concatenate(names)
         return self._likeliest[position]
 
     def number_states(self, position: str) -> np.ndarray:
@@ -145,12 +145,12 @@ class Target:
                 zip(self.data["example"].values.tolist(), self.data["gold_answer"].values.tolist(), strict=True)
             )
             answers = {"gold": [str(gold[int(each)]) for each in chosen]}
-        found = sweep(
+        result = sweep(
             self.reasoner, self.data, conditions, answers=answers, examples=[int(each) for each in chosen],
             values=self.values, batch_rows=self.batch_rows, rule=self.rule, folder=self.folder, progress=self.progress,
             observe=observe, draws=draws,
         )  # fmt: skip
-        return found.assign_coords(condition_coords(conditions))
+        return result.assign_coords(condition_coords(conditions))
 
 
 def change_of(operation: str) -> dict[str, str]:

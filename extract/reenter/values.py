@@ -147,19 +147,19 @@ class StoredValues:
             variant = self.run["variant"].values.astype(str) if "variant" in self.run.coords else np.array([""])
             # Of pairs, the clean halves give, as the twin does.
             gives = variant == "clean" if (variant == "clean").any() else np.ones(len(problem), dtype=bool)
-            found = []
+            chosen = []
             for row in rows:
                 candidates = np.flatnonzero((problem != problem[row]) & gives)
                 if not len(candidates):
                     raise UsageError("there is no other problem in the run to resample from")
-                found.append(np.random.default_rng([seed, int(row)]).choice(candidates))
-            return np.array(found, dtype=np.int64)
+                chosen.append(np.random.default_rng([seed, int(row)]).choice(candidates))
+            return np.array(chosen, dtype=np.int64)
         pair = np.asarray(self.run["pair"].values) if "pair" in self.run.variables else np.full(len(problem), -1)
         partner: dict[int, list[int]] = {}
         for index, number in enumerate(pair.tolist()):
             if number >= 0:
                 partner.setdefault(number, []).append(index)
-        found = []
+        chosen = []
         for row in rows:
             others = [index for index in partner.get(int(pair[row]), []) if index != row]
             if len(others) != 1:
@@ -167,8 +167,8 @@ class StoredValues:
                     f"example {int(self.run['example'].values[row])} is not half of a pair; a twin as donor needs a run"
                     " over clean/corrupted pairs"
                 )
-            found.append(others[0])
-        return np.array(found, dtype=np.int64)
+            chosen.append(others[0])
+        return np.array(chosen, dtype=np.int64)
 
     def mean(self, site: str, layer: int, position: str, average: str, keys: tuple[str, ...] = ()) -> np.ndarray:
         """Mean of a place over the run's examples, or over all thoughts of all examples (``run``)."""

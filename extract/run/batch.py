@@ -39,15 +39,15 @@ def read_plan(path: str) -> list[ExtractSettings]:
     tables = content.pop("run", [{}])
     if not (isinstance(tables, list) and tables and all(isinstance(table, dict) for table in tables)):
         raise UsageError(f"plan {path}: run is no table; write [[run]] above the settings of each run")
-    found = []
+    runs = []
     for number, table in enumerate(tables, 1):
         where = f"plan {path}, run {number}" if len(tables) > 1 else f"plan {path}"
-        found += _settings({**content, **table}, where)
-    names = [_run_name(each) for each in found]
+        runs += _settings({**content, **table}, where)
+    names = [_run_name(each) for each in runs]
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"plan {path} has two runs called {name}; name them with NAME=CHECKPOINT and NAME=FILE")
-    return found
+    return runs
 
 
 def check_data(runs: Sequence[ExtractSettings]) -> None:
@@ -79,19 +79,19 @@ def _settings(values: Mapping[str, Any], where: str) -> list[ExtractSettings]:
         if name not in known:
             raise UsageError(f"{where}: there is no setting {name!r}{nearest(name, known)}")
     lists = {name: values[name] for name in SEVERAL if isinstance(values.get(name), list)}
-    found = []
+    every = []
     for chosen in itertools.product(*lists.values()):
         one = {**values, **dict(zip(lists, chosen, strict=True))}
         for name, flag in known.items():
             if flag.default is MISSING and name not in one:
                 raise UsageError(f"{where}: {name} is missing")
         try:
-            found.append(ExtractSettings(**{name: _value(known[name], value) for name, value in one.items()}))
+            every.append(ExtractSettings(**{name: _value(known[name], value) for name, value in one.items()}))
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from error
-    if not found:
+    if not every:
         raise UsageError(f"{where}: {' and '.join(name for name in lists if not lists[name])} is an empty list")
-    return found
+    return every
 
 
 def _value(flag: Flag, value: Any) -> Any:

@@ -157,11 +157,11 @@ def distractors(row: Mapping[str, Any], n_step: int) -> list[list[str]]:
         backward[end].append(start)
     distance = _distances(row["root"], forward)
     leads = _distances(row["target"], backward)
-    found: list[list[str]] = [[] for _ in range(n_step)]
+    alternatives: list[list[str]] = [[] for _ in range(n_step)]
     for node in sorted(distance):
         if 1 <= distance[node] <= n_step and node not in leads:
-            found[distance[node] - 1].append(names[node])
-    return found
+            alternatives[distance[node] - 1].append(names[node])
+    return alternatives
 
 
 def _distances(start: int, edges: Mapping[int, Sequence[int]]) -> dict[int, int]:

@@ -35,7 +35,7 @@ def extra_columns(
     own
         Names of columns that there are already.
     """
-    found: Columns = {}
+    columns: Columns = {}
     left_out, renamed, as_text = [], [], []
     variants = {row.get("variant") for row in rows if isinstance(row.get("variant", ""), str)}
     taken = {name.casefold() for name in (*_RESERVED, *own)}  # a disk may not tell A from a
@@ -50,7 +50,7 @@ def extra_columns(
         while name.casefold() in taken or not name.isidentifier():
             name = f"data_{name}"
         taken.add(name.casefold())
-        found[name] = (("example",), values)
+        columns[name] = (("example",), values)
         if name != key:
             renamed.append(f"{key!r} as {name}")
         if isinstance(values, list) and not isinstance(rows[0][key], str):
@@ -64,7 +64,7 @@ def extra_columns(
         )
         if names
     ]
-    return found, notes
+    return columns, notes
 
 
 def _column(values: list[Any]) -> Any:

@@ -262,8 +262,8 @@ def provenance(prepared: Prepared) -> dict[str, Any]:
 def _driver() -> str | None:
     """Version of NVIDIA's driver, where the system tells."""
     file = Path("/proc/driver/nvidia/version")
-    found = re.search(r"\d+(\.\d+)+", file.read_text()) if file.is_file() else None
-    return found.group() if found else None
+    version = re.search(r"\d+(\.\d+)+", file.read_text()) if file.is_file() else None
+    return version.group() if version else None
 
 
 @cache

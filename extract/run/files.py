@@ -189,10 +189,10 @@ def _decimal(text: str) -> Decimal:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         raise ValueError(f"an object has a field twice among {', '.join(repr(key) for key, _ in pairs)}"[:200])
-    return found
+    return values
 
 
 def mapping(row: Any, where: str) -> Mapping[str, Any]:

@@ -125,7 +125,7 @@ class Differences:
         """Whether this is rounding, given what a calibration found and what is allowed at least."""
         layer = zip(self.layer, calibrated["layer"], strict=True)
         return (
-            all(found <= allowed(known, floor.layer, CEILING.layer) for found, known in layer)
+            all(difference <= allowed(known, floor.layer, CEILING.layer) for difference, known in layer)
             and self.position <= allowed(calibrated["position"], floor.position, CEILING.position)
             and self.worst <= allowed(calibrated["worst"], floor.place, CEILING.place)
         )
@@ -209,9 +209,9 @@ def calibrate(
             same = alone.generated_text[0] == together.generated_text[row - start]
             other_texts += not same
             places = (len(prompts[row]), reasoner.places.n_middle, alone.n_answer if same else 0, spec.rows)
-            expected, found = kept(alone, 0, *places), kept(together, row - start, *places)
+            expected, batched = kept(alone, 0, *places), kept(together, row - start, *places)
             for name in names:
-                errors[name].append(error_of(name, expected[name], found[name]))
+                errors[name].append(error_of(name, expected[name], batched[name]))
             logprob = max(logprob, abs(float(alone.answer_logprob[0] - together.answer_logprob[row - start])))
     states = {name: Differences.of(errors[name]) for name in names}
     return {

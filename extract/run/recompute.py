@@ -147,9 +147,9 @@ def compare(
             rounding = error_of(name, expected[name], expected[name].astype(spec.dtype))
             errors[name].append(np.maximum(error - rounding, 0))
         logprob.append(abs(float(again.answer_logprob[0] - stored["answer_logprob"])))
-    found = {name: Differences.of(errors[name]) for name in names}
+    differences = {name: Differences.of(errors[name]) for name in names}
     floor = FLOOR[spec.compute_dtype]
-    beyond = [name for name in names if not found[name].within(precision["states"][name], floor)]
+    beyond = [name for name in names if not differences[name].within(precision["states"][name], floor)]
     if not np.max(logprob) <= allowed(precision["answer_logprob"], floor.logprob):
         beyond.append("answer_logprob")
     if other_texts > OTHER_TEXTS + 2 * len(examples) * precision["other_texts"] / precision["questions"]:
@@ -157,7 +157,7 @@ def compare(
     return Recomputed(
         run=run,
         examples=[int(dataset["example"].values[index]) for index in examples],
-        states=found,
+        states=differences,
         answer_logprob=float(np.max(logprob)),
         other_texts=other_texts,
         beyond=beyond,

@@ -255,12 +255,12 @@ def corrupt_problem(rng: np.random.Generator, problem: Problem, n_try: int = 100
         else:
             new = int(rng.integers(1, LARGEST_OPERAND + 1))
             operations[place] = Operation(operations[place].operator, new)
-        found = numbers[which]
+        old = numbers[which]
         answer = continue_from(operations, -1, start)
-        if new == int(found.group()) or answer is None or answer == problem.answer:
+        if new == int(old.group()) or answer is None or answer == problem.answer:
             continue
-        question = problem.question[: found.start()] + str(new) + problem.question[found.end() :]
-        return Problem(question, start, tuple(operations)), f"{found.group()} -> {new}"
+        question = problem.question[: old.start()] + str(new) + problem.question[old.end() :]
+        return Problem(question, start, tuple(operations)), f"{old.group()} -> {new}"
     return None
 
 

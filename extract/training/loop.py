@@ -182,7 +182,7 @@ class Training:
 
     def accuracy(self, tables: dict[str, Table], size: int) -> dict[str, float]:
         """Share of problems answered exactly, after the thoughts and without them (BOT, then EOT at once)."""
-        found: dict[str, float] = {}
+        accuracies: dict[str, float] = {}
         for name, table in tables.items():
             order = np.argsort(table.length, kind="stable")
             for label, thoughts in ((name, None), (f"{name} without thoughts", 0)):
@@ -190,8 +190,8 @@ class Training:
                     self.student.right(table.batch(order[start : start + size]), thoughts)
                     for start in range(0, len(order), size)
                 ]
-                found[label] = float(torch.cat(right).float().mean())
-        return found
+                accuracies[label] = float(torch.cat(right).float().mean())
+        return accuracies
 
     def save_state(self, path: Path) -> None:
         """Write all that is needed to go on, whole or not at all."""
@@ -355,11 +355,11 @@ def _kernels(device: torch.device) -> AbstractContextManager[None]:
 
 
 def _save(run: Training, out: Path, tables: dict[str, Table], say: Callable[[str], None]) -> None:
-    found = run.accuracy(tables, max(run.settings.batch_size, 64))
-    run.curve.append({"step": run.step, "seconds": round(run.seconds, 1), **found})
+    accuracies = run.accuracy(tables, max(run.settings.batch_size, 64))
+    run.curve.append({"step": run.step, "seconds": round(run.seconds, 1), **accuracies})
     run.save_state(out / STATE)
     run.save_checkpoint(out)
-    rates = ", ".join(f"{key} {value:.3f}" for key, value in found.items())
+    rates = ", ".join(f"{key} {value:.3f}" for key, value in accuracies.items())
     say(f"step {run.step}, {run.seconds:.0f} s, right: {rates or 'not asked (--validation)'}")
 
 

@@ -228,12 +228,12 @@ def draw_stories(count: int, seed: int = 0) -> list[Example]:
         Of the drawing.
     """
     rng = random.Random(f"stories {seed}")
-    found: dict[str, Example] = {}
-    while len(found) < count:
+    stories: dict[str, Example] = {}
+    while len(stories) < count:
         story = draw_story(rng)
         if story is not None:
-            found.setdefault(normalised(story.question), story)
-    return list(found.values())
+            stories.setdefault(normalised(story.question), story)
+    return list(stories.values())
 
 
 def write_stories(count: int, seed: int, path: Path) -> None:

@@ -73,12 +73,12 @@ class Draft:
 
     def people(self, count: int) -> list["Person"]:
         """Draw people of different names."""
-        found: dict[str, Person] = {}
-        while len(found) < count:
+        persons: dict[str, Person] = {}
+        while len(persons) < count:
             woman = self.rng.random() < 0.5
             name = self.rng.choice(WOMEN if woman else MEN)
-            found[name] = Person(name, *(("she", "her", "her") if woman else ("he", "him", "his")))
-        return list(found.values())
+            persons[name] = Person(name, *(("she", "her", "her") if woman else ("he", "him", "his")))
+        return list(persons.values())
 
 
 @dataclass(frozen=True)

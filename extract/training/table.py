@@ -100,8 +100,8 @@ class _Flat:
 
 
 def _tokens(reasoner: Reasoner, texts: Sequence[str], special: bool = False) -> list[list[int]]:
-    found: list[list[int]] = reasoner.tokenizer(list(texts), add_special_tokens=special)["input_ids"] if texts else []
-    return found
+    ids: list[list[int]] = reasoner.tokenizer(list(texts), add_special_tokens=special)["input_ids"] if texts else []
+    return ids
 
 
 def shapes_of(table: Table, weights: NDArray[np.float64], size: int, tokens: int) -> list[Shape]:
@@ -120,16 +120,16 @@ def shapes_of(table: Table, weights: NDArray[np.float64], size: int, tokens: int
     """
     order = np.argsort(table.length, kind="stable")
     share = weights[order].cumsum()
-    found, start = [], 0
+    shapes, start = [], 0
     for bound in SHARES:
         end = len(order) if bound == 1 else int(np.searchsorted(share, bound, side="right"))
         if end > start:
             members = order[start:end]
             widths = table.widths(members)
             rows = max(1, min(size, tokens // (sum(widths) + table.n_between)))
-            found.append(Shape(widths, rows, np.sort(members)))
+            shapes.append(Shape(widths, rows, np.sort(members)))
             start = end
-    return found
+    return shapes
 
 
 def draw_batches(

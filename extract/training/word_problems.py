@@ -69,25 +69,25 @@ def tidy(text: str) -> str:
 
 def read_mawps(folder: Path) -> list[Problem]:
     """The problems of the MAWPS files."""
-    found = []
+    examples = []
     for file in sorted(folder.glob("mawps_fold0_*.csv")):
         with file.open(encoding="utf-8", newline="") as stream:
             for row in csv.DictReader(stream):
                 numbers = [float(each) for each in row["Numbers"].split()]
                 question = re.sub(r"number(\d+)", lambda m, n=numbers: number_text(n[int(m[1])]), row["Question"])
-                found.append(problem(tidy(question), row["Equation"], numbers, float(row["Answer"])))
-    return [each for each in found if each]
+                examples.append(problem(tidy(question), row["Equation"], numbers, float(row["Answer"])))
+    return [each for each in examples if each]
 
 
 def read_svamp(file: Path) -> list[Problem]:
     """SVAMP's problems, in its order."""
-    found = []
+    examples = []
     for row in json.loads(file.read_text(encoding="utf-8")):
         body = row["Body"].strip()
         question = tidy(f"{body}{'' if body[-1] in '.?!,' else '.'} {row['Question']}")
         made = problem(question, infix_to_prefix(row["Equation"]), [], float(row["Answer"]))
-        found.append(made or (question, f"#### {number_text(float(row['Answer']))}"))
-    return found
+        examples.append(made or (question, f"#### {number_text(float(row['Answer']))}"))
+    return examples
 
 
 def read_lines(file: Path, question: str, answer: str) -> list[Problem]:

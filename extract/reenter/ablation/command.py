@@ -86,18 +86,18 @@ def ablate_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     numbers = ", ".join(f"{position} {float(share):.1%}" for position, share in shares)
     left_out = float(result["share_not_counted"].max())
     labels = ["site", "layer", "operation", "group"]
-    found: list[Printed] = [
+    tables: list[Printed] = [
         accuracy_table(result, (*labels, *(["n_thought"] if "n_spared" in result else []), "control"))
     ]
     if "n_spared" in result:
         title = "each number of thoughts against the next"
-        found.append(pair_table(result, "n_thought", ("site", "layer", "operation", "group"), title))
+        tables.append(pair_table(result, "n_thought", ("site", "layer", "operation", "group"), title))
     if "layer_pair" in result.dims:
-        found.append(pair_table(result, "layer", ("site", "operation", "group", "n_thought"), "layer against layer"))
+        tables.append(pair_table(result, "layer", ("site", "operation", "group", "n_thought"), "layer against layer"))
     line = (
         f"states that read a {carried}: {numbers}; up to {left_out:.1%} of examples lack such thoughts and do not count"
     )
-    return tables_first([*found, line, *(_spared(result) if "n_spared" in result else [])])
+    return tables_first([*tables, line, *(_spared(result) if "n_spared" in result else [])])
 
 
 def _spared(result: Any) -> list[Printed]:

@@ -63,15 +63,15 @@ def head_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
 
 def edge_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     """Accuracy under each cut, and which position is the hub."""
-    found: list[Printed] = [accuracy_table(result, ("group", "control")), _forced(result)]
+    tables: list[Printed] = [accuracy_table(result, ("group", "control")), _forced(result)]
     for stratum in ("right", "wrong"):
         if stratum in result["stratum"].values:
             cut = result.sel(stratum=stratum).isel(condition=result["group"].values.tolist().index("hub cut"))
             before, after = float(cut["untouched_accuracy"]), float(cut["accuracy"])
-            found.append(
+            tables.append(
                 f"hub cut, of {int(cut['n'])} answered {stratum}ly: {before:.3f} right before, {after:.3f} after"
             )
-    return [*found, f"hub: {result.attrs['hub']}"]
+    return [*tables, f"hub: {result.attrs['hub']}"]
 
 
 def _forced(result: Any) -> Table:

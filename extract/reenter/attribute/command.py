@@ -43,9 +43,9 @@ def run(target: "Target", settings: AttributeSettings) -> "xr.Dataset":
 
     result = attribute(target, settings)
     if settings.graph is not None:
-        found = subgraph(result, n_edge=settings.edges)
+        graph = subgraph(result, n_edge=settings.edges)
         for suffix in (".graphml", ".json"):
-            write_graph(found, settings.graph / f"{target.run.replace('/', '.')}{suffix}")
+            write_graph(graph, settings.graph / f"{target.run.replace('/', '.')}{suffix}")
     return result
 
 

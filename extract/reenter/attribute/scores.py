@@ -81,11 +81,11 @@ def attribute(target: Target, settings: AttributeSettings | None = None) -> xr.D
     }  # fmt: skip
     keep = None if target.folder is None else Kept(target.folder, fingerprint(identity))
 
-    found = _each_batch(
+    scores = _each_batch(
         target, keep, "scores", batches,
         lambda part: score_batch(reasoner, nodes, *pairs.halves(part), steps, tried),
     )  # fmt: skip
-    score = np.concatenate([each["score"] for each in found])
+    score = np.concatenate([each["score"] for each in scores])
     order = np.concatenate(batches)
     problem = pairs.problem[order]
     ranking = np.unique(problem, return_inverse=True)[1] % 2 == 0
@@ -97,8 +97,8 @@ def attribute(target: Target, settings: AttributeSettings | None = None) -> xr.D
         lambda part: {"moved": patch_nodes(reasoner, nodes, *pairs.halves(part), curves.chosen)},
     )  # fmt: skip
     shift = np.concatenate([each["moved"] for each in moved], axis=1).mean(1)
-    out = _labelled(target, nodes, found, tried, problem, seed).merge(curves.measured(shift))
-    return out.assign_attrs(**pairs.counts, steps=steps, seed=seed, all_nodes=float(shift[-1]), **_completeness(found))
+    out = _labelled(target, nodes, scores, tried, problem, seed).merge(curves.measured(shift))
+    return out.assign_attrs(**pairs.counts, steps=steps, seed=seed, all_nodes=float(shift[-1]), **_completeness(scores))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +145,7 @@ def _each_batch(
     compute: Callable[[np.ndarray], Values],
 ) -> list[Values]:  # fmt: skip
     """Values of each batch of pairs: those kept before, or computed and kept."""
-    found, done, total = [], 0, sum(map(len, batches))
+    by_batch, done, total = [], 0, sum(map(len, batches))
     with target.reasoner.session():
         for number, part in enumerate(batches):
             holds = {"pairs": [int(index) for index in part]}
@@ -155,11 +155,11 @@ def _each_batch(
                     values = compute(part)
                 if keep is not None:
                     keep.save(f"{name}-{number:05d}", holds, values)
-            found.append(values)
+            by_batch.append(values)
             done += len(part)
             if target.progress is not None:
                 target.progress(done, total)
-    return found
+    return by_batch
 
 
 def _completeness(found: Sequence[Values]) -> dict[str, float]:

@@ -41,17 +41,17 @@ def run(target: "Target", settings: DepthSettings) -> "xr.Dataset":
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     """Accuracy and gain of each thought by series and markers; how many it takes by difficulty; draws."""
     n_latent = int(result.attrs["n_latent"])
-    found: list[Printed] = [_accuracy(result), _needed(result)]
+    printed: list[Printed] = [_accuracy(result), _needed(result)]
     if "sample_correct_mean" in result:
-        found.append(_samples(result))
+        printed.append(_samples(result))
     own = result.sel(stratum="all", series="own", marker="kept") if "own" in result["series"].values else None
     if own is not None:
         line = own.isel(n_thought=n_latent)
-        found.append(
+        printed.append(
             f"trained for {n_latent} thoughts: {float(line['accuracy']):.3f} of {int(line['n'])} are right after them,"
             f" {float(own['accuracy'].isel(n_thought=0)):.3f} without any"
         )
-    return found
+    return printed
 
 
 def _accuracy(result: Any) -> Table:

@@ -55,15 +55,15 @@ def think_to_depth(target: Target, settings: DepthSettings | None = None) -> xr.
     series, sample, temperature = settings.series, settings.sample, settings.temperature
     markers = [marker for marker in settings.markers if marker == "kept" or reasoner.bot_id is not None]
     routes = routes_of(n, most, list(dict.fromkeys(series)), list(dict.fromkeys(markers)))
-    found, attrs = _run(target, routes, most, Sampling(n_sample=sample, temperature=temperature, seed=seed, rows=0))
+    by_route, attrs = _run(target, routes, most, Sampling(n_sample=sample, temperature=temperature, seed=seed, rows=0))
     axes: dict[str, list[object]] = {
         "series": [*dict.fromkeys(series)],
         "marker": [*dict.fromkeys(markers)],
         "n_thought": list(range(most + 1)),
     }
-    out = _labelled(target, found, axes)
+    out = _labelled(target, by_route, axes)
     if sample:
-        draws = [found[route]["sample_text"] for route in routes if route.series == "own" and route.marker == "kept"]
+        draws = [by_route[route]["sample_text"] for route in routes if route.series == "own" and route.marker == "kept"]
         out = with_samples(
             out, _answers(target, np.stack(draws)), target.gold, scoring=target.scoring, strata=target.strata, seed=seed
         )
@@ -109,7 +109,7 @@ def _run(
     keep = _keep(target, routes, sampling, batches, n_new)
     pause = pause_vector(target)
     cost = {"positions_fed": 0, "model_calls": 0}
-    found: dict[Route, dict[str, np.ndarray]] = {}
+    by_route: dict[Route, dict[str, np.ndarray]] = {}
     with torch.inference_mode(), reasoner.session(hooks=False):
         for number, batch in enumerate(batches):
             holds = {"examples": [labels[row] for row in batch]}
@@ -123,16 +123,16 @@ def _run(
                     parts = _stacked([part for _, part in answers])
                 if keep is not None:
                     keep.save(f"{number:05d}", holds, parts)
-            _put(found, routes, parts, batch, len(prompts))
+            _put(by_route, routes, parts, batch, len(prompts))
             if target.progress is not None:
                 target.progress(min((number + 1) * n_row, len(order)) * len(routes), len(order) * len(routes))
-    written = {route: [reasoner._plain(str(text)) for text in found[route]["text"]] for route in routes}
+    written = {route: [reasoner._plain(str(text)) for text in by_route[route]["text"]] for route in routes}
     alone = sum(
         len(prompt) + route.n_thought + len(reasoner.closing_ids) + len(asked.shared) + len(text) + 1
         for route in routes
         for prompt, text in zip(prompts, written[route], strict=True)
     )
-    return found, {**cost, "positions_one_by_one": alone, "n_condition": len(routes)}
+    return by_route, {**cost, "positions_one_by_one": alone, "n_condition": len(routes)}
 
 
 def pause_vector(target: Target) -> np.ndarray:

@@ -96,7 +96,7 @@ def _accuracy(
     n = np.array(group.sum())
     count = np.where(made, correct.sum(-1), 0)
     low, high = wilson_interval(count, np.where(made, n, 0))
-    found: dict[str, Column] = {
+    columns: dict[str, Column] = {
         "n": ((), n),
         "accuracy": (ROUTE, np.where(made, count / max(1, int(n)), np.nan)),
         "accuracy_low": (ROUTE, low),
@@ -104,8 +104,8 @@ def _accuracy(
     }
     for name, values in (("logprob", out["answer_logprob"]), ("kl", out["kl"])):
         mean, low, high = mean_interval(by_problem(values.values[..., group], problem[group]), seed)
-        found |= {f"{name}_mean": (ROUTE, mean), f"{name}_low": (ROUTE, low), f"{name}_high": (ROUTE, high)}
-    return found
+        columns |= {f"{name}_mean": (ROUTE, mean), f"{name}_low": (ROUTE, low), f"{name}_high": (ROUTE, high)}
+    return columns
 
 
 def _gains(out: xr.Dataset, made: np.ndarray, group: np.ndarray, problem: np.ndarray, seed: int) -> dict[str, Column]:
@@ -119,7 +119,7 @@ def _gains(out: xr.Dataset, made: np.ndarray, group: np.ndarray, problem: np.nda
         p[place] = mcnemar_exact(before[place], after[place], problem[group]).p
     change = by_problem(logprob[..., 1:, :] - logprob[..., :-1, :], problem[group])
     mean, low, high = mean_interval(change, seed)
-    found = {
+    columns = {
         "gain": np.where(both, (mended - broken) / max(1, int(group.sum())), np.nan),
         "mended": np.where(both, mended, np.nan),
         "broken": np.where(both, broken, np.nan),
@@ -130,7 +130,7 @@ def _gains(out: xr.Dataset, made: np.ndarray, group: np.ndarray, problem: np.nda
         "gain_p_holm": np.apply_along_axis(adjust, -1, p),
     }
     start = np.full((*made.shape[:-1], 1), np.nan)
-    return {name: (ROUTE, np.concatenate([start, value], axis=-1)) for name, value in found.items()}
+    return {name: (ROUTE, np.concatenate([start, value], axis=-1)) for name, value in columns.items()}
 
 
 def _right(
@@ -138,15 +138,15 @@ def _right(
     seed: int,
 ) -> dict[str, Column]:  # fmt: skip
     """Cumulative shares and medians of the first and the stable thought, and how many are enough."""
-    found: dict[str, Column] = {}
+    columns: dict[str, Column] = {}
     after = np.arange(correct.shape[2])[:, None]
     for name, value in (("first", first[..., group]), ("stable", stable[..., group])):
         share = (value[..., None, :] <= after).mean(-1) if group.any() else np.full(made.shape, np.nan)
         share[..., n_latent + 1 :] = np.nan
         median, low, high = median_interval(value, seed)
-        found[f"{name}_share"] = ROUTE, share
+        columns[f"{name}_share"] = ROUTE, share
         for end, bound in (("", median), ("_low", low), ("_high", high)):
-            found[f"{name}_median{end}"] = ROUTE[:2], bound
+            columns[f"{name}_median{end}"] = ROUTE[:2], bound
     enough = np.full(made.shape[:2], np.nan)
     for place in np.ndindex(*enough.shape):
         lines = correct[place][: n_latent + 1, group]
@@ -156,8 +156,8 @@ def _right(
         lost = lines[-1].sum() > lines.sum(1)
         below = lost & (adjust(p, family=np.arange(len(p)) < n_latent) < 0.05) | ~made[place][: n_latent + 1]
         enough[place] = int(np.flatnonzero(below)[-1]) + 1 if below.any() else 0
-    found["n_enough"] = ROUTE[:2], enough
-    return found
+    columns["n_enough"] = ROUTE[:2], enough
+    return columns
 
 
 def median_interval(value: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -57,15 +57,17 @@ def run(target: "Target", settings: GraphSettings) -> "xr.Dataset":
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     """Edges, total and direct, of each operation; effects below them; how like another graph it is."""
-    found: list[Printed] = [_effects(result)]
+    printed: list[Printed] = [_effects(result)]
     if "similarity" in result:
-        found.append(_similarity(result))
+        printed.append(_similarity(result))
     for operation in result["operation"].values:
         for effect in result["effect"].values:
-            found.append(f"{effect} edges by {operation}: {', '.join(edge_names(result, operation, effect)) or 'none'}")
+            printed.append(
+                f"{effect} edges by {operation}: {', '.join(edge_names(result, operation, effect)) or 'none'}"
+            )
     held = float(result["held_kl"].max())
-    found.append(f"with every node held at its stored value nothing changes by more than {held:.1e} nats")
-    return found
+    printed.append(f"with every node held at its stored value nothing changes by more than {held:.1e} nats")
+    return printed
 
 
 def edge_names(result: Any, operation: str, effect: str, stratum: str = "all") -> list[str]:

@@ -85,14 +85,14 @@ def thought_graph(target: Target, settings: GraphSettings | None = None) -> xr.D
     labels = {"operation": "replace", "group": "all"}
     controls = self_controls(target, place["site"], -1 if layer is None else layer, nodes, labels)
     conditions = {each.condition.name: each.condition for each in changes}
-    found = target.sweep([*conditions.values(), *controls], observe=True)
-    measured = _measured(target, found, nodes, layer)
+    swept = target.sweep([*conditions.values(), *controls], observe=True)
+    measured = _measured(target, swept, nodes, layer)
     axes: dict[str, list[str]] = {
         "operation": list(settings.operations), "effect": [TOTAL, DIRECT], "source": nodes, "target": [*nodes, ANSWER],
     }  # fmt: skip
     values = by_edge({each.name: measured[each.condition.name] for each in changes}, changes, axes)
-    attrs = {key: value for key, value in found.attrs.items() if key != "rule"}
-    out = labelled(values, axes, found["example"].values, attrs)
+    attrs = {key: value for key, value in swept.attrs.items() if key != "rule"}
+    out = labelled(values, axes, swept["example"].values, attrs)
     for name, control in zip(("self_kl", "held_kl"), controls, strict=True):
         out[name] = ("target", np.nanmax(measured[control.name][:, 0], axis=-1))
     problem = target.data["problem"].values if "problem" in target.data.coords else None

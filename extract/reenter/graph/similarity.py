@@ -64,24 +64,24 @@ def graph_similarity(graph: xr.Dataset, other: xr.Dataset, *, n_null: int = 2000
             f" {', '.join(two['operation'].values)}"
         )
     shape = tuple(len(each) for each in shared.values())
-    found = {name: np.full(shape, np.nan) for name in NAMES}
+    measures = {name: np.full(shape, np.nan) for name in NAMES}
     for place in np.ndindex(shape):
         labels = {name: axis[index] for (name, axis), index in zip(shared.items(), place, strict=True)}
         first, second = one.sel(labels), two.sel(labels)
         possible = first["state_flip_mean"].notnull().values & second["state_flip_mean"].notnull().values
         ours, theirs = (each["state_flip_mean"].values[possible] for each in (first, second))
-        found["even_similarity"][place] = cosine(ours, first["even_flip"].values[possible])
+        measures["even_similarity"][place] = cosine(ours, first["even_flip"].values[possible])
         for name, measure in (("similarity", cosine), ("rank_correlation", rank_correlation)):
-            found[name][place] = measure(ours, theirs)
+            measures[name][place] = measure(ours, theirs)
             rng = np.random.default_rng([seed, 41, *place])
-            found[f"{name}_p"][place] = _chance(measure, ours, theirs, n_null, rng)
+            measures[f"{name}_p"][place] = _chance(measure, ours, theirs, n_null, rng)
         drawn = [_drawn(each, possible, seed + number) for number, each in enumerate((first, second))]
         bounds = _interval([rank_correlation(*pair) for pair in zip(*drawn, strict=True)])
-        found["rank_correlation_low"][place], found["rank_correlation_high"][place] = bounds
+        measures["rank_correlation_low"][place], measures["rank_correlation_high"][place] = bounds
         edges = [each["edge"].values[possible] for each in (first, second)]
         either = (edges[0] | edges[1]).sum()
-        found["jaccard"][place] = (edges[0] & edges[1]).sum() / either if either else np.nan
-    return xr.Dataset({name: (("operation", "effect"), value) for name, value in found.items()}, coords=shared)
+        measures["jaccard"][place] = (edges[0] & edges[1]).sum() / either if either else np.nan
+    return xr.Dataset({name: (("operation", "effect"), value) for name, value in measures.items()}, coords=shared)
 
 
 def cosine(one: np.ndarray, two: np.ndarray) -> float:

@@ -76,12 +76,12 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     if "sample_given_mean" in result:
         columns.append(f"drawn: {giver} 95%")
     rows = [_row(result.isel(condition=index)) for index in range(result.sizes["condition"])]
-    found: list[Printed] = [Table(title="", columns=columns, rows=rows, labels=len(LABELS))]
+    printed: list[Printed] = [Table(title="", columns=columns, rows=rows, labels=len(LABELS))]
     if "n_pair" in result.dims:
-        found.append(pair_table(result, "n", ("site", "layer"), "the first N thoughts against the first N + 1"))
+        printed.append(pair_table(result, "n", ("site", "layer"), "the first N thoughts against the first N + 1"))
     if "layer_pair" in result.dims:
-        found.append(pair_table(result, "layer", ("site", "positions", "kind"), "layer against layer"))
-    return tables_first([*found, *lines])
+        printed.append(pair_table(result, "layer", ("site", "positions", "kind"), "layer against layer"))
+    return tables_first([*printed, *lines])
 
 
 def _by_step(result: Any, giver: str) -> list[str]:

@@ -75,8 +75,8 @@ def with_first_steps(result: xr.Dataset, first_step: np.ndarray, seed: int, *, i
         numbers = np.array([[win[f"n{end}"] for win in row] for row in wins])
         columns[f"n_that_wins_by_step{end}"] = (("differs", "series"), numbers)
     counts = ("differs", np.array([int((first_step == label).sum()) for label in labels]))
-    found = result.assign({**columns, "n_by_step": counts}).assign_coords(differs=np.array(labels, dtype=object))
-    return found.assign_attrs(ceiling=float((first_step != LAST).mean()))
+    counted = result.assign({**columns, "n_by_step": counts}).assign_coords(differs=np.array(labels, dtype=object))
+    return counted.assign_attrs(ceiling=float((first_step != LAST).mean()))
 
 
 def _series(result: xr.Dataset) -> list[np.ndarray]:

@@ -131,11 +131,11 @@ def _pairs(
             new = None if value == own else chains.retell(int(row), place.step, value=float(value))
             if new is None:
                 continue
-            found = have[chains.result[have, place.step] == value]
+            candidates = have[chains.result[have, place.step] == value]
             answer = chains.answer_text(int(row), new)
-            rows += [row] * len(found)
-            donors += found.tolist()
-            answers += [answer] * len(found)
+            rows += [row] * len(candidates)
+            donors += candidates.tolist()
+            answers += [answer] * len(candidates)
     order = np.concatenate([generator.permutation(len(rows)) for _ in range(-(-n // max(1, len(rows))))])[:n]
     return np.array(rows)[order], np.array(donors)[order], np.array(answers, dtype=object)[order]
 

@@ -36,16 +36,16 @@ class TransplantSettings(Settings):
         UsageError
             If a pair is not written so, or two go into the same head.
         """
-        found: dict[tuple[int, int], tuple[int, int, int, int]] = {}
+        pairs_by_head: dict[tuple[int, int], tuple[int, int, int, int]] = {}
         for text in self.heads:
             match = PAIR.fullmatch(text)
             if match is None:
                 raise UsageError(f"--heads {text} is not of the form L0H1=L1H2 (source=target)")
             layer, head, to_layer, to_head = (int(number) for number in match.groups())
-            if (to_layer, to_head) in found:
+            if (to_layer, to_head) in pairs_by_head:
                 raise UsageError(f"--heads puts two heads into L{to_layer}H{to_head}; one at a time can go there")
-            found[to_layer, to_head] = layer, head, to_layer, to_head
-        return list(found.values())
+            pairs_by_head[to_layer, to_head] = layer, head, to_layer, to_head
+        return list(pairs_by_head.values())
 
 
 def run(target: "Target", settings: TransplantSettings) -> "xr.Dataset":

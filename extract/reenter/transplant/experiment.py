@@ -132,11 +132,11 @@ def _variants(mapped: Mapped, fitted: np.ndarray, rng: np.random.Generator) -> d
     order = rng.permutation(np.flatnonzero(~fitted))
     other = np.arange(len(fitted))
     other[order] = np.roll(order, 1)
-    found = {
+    variants = {
         "mapped": mapped.same, "of another problem, mapped": mapped.same[other], "the map alone": mapped.constant,
         "random map": mapped.random,
     }  # fmt: skip
-    return found if mapped.raw is None else {**found, "as they are": mapped.raw}
+    return variants if mapped.raw is None else {**variants, "as they are": mapped.raw}
 
 
 def _thoughts(
