@@ -1,8 +1,10 @@
 """What a section can ask of the lake: runs, stored results, and how each run is named and drawn."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import PurePath
 from typing import Any
 
 import xarray as xr
@@ -12,6 +14,12 @@ from store.read import Lake
 from store.results import Result, preferred
 
 Where = Callable[[Mapping[str, Any]], bool]
+FOLDERS = re.compile(r"""(?<![^\s'"=(\[,:])/(?:[^\s/'"]+/)+(?=[^\s/'"])""")
+
+
+def without_folders(text: str) -> str:
+    """A text whose absolute paths are only the names of their files: where they lay is nobody's business."""
+    return FOLDERS.sub("", text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +65,12 @@ class Context:
         models = list(dict.fromkeys(run.partition("/")[0] for run in runs))
         self.runs = sorted(runs, key=lambda run: (self.weight(run)[:2], models.index(run.partition("/")[0]), run))
         self.looks = looks(self.runs)
+
+    @property
+    def shown_location(self) -> str:
+        """The lake as commands on the page name it: as it was given, of an absolute path the last part."""
+        given = str(self.lake.location)
+        return PurePath(given).name if PurePath(given).is_absolute() else given
 
     @cached_property
     def results(self) -> list[Result]:
@@ -119,7 +133,7 @@ class Context:
         lines = []
         for shown in {source.name: source for source in sources}.values():
             if others := self.passed_over.get(shown.name):
-                taken, *left = (result.describe(self.lake.location) for result in (shown, *others))
+                taken, *left = (without_folders(result.describe(self.shown_location)) for result in (shown, *others))
                 lines.append(
                     f"Of {len(others) + 1} results of {shown.kind} of {', '.join(shown.runs)} that fit, the one over"
                     f" the most examples is shown, of several the one with the fewest options: {taken}. Left out:"

@@ -328,7 +328,22 @@ def reference(ax: Axes, value: float, axis: str = "y") -> None:
 def as_percent(ax: Axes, axis: str = "y") -> None:
     """Ticks of shares as percentages."""
     which = ax.yaxis if axis == "y" else ax.xaxis
-    which.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
+    which.set_major_formatter(Percent())
+
+
+class Percent(mpl.ticker.Formatter):
+    """Shares as percentages with as many decimals as the ticks have: those at halves are not rounded."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """One tick alone."""
+        return self.format_ticks([x])[0]
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        """All ticks of an axis, with the same decimals."""
+        values = [100 * float(value) for value in values]
+        enough = (digits for digits in range(4) if all(abs(round(x, digits) - x) < 1e-6 for x in values))
+        digits = next(enough, 3)
+        return [f"{x + 0.0:.{digits}f}%" for x in values]
 
 
 def legend_above(ax: Axes, n_column: int = 2) -> None:

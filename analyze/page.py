@@ -63,7 +63,7 @@ class Section:
     """Runs that command takes: each model's, those over clean/corrupted pairs, at least two together, or those that
     hold what each block adds; where there are none of the last, no command makes it."""
     key: bool = False
-    """Whether its finding stands at the top of the page."""
+    """Whether its finding stands before the others in the list of findings."""
 
     @property
     def texts(self) -> Mapping[str, Any]:
@@ -187,6 +187,8 @@ class Page:
         self._texts = section.texts
         self.lines: list[tuple[str, str]] = []
         """Of each run its label, and the rest of the sentence."""
+        self.opening = ""
+        """What the page says first, in one sentence, where the section has it."""
         self.sources: list[Result] = []
         """Results the numbers come from."""
         self.values: dict[str, Any] = dict(self._texts["shared"])

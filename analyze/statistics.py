@@ -5,9 +5,14 @@ import xarray as xr
 from schemas.statistics import adjust, cochran_q, draw_counts, mcnemar_exact, wilson_interval
 
 __all__ = [
-    "adjust", "bootstrap_mean", "bootstrap_weights", "cochran_q", "draw_counts", "mcnemar_exact",
+    "adjust", "bootstrap_mean", "bootstrap_weights", "cochran_q", "draw_counts", "is_majority", "mcnemar_exact",
     "percentile_interval", "weighted_mean", "wilson_interval",
 ]  # fmt: skip
+
+
+def is_majority(count: int, n: int, level: float = 0.95) -> bool:
+    """Whether ``count`` of ``n`` may be called most of them: the Wilson interval of the share lies above one half."""
+    return bool(n and wilson_interval(count, n, level)[0] > 0.5)
 
 
 def bootstrap_weights(problem: xr.DataArray, n_resample: int = 500, seed: int = 0) -> xr.DataArray:

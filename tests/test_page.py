@@ -3,6 +3,9 @@
 import pandas as pd
 import pytest
 
+from analyze.context import without_folders
+from analyze.drawing import Percent
+from analyze.heads.section import counted
 from analyze.page import Page, Section, Sentence
 from analyze.report import sections as found
 from schemas import SchemaError
@@ -103,3 +106,29 @@ def test_names_of_sections_are_told_apart(monkeypatch, page):
     with pytest.warns(UserWarning, match="section 'one' of elsewhere is left out, as alone_section has one"):
         assert found.sections() == module.SECTIONS
     found.chapters.cache_clear()
+
+
+def test_most_is_a_majority_whose_interval_says_so():
+    assert counted({"flow": 18, "hub": 2}) == "most flow (18)"
+    assert counted({"flow": 11, "hub": 9}) == "11 flow and 9 hub"  # of 20 heads, 55% may be a half
+    assert counted({"flow": 4, "hub": 4}) == "4 flow and 4 hub"
+    assert counted({"flow": 0, "hub": 3}) == "3 hub"  # three of three are too few to say so
+    assert counted({"flow": 0}) == "none"
+
+
+def test_percent_ticks_are_what_they_say():
+    assert Percent().format_ticks([0, 0.025, 0.05, 0.075]) == ["0.0%", "2.5%", "5.0%", "7.5%"]
+    assert Percent().format_ticks([0.0, 0.2, 1.0]) == ["0%", "20%", "100%"]
+    assert Percent().format_ticks([0.0, 0.0125]) == ["0.00%", "1.25%"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("lake x --data one=/home/me/it.json", "lake x --data one=it.json"),
+        ("lake x '/home/me/my models/it' a/b 3/4 1 / 2", "lake x 'my models/it' a/b 3/4 1 / 2"),
+        ('{"sae": "/srv/x/y.npz", "url": "s3://a/b"}', '{"sae": "y.npz", "url": "s3://a/b"}'),
+    ],
+)
+def test_absolute_paths_are_shortened_to_names(text, shown):
+    assert without_folders(text) == shown

@@ -1,5 +1,6 @@
 """What the program prints about itself: every command it prints runs, every number says whose it is."""
 
+import contextlib
 import html
 import json
 import os
@@ -94,9 +95,10 @@ def filled_lake(bare: Path) -> tuple[Path, list[str]]:
     """The lake after the commands of its page were run, and those commands."""
     lake = Path(shutil.copytree(bare, bare.with_name("filled toy.lake")))
     commands = printed(build_report(lake, lake.with_name("page"), n_problem=2).page)
-    for command in commands:
-        if not command.startswith(SLOW):
-            run_printed(command + SHORTER.get(" ".join(command.split()[:3]), ""))
+    with contextlib.chdir(lake.parent):  # where the page says that they are run
+        for command in commands:
+            if not command.startswith(SLOW):
+                run_printed(command + SHORTER.get(" ".join(command.split()[:3]), ""))
     return lake, commands
 
 
@@ -104,6 +106,7 @@ def test_every_command_that_the_page_prints_runs_and_makes_what_it_names(filled_
     lake, commands = filled_lake
     assert len(commands) > 15
     made = build_report(lake, lake.with_name("page"), n_problem=2)
+    assert str(lake.parent) not in made.page.read_text()
     assert not made.broken
     # Probes are slow; the others need a crosscoder, and runs captured with the parts of blocks.
     assert set(made.missing) <= {"linear-probes", "step-probes", "shared-features", "attribution"}
@@ -114,7 +117,7 @@ def test_every_command_that_the_page_prints_runs_and_makes_what_it_names(filled_
     # Each result's own command is on the page, and is the one that made it.
     after = printed(made.page)
     for result in open_lake(lake).results():
-        assert shlex.join(result.command).replace("PATH", f"'{lake}'") in after, result.name
+        assert shlex.join(result.command).replace("PATH", f"'{lake.name}'") in after, result.name
         assert result.n_example or result.kind not in SAYS_EXAMPLES, result.kind
 
 
@@ -215,7 +218,7 @@ def test_of_several_results_the_one_over_most_examples_is_taken_and_named(place:
     assert found.data.sizes["example"] == 20
     assert found.stored.command == tuple(whole)
     (said,) = context.choices([found.stored])
-    whole_command = f"lake reenter corrupt '{place}' {RUN}"
+    whole_command = f"lake reenter corrupt '{place.name}' {RUN}"
     assert f"Of 8 results of corrupt of {RUN}" in said
     assert f"of several the one with the fewest options: 20 examples, {whole_command}." in said
     assert said.count("8 examples, lake reenter corrupt") == 6

@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 
 import pytest
+from accessibility import violations
 from report_lake import MODELS, make_lake
 
 from analyze import drawing
@@ -186,5 +187,6 @@ def test_choosing_a_problem_and_a_head_changes_the_view(browser, report, width, 
     page.click("#theme")
     assert page.evaluate(background) != before
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert violations(page) == []
     assert said == []
     page.close()

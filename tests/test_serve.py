@@ -16,6 +16,7 @@ from urllib.parse import quote, urlencode
 import numpy as np
 import pytest
 import xarray as xr
+from accessibility import violations
 from synthetic import make_model, make_run, write_run
 
 import lake as command_line
@@ -384,6 +385,7 @@ def test_problems_are_searched_filtered_and_picked_and_the_keyboard_keeps_its_pl
     for each, text in zip(state, before, strict=True):
         expect(linked.locator(each)).to_have_text(text, use_inner_text=True)
     assert linked.evaluate("document.documentElement.scrollWidth") <= 390
+    assert [violations(page), violations(linked)] == [[], []]
     assert said == []
     for each in (page, linked):
         each.close()

@@ -99,7 +99,7 @@ def differences(page: Page) -> None:
     page.set(
         note=data.attrs.get("note", ""),
         elsewhere=taken_elsewhere(json.loads(str(data.attrs.get("sources", "{}")))),
-        missing=listed_missing(json.loads(str(data.attrs.get("missing", "[]"))), page.context.lake.location),
+        missing=listed_missing(json.loads(str(data.attrs.get("missing", "[]"))), page.context.shown_location),
     )
 
 

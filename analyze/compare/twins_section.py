@@ -104,6 +104,4 @@ def draw_twins(page: Page, run: str, rows: Any, looks: tuple[Look, Look]) -> Non
     ax.legend(loc="upper right", bbox_to_anchor=(1.0, -0.06), ncols=2, fontsize=8)
 
 
-SECTIONS = (
-    Section(slug="twins", write=twins, chapter="comparison", order=30, needs=("compare",), of="several", key=True),
-)
+SECTIONS = (Section(slug="twins", write=twins, chapter="verdict", order=-10, needs=("compare",), of="several"),)

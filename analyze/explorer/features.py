@@ -14,6 +14,8 @@ from store.results import Result, preferred
 
 N_TOKEN = 8
 """Tokens told of what a feature writes."""
+N_TOP = 8
+"""Places told of where it fires most."""
 
 
 def dictionaries(context: Context, run: str) -> list[Result]:
@@ -110,7 +112,7 @@ def _pages(context: Context, run: str, stored: Result, places: Sequence[int]) ->
 def _top(page: xr.Dataset) -> list[dict[str, Any]]:
     """Problems and places where a feature fires most, strongest first."""
     rows = []
-    for rank in range(page.sizes["rank"]):
+    for rank in range(min(N_TOP, page.sizes["rank"])):
         one = page.isel(rank=rank)
         if not float(one["top_activation"]) > 0:
             continue

@@ -1,5 +1,6 @@
 """Sections on single heads: critical ones, hubs, flow and skip, types and layers."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -8,11 +9,12 @@ import pandas as pd
 import xarray as xr
 
 from analyze.context import StoredResult
-from analyze.drawing import INK, as_percent, bars, faint_grid
+from analyze.drawing import INK, as_percent, bars, faint_grid, legend_above
 from analyze.heads.command import by_thoughts
 from analyze.heads.figures import SHORT_TYPES, draw_pattern
 from analyze.heads.summary import head_summary, head_table
 from analyze.page import Page, Section, listed
+from analyze.statistics import is_majority
 
 
 def critical_heads(page: Page) -> None:
@@ -110,7 +112,7 @@ def flow_and_skip(page: Page) -> None:
         as_percent(ax)
         faint_grid(ax)
     axes[0].set_ylabel("attention, mean over heads")
-    axes[0].legend(loc="best")
+    axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
 
 
 def path_attention(result: StoredResult, kind: str) -> Any:
@@ -129,16 +131,29 @@ def types_and_layers(page: Page) -> None:
         ax = page.panel("top_heads", dim, height=2.6)
         counts = [(one.look, one.data[f"{dim}_count"].values, None, None) for one in summaries]
         bars(ax, [SHORT_TYPES.get(group, group) for group in groups], counts)
-        ax.set(title=f"Top heads: {title}", ylabel="heads")
+        ax.set(xlabel=f"top heads: {title}", ylabel="heads")
         ax.yaxis.get_major_locator().set_params(integer=True)
         if dim == "type":
-            ax.legend(loc="best")
+            legend_above(ax)
         for one in summaries:
             heads = one.data[f"{dim}_count"].sel({dim: groups}).values.astype(int)
             page.add("types_and_layers", one, {"group": dim, "value": groups, "heads": heads})
     for one in summaries:
-        most = {dim: str(one.data[dim].values[one.data[f"{dim}_count"].values.argmax()]) for dim in ("type", "band")}
-        page.say(one, "most", type=SHORT_TYPES.get(most["type"], most["type"]), band=most["band"])
+        tops = {dim: one.data[f"{dim}_count"].to_series().astype(int) for dim in ("type", "band")}
+        page.say(
+            one, "counts", n=int(tops["type"].sum()),
+            types=counted({SHORT_TYPES.get(str(name), str(name)): n for name, n in tops["type"].items()}),
+            bands=counted({str(name): n for name, n in tops["band"].items()}),
+        )  # fmt: skip
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Counts in words, the largest first; it is called most only where so few heads say so."""
+    n = sum(counts.values())
+    there = sorted(((count, name) for name, count in counts.items() if count), key=lambda one: -one[0])
+    if there and is_majority(there[0][0], n):
+        return f"most {there[0][1]} ({there[0][0]})"
+    return listed([f"{count} {name}" for count, name in there]) or "none"
 
 
 SECTIONS = (

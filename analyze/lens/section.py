@@ -30,7 +30,8 @@ def number_decoding(page: Page) -> None:
             "number_decoding", result, lens["number_share"].transpose("layer", "position"), layers, positions
         )
         numbers = final["number_share"].to_series()
-        often = [x for x in positions if x.startswith("ct") and numbers[x] >= 0.5]
+        surely = final["number_share_low"].to_series() if "number_share_low" in final else numbers
+        often = [x for x in positions if x.startswith("ct") and surely[x] > 0.5]  # a majority whose interval says so
         never = [x for x in positions if x.startswith("ct") and numbers[x] <= 0.05]
         name = "some_never" if never else "most"
         page.say(result, name, often=listed(often) or "no thought", never=listed(never))

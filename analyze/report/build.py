@@ -10,11 +10,11 @@ from typing import Any
 import jinja2
 import matplotlib as mpl
 
-from analyze.context import Context
+from analyze.context import Context, without_folders
 from analyze.drawing import STYLE
 from analyze.explorer.state import state_of
 from analyze.report import explore
-from analyze.report.overview import OVERVIEW, experiment_rows, run_rows
+from analyze.report.overview import OVERVIEW, experiment_rows, opening_sentence, run_rows
 from analyze.report.sections import chapters, sections
 from analyze.report.view import Writer, section_view
 from schemas import UsageError, filled
@@ -98,7 +98,7 @@ def build_report(
     if progress is not None:
         progress(total - 1, total)
     path = Path(out) / "index.html"
-    path.write_text(_page(location, context, overview, shown, data), encoding="utf-8")
+    path.write_text(_page(context, overview, shown, data), encoding="utf-8")
     if progress is not None:
         progress(total, total)
     return _report(path, writer, shown, data)
@@ -118,38 +118,35 @@ def _report(path: Path, writer: Writer, shown: dict[str, dict[str, Any]], data: 
     )
 
 
-def _page(
-    location: str | os.PathLike[str],
-    context: Context,
-    overview: dict[str, Any],
-    shown: dict[str, dict[str, Any]],
-    data: dict[str, Any],
-) -> str:
+def _page(context: Context, overview: dict[str, Any], shown: dict[str, dict[str, Any]], data: dict[str, Any]) -> str:
     rows = run_rows(context)
+    first, *others = [
+        {
+            "title": chapter.title,
+            "lead": chapter.lead,
+            "slug": chapter.slug,
+            "sections": [shown[section.slug] for section in chapter.sections],
+        }
+        for chapter in chapters()
+    ]
+    experiments = experiment_rows(shown)
     return _render(
-        title=_title(location),
-        lake=_title(location),
-        info=filled(["lake", "info", "PATH", rows[0]["mark"]], location),
+        lake=context.shown_location.rstrip("/").rpartition("/")[2],
+        sentence=opening_sentence(context, shown),
+        info=filled(["lake", "info", "PATH", rows[0]["mark"]], context.shown_location),
+        serve=filled(["lake", "serve", "PATH"], context.shown_location),
         runs=rows,
         overview=overview,
-        chapters=[
-            {
-                "title": chapter.title,
-                "lead": chapter.lead,
-                "slug": chapter.slug,
-                "sections": [shown[section.slug] for section in chapter.sections],
-            }
-            for chapter in chapters()
-            if chapter.sections
-        ],
-        experiments=experiment_rows(shown),
+        opening=first["sections"],
+        chapters=[chapter for chapter in others if chapter["sections"]],
+        experiments=experiments,
         results=[
             {
                 "kind": result.kind,
                 "runs": ", ".join(result.runs),
-                "spec": json.dumps(dict(result.spec), sort_keys=True),
+                "spec": without_folders(json.dumps(dict(result.spec), sort_keys=True)),
                 "mark": result.fingerprint[:12],
-                "command": filled(result.command, str(location)),
+                "command": without_folders(filled(result.command, context.shown_location)),
             }
             for result in context.results
         ],
@@ -160,10 +157,6 @@ def _page(
         explorer=(EXPLORER / "explorer.js").read_text(encoding="utf-8"),
         state=state_of(context.lake, context.runs, context.lake.results()),
     )
-
-
-def _title(location: str | os.PathLike[str]) -> str:
-    return str(location).rstrip("/").rpartition("/")[2] or str(location)
 
 
 def _render(**values: Any) -> str:

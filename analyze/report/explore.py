@@ -13,7 +13,7 @@ WINDOW = 1024
 """Neighbouring examples that problems are chosen from where no more are wanted, so that few shards are read."""
 MAX_LAYER = 12
 """Layers whose attention is embedded; of a deeper model these many, evenly spread."""
-MAX_FEATURE = 60
+MAX_FEATURE = 40
 """Features of each dictionary that are embedded: those that fire most often."""
 
 

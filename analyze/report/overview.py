@@ -6,15 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from analyze.context import Context
+from analyze.context import Context, without_folders
 from analyze.explorer.listing import chain_lengths
 from analyze.page import NothingStored, Page, Section, share
 from analyze.report.sections import sections
 from analyze.statistics import wilson_interval
 from store import precision_text
-
-FEW = 6
-"""Findings that all stand at the top of the page; of more, only those of the key sections."""
 
 
 def run_rows(context: Context) -> list[dict[str, Any]]:
@@ -32,7 +29,7 @@ def run_rows(context: Context) -> list[dict[str, Any]]:
                 "run": name,
                 "label": context.looks[name].label,
                 "architecture": model.get("architecture", ""),
-                "checkpoint": model.get("checkpoint", ""),
+                "checkpoint": without_folders(str(model.get("checkpoint", ""))),
                 "size": f"{layout['n_layer']} × {layout['n_head']} × {layout['hidden']}",
                 "data": data["name"],
                 "n": int(correct.size),
@@ -75,15 +72,30 @@ def accuracy_by_steps(page: Page) -> None:
 OVERVIEW = Section(slug="what-was-run", write=accuracy_by_steps)
 
 
+def opening_sentence(context: Context, shown: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the page says first: the first section's sentence that has one, else what the main run answers."""
+    for section in sections():
+        if sentence := shown[section.slug]["opening"]:
+            return str(sentence)
+    run = context.main_runs()[0]
+    correct = context.run(run)["correct"].values
+    if not correct.size:
+        return f"Nothing of {run} is stored yet."
+    return (
+        f"{run.partition('/')[0]} answers {share(float(correct.mean()))} of {correct.size} problems of"
+        f" {run.partition('/')[2]} rightly; no result in this lake says yet what its thoughts do."
+    )
+
+
 def experiment_rows(shown: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Every section, and what the page has of it."""
-    few = sum(bool(view["headline"]) for view in shown.values()) <= FEW
     return [
         {
             "title": view["title"],
             "report": view["report"] or "–",
             "slug": view["slug"],
-            "key": few or section.key,
+            "set": view["set"],
+            "key": section.key,
             "there": bool(view["headline"]),
             "error": view["error"],
             "headline": view["headline"],

@@ -90,4 +90,4 @@ def commands(section: Section, context: Context) -> list[str]:
         runs = context.runs if len(context.runs) > 1 else [*context.runs, "MODEL/DATASET"]
     needs = (need.partition(" ") for need in section.needs)
     lines = [line(kind, options) for kind, _, options in needs]
-    return [filled(words, context.lake.location, runs) for words in lines if words]
+    return [filled(words, context.shown_location, runs) for words in lines if words]

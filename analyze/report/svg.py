@@ -19,6 +19,11 @@ THEMED = {
 }
 """Colours of a drawing that the page replaces by its own, so that it follows the theme."""
 
+NARROW = 4.7
+"""Width in inches of a drawing for phones; at 360 pixels its text is as large as that of the page's captions."""
+NARROW_LETTERS = 20
+"""Letters of a legend's entry of which two stand beside each other there."""
+
 
 def draw(figure: Figure, name: str) -> tuple[str, bytes]:
     """The figure as SVG text and as PNG on white."""
@@ -27,6 +32,25 @@ def draw(figure: Figure, name: str) -> tuple[str, bytes]:
         figure.savefig(vector, format="svg", metadata={"Date": None, "Creator": None})
         figure.savefig(raster, format="png", dpi=160, facecolor="white")
     return vector.getvalue(), raster.getvalue()
+
+
+def draw_narrow(figure: Figure, name: str) -> str:
+    """The figure as SVG text in the width of a phone, its legend in as many columns as fit; it stays so."""
+    width, height = figure.get_size_inches()
+    legends = [legend for ax in figure.axes if (legend := ax.get_legend()) is not None]
+    texts = [[text.get_text() for text in legend.get_texts()] for legend in legends]
+    columns = [1 + (max(map(len, names), default=0) <= NARROW_LETTERS) for names in texts]
+    for legend, n in zip(legends, columns, strict=True):
+        legend.set_ncols(n)
+    rows = max((-(-len(names) // n) for names, n in zip(texts, columns, strict=True)), default=0)
+    figure.set_size_inches(NARROW, height + 0.16 * rows)
+    try:
+        with mpl.rc_context(STYLE | {"svg.hashsalt": name}):
+            vector = io.StringIO()
+            figure.savefig(vector, format="svg", metadata={"Date": None, "Creator": None})
+    finally:
+        figure.set_size_inches(width, height)
+    return vector.getvalue()
 
 
 def inline(svg: str, name: str, title: str) -> str:

@@ -1,16 +1,18 @@
 """A section as the page's template takes it; its figures and tables are written on the way."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from analyze.context import Context
-from analyze.page import Column, Illustration, Page, Section, Table, write_section
+from analyze.context import Context, without_folders
+from analyze.page import Column, Illustration, Page, Panel, Section, Table, write_section
 from analyze.report.sections import commands
-from analyze.report.svg import draw, inline
+from analyze.report.svg import draw, draw_narrow, inline
 from schemas import LakeError, filled
+from store.results import Result
 
 
 class Writer:
@@ -41,7 +43,12 @@ class Writer:
             (self.folder / "figures" / f"{stem}.svg").write_text(vector, encoding="utf-8")
             (self.folder / "figures" / f"{stem}.png").write_bytes(raster)
             svg = inline(vector, f"{slug}-{stem}", illustration.caption)
-            panels.append({"svg": svg, "file": f"figures/{stem}", "wide": panel.wide})
+            narrow = (
+                inline(draw_narrow(panel.figure, stem), f"{slug}-{stem}-n", illustration.caption)
+                if reflows(panel)
+                else ""
+            )
+            panels.append({"svg": svg, "narrow": narrow, "file": f"figures/{stem}", "wide": panel.wide})
         self.n_figure += len(panels)
         return {"caption": illustration.caption, "panels": panels}
 
@@ -59,6 +66,11 @@ class Writer:
         }
 
 
+def reflows(panel: Panel) -> bool:
+    """Whether a drawing of the page's width can be drawn again for a phone's: one of several axes cannot."""
+    return panel.wide and len(panel.figure.axes) == 1
+
+
 def section_view(section: Section, writer: Writer, context: Context) -> dict[str, Any]:
     """What the page shows of a section; ``headline`` is empty where the lake has nothing of it.
 
@@ -66,7 +78,8 @@ def section_view(section: Section, writer: Writer, context: Context) -> dict[str
     """
     view: dict[str, Any] = {
         "slug": section.slug, "title": section.slug, "report": "", "commands": [], "error": "", "headline": "",
-        "lines": [], "method": "", "illustrations": [], "tables": [], "caveats": [], "sources": [],
+        "set": "", "opening": "", "lines": [], "method": "", "illustrations": [], "tables": [], "caveats": [],
+        "sources": [],
     }  # fmt: skip
     try:
         view |= {name: section.texts[name] for name in ("title", "report")}
@@ -74,7 +87,8 @@ def section_view(section: Section, writer: Writer, context: Context) -> dict[str
         page = write_section(section, context)
         content = {} if page is None else _content(section, page, writer, context)
     except (LakeError, LookupError, ValueError, TypeError) as error:
-        return view | {"error": f"{type(error).__name__}: {error}"}
+        said = str(error).replace(str(context.lake.location), context.shown_location)
+        return view | {"error": without_folders(f"{type(error).__name__}: {said}")}
     return view | content
 
 
@@ -82,14 +96,17 @@ def _content(section: Section, page: Page, writer: Writer, context: Context) -> 
     sources = {}
     for source in page.sources:
         mark = source.fingerprint[:12]
-        location = str(context.lake.location)
+        location = context.shown_location
         sources[source.fingerprint] = {
             "mark": mark,
             "name": f"{source.kind} of {', '.join(source.runs)}",
-            "hint": filled(source.command, location) or filled(["lake", "info", "PATH", mark], location),
+            "hint": without_folders(filled(source.command, location))
+            or filled(["lake", "info", "PATH", mark], location),
         }
     return {
         "headline": page.headline,
+        "set": set_of(page.sources, context),
+        "opening": page.opening,
         "lines": page.lines,
         "method": page.method,
         "illustrations": [writer.illustration(section.slug, one) for one in page.illustrations],
@@ -97,6 +114,20 @@ def _content(section: Section, page: Page, writer: Writer, context: Context) -> 
         "caveats": [*page.caveats, *context.choices(page.sources)],
         "sources": list(sources.values()),
     }
+
+
+def set_of(sources: Sequence[Result], context: Context) -> str:
+    """Over how many examples of which data sets results were computed, as ``n = 600 of test; 199 to 200 of pairs``."""
+    counts: dict[str, set[int]] = {}
+    for source in sources:
+        for name in {run.partition("/")[2] for run in source.runs}:
+            if source.n_example:
+                counts.setdefault(name, set()).add(source.n_example)
+    parts = []
+    for name, several in counts.items():
+        least, most = min(several), max(several)
+        parts.append(f"{least} of {name}" if least == most else f"{least} to {most} of {name}")
+    return f"n = {'; '.join(parts)}" if parts else ""
 
 
 def _stem(name: str) -> str:

@@ -22,7 +22,40 @@ def verdicts(page: Page) -> None:
         page.add("verdict_evidence", result, evidence)
         missing += left_open(page, result)
     page.set(missing=missing)
+    page.opening = first_sentence(page)
     page.show("verdict_evidence", misleading)
+
+
+def first_sentence(page: Page) -> str:
+    """Of the first model, and of its control if it has one: how many thoughts are readable, and how many are used."""
+    results = page.results("verdict")
+    first = results[0]
+    model = first.run.partition("/")[0]
+    others = [one for one in results[1:] if one.run.partition("/")[0].startswith(f"{model}-")]
+    counts = [counted(one) for one in (first, *others[:1])]
+    n_of = [int(n) for one in (first, *others[:1]) for n in evidence_rows(one)["n"]]
+    n = f"{min(n_of)} to {max(n_of)}" if n_of else "no"
+    data = first.run.partition("/")[2]
+    name = "alone" if len(counts) == 1 else "beside"
+    twin = counts[1] | {"twin": others[0].label} if len(counts) > 1 else {}
+    return page.text(
+        name, **counts[0], label=first.label, n=n, data=data, **{f"other_{key}": value for key, value in twin.items()}
+    )
+
+
+def counted(result: StoredResult) -> dict[str, Any]:
+    """How many thoughts got which verdict, in words."""
+    rows = thought_rows(result)
+    thoughts = rows[rows["thought"].str.fullmatch(r"ct\d+")]
+    told_of = {}
+    for question in (READABLE, USED):
+        verdicts = thoughts[f"{question}_verdict"].value_counts()
+        n_yes = int(verdicts.get(YES, 0))
+        told_of[question] = "all" if n_yes == len(thoughts) else str(n_yes or "none")
+        told_of[f"{question}_open"] = "".join(
+            f" ({verdicts[verdict]} {verdict})" for verdict in (UNDECIDED, UNMEASURED) if verdicts.get(verdict, 0)
+        )
+    return {"n_thought": len(thoughts), **told_of}
 
 
 def thought_rows(result: StoredResult) -> Any:

@@ -1,0 +1,19 @@
+"""What axe-core says of a page."""
+
+from typing import Any
+
+import pytest
+
+
+def violations(page: Any) -> list[str]:
+    """What axe-core finds wrong with a page for those who cannot see, or use the keyboard alone; and where."""
+    pytest.importorskip("axe_playwright_python", reason="axe-core is not installed")
+    from axe_playwright_python.sync_playwright import Axe
+
+    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    return [
+        f"{each['id']} ({each['impact']}): {node['target']} {node['html'][:120]}"
+        for each in found
+        for node in each["nodes"][:3]
+    ]
