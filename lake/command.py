@@ -37,7 +37,5 @@ COMMAND = Command(
     help="Both small models and their decodable twins, end to end: problems, lake, every analysis, report.",
     settings=DemoSettings,
     run=demo,
-    stopped=lambda values: (
-        f"{values['out']} keeps the shards and results it has: the same command takes up the extractions"
-    ),
+    stopped=lambda values: f"{values['out']} keeps its shards and results: the same command takes up the extractions",
 )
