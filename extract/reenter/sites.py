@@ -29,6 +29,18 @@ def site_layers(target: "Target", site: str, layers: Sequence[int] | None, *, to
     return [*chosen, EVERY] if together and layers is None and len(chosen) > 1 else chosen
 
 
+def refuse_layers(sites: Sequence[str], layers: Sequence[int] | None) -> None:
+    """Refuse layers where all that is changed is fed below them.
+
+    Raises
+    ------
+    UsageError
+        Saying so.
+    """
+    if layers and set(sites) == {"latent_embedding"}:
+        raise UsageError("latent_embedding is fed below all layers; leave --layers out, or change the hidden_state")
+
+
 def report_layers(target: "Target") -> list[int]:
     """Early, middle and late layer of the reports (outputs of blocks 2, 5, 10 of 12 and 3, 7, 13 of 16)."""
     n_layer = target.reasoner.n_layer

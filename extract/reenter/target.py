@@ -13,7 +13,7 @@ from extract.model.reasoner import Reasoner
 from extract.reenter.draws import Draws
 from extract.reenter.sweep import Condition, Progress, sweep
 from extract.reenter.values import StoredValues
-from schemas import Rule, Scoring, UsageError, answer_word, is_number_token, latent_labels
+from schemas import OPERATIONS, Rule, Scoring, UsageError, answer_word, is_number_token, latent_labels
 from store import Lake
 
 LENS_ROWS = 256
@@ -155,7 +155,9 @@ class Target:
 
 def change_of(operation: str) -> dict[str, str]:
     """Fields of an operation's name: ``mean:run`` is the operation ``mean`` with the average ``run``."""
-    name, _, average = operation.partition(":")
+    name, sign, average = operation.partition(":")
+    if sign and name in OPERATIONS and not (average and "average" in OPERATIONS[name].takes):
+        raise UsageError(f"{operation!r} is no operation; only a mean has an average, as mean:run")
     return {"operation": name, "average": average} if average else {"operation": name}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from extract.reenter.retelling import Chains
-from extract.reenter.sites import EVERY, site_layers, where_of
+from extract.reenter.sites import EVERY, refuse_layers, site_layers, where_of
 from extract.reenter.steering.directions import split_half
 from extract.reenter.target import Target
 from extract.reenter.values import StoredValues
@@ -118,8 +118,7 @@ def places_of(
         If a position carries no step and none was named, or nothing reads as a result.
     """
     target = trial.target
-    if site == "latent_embedding" and layers:
-        raise UsageError("latent_embedding is fed below all layers; --layers is for --site hidden_state")
+    refuse_layers([site], layers)
     if positions is not None:
         check_positions(positions, target.reasoner.places)
         known = target.thoughts if site == "latent_embedding" else target.reasoner.places.middle

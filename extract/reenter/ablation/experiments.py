@@ -8,7 +8,7 @@ import xarray as xr
 
 from extract.reenter.ablation.command import AblateSettings, CorruptSettings
 from extract.reenter.paired import with_pairs, with_spared
-from extract.reenter.sites import report_layers, self_controls, site_layers, where_of
+from extract.reenter.sites import refuse_layers, report_layers, self_controls, site_layers, where_of
 from extract.reenter.statistics import with_accuracy
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target, change_of
@@ -53,6 +53,7 @@ def ablate(target: Target, settings: AblateSettings | None = None) -> xr.Dataset
     """
     settings = settings or AblateSettings()
     target.need_thoughts("ablate")
+    refuse_layers(settings.sites, settings.layers)
     layers = settings.layers or (report_layers(target) if settings.preset else None)
     conditions: list[Condition] = []
     for site in settings.sites:
@@ -175,6 +176,7 @@ def corrupt(target: Target, settings: CorruptSettings | None = None) -> xr.Datas
     """
     settings = settings or CorruptSettings()
     target.need_thoughts("corrupt")
+    refuse_layers([settings.site], settings.layers)
     reported = ["bot", *target.thoughts[:-1]] if settings.preset else target.thoughts
     positions = tuple(settings.positions or reported)
     check_positions(positions, target.reasoner.places)

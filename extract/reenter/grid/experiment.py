@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from extract.reenter.grid.command import SweepSettings
+from extract.reenter.sites import refuse_layers
 from extract.reenter.statistics import with_accuracy
 from extract.reenter.subspace.stored import give_stored
 from extract.reenter.sweep import Condition
@@ -42,6 +43,7 @@ def sweep_grid(target: Target, settings: SweepSettings | None = None) -> xr.Data
         If an operation cannot be done at the site, or a layer, head or position is not there.
     """
     settings = settings or SweepSettings()
+    refuse_layers([settings.site], settings.layers)
     axes = _axes(target, settings)
     conditions: dict[Intervention, int] = {}
     order, names = [], []

@@ -12,7 +12,7 @@ from extract.reenter.paired import with_pairs
 from extract.reenter.patching.command import PatchSettings
 from extract.reenter.patching.outcomes import GIVEN, with_n_that_wins, with_outcomes
 from extract.reenter.patching.steps import first_steps, with_first_steps
-from extract.reenter.sites import report_layers, self_controls, site_layers, where_of
+from extract.reenter.sites import refuse_layers, report_layers, self_controls, site_layers, where_of
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target
 from schemas import Intervention, Places, UsageError
@@ -97,6 +97,7 @@ def patch(target: Target, settings: PatchSettings | None = None) -> xr.Dataset:
         If the run has no pairs, or none that counts.
     """
     settings = settings or PatchSettings()
+    refuse_layers(settings.sites, settings.layers)
     pairs = pairs_of(target)
     layers = settings.layers or (report_layers(target) if settings.preset else None)
     conditions = [
