@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from transformers import GPT2Config
 
 from extract import load_reasoner
-from extract.model.load import TOKENIZER_FILES, new_reasoner
+from extract.model.checkpoint import TOKENIZER_FILES
+from extract.model.load import new_reasoner
 from schemas import UsageError
 
 RANK, ALPHA = 4, 32.0

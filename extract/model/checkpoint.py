@@ -1,5 +1,6 @@
 """Files of a checkpoint, wherever and in however many pieces they lie, and the tensors in them."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from extract.model.device import first_line
-from schemas import UsageError, nearest
+from schemas import UsageError, fingerprint, nearest
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -35,6 +36,8 @@ BUFFER = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
 _TYPES = {"float64", "float32", "float16", "bfloat16", "F64", "F32", "F16", "BF16"}
 _PICKLED = (b"PK\x03\x04", b"\x80\x02")
 """How a file of ``torch.save`` begins, in its new and its old format."""
+ROWS = ".extra_rows"
+"""End of the names of the extra rows in a checkpoint that holds only what was trained, without its base."""
 
 
 def find_checkpoint(checkpoint: str) -> tuple[str, list[Path], Path]:
@@ -201,3 +204,25 @@ def some(names: Iterable[str], shown: int = 6) -> str:
     listed = sorted(names)
     more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
     return ", ".join(listed[:shown]) + more
+
+
+def fingerprint_weights(raw: Mapping[str, Tensor], settings: dict[str, Any]) -> str:
+    """Digest of weights, of any order, and of what else decides what a model computes."""
+    digest = hashlib.sha256(fingerprint(settings).encode())
+    for name in sorted(raw):
+        value = raw[name].contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def fingerprint_tokenizer(folder: Path, tokenizer: Any) -> dict[str, str]:
+    """Digests of ``tokenizer.json``, all that lakes made earlier know, and of every file that can change tokens."""
+    file = folder / "tokenizer.json"
+    content = file.read_bytes() if file.is_file() else tokenizer.backend_tokenizer.to_str().encode()
+    digest = hashlib.sha256()
+    for name in sorted({*TOKENIZER_FILES, *getattr(tokenizer, "vocab_files_names", {}).values()}):
+        if (folder / name).is_file():
+            content_of = (folder / name).read_bytes()
+            digest.update(f"{name} {len(content_of)}\n".encode() + content_of)
+    return {"tokenizer": hashlib.sha256(content).hexdigest(), "tokenizer_files": digest.hexdigest()}

@@ -15,7 +15,7 @@ from transformers import AttentionInterface
 from transformers.pytorch_utils import Conv1D
 
 from extract.model.capture import within
-from extract.model.load import ROWS
+from extract.model.checkpoint import ROWS
 from extract.model.reasoner import Reasoner
 from schemas import UsageError
 

@@ -1,0 +1,116 @@
+"""Low-rank adapters: what a checkpoint says of them, and merging them into the base's weights."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from extract.model.checkpoint import (
+    ADAPTER_CONFIG,
+    some,
+)
+from schemas import UsageError
+from schemas.checks import check_number
+
+LORA_ALPHA = 32.0
+"""Of the released checkpoints, which have no adapter config."""
+# Fields of PEFT's LoraConfig that are used here, or change nothing in what trained and merged weights compute.
+_ADAPTER_FIELDS = {
+    "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "target_modules", "exclude_modules", "task_type",
+    "inference_mode", "base_model_name_or_path", "revision", "auto_mapping", "peft_version", "lora_dropout",
+    "fan_in_fan_out", "bias", "init_lora_weights", "layers_to_transform", "layers_pattern", "megatron_core",
+    "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "runtime_config",
+}  # fmt: skip
+
+
+def one_alpha(said: Mapping[str, Any]) -> float:
+    """Numerator of the low-rank updates' scale, from whoever says one; they must not contradict each other."""
+    known = {source: value for source, value in said.items() if value is not None}
+    for source, value in known.items():
+        check_number(f"lora_alpha of {source}", value, above=0)
+    if len({float(value) for value in known.values()}) > 1:
+        raise UsageError("lora_alpha is " + ", but ".join(f"{value:g} in {source}" for source, value in known.items()))
+    return float(next(iter(known.values()), LORA_ALPHA))
+
+
+def check_adapter_config(adapter: Mapping[str, Any], source: str, *, saved: bool) -> None:
+    """Refuse whatever an adapter's config, if there is one, asks for that changes what it computes.
+
+    In a folder that PEFT saved, the modules trained whole are among the weights under their own names.
+    """
+    if adapter and adapter.get("peft_type") != "LORA":
+        raise UsageError(f"{source} is of peft_type {adapter.get('peft_type')!r}; only 'LORA' is merged")
+    if adapter and adapter.get("lora_alpha") is None:
+        raise UsageError(f"{source} names no lora_alpha, so the updates' scale is not known")
+    known = _ADAPTER_FIELDS | ({"modules_to_save"} if saved else set())
+    if unknown := [f"{key}={value!r}" for key, value in adapter.items() if value and key not in known]:
+        raise UsageError(f"{source} asks for what is not merged rightly here: {some(unknown)}")
+
+
+def _check_adapter(adapter: Mapping[str, Any], ranks: Mapping[str, int], source: str) -> None:
+    """Refuse low-rank updates (rank of each module) that are not those an adapter's config speaks of."""
+    if not ranks:
+        raise UsageError(
+            f"{source} has an {ADAPTER_CONFIG} but no low-rank update in its weights; take the file away if they are"
+            " merged already"
+        )
+    rank = adapter.get("r")
+    if not adapter.get("rank_pattern") and (other := [name for name, found in ranks.items() if found != rank]):
+        raise UsageError(f"{source}: {ADAPTER_CONFIG} says r={rank}, {other[0]} has rank {ranks[other[0]]}")
+    targets = adapter.get("target_modules")
+    if isinstance(targets, str):
+        strays = [] if targets == "all-linear" else [name for name in ranks if not re.fullmatch(targets, name)]
+        unmet: list[str] = []
+    else:
+        ends = {target: [n for n in ranks if n == target or n.endswith(f".{target}")] for target in targets or ()}
+        strays = sorted(ranks.keys() - {name for names in ends.values() for name in names})
+        unmet = [target for target, names in ends.items() if not names]
+    if strays or unmet:
+        found = f"updates of {some(strays)} that it does not name" if strays else f"no update of {some(unmet)}"
+        raise UsageError(f"{source}: {ADAPTER_CONFIG} has target_modules {targets}, the weights have {found}")
+
+
+def merge_adapters(
+    weights: Mapping[str, Tensor], model: Any, adapter: Mapping[str, Any], scale: Mapping[str, Any], source: str
+) -> dict[str, Tensor]:
+    """Fold low-rank updates into the weights they belong to: ``W + alpha / r * B A`` (transposed for Conv1D).
+
+    With ``use_rslora`` it is ``alpha / sqrt(r)`` (Kalajdzievski, *Rank-stabilized LoRA*, 2023).
+    """
+    merged: dict[str, Tensor] = {}
+    updates: dict[str, dict[str, Tensor]] = {}
+    adapters: set[str] = set()
+    for key, value in weights.items():
+        if match := re.fullmatch(r"(.+)\.lora_([AB])(?:\.([^.]+))?\.weight", key):
+            updates.setdefault(match.group(1), {})[match.group(2)] = value
+            adapters.add(match.group(3) or "default")
+        else:
+            merged[key.replace(".base_layer.", ".")] = value.float()
+    if len(adapters) > 1:
+        raise UsageError(f"{source} has {len(adapters)} adapters, {some(adapters)}; keep the one that is meant")
+    if adapter:
+        _check_adapter(adapter, {name: len(pair["A"]) for name, pair in updates.items() if "A" in pair}, source)
+    modules = dict(model.named_modules())
+    for module, pair in updates.items():
+        key = f"{module}.weight"
+        if pair.keys() != {"A", "B"}:
+            raise UsageError(f"{source} has only half of a low-rank update: {module}.lora_{next(iter(pair))}")
+        if key not in merged or module not in modules:
+            raise UsageError(f"{source} has a low-rank update of {module}, which the model lacks")
+        down, up = pair["A"].float(), pair["B"].float()
+        if down.ndim != 2 or up.ndim != 2 or up.shape[1] != down.shape[0] or not len(down):
+            raise UsageError(
+                f"{source}: shapes of {module}.lora_A {tuple(down.shape)} and lora_B {tuple(up.shape)} do not fit"
+            )
+        rank = len(down) ** 0.5 if scale.get("use_rslora") else len(down)
+        update = (scale["lora_alpha"] / rank) * (up @ down)
+        if isinstance(modules[module], Conv1D):
+            update = update.T
+        if update.shape != merged[key].shape:
+            raise UsageError(
+                f"{source}: low-rank update of {module} is {tuple(update.shape)}, its weight {tuple(merged[key].shape)}"
+            )
+        merged[key] = merged[key] + update
+    return merged

@@ -1,0 +1,203 @@
+"""The base model of a checkpoint: where it lies, its configuration, tokenizer and weights."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.initialization import no_init_weights
+from transformers.utils import logging as transformers_logging
+
+from extract.model.architectures import (
+    Architecture,
+    architecture_from_keys,
+    default_base,
+)
+from extract.model.bases import PACKAGED, packaged_base
+from extract.model.capture import ATTENTION
+from extract.model.checkpoint import (
+    HUB_ID,
+    ROWS,
+    check_plain,
+    read_json,
+    some,
+)
+from extract.model.device import first_line
+from schemas import UsageError
+
+
+def find_base(
+    base: str | Path | None, folder: Path, weights: Mapping[str, Tensor], stated: Any = None, *, trained_only: bool
+) -> Path:
+    """Folder with config and tokenizer of the base model, and with its weights where the checkpoint has not all.
+
+    Where it is not named, what the checkpoint says (``stated``) or a public model of its sizes.
+    """
+    if base is None:
+        own = read_json(folder / "config.json", "config of the checkpoint", missing={})
+        if own.get("model_type") and (folder / "tokenizer.json").is_file():
+            return folder
+        base = str(stated) if stated else default_base({key: tuple(value.shape) for key, value in weights.items()})
+    if base is None:
+        raise UsageError(
+            f"{folder} does not say what its base model is, and none is known of its sizes; pass the base model's"
+            " folder with --base"
+        )
+    local = Path(base)
+    if str(base) in PACKAGED and not local.exists():
+        return packaged_base(str(base))
+    if local.is_dir():
+        missing = [file for file in ("config.json", "tokenizer.json") if not (local / file).is_file()]
+        if missing and not ("config.json" not in missing and list(local.glob("tokenizer*"))):
+            raise UsageError(f"base {base} lacks {', '.join(missing)}")
+        return local
+    if not HUB_ID.fullmatch(str(base)):
+        raise UsageError(f"base {base} is no folder and no hub id; pass the base model's folder with --base")
+    try:
+        patterns = ["*.json", "*.txt", "*.model", *(["*.safetensors"] if trained_only else [])]
+        return Path(snapshot_download(str(base), allow_patterns=patterns, etag_timeout=10))
+    except Exception as error:
+        raise UsageError(
+            f"base {base} is no folder here and was not found on the hub ({first_line(error)});"
+            " pass the base model's folder with --base"
+        ) from error
+
+
+def base_config(folder: Path, architecture: Architecture, source: str) -> Any:
+    """Config of the base model as transformers reads it."""
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        int(config.vocab_size)
+    except Exception as error:  # whatever a config of wrong fields raises inside transformers
+        raise _no_model(architecture, source, error) from error
+    return config
+
+
+def _no_model(architecture: Architecture, source: str, error: Exception) -> UsageError:
+    return UsageError(f"no {architecture.model_type} model can be built from {source}: {first_line(error)}")
+
+
+def build_model(config: Any, n_row: int, architecture: Architecture, source: str) -> Any:
+    """Model of the base's config with so many rows in its embedding, weights unset."""
+    try:
+        config.vocab_size = n_row
+        if config.pad_token_id is not None and config.pad_token_id >= config.vocab_size:
+            config.pad_token_id = None
+        with no_init_weights():
+            return AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
+    except Exception as error:  # whatever a config of wrong fields raises inside transformers
+        raise _no_model(architecture, source, error) from error
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """The library's own progress bars off; the command line has its own."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def base_weights(folder: Path) -> dict[str, Tensor]:
+    """Weights of a base model by the names of its architecture, in float32; a tied head is left out."""
+    try:
+        for file in sorted(folder.glob("*.safetensors")):  # a library reads other numbers at face value
+            with safe_open(file, framework="pt") as weights:
+                check_plain({key: weights.get_slice(key).get_dtype() for key in weights.keys()}, str(file))  # noqa: SIM118
+        with _no_bar():
+            model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    except UsageError:
+        raise
+    except Exception as error:  # whatever missing or broken weights raise inside transformers
+        raise UsageError(f"weights of base {folder} cannot be read: {first_line(error)}") from error
+    if missing := report["missing_keys"]:  # the library would draw them at random
+        raise UsageError(f"weights of base {folder} lack {some(missing)}")
+    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
+    return {name: value for name, value in model.state_dict().items() if name not in tied}
+
+
+def complete_weights(
+    weights: dict[str, Tensor], raw: dict[str, Tensor], base: Path, source: str
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights and file content of a checkpoint that holds only what was trained, with those of its base."""
+    full = base_weights(base)
+    raw = {**raw, **{f"base.{name}": value for name, value in full.items()}}
+    for name, value in weights.items():
+        target = name.removesuffix(ROWS) + ".weight"
+        if not name.endswith(ROWS):
+            full[name] = value
+        elif target not in full or full[target].shape[1:] != value.shape[1:]:
+            raise UsageError(f"{source} has extra rows for {target}, which do not fit base {base}")
+        else:
+            full[target] = torch.cat([full[target], value.float()])
+    return full, raw
+
+
+def check_base(
+    weights: Mapping[str, Tensor], model: Any, architecture: Architecture, vocabulary: int, n_extra: int, source: str,
+    base: str,
+) -> None:  # fmt: skip
+    """Name what differs between a checkpoint and its base, before the long list of shapes."""
+    if not any(key.startswith(architecture.block_prefix) for key in weights):
+        found = architecture_from_keys(list(weights), source).model_type
+        raise UsageError(f"{source} is a {found} checkpoint, base {base} is of type {architecture.model_type}")
+    differences: list[str] = []
+    embedding = embedding_of(weights, architecture)
+    config = model.config
+    if embedding is not None:
+        rows, hidden = embedding.shape
+        if rows != vocabulary + n_extra:
+            differences.append(f"{rows} embedding rows, base has a vocabulary of {vocabulary} (+ {n_extra})")
+        if hidden != config.hidden_size:
+            differences.append(f"hidden size {hidden}, base has {config.hidden_size}")
+    start = len(architecture.block_prefix)
+    blocks = {key[start:].split(".")[0] for key in weights if key.startswith(architecture.block_prefix)}
+    if len(blocks) != config.num_hidden_layers:
+        differences.append(f"{len(blocks)} blocks, base has {config.num_hidden_layers}")
+    if not differences:
+        name = f"{architecture.block_prefix}0.self_attn.q_proj"
+        query = weights.get(f"{name}.base_layer.weight", weights.get(f"{name}.weight"))
+        own = dict(model.named_parameters()).get(f"{name}.weight")
+        if query is not None and own is not None and query.shape[0] != own.shape[0]:
+            differences.append(
+                f"queries of size {query.shape[0]}, base has {config.num_attention_heads} heads of size"
+                f" {own.shape[0] // config.num_attention_heads}"
+            )
+    if differences:
+        raise UsageError(f"{source} does not belong to base {base}: checkpoint has {'; '.join(differences)}")
+
+
+def base_tokenizer(folder: Path, vocabulary: int) -> Any:
+    """Tokenizer of the base model, which must name an end token inside its vocabulary."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # whatever a broken tokenizer file raises
+        if not (folder / "tokenizer.json").is_file():
+            raise UsageError(f"no tokenizer can be read from {folder}: {first_line(error)}") from error
+        try:
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+        except Exception as second:
+            raise UsageError(f"no tokenizer can be read from {folder}: {first_line(second)}") from second
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    if tokenizer.eos_token_id is None:
+        raise UsageError(f"tokenizer of {folder} names no end token (eos_token)")
+    if tokenizer.eos_token_id >= vocabulary:
+        raise UsageError(f"end token {tokenizer.eos_token_id} of {folder} lies outside its vocabulary of {vocabulary}")
+    return tokenizer
+
+
+def embedding_of(weights: Mapping[str, Tensor], architecture: Architecture) -> Tensor | None:
+    """Rows of the token embedding, or of the head, whichever of them there are."""
+    named = (weights.get(f"{name}.weight") for name in architecture.vocabulary_modules)
+    return next((rows for rows in named if rows is not None and rows.ndim == 2), None)
