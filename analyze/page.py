@@ -59,9 +59,9 @@ class Section:
     """Place within the chapter."""
     needs: Sequence[str] = ()
     """Kinds of result it shows, each with options of the command that makes it: ``"probes --target correct"``."""
-    of: Literal["each", "pairs", "several", "parts"] = "each"
-    """Runs that command takes: each model's, those over clean/corrupted pairs, at least two together, or those that
-    hold what each block adds; where there are none of the last, no command makes it."""
+    of: Literal["each", "pairs", "several", "parts", "width"] = "each"
+    """Runs that command takes: each model's, those over clean/corrupted pairs, at least two together, those that hold
+    what each block adds (where there are none, no command makes it), or all of the first model's width."""
     key: bool = False
     """Whether its finding stands before the others in the list of findings."""
 

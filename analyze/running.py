@@ -7,6 +7,7 @@ import xarray as xr
 
 from analyze.labels import part_of
 from analyze.source import Source
+from analyze.written import at_places, is_written
 from schemas.command import Analysis, Made, Settings, Shell
 from store import Lake
 from store.keeping import Kept, keep, remove_folder, working_folder
@@ -27,13 +28,22 @@ def groups_of(
         Source(
             lake=lake,
             run=run,
-            data=part_of(lake[run], **asked),
+            data=_part(lake, run, asked),
             shell=shell,
             folder=working_folder(lake, command.name, run),
         )
         for run in runs
     ]
     return [sources] if command.takes_all(settings) else [[source] for source in sources]
+
+
+def _part(lake: Lake, run: str, asked: dict[str, Any]) -> xr.Dataset:
+    """What the settings name of a run; steps that its model writes out are found in every example."""
+    positions = asked.get("positions")
+    if not positions or not any(map(is_written, positions)):
+        return part_of(lake[run], **asked)
+    rest = part_of(lake[run], **asked | {"positions": None})
+    return at_places(rest, lake.model(run.partition("/")[0]), positions)
 
 
 def analyse(command: Analysis, groups: Sequence[Sequence[Source]], settings: Settings) -> Iterator[list[Kept]]:

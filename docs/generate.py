@@ -9,6 +9,7 @@ A page holds ``<!-- generated: NAME -->`` .. ``<!-- end -->``; what stands betwe
 import argparse
 import json
 import re
+import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,7 +24,10 @@ from store import RunLayout
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
-PAGES = (ROOT / "README.md", *(DOCS / name for name in ("commands.md", "defects.md", "extending.md")))
+PAGES = (
+    ROOT / "README.md",
+    *(DOCS / name for name in ("claims.md", "commands.md", "defects.md", "extending.md", "methods.md")),
+)
 MEASURED = DOCS / "defects.json"
 _BLOCK = re.compile(r"(<!-- generated: ([\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -197,6 +201,7 @@ def defect_versions() -> str:
 
 def block(name: str) -> str:
     """Text between the markers of a name."""
+    of_truth = runpy.run_path(str(DOCS / "known_truth.py"))
     makers = {
         "commands": command_table,
         "command pages": command_pages,
@@ -207,12 +212,19 @@ def block(name: str) -> str:
         "operations": operation_table,
         "sizes": size_table,
         "versions": defect_versions,
+        "methods versions": of_truth["conditions"],
+        "methods": lambda: of_truth["rates"](table),
+        "methods alarms": lambda: of_truth["alarms"](table),
     }
     if name in makers:
         return "\n" + makers[name]() + "\n"
+    if report := re.fullmatch(r"claims of (\d+)", name):
+        return "\n" + of_truth["claims"](report[1], table) + "\n"
     if re.fullmatch(r"E\d+", name):
         return "\n" + defect_block(name) + "\n"
-    raise KeyError(f"no generator for the marker {name!r}; there are {', '.join(makers)} and E1 to E15")
+    raise KeyError(
+        f"no generator for the marker {name!r}; there are {', '.join(makers)}, E1 to E15, claims of 000 to 004"
+    )
 
 
 def generated(page: str) -> str:

@@ -261,10 +261,13 @@ def position_offset(label: str, n_latent: int = N_LATENT) -> int:
 
 
 def segment_of(label: str) -> str:
-    """Segment of a position: ``question``, ``bot``, ``latent``, ``eot`` (with ``eos``) or ``answer``."""
+    """Segment of a position: ``question``, ``bot``, ``latent``, ``eot`` (with ``eos``) or ``answer``.
+
+    Steps that a model writes out (``step1``, ``fed1``; see ``analyze.written``) are in its answer.
+    """
     if label in ("bot", "eot", "eos"):
         return "bot" if label == "bot" else "eot"
-    return {"q": "question", "c": "latent", "a": "answer"}[label[0]]
+    return {"q": "question", "c": "latent", "a": "answer", "s": "answer", "f": "answer"}[label[0]]
 
 
 def position_coords(labels: Sequence[str], n_latent: int = N_LATENT) -> dict[str, tuple[str, "np.ndarray"]]:

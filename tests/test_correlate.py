@@ -7,6 +7,9 @@ from scipy import stats
 from synthetic import make_run
 
 from analyze import answer_attention, attention_importance, failure_importance, reentry_importance
+from analyze.attention.shares import writing_position
+from analyze.correlate.choice import HeldOut, held_out_layer
+from analyze.correlate.section import sentence
 from schemas import SchemaError, UsageError
 
 POSITIONS = np.array([f"ct{i}" for i in range(6)], dtype=object)
@@ -186,3 +189,52 @@ def test_refuses_what_does_not_line_up():
         attention_importance(attention, importance * np.nan)
     with pytest.raises(SchemaError, match="attention of query 'end'"):
         answer_attention(make_run()["attention"], query="end")
+
+
+def test_a_layer_is_chosen_on_one_half_and_told_on_the_other():
+    rng = np.random.default_rng(0)
+    attention, importance = rng.random((5, 60, 4)), rng.random((60, 4))
+    attention[3] += importance  # one layer in truth
+    coords = {"layer": np.arange(5), "example": np.arange(60), "problem": ("example", np.arange(60))}
+    data = xr.Dataset(
+        {
+            "attention": (("layer", "example", "position"), attention),
+            "importance": (("example", "position"), importance),
+        },
+        coords=coords,
+    )
+    found = held_out_layer(data, "pooled")
+    first = np.isin(np.arange(60), np.random.default_rng([0, 7]).permutation(60)[:30])
+    assert found.layer == 3
+    assert found.n == 30
+    assert found.r == pytest.approx(np.corrcoef(attention[3][~first].ravel(), importance[~first].ravel())[0, 1])
+    assert 0 < found.low < found.r < found.high
+    # of noise, what is told is not the largest of what was looked at
+    noise = data.assign(attention=(("layer", "example", "position"), rng.random((5, 60, 4))))
+    told = [held_out_layer(noise, "pooled", seed=seed) for seed in range(20)]
+    assert abs(np.mean([one.r * np.sign(one.r) for one in told])) < 0.15
+    assert held_out_layer(data.isel(example=[0]), "pooled") is None
+    assert held_out_layer(data.assign(importance=data["importance"] * 0), "pooled") is None
+
+
+def test_sentences_of_a_correlation_say_null_where_the_interval_holds_zero():
+    sure, null = HeldOut(1, 0.4, 0.2, 0.6, 100), HeldOut(1, 0.1, -0.1, 0.3, 100)
+    assert sentence(sure, sure, "two_way")[0] == "two_way"
+    name, values = sentence(sure, null, "two_way")
+    assert name == "two_way_null"
+    assert values["smallest"] == pytest.approx(0.277, abs=0.001)
+    assert sentence(None, None, "pooled") == ("nothing", {})
+
+
+def test_the_answer_is_written_where_its_tokens_first_differ():
+    positions = ["q-1", "bot", "ct0", "eot", "a0", "a1", "a2"]
+    token = np.array([[1, 1, 1, 1, 7, 8, n] for n in range(10)])
+    run = xr.Dataset({"token": (("example", "position"), token)}, coords={"position": positions})
+    assert writing_position(run) == "a1"
+    token[0, 5] = 9  # one of ten is no other word
+    assert writing_position(run) == "a1"
+    token[:, 4] = range(10)
+    assert writing_position(run) == "eot"
+    assert writing_position(run.isel(position=slice(0, 4))) == "eot"
+    run["token"][:] = -1
+    assert writing_position(run) == "eot"

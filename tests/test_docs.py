@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -105,6 +106,50 @@ def test_every_defect_is_measured(generate: ModuleType) -> None:
     for number in range(1, 16):
         assert f"\n## E{number}. " in page
         assert generate.measured()["defects"][f"E{number}"]["rows"]
+
+
+def test_every_claim_names_what_it_rests_on_and_a_command_that_there_is(commands: dict[str, Any]) -> None:
+    claims = tomllib.loads((ROOT / "docs" / "claims.toml").read_text())["claim"]
+    assert {claim["report"] for claim in claims} == {f"00{number}" for number in range(5)}
+    truth = load(ROOT / "docs" / "known_truth.py")
+    for claim in claims:
+        assert claim["verdict"] in ("stands", "artefact", "not decidable here")
+        assert claim["verdict"] == "stands" or "command" in claim
+        assert set(claim.get("defects", [])) <= {f"E{number}" for number in range(1, 16)}
+        assert " ".join(claim.get("command", "lake analyze lens LAKE").split()[:3]) in commands
+        for reference in claim.get("measured", []):
+            assert re.search(r"\d", truth.evidence(reference)), reference
+            assert "not measured" not in truth.evidence(reference), reference
+
+
+def test_hits_and_false_alarms_are_counted_by_what_training_decided() -> None:
+    truth = load(ROOT / "docs" / "known_truth.py")
+    row = {"seed": 0, "of_thought": "ct1", "method": "mean"}
+    rows = [
+        row | {"model": "user", "says": "no"}, row | {"model": "user", "says": "yes"},  # any of several says yes
+        row | {"model": "user", "seed": 1, "says": "not told apart"}, row | {"model": "twin", "says": "no"},
+        row | {"model": "user", "of_thought": "ct0", "says": "yes"},  # of no known truth
+    ]  # fmt: skip
+    measured = {"rows": rows, "truth": {"user": {"ct1": True}, "twin": {"ct1": False}}}
+    assert list(truth.said(measured)) == [
+        ("mean", "user", True, "yes"), ("mean", "user", True, "not told apart"), ("mean", "twin", False, "no"),
+    ]  # fmt: skip
+    assert truth.share_of(["yes", "not told apart"]).startswith("1 of 2 [")
+    assert truth.share_of(["yes", "not told apart"]).endswith(", 1 not told apart")
+    assert truth.share_of([]) == "-"
+
+
+def test_zeroing_implicates_twins_and_what_a_verdict_rests_on_does_not() -> None:
+    truth = load(ROOT / "docs" / "known_truth.py")
+    cells = list(truth.said(truth.known("methods")))
+
+    def said(methods: set[str], used: bool) -> list[str]:
+        return [says for method, _, is_used, says in cells if method in methods and is_used is used]
+
+    assert said({"zero"}, False).count("yes") > 3
+    assert "yes" not in said({"mean", "resample", "patch", "edit", "erase", "verdict"}, False)
+    assert set(said({"verdict"}, True)) == {"yes"}
+    assert len({seed for seed in (row["seed"] for row in truth.known("methods")["rows"])}) == 3
 
 
 def test_defects_come_out_again_on_a_few_problems() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from extract import load_reasoner
 from extract.run.data import read_problems
-from extract.small_models.losses import draw_interchange
+from extract.small_models.losses import draw_interchange, write_chain
 from extract.small_models.network import SmallCodi, load_checkpoint, make_tokenizer, save_checkpoint
 from extract.small_models.problems import (
     N_DRAWN,
@@ -24,7 +24,7 @@ from extract.small_models.problems import (
     write_pairs,
     write_problems,
 )
-from extract.small_models.thinking import ProblemTable, continue_values, read_question, tabulate, think
+from extract.small_models.thinking import ProblemTable, Words, continue_values, read_question, tabulate, think
 from extract.small_models.train import NAMES, plan, train
 from schemas import UsageError, extract_answer
 
@@ -165,7 +165,7 @@ def test_padding_on_the_left_and_the_batch_do_not_matter(architecture):
             torch.testing.assert_close(one_fed[0], fed[i], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["small-gpt2", "small-llama-decodable", "small-gpt2-direct"])
+@pytest.mark.parametrize("name", ["small-gpt2", "small-llama-decodable", "small-gpt2-pause", "small-llama-cot"])
 def test_a_killed_training_ends_with_the_same_weights(tmp_path, name):
     data: dict[str, ProblemTable] = {key: tabulate(value) for key, value in make_splits(0, SIZES).items()}
     first, second = (stage for _, stage in plan(name)) if len(plan(name)) == 2 else (plan(name)[0][1],) * 2
@@ -188,14 +188,32 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path, name):
 def test_an_unknown_model_is_refused(tmp_path):
     with pytest.raises(UsageError, match="no such model; choose one of small-gpt2, "):
         train("small-bert", tmp_path)
-    assert len(NAMES) == 6
+    assert len(NAMES) == 10
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_a_checkpoint_thinks_in_the_reasoner_as_in_training(tmp_path, architecture):
+@pytest.mark.parametrize("kind", ["codi", "pause"])
+def test_a_checkpoint_thinks_in_the_reasoner_as_in_training(tmp_path, architecture, kind):
     torch.manual_seed(1)
-    save_checkpoint(SmallCodi(architecture, len(make_tokenizer())), tmp_path)
+    save_checkpoint(SmallCodi(architecture, len(make_tokenizer()), kind), tmp_path)
     _compare_with_reasoner(tmp_path, 5)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_a_chain_is_written_by_the_reasoner_as_in_training(tmp_path, architecture):
+    torch.manual_seed(1)
+    model = SmallCodi(architecture, len(make_tokenizer()), "cot")
+    with torch.no_grad():
+        for parameter in model.parameters():  # so that what it writes first depends on the question
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    save_checkpoint(model, tmp_path)
+    model = load_checkpoint(tmp_path)
+    problems = make_splits(0, SIZES)["test"][:6]
+    logits, _, _ = write_chain(model, tabulate(problems), Words.of("cpu"))
+    reasoner = load_reasoner(tmp_path)
+    assert (reasoner.protocol.name, reasoner.n_latent) == ("cot", 0)
+    thinking = reasoner.think([reasoner.encode(problem.question) for problem in problems], max_new_tokens=2)
+    assert thinking.token[:, 1].tolist() == logits[:, 0, : model.pad_id].argmax(-1).tolist()
 
 
 def _compare_with_reasoner(folder: Path, n: int) -> float:
@@ -207,7 +225,7 @@ def _compare_with_reasoner(folder: Path, n: int) -> float:
     reasoner = load_reasoner(folder)
     thinking = reasoner.think([reasoner.encode(problem.question) for problem in problems], capture="latent",
                               stored_dtype="float32", max_new_tokens=8)  # fmt: skip
-    np.testing.assert_allclose(thinking.latent_embedding, fed, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(thinking.latent_embedding, fed.detach(), rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(thinking.final_state[:, :7], states, rtol=1e-3, atol=1e-4)
     right = [extract_answer(text) == p.answer for text, p in zip(thinking.generated_text, problems, strict=True)]
     return float(np.mean(right))

@@ -23,15 +23,17 @@ class AttentionSettings(Limited):
 
 def run(source: "Source", settings: AttentionSettings) -> "xr.Dataset":
     """Shares of the attention of the answer and of each thought."""
-    from analyze.attention.shares import attention_summary
+    from analyze.attention.shares import attention_summary, writing_position
 
-    lazy = attention_summary(source.data["attention"], n_resample=settings.resamples, seed=settings.seed)
-    return source.compute(lazy)
+    writes = writing_position(source.data)
+    lazy = attention_summary(source.data["attention"], n_resample=settings.resamples, seed=settings.seed, also=[writes])
+    return source.compute(lazy).assign_attrs(writes=writes)
 
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
-    """Shares of the attention of ``eot`` and of the answer, by layer."""
-    return [shares_table(result, query) for query in ("eot", "answer") if query in result["query"]]
+    """Shares of the attention of ``eot``, of where the answer's own part is written, and of the answer, by layer."""
+    queries = dict.fromkeys(["eot", result.attrs.get("writes", "eot"), "answer"])
+    return [shares_table(result, query) for query in queries if query in result["query"]]
 
 
 def shares_table(result: Any, query: str) -> Table:

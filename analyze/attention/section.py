@@ -5,6 +5,7 @@ import numpy as np
 from analyze.drawing import Series, as_percent
 from analyze.page import Page, Section
 from analyze.tables import result_table
+from schemas import segment_of
 
 
 def answer_attention(page: Page) -> None:
@@ -13,8 +14,10 @@ def answer_attention(page: Page) -> None:
     thoughts: list[str] = []
     for result in page.results("attention"):
         queries = [str(x) for x in result.data["query"].values]
-        query = "eot" if "eot" in queries else queries[-1]
-        targets = [str(x) for x in result.data["target"].values if query == "answer" or str(x) != "answer"]
+        query = result.data.attrs.get("writes", "eot")
+        query = query if query in queries else queries[-1]
+        within = query == "answer" or segment_of(query) == "answer"
+        targets = [str(x) for x in result.data["target"].values if within or str(x) != "answer"]
         shares = result.data[["layer_share", "layer_share_low", "layer_share_high"]].sel(query=query, target=targets)
         cells = 100 * shares["layer_share"].transpose("layer", "target").values
         layers = [f"layer {x}" for x in shares["layer"].values]
@@ -35,6 +38,8 @@ def answer_attention(page: Page) -> None:
             top=thoughts[best],
             most=float(series[-1][1][best]),
             question=float(means["layer_share"].sel(target="question")),
+            query=query,
+            n=int(result.data["n"].sel(query=query)),
         )
         rows = result_table(shares.transpose("layer", "target"), [str(name) for name in shares.data_vars])
         rows.columns = [name.removeprefix("layer_share_").removeprefix("layer_") for name in rows.columns]

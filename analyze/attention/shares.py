@@ -1,5 +1,7 @@
 """Where the answer looks, and where each thought looks."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import xarray as xr
 
@@ -7,11 +9,31 @@ from analyze.labels import inherited, labels_along, numbered, require_dims, take
 from analyze.statistics import bootstrap_weights, percentile_interval, weighted_mean
 from schemas import SchemaError, segment_of
 
+EOT = "eot"
+CONSTANT = 0.9
+"""Share of examples with the same token from which on it says nothing of the problem."""
 ANSWER_QUERY = "answer"
 """Query that stands for every answer token of an example, each counted alike."""
 
 
-def attention_shares(attention: xr.DataArray) -> xr.DataArray:
+def writing_position(run: xr.Dataset) -> str:
+    """Position whose pass predicts the first answer token that is not the same in nearly all examples.
+
+    Before it stand words that every answer begins with ("The answer is:"), so that ``eot`` predicts "The" whatever the
+    thoughts hold; this is where what was worked out is written. ``eot`` where the first token differs already, or
+    where none does.
+    """
+    labels = [str(label) for label in run["position"].values]
+    answer = [label for label in labels if segment_of(label) == "answer"]
+    tokens = np.asarray(take(run["token"], "position", answer, "the answer's tokens").values) if answer else np.empty(0)
+    for place, column in enumerate(tokens.T):
+        written = column[column >= 0]
+        if len(written) and np.unique(written, return_counts=True)[1].max() < CONSTANT * len(written):
+            return answer[place - 1] if place else EOT
+    return EOT
+
+
+def attention_shares(attention: xr.DataArray, also: Sequence[str] = ()) -> xr.DataArray:
     """Share of each query's attention that goes to the question, ``bot``, each thought, ``eot`` and answer.
 
     The query ``eot`` is the pass that predicts the first answer token; ``answer`` is the mean over an example's answer
@@ -23,6 +45,8 @@ def attention_shares(attention: xr.DataArray) -> xr.DataArray:
     ----------
     attention : (..., position, key_position)
         Probabilities over all keys, as in a run. Lazy input stays lazy; rows of the question are not read.
+    also
+        Answer positions that are queries of their own as well, as :func:`writing_position`.
 
     Returns
     -------
@@ -55,6 +79,7 @@ def attention_shares(attention: xr.DataArray) -> xr.DataArray:
         shares = shares.chunk(target=-1)
     total = shares.sum("target")
     shares = shares / total.where(total > 0)
+    single += [label for label in also if label not in single]
     parts = [take(shares, "position", single, what)]
     if answer:
         mean = take(shares, "position", answer, what).mean("position", skipna=True)
@@ -71,8 +96,9 @@ def attention_shares(attention: xr.DataArray) -> xr.DataArray:
 
 
 def attention_summary(
-    attention: xr.DataArray, *, problem: xr.DataArray | None = None, n_resample: int = 300, seed: int = 0
-) -> xr.Dataset:
+    attention: xr.DataArray, *, problem: xr.DataArray | None = None, n_resample: int = 300, seed: int = 0,
+    also: Sequence[str] = (),
+) -> xr.Dataset:  # fmt: skip
     """Where every query of every head looks, over all examples, and how sure that is.
 
     ``share`` : (layer, head, query, target), the mean of :func:`attention_shares` over the examples that have the
@@ -88,9 +114,11 @@ def attention_summary(
         Lazy input stays lazy; compute the result as a whole, so that it is read once, in memory that does not grow.
     problem : (example,)
         Group of each example; by default the coordinate ``problem``, else each example is its own.
+    also
+        Answer positions that are queries of their own as well.
     """
     require_dims(attention, ["example", "layer", "head"], "the summary of attention")
-    shares = attention_shares(attention)
+    shares = attention_shares(attention, also)
     if problem is None:
         problem = attention.coords.get("problem", numbered(attention, ["example"])["example"])
     n = shares.isel(layer=0, head=0, target=0, drop=True).notnull().sum("example")

@@ -24,7 +24,11 @@ class CorrelationSettings(Part):
     where: tuple[str, ...] = setting(
         (), "Of a re-entry: which conditions, as corruption=mean.", metavar="KEY=VALUE", repeat=True
     )
-    query: str = setting("eot", "Whose attention: eot, answer, or a thought.")
+    query: str = setting(
+        "written",
+        "Whose attention: written, which is the position that predicts the first answer token that differs between"
+        " problems; eot, answer (their mean), a thought, or an answer token.",
+    )
     correction: Literal["holm", "bh"] = setting("holm", "For many tests: holm or bh.")
     permutations: int = setting(1000, "Permutations.")
     resamples: int = setting(500, "Resamples of the bootstrap over problems.")
@@ -37,6 +41,7 @@ class CorrelationSettings(Part):
 
 def run(source: "Source", settings: CorrelationSettings) -> "xr.Dataset":
     """Correlations of attention with what matters."""
+    from analyze.attention.shares import writing_position
     from analyze.correlate.correlation import attention_importance
     from analyze.correlate.importance import answer_attention
     from analyze.labels import part_of
@@ -44,12 +49,13 @@ def run(source: "Source", settings: CorrelationSettings) -> "xr.Dataset":
     # Positions are those looked at; the query, which looks, need not be one of them.
     data = part_of(source.lake[source.run], layers=settings.layers, limit=settings.limit)
     importance = importance_for(source, data, settings)
-    looked: Any = answer_attention(data["attention"], query=settings.query)
+    query = writing_position(data) if settings.query == "written" else settings.query
+    looked: Any = answer_attention(data["attention"], query=query)
     attention: Any = part_of(looked, positions=settings.positions)
     for dim in {"example", "position"} & set(importance.dims):
         importance = importance.isel({dim: importance[dim].isin(attention[dim])})
     with source.progress(unit="resamples") as report:
-        return attention_importance(
+        result = attention_importance(
             attention,
             importance,
             correction=settings.correction,
@@ -58,6 +64,7 @@ def run(source: "Source", settings: CorrelationSettings) -> "xr.Dataset":
             seed=settings.seed,
             progress=report,
         )
+    return result.assign_attrs(query=query)
 
 
 def importance_for(source: "Source", data: "xr.Dataset", settings: CorrelationSettings) -> "xr.DataArray":
@@ -78,8 +85,8 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     names, positions = ("pooled", "within", "partial", "two_way"), result["position"].values
     return [
         Table(
-            title=f"{result.attrs['run']}: attention of {settings.query} against {settings.importance},"
-            f" {int(result['n_example'])} examples",
+            title=f"{result.attrs['run']}: attention of {result.attrs.get('query', settings.query)} against"
+            f" {measure_of(spec)}, {int(result['n_example'])} examples",
             columns=["layer", *names, *positions],
             rows=[
                 [
@@ -91,6 +98,14 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
             ],
         )
     ]
+
+
+def measure_of(spec: Mapping[str, Any]) -> str:
+    """What attention is correlated with, and after which corruption."""
+    measure, where = str(spec.get("importance", "answer_logprob")), ", ".join(spec.get("where", ()))
+    if ":" not in measure:
+        return measure
+    return f"{measure} ({where or 'mean of all corruptions'})"
 
 
 def correlation(layer: Any, name: str) -> str:
@@ -105,5 +120,5 @@ COMMAND = Analysis(
     settings=CorrelationSettings,
     run=run,
     results={"correlate": tables},
-    made_by={"correlate": "--importance corrupt:failure"},
+    made_by={"correlate": "--importance corrupt:failure --where corruption=mean"},
 )

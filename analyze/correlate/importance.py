@@ -8,7 +8,7 @@ import xarray as xr
 
 from analyze.attention.shares import attention_shares
 from analyze.labels import inherited, labels_along, thought_labels
-from schemas import SchemaError, UsageError, nearest
+from schemas import SchemaError, UsageError, nearest, segment_of
 
 
 def answer_attention(attention: xr.DataArray, *, query: str = "eot", heads: bool = False) -> xr.DataArray:
@@ -19,7 +19,8 @@ def answer_attention(attention: xr.DataArray, *, query: str = "eot", heads: bool
     attention : (example, layer, head, position, key_position)
         Lazy input stays lazy.
     query
-        ``"eot"``, which predicts the first answer token; ``"answer"``, the mean over answer tokens; or a thought.
+        ``"eot"``, which predicts the first answer token; ``"answer"``, the mean over answer tokens; a thought; or one
+        answer token.
     heads
         Whether to keep the heads instead of their mean.
 
@@ -27,7 +28,8 @@ def answer_attention(attention: xr.DataArray, *, query: str = "eot", heads: bool
     -------
     (example, layer, position), or with ``head`` after ``layer``
     """
-    shares = attention_shares(attention)
+    there = query in attention["position"].values and segment_of(query) == "answer"
+    shares = attention_shares(attention, [query] if there else [])
     if query not in shares["query"].values:
         raise SchemaError(
             f"attention of query {query!r}: the run holds the queries {', '.join(shares['query'].values)}. "

@@ -7,8 +7,11 @@ import pandas as pd
 import xarray as xr
 
 from analyze.context import StoredResult
+from analyze.correlate.choice import HeldOut, held_out_layer
+from analyze.correlate.command import measure_of
 from analyze.drawing import INK, MUTED, PALETTE, faint_grid, legend_below
 from analyze.page import Page, Section
+from schemas.statistics import smallest_correlation
 
 CORRELATIONS = {
     "pooled": "pooled over problems and positions",
@@ -25,23 +28,27 @@ def attention_and_importance(page: Page) -> None:
     of_positions = page.results("correlate", lambda spec: ":" in str(spec.get("importance", "")), optional=True)
     results = of_positions or page.results("correlate")
     spec = results[0].stored.spec
-    page.set(query=spec.get("query", "eot"), measure=str(spec.get("importance", "")))
+    page.set(query=results[0].data.attrs.get("query", spec.get("query", "eot")), measure=measure_of(spec))
     for result in results:
         data = result.data
         kinds = [kind for kind in CORRELATIONS if np.isfinite(data[f"{kind}_r"].values).any()]
         draw_correlations(page, result, kinds)
         draw_means(page, result)
-        place = int(np.nanargmax(np.abs(np.nan_to_num(data["pooled_r"].values))))
         strict = next((kind for kind in ("two_way", "partial") if kind in kinds), "pooled")
-        page.say(
-            result,
-            strict,
-            pooled=float(data["pooled_r"][place]),
-            layer=int(data["layer"][place]),
-            r=float(data[f"{strict}_r"][place]),
-            p=float(data[f"{strict}_p_adjusted"][place]) if strict != "pooled" else np.nan,
-        )
+        told = {name: held_out_layer(data, name) for name in ("pooled", strict)}
+        name, values = sentence(told["pooled"], told[strict], strict)
+        page.say(result, name, **values)
         page.add("attention_importance", result, correlation_rows(data, kinds))
+
+
+def sentence(pooled: HeldOut | None, strict: HeldOut | None, kind: str) -> tuple[str, dict[str, Any]]:
+    """The line that fits, and its values: an interval that holds 0 is a null, told with what could have been seen."""
+    if pooled is None or strict is None or np.isnan(pooled.r):
+        return "nothing", {}
+    values = {"pooled": pooled.r, "pooled_low": pooled.low, "pooled_high": pooled.high, "layer": pooled.layer}
+    values |= {"r": strict.r, "low": strict.low, "high": strict.high, "n": strict.n}
+    values["smallest"] = smallest_correlation(strict.n)
+    return kind if strict.low > 0 or strict.high < 0 else f"{kind}_null", values
 
 
 def correlation_rows(data: xr.Dataset, kinds: list[str]) -> Any:
@@ -93,7 +100,7 @@ def draw_means(page: Page, result: StoredResult) -> None:
     ax.margins(0.2)
     faint_grid(ax, "both")
     ax.set_xlabel("mean attention of the answer")
-    ax.set_ylabel(f"mean importance ({result.stored.spec.get('importance', 'of the run')})")
+    ax.set_ylabel(f"mean importance ({measure_of(result.stored.spec)})")
     ax.set_title(f"{result.label}, layer {int(last['layer'])}")
 
 

@@ -25,7 +25,12 @@ from analyze.drawing import (
 from analyze.effects.conditions import Frame, by_carrying, places_of
 from analyze.effects.shown import ENDS, reentries, triple
 from analyze.page import Page, Section, listed
+from analyze.verdict.rules import NO, UNDECIDED, YES, decide
 from schemas.intervention import STEERING_UNIT
+from schemas.statistics import smallest_share
+
+TENTH = 0.1
+"""Share of right answers whose loss is told of a thought."""
 
 GROUPS = {
     "numbers": Look(label="thoughts that read as numbers", colour=HEAT),
@@ -37,7 +42,7 @@ GROUPS = {
 
 def position_ablation(page: Page) -> None:
     """Number-carrying thoughts against the others."""
-    not_counted = []
+    not_counted, overlaps = [], []
     for result, frame, base in reentries(page, "ablate", by_carrying):
         rows = frame[
             frame["group"].isin(list(GROUPS)) & ((frame["control"] == "") | frame["group"].str.startswith("random"))
@@ -55,12 +60,23 @@ def position_ablation(page: Page) -> None:
             for group in ("numbers", "others", "random like numbers")
             if group in accuracy
         ]
-        page.say(result, operations[0], untouched=base["accuracy"], groups=", ".join(groups), place=place)
+        n = int(cells["n"].max())
+        page.say(result, operations[0], untouched=base["accuracy"], groups=", ".join(groups), place=place, n=n)
+        overlaps += overlap_of(page, result)
         page.add("position_ablation", result, rows)
         worst = float(result.data["share_not_counted"].max()) if "share_not_counted" in result.data else 0
         if worst > 0:
             not_counted.append(page.text("not_counted", label=result.label, worst=worst))
-    page.set(not_counted="; ".join(not_counted))
+    page.set(not_counted="; ".join(not_counted), overlaps="; ".join(overlaps))
+
+
+def overlap_of(page: Page, result: StoredResult) -> list[str]:
+    """How many of the thoughts drawn at random read as numbers themselves, on average."""
+    if "number_share" not in result.data:
+        return []
+    share = result.data["number_share"]
+    thoughts = [label for label in share["position"].values if str(label).startswith("ct")]
+    return [page.text("overlap", label=result.label, share=float(share.sel(position=thoughts).mean()))]
 
 
 def draw_groups(page: Page, result: StoredResult, rows: Frame, base: float, operation: str) -> None:
@@ -97,13 +113,26 @@ def token_ablation(page: Page) -> None:
         shown = "mean" if "mean" in corruptions else corruptions[0]
         of_thought = rows[rows["corruption"] == shown].drop_duplicates("group").set_index("group").reindex(thoughts)
         series.append((result.look, *triple(of_thought, "importance")))
-        order = of_thought["importance"].sort_values(ascending=False)
-        high = [page.text("one", thought=name, importance=value) for name, value in order.items() if value >= 0.1]
-        low = [str(name) for name, value in order.items() if value < 0.1]
-        line = "none_high" if not high else "some_high" if low else "all_high"
-        page.say(result, line, high=", ".join(high), low=listed(low))
+        page.say(result, "thoughts", **importance_told(page, of_thought))
         page.add("token_ablation", result, rows)
     page.bars("importance_by_position", thoughts, series, "right answers that turn wrong", top=1.03)
+
+
+def importance_told(page: Page, rows: Frame) -> dict[str, Any]:
+    """Thoughts above a tenth of the answers, below it, not told from it, as their intervals say; n and its power."""
+    order = rows.sort_values("importance", ascending=False)
+    says = [
+        decide(low, high, TENTH) for low, high in zip(order["importance_low"], order["importance_high"], strict=True)
+    ]
+    named: dict[str, list[str]] = {YES: [], NO: [], UNDECIDED: []}
+    for (name, row), answer in zip(order.iterrows(), says, strict=True):
+        value = page.text("one", thought=name, importance=row["importance"])
+        named.setdefault(answer, []).append(str(name) if answer == NO else value)
+    parts = [page.text("none_high") if not named[YES] else ", ".join(named[YES])]
+    parts += [page.text("low", names=listed(named[NO]))] if named[NO] else []
+    parts += [page.text("undecided", names=listed(named[UNDECIDED]))] if named[UNDECIDED] else []
+    n = int(order["n"].max())
+    return {"thoughts": "; ".join(parts), "n": n, "smallest": smallest_share(n, TENTH)}
 
 
 def steering(page: Page) -> None:

@@ -86,6 +86,9 @@ def commands(section: Section, context: Context) -> list[str]:
         runs = [run for run in runs if "mlp_output" in context.run(run)]
         if not runs:
             return []
+    elif section.of == "width":
+        alone = [run for run in context.runs if not context.weight(run)[0]] or context.runs
+        runs = [run for run in alone if context.run(run).sizes["hidden"] == context.run(alone[0]).sizes["hidden"]]
     elif section.of == "several" and len(runs) < 2:
         runs = context.runs if len(context.runs) > 1 else [*context.runs, "MODEL/DATASET"]
     needs = (need.partition(" ") for need in section.needs)

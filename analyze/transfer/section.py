@@ -129,9 +129,9 @@ def lenses(page: Page) -> None:
 
 
 SECTIONS = (
-    Section(slug="transfer", write=transfer, chapter="comparison", order=50, needs=("transfer",), of="several"),
+    Section(slug="transfer", write=transfer, chapter="comparison", order=50, needs=("transfer",), of="width"),
     Section(
-        slug="transfer-sae", write=dictionaries, chapter="comparison", order=51, needs=("transfer_sae",), of="several"
+        slug="transfer-sae", write=dictionaries, chapter="comparison", order=51, needs=("transfer_sae",), of="width"
     ),
-    Section(slug="transfer-lens", write=lenses, chapter="comparison", order=52, needs=("transfer_lens",), of="several"),
+    Section(slug="transfer-lens", write=lenses, chapter="comparison", order=52, needs=("transfer_lens",), of="width"),
 )

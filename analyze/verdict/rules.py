@@ -18,7 +18,7 @@ TAKEN_OUT = ("mean", "resample")
 """Methods that take out all that a thought holds and keep it where thoughts lie: what loses nothing by them does not
 use it. Of patch and edit, which put another content in, and of erase, which takes a part out, only a yes counts."""
 HINTS = ("zero", "shuffle", "noise", "edges cut")
-"""Methods that implicate thoughts of models that do not use them (docs/methods.md); no verdict rests on them."""
+"""Methods that put a thought where none stands, or implicate thoughts that are not used (docs/methods.md)."""
 Triple = tuple[float, float, float]
 """Estimate and the ends of its interval."""
 

@@ -56,6 +56,8 @@ class Protocol:
     """Thoughts of a checkpoint that does not say; ``None``: it has to be said."""
     answer_prefix: str = ""
     """Text between the thoughts and the answer itself."""
+    writes_steps: bool = False
+    """Whether it writes steps before the prefix, so that an answer is judged after the steps that it wrote."""
 
     def __post_init__(self) -> None:
         """Check what hangs together."""
@@ -142,6 +144,8 @@ PROTOCOLS: dict[str, Protocol] = {
             CODI, name="codi-multimode", rows=("[BOT]", "[EOT]"), n_unwritten=0, before_bot=("<|eot_id|>",),
             if_known=("<|eot_id|>",),
         ),
+        # The control of CODI: one learned vector at every thought.
+        replace(CODI, name="codi-pause", fed="vector", vector="pause_embedding"),
         # ModalityDance/LatentTTS: adapters merged, markers in the tokenizer.
         replace(
             CODI, name="codi-hf", prefixes=("",), unused=(), rows=COCONUT.rows, n_unwritten=0, trimmed=False,
@@ -152,7 +156,7 @@ PROTOCOLS: dict[str, Protocol] = {
         replace(COCONUT, name="pause", fed="vector", vector="pause_embedding"),
         replace(COCONUT, name="multipass-pause", fed="vector", vector="pause_embedding"),
         DIRECT,
-        replace(DIRECT, name="cot"),
+        replace(DIRECT, name="cot", writes_steps=True),
     )
 }  # fmt: skip
 PREFIXES = tuple(dict.fromkeys(prefix for entry in PROTOCOLS.values() for prefix in entry.prefixes if prefix)) + ("",)
@@ -237,6 +241,8 @@ def recognise(
     for control, argument in (("cot", "cot"), ("direct", "no_cot")):
         if arguments.get(argument):
             return PROTOCOLS[control]
+    if PROTOCOLS["codi-pause"].vector in names and prefix.startswith("codi."):
+        return PROTOCOLS["codi-pause"]
     if any(name.startswith("prj.") for name in names) or prefix.startswith("codi."):
         return PROTOCOLS["codi-multimode" if n_extra == len(PROTOCOLS["codi-multimode"].rows) else "codi"]
     if any(name.startswith("projector.") for name in names):

@@ -642,8 +642,10 @@ class Reasoner:
         with torch.inference_mode(), self.session(hooks=recorder is not None or editor is not None):
             flight = Flight(self, pad, n_before, KeyValues(head + room), recorder=recorder, editor=editor)
             state = flight.think(flight.feed_tokens(tokens)[:, -1])
-            if gold is None:
+            if gold is None or self.protocol.writes_steps:
                 answers = flight.answer(flight.close(state), max_new_tokens)
+                if gold is not None:
+                    log_p = self._after_own_steps(prompts, answers.tolist(), asked)
             else:
                 log_p, answers = flight.answer_beside(
                     state, [tokens for tokens, _ in asked], [start for _, start in asked], max_new_tokens
@@ -687,6 +689,38 @@ class Reasoner:
             )
 
         return end
+
+    def _after_own_steps(
+        self, prompts: Sequence[Sequence[int]], written: Sequence[list[int]], asked: Sequence[tuple[list[int], int]]
+    ) -> Tensor:
+        """Log probability ``(row, 1)`` of answers after the steps that were written; NaN where no prefix ends them.
+
+        ``asked`` are tokens of each answer and how many of them are the prefix's.
+        """
+        prefix = self._plain(self.answer_prefix)
+        rows: list[int] = []
+        texts: list[list[int]] = []
+        golds: list[list[int]] = []
+        for row, (prompt, tokens, gold) in enumerate(zip(prompts, written, asked, strict=True)):
+            ends = [end for end in range(len(prefix), len(tokens) + 1) if tokens[end - len(prefix) : end] == prefix]
+            answer = gold[0][gold[1] :]
+            text = [*prompt, *tokens[: ends[-1]], *answer] if ends else []
+            if text and len(text) <= self.context:
+                rows.append(row)
+                texts.append(text)
+                golds.append(answer)
+        log_p = torch.full((len(prompts), 1), torch.nan, device=self.device)
+        if not rows:
+            return log_p
+        laid, pad, n_before = self.lay_out(texts)
+        states = Flight(self, pad, n_before, KeyValues(n_before + 1)).feed_tokens(laid)
+        longest = max(map(len, golds))
+        logits = self._logits(states[:, -longest - 1 : -1])
+        each = logits.gather(-1, laid[:, -longest:, None])[..., 0] - logits.logsumexp(-1)
+        n_asked = torch.tensor([len(gold) for gold in golds], device=self.device)
+        inside = torch.arange(longest, 0, -1, device=self.device) <= n_asked[:, None]
+        log_p[rows, 0] = each.where(inside, 0).sum(1)
+        return log_p
 
     def tokens_and_prefix(self, answer: str) -> tuple[list[int], int]:
         """Tokens of an answer and how many of them are the prefix's; kept, as answers come again and again."""

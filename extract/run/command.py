@@ -109,6 +109,11 @@ def extract_run(settings: ExtractSettings, shell: Shell) -> Output:
             f"memory was too small for {settings.batch_size} questions at once: batches of at most {done.most_rows}"
             " instead"
         )
+    if done.n_cut:
+        shell.note(
+            f"{done.run}: {done.n_cut} answers had not ended after {settings.max_new_tokens} tokens;"
+            " more are allowed with --max-new-tokens"
+        )
     whole = done.n_committed == done.n_example
     examples = f"{done.n_example} examples" if whole else f"{done.n_committed} of {done.n_example} examples"
     line = (

@@ -41,6 +41,8 @@ class Extracted:
     """Examples that are in the lake now, whoever wrote them."""
     n_correct: int = 0
     """Correct answers among those."""
+    n_cut: int = 0
+    """Those that had not ended after the longest answer that was allowed."""
     shards_written: list[int] = field(default_factory=list)
     shards_kept: int = 0
     """Shards that were committed already."""
@@ -203,8 +205,10 @@ def extract(
                 writing.start(write, shard, work, claim.pop_all())
                 del values, work
     report(0)
-    finished = open_lake(lake).open(prepared.run)["correct"]
-    done.n_committed, done.n_correct = finished.size, int(finished.sum())
+    run = open_lake(lake).open(prepared.run)
+    done.n_committed, done.n_correct = run["correct"].size, int(run["correct"].sum())
+    last = run["token"].sel(position=f"a{prepared.spec.max_new_tokens - 1}").values
+    done.n_cut = int(((last >= 0) & (last != prepared.reasoner.eos_id)).sum())
     return done
 
 

@@ -34,7 +34,7 @@ from extract.small_models.graph_network import (
     save_graph_checkpoint,
 )
 from extract.small_models.graph_problems import DEPTH, KINDS, Graphs, draw_graphs, held_out_graphs
-from extract.small_models.settings import Settings
+from extract.small_models.losses import Settings
 from extract.small_models.thinking import Sequence
 from extract.small_models.train import GRAPH_NAMES, TrainingState, make_optimizer, optimize, run_stages
 from schemas import UsageError

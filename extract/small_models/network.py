@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,12 +11,18 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from extract.model.protocols import named_protocol
 from extract.small_models.problems import LARGEST_NUMBER, PEOPLE, SENTENCES, THINGS
 
 N_LATENT = 6
 ANSWER_PREFIX = "The answer is:"
 HIDDEN = 64
 ARCHITECTURES = ("gpt2", "llama")
+Kind = Literal["codi", "pause", "cot", "direct"]
+CONTROLS: tuple[Kind, ...] = ("pause", "cot", "direct")
+PROTOCOL = {"pause": "codi-pause", "cot": "cot"}
+"""How those of the controls are asked that the project loads; the direct one is trained for its accuracy alone."""
+PAUSE = named_protocol("codi-pause").vector
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -70,14 +76,18 @@ def base_config(architecture: str, n_word: int) -> GPT2Config | LlamaConfig:
     )
 
 
+HEAD = "codi.lm_head.weight"
+
+
 class SmallCodi(nn.Module):
     """A plain language model with three more words (pad, bot, eot) and CODI's projection.
 
     The names of its weights are those of the official checkpoints: ``codi.*`` and ``prj.*``.
     """
 
-    def __init__(self, architecture: str, n_word: int) -> None:
+    def __init__(self, architecture: str, n_word: int, kind: Kind = "codi") -> None:
         super().__init__()
+        self.kind = kind
         config = base_config(architecture, n_word)
         self.architecture = architecture
         self.pad_id, self.bot_id, self.eot_id = n_word, n_word + 1, n_word + 2
@@ -87,6 +97,8 @@ class SmallCodi(nn.Module):
         norm = nn.LayerNorm(HIDDEN)
         nn.init.constant_(norm.weight, 0.02)  # the scale of the word embeddings
         self.prj.add_module("ln", norm)
+        if kind == "pause":
+            self.pause_embedding = nn.Parameter(torch.randn(HIDDEN) * 0.02)
 
     @property
     def body(self) -> Any:
@@ -94,35 +106,53 @@ class SmallCodi(nn.Module):
         return self.codi.transformer if self.architecture == "gpt2" else self.codi.model
 
     @property
+    def embedding_name(self) -> str:
+        """Name of the embedding's weight."""
+        return "codi.transformer.wte.weight" if self.architecture == "gpt2" else "codi.model.embed_tokens.weight"
+
+    @property
     def embedding(self) -> torch.Tensor:
         """Embedding and, being tied, unembedding: (vocabulary, hidden)."""
         weight: torch.Tensor = self.codi.get_input_embeddings().weight
         return weight
 
+    def fed(self, state: torch.Tensor) -> torch.Tensor:
+        """What is fed at a thought after this final state (batch, hidden)."""
+        vector: torch.Tensor = self.pause_embedding.expand_as(state) if self.kind == "pause" else self.prj(state)
+        return vector
+
 
 def save_checkpoint(model: SmallCodi, folder: Path) -> None:
-    """Write weights (float16), configuration and tokenizer in the official layout, and what is ours in codi.json."""
+    """Write weights (float16), configuration and tokenizer as the protocol has them, and what is ours in codi.json."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
         name: tensor.detach().to("cpu", torch.float16).contiguous()
         for name, tensor in model.state_dict().items()
-        if name != "codi.lm_head.weight"
+        if name != HEAD and not (name.startswith("prj.") and model.kind in PROTOCOL)
     }
+    if model.kind == "cot":  # a plain language model
+        weights = {name.removeprefix("codi."): tensor[: model.pad_id] if name == model.embedding_name else tensor
+                   for name, tensor in weights.items()}  # fmt: skip
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     base_config(model.architecture, model.pad_id).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
-    settings = {"n_latent": N_LATENT, "answer_prefix": ANSWER_PREFIX}
+    settings: dict[str, Any] = {"n_latent": 0 if model.kind == "cot" else N_LATENT, "answer_prefix": ANSWER_PREFIX}
+    if model.kind in PROTOCOL:
+        settings = {"protocol": PROTOCOL[model.kind], **settings}
     (folder / "codi.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
 def load_checkpoint(folder: Path) -> SmallCodi:
     """Read a model written by `save_checkpoint`, for training and its own evaluation only."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    model = SmallCodi(config["model_type"], config["vocab_size"])
+    protocol = json.loads((folder / "codi.json").read_text(encoding="utf-8")).get("protocol")
+    kind: Kind = next((kind for kind in CONTROLS if PROTOCOL.get(kind) == protocol is not None), "codi")
+    model = SmallCodi(config["model_type"], config["vocab_size"], kind)
     weights = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
-    model.load_state_dict({**weights, "codi.lm_head.weight": weights[_embedding_name(config["model_type"])]})
+    if kind == "cot":
+        weights = {f"codi.{name}": tensor for name, tensor in weights.items()}
+    embedding = model.embedding.detach().clone()
+    embedding[: len(weights[model.embedding_name])] = weights[model.embedding_name]
+    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("prj.")}
+    model.load_state_dict({**own, **weights, model.embedding_name: embedding, HEAD: embedding})
     return model.eval()
-
-
-def _embedding_name(architecture: str) -> str:
-    return "codi.transformer.wte.weight" if architecture == "gpt2" else "codi.model.embed_tokens.weight"

@@ -196,9 +196,13 @@ def think(
     tuple of Tensor
         Final states at bot, ct0..ct5 (batch, 7, hidden) and the vectors fed (batch, 6, hidden).
     """
+    if model.kind == "pause" and not replace:  # all vectors are known before: one pass
+        vectors = model.fed(state)[:, None].expand(-1, N_LATENT, -1)
+        (after,) = sequence.feed(vectors)
+        return torch.cat([state[:, None], after], 1), vectors
     states, fed = [state], []
     for k in range(N_LATENT):
-        vector = model.prj(states[-1])
+        vector = model.fed(states[-1])
         if replace and k in replace:
             mask, source = replace[k]
             vector = torch.where(mask[:, None], source if source.is_floating_point() else vector[source], vector)

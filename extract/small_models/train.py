@@ -3,8 +3,9 @@
 Stage 1 is CODI (arXiv 2502.21074) with read-out losses on the thoughts. Stage 2 goes on from there, with thoughts
 exchanged between problems (interchange training, Geiger et al. 2022), in one of two ways. For ``small-ARCH`` the answer
 is trained to follow the exchanged number: its thoughts are used. For ``small-ARCH-decodable`` the answer is trained to
-stay what it was: its thoughts can be read and are not used. ``small-ARCH-direct`` is the comparison: the same network,
-data and number of steps, answering without thoughts.
+stay what it was: its thoughts can be read and are not used. The controls are the same network on the same data.
+``small-ARCH-pause``, fed one learned vector at every thought, and ``small-ARCH-direct``, which answers at once, are
+trained for the same number of steps; ``small-ARCH-cot``, which writes its steps, has learnt it much sooner.
 
 Every batch is drawn from the seed and the step alone, and training state is written every few hundred steps, so a
 training that was killed goes on where it was and ends with the weights it would have had.
@@ -14,7 +15,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,36 +25,37 @@ from numpy.typing import NDArray
 from torch import nn
 
 from extract.model.device import device_errors, find_device
-from extract.small_models.losses import answer_texts, direct_losses, feed_answer, thought_losses
-from extract.small_models.network import ARCHITECTURES, SmallCodi, make_tokenizer, save_checkpoint
+from extract.small_models.losses import Settings, Stage, batch_losses, quick_accuracy
+from extract.small_models.network import ARCHITECTURES, CONTROLS, SmallCodi, make_tokenizer, save_checkpoint
 from extract.small_models.problems import MAX_OPERATION, make_splits
-from extract.small_models.settings import Settings, Stage
-from extract.small_models.thinking import (
-    ProblemTable,
-    Words,
-    read_question,
-    tabulate,
-    think,
-)
+from extract.small_models.thinking import ProblemTable, Words, tabulate
 from schemas.errors import UsageError
 
-NAMES = tuple(f"small-{architecture}{kind}" for architecture in ARCHITECTURES for kind in ("", "-decodable", "-direct"))
+NAMES = tuple(
+    f"small-{architecture}{kind}"
+    for architecture in ARCHITECTURES
+    for kind in ("", "-decodable", *(f"-{control}" for control in CONTROLS))
+)
 GRAPH_NAMES = ("small-graph", "small-graph-pause", "small-graph-direct")
 """Trained by :func:`extract.small_models.graph_train.train_graph`."""
 DATA_SEED = 0
+
+
 StageT = TypeVar("StageT", bound=Settings)
 STAGE_1 = Stage(steps=6000, rate=2e-3)
 FOLLOW = Stage(steps=2400, rate=1e-3, exchange="follow")
 IGNORE = Stage(steps=1500, rate=1e-3, exchange="ignore")
-DIRECT = Stage(steps=STAGE_1.steps + FOLLOW.steps, rate=2e-3, thoughts=False)
+CONTROL = Stage(steps=STAGE_1.steps + FOLLOW.steps, rate=2e-3)
+COT = Stage(steps=1800, rate=2e-3, kind="cot")  # every text of the validation problems is right after 1,200
 
 
 def plan(name: str) -> list[tuple[str, Stage]]:
     """Return the stages a name stands for, each with the name its weights are written under."""
     if name not in NAMES:
         raise UsageError(f"train {name!r}: no such model; choose one of {', '.join((*NAMES, *GRAPH_NAMES))}")
-    if name.endswith("-direct"):
-        return [(name, DIRECT)]
+    for control in CONTROLS:
+        if name.endswith(f"-{control}"):
+            return [(name, COT if control == "cot" else replace(CONTROL, kind=control))]
     first = name.removesuffix("-decodable") + "-stage-1"
     return [(first, STAGE_1), (name, IGNORE if name.endswith("-decodable") else FOLLOW)]
 
@@ -134,19 +136,17 @@ def train(
     groups = [np.flatnonzero(tables["train"].n_operation == n) for n in range(1, MAX_OPERATION + 1)]
     words = Words.of(where)
     torch.manual_seed(seed)
-    model = SmallCodi(name.split("-")[1], len(make_tokenizer())).to(where)
+    model = SmallCodi(name.split("-")[1], len(make_tokenizer()), stages[0][1].kind).to(where)
     state = TrainingState(model, make_optimizer(model, stages[0][1]))
 
     def step(stage: Stage, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         batch = tables["train"].take(draw_rows(rng, groups, stage))
         model.train()
-        if stage.thoughts:
-            return optimize(state, stage, thought_losses(model, stage, batch, rng, words))
-        return optimize(state, stage, direct_losses(model, stage, batch, words))
+        return optimize(state, stage, batch_losses(model, stage, batch, rng, words))
 
     return run_stages(
         stages, state, out, seed, step,
-        lambda stage: quick_accuracy(model, tables["validation"], words, stage.thoughts),
+        lambda stage: quick_accuracy(model, tables["validation"], words),
         lambda stage, folder: save_checkpoint(model, folder), progress, save_every, stop_after,
     )  # fmt: skip
 
@@ -238,25 +238,6 @@ def optimize(state: TrainingState, stage: Settings, losses: dict[str, torch.Tens
     nn.utils.clip_grad_norm_(state.model.parameters(), stage.clip)
     state.optimizer.step()
     return losses
-
-
-@torch.no_grad()
-def quick_accuracy(
-    model: SmallCodi, table: ProblemTable, words: Words, thoughts: bool, n_problem: int = 500
-) -> dict[str, float]:
-    """Accuracy on the first problems of a table, all and with the most operations; the template is given."""
-    model.eval()
-    table = table.take(np.arange(min(n_problem, len(table.n_operation))))
-    device = words.number.device
-    sequence, state = read_question(model, torch.from_numpy(table.question).to(device))
-    if thoughts:
-        think(model, sequence, state)
-    answer = torch.from_numpy(table.answer).to(device)
-    (states,) = feed_answer(model, sequence, answer_texts(answer, words))
-    logits = states[:, -2] @ model.embedding.T
-    right = (logits.argmax(1) == words.number[answer]).cpu().numpy()
-    most = table.n_operation == MAX_OPERATION
-    return {"accuracy": float(right.mean()), "accuracy_4": float(right[most].mean())}
 
 
 def _main() -> None:

@@ -53,7 +53,7 @@ class TrainCommandSettings(TrainSettings):
     out: Path = setting(help="Folder for checkpoints and training state.", metavar="DIR")
     name: str | None = setting(
         None,
-        "small-gpt2, small-llama, their -decodable twins or -direct comparisons; small-graph, its -pause or -direct.",
+        "small-gpt2, small-llama, their twins -decodable, -pause, -cot or -direct; small-graph, its -pause or -direct.",
         metavar="[NAME]",
         argument=True,
     )
