@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import xarray as xr
-from analyze.written import at_places
 
+from analyze.written import at_places
 from extract import load_reasoner
 from extract.reenter.armed import Armed
 from extract.small_models.evaluate import Rate
