@@ -172,10 +172,7 @@ def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
 
 def _read_file(path: Path) -> dict[str, Tensor]:
     try:
-        if path.suffix == ".safetensors":
-            raw = load_file(path)
-        else:
-            raw = torch.load(path, map_location="cpu", weights_only=True)
+        raw = load_file(path) if path.suffix == ".safetensors" else _read_pickled(path)
     except Exception as error:  # unpickling and parsing raise many types
         raise UsageError(f"weights cannot be read from {path}: {first_line(error)}; is the file complete?") from error
     if isinstance(raw, Mapping) and isinstance(raw.get("state_dict"), Mapping):  # Lightning
@@ -187,6 +184,21 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     strange = {key: value.layout for key, value in weights.items() if value.layout != torch.strided}
     check_plain(kinds | {key: str(layout).removeprefix("torch.") for key, layout in strange.items()}, str(path))
     return weights
+
+
+def _read_pickled(path: Path) -> Any:
+    """Content of a file of ``torch.save``; what will be widened anyway stays in the file until then."""
+    with path.open("rb") as file:
+        mapped = file.read(4) == _PICKLED[0]
+    raw = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    inside = raw.get("state_dict", raw) if isinstance(raw, Mapping) else raw
+    if not mapped or not isinstance(inside, Mapping):
+        return raw
+    # Float32 would be used as it lies there, and the file may be written anew while the model is at work.
+    return {
+        key: value.clone() if isinstance(value, Tensor) and value.dtype == torch.float32 else value
+        for key, value in inside.items()
+    }
 
 
 def check_plain(kinds: Mapping[str, str], source: str) -> None:
