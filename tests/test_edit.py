@@ -168,6 +168,11 @@ def test_a_subspace_of_few_dimensions_carries_the_result(lake: Path) -> None:
         assert one(used, "hit_share", change="exchange", subspace=name, rank=8) > 0.75
     random = {"subspace": "random #1", "rank": 8, "control": "random subspace"}
     assert one(used, "importance", change="erase", **random) < 0.15
+    apart = {"subspace": "random apart #1", "rank": 8, "control": "random, apart"}
+    assert one(used, "importance", change="erase", **apart) == 0
+    assert one(used, "held_share", change="erase", **apart) < 0.1
+    assert one(used, "held_share", change="erase", subspace="means", rank=8) > 0.9
+    assert one(used, "held_share", change="erase", **random) == pytest.approx(8 / 64, abs=0.1)
     assert one(used, "hit_share", change="exchange", **random) < 0.1
     assert one(used, "kept_share", change="exchange", subspace="all of it", control="self (stored)") == 1
     again = subspaces(target(lake), settings)

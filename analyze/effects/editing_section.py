@@ -70,7 +70,8 @@ def subspaces(page: Page) -> None:
         rows = frame[~frame["control"].str.startswith("self")]
         for number, (name, at_place) in enumerate(places(rows)):
             erased, exchanged = (at_place[at_place["change"] == change] for change in ("erase", "exchange"))
-            page.say(result, "place", **findings(erased, exchanged), place=name)
+            values = findings(erased, exchanged)
+            page.say(result, "apart" if values["apart"] == values["apart"] else "place", **values, place=name)
             if number == 0:
                 draw_ranks(page, result, erased, "importance", name)
                 draw_ranks(page, result, exchanged, "hit", name)
@@ -81,13 +82,17 @@ def findings(erased: Frame, exchanged: Frame) -> dict[str, Any]:
     """The subspace that costs most when erased, the whole state, random ones of its rank; the best exchange."""
     own = erased[(erased["control"] == "") & (erased["subspace"] != WHOLE)]
     most = own.loc[own["importance"].idxmax()]
-    random = erased[(erased["control"] == "random subspace") & (erased["rank"] == most["rank"])]
+    random, apart = (
+        erased[(erased["control"] == control) & (erased["rank"] == most["rank"])]
+        for control in ("random subspace", "random, apart")
+    )
     swaps = exchanged[(exchanged["control"] == "") & (exchanged["subspace"] != WHOLE)]
     best = swaps.loc[swaps["hit_share"].idxmax()]
     whole = erased[erased["subspace"] == WHOLE].iloc[0]
     return {
         "erased": most["importance"], "subspace": most["subspace"], "rank": most["rank"], "whole": whole["importance"],
-        "random": random["importance"].mean(), "hit": best["hit_share"], "by": best["subspace"], "of": best["rank"],
+        "random": random["importance"].mean(), "apart": apart["importance"].mean(), "hit": best["hit_share"],
+        "by": best["subspace"], "of": best["rank"],
     }  # fmt: skip
 
 

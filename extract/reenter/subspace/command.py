@@ -1,5 +1,6 @@
 """``lake reenter subspace``."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +15,11 @@ if TYPE_CHECKING:
     from extract.reenter.target import Target
 
 EVERYTHING = "all of it"
-RANDOM = "random"
+RANDOM, APART = "random", "random apart"
+HOLDS = (
+    "holds: share of the spread of class means that lies inside; a random subspace of rank k holds about k in d of it,"
+    " one that is apart none; "
+)
 LABELS = ("changed", "layer", "step", "subspace", "rank", "control")
 
 
@@ -42,7 +47,9 @@ class SubspaceSettings(Settings):
     step: int | None = setting(
         None, "Step of the chain whose result is meant, from 0; by default the one that is read there.", least=0
     )
-    draws: int = setting(3, "Random subspaces of each rank beside them.", least=1)
+    draws: int = setting(
+        3, "Random subspaces of each rank beside them, and as many orthogonal to what class means span.", least=1
+    )
     das_steps: int = setting(100, "Training steps of das, at each rank.", least=1)
     das_rows: int = setting(64, "Examples in each of these steps.", least=1)
     seed: int = setting(0, "Seed of the halves, of what is drawn and of training.", least=0)
@@ -62,20 +69,25 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     for index in range(1, overall.sizes["condition"]):
         condition = overall.isel(condition=index)
         labels = [label_text(label, condition[label].item()) for label in LABELS]
+        share = float(condition["held_share"]) if "held_share" in condition else math.nan
+        holds = f"{share:.3f}" if share == share else "-"
         if str(condition["change"].item()) == "erase":
             figures = [interval_text(condition, "accuracy"), interval_text(condition, "importance")]
-            erased.append([*labels, str(int(condition["n"])), *figures, p_text(condition["p_right_holm"])])
+            erased.append([*labels, holds, str(int(condition["n"])), *figures, p_text(condition["p_right_holm"])])
         else:
             figures = [_share(condition, "hit"), _share(condition, "kept")]
-            exchanged.append([*labels, str(int(condition["n_wanted"])), *figures, p_text(condition["p_hit_holm"])])
+            exchanged.append(
+                [*labels, holds, str(int(condition["n_wanted"])), *figures, p_text(condition["p_hit_holm"])]
+            )
     count = f"fitted on {result.attrs['n_fitted']} examples, tried on {result.attrs['n_tried']} others"
     return [
         Table(
-            title="erased", columns=[*LABELS, "n", "accuracy 95%", "broken 95%", "p Holm"], rows=erased,
-            labels=len(LABELS), caption="p: right answers against those after erasing a random subspace of that rank",
+            title="erased", columns=[*LABELS, "holds", "n", "accuracy 95%", "broken 95%", "p Holm"], rows=erased,
+            labels=len(LABELS), caption=HOLDS + "p: right answers against those after erasing a random subspace of that"
+            " rank",
         ),
         Table(
-            title="exchanged", columns=[*LABELS, "n", "follows the donor 95%", "own answer 95%", "p Holm"],
+            title="exchanged", columns=[*LABELS, "holds", "n", "follows the donor 95%", "own answer 95%", "p Holm"],
             rows=exchanged, labels=len(LABELS), caption="p: against exchanging a random subspace of that rank",
         ),
         count,

@@ -8,8 +8,16 @@ import xarray as xr
 
 from extract.reenter.cells import Cells
 from extract.reenter.steering.directions import stored_vectors
-from extract.reenter.subspace.command import EVERYTHING, RANDOM, SubspaceSettings
-from extract.reenter.subspace.fits import FITS, Fit, orthonormal, random_subspace
+from extract.reenter.subspace.command import APART, EVERYTHING, RANDOM, SubspaceSettings
+from extract.reenter.subspace.fits import (
+    FITS,
+    Fit,
+    class_means,
+    class_spread,
+    orthonormal,
+    random_subspace,
+    share_inside,
+)
 from extract.reenter.subspace.interchange import train_interchange
 from extract.reenter.target import Target
 from extract.reenter.trial import Place, Trial, give, open_trial, places_of, where
@@ -17,7 +25,7 @@ from extract.reenter.wanted import Wanted, draw_at, is_value, labels_of
 from schemas import Intervention, UsageError
 
 TRAINED = "das"
-RANDOM_CONTROL = "random subspace"
+RANDOM_CONTROL, APART_CONTROL = "random subspace", "random, apart"
 
 
 def subspaces(target: Target, settings: SubspaceSettings | None = None) -> xr.Dataset:
@@ -40,6 +48,8 @@ def subspaces(target: Target, settings: SubspaceSettings | None = None) -> xr.Da
         ``exchange``), ``subspace``, ``rank`` and ``control``, on the problems that nothing was fitted on and that the
         model answers rightly; figures of :meth:`extract.reenter.cells.Cells.measure`. ``hit_share`` of an exchange is
         the interchange accuracy; ``p_right`` and ``p_hit`` are against the first random subspace of the same rank.
+        ``held_share(condition)`` is how much of the spread of class means lies inside. Random subspaces come in two
+        kinds: drawn evenly, which hold rank in width of every direction, and drawn orthogonal to what class means span.
 
     Raises
     ------
@@ -55,9 +65,14 @@ def subspaces(target: Target, settings: SubspaceSettings | None = None) -> xr.Da
     arrays = {name: _stored(trial, name) for name in settings.stored}
     places = places_of(trial, settings.site, settings.layers, settings.positions, settings.step)
     wants, passed_over = draw_at(trial, places, seed=seed)
+    held: dict[tuple[Place, str, int], float] = {}
     for place, wanted in wants.items():
         mean = np.asarray(np.nanmean(trial.column(place)[trial.fitted], axis=0))
+        spread, means = _spread_of_classes(trial, place)
+        # Never all of the width: as many dimensions must be left as are asked for.
+        apart = means[: max(0, min(max(settings.ranks), hidden - max(settings.ranks)))]
         fits = {f"{RANDOM} #{n + 1}": random_subspace(hidden, mean, seed + n) for n in range(settings.draws)}
+        fits |= {f"{APART} #{n + 1}": random_subspace(hidden, mean, seed + n, apart) for n in range(settings.draws)}
         for name in (*settings.subspaces, *settings.stored):
             if name != TRAINED:
                 fits[name] = _fit(trial, place, name, mean, arrays.get(name))
@@ -72,7 +87,26 @@ def subspaces(target: Target, settings: SubspaceSettings | None = None) -> xr.Da
             for name, fit in fits.items():
                 if rank <= len(fit.basis):
                     _inside(cells, wanted, name, fit, rank)
-    return cells.measure(seed=seed).assign_attrs(passed_over=passed_over)
+                    held[place, name, rank] = share_inside(fit, rank, spread)
+    out = cells.measure(seed=seed).assign_attrs(passed_over=passed_over)
+    return out.assign(held_share=("condition", _held_of(out, held)))
+
+
+def _spread_of_classes(trial: Trial, place: Place) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted means of the classes at a place, and orthonormal rows that span them, the largest first."""
+    labels = labels_of(trial, "intermediate_result", place.step)
+    rows = trial.fitted[is_value(labels[trial.fitted])]
+    states = trial.column(place)[rows]
+    return class_spread(states, labels[rows]), class_means(states, labels[rows]).basis
+
+
+def _held_of(out: xr.Dataset, held: Mapping[tuple[Place, str, int], float]) -> list[float]:
+    """How much of the classes' spread lies inside the subspace of each condition; NaN where there is none."""
+    names = ("site", "layer", "changed", "step", "subspace", "rank")
+    found = []
+    for site, layer, changed, step, name, rank in zip(*(out[name].values.tolist() for name in names), strict=True):
+        found.append(held.get((Place(site, layer, changed, step), name, rank), np.nan))
+    return found
 
 
 def _fit(trial: Trial, place: Place, name: str, mean: np.ndarray, array: xr.DataArray | None) -> Fit:
@@ -136,7 +170,7 @@ def _inside(cells: Cells, wanted: Wanted, name: str, fit: Fit, rank: int) -> Non
     values, place = cells.trial.target.values, wanted.place
     key = f"{name} {rank} at {place}"
     values.subspaces = {**values.subspaces, key: fit.rank(rank)}
-    control = RANDOM_CONTROL if name.startswith(RANDOM) else ""
+    control = APART_CONTROL if name.startswith(APART) else RANDOM_CONTROL if name.startswith(RANDOM) else ""
     exchanged = {"operation": "write", "subspace": key, "direction": _donors_at(place)}
     _add(cells, wanted, "erase", name, rank, {"operation": "project_out", "subspace": key}, control)
     _add(cells, wanted, "exchange", name, rank, exchanged, control)

@@ -55,11 +55,24 @@ def one_hot(label: np.ndarray) -> np.ndarray:
     return np.asarray(label[:, None] == np.unique(label)[None, :], dtype=np.float64)
 
 
+def class_spread(states: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Means ``(class, hidden)`` of the classes about that of all, each weighted by the root of its count."""
+    mean = states.mean(0)
+    weighted = [(states[label == each].mean(0) - mean) * np.sqrt((label == each).sum()) for each in np.unique(label)]
+    return np.stack(weighted)
+
+
 def class_means(states: np.ndarray, label: np.ndarray) -> Fit:
     """What the means of the classes span: principal components of them, each weighted by its count."""
-    mean = states.mean(0)
-    means = [(states[label == each].mean(0) - mean) * np.sqrt((label == each).sum()) for each in np.unique(label)]
-    return orthonormal(np.stack(means), mean)
+    return orthonormal(class_spread(states, label), states.mean(0))
+
+
+def share_inside(fit: Fit, rank: int, vectors: np.ndarray) -> float:
+    """Share of the squares of vectors ``(n, hidden)`` that projecting dimensions out takes away; NaN of zeros."""
+    if not vectors.any():
+        return float("nan")
+    left = vectors - vectors @ fit.dual[:rank].T @ fit.basis[:rank]
+    return float(1 - (left**2).sum() / (vectors**2).sum())
 
 
 def principal(states: np.ndarray, label: np.ndarray) -> Fit:
@@ -99,10 +112,12 @@ def leace(states: np.ndarray, label: np.ndarray) -> Fit:
     return Fit((colour @ left).T, (whiten @ left).T, mean)
 
 
-def random_subspace(hidden: int, mean: np.ndarray, seed: int) -> Fit:
-    """Directions drawn evenly, orthonormal."""
+def random_subspace(hidden: int, mean: np.ndarray, seed: int, apart: np.ndarray | None = None) -> Fit:
+    """Directions drawn evenly, orthonormal; or only among those orthogonal to the rows of ``apart (n, hidden)``."""
     drawn = np.random.default_rng([seed, 41]).standard_normal((hidden, hidden))
-    basis = np.linalg.qr(drawn)[0].T
+    if apart is not None:
+        drawn = drawn - apart.T @ (apart @ drawn)
+    basis = np.linalg.qr(drawn)[0].T[: hidden - (0 if apart is None else len(apart))]
     return Fit(basis, basis, mean)
 
 
