@@ -117,8 +117,10 @@ def part_of(
 
 
 def up_to_eot(data: xr.Dataset) -> xr.Dataset:
-    """A result at the positions between question and answer."""
-    return data.sel(position=[x for x in labels_along(data, "position") if segment_of(x) not in ("question", "answer")])
+    """A result at the positions between question and answer, or at ``q-1`` where the answer follows at once."""
+    labels = labels_along(data, "position")
+    between = [x for x in labels if segment_of(x) not in ("question", "answer")]
+    return data.sel(position=between or [x for x in labels if segment_of(x) == "question"][-1:])
 
 
 def numbered(array: xr.DataArray, dims: Iterable[str]) -> xr.DataArray:

@@ -6,6 +6,7 @@ import torch
 import xarray as xr
 from test_protocols import plain_model
 
+from analyze.labels import up_to_eot
 from analyze.written import at_places, results_in
 from extract import load_reasoner
 from schemas import UsageError
@@ -70,3 +71,8 @@ def test_an_answer_is_judged_after_the_steps_that_the_model_wrote(tmp_path):
         with torch.no_grad():
             log_p = model(tokens).logits.log_softmax(-1)[0, -len(answer) - 1 : -1]
         assert float(found[row]) == pytest.approx(float(log_p[range(len(answer)), answer].sum()), abs=1e-4)
+
+
+def test_a_run_without_thoughts_is_looked_at_where_its_answer_begins():
+    run, _ = made_up([["<<", "7", "=", " 1", "0", ">>"]])
+    assert up_to_eot(run)["position"].values.tolist() == ["q-1"]
