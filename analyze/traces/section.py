@@ -35,7 +35,13 @@ def traces(page: Page) -> None:
         questions = page.context.run(result.run)["question"].isel(example=chosen).values
         page.add("trees", result, tree_rows(data.isel(example=chosen), questions))
         own, chance = (float(data[f"recovered_{name}"]) for name in ("share", "null"))
-        texts = {"layer": place_of(int(data["layer"])), "lens": data.attrs["lens"], "own": own, "chance": chance}
+        texts = {
+            "layer": place_of(int(data["layer"])),
+            "lens": data.attrs["lens"],
+            "own": own,
+            "chance": chance,
+            "n": data.attrs["n_counted"],
+        }
         page.say(result, "recovered" if np.isfinite(own) else "none", **texts)
         if "frontier_share" in data:
             page.percent_map(
