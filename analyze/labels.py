@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -32,34 +32,6 @@ def labels_along(array: xr.DataArray | xr.Dataset, dim: str) -> list[str]:
 def thought_labels(array: xr.DataArray | xr.Dataset, dim: str = "position") -> list[str]:
     """Continuous thoughts that occur along a dim, in order."""
     return sorted((x for x in labels_along(array, dim) if _THOUGHT.fullmatch(x)), key=lambda x: int(x[2:]))
-
-
-By = Literal["state", "fed"]
-"""How places of thoughts are called: by the position of the state that is read, or by the one at which it is fed."""
-
-
-def fed_at(position: str) -> str:
-    """Position at which what is made of the state at a position is fed: ``ct0`` for ``bot``, ``ct2`` for ``ct1``.
-
-    The state *at* ``ct0`` is projected, and the projection is what is fed *at* ``ct1``: the number that is read at the
-    one acts at the other. Positions where nothing is computed that is fed stay as they are.
-    """
-    if position == "bot":
-        return "ct0"
-    return f"ct{int(position[2:]) + 1}" if _THOUGHT.fullmatch(position) else position
-
-
-def state_of(position: str) -> str:
-    """Position of the state of which what is fed at a position is made: the inverse of :func:`fed_at`."""
-    if position == "ct0":
-        return "bot"
-    return f"ct{int(position[2:]) - 1}" if _THOUGHT.fullmatch(position) else position
-
-
-def relabelled(positions: Iterable[str], by: By, *, read: By = "state") -> list[str]:
-    """Positions called by the state they are of, or by where it is fed; ``read`` says how they are called now."""
-    rename = {("state", "fed"): fed_at, ("fed", "state"): state_of}.get((read, by), str)
-    return [rename(position) for position in positions]
 
 
 def take(array: xr.DataArray, dim: str, labels: Sequence[str], what: str) -> xr.DataArray:

@@ -90,7 +90,7 @@ class Column:
     label: str
     key: str
     kind: str = "number"
-    """``text``, ``code``, ``count``, ``share``, ``points``, ``signed``, ``p`` or ``number``."""
+    """``text``, ``place`` (a position), ``code``, ``count``, ``share``, ``points``, ``signed``, ``p`` or ``number``."""
     digits: int = 2
     low: str = ""
     high: str = ""

@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 from report_lake import make_lake
 
-from analyze.labels import fed_at, relabelled, state_of
+from analyze.places import both_names
 from analyze.verdict import measures
 from analyze.verdict.command import COMMAND, VerdictSettings, tables
 from analyze.verdict.rules import (
@@ -29,6 +29,7 @@ from analyze.verdict.rules import (
 from analyze.verdict.section import misleading, read_by, told
 from analyze.verdict.verdicts import controls_of, verdict
 from schemas import MissingRunError, UsageError
+from schemas.naming import fed_at, relabelled, state_of
 from schemas.statistics import wilson_interval
 
 
@@ -103,6 +104,9 @@ def test_the_state_at_a_thought_is_fed_at_the_next():
     assert [state_of(fed_at(one)) for one in states] == states
     assert relabelled(["ct0", "ct1"], "fed") == ["ct1", "ct2"]
     assert relabelled(["ct0", "ct1"], "state", read="fed") == ["bot", "ct0"]
+    assert relabelled(["ct0", "ct1"], "fed", among=["ct0", "ct1"]) == ["ct1", "-"]
+    assert both_names("ct0+ct1", "fed") == {"state": "bot+ct0", "fed": "ct0+ct1"}
+    assert both_names("ct5", "state", "ct5") == {"state": "ct5", "fed": "-"}
     assert relabelled(states, "state") == relabelled(states, "fed", read="fed") == states
 
 

@@ -22,6 +22,7 @@ from analyze.drawing import (
 from analyze.effects.conditions import Frame, into_corrupted, place_name, places_of
 from analyze.effects.shown import ENDS, reentries, triple
 from analyze.page import Page, Section
+from analyze.places import draw_places
 
 OUTCOMES = ("clean_answer", "corrupted_answer", "other", "gibberish")
 SET_NAMES = {
@@ -56,6 +57,7 @@ def patched(page: Page) -> list[tuple[StoredResult, Frame]]:
 
 def single_patching(page: Page) -> None:
     """One position at a time."""
+    thoughts: list[str] = []
     for result, frame in patched(page):
         rows = frame[(frame["kind"] == "one") & (frame["control"] == "")]
         if rows.empty:
@@ -66,7 +68,10 @@ def single_patching(page: Page) -> None:
         page.percent_map("single_patching", result, grid.reindex(index=places, columns=columns), places, columns)
         page.say(result, "best", **dict(rows.loc[rows["clean"].idxmax()]))
         page.add("single_patching", result, rows)
+        thoughts = max(thoughts, [name for name in columns if name.startswith("ct")], key=len)
     page.need("single_patching")
+    if thoughts:
+        draw_places(page.panel("patch_places", wide=True, height=1.9), thoughts)
 
 
 def several_patching(page: Page) -> None:

@@ -33,6 +33,9 @@ class LensSettings(Part):
     )
     top: int = setting(5, "Best tokens kept of each state.", least=1)
     seed: int = setting(0, "Seed of what is drawn: the problems that a tuned lens is fitted on.", least=0)
+    by: Literal["state", "fed"] = setting(
+        "state", "Call a position by its state, or by where what is made of it is fed: one later.", stored=False
+    )
 
 
 def is_plain(spec: Mapping[str, Any]) -> bool:
@@ -62,7 +65,9 @@ def run(source: "Source", settings: LensSettings) -> list[Made]:
                 progress=report,
             )  # fmt: skip
         made += [*read_out(source, settings, fitted), Made("tuned_lens", fitted, {"lens": "tuned"})]
-    return made
+    return [
+        each._replace(data=each.data.assign_attrs(by=settings.by)) if each.kind == "lens" else each for each in made
+    ]
 
 
 def chosen_positions(source: "Source", settings: LensSettings) -> list[str] | None:
@@ -117,6 +122,9 @@ def plan(source: "Source", settings: LensSettings) -> tuple[str, dict[str, Any]]
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     """What the last layer reads out, by position."""
+    from schemas.naming import relabelled
+
+    by = result.attrs.get("by", "state")
     last = result.isel(layer=-1)
     decoded = result.attrs.get("decoded", "number")
     meant = "a number" if decoded == "number" else "a word of steps or answers"
@@ -126,10 +134,20 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
         Table(
             title=f"{result.attrs['run']}: {result.attrs['lens']} lens, layer {int(last['layer'])},"
             f" {result.attrs['n_example']} examples",
-            columns=["position", "n", decoded, "95%", "result", "of another", *steps, "last", "p(answer)"],
+            columns=[
+                "fed at" if by == "fed" else "position",
+                "n",
+                decoded,
+                "95%",
+                "result",
+                "of another",
+                *steps,
+                "last",
+                "p(answer)",
+            ],
             rows=[
                 [
-                    place["position"].item(),
+                    *relabelled([place["position"].item()], by, among=last["position"].values.tolist()),
                     int(place["n"]),
                     float(place["number_share"]),
                     f"{float(place['number_share_low']):.3f}..{float(place['number_share_high']):.3f}",

@@ -9,6 +9,7 @@ from analyze.drawing import Series
 from analyze.labels import up_to_eot
 from analyze.lens.command import is_plain
 from analyze.page import Page, Section, listed
+from analyze.places import draw_places
 
 SHARES = (
     "number_share", "number_share_low", "number_share_high", "result_share", "control_share", "gold_first_share"
@@ -39,6 +40,9 @@ def number_decoding(page: Page) -> None:
         page.add("number_decoding", result, {"position": positions, "layer": int(final["layer"])} | values)
         series.append((result.look, *(values[key] for key in SHARES[:3])))
         longest = max(longest, positions, key=len)
+    thoughts = [label for label in longest if label.startswith("ct")]
+    if thoughts:
+        draw_places(page.panel("places", wide=True, height=1.9), thoughts)
     page.bars("position_number_frequency", longest, series, "decodes to a number", top=1.02)
     tests = [
         page.text("test", label=one.label, q=float(one.data["q"][-1]), p=float(one.data["q_p_adjusted"][-1]))

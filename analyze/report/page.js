@@ -24,6 +24,15 @@
     note: (layers) => (layers.length === 12 ? "Of a deep model, twelve layers are on the page. " : ""),
   });
 
+  // --- positions by the state that is read, or by where it is fed: in every table alike ------------------------------
+  const switches = document.querySelectorAll("button[data-by]");
+  switches.forEach((button) => button.addEventListener("click", () => {
+    const root = document.documentElement;
+    if (root.dataset.positions === button.dataset.by) delete root.dataset.positions;
+    else root.dataset.positions = button.dataset.by;
+    switches.forEach((each) => each.setAttribute("aria-pressed", String(each.dataset.by === root.dataset.positions)));
+  }));
+
   // --- contents follow the reader ----------------------------------------------------------------------------------
   const contents = document.getElementById("contents");
   const wide = matchMedia("(min-width: 901px)");

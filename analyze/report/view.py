@@ -1,7 +1,7 @@
 """A section as the page's template takes it; its figures and tables are written on the way."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,11 @@ import numpy as np
 
 from analyze.context import Context, without_folders
 from analyze.page import Column, Illustration, Page, Panel, Section, Table, write_section
+from analyze.places import both_names
 from analyze.report.sections import commands
 from analyze.report.svg import draw, draw_narrow, inline
 from schemas import LakeError, filled
+from schemas.naming import By
 from store.results import Result
 
 
@@ -57,11 +59,13 @@ class Writer:
         stem = _stem(table.name)
         table.frame.to_csv(self.folder / "tables" / f"{stem}.csv", index=False)
         self.n_table += 1
+        shown = table.shown.to_dict("records")
+        last = {column.key: _last(shown, column) if column.kind == "place" else "" for column in table.columns}
         return {
             "caption": table.caption,
             "file": f"tables/{stem}.csv",
             "columns": [{"label": column.label, "kind": column.kind} for column in table.columns],
-            "rows": [[_cell(row, column) for column in table.columns] for row in table.shown.to_dict("records")],
+            "rows": [[_cell(row, column, last[column.key]) for column in table.columns] for row in shown],
             "hidden": len(table.frame) - len(table.shown),
         }
 
@@ -134,19 +138,31 @@ def _stem(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")
 
 
-def _cell(row: dict[Any, Any], column: Column) -> dict[str, str]:
+def _last(rows: Sequence[Mapping[Any, Any]], column: Column) -> str:
+    """The last thought of a column of positions."""
+    thoughts = [str(row.get(column.key)) for row in rows if str(row.get(column.key)).startswith("ct")]
+    single = [thought for thought in thoughts if thought[2:].isdigit()]
+    return max(single, key=lambda thought: int(thought[2:]), default="ct")
+
+
+def _cell(row: Mapping[Any, Any], column: Column, last: str) -> dict[str, str]:
     interval = ""
     if column.low:
         ends = [row.get(column.low), row.get(column.high)]
         if all(isinstance(x, int | float | np.number) and np.isfinite(float(x)) for x in ends):
             interval = f"[{_text(ends[0], column)}, {_text(ends[1], column)}]"
-    return {"text": _text(row.get(column.key), column), "interval": interval}
+    cell = {"text": _text(row.get(column.key), column), "interval": interval}
+    if column.kind == "place":
+        given: By = "fed" if row.get("place") == "fed vector" else "state"
+        names = both_names(cell["text"], given, last)
+        cell |= {"given": given, "other": names["state" if given == "fed" else "fed"]}
+    return cell
 
 
 def _text(value: Any, column: Column) -> str:
     if value is None or (isinstance(value, float | np.floating) and np.isnan(value)):
         return "–"
-    if column.kind in ("text", "code"):
+    if column.kind in ("text", "code", "place"):
         return str(value)
     number = float(value)
     if column.kind == "count":

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import xarray as xr
 
-from analyze.labels import By, relabelled
 from analyze.verdict.measures import READERS
 from analyze.verdict.rules import (
     ALL,
@@ -24,6 +23,7 @@ from analyze.verdict.rules import (
     weigh,
 )  # fmt: skip
 from schemas import UsageError, filled, segment_of
+from schemas.naming import By, relabelled
 from schemas.registry import line
 from store.read import Lake
 from store.results import Result, preferred

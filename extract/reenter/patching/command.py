@@ -8,6 +8,7 @@ from extract.reenter.settings import PRESET, DrawnSettings, Preset, overrule
 from extract.reenter.sites import ThoughtSite
 from extract.reenter.tables import interval_text, label_text, p_text, pair_table, tables_first
 from schemas.command import Experiment, Printed, Table, setting
+from schemas.naming import By, relabelled
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -37,6 +38,9 @@ class PatchSettings(DrawnSettings):
         "corrupted", "Half of a pair that is changed; the other gives its thoughts."
     )
     preset: Preset = setting(None, PRESET)
+    by: Literal["state", "fed"] | None = setting(
+        None, "Call positions by the state, or by where what is made of it is fed; by default as patched.", stored=False
+    )
     seed: int = setting(0, "Seed of everything random.", least=0)
 
     def __post_init__(self) -> None:
@@ -50,7 +54,7 @@ def run(target: "Target", settings: PatchSettings) -> "xr.Dataset":
     """Patch one half's thoughts into the other half of every pair that counts."""
     from extract.reenter.patching.experiment import patch
 
-    return patch(target, settings)
+    return patch(target, settings).assign_attrs(by=settings.by or "")
 
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
@@ -75,7 +79,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     columns = [*LABELS, "clean 95%", "corrupted", "other", "gibberish", "recovery", "p", "p Holm"]
     if "sample_given_mean" in result:
         columns.append(f"drawn: {giver} 95%")
-    rows = [_row(result.isel(condition=index)) for index in range(result.sizes["condition"])]
+    rows = [_row(result.isel(condition=index), counts.get("by") or None) for index in range(result.sizes["condition"])]
     printed: list[Printed] = [Table(title="", columns=columns, rows=rows, labels=len(LABELS))]
     if "n_pair" in result.dims:
         printed.append(pair_table(result, "n", ("site", "layer"), "the first N thoughts against the first N + 1"))
@@ -104,11 +108,14 @@ def _by_step(result: Any, giver: str) -> list[str]:
     return lines
 
 
-def _row(condition: Any) -> list[str]:
+def _row(condition: Any, by: By | None) -> list[str]:
     """Labels and outcomes of one condition."""
     share = condition["share"]
+    labels = {label: condition[label].item() for label in LABELS}
+    given: By = "fed" if labels["site"] == "latent_embedding" else "state"
+    names = relabelled(str(labels["positions"]).split("+"), by or given, read=given)
     return [
-        *(label_text(label, condition[label].item()) for label in LABELS),
+        *(label_text(label, value) for label, value in (labels | {"positions": "+".join(names)}).items()),
         interval_text(condition.sel(outcome_kind="clean_answer"), "share"),
         *(f"{float(share.sel(outcome_kind=kind)):.3f}" for kind in ("corrupted_answer", "other", "gibberish")),
         f"{float(condition['recovery']):+.2f}",
