@@ -53,6 +53,7 @@ def integrated_gradients(
         If the device has too little memory, or fails.
     """
     settings = settings or GradientSettings()
+    target.need_thoughts("gradients")
     prompts = [target.reasoner.encode(str(text)) for text in target.data["question"].values]
     gold = [str(text) for text in target.data["gold_answer"].values]
     other = list(against) if against is not None else other_answers(target)
