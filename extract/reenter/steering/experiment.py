@@ -46,6 +46,8 @@ def steer(
         If a direction is not there, or not at a layer or position, or there are no wrong answers to take one from.
     """
     settings = settings or SteerSettings()
+    if not settings.positions:
+        target.need_thoughts("steer")
     positions = list(settings.positions or target.thoughts)
     middle = [target.reasoner.n_layer // 2]
     layers = site_layers(target, settings.site, settings.layers or middle, together=False)
