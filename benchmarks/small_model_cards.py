@@ -9,6 +9,7 @@ models (of those that search graphs, what ``python -m extract.small_models.graph
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import matplotlib.pyplot as plt
 CHECKPOINTS = Path(__file__).parents[1] / "extract" / "checkpoints"
 NAMES = ("small-gpt2", "small-llama", "small-gpt2-decodable", "small-llama-decodable")
 COT_NAMES = ("small-gpt2-cot",)
+PAUSE_NAMES = ("small-gpt2-pause",)
 GRAPH_NAMES = ("small-graph", "small-graph-pause", "small-graph-direct")
 TWIN = "ct{k} of a twin that differs from step {step}: its answer"
 FAMILY = {
@@ -187,6 +189,25 @@ def cot_card(name: str, work: Path) -> str:
     return text + "\n"
 
 
+def pause_card(name: str, work: Path) -> str:
+    """Text of the card of a model that is fed one vector at every thought."""
+    architecture = name.split("-")[1]
+    rates = json.loads((work / f"{name}.json").read_text(encoding="utf-8"))
+    direct_file = work / f"small-{architecture}-direct.json"
+    direct = json.loads(direct_file.read_text(encoding="utf-8")) if direct_file.exists() else None
+    training = json.loads((CHECKPOINTS / name / "training.json").read_text(encoding="utf-8"))
+    template = jinja2.Template(Path(__file__).with_name("pause_model_card.md").read_text(encoding="utf-8"))
+    text = template.render(
+        name=name, architecture=architecture, family=", ".join(FAMILY[architecture].split(", ")[:2]), training=training,
+        first=training["stages"][0], rates=rates, direct=direct,
+        mixture=", ".join(f"{share:.0%}" for share in training["stages"][0]["mixture"]),
+        text={label: rate_text(rate) for label, rate in rates.items()},
+        operations="\n".join(operations_table(rates, direct)),
+        lenses="\n".join(f"| {label.removeprefix('lens at ')} | {rate_text(rates[label])} |" for label in LENSES),
+    )  # fmt: skip
+    return text + "\n"
+
+
 def graph_card(name: str, work: Path) -> str:
     """Text of the card of the Coconut model or of one of its controls."""
     rates = json.loads((work / f"{name}.json").read_text(encoding="utf-8"))
@@ -216,20 +237,25 @@ def graph_card(name: str, work: Path) -> str:
     return text + "\n"
 
 
+def writer(name: str) -> Callable[[str, Path], str]:
+    """What writes a model's card."""
+    kinds = {GRAPH_NAMES: graph_card, COT_NAMES: cot_card, PAUSE_NAMES: pause_card}
+    return next((write for names, write in kinds.items() if name in names), card)
+
+
 def main() -> None:
     """Write all cards whose figures are there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(__file__).with_name("small_models"), metavar="DIR")
     options = parser.parse_args()
-    for name in (*NAMES, *COT_NAMES, *GRAPH_NAMES):
+    for name in (*NAMES, *COT_NAMES, *PAUSE_NAMES, *GRAPH_NAMES):
         folder = CHECKPOINTS / name
         if not (options.work / f"{name}.json").exists():
             print(f"{name}: not measured")
             continue
         curve = json.loads((folder / "training.json").read_text(encoding="utf-8"))["curve"]
         draw_curve(curve, folder / "curve.png")
-        write = graph_card if name in GRAPH_NAMES else cot_card if name in COT_NAMES else card
-        text = write(name, options.work)
+        text = writer(name)(name, options.work)
         (folder / "README.md").write_text(text, encoding="utf-8")
         print(f"{name}: written")
 

@@ -39,7 +39,9 @@ from store import open_lake
 
 LATENTS = [f"ct{k}" for k in range(6)]
 STATES = ["bot", *LATENTS]
-SHIPPED = ["small-gpt2", "small-llama", "small-gpt2-decodable", "small-llama-decodable", "small-gpt2-cot"]
+SHIPPED = [
+    "small-gpt2", "small-llama", "small-gpt2-decodable", "small-llama-decodable", "small-gpt2-cot", "small-gpt2-pause",
+]  # fmt: skip
 
 
 def write_data(folder: Path) -> dict[str, Path]:

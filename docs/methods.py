@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from typer.main import get_command
 
 from analyze.verdict.rules import ALL, READABLE, USED
 from analyze.verdict.verdicts import verdict
@@ -86,7 +85,7 @@ def lake_command(words: str, folder: Path) -> None:
     """Run a command of ``lake`` in this process."""
     typed = [word.replace("LAKE", str(folder / "one.lake")).replace("DATA", str(folder)) for word in shlex.split(words)]
     with contextlib.redirect_stdout(io.StringIO()):
-        get_command(app).main(typed, prog_name="lake", standalone_mode=False)
+        app.main(typed, prog_name="lake", standalone_mode=False)
 
 
 def measure(model: str, seed: int) -> list[dict[str, Any]]:
@@ -135,7 +134,7 @@ def main() -> None:
         rows = [row for seed in SEEDS for row in measure(model, seed)]
         known["rows"] = [row for row in known["rows"] if row["model"] != model] + rows
         known["weights"][model] = weights_of(model)
-        known["truth"] = {name: TRUTH[name] for name in sorted(known["weights"])}
+        known["truth"] = {name: truth for name, truth in TRUTH.items() if name in known["weights"]}
         known["sizes"] = {"problems": N_PROBLEM, "changed": LIMIT, "pairs": N_PAIR, "seeds": list(SEEDS)}
         packages = ("activation-lake", "torch", "transformers", "numpy")
         known["versions"] = {"Python": sys.version.split()[0]} | {name: version(name) for name in packages}

@@ -231,6 +231,18 @@ def _compare_with_reasoner(folder: Path, n: int) -> float:
     return float(np.mean(right))
 
 
+def test_the_shipped_pause_control_answers_and_is_fed_one_vector():
+    reasoner = load_reasoner("small-gpt2-pause")
+    problems = make_splits(0, SIZES)["test"]
+    prompts = [reasoner.encode(problem.question) for problem in problems]
+    thinking = reasoner.think(prompts, capture="latent", stored_dtype="float32", max_new_tokens=8)
+    right = [extract_answer(text) == p.answer for text, p in zip(thinking.generated_text, problems, strict=True)]
+    assert np.mean(right) >= 0.9
+    fed = thinking.latent_embedding
+    assert (reasoner.protocol.name, fed.shape[1]) == ("codi-pause", 6)
+    np.testing.assert_array_equal(fed, np.broadcast_to(fed[:1, :1], fed.shape))
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_weights_answer_and_show_their_numbers(name):
     from extract.model.load import SHIPPED as FOLDER

@@ -137,8 +137,8 @@ def shown_rows(rows: Any, last: str) -> Any:
 
 
 def is_twin(run: str) -> bool:
-    """Whether a run is of a model trained not to use its thoughts."""
-    return run.partition("/")[0].endswith("-decodable")
+    """Whether a run is of a model whose thoughts are not used: trained to ignore them, or fed one vector at each."""
+    return run.partition("/")[0].endswith(("-decodable", "-pause"))
 
 
 def spoken(what: str, where: str) -> str:
