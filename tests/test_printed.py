@@ -51,8 +51,8 @@ SAYS_EXAMPLES = {
     "attribute",
 }
 """Kinds of results that say over how many examples they are, by which one of several is preferred."""
-SLOW = ("lake analyze probes",)
-"""Commands that take more than seconds: that they exist with their flags is looked at, as for the README's."""
+NOT_RUN = ("lake analyze probes", "lake analyze transfer")
+"""Commands that take more than seconds, or more problems than are here: that they exist with their flags is looked at, as for the README's."""
 SHORTER = {"lake reenter subspace": " --ranks 1 --draws 1 --das-steps 2"}
 """What is added to commands that take more than seconds as they are printed."""
 
@@ -97,7 +97,7 @@ def filled_lake(bare: Path) -> tuple[Path, list[str]]:
     commands = printed(build_report(lake, lake.with_name("page"), n_problem=2).page)
     with contextlib.chdir(lake.parent):  # where the page says that they are run
         for command in commands:
-            if not command.startswith(SLOW):
+            if not command.startswith(NOT_RUN):
                 run_printed(command + SHORTER.get(" ".join(command.split()[:3]), ""))
     return lake, commands
 

@@ -109,11 +109,13 @@ def _thought_maps(
 ) -> dict[str, Mapped]:  # fmt: skip
     """A map for each thought."""
     shared = [thought for thought in target.thoughts if thought in source.thoughts]
+    if not shared:
+        raise UsageError("the two runs share no thought; a transplant is between models that both think")
     positions = list(settings.positions or shared)
     check_positions(positions, target.reasoner.places)
     if strangers := [position for position in positions if position not in shared]:
         raise UsageError(
-            f"{strangers[0]} is no thought of both models; they share {', '.join(shared) or 'none'}"
+            f"{strangers[0]} is no thought of both models; they share {', '.join(shared)}"
             + nearest(strangers[0], shared)
         )
     return {
