@@ -48,7 +48,7 @@ def measures(data: xr.Dataset) -> Iterator[Measure]:
             if by_position.notnull().any():
                 best = str(by_position["position"].values[int(np.nanargmax(by_position.values))])
                 yield "can be read", label.format(int(step) + 1, best), name, where | {"position": best}
-    for thought in thought_labels(data):
+    for thought in thought_labels(data) if "position" in data.dims else []:
         where = {"corruption": "mean", "position": thought}
         yield "is used", f"{thought} averaged: answers lost", "importance", where
     for group in ("all", "numbers"):

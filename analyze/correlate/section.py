@@ -32,7 +32,8 @@ def attention_and_importance(page: Page) -> None:
     for result in results:
         data = result.data
         kinds = [kind for kind in CORRELATIONS if np.isfinite(data[f"{kind}_r"].values).any()]
-        draw_correlations(page, result, kinds)
+        if kinds:
+            draw_correlations(page, result, kinds)
         draw_means(page, result)
         strict = next((kind for kind in ("two_way", "partial") if kind in kinds), "pooled")
         told = {name: held_out_layer(data, name) for name in ("pooled", strict)}

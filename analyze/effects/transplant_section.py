@@ -77,4 +77,4 @@ def draw(page: Page, result: StoredResult, rows: Frame, base: float) -> None:
     legend_below(ax)
 
 
-SECTIONS = (Section(slug="transplants", write=transplants, order=60, needs=("transplant",)),)
+SECTIONS = (Section(slug="transplants", write=transplants, order=60, needs=("transplant --source DONOR",), of="donor"),)

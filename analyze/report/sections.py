@@ -79,7 +79,7 @@ def sections() -> tuple[Section, ...]:
 
 def commands(section: Section, context: Context) -> list[str]:
     """Commands that make what a section shows, for the lake and the runs of this page."""
-    runs = context.main_runs()
+    runs, donor = context.main_runs(), ""
     if section.of == "pairs":
         runs = [run for run in context.runs if context.weight(run)[0]] or ["MODEL/PAIRS"]
     elif section.of == "parts":
@@ -89,8 +89,11 @@ def commands(section: Section, context: Context) -> list[str]:
     elif section.of == "width":
         alone = [run for run in context.runs if not context.weight(run)[0]] or context.runs
         runs = [run for run in alone if context.run(run).sizes["hidden"] == context.run(alone[0]).sizes["hidden"]]
+    elif section.of == "donor":
+        same = [run for run in runs if run.partition("/")[2] == runs[0].partition("/")[2]]
+        runs, donor = same[:1], next(iter(same[1:]), "MODEL/DATASET")
     elif section.of == "several" and len(runs) < 2:
         runs = context.runs if len(context.runs) > 1 else [*context.runs, "MODEL/DATASET"]
     needs = (need.partition(" ") for need in section.needs)
-    lines = [line(kind, options) for kind, _, options in needs]
+    lines = [line(kind, options.replace("DONOR", donor)) for kind, _, options in needs]
     return [filled(words, context.shown_location, runs) for words in lines if words]

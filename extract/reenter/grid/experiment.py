@@ -13,7 +13,7 @@ from extract.reenter.statistics import with_accuracy
 from extract.reenter.subspace.stored import give_stored
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target, change_of
-from schemas import OPERATIONS, Intervention
+from schemas import OPERATIONS, Intervention, UsageError
 from schemas.intervention import SITES
 
 
@@ -69,6 +69,8 @@ def _axes(target: Target, settings: SweepSettings) -> dict[str, list[Any]]:
     if settings.site != "latent_embedding":
         axes["layer"] = list(settings.layers or target.layers)
     axes["position"] = list(settings.positions or target.thoughts)
+    if not axes["position"]:
+        raise UsageError(f"{target.run} has no thoughts; say where its values are changed: --positions")
     if SITES[settings.site].heads:
         n_head = target.reasoner.n_cache_head if settings.site in ("key", "value") else target.reasoner.n_head
         axes["head"] = list(settings.heads or range(n_head))
