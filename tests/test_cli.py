@@ -76,9 +76,10 @@ def test_what_happens_to_columns_and_steps_is_said(run, tmp_path):
     path.write_text(json.dumps({"question": "Tom owes $5.\u2028What has he?", "answer": "#### -$5", "layer": 1}) + "\n")
     code, _, err = run(*arguments(CODI, path, tmp_path / "a.lake"))
     assert code == 0
-    renamed, no_steps = err.splitlines()
+    renamed, no_steps, cut = err.splitlines()
     assert renamed == "lake: columns stored under another name: 'layer' as data_layer"
     assert no_steps.startswith("lake: no chain of steps can be read")
+    assert "answers had not ended after" in cut
     dataset = xr.open_zarr(tmp_path / "a.lake", group="m/tiny", consolidated=False)
     assert dataset["data_layer"].values.tolist() == [1]
     assert dataset["gold_answer"].values.tolist() == ["-5"]
@@ -189,4 +190,5 @@ def test_installed_command_in_a_pipe_prints_no_bar(data, tmp_path):
         [program, *map(str, arguments(CODI, data, tmp_path / "a.lake"))], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    (line,) = done.stderr.splitlines()
+    assert "answers had not ended after" in line

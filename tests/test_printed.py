@@ -52,7 +52,8 @@ SAYS_EXAMPLES = {
 }
 """Kinds of results that say over how many examples they are, by which one of several is preferred."""
 NOT_RUN = ("lake analyze probes", "lake analyze transfer")
-"""Commands that take more than seconds, or more problems than are here: that they exist with their flags is looked at, as for the README's."""
+"""Commands that take more than seconds, or more problems than are here: that they exist with their flags is looked
+at, as for the README's."""
 SUMMARIES = ("lake analyze compare", "lake analyze verdict")
 """Commands that set together what others have stored, so that they come after them."""
 SHORTER = {"lake reenter subspace": " --ranks 1 --draws 1 --das-steps 2"}
@@ -110,7 +111,7 @@ def test_every_command_that_the_page_prints_runs_and_makes_what_it_names(filled_
     made = build_report(lake, lake.with_name("page"), n_problem=2)
     assert str(lake.parent) not in made.page.read_text()
     assert not made.broken
-    # Probes are slow; transfer needs more problems; the others a crosscoder, and runs captured with the parts of blocks.
+    # Probes are slow; transfer needs more problems; the others a crosscoder, and runs that hold the parts of blocks.
     not_run = {"linear-probes", "step-probes", "transfer", "transfer-sae", "transfer-lens"}
     assert set(made.missing) <= not_run | {"shared-features", "attribution"}
     kinds = {result.kind for result in open_lake(lake).results()}

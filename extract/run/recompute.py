@@ -146,7 +146,10 @@ def compare(
             error = error_of(name, expected[name], there)
             rounding = error_of(name, expected[name], expected[name].astype(spec.dtype))
             errors[name].append(np.maximum(error - rounding, 0))
-        logprob.append(abs(float(again.answer_logprob[0] - stored["answer_logprob"])))
+        both = np.array([again.answer_logprob[0], stored["answer_logprob"].item()])
+        if not np.isnan(both).all():  # neither text comes to its answer
+            moved = abs(float(both[0] - both[1]))
+            logprob.append(np.inf if np.isnan(moved) else moved)
     differences = {name: Differences.of(errors[name]) for name in names}
     floor = FLOOR[spec.compute_dtype]
     beyond = [name for name in names if not differences[name].within(precision["states"][name], floor)]
