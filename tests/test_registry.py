@@ -121,3 +121,9 @@ def test_settings_check_and_read_what_they_are_given() -> None:
     with pytest.raises(UsageError, match="--limit is 0"):
         Some(limit=0)
     assert isinstance(Some(), Settings)
+
+
+def test_no_command_takes_a_seed_below_0() -> None:
+    seeds = [flag for command in commands() for flag in flags(command.settings) if flag.name == "seed"]
+    assert len(seeds) > 20
+    assert {flag.least for flag in seeds} == {0}

@@ -66,5 +66,4 @@ def heads(context: Context, name: str) -> dict[str, Any] | None:
 
 def _mille(values: np.ndarray) -> list[Any]:
     """Thousandths as whole numbers, -1 where there is none."""
-    scaled = np.where(np.isfinite(values), np.round(1000 * np.nan_to_num(values)), -1).astype(int)
-    return scaled.tolist()  # type: ignore[no-any-return]
+    return list(np.where(np.isfinite(values), np.round(1000 * np.nan_to_num(values)), -1).astype(int).tolist())

@@ -25,7 +25,7 @@ class StabilitySettings(Limited):
     )
     resamples: int = setting(300, "Resamples of problems behind each interval.", least=1)
     shuffles: int = setting(2000, "Shuffles of heads, and of thoughts, behind each null.", least=1)
-    seed: int = setting(0, "Seed of what is drawn.")
+    seed: int = setting(0, "Seed of what is drawn.", least=0)
 
 
 def run(sources: "Sequence[Source]", settings: StabilitySettings) -> "xr.Dataset":

@@ -42,7 +42,7 @@ class TraceSettings(Part):
         least=1,
     )
     permutations: int = setting(20, "Times that thoughts are exchanged between problems.", least=1)
-    seed: int = setting(0, "Seed of what is drawn.")
+    seed: int = setting(0, "Seed of what is drawn.", least=0)
 
 
 def run(source: "Source", settings: TraceSettings) -> "xr.Dataset":

@@ -70,7 +70,7 @@ class NumberProblems:
         value = self._tokens.meaning(np.maximum(token, 0))[1]
         value = np.where(token >= 0, value, np.nan)
         first = np.isfinite(value).argmax(-1)
-        return np.asarray(np.take_along_axis(value, first[..., None], -1)[..., 0]).tolist()  # type: ignore[no-any-return]
+        return list(np.take_along_axis(value, first[..., None], -1)[..., 0].tolist())
 
     def texts(self, row: int, read: Sequence[Any]) -> list[str]:
         """Numbers read; empty where there is none."""
@@ -123,7 +123,7 @@ class WordProblems:
 
     def read(self, token: Array) -> list[list[Any]]:
         """The best tokens of each place."""
-        return token.tolist()  # type: ignore[no-any-return]
+        return list(token.tolist())
 
     def named(self, row: int, read: Sequence[Sequence[int]]) -> list[list[str]]:
         """Nodes of a problem that the best tokens of each place begin."""

@@ -110,13 +110,13 @@ def traces(
     for number, layer in enumerate(layers):
         done = number * len(problem) * (2 + permutations)
 
-        def report(count: int, done: int = done) -> None:
+        def report(count: int, total: int = 0, done: int = done) -> None:
             if progress is not None:
                 progress(done + count, n_work)
 
         readings = read_states(
             state.sel(layer=layer), readout, problems.asked, lens=lens, best=n_best,
-            progress=lambda count, total, report=report: report(count),  # type: ignore[misc]
+            progress=report,
         )  # fmt: skip
         parts.append(_layer(problems, readings, positions, problem, shuffled, top, facts.sizes["step"], report, seed))
     result = xr.concat(parts, xr.Variable("layer", layers), data_vars="all")

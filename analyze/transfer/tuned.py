@@ -189,7 +189,8 @@ def _wanted(run: xr.Dataset, readout: ReadOut) -> tuple[Array, Array]:
         lines = [np.empty((len(gold), 0)), np.array(np.roll(gold, 1), dtype=object)[:, None]]
     own = [[answer, *map(result_text, line)] for answer, line in zip(gold, lines[0], strict=True)]
     other = [[result_text(value) for value in line] for line in lines[1]]
-    return tuple(np.stack([readout.tokens.begin(line) for line in texts]) for texts in (own, other))  # type: ignore[return-value]
+    begin = readout.tokens.begin
+    return np.stack([begin(line) for line in own]), np.stack([begin(line) for line in other])
 
 
 def _reciprocal(readout: ReadOut, read: Array, wanted: Array) -> Array:

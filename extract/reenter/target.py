@@ -88,11 +88,11 @@ class Target:
         if position not in self._likeliest:
             unembedding = self.reasoner.unembedding
             states = self.data["final_state"].sel(position=position)
-            names = []
+            tokens = []
             for start in range(0, states.sizes["example"], LENS_ROWS):
                 block = states.isel(example=slice(start, start + LENS_ROWS)).values.astype(np.float32)
-                names.append((block @ unembedding.T).argmax(1))
-            self._likeliest[position] = np.concatenate(names)
+                tokens.append((block @ unembedding.T).argmax(1))
+            self._likeliest[position] = np.concatenate(tokens)
         return self._likeliest[position]
 
     def number_states(self, position: str) -> np.ndarray:
