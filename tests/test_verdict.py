@@ -184,9 +184,9 @@ def test_what_is_no_verdict_is_said_in_one_line(lake):
 def test_sentences_hold_for_all_none_some_and_one():
     rows = pd.DataFrame({"thought": ["ct0", "ct1", "all"], "used_verdict": [YES, YES, NO]})
     assert told(rows, USED) == "all"
-    assert told(rows.assign(used_verdict=NO), USED) == "not all"
+    assert told(rows.assign(used_verdict=NO), USED) == "none"
     assert told(rows.assign(used_verdict=[YES, UNDECIDED, YES]), USED) == "ct0; not told apart ct1"
-    assert told(rows.iloc[:1].assign(used_verdict=UNMEASURED), USED) == "not measured all"
+    assert told(rows.iloc[:1].assign(used_verdict=UNMEASURED), USED) == "none measured"
     evidence = pd.DataFrame(
         {
             "run": "r", "of_thought": ["ct0", "ct1", "ct0", "ct1", "ct1"],

@@ -86,12 +86,17 @@ def to_where(row: dict[str, str]) -> str:
 def told(rows: Any, question: str) -> str:
     """Which thoughts got which verdict, in words; thoughts only, and only verdicts that there are."""
     thoughts = rows[rows["thought"].str.fullmatch(r"ct\d+")]
-    words = {YES: "{}", NO: "not {}", UNDECIDED: "not told apart {}", UNMEASURED: "not measured {}"}
+    words = {
+        YES: ("{}", "all"),
+        NO: ("not {}", "none"),
+        UNDECIDED: ("not told apart {}", "none told apart"),
+        UNMEASURED: ("not measured {}", "none measured"),
+    }
     parts = []
-    for verdict, text in words.items():
+    for verdict, (some, all_of_them) in words.items():
         names = list(thoughts.loc[thoughts[f"{question}_verdict"] == verdict, "thought"])
         if names:
-            parts.append(text.format("all" if len(names) == len(thoughts) else listed(names)))
+            parts.append(all_of_them if len(names) == len(thoughts) else some.format(listed(names)))
     return "; ".join(parts)
 
 
