@@ -29,7 +29,7 @@ from analyze.probes.command import ProbeSettings
 from analyze.probes.linear import linear_probes
 from extract import Reasoner, load_reasoner
 from extract.model.capture import KeyValues
-from extract.model.reasoner import Flight
+from extract.model.flight import Flight
 from extract.reenter.intervene import Armed
 from extract.reenter.sweep import Condition, sweep
 from extract.run.extract import extract

@@ -1,4 +1,4 @@
 # The public names of extract; lazy_loader imports each when it is first used, and type checkers read this file.
 from .model.load import load_reasoner as load_reasoner
 from .model.reasoner import Reasoner as Reasoner
-from .model.reasoner import Thinking as Thinking
+from .model.thinking import Thinking as Thinking

@@ -12,7 +12,8 @@ from small_runs import checkpoint, write_questions
 import lake as command_line
 from extract import load_reasoner
 from extract.model.device import device_errors, device_failure, find_device, own_card
-from extract.model.reasoner import Flight, Reasoner
+from extract.model.flight import Flight
+from extract.model.reasoner import Reasoner
 from schemas import LakeError, UsageError
 
 

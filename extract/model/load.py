@@ -41,8 +41,9 @@ from extract.model.checkpoint import (
     some,
 )
 from extract.model.device import find_device, full_float32, keep_freed_memory
+from extract.model.feeding import Constant, Projection
 from extract.model.protocols import COCONUT, CODI, PEFT, PREFIXES, Protocol, named_protocol, recognise, stated_protocol
-from extract.model.reasoner import Constant, Projection, Reasoner
+from extract.model.reasoner import Reasoner
 from schemas import N_LATENT, UsageError, nearest
 
 __all__ = ["SHIPPED", "ComputeDtype", "load_reasoner", "new_reasoner"]

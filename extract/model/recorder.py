@@ -83,7 +83,7 @@ class Recorder:
         Returns
         -------
         tuple
-            Arrays by name, as :class:`extract.model.reasoner.Thinking` has them, still on the device; and
+            Arrays by name, as :class:`extract.model.thinking.Thinking` has them, still on the device; and
             (2 layer + 2 + part,) float32: the largest magnitude after each block, after the final norm, among the
             vectors fed and in each part, then by layer how far attention over the past is from 1.
         """

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from extract.model.reasoner import Choose, Flight, Reasoner
+from extract.model.flight import Choose, Flight
+from extract.model.reasoner import Reasoner
 from extract.reenter.answers import spend
 
 

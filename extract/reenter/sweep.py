@@ -12,7 +12,8 @@ import xarray as xr
 
 from extract.model.capture import KeyValues
 from extract.model.device import device_errors
-from extract.model.reasoner import Flight, Reasoner
+from extract.model.flight import Flight
+from extract.model.reasoner import Reasoner
 from extract.reenter.answers import Answers, Trunk, asked_answers, measure_answers, set_base, spend, write_answers
 from extract.reenter.armed import Armed
 from extract.reenter.draws import Draws, draw_answers

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from extract.model.device import ALONE, device_errors, is_full
-from extract.model.reasoner import Thinking
+from extract.model.thinking import Thinking
 from extract.run.plan import in_lake, require_space
 from extract.run.precision import calibration
 from extract.run.prepare import Prepared, batches, begin, check_against, place, prepare

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.model.device import ALONE, device_errors, is_full
-from extract.model.reasoner import Reasoner, Thinking
+from extract.model.reasoner import Reasoner
+from extract.model.thinking import Thinking
 from extract.run.prepare import Prepared, row_bytes
 from schemas import LakeError, RunSpec
 from schemas.vocabulary import PARTS

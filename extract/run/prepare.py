@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from extract.model.load import load_reasoner
-from extract.model.reasoner import Reasoner, Thinking
+from extract.model.reasoner import Reasoner
+from extract.model.thinking import Thinking
 from extract.run.data import Problems, read_problems
 from schemas import RunSpec, Scoring, UsageError
 from store import MAX_SHARD_EXAMPLES, RunLayout, check_model, check_run, taken_up

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from extract.model.capture import KeyValues
-from extract.model.reasoner import Flight, Reasoner
+from extract.model.flight import Flight
+from extract.model.reasoner import Reasoner
 from schemas import UsageError
 
 PARTS = ("head_output", "mlp_output")

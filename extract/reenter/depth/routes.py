@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from extract.model.capture import KeyValues
-from extract.model.reasoner import Flight, Reasoner
+from extract.model.flight import Flight
+from extract.model.reasoner import Reasoner
 from extract.reenter.answers import Answers, Trunk, measure_answers, set_base, spend, write_answers
 from extract.reenter.draws import by_chance
 from schemas import UsageError

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from extract.model.capture import KeyValues
 from extract.model.device import device_errors
-from extract.model.reasoner import Flight
+from extract.model.flight import Flight
 from extract.reenter.gradients.command import GradientSettings
 from extract.reenter.statistics import problem_of
 from extract.reenter.target import Target

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from extract.model.capture import KeyValues
 from extract.model.device import device_errors
-from extract.model.reasoner import Flight, Reasoner
+from extract.model.flight import Flight
+from extract.model.reasoner import Reasoner
 from extract.reenter.answers import spend
 from extract.reenter.graph.command import GraphSettings
 from extract.reenter.graph.effects import ANSWER, CHANGES, DIRECT, TOTAL, by_edge, completed, labelled, stored_graph

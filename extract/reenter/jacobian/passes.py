@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from extract.model.capture import KeyValues
-from extract.model.reasoner import Flight, Reasoner
+from extract.model.flight import Flight
+from extract.model.reasoner import Reasoner
 
 FED = -1
 """Label of the vector fed at a thought, along ``layer``."""

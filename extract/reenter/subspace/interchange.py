@@ -11,7 +11,8 @@ from torch.nn.utils.parametrizations import orthogonal
 
 from extract.model.capture import KeyValues
 from extract.model.device import device_errors
-from extract.model.reasoner import Flight, Reasoner
+from extract.model.flight import Flight
+from extract.model.reasoner import Reasoner
 from extract.reenter.subspace.fits import Fit
 from extract.reenter.trial import Place, Trial
 

@@ -1,0 +1,110 @@
+"""A protocol's tokens and a tokenizer's: questions, answers and texts in the tokens of one model."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from extract.model.protocols import EOS, Protocol
+from schemas import UsageError
+
+
+class Wording:
+    """How questions and answers are put into a model's tokens, and read from them."""
+
+    def __init__(
+        self, *, tokenizer: Any, protocol: Protocol, vocabulary: int, extra_rows: tuple[str, ...], answer_prefix: str
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.protocol = protocol
+        self.vocabulary = vocabulary
+        self.extra_rows = extra_rows
+        self.answer_prefix = answer_prefix
+        self.eos_id = int(tokenizer.eos_token_id)
+        known = tokenizer.get_vocab()
+        self._known = {EOS: self.eos_id, **{text: vocabulary + row for row, text in enumerate(extra_rows)}}
+        self._before_bot = [
+            self._id_of(text, known) for text in protocol.before_bot if text not in protocol.if_known or text in known
+        ]
+        self.closing_ids = [self._id_of(text, known) for text in protocol.closing]
+        self.bot_id = self._id_of(protocol.bot, known) if protocol.bot else None
+        self.eot_id = self.closing_ids[0] if self.closing_ids else None
+        self.pad_id = self._known.get("[PAD]", self.eos_id)
+        # What is no text: rows of the protocol, and its markers where the tokenizer has them.
+        self._marks = {self._id_of(text, known) for text in (*protocol.rows, *protocol.closing[:1])}
+        self._answers: dict[str, tuple[list[int], int]] = {}
+
+    def _id_of(self, text: str, known: Mapping[str, int]) -> int:
+        """Id of a token by its text."""
+        if text not in self._known and text not in known:
+            raise UsageError(f"protocol {self.protocol.name} needs the token {text}, which the tokenizer lacks")
+        return self._known.get(text, known.get(text, -1))
+
+    @functools.cached_property
+    def token_strings(self) -> list[str]:
+        """Text of each token of the vocabulary, the extra rows last."""
+        known = len(self.tokenizer)
+        texts = self.tokenizer.batch_decode([[index] for index in range(min(known, self.vocabulary))])
+        return [*texts, *[""] * (self.vocabulary - len(texts)), *self.extra_rows]
+
+    def encode(self, question: str) -> list[int]:
+        """Prompt of a question: its tokens (with the tokenizer's own beginning, if any) up to where thinking begins."""
+        question_ids = self.tokenizer(self.question_text(question))["input_ids"]
+        return [*question_ids, *self._before_bot, *([] if self.bot_id is None else [self.bot_id])]
+
+    def question_text(self, question: str) -> str:
+        """A question as the official code of the protocol reads it."""
+        text = question.strip().replace("  ", " ") if self.protocol.trimmed else question
+        return f"{self.protocol.before_question}{text}{self.protocol.after_question}"
+
+    def closing_tokens(self, n_row: int, device: torch.device) -> Tensor:
+        """Tokens ``(row, place)`` that close the thoughts."""
+        return torch.tensor(self.closing_ids, dtype=torch.long, device=device).expand(n_row, -1)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of answer tokens, without special ones."""
+        inside = [int(token) for token in tokens if 0 <= token < self.vocabulary and int(token) not in self._marks]
+        return str(self.tokenizer.decode(inside, skip_special_tokens=True))
+
+    def answer_tokens(self, answer: str) -> list[int]:
+        """Tokens of prefix, answer and end as the model would write them; the number in its context, not by itself."""
+        return [*self._plain(f"{self.answer_prefix} {answer}" if self.answer_prefix else answer), self.eos_id]
+
+    def answer_start(self, *answers: str) -> int:
+        """How many tokens of :meth:`answer_tokens` come before the first that tells these answers apart.
+
+        Of one answer, before its number: a space that is a token of its own belongs to what comes before.
+        """
+        prefix = self._plain(self.answer_prefix)
+        sequences = [self.answer_tokens(answer)[:-1] for answer in answers]
+        start = 0
+        while start < len(prefix) and all(tokens[start : start + 1] == [prefix[start]] for tokens in sequences):
+            start += 1
+        while all(len(tokens) > start + 1 for tokens in sequences) and all(
+            not self.tokenizer.decode([tokens[start]]).strip() for tokens in sequences
+        ):
+            start += 1
+        return start
+
+    def first_token(self, text: str) -> int:
+        """Token that begins a text; of an empty one the end token."""
+        return [*self._plain(text), self.eos_id][0]
+
+    def _plain(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def tokens_and_prefix(self, answer: str) -> tuple[list[int], int]:
+        """Tokens of an answer and how many of them are the prefix's; kept, as answers come again and again."""
+        if answer not in self._answers:
+            self._answers[answer] = self.answer_tokens(answer), self.prefix_length(answer)
+        return self._answers[answer]
+
+    def prefix_length(self, answer: str) -> int:
+        """Tokens that :meth:`answer_tokens` shares with the prefix alone."""
+        prefix, full = self._plain(self.answer_prefix), self.answer_tokens(answer)
+        shared = 0
+        while shared < min(len(prefix), len(full)) and prefix[shared] == full[shared]:
+            shared += 1
+        return shared
