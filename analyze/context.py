@@ -10,6 +10,8 @@ from typing import Any
 import xarray as xr
 
 from analyze.drawing import Look, looks
+from schemas import Control, LakeError
+from schemas.controls import control_among
 from store.read import Lake
 from store.results import Result, preferred
 
@@ -35,6 +37,17 @@ class StoredResult:
     def label(self) -> str:
         """The run's name on the page."""
         return self.look.label
+
+
+def controls_in(lake: Lake, models: Iterable[str] | None = None) -> dict[str, Control]:
+    """Which models of a lake are controls, of whom, and of what kind; one that cannot be read says it by its name."""
+    described: dict[str, Mapping[str, Any]] = {}
+    for model in dict.fromkeys(lake.models() if models is None else models):
+        try:
+            described[model] = lake.model_attributes(model)
+        except LakeError:
+            described[model] = {}
+    return control_among(described)
 
 
 class Context:
@@ -64,13 +77,22 @@ class Context:
         # what stands for its model first, each model after its family
         models = list(dict.fromkeys(run.partition("/")[0] for run in runs))
         self.runs = sorted(runs, key=lambda run: (self.weight(run)[:2], models.index(run.partition("/")[0]), run))
-        self.looks = looks(self.runs)
+        self.looks = looks(self.runs, controls=self.controls)
 
     @property
     def shown_location(self) -> str:
         """The lake as commands on the page name it: as it was given, of an absolute path the last part."""
         given = str(self.lake.location)
         return PurePath(given).name if PurePath(given).is_absolute() else given
+
+    @cached_property
+    def controls(self) -> dict[str, Control]:
+        """Which models of the page are controls, of whom, and of what kind."""
+        return controls_in(self.lake, [run.partition("/")[0] for run in self.runs])
+
+    def controls_of(self, model: str) -> list[str]:
+        """Models of the page that are controls of a model."""
+        return [name for name, control in self.controls.items() if control.of == model]
 
     @cached_property
     def results(self) -> list[Result]:
@@ -159,5 +181,5 @@ class Context:
         """Looks of some runs: named by the model alone where they are its main run, or its pairs."""
         main = self.main_runs()
         labels = [run.partition("/")[0] if run in main or self.weight(run)[0] else run for run in self.runs]
-        everywhere = looks(self.runs, labels)
+        everywhere = looks(self.runs, labels, self.controls)
         return {run: everywhere[run] for run in self.runs if run in set(runs)}

@@ -15,13 +15,24 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
 
-from schemas import UsageError
+from schemas import Control, UsageError
+from schemas.controls import control_by_name
 
 INK, MUTED, RULE, PAPER, HEAT, HEAT_NEGATIVE = "#1a1c1f", "#666c73", "#d8dbdf", "#fefefe", "#0b4f8a", "#b3541e"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#b0558f")
 """Blue, vermilion, green, purple of Okabe and Ito: told apart with any colour vision; markers differ as well."""
 MARKERS = ("o", "s", "^", "D")
-DASHED = (0, (4, 2))
+CONTROL_LINES = {
+    "decodable": (0, (4, 2)),
+    "multipass-pause": (0, (5, 1.5, 1, 1.5)),
+    "pause": (0, (1, 1.5)),
+    "direct": (0, (8, 3)),
+    "cot": (0, (3, 1, 1, 1, 1, 1)),
+}
+CONTROL_HATCHES = {"decodable": "////", "multipass-pause": "oo", "pause": "....", "direct": "---", "cot": "\\\\\\\\"}
+CONTROL_MARKERS = {"multipass-pause": "P", "pause": "v", "direct": "X", "cot": "*"}
+"""Controls are hollow in the colour of the model they are of, and told apart by line, hatch and marker; the decodable
+twin has its model's marker."""
 
 STYLE = {
     "figure.facecolor": "none",
@@ -76,22 +87,22 @@ class Look:
     label: str
     colour: str
     marker: str = "o"
-    dashed: bool = False
-    """Twins are dashed and hollow in their partner's colour."""
+    control: str = ""
+    """Kind of control, of :data:`schemas.controls.CONTROLS`."""
     hatch: str = ""
 
     @property
     def face(self) -> str:
         """Colour that a marker or bar is filled with."""
-        return PAPER if self.dashed or self.hatch else self.colour
+        return PAPER if self.control or self.hatch else self.colour
 
     def line(self) -> dict[str, Any]:
         """Arguments of a line with markers."""
         return {
             "color": self.colour,
-            "marker": self.marker,
-            "linestyle": DASHED if self.dashed else "-",
-            "markerfacecolor": PAPER if self.dashed else self.colour,
+            "marker": CONTROL_MARKERS.get(self.control, self.marker),
+            "linestyle": CONTROL_LINES.get(self.control, "-"),
+            "markerfacecolor": PAPER if self.control else self.colour,
             "markeredgecolor": self.colour,
             "label": self.label,
         }
@@ -101,23 +112,32 @@ class Look:
         return {
             "facecolor": self.face,
             "edgecolor": self.colour,
-            "hatch": self.hatch or ("////" if self.dashed else ""),
+            "hatch": self.hatch or CONTROL_HATCHES.get(self.control, ""),
             "linewidth": 1.0,
             "label": self.label,
         }
 
 
-def looks(runs: Sequence[str], labels: Sequence[str] | None = None) -> dict[str, Look]:
-    """A look for each run; a model and its ``-decodable`` twin share colour and marker."""
+def looks(
+    runs: Sequence[str], labels: Sequence[str] | None = None, controls: Mapping[str, Control] | None = None
+) -> dict[str, Look]:
+    """A look for each run; a model and its controls share the colour.
+
+    Parameters
+    ----------
+    controls
+        By model, see :func:`schemas.controls.control_among`; what names say by default.
+    """
     families: list[str] = []
     look_of = {}
     for run, label in zip(runs, labels or runs, strict=True):
         model = run.partition("/")[0]
-        family = model.removesuffix("-decodable")
+        control = control_by_name(model) if controls is None else controls.get(model)
+        family, kind = (model, "") if control is None else control
         if family not in families:
             families.append(family)
         index = families.index(family) % len(PALETTE)
-        look_of[run] = Look(label=label, colour=PALETTE[index], marker=MARKERS[index], dashed=model != family)
+        look_of[run] = Look(label=label, colour=PALETTE[index], marker=MARKERS[index], control=kind)
     return look_of
 
 

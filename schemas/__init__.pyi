@@ -4,6 +4,8 @@ from .answers import equal_answers as equal_answers
 from .answers import extract_number as extract_number
 from .answers import is_number_token as is_number_token
 from .answers import read_gold_answer as read_gold_answer
+from .controls import CONTROLS as CONTROLS
+from .controls import Control as Control
 from .errors import CorruptLakeError as CorruptLakeError
 from .errors import LakeError as LakeError
 from .errors import MissingRunError as MissingRunError

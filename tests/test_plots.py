@@ -68,7 +68,7 @@ def test_bars_stand_side_by_side_with_their_intervals():
     assert [patch.get_height() for patch in ax.patches] == [0.2, 0, 0.6, 0.7]
     assert [line.tolist()[0][1] for line in ax.collections[0].get_segments()] == [0.1]
     assert one.colour == twin.colour
-    assert twin.dashed
+    assert (one.control, twin.control) == ("", "decodable")
 
 
 def test_matrices_have_queries_on_the_rows(results):

@@ -1,7 +1,7 @@
 """Sections of the comparison: report 004's panels, and differences between models."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -13,7 +13,7 @@ from analyze.compare.differences import comparison_table, difference_table
 from analyze.compare.figures import SEVEN, plot_differences
 from analyze.drawing import Look, faint_grid
 from analyze.page import NothingStored, Page, Section, points
-from schemas import filled
+from schemas import Control, filled
 from store.results import preferred
 
 WORDS = {
@@ -74,7 +74,8 @@ def differences(page: Page) -> None:
     """Models against each other, with intervals."""
     data, looks = comparison(page)
     table = difference_table(data)
-    alike = [(a, b) for a, b in combinations(looks, 2) if is_twin(a) == is_twin(b)]
+    controls = page.context.controls
+    alike = [(a, b) for a, b in combinations(looks, 2) if kind_of(controls, a) == kind_of(controls, b)]
     for first, second in (alike or list(combinations(looks, 2))[:1])[:MOST_PAIRS]:
         rows = table[(table["first"] == first) & (table["second"] == second)]
         names = [looks[run].label for run in (first, second)]
@@ -136,9 +137,10 @@ def shown_rows(rows: Any, last: str) -> Any:
     return shown.assign(what=names, where="").head(MOST_ROWS)
 
 
-def is_twin(run: str) -> bool:
-    """Whether a run is of a model whose thoughts are not used: trained to ignore them, or fed one vector at each."""
-    return run.partition("/")[0].endswith(("-decodable", "-pause"))
+def kind_of(controls: Mapping[str, Control], run: str) -> str:
+    """Kind of control that a run's model is; empty where it is none."""
+    control = controls.get(run.partition("/")[0])
+    return "" if control is None else control.kind
 
 
 def spoken(what: str, where: str) -> str:

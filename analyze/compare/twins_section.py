@@ -1,6 +1,6 @@
-"""Section of a model beside its decodable twin: read alike, used or not."""
+"""Section of a model beside its controls: read alike, used or not."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,34 +11,54 @@ from analyze.compare.section import comparison
 from analyze.drawing import MUTED, RULE, Look, faint_grid
 from analyze.labels import thought_labels
 from analyze.page import Page, Section
+from schemas.controls import CONTROLS
+from schemas.statistics import difference_interval
 
 Measure = tuple[str, str, str, dict[str, Any]]
 """Whether it is of what can be read or used, its name, its variable, and where that is taken."""
+ANSWERS, READ, USED = "answers", "can be read", "is used"
 
 
 def twins(page: Page) -> None:
-    """A model and its decodable twin."""
+    """Each model and its controls."""
     data, looks = comparison(page)
-    pairs = {run: run.replace("/", "-decodable/", 1) for run in looks}
-    for run, twin in pairs.items():
-        if twin not in looks:
-            continue
-        one, other = (data.sel(model=name, drop=True) for name in (run, twin))
-        rows: Any = pd.DataFrame(measure_rows(one, other, measures(one)))
-        if rows.empty:
-            continue
-        draw_twins(page, run, rows, (looks[run], looks[twin]))
-        reads, uses = (rows[rows["kind"] == kind]["difference"].abs() for kind in ("can be read", "is used"))
-        furthest = dict(rows.loc[uses.idxmax()]) if len(uses) else {}
-        text = page.text("uses" if len(uses) else "reads", reads=100 * reads.mean(), uses=100 * uses.mean(), **furthest)
-        page.say_of(looks[run].label, text)
-        page.add("twins", looks[run].label, rows)
+    controls = page.context.controls
+    kinds = set()
+    for run in looks:
+        others = [name for name in looks if name.partition("/")[0] in page.context.controls_of(run.partition("/")[0])]
+        parts = []
+        for other in others:
+            one, twin = (data.sel(model=name, drop=True) for name in (run, other))
+            rows: Any = pd.DataFrame(measure_rows(one, twin, measures(one)))
+            if rows.empty:
+                continue
+            rows.insert(0, "control", looks[other].label)
+            parts.append((other, rows))
+            kinds.add(controls[other.partition("/")[0]].kind)
+            page.say_of(looks[run].label, sentence(page, rows))
+            page.add("twins", looks[run].label, rows)
+        if parts:
+            draw_twins(page, run, dict(parts), looks)
     page.need("twins")
+    page.set(kinds="; ".join(f"{kind}: {CONTROLS[kind]}" for kind in CONTROLS if kind in kinds))
+
+
+def sentence(page: Page, rows: Any) -> str:
+    """How many measures of either kind tell a model from one of its controls, and by which it is told best."""
+    values: dict[str, Any] = {"control": rows["control"].iloc[0]}
+    apart = (rows["difference_low"] > 0) | (rows["difference_high"] < 0)
+    for kind, name in ((READ, "reads"), (USED, "uses")):
+        of_kind = rows["kind"] == kind
+        values |= {f"n_{name}": int(of_kind.sum()), name: int((of_kind & apart).sum())}
+    used = rows[apart & (rows["kind"] == USED)]
+    name = "alike" if used.empty else "apart"
+    furthest = {} if used.empty else dict(used.loc[used["difference"].abs().idxmax()])
+    return page.text(name if values["n_uses"] else "reads", **values | furthest)
 
 
 def measures(data: xr.Dataset) -> Iterator[Measure]:
     """What can be read from a model's thoughts, at the position where it is read best; then what the answer uses."""
-    yield "can be read", "accuracy, untouched", "accuracy", {}
+    yield ANSWERS, "accuracy, untouched", "accuracy", {}
     for step in data["step"].values[:3] if "step" in data.dims else []:
         for name, label, where in (
             ("chain_share", "lens: step {} at {}", {"step": step}),
@@ -47,16 +67,16 @@ def measures(data: xr.Dataset) -> Iterator[Measure]:
             by_position = data[name].sel(where) if name in data else xr.DataArray(np.nan)
             if by_position.notnull().any():
                 best = str(by_position["position"].values[int(np.nanargmax(by_position.values))])
-                yield "can be read", label.format(int(step) + 1, best), name, where | {"position": best}
+                yield READ, label.format(int(step) + 1, best), name, where | {"position": best}
     for thought in thought_labels(data) if "position" in data.dims else []:
         where = {"corruption": "mean", "position": thought}
-        yield "is used", f"{thought} averaged: answers lost", "importance", where
+        yield USED, f"{thought} averaged: answers lost", "importance", where
     for group in ("all", "numbers"):
         where = {"operation": "mean", "group": group, "place": "fed"}
-        yield "is used", f"{group} averaged: accuracy", "ablation_accuracy", where
+        yield USED, f"{group} averaged: accuracy", "ablation_accuracy", where
     if "n_thought" in data.dims:
         n = int(data["n_thought"].values.max())
-        yield "is used", f"{n} patched: clean answers", "patch_clean", {"place": "fed", "n_thought": n}
+        yield USED, f"{n} patched: clean answers", "patch_clean", {"place": "fed", "n_thought": n}
 
 
 def measure_rows(one: xr.Dataset, other: xr.Dataset, wanted: Iterator[Measure]) -> Iterator[dict[str, Any]]:
@@ -69,8 +89,8 @@ def measure_rows(one: xr.Dataset, other: xr.Dataset, wanted: Iterator[Measure]) 
                 for of, ends in zip(("model", "twin"), values, strict=True)
                 for end, value in zip(("", "_low", "_high"), ends, strict=True)
             }
-            difference = columns["model"] - columns["twin"]
-            yield {"kind": kind, "what": what} | columns | {"difference": difference}
+            ends = zip(("", "_low", "_high"), difference_interval(*values), strict=True)
+            yield {"kind": kind, "what": what} | columns | {f"difference{end}": float(value) for end, value in ends}
 
 
 def interval(data: xr.Dataset, name: str, where: dict[str, Any]) -> list[float]:
@@ -85,23 +105,34 @@ def interval(data: xr.Dataset, name: str, where: dict[str, Any]) -> list[float]:
     return values
 
 
-def draw_twins(page: Page, run: str, rows: Any, looks: tuple[Look, Look]) -> None:
-    """Each measure as two marks on a line."""
-    ax = page.panel("twins", run, height=0.9 + 0.23 * len(rows))
-    y = np.arange(len(rows))
-    ax.hlines(y, rows[["model", "twin"]].min(axis=1), rows[["model", "twin"]].max(axis=1), color=RULE, linewidth=2.5)
-    for look, of in zip(looks, ("model", "twin"), strict=True):
-        known = np.isfinite(rows[f"{of}_low"]) & np.isfinite(rows[f"{of}_high"])
-        ends = (rows[f"{of}{end}"][known] for end in ("_low", "_high"))
-        ax.hlines(y[known], *ends, color=look.colour, linewidth=1.2, zorder=2)
-        ax.plot(rows[of], y, **look.line() | {"linestyle": "none", "markersize": 6, "zorder": 3})
-    ax.axhline((rows["kind"] == "can be read").sum() - 0.5, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
-    ax.set_yticks(y, rows["what"])
-    ax.set_ylim(len(rows) - 0.4, -0.6)
+def draw_twins(page: Page, run: str, rows_of: Mapping[str, Any], looks: Mapping[str, Look]) -> None:
+    """Each measure as a mark of the model and one of each control on a line."""
+    longest = max(rows_of.values(), key=len)
+    places = {what: place for place, what in enumerate(longest["what"])}
+    height = 0.9 + 0.23 * len(places) + 0.2 * (len(rows_of) // 2)
+    ax = page.panel("twins", run, height=height)
+    for other, rows in rows_of.items():
+        y = rows["what"].map(places).to_numpy(dtype="float64")
+        ax.hlines(
+            y, rows[["model", "twin"]].min(axis=1), rows[["model", "twin"]].max(axis=1), color=RULE, linewidth=2.5
+        )
+        draw_marks(ax, y, rows, "twin", looks[other])
+    draw_marks(ax, np.arange(len(longest)), longest, "model", looks[run])
+    ax.axhline((longest["kind"] != USED).sum() - 0.5, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
+    ax.set_yticks(np.arange(len(longest)), longest["what"])
+    ax.set_ylim(len(longest) - 0.4, -0.6)
     ax.set_xlim(-0.03, 1.03)
     ax.tick_params(axis="y", length=0)
     faint_grid(ax, "x")
     ax.legend(loc="upper right", bbox_to_anchor=(1.0, -0.06), ncols=2, fontsize=8)
+
+
+def draw_marks(ax: Any, y: Any, rows: Any, of: str, look: Look) -> None:
+    """Values of a model with their intervals."""
+    known = (np.isfinite(rows[f"{of}_low"]) & np.isfinite(rows[f"{of}_high"])).to_numpy()
+    ends = (rows[f"{of}{end}"][known] for end in ("_low", "_high"))
+    ax.hlines(y[known], *ends, color=look.colour, linewidth=1.2, zorder=2)
+    ax.plot(rows[of], y, **look.line() | {"linestyle": "none", "markersize": 6, "zorder": 3})
 
 
 SECTIONS = (Section(slug="twins", write=twins, chapter="verdict", order=-10, needs=("compare",), of="several"),)

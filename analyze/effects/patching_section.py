@@ -8,7 +8,6 @@ import xarray as xr
 
 from analyze.context import StoredResult
 from analyze.drawing import (
-    DASHED,
     HEAT,
     HEAT_NEGATIVE,
     MUTED,
@@ -143,7 +142,7 @@ def told_by_step(page: Page, result: StoredResult, splits: Any) -> str:
 def draw_first(page: Page, result: StoredResult, line: Frame, random: Frame, place: str) -> None:
     """Share of clean and corrupted answers by the number of first thoughts patched."""
     ax, n = page.panel("several_patching", result, height=2.9), line["n"].to_numpy(dtype=float)
-    for name, colour, style, marker in (("clean", HEAT, "-", "o"), ("corrupted", HEAT_NEGATIVE, DASHED, "s")):
+    for name, colour, style, marker in (("clean", HEAT, "-", "o"), ("corrupted", HEAT_NEGATIVE, "--", "s")):
         share, low, high = triple(line, name)
         ax.plot(n, share, color=colour, linestyle=style, marker=marker, label=f"{name} answer")
         band(ax, n, low, high, colour)

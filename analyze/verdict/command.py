@@ -20,8 +20,8 @@ class VerdictSettings(Settings):
 
     control: tuple[str, ...] = setting(
         (),
-        "Run of a control beside which it is set; by default those whose model is called as this one and -decodable,"
-        " -pause, -multipass-pause, -direct or -cot, over the same data.",
+        "Run of a control beside which it is set; by default those over the same data whose model says that it is a"
+        " control of this one, or is called as this one and -decodable, -pause, -multipass-pause, -direct or -cot.",
         metavar="RUN",
         repeat=True,
     )

@@ -30,8 +30,8 @@ def first_sentence(page: Page) -> str:
     """Of the first model, and of its control if it has one: how many thoughts are readable, and how many are used."""
     results = page.results("verdict")
     first = results[0]
-    model = first.run.partition("/")[0]
-    others = [one for one in results[1:] if one.run.partition("/")[0].startswith(f"{model}-")]
+    controls = page.context.controls_of(first.run.partition("/")[0])
+    others = [one for one in results[1:] if one.run.partition("/")[0] in controls]
     counts = [counted(one) for one in (first, *others[:1])]
     n_of = [int(n) for one in (first, *others[:1]) for n in evidence_rows(one)["n"]]
     n = f"{min(n_of)} to {max(n_of)}" if n_of else "no"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import xarray as xr
 
+from analyze.context import controls_in
 from analyze.verdict.measures import READERS
 from analyze.verdict.rules import (
     ALL,
@@ -34,8 +35,6 @@ OF_QUESTION = {
     ROUTE: {"graph": "graph"},
 }
 """Methods of each question, and the results they are read from with the options of the command that makes them."""
-CONTROLS = ("decodable", "pause", "multipass-pause", "direct", "cot")
-"""What the names of a model's controls end in."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,9 +77,9 @@ def measured(lake: Lake, run: str) -> Found:
 
 
 def controls_of(lake: Lake, run: str) -> list[str]:
-    """Runs of the lake whose model is by its name a control of a run's, over the same data."""
+    """Runs of the lake whose model is a control of a run's, over the same data."""
     model, _, data = run.partition("/")
-    names = [f"{model}-{ending}/{data}" for ending in CONTROLS]
+    names = {f"{name}/{data}" for name, control in controls_in(lake).items() if control.of == model}
     return [name for name in lake.runs() if name in names]
 
 

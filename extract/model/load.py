@@ -45,6 +45,7 @@ from extract.model.feeding import Constant, Projection
 from extract.model.protocols import COCONUT, CODI, PEFT, PREFIXES, Protocol, named_protocol, recognise, stated_protocol
 from extract.model.reasoner import Reasoner
 from schemas import N_LATENT, UsageError, nearest
+from schemas.controls import stated_control
 
 __all__ = ["SHIPPED", "ComputeDtype", "load_reasoner", "new_reasoner"]
 ComputeDtype = Literal["float32", "float16", "bfloat16"]
@@ -70,7 +71,8 @@ def load_reasoner(
         Folder, file or hub id (``OWNER/NAME``, or ``OWNER/NAME:FILE``) with the weights (``model.safetensors``,
         ``pytorch_model.bin``, either in shards with its index, PEFT's ``adapter_model``, or the one other file that
         holds weights, read as weights only), or the name of a model shipped with this project. A ``codi.json`` beside
-        them may give ``protocol``, ``n_latent``, ``answer_prefix`` and ``base``, an ``adapter_config.json`` as PEFT
+        them may give ``protocol``, ``n_latent``, ``answer_prefix``, ``base`` and of which model it is a control
+        (``control_of``, ``control``: :data:`schemas.controls.CONTROLS`), an ``adapter_config.json`` as PEFT
         writes it the scale of the low-rank updates, an ``args.yaml`` what a Coconut model was trained with.
     base
         Folder or hub id of the base model, or ``smollm2-135m``: its config and tokenizer are read, its weights only
@@ -156,7 +158,7 @@ def load_reasoner(
     return Reasoner(
         name=name, model=model, projection=feeding, tokenizer=tokenizer, architecture=architecture,
         vocabulary=vocabulary, n_latent=n_latent, answer_prefix=answer_prefix, protocol=rule, extra_rows=extra,
-        fingerprint=digests,
+        fingerprint=digests, control=stated_control(settings, rule.name, str(folder / SETTINGS)),
     )  # fmt: skip
 
 

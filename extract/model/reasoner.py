@@ -17,7 +17,7 @@ from extract.model.protocols import CODI, Protocol
 from extract.model.recorder import Recorder, StoredRangeError
 from extract.model.thinking import Thinking, beyond_range, on_device, thinking_of, to_host
 from extract.model.wording import Wording
-from schemas import Intervention, LakeError, Places, UsageError
+from schemas import Control, Intervention, LakeError, Places, UsageError
 
 StoredDtype = Literal["float16", "float32"]
 SMALL_HIDDEN = 128
@@ -30,13 +30,14 @@ class Reasoner(Network, Wording):
     def __init__(
         self, *, name: str, model: nn.Module, projection: nn.Module, tokenizer: Any, architecture: Architecture,
         vocabulary: int, n_latent: int, answer_prefix: str, fingerprint: dict[str, str], protocol: Protocol = CODI,
-        extra_rows: tuple[str, ...] = CODI.rows,
+        extra_rows: tuple[str, ...] = CODI.rows, control: Control | None = None,
     ) -> None:  # fmt: skip
         Network.__init__(self, name=name, model=model, architecture=architecture)
         Wording.__init__(
             self, tokenizer=tokenizer, protocol=protocol, vocabulary=vocabulary, extra_rows=extra_rows,
             answer_prefix=answer_prefix,
         )  # fmt: skip
+        self.control = control
         self.projection = projection
         self.n_latent = n_latent
         self.fingerprint = fingerprint

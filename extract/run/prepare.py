@@ -84,9 +84,12 @@ class Prepared:
         plain = {name: getattr(reasoner, name) for name in (*names, *ids, "answer_prefix")}
         plain["architecture"] = str(getattr(plain["architecture"], "model_type", plain["architecture"]))
         capped = {} if reasoner.logit_softcap is None else {"logit_softcap": reasoner.logit_softcap}
+        control = reasoner.control
+        stated = {} if control is None else {"control_of": control.of, "control": control.kind}
         return {
             **plain,
             **capped,
+            **stated,
             "protocol": reasoner.protocol.name,
             "checkpoint": self.checkpoint,
             "fingerprint": dict(reasoner.fingerprint),

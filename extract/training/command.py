@@ -1,11 +1,13 @@
 """``lake train``."""
 
+import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from schemas import UsageError
 from schemas.command import Command, Output, Settings, Shell, setting
+from schemas.controls import CONTROLS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,9 @@ class TrainCommandSettings(TrainSettings):
     )
     device: str = setting("cpu", "Where the model runs: cpu, cuda, cuda:1, mps.", metavar="cpu|cuda|cuda:N|mps")
     save_every: float = setting(60.0, "Seconds between saves.")
+    control_of: str | None = setting(
+        None, "Model whose control this one is, by its name in lakes or its folder's; written beside the weights."
+    )
 
     def __post_init__(self) -> None:
         """Refuse what names neither or both."""
@@ -77,6 +82,11 @@ class TrainCommandSettings(TrainSettings):
             if not self.data:
                 raise UsageError("train --base: name what to train on with --data")
             super().__post_init__()
+        if self.control_of is not None and (self.base is None or self.protocol not in CONTROLS):
+            raise UsageError(
+                "train --control-of: controls are trained with --base and --protocol, one of"
+                f" {', '.join(sorted(CONTROLS))}; small models name theirs themselves"
+            )
 
 
 def run(settings: TrainCommandSettings, shell: Shell) -> Output:
@@ -96,7 +106,16 @@ def run(settings: TrainCommandSettings, shell: Shell) -> Output:
     with shell.progress(f"{settings.base}, seed {settings.seed}", "steps" if settings.steps else "s") as report:
         watch = Watch(save_every=settings.save_every, progress=report, say=shell.note)
         folder = train(chosen, settings.out, validation=settings.validation, device=settings.device, watch=watch)
+    if settings.control_of is not None:
+        state_control(folder, settings.control_of, settings.protocol)
     return Output(printed=[str(folder)])
+
+
+def state_control(folder: Path, of: str, kind: str) -> None:
+    """Write beside the weights of whom they are the control, and of which kind."""
+    file = folder / "codi.json"
+    notes = json.loads(file.read_text(encoding="utf-8")) | {"control_of": of, "control": kind}
+    file.write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
 
 
 def left(values: Any) -> str:
