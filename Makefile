@@ -43,7 +43,9 @@ real: env
 	$(BIN)/lake report real.lake --out real-report
 
 docs: env
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	$(BIN)/python docs/generate.py
+	$(BIN)/sphinx-build --fail-on-warning --quiet docs docs/_build
 
 # Libraries that benchmarks and one test compare with, apart from what this project needs. torchvision comes along for
 # nothing, and where it was built for another torch it keeps transformers from being imported.

@@ -24,10 +24,7 @@ from store import RunLayout
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
-PAGES = (
-    ROOT / "README.md",
-    *(DOCS / name for name in ("claims.md", "commands.md", "defects.md", "extending.md", "methods.md")),
-)
+PAGES = (ROOT / "README.md", *sorted(DOCS.glob("*.md")))
 MEASURED = DOCS / "defects.json"
 _BLOCK = re.compile(r"(<!-- generated: ([\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -175,6 +172,19 @@ def size_table() -> str:
     return table(["model", "capture", "whole axes", "what exists", "of it states", "of it attention"], rows)
 
 
+def chunk_table() -> str:
+    """Chunks of each activation of a run of GPT-2's sizes."""
+    sizes = {name: value for name, value in OFFICIAL["CODI on GPT-2"].items() if name != "mean"}
+    layout = RunLayout(**sizes, n_example=N_TRAIN, n_latent=6, n_answer=ANSWER, dtype="float16", capture="latent")
+    rows = []
+    for name, array in layout.arrays().items():
+        if array.shards is not None:
+            chunk, shard = (", ".join(map(str, shape)) for shape in (array.chunks, array.shards))
+            codecs = ", ".join(codec.to_dict()["name"] for codec in array.codecs)
+            rows.append([f"`{name}`", ", ".join(array.dims), chunk, shard, codecs])
+    return table(["array (GPT-2's sizes)", "dims", "inner chunk", "shard", "codecs"], rows)
+
+
 def measured() -> dict[str, Any]:
     """What ``docs/defects.py`` measured."""
     return dict(json.loads(MEASURED.read_text(encoding="utf-8"))) if MEASURED.exists() else {}
@@ -211,6 +221,7 @@ def block(name: str) -> str:
         "positions": position_table,
         "operations": operation_table,
         "sizes": size_table,
+        "chunks": chunk_table,
         "versions": defect_versions,
         "methods versions": of_truth["conditions"],
         "methods": lambda: of_truth["rates"](table),

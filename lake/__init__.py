@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import click
 
+import lake.neighbours  # noqa: F401  (looks where the packages come from before they are imported)
 from lake import flags, printing, running
 from lake.running import Terminal
 from schemas import FORMAT_VERSION, LakeError, UsageError

@@ -192,3 +192,11 @@ def test_installed_command_in_a_pipe_prints_no_bar(data, tmp_path):
     assert done.returncode == 0, done.stderr
     (line,) = done.stderr.splitlines()
     assert "answers had not ended after" in line
+
+
+def test_a_module_of_ones_own_that_hides_a_package_is_named(tmp_path: Path) -> None:
+    (tmp_path / "extract.py").touch()
+    done = subprocess.run([sys.executable, "-m", "lake"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert str(tmp_path / "extract.py") in done.stderr

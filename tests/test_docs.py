@@ -38,10 +38,11 @@ def test_no_page_is_stale(generate: ModuleType) -> None:
     assert not [page.name for page in generate.stale()], "run make docs"
 
 
-def test_the_readme_lists_every_command_variable_and_dim(generate: ModuleType, commands: dict[str, Any]) -> None:
-    text = (ROOT / "README.md").read_text()
+def test_every_command_variable_and_dim_is_listed(generate: ModuleType, commands: dict[str, Any]) -> None:
+    text = (ROOT / "docs" / "variables.md").read_text()
     named = {*generate.RUN_VARIABLES, *generate.MODEL_VARIABLES, *generate.DIMS}
     assert not [name for name in named if f"| `{name}` |" not in text]
+    text = (ROOT / "README.md").read_text()
     assert not [name for name in commands if f"| `{name} " not in text and f"| `{name}`" not in text]
 
 

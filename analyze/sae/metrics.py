@@ -26,7 +26,7 @@ def sae_metrics(
     - ``squared_error`` (ours): ``1 - sum |r|^2 / sum |x - mean x|^2``, with the mean vector of those rows; a constant
       offset of the reconstruction counts as error, and a dictionary that outputs the mean scores 0;
     - ``per_dimension`` (the reports' pilot): ``1 - mean_j Var(r_j) / mean_j Var(x_j)``, which forgives a constant
-    offset;
+      offset;
     - ``all_elements`` (the reports' LLaMA and top-k scripts): ``1 - Var(r) / Var(x)`` over all numbers of all rows at
       once, which is higher where the means of the hidden dimensions differ, since reproducing those counts.
 
