@@ -184,7 +184,7 @@ def test_commands_keep_and_print_what_they_find(folder: Path, capsys: pytest.Cap
     ("change", "message"),
     [
         ({"beyond": -1}, "--beyond is -1; it must be at least 0"),
-        ({"temperature": 0.0}, "must be above 0"),
+        ({"temperature": 0.0}, "must be at least 1e-06"),
         ({"sample": 2, "markers": ("none",)}, "samples are drawn after"),
         ({"beyond": 400}, "thoughts fit, so ask for fewer with --beyond"),
     ],

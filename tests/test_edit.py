@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from extract.reenter import EditSettings, SubspaceSettings, edit, open_target, subspaces
 from extract.reenter.edit.methods import by_probe, by_regression
 from extract.reenter.retelling import Chains, evaluate, references
+from extract.reenter.subspace.command import tables
 from extract.reenter.subspace.fits import FITS, Fit, one_hot
 from extract.reenter.subspace.stored import spanned
 from extract.reenter.target import Target
@@ -151,7 +152,9 @@ def test_an_edited_thought_moves_the_answer_where_it_is_used(lake: Path) -> None
     assert one(used, "kept_share", method="", changed="ct1", control="donor of the own value") > 0.9
     both = one(used, "accuracy", method="", also=settings.also)
     assert both <= min(one(used, "accuracy", method="", also=text.strip()) for text in settings.also.split(";")) + 0.05
-    twin = edit(target(lake, "small-llama-decodable"), EditSettings(methods=("means",), doses=(1,), positions=("ct1",)))
+    settings = EditSettings(methods=("means",), doses=(1,), positions=("ct1",), sample=2, temperature=1e-6)
+    twin = edit(target(lake, "small-llama-decodable"), settings)
+    np.testing.assert_array_equal(twin["sample_hit"].fillna(0), twin["hit"])  # the coldest draws
     assert one(twin, "hit_share", method="means", dose=1.0) < 0.1
 
 
@@ -177,9 +180,9 @@ def test_a_subspace_of_few_dimensions_carries_the_result(lake: Path) -> None:
     assert one(used, "kept_share", change="exchange", subspace="all of it", control="self (stored)") == 1
     again = subspaces(target(lake), settings)
     np.testing.assert_array_equal(again["hit"], used["hit"])
-    twin = subspaces(
-        target(lake, "small-llama-decodable"), SubspaceSettings(subspaces=("means",), ranks=(8,), positions=("ct1",))
-    )
+    settings = SubspaceSettings(subspaces=("means",), ranks=(8,), positions=("ct1",), sample=1, temperature=1e-6)
+    twin = subspaces(target(lake, "small-llama-decodable"), settings)
+    assert [table.columns[-1] for table in tables(twin, {})[:2]] == ["drawn right 95%", "drawn: follows 95%"]
     assert one(twin, "importance", change="erase", subspace="means", rank=8) < 0.1
 
 

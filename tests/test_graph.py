@@ -133,7 +133,10 @@ def test_effects_are_what_a_slow_reference_computes(folder: Path) -> None:
 
 def test_outputs_of_a_block_are_held_up_to_each_target(folder: Path) -> None:
     found = pairs(folder)
-    result = thought_graph(found, GraphSettings(operations=("resample",), layer=1, positions=("ct2", "bot", "ct4")))
+    coldest: dict[str, Any] = {"sample": 2, "temperature": 1e-6}
+    nodes = ("ct2", "bot", "ct4")
+    result = thought_graph(found, GraphSettings(operations=("resample",), layer=1, positions=nodes, **coldest))
+    np.testing.assert_array_equal(result["sample_flip"], result["state_flip"].sel(target="answer"))
     assert list(result["source"].values) == ["bot", "ct2", "ct4"]
     edges = result["state_kl"].isel(operation=0).max("example")
     assert not np.isnan(edges.sel(effect="direct", source="bot", target="answer"))
@@ -267,6 +270,7 @@ def test_a_chain_without_steps_is_refused_in_one_line(folder: Path) -> None:
         ({"positions": ["step9"]}, "'step9' is no step that chain/test writes; there are step1"),
         ({"positions": ["ct1"]}, "'ct1' is no step"),
         ({"layer": 0}, "nodes of its graph are tokens of its chain"),
+        ({"sample": 2}, "writes its chain, and a chain that is drawn"),
     ):
         with pytest.raises(UsageError, match=message):
             chain_graph(target, GraphSettings(**change))

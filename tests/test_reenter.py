@@ -245,9 +245,10 @@ def test_edges_and_heads(folder: Path) -> None:
     singles = figures(edges, "drop", group="cut ct0") + figures(edges, "drop", group="cut ct2")
     assert figures(edges, "additive_drop", group="cut ct0+ct2") == pytest.approx(singles)
     ranking = [(1, 2), (0, 2), (0, 0)]
-    settings = AblateHeadsSettings(counts=(2,), draws=2)
+    settings = AblateHeadsSettings(counts=(2,), draws=2, sample=1, temperature=1e-6)
     heads = ablate_heads(target(folder, "small-gpt2"), settings, ranking=ranking)
     assert figures(heads, "drop", group="top 2", n_head=2) > 0.3
+    np.testing.assert_array_equal(heads["sample_correct"], heads["correct"])
     assert figures(heads, "drop", group="all", control="self (stored)") == 0
     assert sorted(set(heads["control"].values)) == [
         "", "noise of the same norm", "random donor", "random heads", "self (forward)", "self (stored)", "untouched",
@@ -272,7 +273,8 @@ def test_steering_uses_the_other_half_and_one_length(folder: Path) -> None:
     found = target(folder, "small-gpt2")
     # Some wrong answers, to have a direction from.
     found.data["correct"] = ("example", np.arange(found.data.sizes["example"]) % 3 > 0)
-    result = steer(found, SteerSettings(strengths=(-1.0, 1.0), draws=2))
+    result = steer(found, SteerSettings(strengths=(-1.0, 1.0), draws=2, sample=1, temperature=1e-6))
+    np.testing.assert_array_equal(result["sample_correct"], result["correct"])
     assert result.sizes["example"] == found.data.sizes["example"] // 2
     assert sorted(set(result["direction"].values)) == ["", "correct-wrong", "random #1", "random #2"]
     lengths = [float(np.linalg.norm(array.sel(layer=1, position="ct2"))) for array in found.values.directions.values()]

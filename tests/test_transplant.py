@@ -52,8 +52,11 @@ def test_a_map_finds_the_affine_one_that_made_the_values() -> None:
 
 
 def test_a_models_own_values_change_nothing_and_anothers_do(folder: Path) -> None:
-    settings = TransplantSettings(source="small-gpt2/test", positions=("ct1", "ct2"), heads=("L1H2=L1H2", "L0H1=L0H1"))
+    coldest: dict[str, Any] = {"sample": 1, "temperature": 1e-6}
+    heads = ("L1H2=L1H2", "L0H1=L0H1")
+    settings = TransplantSettings(source="small-gpt2/test", positions=("ct1", "ct2"), heads=heads, **coldest)
     result = transplant(target(folder), settings)
+    np.testing.assert_array_equal(result["sample_correct"], result["correct"])
     assert result.attrs["n_fitted"] == result.attrs["n_held_out"] == result.sizes["example"] == 15
     labels = {name: result[name].values for name in ("group", "values", "control")}
     kl, drop = (result[name].sel(stratum="all").values for name in ("kl_mean", "drop"))

@@ -10,6 +10,8 @@ from .attribute.command import AttributeSettings as AttributeSettings
 from .attribute.graph import subgraph as subgraph
 from .attribute.graph import write_graph as write_graph
 from .attribute.scores import attribute as attribute
+from .crossing.command import CrossSettings as CrossSettings
+from .crossing.experiment import cross as cross
 from .depth.command import DepthSettings as DepthSettings
 from .depth.experiment import think_to_depth as think_to_depth
 from .edit.command import EditSettings as EditSettings

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from extract.reenter.draws import Draws
 from extract.reenter.statistics import problem_of, with_accuracy
 from extract.reenter.sweep import Condition
 from extract.reenter.trial import Trial
 from schemas import Intervention, Scoring
-from schemas.statistics import adjust, mcnemar_exact, share_interval
+from schemas.statistics import adjust, mcnemar_exact, mean_interval, share_interval
 
 
 @dataclass(slots=True)
@@ -59,7 +60,7 @@ class Cells:
         self.against.append(against)
         return name
 
-    def measure(self, *, observe: bool = False, seed: int = 0) -> xr.Dataset:
+    def measure(self, *, observe: bool = False, seed: int = 0, draws: Draws | None = None) -> xr.Dataset:
         """Run the conditions; count right answers, wanted answers, and test both.
 
         Returns
@@ -69,10 +70,11 @@ class Cells:
             ``hit`` (it is given); by condition ``n_wanted``, ``hit_share`` and ``kept_share`` (the own answer is still
             given) with Wilson intervals ``_low``, ``_high``; ``p_hit`` and ``p_right``: exact McNemar of wanted, and of
             right, answers against those of the condition that it is tested against, on the same examples; each with
-            ``_holm``, corrected over all conditions that are tested.
+            ``_holm``, corrected over all conditions that are tested; of ``draws`` ``sample_hit(condition, example)``,
+            the share that is the wanted answer, and its mean ``_mean`` with its interval ``_low``, ``_high``.
         """
         target, tried = self.trial.target, self.trial.tried
-        swept = target.sweep(self.conditions, examples=self.trial.examples, observe=observe)
+        swept = target.sweep(self.conditions, examples=self.trial.examples, observe=observe, draws=draws)
         every = np.ones(len(tried), dtype=bool)
         strata = None if target.strata is None else target.strata[tried]
         counted = np.stack([every, *self.counted])
@@ -81,6 +83,8 @@ class Cells:
         names = swept["condition"].values.tolist()
         against = [-1, *(names.index(name) if name else -1 for name in self.against)]
         out = _with_hits(out, answer, against, target.scoring)
+        if "sample_answer" in out:
+            out = _with_drawn_hits(out, answer, target.scoring, seed)
         return out.assign_attrs(n_fitted=len(self.trial.fitted), n_tried=len(tried))
 
 
@@ -113,3 +117,12 @@ def _with_hits(found: xr.Dataset, answer: np.ndarray, against: Sequence[int], sc
         columns[f"{name}_low"], columns[f"{name}_high"] = share_interval(value, wanted, problem)
     out = found.assign({name: ("condition", value) for name, value in columns.items()})
     return out.assign(hit=(("condition", "example"), hit), wanted_answer=(("condition", "example"), answer))
+
+
+def _with_drawn_hits(found: xr.Dataset, answer: np.ndarray, scoring: Scoring, seed: int) -> xr.Dataset:
+    """Add how many of the drawn answers are those ``(condition, example)`` that are wanted."""
+    hit = scoring.equal(found["sample_answer"].values, answer[:, None]).mean(1)
+    share = np.where(np.isnan(answer), np.nan, hit)
+    figures = zip(("mean", "low", "high"), mean_interval(share, seed, problem_of(found)), strict=True)
+    out = found.assign({f"sample_hit_{end}": ("condition", value) for end, value in figures})
+    return out.assign(sample_hit=(("condition", "example"), share))

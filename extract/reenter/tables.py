@@ -23,9 +23,9 @@ def accuracy_table(result: Any, labels: Sequence[str]) -> Table:
     return Table(title="", columns=columns, rows=rows, labels=len(labels))
 
 
-def drawn_column(result: Any) -> list[str]:
-    """Heading of the share of drawn answers that are right, where some were drawn."""
-    return ["drawn right 95%"] if "sample_correct_mean" in result else []
+def drawn_column(result: Any, name: str = "sample_correct", heading: str = "drawn right 95%") -> list[str]:
+    """Heading of a share of drawn answers, where some were drawn; by default of those that are right."""
+    return [heading] if f"{name}_mean" in result else []
 
 
 def pair_table(result: Any, over: str, within: Sequence[str], title: str) -> Printed:
@@ -55,13 +55,16 @@ def accuracy_cells(condition: Any) -> list[str]:
         p_text(condition["p"]),
         p_text(condition["p_holm"]),
         f"{float(condition['kl_mean']):.2f}",
-        *(_drawn_cell(condition) for _ in drawn_column(condition)),
+        *drawn_cells(condition),
     ]
 
 
-def _drawn_cell(condition: Any) -> str:
-    share, low, high = (float(condition[f"sample_correct_{end}"]) for end in ("mean", "low", "high"))
-    return f"{share:.3f} [{low:.2f}, {high:.2f}]"
+def drawn_cells(condition: Any, name: str = "sample_correct") -> list[str]:
+    """A share of drawn answers with its interval, where some were drawn; a dash where it is of none."""
+    if f"{name}_mean" not in condition:
+        return []
+    share, low, high = (float(condition[f"{name}_{end}"]) for end in ("mean", "low", "high"))
+    return [f"{share:.3f} [{low:.2f}, {high:.2f}]" if share == share else "-"]
 
 
 def p_text(p: Any) -> str:

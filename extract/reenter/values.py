@@ -138,20 +138,19 @@ class StoredValues:
         Raises
         ------
         UsageError
-            If an example has no twin, or no other problem is in the run.
+            If an example has no twin, or no other problem (of that outcome) is in the run.
         """
         if donor == "stored":
             return rows
         problem = np.asarray(self.run["problem"].values if "problem" in self.run.coords else self.run["example"].values)
-        if donor == "other":
-            variant = self.run["variant"].values.astype(str) if "variant" in self.run.coords else np.array([""])
-            # Of pairs, the clean halves give, as the twin does.
-            gives = variant == "clean" if (variant == "clean").any() else np.ones(len(problem), dtype=bool)
+        if donor in ("other", "correct", "wrong"):
+            gives = self._giving(donor)
             chosen = []
             for row in rows:
                 candidates = np.flatnonzero((problem != problem[row]) & gives)
                 if not len(candidates):
-                    raise UsageError("there is no other problem in the run to resample from")
+                    which = "" if donor == "other" else f" with a {donor} answer"
+                    raise UsageError(f"there is no other problem{which} in the run to resample from")
                 chosen.append(np.random.default_rng([seed, int(row)]).choice(candidates))
             return np.array(chosen, dtype=np.int64)
         pair = np.asarray(self.run["pair"].values) if "pair" in self.run.variables else np.full(len(problem), -1)
@@ -169,6 +168,15 @@ class StoredValues:
                 )
             chosen.append(others[0])
         return np.array(chosen, dtype=np.int64)
+
+    def _giving(self, donor: str) -> np.ndarray:
+        """Examples ``(example,)`` that may give their values to those of other problems."""
+        gives = np.ones(self.run.sizes["example"], dtype=bool)
+        if donor != "other":
+            gives = np.asarray(self.run["correct"].values, dtype=bool) == (donor == "correct")
+        elif "variant" in self.run.coords and "clean" in self.run["variant"].values:
+            gives = np.asarray(self.run["variant"].values) == "clean"  # of pairs, the clean halves, as the twin does
+        return gives
 
     def mean(self, site: str, layer: int, position: str, average: str, keys: tuple[str, ...] = ()) -> np.ndarray:
         """Mean of a place over the run's examples, or over all thoughts of all examples (``run``)."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from extract.reenter.settings import DrawnSettings
 from extract.reenter.tables import accuracy_table, interval_text
-from schemas.command import Experiment, Printed, Settings, Table, setting
+from schemas.command import Experiment, Printed, Table, setting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblateHeadsSettings(Settings):
+class AblateHeadsSettings(DrawnSettings):
     """Which heads are ablated together, and how."""
 
     by: str = setting("composite", "Score of lake analyze heads that ranks them.")

@@ -89,7 +89,8 @@ def ablate_heads(
     conditions.append(condition("all", heads))
     for donor in ("forward", "stored"):
         conditions.append(condition("all", heads, f"self ({donor})", operation="replace", donor=donor))
-    result = with_accuracy(target.sweep(conditions), target.gold, strata=target.strata, seed=settings.seed)
+    swept = target.sweep(conditions, draws=settings.drawing(settings.seed))
+    result = with_accuracy(swept, target.gold, strata=target.strata, seed=settings.seed)
     return result.assign_attrs(ranking=" ".join(map(head_name, ranked)), by=settings.by)
 
 

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from extract.reenter.settings import DrawnSettings
 from extract.reenter.tables import interval_text, p_text
-from schemas.command import Experiment, Printed, Settings, Table, setting
+from schemas.command import Experiment, Printed, Table, setting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DepthSettings(Settings):
+class DepthSettings(DrawnSettings):
     """After how many thoughts, and of which kind, the answer is asked for."""
 
     beyond: int = setting(2, "How many times the trained number of thoughts to go beyond it.", least=0)
@@ -26,8 +27,6 @@ class DepthSettings(Settings):
     markers: tuple[Literal["kept", "none"], ...] = setting(
         ("kept", "none"), "With the tokens around the thoughts, and without."
     )
-    sample: int = setting(0, "Answers drawn for each problem after every number of its own thoughts.", least=0)
-    temperature: float = setting(0.7, "Temperature of the draws.")
     seed: int = setting(0, "Seed of draws and intervals.", least=0)
 
 

@@ -77,10 +77,6 @@ def think_to_depth(target: Target, settings: DepthSettings | None = None) -> xr.
 def _check(target: Target, settings: DepthSettings) -> None:
     if not target.reasoner.n_latent:
         raise UsageError(f"{target.run} has no thoughts, so there is no depth to go to")
-    if settings.temperature <= 0:
-        raise UsageError(
-            f"temperature is {settings.temperature}; it must be above 0 (the likeliest answer is given anyway)"
-        )
     if settings.sample and not ("own" in settings.series and "kept" in settings.markers):
         raise UsageError(
             "samples are drawn after the model's own thoughts with markers; ask for series own, markers kept"

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from extract.reenter.settings import DrawnSettings
 from extract.reenter.sites import ThoughtSite
-from extract.reenter.tables import interval_text, label_text, p_text
-from schemas.command import Experiment, Printed, Settings, Table, setting
+from extract.reenter.tables import drawn_cells, drawn_column, interval_text, label_text, p_text
+from schemas.command import Experiment, Printed, Table, setting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -17,7 +18,7 @@ LABELS = ("changed", "layer", "step", "method", "dose", "also", "control")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditSettings(Settings):
+class EditSettings(DrawnSettings):
     """What is written into which thoughts, and how."""
 
     quantity: Literal["intermediate_result", "operation"] = setting(
@@ -70,7 +71,8 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
         others = [_of_states(condition, name) for name in ("follow", "side")]
         shares = [_share(condition, name) for name in ("hit", "kept")]
         accuracy = interval_text(condition, "accuracy")
-        rows.append([*labels, str(int(condition["n"])), *shares, p_text(condition["p_hit_holm"]), accuracy, *others])
+        p, drawn = p_text(condition["p_hit_holm"]), drawn_cells(condition, "sample_hit")
+        rows.append([*labels, str(int(condition["n"])), *shares, p, accuracy, *others, *drawn])
     columns = (
         "n",
         "as edited 95%",
@@ -79,6 +81,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
         "accuracy 95%",
         "thoughts that follow",
         "others changed",
+        *drawn_column(overall, "sample_hit", "drawn as edited 95%"),
     )
     return [
         Table(

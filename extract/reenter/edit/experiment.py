@@ -62,7 +62,8 @@ def edit(target: Target, settings: EditSettings | None = None) -> xr.Dataset:
             _edits(cells, wanted, method, settings, together)
         _controls(cells, wanted, settings)
     _alone(cells, together, settings.also)
-    out = cells.measure(observe=True, seed=settings.seed).assign_attrs(passed_over=passed_over)
+    out = cells.measure(observe=True, seed=settings.seed, draws=settings.drawing(settings.seed))
+    out = out.assign_attrs(passed_over=passed_over)
     return with_others(trial, out, [None, *(place and wants[place] for place in _places(cells))])
 
 

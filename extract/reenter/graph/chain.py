@@ -83,6 +83,11 @@ def chain_graph(target: Target, settings: GraphSettings | None = None) -> xr.Dat
     settings = settings or GraphSettings()
     if settings.layer is not None:
         raise UsageError(f"{target.run} has no thoughts; nodes of its graph are tokens of its chain, without --layer")
+    if settings.sample:
+        raise UsageError(
+            f"--sample is of answers after thoughts; {target.run} writes its chain, and a chain that is drawn has other"
+            " steps than those that are compared"
+        )
     if not settings.operations:
         raise UsageError("no operation is named; " + ", ".join(CHANGES) + " can be")
     names, chains = written_chains(target, settings.positions)

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from extract.reenter.tables import p_text
+from extract.reenter.settings import DrawnSettings
+from extract.reenter.tables import drawn_cells, p_text
 from schemas import UsageError
-from schemas.command import Experiment, Printed, Settings, Table, setting
+from schemas.command import Experiment, Printed, Table, setting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GraphSettings(Settings):
+class GraphSettings(DrawnSettings):
     """What is done to each thought, and what counts as an edge."""
 
     operations: tuple[Literal["mean", "resample", "noise", "twin"], ...] = setting(
@@ -58,6 +59,8 @@ def run(target: "Target", settings: GraphSettings) -> "xr.Dataset":
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     """Edges, total and direct, of each operation; effects below them; how like another graph it is."""
     printed: list[Printed] = [_effects(result)]
+    if "sample_flip" in result:
+        printed.append(_drawn(result))
     if "similarity" in result:
         printed.append(_similarity(result))
     for operation in result["operation"].values:
@@ -113,6 +116,21 @@ def _row(edge: Any) -> list[str]:
 def _cells(line: Any) -> list[str]:
     share, low, high = (float(line[f"state_flip_{end}"]) for end in ("mean", "low", "high"))
     return [f"{share:.2f} [{low:.2f}, {high:.2f}]", f"{float(line['state_kl_mean']):.2f}"]
+
+
+def _drawn(result: Any) -> Table:
+    """Drawn answers that are others than the untouched run draws."""
+    rows = [
+        [str(operation), f"{source} > answer", *(
+            drawn_cells(result.sel(operation=operation, source=source, effect=effect), "sample_flip")[0]
+            for effect in result["effect"].values
+        )]
+        for operation in result["operation"].values
+        for source in result["source"].values
+    ]  # fmt: skip
+    columns = ["operation", "from > to", *(f"{effect}: drawn otherwise 95%" for effect in result["effect"].values)]
+    caption = "share of drawn answers that are others than those drawn by the same numbers without the change"
+    return Table(title="drawn answers", columns=columns, rows=rows, labels=2, caption=caption)
 
 
 def _similarity(result: Any) -> Table:

@@ -15,6 +15,7 @@ from extract.reenter.sites import self_controls
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target
 from schemas import Intervention, UsageError, nearest
+from schemas.statistics import mean_interval
 from store.results import preferred
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -68,7 +69,10 @@ def thought_graph(target: Target, settings: GraphSettings | None = None) -> xr.D
         before the answer. ``effect`` is ``total``, what follows recomputed, or ``direct``: the nodes between source and
         target held at their stored values. Figures over examples as :func:`with_edges` gives them; ``self_kl(target)``
         and ``held_kl(target)``, the largest divergence where every node is replaced by its own value of the same pass,
-        and by its stored one; with ``against`` what :func:`extract.reenter.graph.similarity.graph_similarity` gives.
+        and by its stored one; of drawn answers ``sample_flip(operation, effect, source, example)``, the share that
+        differs from what the untouched run draws by the same numbers, and its mean over problems ``_mean`` with its
+        interval ``_low``, ``_high``; with ``against`` what :func:`extract.reenter.graph.similarity.graph_similarity`
+        gives.
 
     Raises
     ------
@@ -85,7 +89,8 @@ def thought_graph(target: Target, settings: GraphSettings | None = None) -> xr.D
     labels = {"operation": "replace", "group": "all"}
     controls = self_controls(target, place["site"], -1 if layer is None else layer, nodes, labels)
     conditions = {each.condition.name: each.condition for each in changes}
-    swept = target.sweep([*conditions.values(), *controls], observe=True)
+    draws = settings.drawing(settings.seed)
+    swept = target.sweep([*conditions.values(), *controls], observe=True, draws=draws)
     measured = _measured(target, swept, nodes, layer)
     axes: dict[str, list[str]] = {
         "operation": list(settings.operations), "effect": [TOTAL, DIRECT], "source": nodes, "target": [*nodes, ANSWER],
@@ -96,8 +101,29 @@ def thought_graph(target: Target, settings: GraphSettings | None = None) -> xr.D
     for name, control in zip(("self_kl", "held_kl"), controls, strict=True):
         out[name] = ("target", np.nanmax(measured[control.name][:, 0], axis=-1))
     problem = target.data["problem"].values if "problem" in target.data.coords else None
+    if draws is not None:
+        out = _with_drawn(out, swept, changes, problem, target, settings.seed)
     out = completed(out, settings, strata=target.strata, problem=problem, other=other)
     return out.assign_attrs(layer=-1 if layer is None else layer)
+
+
+def _with_drawn(
+    out: xr.Dataset, swept: xr.Dataset, changes: Sequence[_Do], problem: np.ndarray | None, target: Target, seed: int
+) -> xr.Dataset:
+    """Add how many of the drawn answers a change makes others."""
+    drawn, place = swept["sample_answer"].values, swept["condition"].values.tolist().index
+    none = drawn != drawn if drawn.dtype.kind == "f" else drawn == ""
+    flip = ~(target.scoring.equal(drawn, drawn[:1]) | (none & none[:1]))  # (condition, sample, example)
+    dims = ("operation", "effect", "source")
+    share = np.full((*(out.sizes[dim] for dim in dims), out.sizes["example"]), np.nan)
+    operations, effects = ([str(each) for each in out[dim].values] for dim in dims[:2])
+    for each in changes:
+        if out.sizes["source"] in each.targets:  # the answer stands after the last node
+            cell = operations.index(each.operation), effects.index(each.effect), each.source
+            share[cell] = flip[place(each.name)].mean(0)
+    figures = zip(("mean", "low", "high"), mean_interval(share, seed, problem), strict=True)
+    out = out.assign({f"sample_flip_{end}": (dims, value) for end, value in figures})
+    return out.assign(sample_flip=((*dims, "example"), share))
 
 
 def completed(

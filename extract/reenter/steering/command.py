@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from extract.reenter.settings import overrule
+from extract.reenter.settings import DrawnSettings, overrule
 from extract.reenter.sites import ThoughtSite
 from extract.reenter.tables import accuracy_table
-from schemas.command import Experiment, Printed, Settings, setting
+from schemas.command import Experiment, Printed, setting
 from schemas.intervention import STEERING_UNIT
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ CORRECT_MINUS_WRONG = "correct-wrong"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SteerSettings(Settings):
+class SteerSettings(DrawnSettings):
     """Which directions are added, where and how strongly."""
 
     directions: tuple[str, ...] = setting(

@@ -66,7 +66,7 @@ def steer(
     }
     conditions = _conditions(target, settings, layers, positions, list(raw))
     examples = target.data["example"].values[~taken_from]
-    swept = target.sweep(conditions, examples=examples.tolist())
+    swept = target.sweep(conditions, examples=examples.tolist(), draws=settings.drawing(settings.seed))
     strata = None if target.strata is None else target.strata[~taken_from]
     result = with_accuracy(swept, target.gold[~taken_from], strata=strata, seed=settings.seed)
     return result.assign_coords(strength=result["strength"].assign_attrs(units=STEERING_UNIT))

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from extract.reenter.settings import DrawnSettings
 from extract.reenter.sites import ThoughtSite
-from extract.reenter.tables import interval_text, label_text, p_text
-from schemas.command import Experiment, Printed, Settings, Table, setting
+from extract.reenter.tables import drawn_cells, drawn_column, interval_text, label_text, p_text
+from schemas.command import Experiment, Printed, Table, setting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -24,7 +25,7 @@ LABELS = ("changed", "layer", "step", "subspace", "rank", "control")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubspaceSettings(Settings):
+class SubspaceSettings(DrawnSettings):
     """Which subspaces of which thoughts are erased and exchanged."""
 
     subspaces: tuple[Literal["means", "pca", "probe", "leace", "das"], ...] = setting(
@@ -73,21 +74,25 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
         holds = f"{share:.3f}" if share == share else "-"
         if str(condition["change"].item()) == "erase":
             figures = [interval_text(condition, "accuracy"), interval_text(condition, "importance")]
-            erased.append([*labels, holds, str(int(condition["n"])), *figures, p_text(condition["p_right_holm"])])
+            figures += [p_text(condition["p_right_holm"]), *drawn_cells(condition)]
+            erased.append([*labels, holds, str(int(condition["n"])), *figures])
         else:
             figures = [_share(condition, "hit"), _share(condition, "kept")]
-            exchanged.append(
-                [*labels, holds, str(int(condition["n_wanted"])), *figures, p_text(condition["p_hit_holm"])]
-            )
+            figures += [p_text(condition["p_hit_holm"]), *drawn_cells(condition, "sample_hit")]
+            exchanged.append([*labels, holds, str(int(condition["n_wanted"])), *figures])
     count = f"fitted on {result.attrs['n_fitted']} examples, tried on {result.attrs['n_tried']} others"
     return [
         Table(
-            title="erased", columns=[*LABELS, "holds", "n", "accuracy 95%", "broken 95%", "p Holm"], rows=erased,
-            labels=len(LABELS), caption=HOLDS + "p: right answers against those after erasing a random subspace of that"
-            " rank",
+            title="erased",
+            columns=[*LABELS, "holds", "n", "accuracy 95%", "broken 95%", "p Holm", *drawn_column(overall)],
+            rows=erased, labels=len(LABELS),
+            caption=HOLDS + "p: right answers against those after erasing a random subspace of that rank",
         ),
         Table(
-            title="exchanged", columns=[*LABELS, "holds", "n", "follows the donor 95%", "own answer 95%", "p Holm"],
+            title="exchanged", columns=[
+                *LABELS, "holds", "n", "follows the donor 95%", "own answer 95%", "p Holm",
+                *drawn_column(overall, "sample_hit", "drawn: follows 95%"),
+            ],
             rows=exchanged, labels=len(LABELS), caption="p: against exchanging a random subspace of that rank",
         ),
         count,

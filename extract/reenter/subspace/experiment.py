@@ -88,7 +88,7 @@ def subspaces(target: Target, settings: SubspaceSettings | None = None) -> xr.Da
                 if rank <= len(fit.basis):
                     _inside(cells, wanted, name, fit, rank)
                     held[place, name, rank] = share_inside(fit, rank, spread)
-    out = cells.measure(seed=seed).assign_attrs(passed_over=passed_over)
+    out = cells.measure(seed=seed, draws=settings.drawing(seed)).assign_attrs(passed_over=passed_over)
     return out.assign(held_share=("condition", _held_of(out, held)))
 
 

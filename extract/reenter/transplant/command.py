@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from extract.reenter.settings import DrawnSettings
 from extract.reenter.tables import accuracy_table
 from schemas import UsageError
-from schemas.command import Experiment, Printed, Settings, Table, setting
+from schemas.command import Experiment, Printed, Table, setting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -18,7 +19,7 @@ PAIR = re.compile(r"L(\d+)H(\d+)=L(\d+)H(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransplantSettings(Settings):
+class TransplantSettings(DrawnSettings):
     """Whose thoughts and heads go in, and where."""
 
     source: str = setting(help="Run of the model whose values go in, over the same problems.", metavar="RUN")

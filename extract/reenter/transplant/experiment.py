@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import xarray as xr
 
+from extract.reenter.draws import Draws
 from extract.reenter.statistics import with_accuracy
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target, open_target
@@ -62,11 +63,12 @@ def transplant(target: Target, settings: TransplantSettings, source: Target | No
     examples = target.data["example"].values[mine][~fitted].tolist()
     rng = np.random.default_rng([settings.seed, 43])
     thoughts = _thought_maps(target, source, settings, mine, theirs, fitted, rng)
-    parts = [_thoughts(target, thoughts, mine, fitted, examples, rng)]
+    draws = settings.drawing(settings.seed)
+    parts = [_thoughts(target, thoughts, mine, fitted, examples, rng, draws)]
     heads = {}
     if pairs:
         heads = _head_maps(target, source, pairs, mine, theirs, fitted, rng)
-        parts += list(_heads(target, heads, pairs, mine, fitted, examples, rng))
+        parts += list(_heads(target, heads, pairs, mine, fitted, examples, rng, draws))
     swept = xr.concat([parts[0], *(part.isel(condition=slice(1, None)) for part in parts[1:])], dim="condition")
     swept.attrs = dict(parts[0].attrs)
     for name in ("positions_fed", "model_calls", "positions_one_by_one", "n_condition"):
@@ -143,7 +145,7 @@ def _variants(mapped: Mapped, fitted: np.ndarray, rng: np.random.Generator) -> d
 
 def _thoughts(
     target: Target, maps: Mapping[str, Mapped], mine: np.ndarray, fitted: np.ndarray, examples: list[int],
-    rng: np.random.Generator,
+    rng: np.random.Generator, draws: Draws | None,
 ) -> xr.Dataset:  # fmt: skip
     """Each thought alone, and all together."""
     positions = list(maps)
@@ -168,7 +170,7 @@ def _thoughts(
         own = Intervention(site="latent_embedding", operation="replace", positions=group)
         conditions.append(_condition(name, "its own", "self (stored)", own))
     values = replace(target.values, directions={**target.values.directions, **directions})
-    return replace(target, values=values).sweep(conditions, examples=examples)
+    return replace(target, values=values).sweep(conditions, examples=examples, draws=draws)
 
 
 def _condition(group: str, kind: str, control: str, change: Intervention) -> Condition:
@@ -220,7 +222,7 @@ def _head_maps(
 
 def _heads(
     target: Target, maps: Mapping[Pair, Mapping[str, Mapped]], pairs: Sequence[Pair], mine: np.ndarray,
-    fitted: np.ndarray, examples: list[int], rng: np.random.Generator,
+    fitted: np.ndarray, examples: list[int], rng: np.random.Generator, draws: Draws | None,
 ) -> Iterator[xr.Dataset]:  # fmt: skip
     """Each pair of heads alone, a sweep for each kind of value."""
     shuffle = rng.integers(2**31)
@@ -254,4 +256,4 @@ def _heads(
             for pair in pairs
         ]
         values = StoredValues(target.data, target.reasoner, _computed=given)
-        yield replace(target, values=values).sweep(conditions, examples=examples)
+        yield replace(target, values=values).sweep(conditions, examples=examples, draws=draws)

@@ -1,0 +1,1 @@
+"""Thoughts of rightly answered problems in wrongly answered ones, and the reverse."""
