@@ -95,6 +95,22 @@ def test_origins_are_slopes_halfway_between_two_states(folder: Path) -> None:
     assert np.linalg.norm(matrix @ strongest - slope) < 1e-3 * np.linalg.norm(slope)
 
 
+def test_what_the_mean_leaves_out_is_the_spread_of_single_jacobians(folder: Path) -> None:
+    target = opened(folder, "small-gpt2")
+    result = mean_jacobian(target, JacobianSettings(fit=6, targets=("eot",), positions=("ct1",), layers=()))
+    projection, single, every = target.reasoner.projection, [], []
+    for rows in np.array_split(result["fit_example"].values, 2):
+        before = torch.from_numpy(states(target, rows).final_state[:, 1])
+        every.append(before)
+        for state in (before + before.roll(1, 0)) / 2:
+            single.append(torch.autograd.functional.jacobian(lambda each: projection(each[None])[0], state).numpy())
+    covariance = np.cov(torch.cat(every).numpy().T)
+    apart = np.stack(single) - np.mean(single, 0)
+    wanted = np.einsum("nij,jk,nlk->il", apart, covariance, apart) / len(apart)
+    left = result["left_out"].sel(layer=-1, position="ct1").values
+    np.testing.assert_allclose(left, wanted, atol=2e-4 * np.abs(wanted).max())
+
+
 def test_a_cache_without_gradients_would_be_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = opened(folder, "small-gpt2")
     settings = JacobianSettings(fit=4, targets=("ct4",), positions=("ct1",))
@@ -140,7 +156,7 @@ def test_batches_and_a_stop_change_nothing(folder: Path, tmp_path: Path) -> None
     target.folder = None
     np.testing.assert_array_equal(resumed["jacobian"], one_by_one["jacobian"])
     plan = jacobian_plan(target, settings)
-    assert plan.n_byte == 3 * whole["origin"].nbytes
+    assert plan.n_byte == 4 * whole["origin"].nbytes
     assert plan.seconds > 0
 
 

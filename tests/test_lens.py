@@ -281,10 +281,13 @@ def planted_jacobians(run: xr.Dataset, rng: np.random.Generator) -> xr.Dataset:
     shape = (len(layers), len(positions), 64, 64)
     origin = np.full(shape, np.nan, dtype="float32")
     origin[0] = mixing
+    left = np.full(shape, np.nan)
+    left[0] = np.cov(rng.normal(size=(64, 99)) / 100)
     return xr.Dataset(
         {
             "jacobian": (("target", "layer", "position", "to", "hidden"), rng.normal(size=(1, *shape))),
             "origin": (("layer", "position", "hidden", "before"), origin),
+            "left_out": (("layer", "position", "hidden", "other"), left),
             "fit_example": ("fit", run["example"].values[:4]),
         },
         coords={"target": ["ct3"], "layer": layers, "position": positions},
@@ -307,6 +310,23 @@ def test_jacobian_lens_reads_a_fed_vector_as_the_state_before_it():
         compare_lenses(run, model)
     with pytest.raises(UsageError, match="lead to before, ct3, not to 'ct33'"):
         jacobian_maps(with_fed(run), jacobian, target="ct33")
+    with pytest.raises(UsageError, match="do not say what their mean leaves out; lake reenter jacobian computes it"):
+        jacobian_maps(with_fed(run), jacobian.drop_vars("left_out"))
+
+
+def test_reading_back_is_the_best_linear_estimate():
+    run, _ = planted_run(90)
+    jacobian = planted_jacobians(run, np.random.default_rng(2))
+    states = with_fed(run)
+    maps = jacobian_maps(states, jacobian).sel(layer=-1, position="ct1")
+    back, left = (jacobian[name].sel(layer=-1, position="ct1").values for name in ("origin", "left_out"))
+    x = states["hidden_state"].sel(layer=-1, position="ct1").values.astype("float64")
+    y = run["final_state"].sel(position="ct0").values.astype("float64")
+    signal = np.cov(y.T)
+    noise = float(maps["left_out"]) * left + float(maps["even"]) * np.trace(left) / 64 * np.eye(64)
+    plain = (x - x.mean(0)) @ np.linalg.solve(back @ signal @ back.T + noise, back @ signal)
+    wanted = plain * np.sqrt(((y - y.mean(0)) ** 2).mean() / (plain**2).mean()) + y.mean(0)
+    np.testing.assert_allclose(x @ maps["weight"].values + maps["bias"].values, wanted, atol=2e-3)
 
 
 def test_maps_by_position_are_products_by_hand():

@@ -15,9 +15,9 @@ TEXTS = r'''
 title = "What a thought carries where it is fed"
 headline = "The result that the Jacobian lens names in each vector fed, where the logit lens reads little."
 method = """\
-    A vector fed is read as the state it was made of: mean Jacobians of the projection, taken through the model, are \
-    inverted by least squares, with the noise chosen on other problems. Logit lens and tuned lens read the same \
-    vectors. \
+    A vector fed is read as the state it was made of: mean Jacobians of the projection are inverted by the best linear \
+    estimate, with noise from how much Jacobians of single problems differ, weighed on other problems. Logit lens and \
+    tuned lens read the same vectors. \
     All are measured on problems that nothing was fitted on; steps that are a problem's last are left out."""
 caveats = [
     "That a lens names a result does not say that it is used: see patching, attribution and the decodable twins.",

@@ -1,6 +1,7 @@
 """The Jacobian lens: states read through how later states depend on them, or how they depend on the state before."""
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,10 @@ BEFORE = "before"
 """Read a thought as the state it was made of, through the inverse of how it depends on that state."""
 FED = -1
 """Label along ``layer`` of the vectors fed at the thoughts, below all blocks."""
-NOISE = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-"""Variances tried for what a Jacobian leaves out, as shares of the mean square of a component of it."""
+LEFT_OUT = (0.03, 0.1, 0.3, 1.0)
+"""Weights tried for the covariance of what a mean Jacobian leaves out."""
+EVEN = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+"""Variances tried for noise that is the same in every direction, as shares of the mean of that covariance."""
 LENSES = ("logit", "tuned", "jacobian")
 CONFIDENCE_BINS = 10
 ASIDE = ("question", "answer")
@@ -50,11 +53,14 @@ def jacobian_maps(
     """Maps from states to logits' final states, by layer and position, for :func:`logit_lens`.
 
     Forward, a state ``x`` is read as ``J (x - m)``: what it adds, to first order, to the later state. Backward
-    (``before``) the state of which a thought was made is estimated by least squares from what it left at the place,
-    ``x = m + B y + noise``, as ``y = S B' (B S B' + v I)^-1 (x - m)``, with ``S`` the covariance of such states and
-    noise of the same variance in every direction; how much is chosen on other problems. Neither adds the mean of the
-    states read: the lens names what a place adds. One factor for each place gives what is read the length such states
-    have.
+    (``before``) the state ``y`` of which a thought was made is estimated from what it left at the place,
+    ``x = m + B (y - n) + e``: with ``S`` the covariance of such states, ``n`` their mean and ``N`` the covariance of
+    ``e``, the best linear estimate is ``n + S B' (B S B' + N)^-1 (x - m)``. ``N`` is what the mean Jacobian leaves out
+    because single ones differ (``left_out``), and noise that is the same in every direction. Their weights are chosen
+    on other problems, by the cosine of the estimate's deviation from ``n`` with the state's own; nothing is compared
+    with a problem's chain, and no pair of a state and what was made of it goes into the map: ``N`` estimated from such
+    pairs makes it a regression, which reads as well through Jacobians turned at random. One factor for each place gives
+    deviations the length that such states' have.
 
     Parameters
     ----------
@@ -65,25 +71,36 @@ def jacobian_maps(
     target
         ``before``, or one of the result's targets.
     tune
-        Problems on which the noise is chosen; ``run`` by default.
+        Problems on which the weights of the noise are chosen; ``run`` by default.
     rotation
         Seed of a rotation the Jacobians are multiplied by: a control, which knows their sizes but not their directions.
 
     Returns
     -------
-    Dataset of ``weight`` (layer, position, hidden, to), ``bias`` (layer, position, to), NaN where there is no Jacobian
+    Dataset of ``weight`` (layer, position, hidden, to), ``bias`` (layer, position, to), NaN where there is no Jacobian,
+    and ``left_out`` and ``even`` (layer, position), the weights chosen, NaN where a state is read forward
 
     Raises
     ------
     UsageError
-        If the result has no such target.
+        If the result has no such target, or does not say what its mean Jacobians leave out.
     SchemaError
         If run and Jacobian are of different models.
+
+    References
+    ----------
+    Rodgers, *Inverse Methods for Atmospheric Sounding*, 2000, chapters 2 and 3: the linear estimate, and a covariance
+    of what a forward model leaves out.
     """
     known = [BEFORE, *labels_along(jacobian, "target")]
     if target not in known:
         raise UsageError(f"the Jacobians of {jacobian.attrs.get('run')} lead to {', '.join(known)}, not to {target!r}"
                          + nearest(target, known))  # fmt: skip
+    if target == BEFORE and "left_out" not in jacobian:
+        raise UsageError(
+            f"the Jacobians of {jacobian.attrs.get('run')} do not say what their mean leaves out; lake reenter jacobian"
+            " computes it, run it again"
+        )
     if run.sizes["hidden"] != jacobian.sizes["hidden"]:
         raise SchemaError(
             f"Jacobians of {jacobian.attrs.get('run')} have width {jacobian.sizes['hidden']}, the states"
@@ -94,7 +111,7 @@ def jacobian_maps(
     hidden = run.sizes["hidden"]
     weight = np.full((len(layers), len(positions), hidden, hidden), np.nan, dtype="float32")
     bias = np.full((len(layers), len(positions), hidden), np.nan, dtype="float32")
-    noise = np.full((len(layers), len(positions)), np.nan)
+    weights = np.full((2, len(layers), len(positions)), np.nan)
     turn = np.eye(hidden)
     if rotation is not None:
         turn = np.linalg.qr(np.random.default_rng(rotation).normal(size=(hidden, hidden)))[0]
@@ -111,18 +128,20 @@ def jacobian_maps(
                 continue
             if target == BEFORE:
                 others = (state, final) if tune is None else _states_and_finals(tune, layer, position, where)
-                fitted, noise[j, k] = _inverse(matrix, state, final, *others)
+                left = jacobian["left_out"].sel(place).values
+                fitted, weights[:, j, k] = _inverse(matrix, left, state, final, *others)
             else:
                 fitted = matrix.T
             read = (state - state.mean(0)) @ fitted
             length = np.sqrt(((final - final.mean(0)) ** 2).mean() / max((read**2).mean(), 1e-30))
             weight[j, k] = fitted * length
-            bias[j, k] = -state.mean(0) @ weight[j, k]
+            bias[j, k] = (final.mean(0) if target == BEFORE else 0) - state.mean(0) @ weight[j, k]
     return xr.Dataset(
         {
             "weight": (("layer", "position", "hidden", "to"), weight),
             "bias": (("layer", "position", "to"), bias),
-            "noise": (("layer", "position"), noise, {"units": "1"}),
+            "left_out": (("layer", "position"), weights[0], {"units": "1"}),
+            "even": (("layer", "position"), weights[1], {"units": "1"}),
         },
         coords={"layer": layers, "position": np.array(positions, dtype=object)},
         attrs=inherited(run, kind="jacobian_maps", lens=f"jacobian ({target})", target=target),
@@ -287,21 +306,27 @@ def _states_and_finals(run: xr.Dataset, layer: int, position: str, where: str) -
     return pair[0][there], pair[1][there]
 
 
-def _inverse(jacobian: Array, state: Array, final: Array, tune_state: Array, tune_final: Array) -> tuple[Array, float]:
-    """Map (hidden, to) from a place back to the state before, and the noise chosen, as a share of what is left out."""
+def _inverse(
+    jacobian: Array, left: Array, state: Array, final: Array, tune_state: Array, tune_final: Array
+) -> tuple[Array, tuple[float, float]]:
+    """Map (hidden, to) from a place back to deviations of the state before, and the weights of the noise chosen."""
     mean, final_mean = state.mean(0), final.mean(0)
-    covariance = np.cov(final.T)
-    left = ((state - mean - (final - final_mean) @ jacobian.T) ** 2).mean()
-    signal = jacobian @ covariance @ jacobian.T
-    best: tuple[float, Array, float] | None = None
-    wanted = tune_final - final_mean
-    for share in NOISE:
-        noisy = signal + share * max(left, 1e-30) * np.eye(len(signal))
-        fitted = np.linalg.solve(noisy, jacobian @ covariance)  # (hidden, to), as the covariances are symmetric
-        read = (tune_state - mean) @ fitted
-        lengths = np.linalg.norm(read, axis=1) * np.linalg.norm(wanted, axis=1)
-        cosine = float(np.mean((read * wanted).sum(1) / np.maximum(lengths, 1e-30)))
+    variances, basis = np.linalg.eigh(np.asarray(left, dtype="float64"))
+    variances = np.maximum(variances, 0.0)
+    _, lengths, directions = np.linalg.svd((final - final_mean) / np.sqrt(len(final) - 1), full_matrices=False)
+    factor = directions.T * lengths  # (to, rank): the covariance of such states is this times its transpose
+    carried = basis.T @ jacobian @ factor
+    even = max(float(variances.mean()), 1e-6 * float((carried**2).sum()) / len(variances), 1e-30)
+    seen, wanted = (tune_state - mean) @ basis, tune_final - final_mean
+    best: tuple[float, Array, tuple[float, float]] | None = None
+    for weights in product(LEFT_OUT, EVEN):
+        # In the noise's own directions its inverse is a division: y = F (1 + F'B' N^-1 B F)^-1 F'B' N^-1 x.
+        scaled = carried / (weights[0] * variances + weights[1] * even)[:, None]
+        fitted = scaled @ np.linalg.solve(np.eye(len(lengths)) + carried.T @ scaled, factor.T)
+        read = seen @ fitted
+        norms = np.linalg.norm(read, axis=1) * np.linalg.norm(wanted, axis=1)
+        cosine = float(np.mean((read * wanted).sum(1) / np.maximum(norms, 1e-30)))
         if best is None or cosine > best[0]:
-            best = cosine, fitted, share
+            best = cosine, fitted, weights
     assert best is not None
-    return best[1], best[2]
+    return basis @ best[1], best[2]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 import xarray as xr
 
 from extract.model.device import device_errors
@@ -74,7 +75,10 @@ def mean_jacobian(target: Target, settings: JacobianSettings | None = None) -> x
         ``jacobian(target, layer, position, to, hidden)``: of component ``to`` of the final state with respect to
         component ``hidden`` of the place; NaN where the state does not come after the place. ``origin(layer, position,
         hidden, before)``: of the place itself with respect to the final state its thought was made of, taken halfway
-        between two problems' states (see :func:`extract.reenter.jacobian.passes.origin_sums`). ``spread(target, layer,
+        between two problems' states (see :func:`extract.reenter.jacobian.passes.origin_sums`). ``left_out(layer,
+        position, hidden, other)``: covariance of what that mean leaves out of the place, ``E[(J - B) S (J - B)']`` over
+        single examples' Jacobians ``J``, with ``B`` their mean and ``S`` the covariance of the states before; it takes
+        how much Jacobians differ, not which state came with which. ``spread(target, layer,
         position)`` and ``origin_spread(layer, position)``: norm of the difference of two halves' means over that of
         their sum (0: the halves agree, 1: they have nothing in common). ``fit_example(fit)``: labels of the examples
         averaged over.
@@ -102,19 +106,20 @@ def mean_jacobian(target: Target, settings: JacobianSettings | None = None) -> x
             "positions": list(sizes.positions), "batches": [list(map(int, part)) for part in batches],
         }
     )  # fmt: skip
+    factors = _factors(target, sizes, rows)
     kept = None if target.folder is None else target.folder / f"{identity[:32]}.npz"
     done = _take_up(kept, sums)
     with target.reasoner.session():
         for number, part in enumerate(batches):
             if number >= done:
                 with device_errors(f"a batch of {len(part)} examples", f"pass --batch-rows {max(1, len(part) // 2)}"):
-                    for cell, components, gradient in _batch_sums(target, sizes, part, CHUNK):
+                    for cell, components, gradient in _batch_sums(target, sizes, part, CHUNK, factors):
                         sums[(number % 2, *cell, components)] += gradient
                 _keep(kept, sums, number + 1)
             if target.progress is not None:
                 target.progress(sum(map(len, batches[: number + 1])), len(rows))
     counts = [sum(map(len, batches[half::2])) for half in (0, 1)]
-    return _labelled(target, sizes, sums, counts, rows, settings.seed)
+    return _labelled(target, sizes, sums, counts, rows, factors)
 
 
 def jacobian_plan(target: Target, settings: JacobianSettings | None = None) -> JacobianPlan:
@@ -218,12 +223,23 @@ def _state_of(name: str, offset: int, middle: list[str], n_prefix: int) -> int |
 
 
 def _cells_shape(sizes: _Sizes) -> tuple[int, int, int]:
-    """Targets and, as the last one, the origin; layers; positions."""
-    return len(sizes.targets) + 1, len(sizes.layers), len(sizes.positions)
+    """Targets and, as the last two, the origin and what it makes of the states before; layers; positions."""
+    return len(sizes.targets) + 2, len(sizes.layers), len(sizes.positions)
+
+
+def _factors(target: Target, sizes: _Sizes, rows: np.ndarray) -> dict[int, np.ndarray]:
+    """For each thought a factor (hidden, rank) of the covariance ``F F'`` of the states that thoughts are made of."""
+    factors = {}
+    for offset in {offset for _, offset in sizes.origins}:
+        before = target.data["final_state"].sel(position=target.reasoner.places.middle[offset - 1])
+        state = np.asarray(before.isel(example=np.sort(rows)).values, dtype="float64")
+        _, lengths, directions = np.linalg.svd(state - state.mean(0), full_matrices=False)
+        factors[offset] = (directions.T * lengths / np.sqrt(len(state) - 1)).astype("float32")
+    return factors
 
 
 def _batch_sums(
-    target: Target, sizes: _Sizes, rows: np.ndarray, chunk: int
+    target: Target, sizes: _Sizes, rows: np.ndarray, chunk: int, factors: dict[int, np.ndarray]
 ) -> Iterator[tuple[tuple[int, int, int], slice, np.ndarray]]:
     """Cells of the result, components and what a batch of examples adds to them."""
     reasoner = target.reasoner
@@ -232,9 +248,17 @@ def _batch_sums(
         for cell in sizes.cells.get((state, place), []):
             yield cell, components, gradient.float().cpu().numpy()
     offsets = sorted({offset for _, offset in sizes.origins})
-    if offsets:
-        for place, components, gradient in origin_sums(reasoner, prompts, sizes.layers, offsets, chunk):
-            yield (len(sizes.targets), *sizes.origins[place]), components, gradient.float().cpu().numpy()
+    if not offsets:
+        return
+    origin, made = len(sizes.targets), len(sizes.targets) + 1
+    carried: dict[Place, list[torch.Tensor]] = {}
+    for place, components, gradient in origin_sums(reasoner, prompts, sizes.layers, offsets, chunk):
+        yield (origin, *sizes.origins[place]), components, gradient.sum(1).float().cpu().numpy()
+        factor = torch.as_tensor(factors[place[1]], device=gradient.device, dtype=gradient.dtype)
+        carried.setdefault(place, []).append(gradient @ factor)  # (component, row, rank)
+        if components.stop == reasoner.hidden:
+            whole = torch.cat(carried.pop(place)).flatten(1)
+            yield (made, *sizes.origins[place]), slice(0, reasoner.hidden), (whole @ whole.T).float().cpu().numpy()
 
 
 def _take_up(path: Path | None, sums: np.ndarray) -> int:
@@ -263,27 +287,31 @@ def _keep(path: Path | None, sums: np.ndarray, done: int) -> None:
 
 
 def _labelled(
-    target: Target, sizes: _Sizes, sums: np.ndarray, counts: list[int], rows: np.ndarray, seed: int
+    target: Target, sizes: _Sizes, sums: np.ndarray, counts: list[int], rows: np.ndarray, factors: dict[int, np.ndarray]
 ) -> xr.Dataset:
-    """Means of both halves together, and how far they are apart."""
+    """Means of both halves together, how far they are apart, and what the origins' mean leaves out."""
     there = np.zeros(_cells_shape(sizes), dtype=bool)
     for cells in sizes.cells.values():
         for cell in cells:
             there[cell] = True
     for origin in sizes.origins.values():
-        there[(-1, *origin)] = True
+        there[(-2, *origin)] = there[(-1, *origin)] = True
     apart = np.linalg.norm(sums[0] / counts[0] - sums[1] / counts[1], axis=(-2, -1))
     both = np.linalg.norm(sums[0] / counts[0] + sums[1] / counts[1], axis=(-2, -1))
     spread = np.divide(apart, both, out=np.full(there.shape, np.nan), where=there & (both > 0))
     mean = sums.sum(0) / np.float32(sum(counts))
     mean[~there] = np.nan
+    for (_, offset), origin in sizes.origins.items():
+        explained = mean[(-2, *origin)] @ factors[offset]
+        mean[(-1, *origin)] -= explained @ explained.T
     place = ("layer", "position")
     return xr.Dataset(
         {
-            "jacobian": (("target", *place, "to", "hidden"), mean[:-1], {"units": "1"}),
-            "origin": ((*place, "hidden", "before"), mean[-1], {"units": "1"}),
-            "spread": (("target", *place), spread[:-1], {"units": "1"}),
-            "origin_spread": (place, spread[-1], {"units": "1"}),
+            "jacobian": (("target", *place, "to", "hidden"), mean[:-2], {"units": "1"}),
+            "origin": ((*place, "hidden", "before"), mean[-2], {"units": "1"}),
+            "left_out": ((*place, "hidden", "other"), mean[-1], {"units": "1"}),
+            "spread": (("target", *place), spread[:-2], {"units": "1"}),
+            "origin_spread": (place, spread[-2], {"units": "1"}),
             "fit_example": ("fit", target.data["example"].values[rows]),
         },
         coords={
@@ -291,5 +319,5 @@ def _labelled(
             "layer": np.array(sizes.layers),
             "position": np.array(sizes.positions, dtype=object),
         },
-        attrs={"n_example": len(rows), "seed": seed},
+        attrs={"n_example": len(rows)},
     )

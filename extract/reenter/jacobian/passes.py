@@ -118,7 +118,7 @@ def forward_sums(
 def origin_sums(
     reasoner: Reasoner, prompts: Sequence[Sequence[int]], layers: Sequence[int], offsets: Sequence[int], chunk: int
 ) -> Iterator[tuple[Place, slice, Tensor]]:
-    """Jacobians of each thought's places with respect to the final state the thought is made of, summed over rows.
+    """Jacobians of each thought's places with respect to the final state the thought is made of, row by row.
 
     They are taken halfway between that state and the one of the next row of the batch, in the context of the row: by
     the midpoint rule the Jacobian there says how two such states' difference comes out at the place, where the one at a
@@ -126,7 +126,7 @@ def origin_sums(
 
     Yields
     ------
-    Place, components of its state, and the Jacobian's rows ``(component, hidden)``.
+    Place, components of its state, and their rows of each example's Jacobian ``(component, row, hidden)``.
     """
     flight, bot = read_question(reasoner, prompts, 0)
     with torch.no_grad():
@@ -135,7 +135,7 @@ def origin_sums(
     zeros, kept = [], []
     for offset in offsets:
         state = (states[offset - 1] + states[offset - 1].roll(1, 0)) / 2
-        zero = torch.zeros(reasoner.hidden, device=bot.device, requires_grad=True)
+        zero = torch.zeros(len(bot), reasoner.hidden, device=bot.device, requires_grad=True)
         length = flight.n_before + offset
         cache = flight.cache.take(every, length, flight.cache.capacity, differentiable=True)
         probes = Probes([], reasoner.hidden, bot.device, keep=True)
@@ -154,7 +154,7 @@ def origin_sums(
 
 
 def _rows_of(outputs: list[Tensor], inputs: list[Tensor], chunk: int) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
-    """Gradients ``(component, hidden)`` of the outputs' components, summed over rows, some components at a time."""
+    """Gradients ``(component, *input)`` of the outputs' components, summed over rows, some components at a time."""
     hidden = outputs[0].shape[-1]
     for start in range(0, hidden, chunk):
         rows = slice(start, min(start + chunk, hidden))
@@ -166,7 +166,7 @@ def _rows_of(outputs: list[Tensor], inputs: list[Tensor], chunk: int) -> Iterato
         yield (
             rows,
             tuple(
-                torch.zeros(len(eye), len(each), device=each.device) if gradient is None else gradient
+                torch.zeros(len(eye), *each.shape, device=each.device) if gradient is None else gradient
                 for each, gradient in zip(inputs, gradients, strict=True)
             ),
         )
