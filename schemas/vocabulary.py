@@ -48,6 +48,20 @@ RUN_VARIABLES: dict[str, Variable] = {
         long_name="vectors fed in at the continuous thoughts",
         fill=float("nan"),
     ),
+    "iteration_embedding": Variable(
+        dims=("example", "iteration", "latent", "hidden"),
+        dtype="stored",
+        units="1",
+        long_name="vectors fed in at the thoughts in each round, the last of which is what the run's states are of",
+        fill=float("nan"),
+    ),
+    "iteration_state": Variable(
+        dims=("example", "iteration", "latent", "hidden"),
+        dtype="stored",
+        units="1",
+        long_name="after the final norm, at the thoughts in each round",
+        fill=float("nan"),
+    ),
     "attention": Variable(
         dims=("example", "layer", "head", "position", "key_position"),
         dtype="stored",
@@ -133,6 +147,8 @@ RUN_VARIABLES: dict[str, Variable] = {
 
 PARTS = ("mlp_output", "attention_output")
 """Variables that a run has where they were asked for."""
+ITERATIONS = ("iteration_embedding", "iteration_state")
+"""Variables of a model whose thoughts are computed side by side, in rounds."""
 
 MODEL_VARIABLES: dict[str, Variable] = {
     "unembedding": Variable(
@@ -156,6 +172,7 @@ DIMS: dict[str, str] = {
     "position": "place in the sequence, the query's side of attention",
     "key_position": "place in the sequence, the key's side of attention",
     "latent": "continuous thought, named by the position it is fed at",
+    "iteration": "round in which all thoughts are computed side by side, from 0",
     "hidden": "component of the residual stream",
     "step": "step of the written chain, from 0",
     "vocabulary": "token id",

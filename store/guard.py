@@ -272,7 +272,7 @@ class Guard(Store):
     ) -> Buffer | None:
         """Value, or part, of one of a shard's files."""
         assert self.record is not None
-        file, records = SHARDED_VARIABLES.index(name), await self.records(shard)
+        file, records = self.record.layout.sharded.index(name), await self.records(shard)
         there = [record for record in records if record.size[file] >= 0]
         if not there:
             return None
@@ -298,7 +298,7 @@ class Guard(Store):
         whole = SuffixByteRequest(array.index_bytes)
         if key not in self._indexes or asked == whole:
             read = content if asked == whole else await self._raw(key, whole) or b""
-            index, file = decode_index(key, shard, read, array.grid), SHARDED_VARIABLES.index(name)
+            index, file = decode_index(key, shard, read, array.grid), self.record.layout.sharded.index(name)
             if any(record.crc32c is None for record in records):  # an older lake
                 check_size(key, shard, await self.store.getsize(join(self.group, key)), records, file)
             tables = tables_of(key, shard, index, records, self.record.places[name])

@@ -10,7 +10,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from schemas import RUN_VARIABLES, AnswerKind, Places, Variable, latent_labels
 from schemas.spec import captured_parts, captures_all
-from schemas.vocabulary import PARTS
+from schemas.vocabulary import ITERATIONS, PARTS
 from store.blocks import BlockArray
 
 # These numbers are part of the format: a lake's shapes follow from them, so another value needs another format version.
@@ -103,6 +103,8 @@ class RunLayout:
     """Tokens that close the thoughts."""
     bot: bool = True
     """Whether a marker stands where thinking begins."""
+    n_round: int = 0
+    """Rounds in which all thoughts are computed side by side; 0: one after another."""
     answer_kind: AnswerKind = "number"
     """Numbers are stored as such, answers of other kinds as text."""
 
@@ -129,8 +131,8 @@ class RunLayout:
     @property
     def sharded(self) -> tuple[str, ...]:
         """Variables that are written shard by shard, in their order."""
-        parts = captured_parts(self.capture)
-        return tuple(name for name in SHARDED_VARIABLES if name not in PARTS or name in parts)
+        left_out = set(PARTS) - set(captured_parts(self.capture)) | set(() if self.n_round else ITERATIONS)
+        return tuple(name for name in SHARDED_VARIABLES if name not in left_out)
 
     @property
     def latents(self) -> list[str]:
@@ -144,6 +146,7 @@ class RunLayout:
             "head": self.n_head,
             "hidden": self.hidden,
             "latent": self.n_latent,
+            "iteration": self.n_round,
             "position": len(self.positions),
             "key_position": len(self.key_positions),
         }
@@ -197,7 +200,7 @@ class RunLayout:
                 codecs = ATTENTION_CODECS
             elif variable.dtype == "stored":
                 inner = _power_of_two_below(INNER_BYTES / (sizes["hidden"] * stored.itemsize))
-                chunk |= {"example": min(inner, examples), "layer": 1, "position": 1, "latent": 1}
+                chunk |= {"example": min(inner, examples), "layer": 1, "position": 1, "latent": 1, "iteration": 1}
                 codecs = state_codecs(stored.itemsize)
             chunks = tuple(chunk[dim] for dim in variable.dims)
             if variable.dtype == "stored":
@@ -239,7 +242,7 @@ class RunLayout:
     def to_json(self) -> dict[str, Any]:
         """Fields as plain JSON values; what the first lakes did not have only where it is otherwise than there."""
         values = asdict(self)
-        for name, usual in (("n_closing", 1), ("bot", True), ("answer_kind", "number")):
+        for name, usual in (("n_closing", 1), ("bot", True), ("n_round", 0), ("answer_kind", "number")):
             if values[name] == usual:
                 del values[name]
         return values
@@ -261,5 +264,6 @@ SHARDED_VARIABLES = (
     "correct",
     "answer_logprob",
     *PARTS,
+    *ITERATIONS,
 )
 """What the model makes, in the order in which a shard is written; all else is known when the run is created."""

@@ -8,7 +8,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from store.layout import SHARDED_VARIABLES, ArrayLayout
+from store.layout import ArrayLayout
 from store.range_check import ABSENT, CHECKSUM_BYTES, decode_index
 from store.record import DamagedFile, RunRecord, ShardRecord
 
@@ -71,7 +71,7 @@ class Shard:
         differ = {"sha256"} if record.digest(index) != read.sha256 else set()
         if size != read.size:
             differ.add("size")
-        place = self.known.places.get(SHARDED_VARIABLES[index])
+        place = self.known.places.get(self.known.layout.sharded[index])
         if record.crc32c is not None and place is not None:
             stated = record.crc32c[place]
             if read.checksums is None or not np.array_equal(stated, read.checksums.reshape(-1)):

@@ -27,7 +27,7 @@ from zarr.storage import MemoryStore
 
 from store.blocks import BlockArray
 from store.guard import Guard
-from store.layout import SHARDED_VARIABLES, ArrayLayout
+from store.layout import ArrayLayout
 from store.range_check import ABSENT, CHECKSUM_BYTES, check_digest, check_size, decode_index, tables_of
 from store.record import DamagedFile
 
@@ -306,7 +306,8 @@ class ShardedArray(BackendArray):
 
     @property
     def _file(self) -> int:
-        return SHARDED_VARIABLES.index(self.layout.name)
+        assert self.guard.record is not None
+        return self.guard.record.layout.sharded.index(self.layout.name)
 
     def _know(self, shard: int, key: str, file: int) -> "Known | None":
         """Index and checksums of a shard's file, remembered while it is the same file; ``None``: it does not count."""

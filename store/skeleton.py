@@ -52,6 +52,8 @@ def run_arrays(
     yield column("layer", np.arange(layout.n_layer), ("layer",))
     yield column("head", np.arange(layout.n_head), ("head",))
     yield column("latent", layout.latents, ("latent",))
+    if layout.n_round:
+        yield column("iteration", np.arange(layout.n_round), ("iteration",))
     yield column("position", positions, ("position",))
     yield column("key_position", keys, ("key_position",))
     yield column("segment", [segment_of(label) for label in positions], ("position",))

@@ -16,6 +16,8 @@ from schemas.checks import check_number
 
 LORA_ALPHA = 32.0
 """Of the released checkpoints, which have no adapter config."""
+TOKEN_ROWS = ".token_adapter.trainable_tokens_delta"
+"""End of the names of rows that PEFT trained by themselves."""
 # Fields of PEFT's LoraConfig that are used here, or change nothing in what trained and merged weights compute.
 _ADAPTER_FIELDS = {
     "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "target_modules", "exclude_modules", "task_type",
@@ -44,9 +46,38 @@ def check_adapter_config(adapter: Mapping[str, Any], source: str, *, saved: bool
         raise UsageError(f"{source} is of peft_type {adapter.get('peft_type')!r}; only 'LORA' is merged")
     if adapter and adapter.get("lora_alpha") is None:
         raise UsageError(f"{source} names no lora_alpha, so the updates' scale is not known")
-    known = _ADAPTER_FIELDS | ({"modules_to_save"} if saved else set())
+    known = _ADAPTER_FIELDS | ({"modules_to_save", "trainable_token_indices"} if saved else set())
     if unknown := [f"{key}={value!r}" for key, value in adapter.items() if value and key not in known]:
         raise UsageError(f"{source} asks for what is not merged rightly here: {some(unknown)}")
+
+
+def token_rows(weights: Mapping[str, Tensor], adapter: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    """Put the rows that PEFT trained apart (``trainable_token_indices``) into the embeddings that are there.
+
+    PEFT calls them ``trainable_tokens_delta``; they are the rows themselves. The embedding, where it was saved because
+    the vocabulary had grown, is ``token_adapter.base_layer``; elsewhere the base model has it.
+    """
+    placed = dict(weights)
+    stated = adapter.get("trainable_token_indices")
+    for name in [name for name in weights if name.endswith(TOKEN_ROWS)]:
+        module = name.removesuffix(TOKEN_ROWS)
+        saved, plain = f"{module}.token_adapter.base_layer.weight", f"{module}.weight"
+        embedding = placed.get(saved, placed.get(plain))
+        if embedding is None:
+            continue
+        last = module.rsplit(".", 1)[-1]
+        by_module = stated if isinstance(stated, Mapping) else {last: stated}
+        tokens = by_module.get(last, next(iter(by_module.values())) if last == "lm_head" else None)
+        rows = placed[name]
+        if not isinstance(tokens, list) or len(tokens) != len(rows) or max(tokens, default=0) >= len(embedding):
+            raise UsageError(
+                f"{source}: {ADAPTER_CONFIG} has trainable_token_indices {stated} for {name} {tuple(rows.shape)} of"
+                f" {len(embedding)} rows"
+            )
+        whole = embedding.clone()
+        whole[tokens] = rows.to(whole.dtype)
+        placed = {key: value for key, value in placed.items() if key not in (name, saved)} | {plain: whole}
+    return placed
 
 
 def _check_adapter(adapter: Mapping[str, Any], ranks: Mapping[str, int], source: str) -> None:

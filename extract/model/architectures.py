@@ -128,8 +128,13 @@ def default_base(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     return None
 
 
+WRAPPED = "pccot-"
+"""Before the ``model_type`` of a class that adds thoughts to the architecture of the name."""
+
+
 def architecture_of(model_type: str, source: str) -> Architecture:
     """Entry for a ``model_type``; ``source`` is named if there is none."""
+    model_type = model_type.removeprefix(WRAPPED)
     if model_type not in ARCHITECTURES:
         raise UsageError(
             f"{source} is a model of type {model_type!r}; supported are {', '.join(sorted(ARCHITECTURES))}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from extract.model.architectures import (
     Architecture,
     architecture_from_keys,
+    architecture_of,
     default_base,
 )
 from extract.model.bases import PACKAGED, packaged_base
@@ -39,8 +41,7 @@ def find_base(
     Where it is not named, what the checkpoint says (``stated``) or a public model of its sizes.
     """
     if base is None:
-        own = read_json(folder / "config.json", "config of the checkpoint", missing={})
-        if own.get("model_type") and (folder / "tokenizer.json").is_file():
+        if _complete(folder):
             return folder
         base = str(stated) if stated else default_base({key: tuple(value.shape) for key, value in weights.items()})
     if base is None:
@@ -68,10 +69,66 @@ def find_base(
         ) from error
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Base:
+    """A base model's files, read but for its weights."""
+
+    name: str
+    folder: Path
+    """Of config and tokenizer."""
+    weights: Path
+    """Folder of its weights, where the checkpoint has not all."""
+    config_json: dict[str, Any]
+    config: Any
+    architecture: Architecture
+    tokenizer: Any
+
+    @property
+    def n_word(self) -> int:
+        """Rows of its vocabulary."""
+        return int(self.config.vocab_size)
+
+
+def open_base(
+    base: str | Path | None, folder: Path, weights: Mapping[str, Tensor], stated: Any = None, *, trained_only: bool
+) -> Base:
+    """Read config and tokenizer of a checkpoint's base model; see :func:`find_base`.
+
+    A checkpoint of what was trained only may bring its own config and tokenizer, with the tokens that it added.
+    """
+    found = find_base(base, folder, weights, stated, trained_only=trained_only)
+    own = _complete(folder) and trained_only
+    if own and found == folder:
+        if stated is None:
+            raise UsageError(f"{folder} does not say what its base model is; pass the base model's folder with --base")
+        found = find_base(str(stated), folder, weights, stated, trained_only=True)
+    name = str(base or found)
+    described = folder if own else found
+    config_json = read_json(described / "config.json", "config of the base model")
+    architecture = architecture_of(str(config_json.get("model_type")), f"base {name}")
+    if "quantization_config" in config_json:
+        raise UsageError(f"base {name} is quantised (quantization_config); pass the plain one")
+    config = base_config(described, architecture, name)
+    return Base(
+        name=name, folder=described, weights=found, config_json=config_json, config=config, architecture=architecture,
+        tokenizer=base_tokenizer(described, int(config.vocab_size)),
+    )  # fmt: skip
+
+
+def _complete(folder: Path) -> bool:
+    """Whether a folder has a config and a tokenizer of its own."""
+    own = read_json(folder / "config.json", "config of the checkpoint", missing={})
+    return bool(own.get("model_type")) and (folder / "tokenizer.json").is_file()
+
+
 def base_config(folder: Path, architecture: Architecture, source: str) -> Any:
     """Config of the base model as transformers reads it."""
     try:
-        config = AutoConfig.from_pretrained(folder)
+        settings = read_json(folder / "config.json", "config of the base model")
+        if settings["model_type"] == architecture.model_type:
+            config = AutoConfig.from_pretrained(folder)
+        else:
+            config = AutoConfig.for_model(architecture.model_type).from_dict(settings)
         int(config.vocab_size)
     except Exception as error:  # whatever a config of wrong fields raises inside transformers
         raise _no_model(architecture, source, error) from error

@@ -23,6 +23,8 @@ INDEX = ".index.json"
 """End of the name of the file that says which weight lies in which shard."""
 ADAPTER_CONFIG = "adapter_config.json"
 SETTINGS = "codi.json"
+PCCOT_ARGUMENTS = "pccot_args.json"
+"""Arguments of PCCoT's training beside its checkpoints; the number of rounds is in their ``config.json``."""
 ARGUMENTS = "args.yaml"
 """Arguments of Coconut's training, where they were put beside its checkpoint."""
 TOKENIZER_FILES = (
@@ -114,7 +116,7 @@ def _from_hub(repository: str, file: str) -> tuple[str, list[Path], Path]:
         except Exception as error:  # the hub client raises many unrelated types
             problems.append(f"{each}: {first_line(error)}")
             continue
-        for extra in (SETTINGS, ARGUMENTS, ADAPTER_CONFIG, "config.json", *TOKENIZER_FILES):
+        for extra in (SETTINGS, ARGUMENTS, PCCOT_ARGUMENTS, ADAPTER_CONFIG, "config.json", *TOKENIZER_FILES):
             try:
                 hf_hub_download(repository, extra, etag_timeout=10)
             except Exception:  # noqa: BLE001 -- optional files
@@ -151,6 +153,23 @@ def read_arguments(folder: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UsageError(f"{path} holds no arguments by name")
     return value
+
+
+def pccot_settings(folder: Path) -> dict[str, Any]:
+    """What the files beside a checkpoint of PCCoT say, in the words of ``codi.json``; nothing without them."""
+    arguments = read_json(folder / PCCOT_ARGUMENTS, "arguments of PCCoT", missing={})
+    if not arguments:
+        return {}
+    config = read_json(folder / "config.json", "config of the checkpoint")
+    return {
+        "n_latent": arguments.get("num_latent_tokens", 6),
+        "answer_prefix": arguments.get("answer_prompt", "The answer is:"),
+        "protocol": {
+            "name": "pccot",
+            "fed": "projection" if config.get("use_projection") else "state",
+            "n_round": config.get("num_iterations", 6),
+        },
+    }
 
 
 def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:

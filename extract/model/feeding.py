@@ -1,7 +1,13 @@
 """What makes the vector fed at a thought from the state before."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
+
+from extract.model.checkpoint import some
+from extract.model.protocols import Protocol
+from schemas import UsageError
 
 
 class Projection(nn.Module):
@@ -32,3 +38,46 @@ class Constant(nn.Module):
     def forward(self, state: Tensor) -> Tensor:
         """Vector ``(hidden,)`` for every row of ``state``."""
         return self.vector.expand_as(state)
+
+
+def feeding_of(rule: Protocol, weights: Mapping[str, Tensor], hidden: int, source: str) -> nn.Module:
+    """What makes the vector fed at a thought from the state before."""
+    if rule.fed in ("state", "nothing"):
+        return nn.Identity()
+    own: dict[str, tuple[int, ...]] = {}
+    if rule.fed == "vector":
+        names = {rule.vector: rule.vector}
+        feeding: nn.Module = Constant(hidden)
+        own = {rule.vector: (hidden,)}
+    else:
+        what, (first, second, norm) = rule.projection
+        inner = weights.get(f"{first}.weight")
+        with_norm = any(key.startswith(f"{norm}.") for key in weights)
+        feeding = Projection(
+            hidden, len(inner) if inner is not None and inner.ndim == 2 else hidden, with_norm=with_norm
+        )
+        said = {"1": first, "3": second, "ln": norm}
+        for name, value in feeding.state_dict().items():
+            part, _, kind = name.partition(".")
+            own[f"{said[part]}.{kind}"] = tuple(value.shape)
+        names = {key: f"{what}.{key}" for key in own.keys() | weights.keys()}
+    problems: list[str] = []
+    if missing := own.keys() - weights.keys():
+        problems.append(f"missing {some(names[key] for key in missing)}")
+    if unexpected := weights.keys() - own.keys():
+        problems.append(f"unexpected {some(names[key] for key in unexpected)}")
+    shapes = [
+        f"{names[key]} {tuple(weights[key].shape)} instead of {own[key]}"
+        for key in own.keys() & weights.keys()
+        if tuple(weights[key].shape) != own[key]
+    ]
+    if shapes:
+        problems.append(f"of another shape {some(shapes)}")
+    if not_finite := [names[key] for key, value in weights.items() if not bool(torch.isfinite(value).all())]:
+        problems.append(f"not finite {some(not_finite)}")
+    if problems:
+        kind = "projection" if rule.fed == "projection" else "learned vector"
+        raise UsageError(f"{kind} of {source} (protocol {rule.name}) does not fit: {'; '.join(problems)}")
+    ordered = zip(feeding.state_dict(), own, strict=True)
+    feeding.load_state_dict({name: weights[key].float() for name, key in ordered}, strict=True)
+    return feeding

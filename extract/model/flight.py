@@ -10,6 +10,7 @@ from torch import Tensor
 from extract.model.capture import Editor, KeyValues, Pass
 from extract.model.recorder import Recorder
 from extract.model.thinking import on_device
+from schemas.vocabulary import ITERATIONS
 
 if TYPE_CHECKING:
     from extract.model.reasoner import Reasoner
@@ -83,7 +84,12 @@ class Flight:
         return self.feed(self.reasoner._embed(tokens), record=record)
 
     def think(self, state: Tensor, first: int = 0) -> Tensor:
-        """Feed the thoughts from ``ct{first}`` on, each made from the state before; give the last state."""
+        """Feed the thoughts from ``ct{first}`` on, each made from the state before; give the last state.
+
+        Side by side (see :meth:`think_in_rounds`) where the protocol has rounds.
+        """
+        if self.reasoner.protocol.n_round:
+            return self.think_in_rounds(state)
         for index in range(first, self.reasoner.n_latent):
             vector = self.reasoner.projection(state)
             if self.editor is not None:
@@ -92,6 +98,29 @@ class Flight:
                 self.recorder.latent_embedding[self.rows, index] = vector.to(self.recorder.stored)
             state = self.feed(vector[:, None])[:, -1]
         return state
+
+    def think_in_rounds(self, state: Tensor) -> Tensor:
+        """Compute all thoughts side by side, in rounds; give the last state of the last round.
+
+        Every thought begins as a token that stands for it. In a round each is made from the state that the one before
+        it (the first: ``bot``) had in the round before: Jacobi iteration, which ends where thinking one after another
+        does after as many rounds as thoughts (PCCoT, arXiv 2506.18582). The last round stays in the cache.
+        """
+        reasoner, n_row = self.reasoner, len(state)
+        token = torch.full((n_row, reasoner.n_latent), reasoner.placeholder_id, device=state.device)
+        vectors = reasoner._embed(token)
+        for index in range(reasoner.protocol.n_round + 1):
+            last = index == reasoner.protocol.n_round
+            if last and self.recorder is not None:
+                self.recorder.latent_embedding[self.rows] = vectors.to(self.recorder.stored)
+            states = self.feed(vectors, record=last)
+            if index and self.recorder is not None:
+                for name, value in zip(ITERATIONS, (vectors, states), strict=True):
+                    self.recorder.iterations[name][self.rows, index - 1] = value.to(self.recorder.stored)
+            if not last:
+                self.cache.length -= reasoner.n_latent
+                vectors = reasoner.projection(torch.cat([state[:, None], states[:, :-1]], dim=1))
+        return states[:, -1]
 
     def close(self, state: Tensor, first: int = 0) -> Tensor:
         """Feed the tokens that close the thoughts, from the ``first`` on; give the state before the answer."""
@@ -116,9 +145,12 @@ class Flight:
         """
         reasoner = self.reasoner
         tokens = torch.full((self.n_row, max_new_tokens), -1, dtype=torch.long, device=state.device)
+        given = reasoner.given if token is None else []
         ended = torch.zeros(len(self.rows), dtype=torch.bool, device=state.device)
         for place in range(max_new_tokens):
-            if token is None:
+            if place < len(given):
+                token = torch.full_like(self.rows, given[place])
+            elif token is None:
                 logits = reasoner._written(reasoner._logits(state))
                 token = logits.argmax(-1) if choose is None else choose(logits, place, self.rows)
             tokens[self.rows, place] = token.where(~ended, -1)
@@ -177,6 +209,7 @@ class Flight:
         prefix = [place for place in range(longest) if place not in places]
         if prefix and bool((written[:, 0] == padded[:, 0]).any()):
             written[:, prefix] = reasoner._likeliest(reasoner._logits(states[:, prefix]))
+        written[:, : len(reasoner.given)] = padded[:, : len(reasoner.given)]
         same = ((written == padded) & given).long().cumprod(1)
         tokens = torch.full((n_row, max_new_tokens), -1, dtype=torch.long, device=device)
         width = min(longest, max_new_tokens)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from extract.model.adapters import check_adapter_config, merge_adapters, one_alpha
+from extract.model.adapters import check_adapter_config, merge_adapters, one_alpha, token_rows
 from extract.model.architectures import (
     ARCHITECTURES,
     Architecture,
@@ -24,6 +24,7 @@ from extract.model.base_model import (
     complete_weights,
     embedding_of,
     find_base,
+    open_base,
 )
 from extract.model.checkpoint import (
     ADAPTER_CONFIG,
@@ -35,13 +36,14 @@ from extract.model.checkpoint import (
     find_checkpoint,
     fingerprint_tokenizer,
     fingerprint_weights,
+    pccot_settings,
     read_arguments,
     read_json,
     read_weights,
     some,
 )
 from extract.model.device import find_device, full_float32, keep_freed_memory
-from extract.model.feeding import Constant, Projection
+from extract.model.feeding import Projection, feeding_of
 from extract.model.protocols import COCONUT, CODI, PEFT, PREFIXES, Protocol, named_protocol, recognise, stated_protocol
 from extract.model.reasoner import Reasoner
 from schemas import N_LATENT, UsageError, nearest
@@ -108,58 +110,61 @@ def load_reasoner(
         raise UsageError(f"compute dtype {dtype!r} is not one of {', '.join(dtypes)}{nearest(dtype, dtypes)}")
     source = str(checkpoint)
     name, files, folder = find_checkpoint(source)
-    raw = read_weights(files)
-    settings = read_json(folder / SETTINGS, "settings of the checkpoint", missing={})
-    arguments = read_arguments(folder)
     adapter = read_json(folder / ADAPTER_CONFIG, "config of the adapter", missing={})
-    prefix = _prefix_of(raw, source)
+    raw = token_rows(read_weights(files), adapter, source)
+    settings = pccot_settings(folder) | read_json(folder / SETTINGS, "settings of the checkpoint", missing={})
+    arguments = read_arguments(folder)
+    prefix, raw = _prefix_of(raw, source)
     weights = {key.removeprefix(prefix): value for key, value in raw.items() if key.startswith(prefix)}
     trained_only = _trained_only(weights)
     stated = settings.get("base") or arguments.get("model_id") or adapter.get("base_model_name_or_path")
-    base_folder = find_base(base, folder, weights, stated, trained_only=trained_only)
-    base = str(base or base_folder)
-    config_json = read_json(base_folder / "config.json", "config of the base model")
-    architecture = architecture_of(str(config_json.get("model_type")), f"base {base}")
-    if "quantization_config" in config_json:
-        raise UsageError(f"base {base} is quantised (quantization_config); pass the plain one")
-    config = base_config(base_folder, architecture, base)
-    tokenizer = base_tokenizer(base_folder, int(config.vocab_size))
+    under = open_base(base, folder, weights, stated, trained_only=trained_only)
     rule = _find_protocol(
-        protocol, settings.get("protocol"), prefix, raw, _n_extra(weights, architecture, int(config.vocab_size)),
-        markers=set(COCONUT.rows) <= tokenizer.get_vocab().keys(), arguments=arguments, source=source,
+        protocol, settings.get("protocol"), prefix, raw, _n_extra(weights, under.architecture, under.n_word),
+        markers=set(COCONUT.rows) <= under.tokenizer.get_vocab().keys(), arguments=arguments, source=source,
     )  # fmt: skip
     n_latent = _n_latent(rule, thoughts, settings, arguments, folder, source)
     answer_prefix = settings.get("answer_prefix", rule.answer_prefix)
     if not isinstance(answer_prefix, str):
         raise UsageError(f"{folder / SETTINGS}: answer_prefix is {answer_prefix!r}; it must be a text")
     rule = replace(rule, answer_prefix=answer_prefix)
-    check_adapter_config(adapter, str(folder / ADAPTER_CONFIG), saved=prefix == PEFT)
-    stated_alpha = {"the argument": lora_alpha, str(folder / SETTINGS): settings.get("lora_alpha")}
-    alpha = one_alpha(stated_alpha | {str(folder / ADAPTER_CONFIG): adapter.get("lora_alpha")})
-    scale = {"lora_alpha": alpha} | ({"use_rslora": True} if adapter.get("use_rslora") else {})
+    scale = _adapter_scale(adapter, lora_alpha, settings, folder, saved=prefix == PEFT)
     weights, projection = _split(raw, rule, prefix, source)
     # GPT-NeoX's head was called so before transformers 5.
     weights = {re.sub(r"^embed_out\.", "lm_head.", name): value for name, value in weights.items()}
     if trained_only:
-        weights, raw = complete_weights(weights, raw, base_folder, source)
-    vocabulary, extra = _rows(rule, tokenizer, int(config.vocab_size), weights, architecture)
-    model = build_model(config, vocabulary + len(extra), architecture, base)
-    check_base(weights, model, architecture, vocabulary, len(extra), source, base)
+        weights, raw = complete_weights(weights, raw, under.weights, source)
+        weights = token_rows(weights, adapter, source)
+    vocabulary, extra = _rows(rule, under.tokenizer, under.n_word, weights, under.architecture)
+    model = build_model(under.config, vocabulary + len(extra), under.architecture, under.name)
+    check_base(weights, model, under.architecture, vocabulary, len(extra), source, under.name)
     merged = merge_adapters(weights, model, adapter, scale, source)
     _load(model, merged, source)
-    feeding = _feeding(rule, projection, int(model.config.hidden_size), source)
+    feeding = feeding_of(rule, projection, int(model.config.hidden_size), source)
     _make_ready(model, target, dtype)
     _make_ready(feeding, target, dtype)
-    model_config = {key: value for key, value in config_json.items() if key not in _NOT_MODEL}
+    model_config = {key: value for key, value in under.config_json.items() if key not in _NOT_MODEL}
     decides = {"config": model_config, "n_latent": n_latent, **scale}
     if (described := rule.to_json()) != CODI.to_json():  # models known before there were protocols keep their digest
         decides["protocol"] = described | {"answer_prefix": answer_prefix}
-    digests = {"weights": fingerprint_weights(raw, decides), **fingerprint_tokenizer(base_folder, tokenizer)}
+    digests = {
+        "weights": fingerprint_weights(raw, decides), **fingerprint_tokenizer(under.folder, under.tokenizer)
+    }  # fmt: skip
     return Reasoner(
-        name=name, model=model, projection=feeding, tokenizer=tokenizer, architecture=architecture,
+        name=name, model=model, projection=feeding, tokenizer=under.tokenizer, architecture=under.architecture,
         vocabulary=vocabulary, n_latent=n_latent, answer_prefix=answer_prefix, protocol=rule, extra_rows=extra,
         fingerprint=digests, control=stated_control(settings, rule.name, str(folder / SETTINGS)),
     )  # fmt: skip
+
+
+def _adapter_scale(
+    adapter: Mapping[str, Any], lora_alpha: float | None, settings: Mapping[str, Any], folder: Path, *, saved: bool
+) -> dict[str, Any]:
+    """What the low-rank updates are multiplied with, from the user or the files beside the checkpoint."""
+    check_adapter_config(adapter, str(folder / ADAPTER_CONFIG), saved=saved)
+    stated = {"the argument": lora_alpha, str(folder / SETTINGS): settings.get("lora_alpha")}
+    alpha = one_alpha(stated | {str(folder / ADAPTER_CONFIG): adapter.get("lora_alpha")})
+    return {"lora_alpha": alpha} | ({"use_rslora": True} if adapter.get("use_rslora") else {})
 
 
 def _make_ready(module: nn.Module, device: torch.device, dtype: ComputeDtype) -> None:
@@ -171,13 +176,16 @@ def _make_ready(module: nn.Module, device: torch.device, dtype: ComputeDtype) ->
     module.to(device)
 
 
-def _prefix_of(raw: Mapping[str, Tensor], source: str) -> str:
-    """What stands before the language model's own names of weights."""
+def _prefix_of(raw: dict[str, Tensor], source: str) -> tuple[str, dict[str, Tensor]]:
+    """What stands before the language model's own names of weights, without what a trainer put before all names."""
     blocks = tuple(dict.fromkeys(entry.block_prefix for entry in ARCHITECTURES.values()))
-    for prefix in PREFIXES:
-        inside = (key.removeprefix(prefix) for key in raw if key.startswith(prefix))
-        if any(key.startswith(blocks) or (prefix and key.endswith(ROWS)) for key in inside):
-            return prefix
+    first = {key.split(".")[0] for key in raw}
+    inner = {key.partition(".")[2]: value for key, value in raw.items()} if len(first) == 1 else {}
+    for named in (raw, inner):
+        for prefix in PREFIXES:
+            inside = (key.removeprefix(prefix) for key in named if key.startswith(prefix))
+            if any(key.startswith(blocks) or (prefix and key.endswith(ROWS)) for key in inside):
+                return prefix, named
     raise UsageError(
         f"{source} is no CODI checkpoint, nor of another protocol that is known: no weight begins with"
         f" {' or '.join(blocks)}, by itself or after {' or '.join(PREFIXES[:-1])} ({some(raw)})"
@@ -208,7 +216,7 @@ def _find_protocol(
     """Protocol that the user names, that a file beside the checkpoint states, or that the weights show."""
     stated = stated_protocol(said, f"{source}, {SETTINGS}")
     if named is not None and stated is not None and named != stated.name:
-        raise UsageError(f"protocol is {named} in the argument, but {stated.name} in {SETTINGS} of {source}")
+        raise UsageError(f"protocol is {named} in the argument, but {stated.name} in the files beside {source}")
     if stated is None and named is not None:
         stated = named_protocol(named)
     if stated is None:
@@ -264,8 +272,9 @@ def _split(
     feeding: dict[str, Tensor] = {}
     unexpected: list[str] = []
     for key, value in raw.items():
-        if key == rule.vector or (rule.fed == "projection" and key.startswith(f"{rule.projection[0]}.")):
-            feeding[key.removeprefix(f"{rule.projection[0]}.")] = value
+        own = key.removeprefix(PEFT)  # PEFT saves what is trained beside the language model inside it
+        if own == rule.vector or (rule.fed == "projection" and own.startswith(f"{rule.projection[0]}.")):
+            feeding[own.removeprefix(f"{rule.projection[0]}.")] = value
         elif key.startswith(rule.unused) or BUFFER.search(key):
             continue
         elif key.startswith(prefix):
@@ -344,46 +353,3 @@ def _load(model: Any, weights: dict[str, Tensor], source: str) -> None:
     not_finite = [name for name, value in model.named_parameters() if not bool(torch.isfinite(value).all())]
     if not_finite:
         raise UsageError(f"weights of {source} are not finite: {some(not_finite)}")
-
-
-def _feeding(rule: Protocol, weights: Mapping[str, Tensor], hidden: int, source: str) -> nn.Module:
-    """What makes the vector fed at a thought from the state before."""
-    if rule.fed in ("state", "nothing"):
-        return nn.Identity()
-    own: dict[str, tuple[int, ...]] = {}
-    if rule.fed == "vector":
-        names = {rule.vector: rule.vector}
-        feeding: nn.Module = Constant(hidden)
-        own = {rule.vector: (hidden,)}
-    else:
-        what, (first, second, norm) = rule.projection
-        inner = weights.get(f"{first}.weight")
-        with_norm = any(key.startswith(f"{norm}.") for key in weights)
-        feeding = Projection(
-            hidden, len(inner) if inner is not None and inner.ndim == 2 else hidden, with_norm=with_norm
-        )
-        said = {"1": first, "3": second, "ln": norm}
-        for name, value in feeding.state_dict().items():
-            part, _, kind = name.partition(".")
-            own[f"{said[part]}.{kind}"] = tuple(value.shape)
-        names = {key: f"{what}.{key}" for key in own.keys() | weights.keys()}
-    problems: list[str] = []
-    if missing := own.keys() - weights.keys():
-        problems.append(f"missing {some(names[key] for key in missing)}")
-    if unexpected := weights.keys() - own.keys():
-        problems.append(f"unexpected {some(names[key] for key in unexpected)}")
-    shapes = [
-        f"{names[key]} {tuple(weights[key].shape)} instead of {own[key]}"
-        for key in own.keys() & weights.keys()
-        if tuple(weights[key].shape) != own[key]
-    ]
-    if shapes:
-        problems.append(f"of another shape {some(shapes)}")
-    if not_finite := [names[key] for key, value in weights.items() if not bool(torch.isfinite(value).all())]:
-        problems.append(f"not finite {some(not_finite)}")
-    if problems:
-        kind = "projection" if rule.fed == "projection" else "learned vector"
-        raise UsageError(f"{kind} of {source} (protocol {rule.name}) does not fit: {'; '.join(problems)}")
-    ordered = zip(feeding.state_dict(), own, strict=True)
-    feeding.load_state_dict({name: weights[key].float() for name, key in ordered}, strict=True)
-    return feeding

@@ -56,6 +56,14 @@ class Protocol:
     """Thoughts of a checkpoint that does not say; ``None``: it has to be said."""
     answer_prefix: str = ""
     """Text between the thoughts and the answer itself."""
+    after_prefix: str = " "
+    """Text between the prefix and the answer itself."""
+    given_prefix: bool = False
+    """Whether the prefix is fed rather than written by the model."""
+    n_round: int = 0
+    """Rounds in which all thoughts are computed side by side; 0: one after another."""
+    placeholder: str = ""
+    """With rounds, the token that stands at every thought before the first of them."""
     writes_steps: bool = False
     """Whether it writes steps before the prefix, so that an answer is judged after the steps that it wrote."""
 
@@ -65,6 +73,11 @@ class Protocol:
             raise UsageError(f"protocol {self.name}: fed is {self.fed!r}, vector {self.vector!r}; one needs the other")
         if not self.bot and (self.fed != "nothing" or self.closing):
             raise UsageError(f"protocol {self.name} has thoughts or a closing token but no bot")
+        if self.n_round < 0 or bool(self.n_round) != bool(self.placeholder):
+            raise UsageError(
+                f"protocol {self.name}: n_round is {self.n_round}, placeholder {self.placeholder!r};"
+                " one needs the other"
+            )
         if len(self.closing) > 2:
             raise UsageError(f"protocol {self.name} has {len(self.closing)} closing tokens; places are named for two")
         if strays := set(self.if_known) - set(self.before_bot):
@@ -150,6 +163,13 @@ PROTOCOLS: dict[str, Protocol] = {
         replace(
             CODI, name="codi-hf", prefixes=("",), unused=(), rows=COCONUT.rows, n_unwritten=0, trimmed=False,
             bot=COCONUT.bot, closing=COCONUT.closing, projection=PROJECTOR, n_latent=None,
+        ),
+        # whyNLP/PCCoT: thoughts side by side in rounds, whose number its config gives; without a projection by default.
+        replace(
+            CODI, name="pccot", prefixes=(PEFT, ""), unused=(),
+            rows=("<pcot.bot>", "<pcot.eot>", "<pcot.latent>", "[PAD]"), rows_after="tokenizer", n_unwritten=0,
+            trimmed=False, bot="<pcot.bot>", closing=("<pcot.eot>",), projection=("prj", ("0", "2", "3")),
+            n_latent=None, after_prefix="", given_prefix=True, n_round=3, placeholder="<pcot.latent>",
         ),
         COCONUT,
         # bmarti44/research-pipeline: as Coconut, one vector at every thought; in one pass or many it is the same.

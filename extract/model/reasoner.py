@@ -233,8 +233,9 @@ class Reasoner(Network, Wording):
         """Buffers of a batch of the size."""
         return Recorder(
             rows=n_row, layers=self.n_layer, heads=self.n_head, hidden=self.hidden, columns=n_column,
-            first=0 if capture == "full" else n_before, latents=self.n_latent, stored=getattr(torch, stored_dtype),
-            device=self.device, parts={site: self.part_shape(site) for site in parts},
+            first=0 if capture == "full" else n_before, latents=self.n_latent, rounds=self.protocol.n_round,
+            stored=getattr(torch, stored_dtype), device=self.device,
+            parts={site: self.part_shape(site) for site in parts},
         )  # fmt: skip
 
     def _answer(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from schemas import LakeError
+from schemas.vocabulary import ITERATIONS
 
 ROW_SUM_TOLERANCE = 1e-4
 """How far the probabilities of a row may be from summing to 1; they are float32 whatever the model runs in."""
@@ -22,7 +23,7 @@ class Recorder:
 
     def __init__(
         self, *, rows: int, layers: int, heads: int, hidden: int, columns: int, first: int, latents: int,
-        stored: torch.dtype, device: torch.device, parts: Mapping[str, tuple[int, ...]],
+        rounds: int, stored: torch.dtype, device: torch.device, parts: Mapping[str, tuple[int, ...]],
     ) -> None:  # fmt: skip
         positions = columns - first
         self.first = first
@@ -39,6 +40,8 @@ class Recorder:
         self.attention = zeros(rows, layers, heads, positions, columns)
         self.parts = {site: zeros(rows, layers, positions, *shape) for site, shape in parts.items()}
         """Further sites, where asked for: ``(row, layer, position, ...)``."""
+        self.iterations = {name: zeros(rows, rounds, latents, hidden) for name in (ITERATIONS if rounds else ())}
+        """Vectors fed and states after the final norm in each round, where thoughts are computed side by side."""
         self._row_sum = torch.zeros(rows, layers, heads, positions, device=device)
 
     def states(self, site: str, layer: int, value: Tensor, column: int, rows: Tensor | None) -> None:
@@ -84,8 +87,8 @@ class Recorder:
         -------
         tuple
             Arrays by name, as :class:`extract.model.thinking.Thinking` has them, still on the device; and
-            (2 layer + 2 + part,) float32: the largest magnitude after each block, after the final norm, among the
-            vectors fed and in each part, then by layer how far attention over the past is from 1.
+            (2 layer + 2 + part + 2,) float32: the largest magnitude after each block, after the final norm, among the
+            vectors fed, in each part and in the rounds, then by layer how far attention over the past is from 1.
         """
         n_position = exists.shape[1]
         hidden, final = self.hidden_state[:, :, :n_position], self.final_state[:, :n_position]
@@ -97,6 +100,7 @@ class Recorder:
             _peak_of(final, exists).amax()[None],
             _peak_of(self.latent_embedding).amax()[None] if self.latent_embedding.numel() else hidden.new_zeros(1),
             *(_peak_of(value.flatten(3), exists[:, None]).amax()[None] for value in parts.values()),
+            *(_peak_of(value).amax()[None] for value in self.iterations.values()),
         ]
         absent = ~exists
         arrays = {
@@ -108,7 +112,7 @@ class Recorder:
         arrays |= {
             site: value.masked_fill_(absent.reshape(len(absent), 1, n_position, *[1] * (value.ndim - 3)), torch.nan)
             for site, value in parts.items()
-        }
+        } | self.iterations
         return arrays, torch.cat([*peaks, off])
 
     def check(self, measured: Tensor) -> None:
@@ -131,7 +135,7 @@ class Recorder:
             *(f"states after layer {layer}" for layer in range(n_layer)),
             "states after the final norm",
             "vectors fed",
-            *(f"values of {site}" for site in self.parts),
+            *(f"values of {site}" for site in (*self.parts, *self.iterations)),
         ]
         values = measured.tolist()
         for place, (value, name) in enumerate(zip(values, where, strict=False)):

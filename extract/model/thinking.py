@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from extract.model.recorder import StoredRangeError
+from schemas.vocabulary import ITERATIONS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +36,9 @@ class Thinking:
     parts: Mapping[str, np.ndarray]
     """Further sites, where asked for, as ``(example, layer, position, hidden)`` or, of heads,
     ``(example, layer, position, head, head_size)``; NaN where an example has no such position."""
+    iterations: Mapping[str, np.ndarray]
+    """Of thoughts computed side by side, ``iteration_embedding`` and ``iteration_state``, each
+    ``(example, iteration, latent, hidden)``."""
     token: np.ndarray
     """``(example, position)`` int32, -1 where there is none (at the thoughts, too); in a full capture all positions,
     otherwise from ``bot`` on."""
@@ -56,6 +60,7 @@ def thinking_of(
         answer_logprob=fetched["log_p"].double().sum(1).numpy(),
         **{name: fetched[name].numpy() if name in fetched else np.empty(0) for name in names},
         parts={site: fetched[site].numpy() for site in parts},
+        iterations={name: fetched[name].numpy() for name in ITERATIONS if name in fetched},
     )
 
 
@@ -93,9 +98,9 @@ def on_device(values: Tensor, device: torch.device) -> Tensor:
 def beyond_range(wider: Thinking, stored_dtype: str, error: StoredRangeError) -> str:
     """What to say of values that fit float32 but not the stored type."""
     states = [wider.hidden_state[:, layer] for layer in range(wider.hidden_state.shape[1])]
-    values = [*states, wider.final_state, wider.latent_embedding, *wider.parts.values()][error.place]
+    values = [*states, wider.final_state, wider.latent_embedding, *wider.parts.values(), *wider.iterations.values()]
     limit = torch.finfo(getattr(torch, stored_dtype)).max
     return (
-        f"{error} reach {np.nanmax(np.abs(values)):.3g}, beyond the largest {stored_dtype} ({limit:.0f});"
+        f"{error} reach {np.nanmax(np.abs(values[error.place])):.3g}, beyond the largest {stored_dtype} ({limit:.0f});"
         " store them with --dtype float32"
     )

@@ -34,6 +34,9 @@ class Wording:
         self.pad_id = self._known.get("[PAD]", self.eos_id)
         # What is no text: rows of the protocol, and its markers where the tokenizer has them.
         self._marks = {self._id_of(text, known) for text in (*protocol.rows, *protocol.closing[:1])}
+        self.placeholder_id = self._id_of(protocol.placeholder, known) if protocol.placeholder else -1
+        self.given = self._plain(answer_prefix) if protocol.given_prefix else []
+        """Tokens that are fed after the thoughts, not chosen."""
         self._answers: dict[str, tuple[list[int], int]] = {}
 
     def _id_of(self, text: str, known: Mapping[str, int]) -> int:
@@ -70,7 +73,8 @@ class Wording:
 
     def answer_tokens(self, answer: str) -> list[int]:
         """Tokens of prefix, answer and end as the model would write them; the number in its context, not by itself."""
-        return [*self._plain(f"{self.answer_prefix} {answer}" if self.answer_prefix else answer), self.eos_id]
+        before = f"{self.answer_prefix}{self.protocol.after_prefix}" if self.answer_prefix else ""
+        return [*self._plain(f"{before}{answer}"), self.eos_id]
 
     def answer_start(self, *answers: str) -> int:
         """How many tokens of :meth:`answer_tokens` come before the first that tells these answers apart.

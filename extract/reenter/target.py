@@ -230,6 +230,12 @@ def open_target(
             ) from error
         raise
     _check_fingerprint(reasoner, attributes.get("fingerprint"), checkpoint or remembered, run)
+    if reasoner.protocol.n_round:
+        raise UsageError(
+            f"{run}: protocol {reasoner.protocol.name} computes its thoughts side by side in"
+            f" {reasoner.protocol.n_round} rounds; experiments change a thought while those after it are still to come,"
+            " so they need thoughts one after another"
+        )
     if limit is not None and limit < 1:
         raise UsageError(f"limit is {limit}; it must be at least 1")
     if limit is not None:

@@ -14,6 +14,7 @@ import psutil
 from extract.run.precision import calibration
 from extract.run.prepare import IN_FLIGHT, Prepared, batches, held_bytes, place, think
 from schemas import LakeError, UsageError
+from schemas.vocabulary import ITERATIONS
 from store import encoded_sizes, local_path, model_size, open_lake, run_files_size
 
 STATES = ("hidden_state", "final_state", "latent_embedding", "attention")
@@ -201,6 +202,8 @@ def entries(prepared: Prepared, n_prompt: np.ndarray, n_answer: np.ndarray) -> M
         counts[name] = row * layout.n_layer * layout.hidden
     counts["final_state"] = row * layout.hidden
     counts["latent_embedding"] = one * layout.n_latent * layout.hidden
+    if layout.n_round:
+        counts |= dict.fromkeys(ITERATIONS, counts["latent_embedding"] * layout.n_round)
     counts["attention"] = seen * layout.n_layer * layout.n_head
     return counts
 

@@ -12,7 +12,7 @@ from extract.model.reasoner import Reasoner
 from extract.model.thinking import Thinking
 from extract.run.prepare import Prepared, row_bytes
 from schemas import LakeError, RunSpec
-from schemas.vocabulary import PARTS
+from schemas.vocabulary import ITERATIONS, PARTS
 
 Array = NDArray[Any]
 STATES = ("hidden_state", "final_state", "latent_embedding", "attention")
@@ -94,7 +94,7 @@ def error_of(name: str, expected: Array, found: Array) -> Array:
     if name == "attention":
         return attention_error(expected, found)
     error = state_error(expected, found)
-    return error[:, None] if name in ("hidden_state", *PARTS) else error[None, None]
+    return error[:, None] if name in ("hidden_state", *PARTS) else error.reshape(1, 1, -1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,6 +164,7 @@ def kept(thinking: Thinking, row: int, n_token: int, n_middle: int, n_answer: in
         "latent_embedding": thinking.latent_embedding[row],
         "attention": thinking.attention[row][:, :, rows, keys],
         **{name: part[row][:, rows] for name, part in thinking.parts.items()},
+        **{name: part[row] for name, part in thinking.iterations.items()},
     }
 
 
@@ -199,7 +200,7 @@ def calibrate(
     options = {
         "capture": spec.rows, "parts": spec.parts, "stored_dtype": "float32", "max_new_tokens": spec.max_new_tokens
     }  # fmt: skip
-    names = (*STATES, *spec.parts)
+    names = (*STATES, *spec.parts, *(ITERATIONS if reasoner.protocol.n_round else ()))
     errors: dict[str, list[Array]] = {name: [] for name in names}
     logprob, other_texts = 0.0, 0
     for start in range(0, len(prompts), spec.batch_size):

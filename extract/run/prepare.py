@@ -143,7 +143,7 @@ def row_bytes(prepared: Prepared, longest: int, dtype: str | None = None) -> int
     key = n_prompt + layout.places.n_middle - 1 + prepared.n_answer
     position = key if prepared.spec.rows == "full" else key - n_prompt + 1
     n_state = (1 + len(prepared.spec.parts)) * layout.n_layer + 1
-    states = (n_state * position + layout.n_latent) * layout.hidden
+    states = (n_state * position + (1 + 2 * layout.n_round) * layout.n_latent) * layout.hidden
     attention = layout.n_layer * layout.n_head * position * key
     return (states + attention) * np.dtype(dtype or layout.dtype).itemsize
 
@@ -275,6 +275,7 @@ def prepare(
         n_latent=reasoner.n_latent,
         n_closing=reasoner.places.n_closing,
         bot=reasoner.places.bot,
+        n_round=reasoner.protocol.n_round,
         longest_question=max(len(prompt) for prompt in prompts) - 1,
         n_answer=spec.max_new_tokens,
         capture=spec.capture,
@@ -369,6 +370,8 @@ def place(
     for name, part in thinking.parts.items():
         values[name].add(slots, (0, first, 0), part)
     values["latent_embedding"].add(slots, (0, 0), thinking.latent_embedding)
+    for name, part in thinking.iterations.items():
+        values[name].add(slots, (0, 0, 0), part)
     values["attention"].add(slots, (0, 0, first, first_key), thinking.attention)
     values["token"][slots, first : first + thinking.token.shape[1]] = thinking.token
     values["answer_logprob"][slots] = thinking.answer_logprob

@@ -12,6 +12,7 @@ from extract.model.load import load_reasoner
 from extract.model.reasoner import Reasoner
 from extract.run.precision import FLOOR, STATES, Differences, allowed, calibrate, chosen, error_of, kept
 from schemas import RunSpec, SpecMismatchError, UsageError
+from schemas.vocabulary import ITERATIONS
 from store import open_lake
 
 OTHER_TEXTS = 1
@@ -125,7 +126,7 @@ def compare(
         some = chosen([len(prompt) for prompt in prompts])
         precision = calibrate(reasoner, [prompts[row] for row in some], [str(answers[row]) for row in some], spec)
     examples = np.unique(np.linspace(0, dataset.sizes["example"] - 1, n_example).round().astype(int))
-    names = (*STATES, *spec.parts)
+    names = (*STATES, *spec.parts, *(ITERATIONS if reasoner.protocol.n_round else ()))
     errors: dict[str, list[np.ndarray]] = {name: [] for name in names}
     logprob, other_texts = [0.0], 0
     for index in examples:
