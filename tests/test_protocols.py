@@ -10,11 +10,12 @@ import pytest
 import torch
 from codi_models import ORACLE, VOCABULARY, write_checkpoint
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
 import lake as command_line
 from extract import load_reasoner
 from extract.model.protocols import CODI, PROTOCOLS
+from extract.reenter.target import open_target
 from schemas import Places, UsageError
 from store import open_lake
 
@@ -226,6 +227,88 @@ def test_pause_feeds_one_vector_at_every_thought(tmp_path):
         np.testing.assert_allclose(found.final_state[row, :n], out.hidden_states[-1][0, -n:], atol=1e-4)
 
 
+@torch.no_grad()
+def think_in_rounds_slowly(model: Any, feed: Any, prompt: list[int], n: int, rounds: int) -> tuple[Any, Any]:
+    """Vectors ``(round, thought, hidden)`` of a prompt by itself, as PCCoT's code describes them; all of it anew."""
+    embed = model.get_input_embeddings()
+    before = embed(torch.tensor([prompt]))
+    vectors = embed(torch.full((1, n), VOCABULARY + 2))
+    fed = []
+    for _ in range(rounds):
+        states = model.base_model(inputs_embeds=torch.cat([before, vectors], 1)).last_hidden_state
+        vectors = feed(states[:, len(prompt) - 1 : -1])
+        fed.append(vectors[0])
+    return torch.stack(fed), torch.cat([before, vectors, embed(torch.tensor([[VOCABULARY + 1]]))], 1)
+
+
+@pytest.mark.parametrize("projected", [True, False])
+def test_thoughts_side_by_side_are_jacobis_iteration(projected, tmp_path):
+    """PCCoT in the folder that PEFT saves: rows trained apart, tokenizer and config its own, weights with the base."""
+    n, rounds = 5, 2
+    model = plain_model(tmp_path / "base")
+    weights = {name: value.clone() for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    torch.manual_seed(2)
+    grown, rows = torch.randn(VOCABULARY + 4, 32), torch.randn(5, 32)
+    tokens = [*range(VOCABULARY, VOCABULARY + 4), 0]
+    projection = torch.nn.Sequential(
+        torch.nn.Linear(32, 32), torch.nn.GELU(), torch.nn.Linear(32, 32), torch.nn.LayerNorm(32)
+    )
+    folder = tmp_path / "m"
+    folder.mkdir()
+    down, up, module = torch.randn(2, 32), 0.1 * torch.randn(96, 2), "transformer.h.0.attn.c_attn"
+    saved = {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
+    saved |= {f"{where}.token_adapter.{kind}": value.clone() for where in ("transformer.wte", "lm_head")
+              for kind, value in (("base_layer.weight", grown), ("trainable_tokens_delta", rows))}  # fmt: skip
+    if projected:
+        saved |= {f"prj.{name}": value for name, value in projection.state_dict().items()}
+    save_file(
+        {f"base_model.model.{name}": value for name, value in saved.items()}, folder / "adapter_model.safetensors"
+    )
+    adapter = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["c_attn"], "fan_in_fan_out": True,
+               "modules_to_save": ["prj"] if projected else None, "base_model_name_or_path": str(tmp_path / "base"),
+               "trainable_token_indices": {"wte": tokens}}  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(adapter))
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    config |= {"model_type": "pccot-gpt2", "num_iterations": rounds, "use_projection": projected,
+               "vocab_size": VOCABULARY + 4}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "pccot_args.json").write_text(json.dumps({"num_latent_tokens": n, "answer_prompt": "The answer is:"}))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<pcot.bot>", "<pcot.eot>", "<pcot.latent>", "[PAD]"]})
+    tokenizer.save_pretrained(folder)
+    whole = grown.clone()
+    whole[tokens] = rows
+    weights["transformer.wte.weight"] = weights["lm_head.weight"] = whole
+    weights[f"{module}.weight"] = weights[f"{module}.weight"] + 2 * (up @ down).T
+    model.resize_token_embeddings(VOCABULARY + 4)
+    model.load_state_dict(weights)
+    questions = ["Ann had 12 pens.", "Tom has 7 apples and buys 5 more.", "Why?"]
+    data, place = write_questions(tmp_path / "d.jsonl", questions), tmp_path / "x.lake"
+    words = ["--data", data, "--lake", place, "--dtype", "float32", "--max-new-tokens", 12, "--batch-size", 3]
+    assert lake("extract", "--model", f"m={folder}", *words) == 0
+    assert lake("verify", place, "--recompute", 3, "--model", folder) == 0
+    run = open_lake(place)["m/d"].load()
+    given = tokenizer("The answer is:")["input_ids"]
+    for row, question in enumerate(questions):
+        prompt = [*tokenizer(question)["input_ids"], VOCABULARY]
+        fed, vectors = think_in_rounds_slowly(
+            model, projection if projected else torch.nn.Identity(), prompt, n, rounds
+        )
+        vectors = torch.cat([vectors, model.get_input_embeddings()(torch.tensor([given]))], 1)
+        written, out = answer_slowly(model, vectors, 12 - len(given))
+        labels = Places(n).labels(0, len(given) + len(written))
+        one = run.isel(example=row).sel(position=labels)
+        assert one["token"].values[n + 2 :].tolist() == given + written
+        np.testing.assert_allclose(one["iteration_embedding"], fed.detach(), atol=1e-5)
+        np.testing.assert_allclose(one["latent_embedding"], fed[-1].detach(), atol=1e-5)
+        np.testing.assert_allclose(one["final_state"], out.hidden_states[-1][0, -len(labels) :], atol=1e-4)
+        np.testing.assert_allclose(
+            one["iteration_state"][-1], out.hidden_states[-1][0, len(prompt) : len(prompt) + n], atol=1e-4
+        )
+    with pytest.raises(UsageError, match="computes its thoughts side by side in 2 rounds"):
+        open_target(open_lake(place), "m/d", checkpoint=str(folder))
+
+
 def layouts(state: dict[str, torch.Tensor], folder: Path) -> dict[str, Path]:
     """One state dict as it lies on hubs."""
     names = sorted(state)
@@ -242,7 +325,8 @@ def layouts(state: dict[str, torch.Tensor], folder: Path) -> dict[str, Path]:
             (torch.save if end == "bin" else save_file)(part, found[kind] / file)
         (found[kind] / f"{stem}.{end}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
     torch.save(half, found["raw"] / "checkpoint_33")
-    torch.save({"state_dict": half, "epoch": 3}, found["lightning"] / "best.ckpt")
+    wrapped = {f"model.{name}": value for name, value in half.items()}
+    torch.save({"state_dict": wrapped, "epoch": 3}, found["lightning"] / "best.ckpt")
     return found
 
 
