@@ -23,7 +23,6 @@ page in the order of the texts. Columns are: label, key in the frame, kind and d
 the ends of an interval. One whose key the frame does not have is left out.
 """
 
-import math
 import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -38,11 +37,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analyze import drawing
+from analyze.beside import control_table
 from analyze.context import Context, StoredResult, Where
+from analyze.saying import MINUS as MINUS
+from analyze.saying import Sentence
+from analyze.saying import listed as listed
+from analyze.saying import p_text as p_text
+from analyze.saying import points as points
+from analyze.saying import share as share
 from schemas import SchemaError, nearest
 from store.results import Result
 
-MINUS = "\N{MINUS SIGN}"
 Rows = Any
 """A pandas frame, or a list of records; the stubs do not know what a cell holds."""
 
@@ -130,47 +135,6 @@ class NothingStored(Exception):
     """The lake has no result that a section needs; the section is left out."""
 
 
-class Sentence(Formatter):
-    """Texts with values: ``{x:share}``, ``{x:share0}``, ``{x:points}``, ``{x:p}``, or a format of Python's own."""
-
-    def format_field(self, value: Any, spec: str) -> str:
-        """Text of one value; numbers have a typographic minus."""
-        if spec.startswith("share"):
-            return share(value, int(spec[5:] or 1))
-        if spec == "points":
-            return points(value)
-        if spec == "p":
-            return p_text(value)
-        text = format(value, spec)
-        return text if isinstance(value, str) else text.replace("-", MINUS)
-
-
-def share(value: float, digits: int = 1) -> str:
-    """A share as a percentage, a typographic minus in front of a negative one."""
-    return "n/a" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}%".replace("-", MINUS)
-
-
-def points(value: float, digits: int = 1, *, unit: bool = True) -> str:
-    """A difference of shares in percentage points, with its sign."""
-    if math.isnan(value):
-        return "n/a"
-    value = 0.0 if abs(value) < 0.5 * 10.0 ** -(digits + 2) else value
-    return f"{100 * value:+.{digits}f}{' points' if unit else ''}".replace("-", MINUS)
-
-
-def p_text(p: float) -> str:
-    """A p-value for a sentence."""
-    if math.isnan(p):
-        return "n/a"
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
-
-
-def listed(words: Sequence[Any]) -> str:
-    """Words as a list in a sentence."""
-    words = [str(word) for word in words]
-    return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else "".join(words)
-
-
 class Page:
     """What a section has written so far.
 
@@ -192,6 +156,8 @@ class Page:
         """What the page says first, in one sentence, where the section has it."""
         self.sources: list[Result] = []
         """Results the numbers come from."""
+        self.notes: list[str] = []
+        """Caveats that are not among the texts."""
         self.values: dict[str, Any] = dict(self._texts["shared"])
         self._drawings: dict[str, dict[str, Illustration]] = {}
         self._frames: dict[str, list[pd.DataFrame]] = {}
@@ -246,6 +212,20 @@ class Page:
     def say_of(self, label: str, text: str) -> None:
         """Add a sentence of a run as it is."""
         self.lines.append((label, text))
+
+    def say_more(self, label: str, text: str) -> None:
+        """Go on with the last sentence of a run, or begin one."""
+        place = next((i for i in reversed(range(len(self.lines))) if self.lines[i][0] == label), None)
+        if place is None:
+            self.lines.append((label, text))
+        else:
+            self.lines[place] = (label, f"{self.lines[place][1]}; {text}")
+
+    def lay(self, name: str, form: str) -> str:
+        """Make room for a table of findings beside controls; gives its name, which no other section's table has."""
+        name = f"{self._slug}_{name}"
+        self._texts = {**self._texts, "tables": {**self._texts.get("tables", {}), name: control_table(form)}}
+        return name
 
     def panel(
         self, name: str, result: StoredResult | str | None = None, *, wide: bool = False, **arguments: Any

@@ -1,10 +1,14 @@
 """Which model is the control of which: by what it says itself, else by its name; and what is said beside it."""
 
 import json
+from math import nan
+from types import SimpleNamespace
 
 import pytest
 
+from analyze.beside import FAINTER, LESS, MORE, NOT, OPEN, SEEN, UNMEASURED, Finding, beside, compared, in_words
 from analyze.drawing import looks
+from analyze.verdict.measures import of_share
 from extract import load_reasoner
 from extract.training.command import TrainCommandSettings, state_control
 from schemas import Control, UsageError
@@ -49,3 +53,67 @@ def test_a_training_says_of_whom_its_model_is_the_control(tmp_path):
     assert stated_control(json.loads((tmp_path / "codi.json").read_text()), "codi", "x") == Control("mine", "pause")
     with pytest.raises(UsageError, match="--control-of"):
         TrainCommandSettings(out=tmp_path, base="b", data=("d",), steps=1, control_of="mine")
+
+
+def test_what_a_control_shows_is_told_by_intervals():
+    own = (0.9, 0.85, 0.94)
+    assert compared(own, (0.88, 0.83, 0.92), 0.1) == SEEN
+    assert compared(own, (0.5, 0.43, 0.57), 0.1) == FAINTER
+    assert compared(own, (0.02, 0.0, 0.05), 0.1) == NOT
+    assert compared((0.2, 0.12, 0.3), (0.09, 0.03, 0.2), 0.1) == OPEN
+    assert compared((0.2, 0.09, 0.3), (0.0, 0.0, 0.05), 0.1) == ""  # nothing found, nothing to compare
+    assert compared(own, (0.5, nan, nan), 0.1) == compared((nan, nan, nan), own, 0.1) == ""
+    # of what no value is nothing, only the difference
+    assert compared((3.0, 2.8, 3.2), (3.1, 2.9, 3.3), nan) == OPEN
+    assert compared((3.0, 2.8, 3.2), (5.0, 4.8, 5.2), nan) == MORE
+    assert compared((5.0, 4.8, 5.2), (3.0, 2.8, 3.2), nan) == LESS
+
+
+def told(says: list[str]) -> str:
+    return in_words([{"what": f"step {number}", "says": each} for number, each in enumerate(says, 1)])
+
+
+def test_what_controls_show_in_words():
+    assert told([SEEN]) == "seen too"
+    assert told([SEEN, SEEN]) == "all seen too"
+    assert told([NOT, SEEN, NOT]) == "step 1 and step 3 not seen; step 2 seen too"
+    assert told([UNMEASURED]) == "not measured"
+
+
+class Lines:
+    """What a section says and lists, without a lake."""
+
+    def __init__(self, controls: dict[str, Control]) -> None:
+        self.context = SimpleNamespace(
+            controls=controls, controls_of=lambda model: [name for name, one in controls.items() if one.of == model]
+        )
+        self.notes: list[str] = []
+        self.said: list[str] = []
+        self.rows: list[dict[str, object]] = []
+
+    def lay(self, name: str, form: str) -> str:
+        return name
+
+    def add(self, name, result, rows) -> None:
+        self.rows += rows
+
+    def say_more(self, label: str, text: str) -> None:
+        self.said.append(f"{label}; {text}")
+
+
+def test_findings_stand_beside_all_controls_and_what_is_missing_is_said():
+    def result(model: str, count: int, n: int) -> SimpleNamespace:
+        return SimpleNamespace(run=f"{model}/d", label=model, data=of_share(count / n, n)(0.95))
+
+    finding = [Finding(what="step 1", of=lambda one: one.data)]
+    page = Lines({f"m-{kind}": Control("m", kind) for kind in ("decodable", "pause", "cot")})
+    results = [result("m", 95, 100), result("m-decodable", 94, 100), result("m-pause", 1, 1), result("other", 5, 100)]
+    beside(page, [(one, finding) for one in results])
+    # of one problem the interval goes from 21% to 100%
+    assert page.said == ["m; control m-decodable: seen too", "m; control m-pause: seen too"]
+    assert page.notes == [
+        "No control of other is in this lake, so whether a model whose thoughts are not used shows the same is not"
+        " known here.",
+        "Not measured in the controls m-cot.",
+    ]
+    assert [row["control"] for row in page.rows] == ["m-decodable", "m-pause"]

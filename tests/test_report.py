@@ -78,7 +78,7 @@ def test_headlines_are_computed(lake, html):
     right = lake["small-gpt2/test"]["correct"].values.mean()
     assert f"{100 * right:.1f}%" in html
     hub = lake.result("compare")["hub_position"].sel(model="small-gpt2/test").item()
-    assert re.search(rf"small-gpt2</b>\s*{hub}, [\d.]+ times an even spread", html)
+    assert re.search(rf"small-gpt2</b>\s*{hub}, [\d.]+ \[[\d.]+, [\d.]+\] times an even spread", html)
 
 
 def test_problems_on_the_page_are_those_of_the_lake(lake, html):

@@ -1,21 +1,42 @@
 """Section on the attention of the answer."""
 
-import numpy as np
+import math
+from collections.abc import Callable
 
+import numpy as np
+import xarray as xr
+
+from analyze.beside import Finding, Triple, beside, number_at
+from analyze.context import StoredResult
 from analyze.drawing import Series, as_percent
 from analyze.page import Page, Section
 from analyze.tables import result_table
 from schemas import segment_of
 
 
+def written(data: xr.Dataset) -> str:
+    """Query of the pass that writes the answer's number, in a result that has it, else the last."""
+    queries = [str(x) for x in data["query"].values]
+    query = str(data.attrs.get("writes", "eot"))
+    return query if query in queries else queries[-1]
+
+
+def share_of(target: str) -> Callable[[StoredResult], Triple]:
+    """Share of attention that a thought gets where a model's answer is written, mean over layers and heads."""
+
+    def of(result: StoredResult) -> Triple:
+        return number_at(result.data.mean("layer"), "layer_share", query=written(result.data), target=target)
+
+    return of
+
+
 def answer_attention(page: Page) -> None:
     """Where the answer looks."""
     series: list[Series] = []
     thoughts: list[str] = []
+    findings = []
     for result in page.results("attention"):
-        queries = [str(x) for x in result.data["query"].values]
-        query = result.data.attrs.get("writes", "eot")
-        query = query if query in queries else queries[-1]
+        query = written(result.data)
         within = query == "answer" or segment_of(query) == "answer"
         targets = [str(x) for x in result.data["target"].values if within or str(x) != "answer"]
         shares = result.data[["layer_share", "layer_share_low", "layer_share_high"]].sel(query=query, target=targets)
@@ -41,10 +62,13 @@ def answer_attention(page: Page) -> None:
             query=query,
             n=int(result.data["n"].sel(query=query)),
         )
+        top = thoughts[best]
+        findings.append((result, [Finding(what=f"{query} to {top}", of=share_of(top), nothing=math.nan)]))
         rows = result_table(shares.transpose("layer", "target"), [str(name) for name in shares.data_vars])
         rows.columns = [name.removeprefix("layer_share_").removeprefix("layer_") for name in rows.columns]
         rows.insert(0, "query", query)
         page.add("answer_attention", result, rows)
+    beside(page, findings)
     page.show("answer_attention", lambda rows: rows[rows["layer"] == rows.groupby("run")["layer"].transform("max")])
     as_percent(page.bars("attention_by_thought", thoughts, series, "share of attention"))
 

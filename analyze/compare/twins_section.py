@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from analyze.beside import number_at
 from analyze.compare.section import comparison
 from analyze.drawing import MUTED, RULE, Look, faint_grid
 from analyze.labels import thought_labels
@@ -82,7 +83,7 @@ def measures(data: xr.Dataset) -> Iterator[Measure]:
 def measure_rows(one: xr.Dataset, other: xr.Dataset, wanted: Iterator[Measure]) -> Iterator[dict[str, Any]]:
     """Each measure of a model and of its twin, with intervals, where both have it."""
     for kind, what, name, where in wanted:
-        values = [interval(data, name, where) for data in (one, other)]
+        values = [number_at(data, name, **where) for data in (one, other)]
         if all(np.isfinite(value[0]) for value in values):
             columns = {
                 f"{of}{end}": value
@@ -91,18 +92,6 @@ def measure_rows(one: xr.Dataset, other: xr.Dataset, wanted: Iterator[Measure]) 
             }
             ends = zip(("", "_low", "_high"), difference_interval(*values), strict=True)
             yield {"kind": kind, "what": what} | columns | {f"difference{end}": float(value) for end, value in ends}
-
-
-def interval(data: xr.Dataset, name: str, where: dict[str, Any]) -> list[float]:
-    """A figure and the ends of its interval; NaN where there is none."""
-    values = []
-    for variable in (name, f"{name}_low", f"{name}_high"):
-        there = variable in data and all(
-            dim in data[variable].dims and label in data[dim].values for dim, label in where.items()
-        )
-        cell = data[variable].sel(where) if there else xr.DataArray(np.nan)
-        values.append(float(cell) if not cell.ndim else np.nan)
-    return values
 
 
 def draw_twins(page: Page, run: str, rows_of: Mapping[str, Any], looks: Mapping[str, Look]) -> None:

@@ -1,9 +1,12 @@
 """Sections on the shape of the states, and on rotations between models."""
 
+import math
 from typing import Any
 
 import numpy as np
 
+from analyze.beside import Finding, Triple, beside, number_at
+from analyze.context import StoredResult
 from analyze.drawing import MARKERS, PALETTE, Series, as_percent, faint_grid, heat_map, legend_above, legend_below
 from analyze.geometry.command import component_rows
 from analyze.page import Page, Section
@@ -28,6 +31,7 @@ def shape(page: Page) -> None:
     series: list[Series] = []
     positions = [str(x) for x in results[0].data["position"].values]
     curves = page.panel("kept", wide=True, height=2.9)
+    findings = []
     for result in results:
         last = result.data.isel(layer=-1)
         plot_scores(last, page.panel("scores", result, height=3.6))
@@ -49,6 +53,7 @@ def shape(page: Page) -> None:
             few=f"{few[0]} components" if len(few) else "more components than were tried",
         )
         page.add("components", result, component_rows(last))
+        findings.append((result, [directions_at(str(names[place])) for place in widest_and_narrowest(ratio[0])]))
     counts = results[0].data["n_component"].values
     curves.set_xscale("log", base=2)
     curves.set_xticks(counts, [str(count) for count in counts])
@@ -57,6 +62,21 @@ def shape(page: Page) -> None:
     faint_grid(curves)
     legend_above(curves, 4)
     page.bars("directions", positions, series, "directions")
+    beside(page, findings, "number")
+
+
+def widest_and_narrowest(ratio: Any) -> list[int]:
+    """Places that fill the most and the fewest directions."""
+    return list(dict.fromkeys((int(np.nanargmax(ratio)), int(np.nanargmin(ratio))))) if np.isfinite(ratio).any() else []
+
+
+def directions_at(position: str) -> Finding:
+    """How many directions the states of a position fill at the last layer; no number of them is nothing."""
+
+    def of(result: StoredResult) -> Triple:
+        return number_at(result.data.isel(layer=-1), "participation_ratio", position=position)
+
+    return Finding(what=f"directions at {position}", of=of, nothing=math.nan)
 
 
 def rotations(page: Page) -> None:

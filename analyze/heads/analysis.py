@@ -10,6 +10,7 @@ from analyze.heads.scores import (
     N_REPORT_STEP,
     Array,
     Convention,
+    incoming_attention,
     report_metrics,
     report_steps,
     score_block,
@@ -37,7 +38,8 @@ def head_analysis(
     ``spread`` the population standard deviation over examples of an entry of the matrix, averaged over the entries that
     can be non-zero; ``hub_agreement`` the share of examples whose own hub is the mean's; ``rank`` by composite, ties by
     layer and head; and from a bootstrap over problems the 95% interval of composite (``composite_low``,
-    ``composite_high``) and of the rank, and ``top_share``, how often the head is among the ``top`` best.
+    ``composite_high``) and of the rank, ``top_share``, how often the head is among the ``top`` best, and (not by the
+    report convention) the interval of the ratio of :func:`analyze.heads.summary.head_summary`, (key_position).
 
     Memory is that of the resampled matrices, ``n_resample`` x heads x 36, whatever the number of examples.
 
@@ -79,6 +81,11 @@ def head_analysis(
     scores["composite_low"], scores["composite_high"] = percentile_interval(resampled)
     scores["rank_low"], scores["rank_high"] = percentile_interval(ranks.astype("float64"))
     scores["top_share"] = (ranks <= top).mean("resample")
+    if convention == "thoughts":
+        ratio = _ratio(drawn)
+        known = ratio.notnull().any("resample")  # the last thought has none after it
+        low, high = (end.where(known) for end in percentile_interval(ratio.fillna(0)))
+        scores["ratio_low"], scores["ratio_high"] = low, high
     scores["pattern"] = pattern
     for name, text in {
         "spread": "standard deviation over examples of an entry of the matrix, mean over entries",
@@ -108,6 +115,22 @@ def _shifted(mean: xr.DataArray) -> xr.DataArray:
     )
     steps = np.array(["bot", *latent_labels(N_REPORT_STEP - 1), "eot"], dtype=object)
     return values.assign_coords(position=steps[:-1], key_position=steps[1:])
+
+
+def _ratio(matrix: xr.DataArray) -> xr.DataArray:
+    """Attention that each thought gets from later ones over that of an even spread, means over heads."""
+
+    def ratio(values: Array) -> Array:  # (..., layer, head, i, j)
+        incoming, expected = (np.nanmean(x, axis=(-3, -2)) for x in incoming_attention(np.tril(values)))
+        return np.asarray(incoming / np.where(expected > 0, expected, np.nan))
+
+    core = ["layer", "head", "position", "key_position"]
+    whole = matrix.chunk(dict.fromkeys(core, -1)) if matrix.chunks is not None else matrix
+    ratios: xr.DataArray = xr.apply_ufunc(
+        ratio, whole, input_core_dims=[core], output_core_dims=[["key_position"]], dask="parallelized",
+        output_dtypes=["float64"],
+    )  # fmt: skip
+    return ratios.chunk(resample=-1) if ratios.chunks is not None else ratios
 
 
 def _rank(composite: xr.DataArray) -> xr.DataArray:

@@ -1,5 +1,6 @@
 """Sections on single heads: critical ones, hubs, flow and skip, types and layers."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from analyze.beside import Finding, Triple, beside, number_at
 from analyze.context import StoredResult
 from analyze.drawing import INK, as_percent, bars, faint_grid, legend_above
 from analyze.heads.command import by_thoughts
@@ -19,15 +21,17 @@ from analyze.statistics import is_majority
 
 def critical_heads(page: Page) -> None:
     """Ranked heads, with the maps of the best."""
-    constant = {}
+    constant, findings = {}, []
     for result in page.results("heads", by_thoughts):
         table = head_table(result.data)
         table.insert(1, "name", [head_name(head) for head in table.to_dict("records")])
         page.add("ranked_heads", result, table)
         best = table.iloc[0]
         page.say(result, "best", **dict(best) | {"type": SHORT_TYPES.get(str(best["type"]), best["type"])})
+        findings.append((result, [composite_of(str(best["name"]), int(best["layer"]), int(best["head"]))]))
         draw_best(page, result, table.head(6))
         constant[result.label] = constant_metrics(result.data)
+    beside(page, findings, "number")
     page.set(constant="; ".join(f"{label}: {names}" for label, names in constant.items() if names))
     reports = []
     for result in page.results("heads", lambda spec: not by_thoughts(spec), optional=True):
@@ -35,6 +39,15 @@ def critical_heads(page: Page) -> None:
         label = page.context.relabel([result.run])[result.run].label
         reports.append(page.text("reports", label=label, name=head_name(first), composite=first["composite"]))
     page.set(reports="; ".join(reports))
+
+
+def composite_of(name: str, layer: int, head: int) -> Finding:
+    """Composite of the head of the same name; it is scaled within its model, so none is nothing."""
+
+    def of(result: StoredResult) -> Triple:
+        return number_at(result.data, "composite", layer=layer, head=head)
+
+    return Finding(what=f"{name}, composite", of=of, nothing=math.nan)
 
 
 def draw_best(page: Page, result: StoredResult, best: pd.DataFrame) -> None:
@@ -72,6 +85,7 @@ def head_summaries(page: Page) -> list[StoredResult]:
 def hubs(page: Page) -> None:
     """Which thought the others look at."""
     summaries = head_summaries(page)
+    findings = []
     highest = 1.05 * max(float(one.data[name].max()) for one in summaries for name in ("incoming", "expected"))
     for result in summaries:
         data = result.data
@@ -84,11 +98,25 @@ def hubs(page: Page) -> None:
         ax.set_ylabel("attention received")
         hub = str(data["hub_position"].item())
         ratio = float(data["ratio"].sel(key_position=hub)) if hub in thoughts else float("nan")
-        page.say(result, "sought" if ratio > 1 else "even", hub=hub, ratio=ratio)
-        columns = {name: data[name].values for name in ("incoming", "expected", "ratio")}
+        ends = number_at(data, "ratio", key_position=hub)[1:]
+        known = "_sure" if np.isfinite(ends).all() else ""
+        page.say(result, f"sought{known}" if ratio > 1 else "even", hub=hub, ratio=ratio, low=ends[0], high=ends[1])
+        findings.append((result, [ratio_at(hub)] if ratio > 1 else []))
+        names = ("incoming", "expected", "ratio", "ratio_low", "ratio_high")
+        columns = {name: data[name].values for name in names if name in data}
         if "hub_count" in data:
             columns["hub_heads"] = data["hub_count"].sel(key_position=thoughts).values.astype(int)
         page.add("hubs", result, {"thought": thoughts} | columns)
+    beside(page, findings, "number")
+
+
+def ratio_at(thought: str) -> Finding:
+    """Attention that a thought gets from later ones, over an even spread: up to 1 it is not sought."""
+
+    def of(result: StoredResult) -> Triple:
+        return number_at(result.data, "ratio", key_position=thought)
+
+    return Finding(what=f"hub at {thought}", of=of, nothing=1.0)
 
 
 def flow_and_skip(page: Page) -> None:

@@ -74,6 +74,9 @@ def head_summary(analysis: xr.Dataset, top: int = 20) -> xr.Dataset:
         },
         attrs={"convention": analysis.attrs["convention"], "top": len(best), "n_head": len(matrix)},
     )
+    for end in ("low", "high"):
+        if f"ratio_{end}" in analysis:
+            summary[f"ratio_{end}"] = analysis[f"ratio_{end}"]
     if reports:
         summary["incoming"].attrs["long_name"] = "shifted column sums, mean over heads"
         summary["sequential"].attrs["long_name"] = "attention of each step to itself, mean over heads"

@@ -5,6 +5,8 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
+from analyze.beside import Finding, Triple, beside, number_at
+from analyze.context import StoredResult
 from analyze.drawing import Series
 from analyze.labels import up_to_eot
 from analyze.lens.command import is_plain
@@ -22,6 +24,7 @@ def number_decoding(page: Page) -> None:
     """How often each position reads out as a number."""
     series: list[Series] = []
     longest: list[str] = []
+    findings = []
     for result in page.results("lens", is_plain):
         lens = up_to_eot(result.data)
         final = lens.isel(layer=-1)
@@ -36,6 +39,7 @@ def number_decoding(page: Page) -> None:
         never = [x for x in positions if x.startswith("ct") and numbers[x] <= 0.05]
         name = "some_never" if never else "most"
         page.say(result, name, often=listed(often) or "no thought", never=listed(never))
+        findings.append((result, [finding_at("number_share", label, label) for label in often]))
         values = {key: final[key].values for key in ("n", *SHARES)}
         page.add("number_decoding", result, {"position": positions, "layer": int(final["layer"])} | values)
         series.append((result.look, *(values[key] for key in SHARES[:3])))
@@ -44,6 +48,7 @@ def number_decoding(page: Page) -> None:
     if thoughts:
         draw_places(page.panel("places", wide=True, height=1.9), thoughts)
     page.bars("position_number_frequency", longest, series, "decodes to a number", top=1.02)
+    beside(page, findings)
     tests = [
         page.text("test", label=one.label, q=float(one.data["q"][-1]), p=float(one.data["q_p_adjusted"][-1]))
         for one in page.results("lens_tests", is_plain, optional=True)
@@ -51,8 +56,20 @@ def number_decoding(page: Page) -> None:
     page.set(tests="; ".join(tests))
 
 
+def finding_at(name: str, what: str, position: str, step: int | None = None) -> Finding:
+    """A number of the last layer of a lens."""
+
+    def of(result: StoredResult) -> Triple:
+        data = result.data.isel(layer=-1)
+        key = "inner_share" if name == "step_share" and "inner_share" in data else name
+        return number_at(data, key, position=position, **({} if step is None else {"step": step}))
+
+    return Finding(what=what, of=of)
+
+
 def chain_results(page: Page) -> None:
     """Which position holds which step of the chain."""
+    findings = []
     for result in page.results("lens", is_plain):
         if not result.data.sizes.get("step"):
             continue
@@ -66,7 +83,10 @@ def chain_results(page: Page) -> None:
         cells = [page.text("cell", **row) for row in best.to_dict("records")]
         page.say_of(result.label, ", ".join(cells))
         page.add("chain_results", result, rows)
+        read = best[["step", "position"]].values
+        findings.append((result, [finding_at("step_share", f"step {step}", at, step - 1) for step, at in read]))
     page.need("chain_results")
+    beside(page, findings)
     page.show(
         "chain_results", lambda rows: rows.loc[rows.groupby(["run", "step"], sort=False)["share"].idxmax().dropna()]
     )

@@ -1,10 +1,12 @@
 """Sections of what can be read off the states by linear probes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from analyze.beside import NOTHING, Finding, Triple, beside, number_at
 from analyze.context import StoredResult
 from analyze.labels import labels_along, up_to_eot
 from analyze.page import Page, Section, share
@@ -19,7 +21,7 @@ def probe_results(page: Page, target: str, *, optional: bool = False) -> list[St
 
 def linear_probes(page: Page) -> None:
     """Is it correct: read off the states, held out."""
-    few = []
+    few, findings = [], []
     results = probe_results(page, "correct")
     for result in results:
         data = up_to_eot(result.data)
@@ -32,9 +34,12 @@ def linear_probes(page: Page) -> None:
         best = dict(summary) | counts
         page.say(result, "best", **best | {"accuracy": accuracy["mean"], "baseline": accuracy["baseline"]})
         page.add("linear_probes", result, probe_rows(data, {"layer", "position"}))
+        place = {"layer": best["best_layer"], "position": best["best_position"]}
+        findings.append((result, [cell_finding("auroc", f"layer {place['layer']}, {place['position']}", 0.5, place)]))
         wrong = 1 - float(data["majority_accuracy"].mean())
         if wrong < 0.03:
             few.append(page.text("few", label=result.label, wrong=wrong))
+    beside(page, findings, "number")
     trained = page.frame("linear_probes").groupby("run", sort=False)["refit_training_accuracy"].mean()
     page.set(
         note=str(results[0].data.attrs.get("note", "")),
@@ -43,14 +48,30 @@ def linear_probes(page: Page) -> None:
     )
 
 
+def cell_finding(name: str, what: str, nothing: float, place: Mapping[str, Any]) -> Finding:
+    """A score of the probe at one place."""
+
+    def of(result: StoredResult) -> Triple:
+        data = up_to_eot(result.data)
+        return number_at(data, name, **{dim: label for dim, label in place.items() if dim in data.dims})
+
+    return Finding(what=what, of=of, nothing=nothing)
+
+
 def probe_rows(data: xr.Dataset, dims: set[str]) -> Any:
     """Every figure of each probe."""
     return data[[name for name in data.data_vars if set(data[name].dims) <= dims]].to_dataframe().reset_index()
 
 
+def chance(data: xr.Dataset, place: Mapping[str, Any]) -> float:
+    """Score that says nothing: a tenth of the variance, or what the commonest class gives."""
+    return NOTHING if "r2" in data else number_at(data, "majority_accuracy", **place)[0]
+
+
 def step_probes(page: Page) -> None:
     """Which intermediate result can be read where."""
     results = probe_results(page, "intermediate_result")
+    findings = []
     for result in results:
         data = up_to_eot(result.data)
         data = data if "step" in data.dims else data.expand_dims(step=[0])
@@ -63,7 +84,13 @@ def step_probes(page: Page) -> None:
             for row, (step, place) in enumerate(zip(steps, best, strict=True))
         ]
         page.say_of(result.label, ", ".join(cells))
+        name, layer = str(grid.name), int(grid["layer"])
+        read = zip(steps, best, strict=True)
+        places = [{"step": step - 1, "layer": layer, "position": positions[at]} for step, at in read]
+        told = [cell_finding(name, f"step {place['step'] + 1}", chance(data, place), place) for place in places]
+        findings.append((result, told))
         page.add("step_probes", result, probe_rows(data, {"step", "layer", "position"}))
+    beside(page, findings, "number")
     page.show("step_probes", lambda rows: rows[rows["layer"] == rows.groupby("run")["layer"].transform("max")])
     page.set(note=str(results[0].data.attrs.get("note", "")))
     for result in probe_results(page, "operation", optional=True):

@@ -115,7 +115,7 @@ def _content(section: Section, page: Page, writer: Writer, context: Context) -> 
         "method": page.method,
         "illustrations": [writer.illustration(section.slug, one) for one in page.illustrations],
         "tables": [writer.table(table) for table in page.tables],
-        "caveats": [*page.caveats, *context.choices(page.sources)],
+        "caveats": [*page.caveats, *page.notes, *context.choices(page.sources)],
         "sources": list(sources.values()),
     }
 

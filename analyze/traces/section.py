@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from analyze.beside import Finding, Triple, beside, number_at
 from analyze.context import StoredResult
 from analyze.drawing import INK, MUTED, RULE, as_percent, faint_grid, legend_below, whiskers
 from analyze.page import Page, Section
@@ -23,6 +24,7 @@ OUTCOMES = {
 
 def traces(page: Page) -> None:
     """Every run whose traces are stored."""
+    findings = []
     for result in page.results("traces"):
         data = result.data.isel(layer=-1)
         rows = outcome_rows(data)
@@ -43,12 +45,20 @@ def traces(page: Page) -> None:
             "n": data.attrs["n_counted"],
         }
         page.say(result, "recovered" if np.isfinite(own) else "none", **texts)
+        above = float(data["recovered_null_high"])
+        findings.append((result, [Finding(what="the written chain", of=recovered, nothing=above)]))
         if "frontier_share" in data:
             page.percent_map(
                 "frontier", result, data["frontier_share"].values.T,
                 [f"{int(distance)} away" for distance in data["distance"].values], data["position"].values,
             )  # fmt: skip
     page.need("traces")
+    beside(page, findings)
+
+
+def recovered(result: StoredResult) -> Triple:
+    """Share of the problems whose written chain is a best tree."""
+    return number_at(result.data.isel(layer=-1), "recovered_share")
 
 
 def outcome_rows(data: xr.Dataset) -> Any:

@@ -4,10 +4,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from analyze.beside import compared
 from analyze.page import share
-from schemas.statistics import difference_interval, problems_needed, smallest_share
+from schemas.statistics import problems_needed, smallest_share
 
 YES, NO, UNDECIDED, UNMEASURED = "yes", "no", "not told apart", "not measured"
 READABLE, USED, ROUTE = "readable", "used", "route"
@@ -83,13 +82,10 @@ def weigh(measure: Measure, margin: float, level: float) -> Evidence:
 
 def against_control(own: Evidence, other: Evidence | None, margin: float) -> str:
     """Whether a control shows what a model shows; empty where the model does not, or the control was not measured."""
-    if own.says != YES or other is None or other.says == UNMEASURED:
+    if other is None:
         return ""
-    ends = [np.array([one.value, one.low, one.high]) for one in (own, other)]
-    more = difference_interval(*ends)[1] > margin
-    if other.says == YES:
-        return "less in the control" if more else "seen in the control too"
-    return "not in the control" if other.says == NO or more else "not told apart from the control"
+    mine, theirs = ((one.value, one.low, one.high) for one in (own, other))
+    return compared(mine, theirs, nothing=margin, least=margin)
 
 
 def together(question: str, evidence: Sequence[Evidence]) -> str:

@@ -1,0 +1,159 @@
+"""What was found in a model beside the same number of its controls, and whether they show it too."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from analyze.saying import listed
+from schemas.statistics import difference_interval
+
+if TYPE_CHECKING:
+    from analyze.context import StoredResult
+    from analyze.page import Page
+
+Triple = Sequence[float]
+"""Estimate and the ends of its interval."""
+SEEN, FAINTER = "seen in the control too", "seen in the control too, though less"
+NOT, OPEN = "not in the control", "not told apart from the control"
+LESS, MORE = "less in the control", "more in the control"
+UNMEASURED, NOTHING_SAID = "not measured", "nothing to compare"
+IN_WORDS = {
+    SEEN: "seen too", FAINTER: "seen too, though less", NOT: "not seen", OPEN: "not told apart", LESS: "less",
+    MORE: "more",
+}  # fmt: skip
+NOTHING = 0.1
+"""Share, or R², up to which nothing is read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """What was found of a model: a number at a place that was chosen on it, to be had of any result of the kind."""
+
+    what: str
+    of: Callable[["StoredResult"], Triple]
+    nothing: float = NOTHING
+    """What a model shows that has nothing of it; NaN where no value is nothing."""
+
+
+def number_at(data: xr.Dataset, name: str, **place: Any) -> list[float]:
+    """A number of a result and its interval; NaN where it has no such number, place or interval."""
+    values = []
+    for variable in (name, f"{name}_low", f"{name}_high"):
+        there = variable in data and all(
+            dim in data[variable].dims and label in data[dim].values for dim, label in place.items()
+        )
+        cell = data[variable].sel(place) if there else xr.DataArray(np.nan)
+        values.append(math.nan if cell.ndim else float(cell))
+    return values
+
+
+def compared(own: Triple, other: Triple, nothing: float, least: float = 0.0) -> str:
+    """Whether a control shows what a model shows, as far as their intervals say.
+
+    Parameters
+    ----------
+    own, other
+        Number and interval of the model and of the control.
+    nothing
+        What a model shows that has nothing of it. Where the model's interval does not lie above, there is nothing to be
+        compared. NaN: no value is nothing, and only the difference is told.
+    least
+        How much a difference must exceed to be told.
+
+    Returns
+    -------
+    str
+        Empty where either has no interval, or the model shows nothing.
+    """
+    if not np.isfinite([*own, *other]).all():
+        return ""
+    _, low, high = difference_interval(own, other)
+    if math.isnan(nothing):
+        return OPEN if low <= 0 <= high else LESS if low > 0 else MORE
+    if own[1] <= nothing:
+        return ""
+    if other[1] > nothing:
+        return FAINTER if low > least else SEEN
+    return NOT if other[2] < nothing or low > least else OPEN
+
+
+def beside(page: "Page", findings: Iterable[tuple["StoredResult", Sequence[Finding]]], form: str = "share") -> None:
+    """Tell of each model's findings what its controls show, and list the numbers in a table.
+
+    Parameters
+    ----------
+    page
+        A model's sentence must have been said: what its controls show is added to it.
+    findings
+        Of each result of the section, controls' among them.
+    form
+        Kind of column that the numbers are, see :class:`analyze.page.Column`.
+    """
+    given = list(findings)
+    name = page.lay("controls", form)
+    alone, unmeasured = [], []
+    for result, told in given:
+        model = result.run.partition("/")[0]
+        if model in page.context.controls or not told:
+            continue
+        names = page.context.controls_of(model)
+        others = {one.run.partition("/")[0]: one for one, _ in given}
+        for control in (other for other in names if other in others):
+            rows = [row_of(one, result, others[control]) for one in told]
+            page.add(name, result, rows)
+            page.say_more(result.label, f"control {others[control].label}: {in_words(rows)}")
+        unmeasured += [other for other in names if other not in others]
+        alone += [] if names else [result.label]
+    if alone:
+        page.notes.append(
+            f"No control of {', '.join(alone)} is in this lake, so whether a model whose thoughts are not used shows"
+            " the same is not known here."
+        )
+    if unmeasured:
+        page.notes.append(f"Not measured in the controls {', '.join(dict.fromkeys(unmeasured))}.")
+
+
+def row_of(finding: Finding, own: "StoredResult", other: "StoredResult") -> dict[str, Any]:
+    """A finding's number of a model and of one of its controls."""
+    mine, theirs = ([float(value) for value in finding.of(one)] for one in (own, other))
+    apart = [float(value) for value in difference_interval(mine, theirs)]
+    row: dict[str, Any] = {"what": finding.what, "control": other.label}
+    for key, values in (("own", mine), ("other", theirs), ("apart", apart)):
+        row |= {f"{key}{end}": value for end, value in zip(("", "_low", "_high"), values, strict=True)}
+    says = compared(mine, theirs, finding.nothing)
+    measured = np.isfinite([*mine, *theirs]).all()
+    return row | {"says": says or (NOTHING_SAID if measured else UNMEASURED)}
+
+
+def in_words(rows: Sequence[dict[str, Any]]) -> str:
+    """What a control shows of a model's findings, those of which the same is said together."""
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        groups.setdefault(row["says"], []).append(str(row["what"]))
+    alike = len(groups) == 1
+    parts = []
+    for says, names in groups.items():
+        named = ("all " if len(names) > 1 else "") if alike else f"{listed(names)} "
+        parts.append(f"{named}{IN_WORDS.get(says, says)}")
+    return "; ".join(parts)
+
+
+def control_table(form: str) -> dict[str, Any]:
+    """Texts of the table of findings beside controls."""
+    difference = "points" if form == "share" else "signed"
+    return {
+        "caption": "The same numbers in the model's controls, at the same places, with 95% intervals; those of the"
+        " difference as if the two were independent.",
+        "columns": [
+            ["Finding", "what", "text"],
+            ["Model", "own", form, "own_low", "own_high"],
+            ["Control", "control", "text"],
+            ["There", "other", form, "other_low", "other_high"],
+            ["Difference", "apart", difference, "apart_low", "apart_high"],
+            ["So", "says", "text"],
+        ],
+    }

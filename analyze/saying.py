@@ -1,0 +1,49 @@
+"""Numbers as sentences and tables say them."""
+
+import math
+from collections.abc import Sequence
+from string import Formatter
+from typing import Any
+
+MINUS = "\N{MINUS SIGN}"
+
+
+class Sentence(Formatter):
+    """Texts with values: ``{x:share}``, ``{x:share0}``, ``{x:points}``, ``{x:p}``, or a format of Python's own."""
+
+    def format_field(self, value: Any, spec: str) -> str:
+        """Text of one value; numbers have a typographic minus."""
+        if spec.startswith("share"):
+            return share(value, int(spec[5:] or 1))
+        if spec == "points":
+            return points(value)
+        if spec == "p":
+            return p_text(value)
+        text = format(value, spec)
+        return text if isinstance(value, str) else text.replace("-", MINUS)
+
+
+def share(value: float, digits: int = 1) -> str:
+    """A share as a percentage, a typographic minus in front of a negative one."""
+    return "n/a" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}%".replace("-", MINUS)
+
+
+def points(value: float, digits: int = 1, *, unit: bool = True) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    if math.isnan(value):
+        return "n/a"
+    value = 0.0 if abs(value) < 0.5 * 10.0 ** -(digits + 2) else value
+    return f"{100 * value:+.{digits}f}{' points' if unit else ''}".replace("-", MINUS)
+
+
+def p_text(p: float) -> str:
+    """A p-value for a sentence."""
+    if math.isnan(p):
+        return "n/a"
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+def listed(words: Sequence[Any]) -> str:
+    """Words as a list in a sentence."""
+    words = [str(word) for word in words]
+    return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else "".join(words)
