@@ -137,17 +137,20 @@ def in_words(rows: Sequence[dict[str, Any]]) -> str:
     alike = len(groups) == 1
     parts = []
     for says, names in groups.items():
-        named = ("all " if len(names) > 1 else "") if alike else f"{listed(names)} "
-        parts.append(f"{named}{IN_WORDS.get(says, says)}")
+        words = IN_WORDS.get(says, says)
+        if alike and len(names) > 1:
+            parts.append("none seen" if says == NOT else f"all {words}")
+        else:
+            parts.append(words if alike else f"{listed(names)} {words}")
     return "; ".join(parts)
 
 
-def control_table(form: str) -> dict[str, Any]:
+def control_table(title: str, form: str) -> dict[str, Any]:
     """Texts of the table of findings beside controls."""
     difference = "points" if form == "share" else "signed"
     return {
-        "caption": "The same numbers in the model's controls, at the same places, with 95% intervals; those of the"
-        " difference as if the two were independent.",
+        "caption": f"{title}: the same numbers in the model's controls, at the same places, with 95% intervals; those"
+        " of the difference as if the two were independent.",
         "columns": [
             ["Finding", "what", "text"],
             ["Model", "own", form, "own_low", "own_high"],

@@ -100,7 +100,7 @@ class Column:
     digits: int = 2
     low: str = ""
     high: str = ""
-    """Keys of the ends of the interval that is shown beside the value."""
+    """Keys of the ends of the interval that is shown beside the value; of a text, ``low`` is that of a note on it."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -156,6 +156,10 @@ class Page:
         """What the page says first, in one sentence, where the section has it."""
         self.sources: list[Result] = []
         """Results the numbers come from."""
+        self.counted: list[Result] = []
+        """Results whose examples the headline counts; those of ``sources`` where there are none."""
+        self.size = ""
+        """How many examples there are, where ``counted`` does not tell."""
         self.notes: list[str] = []
         """Caveats that are not among the texts."""
         self.values: dict[str, Any] = dict(self._texts["shared"])
@@ -224,7 +228,8 @@ class Page:
     def lay(self, name: str, form: str) -> str:
         """Make room for a table of findings beside controls; gives its name, which no other section's table has."""
         name = f"{self._slug}_{name}"
-        self._texts = {**self._texts, "tables": {**self._texts.get("tables", {}), name: control_table(form)}}
+        laid = control_table(str(self._texts["title"]), form)
+        self._texts = {**self._texts, "tables": {**self._texts.get("tables", {}), name: laid}}
         return name
 
     def panel(

@@ -5,6 +5,7 @@ what is uncertain is the problems: resamples draw whole problems, and intervals 
 example is a problem of its own, each figure is the textbook's.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,6 +120,16 @@ def smallest_share(n: int, least: float = 0.0, level: float = 0.95) -> float:
     count = np.arange(1, n + 1)
     above = wilson_interval(count, np.full(n, n), level).low > least
     return float(count[above][0] / n) if above.any() else float("nan")
+
+
+def smallest_change(n: int, n_test: int = 1, level: float = 0.95) -> float:
+    """Smallest share of ``n`` answers that must turn, all the same way, for McNemar's exact test to tell it.
+
+    The least of ``n_test`` p-values corrected by Holm's method: 2 n_test / 2^turned is at most 1 - level. NaN where not
+    even all of them would do.
+    """
+    turned = math.ceil(math.log2(2 * n_test / (1 - level)) - 1e-9)
+    return turned / n if n >= turned else float("nan")
 
 
 def problems_needed(share: float, least: float, level: float = 0.95, most: int = 1_000_000) -> int | None:

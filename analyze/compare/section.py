@@ -47,6 +47,8 @@ def comparison(page: Page) -> tuple[xr.Dataset, dict[str, Look]]:
     best = max(results, key=lambda one: len(set(one.runs) & main))
     page.sources.append(best)
     data = context.open(best)
+    used = {source.split()[0] for source in json.loads(str(data.attrs.get("sources", "{}"))).values()}
+    page.counted = [best, *(one for one in context.results if one.name in used)]
     models = [str(x) for x in data["model"].values]
     return data.assign_coords(model=models), context.relabel(models)
 

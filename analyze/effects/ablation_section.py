@@ -1,10 +1,12 @@
 """Sections of thoughts taken out or changed: position ablation, token ablation, steering, integrated gradients."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analyze.beside import beside
 from analyze.context import StoredResult
 from analyze.drawing import (
     HEAT,
@@ -23,12 +25,14 @@ from analyze.drawing import (
     whiskers,
 )  # fmt: skip
 from analyze.effects.conditions import Frame, by_carrying, places_of
-from analyze.effects.shown import ENDS, reentries, triple
+from analyze.effects.shown import ENDS, cost_of, power, reentries, told_apart, triple
 from analyze.page import Page, Section, listed
 from analyze.verdict.rules import NO, UNDECIDED, YES, decide
 from schemas.intervention import STEERING_UNIT
 from schemas.statistics import smallest_share
 
+POWER = (1.96 + 0.84) / (2 * 1.96)
+"""Effect that is found in 80% of cases, in widths of its 95% interval."""
 TENTH = 0.1
 """Share of right answers whose loss is told of a thought."""
 
@@ -42,7 +46,7 @@ GROUPS = {
 
 def position_ablation(page: Page) -> None:
     """Number-carrying thoughts against the others."""
-    not_counted, overlaps = [], []
+    not_counted, overlaps, findings = [], [], []
     for result, frame, base in reentries(page, "ablate", by_carrying):
         rows = frame[
             frame["group"].isin(list(GROUPS)) & ((frame["control"] == "") | frame["group"].str.startswith("random"))
@@ -63,10 +67,13 @@ def position_ablation(page: Page) -> None:
         n = int(cells["n"].max())
         page.say(result, operations[0], untouched=base["accuracy"], groups=", ".join(groups), place=place, n=n)
         overlaps += overlap_of(page, result)
+        where = {"operation": operations[0], "place": place}
+        findings.append((result, [cost_of("numbers", {"group": "numbers", **where})] if "numbers" in accuracy else []))
         page.add("position_ablation", result, rows)
         worst = float(result.data["share_not_counted"].max()) if "share_not_counted" in result.data else 0
         if worst > 0:
             not_counted.append(page.text("not_counted", label=result.label, worst=worst))
+    beside(page, findings)
     page.set(not_counted="; ".join(not_counted), overlaps="; ".join(overlaps))
 
 
@@ -101,6 +108,7 @@ def draw_groups(page: Page, result: StoredResult, rows: Frame, base: float, oper
 
 def token_ablation(page: Page) -> None:
     """Importance of each thought under every corruption."""
+    findings = []
     series: list[Series] = []
     thoughts: list[str] = []
     for result, frame, _ in reentries(page, "corrupt"):
@@ -115,6 +123,9 @@ def token_ablation(page: Page) -> None:
         series.append((result.look, *triple(of_thought, "importance")))
         page.say(result, "thoughts", **importance_told(page, of_thought))
         page.add("token_ablation", result, rows)
+        lost = of_thought.index[of_thought["importance_low"] > TENTH]
+        findings.append((result, [cost_of(str(name), {"group": str(name), "corruption": shown}) for name in lost]))
+    beside(page, findings)
     page.bars("importance_by_position", thoughts, series, "right answers that turn wrong", top=1.03)
 
 
@@ -142,15 +153,26 @@ def steering(page: Page) -> None:
         rows = frame[~frame["control"].str.startswith("self")].assign(strength=frame["strength"].astype(float))
         own = rows[~rows["direction"].astype(str).str.startswith("random")]
         draw_steering(page, result, rows, own, base)
-        best, worst = own.loc[own["accuracy"].idxmax()], own.loc[own["accuracy"].idxmin()]
-        page.say(
-            result, "range", untouched=base["accuracy"], best=best["accuracy"], best_at=best["strength"],
-            worst=worst["accuracy"], worst_at=worst["strength"],
-        )  # fmt: skip
+        page.say_of(result.label, steering_told(page, rows, own, base))
         page.add("steering", result, rows)
         directions += [name for name in own["direction"].astype(str).unique() if name not in directions]
     named = [f"“{name}”".replace("correct-wrong", "correct minus wrong") for name in directions]
     page.set(directions=listed(named))
+
+
+def steering_told(page: Page, rows: Frame, own: Frame, base: Any) -> str:
+    """Whether a test tells that any strength helps or harms, beside what random directions do there."""
+    best, worst = own.loc[own["accuracy"].idxmax()], own.loc[own["accuracy"].idxmin()]
+    helps = bool(told_apart(own)[best.name]) and best["accuracy"] > base["accuracy"]
+    harms = bool(told_apart(own)[worst.name]) and worst["accuracy"] < base["accuracy"]
+    random = rows.drop(own.index).groupby("strength")["accuracy"].mean()
+    values = {"untouched": base["accuracy"], "n": int(best["n"]), "smallest": power(own)}
+    parts = [page.text("untouched", **values)]
+    for name, row, told in (("best", best, helps), ("worst", worst, harms)):
+        text = page.text(name if told else f"no_{name}", accuracy=row["accuracy"], strength=row["strength"])
+        there = random.get(row["strength"])
+        parts.append(text + (page.text("random", accuracy=there) if there is not None else page.text("no_random")))
+    return "; ".join(parts)
 
 
 def draw_steering(page: Page, result: StoredResult, rows: Frame, own: Frame, base: Any) -> None:
@@ -185,11 +207,28 @@ def gradients(page: Page) -> None:
             for end in ("mean", "low", "high")
         }
         series.append((result.look, *(columns[f"magnitude_{end}"] for end in ("mean", "low", "high"))))
-        first, second = np.argsort(-columns["magnitude_mean"])[:2]
-        residual = float(result.data.attrs.get("relative_residual", np.nan))
-        page.say(result, "most", first=thoughts[first], second=thoughts[second], residual=residual)
+        page.say_of(result.label, attribution_told(page, thoughts, columns, result))
         page.add("integrated_gradients", result, {"latent": thoughts} | columns)
     page.bars("integrated_gradients", thoughts, series, "mean size, logits")
+
+
+def attribution_told(page: Page, thoughts: list[str], columns: Mapping[str, Any], result: StoredResult) -> str:
+    """Thoughts whose attribution is told from 0, and what could have been told of the others."""
+    mean, low, high = (columns[f"attribution_{end}"] for end in ("mean", "low", "high"))
+    sure = [place for place in np.argsort(-np.abs(mean), kind="stable") if low[place] > 0 or high[place] < 0]
+    named = [
+        page.text("thought", thought=thoughts[place], value=mean[place], low=low[place], high=high[place])
+        for place in sure
+    ]
+    others = [place for place in range(len(thoughts)) if place not in sure]
+    # an interval is 2 x 1.96 standard errors; what is found in 80% of cases lies 1.96 + 0.84 of them from 0
+    widths = (high - low)[others]
+    smallest = POWER * float(np.nanmax(widths)) if np.isfinite(widths).any() else np.nan
+    parts = [page.text("most", thoughts=", ".join(named)) if named else page.text("nothing")]
+    if others:
+        parts.append(page.text("null", thoughts=listed([thoughts[place] for place in others]), smallest=smallest))
+    n, residual = result.data.sizes["example"], float(result.data.attrs.get("relative_residual", np.nan))
+    return "; ".join([*parts, page.text("sum", n=n, residual=residual)])
 
 
 SECTIONS = (

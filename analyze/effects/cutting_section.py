@@ -2,13 +2,21 @@
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
+from analyze.beside import beside
 from analyze.context import StoredResult
 from analyze.drawing import as_percent, bars_across, faint_grid, legend_below, random_range, reference, whiskers
 from analyze.effects.conditions import Frame
-from analyze.effects.shown import reentries, triple
+from analyze.effects.shown import cost_of, power, reentries, told_apart, triple
+from analyze.heads.command import by_thoughts
 from analyze.page import Page, Section, listed
+from schemas.statistics import smallest_correlation
 
+LEAST_PROBLEMS = 10
+"""Problems of which a share is told."""
+LEAST_HEADS = 4
+"""Heads of which a rank correlation is told."""
 CUT = {"zero": "zeroed", "mean": "set to the mean", "resample": "exchanged for another problem's"}
 """What was done to heads, in words, by operation."""
 
@@ -21,6 +29,7 @@ def how_cut(result: StoredResult) -> str:
 def head_ablation(page: Page) -> None:
     """Heads alone, the top together, random ones beside them."""
     results = reentries(page, "ablate_heads")
+    findings = []
     page.set(cut=listed(list(dict.fromkeys(how_cut(result) for result, _, _ in results))))
     for result, frame, base in results:
         group = frame["group"].astype(str)
@@ -34,15 +43,39 @@ def head_ablation(page: Page) -> None:
         alone = frame[group.str.fullmatch(r"L\d+H\d+") & changed]
         if len(alone):
             draw_alone(page, result, alone)
-            worst = alone.loc[alone["drop"].idxmax()]
-            texts.append(page.text("alone", group=worst["group"], drop=worst["drop"]))
+            texts.append(alone_told(page, alone))
+            texts += rank_told(page, result, alone)
+            needed = alone[told_apart(alone)].sort_values("drop", ascending=False)
+            findings.append((result, [cost_of(str(name), {"group": str(name)}) for name in needed["group"].head(3)]))
         if len(top):
             some = top.iloc[min(1, len(top) - 1)]
             same = random[random["count"] == some["count"]]
-            beside = [page.text("random", count=some["count"], accuracy=mean) for mean in same["mean"]]
-            texts.append(page.text("top", count=some["count"], accuracy=some["accuracy"]) + "".join(beside))
+            drawn = [page.text("random", count=some["count"], accuracy=mean) for mean in same["mean"]]
+            texts.append(page.text("top", count=some["count"], accuracy=some["accuracy"]) + "".join(drawn))
         page.say_of(result.label, "; ".join(texts))
         page.add("head_ablation", result, frame[changed | by_chance])
+    beside(page, findings)
+
+
+def alone_told(page: Page, alone: Frame) -> str:
+    """The head that costs most, if a test tells that any costs answers; else what could have been told."""
+    worst = alone.loc[alone["drop"].idxmax()]
+    costly = alone[told_apart(alone) & (alone["drop"] > 0)]
+    values = {"n": int(worst["n"]), "smallest": power(alone), "n_head": len(alone), "needed": len(costly)}
+    return page.text("alone" if len(costly) else "none", group=worst["group"], drop=worst["drop"], **values)
+
+
+def rank_told(page: Page, result: StoredResult, alone: Frame) -> list[str]:
+    """How the score of heads goes with what each costs alone, where their scores are stored and both vary."""
+    model = result.run.partition("/")[0]
+    scores = [one.data for one in page.results("heads", by_thoughts, optional=True) if one.run.startswith(f"{model}/")]
+    if not scores or len(alone) < LEAST_HEADS:
+        return []
+    composite = [float(scores[0]["composite"].sel(layer=row.layer, head=row.head)) for row in alone.itertuples()]
+    if len(set(composite)) < 2 or alone["drop"].nunique() < 2:
+        return []
+    rank = float(stats.spearmanr(composite, alone["drop"]).statistic)
+    return [page.text("rank", rank=rank, n_head=len(alone), smallest=smallest_correlation(len(alone)))]
 
 
 def draw_top(page: Page, result: StoredResult, top: Frame, random: Frame, base: float) -> None:
@@ -72,6 +105,7 @@ def draw_alone(page: Page, result: StoredResult, alone: Frame) -> None:
 
 def edge_ablation(page: Page) -> None:
     """Attention edges cut or forced."""
+    findings = []
     for result, frame, base in reentries(page, "edges"):
         rows = frame[frame["control"].isin(["", "random edges"])].drop_duplicates("group")
         single = rows[~rows["group"].astype(str).str.contains("+", regex=False)]
@@ -85,8 +119,13 @@ def edge_ablation(page: Page) -> None:
         cuts = [page.text("one", name=name, accuracy=accuracy[name]) for name in names if name in accuracy]
         hub = page.text("hub", hub=result.data.attrs["hub"]) if "hub" in result.data.attrs else ""
         hub += by_outcome(page, result)
-        page.say(result, "cut", untouched=base["accuracy"], cuts=", ".join(cuts), hub=hub)
+        shown = rows[rows["group"].isin(names)]
+        same = list(shown.loc[~told_apart(shown), "group"])
+        hub += page.text("same", names=listed(same), smallest=power(rows)) if same else ""
+        page.say(result, "cut", untouched=base["accuracy"], n=int(base["n"]), cuts=", ".join(cuts), hub=hub)
         page.add("edge_ablation", result, rows)
+        findings.append((result, [cost_of(str(name), {"group": str(name)}) for name in shown["group"]]))
+    beside(page, findings)
 
 
 def by_outcome(page: Page, result: StoredResult) -> str:
@@ -97,7 +136,7 @@ def by_outcome(page: Page, result: StoredResult) -> str:
     cut = data.isel(condition=data["group"].values.tolist().index("hub cut"))
     values = {stratum: float(cut["accuracy"].sel(stratum=stratum)) for stratum in ("right", "wrong")}
     counts = {f"n_{stratum}": int(cut["n"].sel(stratum=stratum)) for stratum in ("right", "wrong")}
-    return page.text("wrong", **values, **counts)
+    return page.text("wrong", **values, **counts) if min(counts.values()) >= LEAST_PROBLEMS else ""
 
 
 SECTIONS = (

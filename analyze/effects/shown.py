@@ -1,12 +1,17 @@
 """What the sections of re-entries share."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from analyze.beside import Finding, Triple
 from analyze.context import StoredResult, Where
 from analyze.effects.conditions import UNTOUCHED, Frame, conditions, self_control, untouched, with_place
 from analyze.page import NothingStored, Page
+from schemas.statistics import smallest_change
 
+LEVEL = 0.05
+"""Corrected p below which a change is told."""
 ENDS = ("", "_low", "_high")
 
 
@@ -24,6 +29,29 @@ def reentries(page: Page, kind: str, where: Where | None = None) -> list[tuple[S
         (result, frame[frame["condition"].astype(str) != UNTOUCHED].copy(), untouched(frame))
         for result, frame in zip(results, frames, strict=True)
     ]
+
+
+def cost_of(what: str, where: Mapping[str, str], value: str = "importance") -> Finding:
+    """What a change takes, of a result of a re-entry: its first condition with these labels that is no control."""
+
+    def of(result: StoredResult) -> Triple:
+        frame = with_place(conditions(result.data))
+        for name, label in {"control": "", **where}.items():
+            frame = frame[frame[name].astype(str) == label] if name in frame else frame.head(0)
+        return [float(frame[f"{value}{end}"].iloc[0]) if len(frame) else math.nan for end in ENDS]
+
+    return Finding(what=what, of=of)
+
+
+def told_apart(rows: Frame) -> Any:
+    """Whether the corrected test of each row tells it from the untouched run."""
+    return rows["p_holm"].fillna(1.0) < LEVEL
+
+
+def power(rows: Frame) -> float:
+    """Smallest change that the corrected tests of a sweep tell, of the fewest problems of its rows."""
+    tested = rows[rows["p_holm"].notna()] if "p_holm" in rows else rows
+    return smallest_change(int(tested["n"].min()), len(tested)) if len(tested) else math.nan
 
 
 def control_note(results: Sequence[StoredResult], frames: Sequence[Frame]) -> str:

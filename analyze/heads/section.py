@@ -25,7 +25,9 @@ def critical_heads(page: Page) -> None:
     for result in page.results("heads", by_thoughts):
         table = head_table(result.data)
         table.insert(1, "name", [head_name(head) for head in table.to_dict("records")])
-        page.add("ranked_heads", result, table)
+        # where all heads are among the best, that each is says nothing
+        all_best = len(table) <= int(result.data.attrs.get("top", 0))
+        page.add("ranked_heads", result, table.drop(columns="top_share") if all_best else table)
         best = table.iloc[0]
         page.say(result, "best", **dict(best) | {"type": SHORT_TYPES.get(str(best["type"]), best["type"])})
         findings.append((result, [composite_of(str(best["name"]), int(best["layer"]), int(best["head"]))]))

@@ -109,7 +109,7 @@ def _content(section: Section, page: Page, writer: Writer, context: Context) -> 
         }
     return {
         "headline": page.headline,
-        "set": set_of(page.sources, context),
+        "set": page.size or set_of(page.counted or page.sources, context),
         "opening": page.opening,
         "lines": page.lines,
         "method": page.method,
@@ -147,7 +147,9 @@ def _last(rows: Sequence[Mapping[Any, Any]], column: Column) -> str:
 
 def _cell(row: Mapping[Any, Any], column: Column, last: str) -> dict[str, str]:
     interval = ""
-    if column.low:
+    if column.low and column.kind == "text":
+        interval = str(row.get(column.low) or "")
+    elif column.low:
         ends = [row.get(column.low), row.get(column.high)]
         if all(isinstance(x, int | float | np.number) and np.isfinite(float(x)) for x in ends):
             interval = f"[{_text(ends[0], column)}, {_text(ends[1], column)}]"

@@ -9,6 +9,7 @@ from scipy import stats
 from analyze.effects.conditions import conditions
 from analyze.verdict.rules import ALL, READABLE, ROUTE, USED, Measure, Triple
 from schemas import segment_of
+from schemas.naming import state_of
 from schemas.statistics import difference_interval, share_interval, wilson_interval
 
 LEAST_N = 10
@@ -232,6 +233,65 @@ def graph(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
             )  # fmt: skip
 
 
+def traces(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
+    """How often a step's result is among what is read, less another problem's.
+
+    What is read of a vector that is fed is named by the state that it is made of.
+    """
+    last = data.isel(layer=-1)
+    if "result_rank" not in last:
+        return
+    fed = int(last["layer"]) == -1
+    for position in _thoughts(data):
+        for step in last["step"].values:
+            cell = last.sel(position=position, step=step)
+            n = int(np.isfinite(cell["result_rank"].values).sum())
+            if n >= LEAST_N and np.isfinite(float(cell["result_share"])):
+                own, other = (of_share(float(cell[name]), n) for name in ("result_share", "control_share"))
+                yield Measure(
+                    thought=state_of(position) if fed else position, question=READABLE, method="traces", n=n,
+                    interval=less(own, other), source=source, target=str(int(step)),
+                    what=f"result of step {int(step) + 1} among what is read, less another problem's",
+                )  # fmt: skip
+
+
+def heads(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
+    """Right answers that turn wrong without one head from ``bot`` to ``eot``: where what the answer takes passes."""
+    frame, problem = conditions(data), _problems(data)
+    right = data["correct"].values[0].astype(bool)
+    for index, row in frame[(frame["control"] == "") & frame["group"].str.fullmatch(r"L\d+H\d+")].iterrows():
+        yield Measure(
+            thought=ALL, question=ROUTE, method="heads", n=int(right.sum()), source=source, target=str(row["group"]),
+            interval=of_examples(~data["correct"].values[index].astype(bool), right, problem),
+            what="right answers that turn wrong without this head at the thoughts",
+        )  # fmt: skip
+
+
+def attribute(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
+    """What patching a fed vector, or a head at one position, does alone, as a share of what all nodes do together."""
+    whole = float(data.attrs.get("all_nodes", np.nan))
+    if not whole > 0:
+        return
+    for place in range(data.sizes["node"]):
+        node = data.isel(node=place)
+        value, low, high = (float(node[f"exact{end}"]) / whole for end in ("", "_low", "_high"))
+        kind, position = str(node["kind"].item()), str(node["position"].item())
+        if not np.isfinite([value, low, high]).all() or kind not in ("fed", "head"):
+            continue
+        interval, n = widened(value, low, high), int(data.attrs["n_used"])
+        if kind == "fed":
+            what = "of the logit difference that all parts carry over, what this vector does alone"
+            yield Measure(
+                thought=position, question=USED, method="attribution", n=n, interval=interval, source=source, what=what
+            )
+        else:
+            yield Measure(
+                thought=ALL, question=ROUTE, method="head attribution", n=n, interval=interval, source=source,
+                what="of the logit difference that all parts carry over, what this head does alone at this position",
+                target=f"L{int(node['layer'])}H{int(node['head'])} at {position}",
+            )  # fmt: skip
+
+
 READERS: dict[str, tuple[str, Reader]] = {
     "lens": ("lens", lens),
     "probes": ("probe", probes),
@@ -241,5 +301,8 @@ READERS: dict[str, tuple[str, Reader]] = {
     "subspace": ("erase", subspace),
     "edges": ("edges cut", edges),
     "graph": ("graph", graph),
+    "traces": ("traces", traces),
+    "ablate_heads": ("heads", heads),
+    "attribute": ("attribution", attribute),
 }
 """Kinds of stored results, the method each stands for, and how it is read."""

@@ -16,8 +16,12 @@ ALL = "all"
 TAKEN_OUT = ("mean", "resample")
 """Methods that take out all that a thought holds and keep it where thoughts lie: what loses nothing by them does not
 use it. Of patch and edit, which put another content in, and of erase, which takes a part out, only a yes counts."""
-HINTS = ("zero", "shuffle", "noise", "edges cut")
-"""Methods that put a thought where none stands, or implicate thoughts that are not used (docs/methods.md)."""
+HINTS = ("zero", "shuffle", "noise", "edges cut", "attribution")
+"""Methods that put a thought where none stands, or implicate thoughts that are not used (docs/methods.md); and one that
+was not tried on models of known truth."""
+APART = ("heads", "head attribution")
+"""Methods with a figure for each head: their intervals hold together among themselves, or so many would leave no other
+figure of their question its interval."""
 Triple = tuple[float, float, float]
 """Estimate and the ends of its interval."""
 
@@ -42,6 +46,11 @@ class Measure:
     def counts(self) -> bool:
         """Whether verdicts rest on it."""
         return self.method not in HINTS
+
+    @property
+    def family(self) -> str:
+        """Figures whose intervals hold together with its own."""
+        return f"{self.question} by {self.method}" if self.method in APART else self.question
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -130,4 +139,4 @@ def overturned_by(
         needed = problems_needed(min(max(one.value, 0.0), 1.0), margin, level)
         count = f"about {needed} problems" if needed else "no number of problems"
         wanted.append(f"{count}, if {one.measure.method} stays at {share(one.value)}")
-    return f"{'; '.join(wanted) or 'the mean or the value of another problem in its place'}{absent}"
+    return f"{'; '.join(dict.fromkeys(wanted)) or 'the mean or the value of another problem in its place'}{absent}"

@@ -1,18 +1,24 @@
 """The page's first table: of each thought whether it is readable, used, and where it leads."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
+from analyze.compare.section import listed_missing
 from analyze.context import StoredResult
 from analyze.page import Page, Section, listed
 from analyze.verdict.rules import ALL, NO, READABLE, ROUTE, UNDECIDED, UNMEASURED, USED, YES
+
+MOST = 3
+"""Heads that are named."""
 
 
 def verdicts(page: Page) -> None:
     """One row for each thought of every run that was judged."""
     missing: list[str] = []
+    location = page.context.shown_location
     for result in page.results("verdict"):
         rows = thought_rows(result)
         page.add("verdict", result, rows)
@@ -20,8 +26,9 @@ def verdicts(page: Page) -> None:
         page.say(result, "verdict", readable=read_by(evidence, rows), used=told(rows, USED), together=of_all(rows))
         page.set(margin=float(result.data.attrs["margin"]), level=float(result.data.attrs["level"]))
         page.add("verdict_evidence", result, evidence)
-        missing += left_open(page, result)
-    page.set(missing=missing)
+        missing += [f"{result.run}: {row['method']} ({row['question']}); {row['command']}" for row in left_open(result)]
+    page.set(missing=listed_missing(missing, location))
+    page.size = f"n = {n_range(page.results('verdict'))} by figure"
     page.opening = first_sentence(page)
     page.show("verdict_evidence", misleading)
 
@@ -33,14 +40,21 @@ def first_sentence(page: Page) -> str:
     controls = page.context.controls_of(first.run.partition("/")[0])
     others = [one for one in results[1:] if one.run.partition("/")[0] in controls]
     counts = [counted(one) for one in (first, *others[:1])]
-    n_of = [int(n) for one in (first, *others[:1]) for n in evidence_rows(one)["n"]]
-    n = f"{min(n_of)} to {max(n_of)}" if n_of else "no"
+    n = n_range([first, *others[:1]])
     data = first.run.partition("/")[2]
     name = "alone" if len(counts) == 1 else "beside"
     twin = counts[1] | {"twin": others[0].label} if len(counts) > 1 else {}
     return page.text(
         name, **counts[0], label=first.label, n=n, data=data, **{f"other_{key}": value for key, value in twin.items()}
     )
+
+
+def n_range(results: Sequence[StoredResult]) -> str:
+    """Over how many problems the figures behind some verdicts are."""
+    n_of = [int(n) for one in results for n in evidence_rows(one)["n"]]
+    if not n_of:
+        return "no problems"
+    return f"{min(n_of)} to {max(n_of)} problems" if min(n_of) < max(n_of) else f"{n_of[0]} problems"
 
 
 def counted(result: StoredResult) -> dict[str, Any]:
@@ -72,6 +86,7 @@ def thought_rows(result: StoredResult) -> Any:
             for name in ("verdict", "why", "control", "overturned_by"):
                 row[f"{question}_{name}"] = "" if known is None else str(known[name])
         row["route_verdict"] = to_where(row)
+        row |= {f"{question}_because": row[f"{question}_why"].split("; ")[0] for question in (READABLE, USED)}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -80,7 +95,9 @@ def to_where(row: dict[str, str]) -> str:
     """Where a thought leads, instead of a yes."""
     if row["route_verdict"] != YES:
         return row["route_verdict"]
-    return f"yes: {', '.join(part.split(' ')[0] for part in row['route_why'].split('; '))}"
+    names = list(dict.fromkeys(part.split(" ")[0] for part in row["route_why"].split("; ")))
+    more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
+    return f"yes: {'by ' if row['thought'] == ALL else ''}{', '.join(names[:MOST])}{more}"
 
 
 def told(rows: Any, question: str) -> str:
@@ -133,11 +150,9 @@ def evidence_rows(result: StoredResult) -> Any:
     return pd.DataFrame({name: result.data[name].values for name in names})
 
 
-def left_open(page: Page, result: StoredResult) -> list[str]:
+def left_open(result: StoredResult) -> list[dict[str, str]]:
     """What was not measured of a run, and by which command it is."""
-    return [
-        page.text("missing", label=result.label, **row) for row in json.loads(result.data.attrs.get("missing", "[]"))
-    ]
+    return list(json.loads(result.data.attrs.get("missing", "[]")))
 
 
 SECTIONS = (Section(slug="verdict", write=verdicts, chapter="verdict", order=0, needs=("verdict",), key=True),)

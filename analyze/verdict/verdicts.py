@@ -11,6 +11,7 @@ from analyze.context import controls_in
 from analyze.verdict.measures import READERS
 from analyze.verdict.rules import (
     ALL,
+    APART,
     QUESTIONS,
     READABLE,
     ROUTE,
@@ -30,11 +31,15 @@ from store.read import Lake
 from store.results import Result, preferred
 
 OF_QUESTION = {
-    READABLE: {"lens": "lens", "probe": "probes --target intermediate_result"},
+    READABLE: {"lens": "lens", "probe": "probes --target intermediate_result", "traces": "traces"},
     USED: {"mean": "corrupt", "resample": "corrupt", "patch": "patch", "edit": "edit", "erase": "subspace"},
-    ROUTE: {"graph": "graph"},
+    ROUTE: {"graph": "graph", "heads": "ablate_heads", "head attribution": "attribute"},
 }
 """Methods of each question, and the results they are read from with the options of the command that makes them."""
+
+
+OF_PAIRS = ("patch", "attribute")
+"""Results over clean and corrupted halves."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +62,8 @@ def stored(lake: Lake, run: str, kind: str) -> Result | None:
     for result in lake.results(kind):
         if len(result.runs) != 1 or result.runs[0].partition("/")[0] != model:
             continue
-        plain = result.spec.get("lens", "plain") == "plain" and result.spec.get("into", "corrupted") == "corrupted"
+        plain = kind != "lens" or result.spec.get("lens", "plain") == "plain"
+        plain &= result.spec.get("into", "corrupted") == "corrupted"
         target = result.spec.get("target", "intermediate_result") == "intermediate_result"
         current = all(lake.attributes(name)["fingerprint"] == mark for name, mark in result.inputs.items())
         if plain and target and current:
@@ -93,7 +99,7 @@ def missing(lake: Lake, found: Found) -> list[dict[str, str]]:
         for method, need in methods.items():
             if method not in found.methods:
                 kind, _, options = need.partition(" ")
-                runs = [found.run] if kind != "patch" else pairs[:1] or [f"{model}/PAIRS"]
+                runs = [found.run] if kind not in OF_PAIRS else pairs[:1] or [f"{model}/PAIRS"]
                 command = filled(line(kind, options), lake.location, runs)
                 rows.append({"question": question, "method": method, "command": command})
     return rows
@@ -106,7 +112,8 @@ def verdict(
 
     Every figure is a share (of problems, or of variance where a probe was a regression). Its interval holds at
     1 - (1 - level) / n_test, where n_test counts every figure of its question that a verdict rests on, of the run and
-    its controls, so that all intervals of a question hold together (Bonferroni). It says yes above the margin, no below
+    its controls, so that all intervals of a question hold together (Bonferroni); figures of single heads do so among
+    themselves. It says yes above the margin, no below
     it, and is not told apart otherwise; :func:`analyze.verdict.rules.together` says what several say together.
 
     Parameters
@@ -146,14 +153,14 @@ def verdict(
     absent, levels = missing(lake, own), levels_of(own, others, level)
     places = [*(["bot"] if by == "state" else []), *thoughts, ALL]
     rows = [
-        judged(place, question, evidence, absent, margin, levels[question])
+        judged(place, question, evidence, absent, margin, levels)
         for question in QUESTIONS
         for place in places
-        if (place != ALL or question == USED) and (place != "bot" or question == READABLE)
+        if (place != ALL or question != READABLE) and (place != "bot" or question == READABLE)
     ]
     return labelled(rows, evidence).assign_attrs(
         run=run, controls=json.dumps(list(controls)), margin=margin, level=level, by=by, missing=json.dumps(absent),
-        n_test=json.dumps({question: _n_test(question, [own, *others]) for question in QUESTIONS}),
+        n_test=json.dumps({family: _n_test(family, [own, *others]) for family in levels}),
         n_example=int(lake[run].sizes["example"]),
     )  # fmt: skip
 
@@ -161,10 +168,10 @@ def verdict(
 def weighed(own: Found, others: Sequence[Found], margin: float, level: float, by: By) -> list[Evidence]:
     """Each measure with its interval, and beside that of the control that shows most of it."""
     levels = levels_of(own, others, level)
-    beside = [{one.key: weigh(one, margin, levels[one.question]) for one in other.measures} for other in others]
+    beside = [{one.key: weigh(one, margin, levels[one.family]) for one in other.measures} for other in others]
     out = []
     for measure in own.measures:
-        mine = weigh(measure, margin, levels[measure.question])
+        mine = weigh(measure, margin, levels[measure.family])
         theirs = [known[measure.key] for known in beside if measure.key in known]
         most = max(theirs, key=lambda one: np.nan_to_num(one.value, nan=-np.inf), default=None)
         thoughts = relabelled([measure.thought], by if measure.question == READABLE else "state")
@@ -175,22 +182,25 @@ def weighed(own: Found, others: Sequence[Found], margin: float, level: float, by
 
 
 def levels_of(own: Found, others: Sequence[Found], level: float) -> dict[str, float]:
-    """Level of each figure of a question at which all of them hold together."""
-    return {question: 1 - (1 - level) / max(_n_test(question, [own, *others]), 1) for question in QUESTIONS}
+    """Level of each figure of a family (question, or question and method) at which all of them hold together."""
+    measures = [one for each in (own, *others) for one in each.measures]
+    families = dict.fromkeys([*QUESTIONS, *(one.family for one in measures)])
+    return {family: 1 - (1 - level) / max(_n_test(family, [own, *others]), 1) for family in families}
 
 
-def _n_test(question: str, found: Sequence[Found]) -> int:
-    return sum(one.question == question and one.counts for each in found for one in each.measures)
+def _n_test(family: str, found: Sequence[Found]) -> int:
+    return sum(one.family == family and one.counts for each in found for one in each.measures)
 
 
 def judged(
     place: str, question: str, evidence: Sequence[Evidence], absent: Sequence[Mapping[str, str]], margin: float,
-    level: float,
+    levels: Mapping[str, float],
 ) -> dict[str, str]:  # fmt: skip
     """The verdict on one thought and question, why, and what would overturn it."""
     evidence = [one for one in evidence if (one.measure.thought, one.measure.question) == (place, question)]
     answer = together(question, evidence)
-    lacking = [row["method"] for row in absent if row["question"] == question]
+    lacking = [row["method"] for row in absent if row["question"] == question and about(row["method"], place)]
+    level = max((levels[one.measure.family] for one in evidence), default=levels[question])
     shown = sorted(
         (one for one in evidence if one.measure.counts and (one.says == YES or answer != YES)),
         key=lambda one: -np.nan_to_num(one.value, nan=-np.inf),
@@ -200,12 +210,19 @@ def judged(
         best.setdefault(one.measure.method if question != ROUTE else one.measure.target, one)
     if question == ROUTE and answer != YES:
         best = dict(list(best.items())[:1])
-    controls = sorted({one.control for one in best.values() if one.control})
+    shown_too = {name: one.control for name, one in best.items() if one.control}
+    alike = len(set(shown_too.values())) == 1
+    controls = list(shown_too.values())[:1] if alike else [f"{name}: {says}" for name, says in shown_too.items()]
     return {
         "thought": place, "question": question, "verdict": answer, "why": "; ".join(map(told, best.values())),
         "control": "; ".join(controls),
         "overturned_by": overturned_by(question, answer, evidence, lacking, margin, level),
     }  # fmt: skip
+
+
+def about(method: str, place: str) -> bool:
+    """Whether a method says something of a place: figures of heads are of all thoughts together, a graph's of each."""
+    return (method in APART) == (place == ALL) if method in OF_QUESTION[ROUTE] else True
 
 
 def told(one: Evidence) -> str:

@@ -15,8 +15,6 @@ from schemas import Intervention, UsageError, nearest
 
 MULTI = ((0, 1), (0, 2), (0, 4), (1, 2), (2, 3), (0, 1, 2))
 """Sets of thoughts that the reports cut together."""
-ANSWER = ("a0", "a1", "a2", "a3", "a4", "a5", "a6", "a7")
-"""Tokens of the answer that are cut off besides what closes the thoughts."""
 Edges = Mapping[str, tuple[str, ...]]
 """Keys by query."""
 
@@ -69,15 +67,16 @@ def cut_edges(target: Target, settings: CutEdgesSettings | None = None) -> xr.Da
     hub = find_hub(target) if settings.hub is None else settings.hub
     if hub not in chain[:-1]:
         raise UsageError(f"hub {hub!r} is not one of {', '.join(chain[:-1])}{nearest(hub, chain[:-1])}")
+    answer = tuple(f"a{index}" for index in range(target.max_new_tokens))
     cuts = [
-        *_hub_cuts(chain, hub),
-        *((f"cut {key}", _from_later(chain, key), {}) for key in chain[:-1]),
+        *_hub_cuts(chain, hub, answer),
+        *((f"cut {key}", _from_later(chain, answer, key), {}) for key in chain[:-1]),
         *((f"force {key}", _all_on(chain, key), {"operation": "force"}) for key in chain[:-1]),
-        *_chain_cuts(target, chain),
-        *_disrupted(target, chain),
+        *_chain_cuts(target, chain, answer),
+        *_disrupted(target, chain, answer),
     ]
     conditions = [_condition(target, settings, group, edges, "", change) for group, edges, change in cuts]
-    for control, group, edges, change in _controls(chain, hub, settings.seed):
+    for control, group, edges, change in _controls(chain, hub, answer, settings.seed):
         conditions.append(_condition(target, settings, group, edges, control, change))
     result = with_accuracy(
         target.sweep(conditions, draws=settings.drawing(settings.seed)),
@@ -98,18 +97,18 @@ def cut_edges(target: Target, settings: CutEdgesSettings | None = None) -> xr.Da
     return result.assign(additive_drop=additive_drop).assign_attrs(hub=hub)
 
 
-def _from_later(chain: list[str], *keys: str) -> Edges:
-    """Edges to some positions from everything after them, the answer included."""
+def _from_later(chain: list[str], answer: tuple[str, ...], *keys: str) -> Edges:
+    """Edges to some positions from everything after them, every token of the answer included."""
     edges = {}
-    for query in [*chain[1:], *ANSWER]:
+    for query in [*chain[1:], *answer]:
         seen = [key for key in keys if query not in chain or chain.index(key) < chain.index(query)]
         edges[query] = tuple(seen)
     return edges
 
 
-def _hub_cuts(chain: list[str], hub: str) -> Iterator[tuple[str, Edges, dict[str, Any]]]:
+def _hub_cuts(chain: list[str], hub: str, answer: tuple[str, ...]) -> Iterator[tuple[str, Edges, dict[str, Any]]]:
     """The hub cut off, and made all that is seen."""
-    yield "hub cut", _from_later(chain, hub), {}
+    yield "hub cut", _from_later(chain, answer, hub), {}
     yield "hub forced", _all_on(chain, hub), {"operation": "force"}
 
 
@@ -124,35 +123,41 @@ def _question(target: Target) -> tuple[str, ...]:
     return tuple(f"q-{distance}" for distance in range(longest, 0, -1))
 
 
-def _disrupted(target: Target, chain: list[str]) -> Iterator[tuple[str, Edges, dict[str, Any]]]:
+def _disrupted(
+    target: Target, chain: list[str], answer: tuple[str, ...]
+) -> Iterator[tuple[str, Edges, dict[str, Any]]]:
     """Attention of the thoughts, and of what follows them, dealt anew over all they see."""
-    question, answer = _question(target), ("eot", *ANSWER)
+    question = _question(target)
     seen = {query: (*question, *chain[: index + 1]) for index, query in enumerate(chain)}
-    seen |= {query: (*question, *chain, *ANSWER[: index + 1]) for index, query in enumerate(ANSWER)}
-    for name, queries in (("thoughts", target.thoughts), ("answer", answer)):
+    seen |= {query: (*question, *chain, *answer[: index + 1]) for index, query in enumerate(answer)}
+    for name, queries in (("thoughts", target.thoughts), ("answer", ("eot", *answer))):
         edges = {query: seen[query] for query in queries}
         yield f"attention of {name} shuffled", edges, {"operation": "shuffle"}
         yield f"attention of {name} even", edges, {"operation": "even"}
 
 
-def _chain_cuts(target: Target, chain: list[str]) -> Iterator[tuple[str, Edges, dict[str, Any]]]:
+def _chain_cuts(
+    target: Target, chain: list[str], answer: tuple[str, ...]
+) -> Iterator[tuple[str, Edges, dict[str, Any]]]:
     """Thoughts cut from each other, from the question and from the answer, and sets of them cut off."""
-    thoughts, before, answer = target.thoughts, chain[:-1], ("eot", *ANSWER)
+    thoughts, before, after = target.thoughts, chain[:-1], ("eot", *answer)
     question = _question(target)
     yield "sequence cut", {thought: (previous,) for previous, thought in itertools.pairwise(before)}, {}
     yield "skip cut", {thought: tuple(before[:index]) for index, thought in enumerate(thoughts)}, {}
     yield "question cut from thoughts", dict.fromkeys(thoughts, question), {}
-    yield "question cut from answer", dict.fromkeys(answer, question), {}
-    yield "thoughts cut from answer", dict.fromkeys(answer, tuple(thoughts)), {}
+    yield "question cut from answer", dict.fromkeys(after, question), {}
+    yield "thoughts cut from answer", dict.fromkeys(after, tuple(thoughts)), {}
     for chosen in MULTI:
         if max(chosen) < len(thoughts):
             names = [thoughts[index] for index in chosen]
-            yield f"cut {'+'.join(names)}", _from_later(chain, *names), {}
+            yield f"cut {'+'.join(names)}", _from_later(chain, answer, *names), {}
 
 
-def _controls(chain: list[str], hub: str, seed: int) -> Iterator[tuple[str, str, Edges, dict[str, Any]]]:
+def _controls(
+    chain: list[str], hub: str, answer: tuple[str, ...], seed: int
+) -> Iterator[tuple[str, str, Edges, dict[str, Any]]]:
     """Control, group, edges and change: as many random edges, edges scaled by 1, each row replaced by itself."""
-    after_hub = _from_later(chain, hub)
+    after_hub = _from_later(chain, answer, hub)
     rng = np.random.default_rng([seed, 29])
     drawn = {query: (chain[rng.integers(0, chain.index(query))],) for query in chain[1:] if after_hub[query]}
     yield "random edges", "random edges", drawn, {}
