@@ -141,7 +141,9 @@ def test_verdicts_on_a_lake_of_known_truth(lake):
                                                                     strict=True) if control}  # fmt: skip
     assert shown["ct1"] == "not in the control"
     missing = {row["method"]: row["command"] for row in json.loads(result.attrs["missing"])}
-    assert missing.keys() == {"probe", "resample", "edit", "erase", "graph"}
+    assert missing.keys() == {
+        "probe", "traces", "resample", "edit", "erase", "graph", "heads", "head attribution"
+    }  # fmt: skip
     assert missing["graph"] == f"lake reenter graph {lake.location} small-gpt2/test"
     (table, *lines) = tables(result, {})
     assert len(table.rows) == result.sizes["row"]
@@ -153,6 +155,44 @@ def test_verdicts_on_a_lake_of_known_truth(lake):
     by_fed = verdict(lake, "small-gpt2/test", [], by="fed")
     read = by_fed["verdict"].values[(by_fed["thought"].values == "ct1") & (by_fed["question"].values == READABLE)]
     assert read.tolist() == [YES]
+
+
+def test_traces_heads_and_attribution_are_read():
+    rank = np.ones((1, 20, 2, 1))
+    rank[0, 12:, 1] = np.nan  # 12 problems have the step there
+    traces = xr.Dataset(
+        {
+            "result_rank": (("layer", "example", "position", "step"), rank),
+            "result_share": (("layer", "position", "step"), [[[0.9], [0.5]]]),
+            "control_share": (("layer", "position", "step"), [[[0.1], [0.5]]]),
+        },
+        coords={"layer": [-1], "position": ["ct1", "ct2"], "step": [0]},
+    )
+    first, second = measures.traces(traces, "r", traces)
+    assert [(one.thought, one.n) for one in (first, second)] == [("ct0", 20), ("ct1", 12)]  # fed there, read before
+    assert first.interval(0.95)[0] == pytest.approx(0.8)
+    assert decide(*second.interval(0.95)[1:], 0.1) == UNDECIDED
+    correct = np.ones((3, 20), dtype=bool)
+    correct[1, :15] = False
+    heads = xr.Dataset(
+        {"correct": (("condition", "example"), correct)},
+        coords={"condition": ["untouched", "a", "b"], "control": ("condition", ["untouched", "", "random heads"]),
+                "group": ("condition", ["", "L0H1", "L0H2"])},
+    )  # fmt: skip
+    (head,) = measures.heads(heads, "r", heads)
+    assert (head.thought, head.target, head.n, head.interval(0.95)[0]) == ("all", "L0H1", 20, 0.75)
+    assert head.family != head.question
+    exact = {f"exact{end}": ("node", [value, 4.0, 1.0]) for end, value in (("", 5.0), ("_low", 4.0), ("_high", 6.0))}
+    nodes = xr.Dataset(
+        exact,
+        coords={"kind": ("node", ["fed", "head", "mlp"]), "layer": ("node", [0, 1, 1]), "head": ("node", [-1, 2, -1]),
+                "position": ("node", ["ct3", "ct4", "ct4"])},
+        attrs={"all_nodes": 10.0, "n_used": 30},
+    )  # fmt: skip
+    fed, head = measures.attribute(nodes, "r", nodes)
+    assert (fed.thought, fed.counts, fed.interval(0.95)) == ("ct3", False, (0.5, 0.4, 0.6))
+    assert (head.target, head.question, head.counts) == ("L1H2 at ct4", "route", True)
+    assert not list(measures.attribute(nodes.assign_attrs(all_nodes=0.0), "r", nodes))  # nothing to be a share of
 
 
 def test_intervals_are_those_of_the_stored_examples(lake):

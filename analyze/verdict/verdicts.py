@@ -210,9 +210,11 @@ def judged(
         best.setdefault(one.measure.method if question != ROUTE else one.measure.target, one)
     if question == ROUTE and answer != YES:
         best = dict(list(best.items())[:1])
-    shown_too = {name: one.control for name, one in best.items() if one.control}
-    alike = len(set(shown_too.values())) == 1
-    controls = list(shown_too.values())[:1] if alike else [f"{name}: {says}" for name, says in shown_too.items()]
+    of_control: dict[str, list[str]] = {}
+    for name, one in best.items():
+        if one.control:
+            of_control.setdefault(one.control, []).append(name)
+    controls = [says if len(of_control) == 1 else f"{', '.join(names)} {says}" for says, names in of_control.items()]
     return {
         "thought": place, "question": question, "verdict": answer, "why": "; ".join(map(told, best.values())),
         "control": "; ".join(controls),
