@@ -1,16 +1,28 @@
-"""What several test files share."""
+"""What several test files share, and how tests stay cheap: the whole suite has eight minutes on two cores.
+
+- A command is called in this process (``lake.main``, ``lake.app``). One of its own costs five seconds of imports before
+  it begins: only for what is tested of a process, a kill, a pipe, a kernel. Where nothing is wrong with it, ``os.fork``
+  gives a real one that has everything loaded.
+- ``report_lake`` has two models, heads, attention, lens, corruption, patching and a comparison, made once for all
+  workers; ``made_once`` does so for others. Who changes such a lake copies it.
+- Most tests need no model: ``synthetic.make_run`` makes a run in memory, ``small_runs.prepared_run`` one of a random
+  model in less than a second. Numbers of problems, resamples and draws are as small as what is asserted allows.
+- ``pytest --durations 20`` tells what is slow; figures of the page are what a report costs.
+"""
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import pytest
+from filelock import FileLock
 
 matplotlib.use("Agg")
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +32,33 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the reference data is not beside this checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """A folder by its name, filled by the first of all workers that asks for it."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        place = root / name
+        with FileLock(f"{place}.lock"):
+            if not (place / "whole").exists():
+                shutil.rmtree(place, ignore_errors=True)
+                place.mkdir()
+                make(place)
+                (place / "whole").touch()
+        return place
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def report_lake(made_once: MadeOnce) -> Path:
+    """The lake of ``report_lake.make_lake``; to be read only."""
+    from report_lake import make_lake
+
+    return made_once("report_lake", make_lake) / "toy.lake"
 
 
 CHROMIUM = next(

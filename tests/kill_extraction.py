@@ -16,12 +16,12 @@ from small_runs import prepared_run
 from extract.run.extract import code_fingerprint, extract
 
 
-def attempt(lake: Path, data: Path, chance: random.Random, whole: float) -> bool:
+def attempt(lake: Path, data: Path, chance: random.Random, n_write: int, longest: float) -> bool:
     """Extract in a process that may be killed, at a moment or at a write; true if it was."""
     prepared = prepared_run(lake, data, shard_examples=2)
     by_write = chance.random() < 0.6
-    fatal, after = chance.randrange(25), chance.random() < 0.5
-    delay = chance.random() * whole / 2
+    fatal, after = chance.randrange(n_write), chance.random() < 0.5
+    delay = chance.random() * longest
     child = os.fork()
     if child == 0:
         replace, count = Path.replace, 0
@@ -63,9 +63,13 @@ def main() -> None:
         os._exit(0)
     os.waitpid(child, 0)
     whole = time.perf_counter() - begin
+    # Shards are committed one by one, but what comes before the first is made at once: kills must fall after it too.
+    n_write = sum(path.is_file() for path in (out / "whole.lake").rglob("*"))
     kills = 0
     for index in range(n_lake):
-        while attempt(out / f"{index}.lake", data, chance, whole):
+        longest = whole / 2
+        while attempt(out / f"{index}.lake", data, chance, n_write // 3, longest):
+            longest *= 1.2  # another process may have taken the machine since the whole was timed
             kills += 1
     sys.stdout.write(f"{kills}\n")
 

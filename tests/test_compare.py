@@ -1,7 +1,9 @@
+import shutil
+
 import numpy as np
 import pytest
 from codi_models import ORACLE
-from report_lake import MODELS, make_lake, missing_of
+from report_lake import MODELS, missing_of
 from small_runs import write_questions
 
 from analyze.compare.differences import compare, comparison_table, difference_table
@@ -15,9 +17,9 @@ RUNS = [f"{model}/test" for model in MODELS]
 
 
 @pytest.fixture(scope="module")
-def lake(tmp_path_factory):
+def lake(report_lake, tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
-    made = make_lake(folder)
+    made = open_lake(shutil.copytree(report_lake, folder / "toy.lake"))
     other = write_questions(folder / "other.jsonl", 10)
     spec = RunSpec(max_new_tokens=3)
     base = str(ORACLE / "base-gpt2")

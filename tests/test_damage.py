@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from run_rows import Rows
 from small_runs import prepared_run, tree, write_questions
 from synthetic import make_model
 
@@ -290,32 +291,16 @@ def test_what_is_not_the_lakes_blocks_nothing(lakes: tuple[Path, Path], tmp_path
         create_run(place, "toy/unembedding", lake.layout("toy/other"), identity={}, columns={})
 
 
-class Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
-    """What a DataLoader takes of a run, example by example."""
-
-    def __init__(self, run: xr.Dataset) -> None:
-        self.run = run
-
-    def __len__(self) -> int:
-        return int(self.run.sizes["example"])
-
-    def __getitem__(self, index: int) -> float:
-        row = self.run.isel(example=index)
-        return float(row["hidden_state"].sum()) + float(row["token"].sum()) + len(str(row["question"].values))
-
-
-@pytest.mark.parametrize("chunks", ["auto", None])
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_read_after_their_parent_has_read(
-    lakes: tuple[Path, Path], method: str, chunks: Literal["auto"] | None
-) -> None:
-    run = open_lake(lakes[0]).open("toy/toy", chunks=chunks)
-    rows = Rows(run)
+def test_workers_read_after_their_parent_has_read(lakes: tuple[Path, Path], method: str) -> None:
+    runs = [open_lake(lakes[0]).open("toy/toy", chunks=chunks) for chunks in ("auto", None)]
+    rows = torch.utils.data.ConcatDataset([Rows(run) for run in runs])
     expected = [rows[index] for index in range(len(rows))]
     loader = torch.utils.data.DataLoader(rows, batch_size=5, num_workers=2, multiprocessing_context=method, timeout=120)
     found = [float(value) for batch in loader for value in batch]
     assert found == expected
-    xr.testing.assert_identical(pickle.loads(pickle.dumps(run)).load(), run.load())  # noqa: S301
+    for run in runs:
+        xr.testing.assert_identical(pickle.loads(pickle.dumps(run)).load(), run.load())  # noqa: S301
 
 
 def test_the_first_line_one_writes_is_right(lakes: tuple[Path, Path], tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from store import check_run, create_run, open_lake, write_model
 HERE = Path(__file__).parent
 CUT = r"lake: toy/toy: \d+ answers had not ended after \d+ tokens; more are allowed with --max-new-tokens\n"
 """What is said of a model that ends no answer."""
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(HERE)}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +46,24 @@ def memory_for(data: Path, shard_examples: int, **spec: str) -> str:
     return str(held_bytes(prepared, shard_examples) * IN_FLIGHT / 2**30)
 
 
-def run_main(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+def run_main(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as stop:
         command_line.main(words)
-    return int(stop.value.code or 0), capsys.readouterr().err
+    said = capsys.readouterr()
+    return int(stop.value.code or 0), said.err, said.out
+
+
+def forked(words: list[str], rank: int, world: int) -> int:
+    """The command in a process of its own, which need not load what is loaded here; its id."""
+    if (child := os.fork()) == 0:
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world)}
+        try:
+            command_line.main(words)
+        except SystemExit as stop:
+            os._exit(int(stop.code or 0))
+        finally:
+            os._exit(1)
+    return child
 
 
 def test_killed_anywhere_and_taken_up_again_gives_the_same_bytes(tmp_path: Path, data: Path) -> None:
@@ -65,7 +79,7 @@ def test_killed_anywhere_and_taken_up_again_gives_the_same_bytes(tmp_path: Path,
         assert tree(tmp_path / f"{index}.lake") == whole
 
 
-def test_the_command_killed_and_given_again(tmp_path: Path, data: Path) -> None:
+def test_the_command_killed_and_given_again(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = arguments(tmp_path / "cut.lake", data, **{"--memory": memory_for(data, 2)})
     first = subprocess.Popen([sys.executable, "-m", "lake", *words], stdout=subprocess.DEVNULL, env=ENVIRONMENT)
     flags = tmp_path / "cut.lake" / "toy" / "toy" / "committed" / "c"
@@ -74,13 +88,12 @@ def test_the_command_killed_and_given_again(tmp_path: Path, data: Path) -> None:
     first.send_signal(signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
     assert open_lake(tmp_path / "cut.lake")["toy/toy"].sizes["example"] < 12
-    done = subprocess.run(
-        [sys.executable, "-m", "lake", *words], capture_output=True, text=True, env=ENVIRONMENT, check=True
-    )
-    assert "kept" in done.stdout
-    assert re.fullmatch(CUT, done.stderr)
+    code, said, printed = run_main(words, capsys)
+    assert code == 0
+    assert "kept" in printed
+    assert re.fullmatch(CUT, said)
     words[words.index("--lake") + 1] = str(tmp_path / "whole.lake")
-    subprocess.run([sys.executable, "-m", "lake", *words], stdout=subprocess.DEVNULL, env=ENVIRONMENT, check=True)
+    assert run_main(words, capsys)[0] == 0
     assert tree(tmp_path / "cut.lake") == tree(tmp_path / "whole.lake")
 
 
@@ -116,21 +129,16 @@ def test_long_questions_make_small_batches_and_all_of_a_shard_is_in_one(tmp_path
 
 def test_four_writers_and_a_reader(tmp_path: Path) -> None:
     place = tmp_path / "many.lake"
-    data = write_questions(tmp_path / "toy.jsonl", 48)  # long enough for the reader to come in between
+    n_example = 24  # long enough for the reader to come in between
+    data = write_questions(tmp_path / "toy.jsonl", n_example)
     reference = tmp_path / "one.lake"
     extract(prepared_run(reference, data, shard_examples=1), reference)
     expected = open_lake(reference)["toy/toy"]
-    memory = memory_for(data, 1)
-    writers = [
-        subprocess.Popen(
-            [sys.executable, "-m", "lake", *arguments(place, data, **{"--memory": memory})],
-            env={**ENVIRONMENT, "RANK": str(rank), "WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-        )
-        for rank in range(4)
-    ]
+    words = arguments(place, data, **{"--memory": memory_for(data, 1)})
+    writers = [forked(words, rank, 4) for rank in range(4)]
+    codes: list[int] = []
     seen: set[int] = set()
-    while any(writer.poll() is None for writer in writers):
+    while len(codes) < len(writers):
         time.sleep(0.01)
         if (place / "toy" / "toy" / "zarr.json").exists():
             run = open_lake(place)["toy/toy"]
@@ -139,9 +147,11 @@ def test_four_writers_and_a_reader(tmp_path: Path) -> None:
             for name in ("latent_embedding", "token", "correct"):
                 found, wanted = run[name].values, expected[name].sel(example=there).values
                 np.testing.assert_allclose(found.astype(float), wanted.astype(float), atol=2e-3)
-    assert [writer.returncode for writer in writers] == [0] * 4
-    assert len(seen - {0, 48}) > 0  # the reader met a lake at work
-    assert open_lake(place)["toy/toy"].sizes["example"] == 48
+        ended = [os.waitpid(writer, os.WNOHANG) for writer in writers[len(codes) :][:1]]
+        codes += [os.waitstatus_to_exitcode(status) for child, status in ended if child]
+    assert codes == [0] * 4
+    assert len(seen - {0, n_example}) > 0  # the reader met a lake at work
+    assert open_lake(place)["toy/toy"].sizes["example"] == n_example
     assert tree(place).keys() == tree(reference).keys()
 
 
@@ -204,14 +214,14 @@ def test_a_full_disk_ends_the_run_and_leaves_what_is_committed(
     # Short answers are assumed before the start; this model never ends one.
     options = {"--capture": "full", "--max-new-tokens": "40", "--memory": "0.004", "--limit": "8"}
     wanted = tmp_path / "wanted.lake"
-    code, said = run_main(arguments(wanted, data, **options), capsys)
+    code, said, _ = run_main(arguments(wanted, data, **options), capsys)
     assert code == 0
     assert re.fullmatch(CUT, said)
     pages = sum(-(-path.stat().st_size // 4096) for path in wanted.rglob("*") if path.is_file())
     free = pages * 4096 * 2 // 3
     subprocess.run(["mount", "-o", f"remount,size={free}", small_disk], check=True)
     place = small_disk / "full.lake"
-    code, said = run_main(arguments(place, data, **options), capsys)
+    code, said, _ = run_main(arguments(place, data, **options), capsys)
     assert code == 1
     assert said.startswith("lake: the disk is full")
     assert said.count("\n") == 1
@@ -221,7 +231,7 @@ def test_a_full_disk_ends_the_run_and_leaves_what_is_committed(
         kept.drop_attrs().load(), open_lake(wanted)["toy/toy"].sel(example=kept["example"]).drop_attrs().load()
     )
     subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True)
-    code, said = run_main(arguments(place, data, **options), capsys)
+    code, said, _ = run_main(arguments(place, data, **options), capsys)
     assert code == 0
     assert re.fullmatch(CUT, said)
     assert tree(place) == tree(wanted)
@@ -231,12 +241,12 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
     small_disk: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = arguments(small_disk / "big.lake", data, **{"--capture": "full"})
-    code, said = run_main(words, capsys)
+    code, said, _ = run_main(words, capsys)
     assert code == 2
     assert "needs about" in said
     assert "nothing was written" in said
     assert list(small_disk.iterdir()) == []
-    code, said = run_main(["plan", *words[1:]], capsys)
+    code, said, _ = run_main(["plan", *words[1:]], capsys)
     assert code == 1
     assert "too small" in said
 
@@ -262,21 +272,23 @@ def test_a_failing_model_lets_go_of_its_shard(tmp_path: Path, data: Path, monkey
 
 
 def test_memory_does_not_grow_with_examples(tmp_path: Path) -> None:
-    peaks = {}
-    for n_example in (64, 512):
-        data = write_questions(tmp_path / f"n{n_example}.jsonl", n_example)
-        script = (
-            "from pathlib import Path\nfrom small_runs import prepared_run\n"
-            "from extract.run.extract import extract\n"
-            f"lake = Path({str(tmp_path / str(n_example))!r})\n"
-            f"extract(prepared_run(lake, Path({str(data)!r}), shard_examples=32, batch_size=32), lake)\n"
-            "lines = Path('/proc/self/status').read_text().splitlines()\n"
-            "print(next(line.split()[1] for line in lines if line.startswith('VmHWM')))"
-        )
-        words = [sys.executable, "-c", script]
-        done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, check=True)
-        peaks[n_example] = int(done.stdout)
-    assert peaks[512] < 1.1 * peaks[64]
+    data = [str(write_questions(tmp_path / f"n{n_example}.jsonl", n_example)) for n_example in (64, 512)]
+    script = (  # loaded once, then forked: either begins with the same memory
+        "import os, sys\nfrom pathlib import Path\nfrom small_runs import prepared_run\n"
+        "from extract.run.extract import extract\n"
+        "for data in sys.argv[1:]:\n"
+        "    if (child := os.fork()) == 0:\n"
+        "        lake = Path(data).with_suffix('.lake')\n"
+        "        extract(prepared_run(lake, Path(data), shard_examples=32, batch_size=32), lake)\n"
+        "        lines = Path('/proc/self/status').read_text().splitlines()\n"
+        "        print(next(line.split()[1] for line in lines if line.startswith('VmHWM')), flush=True)\n"
+        "        os._exit(0)\n"
+        "    os.waitpid(child, 0)"
+    )
+    words = [sys.executable, "-c", script, *data]
+    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    few, many = map(int, done.stdout.split())
+    assert many < 1.1 * few
 
 
 def test_ranks_of_torchrun_and_slurm(monkeypatch: pytest.MonkeyPatch) -> None:

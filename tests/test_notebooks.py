@@ -3,10 +3,13 @@
 import ast
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
@@ -48,14 +51,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def kernel(place: Path) -> Iterator[AsyncKernelManager]:
+    """A kernel for all notebooks: most of the time of one of its own would go into imports."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # its process shares two cores with everything else
+        manager = AsyncKernelManager(kernel_name="python3")
+        run_sync(manager.start_kernel)(cwd=str(place / "notebooks"))
+    yield manager
+    run_sync(manager.shutdown_kernel)(now=True)
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs(path: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # kernels run their own process; they share two cores with everything else
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_notebook_runs(path: Path, place: Path, kernel: AsyncKernelManager) -> None:
     book = nbformat.read(shutil.copy(path, place / "notebooks"), as_version=4)
-    NotebookClient(
-        book, timeout=150, kernel_name="python3", resources={"metadata": {"path": str(place / "notebooks")}}
-    ).execute()
+    book.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))  # no name of the notebook before is known
+    NotebookClient(book, km=kernel, timeout=150).execute()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from report_lake import make_lake
 
 from analyze.places import both_names
 from analyze.verdict import measures
@@ -31,11 +30,12 @@ from analyze.verdict.verdicts import controls_of, verdict
 from schemas import MissingRunError, UsageError
 from schemas.naming import fed_at, relabelled, state_of
 from schemas.statistics import wilson_interval
+from store import open_lake
 
 
 @pytest.fixture(scope="module")
-def lake(tmp_path_factory):
-    return make_lake(tmp_path_factory.mktemp("verdict"))
+def lake(report_lake):
+    return open_lake(report_lake)
 
 
 def said(method: str, count: int, n: int, question: str = USED, margin: float = 0.1, level: float = 0.95):

@@ -4,6 +4,8 @@ import io
 import re
 
 import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from analyze.drawing import HEAT, HEAT_NEGATIVE, INK, MUTED, PALETTE, PAPER, RULE, STYLE
@@ -26,12 +28,29 @@ NARROW_LETTERS = 20
 
 
 def draw(figure: Figure, name: str) -> tuple[str, bytes]:
-    """The figure as SVG text and as PNG on white."""
+    """The figure as SVG text and as PNG on white, its axes placed once for both."""
+    vector, raster = _vector(figure, name), io.BytesIO()
+    layout, dpi, colour = figure.get_layout_engine(), figure.dpi, figure.get_facecolor()
+    figure.set_layout_engine("none")
+    figure.set_facecolor("white")
+    figure.set_dpi(160)
+    try:
+        with mpl.rc_context(STYLE):
+            FigureCanvasAgg(figure).print_png(raster)
+    finally:
+        figure.set_dpi(dpi)
+        figure.set_facecolor(colour)
+        figure.set_layout_engine(layout)
+    return vector, raster.getvalue()
+
+
+def _vector(figure: Figure, name: str) -> str:
+    """The figure as SVG text. Its canvas is asked itself: ``savefig`` would place axes twice, and draw once in vain."""
+    vector, dpi = io.StringIO(), figure.dpi
     with mpl.rc_context(STYLE | {"svg.hashsalt": name}):
-        vector, raster = io.StringIO(), io.BytesIO()
-        figure.savefig(vector, format="svg", metadata={"Date": None, "Creator": None})
-        figure.savefig(raster, format="png", dpi=160, facecolor="white")
-    return vector.getvalue(), raster.getvalue()
+        FigureCanvasSVG(figure).print_svg(vector, metadata={"Date": None, "Creator": None})
+    figure.set_dpi(dpi)
+    return vector.getvalue()
 
 
 def draw_narrow(figure: Figure, name: str) -> str:
@@ -45,12 +64,9 @@ def draw_narrow(figure: Figure, name: str) -> str:
     rows = max((-(-len(names) // n) for names, n in zip(texts, columns, strict=True)), default=0)
     figure.set_size_inches(NARROW, height + 0.16 * rows)
     try:
-        with mpl.rc_context(STYLE | {"svg.hashsalt": name}):
-            vector = io.StringIO()
-            figure.savefig(vector, format="svg", metadata={"Date": None, "Creator": None})
+        return _vector(figure, name)
     finally:
         figure.set_size_inches(width, height)
-    return vector.getvalue()
 
 
 def inline(svg: str, name: str, title: str) -> str:
