@@ -4,6 +4,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import dask
+
 from schemas import UsageError
 
 
@@ -27,7 +29,8 @@ def compute_on(scheduler: str | None = None, workers: int | None = None) -> Iter
         If both are given, or no scheduler answers.
     """
     if scheduler is None and workers is None:
-        yield
+        with dask.config.set(scheduler="threads"):  # unset, dask imports all of ``distributed`` to look for a client
+            yield
         return
     if scheduler is not None and workers is not None:
         raise UsageError("--scheduler names running workers and --workers starts new ones; give one of them")

@@ -112,6 +112,7 @@ def run_experiment(
     command: Experiment, settings: Settings, where: Any, values: Mapping[str, Any], terminal: Terminal
 ) -> None:
     """Run an experiment on every run, and say what it made, side by side."""
+    from analyze.cluster import compute_on
     from analyze.tables import fed, result_tables, without_long
     from extract.reenter.running import for_model, reenter, target_of
 
@@ -127,7 +128,8 @@ def run_experiment(
         if values.get("plan") and command.plan is not None:
             plans[run] = command.plan(target, settings)
             continue
-        kept = reenter(command, lake, target, settings, where, terminal)
+        with compute_on():
+            kept = reenter(command, lake, target, settings, where, terminal)
         tables = document_of(kept, result_tables(without_long(kept.data)), f"{run}-{kept.kind}", values["csv"])
         document[run] = {"attrs": dict(kept.data.attrs)} | tables
         printed[run] = [*command.results[kept.kind](kept.data, kept.spec), *fed(kept.data), place(kept)]

@@ -4,6 +4,7 @@ import math
 import re
 from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -26,6 +27,7 @@ ANSWER_TOLERANCE = 0.01
 """Difference of two answers that are the same: of the numbers, or relative where both are below 1."""
 
 
+@lru_cache(maxsize=2**14)  # the conditions of a sweep mostly give the same few texts
 def extract_number(text: str, rule: NumberRule = "default") -> float | None:
     """Number that a text answers, or ``None`` if it holds none.
 

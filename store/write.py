@@ -1,5 +1,6 @@
 """Writing a lake: groups written whole, then shards, each made durable and recorded before it counts."""
 
+import fnmatch
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -81,12 +82,10 @@ def ensure_lake(location: str | os.PathLike[str], *, rebuild: bool = False) -> S
 def _sweep(folder: Path) -> None:
     """Remove what killed processes left half-written of groups; shards' files are their writers' business."""
     shutil.rmtree(folder / REMOVED, ignore_errors=True)
-    for parent, children, files in os.walk(folder):
-        below = Path(parent)
-        for name in files:
-            if Path(name).match(LEFTOVER):
-                (below / name).unlink(missing_ok=True)
-        sharded = below.relative_to(folder).as_posix().endswith(SHARDED_FILES)
+    for parent, children, files in os.walk(folder):  # plain text: every write of a result comes by here
+        for name in fnmatch.filter(files, LEFTOVER):
+            Path(parent, name).unlink(missing_ok=True)
+        sharded = parent.replace(os.sep, "/").endswith(SHARDED_FILES)
         children[:] = [name for name in children if not (sharded and name in ("c", "next"))]
 
 

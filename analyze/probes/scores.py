@@ -21,7 +21,7 @@ is sum_ij M_ij y_i y_j, of variance sum M_ij^2 + sum M_ij M_ji: at most twice th
 resampling or permuting labels under fixed predictions sees."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)  # joblib writes down the repr of what it keeps results by
 class Task:
     """One target, ready for any cell: rows index the examples read, the rest is aligned with the rows."""
 

@@ -269,7 +269,8 @@ def _one_by_one(
     # Shared tokens and every answer's own, but for the last token of each, which nobody reads on from.
     teacher = len(asked.shared) + sum(np.mean([len(rest) - 1 for rest in each]) for each in asked.rest)
     head = sum(reasoner.longest(len(prompt), 0) for prompt in prompts)
-    lengths = [len(reasoner._plain(str(each))) + 1 for each in texts if each]
+    length = {text: len(reasoner._plain(text)) + 1 for text in set(map(str, texts))}
+    lengths = [length[str(text)] for text in texts if text]
     cost["positions_one_by_one"] = int(n_condition * (head + len(prompts) * teacher) + sum(lengths))
     calls = 1 + reasoner.places.n_middle + len(asked.rest) + (int(np.mean(lengths)) if lengths else 0)
     cost["model_calls_one_by_one"] = n_condition * len(prompts) * calls

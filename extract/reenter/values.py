@@ -142,6 +142,13 @@ class StoredValues:
         """
         if donor == "stored":
             return rows
+        key = ("donors", donor, seed, rows.tobytes())  # every changed place of every batch asks for the same
+        if key not in self._columns:
+            self._columns[key] = self._chosen(rows, donor, seed)
+        return self._columns[key]
+
+    def _chosen(self, rows: np.ndarray, donor: str, seed: int) -> np.ndarray:
+        """Row of another problem's example, or of the other half of a pair, for each row."""
         problem = np.asarray(self.run["problem"].values if "problem" in self.run.coords else self.run["example"].values)
         if donor in ("other", "correct", "wrong"):
             gives = self._giving(donor)

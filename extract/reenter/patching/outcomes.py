@@ -1,6 +1,7 @@
 """What patching did to the answers: outcomes, recovery of the logit difference, how many thoughts it takes."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
 import xarray as xr
@@ -47,9 +48,10 @@ def with_outcomes(
     ]
     texts = swept["generated_text"].values
     outcome = np.empty(texts.shape, dtype=object)
+    outcome_of = cache(scoring.outcome)
     for (row, index), text in np.ndenumerate(texts):
         clean, corrupted = pairs[index]
-        outcome[row, index] = scoring.outcome(str(text), clean=clean, corrupted=corrupted)
+        outcome[row, index] = outcome_of(str(text), clean=clean, corrupted=corrupted)
     problem = problem_of(swept)
     kinds = np.stack([outcome == name for name in OUTCOMES], axis=1)
     low, high = share_interval(kinds, np.ones_like(kinds), problem)
