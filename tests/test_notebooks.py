@@ -3,13 +3,10 @@
 import ast
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
-from jupyter_client.manager import AsyncKernelManager
-from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
@@ -51,22 +48,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def kernel(place: Path) -> Iterator[AsyncKernelManager]:
-    """A kernel for all notebooks: most of the time of one of its own would go into imports."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")  # its process shares two cores with everything else
-        manager = AsyncKernelManager(kernel_name="python3")
-        run_sync(manager.start_kernel)(cwd=str(place / "notebooks"))
-    yield manager
-    run_sync(manager.shutdown_kernel)(now=True)
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs(path: Path, place: Path, kernel: AsyncKernelManager) -> None:
-    book = nbformat.read(shutil.copy(path, place / "notebooks"), as_version=4)
-    book.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))  # no name of the notebook before is known
-    NotebookClient(book, km=kernel, timeout=150).execute()
+def test_notebooks_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All in one kernel, each without the names of the one before: a kernel of its own would mostly import."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # its process shares two cores with everything else
+    whole = nbformat.v4.new_notebook()
+    for path in NOTEBOOKS:
+        shutil.copy(path, place / "notebooks")
+        whole.cells += [nbformat.v4.new_code_cell("%reset -f"), *nbformat.read(path, as_version=4).cells]
+    folder = {"metadata": {"path": str(place / "notebooks")}}
+    NotebookClient(whole, timeout=150, kernel_name="python3", resources=folder).execute()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

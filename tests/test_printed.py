@@ -8,9 +8,9 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +56,12 @@ NOT_RUN = ("lake analyze probes", "lake analyze transfer")
 at, as for the README's."""
 SUMMARIES = ("lake analyze compare", "lake analyze verdict")
 """Commands that set together what others have stored, so that they come after them."""
-SHORTER = {"lake reenter subspace": " --ranks 1 --draws 1 --das-steps 2"}
+SHORTER = {
+    "lake reenter subspace": " --ranks 1 --draws 1 --das-steps 2",
+    "lake reenter depth": " --limit 8",
+    "lake reenter jacobian": " --limit 8",
+    "lake analyze correlate": " --permutations 20 --resamples 20",
+}
 """What is added to commands that take more than seconds as they are printed."""
 
 
@@ -307,17 +312,24 @@ def test_the_steering_axis_names_the_unit_that_was_used(filled_lake: tuple[Path,
     assert page.illustrations[0].panels[0].figure.axes[0].get_xlabel() == f"strength, in {STEERING_UNIT}"
 
 
-def interrupted(words: list[str], begun: object, tmp_path: Path) -> tuple[int, str]:
+def interrupted(words: list[str], begun: Callable[[], bool], tmp_path: Path) -> tuple[int, str]:
     """Exit code and errors of a command that gets a Ctrl-C once it has begun."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", f"import lake; lake.main({words!r})"],
-        cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
-    while process.poll() is None and not begun():  # type: ignore[operator]
+    errors = tmp_path / "errors"
+    if (child := os.fork()) == 0:  # a process of its own, which need not load what is loaded here
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # workers of pytest-xdist ignore it
+        os.chdir(tmp_path)
+        with errors.open("w") as sys.stderr, Path(os.devnull).open("w") as sys.stdout:
+            try:
+                command_line.main(words)
+            except SystemExit as stop:
+                sys.stderr.flush()
+                os._exit(int(stop.code or 0))
+            finally:
+                os._exit(1)
+    while not begun() and os.waitpid(child, os.WNOHANG)[0] == 0:
         time.sleep(0.002)
-    process.send_signal(signal.SIGINT)
-    return process.wait(), process.communicate()[1]
+    os.kill(child, signal.SIGINT)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), errors.read_text()
 
 
 def test_a_stopped_re_entry_says_what_is_kept_and_goes_on(place: Path, tmp_path: Path) -> None:
