@@ -241,6 +241,7 @@ def heat_map(
             shown = str(labels[row, column])
         else:
             shown = "" if text is None else text.format(value)
+            shown = shown.removeprefix("-") if not shown.strip("-0.") else shown  # no minus before a zero
         if shown:
             colour = PAPER if full > 0.55 else (INK if there else MUTED)
             ax.text(column + 0.5, row + 0.52, shown, ha="center", va="center", fontsize=size, color=colour)

@@ -9,16 +9,23 @@ MINUS = "\N{MINUS SIGN}"
 
 
 class Sentence(Formatter):
-    """Texts with values: ``{x:share}``, ``{x:share0}``, ``{x:points}``, ``{x:p}``, or a format of Python's own."""
+    """Texts with values: ``{x:share}``, ``{x:share0}``, ``{x:points}``, ``{x:p}``, or a format of Python's own.
+
+    ``{x:told}`` is a share that so many problems can tell, or nothing.
+    """
 
     def format_field(self, value: Any, spec: str) -> str:
         """Text of one value; numbers have a typographic minus."""
         if spec.startswith("share"):
             return share(value, int(spec[5:] or 1))
+        if spec == "told":
+            return "nothing" if math.isnan(value) else share(value)
         if spec == "points":
             return points(value)
         if spec == "p":
             return p_text(value)
+        if isinstance(value, float) and math.isnan(value):
+            return "n/a"
         text = format(value, spec)
         return text if isinstance(value, str) else text.replace("-", MINUS)
 

@@ -9,7 +9,7 @@ import xarray as xr
 from analyze.beside import Finding, Triple, beside, number_at
 from analyze.context import StoredResult
 from analyze.drawing import Series, as_percent
-from analyze.page import Page, Section
+from analyze.page import Page, Section, listed
 from analyze.tables import result_table
 from schemas import segment_of
 
@@ -52,12 +52,15 @@ def answer_attention(page: Page) -> None:
         among = means.sel(target=thoughts)
         series.append((result.look, *(among[f"layer_share{end}"].values for end in ("", "_low", "_high"))))
         best = int(np.nanargmax(series[-1][1]))
+        value, low, high = series[-1][1:]
+        rivals = [thoughts[place] for place in np.flatnonzero(high >= low[best]) if place != best]
         page.say(
             result,
             "shares",
+            rivals=page.text("rivals", names=listed(rivals)) if rivals else "",
             total=float(among["layer_share"].sum()),
             top=thoughts[best],
-            most=float(series[-1][1][best]),
+            most=float(value[best]),
             question=float(means["layer_share"].sel(target="question")),
             query=query,
             n=int(result.data["n"].sel(query=query)),

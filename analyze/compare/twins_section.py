@@ -100,13 +100,14 @@ def draw_twins(page: Page, run: str, rows_of: Mapping[str, Any], looks: Mapping[
     places = {what: place for place, what in enumerate(longest["what"])}
     height = 0.9 + 0.23 * len(places) + 0.2 * (len(rows_of) // 2)
     ax = page.panel("twins", run, height=height)
-    for other, rows in rows_of.items():
+    for rows in rows_of.values():
         y = rows["what"].map(places).to_numpy(dtype="float64")
         ax.hlines(
             y, rows[["model", "twin"]].min(axis=1), rows[["model", "twin"]].max(axis=1), color=RULE, linewidth=2.5
         )
-        draw_marks(ax, y, rows, "twin", looks[other])
-    draw_marks(ax, np.arange(len(longest)), longest, "model", looks[run])
+    draw_marks(ax, np.arange(len(longest)), longest, "model", looks[run], above=1)
+    for other, rows in rows_of.items():
+        draw_marks(ax, rows["what"].map(places).to_numpy(dtype="float64"), rows, "twin", looks[other])
     ax.axhline((longest["kind"] != USED).sum() - 0.5, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
     ax.set_yticks(np.arange(len(longest)), longest["what"])
     ax.set_ylim(len(longest) - 0.4, -0.6)
@@ -116,12 +117,12 @@ def draw_twins(page: Page, run: str, rows_of: Mapping[str, Any], looks: Mapping[
     ax.legend(loc="upper right", bbox_to_anchor=(1.0, -0.06), ncols=2, fontsize=8)
 
 
-def draw_marks(ax: Any, y: Any, rows: Any, of: str, look: Look) -> None:
-    """Values of a model with their intervals."""
+def draw_marks(ax: Any, y: Any, rows: Any, of: str, look: Look, *, above: int = 0) -> None:
+    """Values of a model with their intervals, ``above`` those of others."""
     known = (np.isfinite(rows[f"{of}_low"]) & np.isfinite(rows[f"{of}_high"])).to_numpy()
     ends = (rows[f"{of}{end}"][known] for end in ("_low", "_high"))
     ax.hlines(y[known], *ends, color=look.colour, linewidth=1.2, zorder=2)
-    ax.plot(rows[of], y, **look.line() | {"linestyle": "none", "markersize": 6, "zorder": 3})
+    ax.plot(rows[of], y, **look.line() | {"linestyle": "none", "markersize": 6, "zorder": 3 + above})
 
 
 SECTIONS = (Section(slug="twins", write=twins, chapter="verdict", order=-10, needs=("compare",), of="several"),)

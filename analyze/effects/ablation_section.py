@@ -224,8 +224,8 @@ def attribution_told(page: Page, thoughts: list[str], columns: Mapping[str, Any]
     # an interval is 2 x 1.96 standard errors; what is found in 80% of cases lies 1.96 + 0.84 of them from 0
     widths = (high - low)[others]
     smallest = POWER * float(np.nanmax(widths)) if np.isfinite(widths).any() else np.nan
-    parts = [page.text("most", thoughts=", ".join(named)) if named else page.text("nothing")]
-    if others:
+    parts = [page.text("most", thoughts=", ".join(named)) if named else page.text("nothing", smallest=smallest)]
+    if others and named:
         parts.append(page.text("null", thoughts=listed([thoughts[place] for place in others]), smallest=smallest))
     n, residual = result.data.sizes["example"], float(result.data.attrs.get("relative_residual", np.nan))
     return "; ".join([*parts, page.text("sum", n=n, residual=residual)])

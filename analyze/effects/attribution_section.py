@@ -24,9 +24,10 @@ caveats = [
 ]
 [attribution-patching.lines]
 scored = """\
-    {thoughts} of the thoughts; rank correlation with patching {spearman:.2f} [{low:.2f}, {high:.2f}] over {n} nodes; \
+    {thoughts}; rank correlation with patching {spearman:.2f} [{low:.2f}, {high:.2f}] over {n} nodes; \
     {size} of {all} nodes alone do {kept:share0} of what all do, {random:share0} at random"""
 thought = "{position} ({score:+.1f} logits)"
+no_thought = "no thought's score is told from 0"
 [attribution-patching.figures]
 attribution_graph = """\
     Nodes with the largest scores by position and depth, and the strongest edges between them and what reads them. \
@@ -61,12 +62,13 @@ def attribution(page: Page) -> None:
         draw_curve(page, result)
         nodes = data[list(COLUMNS[4:])].reset_coords(list(COLUMNS[:4])).to_dataframe()[list(COLUMNS)]
         page.add("attribution_patching", result, nodes.sort_values("score", key=abs, ascending=False))
-        fed = nodes[nodes["kind"] == "fed"].sort_values("score", key=abs, ascending=False).head(3)
+        fed = nodes[(nodes["kind"] == "fed") & ((nodes["score_low"] > 0) | (nodes["score_high"] < 0))]
+        fed = fed.sort_values("score", key=abs, ascending=False).head(3)
         quarter = data.isel(size=int(np.abs(data["size"].values - data.sizes["node"] / 4).argmin()))
         page.say(
             result, "scored", thoughts=listed(
                 [page.text("thought", position=row.position, score=row.score) for row in fed.itertuples()]
-            ),
+            ) or page.text("no_thought"),
             spearman=data.attrs["spearman"], low=data.attrs["spearman_low"], high=data.attrs["spearman_high"],
             n=int(data["exact"].notnull().sum()), size=int(quarter["size"]), all=data.sizes["node"],
             kept=float(quarter["kept"]), random=float(quarter["kept_random"]),

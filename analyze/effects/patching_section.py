@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from analyze.beside import NOTHING
 from analyze.context import StoredResult
 from analyze.drawing import (
     HEAT,
@@ -65,12 +66,20 @@ def single_patching(page: Page) -> None:
         columns = [x for x in ("bot", *(f"ct{i}" for i in range(32)), "eot") if x in grid.columns]
         places = places_of(rows)
         page.percent_map("single_patching", result, grid.reindex(index=places, columns=columns), places, columns)
-        page.say(result, "best", **dict(rows.loc[rows["clean"].idxmax()]))
+        say_best(page, result, rows)
         page.add("single_patching", result, rows)
         thoughts = max(thoughts, [name for name in columns if name.startswith("ct")], key=len)
     page.need("single_patching")
     if thoughts:
         draw_places(page.panel("patch_places", wide=True, height=1.9), thoughts)
+
+
+def say_best(page: Page, result: StoredResult, rows: Frame) -> None:
+    """The condition with the most clean answers, and how many have as many; or that none is told to bring them."""
+    best = rows.loc[rows["clean"].idxmax()]
+    others = int((rows["clean"] == best["clean"]).sum()) - 1
+    more = page.text("more", n=others) if others else ""
+    page.say(result, "best" if best["clean_low"] > NOTHING else "null", **dict(best) | {"more": more})
 
 
 def several_patching(page: Page) -> None:
@@ -174,7 +183,7 @@ def subset_patching(page: Page) -> None:
             continue
         place = places_of(rows)[0]
         best = rows[rows["place"] == place].sort_values("clean", ascending=False, kind="stable")
-        page.say(result, "best", name=set_name(best["positions"].iloc[0]), clean=best["clean"].iloc[0], place=place)
+        say_best(page, result, best.assign(name=[set_name(positions) for positions in best["positions"]]))
         page.add("subset_patching", result, rows)
         shown = best.head(14)
         ax = page.panel("subset_patching", result, height=0.8 + 0.28 * len(shown))

@@ -29,7 +29,10 @@ def critical_heads(page: Page) -> None:
         all_best = len(table) <= int(result.data.attrs.get("top", 0))
         page.add("ranked_heads", result, table.drop(columns="top_share") if all_best else table)
         best = table.iloc[0]
-        page.say(result, "best", **dict(best) | {"type": SHORT_TYPES.get(str(best["type"]), best["type"])})
+        kind = SHORT_TYPES.get(str(best["type"]), best["type"])
+        alike = list(table["name"][1:][table["composite_high"][1:] >= best["composite_low"]])
+        rivals = page.text("rivals", names=listed(alike)) if alike else ""
+        page.say(result, "best", **dict(best) | {"type": kind, "rivals": rivals})
         findings.append((result, [composite_of(str(best["name"]), int(best["layer"]), int(best["head"]))]))
         draw_best(page, result, table.head(6))
         constant[result.label] = constant_metrics(result.data)
@@ -95,7 +98,7 @@ def hubs(page: Page) -> None:
         places = np.arange(len(thoughts))
         ax = page.panel("hubs", result, height=2.5)
         bars(ax, thoughts, [(result.look, data["incoming"].values, None, None)])
-        ax.set_ylim(0, highest)
+        ax.set_ylim(0, highest or 1.0)
         ax.hlines(data["expected"].values, places - 0.45, places + 0.45, color=INK, linewidth=1.6)
         ax.set_ylabel("attention received")
         hub = str(data["hub_position"].item())

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
-from analyze.beside import Finding, Triple, beside, number_at
+from analyze.beside import NOTHING, Finding, Triple, beside, number_at
 from analyze.context import StoredResult
 from analyze.drawing import Series
 from analyze.labels import up_to_eot
@@ -80,9 +80,10 @@ def chain_results(page: Page) -> None:
         grid = rows["share"].to_numpy().reshape(len(steps), -1)
         page.percent_map("chain_results", result, grid, steps, rows["position"].unique())
         best = rows.loc[rows.groupby("step")["share"].idxmax().dropna()]
-        cells = [page.text("cell", **row) for row in best.to_dict("records")]
+        cells = [page.text("cell" if row["low"] > NOTHING else "nowhere", **row) for row in best.to_dict("records")]
         page.say_of(result.label, ", ".join(cells))
         page.add("chain_results", result, rows)
+        best = best[best["low"] > NOTHING]
         read = best[["step", "position"]].values
         findings.append((result, [finding_at("step_share", f"step {step}", at, step - 1) for step, at in read]))
     page.need("chain_results")

@@ -80,7 +80,12 @@ def step_probes(page: Page) -> None:
         page.map("step_probes", result, np.clip(grid, 0, None), [f"step {step}" for step in steps], positions)
         best = np.nanargmax(grid.fillna(-np.inf).values, axis=1)
         cells = [
-            page.text("cell", step=step, position=positions[place], score=float(grid[row, place]))
+            page.text(
+                "cell" if float(grid[row, place]) > NOTHING else "nowhere",
+                step=step,
+                position=positions[place],
+                score=float(grid[row, place]),
+            )
             for row, (step, place) in enumerate(zip(steps, best, strict=True))
         ]
         page.say_of(result.label, ", ".join(cells))

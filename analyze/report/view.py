@@ -66,6 +66,7 @@ class Writer:
             "file": f"tables/{stem}.csv",
             "columns": [{"label": column.label, "kind": column.kind} for column in table.columns],
             "rows": [[_cell(row, column, last[column.key]) for column in table.columns] for row in shown],
+            "notes": any(column.kind == "text" and column.low for column in table.columns),
             "hidden": len(table.frame) - len(table.shown),
         }
 

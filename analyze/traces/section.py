@@ -79,7 +79,7 @@ def draw_shares(page: Page, result: StoredResult, rows: Any) -> None:
     """Shares beside what shuffled thoughts give."""
     ax = page.panel("traces", result, height=2.6)
     x = np.arange(len(rows))
-    ax.bar(x, rows["share"], width=0.55, color=result.look.colour, label="own thoughts")
+    ax.bar(x, rows["share"], width=0.55, **result.look.bar() | {"label": "own thoughts"})
     whiskers(ax, x, rows["share"], rows["low"], rows["high"])
     ax.plot(x, rows["null"], linestyle="", marker="_", markersize=18, color=MUTED, label="of another problem")
     ax.set_xticks(x, [OUTCOMES[name] for name in OUTCOMES if OUTCOMES[name].replace("\n", " ") in set(rows["outcome"])])

@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from analyze.compare.section import listed_missing
 from analyze.context import StoredResult
 from analyze.page import Page, Section, listed
 from analyze.verdict.rules import ALL, NO, READABLE, ROUTE, UNDECIDED, UNMEASURED, USED, YES
@@ -17,8 +16,7 @@ MOST = 3
 
 def verdicts(page: Page) -> None:
     """One row for each thought of every run that was judged."""
-    missing: list[str] = []
-    location = page.context.shown_location
+    missing: dict[str, dict[str, None]] = {}
     for result in page.results("verdict"):
         rows = thought_rows(result)
         page.add("verdict", result, rows)
@@ -26,11 +24,23 @@ def verdicts(page: Page) -> None:
         page.say(result, "verdict", readable=read_by(evidence, rows), used=told(rows, USED), together=of_all(rows))
         page.set(margin=float(result.data.attrs["margin"]), level=float(result.data.attrs["level"]))
         page.add("verdict_evidence", result, evidence)
-        missing += [f"{result.run}: {row['method']} ({row['question']}); {row['command']}" for row in left_open(result)]
-    page.set(missing=listed_missing(missing, location))
+        for row in left_open(result):
+            command = row["command"].replace(str(page.context.lake.location), page.context.shown_location)
+            model = result.run.partition("/")[0]
+            run = next((word for word in command.split() if word.startswith(f"{model}/")), result.run)
+            what = f"{row['method']} (for {row['question']}): {command.replace(run, 'RUNS')}"
+            missing.setdefault(what, {})[run] = None
+    page.set(missing="; ".join(what.replace("RUNS", " ".join(runs)) for what, runs in missing.items()))
+    controls = {result.label for result in page.results("verdict") if is_control(page, result)}
+    page.show("verdict", lambda rows: rows if set(rows["run"]) <= controls else rows[~rows["run"].isin(controls)])
     page.size = f"n = {n_range(page.results('verdict'))} by figure"
     page.opening = first_sentence(page)
     page.show("verdict_evidence", misleading)
+
+
+def is_control(page: Page, result: StoredResult) -> bool:
+    """Whether a result is of a model that is another's control."""
+    return result.run.partition("/")[0] in page.context.controls
 
 
 def first_sentence(page: Page) -> str:
@@ -54,7 +64,9 @@ def n_range(results: Sequence[StoredResult]) -> str:
     n_of = [int(n) for one in results for n in evidence_rows(one)["n"]]
     if not n_of:
         return "no problems"
-    return f"{min(n_of)} to {max(n_of)} problems" if min(n_of) < max(n_of) else f"{n_of[0]} problems"
+    if min(n_of) == max(n_of):
+        return "1 problem" if n_of[0] == 1 else f"{n_of[0]} problems"
+    return f"{min(n_of)} to {max(n_of)} problems"
 
 
 def counted(result: StoredResult) -> dict[str, Any]:
@@ -66,9 +78,8 @@ def counted(result: StoredResult) -> dict[str, Any]:
         verdicts = thoughts[f"{question}_verdict"].value_counts()
         n_yes = int(verdicts.get(YES, 0))
         told_of[question] = "all" if n_yes == len(thoughts) else str(n_yes or "none")
-        told_of[f"{question}_open"] = "".join(
-            f" ({verdicts[verdict]} {verdict})" for verdict in (UNDECIDED, UNMEASURED) if verdicts.get(verdict, 0)
-        )
+        left = [f"{verdicts[verdict]} {verdict}" for verdict in (UNDECIDED, UNMEASURED) if verdicts.get(verdict, 0)]
+        told_of[f"{question}_open"] = f" ({', '.join(left)})" if left else ""
     return {"n_thought": len(thoughts), **told_of}
 
 
@@ -86,7 +97,9 @@ def thought_rows(result: StoredResult) -> Any:
             for name in ("verdict", "why", "control", "overturned_by"):
                 row[f"{question}_{name}"] = "" if known is None else str(known[name])
         row["route_verdict"] = to_where(row)
-        row |= {f"{question}_because": row[f"{question}_why"].split("; ")[0] for question in (READABLE, USED)}
+        for question in (READABLE, USED):
+            largest, control = row[f"{question}_why"].split("; ")[0], row[f"{question}_control"]
+            row[f"{question}_because"] = "; ".join(filter(None, (largest, control)))
         rows.append(row)
     return pd.DataFrame(rows)
 
