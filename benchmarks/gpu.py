@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from checkpoints import GPT2, LLAMA, TINY, write_checkpoint
 from extraction import write_questions
 
 import extract.model.load
@@ -49,9 +50,6 @@ from store import open_lake, write_model
 ROOT = Path(__file__).parents[1]
 N_NEW = 9
 """Answer places: as many as a trained model fills. Random weights fill them all."""
-GPT2 = dict(vocab=50257, hidden=768, inner=3072, layers=12, heads=12, key_heads=12)
-LLAMA = dict(vocab=128256, hidden=2048, inner=8192, layers=16, heads=32, key_heads=8)
-TINY = dict(vocab=9000, hidden=128, inner=256, layers=4, heads=8)
 ORACLE = ROOT / "tests" / "data" / "codi_oracle"
 
 begin_all = time.perf_counter()
@@ -183,85 +181,6 @@ for module in (extract.run.prepare, extract.run.recompute, extract.reenter.targe
     module.load_reasoner = load_once  # type: ignore[attr-defined]
 
 
-def write_checkpoint(name: str, sizes: dict[str, int], data: Path) -> tuple[Path, Path]:
-    """Random weights in the official layout: PEFT's names, adapters of rank 128, bfloat16, the head written twice."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast
-
-    base, checkpoint = WORK / f"base-{name}", WORK / name
-    if checkpoint.exists():
-        return checkpoint, base
-    base.mkdir()
-    checkpoint.mkdir()
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=8000, special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator((json.loads(line)["question"] for line in data.read_text().splitlines()), trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(base)
-    hidden, inner, heads, kv = (sizes[key] for key in ("hidden", "inner", "heads", "key_heads"))
-    size = hidden // heads
-    generator = torch.Generator(device=ask.device).manual_seed(0)
-
-    def draw(*shape: int, scale: float = 0.02) -> torch.Tensor:
-        return (torch.randn(*shape, generator=generator, device=ask.device) * scale).bfloat16().cpu()
-
-    ones, zeros = torch.ones(hidden).bfloat16(), torch.zeros(hidden).bfloat16()
-    state: dict[str, torch.Tensor] = {}
-    top = "codi.base_model.model."
-    if name == "llama":
-        LlamaConfig(
-            vocab_size=sizes["vocab"], hidden_size=hidden, intermediate_size=inner, num_hidden_layers=sizes["layers"],
-            num_attention_heads=heads, num_key_value_heads=kv, head_dim=size, max_position_embeddings=131072,
-            rope_theta=500000.0, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
-        ).save_pretrained(base)  # fmt: skip
-        embedding, blocks, norm = "model.embed_tokens", "model.layers", "model.norm"
-        shapes = {
-            "self_attn.q_proj": (heads * size, hidden), "self_attn.k_proj": (kv * size, hidden),
-            "self_attn.v_proj": (kv * size, hidden), "self_attn.o_proj": (hidden, heads * size),
-            "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner),
-        }  # fmt: skip
-        norms = {"input_layernorm": False, "post_attention_layernorm": False}
-    else:
-        GPT2Config(
-            vocab_size=sizes["vocab"], n_embd=hidden, n_inner=None, n_layer=sizes["layers"], n_head=heads,
-            bos_token_id=0, eos_token_id=0,
-        ).save_pretrained(base)  # fmt: skip
-        embedding, blocks, norm = "transformer.wte", "transformer.h", "transformer.ln_f"
-        # GPT-2 keeps weights the other way round.
-        shapes = {
-            "attn.c_attn": (hidden, 3 * hidden), "attn.c_proj": (hidden, hidden), "mlp.c_fc": (hidden, 4 * hidden),
-            "mlp.c_proj": (4 * hidden, hidden),
-        }  # fmt: skip
-        norms = {"ln_1": True, "ln_2": True}
-        state[f"{top}transformer.wpe.weight"] = draw(1024, hidden)
-        state[f"{top}{norm}.bias"] = zeros.clone()
-    state[f"{top}{embedding}.weight"] = draw(sizes["vocab"] + 3, hidden)
-    for layer in range(sizes["layers"]):
-        for key, shape in shapes.items():
-            place = f"{top}{blocks}.{layer}.{key}"
-            n_in, n_out = shape if name == "gpt2" else shape[::-1]
-            state[f"{place}.base_layer.weight"] = draw(*shape)
-            if name == "gpt2":
-                state[f"{place}.base_layer.bias"] = torch.zeros(n_out).bfloat16()
-            state[f"{place}.lora_A.default.weight"] = draw(128, n_in)
-            state[f"{place}.lora_B.default.weight"] = draw(n_out, 128, scale=0.002)
-        for each, with_bias in norms.items():
-            state[f"{top}{blocks}.{layer}.{each}.weight"] = ones.clone()
-            if with_bias:
-                state[f"{top}{blocks}.{layer}.{each}.bias"] = zeros.clone()
-    state[f"{top}{norm}.weight"] = ones.clone()
-    state[f"{top}lm_head.weight"] = state[f"{top}{embedding}.weight"]
-    for key in ("1", "3"):
-        state[f"prj.{key}.weight"], state[f"prj.{key}.bias"] = draw(hidden, hidden), zeros.clone()
-    state["prj.ln.weight"], state["prj.ln.bias"] = (0.02 * ones).clone(), zeros.clone()
-    torch.save(state, checkpoint / "pytorch_model.bin")
-    return checkpoint, base
-
-
 def disk_rate() -> float:
     """Bytes a second of plain writing of 2 GB, then flushed."""
     block, path = np.random.default_rng(0).bytes(2**26), WORK / "raw"
@@ -289,7 +208,7 @@ sizes_of = {
 
 def ready(name: str, capture: str, dtype: str, place: Path, n: int, **options: Any) -> Prepared:
     """A run of one of the large models, prepared."""
-    checkpoint, base = write_checkpoint(name, sizes_of[name], ask.data)
+    checkpoint, base = write_checkpoint(WORK, name, sizes_of[name], ask.data, ask.device)
     spec = RunSpec(
         capture=capture,
         compute_dtype=dtype,
@@ -460,7 +379,7 @@ def recompute_again(name: str, dtype: str) -> None:
         WORK / f"{name}-{dtype}-latent.lake", f"{name}/gsm8k", 6, checkpoint=str(WORK / name),
         base=str(WORK / f"base-{name}"), device=ask.device,
     )  # fmt: skip
-    errors = {key: f"{value:.2g}" for key, value in again.error.items()}
+    errors = {key: f"{value.worst:.2g}" for key, value in again.states.items()}
     what = f"{errors}, {again.other_texts} other texts; {again.agrees}"
     say(f"{name} {dtype} recompute", "errors; agrees", what, "agrees")
 
@@ -505,7 +424,7 @@ def tree(folder: Path) -> dict[str, str]:
 def _() -> None:
     """Killed after some shards and given again, in processes of their own: the bytes of an uninterrupted run."""
     n = 64 if ask.tiny else 384
-    checkpoint, base = write_checkpoint("gpt2", sizes_of["gpt2"], ask.data)
+    checkpoint, base = write_checkpoint(WORK, "gpt2", sizes_of["gpt2"], ask.data, ask.device)
     one, cut = WORK / "one.lake", WORK / "cut.lake"
     words = [
         sys.executable, "-m", "lake", "extract", "--model", f"gpt2={checkpoint}", "--base", base, "--data",
