@@ -9,6 +9,9 @@ from matplotlib.patches import FancyArrowPatch
 
 from analyze.drawing import HEAT, INK, MUTED, figure
 
+LETTERS = 4
+"""Letters of a node's name that fit into its circle; longer ones stand below it."""
+
 
 def plot_graph(
     graph: xr.Dataset, operation: str, *, effect: str = "direct", stratum: str = "all", ax: Axes | None = None
@@ -40,7 +43,8 @@ def plot_graph(
                 _arc(ax, start, end, share, is_edge=bool(edge["edge"]))
     ax.scatter(np.arange(len(nodes)), np.zeros(len(nodes)), s=520, color="white", edgecolors=INK, zorder=3)
     for place, node in enumerate(nodes):
-        ax.text(place, 0, node, ha="center", va="center", fontsize=7, zorder=4)
+        inside = len(node) <= LETTERS
+        ax.text(place, 0 if inside else -0.22, node, ha="center", va="center", fontsize=7, zorder=4)
     ax.set_xlim(-0.5, len(nodes) - 0.5)
     ax.set_ylim(-0.3, 0.35 + 0.12 * len(nodes))
     ax.set_axis_off()
