@@ -14,7 +14,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,99 +21,24 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from defect_world import N_NEW, Row, World, changed, make_world, share, sliced
 from transformers import AutoModelForCausalLM
 
 from analyze import head_scores, lens_summary, logit_lens
 from analyze.probes.command import ProbeSettings
 from analyze.probes.linear import linear_probes
-from extract import Reasoner, load_reasoner
+from extract import Reasoner
 from extract.model.capture import KeyValues
 from extract.model.flight import Flight
 from extract.reenter.intervene import Armed
 from extract.reenter.sweep import Condition, sweep
-from extract.run.extract import extract
-from extract.run.prepare import prepare
-from extract.small_models.problems import make_pairs, make_splits, write_pairs, write_problems
-from schemas import Intervention, RunSpec, answers_match, extract_answer, position_offset
-from store import open_lake
+from schemas import Intervention, answers_match, extract_answer, position_offset
 
 MODELS = ("small-gpt2=small-gpt2", "small-llama=small-llama")
 OUT = Path(__file__).parent / "defects.json"
 STEPS = ("bot", "ct0", "ct1", "ct2", "ct3", "ct4")
 """What the scripts call step 0 to 5."""
 THOUGHTS = ("ct0", "ct1", "ct2", "ct3", "ct4", "ct5")
-N_NEW = 12
-
-Row = tuple[str, str, str]
-"""What is measured, as the scripts do, as it should be."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class World:
-    """A model, its run over held-out problems and over pairs, both in a lake."""
-
-    name: str
-    reasoner: Reasoner
-    run: xr.Dataset
-    pairs: xr.Dataset
-    readout: xr.Dataset
-
-    @property
-    def n_example(self) -> int:
-        """Number of problems."""
-        return int(self.run.sizes["example"])
-
-    @property
-    def gold(self) -> list[float | None]:
-        """Gold answers."""
-        return [extract_answer(str(text)) for text in self.run["gold_answer"].values]
-
-    @property
-    def longest(self) -> np.ndarray:
-        """Which problems have four operations, and so need every thought."""
-        return np.asarray(self.run["n_operation"].values == 4)
-
-    def state(self, layer: int, position: str) -> np.ndarray:
-        """Stored output of a block (example, hidden)."""
-        return np.asarray(self.run["hidden_state"].sel(layer=layer, position=position).values)
-
-    def answers(self, armed: Armed | None = None) -> list[str]:
-        """Texts the model writes, with changes armed or without."""
-        return answers_of(self.reasoner, self.run["question"].values, armed)
-
-    def armed(self) -> Armed:
-        """Nothing yet, for every problem at once."""
-        return Armed(self.n_example, self.reasoner.device)
-
-    def put(
-        self, armed: Armed, layer: int, position: str, value: np.ndarray | None, site: str = "hidden_state"
-    ) -> None:
-        """Overwrite a place in every problem; ``None``: by zeros."""
-        offset = position_offset(position, self.reasoner.n_latent)
-        armed.add((site, layer, offset), "set", np.arange(self.n_example), value=value)
-
-    def right(self, texts: Sequence[str], among: np.ndarray | None = None) -> str:
-        """Share of texts that give the gold answer."""
-        return share(
-            [answers_match(extract_answer(text), gold) for text, gold in zip(texts, self.gold, strict=True)], among
-        )
-
-
-def answers_of(reasoner: Reasoner, questions: Sequence[str], armed: Armed | None = None) -> list[str]:
-    """Texts a model writes, thinking of all questions in one batch."""
-    prompts = [reasoner.encode(str(question)) for question in questions]
-    return reasoner.think(prompts, capture=None, max_new_tokens=N_NEW, editor=armed).generated_text
-
-
-def share(which: Sequence[bool] | np.ndarray, among: np.ndarray | None = None) -> str:
-    """Per cent."""
-    values = np.asarray(which, dtype=float)
-    return f"{100 * (values if among is None else values[among]).mean():.1f}%"
-
-
-def changed(texts: Sequence[str], before: Sequence[str]) -> str:
-    """Share of texts that differ."""
-    return share([one != other for one, other in zip(texts, before, strict=True)])
 
 
 def e1(world: World) -> Iterator[Row]:
@@ -392,30 +316,6 @@ def e14(world: World) -> Iterator[Row]:
     yield "the model's own answers in which the parser finds a number", *(share(each) for each in read)
 
 
-@contextmanager
-def sliced(reasoner: Reasoner, layer: int, head: int) -> Iterator[None]:
-    """Zero a head's range of columns in the output of a layer's output projection, from ``bot`` to ``eot``."""
-    block = reasoner._blocks[layer]
-    projection = next(module for name, module in block.named_modules() if name in ("attn.c_proj", "self_attn.o_proj"))
-    columns = slice(head * reasoner.head_size, (head + 1) * reasoner.head_size)
-
-    def hook(_: torch.nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
-        running = reasoner._current
-        if running is None:
-            return output
-        offset = running.column - running.n_before + torch.arange(output.shape[1])
-        at = torch.nonzero((offset >= 0) & (offset <= reasoner.n_latent + 1))[:, 0]
-        output = output.clone()
-        output[:, at, columns] = 0
-        return output
-
-    handle = projection.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def e15(world: World, n_problem: int = 20) -> Iterator[Row]:
     """An additive mask where the library expects 1 for keep and 0 for drop."""
     reasoner = world.reasoner
@@ -451,28 +351,6 @@ DEFECTS: dict[str, Callable[[World], Iterator[Row]]] = {
     "E11": e11, "E12": e12, "E13": e13, "E14": e14, "E15": e15,
 }  # fmt: skip
 """Those measured on a model; E10 needs none."""
-
-
-def make_world(model: str, folder: Path, n_problem: int, n_pair: int) -> World:
-    """Extract a model's runs over held-out problems and pairs."""
-    lake = folder / "defects.lake"
-    files = (f"test={folder / 'test.jsonl'}", f"pairs={folder / 'pairs.json'}")
-    write_problems(make_splits(0, {"test": {n: -(-n_problem // 3) for n in (2, 3, 4)}})["test"], folder / "test.jsonl")
-    write_pairs(make_pairs(n_pair), folder / "pairs.json")
-    spec = RunSpec(dtype="float32", max_new_tokens=N_NEW, batch_size=64)
-    name = ""
-    for data in files:
-        prepared = prepare(model, data, lake, spec)
-        name = prepared.model
-        extract(prepared, lake)
-    opened = open_lake(lake)
-    return World(
-        name=name,
-        reasoner=load_reasoner(model.partition("=")[2] or model),
-        run=opened[f"{name}/test"],
-        pairs=opened[f"{name}/pairs"],
-        readout=opened.model(name),
-    )
 
 
 def measure(models: Sequence[str], n_problem: int, n_pair: int, only: Sequence[str] = ()) -> dict[str, Any]:
