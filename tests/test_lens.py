@@ -10,9 +10,12 @@ import xarray as xr
 from synthetic import make_model, make_run, normalise
 
 from analyze import fit_tuned_lens, lens_summary, lens_tests, lens_tokens, logit_lens, logits
+from analyze.lens.edits import edit_agreement
 from analyze.lens.jacobian import compare_lenses, jacobian_maps, with_fed
 from analyze.lens.readout import ReadOut
+from analyze.lens.thoughts import thought_lenses
 from schemas import SchemaError, UsageError, is_number_token
+from schemas.statistics import split_problems
 
 
 def no_compute() -> dask.config.set:
@@ -346,3 +349,53 @@ def test_maps_by_position_are_products_by_hand():
     # Nothing comes after ct3 but ct3 itself.
     late = logit_lens(states, model, positions=["ct4"], tuned=maps.reindex(position=["ct4"]))
     assert (late["top_token"] == -1).all()
+
+
+def test_lenses_of_thoughts_read_their_own_best_and_sums_are_those_of_pooled_rows():
+    rng = np.random.default_rng(6)
+    run, model = planted_run(160)
+    state = rng.normal(size=run["hidden_state"].shape).astype("float32")
+    mixing = rng.normal(size=(2, 64, 64)) / 8
+    final = run["final_state"].values.copy()
+    for k, name in enumerate(run["position"].values):
+        if str(name).startswith("ct"):
+            final[:, k] = state[:, 1, k] @ mixing[int(str(name)[2:]) % 2]
+    run = run.assign(hidden_state=run["hidden_state"].copy(data=state), final_state=run["final_state"].copy(data=final))
+    found = thought_lenses(run, model)
+    own, other = (found["kl"].sel(layer=1, position="ct1", fit=fit) for fit in ("ct1", "ct2"))
+    assert float(own) < 0.05 < 1 < float(other)
+    sides = [found["kl"].sel(layer=1, position="ct3", fit=fit).item() for fit in ("odd", "even", "all")]
+    assert sides[0] < 0.05 < min(sides[1:])
+    assert float(found["excess"].sel(layer=1, position="ct1", fit="ct1")) == 0
+    whole = fit_tuned_lens(run, model, positions=[f"ct{k}" for k in range(6)])
+    held = np.flatnonzero(split_problems(run["problem"].values, 0) == 2)
+    x, y = (run[name].isel(example=held).sel(position="ct2").values for name in ("hidden_state", "final_state"))
+    read = x[:, 1] @ whole["weight"].values[1] + whole["bias"].values[1]
+    assert float(found["r2"].sel(layer=1, position="ct2", fit="all")) == pytest.approx(
+        1 - ((y - read) ** 2).sum() / ((y - y.mean(0)) ** 2).sum(), abs=1e-4
+    )
+    lazy = thought_lenses(run.chunk(example=7, layer=1, position=2), model)
+    xr.testing.assert_allclose(lazy, found, rtol=1e-3, atol=1e-4)
+
+
+def test_readings_and_edits_agree_as_counted_by_hand():
+    named = np.array([1, 1, 1, 0, 0, -1], dtype="int8")
+    hit = np.array([True, True, False, False, True, True])
+    place = {"lens": ["one"], "layer": [-1], "position": ["ct1"], "step": [0]}
+    comparison = xr.Dataset(
+        {"reads_result": (("lens", "example", "layer", "position", "step"), named[None, :, None, None, None])},
+        coords=place | {"example": np.arange(6)},
+    )
+    labels = {"site": "latent_embedding", "changed": "ct1", "step": 0, "method": "donor", "also": "", "control": "",
+              "dose": 1.0, "layer": -1}  # fmt: skip
+    edit = xr.Dataset(
+        {"hit": (("condition", "example"), np.stack([hit, hit])), "wanted_answer": (("condition", "example"),
+         np.ones((2, 7))[:, :6])},
+        coords={"example": np.arange(6)} | {name: ("condition", [x, x]) for name, x in labels.items()}
+        | {"dose": ("condition", [1.0, 2.0])},
+    )  # fmt: skip
+    one = edit_agreement(comparison, edit).isel(lens=0)
+    assert one.sizes["edit"] == 1  # a dose of 2 is another edit
+    told = {name: float(one[name][0]) for name in ("n", "read_share", "follow_share", "agreement", "chance")}
+    assert told == pytest.approx({"n": 5, "read_share": 0.6, "follow_share": 0.6, "agreement": 0.6, "chance": 0.52})
+    assert float(one["difference"][0]) == pytest.approx(2 / 3 - 1 / 2)

@@ -57,7 +57,8 @@ def run(source: "Source", settings: LensSettings) -> list[Made]:
             made += read_out(source, settings, None)
             continue
         if lens == "jacobian":
-            made.append(Made("lens_comparison", compare(source, settings), {"lens": "jacobian"}))
+            comparison = compare(source, settings)
+            made += [Made("lens_comparison", comparison, {"lens": "jacobian"}), *beside_edits(source, comparison)]
             continue
         with source.progress("tuned lens", "layers") as report:
             fitted = fit_tuned_lens(
@@ -65,6 +66,7 @@ def run(source: "Source", settings: LensSettings) -> list[Made]:
                 progress=report,
             )  # fmt: skip
         made += [*read_out(source, settings, fitted), Made("tuned_lens", fitted, {"lens": "tuned"})]
+        made += by_thought(source, settings)
     return [
         each._replace(data=each.data.assign_attrs(by=settings.by)) if each.kind == "lens" else each for each in made
     ]
@@ -104,6 +106,31 @@ def compare(source: "Source", settings: LensSettings) -> "xr.Dataset":
             run, source.model, jacobian, target=settings.read_as or "before", positions=settings.positions,
             layers=settings.layers, top=settings.top, seed=settings.seed,
         )  # fmt: skip
+
+
+def beside_edits(source: "Source", comparison: "xr.Dataset") -> list[Made]:
+    """What the lenses read beside what edits of the same thoughts did, where the lake has edits of the run."""
+    from analyze.lens.edits import edit_agreement
+
+    if not any(source.run in result.runs for result in source.lake.results("edit")):
+        return []
+    agreement = edit_agreement(comparison, source.lake.open_result(source.result("edit")))
+    if not agreement.sizes.get("edit"):
+        source.note("no edit of the lake is of a place and of problems that the lenses read here")
+        return []
+    return [Made("lens_edits", agreement, {"lens": "jacobian"})]
+
+
+def by_thought(source: "Source", settings: LensSettings) -> list[Made]:
+    """Tuned lenses of single thoughts, odd and even ones and all, each on every thought; where there are several."""
+    from analyze.labels import thought_labels
+    from analyze.lens.thoughts import thought_lenses
+
+    if len(thought_labels(source.data["hidden_state"])) < 2:
+        return []
+    with source.progress("lenses of thoughts", "layers") as report:
+        found = thought_lenses(source.data, source.model, seed=settings.seed, progress=report)
+    return [Made("thought_lenses", found, {"lens": "tuned"})]
 
 
 def plan(source: "Source", settings: LensSettings) -> tuple[str, dict[str, Any]]:
@@ -208,6 +235,64 @@ def comparison_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     ]
 
 
+def edit_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """Of each thought that was edited, by the method whose edits are followed most: readings and edits together."""
+    rows = []
+    for index in best_methods(result):
+        for lens in result["lens"].values:
+            one = result.isel(edit=index).sel(lens=lens)
+            shares = [float(one[name]) for name in ("read_share", "follow_share", "agreement")]
+            bounds = [f"{float(one[f'{name}_low']):.3f}..{float(one[f'{name}_high']):.3f}" for name in ("agreement",)]
+            gap = float(one["difference"])
+            rows.append([
+                "fed" if int(one["layer"]) == -1 else int(one["layer"]), str(one["position"].item()),
+                int(one["step"]), str(one["method"].item()), str(lens), int(one["n"]), *shares, *bounds,
+                float(one["chance"]), "-" if gap != gap else f"{gap:+.3f}",
+            ])  # fmt: skip
+    return [
+        Table(
+            title=f"{result.attrs['run']}: lenses beside edits, {result.attrs['n_example']} problems that both have",
+            columns=["layer", "position", "step", "edited by", "lens", "n", "named", "edit followed", "agree", "95%",
+                     "by chance", "followed more where named"],
+            rows=rows,
+            caption="named: the best token is the result of the step; edit followed: the answer is what the rest of the"
+            " chain makes of the value written; agree: both or neither, problem by problem, and what such shares give"
+            " by chance",
+        )
+    ]  # fmt: skip
+
+
+def best_methods(result: Any) -> list[int]:
+    """Of each place and step the edit that is followed most often, by its number."""
+    followed = result["follow_share"].isel(lens=0).fillna(-1).values
+    best: dict[tuple[Any, ...], int] = {}
+    for index in sorted(range(result.sizes["edit"]), key=lambda each: followed[each]):
+        best[tuple(result[name].values[index] for name in ("layer", "position", "step"))] = index
+    return sorted(best.values())
+
+
+def thought_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
+    """How far each lens is from the model's own distribution at each thought, beside the thought's own lens."""
+    from analyze.lens.thoughts import shown_layer
+
+    one = result.isel(layer=shown_layer(result))
+    positions = [str(position) for position in one["position"].values]
+    return [
+        Table(
+            title=f"{result.attrs['run']}: tuned lenses of thoughts, layer {int(one['layer'])},"
+            f" {result.attrs['n_example']} problems held out: {text}",
+            columns=["fitted on", *(f"read at {position}" for position in positions)],
+            rows=[[str(fit), *map(float, one[name].sel(fit=fit).values)] for fit in one["fit"].values],
+            caption=caption,
+            labels=1,
+        )
+        for name, text, caption in (
+            ("kl", "divergence (nat)", "from the model's own distribution; --json has intervals and other layers"),
+            ("agreement", "same best token", "share of problems in which lens and model have the same best token"),
+        )
+    ]
+
+
 def nothing(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     """Tests are for the figures and for Python; the command prints no table of them."""
     return []
@@ -229,9 +314,16 @@ COMMAND = Analysis(
         "lens": tables,
         "lens_tests": nothing,
         "tuned_lens": tuned_tables,
+        "thought_lenses": thought_tables,
         "lens_comparison": comparison_tables,
+        "lens_edits": edit_tables,
     },
-    made_by={"tuned_lens": "--lens tuned", "lens_comparison": "--lens jacobian"},
+    made_by={
+        "tuned_lens": "--lens tuned",
+        "thought_lenses": "--lens tuned",
+        "lens_comparison": "--lens jacobian",
+        "lens_edits": "--lens jacobian",
+    },
     frames=frames,
     plan=plan,
 )

@@ -8,6 +8,7 @@ import xarray as xr
 
 from analyze.context import StoredResult
 from analyze.drawing import as_percent, faint_grid, legend_below
+from analyze.lens.command import best_methods
 from analyze.page import Page, Section, listed, share
 
 TEXTS = r'''
@@ -46,7 +47,25 @@ columns = [
     ["1 / rank", "rank", "number"],
     ["Calibration", "calibration", "number"],
 ]
+[fed-thoughts.tables.lens_edits]
+caption = """\
+    In problems that nothing was fitted on and whose thought was edited: how often the lens names the result, how often \
+    the answer follows the edit, how often both or neither, and how often that would be if readings and edits had \
+    nothing to do with each other."""
+columns = [
+    ["Thought", "position", "text"],
+    ["Step", "step", "count"],
+    ["Edited by", "method", "text"],
+    ["Lens", "lens", "text"],
+    ["n", "n", "count"],
+    ["Named", "read_share", "share", "read_share_low", "read_share_high"],
+    ["Edit followed", "follow_share", "share", "follow_share_low", "follow_share_high"],
+    ["Agree", "agreement", "share", "agreement_low", "agreement_high"],
+    ["By chance", "chance", "share"],
+]
 '''
+SHARES = ("read_share", "follow_share", "agreement")
+EDIT_COLUMNS = ("n", *(name + end for name in SHARES for end in ("", "_low", "_high")), "chance")
 MARKERS = {"jacobian": "o", "logit": "s", "tuned": "^", "jacobian, rotated": "x"}
 
 
@@ -66,6 +85,8 @@ def fed_thoughts(page: Page) -> None:
         beside = logit.set_index("position")["share"].reindex(named["position"])
         percent = [share(value, 0) for value in beside]
         page.say(result, "named" if texts else "none", thoughts=listed(texts), logit=listed(percent))
+    for result in page.results("lens_edits", optional=True):
+        page.add("lens_edits", result, edit_rows(result.data))
     page.need("fed_thoughts")
     page.set(control=float(np.mean(controls)) if controls else None)
 
@@ -89,6 +110,18 @@ def best_steps(data: xr.Dataset) -> Any:
                 "calibration": float(read["calibration_error"]),
             })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def edit_rows(data: xr.Dataset) -> list[dict[str, Any]]:
+    """Readings of every lens beside the edits that are followed most at each thought."""
+    rows: list[dict[str, Any]] = []
+    for index in best_methods(data):
+        for lens in data["lens"].values:
+            one = data.isel(edit=index).sel(lens=lens)
+            labels = {"position": one["position"].item(), "step": int(one["step"]) + 1,
+                      "method": one["method"].item(), "lens": str(lens)}  # fmt: skip
+            rows.append(labels | {name: float(one[name]) for name in EDIT_COLUMNS})
+    return rows
 
 
 def draw(page: Page, result: StoredResult, rows: Any) -> None:

@@ -182,7 +182,9 @@ def compare_lenses(
         ``confidence``, mean probability of the best token; ``calibration_error``, how far that is from how often the
         best token is a result of the chain, absolute, mean over ten bins of confidence weighted by their states;
         ``step_reciprocal_rank`` and ``inner_reciprocal_rank`` : (lens, layer, position, step), mean of 1 / rank of the
-        step's result (0: not among the ``top``), of all chains with that step and of those in which it is not the last.
+        step's result (0: not among the ``top``), of all chains with that step and of those in which it is not the last;
+        ``reads_result`` : (lens, example, layer, position, step), whether the best token is the step's result, -1 where
+        the problem has no such step or no state there.
 
     References
     ----------
@@ -199,7 +201,8 @@ def compare_lenses(
                 there = there.sel({dim: [x for x in there[dim].values if x in found[dim].values]})
         read = logit_lens(there, model, positions=labels_along(there, "position"), top=top, tuned=found).compute()
         parts.append(_reliability(read, lens_summary(read)))
-    out = xr.concat(parts, xr.DataArray(list(maps), dims="lens", name="lens").astype(object), join="outer")
+    label = xr.DataArray(list(maps), dims="lens", name="lens").astype(object)
+    out = xr.concat(parts, label, join="outer", fill_value={"reads_result": -1})
     return out.sel(layer=test["layer"].values, position=test["position"].values).assign_attrs(
         inherited(run, kind="lens_comparison", target=target, seed=seed, n_example=test.sizes["example"], top=top)
     )
@@ -269,7 +272,9 @@ def _reliability(read: xr.Dataset, summary: xr.Dataset) -> xr.Dataset:
     names = ("confidence", "calibration_error", "step_reciprocal_rank", "inner_reciprocal_rank")
     for name in names:
         out[name].attrs = {"long_name": name.replace("_", " "), "units": "1"}
-    return out
+    # Of every problem whether the best token is a step's result, so that it can be set beside what edits of it do.
+    right = (read["result_rank"] == 1).astype("int8").where(own["step"], -1).astype("int8")
+    return out.assign(reads_result=right.transpose("example", "layer", "position", "step"))
 
 
 def _fit_problems(run: xr.Dataset, jacobian: xr.Dataset | None, problem: Array) -> Array:

@@ -83,12 +83,12 @@ def fit_tuned_lens(
             f"{', '.join(map(str, found.values()))} examples. Use a run of more problems."
         )
     readout = ReadOut(model)
-    blocks = _example_blocks(state)
+    blocks = example_blocks(state)
     n_layer = state.sizes["layer"]
     parts: dict[str, list[Any]] = {name: [] for name in ("weight", "bias", "penalty", *_HELD_OUT)}
     n_state = np.zeros(len(SPLITS), dtype=int)
     for layer in range(n_layer):
-        sums = [_Moments(state.sizes["hidden"]) for _ in SPLITS]
+        sums = [Moments(state.sizes["hidden"]) for _ in SPLITS]
         kept: list[tuple[Array, Array]] = []
         for block in blocks:
             x = np.asarray(state.isel(layer=layer, example=block).values, dtype="float32")
@@ -134,7 +134,7 @@ def fit_tuned_lens(
     return fitted
 
 
-def _example_blocks(array: xr.DataArray) -> list[slice]:
+def example_blocks(array: xr.DataArray) -> list[slice]:
     """Stretches of examples to read at once: the chunks of lazy input, else 256."""
     n = array.sizes["example"]
     if array.chunks is not None:
@@ -144,13 +144,20 @@ def _example_blocks(array: xr.DataArray) -> list[slice]:
     return [slice(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
 
 
-class _Moments:
+class Moments:
     """Sums from which a ridge regression and its error are computed exactly, without the rows."""
 
     def __init__(self, hidden: int) -> None:
         self.n = 0
         self.x, self.y = np.zeros(hidden), np.zeros(hidden)
         self.xx, self.xy, self.yy = np.zeros((hidden, hidden)), np.zeros((hidden, hidden)), 0.0
+
+    def __add__(self, other: "Moments") -> "Moments":
+        """Sums over the rows of both."""
+        out = Moments(len(self.x))
+        for name, value in vars(self).items():
+            setattr(out, name, value + getattr(other, name))
+        return out
 
     def add(self, x: Array, y: Array) -> None:
         """Count rows (state, hidden) of both sides."""
