@@ -50,8 +50,8 @@ columns = [
 [fed-thoughts.tables.lens_edits]
 caption = """\
     In problems that nothing was fitted on and whose thought was edited: how often the lens names the result, how \
-    often the answer follows the edit, how often both or neither, and how often that would be if readings and edits had \
-    nothing to do with each other."""
+    often the answer follows the edit, how often both or neither, and how often that would be if readings and edits \
+    had nothing to do with each other."""
 columns = [
     ["Thought", "position", "text"],
     ["Step", "step", "count"],
