@@ -153,7 +153,8 @@ def test_zeroing_implicates_twins_and_what_a_verdict_rests_on_does_not() -> None
     assert len({seed for seed in (row["seed"] for row in truth.known("methods")["rows"])}) == 3
 
 
-def test_defects_come_out_again_on_a_few_problems() -> None:
+def test_defects_come_out_again_on_a_few_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
     defects = load(ROOT / "docs" / "defects.py")
     found = defects.measure(["small-gpt2=small-gpt2"], 12, 10, ["E1", "E2", "E4", "E7", "E9", "E15"])["defects"]
     rows = {name: [(row["wrong"], row["right"]) for row in each["rows"]] for name, each in found.items()}
