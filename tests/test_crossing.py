@@ -1,5 +1,6 @@
 """Thoughts of rightly answered problems in wrongly answered ones: donors, closed forms, bad requests."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,10 @@ import pytest
 import torch
 import xarray as xr
 
+import lake as command_line
+from analyze.context import Context
+from analyze.page import write_section
+from analyze.report.sections import commands, sections
 from extract.reenter import CrossSettings, Target, cross, open_target
 from extract.reenter.crossing.command import tables
 from extract.reenter.crossing.experiment import TWIN, with_crossed
@@ -87,6 +92,30 @@ def test_twins_of_the_other_outcome_give_where_there_are_some(lake: Path) -> Non
     mixed = np.array([correct[number == each].sum() == 1 for each in number])
     np.testing.assert_array_equal(twin["counted"].values, mixed[None])
     assert (twin["kl"].values[0, ~mixed] < 1e-6).all()
+
+
+def test_the_page_tells_what_goes_over_how_many_can_go_and_patches_back(lake: Path) -> None:
+    fed = ["--sites", "latent_embedding"]
+    for words in (
+        ["cross", "small-gpt2/hard", "--positions", "ct1,ct2"],
+        ["ablate", "small-gpt2/pairs", "--sets", "counts", "--operations", "mean"],
+        ["patch", "small-gpt2/pairs", "--into", "clean", "--subsets", "none"],
+    ):
+        command_line.app(["reenter", words[0], str(lake), *words[1:], *fed], standalone_mode=False)
+    context = Context(open_lake(lake), ["small-gpt2/hard", "small-gpt2/pairs"])
+    told = {}
+    for section in sections():
+        if section.slug in ("crossing", "thoughts-spared", "patching-back"):
+            told[section.slug] = write_section(section, context).lines[0][1]
+            assert commands(section, context)[0].split()[:3] == ["lake", "reenter", section.needs[0].split()[0]]
+    assert re.search(r"of \d+ answered wrongly none of 3 places tells the two donors apart", told["crossing"])
+    assert re.search(
+        r"before accuracy falls from 100.0%, there can go \d of the first, \d of the", told["thoughts-spared"]
+    )
+    assert re.search(
+        r"whether the corrupted answer wins is open .* in .*% of resamples of the pairs at no N", told["patching-back"]
+    )
+    assert "first differ: step 1 (n 3) from N = 2" in told["patching-back"]
 
 
 def test_crossing_has_its_closed_form() -> None:

@@ -235,5 +235,5 @@ SECTIONS = (
     Section(slug="position-ablation", write=position_ablation, chapter="report-000", order=30, needs=("ablate",)),
     Section(slug="token-ablation", write=token_ablation, chapter="report-001", order=50, needs=("corrupt",), key=True),
     Section(slug="integrated-gradients", write=gradients, chapter="report-001", order=60, needs=("gradients",)),
-    Section(slug="steering", write=steering, chapter="report-004", order=70, needs=("steer",)),
+    Section(slug="steering", write=steering, chapter="report-004", order=70, needs=("steer",), of="mixed"),
 )

@@ -84,6 +84,16 @@ def by_carrying(spec: Mapping[str, Any]) -> bool:
     return "carrying" in spec.get("sets", ("carrying",))
 
 
+def by_count(spec: Mapping[str, Any]) -> bool:
+    """Whether the first, the last or any N thoughts were ablated."""
+    return "counts" in spec.get("sets", ())
+
+
 def into_corrupted(spec: Mapping[str, Any]) -> bool:
     """Whether clean thoughts were patched into corrupted problems, not the other way."""
     return bool(spec.get("into", "corrupted") == "corrupted")
+
+
+def into_clean(spec: Mapping[str, Any]) -> bool:
+    """Whether corrupted thoughts were patched into clean problems."""
+    return not into_corrupted(spec)

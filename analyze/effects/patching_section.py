@@ -7,7 +7,7 @@ import pandas as pd
 import xarray as xr
 
 from analyze.beside import NOTHING
-from analyze.context import StoredResult
+from analyze.context import StoredResult, Where
 from analyze.drawing import (
     HEAT,
     HEAT_NEGATIVE,
@@ -19,12 +19,14 @@ from analyze.drawing import (
     legend_below,
     reference,
 )
-from analyze.effects.conditions import Frame, into_corrupted, place_name, places_of
-from analyze.effects.shown import ENDS, reentries, triple
-from analyze.page import Page, Section
+from analyze.effects.conditions import Frame, into_clean, into_corrupted, place_name, places_of
+from analyze.effects.shown import ENDS, differing, paired, reentries, triple
+from analyze.page import Page, Section, listed
 from analyze.places import draw_places
 
 OUTCOMES = ("clean_answer", "corrupted_answer", "other", "gibberish")
+OPEN = 0.025
+"""Share of resamples in which a giver wins at no N, above which it is open whether it does."""
 SET_NAMES = {
     "numbers": "those that read as numbers",
     "others": "those that do not",
@@ -32,10 +34,10 @@ SET_NAMES = {
 }
 
 
-def patched(page: Page) -> list[tuple[StoredResult, Frame]]:
+def patched(page: Page, where: Where = into_corrupted) -> list[tuple[StoredResult, Frame]]:
     """Results of patching with the shares of their outcomes; how many pairs count goes to the texts."""
     ready, notes = [], []
-    for result, frame, _ in reentries(page, "patch", into_corrupted):
+    for result, frame, _ in reentries(page, "patch", where):
         kind = "outcome_kind" if "outcome_kind" in result.data.dims else "outcome"
         for outcome in OUTCOMES:
             of_outcome = result.data.sel({kind: outcome})
@@ -83,8 +85,18 @@ def say_best(page: Page, result: StoredResult, rows: Frame) -> None:
 
 
 def several_patching(page: Page) -> None:
-    """The first N thoughts, and the N at which the donor wins."""
-    for result, frame in patched(page):
+    """The first N thoughts of the clean problem, and the N at which its answer wins."""
+    first_thoughts(page, into_corrupted, "clean", "corrupted")
+
+
+def patching_back(page: Page) -> None:
+    """The first N thoughts of the corrupted problem, and the N at which its answer wins."""
+    first_thoughts(page, into_clean, "corrupted", "clean")
+
+
+def first_thoughts(page: Page, where: Where, giver: str, own_half: str) -> None:
+    """The first N thoughts of one half in the other, the N at which the giver wins, and each N against the next."""
+    for result, frame in patched(page, where):
         first = frame[frame["kind"] == "first"]
         own = first[first["control"] == ""]
         if own.empty:
@@ -92,20 +104,35 @@ def several_patching(page: Page) -> None:
         place = places_of(own)[0]
         line = own[own["place"] == place].sort_values("n")
         random = first[(first["control"] == "random donor") & (first["place"] == place)].sort_values("n")
-        draw_first(page, result, line, random, place)
-        splits = by_step(result, line, place)
+        draw_first(page, result, line, random, place, giver)
+        splits = by_step(result, line, place, giver)
         wins = winning_rows(result.data)
         page.add("n_that_wins", result, wins)
         at_place = wins[wins["place"] == place] if len(wins) else wins
         win = (at_place if len(at_place) else wins).tail(1).to_dict("records")
         last = line.iloc[-1]
-        values = {"all": last["n"], "clean": last["clean"], "corrupted": last["corrupted"], "place": place}
-        name = "wins" if win and np.isfinite(win[0]["n"]) else "never" if win else "unknown"
+        values = {"all": last["n"], "place": place}
+        values |= {f"{half}{end}": last[f"{half}{end}"] for half in (giver, own_half) for end in ENDS}
+        name = "unknown" if not win else "never" if not np.isfinite(win[0]["n"]) else "wins"
+        if name == "wins" and win[0]["never"] > OPEN:
+            name = "open"
         text = page.text(name, **(win[0] if win else {}) | values)
-        page.say_of(result.label, text + told_by_step(page, result, splits))
+        steps = paired(result.data, "n")
+        page.say_of(result.label, text + told_by_step(page, result, splits, giver) + told_next(page, steps, place))
         page.add("several_patching", result, own)
         page.add("by_step", result, splits)
+        page.add("next", result, steps)
+        page.add("layers", result, paired(result.data, "layer"))
     page.need("several_patching")
+
+
+def told_next(page: Page, steps: Frame, place: str) -> str:
+    """Between which numbers of thoughts one more makes a difference."""
+    at_place = steps[steps["place"] == place] if len(steps) else steps
+    if not len(at_place):
+        return ""
+    pairs = differing(at_place)
+    return page.text("next", pairs=listed(pairs)) if pairs else page.text("no_next")
 
 
 def winning_rows(data: xr.Dataset) -> Any:
@@ -119,8 +146,8 @@ def winning_rows(data: xr.Dataset) -> Any:
     return pd.DataFrame({"place": places} | columns)
 
 
-def by_step(result: StoredResult, line: Frame, place: str) -> Any:
-    """Clean answers by the number of first thoughts, for pairs that first differ in the same step."""
+def by_step(result: StoredResult, line: Frame, place: str, giver: str) -> Any:
+    """The giver's answers by the number of first thoughts, for pairs that first differ in the same step."""
     data = result.data
     if "differs" not in data.dims:
         return pd.DataFrame()
@@ -130,13 +157,13 @@ def by_step(result: StoredResult, line: Frame, place: str) -> Any:
         of_step = data.sel(differs=step)
         wins = of_step["n_that_wins_by_step"].values[places.index(place)]
         for index, n in zip(line.index, line["n"], strict=True):
-            cell = of_step.isel(condition=int(index)).sel(outcome_kind="clean_answer")
-            shares = {f"clean{end}": float(cell[f"share_by_step{end}"]) for end in ENDS}
+            cell = of_step.isel(condition=int(index)).sel(outcome_kind=f"{giver}_answer")
+            shares = {f"{giver}{end}": float(cell[f"share_by_step{end}"]) for end in ENDS}
             rows.append({"differs": str(step), "pairs": int(cell["n_by_step"]), "n": int(n), "wins": wins} | shares)
     return pd.DataFrame(rows)
 
 
-def told_by_step(page: Page, result: StoredResult, splits: Any) -> str:
+def told_by_step(page: Page, result: StoredResult, splits: Any, giver: str) -> str:
     """From which N pairs of each first differing step follow, and what the pairs allow at most."""
     if not len(splits):
         return ""
@@ -144,11 +171,11 @@ def told_by_step(page: Page, result: StoredResult, splits: Any) -> str:
     for step, rows in splits.groupby("differs", sort=False):
         wins = rows["wins"].iloc[0]
         name = "step_wins" if np.isfinite(wins) else "step_never"
-        parts.append(page.text(name, step=step, n=wins, pairs=rows["pairs"].iloc[0], best=rows["clean"].max()))
+        parts.append(page.text(name, step=step, n=wins, pairs=rows["pairs"].iloc[0], best=rows[giver].max()))
     return page.text("by_step", ceiling=result.data.attrs["ceiling"], steps=", ".join(parts))
 
 
-def draw_first(page: Page, result: StoredResult, line: Frame, random: Frame, place: str) -> None:
+def draw_first(page: Page, result: StoredResult, line: Frame, random: Frame, place: str, giver: str) -> None:
     """Share of clean and corrupted answers by the number of first thoughts patched."""
     ax, n = page.panel("several_patching", result, height=2.9), line["n"].to_numpy(dtype=float)
     for name, colour, style, marker in (("clean", HEAT, "-", "o"), ("corrupted", HEAT_NEGATIVE, "--", "s")):
@@ -156,8 +183,8 @@ def draw_first(page: Page, result: StoredResult, line: Frame, random: Frame, pla
         ax.plot(n, share, color=colour, linestyle=style, marker=marker, label=f"{name} answer")
         band(ax, n, low, high, colour)
     if len(random):
-        grey = {"color": MUTED, "linestyle": ":", "marker": "^", "label": "clean answer, random donor"}
-        ax.plot(random["n"], random["clean"], **grey)
+        grey = {"color": MUTED, "linestyle": ":", "marker": "^", "label": f"{giver} answer, random donor"}
+        ax.plot(random["n"], random[giver], **grey)
     if "ceiling" in result.data.attrs:
         reference(ax, float(result.data.attrs["ceiling"]))
     ax.set_ylim(-0.02, 1.03)
@@ -194,12 +221,13 @@ def subset_patching(page: Page) -> None:
     page.need("subset_patching")
 
 
-def _section(name: str, write: Any, order: int, *, key: bool = False) -> Section:
-    return Section(slug=name, write=write, chapter="report-002", order=order, needs=("patch",), of="pairs", key=key)
+def _section(name: str, write: Any, order: int, *, needs: str = "patch", key: bool = False) -> Section:
+    return Section(slug=name, write=write, chapter="report-002", order=order, needs=(needs,), of="pairs", key=key)
 
 
 SECTIONS = (
     _section("single-patching", single_patching, 10),
     _section("several-patching", several_patching, 20, key=True),
     _section("subset-patching", subset_patching, 30),
+    _section("patching-back", patching_back, 40, needs="patch --into clean"),
 )

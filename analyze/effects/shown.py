@@ -4,9 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+import xarray as xr
+
 from analyze.beside import Finding, Triple
 from analyze.context import StoredResult, Where
-from analyze.effects.conditions import UNTOUCHED, Frame, conditions, self_control, untouched, with_place
+from analyze.effects.conditions import UNTOUCHED, Frame, conditions, place_name, self_control, untouched, with_place
 from analyze.page import NothingStored, Page
 from schemas.statistics import smallest_change
 
@@ -66,3 +69,25 @@ def control_note(results: Sequence[StoredResult], frames: Sequence[Frame]) -> st
 def triple(rows: Frame, name: str) -> list[Any]:
     """A figure of each row, and the ends of its interval."""
     return [rows[f"{name}{end}"].to_numpy(dtype=float) for end in ENDS]
+
+
+def paired(data: xr.Dataset, over: str) -> Frame:
+    """Paired tests of conditions that differ in one label only, a row for each; none where there was no pair."""
+    dim = f"{over}_pair"
+    if dim not in data.dims:
+        return pd.DataFrame()
+    columns = {
+        "first": data[f"{over}_first"].values, "second": data[f"{over}_second"].values,
+        "difference": data[f"{over}_difference"].values, "p_holm": data[f"{over}_p_holm"].values,
+    }  # fmt: skip
+    within = {str(name): data[name].values for name in data.coords if str(name).startswith(f"{dim}_")}
+    frame = pd.DataFrame(columns | {name.removeprefix(f"{dim}_"): value for name, value in within.items()})
+    layers = frame["layer"] if "layer" in frame else [0] * len(frame)
+    frame["place"] = [place_name(site, layer) for site, layer in zip(frame["site"], layers, strict=True)]
+    return frame
+
+
+def differing(rows: Frame) -> list[str]:
+    """Pairs of a frame that differ significantly, as ``1 and 2``."""
+    some = rows[rows["p_holm"] < LEVEL]
+    return [f"{int(one)} and {int(two)}" for one, two in zip(some["first"], some["second"], strict=True)]

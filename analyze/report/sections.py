@@ -89,6 +89,9 @@ def commands(section: Section, context: Context) -> list[str]:
     elif section.of == "width":
         alone = [run for run in context.runs if not context.weight(run)[0]] or context.runs
         runs = [run for run in alone if context.run(run).sizes["hidden"] == context.run(alone[0]).sizes["hidden"]]
+    elif section.of == "mixed":
+        alone = [run for run in context.runs if not context.weight(run)[0]]
+        runs = [run for run in alone if _answers_both_ways(context, run)] or ["MODEL/DATASET"]
     elif section.of == "donor":
         same = [run for run in runs if run.partition("/")[2] == runs[0].partition("/")[2]]
         runs, donor = same[:1], next(iter(same[1:]), "MODEL/DATASET")
@@ -97,3 +100,9 @@ def commands(section: Section, context: Context) -> list[str]:
     needs = (need.partition(" ") for need in section.needs)
     lines = [line(kind, options.replace("DONOR", donor)) for kind, _, options in needs]
     return [filled(words, context.shown_location, runs) for words in lines if words]
+
+
+def _answers_both_ways(context: Context, run: str) -> bool:
+    """Whether at least two problems are answered rightly, and two wrongly."""
+    correct = context.run(run)["correct"].values
+    return bool(min(correct.sum(), (~correct).sum()) >= 2)

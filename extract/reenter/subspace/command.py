@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 EVERYTHING = "all of it"
 RANDOM, APART = "random", "random apart"
+RANDOM_CONTROL, APART_CONTROL = "random subspace", "random, apart"
 HOLDS = (
     "holds: share of the spread of class means that lies inside; a random subspace of rank k holds about k in d of it,"
     " one that is apart none; "
@@ -95,9 +96,34 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
             ],
             rows=exchanged, labels=len(LABELS), caption="p: against exchanging a random subspace of that rank",
         ),
+        *_of_random(overall),
         count,
         *([f"passed over: {text}"] if (text := result.attrs.get("passed_over")) else []),
     ]  # fmt: skip
+
+
+def _of_random(overall: Any) -> list[str]:
+    """What the largest random subspaces of each place hold and cost, a line each."""
+    rank = int(overall["rank"].where(overall["control"] == RANDOM_CONTROL).max())
+    erased = overall.isel(condition=((overall["change"] == "erase") & (overall["rank"] == rank)).values)
+    lines = []
+    for changed, layer in dict.fromkeys(zip(erased["changed"].values.tolist(), erased["layer"].values, strict=True)):
+        here = erased.isel(condition=((erased["changed"] == changed) & (erased["layer"] == layer)).values)
+        kinds = here["control"].values
+        even, apart = (here.isel(condition=kinds == kind) for kind in (RANDOM_CONTROL, APART_CONTROL))
+        lines.append(
+            f"{changed}, layer {label_text('layer', int(layer))}: random subspaces of rank {rank} hold"
+            f" {_range(even['held_share'].values)} of the spread of class means and break"
+            f" {_range(even['importance'].values)} of the right answers; those apart from it break"
+            f" {_range(apart['importance'].values)}"
+        )
+    return lines
+
+
+def _range(values: Any) -> str:
+    """Least and most of some shares."""
+    low, high = float(values.min()), float(values.max())
+    return f"{low:.3f}" if low == high else f"{low:.3f} to {high:.3f}"
 
 
 def _share(condition: Any, name: str) -> str:

@@ -8,7 +8,7 @@ import xarray as xr
 
 from extract.reenter.cells import Cells
 from extract.reenter.steering.directions import stored_vectors
-from extract.reenter.subspace.command import APART, EVERYTHING, RANDOM, SubspaceSettings
+from extract.reenter.subspace.command import APART, APART_CONTROL, EVERYTHING, RANDOM, RANDOM_CONTROL, SubspaceSettings
 from extract.reenter.subspace.fits import (
     FITS,
     Fit,
@@ -25,7 +25,6 @@ from extract.reenter.wanted import Wanted, draw_at, is_value, labels_of
 from schemas import Intervention, UsageError
 
 TRAINED = "das"
-RANDOM_CONTROL, APART_CONTROL = "random subspace", "random, apart"
 
 
 def subspaces(target: Target, settings: SubspaceSettings | None = None) -> xr.Dataset:
