@@ -4,7 +4,8 @@
 
 Each lake has the axes of SmolLM2-135M (smollm2-135m: 30 layers, 9 heads, 576 components, 49,152 tokens), of CODI on
 GPT-2 (gpt2: 12, 12, 768, 50,260) or of CODI on LLaMA-3.2-1B (llama-1b: 16, 32, 2,048, 128,259), questions of GSM8K's
-lengths, states with a few large components as real ones have, and causal attention from ``bot`` on; values are made up.
+lengths, answers that end in 5 to 12 positions, states with a few large components as real ones have, and causal
+attention from ``bot`` on; values are made up.
 It goes through the store's own writer into a temporary folder, or stays in DIR as NAME.lake for other commands
 (``--keep DIR --examples 7473``: as many as GSM8K's training problems).
 
@@ -66,6 +67,7 @@ def write_lake(place: Path, name: str, n_example: int, dtype: str, seed: int = 0
     }
     writer = create_run(place, f"{name}/gsm8k", layout, identity={"spec": {"capture": "latent"}}, columns=columns)
     length = np.clip(rng.gamma(6, MEAN_QUESTION / 6, n_example).astype(int), 12, layout.longest_question)
+    ended = np.arange(len(layout.positions)) >= layout.positions.index("a0") + rng.integers(5, 13, n_example)[:, None]
     large = rng.choice(layout.hidden, 4, replace=False)
     shape = writer.empty(0)["hidden_state"].shape
     states = rng.standard_normal((shape[0] + layout.n_shard, *shape[1:]), dtype="float32").astype(dtype)
@@ -76,11 +78,12 @@ def write_lake(place: Path, name: str, n_example: int, dtype: str, seed: int = 0
         n = rows.stop - rows.start
         values = writer.empty(shard)
         # The same noise one example on: no two shards are alike, and it is drawn once.
-        values["hidden_state"] = states[shard : shard + n]
+        values["hidden_state"] = np.where(ended[rows, None, :, None], np.nan, states[shard : shard + n]).astype(dtype)
         values["final_state"] = normalised(values["hidden_state"][:, -1], model).astype(dtype)
         values["latent_embedding"] = values["hidden_state"][:, -1, : layout.n_latent]
         values["attention"] = causal(scores, length[rows], layout).astype(dtype)
-        values["token"][:] = rng.integers(0, VOCABULARY[name], values["token"].shape)
+        values["attention"] *= ~ended[rows, None, None, :, None]
+        values["token"][:] = np.where(ended[rows], -1, rng.integers(0, VOCABULARY[name], values["token"].shape))
         values["generated_text"] = np.array([f"The answer is: {value}" for value in answer[rows]], dtype=object)
         values["predicted_answer"] = answer[rows].astype(float)
         values["correct"] = rng.random(n) < 0.6
