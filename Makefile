@@ -20,7 +20,7 @@ demo: env
 	$(BIN)/lake demo --out demo.lake
 
 test: env
-	$(BIN)/python -m pytest -n $(THREADS) --dist loadfile
+	$(BIN)/python -m pytest -n $(THREADS) --dist loadfile --no-loadscope-reorder
 
 lint: env
 	$(BIN)/ruff check .

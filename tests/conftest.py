@@ -25,6 +25,16 @@ matplotlib.use("Agg")
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
+LONGEST = ("printed", "extract_run", "notebooks", "damage", "reenter", "report", "probes", "remote", "verify")
+"""Files that take a minute or half of one: a worker that begins one of them last is waited for."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Hand out the longest files first."""
+    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of reference data that the project may not contain; tests that need it skip where it is absent."""
