@@ -10,6 +10,7 @@ from analyze import attention_summary, drawing, head_analysis, head_summary, len
 from analyze.attention import figures as plot_attention
 from analyze.heads import figures as plot_heads
 from analyze.lens import figures as plot_lens
+from analyze.report.svg import NARROW, narrow_legend
 from schemas import SchemaError, UsageError
 
 NAMES = ("gpt2/made-up", "llama/made-up")
@@ -131,3 +132,16 @@ def test_intervals_are_drawn(results):
     axis = plot_lens.plot_number_frequency(results["lens"])[0]
     assert len(axis.containers) == len(axis.collections) == 2  # bars and intervals of two runs
     assert axis.get_ylabel().endswith("%")
+
+
+def test_legends_of_many_long_names_fit_a_phone():
+    figure, ax = drawing.figure(width=9.2, height=2.9)
+    looks = [drawing.Look(label=f"small-llama-decodable {number}", colour="#000000") for number in range(5)]
+    drawing.bars(ax, ["ct0"], [(look, [1.0], None, None) for look in looks])
+    drawing.legend_above(ax, 4)
+    assert narrow_legend(ax) == 5
+    figure.set_size_inches(NARROW, 3.7)
+    figure.draw_without_rendering()
+    box = ax.get_legend().get_window_extent()
+    assert box.x1 <= figure.bbox.x1
+    assert box.y1 <= figure.bbox.y1

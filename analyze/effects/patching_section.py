@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from analyze.beside import NOTHING
+from analyze.beside import NOTHING, Finding, Triple, beside
 from analyze.context import StoredResult, Where
 from analyze.drawing import (
     HEAT,
@@ -19,7 +19,15 @@ from analyze.drawing import (
     legend_below,
     reference,
 )
-from analyze.effects.conditions import Frame, into_clean, into_corrupted, place_name, places_of
+from analyze.effects.conditions import (
+    Frame,
+    conditions,
+    into_clean,
+    into_corrupted,
+    place_name,
+    places_of,
+    with_place,
+)  # fmt: skip
 from analyze.effects.shown import ENDS, differing, paired, reentries, triple
 from analyze.page import Page, Section, listed
 from analyze.places import draw_places
@@ -38,13 +46,7 @@ def patched(page: Page, where: Where = into_corrupted) -> list[tuple[StoredResul
     """Results of patching with the shares of their outcomes; how many pairs count goes to the texts."""
     ready, notes = [], []
     for result, frame, _ in reentries(page, "patch", where):
-        kind = "outcome_kind" if "outcome_kind" in result.data.dims else "outcome"
-        for outcome in OUTCOMES:
-            of_outcome = result.data.sel({kind: outcome})
-            for end in ENDS:
-                shares = of_outcome[f"share{end}"].values[frame.index]
-                frame[outcome.removesuffix("_answer") + end] = shares
-        ready.append((result, frame))
+        ready.append((result, with_shares(result.data, frame)))
         counts = result.data.attrs
         if "n_pair" in counts:
             notes.append(
@@ -57,9 +59,32 @@ def patched(page: Page, where: Where = into_corrupted) -> list[tuple[StoredResul
     return ready
 
 
+def with_shares(data: xr.Dataset, frame: Frame) -> Frame:
+    """Conditions with the shares of their outcomes."""
+    kind = "outcome_kind" if "outcome_kind" in data.dims else "outcome"
+    for outcome in OUTCOMES:
+        of_outcome = data.sel({kind: outcome})
+        for end in ENDS:
+            frame[outcome.removesuffix("_answer") + end] = of_outcome[f"share{end}"].values[frame.index]
+    return frame
+
+
+def given_by(giver: str, what: str, **where: str) -> Finding:
+    """How often the answer of the half that gives its thoughts follows with these of them patched."""
+
+    def of(result: StoredResult) -> Triple:
+        frame = with_shares(result.data, with_place(conditions(result.data)))
+        for name, label in {"control": "", **where}.items():
+            frame = frame[frame[name].astype(str) == label] if name in frame else frame.head(0)
+        return [float(frame[f"{giver}{end}"].iloc[0]) if len(frame) else np.nan for end in ENDS]
+
+    return Finding(what=what, of=of)
+
+
 def single_patching(page: Page) -> None:
     """One position at a time."""
     thoughts: list[str] = []
+    findings = []
     for result, frame in patched(page):
         rows = frame[(frame["kind"] == "one") & (frame["control"] == "")]
         if rows.empty:
@@ -69,9 +94,13 @@ def single_patching(page: Page) -> None:
         places = places_of(rows)
         page.percent_map("single_patching", result, grid.reindex(index=places, columns=columns), places, columns)
         say_best(page, result, rows)
+        best = rows.loc[rows["clean"].idxmax()]
+        told = [given_by("clean", best["positions"], kind="one", positions=best["positions"], place=best["place"])]
+        findings.append((result, told if best["clean_low"] > NOTHING else []))
         page.add("single_patching", result, rows)
         thoughts = max(thoughts, [name for name in columns if name.startswith("ct")], key=len)
     page.need("single_patching")
+    beside(page, findings)
     if thoughts:
         draw_places(page.panel("patch_places", wide=True, height=1.9), thoughts)
 
@@ -96,6 +125,7 @@ def patching_back(page: Page) -> None:
 
 def first_thoughts(page: Page, where: Where, giver: str, own_half: str) -> None:
     """The first N thoughts of one half in the other, the N at which the giver wins, and each N against the next."""
+    findings = []
     for result, frame in patched(page, where):
         first = frame[frame["kind"] == "first"]
         own = first[first["control"] == ""]
@@ -119,11 +149,14 @@ def first_thoughts(page: Page, where: Where, giver: str, own_half: str) -> None:
         text = page.text(name, **(win[0] if win else {}) | values)
         steps = paired(result.data, "n")
         page.say_of(result.label, text + told_by_step(page, result, splits, giver) + told_next(page, steps, place))
+        whole = given_by(giver, f"first {int(last['n'])}", kind="first", n=str(last["n"]), place=place)
+        findings.append((result, [whole] if last[f"{giver}_low"] > NOTHING else []))
         page.add("several_patching", result, own)
         page.add("by_step", result, splits)
         page.add("next", result, steps)
         page.add("layers", result, paired(result.data, "layer"))
     page.need("several_patching")
+    beside(page, findings)
 
 
 def told_next(page: Page, steps: Frame, place: str) -> str:

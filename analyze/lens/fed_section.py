@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from analyze.beside import NOTHING, Finding, Triple, beside, number_at
 from analyze.context import StoredResult
 from analyze.drawing import as_percent, faint_grid, legend_below
 from analyze.lens.command import best_methods
@@ -71,7 +72,7 @@ MARKERS = {"jacobian": "o", "logit": "s", "tuned": "^", "jacobian, rotated": "x"
 
 def fed_thoughts(page: Page) -> None:
     """Every run whose lenses were compared."""
-    controls = []
+    controls, findings = [], []
     for result in page.results("lens_comparison"):
         rows = best_steps(result.data)
         if rows.empty:
@@ -82,13 +83,29 @@ def fed_thoughts(page: Page) -> None:
         named = own[own["share"] > 0.1]
         controls += control.loc[control["position"].isin(named["position"]), "share"].tolist()
         texts = [page.text("one", **row) for row in named.to_dict("records")]
-        beside = logit.set_index("position")["share"].reindex(named["position"])
-        percent = [share(value, 0) for value in beside]
+        plain = logit.set_index("position")["share"].reindex(named["position"])
+        percent = [share(value, 0) for value in plain]
         page.say(result, "named" if texts else "none", thoughts=listed(texts), logit=listed(percent))
+        sure = own[own["low"] > NOTHING]
+        findings.append((result, [named_at(str(row.position), int(row.step)) for row in sure.itertuples()]))
     for result in page.results("lens_edits", optional=True):
         page.add("lens_edits", result, edit_rows(result.data))
     page.need("fed_thoughts")
+    beside(page, findings)
     page.set(control=float(np.mean(controls)) if controls else None)
+
+
+def named_at(position: str, step: int) -> Finding:
+    """How often the Jacobian lens names the result of a step in what is fed at a thought."""
+
+    def of(result: StoredResult) -> Triple:
+        data = result.data
+        place = {"layer": -1, "lens": "jacobian", "position": position}
+        if "step" in data.dims and "step" not in data.coords:
+            data = data.assign_coords(step=range(data.sizes["step"]))
+        return number_at(data, "inner_share", **place, step=data["step"].values[step - 1])
+
+    return Finding(what=f"step {step} fed at {position}", of=of)
 
 
 def best_steps(data: xr.Dataset) -> Any:

@@ -4,6 +4,7 @@ import io
 import re
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -56,17 +57,31 @@ def _vector(figure: Figure, name: str) -> str:
 def draw_narrow(figure: Figure, name: str) -> str:
     """The figure as SVG text in the width of a phone, its legend in as many columns as fit; it stays so."""
     width, height = figure.get_size_inches()
-    legends = [legend for ax in figure.axes if (legend := ax.get_legend()) is not None]
-    texts = [[text.get_text() for text in legend.get_texts()] for legend in legends]
-    columns = [1 + (max(map(len, names), default=0) <= NARROW_LETTERS) for names in texts]
-    for legend, n in zip(legends, columns, strict=True):
-        legend.set_ncols(n)
-    rows = max((-(-len(names) // n) for names, n in zip(texts, columns, strict=True)), default=0)
+    rows = max((narrow_legend(ax) for ax in figure.axes), default=0)
     figure.set_size_inches(NARROW, height + 0.16 * rows)
     try:
         return _vector(figure, name)
     finally:
         figure.set_size_inches(width, height)
+
+
+def narrow_legend(ax: Axes) -> int:
+    """Lay the legend above an axes, or below it, in as many columns as a phone has room for; its rows."""
+    legend = ax.get_legend()
+    if legend is None:
+        return 0
+    names = [text.get_text() for text in legend.get_texts()]
+    columns = 1 + (max(map(len, names), default=0) <= NARROW_LETTERS)
+    place = legend.get_bbox_to_anchor().transformed(ax.transAxes.inverted())
+    if place.width == 0:  # anchored to a point outside the axes; a legend is laid out only when it is made
+        size = legend.get_texts()[0].get_fontsize()
+        above = place.y0 >= 1
+        ax.legend(
+            *ax.get_legend_handles_labels(), loc="lower left" if above else "upper center", ncols=columns,
+            fontsize=size, bbox_to_anchor=(place.x0, place.y0), borderaxespad=0.2 if above else None,
+            columnspacing=1.4,
+        )  # fmt: skip
+    return -(-len(names) // columns)
 
 
 def inline(svg: str, name: str, title: str) -> str:
