@@ -5,6 +5,7 @@ from typing import Any
 
 import xarray as xr
 
+from analyze.cost import LONG, Plan, Quiet, declared, plan_of, sampled
 from analyze.labels import part_of
 from analyze.source import Source
 from analyze.written import at_places, is_written
@@ -34,7 +35,25 @@ def groups_of(
         )
         for run in runs
     ]
+    sources = [sampled(command, source, settings) for source in sources]
     return [sources] if command.takes_all(settings) else [[source] for source in sources]
+
+
+def plans_of(
+    command: Analysis, groups: Sequence[Sequence[Source]], settings: Settings, *, always: bool
+) -> Iterator[Plan | None]:
+    """What each call of an analysis takes; unless always, only where it may be over a minute."""
+    for sources in groups:
+        if command.cost is None:
+            yield None
+            continue
+        lake, runs = sources[0].lake, [source.run for source in sources]
+
+        def regroup(other: Settings, lake: Lake = lake, runs: Sequence[str] = runs) -> Sequence[Source]:
+            return groups_of(command, lake, runs, other, Quiet())[0]
+
+        long = always or declared(command, sources, settings).operations > LONG
+        yield plan_of(command, sources, settings, regroup) if long else None
 
 
 def _part(lake: Lake, run: str, asked: dict[str, Any]) -> xr.Dataset:
@@ -48,8 +67,10 @@ def _part(lake: Lake, run: str, asked: dict[str, Any]) -> xr.Dataset:
 
 def analyse(command: Analysis, groups: Sequence[Sequence[Source]], settings: Settings) -> Iterator[list[Kept]]:
     """Run an analysis on each group and store what it makes; results are handed out as they are made."""
-    spec = settings.spec() | _order_of(groups[0][0].data, settings)
     for sources in groups:
+        spec = settings.spec() | _order_of(sources[0].data, settings)
+        drawn = [source.n_sampled for source in sources if source.n_sampled is not None]
+        spec |= {"sample": max(drawn)} if drawn else {}
         made: Any = command.run(sources if command.takes_all(settings) else sources[0], settings)
         results = made if isinstance(made, list) else [Made(next(iter(command.results)), made)]
         kept = []

@@ -23,6 +23,16 @@ class Source:
     shell: Shell
     folder: Path | None = None
     """Where finished pieces may be kept while the analysis is at work: beside the lake, or nowhere."""
+    n_sampled: int | None = None
+    """Examples that were drawn of a run; ``None``: all that the settings name."""
+
+    @property
+    def whole(self) -> xr.Dataset:
+        """Its examples at every layer and position of the run."""
+        run = self.lake[self.run]
+        if self.n_sampled is None:
+            return run.isel(example=slice(0, self.data.sizes["example"]))
+        return run.sel(example=self.data["example"].values)
 
     @property
     def model(self) -> xr.Dataset:

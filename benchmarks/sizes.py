@@ -29,6 +29,7 @@ from threadpoolctl import threadpool_limits
 from analyze import lens_summary, logit_lens
 from analyze.lens.readout import final_norm
 from schemas import MODEL_VARIABLES
+from schemas.vocabulary import PARTS
 from store import RunLayout, create_run, open_lake, write_model
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -41,31 +42,27 @@ NORM = {"smollm2-135m": "rms_norm", "gpt2": "layer_norm", "llama-1b": "rms_norm"
 MEAN_QUESTION = 56
 """Tokens of a GSM8K training question, mean."""
 TOP = 5
+OTHER = "-other"
+"""What the name of a second model of the same axes ends in."""
 Array = np.ndarray[Any, Any]
 
 
-def write_lake(place: Path, name: str, n_example: int, dtype: str, seed: int = 0) -> None:
-    """A model and its run ``NAME/gsm8k``."""
+def write_lake(place: Path, name: str, n_example: int, dtype: str, seed: int = 0, parts: bool = False) -> None:
+    """A model and its run ``NAME/gsm8k``; with ``parts`` what each block's attention and MLP add, too."""
     rng = np.random.default_rng(seed)
-    layout = RunLayout(n_example=n_example, **MODELS[name], n_latent=6, n_answer=12, capture="latent", dtype=dtype)
-    model = read_out(name, rng)
+    axes = MODELS[name.removesuffix(OTHER)]
+    capture = "latent+parts" if parts else "latent"
+    layout = RunLayout(n_example=n_example, **axes, n_latent=6, n_answer=12, capture=capture, dtype=dtype)
+    model = read_out(name.removesuffix(OTHER), rng)
     write_model(
         place,
         name,
         lambda: {key: model[key] for key in MODEL_VARIABLES},
         {**model["attrs"], "fingerprint": {"weights": name}},
     )
-    answer = rng.integers(1, 1000, n_example)
-    steps = np.stack([rng.integers(1, 100, n_example), rng.integers(1, 100, n_example), answer], axis=1).astype(float)
-    columns = {
-        "example": (("example",), np.arange(n_example)),
-        "problem": (("example",), np.arange(n_example)),
-        "question": (("example",), np.array([f"question {i}" for i in range(n_example)], dtype=object)),
-        "gold_answer": (("example",), np.array([str(value) for value in answer], dtype=object)),
-        "intermediate_result": (("example", "step"), steps),
-        "operation": (("example", "step"), rng.choice(np.array(["+", "-", "*", "/"], dtype=object), steps.shape)),
-    }
-    writer = create_run(place, f"{name}/gsm8k", layout, identity={"spec": {"capture": "latent"}}, columns=columns)
+    columns = problems(n_example)
+    answer = columns["intermediate_result"][1][:, -1]
+    writer = create_run(place, f"{name}/gsm8k", layout, identity={"spec": {"capture": capture}}, columns=columns)
     length = np.clip(rng.gamma(6, MEAN_QUESTION / 6, n_example).astype(int), 12, layout.longest_question)
     ended = np.arange(len(layout.positions)) >= layout.positions.index("a0") + rng.integers(5, 13, n_example)[:, None]
     large = rng.choice(layout.hidden, 4, replace=False)
@@ -81,14 +78,43 @@ def write_lake(place: Path, name: str, n_example: int, dtype: str, seed: int = 0
         values["hidden_state"] = np.where(ended[rows, None, :, None], np.nan, states[shard : shard + n]).astype(dtype)
         values["final_state"] = normalised(values["hidden_state"][:, -1], model).astype(dtype)
         values["latent_embedding"] = values["hidden_state"][:, -1, : layout.n_latent]
+        for part in PARTS if parts else ():
+            values[part] = values["hidden_state"][:, ::-1] / 2
         values["attention"] = causal(scores, length[rows], layout).astype(dtype)
         values["attention"] *= ~ended[rows, None, None, :, None]
-        values["token"][:] = np.where(ended[rows], -1, rng.integers(0, VOCABULARY[name], values["token"].shape))
-        values["generated_text"] = np.array([f"The answer is: {value}" for value in answer[rows]], dtype=object)
-        values["predicted_answer"] = answer[rows].astype(float)
+        drawn = rng.integers(0, len(model["token_string"]), values["token"].shape)
+        values["token"][:] = np.where(ended[rows], -1, drawn)
+        values["generated_text"] = np.array([f"The answer is: {value:.0f}" for value in answer[rows]], dtype=object)
+        values["predicted_answer"] = answer[rows]
         values["correct"] = rng.random(n) < 0.6
         values["answer_logprob"] = -rng.exponential(size=n).astype(values["answer_logprob"].dtype)
         writer.write_shard(shard, values)
+
+
+def problems(n_example: int, seed: int = 1) -> dict[str, tuple[tuple[str, ...], Any]]:
+    """Questions of three written steps: the same for every run of as many examples."""
+    rng = np.random.default_rng(seed)
+    operation = rng.choice(np.array(["+", "-", "*"], dtype=object), (n_example, 3))
+    operand = rng.integers(2, 10, (n_example, 4))
+    value, steps, texts = operand[:, 0], [], []
+    for step in range(3):
+        told = zip(value, operation[:, step], operand[:, step + 1], strict=True)
+        texts.append([f"{a}{sign}{b}" for a, sign, b in told])
+        value = np.select(
+            [operation[:, step] == sign for sign in "+-*"],
+            [value + operand[:, step + 1], value - operand[:, step + 1], value * operand[:, step + 1]],
+        )
+        steps.append(value.astype(float))
+    questions = [f"Ann has {row[0]}. Then come {row[1]}, {row[2]} and {row[3]}. How many?" for row in operand]
+    return {
+        "example": (("example",), np.arange(n_example)),
+        "problem": (("example",), np.arange(n_example)),
+        "question": (("example",), np.array(questions, dtype=object)),
+        "gold_answer": (("example",), np.array([str(number) for number in value], dtype=object)),
+        "intermediate_result": (("example", "step"), np.stack(steps, axis=1)),
+        "operation": (("example", "step"), operation),
+        "expression": (("example", "step"), np.array(texts, dtype=object).T),
+    }
 
 
 def read_out(name: str, rng: np.random.Generator) -> dict[str, Any]:

@@ -32,7 +32,8 @@ class Declared(click.Command):
             self.settings.append(TargetSettings)
         parameters = flags.parameters(self.settings)
         if isinstance(declared, Analysis | Experiment):
-            plan = [flags.PLAN] if declared.plan is not None else []
+            plans = declared.cost if isinstance(declared, Analysis) else declared.plan
+            plan = [flags.PLAN] if plans is not None else []
             parameters = [flags.LAKE, flags.RUNS, *parameters, *plan, flags.JSON, flags.CSV]
         if isinstance(declared, Analysis):
             parameters += [flags.SCHEDULER, flags.WORKERS]

@@ -81,17 +81,19 @@ def open_runs(path: str, names: Sequence[str] | None) -> tuple[Any, list[str]]:
 def run_analysis(command: Analysis, settings: Settings, values: Mapping[str, Any], terminal: Terminal) -> None:
     """Run an analysis over each run or over all together, and say what it made."""
     from analyze.cluster import compute_on
-    from analyze.running import analyse, groups_of
+    from analyze.running import analyse, groups_of, plans_of
     from analyze.tables import result_tables
 
     named = settings.runs_to_open(values["runs"] or [])
     groups = groups_of(command, *open_runs(values["path"], named), settings, terminal)
     labels = [" + ".join(source.run for source in group) for group in groups]
-    if values.get("plan") and command.plan is not None:
-        asked = [group if command.takes_all(settings) else group[0] for group in groups]
-        plans = {label: command.plan(sources, settings) for label, sources in zip(labels, asked, strict=True)}
-        show_plans(plans, values["json"])
+    if values.get("plan"):
+        plans = dict(zip(labels, plans_of(command, groups, settings, always=True), strict=True))
+        show_plans({label: (plan.text(), plan.document()) for label, plan in plans.items() if plan}, values["json"])
         return
+    for label, plan in zip(labels, plans_of(command, groups, settings, always=False), strict=True):
+        if plan is not None and (plan.seconds or 0) > 60:
+            terminal.note(f"{label}: {plan.text()}; --limit, --layers and --positions take a part where there are such")
     document: dict[str, Any] = {}
     with compute_on(values["scheduler"], values["workers"]):
         for label, kept in zip(labels, analyse(command, groups, settings), strict=True):

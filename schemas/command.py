@@ -114,6 +114,19 @@ class Part(Limited):
     positions: tuple[str, ...] | None = setting(None, "Only these positions.", metavar="bot,ct0..")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sampled(Settings):
+    """Settings of what reads every example, and of a large run takes a sample."""
+
+    sample: int | None = setting(
+        None,
+        "Examples of problems drawn by chance, as many right and wrong ones as in the run; 0: all. By default all, or"
+        " of a run that would take long as many as fit.",
+        metavar="N",
+        least=0,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Flag:
     """A field of settings, resolved."""
@@ -304,6 +317,33 @@ class Made(NamedTuple):
     """Runs it is of, where it is not of all that were analysed together."""
 
 
+class Reading(NamedTuple):
+    """A part of a run that an analysis reads."""
+
+    part: Any
+    """Lazy array, as the run hands it out: every chunk of the store that it touches is read."""
+    times: float = 1.0
+    """How often."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What an analysis takes, as it says before it reads anything large."""
+
+    states: int = 0
+    """Vectors, or rows of attention, that are worked on."""
+    reads: Sequence[Reading] = ()
+    operations: float
+    """Multiplications and additions; for steps that are no product, as many as take about as long."""
+    memory: float
+    """Bytes held at once, beside the program and what it always needs."""
+    readouts: Sequence[str] = ()
+    """Models whose unembedding is read."""
+    small: Any = None
+    """Settings of a small run; with it and a larger one the time of a whole run is told. None: it is not."""
+    larger: Any = None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Output:
     """What a command has to say."""
@@ -346,8 +386,8 @@ class Analysis(Command):
     """Whether one result is made of all runs; it may depend on the settings."""
     frames: Callable[[str, Any], Mapping[str, Any]] | None = None
     """Tidy tables of a kind of result for ``--json`` and ``--csv``; by default one for each set of dims."""
-    plan: Callable[[Any, Any], tuple[str, Mapping[str, Any]]] | None = None
-    """What a run would cost, as text and as JSON, for ``--plan``."""
+    cost: Callable[[Any, Any], Cost] | None = None
+    """``cost(source, settings)``, as ``run``: what a run takes, for ``--plan`` and for what is said of a long one."""
     stopped: str | Callable[[Mapping[str, Any]], str] = NOTHING_KEPT
     group: str = field(default="analyze", init=False)
 

@@ -4,6 +4,8 @@ from .check import check_model as check_model
 from .check import check_run as check_run
 from .check import taken_up as taken_up
 from .files import RECORD as RECORD
+from .footprint import bytes_to_read as bytes_to_read
+from .footprint import model_bytes as model_bytes
 from .info import describe as describe
 from .info import describe_run as describe_run
 from .info import find as find

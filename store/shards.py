@@ -8,7 +8,7 @@ same: a shard that is written again under an open dataset is read anew, and what
 import hashlib
 import os
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
@@ -238,6 +238,22 @@ class ShardedArray(BackendArray):
         else:
             support, read = indexing.IndexingSupport.OUTER, self._box
         return self.guard.reading(lambda: indexing.explicit_indexing_adapter(key, self.shape, support, read))
+
+    def stored_bytes(self, picks: Sequence[np.ndarray], shards: Iterable[int]) -> int:
+        """Bytes of the chunks, in some shards, that hold any of the product of sorted numbers, one array an axis."""
+        examples, *others = (np.unique(pick // size) for pick, size in zip(picks, self.layout.chunks, strict=True))
+        total = 0
+        for shard in shards:
+            inside = examples[examples // self.grid[0] == shard] % self.grid[0]
+            try:
+                with FileIO(f"{self.guard.folder}/{self.layout.name}/{self.layout.key(shard)}") as file:
+                    known = self._know(shard, f"{self.layout.name}/{self.layout.key(shard)}", file.fileno())
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                continue  # all of it is fill
+            if known is not None and inside.size:
+                chunks = known.index[np.ix_(inside, *others)]
+                total += int(np.where(chunks[..., 0] == ABSENT, 0, chunks[..., 1]).sum())
+        return total
 
     def _points(self, key: tuple[np.ndarray, ...]) -> Any:
         array = zarr.open_array(self.guard, path=self.layout.name, mode="r", zarr_format=3)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from schemas.command import Analysis, Limited, Printed, Table, setting
+from schemas.command import Analysis, Cost, Limited, Printed, Sampled, Table, setting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionSettings(Limited):
+class AttentionSettings(Limited, Sampled):
     """Of which layers shares of attention are taken, and how sure they are."""
 
     layers: tuple[int, ...] | None = setting(None, "Only these layers.", metavar="0,1..")
@@ -28,6 +28,21 @@ def run(source: "Source", settings: AttentionSettings) -> "xr.Dataset":
     writes = writing_position(source.data)
     lazy = attention_summary(source.data["attention"], n_resample=settings.resamples, seed=settings.seed, also=[writes])
     return source.compute(lazy).assign_attrs(writes=writes)
+
+
+def cost(source: "Source", settings: AttentionSettings) -> Cost:
+    """Sums of every row over the targets, and the resamples of their means over heads."""
+    from analyze.cost import limits, places, reading
+
+    rows = source.data["attention"].sel(position=places(source.data))
+    n_target = len(places(source.data, answers=False)) + 2
+    n_row = rows.size // rows.sizes["key_position"]
+    shares = n_row * n_target // rows.sizes["head"]
+    return Cost(
+        states=n_row, reads=[reading(rows)], operations=2.0 * rows.size * n_target + 4.0 * shares * settings.resamples,
+        memory=12.0 * rows.size / rows.sizes["layer"] / max(1, rows.sizes["example"] // 512), **limits(settings,
+        rows.sizes["example"], 128),
+    )  # fmt: skip
 
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
@@ -57,4 +72,5 @@ COMMAND = Analysis(
     settings=AttentionSettings,
     run=run,
     results={"attention": tables},
+    cost=cost,
 )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from schemas.command import Analysis, Limited, Printed, Table, setting
+from schemas.command import Analysis, Cost, Limited, Printed, Sampled, Table, setting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttributionSettings(Limited):
+class AttributionSettings(Limited, Sampled):
     """Of which states the read-out is attributed, and how sure it is."""
 
     positions: tuple[str, ...] | None = setting(
@@ -33,6 +33,24 @@ def run(source: "Source", settings: AttributionSettings) -> "xr.Dataset":
     contribution = source.compute(logit_attribution(data, source.model).to_dataset())["contribution"]
     result = attribution_summary(contribution, n_resample=settings.resamples, seed=settings.seed)
     return result.assign_attrs(run=source.run)
+
+
+def cost(source: "Source", settings: AttributionSettings) -> Cost:
+    """A product of every last state with the unembedding, and one of every part with a token's direction."""
+    from analyze.cost import limits, places, present, reading
+    from schemas.vocabulary import PARTS
+
+    run, model = source.data, source.model
+    chosen = places(run, settings.positions)
+    arrays = [run[name].sel(position=chosen) for name in ("hidden_state", *PARTS) if name in run]
+    hidden, n_layer = run.sizes["hidden"], run.sizes["layer"]
+    n_state = present(run, chosen)
+    return Cost(
+        states=n_state * n_layer, reads=[reading(array) for array in arrays],
+        operations=2.0 * n_state * hidden * (model.sizes["vocabulary"] + 2 * (2 * n_layer + 1)),
+        memory=float(2 * model["unembedding"].nbytes + 4 * 4 * 1024 * n_layer * hidden * 3),
+        readouts=[source.run.partition("/")[0]], **limits(settings, run.sizes["example"], 16),
+    )  # fmt: skip
 
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
@@ -56,4 +74,5 @@ COMMAND = Analysis(
     settings=AttributionSettings,
     run=run,
     results={"attribution": tables},
+    cost=cost,
 )

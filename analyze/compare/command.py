@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from schemas.command import Analysis, Made, Printed, Settings, Table, setting
+from schemas.command import Analysis, Cost, Made, Printed, Settings, Table, setting
 from schemas.words import PATH, filled
 
 if TYPE_CHECKING:
@@ -28,6 +28,17 @@ def run(sources: "Sequence[Source]", settings: CompareSettings) -> list[Made]:
     result = compare(lake, [each.run for each in sources], n_resample=settings.resamples, seed=settings.seed)
     result.encoding["source"] = str(lake.location)  # where it lies is no part of a result
     return [Made("compare", result)]
+
+
+def cost(sources: "Sequence[Source]", settings: CompareSettings) -> Cost:
+    """Resamples of what stored results keep of each example: no activation is read."""
+    from analyze.cost import fewer
+
+    n = sum(source.data.sizes["example"] for source in sources)
+    return Cost(
+        operations=2.0 * n * settings.resamples * 100, memory=8.0 * n * settings.resamples,
+        **fewer(settings, resamples=(2, 20)),
+    )  # fmt: skip
 
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
@@ -79,5 +90,6 @@ COMMAND = Analysis(
     run=run,
     results={"compare": tables},
     together=True,
+    cost=cost,
     frames=frames,
 )

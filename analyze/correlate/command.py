@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from schemas.command import Analysis, Part, Printed, Table, setting
+from schemas.command import Analysis, Cost, Part, Printed, Sampled, Table, setting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorrelationSettings(Part):
+class CorrelationSettings(Part, Sampled):
     """What attention is correlated with, and how."""
 
     importance: str = setting(
@@ -47,7 +47,7 @@ def run(source: "Source", settings: CorrelationSettings) -> "xr.Dataset":
     from analyze.labels import part_of
 
     # Positions are those looked at; the query, which looks, need not be one of them.
-    data = part_of(source.lake[source.run], layers=settings.layers, limit=settings.limit)
+    data = part_of(source.whole, layers=settings.layers)
     importance = importance_for(source, data, settings)
     query = writing_position(data) if settings.query == "written" else settings.query
     looked: Any = answer_attention(data["attention"], query=query)
@@ -65,6 +65,21 @@ def run(source: "Source", settings: CorrelationSettings) -> "xr.Dataset":
             progress=report,
         )
     return result.assign_attrs(query=query)
+
+
+def cost(source: "Source", settings: CorrelationSettings) -> Cost:
+    """Products of the attention of each head with what matters, for every permutation and resample."""
+    from analyze.cost import fewer, places, reading
+
+    run = source.whole
+    query = [label for label in places(run, answers=True) if label in (settings.query, "eot")][-1:]
+    looked = places(run, settings.positions, answers=False)
+    rows = run["attention"].sel(layer=source.data["layer"].values, position=query, key_position=looked)
+    return Cost(
+        states=rows.size // rows.sizes["key_position"], reads=[reading(rows)],
+        operations=8.0 * rows.size * (settings.permutations + settings.resamples), memory=8.0 * 6 * rows.size,
+        **fewer(settings, permutations=(4, 20), resamples=(2, 10)),
+    )  # fmt: skip
 
 
 def importance_for(source: "Source", data: "xr.Dataset", settings: CorrelationSettings) -> "xr.DataArray":
@@ -120,5 +135,6 @@ COMMAND = Analysis(
     settings=CorrelationSettings,
     run=run,
     results={"correlate": tables},
+    cost=cost,
     made_by={"correlate": "--importance corrupt:failure --where corruption=mean"},
 )

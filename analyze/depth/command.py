@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from schemas.command import Analysis, Part, Printed, Table, setting
+from schemas.command import Analysis, Cost, Part, Printed, Sampled, Table, setting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadoutDepthSettings(Part):
+class ReadoutDepthSettings(Part, Sampled):
     """Where read-outs are looked at, and how their means are drawn anew."""
 
     resamples: int = setting(500, "Bootstrap resamples.", least=2)
@@ -27,6 +27,22 @@ def run(source: "Source", settings: ReadoutDepthSettings) -> "xr.Dataset":
     positions = None if settings.positions is None else source.data["position"].values.tolist()
     depth = source.compute(readout_depth(source.data, source.model, positions=positions))
     return depth_summary(depth, n_resample=settings.resamples, seed=settings.seed)
+
+
+def cost(source: "Source", settings: ReadoutDepthSettings) -> Cost:
+    """A product of every state with the unembedding."""
+    from analyze.cost import limits, places, present, reading, states_at
+
+    run, model = source.data, source.model
+    chosen = places(run, settings.positions, answers=False)
+    states = states_at(run, chosen)
+    n_state = present(run, chosen) * states.sizes["layer"]
+    return Cost(
+        states=n_state, reads=[reading(states)],
+        operations=2.0 * n_state * states.sizes["hidden"] * model.sizes["vocabulary"],
+        memory=float(model["unembedding"].nbytes + 2**26), readouts=[source.run.partition("/")[0]],
+        **limits(settings, run.sizes["example"], 8),
+    )  # fmt: skip
 
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
@@ -82,4 +98,5 @@ COMMAND = Analysis(
     settings=ReadoutDepthSettings,
     run=run,
     results={"depth_readout": tables},
+    cost=cost,
 )

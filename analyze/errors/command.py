@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from analyze.errors.spec import ErrorSpec
-from schemas.command import Analysis, Limited, Made, Printed, Table, setting
+from schemas.command import Analysis, Cost, Limited, Made, Printed, Sampled, Table, setting
 from schemas.words import PATH
 
 if TYPE_CHECKING:
@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from analyze.source import Source
 
 
+PASSES = 60
+"""Of L-BFGS for a penalty, as it mostly needs."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class ErrorSettings(ErrorSpec, Limited):
+class ErrorSettings(ErrorSpec, Limited, Sampled):
     """How errors are predicted, and from the codes of which dictionary."""
 
     sae: str | None = setting(None, "Stored dictionary; by default the run's, or a new one.", metavar="RESULT")
@@ -25,7 +29,6 @@ class ErrorSettings(ErrorSpec, Limited):
 def run(source: "Source", settings: ErrorSettings) -> list[Made]:
     """Predict errors from the codes of a stored dictionary, or of one that is learned first."""
     from analyze.errors.prediction import predict_errors
-    from analyze.labels import part_of
     from analyze.sae.dictionary import activation_of
 
     if settings.sae is None and not any(source.run in result.runs for result in source.lake.results("sae")):
@@ -33,10 +36,36 @@ def run(source: "Source", settings: ErrorSettings) -> list[Made]:
         learn_default(source)
     dictionary = source.lake.open_result(settings.sae or source.result("sae"))
     runs = json.loads(dictionary.attrs["runs"])
-    activation = activation_of(dictionary, {run: part_of(source.lake[run], limit=settings.limit) for run in runs})
+    wholes = {run: replace(source, run=run).whole for run in runs}
+    activation = activation_of(dictionary, wholes)
     with source.progress(unit="passes") as report:
         predicted = predict_errors(source.data, dictionary, activation, settings, progress=report)
     return [Made("errors", predicted, {"sae": str(dictionary.attrs["fingerprint"])})]
+
+
+def cost(source: "Source", settings: ErrorSettings) -> Cost:
+    """Codes of every state, and passes over codes and states for every penalty; of a stored dictionary.
+
+    Raises
+    ------
+    MissingRunError
+        If there is no dictionary yet: learning one is what ``lake analyze sae --plan`` tells.
+    """
+    from analyze.cost import limits, reading
+    from analyze.sae.dictionary import activation_of
+
+    dictionary = source.lake.open_result(settings.sae or source.result("sae"))
+    read = activation_of(dictionary, {run: source.whole for run in json.loads(dictionary.attrs["runs"])})
+    parts = list(read.values()) if isinstance(read, Mapping) else [read]
+    size, n_feature = sum(part.size for part in parts), dictionary.sizes["feature"]
+    passes = 2.0 * len(settings.penalties) * min(settings.max_iterations, PASSES)
+    kept = dictionary.attrs.get("k", 16) * size / parts[0].sizes["hidden"]
+    return Cost(
+        states=size // parts[0].sizes["hidden"], reads=[reading(part) for part in parts],
+        operations=2.0 * size * n_feature + passes * 8.0 * (size + 4 * kept),
+        memory=8.0 * 12 * (n_feature + parts[0].sizes["hidden"]) * size / parts[0].sizes["hidden"]
+        / parts[0].sizes["example"] + 2.0**27, **limits(settings, source.data.sizes["example"], 64),
+    )  # fmt: skip
 
 
 def learn_default(source: "Source") -> None:
@@ -103,5 +132,6 @@ COMMAND = Analysis(
     settings=ErrorSettings,
     run=run,
     results={"errors": tables},
+    cost=cost,
     frames=frames,
 )

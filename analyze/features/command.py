@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from schemas.command import Analysis, Made, Printed, Settings, Table, setting
+from schemas.command import Analysis, Cost, Made, Printed, Settings, Table, setting
 
 if TYPE_CHECKING:
     from analyze.source import Source
@@ -57,6 +57,35 @@ def run(sources: "Sequence[Source]", settings: FeatureSettings) -> list[Made]:
             pages = feature_pages(dictionary, source.data, source.model, tokens=settings.tokens)
             made.append(Made("features", pages, told, runs=stored.runs))
     return made
+
+
+def cost(sources: "Sequence[Source]", settings: FeatureSettings) -> Cost:
+    """Directions of features, and the states they fire on most, read out; codes of test problems, for shared ones."""
+    from analyze.cost import fewer, reading
+    from analyze.sae.dictionary import activation_of
+
+    by_run, lake = {source.run: source for source in sources}, sources[0].lake
+    reads, operations, memory, n_state = [], 0.0, 0.0, 0
+    for stored in chosen(sources, settings.sae):
+        dictionary = lake.open_result(stored.name)
+        read = activation_of(dictionary, {run: by_run[run].data for run in stored.runs})
+        n_feature = dictionary.sizes["feature"]
+        for part in read.values() if isinstance(read, Mapping) else [read]:
+            rows = n_feature * dictionary.sizes.get("rank", 0) if len(stored.runs) == 1 else settings.max_problems
+            n_state += rows
+            vocabulary = by_run[stored.runs[0]].model.sizes["vocabulary"] if len(stored.runs) == 1 else 0
+            operations += 2.0 * part.sizes["hidden"] * (rows + 2 * n_feature) * vocabulary
+            if len(stored.runs) > 1:
+                cells = part.size // part.sizes["hidden"] // part.sizes["example"]
+                operations += 2.0 * rows * cells * n_feature * part.sizes["hidden"]
+                operations += 4.0 * rows * cells * n_feature * (settings.resamples + settings.permutations)
+            reads.append(reading(part))
+        memory = max(memory, 4.0 * 8 * n_feature * max(part.sizes["hidden"], 300))
+    return Cost(
+        states=n_state, reads=reads, operations=operations, memory=memory,
+        readouts=[source.run.partition("/")[0] for source in sources],
+        **fewer(settings, resamples=(1, 2), permutations=(1, 2)),
+    )  # fmt: skip
 
 
 def chosen(sources: "Sequence[Source]", name: str | None) -> "list[Result]":
@@ -174,6 +203,7 @@ COMMAND = Analysis(
     settings=FeatureSettings,
     run=run,
     results={"features": tables, "shared_features": shared_tables},
+    cost=cost,
     together=True,
     frames=frames,
 )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from schemas.command import Analysis, Made, Part, Printed, Table, setting
+from schemas.command import Analysis, Cost, Made, Part, Printed, Table, setting
 
 if TYPE_CHECKING:
     from analyze.source import Source
@@ -48,6 +48,32 @@ def run(sources: "Sequence[Source]", settings: GeometrySettings) -> list[Made]:
             fitted = procrustes(*parts, components=settings.rotated, progress=report, **draws)
         made.append(Made("procrustes", fitted, runs=names))
     return made
+
+
+def cost(sources: "Sequence[Source]", settings: GeometrySettings) -> Cost:
+    """Eigenvalues of every layer and position for each draw, axes of each layer, and rotations of every two cells."""
+    from analyze.cost import fewer, places, reading, states_at
+
+    states, operations = [], 0.0
+    cells = []
+    for source in sources:
+        labels = places(source.data, settings.positions, answers=False)
+        n = min(settings.max_problems, source.data.sizes["example"])
+        states.append(states_at(source.data, labels, None if n < source.data.sizes["example"] else n))
+        width, n_cell = source.data.sizes["hidden"], len(labels) * source.data.sizes["layer"]
+        cells.append(n_cell)
+        draws = [(n // 2, settings.resamples), (n, settings.shuffles + 1)]
+        operations += sum(n_cell * times * (6.0 * m * m * width + 4 / 3 * m**3) for m, times in draws)
+        operations += source.data.sizes["layer"] * 2 * (9.0 * width**3 + 20.0 * n * len(labels) * width**2)
+        operations += n_cell * 6.0 * n**2 * width
+    pairs = sum(cells[i] * cells[j] for i in range(len(cells)) for j in range(i, len(cells)))
+    operations += pairs * (1 + settings.shuffles) * 60.0 * settings.rotated**3
+    n = max(part.sizes["example"] for part in states)
+    return Cost(
+        states=sum(cells) * min(settings.max_problems, n), reads=[reading(part, 3) for part in states],
+        operations=operations, memory=8.0 * max(2 * max(cells) ** 2 * settings.max_problems, 10 * width**2),
+        **fewer(settings, resamples=(2, 4), shuffles=(1, 2)),
+    )  # fmt: skip
 
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
@@ -131,5 +157,6 @@ COMMAND = Analysis(
     settings=GeometrySettings,
     run=run,
     results={"geometry": tables, "procrustes": rotations},
+    cost=cost,
     together=True,
 )

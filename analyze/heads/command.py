@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from schemas.command import Analysis, Limited, Printed, Table, setting
+from schemas.command import Analysis, Cost, Limited, Printed, Sampled, Table, setting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadSettings(Limited):
+class HeadSettings(Limited, Sampled):
     """How heads are scored."""
 
     convention: Literal["thoughts", "reports"] = setting("thoughts", "thoughts, or reports: as report 004 computed it.")
@@ -39,6 +39,20 @@ def run(source: "Source", settings: HeadSettings) -> "xr.Dataset":
         seed=settings.seed,
     )
     return source.compute(lazy)
+
+
+def cost(source: "Source", settings: HeadSettings) -> Cost:
+    """The resampled sums of the block of thoughts of every head."""
+    from analyze.cost import limits, reading
+    from analyze.heads.scores import thought_block
+
+    block = thought_block(source.data["attention"], settings.convention)[0]
+    per_example = block.size // block.sizes["example"]
+    return Cost(
+        states=block.size // block.sizes["key_position"], reads=[reading(block)],
+        operations=2.0 * block.size * settings.resamples, memory=8.0 * 6 * settings.resamples * per_example,
+        **limits(settings, block.sizes["example"], 128),
+    )  # fmt: skip
 
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
@@ -91,4 +105,5 @@ COMMAND = Analysis(
     settings=HeadSettings,
     run=run,
     results={"heads": tables},
+    cost=cost,
 )

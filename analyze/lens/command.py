@@ -1,23 +1,19 @@
 """``lake analyze lens``."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from schemas.command import Analysis, Made, Part, Printed, Table, setting
-from schemas.wording import duration_text, size_text
+from schemas.command import Analysis, Cost, Made, Part, Printed, Sampled, Table, setting
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from analyze.source import Source
 
-LONG_PRODUCT = 1e11
-"""Multiplications from which on a read-out may take over a minute, so that it is worth an estimate."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class LensSettings(Part):
+class LensSettings(Part, Sampled):
     """What states are read out with, and what is kept of it."""
 
     lens: tuple[Literal["logit", "tuned", "jacobian"], ...] = setting(
@@ -47,10 +43,6 @@ def run(source: "Source", settings: LensSettings) -> list[Made]:
     """Every lens asked for: its summary and tests, and how well a fitted one does."""
     from analyze.lens.tuned import fit_tuned_lens
 
-    if source.data["hidden_state"].size * source.model.sizes["vocabulary"] > LONG_PRODUCT:
-        text, cost = plan(source, settings)
-        if cost["seconds"] > 60:
-            source.note(f"{text}; --limit, --layers and --positions take a part")
     made: list[Made] = []
     for lens in settings.lens:
         if lens == "logit":
@@ -99,7 +91,7 @@ def compare(source: "Source", settings: LensSettings) -> "xr.Dataset":
     """All lenses on the same held-out problems, of a run whose Jacobians are in the lake."""
     from analyze.lens.jacobian import compare_lenses
 
-    run = source.lake[source.run].isel(example=slice(0, settings.limit))
+    run = source.whole
     jacobian = source.lake.open_result(source.result("jacobian"))
     with source.progress("jacobian lens", "lenses"):
         return compare_lenses(
@@ -133,18 +125,21 @@ def by_thought(source: "Source", settings: LensSettings) -> list[Made]:
     return [Made("thought_lenses", found, {"lens": "tuned"})]
 
 
-def plan(source: "Source", settings: LensSettings) -> tuple[str, dict[str, Any]]:
-    """What the lenses take; the fit of a tuned one is not counted."""
-    from analyze.lens.logit import lens_cost
+def cost(source: "Source", settings: LensSettings) -> Cost:
+    """A product of every state with the unembedding for each lens; the fit of a tuned one takes as long as three."""
+    from analyze.cost import limits, places, present, reading, states_at
 
-    cost = lens_cost(source.data, source.model, positions=chosen_positions(source, settings), top=settings.top)
-    times = len(settings.lens)
-    operations, seconds = times * cost.operations, times * cost.seconds
-    text = (
-        f"{cost.n_state:,} states ({size_text(cost.n_byte)}) over {cost.n_token:,} tokens, "
-        f"{operations:.1e} operations, about {duration_text(seconds)} on this machine"
-    )
-    return text, asdict(cost) | {"operations": operations, "seconds": seconds}
+    run, model = source.data, source.model
+    chosen = places(run, chosen_positions(source, settings))
+    states = states_at(run, chosen)
+    n_state = present(run, chosen) * states.sizes["layer"]
+    product = 2.0 * n_state * states.sizes["hidden"] * model.sizes["vocabulary"]
+    times = sum({"logit": 1.0, "tuned": 4.0, "jacobian": 4.0}[lens] for lens in settings.lens)
+    return Cost(
+        states=n_state, reads=[reading(states, times)], operations=times * product,
+        memory=float(model["unembedding"].nbytes + 2**25), readouts=[source.run.partition("/")[0]],
+        **limits(settings, run.sizes["example"], 4 if settings.lens == ("logit",) else 32),
+    )  # fmt: skip
 
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
@@ -325,5 +320,5 @@ COMMAND = Analysis(
         "lens_edits": "--lens jacobian",
     },
     frames=frames,
-    plan=plan,
+    cost=cost,
 )

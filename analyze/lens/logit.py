@@ -5,15 +5,12 @@ last layer this is the model's own read-out. The tuned lens has one affine map p
 """
 
 import math
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from dask.system import CPU_COUNT
-from threadpoolctl import threadpool_info
 
 from analyze.labels import inherited, labels_along, numbered, require_dims, take
 from analyze.lens.readout import ReadOut, check_model
@@ -149,47 +146,6 @@ def logit_lens(
         lens["is_number"].attrs["long_name"] = "whether the best token begins a word of steps or answers"
     decoded = {"decoded": "word"} if in_words else {}
     return lens.assign_attrs(inherited(run, kind="lens_example", lens=which, **decoded))
-
-
-@dataclass(frozen=True)
-class LensCost:
-    """What a lens over a run takes."""
-
-    n_state: int
-    """States to read out, without the padding of short answers; estimated from the first examples."""
-    n_token: int
-    """Tokens of the vocabulary."""
-    operations: float
-    """Multiplications and additions of the product."""
-    n_byte: int
-    """Bytes of the states, as they are in memory."""
-    seconds: float
-    """On all cores of this machine, from the read-out of the first states."""
-
-
-def lens_cost(run: xr.Dataset, model: xr.Dataset, *, positions: Sequence[str] | None = None, top: int = 5) -> LensCost:
-    """Estimate what :func:`logit_lens` takes, from reading out at most 256 states of the first 64 examples."""
-    check_model(model, run["hidden_state"])
-    if positions is None:
-        positions = [x for x in labels_along(run, "position") if segment_of(x) != "question"]
-    state = take(run["hidden_state"], "position", positions, "the lens")
-    first = np.asarray(state.isel(layer=0, example=slice(0, 64)).transpose(..., "hidden").values)
-    there = np.isfinite(first).all(-1)
-    rows = first[there][:LEAST_BLOCK].astype("float32")
-    n_state = round(float(there.mean()) * state.size / state.sizes["hidden"]) if there.size else 0
-    seconds, readout = 0.0, ReadOut(model)
-    if len(rows):
-        gold = np.zeros((len(rows), 2), dtype="int64")
-        readout.read(rows[:1], top, gold[:1])  # loads the unembedding
-        start = time.perf_counter()
-        readout.read(readout.norm(rows), top, gold)
-        pools = threadpool_info()
-        threads = max((pool["num_threads"] for pool in pools if pool["user_api"] == "blas"), default=1)
-        # Blocks are read out side by side on the cores that one product leaves idle.
-        seconds = (time.perf_counter() - start) / len(rows) * n_state * min(1.0, threads / CPU_COUNT)
-    n_token = model.sizes["vocabulary"]
-    work = 2.0 * n_state * n_token * state.sizes["hidden"]
-    return LensCost(n_state, n_token, work, state.size * state.dtype.itemsize, seconds)
 
 
 def _larger_blocks(chunks: Mapping[Any, tuple[int, ...]]) -> dict[Any, int]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from schemas.command import NOTHING_KEPT, Analysis, Part, Printed, Table, setting
+from schemas.command import NOTHING_KEPT, Analysis, Cost, Part, Printed, Table, setting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -22,6 +22,10 @@ OLD_NAMES = {
     "n_per_class": "per_class",
 }
 """Settings as results of version 0.1 store them."""
+
+
+ITERATIONS = 60
+"""Of a fit, over all its penalties."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +103,23 @@ def run(source: "Source", settings: ProbeSettings) -> "xr.Dataset":
     return result
 
 
+def cost(source: "Source", settings: ProbeSettings) -> Cost:
+    """Iterations of every fit of every cell: folds within folds, penalties, targets and shuffled labels."""
+    from analyze.cost import reading
+
+    states = source.data["hidden_state"]
+    n_cell, n_step = states.sizes["layer"] * states.sizes["position"], source.data[settings.target].sizes.get("step", 1)
+    n = min(settings.max_examples or states.sizes["example"], states.sizes["example"])
+    fits = (settings.folds * (settings.folds - 1) + settings.folds + 1) * n_step * (1 + settings.controls)
+    per_cell = 4.0 * n * states.sizes["hidden"] * fits * ITERATIONS
+    layer, positions = int(states["layer"].values[-1]), tuple(map(str, states["position"].values))
+    small, larger = (replace(settings, layers=(layer,), positions=positions[:k]) for k in (1, 2))
+    return Cost(
+        states=n_cell * n, reads=[reading(states)], operations=n_cell * per_cell,
+        memory=4.0 * 8 * n * (states.sizes["hidden"] + 2 * settings.resamples), small=small, larger=larger,
+    )  # fmt: skip
+
+
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     """A score by layer and position, and the scores over all cells."""
     from analyze.probes.linear import summarise_probes
@@ -169,6 +190,7 @@ COMMAND = Analysis(
     settings=ProbeSettings,
     run=run,
     results={"probes": tables},
+    cost=cost,
     frames=frames,
     stopped=stopped,
 )

@@ -1,12 +1,12 @@
 """``lake analyze sae``."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from analyze.sae.spec import REPORT_LAYERS, REPORT_POSITIONS, SAESpec, Scope
-from schemas.command import Analysis, Made, Part, Printed, Table, setting
+from schemas.command import Analysis, Cost, Made, Part, Printed, Sampled, Table, setting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SAESettings(SAESpec, Part):
+class SAESettings(SAESpec, Part, Sampled):
     """What dictionary is learned, and from which states."""
 
     part: ClassVar[tuple[str, ...]] = ("limit",)  # layers may be one past the last block, positions of latents
@@ -85,6 +85,26 @@ def learn(sources: "Sequence[Source]", settings: SAESettings) -> "xr.Dataset":
     return dictionary
 
 
+def cost(source: "Source | Sequence[Source]", settings: SAESettings) -> Cost:
+    """Products of every training row with encoder and decoder, forward and back, in every epoch."""
+    from analyze.cost import limits, reading
+    from analyze.sae.dictionary import select_cells
+
+    sources = source if isinstance(source, Sequence) else [source]
+    layers, positions = settings.cells()
+    states = [select_cells(each.data, settings.variable, layers=layers, positions=positions) for each in sources]
+    width = sum(part.sizes["hidden"] for part in states)
+    n_row = min(part.size // part.sizes["hidden"] for part in states)
+    n_feature = settings.features or settings.expansion * max(part.sizes["hidden"] for part in states)
+    share = settings.fractions[0] if settings.split != "none" else 1.0
+    trial = limits(replace(settings, epochs=1, save=None), min(each.data.sizes["example"] for each in sources), 16)
+    return Cost(
+        states=n_row * len(states), reads=[reading(part, 4 + share * settings.epochs) for part in states],
+        operations=n_row * width * n_feature * (8.0 * share * settings.epochs + 4.0),
+        memory=4.0 * (6 * width * n_feature + 8 * 256 * n_feature) + 4.0 * settings.buffer_bytes, **trial,
+    )  # fmt: skip
+
+
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     """Explained variance of every cell as rows and columns, and the rest in one line."""
     split = "test" if int(result["n_row"].sel(split="test").sum()) else "train"
@@ -124,6 +144,7 @@ COMMAND = Analysis(
     settings=SAESettings,
     run=run,
     results={"sae": tables},
+    cost=cost,
     together=lambda settings: settings.scope == "crosscoder",
     frames=frames,
 )

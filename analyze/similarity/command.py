@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
 
-from schemas.command import Analysis, Made, Part, Printed, Table, setting
+from schemas.command import Analysis, Cost, Made, Part, Printed, Table, setting
 
 if TYPE_CHECKING:
     from analyze.source import Source
@@ -47,6 +47,27 @@ def run(sources: "Sequence[Source]", settings: SimilaritySettings) -> list[Made]
     return made
 
 
+def cost(sources: "Sequence[Source]", settings: SimilaritySettings) -> Cost:
+    """Products of the Gram matrices of every cell of one run with every one of another, for each draw."""
+    from analyze.cost import fewer, places, reading, states_at
+
+    cells, parts, operations = [], [], 0.0
+    for source in sources:
+        labels = places(source.data, settings.positions, answers=False)
+        parts.append(states_at(source.data, labels))
+        cells.append(len(labels) * source.data.sizes["layer"])
+    n = min(settings.max_problems, *(part.sizes["example"] for part in parts))
+    for first, second in [*combinations(range(len(cells)), 2)] or [(0, 0)]:
+        operations += 2.0 * n**2 * sum(cells[i] * parts[i].sizes["hidden"] for i in (first, second))
+        operations += cells[first] * cells[second] * n**2 * (settings.permutations + settings.resamples / 4)
+        operations += (cells[first] + cells[second]) * n**2 * (20.0 * settings.permutations + 12.0 * settings.resamples)
+    times = max(1, len(sources) - 1)
+    return Cost(
+        states=sum(cells) * n, reads=[reading(part, times) for part in parts], operations=operations,
+        memory=24.0 * n**2 * 2 * max(cells), **fewer(settings, resamples=(1, 3), permutations=(1, 3)),
+    )  # fmt: skip
+
+
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     """Positions against positions, layers against layers, and what each position of the first run is most like."""
     names = f"{result.attrs['first']} (rows) and {result.attrs['second']} (columns)"
@@ -71,5 +92,6 @@ COMMAND = Analysis(
     settings=SimilaritySettings,
     run=run,
     results={"similarity": tables},
+    cost=cost,
     together=True,
 )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from schemas.command import Analysis, Limited, Printed, Table, setting
+from schemas.command import Analysis, Cost, Limited, Printed, Table, setting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -39,6 +39,30 @@ def run(sources: "Sequence[Source]", settings: StabilitySettings) -> "xr.Dataset
             runs, models, max_examples=settings.max_examples, resamples=settings.resamples, shuffles=settings.shuffles,
             seed=settings.seed, progress=report,
         )  # fmt: skip
+
+
+def cost(sources: "Sequence[Source]", settings: StabilitySettings) -> Cost:
+    """Resampled sums of the block of thoughts, the last layer's thoughts read out, and shuffles of every two runs."""
+    from analyze.cost import limits, places, reading, states_at
+    from analyze.heads.scores import thought_block
+
+    reads, operations, memory, n_state = [], 0.0, 0.0, 0
+    for source in sources:
+        block = thought_block(source.data["attention"], "thoughts")[0]
+        states = states_at(source.data, places(source.data, answers=False)[:-1]).isel(layer=[-1])
+        share = min(1.0, (settings.max_examples or states.sizes["example"]) / states.sizes["example"])
+        reads += [reading(block), reading(states)]
+        n_state += int(share * states.size) // states.sizes["hidden"]
+        operations += share * 2.0 * (block.size * settings.resamples + states.size * source.model.sizes["vocabulary"])
+        memory = max(memory, 8.0 * 3 * settings.resamples * block.size / block.sizes["example"])
+        memory += source.model["unembedding"].nbytes
+    heads = sources[0].data.sizes["layer"] * sources[0].data.sizes["head"]
+    operations += len(sources) ** 2 / 2 * settings.shuffles * heads * 2000.0
+    return Cost(
+        states=n_state, reads=reads, operations=operations, memory=memory,
+        readouts=[source.run.partition("/")[0] for source in sources],
+        **limits(settings, max(source.data.sizes["example"] for source in sources), 64),
+    )  # fmt: skip
 
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
@@ -118,5 +142,6 @@ COMMAND = Analysis(
     settings=StabilitySettings,
     run=run,
     results={"stability": tables},
+    cost=cost,
     together=True,
 )

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from schemas.command import Analysis, Part, Printed, Table, setting
-from schemas.wording import duration_text
+from schemas.command import Analysis, Cost, Part, Printed, Sampled, Table, setting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -14,10 +13,12 @@ if TYPE_CHECKING:
 
 SHOWN = 5
 """Problems whose tree is printed."""
+SEARCH = 2e6
+"""Operations that take as long as the search of one problem's trees."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TraceSettings(Part):
+class TraceSettings(Part, Sampled):
     """What thoughts are read with, and what counts as read."""
 
     part: ClassVar[tuple[str, ...]] = ("limit",)  # the lens of thoughts as they are fed reads layer -1
@@ -79,23 +80,21 @@ def read_with(
     return test, maps[settings.lens], layers
 
 
-def plan(source: "Source", settings: TraceSettings) -> tuple[str, dict[str, Any]]:
-    """What traces take, from those of the first problems."""
-    import time
+def cost(source: "Source", settings: TraceSettings) -> Cost:
+    """Three products of every state with the unembedding, and a search for every problem and shuffle."""
+    from analyze.cost import limits, places, reading, states_at
 
-    from analyze.traces.traces import traces
-
-    n, first = source.data.sizes["example"], source.data.isel(example=slice(0, 32))
-    start = time.perf_counter()
-    result = traces(first, source.model, top=settings.top, read=settings.read, permutations=1)
+    run, model = source.data, source.model
+    states = states_at(run, places(run, settings.positions, answers=False)).isel(layer=[-1])
     n_layer = len(settings.layers or (0,))
-    seconds = (time.perf_counter() - start) / 3 * (2 + settings.permutations) * n / first.sizes["example"] * n_layer
-    n_place = result.sizes["position"]
-    text = (
-        f"{n * n_layer:,} traces of {n_place} places, each with {settings.permutations} shuffles, at most about"
-        f" {duration_text(seconds)} on this machine"
-    )
-    return text, {"n_example": n, "n_layer": n_layer, "n_position": n_place, "seconds": seconds}
+    n_state = n_layer * states.size // states.sizes["hidden"]
+    search = SEARCH * n_layer * run.sizes["example"] * (1 + settings.permutations)
+    return Cost(
+        states=n_state, reads=[reading(states, n_layer)],
+        operations=6.0 * n_state * states.sizes["hidden"] * model.sizes["vocabulary"] + search,
+        memory=float(model["unembedding"].nbytes + 2**26 + 4096 * run.sizes["example"]),
+        readouts=[source.run.partition("/")[0]], **limits(settings, run.sizes["example"], 16),
+    )  # fmt: skip
 
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
@@ -205,5 +204,5 @@ COMMAND = Analysis(
     settings=TraceSettings,
     run=run,
     results={"traces": tables},
-    plan=plan,
+    cost=cost,
 )

@@ -1,10 +1,10 @@
 """``lake analyze transfer``."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from schemas.command import Analysis, Made, Part, Printed, Table, setting
+from schemas.command import Analysis, Cost, Made, Part, Printed, Table, setting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from analyze.source import Source
 
 Kind = Literal["probe", "direction", "sae", "tuned"]
+
+
+FIT = 60
+"""Iterations of a regression, over all its penalties."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +99,30 @@ def run(sources: "Sequence[Source]", settings: TransferSettings) -> list[Made]:
                 Made("transfer_lens", transfer_lenses(models, parts, fit, test, settings, progress=report), runs=used)
             )
     return made
+
+
+def cost(sources: "Sequence[Source]", settings: TransferSettings) -> Cost:
+    """Fits of every cell on every run and to shuffled labels, each tested on every run."""
+    from analyze.cost import places, reading, states_at
+
+    reads, operations, memory, n_state = [], 0.0, 0.0, 0
+    for source in sources:
+        states = states_at(source.data, places(source.data, settings.positions, answers=False))
+        n = min(settings.max_examples or states.sizes["example"], states.sizes["example"])
+        n_cell = states.sizes["layer"] * states.sizes["position"]
+        n_step = source.data[settings.target].sizes.get("step", 1) if settings.target in source.data else 1
+        fits = (settings.folds**2 + 1) * n_step * (1 + settings.controls) * len(settings.kind)
+        operations += n_cell * fits * n * states.sizes["hidden"] * 4.0 * FIT
+        n_state += n_cell * n
+        reads.append(reading(states))
+        memory = max(memory, 8.0 * 6 * n * (states.sizes["hidden"] + settings.resamples))
+    layer = int(sources[0].data["layer"].values[-1])
+    labels = tuple(places(sources[0].data, settings.positions, answers=False))
+    small, larger = (replace(settings, layers=(layer,), positions=labels[:k]) for k in (1, 2))
+    return Cost(
+        states=n_state, reads=reads, operations=operations, memory=memory, small=small, larger=larger,
+        readouts=[source.run.partition("/")[0] for source in sources] if "tuned" in settings.kind else [],
+    )  # fmt: skip
 
 
 def read_dictionaries(
@@ -218,4 +246,5 @@ COMMAND = Analysis(
     results={"transfer": tables, "transfer_sae": sae_tables, "transfer_lens": lens_tables},
     made_by={"transfer_sae": "--kind sae", "transfer_lens": "--kind tuned"},
     together=True,
+    cost=cost,
 )

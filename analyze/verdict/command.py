@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from schemas import UsageError
-from schemas.command import Analysis, Printed, Settings, Table, setting
+from schemas.command import Analysis, Cost, Printed, Settings, Table, setting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -47,6 +47,11 @@ def run(source: "Source", settings: VerdictSettings) -> "xr.Dataset":
     controls = settings.control or controls_of(source.lake, source.run)
     by, margin, level = settings.by, settings.margin, settings.level
     return verdict(source.lake, source.run, list(controls), margin=margin, level=level, by=by)
+
+
+def cost(source: "Source", settings: VerdictSettings) -> Cost:
+    """Seconds: figures of stored results are set together, and no activation is read."""
+    return Cost(operations=0.0, memory=8.0 * source.data.sizes["example"])
 
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
@@ -99,4 +104,5 @@ COMMAND = Analysis(
     run=run,
     results={"verdict": tables},
     frames=frames,
+    cost=cost,
 )

@@ -1,0 +1,195 @@
+"""What an analysis would take: what it says itself, what the store knows of its files, and a short trial of it here.
+
+An analysis declares how much it does (``cost`` in its ``command.py``, see :class:`schemas.command.Cost`). How fast
+this machine is at it is found out by running the very analysis twice on a little of the run:
+
+    seconds = t_larger + (work - work_larger) * (t_larger - t_small) / (work_larger - work_small)
+
+so that what a run of any size takes is counted once.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from analyze.labels import labels_along, up_to_eot
+from analyze.source import Source
+from schemas import LakeError, segment_of
+from schemas.command import Analysis, Cost, Reading, Settings
+from schemas.wording import duration_text, size_text
+from store import bytes_to_read, model_bytes
+
+LONG = 2e12
+"""Operations from which on an analysis may take over a minute, so that it is worth a trial."""
+FIRST_LOOK = 5e13
+"""Operations that an analysis of every example is held to where nothing is said: some ten minutes on two cores.
+A number of operations and not of seconds, so that the same examples are taken on every machine."""
+FLOAT = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run of an analysis takes."""
+
+    n_example: int
+    n_state: int
+    """Vectors, or rows of attention, that are read."""
+    operations: float
+    n_byte: int
+    """Read, as they are stored."""
+    memory: float
+    """Bytes held at once."""
+    seconds: float | None
+    """On this machine; ``None``: there is nothing to try it on."""
+
+    def text(self) -> str:
+        """In one line."""
+        tried = "" if self.seconds is None else f", about {duration_text(self.seconds)} on this machine"
+        return (
+            f"{self.n_example:,} examples, {self.n_state:,} states or rows; {size_text(self.n_byte)} to read,"
+            f" {self.operations:.1e} operations, {size_text(self.memory)} of memory{tried}"
+        )
+
+    def document(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return asdict(self)
+
+
+class Quiet:
+    """A shell that says nothing, for trials."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def progress(self, label: str, unit: str = "") -> AbstractContextManager[Callable[..., None]]:
+        """Nothing."""
+        return nullcontext(lambda *_: None)
+
+    def confirm(self, question: str) -> bool:
+        """Nothing is asked of a trial."""
+        return False
+
+    def words(self, runs: Sequence[str] = (), without: Sequence[str] = ()) -> list[str]:
+        """None: no result of a trial is stored."""
+        return []
+
+
+Regroup = Callable[[Settings], Sequence[Source]]
+"""The sources of one call of an analysis under other settings."""
+
+
+def plan_of(command: Analysis, sources: Sequence[Source], settings: Settings, regroup: Regroup) -> Plan:
+    """What one call of an analysis takes, with the time of two short trials of it."""
+    cost = declared(command, sources, settings)
+    by_run = {source.run: source for source in sources}
+    n_byte = sum(model_bytes(sources[0].lake, name) for name in cost.readouts)
+    for read in cost.reads:
+        source = by_run.get(str(read.part.attrs.get("run")), sources[0])
+        n_byte += round(bytes_to_read(source.lake, source.run, read.part) * read.times)
+    return Plan(
+        n_example=sum(source.data.sizes["example"] for source in sources), n_state=cost.states,
+        operations=cost.operations, n_byte=n_byte, memory=cost.memory, seconds=seconds_of(command, cost, regroup),
+    )  # fmt: skip
+
+
+def declared(command: Analysis, sources: Sequence[Source], settings: Settings) -> Cost:
+    """What the analysis says itself."""
+    assert command.cost is not None
+    return command.cost(sources if command.takes_all(settings) else sources[0], settings)
+
+
+def seconds_of(command: Analysis, cost: Cost, regroup: Regroup) -> float | None:
+    """Time of a run from trials of a small one, done twice as the first also loads what it needs, and a larger one."""
+    if cost.small is None or cost.larger is None:
+        return None
+    times, work = [], []
+    for settings in (cost.small, cost.small, cost.larger):
+        try:
+            sources = [replace(source, shell=Quiet(), folder=None) for source in regroup(settings)]
+            work.append(declared(command, sources, settings).operations)
+            start = time.perf_counter()
+            command.run(sources if command.takes_all(settings) else sources[0], settings)
+        except LakeError:  # so little of a run may be too little for it
+            return None
+        times.append(time.perf_counter() - start)
+    rate = max(0.0, times[2] - times[1]) / max(work[2] - work[1], 1.0)
+    return float(times[2] + (cost.operations - work[2]) * rate)
+
+
+def sampled(command: Analysis, source: Source, settings: Settings) -> Source:
+    """A source with the sample that settings ask for, or that a large run is held to; said where it is so."""
+    n, asked = source.data.sizes["example"], getattr(settings, "sample", 0)
+    if asked is None and command.cost is not None and getattr(settings, "limit", None) is None:
+        asked = int(n * FIRST_LOOK / max(1.0, declared(command, [source], settings).operations))
+        if asked < n:
+            asked = max(50, asked // 50 * 50)
+            source.note(
+                f"of {n:,} examples {asked:,} are taken, of problems drawn by chance; --sample 0 takes all, in"
+                f" {n / asked:.1f} times the time"
+            )
+    if not asked or asked >= n:
+        return source
+    data = source.data.isel(example=drawn(source.data, asked, getattr(settings, "seed", 0)))
+    return replace(source, data=data, n_sampled=asked)
+
+
+def drawn(run: xr.Dataset, n: int, seed: int) -> np.ndarray:
+    """About n examples of whole problems, (row,): as large a share of those answered right as of the others."""
+    problem = np.asarray(run["problem"].values if "problem" in run.coords else run["example"].values)
+    right = np.asarray(run["correct"].values, dtype=bool) if "correct" in run else np.zeros(len(problem), bool)
+    unique, first, inverse, count = np.unique(problem, return_index=True, return_inverse=True, return_counts=True)
+    rng, taken = np.random.default_rng([seed, 2]), np.zeros(len(unique), dtype=bool)
+    for stratum in (False, True):
+        order = rng.permutation(np.flatnonzero(right[first] == stratum))
+        share = n * count[order].sum() / len(problem)
+        taken[order[np.cumsum(count[order]) <= share + 0.5]] = True
+    return np.flatnonzero(taken[inverse])
+
+
+# What the costs of several analyses are made of
+
+
+def places(run: xr.Dataset, positions: Sequence[str] | None = None, *, answers: bool = True) -> list[str]:
+    """Positions that an analysis looks at: those given; or from ``bot`` on; or between question and answer."""
+    if positions is not None:
+        return [str(label) for label in run["position"].values if label in positions]
+    labels = labels_along(run if answers else up_to_eot(run), "position")
+    return [label for label in labels if segment_of(label) != "question"] if answers else labels
+
+
+def present(run: xr.Dataset, positions: Sequence[str]) -> int:
+    """How many of the positions the examples have, one by one: a token stands there, or a thought is fed."""
+    part = run[["token", "segment"]].sel(position=list(positions))
+    return int(((part["token"] >= 0) | (part["segment"] == "latent")).sum())
+
+
+def states_at(run: xr.Dataset, positions: Sequence[str], rows: int | None = None) -> xr.DataArray:
+    """States of a run at positions, of the first rows where that is how many are drawn."""
+    return run["hidden_state"].sel(position=list(positions)).isel(example=slice(0, rows))
+
+
+def limits(settings: Any, n: int, least: int = 32) -> dict[str, Any]:
+    """``small`` and ``larger`` settings of a trial on the first examples."""
+    whole = min(n, getattr(settings, "limit", None) or n)
+    sizes = [min(whole, least), min(whole, 4 * least)]
+    extra = {"sample": 0} if hasattr(settings, "sample") else {}
+    small, larger = (replace(settings, limit=size, **extra) for size in sizes)
+    return {"small": small, "larger": larger}
+
+
+def fewer(settings: Any, **counts: tuple[int, int]) -> dict[str, Any]:
+    """``small`` and ``larger`` settings of a trial with fewer draws."""
+    chosen: list[Mapping[str, int]] = [
+        {name: min(getattr(settings, name), pair[end]) for name, pair in counts.items()} for end in (0, 1)
+    ]
+    return {"small": replace(settings, **chosen[0]), "larger": replace(settings, **chosen[1])}
+
+
+def reading(part: xr.DataArray, times: float = 1.0) -> Reading:
+    """A part that is read so often."""
+    return Reading(part, times)

@@ -1,0 +1,142 @@
+"""Every analysis of a lake: what it says that it takes, and what it takes.
+
+    python benchmarks/analyses.py LAKE [RUN]... [--only NAME,..] [--out FILE.json]
+
+Each is asked for its plan and then run, in a process of its own, on one thread: bytes of chunks that are read, seconds
+of processor and clock, the largest memory. ``LAKE`` is one of ``sizes.py --keep``; results are stored in it. Written to
+FILE.json, which ``results.py`` makes RESULTS.md of.
+
+arithmetic   the operations that an analysis declares over the rate of a product of matrices in the same minute, by
+             processor time: how much of it the formula needs.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+LINES: dict[str, list[str]] = {
+    "heads": [],
+    "attention": [],
+    "lens": [],
+    "depth": [],
+    "traces": [],
+    "attribution": [],
+    "correlate": [],
+    "probes": [],
+    "sae": [],
+    "errors": [],
+    "features": [],
+    "geometry": [],
+    "similarity": [],
+    "stability": [],
+    "transfer": [],
+    "compare": [],
+    "verdict": [],
+}
+"""Analyses in an order in which what one leaves is there for the next, and their options."""
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def child(words: list[str]) -> None:
+    """Run a command and write what it took as the last line of standard error."""
+    from lake import app
+    from store.guard import Guard
+    from store.shards import ShardedArray
+
+    read = {"chunks": 0, "model": 0}
+    decode, static = ShardedArray._decode, Guard._static
+
+    def counted(self: Any, file: int, offset: int, length: int, chunk: Any) -> Any:
+        read["chunks"] += length
+        return decode(self, file, offset, length, chunk)
+
+    async def counted_static(self: Any, key: str) -> bytes:
+        content = await static(self, key)
+        read["model"] += len(content) if self.kind == "model" else 0
+        return content
+
+    ShardedArray._decode, Guard._static = counted, counted_static  # type: ignore[method-assign]
+    start = time.perf_counter()
+    app(args=words, standalone_mode=False)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    taken = {"seconds": time.perf_counter() - start, "cpu": usage.ru_utime + usage.ru_stime,
+             "memory": usage.ru_maxrss * 1024, **read}  # fmt: skip
+    print(json.dumps(taken), file=sys.stderr)
+
+
+def measured(words: list[str], timeout: float) -> dict[str, Any]:
+    """What a command took; or what it said where it failed."""
+    command = [sys.executable, __file__, "--child", *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=ENVIRONMENT)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"stopped after {timeout:.0f} s"}
+    lines = done.stderr.strip().splitlines() or [""]
+    if done.returncode:
+        return {"failed": lines[-1]}
+    return {**json.loads(lines[-1]), "said": lines[:-1], "printed": done.stdout}
+
+
+def product_rate() -> float:
+    """Operations of a float32 product of matrices in a second of processor time."""
+    import numpy as np
+
+    matrix = np.ones((1536, 1536), dtype="float32")
+    times = []
+    for _ in range(3):
+        start = time.process_time()
+        matrix @ matrix
+        times.append(time.process_time() - start)
+    return float(2 * 1536**3 / min(times))
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--child"]:
+        child(sys.argv[2:])
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lake", type=Path)
+    parser.add_argument("runs", nargs="*")
+    parser.add_argument("--only", default=",".join(LINES))
+    parser.add_argument("--options", default="", help="added to every command, as '--limit 500'")
+    parser.add_argument("--timeout", type=float, default=1200)
+    parser.add_argument("--out", type=Path, default=Path("analyses.json"))
+    given = parser.parse_args()
+    rows = json.loads(given.out.read_text()) if given.out.exists() else []
+    for name in given.only.split(","):
+        words = ["analyze", name, str(given.lake), *given.runs, *LINES[name], *given.options.split()]
+        plan = measured([*words, "--plan", "--json"], given.timeout)
+        told = json.loads(plan["printed"]) if "printed" in plan else {}
+        taken = measured(words, given.timeout)
+        taken.pop("printed", None)
+        row = {"analysis": name, "lake": given.lake.stem, "options": given.options, "rate": product_rate(),
+               "plan": list(told.values()), "plan_cpu": plan.get("cpu"), **taken}  # fmt: skip
+        rows.append(row)
+        given.out.write_text(json.dumps(rows, indent=1) + "\n")
+        print(line(row), flush=True)
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row in a few words."""
+    if "failed" in row:
+        return f"{row['analysis']}: {row['failed']}"
+    told = row["plan"]
+    seconds = sum(plan["seconds"] or 0 for plan in told)
+    n_byte, operations = (sum(plan[key] for plan in told) for key in ("n_byte", "operations"))
+    read = row["chunks"] + row["model"]
+    return (
+        f"{row['analysis']}: {row['cpu']:.1f} s of processor, {row['seconds']:.1f} s ({seconds:.1f} told),"
+        f" {row['memory'] / 1e9:.2f} GB; {row['chunks'] / 1e6:.1f} + {row['model'] / 1e6:.1f} MB read"
+        f" ({n_byte / 1e6:.1f} told, {n_byte / max(read, 1):.2f}); arithmetic {operations / row['rate']:.1f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()

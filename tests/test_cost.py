@@ -1,0 +1,92 @@
+"""What analyses say that they take: each of them, the bytes they read, and the sample of a large run."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from synthetic import make_model, make_run, write_run
+
+import lake as command_line
+from analyze import cost as costs
+from lake import app
+from schemas.command import Analysis
+from schemas.registry import own_commands
+from store import open_lake
+from store.shards import ShardedArray
+
+ANALYSES = [command for command in own_commands() if isinstance(command, Analysis)]
+READING = {
+    "heads": (),
+    "attention": ("--layers", "0,2"),
+    "lens": ("--positions", "ct0,ct3"),
+    "depth": ("--layers", "1"),
+    "correlate": ("--query", "eot"),
+    "similarity": ("--resamples", "2", "--permutations", "2"),
+    "stability": ("--resamples", "2", "--shuffles", "2"),
+}
+"""Analyses that need nothing else in the lake, and some of their options."""
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A lake of one run, in several shards."""
+    place = tmp_path_factory.mktemp("lakes") / "made.lake"
+    model = make_model()
+    write_run(place, make_run(n_example=90, twins=True, model=model), model, shard_examples=32)
+    return place
+
+
+def called(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[str, str]:
+    with pytest.raises(SystemExit) as left:
+        command_line.main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    assert left.value.code == 0, err
+    return out, err
+
+
+@pytest.mark.parametrize("command", ANALYSES, ids=lambda command: command.name)
+def test_every_analysis_says_what_it_takes(command: Analysis) -> None:
+    assert command.cost is not None
+    flags = [parameter.opts[0] for parameter in app.commands["analyze"].get_command(None, command.name).params]
+    assert "--plan" in flags
+
+
+@pytest.mark.parametrize(("name", "options"), READING.items())
+def test_bytes_are_those_that_are_read(
+    path: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, options: tuple[str, ...]
+) -> None:
+    read = [0]
+    decode = ShardedArray._decode
+
+    def counted(self: ShardedArray, file: int, offset: int, length: int, chunk: np.ndarray) -> int | None:
+        read[0] += length
+        return decode(self, file, offset, length, chunk)
+
+    out, err = called(capsys, "analyze", name, path, *options, "--plan", "--json")
+    (plan,) = json.loads(out).values()
+    monkeypatch.setattr(ShardedArray, "_decode", counted)
+    called(capsys, "analyze", name, path, *options)
+    model = sum(each.stat().st_size for each in (path / "made-up").glob("*/c/**/*") if "problems" not in each.parts)
+    readout = plan["n_byte"] - model if name in ("lens", "depth", "stability") else plan["n_byte"]
+    assert abs(readout - read[0]) <= 0.05 * read[0] + 2000
+    assert plan["seconds"] > 0 and plan["memory"] > 0 and plan["n_state"] > 0
+
+
+def test_a_large_run_is_sampled_by_problem_and_outcome(
+    path: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_lake(path)["made-up/problems"]
+    rows = costs.drawn(run, 40, seed=0)
+    assert np.array_equal(rows, costs.drawn(run, 40, seed=0))
+    assert 34 <= len(rows) <= 42
+    problem, right = run["problem"].values, run["correct"].values.astype(bool)
+    assert not set(problem[rows]) & set(np.delete(problem, rows))
+    assert abs(right[rows].mean() - right.mean()) < 0.1
+    monkeypatch.setattr(costs, "FIRST_LOOK", 1e5)
+    out, err = called(capsys, "analyze", "lens", path, "--layers", "0")
+    assert "of 90 examples 50 are taken" in err and "--sample 0 takes all" in err
+    out, err = called(capsys, "analyze", "lens", path, "--layers", "0", "--sample", "0")
+    assert "are taken" not in err
+    specs = [result.spec for result in open_lake(path).results("lens") if result.spec.get("layers") == [0]]
+    assert {spec.get("sample") for spec in specs} == {0} | {len(costs.drawn(run, 50, 0))} or {50, 0}
