@@ -104,7 +104,10 @@ def declared(command: Analysis, sources: Sequence[Source], settings: Settings) -
 
 
 def seconds_of(command: Analysis, cost: Cost, regroup: Regroup) -> float | None:
-    """Time of a run from trials of a small one, done twice as the first also loads what it needs, and a larger one."""
+    """Time of a run from trials of a small one, done twice as the first also loads what it needs, and a larger one.
+
+    By the clock or the processor, whichever says less: what else the machine is at in that moment is not counted.
+    """
     if cost.small is None or cost.larger is None:
         return None
     times, work = [], []
@@ -112,11 +115,11 @@ def seconds_of(command: Analysis, cost: Cost, regroup: Regroup) -> float | None:
         try:
             sources = [replace(source, shell=Quiet(), folder=None) for source in regroup(settings)]
             work.append(declared(command, sources, settings).operations)
-            start = time.perf_counter()
+            start = time.perf_counter(), time.process_time()
             command.run(sources if command.takes_all(settings) else sources[0], settings)
         except LakeError:  # so little of a run may be too little for it
             return None
-        times.append(time.perf_counter() - start)
+        times.append(min(time.perf_counter() - start[0], time.process_time() - start[1]))
     rate = max(0.0, times[2] - times[1]) / max(work[2] - work[1], 1.0)
     return float(times[2] + (cost.operations - work[2]) * rate)
 

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from analyze.source import Source
 
 
+ROW = 20.0
+"""Operations that take as long as reading a number of a row of attention and adding it up."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CorrelationSettings(Part, Sampled):
     """What attention is correlated with, and how."""
@@ -73,11 +77,12 @@ def cost(source: "Source", settings: CorrelationSettings) -> Cost:
 
     run = source.whole
     query = [label for label in places(run, answers=True) if label in (settings.query, "eot")][-1:]
-    looked = places(run, settings.positions, answers=False)
-    rows = run["attention"].sel(layer=source.data["layer"].values, position=query, key_position=looked)
+    rows = run["attention"].sel(layer=source.data["layer"].values, position=query)
+    n_value = rows.sizes["example"] * rows.sizes["layer"] * len(places(run, settings.positions, answers=False))
     return Cost(
         states=rows.size // rows.sizes["key_position"], reads=[reading(rows)],
-        operations=8.0 * rows.size * (settings.permutations + settings.resamples), memory=8.0 * 6 * rows.size,
+        operations=8.0 * n_value * (settings.permutations + settings.resamples) + ROW * rows.size,
+        memory=8.0 * 10 * n_value + 2.0**28,
         **fewer(settings, permutations=(4, 20), resamples=(2, 10)),
     )  # fmt: skip
 
