@@ -70,7 +70,7 @@ def test_bytes_are_those_that_are_read(
     model = sum(each.stat().st_size for each in (path / "made-up").glob("*/c/**/*") if "problems" not in each.parts)
     readout = plan["n_byte"] - model if name in ("lens", "depth", "stability") else plan["n_byte"]
     assert abs(readout - read[0]) <= 0.05 * read[0] + 2000
-    assert plan["seconds"] > 0 and plan["memory"] > 0 and plan["n_state"] > 0
+    assert min(plan["seconds"], plan["memory"], plan["n_state"]) > 0
 
 
 def test_a_large_run_is_sampled_by_problem_and_outcome(
@@ -85,8 +85,9 @@ def test_a_large_run_is_sampled_by_problem_and_outcome(
     assert abs(right[rows].mean() - right.mean()) < 0.1
     monkeypatch.setattr(costs, "FIRST_LOOK", 1e5)
     out, err = called(capsys, "analyze", "lens", path, "--layers", "0")
-    assert "of 90 examples 50 are taken" in err and "--sample 0 takes all" in err
+    assert "of 90 examples 50 are taken" in err
+    assert "--sample 0 takes all" in err
     out, err = called(capsys, "analyze", "lens", path, "--layers", "0", "--sample", "0")
     assert "are taken" not in err
     specs = [result.spec for result in open_lake(path).results("lens") if result.spec.get("layers") == [0]]
-    assert {spec.get("sample") for spec in specs} == {0} | {len(costs.drawn(run, 50, 0))} or {50, 0}
+    assert {spec.get("sample") for spec in specs} == {0, 50}
