@@ -113,7 +113,7 @@ def problems(n_example: int, seed: int = 1) -> dict[str, tuple[tuple[str, ...], 
         "gold_answer": (("example",), np.array([str(number) for number in value], dtype=object)),
         "intermediate_result": (("example", "step"), np.stack(steps, axis=1)),
         "operation": (("example", "step"), operation),
-        "expression": (("example", "step"), np.array(texts, dtype=object).T),
+        "expression": (("example", "step"), np.stack([np.array(text, dtype=object) for text in texts], axis=1)),
     }
 
 

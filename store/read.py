@@ -173,7 +173,8 @@ class Lake(Groups):
         if known[0] != identity:  # a gigabyte for 128,000 tokens, and one analysis asks for it several times
             group = open_group(Guard(self.location, name, "model", attributes["files"]), attributes, stored=True)
             known = self.__dict__["_model"] = identity, group.load()
-        return known[1].copy()
+        loaded: xr.Dataset = known[1]
+        return loaded.copy()
 
     def write_result(
         self, kind: str, dataset: xr.Dataset, *, runs: list[str], spec: Mapping[str, Any], command: Sequence[str] = ()
