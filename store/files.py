@@ -250,7 +250,7 @@ def column(name: str, values: Any, dims: tuple[str, ...], **attributes: Any) -> 
             first = first[0]
         values = np.array(values, dtype=object if isinstance(first, str) else None)  # else as wide as the longest text
     if values.dtype.kind in "OUT":
-        values = values.astype(np.dtypes.StringDType())
+        values = values.astype(np.dtypes.StringDType(), order="C")  # Zarr writes texts in the order of memory
     chunks = (*(min(size, COLUMN_CHUNK) for size in values.shape[:1]), *values.shape[1:])
     return name, {
         "data": values,

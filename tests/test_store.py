@@ -115,6 +115,15 @@ def test_only_committed_examples_are_read(place: Path, tmp_path: Path) -> None:
     assert everything["committed"].values.tolist() == [False] * 4 + [True] * 3
 
 
+def test_texts_are_stored_by_place_whatever_their_order_in_memory(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place, lake := tmp_path / "texts.lake")
+    texts = np.array([[f"{row} {column}" for row in range(6)] for column in range(3)], dtype=object).T
+    assert texts.flags.f_contiguous
+    opened = open_lake(lake)
+    name = opened.write_result("texts", xr.Dataset({"text": (("row", "column"), texts)}), runs=opened.runs(), spec={})
+    np.testing.assert_array_equal(opened.open_result(name)["text"].values, texts)
+
+
 def test_results_are_labelled_and_name_what_they_read(place: Path, tmp_path: Path) -> None:
     lake = open_lake(Path(shutil.copytree(place, tmp_path / "r.lake")))
     kinds = np.array(["a", "b"], dtype=object)
