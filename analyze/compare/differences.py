@@ -82,6 +82,8 @@ def compare(
         for run in runs:
             result = _result_of(part, run, stored, marks) if part.kind else None
             if part.kind and result is None:
+                if part.of_thoughts and not attributes[run]["layout"]["n_latent"]:
+                    continue
                 missing.append(
                     f"{run}: {part.name}; {line(part.kind, part.options).replace('RUNS', _source_run(lake, part, run))}"
                 )

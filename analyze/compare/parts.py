@@ -35,6 +35,8 @@ class Part:
     """Which results of the kind fit, by their settings."""
     on_pairs: bool = False
     """Whether it takes a run over clean/corrupted pairs."""
+    of_thoughts: bool = False
+    """Whether a run without thoughts can have none of it."""
 
 
 @dataclass(slots=True)
@@ -273,12 +275,12 @@ PARTS: Sequence[Part] = (
          read=_step_probes, main="step_probe", where=lambda spec: bool(spec.get("target") == "intermediate_result")),
     Part(name="sparse autoencoder", kind="sae", read=_sae),
     Part(name="error prediction", kind="errors", read=_errors, main="error_auroc"),
-    Part(name="importance", kind="corrupt", read=_importance, main="importance"),
+    Part(name="importance", kind="corrupt", read=_importance, main="importance", of_thoughts=True),
     Part(name="attention of the answer", kind="attention", read=_attention,
-         main="attention"),
-    Part(name="heads", kind="heads", read=_heads, where=by_thoughts),
+         main="attention", of_thoughts=True),
+    Part(name="heads", kind="heads", read=_heads, where=by_thoughts, of_thoughts=True),
     Part(name="position ablation", kind="ablate", read=_ablation,
-         main="ablation_accuracy", where=by_carrying),
+         main="ablation_accuracy", where=by_carrying, of_thoughts=True),
     Part(name="patching", kind="patch", read=_patching, main="patch_clean",
-         where=lambda spec: not spec.get("preset") and into_corrupted(spec), on_pairs=True),
+         where=lambda spec: not spec.get("preset") and into_corrupted(spec), on_pairs=True, of_thoughts=True),
 )  # fmt: skip

@@ -69,7 +69,8 @@ def select_cells(
     variable : str
         ``hidden_state``, ``final_state``, ``latent_embedding``, or ``all_states`` for :func:`with_final_state`.
     layers, positions : labels
-        All layers, and the positions from ``bot`` to the last thought, where absent.
+        Where absent, all layers, and the positions from ``bot`` to the last thought, or ``q-1`` where the answer
+        follows at once.
 
     Raises
     ------
@@ -82,8 +83,9 @@ def select_cells(
         )
     array = with_final_state(run) if variable == "all_states" else run[variable]
     if positions is None and "segment" in array.coords and "position" in array.dims:
-        segment = array["segment"].values
-        positions = array["position"].values[np.isin(segment, ("bot", "latent"))].tolist()
+        segment, labels = array["segment"].values, array["position"].values
+        between = labels[np.isin(segment, ("bot", "latent"))]
+        positions = (between if len(between) else labels[segment == "question"][-1:]).tolist()
     wanted = {"layer": layers, "position": positions, "latent": positions if "latent" in array.dims else None}
     for dim, labels in wanted.items():
         if labels is None or dim not in array.dims:

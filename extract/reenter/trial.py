@@ -119,6 +119,11 @@ def places_of(
     """
     target = trial.target
     refuse_layers([site], layers)
+    if not target.thoughts and (positions is None or site == "latent_embedding"):
+        raise UsageError(
+            f"{target.run} has no thoughts (protocol {target.reasoner.protocol.name}), so nothing is fed there; its"
+            f" states can be changed, with --site hidden_state --positions {target.reasoner.places.middle[-1]}"
+        )
     if positions is not None:
         check_positions(positions, target.reasoner.places)
         known = target.thoughts if site == "latent_embedding" else target.reasoner.places.middle

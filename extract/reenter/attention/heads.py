@@ -70,6 +70,7 @@ def ablate_heads(
         If heads were never scored, or not by this score.
     """
     settings = settings or AblateHeadsSettings()
+    target.need_thoughts("heads")
     heads = all_heads(target)
     ranked = list(ranking) if ranking is not None else rank_heads(target, settings.by)
 

@@ -68,6 +68,7 @@ def attribute(target: Target, settings: AttributeSettings | None = None) -> xr.D
     """
     settings = settings or AttributeSettings()
     steps, seed = settings.steps, settings.seed
+    target.need_thoughts("attribute")
     pairs = pairs_to_score(target, one_length=steps > 1)
     nodes = nodes_of(target, pairs.n_place)
     rng = np.random.default_rng(seed)

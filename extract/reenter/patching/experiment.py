@@ -97,6 +97,7 @@ def patch(target: Target, settings: PatchSettings | None = None) -> xr.Dataset:
         If the run has no pairs, or none that counts.
     """
     settings = settings or PatchSettings()
+    target.need_thoughts("patch")
     refuse_layers(settings.sites, settings.layers)
     pairs = pairs_of(target)
     layers = settings.layers or (report_layers(target) if settings.preset else None)
