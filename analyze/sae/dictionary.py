@@ -83,9 +83,9 @@ def select_cells(
         )
     array = with_final_state(run) if variable == "all_states" else run[variable]
     if positions is None and "segment" in array.coords and "position" in array.dims:
-        segment, labels = array["segment"].values, array["position"].values
-        between = labels[np.isin(segment, ("bot", "latent"))]
-        positions = (between if len(between) else labels[segment == "question"][-1:]).tolist()
+        segment, known_labels = array["segment"].values, array["position"].values
+        between = known_labels[np.isin(segment, ("bot", "latent"))]
+        positions = (between if len(between) else known_labels[segment == "question"][-1:]).tolist()
     wanted = {"layer": layers, "position": positions, "latent": positions if "latent" in array.dims else None}
     for dim, labels in wanted.items():
         if labels is None or dim not in array.dims:
