@@ -63,11 +63,11 @@ def attention_shares(attention: xr.DataArray, also: Sequence[str] = ()) -> xr.Da
     thoughts = thought_labels(attention, "key_position")
     answer = [x for x in queries if segment_of(x) == "answer"]
     single = [x for x in queries if x not in answer]
-    if not single or not thoughts:
-        name = attention.name or "the array"
-        raise SchemaError(
-            f"{what} are between thoughts, and from the answer to them; {name} is of a run without thoughts"
-        )
+    name = attention.name or "the array"
+    if not thoughts:
+        raise SchemaError(f"{what} are between thoughts, and from the answer to them; {name} is of a run without any")
+    if not single:
+        raise SchemaError(f"{what} need queries from bot on; {name} has none")
     targets = ["question", "bot", *thoughts, "eot", "answer"]
     target_of = [x if x in targets else segment_of(x) for x in labels_along(attention, "key_position")]
     member = xr.DataArray(
