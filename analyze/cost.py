@@ -103,6 +103,17 @@ def declared(command: Analysis, sources: Sequence[Source], settings: Settings) -
     return command.cost(sources if command.takes_all(settings) else sources[0], settings)
 
 
+def operations_of(command: Analysis, sources: Sequence[Source], settings: Settings) -> float:
+    """Operations that an analysis declares; 0 where they cannot be told: what a run then lacks it says itself.
+
+    So the codes of a dictionary that is learned first are not counted.
+    """
+    try:
+        return 0.0 if command.cost is None else declared(command, sources, settings).operations
+    except LakeError:
+        return 0.0
+
+
 def seconds_of(command: Analysis, cost: Cost, regroup: Regroup) -> float | None:
     """Time of a run from trials of a small one, done twice as the first also loads what it needs, and a larger one.
 
@@ -127,8 +138,8 @@ def seconds_of(command: Analysis, cost: Cost, regroup: Regroup) -> float | None:
 def sampled(command: Analysis, source: Source, settings: Settings) -> Source:
     """A source with the sample that settings ask for, or that a large run is held to; said where it is so."""
     n, asked = source.data.sizes["example"], getattr(settings, "sample", 0)
-    if asked is None and command.cost is not None and getattr(settings, "limit", None) is None:
-        asked = int(n * FIRST_LOOK / max(1.0, declared(command, [source], settings).operations))
+    if asked is None and getattr(settings, "limit", None) is None:
+        asked = int(n * FIRST_LOOK / max(1.0, operations_of(command, [source], settings)))
         if asked < n:
             asked = max(50, asked // 50 * 50)
             source.note(

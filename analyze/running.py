@@ -5,7 +5,7 @@ from typing import Any
 
 import xarray as xr
 
-from analyze.cost import LONG, Plan, Quiet, declared, plan_of, sampled
+from analyze.cost import LONG, Plan, Quiet, operations_of, plan_of, sampled
 from analyze.labels import part_of
 from analyze.source import Source
 from analyze.written import at_places, is_written
@@ -52,7 +52,7 @@ def plans_of(
         def regroup(other: Settings, lake: Lake = lake, runs: Sequence[str] = runs) -> Sequence[Source]:
             return groups_of(command, lake, runs, other, Quiet())[0]
 
-        long = always or declared(command, sources, settings).operations > LONG
+        long = always or operations_of(command, sources, settings) > LONG
         yield plan_of(command, sources, settings, regroup) if long else None
 
 
