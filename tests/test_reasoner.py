@@ -288,7 +288,7 @@ def test_states_beyond_the_stored_type_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", [0.0, 1e-3])
 def test_attention_to_what_comes_later_is_an_error(share: float) -> None:
     recorder = Recorder(
-        rows=1, layers=1, heads=1, hidden=2, columns=3, first=0, latents=1, stored=torch.float32,
+        rows=1, layers=1, heads=1, hidden=2, columns=3, first=0, latents=1, rounds=0, stored=torch.float32,
         device=torch.device("cpu"), parts={},
     )  # fmt: skip
     past = torch.ones(3, 3).tril() / torch.arange(1, 4)[:, None]
