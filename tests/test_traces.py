@@ -12,7 +12,7 @@ from analyze.traces.arithmetic import equations, question_numbers, trees, writte
 from analyze.traces.search import read_graph, ways_read
 from analyze.traces.section import nodes_of
 from analyze.traces.traces import traces
-from schemas import UsageError
+from schemas import SchemaError, UsageError
 from store import open_lake
 
 NAN = float("nan")
@@ -136,3 +136,7 @@ def test_command_on_graphs_and_without_thoughts(model: xr.Dataset, tmp_path, cap
     assert "away" in capsys.readouterr().out
     with pytest.raises(UsageError, match="no written chain"):
         traces(planted(model).drop_vars("intermediate_result"), model)
+    with pytest.raises(UsageError, match="has no layer 9"):
+        traces(planted(model), model, layers=[9])
+    with pytest.raises(SchemaError, match="lacks zzz"):
+        traces(planted(model), model, positions=["zzz"])

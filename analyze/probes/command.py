@@ -106,7 +106,9 @@ def run(source: "Source", settings: ProbeSettings) -> "xr.Dataset":
 def cost(source: "Source", settings: ProbeSettings) -> Cost:
     """Iterations of every fit of every cell: folds within folds, penalties, targets and shuffled labels."""
     from analyze.cost import reading
+    from analyze.probes.linear import check_probed
 
+    check_probed(source.data, settings.target, settings.level)
     states = source.data["hidden_state"]
     n_cell, n_step = states.sizes["layer"] * states.sizes["position"], source.data[settings.target].sizes.get("step", 1)
     n = min(settings.max_examples or states.sizes["example"], states.sizes["example"])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analyze.labels import inherited, labels_along
+from analyze.labels import inherited, labels_along, take
 from analyze.lens.jacobian import FED, with_fed
 from analyze.lens.readout import ReadOut, check_model
 from analyze.traces.problems import N_OPERAND, NumberProblems, Solution, WordProblems, graph_of, problems_of
@@ -94,7 +94,10 @@ def traces(
     layers = [int(run["layer"].values[-1])] if layers is None else list(layers)
     if FED in layers and FED not in run["layer"].values:
         run = with_fed(run)
-    state = run["hidden_state"].sel(position=positions)
+    held = run["layer"].values.tolist()
+    if unknown := [layer for layer in layers if layer not in held]:
+        raise UsageError(f"{run.attrs.get('run')} has no layer {unknown[0]}; it has {', '.join(map(str, held))}")
+    state = take(run["hidden_state"], "position", positions, "traces")
     problem = np.asarray(run.coords.get("problem", run["example"]).values)
     rng = np.random.default_rng(seed)
     if len(np.unique(problem)) < 2:
