@@ -46,10 +46,13 @@ class Plan:
     """Bytes held at once."""
     seconds: float | None
     """On this machine; ``None``: there is nothing to try it on."""
+    refused: str = ""
+    """Why a trial could not be made: too little of a run for it, or what the run would refuse, too."""
 
     def text(self) -> str:
         """In one line."""
         tried = "" if self.seconds is None else f", about {duration_text(self.seconds)} on this machine"
+        tried += f"; a trial on a little of it was refused: {self.refused}" if self.refused else ""
         return (
             f"{self.n_example:,} examples, {self.n_state:,} states or rows; {size_text(self.n_byte)} to read,"
             f" {self.operations:.1e} operations, {size_text(self.memory)} of memory{tried}"
@@ -91,9 +94,13 @@ def plan_of(command: Analysis, sources: Sequence[Source], settings: Settings, re
     for read in cost.reads:
         source = by_run.get(str(read.part.attrs.get("run")), sources[0])
         n_byte += round(bytes_to_read(source.lake, source.run, read.part) * read.times)
+    try:
+        seconds, refused = seconds_of(command, cost, regroup), ""
+    except LakeError as error:  # so little of a run may be too little for it
+        seconds, refused = None, str(error)
     return Plan(
         n_example=sum(source.data.sizes["example"] for source in sources), n_state=cost.states,
-        operations=cost.operations, n_byte=n_byte, memory=cost.memory, seconds=seconds_of(command, cost, regroup),
+        operations=cost.operations, n_byte=n_byte, memory=cost.memory, seconds=seconds, refused=refused,
     )  # fmt: skip
 
 
@@ -118,18 +125,20 @@ def seconds_of(command: Analysis, cost: Cost, regroup: Regroup) -> float | None:
     """Time of a run from trials of a small one, done twice as the first also loads what it needs, and a larger one.
 
     By the clock or the processor, whichever says less: what else the machine is at in that moment is not counted.
+
+    Raises
+    ------
+    LakeError
+        If the analysis refuses a trial.
     """
     if cost.small is None or cost.larger is None:
         return None
     times, work = [], []
     for settings in (cost.small, cost.small, cost.larger):
-        try:
-            sources = [replace(source, shell=Quiet(), folder=None) for source in regroup(settings)]
-            work.append(declared(command, sources, settings).operations)
-            start = time.perf_counter(), time.process_time()
-            command.run(sources if command.takes_all(settings) else sources[0], settings)
-        except LakeError:  # so little of a run may be too little for it
-            return None
+        sources = [replace(source, shell=Quiet(), folder=None) for source in regroup(settings)]
+        work.append(declared(command, sources, settings).operations)
+        start = time.perf_counter(), time.process_time()
+        command.run(sources if command.takes_all(settings) else sources[0], settings)
         times.append(min(time.perf_counter() - start[0], time.process_time() - start[1]))
     rate = max(0.0, times[2] - times[1]) / max(work[2] - work[1], 1.0)
     return float(times[2] + (cost.operations - work[2]) * rate)
