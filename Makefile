@@ -27,8 +27,11 @@ lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Each keeps its tables in benchmarks/results and writes benchmarks/RESULTS.md of all; some with peers, see below.
+BENCHES ?= extraction reading probes sae heads reentry sizes
 bench: env
-	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	for name in $(BENCHES); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+	$(BIN)/python benchmarks/results.py
 
 # Everything about a model trained with `lake train --base smollm2-135m`: make real MODEL=smol=FOLDER
 MODEL ?= smol=smol
