@@ -76,7 +76,14 @@ def attention_shares(attention: xr.DataArray, also: Sequence[str] = ()) -> xr.Da
     rows = take(attention, "position", queries, what).drop_vars(["segment", "offset"], errors="ignore")
     if rows.chunks is not None:
         member = member.chunk(key_position=rows.variable.chunksizes["key_position"])
-    shares: xr.DataArray = xr.dot(rows.drop_vars("key_position").astype("float32"), member, dim="key_position")
+    shares: xr.DataArray = xr.apply_ufunc(  # xr.dot would sum term by term, not as one product of matrices
+        lambda row, column: np.tensordot(row, column, 1),
+        rows.drop_vars("key_position").astype("float32"),
+        member,
+        input_core_dims=[["key_position"], ["key_position", "target"]],
+        output_core_dims=[["target"]],
+        dask="allowed",
+    )
     if shares.chunks is not None:
         shares = shares.chunk(target=-1)
     total = shares.sum("target")

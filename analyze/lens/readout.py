@@ -17,6 +17,8 @@ VOCABULARY_BLOCK = 2048
 """Tokens whose logits are held at once."""
 GROUP = 32
 """Tokens whose highest logit is taken first; see :class:`_Best`."""
+TILE = 128
+"""Tokens whose logits are gone through again and again while they are in the cache: whole groups, and fewer than 256."""
 LEAST = np.finfo("float32").min
 """Logit of no token."""
 
@@ -176,10 +178,7 @@ class ReadOut:
         for start, block in self._logit_blocks(final):
             highest = block.reshape(-1, GROUP, n).max(1)  # (group, state)
             found.add(block, highest, start)
-            better += (block > bar).sum(0, dtype="int32")
-            for token in gold.T:  # a gold token does not outrank itself by rounding
-                inside = np.flatnonzero((token >= start) & (token < start + len(block)))
-                better[inside] -= block[token[inside] - start, inside] > bar[inside]
+            better += _outranking(block, start, bar[:, None], gold[:, None])[:, 0]
             normaliser.add(block, highest.max(0))
         total = normaliser.value()
         known = (gold >= 0).any(-1)
@@ -206,14 +205,7 @@ class ReadOut:
         for start, block in self._logit_blocks(final):
             highest = block.reshape(-1, GROUP, n).max(1)
             best.add(block, highest, start)
-            for index, line in enumerate(bar.T):
-                better[:, index] += (block > line).sum(0, dtype="int32")
-            for state, what, spelling in zip(
-                *np.nonzero((wanted >= start) & (wanted < start + len(block))), strict=True
-            ):
-                # A wanted token does not outrank itself by rounding.
-                token = wanted[state, what, spelling] - start
-                better[state, what] -= block[token, state] > bar[state, what]
+            better += _outranking(block, start, bar, wanted)
             normaliser.add(block, highest.max(0))
         known = (wanted >= 0).any(-1)
         chance = np.exp(logit - normaliser.value()[:, None, None]).sum(-1)
@@ -223,9 +215,7 @@ class ReadOut:
         """Shannon entropy (nat) of the distribution over the vocabulary at final states (state, hidden): (state,)."""
         total = _LogSumExp(len(final), carried=1)
         for _, block in self._logit_blocks(final):
-            highest = block.reshape(-1, GROUP, len(final)).max(1)
-            # What fills the last block up has no chance, and so no part in the mean logit.
-            total.add(block, highest.max(0), [np.where(block > LEAST, block, np.float32(0.0))])
+            total.add(block, block.max(0), [np.zeros(())])
         return np.asarray(np.maximum(total.value() - total.carried[0] / total.total, 0.0))
 
     def _logit_blocks(self, final: Array) -> Iterator[tuple[int, Array]]:
@@ -263,7 +253,7 @@ class ReadOut:
         for (start, block), *rest in zip(*(self._logit_blocks(x) for x in (final, *others)), strict=True):
             highest = block.reshape(-1, GROUP, n).max(1)
             own_best.add(block, highest, start)
-            own.add(block, highest.max(0), [block - other for _, other in rest])
+            own.add(block, highest.max(0), [other for _, other in rest])
             for (total, best), (_, other) in zip(theirs, rest, strict=True):
                 highest = other.reshape(-1, GROUP, n).max(1)
                 best.add(other, highest, start)
@@ -275,6 +265,25 @@ class ReadOut:
         return found
 
 
+def _outranking(block: Array, start: int, bar: Array, wanted: Array) -> Array:
+    """How many logits of a block (token, state) that begins at a token lie above bars: (state, what).
+
+    A wanted token (state, what, spelling) does not outrank itself by rounding.
+    """
+    count = np.zeros(bar.shape[::-1], dtype="int64")  # (what, state)
+    lines = np.ascontiguousarray(bar.T)
+    above = np.empty((TILE, block.shape[1]), dtype=bool)
+    for first in range(0, len(block), TILE):
+        tile = block[first : first + TILE]
+        for index, line in enumerate(lines):
+            inside = np.greater(tile, line, out=above[: len(tile)])
+            count[index] += inside.view("uint8").sum(0, dtype="uint8")
+    state, what, spelling = np.nonzero((wanted >= start) & (wanted < start + len(block)))
+    token = wanted[state, what, spelling] - start
+    np.subtract.at(count, (what, state), block[token, state] > bar[state, what])
+    return count.T
+
+
 class _LogSumExp:
     """Logarithm of a sum of exponentials for each state, from blocks of logits."""
 
@@ -282,19 +291,25 @@ class _LogSumExp:
         self.peak = np.full(n, -np.inf, dtype="float32")
         self.total = np.zeros(n)
         self.carried = np.zeros((carried, n))
-        """Sums of the exponentials times a factor."""
+        """Sums of the exponentials times how far the logits lie above others."""
 
-    def add(self, block: Array, highest: Array, factors: Sequence[Array] = ()) -> None:
-        """Count a block (token, state) with its maxima (state,), and factors of its shape; overwrites the block."""
+    def add(self, block: Array, highest: Array, others: Sequence[Array] = ()) -> None:
+        """Count a block (token, state) with its maxima (state,), and others to be carried; overwrites the block."""
+        n = block.shape[1]
         peak = np.maximum(self.peak, highest)
         shrunk = np.exp(self.peak - peak)
-        np.subtract(block, peak, out=block)
-        np.exp(block, out=block)
-        # Sums of a group are taken in float32, sums of the groups in float64.
-        self.total = self.total * shrunk + block.reshape(-1, GROUP, block.shape[1]).sum(1).sum(0, dtype="float64")
-        for index, factor in enumerate(factors):
-            added = np.einsum("gts,gts->gs", *(x.reshape(-1, GROUP, x.shape[1]) for x in (block, factor)))
-            self.carried[index] = self.carried[index] * shrunk + added.sum(0, dtype="float64")
+        self.total *= shrunk
+        self.carried *= shrunk
+        for start in range(0, len(block), TILE):
+            tile = block[start : start + TILE]
+            gaps = [tile - (other[start : start + TILE] if other.ndim else np.float32(0)) for other in others]
+            np.subtract(tile, peak, out=tile)
+            np.exp(tile, out=tile)
+            # Sums of a group are taken in float32, sums of the groups in float64.
+            self.total += tile.reshape(-1, GROUP, n).sum(1).sum(0, dtype="float64")
+            for index, gap in enumerate(gaps):
+                np.multiply(gap, tile, out=gap)
+                self.carried[index] += gap.reshape(-1, GROUP, n).sum(1).sum(0, dtype="float64")
         self.peak = peak
 
     def value(self) -> Array:
@@ -320,7 +335,8 @@ class _Best:
         bar = self.logit.min(-1)
         some = highest if len(highest) > 2 * self.top else block  # few groups would tell little
         if len(some) >= self.top:
-            bar = np.maximum(bar, np.partition(some, len(some) - self.top, axis=0)[-self.top])
+            least = some.max(0) if self.top == 1 else np.partition(some, len(some) - self.top, axis=0)[-self.top]
+            bar = np.maximum(bar, least)
         group, state = np.nonzero(highest >= bar)
         logit = block.reshape(-1, GROUP, n)[group, :, state]  # (pair, token of the group)
         pair, within = np.nonzero((logit >= bar[state, None]) & (logit > LEAST))

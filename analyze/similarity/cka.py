@@ -17,6 +17,7 @@ left out, and ::
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -95,24 +96,26 @@ def similarity(
         require_dims(run["hidden_state"], ["example", "layer", "position", "hidden"], "the similarity of runs")
     rng = np.random.default_rng(seed)
     rows, n_shared = shared_problems(first, other, max_problems, rng)
-    grams = [_grams(first, rows[0])]
-    grams.append(grams[0] if second is None else _grams(other, rows[1]))
+    n = rows.shape[1]
+    orders = [rng.permutation(n) for _ in range(resamples + permutations)]
+    sides = [_Centred(_grams(first, rows[0]), estimator, orders[:resamples])]
+    sides.append(sides[0] if second is None else _Centred(_grams(other, rows[1]), estimator, orders[:resamples]))
     means = _Means(first, other)
-    left, right = (unit(gram, estimator) for gram in grams)
-    whole, n = packed(left), rows.shape[1]
-    estimates = means.of(whole @ packed(right).T)
+    left, right = (side.whole(np.arange(n)) for side in sides)
+    lengths = left.length[:, None] * right.length
+    estimates = means.of(left.products(right) / lengths)
     drawn: list[tuple[Array, ...]] = []
     largest = []
-    for done in range(resamples + permutations):
-        order = rng.permutation(n)
+    for done, order in enumerate(orders):
         if done < resamples:
-            half = order[: n // 2]
-            halves = [packed(unit(gram[:, half[:, None], half], estimator)) for gram in grams]
-            drawn.append(means.of(halves[0] @ halves[1].T))
+            one = sides[0].half(done)
+            two = one if second is None else sides[1].half(done)
+            drawn.append(means.of(one.products(two) / (one.length[:, None] * two.length)))
         else:
-            largest.append([_largest(values) for values in means.of(whole @ packed(right, order).T)])
+            shuffled = left.products(sides[1].whole(order)) / lengths
+            largest.append([_largest(values) for values in means.of(shuffled)])
         if progress is not None:
-            progress(done + 1, resamples + permutations)
+            progress(done + 1, len(orders))
     result = _labelled(first, other, estimates, drawn, np.array(largest))
     return result.assign_attrs(
         kind="similarity", first=first.attrs.get("run", ""), second=other.attrs.get("run", ""), estimator=estimator,
@@ -120,32 +123,70 @@ def similarity(
     )  # fmt: skip
 
 
-def unit(grams: Array, estimator: Estimator = "debiased") -> Array:
-    """Centred Gram matrices of length 1; NaN where one is zero: (..., n, n) to (..., n, n)."""
-    n = grams.shape[-1]
-    if estimator == "biased":
-        rows = grams.mean(-1, keepdims=True)
-        centred = grams - rows - rows.swapaxes(-1, -2) + rows.mean(-2, keepdims=True)
-    else:
-        off = 1.0 - np.eye(n)
-        rows = (grams * off).sum(-1, keepdims=True)
-        every = rows.sum(-2, keepdims=True) / ((n - 1) * (n - 2))
-        centred = (grams - (rows + rows.swapaxes(-1, -2)) / (n - 2) + every) * off
-    length = np.sqrt((centred**2).sum((-1, -2), keepdims=True))
-    return np.asarray(centred / np.where(length > 0, length, np.nan))
+class _Centred:
+    """Gram matrices of all cells (problem, problem, cell), and what they are over some of the problems once centred.
 
+    Centred matrices are not made, as they would be for every draw. With row sums r and sums s of all over n problems
 
-def packed(grams: Array, order: Array | None = None) -> Array:
-    """Symmetric matrices as vectors with the same inner products, problems in another order if one is given.
+        <K~, L~> = <K, L> - 2 sum_i r_K,i r_L,i / a + s_K s_L / b
 
-    (cell, n, n) to (cell, n (n + 1) / 2): each pair of problems once, times the root of 2, and the diagonal.
+    where a = n and b = n^2 for the first form; for the debiased one a = n-2, b = (n-1)(n-2) and diagonals are zero.
     """
-    n = grams.shape[-1]
-    i, j = np.triu_indices(n)
-    weight = np.where(i == j, 1.0, np.sqrt(2.0))
-    if order is not None:
-        i, j = order[i], order[j]
-    return np.asarray(grams.reshape(len(grams), n * n).take(i * n + j, axis=1) * weight)
+
+    def __init__(self, grams: Array, estimator: Estimator, orders: list[Array]) -> None:
+        self.estimator: Estimator = estimator
+        self.n = len(grams)
+        if estimator == "debiased":
+            grams[np.arange(self.n), np.arange(self.n)] = 0.0
+        self.pairs = grams.reshape(self.n**2, -1)
+        self.halves = [order[: self.n // 2] for order in orders]
+        chosen = np.zeros((len(orders), self.n))
+        for row, half in zip(chosen, self.halves, strict=True):
+            row[half] = 1.0
+        self.all_sums = grams.sum(0)
+        self.half_sums = (chosen @ grams.reshape(self.n, -1)).reshape(len(orders), self.n, -1)
+
+    def whole(self, order: Array) -> "_Some":
+        """Over all problems, in this order."""
+        return self._some(order, self.all_sums[order])
+
+    def half(self, draw: int) -> "_Some":
+        """Over a half of them."""
+        return self._some(self.halves[draw], self.half_sums[draw][self.halves[draw]])
+
+    def _some(self, rows: Array, sums: Array) -> "_Some":
+        i, j = np.triu_indices(len(rows))
+        packed = self.pairs.take(rows[i] * self.n + rows[j], axis=0)
+        packed *= np.where(i == j, 1.0, np.sqrt(2.0))[:, None]
+        return _Some(packed, sums, self.estimator)
+
+
+@dataclass(frozen=True)
+class _Some:
+    """Gram matrices of all cells over some problems."""
+
+    packed: Array
+    """(pair, cell): each pair of problems once, times the root of 2, and the diagonal."""
+    sums: Array
+    """(problem, cell), over its row."""
+    estimator: Estimator
+
+    def products(self, other: "_Some") -> Array:
+        """Inner product of every centred matrix with every one of another run: (cell, other cell)."""
+        totals = self.sums.sum(0)[:, None] * other.sums.sum(0)
+        return self._centred(self.packed.T @ other.packed, self.sums.T @ other.sums, totals)
+
+    @property
+    def length(self) -> Array:
+        """Of every centred matrix, (cell,); NaN where it is zero."""
+        square = np.einsum("pc,pc->c", self.packed, self.packed)
+        centred = self._centred(square, np.einsum("nc,nc->c", self.sums, self.sums), self.sums.sum(0) ** 2)
+        return np.sqrt(np.where(centred > CONSTANT * square, centred, np.nan))
+
+    def _centred(self, pairs: Array, rows: Array, totals: Array) -> Array:
+        n = len(self.sums)
+        one, both = (n, n * n) if self.estimator == "biased" else (n - 2, (n - 1) * (n - 2))
+        return np.asarray(pairs - 2.0 / one * rows + totals / both)
 
 
 def shared_problems(first: xr.Dataset, second: xr.Dataset, most: int, rng: np.random.Generator) -> tuple[Array, int]:
@@ -185,15 +226,16 @@ def states_of(run: xr.Dataset, layer: int, rows: Array) -> Array:
 
 
 def _grams(run: xr.Dataset, rows: Array) -> Array:
-    """Gram matrices of each layer and position over some examples, read a layer at a time: (cell, n, n), float64."""
-    grams = []
+    """Gram matrices of each layer and position over some examples, read a layer at a time: (n, n, cell), float64."""
+    n_position = run.sizes["position"]
+    grams = np.empty((len(rows), len(rows), run.sizes["layer"] * n_position))
     for layer in range(run.sizes["layer"]):
-        for cell in states_of(run, layer, rows):
+        for place, cell in enumerate(states_of(run, layer, rows)):
             with np.errstate(invalid="ignore"):  # an infinite state makes its cell NaN
                 centred = cell - cell.mean(0)  # centring the Gram matrix alone would lose digits to a large mean
                 varies = (centred**2).sum() > CONSTANT * (cell**2).sum()
-            grams.append(centred @ centred.T if varies else np.full((len(rows), len(rows)), np.nan))
-    return np.stack(grams)
+            grams[..., layer * n_position + place] = centred @ centred.T if varies else np.nan
+    return grams
 
 
 class _Means:

@@ -60,7 +60,9 @@ def cost(sources: "Sequence[Source]", settings: SimilaritySettings) -> Cost:
     for first, second in [*combinations(range(len(cells)), 2)] or [(0, 0)]:
         operations += 2.0 * n**2 * sum(cells[i] * parts[i].sizes["hidden"] for i in (first, second))
         operations += cells[first] * cells[second] * n**2 * (settings.permutations + settings.resamples / 4)
-        operations += (cells[first] + cells[second]) * n**2 * (20.0 * settings.permutations + 12.0 * settings.resamples)
+        # Picking out pairs of problems moves memory, for as long as so many operations take.
+        operations += n**2 * (160.0 * cells[second] * settings.permutations)
+        operations += n**2 * (40.0 * (cells[first] + cells[second]) * settings.resamples)
     times = max(1, len(sources) - 1)
     return Cost(
         states=sum(cells) * n, reads=[reading(part, times) for part in parts], operations=operations,
