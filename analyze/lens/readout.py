@@ -18,7 +18,7 @@ VOCABULARY_BLOCK = 2048
 GROUP = 32
 """Tokens whose highest logit is taken first; see :class:`_Best`."""
 TILE = 128
-"""Tokens whose logits are gone through again and again while they are in the cache: whole groups, and fewer than 256."""
+"""Tokens whose logits are gone through again and again while in the cache: whole groups, and fewer than 256."""
 LEAST = np.finfo("float32").min
 """Logit of no token."""
 
