@@ -164,6 +164,23 @@ def test_first_and_stable_thought_have_their_closed_forms() -> None:
     assert float(spread["sample_entropy"][0, 0]) == pytest.approx(1.5 * np.log(2))
 
 
+def test_a_problem_told_twice_counts_once() -> None:
+    rng = np.random.default_rng(3)
+    dims = ("series", "marker", "n_thought", "example")
+    answer, draws = rng.integers(0, 2, (1, 1, 5, 30)).astype(float), rng.integers(0, 3, (5, 4, 30)).astype(float)
+
+    def told(times: int) -> xr.Dataset:
+        problem, gold = np.arange(30).repeat(times), np.zeros(30 * times)
+        part = xr.Dataset(
+            {name: (dims, answer.repeat(times, -1)) for name in ("predicted_answer", "answer_logprob", "kl")}
+        )
+        over: dict[str, Any] = {"scoring": Scoring(), "strata": None, "problem": problem, "seed": 0}
+        spread = with_samples(part, draws.repeat(times, -1), gold, **over)
+        return with_gains(spread, gold, n_latent=4, **over).drop_dims("example").drop_vars(["n", "mended", "broken"])
+
+    xr.testing.assert_allclose(told(2), told(1))
+
+
 def test_commands_keep_and_print_what_they_find(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command_line.app(
         ["reenter", "depth", str(folder), "small-gpt2/test", "--limit", "6", "--beyond", "0", "--sample", "2"],

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from extract.reenter.settings import DrawnSettings
-from extract.reenter.tables import interval_text, p_text
+from extract.reenter.tables import drawn_cells, interval_text, p_text
 from schemas.command import Experiment, Printed, Table, setting
 
 if TYPE_CHECKING:
@@ -104,12 +104,11 @@ def _samples(result: Any) -> Table:
     names = ["sample_correct", "sample_top", "sample_second", "sample_entropy", "sample_alive"]
     part = result.sel(stratum="all")
     rows = [
-        [int(n), *(f"{float(part[f'{name}_mean'].sel(n_thought=n)):.3f}" for name in names)]
-        for n in result["n_thought"].values
+        [int(n), *(drawn_cells(part.sel(n_thought=n), name)[0] for name in names)] for n in result["n_thought"].values
     ]
-    columns = ["thoughts", "right", "most frequent", "second", "entropy", "second alive"]
+    columns = ["thoughts", *(f"{name} 95%" for name in ("right", "most frequent", "second", "entropy", "second alive"))]
     caption = (
-        f"shares of {int(result.attrs['n_sample'])} answers drawn for each problem; second alive: problems whose second"
+        f"shares of {int(result.attrs['n_sample'])} answers drawn for each problem, intervals over problems; second alive: problems whose second"
         " answer is at least half as frequent as the first"
     )
     return Table(title="drawn answers", columns=columns, rows=rows, caption=caption, labels=1)

@@ -1,6 +1,7 @@
 """The answer after none, one, two .. thoughts, and beyond those trained for."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,15 +63,12 @@ def think_to_depth(target: Target, settings: DepthSettings | None = None) -> xr.
         "n_thought": list(range(most + 1)),
     }
     out = _labelled(target, by_route, axes)
+    problem = target.data["problem"].values if "problem" in target.data.coords else None
+    over: dict[str, Any] = {"scoring": target.scoring, "strata": target.strata, "problem": problem, "seed": seed}
     if sample:
         draws = [by_route[route]["sample_text"] for route in routes if route.series == "own" and route.marker == "kept"]
-        out = with_samples(
-            out, _answers(target, np.stack(draws)), target.gold, scoring=target.scoring, strata=target.strata, seed=seed
-        )
-    problem = target.data["problem"].values if "problem" in target.data.coords else None
-    out = with_gains(
-        out, target.gold, scoring=target.scoring, n_latent=n, strata=target.strata, problem=problem, seed=seed
-    )
+        out = with_samples(out, _answers(target, np.stack(draws)), target.gold, **over)
+    out = with_gains(out, target.gold, n_latent=n, **over)
     return out.assign_attrs(**attrs, n_latent=n, rule=target.rule)
 
 

@@ -5,7 +5,7 @@ import xarray as xr
 
 from extract.reenter.statistics import by_problem
 from schemas import Scoring
-from schemas.statistics import N_RESAMPLE, adjust, mcnemar_exact, mean_interval, wilson_interval
+from schemas.statistics import N_RESAMPLE, adjust, draw_counts, mcnemar_exact, mean_interval, share_interval
 
 
 def with_gains(
@@ -42,7 +42,7 @@ def with_gains(
     xr.Dataset
         With ``correct`` and, of (``series``, ``marker``, ``example``), ``first_right``: the fewest thoughts after which
         the answer is right, ``stable_right``: those from which on it is right up to the trained number; NaN: never.
-        Along ``stratum`` besides: ``accuracy`` (Wilson interval ``_low``, ``_high``), ``logprob_mean`` and ``kl_mean``
+        Along ``stratum`` besides: ``accuracy`` (interval over problems ``_low``, ``_high``), ``logprob_mean`` and ``kl_mean``
         (bootstrap intervals); ``gain``, ``gain_logprob`` (interval) of each thought over one less on the same examples,
         ``mended`` and ``broken`` counts, ``gain_p`` (exact McNemar) and ``gain_p_holm`` (over the thoughts of a
         series); ``first_share`` and ``stable_share``: problems right, and right from there on, after at most so many
@@ -67,7 +67,7 @@ def with_gains(
     columns: dict[str, list[tuple[tuple[str, ...], np.ndarray]]] = {}
     for _, group in groups:
         line = _accuracy(out, made, group, problem, seed) | _gains(out, made, group, problem, seed)
-        line |= _right(first, stable, correct, made, group, n_latent, seed)
+        line |= _right(first, stable, correct, made, group, problem, n_latent, seed)
         for name, column in line.items():
             columns.setdefault(name, []).append(column)
     figures = {
@@ -95,7 +95,7 @@ def _accuracy(
     correct = out["correct"].values[..., group]
     n = np.array(group.sum())
     count = np.where(made, correct.sum(-1), 0)
-    low, high = wilson_interval(count, np.where(made, n, 0))
+    low, high = share_interval(correct, np.broadcast_to(made[..., None], correct.shape), problem[group])
     columns: dict[str, Column] = {
         "n": ((), n),
         "accuracy": (ROUTE, np.where(made, count / max(1, int(n)), np.nan)),
@@ -134,8 +134,8 @@ def _gains(out: xr.Dataset, made: np.ndarray, group: np.ndarray, problem: np.nda
 
 
 def _right(
-    first: np.ndarray, stable: np.ndarray, correct: np.ndarray, made: np.ndarray, group: np.ndarray, n_latent: int,
-    seed: int,
+    first: np.ndarray, stable: np.ndarray, correct: np.ndarray, made: np.ndarray, group: np.ndarray,
+    problem: np.ndarray, n_latent: int, seed: int,
 ) -> dict[str, Column]:  # fmt: skip
     """Cumulative shares and medians of the first and the stable thought, and how many are enough."""
     columns: dict[str, Column] = {}
@@ -143,7 +143,7 @@ def _right(
     for name, value in (("first", first[..., group]), ("stable", stable[..., group])):
         share = (value[..., None, :] <= after).mean(-1) if group.any() else np.full(made.shape, np.nan)
         share[..., n_latent + 1 :] = np.nan
-        median, low, high = median_interval(value, seed)
+        median, low, high = median_interval(value, seed, problem[group])
         columns[f"{name}_share"] = ROUTE, share
         for end, bound in (("", median), ("_low", low), ("_high", high)):
             columns[f"{name}_median{end}"] = ROUTE[:2], bound
@@ -151,7 +151,10 @@ def _right(
     for place in np.ndindex(*enough.shape):
         lines = correct[place][: n_latent + 1, group]
         p = np.array(
-            [mcnemar_exact(line, lines[-1]).p if ok else np.nan for line, ok in zip(lines, made[place], strict=False)]
+            [
+                mcnemar_exact(line, lines[-1], problem[group]).p if ok else np.nan
+                for line, ok in zip(lines, made[place], strict=False)
+            ]
         )
         lost = lines[-1].sum() > lines.sum(1)
         below = lost & (adjust(p, family=np.arange(len(p)) < n_latent) < 0.05) | ~made[place][: n_latent + 1]
@@ -160,15 +163,28 @@ def _right(
     return columns
 
 
-def median_interval(value: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Median over the last axis of what is not NaN, and its bootstrap 95% interval; NaN where nothing is."""
+def median_interval(
+    value: np.ndarray, seed: int, problem: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Median over the last axis of what is not NaN, and its bootstrap 95% interval over problems; NaN where all are."""
     bounds = [np.full(value.shape[:-1], np.nan) for _ in range(3)]
+    groups = np.arange(value.shape[-1]) if problem is None else problem
+    draws = draw_counts(groups, n_resample=N_RESAMPLE, seed=seed)
     for place in np.ndindex(*value.shape[:-1]):
-        known = value[place][~np.isnan(value[place])]
-        if len(known):
-            drawn = np.random.default_rng(seed).choice(known, (N_RESAMPLE, len(known)))
-            low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
-            for bound, figure in zip(bounds, (np.median(known), low, high), strict=True):
+        known = ~np.isnan(value[place])
+        if known.any():
+            drawn = _weighted_medians(value[place][known], draws[known])
+            low, high = np.nanpercentile(drawn, [2.5, 97.5])
+            for bound, figure in zip(bounds, (np.median(value[place][known]), low, high), strict=True):
                 bound[place] = figure
     median, low, high = bounds
     return median, low, high
+
+
+def _weighted_medians(value: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Median of values ``(example,)`` each taken as often as drawn ``(example, resample)``; NaN of none."""
+    order = np.argsort(value)
+    total = counts[order].cumsum(0)
+    n = total[-1]
+    middle = [value[order][(total > place).argmax(0)] for place in ((n - 1) // 2, n // 2)]
+    return np.where(n > 0, (middle[0] + middle[1]) / 2, np.nan)

@@ -8,8 +8,9 @@ from schemas.statistics import mean_interval
 
 
 def with_samples(
-    out: xr.Dataset, draws: np.ndarray, gold: np.ndarray, *, scoring: Scoring, strata: np.ndarray | None, seed: int = 0
-) -> xr.Dataset:
+    out: xr.Dataset, draws: np.ndarray, gold: np.ndarray, *, scoring: Scoring, strata: np.ndarray | None,
+    problem: np.ndarray | None = None, seed: int = 0,
+) -> xr.Dataset:  # fmt: skip
     """Add drawn answers and what their spread says.
 
     Parameters
@@ -24,6 +25,8 @@ def with_samples(
         How answers are compared.
     strata
         Difficulty ``(example,)``.
+    problem
+        Problem ``(example,)``; examples of one are drawn together, with all their draws.
     seed
         Of the bootstrap.
 
@@ -33,8 +36,8 @@ def with_samples(
         With ``sample_answer(n_thought, sample, example)`` and, of (``n_thought``, ``example``), ``sample_correct``:
         share of the draws that are right, ``sample_top`` and ``sample_second``: shares of the two most frequent
         answers, ``sample_entropy`` of the answers in nats (none counts as one), ``sample_alive``:
-        whether the second is at least half as frequent as the first. Means along ``stratum`` with bootstrap intervals
-        as ``_mean``, ``_low``, ``_high``.
+        whether the second is at least half as frequent as the first. Means along ``stratum`` with intervals of a
+        bootstrap over problems as ``_mean``, ``_low``, ``_high``.
     """
     n_sample = draws.shape[1]
     known = draws if draws.dtype.kind == "f" else np.vectorize(scoring.normal, otypes=[object])(draws)
@@ -53,11 +56,12 @@ def with_samples(
     groups = [np.ones(len(gold), dtype=bool)]
     if strata is not None and len(np.unique(strata)) > 1:
         groups += [strata == each for each in np.unique(strata)]
+    problem = np.arange(len(gold)) if problem is None else problem
     dims = ("n_thought", "example")
     out = out.assign({name: (dims, value) for name, value in figures.items()})
     out["sample_answer"] = ("n_thought", "sample", "example"), draws
     for name, value in figures.items():
-        bounds = [mean_interval(value[:, group], seed) for group in groups]
+        bounds = [mean_interval(value[:, group], seed, problem[group]) for group in groups]
         for end, part in zip(("mean", "low", "high"), zip(*bounds, strict=True), strict=True):
             out[f"{name}_{end}"] = ("stratum", "n_thought"), np.stack(part)
     return out.assign_attrs(n_sample=n_sample)
