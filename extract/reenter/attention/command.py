@@ -82,10 +82,21 @@ def _forced(result: Any) -> Table:
         if str(group).startswith("force "):
             condition = overall.isel(condition=index)
             cost, low, high = (float(condition[f"logprob_change_{end}"]) for end in ("mean", "low", "high"))
+            begun = [_share(condition[name]) for name in ("with_prefix", "accuracy_with_prefix")]
             accuracy = interval_text(condition, "accuracy")
-            rows.append([str(group).removeprefix("force "), accuracy, f"{cost:.2f} [{low:.2f}, {high:.2f}]"])
-    columns = ["position", "accuracy 95%", "change of log p 95%"]
-    return Table(title="later thoughts see one position only", columns=columns, rows=rows, labels=1)
+            rows.append([str(group).removeprefix("force "), accuracy, *begun, f"{cost:.2f} [{low:.2f}, {high:.2f}]"])
+    columns = ["position", "accuracy 95%", "begun as trained", "right of these", "change of log p 95%"]
+    caption = (
+        "eot is forced, too, and what is seen from it chooses the answer's first token: an answer that does not begin as"
+        " the model was trained to begin it is counted by what it says, mostly wrong. The log p is of the gold answer"
+        " after that beginning, so it stays where the answer itself is read from the thoughts"
+    )
+    return Table(title="later thoughts see one position only", columns=columns, rows=rows, caption=caption, labels=1)
+
+
+def _share(share: Any) -> str:
+    """A share; a dash where it is of none."""
+    return f"{float(share):.3f}" if float(share) == float(share) else "-"
 
 
 COMMANDS = (

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from extract.model.reasoner import Reasoner
 from extract.reenter.attention.command import CutEdgesSettings
 from extract.reenter.statistics import with_accuracy
 from extract.reenter.sweep import Condition
@@ -54,7 +55,9 @@ def cut_edges(target: Target, settings: CutEdgesSettings | None = None) -> xr.Da
         thoughts`` and ``of answer`` to all they see ``shuffled`` or ``even``; controls: edges scaled by 1, as many
         random edges, each row replaced by itself. Figures as :func:`extract.reenter.statistics.with_accuracy` gives
         them, also for the problems answered rightly (``stratum`` ``right``) and wrongly (``wrong``) before;
-        ``additive_drop(condition)`` is what the single cuts of a set's members add up to.
+        ``additive_drop(condition)`` is what the single cuts of a set's members add up to; ``with_prefix(condition)``
+        the share of answers that begin with the model's answer prefix, after which ``answer_logprob`` is measured, and
+        ``accuracy_with_prefix(condition)`` how many of these are right.
 
     Raises
     ------
@@ -93,8 +96,18 @@ def cut_edges(target: Target, settings: CutEdgesSettings | None = None) -> xr.Da
         else np.nan
         for group in groups
     ]
-    additive_drop = ("condition", np.array(additive, dtype=float))
-    return result.assign(additive_drop=additive_drop).assign_attrs(hub=hub)
+    result["additive_drop"] = "condition", np.array(additive, dtype=float)
+    return _with_prefix(result, target.reasoner).assign_attrs(hub=hub)
+
+
+def _with_prefix(result: xr.Dataset, reasoner: Reasoner) -> xr.Dataset:
+    """Add how many answers begin as the model was trained to begin them, and how many of these are right."""
+    prefix = reasoner.decode(reasoner._plain(reasoner.answer_prefix))
+    begins = np.char.startswith(result["generated_text"].values.astype(str), prefix)  # (condition, example)
+    n_right = (begins & result["correct"].values).sum(1)
+    with np.errstate(invalid="ignore"):
+        shares = {"with_prefix": begins.mean(1), "accuracy_with_prefix": n_right / begins.sum(1)}
+    return result.assign({name: ("condition", share) for name, share in shares.items()})
 
 
 def _from_later(chain: list[str], answer: tuple[str, ...], *keys: str) -> Edges:
