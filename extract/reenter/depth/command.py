@@ -108,8 +108,8 @@ def _samples(result: Any) -> Table:
     ]
     columns = ["thoughts", *(f"{name} 95%" for name in ("right", "most frequent", "second", "entropy", "second alive"))]
     caption = (
-        f"shares of {int(result.attrs['n_sample'])} answers drawn for each problem, intervals over problems; second alive:"
-        " problems whose second answer is at least half as frequent as the first"
+        f"shares of {int(result.attrs['n_sample'])} answers drawn for each problem, intervals over problems; second"
+        " alive: problems whose second answer is at least half as frequent as the first"
     )
     return Table(title="drawn answers", columns=columns, rows=rows, caption=caption, labels=1)
 
