@@ -42,13 +42,13 @@ def with_gains(
     xr.Dataset
         With ``correct`` and, of (``series``, ``marker``, ``example``), ``first_right``: the fewest thoughts after which
         the answer is right, ``stable_right``: those from which on it is right up to the trained number; NaN: never.
-        Along ``stratum`` besides: ``accuracy`` (interval over problems, ``_low``, ``_high``), ``logprob_mean`` and
-        ``kl_mean`` (bootstrap intervals); ``gain``, ``gain_logprob`` (interval) of each thought over one less on the
-        same examples, ``mended`` and ``broken`` counts, ``gain_p`` (exact McNemar) and ``gain_p_holm`` (over the thoughts
-        of a series); ``first_share`` and ``stable_share``: problems right, and right from there on, after at most so many
-        thoughts; ``first_median`` and ``stable_median`` among those that ever are (bootstrap intervals),
-        ``n_enough``: the fewest thoughts from which on accuracy is not significantly below that after the trained
-        number (McNemar, Holm).
+        Along ``stratum`` besides: ``accuracy`` (interval over problems, ``_low``, ``_high``), ``logprob_mean``
+        and ``kl_mean`` (bootstrap intervals); ``gain``, ``gain_logprob`` (interval) of each thought over one
+        less on the same examples, ``mended`` and ``broken`` counts, ``gain_p`` (exact McNemar) and
+        ``gain_p_holm`` (over the thoughts of a series); ``first_share`` and ``stable_share``: problems right,
+        and right from there on, after at most so many thoughts; ``first_median`` and ``stable_median`` among
+        those that ever are (bootstrap intervals), ``n_enough``: the fewest thoughts from which on accuracy is
+        not significantly below that after the trained number (McNemar, Holm).
     """
     predicted = out["predicted_answer"].values
     made = ~np.isnan(out["answer_logprob"].values).all(-1)  # (series, marker, n_thought)
