@@ -3,17 +3,21 @@
 import numpy as np
 import pytest
 import xarray as xr
+from sklearn.metrics import roc_auc_score
 from synthetic import make_model, make_run, normalise, write_run
 
 import lake as command_line
 from analyze.context import Context
+from analyze.explorer.features import feature_lists
+from analyze.features.command import EFFECT
 from analyze.features.pages import feature_pages
+from analyze.features.probe import feature_probes
 from analyze.features.section import SECTIONS
 from analyze.features.shared import shared_features
 from analyze.page import write_section
 from analyze.sae.dictionary import SAESpec, sae_codes, select_cells, train_sae
 from schemas import UsageError
-from store import open_lake
+from store import Lake, open_lake
 
 SPEC = SAESpec(features=12, epochs=20, batch_size=64, k=3)
 FEW = {"resamples": 20, "permutations": 39}
@@ -44,6 +48,38 @@ def test_pages_are_what_one_feature_alone_gives(norm: str) -> None:
         assert float(one["written"].sel(sign="+", token=0)) == pytest.approx(
             (logits.max() - logits.mean()) / logits.std(), rel=1e-4
         )
+
+
+def test_a_feature_tells_what_was_planted_and_nothing_where_nothing_was() -> None:
+    model = make_model()
+    plain = make_run(n_example=260, n_layer=2, model=model)
+    has = plain["operation"].isel(step=0).values == "*"
+    states = plain["hidden_state"].copy()
+    states.loc[{"layer": 1, "position": "ct2"}] += 6 * has[:, None] * np.eye(8)[0]
+    planted = plain.assign(hidden_state=states, intermediate_result=plain["intermediate_result"] * np.nan)
+    nothing = planted.assign(hidden_state=plain["hidden_state"])
+    for run, told in ((planted, True), (nothing, False)):
+        sae = train_sae(select_cells(run), SPEC)
+        found = feature_probes(sae, run, permutations=99)
+        assert found is not None
+        best = found.isel(feature=int(found["area_p"].values.argmin()))
+        assert (float(best["area_p"]) < 0.05) == told
+        rows = np.flatnonzero((sae["example_split"] == "test").values)
+        told_text = str(best["tells"].item())
+        step, sign = told_text.removeprefix("not ").split(" ")[1], told_text[-1]
+        operators = run["operation"].values[rows, int(step)]
+        cell = sae["frequency"].sel(feature=best["feature"])
+        place = {dim: label.item() for dim, label in cell.isel(cell.argmax(...)).coords.items() if dim in cell.dims}
+        code = sae_codes(sae, select_cells(run)).sel(place).sel(feature=best["feature"]).values[rows]
+        there = operators != ""
+        area = roc_auc_score(operators[there] == sign, code[there])
+        assert float(best["area"]) == pytest.approx(1 - area if told_text.startswith("not") else area)
+        assert best["area_low"] <= best["area"] <= best["area_high"]
+        if told:
+            assert (step, sign, place) == ("0", "*", {"layer": 1, "position": "ct2"})
+            again = feature_probes(sae, run.chunk(example=9, position=2), permutations=99)
+            xr.testing.assert_allclose(again, found)
+    assert feature_probes(sae, run.drop_vars(["operation", "intermediate_result"])) is None
 
 
 def test_one_model_twice_shares_its_features_and_two_that_have_nothing_in_common_share_none() -> None:
@@ -101,14 +137,44 @@ def test_the_command_and_its_sections(tmp_path, capsys) -> None:
     code, out, err = call("analyze", "features", place, *names, *few, "--sae", "results/sae/one.probs")
     assert (code, err.count("\n")) == (2, 1)
     assert "is no dictionary of one/problems, two/problems; there are results/sae/" in err
+    taken_out(lake, names[0])
+    code, out, err = call("analyze", "features", place, *names, *few)
+    assert (code, err) == (0, "")
+    assert "features tell, and do to the answer" in out
     context = Context(lake, names)
+    explored = feature_lists(context, names[0], details=True)[0]["pages"]
+    assert explored["3"]["does"] == {
+        "where": [1, "ct2"],
+        "kl": 0.5,
+        "kl_random": 0.1,
+        "p_kl_holm": 0.01,
+        "broken": None,
+        "n_right": 0.0,
+    }
     for section in SECTIONS:
         page = write_section(section, context)
         assert page is not None
         assert page.headline
-        assert page.tables[0].frame.shape[0] == (24 if section.slug == "features" else 1)
+        assert (
+            page.tables[0].frame.shape[0] == {"features": 24, "feature-effects": 12, "shared-features": 1}[section.slug]
+        )
         assert page.lines
         assert page.illustrations
     grid = train_sae(states[names[0]], SPEC, scope="cell")
     with pytest.raises(UsageError, match="scope cell"):
         feature_pages(grid, lake[names[0]], lake.model("one"))
+
+
+def taken_out(lake: Lake, run: str) -> None:
+    """Store made-up effects of the features of a run's dictionary, as lake reenter features does."""
+    sae = lake.result("sae", run, scope="pool")
+    columns = dict.fromkeys([*EFFECT, "p_kl_holm", "p_broken_holm", "n", "n_problem", "n_right"], np.zeros(12)) | {
+        "kl": np.full(12, 0.5), "kl_random": np.full(12, 0.1), "kl_more": np.full(12, 0.4),
+        "p_kl_holm": np.full(12, 0.01), "broken": np.full(12, np.nan),
+    }  # fmt: skip
+    made = xr.Dataset(
+        {name: ("feature", column) for name, column in columns.items() if name not in ("kl_p", "broken_p")}
+    )
+    labels = {"layer": ("feature", np.full(12, 1)), "position": ("feature", np.full(12, "ct2", dtype=object))}
+    made = made.assign_coords(feature=sae["feature"].values, **labels).assign_attrs(dictionary=sae.attrs["fingerprint"])
+    lake.write_result("feature_effects", made, runs=[run], spec={})

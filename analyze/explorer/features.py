@@ -8,6 +8,7 @@ import xarray as xr
 
 from analyze.context import Context
 from analyze.explorer.problems import readable
+from analyze.features.command import feature_rows
 from analyze.features.pages import feature_pages
 from schemas import MissingRunError, UsageError
 from store.results import Result, preferred
@@ -88,6 +89,7 @@ def _pages(context: Context, run: str, stored: Result, places: Sequence[int]) ->
     """The pages of some features, by their place in the dictionary."""
     sae = context.open(stored).isel(feature=list(places)).load()
     pages = feature_pages(sae, context.run(run), context.model(run), tokens=N_TOKEN)
+    known = _known(context, run, stored)
     told = []
     for index in range(pages.sizes["feature"]):
         page = pages.isel(feature=index)
@@ -104,9 +106,31 @@ def _pages(context: Context, run: str, stored: Result, places: Sequence[int]) ->
                 "writes": _tokens(page, "+"),
                 "takes": _tokens(page, "-"),
                 "top": _top(page),
+                **known.get(int(page["feature"]), {}),
             }
         )
     return told
+
+
+def _known(context: Context, run: str, stored: Result) -> dict[int, dict[str, Any]]:
+    """What the stored results say that each feature tells, and does where it was taken out."""
+    known: dict[int, dict[str, Any]] = {}
+    results = preferred(each for each in context.results if each.runs == (run,))
+    of_kind = {kind: [each for each in results if each.kind == kind] for kind in ("features", "feature_effects")}
+    for one in [each for each in of_kind["features"] if each.spec.get("sae") == stored.fingerprint][:1]:
+        data = context.open(one)
+        for row in feature_rows(data) if "tells" in data else []:
+            if row["tells"]:
+                known[row["feature"]] = {"tells": [row["tells"], *map(_rounded, (row["area"], row["area_p"]))]}
+    effects = [context.open(each) for each in of_kind["feature_effects"]]
+    for data in [each for each in effects if each.attrs["dictionary"] == stored.fingerprint][:1]:
+        names = ("kl", "kl_random", "p_kl_holm", "broken", "n_right")
+        for index, feature in enumerate(data["feature"].values.tolist()):
+            figures = [float(data[name].values[index]) for name in names]
+            where = [int(data["layer"].values[index]), str(data["position"].values[index])]
+            does = {"where": where, **{name: x if x == x else None for name, x in zip(names, figures, strict=True)}}
+            known.setdefault(int(feature), {})["does"] = does
+    return known
 
 
 def _top(page: xr.Dataset) -> list[dict[str, Any]]:

@@ -7,11 +7,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from schemas.command import Analysis, Cost, Made, Printed, Settings, Table, setting
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from analyze.source import Source
     from store import Result
 
 SHOWN = 20
 """Features whose page is printed, those that fire most often first."""
+PROBE = ("tells", "area", "area_low", "area_high", "area_p")
+"""What :func:`analyze.features.probe.feature_probes` says of each feature."""
+EFFECT = (
+    "kl", "kl_low", "kl_high", "kl_random", "kl_more", "kl_p", "broken", "broken_low", "broken_high", "broken_random",
+    "broken_p",
+)  # fmt: skip
+"""What ``lake reenter features`` says of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,15 +32,17 @@ class FeatureSettings(Settings):
     sae: str | None = setting(None, "Stored dictionary; by default each run's own, and crosscoders of the runs.")
     tokens: int = setting(8, "Tokens told of what a feature writes.", least=1)
     balance: float = setting(0.1, "Least share of a feature's squared decoder norm in either model.", least=0)
-    max_problems: int = setting(300, "Test problems used at most for shared features.", metavar="N", least=8)
+    max_problems: int = setting(
+        300, "Problems used at most to choose what a feature tells, to test it, and for shared features.",
+        metavar="N", least=8,
+    )  # fmt: skip
     resamples: int = setting(200, "Resamples of the problems behind each interval.", least=1)
-    permutations: int = setting(200, "Shuffles of the problems of one model.", least=1)
+    permutations: int = setting(200, "Shuffles of the problems, of shared features those of one model.", least=1)
     seed: int = setting(0, "Seed of what is drawn.", least=0)
 
 
 def run(sources: "Sequence[Source]", settings: FeatureSettings) -> list[Made]:
     """Pages of the features of each run's dictionary, and which features a crosscoder of the runs shares."""
-    from analyze.features.pages import feature_pages
     from analyze.features.shared import shared_features
 
     lake, by_run = sources[0].lake, {source.run: source for source in sources}
@@ -54,9 +65,40 @@ def run(sources: "Sequence[Source]", settings: FeatureSettings) -> list[Made]:
             made.append(Made("shared_features", shared, told, runs=stored.runs))
         else:
             source = by_run[stored.runs[0]]
-            pages = feature_pages(dictionary, source.data, source.model, tokens=settings.tokens)
-            made.append(Made("features", pages, told, runs=stored.runs))
+            pages, effects = of_one(source, dictionary, settings)
+            made.append(Made("features", pages, told | effects, runs=stored.runs))
     return made
+
+
+def of_one(
+    source: "Source", dictionary: "xr.Dataset", settings: FeatureSettings
+) -> "tuple[xr.Dataset, dict[str, str]]":
+    """Pages of a dictionary's features with what each tells, and does where lake reenter features took it out."""
+    from analyze.features.pages import feature_pages, with_effects
+    from analyze.features.probe import feature_probes
+
+    pages = feature_pages(dictionary, source.data, source.model, tokens=settings.tokens)
+    with source.progress("probes"):
+        probes = feature_probes(
+            dictionary, source.data, max_problems=settings.max_problems, permutations=settings.permutations,
+            seed=settings.seed,
+        )  # fmt: skip
+    if probes is not None:
+        pages = pages.merge(probes, combine_attrs="no_conflicts")
+    digest = str(dictionary.attrs.get("fingerprint", ""))
+    for stored in preferred_effects(source, digest):
+        return with_effects(pages, source.lake.open_result(stored.name)), {"effects": stored.fingerprint}
+    return pages, {}
+
+
+def preferred_effects(source: "Source", dictionary: str) -> "list[Result]":
+    """Stored effects of a dictionary's features, the one to take first."""
+    from store.results import preferred
+
+    stored = [one for one in source.lake.results("feature_effects") if one.runs == (source.run,)]
+    return preferred(
+        one for one in stored if source.lake.open_result(one.name).attrs.get("dictionary") == dictionary
+    )  # fmt: skip
 
 
 def cost(sources: "Sequence[Source]", settings: FeatureSettings) -> Cost:
@@ -122,17 +164,62 @@ def chosen(sources: "Sequence[Source]", name: str | None) -> "list[Result]":
 
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
-    """The features that fire most often: where, on what, and what they write."""
-    rows = feature_rows(result)[:SHOWN]
-    return [
+    """The features that fire most often, and those that tell or do most."""
+    every = feature_rows(result)
+    shown, n_feature = every[:SHOWN], result.sizes["feature"]
+    names = ("feature", "fires", "most", "reads", "writes", "takes", "problem")
+    printed: list[Printed] = [
         Table(
-            title=f"{result.attrs['run']}: the {len(rows)} of {result.sizes['feature']} features that fire most often",
+            title=f"{result.attrs['run']}: the {len(shown)} of {n_feature} features that fire most often",
             columns=["feature", "fires", "most at", "reads there", "writes", "takes from", "top problem"],
-            rows=[list(row.values()) for row in rows],
+            rows=[[row[name] for name in names] for row in shown],
             labels=1,
             caption="fires: share of states; reads there: first tokens of the logit lens where it fires most",
         )
     ]
+    telling = most_telling(every)[:SHOWN]
+    if telling:
+        taken_out = "kl" in telling[0]
+        printed.append(
+            Table(
+                title=f"{result.attrs['run']}: what features tell" + (", and do to the answer" if taken_out else ""),
+                columns=["feature", "tells", "area 95%", "p", *(EFFECT_COLUMNS if taken_out else [])],
+                rows=[[row["feature"], *told_cells(row)] for row in telling],
+                labels=1,
+                caption="area under the ROC curve on test problems, p: against shuffled ones, over all features"
+                + ("; KL in nat with its part taken out, beside random directions as long" if taken_out
+                   else f"; what they do: lake reenter features PATH {result.attrs['run']}, then this again"),
+            )
+        )  # fmt: skip
+    return printed
+
+
+EFFECT_COLUMNS = ("KL 95%", "random", "p Holm", "broken", "random")
+"""What the part of a feature does, in the table of those that do most."""
+
+
+def told_cells(row: Mapping[str, Any]) -> list[str]:
+    """What a feature tells and does, in words."""
+    cells = [row["tells"], _with_interval(row, "area"), f"{row['area_p']:.3f}" if row["tells"] else ""]
+    if "kl" in row:
+        p = f"{row['kl_p']:.1e}" if row["kl_p"] == row["kl_p"] else "-"
+        cells += [_with_interval(row, "kl"), *(f"{row[name]:.3f}" for name in ("kl_random",)), p]
+        cells += [f"{row[name]:.3f}" if row[name] == row[name] else "-" for name in ("broken", "broken_random")]
+    return cells
+
+
+def _with_interval(row: Mapping[str, Any], name: str) -> str:
+    """A figure and its interval; empty where there is none."""
+    value, low, high = (row[name + end] for end in ("", "_low", "_high"))
+    return f"{value:.3f} [{low:.2f}, {high:.2f}]" if value == value else ""
+
+
+def most_telling(rows: "list[dict[str, Any]]") -> "list[dict[str, Any]]":
+    """Features that move the answer most beyond random directions first; where none was taken out, that tell most."""
+    for key in ("kl_more", "area"):
+        if rows and key in rows[0]:
+            return sorted((row for row in rows if row[key] == row[key]), key=lambda row: -float(row[key]))
+    return []
 
 
 def feature_rows(pages: Any) -> list[dict[str, Any]]:
@@ -159,6 +246,7 @@ def feature_rows(pages: Any) -> list[dict[str, Any]]:
                 "writes": writes["+"],
                 "takes": writes["-"],
                 "problem": str(one["top_question"].values[0])[:60] if one.sizes["rank"] else "",
+                **{name: one[name].item() for name in (*PROBE, *EFFECT) if name in one},
             }
         )
     return rows

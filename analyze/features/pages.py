@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from analyze.features.command import EFFECT
 from analyze.lens.readout import ReadOut
 from analyze.sae.dictionary import activation_of
 from schemas import UsageError
@@ -78,6 +79,17 @@ def feature_pages(sae: xr.Dataset, run: xr.Dataset, model: xr.Dataset, *, tokens
         kind="features", n_example=sae.sizes["example"], activation=sae.attrs["activation"],
         dictionary=str(sae.attrs.get("fingerprint", "")), variable=str(sae.attrs.get("variable", "hidden_state")),
     )  # fmt: skip
+
+
+def with_effects(pages: xr.Dataset, effects: xr.Dataset) -> xr.Dataset:
+    """Pages with what was measured of each feature where ``lake reenter features`` took it out; NaN of the others.
+
+    ``kl`` (nat) and ``broken`` with ``_low``, ``_high`` and ``_random``, ``kl_more`` than random directions, and
+    ``kl_p``, ``broken_p``, corrected over all features (feature).
+    """
+    renamed = effects.rename({"p_kl_holm": "kl_p", "p_broken_holm": "broken_p"})
+    chosen = renamed[list(EFFECT)].reset_coords(drop=True).reindex(feature=pages["feature"].values)
+    return pages.assign({name: chosen[name] for name in EFFECT})
 
 
 def writes_of(decoder: Array, model: xr.Dataset, readout: ReadOut, n: int) -> tuple[Array, Array]:

@@ -3,11 +3,15 @@
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
-from analyze.drawing import faint_grid, reference
+from analyze.drawing import INK, MUTED, faint_grid, legend_below, reference
 from analyze.features.command import feature_rows
 from analyze.page import NothingStored, Page, Section
 from store.results import Result, preferred
+
+LEAST = 1e-5
+"""Nat below which an effect is drawn at the edge of the figure: about what float32 leaves of nothing."""
 
 
 def features(page: Page) -> None:
@@ -22,6 +26,47 @@ def features(page: Page) -> None:
         rows = feature_rows(result.data)
         page.add("features", result, rows)
         page.say(result, "most", n=result.data.sizes["feature"], **rows[0])
+        if "tells" in result.data:
+            told = sorted((row for row in rows if row["tells"]), key=lambda row: -float(row["area"]))
+            page.add("told", result, told)
+            telling = sum(row["area_p"] < 0.05 for row in told)
+            above = result.data.attrs["area_null"]
+            page.say_more(result.label, page.text("tell", n=len(told), telling=telling, above=above, **told[0]))
+
+
+def effects(page: Page) -> None:
+    """What taking each feature out does to the answer, beside random directions as long."""
+    told = {result.run: result.data for result in page.results("features", optional=True)}
+    for result in page.results("feature_effects"):
+        data = result.data
+        ax = page.panel("effects", result, height=3.2)
+        own, random = (np.maximum(data[name].values, LEAST) for name in ("kl", "kl_random"))
+        telling = ((data["p_kl_holm"] < 0.05) & (data["kl_more"] > 0)).values
+        for chosen, colour, label in ((~telling, MUTED, "no more than chance"), (telling, result.look.colour, "more")):
+            ax.scatter(random[chosen], own[chosen], s=12, color=colour, alpha=0.7, label=label)
+        ends = [LEAST, float(max(own.max(), random.max())) * 1.5]
+        ax.plot(ends, ends, color=INK, linewidth=0.8, linestyle=(0, (2, 2)))
+        ax.set(xscale="log", yscale="log", xlabel="random directions, nat", ylabel="the feature, nat")
+        faint_grid(ax, "both")
+        legend_below(ax)
+        rows = effect_rows(data, told.get(result.run))
+        page.add("effects", result, rows)
+        broken = int((data["p_broken_holm"] < 0.05).sum())
+        page.say(result, "does", n_feature=data.sizes["feature"], telling=int(telling.sum()), turned=broken, **rows[0])
+
+
+def effect_rows(data: xr.Dataset, told: xr.Dataset | None) -> list[dict[str, Any]]:
+    """What taking each feature out does, those first that do most beyond random directions, and what each tells."""
+    tells = {} if told is None or "tells" not in told else told["tells"].to_series().to_dict()
+    rows = []
+    for index in (-data["kl_more"]).argsort().values:
+        one = data.isel(feature=int(index))
+        layer = int(one["layer"])
+        place = f"{one['position'].item()}, {'fed' if layer == -1 else f'layer {layer}'}"
+        figures = {str(name): one[name].item() for name in data.data_vars}
+        number = int(one["feature"])
+        rows.append({"feature": number, "place": place, "tells": tells.get(number, ""), **figures})
+    return rows
 
 
 def shared(page: Page) -> None:
@@ -53,6 +98,13 @@ def shared(page: Page) -> None:
 
 SECTIONS = (
     Section(slug="features", write=features, chapter="report-001", order=32, needs=("features",)),
+    Section(
+        slug="feature-effects",
+        write=effects,
+        chapter="report-001",
+        order=33,
+        needs=("sae", "feature_effects"),
+    ),
     Section(
         slug="shared-features",
         write=shared,

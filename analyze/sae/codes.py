@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from analyze.sae.batches import Rows, check_source
 from analyze.sae.spec import Activation
+from schemas.codes import active_codes
 from schemas.errors import SchemaError, UsageError
 
 Activations = xr.DataArray | Mapping[str, xr.DataArray]
@@ -49,7 +50,7 @@ def sae_codes(sae: xr.Dataset, activation: Activations) -> xr.DataArray:
         raise UsageError("codes of no activation: the mapping of models is empty")
     known = _same_cells(sae[["encoder_bias", "threshold"]], pre)
     codes: xr.DataArray = xr.apply_ufunc(
-        _active,
+        active_codes,
         pre.drop_vars("feature", errors="ignore"),
         known["encoder_bias"],
         known["threshold"],
@@ -110,7 +111,7 @@ class Weights(NamedTuple):
     def encode(self, x: NDArray[np.float32], cell: int) -> NDArray[np.float32]:
         """Codes (row, feature) of rows (row, width) at a cell."""
         pre = (x - _at(self.decoder_bias, cell)) @ _at(self.encoder, cell).T
-        return _active(
+        return active_codes(
             np.asarray(pre, dtype=np.float32),
             _at(self.encoder_bias, cell),
             _at(self.threshold, cell),
@@ -256,30 +257,6 @@ def _decoded(
     if decoder.ndim == 2:
         return np.asarray(code @ decoder + decoder_bias)
     return np.asarray(np.moveaxis(np.moveaxis(code, 0, -2) @ decoder, -2, 0) + decoder_bias)
-
-
-def _active(
-    pre: NDArray[np.float32],
-    bias: NDArray[np.float32],
-    threshold: NDArray[np.float32],
-    activation: Activation,
-    k: int,
-) -> NDArray[np.float32]:
-    """Codes of pre-activations (..., feature) without their bias; rows of NaN stay so."""
-    pre = pre + bias
-    if activation in ("relu", "jumprelu", "batch_topk"):
-        floor = 0.0 if activation == "relu" else np.maximum(threshold, 0)
-        return np.asarray(np.where(np.isnan(pre) | (pre > floor), pre, np.float32(0)))
-    size = np.abs(pre) if activation == "abs_topk" else pre
-    index = np.argpartition(size, pre.shape[-1] - k, axis=-1)[..., -k:] if k < pre.shape[-1] else None
-    if index is None:
-        kept = pre
-    else:
-        kept = np.zeros_like(pre)
-        np.put_along_axis(kept, index, np.take_along_axis(pre, index, axis=-1), axis=-1)
-    if activation == "topk":
-        kept = np.maximum(kept, 0)
-    return np.asarray(np.where(np.isnan(pre).any(axis=-1, keepdims=True), np.float32(np.nan), kept))
 
 
 def _at(array: NDArray[np.float32], cell: int) -> NDArray[np.float32]:

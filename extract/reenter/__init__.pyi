@@ -16,6 +16,8 @@ from .depth.command import DepthSettings as DepthSettings
 from .depth.experiment import think_to_depth as think_to_depth
 from .edit.command import EditSettings as EditSettings
 from .edit.experiment import edit as edit
+from .features.command import FeatureEffectSettings as FeatureEffectSettings
+from .features.experiment import feature_effects as feature_effects
 from .gradients.command import GradientSettings as GradientSettings
 from .gradients.experiment import integrated_gradients as integrated_gradients
 from .graph.command import GraphSettings as GraphSettings

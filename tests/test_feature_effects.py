@@ -1,0 +1,117 @@
+"""Features taken out of the model one at a time: a slow reference, any batch, known truth, bad requests."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from test_intervene import slowly
+
+from analyze.sae.dictionary import SAESpec, sae_codes, select_cells, train_sae
+from extract.reenter import FeatureEffectSettings, feature_effects, open_target
+from extract.reenter.features.command import plan, tables
+from extract.reenter.features.firing import vectors_of
+from extract.run.extract import extract, prepare
+from extract.small_models.problems import make_splits, write_problems
+from schemas import MissingRunError, RunSpec, UsageError
+from store import open_lake
+
+torch.set_num_threads(1)
+MODELS = ("small-llama", "small-llama-decodable")
+SETTINGS = FeatureEffectSettings(draws=1, seed=3)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("features")
+    write_problems(make_splits(3, {"test": {2: 20, 3: 20}})["test"], root / "test.jsonl")
+    for model in MODELS:
+        spec = RunSpec(dtype="float32", batch_size=40, max_new_tokens=8)
+        extract(prepare(model, str(root / "test.jsonl"), root / "a.lake", spec), root / "a.lake")
+        lake = open_lake(root / "a.lake")
+        sae = train_sae(
+            select_cells(lake[f"{model}/test"], layers=[0]), SAESpec(features=48, epochs=40, batch_size=64, k=4)
+        )
+        lake.write_result("sae", sae, runs=[f"{model}/test"], spec={"scope": "pool"})
+    return root / "a.lake"
+
+
+def effects(
+    place: Path, model: str, settings: FeatureEffectSettings, batch_rows: int | None = None, limit: int | None = None
+) -> xr.Dataset:
+    target = open_target(open_lake(place), f"{model}/test", limit=limit)
+    target.batch_rows = batch_rows
+    return feature_effects(target, settings)
+
+
+def test_a_feature_taken_out_is_what_hooks_on_the_model_do(place: Path) -> None:
+    lake = open_lake(place)
+    run, sae = lake["small-llama/test"], lake.result("sae", "small-llama/test")
+    found = effects(place, "small-llama", SETTINGS, limit=15)
+    rare = found.isel(feature=np.flatnonzero((found["n"] <= 3) & (found["kl"] > 1e-3))[:2])
+    assert rare.sizes["feature"] == 2
+    target = open_target(lake, "small-llama/test")
+    vectors = vectors_of(sae, SETTINGS.draws, SETTINGS.seed)
+    codes = sae_codes(sae, select_cells(run, layers=[0])).sel(layer=0).load()
+    for index in range(2):
+        one = rare.isel(feature=index)
+        feature, position = int(one["feature"]), str(one["position"].item())
+        here = codes.sel(position=position, feature=feature).isel(example=slice(15))
+        examples = here["example"].values[here.values != 0]
+        assert len(examples) == int(one["n"])
+        assert float(one["moved"]) == pytest.approx(float(abs(here).sum()) / len(examples), rel=1e-4)
+        kl, logprob = np.zeros((2, 2, len(examples)))
+        for row, example in enumerate(examples):
+            prompt = target.reasoner.encode(str(run["question"].sel(example=example).item()))
+            gold = str(run["gold_answer"].sel(example=example).item())
+            at = len(prompt) - 1 + target.reasoner.places.offset(position)
+            base = slowly(target.reasoner, prompt, [], [gold, "99"], n_new=1)
+            for draw in range(2):
+                part = torch.from_numpy(float(here.sel(example=example)) * vectors[draw, feature])
+                changes = [("hidden_state", 0, at, lambda state, part=part: state - part)]
+                changed = slowly(target.reasoner, prompt, changes, [gold, "99"], n_new=1)
+                difference = base["distribution"] - changed["distribution"]
+                kl[draw, row] = float((base["distribution"].exp() * difference).sum())
+                logprob[draw, row] = changed["answer_logprob"][0] - base["answer_logprob"][0]
+        np.testing.assert_allclose(float(one["kl"]), kl[0].mean(), atol=1e-4)
+        np.testing.assert_allclose(float(one["kl_random"]), kl[1].mean(), atol=1e-4)
+        np.testing.assert_allclose(float(one["logprob_change"]), logprob[0].mean(), atol=1e-3)
+
+
+def test_features_matter_where_thoughts_are_used_and_no_batch_changes_that(place: Path) -> None:
+    used = effects(place, "small-llama", SETTINGS)
+    few = [effects(place, "small-llama", SETTINGS, batch_rows=rows, limit=9) for rows in (20, None)]
+    xr.testing.assert_allclose(*few, atol=1e-4)
+    spared = effects(place, "small-llama-decodable", SETTINGS)
+    assert used.attrs["self_kl"] < 1e-5
+    telling = (used["p_kl_holm"] < 0.05) & (used["kl_more"] > 0)
+    assert telling.sum() >= 5
+    assert float(used["kl_more"].max()) > 0.5
+    # The twin reads the same off its thoughts and answers from the question: what it thinks changes nothing.
+    assert float(spared["kl"].sel(feature=spared["position"] != "bot").max()) < 0.05 * float(used["kl"].max())
+    printed = tables(used, {})
+    assert f"of {used.sizes['feature']} features that fire" in printed[0].title
+    assert printed[1].startswith(f"{int(telling.sum())} features move the answer")
+    text, figures = plan(open_target(open_lake(place), "small-llama/test"), SETTINGS)
+    assert figures["n_condition"] == used.attrs["n_condition"]
+    assert figures["n_feature"] == used.sizes["feature"]
+    assert f"{figures['n_row']:,} rows" in text
+
+
+def test_features_and_places_that_are_not_there_are_refused_in_one_line(place: Path, tmp_path: Path) -> None:
+    chosen = effects(place, "small-llama", FeatureEffectSettings(features=(3, 7), positions=("ct1", "ct2"), draws=1))
+    assert set(chosen["feature"].values) <= {3, 7}
+    assert set(chosen["position"].values) <= {"ct1", "ct2"}
+    for settings, message in (
+        ({"features": (99,)}, "has no feature 99; it has 0 to 47"),
+        ({"positions": ("ct9",)}, "was not learned at position ct9; it was at bot, ct0"),
+        ({"layers": (1,)}, "was not learned at layer 1; it was at 0"),
+        ({"sae": "results/sae/x"}, "--sae results/sae/x is no dictionary of small-llama/test; there are results/sae/"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            effects(place, "small-llama", FeatureEffectSettings(**settings))
+    shutil.copytree(place, tmp_path / "b.lake", ignore=shutil.ignore_patterns("results"))
+    with pytest.raises(MissingRunError, match="no result of kind 'sae'.*lake analyze sae"):
+        effects(tmp_path / "b.lake", "small-llama", SETTINGS)
