@@ -1,5 +1,7 @@
 """Pages of features against one by one, and features that two models share: all, none, and what shuffles give."""
 
+import json
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -10,6 +12,7 @@ import lake as command_line
 from analyze.context import Context
 from analyze.explorer.features import feature_lists
 from analyze.features.command import EFFECT
+from analyze.features.dashboard import write_dashboards
 from analyze.features.pages import feature_pages
 from analyze.features.probe import feature_probes
 from analyze.features.section import SECTIONS
@@ -80,6 +83,44 @@ def test_a_feature_tells_what_was_planted_and_nothing_where_nothing_was() -> Non
             again = feature_probes(sae, run.chunk(example=9, position=2), permutations=99)
             xr.testing.assert_allclose(again, found)
     assert feature_probes(sae, run.drop_vars(["operation", "intermediate_result"])) is None
+
+
+FIELDS = (
+    "feature_index neuron_alignment_indices neuron_alignment_values neuron_alignment_l1 correlated_neurons_indices"
+    " correlated_neurons_l1 correlated_neurons_pearson correlated_features_indices correlated_features_l1"
+    " correlated_features_pearson neg_str neg_values pos_str pos_values frac_nonzero freq_hist_data_bar_values"
+    " freq_hist_data_bar_heights logits_hist_data_bar_heights logits_hist_data_bar_values n_prompts_total"
+    " n_tokens_in_prompt dataset activations decoder_weights_dist vector"
+)
+"""Of NeuronpediaDashboardFeature in sae-dashboard 0.8.0, which refuses any other."""
+
+
+def test_dashboards_have_the_fields_of_their_reader_and_what_every_code_says(tmp_path) -> None:
+    model = make_model()
+    run = make_run(n_example=150, n_layer=2, model=model)  # more than a block of examples
+    sae = train_sae(select_cells(run), SPEC, n_top=3)
+    folders = write_dashboards(sae, run, model, tmp_path)
+    assert [folder.name for folder in folders] == ["0-hidden-state-12", "1-hidden-state-12"]
+    batch = json.loads((folders[1] / "batch-0.json").read_text())
+    assert (batch.pop("model_id"), batch.pop("layer"), batch.pop("sae_set")) == ("made-up", 1, "hidden-state-12")
+    assert set(batch) == {"sae_id_suffix", "features"}
+    codes = sae_codes(sae, select_cells(run)).sel(layer=1)
+    for feature in batch["features"]:
+        assert set(feature) == set(FIELDS.split())
+        own = codes.sel(feature=feature["feature_index"]).transpose("example", "position").values
+        assert feature["frac_nonzero"] == pytest.approx((own > 0).mean())
+        count, edges = np.histogram(own[own > 0], bins=40)
+        assert sum(feature["freq_hist_data_bar_heights"]) == count.sum()
+        assert np.abs(np.array(feature["freq_hist_data_bar_heights"]) - count).sum() <= 2  # at the edge of a bar
+        np.testing.assert_allclose(feature["freq_hist_data_bar_values"], (edges[1:] + edges[:-1]) / 2, atol=1e-3)
+        rows = np.argsort(-own.max(1), kind="stable")[: len(feature["activations"])]
+        for row, text in zip(rows, feature["activations"], strict=True):
+            assert text["tokens"] == ["question", f" {row}", " bot", *(f" ct{index}" for index in range(6))]
+            np.testing.assert_allclose(text["values"], [0, 0, *own[row]], atol=1e-4)
+            assert text["qualifying_token_index"] == 2 + own[row].argmax()
+    assert len(batch["features"]) == 12 - len(
+        json.loads((folders[1] / "skipped_indexes.json").read_text())["skipped_indexes"]
+    )
 
 
 def test_one_model_twice_shares_its_features_and_two_that_have_nothing_in_common_share_none() -> None:

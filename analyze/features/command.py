@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from schemas.command import Analysis, Cost, Made, Printed, Settings, Table, setting
@@ -39,10 +40,17 @@ class FeatureSettings(Settings):
     resamples: int = setting(200, "Resamples of the problems behind each interval.", least=1)
     permutations: int = setting(200, "Shuffles of the problems, of shared features those of one model.", least=1)
     seed: int = setting(0, "Seed of what is drawn.", least=0)
+    export: Path | None = setting(
+        None,
+        "Also write each run's features as SAEDashboard does and Neuronpedia takes in: JSON, a folder for each layer.",
+        metavar="DIR",
+        stored=False,
+    )
 
 
 def run(sources: "Sequence[Source]", settings: FeatureSettings) -> list[Made]:
     """Pages of the features of each run's dictionary, and which features a crosscoder of the runs shares."""
+    from analyze.features.dashboard import write_dashboards
     from analyze.features.shared import shared_features
 
     lake, by_run = sources[0].lake, {source.run: source for source in sources}
@@ -66,6 +74,10 @@ def run(sources: "Sequence[Source]", settings: FeatureSettings) -> list[Made]:
         else:
             source = by_run[stored.runs[0]]
             pages, effects = of_one(source, dictionary, settings)
+            if settings.export is not None:
+                with source.progress("export", "examples") as report:
+                    folder = settings.export / source.run.replace("/", ".")
+                    write_dashboards(dictionary, source.data, source.model, folder, progress=report)
             made.append(Made("features", pages, told | effects, runs=stored.runs))
     return made
 

@@ -8,6 +8,7 @@ path to the logits:
 told as standard deviations over the vocabulary, as the norm divides by a length that the whole state decides.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -99,23 +100,32 @@ def writes_of(decoder: Array, model: xr.Dataset, readout: ReadOut, n: int) -> tu
     -------
     (feature, sign, token) each: ids, and by how many standard deviations over the vocabulary
     """
-    weight = model["final_norm_weight"].values.astype("float32")
     n = min(n, len(readout.unembedding))
     token = np.empty((len(decoder), 2, n), dtype="int64")
     size = np.empty(token.shape, dtype="float32")
+    for start, logits in direct_logits(decoder, model, readout):
+        logits /= np.maximum(logits.std(-1, keepdims=True), 1e-30)
+        rows = slice(start, start + len(logits))
+        for index, sign in enumerate((-1, 1)):  # the largest first
+            best = np.argsort(sign * logits, axis=-1, kind="stable")[:, :n]
+            token[rows, index] = best
+            size[rows, index] = np.take_along_axis(logits, best, axis=-1)
+    return token, size
+
+
+def direct_logits(decoder: Array, model: xr.Dataset, readout: ReadOut) -> Iterator[tuple[int, Array]]:
+    """What directions (feature, hidden) add to the logits by the direct path, less its mean: (feature, vocabulary).
+
+    Some features at a time, with the number of the first of them.
+    """
+    weight = model["final_norm_weight"].values.astype("float32")
     step = max(1, LOGIT_BYTES // (4 * len(readout.unembedding)))
     for start in range(0, len(decoder), step):
         moved = decoder[start : start + step].astype("float32")
         if model.attrs["final_norm"] == "layer_norm":
             moved = moved - moved.mean(-1, keepdims=True)
         logits = (moved * weight) @ readout.unembedding.T
-        logits -= logits.mean(-1, keepdims=True)
-        logits /= np.maximum(logits.std(-1, keepdims=True), 1e-30)
-        for index, sign in enumerate((-1, 1)):  # the largest first
-            best = np.argsort(sign * logits, axis=-1, kind="stable")[:, :n]
-            token[start : start + step, index] = best
-            size[start : start + step, index] = np.take_along_axis(logits, best, axis=-1)
-    return token, size
+        yield start, logits - logits.mean(-1, keepdims=True)
 
 
 def _readings(sae: xr.Dataset, run: xr.Dataset, activation: xr.DataArray, rows: Array, readout: ReadOut) -> Array:
