@@ -31,9 +31,8 @@ def control_by_name(model: str) -> Control | None:
     return None
 
 
-def control_settings(model: str) -> dict[str, str]:
-    """What the settings of a checkpoint say of a model whose name says it: ``control_of`` and ``control``."""
-    control = control_by_name(model)
+def settings_of(control: Control | None) -> dict[str, str]:
+    """What a checkpoint's settings say of whose control it is: ``control_of`` and ``control``; of none, nothing."""
     return {} if control is None else {"control_of": control.of, "control": control.kind}
 
 

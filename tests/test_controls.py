@@ -10,7 +10,8 @@ from analyze.beside import FAINTER, LESS, MORE, NOT, OPEN, SEEN, UNMEASURED, Fin
 from analyze.drawing import looks
 from analyze.verdict.measures import of_share
 from extract import load_reasoner
-from extract.training.command import TrainCommandSettings, state_control
+from extract.training.command import TrainCommandSettings, trainings
+from extract.training.state import state_control
 from schemas import Control, UsageError
 from schemas.controls import CONTROLS, control_among, control_by_name, stated_control
 
@@ -49,10 +50,25 @@ def test_every_kind_of_control_is_drawn_in_its_own_way():
 
 def test_a_training_says_of_whom_its_model_is_the_control(tmp_path):
     (tmp_path / "codi.json").write_text('{"protocol": "codi", "n_latent": 6}')
-    state_control(tmp_path, "mine", "pause")
+    state_control(tmp_path, Control("mine", "pause"))
     assert stated_control(json.loads((tmp_path / "codi.json").read_text()), "codi", "x") == Control("mine", "pause")
-    with pytest.raises(UsageError, match="--control-of"):
-        TrainCommandSettings(out=tmp_path, base="b", data=("d",), steps=1, control_of="mine")
+    given = {"out": tmp_path / "mine", "base": "b", "data": ("d",), "steps": 1}
+    twins = {"protocol": "coconut", "twins": tuple(CONTROLS)[1:]}
+    planned = trainings(TrainCommandSettings(**given, **twins))
+    assert [(one.protocol, folder.name, control) for one, folder, control in planned] == [
+        ("coconut", "mine", None),
+        *((kind, f"mine-{kind}", Control("mine", kind)) for kind in ("multipass-pause", "pause", "direct", "cot")),
+    ]
+    (alone,) = trainings(TrainCommandSettings(**given, protocol="codi-pause", control_of="other"))
+    assert alone[1:] == (tmp_path / "mine", Control("other", "pause"))
+    for wrong, message in [
+        ({"control_of": "mine"}, "name the controls with --twins"),
+        ({"control_of": "mine", "twins": ("decodable",)}, "goes on from its model's own training"),
+        ({"protocol": "direct", "twins": ("pause",)}, "codi and coconut have controls; --protocol is direct"),
+        ({"curriculum": 1.0}, "--curriculum is 1.0"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            TrainCommandSettings(**given, **wrong)
 
 
 def test_what_a_control_shows_is_told_by_intervals():

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from transformers import (
 from analyze.lens.readout import final_norm
 from extract import Reasoner, load_reasoner
 from extract.model.recorder import Recorder
+from extract.model.thinking import Thinking
 from extract.small_models.problems import draw_problem
 from schemas import LakeError, UsageError, extract_answer
 
@@ -193,33 +195,42 @@ CONFIGS = {
 }  # fmt: skip
 
 
+ASKED = (
+    "Ann had 12 pens and 3 caps. How many?", "Why 4 or 15 or more?", "Two?", "Tom has 7 apples and buys 5 more.",
+    "What is 3 and 4?", "Why?", "Ann had 12 pens.", "Bo gave 2 of 9 caps to Tom, and Tom gave 1 to Ann. And now?",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_other_settings(name: str, tmp_path: Path) -> None:
     config, options = CONFIGS[name]
     checkpoint, base, model, projection = write_checkpoint(tmp_path, config, **options)
     reasoner = load_reasoner(checkpoint, base)
-    prompts = [reasoner.encode("Ann had 12 pens and 3 caps. How many?"), reasoner.encode("Why 4 or 15 or more?")]
-    found = reasoner.think(prompts, capture="full", stored_dtype="float32", max_new_tokens=3)
-    for row, prompt in enumerate(prompts):
-        want = think_slowly(model, projection, prompt, 3)
-        start = found.n_before + 1 - len(prompt)
-        end = start + want["hidden"].shape[1]
-        np.testing.assert_allclose(found.latent_embedding[row], want["latents"], atol=1e-4)
-        np.testing.assert_allclose(found.hidden_state[row, :-1, start:end], want["hidden"][1:-1], atol=2e-4, rtol=1e-4)
-        np.testing.assert_allclose(found.final_state[row, start:end], want["hidden"][-1], atol=2e-4, rtol=1e-4)
-        np.testing.assert_allclose(found.attention[row, :, :, start:end, start:end], want["attention"], atol=1e-5)
-        tokens = found.token[row, found.n_before + 8 :]
-        assert tokens[tokens >= 0].tolist() == want["tokens"]
-        normed = final_norm(  # as a lens does it from what the lake keeps of the model
-            found.hidden_state[row, -1, start:end],
-            kind=reasoner.final_norm,
-            weight=reasoner.final_norm_weight,
-            bias=reasoner.final_norm_bias,
-            epsilon=reasoner.final_norm_epsilon,
-        )
-        np.testing.assert_allclose(normed, want["hidden"][-1], atol=2e-4, rtol=1e-4)
-        logits = reasoner._logits(torch.as_tensor(found.final_state[row, found.n_before + 7]))
-        np.testing.assert_allclose(logits.numpy(), want["first_logits"], atol=2e-4, rtol=1e-4)
+    prompts = [reasoner.encode(question) for question in ASKED]
+    wanted = [think_slowly(model, projection, prompt, 3) for prompt in prompts]
+    for batch in (1, 3, 8):
+        found = reasoner.think(prompts[-batch:], capture="full", stored_dtype="float32", max_new_tokens=3)
+        for row, (prompt, want) in enumerate(zip(prompts[-batch:], wanted[-batch:], strict=True)):
+            check_row(reasoner, found, row, len(prompt), want)
+
+
+def check_row(reasoner: Reasoner, found: Thinking, row: int, n_prompt: int, want: dict[str, Any]) -> None:
+    """Hold one row of a batch against what transformers computes of that prompt alone, the whole sequence anew."""
+    start = found.n_before + 1 - n_prompt
+    end = start + want["hidden"].shape[1]
+    np.testing.assert_allclose(found.latent_embedding[row], want["latents"], atol=1e-4)
+    np.testing.assert_allclose(found.hidden_state[row, :-1, start:end], want["hidden"][1:-1], atol=2e-4, rtol=1e-4)
+    np.testing.assert_allclose(found.final_state[row, start:end], want["hidden"][-1], atol=2e-4, rtol=1e-4)
+    np.testing.assert_allclose(found.attention[row, :, :, start:end, start:end], want["attention"], atol=1e-5)
+    tokens = found.token[row, found.n_before + 8 :]
+    assert tokens[tokens >= 0].tolist() == want["tokens"]
+    normed = final_norm(  # as a lens does it from what the lake keeps of the model
+        found.hidden_state[row, -1, start:end], kind=reasoner.final_norm, weight=reasoner.final_norm_weight,
+        bias=reasoner.final_norm_bias, epsilon=reasoner.final_norm_epsilon,
+    )  # fmt: skip
+    np.testing.assert_allclose(normed, want["hidden"][-1], atol=2e-4, rtol=1e-4)
+    logits = reasoner._logits(torch.as_tensor(found.final_state[row, found.n_before + 7]))
+    np.testing.assert_allclose(logits.numpy(), want["first_logits"], atol=2e-4, rtol=1e-4)
 
 
 def test_a_head_of_an_older_name_is_the_same_model(tmp_path: Path) -> None:

@@ -33,8 +33,10 @@ from transformers import (
 from extract import load_reasoner
 from extract.model.bases import packaged_base
 from extract.training.command import TrainSettings
-from extract.training.data import Example, drop_last_step, normalised, read_examples
-from extract.training.loop import STATE, Training, Watch, train
+from extract.training.data import Example, normalised, read_examples
+from extract.training.loop import Training, Watch, train
+from extract.training.losses import losses
+from extract.training.state import STATE
 from extract.training.stories import STEPS, draw_stories
 from extract.training.table import Table, draw_batches, shapes_of
 from schemas import UsageError
@@ -64,9 +66,9 @@ CONFIGS: dict[str, Any] = {
 }  # fmt: skip
 QUESTIONS = ("Tom has 3 apples and buys 4 more. How many has he?", "What is 5?", "Ann had 9 and gave 2 to Bo. And now?")
 EXAMPLES = [
-    Example(QUESTIONS[0], "<<3+4=7>>", "7"),
-    Example(QUESTIONS[1], "", "5"),
-    Example(QUESTIONS[2], "<<9-2=7>> <<7+20=27>> <<27+5=32>>", "32"),
+    Example(QUESTIONS[0], ("<<3+4=7>>",), "7"),
+    Example(QUESTIONS[1], (), "5"),
+    Example(QUESTIONS[2], ("<<9-2=7>>", "<<7+20=27>>", "<<27+5=32>>"), "32"),
 ]
 
 
@@ -119,30 +121,37 @@ def stirred(training: Training) -> Training:
     return training
 
 
-@pytest.mark.parametrize("architecture", CONFIGS)
-@pytest.mark.parametrize("protocol", ["codi", "pause"])
+TRAINED = ("codi", "codi-pause", "codi-multipass-pause", "coconut", "pause", "multipass-pause", "direct", "cot")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "protocol"),
+    [*((name, "codi") for name in CONFIGS), *((("gpt2", "llama-untied")[i % 2], p) for i, p in enumerate(TRAINED[1:]))],
+)
 def test_what_was_trained_is_what_loads(base: Any, tmp_path: Path, architecture: str, protocol: Any) -> None:
     training = stirred(Training(settings(base(architecture), protocol=protocol), "cpu"))
-    training.save_checkpoint(tmp_path, torch.float32)
+    training.save_checkpoint(tmp_path, dtype=torch.float32)
     reasoner = load_reasoner(tmp_path)
-    table = Table(training.reasoner, EXAMPLES)
-    batch = table.batch(np.arange(len(EXAMPLES)))
+    assert reasoner.protocol.name == protocol
     student = training.student
-    fed: list[torch.Tensor] = []
-    student.projection.register_forward_hook(lambda module, inputs, output: fed.append(output))
+    batch = Table(training.reasoner, EXAMPLES).batch(np.arange(len(EXAMPLES)))
     with torch.no_grad():
         student.merge()
-        _, columns = student.think(batch)
-        logits = torch.cat(student.logits(student.answer_states(batch, columns)), -1)
+        thinking = student.think(batch)
+        fed = [student.projection(state).detach() for state in thinking.states[:, 1:-1].unbind(1)]
+        words, extra = student.logits(student.follow(thinking, batch, batch.answer))
+    logits = words if extra is None else torch.cat([words, extra], -1)
     answers = [example.answer for example in EXAMPLES]
     prompts = [reasoner.encode(question) for question in QUESTIONS]
-    thinking = reasoner.think(prompts, gold=answers, stored_dtype="float32")
-    vectors = torch.stack(fed * (6 if protocol == "pause" else 1), 1).detach().numpy()
-    np.testing.assert_allclose(vectors, thinking.latent_embedding, atol=1e-5)
+    found = reasoner.think(prompts, gold=answers, stored_dtype="float32")
+    if reasoner.n_latent:
+        np.testing.assert_allclose(torch.stack(fed, 1), found.latent_embedding, atol=1e-5)
+    if protocol == "cot":  # judged after the steps that it writes itself
+        return
     chosen = logits.log_softmax(-1).gather(-1, batch.answer.clamp_min(0)[..., None])[..., 0]
     for row, answer in enumerate(answers):
         asked = slice(reasoner.prefix_length(answer), len(reasoner.answer_tokens(answer)))
-        assert float(chosen[row, asked].sum()) == pytest.approx(thinking.answer_logprob[row], abs=1e-4)
+        assert float(chosen[row, asked].sum()) == pytest.approx(found.answer_logprob[row], abs=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
@@ -150,7 +159,7 @@ def test_losses_are_those_of_whole_sequences_without_cache_or_padding(
     base: Any, tmp_path: Path, architecture: str
 ) -> None:
     training = stirred(Training(settings(base(architecture), last_step=True), "cpu"))
-    training.save_checkpoint(tmp_path, torch.float32)
+    training.save_checkpoint(tmp_path, dtype=torch.float32)
     reasoner = load_reasoner(tmp_path)
     model: Any = reasoner.model
     embed = model.get_input_embeddings()
@@ -165,7 +174,7 @@ def test_losses_are_those_of_whole_sequences_without_cache_or_padding(
                 state = model.base_model(inputs_embeds=vectors).last_hidden_state[:, -1:]
                 vectors = torch.cat([vectors, reasoner.projection(state)], 1)
             vectors = torch.cat([vectors, embed(torch.tensor([[reasoner.eot_id, *answer[:-1]]]))], 1)
-            chain = reasoner.tokenizer(example.chain, add_special_tokens=False)["input_ids"]
+            chain = reasoner.tokenizer(" ".join(example.steps), add_special_tokens=False)["input_ids"]
             written = embed(torch.tensor([[*prompt[:-1], *chain, *answer[:-1]]]))
             for side, fed, text in (("answer", vectors, answer), ("teacher", written, [*chain, *answer])):
                 out = model(inputs_embeds=fed, output_hidden_states=True)
@@ -177,7 +186,7 @@ def test_losses_are_those_of_whole_sequences_without_cache_or_padding(
     expected["distillation"] = float(torch.stack(distances).sum()) / (len(distances) + 1)
     table = Table(training.reasoner, EXAMPLES, last_step=True)
     with torch.no_grad():
-        found = training.student.losses(table.batch(np.arange(len(EXAMPLES))))
+        found = losses(training.student, table.batch(np.arange(len(EXAMPLES))))
     assert {name: float(value) for name, value in found.items()} == pytest.approx(expected, abs=1e-5)
 
 
@@ -188,7 +197,7 @@ def test_gradient_is_the_slope_of_the_loss(base: Any) -> None:
     student = training.student
 
     def loss() -> torch.Tensor:
-        return student.losses(batch)["answer"]
+        return losses(student, batch)["answer"]
 
     loss().backward()
     for parameter in (
@@ -226,8 +235,8 @@ def test_training_learns_and_measures_what_is_held_out(base: Any, sums: Path, tm
     wanted = settings(base("llama"), sums, "stories:5*2", steps=20, batch_size=16, learning_rate=2e-2)
     out = train(wanted, tmp_path / "out", validation=[str(held_out)], watch=Watch(say=lines.append, log_every=10))
     record = json.loads((out / "training.json").read_text())
-    losses = [entry["answer"] for entry in record["curve"] if "answer" in entry]
-    assert losses[-1] < 0.8 * losses[0]
+    curve = [entry["answer"] for entry in record["curve"] if "answer" in entry]
+    assert curve[-1] < 0.8 * curve[0]
     assert lines[0] == "sums: 32 problems, 4 left out because they are held out"
     assert set(record["curve"][-1]) == {"step", "seconds", "held-out", "held-out without thoughts"}
     reasoner = load_reasoner(out)
@@ -307,16 +316,14 @@ def test_wider_batches_change_no_loss(base: Any) -> None:
     table = Table(training.reasoner, EXAMPLES)
     rows = np.arange(len(EXAMPLES))
     with torch.no_grad():
-        narrow, wide = (training.student.losses(table.batch(rows, widths)) for widths in (None, (48, 24, 64)))
+        narrow, wide = (losses(training.student, table.batch(rows, widths)) for widths in (None, (48, 24, 64)))
     torch.testing.assert_close(narrow, wide, atol=1e-6, rtol=1e-5)
 
 
 def test_examples_are_read_with_their_steps(sums: Path) -> None:
     name, count, examples = read_examples(f"{sums}*3")
     assert (name, count, len(examples)) == ("sums", 3, 36)
-    assert examples[7] == Example("Tom has 2 and buys 2. How many?", "<<2+2=4>>", "4")
-    assert drop_last_step("<<3+4=7>> <<7*2=14>>") == "<<3+4=7>>"
-    assert drop_last_step("<<3+4=7>>") == drop_last_step("") == ""
+    assert examples[7] == Example("Tom has 2 and buys 2. How many?", ("<<2+2=4>>",), "4")
 
 
 def test_stories_add_up_and_differ() -> None:
@@ -325,7 +332,7 @@ def test_stories_add_up_and_differ() -> None:
     assert len({normalised(story.question) for story in stories}) == 3000
     lengths = []
     for story in stories:
-        steps = re.findall(r"<<(\d+)([-+*/])(\d+)=(\d+)>>", story.chain)
+        steps = re.findall(r"<<(\d+)([-+*/])(\d+)=(\d+)>>", " ".join(story.steps))
         lengths.append(len(steps))
         for left, operator, right, result in steps:
             a, b, c = int(left), int(right), int(result)
@@ -334,7 +341,7 @@ def test_stories_add_up_and_differ() -> None:
         assert not re.search(r"[{}]|  |\.\.|^[a-z]", story.question), story.question
         assert story.question.endswith("?")
     assert (min(lengths), max(lengths)) == (1, max(STEPS))
-    assert {operator for story in stories for operator in "+-*/" if operator in story.chain} == set("+-*/")
+    assert {operator for story in stories for operator in "+-*/" if operator in " ".join(story.steps)} == set("+-*/")
 
 
 @pytest.mark.parametrize(
@@ -344,7 +351,7 @@ def test_stories_add_up_and_differ() -> None:
         ({"minutes": 3.0}, "either --steps or --minutes"),
         ({"lora_rank": 0}, "--lora-rank is 0"),
         ({"learning_rate": -1.0}, "--learning-rate is -1.0"),
-        ({"protocol": "direct"}, "direct is not one of codi, pause"),
+        ({"protocol": "direkt"}, "direkt is not one of codi, codi-pause"),
         ({"compute_dtype": "float16"}, "not one of float32, bfloat16"),
     ],
 )

@@ -81,3 +81,18 @@ def feeding_of(rule: Protocol, weights: Mapping[str, Tensor], hidden: int, sourc
     ordered = zip(feeding.state_dict(), own, strict=True)
     feeding.load_state_dict({name: weights[key].float() for name, key in ordered}, strict=True)
     return feeding
+
+
+def new_feeding(rule: Protocol, words: Tensor) -> nn.Module:
+    """What feeds the thoughts of a model that is to be trained, from its word embeddings ``(word, hidden)``."""
+    hidden = words.shape[1]
+    if rule.fed == "vector":
+        constant = Constant(hidden)
+        constant.vector.data = words.mean(0)
+        return constant
+    if rule.fed != "projection":
+        return nn.Identity()
+    projection = Projection(hidden, hidden, with_norm=True)
+    norm = projection.get_submodule("ln")
+    nn.init.constant_(norm.weight, float(words.square().mean().sqrt()))  # type: ignore[arg-type]
+    return projection

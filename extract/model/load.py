@@ -43,7 +43,7 @@ from extract.model.checkpoint import (
     some,
 )
 from extract.model.device import find_device, full_float32, keep_freed_memory
-from extract.model.feeding import Projection, feeding_of
+from extract.model.feeding import feeding_of, new_feeding
 from extract.model.protocols import COCONUT, CODI, PEFT, PREFIXES, Protocol, named_protocol, recognise, stated_protocol
 from extract.model.reasoner import Reasoner
 from schemas import N_LATENT, UsageError, nearest
@@ -286,10 +286,19 @@ def _split(
     return weights, feeding
 
 
-def new_reasoner(base: str | Path, device: str = "cpu", *, n_latent: int = N_LATENT) -> Reasoner:
-    """A base model with three new rows and a new projection, ready to be trained; nothing of it can think yet.
+def new_reasoner(
+    base: str | Path, device: str = "cpu", *, protocol: str = CODI.name, n_latent: int = N_LATENT,
+    answer_prefix: str | None = None,
+) -> Reasoner:  # fmt: skip
+    """A base model with new rows and whatever feeds its thoughts, ready to be trained; nothing of it can think yet.
 
-    Random numbers come from torch's generator. The projection ends at the scale of the word embeddings.
+    Random numbers come from torch's generator. A projection ends at the scale of the word embeddings; a learned vector
+    begins as their mean. Rows are those of the protocol, after the base's own vocabulary.
+
+    Raises
+    ------
+    UsageError
+        If there is no such base, or its tokenizer has the protocol's tokens already.
     """
     target = find_device(device)
     folder = find_base(base, Path(base), {}, trained_only=True)
@@ -297,24 +306,25 @@ def new_reasoner(base: str | Path, device: str = "cpu", *, n_latent: int = N_LAT
     architecture = architecture_of(str(config_json.get("model_type")), f"base {base}")
     config = base_config(folder, architecture, str(base))
     vocabulary = int(config.vocab_size)
-    model = build_model(config, vocabulary + len(CODI.rows), architecture, str(base))
+    rule = replace(named_protocol(protocol), rows_after="vocabulary")
+    tokenizer = base_tokenizer(folder, vocabulary)
+    if known := set(rule.rows) & tokenizer.get_vocab().keys():
+        raise UsageError(f"base {base} has the tokens {some(known)} of protocol {rule.name} already; take one without")
+    rule = rule if answer_prefix is None else replace(rule, answer_prefix=answer_prefix)
+    model = build_model(config, vocabulary + len(rule.rows), architecture, str(base))
     weights = base_weights(folder)
     digest = fingerprint_weights(weights, {})
     hidden = int(model.config.hidden_size)
     for name in sorted({f"{module}.weight" for module in architecture.vocabulary_modules} & weights.keys()):
         rows = weights[name]
-        new = rows.mean(0) + rows.std(0) * torch.randn(len(CODI.rows), hidden)
+        new = rows.mean(0) + rows.std(0) * torch.randn(len(rule.rows), hidden)
         weights[name] = torch.cat([rows[:vocabulary], new])
-    embedding = weights[f"{architecture.body}.{architecture.embedding}.weight"]
+    words = weights[f"{architecture.body}.{architecture.embedding}.weight"][:vocabulary]
     _load(model, weights, str(base))
-    projection = Projection(hidden, hidden, with_norm=True)
-    norm: Any = projection.get_submodule("ln")
-    nn.init.constant_(norm.weight, float(embedding[:vocabulary].square().mean().sqrt()))
-    tokenizer = base_tokenizer(folder, vocabulary)
     return Reasoner(
-        name=str(base), model=model.to(target).eval(), projection=projection.to(target), tokenizer=tokenizer,
-        architecture=architecture, vocabulary=vocabulary, n_latent=n_latent, answer_prefix=CODI.answer_prefix,
-        protocol=CODI, extra_rows=CODI.rows,
+        name=str(base), model=model.to(target).eval(), projection=new_feeding(rule, words).to(target),
+        tokenizer=tokenizer, architecture=architecture, vocabulary=vocabulary,
+        n_latent=n_latent if rule.bot else 0, answer_prefix=rule.answer_prefix, protocol=rule, extra_rows=rule.rows,
         fingerprint={"weights": digest, **fingerprint_tokenizer(folder, tokenizer)},
     )  # fmt: skip
 

@@ -157,8 +157,9 @@ PROTOCOLS: dict[str, Protocol] = {
             CODI, name="codi-multimode", rows=("[BOT]", "[EOT]"), n_unwritten=0, before_bot=("<|eot_id|>",),
             if_known=("<|eot_id|>",),
         ),
-        # The control of CODI: one learned vector at every thought.
+        # The controls of CODI: one learned vector at every thought.
         replace(CODI, name="codi-pause", fed="vector", vector="pause_embedding"),
+        replace(CODI, name="codi-multipass-pause", fed="vector", vector="pause_embedding"),
         # ModalityDance/LatentTTS: adapters merged, markers in the tokenizer.
         replace(
             CODI, name="codi-hf", prefixes=("",), unused=(), rows=COCONUT.rows, n_unwritten=0, trimmed=False,

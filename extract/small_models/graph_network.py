@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from extract.model.protocols import COCONUT, named_protocol
 from extract.small_models.graph_problems import DEPTH, KINDS, PEOPLE
-from schemas.controls import control_settings
+from schemas.controls import control_by_name, settings_of
 
 Kind = Literal["coconut", "pause", "direct"]
 HIDDEN, N_HEAD, N_LAYER, CONTEXT = 64, 4, 2, 128
@@ -139,7 +139,11 @@ def save_graph_checkpoint(model: SmallCoconut, kind: Kind, folder: Path) -> None
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     graph_config().save_pretrained(folder)
     make_graph_tokenizer().save_pretrained(folder)
-    settings = {"protocol": kind, "n_latent": 0 if kind == "direct" else DEPTH, **control_settings(folder.name)}
+    settings = {
+        "protocol": kind,
+        "n_latent": 0 if kind == "direct" else DEPTH,
+        **settings_of(control_by_name(folder.name)),
+    }
     (folder / "codi.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from extract.model.protocols import named_protocol
 from extract.small_models.problems import LARGEST_NUMBER, PEOPLE, SENTENCES, THINGS
-from schemas.controls import control_settings
+from schemas.controls import control_by_name, settings_of
 
 N_LATENT = 6
 ANSWER_PREFIX = "The answer is:"
@@ -140,7 +140,7 @@ def save_checkpoint(model: SmallCodi, folder: Path) -> None:
     settings: dict[str, Any] = {"n_latent": 0 if model.kind == "cot" else N_LATENT, "answer_prefix": ANSWER_PREFIX}
     if model.kind in PROTOCOL:
         settings = {"protocol": PROTOCOL[model.kind], **settings}
-    settings |= control_settings(folder.name)
+    settings |= settings_of(control_by_name(folder.name))
     (folder / "codi.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,13 +1,21 @@
 """``lake train``."""
 
-import json
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from schemas import UsageError
+from schemas import Control, UsageError
 from schemas.command import Command, Output, Settings, Shell, setting
-from schemas.controls import CONTROLS
+from schemas.controls import kind_of_protocol
+
+TWINS = {
+    "codi": {"decodable": "codi", "pause": "codi-pause", "multipass-pause": "codi-multipass-pause"},
+    "coconut": {"decodable": "coconut", "pause": "pause", "multipass-pause": "multipass-pause"},
+}
+"""Protocols whose controls are trained beside them, and the protocols that these follow; others are called alike."""
+PREFIX = {"codi": "The answer is:", "coconut": "###"}
+"""What stands before the answer, for those of their controls whose own protocol has another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +26,9 @@ class TrainSettings(Settings):
     data: tuple[str, ...] = setting(
         help="Problems, counted K times, or stories:N. May be repeated.", metavar="FILE[*K]", repeat=True
     )
-    protocol: Literal["codi", "pause"] = setting("codi", "codi, or pause: one learned vector is fed at every thought.")
+    protocol: Literal[
+        "codi", "codi-pause", "codi-multipass-pause", "coconut", "pause", "multipass-pause", "direct", "cot"
+    ] = setting("codi", "How it thinks, and is trained to; see docs/training.md.")
     lora_rank: int = setting(16, "Rank of the adapters.", least=1)
     lora_alpha: float = setting(32.0, "Numerator of the adapters' scale, over their rank.")
     thoughts: int = setting(6, "Number of thoughts.", least=1)
@@ -32,9 +42,13 @@ class TrainSettings(Settings):
     warmup: float = setting(0.03, "Share of the training in which the rate rises.")
     weight_decay: float = setting(0.01, "Of AdamW.")
     clip: float = setting(1.0, "Longest gradient.")
-    teacher_weight: float = setting(1.0, "Weight of the written chain's loss.")
-    distillation_weight: float = setting(1.0, "Weight of the distance to the teacher's states.")
-    last_step: bool = setting(False, "Leave the chain's last step in.")
+    teacher_weight: float = setting(1.0, "CODI: weight of the written chain's loss.")
+    distillation_weight: float = setting(1.0, "CODI: weight of the distance to the teacher's states.")
+    last_step: bool = setting(False, "CODI: leave the chain's last step in.")
+    curriculum: float = setting(
+        0.5, "Coconut: share of the training in which thoughts take the place of steps, one after another."
+    )
+    answer_prefix: str | None = setting(None, "Text before the answer; by default the protocol's own.")
     compute_dtype: Literal["float32", "bfloat16"] = setting("float32", "Type of the products.")
     graphs: bool = setting(False, "On a GPU: record a step once and replay it.")
     seed: int = setting(0, "Seed of weights and batches.", least=0)
@@ -44,6 +58,8 @@ class TrainSettings(Settings):
         super().__post_init__()
         if (self.steps is None) == (self.minutes is None):
             raise UsageError("say how long to train: either --steps or --minutes")
+        if not 0 <= self.curriculum < 1:
+            raise UsageError(f"--curriculum is {self.curriculum}; it must be at least 0 and below 1")
         if self.graphs and self.accumulate > 1:
             raise UsageError("--graphs records whole steps; leave --accumulate out")
 
@@ -70,8 +86,11 @@ class TrainCommandSettings(TrainSettings):
     )
     device: str = setting("cpu", "Where the model runs: cpu, cuda, cuda:1, mps.", metavar="cpu|cuda|cuda:N|mps")
     save_every: float = setting(60.0, "Seconds between saves.")
+    twins: tuple[Literal["decodable", "pause", "multipass-pause", "direct", "cot"], ...] = setting(
+        (), "Controls trained after the model, in folders called as its own and the kind."
+    )
     control_of: str | None = setting(
-        None, "Model whose control this one is, by its name in lakes or its folder's; written beside the weights."
+        None, "Model trained elsewhere whose controls are made: --twins without the model, or --protocol of one."
     )
 
     def __post_init__(self) -> None:
@@ -82,11 +101,34 @@ class TrainCommandSettings(TrainSettings):
             if not self.data:
                 raise UsageError("train --base: name what to train on with --data")
             super().__post_init__()
-        if self.control_of is not None and (self.base is None or self.protocol not in CONTROLS):
+        elif self.twins or self.control_of is not None:
+            raise UsageError("train --twins, --control-of: small models have controls of their own; see --help")
+        if self.twins and self.protocol not in TWINS:
+            raise UsageError(f"train --twins: {' and '.join(TWINS)} have controls; --protocol is {self.protocol}")
+        if self.control_of is not None and not self.twins and self.protocol in TWINS:
+            raise UsageError("train --control-of: name the controls with --twins")
+        if self.control_of is not None and "decodable" in self.twins:
             raise UsageError(
-                "train --control-of: controls are trained with --base and --protocol, one of"
-                f" {', '.join(sorted(CONTROLS))}; small models name theirs themselves"
+                "train --twins decodable: it goes on from its model's own training; train the model here, without"
+                " --control-of"
             )
+
+
+def trainings(settings: TrainCommandSettings) -> Iterator[tuple[TrainSettings, Path, Control | None]]:
+    """What is to be trained, one after another: settings, folder, and whose control it is."""
+    chosen = TrainSettings(**{each.name: getattr(settings, each.name) for each in fields(TrainSettings)})
+    of = settings.control_of
+    if of is None or not settings.twins:
+        yield chosen, settings.out, None if of is None else Control(of, kind_of_protocol(settings.protocol))
+    for kind in settings.twins:
+        protocol: Any = TWINS[settings.protocol].get(kind, kind)
+        twin = replace(
+            chosen, protocol=protocol, answer_prefix=chosen.answer_prefix or PREFIX[settings.protocol],
+            # In exact arithmetic it is the pause control: from another seed it tells how far two trainings differ.
+            seed=chosen.seed + (kind == "multipass-pause"),
+        )  # fmt: skip
+        folder = settings.out.with_name(f"{settings.out.resolve().name}-{kind}")
+        yield (chosen if kind == "decodable" else twin), folder, Control(of or settings.out.resolve().name, kind)
 
 
 def run(settings: TrainCommandSettings, shell: Shell) -> Output:
@@ -102,20 +144,17 @@ def run(settings: TrainCommandSettings, shell: Shell) -> Output:
         return Output(printed=[str(folder) for folder in folders])
     from extract.training.loop import Watch, train
 
-    chosen = TrainSettings(**{each.name: getattr(settings, each.name) for each in fields(TrainSettings)})
-    with shell.progress(f"{settings.base}, seed {settings.seed}", "steps" if settings.steps else "s") as report:
-        watch = Watch(save_every=settings.save_every, progress=report, say=shell.note)
-        folder = train(chosen, settings.out, validation=settings.validation, device=settings.device, watch=watch)
-    if settings.control_of is not None:
-        state_control(folder, settings.control_of, settings.protocol)
-    return Output(printed=[str(folder)])
-
-
-def state_control(folder: Path, of: str, kind: str) -> None:
-    """Write beside the weights of whom they are the control, and of which kind."""
-    file = folder / "codi.json"
-    notes = json.loads(file.read_text(encoding="utf-8")) | {"control_of": of, "control": kind}
-    file.write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+    made = []
+    for chosen, folder, control in trainings(settings):
+        with shell.progress(f"{folder}, seed {chosen.seed}", "steps" if chosen.steps else "s") as report:
+            watch = Watch(save_every=settings.save_every, progress=report, say=shell.note)
+            decodable = control is not None and control.kind == "decodable"
+            train(
+                chosen, folder, validation=settings.validation, device=settings.device, watch=watch, control=control,
+                model=settings.out if decodable else None,
+            )  # fmt: skip
+        made.append(str(folder))
+    return Output(printed=made)
 
 
 def left(values: Any) -> str:

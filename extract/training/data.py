@@ -1,12 +1,11 @@
 """What is trained on: data files as ``lake extract`` reads them, and stories drawn by the project."""
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
-from extract.run.data import number_text, read_problems
+from extract.run.data import Problems, number_text, read_problems
 from schemas import UsageError
 
 _STORIES = re.compile(r"stories:(\d+)(?::(\d+))?")
@@ -14,17 +13,18 @@ _STORIES = re.compile(r"stories:(\d+)(?::(\d+))?")
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A problem, its steps as ``<<48/2=24>> <<48+24=72>>``, and the number it asks for."""
+    """A problem, its steps (``<<48/2=24>>``, or sentences), and its answer."""
 
     question: str
-    chain: str
+    steps: tuple[str, ...]
     answer: str
 
 
 def read_examples(source: str) -> tuple[str, int, list[Example]]:
     """Read problems: ``FILE``, ``NAME=FILE`` or ``stories:N[:SEED]``, each with ``*K`` behind it to count K times.
 
-    Problems whose answer is no whole number from 0 on are left out (the token before the number would hold its sign).
+    Of problems with numbers, those whose answer is no whole number from 0 on are left out (the token before the number
+    would hold its sign).
 
     Returns
     -------
@@ -46,31 +46,27 @@ def read_examples(source: str) -> tuple[str, int, list[Example]]:
     else:
         problems = read_problems(text)
         name = problems.name
-        expression, result = (problems.columns[key][1] for key in ("expression", "intermediate_result"))
         examples = [
-            Example(question, _chain(steps, values), answer)
-            for question, steps, values, answer in zip(
-                problems.question, expression, result, problems.gold_answer, strict=True
-            )
-            if answer.isdecimal()
+            Example(question, steps, answer)
+            for question, steps, answer in zip(problems.question, _steps(problems), problems.gold_answer, strict=True)
+            if problems.answer_kind != "number" or answer.isdecimal()
         ]
     if not examples:
         raise UsageError(f"{source} has no problem whose answer is a whole number from 0 on")
     return name, int(count or 1), examples
 
 
-def _chain(steps: Sequence[str], results: Sequence[float]) -> str:
-    return " ".join(
-        f"<<{step}={number_text(result)}>>" for step, result in zip(steps, results, strict=True) if not np.isnan(result)
-    )
-
-
-def drop_last_step(chain: str) -> str:
-    """Leave out the step whose result is the answer, as the official training does.
-
-    With it the teacher would only copy a number at the token whose states the student is to reproduce.
-    """
-    return chain[: chain.rfind("<<")].rstrip() if "<<" in chain else ""
+def _steps(problems: Problems) -> Iterator[tuple[str, ...]]:
+    """Written steps of each problem: equations, or where it has none sentences."""
+    columns = {name: values for name, (_, values) in problems.columns.items()}
+    for index, (texts, results) in enumerate(zip(columns["expression"], columns["intermediate_result"], strict=True)):
+        equations = [
+            f"<<{text}={number_text(value)}>>"
+            for text, value in zip(texts, results, strict=True)
+            if text and not math.isnan(value)
+        ]
+        sentences = columns["step_text"][index] if "step_text" in columns else ()
+        yield tuple(equations or [text for text in sentences if text])
 
 
 def normalised(question: str) -> str:

@@ -1,4 +1,4 @@
-"""Train a base model to think in vectors, by CODI's recipe (Shen et al., arXiv 2502.21074), within steps or minutes.
+"""Train a base model to think in vectors, or one of its controls, within steps or minutes.
 
 Every batch is drawn from the seed and the step alone, and the training state is written as it goes, so that a training
 that was killed goes on where it was; counted in steps, it ends with the weights it would have had.
@@ -21,94 +21,37 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from extract.model.checkpoint import SETTINGS
 from extract.model.load import new_reasoner
+from extract.model.protocols import COCONUT
 from extract.training.command import TrainSettings
 from extract.training.data import Example, normalised, read_examples
-from extract.training.student import Batch, Student
+from extract.training.graphs import Graphs, weighed
+from extract.training.losses import draw_exchanged, losses
+from extract.training.state import STATE, WEIGHTS, mark_of, progress_of, read_state, state_control
+from extract.training.student import Student
 from extract.training.table import Shape, Table, draw_batches, shapes_of
-from schemas import UsageError, fingerprint
+from schemas import Control, UsageError
 
-STATE = "training.pt"
 Widths = tuple[int, int, int]
 
 
-def weighed(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
-    """The losses' sum, each by its weight."""
-    return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+class Training:
+    """A student, its optimizer, and how far it has come.
 
-
-class Graphs:
-    """Losses and gradients of a step, recorded once for each shape of a batch and replayed as one launch.
-
-    A small model on a GPU waits for Python, which launches some 37,000 kernels a step.
+    With ``model``, the folder of a finished training of the same settings, it goes on from that one and becomes its
+    decodable control.
     """
 
-    def __init__(self, student: Student, parameters: list[nn.Parameter]) -> None:
-        self.student = student
-        self.parameters = parameters
-        self._recorded: dict[tuple[torch.Size, ...], _Recorded] = {}
-        self._pool: Any = None
-        self._stream: Any = None
-
-    def gradient(self, batch: Batch, weights: dict[str, float]) -> dict[str, Tensor]:
-        """Losses of a batch, detached; the gradient of their weighed sum is left on the parameters."""
-        shape = tuple(each.shape for each in vars(batch).values())
-        if shape not in self._recorded:
-            self._recorded[shape] = self._record(batch, weights)
-        recorded = self._recorded[shape]
-        for name, value in vars(recorded.batch).items():
-            value.copy_(getattr(batch, name))
-        recorded.graph.replay()
-        for parameter, gradient in zip(self.parameters, recorded.gradients, strict=True):
-            parameter.grad = gradient
-        return {name: value.clone() for name, value in recorded.losses.items()}
-
-    def _record(self, batch: Batch, weights: dict[str, float]) -> "_Recorded":
-        still = Batch(**{name: value.clone() for name, value in vars(batch).items()})
-        self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._forget()
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):  # libraries prepare what they must not while recording; few rows suffice
-            weighed(self.student.losses(still.rows(slice(0, 8))), weights).backward()  # type: ignore[no-untyped-call]
-        torch.cuda.current_stream().wait_stream(self._stream)
-        self._forget()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            losses = self.student.losses(still)
-            weighed(losses, weights).backward()  # type: ignore[no-untyped-call]
-        self._pool = self._pool or graph.pool()
-        detached = {name: value.detach() for name, value in losses.items()}
-        gradients = [each.grad for each in self.parameters]
-        self._forget()
-        return _Recorded(graph, still, detached, gradients)
-
-    def _forget(self) -> None:
-        """Let go of gradients and of what the last step merged: its graph belongs to another stream."""
-        for parameter in self.parameters:
-            parameter.grad = None
-        for adapter in self.student.adapters.values():
-            adapter.merged = adapter.weight
-
-
-@dataclass
-class _Recorded:
-    """One shape's graph, the batch it reads and what it leaves."""
-
-    graph: torch.cuda.CUDAGraph
-    batch: Batch
-    losses: dict[str, Tensor]
-    gradients: list[Tensor | None]
-
-
-class Training:
-    """A student, its optimizer, and how far it has come."""
-
-    def __init__(self, settings: TrainSettings, device: str) -> None:
+    def __init__(self, settings: TrainSettings, device: str, model: Path | None = None) -> None:
         torch.manual_seed(settings.seed)
         self.settings = settings
-        self.reasoner = new_reasoner(settings.base, device, n_latent=settings.thoughts)
+        self.reasoner = new_reasoner(
+            settings.base, device, protocol=settings.protocol, n_latent=settings.thoughts,
+            answer_prefix=settings.answer_prefix,
+        )  # fmt: skip
         dtype = getattr(torch, settings.compute_dtype)
-        self.student = Student(self.reasoner, settings.lora_rank, settings.lora_alpha, settings.protocol, dtype)
+        self.student = Student(self.reasoner, settings.lora_rank, settings.lora_alpha, dtype)
         self.parameters = list(self.student.trained().values())
         self.optimizer = torch.optim.AdamW(
             self.parameters, settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay, fused=True
@@ -119,18 +62,40 @@ class Training:
         self.parts = settings.accumulate
         self.curve: list[dict[str, Any]] = []
         self.device = self.reasoner.device
+        if model is not None:
+            self._go_on_from(model)
+
+    def _go_on_from(self, model: Path) -> None:
+        content = read_state(model / STATE)
+        if content["settings"] != mark_of(self.settings):
+            raise UsageError(f"{model} holds a training with other settings; its decodable control needs the same")
+        self._set(content["trained"])
+        self.student.kept = {name: value.detach().clone() for name, value in self.student.trained().items()}
+
+    def _set(self, trained: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, value in self.student.trained().items():
+                value.copy_(trained[name])
 
     @property
-    def _same(self) -> str:
-        """What must be the same for a training to go on; recording changes how fast it goes."""
-        return fingerprint(asdict(self.settings) | {"graphs": False})
+    def mark(self) -> str:
+        """What must be the same for a training to go on."""
+        return mark_of(self.settings, decodable=self.student.kept is not None)
 
     @property
     def progress(self) -> float:
         """Share of the training that is done."""
-        if self.settings.steps is not None:
-            return self.step / self.settings.steps
-        return self.seconds / (60 * (self.settings.minutes or 1))
+        return progress_of(self.settings, self.step, self.seconds)
+
+    @property
+    def stage(self) -> int:
+        """Written steps that are left out, as a thought does their work; one more than there are thoughts: all."""
+        n_latent, curriculum = self.student.n_latent, self.settings.curriculum
+        if self.student.rule.bot != COCONUT.bot:
+            return 0
+        if self.student.kept is not None or self.progress >= curriculum:
+            return n_latent + 1
+        return int(self.progress / curriculum * (n_latent + 1))
 
     def rate(self) -> float:
         """Linear warm-up, then a cosine down to 2% of the learning rate, over the steps or the minutes."""
@@ -163,29 +128,34 @@ class Training:
             return None
 
     def _gradient(self, table: Table, rows: NDArray[np.int64], widths: Widths | None = None) -> dict[str, Tensor]:
-        weights = {
-            "answer": 1.0,
-            "teacher": self.settings.teacher_weight,
-            "distillation": self.settings.distillation_weight,
-        }
+        weights = {"teacher": self.settings.teacher_weight, "distillation": self.settings.distillation_weight}
+        stage, n_latent = self.stage, self.student.n_latent
+        thoughts = min(stage, n_latent) if self.student.rule.bot == COCONUT.bot else n_latent
+        dropped = table.most_steps if stage > n_latent else stage
+        exchanged = np.zeros((len(rows), n_latent), dtype=bool)
+        if self.student.kept is not None:
+            exchanged = draw_exchanged(np.random.default_rng([self.settings.seed, self.step, 1]), *exchanged.shape)
         self.optimizer.zero_grad(set_to_none=True)
         if self.settings.graphs and self.parts == 1:
-            return self.graphs.gradient(table.batch(rows, widths), weights)
+            batch = table.batch(rows, widths, dropped=dropped, exchanged=exchanged)
+            return self.graphs.gradient(batch, weights, thoughts)
         total: dict[str, Tensor] = {}
-        for part in np.array_split(rows, min(self.parts, len(rows))):
-            losses = self.student.losses(table.batch(part, widths))
+        for part in np.array_split(np.arange(len(rows)), min(self.parts, len(rows))):
+            batch = table.batch(rows[part], widths, dropped=dropped, exchanged=exchanged[part])
+            parts = losses(self.student, batch, thoughts)
             share = len(part) / len(rows)
-            (weighed(losses, weights) * share).backward()  # type: ignore[no-untyped-call]
-            for name, value in losses.items():
+            (weighed(parts, weights) * share).backward()  # type: ignore[no-untyped-call]
+            for name, value in parts.items():
                 total[name] = total.get(name, torch.zeros_like(value)) + value.detach() * share
         return total
 
     def accuracy(self, tables: dict[str, Table], size: int) -> dict[str, float]:
-        """Share of problems answered exactly, after the thoughts and without them (BOT, then EOT at once)."""
+        """Share of problems answered exactly, after the thoughts and without them (the markers alone)."""
         accuracies: dict[str, float] = {}
         for name, table in tables.items():
             order = np.argsort(table.length, kind="stable")
-            for label, thoughts in ((name, None), (f"{name} without thoughts", 0)):
+            without = [(f"{name} without thoughts", 0)] if self.student.rule.bot else []
+            for label, thoughts in ((name, None), *without):
                 right = [
                     self.student.right(table.batch(order[start : start + size]), thoughts)
                     for start in range(0, len(order), size)
@@ -202,36 +172,26 @@ class Training:
             "seconds": self.seconds,
             "parts": self.parts,
             "curve": self.curve,
-            "settings": self._same,
+            "settings": self.mark,
         }
         partial = path.with_suffix(".partial")
         torch.save(content, partial)
         partial.replace(path)
 
-    def load_state(self, path: Path) -> None:
-        """Read back what :meth:`save_state` wrote."""
-        try:
-            content = torch.load(path, map_location=self.device, weights_only=True)
-        except Exception as error:  # unpickling raises many types
-            raise UsageError(f"training state {path} cannot be read ({error}); remove it to begin anew") from error
-        if content["settings"] != self._same:
-            raise UsageError(
-                f"{path.parent} holds a training with other settings; give the same to go on, or another --out"
-            )
-        with torch.no_grad():
-            for name, value in self.student.trained().items():
-                value.copy_(content["trained"][name])
+    def load_state(self, content: dict[str, Any]) -> None:
+        """Take over what :meth:`save_state` wrote."""
+        self._set(content["trained"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.step, self.seconds, self.parts = content["step"], content["seconds"], content["parts"]
         self.curve = content["curve"]
 
-    def save_checkpoint(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
+    def save_checkpoint(self, folder: Path, control: Control | None = None, dtype: torch.dtype = torch.float16) -> None:
         """Write what was trained, and ``codi.json`` and ``training.json`` beside it."""
-        settings = self.settings
+        settings, rule = self.settings, self.student.rule
         notes = {
-            "n_latent": settings.thoughts,
-            "answer_prefix": self.reasoner.answer_prefix,
-            "protocol": "codi",  # a pause model is one whose projection is constant
+            "n_latent": self.student.n_latent,
+            "answer_prefix": rule.answer_prefix,
+            "protocol": {"name": rule.name, "rows_after": rule.rows_after} if rule.rows else rule.name,
             "base": settings.base,
             "lora_rank": settings.lora_rank,
             "lora_alpha": settings.lora_alpha,
@@ -245,8 +205,9 @@ class Training:
         }
         partial = folder / "model.partial"
         save_file(self.student.checkpoint(dtype), partial, metadata={"format": "pt"})
-        partial.replace(folder / "model.safetensors")
-        (folder / "codi.json").write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+        partial.replace(folder / WEIGHTS)
+        (folder / SETTINGS).write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+        state_control(folder, control)
         (folder / "training.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
 
 
@@ -273,8 +234,10 @@ def train(
     validation: Sequence[str] = (),
     device: str = "cpu",
     watch: Watch | None = None,
+    control: Control | None = None,
+    model: Path | None = None,
 ) -> Path:
-    """Train, or go on with an interrupted training.
+    """Train, or go on with an interrupted training; one that is finished is left as it is.
 
     Parameters
     ----------
@@ -289,6 +252,11 @@ def train(
         Where to train.
     watch
         What is called and how often things are saved.
+    control
+        Whose control it is and of which kind, to be written beside the weights.
+    model
+        Of a decodable control, the folder of its model's training, from which it goes on: its thoughts are to stay as
+        they are, and its answer is to ignore them.
 
     Returns
     -------
@@ -305,20 +273,29 @@ def train(
     if settings.graphs and not device.startswith("cuda"):
         raise UsageError(f"--graphs records what a GPU does; --device is {device}")
     watch = watch or Watch()
-    run = Training(settings, device)
-    if (out / STATE).exists():
-        run.load_state(out / STATE)
+    state = read_state(out / STATE) if (out / STATE).exists() else None
+    if state is not None and state["settings"] != mark_of(settings, decodable=model is not None):
+        raise UsageError(f"{out} holds a training with other settings; give the same to go on, or another --out")
+    if state is not None and progress_of(settings, state["step"], state["seconds"]) >= 1 and (out / WEIGHTS).exists():
+        state_control(out, control)
+        watch.say(f"{out} is trained already")
+        return out
+    run = Training(settings, device, model)
+    if state is not None:
+        run.load_state(state)
     held_out = {name: examples for name, _, examples in map(read_examples, validation)}
     tables = {name: Table(run.reasoner, examples) for name, examples in held_out.items()}
+
+    def save() -> None:
+        _save(run, out, tables, control, watch.say)
+
     with _kernels(run.device):
         if run.progress < 1:
             table, weights = _training_table(run, held_out, watch.say)
             shapes = shapes_of(table, weights, settings.batch_size, settings.batch_tokens)
             drawn = draw_batches(shapes, weights, settings.batch_size, settings.seed)
-            _learn(
-                run, table, itertools.islice(drawn, run.step, None), lambda: _save(run, out, tables, watch.say), watch
-            )
-        _save(run, out, tables, watch.say)
+            _learn(run, table, itertools.islice(drawn, run.step, None), save, watch)
+        save()
     return out
 
 
@@ -354,11 +331,13 @@ def _kernels(device: torch.device) -> AbstractContextManager[None]:
     return kernels
 
 
-def _save(run: Training, out: Path, tables: dict[str, Table], say: Callable[[str], None]) -> None:
+def _save(
+    run: Training, out: Path, tables: dict[str, Table], control: Control | None, say: Callable[[str], None]
+) -> None:
     accuracies = run.accuracy(tables, max(run.settings.batch_size, 64))
     run.curve.append({"step": run.step, "seconds": round(run.seconds, 1), **accuracies})
     run.save_state(out / STATE)
-    run.save_checkpoint(out)
+    run.save_checkpoint(out, control)
     rates = ", ".join(f"{key} {value:.3f}" for key, value in accuracies.items())
     say(f"step {run.step}, {run.seconds:.0f} s, right: {rates or 'not asked (--validation)'}")
 

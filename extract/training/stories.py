@@ -203,7 +203,7 @@ def draw_story(rng: random.Random) -> Example | None:
     numbers = [int(step[step.index("=") + 1 : -2]) for step in draft.steps]
     if max(numbers) > 2 * LARGEST or min(numbers) < 1 or len(draft.steps) > 4:
         return None
-    return Example(join(draft, question), " ".join([*before, last]), str(answer))
+    return Example(join(draft, question), (*before, last), str(answer))
 
 
 def join(draft: Draft, question: str) -> str:
@@ -239,7 +239,7 @@ def draw_stories(count: int, seed: int = 0) -> list[Example]:
 def write_stories(count: int, seed: int, path: Path) -> None:
     """Write stories as JSON Lines in GSM8K's form."""
     lines = (
-        json.dumps({"question": story.question, "answer": f"{story.chain}\n#### {story.answer}"})
+        json.dumps({"question": story.question, "answer": f"{' '.join(story.steps)}\n#### {story.answer}"})
         for story in draw_stories(count, seed)
     )
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")

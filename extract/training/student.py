@@ -1,138 +1,25 @@
-"""A base model with low-rank adapters that learns to think: passes with gradients, and the losses of CODI."""
+"""A base model with low-rank adapters that learns to think, by any protocol that is trained here."""
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface
 from transformers.pytorch_utils import Conv1D
 
-from extract.model.capture import within
 from extract.model.checkpoint import ROWS
 from extract.model.reasoner import Reasoner
+from extract.training.layers import ATTENTION, Adapted, Columns, FusedNorm
 from schemas import UsageError
 
-Protocol = Literal["codi", "pause"]
-ATTENTION = "activation_lake_training"
 SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")
-"""Fields of a config that say so."""
-
-
-def attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    scaling: float | None = None, dropout: float = 0.0, sliding_window: int | None = None, **_: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
-    """Attention as transformers calls it, in the values' type; keys of a group of heads are repeated."""
-    near = within(sliding_window, query.shape[2], key.shape[2], query.device)
-    if near is not None and attention_mask is not None:
-        attention_mask = attention_mask.masked_fill(~near, torch.finfo(attention_mask.dtype).min)
-    repeat = query.shape[1] // key.shape[1]
-    if repeat > 1:
-        key, value = (each[:, :, None].expand(-1, -1, repeat, -1, -1).flatten(1, 2) for each in (key, value))
-    out = scaled_dot_product_attention(query.to(value.dtype), key, value, attention_mask, scale=scaling)
-    return out.transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register(ATTENTION, attend)
-
-
-class Columns:
-    """Keys and values of the columns fed so far, kept for gradients: nothing is written in place."""
-
-    def __init__(self) -> None:
-        self.length = 0
-        self._keys: list[Tensor] = []
-        self._values: list[Tensor] = []
-
-    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Append keys and values ``(row, head, position, head_size)`` of a layer; give all of them."""
-        key = key.to(value.dtype)
-        if layer == len(self._keys):
-            self._keys.append(key)
-            self._values.append(value)
-        else:
-            self._keys[layer] = torch.cat([self._keys[layer], key], 2)
-            self._values[layer] = torch.cat([self._values[layer], value], 2)
-        return self._keys[layer], self._values[layer]
-
-    def branch(self, length: int) -> "Columns":
-        """The first columns, to go on from in another way."""
-        other = Columns()
-        other.length = length
-        other._keys = [key[:, :, :length] for key in self._keys]
-        other._values = [value[:, :, :length] for value in self._values]
-        return other
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns filled; asked by the library where no position ids are given."""
-        return self.length
-
-
-class Adapted(nn.Module):
-    """A linear layer whose frozen weight W is used as ``W + alpha / rank * B A``.
-
-    The sum is formed once a step (:meth:`merge`) and serves all passes of the step; PEFT's own layer multiplies by A
-    and B in each of them, four more launches a layer and pass, and a small model on a GPU spends its time on launches.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def __init__(self, layer: nn.Module, rank: int, alpha: float) -> None:
-        super().__init__()
-        weight: Tensor = layer.weight.detach()  # type: ignore[operator]
-        self.register_buffer("weight", weight.T.contiguous() if isinstance(layer, Conv1D) else weight)
-        bias: Any = layer.bias
-        self.register_buffer("bias", None if bias is None else bias.detach())
-        n_out, n_in = self.weight.shape
-        self.scale = alpha / rank
-        self.lora_A = nn.Parameter(weight.new_empty(rank, n_in))
-        self.lora_B = nn.Parameter(weight.new_zeros(n_out, rank))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as PEFT begins
-        self.merged = self.weight
-
-    def merge(self, dtype: torch.dtype) -> None:
-        """Form the weight of this step, in the type in which it is multiplied."""
-        self.merged = torch.addmm(self.weight, self.lora_B, self.lora_A, alpha=self.scale).to(dtype)
-
-    def forward(self, state: Tensor) -> Tensor:
-        """Multiply, in the type of the merged weight."""
-        dtype = self.merged.dtype
-        return functional.linear(state.to(dtype), self.merged, None if self.bias is None else self.bias.to(dtype))
-
-
-class FusedNorm(nn.Module):
-    """RMS norm of a block: two launches instead of the library's eight, in the type in which the block multiplies."""
-
-    def __init__(self, norm: Any, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.register_buffer("weight", norm.weight.detach())
-        self.epsilon = float(norm.variance_epsilon)
-        self.dtype = dtype
-
-    def forward(self, state: Tensor) -> Tensor:
-        """Norm in float32, rounded once."""
-        weight: Any = self.weight
-        return functional.rms_norm(state, weight.shape, weight, self.epsilon).to(self.dtype)
-
-
-class Constant(nn.Module):
-    """What is fed at every thought of a pause model: one learned vector, whatever the state."""
-
-    def __init__(self, vector: Tensor) -> None:
-        super().__init__()
-        self.vector = nn.Parameter(vector.clone())
-
-    def forward(self, state: Tensor) -> Tensor:
-        """The vector, for every row."""
-        return self.vector.expand_as(state)
+"""Fields of a config that say that scores or logits are squashed."""
+IN_PASSES = "multipass-pause"
+"""End of the names of protocols whose vector is fed in as many passes as there are thoughts."""
 
 
 @dataclass(frozen=True)
@@ -140,35 +27,47 @@ class Batch:
     """Problems side by side as tokens: questions end, and texts begin, in the same column."""
 
     question: Tensor
-    """``(row, column)``, padded on the left; without BOT."""
+    """``(row, column)``, padded on the left; without what begins the thoughts."""
     pad: Tensor
     """``(row,)``: padding before each question."""
     answer: Tensor
-    """``(row, place)``: prefix, number, end token; -100 after the end."""
+    """``(row, place)``: prefix, answer, end token; -100 after the end."""
     text: Tensor
-    """``(row, place)``: the written chain and then the same answer; -100 after the end."""
+    """``(row, place)``: what is left of the written steps, and then the same answer; -100 after the end."""
     answer_start: Tensor
-    """``(row,)``: answer tokens before the number's first."""
+    """``(row,)``: answer tokens before the answer's own first."""
     chain_length: Tensor
-    """``(row,)``: tokens of the chain."""
+    """``(row,)``: tokens of the steps in the text."""
+    exchanged: Tensor
+    """``(row, thought)``: whether the vector of another problem is fed there, that of half a batch away."""
 
     def rows(self, which: slice) -> "Batch":
         """Some of the problems."""
         return Batch(**{name: value[which] for name, value in vars(self).items()})
 
 
+class Thinking(NamedTuple):
+    """Where a batch stands after its thoughts."""
+
+    states: Tensor
+    """``(row, place, hidden)`` after the final norm: last question token, and where there are thoughts bot and each."""
+    columns: Columns
+
+
 class Student(nn.Module):
-    """A reasoner in training: adapters on every linear layer of its blocks, projection and three extra rows.
+    """A reasoner in training: adapters on every linear layer of its blocks, what feeds its thoughts, and its rows.
 
     Everything else is frozen. What is trained is float32 whatever the type of the products; the residual stream too.
     """
 
-    def __init__(self, reasoner: Reasoner, rank: int, alpha: float, protocol: Protocol, dtype: torch.dtype) -> None:
+    def __init__(self, reasoner: Reasoner, rank: int, alpha: float, dtype: torch.dtype) -> None:
         super().__init__()
         self.reasoner = reasoner
-        self.protocol = protocol
+        self.rule = reasoner.protocol
         self.dtype = dtype
         self.n_latent = reasoner.n_latent
+        self.kept: dict[str, Tensor] | None = None
+        """Of a decodable control, what its model has trained: its thoughts are to stay as that one's."""
         model: Any = reasoner.model
         capped = [name for name in SOFTCAPS if getattr(model.config, name, None) is not None]
         if capped:
@@ -191,28 +90,34 @@ class Student(nn.Module):
                     adapted = Adapted(layer, rank, alpha)
                     block.set_submodule(name, adapted)
                     self.adapters[f"{self._prefix}.{index}.{name}".replace(".", "/")] = adapted
-        embedding = self.body.get_submodule(entry.embedding)
-        n_word = reasoner.vocabulary
-        self._embedding_name = f"{entry.body}.{entry.embedding}"
-        self.words = embedding.weight.detach()[:n_word].clone()
-        self.extra_rows = nn.Parameter(embedding.weight.detach()[n_word:].clone())
-        tied = bool(model.config.tie_word_embeddings)
-        head = model.get_output_embeddings().weight.detach()
-        self.head = self.words.to(dtype) if tied else head[:n_word].to(dtype)
-        self.extra_head = None if tied else nn.Parameter(head[n_word:].clone())
-        projection = reasoner.projection.requires_grad_(True)
-        self.projection: nn.Module = projection if protocol == "codi" else Constant(self.words.mean(0))
+        self._take_rows(model, f"{entry.body}.{entry.embedding}")
+        self.projection: nn.Module = reasoner.projection.requires_grad_(True)
         self._states: list[Tensor] | None = None
         for block in self._blocks:
             block.register_forward_hook(self._keep)
         self.to(reasoner.device)
+
+    def _take_rows(self, model: Any, name: str) -> None:
+        """Set apart the rows of the vocabulary that are trained: those of the protocol."""
+        embedding, n_word = model.get_submodule(name), self.reasoner.vocabulary
+        self._embedding_name = name
+        self.words = embedding.weight.detach()[:n_word].clone()
+        self.extra_rows: nn.Parameter | None = None
+        self.extra_head: nn.Parameter | None = None
+        head = model.get_output_embeddings().weight.detach()
+        tied = bool(model.config.tie_word_embeddings)
+        self.head = self.words.to(self.dtype) if tied else head[:n_word].to(self.dtype)
+        if self.rule.rows:
+            self.extra_rows = nn.Parameter(embedding.weight.detach()[n_word:].clone())
+            self.extra_head = None if tied else nn.Parameter(head[n_word:].clone())
 
     def _keep(self, _: nn.Module, __: Any, output: Any) -> None:
         if self._states is not None:
             self._states.append(output[0] if isinstance(output, tuple) else output)
 
     @contextmanager
-    def _keeping(self) -> Iterator[list[Tensor]]:
+    def keeping(self) -> Iterator[list[Tensor]]:
+        """What every block gives, in a list that is filled as vectors are fed."""
         self._states = []
         try:
             yield self._states
@@ -240,70 +145,66 @@ class Student(nn.Module):
         columns.length += n
         return states
 
-    def think(self, batch: Batch, thoughts: int | None = None) -> tuple[Tensor, Columns]:
-        """Read the questions and think; give the states of the last question token and BOT, and the columns.
+    def _marker(self, token: str, n_row: int) -> Tensor:
+        """Embedding ``(row, 1, hidden)`` of a token of the protocol."""
+        assert self.extra_rows is not None
+        return self.extra_rows[self.rule.rows.index(token)].expand(n_row, 1, -1)
 
-        With no thoughts the columns end with BOT.
-        """
-        n_row = len(batch.pad)
-        marker = self.extra_rows[1].expand(n_row, 1, -1)
-        columns = Columns()
-        states = self.feed(torch.cat([self.words[batch.question], marker], 1), batch.pad, columns)
-        state = states[:, -1]
+    def think(self, batch: Batch, thoughts: int | None = None) -> Thinking:
+        """Read the questions and think; with no thoughts the columns end with what begins them."""
+        n_row, columns = len(batch.pad), Columns()
+        question = self.words[batch.question]
+        if not self.rule.bot:
+            return Thinking(self.feed(question, batch.pad, columns)[:, -1:], columns)
+        states = self.feed(torch.cat([question, self._marker(self.rule.bot, n_row)], 1), batch.pad, columns)
         n_latent = self.n_latent if thoughts is None else thoughts
-        if self.protocol == "pause" and n_latent:
-            self.feed(self.projection(state)[:, None].expand(-1, n_latent, -1), batch.pad, columns)
+        every = [states[:, -2:]]
+        if self.rule.fed == "vector" and not self.rule.name.endswith(IN_PASSES) and n_latent:
+            vector = self.projection(states[:, -1:]).expand(-1, n_latent, -1)
+            every.append(self.feed(vector, batch.pad, columns))
         else:
-            for _ in range(n_latent):
-                state = self.feed(self.projection(state)[:, None], batch.pad, columns)[:, -1]
-        return states[:, -2:], columns
+            for index in range(n_latent):
+                vector = self.projection(every[-1][:, -1])
+                if self.kept is not None:
+                    vector = vector.where(~batch.exchanged[:, index, None], vector.roll(n_row // 2, 0))
+                every.append(self.feed(vector[:, None], batch.pad, columns))
+        return Thinking(torch.cat(every, 1), columns)
 
-    def answer_states(self, batch: Batch, columns: Columns) -> Tensor:
-        """Feed EOT and the answer but for its end; states ``(row, place, hidden)`` that its tokens follow."""
-        marker = self.extra_rows[2].expand(len(batch.pad), 1, -1)
-        fed = self.words[batch.answer[:, :-1].clamp_min(0)]
-        return self.feed(torch.cat([marker, fed], 1), batch.pad, columns)
+    def kept_states(self, batch: Batch) -> Tensor:
+        """States ``(row, place, hidden)`` of :meth:`think` of the model whose thoughts are kept, exchanging none."""
+        assert self.kept is not None
+        trained = self.trained()
+        own = {name: value.data for name, value in trained.items()}
+        try:
+            self._set(trained, self.kept)
+            with torch.no_grad():
+                return self.think(replace(batch, exchanged=torch.zeros_like(batch.exchanged))).states
+        finally:
+            self._set(trained, own)
+
+    def _set(self, trained: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+        for name, value in trained.items():
+            value.data = values[name]
+        self.merge()
+
+    def follow(self, thinking: Thinking, batch: Batch, text: Tensor) -> Tensor:
+        """Close the thoughts and feed a text but for its end; states ``(row, place, hidden)`` its tokens follow."""
+        fed = self.words[text[:, :-1].clamp_min(0)]
+        if not self.rule.closing:
+            return torch.cat([thinking.states[:, -1:], self.feed(fed, batch.pad, thinking.columns)], 1)
+        closing = [self._marker(token, len(batch.pad)) for token in self.rule.closing]
+        return self.feed(torch.cat([*closing, fed], 1), batch.pad, thinking.columns)[:, len(closing) - 1 :]
 
     def merge(self) -> None:
         """Form the weights of this step."""
         for adapter in self.adapters.values():
             adapter.merge(self.dtype)  # type: ignore[operator]
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """CODI's three losses, each a mean over the batch, unweighted.
-
-        ``answer``: cross-entropy of the answer after the thoughts. ``teacher``: that of the written chain and answer
-        right after the question. ``distillation``: smooth L1 between the two at the token before the number, over the
-        teacher's standard deviation, mean over the entries of Hugging Face's tuple of states; no gradient reaches the
-        teacher's.
-        """
-        self.merge()
-        before, columns = self.think(batch)
-        teacher = columns.branch(batch.question.shape[1])
-        rows = torch.arange(len(batch.pad), device=batch.pad.device)
-        with self._keeping() as kept:
-            states = self.answer_states(batch, columns)
-            student_states = [layer[rows, batch.answer_start] for layer in [*kept[:-1], states]]
-        fed = self.words[batch.text[:, :-1].clamp_min(0)]
-        with self._keeping() as kept:
-            written = self.feed(fed, batch.pad, teacher)
-            place = batch.chain_length + batch.answer_start - 1
-            teacher_states = [layer[rows, place].detach() for layer in [*kept[:-1], written]]
-        distances = [
-            functional.smooth_l1_loss(student, layer) / layer.std()
-            for student, layer in zip(student_states, teacher_states, strict=True)
-        ]
-        return {
-            "answer": self.cross_entropy(states, batch.answer),
-            "teacher": self.cross_entropy(torch.cat([before[:, :1], written], 1), batch.text),
-            # The tuple's first entry, the embeddings, has no gradient; it counts in the mean.
-            "distillation": torch.stack(distances).sum() / (len(distances) + 1),
-        }
-
-    def logits(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the words and of the three extra rows."""
+    def logits(self, states: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits of the words, and of the protocol's rows if it has any."""
+        words = functional.linear(states.to(self.dtype), self.head)
         extra = self.extra_rows if self.extra_head is None else self.extra_head
-        return functional.linear(states.to(self.dtype), self.head), functional.linear(states, extra)
+        return words, None if extra is None else functional.linear(states, extra)
 
     def cross_entropy(self, states: Tensor, target: Tensor) -> Tensor:
         """Mean over the targets that are no padding; the extra rows are among what could be chosen.
@@ -317,40 +218,38 @@ class Student(nn.Module):
         words, extra = self.logits(states)
         words = words.float()
         chosen = words.gather(-1, target.clamp_min(0)[..., None])[..., 0]
-        total = torch.logaddexp(words.logsumexp(-1), extra.float().logsumexp(-1))
+        total = words.logsumexp(-1)
+        if extra is not None:
+            total = torch.logaddexp(total, extra.float().logsumexp(-1))
         is_target = target >= 0
         return ((total - chosen) * is_target).sum() / is_target.sum()
 
     @torch.no_grad()
     def right(self, batch: Batch, thoughts: int | None = None) -> Tensor:
-        """Whether greedy writing gives exactly the answer ``(row,)``: every token of it is the likeliest there."""
+        """Whether greedy writing gives exactly what it is to write ``(row,)``: the answer, or steps and answer."""
         self.merge()
-        _, columns = self.think(batch, thoughts)
-        words, extra = self.logits(self.answer_states(batch, columns))
+        target = batch.text if self.rule.writes_steps else batch.answer
+        batch = replace(batch, exchanged=torch.zeros_like(batch.exchanged))
+        words, extra = self.logits(self.follow(self.think(batch, thoughts), batch, target))
         best, token = words.float().max(-1)
-        # The row of EOT, the last, is never written.
-        written = torch.where(extra[..., :-1].amax(-1) > best, -1, token)
-        return ((written == batch.answer) | (batch.answer < 0)).all(1)
+        if extra is not None and (written := extra[..., : extra.shape[-1] - self.rule.n_unwritten]).shape[-1]:
+            token = torch.where(written.amax(-1) > best, -1, token)
+        return ((token == target) | (target < 0)).all(1)
 
     def checkpoint(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """What was trained, by the names of the official layout."""
+        """What was trained, by the names that the protocol's checkpoints have."""
+        prefix = self.rule.prefixes[0]
         tensors: dict[str, Tensor] = {}
         for key, adapter in self.adapters.items():
-            name = "codi.base_model.model." + key.replace("/", ".")
+            name = prefix + key.replace("/", ".")
             tensors[f"{name}.lora_A.default.weight"] = adapter.lora_A  # type: ignore[assignment]
             tensors[f"{name}.lora_B.default.weight"] = adapter.lora_B  # type: ignore[assignment]
-        tensors[f"codi.base_model.model.{self._embedding_name}{ROWS}"] = self.extra_rows
-        if self.extra_head is not None:
-            tensors[f"codi.base_model.model.lm_head{ROWS}"] = self.extra_head
-        if isinstance(self.projection, Constant):
-            tensors.update(_constant_projection(self.projection.vector))
+        for name, rows in ((self._embedding_name, self.extra_rows), ("lm_head", self.extra_head)):
+            if rows is not None:
+                tensors[f"{prefix}{name}{ROWS}"] = rows
+        if self.rule.fed == "vector":
+            tensors[self.rule.vector] = self.projection.vector  # type: ignore[assignment]
         else:
-            tensors.update({f"prj.{name}": value for name, value in self.projection.named_parameters()})
+            what = self.rule.projection[0]
+            tensors.update({f"{what}.{name}": value for name, value in self.projection.named_parameters()})
         return {name: value.detach().to("cpu", dtype).contiguous() for name, value in tensors.items()}
-
-
-def _constant_projection(vector: Tensor) -> dict[str, Tensor]:
-    """A projection without norm that gives a vector whatever it reads."""
-    hidden = len(vector)
-    zeros = {"prj.1.weight": (1, hidden), "prj.1.bias": (1,), "prj.3.weight": (hidden, 1)}
-    return {**{name: vector.new_zeros(shape) for name, shape in zeros.items()}, "prj.3.bias": vector}

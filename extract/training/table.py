@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from extract.model.protocols import CODI
 from extract.model.reasoner import Reasoner
-from extract.training.data import Example, drop_last_step
+from extract.training.data import Example
 from extract.training.student import Batch
 from schemas import UsageError
 
@@ -37,11 +38,14 @@ class Table:
         self, reasoner: Reasoner, examples: Sequence[Example], *, longest: int | None = None, last_step: bool = False
     ) -> None:
         prompts = _tokens(reasoner, [reasoner.question_text(e.question) for e in examples], special=True)
-        chains = _tokens(reasoner, [e.chain if last_step else drop_last_step(e.chain) for e in examples])
-        numbers = {example.answer for example in examples}
-        known = {number: (reasoner.answer_tokens(number), reasoner.answer_start(number)) for number in numbers}
+        steps = _tokens_of_steps(reasoner, examples, last_step=last_step)
+        chains = [list(itertools.chain.from_iterable(pieces)) for pieces in steps]
+        known = {
+            text: (reasoner.answer_tokens(text), reasoner.answer_start(text)) for text in {e.answer for e in examples}
+        }
         answers, starts = [known[e.answer][0] for e in examples], [known[e.answer][1] for e in examples]
-        self.n_between = reasoner.n_latent + 2  # BOT, thoughts, EOT
+        self.n_latent = reasoner.n_latent
+        self.n_between = self.n_latent + 2  # what begins and closes the thoughts
         total = [sum(map(len, parts)) + self.n_between for parts in zip(prompts, chains, answers, strict=True)]
         limit = min(longest or reasoner.context, reasoner.context)
         kept = [index for index, length in enumerate(total) if length <= limit]
@@ -49,12 +53,18 @@ class Table:
             raise UsageError(f"none of {len(examples)} problems has at most {limit} tokens")
         self.kept = np.array(kept)
         prompts, chains, answers = ([each[index] for index in kept] for each in (prompts, chains, answers))
+        steps = [steps[index] for index in kept]
         device = reasoner.device
         self._question, self._answer, self._text = (
             _Flat(rows, device) for rows in (prompts, answers, [c + a for c, a in zip(chains, answers, strict=True)])
         )
         self._answer_start = torch.tensor([starts[index] for index in kept], device=device)
-        self._chain_length = torch.tensor([len(chain) for chain in chains], device=device)
+        # Where each step begins in the text; from the last one on, where the answer does.
+        self.most_steps = max(map(len, steps))
+        begin = np.zeros((len(kept), 1 + self.most_steps), dtype=np.int64)
+        for row, pieces in enumerate(steps):
+            begin[row, 1 : 1 + len(pieces)] = [len(piece) for piece in pieces]
+        self._begin = torch.from_numpy(begin.cumsum(1)).to(device)
         self.length = self._question.length + self._text.length + self._answer.length
 
     def __len__(self) -> int:
@@ -68,16 +78,26 @@ class Table:
         )
         return question, answer, text
 
-    def batch(self, rows: NDArray[np.int64], widths: tuple[int, int, int] | None = None) -> Batch:
-        """Lay some problems side by side, in as many columns as they need or as are asked for."""
+    def batch(
+        self, rows: NDArray[np.int64], widths: tuple[int, int, int] | None = None, *, dropped: int = 0,
+        exchanged: NDArray[np.bool_] | None = None,
+    ) -> Batch:  # fmt: skip
+        """Lay some problems side by side, in as many columns as they need or as are asked for.
+
+        ``dropped`` of the first steps are left out of each text; ``exchanged`` is :attr:`Batch.exchanged`.
+        """
         index = torch.from_numpy(rows).to(self._answer_start.device, non_blocking=True)
         wide = self.widths(rows) if widths is None else widths
         question, length = self._question.take(index, wide[0], left=True)
         answer, _ = self._answer.take(index, wide[1])
-        text, _ = self._text.take(index, wide[2])
+        begin = self._begin[index, min(dropped, self.most_steps)]
+        text, _ = self._text.take(index, wide[2], begin)
+        if exchanged is None:
+            exchanged = np.zeros((len(rows), self.n_latent), dtype=bool)
         return Batch(
             question=question.clamp_min(0), pad=wide[0] - length, answer=answer, text=text,
-            answer_start=self._answer_start[index], chain_length=self._chain_length[index],
+            answer_start=self._answer_start[index], chain_length=self._begin[index, -1] - begin,
+            exchanged=torch.from_numpy(exchanged).to(index.device, non_blocking=True),
         )  # fmt: skip
 
 
@@ -90,18 +110,33 @@ class _Flat:
         self._length = torch.from_numpy(self.length).to(device)
         self._start = torch.from_numpy(self.length.cumsum() - self.length).to(device)
 
-    def take(self, index: Tensor, width: int, *, left: bool = False) -> tuple[Tensor, Tensor]:
-        """Tokens ``(row, column)``, -100 where there is none, and lengths."""
-        length = self._length[index]
+    def take(self, index: Tensor, width: int, begin: Tensor | int = 0, *, left: bool = False) -> tuple[Tensor, Tensor]:
+        """Tokens ``(row, column)`` from some place of each row on, -100 where there is none, and how many there are."""
+        length = self._length[index] - begin
         place = torch.arange(width, device=index.device) - (width - length[:, None] if left else 0)
         there = (place >= 0) & (place < length[:, None])
-        flat = (self._start[index][:, None] + place).clamp(0, len(self._tokens) - 1)
+        flat = ((self._start[index] + begin)[:, None] + place).clamp(0, len(self._tokens) - 1)
         return torch.where(there, self._tokens[flat], -100), length
 
 
 def _tokens(reasoner: Reasoner, texts: Sequence[str], special: bool = False) -> list[list[int]]:
     ids: list[list[int]] = reasoner.tokenizer(list(texts), add_special_tokens=special)["input_ids"] if texts else []
     return ids
+
+
+def _tokens_of_steps(reasoner: Reasoner, examples: Sequence[Example], *, last_step: bool) -> list[list[list[int]]]:
+    """Tokens of every written step of every problem.
+
+    CODI's teacher writes them in one line, as one text; the last one, whose result is the answer, is left out unless
+    asked for: with it the teacher would only copy at the token whose states the student is to reproduce. Otherwise each
+    step has a line of its own, as in Coconut's code.
+    """
+    if reasoner.protocol.name.startswith(CODI.name):
+        lines = [[" ".join(e.steps if last_step else e.steps[:-1])] for e in examples]
+    else:
+        lines = [[f"{step}\n" for step in e.steps] for e in examples]
+    tokens = iter(_tokens(reasoner, [line for pieces in lines for line in pieces]))
+    return [[next(tokens) for _ in pieces] for pieces in lines]
 
 
 def shapes_of(table: Table, weights: NDArray[np.float64], size: int, tokens: int) -> list[Shape]:
