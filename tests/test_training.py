@@ -30,16 +30,19 @@ from transformers import (
     Olmo2Config,
 )
 
+import lake as command_line
 from extract import load_reasoner
 from extract.model.bases import packaged_base
 from extract.training.command import TrainSettings
 from extract.training.data import Example, normalised, read_examples
 from extract.training.loop import Training, Watch, train
-from extract.training.losses import losses
-from extract.training.state import STATE
+from extract.training.losses import draw_exchanged, losses
+from extract.training.state import STATE, read_state
 from extract.training.stories import STEPS, draw_stories
 from extract.training.table import Table, draw_batches, shapes_of
-from schemas import UsageError
+from schemas import Control, UsageError
+from schemas.controls import control_among
+from store import open_lake
 
 CONFIGS: dict[str, Any] = {
     "gpt2": lambda: GPT2Config(vocab_size=400, n_positions=128, n_embd=32, n_layer=2, n_head=2, eos_token_id=0),
@@ -401,3 +404,110 @@ def test_a_base_that_squashes_scores_is_refused(base: Any, monkeypatch: pytest.M
     monkeypatch.setitem(CONFIGS, "gemma2", lambda: squashing)
     with pytest.raises(UsageError, match="gemma2 squashes scores or logits"):
         Training(settings(base("gemma2")), "cpu")
+
+
+def run_lake(*words: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        command_line.main([str(word) for word in words])
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Problems whose answer is a word and whose steps are sentences."""
+    rows = [
+        {"question": f"Tom has {a} + {b} caps. Ann has 8. Who has more?", "answer": "Tom" if a + b > 8 else "Ann",
+         "steps": [f"Tom has {a + b} caps.", f"{'Tom' if a + b > 8 else 'Ann'} has more."]}
+        for a in range(8) for b in range(8) if a + b != 8
+    ]  # fmt: skip
+    file = tmp_path_factory.mktemp("words") / "words.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def test_a_model_and_its_twins_say_what_they_are(base: Any, words: Path, tmp_path: Path, capsys: Any) -> None:
+    kinds = ("decodable", "pause", "cot")
+    given = ["train", "--base", base("llama"), "--data", words, "--protocol", "coconut", "--out", tmp_path / "mine"]
+    given += ["--thoughts", 2, "--steps", 3, "--batch-size", 8, "--lora-rank", 4]
+    assert run_lake(*given, "--twins", "pause") == 0
+    before = (tmp_path / "mine-pause" / "training.json").read_bytes()
+    assert run_lake(*given, "--twins", ",".join(kinds)) == 0
+    assert (tmp_path / "mine-pause" / "training.json").read_bytes() == before
+    place = tmp_path / "x.lake"
+    for kind in ("", *kinds):
+        folder = tmp_path / f"mine-{kind}".rstrip("-")
+        assert run_lake("extract", "--model", f"a{kind}={folder}", "--data", words, "--lake", place, "--limit", 3) == 0
+    lake = open_lake(place)
+    found = control_among({f"a{kind}": lake.model_attributes(f"a{kind}") for kind in ("", *kinds)})
+    assert found == {f"a{kind}": Control("a", kind) for kind in kinds}  # found by its checkpoint
+    protocols = {kind: lake.model_attributes(f"a{kind}")["protocol"] for kind in kinds}
+    assert protocols == {kind: kind for kind in kinds} | {"decodable": "coconut"}
+
+
+def test_thoughts_take_the_place_of_steps_one_after_another(base: Any) -> None:
+    training = Training(settings(base("gpt2"), protocol="coconut", thoughts=2, steps=8), "cpu")
+    table = Table(training.reasoner, EXAMPLES)
+    decode = training.reasoner.tokenizer.decode
+    seen = []
+    for training.step in range(8):
+        dropped = training.stage if training.stage <= 2 else table.most_steps
+        batch = table.batch(np.arange(3), dropped=dropped)
+        text = batch.text[2]
+        seen.append((training.stage, decode(text[text >= 0]), decode(text[: int(batch.chain_length[2])])))
+    steps, end = ("<<9-2=7>>\n", "<<7+20=27>>\n", "<<27+5=32>>\n"), "### 32<|endoftext|>"
+    expected = ["".join(steps[n:]) for n in (0, 0, 1, 2, 3, 3, 3, 3)]
+    assert [stage for stage, _, _ in seen] == [0, 0, 1, 2, 3, 3, 3, 3]
+    assert [chain for _, _, chain in seen] == expected
+    assert all(text.replace("<eos>", "<|endoftext|>").startswith(f"{chain}###") for _, text, chain in seen), end
+
+
+@pytest.mark.parametrize("protocol", ["codi", "coconut"])
+def test_a_decodable_control_keeps_its_models_thoughts_and_not_their_use(
+    base: Any, sums: Path, tmp_path: Path, protocol: Any
+) -> None:
+    wanted = settings(base("llama"), sums, protocol=protocol, thoughts=2, steps=2, seed=3)
+    train(wanted, tmp_path / "mine")
+    twin = Training(wanted, "cpu", tmp_path / "mine")
+    model = Training(wanted, "cpu")
+    model.load_state(read_state(tmp_path / "mine" / STATE))
+    table = Table(twin.reasoner, EXAMPLES * 2)
+    rows = np.arange(6)
+    batch = table.batch(rows)
+    with torch.no_grad():
+        model.student.merge()
+        own = model.student.think(batch).states
+        torch.testing.assert_close(twin.student.kept_states(batch), own)
+        everything = losses(twin.student, batch)
+        assert float(everything["thought"]) == 0
+        # Rows 0 to 2 are fed what rows 3 to 5 think at ct1: the same problems, so nothing changes; else it does.
+        exchanged = np.zeros((6, 2), dtype=bool)
+        exchanged[:3, 1] = True
+        same = twin.student.think(table.batch(rows, exchanged=exchanged)).states
+        torch.testing.assert_close(same, own)
+        other = twin.student.think(table.batch(np.array([0, 1, 2, 1, 2, 0]), exchanged=exchanged)).states
+        torch.testing.assert_close(other[:, :3], own[[0, 1, 2, 1, 2, 0], :3])
+        assert all(not torch.allclose(other[row, 3], own[row, 3]) for row in range(3))
+    twin._gradient(table, rows)
+    assert all(torch.equal(a, b) for a, b in zip(twin.parameters, model.parameters, strict=True))
+    drawn = draw_exchanged(np.random.default_rng(0), 4000, 4)
+    number = drawn.sum(1)
+    assert set(number) == {0, 1, 4}
+    np.testing.assert_allclose(np.bincount(number)[[0, 1, 4]] / 4000, [0.5, 0.25, 0.25], atol=0.03)
+    with pytest.raises(UsageError, match="its decodable control needs the same"):
+        Training(replace(wanted, seed=4), "cpu", tmp_path / "mine")
+
+
+@pytest.mark.parametrize("kind", ["pause", "multipass-pause"])
+def test_one_pass_or_many_feed_the_same_vector(base: Any, kind: str) -> None:
+    training = stirred(Training(settings(base("gpt2"), protocol=f"codi-{kind}", thoughts=3), "cpu"))
+    batch = Table(training.reasoner, EXAMPLES).batch(np.arange(3))
+    student = training.student
+    passes: list[int] = []
+    student.body.register_forward_hook(lambda *_: passes.append(1))
+    with torch.no_grad():
+        student.merge()
+        states = student.think(batch).states
+        student.rule = replace(student.rule, name="codi-pause")
+        together = student.think(batch).states
+    assert len(passes) - 2 == {"pause": 2, "multipass-pause": 4}[kind]
+    torch.testing.assert_close(states, together, atol=1e-5, rtol=1e-4)

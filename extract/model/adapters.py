@@ -12,7 +12,7 @@ from extract.model.checkpoint import (
     some,
 )
 from schemas import UsageError
-from schemas.checks import check_number
+from schemas.checks import check_number, check_whole
 
 LORA_ALPHA = 32.0
 """Of the released checkpoints, which have no adapter config."""
@@ -46,9 +46,26 @@ def check_adapter_config(adapter: Mapping[str, Any], source: str, *, saved: bool
         raise UsageError(f"{source} is of peft_type {adapter.get('peft_type')!r}; only 'LORA' is merged")
     if adapter and adapter.get("lora_alpha") is None:
         raise UsageError(f"{source} names no lora_alpha, so the updates' scale is not known")
+    if adapter:
+        check_fields(adapter, source)
     known = _ADAPTER_FIELDS | ({"modules_to_save", "trainable_token_indices"} if saved else set())
     if unknown := [f"{key}={value!r}" for key, value in adapter.items() if value and key not in known]:
         raise UsageError(f"{source} asks for what is not merged rightly here: {some(unknown)}")
+
+
+def check_fields(adapter: Mapping[str, Any], source: str) -> None:
+    """Refuse fields of an adapter's config that are not of the types that PEFT writes."""
+    targets, ranks = adapter.get("target_modules"), adapter.get("rank_pattern")
+    check_whole(f"{source}: r", adapter.get("r"), 1)
+    if isinstance(targets, str):
+        try:
+            re.compile(targets)
+        except re.error as error:
+            raise UsageError(f"{source}: target_modules is {targets!r}, which is no pattern: {error}") from error
+    elif targets is not None and not (isinstance(targets, list) and all(isinstance(each, str) for each in targets)):
+        raise UsageError(f"{source}: target_modules is {targets!r}; it must be a list of names, or a pattern")
+    if ranks is not None and not isinstance(ranks, Mapping):
+        raise UsageError(f"{source}: rank_pattern is {ranks!r}; it must be an object")
 
 
 def token_rows(weights: Mapping[str, Tensor], adapter: Mapping[str, Any], source: str) -> dict[str, Tensor]:

@@ -125,14 +125,26 @@ def base_config(folder: Path, architecture: Architecture, source: str) -> Any:
     """Config of the base model as transformers reads it."""
     try:
         settings = read_json(folder / "config.json", "config of the base model")
-        if settings["model_type"] == architecture.model_type:
-            config = AutoConfig.from_pretrained(folder)
-        else:
-            config = AutoConfig.for_model(architecture.model_type).from_dict(settings)
+        with _silent():
+            if settings["model_type"] == architecture.model_type:
+                config = AutoConfig.from_pretrained(folder)
+            else:
+                config = AutoConfig.for_model(architecture.model_type).from_dict(settings)
         int(config.vocab_size)
     except Exception as error:  # whatever a config of wrong fields raises inside transformers
         raise _no_model(architecture, source, error) from error
     return config
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """The library's own warnings off: what is wrong is said in one line, by an error."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _no_model(architecture: Architecture, source: str, error: Exception) -> UsageError:
@@ -234,19 +246,16 @@ def check_base(
 
 def base_tokenizer(folder: Path, vocabulary: int) -> Any:
     """Tokenizer of the base model, which must name an end token inside its vocabulary."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # whatever a broken tokenizer file raises
-        if not (folder / "tokenizer.json").is_file():
-            raise UsageError(f"no tokenizer can be read from {folder}: {first_line(error)}") from error
+    with _silent():
         try:
-            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-        except Exception as second:
-            raise UsageError(f"no tokenizer can be read from {folder}: {first_line(second)}") from second
-    finally:
-        transformers_logging.set_verbosity(verbosity)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        except Exception as error:  # whatever a broken tokenizer file raises
+            if not (folder / "tokenizer.json").is_file():
+                raise UsageError(f"no tokenizer can be read from {folder}: {first_line(error)}") from error
+            try:
+                tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+            except Exception as second:
+                raise UsageError(f"no tokenizer can be read from {folder}: {first_line(second)}") from second
     if tokenizer.eos_token_id is None:
         raise UsageError(f"tokenizer of {folder} names no end token (eos_token)")
     if tokenizer.eos_token_id >= vocabulary:

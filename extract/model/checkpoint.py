@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -192,6 +193,8 @@ def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
 def _read_file(path: Path) -> dict[str, Tensor]:
     try:
         raw = load_file(path) if path.suffix == ".safetensors" else _read_pickled(path)
+    except UsageError:
+        raise
     except Exception as error:  # unpickling and parsing raise many types
         raise UsageError(f"weights cannot be read from {path}: {first_line(error)}; is the file complete?") from error
     if isinstance(raw, Mapping) and isinstance(raw.get("state_dict"), Mapping):  # Lightning
@@ -208,8 +211,14 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 def _read_pickled(path: Path) -> Any:
     """Content of a file of ``torch.save``; what will be widened anyway stays in the file until then."""
     with path.open("rb") as file:
-        mapped = file.read(4) == _PICKLED[0]
-    raw = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        start = file.read(40)
+    if start and not start.startswith(_PICKLED):
+        raise UsageError(f"{path} holds no weights: it is of neither safetensors nor torch.save, beginning {start!r}")
+    mapped = start.startswith(_PICKLED[0])
+    try:
+        raw = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        raise UsageError(f"{path} holds Python objects besides tensors; save the state dict alone") from error
     inside = raw.get("state_dict", raw) if isinstance(raw, Mapping) else raw
     if not mapped or not isinstance(inside, Mapping):
         return raw

@@ -98,9 +98,11 @@ def is_full(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an error's text."""
+    """First line of an error's text, with the next where it ends in a colon; with its type where it is a mere value."""
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")[:200]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    first = " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".:")
+    return (f"{type(error).__name__} {first}" if isinstance(error, KeyError) else first)[:200]
 
 
 MMAP_THRESHOLD, TRIM_THRESHOLD, ARENA_MAX = -3, -1, -8  # of mallopt(3)

@@ -47,6 +47,7 @@ from extract.model.feeding import feeding_of, new_feeding
 from extract.model.protocols import COCONUT, CODI, PEFT, PREFIXES, Protocol, named_protocol, recognise, stated_protocol
 from extract.model.reasoner import Reasoner
 from schemas import N_LATENT, UsageError, nearest
+from schemas.checks import check_whole
 from schemas.controls import stated_control
 
 __all__ = ["SHIPPED", "ComputeDtype", "load_reasoner", "new_reasoner"]
@@ -136,6 +137,8 @@ def load_reasoner(
         weights, raw = complete_weights(weights, raw, under.weights, source)
         weights = token_rows(weights, adapter, source)
     vocabulary, extra = _rows(rule, under.tokenizer, under.n_word, weights, under.architecture)
+    if rule.n_unwritten >= vocabulary + len(extra):
+        raise UsageError(f"{source}: n_unwritten is {rule.n_unwritten}, of {vocabulary + len(extra)} tokens")
     model = build_model(under.config, vocabulary + len(extra), under.architecture, under.name)
     check_base(weights, model, under.architecture, vocabulary, len(extra), source, under.name)
     merged = merge_adapters(weights, model, adapter, scale, source)
@@ -236,6 +239,8 @@ def _n_latent(
     """Number of thoughts, from whoever says it first: the user, the files beside the checkpoint, the protocol."""
     trained = None
     if rule.fed in ("state", "vector") and {"c_thought", "max_latent_stage"} <= arguments.keys():
+        for name in ("c_thought", "max_latent_stage"):
+            check_whole(f"{folder / ARGUMENTS}: {name}", arguments[name], 0)
         if thoughts is None and not arguments.get("pad_latent_to_max", True):
             raise UsageError(
                 f"{folder / ARGUMENTS}: pad_latent_to_max is false, so questions have different numbers of thoughts;"

@@ -217,14 +217,26 @@ def stated_protocol(said: Any, source: str) -> Protocol | None:
         if key not in known:
             raise UsageError(f"{source}: protocol has no field {key!r}; it has {', '.join(sorted(known))}")
         changes[key] = _as_tuple(value)
-        before = getattr(base, key)
-        if key != "n_latent" and type(changes[key]) is not type(before):
+        before = 0 if key == "n_latent" else getattr(base, key)
+        if not _fits(key, changes[key], before):
             raise UsageError(f"{source}: {key} of the protocol is {value!r}, {base.name} has {before!r}")
     if changes.get("fed", base.fed) not in ("projection", "state", "vector", "nothing"):
         raise UsageError(f"{source}: fed is {changes['fed']!r}, not projection, state, vector or nothing")
     if changes.get("rows_after", base.rows_after) not in ("vocabulary", "tokenizer"):
         raise UsageError(f"{source}: rows_after is {changes['rows_after']!r}, not vocabulary or tokenizer")
     return replace(base, **changes)
+
+
+def _fits(key: str, value: Any, known: Any) -> bool:
+    """Whether a field's value is of the type that a known one has: texts in lists, whole numbers from 0 on."""
+    if key == "projection":
+        texts = (value[0], *value[1]) if isinstance(value, tuple) and len(value) == 2 else ()
+        return len(texts) == 1 + len(PRJ[1]) and all(isinstance(each, str) for each in texts)
+    if type(value) is not type(known):
+        return False
+    if isinstance(value, tuple):
+        return all(isinstance(each, str) for each in value)
+    return not isinstance(value, int) or value >= 0
 
 
 def _as_tuple(value: Any) -> Any:
