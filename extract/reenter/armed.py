@@ -18,7 +18,8 @@ Pick = Tensor | slice
 class Group(NamedTuple):
     """What changes of different rows at one place must share to be made in one go."""
 
-    stage: int
+    order: int
+    """How many changes of these rows come before."""
     kind: Kind
     heads: tuple[int, ...]
     keys: tuple[int, ...]
@@ -41,11 +42,21 @@ class Inside(NamedTuple):
 class _Added:
     """A change as it was asked for, on the host."""
 
+    stage: int
+    kind: Kind
+    heads: tuple[int, ...]
+    keys: tuple[int, ...]
     rows: np.ndarray
     scale: float
     value: np.ndarray | None
     noise: np.ndarray | None
     inside: Inside | None
+
+    def group(self, order: int) -> Group:
+        """With which others it is made; edges of each row may lead to keys of its own."""
+        keys = () if self.kind == "edges" else self.keys
+        subspace = "" if self.inside is None else self.inside.name
+        return Group(order, self.kind, self.heads, keys, self.value is not None, self.noise is not None, subspace)
 
 
 @dataclass(slots=True)
@@ -64,6 +75,9 @@ class _Edit:
     left: Tensor | None = None
     right: Tensor | None = None
     """Factors of :class:`Inside`."""
+    factor: Tensor | None = None
+    """Of ``edges``: what each row's probabilities ``(row, key)`` are multiplied by, from offset ``first_key`` on."""
+    first_key: int = 0
 
     def vector(self, old: Tensor, pick: Pick) -> Tensor:
         """New value of ``(row, ...)`` states."""
@@ -96,11 +110,19 @@ class _Edit:
             way = (way[:, None] @ right.mT @ left)[:, 0]
         return way.to(old.dtype)
 
-    def probabilities(self, old: Tensor, pick: Pick, columns: Tensor) -> Tensor:
+    def probabilities(self, old: Tensor, pick: Pick, columns: Tensor, n_before: int) -> Tensor:
         """New rows of attention ``(row, head, key_position)``; they sum to 1 unless nothing is left to sum."""
-        if self.kind == "same":
-            return old.clone()
         new = old.clone()
+        if self.kind == "same":
+            return new
+        if self.factor is not None:
+            # Offsets from before the batch's longest question hold nothing, and later ones are not yet there.
+            start = n_before + self.first_key
+            stop = min(start + self.factor.shape[1], old.shape[-1])
+            factor = self.factor[pick, max(0, -start) : max(0, stop - start)]
+            new[..., max(0, start) : max(0, stop)] *= factor[:, None].to(old.dtype)
+            total = new.sum(-1, keepdim=True)
+            return torch.where(total > 0, new / total, torch.zeros_like(new))
         if self.kind == "force":
             new.zero_()
             new[..., columns] = 1 / len(columns)
@@ -108,10 +130,6 @@ class _Edit:
         if self.kind in ("even", "exchange"):
             new[..., columns] = self._dealt(old[..., columns], pick)
             return new
-        if self.kind == "edges":
-            new[..., columns] *= self.scale[pick].to(old.dtype)[:, None, None]
-            total = new.sum(-1, keepdim=True)
-            return torch.where(total > 0, new / total, torch.zeros_like(new))
         value = torch.zeros_like(old[..., columns]) if self.value is None else self.value[pick].to(old.dtype)
         new[..., columns] = 0
         rest = new.sum(-1, keepdim=True)
@@ -143,7 +161,7 @@ class Armed:
     def __init__(self, n_row: int, device: torch.device) -> None:
         self.n_row = n_row
         self.device = device
-        self._pending: dict[Place, dict[Group, list[_Added]]] = {}
+        self._pending: dict[Place, list[_Added]] = {}
         self._edits: dict[Place, list[_Edit]] = {}
         self._offsets: dict[tuple[str, int], set[int]] = {}
         self._there: dict[tuple[str, bytes], Tensor] = {}
@@ -166,10 +184,9 @@ class Armed:
         inside: Inside | None = None,
     ) -> None:
         """Arm a change of rows ``(row,)``; ``value`` is ``(row, ...)``. Later stages act on what earlier ones left."""
-        added = _Added(np.asarray(rows), scale, value, None if noise is None else noise.reshape(len(rows), -1), inside)
-        subspace = "" if inside is None else inside.name
-        group = Group(stage, kind, heads, keys, value is not None, noise is not None, subspace)
-        self._pending.setdefault(place, {}).setdefault(group, []).append(added)
+        drawn = None if noise is None else noise.reshape(len(rows), -1)
+        added = _Added(stage, kind, heads, keys, np.asarray(rows), scale, value, drawn, inside)
+        self._pending.setdefault(place, []).append(added)
         self._offsets.setdefault(place[:2], set()).add(place[2])
         self._edits.clear()
 
@@ -185,28 +202,42 @@ class Armed:
 
     def _at(self, place: Place) -> list[_Edit]:
         if place not in self._edits:
-            merged = []
-            for group, added in sorted(self._pending.get(place, {}).items(), key=lambda item: item[0].stage):
-                values = [each.value for each in added if each.value is not None]
-                noises = [each.noise for each in added if each.noise is not None]
-                insides = [each.inside for each in added if each.inside is not None]
-                rows = np.concatenate([each.rows for each in added])
-                merged.append(
-                    _Edit(
-                        kind=group.kind,
-                        heads=self._put([np.array(group.heads)], np.int64) if group.heads else None,
-                        keys=group.keys,
-                        host_rows=rows,
-                        rows=self._put([rows], np.int64),
-                        scale=self._put([np.full(len(each.rows), each.scale) for each in added]),
-                        value=self._put(values) if values else None,
-                        noise=self._put(noises) if noises else None,
-                        left=self._factor([each.left for each in insides]),
-                        right=self._factor([each.right for each in insides]),
-                    )
-                )
+            groups: dict[Group, list[_Added]] = {}
+            n_earlier = np.zeros(self.n_row, dtype=np.int64)
+            for added in sorted(self._pending.get(place, []), key=lambda each: each.stage):
+                order = int(n_earlier[added.rows].max(initial=0))
+                n_earlier[added.rows] = order + 1
+                groups.setdefault(added.group(order), []).append(added)
+            merged = [self._merged(*each) for each in sorted(groups.items(), key=lambda item: item[0].order)]
             self._edits[place] = merged
         return self._edits[place]
+
+    def _merged(self, group: Group, added: Sequence[_Added]) -> _Edit:
+        """Changes of a group as one."""
+        values = [each.value for each in added if each.value is not None]
+        noises = [each.noise for each in added if each.noise is not None]
+        insides = [each.inside for each in added if each.inside is not None]
+        rows = np.concatenate([each.rows for each in added])
+        edit = _Edit(
+            kind=group.kind,
+            heads=self._put([np.array(group.heads)], np.int64) if group.heads else None,
+            keys=group.keys,
+            host_rows=rows,
+            rows=self._put([rows], np.int64),
+            scale=self._put([np.full(len(each.rows), each.scale) for each in added]),
+            value=self._put(values) if values else None,
+            noise=self._put(noises) if noises else None,
+            left=self._factor([each.left for each in insides]),
+            right=self._factor([each.right for each in insides]),
+        )
+        if group.kind == "edges":
+            keys = [key for each in added for key in each.keys]
+            edit.first_key = min(keys)
+            factors = [np.ones((len(each.rows), max(keys) - edit.first_key + 1)) for each in added]
+            for factor, each in zip(factors, added, strict=True):
+                factor[:, np.array(each.keys) - edit.first_key] = each.scale
+            edit.factor = self._put(factors)
+        return edit
 
     def _factor(self, factors: Sequence[np.ndarray]) -> Tensor | None:
         """A factor of a projection on the device: every row's own, or that of all."""
@@ -264,8 +295,11 @@ class Armed:
         for index in range(value.shape[2]):
             for edit in self._at(("attention", layer, first + index)):
                 local, pick = self._here(edit, rows)
-                heads = edit.heads if edit.heads is not None else torch.arange(value.shape[1], device=self.device)
                 columns = self._key_columns(edit.keys, n_before)
-                old = value[local, :, index][:, heads]
-                value[local[:, None], heads[None, :], index] = edit.probabilities(old, pick, columns)
+                if edit.heads is not None:
+                    old = value[local, :, index][:, edit.heads]
+                    new = edit.probabilities(old, pick, columns, n_before)
+                    value[local[:, None], edit.heads[None, :], index] = new
+                else:
+                    value[local, :, index] = edit.probabilities(value[local, :, index], pick, columns, n_before)
         return value

@@ -29,6 +29,8 @@ UNTOUCHED = "untouched"
 BATCH_BYTES = 2**30
 """Aim for the memory that keys, values and logits of one batch take; on a card a quarter of what is free there."""
 MOST_ROWS, HEAD_ROWS = 1024, 32
+MOST_TOGETHER = 8
+"""Conditions of a batch: fewer that begin at one place, on more examples, feed less than many that begin anywhere."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,7 +147,7 @@ def sweep(
     n_head_row = min(HEAD_ROWS, n_row)
     with device_errors(f"a batch of {n_head_row} rows", f"pass --batch-rows {max(1, n_head_row // 2)}"):
         stored.prepare((each for condition in conditions for each in condition.interventions), n_head_row)
-    n_batch = min(len(labels), max(min(32, n_row), n_row // max(1, len(conditions))))
+    n_batch = min(len(labels), max(min(HEAD_ROWS, n_row), n_row // max(1, min(MOST_TOGETHER, len(conditions)))))
     by_length = sorted(range(len(labels)), key=lambda index: (len(prompts[index]), index))
     batches = [by_length[start : start + n_batch] for start in range(0, len(by_length), n_batch)]
     n_together = max(1, n_row // n_batch)

@@ -40,6 +40,8 @@ class StoredValues:
     """Positions fed to compute values that the lake does not hold."""
     _columns: dict[tuple[object, ...], np.ndarray] = field(default_factory=dict)
     _computed: dict[tuple[str, int, str], np.ndarray] = field(default_factory=dict)
+    _placed: dict[tuple[str, str, int, str], tuple[object, xr.DataArray]] = field(default_factory=dict)
+    """What named arrays have at a layer and a position, and what they were taken from."""
     _at: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -229,7 +231,7 @@ class StoredValues:
         """Named direction or value ``(row, hidden)`` at a place."""
         if name not in self.directions:
             raise UsageError(f"direction {name!r} was never computed; there are {', '.join(self.directions) or 'none'}")
-        vector = self._of_rows(self._at_place(self.directions[name], f"direction {name!r}", layer, position), rows)
+        vector = self._of_rows(self._at_place(self.directions[name], "", f"direction {name!r}", layer, position), rows)
         return np.broadcast_to(vector, (len(rows), self.reasoner.hidden))
 
     def subspace(self, name: str, rows: np.ndarray, layer: int, position: str) -> tuple[Inside, np.ndarray]:
@@ -238,13 +240,19 @@ class StoredValues:
             raise UsageError(f"subspace {name!r} was never computed; there are {', '.join(self.subspaces) or 'none'}")
         factors = self.subspaces[name]
         basis, dual, mean = (
-            self._of_rows(self._at_place(factors[key], f"subspace {name!r}", layer, position), rows)
+            self._of_rows(self._at_place(factors, key, f"subspace {name!r}", layer, position), rows)
             for key in ("basis", "dual" if "dual" in factors else "basis", "mean")
         )
         return Inside(name, basis, dual), np.broadcast_to(mean, (len(rows), self.reasoner.hidden))
 
-    def _at_place(self, array: xr.DataArray, what: str, layer: int, position: str) -> xr.DataArray:
-        """A named array at a layer and a position, as wide as the model."""
+    def _at_place(
+        self, named: xr.DataArray | xr.Dataset, key: str, what: str, layer: int, position: str
+    ) -> xr.DataArray:
+        """A named array (``key`` of a data set) at a layer and a position, as wide as the model."""
+        place = what, key, layer, position
+        if place in self._placed and self._placed[place][0] is named:
+            return self._placed[place][1]
+        array = named[key] if isinstance(named, xr.Dataset) else named
         for dim, label in (("layer", layer), ("position", position)):
             if dim in array.dims:
                 if label not in array.indexes[dim]:
@@ -254,6 +262,7 @@ class StoredValues:
             raise UsageError(
                 f"{what} has {array.sizes.get('hidden')} components, model {self.reasoner.name} {self.reasoner.hidden}"
             )
+        self._placed[place] = named, array
         return array
 
     def _of_rows(self, array: xr.DataArray, rows: np.ndarray) -> np.ndarray:
