@@ -8,11 +8,13 @@ imports nothing heavy before it runs.
 
 import dataclasses
 import math
+import os
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import MISSING, dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, Union, get_args, get_origin, get_type_hints
 
 from schemas.errors import LakeError, UsageError
@@ -287,6 +289,21 @@ BATCHES_KEPT = (
 def batches_kept(values: Mapping[str, Any]) -> str:
     """What is left of an interrupted experiment: batches are kept beside a lake on disk only."""
     return NOTHING_KEPT if "://" in values["path"] else BATCHES_KEPT
+
+
+def kept_beside(name: str) -> Callable[[Mapping[str, Any]], str]:
+    """What is left of an interrupted analysis of that name that keeps pieces beside a lake on disk."""
+
+    def stopped(values: Mapping[str, Any]) -> str:
+        place = f"{str(values['path']).rstrip('/')}.{name}"
+        if "://" in place or not os.access(Path(place).parent, os.W_OK):
+            return NOTHING_KEPT
+        return (
+            f"results of the runs before the one at work are in the lake, finished pieces of that one in {place}, and"
+            " the same command takes them up"
+        )
+
+    return stopped
 
 
 class Shell(Protocol):

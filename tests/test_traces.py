@@ -5,12 +5,15 @@ from itertools import product
 import numpy as np
 import pytest
 import xarray as xr
-from synthetic import make_model, make_run, normalise
+from synthetic import make_model, make_run, normalise, write_run
 
 import lake as command_line
+from analyze.context import Context
+from analyze.explorer.problems import problems
 from analyze.traces.arithmetic import equations, question_numbers, trees, written_step
+from analyze.traces.nodes import nodes_of
+from analyze.traces.problems import NumberProblems
 from analyze.traces.search import read_graph, ways_read
-from analyze.traces.section import nodes_of
 from analyze.traces.traces import traces
 from schemas import SchemaError, UsageError
 from store import open_lake
@@ -60,6 +63,42 @@ def test_planted_chains_are_recovered_and_not_by_chance(model: xr.Dataset) -> No
     assert str(result["tree"].values[0, 0]).endswith("(answer)")
     chunked = run.chunk({"example": 5, "position": 3})
     xr.testing.assert_allclose(result, traces(chunked, model, permutations=9))
+
+
+def test_stopped_traces_take_up_what_was_found(model: xr.Dataset, tmp_path, monkeypatch) -> None:
+    run, solved = planted(model), []
+    run = run.assign_attrs(fingerprint="planted")
+    solve = NumberProblems.solve
+    monkeypatch.setattr(NumberProblems, "solve", lambda *given: solved.append(1) or solve(*given))
+    whole = traces(run, model, permutations=5)
+    assert len(solved) == 24 * 6
+    solved.clear()
+
+    def stop(done: int, total: int) -> None:
+        if done == 24 * 4:  # read, solved, and solved with two shuffles
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        traces(run, model, permutations=5, folder=tmp_path, progress=stop)
+    xr.testing.assert_identical(traces(run, model, permutations=5, folder=tmp_path), whole)
+    assert len(solved) == 24 * 6
+    other = run.assign(predicted_answer=run["predicted_answer"] + 1)  # nothing is taken up for other answers
+    traces(other, model, permutations=5, folder=tmp_path)
+    assert len(solved) == 2 * 24 * 6
+
+
+def test_the_explorer_draws_the_tree_of_each_problem(model: xr.Dataset, tmp_path) -> None:
+    run = planted(model, 6)
+    write_run(tmp_path / "a.lake", run, model)
+    lake = open_lake(tmp_path / "a.lake")
+    assert problems(Context(lake, ["made-up/problems"]), "made-up/problems", [2])["items"][0]["trace"] is None
+    lake.write_result("traces", traces(run, model, permutations=2), runs=["made-up/problems"], spec={})
+    trace = problems(Context(lake, ["made-up/problems"]), "made-up/problems", [2])["items"][0]["trace"]
+    total, answer = (f"{value:g}" for value in run["intermediate_result"].values[2])
+    at = [trace["places"].index(name) for name in ("ct1", "answer")]
+    assert trace["nodes"] == [[at[0], total, []], [at[1], answer, [at[0]]]]
+    assert trace["read"][at[0]] == total
+    assert (trace["written"], trace["how"]) == (True, "logit lens, layer 2")
 
 
 def test_ranks_and_entropy_are_those_of_the_whole_distribution(model: xr.Dataset, monkeypatch) -> None:

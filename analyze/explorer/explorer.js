@@ -210,7 +210,7 @@ const explorer = (source) => {
           fact("Verdict", item.correct ? "\u2713 right" : "\u2717 wrong", item.correct ? "right" : "wrong"),
           fact("log p of the right answer", number(item.logprob)),
           item.chain.length ? fact("Written chain", item.chain.join(";  ")) : null),
-        lensPart(), attention, outcomePart());
+        lensPart(), tracePart(), attention, outcomePart());
     };
     const again = () => ask(parts);
 
@@ -255,6 +255,40 @@ const explorer = (source) => {
         make("div", { class: "scroll", id: "lens-scroll", role: "region", "aria-label": "What each position reads out as" }, grid),
         make("p", { class: "note" }, "The most likely token after the final norm and unembedding, and its probability; stronger colour is more certain. Cells underlined in orange are a result of the written chain. The state at ct0 is read; its projection is what is fed at ct1. ", legend("0", "1")),
         make("h4", {}, `Most likely tokens at layer ${layers[chosenLayer]}, ${item.places[chosenPlace]}`), bars);
+    }
+
+    function tracePart() {
+      const { trace } = entry.item;
+      if (!trace) return null;
+      const texts = [...trace.read, ""];
+      const used = new Map(trace.nodes.map(([at, text]) => [at, text]));
+      const wide = Math.max(64, 22 + 8.2 * Math.max(...texts.map((text) => text.length), ...trace.nodes.map(([, text]) => text.length)));
+      const x = (at) => (at + 0.5) * wide;
+      const longest = Math.max(1, ...trace.nodes.flatMap(([at, , sources]) => sources.map((from) => at - from)));
+      const top = 24 + Math.min(76, 18 * longest);
+      const svg = (name, attributes, ...children) => {
+        const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+        for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+        element.append(...children);
+        return element;
+      };
+      const size = [trace.places.length * wide, top + 46];
+      const drawing = svg("svg", { id: "trace", class: "trace", role: "img", "aria-label": trace.tree || "no tree", width: size[0], height: size[1], viewBox: `0 0 ${size[0]} ${size[1]}` },
+        svg("defs", {}, svg("marker", { id: "trace-end", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto" }, svg("path", { d: "M0,0 L8,4 L0,8 z" }))));
+      for (const [at, , sources] of trace.nodes) {
+        for (const from of sources) drawing.append(svg("path", { class: "arc", d: `M${x(from)},${top - 13} Q${(x(from) + x(at)) / 2},${top - 13 - Math.min(76, 18 * (at - from)) * 1.6} ${x(at)},${top - 13}`, "marker-end": "url(#trace-end)" }));
+      }
+      trace.places.forEach((name, at) => {
+        const text = used.has(at) ? used.get(at) : texts[at];
+        if (used.has(at)) drawing.append(svg("rect", { x: x(at) - wide / 2 + 5, y: top - 12, width: wide - 10, height: 24, rx: 4 }));
+        drawing.append(svg("text", { class: used.has(at) ? "used" : "", x: x(at), y: top + 5 }, visible(text) === "\u2205" ? "" : visible(text)),
+          svg("text", { class: "place", x: x(at), y: top + 34 }, name));
+      });
+      const told = trace.tree ? `${trace.tree}. ${trace.written ? "This is the written chain" : "This is not the written chain"}${trace.n > 1 ? `, one of ${trace.n} trees as good` : ""}.` : "No tree of valid steps ends at the answer.";
+      return make("div", {},
+        make("h3", {}, "What its thoughts read as, chained to the answer"),
+        make("div", { class: "scroll", id: "trace-scroll", role: "region", "aria-label": "What its thoughts read as, chained to the answer" }, drawing),
+        make("p", { class: "note" }, `${told} Read through the ${trace.how}; framed: what the tree uses, arrows from operand to result.`));
     }
 
     const unpack = (text, nPlace, nKey) => {

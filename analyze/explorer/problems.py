@@ -10,8 +10,11 @@ import xarray as xr
 
 from analyze.context import Context
 from analyze.effects.outcomes import answer_of, outcome_rows
+from analyze.lens.jacobian import FED
 from analyze.lens.logit import logit_lens
+from analyze.traces.nodes import nodes_of
 from schemas import segment_of
+from store.results import preferred
 
 N_ANSWER = 3
 """Answer tokens shown of each problem."""
@@ -56,6 +59,7 @@ def problems(
     ].load()
     weights = _weights(run["attention"].sel(position=labels, layer=layers).load().mean("head"))
     strings = Strings(model["token_string"].values)
+    trees = _trees(context, name)
     conditions, outcomes = outcome_rows(context, name, [int(x) for x in examples], every=every)
     keys = [str(x) for x in run["key_position"].values]
     items = []
@@ -79,10 +83,38 @@ def problems(
                 "lens": read_out,
                 "attention": packed(weights[index][:, there][:, :, kept]),
                 "outcomes": outcomes.get(int(example), []),
+                "trace": _trace(trees, int(example)),
             }
         )
     heads = [int(x) for x in run["head"].values]
     return {"layers": layers, "heads": heads, "strings": strings.used, "conditions": conditions, "items": items}
+
+
+def _trees(context: Context, name: str) -> xr.Dataset | None:
+    """Traces of a run at the last layer read, of the preferred result; none where there is no result."""
+    stored = preferred(each for each in context.results if each.kind == "traces" and each.runs == (name,))
+    return context.open(stored[0]).isel(layer=-1) if stored else None
+
+
+def _trace(trees: xr.Dataset | None, example: int) -> dict[str, Any] | None:
+    """What the thoughts of one problem read as, and the tree that explains its answer."""
+    if trees is None or example not in trees.indexes["example"]:
+        return None
+    one = trees[["read", "tree", "n_tree", "recovered"]].sel(example=example)
+    places, tree = [*map(str, one["position"].values), "answer"], str(one["tree"].item())
+    return {
+        "places": places,
+        "read": [str(text) for text in one["read"].values],
+        "nodes": [
+            [places.index(place), text, [places.index(source) for source in operands]]
+            for place, text, operands in nodes_of(tree)
+        ],
+        "tree": tree,
+        "n": int(one["n_tree"]),
+        "written": bool(one["recovered"]),
+        "how": f"{trees.attrs['lens']} lens, "
+        + ("vectors fed" if int(trees["layer"]) == FED else f"layer {int(trees['layer'])}"),
+    }
 
 
 def places_of(run: xr.Dataset) -> list[str]:

@@ -1,12 +1,10 @@
 """``lake analyze probes``."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from schemas.command import NOTHING_KEPT, Analysis, Cost, Part, Printed, Table, setting
+from schemas.command import Analysis, Cost, Part, Printed, Table, kept_beside, setting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -175,17 +173,6 @@ def frames(kind: str, result: Any) -> dict[str, Any]:
     return result_tables(result.drop_dims("hidden")) | {"summary": summarise_probes(result)}
 
 
-def stopped(values: Mapping[str, Any]) -> str:
-    """What an interrupted command leaves: finished cells, where there is a folder for them."""
-    place = f"{str(values['path']).rstrip('/')}.probes"
-    if "://" in place or not os.access(Path(place).parent, os.W_OK):
-        return NOTHING_KEPT
-    return (
-        "results of the runs before the one at work are in the lake, finished cells of that one in"
-        f" {place}, and the same command takes them up"
-    )
-
-
 COMMAND = Analysis(
     name="probes",
     help="Probe every (layer, position) for a target: held out, with intervals, controls and corrected p-values.",
@@ -194,5 +181,5 @@ COMMAND = Analysis(
     results={"probes": tables},
     cost=cost,
     frames=frames,
-    stopped=stopped,
+    stopped=kept_beside("probes"),
 )

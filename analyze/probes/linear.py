@@ -4,22 +4,19 @@ A probe that reads a quantity says that the states carry it, not that the model 
 that. Every result carries :data:`NOTE` for this reason.
 """
 
-import functools
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import dask
-import joblib
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
 from analyze.labels import part_of
+from analyze.pieces import pieces_in
 from analyze.probes.command import ProbeSettings
 from analyze.probes.nested import nested_logistic, one_thread
 from analyze.probes.ridge import nested_ridge
@@ -233,13 +230,6 @@ def _fit_task(states: Array, known: Array, task: Task) -> Cell | None:
     )
 
 
-@functools.cache
-def _code() -> str:
-    """SHA-256 of the modules that make a cell: another version's cells are not taken up."""
-    modules = ("linear", "nested", "scores", "logistic")
-    return hashlib.sha256(b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in modules)).hexdigest()
-
-
 def _run_cells(
     states: xr.DataArray, tasks: Sequence[Task], folder: str | os.PathLike[str] | None, progress: Progress | None
 ) -> list[list[Cell | None]]:
@@ -255,8 +245,7 @@ def _run_cells(
         if progress is not None:
             progress(0, len(cells))
         # Kept by what goes in: the states themselves, labels, folds and settings.
-        place = None if folder is None else Path(folder) / _code()[:16]
-        probe = joblib.Memory(place, verbose=0).cache(_probe_cell)
+        probe = pieces_in(folder, __file__).cache(_probe_cell)
         for cell in cells:
             results.append(probe(np.asarray(cell), list(tasks)))
             if progress is not None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from schemas.command import Analysis, Cost, Part, Printed, Sampled, Table, setting
+from schemas.command import Analysis, Cost, Part, Printed, Sampled, Table, kept_beside, setting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -54,7 +54,8 @@ def run(source: "Source", settings: TraceSettings) -> "xr.Dataset":
     with source.progress("traces", "problems") as report:
         return traces(
             data, source.model, lens=lens, layers=layers, positions=settings.positions, top=settings.top,
-            read=settings.read, permutations=settings.permutations, seed=settings.seed, progress=report,
+            read=settings.read, permutations=settings.permutations, seed=settings.seed, folder=source.folder,
+            progress=report,
         )  # fmt: skip
 
 
@@ -205,4 +206,5 @@ COMMAND = Analysis(
     run=run,
     results={"traces": tables},
     cost=cost,
+    stopped=kept_beside("traces"),
 )

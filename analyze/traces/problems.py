@@ -146,12 +146,15 @@ class WordProblems:
         return Solution(len(ways), bool(ways), bool(own), in_order, () if shown is None else shown.texts)
 
 
-def problems_of(run: xr.Dataset, tokens: Tokens, other: Array) -> NumberProblems | WordProblems:
+Problems = NumberProblems | WordProblems
+
+
+def problems_of(run: xr.Dataset, tokens: Tokens, other: Array) -> Problems:
     """Problems of a run; ``other`` is for each row the row of another problem."""
     return (NumberProblems if run.attrs.get("answer_kind", "number") == "number" else WordProblems)(run, tokens, other)
 
 
-def graph_of(problems: NumberProblems | WordProblems) -> list[Graph] | None:
+def graph_of(problems: Problems) -> list[Graph] | None:
     """Graphs of the problems, where they have some."""
     return problems.graphs if isinstance(problems, WordProblems) else None
 

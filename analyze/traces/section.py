@@ -1,6 +1,5 @@
 """Section on traces: how many problems are explained by what their thoughts read as, and trees of some of them."""
 
-import re
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from analyze.context import StoredResult
 from analyze.drawing import INK, MUTED, RULE, as_percent, faint_grid, legend_below, whiskers
 from analyze.page import Page, Section
 from analyze.traces.command import place_of
+from analyze.traces.nodes import nodes_of
 
 DRAWN = 6
 """Problems whose tree is drawn."""
@@ -139,22 +139,6 @@ def plot_trees(data: xr.Dataset, *, ax: Any) -> Any:
     for side in ax.spines.values():
         side.set_visible(False)
     return ax
-
-
-def nodes_of(tree: str) -> list[tuple[str, str, list[str]]]:
-    """Of each step of a tree where it is read, what is read there, and at which earlier places its operands are.
-
-    >>> nodes_of("5+5=10 (ct0); 8+10=18 (answer)")
-    [('ct0', '10', []), ('answer', '18', ['ct0'])]
-    """
-    nodes: list[tuple[str, str, list[str]]] = []
-    for step in filter(None, tree.split("; ")):
-        text, place = step.removesuffix(")").rsplit(" (", 1)
-        left, name = text.rsplit(" > ", 1) if " > " in text else text.rsplit("=", 1)
-        operands = {left} if " > " in text else set(re.findall(r"\d+(?:\.\d+)?", left))
-        latest = {value: earlier for earlier, value, _ in nodes}
-        nodes.append((place, name, [earlier for value, earlier in latest.items() if value in operands]))
-    return nodes
 
 
 SECTIONS = (Section(slug="traces", write=traces, chapter="report-000", order=40, needs=("traces",)),)

@@ -1,16 +1,21 @@
 """Traces of all problems of a run: what is read, which chains explain it, and how many would by chance."""
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import joblib
 import numpy as np
 import xarray as xr
 
 from analyze.labels import inherited, labels_along, take
+from analyze.lens import readout as readout_module
 from analyze.lens.jacobian import FED, with_fed
 from analyze.lens.readout import ReadOut, check_model
-from analyze.traces.problems import N_OPERAND, NumberProblems, Solution, WordProblems, graph_of, problems_of
+from analyze.pieces import pieces_in
+from analyze.traces.problems import N_OPERAND, NumberProblems, Problems, Solution, WordProblems, graph_of, problems_of
 from analyze.traces.readings import Readings, read_states
 from schemas import UsageError, segment_of
 from schemas.statistics import mean_interval, share_interval
@@ -36,6 +41,7 @@ def traces(
     read: int | None = None,
     permutations: int = 20,
     seed: int = 0,
+    folder: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Read the thoughts of every problem, and chain what they read as to solutions that end at the model's answer.
@@ -68,6 +74,9 @@ def traces(
         (by default 2, as a thought may hold several nodes).
     permutations
         Times that thoughts are exchanged between problems.
+    folder
+        Where readings of each layer, and solutions of each shuffle, are kept while others are at work; the same traces,
+        asked for again after they were stopped, take up what lies there.
     progress
         Called with work done and its amount.
 
@@ -108,6 +117,10 @@ def traces(
     problems = problems_of(_with_chain(facts, run), readout.tokens, other_rows(problem, rng))
     n_best = read or (1 if isinstance(problems, NumberProblems) else 2)
     shuffled = [other_rows(problem, rng) for _ in range(permutations)]
+    memory = pieces_in(folder, __file__, readout_module.__file__)
+    read_kept = memory.cache(_read, ignore=["state", "readout", "asked", "lens", "report"])
+    maps = None if lens is None else {str(name): each.values for name, each in lens.data_vars.items()}
+    whole = [run.attrs.get("fingerprint"), run["example"].values, facts["predicted_answer"].values, positions, maps]
     n_work = len(layers) * len(problem) * (2 + permutations)
     parts = []
     for number, layer in enumerate(layers):
@@ -117,11 +130,11 @@ def traces(
             if progress is not None:
                 progress(done + count, n_work)
 
-        readings = read_states(
-            state.sel(layer=layer), readout, problems.asked, lens=lens, best=n_best,
-            progress=report,
-        )  # fmt: skip
-        parts.append(_layer(problems, readings, positions, problem, shuffled, top, facts.sizes["step"], report, seed))
+        mark = joblib.hash([*whole, layer])
+        readings = read_kept(state.sel(layer=layer), readout, problems.asked, lens, n_best, report, mark)
+        report(len(problem))
+        solve = Solver(problems, list(problems.read(readings.token)), positions, memory, mark, n_best)
+        parts.append(_layer(solve, readings, problem, shuffled, top, facts.sizes["step"], report, seed))
     result = xr.concat(parts, xr.Variable("layer", layers), data_vars="all")
     result["counted"] = ("example", problems.counted)
     result = result.assign_coords(
@@ -136,6 +149,41 @@ def traces(
                   read=n_best, n_example=len(problem), n_counted=int(problems.counted.sum()),
                   n_permutation=permutations, steps="numbers" if isinstance(problems, NumberProblems) else "words")
     )  # fmt: skip
+
+
+def _read(
+    state: xr.DataArray, readout: ReadOut, asked: Array, lens: xr.Dataset | None, best: int, report: Progress, mark: str
+) -> Readings:  # fmt: skip
+    """Readings of one layer; ``mark`` tells them from those of other states."""
+    return read_states(state, readout, asked, lens=lens, best=best, progress=report)
+
+
+def _solved(problems: Problems, read: Sequence[Any], rows: Array, chosen: Array, positions: Sequence[str], mark: str,
+            best: int) -> list[Solution]:  # fmt: skip
+    """Solutions of the problems chosen (row,) from what the thoughts of others (row of each) read as."""
+    return [problems.solve(row, read[rows[row]], positions) for row in chosen.tolist()]
+
+
+@dataclass(frozen=True, slots=True)
+class Solver:
+    """Solutions at one layer, kept where they are found."""
+
+    problems: Problems
+    read: Sequence[Any]
+    """What the thoughts of each example read as."""
+    positions: Sequence[str]
+    memory: joblib.Memory
+    mark: str
+    """Tells the readings from those of other layers, runs and lenses."""
+    best: int
+
+    def __call__(self, rows: Array, chosen: Array) -> list[Solution]:
+        """Solutions of the problems chosen (row,) from the thoughts of the row that each is given."""
+        solve = self.memory.cache(_solved, ignore=["problems", "read"])
+        found: list[Solution] = solve(
+            self.problems, self.read, rows, chosen, list(self.positions), self.mark, self.best
+        )
+        return found
 
 
 def other_rows(problem: Array, rng: np.random.Generator) -> Array:
@@ -167,19 +215,19 @@ def _with_chain(facts: xr.Dataset, run: xr.Dataset) -> xr.Dataset:
 
 
 def _layer(
-    problems: NumberProblems | WordProblems, readings: Readings, positions: Sequence[str], problem: Array,
-    shuffled: Sequence[Array], top: int, n_step: int, report: Callable[[int], None], seed: int,
+    solve: Solver, readings: Readings, problem: Array, shuffled: Sequence[Array], top: int, n_step: int,
+    report: Callable[[int], None], seed: int,
 ) -> xr.Dataset:  # fmt: skip
     """Everything of one layer."""
-    n = len(problem)
-    read: list[Any] = list(problems.read(readings.token))
-    own = [problems.solve(row, read[row], positions) for row in range(n)]
+    problems, read, n = solve.problems, solve.read, len(problem)
+    every = np.arange(n)
+    own = solve(every, every)
     outcomes = {name: np.array([getattr(each, name) for each in own]) for name in OUTCOMES}
     report(2 * n)
     null = np.full((len(shuffled), len(OUTCOMES)), np.nan)
+    counted = np.flatnonzero(problems.counted)
     for index, rows in enumerate(shuffled):
-        counted = np.flatnonzero(problems.counted).tolist()
-        drawn = [problems.solve(row, read[rows[row]], positions) for row in counted]
+        drawn = solve(rows, counted)
         null[index] = [np.mean([getattr(each, name) for each in drawn]) if drawn else np.nan for name in OUTCOMES]
         report((3 + index) * n)
     data = _per_example(problems, own, read, n) | {name: ("example", values) for name, values in outcomes.items()}
@@ -199,9 +247,7 @@ def _layer(
     return xr.Dataset(data)
 
 
-def _per_example(
-    problems: NumberProblems | WordProblems, own: Sequence[Solution], read: Sequence[Any], n: int
-) -> dict[str, Any]:
+def _per_example(problems: Problems, own: Sequence[Solution], read: Sequence[Any], n: int) -> dict[str, Any]:
     texts = np.array([problems.texts(row, read[row]) for row in range(n)], dtype=object)
     return {
         "tree": ("example", np.array(["; ".join(each.texts) for each in own], dtype=object)),
@@ -228,7 +274,7 @@ def _shares(outcomes: dict[str, Array], null: Array, counted: Array, problem: Ar
     return data
 
 
-def _rank_shares(problems: NumberProblems | WordProblems, readings: Readings, top: int, n_step: int) -> dict[str, Any]:
+def _rank_shares(problems: Problems, readings: Readings, top: int, n_step: int) -> dict[str, Any]:
     """How often results and operands are among the best tokens, and those of another problem."""
     known: Array = np.any(problems.asked >= 0, axis=-1)  # (example, what)
     state: Array = np.isfinite(readings.entropy)
