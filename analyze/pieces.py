@@ -2,9 +2,14 @@
 
 import hashlib
 import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import joblib
+import xarray as xr
+
+Piece = TypeVar("Piece")
 
 
 def pieces_in(folder: str | os.PathLike[str] | None, *modules: str) -> joblib.Memory:
@@ -23,3 +28,31 @@ def pieces_in(folder: str | os.PathLike[str] | None, *modules: str) -> joblib.Me
     sources = [path for module in modules for path in sorted(Path(module).parent.glob("*.py"))]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     return joblib.Memory(Path(folder) / digest[:16], verbose=0)
+
+
+def taken_up(
+    memory: joblib.Memory,
+    function: Callable[..., Piece],
+    parts: Sequence[xr.Dataset],
+    *,
+    progress: Callable[..., None] | None = None,
+    **settings: Any,
+) -> Piece:
+    """``function(*parts, **settings)``, or what it gave before it was stopped after that: see :func:`pieces_in`.
+
+    Pieces of other runs, models, examples, layers or positions are not taken up.
+    """
+    marks = [joblib.hash([part.attrs, {str(dim): index for dim, index in part.indexes.items()}]) for part in parts]
+    made: Piece = memory.cache(_made, ignore=["function", "parts", "progress"])(
+        function, function.__name__, marks, settings, parts, progress
+    )
+    return made
+
+
+def _made(
+    function: Callable[..., Piece], name: str, marks: Sequence[str], settings: Mapping[str, Any],
+    parts: Sequence[xr.Dataset], progress: Callable[..., None] | None,
+) -> Piece:  # fmt: skip
+    """A piece; joblib keeps it by its name, marks and settings."""
+    more = {} if progress is None else {"progress": progress}
+    return function(*parts, **settings, **more)

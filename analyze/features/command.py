@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from schemas.command import Analysis, Cost, Made, Printed, Settings, Table, setting
+from schemas.command import Analysis, Cost, Made, Printed, Settings, Table, kept_beside, setting
 
 if TYPE_CHECKING:
     import xarray as xr
+    from joblib import Memory
 
     from analyze.source import Source
     from store import Result
@@ -51,8 +52,9 @@ class FeatureSettings(Settings):
 def run(sources: "Sequence[Source]", settings: FeatureSettings) -> list[Made]:
     """Pages of the features of each run's dictionary, and which features a crosscoder of the runs shares."""
     from analyze.features.dashboard import write_dashboards
-    from analyze.features.shared import shared_features
+    from analyze.pieces import pieces_in, taken_up
 
+    memory = pieces_in(sources[0].folder, __file__)
     lake, by_run = sources[0].lake, {source.run: source for source in sources}
     made = []
     for stored in chosen(sources, settings.sae):
@@ -60,9 +62,10 @@ def run(sources: "Sequence[Source]", settings: FeatureSettings) -> list[Made]:
         told = {"sae": stored.fingerprint}
         if len(stored.runs) > 1:
             with sources[0].shell.progress(" + ".join(stored.runs), "draws") as report:
-                shared = shared_features(
-                    dictionary,
-                    {name: by_run[name].data for name in stored.runs},
+                shared = taken_up(
+                    memory,
+                    shared_of,
+                    [dictionary, *(by_run[name].data for name in stored.runs)],
                     balance=settings.balance,
                     max_problems=settings.max_problems,
                     resamples=settings.resamples,
@@ -73,7 +76,7 @@ def run(sources: "Sequence[Source]", settings: FeatureSettings) -> list[Made]:
             made.append(Made("shared_features", shared, told, runs=stored.runs))
         else:
             source = by_run[stored.runs[0]]
-            pages, effects = of_one(source, dictionary, settings)
+            pages, effects = of_one(source, dictionary, settings, memory)
             if settings.export is not None:
                 with source.progress("export", "examples") as report:
                     folder = settings.export / source.run.replace("/", ".")
@@ -82,18 +85,27 @@ def run(sources: "Sequence[Source]", settings: FeatureSettings) -> list[Made]:
     return made
 
 
+def shared_of(dictionary: "xr.Dataset", *runs: "xr.Dataset", **settings: Any) -> "xr.Dataset":
+    """Features of a crosscoder that its runs share."""
+    from analyze.features.shared import shared_features
+
+    return shared_features(dictionary, {str(run.attrs["run"]): run for run in runs}, **settings)
+
+
 def of_one(
-    source: "Source", dictionary: "xr.Dataset", settings: FeatureSettings
+    source: "Source", dictionary: "xr.Dataset", settings: FeatureSettings, memory: "Memory"
 ) -> "tuple[xr.Dataset, dict[str, str]]":
     """Pages of a dictionary's features with what each tells, and does where lake reenter features took it out."""
     from analyze.features.pages import feature_pages, with_effects
     from analyze.features.probe import feature_probes
+    from analyze.pieces import taken_up
 
-    pages = feature_pages(dictionary, source.data, source.model, tokens=settings.tokens)
+    with source.progress("pages"):
+        pages = taken_up(memory, feature_pages, [dictionary, source.data, source.model], tokens=settings.tokens)
     with source.progress("probes"):
-        probes = feature_probes(
-            dictionary, source.data, max_problems=settings.max_problems, permutations=settings.permutations,
-            seed=settings.seed,
+        probes = taken_up(
+            memory, feature_probes, [dictionary, source.data], max_problems=settings.max_problems,
+            permutations=settings.permutations, seed=settings.seed,
         )  # fmt: skip
     if probes is not None:
         pages = pages.merge(probes, combine_attrs="no_conflicts")
@@ -304,6 +316,7 @@ COMMAND = Analysis(
     run=run,
     results={"features": tables, "shared_features": shared_tables},
     cost=cost,
+    stopped=kept_beside("features"),
     together=True,
     frames=frames,
 )

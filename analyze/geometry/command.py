@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from schemas.command import Analysis, Cost, Made, Part, Printed, Table, setting
+from schemas.command import Analysis, Cost, Made, Part, Printed, Table, kept_beside, setting
 
 if TYPE_CHECKING:
     from analyze.source import Source
@@ -29,23 +29,27 @@ def run(sources: "Sequence[Source]", settings: GeometrySettings) -> list[Made]:
     from analyze.geometry.procrustes import procrustes
     from analyze.geometry.shape import geometry
     from analyze.labels import up_to_eot
+    from analyze.pieces import pieces_in, taken_up
 
+    memory = pieces_in(sources[0].folder, __file__)
     data = {each.run: each.data if settings.positions else up_to_eot(each.data) for each in sources}
-    shared = {"max_problems": settings.max_problems, "seed": settings.seed}
-    draws: dict[str, Any] = shared | {"resamples": settings.resamples, "shuffles": settings.shuffles}
+    shared: dict[str, Any] = {"max_problems": settings.max_problems, "seed": settings.seed}
+    draws = shared | {"resamples": settings.resamples, "shuffles": settings.shuffles}
     made = []
     for source in sources:
         part = data[source.run]
         with source.progress("shape", "layers") as report:
-            shape = geometry(part, components=settings.components, progress=report, **draws)
-        along = principal_components(
-            part, source.model, components=settings.components, permutations=5 * settings.shuffles, **shared
-        )
+            told = settings.components
+            shape = taken_up(memory, geometry, [part], components=told, progress=report, **draws)
+        along = taken_up(
+            memory, principal_components, [part, source.model], components=told, permutations=5 * settings.shuffles,
+            **shared,
+        )  # fmt: skip
         made.append(Made("geometry", shape.merge(along, combine_attrs="override", join="outer"), runs=[source.run]))
     for names in [*((name,) for name in data), *combinations(data, 2)]:
         with sources[0].shell.progress(" + ".join(names), "fits") as report:
-            parts = (data[name] for name in names)
-            fitted = procrustes(*parts, components=settings.rotated, progress=report, **draws)
+            parts = [data[name] for name in names]
+            fitted = taken_up(memory, procrustes, parts, components=settings.rotated, progress=report, **draws)
         made.append(Made("procrustes", fitted, runs=names))
     return made
 
@@ -158,5 +162,6 @@ COMMAND = Analysis(
     run=run,
     results={"geometry": tables, "procrustes": rotations},
     cost=cost,
+    stopped=kept_beside("geometry"),
     together=True,
 )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
 
-from schemas.command import Analysis, Cost, Made, Part, Printed, Table, setting
+from schemas.command import Analysis, Cost, Made, Part, Printed, Table, kept_beside, setting
 
 if TYPE_CHECKING:
     from analyze.source import Source
@@ -27,15 +27,19 @@ class SimilaritySettings(Part):
 def run(sources: "Sequence[Source]", settings: SimilaritySettings) -> list[Made]:
     """Every two of the runs, or a run with itself where it is the only one."""
     from analyze.labels import up_to_eot
+    from analyze.pieces import pieces_in, taken_up
     from analyze.similarity.cka import similarity
 
+    memory = pieces_in(sources[0].folder, __file__)
     data = {each.run: each.data if settings.positions else up_to_eot(each.data) for each in sources}
     made = []
     pairs: list[tuple[str, ...]] = [*combinations(data, 2)] or [tuple(data)]
     for names in pairs:
         with sources[0].shell.progress(" + ".join(names), "draws") as report:
-            result = similarity(
-                *(data[name] for name in names),
+            result = taken_up(
+                memory,
+                similarity,
+                [data[name] for name in names],
                 estimator=settings.estimator,
                 max_problems=settings.max_problems,
                 resamples=settings.resamples,
@@ -95,5 +99,6 @@ COMMAND = Analysis(
     run=run,
     results={"similarity": tables},
     cost=cost,
+    stopped=kept_beside("similarity"),
     together=True,
 )
