@@ -242,3 +242,10 @@ def test_a_run_without_chains_is_refused(lake: Path) -> None:
     found.lake, found.data = None, found.data.drop_vars("expression")
     with pytest.raises(UsageError, match="has no written chains"):
         edit(found)
+
+
+def test_answers_that_are_words_need_graphs(lake: Path) -> None:
+    found = target(lake)
+    found.lake, found.data = None, found.data.assign_attrs(answer_kind="choice")
+    with pytest.raises(UsageError, match="of kind choice and its problems carry no graphs"):
+        edit(found)

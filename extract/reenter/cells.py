@@ -10,7 +10,7 @@ import xarray as xr
 from extract.reenter.draws import Draws
 from extract.reenter.statistics import problem_of, with_accuracy
 from extract.reenter.sweep import Condition
-from extract.reenter.trial import Trial
+from extract.reenter.trial import Trial, is_value
 from schemas import Intervention, Scoring
 from schemas.statistics import adjust, mcnemar_exact, mean_interval, share_interval
 
@@ -56,7 +56,8 @@ class Cells:
         masks = dict.fromkeys(where, counted)
         self.conditions.append(Condition(name=name, interventions=tuple(interventions), labels=labels, where=masks))
         self.counted.append(counted)
-        self.answer.append(np.full(len(counted), np.nan) if answer is None else np.where(counted, answer, np.nan))
+        none = np.full(len(counted), self.trial.chains.none, dtype=self.trial.chains.result.dtype)
+        self.answer.append(none if answer is None else np.where(counted, answer, none))
         self.against.append(against)
         return name
 
@@ -79,7 +80,7 @@ class Cells:
         strata = None if target.strata is None else target.strata[tried]
         counted = np.stack([every, *self.counted])
         out = with_accuracy(swept, target.gold[tried], counted=counted, strata=strata, seed=seed)
-        answer = np.stack([np.full(len(tried), np.nan), *self.answer])
+        answer = np.stack([np.full_like(self.answer[0], self.trial.chains.none), *self.answer])
         names = swept["condition"].values.tolist()
         against = [-1, *(names.index(name) if name else -1 for name in self.against)]
         out = _with_hits(out, answer, against, target.scoring)
@@ -91,7 +92,7 @@ class Cells:
 def _with_hits(found: xr.Dataset, answer: np.ndarray, against: Sequence[int], scoring: Scoring) -> xr.Dataset:
     """Add how often the answers ``(condition, example)`` that are wanted are given, and tests."""
     predicted, correct, counted = (found[name].values for name in ("predicted_answer", "correct", "counted"))
-    wanted = ~np.isnan(answer)
+    wanted = is_value(answer)
     hit = scoring.equal(predicted, answer) & wanted
     kept = scoring.equal(predicted, predicted[:1]) & wanted
     problem = problem_of(found)
@@ -122,7 +123,7 @@ def _with_hits(found: xr.Dataset, answer: np.ndarray, against: Sequence[int], sc
 def _with_drawn_hits(found: xr.Dataset, answer: np.ndarray, scoring: Scoring, seed: int) -> xr.Dataset:
     """Add how many of the drawn answers are those ``(condition, example)`` that are wanted."""
     hit = scoring.equal(found["sample_answer"].values, answer[:, None]).mean(1)
-    share = np.where(np.isnan(answer), np.nan, hit)
+    share = np.where(is_value(answer), hit, np.nan)
     figures = zip(("mean", "low", "high"), mean_interval(share, seed, problem_of(found)), strict=True)
     out = found.assign({f"sample_hit_{end}": ("condition", value) for end, value in figures})
     return out.assign(sample_hit=(("condition", "example"), share))

@@ -107,6 +107,9 @@ class Chains:
         If the run has no chains.
     """
 
+    none = np.nan
+    """What stands for no result."""
+
     def __init__(self, run: xr.Dataset) -> None:
         if "expression" not in run.data_vars or not run["intermediate_result"].notnull().any():
             raise UsageError(
@@ -145,7 +148,15 @@ class Chains:
             return None
         return np.concatenate([new, np.full(self.result.shape[1] - n, np.nan)])
 
+    def values_of(self, texts: Sequence[str]) -> np.ndarray:
+        """Number ``(text,)`` that each text is; NaN where it is none."""
+        return np.array([float(text) if text.isdecimal() else np.nan for text in texts])
+
+    def answer_of(self, row: int, told: np.ndarray) -> float:
+        """The last result of an example's chain."""
+        return float(told[int(self.n_step[row]) - 1])
+
     def answer_text(self, row: int, results: np.ndarray) -> str:
         """The last result of an example's chain, as answers are written."""
-        answer = float(results[int(self.n_step[row]) - 1])
+        answer = self.answer_of(row, results)
         return f"{answer:.0f}" if answer == round(answer) else repr(answer)

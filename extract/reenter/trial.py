@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from extract.reenter.retelling import Chains
+from extract.reenter.searching import Searches, has_searches
 from extract.reenter.sites import EVERY, refuse_layers, site_layers, where_of
 from extract.reenter.steering.directions import split_half
 from extract.reenter.target import Target
@@ -48,7 +49,8 @@ class Trial:
     """Rows ``(row,)`` of one half."""
     tried: np.ndarray
     """Rows ``(row,)`` of the other, of the examples asked for."""
-    chains: Chains
+    chains: Chains | Searches
+    """What the rest of each problem makes of another result."""
 
     @property
     def examples(self) -> list[int]:
@@ -66,10 +68,14 @@ def open_trial(target: Target, seed: int) -> Trial:
     Raises
     ------
     UsageError
-        If a half is empty, or the run has no chains.
+        If a half is empty, or nothing says what the rest of a problem makes of another result.
     """
-    if target.scoring.kind != "number":
-        raise UsageError(f"answers of {target.run} are {target.scoring.kind}; what chains come to are numbers")
+    searched = target.scoring.kind != "number"
+    if searched and not has_searches(target.data):
+        raise UsageError(
+            f"answers of {target.run} are of kind {target.scoring.kind} and its problems carry no graphs, so nothing"
+            " says what the rest of a problem makes of another result; chains of numbers and graphs like ProsQA's do"
+        )
     asked = target.data["example"].values
     data = target.lake[target.run] if target.lake is not None else target.data
     whole = replace(target, data=data, values=StoredValues(data, target.reasoner), _likeliest={})
@@ -80,7 +86,9 @@ def open_trial(target: Target, seed: int) -> Trial:
             f"{target.run}: of {len(asked)} examples {len(tried)} are left to try what is fitted on {int(fitted.sum())}"
             " others of the run; ask for more with --limit"
         )
-    return Trial(target=whole, fitted=np.flatnonzero(fitted), tried=tried, chains=Chains(data))
+    return Trial(
+        target=whole, fitted=np.flatnonzero(fitted), tried=tried, chains=Searches(data) if searched else Chains(data)
+    )
 
 
 def carried_share(trial: Trial, site: str, position: str) -> np.ndarray:
@@ -88,23 +96,22 @@ def carried_share(trial: Trial, site: str, position: str) -> np.ndarray:
     target, chains = trial.target, trial.chains
     before = ["bot", *target.thoughts]
     source = before[before.index(position) - 1] if site == "latent_embedding" else position
-    read = read_numbers(target, source)
+    read = token_values(trial)[target.likeliest_tokens(source)]
     steps = np.arange(chains.result.shape[1])
     goes_on = steps[None, :] < chains.n_step[:, None] - 1
-    same = (read[:, None] == chains.result) & goes_on
+    same = (read[:, None] == chains.result) & goes_on & is_value(chains.result)
     with np.errstate(invalid="ignore"):
         return np.asarray(np.nan_to_num(same.sum(0) / goes_on.sum(0)))
 
 
-def read_numbers(target: Target, position: str) -> np.ndarray:
-    """Number ``(row,)`` that the unembedded state at a position reads as; NaN where it is none."""
-    return np.asarray(token_numbers(target)[target.likeliest_tokens(position)])
+def token_values(trial: Trial) -> np.ndarray:
+    """Result of a step ``(token,)`` that each token of the vocabulary is: a number, or a word of the graphs."""
+    return trial.chains.values_of([text.strip() for text in trial.target.reasoner.token_strings])
 
 
-def token_numbers(target: Target) -> np.ndarray:
-    """Number ``(token,)`` that each token of the vocabulary is; NaN where it is none."""
-    texts = [text.strip() for text in target.reasoner.token_strings]
-    return np.array([float(text) if text.isdecimal() else np.nan for text in texts])
+def is_value(labels: np.ndarray) -> np.ndarray:
+    """Which of these are values at all: numbers that are no NaN, or texts that are not empty."""
+    return np.asarray(labels != "" if labels.dtype.kind in "OU" else ~np.isnan(labels))
 
 
 def places_of(

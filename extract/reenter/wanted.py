@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from extract.reenter.trial import Place, Trial
-from schemas import UsageError, answers_match
+from extract.reenter.trial import Place, Trial, is_value
+from schemas import UsageError
 
 Value = float | str
 """A result of a step, or an operator."""
@@ -29,12 +29,12 @@ class Wanted:
     told: np.ndarray
     """Results ``(tried, step)`` that the chain then comes to."""
     answer: np.ndarray
-    """Answer ``(tried,)`` that the chain then comes to, NaN: none."""
+    """Answer ``(tried,)`` that the chain then comes to, NaN or empty: none."""
 
     @property
     def counted(self) -> np.ndarray:
         """Examples ``(tried,)`` in which something can be put in."""
-        return np.asarray(~np.isnan(self.answer))
+        return is_value(self.answer)
 
 
 def labels_of(trial: Trial, quantity: str, step: int) -> np.ndarray:
@@ -42,12 +42,7 @@ def labels_of(trial: Trial, quantity: str, step: int) -> np.ndarray:
     chains = trial.chains
     goes_on = chains.n_step > step + 1
     labels = chains.operation if quantity == "operation" else chains.result
-    return np.asarray(np.where(goes_on, labels[:, step], "" if quantity == "operation" else np.nan))
-
-
-def is_value(labels: np.ndarray) -> np.ndarray:
-    """Which of these are values at all."""
-    return np.asarray(labels != "" if labels.dtype.kind in "OU" else ~np.isnan(labels))
+    return np.asarray(np.where(goes_on, labels[:, step], "" if quantity == "operation" else chains.none))
 
 
 class NothingWantedError(UsageError):
@@ -98,7 +93,7 @@ def draw_wanted(
     UsageError
         If no example is left.
     """
-    chains, data = trial.chains, trial.target.data
+    chains, data, scoring = trial.chains, trial.target.data, trial.target.scoring
     labels = labels_of(trial, quantity, place.step)
     fitted = trial.fitted[is_value(labels[trial.fitted])]
     values, counts = np.unique(labels[fitted], return_counts=True)
@@ -109,23 +104,22 @@ def draw_wanted(
             f" {', '.join(f'{each:g}' if isinstance(each, float) else str(each) for each in possible.tolist())}"
         )
     n, gold, correct = len(trial.tried), trial.target.gold, np.asarray(data["correct"].values)
-    value = np.full(n, "", dtype=object) if quantity == "operation" else np.full(n, np.nan)
-    donor, answer = np.full(n, -1), np.full(n, np.nan)
-    told = np.full((n, chains.result.shape[1]), np.nan)
+    value, donor = np.full(n, "" if quantity == "operation" else chains.none, dtype=labels.dtype), np.full(n, -1)
+    answer = np.full(n, chains.none, dtype=chains.result.dtype)
+    told = np.full((n, chains.result.shape[1]), chains.none, dtype=chains.result.dtype)
     for index, row in enumerate(trial.tried.tolist()):
         if not correct[row] or not is_value(labels[row : row + 1])[0]:
             continue
         generator = np.random.default_rng([seed, row, place.step, 47])
         for each in [to] if to is not None else generator.permutation(possible).tolist():
-            changed = {"sign": str(each)} if quantity == "operation" else {"value": float(each)}
+            changed: dict[str, Any] = {"sign": str(each)} if quantity == "operation" else {"value": each}
             results = None if each == labels[row] else chains.retell(row, place.step, **changed)
-            if results is None or answers_match(results[chains.n_step[row] - 1], gold[row]):
+            if results is None or scoring.match(chains.answer_of(row, results), gold[row]):
                 continue
-            value[index], told[index] = each, results
-            answer[index] = results[chains.n_step[row] - 1]
+            value[index], told[index], answer[index] = each, results, chains.answer_of(row, results)
             donor[index] = generator.choice(fitted[labels[fitted] == each])
             break
-    if np.isnan(answer).all():
+    if not is_value(answer).any():
         raise NothingWantedError(
             f"{place}: no chain of {trial.target.run} comes to another answer with"
             f" {'any value' if to is None else repr(to)} there"

@@ -22,7 +22,8 @@ class EditSettings(DrawnSettings):
     """What is written into which thoughts, and how."""
 
     quantity: Literal["intermediate_result", "operation"] = setting(
-        "intermediate_result", "What is written: a step's result, or its operator."
+        "intermediate_result",
+        "What is written: a step's result (a number, or a word of the problem's graph), or its operator.",
     )
     to: str | None = setting(
         None, "The value for all problems; by default each gets one that its chain can go on from.", metavar="VALUE"

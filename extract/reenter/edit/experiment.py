@@ -12,8 +12,8 @@ from extract.reenter.edit.methods import METHODS
 from extract.reenter.edit.others import with_others
 from extract.reenter.subspace.stored import give_stored
 from extract.reenter.target import Target
-from extract.reenter.trial import Place, give, open_trial, places_of, where
-from extract.reenter.wanted import Value, Wanted, draw_at, is_value, labels_of
+from extract.reenter.trial import Place, Trial, give, is_value, open_trial, places_of, where
+from extract.reenter.wanted import Value, Wanted, draw_at, labels_of
 from schemas import Intervention, UsageError
 from schemas.intervention import read_interventions
 
@@ -56,9 +56,14 @@ def edit(target: Target, settings: EditSettings | None = None) -> xr.Dataset:
     give_stored(trial.target, together)
     cells = Cells(trial)
     places = places_of(trial, settings.site, settings.layers, settings.positions, settings.step)
-    wants, passed_over = draw_at(trial, places, quantity=settings.quantity, to=_value(settings), seed=settings.seed)
+    to = _value(trial, settings)
+    wants, passed_over = draw_at(trial, places, quantity=settings.quantity, to=to, seed=settings.seed)
+    methods = settings.methods
+    if len(methods) > 1 and trial.chains.none == "" and "regression" in methods:
+        methods = tuple(method for method in methods if method != "regression")
+        passed_over = "; ".join(filter(None, [passed_over, "regression, which is of numbers, not words"]))
     for wanted in wants.values():
-        for method in settings.methods:
+        for method in methods:
             _edits(cells, wanted, method, settings, together)
         _controls(cells, wanted, settings)
     _alone(cells, together, settings.also)
@@ -67,9 +72,9 @@ def edit(target: Target, settings: EditSettings | None = None) -> xr.Dataset:
     return with_others(trial, out, [None, *(place and wants[place] for place in _places(cells))])
 
 
-def _value(settings: EditSettings) -> Value | None:
+def _value(trial: Trial, settings: EditSettings) -> Value | None:
     """The value for all problems, if there is one."""
-    if settings.to is None or settings.quantity == "operation":
+    if settings.to is None or settings.quantity == "operation" or trial.chains.none == "":
         return settings.to
     try:
         return float(settings.to)

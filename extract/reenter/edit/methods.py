@@ -7,8 +7,8 @@ import numpy as np
 import xarray as xr
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from extract.reenter.trial import Trial, give
-from extract.reenter.wanted import Wanted, is_value, labels_of
+from extract.reenter.trial import Trial, give, is_value
+from extract.reenter.wanted import Wanted, labels_of
 from schemas import UsageError
 
 
@@ -59,8 +59,8 @@ def by_probe(trial: Trial, wanted: Wanted, quantity: str) -> Written:
 
 def by_regression(trial: Trial, wanted: Wanted, quantity: str) -> Written:
     """Go along the direction of a ridge regression of the number until it predicts the one wanted."""
-    if quantity == "operation":
-        raise UsageError("a regression is of numbers; operators can be written by means, probe and donor")
+    if labels_of(trial, quantity, wanted.place.step).dtype.kind in "OU":
+        raise UsageError("a regression is of numbers; operators and words can be written by means, probe and donor")
     states, labels = _fitted(trial, wanted, quantity)
     ridge = Ridge(alpha=1.0).fit(states, labels)
     direction = np.broadcast_to(ridge.coef_, (len(wanted.own), states.shape[1]))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from extract.reenter.trial import Trial, token_numbers
+from extract.reenter.trial import Trial, is_value, token_values
 from extract.reenter.wanted import Wanted
 from schemas.statistics import wilson_interval
 
@@ -34,12 +34,12 @@ def with_others(trial: Trial, found: xr.Dataset, wanted: Sequence[Wanted | None]
         ``_low``, ``_high``. States before the edit, and examples that do not count, are left out.
     """
     target, chains = trial.target, trial.chains
-    numbers, positions = token_numbers(target), [str(label) for label in found["position"].values]
+    values, positions = token_values(trial), [str(label) for label in found["position"].values]
     offsets = [target.reasoner.places.offset(position) for position in positions]
     tokens = found["state_token"].values.astype(int)
     flipped, counted = found["state_flip"].values.astype(bool), found["counted"].values
     own = chains.result[trial.tried]
-    before = numbers[tokens[0]]  # (position, example)
+    before = values[tokens[0]]  # (position, example)
     count = np.zeros((4, *tokens.shape[:2]))
     for index, want in enumerate(wanted):
         if want is None:
@@ -50,14 +50,14 @@ def with_others(trial: Trial, found: xr.Dataset, wanted: Sequence[Wanted | None]
             if offset < start:
                 continue
             # Of steps with the same result the latest; what the chain makes of it may be the same as before.
-            carried = (own == before[place][:, None]) & later
+            carried = (own == before[place][:, None]) & later & is_value(own)
             step = own.shape[1] - 1 - np.flip(carried, 1).argmax(1)
-            told = np.where(carried.any(1), want.told[np.arange(len(own)), step], np.nan)
+            told = np.where(carried.any(1), want.told[np.arange(len(own)), step], chains.none)
             use = counted[index] & want.counted
-            should = use & ~np.isnan(told) & (told != before[place])
+            should = use & is_value(told) & (told != before[place])
             side = use & ~should
             count[0, index, place], count[1, index, place] = should.sum(), side.sum()
-            count[2, index, place] = (should & (numbers[tokens[index, place]] == told)).sum()
+            count[2, index, place] = (should & (values[tokens[index, place]] == told)).sum()
             count[3, index, place] = (side & flipped[index, place]).sum()
     along = ("condition", "position")
     out = found.assign(n_follow=(along, count[0]), n_side=(along, count[1]))

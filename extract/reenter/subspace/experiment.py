@@ -20,8 +20,8 @@ from extract.reenter.subspace.fits import (
 )
 from extract.reenter.subspace.interchange import train_interchange
 from extract.reenter.target import Target
-from extract.reenter.trial import Place, Trial, give, open_trial, places_of, where
-from extract.reenter.wanted import Wanted, draw_at, is_value, labels_of
+from extract.reenter.trial import Place, Trial, give, is_value, open_trial, places_of, where
+from extract.reenter.wanted import Wanted, draw_at, labels_of
 from schemas import Intervention, UsageError
 
 TRAINED = "das"

@@ -128,8 +128,8 @@ def _pairs(
     have = trial.fitted[chains.n_step[trial.fitted] > place.step + 1]
     for row in have:
         own = chains.result[row, place.step]
-        for value in np.unique(chains.result[have, place.step]):
-            new = None if value == own else chains.retell(int(row), place.step, value=float(value))
+        for value in np.unique(chains.result[have, place.step]).tolist():
+            new = None if value == own else chains.retell(int(row), place.step, value=value)
             if new is None:
                 continue
             candidates = have[chains.result[have, place.step] == value]
