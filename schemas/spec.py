@@ -10,7 +10,7 @@ from schemas.vocabulary import PARTS
 
 Capture = Literal["latent", "full", "latent+parts", "full+parts"]
 Rows = Literal["latent", "full"]
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the layout on disk; a reader opens every version up to its own."""
 
 

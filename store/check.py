@@ -28,6 +28,7 @@ from store.files import (
 )
 from store.layout import RunLayout
 from store.location import local_path, open_store
+from store.record import ROWS
 
 MAX_CARDS = 16
 """Cards of one machine, among which the one that made an older run is looked for."""
@@ -65,6 +66,34 @@ def check_format(location: str | os.PathLike[str], store: Store) -> None:
         raise UsageError(
             f"{location} has lake format {stated}; this version reads up to {FORMAT_VERSION}. Update activation-lake"
         )
+
+
+def check_holds(location: str | os.PathLike[str], store: Store, run: str, layout: RunLayout) -> None:
+    """Raise ``UsageError`` if a lake is of an older format than a run that is to be in it."""
+    if (stated := lake_format(store)) < layout.format:
+        raise UsageError(
+            f"{location} is a lake of format {stated} and {run} a run of format {layout.format}, which versions"
+            " that know this lake do not read; put it into another lake"
+        )
+
+
+def lake_format(store: Store) -> int:
+    """Format of a lake; where its own document is damaged, lost or not yet there, the highest of its runs'."""
+    stated = (unseal(read_bytes(store, "zarr.json") or b"") or {}).get("format")
+    if stated is not None:
+        return int(stated)
+
+    async def runs() -> list[str]:
+        models = [name async for name in store.list_dir("")]
+        return [f"{model}/{name}" for model in models async for name in store.list_dir(model)]
+
+    return max((known for run in sync(runs()) if (known := run_format(store, run))), default=FORMAT_VERSION)
+
+
+def run_format(store: Store, run: str) -> int | None:
+    """Format of a run by its record, which tells it where its own document is damaged; ``None``: no such run."""
+    recorded = unseal(read_bytes(store, f"{run}/{RECORD}/zarr.json") or b"")
+    return None if recorded is None else 2 if f"{ROWS}/zarr.json" in recorded["files"] else 1
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -126,6 +155,7 @@ def check_run(
     store = open_store(location)
     if not rebuild:
         check_place(location)
+    check_holds(location, store, run, layout)
     content = read_bytes(store, f"{run}/zarr.json")
     if content is None or (rebuild and unseal(content) is None):
         # Damaged or lost: the record says what the run's shards were made from.
@@ -150,12 +180,16 @@ def check_run(
 
 
 def taken_up(location: str | os.PathLike[str], run: str, layout: RunLayout) -> RunLayout:
-    """A layout, in shards of the size that the run has where it is in the lake already."""
+    """A layout, in shards of the size that the run has where it is in the lake already, of the format of its lake."""
     folder = local_path(location)
     if folder is not None and not folder.is_dir():
         return layout
-    attributes = unseal(read_bytes(open_store(location), f"{run}/zarr.json") or b"") or {}
-    return replace(layout, shard_bytes=attributes["layout"]["shard_bytes"]) if "layout" in attributes else layout
+    store = open_store(location)
+    attributes = unseal(read_bytes(store, f"{run}/zarr.json") or b"") or {}
+    if "layout" in attributes:
+        known = RunLayout.from_json(attributes["layout"])
+        return replace(layout, shard_bytes=known.shard_bytes, format=known.format)
+    return replace(layout, format=run_format(store, run) or lake_format(store))
 
 
 def run_identity(store: Store, run: str, layout: RunLayout, identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,7 +197,7 @@ def run_identity(store: Store, run: str, layout: RunLayout, identity: Mapping[st
 
     Older versions wrote ``cuda:0`` for ``cuda``, and knew a tokenizer by one of its files.
     """
-    wanted = {**identity, "layout": layout.to_json(), "format": FORMAT_VERSION}
+    wanted = {**identity, "layout": layout.to_json(), "format": layout.format}
     kind = wanted["spec"].get("device", "")
     existing = unseal(read_bytes(store, f"{run}/zarr.json") or b"")
     if existing is not None:

@@ -24,8 +24,10 @@ from store.layout import SHARDED_VARIABLES
 from store.location import local_path, open_store
 from store.mend import analyze_command, extract_command
 from store.range_check import asked_part, check_digest, check_range, check_size, decode_index, tables_of
-from store.record import DamagedFile, RunRecord, ShardRecord
+from store.record import ROWS, DamagedFile, RunRecord, ShardRecord
 
+KEPT_ROWS = 8
+"""Shards whose checksums of rows are remembered."""
 TRIES = 100
 """Readings of a file that is replaced again each time."""
 T = TypeVar("T")
@@ -79,14 +81,20 @@ class Guard(Store):
         """Where a run's record has the checksums of each array's chunks."""
         return {} if self.record is None else self.record.places
 
+    @property
+    def row_places(self) -> dict[str, slice]:
+        """Where a run's record has the checksums of rows of each array."""
+        return {} if self.record is None else self.record.row_places
+
     def forget(self) -> None:
         """Read again what is remembered of shards."""
         self._records: dict[int, list[ShardRecord]] = {}
+        self._rows: dict[int, list[np.ndarray]] = {}
         self._indexes: dict[str, tuple[np.ndarray, list[np.ndarray | None]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """What it was made of; nothing remembered, no connection."""
-        return {**self.__dict__, "_opened": None, "_records": {}, "_indexes": {}}
+        return {**self.__dict__, "_opened": None, "_records": {}, "_rows": {}, "_indexes": {}}
 
     def __eq__(self, other: object) -> bool:
         """Whether another one reads the same group."""
@@ -214,7 +222,7 @@ class Guard(Store):
         assert self.record is not None
         decoded = self._records.get(shard)
         if decoded is None:
-            keys = self.record.keys(shard)
+            keys = {name: key for name, key in self.record.keys(shard).items() if name != ROWS}
             contents = await asyncio.gather(*map(self._raw, keys.values()))
             decoded = self.record.decode(shard, dict(zip(keys, contents, strict=True)))
             if decoded:
@@ -227,11 +235,28 @@ class Guard(Store):
         assert self.folder is not None
         decoded = self._records.get(shard)
         if decoded is None:
-            contents = {name: _content(self.folder / key) for name, key in self.record.keys(shard).items()}
-            decoded = self.record.decode(shard, contents)
+            keys = {name: key for name, key in self.record.keys(shard).items() if name != ROWS}
+            decoded = self.record.decode(shard, {name: _content(self.folder / key) for name, key in keys.items()})
             if decoded:
                 self._records[shard] = decoded
         return decoded
+
+    def rows(self, shard: int) -> list[np.ndarray]:
+        """Checksums that the rows of a shard may have, by record: (row,), see :meth:`RunLayout.row_places`."""
+        assert self.record is not None
+        tables = self._rows.get(shard)
+        if tables is None:
+            keys = self.record.keys(shard)
+            if self.folder is not None:
+                contents = {name: _content(self.folder / key) for name, key in keys.items()}
+            else:
+                contents = {name: read_bytes(self.store, join(self.group, key)) for name, key in keys.items()}
+            records = self.record.decode(shard, contents)
+            tables = [record.row_crc32c for record in records if record.row_crc32c is not None]
+            if len(self._rows) == KEPT_ROWS:
+                del self._rows[next(iter(self._rows))]
+            self._rows[shard] = tables
+        return tables
 
     # What Zarr calls
 

@@ -8,19 +8,23 @@ from typing import Any
 import numpy as np
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from schemas import RUN_VARIABLES, AnswerKind, Places, Variable, latent_labels
+from schemas import FORMAT_VERSION, RUN_VARIABLES, AnswerKind, Places, Variable, latent_labels
 from schemas.spec import captured_parts, captures_all
 from schemas.vocabulary import ITERATIONS, PARTS
 from store.blocks import BlockArray
 
 # These numbers are part of the format: a lake's shapes follow from them, so another value needs another format version.
 BLOCK = 32
-"""Positions per attention block; ``bot`` starts one, so question, future and padding fall into blocks of their own."""
+"""Of its multiples are question positions, so ``bot`` starts a block; attention of format 1 is in squares of it."""
+QUERY_BLOCK, KEY_BLOCK = 8, 64
+"""Queries and keys per chunk of attention: ``bot``, six thoughts and ``eot`` are one block of queries."""
 SHARD_BYTES = 2**30
 """Default bound of the raw bytes of one shard of all arrays together: what a writer holds per shard in flight."""
 MAX_SHARD_EXAMPLES = 256
 INNER_BYTES = 2**20
 """Aim for the raw size of one inner chunk; far smaller ones cost more in calls than in bytes."""
+ATTENTION_BYTES = 2**17
+"""The same for attention, of which one problem alone is read by whole chunks, as it is compressed."""
 COLUMN_CHUNK = 8192
 
 # Zstandard finds the zeros of attention; float16 states do not compress, so they get the codec that gives up fastest
@@ -77,6 +81,22 @@ class ArrayLayout:
         """Bytes of a shard's index: offset and length of each chunk, and a checksum."""
         return 0 if self.shards is None else 16 * self.inner_chunks + 4
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether the record may have checksums of single examples of a chunk: of states, which hardly compress."""
+        return self.shards is not None and isinstance(self.codecs[0], BloscCodec)
+
+    @property
+    def row_grid(self) -> tuple[int, ...]:
+        """Chunks of one shard along each axis, and the rows of each: its examples."""
+        return (*self.grid, self.chunks[0])
+
+    @property
+    def together(self) -> int:
+        """Chunks along the first axis that lie side by side in a shard's file, for readers of all examples."""
+        size = math.prod(self.chunks) * np.dtype(self.dtype).itemsize
+        return min(_power_of_two_below(INNER_BYTES / size), self.grid[0])
+
     def key(self, shard: int) -> str:
         """Key of a shard's file below the array."""
         return "/".join(["c", str(shard), *("0" for _ in self.shape[1:])])
@@ -107,6 +127,8 @@ class RunLayout:
     """Rounds in which all thoughts are computed side by side; 0: one after another."""
     answer_kind: AnswerKind = "number"
     """Numbers are stored as such, answers of other kinds as text."""
+    format: int = FORMAT_VERSION
+    """Format of the lake; 1: attention in chunks of many problems, no checksums of rows."""
 
     @property
     def places(self) -> Places:
@@ -194,9 +216,12 @@ class RunLayout:
             codecs: tuple[Any, ...] = COLUMN_CODECS
             shards: tuple[int, ...] | None = None
             if name == "attention":
-                block = min(BLOCK, sizes["position"])
-                inner = _power_of_two_below(INNER_BYTES / (sizes["head"] * block * BLOCK * stored.itemsize))
-                chunk |= {"example": min(inner, examples), "layer": 1, "position": BLOCK, "key_position": BLOCK}
+                query, key, aim = QUERY_BLOCK, KEY_BLOCK, ATTENTION_BYTES
+                if self.format == 1:
+                    query, key, aim = BLOCK, BLOCK, INNER_BYTES
+                block = min(query, sizes["position"]) * key
+                inner = _power_of_two_below(aim / (sizes["head"] * block * stored.itemsize))
+                chunk |= {"example": min(inner, examples), "layer": 1, "position": query, "key_position": key}
                 codecs = ATTENTION_CODECS
             elif variable.dtype == "stored":
                 inner = _power_of_two_below(INNER_BYTES / (sizes["hidden"] * stored.itemsize))
@@ -239,10 +264,20 @@ class RunLayout:
                 begin += array.inner_chunks
         return places
 
+    def row_places(self) -> dict[str, slice]:
+        """Where the record keeps checksums of each array's rows, in order of its ``row_grid``, along its ``row``."""
+        places, begin = {}, 0
+        for name, array in self.arrays().items():
+            if array.has_rows and self.format > 1:
+                places[name] = slice(begin, begin + math.prod(array.row_grid))
+                begin = places[name].stop
+        return places
+
     def to_json(self) -> dict[str, Any]:
         """Fields as plain JSON values; what the first lakes did not have only where it is otherwise than there."""
         values = asdict(self)
-        for name, usual in (("n_closing", 1), ("bot", True), ("n_round", 0), ("answer_kind", "number")):
+        usual_values = {"n_closing": 1, "bot": True, "n_round": 0, "answer_kind": "number", "format": 1}
+        for name, usual in usual_values.items():
             if values[name] == usual:
                 del values[name]
         return values
@@ -250,7 +285,7 @@ class RunLayout:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "RunLayout":
         """Inverse of :meth:`to_json`."""
-        return cls(**fields)
+        return cls(**{"format": 1, **fields})
 
 
 SHARDED_VARIABLES = (

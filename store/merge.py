@@ -12,13 +12,13 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from schemas import LakeError, SpecMismatchError, UsageError
-from store.check import check_place, differences
+from store.check import check_holds, check_place, differences
+from store.encode import ShardFile
 from store.files import RECORD, assemble, join, lake_lock, read_bytes, read_group, unseal, write_files
 from store.guard import Guard
 from store.location import local_path, open_store
 from store.read import Lake
 from store.record import DamagedFile, ShardRecord
-from store.shards import ShardFile
 from store.write import RunWriter, ensure_lake
 
 PIECE_BYTES = 2**24
@@ -75,6 +75,10 @@ def merge(sources: Sequence[Lake], into: str | os.PathLike[str], progress: Progr
     check_place(into)
     there = [] if target is not None and not target.exists() else [Lake(into)] if _is_lake(into) else []
     check_agreement([*there, *sources])
+    if there:
+        for source in sources:
+            for run in source.runs():
+                check_holds(into, there[0].store, run, source.layout(run))
     with lake_lock(into):
         ensure_lake(into)
     work: list[tuple[Callable[..., Merged], Lake, str]] = []
@@ -218,12 +222,14 @@ def _copy_run(lake: Lake, run: str, into: str | os.PathLike[str]) -> Merged:
 def _shard_files(guard: Guard, shard: int, wanted: ShardRecord) -> dict[str, ShardFile]:
     """Files of a shard as they are to be written again."""
     assert guard.record is not None
-    files = {}
+    rows, files = guard.rows(shard)[0] if guard.row_places else np.zeros(0), {}
     for number, (name, array) in enumerate(guard.record.layout.arrays().items()):
         file = files[name] = ShardFile()
         if name in guard.places:
             whole = np.zeros(guard.places[name].stop) if wanted.crc32c is None else wanted.crc32c
             file.checksums = whole[guard.places[name]]
+        if name in guard.row_places:
+            file.rows = rows[guard.row_places[name]]
         if wanted.size[number] >= 0:
             key, size = f"{name}/{array.key(shard)}", int(wanted.size[number])
             file.pieces = _pieces(guard, file, key, shard, size, wanted.digest(number))

@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+import google_crc32c
 import numpy as np
 
 from schemas import CorruptLakeError
 from store.files import NEXT, RECORD, with_checksum, without_checksum
 from store.layout import RunLayout
 
-PARTS = {"sha256": "0/0", "size": "0", "crc32c": "0"}
+PARTS = {"sha256": "0/0", "size": "0", "crc32c": "0", "row_crc32c": "0"}
 """Arrays of the record, and how the keys of their chunks, one per shard, end."""
+ROWS = "row_crc32c"
+"""That of them which is read only where single examples are: it is larger than all others together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +33,11 @@ class ShardRecord:
     size: np.ndarray
     """(file,) int64; -1: there is no such file, as all of it is fill."""
     crc32c: np.ndarray | None
-    """(chunk,) uint32, see :meth:`RunLayout.checksum_places`; 0: no such chunk. ``None`` in older lakes."""
+    """(chunk,) uint32, see :meth:`RunLayout.checksum_places`; 0: no such chunk. ``None`` in older lakes.
+    From format 2 on the last one is that of ``row_crc32c`` as a whole."""
+    row_crc32c: np.ndarray | None = None
+    """(row,) uint32, see :meth:`RunLayout.row_places`, of the bytes of each row as they are before they are compressed;
+    0 where the chunk is not there. ``None`` before format 2, or where it was not read."""
 
     def digest(self, file: int) -> str:
         """SHA-256 of a file, in hex."""
@@ -51,12 +58,18 @@ class RunRecord:
     def __init__(self, layout: RunLayout, *, checksums: bool) -> None:
         self.layout = layout
         self.places = layout.checksum_places()
+        self.row_places = layout.row_places() if checksums else {}
         self.shapes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
             "sha256": ((len(layout.sharded), 32), np.dtype("u1")),
             "size": ((len(layout.sharded),), np.dtype("<i8")),
         }
         if checksums:
-            self.shapes["crc32c"] = ((max((place.stop for place in self.places.values()), default=0),), np.dtype("<u4"))
+            n_chunk = max((place.stop for place in self.places.values()), default=0)
+            self.shapes["crc32c"] = ((n_chunk,), np.dtype("<u4"))
+            if self.row_places:
+                self.shapes["crc32c"] = ((n_chunk + 1,), np.dtype("<u4"))
+                n_row = max(place.stop for place in self.row_places.values())
+                self.shapes[ROWS] = ((n_row,), np.dtype("<u4"))
 
     @staticmethod
     def mark_key(shard: int) -> str:
@@ -79,22 +92,26 @@ class RunRecord:
                 for part, (_, dtype) in self.shapes.items()}  # fmt: skip
 
     def problems(self, shard: int, contents: Mapping[str, bytes | None]) -> Iterator["DamagedFile"]:
-        """What is wrong with a shard's record and mark, given their contents by the names of :meth:`keys`."""
+        """What is wrong with a shard's record and mark, given contents by the names of :meth:`keys`, all or some."""
         keys, mark = self.keys(shard), contents["mark"]
-        there = [part for part in self.shapes if contents[part] is not None]
+        there = [part for part in self.shapes if contents.get(part) is not None]
         if mark is None and there and contents["next"] is None:
             yield DamagedFile(keys["mark"], shard, "is not there, though the record has the shard")
         elif mark is not None and mark != self.mark(shard):
             yield DamagedFile(keys["mark"], shard, "does not mark just the shard's examples, with their checksum")
-        for part in self.shapes:
+        for part in (part for part in self.shapes if part in contents):
             if part not in there and mark is not None:
                 yield DamagedFile(keys[part], shard, "is not there, though the shard is committed")
             elif part in there and self._part(part, contents[part]) is None:
                 yield DamagedFile(keys[part], shard, "does not agree with its checksum")
+            elif part == ROWS and part in there and contents["next"] is None:
+                stated, rows = self._part("crc32c", contents["crc32c"]), self._part(part, contents[part])
+                if stated is not None and stated[-1] != google_crc32c.value(rows.tobytes()):
+                    yield DamagedFile(keys[part], shard, "is not what was written: it is that of other files")
 
     def records(self, contents: Mapping[str, bytes | None]) -> list[ShardRecord]:
         """What a shard's files may hold: two while they take their places, fewer where a record is damaged."""
-        records = [{part: self._part(part, contents[part]) for part in self.shapes}]
+        records = [{part: self._part(part, contents[part]) for part in self.shapes if part in contents}]
         if (coming := contents["next"]) is not None:
             sizes = [math.prod(shape) * dtype.itemsize + 4 for shape, dtype in self.shapes.values()]
             ends = [*accumulate(sizes)]
@@ -102,7 +119,7 @@ class RunRecord:
             if len(coming) == ends[-1]:
                 records.append({part: self._part(part, piece) for part, piece in zip(self.shapes, pieces, strict=True)})
         return [
-            ShardRecord(**{"crc32c": None, **parts})
+            ShardRecord(**{"crc32c": None, ROWS: None, **parts})
             for parts in records
             if all(values is not None for values in parts.values())
         ]

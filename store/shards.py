@@ -1,4 +1,4 @@
-"""Files of sharded arrays: encoded whole, and on a local disk read by one positioned read per inner chunk.
+"""Sharded arrays on a local disk, read by one positioned read per inner chunk, or per row of one.
 
 A chunk of states is one range of a shard's file and, where a (layer, position) is read over all examples, one range of
 the result. Of a shard's file its index is remembered, and the record's checksums of its chunks, while the file is the
@@ -6,10 +6,10 @@ same: a shard that is written again under an open dataset is read anew, and what
 """
 
 import hashlib
+import math
 import os
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
 from itertools import compress, groupby, product
@@ -18,25 +18,27 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import zarr
-from numcodecs import Blosc, Zstd, blosc, zstd
+from numcodecs import blosc, zstd
 from xarray.backends import BackendArray
 from xarray.backends.zarr import ZarrArrayWrapper
 from xarray.core import indexing
 from zarr.codecs import BloscCodec, ZstdCodec
-from zarr.storage import MemoryStore
 
-from store.blocks import BlockArray
+from store.frames import FLAGS, HEADER_BYTES, MEMCPYED, is_plain, read_part
 from store.guard import Guard
-from store.layout import ArrayLayout
+from store.layout import SHARDED_VARIABLES, ArrayLayout
 from store.range_check import ABSENT, CHECKSUM_BYTES, check_digest, check_size, decode_index, tables_of
 from store.record import DamagedFile
 
 DECOMPRESS = {BloscCodec: blosc.decompress, ZstdCodec: zstd.decompress}
-# Blosc's frame: a header, whose third byte has flags. One says that what follows is the content as it is.
-BLOSC_HEADER_BYTES = 16
-BLOSC_FLAGS, BLOSC_MEMCPYED = 2, 0x2
 PIECE_BYTES = 2**16
 """What is read before its checksum is taken: little enough to be in the processor's cache still."""
+KEPT_VALUES = 2**20
+"""Most values of an array that are kept once they were read."""
+ROW_SHARE = 16
+"""Of a chunk of states single rows are read where they are at most one in so many."""
+FEW_BLOCKS = 2
+"""The same where states are compressed: rows at most, as each is some blocks of a fifth of the chunk."""
 
 Part = tuple[int, slice | np.ndarray, slice]
 """Along one axis: the number of a chunk, what of it is wanted, and where in the result that goes."""
@@ -67,131 +69,28 @@ class HandedOut(BackendArray):
         text = isinstance(array.dtype, np.dtypes.StringDType)
         # numpy's own string type travels badly: sorting, pandas and JSON know objects
         self.dtype = np.dtype(object) if text else array.dtype if stored else widened(array.dtype)
+        # Labels are read with every selection; what never changes and is small is read once.
+        self.kept = name not in (*SHARDED_VARIABLES, "committed") and math.prod(array.shape) <= KEPT_VALUES
+        self._values: np.ndarray | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What it was made of, no values."""
+        return {**self.__dict__, "_values": None}
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         """Values at an index."""
-        return self.guard.reading(lambda: self._read(key))
+        if not self.kept:
+            return self.guard.reading(lambda: self._read(key))
+        if self._values is None:
+            everything = indexing.BasicIndexer((slice(None),) * len(self.shape))
+            self._values = self.guard.reading(lambda: self._read(everything))
+        support = indexing.IndexingSupport.BASIC
+        return np.array(indexing.explicit_indexing_adapter(key, self.shape, support, self._values.__getitem__))
 
     def _read(self, key: indexing.ExplicitIndexer) -> Any:
         array = zarr.open_array(self.guard, path=self.name, mode="r", zarr_format=3)
         values = ZarrArrayWrapper(array)[key]  # type: ignore[no-untyped-call]
         return np.asarray(values).astype(self.dtype, copy=False)
-
-
-class ShardFile:
-    """A shard's file before it is written; of no pieces if all is fill: Zarr keeps no file of such a shard.
-
-    Pieces may be encoded only as they are asked for; all else is known once they have been gone through.
-    """
-
-    def __init__(self) -> None:
-        self.pieces: Iterable[bytes] = []
-        self.size = 0
-        self.sha256 = hashlib.sha256()
-        self.checksums: np.ndarray | None = None
-        """CRC-32C of each chunk, 0 where there is none: (*grid,); of sharded arrays only."""
-
-    def counted(self, content: bytes) -> tuple[bytes, bytes]:
-        """Content and its checksum, as the next pieces."""
-        value: int = google_crc32c.value(content)
-        pieces = content, value.to_bytes(CHECKSUM_BYTES, "little")
-        for piece in pieces:
-            self.sha256.update(piece)
-            self.size += len(piece)
-        return pieces
-
-    def collect(self) -> "ShardFile":
-        """Itself, with its pieces in memory."""
-        self.pieces = list(self.pieces)
-        return self
-
-
-def encoders() -> ThreadPoolExecutor:
-    """Threads for :func:`encode_shard`."""
-    return ThreadPoolExecutor(min(32, os.cpu_count() or 1), thread_name_prefix="lake-encode")
-
-
-def encode_shard(layout: ArrayLayout, values: BlockArray, pool: ThreadPoolExecutor, shard: int = 0) -> ShardFile:
-    """One shard's file: chunks with their checksums in order of the axes, those that are all fill left out; the index.
-
-    Parameters
-    ----------
-    layout
-        Of the array.
-    values
-        Of the shard's examples, or of more.
-    pool
-        Of :func:`encoders`. Not the main thread: there Blosc brings threads of its own, and the order of its blocks is
-        theirs.
-    shard
-        Which shard of the values.
-
-    Returns
-    -------
-    ShardFile
-        Of pieces that are encoded as they are asked for, the encoders ahead.
-    """
-    file = ShardFile()
-    checksums = file.checksums = np.zeros(layout.grid, dtype="<u4")
-    first = shard * layout.grid[0]
-
-    def pieces() -> Iterator[bytes]:
-        index = np.full((*layout.grid, 2), ABSENT, dtype="<u8")
-        parts = list(np.ndindex(*layout.grid[:2]))
-        for part, chunks in zip(parts, pool.map(lambda part: _encode(layout, values, part, first), parts), strict=True):
-            for rest, content in chunks:
-                index[part + rest] = file.size, len(content) + CHECKSUM_BYTES
-                found = file.counted(content)
-                checksums[part + rest] = int.from_bytes(found[1], "little")
-                yield from found
-        if file.size:
-            yield from file.counted(index.tobytes())
-
-    file.pieces = pieces()
-    return file
-
-
-def encode_column(layout: ArrayLayout, values: np.ndarray) -> ShardFile:
-    """One shard's file of an array without inner chunks, as Zarr encodes it."""
-    memory: dict[str, Any] = {}
-    zarr.create_array(
-        MemoryStore(memory), shape=layout.chunks, chunks=layout.chunks, dtype=layout.dtype, fill_value=layout.fill,
-        compressors=layout.codecs,
-    )[: len(values)] = values  # fmt: skip
-    file = ShardFile()
-    if (content := memory.get(layout.key(0))) is not None:
-        file.pieces, file.size = [content.to_bytes()], len(content)
-        file.sha256.update(content.to_bytes())
-    return file
-
-
-def _encode(
-    layout: ArrayLayout, values: BlockArray, part: tuple[int, ...], first: int
-) -> list[tuple[tuple[int, ...], bytes]]:
-    """Chunks at a place along the first axes, by their place along the others; ``first`` is that of the shard."""
-    compressor, found = _compressor(layout.codecs[0]), []
-    for rest in np.ndindex(*layout.grid[len(part) :]):
-        place = (first + part[0], *part[1:], *rest)
-        chunk = values.read([number * size for number, size in zip(place, layout.chunks, strict=True)], layout.chunks)
-        if chunk is not None and not _is_fill(chunk, layout.fill):
-            found.append((rest, compressor.encode(chunk)))
-    return found
-
-
-def _compressor(codec: BloscCodec | ZstdCodec) -> Blosc | Zstd:
-    """What Zarr's codec stands for."""
-    stated: Any = codec.to_dict()["configuration"]
-    if isinstance(codec, ZstdCodec):
-        return Zstd(**stated)
-    return Blosc(**{**stated, "shuffle": getattr(Blosc, stated["shuffle"].upper())})
-
-
-def _is_fill(chunk: np.ndarray, fill: Any) -> bool:
-    """Whether a chunk holds nothing but the fill: NaN, or zeros."""
-    first = chunk.reshape(-1)[0]
-    if fill != fill:
-        return bool(first != first) and bool(np.isnan(chunk).all())
-    return not chunk.reshape(-1).view(np.uint8).any()
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +123,8 @@ class ShardedArray(BackendArray):
         self.layout = layout
         self.grid, self.index_bytes = layout.grid, layout.index_bytes
         self.shape = layout.shape
-        self.dtype = np.dtype(layout.dtype) if stored else widened(np.dtype(layout.dtype))
+        self.stored = np.dtype(layout.dtype)
+        self.dtype = self.stored if stored else widened(self.stored)
         self._known: dict[int, Known] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -264,7 +164,7 @@ class ShardedArray(BackendArray):
         picks = [_picks(*each) for each in zip(self.shape, key, strict=True)]
         values = np.empty([len(each) for each in picks], dtype=self.dtype)
         if values.size:
-            room = np.empty(self.layout.chunks, dtype=self.layout.dtype)
+            room = np.empty(self.layout.chunks, dtype=self.stored)
             examples, *others = (list(_parts(*each)) for each in zip(picks, self.layout.chunks, strict=True))
             boxes = [tuple(zip(*box, strict=True)) for box in product(*others)]
             for shard, parts in groupby(examples, key=lambda part: part[0] // self.grid[0]):
@@ -291,7 +191,10 @@ class ShardedArray(BackendArray):
             return
         with file:
             known = self._know(shard, key, file.fileno())
-            for (number, *one), (numbers, *other) in product(examples, boxes):
+            parts = [*examples]
+            few = any((part[2].stop - part[2].start) * ROW_SHARE <= len(room) for part in parts)
+            rows = self._row_tables(shard) if few and known is not None else []
+            for (number, *one), (numbers, *other) in product(parts, boxes):
                 chunk = (number % self.grid[0], *numbers)
                 within: Any = (one[0], *other[0])
                 where = (one[1], *other[1])
@@ -300,6 +203,10 @@ class ShardedArray(BackendArray):
                 if known is None or offset == ABSENT:
                     target[...] = self.layout.fill
                     continue
+                if rows and len(target) * ROW_SHARE <= len(room):
+                    tables = [table[chunk] for table in rows]
+                    if self._read_rows(file.fileno(), offset, length, within, target, tables):
+                        continue
                 sliced = all(isinstance(each, slice) for each in within)
                 whole = sliced and target.shape == room.shape and target.flags.c_contiguous
                 direct = whole and target.dtype == room.dtype
@@ -313,6 +220,30 @@ class ShardedArray(BackendArray):
                 elif not whole:
                     indices = (np.arange(size)[each] for size, each in zip(room.shape, within, strict=True))
                     target[...] = room[within if sliced else np.ix_(*indices)]
+
+    def _row_tables(self, shard: int) -> list[np.ndarray]:
+        """Checksums that the rows of a shard's chunks may have: (*grid, row) each; none before format 2."""
+        place = self.guard.row_places.get(self.layout.name)
+        return [] if place is None else [each[place].reshape(self.layout.row_grid) for each in self.guard.rows(shard)]
+
+    def _read_rows(
+        self, file: int, offset: int, length: int, within: Any, target: np.ndarray, tables: list[np.ndarray]
+    ) -> bool:
+        """Put a few rows of a chunk where they go; false, if one is not as recorded, or lies where only all is read."""
+        n_row, *shape = self.layout.chunks
+        size = math.prod(shape) * self.stored.itemsize
+        if len(target) > FEW_BLOCKS and not is_plain(length, n_row * size):
+            return False
+        first, *inside = within
+        if not all(isinstance(each, slice) for each in inside):
+            inside = np.ix_(*(np.arange(size)[each] for size, each in zip(shape, inside, strict=True)))
+        rows = range(n_row)[first] if isinstance(first, slice) else first.tolist()
+        for place, row in enumerate(rows):
+            content = read_part(file, offset, length, n_row * size, row * size, (row + 1) * size)
+            if content is None or google_crc32c.value(content) not in [table[row] for table in tables]:
+                return False
+            target[place] = np.frombuffer(content, dtype=self.stored).reshape(shape)[tuple(inside)]
+        return True
 
     def _expect_none(self, shard: int, key: str) -> None:
         """Raise :class:`DamagedFile` unless the record, or one of two while files are replaced, has no such file."""
@@ -350,16 +281,16 @@ class ShardedArray(BackendArray):
     def _decode(self, file: int, offset: int, length: int, chunk: np.ndarray) -> int | None:
         """Fill an array with a chunk; its checksum, ``None`` if it does not agree with that."""
         values, codec = chunk.reshape(-1).view(np.uint8), type(self.layout.codecs[0])
-        if codec is BloscCodec and length == BLOSC_HEADER_BYTES + values.size + CHECKSUM_BYTES:
-            header, stated = bytearray(BLOSC_HEADER_BYTES), bytearray(CHECKSUM_BYTES)
+        if codec is BloscCodec and is_plain(length, values.size):
+            header, stated = bytearray(HEADER_BYTES), bytearray(CHECKSUM_BYTES)
             os.preadv(file, [header], offset)
             found = google_crc32c.value(bytes(header))
             for begin in range(0, values.size, PIECE_BYTES):
                 piece = values[begin : begin + PIECE_BYTES]
-                os.preadv(file, [piece.data], offset + BLOSC_HEADER_BYTES + begin)
+                os.preadv(file, [piece.data], offset + HEADER_BYTES + begin)
                 found = google_crc32c.extend(found, piece)
             os.preadv(file, [stated], offset + length - CHECKSUM_BYTES)
-            if header[BLOSC_FLAGS] & BLOSC_MEMCPYED and found == int.from_bytes(stated, "little"):
+            if header[FLAGS] & MEMCPYED and found == int.from_bytes(stated, "little"):
                 return int(found)
         content = np.frombuffer(os.pread(file, length, offset), dtype=np.uint8)
         if content.size != length:

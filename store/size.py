@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from store.blocks import BlockArray
+from store.encode import encode_shard, encoders
 from store.files import assemble
 from store.layout import COLUMN_CHUNK, ArrayLayout, RunLayout
-from store.shards import encode_shard, encoders
+from store.record import PARTS
 from store.skeleton import model_arrays, run_arrays
 
 
@@ -45,7 +46,7 @@ def run_files_size(layout: RunLayout, columns: Mapping[str, tuple[tuple[str, ...
     """Number and bytes of the files of a run that are written when it is created."""
     contents = assemble({}, run_arrays(layout, columns))
     digest_line = 90
-    return len(contents) + 3, sum(map(len, contents.values())) + len(contents) * digest_line + 4096
+    return len(contents) + 1 + len(PARTS), sum(map(len, contents.values())) + len(contents) * digest_line + 4096
 
 
 def model_size(arrays: Mapping[str, Any]) -> tuple[int, int]:

@@ -26,7 +26,7 @@ def model_arrays(arrays: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, 
 
 def record_arrays(record: RunRecord) -> Iterable[tuple[str, Mapping[str, Any]]]:
     """Arguments of the arrays of a run's record."""
-    dims = {"sha256": ("file", "byte"), "size": ("file",), "crc32c": ("chunk",)}
+    dims = {"sha256": ("file", "byte"), "size": ("file",), "crc32c": ("chunk",), "row_crc32c": ("row",)}
     for part, (shape, dtype) in record.shapes.items():
         yield (
             part,

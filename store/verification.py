@@ -20,7 +20,7 @@ from store.layout import SHARDED_VARIABLES, ArrayLayout, RunLayout
 from store.location import local_path, open_store
 from store.mend import analyze_command, extract_command, foreign_weights, has_other_model, is_result_of
 from store.range_check import CHECKSUM_BYTES
-from store.record import RunRecord
+from store.record import ROWS, RunRecord
 from store.shard_check import Read, Shard, chunk_checksums, is_array, problem_of
 
 THREADS = 4
@@ -231,7 +231,7 @@ class _Verifier:
             return
         if contents["next"] is not None:
             self.found.leftovers.append(keys["next"])
-        records = known.records(contents)
+        records = known.records({name: content for name, content in contents.items() if name != ROWS})
         if not records:
             return
         self.shards.append(Shard(run, shard, known, keys, files, records))

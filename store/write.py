@@ -9,11 +9,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 from zarr.abc.store import Store
 
 from schemas import (
-    FORMAT_VERSION,
     SchemaError,
     UsageError,
     fingerprint,
@@ -25,9 +25,11 @@ from store.check import (
     check_run,
     differences,
     has_keys,
+    lake_format,
     run_identity,
 )
 from store.claim import ShardClaim
+from store.encode import ShardFile, encode_column, encode_shard, encoders
 from store.files import (
     LEFTOVER,
     RECORD,
@@ -45,7 +47,6 @@ from store.files import (
 from store.layout import SHARDED_VARIABLES, RunLayout
 from store.location import local_path, open_store
 from store.record import PARTS, RunRecord, ShardRecord
-from store.shards import ShardFile, encode_column, encode_shard, encoders
 from store.skeleton import model_arrays, record_arrays, run_arrays
 
 SHARDED_FILES = (*SHARDED_VARIABLES, "committed", *(f"{RECORD}/{part}" for part in PARTS))
@@ -73,7 +74,7 @@ def ensure_lake(location: str | os.PathLike[str], *, rebuild: bool = False) -> S
     folder = local_path(location)
     content = read_bytes(store, "zarr.json")
     if content is None or (rebuild and unseal(content) is None):
-        write_files(store, "", assemble({"kind": "lake", "format": FORMAT_VERSION}), folder)
+        write_files(store, "", assemble({"kind": "lake", "format": lake_format(store)}), folder)
     if folder is not None:
         _sweep(folder)
     return store
@@ -276,10 +277,15 @@ class RunWriter:
     def _recorded(self, encoded: Encoded) -> ShardRecord:
         """What the record is to say of a shard."""
         files = [encoded[name] for name in self.layout.arrays()]
+        checksums = [np.ravel(np.asarray(encoded[name].checksums)) for name in self.record.places]
+        rows = [np.ravel(np.asarray(encoded[name].rows)) for name in self.record.row_places]
+        if rows:
+            checksums.append(np.array([google_crc32c.value(np.concatenate(rows).astype("<u4").tobytes())]))
         return ShardRecord(
             sha256=np.array([list(file.sha256.digest() if file.size else bytes(32)) for file in files]),
             size=np.array([file.size or -1 for file in files]),
-            crc32c=np.concatenate([np.ravel(np.asarray(encoded[name].checksums)) for name in self.record.places]),
+            crc32c=np.concatenate(checksums),
+            row_crc32c=np.concatenate(rows) if rows else None,
         )
 
     def _replacement(self) -> Replacement:

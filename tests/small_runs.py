@@ -72,5 +72,5 @@ def uncommit(run: Path, shard: int) -> None:
     """Leave a shard as a writer does that is killed before the shard counts: files, but neither record nor mark."""
     (run / "committed" / "c" / str(shard)).unlink()
     shutil.rmtree(run / "record" / "sha256" / "c" / str(shard))
-    for part in ("size", "crc32c"):
+    for part in ("size", "crc32c", "row_crc32c"):
         shutil.rmtree(run / "record" / part / "c" / str(shard))

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from small_runs import tree
 
 import lake as command_line
 from store import open_lake
@@ -45,3 +46,24 @@ def test_a_lake_of_format_1_is_gone_on_with(old: Path, capsys: pytest.CaptureFix
     xr.testing.assert_allclose(open_lake(old)[RUN].load(), before, rtol=1e-3, atol=1e-3)
     assert lake("verify", old) == 0
     assert lake("reenter", "corrupt", old, RUN, "--corruptions", "zero") == 0
+
+
+def test_a_lake_of_format_1_stays_one(old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new = tmp_path / "new.lake"
+    words = ["--data", f"more={LAKES / 'pairs.json'}", "--limit", 2, "--max-new-tokens", 8, "--lake"]
+    first = ["extract", "--model", "small-gpt2", *words, old]
+    assert lake(*first) == lake("extract", "--model", "other=small-gpt2", *words, new) == 0
+    layouts = open_lake(old).layout("small-gpt2/more"), open_lake(new).layout("other/more")
+    assert [layout.format for layout in layouts] == [1, 2]
+    model = {"small-gpt2/zarr.json": "written as this version does"}
+    before = tree(old) | model
+    for damaged in ("zarr.json", "small-gpt2/more/zarr.json"):
+        for content in (b"{}", None):
+            (old / damaged).unlink() if content is None else (old / damaged).write_bytes(content)
+            assert lake(*first, "--rebuild", "static") == 0
+            assert tree(old) | model == before
+    capsys.readouterr()
+    assert lake("merge", new, "--into", old) == 2
+    assert "is a lake of format 1 and other/more a run of format 2" in capsys.readouterr().err
+    assert lake("merge", old, "--into", new) == 0
+    assert lake("verify", new) == lake("verify", old) == 0

@@ -17,20 +17,29 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 import store.layout
+import store.shards
 from schemas import CorruptLakeError
-from store import RunLayout, RunWriter, create_run, open_lake
+from store import RunLayout, RunWriter, create_run, open_lake, verify
 from store.blocks import BlockArray
-from store.shards import ABSENT, ShardedArray, encode_shard, encoders
+from store.encode import _compressor, encode_shard, encoders
+from store.frames import read_part
+from store.range_check import ABSENT
+from store.shards import ShardedArray
 
 ARRAYS = ("hidden_state", "final_state", "latent_embedding", "attention")
 CAPTURES = ("latent", "full")
+LAYOUT = RunLayout(
+    n_example=27, n_layer=2, n_head=2, hidden=64, n_latent=6, longest_question=3, n_answer=2,
+    capture="latent", dtype="float16",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_chunks() -> Iterator[None]:
-    """Several chunks of a shard's examples, as only large models have them."""
+    """Several chunks of a shard's examples, as only large models have them; half a chunk is read by rows."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store.layout, "INNER_BYTES", 2**9)
+        patch.setattr(store.shards, "ROW_SHARE", 2)
         yield
 
 
@@ -50,10 +59,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run per capture: 27 examples in shards of 8, of which the second is all fill and the third unfinished."""
     place = tmp_path_factory.mktemp("shards") / "some.lake"
     for capture in CAPTURES:
-        layout = RunLayout(
-            n_example=27, n_layer=2, n_head=2, hidden=64, n_latent=6, longest_question=3, n_answer=2,
-            capture=capture, dtype="float16",
-        )  # fmt: skip
+        layout = replace(LAYOUT, capture=capture)
         layout = replace(layout, shard_bytes=8 * layout.example_bytes)
         writer = create_run(
             place, f"m/{capture}", layout, identity={"spec": {}}, columns={"example": (("example",), np.arange(27))}
@@ -195,6 +201,59 @@ def test_a_flipped_byte_is_named(place: Path, name: str) -> None:
     with pytest.raises(CorruptLakeError, match="bytes, .* were recorded; run lake verify"):
         run.load()
     path.write_bytes(whole)
+
+
+def test_a_flipped_byte_in_a_row_is_named(place: Path) -> None:
+    layout = open_lake(place).layout("m/latent").arrays()["hidden_state"]
+    path = place / "m/latent/hidden_state" / layout.key(0)
+    whole = path.read_bytes()
+    index = np.frombuffer(whole[-layout.index_bytes : -4], dtype="<u8").reshape(*layout.grid, 2)
+    begin = int(index[1, 1, 2, 0, 0]) + 16 + 2 * 128  # the third example of the second chunk, after Blosc's header
+    run = open_lake(place).open("m/latent", chunks=None)["hidden_state"].isel(layer=1, position=2)
+    for at in (begin, begin + 127):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        run.isel(example=5).load()
+        for opened in (run, open_lake(place)["m/latent"]["hidden_state"].isel(layer=1, position=2)):
+            with pytest.raises(CorruptLakeError, match=r"chunk \(1, 1, 2, 0\) does not.* --rebuild 0"):
+                opened.isel(example=6).load()
+        assert 0 in {damage.shard for damage in verify(place).damage}
+    path.write_bytes(whole)
+
+
+def test_one_row_reads_little(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[int, ...]] = []
+    run = open_lake(place).open("m/latent", chunks=None)["hidden_state"]
+    monkeypatch.setattr(ShardedArray, "_decode", lambda *words: read.append(words[2:4]))
+    run.isel(layer=1, position=slice(5, None), example=[0, 2]).load()
+    assert read == []
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_parts_of_frames_are_those_of_the_content_or_not_given(tmp_path: Path, share: float) -> None:
+    rng = np.random.default_rng(0)
+    chunk = rng.standard_normal((150, 768)).astype("float16")
+    chunk[rng.random(len(chunk)) < share] = np.nan
+    layout = replace(LAYOUT, hidden=768, n_example=150).arrays()["latent_embedding"]
+    with encoders() as pool:
+        frame = pool.submit(_compressor(layout.codecs[0]).encode, chunk).result() + bytes(4)
+    (tmp_path / "chunk").write_bytes(b"before" + frame)
+    row = 768 * 2
+    with (tmp_path / "chunk").open("r+b") as file:
+        for n in range(len(chunk)):
+            part = read_part(file.fileno(), 6, len(frame), chunk.nbytes, n * row, (n + 1) * row)
+            assert part == chunk[n].tobytes()
+        for _ in range(200):
+            at, n = 6 + int(rng.integers(min(len(frame), 300))), int(rng.integers(len(chunk)))
+            file.seek(at)
+            was = file.read(1)
+            file.seek(at)
+            file.write(bytes([was[0] ^ (1 << int(rng.integers(8)))]))
+            file.flush()
+            part = read_part(file.fileno(), 6, len(frame), chunk.nbytes, n * row, (n + 1) * row)
+            assert part is None or len(part) <= row
+            file.seek(at)
+            file.write(was)
+            file.flush()
 
 
 def test_the_chunk_that_is_damaged_is_named(place: Path) -> None:

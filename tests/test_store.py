@@ -15,9 +15,9 @@ from small_runs import prepared_run, tree, uncommit, write_questions
 
 import lake as command_line
 from extract.run.extract import extract
-from schemas import CorruptLakeError, MissingRunError, UsageError, position_labels
+from schemas import FORMAT_VERSION, CorruptLakeError, MissingRunError, UsageError, position_labels
 from store import RunLayout, create_run, describe, find, open_lake, verify
-from store.layout import BLOCK, round_up
+from store.layout import BLOCK, KEY_BLOCK, QUERY_BLOCK, round_up
 
 ARCHIVE = Path(__file__).parent / "data"
 
@@ -47,7 +47,7 @@ def test_bot_starts_a_block_and_shards_keep_within_their_bound(capture: str, lon
     covered = [made.shard_slice(shard) for shard in range(made.n_shard)]
     assert np.concatenate([np.arange(1000)[rows] for rows in covered]).tolist() == list(range(1000))
     attention = made.arrays()["attention"]
-    assert attention.chunks[3:] == (BLOCK, BLOCK)
+    assert attention.chunks[3:] == (QUERY_BLOCK, KEY_BLOCK)
     assert attention.shards is not None
     assert all(whole % part == 0 for whole, part in zip(attention.shards, attention.chunks, strict=True))
 
@@ -56,13 +56,16 @@ def test_blocks_of_zeros_are_not_written(place: Path) -> None:
     run = open_lake(place).open("toy/toy")
     assert run.sizes["position"] == run.sizes["key_position"] == 64 + 8 + 3
     content = (place / "toy/toy/attention/c/0/0/0/0/0").read_bytes()
-    # One example per block of the index: 4 layers, 3 x 3 blocks; above the diagonal nothing, and of padding nothing.
-    index = np.frombuffer(content[-4 - 16 * 4 * 3 * 3 : -4], dtype="<u8").reshape(4, 3, 3, 2)
-    written = index[..., 1] != 2**64 - 1
-    assert not np.triu(np.ones((3, 3)), 1).astype(bool)[None].repeat(4, 0)[written].any()
-    assert written[:, 2, 2].all()
+    array = open_lake(place).layout("toy/toy").arrays()["attention"]
+    index = np.frombuffer(content[-array.index_bytes : -4], dtype="<u8").reshape(*array.grid, 2)
+    written = (index[..., 1] != 2**64 - 1).any(axis=(0, 2))  # 4 layers, 10 blocks of queries, 2 of keys
+    assert written.shape == (4, 10, 2)
+    assert not written[:, :8, 1].any()  # what is later than every query of a block
+    assert written[:, 8:].all()
     longest = int((run["token"][:4].values[:, :64] >= 0).sum(1).max())
-    assert written[:, :, 0].any() == (longest > 32)
+    assert [bool(block.any()) for block in written[:, :8].swapaxes(0, 1)] == [
+        longest > 64 - (block + 1) * QUERY_BLOCK for block in range(8)
+    ]
 
 
 def test_a_bare_environment_reads_it_without_warnings(place: Path, tmp_path: Path) -> None:
@@ -187,7 +190,7 @@ def test_places_that_are_no_lake(place: Path, tmp_path: Path) -> None:
         open_lake(tmp_path / "none")
     newer = Path(shutil.copytree(place, tmp_path / "newer.lake"))
     text = (newer / "zarr.json").read_text()
-    (newer / "zarr.json").write_text(text.replace('"format":1', '"format":99'))
+    (newer / "zarr.json").write_text(text.replace(f'"format":{FORMAT_VERSION}', '"format":99'))
     with pytest.raises(UsageError, match="lake format 99"):
         open_lake(newer)
     (newer / "zarr.json").write_text(text)
@@ -219,4 +222,4 @@ def test_a_missing_run_is_named(place: Path) -> None:
         open_lake(place)["toy/none"]
     assert "toy/toy" in open_lake(place)
     assert list(open_lake(place)) == ["toy/toy"]
-    assert zarr.open_group(place, mode="r").attrs["format"] == 1
+    assert zarr.open_group(place, mode="r").attrs["format"] == FORMAT_VERSION

@@ -62,7 +62,7 @@ def attention_shares(attention: xr.DataArray, also: Sequence[str] = ()) -> xr.Da
     queries = [x for x in labels_along(attention, "position") if segment_of(x) != "question"]
     thoughts = thought_labels(attention, "key_position")
     answer = [x for x in queries if segment_of(x) == "answer"]
-    single = [x for x in queries if x not in answer]
+    single = [x for x in queries if x not in answer or x in also]
     name = attention.name or "the array"
     if not thoughts:
         raise SchemaError(f"{what} are between thoughts, and from the answer to them; {name} is of a run without any")
@@ -88,7 +88,6 @@ def attention_shares(attention: xr.DataArray, also: Sequence[str] = ()) -> xr.Da
         shares = shares.chunk(target=-1)
     total = shares.sum("target")
     shares = shares / total.where(total > 0)
-    single += [label for label in also if label not in single]
     parts = [take(shares, "position", single, what)]
     if answer:
         mean = take(shares, "position", answer, what).mean("position", skipna=True)

@@ -28,8 +28,8 @@ def answer_attention(attention: xr.DataArray, *, query: str = "eot", heads: bool
     -------
     (example, layer, position), or with ``head`` after ``layer``
     """
-    there = query in attention["position"].values and segment_of(query) == "answer"
-    shares = attention_shares(attention, [query] if there else [])
+    there = query in attention["position"].values and segment_of(query) != "question"
+    shares = attention_shares(attention.sel(position=[query]), [query]) if there else attention_shares(attention)
     if query not in shares["query"].values:
         raise SchemaError(
             f"attention of query {query!r}: the run holds the queries {', '.join(shares['query'].values)}. "

@@ -16,6 +16,7 @@ from extract.run.prepare import IN_FLIGHT, Prepared, batches, held_bytes, place,
 from schemas import LakeError, UsageError
 from schemas.vocabulary import ITERATIONS
 from store import encoded_sizes, local_path, model_size, open_lake, run_files_size
+from store.record import PARTS
 
 STATES = ("hidden_state", "final_state", "latent_embedding", "attention")
 MIN_CALIBRATION = 32
@@ -148,7 +149,7 @@ def plan(prepared: Prepared, lake: str | os.PathLike[str]) -> Plan:
         batch_examples=layout.n_example / len(every_batch),
         shards_committed=int(done.sum()),
         variables=variables,
-        files=static_files + layout.n_shard * (len(variables) + 3),
+        files=static_files + layout.n_shard * (len(variables) + 1 + len(PARTS)),
         static_bytes=static_bytes,
         raw_bytes=sum(variable.raw_bytes for variable in variables),
         expected_bytes=static_bytes + sum(variable.expected_bytes for variable in variables),

@@ -1,0 +1,151 @@
+"""Files of a shard before they are written: chunks encoded side by side, each with its checksums."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import zarr
+from numcodecs import Blosc, Zstd
+from zarr.codecs import BloscCodec, ZstdCodec
+from zarr.storage import MemoryStore
+
+from store.blocks import BlockArray
+from store.layout import ArrayLayout
+from store.range_check import ABSENT, CHECKSUM_BYTES
+
+
+class ShardFile:
+    """A shard's file before it is written; of no pieces if all is fill: Zarr keeps no file of such a shard.
+
+    Pieces may be encoded only as they are asked for; all else is known once they have been gone through.
+    """
+
+    def __init__(self) -> None:
+        self.pieces: Iterable[bytes] = []
+        self.size = 0
+        self.sha256 = hashlib.sha256()
+        self.checksums: np.ndarray | None = None
+        """CRC-32C of each chunk, 0 where there is none: (*grid,); of sharded arrays only."""
+        self.rows: np.ndarray | None = None
+        """CRC-32C of each row of each chunk: see :attr:`ArrayLayout.row_grid`; of states only."""
+
+    def counted(self, content: bytes) -> tuple[bytes, bytes]:
+        """Content and its checksum, as the next pieces."""
+        value: int = google_crc32c.value(content)
+        pieces = content, value.to_bytes(CHECKSUM_BYTES, "little")
+        for piece in pieces:
+            self.sha256.update(piece)
+            self.size += len(piece)
+        return pieces
+
+    def collect(self) -> "ShardFile":
+        """Itself, with its pieces in memory."""
+        self.pieces = list(self.pieces)
+        return self
+
+
+def encoders() -> ThreadPoolExecutor:
+    """Threads for :func:`encode_shard`."""
+    return ThreadPoolExecutor(min(32, os.cpu_count() or 1), thread_name_prefix="lake-encode")
+
+
+def encode_shard(layout: ArrayLayout, values: BlockArray, pool: ThreadPoolExecutor, shard: int = 0) -> ShardFile:
+    """One shard's file: chunks with their checksums, those that are all fill left out; the index.
+
+    Chunks lie in order of the axes, but that some of neighbouring examples (:attr:`ArrayLayout.together`) lie side by
+    side at each place of the second axis.
+
+    Parameters
+    ----------
+    layout
+        Of the array.
+    values
+        Of the shard's examples, or of more.
+    pool
+        Of :func:`encoders`. Not the main thread: there Blosc brings threads of its own, and the order of its blocks is
+        theirs.
+    shard
+        Which shard of the values.
+
+    Returns
+    -------
+    ShardFile
+        Of pieces that are encoded as they are asked for, the encoders ahead.
+    """
+    file = ShardFile()
+    checksums = file.checksums = np.zeros(layout.grid, dtype="<u4")
+    row_checksums = file.rows = np.zeros(layout.row_grid, dtype="<u4") if layout.has_rows else None
+    first = shard * layout.grid[0]
+
+    def pieces() -> Iterator[bytes]:
+        index = np.full((*layout.grid, 2), ABSENT, dtype="<u8")
+        parts = list(product(range(0, layout.grid[0], layout.together), *map(range, layout.grid[1:2])))
+        for chunks in pool.map(lambda part: _encode(layout, values, part, first), parts):
+            for place, content, rows in chunks:
+                index[place] = file.size, len(content) + CHECKSUM_BYTES
+                found = file.counted(content)
+                checksums[place] = int.from_bytes(found[1], "little")
+                if row_checksums is not None:
+                    row_checksums[place] = rows
+                yield from found
+        if file.size:
+            yield from file.counted(index.tobytes())
+
+    file.pieces = pieces()
+    return file
+
+
+def encode_column(layout: ArrayLayout, values: np.ndarray) -> ShardFile:
+    """One shard's file of an array without inner chunks, as Zarr encodes it."""
+    memory: dict[str, Any] = {}
+    zarr.create_array(
+        MemoryStore(memory), shape=layout.chunks, chunks=layout.chunks, dtype=layout.dtype, fill_value=layout.fill,
+        compressors=layout.codecs,
+    )[: len(values)] = values  # fmt: skip
+    file = ShardFile()
+    if (content := memory.get(layout.key(0))) is not None:
+        file.pieces, file.size = [content.to_bytes()], len(content)
+        file.sha256.update(content.to_bytes())
+    return file
+
+
+def _encode(
+    layout: ArrayLayout, values: BlockArray, part: tuple[int, ...], first: int
+) -> list[tuple[tuple[int, ...], bytes, list[int]]]:
+    """Chunks from a place along the first axes on, by their places, each with the checksums of its rows.
+
+    ``first`` is the place of the shard.
+    """
+    compressor, found = _compressor(layout.codecs[0]), []
+    n_row, *other = layout.chunks
+    for rest in np.ndindex(*layout.grid[len(part) :]):
+        place = (first + part[0], *part[1:], *rest)
+        corner = [number * size for number, size in zip(place, layout.chunks, strict=True)]
+        box = values.read(corner, (layout.together * n_row, *other))
+        for number, chunk in enumerate([] if box is None else np.split(box, layout.together)):
+            if not _is_fill(chunk, layout.fill):
+                rows = chunk.reshape(n_row, -1) if layout.has_rows else np.empty((0, 1), dtype=layout.dtype)
+                checksums = [google_crc32c.value(row) for row in rows.view(np.uint8)]
+                found.append(((part[0] + number, *part[1:], *rest), compressor.encode(chunk), checksums))
+    return found
+
+
+def _compressor(codec: BloscCodec | ZstdCodec) -> Blosc | Zstd:
+    """What Zarr's codec stands for."""
+    stated: Any = codec.to_dict()["configuration"]
+    if isinstance(codec, ZstdCodec):
+        return Zstd(**stated)
+    return Blosc(**{**stated, "shuffle": getattr(Blosc, stated["shuffle"].upper())})
+
+
+def _is_fill(chunk: np.ndarray, fill: Any) -> bool:
+    """Whether a chunk holds nothing but the fill: NaN, or zeros."""
+    first = chunk.reshape(-1)[0]
+    if fill != fill:
+        return bool(first != first) and bool(np.isnan(chunk).all())
+    return not chunk.reshape(-1).view(np.uint8).any()
