@@ -28,7 +28,7 @@ lint: env
 	$(BIN)/mypy
 
 # Each keeps its tables in benchmarks/results and writes benchmarks/RESULTS.md of all; some with peers, see below.
-BENCHES ?= extraction reading probes sae heads reentry sizes
+BENCHES ?= extraction formats reading probes sae heads reentry sizes
 bench: env
 	for name in $(BENCHES); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 	$(BIN)/python benchmarks/results.py
@@ -50,13 +50,18 @@ docs: env
 	$(BIN)/python docs/generate.py
 	$(BIN)/sphinx-build --fail-on-warning --quiet docs docs/_build
 
-# Libraries that benchmarks and one test compare with, apart from what this project needs. torchvision comes along for
-# nothing, and where it was built for another torch it keeps transformers from being imported.
+# What benchmarks and two tests compare with, apart from what this project needs, in two environments, as what trains
+# sparse autoencoders wants older versions of the others; nnterp wants an older nnsight, which lies in a folder of its
+# own. torchvision comes along for nothing, and where it was built for another torch it keeps transformers from being
+# imported.
+PINNED = $$(sed -n 's/^\(torch\|transformers\|h5py\|pyarrow\|safetensors\|zarr\)==/&/p' constraints.txt)
 peers: env
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
-	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check "torch==$$(sed -n 's/^torch==//p' constraints.txt)" sae-lens==6.54.12 dictionary-learning==0.1.0
-	.venv-peers/bin/python -m pip uninstall --quiet --yes torchvision
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check "torch==$$(sed -n 's/^torch==//p' constraints.txt)" sae-lens==6.54.12 dictionary-learning==0.1.0 eai-sparsify==1.3.3
+	test -x .venv-peers-models/bin/python || $(PYTHON) -m venv .venv-peers-models
+	.venv-peers-models/bin/python -m pip install --quiet --disable-pip-version-check $(PINNED) transformer-lens==4.3.0 nnsight==0.8.1 captum==0.9.0 torchlens==2.36.1 h5py==3.16.0 zarrs==0.2.3 tensorstore==0.1.86 ipython astor "python-socketio[client]"
+	.venv-peers-models/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv-peers-models/nnterp nnterp==1.3.0 nnsight==0.6.3
+	for each in .venv-peers .venv-peers-models; do $$each/bin/python -m pip uninstall --quiet --yes torchvision; done
 
 # The core of the tests with the lowest version of each range in pyproject.toml, and with the newest there are. Old
 # versions beside new ones of what they need themselves warn of it, so at the low end deprecations are no errors.

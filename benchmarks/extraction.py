@@ -1,88 +1,76 @@
-"""What capturing everything costs: extraction beside plain answering, and beside a straightforward script.
+"""What capturing everything costs beside plain answering, and beside other tools that capture the same.
 
-Random weights in the official layout: 124M GPT-2 on a CPU, a LLaMA of the 1B's sizes on a GPU (``--device cuda``).
-Every round times the same batches in turn, and the ratio is that of the round; the median round is what counts.
-Extraction also scores the gold answer, which plain answering does not. What a run begins with, whatever its length
-(some of its questions alone and in a batch, the model's read-out), is timed by itself and taken off.
-Without a GPU the second part cannot be measured, and the script says so.
+    python benchmarks/extraction.py [CASE ..] [--questions N] [--rounds N] [--threads N]
+
+gpt2      A CODI model of GPT-2's sizes (124M), random weights: question, six thoughts, answer.
+smollm2   SmolLM2-135M with a random projection, likewise; its weights are real, its thoughts mean nothing.
+tiny      A small model, to try this script.
+NAME-prompts
+          The prompt part alone, which is all that other tools do by themselves: one pass over the questions.
+memory    Peak memory and time at 500 and at 4,000 examples of a small model.
+
+Everybody loads the same weights, gets the same batches, padded on the left, and keeps states after every block and
+after the final norm and all attention in float16. Where a tool has no latent loop it is written by hand around
+its passes. What was captured is compared with the lake before anything is timed. Others write one npz file a batch,
+padded, and wait until it is on the disk. This project also scores the gold answer, checks what it captured,
+compresses and checksums. What one of its runs begins with, whatever its length (some questions alone and in a batch,
+the model's read-out), is timed by itself and taken off.
 """
 
 import argparse
 import json
-import os
-import pickle
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from beside.sides import OURS, Side, Times, compared, peers_python, take_turns, versions
+from checkpoints import GPT2, TINY, write_checkpoint
+from results import keep
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
-from extract.model.capture import cache_argument
+from extract.model.bases import packaged_base
 from extract.run.extract import extract, prepare
-from extract.run.precision import calibration
-from extract.run.prepare import batches, think
 from schemas import RunSpec
-from store import write_model
 
+SMALL = TINY | {"key_heads": TINY["heads"]}
 NAMES = ("Ann", "Ben", "Cleo", "Dora", "Emil")
 THINGS = ("apples", "pencils", "old books", "small green marbles", "cups of tea")
+CLOSE = {"hidden_state": 0.02, "final_state": 0.02, "attention": 2e-3, "token": 0.0}
+"""How far two captures may be apart: a few steps of float16, of states relative to each state's root mean square."""
 
 
-def config_of(size: str) -> Any:
-    if size == "gpt2":
-        return GPT2Config()
-    if size == "tiny":
-        sizes = {"n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 1000, "n_positions": 512}
-        return GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
-    return LlamaConfig(
-        vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16,
-        num_attention_heads=32, num_key_value_heads=8, head_dim=64, max_position_embeddings=131072,
-        rope_theta=500000.0, tie_word_embeddings=True,
-    )  # fmt: skip
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """What is extracted."""
+
+    model: str
+    prompts: bool = False
+    """Whether it is the prompt part alone."""
+
+    @property
+    def title(self) -> str:
+        """For the table."""
+        part = "the questions alone, in one pass" if self.prompts else "question, six thoughts and answer"
+        return f"Extraction of {NAMES_OF[self.model]}: {part}"
 
 
-def write_checkpoint(folder: Path, size: str) -> tuple[str, str]:
-    """Random weights in the official layout, and a tokenizer of words and digits; checkpoint and base folder."""
-    torch.manual_seed(0)
-    base, checkpoint = folder / f"base-{size}", folder / f"codi-{size}"
-    base.mkdir()
-    checkpoint.mkdir()
-    config = config_of(size)
-    vocabulary = config.vocab_size
-    config.save_pretrained(base)
-    words = sorted({*"0123456789.?", *(word for _, word in pieces())})
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(["<eos>", *words])}, "<eos>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)]
-    )
-    tokenizer.decoder = decoders.Fuse()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(base)
-    config.vocab_size = vocabulary + 3
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    state = {f"codi.{key}": value.half() for key, value in model.state_dict().items()}
-    hidden = config.hidden_size
-    for key, layer in (
-        ("1", nn.Linear(hidden, hidden)),
-        ("3", nn.Linear(hidden, hidden)),
-        ("ln", nn.LayerNorm(hidden)),
-    ):
-        state |= {f"prj.{key}.{name}": value for name, value in layer.state_dict().items()}
-    torch.save(state, checkpoint / "pytorch_model.bin")
-    return str(checkpoint), str(base)
-
-
-def pieces() -> list[tuple[str, str]]:
-    text = "has buys more in the morning and sells of them How many does have left The answer is " + " ".join(NAMES)
-    return [("", word) for word in [*text.split(), *" ".join(THINGS).split()]]
+NAMES_OF = {
+    "gpt2": "a 124M GPT-2 (random weights)",
+    "smollm2": "SmolLM2-135M (random projection)",
+    "tiny": "a small GPT-2 (random weights)",
+}
+CASES = {
+    f"{model}{suffix}": Case(model=model, prompts=bool(suffix)) for suffix in ("", "-prompts") for model in NAMES_OF
+}
 
 
 def write_questions(path: Path, n: int) -> Path:
@@ -102,145 +90,182 @@ def write_questions(path: Path, n: int) -> Path:
     return path
 
 
+def codi_of_smollm2(folder: Path) -> tuple[Path, str]:
+    """SmolLM2-135M in CODI's layout with a random projection; checkpoint and base."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(packaged_base("smollm2-135m"), dtype=torch.float32)
+    model.resize_token_embeddings(model.config.vocab_size + 3, mean_resizing=False)
+    hidden, state = model.config.hidden_size, {f"codi.{key}": value for key, value in model.state_dict().items()}
+    for key, layer in (
+        ("1", nn.Linear(hidden, hidden)),
+        ("3", nn.Linear(hidden, hidden)),
+        ("ln", nn.LayerNorm(hidden)),
+    ):
+        scale = model.get_input_embeddings().weight.std() if key == "ln" else 1
+        state |= {f"prj.{key}.{name}": value * scale for name, value in layer.state_dict().items()}
+    (folder / "smollm2").mkdir()
+    torch.save(state, folder / "smollm2" / "pytorch_model.bin")
+    return folder / "smollm2", "smollm2-135m"
+
+
+def write_job(case: Case, folder: Path, arguments: argparse.Namespace) -> Side:
+    """The folder ``job`` for all sides, and this project's side."""
+    data = write_questions(folder / "questions.jsonl", arguments.questions)
+    if case.model == "smollm2":
+        checkpoint, base = map(str, codi_of_smollm2(folder))
+    else:
+        sizes = {"gpt2": GPT2, "tiny": SMALL}[case.model]
+        checkpoint, base = map(str, write_checkpoint(folder, "gpt2", sizes, data))
+    settings: dict[str, Any] = {"capture": "full", "batch_size": arguments.batch_size}
+    (folder / "job").mkdir()
+    side = partial(Side, "this_project.py", threads=arguments.threads)
+    ours = side(f"m={checkpoint}", base, data, json.dumps({**settings, "max_new_tokens": arguments.max_new_tokens}))
+    ours("job", out=str(folder / "job"), n_answer=arguments.max_new_tokens)
+    if case.prompts:
+        ours.end()
+        (folder / "job").rename(folder / "plain")
+        (folder / "job").mkdir()
+        # One answer token is the least that this project writes; others stop after the question.
+        settings |= {"max_new_tokens": 1, "protocol": "direct"}
+        ours = side(f"m={folder / 'plain' / 'model'}", "", data, json.dumps(settings))
+        ours("job", out=str(folder / "job"), n_answer=0)
+    return ours
+
+
+class Comparison:
+    """One case: its sides, and where they write."""
+
+    def __init__(self, case: Case, folder: Path, arguments: argparse.Namespace) -> None:
+        self.folder, self.n_script = folder, arguments.script_questions
+        self.ours = write_job(case, folder, arguments)
+        self.n = arguments.questions
+        python, job = peers_python(), folder / "job"
+        nnterp = str(Path(python).parents[1] / "nnterp")
+        self.hand = Side("by_hand.py", job, threads=arguments.threads)
+        self.others = {
+            "by hand, in batches": self.hand,
+            "TransformerLens": Side("transformer_lens_.py", job, python=python, path="", threads=arguments.threads),
+            "nnsight": Side("nnsight_.py", job, python=python, path="", threads=arguments.threads),
+            "nnterp": Side("nnsight_.py", job, "nnterp", python=python, path=nnterp, threads=arguments.threads),
+        }
+        stated = json.loads((job / "job.json").read_text())
+        after = stated["n_latent"] + len(stated["closing"]) + stated["n_answer"]
+        self.columns = [max(len(stated["prompts"][i]) for i in batch) + after for batch in stated["batches"]]
+        self.count = 0
+
+    def end(self) -> None:
+        """End all sides."""
+        for side in (self.ours, *self.others.values()):
+            side.end()
+
+    def place(self) -> str:
+        """A new folder to write to."""
+        self.count += 1
+        (self.folder / str(self.count)).mkdir()
+        return str(self.folder / str(self.count))
+
+    def cleared(self, work: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+        """Do a work that writes into a folder, and remove the folder."""
+        place = self.place()
+        done = work(place)
+        subprocess.run(["rm", "-r", place], check=True)
+        return done
+
+    def check(self) -> dict[str, dict[str, float]]:
+        """Largest differences of each side's capture from the lake.
+
+        Raises
+        ------
+        SystemExit
+            If they are more than rounding.
+        """
+        lake = self.place()
+        self.ours("extraction", out=lake)
+        found = {}
+        for name, side in self.others.items():
+            place = self.place()
+            side("batched", out=place)
+            for number, n_column in enumerate(self.columns):
+                npz = f"{place}/{number}.npz"
+                apart = self.ours("compare", lake=lake, npz=npz, number=number, n_column=n_column)["value"]
+                found[name] = {key: max(value, found.get(name, apart)[key]) for key, value in apart.items()}
+            if any(value > CLOSE[key] for key, value in found[name].items()):
+                raise SystemExit(f"{name} captured something else than this project: {found[name]}")
+            subprocess.run(["rm", "-r", place], check=True)
+        subprocess.run(["rm", "-r", lake], check=True)
+        return found
+
+    def extraction(self) -> dict[str, Any]:
+        """Extraction by this project, what it begins with taken off."""
+        begun = self.cleared(lambda place: self.ours("start", out=place))
+        whole = self.cleared(lambda place: self.ours("extraction", out=place))
+        less = {kind: whole[kind] - begun[kind] for kind in ("clock", "processor")}
+        return {**less, "value": whole["value"], "start": begun}
+
+    def script(self, work: str) -> dict[str, Any]:
+        """A script of one question at a time, as if over all questions."""
+        some = list(range(0, self.n, max(1, self.n // self.n_script)))[: self.n_script]
+        done = self.cleared(lambda place: self.hand(work, out=place, questions=some))
+        return {key: value * self.n / len(some) for key, value in done.items()}
+
+    def works(self) -> dict[str, Callable[[], dict[str, Any]]]:
+        """Everything that is timed."""
+        kept = {
+            f"{name}, npz": partial(self.cleared, lambda place, side=side: side("batched", out=place))
+            for name, side in self.others.items()
+        }
+        scripts = {"JSON": "one_by_one", "pickle": "one_by_one_pickled"}
+        return {
+            "the bare model, nothing kept": lambda: self.hand("bare"),
+            "this project, answering alone": lambda: self.ours("answering"),
+            "this project, answering and scoring": lambda: self.ours("answering", scored=True),
+            OURS: self.extraction,
+            **kept,
+            **{f"one question at a time, {name}": partial(self.script, work) for name, work in scripts.items()},
+        }
+
+
+def measure(name: str, folder: Path, arguments: argparse.Namespace) -> None:
+    """Compare, print and keep one case."""
+    comparison = Comparison(CASES[name], folder, arguments)
+    apart = comparison.check()
+    times = take_turns(comparison.works(), arguments.rounds, warm=0)
+    comparison.end()
+    rows = compared(times, per=arguments.questions)
+    for row in rows:
+        size = times[row["who"]][0]["value"]
+        row["MB a question"] = size / 1e6 / arguments.questions if size else None
+    text = " ".join([*__doc__.split("\n\n")[-1].split(), said(arguments, apart, times)])
+    peers = versions(peers_python(), "transformer-lens", "nnsight", "transformers")
+    path = str(Path(peers_python()).parents[1] / "nnterp")
+    peers = {"transformers of peers": peers.pop("transformers"), **peers}
+    keep(
+        f"extraction-{name}",
+        CASES[name].title,
+        rows,
+        text=text,
+        versions=peers | versions(peers_python(), "nnterp", path=path),
+    )
+
+
+def said(arguments: argparse.Namespace, apart: dict[str, dict[str, float]], times: Times) -> str:
+    """Sizes, differences and the start, in words."""
+    begun = [each["start"]["processor"] for each in times[OURS]]
+    worst = {key: max(each[key] for each in apart.values()) for key in CLOSE}
+    return (
+        f"{arguments.questions} questions in batches of {arguments.batch_size}, {arguments.threads} thread(s)."
+        f" Seconds are those of a question; times ours: round by round. Its start, {np.median(begun):.1f} s of"
+        " processors once a run, is taken off. Largest difference between captures: states"
+        f" {max(worst['hidden_state'], worst['final_state']):.1g} of their root mean square, attention"
+        f" {worst['attention']:.1g}; all tokens are the same."
+    )
+
+
 def timed(work: Callable[[], object]) -> np.ndarray:
     """Seconds by the clock, and of processors."""
     begin, used = time.perf_counter(), time.process_time()
     work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
     return np.array([time.perf_counter() - begin, time.process_time() - used])
-
-
-@torch.no_grad()
-def straightforward(
-    model: Any, projection: nn.Module, reasoner: Any, prompt: list[int], n_answer: int
-) -> dict[str, Any]:
-    """One question as scripts do it: eager attention, tuples of everything at every step."""
-    device = reasoner.device
-    embed = model.get_input_embeddings()
-    options: dict[str, Any] = {"output_hidden_states": True, "output_attentions": True, "use_cache": True}
-    out = model(input_ids=torch.tensor([prompt], device=device), **options)
-    name = cache_argument(model)
-    steps, tokens = [out], []
-    options[name] = out[name]
-    for _ in range(reasoner.n_latent):
-        vector = projection(out.hidden_states[-1][:, -1:])
-        out = model(inputs_embeds=vector, **options)
-        steps.append(out)
-    token = reasoner.eot_id
-    for _ in range(n_answer + 1):
-        out = model(inputs_embeds=embed(torch.tensor([[token]], device=device)), **options)
-        steps.append(out)
-        token = int(out.logits[0, -1, :-1].argmax())
-        tokens.append(token)
-        if token == reasoner.eos_id:
-            break
-    return {
-        "tokens": tokens,
-        "hidden_states": [[layer[0].cpu().numpy() for layer in step.hidden_states] for step in steps],
-        "attentions": [[layer[0].cpu().numpy() for layer in step.attentions] for step in steps],
-    }
-
-
-def measure(size: str, arguments: argparse.Namespace, folder: Path) -> None:
-    data = write_questions(folder / f"{size}.jsonl", arguments.questions)
-    checkpoint, base = write_checkpoint(folder, size)
-    spec = RunSpec(
-        capture="full", batch_size=arguments.batch_size, max_new_tokens=arguments.max_new_tokens,
-        device=arguments.device, compute_dtype=arguments.compute_dtype,
-    )  # fmt: skip
-    prepared = prepare(f"m={checkpoint}", str(data), folder / "bench.lake", spec, base=base)
-    reasoner, layout = prepared.reasoner, prepared.layout
-    every = [batch for shard in range(layout.n_shard) for batch in batches(prepared, shard)]
-
-    def answer(gold: Sequence[str] | None = None) -> None:
-        for batch in every:
-            reasoner.think(
-                [prepared.prompts[i] for i in batch],
-                capture=None,
-                max_new_tokens=spec.max_new_tokens,
-                gold=None if gold is None else [gold[i] for i in batch],
-            )
-
-    written = 0
-
-    def start() -> None:
-        calibration(prepared)
-        place = folder / f"start-{time.monotonic_ns()}.lake"
-        write_model(place, prepared.model, prepared.model_arrays, prepared.model_attributes)
-
-    def capture() -> None:
-        nonlocal written
-        written = extract(prepared, folder / f"bench-{time.monotonic_ns()}.lake").bytes_written
-
-    def scripted() -> None:
-        for index in chosen:
-            found = straightforward(model, reasoner.projection, reasoner, prepared.prompts[index], spec.max_new_tokens)
-            plain = {
-                key: [[layer.tolist() for layer in step] for step in value] if key != "tokens" else value
-                for key, value in found.items()
-            }
-            (folder / f"{index}.json").write_text(json.dumps(plain))
-            (folder / f"{index}.json").unlink()
-
-    def pickled() -> None:
-        for index in chosen:
-            found = straightforward(model, reasoner.projection, reasoner, prepared.prompts[index], spec.max_new_tokens)
-            (folder / f"{index}.pkl").write_bytes(pickle.dumps(found))
-            (folder / f"{index}.pkl").unlink()
-
-    chosen = list(range(0, len(prepared.prompts), max(1, len(prepared.prompts) // arguments.script_questions)))
-    chosen = chosen[: arguments.script_questions]
-    config = config_of(size)
-    config.vocab_size += 3
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=reasoner.model.dtype)
-    model = model.eval().to(arguments.device)
-    model.load_state_dict(reasoner.model.state_dict())
-    think(prepared, every[0])
-    rounds = []
-    for _ in range(arguments.rounds):
-        scored = timed(lambda: answer(prepared.problems.gold_answer))
-        begun = timed(start)
-        rounds.append([timed(answer), timed(capture) - begun, timed(scripted), timed(pickled), scored, begun])
-        for lake in [*folder.glob("bench-*.lake"), *folder.glob("start-*.lake")]:
-            subprocess.run(["rm", "-r", lake], check=True)
-    n = len(prepared.prompts)
-    each = np.array(rounds) / np.array([n, n, len(chosen), len(chosen), n, 1])[:, None]  # (round, what, clock)
-    ratios = np.median(each / each[:, 1:2], axis=0)
-    seconds = np.median(each, axis=0)
-    tokens = statistics.mean(len(prompt) for prompt in prepared.prompts)
-    print(f"{size} on {arguments.device}: full capture, {n} questions of {tokens:.0f} tokens, {len(rounds)} rounds")
-    print("                            by the clock   of processors")
-
-    def line(what: str, values: Any, bound: str = "") -> None:
-        print(f"  {what:24}  {values[0]:12.3f}   {values[1]:13.3f}  {bound}")
-
-    line("plain answering, s", seconds[0], "a question")
-    line("extraction to disk, s", seconds[1], f"a question of {written / n / 1e6:.1f} MB")
-    line("its start, s", seconds[5], "once a run")
-    line("extraction / answering", np.median(each[:, 1] / each[:, 0], axis=0), "at most 1.25")
-    line("  and scoring the gold", np.median(each[:, 1] / each[:, 4], axis=0), "the same passes without capture")
-    line("script, JSON / ours", ratios[2], "at least 10")
-    line("script, pickle / ours", ratios[3])
-    rate, disk = written / n / seconds[1, 0], disk_rate(folder)
-    print(f"  written at {rate / 1e6:.0f} MB/s; the disk takes {disk / 1e6:.0f} MB/s: {rate / disk:.2f} of it")
-
-
-def disk_rate(folder: Path) -> float:
-    """Bytes a second of plain writing, flushed to the disk."""
-    block = np.random.default_rng(0).bytes(2**26)
-    path = folder / "raw"
-
-    def write() -> None:
-        with path.open("wb") as file:
-            for _ in range(4):
-                file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
-
-    seconds = timed(write)
-    path.unlink()
-    return float(2**28 / seconds[0])
 
 
 def measure_memory(folder: Path) -> None:
@@ -251,17 +276,20 @@ def measure_memory(folder: Path) -> None:
         done = subprocess.run(words, capture_output=True, text=True, check=True)
         found[n] = json.loads(done.stdout.splitlines()[-1])
     (small, large) = found[500], found[4000]
-    print("a 2-layer GPT-2, full capture, shards of 64 examples")
-    for n, each in found.items():
-        print(f"  {n} examples: peak {each['peak'] / 1e6:.0f} MB, {each['seconds']:.1f} s of processors")
-    print(f"  peak at 4,000 / at 500   {large['peak'] / small['peak']:.3f} (at most 1.10)")
-    print(f"  time per example         {large['seconds'] / small['seconds'] / 8:.2f} (1: in proportion)")
+    rows = [
+        {"examples": n, "peak, MB": each["peak"] / 1e6, "s of processors": each["seconds"]} for n, each in found.items()
+    ]
+    growth = large["peak"] / small["peak"], large["seconds"] / small["seconds"] / 8
+    text = f"Full capture of a small model, shards of 64 examples: peak at 4,000 / at 500 {growth[0]:.3f}, time of an"
+    keep("extraction-growth", "Extraction as the data grow", rows, text=f"{text} example {growth[1]:.2f}.")
 
 
 def child(folder: Path, n: int) -> None:
     torch.set_num_threads(1)
+    folder /= str(n)
+    folder.mkdir()
     data = write_questions(folder / f"tiny-{n}.jsonl", n)
-    checkpoint, base = str(folder / "codi-tiny"), str(folder / "base-tiny")
+    checkpoint, base = map(str, write_checkpoint(folder, "gpt2", SMALL, data))
     spec = RunSpec(capture="full", batch_size=32, max_new_tokens=3)
     ready = prepare(f"m={checkpoint}", str(data), folder / f"tiny-{n}.lake", spec, base=base, shard_examples=64)
     seconds = timed(lambda: extract(ready, folder / f"tiny-{n}.lake"))[1]
@@ -272,30 +300,25 @@ def child(folder: Path, n: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--compute-dtype", default="float32")
-    parser.add_argument("--questions", type=int, default=128)
-    parser.add_argument("--script-questions", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--max-new-tokens", type=int, default=24)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", nargs="*", choices=[*CASES, "memory", []], help="all if none is named")
+    parser.add_argument("--questions", type=int, default=32)
+    parser.add_argument("--script-questions", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--max-new-tokens", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--skip-memory", action="store_true")
-    parser.add_argument("--skip-speed", action="store_true")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         child(Path(arguments.child[0]), int(arguments.child[1]))
         return
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        if not arguments.skip_speed:
-            measure("gpt2" if arguments.device == "cpu" else "llama", arguments, folder)
-        if not arguments.skip_memory:
-            write_checkpoint(folder, "tiny")
-            measure_memory(folder)
-    if not torch.cuda.is_available():
-        print("no GPU here: extraction of a LLaMA of the 1B's sizes (--device cuda) was not measured")
+    for name in arguments.case or [*(name for name in CASES if "tiny" not in name), "memory"]:
+        with tempfile.TemporaryDirectory() as place:
+            if name == "memory":
+                measure_memory(Path(place))
+            else:
+                measure(name, Path(place), arguments)
 
 
 if __name__ == "__main__":

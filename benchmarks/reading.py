@@ -1,33 +1,55 @@
-"""Reading a lake beside memmaps and zarr-python: one (layer, position), several layers, rows in random order.
+"""Reading a lake beside memmaps, HDF5, Arrow, safetensors, and beside zarr-python, zarrs and tensorstore.
 
-Warm: everything lies in the page cache, and each reading, into a new array, is repeated in turn. Ratios are of the
-medians; the fastest of each is given, too, as other work on the machine moves medians.
+    python benchmarks/reading.py [--examples N] [--rounds N] [--model gpt2]
+
+cell      States of one layer and position of all examples, as a probe wants them.
+example   States and attention of one example.
+block     Attention of the thoughts to the thoughts: every layer, head and example.
+random    States of 64 examples, chosen at random, at every layer and position.
+epoch     All states of three layers as float32 in random order: from the lake with ``torch_dataset``, which mixes
+          examples from all over; others read random blocks of 64 neighbours and shuffle inside each.
+
+Every reader is a process of its own that copies what it reads into a new array of the stored type; all give the same
+bytes, which is checked first. The lake's readers (this project, zarr-python, zarrs, tensorstore) open the same files
+and check checksums; this project also checks them against its own record. Others read copies without any. Everything
+lies in the page cache; in ``cold`` tables the files were dropped from it before each reading.
 """
 
 import argparse
+import json
 import os
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-import xarray as xr
+from beside.readers import PATTERNS, READERS
+from beside.sides import OURS, Side, Times, compared, peers_python, take_turns, versions
+from results import keep
 
-from store import RunLayout, create_run, open_lake, torch_dataset
+from store import RunLayout, create_run
 
 MODELS = {
     "gpt2": {"n_layer": 12, "n_head": 12, "hidden": 768},
     "llama-1b": {"n_layer": 16, "n_head": 32, "hidden": 2048},
 }
-LAYER, POSITION = 7, "ct3"
-BATCH_ROWS = 4096
+TITLES = {
+    "cell": "one layer and position of all examples",
+    "example": "one example",
+    "block": "thoughts' attention to thoughts, all heads and examples",
+    "random": "64 random examples",
+    "epoch": "a shuffled epoch of three layers",
+}
+LOOPS = {"example": 4}
+"""Readings in one measurement, where one alone is too short."""
+SLOW = ("random", "epoch")
+"""Patterns of fewer rounds."""
 
 
 def write_lake(place: Path, model: str, n_example: int) -> RunLayout:
-    """A run of a model's sizes, states of Gaussian noise, latent capture, no attention."""
+    """A run of a model's sizes, latent capture: states of Gaussian noise, causal attention of made-up questions."""
     layout = RunLayout(
         n_example=n_example, **MODELS[model], n_latent=6, longest_question=90, n_answer=8,
         capture="latent", dtype="float16",
@@ -35,147 +57,134 @@ def write_lake(place: Path, model: str, n_example: int) -> RunLayout:
     rng = np.random.default_rng(0)
     columns = {"example": (("example",), np.arange(n_example))}
     writer = create_run(place, "m/d", layout, identity={"spec": {}}, columns=columns)
-    shape = writer.empty(0)["hidden_state"].shape
+    empty = writer.empty(0)
+    shape = empty["hidden_state"].shape
     noise = rng.standard_normal((shape[0] + layout.n_shard, *shape[1:]), dtype=np.float32).astype("float16")
+    made = rng.exponential(size=(16, *empty["attention"].shape[1:])).astype("float32")
+    query = np.arange(made.shape[-2])[:, None] + made.shape[-1] - made.shape[-2]
+    start = layout.n_question - rng.integers(30, 90, 16)
+    key = np.arange(made.shape[-1])
+    made *= ((key <= query) & (key >= start[:, None, None]))[:, None, None]
+    made /= made.sum(-1, keepdims=True)
+    attention = np.resize(made.astype("float16"), (shape[0], *made.shape[1:]))
     for shard in range(layout.n_shard):
         values = writer.empty(shard)
-        # the same noise one row on: no two shards are alike, and it is drawn once
-        values["hidden_state"] = noise[shard : shard + values["hidden_state"].shape[0]]
+        n = values["hidden_state"].shape[0]
+        # The same noise one row on: no two shards are alike, and it is drawn once.
+        values["hidden_state"], values["attention"] = noise[shard : shard + n], attention[:n]
         writer.write_shard(shard, values)
     return layout
 
 
-def write_memmaps(folder: Path, cell: np.ndarray, layout: RunLayout, lake: Path) -> dict[str, np.memmap]:
-    """The same states by layer and by cell; only what is read of them is written."""
-    n_example, n_layer, n_position = layout.n_example, layout.n_layer, len(layout.positions)
-    shapes = {
-        "layer": (n_layer, n_example, n_position, layout.hidden),
-        "cell": (n_layer, n_position, n_example, layout.hidden),
+def sizes_of(layout: RunLayout) -> dict[str, Any]:
+    """What readers need to know."""
+    first, last = layout.positions.index("ct0"), layout.positions.index("ct5")
+    keys = [layout.key_positions.index("ct0"), layout.key_positions.index("ct5") + 1]
+    shapes = {"states": layout.arrays()["hidden_state"].shape, "attention": layout.arrays()["attention"].shape}
+    return {
+        "n_example": layout.n_example,
+        "cell": layout.positions.index("ct3"),
+        "thoughts": [first, last + 1],
+        "thought_keys": keys,
+        "shapes": {name: list(shape) for name, shape in shapes.items()},
     }
-    flat = {name: np.memmap(folder / name, dtype="float16", mode="w+", shape=shape) for name, shape in shapes.items()}
-    run = open_lake(lake, stored=True)["m/d"]
-    flat["layer"][LAYER] = run["hidden_state"].sel(layer=LAYER).values
-    flat["cell"][LAYER, layout.positions.index(POSITION)] = cell
-    for each in flat.values():
-        each.flush()
-    return flat
 
 
-def in_turn(readings: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each, read one after the other again and again."""
-    seconds: dict[str, list[float]] = {name: [] for name in readings}
-    for _ in range(rounds + 1):
-        for name, read in readings.items():
-            begin = time.perf_counter()
-            read()
-            seconds[name].append(time.perf_counter() - begin)
-    return {name: sorted(each[1:]) for name, each in seconds.items()}
+class Readers:
+    """All readers of one lake, each a process."""
+
+    def __init__(self, folder: Path, layout: RunLayout) -> None:
+        self.folder = folder
+        stated = json.dumps(sizes_of(layout))
+        self.sides = {
+            OURS if kind == "lake" else kind: Side("readers.py", kind, folder, stated)
+            if kind == "lake"
+            else Side("readers.py", kind, folder, stated, python=peers_python(), path="")
+            for kind in READERS
+        }
+        for side in self.sides.values():
+            side("write")
+            side("open")
+
+    def check(self) -> None:
+        """Raise ``SystemExit`` unless everybody reads the same."""
+        for pattern in PATTERNS[:-1]:
+            found = {name: side("digest", pattern=pattern, number=0)["value"] for name, side in self.sides.items()}
+            if wrong := [name for name, value in found.items() if value != found[OURS]]:
+                raise SystemExit(f"{', '.join(wrong)} read {pattern} otherwise than this project")
+
+    def warm(self, pattern: str, rounds: int) -> Times:
+        """Times of a pattern out of the page cache."""
+        numbers = {name: iter(range(1, 10**6)) for name in self.sides}
+
+        def work(name: str) -> dict[str, Any]:
+            several = [self.sides[name]("read", pattern=pattern, number=next(numbers[name])) for _ in range(n)]
+            return {kind: sum(each[kind] for each in several) / n for kind in ("clock", "processor")}
+
+        n = LOOPS.get(pattern, 1)
+        return take_turns({name: partial(work, name) for name in self.sides}, rounds)
+
+    def cold(self, pattern: str, rounds: int) -> Times:
+        """The same, the files dropped from the page cache and opened again before each reading."""
+
+        def work(name: str) -> dict[str, Any]:
+            self.sides[name]("open")
+            for path in self.folder.rglob("*"):
+                if path.is_file():
+                    drop(path)
+            return self.sides[name]("read", pattern=pattern, number=1)
+
+        return take_turns({name: partial(work, name) for name in self.sides}, rounds, warm=0)
 
 
-def show(seconds: dict[str, list[float]], size: int) -> None:
-    for name, each in seconds.items():
-        middle = statistics.median(each)
-        print(
-            f"    {name:36} {middle * 1e3:8.2f} ms  {size / middle / 1e6:8.0f} MB/s   fastest {each[0] * 1e3:8.2f} ms"
-        )
+def drop(path: Path) -> None:
+    """Take a file out of the page cache, as far as no process has it mapped."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
 
 
-def ratio(seconds: dict[str, list[float]], name: str, other: str) -> str:
-    """Rate of a reading by that of another: of the medians, and of the fastest."""
-    medians = statistics.median(seconds[other]) / statistics.median(seconds[name])
-    return f"{medians:.2f} ({seconds[other][0] / seconds[name][0]:.2f})"
-
-
-def one_cell(lake: Path, folder: Path, layout: RunLayout, rounds: int) -> None:
-    opened = open_lake(lake, stored=True)
-    run, blocks = opened.open("m/d", chunks=None), opened["m/d"]
-    widened = opened.open("m/d", chunks=None, stored=False)
-    position = layout.positions.index(POSITION)
-    cell = run["hidden_state"].sel(layer=LAYER, position=POSITION).values
-    flat = write_memmaps(folder, cell, layout, lake)
-    readings = {
-        "memmap (layer, example, position)": lambda: np.array(flat["layer"][LAYER, :, position]),
-        "memmap (layer, position, example)": lambda: np.array(flat["cell"][LAYER, position]),
-        "lake, chunks=None": lambda: run["hidden_state"].sel(layer=LAYER, position=POSITION).values,
-        "lake, dask": lambda: blocks["hidden_state"].sel(layer=LAYER, position=POSITION).values,
-        "memmap by layer, to float32": lambda: flat["layer"][LAYER, :, position].astype("float32"),
-        "lake, chunks=None, float32": lambda: widened["hidden_state"].sel(layer=LAYER, position=POSITION).values,
-    }
-    for name, read in readings.items():
-        np.testing.assert_array_equal(read(), cell, err_msg=name)
-    seconds = in_turn(readings, rounds)
-    print(f"  one (layer, position), {cell.nbytes / 1e6:.1f} MB from {layout.n_shard} shards:")
-    show(seconds, cell.nbytes)
-    by_layer, by_cell, bare, dask, memmap_wide, wide = readings
-    print(f"    chunks=None / memmap by layer, rate  {ratio(seconds, bare, by_layer)} (asked: 0.5)")
-    print(f"    chunks=None / memmap by cell, rate   {ratio(seconds, bare, by_cell)}")
-    print(f"    dask / memmap by layer, rate         {ratio(seconds, dask, by_layer)}")
-    print(f"    the same to float32, chunks=None     {ratio(seconds, wide, memmap_wide)}")
-
-
-def four_layers(lake: Path, rounds: int) -> None:
-    opened = open_lake(lake, stored=True)
-    plain = xr.open_zarr(lake, group="m/d", consolidated=False)
-    runs = {"lake, chunks=None": opened.open("m/d", chunks=None), "lake, dask": opened["m/d"], "zarr-python": plain}
-    part = {name: run["hidden_state"].isel(layer=slice(0, 4), example=slice(0, 2048)) for name, run in runs.items()}
-    size = part["zarr-python"].nbytes
-    print(f"  four layers at all positions, {size / 1e6:.0f} MB:")
-    seconds = in_turn({name: lambda each=each: each.copy().load() for name, each in part.items()}, rounds)
-    show(seconds, size)
-
-
-def shuffled_rows(lake: Path, folder: Path, rounds: int) -> None:
-    """Epochs of shuffled batches in float32, in turn: processor time and clock."""
-    opened = open_lake(lake)
-    dataset = torch_dataset(opened, "m/d", "hidden_state", layer=[3, 7, 11], batch_size=BATCH_ROWS, buffer_bytes=2**25)
-    blocks = dataset.blocks
-    flat = np.memmap(folder / "rows", dtype="float16", mode="w+", shape=(blocks.n_row, *blocks.item_shape))
-    for begin in range(0, blocks.n_row, BATCH_ROWS):
-        rows = np.arange(begin, min(begin + BATCH_ROWS, blocks.n_row))
-        flat[rows] = blocks.read(rows)
-    flat.flush()
-    rng = np.random.default_rng(0)
-
-    def of_memmap() -> Iterator[torch.Tensor]:
-        for rows in np.array_split(rng.permutation(blocks.n_row), -(-blocks.n_row // BATCH_ROWS)):
-            yield torch.from_numpy(flat[rows]).float()
-
-    seconds: dict[str, list[tuple[float, float]]] = {"memmap, random rows": [], "torch_dataset": []}
-    for _ in range(rounds + 1):
-        for name, batches in zip(seconds, (of_memmap, dataset.__iter__), strict=True):
-            clock, processor = time.perf_counter(), time.process_time()
-            n_row = sum(len(batch) for batch in batches())
-            seconds[name].append((time.perf_counter() - clock, time.process_time() - processor))
-            assert n_row == blocks.n_row
-    print(
-        f"  {blocks.n_row} rows in random order, batches of {BATCH_ROWS} in float32, {blocks.n_slot} blocks a window:"
-    )
-    for name, each in seconds.items():
-        clock, processor = (statistics.median(one) for one in zip(*each[1:], strict=True))
-        print(
-            f"    {name:24} {blocks.n_row / processor:9.0f} rows/s of processor, {blocks.n_row / clock:9.0f} by clock"
-        )
-    pairs = list(zip(*seconds.values(), strict=True))[1:]
-    for which, what in ((1, "processor"), (0, "clock")):
-        ratios = sorted(memmap[which] / lake[which] for memmap, lake in pairs)
-        print(f"    rate / memmap's by {what}: {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+def rows_of(times: Times, size: float) -> list[dict[str, Any]]:
+    """Rows of a table, with the rate."""
+    rows = compared({name: times[name] for name in times}, unit="ms", per=1e-3)
+    for row in rows:
+        row["GB/s of processors"] = [size / 1e6 / max(ms, 1e-6) for ms in row["ms, of processors"]]
+    return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=49)
-    parser.add_argument("--sizes", nargs="+", default=["gpt2:4096", "gpt2:7473", "llama-1b:7473"])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--examples", type=int, default=1024)
+    parser.add_argument("--model", choices=list(MODELS), default="gpt2")
+    parser.add_argument("--folder", type=Path, help="where files are made and stay; by default they do not")
     arguments = parser.parse_args()
-    print(f"{os.cpu_count()} processors, warm")
-    for size in arguments.sizes:
-        model, _, n_example = size.partition(":")
-        with tempfile.TemporaryDirectory() as place:
-            lake = Path(place) / "bench.lake"
-            layout = write_lake(lake, model, int(n_example))
-            print(f"{n_example} examples of {model}'s sizes", flush=True)
-            one_cell(lake, Path(place), layout, arguments.rounds)
-            four_layers(lake, max(arguments.rounds // 16, 1))
-            shuffled_rows(lake, Path(place), max(arguments.rounds // 7, 1))
+    with tempfile.TemporaryDirectory() as place:
+        folder = arguments.folder or Path(place)
+        layout = write_lake(folder / "lake", arguments.model, arguments.examples)
+        readers = Readers(folder, layout)
+        readers.check()
+        hidden, attention = sizes_of(layout)["shapes"].values()
+        state, thoughts = 2 * hidden[3], layout.n_layer * layout.n_head * 36 * 2
+        n, n_cell = layout.n_example, hidden[1] * hidden[2]
+        size = {
+            "cell": n * state, "example": n_cell * state + 2 * int(np.prod(attention[1:])), "block": n * thoughts,
+            "random": 64 * n_cell * state, "epoch": n * 3 * hidden[2] * state,
+        }  # fmt: skip
+        tables: list[tuple[str, str, Callable[[str, int], Times]]] = [
+            (pattern, "warm", readers.warm) for pattern in PATTERNS
+        ]
+        tables += [(pattern, "cold", readers.cold) for pattern in ("cell", "example")]
+        peers = versions(peers_python(), "zarr", "zarrs", "tensorstore", "h5py", "pyarrow", "safetensors")
+        for pattern, state_of_cache, measure in tables:
+            slow = state_of_cache == "cold" or pattern in SLOW
+            rounds = max(arguments.rounds // 5, 2) if slow else arguments.rounds
+            rows = rows_of(measure(pattern, rounds), size[pattern])
+            title = f"Reading {TITLES[pattern]}, {state_of_cache}"
+            text = f"{n:,} examples of {arguments.model}'s sizes; {size[pattern] / 1e6:.1f} MB are read. One thread."
+            keep(f"reading-{pattern}-{state_of_cache}", title, rows, text=text, versions=peers)
+        for side in readers.sides.values():
+            side.end()
 
 
 if __name__ == "__main__":
