@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.labels import inherited, labels_along, numbered, require_dims, take
-from analyze.lens.logit import another_chain
+from analyze.lens.logit import another_chain, larger_blocks
 from analyze.lens.readout import ReadOut, check_model
 from analyze.statistics import bootstrap_mean
 from schemas import AnswerKind, answer_word, number_text, segment_of
@@ -59,7 +59,7 @@ def readout_depth(run: xr.Dataset, model: xr.Dataset, *, positions: Sequence[str
     sides = [run["gold_answer"], results, another_chain(results, run)]
     sides = [side.drop_vars(list(side.coords)) for side in sides]
     if state.chunks is not None:
-        state = state.chunk({"hidden": -1})
+        state = state.chunk(larger_blocks(state.variable.chunksizes) | {"hidden": -1})
         rows = {"example": state.variable.chunksizes["example"]}
         sides = [side.chunk(rows | {dim: -1 for dim in side.dims if dim != "example"}) for side in sides]
     n_step = results.sizes["step"]

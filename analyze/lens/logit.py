@@ -97,7 +97,7 @@ def logit_lens(
     n_step = results.sizes["step"]
     sides = {name: side.drop_vars(list(side.coords)) for name, side in sides.items()}
     if lazy:
-        state = state.chunk(_larger_blocks(state.variable.chunksizes) | {"hidden": -1})
+        state = state.chunk(larger_blocks(state.variable.chunksizes) | {"hidden": -1})
         rows = state.variable.chunksizes["example"]
         sides = {
             name: side.chunk({"example": rows} | {d: -1 for d in side.dims if d != "example"})
@@ -148,7 +148,7 @@ def logit_lens(
     return lens.assign_attrs(inherited(run, kind="lens_example", lens=which, **decoded))
 
 
-def _larger_blocks(chunks: Mapping[Any, tuple[int, ...]]) -> dict[Any, int]:
+def larger_blocks(chunks: Mapping[Any, tuple[int, ...]]) -> dict[Any, int]:
     """Sizes of blocks that join chunks until they hold enough states: of all layers first, then positions, examples."""
     total = math.prod(sum(chunks[dim]) for dim in ("layer", "position", "example"))
     wanted = min(ROW_BLOCK, max(LEAST_BLOCK, total // CPU_COUNT))

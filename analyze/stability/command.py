@@ -43,17 +43,21 @@ def run(sources: "Sequence[Source]", settings: StabilitySettings) -> "xr.Dataset
 
 def cost(sources: "Sequence[Source]", settings: StabilitySettings) -> Cost:
     """Resampled sums of the block of thoughts, the last layer's thoughts read out, and shuffles of every two runs."""
+    import numpy as np
+
     from analyze.cost import limits, places, reading, states_at
     from analyze.heads.scores import thought_block
+    from analyze.probes.tasks import draw_examples
 
     reads, operations, memory, n_state = [], 0.0, 0.0, 0
     for source in sources:
-        block = thought_block(source.data["attention"], "thoughts")[0]
-        states = states_at(source.data, places(source.data, answers=False)[:-1]).isel(layer=[-1])
-        share = min(1.0, (settings.max_examples or states.sizes["example"]) / states.sizes["example"])
+        rows = draw_examples(np.asarray(source.data["problem"].values), settings.max_examples, settings.seed)
+        run = source.data.isel(example=rows)
+        block = thought_block(run["attention"], "thoughts")[0]
+        states = states_at(run, places(run, answers=False)[:-1]).isel(layer=[-1])
         reads += [reading(block), reading(states)]
-        n_state += int(share * states.size) // states.sizes["hidden"]
-        operations += share * 2.0 * (block.size * settings.resamples + states.size * source.model.sizes["vocabulary"])
+        n_state += states.size // states.sizes["hidden"]
+        operations += 2.0 * (block.size * settings.resamples + states.size * source.model.sizes["vocabulary"])
         memory = max(memory, 8.0 * 3 * settings.resamples * block.size / block.sizes["example"])
         memory += source.model["unembedding"].nbytes
     heads = sources[0].data.sizes["layer"] * sources[0].data.sizes["head"]

@@ -1,0 +1,126 @@
+"""How time and memory of every analysis grow with the number of examples: 500, 1,000, 2,000, 4,000 and 8,000.
+
+    python benchmarks/growth.py [ANALYSIS]... [--examples 500,1000,..] [--keep DIR]
+
+Two made-up runs of small axes (3 layers, 2 heads, 32 components, 2,003 tokens) go through the store's own writer into
+one lake; each analysis then reads the first N examples of it, in one process and on one thread, after a run on 50 that
+loads what it needs. Where an analysis by default stops at some number of examples it is told to take all; permutations
+and resamples are few, as they only multiply. geometry and similarity hold problems against each other, of which they
+take 300 at most: they keep that. features, compare and verdict read results or test problems of a fixed number.
+
+exponent   slope of log seconds of processor over log examples: at most 1.05 is in proportion. What does not depend on
+           the examples flattens it, so that the last doubling stands beside it: the slope from the last but one number.
+memory     peak of the process during the run, against that with the fewest examples.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import results
+import sizes
+
+ROOT = Path(__file__).parents[1]
+RUN, OTHER = "small/gsm8k", f"small{sizes.OTHER}/gsm8k"
+FEW = ["--resamples", "20"]
+LINES: dict[str, list[str]] = {
+    "heads": [RUN, *FEW],
+    "attention": [RUN, *FEW],
+    "lens": [RUN],
+    "depth": [RUN, *FEW],
+    "traces": [RUN, "--permutations", "2"],
+    "attribution": [RUN, *FEW],
+    "correlate": [RUN, *FEW, "--permutations", "20"],
+    "probes": [RUN, *FEW, "--permutations", "0", "--max-examples", "0", "--layers", "2", "--positions", "ct1,ct3"],
+    "sae": [RUN, "--features", "128"],
+    "errors": [RUN],
+    "geometry": [RUN, "--resamples", "5", "--shuffles", "2"],
+    "similarity": [RUN, OTHER, *FEW, "--permutations", "5"],
+    "stability": [RUN, OTHER, *FEW, "--shuffles", "20", "--max-examples", "0"],
+    "transfer": [RUN, OTHER, *FEW, "--permutations", "0", "--layers", "2", "--positions", "ct1,ct3"],
+}
+"""Analyses in an order in which what one leaves is there for the next."""
+AXES = {"n_layer": 3, "n_head": 2, "hidden": 32, "longest_question": 40}
+
+
+def write(place: Path, n_example: int) -> None:
+    """The lake."""
+    for seed, name in enumerate(("small", f"small{sizes.OTHER}")):
+        sizes.write_lake(place, name, n_example, "float32", seed=seed, parts=True)
+
+
+def child(lake: str, name: str, numbers: list[int]) -> None:
+    """Seconds of processor and peak bytes at each number of examples, as JSON."""
+    from lake import app
+
+    taken = []
+    for n in [50, *numbers]:
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the run before has let go
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        start = time.process_time()
+        with Path(os.devnull).open("w") as nothing:
+            sys.stdout, before = nothing, sys.stdout
+            app(args=["analyze", name, lake, *LINES[name], "--limit", str(n)], standalone_mode=False)
+            sys.stdout = before
+        status = Path("/proc/self/status").read_text().splitlines()
+        peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
+        taken.append({"n": n, "seconds": time.process_time() - start, "peak": peak})
+    print(json.dumps(taken[1:]))
+
+
+def slope(taken: list[dict[str, Any]]) -> float:
+    """Of log seconds over log examples, by least squares."""
+    x, y = ([math.log(one[key]) for one in taken] for key in ("n", "seconds"))
+    middle = sum(x) / len(x)
+    return sum((a - middle) * b for a, b in zip(x, y, strict=True)) / sum((a - middle) ** 2 for a in x)
+
+
+def row(name: str, taken: list[dict[str, Any]]) -> dict[str, Any]:
+    """What one analysis took."""
+    seconds = {f"s at {one['n']:,}": one["seconds"] for one in taken}
+    peaks = [one["peak"] / 1e6 for one in taken]
+    growth = {"exponent": slope(taken), "last doubling": slope(taken[-2:])}
+    return {"analysis": name, **seconds, **growth, "MB": peaks, "memory": peaks[-1] / peaks[0]}
+
+
+def main() -> None:
+    sizes.MODELS["small"] = AXES
+    sizes.VOCABULARY["small"], sizes.NORM["small"] = 2003, "layer_norm"
+    if sys.argv[1:2] == ["--child"]:
+        child(sys.argv[2], sys.argv[3], [int(word) for word in sys.argv[4].split(",")])
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("analyses", nargs="*", default=list(LINES))
+    parser.add_argument("--examples", default="500,1000,2000,4000,8000")
+    parser.add_argument("--keep", type=Path, metavar="DIR")
+    given = parser.parse_args()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        place = (given.keep or Path(folder)) / "small.lake"
+        if not place.exists():
+            write(place, max(int(word) for word in given.examples.split(",")))
+        for name in given.analyses:
+            words = [sys.executable, __file__, "--child", str(place), name, given.examples]
+            done = subprocess.run(words, capture_output=True, text=True, env=environment)
+            if done.returncode:
+                print(f"{name}: {done.stderr.strip().splitlines()[-1]}", flush=True)
+                continue
+            rows.append(row(name, json.loads(done.stdout.splitlines()[-1])))
+            print(json.dumps(rows[-1]), flush=True)
+    text = __doc__.partition("\n\n")[2].partition("\n\n")[2]
+    results.keep("growth", "Growth of every analysis with the examples", rows, text=text)
+
+
+if __name__ == "__main__":
+    main()
