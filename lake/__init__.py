@@ -113,17 +113,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail("stopped before anything was begun", 130)
     except LakeError as error:
         fail(str(error), 2 if isinstance(error, UsageError) else 1)
-    except OSError as error:
-        full = "the disk is full; what is committed stays, free some space and run the same command again"
-        fail(full if error.errno == errno.ENOSPC else str(error), 1)
-    except (RuntimeError, MemoryError) as error:
-        from extract.model.device import device_failure
+    except Exception as error:
+        from store.location import remote_failure
 
-        line = device_failure(error)
+        line = remote_failure(error, sys.argv if arguments is None else arguments) or machine_failure(error)
         if line is None:
             raise
-        fail(f"{line}; what is committed stays, and the same command goes on from there", 1)
+        fail(line, 1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def machine_failure(error: Exception) -> str | None:
+    """One line about a disk or a device that failed; ``None`` if that is not what happened."""
+    if isinstance(error, OSError):
+        full = "the disk is full; what is committed stays, free some space and run the same command again"
+        return full if error.errno == errno.ENOSPC else str(error)
+    if not isinstance(error, RuntimeError | MemoryError):
+        return None
+    from extract.model.device import device_failure
+
+    line = device_failure(error)
+    return line and f"{line}; what is committed stays, and the same command goes on from there"
 
 
 def fail(message: str, code: int) -> None:

@@ -15,6 +15,8 @@ from .layout import RunLayout as RunLayout
 from .location import local_path as local_path
 from .merge import Merged as Merged
 from .merge import merge as merge
+from .push import Pushed as Pushed
+from .push import push as push
 from .read import Lake as Lake
 from .read import open_lake as open_lake
 from .removal import Removable as Removable

@@ -1,6 +1,7 @@
 """Where a lake is: a local folder, or any URL that obstore or fsspec can open."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -66,3 +67,16 @@ def open_store(location: str | os.PathLike[str], *, read_only: bool = True) -> S
         ) from error
     except Exception as error:
         raise UsageError(f"{url} cannot be opened as a lake: {error}") from error
+
+
+REMOTE_PACKAGES = ("obstore", "httpx", "httpx2", "httpcore", "aiohttp", "botocore", "gcsfs", "adlfs", "huggingface_hub")
+"""Those whose errors say that a store cannot be reached, or refuses."""
+
+
+def remote_failure(error: BaseException, places: Sequence[str]) -> str | None:
+    """One line about an error of a store that is not on this machine; ``None`` if it is another one."""
+    if not any(kind.__module__.split(".")[0] in REMOTE_PACKAGES for kind in type(error).__mro__):
+        return None
+    where = ", ".join(place for place in places if is_url(place)) or "the store"
+    what = " ".join(str(error).partition("Debug source")[0].split())
+    return f"{where} cannot be reached, or refuses: {what}; look at address, network and credentials, and try again"

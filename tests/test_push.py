@@ -1,0 +1,154 @@
+"""A lake is pushed to another place whole or not at all, and a push that was killed goes on."""
+
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from small_runs import tree
+from synthetic import make_model, make_run, write_run
+from test_remote import bucket  # noqa: F401
+from zarr.core.sync import sync
+
+import lake as command_line
+from schemas import CorruptLakeError, MissingRunError, SpecMismatchError, UsageError
+from store import Lake, open_lake, push, verify
+from store.files import read_bytes, set_bytes
+from store.location import open_store
+
+PUSH = import_module("store.push")  # the package has the function under that name
+RUN, OTHER = "one/problems", "two/problems"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models with a run of three shards each, and a result of each and of both."""
+    place = tmp_path_factory.mktemp("made") / "made.lake"
+    for name, seed in ((RUN, 0), (OTHER, 1)):
+        model = make_model(seed=seed)
+        write_run(place, make_run(name=name, n_example=20, seed=seed, model=model), model, shard_examples=8)
+    scores = xr.Dataset({"score": ("layer", np.arange(3.0))})
+    for kind, runs in (("one", [RUN]), ("two", [OTHER]), ("both", [RUN, OTHER])):
+        open_lake(place).write_result(kind, scores, runs=runs, spec={})
+    return place
+
+
+def keys(place: str) -> set[str]:
+    async def listed() -> set[str]:
+        return {key async for key in open_store(place).list()}
+
+    return sync(listed())
+
+
+def same(place: str, made: Path) -> None:
+    """Whether a lake holds what was pushed, byte for byte."""
+    there = open_store(place)
+    assert keys(place) == set(tree(made))
+    assert all(read_bytes(there, key) == (made / key).read_bytes() for key in tree(made))
+    assert verify(place).damage == []
+    xr.testing.assert_identical(open_lake(place)[RUN].load(), open_lake(made)[RUN].load())
+
+
+def test_a_push_that_is_killed_leaves_no_lake_and_goes_on(bucket: str, made: Path) -> None:  # noqa: F811
+    place, n_file = f"{bucket}/killed.lake", len(tree(made))
+    for share in (0.2, 0.7):
+        pushing = subprocess.Popen([sys.executable, "-m", "lake", "push", made, place], stderr=subprocess.DEVNULL)
+        while pushing.poll() is None and len(keys(place)) < share * n_file:
+            time.sleep(0.01)
+        pushing.kill()
+        assert pushing.wait() < 0
+        assert 0 < len(keys(place)) < n_file
+        with pytest.raises(UsageError, match="is no lake"):
+            open_lake(place)
+    there = len(keys(place))
+    done = subprocess.run([sys.executable, "-m", "lake", "push", made, place], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    same(place, made)
+    again = push(open_lake(made), place)
+    assert (again.sent, again.there, again.checked) == (1, n_file - 1, n_file) or again.sent == 0
+    assert there > 0.5 * n_file
+
+
+@pytest.mark.parametrize("url", ["memory://pushed/stopped.lake", "folder"])
+def test_stopped_after_any_file_it_is_no_lake(
+    url: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"file://{tmp_path}/some folder.lake" if url == "folder" else url
+    send, left = PUSH.set_bytes, iter(())
+
+    def stopping(*words: object) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        send(*words)
+
+    monkeypatch.setattr(PUSH, "set_bytes", stopping)
+    monkeypatch.setattr(PUSH, "LARGE_BYTES", 0)
+    for n in (0, 1, 30, len(tree(made)) - 32):  # at last all but one are there
+        left = iter(range(n))
+        with pytest.raises(KeyboardInterrupt):
+            push(open_lake(made), url)
+        with pytest.raises(UsageError, match="no lake"):
+            open_lake(url)
+    monkeypatch.undo()
+    push(open_lake(made), url)
+    same(url, made)
+
+
+def test_some_runs_with_their_models_and_results(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = "memory://pushed/some.lake"
+    with pytest.raises(SystemExit) as left:
+        command_line.main(["push", str(made), place, RUN, "--json"])
+    assert left.value.code == 0
+    lake = open_lake(place)
+    assert (lake.runs(), lake.models(), [each.kind for each in lake.results()]) == ([RUN], ["one"], ["one"])
+    assert verify(place).damage == []
+    push(open_lake(made), place)
+    same(place, made)
+    with pytest.raises(MissingRunError, match="has no run 'one/none'"):
+        push(open_lake(made), place, ["one/none"])
+
+
+def test_what_is_there_is_checked_and_mended(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = "memory://pushed/hurt.lake"
+    push(open_lake(made), place)
+    monkeypatch.setattr(PUSH, "LARGE_BYTES", 0)
+    there, key = open_store(place, read_only=False), f"{RUN}/hidden_state/c/1/0/0/0"
+    content = read_bytes(there, key) or b""
+    set_bytes(there, key, content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    assert push(open_lake(made), place).sent >= 1
+    same(place, made)
+
+
+def test_what_is_refused_writes_nothing(made: Path, tmp_path: Path) -> None:
+    lake = open_lake(made)
+    with pytest.raises(UsageError, match="is the lake itself"):
+        push(lake, f"file://{made}")
+    strange = open_store("memory://strange", read_only=False)
+    set_bytes(strange, "notes.txt", b"mine")
+    with pytest.raises(UsageError, match=r"holds other things \(notes.txt"):
+        push(lake, "memory://strange")
+    other = tmp_path / "other.lake"
+    model = make_model(seed=5)
+    write_run(other, make_run(name=RUN, n_example=20, seed=5, model=model), model, shard_examples=8)
+    before = tree(other)
+    with pytest.raises(SpecMismatchError, match="were made otherwise"):
+        push(lake, other)
+    assert tree(other) == before
+    file = other / RUN / "hidden_state/c/1/0/0/0"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CorruptLakeError, match="lake verify .* says what mends it"):
+        push(Lake(other), tmp_path / "none.lake")
+    assert not (tmp_path / "none.lake").exists()
+
+
+def test_no_hub_is_one_line(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        command_line.main(["push", str(made), "hf://datasets/nobody/nothing/made.lake"])
+    said = capsys.readouterr()
+    assert left.value.code in (1, 2)
+    assert said.err.count("\n") == 1
+    assert "hf://datasets/nobody/nothing" in said.err
