@@ -1,5 +1,6 @@
 """Extraction under stress: killed anywhere, many writers, a full disk, another spec; flat memory; claims."""
 
+import itertools
 import json
 import os
 import random
@@ -20,7 +21,7 @@ import lake as command_line
 from extract.run.extract import extract, prepare, rank_from_environment
 from extract.run.prepare import IN_FLIGHT, batches, held_bytes
 from schemas import LakeError, RunSpec, SpecMismatchError, UsageError
-from store import check_run, create_run, open_lake, write_model
+from store import RunWriter, check_run, create_run, open_lake, write_model
 
 HERE = Path(__file__).parent
 CUT = r"lake: toy/toy: \d+ answers had not ended after \d+ tokens; more are allowed with --max-new-tokens\n"
@@ -66,27 +67,64 @@ def forked(words: list[str], rank: int, world: int) -> int:
     return child
 
 
+def killed(lake: Path, data: Path, chance: random.Random, n_write: int, longest: float) -> bool:
+    """Extract in a process that may be killed, at a moment or at a write; whether it was."""
+    prepared = prepared_run(lake, data, shard_examples=2)
+    by_write = chance.random() < 0.6
+    fatal, after = chance.randrange(n_write), chance.random() < 0.5
+    delay = chance.random() * longest
+    if (child := os.fork()) == 0:
+        replace, count = Path.replace, itertools.count()
+
+        def replace_or_die(self: Path, target: Path) -> Path:
+            fate = by_write and next(count) == fatal
+            if fate and not after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            moved = replace(self, target)
+            if fate:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return moved
+
+        Path.replace = replace_or_die  # type: ignore[method-assign]
+        try:
+            extract(prepared, lake)
+        finally:
+            os._exit(0 if sys.exception() is None else 1)
+    if not by_write:
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
 def test_killed_anywhere_and_taken_up_again_gives_the_same_bytes(tmp_path: Path, data: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, HERE / "kill_extraction.py", tmp_path, data, "3", str(random.SystemRandom().randrange(10**6))],
-        env=ENVIRONMENT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 9
+    seed = random.SystemRandom().randrange(10**6)
+    chance = random.Random(seed)
+    begin = time.perf_counter()
+    extract(prepared_run(tmp_path / "whole.lake", data, shard_examples=2), tmp_path / "whole.lake")
+    longest = (time.perf_counter() - begin) / 2
     whole = tree(tmp_path / "whole.lake")
     assert len(whole) > 100
-    for index in range(3):
-        assert tree(tmp_path / f"{index}.lake") == whole
+    kills = 0
+    for index in range(2):
+        lake, last = tmp_path / f"{index}.lake", longest
+        # Shards are committed one by one, but what comes before is made at once: kills must fall after it too.
+        while killed(lake, data, chance, len(whole) // 3, last):
+            last *= 1.2  # another process may have taken the machine since the whole was timed
+            kills += 1
+        assert tree(lake) == whole, seed
+    assert kills >= 4, seed
 
 
 def test_the_command_killed_and_given_again(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = arguments(tmp_path / "cut.lake", data, **{"--memory": memory_for(data, 2)})
-    first = subprocess.Popen([sys.executable, "-m", "lake", *words], stdout=subprocess.DEVNULL, env=ENVIRONMENT)
+    first = forked(words, 0, 1)
     flags = tmp_path / "cut.lake" / "toy" / "toy" / "committed" / "c"
-    while first.poll() is None and not flags.exists():
-        time.sleep(0.005)
-    first.send_signal(signal.SIGKILL)
-    assert first.wait() == -signal.SIGKILL
+    while not flags.exists() and os.waitpid(first, os.WNOHANG)[0] == 0:
+        time.sleep(0.002)
+    os.kill(first, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(first, 0)[1]) == -signal.SIGKILL
     assert open_lake(tmp_path / "cut.lake")["toy/toy"].sizes["example"] < 12
     code, said, printed = run_main(words, capsys)
     assert code == 0
@@ -159,18 +197,17 @@ def test_a_shard_is_written_by_one_process(tmp_path: Path, data: Path) -> None:
     place = tmp_path / "claimed.lake"
     prepared = prepared_run(place, data, shard_examples=4)
     extract(prepared, place, part=(2, 3))
-    script = (
-        f"from store import RunWriter\nwith RunWriter({str(place)!r}, 'toy/toy').claim(0) as held:\n"
-        "    print(held, flush=True)\n    input()"
-    )
-    holder = subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )  # fmt: skip
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "True\n"
+    (held, tell), (wait, release) = os.pipe(), os.pipe()
+    if (holder := os.fork()) == 0:
+        with RunWriter(place, "toy/toy").claim(0) as claimed:
+            os.write(tell, b"1" if claimed else b"0")
+            os.read(wait, 1)
+        os._exit(0)
+    assert os.read(held, 1) == b"1"
     done = extract(prepared, place)
     assert (done.shards_written, done.shards_kept, done.shards_elsewhere) == ([1], 1, 1)
-    holder.communicate("\n")
+    os.write(release, b"1")
+    os.waitpid(holder, 0)
     assert extract(prepared, place).shards_written == [0]
 
 
@@ -272,14 +309,16 @@ def test_a_failing_model_lets_go_of_its_shard(tmp_path: Path, data: Path, monkey
 
 
 def test_memory_does_not_grow_with_examples(tmp_path: Path) -> None:
-    data = [str(write_questions(tmp_path / f"n{n_example}.jsonl", n_example)) for n_example in (64, 512)]
+    # Two shards of 13 MB, and ten more: were they kept, a process of 430 MB would grow by a quarter.
+    data = [str(write_questions(tmp_path / f"n{n_example}.jsonl", n_example)) for n_example in (32, 192)]
     script = (  # loaded once, then forked: either begins with the same memory
         "import os, sys\nfrom pathlib import Path\nfrom small_runs import prepared_run\n"
         "from extract.run.extract import extract\n"
+        "spec = dict(capture='full', dtype='float32', batch_size=16)\n"
         "for data in sys.argv[1:]:\n"
         "    if (child := os.fork()) == 0:\n"
         "        lake = Path(data).with_suffix('.lake')\n"
-        "        extract(prepared_run(lake, Path(data), shard_examples=32, batch_size=32), lake)\n"
+        "        extract(prepared_run(lake, Path(data), shard_examples=16, **spec), lake)\n"
         "        lines = Path('/proc/self/status').read_text().splitlines()\n"
         "        print(next(line.split()[1] for line in lines if line.startswith('VmHWM')), flush=True)\n"
         "        os._exit(0)\n"
