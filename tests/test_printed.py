@@ -1,7 +1,5 @@
-"""What the program prints about itself: every command it prints runs, every number says whose it is."""
+"""What the program prints about itself: what it gives to mend or to go on runs, every number says whose it is."""
 
-import contextlib
-import html
 import json
 import os
 import re
@@ -15,139 +13,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import xarray as xr
-from test_docs import ROOT, shown_commands
+from conftest import MadeOnce
+from printed_lake import RUN, TWIN, make_bare, run_printed
 
 import lake as command_line
 from analyze.compare.differences import compare, comparison_table, difference_table
 from analyze.context import Context
-from analyze.page import write_section
 from analyze.report import build_report, explore
-from analyze.report.sections import sections
-from extract.model.load import SHIPPED
-from extract.run.extract import extract
-from extract.run.prepare import prepare
-from extract.small_models.problems import make_hard, make_pairs, write_pairs, write_problems
-from schemas import RunSpec
-from schemas.intervention import STEERING_UNIT
-from schemas.registry import by_kind
 from store import open_lake, verify
-
-torch.set_num_threads(1)
-MODELS = ("small-gpt2", "small-gpt2-decodable")
-RUN, TWIN = (f"{model}/hard" for model in MODELS)
-SAYS_EXAMPLES = {
-    "heads",
-    "attention",
-    "lens",
-    "correlate",
-    "probes",
-    "ablate",
-    "corrupt",
-    "patch",
-    "ablate_heads",
-    "edges",
-    "attribute",
-}
-"""Kinds of results that say over how many examples they are, by which one of several is preferred."""
-NOT_RUN = ("lake analyze probes", "lake analyze transfer")
-"""Commands that take more than seconds, or more problems than are here: that they exist with their flags is looked
-at, as for the README's."""
-SUMMARIES = ("lake analyze compare", "lake analyze verdict")
-"""Commands that set together what others have stored, so that they come after them."""
-SHORTER = {
-    "lake reenter subspace": " --ranks 1 --draws 1 --das-steps 2",
-    "lake reenter depth": " --limit 8",
-    "lake reenter jacobian": " --limit 8",
-    "lake analyze correlate": " --permutations 20 --resamples 20",
-}
-"""What is added to commands that take more than seconds as they are printed."""
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A lake of two models over problems, half of them answered wrongly, and one over pairs; no results."""
-    root = tmp_path_factory.mktemp("printed")
-    write_problems(make_hard(24), root / "hard.jsonl")
-    write_pairs(make_pairs(6, 0), root / "pairs.json")
-    spec = RunSpec(max_new_tokens=8, batch_size=16)
-    for model, data in ((MODELS[0], "hard.jsonl"), (MODELS[1], "hard.jsonl"), (MODELS[0], "pairs.json")):
-        extract(prepare(model, str(root / data), root / "toy.lake", spec), root / "toy.lake")
-    return root / "toy.lake"
+def bare(made_once: MadeOnce) -> Path:
+    return made_once("printed", make_bare) / "toy.lake"
 
 
 @pytest.fixture
 def place(bare: Path, tmp_path: Path) -> Path:
     """A lake of one's own."""
     return Path(shutil.copytree(bare, tmp_path / "my toy.lake"))
-
-
-def run_printed(command: str) -> None:
-    """Run a command as it was printed, in a shell's words; it must do what it says."""
-    words = shlex.split(command, comments=True)
-    assert words[0] == "lake", command
-    with pytest.raises(SystemExit) as stop:
-        command_line.main([*words[1:], *([] if words[1] in ("extract", "info") else ["--json"])])
-    assert stop.value.code == 0, command
-
-
-def printed(page: Path) -> list[str]:
-    """Every command of a page, each once; lake serve goes on until it is stopped, and has tests of its own."""
-    texts = map(html.unescape, re.findall(r"<code>(lake .*?)</code>", page.read_text()))
-    return [text for text in dict.fromkeys(texts) if text != "lake report" and not text.startswith("lake serve")]
-
-
-@pytest.fixture(scope="module")
-def filled_lake(bare: Path) -> tuple[Path, list[str]]:
-    """The lake after the commands of its page were run, and those commands."""
-    lake = Path(shutil.copytree(bare, bare.with_name("filled toy.lake")))
-    commands = printed(build_report(lake, lake.with_name("page"), n_problem=2).page)
-    with contextlib.chdir(lake.parent):  # where the page says that they are run
-        for command in sorted(commands, key=lambda command: command.startswith(SUMMARIES)):
-            if not command.startswith(NOT_RUN):
-                run_printed(command + SHORTER.get(" ".join(command.split()[:3]), ""))
-    return lake, commands
-
-
-def test_every_command_that_the_page_prints_runs_and_makes_what_it_names(filled_lake: tuple[Path, list[str]]) -> None:
-    lake, commands = filled_lake
-    assert len(commands) > 15
-    made = build_report(lake, lake.with_name("page"), n_problem=2)
-    assert str(lake.parent) not in made.page.read_text()
-    assert not made.broken
-    # Probes are slow; transfer needs more problems; the others a crosscoder, and runs that hold the parts of blocks.
-    not_run = {"linear-probes", "step-probes", "transfer", "transfer-sae", "transfer-lens"}
-    assert set(made.missing) <= not_run | {"shared-features", "attribution"}
-    kinds = {result.kind for result in open_lake(lake).results()}
-    beyond = {"probes", "attribution", "shared_features", "transfer", "transfer_sae", "transfer_lens"}
-    assert kinds >= {need.split()[0] for section in sections() for need in section.needs} - beyond
-    assert kinds <= set(by_kind())
-    # Each result's own command is on the page, and is the one that made it.
-    after = printed(made.page)
-    for result in open_lake(lake).results():
-        assert shlex.join(result.command).replace("PATH", f"'{lake.name}'") in after, result.name
-        assert result.n_example or result.kind not in SAYS_EXAMPLES, result.kind
-
-
-def within_reach(words: list[str]) -> bool:
-    """Whether a command asks for nothing that only the reader has: a GPU, the hub's models, a lake made with them."""
-    given = dict(zip(words, words[1:], strict=False))
-    model = given.get("--model", "small-gpt2").rpartition("=")[2]
-    lakes = [word for word in words if word.endswith(".lake") and word != given.get("--lake")]
-    return "cuda" not in words and (SHIPPED / model).is_dir() and all(Path(lake).exists() for lake in lakes)
-
-
-@pytest.mark.parametrize(
-    "page", sorted({*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")}), ids=lambda page: page.name
-)
-def test_every_command_that_a_document_shows_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for words in filter(within_reach, shown_commands(page.read_text())):
-        few = [re.sub(r"^\d+$", "12", word) if words[i - 1] == "--limit" else word for i, word in enumerate(words)]
-        with pytest.raises(SystemExit) as stop:
-            command_line.main(few[1:])
-        assert stop.value.code == 0, shlex.join(words)
 
 
 def flip(path: Path) -> None:
@@ -300,16 +185,6 @@ def test_as_many_problems_as_asked_for_or_a_word(
     with pytest.raises(SystemExit) as stop:
         command_line.main([*words, "-1"])
     assert stop.value.code == 2
-
-
-def test_the_steering_axis_names_the_unit_that_was_used(filled_lake: tuple[Path, list[str]]) -> None:
-    lake = open_lake(filled_lake[0])
-    stored = lake.result("steer", RUN)
-    assert stored["strength"].attrs["units"] == STEERING_UNIT
-    steering = next(section for section in sections() if section.slug == "steering")
-    page = write_section(steering, Context(lake, [RUN]))
-    assert page is not None
-    assert page.illustrations[0].panels[0].figure.axes[0].get_xlabel() == f"strength, in {STEERING_UNIT}"
 
 
 def interrupted(words: list[str], begun: Callable[[], bool], tmp_path: Path) -> tuple[int, str]:
