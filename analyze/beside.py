@@ -1,8 +1,9 @@
 """What was found in a model beside the same number of its controls, and whether they show it too."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from analyze.saying import listed
 from schemas.statistics import difference_interval
 
 if TYPE_CHECKING:
-    from analyze.context import StoredResult
+    from analyze.context import Context, StoredResult
     from analyze.page import Page
 
 Triple = Sequence[float]
@@ -34,9 +35,20 @@ class Finding:
     """What was found of a model: a number at a place that was chosen on it, to be had of any result of the kind."""
 
     what: str
-    of: Callable[["StoredResult"], Triple]
+    of: Callable[[Any], Triple]
+    """Takes what has the number: a :class:`analyze.context.StoredResult`, or a :class:`Pair`."""
     nothing: float = NOTHING
     """What a model shows that has nothing of it; NaN where no value is nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """What was found of two runs together."""
+
+    runs: tuple[str, str]
+    label: str
+    """As their sentence on the page begins."""
+    data: xr.Dataset
 
 
 def number_at(data: xr.Dataset, name: str, **place: Any) -> list[float]:
@@ -117,7 +129,56 @@ def beside(page: "Page", findings: Iterable[tuple["StoredResult", Sequence[Findi
         page.notes.append(f"Not measured in the controls {', '.join(dict.fromkeys(unmeasured))}.")
 
 
-def row_of(finding: Finding, own: "StoredResult", other: "StoredResult") -> dict[str, Any]:
+def beside_pairs(
+    page: "Page", findings: Iterable[tuple[Pair, Sequence[Finding]]], *, form: str = "number", ordered: bool = False
+) -> None:
+    """Tell of what two models have in common whether one of them and the other's control, or both controls, have it.
+
+    Parameters
+    ----------
+    page
+        A pair's sentence must have been said: what controls show is added to it.
+    findings
+        Of each pair of runs of the section, pairs with controls among them.
+    form
+        Kind of column that the numbers are, see :class:`analyze.page.Column`.
+    ordered
+        Whether a pair says something else the other way round.
+    """
+    given = list(findings)
+    name = page.lay("controls", form)
+    there = {pair.runs: pair for pair, _ in given}
+    if not ordered:
+        there = {pair.runs[::-1]: pair for pair in there.values()} | there
+    alone = []
+    for pair, told in given:
+        if not told or any(run.partition("/")[0] in page.context.controls for run in pair.runs):
+            continue
+        others = [there[runs] for runs in control_pairs(page.context, pair.runs) if runs in there]
+        for other in others:
+            rows = [row_of(one, pair, other) for one in told]
+            page.add(name, pair.label, rows)
+            page.say_more(pair.label, f"{other.label}: {in_words(rows)}")
+        alone += [] if others else [pair.label]
+    if alone:
+        page.notes.append(
+            f"{'; '.join(alone)}: no control of these was compared in their place, so whether models whose thoughts are"
+            " not used have the same in common is not known here."
+        )
+
+
+def control_pairs(context: "Context", runs: tuple[str, str]) -> Iterator[tuple[str, str]]:
+    """The same two runs with one model, or both, exchanged for a control of it."""
+    names = [run.partition("/") for run in runs]
+    models = list(dict.fromkeys(model for model, _, _ in names))
+    for chosen in product(*([model, *context.controls_of(model)] for model in models)):
+        put_in = dict(zip(models, chosen, strict=True))
+        first, second = (f"{put_in[model]}{sign}{data}" for model, sign, data in names)
+        if (first, second) != runs:
+            yield first, second
+
+
+def row_of(finding: Finding, own: "StoredResult | Pair", other: "StoredResult | Pair") -> dict[str, Any]:
     """A finding's number of a model and of one of its controls."""
     mine, theirs = ([float(value) for value in finding.of(one)] for one in (own, other))
     apart = [float(value) for value in difference_interval(mine, theirs)]

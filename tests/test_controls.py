@@ -5,8 +5,23 @@ from math import nan
 from types import SimpleNamespace
 
 import pytest
+import xarray as xr
 
-from analyze.beside import FAINTER, LESS, MORE, NOT, OPEN, SEEN, UNMEASURED, Finding, beside, compared, in_words
+from analyze.beside import (
+    FAINTER,
+    LESS,
+    MORE,
+    NOT,
+    OPEN,
+    SEEN,
+    UNMEASURED,
+    Finding,
+    Pair,
+    beside,
+    beside_pairs,
+    compared,
+    in_words,
+)
 from analyze.drawing import looks
 from analyze.verdict.measures import of_share
 from extract import load_reasoner
@@ -133,3 +148,21 @@ def test_findings_stand_beside_all_controls_and_what_is_missing_is_said():
         "Not measured in the controls m-cot.",
     ]
     assert [row["control"] for row in page.rows] == ["m-decodable", "m-pause"]
+
+
+def test_what_two_models_have_in_common_stands_beside_pairs_with_their_controls():
+    def pair(first: str, second: str, count: int) -> Pair:
+        data = xr.Dataset({"share": of_share(count / 100, 100)(0.95)[0]})
+        low, high = of_share(count / 100, 100)(0.95)[1:]
+        return Pair(runs=(f"{first}/d", f"{second}/d"), label=f"{first} {second}", data=data.assign(low=low, high=high))
+
+    finding = [Finding(what="ct1", of=lambda one: [float(one.data[name]) for name in ("share", "low", "high")])]
+    page = Lines({"a-twin": Control("a", "decodable"), "b-twin": Control("b", "decodable")})
+    pairs = [("a", "b", 95), ("b-twin", "a", 94), ("a-twin", "b-twin", 2), ("a", "a-twin", 90), ("a", "c", 90)]
+    beside_pairs(page, [(pair(*each), finding) for each in pairs])
+    # as likeness has no direction, "b-twin a" stands for "a b-twin"
+    assert page.said == ["a b; b-twin a: seen too", "a b; a-twin b-twin: not seen"]
+    assert page.notes[0].startswith("a c: no control of these was compared in their place")
+    ordered = Lines(page.context.controls)
+    beside_pairs(ordered, [(pair(*each), finding) for each in pairs[:3]], ordered=True)
+    assert ordered.said == ["a b; a-twin b-twin: not seen"]

@@ -38,7 +38,6 @@ OPEN = 0.025
 SET_NAMES = {
     "numbers": "those that read as numbers",
     "others": "those that do not",
-    "random like numbers": "as many at random",
 }
 
 
@@ -231,11 +230,13 @@ def draw_first(page: Page, result: StoredResult, line: Frame, random: Frame, pla
 
 def set_name(positions: Any) -> str:
     """A set of thoughts in words."""
-    return SET_NAMES.get(str(positions), str(positions).replace("+", " "))
+    name = str(positions).replace("random like numbers", "as many at random")
+    return SET_NAMES.get(name, name.replace("+", " "))
 
 
 def subset_patching(page: Page) -> None:
-    """Chosen subsets of thoughts, and those that carry numbers."""
+    """Chosen subsets of thoughts, and those that carry numbers, beside as many at random."""
+    overlaps = []
     for result, frame in patched(page):
         chosen = frame["kind"].isin(["named", "subset", "carrying"])
         rows = frame[chosen & frame["control"].isin(["", "random positions"])]
@@ -243,7 +244,15 @@ def subset_patching(page: Page) -> None:
             continue
         place = places_of(rows)[0]
         best = rows[rows["place"] == place].sort_values("clean", ascending=False, kind="stable")
-        say_best(page, result, best.assign(name=[set_name(positions) for positions in best["positions"]]))
+        drawn = best["control"] == "random positions"
+        say_best(
+            page, result, best[~drawn].assign(name=[set_name(positions) for positions in best["positions"][~drawn]])
+        )
+        if drawn.any():
+            page.say_more(result.label, random_told(page, best, drawn))
+            if "with_number" in best:
+                share = float(best["with_number"][drawn].mean())
+                overlaps.append(page.text("overlap", label=result.label, share=share))
         page.add("subset_patching", result, rows)
         shown = best.head(14)
         ax = page.panel("subset_patching", result, height=0.8 + 0.28 * len(shown))
@@ -252,6 +261,15 @@ def subset_patching(page: Page) -> None:
         ax.set_xlim(0, 1.03)
         ax.tick_params(axis="y", length=0)
     page.need("subset_patching")
+    page.set(overlaps="; ".join(overlaps))
+
+
+def random_told(page: Page, rows: Frame, drawn: Frame) -> str:
+    """What the thoughts that read as numbers bring over, the others, and as many as the first drawn at random."""
+    clean = {name: float(rows["clean"][rows["positions"] == name].iloc[0]) for name in ("numbers", "others")}
+    random = rows["clean"][drawn]
+    name = "random" if len(random) > 1 else "random_once"
+    return page.text(name, **clean, n=len(random), low=random.min(), high=random.max())
 
 
 def _section(name: str, write: Any, order: int, *, needs: str = "patch", key: bool = False) -> Section:

@@ -4,6 +4,7 @@ from typing import Any
 
 import xarray as xr
 
+from analyze.beside import Finding, Pair, beside_pairs, number_at
 from analyze.drawing import heat_map, panels
 from analyze.page import Page, Section
 from analyze.tables import result_table
@@ -51,11 +52,21 @@ def plot_similarity(result: xr.Dataset, *, ax: Any = None) -> list[Any]:
     return axes
 
 
+def alike_at(position: str, null: float) -> Finding:
+    """How alike states at a position are; nothing is what shuffled problems stay below."""
+
+    def of(pair: Pair) -> list[float]:
+        return number_at(pair.data, "position_cka", position=position, other_position=position)
+
+    return Finding(what=position, of=of, nothing=null)
+
+
 def similarity(page: Page) -> None:
     """Every two runs that were compared."""
     shown: dict[tuple[str, ...], Result] = {}
     for result in preferred(each for each in page.context.results if each.kind == "similarity"):
         shown.setdefault(tuple(sorted(result.runs)), result)
+    findings = []
     for stored in sorted(shown.values(), key=lambda each: [page.context.runs.index(run) for run in each.runs]):
         page.sources.append(stored)
         data = page.context.open(stored)
@@ -71,7 +82,12 @@ def similarity(page: Page) -> None:
         if len(same):
             worst, best = same.iloc[0], same.iloc[-1]
             page.say_of(label, page.text("same", mean=same["cka"].mean(), worst=worst, best=best))
+            if len(stored.runs) > 1:
+                places = same["position"].iloc[:-4:-1]
+                pair = Pair(runs=(stored.runs[0], stored.runs[1]), label=label, data=data)
+                findings.append((pair, [alike_at(str(place), float(data["position_cka_null"])) for place in places]))
     page.need("similarity")
+    beside_pairs(page, findings)
     page.show("similarity", lambda rows: rows[rows["position"] == rows["other_position"]])
 
 

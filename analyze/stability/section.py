@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from analyze.beside import Finding, Pair, beside_pairs, number_at
 from analyze.drawing import heat_map, panels
 from analyze.page import Page, Section
 from analyze.stability.command import pair_rows
@@ -35,6 +36,20 @@ def plot_stability(result: xr.Dataset, *, ax: Any = None) -> list[Any]:
     return axes
 
 
+def alike(pair: Pair) -> list[Finding]:
+    """What two runs have in common; nothing is what shuffled heads, or thoughts, have on average."""
+
+    def of(name: str, **place: str) -> Any:
+        return lambda other: number_at(other.data, name, **place)
+
+    composite = pair.data["correlation_null"].sel(score="composite")
+    shares = {"same_hub": "heads with the same hub", "overlap": "what thoughts read"}
+    return [
+        Finding(what="composite score", of=of("correlation", score="composite"), nothing=float(composite)),
+        *(Finding(what=what, of=of(name), nothing=float(pair.data[f"{name}_null"])) for name, what in shares.items()),
+    ]
+
+
 def stability(page: Page) -> None:
     """The stored comparison of the most runs."""
     stored = preferred(each for each in page.context.results if each.kind == "stability")
@@ -46,10 +61,16 @@ def stability(page: Page) -> None:
         plot_stability(data, ax=page.panel("stability", wide=True, height=height, ncols=3))
         rows = pair_rows(data)
         page.add("stability", None, rows)
+        findings = []
         for row in rows:
             if row["run"] != row["other"]:
                 line = "pair" if np.isfinite(row["same_type"]) else "thoughts"
-                page.say_of(f"{row['run']} and {row['other']}", page.text(line, **row))
+                label = f"{row['run']} and {row['other']}"
+                page.say_of(label, page.text(line, **row))
+                runs = str(row["run"]), str(row["other"])
+                pair = Pair(runs=runs, label=label, data=data.sel(run=runs[0], other=runs[1]))
+                findings.append((pair, [one for one in alike(pair) if np.isfinite(one.of(pair)).all()]))
+        beside_pairs(page, findings)
         roles = [
             {
                 "model": run,

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from analyze.beside import NOTHING, Finding, Pair, beside_pairs, number_at
 from analyze.drawing import heat_map, panels
 from analyze.page import Page, Section
 from analyze.transfer.command import LENS_MEANS, SAE_MEANS, pairs
@@ -45,7 +46,7 @@ def transfer(page: Page) -> None:
         data = page.context.open(stored)
         names = [" ".join(map(str, data[dim].values)) for dim in ("fit", "test")]
         shown.setdefault((data.attrs["target"], *names), stored)
-    left_out = []
+    left_out, findings = [], []
     for number, stored in enumerate(shown.values()):
         page.sources.append(stored)
         data = page.context.open(stored)
@@ -54,16 +55,37 @@ def transfer(page: Page) -> None:
         axes = page.panel("transfer", str(number), wide=n > 1, height=height, ncols=n)
         plot_transfer(data, ax=axes)
         rows = list(pairs_of(data))
-        page.add("transfer", None, [{"target": data.attrs["target"]} | row for row in rows])
+        target = data.attrs["target"]
+        page.add("transfer", None, [{"target": target} | row for row in rows])
         for row in rows:
             if row["fit"] != row["test"]:
                 step = f", step {row['step']}" if "step" in row else ""
-                line = page.text("carried", **row | {"target": data.attrs["target"], "step": step})
+                line = page.text("carried", **row | {"target": target, "step": step})
                 page.say_of(f"{row['fit']} on {row['test']}", line)
+                findings.append((pair_of(data, row), [carried_at(data, row, f"{row['kind']} for {target}{step}")]))
         if data.attrs["left_out"]:
             left_out.append(data.attrs["left_out"])
     page.need("transfer")
+    beside_pairs(page, findings, ordered=True)
     page.set(left_out="; ".join(left_out))
+
+
+def pair_of(data: xr.Dataset, row: dict[str, Any]) -> Pair:
+    """What was fitted on one run and tested on another, as its sentence begins."""
+    fit, test = str(row["fit"]), str(row["test"])
+    return Pair(runs=(fit, test), label=f"{fit} on {test}", data=data.sel(fit=fit, test=test))
+
+
+def carried_at(data: xr.Dataset, row: dict[str, Any], what: str) -> Finding:
+    """The score where a transferred fit does best, with the interval that holds for all places at once."""
+    main = "r2" if "r2" in data else "accuracy"
+    place = {dim: row[dim] for dim in ("kind", "step", "layer", "position") if dim in data.dims}
+    chance = NOTHING if main == "r2" else float(pair_of(data, row).data.sel(place)["majority_accuracy"])
+    names = [main, f"{main}_low_joint", f"{main}_high_joint"]
+    return Finding(
+        what=f"{what} at layer {row['layer']}, {row['position']}", nothing=chance,
+        of=lambda pair: [float(pair.data.sel(place)[name]) for name in names],
+    )  # fmt: skip
 
 
 def plot_pairs(result: xr.Dataset, name: str, *, high: float = 1.0, ax: Any = None) -> Any:
@@ -92,8 +114,9 @@ def plot_pairs(result: xr.Dataset, name: str, *, high: float = 1.0, ax: Any = No
     return axis
 
 
-def _pairs_section(page: Page, kind: str, drawn: str, columns: Sequence[str], line: Sequence[str]) -> None:
-    """A map and a table of every stored result of a kind, and a sentence for each two runs."""
+def _pairs_section(page: Page, kind: str, drawn: str, columns: Sequence[str], line: Sequence[str], beside: str) -> None:
+    """A map and a table of every stored result of a kind, and a sentence for each two runs; ``beside`` controls."""
+    findings = []
     shown: dict[tuple[str, ...], Any] = {}
     for stored in preferred(each for each in page.context.results if each.kind == kind):
         data = page.context.open(stored)
@@ -112,20 +135,38 @@ def _pairs_section(page: Page, kind: str, drawn: str, columns: Sequence[str], li
             if names["fit"] != names["test"]:
                 values = {name: row[name] for name in line}
                 page.say_of(f"{names['fit']} on {names['test']}", page.text("read", **values))
+                findings.append((pair_of(data, row), best_of(pair, beside)))
         page.add(kind, None, rows)
     page.need(kind)
+    beside_pairs(page, findings, ordered=True)
+
+
+def best_of(pair: xr.Dataset, name: str) -> list[Finding]:
+    """A number where it is highest; nothing to be read at all where no place has it."""
+    if not np.isfinite(pair[name]).any():
+        return []
+    best = pair[name].isel(pair[name].argmax(...))
+    place = {"layer": best["layer"].item(), "position": best["position"].item()}
+    nothing = f"other_{name}" if f"other_{name}" in pair else ""
+    return [
+        Finding(
+            what=f"{name.replace('_', ' ')} at layer {place['layer']}, {place['position']}",
+            of=lambda other: number_at(other.data, name, **place),
+            nothing=float(pair[nothing].sel(place)) if nothing else NOTHING,
+        )
+    ]
 
 
 def dictionaries(page: Page) -> None:
     """What dictionaries of one run explain of another."""
     line = ("explained_variance", "own_explained_variance", "dead_share", "own_dead_share")
-    _pairs_section(page, "transfer_sae", "explained_variance", SAE_MEANS, line)
+    _pairs_section(page, "transfer_sae", "explained_variance", SAE_MEANS, line, "explained_variance")
 
 
 def lenses(page: Page) -> None:
     """How well tuned lenses of one run read another."""
     line = ("kl", "own_kl", "plain_kl", "reciprocal_rank", "own_reciprocal_rank")
-    _pairs_section(page, "transfer_lens", "kl", LENS_MEANS, line)
+    _pairs_section(page, "transfer_lens", "kl", LENS_MEANS, line, "reciprocal_rank")
 
 
 SECTIONS = (

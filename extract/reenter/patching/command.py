@@ -37,6 +37,7 @@ class PatchSettings(DrawnSettings):
     into: Literal["corrupted", "clean"] = setting(
         "corrupted", "Half of a pair that is changed; the other gives its thoughts."
     )
+    draws: int = setting(3, "Random sets beside the thoughts that carry numbers.", least=1)
     preset: Preset = setting(None, PRESET)
     by: Literal["state", "fed"] | None = setting(
         None, "Call positions by the state, or by where what is made of it is fed; by default as patched.", stored=False

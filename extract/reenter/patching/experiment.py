@@ -81,7 +81,8 @@ def patch(target: Target, settings: PatchSettings | None = None) -> xr.Dataset:
     -------
     xr.Dataset
         ``condition`` with coordinates ``site``, ``layer`` (-1: all at once, or below all), ``positions`` (joined by +),
-        ``n`` (how many), ``kind`` (``one``, ``first``, ``named``, ``subset``) and ``control``; examples are the
+        ``n`` (how many), ``kind`` (``one``, ``first``, ``named``, ``subset``, ``carrying``) and ``control``; of
+        sets by what they carry ``with_number``, the share of their thoughts that carry a number; examples are the
         halves that are changed. ``share(condition, outcome)`` with Wilson intervals ``share_low``, ``share_high``;
         ``logit_difference_mean`` (clean less corrupted) and ``recovery`` (0: as untouched, 1: as the other half itself)
         with bootstrap intervals; ``p``: exact McNemar of the giver's answer against the untouched run, ``p_holm``;
@@ -159,7 +160,7 @@ def _conditions(target: Target, site: str, layer: int, pairs: Pairs, settings: P
     labels = {"positions": "+".join(thoughts), "n": len(thoughts), "kind": "first"}
     yield from self_controls(target, site, layer, thoughts, labels)
     changed = pairs.corrupted if settings.into == "corrupted" else pairs.clean
-    yield from _number_sets(target, site, layer, changed, settings.seed)
+    yield from _number_sets(target, site, layer, changed, settings)
 
 
 def _subsets(target: Target, subsets: str, n_thought: int) -> list[tuple[int, ...]]:
@@ -176,16 +177,21 @@ def _subsets(target: Target, subsets: str, n_thought: int) -> list[tuple[int, ..
     ]
 
 
-def _number_sets(target: Target, site: str, layer: int, rows: np.ndarray, seed: int) -> Iterator[Condition]:
+def _number_sets(
+    target: Target, site: str, layer: int, rows: np.ndarray, settings: PatchSettings
+) -> Iterator[Condition]:
     """Thoughts that carry a number in the changed half, the others, and as many at random."""
     numbers = target.number_thoughts(site)[rows]
-    masks = {"numbers": numbers, "others": ~numbers, "random like numbers": target.random_like(numbers, seed)}
+    masks = {"numbers": numbers, "others": ~numbers}
+    for draw in range(settings.draws):
+        masks[f"random like numbers #{draw + 1}"] = target.random_like(numbers, settings.seed + draw)
     for name, mask in masks.items():
         control = "random positions" if name.startswith("random") else ""
         swap = Intervention(
             operation="replace", donor="twin", positions=tuple(target.thoughts), **where_of(target, site, layer)
         )
-        labels = {"site": site, "layer": layer, "positions": name, "n": -1, "kind": "carrying", "control": control}
+        labels: dict[str, Any] = {"site": site, "layer": layer, "positions": name, "n": -1, "kind": "carrying"}
+        labels |= {"control": control, "with_number": float(numbers[mask].mean()) if mask.any() else np.nan}
         yield Condition(
             name=f"given {name} {site} {layer}", interventions=(swap,), labels=labels, where=target.where(mask)
         )
