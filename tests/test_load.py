@@ -190,3 +190,94 @@ def test_the_tokenizers_fingerprint_covers_every_file(made, tmp_path):
         found = load_reasoner(folder, base).fingerprint["tokenizer_files"]
         assert found not in seen, name
         seen.add(found)
+
+
+def test_weights_are_summed_in_float32_and_then_rounded_once(made, tmp_path):
+    files = checkpoint(made[0], tmp_path)
+    wide, narrow = (load_reasoner(*files, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert wide.fingerprint == narrow.fingerprint
+    for name, value in wide.model.named_parameters():
+        assert torch.equal(value.to(torch.bfloat16), narrow.model.get_parameter(name)), name
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "mixed"])
+def test_a_base_stored_in_half_the_width_is_the_same_model(made, tmp_path, kind):
+    """Adapters beside a base whose weights are halves: what is loaded is what float32 of the same numbers gives."""
+    folder, base = checkpoint(made[0], tmp_path)
+    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    rows = "codi.base_model.model.transformer.wte"
+    trained = {name: value for name, value in state.items() if ".lora_" in name or name.startswith("prj.")}
+    (folder / "pytorch_model.bin").unlink()
+    save_file(trained | {f"{rows}.extra_rows": state[f"{rows}.weight"][-3:].clone()}, folder / "model.safetensors")
+    half = torch.float16 if kind == "float16" else torch.bfloat16
+    plain = {
+        name.removeprefix("codi.base_model.model.").replace(".base_layer.", "."): value[:-3] if "wte" in name else value
+        for name, value in state.items()
+        if name.startswith("codi.") and ".lora_" not in name and "lm_head" not in name
+    }
+    plain = {
+        name: value.clone() if kind == "mixed" and "ln_" in name else value.to(half) for name, value in plain.items()
+    }
+    found = []
+    for stored in (plain, {name: value.float() for name, value in plain.items()}):
+        save_file(stored, base / "model.safetensors", metadata={"format": "pt"})
+        found.append(load_reasoner(folder, base))
+    assert found[0].fingerprint == found[1].fingerprint
+    for name, value in found[0].model.named_parameters():
+        assert torch.equal(value, found[1].model.get_parameter(name)), name
+
+
+FIELDS = {
+    "codi.json": [
+        ({"protocol": {"name": "codi", "n_unwritten": -5}}, "n_unwritten of the protocol is -5"),
+        ({"protocol": {"name": "codi", "n_unwritten": 10**6}}, "n_unwritten is 1000000, of 403 tokens"),
+        ({"protocol": {"name": "codi", "projection": ["prj", ["1"]]}}, "projection of the protocol"),
+        ({"protocol": {"name": "codi", "closing": [3]}}, "closing of the protocol"),
+        ({"protocol": {"name": "codi", "n_latent": "6"}}, "n_latent of the protocol is '6'"),
+    ],
+    "adapter_config.json": [
+        (ADAPTER | {"target_modules": 3}, "target_modules is 3; it must be a list"),
+        (ADAPTER | {"target_modules": "("}, r"target_modules is '\(', which is no pattern"),
+        (ADAPTER | {"rank_pattern": [1]}, "rank_pattern is "),
+        (ADAPTER | {"r": "4"}, "r is '4'"),
+    ],
+    "args.yaml": [({"c_thought": None, "max_latent_stage": 3}, "c_thought is None")],
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"), [(file, *case) for file, cases in FIELDS.items() for case in cases]
+)
+def test_fields_of_a_wrong_type_are_one_line(made, tmp_path, file, content, message):
+    folder, base = checkpoint(made[0], tmp_path)
+    (folder / file).write_text(json.dumps(content))
+    if file == "args.yaml":  # of Coconut
+        state = torch.load(folder / "pytorch_model.bin", weights_only=True)
+        plain = {name: value for name, value in state.items() if name.startswith("codi.") and ".lora_" not in name}
+        plain = {
+            name.replace("codi.base_model.model", "base_causallm").replace(".base_layer", ""): value
+            for name, value in plain.items()
+        }
+        torch.save(plain, folder / "pytorch_model.bin")
+        (folder / "codi.json").unlink()
+    with pytest.raises(UsageError, match=message) as caught:
+        load_reasoner(folder, base)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:abc", "of neither safetensors nor torch.save"),
+        ({"a": Path("x")}, "holds Python objects besides tensors"),
+    ],
+)
+def test_files_that_hold_no_tensors_say_so(made, tmp_path, content, message):
+    folder, base = checkpoint(made[0], tmp_path)
+    file = folder / "pytorch_model.bin"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        torch.save(content, file)
+    with pytest.raises(UsageError, match=message):
+        load_reasoner(folder, base)

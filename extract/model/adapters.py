@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
@@ -121,44 +122,54 @@ def _check_adapter(adapter: Mapping[str, Any], ranks: Mapping[str, int], source:
 
 
 def merge_adapters(
-    weights: Mapping[str, Tensor], model: Any, adapter: Mapping[str, Any], scale: Mapping[str, Any], source: str
-) -> dict[str, Tensor]:
+    weights: dict[str, Tensor], model: Any, adapter: Mapping[str, Any], scale: Mapping[str, Any], source: str,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Tensor]:  # fmt: skip
     """Fold low-rank updates into the weights they belong to: ``W + alpha / r * B A`` (transposed for Conv1D).
 
-    With ``use_rslora`` it is ``alpha / sqrt(r)`` (Kalajdzievski, *Rank-stabilized LoRA*, 2023).
+    With ``use_rslora`` it is ``alpha / sqrt(r)`` (Kalajdzievski, *Rank-stabilized LoRA*, 2023). Each weight is summed
+    in float32, then put into ``dtype``, and taken out of ``weights``: of a large model only one is there twice.
     """
-    merged: dict[str, Tensor] = {}
     updates: dict[str, dict[str, Tensor]] = {}
     adapters: set[str] = set()
-    for key, value in weights.items():
+    for key in list(weights):
         if match := re.fullmatch(r"(.+)\.lora_([AB])(?:\.([^.]+))?\.weight", key):
-            updates.setdefault(match.group(1), {})[match.group(2)] = value
+            updates.setdefault(match.group(1), {})[match.group(2)] = weights.pop(key)
             adapters.add(match.group(3) or "default")
-        else:
-            merged[key.replace(".base_layer.", ".")] = value.float()
     if len(adapters) > 1:
         raise UsageError(f"{source} has {len(adapters)} adapters, {some(adapters)}; keep the one that is meant")
     if adapter:
         _check_adapter(adapter, {name: len(pair["A"]) for name, pair in updates.items() if "A" in pair}, source)
+    named = {key.replace(".base_layer.", "."): key for key in weights}
     modules = dict(model.named_modules())
     for module, pair in updates.items():
-        key = f"{module}.weight"
         if pair.keys() != {"A", "B"}:
             raise UsageError(f"{source} has only half of a low-rank update: {module}.lora_{next(iter(pair))}")
-        if key not in merged or module not in modules:
+        if f"{module}.weight" not in named or module not in modules:
             raise UsageError(f"{source} has a low-rank update of {module}, which the model lacks")
-        down, up = pair["A"].float(), pair["B"].float()
-        if down.ndim != 2 or up.ndim != 2 or up.shape[1] != down.shape[0] or not len(down):
-            raise UsageError(
-                f"{source}: shapes of {module}.lora_A {tuple(down.shape)} and lora_B {tuple(up.shape)} do not fit"
-            )
-        rank = len(down) ** 0.5 if scale.get("use_rslora") else len(down)
-        update = (scale["lora_alpha"] / rank) * (up @ down)
-        if isinstance(modules[module], Conv1D):
-            update = update.T
-        if update.shape != merged[key].shape:
-            raise UsageError(
-                f"{source}: low-rank update of {module} is {tuple(update.shape)}, its weight {tuple(merged[key].shape)}"
-            )
-        merged[key] = merged[key] + update
+    merged: dict[str, Tensor] = {}
+    for name, key in named.items():
+        module = name.removesuffix(".weight")
+        weight = weights.pop(key).float()
+        if name.endswith(".weight") and module in updates:
+            update = _update(updates.pop(module), scale, module, source)
+            update = update.T if isinstance(modules[module], Conv1D) else update
+            if update.shape != weight.shape:
+                raise UsageError(
+                    f"{source}: low-rank update of {module} is {tuple(update.shape)}, its weight {tuple(weight.shape)}"
+                )
+            weight = weight + update
+        merged[name] = weight.to(dtype)
     return merged
+
+
+def _update(pair: Mapping[str, Tensor], scale: Mapping[str, Any], module: str, source: str) -> Tensor:
+    """What an adapter adds to the weight of a linear layer ``(out, in)``, in float32."""
+    down, up = pair["A"].float(), pair["B"].float()
+    if down.ndim != 2 or up.ndim != 2 or up.shape[1] != down.shape[0] or not len(down):
+        raise UsageError(
+            f"{source}: shapes of {module}.lora_A {tuple(down.shape)} and lora_B {tuple(up.shape)} do not fit"
+        )
+    rank = len(down) ** 0.5 if scale.get("use_rslora") else len(down)
+    update: Tensor = (scale["lora_alpha"] / rank) * (up @ down)
+    return update

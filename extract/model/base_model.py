@@ -23,6 +23,7 @@ from extract.model.architectures import (
 from extract.model.bases import PACKAGED, packaged_base
 from extract.model.capture import ATTENTION
 from extract.model.checkpoint import (
+    BASE,
     HUB_ID,
     ROWS,
     check_plain,
@@ -175,14 +176,24 @@ def _no_bar() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+_HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}
+
+
 def base_weights(folder: Path) -> dict[str, Tensor]:
-    """Weights of a base model by the names of its architecture, in float32; a tied head is left out."""
+    """Weights of a base model by the names of its architecture; a tied head is left out.
+
+    They are of the type that all of them are stored in, if it is a half as wide as float32; otherwise float32.
+    """
     try:
+        types: set[str] = set()
         for file in sorted(folder.glob("*.safetensors")):  # a library reads other numbers at face value
             with safe_open(file, framework="pt") as weights:
-                check_plain({key: weights.get_slice(key).get_dtype() for key in weights.keys()}, str(file))  # noqa: SIM118
+                kinds = {key: weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118
+            check_plain(kinds, str(file))
+            types |= set(kinds.values())
+        dtype = _HALVES.get("".join(types), torch.float32)
         with _no_bar():
-            model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+            model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     except UsageError:
         raise
     except Exception as error:  # whatever missing or broken weights raise inside transformers
@@ -198,7 +209,7 @@ def complete_weights(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Weights and file content of a checkpoint that holds only what was trained, with those of its base."""
     full = base_weights(base)
-    raw = {**raw, **{f"base.{name}": value for name, value in full.items()}}
+    raw = {**raw, **{f"{BASE}{name}": value for name, value in full.items()}}
     for name, value in weights.items():
         target = name.removesuffix(ROWS) + ".weight"
         if not name.endswith(ROWS):

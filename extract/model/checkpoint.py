@@ -43,6 +43,10 @@ ROWS = ".extra_rows"
 """End of the names of the extra rows in a checkpoint that holds only what was trained, without its base."""
 
 
+BASE = "base."
+"""Before the names of weights that are its base model's, whose digest is that of float32."""
+
+
 def find_checkpoint(checkpoint: str) -> tuple[str, list[Path], Path]:
     """Name, weight files and folder of a checkpoint: shipped, local, or on the hub (``OWNER/NAME`` or with ``:FILE``).
 
@@ -250,7 +254,7 @@ def fingerprint_weights(raw: Mapping[str, Tensor], settings: dict[str, Any]) -> 
     """Digest of weights, of any order, and of what else decides what a model computes."""
     digest = hashlib.sha256(fingerprint(settings).encode())
     for name in sorted(raw):
-        value = raw[name].contiguous()
+        value = (raw[name].float() if name.startswith(BASE) else raw[name]).contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

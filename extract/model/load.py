@@ -105,7 +105,6 @@ def load_reasoner(
         the checkpoint says; the text lists what.
     """
     target = find_device(device)
-    keep_freed_memory()
     full_float32()
     if dtype not in (dtypes := get_args(ComputeDtype)):
         raise UsageError(f"compute dtype {dtype!r} is not one of {', '.join(dtypes)}{nearest(dtype, dtypes)}")
@@ -141,11 +140,6 @@ def load_reasoner(
         raise UsageError(f"{source}: n_unwritten is {rule.n_unwritten}, of {vocabulary + len(extra)} tokens")
     model = build_model(under.config, vocabulary + len(extra), under.architecture, under.name)
     check_base(weights, model, under.architecture, vocabulary, len(extra), source, under.name)
-    merged = merge_adapters(weights, model, adapter, scale, source)
-    _load(model, merged, source)
-    feeding = feeding_of(rule, projection, int(model.config.hidden_size), source)
-    _make_ready(model, target, dtype)
-    _make_ready(feeding, target, dtype)
     model_config = {key: value for key, value in under.config_json.items() if key not in _NOT_MODEL}
     decides = {"config": model_config, "n_latent": n_latent, **scale}
     if (described := rule.to_json()) != CODI.to_json():  # models known before there were protocols keep their digest
@@ -153,6 +147,12 @@ def load_reasoner(
     digests = {
         "weights": fingerprint_weights(raw, decides), **fingerprint_tokenizer(under.folder, under.tokenizer)
     }  # fmt: skip
+    del raw  # of a large model only one copy of most weights is there from here on
+    _load(model, merge_adapters(weights, model, adapter, scale, source, getattr(torch, dtype)), source)
+    feeding = feeding_of(rule, projection, int(model.config.hidden_size), source)
+    _make_ready(model, target, dtype)
+    _make_ready(feeding, target, dtype)
+    keep_freed_memory()
     return Reasoner(
         name=name, model=model, projection=feeding, tokenizer=under.tokenizer, architecture=under.architecture,
         vocabulary=vocabulary, n_latent=n_latent, answer_prefix=answer_prefix, protocol=rule, extra_rows=extra,
@@ -317,7 +317,7 @@ def new_reasoner(
         raise UsageError(f"base {base} has the tokens {some(known)} of protocol {rule.name} already; take one without")
     rule = rule if answer_prefix is None else replace(rule, answer_prefix=answer_prefix)
     model = build_model(config, vocabulary + len(rule.rows), architecture, str(base))
-    weights = base_weights(folder)
+    weights = {name: value.float() for name, value in base_weights(folder).items()}
     digest = fingerprint_weights(weights, {})
     hidden = int(model.config.hidden_size)
     for name in sorted({f"{module}.weight" for module in architecture.vocabulary_modules} & weights.keys()):
@@ -365,6 +365,12 @@ def _load(model: Any, weights: dict[str, Tensor], source: str) -> None:
         raise UsageError(f"weights of {source} do not fit its base: {'; '.join(problems)}")
     model.load_state_dict(weights, strict=True, assign=True)
     model.tie_weights()
-    not_finite = [name for name, value in model.named_parameters() if not bool(torch.isfinite(value).all())]
+    not_finite = [name for name, value in model.named_parameters() if not _is_finite(value)]
     if not_finite:
         raise UsageError(f"weights of {source} are not finite: {some(not_finite)}")
+
+
+def _is_finite(value: Tensor) -> bool:
+    """Whether all numbers are finite, looked at a few million at a time."""
+    flat = value.detach().reshape(-1)
+    return all(bool(torch.isfinite(flat[start : start + 2**22]).all()) for start in range(0, len(flat), 2**22))
