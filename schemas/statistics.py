@@ -17,6 +17,8 @@ from schemas.spelling import nearest
 
 Array = np.ndarray[Any, np.dtype[Any]]
 N_RESAMPLE = 1000
+DRAWN_TOGETHER = 512
+"""Examples whose draws are held at once: a draw depends on its problem alone."""
 SPLIT_SHARES = (0.7, 0.15, 0.15)
 """Shares of problems that a thing is fitted on, chosen by, and measured on."""
 
@@ -276,8 +278,13 @@ def mean_interval(
         mean = filled.sum(1) / known.sum(1)
         some = known.any(1)
         if some.any():
-            draws = draw_counts(groups, n_resample=n_resample, seed=seed).astype("float64")
-            resampled = (filled[some] @ draws) / (known[some].astype("float64") @ draws)
+            total, counted = np.zeros((2, int(some.sum()), n_resample))
+            for start in range(0, flat.shape[-1], DRAWN_TOGETHER):
+                part = slice(start, start + DRAWN_TOGETHER)
+                draws = draw_counts(groups[part], n_resample=n_resample, seed=seed).astype("float64")
+                total += filled[some, part] @ draws
+                counted += known[some, part].astype("float64") @ draws
+            resampled = total / counted
             low[some], high[some] = np.nanpercentile(resampled, [2.5, 97.5], axis=1)
     shape = values.shape[:-1]
     return mean.reshape(shape), low.reshape(shape), high.reshape(shape)

@@ -83,7 +83,7 @@ def test_corrections_are_the_published_ones(method, published):
     assert np.isnan(part[0, 2])
 
 
-def test_resamples_draw_whole_problems():
+def test_resamples_draw_whole_problems(monkeypatch):
     problem = np.array([5, 2, 5, 9])
     counts = draw_counts(problem, n_resample=4000, seed=1)
     np.testing.assert_array_equal(counts[0], counts[2])
@@ -97,6 +97,8 @@ def test_resamples_draw_whole_problems():
     again = mean_interval(np.repeat(values, 2, -1), seed=2, problem=np.repeat(np.arange(50), 2))
     np.testing.assert_allclose(again, (mean, low, high), rtol=1e-6)
     assert np.isnan(mean_interval([[np.nan, np.nan]])).all()
+    monkeypatch.setattr("schemas.statistics.DRAWN_TOGETHER", 7)
+    np.testing.assert_allclose(mean_interval(values, seed=2), (mean, low, high), rtol=1e-12)
 
 
 def test_a_difference_of_shares_has_newcombes_interval():

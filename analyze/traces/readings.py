@@ -27,8 +27,6 @@ class Readings:
     """In nat, (example, position)."""
     rank: Array
     """Of what was asked for, over the whole vocabulary, (example, position, what); NaN: no token says it."""
-    probability: Array
-    """The same."""
 
 
 def read_states(
@@ -63,7 +61,6 @@ def read_states(
         token=np.full((*shape, best), -1),
         entropy=np.full(shape, np.nan),
         rank=np.full((*shape, asked.shape[1]), np.nan, dtype="float32"),
-        probability=np.full((*shape, asked.shape[1]), np.nan, dtype="float32"),
     )
     nothing = np.full((1, 1), -1)
     for rows in _blocks(n, n_position, asked.shape[1] * asked.shape[2] * hidden):
@@ -76,7 +73,7 @@ def read_states(
             readings.token[place] = readout.read(there, best, np.repeat(nothing, len(there), 0))[0]
             readings.entropy[place] = readout.entropy(there)
             if asked.shape[1]:
-                readings.rank[place], readings.probability[place] = readout.ranks(there, asked[place[0]])[1:]
+                readings.rank[place] = readout.ranks(there, asked[place[0]])[1]
         if progress is not None:
             progress(min(n, rows.stop), n)
     return readings

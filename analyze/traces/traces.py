@@ -1,7 +1,6 @@
 """Traces of all problems of a run: what is read, which chains explain it, and how many would by chance."""
 
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -284,10 +283,9 @@ def _rank_shares(problems: Problems, readings: Readings, top: int, n_step: int) 
     width = half // n_step  # 1 with results alone, else results and operands
 
     def share(best: int, what: slice) -> Array:
-        hit: Array = np.where(there, np.less_equal(rank, best), np.nan)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # no problem has such a step
-            return np.asarray(np.nanmean(hit[..., what], axis=0)).reshape(rank.shape[1], n_step, width)
+        hit: Array = np.less_equal(rank[..., what], best) & there[..., what]
+        with np.errstate(invalid="ignore"):  # NaN where no problem has such a step
+            return np.asarray(hit.sum(0) / there[..., what].sum(0)).reshape(rank.shape[1], n_step, width)
 
     own, first, other = share(top, slice(half)), share(1, slice(half)), share(top, slice(half, None))
     dims = ("position", "step")
