@@ -18,6 +18,7 @@ from xarray.core.indexing import OuterIndexer
 from schemas import UsageError, nearest
 from schemas.checks import check_whole
 from store.read import Lake
+from store.shards import ShardedArray
 
 if TYPE_CHECKING:
     pass
@@ -146,15 +147,20 @@ class RowBlocks:
         exists = np.expand_dims(exists, [axis for axis in range(len(self.cells)) if axis not in at])
         return pieces, np.broadcast_to(exists, [len(piece) for piece in pieces]).reshape(-1)
 
-    def read_block(self, number: int) -> np.ndarray:
-        """Rows of a block as they are stored: (row, *item)."""
+    def _read_block(self, number: int, into: np.ndarray) -> None:
+        """Put the rows of a block, as they are stored, where they are kept: (row, *item)."""
         pieces, exists = self._block(number)
         picks = {**self.picks, **dict(zip(self.cells, pieces, strict=True))}
         picks["example"] = self.committed[picks["example"]]
-        values = self.array[OuterIndexer(tuple(_neighbours(picks[dim]) for dim in self.dims))]
+        places = [_neighbours(picks[dim]) for dim in self.dims]
+        in_order = self.dims == (*self.cells, *self.item) and (exists is None or exists.all())
+        if in_order and isinstance(self.array, ShardedArray):  # straight from the file, without a copy
+            self.array.read_into(into.reshape([len(picks[dim]) for dim in self.dims]), places)
+            return
+        values = self.array[OuterIndexer(tuple(_slice(each) for each in places))]
         values = np.transpose(values, [self.dims.index(dim) for dim in (*self.cells, *self.item)])
-        rows: np.ndarray = values.reshape(-1, *self.item_shape)
-        return rows if exists is None else rows[exists]
+        rows = values.reshape(-1, *self.item_shape)
+        into[...] = rows if exists is None else rows[exists]
 
     def read(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Values of rows, as they are stored, in the order asked for: (row, *item).
@@ -192,10 +198,14 @@ class RowBlocks:
             self._slots.move_to_end(number)
         for place, number in enumerate(numbers.tolist()):
             if number not in self._slots:
-                rows = self.read_block(number)
                 full = len(self._slots) == self.n_slot
                 slot = self._slots.popitem(last=False)[1] if full else len(self._slots)
-                self._pool[slot * self.slot_rows : slot * self.slot_rows + len(rows)] = rows
+                begin = slot * self.slot_rows
+                try:
+                    self._read_block(number, self._pool[begin : begin + int(self.counts[number])])
+                except BaseException:
+                    self.forget()  # what is kept there is neither block now
+                    raise
                 self._slots[number] = slot
             begins[place] = self._slots[number] * self.slot_rows - self.offset[number]
         items: np.ndarray = np.take(self._pool, begins[which] + wanted, axis=0)
@@ -243,8 +253,12 @@ def _split(picks: np.ndarray, size: int) -> list[np.ndarray]:
     return np.split(picks, np.flatnonzero(np.diff(picks // size)) + 1) if len(picks) else []
 
 
-def _neighbours(picks: np.ndarray) -> slice | np.ndarray:
-    """Places as a slice where they are neighbours, so that whole chunks are read without a copy."""
+def _neighbours(picks: np.ndarray) -> range | np.ndarray:
+    """Places as a range where they are neighbours, so that whole chunks are read without a copy."""
     if len(picks) and picks[-1] - picks[0] == len(picks) - 1:
-        return slice(int(picks[0]), int(picks[-1]) + 1)
+        return range(int(picks[0]), int(picks[-1]) + 1)
     return picks
+
+
+def _slice(places: range | np.ndarray) -> slice | np.ndarray:
+    return slice(places.start, places.stop) if isinstance(places, range) else places

@@ -163,14 +163,23 @@ class ShardedArray(BackendArray):
         """Values at the product of one number, rising slice or sorted array per axis."""
         picks = [_picks(*each) for each in zip(self.shape, key, strict=True)]
         values = np.empty([len(each) for each in picks], dtype=self.dtype)
-        if values.size:
-            room = np.empty(self.layout.chunks, dtype=self.stored)
-            examples, *others = (list(_parts(*each)) for each in zip(picks, self.layout.chunks, strict=True))
-            boxes = [tuple(zip(*box, strict=True)) for box in product(*others)]
-            for shard, parts in groupby(examples, key=lambda part: part[0] // self.grid[0]):
-                self._read_shard(shard, parts, boxes, values, room)
+        self._fill(picks, values)
         kept = (isinstance(each, slice | np.ndarray) for each in key)  # a number takes its axis away
         return values.reshape(list(compress(values.shape, kept)))
+
+    def read_into(self, values: np.ndarray, picks: Sequence[range | np.ndarray]) -> None:
+        """Put the values at the product of rising numbers, some for each axis, into an array that is there already."""
+        self.guard.reading(lambda: self._fill(picks, values))
+
+    def _fill(self, picks: Sequence[range | np.ndarray], values: np.ndarray) -> None:
+        """Put what is picked along each axis into an array."""
+        if not values.size:
+            return
+        room = np.empty(self.layout.chunks, dtype=self.stored)
+        examples, *others = (list(_parts(*each)) for each in zip(picks, self.layout.chunks, strict=True))
+        boxes = [tuple(zip(*box, strict=True)) for box in product(*others)]
+        for shard, parts in groupby(examples, key=lambda part: part[0] // self.grid[0]):
+            self._read_shard(shard, parts, boxes, values, room)
 
     def _read_shard(
         self,
