@@ -7,6 +7,10 @@ import numpy as np
 from analyze.context import StoredResult
 from analyze.graph.figures import plot_graph
 from analyze.page import Page, Section, listed
+from schemas.naming import state_of
+
+READS = 0.5
+"""Share of problems in which a state must read as a number to be called one that carries it."""
 
 
 def thought_graph(page: Page) -> None:
@@ -25,12 +29,30 @@ def thought_graph(page: Page) -> None:
         direct, total = (edges_of(part, effect) for effect in ("direct", "total"))
         name = "edges" if direct else "none"
         page.say(result, name, operation=operation, direct=listed(direct), n_total=len(total), n_direct=len(direct))
+        words = wordy_sources(page, result, part)
+        if words:
+            page.say_more(result.label, page.text("words", names=listed(words)))
         if "rank_correlation" in graph:
             page.say(
                 result, "beside", operation=operation, against=graph.attrs["against"], **likeness(graph, operation)
             )
         page.add("thought_graph", result, rows_of(result, graph))
         page.set(held=f"{float(graph['held_kl'].max()):.1e}", least=float(graph.attrs["least"]))
+
+
+def wordy_sources(page: Page, result: StoredResult, part: Any) -> list[str]:
+    """Thoughts from which a direct edge starts although what is fed there reads as a number in few problems."""
+    lenses = [one.data for one in page.results("lens", optional=True) if one.run == result.run]
+    if not lenses or int(part.attrs.get("layer", -1)) != -1 or "number_share" not in lenses[0]:
+        return []
+    share = lenses[0]["number_share"].isel(layer=-1)
+    sources = part["source"].values[part["edge"].sel(effect="direct").any("target").values]
+    made_of = {str(source): state_of(str(source)) for source in sources}
+    return [
+        source
+        for source, state in made_of.items()
+        if state in share["position"].values and float(share.sel(position=state)) < READS
+    ]
 
 
 def likeness(graph: Any, operation: str) -> dict[str, float]:

@@ -16,6 +16,11 @@ from schemas import LakeError, filled
 from schemas.naming import By
 from store.results import Result
 
+MANY, VERY_MANY = 9, 11
+"""Columns from which on a table is set closer, and its intervals below their values."""
+LONG = 28
+"""Letters beyond which the text that stands first in a row is broken."""
+
 
 class Writer:
     """Figures and tables on their way to the folder.
@@ -66,9 +71,19 @@ class Writer:
             "file": f"tables/{stem}.csv",
             "columns": [{"label": column.label, "kind": column.kind} for column in table.columns],
             "rows": [[_cell(row, column, last[column.key]) for column in table.columns] for row in shown],
-            "notes": any(column.kind == "text" and column.low for column in table.columns),
+            "look": look_of(table.columns, shown),
             "hidden": len(table.frame) - len(table.shown),
         }
+
+
+def look_of(columns: Sequence[Column], rows: Sequence[Mapping[Any, Any]]) -> str:
+    """Classes of a table: with notes on its texts, with many columns, with so little room that intervals go below."""
+    first = max((len(str(row.get(columns[0].key, ""))) for row in rows), default=0) if columns else 0
+    looks = {
+        "notes": any(column.kind == "text" and column.low for column in columns),
+        "dense": len(columns) >= MANY, "stacked": len(columns) >= VERY_MANY or first > LONG,
+    }  # fmt: skip
+    return " ".join(name for name, wanted in looks.items() if wanted)
 
 
 def reflows(panel: Panel) -> bool:
