@@ -210,7 +210,7 @@ def test_pause_feeds_one_vector_at_every_thought(tmp_path):
     vector = torch.randn(32)
     state = {f"base_causallm.{name}": value for name, value in model.state_dict().items()}
     embedding = {"embedding.weight": model.get_input_embeddings().weight.detach()}
-    torch.save(state | embedding | {"pause_embedding": vector}, tmp_path / "checkpoint_7")
+    torch.save(state | embedding | {"pause_embedding": vector[None]}, tmp_path / "checkpoint_7")
     with pytest.raises(UsageError, match="does not say how many thoughts it has; pass --thoughts N"):
         load_reasoner(tmp_path / "checkpoint_7", tmp_path / "base")
     reasoner = load_reasoner(tmp_path / "checkpoint_7", tmp_path / "base", thoughts=4)
@@ -313,7 +313,7 @@ def layouts(state: dict[str, torch.Tensor], folder: Path) -> dict[str, Path]:
     """One state dict as it lies on hubs."""
     names = sorted(state)
     half = {name: value.contiguous().clone() for name, value in state.items()}
-    found = {kind: folder / kind for kind in ("bin shards", "safetensors shards", "raw", "lightning")}
+    found = {kind: folder / kind for kind in ("bin shards", "safetensors shards", "raw", "lightning", "trainer")}
     for place in found.values():
         place.mkdir()
         (place / "config.json").touch()
@@ -327,6 +327,7 @@ def layouts(state: dict[str, torch.Tensor], folder: Path) -> dict[str, Path]:
     torch.save(half, found["raw"] / "checkpoint_33")
     wrapped = {f"model.{name}": value for name, value in half.items()}
     torch.save({"state_dict": wrapped, "epoch": 3}, found["lightning"] / "best.ckpt")
+    torch.save({"model": half, "optimizer": {"lr": 0.1}, "step": 3}, found["trainer"] / "ckpt.pt")
     return found
 
 
@@ -340,7 +341,9 @@ def test_layouts_of_hubs_hold_the_same_model(tmp_path):
     assert load_reasoner(index, base).fingerprint == wanted.fingerprint
     (index.parent / "pytorch_model-00002-of-00002.bin").unlink()
     torch.save(state, tmp_path / "raw" / "checkpoint_34")
+    torch.save({"model": state, "ema": state}, tmp_path / "trainer" / "ckpt.pt")
     for place, message in [
+        (tmp_path / "trainer", "holds no state dict .*, by itself or as one part of several"),
         (index.parent, "names pytorch_model-00002-of-00002.bin, which is not there"),
         (tmp_path / "raw", r"several others \(checkpoint_33, checkpoint_34\): name the one that is meant"),
     ]:

@@ -201,10 +201,8 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         raise
     except Exception as error:  # unpickling and parsing raise many types
         raise UsageError(f"weights cannot be read from {path}: {first_line(error)}; is the file complete?") from error
-    if isinstance(raw, Mapping) and isinstance(raw.get("state_dict"), Mapping):  # Lightning
-        raw = raw["state_dict"]
-    if not isinstance(raw, Mapping) or not all(isinstance(value, Tensor) for value in raw.values()):
-        raise UsageError(f"{path} holds no state dict (names to tensors)")
+    if not _is_state_dict(raw):
+        raise UsageError(f"{path} holds no state dict (names to tensors), by itself or as one part of several")
     weights = {str(key): value for key, value in raw.items()}
     kinds = {key: str(value.dtype).removeprefix("torch.") for key, value in weights.items()}
     strange = {key: value.layout for key, value in weights.items() if value.layout != torch.strided}
@@ -223,14 +221,26 @@ def _read_pickled(path: Path) -> Any:
         raw = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise UsageError(f"{path} holds Python objects besides tensors; save the state dict alone") from error
-    inside = raw.get("state_dict", raw) if isinstance(raw, Mapping) else raw
+    inside = _state_dict_in(raw)
     if not mapped or not isinstance(inside, Mapping):
-        return raw
+        return inside
     # Float32 would be used as it lies there, and the file may be written anew while the model is at work.
     return {
         key: value.clone() if isinstance(value, Tensor) and value.dtype == torch.float32 else value
         for key, value in inside.items()
     }
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(each, Tensor) for each in value.values())
+
+
+def _state_dict_in(raw: Any) -> Any:
+    """The state dict inside what a trainer saved: Lightning's, or the one part that is one; else the whole."""
+    if not isinstance(raw, Mapping) or _is_state_dict(raw):
+        return raw
+    parts = [value for value in raw.values() if _is_state_dict(value) and value]
+    return raw.get("state_dict", parts[0] if len(parts) == 1 else raw)
 
 
 def check_plain(kinds: Mapping[str, str], source: str) -> None:

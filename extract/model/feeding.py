@@ -46,6 +46,8 @@ def feeding_of(rule: Protocol, weights: Mapping[str, Tensor], hidden: int, sourc
         return nn.Identity()
     own: dict[str, tuple[int, ...]] = {}
     if rule.fed == "vector":
+        # A vector may have been saved with dims of one around it.
+        weights = {name: value.reshape(-1) if value.numel() == hidden else value for name, value in weights.items()}
         names = {rule.vector: rule.vector}
         feeding: nn.Module = Constant(hidden)
         own = {rule.vector: (hidden,)}
