@@ -28,8 +28,6 @@ MULTI_PURPOSE = 0.7
 CONSTANT = 1e-6
 """A metric whose values over the heads differ by no more than this is constant."""
 N_REPORT_STEP = 6
-ROUNDING = 0.03
-"""Hundredths by which a number printed with two decimals may be off once stored as float16."""
 LONG_NAMES = {
     "flow": "share of the attention among thoughts that goes to earlier ones",
     "hub": "attention to the most sought thought, beyond an even spread",
@@ -86,9 +84,9 @@ def head_scores(
         thoughts nothing, is left out of the scaling and has type ``""``. Lazy input stays lazy.
     model_max, model_min
         Extremes of ``hub`` and ``skip`` over the whole model, where ``attention`` holds some of its heads only.
-        Given maxima only, minima are 0. In ``"reports"`` minima are also 0 where the matrices are plainly not all of a
-        model's own (heads are missing, the step ``bot`` is absent or attends to nothing, or no entry has more than two
-        decimals): those of a published figure, whose own minimum is not the model's.
+        Given maxima only, minima are 0. In ``"reports"`` minima are also 0 where heads are missing, or the step ``bot``
+        is absent or attends to nothing: the matrices of a published figure are not all of a model's heads. Where they
+        look complete, say so: ``model_min={"hub": 0, "skip": 0}``.
     n_layer
         Depth of the model, for ``band``; by default one more than the highest layer here.
     per_example
@@ -119,7 +117,10 @@ def head_scores(
 
 
 def thought_block(attention: xr.DataArray, convention: Convention) -> tuple[xr.DataArray, list[str], xr.DataArray]:
-    """Attention among the thoughts, their names, and whether the matrices are a model's own (reports: bot attends)."""
+    """Attention among the thoughts, the thoughts' names, and whether the attention paid at ``bot`` is there as well.
+
+    Only a model's own attention in the convention of the reports has it; published matrices leave that row out.
+    """
     if convention not in get_args(Convention):
         allowed = get_args(Convention)
         raise UsageError(f"convention {convention!r} is not one of {', '.join(allowed)}{nearest(convention, allowed)}")
@@ -228,9 +229,7 @@ def _head_scores(
     low = np.where(kept, metrics, np.inf).min((-3, -2))  # (..., metric)
     high = np.where(kept, metrics, -np.inf).max((-3, -2))
     if convention == "reports":  # flow keeps its own minimum: it is constant
-        cents = np.where(present[..., None, None], matrix, 0.0) * 100
-        printed = (np.abs(cents - cents.round()) < ROUNDING).all((-4, -3, -2, -1))
-        whole = np.asarray(complete) & present.all((-2, -1)) & ~printed
+        whole = np.asarray(complete) & present.all((-2, -1))
         low[..., 1:] = np.where(whole[..., None], low[..., 1:], 0.0)
     for index, metric in enumerate(METRICS):
         if metric in model_max:
