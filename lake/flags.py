@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from schemas.command import Flag, Settings, flags
+from schemas.command import Settings
+from schemas.flags import Flag, flags
 
 LAKE = click.Argument(["path"], metavar="PATH", help="Lake: a folder or a URL.")
 RUNS = click.Argument(["runs"], nargs=-1, metavar="[RUN]...", help="Runs, MODEL/DATASET; all if none is named.")

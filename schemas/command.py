@@ -6,19 +6,16 @@ it returns and prints the tables it makes of that. A module ``command`` is impor
 imports nothing heavy before it runs.
 """
 
-import dataclasses
-import math
 import os
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import MISSING, dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
-from schemas.errors import LakeError, UsageError
-from schemas.spelling import nearest
+from schemas.errors import LakeError
+from schemas.flags import flags
 
 
 def setting(
@@ -126,115 +123,6 @@ class Sampled(Settings):
         " of a run that would take long as many as fit.",
         metavar="N",
         least=0,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """A field of settings, resolved."""
-
-    name: str
-    kind: type
-    """Type of the value, or of an entry of a tuple."""
-    words: tuple[str, ...]
-    """Words allowed; none: any."""
-    optional: bool
-    many: bool
-    default: Any
-    help: str
-    metavar: str | None
-    stored: bool
-    least: float | None
-    argument: bool
-    repeat: bool
-
-    @property
-    def option(self) -> str:
-        """As it is typed."""
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def required(self) -> bool:
-        """Whether it must be given."""
-        return self.default is MISSING
-
-    def check(self, value: Any) -> None:
-        """Raise :class:`UsageError` unless a value is allowed."""
-        if value is None and self.optional:
-            return
-        what = self.name.upper() if self.argument else self.option
-        if self.words and value not in self.words:
-            raise UsageError(
-                f"{what} {value} is not one of {', '.join(self.words)}{nearest(str(value), list(self.words))}"
-            )
-        if self.least is not None and not (value >= self.least and math.isfinite(value)):
-            raise UsageError(f"{what} is {value}; it must be at least {self.least:g}")
-        if self.kind is float and not math.isfinite(value):
-            raise UsageError(f"{what} is {value}; it must be a number that is not infinite")
-
-    def read(self, text: str) -> Any:
-        """An entry from its text.
-
-        Raises
-        ------
-        UsageError
-            If the text is no number where one is wanted.
-        """
-        if self.kind not in (int, float):
-            return text
-        try:
-            return self.kind(text)
-        except ValueError:
-            kind = "whole numbers" if self.kind is int else "numbers"
-            raise UsageError(f"{self.option} takes {kind} between commas, as 0,5,11; found {text!r}") from None
-
-    def entries(self, text: str) -> tuple[Any, ...]:
-        """Entries of a tuple from text with commas between them.
-
-        Raises
-        ------
-        UsageError
-            If there is none where by default there are some, or one is no number where numbers are wanted.
-        """
-        found = tuple(self.read(word.strip()) for word in text.split(",") if word.strip())
-        if not found and self.default != ():
-            raise UsageError(f"{self.option} names nothing; leave it out for the default")
-        return found
-
-
-def flags(settings: type[Settings]) -> tuple[Flag, ...]:
-    """Fields of settings in the order in which help shows them: required ones, a class's own, those it inherits."""
-    return _flags(settings)  # type: ignore[arg-type]  # mypy takes the class for one of its instances
-
-
-@cache
-def _flags(settings: type) -> tuple[Flag, ...]:
-    hints = get_type_hints(settings)
-    inherited = {each.name for base in settings.__mro__[1:] for each in _fields(base)}
-    own = [each for each in _fields(settings) if each.name not in inherited]
-    rest = [each for each in _fields(settings) if each.name in inherited]
-    resolved = [_flag(each, hints[each.name]) for each in (*own, *rest)]
-    return tuple(sorted(resolved, key=lambda flag: not flag.required))
-
-
-def _fields(cls: type) -> Iterator["dataclasses.Field[Any]"]:
-    if dataclasses.is_dataclass(cls):
-        yield from dataclasses.fields(cls)
-
-
-def _flag(each: "dataclasses.Field[Any]", hint: Any) -> Flag:
-    """Resolve the type of a field."""
-    optional = many = False
-    if get_origin(hint) in (Union, types.UnionType):
-        optional = True
-        (hint,) = [part for part in get_args(hint) if part is not type(None)]
-    if get_origin(hint) is tuple:
-        many, hint = True, get_args(hint)[0]
-    words: tuple[str, ...] = ()
-    if get_origin(hint) is Literal:
-        words, hint = get_args(hint), str
-    return Flag(
-        name=each.name, kind=hint, words=words, optional=optional, many=many, default=each.default, **each.metadata
     )
 
 

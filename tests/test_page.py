@@ -9,7 +9,7 @@ from analyze.heads.section import counted
 from analyze.page import Page, Section, Sentence
 from analyze.report import sections as found
 from schemas import SchemaError
-from schemas.command import flags
+from schemas.flags import flags
 from schemas.registry import by_kind
 
 TEXTS = """

@@ -10,7 +10,8 @@ from typing import Literal
 import pytest
 
 from schemas import UsageError
-from schemas.command import Part, Settings, flags, setting
+from schemas.command import Part, Settings, setting
+from schemas.flags import flags
 from schemas.registry import by_kind, commands, line
 from tests.synthetic import make_model, make_run, write_run
 

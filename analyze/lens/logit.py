@@ -23,6 +23,17 @@ ROW_BLOCK = 1024
 """States that are read out together, so that the unembedding is read from memory once for all of them."""
 LEAST_BLOCK = 256
 """States that are read out together where there are few and every core is to have some."""
+LONG_NAMES = {
+    "top_token": "best tokens",
+    "top_probability": "probability of the best tokens",
+    "is_number": "whether the best token holds a digit",
+    "gold_rank": "rank of the gold answer's first token",
+    "gold_probability": "probability of the gold answer's first token",
+    "result_rank": "rank of the token that is the step's result, 0: none of the best",
+    "operator_rank": "rank of the token that is the step's operator, 0: none of the best",
+    "control_rank": "rank of the token that is the step's result in another problem, 0: none of the best",
+}
+"""What a lens tells of each state, in the order in which :func:`_lens` returns it."""
 
 
 def logit_lens(
@@ -72,30 +83,20 @@ def logit_lens(
     each thread holds those and their logits over 2,048 tokens, 8 MiB, beside the unembedding.
     """
     check_model(model, run["hidden_state"])
-    what = "the lens"
-    require_dims(run["hidden_state"], ["example", "layer", "position", "hidden"], what)
+    require_dims(run["hidden_state"], ["example", "layer", "position", "hidden"], "the lens")
     if not 1 <= top <= model.sizes["vocabulary"]:
         raise UsageError(f"top is {top}; it must lie between 1 and the {model.sizes['vocabulary']} tokens there are")
     if positions is None:
         positions = [x for x in labels_along(run, "position") if segment_of(x) != "question"]
-    state = take(run["hidden_state"], "position", positions, what).transpose("example", "layer", "position", "hidden")
+    state = take(run["hidden_state"], "position", positions, "the lens").transpose(
+        "example", "layer", "position", "hidden"
+    )
     state = numbered(state, ["example", "layer"])
     lazy = state.chunks is not None
     readout = ReadOut(model)
 
-    plain = xr.DataArray(np.empty((state.sizes["example"], 0)), dims=("example", "step"))
     kind = run.attrs.get("answer_kind", "number")
-    in_words = kind != "number"
-    results = run.get("intermediate_text" if in_words else "intermediate_result", plain)
-    operations = xr.full_like(results, "", dtype=object) if in_words or "operation" not in run else run["operation"]
-    sides = {
-        "gold": run["gold_answer"],
-        "result": results.transpose("example", "step"),
-        "operation": operations.transpose("example", "step"),
-        "control": another_chain(results.transpose("example", "step"), run),
-    }
-    n_step = results.sizes["step"]
-    sides = {name: side.drop_vars(list(side.coords)) for name, side in sides.items()}
+    sides = _sides(run, kind)
     if lazy:
         state = state.chunk(larger_blocks(state.variable.chunksizes) | {"hidden": -1})
         rows = state.variable.chunksizes["example"]
@@ -103,17 +104,15 @@ def logit_lens(
             name: side.chunk({"example": rows} | {d: -1 for d in side.dims if d != "example"})
             for name, side in sides.items()
         }
-    bare = state.drop_vars(list(state.coords))
-    maps: list[xr.DataArray] = []
-    if tuned is not None:
-        maps = _maps_of(tuned, state)
-        if lazy:
-            blocks = {dim: state.variable.chunksizes[dim] for dim in ("layer", "position")}
-            maps = [x.chunk({d: blocks.get(str(d), -1) for d in x.dims}) for x in maps]
+    maps = [] if tuned is None else _maps_of(tuned, state)
+    if lazy:
+        blocks = {dim: state.variable.chunksizes[dim] for dim in ("layer", "position")}
+        maps = [x.chunk({d: blocks.get(str(d), -1) for d in x.dims}) for x in maps]
 
+    n_step = sides["result"].sizes["step"]
     outputs = xr.apply_ufunc(
         _lens,
-        bare,
+        state.drop_vars(list(state.coords)),
         *sides.values(),
         *maps,
         input_core_dims=[["hidden"], [], ["step"], ["step"], ["step"], *([["hidden", "to"], ["to"]] if maps else [])],
@@ -124,28 +123,33 @@ def logit_lens(
         output_dtypes=["int32", "float32", "float32", "float32", "float32", "int16", "int16", "int16"],
         dask_gufunc_kwargs={"output_sizes": {"rank": top, "step": n_step}, "allow_rechunk": False},
     )
-    names = {
-        "top_token": "best tokens",
-        "top_probability": "probability of the best tokens",
-        "is_number": "whether the best token holds a digit",
-        "gold_rank": "rank of the gold answer's first token",
-        "gold_probability": "probability of the gold answer's first token",
-        "result_rank": "rank of the token that is the step's result, 0: none of the best",
-        "operator_rank": "rank of the token that is the step's operator, 0: none of the best",
-        "control_rank": "rank of the token that is the step's result in another problem, 0: none of the best",
-    }
-    lens = xr.Dataset(dict(zip(names, outputs, strict=True)))
+    told = zip(LONG_NAMES.items(), outputs, strict=True)
+    lens = xr.Dataset({name: values.assign_attrs(long_name=text, units="1") for (name, text), values in told})
+    in_words = kind != "number"
     lens["n_step"] = ((sides["result"] != "") if in_words else sides["result"].notnull()).sum("step")
-    lens = lens.assign_coords(rank=np.arange(1, top + 1), step=np.arange(n_step))
     kept = ("example", "problem", "variant", "layer", "position")
-    lens = lens.assign_coords({name: coord for name, coord in state.coords.items() if name in kept})
-    for name, text in names.items():
-        lens[name].attrs = {"long_name": text, "units": "1"}
-    which = "plain" if tuned is None else tuned.attrs.get("lens", "tuned")
+    coords = {name: coord for name, coord in state.coords.items() if name in kept}
+    lens = lens.assign_coords(coords | {"rank": np.arange(1, top + 1), "step": np.arange(n_step)})
     if in_words:
         lens["is_number"].attrs["long_name"] = "whether the best token begins a word of steps or answers"
-    decoded = {"decoded": "word"} if in_words else {}
-    return lens.assign_attrs(inherited(run, kind="lens_example", lens=which, **decoded))
+        lens.attrs["decoded"] = "word"
+    which = "plain" if tuned is None else tuned.attrs.get("lens", "tuned")
+    return lens.assign_attrs(inherited(run, kind="lens_example", lens=which))
+
+
+def _sides(run: xr.Dataset, kind: AnswerKind) -> dict[str, xr.DataArray]:
+    """What states are compared with, without coordinates: the answer, and the steps of the chain and of another's."""
+    plain = xr.DataArray(np.empty((run.sizes["example"], 0)), dims=("example", "step"))
+    in_words = kind != "number"
+    results = run.get("intermediate_text" if in_words else "intermediate_result", plain).transpose("example", "step")
+    operations = xr.full_like(results, "", dtype=object) if in_words or "operation" not in run else run["operation"]
+    sides = {
+        "gold": run["gold_answer"],
+        "result": results,
+        "operation": operations.transpose("example", "step"),
+        "control": another_chain(results, run),
+    }
+    return {name: side.drop_vars(list(side.coords)) for name, side in sides.items()}
 
 
 def larger_blocks(chunks: Mapping[Any, tuple[int, ...]]) -> dict[Any, int]:

@@ -10,6 +10,19 @@ from analyze.labels import inherited, numbered, require_dims, take, thought_labe
 from analyze.statistics import adjust, cochran_q, mcnemar_exact, wilson_interval
 from schemas import UsageError
 
+LONG_NAMES = {
+    "number_share": "share of examples whose best token is a number",
+    "result_share": "share of examples whose best token is a result of the chain",
+    "control_share": "the same with the chain of another problem",
+    "step_share": "share of examples whose best token is the result of the step",
+    "inner_share": "share of examples whose best token is the result of the step, where it is not the last",
+    "last_share": "share of examples whose best token is the result of the last step",
+    "operator_share": "share of examples whose best token is the operator of the step",
+    "gold_probability": "probability of the answer's first token, mean",
+    "gold_log_rank": "log rank of the answer's first token, mean",
+    "gold_first_share": "share of examples whose best token is the answer's first",
+}
+
 
 def lens_summary(lens: xr.Dataset) -> xr.Dataset:
     """How often the lens finds a number, a result of the chain and the answer, over all examples.
@@ -75,18 +88,7 @@ def lens_summary(lens: xr.Dataset) -> xr.Dataset:
             output_dtypes=["float64", "float64"],
         )
         summary[f"{name}_low"], summary[f"{name}_high"] = low, high
-    for name, text in {
-        "number_share": "share of examples whose best token is a number",
-        "result_share": "share of examples whose best token is a result of the chain",
-        "control_share": "the same with the chain of another problem",
-        "step_share": "share of examples whose best token is the result of the step",
-        "inner_share": "share of examples whose best token is the result of the step, where it is not the last",
-        "last_share": "share of examples whose best token is the result of the last step",
-        "operator_share": "share of examples whose best token is the operator of the step",
-        "gold_probability": "probability of the answer's first token, mean",
-        "gold_log_rank": "log rank of the answer's first token, mean",
-        "gold_first_share": "share of examples whose best token is the answer's first",
-    }.items():
+    for name, text in LONG_NAMES.items():
         summary[name].attrs = {"long_name": text, "units": "1"}
     return summary.assign_attrs(
         {**lens.attrs, "kind": "lens", "n_example": lens.sizes["example"], "top": lens.sizes["rank"]}

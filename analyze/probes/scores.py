@@ -143,7 +143,12 @@ def directions(task: Task, cells: Sequence[Cell | None], shape: tuple[int, int],
 def _measure_numbers(
     score: dict[str, _Interval], members: list[int], predicted: Array, value: Array, fold: Array, weight: Array
 ) -> Array:
-    """R2 of cells (cell, row) into ``score``; the gain of giving a row the value 1 more (class 1, row, cell)."""
+    """Put the R2 of cells (cell, row) into ``score``.
+
+    Returns
+    -------
+    (class 1, row, cell) how far each prediction lies above the mean prediction of its fold.
+    """
     error = ((value - predicted) ** 2).astype(np.float32)
     spread = ((value - _fold_mean(value, fold)) ** 2).astype(np.float32)
     score["r2"].estimate[members] = 1.0 - error.sum(axis=1) / spread.sum()
@@ -315,7 +320,10 @@ def _intervals(name: str, interval: _Interval, level: float, widening: float) ->
 
 
 def _bound_certainty(bounds: dict[str, Array], cells: Sequence[Cell | None], problem: Array, level: float) -> None:
-    """Give an accuracy of 0 or 1, of which resamples are all alike, Wilson's interval with problems as its trials."""
+    """Replace the interval of an accuracy of 0 or 1 by Wilson's, with problems as its trials.
+
+    All resamples of such an accuracy are alike, so that the bootstrap's interval would be a single point.
+    """
     estimate = bounds["accuracy"]
     n_cell = int(np.isfinite(estimate).sum())
     for index, cell in enumerate(cells):

@@ -174,8 +174,8 @@ class Flight:
     ) -> tuple[Tensor, Tensor]:
         """Close the thoughts; score given continuations and write greedily, as :meth:`answer` does.
 
-        All of the continuations is fed in one pass. What would have been written anyway is thereby written; only the
-        rest is written token by token.
+        The continuations are fed in one pass. Where greedy writing would have begun with the same tokens, these count
+        as written; only what follows is written token by token.
 
         Parameters
         ----------

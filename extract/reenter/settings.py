@@ -59,7 +59,7 @@ class DrawnSettings(Settings):
 
 
 Preset = Literal["reports"] | None
-PRESET = "reports: the settings of the reports, done right."
+PRESET = "reports: the settings of the published reports, without their errors."
 
 
 def overrule(settings: Settings, **values: Any) -> None:

@@ -1,7 +1,7 @@
 """Many conditions in few batches: a question is thought through once, conditions branch off where they first differ."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,22 +10,20 @@ import numpy as np
 import torch
 import xarray as xr
 
-from extract.model.capture import KeyValues
 from extract.model.device import device_errors
-from extract.model.flight import Flight
 from extract.model.reasoner import Reasoner
-from extract.reenter.answers import Answers, Trunk, asked_answers, measure_answers, set_base, spend, write_answers
-from extract.reenter.armed import Armed
-from extract.reenter.draws import Draws, draw_answers
-from extract.reenter.intervene import arm
+from extract.reenter.answers import Trunk, asked_answers
+from extract.reenter.branches import Questions, first_offset, run_conditions, think_untouched
+from extract.reenter.draws import Draws
 from extract.reenter.kept import Kept, array_digest
-from extract.reenter.observe import OBSERVED, observe_states
+from extract.reenter.observe import OBSERVED
 from extract.reenter.values import StoredValues
 from extract.run.extract import code_fingerprint
 from schemas import Intervention, Places, Rule, Scoring, UsageError, fingerprint
 
 Progress = Callable[[int, int], None]
 UNTOUCHED = "untouched"
+COSTS = ("positions_fed", "model_calls", "positions_one_by_one", "model_calls_one_by_one")
 BATCH_BYTES = 2**30
 """Aim for the memory that keys, values and logits of one batch take; on a card a quarter of what is free there."""
 MOST_ROWS, HEAD_ROWS = 1024, 32
@@ -120,162 +118,170 @@ def sweep(
     scoring = Scoring(run.attrs.get("answer_kind", "number"), rule, reasoner.answer_prefix)
     stored = values or StoredValues(run, reasoner)
     labels = [int(label) for label in (run["example"].values if examples is None else examples)]
-    rows = stored.rows(labels)
+    _check_arguments(reasoner, conditions, answers, len(labels), batch_rows)
     n_new = int(max_new_tokens or json.loads(run.attrs.get("spec", "{}")).get("max_new_tokens", 24))
+    asked = asked_answers(reasoner, [list(texts) for texts in answers.values()])
+    longest_answer = max((len(rest) for each in asked.rest for rest in each), default=0)
+    rows = stored.rows(labels)
+    questions = Questions(
+        reasoner=reasoner, stored=stored, labels=labels, rows=rows, asked=asked, n_new=n_new,
+        prompts=[reasoner.encode(str(run["question"].values[row])) for row in rows],
+        room=max(n_new if generate else 1, len(asked.shared) + longest_answer),
+        generate=generate, observe=observe, draws=draws, cost=dict.fromkeys(COSTS, 0),
+    )  # fmt: skip
+    for label, prompt in zip(labels, questions.prompts, strict=True):
+        reasoner.check_length(len(prompt), questions.room, f"question of example {label}")
+    _check_question_positions(conditions, labels, questions.prompts, reasoner.places)
+    batches, chunks, n_head_row = _batches(questions, conditions, batch_rows)
+    keep = None
+    if folder is not None:
+        decides = _decides(reasoner, run, stored, conditions, answers, labels, n_new, generate, observe, draws)
+        keep = Kept(folder, fingerprint({**decides, "batches": batches, "chunks": chunks, "head_rows": n_head_row}))
+    measured = _unmeasured(questions, 1 + len(conditions))
+    done, total = 0, measured["text"].size
+    with torch.inference_mode(), reasoner.session():
+        for number, batch in enumerate(batches):
+            for chunk, found in _batch_found(questions, conditions, batch, chunks, keep, number):
+                for slot, place in enumerate(chunk):
+                    for name, array in measured.items():
+                        array[place][..., batch] = found[name][slot]
+                done += len(chunk) * len(batch)
+                if progress is not None:
+                    progress(done, total)
+    result = _labelled(questions, measured, scoring, list(answers), [UNTOUCHED, *(each.name for each in conditions)])
+    return result.assign_attrs(rule=rule, answer_kind=scoring.kind)
+
+
+def _check_arguments(
+    reasoner: Reasoner, conditions: Sequence[Condition], answers: Mapping[str, Sequence[str]], n_example: int,
+    batch_rows: int | None,
+) -> None:  # fmt: skip
     for name, texts in answers.items():
-        if len(texts) != len(labels):
-            raise UsageError(f"{len(texts)} answers called {name!r} for {len(labels)} examples")
+        if len(texts) != n_example:
+            raise UsageError(f"{len(texts)} answers called {name!r} for {n_example} examples")
     if batch_rows is not None and batch_rows < 1:
         raise UsageError(f"batch_rows is {batch_rows}; it must be at least 1")
     names = [condition.name for condition in conditions]
     if len({UNTOUCHED, *names}) <= len(names):
         raise UsageError("conditions of a sweep need names of their own, other than untouched")
     for condition in conditions:
-        for each in condition.interventions:
-            reasoner.check(each)
-    prompts = [reasoner.encode(str(run["question"].values[row])) for row in rows]
-    asked = asked_answers(reasoner, [list(texts) for texts in answers.values()])
-    longest_answer = max((len(rest) for each in asked.rest for rest in each), default=0)
-    room = max(n_new if generate else 1, len(asked.shared) + longest_answer)
-    for label, prompt in zip(labels, prompts, strict=True):
-        reasoner.check_length(len(prompt), room, f"question of example {label}")
-    _check_question_positions(conditions, labels, prompts, reasoner.places)
+        for intervention in condition.interventions:
+            reasoner.check(intervention)
 
-    order = sorted(range(len(conditions)), key=lambda index: _first_offset(conditions[index], reasoner.places))
-    longest = max(reasoner.longest(len(prompt), room) for prompt in prompts)
-    n_row = batch_rows or rows_that_fit(reasoner, longest)
+
+def _batches(
+    questions: Questions, conditions: Sequence[Condition], batch_rows: int | None
+) -> tuple[list[list[int]], list[list[int]], int]:
+    """Examples of each batch, conditions that go side by side, and rows whose attention is computed head by head.
+
+    Examples are ordered by length, so that a batch is padded little; conditions by where they begin, so that those side
+    by side share most of the trunk.
+    """
+    reasoner, prompts, n_example = questions.reasoner, questions.prompts, len(questions.labels)
+    order = sorted(range(len(conditions)), key=lambda index: first_offset(conditions[index], reasoner.places))
+    n_row = batch_rows or rows_that_fit(
+        reasoner, max(reasoner.longest(len(prompt), questions.room) for prompt in prompts)
+    )
     n_head_row = min(HEAD_ROWS, n_row)
     with device_errors(f"a batch of {n_head_row} rows", f"pass --batch-rows {max(1, n_head_row // 2)}"):
-        stored.prepare((each for condition in conditions for each in condition.interventions), n_head_row)
-    n_batch = min(len(labels), max(min(HEAD_ROWS, n_row), n_row // max(1, min(MOST_TOGETHER, len(conditions)))))
-    by_length = sorted(range(len(labels)), key=lambda index: (len(prompts[index]), index))
-    batches = [by_length[start : start + n_batch] for start in range(0, len(by_length), n_batch)]
+        interventions = (each for condition in conditions for each in condition.interventions)
+        questions.stored.prepare(interventions, n_head_row)
+    n_batch = min(n_example, max(n_head_row, n_row // max(1, min(MOST_TOGETHER, len(conditions)))))
+    by_length = sorted(range(n_example), key=lambda index: (len(prompts[index]), index))
+    batches = [by_length[start : start + n_batch] for start in range(0, n_example, n_batch)]
     n_together = max(1, n_row // n_batch)
-    chunks = [order[start : start + n_together] for start in range(0, len(order), n_together)]
+    return batches, [order[start : start + n_together] for start in range(0, len(order), n_together)], n_head_row
 
-    n_condition = len(conditions) + 1
-    shape = (n_condition, len(labels))
-    logprob = np.full((n_condition, len(asked.rest), len(labels)), np.nan)
-    difference, kl = np.full(shape, np.nan), np.full(shape, np.nan)
-    middle = reasoner.places.middle
-    seen = np.full((n_condition, len(OBSERVED), len(middle), len(labels)), np.nan) if observe else None
-    text = np.full(shape, "", dtype=object)
-    n_sample = 0 if draws is None else draws.n_sample
-    drawn = np.full((n_condition, n_sample, len(labels)), "", dtype=object)
-    cost = {"positions_fed": 0, "model_calls": 0, "positions_one_by_one": 0, "model_calls_one_by_one": 0}
-    keep = None
-    if folder is not None:
-        decides = _decides(reasoner, run, stored, conditions, answers, labels, n_new, generate, observe, draws)
-        keep = Kept(folder, fingerprint({**decides, "batches": batches, "chunks": chunks, "head_rows": n_head_row}))
-    done, total = 0, n_condition * len(labels)
-    with torch.inference_mode(), reasoner.session():
-        for number, batch in enumerate(batches):
-            trunk: Trunk | None = None
-            for piece, chunk in enumerate([None, *chunks]):
-                name = f"{number:05d}-{piece:05d}"
-                holds = {
-                    "examples": [labels[index] for index in batch],
-                    "conditions": [UNTOUCHED] if chunk is None else [names[index] for index in chunk],
-                }
-                found = keep.load(name, holds) if keep is not None else None
-                if found is None:
-                    parts = [] if chunk is None else [conditions[index] for index in chunk]
-                    n_now = len(batch) * max(1, len(parts))
-                    remedy = f"pass --batch-rows {max(1, n_now // 2)}"
-                    with device_errors(f"a batch of {n_now} rows (examples times conditions)", remedy):
-                        if trunk is None:
-                            trunk, fed = _trunk(reasoner, [prompts[index] for index in batch], room)
-                            spend(cost, fed)
-                            if asked.rest:
-                                set_base(reasoner, trunk, asked, batch, cost)
-                        found = _run(
-                            reasoner,
-                            stored,
-                            trunk,
-                            parts,
-                            rows,
-                            batch,
-                            asked,
-                            n_new,
-                            room,
-                            generate=generate,
-                            observe=observe,
-                            draws=draws,
-                            labels=labels,
-                            cost=cost,
-                        )
-                    if keep is not None:
-                        keep.save(name, holds, found)
-                places = [0] if chunk is None else [index + 1 for index in chunk]
-                for slot, place in enumerate(places):
-                    text[place, batch] = found["text"][slot]
-                    logprob[place][:, batch] = found["logprob"][slot]
-                    difference[place, batch] = found["difference"][slot]
-                    kl[place, batch] = found["kl"][slot]
-                    if n_sample:
-                        drawn[place][:, batch] = found["sample_text"][slot]
-                    if seen is not None:
-                        seen[place][:, :, batch] = found["seen"][slot]
-                done += len(places) * len(batch)
-                if progress is not None:
-                    progress(done, total)
-            del trunk
-    _one_by_one(cost, reasoner, prompts, [*text.ravel(), *drawn.ravel()], asked, n_condition)
-    cost["positions_fed"] += stored.fed
-    dims = ("condition", "example")
+
+def _batch_found(
+    questions: Questions, conditions: Sequence[Condition], batch: list[int], chunks: list[list[int]],
+    keep: Kept | None, number: int,
+) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:  # fmt: skip
+    """Places in the result (0: the untouched run) and what was measured there, kept or computed now."""
+    trunk: Trunk | None = None
+    for piece, chunk in enumerate([[], *chunks]):
+        name, together = f"{number:05d}-{piece:05d}", [conditions[index] for index in chunk]
+        holds = {
+            "examples": [questions.labels[index] for index in batch],
+            "conditions": [condition.name for condition in together] or [UNTOUCHED],
+        }
+        found = keep.load(name, holds) if keep is not None else None
+        if found is None:
+            n_row = len(batch) * max(1, len(together))
+            remedy = f"pass --batch-rows {max(1, n_row // 2)}"
+            with device_errors(f"a batch of {n_row} rows (examples times conditions)", remedy):
+                trunk = trunk or think_untouched(questions, batch)
+                found = run_conditions(questions, trunk, together, batch)
+            if keep is not None:
+                keep.save(name, holds, found)
+        yield [index + 1 for index in chunk] or [0], found
+
+
+def _unmeasured(questions: Questions, n_condition: int) -> dict[str, np.ndarray]:
+    """Arrays for what every batch measures, with the axes of :func:`run_conditions`."""
+    shape = (n_condition, len(questions.labels))
+    measured = {
+        "text": np.full(shape, "", dtype=object),
+        "logprob": np.full((n_condition, len(questions.asked.rest), shape[1]), np.nan),
+        "difference": np.full(shape, np.nan),
+        "kl": np.full(shape, np.nan),
+    }
+    if questions.draws is not None and questions.draws.n_sample:
+        measured["sample_text"] = np.full((n_condition, questions.draws.n_sample, shape[1]), "", dtype=object)
+    if questions.observe:
+        n_middle = questions.reasoner.places.n_middle
+        measured["seen"] = np.full((n_condition, len(OBSERVED), n_middle, shape[1]), np.nan)
+    return measured
+
+
+def _labelled(
+    questions: Questions, measured: Mapping[str, np.ndarray], scoring: Scoring, answers: list[str], names: list[str]
+) -> xr.Dataset:
+    """The result of a sweep; what it cost is in its attributes."""
+    dims, text, cost = ("condition", "example"), measured["text"], questions.cost
+    drawn = measured.get("sample_text", np.empty(0, dtype=object))
+    _one_by_one(questions, [*text.ravel(), *drawn.ravel()], len(names))
+    cost["positions_fed"] += questions.stored.fed
     result = xr.Dataset(
         {
-            "answer_logprob": (("condition", "answer", "example"), logprob),
-            "logit_difference": (dims, difference),
-            "kl": (dims, kl),
+            "answer_logprob": (("condition", "answer", "example"), measured["logprob"], {"units": "nat"}),
+            "logit_difference": (dims, measured["difference"], {"units": "logit"}),
+            "kl": (dims, measured["kl"], {"units": "nat"}),
         },
-        coords={
-            "condition": [UNTOUCHED, *(condition.name for condition in conditions)],
-            "answer": list(answers),
-            "example": labels,
-        },
+        coords={"condition": names, "answer": answers, "example": questions.labels},
         attrs={
             **cost,
             "positions_saved": cost["positions_one_by_one"] - cost["positions_fed"],
-            "n_condition": n_condition,
-            "rule": rule,
-            "answer_kind": scoring.kind,
+            "n_condition": len(names),
         },
     )
-    if generate:
+
+    def answered(texts: np.ndarray) -> np.ndarray:
+        return scoring.column(scoring.answer(str(each)) for each in texts.ravel()).reshape(texts.shape)
+
+    if questions.generate:
         result["generated_text"] = (dims, text)
-        predicted = scoring.column(scoring.answer(str(each)) for each in text.ravel())
-        result["predicted_answer"] = (dims, predicted.reshape(shape))
-    if n_sample:
-        answered = scoring.column(scoring.answer(str(each)) for each in drawn.ravel()).reshape(drawn.shape)
-        result["sample_answer"] = ("condition", "sample", "example"), answered
-    if seen is not None:
-        result = result.assign_coords(position=np.array(middle, dtype=object))
+        result["predicted_answer"] = (dims, answered(text))
+    if "sample_text" in measured:
+        result["sample_answer"] = ("condition", "sample", "example"), answered(drawn)
+    if "seen" in measured:
+        result = result.assign_coords(position=np.array(questions.reasoner.places.middle, dtype=object))
         for index, (name, units) in enumerate(OBSERVED.items()):
-            result[name] = (("condition", "position", "example"), seen[:, index], {"units": units})
-    result["logit_difference"].attrs["units"] = "logit"
-    result["kl"].attrs["units"] = "nat"
-    result["answer_logprob"].attrs["units"] = "nat"
+            result[name] = (("condition", "position", "example"), measured["seen"][:, index], {"units": units})
     return result
 
 
-def _one_by_one(
-    cost: dict[str, int],
-    reasoner: Reasoner,
-    prompts: list[list[int]],
-    texts: Sequence[str],
-    asked: Answers,
-    n_condition: int,
-) -> None:
+def _one_by_one(questions: Questions, texts: Sequence[str], n_condition: int) -> None:
     """What the same conditions cost when each example is thought through from its question for every one of them."""
+    reasoner, asked, n_prompt = questions.reasoner, questions.asked, len(questions.prompts)
     # Shared tokens and every answer's own, but for the last token of each, which nobody reads on from.
     teacher = len(asked.shared) + sum(np.mean([len(rest) - 1 for rest in each]) for each in asked.rest)
-    head = sum(reasoner.longest(len(prompt), 0) for prompt in prompts)
+    head = sum(reasoner.longest(len(prompt), 0) for prompt in questions.prompts)
     length = {text: len(reasoner._plain(text)) + 1 for text in set(map(str, texts))}
     lengths = [length[str(text)] for text in texts if text]
-    cost["positions_one_by_one"] = int(n_condition * (head + len(prompts) * teacher) + sum(lengths))
+    questions.cost["positions_one_by_one"] = int(n_condition * (head + n_prompt * teacher) + sum(lengths))
     calls = 1 + reasoner.places.n_middle + len(asked.rest) + (int(np.mean(lengths)) if lengths else 0)
-    cost["model_calls_one_by_one"] = n_condition * len(prompts) * calls
+    questions.cost["model_calls_one_by_one"] = n_condition * n_prompt * calls
 
 
 def rows_that_fit(reasoner: Reasoner, columns: int) -> int:
@@ -290,13 +296,6 @@ def rows_that_fit(reasoner: Reasoner, columns: int) -> int:
     free = torch.cuda.mem_get_info(reasoner.device)[0]
     # A power of two: finished batches are taken up again although others now hold a little more or less of the card.
     return int(min(MOST_ROWS, 2 ** (max(8, free // 4 // row).bit_length() - 1)))
-
-
-def _first_offset(condition: Condition, places: Places) -> int:
-    """Offset of the first position that is changed in any example."""
-    where = condition.where or {}
-    changed = {p for each in condition.interventions for p in each.positions if p not in where or where[p].any()}
-    return min(map(places.offset, changed), default=places.n_middle)
 
 
 def _check_question_positions(
@@ -322,72 +321,6 @@ def _check_question_positions(
                             f"condition {condition.name}: example {labels[index]} has {len(prompt) - 1} question"
                             f" tokens, {position} is not there"
                         )
-
-
-def _trunk(reasoner: Reasoner, prompts: list[list[int]], room: int) -> tuple[Trunk, Flight]:
-    """Think a batch through up to the answer, untouched."""
-    tokens, pad, n_before = reasoner.lay_out(prompts)
-    flight = Flight(reasoner, pad, n_before, KeyValues(n_before + reasoner.places.n_middle + room))
-    states = [flight.feed_tokens(tokens)[:, -1]]
-    for _ in range(reasoner.n_latent):
-        states.append(flight.feed(reasoner.projection(states[-1])[:, None])[:, -1])
-    for token in reasoner.closing_ids:
-        states.append(flight.feed_tokens(torch.full_like(tokens[:, :1], token))[:, -1])
-    empty = torch.empty(0, device=reasoner.device)
-    trunk = Trunk(tokens=tokens, pad=pad, n_before=n_before, cache=flight.cache, states=states, base=empty)
-    return trunk, flight
-
-
-def _run(
-    reasoner: Reasoner, stored: StoredValues, trunk: Trunk, conditions: list[Condition], rows: np.ndarray,
-    batch: list[int], asked: Answers, n_new: int, room: int, *, generate: bool, observe: bool, draws: Draws | None,
-    labels: list[int], cost: dict[str, int],
-) -> dict[str, np.ndarray]:  # fmt: skip
-    """Some conditions (none: the untouched run) on one batch of examples, side by side."""
-    n_copy, n_batch = max(1, len(conditions)), len(batch)
-    device = reasoner.device
-    last = reasoner.places.n_middle - 1
-    source = torch.arange(n_batch, device=device).repeat(n_copy)
-    armed = Armed(n_copy * n_batch, device)
-    first = last + 1
-    for copy, condition in enumerate(conditions):
-        first = min(first, _first_offset(condition, reasoner.places))
-        where = None if condition.where is None else {key: mask[batch] for key, mask in condition.where.items()}
-        for stage, each in enumerate(condition.interventions):
-            batch_rows = np.arange(copy * n_batch, (copy + 1) * n_batch)
-            arm(armed, each, stored, rows[batch], batch_rows, stage=stage, where=where)
-    capacity = trunk.n_before + last + 1 + room
-    cache = trunk.cache.take(source, trunk.n_before + first, capacity)
-    flight = Flight(reasoner, trunk.pad[source], trunk.n_before, cache, editor=armed if conditions else None)
-    flight.states = {} if observe else None
-    if first > last:
-        state = trunk.states[last][source]
-    else:
-        if first <= 0:
-            state = flight.feed_tokens(trunk.tokens[:, trunk.n_before + first :][source])[:, -1]
-            state = flight.think(state)
-        else:
-            state = flight.think(trunk.states[first - 1][source], first=first - 1)
-        state = flight.close(state, first=max(0, first - 1 - reasoner.n_latent))
-    found: dict[str, np.ndarray] = {}
-    if draws is not None and draws.n_sample:  # before the flight goes on with those rows only whose answer is longest
-        of_row = [labels[example] for example in batch] * n_copy
-        texts = draw_answers(reasoner, flight, state, of_row, n_new, draws, cost)
-        found["sample_text"] = texts.reshape(draws.n_sample, n_copy, n_batch).swapaxes(0, 1)
-    measured = measure_answers(reasoner, flight, state, trunk, source, asked, batch)
-    text = np.full((n_copy, n_batch), "", dtype=object)
-    if generate:
-        lines = write_answers(reasoner, flight, measured.states, asked.shared, n_new, cost, measured.known)
-        text = np.array([reasoner.decode(line) for line in lines], dtype=object).reshape(n_copy, n_batch)
-    spend(cost, flight)
-    if flight.states is not None:
-        found["seen"] = observe_states(reasoner, trunk.states, flight.states, source)
-    return found | {
-        "text": text,
-        "logprob": measured.logprob.reshape(len(asked.rest), n_copy, n_batch).swapaxes(0, 1),
-        "difference": measured.difference.reshape(n_copy, n_batch),
-        "kl": measured.kl.reshape(n_copy, n_batch),
-    }
 
 
 def _decides(

@@ -11,7 +11,7 @@ from extract.run.command import ExtractSettings
 from extract.run.data import read_problems
 from extract.run.prepare import split_name
 from schemas import UsageError, nearest
-from schemas.command import Flag, flags
+from schemas.flags import Flag, flags
 from schemas.words import PATH
 
 SEVERAL = ("model", "data")
