@@ -1,5 +1,6 @@
 """A lake is pushed to another place whole or not at all, and a push that was killed goes on."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -12,11 +13,13 @@ import xarray as xr
 from small_runs import tree
 from synthetic import make_model, make_run, write_run
 from test_remote import bucket  # noqa: F401
+from torch.utils.data import DataLoader
 from zarr.core.sync import sync
 
 import lake as command_line
+from analyze.serve.answers import Answers
 from schemas import CorruptLakeError, MissingRunError, SpecMismatchError, UsageError
-from store import Lake, open_lake, push, verify
+from store import Lake, open_lake, push, torch_dataset, verify
 from store.files import read_bytes, set_bytes
 from store.location import open_store
 
@@ -152,3 +155,45 @@ def test_no_hub_is_one_line(made: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert left.value.code in (1, 2)
     assert said.err.count("\n") == 1
     assert "hf://datasets/nobody/nothing" in said.err
+
+
+def test_a_pushed_lake_is_asked_served_and_trained_on_as_the_local_one(
+    bucket: str,  # noqa: F811
+    made: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    local, place = tmp_path / "asked.lake", f"{bucket}/asked.lake"
+    shutil.copytree(made, local)
+    run_on(str(local), "analyze heads", RUN, "--resamples", "5")
+    push(open_lake(local), place)
+    words = {
+        "query": ["SELECT problem, correct, answer_logprob FROM one_problems ORDER BY example", "--json"],
+        "top": [RUN, "--head", "L1H1", "--json"],
+        "show": ["heads"],
+    }
+    for command, options in words.items():
+        capsys.readouterr()
+        said = [run_on(each, command, *options) or capsys.readouterr().out for each in (str(local), place)]
+        assert said[0].replace(str(local), place) == said[1], command
+    served = [Answers(each) for each in (local, place)]
+    for ask in (
+        lambda answers: answers.runs(),
+        lambda answers: answers.listing(RUN),
+        lambda answers: answers.problem(RUN, 17),
+        lambda answers: answers.attention(RUN, 17, 1, 0),
+        lambda answers: answers.heads(RUN),
+    ):
+        assert ask(served[0]) == ask(served[1])
+    chosen = {"layer": [1], "position": ["ct0", "ct3"], "batch_size": 7}
+    rows = [torch_dataset(open_lake(each), RUN, "hidden_state", **chosen) for each in (local, place)]  # type: ignore[arg-type]
+    for ours, theirs in zip(*rows, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    rows[1].set_epoch(0)
+    assert sum(map(len, DataLoader(rows[1], batch_size=None, num_workers=2))) == 40
+
+
+def run_on(place: str, command: str, *words: str) -> None:
+    with pytest.raises(SystemExit) as left:
+        command_line.main([*command.split(), place, *words])
+    assert left.value.code in (0, None)
