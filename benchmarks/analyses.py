@@ -1,11 +1,12 @@
 """Every analysis of a lake: what it says that it takes, and what it takes.
 
-    python benchmarks/analyses.py LAKE [RUN]... [--only NAME,..] [--out FILE.json]
+    python benchmarks/analyses.py LAKE [RUN]... [--only NAME,..] [--options ".."] [--out FILE.json]
 
 Each is asked for its plan and then run, in a process of its own, on one thread: bytes of chunks that are read, seconds
-of processor and clock, the largest memory. ``LAKE`` is one of ``sizes.py --keep``; results are stored in it. Written to
-FILE.json, which ``results.py`` makes RESULTS.md of.
+of processor and clock, the largest memory. ``LAKE`` is one of ``sizes.py --keep``; results are stored in it. Rows are
+added to those of FILE.json, and all of them are the table ``analyses-NAME`` of RESULTS.md, NAME that of the lake.
 
+processor    includes the start of the program and its libraries, some 3 s; "told" is what ``--plan`` said, without.
 arithmetic   the operations that an analysis declares over the rate of a product of matrices in the same minute, by
              processor time: how much of it the formula needs.
 """
@@ -19,6 +20,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import results
 
 ROOT = Path(__file__).parents[1]
 LINES: dict[str, list[str]] = {
@@ -121,6 +124,28 @@ def main() -> None:
         rows.append(row)
         given.out.write_text(json.dumps(rows, indent=1) + "\n")
         print(line(row), flush=True)
+    shown = [table_row(row) for row in rows if "failed" not in row]
+    text = __doc__.partition("\n\n")[2].partition("\n\n")[2]
+    title = f"Every analysis of the lake {given.lake.stem}: what it takes, and what it says beforehand"
+    results.keep(f"analyses-{given.lake.stem}", title, shown, text=text)
+
+
+def table_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of RESULTS.md."""
+    told = row["plan"]
+    seconds = sum(plan["seconds"] or 0 for plan in told)
+    n_byte, operations = (sum(plan[key] for plan in told) for key in ("n_byte", "operations"))
+    return {
+        "analysis": row["analysis"],
+        "options": row["options"],
+        "examples": sum(plan["n_example"] for plan in told),
+        "processor s": row["cpu"],
+        "told s": seconds or None,
+        "arithmetic s": operations / row["rate"],
+        "GB": row["memory"] / 1e9,
+        "MB read": (row["chunks"] + row["model"]) / 1e6,
+        "MB told": n_byte / 1e6,
+    }
 
 
 def line(row: dict[str, Any]) -> str:
