@@ -127,7 +127,8 @@ def main() -> None:
     shown = [table_row(row) for row in rows if "failed" not in row]
     text = __doc__.partition("\n\n")[2].partition("\n\n")[2]
     title = f"Every analysis of the lake {given.lake.stem}: what it takes, and what it says beforehand"
-    results.keep(f"analyses-{given.lake.stem}", title, shown, text=text)
+    command = f"python benchmarks/analyses.py {given.lake.name} --only ANALYSIS --options '..'"
+    results.keep(f"analyses-{given.lake.stem}", title, shown, text=text, command=command)
 
 
 def table_row(row: dict[str, Any]) -> dict[str, Any]:

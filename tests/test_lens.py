@@ -14,6 +14,7 @@ from analyze.lens.edits import edit_agreement
 from analyze.lens.jacobian import compare_lenses, jacobian_maps, with_fed
 from analyze.lens.readout import ReadOut
 from analyze.lens.thoughts import thought_lenses
+from analyze.lens.tokens import visible
 from schemas import SchemaError, UsageError, is_number_token
 from schemas.statistics import split_problems
 
@@ -399,3 +400,8 @@ def test_readings_and_edits_agree_as_counted_by_hand():
     told = {name: float(one[name][0]) for name in ("n", "read_share", "follow_share", "agreement", "chance")}
     assert told == pytest.approx({"n": 5, "read_share": 0.6, "follow_share": 0.6, "agreement": 0.6, "chance": 0.52})
     assert float(one["difference"][0]) == pytest.approx(2 / 3 - 1 / 2)
+
+
+def test_a_token_without_shape_is_seen() -> None:
+    tokens = (" the", " ", " " * 8, "\n    ", "\t", "", "\u200b", "a\nb", "\u4e2d")
+    assert [visible(token) for token in tokens] == ["the", "␣", "␣×8", "↵␣×4", "⇥", "∅", "U+200B", "a↵b", "中"]

@@ -11,7 +11,15 @@ const explorer = (source) => {
   const { make, watchScroll } = frame;
   const percent = (x, digits = 0) => `${(100 * x).toFixed(digits)}%`;
   const number = (x, digits = 2) => (x === null || x === undefined ? "n/a" : x.toFixed(digits).replace("-", "\u2212"));
-  const visible = (token) => (token === "" ? "\u2205" : token.replace(/\n/g, "\u21b5"));
+  const SIGNS = { "\n": "\u21b5", "\r": "\u240d", "\t": "\u21e5" };
+  const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u00ad\u200b-\u200f\u2028-\u202e\u2060\ufeff]/g;
+  // A token as it can be seen: blanks of a token that is nothing else, line ends, tabs, and what has no shape at all.
+  const visible = (token) => {
+    if (token === "") return "\u2205";
+    const blank = token.trim() === "" ? token.replace(/[^\S\n\r\t]/g, "\u2423").replace(/\u2423{4,}/g, (run) => `\u2423\u00d7${run.length}`) : token;
+    return blank.replace(UNSEEN, (sign) => SIGNS[sign] || `U+${sign.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}`);
+  };
+  const word = (token) => visible(token.trim() || token);
   const short = (text, length = 58) => (text.length > length ? `${text.slice(0, length - 2)}\u2026` : text);
   const labelled = (text, control, kind = "") => make("label", { class: kind }, text, control);
   const legend = (low, high) => make("span", { class: "key" }, low, make("i"), high);
@@ -227,7 +235,7 @@ const explorer = (source) => {
       const grid = make("div", { class: "grid", id: "lens", role: "group", "aria-label": "Readings by layer and position; arrow keys move" });
       grid.style.gridTemplateColumns = `max-content repeat(${item.places.length}, minmax(3.1rem, 1fr))`;
       grid.append(make("span"));
-      item.places.forEach((name, p) => grid.append(make("span", { class: "column" }, name, item.fed[p] && name.startsWith("a") ? make("small", { class: "fed" }, `fed \u201c${visible(item.fed[p].trim())}\u201d`) : null)));
+      item.places.forEach((name, p) => grid.append(make("span", { class: "column" }, name, item.fed[p] && name.startsWith("a") ? make("small", { class: "fed" }, `fed \u201c${word(item.fed[p])}\u201d`) : null)));
       const pick = (l, p) => { state.cell = `${layers[l]} ${item.places[p]}`; remember({ cell: state.cell }); again(); };
       const [chosenLayer, chosenPlace] = chosenCell();
       layers.forEach((layer, l) => {
@@ -239,7 +247,7 @@ const explorer = (source) => {
           const cell = make("button", {
             type: "button", id: `lens-${l}-${p}`, class: `cell${results.has(text.trim()) ? " chain" : ""}`, "aria-pressed": String(chosen), tabindex: chosen ? 0 : -1,
             title: `layer ${layer}, ${name}: ${visible(text)} ${percent(chance / 1000, 1)}`, onclick: () => pick(l, p),
-          }, visible(text.trim() || text), make("small", {}, percent(chance / 1000)));
+          }, word(text), make("small", {}, percent(chance / 1000)));
           grid.append(shade(cell, chance / 1000));
         });
       });
@@ -519,11 +527,11 @@ const explorer = (source) => {
       grid.style.gridTemplateColumns = `max-content repeat(${columns.length}, minmax(2.6rem, 1fr))`;
       grid.append(make("span"), ...columns.map((name) => make("span", { class: "column" }, name)));
       rows.forEach((name, i) => { grid.append(make("span", { class: "label" }, name)); columns.forEach((_, j) => grid.append(shade(make("span", { class: "cell" }, percent(values[i][j] / 1000, values[i][j] && values[i][j] < 10 ? 1 : 0)), values[i][j] / 1000))); });
-      const tokens = (list) => make("p", { class: "written" }, ...list.map(([token, size]) => make("span", {}, make("code", {}, visible(token.trim() || token)), ` ${number(size, 1)} `)));
+      const tokens = (list) => make("p", { class: "written" }, ...list.map(([token, size]) => make("span", {}, make("code", {}, word(token)), ` ${number(size, 1)} `)));
       const top = make("tbody");
       for (const each of page.top) {
         top.append(make("tr", {}, make("td", {}, number(each.activation, 2)), make("td", { class: "text" }, each.where.length > 1 ? `layer ${each.where[0]}, ${each.where[1]}` : each.where[0] || ""),
-          make("td", { class: "text" }, make("code", {}, visible(each.reading.trim()))), make("td", { class: "text wrap" }, `${each.id}: ${each.question}`)));
+          make("td", { class: "text" }, make("code", {}, word(each.reading))), make("td", { class: "text wrap" }, `${each.id}: ${each.question}`)));
       }
       status.textContent = `Feature ${page.feature}`;
       redraw(body,

@@ -250,6 +250,8 @@ def feature_rows(pages: Any) -> list[dict[str, Any]]:
     """Each feature in a few words, those that fire most often first."""
     import numpy as np
 
+    from analyze.lens.tokens import visible
+
     frequency = pages["frequency"]
     cells = [str(dim) for dim in frequency.dims if dim != "feature"]
     often = frequency.mean(cells) if cells else frequency
@@ -257,9 +259,10 @@ def feature_rows(pages: Any) -> list[dict[str, Any]]:
     for index in np.argsort(-often.values, kind="stable"):
         one = pages.isel(feature=int(index))
         place = one["frequency"].isel(one["frequency"].argmax(...)) if cells else None
-        readings = [str(text).strip() for text in one["top_reading"].values if text]
+        readings = [visible(str(text)) for text in one["top_reading"].values if text]
         writes = {
-            sign: " ".join(str(text).strip() for text in one["writes"].sel(sign=sign).values[:5]) for sign in ("+", "-")
+            sign: " ".join(visible(str(text)) for text in one["writes"].sel(sign=sign).values[:5])
+            for sign in ("+", "-")
         }
         rows.append(
             {

@@ -13,6 +13,20 @@ Array = np.ndarray[Any, np.dtype[Any]]
 _INTEGER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?")
 
 
+_SIGNS = {"\n": "\u21b5", "\r": "\u240d", "\t": "\u21e5"}
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060\ufeff]")
+
+
+def visible(token: str) -> str:
+    """A token as it can be seen in a table: without the space before a word, with signs for what has no shape.
+
+    As the page's explorer shows it; a token of blanks only has a sign for each, or one and their number.
+    """
+    text = token.strip() or re.sub(r"[^\S\n\r\t]", "\u2423", token)
+    text = re.sub("\u2423{4,}", lambda run: f"\u2423\u00d7{len(run[0])}", text)
+    return _UNSEEN.sub(lambda sign: _SIGNS.get(sign[0], f"U+{ord(sign[0]):04X}"), text) or "\u2205"
+
+
 class Tokens:
     """What the tokens of a vocabulary mean: which are numbers, of which value, which begin a text."""
 

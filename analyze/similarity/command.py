@@ -70,7 +70,7 @@ def cost(sources: "Sequence[Source]", settings: SimilaritySettings) -> Cost:
     times = max(1, len(sources) - 1)
     return Cost(
         states=sum(cells) * n, reads=[reading(part, times) for part in parts], operations=operations,
-        memory=24.0 * n**2 * 2 * max(cells), **fewer(settings, resamples=(1, 3), permutations=(1, 3)),
+        memory=24.0 * n**2 * 2 * max(cells), **fewer(settings, resamples=(2, 20), permutations=(2, 20)),
     )  # fmt: skip
 
 

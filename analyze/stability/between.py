@@ -1,7 +1,7 @@
 """Whether heads, hubs and thoughts do in one run what they do in another: other data, another seed, another model."""
 
 from collections.abc import Callable, Mapping
-from itertools import product
+from itertools import pairwise, product, starmap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +20,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 SCORES = ("composite", "flow", "hub", "skip", "sequential")
 ENDS = ("", "_low", "_high", "_null", "_p")
 """What every likeness comes with."""
-BLOCK = 256
-"""Examples whose attention is held at once."""
 
 
 class Run(NamedTuple):
@@ -135,8 +133,8 @@ def _read(run: xr.Dataset, model: xr.Dataset, weight: Array, n_step: int) -> Run
     dims = ("layer", "head", "position", "key_position")
     block = block.transpose("example", *dims)
     total = np.zeros((weight.shape[1], *block.shape[1:]))
-    for start in range(0, block.sizes["example"], BLOCK):
-        rows = slice(start, start + BLOCK)
+    edges = np.cumsum([0, *block.chunksizes.get("example", (block.sizes["example"],))])
+    for rows in starmap(slice, pairwise(edges.tolist())):  # chunk by chunk, as part of one costs as much as all of it
         total += np.tensordot(weight[rows], block.isel(example=rows).values.astype("float64"), axes=(0, 0))
     mean = total / np.maximum(weight.sum(0), 1e-30)[:, None, None, None, None]
     drawn = xr.DataArray(mean, dims=("part", *dims), coords={dim: block[dim].values for dim in dims})

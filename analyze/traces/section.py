@@ -94,8 +94,8 @@ def telling(data: xr.Dataset) -> list[int]:
     length = np.array([str(text).count(";") for text in data["tree"].values])
     written = data["recovered"].values.astype(bool) & data["counted"].values.astype(bool)
     others = np.flatnonzero(~written & data["counted"].values.astype(bool))[:1]
-    best = np.argsort(-length * written, kind="stable")
-    return [*map(int, best[: min(DRAWN, len(best)) - len(others)]), *map(int, others)]
+    best = np.setdiff1d(np.argsort(-length * written, kind="stable"), others, assume_unique=True)
+    return [*map(int, best[: DRAWN - len(others)]), *map(int, others)]
 
 
 def tree_rows(data: xr.Dataset, questions: Any) -> Any:
