@@ -28,7 +28,7 @@ lint: env
 	$(BIN)/mypy
 
 # Each keeps its tables in benchmarks/results and writes benchmarks/RESULTS.md of all; some with peers, see below.
-BENCHES ?= extraction formats reading probes sae heads reentry sizes
+BENCHES ?= extraction formats reading patching probes sae heads reentry sizes
 bench: env
 	for name in $(BENCHES); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 	$(BIN)/python benchmarks/results.py

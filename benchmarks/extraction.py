@@ -14,7 +14,7 @@ after the final norm and all attention in float16. Where a tool has no latent lo
 its passes. What was captured is compared with the lake before anything is timed. Others write one npz file a batch,
 padded, and wait until it is on the disk. This project also scores the gold answer, checks what it captured,
 compresses and checksums. What one of its runs begins with, whatever its length (some questions alone and in a batch,
-the model's read-out), is timed by itself and taken off.
+the model's read-out), lies in the lake already and is timed by itself.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from beside.sides import OURS, Side, Times, compared, peers_python, take_turns, versions
+from beside.sides import OURS, Side, compared, peers_python, take_turns, versions
 from checkpoints import GPT2, TINY, write_checkpoint
 from results import keep
 from torch import nn
@@ -152,6 +152,8 @@ class Comparison:
         after = stated["n_latent"] + len(stated["closing"]) + stated["n_answer"]
         self.columns = [max(len(stated["prompts"][i]) for i in batch) + after for batch in stated["batches"]]
         self.count = 0
+        self.started = self.place()
+        self.start = self.ours("start", out=self.started)["processor"]
 
     def end(self) -> None:
         """End all sides."""
@@ -196,11 +198,12 @@ class Comparison:
         return found
 
     def extraction(self) -> dict[str, Any]:
-        """Extraction by this project, what it begins with taken off."""
-        begun = self.cleared(lambda place: self.ours("start", out=place))
-        whole = self.cleared(lambda place: self.ours("extraction", out=place))
-        less = {kind: whole[kind] - begun[kind] for kind in ("clock", "processor")}
-        return {**less, "value": whole["value"], "start": begun}
+        """Extraction by this project into a lake that has its beginning."""
+        place = self.place()
+        subprocess.run(["cp", "-r", f"{self.started}/.", place], check=True)
+        done = self.ours("extraction", out=place)
+        subprocess.run(["rm", "-r", place], check=True)
+        return done
 
     def script(self, work: str) -> dict[str, Any]:
         """A script of one question at a time, as if over all questions."""
@@ -235,7 +238,7 @@ def measure(name: str, folder: Path, arguments: argparse.Namespace) -> None:
     for row in rows:
         size = times[row["who"]][0]["value"]
         row["MB a question"] = size / 1e6 / arguments.questions if size else None
-    text = " ".join([*__doc__.split("\n\n")[-1].split(), said(arguments, apart, times)])
+    text = " ".join([*__doc__.split("\n\n")[-1].split(), said(arguments, apart, comparison.start)])
     peers = versions(peers_python(), "transformer-lens", "nnsight", "transformers")
     path = str(Path(peers_python()).parents[1] / "nnterp")
     peers = {"transformers of peers": peers.pop("transformers"), **peers}
@@ -248,14 +251,13 @@ def measure(name: str, folder: Path, arguments: argparse.Namespace) -> None:
     )
 
 
-def said(arguments: argparse.Namespace, apart: dict[str, dict[str, float]], times: Times) -> str:
+def said(arguments: argparse.Namespace, apart: dict[str, dict[str, float]], start: float) -> str:
     """Sizes, differences and the start, in words."""
-    begun = [each["start"]["processor"] for each in times[OURS]]
     worst = {key: max(each[key] for each in apart.values()) for key in CLOSE}
     return (
         f"{arguments.questions} questions in batches of {arguments.batch_size}, {arguments.threads} thread(s)."
-        f" Seconds are those of a question; times ours: round by round. Its start, {np.median(begun):.1f} s of"
-        " processors once a run, is taken off. Largest difference between captures: states"
+        f" Seconds are those of a question; times ours: round by round. Its start is {start:.1f} s of"
+        " processors, once a run. Largest difference between captures: states"
         f" {max(worst['hidden_state'], worst['final_state']):.1g} of their root mean square, attention"
         f" {worst['attention']:.1g}; all tokens are the same."
     )

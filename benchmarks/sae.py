@@ -1,8 +1,8 @@
-"""Sparse autoencoders: time to the same loss beside SAELens and dictionary_learning, and memory against examples.
+"""Sparse autoencoders: time to the same loss beside SAELens, dictionary_learning and sparsify; memory.
 
     python benchmarks/sae.py [--quick]
 
-The two libraries run in an interpreter of their own, that of ``make peers`` or the one LAKE_PEERS_PYTHON names;
+The libraries run in an interpreter of their own, that of ``make peers`` or the one LAKE_PEERS_PYTHON names;
 without it only this project is measured. Everybody gets the same rows (unit mean norm, in memory), the same order of
 batches, one thread, as many steps, and the better of two learning rates of Adam. Every few steps the objective on
 held-out rows (squared error, and the penalty where there is one) is noted, off the clock; times are of the process,
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from results import keep
 
 CASES = {
     "GPT-2, TopK": {"activation": "topk", "d": 768, "n": 4096, "k": 32, "steps": 200, "sparsity": 0.0},
@@ -143,7 +144,41 @@ def run_dictionary_learning(case: dict[str, Any], train: np.ndarray, held: np.nd
         return found | {"l0": float((trainer.ae.encode(rows) != 0).sum(-1).float().mean())}
 
 
-WHO = {"this project": run_ours, "SAELens": run_sae_lens, "dictionary_learning": run_dictionary_learning}
+def run_sparsify(case: dict[str, Any], train: np.ndarray, held: np.ndarray) -> dict[str, Any]:
+    """Train its coder by the steps of its trainer, which itself wants a language model to draw activations from."""
+    import torch
+    from sparsify import SparseCoder, SparseCoderConfig
+
+    torch.manual_seed(0)
+    coder = SparseCoder(case["d"], SparseCoderConfig(num_latents=case["n"], k=case["k"]), dtype=torch.float32)
+    optimizer = torch.optim.Adam(coder.parameters(), lr=case["rate"])
+    rows = torch.from_numpy(held)
+
+    def step(batch: np.ndarray) -> None:
+        coder.set_decoder_norm_to_unit_norm()
+        coder(torch.from_numpy(batch)).fvu.backward()
+        coder.remove_gradient_parallel_to_decoder_directions()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    @torch.no_grad()
+    def loss() -> float:
+        return float((coder(rows).sae_out - rows).square().sum(-1).mean())
+
+    with torch.no_grad():
+        coder.b_dec.data = torch.from_numpy(train[:BATCH]).mean(0)
+    found = timed(step, loss, train, case["steps"])
+    with torch.no_grad():
+        return found | {"l0": float((coder.encode(rows).top_acts > 0).sum(-1).float().mean())}
+
+
+WHO = {
+    "this project": run_ours,
+    "SAELens": run_sae_lens,
+    "dictionary_learning": run_dictionary_learning,
+    "sparsify": run_sparsify,
+}
+ONLY_TOPK = ("sparsify",)
 
 
 def measure(who: str, name: str, folder: Path, steps: int, rate: float) -> dict[str, Any] | None:
@@ -171,23 +206,33 @@ def speed(quick: bool, chosen: str) -> None:
             rows = made_up_rows(case["d"])
             np.save(Path(folder, "train.npy"), rows[:-N_HELD])
             np.save(Path(folder, "held.npy"), rows[-N_HELD:])
-            found = {who: [measure(who, name, Path(folder), steps, rate) for rate in RATES] for who in WHO}
+            found = {who: [measure(who, name, Path(folder), steps, rate) for rate in RATES] for who in able(case)}
         best = {who: min(f, key=lambda one: one["curve"][-1][1]) for who, f in found.items() if None not in f}
-        print(f"\n{name}: {case['d']} -> {case['n']}, batch {BATCH}, {steps} steps")
-        print(
-            f"{'':22}{'rate':>7}{'ms a step':>11}{'held-out loss':>15}{'L0':>7}   time to the same loss as this project"
-        )
-        ours = best["this project"]
-        for who, one in best.items():
-            goal = max(one["curve"][-1][1], ours["curve"][-1][1])
-            theirs, mine = (next(s for s, loss in each["curve"] if loss <= goal) for each in (one, ours))
-            rate, loss = RATES[found[who].index(one)], one["curve"][-1][1]
-            text = (
-                ""
-                if one is ours
-                else f"   {theirs:.2f} s against {mine:.2f} s to {goal:.4f}: {theirs / mine:.2f} times"
-            )
-            print(f"{who:22}{rate:7g}{1000 * one['cpu'] / steps:11.1f}{loss:15.4f}{one['l0']:7.1f}{text}")
+        rows = [row_of(who, best, RATES[found[who].index(best[who])], steps) for who in best]
+        text = f"{case['d']} components, {case['n']:,} features, batches of {BATCH}, {steps} steps, one thread."
+        file = f"sae-{name.lower().replace(', ', '-').replace(' + ', '-')}"
+        keep(file, f"Sparse autoencoders: {name}", rows, text=f"{text} {SAYING}")
+
+
+SAYING = (
+    "Everybody gets the same rows in the same order and the better of two learning rates; seconds are of processors, of"
+    " the steps alone. Time to the same loss: to the worse of both final held-out losses."
+)
+
+
+def able(case: dict[str, Any]) -> list[str]:
+    """Trainers that know a case's activation."""
+    return [who for who in WHO if case["activation"] == "topk" or who not in ONLY_TOPK]
+
+
+def row_of(who: str, best: dict[str, Any], rate: float, steps: int) -> dict[str, Any]:
+    """One trainer's row, beside this project's best."""
+    one, ours = best[who], best["this project"]
+    goal = max(one["curve"][-1][1], ours["curve"][-1][1])
+    theirs, mine = (next(s for s, loss in each["curve"] if loss <= goal) for each in (one, ours))
+    row = {"who": who, "rate": rate, "ms a step": 1000 * one["cpu"] / steps, "held-out loss": one["curve"][-1][1]}
+    row |= {"L0": one["l0"]}
+    return row if one is ours else row | {"s to the same loss": theirs, "ours, s": mine, "times ours": theirs / mine}
 
 
 def memory() -> None:

@@ -92,7 +92,7 @@ class Kept:
 
 
 @torch.no_grad()
-def think(job: Job, batch: list[int], feed: Any, kept: Kept | None) -> Tensor:
+def think(job: Job, batch: list[int], feed: Any, kept: Kept | None, *, last: bool = True) -> Tensor:
     """Question, thoughts and answer of a batch by one side's passes; tokens written ``(row, place)``.
 
     Parameters
@@ -104,6 +104,8 @@ def think(job: Job, batch: list[int], feed: Any, kept: Kept | None) -> Tensor:
         final norm and logits and keeps what it captured.
     kept
         Where tokens are noted.
+    last
+        Whether the last token is fed, too, which only a capture wants.
     """
     tokens, mask, position = job.laid_out(batch)
     column = tokens.shape[1]
@@ -121,12 +123,14 @@ def think(job: Job, batch: list[int], feed: Any, kept: Kept | None) -> Tensor:
         final, logits = go_on(tokens=torch.tensor([job.closing] * len(batch)))
     begun = column
     ended = torch.zeros(len(batch), dtype=torch.bool)
-    for _ in range(job.n_answer):
+    for place in range(job.n_answer):
         token = job.likeliest(logits)
         written.append(token.where(~ended, -1))
         ended |= token == job.eos
-        final, logits = go_on(tokens=token[:, None])
-        if ended.all():
+        done = bool(ended.all()) or place == job.n_answer - 1
+        if last or not done:
+            final, logits = go_on(tokens=token[:, None])
+        if done:
             break
     answer = torch.stack(written, 1) if written else torch.empty(len(batch), 0, dtype=torch.long)
     if kept is not None:

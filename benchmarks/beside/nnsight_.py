@@ -1,4 +1,4 @@
-"""Extraction with nnsight, and with nnterp on top of it: one trace a pass, in which everything wanted is saved.
+"""With nnsight, and nnterp on top of it: one trace a pass, in which everything wanted is saved or exchanged.
 
 python nnsight_.py JOB [nnterp]
 """
@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from job import Job, Kept, think
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import AutoConfig, DynamicCache
 from work import serve
 
 
@@ -45,6 +46,21 @@ class Plain:
             final = self.norm.output.save()
             logits = self.model.output.logits.save()
         return states, final, attentions, logits
+
+    def patch(self, layer: int, value: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
+        """One pass whose last state after a block is another: states after the final norm, logits."""
+        with torch.no_grad(), self.model.trace(**given):
+            self.blocks[layer].output[:, -1] = value
+            final = self.norm.output.save()
+            logits = self.model.output.logits.save()
+        return final, logits
+
+    def plain(self, **given: Any) -> tuple[Tensor, Tensor]:
+        """One pass: states after the final norm, logits."""
+        with torch.no_grad(), self.model.trace(**given):
+            final = self.norm.output.save()
+            logits = self.model.output.logits.save()
+        return final, logits
 
 
 class Standardized:
@@ -93,6 +109,7 @@ class Works:
 
     def __init__(self, folder: str, kind: str = "nnsight") -> None:
         self.job = Job(folder)
+        self.config = AutoConfig.from_pretrained(self.job.model)
         self.side = Standardized(self.job) if kind == "nnterp" else Plain(self.job)
 
     def batched(self, out: str) -> int:
@@ -104,7 +121,7 @@ class Works:
     def _batch(self, batch: list[int]) -> Kept:
         longest = max(len(self.job.prompts[index]) for index in batch)
         kept = Kept(self.job, len(batch), longest + self.job.n_latent + len(self.job.closing) + self.job.n_answer)
-        memory = DynamicCache(config=self.side.model._model.config if hasattr(self.side.model, "_model") else None)
+        memory = DynamicCache(config=self.config)
 
         def feed(column: int, mask: Tensor, position: Tensor, **inputs: Tensor) -> tuple[Tensor, Tensor]:
             given = {"inputs_embeds": inputs["vectors"]} if "vectors" in inputs else {"input_ids": inputs["tokens"]}
@@ -118,8 +135,33 @@ class Works:
         think(self.job, batch, feed, kept)
         return kept
 
+    def patched(self, patches: str) -> list[list[list[int]]]:
+        """Answers, by condition and question, where one block's state at one thought is another."""
+        values = torch.from_numpy(np.load(patches))
+        return [
+            [row for batch in self.job.batches for row in self._patch(batch, layer, thought, values[layer, thought])]
+            for layer in range(values.shape[0])
+            for thought in range(values.shape[1])
+        ]
+
+    def _patch(self, batch: list[int], layer: int, thought: int, values: Tensor) -> list[list[int]]:
+        place = max(len(self.job.prompts[index]) for index in batch) + thought
+        memory = DynamicCache(config=self.config)
+
+        def feed(column: int, mask: Tensor, position: Tensor, **inputs: Tensor) -> tuple[Tensor, Tensor]:
+            given: dict[str, Any] = {"inputs_embeds": inputs["vectors"]} if "vectors" in inputs else {}
+            given |= {"input_ids": inputs["tokens"]} if "tokens" in inputs else {}
+            given |= {"attention_mask": mask, "position_ids": position, "past_key_values": memory, "use_cache": True}
+            given |= {"logits_to_keep": 1}
+            if column == place:
+                return self.side.patch(layer, values[batch], **given)
+            return self.side.plain(**given)
+
+        answers: list[list[int]] = think(self.job, batch, feed, None, last=False).tolist()
+        return answers
+
 
 if __name__ == "__main__":
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     works = Works(*sys.argv[1:])
-    serve({"batched": works.batched})
+    serve({"batched": works.batched, "patched": works.patched})

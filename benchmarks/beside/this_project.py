@@ -50,7 +50,7 @@ class Works:
             "n_latent": reasoner.n_latent,
             "closing": list(reasoner.closing_ids),
             "n_answer": n_answer,
-            "n_written": reasoner.vocabulary - reasoner.protocol.n_unwritten,
+            "n_written": len(model.get_output_embeddings().weight) - reasoner.protocol.n_unwritten,
             "eos": reasoner.eos_id,
             "sizes": sizes,
         }

@@ -1,4 +1,4 @@
-"""Extraction with TransformerLens: ``run_with_cache`` in batches, only the hook points that are wanted.
+"""With TransformerLens: extraction by ``run_with_cache``, only the hook points wanted; patching by ``run_with_hooks``.
 
 python transformer_lens_.py JOB
 """
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from job import Job, Kept, think
 from torch import Tensor
@@ -55,8 +56,41 @@ class Works:
         think(self.job, batch, feed, kept)
         return kept
 
+    def patched(self, patches: str) -> list[list[list[int]]]:
+        """Answers, by condition and question, where one block's state at one thought is another."""
+        values = torch.from_numpy(np.load(patches))
+        return [
+            [row for batch in self.job.batches for row in self._patch(batch, layer, thought, values[layer, thought])]
+            for layer in range(values.shape[0])
+            for thought in range(values.shape[1])
+        ]
+
+    def _patch(self, batch: list[int], layer: int, thought: int, values: Tensor) -> list[list[int]]:
+        place = max(len(self.job.prompts[index]) for index in batch) + thought
+        memory = DynamicCache(config=self.bridge.original_model.config)
+        seen: dict[str, Tensor] = {}
+
+        def keep(value: Tensor, hook: Any) -> None:
+            seen["final"] = value
+
+        def put(value: Tensor, hook: Any) -> Tensor:
+            value[:, -1] = values[batch]
+            return value
+
+        def feed(column: int, mask: Tensor, position: Tensor, **inputs: Tensor) -> tuple[Tensor, Tensor]:
+            given = inputs["vectors"] if "vectors" in inputs else inputs["tokens"]
+            hooks = [(self.states[layer], put)] if column == place else []
+            logits = self.bridge.run_with_hooks(
+                given, fwd_hooks=[*hooks, (self.final, keep)], attention_mask=mask, position_ids=position,
+                past_key_values=memory, logits_to_keep=1,
+            )  # fmt: skip
+            return seen["final"], logits
+
+        answers: list[list[int]] = think(self.job, batch, feed, None, last=False).tolist()
+        return answers
+
 
 if __name__ == "__main__":
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     works = Works(sys.argv[1])
-    serve({"batched": works.batched})
+    serve({"batched": works.batched, "patched": works.patched})
