@@ -381,7 +381,7 @@ PLACES = {
 }
 
 
-def cases(site: str) -> list[Intervention]:
+def cases(site: str, architecture: str) -> list[Intervention]:
     operations = list(ELSEWHERE)
     if site == "attention":
         others = [{"operation": name} for name in ("force", "even", "shuffle")]
@@ -397,8 +397,9 @@ def cases(site: str) -> list[Intervention]:
             {"operation": "write", "subspace": "straight", "direction": "ramp"},
             {"operation": "write", "direction": "ramp", "strength": 0.7},
         ]
-    if site in ("mlp_output", "attention_output", "key", "value"):
-        # What an operation does is the same at every site; where it acts, and whose values come back, is not.
+    if site in ("mlp_output", "attention_output", "key", "value") or (architecture == "llama" and site != "attention"):
+        # What an operation does is the same at every site of every architecture; where it acts, and whose values come
+        # back, is not.
         operations = [each for each in operations if each["operation"] in ("mean", "scale", "replace", "project_out")]
     if site == "latent_embedding":
         operations += [{"operation": "mean", "average": "run"}]
@@ -415,7 +416,7 @@ def cases(site: str) -> list[Intervention]:
 @pytest.mark.parametrize("site", list(PLACES))
 def test_every_operation_is_what_a_slow_reference_computes(oracle: tuple[Reasoner, xr.Dataset], site: str) -> None:
     reasoner, run = oracle
-    interventions = cases(site)
+    interventions = cases(site, reasoner.architecture)
     values = StoredValues(run, reasoner, *named_values(reasoner))
     conditions = [Condition(name=str(index), interventions=(each,)) for index, each in enumerate(interventions)]
     examples = [11, 14]
