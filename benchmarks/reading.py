@@ -45,8 +45,9 @@ TITLES = {
 LOOPS = {"example": 4}
 """Readings in one measurement, where one alone is too short."""
 SAYING = (
-    "Everybody copies into a new array and gets the same bytes. This project, zarr-python, zarrs and tensorstore read the"
-    " same lake and check checksums, this project also against its record; the others read uncompressed copies unchecked."
+    "Everybody copies into a new array and gets the same bytes. This project, zarr-python, zarrs and tensorstore read"
+    " the same lake and check checksums, this project also against its record; the others read uncompressed copies"
+    " unchecked."
 )
 EPOCH = " The lake's epoch mixes examples from all over; others shuffle inside random blocks of 64 neighbours."
 SLOW = ("random", "epoch")
