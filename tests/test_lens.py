@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pickle
 
 import dask
 import numpy as np
@@ -405,3 +406,11 @@ def test_readings_and_edits_agree_as_counted_by_hand():
 def test_a_token_without_shape_is_seen() -> None:
     tokens = (" the", " ", " " * 8, "\n    ", "\t", "", "\u200b", "a\nb", "\u4e2d")
     assert [visible(token) for token in tokens] == ["the", "␣", "␣×8", "↵␣×4", "⇥", "∅", "U+200B", "a↵b", "中"]
+
+
+def test_copies_of_a_read_out_share_what_a_worker_loads() -> None:
+    readout = ReadOut(make_model())
+    copies = [pickle.loads(pickle.dumps(readout)) for _ in range(2)]
+    assert copies[0].unembedding is copies[1].unembedding
+    np.testing.assert_array_equal(copies[0].unembedding, readout.unembedding)
+    assert pickle.loads(pickle.dumps(ReadOut(make_model()))).unembedding is not copies[0].unembedding

@@ -1,7 +1,9 @@
 """A model's read-out, from the lake alone: final norm, unembedding, and what its tokens mean."""
 
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -81,14 +83,16 @@ class ReadOut:
 
     def __init__(self, model: xr.Dataset) -> None:
         self._model = model[[name for name in MODEL_VARIABLES if name in model]]
+        self._name = uuid.uuid4().hex
         self._lock = threading.Lock()
         self._arrays: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_model": self._model}
+        return {"_model": self._model, "_name": self._name}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self._model, self._lock, self._arrays = state["_model"], threading.Lock(), {}
+        self._model, self._name = state["_model"], state["_name"]
+        self._lock, self._arrays = _loaded(self._name)
 
     def __dask_tokenize__(self) -> Any:
         from dask.base import normalize_token
@@ -263,6 +267,12 @@ class ReadOut:
             divergence = gap / own.total - own.value() + total.value()
             found.append((divergence, (best.token == own_best.token)[:, 0]))
         return found
+
+
+@lru_cache(maxsize=2)
+def _loaded(name: str) -> tuple[threading.Lock, dict[str, Any]]:
+    """What a worker has loaded of a read-out: each task comes with a copy of it, and all of them share this."""
+    return threading.Lock(), {}
 
 
 def _outranking(block: Array, start: int, bar: Array, wanted: Array) -> Array:
