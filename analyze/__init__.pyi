@@ -1,8 +1,12 @@
 # The public names of analyze; lazy_loader imports each when it is first used, and type checkers read this file.
+from .attention.figures import plot_attention_shares as plot_attention_shares
+from .attention.figures import plot_thought_attention as plot_thought_attention
 from .attention.shares import attention_shares as attention_shares
 from .attention.shares import attention_summary as attention_summary
 from .attribution.direct import attribution_summary as attribution_summary
 from .attribution.direct import logit_attribution as logit_attribution
+from .compare.figures import plot_differences as plot_differences
+from .compare.figures import plot_seven_panels as plot_seven_panels
 from .correlate.correlation import attention_importance as attention_importance
 from .correlate.importance import answer_attention as answer_attention
 from .correlate.importance import failure_importance as failure_importance
@@ -14,9 +18,14 @@ from .depth.ranks import settled as settled
 from .errors.prediction import predict_errors as predict_errors
 from .errors.spec import ErrorSpec as ErrorSpec
 from .heads.analysis import head_analysis as head_analysis
+from .heads.figures import plot_critical_heads as plot_critical_heads
+from .heads.figures import plot_head_map as plot_head_map
+from .heads.figures import plot_hubs as plot_hubs
 from .heads.scores import head_scores as head_scores
 from .heads.summary import head_summary as head_summary
 from .heads.summary import head_table as head_table
+from .lens.figures import plot_lens_grid as plot_lens_grid
+from .lens.figures import plot_number_frequency as plot_number_frequency
 from .lens.logit import logit_lens as logit_lens
 from .lens.readout import logits as logits
 from .lens.summary import lens_difference as lens_difference
@@ -25,6 +34,8 @@ from .lens.summary import lens_tests as lens_tests
 from .lens.summary import lens_tokens as lens_tokens
 from .lens.tuned import fit_tuned_lens as fit_tuned_lens
 from .probes.command import ProbeSettings as ProbeSettings
+from .probes.figures import plot_probe_controls as plot_probe_controls
+from .probes.figures import plot_probe_grid as plot_probe_grid
 from .probes.linear import linear_probes as linear_probes
 from .probes.linear import summarise_probes as summarise_probes
 from .query.sql import lake_tables as lake_tables
@@ -41,5 +52,7 @@ from .sae.dictionary import sae_summary as sae_summary
 from .sae.dictionary import save_sae as save_sae
 from .sae.dictionary import select_cells as select_cells
 from .sae.dictionary import train_sae as train_sae
+from .sae.figures import plot_sae_features as plot_sae_features
+from .sae.figures import plot_sae_reconstruction as plot_sae_reconstruction
 from .sae.spec import SAESpec as SAESpec
 from .tables import result_tables as result_tables

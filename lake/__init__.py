@@ -87,7 +87,7 @@ def help_alone(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-HELP = {"help_option_names": ["-h", "--help"], "show_default": True}
+HELP = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 160}
 app = Questions("lake", "Extract a latent-reasoning model's activations once; analyse them offline.")
 app.add_command(Questions("analyze", "Analyses of stored runs: no model, no GPU."))
 app.add_command(Questions("reenter", "Back into the model, with stored activations."))

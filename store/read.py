@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -280,7 +281,18 @@ class Lake(Groups):
         return self.open_result(fitting[0].name)
 
     def open_result(self, name: str, *, load: bool = True) -> xr.Dataset:
-        """Stored analysis by the name of its group, loaded or lazy; ``attrs`` carry settings and fingerprints."""
+        """Stored analysis by its name or the beginning of its fingerprint, loaded or lazy.
+
+        ``attrs`` carry settings and fingerprints.
+
+        Raises
+        ------
+        MissingRunError
+            If no result is called so, and none or several begin so.
+        """
+        if re.fullmatch("[0-9a-f]{6,64}", name):
+            fitting = [result.name for result in self.results() if result.fingerprint.startswith(name)]
+            name = fitting[0] if len(fitting) == 1 else name
         attributes = self._document(name, "result")
         if attributes is None or attributes.get("kind") != "result":
             raise MissingRunError(

@@ -167,6 +167,7 @@ def test_reports_convention_agrees_with_an_oracle_on_a_run():
     mean = run["attention"].mean("example").sel(position=steps, key_position=steps)
     expected = by_hand(mean.values.reshape(12, 6, 6).tolist())
     scores = head_scores(run["attention"], convention="reports")
+    xr.testing.assert_identical(head_scores(run, convention="reports"), scores)
     found = np.stack([scores[name].values.ravel() for name in ("hub", "skip", "max_attention", "composite")], axis=1)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert scores["band"][:, 0].values.tolist() == ["early", "middle", "late", "late"]

@@ -137,6 +137,7 @@ def test_results_are_labelled_and_name_what_they_read(place: Path, tmp_path: Pat
     lake.write_result("heads", scores * 2, runs=["toy/toy"], spec={"top": 4})
     xr.testing.assert_equal(lake.result("heads", "toy/toy", top=3), scores)
     assert lake.open_result(name).attrs["note"] == "n"
+    xr.testing.assert_identical(lake.open_result(lake.results()[0].fingerprint[:12]), lake.open_result(name))
     with pytest.raises(MissingRunError, match="several results fit"):
         lake.result("heads", "toy/toy")
     with pytest.raises(MissingRunError, match="no result fits"):

@@ -43,7 +43,7 @@ LONG_NAMES = {
 
 
 def head_scores(
-    attention: xr.DataArray,
+    attention: xr.DataArray | xr.Dataset,
     convention: Convention = "thoughts",
     *,
     model_max: Mapping[str, float] | None = None,
@@ -80,8 +80,9 @@ def head_scores(
     Parameters
     ----------
     attention : (layer, head, position, key_position), or with ``example``
-        Only the thoughts' block is read. NaN above the diagonal is ignored; a head that is NaN elsewhere, or pays the
-        thoughts nothing, is left out of the scaling and has type ``""``. Lazy input stays lazy.
+        Or a run, whose attention it is. Only the thoughts' block is read. NaN above the diagonal is ignored; a head
+        that is NaN elsewhere, or pays the thoughts nothing, is left out of the scaling and has type ``""``. Lazy input
+        stays lazy.
     model_max, model_min
         Extremes of ``hub`` and ``skip`` over the whole model, where ``attention`` holds some of its heads only.
         Given maxima only, minima are 0. In ``"reports"`` minima are also 0 where heads are missing, or the step ``bot``
@@ -101,6 +102,8 @@ def head_scores(
     SchemaError
         If a dim or a thought is missing.
     """
+    if isinstance(attention, xr.Dataset):
+        attention = attention["attention"]
     block, labels, complete = thought_block(attention, convention)
     unknown = sorted({*(model_max or {}), *(model_min or {})} - set(METRICS))
     if unknown:
