@@ -160,7 +160,7 @@ class Lake(Groups):
         return HandedOut(guard, variable, opened, stored=True), examples
 
     def model(self, name: str) -> xr.Dataset:
-        """Unembedding, final norm and token strings of a model, loaded.
+        """Unembedding, final norm and token strings of a model, loaded; its arrays cannot be written to.
 
         Raises
         ------
@@ -174,6 +174,8 @@ class Lake(Groups):
         if known[0] != identity:  # a gigabyte for 128,000 tokens, and one analysis asks for it several times
             group = open_group(Guard(self.location, name, "model", attributes["files"]), attributes, stored=True)
             known = self.__dict__["_model"] = identity, group.load()
+            for variable in known[1].data_vars.values():  # the next call hands out the same arrays
+                variable.values.flags.writeable = False
         loaded: xr.Dataset = known[1]
         return loaded.copy()
 

@@ -214,6 +214,8 @@ def test_lakes_of_earlier_formats_open() -> None:
     assert int(run["token"].sum()) == 5067
     assert run["generated_text"].values[0] == " how how how"
     assert lake.model("toy").sizes["vocabulary"] == 403
+    with pytest.raises(ValueError, match="read-only"):  # the next call hands out the same arrays
+        lake.model("toy")["unembedding"][0] = 0
     assert float(lake.result("heads", top=3)["score"].sum()) == 120
     assert verify(archived).damage == []
 
