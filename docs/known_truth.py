@@ -12,7 +12,9 @@ DOCS = Path(__file__).parent
 Table = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
 METHODS = {
     "zero": "zero", "shuffle": "shuffle (all at once)", "noise": "noise", "edges cut": "edges cut",
-    "lens": "lens (reads)", "probe": "probe (reads)", "mean": "mean", "resample": "another problem's",
+    "heads": "heads zeroed (any)", "head attribution": "head attribution (any)", "attribution": "attribution patching",
+    "lens": "lens (reads)", "probe": "probe (reads)", "traces": "traces (reads)",
+    "mean": "mean", "resample": "another problem's",
     "patch": "patch from a twin", "edit": "edit", "erase": "erase", "verdict": "verdict",
 }  # fmt: skip
 YES, UNDECIDED = "yes", ("not told apart", "not measured")
@@ -46,11 +48,21 @@ def conditions() -> str:
     weights = ", ".join(f"`{name}` {digest[:12]}" for name, digest in sorted(measured["weights"].items()))
     n_seed, n, changed, pairs = len(sizes["seeds"]), sizes["problems"], sizes["changed"], sizes["pairs"]
     return (
-        f"Each model on {n_seed} seeds. A seed draws {n} held-out problems, of which {changed} are changed, and {pairs}"
-        " pairs, and decides what is resampled, what noise is added and how problems are halved. Weights are of one"
-        f" training each: how much trainings differ is not measured here. Measured with {versions}. Weights: {weights}"
-        " (first digits of their SHA-256).\n"
+        f"Each model on {n_seed} seeds{fewer_seeds(measured)}. A seed draws {n} held-out problems, of which {changed} are"
+        f" changed, and {pairs} pairs, and decides what is resampled, what noise is added and how problems are halved."
+        " Weights are of one training each: how much trainings differ is not measured here. Measured with"
+        f" {versions}. Weights: {weights} (first digits of their SHA-256).\n"
     )
+
+
+def fewer_seeds(measured: dict[str, Any]) -> str:
+    """Methods that were not run on every seed of a model, with the most seeds that any model has."""
+    seeds: dict[str, dict[str, set[int]]] = {}
+    for row in measured["rows"]:
+        seeds.setdefault(row["method"], {}).setdefault(row["model"], set()).add(row["seed"])
+    most = {method: max(map(len, by_model.values())) for method, by_model in seeds.items()}
+    fewer = [f"{METHODS[method]} on {n}" for method, n in most.items() if n < len(measured["sizes"]["seeds"])]
+    return f" ({', '.join(fewer)})" if fewer else ""
 
 
 def share_of(says: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from analyze.verdict.rules import ALL, READABLE, USED
+from analyze.verdict.rules import ALL, APART, READABLE, USED
 from analyze.verdict.verdicts import verdict
 from extract.small_models.graph_problems import write_graph_problems
 from extract.small_models.problems import make_pairs, make_splits, write_pairs, write_problems
@@ -47,13 +47,16 @@ TRUTH: dict[str, dict[str, bool]] = {
     "small-graph-pause": dict.fromkeys(("ct0", "ct1", "ct2", ALL), False),
 }
 """Whether the answer was trained to follow what a thought holds. Where training decided nothing (operators of the
-models that use their numbers) there is no truth to be hit."""
+models that use their numbers) there is no truth to be hit. A method that speaks of heads is held against the truth of
+all thoughts: it says that they are used where it says that any head at them is needed."""
 
 
 def commands(model: str, seed: int) -> Iterator[str]:
     """What is run on a model's lake, as typed."""
     words = f"--limit {LIMIT} --seed {seed}"
     yield f"analyze lens LAKE {model}/test"
+    yield f"analyze traces LAKE {model}/test"
+    yield f"analyze heads LAKE {model}/test"
     if not model.startswith("small-graph"):
         yield (
             f"analyze probes LAKE {model}/test --target intermediate_result --layers 1 --controls 1 --seed {seed}"
@@ -63,6 +66,8 @@ def commands(model: str, seed: int) -> Iterator[str]:
         yield f"reenter subspace LAKE {model}/test --subspaces leace --ranks 8 --draws 1 --seed {seed}"
     yield f"reenter corrupt LAKE {model}/test {words} --corruptions 'zero,mean,noise 1,resample'"
     yield f"reenter edges LAKE {model}/test {words}"
+    yield f"reenter heads LAKE {model}/test {words} --counts 1 --draws 0"
+    yield f"reenter attribute LAKE {model}/pairs --exact 128 --random 1 --seed {seed}"
     yield f"reenter patch LAKE {model}/pairs --sites latent_embedding --subsets none --seed {seed}"
 
 
@@ -105,7 +110,7 @@ def measure(model: str, seed: int) -> list[dict[str, Any]]:
     rows = []
     for place in range(result.sizes["evidence"]):
         row = {str(key): value[place].item() for key, value in result.variables.items() if value.dims == ("evidence",)}
-        if row["of_question"] in (READABLE, USED):
+        if row["of_question"] in (READABLE, USED) or row["method"] in APART:
             kept = ("of_thought", "of_question", "method", "says", "n", "value", "low", "high")
             rows.append({"model": model, "seed": seed} | {key: row[key] for key in kept})
     for place in range(result.sizes["row"]):

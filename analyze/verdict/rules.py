@@ -17,8 +17,8 @@ TAKEN_OUT = ("mean", "resample")
 """Methods that take out all that a thought holds and keep it where thoughts lie: what loses nothing by them does not
 use it. Of patch and edit, which put another content in, and of erase, which takes a part out, only a yes counts."""
 HINTS = ("zero", "shuffle", "noise", "edges cut", "attribution")
-"""Methods that put a thought where none stands, or implicate thoughts that are not used (docs/methods.md); and one that
-was not tried on models of known truth."""
+"""Methods that put a thought where none stands, or implicate thoughts that are not used (docs/methods.md); and
+attribution, which is of the same pairs as patching and would be counted twice."""
 APART = ("heads", "head attribution")
 """Methods with a figure for each head: their intervals hold together among themselves, or so many would leave no other
 figure of their question its interval."""
