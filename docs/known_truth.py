@@ -48,9 +48,9 @@ def conditions() -> str:
     weights = ", ".join(f"`{name}` {digest[:12]}" for name, digest in sorted(measured["weights"].items()))
     n_seed, n, changed, pairs = len(sizes["seeds"]), sizes["problems"], sizes["changed"], sizes["pairs"]
     return (
-        f"Each model on {n_seed} seeds{fewer_seeds(measured)}. A seed draws {n} held-out problems, of which {changed} are"
-        f" changed, and {pairs} pairs, and decides what is resampled, what noise is added and how problems are halved."
-        " Weights are of one training each: how much trainings differ is not measured here. Measured with"
+        f"Each model on {n_seed} seeds{fewer_seeds(measured)}. A seed draws {n} held-out problems, of which {changed}"
+        f" are changed, and {pairs} pairs, and decides what is resampled, what noise is added and how problems are"
+        " halved. Weights are of one training each: how much trainings differ is not measured here. Measured with"
         f" {versions}. Weights: {weights} (first digits of their SHA-256).\n"
     )
 
