@@ -28,7 +28,10 @@ matplotlib.use("Agg")
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
-LONGEST = ("printed", "extract_run", "notebooks", "damage", "reenter", "report", "probes", "remote", "verify")
+LONGEST = (
+    "printed_commands", "notebooks", "extract_run", "damage", "reenter", "report", "probes", "intervene", "sentences",
+    "printed", "verify",
+)  # fmt: skip
 """Files that take a minute or half of one: a worker that begins one of them last is waited for."""
 
 
