@@ -55,7 +55,7 @@ def lake_tables(path: str, described: Mapping[str, Any]) -> list[Printed]:
             title="models",
             columns=["model", "architecture", "checkpoint", "layers", "heads", "hidden"],
             rows=[
-                [model, d["architecture"], d["checkpoint"], d["n_layer"], d["n_head"], d["hidden"]]
+                [model, *(d.get(key, "") for key in ("architecture", "checkpoint", "n_layer", "n_head", "hidden"))]
                 for model, d in described["models"].items()
             ],
         ),

@@ -64,7 +64,7 @@ def describe_run(lake: Lake, run: str) -> dict[str, Any]:
 def precision_text(precision: Mapping[str, Any] | None) -> str:
     """A run's calibration in words: what its compute type makes of the same question alone and in a batch."""
     if precision is None:
-        return "not calibrated: extracted by an older version"
+        return "not calibrated: extracted by an older version, or written otherwise"
     state, attention = (precision["states"][name] for name in ("hidden_state", "attention"))
     return (
         f"{precision['compute_dtype']}; {precision['questions']} questions alone and in batches of {precision['batch']}"
