@@ -19,7 +19,7 @@ from analyze import activation_of, sae_codes
 from analyze.query import top
 from extract.small_models.problems import make_pairs, write_pairs
 from lake import printing
-from schemas import Intervention, UsageError, nearest
+from schemas import FORMAT_VERSION, Intervention, UsageError, nearest
 from store import open_lake, remove, select_removable, verify
 from store.info import describe_results
 
@@ -61,7 +61,7 @@ def test_no_command_prints_help_and_the_version_is_told(call):
         code, out, err = call(*words)
         assert (code, err) == (0, "")
         assert all(word in out for word in ("Usage: lake", *shown))
-    assert call("--version") == (0, f"activation-lake {version('activation-lake')}, lake format 1\n", "")
+    assert call("--version") == (0, f"activation-lake {version('activation-lake')}, lake format {FORMAT_VERSION}\n", "")
     assert "--capture latent|full" in call("extract", "--help")[1]
 
 
