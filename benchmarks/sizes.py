@@ -62,7 +62,7 @@ def write_lake(place: Path, name: str, n_example: int, dtype: str, seed: int = 0
     )
     columns = problems(n_example)
     answer = columns["intermediate_result"][1][:, -1]
-    writer = create_run(place, f"{name}/gsm8k", layout, identity={"weights": name}, columns=columns)
+    writer = create_run(place, f"{name}/gsm8k", layout, identity={"spec": {}, "weights": name}, columns=columns)
     length = np.clip(rng.gamma(6, MEAN_QUESTION / 6, n_example).astype(int), 12, layout.longest_question)
     ended = np.arange(len(layout.positions)) >= layout.positions.index("a0") + rng.integers(5, 13, n_example)[:, None]
     large = rng.choice(layout.hidden, 4, replace=False)

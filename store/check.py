@@ -192,16 +192,12 @@ def taken_up(location: str | os.PathLike[str], run: str, layout: RunLayout) -> R
     return replace(layout, format=run_format(store, run) or lake_format(store))
 
 
-UNSAID: Mapping[str, Any] = {"spec": {}, "data": {"name": "", "sha256": ""}, "weights": "", "tokenizer": ""}
-
-
 def run_identity(store: Store, run: str, layout: RunLayout, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run is made from, as the run has it; what its writer did not say is said to be empty.
+    """What a run is made from, as the run has it.
 
     Older versions wrote ``cuda:0`` for ``cuda``, and knew a tokenizer by one of its files.
     """
-    wanted = {**UNSAID, **identity, "layout": layout.to_json(), "format": layout.format}
-    wanted["spec"] = {"capture": layout.capture, "dtype": layout.dtype, **wanted["spec"]}
+    wanted = {**identity, "layout": layout.to_json(), "format": layout.format}
     kind = wanted["spec"].get("device", "")
     existing = unseal(read_bytes(store, f"{run}/zarr.json") or b"")
     if existing is not None:

@@ -45,11 +45,12 @@ def describe_run(lake: Lake, run: str) -> dict[str, Any]:
     return {
         "fingerprint": attributes["fingerprint"],
         "format": attributes["format"],
-        "spec": attributes["spec"],
-        "spec_fingerprint": fingerprint(attributes["spec"]),
-        "data": attributes["data"],
-        "weights": attributes["weights"],
-        "tokenizer": attributes["tokenizer"],
+        # Who writes a run through the store alone may have said nothing of what it was made from.
+        "spec": {"capture": layout.capture, "dtype": layout.dtype, **attributes.get("spec", {})},
+        "spec_fingerprint": fingerprint(attributes.get("spec", {})),
+        "data": attributes.get("data", {"name": "", "sha256": ""}),
+        "weights": attributes.get("weights", ""),
+        "tokenizer": attributes.get("tokenizer", ""),
         "provenance": attributes["provenance"],
         "precision": attributes.get("precision"),
         "examples": layout.n_example,

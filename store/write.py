@@ -328,7 +328,7 @@ def create_run(
         Axes.
     identity
         What decides the run's values: ``spec``, and the fingerprints of weights, tokenizer and data. Hashed into the
-        run's ``fingerprint``. Empty where it is not said.
+        run's ``fingerprint``.
     columns
         Dims and values of everything known beforehand: ``example``, ``problem``, ``variant``, ``question``,
         ``gold_answer``, ``intermediate_result``, ``operation`` and further columns of the data.

@@ -181,7 +181,9 @@ def test_a_creation_cut_short_is_begun_anew(tmp_path: Path) -> None:
 
 def test_a_run_whose_writer_said_nothing_of_it_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = layout(n_example=2, n_layer=1, n_head=1, hidden=4, longest_question=3, n_answer=2)
-    create_run(tmp_path / "x.lake", "m/d", made, identity={}, columns={"example": (("example",), np.arange(2))})
+    create_run(
+        tmp_path / "x.lake", "m/d", made, identity={"spec": {}}, columns={"example": (("example",), np.arange(2))}
+    )
     for words, text in (([], "m/d  0/2"), (["m/d"], "weights: \n")):
         with pytest.raises(SystemExit) as stopped:
             command_line.main(["info", str(tmp_path / "x.lake"), *words])

@@ -42,7 +42,7 @@ def choose_problems(context: Context, n: int, seed: int) -> dict[str, list[int]]
     """
     groups: dict[str, list[str]] = {}
     for name in context.runs:
-        data = context.lake.attributes(name)["data"]
+        data = context.lake.attributes(name).get("data", {})
         groups.setdefault(str(data.get("sha256", name)), []).append(name)
     chosen = {}
     for names in groups.values():

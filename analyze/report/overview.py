@@ -19,7 +19,7 @@ def run_rows(context: Context) -> list[dict[str, Any]]:
     rows: list[Any] = []
     for name in context.runs:
         attributes = context.lake.attributes(name)
-        layout, spec, data = attributes["layout"], attributes["spec"], attributes["data"]
+        layout, data = attributes["layout"], attributes.get("data", {})
         run = context.run(name)
         model = context.lake.model_attributes(name.partition("/")[0])
         correct = np.asarray(run["correct"].values, dtype=bool)
@@ -31,12 +31,12 @@ def run_rows(context: Context) -> list[dict[str, Any]]:
                 "architecture": model.get("architecture", ""),
                 "checkpoint": without_folders(str(model.get("checkpoint", ""))),
                 "size": f"{layout['n_layer']} × {layout['n_head']} × {layout['hidden']}",
-                "data": data["name"],
+                "data": data.get("name", ""),
                 "n": int(correct.size),
                 "of": int(layout["n_example"]),
                 "accuracy": share(float(correct.mean())) if correct.size else "–",
                 "interval": f"[{share(float(low))}, {share(float(high))}]" if correct.size else "",
-                "spec": f"{spec['dtype']}, {spec['capture']}",
+                "spec": f"{layout['dtype']}, {layout['capture']}",
                 "precision": precision_text(attributes.get("precision")),
                 "mark": attributes["fingerprint"][:12],
                 "weights": str(attributes.get("weights", ""))[:12],
