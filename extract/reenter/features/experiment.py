@@ -43,10 +43,10 @@ def feature_effects(target: Target, settings: FeatureEffectSettings | None = Non
         vector fed); ``n``, ``n_problem``, examples and problems on which it fires; ``moved``, mean length of its part;
         ``kl`` with ``_low``, ``_high`` (nat, of the untouched distribution at the answer from the changed one;
         bootstrap over problems), ``kl_random``, the same of random directions, ``kl_more``, the difference, with its
-        interval; ``p_kl``, Wilcoxon's signed-rank test of the difference by problem,
-        without those that are rounding; ``logprob_change`` of the gold
-        answer with its interval; ``broken``, share of the right answers that turn wrong (Wilson), ``broken_random``,
-        and ``p_broken``, McNemar's exact test of right answers against those under the first random direction.
+        interval; ``p_kl``, Wilcoxon's signed-rank test of the difference by problem, without those that are rounding (1
+        where all are); ``logprob_change`` of the gold answer with its interval; ``broken``, share of the right answers
+        that turn wrong (Wilson), ``broken_random``, and ``p_broken``, McNemar's exact test of right answers against
+        those under the first random direction.
         ``p_.._holm`` are corrected over all features. ``attrs`` say what putting the state itself back does
         (``self_kl``, the most over examples).
 
@@ -197,8 +197,7 @@ def _block(
     for index, line in enumerate(fires):
         more = by_problem((kl[0, index] - random[index])[line], problem[line])
         more = more[np.abs(more) > rounding]
-        if len(more) > 1:
-            tests[0, index] = stats.wilcoxon(more).pvalue
+        tests[0, index] = stats.wilcoxon(more).pvalue if len(more) else 1.0
         tests[1, index] = mcnemar_exact(right[1, index, line] == 1, right[0, index, line] == 1, problem[line]).p
     columns |= {"p_kl": tests[0], "p_broken": tests[1]}
     places = [measured.place[int(feature)] for feature in features]
