@@ -1,19 +1,13 @@
 """Lakes on an S3-compatible store, and analyses in other processes, one of which is killed."""
 
-import asyncio
-import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -144,43 +138,25 @@ def command_line_said(words: list[str]) -> None:
     assert not stop.value.code, words
 
 
-def forked(server: Callable[[], Any]) -> int:
-    """A server of dask in a process of its own, which need not load what is loaded here; its id."""
-    if (child := os.fork()) == 0:
-
-        async def serve() -> None:
-            async with server() as started:
-                await started.finished()
-
-        logging.disable()
-        try:
-            asyncio.run(serve())
-        finally:
-            os._exit(1)
-    return child
-
-
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[tuple[str, list[int]]]:
-    """Address of a scheduler with two workers, each a process of its own; the workers' ids."""
-    from distributed import Scheduler, Worker
-
+def cluster(tmp_path: Path) -> Iterator[tuple[str, list["subprocess.Popen[bytes]"]]]:
+    """Address of a scheduler with two workers, started anew: forked servers of dask wait for threads left behind."""
     port = free_port()
     address = f"tcp://127.0.0.1:{port}"
-    started = [forked(lambda: Scheduler(host="127.0.0.1", port=port, dashboard=False))]
-    for number in range(2):
-        folder = str(tmp_path / f"worker-{number}")
-        started.append(forked(partial(Worker, address, nthreads=1, dashboard=False, local_directory=folder)))
+    common = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    words = ["scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
+    started = [subprocess.Popen([BIN / "dask", *words], **common)]  # type: ignore[call-overload]
+    for _ in range(2):
+        words = ["worker", address, "--nthreads", "1", "--no-dashboard", "--no-nanny"]
+        started.append(subprocess.Popen([BIN / "dask", *words], **common))  # type: ignore[call-overload]
     yield address, started[1:]
-    for child in started:
-        with suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-        with suppress(ChildProcessError):
-            os.waitpid(child, 0)
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def test_an_analysis_outlives_one_of_its_workers(
-    cluster: tuple[str, list[int]], tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: tuple[str, list["subprocess.Popen[bytes]"]], tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address, workers = cluster
     monkeypatch.chdir(tmp_path)
@@ -201,9 +177,10 @@ def test_an_analysis_outlives_one_of_its_workers(
         lazy = states.astype("float32")
         lazy = lazy.copy(data=lazy.data.map_blocks(take_time))
         future = client.compute(lazy.mean("example").data)
-        while future.status == "pending" and not any(client.processing().values()):
+        late = time.monotonic() + 60
+        while future.status == "pending" and not any(client.processing().values()) and time.monotonic() < late:
             time.sleep(0.02)
-        os.kill(workers[0], signal.SIGKILL)
+        workers[0].kill()
         np.testing.assert_allclose(future.result(timeout=120), expected.values, rtol=1e-6)
         assert len(client.scheduler_info()["workers"]) == 1
         assert os.getpid() not in client.run(os.getpid).values()
