@@ -227,7 +227,7 @@ def told_cells(row: Mapping[str, Any]) -> list[str]:
     cells = [row["tells"], _with_interval(row, "area"), f"{row['area_p']:.3f}" if row["tells"] else ""]
     if "kl" in row:
         p = f"{row['kl_p']:.1e}" if row["kl_p"] == row["kl_p"] else "-"
-        cells += [_with_interval(row, "kl"), *(f"{row[name]:.3f}" for name in ("kl_random",)), p]
+        cells += [_with_interval(row, "kl"), f"{row['kl_random']:.3f}", p]
         cells += [f"{row[name]:.3f}" if row[name] == row[name] else "-" for name in ("broken", "broken_random")]
     return cells
 

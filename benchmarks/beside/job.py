@@ -6,6 +6,7 @@ a side captures goes, padded on the left, into float16 arrays and from there int
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,19 @@ def think(job: Job, batch: list[int], feed: Any, kept: Kept | None, *, last: boo
         kept.token[:, begun - len(job.closing) : begun] = job.closing
         kept.token[:, begun : begun + answer.shape[1]] = answer
     return answer
+
+
+def patched_one_by_one(
+    job: Job, patches: str, patch: Callable[[list[int], int, int, Tensor], list[list[int]]]
+) -> list[list[list[int]]]:
+    """Answers, by condition and question, where one block's state at one thought is another.
+
+    ``patch(batch, layer, thought, values)`` answers a batch; ``patches`` is a file of states (layer, thought, question,
+    hidden).
+    """
+    values = torch.from_numpy(np.load(patches))
+    return [
+        [row for batch in job.batches for row in patch(batch, layer, thought, values[layer, thought])]
+        for layer in range(values.shape[0])
+        for thought in range(values.shape[1])
+    ]

@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from job import Job, Kept, think
+from job import Job, Kept, patched_one_by_one, think
 from torch import Tensor
 from transformers import AutoConfig, DynamicCache
 from work import serve
@@ -137,12 +136,7 @@ class Works:
 
     def patched(self, patches: str) -> list[list[list[int]]]:
         """Answers, by condition and question, where one block's state at one thought is another."""
-        values = torch.from_numpy(np.load(patches))
-        return [
-            [row for batch in self.job.batches for row in self._patch(batch, layer, thought, values[layer, thought])]
-            for layer in range(values.shape[0])
-            for thought in range(values.shape[1])
-        ]
+        return patched_one_by_one(self.job, patches, self._patch)
 
     def _patch(self, batch: list[int], layer: int, thought: int, values: Tensor) -> list[list[int]]:
         place = max(len(self.job.prompts[index]) for index in batch) + thought

@@ -9,6 +9,7 @@ read is a new array in the stored type.
 import hashlib
 import json
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ EPOCH_LAYERS = (3, 7, 11)
 Array = np.ndarray[Any, Any]
 
 
-class Reader:
+class Reader(ABC):
     """Patterns of reading over arrays that are indexed as numpy's are; a kind says how they are written and opened.
 
     Parameters
@@ -38,10 +39,10 @@ class Reader:
         self.thoughts, self.thought_keys = slice(*sizes["thoughts"]), slice(*sizes["thought_keys"])
         self.order = np.random.default_rng(0).permutation(self.n_example)
 
-    def write(self) -> None:
+    def write(self) -> None:  # noqa: B027  # the lake is there already
         """Make the files from the lake."""
 
-    def open(self) -> None:
+    def open(self) -> None:  # noqa: B027  # some are opened at every reading
         """Open the files."""
 
     def some(self, number: int) -> Array:
@@ -49,25 +50,25 @@ class Reader:
         rng = np.random.default_rng(number)
         return np.sort(rng.choice(self.n_example, N_RANDOM, replace=False))
 
+    @abstractmethod
     def cell(self, number: int) -> Array:
         """States of one layer and position of all examples."""
-        raise NotImplementedError
 
+    @abstractmethod
     def example(self, number: int) -> tuple[Array, Array]:
         """States and attention of one example."""
-        raise NotImplementedError
 
+    @abstractmethod
     def block(self, number: int) -> Array:
         """Attention of thoughts to thoughts: every layer, head and example."""
-        raise NotImplementedError
 
+    @abstractmethod
     def random(self, number: int) -> Array:
         """States of some examples at every layer and position."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rows(self, examples: slice) -> Array:
         """States of neighbouring examples at some layers: (example, layer, position, hidden)."""
-        raise NotImplementedError
 
     def epoch(self, number: int) -> int:
         """All states of some layers in random order, as float32: random blocks of examples, shuffled inside."""
