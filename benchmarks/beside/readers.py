@@ -66,9 +66,9 @@ class Reader(ABC):
     def random(self, number: int) -> Array:
         """States of some examples at every layer and position."""
 
-    @abstractmethod
     def rows(self, examples: slice) -> Array:
-        """States of neighbouring examples at some layers: (example, layer, position, hidden)."""
+        """States of neighbouring examples at some layers: (example, layer, position, hidden); for :meth:`epoch`."""
+        raise NotImplementedError(f"{type(self).__name__} reads an epoch in its own way")
 
     def epoch(self, number: int) -> int:
         """All states of some layers in random order, as float32: random blocks of examples, shuffled inside."""
