@@ -20,8 +20,8 @@ def is_plain(length: int, size: int) -> bool:
     return length == HEADER_BYTES + size + CHECKSUM_BYTES
 
 
-def read_part(file: int, offset: int, length: int, size: int, begin: int, end: int) -> bytes | None:
-    """Part of the content of a chunk, unchecked; ``None`` where the chunk is to be read whole.
+def read_part(file: int, offset: int, length: int, size: int, begin: int, part: np.ndarray) -> bool:
+    """Fill an array of bytes with part of the content of a compressed chunk, unchecked; false: it is to be read whole.
 
     Parameters
     ----------
@@ -31,21 +31,21 @@ def read_part(file: int, offset: int, length: int, size: int, begin: int, end: i
         Where the chunk lies, its checksum included.
     size
         Bytes of the content.
-    begin, end
-        The part.
+    begin
+        Where the part begins in the content.
+    part
+        Array to fill: (byte,).
     """
-    if is_plain(length, size):
-        return os.pread(file, end - begin, offset + HEADER_BYTES + begin)
     content = os.pread(file, HEADER_BYTES + 4 * MAX_BLOCKS, offset)
     header = np.frombuffer(content[:HEADER_BYTES], dtype="<u4")
     if len(header) < 4 or header[1] != size or not size / MAX_BLOCKS <= header[2] < size:
-        return None  # of one block or of many, or no frame
-    block_bytes = int(header[2])
+        return False  # of one block or of many, or no frame
+    block_bytes, end = int(header[2]), begin + part.size
     n_block = -(-size // block_bytes)
     starts = np.frombuffer(content[HEADER_BYTES : HEADER_BYTES + 4 * n_block], dtype="<i4")
     ends = np.append(starts[1:], length - CHECKSUM_BYTES)
     if len(starts) < n_block or (starts < 0).any() or (ends <= starts).any():
-        return None  # damaged, or of several threads, in whose order blocks lie
+        return False  # damaged, or of several threads, in whose order blocks lie
     first, last = begin // block_bytes, (end - 1) // block_bytes
     if last == n_block - 1:
         first = max(0, min(first, last - 1))  # the last block may be shorter than a frame of its own has to be
@@ -55,6 +55,11 @@ def read_part(file: int, offset: int, length: int, size: int, begin: int, end: i
     stated = [min((last + 1) * block_bytes, size) - corner, block_bytes, int(places[0]) + len(blocks)]
     frame = b"".join((header[:1].tobytes(), np.array(stated, dtype="<u4").tobytes(), places.tobytes(), blocks))
     try:
-        return bytes(memoryview(blosc.decompress(frame))[begin - corner : end - corner])
+        content = blosc.decompress(frame)
     except RuntimeError:
-        return None
+        return False
+    found = np.frombuffer(content, dtype=np.uint8)[begin - corner : end - corner]
+    if found.size != part.size:
+        return False
+    part[:] = found
+    return True

@@ -94,6 +94,35 @@ class HandedOut(BackendArray):
 
 
 @dataclass(frozen=True, slots=True)
+class Boxes:
+    """What is wanted along all axes but the first, chunk by chunk."""
+
+    numbers: list[tuple[int, ...]]
+    """Of the chunk, along each axis."""
+    within: list[tuple[slice | np.ndarray, ...]]
+    """What of the chunk."""
+    targets: list[tuple[slice, ...]]
+    """Where it goes."""
+    places: tuple[np.ndarray, ...]
+    """The numbers, axis by axis: an index of a table of chunks."""
+    sliced: bool
+    """Whether slices alone are wanted."""
+
+    @classmethod
+    def of(cls, boxes: Iterable[tuple[Part, ...]], *, sliced: bool) -> "Boxes":
+        """Of parts, one an axis, for each chunk."""
+        numbers, within, targets = zip(*(zip(*box, strict=True) for box in boxes), strict=True)
+        return cls([*numbers], [*within], [*targets], tuple(np.array(numbers).T), sliced)
+
+    def selection(self, box: int, shape: Sequence[int], *first: slice | np.ndarray) -> tuple[Any, ...]:
+        """Index of what is wanted in an array of a shape: ``first``, and then what is of a box."""
+        within = (*first, *self.within[box])
+        if self.sliced:
+            return within
+        return np.ix_(*(np.arange(size)[each] for size, each in zip(shape, within, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
 class Known:
     """What is remembered of a shard's file."""
 
@@ -175,19 +204,14 @@ class ShardedArray(BackendArray):
         """Put what is picked along each axis into an array."""
         if not values.size:
             return
-        room = np.empty(self.layout.chunks, dtype=self.stored)
         examples, *others = (list(_parts(*each)) for each in zip(picks, self.layout.chunks, strict=True))
-        boxes = [tuple(zip(*box, strict=True)) for box in product(*others)]
+        boxes = Boxes.of(product(*others), sliced=all(isinstance(each, range) for each in picks[1:]))
+        room = np.empty(self.layout.chunks, dtype=self.stored)
         for shard, parts in groupby(examples, key=lambda part: part[0] // self.grid[0]):
-            self._read_shard(shard, parts, boxes, values, room)
+            self._read_shard(shard, [*parts], boxes, values, room)
 
     def _read_shard(
-        self,
-        shard: int,
-        examples: Iterable[Part],
-        boxes: Iterable[tuple[Any, ...]],
-        values: np.ndarray,
-        room: np.ndarray,
+        self, shard: int, examples: Sequence[Part], boxes: Boxes, values: np.ndarray, room: np.ndarray
     ) -> None:
         """Put what is wanted of one shard where it goes: at once where that is a whole chunk, else through ``room``."""
         key = f"{self.layout.name}/{self.layout.key(shard)}"
@@ -200,35 +224,33 @@ class ShardedArray(BackendArray):
             return
         with file:
             known = self._know(shard, key, file.fileno())
-            parts = [*examples]
-            few = any((part[2].stop - part[2].start) * ROW_SHARE <= len(room) for part in parts)
-            rows = self._row_tables(shard) if few and known is not None else []
-            for (number, *one), (numbers, *other) in product(parts, boxes):
-                chunk = (number % self.grid[0], *numbers)
-                within: Any = (one[0], *other[0])
-                where = (one[1], *other[1])
-                target = values[where]
-                offset, length = (ABSENT, 0) if known is None else known.index[chunk].tolist()
-                if known is None or offset == ABSENT:
-                    target[...] = self.layout.fill
+            for number, inside, there in examples:
+                place = number % self.grid[0]
+                if known is None:
+                    values[there] = self.layout.fill
                     continue
-                if rows and len(target) * ROW_SHARE <= len(room):
-                    tables = [table[chunk] for table in rows]
-                    if self._read_rows(file.fileno(), offset, length, within, target, tables):
+                entries, left = known.index[place][boxes.places].tolist(), [*range(len(boxes.numbers))]
+                if (there.stop - there.start) * ROW_SHARE <= len(room):
+                    tables = [table[place][boxes.places] for table in self._row_tables(shard)]
+                    if tables:
+                        left = self._read_rows(file.fileno(), entries, inside, there, boxes, tables, values)
+                recorded = [None if table is None else table[place][boxes.places].tolist() for table in known.tables]
+                for box in left:
+                    target, (offset, length) = values[there, *boxes.targets[box]], entries[box]
+                    if offset == ABSENT:
+                        target[...] = self.layout.fill
                         continue
-                sliced = all(isinstance(each, slice) for each in within)
-                whole = sliced and target.shape == room.shape and target.flags.c_contiguous
-                direct = whole and target.dtype == room.dtype
-                checksum = self._decode(file.fileno(), offset, length, target if direct else room)
-                if checksum is None or not any(table is None or table[chunk] == checksum for table in known.tables):
-                    problem = f"is not what was written: chunk {chunk} does not agree with its checksum"
-                    self._known.pop(shard, None)
-                    raise DamagedFile(key, shard, problem)
-                if whole and not direct:
-                    target[...] = room
-                elif not whole:
-                    indices = (np.arange(size)[each] for size, each in zip(room.shape, within, strict=True))
-                    target[...] = room[within if sliced else np.ix_(*indices)]
+                    within = boxes.selection(box, room.shape, inside)
+                    whole = boxes.sliced and isinstance(inside, slice) and target.shape == room.shape
+                    direct = whole and target.dtype == room.dtype and target.flags.c_contiguous
+                    checksum = self._decode(file.fileno(), offset, length, target if direct else room)
+                    if checksum is None or not any(table is None or table[box] == checksum for table in recorded):
+                        chunk = (place, *boxes.numbers[box])
+                        problem = f"is not what was written: chunk {chunk} does not agree with its checksum"
+                        self._known.pop(shard, None)
+                        raise DamagedFile(key, shard, problem)
+                    if not direct:
+                        target[...] = room[within]
 
     def _row_tables(self, shard: int) -> list[np.ndarray]:
         """Checksums that the rows of a shard's chunks may have: (*grid, row) each; none before format 2."""
@@ -236,23 +258,60 @@ class ShardedArray(BackendArray):
         return [] if place is None else [each[place].reshape(self.layout.row_grid) for each in self.guard.rows(shard)]
 
     def _read_rows(
-        self, file: int, offset: int, length: int, within: Any, target: np.ndarray, tables: list[np.ndarray]
-    ) -> bool:
-        """Put a few rows of a chunk where they go; false, if one is not as recorded, or lies where only all is read."""
+        self,
+        file: int,
+        entries: Sequence[Sequence[int]],
+        inside: slice | np.ndarray,
+        there: slice,
+        boxes: Boxes,
+        tables: Sequence[np.ndarray],
+        values: np.ndarray,
+    ) -> list[int]:
+        """Put a few rows of each chunk where they go.
+
+        Parameters
+        ----------
+        file
+            Descriptor.
+        entries
+            Offset and length of the chunk of each box.
+        inside, there
+            Rows of the chunks, and where in ``values`` they go.
+        boxes
+            What is wanted along the other axes.
+        tables
+            Checksums that rows may have: (box, row) each.
+        values
+            Of all that is read.
+
+        Returns
+        -------
+        list of int
+            Boxes that are left: not there, with a row that is not as recorded, or whose chunk is to be read whole.
+        """
         n_row, *shape = self.layout.chunks
-        size = math.prod(shape) * self.stored.itemsize
-        if len(target) > FEW_BLOCKS and not is_plain(length, n_row * size):
-            return False
-        first, *inside = within
-        if not all(isinstance(each, slice) for each in inside):
-            inside = np.ix_(*(np.arange(size)[each] for size, each in zip(shape, inside, strict=True)))
-        rows = range(n_row)[first] if isinstance(first, slice) else first.tolist()
-        for place, row in enumerate(rows):
-            content = read_part(file, offset, length, n_row * size, row * size, (row + 1) * size)
-            if content is None or google_crc32c.value(content) not in [table[row] for table in tables]:
-                return False
-            target[place] = np.frombuffer(content, dtype=self.stored).reshape(shape)[tuple(inside)]
-        return True
+        size, left = math.prod(shape) * self.stored.itemsize, []
+        rows: list[int] = np.arange(n_row)[inside].tolist()
+        recorded = [table[:, inside].tolist() for table in tables]
+        room = np.empty((len(entries), len(rows), size), dtype=np.uint8)
+        typed = room.view(self.stored).reshape(*room.shape[:2], *shape)
+        for box, (offset, length) in enumerate(entries):
+            plain = is_plain(length, n_row * size)
+            if offset == ABSENT or not (plain or len(rows) <= FEW_BLOCKS):
+                left.append(box)
+                continue
+            for row, content, *checksums in zip(rows, room[box], *(table[box] for table in recorded), strict=True):
+                if plain:
+                    read = os.preadv(file, [content], offset + HEADER_BYTES + row * size) == size
+                else:
+                    read = read_part(file, offset, length, n_row * size, row * size, content)
+                if not read or google_crc32c.extend(0, content) not in checksums:
+                    left.append(box)
+                    break
+            else:
+                within = boxes.selection(box, typed.shape[1:], slice(None))
+                values[there, *boxes.targets[box]] = typed[box][within]
+        return left
 
     def _expect_none(self, shard: int, key: str) -> None:
         """Raise :class:`DamagedFile` unless the record, or one of two while files are replaced, has no such file."""
