@@ -17,10 +17,12 @@ from .depth.ranks import readout_depth as readout_depth
 from .depth.ranks import settled as settled
 from .errors.prediction import predict_errors as predict_errors
 from .errors.spec import ErrorSpec as ErrorSpec
+from .graph.figures import plot_graph as plot_graph
 from .heads.analysis import head_analysis as head_analysis
 from .heads.figures import plot_critical_heads as plot_critical_heads
 from .heads.figures import plot_head_map as plot_head_map
 from .heads.figures import plot_hubs as plot_hubs
+from .heads.one_head import plot_head as plot_head
 from .heads.scores import head_scores as head_scores
 from .heads.summary import head_summary as head_summary
 from .heads.summary import head_table as head_table

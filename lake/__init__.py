@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import click
 
 import lake.neighbours  # noqa: F401  (looks where the packages come from before they are imported)
-from lake import flags, printing, running
+from lake import completion, flags, printing, running
 from lake.running import Terminal
 from schemas import FORMAT_VERSION, LakeError, UsageError
 from schemas.command import Analysis, Command, Experiment
@@ -39,8 +39,20 @@ class Declared(click.Command):
             parameters += [flags.SCHEDULER, flags.WORKERS]
         super().__init__(declared.name, params=parameters, help=declared.help, context_settings=HELP)
 
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Its own, and what every command takes; what is said beside the results is no setting of theirs."""
+        return [*super().get_params(ctx), flags.QUIET, flags.VERBOSE]
+
     def invoke(self, ctx: click.Context) -> None:
         """Run it."""
+        with (
+            printing.level(ctx.params.pop("quiet"), ctx.params.pop("verbose")),
+            printing.measured(ctx.command_path),
+        ):
+            self.run(ctx)
+
+    def run(self, ctx: click.Context) -> None:
+        """Run it with its settings, and say what it leaves behind where it is stopped."""
         declared, terminal = self.declared, Terminal(self.declared, ctx)
         try:
             settings, *target = [flags.read(kind, ctx.params) for kind in self.settings]
@@ -96,6 +108,16 @@ click.version_option(
     message=f"%(package)s %(version)s, lake format {FORMAT_VERSION}",
     help="Print the version of lake and of its format.",
 )(app)
+app.params.append(
+    click.Option(
+        ["--install-completion"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=completion.install_completion,
+        help="Let this user's shell complete commands, flags, lakes and runs.",
+    )
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,16 +11,38 @@ from typing import Any
 
 import click
 
+from lake import completion
 from schemas.command import Settings
 from schemas.flags import Flag, flags
 
-LAKE = click.Argument(["path"], metavar="PATH", help="Lake: a folder or a URL.")
-RUNS = click.Argument(["runs"], nargs=-1, metavar="[RUN]...", help="Runs, MODEL/DATASET; all if none is named.")
+LAKE = click.Argument(["path"], metavar="PATH", help="Lake: a folder or a URL.", shell_complete=completion.folders)
+RUNS = click.Argument(
+    ["runs"],
+    nargs=-1,
+    metavar="[RUN]...",
+    help="Runs, MODEL/DATASET; all if none is named.",
+    shell_complete=completion.runs,
+)
 JSON = click.Option(["--json"], is_flag=True, default=False, help="Print the result as JSON.")
 CSV = click.Option(["--csv"], type=Path, metavar="DIR", help="Also write every table as CSV into DIR.")
 PLAN = click.Option(["--plan"], is_flag=True, default=False, help="Only say what it would take.")
 SCHEDULER = click.Option(["--scheduler"], metavar="ADDRESS", help="Compute on a running dask scheduler.")
 WORKERS = click.Option(["--workers"], type=int, metavar="N", help="Compute in N processes of this machine.")
+
+QUIET = click.Option(
+    ["-q", "--quiet"], is_flag=True, default=False, help="Results and errors alone: no progress, no notes."
+)
+VERBOSE = click.Option(
+    ["-v", "--verbose"],
+    is_flag=True,
+    default=False,
+    help="Also how far work is every 5 s where there is no terminal, time and memory, and where a failure came from.",
+)
+COMPLETED = {
+    **dict.fromkeys(("path", "lake"), completion.folders),
+    **dict.fromkeys(("name", "run", "runs"), completion.runs),
+}
+"""How the shell completes fields of these names."""
 
 
 def parameters(settings: Sequence[type[Settings]]) -> list[click.Parameter]:
@@ -41,6 +63,7 @@ def _parameter(flag: Flag) -> click.Parameter:
         "type": str if joined else flag.kind,
         "required": flag.required,
         "help": flag.help,
+        "shell_complete": completion.choices(flag.words) if flag.words else COMPLETED.get(flag.name),
     }
     if joined and isinstance(flag.default, tuple):
         common["default"] = ",".join(f"{entry:g}" if isinstance(entry, float) else str(entry) for entry in flag.default)

@@ -1,10 +1,13 @@
 """What the shell puts on the terminal: tables, lines, JSON, and a bar while it waits."""
 
 import json
+import resource
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import click
@@ -19,6 +22,37 @@ console = Console(soft_wrap=True, highlight=False, markup=False, width=None if s
 """A pipe has no width to fit into: wide tables of several runs stay on one line."""
 PIPE_SECONDS = 60.0
 """Between two lines about progress where there is no terminal."""
+VERBOSE_SECONDS = 5.0
+"""The same with ``--verbose``."""
+_level: ContextVar[int] = ContextVar("level", default=0)
+"""How much is told beside results and errors: -1 with ``--quiet``, 1 with ``--verbose``."""
+
+
+@contextmanager
+def level(quiet: bool, verbose: bool) -> Iterator[None]:
+    """Tell less or more within; of a command within a command the outer one's choice stays where it has none."""
+    chosen = _level.set(-1 if quiet else 1 if verbose else _level.get())
+    try:
+        yield
+    finally:
+        _level.reset(chosen)
+
+
+@contextmanager
+def measured(name: str) -> Iterator[None]:
+    """With ``--verbose``, say what a command took, and of an error where it came from."""
+    begun, processor = time.monotonic(), time.process_time()
+    try:
+        yield
+    except Exception:
+        if _level.get() > 0:
+            traceback.print_exc()
+        raise
+    finally:
+        if _level.get() > 0:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            took = f"{time.monotonic() - begun:.1f} s, {time.process_time() - processor:.1f} s of processor"
+            note(f"{name}: {took}, at most {peak / 1e6:,.0f} MB of memory")
 
 
 def show(printed: Sequence[Printed], document: Any = None, as_json: bool = False) -> None:
@@ -58,16 +92,19 @@ def show_by_run(title: str, printed: Mapping[str, Sequence[Printed]]) -> None:
 
 
 def note(text: str) -> None:
-    """Say something on standard error."""
-    click.echo(f"lake: {text}", err=True)
+    """Say something on standard error, unless it is to be quiet."""
+    if _level.get() >= 0:
+        click.echo(f"lake: {text}", err=True)
 
 
 @contextmanager
 def progress(label: str, unit: str = "") -> Iterator[Callable[..., None]]:
-    """A bar on a terminal, a line every minute in a pipe; gives ``report(done, total, bytes=0)``."""
+    """A bar on a terminal, a line every minute in a pipe, nothing if quiet; gives ``report(done, total, bytes=0)``."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")
-    console, quiet = Console(stderr=True), not sys.stderr.isatty()
-    bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=quiet)
+    told = _level.get()
+    console, hidden = Console(stderr=True), told < 0 or not sys.stderr.isatty()
+    pause = VERBOSE_SECONDS if told > 0 else PIPE_SECONDS
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden)
     begun = written_at = time.monotonic()
     with bar:
         task = bar.add_task(label, total=None, rate="", visible=False)  # until there is a total to show
@@ -75,7 +112,7 @@ def progress(label: str, unit: str = "") -> Iterator[Callable[..., None]]:
         def report(done: int, total: int, written: int = 0) -> None:
             nonlocal written_at
             now = time.monotonic()
-            if bar.disable and done < total and now - written_at >= PIPE_SECONDS:
+            if bar.disable and told >= 0 and done < total and now - written_at >= pause:
                 written_at = now
                 click.echo(progress_line(label, unit, done, total, now - begun), err=True)
             speed = bar.tasks[task].speed

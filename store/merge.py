@@ -98,12 +98,16 @@ def _is_lake(location: str | os.PathLike[str]) -> bool:
     return read_bytes(open_store(location), "zarr.json") is not None
 
 
-def check_agreement(lakes: Sequence[Lake]) -> None:
-    """Raise :class:`SpecMismatchError` unless models and runs of one name are the same in all lakes."""
+def check_agreement(lakes: Sequence[Lake], runs: Sequence[str] | None = None) -> None:
+    """Raise :class:`SpecMismatchError` unless models and runs of one name, all or those of ``runs``, are the same."""
     seen: dict[str, tuple[Lake, Mapping[str, Any]]] = {}
+    models = None if runs is None else {run.split("/")[0] for run in runs}
     for lake in lakes:
-        made = {f"model {name}": lake.model_attributes(name)["fingerprint"] for name in lake.models()}
+        compared = [name for name in lake.models() if models is None or name in models]
+        made = {f"model {name}": lake.model_attributes(name)["fingerprint"] for name in compared}
         for run in lake.runs():
+            if runs is not None and run not in runs:
+                continue
             attributes = lake.attributes(run)
             made[f"run {run}"] = {key: attributes[key] for key in MADE_FROM if key in attributes}
         for what, facts in made.items():

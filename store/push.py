@@ -13,17 +13,18 @@ from zarr.core.sync import sync
 from schemas import MODEL_VARIABLES, CorruptLakeError, LakeError, MissingRunError, UsageError, nearest
 from store.check import check_holds, check_place
 from store.files import LEFTOVER, NEXT, REMOVED, read_bytes, read_size, set_bytes
+from store.large_files import copy_large
 from store.location import local_path, open_store
 from store.merge import check_agreement
 from store.read import Lake
 from store.verification import Verification, verify
 
 LARGE_BYTES = 2**22
-"""Files above it are not read at the place they go to before it is known whether they are there."""
+"""Files above it are sent in parts, and not read at the place they go to before it is known whether they are there."""
 N_STAGE = 4
 """Stages in which files are sent; those of one may be sent in any order."""
 UPLOADS = 4
-"""Files on their way at once: of these the memory is."""
+"""Files on their way at once."""
 
 Progress = Callable[[int, int], None]
 
@@ -47,7 +48,8 @@ def push(lake: Lake, to: str | os.PathLike[str], runs: Sequence[str] = (), progr
 
     Until all is there and right, the place is no lake to anybody: its own document comes last. (Where a lake of the
     same models lay before, it is brought up to date: of each group and shard what says that it is there comes after the
-    rest.) Stopped anywhere, the same push goes on: what is there is not sent again. Memory: a few files.
+    rest.) Stopped anywhere, the same push goes on: what is there is not sent again. Memory: some
+    parts of a few files, whatever their size.
 
     Parameters
     ----------
@@ -67,7 +69,7 @@ def push(lake: Lake, to: str | os.PathLike[str], runs: Sequence[str] = (), progr
     MissingRunError
         If the lake has no such run.
     SpecMismatchError
-        If a lake lies there in which models or runs of the same names were made otherwise.
+        If a lake lies there in which models or runs of those that are copied were made otherwise.
     CorruptLakeError
         If the lake is damaged; nothing is written.
     LakeError
@@ -89,7 +91,7 @@ def push(lake: Lake, to: str | os.PathLike[str], runs: Sequence[str] = (), progr
     strangers = {each.path for each in damage}
     keys = sorted((key for key in sync(_keys(lake.store)) if key in chosen and key not in strangers), key=_order)
     if target is None or target.exists():
-        _check_target(lake, to, {key.split("/")[0] for key in keys})
+        _check_target(chosen, to, {key.split("/")[0] for key in keys})
     store = open_store(to, read_only=False)
     sent = _Sending(lake.store, store, len(keys), progress)
     for stage in range(N_STAGE - 1):
@@ -116,15 +118,15 @@ def _wrong(to: str | os.PathLike[str], keys: Sequence[str]) -> tuple[Verificatio
     return found, {key: problems[key] for key in keys[:-1] if key in problems}
 
 
-def _check_target(lake: Lake, to: str | os.PathLike[str], own: set[str]) -> None:
-    """Raise unless a place is empty, what a push left there, or a lake with which this one agrees."""
+def _check_target(chosen: "_Chosen", to: str | os.PathLike[str], own: set[str]) -> None:
+    """Raise unless a place is empty, what a push left there, or a lake with which what is copied agrees."""
     store = open_store(to)
     if read_bytes(store, "zarr.json") is not None:
         check_place(to)
         there = Lake(to)
-        check_agreement([there, lake])
-        for run in lake.runs():
-            check_holds(to, there.store, run, lake.layout(run))
+        check_agreement([there, chosen.lake], chosen.runs)
+        for run in chosen.runs:
+            check_holds(to, there.store, run, chosen.lake.layout(run))
         return
     strange = sorted({key.split("/")[0] for key in sync(_keys(store))} - own)
     if strange:
@@ -136,6 +138,7 @@ class _Chosen(Container[object]):
 
     def __init__(self, lake: Lake, runs: Sequence[str]) -> None:
         known = lake.runs()
+        self.lake, self.runs = lake, list(runs) or known
         for run in runs:
             if run not in known:
                 raise MissingRunError(
@@ -191,6 +194,9 @@ class _Sending:
                 return None
             if _digest(self.source, key) == _digest(self.target, key):
                 return None
+        if size is not None and size > LARGE_BYTES:
+            copy_large(self.source, self.target, key, size)
+            return size
         content = read_bytes(self.source, key)
         if content is None:
             raise LakeError(f"{key} is gone: the lake is being changed; give the same push again")

@@ -25,6 +25,7 @@ from schemas.registry import by_kind, line
 from store.files import read_bytes
 from store.groups import Groups
 from store.guard import Guard
+from store.labels import name_nearest
 from store.layout import RunLayout
 from store.mend import is_result_of
 from store.opening import block_shapes, committed_examples, open_group
@@ -142,7 +143,7 @@ class Lake(Groups):
         if chunks == "auto":
             for name, blocks in block_shapes(dataset, layout).items():
                 dataset[name] = dataset[name].variable.chunk(blocks)
-        return dataset
+        return name_nearest(dataset)
 
     def activations(self, run: str, variable: str) -> tuple[ShardedArray | HandedOut, np.ndarray]:
         """One activation of a run as it is stored, to be indexed without labels, and the examples that are committed.
@@ -305,7 +306,7 @@ class Lake(Groups):
         stated = ("result", "runs", "spec", "inputs", "fingerprint")
         handed_out = {**attributes["attrs"], **{key: attributes[key] for key in stated}}
         result = open_group(guard, attributes, handed_out, stored=self.stored)
-        return result.load() if load else result
+        return name_nearest(result.load() if load else result)
 
     def result_digests(self, name: str) -> dict[str, str]:
         """SHA-256 of each file of a stored analysis: two results with the same are the same."""

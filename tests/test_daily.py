@@ -1,6 +1,7 @@
 """The command line in daily use: help, version, misspelt words, results shown again, removal, queries, top places."""
 
 import json
+import re
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -394,3 +395,45 @@ def test_long_work_says_how_far_it_is_where_there_is_no_terminal(capsys, monkeyp
         assert capsys.readouterr().err.count("one/problems: ") == lines
     assert printing.progress_line("a", "rows", 25, 100, 120) == "a: 25 of 100 rows after 2 min, about 6 min left"
     assert printing.progress_line("a", "", 0, 4, 61) == "a: 0 of 4 after 61 s"
+
+
+def test_less_or_more_is_said_beside_the_results(call, made, capsys, monkeypatch):
+    monkeypatch.setattr(printing, "PIPE_SECONDS", 0.0)
+    for quiet, verbose, lines in ((False, False, 1), (True, False, 0), (False, True, 0)):
+        with printing.level(quiet, verbose), printing.progress("one/problems", "examples") as report:
+            report(1, 4)
+        assert capsys.readouterr().err.count("one/problems: ") == lines
+    plain = call("info", made)
+    assert call("info", made, "--quiet") == plain
+    code, out, err = call("info", made, "-v")
+    assert (code, out) == plain[:2]
+    assert re.fullmatch(r"lake: lake info: .* s of processor, at most .* MB of memory\n", err)
+    code, _, err = call("info", made, "tow/problems", "--verbose")
+    assert (code, err.splitlines()[0]) == (2, "Traceback (most recent call last):")
+
+
+def test_a_shell_completes_commands_choices_lakes_and_runs(made, tmp_path, monkeypatch, capsys):
+    def completed(*words):
+        monkeypatch.setenv("COMP_WORDS", " ".join(map(str, words)))
+        monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
+        monkeypatch.setenv("_LAKE_COMPLETE", "bash_complete")
+        with pytest.raises(SystemExit):
+            command_line.main([])
+        monkeypatch.delenv("_LAKE_COMPLETE")
+        return [line.partition(",")[2] for line in capsys.readouterr().out.split()]
+
+    assert completed("lake", "analyze", "hea") == ["heads"]
+    assert completed("lake", "extract", "--capture", "la") == ["latent", "latent+parts"]
+    assert completed("lake", "info", made, "one/") == ["one/problems"]
+    assert completed("lake", "analyze", "heads", tmp_path / "none.lake", "o") == []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for shell, place in (("zsh", ".zfunc/_lake"), ("fish", ".config/fish/completions/lake.fish")):
+        monkeypatch.setenv("SHELL", f"/bin/{shell}")
+        with pytest.raises(SystemExit) as left:
+            command_line.main(["--install-completion"])
+        assert left.value.code == 0
+        assert "_LAKE_COMPLETE" in (tmp_path / place).read_text()
+    monkeypatch.setenv("SHELL", "/bin/dash")
+    with pytest.raises(SystemExit) as left:
+        command_line.main(["--install-completion"])
+    assert left.value.code == 2

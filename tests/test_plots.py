@@ -4,14 +4,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
-from synthetic import make_model, make_run
+from synthetic import make_model, make_run, write_run
 
-from analyze import attention_summary, drawing, head_analysis, head_summary, lens_summary, logit_lens
+from analyze import attention_summary, drawing, head_analysis, head_summary, lens_summary, logit_lens, plot_head
 from analyze.attention import figures as plot_attention
 from analyze.heads import figures as plot_heads
 from analyze.lens import figures as plot_lens
 from analyze.report.svg import NARROW, narrow_legend
 from schemas import SchemaError, UsageError
+from store import open_lake
 
 NAMES = ("gpt2/made-up", "llama/made-up")
 
@@ -145,3 +146,25 @@ def test_legends_of_many_long_names_fit_a_phone():
     box = ax.get_legend().get_window_extent()
     assert box.x1 <= figure.bbox.x1
     assert box.y1 <= figure.bbox.y1
+
+
+def test_one_head_is_one_line(tmp_path):
+    model = make_model(seed=0)
+    write_run(tmp_path / "a.lake", make_run(n_example=6, n_layer=2, n_head=3, model=model, name=NAMES[0]), model)
+    run = open_lake(tmp_path / "a.lake")[NAMES[0]]
+    for example in (None, 4):
+        (axis,) = plot_head(run, "L1H2", example=example)
+        pattern = run["attention"].isel(layer=1, head=2).load()
+        pattern = pattern.mean("example") if example is None else pattern.isel(example=example)
+        row = pattern.sel(position="ct5", key_position=["bot", *(f"ct{k}" for k in range(6))]).values
+        question = 1 - row.sum()
+        shown = [text.get_text() for text in axis.texts if 7 < text.get_position()[1] + 0.5 < 8][:8]
+        np.testing.assert_allclose([float(text) for text in shown], [question, *row], atol=0.0051)
+    with pytest.raises(UsageError, match=r"no head 'L2H2'; there are L0H0 to L1H2; did you mean 'L.H2'"):
+        plot_head(run, "L2H2")
+    with pytest.raises(UsageError, match="0 to 5"):
+        plot_head(run, "L0H0", example=6)
+    with pytest.raises(KeyError, match=r"position 'ct9' is not there; there are .*; did you mean 'ct\d'\?"):
+        run.sel(position="ct9")
+    with pytest.raises(KeyError, match="layer 7 is not there; there are 0, 1"):
+        run["hidden_state"].sel(layer=[0, 7])

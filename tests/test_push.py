@@ -4,7 +4,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,10 @@ from zarr.core.sync import sync
 
 import lake as command_line
 from analyze.serve.answers import Answers
-from schemas import CorruptLakeError, MissingRunError, SpecMismatchError, UsageError
+from schemas import CorruptLakeError, LakeError, MissingRunError, SpecMismatchError, UsageError
 from store import Lake, open_lake, push, torch_dataset, verify
 from store.files import read_bytes, set_bytes
+from store.large_files import PART_BYTES, copy_large
 from store.location import open_store
 
 PUSH = import_module("store.push")  # the package has the function under that name
@@ -81,15 +84,19 @@ def test_stopped_after_any_file_it_is_no_lake(
     url: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = f"file://{tmp_path}/some folder.lake" if url == "folder" else url
-    send, left = PUSH.set_bytes, iter(())
+    left = iter(())
 
-    def stopping(*words: object) -> None:
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        send(*words)
+    def stopping(send: Callable[..., None]) -> Callable[..., None]:
+        def sending(*words: object) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            send(*words)
 
-    monkeypatch.setattr(PUSH, "set_bytes", stopping)
-    monkeypatch.setattr(PUSH, "LARGE_BYTES", 0)
+        return sending
+
+    monkeypatch.setattr(PUSH, "set_bytes", stopping(PUSH.set_bytes))
+    monkeypatch.setattr(PUSH, "copy_large", stopping(PUSH.copy_large))
+    monkeypatch.setattr(PUSH, "LARGE_BYTES", 4096)
     for n in (0, 1, 30, len(tree(made)) - 32):  # at last all but one are there
         left = iter(range(n))
         with pytest.raises(KeyboardInterrupt):
@@ -113,6 +120,35 @@ def test_some_runs_with_their_models_and_results(made: Path, capsys: pytest.Capt
     same(place, made)
     with pytest.raises(MissingRunError, match="has no run 'one/none'"):
         push(open_lake(made), place, ["one/none"])
+
+
+def test_large_files_go_in_parts_and_other_runs_may_differ(
+    bucket: str,  # noqa: F811
+    made: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From a disk and from a bucket, to all kinds of places; a run of another name there may be made otherwise."""
+    stores = [open_store(place, read_only=False) for place in (str(tmp_path / "a"), bucket, "memory://large", tmp_path)]
+    content = np.random.default_rng(0).bytes(PART_BYTES + 1000)
+    set_bytes(stores[0], "large", content)
+    for before, after in pairwise(stores):
+        copy_large(before, after, "large", len(content))
+        assert read_bytes(after, "large") == content
+    with pytest.raises(LakeError, match="large is gone or shorter"):
+        copy_large(stores[0], stores[1], "large", len(content) + 1)
+    monkeypatch.setattr(PUSH, "LARGE_BYTES", 1000)
+    source: Path | str = made
+    for place in (f"{bucket}/parts.lake", "memory://pushed/parts.lake", str(tmp_path / "parts.lake")):
+        push(open_lake(source), place)
+        same(place, made)
+        source = f"{bucket}/parts.lake"
+    mixed, model = tmp_path / "mixed.lake", make_model(seed=7)
+    write_run(mixed, make_run(name=OTHER, n_example=20, seed=7, model=model), model, shard_examples=8)
+    push(open_lake(made), mixed, [RUN])
+    assert open_lake(mixed).runs() == [RUN, OTHER]
+    with pytest.raises(SpecMismatchError, match="run two/problems"):
+        push(open_lake(made), mixed, [OTHER])
 
 
 def test_what_is_there_is_checked_and_mended(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,7 +207,7 @@ def test_other_names_sites_and_methods_are_refused(served: Served) -> None:
         assert served.ask("/api/runs", host=name)[0] in (400, 421), name
     for name in (here, "localhost", "LOCALHOST:99", "[::1]:80", "127.0.0.1"):
         assert served.ask("/api/runs", host=name)[0] == 200, name
-    for origin in ("http://evil.example", "null", f"http://localhost:{served.port + 1}"):
+    for origin in ("http://evil.example", "null", "http://[::1", f"http://localhost:{served.port + 1}"):
         status, headers, _ = served.ask("/api/runs", origin=origin)
         assert status == 403
         assert headers["access-control-allow-origin"] is None

@@ -60,7 +60,7 @@ class Gate:
             return PlainTextResponse(f"this page is at {self.hosts[0]}, not at another name\n", 421)
         origin = headers.get("origin")
         site = headers.get("sec-fetch-site", "none")
-        foreign = origin is not None and urlsplit(origin).netloc != names[0]
+        foreign = origin is not None and origin.partition("://")[2] != names[0]
         if foreign or (site not in ("same-origin", "none") and scope["path"] != "/"):
             return PlainTextResponse("pages of other sites may not ask this one\n", 403)
         return self.token_refusal(scope, headers) if self.token else None
