@@ -1,6 +1,7 @@
 """Features taken out of the model one at a time: a slow reference, any batch, known truth, bad requests."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,10 @@ import torch
 import xarray as xr
 from test_intervene import slowly
 
-from analyze.sae.dictionary import SAESpec, sae_codes, select_cells, train_sae
+from analyze.sae.dictionary import SAESpec, activation_of, sae_codes, select_cells, train_sae
 from extract.reenter import FeatureEffectSettings, feature_effects, open_target
 from extract.reenter.features.command import plan, tables
-from extract.reenter.features.firing import vectors_of
+from extract.reenter.features.firing import dictionary_of, homes_of, vectors_of
 from extract.run.extract import extract, prepare
 from extract.small_models.problems import make_splits, write_problems
 from schemas import MissingRunError, RunSpec, UsageError
@@ -35,6 +36,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             select_cells(lake[f"{model}/test"], layers=[0]), SAESpec(features=48, epochs=40, batch_size=64, k=4)
         )
         lake.write_result("sae", sae, runs=[f"{model}/test"], spec={"scope": "pool"})
+    few = SAESpec(features=24, epochs=30, batch_size=64, k=3)
+    runs = {model: lake[f"{model}/test"] for model in MODELS}
+    chosen = select_cells(runs["small-llama"], layers=[0], positions=["ct1", "ct2"])
+    lake.write_result("sae", train_sae(chosen, few, scope="cell"), runs=["small-llama/test"], spec={"scope": "cell"})
+    both = {model: select_cells(run, positions=["ct1", "ct3"]) for model, run in runs.items()}
+    joint = train_sae(both, few, scope="crosscoder")
+    lake.write_result("sae", joint, runs=[f"{model}/test" for model in MODELS], spec={"scope": "crosscoder"})
     return root / "a.lake"
 
 
@@ -46,22 +54,34 @@ def effects(
     return feature_effects(target, settings)
 
 
-def test_a_feature_taken_out_is_what_hooks_on_the_model_do(place: Path) -> None:
+@pytest.mark.parametrize("scope", ["pool", "cell", "crosscoder"])
+def test_a_feature_taken_out_is_what_hooks_on_the_model_do(place: Path, scope: str) -> None:
     lake = open_lake(place)
-    run, sae = lake["small-llama/test"], lake.result("sae", "small-llama/test")
-    found = effects(place, "small-llama", SETTINGS, limit=15)
+    run = lake["small-llama/test"]
+    name = next(each.name for each in lake.results("sae") if each.spec["scope"] == scope and
+                "small-llama/test" in each.runs)  # fmt: skip
+    settings = replace(SETTINGS, sae=name)
+    found = effects(place, "small-llama", settings, limit=15)
     rare = found.isel(feature=np.flatnonzero((found["n"] <= 3) & (found["kl"] > 1e-3))[:2])
     assert rare.sizes["feature"] == 2
     target = open_target(lake, "small-llama/test")
-    vectors = vectors_of(sae, SETTINGS.draws, SETTINGS.seed)
-    codes = sae_codes(sae, select_cells(run, layers=[0])).sel(layer=0).load()
+    homes = homes_of(target, dictionary_of(lake, "small-llama/test", name), settings)
+    number = np.concatenate([home.number for home in homes]).tolist()
+    vectors = vectors_of(homes, SETTINGS.draws, SETTINGS.seed)
+    sae = lake.open_result(name)
+    models = MODELS if scope == "crosscoder" else MODELS[:1]
+    states = activation_of(sae, {f"{model}/test": lake[f"{model}/test"] for model in models})
+    codes = sae_codes(sae, states).load()
     for index in range(2):
         one = rare.isel(feature=index)
         feature, position = int(one["feature"]), str(one["position"].item())
-        here = codes.sel(position=position, feature=feature).isel(example=slice(15))
+        layer, own = int(one["layer"]), feature % sae.sizes["feature"]
+        here = codes.sel(position=position, feature=own).isel(example=slice(15))
+        here = here.sel(layer=layer) if "layer" in here.dims else here
         examples = here["example"].values[here.values != 0]
         assert len(examples) == int(one["n"])
-        assert float(one["moved"]) == pytest.approx(float(abs(here).sum()) / len(examples), rel=1e-4)
+        length = np.linalg.norm(vectors[0, number.index(feature)])
+        assert float(one["moved"]) == pytest.approx(float(length * abs(here).sum()) / len(examples), rel=1e-4)
         kl, logprob = np.zeros((2, 2, len(examples)))
         for row, example in enumerate(examples):
             prompt = target.reasoner.encode(str(run["question"].sel(example=example).item()))
@@ -69,8 +89,8 @@ def test_a_feature_taken_out_is_what_hooks_on_the_model_do(place: Path) -> None:
             at = len(prompt) - 1 + target.reasoner.places.offset(position)
             base = slowly(target.reasoner, prompt, [], [gold, "99"], n_new=1)
             for draw in range(2):
-                part = torch.from_numpy(float(here.sel(example=example)) * vectors[draw, feature])
-                changes = [("hidden_state", 0, at, lambda state, part=part: state - part)]
+                part = torch.from_numpy(float(here.sel(example=example)) * vectors[draw, number.index(feature)])
+                changes = [("hidden_state", layer, at, lambda state, part=part: state - part)]
                 changed = slowly(target.reasoner, prompt, changes, [gold, "99"], n_new=1)
                 difference = base["distribution"] - changed["distribution"]
                 kl[draw, row] = float((base["distribution"].exp() * difference).sum())

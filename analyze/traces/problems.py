@@ -61,9 +61,9 @@ class NumberProblems:
 
     def _ids(self, values: Array) -> Array:
         """Tokens that say numbers, (.., spelling)."""
-        known = {value: self._tokens.whole(number_text(value)) for value in np.unique(values[np.isfinite(values)])}
-        flat = [known.get(value, (-1, -1)) for value in values.ravel().tolist()]
-        return np.array(flat, dtype="int64").reshape(*values.shape, 2)
+        known, place = np.unique(values, return_inverse=True)
+        spelled = [self._tokens.whole(number_text(value)) if np.isfinite(value) else (-1, -1) for value in known]
+        return np.array(spelled, dtype="int64").reshape(-1, 2)[place.reshape(values.shape)]
 
     def read(self, token: Array) -> list[list[float]]:
         """The likeliest number among the best tokens of each place; NaN: none of them is one."""

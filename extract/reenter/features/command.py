@@ -20,8 +20,13 @@ SHOWN = 20
 class FeatureEffectSettings(Settings):
     """Which features of which dictionary are taken out, and where."""
 
-    sae: str | None = setting(None, "Stored dictionary; by default the run's own.")
-    features: tuple[int, ...] | None = setting(None, "Only these features; by default all that fire.", metavar="3,12..")
+    sae: str | None = setting(
+        None, "Stored dictionary, of a pool of states, of each cell, or a crosscoder; by default the run's own."
+    )
+    features: tuple[int, ...] | None = setting(
+        None, "Only these, by number; by default all that fire. Features of dictionaries of each cell count on.",
+        metavar="3,12..",
+    )  # fmt: skip
     layers: tuple[int, ...] | None = setting(
         None, "Only at these layers; each feature is taken out where it fires most often among them.", metavar="0,1.."
     )
@@ -39,22 +44,21 @@ def run(target: "Target", settings: FeatureEffectSettings) -> "xr.Dataset":
 
 def plan(target: "Target", settings: FeatureEffectSettings) -> tuple[str, dict[str, Any]]:
     """How many features are taken out, in how many rows."""
-    from extract.reenter.features.firing import dictionary_of, firings
-    from schemas import UsageError
+    from extract.reenter.features.experiment import firings, homes_for
 
-    if target.lake is None:
-        raise UsageError(f"{target.run} is of no lake, so there is no stored dictionary of it")
-    by_place = firings(target, dictionary_of(target.lake, target.run, settings.sae), settings)
-    n_slot = sum(firing.feature.shape[1] for firing in by_place)
-    n_example = target.data.sizes["example"]
-    n_feature = sum(len({*firing.feature.ravel().tolist()} - {-1}) for firing in by_place)
+    _, homes = homes_for(target, settings)
+    n_slot, n_row, firing = 0, 0, set()
+    for part in firings(target, homes):
+        slots = sum(each.feature.shape[1] for each in part.firings)
+        n_slot, n_row = max(n_slot, slots), n_row + (2 + slots * (1 + settings.draws)) * len(part.examples)
+        firing |= {number for each in part.firings for number in each.feature.ravel().tolist()} - {-1}
+    n_example, n_feature = target.data.sizes["example"], len(firing)
     figures = {
-        "n_feature": n_feature, "n_place": len(by_place), "n_condition": 2 + n_slot * (1 + settings.draws),
-        "n_row": (2 + n_slot * (1 + settings.draws)) * n_example,
+        "n_feature": n_feature, "n_place": len(homes), "n_condition": 2 + n_slot * (1 + settings.draws), "n_row": n_row,
     }  # fmt: skip
     text = (
-        f"{n_feature} features at {len(by_place)} places, in {figures['n_condition']:,} conditions of {n_example}"
-        f" examples: {figures['n_row']:,} rows"
+        f"{n_feature} features at {len(homes)} places, in at most {figures['n_condition']:,} conditions of {n_example}"
+        f" examples: {n_row:,} rows"
     )
     return text, figures
 

@@ -1,14 +1,23 @@
 """Each feature's part taken out of the state where it fires most, and what that does to the answer."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xarray as xr
 from scipy import stats
 
 from extract.reenter.features.command import FeatureEffectSettings
-from extract.reenter.features.firing import BLOCK, Firing, TakenOut, dictionary_of, firings, names_of, vectors_of
+from extract.reenter.features.firing import (
+    Firing,
+    Home,
+    TakenOut,
+    dictionary_of,
+    firing_at,
+    homes_of,
+    names_of,
+    vectors_of,
+)
 from extract.reenter.sites import where_of
 from extract.reenter.statistics import by_problem, problem_of
 from extract.reenter.sweep import Condition
@@ -17,6 +26,10 @@ from schemas import Intervention, UsageError
 from schemas.statistics import adjust, mcnemar_exact, mean_interval, share_interval
 
 SELF = "self (forward)"
+TOGETHER = 256
+"""Examples that are swept together."""
+CELLS = 2**17
+"""Features times examples whose figures are computed together."""
 ROUNDING = 1e-6
 """Nat below which a difference of two effects is rounding of float32: it is no difference."""
 
@@ -39,9 +52,10 @@ def feature_effects(target: Target, settings: FeatureEffectSettings | None = Non
     Returns
     -------
     xr.Dataset
-        Along ``feature``, those that fire on the examples: ``layer`` and ``position``, where it is taken out (-1: the
-        vector fed); ``n``, ``n_problem``, examples and problems on which it fires; ``moved``, mean length of its part;
-        ``kl`` with ``_low``, ``_high`` (nat, of the untouched distribution at the answer from the changed one;
+        Along ``feature``, those that fire on the examples, by their number (of dictionaries of each cell, one
+        cell's after another's): ``layer`` and ``position``, where it is taken out (-1: the vector fed); ``n``,
+        ``n_problem``, examples and problems on which it fires; ``moved``, mean length of its part; ``kl`` with
+        ``_low``, ``_high`` (nat, of the untouched distribution at the answer from the changed one;
         bootstrap over problems), ``kl_random``, the same of random directions, ``kl_more``, the difference, with its
         interval; ``p_kl``, Wilcoxon's signed-rank test of the difference by problem, without those that are rounding (1
         where all are); ``logprob_change`` of the gold answer with its interval; ``broken``, share of the right answers
@@ -58,41 +72,74 @@ def feature_effects(target: Target, settings: FeatureEffectSettings | None = Non
         If a feature or place is not there, or nothing fires.
     """
     settings = settings or FeatureEffectSettings()
-    if target.lake is None:
-        raise UsageError(f"{target.run} is of no lake, so there is no stored dictionary of it")
-    sae = dictionary_of(target.lake, target.run, settings.sae)
-    by_place = firings(target, sae, settings)
-    taken = TakenOut(target.data["example"].values, vectors_of(sae, settings.draws, settings.seed))
-    target.values.directions = taken
-    swept = target.sweep(_conditions(target, by_place, taken, settings.draws))
-    measured = _measured(target, swept, by_place, settings.draws)
-    self_kl = float(np.nanmax(np.abs(swept["kl"].sel(condition=SELF).values)))
-    lengths = np.linalg.norm(taken.vectors[0], axis=1)
-    out = _figures(measured, lengths, problem_of(swept), max(ROUNDING, 10 * self_kl), settings.seed)
-    out = out.assign_coords(feature=sae["feature"].values[out["feature"].values])
+    sae, homes = homes_for(target, settings)
+    vectors = vectors_of(homes, settings.draws, settings.seed)
+    parts = [_taken_out(target, part, vectors, settings.draws) for part in firings(target, homes)]
+    measured = _joined(parts)
+    if not len(measured.feature):
+        raise UsageError(f"no feature asked for fires on the {target.data.sizes['example']} examples of {target.run}")
+    self_kl = max(part.self_kl for part in parts)
+    lengths, number = np.linalg.norm(vectors[0], axis=1), np.concatenate([home.number for home in homes])
+    out = _figures(measured, lengths, problem_of(target.data), max(ROUNDING, 10 * self_kl), settings.seed)
+    places = [(home.layer, home.position) for home in homes for _ in home.number]
+    chosen = out["feature"].values
+    out = out.assign_coords(
+        feature=number[chosen],
+        layer=("feature", np.array([places[each][0] for each in chosen])),
+        position=("feature", np.array([places[each][1] for each in chosen], dtype=object)),
+    ).sortby("feature")
     return out.assign_attrs(
-        self_kl=self_kl,
-        dictionary=str(sae.attrs.get("fingerprint", "")), n_feature=sae.sizes["feature"],
-        n_condition=swept.sizes["condition"], n_example=swept.sizes["example"], n_draw=settings.draws,
+        self_kl=self_kl, dictionary=str(sae.attrs.get("fingerprint", "")), scope=sae.attrs["scope"],
+        n_feature=sae.sizes["feature"], n_condition=max(part.n_condition for part in parts),
+        n_example=target.data.sizes["example"], n_draw=settings.draws,
     )  # fmt: skip
 
 
-def _conditions(target: Target, by_place: Sequence[Firing], taken: TakenOut, draws: int) -> list[Condition]:
+def homes_for(target: Target, settings: FeatureEffectSettings) -> tuple[xr.Dataset, list[Home]]:
+    """The dictionary asked for, and where its features are taken out."""
+    if target.lake is None:
+        raise UsageError(f"{target.run} is of no lake, so there is no stored dictionary of it")
+    sae = dictionary_of(target.lake, target.run, settings.sae)
+    return sae, homes_of(target, sae, settings)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Together:
+    """Examples that are swept together, so that memory does not grow with their number; and what fires in them."""
+
+    start: int
+    """Row of the first of them."""
+    examples: np.ndarray
+    """Labels ``(example,)``."""
+    firings: list[Firing]
+
+
+def firings(target: Target, homes: Sequence[Home]) -> Iterator[Together]:
+    """Which features fire where, some examples at a time."""
+    firsts = np.cumsum([0, *(len(home.number) for home in homes)])
+    labels = target.data["example"].values
+    for start in range(0, len(labels), TOGETHER):
+        examples = labels[start : start + TOGETHER]
+        each = [firing_at(target, home, int(first), examples) for home, first in zip(homes, firsts, strict=False)]
+        yield Together(start=start, examples=examples, firings=[one for one in each if one.feature.shape[1]])
+
+
+def _conditions(target: Target, firings: Sequence[Firing], taken: TakenOut, draws: int) -> list[Condition]:
     """A condition for each slot of each place and each direction, and one in which states replace themselves."""
     conditions = []
-    for firing in by_place:
-        place = {**where_of(target, firing.site, firing.layer), "positions": (firing.position,)}
+    for firing in firings:
+        home = firing.home
+        place = {**where_of(target, home.site, home.layer), "positions": (home.position,)}
         for slot in range(firing.feature.shape[1]):
             feature, code = firing.feature[:, slot], firing.code[:, slot]
             for draw, name in enumerate(names_of(firing, slot, draws)):
                 taken.add(name, feature, code, draw)
                 change = Intervention(operation="add", direction=name, **place)
-                masks = {firing.position: feature >= 0}
-                conditions.append(Condition(name=name, interventions=(change,), where=masks))
-    first = by_place[0]
-    place = {**where_of(target, first.site, first.layer), "positions": (first.position,)}
-    itself = Intervention(operation="replace", donor="forward", **place)
-    return [*conditions, Condition(name=SELF, interventions=(itself,))]
+                conditions.append(Condition(name=name, interventions=(change,), where={home.position: feature >= 0}))
+        if firing is firings[0]:
+            itself = Intervention(operation="replace", donor="forward", **place)
+            conditions.append(Condition(name=SELF, interventions=(itself,)))
+    return conditions
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,36 +158,60 @@ class Measured:
     right: np.ndarray
     before: np.ndarray
     """``(example,)``: whether the untouched run is right."""
-    place: dict[int, tuple[int, str]]
-    """Layer and position of each feature."""
+    n_condition: int
+    self_kl: float
+    """Nat by which putting a state itself back moves the answer at most."""
 
 
-def _measured(target: Target, swept: xr.Dataset, by_place: Sequence[Firing], draws: int) -> Measured:
-    """The measures of a sweep, a column for each time that a feature was taken out."""
-    right = target.scoring.equal(swept["predicted_answer"].values, target.gold[None, :])
+def _taken_out(target: Target, part: Together, vectors: np.ndarray, draws: int) -> Measured:
+    """The measures of a sweep over some examples, a column for each time that a feature was taken out."""
+    taken = TakenOut(part.examples, vectors)
+    target.values.directions = taken
+    n_example, n_part = target.data.sizes["example"], len(part.examples)
+
+    def report(done: int, total: int) -> None:
+        if target.progress is not None:
+            target.progress(part.start + done * n_part // max(1, total), n_example)
+
+    conditions = _conditions(target, part.firings, taken, draws)
+    swept = replace(target, progress=report).sweep(conditions, examples=part.examples.tolist())
+    gold = target.gold[part.start : part.start + n_part]
+    right = target.scoring.equal(swept["predicted_answer"].values, gold[None, :])
     logprob = swept["answer_logprob"].values[:, 0]
     measures = {"kl": swept["kl"].values, "logprob": logprob - logprob[:1], "right": right}
     number = {str(name): index for index, name in enumerate(swept["condition"].values)}
-    feature, example, code = [], [], []
-    place: dict[int, tuple[int, str]] = {}
+    of_time: dict[str, list[np.ndarray]] = {"feature": [], "example": [], "code": []}
     columns: dict[str, list[np.ndarray]] = {name: [] for name in measures}
-    for firing in by_place:
+    for firing in part.firings:
         for slot in range(firing.feature.shape[1]):
             rows = np.flatnonzero(firing.feature[:, slot] >= 0)
-            own = firing.feature[rows, slot]
-            place |= dict.fromkeys(own.tolist(), (firing.layer, firing.position))
-            feature.append(own)
-            example.append(rows)
-            code.append(firing.code[rows, slot])
+            of_time["feature"].append(firing.feature[rows, slot])
+            of_time["example"].append(part.start + rows)
+            of_time["code"].append(firing.code[rows, slot])
             condition = np.array([number[name] for name in names_of(firing, slot, draws)])
             for name, values in measures.items():
                 columns[name].append(values[np.ix_(condition, rows)])
-    order = np.argsort(np.concatenate(feature), kind="stable")
-    joined = {name: np.concatenate(parts, axis=1)[:, order] for name, parts in columns.items()}
-    of_time = [np.concatenate(parts)[order] for parts in (feature, example, code)]
+    empty = {"feature": np.empty(0, dtype=int), "example": np.empty(0, dtype=int), "code": np.empty(0)}
     return Measured(
-        feature=of_time[0], example=of_time[1], code=of_time[2], kl=joined["kl"], logprob=joined["logprob"],
-        right=joined["right"], before=right[0], place=place,
+        **{name: np.concatenate([empty[name], *each]) for name, each in of_time.items()},
+        **{name: np.concatenate([np.empty((1 + draws, 0)), *each], axis=1) for name, each in columns.items()},
+        before=right[0], n_condition=len(conditions) + 1,
+        self_kl=float(np.nanmax(np.abs(swept["kl"].sel(condition=SELF).values))) if part.firings else 0.0,
+    )  # fmt: skip
+
+
+def _joined(parts: Sequence[Measured]) -> Measured:
+    """The measures of all examples, ordered by feature."""
+    feature = np.concatenate([part.feature for part in parts])
+    order = np.argsort(feature, kind="stable")
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts], axis=-1)[..., order]
+
+    columns = {name: joined(name) for name in ("example", "code", "kl", "logprob", "right")}
+    return Measured(
+        feature=feature[order], **columns, before=np.concatenate([part.before for part in parts]),
+        n_condition=max(part.n_condition for part in parts), self_kl=max(part.self_kl for part in parts),
     )  # fmt: skip
 
 
@@ -149,9 +220,9 @@ def _figures(
 ) -> xr.Dataset:
     """Figures of the features that fire, with intervals and tests over problems; some features at a time."""
     features = np.unique(measured.feature)
-    parts = []
-    for start in range(0, len(features), BLOCK):
-        first, last = features[start], features[min(start + BLOCK, len(features)) - 1]
+    parts, block = [], max(1, CELLS // len(problem))
+    for start in range(0, len(features), block):
+        first, last = features[start], features[min(start + block, len(features)) - 1]
         times = slice(*np.searchsorted(measured.feature, [first, last + 1]))
         parts.append(_block(measured, times, decoder_length, problem, rounding, seed))
     out = xr.concat(parts, "feature")
@@ -200,10 +271,4 @@ def _block(
         tests[0, index] = stats.wilcoxon(more).pvalue if len(more) else 1.0
         tests[1, index] = mcnemar_exact(right[1, index, line] == 1, right[0, index, line] == 1, problem[line]).p
     columns |= {"p_kl": tests[0], "p_broken": tests[1]}
-    places = [measured.place[int(feature)] for feature in features]
-    labels = {"layer": np.array([layer for layer, _ in places]),
-              "position": np.array([position for _, position in places], dtype=object)}  # fmt: skip
-    return xr.Dataset(
-        {name: ("feature", values) for name, values in columns.items()},
-        coords={"feature": features, **{name: ("feature", values) for name, values in labels.items()}},
-    )
+    return xr.Dataset({name: ("feature", values) for name, values in columns.items()}, coords={"feature": features})
