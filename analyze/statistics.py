@@ -1,12 +1,13 @@
 """Statistics of labelled arrays that several analyzers share: one bootstrap over problems; those of plain arrays."""
 
+import numpy as np
 import xarray as xr
 
-from schemas.statistics import adjust, cochran_q, draw_counts, mcnemar_exact, wilson_interval
+from schemas.statistics import DrawnMean, adjust, cochran_q, draw_counts, mcnemar_exact, mean_interval, wilson_interval
 
 __all__ = [
-    "adjust", "bootstrap_mean", "bootstrap_weights", "cochran_q", "draw_counts", "is_majority", "mcnemar_exact",
-    "percentile_interval", "weighted_mean", "wilson_interval",
+    "DrawnMean", "adjust", "bootstrap_mean", "bootstrap_weights", "cochran_q", "draw_counts", "is_majority",
+    "mcnemar_exact", "percentile_interval", "weighted_mean", "wilson_interval",
 ]  # fmt: skip
 
 
@@ -58,15 +59,13 @@ def percentile_interval(resamples: xr.DataArray, level: float = 0.95) -> tuple[x
     return quantile.isel(quantile=0, drop=True), quantile.isel(quantile=1, drop=True)
 
 
-def bootstrap_mean(
-    values: xr.DataArray, problem: xr.DataArray, *, level: float = 0.95, n_resample: int = 500, seed: int = 0
-) -> xr.Dataset:
-    """Mean over examples with a bootstrap interval over problems.
+def bootstrap_mean(values: xr.DataArray, problem: xr.DataArray, *, n_resample: int = 500, seed: int = 0) -> xr.Dataset:
+    """Mean over examples with a 95% bootstrap interval over problems.
 
     Parameters
     ----------
     values : (example, ...)
-        NaN: no value. Lazy input stays lazy.
+        NaN: no value. Computed and held; beside it memory does not grow with the examples.
     problem : (example,)
         Group of each example.
 
@@ -74,6 +73,8 @@ def bootstrap_mean(
     -------
     Dataset of ``mean``, ``low``, ``high`` : (...)
     """
-    weights = bootstrap_weights(problem, n_resample, seed)
-    low, high = percentile_interval(weighted_mean(values, weights), level)
-    return xr.Dataset({"mean": values.mean("example"), "low": low, "high": high})
+    ends = mean_interval(
+        values.transpose(..., "example").values, seed, np.asarray(problem.values), n_resample=n_resample
+    )
+    one = values.isel(example=0, drop=True).drop_vars("problem", errors="ignore")
+    return xr.Dataset({name: one.copy(data=end) for name, end in zip(("mean", "low", "high"), ends, strict=True)})

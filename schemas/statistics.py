@@ -268,26 +268,62 @@ def mean_interval(
     mean, low, high : (...)
         NaN where there is no value.
     """
-    values = np.asarray(values, dtype="float64")
-    flat = values.reshape(-1, values.shape[-1])
-    known = ~np.isnan(flat)
-    filled = np.where(known, flat, 0.0)
-    groups = np.arange(flat.shape[-1]) if problem is None else np.asarray(problem)
-    low, high = np.full(len(flat), np.nan), np.full(len(flat), np.nan)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = filled.sum(1) / known.sum(1)
-        some = known.any(1)
-        if some.any():
-            total, counted = np.zeros((2, int(some.sum()), n_resample))
-            for start in range(0, flat.shape[-1], DRAWN_TOGETHER):
-                part = slice(start, start + DRAWN_TOGETHER)
-                draws = draw_counts(groups[part], n_resample=n_resample, seed=seed).astype("float64")
-                total += filled[some, part] @ draws
-                counted += known[some, part].astype("float64") @ draws
-            resampled = total / counted
-            low[some], high[some] = np.nanpercentile(resampled, [2.5, 97.5], axis=1)
-    shape = values.shape[:-1]
-    return mean.reshape(shape), low.reshape(shape), high.reshape(shape)
+    values = np.asarray(values)
+    groups = np.arange(values.shape[-1]) if problem is None else np.asarray(problem)
+    drawn = DrawnMean(values.shape[:-1], n_resample)
+    for start in range(0, values.shape[-1], DRAWN_TOGETHER):
+        part = slice(start, start + DRAWN_TOGETHER)
+        drawn.add(values[..., part], draw_counts(groups[part], n_resample=n_resample, seed=seed))
+    return drawn.interval()
+
+
+class DrawnMean:
+    """Mean over examples that come block by block, and over resamples of them, in memory that does not grow with them.
+
+    Parameters
+    ----------
+    shape
+        Of one example's values.
+    n_resample
+        How many resamples.
+    """
+
+    def __init__(self, shape: tuple[int, ...], n_resample: int) -> None:
+        self._shape = shape
+        size = math.prod(shape)
+        self._sum, self._count = np.zeros((2, size))
+        self._drawn_sum, self._drawn_count = np.zeros((2, size, n_resample))
+
+    def add(self, values: Array, draws: Array) -> None:
+        """Take a block of examples in.
+
+        Parameters
+        ----------
+        values : (..., example)
+            NaN: no value.
+        draws : (example, resample)
+            How often each is drawn, as of :func:`draw_counts`.
+        """
+        flat = values.reshape(-1, values.shape[-1]).astype("float64")
+        known = ~np.isnan(flat)
+        filled = np.where(known, flat, 0.0)
+        self._sum += filled.sum(1)
+        self._count += known.sum(1)
+        draws = draws.astype("float64")
+        self._drawn_sum += filled @ draws
+        self._drawn_count += known.astype("float64") @ draws
+
+    def interval(self, level: float = 0.95) -> tuple[Array, Array, Array]:
+        """Mean, and the ends of its percentile interval over resamples: each of one example's shape, NaN: no value."""
+        low, high = np.full((2, len(self._sum)), np.nan)
+        some = self._count > 0
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = self._sum / self._count
+            if some.any():
+                resampled = self._drawn_sum[some] / self._drawn_count[some]
+                tail = 50 * (1 - level)
+                low[some], high[some] = np.nanpercentile(resampled, [tail, 100 - tail], axis=1)
+        return mean.reshape(self._shape), low.reshape(self._shape), high.reshape(self._shape)
 
 
 def split_problems(problem: ArrayLike, seed: int) -> Array:

@@ -19,7 +19,7 @@ from store.guard import Guard
 from store.layout import RunLayout
 from store.shards import HandedOut, ShardedArray
 
-BLOCK_BYTES = 32 * 2**20
+BLOCK_BYTES = 8 * 2**20
 """Aim for the size of one dask block: whole shards of one layer and position, up to this many bytes."""
 
 

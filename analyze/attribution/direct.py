@@ -77,19 +77,20 @@ def logit_attribution(run: xr.Dataset, model: xr.Dataset) -> xr.DataArray:
 
 def attribute(hidden: Array, attention: Array, mlp: Array, readout: ReadOut) -> Array:
     """Contributions ``(..., part)`` from states and what the blocks added, each ``(..., layer, hidden)``."""
-    shape = hidden.shape[:-2]
-    hidden, attention, mlp = (each.reshape(-1, *each.shape[-2:]).astype("float32") for each in (hidden, attention, mlp))
-    added = np.stack([attention, mlp], axis=2).reshape(len(hidden), -1, hidden.shape[-1])
-    parts = np.concatenate([hidden[:, :1] - attention[:, :1] - mlp[:, :1], added], axis=1)  # (state, part, hidden)
-    out = np.full((len(hidden), parts.shape[1] + 1), np.nan, dtype="float32")
+    shape, n_part = hidden.shape[:-2], 2 * hidden.shape[-2] + 2
+    hidden, attention, mlp = (array.reshape(-1, *array.shape[-2:]) for array in (hidden, attention, mlp))
+    out = np.full((len(hidden), n_part), np.nan, dtype="float32")
     mean = readout.unembedding.mean(0)
     there = np.flatnonzero(~np.isnan(hidden[:, -1, 0]))
     for start in range(0, len(there), ROWS):
         rows = there[start : start + ROWS]
-        token = (readout.norm(hidden[rows, -1]) @ readout.unembedding.T).argmax(1)
+        state, heads, mlps = (array[rows].astype("float32") for array in (hidden, attention, mlp))
+        added = np.stack([heads, mlps], axis=2).reshape(len(rows), -1, state.shape[-1])
+        parts = np.concatenate([state[:, :1] - heads[:, :1] - mlps[:, :1], added], axis=1)  # (state, part, hidden)
+        token = (readout.norm(state[:, -1]) @ readout.unembedding.T).argmax(1)
         towards = readout.unembedding[token] - mean
-        linear, bias = readout.linear_norm(hidden[rows, -1])
-        out[rows, :-1] = np.einsum("spd,sd->sp", linear(parts[rows]), towards)
+        linear, bias = readout.linear_norm(state[:, -1])
+        out[rows, :-1] = np.einsum("spd,sd->sp", linear(parts), towards)
         out[rows, -1] = towards @ bias
     return out.reshape(*shape, -1)
 

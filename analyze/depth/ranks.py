@@ -1,5 +1,6 @@
 """Ranks of the answer and of every result of the written chain, by thought and layer, from the lake alone."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,9 @@ import xarray as xr
 from analyze.labels import inherited, labels_along, numbered, require_dims, take
 from analyze.lens.logit import another_chain, larger_blocks
 from analyze.lens.readout import ReadOut, check_model
-from analyze.statistics import bootstrap_mean
+from analyze.statistics import DrawnMean, draw_counts
 from schemas import AnswerKind, answer_word, number_text, segment_of
+from schemas.statistics import DRAWN_TOGETHER
 
 Array = np.ndarray[Any, np.dtype[Any]]
 STATES = 1024
@@ -175,31 +177,41 @@ def depth_summary(depth: xr.Dataset, *, n_resample: int = 500, seed: int = 0) ->
         the share of problems whose answer is likeliest at the last position.
     """
     depth = depth.compute()
-    problem = depth.coords.get("problem", numbered(depth["top_token"], ["example"])["example"])
+    problem = depth.coords.get("problem", numbered(depth["top_token"], ["example"])["example"]).values
+    steps = depth["n_step"].values
+    groups = {"all": np.ones(len(steps), dtype=bool)}
+    if len(np.unique(steps)) > 1:
+        groups |= {str(n): steps == n for n in np.unique(steps)}
+    sums: dict[tuple[str, str], DrawnMean] = {}
+    for start in range(0, len(steps), DRAWN_TOGETHER):  # what is derived of each example is never held of all
+        rows = slice(start, start + DRAWN_TOGETHER)
+        draws = draw_counts(problem[rows], n_resample=n_resample, seed=seed)
+        values = _averaged(depth.isel(example=rows))
+        for (group, members), (name, value) in itertools.product(groups.items(), values.items()):
+            total = sums.setdefault((group, str(name)), DrawnMean(value.shape[:-1], n_resample))
+            total.add(value.values[..., members[rows]], draws[members[rows]])
+    dims = {name: value.dims[:-1] for name, value in values.items()}
+    parts = []
+    for group, members in groups.items():
+        line: dict[str, Any] = {"n": int(members.sum())}
+        for name in values:
+            ends = sums[group, str(name)].interval()
+            line |= {f"{name}{end}": (dims[name], at) for end, at in zip(("", "_low", "_high"), ends, strict=True)}
+        parts.append(xr.Dataset(line, coords={dim: depth[dim] for dim in ("layer", "position", "what")}))
+    out = xr.concat(parts, dim=xr.DataArray(np.array(list(groups), dtype=object), dims="stratum", name="stratum"))
+    return out.assign_attrs(depth.attrs | {"kind": "depth_readout", "n_resample": n_resample})
+
+
+def _averaged(depth: xr.Dataset) -> xr.Dataset:
+    """What means are taken of, the example last."""
     rank = depth["rank"]
-    when = settled(depth)
     values = xr.Dataset(
         {
             "log_rank": np.log(rank),
             "first_share": (rank == 1).where(rank.notnull()),
             "probability": depth["probability"],
-            **when,
+            **settled(depth),
             "answer_found": (rank.sel(what="answer", drop=True).isel(position=-1, drop=True) == 1).astype(float),
         }
     )
-    groups = {"all": np.ones(depth.sizes["example"], dtype=bool)}
-    steps = depth["n_step"].values
-    if len(np.unique(steps)) > 1:
-        groups |= {str(n): steps == n for n in np.unique(steps)}
-    parts = []
-    for group in groups.values():
-        part, owner = values.isel(example=group), problem.isel(example=group)
-        line = {"n": xr.DataArray(int(group.sum()))}
-        for name, value in part.data_vars.items():
-            known = value.notnull().any("example")
-            with np.errstate(invalid="ignore"):  # a resample may lack every example that has a value
-                interval = bootstrap_mean(value.where(known, 0), owner, n_resample=n_resample, seed=seed).where(known)
-            line |= {str(name): interval["mean"], f"{name}_low": interval["low"], f"{name}_high": interval["high"]}
-        parts.append(xr.Dataset(line).drop_vars(["problem", "variant"], errors="ignore"))
-    out = xr.concat(parts, dim=xr.DataArray(np.array(list(groups), dtype=object), dims="stratum", name="stratum"))
-    return out.assign_attrs(depth.attrs | {"kind": "depth_readout", "n_resample": n_resample})
+    return values.transpose(..., "example")
