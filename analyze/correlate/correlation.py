@@ -5,7 +5,7 @@ every problem, whatever happens within positions. So five are reported: pooled; 
 problems, over positions; with position accounted for; and with both accounted for.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import xarray as xr
@@ -19,7 +19,9 @@ from schemas.checks import check_whole
 
 Progress = Callable[[int, int], None]
 BATCH = 50
-"""Resamples between two reports of progress."""
+"""Permutations or resamples that are drawn together, at most."""
+DRAWN_NUMBERS = 2**20
+"""Numbers of each kind that are held of those that are drawn together."""
 
 
 def attention_importance(
@@ -92,26 +94,27 @@ def attention_importance(
     correlations = Correlations(values, target, (resolution_of(x), resolution_of(importance)))
     observed = correlations.observed
     total = n_permutation + n_resample
+    batch = int(np.clip(DRAWN_NUMBERS // target.size, 1, BATCH))
 
-    def report(done: int) -> None:
-        if progress is not None and (done % BATCH == 0 or done == total):
-            progress(done, total)
+    def batches(n: int, done: int) -> Iterator[range]:
+        for start in range(0, n, batch):
+            yield range(start, min(n, start + batch))
+            if progress is not None:
+                progress(done + min(n, start + batch), total)
 
     rng, exchange = np.random.default_rng(seed), Exchange(groups)
     beyond = {name: np.zeros_like(value) for name, value in observed.items()}
-    for number in range(n_permutation):
-        between, order = exchange.between(rng), np.argsort(rng.random(target.shape), axis=1)
-        drawn = correlations.exchanged(between, order)
+    for numbers in batches(n_permutation, 0):
+        orders = [(exchange.between(rng), np.argsort(rng.random(target.shape), axis=1)) for _ in numbers]
+        drawn = correlations.exchanged(*map(np.stack, zip(*orders, strict=True)))
         for name, value in observed.items():
             with np.errstate(invalid="ignore"):
-                beyond[name] += np.abs(drawn[name]) >= np.abs(value) - 1e-12
-        report(number + 1)
+                beyond[name] += (np.abs(drawn[name]) >= np.abs(value) - 1e-12).sum(0)
     draws: dict[str, list[Array]] = {name: [] for name in (*observed, "mean_attention", "mean_importance")}
-    for number in range(n_resample):
-        for name, value in correlations.resampled(exchange.resample(rng)).items():
+    for numbers in batches(n_resample, n_permutation):
+        for name, value in correlations.resampled(np.stack([exchange.resample(rng) for _ in numbers])).items():
             draws[name].append(value)
-        report(n_permutation + number + 1)
-    bounds = {name: _quantiles(np.stack(drawn)) for name, drawn in draws.items() if n_resample}
+    bounds = {name: _quantiles(np.concatenate(drawn)) for name, drawn in draws.items() if n_resample}
 
     result = xr.Dataset(coords={dim: x[dim].values for dim in (*dims, "position")})
     for name, value in observed.items():
@@ -150,6 +153,7 @@ def _with_points(
     result["importance"] = (("example", "position"), np.asarray(y.values, dtype="float64"))
     whole = correlations.raw.whole
     for name, mean in correlations.means(whole).items():
+        mean = mean[0]
         over, shape = ([*dims, "position"], (*lead, -1)) if name == "mean_attention" else (["position"], (-1,))
         values = {name: mean} | dict(zip((f"{name}_low", f"{name}_high"), bounds.get(name, ()), strict=False))
         result = result.assign({key: (over, value.reshape(shape)) for key, value in values.items()})

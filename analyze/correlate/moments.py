@@ -9,13 +9,13 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class _Moments(NamedTuple):
-    """Means over examples and central moments, by position, in units of the pair."""
+    """Means over examples and central moments, by position, in units of the pair; of several draws, or of one."""
 
-    x: Array  # (test, position)
-    y: Array  # (position,)
-    xx: Array  # (test, position)
-    yy: Array  # (position,)
-    xy: Array  # (test, position)
+    x: Array  # (draw, test, position)
+    y: Array  # (draw, 1, position)
+    xx: Array  # (draw, test, position)
+    yy: Array  # (draw, 1, position)
+    xy: Array  # (draw, test, position)
 
 
 class _Centred:
@@ -64,37 +64,50 @@ class _Pair:
 
     def __init__(self, x: Array, y: Array, magnitude: tuple[Array, Array], resolution: tuple[float, float]) -> None:
         self.x, self.y = _Centred(x, magnitude[0], resolution[0]), _Centred(y, magnitude[1], resolution[1])
-        self._flat = np.ascontiguousarray(self.x.values.transpose(1, 2, 0))  # (test, position, example)
+        self._flat = np.ascontiguousarray(self.x.values.transpose(2, 1, 0))  # (position, test, example)
         self._square = self._flat**2
-        self.whole = self.moments()
+        self._rows = np.ascontiguousarray((self.x.values + self.x.mean).transpose(1, 0, 2)).reshape(x.shape[1], -1)
+        self.whole = self.moments(np.ones((1, len(y))))
 
-    def moments(self, exchanged: Array | None = None, rows: Array | None = None) -> _Moments:
-        """Moments with the second's examples exchanged, or of examples drawn with repeats."""
-        y = self.y.values if exchanged is None else self.y.values[exchanged]
-        n = len(y)
-        weight = np.ones(n) if rows is None else np.bincount(rows, minlength=n).astype("float64")
-        weight /= weight.sum()
-        x_mean, y_mean = self._flat @ weight, weight @ y
+    def moments(self, counts: Array) -> _Moments:
+        """Moments where each example counts as often as ``counts`` : (draw, example) says."""
+        weight = (counts / counts.sum(1, keepdims=True)).T  # (example, draw)
+        y = self.y.values.T[:, :, None]  # (position, example, 1)
+        x_mean, y_mean = _draws_first(self._flat @ weight), _draws_first((y * weight).sum(1, keepdims=True))
         return _Moments(
             self.x.mean + x_mean,
             self.y.mean + y_mean,
-            self._square @ weight - x_mean**2,
-            weight @ y**2 - y_mean**2,
-            np.einsum("tpe,pe->tp", self._flat, (y * weight[:, None]).T, optimize=True) - x_mean * y_mean,
+            _draws_first(self._square @ weight) - x_mean**2,
+            _draws_first((y**2 * weight).sum(1, keepdims=True)) - y_mean**2,
+            _draws_first(self._flat @ (y * weight)) - x_mean * y_mean,
         )
 
+    def exchanged(self, rows: Array) -> _Moments:
+        """Moments with the second's examples exchanged: ``rows`` : (draw, example). Only what is of both changes."""
+        y = np.stack([column[rows].T for column in self.y.values.T])  # (position, example, draw)
+        x_mean, y_mean = self.whole.x - self.x.mean, self.whole.y - self.y.mean
+        return self.whole._replace(xy=_draws_first(self._flat @ y) / rows.shape[1] - x_mean * y_mean)
+
     def shuffled(self, order: Array) -> Array:
-        """Pooled correlation (test,) of values less each example's mean, the second's positions in another order."""
-        y = np.take_along_axis(self.y.values + self.y.mean, order, 1)
-        xy = np.einsum("etp,ep->t", self.x.values + self.x.mean, y, optimize=True) / y.size
+        """Pooled correlation of values less each example's mean, the second's positions in another order.
+
+        From ``order`` : (draw, example, position) to (draw, test).
+        """
+        y = np.take_along_axis((self.y.values + self.y.mean)[None], order, 2).reshape(len(order), -1)
+        xy = y @ self._rows.T / y.shape[1]
         _, xx, yy = _pooled(self.whole)
         return _ratio(xy, xx, yy, (xx, yy))
 
     def slope(self, moments: _Moments) -> Array:
-        """Least-squares slope (test,) of the pooled points, in the values' own units."""
-        xy, xx, _ = _pooled(moments)
+        """Least-squares slope (test,) of the pooled points of one draw, in the values' own units."""
+        xy, xx, _ = (moment[0] for moment in _pooled(moments))
         slope = np.where(xx > 0, xy / np.where(xx > 0, xx, 1), np.nan)
         return np.asarray(slope * (self.y.unit / self.x.unit[:, 0]))
+
+
+def _draws_first(values: Array) -> Array:
+    """(position, test, draw) as (draw, test, position)."""
+    return values.transpose(2, 1, 0)
 
 
 def _pooled(m: _Moments) -> tuple[Array, Array, Array]:
@@ -124,24 +137,32 @@ class Correlations:
         self.raw = _Pair(x, y, (np.abs(x).max(0), np.abs(y).max(0)), resolution)
         largest = np.abs(x).max((0, 2))[:, None], np.abs(y).max(keepdims=True)[0]
         self.rows = _Pair(_row_centred(x), _row_centred(y), largest, resolution)
-        self.observed = self._of(self.raw.whole, self.rows.whole)
+        whole = self._of(self.raw.whole, self.rows.whole)
+        self.observed = {name: value[0] for name, value in whole.items()}
 
     def exchanged(self, between: Array, order: Array) -> dict[str, Array]:
-        """With the second's examples exchanged; within problems, with its positions in another order."""
-        drawn = self._of(self.raw.moments(between), self.rows.moments(between))
+        """With the second's examples exchanged; within problems, with its positions in another order.
+
+        Parameters
+        ----------
+        between : (draw, example)
+        order : (draw, example, position)
+        """
+        drawn = self._of(self.raw.exchanged(between), self.rows.exchanged(between))
         return drawn | {"within": self.rows.shuffled(order)}
 
-    def resampled(self, chosen: Array) -> dict[str, Array]:
-        """Of examples drawn with repeats; and their means by position."""
-        moments = self.raw.moments(rows=chosen)
-        return self._of(moments, self.rows.moments(rows=chosen)) | self.means(moments)
+    def resampled(self, counts: Array) -> dict[str, Array]:
+        """Of examples that count so often, (draw, example); and their means by position."""
+        moments = self.raw.moments(counts)
+        return self._of(moments, self.rows.moments(counts)) | self.means(moments)
 
     def means(self, moments: _Moments) -> dict[str, Array]:
         """Means over examples, by position, in the arrays' own units."""
-        return {"mean_attention": self.raw.x.natural(moments.x), "mean_importance": self.raw.y.natural(moments.y)}
+        x, y = self.raw.x.natural(moments.x), self.raw.y.natural(moments.y)
+        return {"mean_attention": x, "mean_importance": y[:, 0]}
 
     def _of(self, values: _Moments, centred: _Moments) -> dict[str, Array]:
-        """Every correlation from moments of the values, and of the values less each example's mean."""
+        """Every correlation, (draw, test, ..), from moments of the values, and of those less each example's mean."""
 
         def pooled(pair: _Pair, m: _Moments) -> Array:
             return _ratio(*_pooled(m), _pooled(pair.whole)[1:])
@@ -166,6 +187,7 @@ class Exchange:
         order = np.argsort(groups, kind="stable")
         cuts = np.flatnonzero(np.diff(groups[order])) + 1
         self._members = np.split(order, cuts)
+        self._owner = np.unique(groups, return_inverse=True)[1]
         sizes = np.array([len(rows) for rows in self._members])
         self._strata = [np.stack([m for m in self._members if len(m) == size]) for size in np.unique(sizes)]
         self._n = len(groups)
@@ -178,9 +200,9 @@ class Exchange:
         return taken
 
     def resample(self, rng: np.random.Generator) -> Array:
-        """Row numbers of problems drawn with repeats."""
+        """How often each example counts where problems are drawn with repeats."""
         drawn = rng.integers(0, len(self._members), len(self._members))
-        return np.concatenate([self._members[i] for i in drawn])
+        return np.bincount(drawn, minlength=len(self._members))[self._owner]
 
 
 def resolution_of(values: xr.DataArray) -> float:
