@@ -351,6 +351,25 @@ def test_layouts_of_hubs_hold_the_same_model(tmp_path):
             load_reasoner(place, base)
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "message"),
+    [
+        ("ghost", "model-00001-of-00002.safetensors", "names weights that are not there: ghost in model-00001-of"),
+        ("prj.1.bias", "model-00003-of-00003.safetensors", "names model-00003-of-00003.safetensors, which is not"),
+        ("prj.1.bias", None, "does not name weights that are there: prj.1.bias in model-0000"),
+    ],
+)
+def test_an_index_and_its_shards_have_the_same_weights(tmp_path, name, file, message):
+    folder, base, _, _ = write_checkpoint(tmp_path, GPT2)
+    place = layouts(torch.load(folder / "pytorch_model.bin", weights_only=True), tmp_path)["safetensors shards"]
+    index = place / "model.safetensors.index.json"
+    written = json.loads(index.read_text())
+    written["weight_map"] = {k: v for k, v in (written["weight_map"] | {name: file}).items() if v}
+    index.write_text(json.dumps(written))
+    with pytest.raises(UsageError, match=message):
+        load_reasoner(place, base)
+
+
 def test_a_folder_that_peft_saved_holds_adapters_only(tmp_path):
     folder, base, model, _ = write_checkpoint(tmp_path, LlamaConfig(
         hidden_size=32, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2, intermediate_size=48,

@@ -25,8 +25,12 @@ from extract.model.capture import ATTENTION
 from extract.model.checkpoint import (
     BASE,
     HUB_ID,
+    INDEX,
     ROWS,
+    WEIGHT_FILES,
+    check_index,
     check_plain,
+    read_index,
     read_json,
     some,
 )
@@ -186,11 +190,17 @@ def base_weights(folder: Path) -> dict[str, Tensor]:
     """
     try:
         types: set[str] = set()
+        held: dict[str, str] = {}
         for file in sorted(folder.glob("*.safetensors")):  # a library reads other numbers at face value
             with safe_open(file, framework="pt") as weights:
                 kinds = {key: weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118
             check_plain(kinds, str(file))
             types |= set(kinds.values())
+            held |= dict.fromkeys(kinds, file.name)
+        index = folder / f"{WEIGHT_FILES[0]}{INDEX}"
+        if index.is_file() and not (folder / WEIGHT_FILES[0]).is_file():  # a library passes over what is not there
+            placed = read_index(index)
+            check_index(index, placed, {name: file for name, file in held.items() if file in placed.values()})
         dtype = _HALVES.get("".join(types), torch.float32)
         with _no_bar():
             model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)

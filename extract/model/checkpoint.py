@@ -47,8 +47,10 @@ BASE = "base."
 """Before the names of weights that are its base model's, whose digest is that of float32."""
 
 
-def find_checkpoint(checkpoint: str) -> tuple[str, list[Path], Path]:
-    """Name, weight files and folder of a checkpoint: shipped, local, or on the hub (``OWNER/NAME`` or with ``:FILE``).
+def find_checkpoint(checkpoint: str) -> tuple[str, Path, Path]:
+    """Name, weight file (or index of shards) and folder of a checkpoint: shipped, local, or on the hub.
+
+    A hub id is ``OWNER/NAME``, or ``OWNER/NAME:FILE``.
 
     Raises
     ------
@@ -60,10 +62,9 @@ def find_checkpoint(checkpoint: str) -> tuple[str, list[Path], Path]:
     if "/" not in checkpoint and not folder.exists() and shipped.is_dir():
         folder = shipped
     if folder.is_file():
-        files = _shards(folder) if folder.name.endswith(INDEX) else [folder]
-        return folder.resolve().parent.name, files, folder.parent
+        return folder.resolve().parent.name, folder, folder.parent
     if folder.is_dir():
-        return folder.resolve().name, _weight_files(folder), folder
+        return folder.resolve().name, _weight_file(folder), folder
     repository, _, file = checkpoint.partition(":")
     if not HUB_ID.fullmatch(repository) or "/" not in repository:
         known = ", ".join(sorted(path.name for path in SHIPPED.iterdir() if path.is_dir())) if SHIPPED.is_dir() else ""
@@ -74,16 +75,16 @@ def find_checkpoint(checkpoint: str) -> tuple[str, list[Path], Path]:
     return _from_hub(repository, file)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """Files of a folder that hold its weights."""
+def _weight_file(folder: Path) -> Path:
+    """File of a folder that holds its weights, or the index that names the files that do."""
     for file in (*WEIGHT_FILES, *ADAPTER_FILES):
         if (folder / file).is_file():
-            return [folder / file]
+            return folder / file
         if (folder / f"{file}{INDEX}").is_file():
-            return _shards(folder / f"{file}{INDEX}")
+            return folder / f"{file}{INDEX}"
     others = [path for path in sorted(folder.iterdir()) if path.is_file() and _holds_weights(path)]
     if len(others) == 1:
-        return others
+        return others[0]
     instead = f"several others ({some(path.name for path in others)}): name the one that is meant" if others else "none"
     raise UsageError(
         f"checkpoint {folder} has neither {' nor '.join(WEIGHT_FILES)}, whole or in shards, and of other weight files"
@@ -98,26 +99,17 @@ def _holds_weights(path: Path) -> bool:
         return file.read(4).startswith(_PICKLED) and path.suffix not in (".npz", ".zip")
 
 
-def _shards(index: Path) -> list[Path]:
-    """Files that an index names, all of them there."""
-    placed = read_json(index, "index of the shards").get("weight_map")
-    if not isinstance(placed, dict) or not placed or not all(isinstance(file, str) for file in placed.values()):
-        raise UsageError(f"{index} names no shards (weight_map)")
-    files = [index.parent / file for file in sorted(set(placed.values()))]
-    if missing := [path.name for path in files if not path.is_file()]:
-        raise UsageError(f"{index} names {some(missing)}, which {'is' if len(missing) == 1 else 'are'} not there")
-    return files
-
-
-def _from_hub(repository: str, file: str) -> tuple[str, list[Path], Path]:
+def _from_hub(repository: str, file: str) -> tuple[str, Path, Path]:
     """A checkpoint of the hub, with whatever small files say how it is to be read."""
     problems: list[str] = []
     for each in [file] if file else [name + end for end in ("", INDEX) for name in (*WEIGHT_FILES, *ADAPTER_FILES)]:
         try:
             path = Path(hf_hub_download(repository, each, etag_timeout=10))
             if each.endswith(INDEX):
-                for shard in sorted(set(read_json(path, "index of the shards").get("weight_map", {}).values())):
+                for shard in sorted(set(read_index(path).values())):
                     hf_hub_download(repository, shard, etag_timeout=10)
+        except UsageError:
+            raise
         except Exception as error:  # the hub client raises many unrelated types
             problems.append(f"{each}: {first_line(error)}")
             continue
@@ -126,7 +118,7 @@ def _from_hub(repository: str, file: str) -> tuple[str, list[Path], Path]:
                 hf_hub_download(repository, extra, etag_timeout=10)
             except Exception:  # noqa: BLE001 -- optional files
                 continue
-        return repository.rsplit("/", 1)[-1], _shards(path) if each.endswith(INDEX) else [path], path.parent
+        return repository.rsplit("/", 1)[-1], path, path.parent
     raise UsageError(
         f"checkpoint {repository} is no folder here and was not found on the hub: {'; '.join(problems)};"
         f" a file of another name is {repository}:FILE"
@@ -177,20 +169,55 @@ def pccot_settings(folder: Path) -> dict[str, Any]:
     }
 
 
-def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
-    """Tensors of one file or of all shards by name, plain floating-point numbers all.
+def read_index(index: Path) -> dict[str, str]:
+    """Name of the shard that an index gives for each weight."""
+    placed = read_json(index, "index of the shards").get("weight_map")
+    if not isinstance(placed, dict) or not placed or not all(isinstance(file, str) for file in placed.values()):
+        raise UsageError(f"{index} names no shards (weight_map)")
+    return placed
+
+
+def check_index(index: Path, placed: Mapping[str, str], held: Mapping[str, str]) -> None:
+    """Refuse an index that does not give every weight the shard that has it: a file is old, or of another checkpoint.
+
+    Parameters
+    ----------
+    index
+        Named in what is raised.
+    placed
+        Shard of each weight as the index has it.
+    held
+        Shard of each weight as the shards have it.
+    """
+    if lacking := [f"{name} in {file}" for name, file in placed.items() if held.get(name) != file]:
+        raise UsageError(f"{index} names weights that are not there: {some(lacking)}")
+    if unnamed := [f"{name} in {file}" for name, file in held.items() if name not in placed]:
+        raise UsageError(f"{index} does not name weights that are there: {some(unnamed)}")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of one file, or of all shards that an index names, by name; plain floating-point numbers all.
 
     Raises
     ------
     UsageError
-        Naming the file that is broken, or the weights that are something else or there twice.
+        Naming the file that is broken or missing, or the weights that are something else, there twice or not there.
     """
+    if not path.name.endswith(INDEX):
+        return _read_file(path)
+    placed = read_index(path)
+    shards = sorted(set(placed.values()))
+    if missing := [shard for shard in shards if not (path.parent / shard).is_file()]:
+        raise UsageError(f"{path} names {some(missing)}, which {'is' if len(missing) == 1 else 'are'} not there")
     weights: dict[str, Tensor] = {}
-    for path in files:
-        part = _read_file(path)
+    held: dict[str, str] = {}
+    for shard in shards:
+        part = _read_file(path.parent / shard)
         if twice := weights.keys() & part.keys():
-            raise UsageError(f"{path} holds weights that another shard has too: {some(twice)}")
+            raise UsageError(f"{path.parent / shard} holds weights that another shard has too: {some(twice)}")
         weights |= part
+        held |= dict.fromkeys(part, shard)
+    check_index(path, placed, held)
     return weights
 
 

@@ -109,9 +109,9 @@ def load_reasoner(
     if dtype not in (dtypes := get_args(ComputeDtype)):
         raise UsageError(f"compute dtype {dtype!r} is not one of {', '.join(dtypes)}{nearest(dtype, dtypes)}")
     source = str(checkpoint)
-    name, files, folder = find_checkpoint(source)
+    name, file, folder = find_checkpoint(source)
     adapter = read_json(folder / ADAPTER_CONFIG, "config of the adapter", missing={})
-    raw = token_rows(read_weights(files), adapter, source)
+    raw = token_rows(read_weights(file), adapter, source)
     settings = pccot_settings(folder) | read_json(folder / SETTINGS, "settings of the checkpoint", missing={})
     arguments = read_arguments(folder)
     prefix, raw = _prefix_of(raw, source)
