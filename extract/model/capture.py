@@ -91,6 +91,17 @@ class KeyValues:
                 store.append(new)
         return taken
 
+    def repeat(self, n_copy: int, length: int, capacity: int) -> "KeyValues":
+        """So many copies of all rows, one after the other, with their first ``length`` columns."""
+        repeated = KeyValues(capacity)
+        repeated.length = length
+        for store, source in ((repeated._keys, self._keys), (repeated._values, self._values)):
+            for old in source:
+                new = old.new_empty(n_copy, *old.shape[:2], capacity, old.shape[3])
+                new[..., :length, :] = old[:, :, :length]
+                store.append(new.flatten(0, 1))
+        return repeated
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns filled; asked by the library where no position ids are given."""
         return self.length
@@ -232,8 +243,15 @@ def _fused(
     dropout: float = 0.0, is_causal: bool = False,
 ) -> Tensor:  # fmt: skip
     """Scaled dot-product attention by torch's own kernel, positions before heads."""
-    n_repeat = query.shape[1] // key.shape[1]
-    if n_repeat > 1:  # torch's enable_gqa would leave the fast kernels where there is a mask
+    n_row, n_head, n_position, size = query.shape
+    n_repeat = n_head // key.shape[1]
+    if n_repeat > 1 and mask is not None:  # heads of one key head as more positions: its keys are not copied
+        # torch's enable_gqa would leave the fast kernels where there is a mask
+        grouped = query.reshape(n_row, key.shape[1], n_repeat * n_position, size)
+        mask = mask if n_position == 1 else mask.repeat(1, 1, n_repeat, 1)
+        out = scaled_dot_product_attention(grouped, key, value, mask, dropout, scale=scale)
+        return out.view(query.shape).transpose(1, 2).contiguous()
+    if n_repeat > 1:
         key, value = key.repeat_interleave(n_repeat, dim=1), value.repeat_interleave(n_repeat, dim=1)
     out = scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=is_causal, scale=scale)
     return out.transpose(1, 2).contiguous()

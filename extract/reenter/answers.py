@@ -140,58 +140,67 @@ def write_answers(
 
 
 def measure_answers(
-    reasoner: Reasoner, flight: Flight, state: Tensor, trunk: Trunk, source: Tensor, asked: Answers, batch: list[int]
-) -> Measured:
+    reasoner: Reasoner, flight: Flight, state: Tensor, trunk: Trunk, source: Tensor, asked: Answers, batch: list[int],
+    closing: Tensor | None = None,
+) -> Measured:  # fmt: skip
     """Log probability of each answer, logit difference of the first two, divergence from the untouched run.
 
     Also the states that predict the shared tokens and what follows; the columns of these tokens stay filled, though the
-    cache's length is set back before them.
+    cache's length is set back before them. Tokens ``closing`` ``(row, token)`` that are still to be fed before the
+    answer go with the first of them in one pass.
     """
-    n_row = len(source)
+    n_row, n_shared = len(source), len(asked.shared)
     difference = np.full(n_row, np.nan)
-    if not asked.rest:
-        return Measured(np.empty((0, n_row)), difference, np.full(n_row, np.nan), state[:, None], None)
-    length = flight.column
+    closing = torch.empty(n_row, 0, dtype=torch.long, device=state.device) if closing is None else closing
+    picked = list(batch) * (n_row // len(batch))
+    rests = [[rest[example] for example in picked] for rest in asked.rest]
+    padded = [_side_by_side(rest, reasoner.eos_id, state.device) for rest in rests]
+    shared = torch.tensor(asked.shared, dtype=torch.long, device=state.device).expand(n_row, -1)
+    tokens = torch.cat([closing, shared, *(padded[0][:, :-1] for _ in padded[:1])], dim=1)
+    states = state[:, None]
+    if tokens.shape[1]:
+        states = torch.cat([states, flight.feed_tokens(tokens)], dim=1)
+    before = closing.shape[1]
+    states, later = states[:, before : before + n_shared + 1], states[:, before + n_shared + 1 :]
+    length = flight.column - later.shape[1] - n_shared
+    if not rests:
+        return Measured(np.empty((0, n_row)), difference, np.full(n_row, np.nan), states, None)
     index = torch.arange(n_row, device=state.device)
-    states = feed_shared(flight, state, asked.shared)
     extra = torch.zeros(n_row, device=state.device)
-    for place in range(len(asked.shared) - asked.counted, len(asked.shared)):
+    for place in range(n_shared - asked.counted, n_shared):
         extra += torch.log_softmax(reasoner._logits(states[:, place]).float(), dim=-1)[:, asked.shared[place]]
     logits = reasoner._logits(states[:, -1]).float()
     log_p = torch.log_softmax(logits, dim=-1)
     base = trunk.base[source]
     kl = (base.exp() * (base - log_p)).nan_to_num(0.0).sum(-1)
-    after = flight.column
     found, written = [], torch.zeros(n_row, dtype=torch.bool, device=state.device)
-    picked = list(batch) * (n_row // len(batch))
-    for number, rest in enumerate(asked.rest):
-        tokens = [rest[example] for example in picked]
-        longest = max(len(each) for each in tokens)
-        padded = torch.tensor(
-            [each + [reasoner.eos_id] * (longest - len(each)) for each in tokens], device=state.device
-        )
-        total = extra + log_p[index, padded[:, 0]]
-        would = reasoner._likeliest(logits) == padded[:, 0]
-        if longest > 1:
-            later = flight.feed_tokens(padded[:, :-1], record=False)
-            for place in range(1, longest):
-                these = reasoner._logits(later[:, place - 1]).float()
-                counts = torch.tensor([len(each) > place for each in tokens], device=state.device)
-                each_log_p = torch.log_softmax(these, dim=-1)[index, padded[:, place]]
-                total = total + torch.where(counts, each_log_p, torch.zeros_like(each_log_p))
-                would &= ~counts | (reasoner._likeliest(these) == padded[:, place])
-                if number == 0:
-                    _differences(difference, these, asked, picked, place)
+    for number, (rest, own) in enumerate(zip(rests, padded, strict=True)):
+        flight.cache.length = length + n_shared
+        if number and own.shape[1] > 1:
+            later = flight.feed_tokens(own[:, :-1], record=False)
+        total = extra + log_p[index, own[:, 0]]
+        would = reasoner._likeliest(logits) == own[:, 0]
+        for place in range(1, own.shape[1]):
+            these = reasoner._logits(later[:, place - 1]).float()
+            counts = torch.tensor([len(each) > place for each in rest], device=state.device)
+            each_log_p = torch.log_softmax(these, dim=-1)[index, own[:, place]]
+            total = total + torch.where(counts, each_log_p, torch.zeros_like(each_log_p))
+            would &= ~counts | (reasoner._likeliest(these) == own[:, place])
+            if number == 0:
+                _differences(difference, these, asked, picked, place)
         if number == 0:
             _differences(difference, logits, asked, picked, 0)
             written = would
-        flight.cache.length = after
         found.append(total)
     flight.cache.length = length
-    known = [
-        asked.rest[0][example] if same else [] for example, same in zip(picked, written.cpu().tolist(), strict=True)
-    ]
+    known = [rest if same else [] for rest, same in zip(rests[0], written.cpu().tolist(), strict=True)]
     return Measured(torch.stack(found).cpu().double().numpy(), difference, kl.cpu().double().numpy(), states, known)
+
+
+def _side_by_side(tokens: Sequence[list[int]], filler: int, device: torch.device) -> Tensor:
+    """Tokens ``(row, place)`` of rows of several lengths."""
+    longest = max(map(len, tokens))
+    return torch.tensor([each + [filler] * (longest - len(each)) for each in tokens], device=device)
 
 
 def _differences(difference: np.ndarray, logits: Tensor, asked: Answers, picked: list[int], place: int) -> None:

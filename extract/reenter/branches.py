@@ -85,16 +85,18 @@ def run_conditions(
     source = torch.arange(n_batch, device=reasoner.device).repeat(n_copy)
     armed, first = _arm_all(questions, conditions, batch)
     capacity = trunk.n_before + reasoner.places.n_middle + questions.room
-    cache = trunk.cache.take(source, trunk.n_before + first, capacity)
+    cache = trunk.cache.repeat(n_copy, trunk.n_before + first, capacity)
     flight = Flight(reasoner, trunk.pad[source], trunk.n_before, cache, editor=armed if conditions else None)
     flight.states = {} if questions.observe else None
-    state = _think_on(flight, trunk, source, first)
+    state, closing = _think_on(flight, trunk, source, first)
     found: dict[str, np.ndarray] = {}
     if draws is not None and draws.n_sample:  # before the flight goes on with those rows only whose answer is longest
+        if closing.shape[1]:
+            state, closing = flight.feed_tokens(closing)[:, -1], closing[:, :0]
         of_row = [questions.labels[example] for example in batch] * n_copy
         texts = draw_answers(reasoner, flight, state, of_row, questions.n_new, draws, cost)
         found["sample_text"] = texts.reshape(draws.n_sample, n_copy, n_batch).swapaxes(0, 1)
-    measured = measure_answers(reasoner, flight, state, trunk, source, asked, batch)
+    measured = measure_answers(reasoner, flight, state, trunk, source, asked, batch, closing)
     text = np.full((n_copy, n_batch), "", dtype=object)
     if questions.generate:
         lines = write_answers(reasoner, flight, measured.states, asked.shared, questions.n_new, cost, measured.known)
@@ -122,14 +124,13 @@ def _arm_all(questions: Questions, conditions: Sequence["Condition"], batch: lis
     return armed, min([places.n_middle, *(first_offset(condition, places) for condition in conditions)])
 
 
-def _think_on(flight: Flight, trunk: Trunk, source: Tensor, first: int) -> Tensor:
-    """State that the answer begins from, thought through again from the offset ``first`` on."""
+def _think_on(flight: Flight, trunk: Trunk, source: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """Last state, thought through again from the offset ``first`` on, and the tokens to be fed before the answer."""
     n_middle, n_latent = flight.reasoner.places.n_middle, flight.reasoner.n_latent
-    if first >= n_middle:
-        return trunk.states[n_middle - 1][source]
+    closing = flight.reasoner.closing_tokens(len(source), source.device)
+    if first > n_latent:
+        return trunk.states[first - 1][source], closing[:, min(first, n_middle) - 1 - n_latent :]
     if first <= 0:
         state = flight.feed_tokens(trunk.tokens[:, trunk.n_before + first :][source])[:, -1]
-        state = flight.think(state)
-    else:
-        state = flight.think(trunk.states[first - 1][source], first=first - 1)
-    return flight.close(state, first=max(0, first - 1 - n_latent))
+        return flight.think(state), closing
+    return flight.think(trunk.states[first - 1][source], first=first - 1), closing
