@@ -31,7 +31,8 @@ def thought_graph(page: Page) -> None:
         page.say(result, name, operation=operation, direct=listed(direct), n_total=len(total), n_direct=len(direct))
         words = wordy_sources(page, result, part)
         if words:
-            page.say_more(result.label, page.text("words", names=listed(words)))
+            carried = [edge for edge in direct if not set(edge.split()) & set(words)]
+            page.say_more(result.label, page.text("words", names=listed(words), carried=listed(carried) or "none"))
         if "rank_correlation" in graph:
             page.say(
                 result, "beside", operation=operation, against=graph.attrs["against"], **likeness(graph, operation)
@@ -42,6 +43,9 @@ def thought_graph(page: Page) -> None:
 
 def wordy_sources(page: Page, result: StoredResult, part: Any) -> list[str]:
     """Thoughts from which a direct edge starts although what is fed there reads as a number in few problems."""
+    if "reads_result" in part:
+        share, edge = part["reads_result"], part["edge"].sel(effect="direct")
+        return [str(each) for each in share["source"].values[(share < READS) & edge.any("target")]]
     lenses = [one.data for one in page.results("lens", optional=True) if one.run == result.run]
     if not lenses or int(part.attrs.get("layer", -1)) != -1 or "number_share" not in lenses[0]:
         return []

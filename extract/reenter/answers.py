@@ -83,21 +83,43 @@ def asked_answers(reasoner: Reasoner, texts: list[list[str]]) -> Answers:
     return Answers(shared=shared, rest=rest, counted=max(0, n - prefix), differ=differ)
 
 
-def set_base(reasoner: Reasoner, trunk: Trunk, asked: Answers, batch: list[int], cost: dict[str, int]) -> None:
-    """Distribution of the untouched run at the answer's number."""
+def set_base(
+    reasoner: Reasoner, trunk: Trunk, asked: Answers, batch: list[int], cost: dict[str, int], n_closing: int = 0
+) -> None:
+    """Distribution of the untouched run at the answer's number, the last tokens that close its thoughts fed again.
+
+    They are fed as :func:`measure_answers` feeds them: what changes nothing is then no rounding away from it either.
+    """
+    length = trunk.cache.length
+    trunk.cache.length -= n_closing
     flight = Flight(reasoner, trunk.pad, trunk.n_before, trunk.cache)
-    states = feed_shared(flight, trunk.states[-1], asked.shared)
+    closing = reasoner.closing_tokens(len(batch), trunk.pad.device)[:, len(reasoner.closing_ids) - n_closing :]
+    first = _first_answers(reasoner, asked, batch, trunk.pad.device)
+    states, _ = _begin(flight, trunk.states[-1 - n_closing], closing, asked.shared, first)
     trunk.base = torch.log_softmax(reasoner._logits(states[:, -1]).float(), dim=-1)
-    flight.cache.length -= len(asked.shared)
+    trunk.cache.length = length
     spend(cost, flight)
 
 
-def feed_shared(flight: Flight, state: Tensor, shared: list[int]) -> Tensor:
-    """States ``(row, place)`` that predict each shared token and the one after them."""
-    if not shared:
-        return state[:, None]
-    tokens = torch.tensor(shared, device=state.device).expand(len(state), -1)
-    return torch.cat([state[:, None], flight.feed_tokens(tokens)], dim=1)
+def _begin(flight: Flight, state: Tensor, closing: Tensor, shared: list[int], first: Tensor) -> tuple[Tensor, Tensor]:
+    """Feed what closes the thoughts, the shared tokens and answers ``first`` ``(row, token)`` but their last, at once.
+
+    Gives the states ``(row, place, hidden)`` that predict each shared token and the one after them, and those beyond.
+    """
+    common = torch.tensor(shared, dtype=torch.long, device=state.device).expand(len(state), -1)
+    tokens = torch.cat([closing, common, first[:, :-1]], dim=1)
+    states = state[:, None]
+    if tokens.shape[1]:
+        states = torch.cat([states, flight.feed_tokens(tokens)], dim=1)
+    states = states[:, closing.shape[1] :]
+    return states[:, : len(shared) + 1], states[:, len(shared) + 1 :]
+
+
+def _first_answers(reasoner: Reasoner, asked: Answers, picked: Sequence[int], device: torch.device) -> Tensor:
+    """Tokens ``(row, place)`` of the first answer after the shared ones; none where no answer is asked for."""
+    if not asked.rest:
+        return torch.empty(len(picked), 0, dtype=torch.long, device=device)
+    return _side_by_side([asked.rest[0][example] for example in picked], reasoner.eos_id, device)
 
 
 def write_answers(
@@ -154,14 +176,8 @@ def measure_answers(
     closing = torch.empty(n_row, 0, dtype=torch.long, device=state.device) if closing is None else closing
     picked = list(batch) * (n_row // len(batch))
     rests = [[rest[example] for example in picked] for rest in asked.rest]
-    padded = [_side_by_side(rest, reasoner.eos_id, state.device) for rest in rests]
-    shared = torch.tensor(asked.shared, dtype=torch.long, device=state.device).expand(n_row, -1)
-    tokens = torch.cat([closing, shared, *(padded[0][:, :-1] for _ in padded[:1])], dim=1)
-    states = state[:, None]
-    if tokens.shape[1]:
-        states = torch.cat([states, flight.feed_tokens(tokens)], dim=1)
-    before = closing.shape[1]
-    states, later = states[:, before : before + n_shared + 1], states[:, before + n_shared + 1 :]
+    first = _first_answers(reasoner, asked, picked, state.device)
+    states, later = _begin(flight, state, closing, asked.shared, first)
     length = flight.column - later.shape[1] - n_shared
     if not rests:
         return Measured(np.empty((0, n_row)), difference, np.full(n_row, np.nan), states, None)
@@ -174,7 +190,8 @@ def measure_answers(
     base = trunk.base[source]
     kl = (base.exp() * (base - log_p)).nan_to_num(0.0).sum(-1)
     found, written = [], torch.zeros(n_row, dtype=torch.bool, device=state.device)
-    for number, (rest, own) in enumerate(zip(rests, padded, strict=True)):
+    for number, rest in enumerate(rests):
+        own = first if number == 0 else _side_by_side(rest, reasoner.eos_id, state.device)
         flight.cache.length = length + n_shared
         if number and own.shape[1] > 1:
             later = flight.feed_tokens(own[:, :-1], record=False)

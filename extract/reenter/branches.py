@@ -66,7 +66,7 @@ def think_untouched(questions: Questions, batch: list[int]) -> Trunk:
     trunk = Trunk(tokens=tokens, pad=pad, n_before=n_before, cache=flight.cache, states=states, base=empty)
     spend(questions.cost, flight)
     if questions.asked.rest:
-        set_base(reasoner, trunk, questions.asked, batch, questions.cost)
+        set_base(reasoner, trunk, questions.asked, batch, questions.cost, len(reasoner.closing_ids))
     return trunk
 
 
@@ -113,7 +113,10 @@ def run_conditions(
 
 
 def _arm_all(questions: Questions, conditions: Sequence["Condition"], batch: list[int]) -> tuple[Armed, int]:
-    """Interventions of conditions side by side, and the offset of the first position that any of them changes."""
+    """Interventions of conditions side by side, and the offset of the first position that any of them changes.
+
+    Where that is after the thoughts, of the first that closes them: these are fed with the answer in any case.
+    """
     n_batch, places = len(batch), questions.reasoner.places
     armed = Armed(max(1, len(conditions)) * n_batch, questions.reasoner.device)
     for copy, condition in enumerate(conditions):
@@ -121,15 +124,12 @@ def _arm_all(questions: Questions, conditions: Sequence["Condition"], batch: lis
         rows = np.arange(copy * n_batch, (copy + 1) * n_batch)
         for stage, intervention in enumerate(condition.interventions):
             arm(armed, intervention, questions.stored, questions.rows[batch], rows, stage=stage, where=where)
-    return armed, min([places.n_middle, *(first_offset(condition, places) for condition in conditions)])
+    return armed, min([1 + places.n_latent, *(first_offset(condition, places) for condition in conditions)])
 
 
 def _think_on(flight: Flight, trunk: Trunk, source: Tensor, first: int) -> tuple[Tensor, Tensor]:
-    """Last state, thought through again from the offset ``first`` on, and the tokens to be fed before the answer."""
-    n_middle, n_latent = flight.reasoner.places.n_middle, flight.reasoner.n_latent
+    """State before the thoughts are closed, thought through again from the offset ``first`` on; what closes them."""
     closing = flight.reasoner.closing_tokens(len(source), source.device)
-    if first > n_latent:
-        return trunk.states[first - 1][source], closing[:, min(first, n_middle) - 1 - n_latent :]
     if first <= 0:
         state = flight.feed_tokens(trunk.tokens[:, trunk.n_before + first :][source])[:, -1]
         return flight.think(state), closing

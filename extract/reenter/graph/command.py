@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from extract.reenter.target import Target
 
 
+READS = 0.5
+"""Share of problems in which a node must read as a result to be called one that carries it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GraphSettings(DrawnSettings):
     """What is done to each thought, and what counts as an edge."""
@@ -32,7 +36,10 @@ class GraphSettings(DrawnSettings):
         " default those that half of its answers have.",
         metavar="ct1,ct3..",
     )
-    strength: float = setting(1.0, "Of noise, in standard deviations of each component.")
+    strength: float = setting(
+        1.414,
+        "Of noise, in standard deviations of each component; by default as long as from one problem's to another's.",
+    )
     least: float = setting(
         0.25, "Share of problems in which an edge's target has to read otherwise, at the lower end of its interval.",
         least=0,
@@ -65,12 +72,24 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
         printed.append(_similarity(result))
     for operation in result["operation"].values:
         for effect in result["effect"].values:
-            printed.append(
-                f"{effect} edges by {operation}: {', '.join(edge_names(result, operation, effect)) or 'none'}"
-            )
+            edges = edge_names(result, operation, effect)
+            line = f"{effect} edges by {operation}: {', '.join(edges) or 'none'}"
+            wordy = wordy_nodes(result)
+            carried = [edge for edge in edges if wordy.isdisjoint(edge.split(" > "))]
+            if len(carried) < len(edges):
+                line += f"; between those that read as results: {', '.join(carried) or 'none'}"
+            printed.append(line)
     held = float(result["held_kl"].max())
     printed.append(f"with every node held at its stored value nothing changes by more than {held:.1e} nats")
     return printed
+
+
+def wordy_nodes(result: Any) -> set[str]:
+    """Nodes that read as a result in few problems: as no number or, where answers are texts, no word of theirs."""
+    if "reads_result" not in result:
+        return set()
+    share = result["reads_result"]
+    return {str(node) for node in share["source"].values if float(share.sel(source=node)) < READS}
 
 
 def edge_names(result: Any, operation: str, effect: str, stratum: str = "all") -> list[str]:

@@ -72,7 +72,8 @@ def thought_graph(target: Target, settings: GraphSettings | None = None) -> xr.D
         and by its stored one; of drawn answers ``sample_flip(operation, effect, source, example)``, the share that
         differs from what the untouched run draws by the same numbers, and its mean over problems ``_mean`` with its
         interval ``_low``, ``_high``; with ``against`` what :func:`extract.reenter.graph.similarity.graph_similarity`
-        gives.
+        gives. ``reads_result(source)`` is the share of problems in which the likeliest token of the state by which a
+        node is measured is a number (where answers are texts: begins a word of the steps or answers).
 
     Raises
     ------
@@ -100,6 +101,9 @@ def thought_graph(target: Target, settings: GraphSettings | None = None) -> xr.D
     out = labelled(values, axes, swept["example"].values, attrs)
     for name, control in zip(("self_kl", "held_kl"), controls, strict=True):
         out[name] = ("target", np.nanmax(measured[control.name][:, 0], axis=-1))
+    middle = target.reasoner.places.middle
+    read = [target.number_states(middle[middle.index(node) - (layer is None)]).mean() for node in nodes]
+    out["reads_result"] = "source", np.array(read)
     problem = target.data["problem"].values if "problem" in target.data.coords else None
     if draws is not None:
         out = _with_drawn(out, swept, changes, problem, target, settings.seed)
