@@ -152,6 +152,8 @@ def test_the_graph_is_the_chain_by_construction_and_its_twin_has_none(folder: Pa
         assert edge_names(used, operation, "direct") == CHAIN
         assert set(edge_names(used, operation, "total")) == {*CHAIN, "ct1 > ct5", "ct1 > answer", "ct3 > answer"}
         assert edge_names(read, operation, "direct") == edge_names(read, operation, "total") == []
+    for result in (used, read):  # which thoughts read as results does not tell whether they are used
+        np.testing.assert_array_equal(result["reads_result"], [0, 1, 0, 1, 0, 1])
     alike, apart = graph_similarity(used, used), graph_similarity(used, read)
     np.testing.assert_allclose(alike["similarity"], 1)
     np.testing.assert_allclose(alike["jaccard"], 1)
