@@ -182,6 +182,10 @@ def test_as_many_problems_as_asked_for_or_a_word(
     words = ["report", str(place), RUN, "--out", str(place.with_name("page")), "--problems"]
     command_line.app(args=[*words, "2000"], standalone_mode=False)
     assert f"{RUN}: 24 problems can be picked, not 2000" in capsys.readouterr().err
+    planned = place.with_name("planned")
+    command_line.app(args=["report", str(place), RUN, "--out", str(planned), "--plan"], standalone_mode=False)
+    assert re.search(r"problems to pick: 40; about \d+ s on this machine", capsys.readouterr().out)
+    assert not planned.exists()
     with pytest.raises(SystemExit) as stop:
         command_line.main([*words, "-1"])
     assert stop.value.code == 2

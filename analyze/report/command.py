@@ -17,6 +17,7 @@ class ReportSettings(Settings):
     runs: tuple[str, ...] = setting((), "Runs, MODEL/DATASET; all if none is named.", metavar="[RUN]...", argument=True)
     problems: int = setting(40, "Problems of each run that can be picked on the page.", least=0)
     seed: int = setting(0, "Seed of what is drawn.", least=0)
+    plan: bool = setting(False, "Only say what it would take.")
     json: bool = setting(False, "Print the result as JSON.")
 
 
@@ -24,6 +25,8 @@ def write(settings: ReportSettings, shell: Shell) -> Output:
     """Write the page and say what is on it."""
     from analyze.report import build_report
 
+    if settings.plan:
+        return told(settings)
     with shell.progress("report", "sections") as progress:
         made = build_report(
             settings.path, settings.out, runs=settings.runs or None, n_problem=settings.problems, seed=settings.seed,
@@ -41,6 +44,20 @@ def write(settings: ReportSettings, shell: Shell) -> Output:
         lines.append(f"not in the lake: {', '.join(made.missing)}; the page says which command makes each")
     lines += [f"could not be read: {slug}: {why}" for slug, why in made.broken.items()]
     return Output(printed=lines, document={key: getattr(made, key) for key in made.__slots__})
+
+
+def told(settings: ReportSettings) -> Output:
+    """What the page would take."""
+    from analyze.report.planning import plan_report
+    from schemas import UsageError
+    from store import open_lake
+
+    lake = open_lake(settings.path)
+    runs = list(settings.runs or lake.runs())
+    if not runs:
+        raise UsageError(f"{settings.path} has no runs to report on; make one with lake extract")
+    plan = plan_report(lake, runs, n_problem=settings.problems, seed=settings.seed)
+    return Output(printed=[plan.text()], document=plan.document())
 
 
 def stopped(values: Mapping[str, Any]) -> str:
