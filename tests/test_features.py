@@ -19,7 +19,6 @@ from analyze.features.section import SECTIONS
 from analyze.features.shared import shared_features
 from analyze.page import write_section
 from analyze.sae.dictionary import SAESpec, sae_codes, select_cells, train_sae
-from schemas import UsageError
 from store import Lake, open_lake
 
 SPEC = SAESpec(features=12, epochs=20, batch_size=64, k=3)
@@ -201,9 +200,43 @@ def test_the_command_and_its_sections(tmp_path, capsys) -> None:
         )
         assert page.lines
         assert page.illustrations
-    grid = train_sae(states[names[0]], SPEC, scope="cell")
-    with pytest.raises(UsageError, match="scope cell"):
-        feature_pages(grid, lake[names[0]], lake.model("one"))
+
+
+def test_each_cell_s_and_a_crosscoder_s_features_have_pages_of_their_own_numbers() -> None:
+    model = make_model()
+    runs = {name: make_run(n_example=40, n_layer=2, seed=seed, model=model) for seed, name in enumerate(("a/p", "b/p"))}
+    runs = {name: run.assign_attrs(run=name) for name, run in runs.items()}
+    run, strings = runs["a/p"], model["token_string"].values
+    states = select_cells(run, positions=["ct1", "ct4"])
+    grid = train_sae(states, SPEC, scope="cell", n_top=2)
+    pages = feature_pages(grid, run, model, tokens=2)
+    assert pages.sizes["feature"] == 4 * SPEC.features
+    for number, (layer, position) in enumerate([(0, "ct1"), (0, "ct4"), (1, "ct1"), (1, "ct4")]):
+        cell = {"layer": layer, "position": position}
+        own = slice(number * SPEC.features, (number + 1) * SPEC.features)
+        np.testing.assert_array_equal(pages["frequency"].isel(feature=own).sel(cell), grid["frequency"].sel(cell))
+        alone = grid.sel(cell)
+        direction = alone["decoder"].values[3] - alone["decoder"].values[3].mean()
+        logits = model["unembedding"].values @ (direction * model["final_norm_weight"].values)
+        assert pages["writes"].sel(sign="+", token=0).values[own][3] == strings[logits.argmax()]
+        top = int(grid["top_example"].sel(cell).values[3, 0])
+        state = run["hidden_state"].sel(cell).sel(example=top).values
+        expected = strings[(model["unembedding"].values @ normalise(state, model)).argmax()] if top >= 0 else ""
+        assert pages["top_reading"].values[own][3, 0] == expected
+    assert float(pages["frequency"].isel(feature=slice(12)).sel(layer=1).max()) == 0
+    joint = train_sae(
+        {name.partition("/")[0]: select_cells(each) for name, each in runs.items()}, SPEC, scope="crosscoder", n_top=2
+    )
+    pages = feature_pages(joint, run, model, tokens=2)
+    share = joint["source_share"].sel(source=["a/0", "a/1"]).values
+    np.testing.assert_allclose(pages["share"], share.sum(0), rtol=1e-6)
+    home = share.argmax(0)
+    direction = joint["decoder"].sel(source=f"a/{home[5]}").values[5]
+    logits = model["unembedding"].values @ ((direction - direction.mean()) * model["final_norm_weight"].values)
+    assert pages["writes"].sel(sign="+", token=0).values[5] == strings[logits.argmax()]
+    probes = feature_probes(grid, run, permutations=5), feature_probes(joint, *runs.values(), permutations=5)
+    sizes = [None if found is None else found.sizes["feature"] for found in probes]
+    assert sizes in ([48, 12], [None, None])  # None: no value is frequent enough
 
 
 def taken_out(lake: Lake, run: str) -> None:

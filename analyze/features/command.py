@@ -31,7 +31,11 @@ class FeatureSettings(Settings):
 
     part: ClassVar[tuple[str, ...]] = ()  # a dictionary is read at the states it was learned from
 
-    sae: str | None = setting(None, "Stored dictionary; by default each run's own, and crosscoders of the runs.")
+    sae: str | None = setting(
+        None,
+        "Stored dictionary, of a pool of states, of each cell, or a crosscoder; by default each run's own, and which"
+        " features crosscoders of the runs share. A crosscoder that is named has a page for each of its runs, too.",
+    )
     tokens: int = setting(8, "Tokens told of what a feature writes.", least=1)
     balance: float = setting(0.1, "Least share of a feature's squared decoder norm in either model.", least=0)
     max_problems: int = setting(
@@ -52,7 +56,8 @@ class FeatureSettings(Settings):
 def run(sources: "Sequence[Source]", settings: FeatureSettings) -> list[Made]:
     """Pages of the features of each run's dictionary, and which features a crosscoder of the runs shares."""
     from analyze.features.dashboard import write_dashboards
-    from analyze.pieces import pieces_in, taken_up
+    from analyze.pieces import pieces_in
+    from schemas import UsageError
 
     memory = pieces_in(sources[0].folder, __file__)
     lake, by_run = sources[0].lake, {source.run: source for source in sources}
@@ -60,29 +65,36 @@ def run(sources: "Sequence[Source]", settings: FeatureSettings) -> list[Made]:
     for stored in chosen(sources, settings.sae):
         dictionary = lake.open_result(stored.name)
         told = {"sae": stored.fingerprint}
-        if len(stored.runs) > 1:
-            with sources[0].shell.progress(" + ".join(stored.runs), "draws") as report:
-                shared = taken_up(
-                    memory,
-                    shared_of,
-                    [dictionary, *(by_run[name].data for name in stored.runs)],
-                    balance=settings.balance,
-                    max_problems=settings.max_problems,
-                    resamples=settings.resamples,
-                    permutations=settings.permutations,
-                    seed=settings.seed,
-                    progress=report,
-                )
-            made.append(Made("shared_features", shared, told, runs=stored.runs))
-        else:
-            source = by_run[stored.runs[0]]
-            pages, effects = of_one(source, dictionary, settings, memory)
+        of = [by_run[name] for name in stored.runs]
+        if settings.export is not None and dictionary.attrs["scope"] == "crosscoder":
+            raise UsageError(
+                f"--export: SAEDashboard shows dictionaries of one model's states; {stored.name} is a crosscoder"
+            )
+        if len(of) > 1:
+            made.append(Made("shared_features", shared_by(of, dictionary, settings, memory), told, runs=stored.runs))
+        for source in of if len(of) == 1 or settings.sae is not None else []:
+            pages, effects = of_one([source, *(one for one in of if one is not source)], dictionary, settings, memory)
             if settings.export is not None:
                 with source.progress("export", "examples") as report:
                     folder = settings.export / source.run.replace("/", ".")
                     write_dashboards(dictionary, source.data, source.model, folder, progress=report)
-            made.append(Made("features", pages, told | effects, runs=stored.runs))
+            made.append(Made("features", pages, told | effects, runs=[source.run]))
     return made
+
+
+def shared_by(
+    sources: "Sequence[Source]", dictionary: "xr.Dataset", settings: FeatureSettings, memory: "Memory"
+) -> "xr.Dataset":
+    """Features of a crosscoder that the runs it was learned from share."""
+    from analyze.pieces import taken_up
+
+    names = [source.run for source in sources]
+    with sources[0].shell.progress(" + ".join(names), "draws") as report:
+        return taken_up(
+            memory, shared_of, [dictionary, *(source.data for source in sources)], balance=settings.balance,
+            max_problems=settings.max_problems, resamples=settings.resamples, permutations=settings.permutations,
+            seed=settings.seed, progress=report,
+        )  # fmt: skip
 
 
 def shared_of(dictionary: "xr.Dataset", *runs: "xr.Dataset", **settings: Any) -> "xr.Dataset":
@@ -93,18 +105,22 @@ def shared_of(dictionary: "xr.Dataset", *runs: "xr.Dataset", **settings: Any) ->
 
 
 def of_one(
-    source: "Source", dictionary: "xr.Dataset", settings: FeatureSettings, memory: "Memory"
+    sources: "Sequence[Source]", dictionary: "xr.Dataset", settings: FeatureSettings, memory: "Memory"
 ) -> "tuple[xr.Dataset, dict[str, str]]":
-    """Pages of a dictionary's features with what each tells, and does where lake reenter features took it out."""
+    """Pages of a dictionary's features with what each tells, and does where lake reenter features took it out.
+
+    They are of the first run; the others are those that a crosscoder reads besides.
+    """
     from analyze.features.pages import feature_pages, with_effects
     from analyze.features.probe import feature_probes
     from analyze.pieces import taken_up
 
+    source = sources[0]
     with source.progress("pages"):
         pages = taken_up(memory, feature_pages, [dictionary, source.data, source.model], tokens=settings.tokens)
     with source.progress("probes"):
         probes = taken_up(
-            memory, feature_probes, [dictionary, source.data], max_problems=settings.max_problems,
+            memory, feature_probes, [dictionary, *(one.data for one in sources)], max_problems=settings.max_problems,
             permutations=settings.permutations, seed=settings.seed,
         )  # fmt: skip
     if probes is not None:
@@ -134,19 +150,23 @@ def cost(sources: "Sequence[Source]", settings: FeatureSettings) -> Cost:
     reads, operations, memory, n_state = [], 0.0, 0.0, 0
     for stored in chosen(sources, settings.sae):
         dictionary = lake.open_result(stored.name)
+        joint = len(stored.runs) > 1
         read = activation_of(dictionary, {run: by_run[run].data for run in stored.runs})
         n_feature = dictionary.sizes["feature"]
-        for part in read.values() if isinstance(read, Mapping) else [read]:
-            rows = n_feature * dictionary.sizes.get("rank", 0) if len(stored.runs) == 1 else settings.max_problems
-            n_state += rows
-            vocabulary = by_run[stored.runs[0]].model.sizes["vocabulary"] if len(stored.runs) == 1 else 0
-            operations += 2.0 * part.sizes["hidden"] * (rows + 2 * n_feature) * vocabulary
-            if len(stored.runs) > 1:
-                cells = part.size // part.sizes["hidden"] // part.sizes["example"]
-                operations += 2.0 * rows * cells * n_feature * part.sizes["hidden"]
-                operations += 4.0 * rows * cells * n_feature * (settings.resamples + settings.permutations)
+        if dictionary.attrs["scope"] == "cell":
+            n_feature *= dictionary["frequency"].isel(feature=0).size
+        for run, part in zip(stored.runs, read.values() if isinstance(read, Mapping) else [read], strict=True):
+            hidden = part.sizes["hidden"]
+            if not joint or settings.sae is not None:
+                rows = n_feature * dictionary.sizes.get("rank", 0)
+                operations += 2.0 * hidden * (rows + 2 * n_feature) * by_run[run].model.sizes["vocabulary"]
+                n_state += rows
+            if joint:
+                rows = settings.max_problems * (part.size // hidden // part.sizes["example"])
+                operations += 2.0 * rows * n_feature * (hidden + 2 * (settings.resamples + settings.permutations))
+                n_state += settings.max_problems
             reads.append(reading(part))
-        memory = max(memory, 4.0 * 8 * n_feature * max(part.sizes["hidden"], 300))
+            memory = max(memory, 4.0 * 8 * n_feature * max(hidden, 300))
     return Cost(
         states=n_state, reads=reads, operations=operations, memory=memory,
         readouts=[source.run.partition("/")[0] for source in sources],
@@ -156,6 +176,8 @@ def cost(sources: "Sequence[Source]", settings: FeatureSettings) -> Cost:
 
 def chosen(sources: "Sequence[Source]", name: str | None) -> "list[Result]":
     """The dictionary named, or the preferred one of each run and of every set of the runs.
+
+    A pool's is preferred to those of each cell, and these to a crosscoder of the run's own layers.
 
     Raises
     ------
@@ -179,7 +201,8 @@ def chosen(sources: "Sequence[Source]", name: str | None) -> "list[Result]":
             )
         return named
     best: dict[tuple[str, ...], Result] = {}
-    for one in preferred(each for each in stored if each.spec.get("scope") != "cell"):
+    scopes = ("pool", "cell", "crosscoder")
+    for one in sorted(preferred(stored), key=lambda each: scopes.index(str(each.spec.get("scope", "pool")))):
         best.setdefault(one.runs, one)
     for run in runs:
         if not any(run in names for names in best):

@@ -20,6 +20,7 @@ from analyze.lens.readout import ReadOut
 from analyze.sae.codes import sae_codes
 from analyze.sae.dictionary import activation_of
 from schemas import UsageError
+from schemas.codes import dictionaries
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Progress = Callable[[int, int], None]
@@ -59,14 +60,15 @@ def write_dashboards(
     Parameters
     ----------
     sae
-        Dictionary of :func:`analyze.sae.dictionary.train_sae` of scope ``pool``.
+        Dictionary of :func:`analyze.sae.dictionary.train_sae` of one model: of a pool of states, or of each cell.
     run
         The run it was learned from.
     model
         Its read-out, from ``lake.model``.
     folder
-        Gets a folder for each layer, ``LAYER-SET``, with a file for each 128 features that fire there and
-        ``skipped_indexes.json``, which names the others. Layer 0 and a set ``latent-embedding-N`` are the vectors fed.
+        Gets a folder for each layer, ``LAYER-SET``, or for each cell, ``LAYER-SET-POSITION``, with a file for
+        each 128 features that fire there and ``skipped_indexes.json``, which names the others. Layer 0 and a
+        set ``latent-embedding-N`` are the vectors fed.
     progress
         Called with examples read and their number, over layers and both readings.
 
@@ -77,27 +79,29 @@ def write_dashboards(
     Raises
     ------
     UsageError
-        If the dictionary is not of one pool of states.
+        If the dictionary is a crosscoder.
     """
-    if sae.attrs["scope"] != "pool":
-        raise UsageError(
-            f"SAEDashboard shows dictionaries of one pool of states; this one's scope is {sae.attrs['scope']}"
-        )
-    activation = activation_of(sae, {"": run})
-    assert isinstance(activation, xr.DataArray)
-    layers = activation["layer"].values.tolist() if "layer" in activation.dims else [None]
+    if sae.attrs["scope"] == "crosscoder":
+        raise UsageError("SAEDashboard shows dictionaries of one model's states; this one is a crosscoder")
+    parts = []
+    for _, one in dictionaries(sae):
+        activation = activation_of(one, {"": run})
+        assert isinstance(activation, xr.DataArray)
+        layers = activation["layer"].values.tolist() if "layer" in activation.dims else [None]
+        parts += [(one, activation if layer is None else activation.sel(layer=[layer]), layer) for layer in layers]
     readout, folders = ReadOut(model), []
-    variable = str(sae.attrs.get("variable", "hidden_state"))
-    for number, layer in enumerate(layers):
-        states = activation if layer is None else activation.sel(layer=[layer])
+    for number, (one, states, layer) in enumerate(parts):
 
         def report(done: int, total: int, number: int = number) -> None:
             if progress is not None:
-                progress(number * total + done, len(layers) * total)
+                progress(number * total + done, len(parts) * total)
 
-        fired = where_fired(sae, states, report)
+        fired = where_fired(one, states, report)
+        of_cell = "".join(f"-{states[dim].item()}" for dim in ("position", "latent") if dim in states.dims
+                          and sae.attrs["scope"] == "cell")  # fmt: skip
+        variable = str(sae.attrs.get("variable", "hidden_state")).replace("_", "-")
         names = {"model_id": str(run.attrs["run"]).partition("/")[0], "layer": int(layer or 0),
-                 "sae_set": f"{variable.replace('_', '-')}-{sae.sizes['feature']}"}  # fmt: skip
+                 "sae_set": f"{variable}-{sae.sizes['feature']}{of_cell}"}  # fmt: skip
         place = folder / f"{names['layer']}-{names['sae_set']}"
         place.mkdir(parents=True, exist_ok=True)
         for stale in place.glob("batch-*.json"):
@@ -105,9 +109,9 @@ def write_dashboards(
         alive = np.flatnonzero(fired.share > 0)
         for batch, start in enumerate(range(0, len(alive), BATCH)):
             chosen = alive[start : start + BATCH]
-            features = list(_features(sae, states, run, model, readout, fired, chosen))
+            features = list(_features(one, states, run, model, readout, fired, chosen))
             _write(place / f"batch-{batch}.json", names | {"sae_id_suffix": None, "features": features})
-        silent = sae["feature"].values[fired.share == 0].tolist()
+        silent = one["feature"].values[fired.share == 0].tolist()
         skipped = {**names, "layer": str(names["layer"]), "log_sparsity": None, "skipped_indexes": silent}
         _write(place / "skipped_indexes.json", skipped)
         folders.append(place)

@@ -17,8 +17,9 @@ import xarray as xr
 
 from analyze.features.command import EFFECT
 from analyze.lens.readout import ReadOut
-from analyze.sae.dictionary import activation_of
+from analyze.sae.dictionary import with_final_state
 from schemas import UsageError
+from schemas.codes import dictionaries
 
 Array = np.ndarray[Any, np.dtype[Any]]
 LOGIT_BYTES = 1 << 26
@@ -28,16 +29,18 @@ KEPT = ("frequency", "mean_activation", "max_activation", "top_activation", "top
 
 
 def feature_pages(sae: xr.Dataset, run: xr.Dataset, model: xr.Dataset, *, tokens: int = 8) -> xr.Dataset:
-    """What is known of each feature of a dictionary of one run.
+    """What is known of each feature of a dictionary in one run.
 
-    Reads only the states at which features fire most; memory is that of those and of a block of logits.
+    Reads only the states at which features fire most; memory is that of those and of a block of logits, and of a
+    dictionary of each cell that of how often each of all features fires in each cell.
 
     Parameters
     ----------
     sae
-        Dictionary of :func:`analyze.sae.dictionary.train_sae` of scope ``pool``.
+        Dictionary of :func:`analyze.sae.dictionary.train_sae`. Features of dictionaries of each cell count on from cell
+        to cell; a crosscoder's are told by the layer of the run's model in which most of their decoder's square lies.
     run
-        The run it was learned from.
+        The run it was learned from, or one of them.
     model
         Its read-out, from ``lake.model``.
     tokens
@@ -49,37 +52,69 @@ def feature_pages(sae: xr.Dataset, run: xr.Dataset, model: xr.Dataset, *, tokens
         ``frequency`` (.., feature), ``mean_activation``, ``max_activation`` (feature) and ``top_..`` (feature, rank)
         as the dictionary has them; ``top_question`` and ``top_reading`` (feature, rank), the problem and the first
         token of the logit lens at the thought where the feature fires; ``writes`` (feature, sign, token), the tokens
-        it adds most to and takes most from, and ``written`` by how many standard deviations over the vocabulary.
+        it adds most to and takes most from, and ``written`` by how many standard deviations over the vocabulary; of a
+        crosscoder ``share`` (feature), how much of its decoder's square lies in the run's model.
+    """
+    readout = ReadOut(model)
+    parts = [_pages_of(one, start, run, model, readout, tokens) for start, one in dictionaries(of_model(sae, run))]
+    pages = parts[0] if len(parts) == 1 else xr.concat(
+        parts, "feature", join="outer", fill_value={"frequency": np.float32(0)}, data_vars="all"
+    )  # fmt: skip
+    cells = [str(dim) for dim in sae["frequency"].dims if dim != "feature"]
+    pages = pages.reindex({dim: sae[dim].values for dim in cells if dim in pages.dims})
+    return pages.assign_attrs(
+        kind="features", n_example=sae.sizes["example"], activation=sae.attrs["activation"], scope=sae.attrs["scope"],
+        dictionary=str(sae.attrs.get("fingerprint", "")), variable=str(sae.attrs.get("variable", "hidden_state")),
+    )  # fmt: skip
+
+
+def of_model(sae: xr.Dataset, run: xr.Dataset) -> xr.Dataset:
+    """A crosscoder as a dictionary of the run's model, each feature as its own layer there has it; any other as it is.
 
     Raises
     ------
     UsageError
-        If the dictionary is of several cells or models, which have no pool of features.
+        If the crosscoder is of other models.
     """
-    if sae.attrs["scope"] != "pool":
-        raise UsageError(
-            f"pages of features are of a dictionary of one pool of states; this one has the scope"
-            f" {sae.attrs['scope']}: learn one with lake analyze sae, or name one with --sae"
-        )
-    readout = ReadOut(model)
-    names = [str(name) for name in sae.data_vars if str(name) in KEPT or str(name) == "top_latent"]
-    pages = sae[names].drop_attrs()
-    n_hidden = int(sae["n_hidden"])
-    token, written = writes_of(sae["decoder"].values[:, :n_hidden], model, readout, tokens)
+    if sae.attrs["scope"] != "crosscoder":
+        return sae
+    model = str(run.attrs["run"]).partition("/")[0]
+    named = [str(source).rpartition("/") for source in sae["source"].values]
+    own = [index for index, (owner, _, rest) in enumerate(named) if (owner or rest) == model]
+    if not own:
+        raise UsageError(f"the crosscoder is of {', '.join(map(str, sae['source'].values))}, not of {model}")
+    part = sae.isel(source=own)
+    part = part.isel(hidden=slice(int(part["n_hidden"][0])))
+    home = part["source_share"].transpose("source", "feature").argmax("source")
+    decoder = part["decoder"].isel(source=home).transpose("feature", "hidden").drop_vars("source")
+    kept = sae.drop_dims(["source", "hidden"])
+    kept["decoder"], kept["n_hidden"], kept["share"] = decoder, part["n_hidden"][0], part["source_share"].sum("source")
+    if named[own[0]][0]:
+        layers = np.array([int(named[index][2]) for index in own])
+        top = np.broadcast_to(layers[home.values][:, None], kept["top_example"].shape)
+        kept["top_layer"] = kept["top_example"].dims, top
+    return kept.drop_vars("source", errors="ignore")
+
+
+def _pages_of(
+    sae: xr.Dataset, start: int, run: xr.Dataset, model: xr.Dataset, readout: ReadOut, tokens: int
+) -> xr.Dataset:
+    """Pages of one dictionary, whose features are numbered from ``start``."""
+    known = (*KEPT, "top_latent", "share")
+    pages = sae[[str(name) for name in sae.data_vars if str(name) in known]].drop_attrs()
+    token, written = writes_of(sae["decoder"].values[:, : int(sae["n_hidden"])], model, readout, tokens)
     pages["writes"] = (("feature", "sign", "token"), np.array(readout.strings, dtype=object)[token])
     pages["written"] = (("feature", "sign", "token"), written, {"units": "standard deviations over the vocabulary"})
-    pages = pages.assign_coords(sign=np.array(["+", "-"], dtype=object), token=np.arange(token.shape[-1]))
-    activation = activation_of(sae, {"": run})
-    assert isinstance(activation, xr.DataArray)
+    pages = pages.assign_coords(
+        feature=start + sae["feature"].values, sign=np.array(["+", "-"], dtype=object), token=np.arange(token.shape[-1])
+    )
     top = pd.Index(sae["top_example"].values.reshape(-1))
     rows = run.indexes["example"].get_indexer(top).reshape(sae["top_example"].shape)
-    questions = run["question"].values
-    pages["top_question"] = (("feature", "rank"), np.where(rows >= 0, questions[rows], ""))
-    pages["top_reading"] = (("feature", "rank"), _readings(sae, run, activation, rows, readout))
-    return pages.assign_attrs(
-        kind="features", n_example=sae.sizes["example"], activation=sae.attrs["activation"],
-        dictionary=str(sae.attrs.get("fingerprint", "")), variable=str(sae.attrs.get("variable", "hidden_state")),
-    )  # fmt: skip
+    pages["top_question"] = (("feature", "rank"), np.where(rows >= 0, run["question"].values[rows], ""))
+    variable = str(sae.attrs.get("variable", "hidden_state"))
+    states = with_final_state(run) if variable == "all_states" else run[variable]
+    pages["top_reading"] = (("feature", "rank"), _readings(sae, run, states, rows, readout))
+    return pages
 
 
 def with_effects(pages: xr.Dataset, effects: xr.Dataset) -> xr.Dataset:
@@ -130,7 +165,11 @@ def direct_logits(decoder: Array, model: xr.Dataset, readout: ReadOut) -> Iterat
 
 def _readings(sae: xr.Dataset, run: xr.Dataset, activation: xr.DataArray, rows: Array, readout: ReadOut) -> Array:
     """First token of the logit lens at the state where each feature fires most: (feature, rank), text."""
-    dims = [str(dim) for dim in activation.dims if dim not in ("example", "hidden")]
+    dims = [str(dim) for dim in activation.dims if f"top_{dim}" in sae and dim != "example"]
+    frequency = sae["frequency"]
+    alone = {dim: [frequency[dim].item()] for dim in ("layer", "position", "latent")
+             if dim in activation.dims and dim not in dims and dim in frequency.coords}  # fmt: skip
+    activation = activation.sel(alone).squeeze(list(alone))  # of a dictionary of one layer or position alone
     places = np.stack(
         [activation.indexes[dim].get_indexer(pd.Index(sae[f"top_{dim}"].values.reshape(-1))) for dim in dims]
         or [np.zeros(rows.size)]
@@ -146,7 +185,8 @@ def _readings(sae: xr.Dataset, run: xr.Dataset, activation: xr.DataArray, rows: 
         examples, inverse = np.unique(flat[here], return_inverse=True)
         states = activation.isel(example=examples, **cell).transpose("example", "hidden").values.astype("float32")
         # The final state, also as the layer past the last block, has been through the norm.
-        past = "layer" in cell and activation["layer"].values[cell["layer"]] > run["layer"].values.max()
+        layer = activation["layer"].values[cell["layer"]] if "layer" in cell else activation.coords.get("layer", 0)
+        past = int(layer) > run["layer"].values.max()
         final = states if past or sae.attrs.get("variable") == "final_state" else readout.norm(states)
         best = readout.read(final, 1, np.full((len(final), 1), -1))[0][:, 0]
         readings[here] = strings[best[inverse]]

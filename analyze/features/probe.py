@@ -16,8 +16,9 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from analyze.sae.codes import sae_codes
+from analyze.sae.codes import Activations, sae_codes
 from analyze.sae.dictionary import activation_of
+from schemas.codes import dictionaries
 from schemas.statistics import split_problems, wilson_interval
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -36,8 +37,9 @@ class Values(NamedTuple):
 
 
 def feature_probes(
-    sae: xr.Dataset, run: xr.Dataset, *, max_problems: int = 300, permutations: int = 200, seed: int = 0
-) -> xr.Dataset | None:
+    sae: xr.Dataset, run: xr.Dataset, *others: xr.Dataset, max_problems: int = 300, permutations: int = 200,
+    seed: int = 0,
+) -> xr.Dataset | None:  # fmt: skip
     """What each feature of a dictionary tells, alone.
 
     Memory and cost are those of the codes of ``max_problems`` problems at one place, on either side of the split.
@@ -45,7 +47,9 @@ def feature_probes(
     Parameters
     ----------
     sae
-        Dictionary of :func:`analyze.sae.dictionary.train_sae` of scope ``pool``.
+        Dictionary of :func:`analyze.sae.dictionary.train_sae`.
+    others
+        Other runs that a crosscoder was learned from.
     run
         The run it was learned from, with ``intermediate_result`` or ``intermediate_text``, and ``operation``.
     max_problems
@@ -64,13 +68,13 @@ def feature_probes(
         ``area_high`` (95%, over problems), and ``area_p`` over all features at once; ``attrs`` have ``area_null``,
         what the largest area of all features stays below in 95% of shuffles. None where no value is frequent enough.
     """
-    activation = activation_of(sae, {"": run})
-    assert isinstance(activation, xr.DataArray)
+    runs = {str(each.attrs.get("run", "")): each for each in (run, *others)}
+    activation = activation_of(sae, runs)
     chosen, test = (_some(rows, max_problems, seed) for rows in sides(sae, run, seed))
     values = list(frequent_values(run, chosen, test))
     if not values:
         return None
-    codes = own_codes(sae, activation, np.concatenate([chosen, test]))  # (row, feature)
+    codes = own_codes(sae, activation, run["example"].values[np.concatenate([chosen, test])])  # (row, feature)
     by_choice, by_test = codes[: len(chosen)], codes[len(chosen) :]
     areas = [areas_of(by_choice[side.rows], side.positive) for side, _ in values]  # of each step (feature, value)
     owner = np.concatenate([np.full(area.shape[1], index) for index, area in enumerate(areas)])
@@ -93,7 +97,7 @@ def feature_probes(
     columns = {"area": area, "area_low": low, "area_high": high, "area_p": p}
     out = {name: ("feature", np.where(silent, np.nan, column)) for name, column in columns.items()}
     out["tells"] = ("feature", np.where(silent, "", names).astype(object))
-    return xr.Dataset(out, coords={"feature": sae["feature"].values}, attrs={
+    return xr.Dataset(out, coords={"feature": np.arange(codes.shape[1])}, attrs={
         "area_null": float(np.quantile(largest, 0.95)), "n_chosen": len(chosen), "n_test": len(test),
     })  # fmt: skip
 
@@ -147,21 +151,30 @@ def _text(value: Any) -> str:
     return "" if value != value else f"{value:g}"
 
 
-def own_codes(sae: xr.Dataset, activation: xr.DataArray, rows: Array) -> Array:
-    """Codes (row, feature) of each feature at the place where it fires most often."""
-    frequency = sae["frequency"]
-    cells: list[Hashable] = [dim for dim in frequency.dims if dim != "feature"]
-    flat = frequency.transpose(*cells, "feature").values.reshape(-1, sae.sizes["feature"])
-    home = flat.argmax(0)
-    codes = np.zeros((len(rows), sae.sizes["feature"]), dtype=np.float32)
-    for place in np.unique(home):
-        index = np.unravel_index(place, [frequency.sizes[dim] for dim in cells])
-        labels = {dim: [frequency[dim].values[at]] for dim, at in zip(cells, index, strict=True)}
-        states = activation.isel(example=rows).sel(labels)
-        here = np.flatnonzero(home == place)
-        found = sae_codes(sae, states).isel(feature=here).transpose("example", ..., "feature").values
-        codes[:, here] = np.nan_to_num(found.reshape(len(rows), -1))
-    return codes
+def own_codes(sae: xr.Dataset, activation: Activations, examples: Array) -> Array:
+    """Codes (example, feature) of each feature of all cells at the place where it fires most often."""
+    parts = []
+    for _, one in dictionaries(sae):
+        frequency = one["frequency"]
+        cells: list[Hashable] = [dim for dim in frequency.dims if dim != "feature"]
+        flat = frequency.transpose(*cells, "feature").values.reshape(-1, one.sizes["feature"])
+        home = flat.argmax(0)
+        codes = np.zeros((len(examples), one.sizes["feature"]), dtype=np.float32)
+        for place in np.unique(home):
+            index = np.unravel_index(place, [frequency.sizes[dim] for dim in cells])
+            labels = {dim: [frequency[dim].values[at]] for dim, at in zip(cells, index, strict=True)}
+            here = np.flatnonzero(home == place)
+            found = sae_codes(one, _at(activation, labels, examples)).isel(feature=here)
+            codes[:, here] = np.nan_to_num(found.transpose("example", ..., "feature").values.reshape(len(examples), -1))
+        parts.append(codes)
+    return np.concatenate(parts, axis=1)
+
+
+def _at(activation: Activations, labels: dict[Hashable, list[Any]], examples: Array) -> Activations:
+    """Activations of some examples at one place; NaN of an example that a crosscoder's other run lacks."""
+    if isinstance(activation, xr.DataArray):
+        return activation.sel(labels).reindex(example=examples)
+    return {name: array.sel(labels).reindex(example=examples) for name, array in activation.items()}
 
 
 def areas_of(codes: Array, positive: Array) -> Array:
