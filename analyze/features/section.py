@@ -5,17 +5,24 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from analyze.beside import Finding, beside
+from analyze.context import StoredResult
 from analyze.drawing import INK, MUTED, faint_grid, legend_below, reference
 from analyze.features.command import feature_rows
 from analyze.page import NothingStored, Page, Section
+from schemas.statistics import wilson_interval
 from store.results import Result, preferred
 
 LEAST = 1e-5
 """Nat below which an effect is drawn at the edge of the figure: about what float32 leaves of nothing."""
 
+SMALL = 0.05
+"""Nat up to which an effect on the answer is nothing to speak of."""
+
 
 def features(page: Page) -> None:
     """What the features of each model fire on and write."""
+    findings = []
     for result in page.results("features"):
         frequency = result.data["frequency"]
         if {"layer", "position"} <= set(frequency.dims):
@@ -32,11 +39,35 @@ def features(page: Page) -> None:
             telling = sum(row["area_p"] < 0.05 for row in told)
             above = result.data.attrs["area_null"]
             page.say_more(result.label, page.text("tell", n=len(told), telling=telling, above=above, **told[0]))
+            findings.append((result, [Finding(what="best area of a feature", of=best_area, nothing=0.6)]))
+    beside(page, findings, "number")
+
+
+def best_area(result: StoredResult) -> list[float]:
+    """Area of the feature that tells most, with its interval."""
+    if "area" not in result.data or not result.data["area"].notnull().any():
+        return [np.nan] * 3
+    best = result.data.isel(feature=int(np.nanargmax(result.data["area"].values)))
+    return [float(best[f"area{end}"]) for end in ("", "_low", "_high")]
+
+
+def moving_share(result: StoredResult) -> list[float]:
+    """Share of the features that move the answer more than random directions do, with Wilson's interval over them."""
+    telling = (result.data["p_kl_holm"] < 0.05) & (result.data["kl_more"] > 0)
+    n = result.data.sizes["feature"]
+    return [float(telling.mean()), *map(float, wilson_interval(int(telling.sum()), n))]
+
+
+def largest_effect(result: StoredResult) -> list[float]:
+    """Nat by which a feature moves the answer beyond random directions, at most, with its interval."""
+    best = result.data.isel(feature=int(np.nanargmax(result.data["kl_more"].values)))
+    return [float(best[f"kl_more{end}"]) for end in ("", "_low", "_high")]
 
 
 def effects(page: Page) -> None:
     """What taking each feature out does to the answer, beside random directions as long."""
     told = {result.run: result.data for result in page.results("features", optional=True)}
+    findings = []
     for result in page.results("feature_effects"):
         data = result.data
         ax = page.panel("effects", result, height=3.2)
@@ -53,6 +84,10 @@ def effects(page: Page) -> None:
         page.add("effects", result, rows)
         broken = int((data["p_broken_holm"] < 0.05).sum())
         page.say(result, "does", n_feature=data.sizes["feature"], telling=int(telling.sum()), turned=broken, **rows[0])
+        largest = Finding(what="largest effect of a feature, nat", of=largest_effect, nothing=SMALL)
+        moving = Finding(what="share of features that move the answer", of=moving_share)
+        findings.append((result, [largest, moving]))
+    beside(page, findings, "number")
 
 
 def effect_rows(data: xr.Dataset, told: xr.Dataset | None) -> list[dict[str, Any]]:

@@ -34,6 +34,14 @@ def sparse_autoencoders(page: Page) -> None:
     ax.set_xlabel("variance explained on test problems")
     for run, rows in frame.groupby("run", sort=False):
         page.say_of(str(run), page.text("best", **dict(rows.loc[rows["squared_error"].idxmax()])))
+    for one in results:
+        model, _, data_set = one.runs[0].partition("/")
+        names = [] if len(one.runs) > 1 or model in context.controls else context.controls_of(model)
+        for run in (f"{name}/{data_set}" for name in names):
+            rows = frame[frame["run"] == looks[run].label] if run in looks else frame.head(0)
+            if len(rows):
+                best = page.text("control", run=looks[run].label, variance=rows["squared_error"].max())
+                page.say_more(looks[one.runs[0]].label, best)
 
 
 def dictionary_rows(data: xr.Dataset) -> dict[str, dict[str, Any]]:
