@@ -39,7 +39,7 @@
   const openContents = () => { contents.open = wide.matches; };
   openContents();
   wide.addEventListener("change", openContents);
-  addEventListener("beforeprint", () => document.querySelectorAll("details:not(.source):not(.filters)").forEach((each) => { each.open = true; }));
+  addEventListener("beforeprint", () => document.querySelectorAll("details:not(.source):not(.filters):not(.long)").forEach((each) => { each.open = true; }));
   const links = new Map([...document.querySelectorAll("nav.contents a")].map((link) => [link.getAttribute("href").slice(1), link]));
   const watcher = new IntersectionObserver((entries) => {
     for (const entry of entries) {
