@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 THREADS ?= 2
 
-.PHONY: env demo real test lint bench docs peers compat compat-low compat-high
+.PHONY: env demo real test lint bench bench-quick docs peers compat compat-low compat-high
 
 env: $(STAMP)
 
@@ -28,10 +28,20 @@ lint: env
 	$(BIN)/mypy
 
 # Each keeps its tables in benchmarks/results and writes benchmarks/RESULTS.md of all; some with peers, see below.
-BENCHES ?= extraction formats reading patching probes sae heads reentry sizes
+# `make bench-quick` is the same in small sizes, of what is compared with peers.
+BENCHES ?= extraction formats reading patching gradients probes sae heads newcomer reentry sizes
 bench: env
 	for name in $(BENCHES); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 	$(BIN)/python benchmarks/results.py
+
+bench-quick: env
+	$(BIN)/python benchmarks/extraction.py tiny --questions 16 --rounds 3 --script-questions 1
+	$(BIN)/python benchmarks/formats.py gpt2
+	$(BIN)/python benchmarks/reading.py --examples 256 --rounds 3
+	$(BIN)/python benchmarks/patching.py --examples 16 --rounds 3
+	$(BIN)/python benchmarks/gradients.py --pairs 16 --steps 16 --questions 4 --rounds 3
+	$(BIN)/python benchmarks/heads.py --examples 512 --rounds 3
+	$(BIN)/python benchmarks/newcomer.py --rounds 2
 
 # Everything about a model trained with `lake train --base smollm2-135m`: make real MODEL=smol=FOLDER
 MODEL ?= smol=smol

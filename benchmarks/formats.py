@@ -63,6 +63,8 @@ def measure(name: str, folder: Path, arguments: argparse.Namespace) -> None:
         + f" {n} questions of {min(lengths)} to {max(lengths)} places; activations are {lake['value'] / n / 1e6:.2f} MB"
         " of the lake's. torchlens writes padded safetensors (its extraction of a data set), SAELens and Hugging Face's"
         " data sets Arrow files."
+        " What is smaller than a lake compresses states by split bytes; the lake writes them as they are but for"
+        " padding, so that a row of them is read and checked without the rest."
     )
     keep(f"formats-{name}", title, rows, text=text, versions=versions(peers_python(), "h5py", "pyarrow", "safetensors"))
 

@@ -1,10 +1,15 @@
-"""Head scores of 7,473 examples of GPT-2's 144 heads, from a lake filled in the same layout: time, memory, bytes read.
+"""Head scores of GPT-2's 144 heads from a lake: time, memory, bytes read; and beside numpy in memory.
 
-    python benchmarks/heads.py [LAKE] [--examples 7473]
+    python benchmarks/heads.py [LAKE] [--examples 7473] [--rounds N]
 
 The lake is filled with made-up causal attention through the store's own writer, one shard of it again and again
 (states are left out: they are not read), and kept at LAKE for a second run. Time and memory are those of a fresh
 process with two threads, for a quarter of the examples too: memory should not differ much.
+
+Numpy has the same attention, padded and uncompressed, in memory or mapped into it from a file, without checksums, and
+computes flow, hub, skip, the attention to the thought before and the largest of the mean over examples; this project
+reads the lake, or gets the same array with labels, and computes its composite, types and bands as well. All five
+scores are the same, which is checked first. One thread, in turns.
 """
 
 import argparse
@@ -14,9 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from beside.sides import OURS, compared, take_turns
+from results import keep
 
 N_LAYER, N_HEAD, N_QUESTION, N_ANSWER = 12, 12, 70, 8
 
@@ -89,10 +99,74 @@ def measure(path: Path, limit: int, what: str) -> dict[str, float]:
     return {"seconds": took, "read_mb": (counter("rchar") - before) / 1e6, "peak_mb": peak}
 
 
+Array = np.ndarray[Any, Any]
+SCORES = ("flow", "hub", "skip", "sequential", "max_attention")
+
+
+def by_hand(attention: Array) -> list[Array]:
+    """The five scores (layer, head) of attention (example, layer, head, thought, thought), as a script has them."""
+    a = np.tril(attention.mean(0, dtype="float64"))
+    n = a.shape[-1]
+    itself = np.diagonal(a, axis1=-2, axis2=-1)
+    even = a.sum(-1) / np.arange(1, n + 1)
+    expected = np.stack([even[..., j + 1 :].sum(-1) for j in range(n)], axis=-1)
+    hub = (a.sum(-2) - itself - expected)[..., :-1].max(-1).clip(0)
+    before = np.diagonal(a, offset=-1, axis1=-2, axis2=-1).mean(-1)
+    return [1 - itself.sum(-1) / a.sum((-2, -1)), hub, a[..., n - 1, : n // 2].mean(-1), before, a.max((-2, -1))]
+
+
+def beside_numpy(path: Path, n_example: int, rounds: int) -> None:
+    """Keep the table of this project beside numpy.
+
+    Raises
+    ------
+    SystemExit
+        If they give other scores.
+    """
+    import dask
+
+    from analyze import head_scores
+    from store import open_lake
+
+    attention = open_lake(path, stored=True).open("bench/examples", chunks=None)["attention"]
+    labels = [list(attention[dim].values) for dim in ("position", "key_position")]
+    rows, keys = (slice(each.index("ct0"), each.index("ct5") + 1) for each in labels)
+    with tempfile.TemporaryDirectory() as folder:
+        flat = np.lib.format.open_memmap(Path(folder) / "a.npy", "w+", "float16", attention.shape)
+        for begin in range(0, n_example, 256):
+            flat[begin : begin + 256] = attention[begin : begin + 256].values
+        mapped = np.load(Path(folder) / "a.npy", mmap_mode="r")
+        memory = np.array(mapped[..., rows, keys])
+        labelled = attention.isel(position=rows, key_position=keys).copy(data=memory)
+        works = {
+            OURS: lambda: head_scores(open_lake(path)["bench/examples"]["attention"]).compute(),
+            "this project, thoughts' block in memory": lambda: head_scores(labelled),
+            "numpy, thoughts' block in memory": lambda: by_hand(memory),
+            "numpy, memmap of padded attention": lambda: by_hand(mapped[..., rows, keys]),
+        }
+        with dask.config.set(scheduler="single-threaded"):
+            for name, work in works.items():
+                found: Any = work()
+                scores = [found[each].values for each in SCORES] if name.startswith("this") else found
+                if not all(np.allclose(*pair) for pair in zip(scores, by_hand(memory), strict=True)):
+                    raise SystemExit(f"{name} gives other scores")
+            times = take_turns({name: partial(timed, work) for name, work in works.items()}, rounds)
+    text = f"{n_example:,} examples. {' '.join(__doc__.split(chr(10) * 2)[3].split())}"
+    keep("heads", "Head scores beside numpy", compared(times, unit="ms", per=1e-3), text=text)
+
+
+def timed(work: Callable[[], object]) -> dict[str, Any]:
+    """Seconds by the clock and of this process."""
+    clock, processor = time.perf_counter(), time.process_time()
+    work()
+    return {"processor": time.process_time() - processor, "clock": time.perf_counter() - clock}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lake", nargs="?", type=Path)
     parser.add_argument("--examples", type=int, default=7473)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -112,6 +186,7 @@ def main() -> None:
                     f"{what:9} {limit:5} examples: {found['seconds']:6.1f} s, peak {found['peak_mb']:5.0f} MB, "
                     f"read {found['read_mb']:6.0f} MB ({found['read_mb'] * 1e6 / stored:.2f} of attention on disk)"
                 )
+        beside_numpy(path, options.examples, options.rounds)
 
 
 if __name__ == "__main__":

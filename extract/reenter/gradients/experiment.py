@@ -17,6 +17,8 @@ from schemas import UsageError
 from schemas.statistics import mean_interval
 
 BATCH = 16
+STEP_ROWS = 64
+"""Rows of several steps on the way that go together."""
 
 
 def integrated_gradients(
@@ -157,28 +159,35 @@ class _Line:
         """Attributions ``(row, thought)``, and the difference ``(2, row)`` at both ends of the way."""
         x0, x1 = (torch.as_tensor(vectors, device=self.reasoner.device) for vectors in (start, end))
         total = torch.zeros_like(x0)
-        for step in range(n_step):
-            x = (x0 + (step + 0.5) / n_step * (x1 - x0)).requires_grad_()
+        for steps in torch.arange(n_step, device=x0.device).split(max(1, STEP_ROWS // len(x0))):
+            ways = ((steps + 0.5) / n_step).to(x0.dtype)[:, None, None, None]
+            x = (x0 + ways * (x1 - x0)).flatten(0, 1).requires_grad_()
             (gradient,) = torch.autograd.grad(self.difference(x).sum(), x)
-            total += gradient / n_step
+            total += gradient.view(len(steps), *x0.shape).sum(0) / n_step
         with torch.no_grad():
             ends = torch.stack([self.difference(x) for x in (x0, x1)])
         return ((x1 - x0) * total).sum(-1).cpu().double().numpy(), ends.cpu().double().numpy()
 
     def difference(self, thoughts: Tensor) -> Tensor:
-        """Logit difference ``(row,)`` with given vectors ``(row, thought, hidden)`` fed after the question."""
-        reasoner, pad = self.reasoner, self.pad
-        every = torch.arange(len(pad), device=pad.device)
+        """Logit difference ``(row,)`` with given vectors ``(row, thought, hidden)`` fed after the question.
+
+        Rows are those of the batch, once or several times over.
+        """
+        reasoner, device = self.reasoner, self.pad.device
+        every = torch.arange(len(thoughts), device=device)
+        example = every % len(self.pad)
+        pad, apart = self.pad[example], self.apart[example]
         capacity = self.n_before + reasoner.places.n_middle + self.tokens.shape[1]
-        own = self.cache.take(every, self.n_before + 1, capacity, differentiable=True)
+        own = self.cache.take(example, self.n_before + 1, capacity, differentiable=True)
         flight = Flight(reasoner, pad, self.n_before, own)
         with torch.no_grad():
-            after = reasoner._embed(torch.cat([reasoner.closing_tokens(len(pad), pad.device), self.tokens], dim=1))
+            closing = reasoner.closing_tokens(len(pad), device)
+            after = reasoner._embed(torch.cat([closing, self.tokens[example]], dim=1))
         states = flight.feed(torch.cat([thoughts.to(after.dtype), after], dim=1))
         # The state that predicts the token at `place` of the answer lies that many places after the last closing token.
-        state = states[every, reasoner.places.n_middle - 2 + self.place]
+        state = states[every, reasoner.places.n_middle - 2 + self.place[example]]
         logits = reasoner._logits(state).float()
-        return logits[every, self.apart[:, 0]] - logits[every, self.apart[:, 1]]
+        return logits[every, apart[:, 0]] - logits[every, apart[:, 1]]
 
 
 def _answer_tokens(target: Target, answers: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor, Tensor]:
