@@ -159,7 +159,7 @@ class _Line:
         """Attributions ``(row, thought)``, and the difference ``(2, row)`` at both ends of the way."""
         x0, x1 = (torch.as_tensor(vectors, device=self.reasoner.device) for vectors in (start, end))
         total = torch.zeros_like(x0)
-        for steps in torch.arange(n_step, device=x0.device).split(max(1, STEP_ROWS // len(x0))):
+        for steps in torch.split(torch.arange(n_step, device=x0.device), max(1, STEP_ROWS // len(x0))):
             ways = ((steps + 0.5) / n_step).to(x0.dtype)[:, None, None, None]
             x = (x0 + ways * (x1 - x0)).flatten(0, 1).requires_grad_()
             (gradient,) = torch.autograd.grad(self.difference(x).sum(), x)
