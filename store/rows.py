@@ -8,8 +8,8 @@ goes on after an interruption where it stopped, without reading what it had.
 
 import math
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -20,12 +20,12 @@ from schemas.checks import check_whole
 from store.read import Lake
 from store.shards import ShardedArray
 
-if TYPE_CHECKING:
-    pass
-
 ITEMS = {"attention": ("position", "key_position")}
 """Dims of one row, where that is not ``hidden``."""
 BUFFER_BYTES = 2**27
+STEP = 256
+"""Rows that are copied at a time."""
+Copy = Callable[[np.ndarray, np.ndarray], Any]
 
 
 class RowBlocks:
@@ -82,6 +82,7 @@ class RowBlocks:
         self.dtype, self.dims = self.array.dtype, dims
         chunks = dict(zip(dims, layouts[variable].chunks, strict=True))
         self.pieces = {dim: _split(self.picks[dim], chunks[dim]) for dim in self.cells}
+        self.whole = {dim: _whole(self._stored_pieces(dim), chunks[dim]) for dim in dims}
         self.exists = self._existing(data)
         self.counts = self._counts()
         self.offset = np.concatenate([[0], np.cumsum(self.counts)])
@@ -147,6 +148,27 @@ class RowBlocks:
         exists = np.expand_dims(exists, [axis for axis in range(len(self.cells)) if axis not in at])
         return pieces, np.broadcast_to(exists, [len(piece) for piece in pieces]).reshape(-1)
 
+    def _stored_pieces(self, dim: str) -> list[np.ndarray]:
+        """What blocks hold along a dim, as places in the store."""
+        pieces = self.pieces.get(dim, [self.picks[dim]])
+        return [self.committed[piece] for piece in pieces] if dim == "example" else pieces
+
+    def _read_blocks(self, numbers: np.ndarray, into: Sequence[np.ndarray]) -> None:
+        """Put the rows of blocks, as they are stored, where they are kept; those that are whole chunks all at once."""
+        rest = range(len(numbers))
+        if isinstance(self.array, ShardedArray) and self.dims == (*self.cells, *self.item):
+            places = np.unravel_index(numbers, [len(self.pieces[dim]) for dim in self.cells])
+            by_dim = dict(zip(self.cells, places, strict=True))
+            chunks = np.stack([self.whole[dim][by_dim.get(dim, np.zeros_like(numbers))] for dim in self.dims], axis=1)
+            shape = self.array.layout.chunks
+            full = self.counts[numbers] * math.prod(self.item_shape) == math.prod(shape)
+            direct = np.flatnonzero((chunks >= 0).all(axis=1) & full)
+            targets = [into[place].reshape(shape) for place in direct]
+            self.array.read_chunks([tuple(chunk) for chunk in chunks[direct].tolist()], targets)
+            rest = np.setdiff1d(rest, direct).tolist()
+        for place in rest:
+            self._read_block(int(numbers[place]), into[place])
+
     def _read_block(self, number: int, into: np.ndarray) -> None:
         """Put the rows of a block, as they are stored, where they are kept: (row, *item)."""
         pieces, exists = self._block(number)
@@ -162,10 +184,21 @@ class RowBlocks:
         rows = values.reshape(-1, *self.item_shape)
         into[...] = rows if exists is None else rows[exists]
 
-    def read(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Values of rows, as they are stored, in the order asked for: (row, *item).
+    def read(
+        self, rows: Sequence[int] | np.ndarray, items: np.ndarray | None = None, copy: Copy = np.copyto
+    ) -> np.ndarray:
+        """Values of rows in the order asked for: (row, *item).
 
         Each block is read once and kept while there is room for it.
+
+        Parameters
+        ----------
+        rows
+            Their numbers.
+        items
+            Where the values go; if it is not given, into a new array of the type in which they are stored.
+        copy
+            What puts values into a part of ``items``.
 
         Raises
         ------
@@ -175,41 +208,50 @@ class RowBlocks:
         wanted = np.asarray(rows, dtype=np.int64).reshape(-1)
         if wanted.size and not (wanted.min() >= 0 and wanted.max() < self.n_row):
             raise IndexError(f"rows {wanted.min()} to {wanted.max()} of {self.run}; it has 0 to {self.n_row - 1}")
-        numbers, which = np.unique(np.searchsorted(self.offset, wanted, side="right") - 1, return_inverse=True)
+        block = np.searchsorted(self.offset, wanted, side="right") - 1
+        is_wanted = np.zeros(self.n_block, dtype=bool)
+        is_wanted[block] = True
+        numbers, which = np.flatnonzero(is_wanted), (np.cumsum(is_wanted) - 1)[block]  # np.unique sorts all rows
         known = np.array([number in self._slots for number in numbers.tolist()], dtype=bool)
         order = np.argsort(~known, kind="stable")  # what is here first, before it gives way
+        if items is None:
+            items = np.empty((len(wanted), *self.item_shape), dtype=self.dtype)
         if len(order) <= self.n_slot:
-            return self._take(numbers[order], np.argsort(order)[which], wanted)
-        items = np.empty((len(wanted), *self.item_shape), dtype=self.dtype)
+            self._take(numbers[order], np.argsort(order)[which], wanted, items, copy)
+            return items
         for begin in range(0, len(order), self.n_slot):
             group = order[begin : begin + self.n_slot]
             places = np.full(len(numbers), -1)
             places[group] = np.arange(len(group))
             inside = places[which] >= 0
-            items[inside] = self._take(numbers[group], places[which][inside], wanted[inside])
+            part = np.empty((int(inside.sum()), *self.item_shape), dtype=items.dtype)
+            self._take(numbers[group], places[which][inside], wanted[inside], part, copy)
+            items[inside] = part
         return items
 
-    def _take(self, numbers: np.ndarray, which: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        """Rows out of blocks that fit the buffer together, which of them each is of being known."""
+    def _take(self, numbers: np.ndarray, which: np.ndarray, wanted: np.ndarray, items: np.ndarray, copy: Copy) -> None:
+        """Put rows of blocks that fit the buffer together, which of them each is of being known, into an array."""
         if self._pool is None:
             self._pool = np.empty((self.n_slot * self.slot_rows, *self.item_shape), dtype=self.dtype)
-        begins = np.empty(len(numbers), dtype=np.int64)
         for number in set(numbers.tolist()) & self._slots.keys():
             self._slots.move_to_end(number)
-        for place, number in enumerate(numbers.tolist()):
-            if number not in self._slots:
-                full = len(self._slots) == self.n_slot
-                slot = self._slots.popitem(last=False)[1] if full else len(self._slots)
-                begin = slot * self.slot_rows
-                try:
-                    self._read_block(number, self._pool[begin : begin + int(self.counts[number])])
-                except BaseException:
-                    self.forget()  # what is kept there is neither block now
-                    raise
-                self._slots[number] = slot
-            begins[place] = self._slots[number] * self.slot_rows - self.offset[number]
-        items: np.ndarray = np.take(self._pool, begins[which] + wanted, axis=0)
-        return items
+        new = [number for number in numbers.tolist() if number not in self._slots]
+        for number in new:
+            full = len(self._slots) == self.n_slot
+            self._slots[number] = self._slots.popitem(last=False)[1] if full else len(self._slots)
+        begins = np.array([self._slots[number] for number in numbers.tolist()]) * self.slot_rows
+        try:
+            if new:
+                slots = [self._slots[number] * self.slot_rows for number in new]
+                ends = [slot + int(self.counts[number]) for slot, number in zip(slots, new, strict=True)]
+                kept = [self._pool[slot:end] for slot, end in zip(slots, ends, strict=True)]
+                self._read_blocks(np.array(new), kept)
+        except BaseException:
+            self.forget()  # what is kept there is neither block now
+            raise
+        places = (begins - self.offset[numbers])[which] + wanted
+        for begin in range(0, len(places), STEP):  # so few that they are in the processor's cache still
+            copy(items[begin : begin + STEP], self._pool.take(places[begin : begin + STEP], axis=0))
 
     def labels(self, rows: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
         """What rows are of: a label along each dim that is counted off, (row,) each."""
@@ -251,6 +293,17 @@ def _picked(known: np.ndarray, labels: Any, dim: str, run: str) -> np.ndarray:
 def _split(picks: np.ndarray, size: int) -> list[np.ndarray]:
     """Rising places by the chunk, of a size, in which they lie."""
     return np.split(picks, np.flatnonzero(np.diff(picks // size)) + 1) if len(picks) else []
+
+
+def _whole(pieces: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """Of rising places, piece by piece, which chunk of a size a piece is; -1 if it is none."""
+    return np.array(
+        [
+            piece[0] // size if len(piece) == size and not piece[0] % size and piece[-1] - piece[0] == size - 1 else -1
+            for piece in pieces
+        ],
+        dtype=np.int64,
+    )
 
 
 def _neighbours(picks: np.ndarray) -> range | np.ndarray:

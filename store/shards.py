@@ -8,8 +8,7 @@ same: a shard that is written again under an open dataset is read anew, and what
 import hashlib
 import math
 import os
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from itertools import compress, groupby, product
@@ -24,6 +23,7 @@ from xarray.backends.zarr import ZarrArrayWrapper
 from xarray.core import indexing
 from zarr.codecs import BloscCodec, ZstdCodec
 
+from store.boxes import Boxes, Part, parts_of, picks_of
 from store.frames import FLAGS, HEADER_BYTES, MEMCPYED, is_plain, read_part
 from store.guard import Guard
 from store.layout import SHARDED_VARIABLES, ArrayLayout
@@ -39,9 +39,6 @@ ROW_SHARE = 16
 """Of a chunk of states single rows are read where they are at most one in so many."""
 FEW_BLOCKS = 2
 """The same where states are compressed: rows at most, as each is some blocks of a fifth of the chunk."""
-
-Part = tuple[int, slice | np.ndarray, slice]
-"""Along one axis: the number of a chunk, what of it is wanted, and where in the result that goes."""
 
 
 def widened(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -91,35 +88,6 @@ class HandedOut(BackendArray):
         array = zarr.open_array(self.guard, path=self.name, mode="r", zarr_format=3)
         values = ZarrArrayWrapper(array)[key]  # type: ignore[no-untyped-call]
         return np.asarray(values).astype(self.dtype, copy=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Boxes:
-    """What is wanted along all axes but the first, chunk by chunk."""
-
-    numbers: list[tuple[int, ...]]
-    """Of the chunk, along each axis."""
-    within: list[tuple[slice | np.ndarray, ...]]
-    """What of the chunk."""
-    targets: list[tuple[slice, ...]]
-    """Where it goes."""
-    places: tuple[np.ndarray, ...]
-    """The numbers, axis by axis: an index of a table of chunks."""
-    sliced: bool
-    """Whether slices alone are wanted."""
-
-    @classmethod
-    def of(cls, boxes: Iterable[tuple[Part, ...]], *, sliced: bool) -> "Boxes":
-        """Of parts, one an axis, for each chunk."""
-        numbers, within, targets = zip(*(zip(*box, strict=True) for box in boxes), strict=True)
-        return cls([*numbers], [*within], [*targets], tuple(np.array(numbers).T), sliced)
-
-    def selection(self, box: int, shape: Sequence[int], *first: slice | np.ndarray) -> tuple[Any, ...]:
-        """Index of what is wanted in an array of a shape: ``first``, and then what is of a box."""
-        within = (*first, *self.within[box])
-        if self.sliced:
-            return within
-        return np.ix_(*(np.arange(size)[each] for size, each in zip(shape, within, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +158,7 @@ class ShardedArray(BackendArray):
 
     def _box(self, key: tuple[Any, ...]) -> np.ndarray:
         """Values at the product of one number, rising slice or sorted array per axis."""
-        picks = [_picks(*each) for each in zip(self.shape, key, strict=True)]
+        picks = [picks_of(*each) for each in zip(self.shape, key, strict=True)]
         values = np.empty([len(each) for each in picks], dtype=self.dtype)
         self._fill(picks, values)
         kept = (isinstance(each, slice | np.ndarray) for each in key)  # a number takes its axis away
@@ -200,11 +168,46 @@ class ShardedArray(BackendArray):
         """Put the values at the product of rising numbers, some for each axis, into an array that is there already."""
         self.guard.reading(lambda: self._fill(picks, values))
 
+    def read_chunks(self, chunks: Sequence[tuple[int, ...]], targets: Sequence[np.ndarray]) -> None:
+        """Put whole chunks, by their numbers along each axis, into arrays of their shape in the stored type.
+
+        Each file is opened once for all of them, and nothing is copied on the way.
+        """
+        self.guard.reading(lambda: self._fill_chunks(chunks, targets))
+
+    def _fill_chunks(self, chunks: Sequence[tuple[int, ...]], targets: Sequence[np.ndarray]) -> None:
+        order = sorted(range(len(chunks)), key=chunks.__getitem__)
+        for shard, numbers in groupby(order, key=lambda number: chunks[number][0] // self.grid[0]):
+            key = f"{self.layout.name}/{self.layout.key(shard)}"
+            try:
+                file = FileIO(f"{self.guard.folder}/{key}")
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                self._expect_none(shard, key)
+                for number in numbers:
+                    targets[number][...] = self.layout.fill
+                continue
+            with file:
+                known = self._know(shard, key, file.fileno())
+                for number in numbers:
+                    chunk = (chunks[number][0] % self.grid[0], *chunks[number][1:])
+                    offset, length = (ABSENT, 0) if known is None else known.index[chunk].tolist()
+                    if known is None or offset == ABSENT:
+                        targets[number][...] = self.layout.fill
+                        continue
+                    checksum = self._decode(file.fileno(), offset, length, targets[number])
+                    if checksum is None or not any(table is None or table[chunk] == checksum for table in known.tables):
+                        raise self._damaged(key, shard, chunk)
+
+    def _damaged(self, key: str, shard: int, chunk: tuple[int, ...]) -> DamagedFile:
+        """What is raised of a chunk that is not as recorded; its file is looked at anew."""
+        self._known.pop(shard, None)
+        return DamagedFile(key, shard, f"is not what was written: chunk {chunk} does not agree with its checksum")
+
     def _fill(self, picks: Sequence[range | np.ndarray], values: np.ndarray) -> None:
         """Put what is picked along each axis into an array."""
         if not values.size:
             return
-        examples, *others = (list(_parts(*each)) for each in zip(picks, self.layout.chunks, strict=True))
+        examples, *others = (list(parts_of(*each)) for each in zip(picks, self.layout.chunks, strict=True))
         boxes = Boxes.of(product(*others), sliced=all(isinstance(each, range) for each in picks[1:]))
         room = np.empty(self.layout.chunks, dtype=self.stored)
         for shard, parts in groupby(examples, key=lambda part: part[0] // self.grid[0]):
@@ -245,10 +248,7 @@ class ShardedArray(BackendArray):
                     direct = whole and target.dtype == room.dtype and target.flags.c_contiguous
                     checksum = self._decode(file.fileno(), offset, length, target if direct else room)
                     if checksum is None or not any(table is None or table[box] == checksum for table in recorded):
-                        chunk = (place, *boxes.numbers[box])
-                        problem = f"is not what was written: chunk {chunk} does not agree with its checksum"
-                        self._known.pop(shard, None)
-                        raise DamagedFile(key, shard, problem)
+                        raise self._damaged(key, shard, (place, *boxes.numbers[box]))
                     if not direct:
                         target[...] = room[within]
 
@@ -368,25 +368,3 @@ class ShardedArray(BackendArray):
             return None
         DECOMPRESS[codec](content[:-CHECKSUM_BYTES], values)
         return checksum
-
-
-def _picks(size: int, wanted: int | slice | np.ndarray) -> range | np.ndarray:
-    """Numbers along an axis of a size that an index stands for."""
-    if isinstance(wanted, np.ndarray):
-        return np.asarray(np.arange(size)[wanted])
-    found = range(size)[wanted]
-    return found if isinstance(found, range) else range(found, found + 1)
-
-
-def _parts(picks: range | np.ndarray, size: int) -> Iterator[Part]:
-    """Chunks of a size that hold rising numbers."""
-    chunks = range(int(picks[0]) // size, int(picks[-1]) // size + 1)
-    edges = [bisect_left(picks, chunk * size) for chunk in (*chunks, chunks.stop)]
-    for chunk, begin, end in zip(chunks, edges, edges[1:], strict=False):
-        inside, first = picks[begin:end], chunk * size
-        if begin == end:
-            continue
-        if isinstance(inside, range):
-            yield chunk, slice(inside.start - first, inside.stop - first, inside.step), slice(begin, end)
-        else:
-            yield chunk, inside - first, slice(begin, end)

@@ -17,9 +17,17 @@ Batch = Any
 
 def as_tensors(blocks: RowBlocks, rows: Any, *, stored: bool, numbered: bool) -> Batch:
     """Rows as a tensor, in float32 unless as they are ``stored``; with their numbers if they are to be ``numbered``."""
-    values = torch.from_numpy(blocks.read(rows))
-    values = values if stored else values.to(torch.float32)
+    if stored:
+        values = torch.from_numpy(blocks.read(rows))
+    else:
+        values = torch.empty((len(rows), *blocks.item_shape), dtype=torch.float32)
+        blocks.read(rows, values.numpy(), _widen)
     return (values, torch.from_numpy(np.asarray(rows, dtype=np.int64))) if numbered else values
+
+
+def _widen(target: np.ndarray, values: np.ndarray) -> None:
+    """Copy from half precision, which torch does many times as fast as numpy."""
+    torch.from_numpy(target).copy_(torch.from_numpy(values))
 
 
 class BlockRows(IterableDataset[Batch]):

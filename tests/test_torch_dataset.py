@@ -13,7 +13,7 @@ from small_runs import uncommit
 from synthetic import make_model, make_run, write_run
 from torch.utils.data import DataLoader
 
-from schemas import UsageError
+from schemas import CorruptLakeError, UsageError
 from store import Lake, open_lake, torch_dataset
 
 RUN = "made-up/problems"
@@ -193,3 +193,19 @@ def test_what_cannot_be_read_is_refused(lake):
             torch_dataset(lake, RUN, variable, **options)
     with pytest.raises(IndexError, match="it has 0 to"):
         torch_dataset(lake, RUN, "hidden_state", style="map").blocks.read([10**6])
+
+
+def test_damage_is_never_a_row(tmp_path):
+    write_run(tmp_path / "a.lake", make_run(n_example=16, dtype="float16"), make_model(), shard_examples=8)
+    rows = torch_dataset(open_lake(tmp_path / "a.lake"), RUN, "hidden_state", batch_size=1000, shuffle=False)
+    (whole,) = rows
+    file = tmp_path / "a.lake" / RUN / "hidden_state/c/1/0/0/0"
+    content = bytearray(file.read_bytes())
+    content[200] ^= 1
+    file.write_bytes(content)
+    again = torch_dataset(open_lake(tmp_path / "a.lake"), RUN, "hidden_state", batch_size=1000, shuffle=False)
+    with pytest.raises(CorruptLakeError, match="hidden_state/c/1/0/0/0 is not what was written"):
+        next(iter(again))
+    content[200] ^= 1
+    file.write_bytes(content)
+    torch.testing.assert_close(next(iter(again)), whole, rtol=0, atol=0)

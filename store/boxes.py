@@ -1,0 +1,62 @@
+"""What an index of an array wants of each of its chunks."""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Part = tuple[int, slice | np.ndarray, slice]
+"""Along one axis: the number of a chunk, what of it is wanted, and where in the result that goes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """What is wanted along all axes but the first, chunk by chunk."""
+
+    numbers: list[tuple[int, ...]]
+    """Of the chunk, along each axis."""
+    within: list[tuple[slice | np.ndarray, ...]]
+    """What of the chunk."""
+    targets: list[tuple[slice, ...]]
+    """Where it goes."""
+    places: tuple[np.ndarray, ...]
+    """The numbers, axis by axis: an index of a table of chunks."""
+    sliced: bool
+    """Whether slices alone are wanted."""
+
+    @classmethod
+    def of(cls, boxes: Iterable[tuple[Part, ...]], *, sliced: bool) -> "Boxes":
+        """Of parts, one an axis, for each chunk."""
+        numbers, within, targets = zip(*(zip(*box, strict=True) for box in boxes), strict=True)
+        return cls([*numbers], [*within], [*targets], tuple(np.array(numbers).T), sliced)
+
+    def selection(self, box: int, shape: Sequence[int], *first: slice | np.ndarray) -> tuple[Any, ...]:
+        """Index of what is wanted in an array of a shape: ``first``, and then what is of a box."""
+        within = (*first, *self.within[box])
+        if self.sliced:
+            return within
+        return np.ix_(*(np.arange(size)[each] for size, each in zip(shape, within, strict=True)))
+
+
+def picks_of(size: int, wanted: int | slice | np.ndarray) -> range | np.ndarray:
+    """Numbers along an axis of a size that an index stands for."""
+    if isinstance(wanted, np.ndarray):
+        return np.asarray(np.arange(size)[wanted])
+    found = range(size)[wanted]
+    return found if isinstance(found, range) else range(found, found + 1)
+
+
+def parts_of(picks: range | np.ndarray, size: int) -> Iterator[Part]:
+    """Chunks of a size that hold rising numbers."""
+    chunks = range(int(picks[0]) // size, int(picks[-1]) // size + 1)
+    edges = [bisect_left(picks, chunk * size) for chunk in (*chunks, chunks.stop)]
+    for chunk, begin, end in zip(chunks, edges, edges[1:], strict=False):
+        inside, first = picks[begin:end], chunk * size
+        if begin == end:
+            continue
+        if isinstance(inside, range):
+            yield chunk, slice(inside.start - first, inside.stop - first, inside.step), slice(begin, end)
+        else:
+            yield chunk, inside - first, slice(begin, end)
