@@ -57,7 +57,12 @@ class BlockRows(IterableDataset[Batch]):
             readers = range(self.part[0] * n_worker, (self.part[0] + 1) * n_worker)
             self._reader, skip = self.order.roles(skip, readers, n_reader)[worker]
         for rows in self.order.counted(self._reader, n_reader, skip):
-            yield as_tensors(self.blocks, rows, stored=self.stored, numbered=self.numbered)
+            try:
+                batch = as_tensors(self.blocks, rows, stored=self.stored, numbered=self.numbered)
+            except BaseException:
+                self.order.given -= 1  # a loop that goes on has it still to come
+                raise
+            yield batch
         self._reader = None
 
     def set_epoch(self, epoch: int) -> None:
