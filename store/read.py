@@ -121,7 +121,8 @@ class Lake(Groups):
         uncommitted
             Keep the examples that no writer has finished: fill, and ``committed`` is false.
         chunks
-            ``None``: without dask, whose tasks take longer than the reading where that is of one (layer, position).
+            ``None``: without dask, whose tasks take longer than the reading where that is of one (layer, position), and
+            which reads whole blocks where some examples are wanted.
         stored
             Values in the type they are stored in, see :func:`open_lake`; ``None``: as the lake was opened.
 

@@ -155,17 +155,17 @@ class RowBlocks:
 
     def _read_blocks(self, numbers: np.ndarray, into: Sequence[np.ndarray]) -> None:
         """Put the rows of blocks, as they are stored, where they are kept; those that are whole chunks all at once."""
-        rest = range(len(numbers))
+        rest: Sequence[int] = range(len(numbers))
         if isinstance(self.array, ShardedArray) and self.dims == (*self.cells, *self.item):
             places = np.unravel_index(numbers, [len(self.pieces[dim]) for dim in self.cells])
             by_dim = dict(zip(self.cells, places, strict=True))
             chunks = np.stack([self.whole[dim][by_dim.get(dim, np.zeros_like(numbers))] for dim in self.dims], axis=1)
             shape = self.array.layout.chunks
             full = self.counts[numbers] * math.prod(self.item_shape) == math.prod(shape)
-            direct = np.flatnonzero((chunks >= 0).all(axis=1) & full)
+            direct = np.flatnonzero((chunks >= 0).all(axis=1) & full).tolist()
             targets = [into[place].reshape(shape) for place in direct]
             self.array.read_chunks([tuple(chunk) for chunk in chunks[direct].tolist()], targets)
-            rest = np.setdiff1d(rest, direct).tolist()
+            rest = sorted({*rest} - {*direct})
         for place in rest:
             self._read_block(int(numbers[place]), into[place])
 
