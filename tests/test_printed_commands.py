@@ -45,14 +45,16 @@ SUMMARIES = ("lake analyze compare", "lake analyze verdict")
 SHORTER = {
     "lake reenter subspace": " --ranks 1 --draws 1 --das-steps 2",
     "lake reenter depth": " --limit 8",
+    "lake reenter features": " --limit 8 --draws 1",
     "lake reenter jacobian": " --limit 8",
     "lake analyze correlate": " --permutations 20 --resamples 20",
 }
 """What is added to commands that take more than seconds as they are printed."""
 ALONE = (
     "lake analyze depth", "lake analyze lens --lens", "lake analyze stability",
-    "lake analyze traces", "lake analyze verdict", "lake reenter ablate", "lake reenter depth", "lake reenter edges",
-    "lake reenter edit", "lake reenter gradients", "lake reenter graph", "lake reenter heads",
+    "lake analyze traces", "lake analyze verdict", "lake reenter ablate", "lake reenter corrupt", "lake reenter cross",
+    "lake reenter depth", "lake reenter edges", "lake reenter edit", "lake reenter features", "lake reenter gradients",
+    "lake reenter graph", "lake reenter heads",
     "lake reenter jacobian", "lake reenter steer", "lake reenter subspace",
 )  # fmt: skip
 """Commands that are run for one of the runs they are printed for: each run is a result of its own."""

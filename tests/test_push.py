@@ -64,7 +64,7 @@ def test_a_push_that_is_killed_leaves_no_lake_and_goes_on(bucket: str, made: Pat
     for share in (0.2, 0.7):
         pushing = subprocess.Popen([sys.executable, "-m", "lake", "push", made, place], stderr=subprocess.DEVNULL)
         while pushing.poll() is None and len(keys(place)) < share * n_file:
-            time.sleep(0.01)
+            time.sleep(0.03)
         pushing.kill()
         assert pushing.wait() < 0
         assert 0 < len(keys(place)) < n_file
