@@ -20,7 +20,7 @@ from schemas.checks import check_whole
 Progress = Callable[[int, int], None]
 BATCH = 50
 """Permutations or resamples that are drawn together, at most."""
-DRAWN_NUMBERS = 2**20
+DRAWN_NUMBERS = 2**18
 """Numbers of each kind that are held of those that are drawn together."""
 
 
