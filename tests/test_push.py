@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from huggingface_hub import HfFileSystem
 from small_runs import tree
 from synthetic import make_model, make_run, write_run
 from test_remote import bucket  # noqa: F401
 from torch.utils.data import DataLoader
 from zarr.core.sync import sync
+from zarr.storage import FsspecStore
 
 import lake as command_line
 from analyze.serve.answers import Answers
@@ -182,6 +184,13 @@ def test_what_is_refused_writes_nothing(made: Path, tmp_path: Path) -> None:
     with pytest.raises(CorruptLakeError, match="lake verify .* says what mends it"):
         push(Lake(other), tmp_path / "none.lake")
     assert not (tmp_path / "none.lake").exists()
+
+
+def test_hub_urls_go_to_the_file_system_of_its_own_library() -> None:
+    store = open_store("hf://datasets/nobody/nothing/made.lake", read_only=False)
+    assert isinstance(store, FsspecStore)
+    assert isinstance(getattr(store.fs, "sync_fs", store.fs), HfFileSystem)
+    assert store.path == "datasets/nobody/nothing/made.lake"
 
 
 def test_no_hub_is_one_line(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
