@@ -52,7 +52,7 @@ SHORTER = {
 """What is added to commands that take more than seconds as they are printed."""
 ALONE = (
     "lake analyze depth", "lake analyze lens --lens", "lake analyze stability",
-    "lake analyze traces", "lake analyze verdict", "lake reenter ablate", "lake reenter corrupt", "lake reenter cross",
+    "lake analyze traces", "lake analyze verdict", "lake reenter ablate", "lake reenter cross",
     "lake reenter depth", "lake reenter edges", "lake reenter edit", "lake reenter features", "lake reenter gradients",
     "lake reenter graph", "lake reenter heads",
     "lake reenter jacobian", "lake reenter steer", "lake reenter subspace",
