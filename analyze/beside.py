@@ -200,7 +200,7 @@ def in_words(rows: Sequence[dict[str, Any]]) -> str:
     for says, names in groups.items():
         words = IN_WORDS.get(says, says)
         if alike and len(names) > 1:
-            parts.append("none seen" if says == NOT else f"all {words}")
+            parts.append(f"{listed(names)} {words}" if says == NOT else f"all {words}")
         else:
             parts.append(words if alike else f"{listed(names)} {words}")
     return "; ".join(parts)

@@ -90,5 +90,6 @@ def line(kind: str, options: str = "") -> str:
     command = by_kind().get(kind)
     if command is None:
         return ""
-    words = ["lake", command.group, command.name, "PATH", "RUNS", command.made_by.get(kind, ""), options]
+    made_by = command.made_by.get(kind, "")
+    words = ["lake", command.group, command.name, "PATH", "RUNS", made_by if made_by not in options else "", options]
     return " ".join(word for word in words if word)

@@ -10,7 +10,7 @@ from analyze.page import Page, Section, Sentence
 from analyze.report import sections as found
 from schemas import SchemaError
 from schemas.flags import flags
-from schemas.registry import by_kind
+from schemas.registry import by_kind, line
 
 TEXTS = """
 [shared]
@@ -132,3 +132,8 @@ def test_percent_ticks_are_what_they_say():
 )
 def test_absolute_paths_are_shortened_to_names(text, shown):
     assert without_folders(text) == shown
+
+
+def test_a_command_has_an_option_once():
+    assert line("lens_comparison", "--lens jacobian") == "lake analyze lens PATH RUNS --lens jacobian"
+    assert line("lens_comparison") == line("lens_comparison", "--lens jacobian")

@@ -9,6 +9,7 @@ from synthetic import make_model, make_run, write_run
 
 import lake as command_line
 from analyze.sae.figures import plot_sae_features, plot_sae_reconstruction
+from analyze.sae.section import source_name
 from store import open_lake
 
 QUICK = ("--epochs", 2, "--features", 12, "--k", 3)
@@ -131,3 +132,11 @@ def test_figures_draw_what_they_are_given(results):
     often, strong = plot_sae_features(pool)
     assert "L0 3.0" in often.get_title()
     np.testing.assert_allclose(sum(bar.get_height() for bar in strong.patches), 1)
+
+
+def test_a_source_of_a_crosscoder_in_words():
+    assert [source_name(name) for name in ("small-gpt2/0", "small-gpt2", "")] == [
+        "layer 0 of small-gpt2",
+        "small-gpt2",
+        "",
+    ]

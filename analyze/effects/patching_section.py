@@ -268,7 +268,7 @@ def random_told(page: Page, rows: Frame, drawn: Frame) -> str:
     """What the thoughts that read as numbers bring over, the others, and as many as the first drawn at random."""
     clean = {name: float(rows["clean"][rows["positions"] == name].iloc[0]) for name in ("numbers", "others")}
     random = rows["clean"][drawn]
-    name = "random" if len(random) > 1 else "random_once"
+    name = "random_once" if len(random) == 1 else "random" if random.nunique() > 1 else "random_same"
     return page.text(name, **clean, n=len(random), low=random.min(), high=random.max())
 
 

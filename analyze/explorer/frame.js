@@ -22,6 +22,7 @@ const frame = (() => {
     try { localStorage.setItem("theme", root.dataset.theme); } catch (error) { /* storage is off */ }
     nameToggle();
   });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", nameToggle);
   nameToggle();
 
   // What can be scrolled sideways is reached by the keyboard, and fades at the side where there is more of it.

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.drawing import HEAT, bars_across
-from analyze.page import NothingStored, Page, Section
+from analyze.page import NothingStored, Page, Section, listed
 from store.results import preferred
 
 
@@ -24,17 +24,17 @@ def sparse_autoencoders(page: Page) -> None:
     page.sources.extend(results)
     for one in results:
         for source, row in dictionary_rows(context.open(one)).items():
-            label = looks[one.runs[0]].label if len(one.runs) == 1 else source or ", ".join(one.runs)
-            page.add("sparse_autoencoders", label, [row])
+            page.add("sparse_autoencoders", source_name(source) or looks[one.runs[0]].label, [row])
     frame = page.frame("sparse_autoencoders")
     names = [f"{row['run']}, {row['scope'] or 'pool'}, {row['activation']}" for row in frame.to_dict("records")]
     ax = page.panel("sae_variance", wide=True, height=0.9 + 0.34 * len(frame))
     bars_across(ax, names, frame["squared_error"].clip(lower=0), height=0.62, facecolor=HEAT, edgecolor=HEAT)
     ax.set_xlim(0, 1)
     ax.set_xlabel("variance explained on test problems")
-    for run, rows in frame.groupby("run", sort=False):
+    for run, rows in frame[frame["scope"] != "crosscoder"].groupby("run", sort=False):
         page.say_of(str(run), page.text("best", **dict(rows.loc[rows["squared_error"].idxmax()])))
     for one in results:
+        say_crosscoder(page, dictionary_rows(context.open(one)))
         model, _, data_set = one.runs[0].partition("/")
         names = [] if len(one.runs) > 1 or model in context.controls else context.controls_of(model)
         for run in (f"{name}/{data_set}" for name in names):
@@ -42,6 +42,22 @@ def sparse_autoencoders(page: Page) -> None:
             if len(rows):
                 best = page.text("control", run=looks[run].label, variance=rows["squared_error"].max())
                 page.say_more(looks[one.runs[0]].label, best)
+
+
+def say_crosscoder(page: Page, rows: dict[str, dict[str, Any]]) -> None:
+    """One sentence of a dictionary that several layers share; nothing of any other."""
+    spec = next(iter(rows.values()))
+    if spec["scope"] != "crosscoder":
+        return
+    models = list(dict.fromkeys(source.rpartition("/")[0] or source for source in rows))
+    parts = [page.text("layer", share=row["squared_error"], source=source_name(name)) for name, row in rows.items()]
+    page.say_of(listed(models), page.text("crosscoder", parts=listed(parts), **spec))
+
+
+def source_name(source: str) -> str:
+    """A source of a crosscoder in words: ``model/4`` is a layer."""
+    model, _, layer = source.rpartition("/")
+    return f"layer {layer} of {model}" if model else source
 
 
 def dictionary_rows(data: xr.Dataset) -> dict[str, dict[str, Any]]:

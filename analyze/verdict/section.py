@@ -137,8 +137,8 @@ def read_by(evidence: Any, rows: Any) -> str:
     parts = []
     for method, of_method in of_question.groupby("method", sort=False):
         read = [name for name in thoughts if (of_method.loc[of_method["of_thought"] == name, "says"] == YES).any()]
-        parts.append(f"by the {method} {'all' if len(read) == len(thoughts) else listed(read) or 'none'}")
-    return ", ".join(parts) or UNMEASURED
+        parts.append(f"by the {method}: {'all' if len(read) == len(thoughts) else listed(read) or 'none'}")
+    return "; ".join(parts) or UNMEASURED
 
 
 def misleading(evidence: Any) -> Any:
