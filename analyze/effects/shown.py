@@ -88,6 +88,6 @@ def paired(data: xr.Dataset, over: str) -> Frame:
 
 
 def differing(rows: Frame) -> list[str]:
-    """Pairs of a frame that differ significantly, as ``1 and 2``."""
+    """Steps of a frame over which a share changes significantly, as ``from 1 to 2``."""
     some = rows[rows["p_holm"] < LEVEL]
-    return [f"{int(one)} and {int(two)}" for one, two in zip(some["first"], some["second"], strict=True)]
+    return [f"from {int(one)} to {int(two)}" for one, two in zip(some["first"], some["second"], strict=True)]
