@@ -92,7 +92,7 @@ def describe_results(lake: Lake) -> dict[str, dict[str, Any]]:
 
 
 def find(lake: Lake, prefix: str) -> list[dict[str, str]]:
-    """Everything in a lake that a fingerprint, or its beginning, names.
+    """Everything in a lake that a fingerprint, or its beginning, names; a result also by its name.
 
     Returns
     -------
@@ -119,11 +119,14 @@ def find(lake: Lake, prefix: str) -> list[dict[str, str]]:
         results += [{"fingerprint": digest, "what": what, "of": run} for what, digest in digests.items()]
     for name, result in describe_results(lake).items():
         results.append({"fingerprint": result["fingerprint"], "what": "result", "of": name})
-    fitting = [each for each in results if len(prefix) >= SHORTEST_PREFIX and each["fingerprint"].startswith(prefix)]
+    named = [each for each in results if (each["what"], each["of"]) == ("result", prefix)]
+    fitting = named or [
+        each for each in results if len(prefix) >= SHORTEST_PREFIX and each["fingerprint"].startswith(prefix)
+    ]
     if not fitting:
         raise MissingRunError(
-            f"{lake.location}: {prefix!r} is neither a run ({', '.join(lake.runs()) or 'there is none'})"
-            f" nor the beginning of a fingerprint, {SHORTEST_PREFIX} digits or more"
+            f"{lake.location}: {prefix!r} is neither a run ({', '.join(lake.runs()) or 'there is none'}),"
+            f" nor a result, nor the beginning of a fingerprint, {SHORTEST_PREFIX} digits or more"
         )
     return fitting
 

@@ -228,6 +228,13 @@ def test_a_query_gives_what_xarray_gives(ask, analysed, tmp_path):
     assert ask('select problem, operation[1] from "one/problems" where example = 3')[1].split()[-4:] == [
         str(int(run["problem"][3])), run["operation"].values[3, 0], "1", "rows"
     ]  # fmt: skip
+    steps = 'select operation, intermediate_result, null::boolean as missing from "one/problems" where example = 3'
+    (found,) = json.loads(ask(steps, "--json")[1])
+    assert found["operation"] == [name for name in run["operation"].values[3] if name]
+    assert f"[{', '.join(found['operation'])}]" in ask(steps)[1]
+    joined = "heads_one_problems join heads_one_problems_layer_head_position_key_position using (layer, head)"
+    (found,) = json.loads(ask(f"select count(*) as n from {joined}", "--json")[1])
+    assert found["n"] == lake.result("heads", "one/problems")["pattern"].size
     flow = lake.result("heads", "one/problems")["flow"]
     code, out, err = ask(
         "select flow from heads_one_problems where layer = 2 and head = 1", "--csv", tmp_path / "a.csv"

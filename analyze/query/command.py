@@ -42,7 +42,11 @@ def query(settings: QuerySettings, shell: Shell) -> Output:
 
 def cell_text(cell: Any) -> str:
     """A cell of an answer; nothing for NULL."""
-    if cell is None or cell != cell:
+    import pandas as pd
+
+    if isinstance(cell, list):
+        return f"[{', '.join(map(cell_text, cell))}]"
+    if pd.api.types.is_scalar(cell) and pd.isna(cell):
         return ""
     return f"{cell:.6g}" if isinstance(cell, float) else str(cell)
 

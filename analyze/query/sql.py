@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -100,7 +100,7 @@ def run_table(data: xr.Dataset) -> pd.DataFrame:
 def query_lake(lake: Lake, sql: str) -> pd.DataFrame:
     """Answer to a SELECT of SQL, by DuckDB; only the tables that it names are read, whole.
 
-    NaN is NULL: a number that is not there.
+    NaN is NULL: a number that is not there. Lists, as of steps, are Python's.
 
     Raises
     ------
@@ -125,12 +125,16 @@ def query_lake(lake: Lake, sql: str) -> pd.DataFrame:
                 [duckdb.StatementType.EXPLAIN],
             ):
                 raise UsageError(f"a query is one SELECT; found {sql!r}")
-            named = {name.strip('"').lower(): name.strip('"') for name in connection.get_table_names(sql)}
+            try:
+                names: Iterable[str] = connection.get_table_names(sql)
+            except duckdb.BinderException:  # it binds without the tables, and USING asks for their columns
+                names = [name for name in known if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", sql, re.IGNORECASE)]
+            named = {name.strip('"').lower(): name.strip('"') for name in names}
             for key, name in named.items():
                 if key in known:
                     connection.register(name, _without_nan(known[key].read()))
             answer: pd.DataFrame = connection.execute(sql).df()
-            return answer
+            return answer.map(lambda cell: cell.tolist() if isinstance(cell, np.ndarray) else cell)
         except duckdb.Error as error:
             said = " ".join(str(error).split("\n\nLINE")[0].split())
             strange = [name for key, name in named.items() if key not in known]
