@@ -1,14 +1,17 @@
 """Where the answer looks, and where each thought looks."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
 from analyze.labels import inherited, labels_along, numbered, require_dims, take, thought_labels
-from analyze.statistics import bootstrap_weights, percentile_interval, weighted_mean
+from analyze.statistics import bootstrap_weights, percentile_interval
 from schemas import SchemaError, segment_of
 
+Array = npt.NDArray[Any]
 EOT = "eot"
 CONSTANT = 0.9
 """Share of examples with the same token from which on it says nothing of the problem."""
@@ -70,37 +73,71 @@ def attention_shares(attention: xr.DataArray, also: Sequence[str] = ()) -> xr.Da
         raise SchemaError(f"{what} need queries from bot on; {name} has none")
     targets = ["question", "bot", *thoughts, "eot", "answer"]
     target_of = [x if x in targets else segment_of(x) for x in labels_along(attention, "key_position")]
-    member = xr.DataArray(
-        (np.array(target_of)[:, None] == np.array(targets)).astype("float32"), dims=("key_position", "target")
-    )
+    member = np.array(target_of)[:, None] == np.array(targets)
     rows = take(attention, "position", queries, what).drop_vars(["segment", "offset"], errors="ignore")
-    if rows.chunks is not None:
-        member = member.chunk(key_position=rows.variable.chunksizes["key_position"])
-    shares: xr.DataArray = xr.apply_ufunc(  # xr.dot would sum term by term, not as one product of matrices
-        lambda row, column: np.tensordot(row, column, 1),
-        rows.drop_vars("key_position").astype("float32"),
-        member,
-        input_core_dims=[["key_position"], ["key_position", "target"]],
-        output_core_dims=[["target"]],
-        dask="allowed",
-    )
+    shares = _over_targets(rows.transpose(..., "position", "key_position"), member.astype("float32"))
     if shares.chunks is not None:
-        shares = shares.chunk(target=-1)
-    total = shares.sum("target")
-    shares = shares / total.where(total > 0)
-    parts = [take(shares, "position", single, what)]
-    if answer:
-        mean = take(shares, "position", answer, what).mean("position", skipna=True)
-        parts.append(mean.expand_dims(position=[ANSWER_QUERY]))
-    found = xr.concat(parts, "position", coords="minimal", compat="override", join="exact").rename(position="query")
-    if found.chunks is not None:
-        found = found.chunk(query=-1)
-    found = found.assign_coords(
+        shares = shares.chunk(position=-1)
+    labels = shares["position"].values.tolist()
+    places = {"single": [labels.index(x) for x in single], "answer": [labels.index(x) for x in answer]}
+    by_query: xr.DataArray = xr.apply_ufunc(
+        _by_query,
+        shares.drop_vars("position"),
+        kwargs=places,
+        input_core_dims=[["position", "target"]],
+        output_core_dims=[["query", "target"]],
+        dask="parallelized",
+        output_dtypes=["float32"],
+        dask_gufunc_kwargs={"output_sizes": {"query": len(single) + bool(answer)}},
+    )
+    by_query = by_query.assign_coords(
         query=np.array([*single, *([ANSWER_QUERY] if answer else [])], dtype=object),
         target=np.array(targets, dtype=object),
     )
-    found.attrs = inherited(attention, units="1", long_name="share of attention", range="0 to 1")
-    return found.transpose(..., "query", "target").rename("share")
+    by_query.attrs = inherited(attention, units="1", long_name="share of attention", range="0 to 1")
+    return by_query.rename("share")
+
+
+def _over_targets(rows: xr.DataArray, member: Array) -> xr.DataArray:
+    """Sums of rows (..., key_position) over the keys that are members (key_position, target): (..., target)."""
+    if rows.chunks is None:
+        sums: Any = _product([rows.values], [member])
+    else:
+        import dask.array as da
+
+        axes = tuple(range(rows.ndim))
+        columns = da.from_array(member, chunks=(rows.chunks[-1], -1))
+        sums = da.blockwise(  # da.tensordot would add the products of the chunks along a last axis, which is slow
+            _product, (*axes[:-1], rows.ndim), rows.data, axes, columns, (axes[-1], rows.ndim), dtype="float32",
+            meta=np.empty((0,) * rows.ndim, dtype="float32"),
+        )  # fmt: skip
+    dims = (*rows.dims[:-1], "target")
+    return xr.DataArray(sums, dims=dims, coords=rows.drop_vars("key_position").coords)
+
+
+def _product(rows: Sequence[Array], members: Sequence[Array]) -> Array:
+    """Sum over chunks of keys of the rows' product with the targets between which they all are."""
+    sums = np.zeros((*rows[0].shape[:-1], members[0].shape[1]), dtype="float32")
+    for row, member in zip(rows, members, strict=True):
+        named = np.flatnonzero(member.any(0))
+        some = slice(named.min(initial=len(member.T)), named.max(initial=-1) + 1)
+        sums[..., some] += np.tensordot(row.astype("float32", copy=False), member[:, some], 1)
+    return sums
+
+
+def _by_query(sums: Array, single: Sequence[int], answer: Sequence[int]) -> Array:
+    """Shares of queries from sums over targets (..., position, target): those of ``single``, the mean of ``answer``."""
+    total = (sums @ np.ones(sums.shape[-1], sums.dtype))[
+        ..., None
+    ]  # a sum over so short an axis takes ten times as long
+    some = total > 0
+    shares = sums / np.where(some, total, np.nan)
+    if not answer:
+        return np.asarray(shares[..., single, :])
+    among = some[..., answer, :]
+    count = among.sum(-2, keepdims=True)
+    mean = np.where(among, shares[..., answer, :], 0).sum(-2, keepdims=True) / np.where(count, count, np.nan)
+    return np.concatenate([shares[..., single, :], mean.astype(shares.dtype)], axis=-2)
 
 
 def attention_summary(
@@ -129,17 +166,17 @@ def attention_summary(
     shares = attention_shares(attention, also)
     if problem is None:
         problem = attention.coords.get("problem", numbered(attention, ["example"])["example"])
-    n = shares.isel(layer=0, head=0, target=0, drop=True).notnull().sum("example")
-    mean = shares.mean("example", dtype="float64")
-    square = (shares**2).mean("example", dtype="float64")
-    error = np.sqrt((square - mean**2).clip(min=0) / (n - 1).clip(min=1))
-
     if shares.chunks is not None:
         problem = problem.chunk(example=shares.variable.chunksizes["example"])
-    weights = bootstrap_weights(problem, n_resample, seed)
-    by_layer = shares.mean("head")
-    drawn = weighted_mean(by_layer, weights)
-    low, high = percentile_interval(drawn.chunk(resample=-1) if drawn.chunks is not None else drawn)
+    sums = _sums(shares, bootstrap_weights(problem, n_resample, seed))
+    count = sums["by_head"].sel(part="count")
+    mean = sums["by_head"].sel(part="sum") / count
+    square = sums["by_head"].sel(part="square") / count
+    n = count.isel(layer=0, head=0, target=0, drop=True).astype(int)
+    error = np.sqrt((square - mean**2).clip(min=0) / (n - 1).clip(min=1))
+    means = sums["by_layer"].sel(part="sum") / sums["by_layer"].sel(part="count")
+    layer_mean = means.isel(resample=n_resample, drop=True)
+    low, high = percentile_interval(means.isel(resample=slice(n_resample)))
 
     def among_thoughts(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
         labels = thought_labels(values, "target")
@@ -148,7 +185,6 @@ def attention_summary(
         return total, part / total.where(total > 0)
 
     total, each = among_thoughts(mean)
-    layer_mean = by_layer.mean("example", dtype="float64")
     layer_total, layer_each = among_thoughts(layer_mean)
     result = xr.Dataset(
         {
@@ -180,3 +216,67 @@ def attention_summary(
         result[name].attrs = {"long_name": text, "units": "1"}
     result.attrs = inherited(attention, kind="attention", n_resample=n_resample, n_example=attention.sizes["example"])
     return result
+
+
+def _sums(shares: xr.DataArray, weights: xr.DataArray) -> dict[str, xr.DataArray]:
+    """Sums over examples of all that the summary needs, in one pass: a task for each block of examples and layer.
+
+    ``by_head`` : (part, layer, head, query, target) of the shares, their squares and how many there are; ``by_layer`` :
+    (part, layer, query, target, resample) of the means over heads and how many there are, under each resample's weights
+    and, as the last of ``resample``, under weights of 1.
+    """
+    dims = ["layer", "head", "query", "target"]
+    shares = shares.transpose("example", *dims)
+    n_head, n_drawn = shares.sizes["head"], weights.sizes["resample"] + 1
+    if shares.chunks is None:
+        total = _block_sums(shares.values, weights.values)[0]
+    else:
+        import dask.array as da
+
+        partial = da.blockwise(
+            _block_sums,
+            "elqtp",
+            shares.chunk({dim: -1 for dim in dims[1:]}).data,
+            "elhqt",
+            weights.data,
+            "er",
+            new_axes={"p": 3 * n_head + 2 * n_drawn},
+            adjust_chunks={"e": lambda _: 1},
+            dtype="float64",
+            concatenate=True,
+            meta=np.empty((0,) * 5),
+        )
+        total = partial.sum(axis=0, split_every=8)
+    labels = {dim: shares[dim].values for dim in dims}
+    heads = total[..., : 3 * n_head].reshape(*total.shape[:-1], 3, n_head)
+    layers = total[..., 3 * n_head :].reshape(*total.shape[:-1], 2, n_drawn)
+    by_head = xr.DataArray(heads, dims=("layer", "query", "target", "part", "head"), coords=labels)
+    by_layer = xr.DataArray(layers, dims=("layer", "query", "target", "part", "resample"))
+    return {
+        "by_head": by_head.assign_coords(part=["sum", "square", "count"]).transpose("part", *dims),
+        "by_layer": by_layer.assign_coords({dim: labels[dim] for dim in by_layer.dims if dim in labels}).assign_coords(
+            part=["sum", "count"]
+        ),
+    }
+
+
+def _block_sums(shares: Array, weights: Array) -> Array:
+    """:func:`_sums` of some examples (example, layer, head, query, target), one part after the other, on the last axis.
+
+    A query that an example lacks is NaN in all of its targets.
+    """
+    known = ~np.isnan(shares[..., 0])  # (example, layer, head, query)
+    values = np.where(known[..., None], shares, 0)
+    count = known.sum(2)  # of heads
+    by_layer = values.sum(2) / np.maximum(count, 1)[..., None].astype(values.dtype)
+    drawn = np.concatenate([weights, np.ones_like(weights[:, :1])], axis=1)
+    parts = [
+        values.sum(0, dtype="float64"),
+        np.einsum("elhqt,elhqt->lhqt", values, values, dtype="float64"),
+        np.broadcast_to(known.sum(0)[..., None], values.shape[1:]),
+    ]
+    by_head = [np.moveaxis(part, 1, -1) for part in parts]
+    drawn_sum = np.tensordot(by_layer, drawn, axes=(0, 0))
+    drawn_count = np.tensordot((count > 0).astype(drawn.dtype), drawn, axes=(0, 0))
+    drawn_count = np.broadcast_to(drawn_count[:, :, None], drawn_sum.shape)
+    return np.concatenate([*by_head, drawn_sum, drawn_count], axis=-1, dtype="float64")[None]
