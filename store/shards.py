@@ -35,8 +35,6 @@ PIECE_BYTES = 2**16
 """What is read before its checksum is taken: little enough to be in the processor's cache still."""
 KEPT_VALUES = 2**20
 """Most values of an array that are kept once they were read."""
-WIDENED_VALUES = 2**16
-"""Float16 values that are widened together: few enough to be in the processor's cache still."""
 ROW_SHARE = 16
 """Of a chunk of states single rows are read where they are at most one in so many."""
 FEW_BLOCKS = 2
@@ -46,32 +44,6 @@ FEW_BLOCKS = 2
 def widened(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Type in which values are handed out: float32 for float16, whose sums are wrong in the third digit."""
     return np.dtype("float32") if dtype == np.float16 else dtype
-
-
-def put(target: np.ndarray, values: np.ndarray) -> None:
-    """Copy into an array of the same shape with axes; float16 becomes float32 in half the time of numpy's cast."""
-    if values.dtype != np.float16 or target.dtype != np.float32 or not values.size:
-        target[...] = values
-        return
-    step = max(1, WIDENED_VALUES * len(values) // values.size)
-    for start in range(0, len(values), step):
-        _widen(target[start : start + step], values[start : start + step])
-
-
-def _widen(target: np.ndarray, values: np.ndarray) -> None:
-    """Cast by the bits: those of the exponent and the fraction go where float32 has them.
-
-    The exponent is then too small by the difference of the biases, 127 less 15, for which a product makes up exactly,
-    that of subnormal numbers included. Infinity and NaN are left to numpy.
-    """
-    half, bits = values.view(np.int16), target.view(np.int32)
-    if half.max() >= 0x7C00 or half.view(np.uint16).max() >= 0xFC00:
-        target[...] = values
-        return
-    bits[...] = half
-    bits <<= 13
-    bits &= np.int32(-0x70002000)  # sign, exponent and fraction: the sign's copies from the cast go
-    target *= np.float32(2.0**112)
 
 
 class HandedOut(BackendArray):
@@ -278,7 +250,7 @@ class ShardedArray(BackendArray):
                     if checksum is None or not any(table is None or table[box] == checksum for table in recorded):
                         raise self._damaged(key, shard, (place, *boxes.numbers[box]))
                     if not direct:
-                        put(target, room[within])
+                        target[...] = room[within]
 
     def _row_tables(self, shard: int) -> list[np.ndarray]:
         """Checksums that the rows of a shard's chunks may have: (*grid, row) each; none before format 2."""
@@ -338,7 +310,7 @@ class ShardedArray(BackendArray):
                     break
             else:
                 within = boxes.selection(box, typed.shape[1:], slice(None))
-                put(values[there, *boxes.targets[box]], typed[box][within])
+                values[there, *boxes.targets[box]] = typed[box][within]
         return left
 
     def _expect_none(self, shard: int, key: str) -> None:

@@ -24,7 +24,7 @@ from store.blocks import BlockArray
 from store.encode import _compressor, encode_shard, encoders
 from store.frames import is_plain, read_part
 from store.range_check import ABSENT
-from store.shards import ShardedArray, put
+from store.shards import ShardedArray
 
 ARRAYS = ("hidden_state", "final_state", "latent_embedding", "attention")
 CAPTURES = ("latent", "full")
@@ -282,12 +282,3 @@ def test_a_shard_written_again_is_read_anew(place: Path) -> None:
     np.testing.assert_array_equal(after[0], after[1])
     assert (after[0][:8] != before[0][:8]).all()
     np.testing.assert_array_equal(after[0][8:], before[0][8:])
-
-
-def test_float16_is_widened_as_numpy_casts_it():
-    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
-    finite = np.concatenate([every[np.isfinite(every)]] * 3).reshape(3, -1, 2)
-    for values in (every, finite, finite[:, ::2], finite[:0]):
-        target = np.full((2, *values.shape), 7, dtype="float32")[1]
-        put(target, values)
-        np.testing.assert_array_equal(target.view(np.uint32), values.astype("float32").view(np.uint32))
