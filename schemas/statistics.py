@@ -52,6 +52,7 @@ def wilson_interval(count: ArrayLike, n: ArrayLike, level: float = 0.95) -> Inte
     count, n = np.broadcast_arrays(np.asarray(count, dtype="float64"), np.asarray(n, dtype="float64"))
     known = n > 0
     low, high = proportion_confint(np.where(known, count, 0), np.where(known, n, 1), 1 - level, method="wilson")
+    low, high = np.where(count > 0, low, 0), np.where(count < n, high, 1)  # which rounding misses by 1e-19
     return Interval(np.where(known, low, np.nan), np.where(known, high, np.nan))
 
 

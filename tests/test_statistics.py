@@ -24,6 +24,7 @@ Z = 1.959963984540054
 
 def test_wilsons_interval_has_its_closed_form():
     low, high = wilson_interval([0, 5, 0], [10, 10, 0])
+    assert (low[0], wilson_interval(7, 7).high) == (0, 1)
     np.testing.assert_allclose(high[0], Z**2 / (10 + Z**2))
     np.testing.assert_allclose(low[1] + high[1], 1)
     assert np.isnan([low[2], high[2]]).all()
