@@ -18,8 +18,7 @@ def on_disk(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("capture", ["latent", "full"])
-@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@pytest.mark.parametrize(("architecture", "capture"), [("gpt2", "full"), ("llama", "latent")])
 def test_bytes_are_those_that_extraction_writes(tmp_path: Path, architecture: str, capture: str) -> None:
     data = write_questions(tmp_path / "toy.jsonl", 80)
     place = tmp_path / "planned.lake"
