@@ -235,7 +235,7 @@ def test_sentences_hold_for_all_none_some_and_one():
             "counts": [True, True, True, False, True],
         }
     )  # fmt: skip
-    assert read_by(evidence, rows) == "by the lens ct0"
+    assert read_by(evidence, rows) == "by the lens: ct0"
     assert misleading(evidence)[["of_thought", "method"]].values.tolist() == [["ct1", "zero"]]
     assert misleading(evidence.assign(says=YES)).empty
     assert read_by(evidence.iloc[2:], rows) == UNMEASURED
