@@ -342,16 +342,9 @@ def e15(world: World, n_problem: int = 20) -> Iterator[Row]:
     found = reasoner.think(prompts, stored_dtype="float32", max_new_tokens=2, editor=armed)
     row = found.attention[:, :, :, 7]  # at eot
     right = float(row[..., found.n_before + 2].mean())
-    yield (
-        "attention of eot to the blocked key ct1 (the scripts' way: 20 problems)",
-        f"{np.mean(blocked):.3f}",
-        f"{right:.3f}",
-    )
-    yield (
-        "to all other keys together (the scripts' way: 20 problems)",
-        f"{np.mean(seen):.3f}",
-        f"{float(row.sum(-1).mean()) - right:.3f}",
-    )
+    way = "(the scripts' way: 20 problems)"
+    yield f"attention of eot to the blocked key ct1 {way}", f"{np.mean(blocked):.3f}", f"{right:.3f}"
+    yield f"to all other keys together {way}", f"{np.mean(seen):.3f}", f"{float(row.sum(-1).mean()) - right:.3f}"
 
 
 DEFECTS: dict[str, Callable[[World], Iterator[Row]]] = {

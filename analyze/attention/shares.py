@@ -127,9 +127,8 @@ def _product(rows: Sequence[Array], members: Sequence[Array]) -> Array:
 
 def _by_query(sums: Array, single: Sequence[int], answer: Sequence[int]) -> Array:
     """Shares of queries from sums over targets (..., position, target): those of ``single``, the mean of ``answer``."""
-    total = (sums @ np.ones(sums.shape[-1], sums.dtype))[
-        ..., None
-    ]  # a sum over so short an axis takes ten times as long
+    # as a product, as a sum over so short an axis takes ten times as long
+    total = (sums @ np.ones(sums.shape[-1], sums.dtype))[..., None]
     some = total > 0
     shares = sums / np.where(some, total, np.nan)
     if not answer:

@@ -4,6 +4,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,7 @@ def plan_report(lake: Lake, runs: Sequence[str], *, n_problem: int, seed: int = 
     with tempfile.TemporaryDirectory() as folder, mpl.rc_context(STYLE):
         writer = Writer(Path(folder))
         drawn = _seconds(lambda: [section_view(section, writer, context) for section in tried])
-    few, more = (
-        _seconds(lambda n=n: explore.page_data(context, n_problem=n, seed=seed))  # type: ignore[misc]
-        for n in PROBLEMS
-    )
+    few, more = (_seconds(partial(explore.page_data, context, n_problem=n, seed=seed)) for n in PROBLEMS)
     each = max(0.0, more - few) / (PROBLEMS[1] - PROBLEMS[0])
     return ReportPlan(
         n_run=len(runs), n_result=len(context.results), n_section=len(shown), n_problem=n_problem * len(runs),

@@ -22,8 +22,9 @@ def sparse_autoencoders(page: Page) -> None:
     looks = context.relabel([run for one in results for run in one.runs])
     results.sort(key=lambda one: (len(one.runs), context.runs.index(one.runs[0])))
     page.sources.extend(results)
-    for one in results:
-        for source, row in dictionary_rows(context.open(one)).items():
+    shown = [(one, dictionary_rows(context.open(one))) for one in results]
+    for one, rows_of in shown:
+        for source, row in rows_of.items():
             page.add("sparse_autoencoders", source_name(source) or looks[one.runs[0]].label, [row])
     frame = page.frame("sparse_autoencoders")
     names = [f"{row['run']}, {row['scope'] or 'pool'}, {row['activation']}" for row in frame.to_dict("records")]
@@ -33,15 +34,16 @@ def sparse_autoencoders(page: Page) -> None:
     ax.set_xlabel("variance explained on test problems")
     for run, rows in frame[frame["scope"] != "crosscoder"].groupby("run", sort=False):
         page.say_of(str(run), page.text("best", **dict(rows.loc[rows["squared_error"].idxmax()])))
-    for one in results:
-        say_crosscoder(page, dictionary_rows(context.open(one)))
-        model, _, data_set = one.runs[0].partition("/")
-        names = [] if len(one.runs) > 1 or model in context.controls else context.controls_of(model)
-        for run in (f"{name}/{data_set}" for name in names):
+    for _, rows_of in shown:
+        say_crosscoder(page, rows_of)
+    for own in dict.fromkeys(one.runs[0] for one in results if len(one.runs) == 1):
+        model, _, data_set = own.partition("/")
+        controls = [] if model in context.controls else context.controls_of(model)
+        for run in (f"{name}/{data_set}" for name in controls):
             rows = frame[frame["run"] == looks[run].label] if run in looks else frame.head(0)
             if len(rows):
                 best = page.text("control", run=looks[run].label, variance=rows["squared_error"].max())
-                page.say_more(looks[one.runs[0]].label, best)
+                page.say_more(looks[own].label, best)
 
 
 def say_crosscoder(page: Page, rows: dict[str, dict[str, Any]]) -> None:
