@@ -99,11 +99,12 @@ def run_analysis(command: Analysis, settings: Settings, values: Mapping[str, Any
         for label, kept in zip(labels, analyse(command, groups, settings), strict=True):
             kinds = [result.kind for result in kept]
             for number, result in enumerate(kept):
-                again = f"-{number}" if result.kind in kinds[:number] else ""
-                frames = command.frames(result.kind, result.data) if command.frames else result_tables(result.data)
                 name = result.data.attrs["run"]
-                tables = document_of(result, frames, f"{name}-{result.kind}{again}", values["csv"])
-                document.setdefault(label, {}).update(tables if number == 0 else {result.kind + again: tables})
+                if values["json"] or values["csv"]:
+                    again = f"-{number}" if result.kind in kinds[:number] else ""
+                    frames = command.frames(result.kind, result.data) if command.frames else result_tables(result.data)
+                    tables = document_of(result, frames, f"{name}-{result.kind}{again}", values["csv"])
+                    document.setdefault(label, {}).update(tables if number == 0 else {result.kind + again: tables})
                 if not values["json"]:
                     printing.show([*command.results[result.kind](result.data, result.spec), f"{name}: {place(result)}"])
     if values["json"]:
@@ -132,8 +133,9 @@ def run_experiment(
             continue
         with compute_on():
             kept = reenter(command, lake, target, settings, where, terminal)
-        tables = document_of(kept, result_tables(without_long(kept.data)), f"{run}-{kept.kind}", values["csv"])
-        document[run] = {"attrs": dict(kept.data.attrs)} | tables
+        if values["json"] or values["csv"]:
+            tables = document_of(kept, result_tables(without_long(kept.data)), f"{run}-{kept.kind}", values["csv"])
+            document[run] = {"attrs": dict(kept.data.attrs)} | tables
         printed[run] = [*command.results[kept.kind](kept.data, kept.spec), *fed(kept.data), place(kept)]
     if plans:
         show_plans(plans, values["json"])

@@ -10,6 +10,7 @@ from synthetic import make_model, make_run, normalise, write_run
 import lake as command_line
 from analyze.context import Context
 from analyze.explorer.problems import problems
+from analyze.tables import result_tables, short_tables
 from analyze.traces.arithmetic import equations, question_numbers, trees, written_step
 from analyze.traces.nodes import nodes_of
 from analyze.traces.problems import NumberProblems
@@ -153,6 +154,14 @@ def test_ways_follow_edges_in_the_order_of_the_thoughts() -> None:
     assert [way.texts for way in ways] == [("Tom > b (bot)", "b > d (ct0)", "d > f (ct1)")]
     assert ways_read(graph, [["d"], ["b"], ["f"]], places, "f") == []
     assert ways_read(graph, [["b"], [], ["d"], ["f"]], [*places, "ct2"], "f") == []
+
+
+def test_json_has_no_row_for_each_example_whatever_the_order_of_dims(model: xr.Dataset) -> None:
+    frames = result_tables(traces(planted(model), model, permutations=2))
+    assert "layer_example" in frames
+    short = short_tables(frames)
+    assert set(short) == {name for name in frames if "example" not in name}
+    assert short["layer"][0]["recovered_share"] == frames["layer"]["recovered_share"][0]
 
 
 def test_command_on_graphs_and_without_thoughts(model: xr.Dataset, tmp_path, capsys) -> None:
