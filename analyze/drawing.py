@@ -290,10 +290,10 @@ def bars(
             whiskers(ax, x, values, low, high)
         if form is not None:
             top = values if high is None else np.fmax(values, np.asarray(high, dtype="float64"))
-            for at, value, above in zip(x, values, top, strict=True):
+            for middle, value, above in zip(x, values, top, strict=True):
                 if np.isfinite(value):
                     ax.annotate(
-                        format(value, form), (at, max(above, 0)), (0, 2),
+                        format(value, form), (middle, max(above, 0)), (0, 2),
                         textcoords="offset points", ha="center", fontsize=7,
                     )  # fmt: skip
     ax.set_xticks(place, [str(group) for group in groups])
@@ -318,7 +318,7 @@ def bars_across(ax: Axes, names: Sequence[str], values: Any, low: Any = None, hi
 
 def whiskers(ax: Axes, x: Any, values: Any, low: Any, high: Any, *, colour: str = INK) -> None:
     """Intervals as thin lines through the values; NaN is left out."""
-    x, values, low, high = (np.asarray(each, dtype="float64") for each in (x, values, low, high))
+    x, values, low, high = (np.asarray(array, dtype="float64") for array in (x, values, low, high))
     known = np.isfinite(values) & np.isfinite(low) & np.isfinite(high)
     if known.any():
         # vlines, not errorbar: a percentile interval need not hold the estimate itself
@@ -327,7 +327,7 @@ def whiskers(ax: Axes, x: Any, values: Any, low: Any, high: Any, *, colour: str 
 
 def band(ax: Axes, x: Any, low: Any, high: Any, colour: str, alpha: float = 0.13) -> None:
     """Interval or range of a line as a shade."""
-    x, low, high = (np.asarray(each, dtype="float64") for each in (x, low, high))
+    x, low, high = (np.asarray(array, dtype="float64") for array in (x, low, high))
     known = np.isfinite(low) & np.isfinite(high)
     if known.any():
         ax.fill_between(x[known], low[known], high[known], color=colour, alpha=alpha, linewidth=0)

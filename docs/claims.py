@@ -42,8 +42,8 @@ def by_step(model: str, folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Measure, and write what was measured beside this file."""
     with tempfile.TemporaryDirectory() as folder:
-        found = {model: by_step(model, Path(folder)) for model in MODELS}
-    OUT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        chains = {model: by_step(model, Path(folder)) for model in MODELS}
+    OUT.write_text(json.dumps(chains, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

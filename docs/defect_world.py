@@ -125,9 +125,9 @@ def sliced(reasoner: Reasoner, layer: int, head: int) -> Iterator[None]:
         if running is None:
             return output
         offset = running.column - running.n_before + torch.arange(output.shape[1])
-        at = torch.nonzero((offset >= 0) & (offset <= reasoner.n_latent + 1))[:, 0]
+        positions_inside = torch.nonzero((offset >= 0) & (offset <= reasoner.n_latent + 1))[:, 0]
         output = output.clone()
-        output[:, at, columns] = 0
+        output[:, positions_inside, columns] = 0
         return output
 
     handle = projection.register_forward_hook(hook)

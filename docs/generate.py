@@ -68,7 +68,7 @@ def flag(parameter: Any) -> str:
 
 def usage(name: str, command: Any) -> str:
     """A command with its arguments and the options it cannot do without."""
-    parts = [flag(each) for each in command.params if each.param_type_name == "argument" or each.required]
+    parts = [flag(param) for param in command.params if param.param_type_name == "argument" or param.required]
     return " ".join([name, *parts])
 
 
@@ -93,7 +93,7 @@ def default_of(parameter: Any) -> str:
     if value is None or callable(value) or value is False or value in ([], ()):
         return ""
     if isinstance(value, list | tuple):
-        return "`" + " ".join(str(each) for each in value) + "`"
+        return "`" + " ".join(str(item) for item in value) + "`"
     return f"`{value}`"
 
 
@@ -101,7 +101,7 @@ def command_pages() -> str:
     """Every command with every flag."""
     parts = []
     for name, command in commands():
-        rows = [[f"`{flag(each)}`", each.help or "", default_of(each)] for each in command.params]
+        rows = [[f"`{flag(param)}`", param.help or "", default_of(param)] for param in command.params]
         help_text = " ".join((command.help or "").split())
         parts.append(f"## {name}\n\n{help_text}\n\n" + table(["argument", "meaning", "default"], rows))
     return "\n" + "\n".join(parts)
@@ -192,20 +192,20 @@ def measured() -> dict[str, Any]:
 
 def defect_block(name: str) -> str:
     """Table of one defect's measurements."""
-    found = measured().get("defects", {}).get(name)
-    if found is None:
+    of_defect = measured().get("defects", {}).get(name)
+    if of_defect is None:
         return "Not measured yet.\n"
-    rows = [[row["what"], row["wrong"], row["right"]] for row in found["rows"]]
-    return table(["measured", "as the scripts do", "as it should be"], rows) + f"\n{found['on']}\n"
+    rows = [[row["what"], row["wrong"], row["right"]] for row in of_defect["rows"]]
+    return table(["measured", "as the scripts do", "as it should be"], rows) + f"\n{of_defect['on']}\n"
 
 
 def defect_versions() -> str:
     """When and with what the page's numbers were made."""
-    found = measured()
-    if not found:
+    known_defects = measured()
+    if not known_defects:
         return "Not measured yet.\n"
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    weights = ", ".join(f"`{name}` {digest[:12]}" for name, digest in found["weights"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in known_defects["versions"].items())
+    weights = ", ".join(f"`{name}` {digest[:12]}" for name, digest in known_defects["weights"].items())
     return f"Measured with {versions}. Weights: {weights} (first digits of their SHA-256).\n"
 
 

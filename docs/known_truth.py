@@ -136,10 +136,10 @@ def claims(report: str, table: Table) -> str:
     for claim in listed:
         if claim["report"] == report:
             defects = ", ".join(f"[{name}](defects.md)" for name in claim.get("defects", [])) or "-"
-            found = "<br>".join(evidence(one) for one in claim.get("measured", [])) or "-"
+            cell = "<br>".join(evidence(one) for one in claim.get("measured", [])) or "-"
             decides = f"<br>`{claim['command']}`" if "command" in claim else ""
             verdict = f"**{claim['verdict']}**. {claim['because']}{decides}"
-            rows.append([claim["says"], defects, found, verdict])
+            rows.append([claim["says"], defects, cell, verdict])
     return table(["the report says", "defects", "measured here", "verdict"], rows)
 
 
@@ -153,10 +153,10 @@ def evidence(reference: str) -> str:
     if words[0] == "by-step":
         return by_step(words[1])
     if words[0].startswith("E"):
-        found = known("defects")["defects"][words[0]]
-        row = found["rows"][int(words[1])]
+        defects = known("defects")["defects"][words[0]]
+        row = defects["rows"][int(words[1])]
         sides = f"{row['wrong']} as the scripts do, {row['right']} as it should be"
-        return f"{row['what']}: {sides} ({found['on'].rstrip('.')})"
+        return f"{row['what']}: {sides} ({defects['on'].rstrip('.')})"
     model, thought, method = words[0], words[1], " ".join(words[2:])
     rows = [
         row for row in known("methods").get("rows", [])
@@ -170,13 +170,15 @@ def evidence(reference: str) -> str:
 
 def by_step(model: str) -> str:
     """From how many thoughts on pairs follow, by the step in which they first differ."""
-    found = known("claims").get(model)
-    if not found:
+    of_model = known("claims").get(model)
+    if not of_model:
         return f"{model}, pairs by the step that differs: not measured yet"
     parts = []
-    for row in found["steps"]:
+    for row in of_model["steps"]:
         never = row["wins"] is None
         wins = "at no N" if never else f"from N = {row['wins']:.0f} [{row['low']:.0f}, {row['high']:.0f}]"
         parts.append(f"{row['step']} (n {row['n']}) {wins}")
-    what = f"{model}, {found['n']} pairs by the step that differs first"
-    return f"{what}: {', '.join(parts)}; all together from N = {found['wins']:.0f}; ceiling {found['ceiling']:.1%}"
+    what = f"{model}, {of_model['n']} pairs by the step that differs first"
+    return (
+        f"{what}: {', '.join(parts)}; all together from N = {of_model['wins']:.0f}; ceiling {of_model['ceiling']:.1%}"
+    )

@@ -50,14 +50,14 @@ def extract_number(text: str, rule: NumberRule = "default") -> float | None:
         for pattern in _REPORTS:
             if match := pattern.search(text):
                 return float(match.group(1))
-        found = _REPORTS_ANYWHERE.findall(text)
-        return float(found[-1]) if found else None
+        matches = _REPORTS_ANYWHERE.findall(text)
+        return float(matches[-1]) if matches else None
     text = plain(text)
     numbers = find_numbers(text)
     if not numbers:
         return None
     start = text.find("####") + 4
-    after = next((each for each in numbers if each.start() >= start), None) if start >= 4 else None
+    after = next((number for number in numbers if number.start() >= start), None) if start >= 4 else None
     if after is None or not _NO_MORE_THAN_A_SIGN.fullmatch(text[start : after.start()]):
         after = numbers[-1]
     return as_float(value_of(text, after))

@@ -70,13 +70,13 @@ class Settings:
     """Which of its settings say what part of a run an analysis is handed."""
 
     def __post_init__(self) -> None:
-        for each in flags(type(self)):
-            value = getattr(self, each.name)
-            if each.many and value is not None and not isinstance(value, tuple):
+        for flag in flags(type(self)):
+            value = getattr(self, flag.name)
+            if flag.many and value is not None and not isinstance(value, tuple):
                 value = (value,) if isinstance(value, str) else tuple(value)
-                object.__setattr__(self, each.name, value)
-            for entry in value if each.many and value is not None else [value]:
-                each.check(entry)
+                object.__setattr__(self, flag.name, value)
+            for entry in value if flag.many and value is not None else [value]:
+                flag.check(entry)
 
     def runs_to_open(self, named: Sequence[str]) -> list[str]:
         """Runs that a command over runs opens, of those named by their place; none: every run of the lake."""
@@ -84,7 +84,7 @@ class Settings:
 
     def spec(self) -> dict[str, Any]:
         """What a result depends on, as JSON holds it; what is ``None`` is left out."""
-        values = {each.name: getattr(self, each.name) for each in flags(type(self)) if each.stored}
+        values = {flag.name: getattr(self, flag.name) for flag in flags(type(self)) if flag.stored}
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in values.items()
@@ -94,7 +94,7 @@ class Settings:
     @classmethod
     def of_spec(cls, spec: Mapping[str, Any]) -> Self:
         """Settings from what is stored with a result; what other versions stored besides is passed over."""
-        known = {each.name for each in flags(cls)}
+        known = {flag.name for flag in flags(cls)}
         return cls(**{name: value for name, value in spec.items() if name in known})
 
 

@@ -79,10 +79,10 @@ class Flag:
         UsageError
             If there is none where by default there are some, or one is no number where numbers are wanted.
         """
-        found = tuple(self.read(word.strip()) for word in text.split(",") if word.strip())
-        if not found and self.default != ():
+        entries_read = tuple(self.read(word.strip()) for word in text.split(",") if word.strip())
+        if not entries_read and self.default != ():
             raise UsageError(f"{self.option} names nothing; leave it out for the default")
-        return found
+        return entries_read
 
 
 def flags(settings: type[Any]) -> tuple[Flag, ...]:
@@ -93,10 +93,10 @@ def flags(settings: type[Any]) -> tuple[Flag, ...]:
 @cache
 def _flags(settings: type) -> tuple[Flag, ...]:
     hints = get_type_hints(settings)
-    inherited = {each.name for base in settings.__mro__[1:] for each in _fields(base)}
-    own = [each for each in _fields(settings) if each.name not in inherited]
-    rest = [each for each in _fields(settings) if each.name in inherited]
-    resolved = [_flag(each, hints[each.name]) for each in (*own, *rest)]
+    inherited = {field.name for base in settings.__mro__[1:] for field in _fields(base)}
+    own = [field for field in _fields(settings) if field.name not in inherited]
+    rest = [field for field in _fields(settings) if field.name in inherited]
+    resolved = [_flag(field, hints[field.name]) for field in (*own, *rest)]
     return tuple(sorted(resolved, key=lambda flag: not flag.required))
 
 
@@ -105,7 +105,7 @@ def _fields(cls: type) -> Iterator["dataclasses.Field[Any]"]:
         yield from dataclasses.fields(cls)
 
 
-def _flag(each: "dataclasses.Field[Any]", hint: Any) -> Flag:
+def _flag(field: "dataclasses.Field[Any]", hint: Any) -> Flag:
     """Resolve the type of a field."""
     optional = many = False
     if get_origin(hint) in (Union, types.UnionType):
@@ -117,5 +117,5 @@ def _flag(each: "dataclasses.Field[Any]", hint: Any) -> Flag:
     if get_origin(hint) is Literal:
         words, hint = get_args(hint), str
     return Flag(
-        name=each.name, kind=hint, words=words, optional=optional, many=many, default=each.default, **each.metadata
+        name=field.name, kind=hint, words=words, optional=optional, many=many, default=field.default, **field.metadata
     )

@@ -244,7 +244,7 @@ def read_interventions(text: str) -> tuple[Intervention, ...]:
 def _read_intervention(text: str) -> Intervention:
     words = text.split()
     given = dict(word.split("=", 1) for word in words[2:] if "=" in word)
-    known = {each.name: each for each in fields(Intervention) if each.name not in ("operation", "positions")}
+    known = {field.name: field for field in fields(Intervention) if field.name not in ("operation", "positions")}
     if len(words) < 2 or len(given) < len(words) - 2 or "=" in words[0] + words[1]:
         raise UsageError(
             f"{text.strip()!r} is no intervention; write OPERATION POSITION[+POSITION] [FIELD=VALUE ..], as"

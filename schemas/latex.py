@@ -41,7 +41,7 @@ def plain_notation(text: str) -> str:
     if equals and "=" not in right and len(left) <= 2:
         text = right
     text = _ARGUMENT.sub(r"\\sqrt{\1}", text).replace(" ", "")
-    text = _FRACTION.sub(lambda found: rf"\frac{{{found[1]}}}{found[2] or f'{{{found[3]}}}'}", text)
+    text = _FRACTION.sub(lambda match: rf"\frac{{{match[1]}}}{match[2] or f'{{{match[3]}}}'}", text)
     if text == "0.5":
         return r"\frac{1}{2}"
     ratio = _RATIO.fullmatch(text)

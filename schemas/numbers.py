@@ -78,11 +78,11 @@ _WINDOW = 80
 def plain(text: str) -> str:
     """Text with one spelling for what numbers are made of: digits, signs, spaces, currencies, fractions, exponents."""
     if "\\" in text or "{,}" in text:
-        text = _LATEX_FRACTION.sub(lambda found: f"{found[1]}{' ' if found[1] else ''}{found[2]}/{found[3]}", text)
+        text = _LATEX_FRACTION.sub(lambda match: f"{match[1]}{' ' if match[1] else ''}{match[2]}/{match[3]}", text)
         for written, meant in _LATEX:
             text = text.replace(written, meant)
     if not text.isascii():
-        text = _SUPERSCRIPT.sub(lambda found: "^" + "".join(map(_superscript, found[0])), text)
+        text = _SUPERSCRIPT.sub(lambda match: "^" + "".join(map(_superscript, match[0])), text)
         text = re.sub(r"[^\x00-\x7f]", _spelled, text)
     return _UNIT_POWER.sub("", text)
 
@@ -92,22 +92,22 @@ def find_numbers(text: str) -> list[re.Match[str]]:
     return list(_NUMBER.finditer(text))
 
 
-def value_of(text: str, found: re.Match[str]) -> Fraction | None:
+def value_of(text: str, match: re.Match[str]) -> Fraction | None:
     """What a number of a :func:`plain` text says, exactly; ``None`` where it could be two things."""
-    left, prefix = before(text, found)
-    scale = _SCALE.match(text, found.end())
-    end = scale.end() if scale else found.end()
-    sign, size = _sign(left, prefix), _size(found)
+    left, prefix = before(text, match)
+    scale = _SCALE.match(text, match.end())
+    end = scale.end() if scale else match.end()
+    sign, size = _sign(left, prefix), _size(match)
     ahead = left + prefix
     unclear = (
         _UNCLEAR_BEFORE.search(left + (" " if prefix[:1].isspace() else ""))
         or _UNCLEAR_AFTER.match(text, end)
         # (5) and ($5) are negative in accounts, and plain elsewhere; \(5\) is how LaTeX sets a 5
         or (re.search(r"(?<!\\)\($", left) and prefix.strip(" \u00a0$") == "" and _BRACKETED.match(text, end))
-        or (found[0].startswith(".") and re.search(rf"(?:{_LETTER}|[.)\d])$", ahead))  # is...5
-        or (re.match(r"0\d", found[0]) and re.search(r"\d[ \u00a0]$", ahead))  # the 000 of 1.5 000
+        or (match[0].startswith(".") and re.search(rf"(?:{_LETTER}|[.)\d])$", ahead))  # is...5
+        or (re.match(r"0\d", match[0]) and re.search(r"\d[ \u00a0]$", ahead))  # the 000 of 1.5 000
         or ("$" in prefix and re.match(r"\s?[mb]\b", text[end : end + 3]))  # $5m
-        or (found["over"] and prefix[:1] in ("-", "\u2212") and re.search(r"\d$", left))  # 1-1/2
+        or (match["over"] and prefix[:1] in ("-", "\u2212") and re.search(r"\d$", left))  # 1-1/2
     )
     if sign is None or size is None or unclear:
         return None
@@ -116,17 +116,17 @@ def value_of(text: str, found: re.Match[str]) -> Fraction | None:
     return sign * size
 
 
-def before(text: str, found: re.Match[str]) -> tuple[str, str]:
+def before(text: str, match: re.Match[str]) -> tuple[str, str]:
     """What stands before a number: other text, and signs, currency and spaces that belong to the number."""
-    window = text[max(0, found.start() - _WINDOW) : found.start()]
+    window = text[max(0, match.start() - _WINDOW) : match.start()]
     prefix = _PREFIX.search(window)
     cut = prefix.start() if prefix else len(window)
     return window[:cut], window[cut:]
 
 
-def overlooks(text: str, found: re.Match[str]) -> bool:
+def overlooks(text: str, match: re.Match[str]) -> bool:
     """Whether a number is read without a letter or a hyphen that stands at it: ``x5``, ``covid-19``, ``debt - 5``."""
-    left, prefix = before(text, found)
+    left, prefix = before(text, match)
     if not prefix and _ENDS_IN_LETTER.search(left.removesuffix("/")):
         return True
     return _sign(left, prefix) == 1 and re.search(_MINUS, prefix) is not None
@@ -159,9 +159,9 @@ def _spelling(character: str) -> str:
     return character
 
 
-def _spelled(found: re.Match[str]) -> str:
-    spelling = _spelling(found[0])
-    mixed = "/" in spelling and len(spelling) > 1 and found.string[: found.start()][-1:].isdecimal()
+def _spelled(match: re.Match[str]) -> str:
+    spelling = _spelling(match[0])
+    mixed = "/" in spelling and len(spelling) > 1 and match.string[: match.start()][-1:].isdecimal()
     return " " + spelling if mixed else spelling
 
 
@@ -169,17 +169,17 @@ def _superscript(character: str) -> str:
     return {"\u207a": "+", "\u207b": "-"}.get(character) or str(unicodedata.digit(character))
 
 
-def _size(found: re.Match[str]) -> Fraction | None:
+def _size(match: re.Match[str]) -> Fraction | None:
     """Value of a number without its sign."""
-    if found["power"]:
-        return _times_ten_to(Fraction(1), found["power"])
-    if found["plain"]:
-        value = _decimal(found["plain"])
-        power = found["exponent"] or found["ten"]
+    if match["power"]:
+        return _times_ten_to(Fraction(1), match["power"])
+    if match["plain"]:
+        value = _decimal(match["plain"])
+        power = match["exponent"] or match["ten"]
         return value if value is None or power is None else _times_ten_to(value, power)
-    over, under = _decimal(found["over"]), _decimal(found["under"])
-    whole = _decimal(found["whole"]) if found["whole"] else Fraction(0)
-    if over is None or not under or whole is None or found["more"] or (found["whole"] and over >= under):
+    over, under = _decimal(match["over"]), _decimal(match["under"])
+    whole = _decimal(match["whole"]) if match["whole"] else Fraction(0)
+    if over is None or not under or whole is None or match["more"] or (match["whole"] and over >= under):
         return None
     return whole + over / under
 

@@ -100,7 +100,7 @@ class Scoring:
         """Which answers are the same; arrays that broadcast. What is missing (NaN, or an empty text) equals nothing."""
         if self.kind == "number":
             return equal_answers(answer, other, "reports" if self.rule == "reports" else "default")
-        one, two = (self._normals(each) for each in (answer, other))
+        one, two = (self._normals(text) for text in (answer, other))
         return np.asarray((one == two) & (one != ""), dtype=bool)
 
     def match(self, answer: Answer | None, other: Answer | None) -> bool:
@@ -110,8 +110,8 @@ class Scoring:
     def column(self, answers: Iterable[Answer | None]) -> np.ndarray:
         """Answers as they are stored: numbers with NaN for none, or texts, empty for none."""
         if self.kind == "number":
-            return np.array([np.nan if each is None else each for each in answers], dtype=np.float64)
-        return np.array(["" if each is None else each for each in answers], dtype=object)
+            return np.array([np.nan if answer is None else answer for answer in answers], dtype=np.float64)
+        return np.array(["" if answer is None else answer for answer in answers], dtype=object)
 
     def outcome(self, text: str, *, clean: Answer, corrupted: Answer) -> Outcome:
         """Which answer a patched run gave; see :func:`classify_outcome`."""
@@ -120,7 +120,7 @@ class Scoring:
             return "clean_answer"
         if self.match(answer, corrupted):
             return "corrupted_answer"
-        if answer is not None and (not isinstance(answer, str) or any(each.isalnum() for each in answer)):
+        if answer is not None and (not isinstance(answer, str) or any(character.isalnum() for character in answer)):
             return "other"
         coherent = len(text.strip() if self.rule != "reports" else text) >= 10 and any(c.isalpha() for c in text)
         numeric = self.kind == "number" and self.rule == "default" and find_numbers(plain(text))
@@ -163,8 +163,8 @@ class Scoring:
 
     def _normals(self, answers: Any) -> np.ndarray:
         values = np.asarray(answers, dtype=object)
-        known = {each: self.normal(str(each)) for each in set(values.ravel().tolist())}
-        return np.array([known[each] for each in values.ravel().tolist()], dtype=object).reshape(values.shape)
+        known = {answer: self.normal(str(answer)) for answer in set(values.ravel().tolist())}
+        return np.array([known[answer] for answer in values.ravel().tolist()], dtype=object).reshape(values.shape)
 
 
 @overload

@@ -76,7 +76,7 @@ class RunSpec(Limited):
 
         Without the kind of answers where they are numbers, as in the first lakes.
         """
-        values = {each.name: getattr(self, each.name) for each in fields(RunSpec)}
+        values = {field.name: getattr(self, field.name) for field in fields(RunSpec)}
         if self.answer in ("auto", "number"):
             del values["answer"]
         return values | {"device": device_kind(self.device)}

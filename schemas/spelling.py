@@ -20,9 +20,9 @@ def nearest(word: object, known: Iterable[object]) -> str:
     """
     known = list(known)
     if isinstance(word, Integral):
-        numbers = [int(each) for each in known if isinstance(each, Integral)]
-        return f"; did you mean {min(numbers, key=lambda each: abs(each - int(word)))}?" if numbers else ""
-    scored = [(SequenceMatcher(None, _seen(each), _seen(word)).ratio(), str(each)) for each in known]
+        numbers = [int(label) for label in known if isinstance(label, Integral)]
+        return f"; did you mean {min(numbers, key=lambda label: abs(label - int(word)))}?" if numbers else ""
+    scored = [(SequenceMatcher(None, _seen(label), _seen(word)).ratio(), str(label)) for label in known]
     best = max(scored, default=(0.0, ""))  # of equals the last: for ct9, ct5
     return f"; did you mean {best[1]!r}?" if best[0] >= ENOUGH else ""
 

@@ -26,7 +26,7 @@ def filled(command: str | Sequence[str], location: object, runs: Iterable[str] =
     """
     words = shlex.split(command) if isinstance(command, str) else command
     places = {PATH: [str(location)], RUNS: list(runs)}
-    return shlex.join(each for word in words for each in places.get(word, [word]))
+    return shlex.join(filling for word in words for filling in places.get(word, [word]))
 
 
 def n_option(command: Sequence[str]) -> int:

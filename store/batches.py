@@ -92,18 +92,20 @@ class BlockBatches:
             In the order in which their next ones come.
         """
         left = {
-            each: self._n_batch(sum(int(self.blocks.counts[window].sum()) for window in self.windows(each, n_reader)))
-            for each in readers
+            reader: self._n_batch(
+                sum(int(self.blocks.counts[window].sum()) for window in self.windows(reader, n_reader))
+            )
+            for reader in readers
         }
         given, waiting, done = dict.fromkeys(readers, 0), deque(readers), []
         while taken and waiting:
-            each = waiting.popleft()
-            if given[each] == left[each]:
-                done.append(each)
+            reader = waiting.popleft()
+            if given[reader] == left[reader]:
+                done.append(reader)
             else:
-                given[each], taken = given[each] + 1, taken - 1
-                waiting.append(each)
-        return [(each, given[each]) for each in (*waiting, *done)]
+                given[reader], taken = given[reader] + 1, taken - 1
+                waiting.append(reader)
+        return [(reader, given[reader]) for reader in (*waiting, *done)]
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch: a loader that starts its workers anew each epoch must be told which it is."""

@@ -52,7 +52,7 @@ class BlockArray:
         IndexError
             If it reaches over the edge.
         """
-        ends = [at + size for at, size in zip(corner, block.shape[1:], strict=True)]
+        ends = [start + size for start, size in zip(corner, block.shape[1:], strict=True)]
         over = any(end > size for end, size in zip(ends, self.shape[1:], strict=True))
         if over or len(rows) != len(block) or (len(rows) and max(rows) >= self.shape[0]):
             raise IndexError(f"a block {block.shape} at rows {rows} and {tuple(corner)} is not within {self.shape}")
@@ -64,12 +64,12 @@ class BlockArray:
         for rows, corner, block in self._blocks:
             there: list[Any] = []
             here: list[Any] = []
-            for start, size, at, length in zip(begin[1:], shape[1:], corner, block.shape[1:], strict=True):
-                first, end = max(start, at), min(start + size, at + length)
+            for start, size, start_there, length in zip(begin[1:], shape[1:], corner, block.shape[1:], strict=True):
+                first, end = max(start, start_there), min(start + size, start_there + length)
                 if first >= end:
                     break
                 there.append(slice(first - start, end - start))
-                here.append(slice(first - at, end - at))
+                here.append(slice(first - start_there, end - start_there))
             else:
                 inside = (rows >= begin[0]) & (rows < begin[0] + shape[0])
                 if not inside.any():

@@ -37,15 +37,15 @@ class Boxes:
         within = (*first, *self.within[box])
         if self.sliced:
             return within
-        return np.ix_(*(np.arange(size)[each] for size, each in zip(shape, within, strict=True)))
+        return np.ix_(*(np.arange(size)[indices] for size, indices in zip(shape, within, strict=True)))
 
 
 def picks_of(size: int, wanted: int | slice | np.ndarray) -> range | np.ndarray:
     """Numbers along an axis of a size that an index stands for."""
     if isinstance(wanted, np.ndarray):
         return np.asarray(np.arange(size)[wanted])
-    found = range(size)[wanted]
-    return found if isinstance(found, range) else range(found, found + 1)
+    picked = range(size)[wanted]
+    return picked if isinstance(picked, range) else range(picked, picked + 1)
 
 
 def parts_of(picks: range | np.ndarray, size: int) -> Iterator[Part]:

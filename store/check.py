@@ -96,11 +96,11 @@ def run_format(store: Store, run: str) -> int | None:
     return None if recorded is None else 2 if f"{ROWS}/zarr.json" in recorded["files"] else 1
 
 
-def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differences(stated: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Fields in which two nested records differ, as ``name: found, wanted``."""
     lines = []
-    for key in sorted({*found, *wanted}):
-        old, new = found.get(key), wanted.get(key)
+    for key in sorted({*stated, *wanted}):
+        old, new = stated.get(key), wanted.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             lines += differences(old, new, f"{prefix}{key}.")
         elif old != new:

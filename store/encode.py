@@ -88,11 +88,11 @@ def encode_shard(layout: ArrayLayout, values: BlockArray, pool: ThreadPoolExecut
         for chunks in pool.map(lambda part: _encode(layout, values, part, first), parts):
             for place, content, rows in chunks:
                 index[place] = file.size, len(content) + CHECKSUM_BYTES
-                found = file.counted(content)
-                checksums[place] = int.from_bytes(found[1], "little")
+                counted = file.counted(content)
+                checksums[place] = int.from_bytes(counted[1], "little")
                 if row_checksums is not None:
                     row_checksums[place] = rows
-                yield from found
+                yield from counted
         if file.size:
             yield from file.counted(index.tobytes())
 
@@ -121,7 +121,7 @@ def _encode(
 
     ``first`` is the place of the shard.
     """
-    compressor, found = _compressor(layout.codecs[0]), []
+    compressor, pieces_written = _compressor(layout.codecs[0]), []
     n_row, *other = layout.chunks
     for rest in np.ndindex(*layout.grid[len(part) :]):
         place = (first + part[0], *part[1:], *rest)
@@ -131,8 +131,8 @@ def _encode(
             if not _is_fill(chunk, layout.fill):
                 rows = chunk.reshape(n_row, -1) if layout.has_rows else np.empty((0, 1), dtype=layout.dtype)
                 checksums = [google_crc32c.value(row) for row in rows.view(np.uint8)]
-                found.append(((part[0] + number, *part[1:], *rest), compressor.encode(chunk), checksums))
-    return found
+                pieces_written.append(((part[0] + number, *part[1:], *rest), compressor.encode(chunk), checksums))
+    return pieces_written
 
 
 def _compressor(codec: BloscCodec | ZstdCodec) -> Blosc | Zstd:

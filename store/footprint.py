@@ -38,8 +38,8 @@ def bytes_to_read(lake: Lake, run: str, part: xr.DataArray) -> int:
         return 0
     shards = np.unique(picks[0] // (array.grid[0] * array.layout.chunks[0]))
     looked = shards[np.unique(np.linspace(0, len(shards) - 1, min(SHARDS, len(shards))).round().astype(int))]
-    found = array.guard.reading(lambda: array.stored_bytes(picks, looked.tolist()))
-    return round(found * len(shards) / len(looked))
+    n_byte = array.guard.reading(lambda: array.stored_bytes(picks, looked.tolist()))
+    return round(n_byte * len(shards) / len(looked))
 
 
 def model_bytes(lake: Lake, name: str) -> int:

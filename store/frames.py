@@ -58,8 +58,8 @@ def read_part(file: int, offset: int, length: int, size: int, begin: int, part: 
         content = blosc.decompress(frame)
     except RuntimeError:
         return False
-    found = np.frombuffer(content, dtype=np.uint8)[begin - corner : end - corner]
-    if found.size != part.size:
+    bytes_read = np.frombuffer(content, dtype=np.uint8)[begin - corner : end - corner]
+    if bytes_read.size != part.size:
         return False
-    part[:] = found
+    part[:] = bytes_read
     return True

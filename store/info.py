@@ -119,9 +119,9 @@ def find(lake: Lake, prefix: str) -> list[dict[str, str]]:
         results += [{"fingerprint": digest, "what": what, "of": run} for what, digest in digests.items()]
     for name, result in describe_results(lake).items():
         results.append({"fingerprint": result["fingerprint"], "what": "result", "of": name})
-    named = [each for each in results if (each["what"], each["of"]) == ("result", prefix)]
+    named = [result for result in results if (result["what"], result["of"]) == ("result", prefix)]
     fitting = named or [
-        each for each in results if len(prefix) >= SHORTEST_PREFIX and each["fingerprint"].startswith(prefix)
+        result for result in results if len(prefix) >= SHORTEST_PREFIX and result["fingerprint"].startswith(prefix)
     ]
     if not fitting:
         raise MissingRunError(

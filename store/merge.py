@@ -169,8 +169,8 @@ def _copy_group(lake: Lake, name: str, into: str | os.PathLike[str]) -> Merged:
     attributes = unseal(document) or {}
     with lake_lock(into):
         store, folder = open_store(into, read_only=False), local_path(into)
-        if (found := read_group(store, name)) is not None:
-            same = found["files"] == attributes["files"]
+        if (group := read_group(store, name)) is not None:
+            same = group["files"] == attributes["files"]
             merged.there, merged.kept = int(same), int(not same)
             return merged
         for depth in range(1, name.count("/") + 1):

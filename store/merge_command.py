@@ -21,11 +21,11 @@ def merge_lakes(settings: MergeSettings, shell: Shell) -> Output:
     sources = [open_lake(path) for path in settings.lakes]
     with shell.progress("merge", "groups") as report:
         merged = merge(sources, settings.into, report)
-    rows = [[each.name, each.source, each.copied, each.there, each.kept or ""] for each in merged]
+    rows = [[run.name, run.source, run.copied, run.there, run.kept or ""] for run in merged]
     columns = ["model, run or result", "of", "copied", "there already", "kept as it was there, other bytes"]
     return Output(
         printed=[Table(title=f"merged into {settings.into} (of runs, shards)", columns=columns, rows=rows)],
-        document=[asdict(each) for each in merged],
+        document=[asdict(run) for run in merged],
     )
 
 

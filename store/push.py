@@ -77,18 +77,19 @@ def push(lake: Lake, to: str | os.PathLike[str], runs: Sequence[str] = (), progr
     """
     source, target = local_path(lake.location), local_path(to)
     places = [
-        str(each.resolve() if each else name).rstrip("/") for each, name in ((source, lake.location), (target, to))
+        str(location.resolve() if location else name).rstrip("/")
+        for location, name in ((source, lake.location), (target, to))
     ]
     if places[0] == places[1]:
         raise UsageError(f"{to} is the lake itself; name another place")
     chosen = _Chosen(lake, runs)
-    damage = [each for each in verify(lake.location).damage if each.path in chosen]
-    broken = [each for each in damage if each.kind != "stranger"]
+    damage = [damage_found for damage_found in verify(lake.location).damage if damage_found.path in chosen]
+    broken = [damage_found for damage_found in damage if damage_found.kind != "stranger"]
     if broken:
         raise CorruptLakeError(
             f"{lake.location}: {broken[0].path} {broken[0].problem}; lake verify {lake.location} says what mends it"
         )
-    strangers = {each.path for each in damage}
+    strangers = {damage_found.path for damage_found in damage}
     keys = sorted((key for key in sync(_keys(lake.store)) if key in chosen and key not in strangers), key=_order)
     if target is None or target.exists():
         _check_target(chosen, to, {key.split("/")[0] for key in keys})
@@ -96,10 +97,10 @@ def push(lake: Lake, to: str | os.PathLike[str], runs: Sequence[str] = (), progr
     sent = _Sending(lake.store, store, len(keys), progress)
     for stage in range(N_STAGE - 1):
         sent.send([key for key in keys if _order(key)[0] == stage])
-    found, wrong = _wrong(to, keys)
+    keys_there, wrong = _wrong(to, keys)
     if wrong:  # of equal size, but of another push
         sent.send(list(wrong), force=True)
-        found, wrong = _wrong(to, keys)
+        keys_there, wrong = _wrong(to, keys)
     if wrong:
         key, problem = next(iter(wrong.items()))
         raise LakeError(
@@ -107,15 +108,19 @@ def push(lake: Lake, to: str | os.PathLike[str], runs: Sequence[str] = (), progr
         )
     sent.send(["zarr.json"])
     return Pushed(
-        sent=sent.files, sent_bytes=sent.bytes, there=sent.there, checked=found.files, checked_bytes=found.bytes
+        sent=sent.files,
+        sent_bytes=sent.bytes,
+        there=sent.there,
+        checked=keys_there.files,
+        checked_bytes=keys_there.bytes,
     )
 
 
 def _wrong(to: str | os.PathLike[str], keys: Sequence[str]) -> tuple[Verification, dict[str, str]]:
     """What reading all that is at a place finds, and what is wrong of the files that were sent, but the last one."""
-    found = verify(to)
-    problems = {damage.path: damage.problem for damage in found.damage}
-    return found, {key: problems[key] for key in keys[:-1] if key in problems}
+    verified = verify(to)
+    problems = {damage.path: damage.problem for damage in verified.damage}
+    return verified, {key: problems[key] for key in keys[:-1] if key in problems}
 
 
 def _check_target(chosen: "_Chosen", to: str | os.PathLike[str], own: set[str]) -> None:
@@ -213,5 +218,7 @@ async def _keys(store: Store) -> list[str]:
     passing = (LEFTOVER, f"{REMOVED}/**")
     keys = [key async for key in store.list()]
     return [
-        key for key in keys if not any(PurePosixPath(key).match(each) for each in passing) and f"/{NEXT}/" not in key
+        key
+        for key in keys
+        if not any(PurePosixPath(key).match(pattern) for pattern in passing) and f"/{NEXT}/" not in key
     ]

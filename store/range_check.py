@@ -23,7 +23,7 @@ def check_size(key: str, shard: int, size: int, records: Iterable[ShardRecord], 
     """Raise :class:`DamagedFile` if a file's size is in none of the records."""
     recorded = [int(record.size[file]) for record in records]
     if size not in recorded:
-        sizes = " or ".join(f"{each:,}" for each in recorded)
+        sizes = " or ".join(f"{size:,}" for size in recorded)
         raise DamagedFile(key, shard, f"is not what was written: it has {size:,} bytes, {sizes} were recorded")
 
 
@@ -78,7 +78,7 @@ def check_range(
         stated, computed = piece[-CHECKSUM_BYTES:], google_crc32c.value(piece[:-CHECKSUM_BYTES])
         known = [computed if table is None else int(table.reshape(-1)[chunk]) for table in tables]
         if len(piece) != length or computed != int.from_bytes(stated, "little") or computed not in known:
-            place = tuple(int(each) for each in np.unravel_index(chunk, index.shape[:-1]))
+            place = tuple(int(place) for place in np.unravel_index(chunk, index.shape[:-1]))
             raise DamagedFile(key, shard, f"is not what was written: chunk {place} does not agree with its checksum")
         covered += length
     if covered != asked.end - asked.start:

@@ -89,7 +89,9 @@ class Lake(Groups):
         """SHA-256 of the file of each committed shard, by variable: where two runs have the same, they are the same."""
         guard = self._run(run)[1]
         records = [sync(guard.records(shard))[0] for shard in np.flatnonzero(guard.committed()).tolist()]
-        return {name: [each.digest(at) for each in records] for at, name in enumerate(self.layout(run).arrays())}
+        return {
+            name: [record.digest(number) for record in records] for number, name in enumerate(self.layout(run).arrays())
+        }
 
     def __getitem__(self, run: str) -> xr.Dataset:
         """Lazy dataset of a run's committed examples.
@@ -300,7 +302,7 @@ class Lake(Groups):
         attributes = self._document(name, "result")
         if attributes is None or attributes.get("kind") != "result":
             raise MissingRunError(
-                f"{self.location} has no result {name!r}" + nearest(name, [each.name for each in self.results()])
+                f"{self.location} has no result {name!r}" + nearest(name, [result.name for result in self.results()])
             )
         self._check_result(name, attributes)
         guard = Guard(self.location, name, "result", attributes["files"])

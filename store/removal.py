@@ -48,7 +48,7 @@ def select_removable(lake: Lake, words: list[str]) -> Removable:
     """
     name = " ".join(words)
     if name in lake.runs():
-        using = tuple(each.name for each in lake.results() if name in each.runs)
+        using = tuple(result.name for result in lake.results() if name in result.runs)
         return Removable(name=name, kind="run", results=using)
     if name in lake.models():
         if runs := [child for child in lake.children(name) if child not in MODEL_VARIABLES]:

@@ -77,7 +77,9 @@ def preferred(results: Iterable[Result]) -> list[Result]:
     That is the one over the most examples; of several the one whose command had the fewest options, so that default
     settings come first; then by the settings themselves. Nothing depends on names, which end in a digest.
     """
-    return sorted(results, key=lambda each: (-each.n_example, n_option(each.command), canonical_json(dict(each.spec))))
+    return sorted(
+        results, key=lambda result: (-result.n_example, n_option(result.command), canonical_json(dict(result.spec)))
+    )
 
 
 def n_example_of(dataset: xr.Dataset) -> int:

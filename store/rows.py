@@ -131,8 +131,8 @@ class RowBlocks:
             inside = self.exists
             for axis, dim in enumerate(("example", "position")):
                 inside = np.add.reduceat(inside, np.cumsum(sizes[dim]) - sizes[dim], axis=axis, dtype=np.int64)
-            at = [self.cells.index("example"), self.cells.index("position")]
-            counts *= np.expand_dims(inside, [axis for axis in range(counts.ndim) if axis not in at])
+            counted_axes = [self.cells.index("example"), self.cells.index("position")]
+            counts *= np.expand_dims(inside, [axis for axis in range(counts.ndim) if axis not in counted_axes])
         return counts.reshape(-1)
 
     def _block(self, number: int) -> tuple[list[np.ndarray], np.ndarray | None]:
@@ -144,8 +144,8 @@ class RowBlocks:
             return pieces, None
         within = (np.searchsorted(self.picks[dim], self.pieces[dim][place[dim]]) for dim in ("example", "position"))
         exists = self.exists[np.ix_(*within)]
-        at = [self.cells.index("example"), self.cells.index("position")]
-        exists = np.expand_dims(exists, [axis for axis in range(len(self.cells)) if axis not in at])
+        counted_axes = [self.cells.index("example"), self.cells.index("position")]
+        exists = np.expand_dims(exists, [axis for axis in range(len(self.cells)) if axis not in counted_axes])
         return pieces, np.broadcast_to(exists, [len(piece) for piece in pieces]).reshape(-1)
 
     def _stored_pieces(self, dim: str) -> list[np.ndarray]:
@@ -179,7 +179,7 @@ class RowBlocks:
         if in_order and isinstance(self.array, ShardedArray):  # straight from the file, without a copy
             self.array.read_into(into.reshape([len(picks[dim]) for dim in self.dims]), places)
             return
-        values = self.array[OuterIndexer(tuple(_slice(each) for each in places))]
+        values = self.array[OuterIndexer(tuple(_slice(place) for place in places))]
         values = np.transpose(values, [self.dims.index(dim) for dim in (*self.cells, *self.item)])
         rows = values.reshape(-1, *self.item_shape)
         into[...] = rows if exists is None else rows[exists]
@@ -265,7 +265,7 @@ class RowBlocks:
             flat = flat if exists is None else np.flatnonzero(exists)[flat]
             places = np.unravel_index(flat, [len(piece) for piece in pieces])
             index[:, inside] = [piece[place] for piece, place in zip(pieces, places, strict=True)]
-        return {dim: self.coords[dim][each] for dim, each in zip(self.cells, index, strict=True)}
+        return {dim: self.coords[dim][place] for dim, place in zip(self.cells, index, strict=True)}
 
 
 def _labels(data: xr.Dataset, dim: str) -> np.ndarray:

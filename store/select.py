@@ -33,18 +33,18 @@ def select_result(lake: Lake, words: Sequence[str]) -> Result:
         If none fits: what there is, is named; or several: each with what tells it from the others.
     """
     results = lake.results()
-    fitting = [each for each in results if all(fits(each, word) for word in words)]
+    fitting = [result for result in results if all(fits(result, word) for word in words)]
     if len(fitting) == 1:
         return fitting[0]
-    said = " ".join(words)
+    request = " ".join(words)
     if fitting:
-        each = "; ".join(f"{one.name} ({one.fingerprint[:12]}: {one.describe(lake.location)})" for one in fitting)
+        candidates = "; ".join(f"{one.name} ({one.fingerprint[:12]}: {one.describe(lake.location)})" for one in fitting)
         raise MissingRunError(
-            f"{lake.location}: {len(fitting)} results fit {said!r}; name one, as by its fingerprint: {each}"
+            f"{lake.location}: {len(fitting)} results fit {request!r}; name one, as by its fingerprint: {candidates}"
         )
-    known = dict.fromkeys(word for each in results for word in (each.kind, *each.runs, each.name))
-    strange = next((word for word in words if not any(fits(each, word) for each in results)), "")
-    there = ", ".join(each.name for each in results) or "none"
+    known = dict.fromkeys(word for result in results for word in (result.kind, *result.runs, result.name))
+    strange = next((word for word in words if not any(fits(result, word) for result in results)), "")
+    there = ", ".join(result.name for result in results) or "none"
     raise MissingRunError(
-        f"{lake.location}: no result fits {said!r}; there are {there}" + (nearest(strange, known) if strange else "")
+        f"{lake.location}: no result fits {request!r}; there are {there}" + (nearest(strange, known) if strange else "")
     )

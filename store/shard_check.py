@@ -41,10 +41,10 @@ class Shard:
         """Layout of a file's array."""
         return self.known.layout.arrays()[key.removeprefix(f"{self.run}/").split("/")[0]]
 
-    def problems(self, found: Mapping[str, Read | None], owner: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    def problems(self, files: Mapping[str, Read | None], owner: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         """What is wrong: a file with what it should be, or a part of the record with which no file agrees."""
-        differ = {key: self._differs(index, found.get(key)) for index, key in enumerate(self.files)}
-        there = [parts for key, parts in differ.items() if found.get(key) is not None]
+        differ = {key: self._differs(index, files.get(key)) for index, key in enumerate(self.files)}
+        there = [parts for key, parts in differ.items() if files.get(key) is not None]
         blamed = {part for part in ("size", "crc32c") if any(parts == {part} for parts in there)}
         if len(there) > 1 and all(parts == {"sha256"} for parts in there):
             blamed = {"sha256"}
@@ -54,7 +54,7 @@ class Shard:
             if parts and not (len(parts) == 1 and parts <= blamed):
                 digests = {record.digest(index) for record in self.records if record.size[index] >= 0}
                 if digests:
-                    yield key, problem_of(found.get(key), digests, owner) or "is not what was written"
+                    yield key, problem_of(files.get(key), digests, owner) or "is not what was written"
                 else:
                     yield key, "is there, but the record says that the shard has no such file"
 

@@ -158,10 +158,10 @@ class ShardedArray(BackendArray):
 
     def _box(self, key: tuple[Any, ...]) -> np.ndarray:
         """Values at the product of one number, rising slice or sorted array per axis."""
-        picks = [picks_of(*each) for each in zip(self.shape, key, strict=True)]
-        values = np.empty([len(each) for each in picks], dtype=self.dtype)
+        picks = [picks_of(*axis) for axis in zip(self.shape, key, strict=True)]
+        values = np.empty([len(picked) for picked in picks], dtype=self.dtype)
         self._fill(picks, values)
-        kept = (isinstance(each, slice | np.ndarray) for each in key)  # a number takes its axis away
+        kept = (isinstance(key_of_axis, slice | np.ndarray) for key_of_axis in key)  # a number takes its axis away
         return values.reshape(list(compress(values.shape, kept)))
 
     def read_into(self, values: np.ndarray, picks: Sequence[range | np.ndarray]) -> None:
@@ -207,8 +207,8 @@ class ShardedArray(BackendArray):
         """Put what is picked along each axis into an array."""
         if not values.size:
             return
-        examples, *others = (list(parts_of(*each)) for each in zip(picks, self.layout.chunks, strict=True))
-        boxes = Boxes.of(product(*others), sliced=all(isinstance(each, range) for each in picks[1:]))
+        examples, *others = (list(parts_of(*axis)) for axis in zip(picks, self.layout.chunks, strict=True))
+        boxes = Boxes.of(product(*others), sliced=all(isinstance(picked, range) for picked in picks[1:]))
         room = np.empty(self.layout.chunks, dtype=self.stored)
         for shard, parts in groupby(examples, key=lambda part: part[0] // self.grid[0]):
             self._read_shard(shard, [*parts], boxes, values, room)
@@ -255,7 +255,7 @@ class ShardedArray(BackendArray):
     def _row_tables(self, shard: int) -> list[np.ndarray]:
         """Checksums that the rows of a shard's chunks may have: (*grid, row) each; none before format 2."""
         place = self.guard.row_places.get(self.layout.name)
-        return [] if place is None else [each[place].reshape(self.layout.row_grid) for each in self.guard.rows(shard)]
+        return [] if place is None else [table[place].reshape(self.layout.row_grid) for table in self.guard.rows(shard)]
 
     def _read_rows(
         self,
@@ -326,16 +326,16 @@ class ShardedArray(BackendArray):
 
     def _know(self, shard: int, key: str, file: int) -> "Known | None":
         """Index and checksums of a shard's file, remembered while it is the same file; ``None``: it does not count."""
-        found = os.fstat(file)
-        identity = (found.st_ino, found.st_size, found.st_mtime_ns)
+        status = os.fstat(file)
+        identity = (status.st_ino, status.st_size, status.st_mtime_ns)
         known = self._known.get(shard)
         if known is not None and known.identity == identity:
             return known
         records = [record for record in self.guard.records_here(shard) if record.size[self._file] >= 0]
         if not records:
             return None
-        check_size(key, shard, found.st_size, records, self._file)
-        content = os.pread(file, self.index_bytes, found.st_size - self.index_bytes)
+        check_size(key, shard, status.st_size, records, self._file)
+        content = os.pread(file, self.index_bytes, status.st_size - self.index_bytes)
         index = decode_index(key, shard, content, self.grid)
         place = self.guard.places[self.layout.name]
         tables = tables_of(key, shard, index, records, place)
@@ -352,14 +352,14 @@ class ShardedArray(BackendArray):
         if codec is BloscCodec and is_plain(length, values.size):
             header, stated = bytearray(HEADER_BYTES), bytearray(CHECKSUM_BYTES)
             os.preadv(file, [header], offset)
-            found = google_crc32c.value(bytes(header))
+            actual = google_crc32c.value(bytes(header))
             for begin in range(0, values.size, PIECE_BYTES):
                 piece = values[begin : begin + PIECE_BYTES]
                 os.preadv(file, [piece.data], offset + HEADER_BYTES + begin)
-                found = google_crc32c.extend(found, piece)
+                actual = google_crc32c.extend(actual, piece)
             os.preadv(file, [stated], offset + length - CHECKSUM_BYTES)
-            if header[FLAGS] & MEMCPYED and found == int.from_bytes(stated, "little"):
-                return int(found)
+            if header[FLAGS] & MEMCPYED and actual == int.from_bytes(stated, "little"):
+                return int(actual)
         content = np.frombuffer(os.pread(file, length, offset), dtype=np.uint8)
         if content.size != length:
             return None

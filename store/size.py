@@ -26,12 +26,14 @@ def encoded_sizes(layout: RunLayout, values: Mapping[str, np.ndarray | BlockArra
     sizes = {}
     with encoders() as pool:
         for name, array in layout.arrays().items():
-            each = values[name]
-            if isinstance(each, BlockArray):
-                files = [encode_shard(array, each, pool, shard).collect().size for shard in range(layout.n_shard)]
+            arrays_of_name = values[name]
+            if isinstance(arrays_of_name, BlockArray):
+                files = [
+                    encode_shard(array, arrays_of_name, pool, shard).collect().size for shard in range(layout.n_shard)
+                ]
                 sizes[name] = sum(size - array.index_bytes for size in files if size)
             else:
-                sizes[name] = _column_size(array, each)
+                sizes[name] = _column_size(array, arrays_of_name)
     return sizes
 
 

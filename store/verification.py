@@ -253,9 +253,9 @@ class _Verifier:
             "shards": (document.get("chunk_grid", {}).get("configuration", {}).get("chunk_shape"), grid),
             "type": (document.get("data_type"), array.dtype),
         }
-        for what, (found, expected) in stated.items():
-            if found != expected:
-                self._wrong(key, run, "run", f"{what} {found}; the schema has {expected}")
+        for what, (stated_there, expected) in stated.items():
+            if stated_there != expected:
+                self._wrong(key, run, "run", f"{what} {stated_there}; the schema has {expected}")
 
     def _as_listed(self, key: str) -> bool:
         """Whether a file that never changes is as its group says."""
@@ -278,11 +278,11 @@ class _Verifier:
             sealed = key not in sharded and without_checksum(bytes(content), len(content) - CHECKSUM_BYTES) is not None
             return Read(len(content), hashlib.sha256(content).hexdigest(), checksums, sealed)
 
-        keys, found, doubtful = sorted(self.expected), dict[str, Read | None](), set[str]()
+        keys, read_files, doubtful = sorted(self.expected), dict[str, Read | None](), set[str]()
         with ThreadPoolExecutor(THREADS, thread_name_prefix="lake-verify") as pool:
             for done, (key, read) in enumerate(zip(keys, pool.map(check, keys), strict=True), start=1):
                 digests, group, kind, shard = self.expected[key]
-                found[key] = read
+                read_files[key] = read
                 if read is not None:
                     self.found.files += 1
                     self.found.bytes += read.size
@@ -294,7 +294,7 @@ class _Verifier:
                 if progress is not None:
                     progress(done, len(keys))
         for each in self.shards:
-            for key, problem in each.problems(found, owner):
+            for key, problem in each.problems(read_files, owner):
                 self._wrong(key, each.run, "run", problem, each.number)
 
     def _commands(self) -> Iterator[str]:
@@ -307,7 +307,7 @@ class _Verifier:
                 what = [*map(str, parts), *(["static"] if any(damage.shard is None for damage in damages) else [])]
                 yield extract_command(self.location, self.store, group, ",".join(what))
             elif kind in ("lake", "model"):
-                run = next((each for each in self._runs() if kind == "lake" or each.startswith(f"{group}/")), None)
+                run = next((name for name in self._runs() if kind == "lake" or name.startswith(f"{group}/")), None)
                 if run is not None:
                     yield extract_command(self.location, self.store, run, "static")
             elif kind == "result":

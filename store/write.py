@@ -162,7 +162,7 @@ class RunWriter:
 
     def is_committed(self, shard: int) -> bool:
         """Whether one shard is committed."""
-        keys = (f"{self.run}/{self.record.keys(shard)[each]}" for each in ("mark", "next"))
+        keys = (f"{self.run}/{self.record.keys(shard)[mark]}" for mark in ("mark", "next"))
         return [read_bytes(self.store, key) for key in keys] == [self.record.mark(shard), None]
 
     def add_provenance(self, facts: Mapping[str, Any]) -> None:
@@ -176,7 +176,7 @@ class RunWriter:
                 return  # damaged: lake verify says so
             creator = attributes["provenance"]
             known = [{key: creator.get(key) for key in facts}, *creator.get("others", [])]
-            if all(differences(each, {**facts, "data": each.get("data")}) for each in known):
+            if all(differences(run, {**facts, "data": run.get("data")}) for run in known):
                 attributes["provenance"] = creator | {"others": [*creator.get("others", []), dict(facts)]}
                 write_files(self.store, self.run, {"zarr.json": group_document(attributes)}, self.folder)
 
@@ -223,13 +223,13 @@ class RunWriter:
             if name not in values or values[name].shape != expected:
                 shape = values[name].shape if name in values else "nothing"
                 raise SchemaError(f"shard {shard} of {self.run}: {name} has shape {shape}; expected {expected}")
-            each = values[name]
-            if array.shards is not None and not isinstance(each, BlockArray):
-                each = BlockArray.of(each, array.dtype, array.fill)
-            if isinstance(each, BlockArray):
-                encoded[name] = encode_shard(array, each, pool)
+            value = values[name]
+            if array.shards is not None and not isinstance(value, BlockArray):
+                value = BlockArray.of(value, array.dtype, array.fill)
+            if isinstance(value, BlockArray):
+                encoded[name] = encode_shard(array, value, pool)
             else:
-                column = each.astype(np.dtypes.StringDType()) if array.dtype == "string" else each
+                column = value.astype(np.dtypes.StringDType()) if array.dtype == "string" else value
                 encoded[name] = encode_column(array, column)
         return encoded
 

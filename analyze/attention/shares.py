@@ -183,7 +183,7 @@ def attention_summary(
         total = part.sum("thought")
         return total, part / total.where(total > 0)
 
-    total, each = among_thoughts(mean)
+    total, by_thought = among_thoughts(mean)
     layer_total, layer_each = among_thoughts(layer_mean)
     result = xr.Dataset(
         {
@@ -191,7 +191,7 @@ def attention_summary(
             "share_error": error,
             "n": n,
             "thought_total": total,
-            "thought_share": each,
+            "thought_share": by_thought,
             "layer_share": layer_mean,
             "layer_share_low": low,
             "layer_share_high": high,

@@ -13,17 +13,17 @@ def attribution(page: Page) -> None:
         parts = [str(part) for part in data["part"].values]
         values = data["contribution"].sel(position=positions).transpose("part", "position")
         page.map("attribution", result, values.values, parts, positions, text="{:.1f}")
-        said = []
+        sentences = []
         for position in [label for label in positions if label == "bot" or label.startswith("ct")]:
             column = values.sel(position=position)
             largest = int(np.nanargmax(column.values))
-            said.append(
+            sentences.append(
                 page.text(
                     "largest", position=position, part=parts[largest], value=float(column[largest]),
                     logit=float(data["logit"].sel(position=position)),
                 )
             )  # fmt: skip
-        page.say_of(result.label, "; ".join(said))
+        page.say_of(result.label, "; ".join(sentences))
         names = ["contribution", "contribution_low", "contribution_high"]
         page.add("attribution", result, data[names].to_dataframe().reset_index())
 

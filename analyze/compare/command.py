@@ -25,7 +25,7 @@ def run(sources: "Sequence[Source]", settings: CompareSettings) -> list[Made]:
     from analyze.compare.differences import compare
 
     lake = sources[0].lake
-    result = compare(lake, [each.run for each in sources], n_resample=settings.resamples, seed=settings.seed)
+    result = compare(lake, [source.run for source in sources], n_resample=settings.resamples, seed=settings.seed)
     result.encoding["source"] = str(lake.location)  # where it lies is no part of a result
     return [Made("compare", result)]
 

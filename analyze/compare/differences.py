@@ -70,7 +70,7 @@ def compare(
     if len(runs) < 2 or len(set(runs)) < len(runs):
         raise UsageError(f"a comparison takes at least two different runs; got {', '.join(runs) or 'none'}")
     attributes = {run: lake.attributes(run) for run in runs}
-    n_depth = max(int(each["layout"]["n_layer"]) for each in attributes.values())
+    n_depth = max(int(model["layout"]["n_layer"]) for model in attributes.values())
     depth = np.linspace(0, 1, n_depth) if n_depth > 1 else np.zeros(1)
     stored = lake.results()
     columns: dict[str, list[xr.Dataset]] = {run: [] for run in runs}
@@ -138,8 +138,8 @@ def comparison_table(result: xr.Dataset) -> pd.DataFrame:
             hub = str(one["hub_position"].item())
             row["hub"] = hub
             if hub in one["position"].values:
-                at = one.sel(position=hub)
-                row["hub_ratio"] = float(at["hub_received"] / at["hub_expected"])
+                to_hub = one.sel(position=hub)
+                row["hub_ratio"] = float(to_hub["hub_received"] / to_hub["hub_expected"])
         if "composite" in one:
             row["top_composite"] = float(one["composite"].isel(rank=0))
         if "probe_auroc" in one:
@@ -208,16 +208,16 @@ def _most(values: xr.DataArray) -> float:
 def _result_of(part: Part, run: str, stored: list[Result], marks: Mapping[str, str]) -> Result | None:
     """The preferred result of a run as it is now; where a part needs pairs, else that of the model's run over pairs."""
     fitting = preferred(
-        each
-        for each in stored
-        if each.kind == part.kind
-        and len(each.runs) == 1
-        and part.where(each.spec)
-        and all(marks.get(name) == mark for name, mark in each.inputs.items())
+        result
+        for result in stored
+        if result.kind == part.kind
+        and len(result.runs) == 1
+        and part.where(result.spec)
+        and all(marks.get(name) == mark for name, mark in result.inputs.items())
     )
-    own = [each for each in fitting if each.runs[0] == run]
+    own = [result for result in fitting if result.runs[0] == run]
     if part.on_pairs and not own:
-        own = [each for each in fitting if each.runs[0].partition("/")[0] == run.partition("/")[0]]
+        own = [result for result in fitting if result.runs[0].partition("/")[0] == run.partition("/")[0]]
     return own[0] if own else None
 
 
@@ -226,8 +226,8 @@ def _source_run(lake: Lake, part: Part, run: str) -> str:
     if not part.on_pairs:
         return run
     model = run.partition("/")[0]
-    same_model = [run, *(each for each in lake.runs() if each.partition("/")[0] == model)]
-    return next((each for each in same_model if "pair" in lake[each].variables), f"{model}/PAIRS")
+    same_model = [run, *(name for name in lake.runs() if name.partition("/")[0] == model)]
+    return next((name for name in same_model if "pair" in lake[name].variables), f"{model}/PAIRS")
 
 
 def origin_of(result: xr.Dataset, variable: str, run: str) -> str:
@@ -276,7 +276,7 @@ def _differences(
     values = result[name]
     inner = [str(dim) for dim in values.dims if dim != "model"]
     shape = (len(runs), len(runs), *(values.sizes[dim] for dim in inner))
-    found = {end: np.full(shape, np.nan) for end in ("", "_low", "_high")}
+    estimates = {end: np.full(shape, np.nan) for end in ("", "_low", "_high")}
     paired = np.full(shape[:2], np.nan)
     p = np.full(shape[:2], np.nan)
     shared = np.full(shape[:2], np.nan)
@@ -287,23 +287,23 @@ def _differences(
             x, y = xr.align(raw[one], raw[other], join="inner", exclude=[d for d in inner if d in raw[one].dims])
             same = x.sizes["example"] > 1
         if same:
-            x, y = (each.reindex({dim: values[dim] for dim in inner if dim in each.dims}) for each in (x, y))
+            x, y = (part.reindex({dim: values[dim] for dim in inner if dim in part.dims}) for part in (x, y))
             known = x.notnull() & y.notnull() if name != "importance" else None
             difference, low, high = _paired(x, y, known, draws, n_resample, level, seed)
-            estimate = [each.transpose(*inner).values for each in (difference, low, high)]
+            estimate = [array.transpose(*inner).values for array in (difference, low, high)]
             shared[i, j] = shared[j, i] = x.sizes["example"]
             if not inner:
                 p[i, j] = p[j, i] = mcnemar_exact(x.values == 1, y.values == 1).p
         else:
             estimate = _unpaired(result.isel(model=i), result.isel(model=j), name, inner)
         paired[i, j] = paired[j, i] = float(same)
-        for end, each in zip(found, estimate, strict=True):
-            found[end][i, j] = each
-        found[""][j, i] = -estimate[0]
-        found["_low"][j, i], found["_high"][j, i] = -estimate[2], -estimate[1]
+        for end, bound in zip(estimates, estimate, strict=True):
+            estimates[end][i, j] = bound
+        estimates[""][j, i] = -estimate[0]
+        estimates["_low"][j, i], estimates["_high"][j, i] = -estimate[2], -estimate[1]
     coords = {"other_model": np.array(runs, dtype=object)}
     dims = ("model", "other_model", *inner)
-    new: dict[str, Any] = {f"{name}_difference{end}": (dims, array) for end, array in found.items()}
+    new: dict[str, Any] = {f"{name}_difference{end}": (dims, array) for end, array in estimates.items()}
     new[f"paired_{name}"] = (("model", "other_model"), paired)
     if np.isfinite(shared).any():
         new[f"n_shared_{name}"] = (("model", "other_model"), shared)
@@ -329,7 +329,7 @@ def _paired(
     if labels.tobytes() not in draws:
         draws[labels.tobytes()] = bootstrap_weights(xr.DataArray(labels, dims="example"), n_resample, seed)
     weights = draws[labels.tobytes()]
-    x, y = (each.drop_vars(["example", "problem"], errors="ignore") for each in (x, y))
+    x, y = (side.drop_vars(["example", "problem"], errors="ignore") for side in (x, y))
     drawn = weighted_mean(x, weights) - weighted_mean(y, weights)
     difference = x.mean("example") - y.mean("example")
     low, high = percentile_interval(drawn.fillna(0), level)
@@ -338,12 +338,12 @@ def _paired(
 
 def _unpaired(one: xr.Dataset, other: xr.Dataset, name: str, inner: Sequence[str]) -> list[np.ndarray]:
     """Difference with an interval from the two models' own, squared and added, as for independent samples."""
-    a, b = (each[name].transpose(*inner).values.astype(float) for each in (one, other))
+    a, b = (side[name].transpose(*inner).values.astype(float) for side in (one, other))
     if f"{name}_low" not in one:
         return [a - b, np.full_like(a, np.nan), np.full_like(a, np.nan)]
     (a_low, a_high), (b_low, b_high) = (
-        [each[f"{name}_{end}"].transpose(*inner).values.astype(float) for end in ("low", "high")]
-        for each in (one, other)
+        [side[f"{name}_{end}"].transpose(*inner).values.astype(float) for end in ("low", "high")]
+        for side in (one, other)
     )
     low = a - b - np.hypot(a - a_low, b_high - b)
     high = a - b + np.hypot(a_high - a, b - b_low)

@@ -64,8 +64,10 @@ def _hubs(result: xr.Dataset, looks: Looks, axis: Any) -> None:
     grouped_bars(part, looks, axis, thoughts, lambda one: one["hub_received"])
     n = part.sizes["model"]
     for index in range(n):
-        at = np.arange(len(thoughts)) + (index - (n - 1) / 2) * 0.82 / n
-        axis.hlines(part["hub_expected"].isel(model=index), at - 0.4 / n, at + 0.4 / n, color=INK, linewidth=1.4)
+        centres = np.arange(len(thoughts)) + (index - (n - 1) / 2) * 0.82 / n
+        axis.hlines(
+            part["hub_expected"].isel(model=index), centres - 0.4 / n, centres + 0.4 / n, color=INK, linewidth=1.4
+        )
     axis.set_ylabel("attention received")
 
 

@@ -154,9 +154,9 @@ def _heads(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
 
 
 def _attention(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
-    at = source.data.sel(query="eot")
-    thoughts = [t for t in at["target"].values if str(t).startswith("ct")]
-    part = _named(at, {"layer_share": "attention"})
+    at_eot = source.data.sel(query="eot")
+    thoughts = [t for t in at_eot["target"].values if str(t).startswith("ct")]
+    part = _named(at_eot, {"layer_share": "attention"})
     total = part["attention"].sel(target=thoughts).sum("target").rename("attention_total")
     shares = part.sel(target=thoughts).rename(target="position").merge(total)
     return source.at_depth(shares), None
@@ -181,7 +181,7 @@ def _grid(data: xr.Dataset, rows: Frame, dims: Sequence[str], names: Mapping[str
     """Figures of some conditions, unfolded along their coordinates."""
     axes = {dim: list(dict.fromkeys(rows[dim])) for dim in dims}
     shape = [len(labels) for labels in axes.values()]
-    at = tuple(np.array([labels.index(value) for value in rows[dim]], dtype=int) for dim, labels in axes.items())
+    cell = tuple(np.array([labels.index(value) for value in rows[dim]], dtype=int) for dim, labels in axes.items())
     cells = {}
     for old, new in names.items():
         for end in ("", "_low", "_high"):
@@ -189,7 +189,7 @@ def _grid(data: xr.Dataset, rows: Frame, dims: Sequence[str], names: Mapping[str
                 continue
             values = data[old + end].transpose("condition", ...).values[rows.index.to_numpy()]
             full = np.full((*shape, *values.shape[1:]), np.nan)
-            full[at] = values
+            full[cell] = values
             extra = [str(dim) for dim in data[old + end].dims if dim != "condition"]
             cells[new + end] = ((*dims, *extra), full)
     coords = {

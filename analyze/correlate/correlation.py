@@ -204,10 +204,10 @@ def _joined(attention: xr.DataArray, importance: xr.DataArray) -> tuple[xr.DataA
     x = take(attention, "position", labels, what).sel(example=common)
     y = importance.sel(example=common).transpose("example", "position")
     if "problem" in x.coords and "problem" in y.coords and not np.array_equal(x["problem"].values, y["problem"].values):
-        at = int(np.flatnonzero(x["problem"].values != y["problem"].values)[0])
+        first_other = int(np.flatnonzero(x["problem"].values != y["problem"].values)[0])
         raise SchemaError(
-            f"{what}: example {common[at]} is problem {x['problem'].values[at]} on one side and "
-            f"{y['problem'].values[at]} on the other. The two are of different data files."
+            f"{what}: example {common[first_other]} is problem {x['problem'].values[first_other]} on one side and "
+            f"{y['problem'].values[first_other]} on the other. The two are of different data files."
         )
     x, y = x.compute(), y.astype("float64").compute()
     complete = np.isfinite(y.values).all(1) & x.notnull().all([dim for dim in x.dims if dim != "example"]).values

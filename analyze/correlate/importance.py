@@ -65,12 +65,12 @@ def failure_importance(baseline: xr.DataArray, ablated: xr.DataArray) -> xr.Data
     return lost.where(right).assign_attrs(inherited(ablated, long_name="failure after ablation", units="1"))
 
 
-def importance_of(found: xr.Dataset, name: str) -> xr.DataArray:
+def importance_of(result: xr.Dataset, name: str) -> xr.DataArray:
     """Importance by example, and by position where it has one, from a variable of a run or of a stored result.
 
     Parameters
     ----------
-    found
+    result
         A run, or a result of a re-entry that keeps examples apart.
     name
         Variable with the dim ``example``, and ``position`` or none other. Bools count as 0 and 1.
@@ -82,7 +82,7 @@ def importance_of(found: xr.Dataset, name: str) -> xr.DataArray:
     """
     fitting = [
         str(key)
-        for key, variable in found.data_vars.items()
+        for key, variable in result.data_vars.items()
         if key not in ("token", "committed")
         and "example" in variable.dims
         and set(variable.dims) <= {"example", "position"}
@@ -90,15 +90,17 @@ def importance_of(found: xr.Dataset, name: str) -> xr.DataArray:
     ]
     if name not in fitting:
         raise SchemaError(
-            f"importance {name!r} of {found.attrs.get('run', 'the result')}: not a number by example, or by example "
+            f"importance {name!r} of {result.attrs.get('run', 'the result')}: not a number by example, or by example "
             f"and position; such are {', '.join(fitting) or 'none'}{nearest(name, fitting)}"
         )
     return (
-        found[name].astype("float64").assign_attrs(inherited(found), long_name=found[name].attrs.get("long_name", name))
+        result[name]
+        .astype("float64")
+        .assign_attrs(inherited(result), long_name=result[name].attrs.get("long_name", name))
     )
 
 
-def reentry_importance(found: xr.Dataset, measure: str = "failure", **where: Any) -> xr.DataArray:
+def reentry_importance(result: xr.Dataset, measure: str = "failure", **where: Any) -> xr.DataArray:
     """Importance of each position in each example, from a stored re-entry that changes one position at a time.
 
     Conditions that are left for a position after ``where`` and differ in what was done to it (``corruption``,
@@ -106,7 +108,7 @@ def reentry_importance(found: xr.Dataset, measure: str = "failure", **where: Any
 
     Parameters
     ----------
-    found
+    result
         Result of a re-entry with the dim ``condition`` (its first is the untouched run; coordinate ``group`` names the
         position, or ``position``), or with a dim ``position`` and ``untouched_...`` variables. Examples kept apart.
     measure
@@ -119,17 +121,17 @@ def reentry_importance(found: xr.Dataset, measure: str = "failure", **where: Any
     what = f"importance from a re-entry by {measure!r}"
     if name is None:
         raise UsageError(f"{what}: measures are failure, logprob, kl{nearest(measure, ('failure', 'logprob', 'kl'))}")
-    if name not in found or "example" not in found[name].dims:
+    if name not in result or "example" not in result[name].dims:
         raise SchemaError(
-            f"{what}: the result has no {name} by example; it holds {', '.join(map(str, found.data_vars))}"
+            f"{what}: the result has no {name} by example; it holds {', '.join(map(str, result.data_vars))}"
         )
-    values = found[name]
+    values = result[name]
     if "answer" in values.dims:
         values = values.isel(answer=0, drop=True)
     if "condition" in values.dims:
         before, values = values.isel(condition=0, drop=True), _by_position(values.isel(condition=slice(1, None)), where)
     else:
-        before = found.get(f"untouched_{name}", xr.zeros_like(values.isel(position=0, drop=True)))
+        before = result.get(f"untouched_{name}", xr.zeros_like(values.isel(position=0, drop=True)))
         for key, value in where.items():
             held = labels_along(values, key) if key in values.dims else []
             if str(value) not in held:
@@ -148,8 +150,8 @@ def reentry_importance(found: xr.Dataset, measure: str = "failure", **where: Any
         change = before - values if measure == "logprob" else values
     text = {"failure": "failure after intervention", "logprob": "fall of log p of the answer", "kl": "divergence"}
     mean = change.mean(over, skipna=False) if over else change
-    runs = json.loads(found.attrs.get("runs", "[]"))
-    attrs = {"run": runs[0]} if len(runs) == 1 else inherited(found)
+    runs = json.loads(result.attrs.get("runs", "[]"))
+    attrs = {"run": runs[0]} if len(runs) == 1 else inherited(result)
     return mean.transpose("example", "position").assign_attrs(attrs, long_name=text[measure])
 
 

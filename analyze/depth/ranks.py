@@ -96,7 +96,7 @@ def _ranks(
 ) -> tuple[Array, Array, Array]:
     """Read a block of states out, :data:`STATES` of them at a time."""
     shape = state.shape[:-1]
-    values = [each.reshape(shape[0], -1) for each in (result, other)]
+    values = [ranks.reshape(shape[0], -1) for ranks in (result, other)]
     texts = [
         [answer_word(str(answer), answer_kind), *(result_text(value) for value in line)]
         for answer, line in zip(gold.ravel(), np.concatenate(values, axis=1), strict=True)
@@ -196,7 +196,9 @@ def depth_summary(depth: xr.Dataset, *, n_resample: int = 500, seed: int = 0) ->
         line: dict[str, Any] = {"n": int(members.sum())}
         for name in values:
             ends = sums[group, str(name)].interval()
-            line |= {f"{name}{end}": (dims[name], at) for end, at in zip(("", "_low", "_high"), ends, strict=True)}
+            line |= {
+                f"{name}{end}": (dims[name], bound) for end, bound in zip(("", "_low", "_high"), ends, strict=True)
+            }
         parts.append(xr.Dataset(line, coords={dim: depth[dim] for dim in ("layer", "position", "what")}))
     out = xr.concat(parts, dim=xr.DataArray(np.array(list(groups), dtype=object), dims="stratum", name="stratum"))
     return out.assign_attrs(depth.attrs | {"kind": "depth_readout", "n_resample": n_resample})

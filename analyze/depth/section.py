@@ -53,7 +53,7 @@ def draw_series(page: Page, result: StoredResult, part: Any, n_latent: int) -> N
 
 def draw_strata(page: Page, result: StoredResult, part: Any, n_latent: int) -> None:
     """Accuracy by number of thoughts, a line for each number of operations."""
-    strata = [str(each) for each in part["stratum"].values if str(each) != "all"]
+    strata = [str(stratum) for stratum in part["stratum"].values if str(stratum) != "all"]
     if not strata:
         return
     ax = page.panel("depth_strata", result, height=2.8)

@@ -112,7 +112,9 @@ def crossed_rows(result: StoredResult) -> Frame:
         for end in ("", "_low", "_high"):
             value = data[f"crossed{end}"].sel(giver=giver)
             cells = zip(number, frame["receiver"], strict=True)
-            frame[f"{giver}{end}"] = [float(value.isel(place=int(place)).sel(receiver=each)) for place, each in cells]
+            frame[f"{giver}{end}"] = [
+                float(value.isel(place=int(place)).sel(receiver=receiver)) for place, receiver in cells
+            ]
     return frame
 
 

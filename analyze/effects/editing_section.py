@@ -22,16 +22,16 @@ def thought_edits(page: Page) -> None:
     for result, frame, _ in reentries(page, "edit"):
         edits = frame[(frame["changed"] != "") & (frame["also"] == "")]
         own, noise = edits[edits["control"] == ""], edits[edits["control"] == "noise of the same norm"]
-        said = []
+        sentences = []
         for name, rows in places(own):
             best = rows.loc[rows["hit_share"].idxmax()]
-            said.append(
+            sentences.append(
                 page.text(
                     "place", place=name, hit=best["hit_share"], kept=best["kept_share"], method=best["method"],
                     dose=best["dose"],
                 )
             )  # fmt: skip
-        page.say_of(result.label, "; ".join(said))
+        page.say_of(result.label, "; ".join(sentences))
         name, rows = places(own)[0]
         draw_doses(page, result, rows, places(noise)[0][1], name)
         page.add("thought_edits", result, with_others(result, frame))

@@ -68,7 +68,7 @@ def reentries(context: Context, run: str, *, every: bool = False) -> list[tuple[
     taken = []
     for kind, results in by_kind.items():
         title = TITLES.get(kind, kind.replace("_", " "))
-        fitting = [each for each in preferred(results) if tells_of_examples(context.open(each))]
+        fitting = [result for result in preferred(results) if tells_of_examples(context.open(result))]
         for result in fitting if every else fitting[:1]:
             options = " ".join(result.command[5:])
             taken.append((result, f"{title} {options}" if len(fitting) > 1 and every and options else title))

@@ -183,7 +183,7 @@ def by_step(result: StoredResult, line: Frame, place: str, giver: str) -> Any:
     data = result.data
     if "differs" not in data.dims:
         return pd.DataFrame()
-    places = [place_name(*each) for each in zip(data["series_site"].values, data["series_layer"].values, strict=True)]
+    places = [place_name(*cell) for cell in zip(data["series_site"].values, data["series_layer"].values, strict=True)]
     rows = []
     for step in data["differs"].values:
         of_step = data.sel(differs=step)

@@ -242,8 +242,13 @@ def _judge(
         }
         _, group = np.unique(score, return_inverse=True)  # ties count half
         n_group = group.max() + 1
-        at: Any = sparse.csr_array((np.ones(len(group)), (group, np.arange(len(group)))), shape=(n_group, len(group)))
-        positive, negative = at @ (draws * truth[:, None]), at @ (draws * ~truth[:, None])  # (group, draw)
+        membership: Any = sparse.csr_array(
+            (np.ones(len(group)), (group, np.arange(len(group)))), shape=(n_group, len(group))
+        )
+        positive, negative = (
+            membership @ (draws * truth[:, None]),
+            membership @ (draws * ~truth[:, None]),
+        )  # (group, draw)
         below = np.cumsum(negative, axis=0) - 0.5 * negative
         measures["auroc"] = (positive * below).sum(0) / (actual[0] * actual[1])
     return measures

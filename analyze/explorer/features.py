@@ -21,8 +21,8 @@ N_TOP = 8
 
 def dictionaries(context: Context, run: str) -> list[Result]:
     """Dictionaries of one pool of a run's states, the preferred one first."""
-    stored = preferred(each for each in context.results if each.kind == "sae" and each.runs == (run,))
-    return [each for each in stored if is_pool(context.open(each))]
+    stored = preferred(result for result in context.results if result.kind == "sae" and result.runs == (run,))
+    return [result for result in stored if is_pool(context.open(result))]
 
 
 def is_pool(sae: xr.Dataset) -> bool:
@@ -51,7 +51,7 @@ def feature_lists(
         often = frequency.mean([dim for dim in frequency.dims if dim != "feature"]).values
         order = [int(i) for i in np.argsort(-often, kind="stable") if often[i] > 0]
         features = sae["feature"].values
-        said: dict[str, Any] = {
+        listing: dict[str, Any] = {
             "mark": stored.fingerprint[:12],
             "title": f"{sae.attrs.get('variable', 'hidden_state')}, {len(features)} features",
             "n_feature": len(features),
@@ -60,8 +60,8 @@ def feature_lists(
         }
         if details:
             pages = _pages(context, run, stored, order[:most])
-            said["pages"] = {str(page["feature"]): page for page in pages}
-        lists.append(said)
+            listing["pages"] = {str(page["feature"]): page for page in pages}
+        lists.append(listing)
     return lists
 
 
@@ -75,14 +75,14 @@ def feature_page(context: Context, run: str, mark: str, feature: int) -> dict[st
     UsageError
         If the dictionary has no such feature.
     """
-    found = [each for each in dictionaries(context, run) if mark and each.fingerprint.startswith(mark)]
-    if not found:
+    fitting = [result for result in dictionaries(context, run) if mark and result.fingerprint.startswith(mark)]
+    if not fitting:
         raise MissingRunError(f"{run} has no dictionary {mark!r}")
-    known = context.open(found[0])["feature"].values
+    known = context.open(fitting[0])["feature"].values
     place = np.flatnonzero(known == feature)
     if not len(place):
         raise UsageError(f"dictionary {mark} has no feature {feature}; it has 0 to {known.max()}")
-    return _pages(context, run, found[0], [int(place[0])])[0]
+    return _pages(context, run, fitting[0], [int(place[0])])[0]
 
 
 def _pages(context: Context, run: str, stored: Result, places: Sequence[int]) -> list[dict[str, Any]]:
@@ -115,15 +115,15 @@ def _pages(context: Context, run: str, stored: Result, places: Sequence[int]) ->
 def _known(context: Context, run: str, stored: Result) -> dict[int, dict[str, Any]]:
     """What the stored results say that each feature tells, and does where it was taken out."""
     known: dict[int, dict[str, Any]] = {}
-    results = preferred(each for each in context.results if each.runs == (run,))
-    of_kind = {kind: [each for each in results if each.kind == kind] for kind in ("features", "feature_effects")}
-    for one in [each for each in of_kind["features"] if each.spec.get("sae") == stored.fingerprint][:1]:
+    results = preferred(result for result in context.results if result.runs == (run,))
+    of_kind = {kind: [result for result in results if result.kind == kind] for kind in ("features", "feature_effects")}
+    for one in [result for result in of_kind["features"] if result.spec.get("sae") == stored.fingerprint][:1]:
         data = context.open(one)
         for row in feature_rows(data) if "tells" in data else []:
             if row["tells"]:
                 known[row["feature"]] = {"tells": [row["tells"], *map(_rounded, (row["area"], row["area_p"]))]}
-    effects = [context.open(each) for each in of_kind["feature_effects"]]
-    for data in [each for each in effects if each.attrs["dictionary"] == stored.fingerprint][:1]:
+    effects = [context.open(result) for result in of_kind["feature_effects"]]
+    for data in [result for result in effects if result.attrs["dictionary"] == stored.fingerprint][:1]:
         names = ("kl", "kl_random", "p_kl_holm", "broken", "n_right")
         for index, feature in enumerate(data["feature"].values.tolist()):
             figures = [float(data[name].values[index]) for name in names]

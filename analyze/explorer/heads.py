@@ -12,10 +12,10 @@ from analyze.heads.summary import head_table
 
 def heads(context: Context, name: str) -> dict[str, Any] | None:
     """Map and scores of every head of a run."""
-    found = [result for result in context.find("heads", by_thoughts) if result.run == name]
-    if not found:
+    results = [result for result in context.find("heads", by_thoughts) if result.run == name]
+    if not results:
         return None
-    data = found[0].data
+    data = results[0].data
     pattern = data["pattern"].transpose("layer", "head", "position", "key_position")
     table = head_table(data)
     ranked = [
@@ -51,7 +51,7 @@ def heads(context: Context, name: str) -> dict[str, Any] | None:
         "thoughts": [str(x) for x in pattern["position"].values],
         "pattern": _mille(pattern.values),
         "ranked": ranked,
-        "mark": found[0].stored.fingerprint[:12],
+        "mark": results[0].stored.fingerprint[:12],
     }
     shares = [f for f in context.find("attention") if f.run == name]
     if shares:

@@ -92,7 +92,7 @@ def problems(
 
 def _trees(context: Context, name: str) -> xr.Dataset | None:
     """Traces of a run at the last layer read, of the preferred result; none where there is no result."""
-    stored = preferred(each for each in context.results if each.kind == "traces" and each.runs == (name,))
+    stored = preferred(result for result in context.results if result.kind == "traces" and result.runs == (name,))
     return context.open(stored[0]).isel(layer=-1) if stored else None
 
 

@@ -202,7 +202,7 @@ def chosen(sources: "Sequence[Source]", name: str | None) -> "list[Result]":
         return named
     best: dict[tuple[str, ...], Result] = {}
     scopes = ("pool", "cell", "crosscoder")
-    for one in sorted(preferred(stored), key=lambda each: scopes.index(str(each.spec.get("scope", "pool")))):
+    for one in sorted(preferred(stored), key=lambda result: scopes.index(str(result.spec.get("scope", "pool")))):
         best.setdefault(one.runs, one)
     for run in runs:
         if not any(run in names for names in best):

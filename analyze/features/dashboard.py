@@ -148,9 +148,9 @@ def where_fired(sae: xr.Dataset, states: xr.DataArray, progress: Progress) -> Fi
     told = np.zeros((*row.shape, int(np.prod(states.shape)) // n // states.sizes["hidden"]))
     width = np.where(high > low, high - low, 1.0)
     for start, codes in _blocks(sae, states):
-        at = np.nonzero((codes != 0) & np.isfinite(codes))
-        bar = ((codes[at] - low[at[2]]) / width[at[2]] * N_BAR).astype(int).clip(0, N_BAR - 1)
-        count += np.bincount(at[2] * N_BAR + bar, minlength=len(count))
+        fired_at = np.nonzero((codes != 0) & np.isfinite(codes))
+        bar = ((codes[fired_at] - low[fired_at[2]]) / width[fired_at[2]] * N_BAR).astype(int).clip(0, N_BAR - 1)
+        count += np.bincount(fired_at[2] * N_BAR + bar, minlength=len(count))
         feature, top = np.nonzero((row >= start) & (row < start + len(codes)))
         told[feature, top] = np.nan_to_num(codes[row[feature, top] - start, :, feature])
         progress(n + start + len(codes), 2 * n)

@@ -68,7 +68,7 @@ def feature_probes(
         ``area_high`` (95%, over problems), and ``area_p`` over all features at once; ``attrs`` have ``area_null``,
         what the largest area of all features stays below in 95% of shuffles. None where no value is frequent enough.
     """
-    runs = {str(each.attrs.get("run", "")): each for each in (run, *others)}
+    runs = {str(other_run.attrs.get("run", "")): other_run for other_run in (run, *others)}
     activation = activation_of(sae, runs)
     chosen, test = (_some(rows, max_problems, seed) for rows in sides(sae, run, seed))
     values = list(frequent_values(run, chosen, test))
@@ -162,10 +162,12 @@ def own_codes(sae: xr.Dataset, activation: Activations, examples: Array) -> Arra
         codes = np.zeros((len(examples), one.sizes["feature"]), dtype=np.float32)
         for place in np.unique(home):
             index = np.unravel_index(place, [frequency.sizes[dim] for dim in cells])
-            labels = {dim: [frequency[dim].values[at]] for dim, at in zip(cells, index, strict=True)}
+            labels = {dim: [frequency[dim].values[index_there]] for dim, index_there in zip(cells, index, strict=True)}
             here = np.flatnonzero(home == place)
-            found = sae_codes(one, _at(activation, labels, examples)).isel(feature=here)
-            codes[:, here] = np.nan_to_num(found.transpose("example", ..., "feature").values.reshape(len(examples), -1))
+            codes_here = sae_codes(one, _at(activation, labels, examples)).isel(feature=here)
+            codes[:, here] = np.nan_to_num(
+                codes_here.transpose("example", ..., "feature").values.reshape(len(examples), -1)
+            )
         parts.append(codes)
     return np.concatenate(parts, axis=1)
 

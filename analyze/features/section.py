@@ -107,7 +107,7 @@ def effect_rows(data: xr.Dataset, told: xr.Dataset | None) -> list[dict[str, Any
 def shared(page: Page) -> None:
     """How many features of a crosscoder two models share."""
     best: dict[tuple[str, ...], Result] = {}
-    for one in preferred(each for each in page.context.results if each.kind == "shared_features"):
+    for one in preferred(result for result in page.context.results if result.kind == "shared_features"):
         best.setdefault(one.runs, one)
     if not best:
         raise NothingStored
@@ -119,8 +119,8 @@ def shared(page: Page) -> None:
         ax = page.panel("shared", "_".join(stored.runs), wide=True, height=3.2)
         first, second = (str(model) for model in data["model"].values)
         for flag, colour in ((0, "#666c73"), (1, looks[stored.runs[0]].colour)):
-            at = np.flatnonzero(data["alive"].values.astype(bool) & (data["shared"].values.astype(int) == flag))
-            x, y = data["share"].isel(model=0).values[at], data["agreement"].values[at]
+            of_flag = np.flatnonzero(data["alive"].values.astype(bool) & (data["shared"].values.astype(int) == flag))
+            x, y = data["share"].isel(model=0).values[of_flag], data["agreement"].values[of_flag]
             ax.scatter(x, y, s=12, color=colour, alpha=0.7, label=("not shared", "shared")[flag])
         reference(ax, float(data["agreement_null"]))
         ax.set(xlabel=f"share of the feature in {first} (rest in {second})", ylabel="agreement", xlim=(0, 1))

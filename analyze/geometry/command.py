@@ -32,7 +32,7 @@ def run(sources: "Sequence[Source]", settings: GeometrySettings) -> list[Made]:
     from analyze.pieces import pieces_in, taken_up
 
     memory = pieces_in(sources[0].folder, __file__)
-    data = {each.run: each.data if settings.positions else up_to_eot(each.data) for each in sources}
+    data = {source.run: source.data if settings.positions else up_to_eot(source.data) for source in sources}
     shared: dict[str, Any] = {"max_problems": settings.max_problems, "seed": settings.seed}
     draws = shared | {"resamples": settings.resamples, "shuffles": settings.shuffles}
     made = []

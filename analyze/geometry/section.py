@@ -82,7 +82,9 @@ def directions_at(position: str) -> Finding:
 def rotations(page: Page) -> None:
     """How far a rotation turns the thoughts of one model into those of another."""
     shown: dict[tuple[str, ...], Result] = {}
-    for one in preferred(each for each in page.context.results if each.kind == "procrustes" and len(each.runs) == 2):
+    for one in preferred(
+        result for result in page.context.results if result.kind == "procrustes" and len(result.runs) == 2
+    ):
         shown.setdefault(tuple(sorted(one.runs)), one)
     for stored in shown.values():
         page.sources.append(stored)

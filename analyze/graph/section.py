@@ -45,7 +45,7 @@ def wordy_sources(page: Page, result: StoredResult, part: Any) -> list[str]:
     """Thoughts from which a direct edge starts although what is fed there reads as a number in few problems."""
     if "reads_result" in part:
         share, edge = part["reads_result"], part["edge"].sel(effect="direct")
-        return [str(each) for each in share["source"].values[(share < READS) & edge.any("target")]]
+        return [str(source) for source in share["source"].values[(share < READS) & edge.any("target")]]
     lenses = [one.data for one in page.results("lens", optional=True) if one.run == result.run]
     if not lenses or int(part.attrs.get("layer", -1)) != -1 or "number_share" not in lenses[0]:
         return []
@@ -68,7 +68,7 @@ def likeness(graph: Any, operation: str) -> dict[str, float]:
 
 def first_of(graph: Any, wanted: tuple[str, ...]) -> str:
     """The first of some operations that a graph has."""
-    return next(each for each in wanted if each in graph["operation"].values)
+    return next(operation for operation in wanted if operation in graph["operation"].values)
 
 
 def edges_of(part: Any, effect: str) -> list[str]:

@@ -41,7 +41,7 @@ def plot_head(run: xr.Dataset | xr.DataArray, head: str, *, example: int | None 
     if example is not None and not 0 <= example < pattern.sizes["example"]:
         raise UsageError(f"no example {example}; there are 0 to {pattern.sizes['example'] - 1}")
     segments = [[segment_of(label) for label in labels_along(pattern, dim)] for dim in ("position", "key_position")]
-    places = [[n for n, segment in enumerate(each) if segment in ("bot", "latent", "eot")] for each in segments]
+    places = [[n for n, segment in enumerate(kinds) if segment in ("bot", "latent", "eot")] for kinds in segments]
     pattern = pattern.isel(position=places[0])
     pattern = (pattern.mean("example") if example is None else pattern.isel(example=example)).compute()
     rows = pattern.transpose("position", "key_position").values

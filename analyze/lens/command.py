@@ -60,7 +60,8 @@ def run(source: "Source", settings: LensSettings) -> list[Made]:
         made += [*read_out(source, settings, fitted), Made("tuned_lens", fitted, {"lens": "tuned"})]
         made += by_thought(source, settings)
     return [
-        each._replace(data=each.data.assign_attrs(by=settings.by)) if each.kind == "lens" else each for each in made
+        result._replace(data=result.data.assign_attrs(by=settings.by)) if result.kind == "lens" else result
+        for result in made
     ]
 
 
@@ -121,8 +122,8 @@ def by_thought(source: "Source", settings: LensSettings) -> list[Made]:
     if len(thought_labels(source.data["hidden_state"])) < 2:
         return []
     with source.progress("lenses of thoughts", "layers") as report:
-        found = thought_lenses(source.data, source.model, seed=settings.seed, progress=report)
-    return [Made("thought_lenses", found, {"lens": "tuned"})]
+        result = thought_lenses(source.data, source.model, seed=settings.seed, progress=report)
+    return [Made("thought_lenses", result, {"lens": "tuned"})]
 
 
 def cost(source: "Source", settings: LensSettings) -> Cost:
@@ -210,7 +211,7 @@ def comparison_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     for layer in layers:
         for position in result["position"].values:
             place = result.sel(layer=layer, position=position)
-            for lens in [each for each in names if float(place["n"].sel(lens=each).fillna(0)) > 0]:
+            for lens in [lens for lens in names if float(place["n"].sel(lens=lens).fillna(0)) > 0]:
                 read = place.sel(lens=lens)
                 figures = [read["inner_share"].values[: len(steps)], read["inner_reciprocal_rank"].values[: len(steps)]]
                 rows.append([
@@ -261,7 +262,7 @@ def best_methods(result: Any) -> list[int]:
     """Of each place and step the edit that is followed most often, by its number."""
     followed = result["follow_share"].isel(lens=0).fillna(-1).values
     best: dict[tuple[Any, ...], int] = {}
-    for index in sorted(range(result.sizes["edit"]), key=lambda each: followed[each]):
+    for index in sorted(range(result.sizes["edit"]), key=lambda method: followed[method]):
         best[tuple(result[name].values[index] for name in ("layer", "position", "step"))] = index
     return sorted(best.values())
 

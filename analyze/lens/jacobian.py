@@ -40,7 +40,7 @@ def with_fed(run: xr.Dataset) -> xr.Dataset:
     fed = run["latent_embedding"].rename(latent="position").reindex(position=state["position"])
     fed = fed.astype(state.dtype).expand_dims(layer=[FED]).transpose(*state.dims)
     fed = fed.assign_coords({name: coord for name, coord in state.coords.items() if "layer" not in coord.dims})
-    others = run.drop_vars([name for name, each in run.data_vars.items() if {"layer", "latent"} & set(each.dims)])
+    others = run.drop_vars([name for name, array in run.data_vars.items() if {"layer", "latent"} & set(array.dims)])
     return others.drop_dims("layer", errors="ignore").assign(
         hidden_state=xr.concat([fed, state], dim="layer", coords="minimal", compat="override", join="exact")
     )
@@ -194,12 +194,12 @@ def compare_lenses(
         run, model, jacobian, lenses=lenses, target=target, positions=positions, layers=layers, seed=seed
     )
     parts = []
-    for found in maps.values():
+    for lens_maps in maps.values():
         there = test
         for dim in ("layer", "position"):
-            if found is not None and dim in found.dims:
-                there = there.sel({dim: [x for x in there[dim].values if x in found[dim].values]})
-        read = logit_lens(there, model, positions=labels_along(there, "position"), top=top, tuned=found).compute()
+            if lens_maps is not None and dim in lens_maps.dims:
+                there = there.sel({dim: [x for x in there[dim].values if x in lens_maps[dim].values]})
+        read = logit_lens(there, model, positions=labels_along(there, "position"), top=top, tuned=lens_maps).compute()
         parts.append(_reliability(read, lens_summary(read)))
     label = xr.DataArray(list(maps), dims="lens", name="lens").astype(object)
     out = xr.concat(parts, label, join="outer", fill_value={"reads_result": -1})
@@ -239,7 +239,7 @@ def held_out_lenses(
     train, tune, test = (
         whole.isel(example=np.flatnonzero(rows)) for rows in (split == 0, split == 1, (split == 2) & ~fitted_on)
     )
-    if not all(each.sizes["example"] for each in (train, tune, test)):
+    if not all(part.sizes["example"] for part in (train, tune, test)):
         raise UsageError(
             f"of {len(np.unique(problem))} problems of {run.attrs.get('run')} none is left to read that nothing was"
             " fitted on; use a run of more problems"

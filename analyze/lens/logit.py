@@ -192,7 +192,7 @@ def _lens(
     ]
     beginnings = tokens.begin(words)
     beginnings = beginnings[beginnings >= 0]
-    chains = [Chain(each, tokens) for each in (result, control)]
+    chains = [Chain(texts, tokens) for texts in (result, control)]
     example, layer, position = (axis.ravel() for axis in np.indices(shape))
     n_map = 0
     if weight is not None and bias is not None:  # one map for each layer, or for each layer and position

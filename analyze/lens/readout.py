@@ -115,15 +115,15 @@ class ReadOut:
     @property
     def strings(self) -> list[str]:
         """Text of each token."""
-        found: list[str] = self._get("strings", lambda: [str(text) for text in self._model["token_string"].values])
-        return found
+        known: list[str] = self._get("strings", lambda: [str(text) for text in self._model["token_string"].values])
+        return known
 
     @property
     def tokens(self) -> Tokens:
         """What these texts mean."""
         strings = self.strings
-        found: Tokens = self._get("tokens", lambda: Tokens(strings))
-        return found
+        of_vocabulary: Tokens = self._get("tokens", lambda: Tokens(strings))
+        return of_vocabulary
 
     def _norm_arrays(self) -> tuple[Array, Array]:
         """Weight and bias of the final norm, float32."""
@@ -172,7 +172,7 @@ class ReadOut:
         gold : (state, spelling), token ids, -1: none
         """
         n = len(final)
-        found = _Best(n, top)
+        best = _Best(n, top)
         normaliser = _LogSumExp(n)
         gold_logit = np.where(
             gold >= 0, self.capped(np.einsum("nh,nsh->ns", final, self.unembedding[gold])), -np.inf
@@ -181,13 +181,13 @@ class ReadOut:
         better = np.zeros(n, dtype="int64")
         for start, block in self._logit_blocks(final):
             highest = block.reshape(-1, GROUP, n).max(1)  # (group, state)
-            found.add(block, highest, start)
+            best.add(block, highest, start)
             better += _outranking(block, start, bar[:, None], gold[:, None])[:, 0]
             normaliser.add(block, highest.max(0))
         total = normaliser.value()
         known = (gold >= 0).any(-1)
         chance = np.where(known, np.exp(gold_logit - total[:, None]).sum(-1), np.nan)
-        return found.token, np.exp(found.logit - total[:, None]), np.where(known, better + 1.0, np.nan), chance
+        return best.token, np.exp(best.logit - total[:, None]), np.where(known, better + 1.0, np.nan), chance
 
     def ranks(self, final: Array, wanted: Array) -> tuple[Array, Array, Array]:
         """Likeliest token, and rank and probability of some tokens in each read-out.
@@ -262,11 +262,11 @@ class ReadOut:
                 highest = other.reshape(-1, GROUP, n).max(1)
                 best.add(other, highest, start)
                 total.add(other, highest.max(0))
-        found = []
+        of_blocks = []
         for gap, (total, best) in zip(own.carried, theirs, strict=True):
             divergence = gap / own.total - own.value() + total.value()
-            found.append((divergence, (best.token == own_best.token)[:, 0]))
-        return found
+            of_blocks.append((divergence, (best.token == own_best.token)[:, 0]))
+        return of_blocks
 
 
 @lru_cache(maxsize=2)

@@ -85,7 +85,9 @@ def chain_results(page: Page) -> None:
         page.add("chain_results", result, rows)
         best = best[best["low"] > NOTHING]
         read = best[["step", "position"]].values
-        findings.append((result, [finding_at("step_share", f"step {step}", at, step - 1) for step, at in read]))
+        findings.append(
+            (result, [finding_at("step_share", f"step {step}", place_read, step - 1) for step, place_read in read])
+        )
     page.need("chain_results")
     beside(page, findings)
     page.show(

@@ -120,7 +120,9 @@ def _fits(
                 moments.add(x[rows, k], y[rows, k])
     fits = {}
     for name, members in groups.items():
-        train, validation = (sum((sums[each][part] for each in members[1:]), sums[members[0]][part]) for part in (0, 1))
+        train, validation = (
+            sum((sums[member][part] for member in members[1:]), sums[members[0]][part]) for part in (0, 1)
+        )
         tried = [train.ridge(penalty) for penalty in PENALTIES]
         fits[name] = min(tried, key=lambda fit: validation.error(*fit))
     return fits
@@ -131,7 +133,7 @@ def _read(
     problem: Array, seed: int,
 ) -> xr.Dataset:  # fmt: skip
     """One thought through every lens."""
-    x, y = (np.asarray(each.values, dtype="float32") for each in (state, final))
+    x, y = (np.asarray(array.values, dtype="float32") for array in (state, final))
     there = np.isfinite(x).all(-1) & np.isfinite(y).all(-1)
     x, y, problem = x[there], y[there], problem[there]
     reads = [(x @ weight + bias).astype("float32") for weight, bias in fits.values()] + [readout.norm(x)]
@@ -140,8 +142,8 @@ def _read(
     variance = max(float(((y - y.mean(0)) ** 2).sum()), 1e-30)
     values = {"kl": gaps, "excess": gaps - gaps[list(fits).index(own)]}
     data: dict[str, Any] = {}
-    for name, each in values.items():
-        bounds = mean_interval(each, seed, problem)
+    for name, scores in values.items():
+        bounds = mean_interval(scores, seed, problem)
         data |= {f"{name}{end}": ("fit", bound) for end, bound in zip(("", "_low", "_high"), bounds, strict=True)}
     low, high = share_interval(same, np.ones_like(same, dtype=bool), problem)
     data |= {"agreement": ("fit", same.mean(1)), "agreement_low": ("fit", low), "agreement_high": ("fit", high)}

@@ -51,11 +51,11 @@ class Tokens:
     def first(self, text: str) -> tuple[int, int]:
         """Longest tokens that begin a text, with a leading space and without; -1: none, or the same again."""
         text = text.strip().replace(",", "")
-        found = []
+        first_tokens = []
         for spelling, least in ((" " + text, 2), (text, 1)):
             lengths = range(len(spelling), least - 1, -1) if text else range(0)
-            found.append(next((self._id[spelling[:k]] for k in lengths if spelling[:k] in self._id), -1))
-        return (found[0], -1 if found[0] == found[1] else found[1])
+            first_tokens.append(next((self._id[spelling[:k]] for k in lengths if spelling[:k] in self._id), -1))
+        return (first_tokens[0], -1 if first_tokens[0] == first_tokens[1] else first_tokens[1])
 
     def whole(self, text: str) -> tuple[int, int]:
         """Tokens that are a text, with a leading space and without; -1: none."""

@@ -76,11 +76,11 @@ def fit_tuned_lens(
     state = numbered(state, ["layer"])
     problem = np.asarray(run.coords.get("problem", numbered(state, ["example"])["example"]).values)
     split = split_problems(problem, seed)
-    found = {name: int((split == i).sum()) for i, name in enumerate(SPLITS)}
-    if min(found.values()) < 1:
+    sizes = {name: int((split == i).sum()) for i, name in enumerate(SPLITS)}
+    if min(sizes.values()) < 1:
         raise UsageError(
             f"{what} splits problems into {', '.join(SPLITS)}; {len(np.unique(problem))} problems give "
-            f"{', '.join(map(str, found.values()))} examples. Use a run of more problems."
+            f"{', '.join(map(str, sizes.values()))} examples. Use a run of more problems."
         )
     readout = ReadOut(model)
     blocks = example_blocks(state)

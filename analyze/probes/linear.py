@@ -267,8 +267,8 @@ def _run_cells(
 
     for _ in range(2 * max(1, sum(client.nthreads().values()))):
         send()
-    for future, found in queue:
-        done[number.pop(future.key)] = found
+    for future, result in queue:
+        done[number.pop(future.key)] = result
         send()
         if progress is not None:
             progress(len(done), len(cells))

@@ -257,14 +257,14 @@ def _direction(
 
 
 def _newton_step(
-    problems: Problems, precondition: _Preconditioner, penalty: float, at: Solution, tolerance: float, *, first: bool
+    problems: Problems, precondition: _Preconditioner, penalty: float, point: Solution, tolerance: float, *, first: bool
 ) -> tuple[Solution, Mask]:
     """One damped, truncated Newton step, and which problems (problem,) want another."""
     strength = penalty * problems.weight
-    doubt = _doubt(at.logit, problems)
+    doubt = _doubt(point.logit, problems)
     if first:
         precondition.update(problems, doubt, strength)
-    held = _penalised(at.weights)
+    held = _penalised(point.weights)
     gradient = problems.pull(_residual(doubt, problems, strength)) - held  # downhill
     step, logit, length = _direction(problems, precondition, doubt, strength, gradient, _dot(held, held), tolerance)
     start = -_dot(gradient, step)  # slope of the objective along the step
@@ -273,15 +273,15 @@ def _newton_step(
     size = np.where(downhill, 1.0, 0.0).astype(start.dtype)
     for _ in range(30):
         # The objective is convex: past the minimum along the step, its slope says by how much.
-        there = _doubt(at.logit + size[:, None] * logit, problems)
+        there = _doubt(point.logit + size[:, None] * logit, problems)
         slope = linear + size * square - _dot(_residual(there, problems, strength), logit)
         far = downhill & ~(slope <= -0.5 * start)
         if not far.any():
             break
         shorter = np.divide(start, start - slope, out=np.zeros_like(start), where=far)
         size = np.where(far, size * np.fmax(0.1, shorter), size)
-    weights = at.weights + size[:, None] * step
-    moved = at.logit + size[:, None] * logit
+    weights = point.weights + size[:, None] * step
+    moved = point.logit + size[:, None] * logit
     sound = np.isfinite(weights).all(axis=(0, 2)) & np.isfinite(moved).all(axis=(0, 2))
     far = length > _LAST * tolerance
     return Solution(weights, moved, sound & (length <= _LAST * tolerance)), sound & downhill & far
@@ -328,20 +328,20 @@ def logistic_path(
             # What was lost at one penalty is tried afresh at the next.
             weights[:, ~np.isfinite(weights).all(axis=(0, 2))] = 0.0
             last_way = max(way, 1e-12)
-        at = Solution(weights, problems.logit(weights), np.zeros(n_problem, bool))
-        live, part, now = np.arange(n_problem), problems, at
+        point = Solution(weights, problems.logit(weights), np.zeros(n_problem, bool))
+        live, part, now = np.arange(n_problem), problems, point
         if wanted is not None:
-            wanted(number, 0, at.logit)
+            wanted(number, 0, point.logit)
         for step in range(max_step):
             # A number that is not finite is noticed below, and its regression counts as unsolved.
             with np.errstate(over="ignore", invalid="ignore"):
                 now, going = _newton_step(part, precondition, float(c), now, tolerance, first=not step)
-            at.weights[:, live], at.logit[:, live], at.solved[live] = now.weights, now.logit, now.solved
+            point.weights[:, live], point.logit[:, live], point.solved[live] = now.weights, now.logit, now.solved
             if wanted is not None:
-                going &= wanted(number, step + 1, at.logit)[live]
+                going &= wanted(number, step + 1, point.logit)[live]
             if not going.any():
                 break
             live, part = live[going], part.take(going)
             now = Solution(now.weights[:, going], now.logit[:, going], now.solved[going])
-        weights = at.weights
-        yield at
+        weights = point.weights
+        yield point

@@ -291,11 +291,11 @@ def nested_logistic(
     logits = np.zeros((len(penalties), n_example, len(hot), n_target))  # held out
     weights = np.zeros((len(penalties), len(hot), n_fold, basis.features.shape[2]))
     solved = np.zeros((len(penalties), n_fold, n_target), bool)
-    for number, found in enumerate(logistic_path(problems, penalty, tolerance=tolerance, wanted=race.wanted)):
-        logit = race.judge(number, found.logit)
+    for number, solution in enumerate(logistic_path(problems, penalty, tolerance=tolerance, wanted=race.wanted)):
+        logit = race.judge(number, solution.logit)
         logits[number] = logit[:, 1 + fold, :, examples]
-        weights[number] = found.weights.reshape(*logit.shape[:3], -1)[:, 1 : n_fold + 1, 0]
-        solved[number] = found.solved.reshape(logit.shape[1:3])[1 : n_fold + 1]
+        weights[number] = solution.weights.reshape(*logit.shape[:3], -1)[:, 1 : n_fold + 1, 0]
+        solved[number] = solution.solved.reshape(logit.shape[1:3])[1 : n_fold + 1]
 
     best = race.inner.argmax(axis=0)  # (outer, target)
     probability = probability_of(logits[best[fold], examples[:, None], :, targets], axis=-1)

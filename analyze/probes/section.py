@@ -91,7 +91,7 @@ def step_probes(page: Page) -> None:
         page.say_of(result.label, ", ".join(cells))
         name, layer = str(grid.name), int(grid["layer"])
         read = zip(steps, best, strict=True)
-        places = [{"step": step - 1, "layer": layer, "position": positions[at]} for step, at in read]
+        places = [{"step": step - 1, "layer": layer, "position": positions[place_read]} for step, place_read in read]
         told = [cell_finding(name, f"step {place['step'] + 1}", chance(data, place), place) for place in places]
         findings.append((result, told))
         page.add("step_probes", result, probe_rows(data, {"step", "layer", "position"}))

@@ -62,8 +62,8 @@ class Difference:
             place = np.unravel_index(int(amount.argmax()), amount.shape)
             self.largest = float(amount[place])
             self.where = {
-                str(dim): first[dim].values[at] if dim in first.coords else at
-                for dim, at in zip(first.dims, place, strict=True)
+                str(dim): first[dim].values[index] if dim in first.coords else index
+                for dim, index in zip(first.dims, place, strict=True)
             }
             self.values = raw[0][place], raw[1][place]
 
@@ -121,9 +121,9 @@ def compare_runs(
     rows = []
     for number, name in enumerate(names):
         difference = Difference(name)
-        parts = [aligned(each[name], common) for each in lakes]
+        parts = [aligned(lake[name], common) for lake in lakes]
         layers = range(parts[0].sizes["layer"]) if "layer" in parts[0].dims else [None]
-        pairs = list(zip(*(each.get(name, []) for each in digests), strict=True))
+        pairs = list(zip(*(digest.get(name, []) for digest in digests), strict=True))
         for begin, layer in product(range(0, n_example, size), layers):
             if pairs and pairs[begin // size][0] == pairs[begin // size][1]:
                 difference.compared += (
@@ -206,7 +206,7 @@ def compare_lakes(first: Lake, second: Lake) -> pd.DataFrame:
         "model": ([lake.models() for lake in (first, second)], partial(model_differences, first, second)),
         "run": ([lake.runs() for lake in (first, second)], partial(run_differences, first, second)),
         "result": (
-            [[each.name for each in lake.results()] for lake in (first, second)],
+            [[result.name for result in lake.results()] for lake in (first, second)],
             lambda name: (
                 []
                 if first.result_digests(name) == second.result_digests(name)
@@ -246,7 +246,7 @@ def result_differences(first: xr.Dataset, second: xr.Dataset) -> list[str]:
     for name in first.data_vars:
         if name in second.data_vars and first[name].dims == second[name].dims:
             difference = Difference(str(name))
-            parts = [aligned(each[name], common) for each in (first, second)]
+            parts = [aligned(result[name], common) for result in (first, second)]
             if parts[0].shape != parts[1].shape:
                 lines.append(f"{name}: shapes {parts[0].shape} and {parts[1].shape}")
                 continue

@@ -75,7 +75,7 @@ def export(
             + (nearest(missing[0], known) if missing else "")
         )
     data = part_of(run_data, layers=layers, positions=positions, limit=limit)[list(variables)]
-    data = data.drop_vars([name for name, each in data.coords.items() if not set(each.dims) <= set(data.dims)])
+    data = data.drop_vars([name for name, coord in data.coords.items() if not set(coord.dims) <= set(data.dims)])
     if stored and to.suffix == ".nc":
         raise UsageError(f"{to}: netCDF has no float16; leave --stored out, or name another format")
     partial = to.with_name(f"{to.name}.partial")
@@ -150,11 +150,11 @@ def _write_parquet(data: xr.Dataset, path: Path, progress: Progress) -> None:
         ) from error
     first = data[next(iter(data.data_vars))]
     rows = first.dims if first.ndim == 1 else first.dims[:-1]
-    for name, each in data.data_vars.items():
-        if each.dims not in (rows, first.dims) and not set(each.dims) <= set(rows):
+    for name, array in data.data_vars.items():
+        if array.dims not in (rows, first.dims) and not set(array.dims) <= set(rows):
             raise UsageError(
                 f"rows of one table are of {', '.join(map(str, rows))}, as {first.name} has them; {name} has"
-                f" {', '.join(map(str, each.dims))}. Export it into a file of its own"
+                f" {', '.join(map(str, array.dims))}. Export it into a file of its own"
             )
     labels = [name for name in data.coords if set(data[name].dims) <= set(rows)]
     writer = None

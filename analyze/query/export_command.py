@@ -30,7 +30,7 @@ def export_file(settings: ExportSettings, shell: Shell) -> Output:
             positions=settings.positions, limit=settings.limit, stored=settings.stored, progress=report,
         )  # fmt: skip
     size = settings.to.stat().st_size
-    shapes = {str(name): {str(dim): n for dim, n in each.sizes.items()} for name, each in data.data_vars.items()}
+    shapes = {str(name): {str(dim): n for dim, n in array.sizes.items()} for name, array in data.data_vars.items()}
     lines = [f"  {name}: {shape_text(sizes.values())} {' '.join(sizes)}" for name, sizes in shapes.items()]
     return Output(
         printed=[f"{settings.to}: {size / 1e6:.1f} MB", *lines],

@@ -58,11 +58,11 @@ def show(settings: ShowSettings, shell: Shell) -> Output:
 def listed(lake: "Lake") -> Output:
     """Name, settings and fingerprint of every stored result."""
     results = lake.results()
-    rows = [[each.name, each.fingerprint[:12], each.describe(lake.location)] for each in results]
+    rows = [[result.name, result.fingerprint[:12], result.describe(lake.location)] for result in results]
     columns = ["result", "fingerprint", "made from"]
     return Output(
         printed=[Table(title=f"results of {lake.location}", columns=columns, rows=rows)],
-        document=[asdict(each) for each in results],
+        document=[asdict(result) for result in results],
     )
 
 
@@ -78,7 +78,7 @@ def frames_of(kind: str, result: Any) -> dict[str, Any]:
         except UNREADABLE:
             pass
     if isinstance(command, Experiment):
-        result = result.drop_vars([key for key, each in result.variables.items() if "example" in each.dims])
+        result = result.drop_vars([key for key, array in result.variables.items() if "example" in array.dims])
     return result_tables(result.drop_dims("hidden", errors="ignore"))
 
 

@@ -53,21 +53,21 @@ def lake_tables(lake: Lake) -> list[LakeTable]:
         data = lake.open(run, chunks=None)
         tables.append(LakeTable(name=_plain(run), of=run, columns=(*run_columns(data),), read=partial(run_table, data)))
     results = lake.results()
-    called = Counter(_plain(each.name.split("/", 1)[1].rpartition("~")[0]) for each in results)
-    for each in results:
-        title, _, digest = each.name.split("/", 1)[1].rpartition("~")
+    called = Counter(_plain(result.name.split("/", 1)[1].rpartition("~")[0]) for result in results)
+    for stored in results:
+        title, _, digest = stored.name.split("/", 1)[1].rpartition("~")
         name = _plain(title) if called[_plain(title)] == 1 else _plain(f"{title}_{digest}")
-        result = lake.open_result(each.name, load=False)
+        result = lake.open_result(stored.name, load=False)
         parts = result_parts(result)
         main = max(parts, key=lambda part: len(parts[part]), default="")
         for part, names in sorted(parts.items(), key=lambda item: item[0] != main):
             dims = tuple(str(dim) for dim in result[names[0]].dims)
-            of, title = (each.name, name) if part == main else (f"{each.name}/{part}", f"{name}_{part}")
+            of, title = (stored.name, name) if part == main else (f"{stored.name}/{part}", f"{name}_{part}")
             read = partial(result_table, result, names)
             labels = tuple(str(key) for key, coord in result[names].coords.items() if coord.dims and key not in dims)
             tables.append(LakeTable(name=title, of=of, columns=(*dims, *labels, *names), read=read))
-    twice = {name for name, n in Counter(each.name for each in tables).items() if n > 1}
-    return [replace(each, name=f'"{each.of}"') if each.name in twice else each for each in tables]
+    twice = {name for name, n in Counter(table.name for table in tables).items() if n > 1}
+    return [replace(table, name=f'"{table.of}"') if table.name in twice else table for table in tables]
 
 
 def _plain(name: str) -> str:
@@ -78,7 +78,7 @@ def _plain(name: str) -> str:
 
 def run_columns(data: xr.Dataset) -> list[str]:
     """Variables of a run that are few by example: one value, or one for each step."""
-    known = [str(name) for name, each in data.variables.items() if each.dims in (("example",), ("example", "step"))]
+    known = [str(name) for name, array in data.variables.items() if array.dims in (("example",), ("example", "step"))]
     first = [*map(str, data.coords), *RUN_VARIABLES]
     known.sort(key=lambda name: first.index(name) if name in first else len(first))
     return [name for name in known if name != "committed"]  # all of these examples are
@@ -120,7 +120,7 @@ def query_lake(lake: Lake, sql: str) -> pd.DataFrame:
     with duckdb.connect(":memory:", config=SETTINGS) as connection:
         try:
             statements = connection.extract_statements(sql)
-            if [each.type for each in statements] not in (
+            if [statement.type for statement in statements] not in (
                 [duckdb.StatementType.SELECT],
                 [duckdb.StatementType.EXPLAIN],
             ):
@@ -136,11 +136,11 @@ def query_lake(lake: Lake, sql: str) -> pd.DataFrame:
             answer: pd.DataFrame = connection.execute(sql).df()
             return answer.map(lambda cell: cell.tolist() if isinstance(cell, np.ndarray) else cell)
         except duckdb.Error as error:
-            said = " ".join(str(error).split("\n\nLINE")[0].split())
+            reason = " ".join(str(error).split("\n\nLINE")[0].split())
             strange = [name for key, name in named.items() if key not in known]
             if isinstance(error, duckdb.CatalogException) and strange:
-                said = said.split(" Did you mean")[0].removesuffix("!") + nearest(strange[0], known)
-            raise UsageError(f"{sql!r}: {said}; lake query {lake.location} lists the tables") from error
+                reason = reason.split(" Did you mean")[0].removesuffix("!") + nearest(strange[0], known)
+            raise UsageError(f"{sql!r}: {reason}; lake query {lake.location} lists the tables") from error
 
 
 def _without_nan(table: pd.DataFrame) -> pd.DataFrame:

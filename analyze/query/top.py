@@ -158,7 +158,7 @@ def top_of_feature(
     def blocks() -> Iterator[Block]:
         for rows in _blocks(activation.sizes["example"], progress):
             for cell in product(*(range(size) for size in cells.shape[1:])):
-                here: dict[Any, Any] = {dim: [at] for dim, at in zip(cells.dims[1:], cell, strict=True)}
+                here: dict[Any, Any] = {dim: [label] for dim, label in zip(cells.dims[1:], cell, strict=True)}
                 codes = sae_codes(sae, activation.isel({"example": rows, **here}).load())
                 yield Block(codes.isel(feature=int(number)).transpose(*cells.dims).values, (rows.start, *cell))
 
@@ -279,16 +279,16 @@ def _described(
     for dim, index in zip(values.dims[1:], places[1:], strict=True):
         columns[str(dim)] = values[dim].values[index]
     labels = [str(label) for label in data["position"].values]
-    queries = [str(each) for each in columns.get("position", columns.get("latent", [""] * len(rows)))]
+    queries = [str(label) for label in columns.get("position", columns.get("latent", [""] * len(rows)))]
     token = {row: data["token"].isel(example=int(row)).values for row in set(rows.tolist())}
 
     def written(row: int, label: str) -> str:
-        at = labels.index(label) if label in labels else -1
-        return str(strings[token[row][at]]) if at >= 0 and token[row][at] >= 0 else ""
+        index = labels.index(label) if label in labels else -1
+        return str(strings[token[row][index]]) if index >= 0 and token[row][index] >= 0 else ""
 
     columns["token"] = [written(row, label) for row, label in zip(rows.tolist(), queries, strict=True)]
     if "key_position" in columns:
-        keys = [str(each) for each in columns["key_position"]]
+        keys = [str(label) for label in columns["key_position"]]
         columns["key_token"] = [written(row, label) for row, label in zip(rows.tolist(), keys, strict=True)]
     columns["correct"] = data["correct"].values[rows]
     columns["question"] = data["question"].values[rows]
@@ -299,12 +299,12 @@ def _described(
 
 def _context(token: np.ndarray, labels: Sequence[str], strings: np.ndarray, label: str) -> str:
     """What stands around a position, itself in brackets: tokens, and thoughts by their names."""
-    at = labels.index(label) if label in labels else -1
-    around = range(max(0, at - AROUND), min(len(labels), at + AROUND + 1)) if at >= 0 else range(0)
+    index = labels.index(label) if label in labels else -1
+    around = range(max(0, index - AROUND), min(len(labels), index + AROUND + 1)) if index >= 0 else range(0)
     parts = []
     for place in around:
         thought = labels[place].startswith("ct")
         text = f" {labels[place]}" if thought else str(strings[token[place]]) if token[place] >= 0 else ""
-        parts.append(f"[{text.strip()}]" if place == at else text)
+        parts.append(f"[{text.strip()}]" if place == index else text)
     spaced = any(str(text).startswith(" ") for text in strings)  # else a token is a word
     return ("" if spaced else " ").join(part if spaced else part.strip() for part in parts if part).strip()

@@ -47,7 +47,7 @@ def choose_problems(context: Context, n: int, seed: int) -> dict[str, list[int]]
     chosen = {}
     for names in groups.values():
         correct = {name: context.run(name)["correct"].compute().to_series() for name in names}
-        common = set.intersection(*(set(each.index) for each in correct.values()))
+        common = set.intersection(*(set(column.index) for column in correct.values()))
         rng = np.random.default_rng(seed)
         labels = sorted(common)
         window = max(WINDOW, n)

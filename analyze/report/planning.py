@@ -70,10 +70,10 @@ def plan_report(lake: Lake, runs: Sequence[str], *, n_problem: int, seed: int = 
         writer = Writer(Path(folder))
         drawn = _seconds(lambda: [section_view(section, writer, context) for section in tried])
     few, more = (_seconds(partial(explore.page_data, context, n_problem=n, seed=seed)) for n in PROBLEMS)
-    each = max(0.0, more - few) / (PROBLEMS[1] - PROBLEMS[0])
+    a_problem = max(0.0, more - few) / (PROBLEMS[1] - PROBLEMS[0])
     return ReportPlan(
         n_run=len(runs), n_result=len(context.results), n_section=len(shown), n_problem=n_problem * len(runs),
-        seconds=drawn * len(shown) / max(1, len(tried)) + more + each * (n_problem - PROBLEMS[1]),
+        seconds=drawn * len(shown) / max(1, len(tried)) + more + a_problem * (n_problem - PROBLEMS[1]),
     )  # fmt: skip
 
 

@@ -107,8 +107,8 @@ def section_view(section: Section, writer: Writer, context: Context) -> dict[str
         page = write_section(section, context)
         content = {} if page is None else _content(section, page, writer, context)
     except (LakeError, LookupError, ValueError, TypeError) as error:
-        said = str(error).replace(str(context.lake.location), context.shown_location)
-        return view | {"error": without_folders(f"{type(error).__name__}: {said}")}
+        reason = str(error).replace(str(context.lake.location), context.shown_location)
+        return view | {"error": without_folders(f"{type(error).__name__}: {reason}")}
     return view | content
 
 

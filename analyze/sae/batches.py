@@ -102,7 +102,7 @@ class Rows:
         """
         lazy = [array[(block.example, *block.cell)] for block in blocks for array in self.arrays]
         parts = iter(dask.compute(*lazy))
-        found = []
+        buffered = []
         for _ in blocks:
             pieces = [np.asarray(next(parts), dtype=np.float32) for _ in self.arrays]
             joined = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=-1)
@@ -110,8 +110,8 @@ class Rows:
             if infinite.any():
                 self.n_infinite += int(infinite.sum())
                 joined = np.where(infinite, np.float32(np.nan), joined)
-            found.append(joined.reshape(joined.shape[0], -1, self.width))
-        return found
+            buffered.append(joined.reshape(joined.shape[0], -1, self.width))
+        return buffered
 
     def cell_numbers(self, block: Block) -> NDArray[np.intp]:
         """Flat numbers of the block's cells, in the order of ``read``."""

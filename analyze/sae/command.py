@@ -51,7 +51,7 @@ def run(source: "Source | Sequence[Source]", settings: SAESettings) -> list[Made
     sources = source if isinstance(source, Sequence) else [source]
     dictionary = learn(sources, settings)
     if settings.save is not None:
-        label = " + ".join(each.run for each in sources)
+        label = " + ".join(source.run for source in sources)
         joint = settings.scope == "crosscoder"
         folder = settings.save if joint else settings.save / label.replace("/", ".")
         save_sae(dictionary, folder, metadata={"model_name": label})
@@ -66,7 +66,8 @@ def learn(sources: "Sequence[Source]", settings: SAESettings) -> "xr.Dataset":
 
     layers, positions = settings.cells()
     states = {
-        each.run: select_cells(each.data, settings.variable, layers=layers, positions=positions) for each in sources
+        source.run: select_cells(source.data, settings.variable, layers=layers, positions=positions)
+        for source in sources
     }
     by_model = {run.partition("/")[0]: activation for run, activation in states.items()}
     with sources[0].shell.progress(" + ".join(states), "batches") as report:
@@ -92,12 +93,12 @@ def cost(source: "Source | Sequence[Source]", settings: SAESettings) -> Cost:
 
     sources = source if isinstance(source, Sequence) else [source]
     layers, positions = settings.cells()
-    states = [select_cells(each.data, settings.variable, layers=layers, positions=positions) for each in sources]
+    states = [select_cells(source.data, settings.variable, layers=layers, positions=positions) for source in sources]
     width = sum(part.sizes["hidden"] for part in states)
     n_row = min(part.size // part.sizes["hidden"] for part in states)
     n_feature = settings.features or settings.expansion * max(part.sizes["hidden"] for part in states)
     share = settings.fractions[0] if settings.split != "none" else 1.0
-    trial = limits(replace(settings, epochs=1, save=None), min(each.data.sizes["example"] for each in sources), 16)
+    trial = limits(replace(settings, epochs=1, save=None), min(source.data.sizes["example"] for source in sources), 16)
     return Cost(
         states=n_row * len(states), reads=[reading(part, 4 + share * settings.epochs) for part in states],
         operations=n_row * width * n_feature * (8.0 * share * settings.epochs + 4.0),

@@ -204,8 +204,8 @@ class _Tally:
         out["top_example"] = ranked(np.where(none, -1, label[np.maximum(number, 0)]))
         out["top_activation"] = ranked(np.where(none, np.nan, value))
         if not self.is_grid and self.rows.cell_shape:
-            at = np.unravel_index(np.maximum(place, 0), self.rows.cell_shape)
-            for dim, index in zip(self.rows.cell_dims, at, strict=True):
+            cell_index = np.unravel_index(np.maximum(place, 0), self.rows.cell_shape)
+            for dim, index in zip(self.rows.cell_dims, cell_index, strict=True):
                 values = first[dim].values if dim in first.coords else np.arange(first.sizes[dim])
                 missing = "" if values.dtype.kind in "OUT" else -1
                 out[f"top_{dim}"] = ranked(np.where(none, missing, values[index]))

@@ -84,9 +84,9 @@ class Answers:
                 context = Context(self.lake, runs, lazy=True)
                 current = {run: self.lake.attributes(run)["fingerprint"] for run in runs}
                 context.results = [
-                    each
-                    for each in results
-                    if each.runs and all(current.get(run) == mark for run, mark in each.inputs.items())
+                    result
+                    for result in results
+                    if result.runs and all(current.get(run) == mark for run, mark in result.inputs.items())
                 ]
                 self._context, self._state, self._broken = context, state, broken
                 self._slots.clear()
@@ -96,7 +96,7 @@ class Answers:
     def _results(self, broken: dict[str, str]) -> list[Result]:
         """Stored results inside the lake; where one is damaged, none."""
         try:
-            return [each for each in self.lake.results() if not self._outside(each.name)]
+            return [result for result in self.lake.results() if not self._outside(result.name)]
         except LakeError as error:
             broken["results"] = str(error)
             return []
@@ -130,7 +130,7 @@ class Answers:
         return self._once(("runs",), self._runs)
 
     def _runs(self, context: Context) -> Any:
-        kinds = {run: {each.kind for each in context.results if each.runs == (run,)} for run in context.runs}
+        kinds = {run: {result.kind for result in context.results if result.runs == (run,)} for run in context.runs}
         return {
             "title": self.title,
             "runs": [
@@ -146,8 +146,13 @@ class Answers:
             ],
             "broken": self._broken,
             "results": [
-                {"mark": each.fingerprint[:12], "kind": each.kind, "runs": each.runs, "command": list(each.command)}
-                for each in context.results
+                {
+                    "mark": result.fingerprint[:12],
+                    "kind": result.kind,
+                    "runs": result.runs,
+                    "command": list(result.command),
+                }
+                for result in context.results
             ],
         }
 
@@ -233,7 +238,7 @@ class Answers:
         """Tables of a stored result, as ``lake show`` makes them."""
 
         def make(context: Context) -> Any:
-            chosen = [each for each in context.results if len(mark) >= 12 and each.fingerprint.startswith(mark)]
+            chosen = [result for result in context.results if len(mark) >= 12 and result.fingerprint.startswith(mark)]
             if not chosen:
                 raise MissingRunError(f"the lake has no result {mark!r}")
             data = context.open(chosen[0]).load().assign_attrs(run=" + ".join(chosen[0].runs))

@@ -17,8 +17,8 @@ def state_in(page: Path) -> str | None:
     if not page.is_file():
         return None
     with page.open("rb") as file:
-        found = MARK.search(file.read(HEAD_BYTES).decode("utf-8", "replace"))
-    return found.group(1) if found else None
+        match = MARK.search(file.read(HEAD_BYTES).decode("utf-8", "replace"))
+    return match.group(1) if match else None
 
 
 def is_report(page: Path) -> bool:

@@ -254,8 +254,8 @@ class _Means:
         """Values of all pairs of cells with the dims of :data:`DIMS`, and their means by positions and by layers."""
         cells = values.reshape(self.shape)
         met = [cells[i, :, j] for i, j in enumerate(self.partner)]
-        at = [cells[:, i, :, j] for i, j in self.shared] or [np.full(self.shape[::2], np.nan)]
-        return cells, _mean(np.stack(met)), _mean(np.stack(at))
+        overlaps = [cells[:, i, :, j] for i, j in self.shared] or [np.full(self.shape[::2], np.nan)]
+        return cells, _mean(np.stack(met)), _mean(np.stack(overlaps))
 
 
 def _mean(values: Array) -> Array:

@@ -31,7 +31,7 @@ def run(sources: "Sequence[Source]", settings: SimilaritySettings) -> list[Made]
     from analyze.similarity.cka import similarity
 
     memory = pieces_in(sources[0].folder, __file__)
-    data = {each.run: each.data if settings.positions else up_to_eot(each.data) for each in sources}
+    data = {source.run: source.data if settings.positions else up_to_eot(source.data) for source in sources}
     made = []
     pairs: list[tuple[str, ...]] = [*combinations(data, 2)] or [tuple(data)]
     for names in pairs:

@@ -64,10 +64,10 @@ def alike_at(position: str, null: float) -> Finding:
 def similarity(page: Page) -> None:
     """Every two runs that were compared."""
     shown: dict[tuple[str, ...], Result] = {}
-    for result in preferred(each for each in page.context.results if each.kind == "similarity"):
+    for result in preferred(result for result in page.context.results if result.kind == "similarity"):
         shown.setdefault(tuple(sorted(result.runs)), result)
     findings = []
-    for stored in sorted(shown.values(), key=lambda each: [page.context.runs.index(run) for run in each.runs]):
+    for stored in sorted(shown.values(), key=lambda result: [page.context.runs.index(run) for run in result.runs]):
         page.sources.append(stored)
         data = page.context.open(stored)
         looks = page.context.relabel(stored.runs)

@@ -170,24 +170,24 @@ def _readings(run: xr.Dataset, model: xr.Dataset, positions: list[str], n_step: 
 
 def _compared(first: Run, second: Run, is_same: bool, shuffles: int, rng: np.random.Generator) -> dict[str, Any]:
     """Every likeness of two runs, or of the halves of one, with interval, null and p."""
-    found: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
     if first.shape == second.shape:
         for name, left, right, likeness in (
             ("correlation", first.scores, second.scores, _rank_correlation),
             ("same_type", first.types, second.types, _share_alike),
             ("same_hub", first.hubs, second.hubs, _share_alike),
         ):
-            found |= _tested(name, left, right, likeness, is_same, shuffles, rng, axis=-1)
+            arrays |= _tested(name, left, right, likeness, is_same, shuffles, rng, axis=-1)
     common = [label for label in first.positions if label in second.positions]
     if not common:
         raise UsageError("two of the runs have no thought in common; compare runs with thoughts")
     left, right = (
         one.profile[:, [one.positions.index(label) for label in common]] for one in (first, second)
     )  # fmt: skip
-    found |= _tested("overlap", left, right, _overlap, is_same, shuffles, rng, axis=-2)
+    arrays |= _tested("overlap", left, right, _overlap, is_same, shuffles, rng, axis=-2)
     parts = (-2, -1) if is_same else (0, 0)
-    found["same_role"] = float((left[parts[0]].argmax(-1) == right[parts[1]].argmax(-1)).mean())
-    return found
+    arrays["same_role"] = float((left[parts[0]].argmax(-1) == right[parts[1]].argmax(-1)).mean())
+    return arrays
 
 
 def _tested(

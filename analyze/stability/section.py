@@ -52,9 +52,9 @@ def alike(pair: Pair) -> list[Finding]:
 
 def stability(page: Page) -> None:
     """The stored comparison of the most runs."""
-    stored = preferred(each for each in page.context.results if each.kind == "stability")
+    stored = preferred(result for result in page.context.results if result.kind == "stability")
     if stored:
-        best = max(stored, key=lambda each: len(each.runs))
+        best = max(stored, key=lambda result: len(result.runs))
         page.sources.append(best)
         data = page.context.open(best)
         height = 2.4 + 0.35 * data.sizes["run"]

@@ -88,7 +88,7 @@ def question_numbers(question: str) -> tuple[tuple[float, ...], tuple[float, ...
     ((2.0, 3.0, 24.0), (4.0, 7.0, 52.0))
     """
     text = plain(question)
-    values = [as_float(value_of(text, found)) for found in find_numbers(text)]
+    values = [as_float(value_of(text, number_match)) for number_match in find_numbers(text)]
     told = [value for value in values if value is not None]
     told += [_WORDS[word] for word in re.findall(r"[a-z]+", text.lower()) if word in _WORDS]
     meant = {value for pattern, values in _UNITS if re.search(pattern, text.lower()) for value in values}
@@ -194,7 +194,7 @@ class _Search:
             return []
         numbers = np.array(self.leaves + [self.values[index] for index in sources])
         n_leaf = len(self.leaves)
-        found = []
+        derivations = []
         for rows, signs in equations(numbers, value, self.n_operand):
             nodes = [sources[row - n_leaf] for row in rows if row >= n_leaf]
             if must is not None and must not in nodes:
@@ -211,10 +211,10 @@ class _Search:
                 told = tuple(sorted(leaves + tuple(x for part in parts for x in part.told)))
                 thoughts = frozenset(nodes).union(*(part.thoughts for part in parts))
                 texts = tuple(dict.fromkeys([text for part in parts for text in part.texts] + [text]))
-                found.append(Derivation(steps, told, thoughts, texts))
-                if len(found) >= MAX_TREES:
-                    return found
-        return found
+                derivations.append(Derivation(steps, told, thoughts, texts))
+                if len(derivations) >= MAX_TREES:
+                    return derivations
+        return derivations
 
 
 def equations(numbers: Array, value: float, n_operand: int = 2) -> list[tuple[tuple[int, ...], str]]:
@@ -224,9 +224,9 @@ def equations(numbers: Array, value: float, n_operand: int = 2) -> list[tuple[tu
     """
     rows, signs, results = _pairs(numbers)
     hits = np.flatnonzero(np.abs(results - value) < TOLERANCE)
-    found: list[tuple[tuple[int, ...], str]] = [(tuple(rows[hit].tolist()), str(signs[hit])) for hit in hits]
-    if found or n_operand < 3:
-        return found
+    read_equations: list[tuple[tuple[int, ...], str]] = [(tuple(rows[hit].tolist()), str(signs[hit])) for hit in hits]
+    if read_equations or n_operand < 3:
+        return read_equations
     left, right = results[:, None], numbers[None]
     with np.errstate(divide="ignore", invalid="ignore"):
         for sign, outcome in (
@@ -234,8 +234,8 @@ def equations(numbers: Array, value: float, n_operand: int = 2) -> list[tuple[tu
             ("\\", right / left),
         ):  # fmt: skip
             for pair, row in np.argwhere(np.abs(outcome - value) < TOLERANCE):
-                found.append(((*rows[pair].tolist(), int(row)), str(signs[pair]) + sign))
-    return found
+                read_equations.append(((*rows[pair].tolist(), int(row)), str(signs[pair]) + sign))
+    return read_equations
 
 
 def _pairs(numbers: Array) -> tuple[Array, Array, Array]:

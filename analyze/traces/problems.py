@@ -78,12 +78,12 @@ class NumberProblems:
 
     def solve(self, row: int, read: Sequence[Any], places: Sequence[str]) -> Solution:
         """Trees of valid steps that end at the model's answer."""
-        best, found = trees(self._question[row], read, places, float(self._answer[row]), self._n_operand)
+        best, solutions = trees(self._question[row], read, places, float(self._answer[row]), self._n_operand)
         chain = frozenset(self._chain[row] or ())
         own = [tree for tree in best if tree.steps == chain]
         shown = next(iter(own or best), None)
         return Solution(
-            len(best), found, bool(own) and found, _in_order(self._inner[row], [[value] for value in read]),
+            len(best), solutions, bool(own) and solutions, _in_order(self._inner[row], [[value] for value in read]),
             () if shown is None else shown.texts,
         )  # fmt: skip
 
@@ -170,8 +170,8 @@ def _steps(results: Array, expressions: Array | None) -> list[Step] | None:
 def _in_order(wanted: Sequence[Any], read: Sequence[Sequence[Any]]) -> bool:
     """Whether everything wanted is read, each at a later place than the one before."""
     place = 0
-    for each in wanted:
-        while place < len(read) and each not in read[place]:
+    for token in wanted:
+        while place < len(read) and token not in read[place]:
             place += 1
         if place == len(read):
             return False

@@ -23,11 +23,11 @@ class Graph(NamedTuple):
 
     def frontiers(self) -> list[list[str]]:
         """Nodes 1, 2 .. edges from the root, sorted."""
-        seen, reached, found = {self.root}, [self.root], []
+        seen, reached, frontier_sets = {self.root}, [self.root], []
         while reached := sorted({other for node in reached for other in self.edges.get(node, ())} - seen):
             seen |= set(reached)
-            found.append(reached)
-        return found
+            frontier_sets.append(reached)
+        return frontier_sets
 
 
 def read_graph(root: str, edges: str) -> Graph:
@@ -36,11 +36,11 @@ def read_graph(root: str, edges: str) -> Graph:
     >>> read_graph("Tom", "Tom>cat cat>animal").frontiers()
     [['cat'], ['animal']]
     """
-    found = defaultdict(list)
+    neighbours = defaultdict(list)
     for edge in edges.split():
         start, _, end = edge.partition(">")
-        found[start].append(end)
-    return Graph(root, {start: tuple(ends) for start, ends in found.items()})
+        neighbours[start].append(end)
+    return Graph(root, {start: tuple(ends) for start, ends in neighbours.items()})
 
 
 class Way(NamedTuple):
@@ -62,17 +62,17 @@ def ways_read(graph: Graph, read: Sequence[Sequence[str]], places: Sequence[str]
     answer
         Node that the model answers with.
     """
-    found: dict[tuple[str, ...], Way] = {}
+    ways: dict[tuple[str, ...], Way] = {}
 
     def follow(node: str, place: int, way: Way) -> None:
         for other in dict.fromkeys(read[place] if place < len(read) else ()):
-            if other in graph.edges.get(node, ()) and other not in way.nodes and len(found) < MAX_WAYS:
+            if other in graph.edges.get(node, ()) and other not in way.nodes and len(ways) < MAX_WAYS:
                 longer = Way((*way.nodes, other), (*way.texts, f"{node} > {other} ({places[place]})"))
                 if other == answer:
-                    found.setdefault(longer.nodes, longer)
+                    ways.setdefault(longer.nodes, longer)
                 else:
                     follow(other, place + 1, longer)
 
     for first in range(len(read)):
         follow(graph.root, first, Way((), ()))
-    return sorted(found.values())
+    return sorted(ways.values())

@@ -118,7 +118,7 @@ def traces(
     shuffled = [other_rows(problem, rng) for _ in range(permutations)]
     memory = pieces_in(folder, __file__, readout_module.__file__)
     read_kept = memory.cache(_read, ignore=["state", "readout", "asked", "lens", "report"])
-    maps = None if lens is None else {str(name): each.values for name, each in lens.data_vars.items()}
+    maps = None if lens is None else {str(name): array.values for name, array in lens.data_vars.items()}
     whole = [run.attrs.get("fingerprint"), run["example"].values, facts["predicted_answer"].values, positions, maps]
     n_work = len(layers) * len(problem) * (2 + permutations)
     parts = []
@@ -179,10 +179,10 @@ class Solver:
     def __call__(self, rows: Array, chosen: Array) -> list[Solution]:
         """Solutions of the problems chosen (row,) from the thoughts of the row that each is given."""
         solve = self.memory.cache(_solved, ignore=["problems", "read"])
-        found: list[Solution] = solve(
+        solutions: list[Solution] = solve(
             self.problems, self.read, rows, chosen, list(self.positions), self.mark, self.best
         )
-        return found
+        return solutions
 
 
 def other_rows(problem: Array, rng: np.random.Generator) -> Array:
@@ -221,13 +221,15 @@ def _layer(
     problems, read, n = solve.problems, solve.read, len(problem)
     every = np.arange(n)
     own = solve(every, every)
-    outcomes = {name: np.array([getattr(each, name) for each in own]) for name in OUTCOMES}
+    outcomes = {name: np.array([getattr(found_tree, name) for found_tree in own]) for name in OUTCOMES}
     report(2 * n)
     null = np.full((len(shuffled), len(OUTCOMES)), np.nan)
     counted = np.flatnonzero(problems.counted)
     for index, rows in enumerate(shuffled):
         drawn = solve(rows, counted)
-        null[index] = [np.mean([getattr(each, name) for each in drawn]) if drawn else np.nan for name in OUTCOMES]
+        null[index] = [
+            np.mean([getattr(found_tree, name) for found_tree in drawn]) if drawn else np.nan for name in OUTCOMES
+        ]
         report((3 + index) * n)
     data = _per_example(problems, own, read, n) | {name: ("example", values) for name, values in outcomes.items()}
     data |= _shares(outcomes, null, problems.counted, problem)
@@ -249,8 +251,8 @@ def _layer(
 def _per_example(problems: Problems, own: Sequence[Solution], read: Sequence[Any], n: int) -> dict[str, Any]:
     texts = np.array([problems.texts(row, read[row]) for row in range(n)], dtype=object)
     return {
-        "tree": ("example", np.array(["; ".join(each.texts) for each in own], dtype=object)),
-        "n_tree": ("example", np.array([each.n_tree for each in own])),
+        "tree": ("example", np.array(["; ".join(found_tree.texts) for found_tree in own], dtype=object)),
+        "n_tree": ("example", np.array([found_tree.n_tree for found_tree in own])),
         "read": (("example", "position"), texts),
     }
 

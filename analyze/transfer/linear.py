@@ -135,7 +135,7 @@ def transfer_probes(
     cells = list(product(range(first.sizes["layer"]), range(first.sizes["position"])))
     n_test = len(settings.linear_kinds) * len(fit) * len(test) * len(columns) * len(cells)
     n_permutation = max(1000, 40 * n_test) if settings.permutations is None else settings.permutations
-    found: dict[tuple[Any, ...], xr.Dataset] = {}
+    of_tests: dict[tuple[Any, ...], xr.Dataset] = {}
     for number, (step, column) in enumerate(columns.items()):
         scored = _scored(parts, column, pairs, cells, settings, _later(progress, number, len(columns)))
         for (kind, fitted, tested), by_cell in scored.items():
@@ -152,11 +152,11 @@ def transfer_probes(
             scores = scores.drop_vars(
                 [name for name in ("penalty", *scores) if "training" in name or name == "penalty"]
             )
-            found[kind, fitted, tested, step] = scores.merge(against_own(task, by_cell, own, shape, settings))
-    if not found:
+            of_tests[kind, fitted, tested, step] = scores.merge(against_own(task, by_cell, own, shape, settings))
+    if not of_tests:
         raise UsageError(f"{settings.target!r} of {', '.join(runs)}: too few examples at every layer and position")
     labels = {"layer": first["layer"].values, "position": first["position"].values}
-    result = assembled(found, settings.linear_kinds, list(fit), list(test), list(columns)).assign_coords(labels)
+    result = assembled(of_tests, settings.linear_kinds, list(fit), list(test), list(columns)).assign_coords(labels)
     result["p_corrected"] = result["p_value"].copy(data=adjust(result["p_value"].values, settings.correction))
     result["n_shared"] = (
         ("fit", "test"), [[len(np.intersect1d(groups[one], groups[other])) for other in test] for one in fit]
@@ -282,7 +282,7 @@ def _scored(
                 by_cell.append(None)
                 continue
             judged = [_judged(one, kind, states[test][there], task, there) for one in fits[fit][kind]]
-            right = [_score(each, task, there) for each in judged[1:]]
+            right = [_score(probe, task, there) for probe in judged[1:]]
             control = float(np.mean(right)) if right else np.nan
             by_cell.append(Cell(known=there, score=judged[0].astype("float32"), control=control))
         progress(number + 1, len(cells))

@@ -51,11 +51,11 @@ def against_own(
 
 
 def assembled(
-    found: Mapping[tuple[Any, ...], xr.Dataset], kinds: Sequence[str], fit: list[str], test: list[str],
+    of_tests: Mapping[tuple[Any, ...], xr.Dataset], kinds: Sequence[str], fit: list[str], test: list[str],
     steps: Sequence[Any],
 ) -> xr.Dataset:  # fmt: skip
     """Scores of all pairs of runs in one dataset, and those of each run's own fit."""
-    example = next(iter(found.values()))
+    example = next(iter(of_tests.values()))
     labels: dict[str, list[Any]] = {"kind": list(kinds), "fit": fit, "test": test, "step": list(steps)}
     grid = {dim: len(values) for dim, values in labels.items()} | dict(example.sizes)
     main = "r2" if "r2" in example else "accuracy"
@@ -65,10 +65,10 @@ def assembled(
     own = {name: np.full(own_shape, np.nan) for name in own_names}
     for place in product(*(enumerate(values) for values in labels.values())):
         (k, kind), (i, fitted), (j, tested), (s, step) = place
-        if (scores := found.get((kind, fitted, tested, step))) is not None:
+        if (scores := of_tests.get((kind, fitted, tested, step))) is not None:
             for name, values in arrays.items():
                 values[k, i, j, s] = scores[name].values
-        if (scores := found.get((kind, tested, tested, step))) is not None:
+        if (scores := of_tests.get((kind, tested, tested, step))) is not None:
             for name, values in own.items():
                 values[k, j, s] = scores[name].values
     result = xr.Dataset(

@@ -42,7 +42,7 @@ def plot_transfer(result: xr.Dataset, *, ax: Any = None) -> list[Any]:
 def transfer(page: Page) -> None:
     """Every stored matrix, the preferred one of each target and set of runs."""
     shown: dict[tuple[str, ...], Any] = {}
-    for stored in preferred(each for each in page.context.results if each.kind == "transfer"):
+    for stored in preferred(result for result in page.context.results if result.kind == "transfer"):
         data = page.context.open(stored)
         names = [" ".join(map(str, data[dim].values)) for dim in ("fit", "test")]
         shown.setdefault((data.attrs["target"], *names), stored)
@@ -118,7 +118,7 @@ def _pairs_section(page: Page, kind: str, drawn: str, columns: Sequence[str], li
     """A map and a table of every stored result of a kind, and a sentence for each two runs; ``beside`` controls."""
     findings = []
     shown: dict[tuple[str, ...], Any] = {}
-    for stored in preferred(each for each in page.context.results if each.kind == kind):
+    for stored in preferred(result for result in page.context.results if result.kind == kind):
         data = page.context.open(stored)
         shown.setdefault(tuple(" ".join(map(str, data[dim].values)) for dim in ("fit", "test")), stored)
     for number, stored in enumerate(shown.values()):

@@ -89,17 +89,17 @@ def controls_of(lake: Lake, run: str) -> list[str]:
     return [name for name in lake.runs() if name in names]
 
 
-def missing(lake: Lake, found: Found) -> list[dict[str, str]]:
+def missing(lake: Lake, verdicts: Found) -> list[dict[str, str]]:
     """Methods that were not measured, and the command that makes what they are read from."""
-    model = found.run.partition("/")[0]
+    model = verdicts.run.partition("/")[0]
     pairs = [run for run in lake.runs() if run.partition("/")[0] == model and "pair" in lake[run]]
     pairs = [run for run in pairs if bool((lake[run]["pair"] >= 0).any())]
     rows = []
     for question, methods in OF_QUESTION.items():
         for method, need in methods.items():
-            if method not in found.methods:
+            if method not in verdicts.methods:
                 kind, _, options = need.partition(" ")
-                runs = [found.run] if kind not in OF_PAIRS else pairs[:1] or [f"{model}/PAIRS"]
+                runs = [verdicts.run] if kind not in OF_PAIRS else pairs[:1] or [f"{model}/PAIRS"]
                 command = filled(line(kind, options), lake.location, runs)
                 rows.append({"question": question, "method": method, "command": command})
     return rows
@@ -183,13 +183,13 @@ def weighed(own: Found, others: Sequence[Found], margin: float, level: float, by
 
 def levels_of(own: Found, others: Sequence[Found], level: float) -> dict[str, float]:
     """Level of each figure of a family (question, or question and method) at which all of them hold together."""
-    measures = [one for each in (own, *others) for one in each.measures]
+    measures = [one for verdict in (own, *others) for one in verdict.measures]
     families = dict.fromkeys([*QUESTIONS, *(one.family for one in measures)])
     return {family: 1 - (1 - level) / max(_n_test(family, [own, *others]), 1) for family in families}
 
 
-def _n_test(family: str, found: Sequence[Found]) -> int:
-    return sum(one.family == family and one.counts for each in found for one in each.measures)
+def _n_test(family: str, verdicts: Sequence[Found]) -> int:
+    return sum(one.family == family and one.counts for verdict in verdicts for one in verdict.measures)
 
 
 def judged(

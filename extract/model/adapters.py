@@ -28,9 +28,9 @@ _ADAPTER_FIELDS = {
 }  # fmt: skip
 
 
-def one_alpha(said: Mapping[str, Any]) -> float:
+def one_alpha(config: Mapping[str, Any]) -> float:
     """Numerator of the low-rank updates' scale, from whoever says one; they must not contradict each other."""
-    known = {source: value for source, value in said.items() if value is not None}
+    known = {source: value for source, value in config.items() if value is not None}
     for source, value in known.items():
         check_number(f"lora_alpha of {source}", value, above=0)
     if len({float(value) for value in known.values()}) > 1:
@@ -63,7 +63,7 @@ def check_fields(adapter: Mapping[str, Any], source: str) -> None:
             re.compile(targets)
         except re.error as error:
             raise UsageError(f"{source}: target_modules is {targets!r}, which is no pattern: {error}") from error
-    elif targets is not None and not (isinstance(targets, list) and all(isinstance(each, str) for each in targets)):
+    elif targets is not None and not (isinstance(targets, list) and all(isinstance(target, str) for target in targets)):
         raise UsageError(f"{source}: target_modules is {targets!r}; it must be a list of names, or a pattern")
     if ranks is not None and not isinstance(ranks, Mapping):
         raise UsageError(f"{source}: rank_pattern is {ranks!r}; it must be an object")
@@ -106,7 +106,9 @@ def _check_adapter(adapter: Mapping[str, Any], ranks: Mapping[str, int], source:
             " merged already"
         )
     rank = adapter.get("r")
-    if not adapter.get("rank_pattern") and (other := [name for name, found in ranks.items() if found != rank]):
+    if not adapter.get("rank_pattern") and (
+        other := [name for name, rank_there in ranks.items() if rank_there != rank]
+    ):
         raise UsageError(f"{source}: {ADAPTER_CONFIG} says r={rank}, {other[0]} has rank {ranks[other[0]]}")
     targets = adapter.get("target_modules")
     if isinstance(targets, str):
@@ -117,8 +119,8 @@ def _check_adapter(adapter: Mapping[str, Any], ranks: Mapping[str, int], source:
         strays = sorted(ranks.keys() - {name for names in ends.values() for name in names})
         unmet = [target for target, names in ends.items() if not names]
     if strays or unmet:
-        found = f"updates of {some(strays)} that it does not name" if strays else f"no update of {some(unmet)}"
-        raise UsageError(f"{source}: {ADAPTER_CONFIG} has target_modules {targets}, the weights have {found}")
+        problem = f"updates of {some(strays)} that it does not name" if strays else f"no update of {some(unmet)}"
+        raise UsageError(f"{source}: {ADAPTER_CONFIG} has target_modules {targets}, the weights have {problem}")
 
 
 def merge_adapters(

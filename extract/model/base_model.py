@@ -101,21 +101,21 @@ def open_base(
 
     A checkpoint of what was trained only may bring its own config and tokenizer, with the tokens that it added.
     """
-    found = find_base(base, folder, weights, stated, trained_only=trained_only)
+    place = find_base(base, folder, weights, stated, trained_only=trained_only)
     own = _complete(folder) and trained_only
-    if own and found == folder:
+    if own and place == folder:
         if stated is None:
             raise UsageError(f"{folder} does not say what its base model is; pass the base model's folder with --base")
-        found = find_base(str(stated), folder, weights, stated, trained_only=True)
-    name = str(base or found)
-    described = folder if own else found
+        place = find_base(str(stated), folder, weights, stated, trained_only=True)
+    name = str(base or place)
+    described = folder if own else place
     config_json = read_json(described / "config.json", "config of the base model")
     architecture = architecture_of(str(config_json.get("model_type")), f"base {name}")
     if "quantization_config" in config_json:
         raise UsageError(f"base {name} is quantised (quantization_config); pass the plain one")
     config = base_config(described, architecture, name)
     return Base(
-        name=name, folder=described, weights=found, config_json=config_json, config=config, architecture=architecture,
+        name=name, folder=described, weights=place, config_json=config_json, config=config, architecture=architecture,
         tokenizer=base_tokenizer(described, int(config.vocab_size)),
     )  # fmt: skip
 
@@ -237,8 +237,8 @@ def check_base(
 ) -> None:  # fmt: skip
     """Name what differs between a checkpoint and its base, before the long list of shapes."""
     if not any(key.startswith(architecture.block_prefix) for key in weights):
-        found = architecture_from_keys(list(weights), source).model_type
-        raise UsageError(f"{source} is a {found} checkpoint, base {base} is of type {architecture.model_type}")
+        type_there = architecture_from_keys(list(weights), source).model_type
+        raise UsageError(f"{source} is a {type_there} checkpoint, base {base} is of type {architecture.model_type}")
     differences: list[str] = []
     embedding = embedding_of(weights, architecture)
     config = model.config

@@ -102,16 +102,18 @@ def _holds_weights(path: Path) -> bool:
 def _from_hub(repository: str, file: str) -> tuple[str, Path, Path]:
     """A checkpoint of the hub, with whatever small files say how it is to be read."""
     problems: list[str] = []
-    for each in [file] if file else [name + end for end in ("", INDEX) for name in (*WEIGHT_FILES, *ADAPTER_FILES)]:
+    for name_there in (
+        [file] if file else [name + end for end in ("", INDEX) for name in (*WEIGHT_FILES, *ADAPTER_FILES)]
+    ):
         try:
-            path = Path(hf_hub_download(repository, each, etag_timeout=10))
-            if each.endswith(INDEX):
+            path = Path(hf_hub_download(repository, name_there, etag_timeout=10))
+            if name_there.endswith(INDEX):
                 for shard in sorted(set(read_index(path).values())):
                     hf_hub_download(repository, shard, etag_timeout=10)
         except UsageError:
             raise
         except Exception as error:  # the hub client raises many unrelated types
-            problems.append(f"{each}: {first_line(error)}")
+            problems.append(f"{name_there}: {first_line(error)}")
             continue
         for extra in (SETTINGS, ARGUMENTS, PCCOT_ARGUMENTS, ADAPTER_CONFIG, "config.json", *TOKENIZER_FILES):
             try:
@@ -259,7 +261,7 @@ def _read_pickled(path: Path) -> Any:
 
 
 def _is_state_dict(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(each, Tensor) for each in value.values())
+    return isinstance(value, Mapping) and all(isinstance(item, Tensor) for item in value.values())
 
 
 def _state_dict_in(raw: Any) -> Any:

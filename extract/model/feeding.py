@@ -58,10 +58,10 @@ def feeding_of(rule: Protocol, weights: Mapping[str, Tensor], hidden: int, sourc
         feeding = Projection(
             hidden, len(inner) if inner is not None and inner.ndim == 2 else hidden, with_norm=with_norm
         )
-        said = {"1": first, "3": second, "ln": norm}
+        meanings = {"1": first, "3": second, "ln": norm}
         for name, value in feeding.state_dict().items():
             part, _, kind = name.partition(".")
-            own[f"{said[part]}.{kind}"] = tuple(value.shape)
+            own[f"{meanings[part]}.{kind}"] = tuple(value.shape)
         names = {key: f"{what}.{key}" for key in own.keys() | weights.keys()}
     problems: list[str] = []
     if missing := own.keys() - weights.keys():

@@ -238,5 +238,5 @@ def _lay_out(
         laid[row, :end] = continuation
         given[row, : min(end, most)] = True
         asked[row, start:end] = True
-    padded, given_there, asked_there = (on_device(torch.from_numpy(each), device) for each in (laid, given, asked))
+    padded, given_there, asked_there = (on_device(torch.from_numpy(array), device) for array in (laid, given, asked))
     return padded, given_there, asked_there

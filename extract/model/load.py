@@ -213,11 +213,11 @@ def _n_extra(weights: Mapping[str, Tensor], architecture: Architecture, vocabula
 
 
 def _find_protocol(
-    named: str | None, said: Any, prefix: str, raw: Mapping[str, Tensor], n_extra: int, *, markers: bool,
+    named: str | None, statement: Any, prefix: str, raw: Mapping[str, Tensor], n_extra: int, *, markers: bool,
     arguments: Mapping[str, Any], source: str,
 ) -> Protocol:  # fmt: skip
     """Protocol that the user names, that a file beside the checkpoint states, or that the weights show."""
-    stated = stated_protocol(said, f"{source}, {SETTINGS}")
+    stated = stated_protocol(statement, f"{source}, {SETTINGS}")
     if named is not None and stated is not None and named != stated.name:
         raise UsageError(f"protocol is {named} in the argument, but {stated.name} in the files beside {source}")
     if stated is None and named is not None:
@@ -225,10 +225,10 @@ def _find_protocol(
     if stated is None:
         return recognise(prefix, raw, n_extra, markers=markers, arguments=arguments, source=source)
     if prefix not in stated.prefixes:
-        wanted, found = (
+        wanted, prefix_there = (
             " or ".join(f"{x}*" if x else "plainly" for x in those) for those in (stated.prefixes, [prefix])
         )
-        raise UsageError(f"weights of protocol {stated.name} are named {wanted}, those of {source} {found}")
+        raise UsageError(f"weights of protocol {stated.name} are named {wanted}, those of {source} {prefix_there}")
     return stated
 
 

@@ -72,7 +72,7 @@ class Network:
     @property
     def nbytes(self) -> int:
         """Bytes of the weights, and of the float32 head that logits are computed with."""
-        weights = sum(each.numel() * each.element_size() for each in self.model.parameters())
+        weights = sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
         return weights + (0 if self._head.weight.dtype == torch.float32 else 4 * self._head.weight.numel())
 
     @functools.cached_property

@@ -108,9 +108,9 @@ class Protocol:
         """Fields that decide what is computed and are not the default, as plain JSON values; the number apart."""
         apart = ("name", "prefixes", "unused", "projection", "vector", "n_latent", "answer_prefix")
         return {
-            each.name: list(value) if isinstance(value, tuple) else value
-            for each in fields(self)
-            if each.name not in apart and (value := getattr(self, each.name)) != each.default
+            field.name: list(value) if isinstance(value, tuple) else value
+            for field in fields(self)
+            if field.name not in apart and (value := getattr(self, field.name)) != field.default
         }
 
 
@@ -196,7 +196,7 @@ def named_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def stated_protocol(said: Any, source: str) -> Protocol | None:
+def stated_protocol(stated: Any, source: str) -> Protocol | None:
     """What a file beside the weights says: a name, or fields of :class:`Protocol`, its ``name`` the one they change.
 
     Raises
@@ -204,16 +204,16 @@ def stated_protocol(said: Any, source: str) -> Protocol | None:
     UsageError
         If it is neither.
     """
-    if said is None:
+    if stated is None:
         return None
-    if isinstance(said, str):
-        return named_protocol(said)
-    if not isinstance(said, Mapping) or not isinstance(said.get("name"), str):
-        raise UsageError(f"{source}: protocol is {said!r}; it must be a name, or fields with the name they change")
-    base = named_protocol(said["name"])
+    if isinstance(stated, str):
+        return named_protocol(stated)
+    if not isinstance(stated, Mapping) or not isinstance(stated.get("name"), str):
+        raise UsageError(f"{source}: protocol is {stated!r}; it must be a name, or fields with the name they change")
+    base = named_protocol(stated["name"])
     changes: dict[str, Any] = {}
     known = {field.name for field in fields(Protocol)}
-    for key, value in said.items():
+    for key, value in stated.items():
         if key not in known:
             raise UsageError(f"{source}: protocol has no field {key!r}; it has {', '.join(sorted(known))}")
         changes[key] = _as_tuple(value)
@@ -231,16 +231,16 @@ def _fits(key: str, value: Any, known: Any) -> bool:
     """Whether a field's value is of the type that a known one has: texts in lists, whole numbers from 0 on."""
     if key == "projection":
         texts = (value[0], *value[1]) if isinstance(value, tuple) and len(value) == 2 else ()
-        return len(texts) == 1 + len(PRJ[1]) and all(isinstance(each, str) for each in texts)
+        return len(texts) == 1 + len(PRJ[1]) and all(isinstance(text, str) for text in texts)
     if type(value) is not type(known):
         return False
     if isinstance(value, tuple):
-        return all(isinstance(each, str) for each in value)
+        return all(isinstance(item, str) for item in value)
     return not isinstance(value, int) or value >= 0
 
 
 def _as_tuple(value: Any) -> Any:
-    return tuple(_as_tuple(each) for each in value) if isinstance(value, list) else value
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value
 
 
 def recognise(

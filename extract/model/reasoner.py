@@ -133,7 +133,7 @@ class Reasoner(Network, Wording):
         for row, prompt in enumerate(prompts):
             tokens[row, longest - len(prompt) :] = prompt
         pad = np.array([longest - len(prompt) for prompt in prompts])
-        laid, empty = (on_device(torch.from_numpy(each), self.device) for each in (tokens, pad))
+        laid, empty = (on_device(torch.from_numpy(array), self.device) for array in (tokens, pad))
         return laid, empty, longest - 1
 
     def _check_prompts(self, prompts: Sequence[Sequence[int]], room: int) -> None:
@@ -291,8 +291,8 @@ class Reasoner(Network, Wording):
         states = Flight(self, pad, n_before, KeyValues(n_before + 1)).feed_tokens(laid)
         longest = max(map(len, golds))
         logits = self._logits(states[:, -longest - 1 : -1])
-        each = logits.gather(-1, laid[:, -longest:, None])[..., 0] - logits.logsumexp(-1)
+        logprob = logits.gather(-1, laid[:, -longest:, None])[..., 0] - logits.logsumexp(-1)
         n_asked = torch.tensor([len(gold) for gold in golds], device=self.device)
         inside = torch.arange(longest, 0, -1, device=self.device) <= n_asked[:, None]
-        log_p[rows, 0] = each.where(inside, 0).sum(1)
+        log_p[rows, 0] = logprob.where(inside, 0).sum(1)
         return log_p

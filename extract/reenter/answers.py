@@ -66,7 +66,7 @@ def asked_answers(reasoner: Reasoner, texts: list[list[str]]) -> Answers:
     if not texts:
         return Answers(shared=[], rest=[], counted=0, differ=[])
     cache: dict[str, list[int]] = {}
-    for text in {text for each in texts for text in each}:
+    for text in {text for texts_of_one in texts for text in texts_of_one}:
         cache[text] = reasoner.answer_tokens(text)
     start = min(reasoner.answer_start(text) for text in cache)
     sequences = list(cache.values())
@@ -75,7 +75,7 @@ def asked_answers(reasoner: Reasoner, texts: list[list[str]]) -> Answers:
         shared = shared[:-1]
     prefix = min(reasoner.prefix_length(text) for text in cache)
     n = len(shared)
-    rest = [[cache[text][n:] for text in each] for each in texts]
+    rest = [[cache[text][n:] for text in texts_of_one] for texts_of_one in texts]
     differ = [-1] * len(texts[0])
     if len(rest) > 1:
         for index, (one, other) in enumerate(zip(rest[0], rest[1], strict=True)):
@@ -189,7 +189,7 @@ def measure_answers(
     log_p = torch.log_softmax(logits, dim=-1)
     base = trunk.base[source]
     kl = (base.exp() * (base - log_p)).nan_to_num(0.0).sum(-1)
-    found, written = [], torch.zeros(n_row, dtype=torch.bool, device=state.device)
+    measured, written = [], torch.zeros(n_row, dtype=torch.bool, device=state.device)
     for number, rest in enumerate(rests):
         own = first if number == 0 else _side_by_side(rest, reasoner.eos_id, state.device)
         flight.cache.length = length + n_shared
@@ -199,7 +199,7 @@ def measure_answers(
         would = reasoner._likeliest(logits) == own[:, 0]
         for place in range(1, own.shape[1]):
             these = reasoner._logits(later[:, place - 1]).float()
-            counts = torch.tensor([len(each) > place for each in rest], device=state.device)
+            counts = torch.tensor([len(tokens) > place for tokens in rest], device=state.device)
             each_log_p = torch.log_softmax(these, dim=-1)[index, own[:, place]]
             total = total + torch.where(counts, each_log_p, torch.zeros_like(each_log_p))
             would &= ~counts | (reasoner._likeliest(these) == own[:, place])
@@ -208,23 +208,23 @@ def measure_answers(
         if number == 0:
             _differences(difference, logits, asked, picked, 0)
             written = would
-        found.append(total)
+        measured.append(total)
     flight.cache.length = length
     known = [rest if same else [] for rest, same in zip(rests[0], written.cpu().tolist(), strict=True)]
-    return Measured(torch.stack(found).cpu().double().numpy(), difference, kl.cpu().double().numpy(), states, known)
+    return Measured(torch.stack(measured).cpu().double().numpy(), difference, kl.cpu().double().numpy(), states, known)
 
 
 def _side_by_side(tokens: Sequence[list[int]], filler: int, device: torch.device) -> Tensor:
     """Tokens ``(row, place)`` of rows of several lengths."""
     longest = max(map(len, tokens))
-    return torch.tensor([each + [filler] * (longest - len(each)) for each in tokens], device=device)
+    return torch.tensor([row + [filler] * (longest - len(row)) for row in tokens], device=device)
 
 
 def _differences(difference: np.ndarray, logits: Tensor, asked: Answers, picked: list[int], place: int) -> None:
     """Fill in the rows whose first two answers differ at this place."""
     rows = [row for row, example in enumerate(picked) if asked.differ[example] == place]
     if rows:
-        at = torch.tensor(rows, device=logits.device)
+        row_index = torch.tensor(rows, device=logits.device)
         one = torch.tensor([asked.rest[0][picked[row]][place] for row in rows], device=logits.device)
         other = torch.tensor([asked.rest[1][picked[row]][place] for row in rows], device=logits.device)
-        difference[rows] = (logits[at, one] - logits[at, other]).cpu().numpy()
+        difference[rows] = (logits[row_index, one] - logits[row_index, other]).cpu().numpy()

@@ -106,7 +106,7 @@ class _Edit:
         """From old values to the edit's own ``(row, hidden)``: all of it, or its part inside the subspace."""
         way = -old.float() if self.value is None else self.value[pick] - old.float()
         if self.left is not None and self.right is not None:
-            left, right = (each[pick] if each.ndim == 3 else each for each in (self.left, self.right))
+            left, right = (vector[pick] if vector.ndim == 3 else vector for vector in (self.left, self.right))
             way = (way[:, None] @ right.mT @ left)[:, 0]
         return way.to(old.dtype)
 
@@ -204,38 +204,38 @@ class Armed:
         if place not in self._edits:
             groups: dict[Group, list[_Added]] = {}
             n_earlier = np.zeros(self.n_row, dtype=np.int64)
-            for added in sorted(self._pending.get(place, []), key=lambda each: each.stage):
+            for added in sorted(self._pending.get(place, []), key=lambda edit: edit.stage):
                 order = int(n_earlier[added.rows].max(initial=0))
                 n_earlier[added.rows] = order + 1
                 groups.setdefault(added.group(order), []).append(added)
-            merged = [self._merged(*each) for each in sorted(groups.items(), key=lambda item: item[0].order)]
+            merged = [self._merged(*group) for group in sorted(groups.items(), key=lambda item: item[0].order)]
             self._edits[place] = merged
         return self._edits[place]
 
     def _merged(self, group: Group, added: Sequence[_Added]) -> _Edit:
         """Changes of a group as one."""
-        values = [each.value for each in added if each.value is not None]
-        noises = [each.noise for each in added if each.noise is not None]
-        insides = [each.inside for each in added if each.inside is not None]
-        rows = np.concatenate([each.rows for each in added])
+        values = [edit.value for edit in added if edit.value is not None]
+        noises = [edit.noise for edit in added if edit.noise is not None]
+        insides = [edit.inside for edit in added if edit.inside is not None]
+        rows = np.concatenate([edit.rows for edit in added])
         edit = _Edit(
             kind=group.kind,
             heads=self._put([np.array(group.heads)], np.int64) if group.heads else None,
             keys=group.keys,
             host_rows=rows,
             rows=self._put([rows], np.int64),
-            scale=self._put([np.full(len(each.rows), each.scale) for each in added]),
+            scale=self._put([np.full(len(edit.rows), edit.scale) for edit in added]),
             value=self._put(values) if values else None,
             noise=self._put(noises) if noises else None,
-            left=self._factor([each.left for each in insides]),
-            right=self._factor([each.right for each in insides]),
+            left=self._factor([inside.left for inside in insides]),
+            right=self._factor([inside.right for inside in insides]),
         )
         if group.kind == "edges":
-            keys = [key for each in added for key in each.keys]
+            keys = [key for edit in added for key in edit.keys]
             edit.first_key = min(keys)
-            factors = [np.ones((len(each.rows), max(keys) - edit.first_key + 1)) for each in added]
-            for factor, each in zip(factors, added, strict=True):
-                factor[:, np.array(each.keys) - edit.first_key] = each.scale
+            factors = [np.ones((len(one_edit.rows), max(keys) - edit.first_key + 1)) for one_edit in added]
+            for factor, one_edit in zip(factors, added, strict=True):
+                factor[:, np.array(one_edit.keys) - edit.first_key] = one_edit.scale
             edit.factor = self._put(factors)
         return edit
 

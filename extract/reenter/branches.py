@@ -48,7 +48,12 @@ class Questions:
 def first_offset(condition: "Condition", places: Places) -> int:
     """Offset of the first position that is changed in any example."""
     where = condition.where or {}
-    changed = {p for each in condition.interventions for p in each.positions if p not in where or where[p].any()}
+    changed = {
+        p
+        for intervention in condition.interventions
+        for p in intervention.positions
+        if p not in where or where[p].any()
+    }
     return min(map(places.offset, changed), default=places.n_middle)
 
 
@@ -89,13 +94,13 @@ def run_conditions(
     flight = Flight(reasoner, trunk.pad[source], trunk.n_before, cache, editor=armed if conditions else None)
     flight.states = {} if questions.observe else None
     state, closing = _think_on(flight, trunk, source, first)
-    found: dict[str, np.ndarray] = {}
+    collected: dict[str, np.ndarray] = {}
     if draws is not None and draws.n_sample:  # before the flight goes on with those rows only whose answer is longest
         if closing.shape[1]:
             state, closing = flight.feed_tokens(closing)[:, -1], closing[:, :0]
         of_row = [questions.labels[example] for example in batch] * n_copy
         texts = draw_answers(reasoner, flight, state, of_row, questions.n_new, draws, cost)
-        found["sample_text"] = texts.reshape(draws.n_sample, n_copy, n_batch).swapaxes(0, 1)
+        collected["sample_text"] = texts.reshape(draws.n_sample, n_copy, n_batch).swapaxes(0, 1)
     measured = measure_answers(reasoner, flight, state, trunk, source, asked, batch, closing)
     text = np.full((n_copy, n_batch), "", dtype=object)
     if questions.generate:
@@ -103,8 +108,8 @@ def run_conditions(
         text = np.array([reasoner.decode(line) for line in lines], dtype=object).reshape(n_copy, n_batch)
     spend(cost, flight)
     if flight.states is not None:
-        found["seen"] = observe_states(reasoner, trunk.states, flight.states, source)
-    return found | {
+        collected["seen"] = observe_states(reasoner, trunk.states, flight.states, source)
+    return collected | {
         "text": text,
         "logprob": measured.logprob.reshape(len(asked.rest), n_copy, n_batch).swapaxes(0, 1),
         "difference": measured.difference.reshape(n_copy, n_batch),

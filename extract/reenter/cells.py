@@ -89,13 +89,13 @@ class Cells:
         return out.assign_attrs(n_fitted=len(self.trial.fitted), n_tried=len(tried))
 
 
-def _with_hits(found: xr.Dataset, answer: np.ndarray, against: Sequence[int], scoring: Scoring) -> xr.Dataset:
+def _with_hits(measured: xr.Dataset, answer: np.ndarray, against: Sequence[int], scoring: Scoring) -> xr.Dataset:
     """Add how often the answers ``(condition, example)`` that are wanted are given, and tests."""
-    predicted, correct, counted = (found[name].values for name in ("predicted_answer", "correct", "counted"))
+    predicted, correct, counted = (measured[name].values for name in ("predicted_answer", "correct", "counted"))
     wanted = is_value(answer)
     hit = scoring.equal(predicted, answer) & wanted
     kept = scoring.equal(predicted, predicted[:1]) & wanted
-    problem = problem_of(found)
+    problem = problem_of(measured)
     p_hit, p_right = np.full((2, len(answer)), np.nan)
     for index, other in enumerate(against):
         if other < 0:
@@ -116,14 +116,14 @@ def _with_hits(found: xr.Dataset, answer: np.ndarray, against: Sequence[int], sc
         with np.errstate(invalid="ignore"):
             columns[f"{name}_share"] = value.sum(1) / n
         columns[f"{name}_low"], columns[f"{name}_high"] = share_interval(value, wanted, problem)
-    out = found.assign({name: ("condition", value) for name, value in columns.items()})
+    out = measured.assign({name: ("condition", value) for name, value in columns.items()})
     return out.assign(hit=(("condition", "example"), hit), wanted_answer=(("condition", "example"), answer))
 
 
-def _with_drawn_hits(found: xr.Dataset, answer: np.ndarray, scoring: Scoring, seed: int) -> xr.Dataset:
+def _with_drawn_hits(measured: xr.Dataset, answer: np.ndarray, scoring: Scoring, seed: int) -> xr.Dataset:
     """Add how many of the drawn answers are those ``(condition, example)`` that are wanted."""
-    hit = scoring.equal(found["sample_answer"].values, answer[:, None]).mean(1)
+    hit = scoring.equal(measured["sample_answer"].values, answer[:, None]).mean(1)
     share = np.where(is_value(answer), hit, np.nan)
-    figures = zip(("mean", "low", "high"), mean_interval(share, seed, problem_of(found)), strict=True)
-    out = found.assign({f"sample_hit_{end}": ("condition", value) for end, value in figures})
+    figures = zip(("mean", "low", "high"), mean_interval(share, seed, problem_of(measured)), strict=True)
+    out = measured.assign({f"sample_hit_{end}": ("condition", value) for end, value in figures})
     return out.assign(sample_hit=(("condition", "example"), share))

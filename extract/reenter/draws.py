@@ -67,6 +67,6 @@ def draw_answers(
         cache = flight.cache.take(rows, flight.column, flight.cache.capacity)
         part = Flight(reasoner, flight.pad, flight.n_before, cache, editor=flight.editor)
         tokens = part.answer(state, n_new, choose=by_chance(line, draws.temperature)).cpu().tolist()
-        texts[number] = [reasoner.decode(each) for each in tokens]
+        texts[number] = [reasoner.decode(row) for row in tokens]
         spend(cost, part)
     return texts

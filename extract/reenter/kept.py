@@ -15,7 +15,7 @@ from schemas import canonical_json, fingerprint
 
 def array_digest(array: xr.DataArray) -> str:
     """SHA-256 of an array's labels and values."""
-    labels = {str(dim): [str(each) for each in array[dim].values] for dim in array.dims}
+    labels = {str(dim): [str(label) for label in array[dim].values] for dim in array.dims}
     digest = hashlib.sha256(canonical_json(labels).encode())
     digest.update(np.ascontiguousarray(array.values).tobytes())
     return digest.hexdigest()
@@ -49,7 +49,7 @@ class Kept:
             for key, value in kept["values"].items()
         }
 
-    def save(self, name: str, holds: Mapping[str, Any], found: dict[str, np.ndarray]) -> None:
+    def save(self, name: str, holds: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> None:
         """Keep the values of a batch, whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{name}.json"
@@ -57,9 +57,13 @@ class Kept:
             key: value.ravel().tolist()
             if key in TEXTS
             else [x if math.isfinite(x) else None if math.isnan(x) else str(x) for x in value.ravel().tolist()]
-            for key, value in found.items()
+            for key, value in arrays.items()
         }
-        content = {"holds": holds, "values": values, "shapes": {key: list(value.shape) for key, value in found.items()}}
+        content = {
+            "holds": holds,
+            "values": values,
+            "shapes": {key: list(value.shape) for key, value in arrays.items()},
+        }
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(content | {"sha256": fingerprint(content)}), encoding="utf-8")
         partial.replace(path)

@@ -90,8 +90,8 @@ def retold(
             numbers[place] = f"({new[earlier]!r})"
         rest = iter(numbers)
         text = NUMBER.sub(lambda _, rest=rest: next(rest), expressions[later])  # type: ignore[misc]
-        found = None if "nan" in text else evaluate(text)
-        new[later] = np.nan if found is None else found
+        computed = None if "nan" in text else evaluate(text)
+        new[later] = np.nan if computed is None else computed
     return new
 
 

@@ -9,9 +9,9 @@ from schemas import Scoring, UsageError
 from schemas.statistics import N_RESAMPLE, adjust, draw_counts, mcnemar_exact, mean_interval, share_interval
 
 
-def problem_of(found: xr.Dataset) -> np.ndarray:
+def problem_of(result: xr.Dataset) -> np.ndarray:
     """Problem of each example of a run or sweep; where it has none, each example is its own."""
-    return np.asarray(found["problem"].values) if "problem" in found.coords else np.arange(found.sizes["example"])
+    return np.asarray(result["problem"].values) if "problem" in result.coords else np.arange(result.sizes["example"])
 
 
 def by_problem(value: np.ndarray, problem: np.ndarray) -> np.ndarray:
@@ -19,18 +19,18 @@ def by_problem(value: np.ndarray, problem: np.ndarray) -> np.ndarray:
     unique = np.unique(problem)
     if len(unique) == len(problem):
         return value
-    return np.stack([value[..., problem == each].mean(-1) for each in unique], axis=-1)
+    return np.stack([value[..., problem == one_problem].mean(-1) for one_problem in unique], axis=-1)
 
 
 def with_accuracy(
-    found: xr.Dataset, gold: np.ndarray, *, counted: np.ndarray | None = None, strata: np.ndarray | None = None,
+    measured: xr.Dataset, gold: np.ndarray, *, counted: np.ndarray | None = None, strata: np.ndarray | None = None,
     outcomes: bool = False, seed: int = 0,
 ) -> xr.Dataset:  # fmt: skip
     """Add what conditions did to right answers, against the untouched run on the same examples.
 
     Parameters
     ----------
-    found
+    measured
         Of :func:`extract.reenter.sweep.sweep`; conditions whose coordinate ``control`` is not empty are no part of the
         family that is corrected for.
     gold
@@ -51,14 +51,14 @@ def with_accuracy(
         ``importance`` (share of the examples right before that are wrong after, Wilson), ``broken`` and ``mended``
         counts, ``p`` (exact McNemar), ``p_holm``, and mean changes of ``kl`` and ``answer_logprob`` with bootstrap
         intervals; of drawn answers ``sample_correct(condition, example)``, the share that is right, and its mean
-        likewise. Where ``found`` has a coordinate ``problem`` that examples share, intervals and tests are over
+        likewise. Where ``measured`` has a coordinate ``problem`` that examples share, intervals and tests are over
         problems (:mod:`schemas.statistics`).
     """
-    predicted = found["predicted_answer"].values
-    scoring = Scoring(found.attrs.get("answer_kind", "number"), found.attrs.get("rule", "default"))
+    predicted = measured["predicted_answer"].values
+    scoring = Scoring(measured.attrs.get("answer_kind", "number"), measured.attrs.get("rule", "default"))
     correct = scoring.equal(predicted, gold[None, :])
     counted = np.ones_like(correct) if counted is None else counted
-    control = found["control"].values if "control" in found.coords else np.full(len(correct), "", dtype=object)
+    control = measured["control"].values if "control" in measured.coords else np.full(len(correct), "", dtype=object)
     tested = np.array([not str(label) for label in control])
     tested[0] = False
     strata_of = {"all": np.ones(len(gold), dtype=bool)}
@@ -66,20 +66,20 @@ def with_accuracy(
         strata_of |= {str(level): strata == level for level in np.unique(strata)}
     if outcomes and 0 < correct[0].sum() < len(gold):
         strata_of |= {"right": correct[0], "wrong": ~correct[0]}
-    if "sample_answer" in found:
-        drawn = scoring.equal(found["sample_answer"].values, gold[None, None, :]).mean(1)
-        found = found.assign(sample_correct=(("condition", "example"), drawn))
-    columns = [_stratum(found, correct, counted & rows[None, :], tested, seed) for rows in strata_of.values()]
+    if "sample_answer" in measured:
+        drawn = scoring.equal(measured["sample_answer"].values, gold[None, None, :]).mean(1)
+        measured = measured.assign(sample_correct=(("condition", "example"), drawn))
+    columns = [_stratum(measured, correct, counted & rows[None, :], tested, seed) for rows in strata_of.values()]
     added: dict[str, tuple[tuple[str, str], np.ndarray]] = {
         "correct": (("condition", "example"), correct),
         "counted": (("condition", "example"), counted),
     }
     added |= {name: (("stratum", "condition"), np.stack([column[name] for column in columns])) for name in columns[0]}
-    return found.assign(added).assign_coords(stratum=np.array(list(strata_of), dtype=object))
+    return measured.assign(added).assign_coords(stratum=np.array(list(strata_of), dtype=object))
 
 
 def _stratum(
-    found: xr.Dataset, correct: np.ndarray, use: np.ndarray, tested: np.ndarray, seed: int
+    measured: xr.Dataset, correct: np.ndarray, use: np.ndarray, tested: np.ndarray, seed: int
 ) -> dict[str, np.ndarray]:
     """Figures by condition ``(condition,)`` over the examples ``(condition, example)`` that are used."""
     before, after = correct[0][None, :] & use, correct & use
@@ -95,16 +95,16 @@ def _stratum(
             "broken": broken,
             "mended": mended,
         }
-    problem = problem_of(found)
+    problem = problem_of(measured)
     figures["accuracy_low"], figures["accuracy_high"] = share_interval(correct, use, problem)
     figures["importance_low"], figures["importance_high"] = share_interval(~correct, before, problem)
     p = np.array([mcnemar_exact(*pair, problem).p for pair in zip(before, after, strict=True)])
     p[n == 0] = np.nan
     figures["p"], figures["p_holm"] = p, adjust(p, family=tested)
-    logprob = found["answer_logprob"].values[:, 0]
-    changes = {"kl": found["kl"].values, "logprob_change": logprob - logprob[0][None, :]}
-    if "sample_correct" in found:
-        changes["sample_correct"] = found["sample_correct"].values
+    logprob = measured["answer_logprob"].values[:, 0]
+    changes = {"kl": measured["kl"].values, "logprob_change": logprob - logprob[0][None, :]}
+    if "sample_correct" in measured:
+        changes["sample_correct"] = measured["sample_correct"].values
     for name, value in changes.items():
         mean, low, high = mean_interval(np.where(use, value, np.nan), seed, problem)
         figures |= {f"{name}_mean": mean, f"{name}_low": low, f"{name}_high": high}

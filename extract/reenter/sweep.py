@@ -121,7 +121,7 @@ def sweep(
     _check_arguments(reasoner, conditions, answers, len(labels), batch_rows)
     n_new = int(max_new_tokens or json.loads(run.attrs.get("spec", "{}")).get("max_new_tokens", 24))
     asked = asked_answers(reasoner, [list(texts) for texts in answers.values()])
-    longest_answer = max((len(rest) for each in asked.rest for rest in each), default=0)
+    longest_answer = max((len(rest) for golds in asked.rest for rest in golds), default=0)
     rows = stored.rows(labels)
     questions = Questions(
         reasoner=reasoner, stored=stored, labels=labels, rows=rows, asked=asked, n_new=n_new,
@@ -141,14 +141,16 @@ def sweep(
     done, total = 0, measured["text"].size
     with torch.inference_mode(), reasoner.session():
         for number, batch in enumerate(batches):
-            for chunk, found in _batch_found(questions, conditions, batch, chunks, keep, number):
+            for chunk, of_chunk in _batch_found(questions, conditions, batch, chunks, keep, number):
                 for slot, place in enumerate(chunk):
                     for name, array in measured.items():
-                        array[place][..., batch] = found[name][slot]
+                        array[place][..., batch] = of_chunk[name][slot]
                 done += len(chunk) * len(batch)
                 if progress is not None:
                     progress(done, total)
-    result = _labelled(questions, measured, scoring, list(answers), [UNTOUCHED, *(each.name for each in conditions)])
+    result = _labelled(
+        questions, measured, scoring, list(answers), [UNTOUCHED, *(condition.name for condition in conditions)]
+    )
     return result.assign_attrs(rule=rule, answer_kind=scoring.kind)
 
 
@@ -184,7 +186,7 @@ def _batches(
     )
     n_head_row = min(HEAD_ROWS, n_row)
     with device_errors(f"a batch of {n_head_row} rows", f"pass --batch-rows {max(1, n_head_row // 2)}"):
-        interventions = (each for condition in conditions for each in condition.interventions)
+        interventions = (intervention for condition in conditions for intervention in condition.interventions)
         questions.stored.prepare(interventions, n_head_row)
     n_batch = min(n_example, max(n_head_row, n_row // max(1, min(MOST_TOGETHER, len(conditions)))))
     by_length = sorted(range(n_example), key=lambda index: (len(prompts[index]), index))
@@ -205,16 +207,16 @@ def _batch_found(
             "examples": [questions.labels[index] for index in batch],
             "conditions": [condition.name for condition in together] or [UNTOUCHED],
         }
-        found = keep.load(name, holds) if keep is not None else None
-        if found is None:
+        loaded = keep.load(name, holds) if keep is not None else None
+        if loaded is None:
             n_row = len(batch) * max(1, len(together))
             remedy = f"pass --batch-rows {max(1, n_row // 2)}"
             with device_errors(f"a batch of {n_row} rows (examples times conditions)", remedy):
                 trunk = trunk or think_untouched(questions, batch)
-                found = run_conditions(questions, trunk, together, batch)
+                loaded = run_conditions(questions, trunk, together, batch)
             if keep is not None:
-                keep.save(name, holds, found)
-        yield [index + 1 for index in chunk] or [0], found
+                keep.save(name, holds, loaded)
+        yield [index + 1 for index in chunk] or [0], loaded
 
 
 def _unmeasured(questions: Questions, n_condition: int) -> dict[str, np.ndarray]:
@@ -257,7 +259,7 @@ def _labelled(
     )
 
     def answered(texts: np.ndarray) -> np.ndarray:
-        return scoring.column(scoring.answer(str(each)) for each in texts.ravel()).reshape(texts.shape)
+        return scoring.column(scoring.answer(str(answer)) for answer in texts.ravel()).reshape(texts.shape)
 
     if questions.generate:
         result["generated_text"] = (dims, text)
@@ -275,7 +277,7 @@ def _one_by_one(questions: Questions, texts: Sequence[str], n_condition: int) ->
     """What the same conditions cost when each example is thought through from its question for every one of them."""
     reasoner, asked, n_prompt = questions.reasoner, questions.asked, len(questions.prompts)
     # Shared tokens and every answer's own, but for the last token of each, which nobody reads on from.
-    teacher = len(asked.shared) + sum(np.mean([len(rest) - 1 for rest in each]) for each in asked.rest)
+    teacher = len(asked.shared) + sum(np.mean([len(rest) - 1 for rest in golds]) for golds in asked.rest)
     head = sum(reasoner.longest(len(prompt), 0) for prompt in questions.prompts)
     length = {text: len(reasoner._plain(text)) + 1 for text in set(map(str, texts))}
     lengths = [length[str(text)] for text in texts if text]
@@ -303,11 +305,11 @@ def _check_question_positions(
 ) -> None:
     """A question position must exist in every example it is armed on."""
     for condition in conditions:
-        for each in condition.interventions:
+        for intervention in condition.interventions:
             # An edge to a place that is not there can be cut or left out of what is dealt, not forced or replaced.
             for position in {
-                *each.positions,
-                *(each.keys if each.operation not in ("zero", "even", "shuffle") else ()),
+                *intervention.positions,
+                *(intervention.keys if intervention.operation not in ("zero", "even", "shuffle") else ()),
             }:
                 offset = places.offset(position)
                 if offset >= 0:
@@ -336,7 +338,7 @@ def _decides(
         "code": code_fingerprint(),
         # A run may have grown since: means and donors are over the examples it has.
         "runs": [
-            [str(each.attrs.get("fingerprint", "")), each["example"].values.tolist()] for each in (run, stored.run)
+            [str(part.attrs.get("fingerprint", "")), part["example"].values.tolist()] for part in (run, stored.run)
         ],
         "directions": {name: array_digest(array) for name, array in stored.directions.items()},
         "subspaces": {
@@ -346,7 +348,7 @@ def _decides(
         "conditions": [
             [
                 condition.name,
-                [asdict(each) for each in condition.interventions],
+                [asdict(intervention) for intervention in condition.interventions],
                 {key: np.asarray(mask).astype(int).tolist() for key, mask in (condition.where or {}).items()},
             ]
             for condition in conditions

@@ -91,4 +91,4 @@ def label_text(label: str, value: Any) -> str:
 
 def tables_first(parts: Sequence[Printed]) -> list[Printed]:
     """Tables, then lines, as the shell prints them."""
-    return sorted(parts, key=lambda each: isinstance(each, str))
+    return sorted(parts, key=lambda item: isinstance(item, str))

@@ -144,9 +144,9 @@ class Target:
             gold = dict(
                 zip(self.data["example"].values.tolist(), self.data["gold_answer"].values.tolist(), strict=True)
             )
-            answers = {"gold": [str(gold[int(each)]) for each in chosen]}
+            answers = {"gold": [str(gold[int(example)]) for example in chosen]}
         result = sweep(
-            self.reasoner, self.data, conditions, answers=answers, examples=[int(each) for each in chosen],
+            self.reasoner, self.data, conditions, answers=answers, examples=[int(example) for example in chosen],
             values=self.values, batch_rows=self.batch_rows, rule=self.rule, folder=self.folder, progress=self.progress,
             observe=observe, draws=draws,
         )  # fmt: skip

@@ -138,20 +138,20 @@ def places_of(
             raise UsageError(
                 f"a result is looked for at {', '.join(known)}, not at {strangers[0]}{nearest(strangers[0], known)}"
             )
-    found = []
+    places = []
     for position in positions or target.thoughts:
         if step is not None:
-            found.append((position, step))
+            places.append((position, step))
             continue
         share = carried_share(trial, site, position)
         if len(share) and share.max() >= READ:
-            found.append((position, int(share.argmax())))
+            places.append((position, int(share.argmax())))
         elif positions is not None:
             best = f"step {int(share.argmax())} in {share.max():.0%} of the problems" if len(share) else "no step"
             raise UsageError(
                 f"{target.run}: {position} reads most often as {best}; say which step is meant with --step"
             )
-    if not found:
+    if not places:
         raise UsageError(
             f"no thought of {target.run} reads as a step's result in half of the problems; say where and which with"
             " --positions and --step"
@@ -161,7 +161,7 @@ def places_of(
             f"--step is {step}; chains of {target.run} go on after steps 0 to {trial.chains.result.shape[1] - 2}"
         )
     chosen = site_layers(target, site, layers, together=False)
-    return [Place(site, layer, position, carried) for layer in chosen for position, carried in found]
+    return [Place(site, layer, position, carried) for layer in chosen for position, carried in places]
 
 
 def where(target: Target, place: Place) -> dict[str, Any]:

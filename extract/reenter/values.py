@@ -90,7 +90,7 @@ class StoredValues:
                             f" {labels[0]} to {labels[-1]}"
                         )
             values = self.run[name].sel(selection).transpose("example", ...).values.astype(np.float32)
-            while self._columns and sum(each.nbytes for each in self._columns.values()) > CACHE_BYTES:
+            while self._columns and sum(column.nbytes for column in self._columns.values()) > CACHE_BYTES:
                 self._columns.pop(next(iter(self._columns)))
             self._columns[key] = values
         return self._columns[key]
@@ -102,11 +102,11 @@ class StoredValues:
     def prepare(self, interventions: Iterable[Intervention], batch: int = 32) -> None:
         """Compute in one pass over the run what these need and the lake does not hold, such as outputs of heads."""
         places = {
-            (each.site, layer, position)
-            for each in interventions
-            if self._is_computed(each.site) and reads_run(each)
-            for layer in each.layers
-            for position in each.positions
+            (intervention.site, layer, position)
+            for intervention in interventions
+            if self._is_computed(intervention.site) and reads_run(intervention)
+            for layer in intervention.layers
+            for position in intervention.positions
         }
         if missing := sorted(places - self._computed.keys()):
             self._compute(missing, batch)
@@ -193,7 +193,7 @@ class StoredValues:
         if key not in self._columns:
             if average == "run":
                 positions = [f"ct{index}" for index in range(self.reasoner.n_latent)]
-                means = [self.mean(site, layer, each, "position", keys) for each in positions]
+                means = [self.mean(site, layer, position, "position", keys) for position in positions]
                 value = np.asarray(np.mean(means, axis=0, dtype=np.float64))
             else:
                 values = self.column(site, layer, position, keys)

@@ -101,7 +101,7 @@ def draw_wanted(
     if to is not None and to not in possible:
         raise UsageError(
             f"{to!r} is not a value of step {place.step} in at least {FEW} problems that fits are made on; there are"
-            f" {', '.join(f'{each:g}' if isinstance(each, float) else str(each) for each in possible.tolist())}"
+            f" {', '.join(f'{number:g}' if isinstance(number, float) else str(number) for number in possible.tolist())}"
         )
     n, gold, correct = len(trial.tried), trial.target.gold, np.asarray(data["correct"].values)
     value, donor = np.full(n, "" if quantity == "operation" else chains.none, dtype=labels.dtype), np.full(n, -1)
@@ -111,13 +111,13 @@ def draw_wanted(
         if not correct[row] or not is_value(labels[row : row + 1])[0]:
             continue
         generator = np.random.default_rng([seed, row, place.step, 47])
-        for each in [to] if to is not None else generator.permutation(possible).tolist():
-            changed: dict[str, Any] = {"sign": str(each)} if quantity == "operation" else {"value": each}
-            results = None if each == labels[row] else chains.retell(row, place.step, **changed)
+        for draw in [to] if to is not None else generator.permutation(possible).tolist():
+            changed: dict[str, Any] = {"sign": str(draw)} if quantity == "operation" else {"value": draw}
+            results = None if draw == labels[row] else chains.retell(row, place.step, **changed)
             if results is None or scoring.match(chains.answer_of(row, results), gold[row]):
                 continue
-            value[index], told[index], answer[index] = each, results, chains.answer_of(row, results)
-            donor[index] = generator.choice(fitted[labels[fitted] == each])
+            value[index], told[index], answer[index] = draw, results, chains.answer_of(row, results)
+            donor[index] = generator.choice(fitted[labels[fitted] == draw])
             break
     if not is_value(answer).any():
         raise NothingWantedError(

@@ -43,7 +43,7 @@ def read_plan(path: str) -> list[ExtractSettings]:
     for number, table in enumerate(tables, 1):
         where = f"plan {path}, run {number}" if len(tables) > 1 else f"plan {path}"
         runs += _settings({**content, **table}, where)
-    names = [_run_name(each) for each in runs]
+    names = [_run_name(run) for run in runs]
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"plan {path} has two runs called {name}; name them with NAME=CHECKPOINT and NAME=FILE")
@@ -52,13 +52,13 @@ def read_plan(path: str) -> list[ExtractSettings]:
 
 def check_data(runs: Sequence[ExtractSettings]) -> None:
     """Read every data file, so that what is wrong with one is said before a model is loaded."""
-    for each in runs:
+    for run in runs:
         read_problems(
-            each.data,
-            each.limit,
-            answer=each.answer,
-            question_field=each.question_field,
-            answer_field=each.answer_field,
+            run.data,
+            run.limit,
+            answer=run.answer,
+            question_field=run.question_field,
+            answer_field=run.answer_field,
         )
 
 

@@ -50,9 +50,9 @@ def extract_batch(settings: BatchSettings, shell: Shell) -> Output:
     check_data(runs)
     printed: list[Printed] = []
     documents: list[Any] = []
-    for each in runs:
+    for run in runs:
         try:
-            done = extract_run(each, _OneRun(shell, words_of(each)))
+            done = extract_run(run, _OneRun(shell, words_of(run)))
         except LakeError as error:
             return Output(printed=printed, document=documents, failure=error)
         printed += done.printed[:1]

@@ -120,8 +120,8 @@ def word_steps(row: Mapping[str, Any]) -> list[str]:
     """Steps of a chain in words: a list of texts in one of :data:`WORD_FIELDS`, or none."""
     for field in WORD_FIELDS:
         written = row.get(field)
-        if isinstance(written, list) and written and all(isinstance(each, str) and each.strip() for each in written):
-            return [each.strip() for each in written]
+        if isinstance(written, list) and written and all(isinstance(step, str) and step.strip() for step in written):
+            return [step.strip() for step in written]
     return []
 
 

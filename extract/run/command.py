@@ -66,7 +66,7 @@ def prepared_by(settings: PlanSettings, shell: Shell, *, rebuild_static: bool = 
     """Model, questions and layout; what was noticed of the data is said."""
     from extract.run.prepare import prepare
 
-    spec = RunSpec(**{each.name: getattr(settings, each.name) for each in fields(RunSpec)})
+    spec = RunSpec(**{field.name: getattr(settings, field.name) for field in fields(RunSpec)})
     prepared = prepare(
         settings.model,
         settings.data,
@@ -235,10 +235,13 @@ def verify_lake(settings: VerifySettings, shell: Shell) -> Output:
                 )
             )
     wrong = [f"{len(checked.damage)} damaged files"] if checked.damage else []
-    wrong += [f"{each.run} does not agree with its model" for each in compared if not each.agrees]
+    wrong += [f"{comparison.run} does not agree with its model" for comparison in compared if not comparison.agrees]
     return Output(
         printed=verify_lines(checked, compared),
-        document={**asdict(checked), "recomputed": [{**asdict(each), "agrees": each.agrees} for each in compared]},
+        document={
+            **asdict(checked),
+            "recomputed": [{**asdict(comparison), "agrees": comparison.agrees} for comparison in compared],
+        },
         failure=LakeError(f"{settings.lake}: {', '.join(wrong)}") if wrong else None,
     )
 
@@ -246,7 +249,7 @@ def verify_lake(settings: VerifySettings, shell: Shell) -> Output:
 def verify_lines(checked: "Verification", compared: Sequence["Recomputed"]) -> list[Printed]:
     """Damage, comparisons with the model, what is not finished, and what mends it."""
     lines: list[Any] = [f"{damage.path} {damage.problem}" for damage in checked.damage]
-    lines += [recomputed_line(each) for each in compared]
+    lines += [recomputed_line(comparison) for comparison in compared]
     for name, shards in checked.incomplete.items():
         lines.append(f"{name}: not complete, {len(shards)} shards to come: {', '.join(map(str, shards))}")
     lines += [

@@ -120,12 +120,12 @@ def read_problems(
     problems = _flatten(rows)
     problems = problems if limit is None else problems[:limit]
     form = form_of(problems[0].row, problems[0].where, question_field, answer_field)
-    questions = [_question(form.question(each.row), each.where) for each in problems]
-    answers = [check_answer(form.answer(each.row), each.where) for each in problems]
-    kind, golds = read_golds(answers, [each.where for each in problems], answer)
+    questions = [_question(form.question(problem.row), problem.where) for problem in problems]
+    answers = [check_answer(form.answer(problem.row), problem.where) for problem in problems]
+    kind, golds = read_golds(answers, [problem.where for problem in problems], answer)
     columns, notes = _columns(problems, questions, golds, kind)
     consumed = {*form.needs, "full_answer", "clean", "corrupted", *(GRAPH_FIELDS if "distractor" in columns else ())}
-    extra, more = extra_columns([each.row for each in problems], consumed, CHAIN_FIELDS, columns)
+    extra, more = extra_columns([problem.row for problem in problems], consumed, CHAIN_FIELDS, columns)
     columns |= extra
     content = {key: _hashable(np.asarray(values, dtype=object).tolist()) for key, (_, values) in columns.items()}
     return Problems(
@@ -190,7 +190,7 @@ def _columns(
     for question, (_, row, _, pair) in zip(questions, problems, strict=True):
         groups.append(f"pair {row['pair_id']}" if "pair_id" in row else f"pair row {pair}" if pair >= 0 else question)
     seen: dict[str, int] = {}
-    rows = [each.row for each in problems]
+    rows = [problem.row for problem in problems]
     chains = [read_chain(row) for row in rows]
     words = [[] if chain else word_steps(row) for chain, row in zip(chains, rows, strict=True)]
     n_step = max(1, *map(len, chains), *map(len, words))
@@ -205,9 +205,9 @@ def _columns(
             step_text[index, step], intermediate[index, step] = text, last_word(text)
     columns: Columns = {
         "example": (("example",), np.arange(len(problems))),
-        "problem": (("example",), np.array([seen.setdefault(each, len(seen)) for each in groups], dtype=np.int64)),
-        "variant": (("example",), [each.variant for each in problems]),
-        "pair": (("example",), np.array([each.pair for each in problems], dtype=np.int64)),
+        "problem": (("example",), np.array([seen.setdefault(group, len(seen)) for group in groups], dtype=np.int64)),
+        "variant": (("example",), [problem.variant for problem in problems]),
+        "pair": (("example",), np.array([problem.pair for problem in problems], dtype=np.int64)),
         "question": (("example",), questions),
         "gold_answer": (("example",), golds),
         "intermediate_result": (("example", "step"), result),
@@ -219,7 +219,7 @@ def _columns(
             "step_text": (("example", "step"), step_text),
             "intermediate_text": (("example", "step"), intermediate),
         }
-    others = [_other_answer(*each, kind) for each in zip(questions, golds, strict=True)]
+    others = [_other_answer(*question_and_gold, kind) for question_and_gold in zip(questions, golds, strict=True)]
     if all(others):
         columns["other_answer"] = (("example",), others)
     if all(has_graph(row) for row in rows):
@@ -256,7 +256,7 @@ def _graph_columns(rows: Sequence[Mapping[str, Any]], n_step: int) -> Columns:
         columns[end] = (("example",), [row["idx_to_symbol"][row[end]] for row in rows])
     edges = [" ".join(f"{row['idx_to_symbol'][a]}>{row['idx_to_symbol'][b]}" for a, b in row["edges"]) for row in rows]
     columns["edges"] = (("example",), edges)
-    names = [[" ".join(each) for each in distractors(row, n_step)] for row in rows]
+    names = [[" ".join(edge) for edge in distractors(row, n_step)] for row in rows]
     columns["distractor"] = (("example", "step"), np.array(names, dtype=object).reshape(len(rows), n_step))
     return columns
 
@@ -264,7 +264,7 @@ def _graph_columns(rows: Sequence[Mapping[str, Any]], n_step: int) -> Columns:
 def _hashable(value: Any) -> Any:
     """JSON values, with ``None`` for NaN and a text for what is infinite."""
     if isinstance(value, list):
-        return [_hashable(each) for each in value]
+        return [_hashable(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value

@@ -236,8 +236,8 @@ def _thoughts(prepared: Prepared, shard: int, done: Extracted) -> Iterator[tuple
             clear_frames(error.__cause__.__traceback__)  # they hold what filled the memory
         if begun and (len(begun) > ahead or done.most_rows is not None):
             yield _end(*begun.pop(0))
-    for each in begun:
-        yield _end(*each)
+    for thought in begun:
+        yield _end(*thought)
 
 
 def _end(batch: list[int], end: Callable[[], Thinking]) -> tuple[list[int], Thinking]:

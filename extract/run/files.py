@@ -86,7 +86,7 @@ def _whole_object(text: str, lines: Sequence[tuple[str, str]]) -> list[Any] | No
         return list(lists[0])
     # PrOntoQA's generator: {"example1": {"test_example": {...}}, ...}
     tested = [value.get("test_example") if isinstance(value, dict) else None for value in whole.values()]
-    return tested if tested and all(isinstance(each, dict) for each in tested) else None
+    return tested if tested and all(isinstance(record, dict) for record in tested) else None
 
 
 def _aug_row(line: str, where: str) -> dict[str, str]:
@@ -136,9 +136,9 @@ def _read_parquet(path: Path) -> list[tuple[str, Any]]:
         raise UsageError(f"data file {path} cannot be read: there is no such file")
     try:
         with duckdb.connect() as connection:
-            found = connection.execute("select * from read_parquet(?)", [str(path)])
-            names = [column[0] for column in found.description]
-            rows = found.fetchall()
+            table = connection.execute("select * from read_parquet(?)", [str(path)])
+            names = [column[0] for column in table.description]
+            rows = table.fetchall()
     except duckdb.Error as error:
         raise UsageError(f"data file {path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
     if not rows:

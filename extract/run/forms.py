@@ -63,8 +63,10 @@ def _with_choices(row: Mapping[str, Any]) -> Any:
         pairs = list(zip(label, text, strict=False)) if isinstance(label, list) and isinstance(text, list) else []
     elif isinstance(choices, list):
         pairs = [
-            (each.get("label"), each.get("text")) if isinstance(each, Mapping) else ("ABCDE"[index : index + 1], each)
-            for index, each in enumerate(choices)
+            (choice.get("label"), choice.get("text"))
+            if isinstance(choice, Mapping)
+            else ("ABCDE"[index : index + 1], choice)
+            for index, choice in enumerate(choices)
         ]
     else:
         return None
@@ -176,7 +178,7 @@ def read_golds(
     hint = ""
     if kind == "auto":
         kind = _plain_kind(answers) or "number"
-        others = ", ".join(each for each in KINDS if each != "number")
+        others = ", ".join(kind for kind in KINDS if kind != "number")
         hint = f"; if the answers are no numbers, say with --answer which they are ({others})"
     golds = []
     for answer, where in zip(answers, places, strict=True):

@@ -47,10 +47,10 @@ MARGIN = 3.0
 """A run may differ by as many times what its calibration found."""
 
 
-def state_error(expected: Array, found: Array) -> Array:
+def state_error(expected: Array, computed: Array) -> Array:
     """Difference of two state vectors, relative to its components.
 
-    The root mean square over components of ``|found - expected| / max(|expected|, s)``, where ``s`` is the root mean
+    The root mean square over components of ``|computed - expected| / max(|expected|, s)``, where ``s`` is the root mean
     square of the smallest nine tenths of ``expected``. A model's few huge components thereby count as any other does:
     neither do they hide an error of the rest, nor is their own rounding taken for one.
 
@@ -60,21 +60,21 @@ def state_error(expected: Array, found: Array) -> Array:
 
     Returns
     -------
-    (...), float64; infinite where ``found`` is not finite.
+    (...), float64; infinite where ``computed`` is not finite.
     """
     size = np.abs(expected.astype("float64"))
     n_typical = max(1, int(TYPICAL * size.shape[-1]))
     typical = np.partition(size, n_typical - 1, axis=-1)[..., :n_typical]
     scale = np.sqrt((typical**2).mean(-1, keepdims=True))
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        apart = np.abs(found.astype("float64") - expected) / np.maximum(size, scale)
-        apart = np.where(found == expected, 0, apart)
+        apart = np.abs(computed.astype("float64") - expected) / np.maximum(size, scale)
+        apart = np.where(computed == expected, 0, apart)
         error = np.sqrt((apart**2).mean(-1))
     return np.where(np.isnan(error), np.inf, error)
 
 
-def attention_error(expected: Array, found: Array) -> Array:
-    """Share of attention that lies elsewhere: half the sum of ``|found - expected|`` over keys, from 0 to 1.
+def attention_error(expected: Array, computed: Array) -> Array:
+    """Share of attention that lies elsewhere: half the sum of ``|computed - expected|`` over keys, from 0 to 1.
 
     Parameters
     ----------
@@ -82,18 +82,18 @@ def attention_error(expected: Array, found: Array) -> Array:
 
     Returns
     -------
-    (...), float64; infinite where ``found`` is not finite.
+    (...), float64; infinite where ``computed`` is not finite.
     """
     with np.errstate(invalid="ignore"):
-        moved = np.abs(found.astype("float64") - expected).sum(-1) / 2
+        moved = np.abs(computed.astype("float64") - expected).sum(-1) / 2
     return np.where(np.isnan(moved), np.inf, moved)
 
 
-def error_of(name: str, expected: Array, found: Array) -> Array:
+def error_of(name: str, expected: Array, computed: Array) -> Array:
     """Differences of one example's variable: (layer, head, position), of length 1 along the axes that it has not."""
     if name == "attention":
-        return attention_error(expected, found)
-    error = state_error(expected, found)
+        return attention_error(expected, computed)
+    error = state_error(expected, computed)
     return error[:, None] if name in ("hidden_state", *PARTS) else error.reshape(1, 1, -1)
 
 
@@ -222,12 +222,12 @@ def calibrate(
         "batch": min(spec.batch_size, len(prompts)),
         "states": {
             name: {
-                "mean": _rounded(each.mean),
-                "worst": _rounded(each.worst),
-                "layer": [_rounded(value) for value in each.layer],
-                "position": _rounded(each.position),
+                "mean": _rounded(measured.mean),
+                "worst": _rounded(measured.worst),
+                "layer": [_rounded(value) for value in measured.layer],
+                "position": _rounded(measured.position),
             }
-            for name, each in states.items()
+            for name, measured in states.items()
         },
         "other_texts": other_texts,
         "answer_logprob": _rounded(logprob),

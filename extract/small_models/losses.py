@@ -236,11 +236,11 @@ def draw_interchange(
     fits = ((answer >= 0) & (given != batch.value[own, step])).reshape(n - half, half)
     order = rng.random(fits.shape) * fits
     pick = order.argmax(1)
-    found = fits.any(1)
-    rows = np.arange(half, n)[found]
-    value[rows] = changed.reshape(n - half, half, -1)[found.nonzero()[0], pick[found]]
-    source[rows] = pick[found]
-    thought[rows] = chosen[found]
+    fitting = fits.any(1)
+    rows = np.arange(half, n)[fitting]
+    value[rows] = changed.reshape(n - half, half, -1)[fitting.nonzero()[0], pick[fitting]]
+    source[rows] = pick[fitting]
+    thought[rows] = chosen[fitting]
     return value, source, thought
 
 

@@ -307,7 +307,7 @@ def _in_turn(pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for pair in pairs:
         kinds.setdefault((pair["first_step"], pair["n_operation"]), []).append(pair)
     rounds = itertools.zip_longest(*(kinds[kind] for kind in sorted(kinds)))
-    return [pair for each in rounds for pair in each if pair is not None]
+    return [pair for round_of_pairs in rounds for pair in round_of_pairs if pair is not None]
 
 
 def _side(problem: Problem) -> dict[str, Any]:

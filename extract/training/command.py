@@ -116,7 +116,7 @@ class TrainCommandSettings(TrainSettings):
 
 def trainings(settings: TrainCommandSettings) -> Iterator[tuple[TrainSettings, Path, Control | None]]:
     """What is to be trained, one after another: settings, folder, and whose control it is."""
-    chosen = TrainSettings(**{each.name: getattr(settings, each.name) for each in fields(TrainSettings)})
+    chosen = TrainSettings(**{field.name: getattr(settings, field.name) for field in fields(TrainSettings)})
     of = settings.control_of
     if of is None or not settings.twins:
         yield chosen, settings.out, None if of is None else Control(of, kind_of_protocol(settings.protocol))

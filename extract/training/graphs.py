@@ -30,7 +30,7 @@ class Graphs:
 
     def gradient(self, batch: Batch, weights: dict[str, float], thoughts: int) -> dict[str, Tensor]:
         """Losses of a batch, detached; the gradient of their weighed sum is left on the parameters."""
-        shape = (thoughts, *(each.shape for each in vars(batch).values()))
+        shape = (thoughts, *(tensor.shape for tensor in vars(batch).values()))
         if shape not in self._recorded:
             self._recorded[shape] = self._record(batch, weights, thoughts)
         recorded = self._recorded[shape]
@@ -56,7 +56,7 @@ class Graphs:
             weighed(parts, weights).backward()  # type: ignore[no-untyped-call]
         self._pool = self._pool or graph.pool()
         detached = {name: value.detach() for name, value in parts.items()}
-        gradients = [each.grad for each in self.parameters]
+        gradients = [parameter.grad for parameter in self.parameters]
         self._forget()
         return _Recorded(graph, still, detached, gradients)
 

@@ -25,7 +25,7 @@ def attend(
         attention_mask = attention_mask.masked_fill(~near, torch.finfo(attention_mask.dtype).min)
     repeat = query.shape[1] // key.shape[1]
     if repeat > 1:
-        key, value = (each[:, :, None].expand(-1, -1, repeat, -1, -1).flatten(1, 2) for each in (key, value))
+        key, value = (tensor[:, :, None].expand(-1, -1, repeat, -1, -1).flatten(1, 2) for tensor in (key, value))
     out = scaled_dot_product_attention(query.to(value.dtype), key, value, attention_mask, scale=scaling)
     return out.transpose(1, 2).contiguous(), None
 

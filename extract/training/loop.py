@@ -197,7 +197,7 @@ class Training:
             "lora_alpha": settings.lora_alpha,
         }
         record = {
-            "settings": asdict(settings) | {"data": [Path(each).name for each in settings.data]},
+            "settings": asdict(settings) | {"data": [Path(data).name for data in settings.data]},
             "base": self.reasoner.fingerprint["weights"],
             "step": self.step,
             "seconds": round(self.seconds, 1),
@@ -344,7 +344,7 @@ def _save(
 
 def _record(run: Training, recent: list[dict[str, Tensor]], say: Callable[[str], None]) -> None:
     if recent:
-        means = {name: float(torch.stack([each[name] for each in recent]).mean()) for name in recent[0]}
+        means = {name: float(torch.stack([record[name] for record in recent]).mean()) for name in recent[0]}
         run.curve.append({"step": run.step, "seconds": round(run.seconds, 1), "rate": run.rate(), **means})
         say(
             f"step {run.step}, {run.seconds:.1f} s, rate {run.rate():.2e}: "

@@ -52,7 +52,7 @@ class Table:
         if not kept:
             raise UsageError(f"none of {len(examples)} problems has at most {limit} tokens")
         self.kept = np.array(kept)
-        prompts, chains, answers = ([each[index] for index in kept] for each in (prompts, chains, answers))
+        prompts, chains, answers = ([column[index] for index in kept] for column in (prompts, chains, answers))
         steps = [steps[index] for index in kept]
         device = reasoner.device
         self._question, self._answer, self._text = (

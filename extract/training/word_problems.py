@@ -73,10 +73,10 @@ def read_mawps(folder: Path) -> list[Problem]:
     for file in sorted(folder.glob("mawps_fold0_*.csv")):
         with file.open(encoding="utf-8", newline="") as stream:
             for row in csv.DictReader(stream):
-                numbers = [float(each) for each in row["Numbers"].split()]
+                numbers = [float(number) for number in row["Numbers"].split()]
                 question = re.sub(r"number(\d+)", lambda m, n=numbers: number_text(n[int(m[1])]), row["Question"])
                 examples.append(problem(tidy(question), row["Equation"], numbers, float(row["Answer"])))
-    return [each for each in examples if each]
+    return [example for example in examples if example]
 
 
 def read_svamp(file: Path) -> list[Problem]:
@@ -120,10 +120,10 @@ def main(source: Path, out: Path) -> None:
     for name, problems in (held_out | train).items():
         if name in train:
             before, kept = len(problems), []
-            for each in problems:
-                if normalised(each[0]) not in seen:
-                    seen.add(normalised(each[0]))
-                    kept.append(each)
+            for example in problems:
+                if normalised(example[0]) not in seen:
+                    seen.add(normalised(example[0]))
+                    kept.append(example)
             problems = kept
             sys.stdout.write(f"{name}: {before - len(problems)} of {before} left out, held out or there already\n")
         lines = [json.dumps({"question": question, "answer": answer}) + "\n" for question, answer in problems]

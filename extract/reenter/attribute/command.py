@@ -79,8 +79,8 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
             title="subgraphs of the best nodes",
             columns=["nodes", "alone", "random", "all but these", "random"],
             rows=[
-                [int(size), *(f"{float(at[name]):.2f}" for name in ("kept", "kept_random", "left", "left_random"))]
-                for size, at in ((size, result.sel(size=size)) for size in result["size"].values)
+                [int(size), *(f"{float(curves[name]):.2f}" for name in ("kept", "kept_random", "left", "left_random"))]
+                for size, curves in ((size, result.sel(size=size)) for size in result["size"].values)
             ],
             caption="share of what patching all nodes does to the logit difference; ranked on one half of the pairs,"
             " measured on the other",

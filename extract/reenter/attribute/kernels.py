@@ -39,14 +39,14 @@ def score_batch(
     change = clean_values.each(torch.sub, values)
     alike = clean.embedding.shape == corrupted.embedding.shape and torch.equal(clean.pad, corrupted.pad)
     way = clean.embedding - corrupted.embedding if alike else torch.zeros_like(corrupted.embedding)
-    found = []
+    values_of = []
     for step in range(steps):
         point = corrupted.embedding + (0 if steps == 1 else (step + 0.5) / steps) * way
-        found.append(_gradients(reasoner, corrupted, point))
-        if len(found) == 2:
-            (one, read, given), (other, other_read, other_given) = found
-            found = [(one.each(torch.add, other), read + other_read, given + other_given)]
-    gradient, received, by_question = found[0]
+        values_of.append(_gradients(reasoner, corrupted, point))
+        if len(values_of) == 2:
+            (one, read, given), (other, other_read, other_given) = values_of
+            values_of = [(one.each(torch.add, other), read + other_read, given + other_given)]
+    gradient, received, by_question = values_of[0]
     score = change.each(lambda moved, slope: (moved * slope).float().sum(-1) / steps, gradient)
     one_each = np.zeros((len(tried), len(nodes)), dtype=bool)
     one_each[np.arange(len(tried)), tried] = True
@@ -72,7 +72,7 @@ def patch_nodes(reasoner: Reasoner, nodes: Nodes, clean: Asked, corrupted: Asked
         for start in range(0, len(chosen), at_once):
             part = chosen[start : start + at_once]
             copies = torch.arange(n_pair, device=reasoner.device).repeat(len(part))
-            rows = values.each(lambda each, copies=copies: each[copies])
+            rows = values.each(lambda states, copies=copies: states[copies])
             editor = Patcher(rows, nodes.masks(part, n_pair, reasoner.device))
             logit = _branch(reasoner, corrupted, cache, len(part), editor)
             moved[start : start + at_once] = (logit.view(len(part), n_pair) - base).cpu().double().numpy()

@@ -89,7 +89,7 @@ class Tracer:
             return torch.cat([_of(value, gradient)[:, max(0, -first) :] for first, value in kept], dim=1)
 
         return Parts(
-            fed=torch.stack([_of(each, gradient) for each in self.fed], dim=1),
+            fed=torch.stack([_of(node, gradient) for node in self.fed], dim=1),
             **{site: torch.stack([joined(self.written[site, layer]) for layer in range(n_layer)], 1) for site in PARTS},
         )
 
@@ -210,13 +210,13 @@ def head_writes(reasoner: Reasoner) -> Tensor:
             " the residual stream; lake reenter sweep changes them one by one"
         )
     n_head, size = reasoner.n_head, reasoner.head_size
-    found = []
+    writes = []
     with torch.no_grad():
         for block in reasoner._blocks:
             module = block.get_submodule(reasoner.architecture_entry.head_projection)
             eye = torch.eye(n_head * size, device=reasoner.device, dtype=reasoner._embedding.weight.dtype)
-            found.append((module(eye) - module(torch.zeros_like(eye))).view(n_head, size, -1))
-    return torch.stack(found)
+            writes.append((module(eye) - module(torch.zeros_like(eye))).view(n_head, size, -1))
+    return torch.stack(writes)
 
 
 def answers_asked(

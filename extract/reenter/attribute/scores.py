@@ -86,7 +86,7 @@ def attribute(target: Target, settings: AttributeSettings | None = None) -> xr.D
         target, keep, "scores", batches,
         lambda part: score_batch(reasoner, nodes, *pairs.halves(part), steps, tried),
     )  # fmt: skip
-    score = np.concatenate([each["score"] for each in scores])
+    score = np.concatenate([score["score"] for score in scores])
     order = np.concatenate(batches)
     problem = pairs.problem[order]
     ranking = np.unique(problem, return_inverse=True)[1] % 2 == 0
@@ -97,7 +97,7 @@ def attribute(target: Target, settings: AttributeSettings | None = None) -> xr.D
         target, keep, "curves", [part for part in others if len(part)],
         lambda part: {"moved": patch_nodes(reasoner, nodes, *pairs.halves(part), curves.chosen)},
     )  # fmt: skip
-    shift = np.concatenate([each["moved"] for each in moved], axis=1).mean(1)
+    shift = np.concatenate([pair["moved"] for pair in moved], axis=1).mean(1)
     out = _labelled(target, nodes, scores, tried, problem, seed).merge(curves.measured(shift))
     return out.assign_attrs(**pairs.counts, steps=steps, seed=seed, all_nodes=float(shift[-1]), **_completeness(scores))
 
@@ -163,22 +163,22 @@ def _each_batch(
     return by_batch
 
 
-def _completeness(found: Sequence[Values]) -> dict[str, float]:
+def _completeness(batches: Sequence[Values]) -> dict[str, float]:
     """What scores of the question's embeddings lack to the difference between the halves, and that difference."""
-    residual, gap = (np.concatenate([each[name] for each in found]) for name in ("residual", "gap"))
+    residual, gap = (np.concatenate([curve[name] for curve in batches]) for name in ("residual", "gap"))
     known = np.isfinite(residual)
     share = np.abs(residual[known]).mean() / np.abs(gap[known]).mean() if known.any() else np.nan
     return {"residual": float(share), "difference": float(gap.mean())}
 
 
 def _labelled(
-    target: Target, nodes: Nodes, found: Sequence[Values], tried: np.ndarray, problem: np.ndarray, seed: int
+    target: Target, nodes: Nodes, batches: Sequence[Values], tried: np.ndarray, problem: np.ndarray, seed: int
 ) -> xr.Dataset:
     """Means and intervals by node, edges with their ends, rank correlation of scores and exact effects."""
-    score, exact = (np.concatenate([each[name] for each in found]) for name in ("score", "exact"))
+    score, exact = (np.concatenate([batch[name] for batch in batches]) for name in ("score", "exact"))
     effect = np.full((3, len(nodes)), np.nan)
     effect[:, tried] = mean_interval(exact.T, seed, problem)
-    edges = np.sum([each["edges"] for each in found], axis=0) / len(score)
+    edges = np.sum([batch["edges"] for batch in batches], axis=0) / len(score)
     reader, sender, position = (axis.ravel() for axis in np.indices(edges.shape))
     node = nodes.senders(sender, position)
     there = np.flatnonzero((node >= 0) & (edges.ravel() != 0))

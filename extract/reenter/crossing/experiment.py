@@ -71,7 +71,7 @@ def cross(target: Target, settings: CrossSettings | None = None) -> xr.Dataset:
         for condition in _conditions(target, site, layer, positions, twins, settings)
     ]
     every = np.ones(len(correct), dtype=bool)
-    counted = np.stack([every, *(twins if each.labels["donor"] == TWIN else every for each in conditions)])
+    counted = np.stack([every, *(twins if condition.labels["donor"] == TWIN else every for condition in conditions)])
     swept = target.sweep(conditions, draws=settings.drawing(settings.seed))
     out = with_accuracy(swept, target.gold, counted=counted, strata=target.strata, outcomes=True, seed=settings.seed)
     given = _answers_of_donors(target, conditions, twins)

@@ -92,7 +92,7 @@ def _run(
     labels = data["example"].values.tolist()
     asked = asked_answers(reasoner, [[str(text) for text in data["gold_answer"].values]])
     n_new = target.max_new_tokens
-    room = max(n_new, len(asked.shared) + max(len(each) for each in asked.rest[0]))
+    room = max(n_new, len(asked.shared) + max(len(tokens) for tokens in asked.rest[0]))
     check_routes(reasoner, prompts, labels, most, room)
     longest = max(reasoner.longest(len(prompt), room) for prompt in prompts) - reasoner.n_latent + most
     # The walks with and without markers, one that grows, and the branch, all at once.
@@ -165,30 +165,32 @@ def _stacked(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def _put(
-    found: dict[Route, dict[str, np.ndarray]], routes: Sequence[Route], parts: dict[str, np.ndarray], batch: list[int],
-    n_example: int,
+    measured: dict[Route, dict[str, np.ndarray]], routes: Sequence[Route], parts: dict[str, np.ndarray],
+    batch: list[int], n_example: int,
 ) -> None:  # fmt: skip
     """Put a batch's values where its examples are."""
     sampled = [route for route in routes if route.series == "own" and route.marker == "kept"]
     for name, values in parts.items():
         for route, value in zip(sampled if name == "sample_text" else routes, values, strict=True):
             empty = np.empty((*value.shape[:-1], n_example), dtype=value.dtype)
-            found.setdefault(route, {}).setdefault(name, empty)[..., batch] = value
+            measured.setdefault(route, {}).setdefault(name, empty)[..., batch] = value
 
 
 def _answers(target: Target, text: np.ndarray) -> np.ndarray:
     """What texts answer, of their shape."""
     scoring = target.scoring
-    return scoring.column(scoring.answer(str(each)) for each in text.ravel()).reshape(text.shape)
+    return scoring.column(scoring.answer(str(answer)) for answer in text.ravel()).reshape(text.shape)
 
 
-def _labelled(target: Target, found: dict[Route, dict[str, np.ndarray]], axes: dict[str, list[object]]) -> xr.Dataset:
+def _labelled(
+    target: Target, measured: dict[Route, dict[str, np.ndarray]], axes: dict[str, list[object]]
+) -> xr.Dataset:
     """Routes as dims; that of all own thoughts and no more is the same in every series."""
     n, n_example = target.reasoner.n_latent, target.data.sizes["example"]
     shape = (*(len(axis) for axis in axes.values()), n_example)
     logprob, kl = np.full(shape, np.nan), np.full(shape, np.nan)
     text = np.full(shape, "", dtype=object)
-    for route, values in found.items():
+    for route, values in measured.items():
         marker, thoughts = axes["marker"].index(route.marker), route.n_thought
         same = route.series == "own" and thoughts == n
         for series in range(len(axes["series"])) if same else [axes["series"].index(route.series)]:

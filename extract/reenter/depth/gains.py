@@ -62,7 +62,7 @@ def with_gains(
     )
     groups: list[tuple[str, np.ndarray]] = [("all", np.ones(len(gold), dtype=bool))]
     if strata is not None and len(np.unique(strata)) > 1:
-        groups += [(str(each), strata == each) for each in np.unique(strata)]
+        groups += [(str(stratum), strata == stratum) for stratum in np.unique(strata)]
     problem = np.arange(len(gold)) if problem is None else problem
     columns: dict[str, list[tuple[tuple[str, ...], np.ndarray]]] = {}
     for _, group in groups:
@@ -71,7 +71,8 @@ def with_gains(
         for name, column in line.items():
             columns.setdefault(name, []).append(column)
     figures = {
-        name: (("stratum", *found[0][0]), np.stack([each for _, each in found])) for name, found in columns.items()
+        name: (("stratum", *gains_of[0][0]), np.stack([gain for _, gain in gains_of]))
+        for name, gains_of in columns.items()
     }
     return out.assign(figures).assign_coords(stratum=np.array([name for name, _ in groups], dtype=object))
 

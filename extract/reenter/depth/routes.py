@@ -48,12 +48,12 @@ class Sampling:
 def routes_of(n_latent: int, most: int, series: Sequence[Series], markers: Sequence[Marker]) -> list[Route]:
     """All routes up to ``most`` thoughts; without a thought there is none to repeat."""
     return [
-        Route(series=each, marker=marker, n_thought=n)
+        Route(series=thoughts, marker=marker, n_thought=n)
         for marker in markers
-        for each in series
+        for thoughts in series
         for n in range(most + 1)
         # All its own thoughts and no more: the same in every series.
-        if each == "own" or (n != n_latent and (n > 0 or each == "pause"))
+        if thoughts == "own" or (n != n_latent and (n > 0 or thoughts == "pause"))
     ]
 
 
@@ -132,7 +132,7 @@ def answer_routes(
         A route, and of each example ``logprob``, ``kl`` (from the trained number of thoughts, with markers), ``text``
         and, where samples are drawn, ``sample_text`` ``(sample, example)``.
     """
-    n, room = reasoner.n_latent, max(n_new, len(asked.shared) + max(len(each) for each in asked.rest[0]))
+    n, room = reasoner.n_latent, max(n_new, len(asked.shared) + max(len(tokens) for tokens in asked.rest[0]))
     most = max(n, *(route.n_thought for route in routes))
     walks = {marker: _walk(reasoner, prompts, marker, most, room, cost) for marker in _markers(routes)}
     base = _untouched(reasoner, walks["kept"], asked, batch, cost)
@@ -198,15 +198,15 @@ def _answer(
     """Close the thoughts, or not, and answer."""
     if route.marker == "kept":
         state = flight.close(state)
-    found: dict[str, np.ndarray] = {}
+    collected: dict[str, np.ndarray] = {}
     if sampling is not None:  # before the flight goes on with those rows only whose answer is longest
-        found["sample_text"] = _sample(reasoner, flight, state, route, batch, n_new, sampling, cost)
+        collected["sample_text"] = _sample(reasoner, flight, state, route, batch, n_new, sampling, cost)
     source = torch.arange(len(state), device=state.device)
     measured = measure_answers(reasoner, flight, state, base, source, asked, batch)
     lines = write_answers(reasoner, flight, measured.states, asked.shared, n_new, cost, measured.known)
     spend(cost, flight)
     text = np.array([reasoner.decode(line) for line in lines], dtype=object)
-    return found | {"logprob": measured.logprob[0], "kl": measured.kl, "text": text}
+    return collected | {"logprob": measured.logprob[0], "kl": measured.kl, "text": text}
 
 
 def _sample(

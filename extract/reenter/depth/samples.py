@@ -55,7 +55,7 @@ def with_samples(
     }
     groups = [np.ones(len(gold), dtype=bool)]
     if strata is not None and len(np.unique(strata)) > 1:
-        groups += [strata == each for each in np.unique(strata)]
+        groups += [strata == stratum for stratum in np.unique(strata)]
     problem = np.arange(len(gold)) if problem is None else problem
     dims = ("n_thought", "example")
     out = out.assign({name: (dims, value) for name, value in figures.items()})

@@ -97,18 +97,18 @@ def _edits(cells: Cells, wanted: Wanted, method: str, settings: EditSettings, to
     """A method at its doses, with noise of the norm of the whole edit beside it."""
     place = wanted.place
     written = METHODS[method](cells.trial, wanted, settings.quantity)
-    at: dict[str, Any] = {**where(cells.trial.target, place), **written.intervention}
+    placed: dict[str, Any] = {**where(cells.trial.target, place), **written.intervention}
     noise = _labels(place, method, 1.0, control=NOISE)
     for dose in settings.doses:
         cells.add(
-            [Intervention(**at, strength=dose)], _labels(place, method, dose), written.counted,
+            [Intervention(**placed, strength=dose)], _labels(place, method, dose), written.counted,
             answer=wanted.answer, where=(place.position,), against=_name(noise),
         )  # fmt: skip
-    noisy = Intervention(**at, as_noise=True)
+    noisy = Intervention(**placed, as_noise=True)
     cells.add([noisy], noise, written.counted, answer=wanted.answer, where=(place.position,))
     if together:
         cells.add(
-            [Intervention(**at), *together], _labels(place, method, 1.0, settings.also), written.counted,
+            [Intervention(**placed), *together], _labels(place, method, 1.0, settings.also), written.counted,
             answer=wanted.answer, where=(place.position,), against=_name(noise),
         )  # fmt: skip
 
@@ -125,7 +125,7 @@ def _controls(cells: Cells, wanted: Wanted, settings: EditSettings) -> None:
             donors[index] = np.random.default_rng([settings.seed, int(trial.tried[index]), 53]).choice(same)
     name = f"donor of the own value at {place}"
     give(trial, name, trial.column(place)[donors])
-    at = where(trial.target, place)
+    placed = where(trial.target, place)
     changes: list[tuple[str, np.ndarray, dict[str, Any]]] = [
         (SAME_VALUE, donors >= 0, {"operation": "write", "direction": name}),
         ("self (forward)", wanted.counted, {"operation": "replace", "donor": "forward"}),
@@ -133,7 +133,7 @@ def _controls(cells: Cells, wanted: Wanted, settings: EditSettings) -> None:
     ]
     for control, counted, change in changes:
         cells.add(
-            [Intervention(**at, **change)], _labels(place, "", 1.0, control=control), counted,
+            [Intervention(**placed, **change)], _labels(place, "", 1.0, control=control), counted,
             answer=wanted.answer, where=(place.position,),
         )  # fmt: skip
 

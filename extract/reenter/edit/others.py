@@ -10,7 +10,7 @@ from extract.reenter.wanted import Wanted
 from schemas.statistics import wilson_interval
 
 
-def with_others(trial: Trial, found: xr.Dataset, wanted: Sequence[Wanted | None]) -> xr.Dataset:
+def with_others(trial: Trial, result: xr.Dataset, wanted: Sequence[Wanted | None]) -> xr.Dataset:
     """Add how the states from an edit on read.
 
     A state that reads as a later step's result should read as what the chain makes of it after the edit; every other
@@ -20,7 +20,7 @@ def with_others(trial: Trial, found: xr.Dataset, wanted: Sequence[Wanted | None]
     ----------
     trial
         Run in two halves.
-    found
+    result
         Of an observing sweep over the examples that are tried: ``state_token`` and ``state_flip(condition, position,
         example)``.
     wanted
@@ -34,10 +34,10 @@ def with_others(trial: Trial, found: xr.Dataset, wanted: Sequence[Wanted | None]
         ``_low``, ``_high``. States before the edit, and examples that do not count, are left out.
     """
     target, chains = trial.target, trial.chains
-    values, positions = token_values(trial), [str(label) for label in found["position"].values]
+    values, positions = token_values(trial), [str(label) for label in result["position"].values]
     offsets = [target.reasoner.places.offset(position) for position in positions]
-    tokens = found["state_token"].values.astype(int)
-    flipped, counted = found["state_flip"].values.astype(bool), found["counted"].values
+    tokens = result["state_token"].values.astype(int)
+    flipped, counted = result["state_flip"].values.astype(bool), result["counted"].values
     own = chains.result[trial.tried]
     before = values[tokens[0]]  # (position, example)
     count = np.zeros((4, *tokens.shape[:2]))
@@ -60,7 +60,7 @@ def with_others(trial: Trial, found: xr.Dataset, wanted: Sequence[Wanted | None]
             count[2, index, place] = (should & (values[tokens[index, place]] == told)).sum()
             count[3, index, place] = (side & flipped[index, place]).sum()
     along = ("condition", "position")
-    out = found.assign(n_follow=(along, count[0]), n_side=(along, count[1]))
+    out = result.assign(n_follow=(along, count[0]), n_side=(along, count[1]))
     for name, total, part in (("follow", count[0], count[2]), ("side", count[1], count[3])):
         low, high = wilson_interval(part, total)
         with np.errstate(invalid="ignore"):

@@ -49,9 +49,9 @@ def plan(target: "Target", settings: FeatureEffectSettings) -> tuple[str, dict[s
     _, homes = homes_for(target, settings)
     n_slot, n_row, firing = 0, 0, set()
     for part in firings(target, homes):
-        slots = sum(each.feature.shape[1] for each in part.firings)
+        slots = sum(firing.feature.shape[1] for firing in part.firings)
         n_slot, n_row = max(n_slot, slots), n_row + (2 + slots * (1 + settings.draws)) * len(part.examples)
-        firing |= {number for each in part.firings for number in each.feature.ravel().tolist()} - {-1}
+        firing |= {number for firing in part.firings for number in firing.feature.ravel().tolist()} - {-1}
     n_example, n_feature = target.data.sizes["example"], len(firing)
     figures = {
         "n_feature": n_feature, "n_place": len(homes), "n_condition": 2 + n_slot * (1 + settings.draws), "n_row": n_row,

@@ -85,8 +85,8 @@ def feature_effects(target: Target, settings: FeatureEffectSettings | None = Non
     chosen = out["feature"].values
     out = out.assign_coords(
         feature=number[chosen],
-        layer=("feature", np.array([places[each][0] for each in chosen])),
-        position=("feature", np.array([places[each][1] for each in chosen], dtype=object)),
+        layer=("feature", np.array([places[number][0] for number in chosen])),
+        position=("feature", np.array([places[number][1] for number in chosen], dtype=object)),
     ).sortby("feature")
     return out.assign_attrs(
         self_kl=self_kl, dictionary=str(sae.attrs.get("fingerprint", "")), scope=sae.attrs["scope"],
@@ -120,8 +120,12 @@ def firings(target: Target, homes: Sequence[Home]) -> Iterator[Together]:
     labels = target.data["example"].values
     for start in range(0, len(labels), TOGETHER):
         examples = labels[start : start + TOGETHER]
-        each = [firing_at(target, home, int(first), examples) for home, first in zip(homes, firsts, strict=False)]
-        yield Together(start=start, examples=examples, firings=[one for one in each if one.feature.shape[1]])
+        firings_of_batch = [
+            firing_at(target, home, int(first), examples) for home, first in zip(homes, firsts, strict=False)
+        ]
+        yield Together(
+            start=start, examples=examples, firings=[one for one in firings_of_batch if one.feature.shape[1]]
+        )
 
 
 def _conditions(target: Target, firings: Sequence[Firing], taken: TakenOut, draws: int) -> list[Condition]:
@@ -193,8 +197,8 @@ def _taken_out(target: Target, part: Together, vectors: np.ndarray, draws: int) 
                 columns[name].append(values[np.ix_(condition, rows)])
     empty = {"feature": np.empty(0, dtype=int), "example": np.empty(0, dtype=int), "code": np.empty(0)}
     return Measured(
-        **{name: np.concatenate([empty[name], *each]) for name, each in of_time.items()},
-        **{name: np.concatenate([np.empty((1 + draws, 0)), *each], axis=1) for name, each in columns.items()},
+        **{name: np.concatenate([empty[name], *arrays]) for name, arrays in of_time.items()},
+        **{name: np.concatenate([np.empty((1 + draws, 0)), *arrays], axis=1) for name, arrays in columns.items()},
         before=right[0], n_condition=len(conditions) + 1,
         self_kl=float(np.nanmax(np.abs(swept["kl"].sel(condition=SELF).values))) if part.firings else 0.0,
     )  # fmt: skip
@@ -248,7 +252,7 @@ def _block(
         return dense
 
     size = spread(np.abs(measured.code[times]))
-    kl, logprob, right = (spread(each[:, times]) for each in (measured.kl, measured.logprob, measured.right))
+    kl, logprob, right = (spread(effect[:, times]) for effect in (measured.kl, measured.logprob, measured.right))
     fires, random = ~np.isnan(size), kl[1:].mean(0)
     before = fires & measured.before[None, :]
     broken = before[None] & (right == 0)
@@ -261,7 +265,7 @@ def _block(
     columns["kl_random"] = np.nanmean(random, axis=1)
     with np.errstate(invalid="ignore"):
         columns["broken"], columns["broken_random"] = (
-            each.sum(-1) / before.sum(1) for each in (broken[0], broken[1:].mean(0))
+            broken_rows.sum(-1) / before.sum(1) for broken_rows in (broken[0], broken[1:].mean(0))
         )
     columns["broken_low"], columns["broken_high"] = share_interval(broken[0], before, problem)
     tests = np.full((2, len(features)), np.nan)

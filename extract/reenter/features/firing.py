@@ -100,17 +100,19 @@ def dictionary_of(lake: Lake, run: str, name: str | None) -> xr.Dataset:
     UsageError
         If the one named is not of the run, or is of final states, which nothing reads but what comes after the norm.
     """
-    stored = [each for each in preferred(lake.results("sae")) if run in each.runs]
-    if name is not None and name not in (known := [each.name for each in stored]):
+    stored = [result for result in preferred(lake.results("sae")) if run in result.runs]
+    if name is not None and name not in (known := [result.name for result in stored]):
         raise UsageError(
             f"--sae {name} is no dictionary of {run}; there are {', '.join(known) or 'none'}{nearest(name, known)}"
         )
     opened = [
-        lake.open_result(each.name).assign_attrs(runs=list(each.runs)) for each in stored if name in (None, each.name)
+        lake.open_result(result.name).assign_attrs(runs=list(result.runs))
+        for result in stored
+        if name in (None, result.name)
     ]
-    able = [each for each in opened if each.attrs.get("variable") != "final_state"]
+    able = [dictionary for dictionary in opened if dictionary.attrs.get("variable") != "final_state"]
     if able:
-        return min(able, key=lambda each: SCOPES.index(each.attrs["scope"]))
+        return min(able, key=lambda dictionary: SCOPES.index(dictionary.attrs["scope"]))
     if name is None:
         lake.find("sae", run, scope="pool")  # says how to make it
     raise UsageError(
@@ -161,12 +163,12 @@ def homes_of(target: Target, sae: xr.Dataset, settings: FeatureEffectSettings) -
 
 def _sources(target: Target, sae: xr.Dataset) -> dict[int, str]:
     """Sources of a crosscoder that can be changed in the run's model, by layer."""
-    model, found = target.run.partition("/")[0], {}
+    model, sources = target.run.partition("/")[0], {}
     for source in map(str, sae["source"].values):
         owner, _, layer = source.rpartition("/")
         if (owner or source) == model:
-            found[int(layer) if owner else FED] = source
-    return {layer: source for layer, source in found.items() if layer == FED or layer in target.layers}
+            sources[int(layer) if owner else FED] = source
+    return {layer: source for layer, source in sources.items() if layer == FED or layer in target.layers}
 
 
 def _decoder(target: Target, sae: xr.Dataset, layer: int) -> np.ndarray:
@@ -206,7 +208,7 @@ def _places(target: Target, sae: xr.Dataset, settings: FeatureEffectSettings) ->
     if "latent" in frequency.dims:
         frequency = frequency.rename(latent="position").assign_coords(position=frequency["latent"].values)
     layers = [layer for layer in known["layer"] if settings.layers is None or layer in settings.layers]
-    positions = [each for each in known["position"] if settings.positions is None or each in settings.positions]
+    positions = [label for label in known["position"] if settings.positions is None or label in settings.positions]
     if "layer" in frequency.dims:
         frequency = frequency.sel(layer=layers)
     elif sae.attrs["scope"] == "crosscoder":

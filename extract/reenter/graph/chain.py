@@ -113,17 +113,17 @@ def chain_graph(target: Target, settings: GraphSettings | None = None) -> xr.Dat
 def _changes(known: Sequence[int], operations: Sequence[str]) -> list[_Change]:
     """Each node changed, with the later ones rewritten and held; two controls that change nothing."""
     n = len(known)
-    found: list[_Change] = []
+    changes: list[_Change] = []
     for operation in operations:
         for source in range(n):
             later = tuple(range(source + 1, n + 1))
             name = f"{operation} {known[source]}"
-            found.append(_Change(name, operation, TOTAL, source, later, ()))
-            found.append(_Change(f"{name} held", operation, DIRECT, source, later, tuple(range(source + 1, n))))
+            changes.append(_Change(name, operation, TOTAL, source, later, ()))
+            changes.append(_Change(f"{name} held", operation, DIRECT, source, later, tuple(range(source + 1, n))))
     everything = tuple(range(n + 1))
-    found.append(_Change(SELF, "", TOTAL, -1, everything, ()))
-    found.append(_Change(HELD, "", DIRECT, -1, everything, tuple(range(n))))
-    return found
+    changes.append(_Change(SELF, "", TOTAL, -1, everything, ()))
+    changes.append(_Change(HELD, "", DIRECT, -1, everything, tuple(range(n))))
+    return changes
 
 
 @dataclass(slots=True)
@@ -176,7 +176,7 @@ class _Steps:
             ids = [self.chains.tokens[giver][span[max(0, len(span) - n + place)]] for place in range(n)]
             return self.reasoner._embed(torch.tensor(ids, device=own.device))
         moments = [self.moments(step, n - 1 - place) for place in range(n)]
-        mean, spread = (torch.stack(each).to(own) for each in zip(*moments, strict=True))
+        mean, spread = (torch.stack(moment).to(own) for moment in zip(*moments, strict=True))
         if change.operation == "mean":
             return mean
         label = int(self.target.data["example"].values[self.chains.rows[example]])
@@ -278,8 +278,8 @@ def _compared(steps: _Steps, batch: _Batch, states: dict[int, Tensor], written: 
     at_place = np.tile(same[:, None, None], (1, width, len(source)))  # (measure, place, example)
     for place, state in states.items():
         if place < width:
-            found = differences(reasoner, batch.states[place], state, source)[: len(COMPARED)]
-            at_place[:, place] = found.cpu().double().numpy()
+            compared = differences(reasoner, batch.states[place], state, source)[: len(COMPARED)]
+            at_place[:, place] = compared.cpu().double().numpy()
     out = np.empty((len(steps.known) + 1, len(COMPARED), len(source)))
     for row, example in enumerate(batch.examples):
         for node, step in enumerate([*steps.known, -1]):

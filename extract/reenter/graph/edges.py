@@ -48,7 +48,7 @@ def with_edges(
     """
     groups: list[tuple[str, np.ndarray]] = [(ALL, np.ones(effects.sizes["example"], dtype=bool))]
     if strata is not None and len(np.unique(strata)) > 1:
-        groups += [(str(each), strata == each) for each in np.unique(strata)]
+        groups += [(str(stratum), strata == stratum) for stratum in np.unique(strata)]
     problem = np.arange(effects.sizes["example"]) if problem is None else problem
     columns: dict[str, list[np.ndarray]] = {}
     for _, group in groups:
@@ -100,6 +100,6 @@ def _shuffled(flips: np.ndarray, n_null: int, seed: int) -> dict[str, np.ndarray
         null = edges[dealt, np.arange(edges.shape[1])].mean(1)
         observed = edges.mean(1)
         p = (1 + (null[None] >= observed[:, None] - 1e-12).sum(1)) / (1 + n_null)
-        for name, found in (("shuffled_flip", null.mean()), ("p", p), ("p_holm", adjust(p))):
-            out[name][(*place, possible)] = found
+        for name, shown in (("shuffled_flip", null.mean()), ("p", p), ("p_holm", adjust(p))):
+            out[name][(*place, possible)] = shown
     return out

@@ -89,14 +89,14 @@ def thought_graph(target: Target, settings: GraphSettings | None = None) -> xr.D
     changes = _changes(nodes, settings.operations, place, settings.strength, settings.seed)
     labels = {"operation": "replace", "group": "all"}
     controls = self_controls(target, place["site"], -1 if layer is None else layer, nodes, labels)
-    conditions = {each.condition.name: each.condition for each in changes}
+    conditions = {change.condition.name: change.condition for change in changes}
     draws = settings.drawing(settings.seed)
     swept = target.sweep([*conditions.values(), *controls], observe=True, draws=draws)
     measured = _measured(target, swept, nodes, layer)
     axes: dict[str, list[str]] = {
         "operation": list(settings.operations), "effect": [TOTAL, DIRECT], "source": nodes, "target": [*nodes, ANSWER],
     }  # fmt: skip
-    values = by_edge({each.name: measured[each.condition.name] for each in changes}, changes, axes)
+    values = by_edge({change.name: measured[change.condition.name] for change in changes}, changes, axes)
     attrs = {key: value for key, value in swept.attrs.items() if key != "rule"}
     out = labelled(values, axes, swept["example"].values, attrs)
     for name, control in zip(("self_kl", "held_kl"), controls, strict=True):
@@ -120,11 +120,11 @@ def _with_drawn(
     flip = ~(target.scoring.equal(drawn, drawn[:1]) | (none & none[:1]))  # (condition, sample, example)
     dims = ("operation", "effect", "source")
     share = np.full((*(out.sizes[dim] for dim in dims), out.sizes["example"]), np.nan)
-    operations, effects = ([str(each) for each in out[dim].values] for dim in dims[:2])
-    for each in changes:
-        if out.sizes["source"] in each.targets:  # the answer stands after the last node
-            cell = operations.index(each.operation), effects.index(each.effect), each.source
-            share[cell] = flip[place(each.name)].mean(0)
+    operations, effects = ([str(label) for label in out[dim].values] for dim in dims[:2])
+    for change in changes:
+        if out.sizes["source"] in change.targets:  # the answer stands after the last node
+            cell = operations.index(change.operation), effects.index(change.effect), change.source
+            share[cell] = flip[place(change.name)].mean(0)
     figures = zip(("mean", "low", "high"), mean_interval(share, seed, problem), strict=True)
     out = out.assign({f"sample_flip_{end}": (dims, value) for end, value in figures})
     return out.assign(sample_flip=((*dims, "example"), share))
@@ -148,10 +148,14 @@ def completed(
 
 def stored_graph(target: Target, run: str, nodes: list[str]) -> xr.Dataset:
     """Graph of a run of the lake: of several one of the same nodes, of as many, or that with the fewest settings."""
-    stored = [] if target.lake is None else preferred(each for each in target.lake.results("graph") if run in each.runs)
+    stored = (
+        []
+        if target.lake is None
+        else preferred(result for result in target.lake.results("graph") if run in result.runs)
+    )
     if target.lake is None or not stored:
         raise UsageError(f"the lake has no graph of {run}; run lake reenter graph on it first")
-    graphs = [target.lake.open_result(each.name) for each in stored]
+    graphs = [target.lake.open_result(result.name) for result in stored]
     as_many = [graph for graph in graphs if graph.sizes["source"] == len(nodes)]
     return next((graph for graph in as_many if graph["source"].values.tolist() == nodes), [*as_many, *graphs][0])
 
@@ -200,36 +204,36 @@ def _changes(
     A fed vector is measured before it is fed, so all later ones are held at once for all targets; the output of a block
     is measured at its own place, which is not to be held then.
     """
-    n, found = len(nodes), []
+    n, changes = len(nodes), []
     for operation in operations:
         for source, node in enumerate(nodes):
             change = Intervention(positions=(node,), strength=strength, seed=seed, **CHANGES[operation], **place)
             later = tuple(range(source + 1, n + 1))
             alone = Condition(name=f"{operation} {node}", interventions=(change,))
-            found += [_Do(alone, operation, TOTAL, source, later), _Do(alone, operation, DIRECT, source, later[:1])]
+            changes += [_Do(alone, operation, TOTAL, source, later), _Do(alone, operation, DIRECT, source, later[:1])]
             together = [later[1:]] if place["site"] == "latent_embedding" else [(target,) for target in later[1:]]
             for targets in filter(None, together):
                 held = tuple(nodes[source + 1 : targets[-1]])
                 hold = Intervention(operation="replace", positions=held, **place)
                 name = f"{operation} {node}, {'+'.join(held)} held"
                 condition = Condition(name=name, interventions=(change, hold))
-                found.append(_Do(condition, operation, DIRECT, source, targets))
-    return found
+                changes.append(_Do(condition, operation, DIRECT, source, targets))
+    return changes
 
 
-def _measured(target: Target, found: xr.Dataset, nodes: Sequence[str], layer: int | None) -> dict[str, np.ndarray]:
+def _measured(target: Target, measured: xr.Dataset, nodes: Sequence[str], layer: int | None) -> dict[str, np.ndarray]:
     """Measures ``(target, measure, example)`` of each condition, the answer's last."""
     middle = target.reasoner.places.middle
     # What is fed at a thought is measured by the state it was projected from.
     read_at = [middle.index(node) - (layer is None) for node in nodes]
-    states = np.stack([found[name].values for name in COMPARED], axis=1)  # (condition, measure, position, example)
+    states = np.stack([measured[name].values for name in COMPARED], axis=1)  # (condition, measure, position, example)
     states = np.concatenate([states[:, :, read_at], states[:, :, -1:]], axis=2).swapaxes(1, 2)
-    logprob, predicted = found["answer_logprob"].values[:, 0], found["predicted_answer"].values
+    logprob, predicted = measured["answer_logprob"].values[:, 0], measured["predicted_answer"].values
     none = predicted != predicted if predicted.dtype.kind == "f" else predicted == ""
-    states[:, -1, 0] = found["kl"].values
+    states[:, -1, 0] = measured["kl"].values
     states[:, -1, 1] = logprob - logprob[:1]
     states[:, -1, 2] = ~(target.scoring.equal(predicted, predicted[:1]) | (none & none[:1]))
-    return dict(zip(found["condition"].values.tolist(), states, strict=True))
+    return dict(zip(measured["condition"].values.tolist(), states, strict=True))
 
 
 def by_edge(measured: Mapping[str, np.ndarray], changes: Iterable[Any], labels: Mapping[str, list[str]]) -> np.ndarray:
@@ -247,9 +251,9 @@ def by_edge(measured: Mapping[str, np.ndarray], changes: Iterable[Any], labels: 
     """
     n_measure, n_example = next(iter(measured.values())).shape[1:]
     values = np.full((*(len(axis) for axis in labels.values()), n_measure, n_example), np.nan)
-    for each in changes:
-        if each.operation:
-            operation, effect = labels["operation"].index(each.operation), labels["effect"].index(each.effect)
-            targets = list(each.targets)
-            values[operation, effect, each.source, targets] = measured[each.name][targets]
+    for change in changes:
+        if change.operation:
+            operation, effect = labels["operation"].index(change.operation), labels["effect"].index(change.effect)
+            targets = list(change.targets)
+            values[operation, effect, change.source, targets] = measured[change.name][targets]
     return values

@@ -57,28 +57,30 @@ def graph_similarity(graph: xr.Dataset, other: xr.Dataset, *, n_null: int = 2000
                 f" {', '.join(two['source'].values)}: as many nodes are needed; name them with --positions"
             )
         two = two.assign_coords(source=one["source"].values, target=one["target"].values)
-    shared = {name: [each for each in one[name].values if each in two[name].values] for name in ("operation", "effect")}
+    shared = {
+        name: [label for label in one[name].values if label in two[name].values] for name in ("operation", "effect")
+    }
     if not shared["operation"]:
         raise UsageError(
             f"the graphs have no operation in common: {', '.join(one['operation'].values)} and"
             f" {', '.join(two['operation'].values)}"
         )
-    shape = tuple(len(each) for each in shared.values())
+    shape = tuple(len(labels_shared) for labels_shared in shared.values())
     measures = {name: np.full(shape, np.nan) for name in NAMES}
     for place in np.ndindex(shape):
         labels = {name: axis[index] for (name, axis), index in zip(shared.items(), place, strict=True)}
         first, second = one.sel(labels), two.sel(labels)
         possible = first["state_flip_mean"].notnull().values & second["state_flip_mean"].notnull().values
-        ours, theirs = (each["state_flip_mean"].values[possible] for each in (first, second))
+        ours, theirs = (graph["state_flip_mean"].values[possible] for graph in (first, second))
         measures["even_similarity"][place] = cosine(ours, first["even_flip"].values[possible])
         for name, measure in (("similarity", cosine), ("rank_correlation", rank_correlation)):
             measures[name][place] = measure(ours, theirs)
             rng = np.random.default_rng([seed, 41, *place])
             measures[f"{name}_p"][place] = _chance(measure, ours, theirs, n_null, rng)
-        drawn = [_drawn(each, possible, seed + number) for number, each in enumerate((first, second))]
+        drawn = [_drawn(graph, possible, seed + number) for number, graph in enumerate((first, second))]
         bounds = _interval([rank_correlation(*pair) for pair in zip(*drawn, strict=True)])
         measures["rank_correlation_low"][place], measures["rank_correlation_high"][place] = bounds
-        edges = [each["edge"].values[possible] for each in (first, second)]
+        edges = [graph["edge"].values[possible] for graph in (first, second)]
         either = (edges[0] | edges[1]).sum()
         measures["jaccard"][place] = (edges[0] & edges[1]).sum() / either if either else np.nan
     return xr.Dataset({name: (("operation", "effect"), value) for name, value in measures.items()}, coords=shared)
@@ -92,7 +94,7 @@ def cosine(one: np.ndarray, two: np.ndarray) -> float:
 
 def rank_correlation(one: np.ndarray, two: np.ndarray) -> float:
     """Spearman's correlation of two lists of effects; NaN where all of one are the same."""
-    ranks = [rankdata(each) - (len(each) + 1) / 2 for each in (one, two)]
+    ranks = [rankdata(values) - (len(values) + 1) / 2 for values in (one, two)]
     return cosine(*ranks)
 
 

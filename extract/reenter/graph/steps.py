@@ -70,7 +70,7 @@ def written_chains(target: Target, names: Sequence[str] | None) -> tuple[list[st
     tokens = data["token"].sel(position=[str(p) for p in data["position"].values if str(p).startswith("a")]).values
     lines = [[int(token) for token in row if token >= 0] for row in tokens]
     bounds = [step_bounds(reasoner, line) for line in lines]
-    n_step = np.array([len(each) - 1 for each in bounds])
+    n_step = np.array([len(bound) - 1 for bound in bounds])
     most = max((n for n in range(1, int(n_step.max()) + 1) if (n_step >= n).mean() >= USUAL), default=0)
     known = [f"step{number + 1}" for number in range(int(n_step.max()))]
     if len(known) < 2:

@@ -55,7 +55,10 @@ def sweep_grid(target: Target, settings: SweepSettings | None = None) -> xr.Data
         order.append(conditions[intervention])
     give_stored(target, conditions)
     swept = target.sweep(
-        [Condition(name=name, interventions=(each,)) for name, each in zip(names, conditions, strict=True)],
+        [
+            Condition(name=name, interventions=(intervention,))
+            for name, intervention in zip(names, conditions, strict=True)
+        ],
         draws=settings.drawing(settings.seed),
     )
     flat = with_accuracy(swept, target.gold, strata=target.strata, seed=settings.seed)

@@ -267,12 +267,12 @@ def _take_up(path: Path | None, sums: np.ndarray) -> int:
         return 0
     try:
         with np.load(path) as kept:
-            found, done, digest = kept["sums"], int(kept["done"]), str(kept["digest"])
+            kept_sums, done, digest = kept["sums"], int(kept["done"]), str(kept["digest"])
     except (OSError, ValueError, KeyError, EOFError):
         return 0
-    if found.shape != sums.shape or hashlib.sha256(found.tobytes()).hexdigest() != digest:
+    if kept_sums.shape != sums.shape or hashlib.sha256(kept_sums.tobytes()).hexdigest() != digest:
         return 0
-    sums[:] = found
+    sums[:] = kept_sums
     return done
 
 

@@ -159,14 +159,14 @@ def _rows_of(outputs: list[Tensor], inputs: list[Tensor], chunk: int) -> Iterato
     for start in range(0, hidden, chunk):
         rows = slice(start, min(start + chunk, hidden))
         eye = torch.eye(hidden, device=outputs[0].device, dtype=outputs[0].dtype)[rows]
-        directions = [eye[:, None].expand(-1, len(each), -1) for each in outputs]
+        directions = [eye[:, None].expand(-1, len(output), -1) for output in outputs]
         gradients = torch.autograd.grad(
             outputs, inputs, directions, retain_graph=True, is_grads_batched=True, allow_unused=True
         )
         yield (
             rows,
             tuple(
-                torch.zeros(len(eye), *each.shape, device=each.device) if gradient is None else gradient
-                for each, gradient in zip(inputs, gradients, strict=True)
+                torch.zeros(len(eye), *tensor.shape, device=tensor.device) if gradient is None else gradient
+                for tensor, gradient in zip(inputs, gradients, strict=True)
             ),
         )

@@ -73,7 +73,7 @@ def with_outcomes(
         giver = scoring.column(pair[into == "clean"] for pair in pairs)
         drawn = scoring.equal(swept["sample_answer"].values, giver[None, None, :]).mean(1)
         bounds = mean_interval(drawn, seed, problem)
-        columns |= {f"sample_given_{end}": each for end, each in zip(("mean", "low", "high"), bounds, strict=True)}
+        columns |= {f"sample_given_{end}": bound for end, bound in zip(("mean", "low", "high"), bounds, strict=True)}
     shares = {"share": kinds.mean(-1), "share_low": low, "share_high": high}
     return (
         swept.assign(

@@ -102,10 +102,10 @@ def _spread_of_classes(trial: Trial, place: Place) -> tuple[np.ndarray, np.ndarr
 def _held_of(out: xr.Dataset, held: Mapping[tuple[Place, str, int], float]) -> list[float]:
     """How much of the classes' spread lies inside the subspace of each condition; NaN where there is none."""
     names = ("site", "layer", "changed", "step", "subspace", "rank")
-    found = []
+    shares = []
     for site, layer, changed, step, name, rank in zip(*(out[name].values.tolist() for name in names), strict=True):
-        found.append(held.get((Place(site, layer, changed, step), name, rank), np.nan))
-    return found
+        shares.append(held.get((Place(site, layer, changed, step), name, rank), np.nan))
+    return shares
 
 
 def _fit(trial: Trial, place: Place, name: str, mean: np.ndarray, array: xr.DataArray | None) -> Fit:

@@ -58,7 +58,7 @@ def one_hot(label: np.ndarray) -> np.ndarray:
 def class_spread(states: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Means ``(class, hidden)`` of the classes about that of all, each weighted by the root of its count."""
     mean = states.mean(0)
-    weighted = [(states[label == each].mean(0) - mean) * np.sqrt((label == each).sum()) for each in np.unique(label)]
+    weighted = [(states[label == value].mean(0) - mean) * np.sqrt((label == value).sum()) for value in np.unique(label)]
     return np.stack(weighted)
 
 

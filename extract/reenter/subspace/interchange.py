@@ -104,7 +104,7 @@ def train_interchange(
     prompts = {row: reasoner.encode(trial.chains.question[row]) for row in np.unique(pairs[0]).tolist()}
     with reasoner.session(), torch.enable_grad():
         for step in range(n_step):
-            rows, donors, answers = (each[step * batch : (step + 1) * batch] for each in pairs)
+            rows, donors, answers = (side[step * batch : (step + 1) * batch] for side in pairs)
             with device_errors(f"a training batch of {len(rows)} rows", "choose a smaller --das-rows"):
                 donated = torch.as_tensor(states[donors], device=reasoner.device)
                 exchange = Exchange(place, reasoner.places.offset(place.position), donated, turn.weight)
@@ -145,10 +145,10 @@ def _loss(reasoner: Reasoner, prompts: list[list[int]], answers: list[str], edit
     """Mean negative log probability of answers under an exchange."""
     tokens, prefixes = zip(*(reasoner.tokens_and_prefix(answer) for answer in answers), strict=True)
     longest = max(map(len, tokens))
-    padded = torch.tensor([each + [reasoner.eos_id] * (longest - len(each)) for each in tokens], device=reasoner.device)
+    padded = torch.tensor([row + [reasoner.eos_id] * (longest - len(row)) for row in tokens], device=reasoner.device)
     counted = torch.zeros(padded.shape, dtype=torch.bool)
-    for row, (each, prefix) in enumerate(zip(tokens, prefixes, strict=True)):
-        counted[row, prefix : len(each)] = True
+    for row, (tokens_of_row, prefix) in enumerate(zip(tokens, prefixes, strict=True)):
+        counted[row, prefix : len(tokens_of_row)] = True
     laid, pad, n_before = reasoner.lay_out(prompts)
     with torch.no_grad():
         cache = KeyValues(n_before + reasoner.places.n_middle + longest)

@@ -234,14 +234,14 @@ def _heads(
     positions = tuple(maps[pairs[0]])
     for kind in ["its own", *KINDS]:
         # Where widths of heads differ, values cannot go in as they are.
-        if kind != "its own" and any(kind not in each for each in variants.values()):
+        if kind != "its own" and any(kind not in variant for variant in variants.values()):
             continue
         given: dict[tuple[str, int, str], np.ndarray] = {}
         for (_, head, layer, to_head), position in ((pair, place) for pair in pairs for place in positions):
             key = "head_output", layer, position
             column = given.setdefault(key, target.values.column(*key).copy())
             if kind != "its own":
-                pair = next(each for each in pairs if each[2:] == (layer, to_head) and each[1] == head)
+                pair = next(pair for pair in pairs if pair[2:] == (layer, to_head) and pair[1] == head)
                 column[mine, to_head] = variants[pair, position][kind]
         control = "self (stored)" if kind == "its own" else KINDS[kind]
         conditions = [
