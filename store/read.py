@@ -97,7 +97,8 @@ class Lake(Groups):
         """Lazy dataset of a run's committed examples.
 
         Dask blocks are whole shards along ``example`` (as many as ``BLOCK_BYTES`` hold), one layer, and one position
-        of a state or one 32-block of attention: what one read of the store brings.
+        of a state or one block of attention: what one read of the store brings. Where few examples are selected, they
+        alone are read, see :class:`store.chunked.LakeArray`.
 
         Raises
         ------
@@ -123,8 +124,7 @@ class Lake(Groups):
         uncommitted
             Keep the examples that no writer has finished: fill, and ``committed`` is false.
         chunks
-            ``None``: without dask, whose tasks take longer than the reading where that is of one (layer, position), and
-            which reads whole blocks where some examples are wanted.
+            ``None``: without dask, whose tasks take longer than the reading where that is of one (layer, position).
         stored
             Values in the type they are stored in, see :func:`open_lake`; ``None``: as the lake was opened.
 
@@ -144,8 +144,11 @@ class Lake(Groups):
         if not uncommitted and not committed.all():
             dataset = committed_examples(dataset, committed)
         if chunks == "auto":
+            from store.chunked import chunked  # dask's arrays take a third of a second to import
+
             for name, blocks in block_shapes(dataset, layout).items():
-                dataset[name] = dataset[name].variable.chunk(blocks)
+                variable = dataset[name].variable
+                dataset[name] = variable.copy(data=chunked(variable, blocks))
         return name_nearest(dataset)
 
     def activations(self, run: str, variable: str) -> tuple[ShardedArray | HandedOut, np.ndarray]:

@@ -1,6 +1,7 @@
 """The lake on disk: layout, reading with and without this project, results, claims, archived formats."""
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import xarray as xr
 import zarr
 from small_runs import prepared_run, tree, uncommit, write_questions
+from synthetic import make_model, make_run, write_run
 
 import lake as command_line
 from extract.run.extract import extract
@@ -100,6 +102,35 @@ def test_opening_computes_nothing_and_blocks_are_few(place: Path) -> None:
         states.sel(layer=2, position="ct3").values.astype("float32").mean(0),
         rtol=1e-6,
     )
+
+
+INDEXES: list[dict[str, object]] = [
+    {"example": 17}, {"example": -1}, {"example": [3, 99, 41]}, {"example": [5, 5, 2]}, {"example": slice(70, 60, -3)},
+    {"example": slice(8, 12), "layer": 1}, {"example": [90, 4], "layer": [2, 0]}, {"example": []},
+    {"layer": [1], "example": slice(None, None, 30)}, {"example": slice(0, 100)}, {"layer": slice(1, 3)},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("block_bytes", [2**23, 700])
+def test_a_few_examples_are_read_alone_through_dask_too(tmp_path: Path, monkeypatch, block_bytes: int) -> None:
+    made = make_run(n_example=100, dtype="float16")
+    write_run(tmp_path / "some.lake", made, make_model(), shard_examples=64)
+    lake = open_lake(tmp_path / "some.lake")
+    run, plain = lake["made-up/problems"], lake.open("made-up/problems", chunks=None)
+    monkeypatch.setattr("store.chunked.BLOCK_BYTES", block_bytes)
+    for index in INDEXES:
+        expected = plain.isel(index).load()
+        xr.testing.assert_identical(run.isel(index).load(), expected)
+        one_by_one = pickle.loads(pickle.dumps(run))
+        for dim in sorted(index, reverse=True):
+            one_by_one = one_by_one.isel({dim: index[dim]})
+        xr.testing.assert_identical(one_by_one.load(), expected)
+    some = run.isel(example=[3, 99, 41])
+    assert some["hidden_state"].chunksizes["layer"] == ((3,) if block_bytes > 2**20 else (1, 1, 1))
+    with pytest.raises(IndexError):
+        run.isel(example=[3, 100])
+    half = run.isel(example=np.flatnonzero(np.arange(100) % 2))
+    assert half["hidden_state"].chunksizes["layer"] == (1, 1, 1)
 
 
 def test_variables_come_in_the_same_order_each_time(place: Path) -> None:

@@ -1,0 +1,75 @@
+"""Dask arrays of a lake's values, of which a few examples are read alone instead of with the blocks they lie in."""
+
+import math
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from dask.array.slicing import normalize_index
+
+from store.opening import BLOCK_BYTES
+from store.shards import ROW_SHARE
+
+
+class LakeArray(da.Array):  # type: ignore[misc]
+    """A dask array that remembers the lazy variable it was made of, as long as it is only indexed.
+
+    Dask would read all blocks that hold an example that is asked for: thousands of examples for one. So where at most
+    one in ``ROW_SHARE`` examples of these blocks is wanted, the result has blocks of its own, of these examples alone.
+    Values, dims and order are those of any dask array, and whatever is computed from one is a plain dask array.
+    """
+
+    source: xr.Variable
+    """The same values, lazy and without dask."""
+
+    @classmethod
+    def of(cls, array: da.Array, source: xr.Variable) -> "LakeArray":
+        """A dask array and the variable whose values it has."""
+        made: LakeArray = cls(array.dask, array.name, array.chunks, meta=array._meta)
+        made.source = source
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The dask array and its source."""
+        return LakeArray.of, (da.Array(self.dask, self.name, self.chunks, meta=self._meta), self.source)
+
+    def __getitem__(self, index: Any) -> da.Array:
+        """What NumPy would give for numbers, slices and at most one array of numbers, lazily; else as dask does it."""
+        if not _is_outer(index):
+            return super().__getitem__(index)
+        key = normalize_index(index, self.shape)
+        picked = self.source[key]
+        if "example" in self.source.dims and self._is_few(picked.sizes.get("example", 1), key):
+            return chunked(picked, few_shapes(picked))
+        return LakeArray.of(super().__getitem__(index), picked)
+
+    def _is_few(self, n_picked: int, key: tuple[Any, ...]) -> bool:
+        """Whether dask's blocks have many more examples than are picked of them."""
+        axis = self.source.dims.index("example")
+        sizes = np.array(self.chunks[axis])
+        blocks = np.unique(np.searchsorted(sizes.cumsum(), np.arange(self.shape[axis])[key[axis]], side="right"))
+        return 0 < n_picked * ROW_SHARE <= int(sizes[blocks].sum())
+
+
+def chunked(source: xr.Variable, blocks: dict[str, int]) -> LakeArray:
+    """A lazy variable as a dask array with blocks of these sizes."""
+    return LakeArray.of(source.chunk(blocks).data, source)
+
+
+def few_shapes(picked: xr.Variable) -> dict[str, int]:
+    """Blocks of few examples: all of a layer of them, and as many layers as ``BLOCK_BYTES`` hold."""
+    sizes = {str(dim): size for dim, size in picked.sizes.items()}
+    n_example, n_layer = sizes.get("example", 1), sizes.get("layer", 1)
+    fitting = BLOCK_BYTES * n_example * n_layer // max(1, math.prod(sizes.values()) * picked.dtype.itemsize)
+    shapes = {dim: max(1, size) for dim, size in sizes.items()}
+    blocks = {"example": min(n_example, fitting), "layer": min(n_layer, fitting // max(1, n_example))}
+    return shapes | {dim: max(1, size) for dim, size in blocks.items() if dim in sizes}
+
+
+def _is_outer(index: Any) -> bool:
+    """Whether an index is of numbers, slices and at most one array of numbers."""
+    key = index if isinstance(index, tuple) else (index,)
+    n_array = sum(isinstance(part, np.ndarray | list) and np.ndim(part) == 1 for part in key)
+    n_plain = sum(isinstance(part, int | np.integer | slice) and not isinstance(part, bool) for part in key)
+    return n_array <= 1 and n_array + n_plain == len(key)
