@@ -16,9 +16,10 @@ OperationName = Literal[
     "zero", "mean", "resample", "noise", "scale", "replace", "add", "shuffle", "force", "even", "project_out",
     "replace_in", "write",
 ]  # fmt: skip
-Donor = Literal["forward", "stored", "twin", "other", "correct", "wrong"]
+Donor = Literal["forward", "stored", "twin", "other", "alike", "correct", "wrong"]
 """Whose value replaces: the same forward pass's own, the example's own stored one, that of the pair's other half, or
-that of another problem: any, one that the run answers rightly, or one that it answers wrongly."""
+that of another problem: any, one of the same operators as far as there is one, one that the run answers rightly, or one
+that it answers wrongly."""
 Average = Literal["position", "run", "correct", "wrong"]
 """Over what a mean goes: the position's examples, all thoughts of all examples, the rightly or the wrongly answered."""
 

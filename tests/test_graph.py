@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from extract import Reasoner
 from extract.reenter import open_target
 from extract.reenter.graph.chain import chain_graph
-from extract.reenter.graph.command import GraphSettings, edge_names
+from extract.reenter.graph.command import GraphSettings, edge_names, tables
 from extract.reenter.graph.edges import with_edges
 from extract.reenter.graph.effects import thought_graph
 from extract.reenter.graph.similarity import graph_similarity
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     write_pairs(make_pairs(2, 3), root / "pairs.json")
     spec = RunSpec(dtype="float32", batch_size=36, max_new_tokens=10)
-    for model in ("small-gpt2", "small-gpt2-decodable"):
+    for model in ("small-gpt2", "small-gpt2-decodable", "small-llama"):
         extract(prepare(model, str(root / "test.jsonl"), root / "a.lake", spec), root / "a.lake")
     short = RunSpec(dtype="float32", batch_size=4, max_new_tokens=3)
     model = f"oracle={ORACLE / 'codi-gpt2'}"
@@ -165,6 +165,28 @@ def test_the_graph_is_the_chain_by_construction_and_its_twin_has_none(folder: Pa
     assert float(alike["rank_correlation"].min()) == pytest.approx(1)
     assert float(alike["rank_correlation_p"].max()) < 0.05
     assert used.attrs["positions_fed"] < used.attrs["positions_one_by_one"] / 2
+
+
+def test_thoughts_that_say_which_operations_follow_are_told_from_those_that_carry_numbers(folder: Path) -> None:
+    target = open_target(open_lake(folder), "small-llama/test")
+    result = thought_graph(target, GraphSettings(operations=("resample", "alike")))
+    assert {"ct0 > ct1", *CHAIN} <= set(edge_names(result, "resample", "direct"))
+    assert edge_names(result, "alike", "direct") == CHAIN
+    assert any("not on the numbers: ct0 > ct1" in str(line) for line in tables(result, {}))
+    operators = [[name for name in names if name] for names in target.data["operation"].values.tolist()]
+    donors = target.values.donors(np.arange(len(operators)), "alike", 0)
+
+    def likeness(row: int, other: int) -> tuple[bool, int]:
+        one, two = operators[row], operators[other]
+        return len(one) == len(two), next(
+            (n for n, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two))
+        )
+
+    for row, donor in enumerate(donors):
+        assert donor != row
+        assert likeness(row, donor) == max(likeness(row, other) for other in range(len(operators)) if other != row)
+    same = np.mean([operators[row] == operators[donor] for row, donor in enumerate(donors)])
+    assert result.attrs["alike_share"] == pytest.approx(same)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Sections of values written into thoughts, and of subspaces erased and exchanged."""
 
+import math
 from typing import Any
 
 from analyze.context import StoredResult
@@ -92,7 +93,8 @@ def findings(erased: Frame, exchanged: Frame) -> dict[str, Any]:
     return {
         "erased": most["importance"], "subspace": most["subspace"], "rank": most["rank"], "whole": whole["importance"],
         "random": random["importance"].mean(), "apart": apart["importance"].mean(), "hit": best["hit_share"],
-        "by": best["subspace"], "of": best["rank"],
+        "by": best["subspace"], "of": best["rank"], "least": random["importance"].min(),
+        "most": random["importance"].max(), "held": random["held_share"].mean() if "held_share" in random else math.nan,
     }  # fmt: skip
 
 

@@ -33,6 +33,16 @@ def thought_graph(page: Page) -> None:
         if words:
             carried = [edge for edge in direct if not set(edge.split()) & set(words)]
             page.say_more(result.label, page.text("words", names=listed(words), carried=listed(carried) or "none"))
+        if operation == "resample" and "alike" in graph["operation"].values:
+            numbers = graph.sel(stratum="all", operation="alike")
+            left = edges_of(numbers, "direct")
+            gone = gone_of(numbers, direct)
+            shares = [listed(shares_of(each, gone)) for each in (part, numbers)]
+            page.say_more(
+                result.label,
+                page.text("plan" if gone else "numbers", left=listed(left) or "none", before=shares[0], now=shares[1]),
+            )
+            page.set(alike=float(graph.attrs["alike_share"]))
         if "rank_correlation" in graph:
             page.say(
                 result, "beside", operation=operation, against=graph.attrs["against"], **likeness(graph, operation)
@@ -79,6 +89,26 @@ def edges_of(part: Any, effect: str) -> list[str]:
         for source in edge["source"].values
         for target in edge["target"].values
         if bool(edge.sel(source=source, target=target))
+    ]
+
+
+def gone_of(part: Any, edges: list[str]) -> list[str]:
+    """Those of some direct edges whose share lies below what makes an edge with all of its interval."""
+    high = part["state_flip_high"].sel(effect="direct")
+    return [
+        edge
+        for edge in edges
+        if float(high.sel(source=edge.split()[0], target=edge.split()[-1])) < float(part.attrs["least"])
+    ]
+
+
+def shares_of(part: Any, edges: list[str]) -> list[str]:
+    """Of each edge the share of problems in which its target reads otherwise."""
+    direct = part["state_flip_mean"].sel(effect="direct")
+    ends = [(edge.split()[0], edge.split()[-1]) for edge in edges]
+    return [
+        f"{source} \N{RIGHTWARDS ARROW} {end} {float(direct.sel(source=source, target=end)):.0%}"
+        for source, end in ends
     ]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from os.path import commonprefix
 
 import numpy as np
 import xarray as xr
@@ -162,6 +163,8 @@ class StoredValues:
                     raise UsageError(f"there is no other problem{which} in the run to resample from")
                 chosen.append(np.random.default_rng([seed, int(row)]).choice(candidates))
             return np.array(chosen, dtype=np.int64)
+        if donor == "alike":
+            return self._alike(rows, problem, seed)
         pair = np.asarray(self.run["pair"].values) if "pair" in self.run.variables else np.full(len(problem), -1)
         partner: dict[int, list[int]] = {}
         for index, number in enumerate(pair.tolist()):
@@ -177,6 +180,36 @@ class StoredValues:
                 )
             chosen.append(others[0])
         return np.array(chosen, dtype=np.int64)
+
+    def _alike(self, rows: np.ndarray, problem: np.ndarray, seed: int) -> np.ndarray:
+        """Row of another problem whose operators are most like the row's: as many, and the longest common beginning."""
+        operators, gives, chosen = self.operators(), self._giving("other"), []
+        for row in rows:
+            own, others = operators[row], np.flatnonzero((problem != problem[row]) & gives).tolist()
+            if not others:
+                raise UsageError("there is no other problem in the run to take the value of")
+            likeness = [
+                (len(operators[other]) == len(own), len(commonprefix([operators[other], own]))) for other in others
+            ]
+            most = [other for other, like in zip(others, likeness, strict=True) if like == max(likeness)]
+            chosen.append(np.random.default_rng([seed, int(row), 71]).choice(most))
+        return np.array(chosen, dtype=np.int64)
+
+    def operators(self) -> list[tuple[str, ...]]:
+        """Operators of every example's steps, in order; where steps have none, as many empty ones as there are steps.
+
+        Raises
+        ------
+        UsageError
+            If the run does not say which steps its problems take.
+        """
+        if "operation" in self.run.variables:
+            names = self.run["operation"].transpose("example", "step").values.astype(str).tolist()
+            if any(map(any, names)):
+                return [tuple(filter(None, steps)) for steps in names]
+        if "n_operation" in self.run.variables:
+            return [("",) * int(n) for n in self.run["n_operation"].values]
+        raise UsageError("the run does not say which steps its problems take, so that none is known to be like another")
 
     def _giving(self, donor: str) -> np.ndarray:
         """Examples ``(example,)`` that may give their values to those of other problems."""

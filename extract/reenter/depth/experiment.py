@@ -120,11 +120,12 @@ def _run(
             _put(by_route, routes, parts, batch, len(prompts))
             if target.progress is not None:
                 target.progress(min((number + 1) * n_row, len(order)) * len(routes), len(order) * len(routes))
-    written = {route: [reasoner._plain(str(text)) for text in by_route[route]["text"]] for route in routes}
+    texts = {str(text) for route in routes for text in by_route[route]["text"]}
+    length = {text: len(reasoner._plain(text)) + 1 for text in texts}
     alone = sum(
-        len(prompt) + route.n_thought + len(reasoner.closing_ids) + len(asked.shared) + len(text) + 1
+        len(prompt) + route.n_thought + len(reasoner.closing_ids) + len(asked.shared) + length[str(text)]
         for route in routes
-        for prompt, text in zip(prompts, written[route], strict=True)
+        for prompt, text in zip(prompts, by_route[route]["text"], strict=True)
     )
     return by_route, {**cost, "positions_one_by_one": alone, "n_condition": len(routes)}
 
@@ -179,7 +180,8 @@ def _put(
 def _answers(target: Target, text: np.ndarray) -> np.ndarray:
     """What texts answer, of their shape."""
     scoring = target.scoring
-    return scoring.column(scoring.answer(str(answer)) for answer in text.ravel()).reshape(text.shape)
+    answers = {written: scoring.answer(written) for written in set(map(str, text.ravel()))}
+    return scoring.column(answers[str(written)] for written in text.ravel()).reshape(text.shape)
 
 
 def _labelled(

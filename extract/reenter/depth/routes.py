@@ -72,9 +72,13 @@ class _Walk:
 
     def branch(self, n_thought: int) -> Flight:
         """Go on after some thoughts, apart from the walk."""
-        flight = self.flight
-        rows = torch.arange(len(flight.pad), device=flight.pad.device)
-        return _apart(flight, rows, self.start + n_thought)
+        return _copy(self.flight, self.start + n_thought)
+
+
+def _copy(flight: Flight, column: int) -> Flight:
+    """Copy of a flight up to a column."""
+    cache = flight.cache.repeat(1, column, flight.cache.capacity)
+    return Flight(flight.reasoner, flight.pad, flight.n_before, cache)
 
 
 def _apart(flight: Flight, rows: Tensor, column: int) -> Flight:
@@ -161,11 +165,13 @@ def _markers(routes: Sequence[Route]) -> list[Marker]:
 def _untouched(reasoner: Reasoner, walk: _Walk, asked: Answers, batch: list[int], cost: dict[str, int]) -> Trunk:
     """Distribution at the answer's number after the trained thoughts."""
     flight = walk.branch(reasoner.n_latent)
-    state = flight.close(walk.states[reasoner.n_latent])
+    states = [walk.states[reasoner.n_latent]]
+    for token in reasoner.closing_tokens(len(batch), flight.pad.device).T:
+        states.append(flight.feed_tokens(token[:, None])[:, -1])
     trunk = Trunk(
-        tokens=walk.tokens, pad=flight.pad, n_before=flight.n_before, cache=flight.cache, states=[state], base=state
+        tokens=walk.tokens, pad=flight.pad, n_before=flight.n_before, cache=flight.cache, states=states, base=states[0]
     )
-    set_base(reasoner, trunk, asked, batch, cost)
+    set_base(reasoner, trunk, asked, batch, cost, len(reasoner.closing_ids))
     return trunk
 
 
@@ -188,7 +194,7 @@ def _filled(
     state = growing.feed(vector[:, None].expand(-1, missing, -1))[:, -1]
     spend(cost, growing)
     growing.fed = growing.calls = 0
-    return _apart(growing, torch.arange(len(growing.pad), device=growing.pad.device), growing.column), state
+    return _copy(growing, growing.column), state
 
 
 def _answer(
@@ -196,13 +202,13 @@ def _answer(
     n_new: int, sampling: Sampling | None, cost: dict[str, int],
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Close the thoughts, or not, and answer."""
-    if route.marker == "kept":
-        state = flight.close(state)
+    closing = reasoner.closing_tokens(len(state), state.device) if route.marker == "kept" else None
     collected: dict[str, np.ndarray] = {}
     if sampling is not None:  # before the flight goes on with those rows only whose answer is longest
+        state, closing = flight.close(state), None
         collected["sample_text"] = _sample(reasoner, flight, state, route, batch, n_new, sampling, cost)
     source = torch.arange(len(state), device=state.device)
-    measured = measure_answers(reasoner, flight, state, base, source, asked, batch)
+    measured = measure_answers(reasoner, flight, state, base, source, asked, batch, closing)
     lines = write_answers(reasoner, flight, measured.states, asked.shared, n_new, cost, measured.known)
     spend(cost, flight)
     text = np.array([reasoner.decode(line) for line in lines], dtype=object)

@@ -14,7 +14,17 @@ from extract.model.flight import Flight
 from extract.model.reasoner import Reasoner
 from extract.reenter.answers import spend
 from extract.reenter.graph.command import GraphSettings
-from extract.reenter.graph.effects import ANSWER, CHANGES, DIRECT, TOTAL, by_edge, completed, labelled, stored_graph
+from extract.reenter.graph.effects import (
+    ANSWER,
+    DIRECT,
+    TOTAL,
+    alike_share,
+    by_edge,
+    completed,
+    labelled,
+    operations_of,
+    stored_graph,
+)
 from extract.reenter.graph.steps import WrittenChains, written_chains
 from extract.reenter.observe import COMPARED, differences
 from extract.reenter.sweep import rows_that_fit
@@ -23,6 +33,8 @@ from extract.reenter.values import StoredValues
 from schemas import UsageError
 
 SELF, HELD = "self", "held"
+DONORS = {"resample": "other", "alike": "alike", "twin": "twin"}
+"""Whose step an operation puts in, where it is another problem's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +100,15 @@ def chain_graph(target: Target, settings: GraphSettings | None = None) -> xr.Dat
             f"--sample is of answers after thoughts; {target.run} writes its chain, and a chain that is drawn has other"
             " steps than those that are compared"
         )
-    if not settings.operations:
-        raise UsageError("no operation is named; " + ", ".join(CHANGES) + " can be")
     names, chains = written_chains(target, settings.positions)
     other = None if settings.against is None else stored_graph(target, settings.against, names)
     known = [int(name.removeprefix("step")) - 1 for name in names]
-    changes = _changes(known, settings.operations)
+    operations = operations_of(target, settings)
+    changes = _changes(known, operations)
     steps = _Steps(target, chains, known, settings)
     measured, cost = _measure(steps, changes)
     labels: dict[str, list[str]] = {
-        "operation": list(settings.operations), "effect": [TOTAL, DIRECT], "source": names, "target": [*names, ANSWER],
+        "operation": operations, "effect": [TOTAL, DIRECT], "source": names, "target": [*names, ANSWER],
     }  # fmt: skip
     data = target.data.isel(example=chains.rows)
     values = by_edge(measured, changes, labels)
@@ -107,7 +118,8 @@ def chain_graph(target: Target, settings: GraphSettings | None = None) -> xr.Dat
     strata = None if target.strata is None else target.strata[chains.rows]
     problem = data["problem"].values if "problem" in data.coords else None
     out = completed(out, settings, strata=strata, problem=problem, other=other)
-    return out.assign_attrs(layer=-1, n_left_out=int(target.data.sizes["example"] - len(chains.rows)))
+    n_left_out = int(target.data.sizes["example"] - len(chains.rows))
+    return out.assign_attrs(layer=-1, n_left_out=n_left_out, **alike_share(target.values, operations, settings.seed))
 
 
 def _changes(known: Sequence[int], operations: Sequence[str]) -> list[_Change]:
@@ -169,8 +181,8 @@ class _Steps:
         """Embeddings ``(token, hidden)`` of the changed step, in place of its own."""
         step = self.known[change.source]
         n = len(own)
-        if change.operation in ("resample", "twin"):
-            giver = int(self.donors("other" if change.operation == "resample" else "twin")[example])
+        if change.operation in DONORS:
+            giver = int(self.donors(DONORS[change.operation])[example])
             span = self.chains.span(giver, step)
             # Aligned at the result; of a shorter step the first token stands for those before it.
             ids = [self.chains.tokens[giver][span[max(0, len(span) - n + place)]] for place in range(n)]

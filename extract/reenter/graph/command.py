@@ -1,6 +1,6 @@
 """``lake reenter graph``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,9 +23,11 @@ READS = 0.5
 class GraphSettings(DrawnSettings):
     """What is done to each thought, and what counts as an edge."""
 
-    operations: tuple[Literal["mean", "resample", "noise", "twin"], ...] = setting(
-        ("mean", "resample", "noise"),
-        "What a thought becomes: its mean, that of another problem, itself with noise, that of the pair's twin.",
+    operations: tuple[Literal["mean", "resample", "noise", "alike", "twin"], ...] | None = setting(
+        None,
+        "What a thought becomes: its mean, that of another problem (resample), itself with noise, that of a problem of"
+        " the same operators, so that only numbers differ (alike), that of the pair's twin; by default all but the"
+        " last, alike where the run has its problems' operators.",
     )
     layer: int | None = setting(
         None, "The thought is the output of this block at its place; by default the vector fed there.", metavar="N"
@@ -73,12 +75,13 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     for operation in result["operation"].values:
         for effect in result["effect"].values:
             edges = edge_names(result, operation, effect)
-            line = f"{effect} edges by {operation}: {', '.join(edges) or 'none'}"
+            line = f"{effect} edges by {operation}: {_with_shares(result, operation, effect, edges)}"
             wordy = wordy_nodes(result)
             carried = [edge for edge in edges if wordy.isdisjoint(edge.split(" > "))]
             if len(carried) < len(edges):
                 line += f"; between those that read as results: {', '.join(carried) or 'none'}"
             printed.append(line)
+    printed += _plan_edges(result)
     held = float(result["held_kl"].max())
     printed.append(f"with every node held at its stored value nothing changes by more than {held:.1e} nats")
     return printed
@@ -100,6 +103,39 @@ def edge_names(result: Any, operation: str, effect: str, stratum: str = "all") -
         for source in table["source"].values
         for target in table["target"].values
         if bool(table.sel(source=source, target=target))
+    ]
+
+
+def _with_shares(result: Any, operation: str, effect: str, edges: Sequence[str]) -> str:
+    """Edges, each with the share of problems in which its target reads otherwise."""
+    share = result["state_flip_mean"].sel(operation=operation, effect=effect, stratum="all")
+    ends = [edge.split(" > ") for edge in edges]
+    named = [f"{source} > {end} ({float(share.sel(source=source, target=end)):.2f})" for source, end in ends]
+    return ", ".join(named) or "none"
+
+
+def _plan_edges(result: Any) -> list[Printed]:
+    """Which direct edges say what is to be done, not with which numbers: they are gone where only numbers change."""
+    operations = [str(each) for each in result["operation"].values]
+    if "alike" not in operations or "resample" not in operations:
+        return []
+    high = result["state_flip_high"].sel(operation="alike", effect="direct", stratum="all")
+    gone = [
+        edge
+        for edge, (source, end) in ((edge, edge.split(" > ")) for edge in edge_names(result, "resample", "direct"))
+        if float(high.sel(source=source, target=end)) < result.attrs["least"]
+    ]
+    how = (
+        "alike: another problem of the same operators gives the thought, all of them in"
+        f" {result.attrs['alike_share']:.0%} of the problems, else as many of the first as any other has"
+    )
+    if not gone:
+        return [how]
+    shares = [_with_shares(result, operation, "direct", gone) for operation in ("resample", "alike")]
+    return [
+        how,
+        f"edges that depend on the operators, not on the numbers: {shares[0]} by resample, but {shares[1]} by alike,"
+        " where only numbers change",
     ]
 
 

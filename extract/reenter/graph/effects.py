@@ -14,6 +14,7 @@ from extract.reenter.observe import COMPARED
 from extract.reenter.sites import self_controls
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target
+from extract.reenter.values import StoredValues
 from schemas import Intervention, UsageError, nearest
 from schemas.statistics import mean_interval
 from store.results import preferred
@@ -22,9 +23,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "mean": {"operation": "mean"},
     "resample": {"operation": "resample"},
     "noise": {"operation": "noise"},
+    "alike": {"operation": "replace", "donor": "alike"},
     "twin": {"operation": "replace", "donor": "twin"},
 }
-"""What ``do`` puts in: the position's mean, another problem's value, noise on top, the value of the pair's twin."""
+"""What ``do`` puts in: the position's mean, another problem's value, noise on top, the value of a problem of the same
+operators, that of the pair's twin."""
 ANSWER = "answer"
 TOTAL, DIRECT = "total", "direct"
 
@@ -82,11 +85,10 @@ def thought_graph(target: Target, settings: GraphSettings | None = None) -> xr.D
     """
     settings = settings or GraphSettings()
     nodes, layer = _nodes(target, settings.layer, settings.positions), settings.layer
-    if not settings.operations:
-        raise UsageError("no operation is named; " + ", ".join(CHANGES) + " can be")
+    operations = operations_of(target, settings)
     other = None if settings.against is None else stored_graph(target, settings.against, nodes)
     place = _place(layer)
-    changes = _changes(nodes, settings.operations, place, settings.strength, settings.seed)
+    changes = _changes(nodes, operations, place, settings.strength, settings.seed)
     labels = {"operation": "replace", "group": "all"}
     controls = self_controls(target, place["site"], -1 if layer is None else layer, nodes, labels)
     conditions = {change.condition.name: change.condition for change in changes}
@@ -94,7 +96,7 @@ def thought_graph(target: Target, settings: GraphSettings | None = None) -> xr.D
     swept = target.sweep([*conditions.values(), *controls], observe=True, draws=draws)
     measured = _measured(target, swept, nodes, layer)
     axes: dict[str, list[str]] = {
-        "operation": list(settings.operations), "effect": [TOTAL, DIRECT], "source": nodes, "target": [*nodes, ANSWER],
+        "operation": operations, "effect": [TOTAL, DIRECT], "source": nodes, "target": [*nodes, ANSWER],
     }  # fmt: skip
     values = by_edge({change.name: measured[change.condition.name] for change in changes}, changes, axes)
     attrs = {key: value for key, value in swept.attrs.items() if key != "rule"}
@@ -108,7 +110,27 @@ def thought_graph(target: Target, settings: GraphSettings | None = None) -> xr.D
     if draws is not None:
         out = _with_drawn(out, swept, changes, problem, target, settings.seed)
     out = completed(out, settings, strata=target.strata, problem=problem, other=other)
-    return out.assign_attrs(layer=-1 if layer is None else layer)
+    return out.assign_attrs(
+        layer=-1 if layer is None else layer, **alike_share(target.values, operations, settings.seed)
+    )
+
+
+def operations_of(target: Target, settings: GraphSettings) -> list[str]:
+    """What is done to each node: what the settings name, or all that needs no pairs and that the run has data for."""
+    if settings.operations is None:
+        known = "operation" in target.data.variables and bool((target.data["operation"] != "").any())
+        return ["mean", "resample", "noise", *(["alike"] if known else [])]
+    if not settings.operations:
+        raise UsageError("no operation is named; " + ", ".join(CHANGES) + " can be")
+    return list(dict.fromkeys(settings.operations))
+
+
+def alike_share(values: StoredValues, operations: Sequence[str], seed: int) -> dict[str, float]:
+    """Share of problems whose ``alike`` donor has all of their operators; others share the beginning of them."""
+    if "alike" not in operations:
+        return {}
+    donors, operators = values.donors(np.arange(values.run.sizes["example"]), "alike", seed), values.operators()
+    return {"alike_share": float(np.mean([operators[row] == operators[donor] for row, donor in enumerate(donors)]))}
 
 
 def _with_drawn(
