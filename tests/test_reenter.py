@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,15 @@ def test_strata_add_up(folder: Path) -> None:
     before = float(result["accuracy"].sel(stratum="all")[0])
     drop = result["drop"].sel(stratum="all")
     np.testing.assert_allclose(before - result["accuracy"].sel(stratum="all"), drop, atol=1e-12)
+
+
+def test_an_answer_is_cut_off_from_the_thoughts_to_its_end_however_short_the_run(folder: Path) -> None:
+    whole = target(folder, "small-gpt2")
+    short = replace(whole, data=whole.data.assign_attrs(spec='{"max_new_tokens": 2}'))
+    texts = [str(text) for text in whole.data["gold_answer"].values]
+    longest = max(len(whole.reasoner.answer_tokens(text)) for text in texts)
+    assert whole.answer_positions == tuple(f"a{index}" for index in range(10))
+    assert short.answer_positions == tuple(f"a{index}" for index in range(longest))
 
 
 def test_edges_and_heads(folder: Path) -> None:

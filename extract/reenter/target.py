@@ -72,6 +72,13 @@ class Target:
         return int(json.loads(self.data.attrs.get("spec", "{}")).get("max_new_tokens", 24))
 
     @property
+    def answer_positions(self) -> tuple[str, ...]:
+        """Every place of an answer: as many as the run had room for, or as the longest gold answer takes, if more."""
+        texts = {str(text) for text in self.data["gold_answer"].values}
+        longest = max((len(self.reasoner.answer_tokens(text)) for text in texts), default=0)
+        return tuple(f"a{index}" for index in range(max(self.max_new_tokens, longest)))
+
+    @property
     def strata(self) -> np.ndarray | None:
         """Difficulty ``(example,)``: number of operations, as the data says or as the written chains show."""
         if "n_operation" in self.data.variables and self.data["n_operation"].dtype.kind in "iu":

@@ -70,7 +70,7 @@ def cut_edges(target: Target, settings: CutEdgesSettings | None = None) -> xr.Da
     hub = find_hub(target) if settings.hub is None else settings.hub
     if hub not in chain[:-1]:
         raise UsageError(f"hub {hub!r} is not one of {', '.join(chain[:-1])}{nearest(hub, chain[:-1])}")
-    answer = tuple(f"a{index}" for index in range(target.max_new_tokens))
+    answer = target.answer_positions
     cuts = [
         *_hub_cuts(chain, hub, answer),
         *((f"cut {key}", _from_later(chain, answer, key), {}) for key in chain[:-1]),
