@@ -10,7 +10,9 @@ import xarray as xr
 from synthetic import make_run, thought_attention
 
 from analyze import head_analysis, head_scores, head_summary, head_table, result_tables
-from schemas import SchemaError, UsageError
+from analyze.labels import take
+from analyze.statistics import draw_counts
+from schemas import SchemaError, UsageError, latent_labels
 
 PUBLISHED = json.loads((Path(__file__).parent / "data" / "heads" / "llama.json").read_text())
 N = 6
@@ -235,6 +237,28 @@ def test_summary_counts_and_hub(convention):
         assert summary["ratio"].values == pytest.approx(summary["incoming"].values * 6)
         assert summary["hub_position"] == "ct0"  # columns have 5, 4, 3, .. entries: early ones win mechanically
     assert set(result_tables(summary)) == {"key_position", "position", "type", "band", "all"}
+
+
+def test_what_heads_do_together_has_the_interval_of_a_slow_bootstrap():
+    run = make_run(n_layer=2, n_head=3)
+    attention = run["attention"]
+    summary = head_summary(head_analysis(attention, n_resample=40, seed=3))
+    block = take(take(attention, "position", latent_labels(), ""), "key_position", latent_labels(), "")
+    values = block.transpose("example", "layer", "head", "position", "key_position").values.astype("float64")
+    weights = draw_counts(run["problem"].values, n_resample=40, seed=3)
+    means = [np.average(values, axis=0, weights=column).mean((0, 1)) for column in weights.T]
+    slow = {
+        "mean_sequential": [np.mean([mean[i, i - 1] for i in range(1, 6)]) for mean in means],
+        "mean_skip": [mean[5, :3].mean() for mean in means],
+        "sequential": [[mean[i, i - 1] for i in range(1, 6)] for mean in means],
+        "incoming": [[mean[j + 1 :, j].sum() for j in range(6)] for mean in means],
+    }
+    for name, draws in slow.items():
+        for end, level in (("low", 0.025), ("high", 0.975)):
+            assert summary[f"{name}_{end}"].values == pytest.approx(np.quantile(draws, level, axis=0), nan_ok=True), (
+                name
+            )
+    assert 0 <= int(summary["type_sure"]) <= 6
 
 
 def test_messages():

@@ -10,13 +10,13 @@ from analyze.heads.scores import (
     N_REPORT_STEP,
     Array,
     Convention,
-    incoming_attention,
     report_metrics,
     report_steps,
     score_block,
     thought_block,
     thought_metrics,
 )
+from analyze.heads.summary import BY_THOUGHT, TOGETHER, of_all_heads
 from analyze.labels import inherited, numbered, require_dims
 from analyze.statistics import bootstrap_weights, draw_counts, percentile_interval
 from schemas import latent_labels
@@ -38,8 +38,9 @@ def head_analysis(
     ``spread`` the population standard deviation over examples of an entry of the matrix, averaged over the entries that
     can be non-zero; ``hub_agreement`` the share of examples whose own hub is the mean's; ``rank`` by composite, ties by
     layer and head; and from a bootstrap over problems the 95% interval of composite (``composite_low``,
-    ``composite_high``) and of the rank, ``top_share``, how often the head is among the ``top`` best, and (not by the
-    report convention) the interval of the ratio of :func:`analyze.heads.summary.head_summary`, (key_position).
+    ``composite_high``) and of the rank, ``top_share``, how often the head is among the ``top`` best, ``type_share``,
+    how often it has the type it has, and (not by the report convention) intervals of what
+    :func:`analyze.heads.summary.head_summary` says of all heads.
 
     Memory is that of the resampled matrices, ``n_resample`` x heads x 36, whatever the number of examples.
 
@@ -73,7 +74,8 @@ def head_analysis(
 
     weight = bootstrap_weights(_chunk_like(problem, block), n_resample, seed).sum("example")
     drawn = sums.isel(part=slice(0, n_resample)).rename(part="resample") / weight
-    resampled = score_block(drawn, complete_mean, labels, convention, None, None, n_layer)["composite"]
+    again = score_block(drawn, complete_mean, labels, convention, None, None, n_layer)
+    resampled = again["composite"]
     ranks = _rank(resampled)
     if resampled.chunks is not None:
         resampled, ranks = resampled.chunk(resample=-1), ranks.chunk(resample=-1)
@@ -81,17 +83,16 @@ def head_analysis(
     scores["composite_low"], scores["composite_high"] = percentile_interval(resampled)
     scores["rank_low"], scores["rank_high"] = percentile_interval(ranks.astype("float64"))
     scores["top_share"] = (ranks <= top).mean("resample")
+    scores["type_share"] = (again["type"] == scores["type"]).mean("resample")
     if convention == "thoughts":
-        ratio = _ratio(drawn)
-        known = ratio.notnull().any("resample")  # the last thought has none after it
-        low, high = (end.where(known) for end in percentile_interval(ratio.fillna(0)))
-        scores["ratio_low"], scores["ratio_high"] = low, high
+        scores = scores.assign(_together(drawn))
     scores["pattern"] = pattern
     for name, text in {
         "spread": "standard deviation over examples of an entry of the matrix, mean over entries",
         "hub_agreement": "share of examples whose own hub is that of the mean",
         "rank": "rank by composite",
         "top_share": f"share of resamples that have the head among the best {top}",
+        "type_share": "share of resamples that give the head the same type",
         "pattern": "mean attention among the thoughts",
     }.items():
         scores[name].attrs = {"long_name": text, "units": "1"}
@@ -117,20 +118,26 @@ def _shifted(mean: xr.DataArray) -> xr.DataArray:
     return values.assign_coords(position=steps[:-1], key_position=steps[1:])
 
 
-def _ratio(matrix: xr.DataArray) -> xr.DataArray:
-    """Attention that each thought gets from later ones over that of an even spread, means over heads."""
+def _together(drawn: xr.DataArray) -> dict[str, xr.DataArray]:
+    """Intervals of what the heads do together, from resampled matrices (resample, layer, head, i, j)."""
 
-    def ratio(values: Array) -> Array:  # (..., layer, head, i, j)
-        incoming, expected = (np.nanmean(x, axis=(-3, -2)) for x in incoming_attention(np.tril(values)))
-        return np.asarray(incoming / np.where(expected > 0, expected, np.nan))
+    def kernel(values: Array) -> tuple[Array, ...]:  # (..., layer, head, i, j)
+        together = of_all_heads(np.nanmean(np.tril(values), axis=(-4, -3)))
+        return tuple(together[name] for name in TOGETHER)
 
     core = ["layer", "head", "position", "key_position"]
-    whole = matrix.chunk(dict.fromkeys(core, -1)) if matrix.chunks is not None else matrix
-    ratios: xr.DataArray = xr.apply_ufunc(
-        ratio, whole, input_core_dims=[core], output_core_dims=[["key_position"]], dask="parallelized",
-        output_dtypes=["float64"],
+    whole = drawn.chunk(dict.fromkeys(core, -1)) if drawn.chunks is not None else drawn
+    parts = xr.apply_ufunc(
+        kernel, whole, input_core_dims=[core], output_core_dims=list(TOGETHER.values()), dask="parallelized",
+        output_dtypes=["float64"] * len(TOGETHER),
     )  # fmt: skip
-    return ratios.chunk(resample=-1) if ratios.chunks is not None else ratios
+    ends: dict[str, xr.DataArray] = {}
+    for name, part in zip(TOGETHER, parts, strict=True):
+        known = part.notnull().any("resample")  # none comes before the first thought, or after the last
+        low, high = percentile_interval((part.chunk(resample=-1) if part.chunks is not None else part).fillna(0))
+        name += BY_THOUGHT.get(name, "")
+        ends |= {f"{name}_low": low.where(known), f"{name}_high": high.where(known)}
+    return ends
 
 
 def _rank(composite: xr.DataArray) -> xr.DataArray:

@@ -18,6 +18,9 @@ from analyze.heads.summary import head_summary, head_table
 from analyze.page import Page, Section, listed
 from analyze.statistics import is_majority
 
+ENDS = ("low", "high")
+"""Ends of an interval."""
+
 
 def critical_heads(page: Page) -> None:
     """Ranked heads, with the maps of the best."""
@@ -97,7 +100,7 @@ def hubs(page: Page) -> None:
         thoughts = [str(x) for x in data["key_position"].values]
         places = np.arange(len(thoughts))
         ax = page.panel("hubs", result, height=2.5)
-        bars(ax, thoughts, [(result.look, data["incoming"].values, None, None)])
+        bars(ax, thoughts, [(result.look, data["incoming"].values, *ends_of(data, "incoming"))])
         ax.set_ylim(0, highest or 1.0)
         ax.hlines(data["expected"].values, places - 0.45, places + 0.45, color=INK, linewidth=1.6)
         ax.set_ylabel("attention received")
@@ -107,12 +110,17 @@ def hubs(page: Page) -> None:
         known = "_sure" if np.isfinite(ends).all() else ""
         page.say(result, f"sought{known}" if ratio > 1 else "even", hub=hub, ratio=ratio, low=ends[0], high=ends[1])
         findings.append((result, [ratio_at(hub)] if ratio > 1 else []))
-        names = ("incoming", "expected", "ratio", "ratio_low", "ratio_high")
+        names = ("incoming", "incoming_low", "incoming_high", "expected", "ratio", "ratio_low", "ratio_high")
         columns = {name: data[name].values for name in names if name in data}
         if "hub_count" in data:
             columns["hub_heads"] = data["hub_count"].sel(key_position=thoughts).values.astype(int)
         page.add("hubs", result, {"thought": thoughts} | columns)
     beside(page, findings, "number")
+
+
+def ends_of(data: xr.Dataset, name: str) -> list[Any]:
+    """Ends of an interval, or ``None`` where a result of before has none."""
+    return [data[f"{name}_{end}"].values if f"{name}_{end}" in data else None for end in ENDS]
 
 
 def ratio_at(thought: str) -> Finding:
@@ -128,17 +136,26 @@ def flow_and_skip(page: Page) -> None:
     """Step to step, and across."""
     summaries = head_summaries(page)
     axes = page.panel("flow_and_skip", wide=True, height=2.8, ncols=2)
+    findings = []
     for one in summaries:
-        means = {kind: path_attention(one, kind) for kind in ("sequential", "skip")}
-        page.say(one, "means", **{kind: float(values.mean()) for kind, values in means.items()})
-        for ax, (kind, values) in zip(axes, means.items(), strict=True):
-            ax.plot(np.arange(values.size), values, **one.look.line())
-            page.add("flow_and_skip", one, {"kind": kind, "position": values.index, "attention": values.to_numpy()})
+        means = {kind: number_at(one.data, f"mean_{kind}") for kind in ("sequential", "skip")}
+        known = "_sure" if np.isfinite([*means.values()]).all() else ""
+        ends = {f"{kind}_{end}": x for kind, mean in means.items() for end, x in zip(ENDS, mean[1:], strict=True)}
+        page.say(one, f"means{known}", **{kind: mean[0] for kind, mean in means.items()} | ends)
+        findings.append((one, [path_mean("sequential", "to the thought before"), path_mean("skip", "skip")]))
+        for ax, kind in zip(axes, means, strict=True):
+            path = path_attention(one, kind)
+            ax.plot(np.arange(len(path)), path["attention"], **one.look.line())
+            if "attention_low" in path:
+                ax.fill_between(np.arange(len(path)), path["attention_low"], path["attention_high"],
+                                color=one.look.colour, alpha=0.15, linewidth=0)  # fmt: skip
+            page.add("flow_and_skip", one, path.assign(kind=kind))
+    beside(page, findings)
     top = max(ax.get_ylim()[1] for ax in axes)
     for ax, kind, title in zip(
         axes, ("sequential", "skip"), ("to the thought before", "from the last thought"), strict=True
     ):
-        labels = path_attention(summaries[0], kind).index
+        labels = path_attention(summaries[0], kind)["position"]
         ax.set_xticks(np.arange(len(labels)), labels)
         ax.set_title(title)
         ax.set_ylim(0, top)
@@ -148,10 +165,20 @@ def flow_and_skip(page: Page) -> None:
     axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
 
 
-def path_attention(result: StoredResult, kind: str) -> Any:
-    """Attention step to step (``sequential``) or across (``skip``), by thought."""
-    values = result.data[kind]
-    return values.reset_coords(drop=True).to_series().dropna()
+def path_mean(kind: str, what: str) -> Finding:
+    """Mean attention on a way between thoughts; no value of it is none."""
+
+    def of(result: StoredResult) -> Triple:
+        return number_at(result.data, f"mean_{kind}")
+
+    return Finding(what=what, of=of, nothing=math.nan)
+
+
+def path_attention(result: StoredResult, kind: str) -> pd.DataFrame:
+    """Attention step to step (``sequential``) or across (``skip``), by thought, with its interval."""
+    names = [name for name in (kind, *(f"{kind}_{end}" for end in ENDS)) if name in result.data]
+    table = result.data[names].reset_coords(drop=True).to_dataframe().dropna()
+    return table.rename(columns=lambda name: name.replace(kind, "attention")).rename_axis("position").reset_index()
 
 
 def types_and_layers(page: Page) -> None:
@@ -174,9 +201,10 @@ def types_and_layers(page: Page) -> None:
     for one in summaries:
         tops = {dim: one.data[f"{dim}_count"].to_series().astype(int) for dim in ("type", "band")}
         page.say(
-            one, "counts", n=int(tops["type"].sum()),
+            one, f"counts{'_sure' if 'type_sure' in one.data else ''}", n=int(tops["type"].sum()),
             types=counted({SHORT_TYPES.get(str(name), str(name)): n for name, n in tops["type"].items()}),
             bands=counted({str(name): n for name, n in tops["band"].items()}),
+            sure=int(one.data.get("type_sure", 0)),
         )  # fmt: skip
 
 
