@@ -120,6 +120,9 @@ def test_dashboards_have_the_fields_of_their_reader_and_what_every_code_says(tmp
     assert len(batch["features"]) == 12 - len(
         json.loads((folders[1] / "skipped_indexes.json").read_text())["skipped_indexes"]
     )
+    for variable, name in (("final_state", "2-final-state-12"), ("latent_embedding", "0-latent-embedding-12")):
+        other = train_sae(select_cells(run, variable=variable), SPEC, n_top=3)
+        assert [folder.name for folder in write_dashboards(other, run, model, tmp_path)] == [name]
 
 
 def test_one_model_twice_shares_its_features_and_two_that_have_nothing_in_common_share_none() -> None:
@@ -177,6 +180,9 @@ def test_the_command_and_its_sections(tmp_path, capsys) -> None:
     code, out, err = call("analyze", "features", place, *names, *few, "--sae", "results/sae/one.probs")
     assert (code, err.count("\n")) == (2, 1)
     assert "is no dictionary of one/problems, two/problems; there are results/sae/" in err
+    crosscoder = next(one.name for one in lake.results("sae") if len(one.runs) == 2)
+    code, out, err = call("analyze", "features", place, names[0], *few, "--sae", crosscoder)
+    assert (code, err) == (2, f"lake: --sae {crosscoder} reads {', '.join(names)}; name all of these runs\n")
     taken_out(lake, names[0])
     code, out, err = call("analyze", "features", place, *names, *few)
     assert (code, err) == (0, "")

@@ -193,6 +193,9 @@ def chosen(sources: "Sequence[Source]", name: str | None) -> "list[Result]":
     stored = [one for one in lake.results("sae") if set(one.runs) <= set(runs)]
     if name is not None:
         named = [one for one in stored if one.name == name]
+        of_more = [one for one in lake.results("sae") if one.name == name and not named]
+        if of_more:
+            raise UsageError(f"--sae {name} reads {', '.join(of_more[0].runs)}; name all of these runs")
         if not named:
             known = [one.name for one in stored]
             raise UsageError(

@@ -68,7 +68,7 @@ def write_dashboards(
     folder
         Gets a folder for each layer, ``LAYER-SET``, or for each cell, ``LAYER-SET-POSITION``, with a file for
         each 128 features that fire there and ``skipped_indexes.json``, which names the others. Layer 0 and a
-        set ``latent-embedding-N`` are the vectors fed.
+        set ``latent-embedding-N`` are the vectors fed; final states are one layer more.
     progress
         Called with examples read and their number, over layers and both readings.
 
@@ -87,8 +87,11 @@ def write_dashboards(
     for _, one in dictionaries(sae):
         activation = activation_of(one, {"": run})
         assert isinstance(activation, xr.DataArray)
-        layers = activation["layer"].values.tolist() if "layer" in activation.dims else [None]
-        parts += [(one, activation if layer is None else activation.sel(layer=[layer]), layer) for layer in layers]
+        if "layer" in activation.dims:
+            parts += [(one, activation.sel(layer=[layer]), layer) for layer in activation["layer"].values.tolist()]
+        else:  # final states come after the last layer, the vectors fed before the first
+            final = sae.attrs.get("variable") == "final_state"
+            parts.append((one, activation, int(run["layer"].values[-1]) + 1 if final else 0))
     readout, folders = ReadOut(model), []
     for number, (one, states, layer) in enumerate(parts):
 
@@ -100,7 +103,7 @@ def write_dashboards(
         of_cell = "".join(f"-{states[dim].item()}" for dim in ("position", "latent") if dim in states.dims
                           and sae.attrs["scope"] == "cell")  # fmt: skip
         variable = str(sae.attrs.get("variable", "hidden_state")).replace("_", "-")
-        names = {"model_id": str(run.attrs["run"]).partition("/")[0], "layer": int(layer or 0),
+        names = {"model_id": str(run.attrs["run"]).partition("/")[0], "layer": int(layer),
                  "sae_set": f"{variable}-{sae.sizes['feature']}{of_cell}"}  # fmt: skip
         place = folder / f"{names['layer']}-{names['sae_set']}"
         place.mkdir(parents=True, exist_ok=True)
