@@ -8,10 +8,11 @@ from synthetic import make_model, make_run, normalise, write_run
 
 import lake as command_line
 from analyze.context import Context
-from analyze.geometry.components import fit, principal_components
+from analyze.geometry.components import fit, kept_share, principal_components
 from analyze.geometry.procrustes import procrustes
 from analyze.geometry.section import SECTIONS
-from analyze.geometry.shape import geometry, shape_of
+from analyze.geometry.shape import Cells, geometry, shape_of
+from analyze.lens.readout import ReadOut
 from analyze.page import write_section
 from store import open_lake
 
@@ -30,6 +31,35 @@ def test_components_are_those_of_scikit_learn(n: int, width: int) -> None:
     np.testing.assert_allclose(
         share[: len(known.explained_variance_ratio_)], known.explained_variance_ratio_, atol=1e-10
     )
+
+
+@pytest.mark.parametrize(("n", "width"), [(40, 50), (40, 6)])
+def test_a_draw_is_told_from_shared_products_as_it_is_alone(n: int, width: int) -> None:
+    rng = np.random.default_rng(1)
+    states = 50 + rng.normal(size=(3, n, width))
+    half = rng.permutation(n)[: n // 2]
+    drawn, alone = Cells(states).shape(half, 4), shape_of(states[:, half], 4)
+    for name, values in alone.items():
+        np.testing.assert_allclose(drawn[name], values, rtol=1e-8, atol=1e-10)
+    apart = states[:, half] - states[:, half].mean(1, keepdims=True)
+    cosine = [(a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(apart[0], apart[2], strict=True)]
+    assert drawn["centred_cosine"][0, 2] == pytest.approx(np.mean(cosine))
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+def test_a_reading_with_few_components_is_that_of_their_sum(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analyze.lens.readout.VOCABULARY_BLOCK", 16)
+    readout = ReadOut(make_model(final_norm=norm))
+    rng = np.random.default_rng(0)
+    width = readout.unembedding.shape[1]
+    states = rng.normal(size=(2, 15, width))
+    mean, axes, _ = fit(states)
+    whole = (readout.norm(states) @ readout.unembedding.T).argmax(-1)
+    share = kept_share(states, whole, mean, axes, [1, 3, width - 1], readout)
+    for place, k in enumerate([1, 3, width - 1]):
+        short = mean + (states - mean) @ axes[:k].T @ axes[:k]
+        first = (readout.norm(short) @ readout.unembedding.T).argmax(-1)
+        np.testing.assert_allclose(share[:, place], (first == whole).mean(1))
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 5])

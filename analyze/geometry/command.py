@@ -1,7 +1,7 @@
 """``lake analyze geometry``."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -55,29 +55,48 @@ def run(sources: "Sequence[Source]", settings: GeometrySettings) -> list[Made]:
 
 
 def cost(sources: "Sequence[Source]", settings: GeometrySettings) -> Cost:
-    """Eigenvalues of every layer and position for each draw, axes of each layer, and rotations of every two cells."""
-    from analyze.cost import fewer, places, reading, states_at
+    """Eigenvalues of every layer and position for each draw, axes and readings of each layer, rotations of cells."""
+    from analyze.cost import places, reading, states_at
 
-    states, operations = [], 0.0
-    cells = []
+    states, operations, cells = [], 0.0, []
     for source in sources:
         labels = places(source.data, settings.positions, answers=False)
-        n = min(settings.max_problems, source.data.sizes["example"])
-        states.append(states_at(source.data, labels, None if n < source.data.sizes["example"] else n))
-        width, n_cell = source.data.sizes["hidden"], len(labels) * source.data.sizes["layer"]
-        cells.append(n_cell)
-        draws = [(n // 2, settings.resamples), (n, settings.shuffles + 1)]
-        operations += sum(n_cell * times * (6.0 * m * m * width + 4 / 3 * m**3) for m, times in draws)
-        operations += source.data.sizes["layer"] * 2 * (9.0 * width**3 + 20.0 * n * len(labels) * width**2)
-        operations += n_cell * 6.0 * n**2 * width
+        n_example, n_layer = source.data.sizes["example"], source.data.sizes["layer"]
+        n, width = min(settings.max_problems, n_example), source.data.sizes["hidden"]
+        states.append(states_at(source.data, labels, None if n < n_example else n))
+        cells.append(len(labels) * n_layer)
+        operations += cells[-1] * (settings.shuffles + 1) * shape_operations(n, width, drawn=False)
+        operations += cells[-1] * settings.resamples * shape_operations(n // 2, width, drawn=True)
+        operations += n_layer * axes_operations(n * len(labels), width, source.model.sizes["vocabulary"])
+        operations += cells[-1] * 6.0 * n**2 * width
     pairs = sum(cells[i] * cells[j] for i in range(len(cells)) for j in range(i, len(cells)))
     operations += pairs * (1 + settings.shuffles) * 60.0 * settings.rotated**3
     n = max(part.sizes["example"] for part in states)
+    layer = min(int(part["layer"].values[-1]) for part in states)
+    shared = [str(x) for x in states[0]["position"].values if all(x in part["position"] for part in states)]
+    small, larger = (replace(settings, layers=(layer,), positions=tuple(shared[:k])) for k in (1, 3))
     return Cost(
         states=sum(cells) * min(settings.max_problems, n), reads=[reading(part, 3) for part in states],
         operations=operations, memory=8.0 * max(2 * max(cells) ** 2 * settings.max_problems, 10 * width**2),
-        **fewer(settings, resamples=(2, 4), shuffles=(1, 2)),
+        readouts=list(dict.fromkeys(source.run.partition("/")[0] for source in sources)),
+        small=small, larger=larger,
     )  # fmt: skip
+
+
+def shape_operations(n: int, width: int, *, drawn: bool) -> float:
+    """Of the shape of one cell: eigenvalues, and inner products unless those of all problems are there."""
+    if n > width:
+        return 2.0 * n * width**2 + 4 / 3 * width**3
+    return 4 / 3 * n**3 + (0.0 if drawn else 2.0 * n**2 * width)
+
+
+def axes_operations(n_state: int, width: int, n_token: int) -> float:
+    """Of the principal components of a layer: two eigenvalue problems, and half of the states read with few of them."""
+    from analyze.geometry.components import kept_counts
+
+    columns = sum(k + 2 for k in kept_counts(width))
+    read = n_state / 2 * (width + 2 * columns) + 2 * width * max(kept_counts(width), default=0)
+    return 2 * (9.0 * width**3 + n_state * width**2) + 2.0 * n_token * read
 
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:

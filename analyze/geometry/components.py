@@ -63,7 +63,7 @@ def principal_components(
     rows = rows[0]
     n, width = len(rows), run.sizes["hidden"]
     components = min(components, width, n - 1)
-    counts = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k < width]
+    counts = kept_counts(width)
     carried = carried_by(run, rows)
     shuffled = [rng.permutation(n) for _ in range(permutations)]
     readout = ReadOut(model)
@@ -74,6 +74,7 @@ def principal_components(
     for layer in range(run.sizes["layer"]):
         states = states_of(run, layer, rows)
         states = np.where(np.isfinite(states), states, 0)
+        whole = _first(states[:, held], readout)
         mean, axes, share = fit(states)
         scores = (states - mean) @ axes[:components].T  # (position, problem, component)
         variables = {
@@ -83,8 +84,10 @@ def principal_components(
             if carried
             else np.zeros((*scores.shape[::2], 0)),
             "tokens": _tokens(axes[:components], mean, scores.std((0, 1)), readout),
-            "kept_reading": _kept(states[:, held], *fit(states[:, fitted])[:2], counts, readout),
-            "kept_reading_random": _kept(states[:, held], states[:, fitted].mean((0, 1)), random, counts, readout),
+            "kept_reading": kept_share(states[:, held], whole, *fit(states[:, fitted])[:2], counts, readout),
+            "kept_reading_random": kept_share(
+                states[:, held], whole, states[:, fitted].mean((0, 1)), random, counts, readout
+            ),
         }
         for name, value in variables.items():
             parts.setdefault(name, []).append(value)
@@ -116,6 +119,11 @@ DIMS = {
     "kept_reading": ("layer", "position", "n_component"),
     "kept_reading_random": ("layer", "position", "n_component"),
 }
+
+
+def kept_counts(width: int) -> list[int]:
+    """How many components are kept, one after the other, of so many."""
+    return [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k < width]
 
 
 def fit(states: Array) -> tuple[Array, Array, Array]:
@@ -175,12 +183,22 @@ def _tokens(axes: Array, mean: Array, spread: Array, readout: ReadOut) -> Array:
     return np.array([[" ".join(visible(word) for word in names[end]) for end in axis] for axis in best], dtype=object)
 
 
-def _kept(states: Array, mean: Array, axes: Array, counts: list[int], readout: ReadOut) -> Array:
-    """Share of states whose first token stays when only some components are kept: (position, n_component)."""
-    whole = _first(states, readout)
-    scores = (states - mean) @ axes.T
-    kept = [(_first(mean + scores[..., :k] @ axes[:k], readout) == whole).mean(1) for k in counts]
-    return np.stack(kept, -1)
+def kept_share(states: Array, whole: Array, mean: Array, axes: Array, counts: list[int], readout: ReadOut) -> Array:
+    """Share of states whose first token stays when only some components are kept: (position, n_component).
+
+    The norm is linear but for the scale of each state, so that logits of k components are sums of k + 2 columns: of the
+    bias, the mean and each axis.
+    """
+    most = max(counts)
+    directions, bias = readout.directions(np.concatenate([mean[None], axes[:most]]))
+    scores = ((states - mean) @ axes[:most].T).reshape(-1, most)
+    weights = []
+    for k in counts:
+        scale = readout.scale(mean + scores[:, :k] @ axes[:k])
+        ones = np.ones_like(scale)
+        weights.append(np.concatenate([ones, ones / scale, scores[:, :k] / scale], 1).astype("float32"))
+    first = readout.likeliest(np.concatenate([bias[None], directions]), weights)  # (n_component, state)
+    return np.asarray((first.reshape(len(counts), *whole.shape) == whole).mean(-1).T)
 
 
 def _first(states: Array, readout: ReadOut) -> Array:

@@ -88,9 +88,10 @@ def geometry(
     layers: list[dict[str, Array]] = []
     for layer in range(run.sizes["layer"]):
         states = states_of(run, layer, rows[0])
-        drawn = [shape_of(states[:, half], components) for half in halves]
+        cells = Cells(states)
+        drawn = [cells.shape(half, components) for half in halves]
         null = [shape_of(rng.permuted(states, axis=1), components) for _ in range(shuffles)]
-        layers.append(_summary(shape_of(states, components), drawn, null))
+        layers.append(_summary(cells.shape(np.arange(n), components), drawn, null))
         if progress is not None:
             progress(layer + 1, run.sizes["layer"])
     result = xr.Dataset(
@@ -112,40 +113,79 @@ def geometry(
 
 def shape_of(states: Array, components: int) -> dict[str, Array]:
     """Statistics of this module of states (position, problem, hidden)."""
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        length = np.sqrt((states**2).sum(-1))
-        centred = states - states.mean(1, keepdims=True)
-        values = eigenvalues(centred)
-        total = values.sum(-1)
-        known = total > 1e-12 * (length**2).sum(-1)  # no more than rounding; false where a state is not finite
-        total = np.where(known, total, np.nan)
-        return {
-            "explained": values[:, :components] / total[:, None],
-            "participation_ratio": total**2 / (values**2).sum(-1),
-            "two_nn": np.where(known, [two_nn(cell) for cell in centred], np.nan),
-            "norm": np.where(np.isfinite(length).all(1), length.mean(1), np.nan),
-            "cosine": _cosines(states),
-            "centred_cosine": np.where(known[:, None] & known, _cosines(centred), np.nan),
-        }
+    return Cells(states).shape(np.arange(states.shape[1]), components)
 
 
-def eigenvalues(centred: Array) -> Array:
-    """Sums of squares along the principal components, the largest first: (..., problem, hidden) to (..., component).
+class Cells:
+    """States (position, problem, hidden), and the inner products that any choice of the problems is told from.
 
-    Of the smaller of both Gram matrices, which have the same eigenvalues but for zeros; NaN where a value is.
+    Of n problems every draw then takes an eigenvalue problem of n, and no product of n x n x hidden.
     """
-    n, width = centred.shape[-2:]
-    other = centred.swapaxes(-1, -2)
-    gram = other @ centred if width < n else centred @ other
+
+    def __init__(self, states: Array) -> None:
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            self.length = np.sqrt(np.einsum("pnh,pnh->pn", states, states))
+            self.cosine = _between(states) / _between(self.length[..., None])
+            self.centred = states - states.mean(1, keepdims=True)  # a large mean would cost digits
+            self.product = _between(self.centred)
+            self.gram = self.centred @ self.centred.swapaxes(-1, -2)  # (position, problem, problem)
+
+    def shape(self, problems: Array, components: int) -> dict[str, Array]:
+        """Statistics of this module over some of the problems."""
+        n, width = len(problems), self.centred.shape[-1]
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            gram = self.gram[:, problems[:, None], problems]
+            gram -= gram.mean(-1, keepdims=True)
+            gram -= gram.mean(-2, keepdims=True)
+            values = eigenvalues(gram if n <= width else self._covariance(problems))
+            total = values.sum(-1)
+            length = self.length[:, problems]
+            known = total > 1e-12 * (length**2).sum(-1)  # no more than rounding; false where a state is not finite
+            total = np.where(known, total, np.nan)
+            return {
+                "explained": values[:, :components] / total[:, None],
+                "participation_ratio": total**2 / (values**2).sum(-1),
+                "two_nn": np.where(known, [two_nn(cell) for cell in gram], np.nan),
+                "norm": np.where(np.isfinite(length).all(1), length.mean(1), np.nan),
+                "cosine": self.cosine[problems].mean(0),
+                "centred_cosine": np.where(known[:, None] & known, self._centred_cosine(problems), np.nan),
+            }
+
+    def _covariance(self, problems: Array) -> Array:
+        centred = self.centred[:, problems] - self.centred[:, problems].mean(1, keepdims=True)
+        return np.asarray(centred.swapaxes(-1, -2) @ centred)
+
+    def _centred_cosine(self, problems: Array) -> Array:
+        """Mean cosine between positions once the mean over these problems is taken off: (position, other position)."""
+        chosen = np.zeros(self.centred.shape[1])
+        chosen[problems] = 1 / len(problems)
+        mean = chosen @ self.centred  # (position, hidden)
+        along = (self.centred @ mean.T)[:, problems].swapaxes(0, 1)  # (problem, position, other position)
+        product = self.product[problems] - along - along.swapaxes(-1, -2) + mean @ mean.T
+        length = np.sqrt(np.einsum("npp->np", product))
+        return np.asarray((product / length[:, :, None] / length[:, None]).mean(0))
+
+
+def _between(states: Array) -> Array:
+    """Inner products of the states of a problem at every two positions: (problem, position, other position)."""
+    by_problem = states.swapaxes(0, 1)
+    return np.asarray(by_problem @ by_problem.swapaxes(-1, -2))
+
+
+def eigenvalues(gram: Array) -> Array:
+    """Eigenvalues of inner products (..., n, n), the largest first: (..., n); NaN where a product is."""
     finite = np.isfinite(gram).all((-1, -2))
     values = np.linalg.eigvalsh(np.where(finite[..., None, None], gram, 0))[..., ::-1]
     return np.where(finite[..., None], np.maximum(values, 0), np.nan)
 
 
-def two_nn(states: Array) -> float:
-    """Intrinsic dimension of states (problem, hidden); NaN where fewer than eight of them differ from all others."""
-    square = (states**2).sum(-1)
-    distance = np.maximum(square[:, None] + square - 2 * states @ states.T, 0)
+def two_nn(gram: Array) -> float:
+    """Intrinsic dimension from inner products of centred states (problem, problem).
+
+    NaN where fewer than eight of them differ from all others.
+    """
+    square = np.diag(gram)
+    distance = np.maximum(square[:, None] + square - 2 * gram, 0)
     np.fill_diagonal(distance, np.inf)
     if np.isnan(distance).any():
         return float("nan")
@@ -153,12 +193,6 @@ def two_nn(states: Array) -> float:
     apart = first > 1e-10 * np.median(square)  # of two that are the same, the ratio of distances is rounding
     ratios = 0.5 * np.log(second[apart] / first[apart])  # distances are squared
     return float((apart.sum() - 1) / ratios.sum()) if apart.sum() >= FEWEST and ratios.sum() > 0 else float("nan")
-
-
-def _cosines(states: Array) -> Array:
-    """Mean cosine between the states of a problem at every two positions: (position, problem, hidden) to squares."""
-    unit = states / np.sqrt((states**2).sum(-1, keepdims=True))
-    return np.asarray(np.einsum("pnh,qnh->pq", unit, unit, optimize=True) / states.shape[1])
 
 
 def _summary(whole: dict[str, Array], drawn: list[dict[str, Array]], null: list[dict[str, Array]]) -> dict[str, Array]:

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.labels import require_dims
+from analyze.lens.streams import GROUP, LEAST, Best, LogSumExp, outranking
 from analyze.lens.tokens import Tokens
 from schemas import MODEL_VARIABLES, SchemaError
 
@@ -17,12 +18,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 VOCABULARY_BLOCK = 2048
 """Tokens whose logits are held at once."""
-GROUP = 32
-"""Tokens whose highest logit is taken first; see :class:`_Best`."""
-TILE = 128
-"""Tokens whose logits are gone through again and again while in the cache: whole groups, and fewer than 256."""
-LEAST = np.finfo("float32").min
-"""Logit of no token."""
 
 
 def logits(state: xr.DataArray, model: xr.Dataset, *, normed: bool = False) -> xr.DataArray:
@@ -160,6 +155,44 @@ class ReadOut:
 
         return linear, bias
 
+    def directions(self, vectors: Array) -> tuple[Array, Array]:
+        """Vectors (vector, hidden) as the final norm passes them on but for :meth:`scale`, and its bias; float32."""
+        weight, bias = self._norm_arrays()
+        centred = self._model.attrs["final_norm"] == "layer_norm"
+        return ((vectors - vectors.mean(-1, keepdims=True) if centred else vectors) * weight).astype("float32"), bias
+
+    def scale(self, state: Array) -> Array:
+        """What the final norm divides states (..., hidden) by: (..., 1)."""
+        state = state - state.mean(-1, keepdims=True) if self._model.attrs["final_norm"] == "layer_norm" else state
+        return np.asarray(np.sqrt((state * state).mean(-1, keepdims=True) + self._model.attrs["final_norm_epsilon"]))
+
+    def likeliest(self, directions: Array, weights: Sequence[Array]) -> Array:
+        """Best token of final states that are sums of the first of some directions; of equals the first token.
+
+        The unembedding is multiplied with the directions once, so that a sum of few of them costs as few products.
+
+        Parameters
+        ----------
+        directions : (direction, hidden), float32
+        weights
+            Of each kind of sum (state, k), float32: of the first k directions.
+
+        Returns
+        -------
+        (kind, state) ids
+        """
+        best = np.full((len(weights), len(weights[0])), -np.inf, dtype="float32")
+        token = np.zeros(best.shape, dtype="int64")
+        for start in range(0, len(self.unembedding), VOCABULARY_BLOCK):
+            along = directions @ self.unembedding[start : start + VOCABULARY_BLOCK].T  # (direction, token)
+            for index, weight in enumerate(weights):
+                logit = weight @ along[: weight.shape[1]]  # (state, token)
+                place = logit.argmax(-1)
+                highest = logit[np.arange(len(logit)), place]
+                better = highest > best[index]
+                best[index][better], token[index][better] = highest[better], start + place[better]
+        return token
+
     def read(self, final: Array, top: int, gold: Array) -> tuple[Array, Array, Array, Array]:
         """Best tokens, their probabilities, rank and probability of a gold token.
 
@@ -172,8 +205,8 @@ class ReadOut:
         gold : (state, spelling), token ids, -1: none
         """
         n = len(final)
-        best = _Best(n, top)
-        normaliser = _LogSumExp(n)
+        best = Best(n, top)
+        normaliser = LogSumExp(n)
         gold_logit = np.where(
             gold >= 0, self.capped(np.einsum("nh,nsh->ns", final, self.unembedding[gold])), -np.inf
         )  # (state, spelling)
@@ -182,7 +215,7 @@ class ReadOut:
         for start, block in self._logit_blocks(final):
             highest = block.reshape(-1, GROUP, n).max(1)  # (group, state)
             best.add(block, highest, start)
-            better += _outranking(block, start, bar[:, None], gold[:, None])[:, 0]
+            better += outranking(block, start, bar[:, None], gold[:, None])[:, 0]
             normaliser.add(block, highest.max(0))
         total = normaliser.value()
         known = (gold >= 0).any(-1)
@@ -205,11 +238,11 @@ class ReadOut:
         n = len(final)
         logit = np.where(wanted >= 0, self.capped(np.einsum("nh,nwsh->nws", final, self.unembedding[wanted])), -np.inf)
         bar = logit.max(-1)  # (state, what)
-        best, normaliser, better = _Best(n, 1), _LogSumExp(n), np.zeros(bar.shape, dtype="int64")
+        best, normaliser, better = Best(n, 1), LogSumExp(n), np.zeros(bar.shape, dtype="int64")
         for start, block in self._logit_blocks(final):
             highest = block.reshape(-1, GROUP, n).max(1)
             best.add(block, highest, start)
-            better += _outranking(block, start, bar, wanted)
+            better += outranking(block, start, bar, wanted)
             normaliser.add(block, highest.max(0))
         known = (wanted >= 0).any(-1)
         chance = np.exp(logit - normaliser.value()[:, None, None]).sum(-1)
@@ -217,7 +250,7 @@ class ReadOut:
 
     def entropy(self, final: Array) -> Array:
         """Shannon entropy (nat) of the distribution over the vocabulary at final states (state, hidden): (state,)."""
-        total = _LogSumExp(len(final), carried=1)
+        total = LogSumExp(len(final), carried=1)
         for _, block in self._logit_blocks(final):
             total.add(block, block.max(0), [np.zeros(())])
         return np.asarray(np.maximum(total.value() - total.carried[0] / total.total, 0.0))
@@ -252,8 +285,8 @@ class ReadOut:
         As :meth:`compare`, state by state.
         """
         n = len(final)
-        own, own_best = _LogSumExp(n, carried=len(others)), _Best(n, 1)
-        theirs = [(_LogSumExp(n), _Best(n, 1)) for _ in others]
+        own, own_best = LogSumExp(n, carried=len(others)), Best(n, 1)
+        theirs = [(LogSumExp(n), Best(n, 1)) for _ in others]
         for (start, block), *rest in zip(*(self._logit_blocks(x) for x in (final, *others)), strict=True):
             highest = block.reshape(-1, GROUP, n).max(1)
             own_best.add(block, highest, start)
@@ -273,93 +306,6 @@ class ReadOut:
 def _loaded(name: str) -> tuple[threading.Lock, dict[str, Any]]:
     """What a worker has loaded of a read-out: each task comes with a copy of it, and all of them share this."""
     return threading.Lock(), {}
-
-
-def _outranking(block: Array, start: int, bar: Array, wanted: Array) -> Array:
-    """How many logits of a block (token, state) that begins at a token lie above bars: (state, what).
-
-    A wanted token (state, what, spelling) does not outrank itself by rounding.
-    """
-    count = np.zeros(bar.shape[::-1], dtype="int64")  # (what, state)
-    lines = np.ascontiguousarray(bar.T)
-    above = np.empty((TILE, block.shape[1]), dtype=bool)
-    for first in range(0, len(block), TILE):
-        tile = block[first : first + TILE]
-        for index, line in enumerate(lines):
-            inside = np.greater(tile, line, out=above[: len(tile)])
-            count[index] += inside.view("uint8").sum(0, dtype="uint8")
-    state, what, spelling = np.nonzero((wanted >= start) & (wanted < start + len(block)))
-    token = wanted[state, what, spelling] - start
-    np.subtract.at(count, (what, state), block[token, state] > bar[state, what])
-    return count.T
-
-
-class _LogSumExp:
-    """Logarithm of a sum of exponentials for each state, from blocks of logits."""
-
-    def __init__(self, n: int, carried: int = 0) -> None:
-        self.peak = np.full(n, -np.inf, dtype="float32")
-        self.total = np.zeros(n)
-        self.carried = np.zeros((carried, n))
-        """Sums of the exponentials times how far the logits lie above others."""
-
-    def add(self, block: Array, highest: Array, others: Sequence[Array] = ()) -> None:
-        """Count a block (token, state) with its maxima (state,), and others to be carried; overwrites the block."""
-        n = block.shape[1]
-        peak = np.maximum(self.peak, highest)
-        shrunk = np.exp(self.peak - peak)
-        self.total *= shrunk
-        self.carried *= shrunk
-        for start in range(0, len(block), TILE):
-            tile = block[start : start + TILE]
-            gaps = [tile - (other[start : start + TILE] if other.ndim else np.float32(0)) for other in others]
-            np.subtract(tile, peak, out=tile)
-            np.exp(tile, out=tile)
-            # Sums of a group are taken in float32, sums of the groups in float64.
-            self.total += tile.reshape(-1, GROUP, n).sum(1).sum(0, dtype="float64")
-            for index, gap in enumerate(gaps):
-                np.multiply(gap, tile, out=gap)
-                self.carried[index] += gap.reshape(-1, GROUP, n).sum(1).sum(0, dtype="float64")
-        self.peak = peak
-
-    def value(self) -> Array:
-        """The logarithm, (state,)."""
-        return np.asarray(self.peak + np.log(self.total))
-
-
-class _Best:
-    """The best tokens of each state so far, and their logits; of equals the first."""
-
-    def __init__(self, n: int, top: int) -> None:
-        self.top = top
-        self.logit = np.full((n, top), LEAST, dtype="float32")
-        self.token = np.zeros((n, top), dtype="int64")
-
-    def add(self, block: Array, highest: Array, start: int) -> None:
-        """Count a block (token, state) that begins at a token, with the maxima (group, state) of its groups.
-
-        At least ``top`` groups reach the ``top``-th highest of their maxima, so no smaller logit is among the best, and
-        few groups need a closer look.
-        """
-        n = block.shape[1]
-        bar = self.logit.min(-1)
-        some = highest if len(highest) > 2 * self.top else block  # few groups would tell little
-        if len(some) >= self.top:
-            least = some.max(0) if self.top == 1 else np.partition(some, len(some) - self.top, axis=0)[-self.top]
-            bar = np.maximum(bar, least)
-        group, state = np.nonzero(highest >= bar)
-        logit = block.reshape(-1, GROUP, n)[group, :, state]  # (pair, token of the group)
-        pair, within = np.nonzero((logit >= bar[state, None]) & (logit > LEAST))
-        logit, token, state = logit[pair, within], start + group[pair] * GROUP + within, state[pair]
-        changed = np.unique(state)
-        logit = np.concatenate([logit, self.logit[changed].ravel()])
-        token = np.concatenate([token, self.token[changed].ravel()])
-        state = np.concatenate([state, np.repeat(changed, self.top)])
-        order = np.lexsort((token, -logit, state))
-        state = state[order]
-        place = np.arange(len(state)) - np.searchsorted(state, state)  # among those of its state
-        order, state, place = (x[place < self.top] for x in (order, state, place))
-        self.logit[state, place], self.token[state, place] = logit[order], token[order]
 
 
 def check_model(model: xr.Dataset, state: xr.DataArray) -> None:
