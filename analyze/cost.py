@@ -26,8 +26,8 @@ from store import bytes_to_read, model_bytes
 
 LONG = 2e12
 """Operations from which on an analysis may take over a minute, so that it is worth a trial."""
-FIRST_LOOK = 5e13
-"""Operations that an analysis of every example is held to where nothing is said: some ten minutes on two cores.
+FIRST_LOOK = 2.5e13
+"""Operations that an analysis of every example is held to where nothing is said: some ten minutes of one core.
 A number of operations and not of seconds, so that the same examples are taken on every machine."""
 FLOAT = 4
 

@@ -29,7 +29,7 @@ def groups_of(
         Source(
             lake=lake,
             run=run,
-            data=_part(lake, run, asked),
+            data=_part(lake.open(run, chunks=command.block or "auto"), lake, run, asked),
             shell=shell,
             folder=working_folder(lake, command.name, run),
         )
@@ -56,12 +56,12 @@ def plans_of(
         yield plan_of(command, sources, settings, regroup) if long else None
 
 
-def _part(lake: Lake, run: str, asked: dict[str, Any]) -> xr.Dataset:
+def _part(data: xr.Dataset, lake: Lake, run: str, asked: dict[str, Any]) -> xr.Dataset:
     """What the settings name of a run; steps that its model writes out are found in every example."""
     positions = asked.get("positions")
     if not positions or not any(map(is_written, positions)):
-        return part_of(lake[run], **asked)
-    rest = part_of(lake[run], **asked | {"positions": None})
+        return part_of(data, **asked)
+    rest = part_of(data, **asked | {"positions": None})
     return at_places(rest, lake.model(run.partition("/")[0]), positions)
 
 

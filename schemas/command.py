@@ -291,6 +291,8 @@ class Analysis(Command):
     """Whether one result is made of all runs; it may depend on the settings."""
     frames: Callable[[str, Any], Mapping[str, Any]] | None = None
     """Tidy tables of a kind of result for ``--json`` and ``--csv``; by default one for each set of dims."""
+    block: int | None = None
+    """Examples of a run that are read together at most, where as many as a block of bytes holds would be too many."""
     cost: Callable[[Any, Any], Cost] | None = None
     """``cost(source, settings)``, as ``run``: what a run takes, for ``--plan`` and for what is said of a long one."""
     stopped: str | Callable[[Mapping[str, Any]], str] = NOTHING_KEPT

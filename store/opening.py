@@ -54,14 +54,14 @@ def committed_examples(dataset: xr.Dataset, keep: np.ndarray) -> xr.Dataset:
     return dataset.isel(example=np.flatnonzero(keep))
 
 
-def block_shapes(dataset: xr.Dataset, layout: RunLayout) -> dict[str, dict[str, int]]:
-    """Dask blocks of each large variable."""
+def block_shapes(dataset: xr.Dataset, layout: RunLayout, most: int | None = None) -> dict[str, dict[str, int]]:
+    """Dask blocks of each large variable, of so many examples at most where a shard has no more."""
     shapes = {}
     for name, array in layout.arrays().items():
         if array.shards is not None:
             inner = dict(zip(array.dims, array.chunks, strict=True))
             row = math.prod(size for dim, size in inner.items() if dim != "example") * dataset[name].dtype.itemsize
-            shards = max(1, BLOCK_BYTES // (row * layout.shard_examples))
+            shards = max(1, min(BLOCK_BYTES // row, most or layout.n_example) // layout.shard_examples)
             shapes[name] = inner | {"example": shards * layout.shard_examples}
     return shapes
 

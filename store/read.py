@@ -112,7 +112,7 @@ class Lake(Groups):
         run: str,
         *,
         uncommitted: bool = False,
-        chunks: Literal["auto"] | None = "auto",
+        chunks: Literal["auto"] | int | None = "auto",
         stored: bool | None = None,
     ) -> xr.Dataset:
         """Lazy dataset of a run, as ``lake[run]`` or otherwise.
@@ -124,7 +124,8 @@ class Lake(Groups):
         uncommitted
             Keep the examples that no writer has finished: fill, and ``committed`` is false.
         chunks
-            ``None``: without dask, whose tasks take longer than the reading where that is of one (layer, position).
+            A number: dask blocks of no more examples than these. ``None``: without dask, whose tasks take longer than
+            the reading where that is of one (layer, position).
         stored
             Values in the type they are stored in, see :func:`open_lake`; ``None``: as the lake was opened.
 
@@ -143,10 +144,10 @@ class Lake(Groups):
         dataset["committed"] = dataset["committed"].variable.copy(data=committed)
         if not uncommitted and not committed.all():
             dataset = committed_examples(dataset, committed)
-        if chunks == "auto":
+        if chunks is not None:
             from store.chunked import chunked  # dask's arrays take a third of a second to import
 
-            for name, blocks in block_shapes(dataset, layout).items():
+            for name, blocks in block_shapes(dataset, layout, None if chunks == "auto" else chunks).items():
                 variable = dataset[name].variable
                 dataset[name] = variable.copy(data=chunked(variable, blocks))
         return name_nearest(dataset)

@@ -30,8 +30,9 @@ def run(source: "Source", settings: AttributionSettings) -> "xr.Dataset":
     data = source.data
     if settings.positions is None:
         data = data.sel(position=data["segment"] != "question")
-    contribution = source.compute(logit_attribution(data, source.model).to_dataset())["contribution"]
-    result = attribution_summary(contribution, n_resample=settings.resamples, seed=settings.seed)
+    contribution = logit_attribution(data, source.model)
+    with source.progress(unit="examples") as report:
+        result = attribution_summary(contribution, n_resample=settings.resamples, seed=settings.seed, progress=report)
     return result.assign_attrs(run=source.run)
 
 
@@ -48,7 +49,7 @@ def cost(source: "Source", settings: AttributionSettings) -> Cost:
     return Cost(
         states=n_state * n_layer, reads=[reading(array) for array in arrays],
         operations=2.0 * n_state * hidden * (model.sizes["vocabulary"] + 2 * (2 * n_layer + 1)),
-        memory=float(2 * model["unembedding"].nbytes + 4 * 4 * 1024 * n_layer * hidden * 3),
+        memory=float(2 * model["unembedding"].nbytes + 8 * 256 * n_layer * hidden * 4),
         readouts=[source.run.partition("/")[0]], **limits(settings, run.sizes["example"], 16),
     )  # fmt: skip
 
@@ -56,7 +57,6 @@ def cost(source: "Source", settings: AttributionSettings) -> Cost:
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     """Mean contribution of each part at each position."""
     positions = [str(label) for label in result["position"].values]
-    contribution = result["contribution"].transpose("part", "position")
     contribution = result["contribution"].transpose("part", "position")
     rows = [[str(line["part"].item()), *map(float, line.values)] for line in contribution]
     return [
@@ -75,4 +75,5 @@ COMMAND = Analysis(
     run=run,
     results={"attribution": tables},
     cost=cost,
+    block=512,
 )

@@ -1,14 +1,17 @@
 """Direct logit attribution: the read-out of a state as a sum over what embedding, attention and MLPs added to it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from analyze.blocks import computed_blocks
 from analyze.labels import inherited
 from analyze.lens.readout import ReadOut, check_model
-from analyze.statistics import bootstrap_mean
+from analyze.statistics import DrawnMean, draw_counts
 from schemas import SchemaError
+from schemas.statistics import DRAWN_TOGETHER
 from schemas.vocabulary import PARTS
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -57,7 +60,8 @@ def logit_attribution(run: xr.Dataset, model: xr.Dataset) -> xr.DataArray:
     names = ["embedding", *(f"{part} {layer}" for layer in layers for part in ("attention", "MLP")), "bias of the norm"]
     core = ["layer", "hidden"]
     arrays = [run[name] for name in ("hidden_state", *PARTS)]
-    arrays = [array.chunk({dim: -1 for dim in core}) if array.chunks is not None else array for array in arrays]
+    blocks = {"example": DRAWN_TOGETHER} | {dim: -1 for dim in core}
+    arrays = [array.chunk(blocks) if array.chunks is not None else array for array in arrays]
 
     def kernel(hidden: Array, mlp: Array, attention: Array) -> Array:
         return attribute(hidden, attention, mlp, readout)
@@ -80,7 +84,6 @@ def attribute(hidden: Array, attention: Array, mlp: Array, readout: ReadOut) -> 
     shape, n_part = hidden.shape[:-2], 2 * hidden.shape[-2] + 2
     hidden, attention, mlp = (array.reshape(-1, *array.shape[-2:]) for array in (hidden, attention, mlp))
     out = np.full((len(hidden), n_part), np.nan, dtype="float32")
-    mean = readout.unembedding.mean(0)
     there = np.flatnonzero(~np.isnan(hidden[:, -1, 0]))
     for start in range(0, len(there), ROWS):
         rows = there[start : start + ROWS]
@@ -88,31 +91,46 @@ def attribute(hidden: Array, attention: Array, mlp: Array, readout: ReadOut) -> 
         added = np.stack([heads, mlps], axis=2).reshape(len(rows), -1, state.shape[-1])
         parts = np.concatenate([state[:, :1] - heads[:, :1] - mlps[:, :1], added], axis=1)  # (state, part, hidden)
         token = (readout.norm(state[:, -1]) @ readout.unembedding.T).argmax(1)
-        towards = readout.unembedding[token] - mean
+        towards = readout.unembedding[token] - readout.mean_token
         linear, bias = readout.linear_norm(state[:, -1])
         out[rows, :-1] = np.einsum("spd,sd->sp", linear(parts), towards)
         out[rows, -1] = towards @ bias
     return out.reshape(*shape, -1)
 
 
-def attribution_summary(contribution: xr.DataArray, *, n_resample: int = 500, seed: int = 0) -> xr.Dataset:
+def attribution_summary(
+    contribution: xr.DataArray, *, n_resample: int = 500, seed: int = 0, progress: Callable[..., None] | None = None
+) -> xr.Dataset:
     """Mean contribution of each part at each position, with bootstrap intervals over problems.
 
-    Positions at which no example is are left out. Computes: 4 bytes of each example, part and position are held.
+    Positions at which no example is are left out. Computes, a block of examples at a time.
+
+    Parameters
+    ----------
+    contribution : (example, part, position)
+        Of :func:`logit_attribution`.
+    progress
+        Called as ``progress(done, total)``, in examples.
 
     Returns
     -------
     Dataset of ``contribution``, ``contribution_low``, ``contribution_high`` : (part, position), in logits; ``logit``
     with the same ends : (position,), their sum; ``n`` : (position,) examples
     """
-    contribution = contribution.compute().dropna("position", how="all")
-    problem = contribution["problem"] if "problem" in contribution.coords else contribution["example"]
-    parts: dict[str, xr.DataArray] = {}
-    for name, values in (("contribution", contribution), ("logit", contribution.sum("part", skipna=False))):
-        interval = bootstrap_mean(values, problem, n_resample=n_resample, seed=seed)
-        parts |= {name: interval["mean"], f"{name}_low": interval["low"], f"{name}_high": interval["high"]}
-    result = xr.Dataset(parts).assign(n=contribution.isel(part=0, drop=True).notnull().sum("example"))
-    for name in parts:
-        result[name].attrs["units"] = "logit"
+    one = contribution.isel(example=0, drop=True).drop_vars("problem", errors="ignore").to_dataset()
+    drawn = DrawnMean(contribution.shape[1:], n_resample), DrawnMean(contribution.shape[2:], n_resample)
+    n = np.zeros(contribution.sizes["position"], dtype="int64")
+    for block in computed_blocks(contribution, progress):
+        problem = block.coords.get("problem", block["example"]).values
+        draws = draw_counts(problem, n_resample=n_resample, seed=seed)
+        values = block.transpose("part", "position", "example").values
+        drawn[0].add(values, draws)
+        drawn[1].add(values.sum(0, dtype="float64"), draws)
+        n += np.isfinite(values[0]).sum(1)
+    dims = {"contribution": ("part", "position"), "logit": ("position",)}
+    result = one.drop_vars("contribution").assign(n=("position", n))
+    for (name, dim), means in zip(dims.items(), drawn, strict=True):
+        for end, values in zip(("", "_low", "_high"), means.interval(), strict=True):
+            result[name + end] = (dim, values, {"units": "logit"} if not end else {})
     result.attrs = inherited(contribution, kind="attribution", n_resample=n_resample)
-    return result
+    return result.isel(position=np.flatnonzero(n))

@@ -25,8 +25,9 @@ def run(source: "Source", settings: ReadoutDepthSettings) -> "xr.Dataset":
     from analyze.depth.ranks import depth_summary, readout_depth
 
     positions = None if settings.positions is None else source.data["position"].values.tolist()
-    depth = source.compute(readout_depth(source.data, source.model, positions=positions))
-    return depth_summary(depth, n_resample=settings.resamples, seed=settings.seed)
+    depth = readout_depth(source.data, source.model, positions=positions)
+    with source.progress(unit="examples") as report:
+        return depth_summary(depth, n_resample=settings.resamples, seed=settings.seed, progress=report)
 
 
 def cost(source: "Source", settings: ReadoutDepthSettings) -> Cost:
@@ -99,4 +100,5 @@ COMMAND = Analysis(
     run=run,
     results={"depth_readout": tables},
     cost=cost,
+    block=512,
 )

@@ -1,18 +1,18 @@
 """Ranks of the answer and of every result of the written chain, by thought and layer, from the lake alone."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from analyze.blocks import computed_blocks
 from analyze.labels import inherited, labels_along, numbered, require_dims, take
 from analyze.lens.logit import another_chain, larger_blocks
 from analyze.lens.readout import ReadOut, check_model
 from analyze.statistics import DrawnMean, draw_counts
 from schemas import AnswerKind, answer_word, number_text, segment_of
-from schemas.statistics import DRAWN_TOGETHER
 
 Array = np.ndarray[Any, np.dtype[Any]]
 STATES = 1024
@@ -158,15 +158,19 @@ def settled(depth: xr.Dataset) -> xr.Dataset:
     )
 
 
-def depth_summary(depth: xr.Dataset, *, n_resample: int = 500, seed: int = 0) -> xr.Dataset:
+def depth_summary(
+    depth: xr.Dataset, *, n_resample: int = 500, seed: int = 0, progress: Callable[..., None] | None = None
+) -> xr.Dataset:
     """Mean ranks and when read-outs settle, over all problems and by the number of steps of their chains.
 
     Parameters
     ----------
     depth
-        Of :func:`readout_depth`; computed here.
+        Of :func:`readout_depth`; computed here, a block of examples at a time.
     n_resample, seed
         Of the bootstrap over problems.
+    progress
+        Called as ``progress(done, total)``, in examples.
 
     Returns
     -------
@@ -176,17 +180,17 @@ def depth_summary(depth: xr.Dataset, *, n_resample: int = 500, seed: int = 0) ->
         ``probability`` : (layer, position, what); means of what :func:`settled` gives, and ``answer_found`` : (layer),
         the share of problems whose answer is likeliest at the last position.
     """
-    depth = depth.compute()
     problem = depth.coords.get("problem", numbered(depth["top_token"], ["example"])["example"]).values
     steps = depth["n_step"].values
     groups = {"all": np.ones(len(steps), dtype=bool)}
     if len(np.unique(steps)) > 1:
         groups |= {str(n): steps == n for n in np.unique(steps)}
     sums: dict[tuple[str, str], DrawnMean] = {}
-    for start in range(0, len(steps), DRAWN_TOGETHER):  # what is derived of each example is never held of all
-        rows = slice(start, start + DRAWN_TOGETHER)
+    start = 0
+    for block in computed_blocks(depth, progress):
+        rows = slice(start, start := start + block.sizes["example"])
         draws = draw_counts(problem[rows], n_resample=n_resample, seed=seed)
-        values = _averaged(depth.isel(example=rows))
+        values = _averaged(block)
         for (group, members), (name, value) in itertools.product(groups.items(), values.items()):
             total = sums.setdefault((group, str(name)), DrawnMean(value.shape[:-1], n_resample))
             total.add(value.values[..., members[rows]], draws[members[rows]])

@@ -174,7 +174,7 @@ def _between(states: Array) -> Array:
 
 def eigenvalues(gram: Array) -> Array:
     """Eigenvalues of inner products (..., n, n), the largest first: (..., n); NaN where a product is."""
-    finite = np.isfinite(gram).all((-1, -2))
+    finite = np.asarray(np.isfinite(gram).all((-1, -2)))
     values = np.linalg.eigvalsh(np.where(finite[..., None, None], gram, 0))[..., ::-1]
     return np.where(finite[..., None], np.maximum(values, 0), np.nan)
 

@@ -322,4 +322,5 @@ COMMAND = Analysis(
     },
     frames=frames,
     cost=cost,
+    block=512,
 )

@@ -16,6 +16,7 @@ from analyze.labels import inherited, labels_along, numbered, require_dims, take
 from analyze.lens.readout import ReadOut, check_model
 from analyze.lens.tokens import Chain
 from schemas import AnswerKind, SchemaError, UsageError, answer_word, segment_of
+from schemas.statistics import DRAWN_TOGETHER
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -153,10 +154,14 @@ def _sides(run: xr.Dataset, kind: AnswerKind) -> dict[str, xr.DataArray]:
 
 
 def larger_blocks(chunks: Mapping[Any, tuple[int, ...]]) -> dict[Any, int]:
-    """Sizes of blocks that join chunks until they hold enough states: of all layers first, then positions, examples."""
+    """Sizes of blocks that join chunks until they hold enough states: of all layers first, then positions, examples.
+
+    Of examples they hold at most as many as summaries take at a time.
+    """
     total = math.prod(sum(chunks[dim]) for dim in ("layer", "position", "example"))
     wanted = min(ROW_BLOCK, max(LEAST_BLOCK, total // CPU_COUNT))
-    blocks = {dim: max(chunks[dim]) for dim in ("layer", "position", "example")}
+    blocks = {dim: max(chunks[dim]) for dim in ("layer", "position")}
+    blocks["example"] = min(max(chunks["example"]), DRAWN_TOGETHER)
     for dim in blocks:
         more = -(-wanted // max(1, math.prod(blocks.values())))
         blocks[dim] = max(1, min(sum(chunks[dim]), blocks[dim] * more))

@@ -108,6 +108,12 @@ class ReadOut:
         )
 
     @property
+    def mean_token(self) -> Array:
+        """Mean of the unembedding over the vocabulary, ``(hidden,)``."""
+        unembedding = self.unembedding
+        return np.asarray(self._get("mean", lambda: unembedding.mean(0)))
+
+    @property
     def strings(self) -> list[str]:
         """Text of each token."""
         known: list[str] = self._get("strings", lambda: [str(text) for text in self._model["token_string"].values])

@@ -1,0 +1,33 @@
+"""What is worked out of every example, held for a block of examples at a time."""
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import numpy as np
+import xarray as xr
+
+from schemas.statistics import DRAWN_TOGETHER
+
+Labelled = TypeVar("Labelled", xr.DataArray, xr.Dataset)
+
+
+def computed_blocks(lazy: Labelled, progress: Callable[..., None] | None = None) -> Iterator[Labelled]:
+    """Blocks of examples of a lazy result, computed one after the other along its chunks.
+
+    Parameters
+    ----------
+    lazy : (example, ...)
+        Of what lies in memory blocks are 512 examples.
+    progress
+        Called as ``progress(done, total)``, in examples.
+    """
+    n = lazy.sizes["example"]
+    parts = [lazy] if isinstance(lazy, xr.DataArray) else lazy.data_vars.values()
+    chunks = next((part.variable.chunksizes["example"] for part in parts if part.chunks is not None), None)
+    start = 0
+    for end in range(DRAWN_TOGETHER, n + DRAWN_TOGETHER, DRAWN_TOGETHER) if chunks is None else np.cumsum(chunks):
+        end = min(int(end), n)
+        yield lazy.isel(example=slice(start, end)).compute()
+        start = end
+        if progress is not None:
+            progress(start, n)
