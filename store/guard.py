@@ -181,7 +181,7 @@ class Guard(Store):
         assert record is not None
 
         async def marks() -> list[bytes | None]:
-            return await asyncio.gather(*(self._raw(record.mark_key(n)) for n in range(record.layout.n_shard)))
+            return await asyncio.gather(*(self.raw(record.mark_key(n)) for n in range(record.layout.n_shard)))
 
         def read() -> np.ndarray:
             marked = sync(marks())
@@ -223,7 +223,7 @@ class Guard(Store):
         decoded = self._records.get(shard)
         if decoded is None:
             keys = {name: key for name, key in self.record.keys(shard).items() if name != ROWS}
-            contents = await asyncio.gather(*map(self._raw, keys.values()))
+            contents = await asyncio.gather(*map(self.raw, keys.values()))
             decoded = self.record.decode(shard, dict(zip(keys, contents, strict=True)))
             if decoded:
                 self._records[shard] = decoded
@@ -273,7 +273,8 @@ class Guard(Store):
             content = None
         return None if content is None else prototype.buffer.from_bytes(asked_part(content, byte_range))
 
-    async def _raw(self, key: str, byte_range: ByteRequest | None = None) -> bytes | None:
+    async def raw(self, key: str, byte_range: ByteRequest | None = None) -> bytes | None:
+        """What lies there, or part of it, unchecked."""
         place, prototype = join(self.group, key), default_buffer_prototype()
         try:
             value = await self.store.get(place, prototype, byte_range)
@@ -285,7 +286,7 @@ class Guard(Store):
         return None if value is None else value.to_bytes()
 
     async def _static(self, key: str) -> bytes:
-        content = await self._raw(key)
+        content = await self.raw(key)
         if content is None:
             raise DamagedFile(key, None, "is not there")
         if hashlib.sha256(content).hexdigest() != self.digests[key]:
@@ -301,7 +302,7 @@ class Guard(Store):
         there = [record for record in records if record.size[file] >= 0]
         if not there:
             return None
-        content = await self._raw(key, byte_range)
+        content = await self.raw(key, byte_range)
         if content is None:
             if len(there) < len(records):
                 return None
@@ -314,6 +315,19 @@ class Guard(Store):
                 check_range(key, shard, content, byte_range, index, tables)
         return prototype.buffer.from_bytes(content)
 
+    async def chunks_of(self, name: str, shard: int, key: str) -> tuple[np.ndarray, list[np.ndarray | None]] | None:
+        """Offset and length of each chunk of a shard's file, and checksums it may have; ``None``: it does not count."""
+        assert self.record is not None
+        file, records = self.record.layout.sharded.index(name), await self.records(shard)
+        there = [record for record in records if record.size[file] >= 0]
+        if not there or key in self._indexes:
+            return self._indexes[key] if there else None
+        whole = SuffixByteRequest(self.record.layout.arrays()[name].index_bytes)
+        content = await self.raw(key, whole)
+        if content is None and len(there) == len(records):
+            raise DamagedFile(key, shard, "is not there")
+        return None if content is None else await self._index(name, shard, key, there, content, whole)
+
     async def _index(
         self, name: str, shard: int, key: str, records: list[ShardRecord], content: bytes, asked: ByteRequest
     ) -> tuple[np.ndarray, list[np.ndarray | None]]:
@@ -322,7 +336,7 @@ class Guard(Store):
         array = self.record.layout.arrays()[name]
         whole = SuffixByteRequest(array.index_bytes)
         if key not in self._indexes or asked == whole:
-            read = content if asked == whole else await self._raw(key, whole) or b""
+            read = content if asked == whole else await self.raw(key, whole) or b""
             index, file = decode_index(key, shard, read, array.grid), self.record.layout.sharded.index(name)
             if any(record.crc32c is None for record in records):  # an older lake
                 check_size(key, shard, await self.store.getsize(join(self.group, key)), records, file)

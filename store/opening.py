@@ -16,7 +16,8 @@ from schemas import (
     canonical_json,
 )
 from store.guard import Guard
-from store.layout import RunLayout
+from store.layout import ArrayLayout, RunLayout
+from store.remote_array import RemoteArray
 from store.shards import HandedOut, ShardedArray
 
 BLOCK_BYTES = 8 * 2**20
@@ -33,8 +34,8 @@ def open_group(
     for name in guard.arrays():
         array = guard.reading(partial(zarr.open_array, guard, path=name, mode="r", zarr_format=3))
         dims = getattr(array.metadata, "dimension_names", None) or ()  # none of a single number
-        if guard.folder is not None and name in layouts and layouts[name].shards is not None:
-            data: Any = LazilyIndexedArray(ShardedArray(guard, layouts[name], stored=stored))
+        if name in layouts and layouts[name].shards is not None:
+            data: Any = LazilyIndexedArray(sharded_array(guard, layouts[name], stored=stored))
         else:
             data = LazilyIndexedArray(HandedOut(guard, name, array, stored=stored))
             data = MemoryCachedArray(data)  # type: ignore[no-untyped-call]
@@ -44,6 +45,11 @@ def open_group(
     attrs = handed_out or {key: value for key, value in attributes.items() if key not in hidden}
     dataset = xr.Dataset(variables, attrs={key: _savable(value) for key, value in attrs.items()})
     return dataset.set_coords([name for name in named if name in variables])
+
+
+def sharded_array(guard: Guard, layout: ArrayLayout, *, stored: bool) -> ShardedArray:
+    """One activation of a run, read from a local disk or an object store."""
+    return (RemoteArray if guard.folder is None else ShardedArray)(guard, layout, stored=stored)
 
 
 def committed_examples(dataset: xr.Dataset, keep: np.ndarray) -> xr.Dataset:

@@ -28,7 +28,7 @@ from store.guard import Guard
 from store.labels import name_nearest
 from store.layout import RunLayout
 from store.mend import is_result_of
-from store.opening import block_shapes, committed_examples, open_group
+from store.opening import block_shapes, committed_examples, open_group, sharded_array
 from store.results import RESULTS, Result, described, preferred, write_result_group
 from store.shards import HandedOut, ShardedArray
 
@@ -162,8 +162,8 @@ class Lake(Groups):
         layout = RunLayout.from_json(attributes["layout"])
         array = layout.arrays()[variable]
         examples = np.flatnonzero(np.repeat(guard.committed(), layout.shard_examples)[: layout.n_example])
-        if guard.folder is not None:
-            return ShardedArray(guard, array, stored=True), examples
+        if array.shards is not None:
+            return sharded_array(guard, array, stored=True), examples
         opened = guard.reading(partial(zarr.open_array, guard, path=variable, mode="r", zarr_format=3))
         return HandedOut(guard, variable, opened, stored=True), examples
 
