@@ -40,6 +40,16 @@ class Slot:
     content: bytes | None = None
 
 
+@dataclass(slots=True)
+class Moment:
+    """What the lake held when it was looked at, and what was answered from it."""
+
+    context: Context
+    state: str
+    broken: dict[str, str]
+    slots: OrderedDict[tuple[Any, ...], Slot] = field(default_factory=OrderedDict)
+
+
 class Answers:
     """Everything the page can ask for; answers are JSON.
 
@@ -62,17 +72,14 @@ class Answers:
         self._look = threading.Lock()
         self._work = threading.BoundedSemaphore(AT_WORK)
         self._looked = -FRESH_SECONDS
-        self._state = ""
-        self._broken: dict[str, str] = {}
-        self._slots: OrderedDict[tuple[Any, ...], Slot] = OrderedDict()
-        self._context: Context
-        self.context()
+        self._moment: Moment | None = None
+        self.moment()
 
-    def context(self) -> Context:
+    def moment(self) -> Moment:
         """The lake as it is now, within ``FRESH_SECONDS``."""
         with self._look:
-            if time.monotonic() - self._looked < FRESH_SECONDS:
-                return self._context
+            if self._moment is not None and time.monotonic() - self._looked < FRESH_SECONDS:
+                return self._moment
             runs, broken = readable_runs(self.lake)
             for run in [*runs]:
                 if strange := self._outside(run):
@@ -80,7 +87,7 @@ class Answers:
                     broken[run] = strange
             results = self._results(broken)
             state = state_of(self.lake, runs, results)
-            if (state, broken) != (self._state, self._broken):
+            if self._moment is None or (state, broken) != (self._moment.state, self._moment.broken):
                 context = Context(self.lake, runs, lazy=True)
                 current = {run: self.lake.attributes(run)["fingerprint"] for run in runs}
                 context.results = [
@@ -88,10 +95,9 @@ class Answers:
                     for result in results
                     if result.runs and all(current.get(run) == mark for run, mark in result.inputs.items())
                 ]
-                self._context, self._state, self._broken = context, state, broken
-                self._slots.clear()
+                self._moment = Moment(context, state, broken)
             self._looked = time.monotonic()
-            return self._context
+            return self._moment
 
     def _results(self, broken: dict[str, str]) -> list[Result]:
         """Stored results inside the lake; where one is damaged, none."""
@@ -113,23 +119,24 @@ class Answers:
 
     def _once(self, key: tuple[Any, ...], make: Callable[[Context], Any]) -> bytes:
         """An answer, made by the first who asks for it."""
-        context = self.context()
+        moment = self.moment()
         with self._look:
-            slot = self._slots.setdefault(key, Slot())
-            self._slots.move_to_end(key)
-            while len(self._slots) > KEPT_ANSWERS:
-                self._slots.popitem(last=False)
+            slot = moment.slots.setdefault(key, Slot())
+            moment.slots.move_to_end(key)
+            while len(moment.slots) > KEPT_ANSWERS:
+                moment.slots.popitem(last=False)
         with slot.lock:
             if slot.content is None:
                 with self._work:
-                    slot.content = encoded(make(context))
+                    slot.content = encoded(make(moment.context))
             return slot.content
 
     def runs(self) -> bytes:
         """Runs of the lake and what there is of each."""
-        return self._once(("runs",), self._runs)
+        broken = self.moment().broken
+        return self._once(("runs",), lambda context: self._runs(context, broken))
 
-    def _runs(self, context: Context) -> Any:
+    def _runs(self, context: Context, broken: Mapping[str, str]) -> Any:
         kinds = {run: {result.kind for result in context.results if result.runs == (run,)} for run in context.runs}
         return {
             "title": self.title,
@@ -144,7 +151,7 @@ class Answers:
                 }
                 for run in context.runs
             ],
-            "broken": self._broken,
+            "broken": broken,
             "results": [
                 {
                     "mark": result.fingerprint[:12],
