@@ -6,7 +6,16 @@ import pytest
 import xarray as xr
 from synthetic import make_model, make_run, write_run
 
-from analyze import attention_summary, drawing, head_analysis, head_summary, lens_summary, logit_lens, plot_head
+from analyze import (
+    attention_summary,
+    drawing,
+    head_analysis,
+    head_summary,
+    lens_summary,
+    logit_lens,
+    plot_head,
+    plot_values,
+)
 from analyze.attention import figures as plot_attention
 from analyze.heads import figures as plot_heads
 from analyze.lens import figures as plot_lens
@@ -146,6 +155,24 @@ def test_legends_of_many_long_names_fit_a_phone():
     box = ax.get_legend().get_window_extent()
     assert box.x1 <= figure.bbox.x1
     assert box.y1 <= figure.bbox.y1
+
+
+def test_labels_that_are_text_are_drawn(tmp_path):
+    model = make_model(seed=0)
+    write_run(tmp_path / "a.lake", make_run(n_example=6, n_layer=2, n_head=3, model=model, name=NAMES[0]), model)
+    run = open_lake(tmp_path / "a.lake")[NAMES[0]]
+    pattern = run["attention"].sel(layer=1, head=2).mean("example")
+    (axis,) = plot_values(pattern)
+    np.testing.assert_array_equal(axis.images[0].get_array(), pattern.values)
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == list(pattern["position"].values)
+    assert axis.get_xlabel() == "key_position"
+    (axis,) = plot_values(run["hidden_state"].isel(layer=0, hidden=0, drop=True).mean("example"))
+    np.testing.assert_array_equal(
+        axis.lines[0].get_ydata(), run["hidden_state"].isel(layer=0, hidden=0).mean("example").values
+    )
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == list(run["position"].values)
+    with pytest.raises(UsageError, match="attention has dims example, layer, head, position, key_position; a picture"):
+        plot_values(run["attention"])
 
 
 def test_one_head_is_one_line(tmp_path):

@@ -59,14 +59,15 @@ def position_ablation(page: Page) -> None:
         place = places_of(rows[rows["operation"] == operations[0]])[0]
         cells = rows[(rows["operation"] == operations[0]) & (rows["place"] == place)]
         accuracy = cells.drop_duplicates("group").set_index("group")["accuracy"]
+        share = overlap(result)
         groups = [
-            page.text(group.partition(" ")[0], accuracy=accuracy[group])
+            page.text(group.partition(" ")[0], accuracy=accuracy[group], share=share)
             for group in ("numbers", "others", "random like numbers")
             if group in accuracy
         ]
         n = int(cells["n"].max())
         page.say(result, operations[0], untouched=base["accuracy"], groups=", ".join(groups), place=place, n=n)
-        overlaps += overlap_of(page, result)
+        overlaps += [page.text("overlap", label=result.label, share=share)] if np.isfinite(share) else []
         where = {"operation": operations[0], "place": place}
         findings.append((result, [cost_of("numbers", {"group": "numbers", **where})] if "numbers" in accuracy else []))
         page.add("position_ablation", result, rows)
@@ -77,13 +78,13 @@ def position_ablation(page: Page) -> None:
     page.set(not_counted="; ".join(not_counted), overlaps="; ".join(overlaps))
 
 
-def overlap_of(page: Page, result: StoredResult) -> list[str]:
-    """How many of the thoughts drawn at random read as numbers themselves, on average."""
+def overlap(result: StoredResult) -> float:
+    """How many of the thoughts drawn at random read as numbers themselves, on average; NaN where that is not stored."""
     if "number_share" not in result.data:
-        return []
+        return np.nan
     share = result.data["number_share"]
     thoughts = [label for label in share["position"].values if str(label).startswith("ct")]
-    return [page.text("overlap", label=result.label, share=float(share.sel(position=thoughts).mean()))]
+    return float(share.sel(position=thoughts).mean())
 
 
 def draw_groups(page: Page, result: StoredResult, rows: Frame, base: float, operation: str) -> None:

@@ -20,12 +20,16 @@ from analyze.statistics import is_majority
 
 ENDS = ("low", "high")
 """Ends of an interval."""
+N_SHOWN = 6
+"""Heads of each model whose maps are drawn."""
 
 
 def critical_heads(page: Page) -> None:
     """Ranked heads, with the maps of the best."""
     constant, findings = {}, []
-    for result in page.results("heads", by_thoughts):
+    results = page.results("heads", by_thoughts)
+    strongest = max(float(np.nanmax(np.tril(pattern.values))) for one in results for pattern in best_patterns(one))
+    for result in results:
         table = head_table(result.data)
         table.insert(1, "name", [head_name(head) for head in table.to_dict("records")])
         # where all heads are among the best, that each is says nothing
@@ -37,7 +41,7 @@ def critical_heads(page: Page) -> None:
         rivals = page.text("rivals", names=listed(alike)) if alike else ""
         page.say(result, "best", **dict(best) | {"type": kind, "rivals": rivals})
         findings.append((result, [composite_of(str(best["name"]), int(best["layer"]), int(best["head"]))]))
-        draw_best(page, result, table.head(6))
+        draw_best(page, result, table.head(N_SHOWN), strongest)
         constant[result.label] = constant_metrics(result.data)
     beside(page, findings, "number")
     page.set(constant="; ".join(f"{label}: {names}" for label, names in constant.items() if names))
@@ -58,12 +62,16 @@ def composite_of(name: str, layer: int, head: int) -> Finding:
     return Finding(what=f"{name}, composite", of=of, nothing=math.nan)
 
 
-def draw_best(page: Page, result: StoredResult, best: pd.DataFrame) -> None:
-    """Maps of a model's best heads on one scale, under a caption of their own."""
-    heads = best.to_dict("records")
-    patterns = [result.data["pattern"].sel(layer=head["layer"], head=head["head"]) for head in heads]
-    strongest = max(float(np.nanmax(np.tril(pattern.values))) for pattern in patterns)
-    axes = page.panel("critical_heads", result, wide=True, height=2.2, ncols=6)
+def best_patterns(result: StoredResult) -> list[xr.DataArray]:
+    """Attention among thoughts of the heads with the highest composite, best first."""
+    heads = head_table(result.data).head(N_SHOWN).to_dict("records")
+    return [result.data["pattern"].sel(layer=head["layer"], head=head["head"]) for head in heads]
+
+
+def draw_best(page: Page, result: StoredResult, best: pd.DataFrame, strongest: float) -> None:
+    """Maps of the best heads; all models on one scale."""
+    heads, patterns = best.to_dict("records"), best_patterns(result)
+    axes = page.panel("critical_heads", result, wide=True, height=2.2, ncols=N_SHOWN)
     for ax, pattern, head in zip(axes, patterns, heads, strict=False):
         draw_pattern(ax, pattern, high=strongest)
         ax.set_title(f"{head_name(head)}  {head['composite']:.2f}", fontsize=8.5)

@@ -23,6 +23,7 @@ from extract.run.columns import Columns, extra_columns
 from extract.run.files import HUB, Row, mapping, read_rows
 from extract.run.forms import check_answer, form_of, read_golds
 from schemas import MODEL_VARIABLES, AnswerKind, UsageError, fingerprint, number_text
+from schemas.names import check_name
 
 __all__ = ["Problems", "number_text", "parse_chain", "read_problems"]
 
@@ -113,10 +114,7 @@ def read_problems(
     if not name:
         name = source.split(":")[1].replace("/", "-") if source.startswith(HUB) else Path(source).expanduser().stem
     rows = read_rows(source)
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        raise UsageError(f"data set name {name!r} is not a plain word; name it with --data NAME=FILE")
-    if name in MODEL_VARIABLES or name == "zarr.json":
-        raise UsageError(f"data set name {name!r} is that of a model's own array or document; use --data NAME=FILE")
+    check_name(name, "data set", {*MODEL_VARIABLES, "zarr.json"}, "; name it with --data NAME=FILE")
     problems = _flatten(rows)
     problems = problems if limit is None else problems[:limit]
     form = form_of(problems[0].row, problems[0].where, question_field, answer_field)

@@ -1,7 +1,6 @@
 """Before a run: model loaded, data read and encoded, axes known; and one batch of it, thought through and placed."""
 
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from extract.model.reasoner import Reasoner
 from extract.model.thinking import Thinking
 from extract.run.data import Problems, read_problems
 from schemas import RunSpec, Scoring, UsageError
+from schemas.names import check_name
 from store import MAX_SHARD_EXAMPLES, RunLayout, check_model, check_run, taken_up
 
 IN_FLIGHT = 3
@@ -171,11 +171,12 @@ def split_name(text: str, what: str) -> tuple[str, str]:
     Raises
     ------
     UsageError
-        If it has not that form, or the name is no plain word.
+        If it has not that form, or nothing can be called so.
     """
     name, _, value = text.partition("=")
-    if not value or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name in ("results", "zarr.json"):
-        raise UsageError(f"{what} {text!r} is not of the form NAME={what.upper()}, with a plain word as NAME")
+    if not value:
+        raise UsageError(f"{what} {text!r} is not of the form NAME={what.upper()}")
+    check_name(name, what, ("results", "zarr.json"))
     return name, value
 
 

@@ -97,7 +97,20 @@ def ablate_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     line = (
         f"states that read a {carried}: {numbers}; up to {left_out:.1%} of examples lack such thoughts and do not count"
     )
-    return tables_first([*tables, line, *(_spared(result) if "n_spared" in result else [])])
+    lines = [line, *_overlap(result, carried), *(_spared(result) if "n_spared" in result else [])]
+    return tables_first([*tables, *lines])
+
+
+def _overlap(result: Any, carried: str) -> list[Printed]:
+    """That thoughts drawn at random are no set apart from those that read as numbers."""
+    if not any(str(group).startswith("random like numbers") for group in result["group"].values):
+        return []
+    thoughts = [position for position in result["position"].values if str(position).startswith("ct")]
+    share = float(result["number_share"].sel(position=thoughts).mean())
+    return [
+        f"random like numbers is drawn from all thoughts, {share:.0%} of which read as a {carried}: that it costs as"
+        f" much is no sign that a {carried} does not matter; the thoughts without one are the group others"
+    ]
 
 
 def _spared(result: Any) -> list[Printed]:
