@@ -67,7 +67,8 @@ def block_shapes(dataset: xr.Dataset, layout: RunLayout, most: int | None = None
         if array.shards is not None:
             inner = dict(zip(array.dims, array.chunks, strict=True))
             row = math.prod(size for dim, size in inner.items() if dim != "example") * dataset[name].dtype.itemsize
-            shards = max(1, min(BLOCK_BYTES // row, most or layout.n_example) // layout.shard_examples)
+            fitting = BLOCK_BYTES // row if most is None else min(BLOCK_BYTES // row, most)
+            shards = max(1, fitting // layout.shard_examples)
             shapes[name] = inner | {"example": shards * layout.shard_examples}
     return shapes
 

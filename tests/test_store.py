@@ -125,6 +125,9 @@ def test_a_few_examples_are_read_alone_through_dask_too(tmp_path: Path, monkeypa
         for dim in sorted(index, reverse=True):
             one_by_one = one_by_one.isel({dim: index[dim]})
         xr.testing.assert_identical(one_by_one.load(), expected)
+    few = lake.open("made-up/problems", chunks=70)  # whole shards, of no more examples
+    assert (few["hidden_state"].chunksizes["example"], run["hidden_state"].chunksizes["example"]) == ((64, 36), (100,))
+    xr.testing.assert_identical(few.load(), plain.load())
     some = run.isel(example=[3, 99, 41])
     assert some["hidden_state"].chunksizes["layer"] == ((3,) if block_bytes > 2**20 else (1, 1, 1))
     with pytest.raises(IndexError):

@@ -210,23 +210,15 @@ class ReadOut:
         final : (state, hidden), float32
         gold : (state, spelling), token ids, -1: none
         """
-        n = len(final)
-        best = Best(n, top)
-        normaliser = LogSumExp(n)
         gold_logit = np.where(
             gold >= 0, self.capped(np.einsum("nh,nsh->ns", final, self.unembedding[gold])), -np.inf
         )  # (state, spelling)
-        bar = gold_logit.max(-1)
-        better = np.zeros(n, dtype="int64")
-        for start, block in self._logit_blocks(final):
-            highest = block.reshape(-1, GROUP, n).max(1)  # (group, state)
-            best.add(block, highest, start)
-            better += outranking(block, start, bar[:, None], gold[:, None])[:, 0]
-            normaliser.add(block, highest.max(0))
+        best, normaliser, better = self._pass(final, top, gold_logit.max(-1)[:, None], gold[:, None])
         total = normaliser.value()
         known = (gold >= 0).any(-1)
         chance = np.where(known, np.exp(gold_logit - total[:, None]).sum(-1), np.nan)
-        return best.token, np.exp(best.logit - total[:, None]), np.where(known, better + 1.0, np.nan), chance
+        rank = np.where(known, better[:, 0] + 1.0, np.nan)
+        return best.token, np.exp(best.logit - total[:, None]), rank, chance
 
     def ranks(self, final: Array, wanted: Array) -> tuple[Array, Array, Array]:
         """Likeliest token, and rank and probability of some tokens in each read-out.
@@ -241,25 +233,49 @@ class ReadOut:
         -------
         (state,) ids, (state, what) ranks from 1 and (state, what) probabilities, NaN where no token is wanted
         """
-        n = len(final)
-        logit = np.where(wanted >= 0, self.capped(np.einsum("nh,nwsh->nws", final, self.unembedding[wanted])), -np.inf)
-        bar = logit.max(-1)  # (state, what)
-        best, normaliser, better = Best(n, 1), LogSumExp(n), np.zeros(bar.shape, dtype="int64")
-        for start, block in self._logit_blocks(final):
-            highest = block.reshape(-1, GROUP, n).max(1)
-            best.add(block, highest, start)
-            better += outranking(block, start, bar, wanted)
-            normaliser.add(block, highest.max(0))
+        logit = self._logits_of(final, wanted)
+        best, normaliser, better = self._pass(final, 1, logit.max(-1), wanted)
         known = (wanted >= 0).any(-1)
         chance = np.exp(logit - normaliser.value()[:, None, None]).sum(-1)
         return best.token[:, 0], np.where(known, better + 1.0, np.nan), np.where(known, chance, np.nan)
 
-    def entropy(self, final: Array) -> Array:
-        """Shannon entropy (nat) of the distribution over the vocabulary at final states (state, hidden): (state,)."""
-        total = LogSumExp(len(final), carried=1)
-        for _, block in self._logit_blocks(final):
-            total.add(block, block.max(0), [np.zeros(())])
-        return np.asarray(np.maximum(total.value() - total.carried[0] / total.total, 0.0))
+    def told(self, final: Array, top: int, wanted: Array) -> tuple[Array, Array, Array]:
+        """Best tokens, ranks of some tokens as :meth:`ranks` tells them, and entropy (nat), in one pass.
+
+        Parameters
+        ----------
+        final : (state, hidden), float32
+        wanted : (state, what, spelling), token ids, -1: none
+
+        Returns
+        -------
+        (state, top) ids, (state, what) ranks from 1, NaN where no token is wanted, and (state,) entropies
+        """
+        best, total, better = self._pass(final, top, self._logits_of(final, wanted).max(-1), wanted, carried=1)
+        ranks = np.where((wanted >= 0).any(-1), better + 1.0, np.nan)
+        return best.token, ranks, np.maximum(total.value() - total.carried[0] / total.total, 0.0)
+
+    def _logits_of(self, final: Array, wanted: Array) -> Array:
+        """Logits of tokens (state, what, spelling) that are wanted of each state."""
+        logit = self.capped(np.einsum("nh,nwsh->nws", final, self.unembedding[wanted]))
+        return np.where(wanted >= 0, logit, -np.inf)
+
+    def _pass(
+        self, final: Array, top: int, bar: Array, wanted: Array, carried: int = 0
+    ) -> tuple[Best, LogSumExp, Array]:
+        """One pass over the vocabulary: best tokens, sums of exponentials, and how many logits lie above bars.
+
+        ``bar`` : (state, what) are the logits of the tokens wanted (state, what, spelling); with ``carried`` the sums
+        of the entropy, too.
+        """
+        n = len(final)
+        best, normaliser, better = Best(n, top), LogSumExp(n, carried), np.zeros(bar.shape, dtype="int64")
+        for start, block in self._logit_blocks(final):
+            highest = block.reshape(-1, GROUP, n).max(1)  # (group, state)
+            best.add(block, highest, start)
+            better += outranking(block, start, bar, wanted)
+            normaliser.add(block, highest.max(0), [np.zeros(())] * carried)
+        return best, normaliser, better
 
     def _logit_blocks(self, final: Array) -> Iterator[tuple[int, Array]]:
         """First token and logits (token, state) of each block, in an array that the next one overwrites.

@@ -82,7 +82,7 @@ def read_with(
 
 
 def cost(source: "Source", settings: TraceSettings) -> Cost:
-    """Three products of every state with the unembedding, and a search for every problem and shuffle."""
+    """A product of every state with the unembedding, and a search for every problem and shuffle."""
     from analyze.cost import limits, places, reading, states_at
 
     run, model = source.data, source.model
@@ -92,7 +92,7 @@ def cost(source: "Source", settings: TraceSettings) -> Cost:
     search = SEARCH * n_layer * run.sizes["example"] * (1 + settings.permutations)
     return Cost(
         states=n_state, reads=[reading(states, n_layer)],
-        operations=6.0 * n_state * states.sizes["hidden"] * model.sizes["vocabulary"] + search,
+        operations=2.0 * n_state * states.sizes["hidden"] * model.sizes["vocabulary"] + search,
         memory=float(model["unembedding"].nbytes + 2**26 + 4096 * run.sizes["example"]),
         readouts=[source.run.partition("/")[0]], **limits(settings, run.sizes["example"], 16),
     )  # fmt: skip

@@ -62,7 +62,6 @@ def read_states(
         entropy=np.full(shape, np.nan),
         rank=np.full((*shape, asked.shape[1]), np.nan, dtype="float32"),
     )
-    nothing = np.full((1, 1), -1)
     for rows in _blocks(n, n_position, asked.shape[1] * asked.shape[2] * hidden):
         block = state.isel(example=rows).transpose("example", "position", "hidden")
         final = mapped(block, readout, lens)
@@ -70,10 +69,9 @@ def read_states(
         there = final[example, position]
         if len(there):
             place = (rows.start + example, position)
-            readings.token[place] = readout.read(there, best, np.repeat(nothing, len(there), 0))[0]
-            readings.entropy[place] = readout.entropy(there)
-            if asked.shape[1]:
-                readings.rank[place] = readout.ranks(there, asked[place[0]])[1]
+            readings.token[place], readings.rank[place], readings.entropy[place] = readout.told(
+                there, best, asked[place[0]]
+            )
         if progress is not None:
             progress(min(n, rows.stop), n)
     return readings
