@@ -4,7 +4,9 @@
 
 integrated   Of the answer's logit difference with respect to the thoughts, along the straight way from their means;
              midpoint rule. captum gets the question's keys and values, computed once, and all steps in one batch, which
-             is its default, or as many as it was fastest with.
+             is its default, or as many as it was fastest with; both also say what the attributions fail to add up to
+             (its return_convergence_delta, https://captum.ai/api/integrated_gradients.html). This project also reads
+             the vectors from its lake, makes tokens of the answers and gives intervals.
 jacobians    Of the state that the answer begins from, with respect to all vectors fed and all states after blocks from
              ``bot`` to the last thought, summed over questions: a gradient for each component, in a loop over
              questions, or over all questions in one batch.

@@ -9,7 +9,9 @@ process with two threads, for a quarter of the examples too: memory should not d
 Numpy has the same attention, padded and uncompressed, in memory or mapped into it from a file, without checksums, and
 computes flow, hub, skip, the attention to the thought before and the largest of the mean over examples; this project
 reads the lake, or gets the same array with labels, and computes its composite, types and bands as well. All five
-scores are the same, which is checked first. One thread, in turns.
+scores are the same, which is checked first. One thread, in turns. Numpy also gets the thoughts' block out of this lake,
+by zarr-python. What is behind numpy's arrays is reading: a chunk of compressed attention is 8 queries by 64 keys of all
+heads, of which 6 by 6 are wanted, and is decompressed and checked whole; then opening the lake and its labels.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zarr
 from beside.sides import OURS, compared, take_turns
 from results import keep
 
@@ -137,15 +140,22 @@ def beside_numpy(path: Path, n_example: int, rounds: int) -> None:
             flat[begin : begin + 256] = attention[begin : begin + 256].values
         mapped = np.load(Path(folder) / "a.npy", mmap_mode="r")
         memory = np.array(mapped[..., rows, keys])
-        labelled = attention.isel(position=rows, key_position=keys).copy(data=memory)
+        block = attention.isel(position=rows, key_position=keys)
+        labelled = block.copy(data=memory)
         works = {
             OURS: lambda: head_scores(open_lake(path)["bench/examples"]["attention"]).compute(),
+            "this project, reading the thoughts' block alone": lambda: block.copy().values,
             "this project, thoughts' block in memory": lambda: head_scores(labelled),
+            "numpy, thoughts' block of this lake by zarr-python": lambda: by_hand(
+                zarr.open_array(path / "bench/examples/attention", mode="r")[..., rows, keys]
+            ),
             "numpy, thoughts' block in memory": lambda: by_hand(memory),
             "numpy, memmap of padded attention": lambda: by_hand(mapped[..., rows, keys]),
         }
         with dask.config.set(scheduler="single-threaded"):
             for name, work in works.items():
+                if "alone" in name:
+                    continue
                 found: Any = work()
                 scores = [found[each].values for each in SCORES] if name.startswith("this") else found
                 if not all(np.allclose(*pair) for pair in zip(scores, by_hand(memory), strict=True)):

@@ -58,24 +58,65 @@ class BlockArray:
             raise IndexError(f"a block {block.shape} at rows {rows} and {tuple(corner)} is not within {self.shape}")
         self._blocks.append((np.asarray(rows), tuple(corner), block))
 
-    def read(self, begin: Sequence[int], shape: Sequence[int]) -> np.ndarray | None:
-        """Copy of a box, fill beyond the array's edge; ``None`` if no block reaches into it."""
-        values: np.ndarray | None = None
+    def rows(self, begin: int, n_row: int) -> "BlockRows":
+        """What is held of ``n_row`` examples from ``begin`` on, some of which may lie beyond the array's edge."""
+        parts = []
         for rows, corner, block in self._blocks:
+            inside = np.flatnonzero((rows >= begin) & (rows < begin + n_row))
+            if inside.size:
+                parts.append((rows[inside] - begin, inside, corner, block))
+        return BlockRows(self.fill, parts)
+
+
+class BlockRows:
+    """Some examples of a :class:`BlockArray`, of which one box after the other is read.
+
+    Parameters
+    ----------
+    fill
+        What lies in no block.
+    parts
+        Of each block that holds any of the examples: where they stand among them, their rows in the block, the
+        block's corner, and the block.
+    """
+
+    def __init__(self, fill: Any, parts: Sequence[tuple[np.ndarray, np.ndarray, tuple[int, ...], np.ndarray]]) -> None:
+        self.fill = fill
+        self._parts = parts
+
+    def read(self, begin: Sequence[int], room: np.ndarray) -> bool:
+        """Copy a box of these examples into ``room``, fill beyond the array's edge.
+
+        Parameters
+        ----------
+        begin
+            Where the box begins along each axis but the first.
+        room : (row, ...)
+            What is filled, of the size of the box.
+
+        Returns
+        -------
+        bool
+            Whether any block reaches into the box; if none does, ``room`` is left as it is.
+        """
+        copies, n_value = [], 0
+        for rows, inside, corner, block in self._parts:
             there: list[Any] = []
             here: list[Any] = []
-            for start, size, start_there, length in zip(begin[1:], shape[1:], corner, block.shape[1:], strict=True):
-                first, end = max(start, start_there), min(start + size, start_there + length)
+            size = len(rows)
+            for start, length, start_there, extent in zip(begin, room.shape[1:], corner, block.shape[1:], strict=True):
+                first, end = max(start, start_there), min(start + length, start_there + extent)
                 if first >= end:
                     break
                 there.append(slice(first - start, end - start))
                 here.append(slice(first - start_there, end - start_there))
+                size *= end - first
             else:
-                inside = (rows >= begin[0]) & (rows < begin[0] + shape[0])
-                if not inside.any():
-                    continue
-                if values is None:
-                    values = np.full(shape, self.fill, dtype=self.dtype)
-                taken: Any = slice(None) if inside.all() else inside  # a slice copies nothing
-                values[(rows[taken] - begin[0], *there)] = block[(taken, *here)]
-        return values
+                n_value += size
+                taken: Any = slice(None) if len(inside) == len(block) else inside  # a slice copies nothing
+                copies.append(((rows, *there), block[(taken, *here)]))
+        if copies and n_value < room.size:
+            room.fill(self.fill)
+        for target, values in copies:
+            room[target] = values
+        return bool(copies)

@@ -41,9 +41,16 @@ class Boxes:
 
 
 def picks_of(size: int, wanted: int | slice | np.ndarray) -> range | np.ndarray:
-    """Numbers along an axis of a size that an index stands for."""
+    """Numbers along an axis of a size that an index stands for: a range where they are evenly spaced.
+
+    Labels are looked up as arrays even where they follow each other, and slices are copied many times as fast.
+    """
     if isinstance(wanted, np.ndarray):
-        return np.asarray(np.arange(size)[wanted])
+        numbers = np.asarray(np.arange(size)[wanted])
+        steps = np.diff(numbers[:2])
+        if steps.size and steps[0] > 0 and (np.diff(numbers) == steps[0]).all():
+            return range(int(numbers[0]), int(numbers[-1]) + 1, int(steps[0]))
+        return numbers
     picked = range(size)[wanted]
     return picked if isinstance(picked, range) else range(picked, picked + 1)
 

@@ -77,9 +77,9 @@ class ByAutograd:
         attribution = np.empty(fed.shape[:2])
         for batch in self.job.batches:
             forward = self._difference(batch)
-            found = IntegratedGradients(forward).attribute(
+            found, _ = IntegratedGradients(forward).attribute(
                 fed[batch], baselines=start[batch], n_steps=steps, method="riemann_middle",
-                internal_batch_size=at_once,
+                internal_batch_size=at_once, return_convergence_delta=True,
             )  # fmt: skip
             attribution[batch] = found.sum(-1).numpy()
         return self._kept("integrated-captum", attribution)

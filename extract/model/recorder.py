@@ -69,8 +69,9 @@ class Recorder:
         """Keep attention rows ``(row, head, position, key_position)``, the first of them at ``column``."""
         n_position, n_key = value.shape[2:]
         start = column - self.first
-        past = value.tril(column) if n_position > 1 else value
-        _assign(self._row_sum[:, layer, :, start : start + n_position], past.sum(-1), rows)
+        # A product is done in half the time of value.tril(column).
+        past = torch.ones(n_position, n_key, device=value.device).tril_(column)
+        _assign(self._row_sum[:, layer, :, start : start + n_position], (value * past).sum(-1), rows)
         _assign(self.attention[:, layer, :, start : start + n_position, :n_key], value, rows)
 
     def finish(self, exists: Tensor, columns: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -104,15 +105,12 @@ class Recorder:
         ]
         absent = ~exists
         arrays = {
-            "hidden_state": hidden.masked_fill_(absent[:, None, :, None], torch.nan),
-            "final_state": final.masked_fill_(absent[:, :, None], torch.nan),
+            "hidden_state": _without(hidden, absent, 2, torch.nan),
+            "final_state": _without(final, absent, 1, torch.nan),
             "latent_embedding": self.latent_embedding,
-            "attention": attention.masked_fill_(absent[:, None, None, :, None], 0),
+            "attention": _without(attention, absent, 3, 0),
         }
-        arrays |= {
-            site: value.masked_fill_(absent.reshape(len(absent), 1, n_position, *[1] * (value.ndim - 3)), torch.nan)
-            for site, value in parts.items()
-        } | self.iterations
+        arrays |= {site: _without(value, absent, 2, torch.nan) for site, value in parts.items()} | self.iterations
         return arrays, torch.cat([*peaks, off])
 
     def check(self, measured: Tensor) -> None:
@@ -165,6 +163,16 @@ def _assign(buffer: Tensor, value: Tensor, rows: Tensor | None) -> None:
         buffer.copy_(value)
     else:
         buffer[rows] = value.to(buffer.dtype)
+
+
+def _without(value: Tensor, absent: Tensor, axis: int, fill: float) -> Tensor:
+    """Values ``(row, ..)`` with a fill at positions, along an axis, that a row does not have: in place."""
+    positions = value.movedim(axis, 1)
+    if value.device.type == "cpu":
+        positions[absent] = fill  # looks at nothing else
+    else:  # a GPU would wait for the number of those absent
+        positions.masked_fill_(absent.reshape(*absent.shape, *[1] * (value.ndim - 2)), fill)
+    return value
 
 
 def _peak_of(value: Tensor, exists: Tensor | None = None) -> Tensor:

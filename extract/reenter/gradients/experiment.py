@@ -154,6 +154,7 @@ class _Line:
             laid, self.pad, self.n_before = self.reasoner.lay_out(prompts)
             self.cache = KeyValues(self.n_before + 1)
             Flight(self.reasoner, self.pad, self.n_before, self.cache).feed_tokens(laid)
+        self._taken: dict[int, KeyValues] = {}
 
     def integrate(self, start: np.ndarray, end: np.ndarray, n_step: int) -> tuple[np.ndarray, np.ndarray]:
         """Attributions ``(row, thought)``, and the difference ``(2, row)`` at both ends of the way."""
@@ -165,7 +166,7 @@ class _Line:
             (gradient,) = torch.autograd.grad(self.difference(x).sum(), x)
             total += gradient.view(len(steps), *x0.shape).sum(0) / n_step
         with torch.no_grad():
-            ends = torch.stack([self.difference(x) for x in (x0, x1)])
+            ends = self.difference(torch.cat([x0, x1])).view(2, -1)
         return ((x1 - x0) * total).sum(-1).cpu().double().numpy(), ends.cpu().double().numpy()
 
     def difference(self, thoughts: Tensor) -> Tensor:
@@ -177,9 +178,11 @@ class _Line:
         every = torch.arange(len(thoughts), device=device)
         example = every % len(self.pad)
         pad, apart = self.pad[example], self.apart[example]
-        capacity = self.n_before + reasoner.places.n_middle + self.tokens.shape[1]
-        own = self.cache.take(example, self.n_before + 1, capacity, differentiable=True)
-        flight = Flight(reasoner, pad, self.n_before, own)
+        if len(every) not in self._taken:
+            capacity = self.n_before + reasoner.places.n_middle + self.tokens.shape[1]
+            taken = self.cache.take(example, self.n_before + 1, capacity, differentiable=True)
+            self._taken = {len(every): taken}
+        flight = Flight(reasoner, pad, self.n_before, self._taken[len(every)].again())
         with torch.no_grad():
             closing = reasoner.closing_tokens(len(pad), device)
             after = reasoner._embed(torch.cat([closing, self.tokens[example]], dim=1))
