@@ -113,6 +113,11 @@ class Scoring:
             return np.array([np.nan if answer is None else answer for answer in answers], dtype=np.float64)
         return np.array(["" if answer is None else answer for answer in answers], dtype=object)
 
+    def answers(self, texts: np.ndarray) -> np.ndarray:
+        """What texts of any shape answer, as :meth:`column` has it; each different text is read once."""
+        answers = {text: self.answer(text) for text in set(map(str, texts.ravel()))}
+        return self.column(answers[str(text)] for text in texts.ravel()).reshape(texts.shape)
+
     def outcome(self, text: str, *, clean: Answer, corrupted: Answer) -> Outcome:
         """Which answer a patched run gave; see :func:`classify_outcome`."""
         answer = self.answer(text)

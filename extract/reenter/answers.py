@@ -161,6 +161,12 @@ def write_answers(
     return lines
 
 
+def texts_of(reasoner: Reasoner, lines: Sequence[Sequence[int]]) -> np.ndarray:
+    """Texts ``(row,)`` of answers' tokens; most rows write what others do, and that is read once."""
+    texts = {line: reasoner.decode(line) for line in set(map(tuple, lines))}
+    return np.array([texts[tuple(line)] for line in lines], dtype=object)
+
+
 def measure_answers(
     reasoner: Reasoner, flight: Flight, state: Tensor, trunk: Trunk, source: Tensor, asked: Answers, batch: list[int],
     closing: Tensor | None = None,

@@ -11,7 +11,7 @@ from torch import Tensor
 from extract.model.capture import KeyValues
 from extract.model.flight import Flight
 from extract.model.reasoner import Reasoner
-from extract.reenter.answers import Answers, Trunk, measure_answers, set_base, spend, write_answers
+from extract.reenter.answers import Answers, Trunk, measure_answers, set_base, spend, texts_of, write_answers
 from extract.reenter.armed import Armed
 from extract.reenter.draws import Draws, draw_answers
 from extract.reenter.intervene import arm
@@ -105,7 +105,7 @@ def run_conditions(
     text = np.full((n_copy, n_batch), "", dtype=object)
     if questions.generate:
         lines = write_answers(reasoner, flight, measured.states, asked.shared, questions.n_new, cost, measured.known)
-        text = np.array([reasoner.decode(line) for line in lines], dtype=object).reshape(n_copy, n_batch)
+        text = texts_of(reasoner, lines).reshape(n_copy, n_batch)
     spend(cost, flight)
     if flight.states is not None:
         collected["seen"] = observe_states(reasoner, trunk.states, flight.states, source)

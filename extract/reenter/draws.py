@@ -9,7 +9,7 @@ from torch import Tensor
 
 from extract.model.flight import Choose, Flight
 from extract.model.reasoner import Reasoner
-from extract.reenter.answers import spend
+from extract.reenter.answers import spend, texts_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +67,6 @@ def draw_answers(
         cache = flight.cache.take(rows, flight.column, flight.cache.capacity)
         part = Flight(reasoner, flight.pad, flight.n_before, cache, editor=flight.editor)
         tokens = part.answer(state, n_new, choose=by_chance(line, draws.temperature)).cpu().tolist()
-        texts[number] = [reasoner.decode(row) for row in tokens]
+        texts[number] = texts_of(reasoner, tokens)
         spend(cost, part)
     return texts

@@ -258,14 +258,11 @@ def _labelled(
         },
     )
 
-    def answered(texts: np.ndarray) -> np.ndarray:
-        return scoring.column(scoring.answer(str(answer)) for answer in texts.ravel()).reshape(texts.shape)
-
     if questions.generate:
         result["generated_text"] = (dims, text)
-        result["predicted_answer"] = (dims, answered(text))
+        result["predicted_answer"] = (dims, scoring.answers(text))
     if "sample_text" in measured:
-        result["sample_answer"] = ("condition", "sample", "example"), answered(drawn)
+        result["sample_answer"] = ("condition", "sample", "example"), scoring.answers(drawn)
     if "seen" in measured:
         result = result.assign_coords(position=np.array(questions.reasoner.places.middle, dtype=object))
         for index, (name, units) in enumerate(OBSERVED.items()):

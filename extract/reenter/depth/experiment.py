@@ -67,7 +67,7 @@ def think_to_depth(target: Target, settings: DepthSettings | None = None) -> xr.
     over: dict[str, Any] = {"scoring": target.scoring, "strata": target.strata, "problem": problem, "seed": seed}
     if sample:
         draws = [by_route[route]["sample_text"] for route in routes if route.series == "own" and route.marker == "kept"]
-        out = with_samples(out, _answers(target, np.stack(draws)), target.gold, **over)
+        out = with_samples(out, target.scoring.answers(np.stack(draws)), target.gold, **over)
     out = with_gains(out, target.gold, n_latent=n, **over)
     return out.assign_attrs(**attrs, n_latent=n, rule=target.rule)
 
@@ -177,13 +177,6 @@ def _put(
             measured.setdefault(route, {}).setdefault(name, empty)[..., batch] = value
 
 
-def _answers(target: Target, text: np.ndarray) -> np.ndarray:
-    """What texts answer, of their shape."""
-    scoring = target.scoring
-    answers = {written: scoring.answer(written) for written in set(map(str, text.ravel()))}
-    return scoring.column(answers[str(written)] for written in text.ravel()).reshape(text.shape)
-
-
 def _labelled(
     target: Target, measured: dict[Route, dict[str, np.ndarray]], axes: dict[str, list[object]]
 ) -> xr.Dataset:
@@ -202,7 +195,7 @@ def _labelled(
     return xr.Dataset(
         {
             "generated_text": (dims, text),
-            "predicted_answer": (dims, _answers(target, text)),
+            "predicted_answer": (dims, target.scoring.answers(text)),
             "answer_logprob": (dims, logprob, {"units": "nat"}),
             "kl": (dims, kl, {"units": "nat"}),
         },

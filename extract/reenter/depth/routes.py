@@ -11,7 +11,7 @@ from torch import Tensor
 from extract.model.capture import KeyValues
 from extract.model.flight import Flight
 from extract.model.reasoner import Reasoner
-from extract.reenter.answers import Answers, Trunk, measure_answers, set_base, spend, write_answers
+from extract.reenter.answers import Answers, Trunk, measure_answers, set_base, spend, texts_of, write_answers
 from extract.reenter.draws import by_chance
 from schemas import UsageError
 
@@ -211,7 +211,7 @@ def _answer(
     measured = measure_answers(reasoner, flight, state, base, source, asked, batch, closing)
     lines = write_answers(reasoner, flight, measured.states, asked.shared, n_new, cost, measured.known)
     spend(cost, flight)
-    text = np.array([reasoner.decode(line) for line in lines], dtype=object)
+    text = texts_of(reasoner, lines)
     return collected | {"logprob": measured.logprob[0], "kl": measured.kl, "text": text}
 
 
@@ -235,9 +235,7 @@ def _sample(
         rows = torch.arange(n_row, device=state.device).repeat(len(draws) // n_row)
         part = _apart(flight, rows, flight.column)
         tokens = part.answer(state[rows], n_new, choose=by_chance(draws, sampling.temperature)).cpu().tolist()
-        texts[first : first + together] = np.array([reasoner.decode(line) for line in tokens], dtype=object).reshape(
-            -1, n_row
-        )
+        texts[first : first + together] = texts_of(reasoner, tokens).reshape(-1, n_row)
         spend(cost, part)
     return texts
 
