@@ -3,17 +3,22 @@
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import torch
+from codi_models import ORACLE
 
 from extract.reenter import open_target
+from extract.reenter.running import target_of
+from extract.reenter.settings import TargetSettings
 from extract.reenter.target import Target
-from extract.reenter.transplant.command import TransplantSettings
+from extract.reenter.transplant.command import COMMAND, TransplantSettings
 from extract.reenter.transplant.experiment import transplant
 from extract.reenter.transplant.maps import fit_map
 from extract.run.extract import extract, prepare
 from extract.small_models.problems import make_splits, write_problems
+from lake.running import Terminal
 from schemas import RunSpec, UsageError
 from store import open_lake
 
@@ -28,6 +33,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("test", "validation"):
         write_problems(splits[name], root / f"{name}.jsonl")
         extract(prepare("small-gpt2", str(root / f"{name}.jsonl"), root / "a.lake", spec), root / "a.lake")
+    oracle, short = f"oracle={ORACLE / 'codi-gpt2'}", RunSpec(dtype="float32", batch_size=30, max_new_tokens=2)
+    run = prepare(oracle, str(root / "test.jsonl"), root / "a.lake", short, base=str(ORACLE / "base-gpt2"))
+    extract(run, root / "a.lake")
     return root / "a.lake"
 
 
@@ -68,6 +76,22 @@ def test_a_models_own_values_change_nothing_and_anothers_do(folder: Path) -> Non
         other = (labels["group"] == group) & (labels["control"] == "other problem")
         assert least <= drop[other].item() <= most, group
     assert result.sizes["place"] == 2 + 2 * 8
+
+
+def test_the_other_model_is_where_the_user_says_or_the_lake_remembers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = TargetSettings(checkpoint=(f"oracle={ORACLE / 'codi-gpt2'}",), base=(f"oracle={ORACLE / 'base-gpt2'}",))
+    into = target_of(
+        COMMAND, open_lake(folder), "small-gpt2/test", where, Terminal(COMMAND, click.Context(click.Command("")))
+    )
+    settings = TransplantSettings(source="oracle/test", positions=("ct1",))
+    result = transplant(into, settings)
+    assert result.attrs["n_held_out"] == 15
+    with pytest.raises(UsageError, match="is not at hand"):
+        transplant(target(folder), settings)
+    monkeypatch.chdir(ORACLE)  # a lake keeps the last parts of the folders, checkpoint and base
+    assert transplant(target(folder), settings).identical(result)
 
 
 @pytest.mark.parametrize(

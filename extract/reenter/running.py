@@ -1,6 +1,7 @@
 """Running a declared experiment on a run of a lake."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from extract.reenter.settings import TargetSettings
 from extract.reenter.target import Target, open_target
@@ -18,7 +19,25 @@ def target_of(command: Experiment, lake: Lake, run: str, where: TargetSettings, 
     UsageError
         If the model is not at hand, or not the one that made the run.
     """
-    target = open_target(
+    target = _opened(lake, run, where, where.limit)
+    named = replace(where, checkpoint=_named(where.checkpoint), base=_named(where.base))
+    model = run.partition("/")[0]
+    target.opened = lambda other: _opened(lake, other, where if other.partition("/")[0] == model else named, None)
+    if target.compute_dtype != target.made_in:
+        shell.note(f"{run} was computed in {target.made_in}; the model goes on in {target.compute_dtype}")
+    target.rule, target.batch_rows = where.rule, where.batch_rows
+    target.folder = working_folder(lake, f"reenter.{next(iter(command.results))}", run)
+    return target
+
+
+def _named(values: Sequence[str]) -> tuple[str, ...]:
+    """Those of ``[NAME=]VALUE`` that say which model they are of."""
+    return tuple(value for value in values if "=" in value)
+
+
+def _opened(lake: Lake, run: str, where: TargetSettings, limit: int | None) -> Target:
+    """A run with the model that the settings name for it."""
+    return open_target(
         lake,
         run,
         checkpoint=for_model(where.checkpoint, run, "checkpoint"),
@@ -26,13 +45,8 @@ def target_of(command: Experiment, lake: Lake, run: str, where: TargetSettings, 
         device=where.device,
         compute_dtype=where.compute_dtype,
         lora_alpha=where.lora_alpha,
-        limit=where.limit,
+        limit=limit,
     )
-    if target.compute_dtype != target.made_in:
-        shell.note(f"{run} was computed in {target.made_in}; the model goes on in {target.compute_dtype}")
-    target.rule, target.batch_rows = where.rule, where.batch_rows
-    target.folder = working_folder(lake, f"reenter.{next(iter(command.results))}", run)
-    return target
 
 
 def reenter(

@@ -1,7 +1,7 @@
 """A run and the model it came from, opened for going back in."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +34,8 @@ class Target:
     batch_rows: int | None = None
     folder: Path | None = None
     progress: Progress | None = None
+    opened: "Callable[[str], Target] | None" = None
+    """Opens another run of the lake, its model where the user says that it is."""
     _likeliest: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -223,7 +225,7 @@ def open_target(
     try:
         reasoner = load_reasoner(
             checkpoint or remembered,
-            base,
+            base or (attributes.get("base") if checkpoint is None else None),
             device,
             compute_dtype or made_in,
             lora_alpha=lora_alpha,

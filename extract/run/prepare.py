@@ -39,6 +39,8 @@ class Prepared:
     spec: RunSpec
     checkpoint: str
     """Where the weights came from: a shipped name, a hub id, or a folder's last part."""
+    base: str | None
+    """Likewise where its base model came from, if that was named."""
     memory: int
     """Bound of the activations in memory, in bytes."""
     n_answer: int
@@ -92,8 +94,15 @@ class Prepared:
             **stated,
             "protocol": reasoner.protocol.name,
             "checkpoint": self.checkpoint,
+            **({} if self.base is None else {"base": self.base}),
             "fingerprint": dict(reasoner.fingerprint),
         }
+
+
+def _origin(source: str) -> str:
+    """What a lake says of where a model came from: no path of this machine."""
+    folder = Path(source).expanduser()
+    return folder.resolve().name if folder.is_dir() else source
 
 
 def batches(prepared: Prepared, shard: int) -> Iterator[list[int]]:
@@ -283,8 +292,6 @@ def prepare(
         dtype=spec.dtype,
         answer_kind=problems.answer_kind,
     )
-    folder = Path(checkpoint).expanduser()
-    known = folder.resolve().name if folder.is_dir() else checkpoint
     prepared = Prepared(
         model=name,
         reasoner=reasoner,
@@ -292,7 +299,8 @@ def prepare(
         prompts=prompts,
         layout=layout,
         spec=spec,
-        checkpoint=known,
+        checkpoint=_origin(checkpoint),
+        base=None if base is None else _origin(base),
         memory=int(memory * 2**30),
         n_answer=n_answer,
         skipped=skipped,

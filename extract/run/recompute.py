@@ -91,6 +91,7 @@ def recompute(
     spec = RunSpec(**attributes["spec"])
     made = opened.model_attributes(run.split("/")[0])
     source = checkpoint or made["checkpoint"]
+    base = base or (made.get("base") if checkpoint is None else None)
     try:
         reasoner = load_reasoner(
             source, base=base, device=device, dtype=spec.compute_dtype, lora_alpha=lora_alpha,

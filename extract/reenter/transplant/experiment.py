@@ -54,9 +54,10 @@ def transplant(target: Target, settings: TransplantSettings, source: Target | No
     UsageError
         If the runs share too few problems, or a thought or head is not there.
     """
-    if target.lake is None and source is None:
+    if source is None and target.lake is None:
         raise UsageError("a transplant needs the lake of the other run")
-    source = source or open_target(target.lake, settings.source)  # type: ignore[arg-type]
+    if source is None:
+        source = target.opened(settings.source) if target.opened else open_target(target.lake, settings.source)  # type: ignore[arg-type]
     pairs = settings.pairs()
     mine, theirs = _matched(target, source)
     fitted = _halves(target, mine, settings.seed)
