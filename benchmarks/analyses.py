@@ -4,7 +4,8 @@
 
 Each is asked for its plan and then run, in a process of its own, on one thread: bytes of chunks that are read, seconds
 of processor and clock, the largest memory. ``LAKE`` is one of ``sizes.py --keep``; results are stored in it. Rows are
-added to those of FILE.json, and all of them are the table ``analyses-NAME`` of RESULTS.md, NAME that of the lake.
+added to those of FILE.json, and take the place of those of the same analysis and options in the table
+``analyses-NAME`` of RESULTS.md, NAME that of the lake.
 
 processor    includes the start of the program and its libraries, some 3 s; "told" is what ``--plan`` said, without.
 arithmetic   the operations that an analysis declares over the rate of a product of matrices in the same minute, by
@@ -128,7 +129,7 @@ def main() -> None:
     text = __doc__.partition("\n\n")[2].partition("\n\n")[2]
     title = f"Every analysis of the lake {given.lake.stem}: what it takes, and what it says beforehand"
     command = f"python benchmarks/analyses.py {given.lake.name} --only ANALYSIS --options '..'"
-    results.keep(f"analyses-{given.lake.stem}", title, shown, text=text, command=command)
+    results.keep(f"analyses-{given.lake.stem}", title, shown, text=text, command=command, by=["analysis", "options"])
 
 
 def table_row(row: dict[str, Any]) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def main() -> None:
             rows.append(row(name, json.loads(done.stdout.splitlines()[-1])))
             print(json.dumps(rows[-1]), flush=True)
     text = __doc__.partition("\n\n")[2].partition("\n\n")[2]
-    results.keep("growth", "Growth of every analysis with the examples", rows, text=text)
+    results.keep("growth", "Growth of every analysis with the examples", rows, text=text, by=["analysis"])
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ def keep(
     text: str = "",
     command: str | None = None,
     versions: Mapping[str, str] | None = None,
+    by: Sequence[str] = (),
 ) -> None:
     """Keep a table, in place of the one of that name, and write RESULTS.md again.
 
@@ -49,8 +50,15 @@ def keep(
         What was typed; by default the script and its arguments.
     versions
         Of what it was compared with, where that lies in an environment of its own.
+    by
+        Columns that tell rows apart: rows of the table of before that were not measured again stay.
     """
     FOLDER.mkdir(exist_ok=True)
+    place = FOLDER / f"{name}.json"
+    if by and place.exists():
+        before = json.loads(place.read_text(encoding="utf-8"))["rows"]
+        again = {tuple(row.get(column) for column in by) for row in rows}
+        rows = [*(row for row in before if tuple(row.get(column) for column in by) not in again), *rows]
     arguments = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
     words = command or " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
     table = {
@@ -63,7 +71,7 @@ def keep(
         "versions": own_versions() | dict(versions or {}),
         "rows": [dict(row) for row in rows],
     }
-    (FOLDER / f"{name}.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    place.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     write_page()
 
 

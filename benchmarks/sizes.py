@@ -1,13 +1,15 @@
 """Lakes of real sizes, and the lens beside the bare product that it cannot do without.
 
     python benchmarks/sizes.py [MODEL]... [--examples N] [--dtype T] [--lens-examples N] [--rounds N] [--keep DIR]
+                               [--pair]
 
 Each lake has the axes of SmolLM2-135M (smollm2-135m: 30 layers, 9 heads, 576 components, 49,152 tokens), of CODI on
 GPT-2 (gpt2: 12, 12, 768, 50,260) or of CODI on LLaMA-3.2-1B (llama-1b: 16, 32, 2,048, 128,259), questions of GSM8K's
 lengths, answers that end in 5 to 12 positions, states with a few large components as real ones have, and causal
 attention from ``bot`` on; values are made up.
 It goes through the store's own writer into a temporary folder, or stays in DIR as NAME.lake for other commands
-(``--keep DIR --examples 7473``: as many as GSM8K's training problems).
+(``--keep DIR --examples 7473``: as many as GSM8K's training problems). With ``--pair`` the lake also has NAME-other, of
+the same questions and with what each block's attention and MLP add, for analyses of two runs and attribution.
 
 lens     CPU seconds of the lens over bot and the thoughts of some examples, reading and summary included, over those
          of ``log_softmax(states @ unembedding.T)`` and ``argpartition`` of the best 5 in numpy, 256 states at a time,
@@ -62,7 +64,8 @@ def write_lake(place: Path, name: str, n_example: int, dtype: str, seed: int = 0
     )
     columns = problems(n_example)
     answer = columns["intermediate_result"][1][:, -1]
-    writer = create_run(place, f"{name}/gsm8k", layout, identity={"spec": {}, "weights": name}, columns=columns)
+    identity = {"spec": {}, "weights": name, "data": {"sha256": f"problems({n_example})"}}
+    writer = create_run(place, f"{name}/gsm8k", layout, identity=identity, columns=columns)
     length = np.clip(rng.gamma(6, MEAN_QUESTION / 6, n_example).astype(int), 12, layout.longest_question)
     ended = np.arange(len(layout.positions)) >= layout.positions.index("a0") + rng.integers(5, 13, n_example)[:, None]
     large = rng.choice(layout.hidden, 4, replace=False)
@@ -193,6 +196,7 @@ def main() -> None:
     parser.add_argument("--lens-examples", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--keep", type=Path, metavar="DIR")
+    parser.add_argument("--pair", action="store_true")
     given = parser.parse_args()
     if unknown := set(given.models) - set(MODELS):
         parser.error(f"no model {', '.join(unknown)}; there are {', '.join(MODELS)}")
@@ -201,6 +205,8 @@ def main() -> None:
             place = (given.keep or Path(folder)) / f"{name}.lake"
             if not place.exists():
                 spent = seconds(lambda name=name, place=place: write_lake(place, name, given.examples, given.dtype))
+                if given.pair:
+                    write_lake(place, name + OTHER, given.examples, given.dtype, seed=1, parts=True)
                 size = sum(each.stat().st_size for each in place.rglob("*") if each.is_file()) / 1e9
                 print(f"{name}: {given.examples:,} examples written, {size:.2f} GB, {spent:.0f} s", flush=True)
             lens(place, name, given.lens_examples, given.rounds)

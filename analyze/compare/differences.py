@@ -237,7 +237,7 @@ def origin_of(result: xr.Dataset, variable: str, run: str) -> str:
 
 
 def _data_mark(lake: Lake, run: str) -> str:
-    return str(lake.attributes(run)["data"].get("sha256", run))
+    return str(lake.attributes(run).get("data", {}).get("sha256", run))
 
 
 def _in_order(result: xr.Dataset) -> xr.Dataset:
