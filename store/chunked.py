@@ -12,7 +12,20 @@ from store.opening import BLOCK_BYTES
 from store.shards import ROW_SHARE
 
 
-class LakeArray(da.Array):  # type: ignore[misc]
+class _LikeDask(type):
+    """Classes that are the same as dask's where types are compared.
+
+    Xarray refuses to work with arrays of several chunked types together, and compares nothing but their types.
+    """
+
+    def __eq__(cls, other: object) -> bool:
+        return other is da.Array or type.__eq__(cls, other) is True
+
+    def __hash__(cls) -> int:
+        return hash(da.Array)
+
+
+class LakeArray(da.Array, metaclass=_LikeDask):  # type: ignore[misc]
     """A dask array that remembers the lazy variable it was made of, as long as it is only indexed.
 
     Dask would read all blocks that hold an example that is asked for: thousands of examples for one. So where at most

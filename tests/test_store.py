@@ -132,6 +132,11 @@ def test_a_few_examples_are_read_alone_through_dask_too(tmp_path: Path, monkeypa
     assert some["hidden_state"].chunksizes["layer"] == ((3,) if block_bytes > 2**20 else (1, 1, 1))
     with pytest.raises(IndexError):
         run.isel(example=[3, 100])
+    # with what was computed of it, which is a plain dask array
+    both = run.assign(double=2 * run["hidden_state"])
+    xr.testing.assert_identical(both.compute()["double"], 2 * plain["hidden_state"].load())
+    total = xr.apply_ufunc(np.add, run["hidden_state"], both["double"], dask="parallelized", output_dtypes=["float32"])
+    xr.testing.assert_allclose(total.compute(), 3 * plain["hidden_state"].load())
     half = run.isel(example=np.flatnonzero(np.arange(100) % 2))
     assert half["hidden_state"].chunksizes["layer"] == (1, 1, 1)
 
