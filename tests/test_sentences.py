@@ -32,7 +32,7 @@ def changed(data: xr.Dataset, kind: str) -> xr.Dataset:
         if kind == "single" and (word == "n" or word.startswith("n_")) and values.dtype.kind in "if":
             out[name] = xr.ones_like(values)
         elif values.dtype.kind == "f" and kind in ("ties", "nulls"):
-            p_like = word.startswith("p") and word in ("p", "p_holm", "p_corrected", "p_value")
+            p_like = word == "p" or word.startswith("p_") or word.endswith("_p")
             value = 0.5 if kind == "ties" else float(p_like)
             out[name] = values.copy(data=np.where(np.isnan(values.values), np.nan, value))
         elif values.dtype.kind == "b" and kind == "nulls" and word != "correct":
@@ -101,6 +101,9 @@ EXPECTED = {
         "attention-importance": "no correlation",
         "hubs": "no thought exceeds an even spread",
         "thought-graph": "no direct edge",
+        "traces": "not told (p = 1.00) from",
+        "features": "none of 64 features fires",
+        "similarity": "0 of 8 positions more than shuffled problems are",
     },
     "ties": {
         "number-decoding": "no thought in most problems",  # half of them are no majority
@@ -110,6 +113,8 @@ EXPECTED = {
         "answer-attention": "not told from",
         "critical-heads": "not told from",
         "twins": "none of 9 of what is used",
+        "traces": "not told (p = 0.50) from",
+        "similarity": "0 of 8 positions more than shuffled problems are",
     },
     "single": {
         "head-ablation": "n 1, which tells nothing",

@@ -32,13 +32,14 @@ def features(page: Page) -> None:
             page.map("alive", result, alive.values, layers, names, high=high, text="{:.0f}")
         rows = feature_rows(result.data)
         page.add("features", result, rows)
-        page.say(result, "most", n=result.data.sizes["feature"], **rows[0])
+        page.say(result, "most" if rows[0]["fires"] > 0 else "silent", n=result.data.sizes["feature"], **rows[0])
         if "tells" in result.data:
             told = sorted((row for row in rows if row["tells"]), key=lambda row: -float(row["area"]))
             page.add("told", result, told)
             telling = sum(row["area_p"] < 0.05 for row in told)
             above = result.data.attrs["area_null"]
-            page.say_more(result.label, page.text("tell", n=len(told), telling=telling, above=above, **told[0]))
+            if told:
+                page.say_more(result.label, page.text("tell", n=len(told), telling=telling, above=above, **told[0]))
             findings.append((result, [Finding(what="best area of a feature", of=best_area, nothing=0.6)]))
     beside(page, findings, "number")
 
@@ -83,7 +84,8 @@ def effects(page: Page) -> None:
         rows = effect_rows(data, told.get(result.run))
         page.add("effects", result, rows)
         broken = int((data["p_broken_holm"] < 0.05).sum())
-        page.say(result, "does", n_feature=data.sizes["feature"], telling=int(telling.sum()), turned=broken, **rows[0])
+        line = "does" if telling.any() or broken else "none"
+        page.say(result, line, n_feature=data.sizes["feature"], telling=int(telling.sum()), turned=broken, **rows[0])
         largest = Finding(what="largest effect of a feature, nat", of=largest_effect, nothing=SMALL)
         moving = Finding(what="share of features that move the answer", of=moving_share)
         findings.append((result, [largest, moving]))

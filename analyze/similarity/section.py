@@ -22,7 +22,7 @@ caveats = ["States may be alike because both still carry the question, and alike
 [similarity.lines]
 same = """\
     the same position at the same depth is {mean:.2f} alike on average, from {worst[cka]:.2f} at {worst[position]} to \
-    {best[cka]:.2f} at {best[position]}"""
+    {best[cka]:.2f} at {best[position]}; {told} of {n} positions more than shuffled problems are ({null:.2f})"""
 [similarity.figures]
 similarity = """\
     CKA of positions, mean over layers at the same relative depth, and of layers, mean over positions that both have. \
@@ -81,11 +81,14 @@ def similarity(page: Page) -> None:
         same = rows[rows["position"] == rows["other_position"]].sort_values("cka")
         if len(same):
             worst, best = same.iloc[0], same.iloc[-1]
-            page.say_of(label, page.text("same", mean=same["cka"].mean(), worst=worst, best=best))
+            null = float(data["position_cka_null"])
+            told, n = int((same["cka"] > null).sum()), len(same)
+            page.say_of(label, page.text("same", mean=same["cka"].mean(), worst=worst, best=best, told=told, n=n,
+                                         null=null))  # fmt: skip
             if len(stored.runs) > 1:
                 places = same["position"].iloc[:-4:-1]
                 pair = Pair(runs=(stored.runs[0], stored.runs[1]), label=label, data=data)
-                findings.append((pair, [alike_at(str(place), float(data["position_cka_null"])) for place in places]))
+                findings.append((pair, [alike_at(str(place), null) for place in places]))
     page.need("similarity")
     beside_pairs(page, findings)
     page.show("similarity", lambda rows: rows[rows["position"] == rows["other_position"]])

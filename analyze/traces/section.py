@@ -15,6 +15,8 @@ from analyze.traces.nodes import nodes_of
 
 DRAWN = 6
 """Problems whose tree is drawn."""
+LEVEL = 0.05
+"""Of the test against the thoughts of other problems; twenty shuffles reach no less than 1 in 21."""
 OUTCOMES = {
     "found": "a tree ends at\nthe answer",
     "recovered": "the written\nchain",
@@ -42,9 +44,11 @@ def traces(page: Page) -> None:
             "lens": data.attrs["lens"],
             "own": own,
             "chance": chance,
+            "p": float(data["recovered_p"]),
             "n": data.attrs["n_counted"],
         }
-        page.say(result, "recovered" if np.isfinite(own) else "none", **texts)
+        told = "recovered" if float(data["recovered_p"]) < LEVEL else "untold"
+        page.say(result, told if np.isfinite(own) else "none", **texts)
         above = float(data["recovered_null_high"])
         findings.append((result, [Finding(what="the written chain", of=recovered, nothing=above)]))
         if "frontier_share" in data:

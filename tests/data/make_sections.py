@@ -31,7 +31,16 @@ analyze stability L T --resamples 10
 analyze depth L T
 analyze sae L T --layers 1 --positions ct1 --expansion 1 --epochs 1
 analyze features L T
+analyze sae L T --scope crosscoder --layers 1 --positions ct1 --expansion 1 --epochs 1
+analyze features L T --resamples 10 --permutations 10
+analyze transfer L T --layers 1 --positions ct0,ct1
+reenter features L T1 --limit 12 --draws 1
+reenter features L T2 --limit 12 --draws 1
+reenter jacobian L T --fit 8
+analyze lens L T --lens tuned,jacobian
 reenter ablate L T --limit 12
+reenter ablate L T --limit 12 --sets counts
+reenter cross L T --limit 40
 reenter corrupt L T --limit 12 --corruptions mean,zero
 reenter heads L T --limit 12
 reenter edges L T --limit 12
@@ -42,6 +51,9 @@ reenter depth L T --limit 12 --beyond 1
 reenter edit L T --limit 20
 reenter subspace L T --limit 20
 reenter patch L P --limit 12 --sites latent_embedding
+reenter patch L P --limit 12 --sites latent_embedding --into clean
+reenter transplant L T1 --source S --limit 12
+analyze attribution L T --resamples 10
 reenter attribute L P --limit 12 --exact 8
 analyze correlate L T
 analyze compare L T
@@ -96,6 +108,9 @@ def main() -> None:
         runs = {
             "L": [str(full)],
             "T": [f"{model}/hard" for model in MODELS],
+            "T1": [f"{MODELS[0]}/hard"],
+            "T2": [f"{MODELS[1]}/hard"],
+            "S": [f"{MODELS[1]}/hard"],
             "P": [f"{model}/pairs" for model in MODELS],
         }
         for line in COMMANDS.strip().splitlines():
