@@ -108,7 +108,10 @@ def draw_twins(page: Page, run: str, rows_of: Mapping[str, Any], looks: Mapping[
     draw_marks(ax, np.arange(len(longest)), longest, "model", looks[run], above=1)
     for other, rows in rows_of.items():
         draw_marks(ax, rows["what"].map(places).to_numpy(dtype="float64"), rows, "twin", looks[other])
-    ax.axhline((longest["kind"] != USED).sum() - 0.5, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
+    between = (longest["kind"] != USED).sum() - 0.5
+    ax.axhline(between, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
+    for text, side in (("above: what can be read", "bottom"), ("below: what is used", "top")):
+        ax.text(0.5, between, text, va=side, ha="center", fontsize=7, style="italic", color=MUTED)
     ax.set_yticks(np.arange(len(longest)), longest["what"])
     ax.set_ylim(len(longest) - 0.4, -0.6)
     ax.set_xlim(-0.03, 1.03)

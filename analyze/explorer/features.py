@@ -8,7 +8,7 @@ import xarray as xr
 
 from analyze.context import Context
 from analyze.explorer.problems import readable
-from analyze.features.command import feature_rows
+from analyze.features.command import feature_rows, steps_from_one
 from analyze.features.pages import feature_pages
 from schemas import MissingRunError, UsageError
 from store.results import Result, preferred
@@ -121,7 +121,9 @@ def _known(context: Context, run: str, stored: Result) -> dict[int, dict[str, An
         data = context.open(one)
         for row in feature_rows(data) if "tells" in data else []:
             if row["tells"]:
-                known[row["feature"]] = {"tells": [row["tells"], *map(_rounded, (row["area"], row["area_p"]))]}
+                known[row["feature"]] = {
+                    "tells": [steps_from_one(row["tells"]), *map(_rounded, (row["area"], row["area_p"]))]
+                }
     effects = [context.open(result) for result in of_kind["feature_effects"]]
     for data in [result for result in effects if result.attrs["dictionary"] == stored.fingerprint][:1]:
         names = ("kl", "kl_random", "p_kl_holm", "broken", "n_right")

@@ -1,5 +1,6 @@
 """``lake analyze features``."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -294,7 +295,7 @@ def feature_rows(pages: Any) -> list[dict[str, Any]]:
             {
                 "feature": int(one["feature"]),
                 "fires": float(often[int(index)]),
-                "most": " ".join(str(place[dim].item()) for dim in reversed(cells)) if place is not None else "",
+                "most": place_text({dim: place[dim].item() for dim in reversed(cells)}) if place is not None else "",
                 "reads": " ".join(dict.fromkeys(readings)),
                 "writes": writes["+"],
                 "takes": writes["-"],
@@ -303,6 +304,16 @@ def feature_rows(pages: Any) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def place_text(labels: Mapping[str, Any]) -> str:
+    """A place where a feature fires, in words, as in ``ct4, layer 0``."""
+    return ", ".join(f"layer {label}" if dim == "layer" else str(label) for dim, label in labels.items())
+
+
+def steps_from_one(text: str) -> str:
+    """What a feature tells, its steps counted from 1 as the page counts them."""
+    return re.sub(r"\bstep (\d+)", lambda found: f"step {int(found[1]) + 1}", text)
 
 
 def shared_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:

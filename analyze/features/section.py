@@ -8,7 +8,7 @@ import xarray as xr
 from analyze.beside import Finding, beside
 from analyze.context import StoredResult
 from analyze.drawing import INK, MUTED, faint_grid, legend_below, reference
-from analyze.features.command import feature_rows
+from analyze.features.command import feature_rows, steps_from_one
 from analyze.page import NothingStored, Page, Section
 from schemas.statistics import wilson_interval
 from store.results import Result, preferred
@@ -31,6 +31,7 @@ def features(page: Page) -> None:
             names, high = alive["position"].values, float(alive.max()) or 1.0
             page.map("alive", result, alive.values, layers, names, high=high, text="{:.0f}")
         rows = feature_rows(result.data)
+        rows = [row | {"tells": steps_from_one(row["tells"])} if "tells" in row else row for row in rows]
         page.add("features", result, rows)
         page.say(result, "most" if rows[0]["fires"] > 0 else "silent", n=result.data.sizes["feature"], **rows[0])
         if "tells" in result.data:
@@ -86,7 +87,7 @@ def effects(page: Page) -> None:
         broken = int((data["p_broken_holm"] < 0.05).sum())
         line = "does" if telling.any() or broken else "none"
         page.say(result, line, n_feature=data.sizes["feature"], telling=int(telling.sum()), turned=broken, **rows[0])
-        largest = Finding(what="largest effect of a feature, nat", of=largest_effect, nothing=SMALL)
+        largest = Finding(what="largest effect of a feature (nat)", of=largest_effect, nothing=SMALL)
         moving = Finding(what="share of features that move the answer", of=moving_share)
         findings.append((result, [largest, moving]))
     beside(page, findings, "number")
@@ -102,7 +103,7 @@ def effect_rows(data: xr.Dataset, told: xr.Dataset | None) -> list[dict[str, Any
         place = f"{one['position'].item()}, {'fed' if layer == -1 else f'layer {layer}'}"
         figures = {str(name): one[name].item() for name in data.data_vars}
         number = int(one["feature"])
-        rows.append({"feature": number, "place": place, "tells": tells.get(number, ""), **figures})
+        rows.append({"feature": number, "place": place, "tells": steps_from_one(tells.get(number, "")), **figures})
     return rows
 
 

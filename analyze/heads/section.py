@@ -150,7 +150,11 @@ def flow_and_skip(page: Page) -> None:
         known = "_sure" if np.isfinite([*means.values()]).all() else ""
         ends = {f"{kind}_{end}": x for kind, mean in means.items() for end, x in zip(ENDS, mean[1:], strict=True)}
         page.say(one, f"means{known}", **{kind: mean[0] for kind, mean in means.items()} | ends)
-        compared = [path_mean("sequential", "to the thought before"), path_mean("skip", "skip")] if known else []
+        compared = (
+            [path_mean("sequential", "attention to the thought before"), path_mean("skip", "skip attention")]
+            if known
+            else []
+        )
         findings.append((one, compared))
         for ax, kind in zip(axes, means, strict=True):
             path = path_attention(one, kind)
