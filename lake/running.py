@@ -10,6 +10,7 @@ import click
 from lake import printing
 from schemas import UsageError
 from schemas.command import Analysis, Command, Experiment, Output, Printed, Settings
+from schemas.csv_files import write_csv
 from schemas.words import OUTPUT, PATH
 
 if TYPE_CHECKING:
@@ -115,11 +116,11 @@ def run_experiment(
     command: Experiment, settings: Settings, where: Any, values: Mapping[str, Any], terminal: Terminal
 ) -> None:
     """Run an experiment on every run, and say what it made, side by side."""
+    lake, runs = open_runs(values["path"], values["runs"])  # before seconds are spent on importing torch
     from analyze.cluster import compute_on
     from analyze.tables import fed, result_tables, without_long
     from extract.reenter.running import for_model, reenter, target_of
 
-    lake, runs = open_runs(values["path"], values["runs"])
     for run in runs:  # what is written wrongly is said before a model is loaded
         for_model(where.checkpoint, run, "checkpoint")
         for_model(where.base, run, "base")
@@ -156,9 +157,8 @@ def document_of(kept: "Kept", frames: Mapping[str, Any], label: str, folder: Pat
     from analyze.tables import short_tables
 
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
         for name, table in frames.items():
-            table.to_csv(folder / f"{label.replace('/', '.').replace(' ', '')}-{name}.csv", index=False)
+            write_csv(table, folder / f"{label.replace('/', '.').replace(' ', '')}-{name}.csv")
     return {"result": kept.name} | short_tables(frames)
 
 

@@ -7,6 +7,9 @@ from store.info import SHORTEST_PREFIX
 from store.read import Lake
 from store.results import RESULTS, Result
 
+MOST_NAMED = 6
+"""Results that are named where several fit."""
+
 
 def fits(result: Result, word: str) -> bool:
     """Whether a word is a result's name, kind or run, or begins its fingerprint or the digest that ends its name."""
@@ -38,13 +41,18 @@ def select_result(lake: Lake, words: Sequence[str]) -> Result:
         return fitting[0]
     request = " ".join(words)
     if fitting:
-        candidates = "; ".join(f"{one.name} ({one.fingerprint[:12]}: {one.describe(lake.location)})" for one in fitting)
+        shown = [f"{one.name} ({one.fingerprint[:12]}: {one.describe(lake.location)})" for one in fitting[:MOST_NAMED]]
+        more = [f"and {len(fitting) - MOST_NAMED} more"] if len(fitting) > MOST_NAMED else []
         raise MissingRunError(
-            f"{lake.location}: {len(fitting)} results fit {request!r}; name one, as by its fingerprint: {candidates}"
+            f"{lake.location}: {len(fitting)} results fit {request!r}; name one, as by its fingerprint:"
+            f" {'; '.join(shown + more)}"
         )
     known = dict.fromkeys(word for result in results for word in (result.kind, *result.runs, result.name))
     strange = next((word for word in words if not any(fits(result, word) for result in results)), "")
-    there = ", ".join(result.name for result in results) or "none"
+    there = f"it has {', '.join(result.name for result in results) or 'none'}"
+    if len(results) > MOST_NAMED:
+        kinds = dict.fromkeys(result.kind for result in results)
+        there = f"it has results of {', '.join(kinds)}; lake show {lake.location} lists them"
     raise MissingRunError(
-        f"{lake.location}: no result fits {request!r}; there are {there}" + (nearest(strange, known) if strange else "")
+        f"{lake.location}: no result fits {request!r}; {there}" + (nearest(strange, known) if strange else "")
     )

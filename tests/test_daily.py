@@ -122,10 +122,15 @@ def test_a_result_is_shown_as_its_command_printed_it(call, analysed, tmp_path):
 
 def test_which_results_there_are_is_said_where_none_or_several_fit(call, analysed, tmp_path):
     path, _ = analysed
-    refused(call("show", path, "haeds"), "no result fits", "did you mean 'heads'?", "results/lens/one.problems~")
+    refused(call("show", path, "haeds"), "no result fits", "did you mean 'heads'?", "heads, lens, lens_tests,")
     refused(call("show", path, "heads", "two/problems"), "no result fits 'heads two/problems'")
     refused(call("show", path, "one/problems"), "results fit", "results/probes/one.problems~", "--top 4")
-    refused(call("show", two_runs(tmp_path / "empty.lake"), "heads"), "there are none")
+    refused(call("show", two_runs(tmp_path / "empty.lake"), "heads"), "it has none")
+    refused(
+        call("show", path, "heads", "one/problems", "--csv", "/dev/null/tables"), "/dev/null/tables", "another place"
+    )
+    refused(call("top", path, "one/problems", "--by", "corect"), "'corect': Binder Error")
+    refused(call("top", path, "one/problems", "--by", " "), "--by is empty")
 
 
 def test_a_result_of_python_is_shown_as_its_tables(call, tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.command import Command, Output, Settings, Shell, Table, setting
+from schemas.csv_files import write_csv
 from schemas.errors import UsageError
 
 
@@ -54,7 +55,7 @@ def cell_text(cell: Any) -> str:
 def written(frame: Any, settings: "QuerySettings | TopSettings", table: Table) -> Output:
     """A frame as the settings want it: a file, JSON, or the table."""
     if settings.csv is not None:
-        frame.to_csv(settings.csv, index=False)
+        write_csv(frame, settings.csv)
         line = f"{settings.csv}: {len(frame)} rows"
         return Output(printed=[line], document={"csv": str(settings.csv), "rows": len(frame)})
     if settings.json:
@@ -95,6 +96,8 @@ class TopSettings(Settings):
                 "top: name what is to be large, with one of --head L1H2, --feature RESULT:17,"
                 " --direction KIND:VARIABLE and --by EXPR"
             )
+        if self.by is not None and not self.by.strip():
+            raise UsageError("top: --by is empty; it is SQL over the run's columns, as -answer_logprob")
         if (self.keys and not self.head) or (self.layers and not self.direction) or (self.positions and self.by):
             raise UsageError("top: --keys goes with --head, --layers with --direction, --positions with all but --by")
 

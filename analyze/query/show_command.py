@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from schemas.command import Analysis, Command, Experiment, Output, Printed, Settings, Shell, Table, setting
+from schemas.csv_files import write_csv
 
 if TYPE_CHECKING:
     from store import Lake, Result
@@ -44,10 +45,9 @@ def show(settings: ShowSettings, shell: Shell) -> Output:
     result.encoding["source"] = str(lake.location)
     frames = frames_of(chosen.kind, result)
     if settings.csv is not None:
-        settings.csv.mkdir(parents=True, exist_ok=True)
         title = f"{chosen.name.rpartition('/')[2].replace('~', '-')}-{chosen.kind}"
         for name, frame in frames.items():
-            frame.to_csv(settings.csv / f"{title}-{name}.csv", index=False)
+            write_csv(frame, settings.csv / f"{title}-{name}.csv")
     stated = {key: getattr(chosen, key) for key in ("kind", "runs", "spec", "fingerprint", "inputs", "command")}
     return Output(
         printed=printed_of(chosen, result, frames),

@@ -252,10 +252,14 @@ def top_of_column(lake: Lake, run: str, expression: str, *, n: int = 10) -> pd.D
     lake.attributes(run)
     check_whole("the number of places", n, 1)
     shown = "example, problem, correct, question, generated_text"
-    return query_lake(
-        lake, f'select ({expression}) as value, {shown} from "{run}" where value is not null'
+    sql = (
+        f'select ({expression}) as value, {shown} from "{run}" where value is not null'
         f" order by value desc, example limit {n}"
-    )  # fmt: skip
+    )
+    try:
+        return query_lake(lake, sql)
+    except UsageError as error:  # the user wrote the expression alone
+        raise UsageError(str(error).replace(repr(sql), repr(expression))) from error
 
 
 def _blocks(n_example: int, progress: Progress | None) -> Iterator[slice]:
