@@ -46,7 +46,7 @@ def copy_large(source: Store, target: Store, key: str, size: int) -> None:
         parts = _parts(source, key, size)
         put(target.store, key, parts, use_multipart=True, chunk_size=PART_BYTES, max_concurrency=PARTS)
     elif isinstance(target, FsspecStore):  # each of its file systems sends a file of a disk in its own way
-        with _on_disk(source, key, size) as path:
+        with on_disk(source, key, size) as path:
             sync(target.fs._put_file(str(path), f"{target.path}/{key}"))
     else:
         set_bytes(target, key, read_bytes(source, key) or b"")
@@ -63,8 +63,8 @@ def _parts(source: Store, key: str, size: int) -> Iterator[bytes]:
 
 
 @contextmanager
-def _on_disk(source: Store, key: str, size: int) -> Iterator[Path]:
-    """A file as one of this machine: itself, or a copy that is removed again."""
+def on_disk(source: Store, key: str, size: int) -> Iterator[Path]:
+    """A file as one of this machine: itself, or a copy, made in parts, that is removed again."""
     if isinstance(source, LocalStore):
         yield source.root / key
         return

@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from zarr.abc.store import Store
 from zarr.core.sync import sync
 
 from schemas import MODEL_VARIABLES, MissingRunError, UsageError, nearest
-from store.files import LEFTOVER, RECORD, REMOVED, join, read_bytes, unseal, without_checksum
+from store.files import LEFTOVER, RECORD, REMOVED, join, read_bytes, read_size, unseal, without_checksum
+from store.large_files import on_disk
 from store.layout import SHARDED_VARIABLES, ArrayLayout, RunLayout
 from store.location import local_path, open_store
 from store.mend import analyze_command, extract_command, foreign_weights, has_other_model, is_result_of
@@ -261,6 +263,16 @@ class _Verifier:
         """Whether a file that never changes is as its group says."""
         return hashlib.sha256(read_bytes(self.store, key) or b"").hexdigest() in self.expected[key][0]
 
+    @contextmanager
+    def _content(self, key: str, *, large: bool) -> Iterator[Any]:
+        """Bytes of a file; a large one on an object store lies on the disk meanwhile, as several are read at once."""
+        size = read_size(self.store, key) if large or self.folder is not None else None
+        if not size:
+            yield b"" if size == 0 else read_bytes(self.store, key) or b""
+            return
+        with on_disk(self.store, key, size) as path:
+            yield np.memmap(path, mode="r")
+
     def _digests(self, progress: Callable[[int, int], None] | None) -> None:
         sharded = {key: shard for shard in self.shards for key in shard.files}
         owner = {digest: key for key, (digests, *_) in self.expected.items() for digest in digests}
@@ -268,15 +280,11 @@ class _Verifier:
         def check(key: str) -> Read | None:
             if key not in self.keys:
                 return None
-            if self.folder is None:
-                content: Any = read_bytes(self.store, key) or b""
-            else:
-                path = self.folder / key
-                content = np.memmap(path, mode="r") if path.stat().st_size else b""
             array = sharded[key].array(key) if key in sharded else None
-            checksums = None if array is None or array.shards is None else chunk_checksums(content, array)
-            sealed = key not in sharded and without_checksum(bytes(content), len(content) - CHECKSUM_BYTES) is not None
-            return Read(len(content), hashlib.sha256(content).hexdigest(), checksums, sealed)
+            with self._content(key, large=array is not None and array.shards is not None) as content:
+                checksums = None if array is None or array.shards is None else chunk_checksums(content, array)
+                seal = None if key in sharded else without_checksum(bytes(content), len(content) - CHECKSUM_BYTES)
+                return Read(len(content), hashlib.sha256(content).hexdigest(), checksums, seal is not None)
 
         keys, read_files, doubtful = sorted(self.expected), dict[str, Read | None](), set[str]()
         with ThreadPoolExecutor(THREADS, thread_name_prefix="lake-verify") as pool:
