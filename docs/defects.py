@@ -389,8 +389,7 @@ def main() -> None:
     arguments = parser.parse_args()
     found = measure(arguments.models, arguments.problems, arguments.pairs, arguments.only)
     if arguments.only and arguments.out.exists():
-        kept = json.loads(arguments.out.read_text(encoding="utf-8"))["defects"]
-        found["defects"] = kept | found["defects"]
+        found["defects"] = json.loads(arguments.out.read_text(encoding="utf-8"))["defects"] | found["defects"]
     arguments.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for name, each in found["defects"].items():
         for row in each["rows"]:
