@@ -184,14 +184,19 @@ class StoredValues:
     def _alike(self, rows: np.ndarray, problem: np.ndarray, seed: int) -> np.ndarray:
         """Row of another problem whose operators are most like the row's: as many, and the longest common beginning."""
         operators, gives, chosen = self.operators(), self._giving("other"), []
+        kinds = sorted(set(operators))
+        kind = np.array([kinds.index(of_row) for of_row in operators])
+        levels: dict[
+            tuple[str, ...], list[np.ndarray]
+        ] = {}  # rows that may give to problems of a kind, most alike first
+        for own in {operators[row] for row in rows}:
+            likeness = np.array([(len(other) == len(own)) * 1000 + len(commonprefix([other, own])) for other in kinds])
+            levels[own] = [np.flatnonzero(gives & (likeness[kind] == level)) for level in np.unique(likeness)[::-1]]
         for row in rows:
-            own, others = operators[row], np.flatnonzero((problem != problem[row]) & gives).tolist()
-            if not others:
+            others = (level[problem[level] != problem[row]] for level in levels[operators[row]])
+            most = next((alike for alike in others if len(alike)), None)
+            if most is None:
                 raise UsageError("there is no other problem in the run to take the value of")
-            likeness = [
-                (len(operators[other]) == len(own), len(commonprefix([operators[other], own]))) for other in others
-            ]
-            most = [other for other, like in zip(others, likeness, strict=True) if like == max(likeness)]
             chosen.append(np.random.default_rng([seed, int(row), 71]).choice(most))
         return np.array(chosen, dtype=np.int64)
 
