@@ -1,22 +1,23 @@
 """What ``lake train`` and its twins reach on two small tasks: a random base, minutes on one core.
 
-``python benchmarks/training.py --work DIR [--steps N]`` makes a two-layer base of random weights and two tasks: sums of
-three numbers (``3 + 4 + 5 ?``, a number) and who has more (a name). CODI is trained on the first, Coconut on the
-second, each with its five controls; a fifth of the problems is held out. Every model is extracted over these by the
-command line. Of those that think, all thoughts are replaced by their mean and by those of another problem.
+``python benchmarks/training.py --work DIR [--quick] [--protocols codi]`` makes a two-layer base of random weights and two
+tasks: sums of three numbers (``3 + 4 + 5 ?``, a number) and who has more (a name). CODI is trained on the first,
+Coconut on the second, each with its five controls; a fifth of the problems is held out. Every model is extracted over
+these by the command line. Of those that think, all thoughts are replaced by their mean and by those of another problem.
 """
 
 import argparse
+import io
 import json
 import random
-import subprocess
-import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import lake as command_line
 from schemas.controls import CONTROLS
 from store import open_lake
 
@@ -63,8 +64,13 @@ def write_tasks(folder: Path) -> None:
 
 
 def lake(*words: object) -> None:
-    """Run a command of ``lake``."""
-    subprocess.run([sys.executable, "-m", "lake", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+    """Run a command of ``lake``, in this process: starting one takes longer than extracting so small a model."""
+    try:
+        with redirect_stdout(io.StringIO()):
+            command_line.main([str(word) for word in words])
+    except SystemExit as ended:
+        if ended.code:
+            raise
 
 
 def measure(work: Path, name: str, task: str) -> None:
@@ -76,11 +82,13 @@ def measure(work: Path, name: str, task: str) -> None:
     right = opened[run]["correct"].values
     line = f"{name:24s} {task}: {right.mean():.3f} of {len(right)}"
     if opened[run].sizes.get("latent", 0):
-        lake("reenter", "corrupt", place, run, "--checkpoint", work / name)
-        (result,) = [each for each in open_lake(place).results() if each.kind == "corrupt" and each.runs == (run,)]
-        found = open_lake(place).open_result(result.name).sel(stratum="all")["accuracy"]
+        lake("reenter", "corrupt", place, run, "--checkpoint", work / name, "--corruptions", "mean,resample")
+        (made,) = [
+            result for result in open_lake(place).results() if result.kind == "corrupt" and result.runs == (run,)
+        ]
+        accuracy = open_lake(place).open_result(made.name).sel(stratum="all")["accuracy"]
         for operation in ("mean", "resample"):
-            line += f", {operation} {float(found.sel(condition=f'{operation} all latent_embedding -1')):.3f}"
+            line += f", {operation} {float(accuracy.sel(condition=f'{operation} all latent_embedding -1')):.3f}"
     print(line, flush=True)
 
 
@@ -88,15 +96,17 @@ def main() -> None:
     """Make, train, measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--steps", type=int, help="of every training, instead of 600 and 500")
+    parser.add_argument("--quick", action="store_true", help="40 steps of every training instead of 600 and 500")
+    parser.add_argument("--protocols", nargs="+", choices=list(TASKS), default=list(TASKS))
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     write_base(given.work / "base")
     write_tasks(given.work)
-    for protocol, (task, steps) in TASKS.items():
+    for protocol in given.protocols:
+        task, steps = TASKS[protocol]
         lake("train", "--base", given.work / "base", "--data", given.work / f"{task}-train.jsonl", "--validation",
              given.work / f"{task}-test.jsonl", "--protocol", protocol, "--twins", ",".join(CONTROLS), "--thoughts", 2,
-             "--lora-rank", 64, "--lora-alpha", 64, "--learning-rate", 3e-3, "--steps", given.steps or steps,
+             "--lora-rank", 64, "--lora-alpha", 64, "--learning-rate", 3e-3, "--steps", 40 if given.quick else steps,
              "--out", given.work / protocol)  # fmt: skip
         for kind in ("", *(f"-{kind}" for kind in CONTROLS)):
             measure(given.work, f"{protocol}{kind}", task)
