@@ -1,7 +1,7 @@
 """What ``lake train`` and its twins reach on two small tasks: a random base, minutes on one core.
 
-``python benchmarks/training.py --work DIR [--quick] [--protocols codi]`` makes a two-layer base of random weights and two
-tasks: sums of three numbers (``3 + 4 + 5 ?``, a number) and who has more (a name). CODI is trained on the first,
+``python benchmarks/training.py --work DIR [--quick] [--protocols codi]`` makes a two-layer base of random weights and
+two tasks: sums of three numbers (``3 + 4 + 5 ?``, a number) and who has more (a name). CODI is trained on the first,
 Coconut on the second, each with its five controls; a fifth of the problems is held out. Every model is extracted over
 these by the command line. Of those that think, all thoughts are replaced by their mean and by those of another problem.
 """

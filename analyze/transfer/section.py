@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.beside import NOTHING, Finding, Pair, beside_pairs, number_at
-from analyze.drawing import heat_map, panels
+from analyze.drawing import heat_map, panels, slanted
 from analyze.page import Page, Section
 from analyze.transfer.command import LENS_MEANS, SAE_MEANS, pairs
 from analyze.transfer.matrix import pairs_of
@@ -35,7 +35,7 @@ def plot_transfer(result: xr.Dataset, *, ax: Any = None) -> list[Any]:
         labels = np.where(values < -1, "< -1", np.array([[f"{x:.2f}" for x in row] for row in values]))
         heat_map(axis, np.clip(values, -1, 1), [*part["fit"].values, "own"], part["test"].values, labels=labels)
         axis.set(title=f"{kind}, {result.attrs['target']}: {main}", ylabel="fitted on", xlabel="tested on")
-        axis.tick_params(axis="x", rotation=20)
+        slanted(axis)
     return axes
 
 
@@ -110,7 +110,7 @@ def plot_pairs(result: xr.Dataset, name: str, *, high: float = 1.0, ax: Any = No
     rows = [*result["fit"].values, "own"]
     heat_map(axis, np.clip(values, -high, high), rows, result["test"].values, labels=labels, high=high)
     axis.set(ylabel="fitted on", xlabel="tested on")
-    axis.tick_params(axis="x", rotation=20)
+    slanted(axis)
     return axis
 
 

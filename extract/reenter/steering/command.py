@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from extract.reenter.settings import DrawnSettings, overrule
 from extract.reenter.sites import ThoughtSite
 from extract.reenter.tables import accuracy_table
+from schemas import UsageError
 from schemas.command import Experiment, Printed, setting
 from schemas.intervention import STEERING_UNIT
 
@@ -45,6 +46,8 @@ class SteerSettings(DrawnSettings):
         """Check the values; a name of a direction may have commas but no spaces."""
         super().__post_init__()
         overrule(self, directions=tuple(word for text in self.directions for word in text.split()))
+        if not self.directions:
+            raise UsageError(f"--directions names none; {CORRECT_MINUS_WRONG} can be, or KIND:VARIABLE of a result")
 
 
 def run(target: "Target", settings: SteerSettings) -> "xr.Dataset":
