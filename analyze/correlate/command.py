@@ -1,5 +1,6 @@
 """``lake analyze correlate``."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -116,6 +117,8 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
                 ]
                 for layer in layers
             ],
+            caption="in brackets corrected p-values; a dash: attention or what it is set against does not vary, as what"
+            " a problem has one value of does within the problem",
         )
     ]
 
@@ -129,7 +132,9 @@ def measure_of(spec: Mapping[str, Any]) -> str:
 
 
 def correlation(layer: Any, name: str) -> str:
-    """One correlation and its corrected p as text."""
+    """One correlation and its corrected p as text; a dash where one of both does not vary."""
+    if not math.isfinite(float(layer[f"{name}_r"])):
+        return "-"
     p = f" ({float(layer[f'{name}_p_adjusted']):.2g})" if f"{name}_p_adjusted" in layer else ""
     return f"{float(layer[f'{name}_r']):+.2f}{p}"
 
