@@ -39,11 +39,12 @@ NEWER_FINGERPRINTS = {"tokenizer_files"}
 def check_place(location: str | os.PathLike[str]) -> None:
     """Raise ``UsageError`` if no lake can be made or written at a place; nothing is touched."""
     folder = local_path(location)
+    folder = folder if folder is None else folder.resolve()  # of new/../.. there is nothing until new is made
     if folder is not None and not folder.is_dir():
         if folder.exists():
             raise UsageError(f"{location} is a file; a lake is a folder. Name another --lake")
         return
-    store = open_store(location)
+    store = open_store(folder or location)
     check_format(location, store)
     attributes = read_group(store, "")
     if attributes is None and folder is not None:

@@ -97,3 +97,14 @@ def test_what_cannot_be_written_leaves_no_file(write):
     code, _, _, said = write("nc", "hidden_state", "--stored")
     assert code == 2
     assert "float16" in said.err
+
+
+@pytest.mark.parametrize(("place", "problem"), [("/dev/null/a.npz", "name another place"), ("here", "inside the lake")])
+def test_places_where_nothing_is_written(lake, capsys, place, problem):
+    to = str(lake.folder / "a.npz") if place == "here" else place
+    with pytest.raises(SystemExit) as left:
+        command_line.main(["export", str(lake.location), RUN, "--to", to])
+    error = capsys.readouterr().err
+    assert left.value.code == 2
+    assert problem in error
+    assert error.count("\n") == 1

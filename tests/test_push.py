@@ -242,3 +242,11 @@ def run_on(place: str, command: str, *words: str) -> None:
     with pytest.raises(SystemExit) as left:
         command_line.main([*command.split(), place, *words])
     assert left.value.code in (0, None)
+
+
+def test_an_empty_lake_is_pushed_too(made, tmp_path):
+    empty = tmp_path / "empty.lake"
+    empty.mkdir()
+    shutil.copy(made / "zarr.json", empty)
+    push(open_lake(empty), tmp_path / "there.lake")
+    assert open_lake(tmp_path / "there.lake").runs() == []

@@ -235,7 +235,7 @@ def test_places_that_are_no_lake(place: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("x")
     data = write_questions(tmp_path / "toy.jsonl", 1)
-    for wrong, said in (("file", "is a file"), ("full", "other content")):
+    for wrong, said in (("file", "is a file"), ("full", "other content"), ("new/../full", "other content")):
         with pytest.raises(UsageError, match=said):
             prepared_run(tmp_path / wrong, data)
     with pytest.raises(UsageError, match="there is no lake"):

@@ -66,6 +66,8 @@ def export(
     """
     if to.suffix not in WRITERS:
         raise UsageError(f"{to} ends in none of {', '.join(WRITERS)}{nearest(to.suffix, WRITERS)}")
+    if lake.folder is not None and to.resolve().is_relative_to(Path(lake.folder).resolve()):
+        raise UsageError(f"{to} is inside the lake, which holds nothing but its own files; name another place")
     run_data = lake.open(run, chunks="auto" if to.suffix == ".nc" else None, stored=stored)
     missing = [name for name in variables if name not in run_data.data_vars]
     if missing or not variables:
@@ -79,6 +81,11 @@ def export(
     if stored and to.suffix == ".nc":
         raise UsageError(f"{to}: netCDF has no float16; leave --stored out, or name another format")
     partial = to.with_name(f"{to.name}.partial")
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+    except OSError as error:
+        raise UsageError(f"{to} cannot be written ({error.strerror or error}); name another place") from error
     try:
         WRITERS[to.suffix](data, partial, progress or (lambda done, total: None))
         partial.replace(to)
