@@ -19,6 +19,7 @@ import lake as command_line
 from extract.run.extract import extract
 from schemas import FORMAT_VERSION, CorruptLakeError, MissingRunError, UsageError, position_labels
 from store import RunLayout, create_run, describe, find, open_lake, verify
+from store.check import check_place
 from store.layout import BLOCK, KEY_BLOCK, QUERY_BLOCK, round_up
 
 ARCHIVE = Path(__file__).parent / "data"
@@ -235,9 +236,11 @@ def test_places_that_are_no_lake(place: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("x")
     data = write_questions(tmp_path / "toy.jsonl", 1)
-    for wrong, said in (("file", "is a file"), ("full", "other content"), ("new/../full", "other content")):
+    for wrong, said in (("file", "is a file"), ("full", "other content")):
         with pytest.raises(UsageError, match=said):
             prepared_run(tmp_path / wrong, data)
+    with pytest.raises(UsageError, match="other content"):
+        check_place(tmp_path / "new" / ".." / "full")
     with pytest.raises(UsageError, match="there is no lake"):
         open_lake(tmp_path / "none")
     newer = Path(shutil.copytree(place, tmp_path / "newer.lake"))
