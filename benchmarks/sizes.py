@@ -26,6 +26,7 @@ from typing import Any
 
 import dask
 import numpy as np
+import results
 from threadpoolctl import threadpool_limits
 
 from analyze import lens_summary, logit_lens
@@ -166,7 +167,8 @@ def seconds(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def lens(place: Path, name: str, n_example: int, rounds: int) -> None:
+def lens(place: Path, name: str, n_example: int, rounds: int) -> dict[str, Any]:
+    """Time of the lens beside the bare product, as a row of RESULTS.md."""
     lake = open_lake(place)
     model, run = lake.model(name), lake[f"{name}/gsm8k"].isel(example=slice(0, n_example))
     positions = ["bot", *(f"ct{k}" for k in range(6))]
@@ -179,13 +181,16 @@ def lens(place: Path, name: str, n_example: int, rounds: int) -> None:
         for _ in range(rounds):
             ours = seconds(lambda: lens_summary(logit_lens(run, model, positions=positions, top=TOP)).compute())
             times.append((ours, seconds(lambda: bare(states, unembedding))))
-    each = [1000 * statistics.median(side) / len(states) for side in zip(*times, strict=True)]
-    ratio = statistics.median(ours / theirs for ours, theirs in times)
+    ours, theirs = ([1000 * taken / len(states) for taken in side] for side in zip(*times, strict=True))
+    ratio = [one / other for one, other in zip(ours, theirs, strict=True)]
+    row = {"model": name, "tokens": len(unembedding), "components": states.shape[1], "states": len(states),
+           "lens, ms a state": ours, "bare product, ms a state": theirs, "ratio": ratio}  # fmt: skip
     print(
-        f"{name}: lens of {len(states):,} states over {len(unembedding):,} tokens: {each[0]:.2f} ms a state, "
-        f"bare product {each[1]:.2f} ms, ratio {ratio:.2f}",
+        f"{name}: lens of {len(states):,} states over {len(unembedding):,} tokens: {statistics.median(ours):.2f} ms a"
+        f" state, bare product {statistics.median(theirs):.2f} ms, ratio {statistics.median(ratio):.2f}",
         flush=True,
     )
+    return row
 
 
 def main() -> None:
@@ -200,6 +205,7 @@ def main() -> None:
     given = parser.parse_args()
     if unknown := set(given.models) - set(MODELS):
         parser.error(f"no model {', '.join(unknown)}; there are {', '.join(MODELS)}")
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in given.models:
             place = (given.keep or Path(folder)) / f"{name}.lake"
@@ -209,7 +215,9 @@ def main() -> None:
                     write_lake(place, name + OTHER, given.examples, given.dtype, seed=1, parts=True)
                 size = sum(each.stat().st_size for each in place.rglob("*") if each.is_file()) / 1e9
                 print(f"{name}: {given.examples:,} examples written, {size:.2f} GB, {spent:.0f} s", flush=True)
-            lens(place, name, given.lens_examples, given.rounds)
+            rows.append(lens(place, name, given.lens_examples, given.rounds))
+    text = " ".join(__doc__.partition("lens     ")[2].split())
+    results.keep("lens", "The lens beside a bare product", rows, text=text, by=["model"])
 
 
 if __name__ == "__main__":
