@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaC
 
 import lake as command_line
 from extract import load_reasoner
+from extract.model.base_model import base_weights
 from extract.model.protocols import CODI, PROTOCOLS
 from extract.reenter.target import open_target
 from schemas import Places, UsageError
@@ -369,6 +370,25 @@ def test_an_index_and_its_shards_have_the_same_weights(tmp_path, name, file, mes
     index.write_text(json.dumps(written))
     with pytest.raises(UsageError, match=message):
         load_reasoner(place, base)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "message"),
+    [
+        ("lm_head.weight", "two.safetensors", "names weights that are not there: lm_head.weight in two.safetensors"),
+        ("lm_head.weight", "three.safetensors", "names three.safetensors, which is not there"),
+        ("lm_head.weight", "", "does not name weights that are there: lm_head.weight in one.safetensors"),
+        ("again", "two.safetensors", "two.safetensors holds weights that another shard has too: again"),
+    ],
+)
+def test_a_base_whose_index_is_not_that_of_its_shards_is_refused(tmp_path, name, file, message):
+    save_file({"lm_head.weight": torch.ones(2, 2), "again": torch.ones(1)}, tmp_path / "one.safetensors")
+    save_file({"again" if name == "again" else "other": torch.ones(1)}, tmp_path / "two.safetensors")
+    placed = {"lm_head.weight": "one.safetensors", "again": "one.safetensors", "other": "two.safetensors", name: file}
+    placed = {weight: shard for weight, shard in placed.items() if shard and (name, weight) != ("again", "other")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
+    with pytest.raises(UsageError, match=message):
+        base_weights(tmp_path)
 
 
 def test_a_folder_that_peft_saved_holds_adapters_only(tmp_path):

@@ -32,6 +32,7 @@ from extract.model.checkpoint import (
     check_plain,
     read_index,
     read_json,
+    shards_of,
     some,
 )
 from extract.model.device import first_line
@@ -190,17 +191,22 @@ def base_weights(folder: Path) -> dict[str, Tensor]:
     """
     try:
         types: set[str] = set()
-        held: dict[str, str] = {}
+        held: dict[str, dict[str, str]] = {}
         for file in sorted(folder.glob("*.safetensors")):  # a library reads other numbers at face value
             with safe_open(file, framework="pt") as weights:
                 kinds = {key: weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118
             check_plain(kinds, str(file))
             types |= set(kinds.values())
-            held |= dict.fromkeys(kinds, file.name)
+            held[file.name] = dict.fromkeys(kinds, file.name)
         index = folder / f"{WEIGHT_FILES[0]}{INDEX}"
         if index.is_file() and not (folder / WEIGHT_FILES[0]).is_file():  # a library passes over what is not there
-            placed = read_index(index)
-            check_index(index, placed, {name: file for name, file in held.items() if file in placed.values()})
+            placed, inside = read_index(index), dict[str, str]()
+            for shard in shards_of(index, placed):
+                part = held.get(shard, {})
+                if twice := inside.keys() & part.keys():
+                    raise UsageError(f"{folder / shard} holds weights that another shard has too: {some(twice)}")
+                inside |= part
+            check_index(index, placed, inside)
         dtype = _HALVES.get("".join(types), torch.float32)
         with _no_bar():
             model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)

@@ -179,6 +179,14 @@ def read_index(index: Path) -> dict[str, str]:
     return placed
 
 
+def shards_of(index: Path, placed: Mapping[str, str]) -> list[str]:
+    """Names of the files that an index names; each is there, or the ones that are not are named."""
+    shards = sorted(set(placed.values()))
+    if missing := [shard for shard in shards if not (index.parent / shard).is_file()]:
+        raise UsageError(f"{index} names {some(missing)}, which {'is' if len(missing) == 1 else 'are'} not there")
+    return shards
+
+
 def check_index(index: Path, placed: Mapping[str, str], held: Mapping[str, str]) -> None:
     """Refuse an index that does not give every weight the shard that has it: a file is old, or of another checkpoint.
 
@@ -208,9 +216,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.name.endswith(INDEX):
         return _read_file(path)
     placed = read_index(path)
-    shards = sorted(set(placed.values()))
-    if missing := [shard for shard in shards if not (path.parent / shard).is_file()]:
-        raise UsageError(f"{path} names {some(missing)}, which {'is' if len(missing) == 1 else 'are'} not there")
+    shards = shards_of(path, placed)
     weights: dict[str, Tensor] = {}
     held: dict[str, str] = {}
     for shard in shards:
