@@ -10,8 +10,9 @@ Numpy has the same attention, padded and uncompressed, in memory or mapped into 
 computes flow, hub, skip, the attention to the thought before and the largest of the mean over examples; this project
 reads the lake, or gets the same array with labels, and computes its composite, types and bands as well. All five
 scores are the same, which is checked first. One thread, in turns. Numpy also gets the thoughts' block out of this lake,
-by zarr-python. What is behind numpy's arrays is reading: a chunk of compressed attention is 8 queries by 64 keys of all
-heads, of which 6 by 6 are wanted, and is decompressed and checked whole; then opening the lake and its labels.
+by zarr-python. Where this project is behind numpy's arrays, a part that does not grow with the examples is opening the
+lake and dask's graph; the rest is reading: a chunk of compressed attention is 8 queries by 64 keys of all heads, of
+which 6 by 6 are wanted, and is decompressed and checked whole.
 """
 
 import argparse
