@@ -84,6 +84,8 @@ def build_report(
         raise UsageError(f"n_problem is {n_problem}; it must be at least 0")
     if Path(out).exists() and not Path(out).is_dir():
         raise UsageError(f"{out} is a file; the report goes into a folder")
+    if lake.folder is not None and Path(out).resolve().is_relative_to(Path(lake.folder).resolve()):
+        raise UsageError(f"{out} is inside the lake, which holds nothing but its own files; name another place")
     context = Context(lake, names)
     writer = Writer(Path(out))
     total = len(sections()) + 2
