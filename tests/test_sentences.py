@@ -32,7 +32,7 @@ def changed(data: xr.Dataset, kind: str) -> xr.Dataset:
         if kind == "single" and (word == "n" or word.startswith("n_")) and values.dtype.kind in "if":
             out[name] = xr.ones_like(values)
         elif values.dtype.kind == "f" and kind in ("ties", "nulls"):
-            p_like = word == "p" or word.startswith("p_") or word.endswith("_p")
+            p_like = "p" in word.split("_")
             value = 0.5 if kind == "ties" else float(p_like)
             out[name] = values.copy(data=np.where(np.isnan(values.values), np.nan, value))
         elif values.dtype.kind == "b" and kind == "nulls" and word != "correct":
@@ -103,6 +103,13 @@ EXPECTED = {
         "thought-graph": "no direct edge",
         "traces": "not told (p = 1.00) from",
         "features": "none of 64 features fires",
+        "feature-effects": "none of 62 features is told to move the answer",
+        "shared-features": "no feature of the crosscoder fires",
+        "fed-thoughts": "no thought names a result",
+        "thoughts-spared": "is told to fall from 0.0%, there can go 0 of the first",
+        "crossing": "none of 28 places tells the two donors apart",
+        "transfer": "above chance in 0 of 2 places",
+        "transplants": "told apart alone: none",
         "similarity": "0 of 8 positions more than shuffled problems are",
     },
     "ties": {

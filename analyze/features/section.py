@@ -131,7 +131,7 @@ def shared(page: Page) -> None:
         faint_grid(ax)
         numbers: dict[str, Any] = {str(name): float(data[name]) for name in data.data_vars if not data[name].dims}
         page.add("shared", label, [numbers])
-        page.say_of(label, page.text("shared", **numbers))
+        page.say_of(label, page.text("shared" if numbers["n_alive"] >= 1 else "silent", **numbers))
 
 
 SECTIONS = (

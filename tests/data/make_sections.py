@@ -53,7 +53,6 @@ reenter subspace L T --limit 20
 reenter patch L P --limit 12 --sites latent_embedding
 reenter patch L P --limit 12 --sites latent_embedding --into clean
 reenter transplant L T1 --source S --limit 12
-analyze attribution L T --resamples 10
 reenter attribute L P --limit 12 --exact 8
 analyze correlate L T
 analyze compare L T
