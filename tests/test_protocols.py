@@ -10,12 +10,14 @@ import pytest
 import torch
 from codi_models import ORACLE, VOCABULARY, write_checkpoint
 from safetensors.torch import save_file
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
 import lake as command_line
 from extract import load_reasoner
 from extract.model.base_model import base_weights
 from extract.model.protocols import CODI, PROTOCOLS
+from extract.model.wording import byte_signs, with_bytes
 from extract.reenter.target import open_target
 from schemas import Places, UsageError
 from store import open_lake
@@ -499,3 +501,16 @@ def test_a_model_without_markers_or_projection_is_asked_about(tmp_path):
 def test_the_default_protocol_is_the_official_one():
     assert PROTOCOLS["codi"] is CODI
     assert load_reasoner("small-gpt2").protocol == CODI
+
+
+def test_tokens_that_are_parts_of_characters_are_told_by_their_bytes() -> None:
+    assert sorted(byte_signs()) == sorted(ByteLevel.alphabet())
+    sign_of = {byte: sign for sign, byte in byte_signs().items()}
+
+    def token(content: bytes) -> str:
+        return "".join(sign_of[byte] for byte in content)
+
+    assert with_bytes(token(b" \xed"), " \ufffd") == " <0xED>"
+    assert with_bytes(token("\u00e9".encode() + b"\xe2\x82"), "") == "\u00e9<0xE2><0x82>"
+    assert with_bytes(token("\ufffd".encode()), "\ufffd") == "\ufffd"  # the character itself
+    assert with_bytes("\u2581piece", "\ufffd") == "\ufffd"  # not in signs for bytes

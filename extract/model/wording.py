@@ -11,6 +11,26 @@ from extract.model.protocols import EOS, Protocol
 from schemas import UsageError
 
 
+@functools.cache
+def byte_signs() -> dict[str, int]:
+    """Byte of each sign of a byte-level tokenizer: printable ones stand for themselves, the others begin at U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + place): byte for place, byte in enumerate(others)}
+
+
+def with_bytes(token: str, text: str) -> str:
+    """Text of a token that is a part of a character: its bytes as ``<0xE2>``, as they are no text.
+
+    So tokens that are different bytes have different texts. ``text`` stays where the token is not in signs for bytes.
+    """
+    signs = byte_signs()
+    if not all(sign in signs for sign in token):
+        return text
+    shown = bytes(signs[sign] for sign in token).decode("utf-8", errors="surrogateescape")
+    return "".join(f"<0x{ord(sign) - 0xDC00:02X}>" if 0xDC80 <= ord(sign) <= 0xDCFF else sign for sign in shown)
+
+
 class Wording:
     """How questions and answers are put into a model's tokens, and read from them."""
 
@@ -50,6 +70,8 @@ class Wording:
         """Text of each token of the vocabulary, the extra rows last."""
         known = len(self.tokenizer)
         texts = self.tokenizer.batch_decode([[index] for index in range(min(known, self.vocabulary))])
+        for index in [index for index, text in enumerate(texts) if "\ufffd" in text]:
+            texts[index] = with_bytes(str(self.tokenizer.convert_ids_to_tokens(index)), texts[index])
         return [*texts, *[""] * (self.vocabulary - len(texts)), *self.extra_rows]
 
     def encode(self, question: str) -> list[int]:
