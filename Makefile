@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-THREADS ?= 2
+# Three on two cores: tests wait for servers, browsers and children of their own.
+THREADS ?= 3
 
 .PHONY: env demo real test lint bench bench-quick docs peers compat compat-low compat-high
 

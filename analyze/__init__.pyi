@@ -26,7 +26,7 @@ from .heads.one_head import plot_head as plot_head
 from .heads.scores import head_scores as head_scores
 from .heads.summary import head_summary as head_summary
 from .heads.summary import head_table as head_table
-from .labelled_plot import plot_values as plot_values
+from .figures import plot_values as plot_values
 from .lens.figures import plot_lens_grid as plot_lens_grid
 from .lens.figures import plot_number_frequency as plot_number_frequency
 from .lens.logit import logit_lens as logit_lens
