@@ -17,6 +17,7 @@ from .depth.ranks import readout_depth as readout_depth
 from .depth.ranks import settled as settled
 from .errors.prediction import predict_errors as predict_errors
 from .errors.spec import ErrorSpec as ErrorSpec
+from .figures import plot_values as plot_values
 from .graph.figures import plot_graph as plot_graph
 from .heads.analysis import head_analysis as head_analysis
 from .heads.figures import plot_critical_heads as plot_critical_heads
@@ -26,7 +27,6 @@ from .heads.one_head import plot_head as plot_head
 from .heads.scores import head_scores as head_scores
 from .heads.summary import head_summary as head_summary
 from .heads.summary import head_table as head_table
-from .figures import plot_values as plot_values
 from .lens.figures import plot_lens_grid as plot_lens_grid
 from .lens.figures import plot_number_frequency as plot_number_frequency
 from .lens.logit import logit_lens as logit_lens
