@@ -97,23 +97,28 @@ def measure_rows(one: xr.Dataset, other: xr.Dataset, wanted: Iterator[Measure]) 
 def draw_twins(page: Page, run: str, rows_of: Mapping[str, Any], looks: Mapping[str, Look]) -> None:
     """Each measure as a mark of the model and one of each control on a line."""
     longest = max(rows_of.values(), key=len)
-    places = {what: place for place, what in enumerate(longest["what"])}
-    height = 0.9 + 0.23 * len(places) + 0.2 * (len(rows_of) // 2)
+    used = (longest["kind"] == USED).to_numpy()
+    lines = np.arange(len(longest)) + 1.4 * used  # a gap between what can be read and what is used
+    places = dict(zip(longest["what"], lines, strict=True))
+    height = 0.9 + 0.23 * (len(places) + 1.4) + 0.2 * (len(rows_of) // 2)
     ax = page.panel("twins", run, height=height)
     for rows in rows_of.values():
         y = rows["what"].map(places).to_numpy(dtype="float64")
         ax.hlines(
             y, rows[["model", "twin"]].min(axis=1), rows[["model", "twin"]].max(axis=1), color=RULE, linewidth=2.5
         )
-    draw_marks(ax, np.arange(len(longest)), longest, "model", looks[run], above=1)
+    draw_marks(ax, lines, longest, "model", looks[run], above=1)
     for other, rows in rows_of.items():
         draw_marks(ax, rows["what"].map(places).to_numpy(dtype="float64"), rows, "twin", looks[other])
-    between = (longest["kind"] != USED).sum() - 0.5
+    between = (~used).sum() + 0.2
     ax.axhline(between, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
-    for text, side in (("above: what can be read", "bottom"), ("below: what is used", "top")):
-        ax.text(0.5, between, text, va=side, ha="center", fontsize=7, style="italic", color=MUTED)
-    ax.set_yticks(np.arange(len(longest)), longest["what"])
-    ax.set_ylim(len(longest) - 0.4, -0.6)
+    for text, side, points in (("above: what can be read", "bottom", 2), ("below: what is used", "top", -2)):
+        ax.annotate(
+            text, (0.5, between), (0, points), textcoords="offset points", va=side, ha="center", fontsize=7,
+            style="italic", color=MUTED,
+        )  # fmt: skip
+    ax.set_yticks(lines, longest["what"])
+    ax.set_ylim(lines[-1] + 0.6, -0.6)
     ax.set_xlim(-0.03, 1.03)
     ax.tick_params(axis="y", length=0)
     faint_grid(ax, "x")

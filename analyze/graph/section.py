@@ -37,11 +37,9 @@ def thought_graph(page: Page) -> None:
             numbers = graph.sel(stratum="all", operation="alike")
             left = edges_of(numbers, "direct")
             gone = gone_of(numbers, direct)
-            shares = [listed(shares_of(each, gone)) for each in (part, numbers)]
-            page.say_more(
-                result.label,
-                page.text("plan" if gone else "numbers", left=listed(left) or "none", before=shares[0], now=shares[1]),
-            )
+            shares = [listed(shares_of(exchanged, gone)) for exchanged in (part, numbers)]
+            line = "plan" if gone else "same" if left == direct else "numbers"
+            page.say_more(result.label, page.text(line, left=listed(left) or "none", before=shares[0], now=shares[1]))
             page.set(alike=float(graph.attrs["alike_share"]))
         if "rank_correlation" in graph:
             page.say(
