@@ -64,9 +64,7 @@ def measure(name: str, folder: Path, arguments: argparse.Namespace) -> None:
         " of the lake's. torchlens writes padded safetensors (its extraction of a data set), SAELens and Hugging Face's"
         " data sets Arrow files."
         " What is smaller than a lake compresses states by split bytes; the lake writes them as they are but for"
-        " padding, so that a row of them is read and checked without the rest. Of the 124M GPT-2, in the lake's own"
-        " chunks, split bytes and zstd make states .92 of their size in 4.4 times the time, and are read in 5 times the"
-        " time, whole chunks at once; attention .97 in 1.5 and 1.25 times."
+        " padding, so that a row of them is read and checked without the rest."
     )
     keep(f"formats-{name}", title, rows, text=text, versions=versions(peers_python(), "h5py", "pyarrow", "safetensors"))
 

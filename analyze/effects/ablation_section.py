@@ -60,9 +60,10 @@ def position_ablation(page: Page) -> None:
         cells = rows[(rows["operation"] == operations[0]) & (rows["place"] == place)]
         accuracy = cells.drop_duplicates("group").set_index("group")["accuracy"]
         share = overlap(result)
+        random = "random" if np.isfinite(share) else "random_unread"
         groups = [
-            page.text(group.partition(" ")[0], accuracy=accuracy[group], share=share)
-            for group in ("numbers", "others", "random like numbers")
+            page.text(name, accuracy=accuracy[group], share=share)
+            for name, group in (("numbers", "numbers"), ("others", "others"), (random, "random like numbers"))
             if group in accuracy
         ]
         n = int(cells["n"].max())

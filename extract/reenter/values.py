@@ -184,11 +184,10 @@ class StoredValues:
     def _alike(self, rows: np.ndarray, problem: np.ndarray, seed: int) -> np.ndarray:
         """Row of another problem whose operators are most like the row's: as many, and the longest common beginning."""
         operators, gives, chosen = self.operators(), self._giving("other"), []
-        kinds = sorted(set(operators))
-        kind = np.array([kinds.index(of_row) for of_row in operators])
-        levels: dict[
-            tuple[str, ...], list[np.ndarray]
-        ] = {}  # rows that may give to problems of a kind, most alike first
+        numbers = {own: number for number, own in enumerate(sorted(set(operators)))}
+        kinds, kind = list(numbers), np.array([numbers[own] for own in operators])
+        # Of each kind of problem the rows that may give to it, those most alike first.
+        levels: dict[tuple[str, ...], list[np.ndarray]] = {}
         for own in {operators[row] for row in rows}:
             likeness = np.array([(len(other) == len(own)) * 1000 + len(commonprefix([other, own])) for other in kinds])
             levels[own] = [np.flatnonzero(gives & (likeness[kind] == level)) for level in np.unique(likeness)[::-1]]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import xarray as xr
@@ -54,10 +55,10 @@ def transplant(target: Target, settings: TransplantSettings, source: Target | No
     UsageError
         If the runs share too few problems, or a thought or head is not there.
     """
-    if source is None and target.lake is None:
-        raise UsageError("a transplant needs the lake of the other run")
     if source is None:
-        source = target.opened(settings.source) if target.opened else open_target(target.lake, settings.source)  # type: ignore[arg-type]
+        if target.lake is None:
+            raise UsageError("a transplant needs the lake of the other run")
+        source = (target.opened or partial(open_target, target.lake))(settings.source)
     pairs = settings.pairs()
     mine, theirs = _matched(target, source)
     fitted = _halves(target, mine, settings.seed)
