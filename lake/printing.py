@@ -12,8 +12,6 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table as RichTable
 
 from schemas.command import Printed, Table, side_by_side
 from schemas.wording import duration_text
@@ -60,6 +58,8 @@ def show(printed: Sequence[Printed], document: Any = None, as_json: bool = False
     if as_json:
         sys.stdout.write(json.dumps(document, indent=1, sort_keys=True, default=str) + "\n")
         return
+    from rich.table import Table as RichTable
+
     for part in printed:
         if isinstance(part, str):
             console.print(part)
@@ -100,6 +100,8 @@ def note(text: str) -> None:
 @contextmanager
 def progress(label: str, unit: str = "") -> Iterator[Callable[..., None]]:
     """A bar on a terminal, a line every minute in a pipe, nothing if quiet; gives ``report(done, total, bytes=0)``."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")
     told = _level.get()
     console, hidden = Console(stderr=True), told < 0 or not sys.stderr.isatty()

@@ -18,7 +18,8 @@ import xarray as xr
 from small_runs import checkpoint, prepared_run, tree, write_questions
 
 import lake as command_line
-from extract.run.extract import extract, prepare, rank_from_environment
+from extract.run.command import rank_from_environment
+from extract.run.extract import extract, prepare
 from extract.run.prepare import IN_FLIGHT, batches, held_bytes
 from schemas import LakeError, RunSpec, SpecMismatchError, UsageError
 from store import RunWriter, check_run, create_run, open_lake, write_model

@@ -15,7 +15,8 @@ penalty in ``f``,
     db_dec = sum r - (sum dpre) W_enc
 
 so the last needs no product of the size of the batch, and everything but ``pre`` is needed only where ``f`` is not
-zero: when few features are active, products run over those alone (``torch.embedding_bag`` and sparse matrices).
+zero: when few features are active, products run over those alone (``torch.embedding_bag``, ``sampled_addmm`` and sparse
+matrices).
 """
 
 import warnings
@@ -25,13 +26,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from analyze.sae.kernels import csr, dots, gradient_of, largest, rate_at, top_codes, unit
+from analyze.sae.kernels import csr, gradient_of, largest, rate_at, top_codes, turned, unit
 
 if TYPE_CHECKING:
     from analyze.sae.dictionary import SAESpec
 
 _CALIBRATED_ROWS = 512  # at a time, so that their codes stay small
-_SPARSE_SHARE = 0.025  # below this share of active features, products over the active ones alone are faster (measured)
+_SPARSE_SHARE = 0.06  # below this share of active features, products over the active ones alone are faster (measured)
 
 
 class Step(NamedTuple):
@@ -84,7 +85,7 @@ class Trainer:
         """Learn from one batch (group, row, width); NaN rows are no rows."""
         x = torch.from_numpy(np.ascontiguousarray(batch))
         weight = None
-        if bool(torch.isnan(x).any()):
+        if bool(torch.isnan(x.sum())) and bool(torch.isnan(x).any()):  # a sum is quick, and NaN where a row is
             missing = torch.isnan(x).any(-1)
             x = torch.where(missing[..., None], torch.zeros(()), x)
             weight = (~missing).float()
@@ -97,7 +98,7 @@ class Trainer:
         reconstruction, extra, active, residual = self._gradients(x, weight, n_row, penalty)
         if self.spec.unit_norm:  # only the part of the gradient that turns a column is used
             grad = gradient_of(self.w_dec)
-            grad -= (grad * self.w_dec).sum(-1, keepdim=True) * self.w_dec
+            grad.addcmul_(torch.linalg.vecdot(grad, self.w_dec)[..., None], self.w_dec, value=-1)
         self.optimizer.step()
         if self.spec.unit_norm:
             self.w_dec /= self.w_dec.norm(dim=-1, keepdim=True).clamp(min=1e-8)
@@ -105,7 +106,7 @@ class Trainer:
             self.threshold.clamp_(min=0)
 
         self.since_fired += 1
-        self.since_fired[active > 0] = 0
+        self.since_fired.masked_fill_(active > 0, 0)
         self.n_done += 1
         window = self._window()
         dead = self.since_fired >= window
@@ -195,16 +196,17 @@ class Trainer:
             size = pre.abs() if spec.activation == "abs_topk" else pre
             if weight is not None and spec.activation == "abs_topk":
                 size = torch.where(weight[..., None] > 0, size, -torch.inf)
-            column = largest(size.reshape(n_group * n_batch, n_feature), spec.k)
-            row = torch.arange(n_group * n_batch).repeat_interleave(spec.k)
-            value = pre.reshape(n_group * n_batch, -1).gather(1, column).reshape(-1)
-            value = torch.where(torch.isinf(value), torch.zeros(()), value)
+            column = largest(size, spec.k)
+            value = pre.gather(2, column)
+            if weight is not None:
+                value = torch.where(torch.isinf(value), torch.zeros(()), value)
             if spec.activation == "topk":
                 value = value.relu()
             if spec.k <= _SPARSE_SHARE * n_feature:
-                return self._sparse(x, weight, n_row, penalty, row, column.reshape(-1), value, None)
-            f = torch.zeros(n_group * n_batch, n_feature).scatter_(1, column, value.reshape(-1, spec.k))
-            f = f.reshape(pre.shape)
+                start = torch.arange(0, value.numel() + 1, spec.k)
+                feature = column + torch.arange(0, n_group * n_feature, n_feature)[:, None, None]
+                return self._sparse(x, weight, n_row, penalty, start, feature.reshape(-1), value.reshape(-1), None)
+            f = torch.zeros(pre.shape).scatter_(2, column, value)
         elif spec.activation == "batch_topk":
             flat = pre.relu().reshape(n_group, -1)
             keep = (n_row * spec.k).long().clamp(max=flat.shape[1])
@@ -215,18 +217,18 @@ class Trainer:
             f = pre.relu()
             if spec.activation == "jumprelu":
                 f *= pre > floor
-                near = ((pre - floor).abs() < spec.bandwidth / 2) & (pre > 0)
+                near = (((pre - floor).abs() < spec.bandwidth / 2) & (pre > 0)).float()
 
         if spec.activation == "topk":
-            return self._dense(x, weight, n_row, penalty, f, near)
-        seen = f != 0 if near is None else (f != 0) | near
-        if int(seen.sum()) <= _SPARSE_SHARE * seen.numel():
-            row, column = seen.reshape(-1, n_feature).nonzero(as_tuple=True)
-            value = f.reshape(-1, n_feature)[row, column]
-            return self._sparse(
-                x, weight, n_row, penalty, row, column, value, None if near is None else near.reshape(-1, n_feature)
-            )
-        return self._dense(x, weight, n_row, penalty, f, near)
+            return self._dense(x, weight, n_row, penalty, f, f.sign(), near)
+        on = f.sign().abs_()  # as floats: comparisons and products with truth values take several times as long
+        seen = on if near is None else torch.maximum(on, near)
+        if float(seen.sum()) <= _SPARSE_SHARE * f.numel():
+            group, row, column = seen.nonzero(as_tuple=True)
+            start = torch.searchsorted(group * n_batch + row, torch.arange(n_group * n_batch + 1))
+            value, close = f[group, row, column], None if near is None else near[group, row, column]
+            return self._sparse(x, weight, n_row, penalty, start, group * n_feature + column, value, close)
+        return self._dense(x, weight, n_row, penalty, f, on, near)
 
     def _dense(
         self,
@@ -235,23 +237,27 @@ class Trainer:
         n_row: torch.Tensor,
         penalty: float,
         f: torch.Tensor,
+        on: torch.Tensor,
         near: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """From codes ``f`` (g, b, n), and where they are not zero: ``on``, 1 or 0."""
         spec = self.spec
         residual = torch.baddbmm(self.b_dec[:, None], f, self.w_dec) - x
         loss, out = self._error(residual, weight, n_row)
         df = torch.matmul(out, self.w_dec.transpose(1, 2))
-        on = f != 0
         if near is not None:
-            slope = df * self.threshold[:, None] + self._l0_price(n_row, penalty)
+            slope = df * self.threshold[:, None] + self._price(n_row, penalty)[:, None, None]
             self.threshold.grad = -(slope * near).sum(1) / spec.bandwidth
-        dpre = (df + self._l1_price(n_row, penalty, f)) * on
+        if spec.activation == "relu":
+            df += self._price(n_row, penalty)[:, None, None]
+        dpre = df.mul_(on)
         inside = x - self.b_dec[:, None] if spec.pre_bias else x
         self.w_dec.grad = torch.matmul(f.transpose(1, 2), out)
         self.w_enc.grad = torch.matmul(dpre.transpose(1, 2), inside)
         self._biases(dpre.sum(1), out.sum(1))
-        extra = self._penalty(f.abs().sum((1, 2)), on.sum((1, 2)), n_row, penalty)
-        return loss, extra, on.sum(1), residual
+        active = on.sum(1)
+        extra = self._penalty(f.sum((1, 2)) if spec.activation == "relu" else active.sum(1), n_row, penalty)
+        return loss, extra, active, residual
 
     def _sparse(
         self,
@@ -259,46 +265,46 @@ class Trainer:
         weight: torch.Tensor | None,
         n_row: torch.Tensor,
         penalty: float,
-        row: torch.Tensor,
-        column: torch.Tensor,
+        start: torch.Tensor,
+        feature: torch.Tensor,
         value: torch.Tensor,
         near: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """As ``_dense`` from the entries (row of g * b, feature, value), sorted by row; the others are zero."""
+        """As ``_dense`` from entries, row after row, the others being zero.
+
+        ``start`` is where each of the g * b rows begins, ``feature`` one of the g * n of all groups.
+        """
         spec = self.spec
         n_group, n_batch, width = x.shape
         n_feature = self.b_enc.shape[1]
-        group = row // n_batch
-        feature = group * n_feature + column  # in a table of all groups' features
         table = self.w_dec.reshape(-1, width)
-        offset = torch.searchsorted(row, torch.arange(n_group * n_batch))
-        x_hat = torch.nn.functional.embedding_bag(feature, table, offset, mode="sum", per_sample_weights=value)
+        x_hat = torch.nn.functional.embedding_bag(feature, table, start[:-1], mode="sum", per_sample_weights=value)
         residual = x_hat.reshape(x.shape) + self.b_dec[:, None] - x
         loss, out = self._error(residual, weight, n_row)
         flat = out.reshape(-1, width)
-        df = dots(flat, row, table, feature)
+        entries = csr(start, feature, value, (n_group * n_batch, n_group * n_feature))
+        df = torch.sparse.sampled_addmm(entries, flat, table.T, beta=0).values()
         on = value != 0
         if near is not None:
             threshold = self.threshold.reshape(-1)[feature]
-            price = self._l0_price(n_row, penalty).reshape(-1)[group]
-            slope = (df * threshold + price) * near[row, column]
+            price = self._price(n_row, penalty)[feature // n_feature]
+            slope = (df * threshold + price) * near
             grad = torch.zeros(n_group * n_feature).index_add_(0, feature, -slope / spec.bandwidth)
             self.threshold.grad = grad.reshape(self.threshold.shape)
         if spec.activation == "relu":
-            df = df + self._l1_price(n_row, penalty, value, group)
+            df += self._price(n_row, penalty)[feature // n_feature]
         dpre = df * on
         inside = (x - self.b_dec[:, None] if spec.pre_bias else x).reshape(-1, width)
-        # one matrix (g n, g b) of both values, features as rows
-        order = torch.argsort(feature, stable=True)
-        start = torch.searchsorted(feature[order], torch.arange(n_group * n_feature + 1))
-        size = (n_group * n_feature, n_group * n_batch)
-        self.w_dec.grad = (csr(start, row[order], value[order], size) @ flat).reshape(self.w_dec.shape)
-        self.w_enc.grad = (csr(start, row[order], dpre[order], size) @ inside).reshape(self.w_enc.shape)
+        by_feature = turned(entries)
+        self.w_dec.grad = (by_feature(value) @ flat).reshape(self.w_dec.shape)
+        self.w_enc.grad = (by_feature(dpre) @ inside).reshape(self.w_enc.shape)
         db = torch.zeros(n_group * n_feature).index_add_(0, feature, dpre).reshape(self.b_enc.shape)
         self._biases(db, out.sum(1))
         active = torch.zeros(n_group * n_feature).index_add_(0, feature, on.float()).reshape(self.b_enc.shape)
-        total = torch.zeros(n_group).index_add_(0, group, value.abs())
-        extra = self._penalty(total, active.sum(1), n_row, penalty)
+        amount = active.sum(1)
+        if spec.activation == "relu":
+            amount = torch.zeros(n_group).index_add_(0, feature // n_feature, value)
+        extra = self._penalty(amount, n_row, penalty)
         return loss, extra, active, residual
 
     def _error(
@@ -310,23 +316,13 @@ class Trainer:
         count = n_row * (residual.shape[-1] if self.spec.reconstruction == "mean" else 1)
         return residual.square().sum((1, 2)) / count, residual * (2 / count)[:, None, None]
 
-    def _l1_price(
-        self, n_row: torch.Tensor, penalty: float, f: torch.Tensor, group: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Derivative of the L1 penalty in an active code."""
-        if self.spec.activation != "relu":
-            return torch.zeros(())
-        price = penalty / n_row / (self.b_enc.shape[1] if self.spec.penalty == "mean" else 1)
-        return price[:, None, None] if group is None else price[group]
+    def _price(self, n_row: torch.Tensor, penalty: float) -> torch.Tensor:
+        """Of a unit of an active code (L1), or of one more active code (L0), in the loss of a batch (g,)."""
+        return penalty / n_row / (self.b_enc.shape[1] if self.spec.penalty == "mean" else 1)
 
-    def _l0_price(self, n_row: torch.Tensor, penalty: float) -> torch.Tensor:
-        return (penalty / n_row / (self.b_enc.shape[1] if self.spec.penalty == "mean" else 1))[:, None, None]
-
-    def _penalty(self, total: torch.Tensor, count: torch.Tensor, n_row: torch.Tensor, penalty: float) -> torch.Tensor:
-        if self.spec.activation not in ("relu", "jumprelu"):
-            return torch.zeros(len(total))
-        amount = total if self.spec.activation == "relu" else count
-        return penalty * amount / n_row / (self.b_enc.shape[1] if self.spec.penalty == "mean" else 1)
+    def _penalty(self, amount: torch.Tensor, n_row: torch.Tensor, penalty: float) -> torch.Tensor:
+        """Of the sum of a batch's codes (relu), or of their number (jumprelu)."""
+        return amount * self._price(n_row, penalty if self.spec.activation in ("relu", "jumprelu") else 0.0)
 
     def _biases(self, db_enc: torch.Tensor, out: torch.Tensor) -> None:
         self.b_enc.grad = db_enc

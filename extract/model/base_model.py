@@ -21,7 +21,7 @@ from extract.model.architectures import (
     default_base,
 )
 from extract.model.bases import PACKAGED, packaged_base
-from extract.model.capture import ATTENTION
+from extract.model.capture import ATTENTION, attend
 from extract.model.checkpoint import (
     BASE,
     HUB_ID,
@@ -159,6 +159,11 @@ def _no_model(architecture: Architecture, source: str, error: Exception) -> Usag
 
 def build_model(config: Any, n_row: int, architecture: Architecture, source: str) -> Any:
     """Model of the base's config with so many rows in its embedding, weights unset."""
+    from transformers import (
+        AttentionInterface,  # loads the library's modelling, seconds that no earlier error waits for
+    )
+
+    AttentionInterface.register(ATTENTION, attend)
     try:
         config.vocab_size = n_row
         if config.pad_token_id is not None and config.pad_token_id >= config.vocab_size:

@@ -14,13 +14,12 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
 
 from extract.model.recorder import Recorder
 from schemas import LakeError
 
 ATTENTION = "activation_lake"
-"""Name under which :func:`attend` is registered with transformers."""
+"""Name under which :func:`attend` is registered with transformers, when a model is built."""
 
 
 class Editor(Protocol):
@@ -267,9 +266,6 @@ def _fused(
         key, value = key.repeat_interleave(n_repeat, dim=1), value.repeat_interleave(n_repeat, dim=1)
     out = scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=is_causal, scale=scale)
     return out.transpose(1, 2).contiguous()
-
-
-AttentionInterface.register(ATTENTION, attend)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """``lake extract``, ``lake plan`` and ``lake verify``."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -89,11 +90,11 @@ def prepared_by(settings: PlanSettings, shell: Shell, *, rebuild_static: bool = 
 
 def extract_run(settings: ExtractSettings, shell: Shell) -> Output:
     """Extract a run, or go on with one."""
-    from extract.run.extract import extract, rank_from_environment
-
     part = rank_from_environment() if settings.shard is None else part_of(settings.shard)
     again, static = shards_of(settings.rebuild)
     prepared = prepared_by(settings, shell, rebuild_static=static)
+    from extract.run.extract import extract  # torch and transformers: wrong data need not wait for them
+
     with shell.progress(prepared.run, "examples") as report:
         done = extract(
             prepared,
@@ -132,6 +133,28 @@ def part_of(text: str) -> tuple[int, int]:
     if not (first.isdecimal() and count.isdecimal() and int(first) < int(count)):
         raise UsageError(f"--shard {text!r} is not I/N with 0 <= I < N, as in 0/4")
     return int(first), int(count)
+
+
+def rank_from_environment() -> tuple[int, int]:
+    """``(I, N)`` from torchrun's or SLURM's rank variables; ``(0, 1)`` where there are none.
+
+    Raises
+    ------
+    UsageError
+        If one is there without the other, or they are no rank and size: some shards would be nobody's.
+    """
+    # A SLURM batch script has a number without a count: it is one process unless srun starts several.
+    for rank, world, alone in (("RANK", "WORLD_SIZE", None), ("SLURM_PROCID", "SLURM_NTASKS", "0")):
+        number, count = os.environ.get(rank), os.environ.get(world)
+        if number is None or (count is None and number == alone):
+            continue
+        if count is None or not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+            raise UsageError(
+                f"{rank}={number} with {world}={'(not set)' if count is None else count} is no process I of N,"
+                " 0 <= I < N; set both, unset both, or pass --shard I/N"
+            )
+        return int(number), int(count)
+    return 0, 1
 
 
 def shards_of(text: str | None) -> tuple[list[int], bool]:

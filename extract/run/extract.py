@@ -25,7 +25,7 @@ from extract.run.prepare import Prepared, batches, begin, check_against, place, 
 from schemas import LakeError, UsageError
 from store import RunWriter, create_run, open_lake, write_model
 
-__all__ = ["Extracted", "Prepared", "extract", "prepare", "provenance", "rank_from_environment"]
+__all__ = ["Extracted", "Prepared", "extract", "prepare", "provenance"]
 
 Progress = Callable[[int, int, int], None]
 """Called with examples done, examples in all, and bytes written so far."""
@@ -279,25 +279,3 @@ def code_fingerprint() -> str:
         for path in sorted((root / package).rglob("*.py")):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
-
-
-def rank_from_environment() -> tuple[int, int]:
-    """``(I, N)`` from torchrun's or SLURM's rank variables; ``(0, 1)`` where there are none.
-
-    Raises
-    ------
-    UsageError
-        If one is there without the other, or they are no rank and size: some shards would be nobody's.
-    """
-    # A SLURM batch script has a number without a count: it is one process unless srun starts several.
-    for rank, world, alone in (("RANK", "WORLD_SIZE", None), ("SLURM_PROCID", "SLURM_NTASKS", "0")):
-        number, count = os.environ.get(rank), os.environ.get(world)
-        if number is None or (count is None and number == alone):
-            continue
-        if count is None or not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-            raise UsageError(
-                f"{rank}={number} with {world}={'(not set)' if count is None else count} is no process I of N,"
-                " 0 <= I < N; set both, unset both, or pass --shard I/N"
-            )
-        return int(number), int(count)
-    return 0, 1

@@ -4,18 +4,18 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from extract.model.load import load_reasoner
-from extract.model.reasoner import Reasoner
-from extract.model.thinking import Thinking
 from extract.run.data import Problems, read_problems
 from schemas import RunSpec, Scoring, UsageError
 from schemas.names import check_name
 from store import MAX_SHARD_EXAMPLES, RunLayout, check_model, check_run, taken_up
+
+if TYPE_CHECKING:
+    from extract.model.reasoner import Reasoner
+    from extract.model.thinking import Thinking
 
 IN_FLIGHT = 3
 """Shards' worth of memory that a run may take: one being filled, one being encoded, and its encoded bytes."""
@@ -32,7 +32,7 @@ class Prepared:
     """Everything checked before anything is paid: model loaded, data read and encoded, axes known."""
 
     model: str
-    reasoner: Reasoner
+    reasoner: "Reasoner"
     problems: Problems
     prompts: list[list[int]]
     layout: RunLayout
@@ -132,6 +132,8 @@ def _batches(prepared: Prepared, examples: range) -> Iterator[list[int]]:
 
 def _card_bytes(prepared: Prepared) -> int:
     """What batches may take of the GPU: of all its memory, so that the same card always makes the same batches."""
+    import torch
+
     total = torch.cuda.get_device_properties(prepared.reasoner.device).total_memory
     return int(CARD * (total - prepared.reasoner.nbytes))
 
@@ -190,7 +192,7 @@ def split_name(text: str, what: str) -> tuple[str, str]:
 
 
 def _fitting(
-    reasoner: Reasoner, questions: Sequence[str], n_answer: int, data: str, *, skip_long: bool
+    reasoner: "Reasoner", questions: Sequence[str], n_answer: int, data: str, *, skip_long: bool
 ) -> tuple[list[list[int]], list[int]]:
     """Tokens of the questions that fit into the model's context, and which of the questions they are."""
     prompts, keep = [], []
@@ -268,6 +270,8 @@ def prepare(
         data, spec.limit, answer=spec.answer, question_field=question_field, answer_field=answer_field
     )
     spec = replace(spec, answer=problems.answer_kind)
+    from extract.model.load import load_reasoner  # torch and transformers: wrong data need not wait for them
+
     reasoner = load_reasoner(
         checkpoint, base=base, device=spec.device, dtype=spec.compute_dtype, lora_alpha=lora_alpha, protocol=protocol,
         thoughts=thoughts,
@@ -337,7 +341,7 @@ def check_against(prepared: Prepared, lake: str | os.PathLike[str], *, rebuild_s
         check_model(lake, prepared.model, prepared.model_attributes)
 
 
-def begin(prepared: Prepared, batch: Sequence[int]) -> Callable[[], Thinking]:
+def begin(prepared: Prepared, batch: Sequence[int]) -> Callable[[], "Thinking"]:
     """Think through one batch of examples, as the spec says; see :meth:`extract.model.reasoner.Reasoner.begin`."""
     return prepared.reasoner.begin(
         [prepared.prompts[index] for index in batch],
@@ -349,13 +353,13 @@ def begin(prepared: Prepared, batch: Sequence[int]) -> Callable[[], Thinking]:
     )
 
 
-def think(prepared: Prepared, batch: Sequence[int]) -> Thinking:
+def think(prepared: Prepared, batch: Sequence[int]) -> "Thinking":
     """Think through one batch of examples: :func:`begin` and its end."""
     return begin(prepared, batch)()
 
 
 def place(
-    thinking: Thinking, prepared: Prepared, slots: np.ndarray, batch: Sequence[int], values: dict[str, Any]
+    thinking: "Thinking", prepared: Prepared, slots: np.ndarray, batch: Sequence[int], values: dict[str, Any]
 ) -> None:
     """Put a batch into the arrays of a shard, aligned at ``bot``. Activations stay where they are.
 
