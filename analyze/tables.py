@@ -16,14 +16,20 @@ def result_parts(result: xr.Dataset) -> dict[str, list[str]]:
     return parts
 
 
+def result_columns(result: xr.Dataset, names: list[str]) -> list[str]:
+    """Columns of :func:`result_table`; nothing is read."""
+    dims = [str(dim) for dim in result[names[0]].dims]
+    labels = [str(name) for name, coord in result[names].coords.items() if coord.dims and name not in dims]
+    return [*dims, *labels, *names]
+
+
 def result_table(result: xr.Dataset, names: list[str]) -> pd.DataFrame:
     """Variables of the same dims as a tidy table: one column for each dim, its labels, and each variable."""
     part = result[names]
     dims = [str(dim) for dim in result[names[0]].dims]
     if not dims:
         return pd.DataFrame({name: [part[name].item()] for name in names})
-    part = part.drop_vars([str(name) for name, coord in part.coords.items() if not coord.dims])
-    return part.to_dataframe(dim_order=dims).reset_index()
+    return part.to_dataframe(dim_order=dims).reset_index()[result_columns(result, names)]
 
 
 def result_tables(result: xr.Dataset) -> dict[str, pd.DataFrame]:

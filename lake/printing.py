@@ -1,6 +1,7 @@
 """What the shell puts on the terminal: tables, lines, JSON, and a bar while it waits."""
 
 import json
+import math
 import resource
 import sys
 import time
@@ -70,8 +71,15 @@ def show(printed: Sequence[Printed], document: Any = None, as_json: bool = False
             # On a terminal measures keep their width and labels fold.
             drawn.add_column(str(column), no_wrap=bool(part.labels) and index >= part.labels)
         for row in part.rows:
-            drawn.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
+            drawn.add_row(*map(cell_text, row))
         console.print(drawn)
+
+
+def cell_text(cell: Any) -> str:
+    """A cell of a table; a dash for a number that is not there."""
+    if isinstance(cell, float):
+        return "-" if math.isnan(cell) else f"{cell:.3f}"
+    return str(cell)
 
 
 def show_by_run(title: str, printed: Mapping[str, Sequence[Printed]]) -> None:

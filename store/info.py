@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from schemas import CorruptLakeError, MissingRunError, fingerprint
+from schemas import CorruptLakeError, MissingRunError, fingerprint, nearest
 from store.read import Lake
 
 T = TypeVar("T")
@@ -127,6 +127,7 @@ def find(lake: Lake, prefix: str) -> list[dict[str, str]]:
         raise MissingRunError(
             f"{lake.location}: {prefix!r} is neither a run ({', '.join(lake.runs()) or 'there is none'}),"
             f" nor a result, nor the beginning of a fingerprint, {SHORTEST_PREFIX} digits or more"
+            + nearest(prefix, lake.runs())
         )
     return fitting
 

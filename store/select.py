@@ -20,7 +20,7 @@ def fits(result: Result, word: str) -> bool:
     return len(word) >= SHORTEST_PREFIX and any(digest.startswith(word) for digest in digests)
 
 
-def select_result(lake: Lake, words: Sequence[str]) -> Result:
+def select_result(lake: Lake, words: Sequence[str], among: Sequence[Result] | None = None) -> Result:
     """The one result that every word fits.
 
     Parameters
@@ -29,13 +29,15 @@ def select_result(lake: Lake, words: Sequence[str]) -> Result:
         Where it lies.
     words
         Name; or kind and run; or the beginning of a fingerprint.
+    among
+        Only these; all of the lake by default.
 
     Raises
     ------
     MissingRunError
         If none fits: what there is, is named; or several: each with what tells it from the others.
     """
-    results = lake.results()
+    results = lake.results() if among is None else among
     fitting = [result for result in results if all(fits(result, word) for word in words)]
     if len(fitting) == 1:
         return fitting[0]

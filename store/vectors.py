@@ -7,6 +7,9 @@ from schemas.registry import by_kind, line
 from store.read import Lake
 from store.results import preferred
 
+MOST_NAMED = 8
+"""Labels that are all named where another was asked for."""
+
 
 def stored_vectors(lake: Lake, run: str, name: str) -> xr.DataArray:
     """Vectors of a result of a run: ``KIND:VARIABLE``, or ``KIND:VARIABLE:DIM=LABEL,...``.
@@ -27,10 +30,14 @@ def stored_vectors(lake: Lake, run: str, name: str) -> xr.DataArray:
     variable, _, labels = rest.partition(":")
     if not variable:
         raise UsageError(f"direction {name!r} is not of the form KIND:VARIABLE or KIND:VARIABLE:DIM=LABEL")
+    others: dict[str, None] | None = None
     for stored in preferred(result for result in lake.results(kind) if run in result.runs):
-        result = lake.open_result(stored.name)
+        result = lake.open_result(stored.name, load=False)
         if variable not in result.data_vars or "hidden" not in result[variable].dims:
+            vectors = {str(name): None for name, array in result.data_vars.items() if "hidden" in array.dims}
+            others = vectors | (others or {})
             continue
+        result = lake.open_result(stored.name)
         array = selected(result[variable], f"{kind}:{variable}", labels)
         return array.sel(model=run) if "model" in array.dims else array
     if kind not in by_kind():
@@ -39,6 +46,11 @@ def stored_vectors(lake: Lake, run: str, name: str) -> xr.DataArray:
             + nearest(kind, list(by_kind()))
         )
     command = filled(line(kind), lake.location, [run])
+    if others is not None:
+        raise UsageError(
+            f"direction {name!r}: {kind} of {run} has no vectors {variable!r}; it has {', '.join(others) or 'none'}"
+            + nearest(variable, list(others))
+        )
     raise UsageError(f"direction {name!r} was never computed for {run}; run {command} first")
 
 
@@ -57,7 +69,9 @@ def stored_direction(lake: Lake, run: str, name: str) -> xr.DataArray:
 def selected(array: xr.DataArray, what: str, labels: str) -> xr.DataArray:
     """Part of an array by ``DIM=LABEL,...``, labels as text; one label drops the dim, ``A+B`` keeps it."""
     for pair in filter(None, labels.split(",")):
-        dim, _, wanted = pair.partition("=")
+        dim, equals, wanted = pair.partition("=")
+        if not equals:
+            raise UsageError(f"{what}: {pair!r} is not of the form DIM=LABEL")
         if dim not in array.dims:
             raise UsageError(
                 f"{what} has no dim {dim!r}; it has {', '.join(map(str, array.dims))}{nearest(dim, array.dims)}"
@@ -66,7 +80,8 @@ def selected(array: xr.DataArray, what: str, labels: str) -> xr.DataArray:
         names = [str(value) for value in known]
         labels_wanted = [wanted] if wanted in names else wanted.split("+")
         if missing := [label for label in labels_wanted if label not in names]:
-            raise UsageError(f"{what} has no {dim} {missing[0]!r}{nearest(missing[0], known)}")
+            there = ", ".join(names) if len(names) <= MOST_NAMED else f"{names[0]} .. {names[-1]}"
+            raise UsageError(f"{what} has no {dim} {missing[0]!r}; it has {there}{nearest(missing[0], known)}")
         places = [names.index(label) for label in labels_wanted]
         array = array.isel({dim: places[0] if len(places) == 1 else places})
     return array

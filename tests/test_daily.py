@@ -140,7 +140,7 @@ def test_a_result_of_python_is_shown_as_its_tables(call, tmp_path):
         lake.write_result(kind, result, runs=["one/problems"], spec={})
         code, out, err = call("show", lake.location, kind)
         assert (code, err) == (0, "")
-        assert [line.split() for line in out.splitlines()[1:3]] == [["layer", "score"], ["0.000", "0.500"]]
+        assert [line.split() for line in out.splitlines()[1:3]] == [["layer", "score"], ["0", "0.500"]]
 
 
 def test_a_re_entry_is_shown_as_its_command_printed_it(call, tmp_path):
@@ -338,7 +338,7 @@ def test_a_direction_is_searched_where_it_was_computed_and_both_ways(call, analy
         assert [[row["example"], row["layer"], row["position"]] for row in places] == [place for _, *place in expected]
     for name, words in (
         ("probes:direction", "leaves"), ("sae:decoder:feature=999", "has no feature '999'"),
-        ("sae", "not of the form"), ("seas:decoder", "did you mean"), ("lens:direction", "never computed"),
+        ("sae", "not of the form"), ("seas:decoder", "did you mean"), ("lens:direction", "it has none"),
     ):  # fmt: skip
         refused(call("top", path, "one/problems", "--direction", name), words)
 

@@ -153,12 +153,16 @@ def grid_table(result: Any, metric: str, caption: str | None) -> Table:
     grid = result[metric].transpose("layer", "position")
     sure = result["p_corrected"].transpose("layer", "position") < 1 - attrs["level"]
     step = f", step {result['step'].item()}" if "step" in result.coords else ""
+
+    def cell(value: float, star: bool) -> str:
+        return "-" if value != value else f"{value:.2f}{'*' if star else ' '}"
+
     return Table(
         title=f"{attrs['run']}: {attrs['target']}{step}, held-out {metric}, {int(result['n_example'].max())} examples"
         f" (* p < {1 - attrs['level']:.2f}, {attrs['correction']}, {attrs['n_test']} cells)",
         columns=["layer", *grid["position"].values],
         rows=[
-            [layer, *(f"{value:.2f}{'*' if star else ' '}" for value, star in zip(row, stars, strict=True))]
+            [layer, *map(cell, row, stars)]
             for layer, row, stars in zip(grid["layer"].values, grid.values, sure.values, strict=True)
         ],
         caption=caption,

@@ -122,7 +122,7 @@ def cut_tables(title: str, frames: Mapping[str, Any]) -> list[Printed]:
         Table(
             title=f"{title}, {name}",
             columns=list(frame.columns),
-            rows=frame.head(SHOWN_ROWS).values.tolist(),
+            rows=[list(row) for row in frame.head(SHOWN_ROWS).itertuples(index=False)],
             caption=more.format(SHOWN_ROWS, len(frame)) if len(frame) > SHOWN_ROWS else None,
         )
         for name, frame in frames.items()

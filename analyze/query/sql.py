@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from analyze.tables import result_parts, result_table
+from analyze.tables import result_columns, result_parts, result_table
 from schemas import RUN_VARIABLES, UsageError, nearest
 from store import Lake
 
@@ -35,8 +35,11 @@ class LakeTable:
     """Reads it whole."""
 
 
-def lake_tables(lake: Lake) -> list[LakeTable]:
+def lake_tables(lake: Lake, sql: str | None = None) -> list[LakeTable]:
     """Tables of a lake: runs first, then results; only documents and labels are read.
+
+    With ``sql``, only those of runs and results whose names stand somewhere in it: a lake with many results has
+    hundreds of tables, and listing all of them takes seconds.
 
     A run's table is called as the run, with ``_`` for all but letters and digits: ``small_gpt2_test``. That of a result
     is called by kind and runs, ``heads_small_gpt2_test``; where several results would be called so, the digest that
@@ -48,8 +51,14 @@ def lake_tables(lake: Lake) -> list[LakeTable]:
     CorruptLakeError
         If a document is damaged.
     """
+
+    def may_be_named(*names: str) -> bool:
+        return sql is None or any(name.lower() in sql.lower() for name in names)
+
     tables = []
     for run in lake.runs():
+        if not may_be_named(run, _plain(run)):
+            continue
         data = lake.open(run, chunks=None)
         tables.append(LakeTable(name=_plain(run), of=run, columns=(*run_columns(data),), read=partial(run_table, data)))
     results = lake.results()
@@ -57,15 +66,15 @@ def lake_tables(lake: Lake) -> list[LakeTable]:
     for stored in results:
         title, _, digest = stored.name.split("/", 1)[1].rpartition("~")
         name = _plain(title) if called[_plain(title)] == 1 else _plain(f"{title}_{digest}")
+        if not may_be_named(stored.name, name):
+            continue
         result = lake.open_result(stored.name, load=False)
         parts = result_parts(result)
         main = max(parts, key=lambda part: len(parts[part]), default="")
         for part, names in sorted(parts.items(), key=lambda item: item[0] != main):
-            dims = tuple(str(dim) for dim in result[names[0]].dims)
             of, title = (stored.name, name) if part == main else (f"{stored.name}/{part}", f"{name}_{part}")
             read = partial(result_table, result, names)
-            labels = tuple(str(key) for key, coord in result[names].coords.items() if coord.dims and key not in dims)
-            tables.append(LakeTable(name=title, of=of, columns=(*dims, *labels, *names), read=read))
+            tables.append(LakeTable(name=title, of=of, columns=tuple(result_columns(result, names)), read=read))
     twice = {name for name, n in Counter(table.name for table in tables).items() if n > 1}
     return [replace(table, name=f'"{table.of}"') if table.name in twice else table for table in tables]
 
@@ -115,7 +124,7 @@ def query_lake(lake: Lake, sql: str) -> pd.DataFrame:
         raise UsageError(
             "lake query needs duckdb, which is not installed; pip install 'activation-lake[query]'"
         ) from error
-    tables, named = lake_tables(lake), dict[str, str]()
+    tables, named = lake_tables(lake, sql), dict[str, str]()
     known = {name.lower(): table for table in tables for name in (table.name, table.of)}
     with duckdb.connect(":memory:", config=SETTINGS) as connection:
         try:
@@ -139,7 +148,8 @@ def query_lake(lake: Lake, sql: str) -> pd.DataFrame:
             reason = " ".join(str(error).split("\n\nLINE")[0].split())
             strange = [name for key, name in named.items() if key not in known]
             if isinstance(error, duckdb.CatalogException) and strange:
-                reason = reason.split(" Did you mean")[0].removesuffix("!") + nearest(strange[0], known)
+                there = [name for table in lake_tables(lake) for name in (table.name, table.of)]
+                reason = reason.split(" Did you mean")[0].removesuffix("!") + nearest(strange[0], there)
             raise UsageError(f"{sql!r}: {reason}; lake query {lake.location} lists the tables") from error
 
 

@@ -14,7 +14,8 @@ from analyze.query.sql import query_lake
 from analyze.sae.dictionary import activation_of, sae_codes
 from schemas import MissingRunError, UsageError, nearest
 from schemas.checks import check_whole
-from store import Lake, select_result
+from store import Lake, Result, select_result
+from store.select import fits
 from store.vectors import stored_direction
 
 BLOCK_EXAMPLES = 256
@@ -137,13 +138,8 @@ def top_of_feature(
     name, _, number = feature.rpartition(":")
     if not name or not number.isdecimal():
         raise UsageError(f"feature {feature!r} is not of the form RESULT:NUMBER, as sae:17")
-    try:
-        selected = select_result(lake, [name])
-    except MissingRunError:
-        selected = select_result(lake, [name, run])
+    selected = _dictionary(lake, run, name)
     sae = lake.open_result(selected.name)
-    if selected.kind != "sae" or sae.attrs["scope"] == "crosscoder":
-        raise UsageError(f"{selected.name} is no dictionary of one run; lake analyze sae makes one")
     if int(number) >= sae.sizes["feature"]:
         n_feature = sae.sizes["feature"]
         close = nearest(int(number), range(n_feature))
@@ -163,6 +159,24 @@ def top_of_feature(
                 yield Block(codes.isel(feature=int(number)).transpose(*cells.dims).values, (rows.start, *cell))
 
     return _described(lake, run, data, cells, blocks(), n)
+
+
+def _dictionary(lake: Lake, run: str, name: str) -> Result:
+    """Dictionary of one run that is called so: one of this run where several fit, else one of its model."""
+    model = run.split("/")[0]
+    one_run = [result for result in lake.results("sae") if len(result.runs) == 1]
+    of_run = [result for result in one_run if result.runs == (run,)]
+    of_model = [result for result in one_run if result.runs[0].split("/")[0] == model]
+    for dictionaries in (of_run, of_model):
+        try:
+            return select_result(lake, [name], dictionaries)
+        except MissingRunError:
+            if any(fits(result, name) for result in dictionaries):
+                raise
+    names = ", ".join(result.name for result in of_model) or f"none; lake analyze sae {lake.location} {run} makes one"
+    raise UsageError(
+        f"{name} is no dictionary of one run of {model}, whose are {names}; lake analyze transfer tries those of others"
+    )
 
 
 def top_of_direction(
@@ -209,7 +223,8 @@ def top_of_direction(
     for dim, labels in (("layer", layers), ("position", positions)):
         known = wanted[dim].values.tolist() if dim in wanted.dims else states[dim].values.tolist()
         if strange := [label for label in labels or () if label not in known]:
-            raise UsageError(f"{direction} has no {dim} {strange[0]}{nearest(strange[0], known)}")
+            there = ", ".join(map(str, known))
+            raise UsageError(f"{direction} has no {dim} {strange[0]}; it has {there}{nearest(strange[0], known)}")
         states = states.sel({dim: [label for label in known if labels is None or label in labels]})
     length: xr.DataArray = (wanted**2).sum("hidden") ** 0.5
     unit = (wanted / length.where(length > 0)) * (-1 if direction.startswith("-") else 1)
