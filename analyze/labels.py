@@ -95,6 +95,14 @@ def up_to_eot(data: xr.Dataset) -> xr.Dataset:
     return data.sel(position=between or [x for x in labels if segment_of(x) == "question"][-1:])
 
 
+def after_question(data: xr.Dataset) -> list[str]:
+    """Positions behind the question, and before them ``q-1`` where the answer follows it at once."""
+    labels = labels_along(data, "position")
+    behind = [x for x in labels if segment_of(x) != "question"]
+    begun = all(segment_of(x) == "answer" for x in behind)
+    return [x for x in labels if segment_of(x) == "question"][-1:] * begun + behind
+
+
 def numbered(array: xr.DataArray, dims: Iterable[str]) -> xr.DataArray:
     """The same array with 0, 1, .. along those of the dims that have no labels."""
     return array.assign_coords({dim: np.arange(array.sizes[dim]) for dim in dims if dim not in array.coords})

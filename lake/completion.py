@@ -1,14 +1,17 @@
 """Completion of commands, flags, their choices, lakes and runs by the shell."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from schemas import UsageError
+
+if TYPE_CHECKING:
+    from store import Lake
 
 PLACES = {
     "bash": ".local/share/bash-completion/completions/lake",
@@ -47,14 +50,36 @@ def folders(_: click.Context, __: click.Parameter, incomplete: str) -> list[Comp
 
 def runs(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Runs of the lake that was named before."""
+    return _named(context, incomplete, lambda lake: lake.runs())
+
+
+def results(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Kinds of stored results, their runs and their names, of the lake that was named before."""
+    return _named(context, incomplete, _words_of_results)
+
+
+def runs_and_results(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Whatever of the lake that was named before has a name."""
+    return _named(context, incomplete, lambda lake: [*lake.runs(), *_words_of_results(lake)])
+
+
+def _words_of_results(lake: "Lake") -> list[str]:
+    stored = lake.results()
+    return [word for result in stored for word in (result.kind, *result.runs)] + [result.name for result in stored]
+
+
+def _named(
+    context: click.Context, incomplete: str, names_of: Callable[["Lake"], Sequence[str]]
+) -> list[CompletionItem]:
     from schemas import LakeError
     from store import open_lake
 
+    path = next((context.params[name] for name in ("path", "lake", "first") if context.params.get(name)), None)
     try:
-        names = open_lake(context.params["path"]).runs()
-    except (LakeError, OSError, KeyError, TypeError):
+        names = names_of(open_lake(path)) if path else ()
+    except (LakeError, OSError):
         return []  # a shell that completes has no place for errors
-    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return [CompletionItem(name) for name in dict.fromkeys(names) if name.startswith(incomplete)]
 
 
 def choices(words: Sequence[Any]) -> Any:

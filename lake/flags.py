@@ -40,7 +40,9 @@ VERBOSE = click.Option(
 )
 COMPLETED = {
     **dict.fromkeys(("path", "lake"), completion.folders),
-    **dict.fromkeys(("name", "run", "runs"), completion.runs),
+    **dict.fromkeys(("run", "runs"), completion.runs),
+    "name": completion.runs_and_results,
+    "words": completion.results,
 }
 """How the shell completes fields of these names."""
 

@@ -424,7 +424,7 @@ def test_less_or_more_is_said_beside_the_results(call, made, capsys, monkeypatch
     assert (code, err.splitlines()[0]) == (2, "Traceback (most recent call last):")
 
 
-def test_a_shell_completes_commands_choices_lakes_and_runs(made, tmp_path, monkeypatch, capsys):
+def test_a_shell_completes_commands_choices_lakes_runs_and_results(made, analysed, tmp_path, monkeypatch, capsys):
     def completed(*words):
         monkeypatch.setenv("COMP_WORDS", " ".join(map(str, words)))
         monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
@@ -437,6 +437,13 @@ def test_a_shell_completes_commands_choices_lakes_and_runs(made, tmp_path, monke
     assert completed("lake", "analyze", "hea") == ["heads"]
     assert completed("lake", "extract", "--capture", "la") == ["latent", "latent+parts"]
     assert completed("lake", "info", made, "one/") == ["one/problems"]
+    assert (
+        completed("lake", "diff", made, made, "one/") == completed("lake", "verify", made, "one/") == ["one/problems"]
+    )
+    assert completed("lake", "show", analysed[0], "one/problems", "le") == ["lens", "lens_tests"]
+    assert completed("lake", "rm", analysed[0], "results/le") == [
+        result.name for kind in ("lens", "lens_tests") for result in open_lake(analysed[0]).results(kind)
+    ]
     assert completed("lake", "analyze", "heads", tmp_path / "none.lake", "o") == []
     monkeypatch.setenv("HOME", str(tmp_path))
     for shell, place in (("zsh", ".zfunc/_lake"), ("fish", ".config/fish/completions/lake.fish")):

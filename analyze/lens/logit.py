@@ -12,10 +12,10 @@ import numpy as np
 import xarray as xr
 from dask.system import CPU_COUNT
 
-from analyze.labels import inherited, labels_along, numbered, require_dims, take
+from analyze.labels import after_question, inherited, labels_along, numbered, require_dims, take
 from analyze.lens.readout import ReadOut, check_model
 from analyze.lens.tokens import Chain
-from schemas import AnswerKind, SchemaError, UsageError, answer_word, segment_of
+from schemas import AnswerKind, SchemaError, UsageError, answer_word
 from schemas.statistics import DRAWN_TOGETHER
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -56,7 +56,7 @@ def logit_lens(
     model
         Read-out of the run's model, from ``lake.model``.
     positions
-        Where to look; by default every position from ``bot`` on.
+        Where to look; by default every position from ``bot`` on, or from ``q-1`` where the answer follows it.
     top
         Number of best tokens kept.
     tuned
@@ -88,7 +88,7 @@ def logit_lens(
     if not 1 <= top <= model.sizes["vocabulary"]:
         raise UsageError(f"top is {top}; it must lie between 1 and the {model.sizes['vocabulary']} tokens there are")
     if positions is None:
-        positions = [x for x in labels_along(run, "position") if segment_of(x) != "question"]
+        positions = after_question(run)
     state = take(run["hidden_state"], "position", positions, "the lens").transpose(
         "example", "layer", "position", "hidden"
     )

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analyze.labels import inherited, labels_along, numbered, take
+from analyze.labels import after_question, inherited, numbered, take
 from analyze.lens.readout import ReadOut, check_model
-from schemas import UsageError, segment_of
+from schemas import UsageError
 from schemas.statistics import split_problems
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -70,7 +70,7 @@ def fit_tuned_lens(
     check_model(model, run["hidden_state"])
     what = "the tuned lens"
     if positions is None:
-        positions = [x for x in labels_along(run, "position") if segment_of(x) != "question"]
+        positions = after_question(run)
     state = take(run["hidden_state"], "position", positions, what).transpose("layer", "example", "position", "hidden")
     final = take(run["final_state"], "position", positions, what).transpose("example", "position", "hidden")
     state = numbered(state, ["layer"])
