@@ -25,7 +25,9 @@ from analyze.sae.dictionary import SAESpec, select_cells, train_sae
 from analyze.serve import answers as asked
 from analyze.serve import reports
 from analyze.serve.answers import Answers
+from schemas import CorruptLakeError, MissingRunError
 from store import open_lake
+from store.removal import remove, select_removable
 
 uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
@@ -276,6 +278,29 @@ def test_a_lake_that_is_being_written_shows_what_is_committed(tmp_path: Path, mo
             assert each.result() == sorted(each.result())
             assert each.result()[-1] == 24
     assert [run["name"] for run in json.loads(answers.runs())["runs"]] == [FEW, RUN]
+
+
+def test_what_is_removed_under_the_page_is_missing_not_damaged(
+    lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asked, "FRESH_SECONDS", 1e6)
+    place = Path(shutil.copytree(lake, tmp_path / "own.lake"))
+    answers, opened = Answers(place), open_lake(place)
+    (stored,) = opened.results("corrupt")
+    result, mark = opened.open_result(stored.name), stored.fingerprint[:12]
+    answers.runs()
+    remove(place, select_removable(opened, [stored.name]))
+    with pytest.raises(MissingRunError, match="no result"):
+        answers.result(mark)
+    opened.write_result("corrupt", result, runs=[RUN], spec={}, command=stored.command)
+    answers._looked = -1e6
+    assert json.loads(answers.result(mark))["name"] == stored.name
+    remove(place, select_removable(opened, [FEW]))
+    with pytest.raises(MissingRunError, match="no run"):
+        answers.listing(FEW)
+    next((place / stored.name / "accuracy").rglob("c/*")).write_bytes(b"damaged")
+    with pytest.raises(CorruptLakeError):
+        answers.result(mark)
 
 
 def test_links_out_of_the_lake_are_not_followed_and_damage_costs_one_run(lake: Path, tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ FRESH_SECONDS = 1.0
 """How long a look at what the lake holds is taken for true."""
 KEPT_ANSWERS = 256
 """Answers that are kept, of those used last."""
+TRIES = 3
+"""Looks at a lake that changes meanwhile, before what fails counts as damaged."""
 AT_WORK = 4
 """Answers that are made at once: of these the memory is."""
 MOST_ROWS = 500
@@ -80,24 +82,32 @@ class Answers:
         with self._look:
             if self._moment is not None and time.monotonic() - self._looked < FRESH_SECONDS:
                 return self._moment
-            runs, broken = readable_runs(self.lake)
-            for run in [*runs]:
-                if strange := self._outside(run):
-                    runs.remove(run)
-                    broken[run] = strange
-            results = self._results(broken)
-            state = state_of(self.lake, runs, results)
-            if self._moment is None or (state, broken) != (self._moment.state, self._moment.broken):
-                context = Context(self.lake, runs, lazy=True)
-                current = {run: self.lake.attributes(run)["fingerprint"] for run in runs}
-                context.results = [
-                    result
-                    for result in results
-                    if result.runs and all(current.get(run) == mark for run, mark in result.inputs.items())
-                ]
-                self._moment = Moment(context, state, broken)
-            self._looked = time.monotonic()
-            return self._moment
+            for _ in range(TRIES - 1):
+                try:
+                    return self._look_again()
+                except MissingRunError:
+                    continue  # a run was removed between two looks at it
+            return self._look_again()
+
+    def _look_again(self) -> Moment:
+        runs, broken = readable_runs(self.lake)
+        for run in [*runs]:
+            if strange := self._outside(run):
+                runs.remove(run)
+                broken[run] = strange
+        results = self._results(broken)
+        state = state_of(self.lake, runs, results)
+        if self._moment is None or (state, broken) != (self._moment.state, self._moment.broken):
+            context = Context(self.lake, runs, lazy=True)
+            current = {run: self.lake.attributes(run)["fingerprint"] for run in runs}
+            context.results = [
+                result
+                for result in results
+                if result.runs and all(current.get(run) == mark for run, mark in result.inputs.items())
+            ]
+            self._moment = Moment(context, state, broken)
+        self._looked = time.monotonic()
+        return self._moment
 
     def _results(self, broken: dict[str, str]) -> list[Result]:
         """Stored results inside the lake; where one is damaged, none."""
@@ -118,8 +128,25 @@ class Answers:
         return f"{out[0].name} is a link to a place outside the lake, which is not read" if out else ""
 
     def _once(self, key: tuple[Any, ...], make: Callable[[Context], Any]) -> bytes:
-        """An answer, made by the first who asks for it."""
-        moment = self.moment()
+        """An answer, made by the first who asks for it.
+
+        What fails is tried again from a new look: it may have been removed, or written anew, since the last one.
+        """
+        attempt = 0
+        while True:
+            attempt += 1
+            moment = self.moment()
+            try:
+                return self._made(moment, key, make)
+            except (MissingRunError, UsageError):
+                raise
+            except Exception:
+                with self._look:
+                    self._looked = -FRESH_SECONDS
+                if attempt == TRIES or (attempt > 1 and self.moment() is moment):
+                    raise
+
+    def _made(self, moment: Moment, key: tuple[Any, ...], make: Callable[[Context], Any]) -> bytes:
         with self._look:
             slot = moment.slots.setdefault(key, Slot())
             moment.slots.move_to_end(key)
