@@ -32,6 +32,9 @@ from store.opening import block_shapes, committed_examples, open_group, sharded_
 from store.results import RESULTS, Result, described, preferred, write_result_group
 from store.shards import HandedOut, ShardedArray
 
+MODELS_KEPT = 2**30
+"""Bytes of read-outs that a lake keeps once they were asked for; of larger ones it keeps the last."""
+
 
 class Lake(Groups):
     """A lake opened for reading. ``lake["MODEL/DATASET"]`` is a run's lazy dataset of its committed examples.
@@ -178,13 +181,16 @@ class Lake(Groups):
             If one of its files is damaged, or a run of its name was made with other weights.
         """
         attributes = self.model_attributes(name)
-        identity, known = str(attributes["files"]), self.__dict__.get("_model", ("", None))
-        if known[0] != identity:  # a gigabyte for 128,000 tokens, and one analysis asks for it several times
+        identity, known = f"{name} {attributes['files']}", self.__dict__.get("_models", {})
+        if identity not in known:  # a gigabyte for 128,000 tokens, and one analysis asks for it several times
             group = open_group(Guard(self.location, name, "model", attributes["files"]), attributes, stored=True)
-            known = self.__dict__["_model"] = identity, group.load()
-            for variable in known[1].data_vars.values():  # the next call hands out the same arrays
+            known = {**known, identity: group.load()}
+            for variable in known[identity].data_vars.values():  # the next call hands out the same arrays
                 variable.values.flags.writeable = False
-        loaded: xr.Dataset = known[1]
+            while len(known) > 1 and sum(model.nbytes for model in known.values()) > MODELS_KEPT:
+                known.pop(next(iter(known)))
+            self.__dict__["_models"] = known
+        loaded: xr.Dataset = known[identity]
         return loaded.copy()
 
     def write_result(

@@ -11,6 +11,7 @@ import xarray as xr
 from synthetic import make_model, make_run, normalise
 
 from analyze import fit_tuned_lens, lens_summary, lens_tests, lens_tokens, logit_lens, logits
+from analyze.depth.ranks import readout_depth
 from analyze.lens.edits import edit_agreement
 from analyze.lens.jacobian import compare_lenses, jacobian_maps, with_fed
 from analyze.lens.readout import ReadOut
@@ -56,6 +57,27 @@ def test_last_layer_gives_the_models_own_logits(final_norm):
     np.testing.assert_allclose(logits(run["final_state"], model, normed=True), own, atol=1e-4)
     # the state itself, which older scripts read out, does not
     assert np.nanmax(np.abs(logits(run["hidden_state"].isel(layer=-1), model, normed=True) - own)) > 0.1
+
+
+def test_blocks_read_before_it_was_stopped_are_taken_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("analyze.lens.logit.ROW_BLOCK", 5)
+    model = make_model()
+    run = make_run(model=model).chunk(example=4)
+    for reads, outputs in ((logit_lens, "top_probability"), (readout_depth, "probability")):
+        folder = tmp_path / outputs
+
+        def kept(folder=folder):
+            return {path: path.stat().st_mtime_ns for path in folder.rglob("output.pkl")}
+
+        whole = reads(run, model).compute()
+        reads(run, model, folder=folder)[outputs].isel(example=slice(0, 8)).compute()
+        first = kept()
+        assert len(first) == 2
+        xr.testing.assert_identical(reads(run, model, folder=folder).compute(), whole)
+        assert len(kept()) == 3
+        assert first.items() <= kept().items()  # not read again
+        moved = run.assign(hidden_state=run["hidden_state"] + 1)
+        xr.testing.assert_identical(reads(moved, model, folder=folder).compute(), reads(moved, model).compute())
 
 
 def test_agrees_with_a_slow_oracle(monkeypatch):

@@ -74,7 +74,7 @@ def run(source: "Source", settings: CorrelationSettings) -> "xr.Dataset":
 
 def cost(source: "Source", settings: CorrelationSettings) -> Cost:
     """Products of the attention of each head with what matters, for every permutation and resample."""
-    from analyze.cost import fewer, places, reading
+    from analyze.cost import limits, places, reading
 
     run = source.whole
     query = [label for label in places(run, answers=True) if label in (settings.query, "eot")][-1:]
@@ -84,7 +84,7 @@ def cost(source: "Source", settings: CorrelationSettings) -> Cost:
         states=rows.size // rows.sizes["key_position"], reads=[reading(rows)],
         operations=8.0 * n_value * (settings.permutations + settings.resamples) + ROW * rows.size,
         memory=8.0 * 10 * n_value + 2.0**28,
-        **fewer(settings, permutations=(4, 20), resamples=(2, 10)),
+        **limits(settings, rows.sizes["example"], 256),
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from schemas.command import Analysis, Cost, Part, Printed, Sampled, Table, setting
+from schemas.command import Analysis, Cost, Part, Printed, Sampled, Table, kept_beside, setting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -25,7 +25,7 @@ def run(source: "Source", settings: ReadoutDepthSettings) -> "xr.Dataset":
     from analyze.depth.ranks import depth_summary, readout_depth
 
     positions = None if settings.positions is None else source.data["position"].values.tolist()
-    depth = readout_depth(source.data, source.model, positions=positions)
+    depth = readout_depth(source.data, source.model, positions=positions, folder=source.folder)
     with source.progress(unit="examples") as report:
         return depth_summary(depth, n_resample=settings.resamples, seed=settings.seed, progress=report)
 
@@ -101,4 +101,5 @@ COMMAND = Analysis(
     results={"depth_readout": tables},
     cost=cost,
     block=512,
+    stopped=kept_beside("depth"),
 )

@@ -1,6 +1,7 @@
 """Ranks of the answer and of every result of the written chain, by thought and layer, from the lake alone."""
 
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,8 +10,10 @@ import xarray as xr
 
 from analyze.blocks import computed_blocks
 from analyze.labels import inherited, labels_along, numbered, require_dims, take
+from analyze.lens import logit
 from analyze.lens.logit import another_chain, larger_blocks
 from analyze.lens.readout import ReadOut, check_model
+from analyze.pieces import pieces_in
 from analyze.statistics import DrawnMean, draw_counts
 from schemas import AnswerKind, answer_word, number_text, segment_of
 
@@ -19,7 +22,13 @@ STATES = 1024
 """States that are read out together."""
 
 
-def readout_depth(run: xr.Dataset, model: xr.Dataset, *, positions: Sequence[str] | None = None) -> xr.Dataset:
+def readout_depth(
+    run: xr.Dataset,
+    model: xr.Dataset,
+    *,
+    positions: Sequence[str] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+) -> xr.Dataset:
     """Rank the answer and the chain's results in the read-out of every state.
 
     Parameters
@@ -31,6 +40,8 @@ def readout_depth(run: xr.Dataset, model: xr.Dataset, *, positions: Sequence[str
         Read-out of the run's model, from ``lake.model``.
     positions
         In order of time; by default from ``bot`` to the last before the answer.
+    folder
+        Where blocks of states that are read out are kept until all are, as by :func:`analyze.lens.logit.logit_lens`.
 
     Returns
     -------
@@ -67,7 +78,7 @@ def readout_depth(run: xr.Dataset, model: xr.Dataset, *, positions: Sequence[str
     n_step = results.sizes["step"]
     names = ["answer", *(f"result {step}" for step in range(n_step)), *(f"other {step}" for step in range(n_step))]
     outputs = xr.apply_ufunc(
-        _ranks,
+        pieces_in(folder, __file__, logit.__file__).cache(_ranks, ignore=["readout"]),
         state.drop_vars(list(state.coords)),
         *sides,
         input_core_dims=[["hidden"], [], ["step"], ["step"]],

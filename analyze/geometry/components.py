@@ -65,7 +65,7 @@ def principal_components(
     components = min(components, width, n - 1)
     counts = kept_counts(width)
     carried = carried_by(run, rows)
-    shuffled = [rng.permutation(n) for _ in range(permutations)]
+    shuffled = np.stack([rng.permutation(n) for _ in range(permutations)])
     readout = ReadOut(model)
     fitted, held = np.split(rng.permutation(n), [n // 2])
     random = np.linalg.qr(rng.normal(size=(width, width)))[0].T
@@ -92,8 +92,8 @@ def principal_components(
         for name, value in variables.items():
             parts.setdefault(name, []).append(value)
         for column, values in enumerate(carried.values()):
-            for draw, order in enumerate(shuffled):
-                largest[draw, column] = max(largest[draw, column], np.max(shares(scores, values[order])))
+            drawn = shares(scores, values, shuffled).max((1, 2), initial=0)
+            largest[:, column] = np.maximum(largest[:, column], drawn)
     result = xr.Dataset(
         {name: (DIMS[name], np.stack(values)) for name, values in parts.items()},
         coords={
@@ -154,23 +154,43 @@ def _known(values: Array) -> Array:
     return np.isfinite(values) if values.dtype.kind == "f" else values != ""
 
 
-def shares(scores: Array, values: Array) -> Array:
+def shares(scores: Array, values: Array, orders: Array | None = None) -> Array:
     """Share of the variance of scores (position, problem, component) that goes with values (problem,).
 
     Of numbers the squared rank correlation, of classes the share between them, over the problems that have a value.
+
+    Parameters
+    ----------
+    orders : (draw, problem)
+        Shuffles of the problems; those that have a value exchange values among each other.
+
+    Returns
+    -------
+    (position, component), or of shuffles (draw, position, component)
     """
     from scipy.stats import rankdata
 
     known = _known(values)
-    ranks, values = rankdata(scores[:, known], axis=1), values[known]
-    ranks = ranks - ranks.mean(1, keepdims=True)
+    ranks = rankdata(scores[:, known], axis=1)
+    ranks -= ranks.mean(1, keepdims=True)
     spread = np.maximum((ranks**2).sum(1), 1e-300)
+    contrasts = _contrasts(values[known])
+    if orders is None:
+        return np.asarray((np.einsum("kn,pnc->kpc", contrasts, ranks) ** 2).sum(0) / spread)
+    place = (np.cumsum(known) - 1)[orders[known[orders]].reshape(len(orders), -1)]  # among those that have a value
+    along = contrasts[:, place].reshape(-1, place.shape[1]) @ ranks.swapaxes(0, 1).reshape(place.shape[1], -1)
+    return np.asarray((along.reshape(len(contrasts), len(orders), *spread.shape) ** 2).sum(0) / spread)
+
+
+def _contrasts(values: Array) -> Array:
+    """Directions of length 1 over problems, the squares along which are what goes with values: (contrast, problem)."""
+    from scipy.stats import rankdata
+
     if values.dtype.kind == "f":
-        of_values = rankdata(values)
-        of_values = (of_values - of_values.mean()) / max(np.linalg.norm(of_values - of_values.mean()), 1e-300)
-        return np.asarray(np.einsum("pnc,n->pc", ranks, of_values) ** 2 / spread)
-    between = sum((ranks[:, values == word].sum(1) ** 2) / (values == word).sum() for word in np.unique(values))
-    return np.asarray(between / spread)
+        ranks = np.asarray(rankdata(values)) - (len(values) + 1) / 2
+        return np.asarray(ranks / max(float(np.linalg.norm(ranks)), 1e-300))[None]
+    member = np.asarray(np.unique(values)[:, None] == values, dtype="float64")
+    return np.asarray(member / np.sqrt(member.sum(1, keepdims=True)))
 
 
 def _tokens(axes: Array, mean: Array, spread: Array, readout: ReadOut) -> Array:

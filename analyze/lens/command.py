@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from schemas.command import Analysis, Cost, Made, Part, Printed, Sampled, Table, setting
+from schemas.command import Analysis, Cost, Made, Part, Printed, Sampled, Table, kept_beside, setting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -77,8 +77,9 @@ def read_out(source: "Source", settings: LensSettings, tuned: "xr.Dataset | None
     from analyze.lens.summary import lens_summary, lens_tests
 
     lens = logit_lens(
-        source.data, source.model, positions=chosen_positions(source, settings), top=settings.top, tuned=tuned
-    )
+        source.data, source.model, positions=chosen_positions(source, settings), top=settings.top, tuned=tuned,
+        folder=source.folder,
+    )  # fmt: skip
     computed = source.compute(lens_summary(lens).assign(is_number=lens["is_number"]))
     summary = computed.drop_vars(["is_number", "example", "problem", "variant"], errors="ignore")
     spec = {"lens": summary.attrs["lens"]}
@@ -323,4 +324,5 @@ COMMAND = Analysis(
     frames=frames,
     cost=cost,
     block=512,
+    stopped=kept_beside("lens"),
 )

@@ -5,6 +5,7 @@ last layer this is the model's own read-out. The tuned lens has one affine map p
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from dask.system import CPU_COUNT
 from analyze.labels import after_question, inherited, labels_along, numbered, require_dims, take
 from analyze.lens.readout import ReadOut, check_model
 from analyze.lens.tokens import Chain
+from analyze.pieces import pieces_in
 from schemas import AnswerKind, SchemaError, UsageError, answer_word
 from schemas.statistics import DRAWN_TOGETHER
 
@@ -44,6 +46,7 @@ def logit_lens(
     positions: Sequence[str] | None = None,
     top: int = 5,
     tuned: xr.Dataset | None = None,
+    folder: str | os.PathLike[str] | None = None,
 ) -> xr.Dataset:
     """Read every state out through the final norm and the unembedding.
 
@@ -62,6 +65,9 @@ def logit_lens(
     tuned
         From :func:`fit_tuned_lens` or :func:`analyze.lens.jacobian.jacobian_maps`: affine maps by layer, or by layer
         and position, that take the place of the final norm.
+    folder
+        Where blocks of states that are read out are kept, so that the same lens, computed again after it was stopped,
+        takes them up.
 
     Returns
     -------
@@ -112,7 +118,7 @@ def logit_lens(
 
     n_step = sides["result"].sizes["step"]
     outputs = xr.apply_ufunc(
-        _lens,
+        pieces_in(folder, __file__).cache(_lens, ignore=["readout"]),
         state.drop_vars(list(state.coords)),
         *sides.values(),
         *maps,
