@@ -246,15 +246,24 @@ def measure(name: str, dtype: str, capture: str, n: int) -> None:
 
     written = 0
     calibrations: list[dict[str, Any]] = []
+    later: list[float] = []
 
     def capture_all() -> None:
         for rows in every:
             think(prepared, rows)
 
+    halves: list[tuple[float, int]] = []
+
+    def halfway(done: int, total: int, _: int) -> None:
+        if 2 * done >= total and not halves:
+            halves.append((time.perf_counter(), done))
+
     def whole() -> None:
         nonlocal written
         shutil.rmtree(place / name / "gsm8k", ignore_errors=True)
-        written = extract_run(prepared, place).bytes_written
+        halves.clear()
+        written = extract_run(prepared, place, progress=halfway).bytes_written
+        later.append((time.perf_counter() - halves[0][0]) / max(n - halves[0][1], 1))
 
     write_model(place, name, prepared.model_arrays, prepared.model_attributes)
     think(prepared, every[-1])
@@ -272,6 +281,7 @@ def measure(name: str, dtype: str, capture: str, n: int) -> None:
     say(title, "ms a question: answering; scoring, too; capturing, too; extraction to disk; disk alone",
         "; ".join(f"{1e3 * seconds / n:.2f}" for seconds in best))  # fmt: skip
     say(title, "capturing / answering and scoring", float(capturing / scoring))
+    say(title, "extraction, ms a question of the second half, all written", 1e3 * min(later))
     say(title, "extraction / answering", float(extraction / answering))
     say(title, "extraction / answering and scoring", float(extraction / scoring))
     say(

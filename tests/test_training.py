@@ -35,7 +35,7 @@ from extract import load_reasoner
 from extract.model.bases import packaged_base
 from extract.training.command import TrainSettings
 from extract.training.data import Example, normalised, read_examples
-from extract.training.loop import Training, Watch, train
+from extract.training.loop import BEST, Training, Watch, train
 from extract.training.losses import draw_exchanged, losses
 from extract.training.state import STATE, read_state
 from extract.training.stories import STEPS, draw_stories
@@ -236,8 +236,14 @@ def test_training_learns_and_measures_what_is_held_out(base: Any, sums: Path, tm
     held_out.write_text(held_out.read_text().replace("QUESTION", "question").replace("ANSWER", "answer"))
     lines: list[str] = []
     wanted = settings(base("llama"), sums, "stories:5*2", steps=20, batch_size=16, learning_rate=2e-2)
-    out = train(wanted, tmp_path / "out", validation=[str(held_out)], watch=Watch(say=lines.append, log_every=10))
+    watch = Watch(say=lines.append, log_every=10, save_every=0)
+    out = train(wanted, tmp_path / "out", validation=[str(held_out)], watch=watch)
     record = json.loads((out / "training.json").read_text())
+    saves = [entry for entry in record["curve"] if "held-out" in entry]
+    best = json.loads((out / BEST / "training.json").read_text())
+    assert best["step"] == max(saves, key=lambda entry: entry["held-out"])["step"] < record["step"]
+    assert load_reasoner(out / BEST).n_latent == 6
+    assert not any("begin anew" in line for line in lines)
     curve = [entry["answer"] for entry in record["curve"] if "answer" in entry]
     assert curve[-1] < 0.8 * curve[0]
     assert lines[0] == "sums: 32 problems, 4 left out because they are held out"
@@ -249,6 +255,13 @@ def test_training_learns_and_measures_what_is_held_out(base: Any, sums: Path, tm
     prefix = reasoner.answer_prefix
     right = np.mean([text == f"{prefix} {gold}" for text, gold in zip(thinking.generated_text, golds, strict=True)])
     assert record["curve"][-1]["held-out"] == pytest.approx(right)
+
+
+def test_a_loss_that_rises_is_told(base: Any, sums: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    wanted = settings(base("llama"), sums, steps=6, learning_rate=2.0, warmup=0.0)
+    train(wanted, tmp_path, watch=Watch(say=lines.append, log_every=1))
+    assert any("begin anew with a --learning-rate below 2" in line for line in lines)
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(base: Any, sums: Path, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ class TrainSettings(Settings):
     accumulate: int = setting(1, "Parts in which a step is computed.", least=1)
     batch_tokens: int = setting(40_000, "Tokens of a step at most.", least=1)
     longest: int = setting(256, "Longer problems, in tokens with chain and answer, are left out.", least=1)
-    learning_rate: float = setting(1e-3, "Highest learning rate.", least=1e-12)
+    learning_rate: float = setting(5e-4, "Highest learning rate.", least=1e-12)
     warmup: float = setting(0.03, "Share of the training in which the rate rises.")
     weight_decay: float = setting(0.01, "Of AdamW.")
     clip: float = setting(1.0, "Longest gradient.")

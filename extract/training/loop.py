@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +34,10 @@ from extract.training.table import Shape, Table, draw_batches, shapes_of
 from schemas import Control, UsageError
 
 Widths = tuple[int, int, int]
+BEST = "best"
+"""Folder, in that of a training, of the checkpoint that answered most of what is held out."""
+RISEN = 1.0
+"""Nats above the lowest loss of the answers so far that are no longer chance: no batch is harder by so much."""
 
 
 class Training:
@@ -247,7 +251,8 @@ def train(
         Folder of checkpoint, record and training state; made if missing.
     validation
         Data files whose accuracy is measured at every save, ``FILE`` or ``NAME=FILE``; nothing is trained on them, and
-        problems of theirs that are in the training data are left out of it.
+        problems of theirs that are in the training data are left out of it. The checkpoint that answers most of them,
+        on average over the files, is kept in ``best``.
     device
         Where to train.
     watch
@@ -335,22 +340,39 @@ def _save(
     run: Training, out: Path, tables: dict[str, Table], control: Control | None, say: Callable[[str], None]
 ) -> None:
     accuracies = run.accuracy(tables, max(run.settings.batch_size, 64))
+    best = max((_right(entry, tables) for entry in run.curve), default=-1.0)
     run.curve.append({"step": run.step, "seconds": round(run.seconds, 1), **accuracies})
+    if _right(accuracies, tables) > best:
+        (out / BEST).mkdir(exist_ok=True)
+        run.save_checkpoint(out / BEST, control)
     run.save_state(out / STATE)
     run.save_checkpoint(out, control)
     rates = ", ".join(f"{key} {value:.3f}" for key, value in accuracies.items())
     say(f"step {run.step}, {run.seconds:.0f} s, right: {rates or 'not asked (--validation)'}")
 
 
+def _right(accuracies: Mapping[str, float], tables: Collection[str]) -> float:
+    """Mean over the sets that are held out; below all else where they were not asked, or are none."""
+    return sum(accuracies.get(name, -1.0) for name in tables) / len(tables) if tables else -1.0
+
+
 def _record(run: Training, recent: list[dict[str, Tensor]], say: Callable[[str], None]) -> None:
-    if recent:
-        means = {name: float(torch.stack([record[name] for record in recent]).mean()) for name in recent[0]}
-        run.curve.append({"step": run.step, "seconds": round(run.seconds, 1), "rate": run.rate(), **means})
+    if not recent:
+        return
+    means = {name: float(torch.stack([record[name] for record in recent]).mean()) for name in recent[0]}
+    lowest = min((entry for entry in run.curve if "answer" in entry), key=lambda entry: entry["answer"], default=None)
+    run.curve.append({"step": run.step, "seconds": round(run.seconds, 1), "rate": run.rate(), **means})
+    say(
+        f"step {run.step}, {run.seconds:.1f} s, rate {run.rate():.2e}: "
+        + ", ".join(f"{key} {value:.4f}" for key, value in means.items())
+    )
+    recent.clear()
+    eased = run.student.rule.bot == COCONUT.bot  # its curriculum takes away the steps, which are easily written
+    if lowest is not None and not eased and not means["answer"] < lowest["answer"] + RISEN:
         say(
-            f"step {run.step}, {run.seconds:.1f} s, rate {run.rate():.2e}: "
-            + ", ".join(f"{key} {value:.4f}" for key, value in means.items())
+            f"the loss of the answers is {means['answer']:.2f} and was {lowest['answer']:.2f} at step {lowest['step']}:"
+            f" what was learned may be lost; begin anew with a --learning-rate below {run.settings.learning_rate:g}"
         )
-        recent.clear()
 
 
 def _training_table(
