@@ -44,6 +44,9 @@ class TrainSettings(Settings):
     clip: float = setting(1.0, "Longest gradient.")
     teacher_weight: float = setting(1.0, "CODI: weight of the written chain's loss.")
     distillation_weight: float = setting(1.0, "CODI: weight of the distance to the teacher's states.")
+    distillation_scale: Literal["layer", "component"] = setting(
+        "layer", "CODI: over what that distance is: the standard deviation of a layer, or of each component by itself."
+    )
     last_step: bool = setting(False, "CODI: leave the chain's last step in.")
     curriculum: float = setting(
         0.5, "Coconut: share of the training in which thoughts take the place of steps, one after another."

@@ -56,6 +56,7 @@ class Training:
         )  # fmt: skip
         dtype = getattr(torch, settings.compute_dtype)
         self.student = Student(self.reasoner, settings.lora_rank, settings.lora_alpha, dtype)
+        self.student.distillation_scale = settings.distillation_scale
         self.parameters = list(self.student.trained().values())
         self.optimizer = torch.optim.AdamW(
             self.parameters, settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay, fused=True

@@ -66,6 +66,7 @@ class Student(nn.Module):
         self.rule = reasoner.protocol
         self.dtype = dtype
         self.n_latent = reasoner.n_latent
+        self.distillation_scale = "layer"
         self.kept: dict[str, Tensor] | None = None
         """Of a decodable control, what its model has trained: its thoughts are to stay as that one's."""
         model: Any = reasoner.model
