@@ -29,18 +29,21 @@ lint: env
 	$(BIN)/mypy
 
 # Each keeps its tables in benchmarks/results and writes benchmarks/RESULTS.md of all; some with peers, see below.
-# `make bench-quick` is the same in small sizes, of what is compared with peers.
+# `make bench-quick` is the same in small sizes, of what is compared with peers; its tables lie in bench-quick.
 BENCHES ?= extraction formats reading patching gradients probes sae heads newcomer reentry sizes
 bench: env
 	for name in $(BENCHES); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 	$(BIN)/python benchmarks/results.py
 
+bench-quick: export LAKE_BENCH := bench-quick
 bench-quick: env
 	$(BIN)/python benchmarks/extraction.py tiny --questions 16 --rounds 3 --script-questions 1
 	$(BIN)/python benchmarks/formats.py gpt2
 	$(BIN)/python benchmarks/reading.py --examples 256 --rounds 3
 	$(BIN)/python benchmarks/patching.py --examples 16 --rounds 3
 	$(BIN)/python benchmarks/gradients.py --pairs 16 --steps 16 --questions 4 --rounds 3
+	$(BIN)/python benchmarks/probes.py speed --quick
+	$(BIN)/python benchmarks/sae.py --quick --only speed --case small
 	$(BIN)/python benchmarks/heads.py --examples 512 --rounds 3
 	$(BIN)/python benchmarks/newcomer.py --rounds 2
 

@@ -1,11 +1,13 @@
-"""What a newcomer waits for and has to store: size of the environment, and time until the first word.
+"""What a newcomer waits for and has to store: size of the environment, time until the first word, and to first states.
 
     python benchmarks/newcomer.py [--rounds N]
 
 A package's environment is all that it requires, and what that requires in turn, extras left out; bytes are those of the
 files that the packages list, as they lie installed (torch built for processors). Everybody's torch is the same. The
-first word: of this project ``lake --help``, as it has a command; of all, importing the
-package, with ``python -c``; of this one what reads a lake, scores heads and loads a model, as it imports such lazily.
+first word: of this project ``lake --help``, as it has a command; of all, importing the package, with ``python -c``; of
+this one what reads a lake, scores heads and loads a model, as it imports such lazily. First states: the same program
+goes on to load a small GPT-2 from a folder and keeps the states after its blocks for one question, as imports put off
+until then come in here. Times are of processors and by the clock.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -31,13 +34,13 @@ while waiting:
     if name in seen:
         continue
     try:
-        found = metadata.distribution(name)
+        package = metadata.distribution(name)
     except metadata.PackageNotFoundError:
         continue
-    paths = [file.locate() for file in found.files or []]
+    paths = [file.locate() for file in package.files or []]
     seen[name] = sum(path.stat().st_size for path in paths if path.is_file())
-    wanted = map(Requirement, found.requires or [])
-    waiting += [each.name for each in wanted if each.marker is None or each.marker.evaluate({"extra": ""})]
+    wanted = map(Requirement, package.requires or [])
+    waiting += [need.name for need in wanted if need.marker is None or need.marker.evaluate({"extra": ""})]
 print(json.dumps({"packages": len(seen), "bytes": sum(seen.values()), "torch": seen.get("torch", 0)}))
 """
 WHO = (
@@ -54,6 +57,28 @@ WHO = (
     ("dictionary_learning", "dictionary-learning", "import dictionary_learning", "sae"),
     ("sparsify", "eai-sparsify", "import sparsify", "sae"),
 )
+QUESTION = "3 4 5"
+STATES = {
+    "this project": """
+reasoner = load_reasoner({folder!r}, protocol="direct")
+states = reasoner.think([reasoner.encode({question!r})], capture="full", max_new_tokens=1).hidden_state
+""",
+    "TransformerLens": """
+from transformer_lens.model_bridge import TransformerBridge
+bridge = TransformerBridge.boot_transformers({folder!r}, device="cpu")
+logits, cache = bridge.run_with_cache({question!r}, names_filter=lambda name: name.endswith("hook_out"))
+states = [cache[f"blocks.{{layer}}.hook_out"] for layer in range(bridge.cfg.n_layers)]
+""",
+    "nnsight": """
+from nnsight import TransformersModel
+model = TransformersModel({folder!r}, task="text-generation", dispatch=True)
+with model.trace({question!r}):
+    states = [].save()
+    for block in model.transformer.h:
+        states.append(block.output)
+""",
+}
+"""What of each gives states of a GPT-2 in a folder, after its import."""
 
 
 def timed(words: list[str]) -> dict[str, Any]:
@@ -66,28 +91,46 @@ def timed(words: list[str]) -> dict[str, Any]:
     return {"clock": time.perf_counter() - clock, "processor": processor}
 
 
+def write_model(folder: str) -> None:
+    """A small GPT-2 with its tokenizer, as Hugging Face saves it."""
+    from extract import load_reasoner
+
+    reasoner = load_reasoner("small-gpt2")
+    model: Any = reasoner.model
+    model.save_pretrained(folder)
+    reasoner.tokenizer.save_pretrained(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
     works, sizes = {"lake --help": [sys.executable, "-m", "lake", "--help"]}, {}
-    for who, package, code, kind in WHO:
-        python = kind if Path(kind).is_file() else peers_python(kind)
-        done = subprocess.run([python, "-c", CLOSURE, package], capture_output=True, text=True, check=True)
-        sizes[who] = json.loads(done.stdout)
-        works[who] = [python, "-c", code]
-    times = take_turns({who: partial(timed, words) for who, words in works.items()}, rounds)
-    rows = [
-        {
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(folder)
+        for who, package, code, kind in WHO:
+            python = kind if Path(kind).is_file() else peers_python(kind)
+            done = subprocess.run([python, "-c", CLOSURE, package], capture_output=True, text=True, check=True)
+            sizes[who] = json.loads(done.stdout)
+            works[who] = [python, "-c", code]
+            if who in STATES:
+                works[f"{who}, states"] = [python, "-c", code + STATES[who].format(folder=folder, question=QUESTION)]
+        times = take_turns({who: partial(timed, words) for who, words in works.items()}, rounds)
+    rows = []
+    for who in works:
+        if who.endswith(", states"):
+            continue
+        size = sizes.get(who)
+        row: dict[str, Any] = {
             "who": who,
-            "packages": sizes[who]["packages"] if who in sizes else None,
-            "MB": sizes[who]["bytes"] / 1e6 if who in sizes else None,
-            "MB without torch": (sizes[who]["bytes"] - sizes[who]["torch"]) / 1e6 if who in sizes else None,
-            "first word, s of processors": [each["processor"] for each in done],
-            "first word, s by the clock": [each["clock"] for each in done],
+            "packages": size and size["packages"],
+            "MB": size and size["bytes"] / 1e6,
+            "MB without torch": size and (size["bytes"] - size["torch"]) / 1e6,
         }
-        for who, done in times.items()
-    ]
+        for what, title in ((who, "first word"), (f"{who}, states", "first states")):
+            for key, unit in (("processor", "s of processors"), ("clock", "s by the clock")):
+                row[f"{title}, {unit}"] = [done[key] for done in times[what]] if what in times else None
+        rows.append(row)
     keep("newcomer", "A newcomer's environment and start", rows, text=" ".join(__doc__.split("\n\n")[2].split()))
 
 

@@ -18,8 +18,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).parent / "results"
-PAGE = Path(__file__).parent / "RESULTS.md"
+PLACE = Path(os.environ.get("LAKE_BENCH", Path(__file__).parent))
+"""Where tables are kept; elsewhere for what is measured in small sizes, so that it takes no other's place."""
+FOLDER, PAGE = PLACE / "results", PLACE / "RESULTS.md"
 PACKAGES = ("numpy", "zarr", "xarray", "dask", "scikit-learn", "torch", "transformers")
 Row = Mapping[str, Any]
 
@@ -53,7 +54,7 @@ def keep(
     by
         Columns that tell rows apart: rows of the table of before that were not measured again stay.
     """
-    FOLDER.mkdir(exist_ok=True)
+    FOLDER.mkdir(parents=True, exist_ok=True)
     place = FOLDER / f"{name}.json"
     if by and place.exists():
         before = json.loads(place.read_text(encoding="utf-8"))["rows"]

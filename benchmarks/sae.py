@@ -1,27 +1,28 @@
 """Sparse autoencoders: time to the same loss beside SAELens, dictionary_learning and sparsify; memory.
 
-    python benchmarks/sae.py [--quick]
+    python benchmarks/sae.py [--quick] [--only PART] [--case NAME] [--seeds N]
 
-The libraries run in an interpreter of their own, that of ``make peers`` or the one LAKE_PEERS_PYTHON names;
-without it only this project is measured. Everybody gets the same rows (unit mean norm, in memory), the same order of
-batches, one thread, as many steps, and the better of two learning rates of Adam. Every few steps the objective on
-held-out rows (squared error, and the penalty where there is one) is noted, off the clock; times are of the process,
-so that other work on the machine does not count. Two are compared by their times to the worse of their final losses.
+The libraries run in an environment of their own, that of ``make peers`` or the one whose interpreter LAKE_PEERS_PYTHON
+names. Everybody gets the same rows (unit mean norm, in memory), the same order of batches, one thread, as many steps,
+and the better of two learning rates of Adam, or of the other ways that its authors name (beside/dictionaries.py). All
+take turns, some steps each, and then note the objective on held-out rows (squared error, and the penalty where there is
+one), off the clock; times are of processors, of the steps alone. At the end losses lie on a plateau: two are compared
+by their times to 1.02 of the worse of their final losses, interpolated between what was noted, seed by seed.
 """
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from beside.dictionaries import WHO, ways
+from beside.sides import Side, peers_python, versions
 from results import keep
 
 CASES = {
@@ -30,7 +31,10 @@ CASES = {
     "small, TopK": {"activation": "topk", "d": 64, "n": 512, "k": 16, "steps": 1500, "sparsity": 0.0},
     "small, ReLU + L1": {"activation": "relu", "d": 64, "n": 512, "k": 16, "steps": 1500, "sparsity": 0.1},
 }
-BATCH, RATES, N_CHECK, N_HELD = 256, (1e-3, 3e-3), 20, 1024
+RATES, N_CHECK, N_HELD = (1e-3, 3e-3), 40, 1024
+NEAR = 1.02
+"""Of the worse of two final losses: what both have to reach."""
+OURS = "this project"
 
 
 def made_up_rows(d: int, n_row: int = 16_384, seed: int = 0) -> np.ndarray:
@@ -48,191 +52,106 @@ def made_up_rows(d: int, n_row: int = 16_384, seed: int = 0) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1).mean()
 
 
-def batches(train: np.ndarray, steps: int) -> Iterator[np.ndarray]:
-    rng = np.random.default_rng(1)
-    for _ in range(steps):
-        yield train[rng.integers(0, len(train), BATCH)]
-
-
-def timed(step: Callable[[Any], None], loss: Callable[[], float], train: np.ndarray, steps: int) -> dict[str, Any]:
-    """CPU seconds at each check and the held-out loss there."""
-    curve, spent, wall = [], 0.0, 0.0
-    for number, batch in enumerate(batches(train, steps), 1):
-        start, clock = time.process_time(), time.perf_counter()
-        step(batch)
-        spent, wall = spent + time.process_time() - start, wall + time.perf_counter() - clock
-        if number % max(1, steps // N_CHECK) == 0:
-            curve.append((spent, loss()))
-    return {"curve": curve, "cpu": spent, "wall": wall}
-
-
-def run_ours(case: dict[str, Any], train: np.ndarray, held: np.ndarray) -> dict[str, Any]:
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from analyze.sae.spec import SAESpec
-    from analyze.sae.train import Trainer
-
-    spec = SAESpec(
-        activation=case["activation"],
-        k=case["k"],
-        sparsity=case["sparsity"],
-        learning_rate=case["rate"],
-        schedule=False,
-    )
-    trainer = Trainer(1, case["d"], case["n"], spec, case["steps"])
-
-    def loss() -> float:
-        w = {name: value[0] for name, value in trainer.weights().items()}
-        code = np.maximum((held - w["b_dec"]) @ w["w_enc"].T + w["b_enc"], 0)
-        return float(trainer.loss(held[None])[0][0]) + case["sparsity"] * float(code.sum(-1).mean())
-
-    found = timed(lambda x: trainer.step(x[None]) and None, loss, train, case["steps"])
-    return found | {"l0": float(trainer.loss(held[None])[1][0])}
-
-
-def run_sae_lens(case: dict[str, Any], train: np.ndarray, held: np.ndarray) -> dict[str, Any]:
-    import torch
-    from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
-    from sae_lens.config import SAETrainerConfig
-    from sae_lens.training.sae_trainer import SAETrainer
-
-    common = {"d_in": case["d"], "d_sae": case["n"]}
-    sae: Any
-    if case["activation"] == "topk":
-        sae = TopKTrainingSAE(TopKTrainingSAEConfig(**common, k=case["k"]))
-    else:
-        sae = StandardTrainingSAE(StandardTrainingSAEConfig(**common, l1_coefficient=case["sparsity"]))
-    config = SAETrainerConfig(case["steps"] * BATCH, BATCH, lr=case["rate"], lr_end=case["rate"])
-    trainer = SAETrainer(config, sae, iter(()))
-    rows = torch.from_numpy(held)
-
-    def step(batch: np.ndarray) -> None:
-        trainer.step(torch.from_numpy(batch))
-        trainer.n_training_steps += 1
-
-    @torch.no_grad()
-    def loss() -> float:
-        price = (sae.encode(rows) * sae.W_dec.norm(dim=1)).sum(-1) if case["sparsity"] else torch.zeros(())
-        return float((sae(rows) - rows).square().sum(-1).mean() + case["sparsity"] * price.mean())
-
-    found = timed(step, loss, train, case["steps"])
-    with torch.no_grad():
-        return found | {"l0": float((sae.encode(rows) != 0).sum(-1).float().mean())}
-
-
-def run_dictionary_learning(case: dict[str, Any], train: np.ndarray, held: np.ndarray) -> dict[str, Any]:
-    import torch
-    from dictionary_learning.trainers.standard import StandardTrainer
-    from dictionary_learning.trainers.top_k import TopKTrainer
-
-    common = {"steps": case["steps"], "activation_dim": case["d"], "dict_size": case["n"], "layer": 0, "lm_name": "-"}
-    common |= {"lr": case["rate"], "warmup_steps": 1, "device": "cpu", "seed": 0}
-    trainer: Any
-    if case["activation"] == "topk":
-        trainer = TopKTrainer(**common, k=case["k"])
-    else:
-        trainer = StandardTrainer(**common, l1_penalty=case["sparsity"], sparsity_warmup_steps=None)
-    rows = torch.from_numpy(held)
-    number = iter(range(case["steps"]))
-
-    @torch.no_grad()
-    def loss() -> float:
-        price = trainer.ae.encode(rows).sum(-1) if case["sparsity"] else torch.zeros(())
-        return float((trainer.ae(rows) - rows).square().sum(-1).mean() + case["sparsity"] * price.mean())
-
-    found = timed(lambda x: trainer.update(next(number), torch.from_numpy(x)), loss, train, case["steps"])
-    with torch.no_grad():
-        return found | {"l0": float((trainer.ae.encode(rows) != 0).sum(-1).float().mean())}
-
-
-def run_sparsify(case: dict[str, Any], train: np.ndarray, held: np.ndarray) -> dict[str, Any]:
-    """Train its coder by the steps of its trainer, which itself wants a language model to draw activations from."""
-    import torch
-    from sparsify import SparseCoder, SparseCoderConfig
-
-    torch.manual_seed(0)
-    coder = SparseCoder(case["d"], SparseCoderConfig(num_latents=case["n"], k=case["k"]), dtype=torch.float32)
-    optimizer = torch.optim.Adam(coder.parameters(), lr=case["rate"])
-    rows = torch.from_numpy(held)
-
-    def step(batch: np.ndarray) -> None:
-        coder.set_decoder_norm_to_unit_norm()
-        coder(torch.from_numpy(batch)).fvu.backward()
-        coder.remove_gradient_parallel_to_decoder_directions()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    @torch.no_grad()
-    def loss() -> float:
-        return float((coder(rows).sae_out - rows).square().sum(-1).mean())
-
-    with torch.no_grad():
-        coder.b_dec.data = torch.from_numpy(train[:BATCH]).mean(0)
-    found = timed(step, loss, train, case["steps"])
-    with torch.no_grad():
-        return found | {"l0": float((coder.encode(rows).top_acts > 0).sum(-1).float().mean())}
-
-
-WHO = {
-    "this project": run_ours,
-    "SAELens": run_sae_lens,
-    "dictionary_learning": run_dictionary_learning,
-    "sparsify": run_sparsify,
-}
-ONLY_TOPK = ("sparsify",)
-
-
-def measure(who: str, name: str, folder: Path, steps: int, rate: float) -> dict[str, Any] | None:
-    """One run in a fresh interpreter; None where the library is not to be had."""
-    peers = Path(__file__).parents[1] / ".venv-peers" / "bin" / "python"
-    other = os.environ.get("LAKE_PEERS_PYTHON") or (str(peers) if peers.is_file() else None)
-    python = sys.executable if who == "this project" else other
-    if python is None:
-        return None
-    arguments = [python, __file__, "--one", who, name, str(folder), str(steps), str(rate)]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.stderr.write(f"{who} failed: {done.stderr.strip().splitlines()[-1]}\n")
-        return None
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def speed(quick: bool, chosen: str) -> None:
+def speed(quick: bool, chosen: str, n_seed: int) -> None:
+    """Every case: all libraries in turns, and the table."""
     for name, case in CASES.items():
         if chosen not in name:
             continue
-        steps = case["steps"] // 5 if quick else case["steps"]
+        case = case | {"steps": case["steps"] // 5 if quick else case["steps"]}
         with tempfile.TemporaryDirectory() as folder:
             rows = made_up_rows(case["d"])
             np.save(Path(folder, "train.npy"), rows[:-N_HELD])
             np.save(Path(folder, "held.npy"), rows[-N_HELD:])
-            found = {who: [measure(who, name, Path(folder), steps, rate) for rate in RATES] for who in able(case)}
-        best = {who: min(f, key=lambda one: one["curve"][-1][1]) for who, f in found.items() if None not in f}
-        rows = [row_of(who, best, RATES[found[who].index(best[who])], steps) for who in best]
-        text = f"{case['d']} components, {case['n']:,} features, batches of {BATCH}, {steps} steps, one thread."
+            curves = train(case, folder, n_seed)
+        text = (
+            f"{case['d']} components, {case['n']:,} features, batches of 256, {case['steps']} steps, {n_seed} seed(s),"
+            " one thread. "
+        )
         file = f"sae-{name.lower().replace(', ', '-').replace(' + ', '-')}"
-        keep(file, f"Sparse autoencoders: {name}", rows, text=f"{text} {SAYING}")
+        peers = versions(peers_python("sae"), "sae-lens", "dictionary-learning", "eai-sparsify", "torch")
+        peers = {"torch of peers": peers.pop("torch"), **peers}
+        keep(file, f"Sparse autoencoders: {name}", table(curves, case["steps"]), text=text + SAYING, versions=peers)
 
 
 SAYING = (
-    "Everybody gets the same rows in the same order and the better of two learning rates; seconds are of processors, of"
-    " the steps alone. Time to the same loss: to the worse of both final held-out losses."
+    "Everybody gets the same rows in the same order and the better of two learning rates of Adam, or of another way"
+    " that its authors name; all take turns, some steps each. Seconds are of processors, of the steps alone. Time to"
+    f" the same loss: to {NEAR} of the worse of both final held-out losses, seed by seed."
 )
+Curve = list[dict[str, float]]
 
 
-def able(case: dict[str, Any]) -> list[str]:
-    """Trainers that know a case's activation."""
-    return [who for who in WHO if case["activation"] == "topk" or who not in ONLY_TOPK]
+def train(case: dict[str, Any], folder: str, n_seed: int) -> dict[tuple[str, str], list[Curve]]:
+    """What everybody noted, by library and way: for each seed, the seconds, losses and codes at each check.
+
+    After the first seed only the better way of each goes on.
+    """
+    curves: dict[tuple[str, str], list[Curve]] = {}
+    sides = {}
+    for who in WHO:
+        if ways(who, case["activation"]):
+            python = {} if who == OURS else {"python": peers_python("sae"), "path": ""}
+            sides[who] = Side("dictionaries.py", who, folder, json.dumps(case), **python)
+            for way in ways(who, case["activation"]):
+                curves |= {(who, f"{way}, {rate:g}"): [] for rate in (RATES if way != "signum" else RATES[:1])}
+    for seed in range(n_seed):
+        for who, how in curves:
+            way, rate = how.rsplit(", ", 1)
+            sides[who]("begin", name=how, way=way, rate=float(rate), seed=seed)
+            curves[who, how].append([])
+        for check in range(N_CHECK):
+            order = list(curves)
+            for who, how in order[check % len(order) :] + order[: check % len(order)]:
+                steps = case["steps"] * (check + 1) // N_CHECK - case["steps"] * check // N_CHECK
+                noted = sides[who]("go_on", name=how, steps=steps)["value"]
+                before = curves[who, how][-1][-1]["seconds"] if check else 0.0
+                curves[who, how][-1].append(noted | {"seconds": before + noted["seconds"]})
+        for who, how in curves:
+            sides[who]("end", name=how)
+        best = {who: min((key for key in curves if key[0] == who), key=lambda key: worth(curves, key)) for who in sides}
+        curves = {key: value for key, value in curves.items() if key in best.values()}
+    for side in sides.values():
+        side.end()
+    return curves
 
 
-def row_of(who: str, best: dict[str, Any], rate: float, steps: int) -> dict[str, Any]:
-    """One trainer's row, beside this project's best."""
-    one, ours = best[who], best["this project"]
-    goal = max(one["curve"][-1][1], ours["curve"][-1][1])
-    theirs, mine = (next(s for s, loss in each["curve"] if loss <= goal) for each in (one, ours))
-    row = {"who": who, "rate": rate, "ms a step": 1000 * one["cpu"] / steps, "held-out loss": one["curve"][-1][1]}
-    row |= {"L0": one["l0"]}
-    return row if one is ours else row | {"s to the same loss": theirs, "ours, s": mine, "times ours": theirs / mine}
+def worth(curves: dict[tuple[str, str], list[Curve]], key: tuple[str, str]) -> float:
+    """Time to near the best final loss of any way of the same library, in the first seed."""
+    final = min(other[0][-1]["loss"] for (who, _), other in curves.items() if who == key[0])
+    return seconds_to(NEAR * final, curves[key][0])
+
+
+def seconds_to(goal: float, curve: Curve) -> float:
+    """Seconds until the loss is no more than ``goal``, straight from check to check; infinite if it never is."""
+    before = {"seconds": 0.0, "loss": np.inf}
+    for noted in curve:
+        if noted["loss"] <= goal:
+            if not np.isfinite(before["loss"]):
+                return noted["seconds"]
+            share = (before["loss"] - goal) / (before["loss"] - noted["loss"])
+            return float(before["seconds"] + share * (noted["seconds"] - before["seconds"]))
+        before = noted
+    return float("inf")
+
+
+def table(curves: dict[tuple[str, str], list[Curve]], steps: int) -> list[dict[str, Any]]:
+    """A row for each library."""
+    rows, (ours,) = [], (value for (who, _), value in curves.items() if who == OURS)
+    for (who, how), theirs in curves.items():
+        row: dict[str, Any] = {
+            "who": who,
+            "how, rate": "signum, its own" if how.startswith("signum") else how,
+            "ms a step": [1000 * curve[-1]["seconds"] / steps for curve in theirs],
+            "held-out loss": [curve[-1]["loss"] for curve in theirs],
+            "L0": [curve[-1]["l0"] for curve in theirs],
+        }
+        if who != OURS:
+            goals = [NEAR * max(a[-1]["loss"], b[-1]["loss"]) for a, b in zip(theirs, ours, strict=True)]
+            row["s to the same loss"] = [seconds_to(goal, curve) for goal, curve in zip(goals, theirs, strict=True)]
+            row["ours, s"] = [seconds_to(goal, curve) for goal, curve in zip(goals, ours, strict=True)]
+            row["times ours"] = [a / b for a, b in zip(row["s to the same loss"], row["ours, s"], strict=True)]
+        rows.append(row)
+    return rows
 
 
 def memory() -> None:
@@ -298,24 +217,17 @@ def write_store(folder: Path, n_example: int) -> None:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--one"]:
-        import torch
-
-        torch.set_num_threads(1)
-        _, _, who, name, folder, steps, rate = sys.argv
-        train, held = (np.load(Path(folder, f"{part}.npy")) for part in ("train", "held"))
-        print(json.dumps(WHO[who](CASES[name] | {"steps": int(steps), "rate": float(rate)}, train, held)))
-        return
     if sys.argv[1:2] == ["--memory"]:
         memory_of(int(sys.argv[2]))
         return
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a fifth of the steps")
     parser.add_argument("--only", choices=("speed", "memory"), help="one part")
     parser.add_argument("--case", default="", help="only cases whose name holds this")
+    parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.only != "memory":
-        speed(arguments.quick, arguments.case)
+        speed(arguments.quick, arguments.case, arguments.seeds)
     if arguments.only != "speed":
         memory()
 
