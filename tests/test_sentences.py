@@ -111,6 +111,8 @@ EXPECTED = {
         "transfer": "above chance in 0 of 2 places",
         "transplants": "told apart alone: none",
         "similarity": "0 of 8 positions more than shuffled problems are",
+        "error-prediction": "none told from chance; sparse codes not told from raw activations",
+        "attribution": "ct0: no part is told to add to 0.0",
     },
     "ties": {
         "number-decoding": "no thought in most problems",  # half of them are no majority
@@ -122,6 +124,8 @@ EXPECTED = {
         "twins": "none of 9 of what is used",
         "traces": "not told (p = 0.50) from",
         "similarity": "0 of 8 positions more than shuffled problems are",
+        "error-prediction": "none told from chance",
+        "attribution": "not told from attention 0, MLP 0, attention 1, MLP 1 and bias of the norm",
     },
     "single": {
         "head-ablation": "n 1, which tells nothing",

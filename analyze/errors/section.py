@@ -8,7 +8,7 @@ import xarray as xr
 
 from analyze.context import StoredResult
 from analyze.drawing import INK, MUTED, faint_grid
-from analyze.page import Page, Section
+from analyze.page import Page, Section, listed
 
 PREDICTORS = {
     "sae_codes": "sparse codes",
@@ -32,11 +32,31 @@ def error_prediction(page: Page) -> None:
             for row in rows.to_dict("records")
             if row["predictor"] != PREDICTORS["majority"] and np.isfinite(row["auroc"])
         ]
-        page.say(result, "scores" if scores else "one_outcome", scores=", ".join(scores))
+        if scores:
+            told = told_from_chance(page, rows)
+            n, gain = int(result.data["n_test"].sum()), gain_over_raw(page, result.data)
+            page.say(result, "scores", scores=", ".join(scores), n=n, told=told, gain=gain)
+        else:
+            page.say(result, "one_outcome")
         page.add("error_prediction", result, rows)
         if note := result.data.attrs.get("note"):
             notes.append(f"{result.label}: {note}")
     page.set(notes=notes)
+
+
+def told_from_chance(page: Page, rows: Any) -> str:
+    """Which predictors order problems better than chance, by their intervals."""
+    judged = rows[(rows["predictor"] != PREDICTORS["majority"]) & np.isfinite(rows["auroc"])]
+    better = judged.loc[judged["auroc_low"] > 0.5, "predictor"].tolist()
+    return page.text("told" if len(better) == len(judged) else "some" if better else "none", better=listed(better))
+
+
+def gain_over_raw(page: Page, data: xr.Dataset) -> str:
+    """Whether sparse codes foresee better than the activations that they are of."""
+    raw = data.sel(predictor="raw_activation")
+    gain, low, high = (float(raw[f"auroc_gain{end}"]) for end in ("", "_low", "_high"))
+    name = "better" if low > 0 else "worse" if high < 0 else "alike"
+    return page.text(name, gain=gain, low=low, high=high)
 
 
 def predictor_rows(data: xr.Dataset) -> Any:

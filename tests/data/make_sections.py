@@ -33,6 +33,8 @@ analyze sae L T --layers 1 --positions ct1 --expansion 1 --epochs 1
 analyze features L T
 analyze sae L T --scope crosscoder --layers 1 --positions ct1 --expansion 1 --epochs 1
 analyze features L T --resamples 10 --permutations 10
+analyze errors L T --resamples 20
+analyze attribution L T --resamples 20
 analyze transfer L T --layers 1 --positions ct0,ct1
 reenter features L T1 --limit 12 --draws 1
 reenter features L T2 --limit 12 --draws 1
@@ -71,7 +73,7 @@ def extract(path: Path, folder: Path, n_problem: int, n_half: int) -> None:
     for model in MODELS:
         for data, limit in (("hard.jsonl", n_problem), ("pairs.json", n_half)):
             lake("extract", "--model", f"{model}={model}", "--data", str(folder / data), "--lake", str(path),
-                 "--limit", str(limit), "--max-new-tokens", "8")  # fmt: skip
+                 "--limit", str(limit), "--max-new-tokens", "8", "--capture", "latent+parts")  # fmt: skip
 
 
 def rounded(data: xr.Dataset) -> xr.Dataset:
