@@ -132,5 +132,6 @@ def attribution_summary(
     for (name, dim), means in zip(dims.items(), drawn, strict=True):
         for end, values in zip(("", "_low", "_high"), means.interval(), strict=True):
             result[name + end] = (dim, values, {"units": "logit"} if not end else {})
-    result.attrs = inherited(contribution, kind="attribution", n_resample=n_resample)
+    counts = {"n_example": contribution.sizes["example"], "n_resample": n_resample}
+    result.attrs = inherited(contribution, kind="attribution", **counts)
     return result.isel(position=np.flatnonzero(n))

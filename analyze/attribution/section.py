@@ -13,7 +13,8 @@ def attribution(page: Page) -> None:
         positions = [str(label) for label in data["position"].values if not str(label).startswith("q-")]
         parts = [str(part) for part in data["part"].values]
         values = data["contribution"].sel(position=positions).transpose("part", "position")
-        page.map("attribution", result, values.values, parts, positions, text="{:.1f}")
+        most = float(np.nanmax(np.abs(values.values)))
+        page.map("attribution", result, values.values, parts, positions, high=most, text="{:.1f}")
         sentences = []
         for position in [label for label in positions if label == "bot" or label.startswith("ct")]:
             sentences.append(position_sentence(page, data.sel(position=position)))

@@ -542,8 +542,8 @@ const explorer = (source) => {
         columns.length ? make("h3", {}, "Where it fires, in percent of problems") : null,
         columns.length ? make("div", { class: "scroll", id: "feature-map-scroll", role: "region", "aria-label": "Where it fires" }, grid) : null,
         make("div", { class: "two" },
-          make("div", {}, make("h3", {}, "Writes"), tokens(page.writes), make("h3", {}, "Takes from"), tokens(page.takes)),
-          make("p", { class: "note" }, "Tokens whose logits its direction adds most to, and takes most from, through final norm and unembedding (the direct path only), in standard deviations over the vocabulary. Neither what a feature fires on nor what it writes says that the model makes use of it.")),
+          make("div", {}, make("h3", {}, "Writes"), tokens(page.writes)), make("div", {}, make("h3", {}, "Takes from"), tokens(page.takes))),
+        make("p", { class: "note" }, "Tokens whose logits its direction adds most to, and takes most from, through final norm and unembedding (the direct path only), in standard deviations over the vocabulary. Neither what a feature fires on nor what it writes says that the model makes use of it."),
         make("h3", {}, "Problems where it fires most"),
         make("div", { class: "scroll limited", id: "feature-top-scroll", role: "region", "aria-label": "Problems where it fires most" }, make("table", { id: "feature-top" },
           make("thead", {}, make("tr", {}, ...["Activation", "Where", "Read there", "Problem"].map((name, i) => make("th", { scope: "col", class: i ? "text" : "" }, name)))), top)));

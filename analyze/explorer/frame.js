@@ -25,13 +25,15 @@ const frame = (() => {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", nameToggle);
   nameToggle();
 
-  // What can be scrolled sideways is reached by the keyboard, and fades at the side where there is more of it.
+  // What can be scrolled is reached by the keyboard, and fades at the sides where there is more of it.
   const reach = (element) => {
     const more = element.scrollWidth - element.clientWidth;
-    const scrolls = more > 1 || element.scrollHeight > element.clientHeight + 1;
-    if (scrolls) element.tabIndex = 0; else element.removeAttribute("tabindex");
+    const below = element.scrollHeight - element.clientHeight;
+    if (more > 1 || below > 1) element.tabIndex = 0; else element.removeAttribute("tabindex");
     element.classList.toggle("more-before", more > 1 && element.scrollLeft > 1);
     element.classList.toggle("more-after", more > 1 && element.scrollLeft < more - 1);
+    element.classList.toggle("more-above", below > 1 && element.scrollTop > 1);
+    element.classList.toggle("more-below", below > 1 && element.scrollTop < below - 1);
   };
   const sizes = new ResizeObserver((entries) => { for (const entry of entries) reach(entry.target); });
   const watchScroll = (where) => where.querySelectorAll(".scroll, .panel.wide").forEach((element) => {
