@@ -8,12 +8,13 @@ from analyze.page import Page, Section, listed
 
 def attribution(page: Page) -> None:
     """Contributions of every part at the thoughts and around them."""
-    for result in page.results("attribution"):
+    results = page.results("attribution")
+    most = max(float(np.nanmax(np.abs(result.data["contribution"].values))) for result in results)
+    for result in results:
         data = result.data
         positions = [str(label) for label in data["position"].values if not str(label).startswith("q-")]
         parts = [str(part) for part in data["part"].values]
         values = data["contribution"].sel(position=positions).transpose("part", "position")
-        most = float(np.nanmax(np.abs(values.values)))
         page.map("attribution", result, values.values, parts, positions, high=most, text="{:.1f}")
         sentences = []
         for position in [label for label in positions if label == "bot" or label.startswith("ct")]:
