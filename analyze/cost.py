@@ -196,10 +196,13 @@ def states_at(run: xr.Dataset, positions: Sequence[str], rows: int | None = None
     return run["hidden_state"].sel(position=list(positions)).isel(example=slice(0, rows))
 
 
-def limits(settings: Any, n: int, least: int = 32) -> dict[str, Any]:
-    """``small`` and ``larger`` settings of a trial on the first examples."""
+def limits(settings: Any, n: int, least: int = 32, most: int | None = None) -> dict[str, Any]:
+    """``small`` and ``larger`` settings of a trial on the first examples.
+
+    Where reading takes as long as the work, ``most`` is a whole chunk: a part of one would cost as much.
+    """
     whole = min(n, getattr(settings, "limit", None) or n)
-    sizes = [min(whole, least), min(whole, 4 * least)]
+    sizes = [min(whole, least), min(whole, most or 4 * least)]
     extra = {"sample": 0} if hasattr(settings, "sample") else {}
     small, larger = (replace(settings, limit=size, **extra) for size in sizes)
     return {"small": small, "larger": larger}

@@ -190,8 +190,17 @@ class Lake(Groups):
             while len(known) > 1 and sum(model.nbytes for model in known.values()) > MODELS_KEPT:
                 known.pop(next(iter(known)))
             self.__dict__["_models"] = known
-        loaded: xr.Dataset = known[identity]
-        return loaded.copy()
+        loaded: xr.Dataset = known[identity].copy()
+        loaded.encoding["stored"] = self, name
+        return loaded
+
+    def still_holds(self, model: xr.Dataset, name: str) -> bool:
+        """Whether all arrays of a dataset are those that :meth:`model` hands out, so that others can read them, too."""
+        known = self.model(name).variables
+        return all(
+            key in known and variable.chunks is None and variable.values is known[key].values
+            for key, variable in model.variables.items()
+        )
 
     def write_result(
         self, kind: str, dataset: xr.Dataset, *, runs: list[str], spec: Mapping[str, Any], command: Sequence[str] = ()

@@ -1,6 +1,7 @@
 """lake analyze heads, attention, lens, correlate: one lake, tables, results, CSV, JSON, mistakes."""
 
 import json
+import pickle
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from synthetic import make_model, make_run, write_run
 
 import lake as command_line
 from analyze import head_scores, importance_of, lens_summary, logit_lens
+from analyze.lens.readout import ReadOut
 from schemas import SchemaError
 from store import open_lake
 
@@ -36,6 +38,14 @@ def call(capsys):
         return left.value.code, out, err
 
     return run
+
+
+def test_workers_read_a_read_out_that_is_in_a_lake_and_get_any_other(made):
+    model = open_lake(made[0]).model("one")
+    stored, other = ReadOut(model), ReadOut(model.assign(unembedding=2 * model["unembedding"]))
+    assert len(pickle.dumps(stored)) < 1000 < len(pickle.dumps(other))
+    for readout in (stored, other):
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(readout)).unembedding, readout.unembedding)
 
 
 def test_a_lake_gives_what_memory_gives(made):

@@ -83,11 +83,19 @@ class ReadOut:
         self._arrays: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
+        lake, name = self._model.encoding.get("stored", (None, ""))
+        if lake is not None and lake.still_holds(self._model, name):  # not a gigabyte in every graph: workers read it
+            return {"_stored": (lake, name, list(self._model.data_vars)), "_name": self._name}
         return {"_model": self._model, "_name": self._name}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self._model, self._name = state["_model"], state["_name"]
+        self._name = state["_name"]
         self._lock, self._arrays = _loaded(self._name)
+        if "_stored" in state:
+            lake, name, variables = state["_stored"]
+            self._model = self._get("model", lambda: lake.model(name)[variables])
+        else:
+            self._model = state["_model"]
 
     def __dask_tokenize__(self) -> Any:
         from dask.base import normalize_token

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from analyze.source import Source
 
 
+DECODED = 2000.0
+"""Operations that take as long as reading and decoding a byte of attention."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StabilitySettings(Limited):
     """How sure it is what runs have in common."""
@@ -48,6 +52,7 @@ def cost(sources: "Sequence[Source]", settings: StabilitySettings) -> Cost:
     from analyze.cost import limits, places, reading, states_at
     from analyze.heads.scores import thought_block
     from analyze.probes.tasks import draw_examples
+    from store import bytes_to_read
 
     reads, operations, memory, n_state = [], 0.0, 0.0, 0
     for source in sources:
@@ -58,6 +63,7 @@ def cost(sources: "Sequence[Source]", settings: StabilitySettings) -> Cost:
         reads += [reading(block), reading(states)]
         n_state += states.size // states.sizes["hidden"]
         operations += 2.0 * (block.size * settings.resamples + states.size * source.model.sizes["vocabulary"])
+        operations += DECODED * bytes_to_read(source.lake, source.run, block)  # of all examples where some are drawn
         memory = max(memory, 8.0 * 3 * settings.resamples * block.size / block.sizes["example"])
         memory += source.model["unembedding"].nbytes
     heads = sources[0].data.sizes["layer"] * sources[0].data.sizes["head"]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from analyze.blocks import computed_blocks
 from analyze.lens.readout import ReadOut
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -62,18 +63,19 @@ def read_states(
         entropy=np.full(shape, np.nan),
         rank=np.full((*shape, asked.shape[1]), np.nan, dtype="float32"),
     )
-    for rows in _blocks(n, n_position, asked.shape[1] * asked.shape[2] * hidden):
-        block = state.isel(example=rows).transpose("example", "position", "hidden")
-        final = mapped(block, readout, lens)
-        example, position = np.nonzero(np.isfinite(final).all(-1))
-        there = final[example, position]
-        if len(there):
-            place = (rows.start + example, position)
-            readings.token[place], readings.rank[place], readings.entropy[place] = readout.told(
-                there, best, asked[place[0]]
-            )
-        if progress is not None:
-            progress(min(n, rows.stop), n)
+    start = 0
+    for block in computed_blocks(state.transpose("example", "position", "hidden")):
+        for rows in _blocks(len(block), n_position, asked.shape[1] * asked.shape[2] * hidden):
+            final = mapped(block.isel(example=rows), readout, lens)
+            example, position = np.nonzero(np.isfinite(final).all(-1))
+            place = (start + rows.start + example, position)
+            if len(example):
+                readings.token[place], readings.rank[place], readings.entropy[place] = readout.told(
+                    final[example, position], best, asked[place[0]]
+                )
+            if progress is not None:
+                progress(start + min(len(block), rows.stop), n)
+        start += len(block)
     return readings
 
 
