@@ -16,7 +16,7 @@ from analyze.lens.edits import edit_agreement
 from analyze.lens.jacobian import compare_lenses, jacobian_maps, with_fed
 from analyze.lens.readout import ReadOut
 from analyze.lens.thoughts import thought_lenses
-from analyze.lens.tokens import visible
+from analyze.lens.tokens import in_a_line, visible
 from schemas import SchemaError, UsageError, is_number_token
 from schemas.statistics import split_problems
 
@@ -428,6 +428,7 @@ def test_readings_and_edits_agree_as_counted_by_hand():
 def test_a_token_without_shape_is_seen() -> None:
     tokens = (" the", " ", " " * 8, "\n    ", "\t", "", "\u200b", "a\nb", "\u4e2d")
     assert [visible(token) for token in tokens] == ["the", "␣", "␣×8", "↵␣×4", "⇥", "∅", "U+200B", "a↵b", "中"]
+    assert in_a_line([" great", "great", " a", " great", "a b"]) == "␣great great a a b"
 
 
 def test_copies_of_a_read_out_share_what_a_worker_loads() -> None:

@@ -35,6 +35,7 @@ def run(source: "Source", settings: ErrorSettings) -> list[Made]:
         source.note("there is no dictionary yet; learning one")
         learn_default(source)
     dictionary = source.lake.open_result(settings.sae or source.result("sae"))
+    source = known_to(dictionary, source, settings)
     runs = json.loads(dictionary.attrs["runs"])
     wholes = {run: replace(source, run=run).whole for run in runs}
     activation = activation_of(dictionary, wholes)
@@ -54,7 +55,9 @@ def cost(source: "Source", settings: ErrorSettings) -> Cost:
     from analyze.cost import limits, reading
     from analyze.sae.dictionary import activation_of
 
+    n = source.data.sizes["example"]
     dictionary = source.lake.open_result(settings.sae or source.result("sae"))
+    source = known_to(dictionary, source, settings)
     read = activation_of(dictionary, {run: source.whole for run in json.loads(dictionary.attrs["runs"])})
     parts = list(read.values()) if isinstance(read, Mapping) else [read]
     size, n_feature = sum(part.size for part in parts), dictionary.sizes["feature"]
@@ -64,21 +67,38 @@ def cost(source: "Source", settings: ErrorSettings) -> Cost:
         states=size // parts[0].sizes["hidden"], reads=[reading(part) for part in parts],
         operations=2.0 * size * n_feature + passes * 8.0 * (size + 4 * kept),
         memory=8.0 * 12 * (n_feature + parts[0].sizes["hidden"]) * size / parts[0].sizes["hidden"]
-        / parts[0].sizes["example"] + 2.0**27, **limits(settings, source.data.sizes["example"], 64),
+        / parts[0].sizes["example"] + 2.0**27, **limits(settings, n, 64 * n // source.data.sizes["example"]),
     )  # fmt: skip
 
 
+def known_to(dictionary: "xr.Dataset", source: "Source", settings: ErrorSettings) -> "Source":
+    """The examples of which a dictionary says whether it was trained on them; said where it saw a sample of the run."""
+    if settings.split != "sae" or "example_split" not in dictionary:
+        return source
+    n, known = source.data.sizes["example"], source.data["example"].isin(dictionary["example_split"]["example"]).values
+    if known.all() or not known.any():
+        return source
+    source.note(
+        f"of {n:,} examples {known.sum():,} are taken, those that the dictionary was trained or tested on; lake analyze"
+        " sae --sample 0 learns one of all"
+    )
+    return replace(source, data=source.data.isel(example=known), n_sampled=int(known.sum()))
+
+
 def learn_default(source: "Source") -> None:
-    """Learn a dictionary of the whole run as ``lake analyze sae`` does, and store it as made by that."""
+    """Learn a dictionary of the run as ``lake analyze sae`` does, and store it as made by that."""
+    from analyze.cost import sampled
+    from analyze.sae.command import COMMAND as SAE
     from analyze.sae.command import SAESettings, learn
 
     settings = SAESettings()
-    dictionary: xr.Dataset = learn([replace(source, data=source.lake[source.run])], settings)
+    drawn = sampled(SAE, replace(source, data=source.lake[source.run], n_sampled=None), settings)
+    dictionary: xr.Dataset = learn([drawn], settings)
     source.lake.write_result(
         "sae",
         dictionary.assign_attrs(run=source.run),
         runs=[source.run],
-        spec=settings.spec(),
+        spec=settings.spec() | ({} if drawn.n_sampled is None else {"sample": drawn.n_sampled}),
         command=["lake", "analyze", "sae", PATH, source.run],
     )
 

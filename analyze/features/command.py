@@ -277,7 +277,7 @@ def feature_rows(pages: Any) -> list[dict[str, Any]]:
     """Each feature in a few words, those that fire most often first."""
     import numpy as np
 
-    from analyze.lens.tokens import visible
+    from analyze.lens.tokens import in_a_line
 
     frequency = pages["frequency"]
     cells = [str(dim) for dim in frequency.dims if dim != "feature"]
@@ -286,17 +286,13 @@ def feature_rows(pages: Any) -> list[dict[str, Any]]:
     for index in np.argsort(-often.values, kind="stable"):
         one = pages.isel(feature=int(index))
         place = one["frequency"].isel(one["frequency"].argmax(...)) if cells else None
-        readings = [visible(str(text)) for text in one["top_reading"].values if text]
-        writes = {
-            sign: " ".join(visible(str(text)) for text in one["writes"].sel(sign=sign).values[:5])
-            for sign in ("+", "-")
-        }
+        writes = {sign: in_a_line(map(str, one["writes"].sel(sign=sign).values[:5])) for sign in ("+", "-")}
         rows.append(
             {
                 "feature": int(one["feature"]),
                 "fires": float(often[int(index)]),
                 "most": place_text({dim: place[dim].item() for dim in reversed(cells)}) if place is not None else "",
-                "reads": " ".join(dict.fromkeys(readings)),
+                "reads": in_a_line(str(text) for text in one["top_reading"].values if text),
                 "writes": writes["+"],
                 "takes": writes["-"],
                 "problem": str(one["top_question"].values[0])[:60] if one.sizes["rank"] else "",

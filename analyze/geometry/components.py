@@ -10,7 +10,7 @@ import xarray as xr
 
 from analyze.labels import inherited
 from analyze.lens.readout import ReadOut
-from analyze.lens.tokens import visible
+from analyze.lens.tokens import in_a_line
 from analyze.similarity.cka import shared_problems, states_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -200,7 +200,7 @@ def _tokens(axes: Array, mean: Array, spread: Array, readout: ReadOut) -> Array:
     rise = ends @ readout.unembedding.T
     best = np.argsort(-rise, axis=-1, kind="stable")[..., :TOKENS]
     names = np.array(readout.strings, dtype=object)
-    return np.array([[" ".join(visible(word) for word in names[end]) for end in axis] for axis in best], dtype=object)
+    return np.array([[in_a_line(names[end]) for end in axis] for axis in best], dtype=object)
 
 
 def kept_share(states: Array, whole: Array, mean: Array, axes: Array, counts: list[int], readout: ReadOut) -> Array:

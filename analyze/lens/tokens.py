@@ -27,6 +27,16 @@ def visible(token: str) -> str:
     return _UNSEEN.sub(lambda sign: _SIGNS.get(sign[0], f"U+{ord(sign[0]):04X}"), text) or "\u2205"
 
 
+def in_a_line(tokens: Iterable[str]) -> str:
+    """Tokens one after the other; of two that read alike, `` great`` and ``great``, the first has its space's sign."""
+    tokens = list(dict.fromkeys(tokens))
+    texts = [visible(token) for token in tokens]
+    return " ".join(
+        f"\u2423{text}" if texts.count(text) > 1 and token[:1] == " " else text
+        for token, text in zip(tokens, texts, strict=True)
+    )
+
+
 class Tokens:
     """What the tokens of a vocabulary mean: which are numbers, of which value, which begin a text."""
 
