@@ -13,11 +13,14 @@ from analyze.drawing import MUTED, RULE, Look, faint_grid
 from analyze.labels import thought_labels
 from analyze.page import Page, Section
 from schemas.controls import CONTROLS
+from schemas.naming import fed_at
 from schemas.statistics import difference_interval
 
 Measure = tuple[str, str, str, dict[str, Any]]
 """Whether it is of what can be read or used, its name, its variable, and where that is taken."""
 ANSWERS, READ, USED = "answers", "can be read", "is used"
+WRONG = "wrong under ablation"
+"""One less the accuracy under ablation, so that among what is used more is always to the right."""
 
 
 def twins(page: Page) -> None:
@@ -63,27 +66,41 @@ def measures(data: xr.Dataset) -> Iterator[Measure]:
     for step in data["step"].values[:3] if "step" in data.dims else []:
         for name, label, where in (
             ("chain_share", "lens: step {} at {}", {"step": step}),
-            ("step_probe", "probe: step {} at {}, R²", {"step": step, "depth": float(data["depth"].values[-1])}),
+            ("step_probe", "probe: R² of step {} at {}", {"step": step, "depth": float(data["depth"].values[-1])}),
         ):
             by_position = data[name].sel(where) if name in data else xr.DataArray(np.nan)
             if by_position.notnull().any():
                 best = str(by_position["position"].values[int(np.nanargmax(by_position.values))])
-                yield READ, label.format(int(step) + 1, best), name, where | {"position": best}
+                yield READ, label.format(int(step) + 1, fed_name(best, data)), name, where | {"position": best}
     for thought in thought_labels(data) if "position" in data.dims else []:
         where = {"corruption": "mean", "position": thought}
         yield USED, f"{thought} averaged: answers lost", "importance", where
     for group in ("all", "numbers"):
         where = {"operation": "mean", "group": group, "place": "fed"}
-        yield USED, f"{group} averaged: accuracy", "ablation_accuracy", where
+        yield USED, f"{group} averaged: answers wrong", WRONG, where
     if "n_thought" in data.dims:
         n = int(data["n_thought"].values.max())
-        yield USED, f"{n} patched: clean answers", "patch_clean", {"place": "fed", "n_thought": n}
+        yield USED, f"{n} of another problem: its answer", "patch_clean", {"place": "fed", "n_thought": n}
+
+
+def fed_name(position: str, data: xr.Dataset) -> str:
+    """A position, and where what is made of its state is fed: what is read at the one acts at the other."""
+    fed = fed_at(position)
+    return f"{position}, fed at {fed}" if fed != position and fed in thought_labels(data) else position
+
+
+def measured(data: xr.Dataset, name: str, where: Mapping[str, Any]) -> list[float]:
+    """A measure and the ends of its interval."""
+    if name != WRONG:
+        return number_at(data, name, **where)
+    value, low, high = number_at(data, "ablation_accuracy", **where)
+    return [1 - value, 1 - high, 1 - low]
 
 
 def measure_rows(one: xr.Dataset, other: xr.Dataset, wanted: Iterator[Measure]) -> Iterator[dict[str, Any]]:
     """Each measure of a model and of its twin, with intervals, where both have it."""
     for kind, what, name, where in wanted:
-        values = [number_at(data, name, **where) for data in (one, other)]
+        values = [measured(data, name, where) for data in (one, other)]
         if all(np.isfinite(value[0]) for value in values):
             columns = {
                 f"{of}{end}": value
@@ -122,7 +139,8 @@ def draw_twins(page: Page, run: str, rows_of: Mapping[str, Any], looks: Mapping[
     ax.set_xlim(-0.03, 1.03)
     ax.tick_params(axis="y", length=0)
     faint_grid(ax, "x")
-    ax.legend(loc="upper right", bbox_to_anchor=(1.0, -0.06), ncols=2, fontsize=8)
+    ax.set_xlabel("share of problems; of probes R²")
+    ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, fontsize=8)
 
 
 def draw_marks(ax: Any, y: Any, rows: Any, of: str, look: Look, *, above: int = 0) -> None:

@@ -14,7 +14,7 @@ from analyze.context import Context, without_folders
 from analyze.drawing import STYLE
 from analyze.explorer.state import state_of
 from analyze.report import explore
-from analyze.report.overview import OVERVIEW, experiment_rows, opening_sentence, run_rows
+from analyze.report.overview import OVERVIEW, about, experiment_rows, opening_sentence, run_rows
 from analyze.report.sections import chapters, sections
 from analyze.report.view import Writer, section_view
 from schemas import UsageError, filled
@@ -135,6 +135,8 @@ def _page(context: Context, overview: dict[str, Any], shown: dict[str, dict[str,
     return _render(
         lake=context.shown_location.rstrip("/").rpartition("/")[2],
         sentence=opening_sentence(context, shown),
+        about=about(context),
+        missing=any(not view["headline"] for view in shown.values()),
         info=filled(["lake", "info", "PATH", rows[0]["mark"]], context.shown_location),
         serve=filled(["lake", "serve", "PATH"], context.shown_location),
         runs=rows,

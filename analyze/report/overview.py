@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from analyze.page import NothingStored, Page, Section, share
 from analyze.report.sections import sections
 from analyze.statistics import wilson_interval
 from store import precision_text
+
+FIRST = 50
+"""Problems among which the shortest is shown."""
 
 
 def run_rows(context: Context) -> list[dict[str, Any]]:
@@ -85,6 +89,23 @@ def opening_sentence(context: Context, shown: Mapping[str, Mapping[str, Any]]) -
         f"{run.partition('/')[0]} answers {share(float(correct.mean()))} of {correct.size} problems of"
         f" {run.partition('/')[2]} rightly; no result in this lake says yet what its thoughts do."
     )
+
+
+def about(context: Context) -> str:
+    """What thoughts and problems are, with the shortest problem of the main run."""
+    text = (
+        "A thought (ct0, ct1, ..) is a vector that a model makes and is fed in place of a word, between question and"
+        " answer."
+    )
+    run = context.main_runs()[0]
+    data = context.run(run)
+    questions = data["question"].values[:FIRST].astype(str)
+    if not len(questions):
+        return text
+    shortest = int(np.argmin([len(question) for question in questions]))
+    question = shorten(questions[shortest], 200, placeholder=" ..")
+    answer = data["gold_answer"].values[shortest]
+    return f"{text} A problem of {run.partition('/')[2]}: “{question}” Answer: {answer}."
 
 
 def experiment_rows(shown: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import pandas as pd
 from analyze.context import StoredResult
 from analyze.page import Page, Section, listed
 from analyze.verdict.rules import ALL, NO, READABLE, ROUTE, UNDECIDED, UNMEASURED, USED, YES
+from schemas.controls import CONTROLS
 
 MOST = 3
 """Heads that are named."""
@@ -34,7 +35,7 @@ def verdicts(page: Page) -> None:
     controls = {result.label for result in page.results("verdict") if is_control(page, result)}
     page.show("verdict", lambda rows: rows if set(rows["run"]) <= controls else rows[~rows["run"].isin(controls)])
     page.size = f"n = {n_range(page.results('verdict'))} by figure"
-    page.opening = first_sentence(page)
+    page.opening = first_sentences(page)
     page.show("verdict_evidence", misleading)
 
 
@@ -43,20 +44,34 @@ def is_control(page: Page, result: StoredResult) -> bool:
     return result.run.partition("/")[0] in page.context.controls
 
 
-def first_sentence(page: Page) -> str:
-    """Of the first model, and of its control if it has one: how many thoughts are readable, and how many are used."""
+def first_sentences(page: Page) -> str:
+    """Lines: what follows, if it does; thoughts read and used of each model and its first control; of what problems."""
     results = page.results("verdict")
-    first = results[0]
-    controls = page.context.controls_of(first.run.partition("/")[0])
-    others = [one for one in results[1:] if one.run.partition("/")[0] in controls]
-    counts = [counted(one) for one in (first, *others[:1])]
-    n = n_range([first, *others[:1]])
-    data = first.run.partition("/")[2]
-    name = "alone" if len(counts) == 1 else "beside"
-    twin = counts[1] | {"twin": others[0].label} if len(counts) > 1 else {}
-    return page.text(
-        name, **counts[0], label=first.label, n=n, data=data, **{f"other_{key}": value for key, value in twin.items()}
-    )
+    mains = [result for result in results if not is_control(page, result)] or results
+    sentences, kinds = [], {}
+    for result in mains:
+        names = page.context.controls_of(result.run.partition("/")[0])
+        twin = next((other for other in results if other.run.partition("/")[0] in names), None)
+        values = counted(result)
+        if twin is not None:
+            kind = page.context.controls[twin.run.partition("/")[0]].kind
+            values |= {f"other_{key}": value for key, value in counted(twin).items()}
+            values |= {"twin": twin.label}
+            kinds[kind] = CONTROLS[kind]
+        sentences.append(page.text("alone" if twin is None else "beside", label=result.label, **values))
+    shown = {result.run.partition("/")[2]: None for result in results}
+    if any(needless(result) for result in results):
+        sentences.insert(0, page.text("lesson"))
+    size = page.text("size", n=n_range(results), data=listed([*shown]))
+    by_design = "; ".join(f"{kind}: {what}" for kind, what in kinds.items())
+    known = page.text("known", kinds=by_design) if kinds else ""
+    return "\n".join([*sentences, " ".join(filter(None, (size, known)))])
+
+
+def needless(result: StoredResult) -> bool:
+    """Whether a thought can be read and is not used."""
+    rows = thought_rows(result)
+    return bool(((rows["readable_verdict"] == YES) & (rows["used_verdict"] == NO)).any())
 
 
 def n_range(results: Sequence[StoredResult]) -> str:
