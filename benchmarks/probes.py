@@ -132,7 +132,7 @@ def speed(quick: bool) -> None:
     rows = [small_cell()]
     for n_example in (100, 1000):
         for grid, hidden in (((12, 6), 768), ((16, 6), 2048)):
-            n_cell = 12 if quick else grid[0] * grid[1]
+            n_cell = 4 if quick else grid[0] * grid[1]
             n_loop = n_cell if n_example == 100 else 2 if quick else 8
             cells, label, fold = made_up_cells(n_cell, n_example, hidden)
             times: dict[str, list[float]] = {"plain": [], "controlled": [], "loop": [], "exact": []}

@@ -1,6 +1,6 @@
 """Reading a lake beside memmaps, HDF5, Arrow, safetensors, and beside zarr-python, zarrs and tensorstore.
 
-    python benchmarks/reading.py [--examples N] [--rounds N] [--model gpt2]
+    python benchmarks/reading.py [--examples N] [--rounds N] [--model gpt2] [--patterns ..]
 
 cell      States of one layer and position of all examples, as a probe wants them.
 example   States and attention of one example.
@@ -172,6 +172,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--examples", type=int, default=1024)
     parser.add_argument("--model", choices=list(MODELS), default="gpt2")
+    parser.add_argument("--patterns", nargs="*", choices=PATTERNS, default=PATTERNS, help="only these")
     parser.add_argument("--folder", type=Path, help="where files are made and stay; by default they do not")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
@@ -190,6 +191,7 @@ def main() -> None:
             (pattern, "warm", readers.warm) for pattern in PATTERNS
         ]
         tables += [(pattern, "cold", readers.cold) for pattern in ("cell", "example")]
+        tables = [table for table in tables if table[0] in arguments.patterns]
         peers = versions(peers_python(), "zarr", "zarrs", "tensorstore", "h5py", "pyarrow", "safetensors")
         for pattern, state_of_cache, measure in tables:
             slow = state_of_cache == "cold" or pattern in SLOW

@@ -224,10 +224,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a fifth of the steps")
     parser.add_argument("--only", choices=("speed", "memory"), help="one part")
     parser.add_argument("--case", default="", help="only cases whose name holds this")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, help="by default 3, or 1 with --quick")
     arguments = parser.parse_args()
     if arguments.only != "memory":
-        speed(arguments.quick, arguments.case, arguments.seeds)
+        speed(arguments.quick, arguments.case, arguments.seeds or (1 if arguments.quick else 3))
     if arguments.only != "speed":
         memory()
 

@@ -319,6 +319,10 @@ class Zarrs(ZarrPython):
         zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
         super().open()
 
+    def random(self, number: int) -> Array:
+        # It takes slices; lists of numbers go back to zarr-python's own pipeline, which its README says.
+        return np.concatenate([self.states[int(one) : int(one) + 1] for one in self.some(number)])
+
 
 class TensorStore(Indexed):
     """The lake, by tensorstore."""
