@@ -62,7 +62,7 @@ def first_sentences(page: Page) -> str:
     shown = {result.run.partition("/")[2]: None for result in results}
     if any(needless(result) for result in results):
         sentences.insert(0, page.text("lesson"))
-    size = page.text("size", n=n_range(results), data=listed([*shown]))
+    size = page.text("size", n=n_range(results), data=listed([*shown]), margin=page.values["margin"])
     by_design = "; ".join(f"{kind}: {what}" for kind, what in kinds.items())
     known = page.text("known", kinds=by_design) if kinds else ""
     return "\n".join([*sentences, " ".join(filter(None, (size, known)))])
