@@ -134,7 +134,7 @@ def comparison_table(result: xr.Dataset) -> pd.DataFrame:
         one = result.isel(model=index)
         row: dict[str, Any] = {"model": str(run), "n_example": int(one["n_example"])}
         row |= {f"accuracy{end}": float(one[f"accuracy{end}"]) for end in ("", "_low", "_high")}
-        if "hub_received" in one and isinstance(hub := one["hub_position"].item(), str):
+        if "hub_received" in one and (hub := str(one["hub_position"].item())) != "nan":  # of a run without head scores
             row["hub"] = hub
             if hub in one["position"].values:
                 to_hub = one.sel(position=hub)
