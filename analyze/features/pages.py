@@ -142,10 +142,19 @@ def writes_of(decoder: Array, model: xr.Dataset, readout: ReadOut, n: int) -> tu
         logits /= np.maximum(logits.std(-1, keepdims=True), 1e-30)
         rows = slice(start, start + len(logits))
         for index, sign in enumerate((-1, 1)):  # the largest first
-            best = np.argsort(sign * logits, axis=-1, kind="stable")[:, :n]
+            best = smallest(sign * logits, n)
             token[rows, index] = best
             size[rows, index] = np.take_along_axis(logits, best, axis=-1)
     return token, size
+
+
+def smallest(values: Array, n: int) -> Array:
+    """Places of the n smallest values of each row in order, of equal ones the first; a tenth of the time of a sort."""
+    bound = np.partition(values, n - 1, axis=-1)[:, n - 1]
+    few = [np.flatnonzero(row <= most) for row, most in zip(values, bound, strict=True)]
+    return np.stack([
+        place[np.argsort(row[place], kind="stable")[:n]] for row, place in zip(values, few, strict=True)
+    ])  # fmt: skip
 
 
 def direct_logits(decoder: Array, model: xr.Dataset, readout: ReadOut) -> Iterator[tuple[int, Array]]:
