@@ -45,7 +45,7 @@ class Plan:
     memory: float
     """Bytes held at once."""
     seconds: float | None
-    """On this machine; ``None``: there is nothing to try it on."""
+    """On this machine; ``None``: a trial was refused."""
     refused: str = ""
     """Why a trial could not be made: too little of a run for it, or what the run would refuse, too."""
 
@@ -121,9 +121,10 @@ def operations_of(command: Analysis, sources: Sequence[Source], settings: Settin
         return 0.0
 
 
-def seconds_of(command: Analysis, cost: Cost, regroup: Regroup) -> float | None:
+def seconds_of(command: Analysis, cost: Cost, regroup: Regroup) -> float:
     """Time of a run from trials of a small one, done twice as the first also loads what it needs, and a larger one.
 
+    Of an analysis that has no small run, that of as many operations of a product of matrices.
     By the clock or the processor, whichever says less: what else the machine is at in that moment is not counted.
 
     Raises
@@ -132,7 +133,7 @@ def seconds_of(command: Analysis, cost: Cost, regroup: Regroup) -> float | None:
         If the analysis refuses a trial.
     """
     if cost.small is None or cost.larger is None:
-        return None
+        return cost.operations / product_rate()
     times, work = [], []
     for settings in (cost.small, cost.small, cost.larger):
         sources = [replace(source, shell=Quiet(), folder=None) for source in regroup(settings)]
@@ -142,6 +143,16 @@ def seconds_of(command: Analysis, cost: Cost, regroup: Regroup) -> float | None:
         times.append(min(time.perf_counter() - start[0], time.process_time() - start[1]))
     rate = max(0.0, times[2] - times[1]) / max(work[2] - work[1], 1.0)
     return float(times[2] + (cost.operations - work[2]) * rate)
+
+
+def product_rate() -> float:
+    """Operations of a product of matrices in a second here."""
+    matrix, times = np.ones((1024, 1024), dtype="float32"), []
+    for _ in range(3):
+        start = time.process_time()
+        matrix @ matrix
+        times.append(time.process_time() - start)
+    return float(2 * 1024**3 / max(min(times), 1e-9))
 
 
 def sampled(command: Analysis, source: Source, settings: Settings) -> Source:

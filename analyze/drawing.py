@@ -4,6 +4,7 @@ Colours differ in lightness and markers in shape, so that figures read in grey a
 take axes and numbers and compute nothing.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -197,6 +198,10 @@ def faint_grid(ax: Axes, axis: str = "y") -> None:
     ax.grid(visible=True, axis=axis)  # type: ignore[arg-type]
 
 
+LETTER = 0.6
+"""Width of a letter over the size of its font."""
+
+
 def heat_map(
     ax: Axes,
     values: Any,
@@ -245,13 +250,24 @@ def heat_map(
         if shown:
             colour = PAPER if full > 0.55 else (INK if there else MUTED)
             ax.text(column + 0.5, row + 0.52, shown, ha="center", va="center", fontsize=size, color=colour)
+    if any(len(cell.get_text()) * LETTER * size > _cell_width(ax, columns) for cell in ax.texts):
+        for cell in list(ax.texts):  # they would lie on each other
+            cell.remove()
     _name_cells(ax, rows, columns)
 
 
+def _cell_width(ax: Axes, columns: Any) -> float:
+    """Of one of so many columns, in points."""
+    return float(ax.bbox.width * 72 / ax.figure.dpi / max(1, len(columns)))
+
+
 def _name_cells(ax: Axes, rows: Any, columns: Any) -> None:
+    """Name rows and columns, of these every second or third where all would lie on each other."""
     ax.set_xlim(0, len(columns))
     ax.set_ylim(len(rows), 0)
-    ax.set_xticks(np.arange(len(columns)) + 0.5, [str(x) for x in columns])
+    names = [str(x) for x in columns]
+    every = math.ceil(max(len(name) + 1 for name in names) * LETTER * 8 / _cell_width(ax, columns))
+    ax.set_xticks(np.arange(0, len(columns), every) + 0.5, names[::every])
     ax.set_yticks(np.arange(len(rows)) + 0.5, [str(x) for x in rows])
     ax.tick_params(length=0)
     for spine in ax.spines.values():

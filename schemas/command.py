@@ -245,7 +245,7 @@ class Cost:
     readouts: Sequence[str] = ()
     """Models whose unembedding is read."""
     small: Any = None
-    """Settings of a small run; with it and a larger one the time of a whole run is told. None: it is not."""
+    """Settings of a small run; from it and a larger one the time of a run is told. None: from operations alone."""
     larger: Any = None
 
 

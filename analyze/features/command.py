@@ -144,7 +144,7 @@ def preferred_effects(source: "Source", dictionary: str) -> "list[Result]":
 
 def cost(sources: "Sequence[Source]", settings: FeatureSettings) -> Cost:
     """Directions of features, and the states they fire on most, read out; codes of test problems, for shared ones."""
-    from analyze.cost import fewer, reading
+    from analyze.cost import reading
     from analyze.sae.dictionary import activation_of
 
     by_run, lake = {source.run: source for source in sources}, sources[0].lake
@@ -171,7 +171,6 @@ def cost(sources: "Sequence[Source]", settings: FeatureSettings) -> Cost:
     return Cost(
         states=n_state, reads=reads, operations=operations, memory=memory,
         readouts=[source.run.partition("/")[0] for source in sources],
-        **fewer(settings, resamples=(1, 2), permutations=(1, 2)),
     )  # fmt: skip
 
 
