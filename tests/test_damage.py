@@ -310,7 +310,7 @@ def test_workers_read_after_their_parent_has_read(lakes: tuple[Path, Path], meth
     expected = [rows[index] for index in range(len(rows))]
     loader = torch.utils.data.DataLoader(rows, batch_size=5, num_workers=2, multiprocessing_context=method, timeout=120)
     found = [float(value) for batch in loader for value in batch]
-    assert found == expected
+    assert found == pytest.approx(expected, rel=1e-8)  # a worker's blocks may be others, and so the order of a sum
     for run in runs:
         xr.testing.assert_identical(pickle.loads(pickle.dumps(run)).load(), run.load())  # noqa: S301
 

@@ -92,6 +92,8 @@ def test_the_other_model_is_where_the_user_says_or_the_lake_remembers(
         transplant(target(folder), settings)
     monkeypatch.chdir(ORACLE)  # a lake keeps the last parts of the folders, checkpoint and base
     assert transplant(target(folder), settings).identical(result)
+    found = open_target(open_lake(folder), "oracle/test", checkpoint=str(ORACLE / "codi-gpt2"))  # which names no base
+    assert found.reasoner.fingerprint == open_target(open_lake(folder), "oracle/test").reasoner.fingerprint
 
 
 @pytest.mark.parametrize(

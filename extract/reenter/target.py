@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -206,7 +207,9 @@ def open_target(
         ``MODEL/DATASET``.
     checkpoint
         Where the model is: folder, hub id or shipped name; by default what the lake remembers.
-    base, device, lora_alpha
+    base
+        As for :func:`extract.load_reasoner`; by default what the checkpoint says, else what the lake remembers.
+    device, lora_alpha
         As for :func:`extract.load_reasoner`.
     compute_dtype
         Type the model computes in; by default the one the run was made in.
@@ -221,23 +224,21 @@ def open_target(
     data = lake[run]
     attributes = lake.model_attributes(run.split("/")[0])
     made_in = lake.attributes(run)["spec"]["compute_dtype"]
-    remembered = str(attributes.get("checkpoint", ""))
+    remembered, known_base = str(attributes.get("checkpoint", "")), attributes.get("base")
+    load = partial(
+        load_reasoner, checkpoint or remembered, device=device, dtype=compute_dtype or made_in, lora_alpha=lora_alpha,
+        protocol=attributes.get("protocol"), thoughts=attributes.get("n_latent"),
+    )  # fmt: skip
     try:
-        reasoner = load_reasoner(
-            checkpoint or remembered,
-            base or (attributes.get("base") if checkpoint is None else None),
-            device,
-            compute_dtype or made_in,
-            lora_alpha=lora_alpha,
-            protocol=attributes.get("protocol"),
-            thoughts=attributes.get("n_latent"),
-        )
+        reasoner = load(base=base or (known_base if checkpoint is None else None))
     except UsageError as error:
         if checkpoint is None:
             raise UsageError(
                 f"the model of {run} is not at hand ({error}); say where it is with --checkpoint"
             ) from error
-        raise
+        if base is not None or known_base is None:
+            raise
+        reasoner = load(base=known_base)  # the checkpoint does not say what its base is
     _check_fingerprint(reasoner, attributes.get("fingerprint"), checkpoint or remembered, run)
     if reasoner.protocol.n_round:
         raise UsageError(
