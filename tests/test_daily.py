@@ -373,7 +373,7 @@ def test_a_place_is_shown_in_its_context(call, made):
         (("--head", "L9H0"), "'L"),
         (("--head", "L0H0", "--keys", "cto"), "'ct0'"),
         (("--feature", "sae"), "sae:17"),
-        (("--feature", "sae:1"), "no result fits"),
+        (("--feature", "sae:1"), "whose are none; lake analyze sae"),
         ((), "--head"),
         (("--head", "L0H0", "--top", 0), "at least 1"),
     ):
