@@ -15,6 +15,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 
 from schemas import Control, UsageError
 from schemas.controls import control_by_name
@@ -198,10 +200,6 @@ def faint_grid(ax: Axes, axis: str = "y") -> None:
     ax.grid(visible=True, axis=axis)  # type: ignore[arg-type]
 
 
-LETTER = 0.6
-"""Width of a letter over the size of its font."""
-
-
 def heat_map(
     ax: Axes,
     values: Any,
@@ -250,24 +248,32 @@ def heat_map(
         if shown:
             colour = PAPER if full > 0.55 else (INK if there else MUTED)
             ax.text(column + 0.5, row + 0.52, shown, ha="center", va="center", fontsize=size, color=colour)
-    if any(len(cell.get_text()) * LETTER * size > _cell_width(ax, columns) for cell in ax.texts):
+    if _cells_needed(ax, _width([cell.get_text() for cell in ax.texts], size), columns) > 1:
         for cell in list(ax.texts):  # they would lie on each other
             cell.remove()
     _name_cells(ax, rows, columns)
 
 
-def _cell_width(ax: Axes, columns: Any) -> float:
-    """Of one of so many columns, in points."""
-    return float(ax.bbox.width * 72 / ax.figure.dpi / max(1, len(columns)))
+def _width(texts: Sequence[str], size: float) -> float:
+    """Of the longest text, in points."""
+    longest = max(texts, key=len, default="")
+    return float(TextPath((0, 0), longest, size=size).get_extents().width) if longest.strip() else 0.0
+
+
+def _cells_needed(ax: Axes, points: float, columns: Any) -> float:
+    """A width over that of one of so many columns."""
+    return float(points * len(columns) / (ax.bbox.width * 72 / ax.figure.dpi))
 
 
 def _name_cells(ax: Axes, rows: Any, columns: Any) -> None:
-    """Name rows and columns, of these every second or third where all would lie on each other."""
+    """Name rows and columns: upright where they would lie on each other, of very many every second or third."""
     ax.set_xlim(0, len(columns))
     ax.set_ylim(len(rows), 0)
     names = [str(x) for x in columns]
-    every = math.ceil(max(len(name) + 1 for name in names) * LETTER * 8 / _cell_width(ax, columns))
-    ax.set_xticks(np.arange(0, len(columns), every) + 0.5, names[::every])
+    size = FontProperties(size=mpl.rcParams["xtick.labelsize"]).get_size_in_points()
+    upright = _cells_needed(ax, _width(names, size), columns) > 1
+    every = max(1, math.ceil(_cells_needed(ax, size, columns))) if upright else 1
+    ax.set_xticks(np.arange(0, len(columns), every) + 0.5, names[::every], rotation=90 if upright else 0)
     ax.set_yticks(np.arange(len(rows)) + 0.5, [str(x) for x in rows])
     ax.tick_params(length=0)
     for spine in ax.spines.values():
