@@ -181,12 +181,7 @@ def panels(
     columns = min(n, columns or n)
     rows = -(-n // columns)
     _, grid = plt.subplots(
-        rows,
-        columns,
-        figsize=(size[0] * columns, size[1] * rows),
-        squeeze=False,
-        sharey=sharey,
-        layout="constrained",
+        rows, columns, figsize=(size[0] * columns, size[1] * rows), squeeze=False, sharey=sharey, layout="constrained"
     )
     axes = list(grid.ravel())
     for spare in axes[n:]:
@@ -235,8 +230,7 @@ def heat_map(
     for row, column in np.ndindex(*values.shape):
         value, full, there = values[row, column], float(strength[row, column]), bool(known[row, column])
         if there:
-            hue = to_rgb(HEAT_NEGATIVE if value < 0 else HEAT)
-            corner = (column + 0.03, row + 0.03)
+            hue, corner = to_rgb(HEAT_NEGATIVE if value < 0 else HEAT), (column + 0.03, row + 0.03)
             ax.add_patch(mpl.patches.Rectangle(corner, 0.94, 0.94, facecolor=(*hue, full), linewidth=0))
         if not there:
             shown = gap
@@ -248,7 +242,7 @@ def heat_map(
         if shown:
             colour = PAPER if full > 0.55 else (INK if there else MUTED)
             ax.text(column + 0.5, row + 0.52, shown, ha="center", va="center", fontsize=size, color=colour)
-    if _cells_needed(ax, _width([cell.get_text() for cell in ax.texts], size), columns) > 1:
+    if _width([cell.get_text() for cell in ax.texts], size) > _cell_width(ax, columns):
         for cell in list(ax.texts):  # they would lie on each other
             cell.remove()
     _name_cells(ax, rows, columns)
@@ -260,9 +254,8 @@ def _width(texts: Sequence[str], size: float) -> float:
     return float(TextPath((0, 0), longest, size=size).get_extents().width) if longest.strip() else 0.0
 
 
-def _cells_needed(ax: Axes, points: float, columns: Any) -> float:
-    """A width over that of one of so many columns."""
-    return float(points * len(columns) / (ax.bbox.width * 72 / ax.figure.dpi))
+def _cell_width(ax: Axes, columns: Any) -> float:
+    return float(ax.bbox.width * 72 / ax.figure.dpi / max(1, len(columns)))
 
 
 def _name_cells(ax: Axes, rows: Any, columns: Any) -> None:
@@ -271,8 +264,8 @@ def _name_cells(ax: Axes, rows: Any, columns: Any) -> None:
     ax.set_ylim(len(rows), 0)
     names = [str(x) for x in columns]
     size = FontProperties(size=mpl.rcParams["xtick.labelsize"]).get_size_in_points()
-    upright = _cells_needed(ax, _width(names, size), columns) > 1
-    every = max(1, math.ceil(_cells_needed(ax, size, columns))) if upright else 1
+    upright = _width(names, size) > _cell_width(ax, columns)
+    every = max(1, math.ceil(size / _cell_width(ax, columns))) if upright else 1
     ax.set_xticks(np.arange(0, len(columns), every) + 0.5, names[::every], rotation=90 if upright else 0)
     ax.set_yticks(np.arange(len(rows)) + 0.5, [str(x) for x in rows])
     ax.tick_params(length=0)
