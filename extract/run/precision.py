@@ -56,7 +56,7 @@ def state_error(expected: Array, computed: Array) -> Array:
 
     Parameters
     ----------
-    expected, found : (..., hidden)
+    expected, computed : (..., hidden)
 
     Returns
     -------
@@ -78,7 +78,7 @@ def attention_error(expected: Array, computed: Array) -> Array:
 
     Parameters
     ----------
-    expected, found : (..., key_position)
+    expected, computed : (..., key_position)
 
     Returns
     -------
