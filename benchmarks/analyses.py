@@ -88,19 +88,6 @@ def measured(words: list[str], timeout: float) -> dict[str, Any]:
     return {**json.loads(lines[-1]), "said": lines[:-1], "printed": done.stdout}
 
 
-def product_rate() -> float:
-    """Operations of a float32 product of matrices in a second of processor time."""
-    import numpy as np
-
-    matrix = np.ones((1536, 1536), dtype="float32")
-    times = []
-    for _ in range(3):
-        start = time.process_time()
-        matrix @ matrix
-        times.append(time.process_time() - start)
-    return float(2 * 1536**3 / min(times))
-
-
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         child(sys.argv[2:])
@@ -113,6 +100,8 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=1200)
     parser.add_argument("--out", type=Path, default=Path("analyses.json"))
     given = parser.parse_args()
+    from analyze.cost import product_rate  # not in the processes that are timed
+
     rows = json.loads(given.out.read_text()) if given.out.exists() else []
     for name in given.only.split(","):
         words = ["analyze", name, str(given.lake), *given.runs, *LINES[name], *given.options.split()]

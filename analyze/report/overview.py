@@ -92,20 +92,20 @@ def opening_sentence(context: Context, shown: Mapping[str, Mapping[str, Any]]) -
 
 
 def about(context: Context) -> str:
-    """What thoughts and problems are, with the shortest problem of the main run."""
-    text = (
-        "A thought (ct0, ct1, ..) is a vector that a model makes and is fed in place of a word, between question and"
-        " answer."
-    )
+    """What a thought is, if the main run has any, and the shortest of its first problems."""
     run = context.main_runs()[0]
     data = context.run(run)
+    text = (
+        "A thought (ct0, ct1, ..) is a vector that a model makes and is fed in place of a word, between question and"
+        " answer. "
+    ) * ("ct0" in data["position"].values)
     questions = data["question"].values[:FIRST].astype(str)
     if not len(questions):
         return text
     shortest = int(np.argmin([len(question) for question in questions]))
     question = shorten(questions[shortest], 200, placeholder=" ..")
     answer = data["gold_answer"].values[shortest]
-    return f"{text} A problem of {run.partition('/')[2]}: “{question}” Answer: {answer}."
+    return f"{text}A problem of {run.partition('/')[2]}: “{question}” Answer: {answer}."
 
 
 def experiment_rows(shown: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
