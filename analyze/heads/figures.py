@@ -37,7 +37,6 @@ def draw_pattern(ax: Any, pattern: xr.DataArray, *, high: float = 1.0, text: str
     heat_map(ax, np.where(causal, pattern.values, np.nan), rows, columns, high=high, text=text, size=7, gap="")
     ax.set_aspect("equal")
     ax.tick_params(labelsize=6.5)
-    ax.tick_params(axis="x", labelrotation=90)
 
 
 def _order(label: str) -> int:

@@ -52,7 +52,6 @@ def plot_head(run: xr.Dataset | xr.DataArray, head: str, *, example: int | None 
     axes = panels(1, ax, size=(1.4 + 0.45 * len(names), 1.1 + 0.45 * len(names)))
     cells = np.hstack([question, np.where(later, np.nan, thoughts)])
     heat_map(axes[0], cells, names, ["question", *names], gap="")
-    axes[0].tick_params(axis="x", labelrotation=90)
     axes[0].set_xlabel("attended (key)")
     axes[0].set_ylabel("attending (query)")
     whose = f"mean of {attention.sizes['example']} examples" if example is None else f"example {example}"
