@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,26 @@ from schemas import Intervention, RunSpec
 from store import open_lake
 
 BATCH = 32
+CHANGES: tuple[dict[str, Any], ...] = (
+    {"operation": "zero"},
+    {"operation": "mean"},
+    {"operation": "resample"},
+    {"operation": "noise", "strength": 0.5},
+    {"operation": "noise", "strength": 2.0},
+)
+
+
+def conditions_of(n_layer: int) -> list[Condition]:
+    """Every layer and thought, changed in five ways."""
+    return [
+        Condition(
+            name=f"{layer} {position} {index}",
+            interventions=(Intervention(site="hidden_state", layers=(layer,), positions=(position,), **change),),
+        )
+        for layer in range(n_layer)
+        for position in ("ct0", "ct1", "ct2", "ct3", "ct4", "ct5")
+        for index, change in enumerate(CHANGES)
+    ]
 
 
 def main() -> None:
@@ -45,23 +66,7 @@ def main() -> None:
         extract(prepare(options.model, str(data), f"{folder}/b.lake", spec), f"{folder}/b.lake")
         run = open_lake(f"{folder}/b.lake")[f"{options.model}/problems"].load()
     reasoner = load_reasoner(options.model, device=options.device)
-    conditions = [
-        Condition(
-            name=f"{layer} {position} {index}",
-            interventions=(Intervention(site="hidden_state", layers=(layer,), positions=(position,), **change),),
-        )
-        for layer in range(reasoner.n_layer)
-        for position in ("ct0", "ct1", "ct2", "ct3", "ct4", "ct5")
-        for index, change in enumerate(
-            (
-                {"operation": "zero"},
-                {"operation": "mean"},
-                {"operation": "resample"},
-                {"operation": "noise", "strength": 0.5},
-                {"operation": "noise", "strength": 2.0},
-            )
-        )
-    ]
+    conditions = conditions_of(reasoner.n_layer)
     gold = [str(text) for text in run["gold_answer"].values]
     values = StoredValues(run, reasoner)
     prompts = [reasoner.encode(str(text)) for text in run["question"].values]

@@ -83,28 +83,14 @@ def fit_tuned_lens(
             f"{', '.join(map(str, sizes.values()))} examples. Use a run of more problems."
         )
     readout = ReadOut(model)
-    blocks = example_blocks(state)
     n_layer = state.sizes["layer"]
     parts: dict[str, list[Any]] = {name: [] for name in ("weight", "bias", "penalty", *_HELD_OUT)}
     n_state = np.zeros(len(SPLITS), dtype=int)
     for layer in range(n_layer):
-        sums = [Moments(state.sizes["hidden"]) for _ in SPLITS]
-        kept: list[tuple[Array, Array]] = []
-        for block in blocks:
-            x = np.asarray(state.isel(layer=layer, example=block).values, dtype="float32")
-            y = np.asarray(final.isel(example=block).values, dtype="float32")
-            for index in range(len(SPLITS)):
-                chosen = split[block] == index
-                rows_x, rows_y = x[chosen].reshape(-1, x.shape[-1]), y[chosen].reshape(-1, x.shape[-1])
-                there = np.isfinite(rows_x).all(-1) & np.isfinite(rows_y).all(-1)
-                sums[index].add(rows_x[there], rows_y[there])
-                if index == len(SPLITS) - 1 and sum(len(a) for a, _ in kept) < n_read_out:
-                    kept.append((rows_x[there], rows_y[there]))
+        sums, test_x, test_y = _read_layer(state.isel(layer=layer), final, split, n_read_out)
         train, validation, _ = sums
         fits = [(penalty, *train.ridge(penalty)) for penalty in PENALTIES]
         penalty, weight, bias = min(fits, key=lambda fit: validation.error(fit[1], fit[2]))
-        test_x = np.concatenate([a for a, _ in kept])[:n_read_out]
-        test_y = np.concatenate([b for _, b in kept])[:n_read_out]
         tuned = (test_x @ weight + bias).astype("float32")
         plain = readout.norm(test_x)
         variance = ((test_y - test_y.mean(0)) ** 2).sum()
@@ -132,6 +118,26 @@ def fit_tuned_lens(
     for name, (text, units) in _HELD_OUT.items():
         fitted[name].attrs = {"long_name": text, "units": units}
     return fitted
+
+
+def _read_layer(
+    state: xr.DataArray, final: xr.DataArray, split: Array, n_read_out: int
+) -> tuple[list["Moments"], Array, Array]:
+    """Moments of each split, and the first states ``(n_read_out, hidden)`` of the last one with their final ones."""
+    sums = [Moments(state.sizes["hidden"]) for _ in SPLITS]
+    kept: list[tuple[Array, Array]] = []
+    for block in example_blocks(state):
+        x = np.asarray(state.isel(example=block).values, dtype="float32")
+        y = np.asarray(final.isel(example=block).values, dtype="float32")
+        for index in range(len(SPLITS)):
+            chosen = split[block] == index
+            rows_x, rows_y = x[chosen].reshape(-1, x.shape[-1]), y[chosen].reshape(-1, x.shape[-1])
+            there = np.isfinite(rows_x).all(-1) & np.isfinite(rows_y).all(-1)
+            sums[index].add(rows_x[there], rows_y[there])
+            if index == len(SPLITS) - 1 and sum(len(a) for a, _ in kept) < n_read_out:
+                kept.append((rows_x[there], rows_y[there]))
+    test_x, test_y = (np.concatenate(each)[:n_read_out] for each in zip(*kept, strict=True))
+    return sums, test_x, test_y
 
 
 def example_blocks(array: xr.DataArray) -> list[slice]:

@@ -282,33 +282,16 @@ def prepare(
     if skipped:
         problems = problems.take(keep)
     layout = RunLayout(
-        n_example=len(problems),
-        n_layer=reasoner.n_layer,
-        n_head=reasoner.n_head,
-        hidden=reasoner.hidden,
-        n_latent=reasoner.n_latent,
-        n_closing=reasoner.places.n_closing,
-        bot=reasoner.places.bot,
-        n_round=reasoner.protocol.n_round,
-        longest_question=max(len(prompt) for prompt in prompts) - 1,
-        n_answer=spec.max_new_tokens,
-        capture=spec.capture,
-        dtype=spec.dtype,
-        answer_kind=problems.answer_kind,
-    )
+        n_example=len(problems), n_layer=reasoner.n_layer, n_head=reasoner.n_head, hidden=reasoner.hidden,
+        n_latent=reasoner.n_latent, n_closing=reasoner.places.n_closing, bot=reasoner.places.bot,
+        n_round=reasoner.protocol.n_round, longest_question=max(len(prompt) for prompt in prompts) - 1,
+        n_answer=spec.max_new_tokens, capture=spec.capture, dtype=spec.dtype, answer_kind=problems.answer_kind,
+    )  # fmt: skip
     prepared = Prepared(
-        model=name,
-        reasoner=reasoner,
-        problems=problems,
-        prompts=prompts,
-        layout=layout,
-        spec=spec,
-        checkpoint=_origin(checkpoint),
-        base=None if base is None else _origin(base),
-        memory=int(memory * 2**30),
-        n_answer=n_answer,
-        skipped=skipped,
-    )
+        model=name, reasoner=reasoner, problems=problems, prompts=prompts, layout=layout, spec=spec,
+        checkpoint=_origin(checkpoint), base=None if base is None else _origin(base), memory=int(memory * 2**30),
+        n_answer=n_answer, skipped=skipped,
+    )  # fmt: skip
     if shard_examples is None:
         sizes = [2**power for power in range(MAX_SHARD_EXAMPLES.bit_length())]
         shard_examples = max(

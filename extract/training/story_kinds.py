@@ -35,6 +35,17 @@ def _keep_part(d: Draft, k: int, who: str, things: str, friend: str, his: str) -
         d.value = d.step(d.value, "-", given)
 
 
+def _share_out(d: Draft, k: int, who: str, things: str) -> str:
+    """All of it goes in equal parts to places or friends; the question about one part."""
+    d.value = d.step(d.value, "/", k)
+    place = d.rng.choice(CONTAINERS)
+    if d.rng.random() < 0.5:
+        d.say(f"{who} puts the {things} into {k} {plural(place)}, the same number in each.")
+        return d.one(f"How many {things} are in each {place}?", f"How many {things} does each {place} hold?")
+    d.say(f"{who} shares the {things} equally among {d.write(k)} friends.")
+    return d.one(f"How many {things} does each friend get?", f"How many {things} will each friend have?")
+
+
 def collection(d: Draft, n: int) -> str:
     """Someone has things; they become more and fewer."""
     p, other = d.people(2)
@@ -85,14 +96,7 @@ def collection(d: Draft, n: int) -> str:
         elif kind == "f":
             _keep_part(d, d.rng.choice(fractions), f"{when}{who}", things, friend, his)
         else:
-            k = d.rng.choice(sharing)
-            d.value = d.step(d.value, "/", k)
-            place = d.rng.choice(CONTAINERS)
-            if d.rng.random() < 0.5:
-                d.say(f"{when}{who} puts the {things} into {k} {plural(place)}, the same number in each.")
-                return d.one(f"How many {things} are in each {place}?", f"How many {things} does each {place} hold?")
-            d.say(f"{when}{who} shares the {things} equally among {d.write(k)} friends.")
-            return d.one(f"How many {things} does each friend get?", f"How many {things} will each friend have?")
+            return _share_out(d, d.rng.choice(sharing), f"{when}{who}", things)
     return d.one(
         f"How many {things} does {p.name} have now?", f"How many {things} does {p.name} have left?",
         f"How many {things} does {he} have in the end?", f"How many {things} are there now?",
