@@ -63,6 +63,23 @@ def number_at(data: xr.Dataset, name: str, **place: Any) -> list[float]:
     return values
 
 
+def number(
+    what: str, name: str, *, nothing: float = NOTHING, read: Callable[[Any], Any] | None = None, **place: Any
+) -> Finding:
+    """A finding that is a number of a result and its interval at a place, see :func:`number_at`.
+
+    ``read`` gives the part of a result's data that has the number; by default all of it.
+    """
+    return Finding(
+        what=what, nothing=nothing, of=lambda one: number_at(read(one.data) if read else one.data, name, **place)
+    )
+
+
+def last_layer(data: xr.Dataset) -> xr.Dataset:
+    """A result at its last layer."""
+    return data.isel(layer=-1)
+
+
 def compared(own: Triple, other: Triple, nothing: float, least: float = 0.0) -> str:
     """Whether a control shows what a model shows, as far as their intervals say.
 

@@ -348,13 +348,6 @@ def band(ax: Axes, x: Any, low: Any, high: Any, colour: str, alpha: float = 0.13
         ax.fill_between(x[known], low[known], high[known], color=colour, alpha=alpha, linewidth=0)
 
 
-def random_range(ax: Axes, x: Any, draws: Any, label: str) -> None:
-    """Mean and range of random draws in grey; ``draws`` has columns ``mean``, ``min`` and ``max``."""
-    if len(draws):
-        ax.plot(x, draws["mean"], color=MUTED, linestyle=":", marker="^", label=label)
-        band(ax, x, draws["min"], draws["max"], MUTED, 0.18)
-
-
 def reference(ax: Axes, value: float, axis: str = "y") -> None:
     """A dashed line at what would be without the change."""
     draw = ax.axhline if axis == "y" else ax.axvline

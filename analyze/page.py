@@ -18,26 +18,30 @@ name::
     columns = [["Thought", "thought", "text"], ["Ratio", "ratio", "number", "ratio_low", "ratio_high"]]
 
 Values stand in braces; a caveat is left out where one of its values is missing or empty, and a value that is a list
-gives a caveat for each of its texts. Figures and tables stand on the
-page in the order of the texts. Columns are: label, key in the frame, kind and digits (``"number.3"``), and the keys of
-the ends of an interval. One whose key the frame does not have is left out.
+gives a caveat for each of its texts. Figures and tables stand on the page in the order of the texts. Columns are:
+label, key in the frame, kind and digits (``"number.3"``), and the keys of the ends of an interval. One whose key the
+frame does not have is left out. ``controls`` is the kind of the numbers that are set beside those of controls (a share
+unless it is said); ``ordered = true`` says that two runs mean something else the other way round.
 """
 
-import sys
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from string import Formatter
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from analyze import drawing
-from analyze.beside import control_table
+from analyze.beside import Finding, Pair, beside, beside_pairs, control_table
+from analyze.contents import Column as Column
+from analyze.contents import Illustration as Illustration
+from analyze.contents import NothingStored as NothingStored
+from analyze.contents import Panel as Panel
+from analyze.contents import Section as Section
+from analyze.contents import Table as Table
+from analyze.contents import labels_of
 from analyze.context import Context, StoredResult, Where
 from analyze.saying import MINUS as MINUS
 from analyze.saying import Sentence
@@ -46,93 +50,10 @@ from analyze.saying import p_text as p_text
 from analyze.saying import points as points
 from analyze.saying import share as share
 from schemas import SchemaError, nearest
-from store.results import Result
+from store.results import Result, preferred
 
 Rows = Any
 """A pandas frame, or a list of records; the stubs do not know what a cell holds."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Section:
-    """Where a section stands on the page, what it shows and who writes it."""
-
-    slug: str
-    """Its name: the anchor on the page, and the table of its texts."""
-    write: Callable[["Page"], None]
-    chapter: str = "further"
-    order: int = 0
-    """Place within the chapter."""
-    needs: Sequence[str] = ()
-    """Kinds of result it shows, each with options of the command that makes it: ``"probes --target correct"``."""
-    of: Literal["each", "pairs", "several", "parts", "width", "donor", "mixed"] = "each"
-    """Runs that command takes: each model's, those over clean/corrupted pairs, at least two together, those that hold
-    what each block adds (where there are none, no command makes it), all of the first model's width, the first with
-    another model's over the same data in the place of ``DONOR``, or those with right and with wrong answers."""
-    key: bool = False
-    """Whether its finding stands before the others in the list of findings."""
-
-    @property
-    def texts(self) -> Mapping[str, Any]:
-        """Its texts."""
-        module = sys.modules[self.write.__module__]
-        file = Path(str(module.__file__)).with_name("texts.toml")
-        texts = tomllib.loads(module.TEXTS) if hasattr(module, "TEXTS") else read_texts(file)
-        if self.slug not in texts:
-            where = f"TEXTS of {module.__name__}" if hasattr(module, "TEXTS") else file
-            raise SchemaError(f"section {self.slug}: {where} has no table [{self.slug}]")
-        return {"title": self.slug, "report": "", "shared": texts.get("shared", {}), **texts[self.slug]}
-
-
-@cache
-def read_texts(file: Path) -> Mapping[str, Any]:
-    """Texts of the sections of a folder."""
-    return tomllib.loads(file.read_text(encoding="utf-8"))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Column:
-    """One column of a table as it is shown; the CSV has every column of the frame, unrounded."""
-
-    label: str
-    key: str
-    kind: str = "number"
-    """``text``, ``place`` (a position), ``code``, ``count``, ``share``, ``points``, ``signed``, ``p`` or ``number``."""
-    digits: int = 2
-    low: str = ""
-    high: str = ""
-    """Keys of the ends of the interval that is shown beside the value; of a text, ``low`` is that of a note on it."""
-
-
-@dataclass(kw_only=True, slots=True)
-class Table:
-    """A table: everything in the CSV, some of it on the page."""
-
-    name: str
-    caption: str
-    frame: pd.DataFrame
-    shown: pd.DataFrame
-    columns: Sequence[Column]
-
-
-@dataclass(kw_only=True, slots=True)
-class Panel:
-    """One drawing."""
-
-    name: str
-    figure: Figure
-    wide: bool = False
-
-
-@dataclass(kw_only=True, slots=True)
-class Illustration:
-    """Drawings under one caption."""
-
-    caption: str
-    panels: list[Panel] = field(default_factory=list)
-
-
-class NothingStored(Exception):
-    """The lake has no result that a section needs; the section is left out."""
 
 
 class Page:
@@ -166,6 +87,7 @@ class Page:
         self._drawings: dict[str, dict[str, Illustration]] = {}
         self._frames: dict[str, list[pd.DataFrame]] = {}
         self._pick: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {}
+        self._findings: list[tuple[Any, Sequence[Finding]]] = []
 
     def results(self, kind: str, where: Where | None = None, *, optional: bool = False) -> list[StoredResult]:
         """Results of a kind, one for each model; they become sources of the section.
@@ -180,6 +102,27 @@ class Page:
             raise NothingStored
         self.sources.extend(result.stored for result in results)
         return results
+
+    def joint(self, kind: str, key: Callable[[StoredResult], Any] | None = None) -> list[StoredResult]:
+        """Results of several runs together, of those with the same ``key`` the preferred one; they become sources.
+
+        Each is named by all of its runs. Without a key, that is by which two are the same: the runs in any order.
+
+        Raises
+        ------
+        NothingStored
+            If there are none: the section is left out.
+        """
+        first: dict[Any, StoredResult] = {}
+        for result in preferred(one for one in self.context.results if one.kind == kind):
+            looks = list(self.context.relabel(result.runs).values())
+            look = replace(looks[0], label=" and ".join(look.label for look in looks))
+            stored = StoredResult("_".join(result.runs), result, self.context.open(result), look)
+            first.setdefault(key(stored) if key else tuple(sorted(result.runs)), stored)
+        if not first:
+            raise NothingStored
+        self.sources.extend(result.stored for result in first.values())
+        return list(first.values())
 
     def _text_of(self, kind: str, name: str) -> Any:
         """An entry of one of the tables of the texts."""
@@ -205,9 +148,18 @@ class Page:
         """Values of headline, method, caveats and captions."""
         self.values |= values
 
+    def join(self, name: str, text: str) -> None:
+        """Add to a value of several texts with a semicolon between them; an empty one adds nothing."""
+        self.values[name] = "; ".join(filter(None, (self.values.get(name, ""), text)))
+
     def text(self, name: str, /, **values: Any) -> str:
         """A text of the section's ``lines`` with values put in."""
         return self._filled(str(self._text_of("lines", name)), values)
+
+    def texts(self, name: str, rows: Rows) -> list[str]:
+        """A text of ``lines`` for each row, with its values put in."""
+        records: list[Any] = pd.DataFrame(rows).to_dict("records")
+        return [self.text(name, **record) for record in records]
 
     def say(self, result: StoredResult, name: str, /, **values: Any) -> None:
         """Add a run's sentence: a text of ``lines`` with values put in."""
@@ -225,6 +177,21 @@ class Page:
         else:
             self.lines[place] = (label, f"{self.lines[place][1]}; {text}")
 
+    def find(self, what: StoredResult | Pair, *findings: Finding | None) -> None:
+        """Name what was found of a run, or of two: it is set beside what controls show, once the section is written.
+
+        Of a control, or where nothing was found, name it without findings (or ``None``): it was measured.
+        """
+        self._findings.append((what, [finding for finding in findings if finding is not None]))
+
+    def set_beside(self) -> None:
+        """Tell of all findings what controls show."""
+        if self._findings and isinstance(self._findings[0][0], Pair):
+            ordered = bool(self._texts.get("ordered", False))
+            beside_pairs(self, self._findings, form=self._texts.get("controls", "share"), ordered=ordered)
+        elif self._findings:
+            beside(self, self._findings, self._texts.get("controls", "share"))
+
     def lay(self, name: str, form: str) -> str:
         """Make room for a table of findings beside controls; gives its name, which no other section's table has."""
         name = f"{self._slug}_{name}"
@@ -233,7 +200,13 @@ class Page:
         return name
 
     def panel(
-        self, name: str, result: StoredResult | str | None = None, *, wide: bool = False, **arguments: Any
+        self,
+        name: str,
+        result: StoredResult | str | None = None,
+        *,
+        wide: bool = False,
+        title: str = "",
+        **arguments: Any,
     ) -> Any:
         """Axes of a new drawing of a figure.
 
@@ -245,6 +218,8 @@ class Page:
             Run, or other word, that tells the drawing from others of the figure; its label is the title.
         wide
             Whether it has the width of the page.
+        title
+            What stands behind the label.
         arguments
             Of :func:`analyze.drawing.figure`.
         """
@@ -252,7 +227,7 @@ class Page:
         suffix = result.run if isinstance(result, StoredResult) else result
         figure, axes = drawing.figure(**({"width": 9.2 if wide else 4.6} | arguments))
         if isinstance(result, StoredResult) and not isinstance(axes, np.ndarray):
-            axes.set_title(result.label)
+            axes.set_title(", ".join(filter(None, (result.label, title))))
         captioned = self._drawings.setdefault(name, {})
         whole = captioned.setdefault("", Illustration(caption=""))
         whole.panels.append(Panel(name=f"{name}_{suffix}" if suffix else name, figure=figure, wide=wide))
@@ -265,16 +240,55 @@ class Page:
         captioned[caption] = captioned.pop("")
         captioned[caption].caption = caption
 
-    def map(self, name: str, result: StoredResult, values: Any, rows: Any, columns: Any, **arguments: Any) -> Any:
-        """Draw a heat map of a run; ``arguments`` go to :func:`analyze.drawing.heat_map`."""
-        ax = self.panel(name, result, height=0.9 + 0.29 * len(rows))
+    def map(
+        self, name: str, result: StoredResult, values: Any, rows: Any = None, columns: Any = None, *, title: str = "",
+        **arguments: Any,
+    ) -> Any:  # fmt: skip
+        """Draw a heat map of a run; ``arguments`` go to :func:`analyze.drawing.heat_map`.
+
+        Rows and columns of a labelled array of two dims, or of a frame, are called as their labels say.
+        """
+        rows, columns = (
+            labels_of(values, axis) if given is None else given for axis, given in enumerate((rows, columns))
+        )
+        ax = self.panel(name, result, title=title, height=0.9 + 0.29 * len(rows))
         drawing.heat_map(ax, values, rows, columns, **arguments)
         return ax
 
-    def percent_map(self, name: str, result: StoredResult, values: Any, rows: Any, columns: Any, **more: Any) -> Any:
+    def percent_map(self, name: str, result: StoredResult, values: Any, *axes: Any, **more: Any) -> Any:
         """Draw a heat map of shares in percent."""
-        values = 100 * np.asarray(values, dtype="float64")
-        return self.map(name, result, values, rows, columns, **({"high": 100.0, "text": "{:.0f}"} | more))
+        drawn: dict[str, Any] = {"high": 100.0, "text": "{:.0f}"} | more
+        return self.map(name, result, 100 * values, *axes, **drawn)
+
+    @contextmanager
+    def shares(
+        self, name: str, result: StoredResult, along: str = "", *, base: Any = None, low: float = -0.02,
+        legend: float = 0.2, **arguments: Any,
+    ) -> Iterator[Any]:  # fmt: skip
+        """Axes of shares along something, finished once all is drawn: in percent, with a grid and a legend below.
+
+        Parameters
+        ----------
+        name, result, arguments
+            See :meth:`panel`.
+        along
+            What the shares are shown along.
+        base
+            Share without the change, drawn as a dashed line.
+        low
+            Where the axis begins.
+        legend
+            Distance of the legend.
+        """
+        ax = self.panel(name, result, **({"height": 2.8} | arguments))
+        yield ax
+        if base is not None:
+            drawing.reference(ax, float(base))
+        ax.set_ylim(low, 1.03)
+        drawing.as_percent(ax)
+        drawing.faint_grid(ax)
+        ax.set_xlabel(along)
+        drawing.legend_below(ax, legend)
 
     def bars(self, name: str, groups: Any, series: Sequence[drawing.Series], label: str, *, top: float = 0.0) -> Any:
         """Draw bars of all runs over the width of the page; shares where they end at a ``top``."""
@@ -364,15 +378,10 @@ class Page:
             shown.groupby("run", sort=False).head(limit) if "run" in shown and "limit" in texts else shown.head(limit)
         )
         groups = [[item] if not isinstance(item, str) else self.values[item] for item in texts["columns"]]
-        columns = [_column(*item) for group in groups for item in group if item[1] in frame]
+        columns = [Column.of(*item) for group in groups for item in group if item[1] in frame]
         if "run" in frame and all(column.key != "run" for column in columns):
-            columns.insert(0, _column("Run", "run", "text"))
+            columns.insert(0, Column.of("Run", "run", "text"))
         return Table(name=name, caption=texts["caption"], frame=frame, shown=shown, columns=columns)
-
-
-def _column(label: str, key: str, kind: str = "number", low: str = "", high: str = "") -> Column:
-    kind, _, digits = kind.partition(".")
-    return Column(label=label, key=key, kind=kind, digits=int(digits or 2), low=low, high=high)
 
 
 def write_section(section: Section, context: Context) -> Page | None:
@@ -382,4 +391,5 @@ def write_section(section: Section, context: Context) -> Page | None:
         section.write(page)
     except NothingStored:
         return None
+    page.set_beside()
     return page

@@ -4,8 +4,24 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import xarray as xr
+
+ENDS = ("", "_low", "_high")
+"""What follows the name of a number, and of the ends of its interval."""
+
+
+def triple(data: Any, name: str) -> list[Any]:
+    """A number of a frame or a result, and the ends of its interval; ``None`` where it has no such end."""
+    return [np.asarray(data[f"{name}{end}"], "float64") if f"{name}{end}" in data else None for end in ENDS]
+
+
+def rows_with(frame: Any, **labels: Any) -> Any:
+    """Rows of a frame that have these labels; none where it has no such column."""
+    for name, label in labels.items():
+        frame = frame[frame[name].astype(str) == str(label)] if name in frame else frame.head(0)
+    return frame
 
 
 def result_parts(result: xr.Dataset) -> dict[str, list[str]]:

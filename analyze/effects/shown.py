@@ -1,7 +1,7 @@
 """What the sections of re-entries share."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,12 +10,13 @@ import xarray as xr
 from analyze.beside import Finding, Triple
 from analyze.context import StoredResult, Where
 from analyze.effects.conditions import UNTOUCHED, Frame, conditions, place_name, self_control, untouched, with_place
-from analyze.page import NothingStored, Page
+from analyze.page import NothingStored, Page, listed
+from analyze.tables import ENDS, rows_with
 from schemas.statistics import smallest_change
 
 LEVEL = 0.05
 """Corrected p below which a change is told."""
-ENDS = ("", "_low", "_high")
+OUTCOMES = ("clean_answer", "corrupted_answer", "other", "gibberish")
 
 
 def reentries(page: Page, kind: str, where: Where | None = None) -> list[tuple[StoredResult, Frame, Any]]:
@@ -26,7 +27,7 @@ def reentries(page: Page, kind: str, where: Where | None = None) -> list[tuple[S
     results = [result for result in page.results(kind, where) if "condition" in result.data.dims]
     if not results:
         raise NothingStored
-    frames = [with_place(conditions(result.data)) for result in results]
+    frames = [rows_of(result.data) for result in results]
     page.set(control=control_note(results, frames))
     return [
         (result, frame[frame["condition"].astype(str) != UNTOUCHED].copy(), untouched(frame))
@@ -34,14 +35,24 @@ def reentries(page: Page, kind: str, where: Where | None = None) -> list[tuple[S
     ]
 
 
-def cost_of(what: str, where: Mapping[str, str], value: str = "importance") -> Finding:
-    """What a change takes, of a result of a re-entry: its first condition with these labels that is no control."""
+def rows_of(data: xr.Dataset) -> Frame:
+    """Conditions of a re-entry with the names of their places, and the shares of outcomes where pairs were patched."""
+    frame = with_place(conditions(data))
+    for kind in ("outcome_kind", "outcome"):
+        if kind in data.dims:
+            for outcome in OUTCOMES:
+                of_outcome = data.sel({kind: outcome})
+                for end in ENDS:
+                    frame[outcome.removesuffix("_answer") + end] = of_outcome[f"share{end}"].values[frame.index]
+    return frame
+
+
+def changed(what: str, value: str = "importance", **where: Any) -> Finding:
+    """A number of a re-entry: of its first condition with these labels that is no control; by default what it takes."""
 
     def of(result: StoredResult) -> Triple:
-        frame = with_place(conditions(result.data))
-        for name, label in {"control": "", **where}.items():
-            frame = frame[frame[name].astype(str) == label] if name in frame else frame.head(0)
-        return [float(frame[f"{value}{end}"].iloc[0]) if len(frame) else math.nan for end in ENDS]
+        rows = rows_with(rows_of(result.data), control="", **where)
+        return [float(rows[f"{value}{end}"].iloc[0]) if len(rows) else math.nan for end in ENDS]
 
     return Finding(what=what, of=of)
 
@@ -66,20 +77,12 @@ def control_note(results: Sequence[StoredResult], frames: Sequence[Frame]) -> st
     return "Control, each value replaced by itself: " + "; ".join(f"{label} {note}" for label, note in notes) + "."
 
 
-def triple(rows: Frame, name: str) -> list[Any]:
-    """A figure of each row, and the ends of its interval."""
-    return [rows[f"{name}{end}"].to_numpy(dtype=float) for end in ENDS]
-
-
 def paired(data: xr.Dataset, over: str) -> Frame:
     """Paired tests of conditions that differ in one label only, a row for each; none where there was no pair."""
     dim = f"{over}_pair"
     if dim not in data.dims:
         return pd.DataFrame()
-    columns = {
-        "first": data[f"{over}_first"].values, "second": data[f"{over}_second"].values,
-        "difference": data[f"{over}_difference"].values, "p_holm": data[f"{over}_p_holm"].values,
-    }  # fmt: skip
+    columns = {name: data[f"{over}_{name}"].values for name in ("first", "second", "difference", "p_holm")}
     within = {str(name): data[name].values for name in data.coords if str(name).startswith(f"{dim}_")}
     frame = pd.DataFrame(columns | {name.removeprefix(f"{dim}_"): value for name, value in within.items()})
     layers = frame["layer"] if "layer" in frame else [0] * len(frame)
@@ -87,7 +90,14 @@ def paired(data: xr.Dataset, over: str) -> Frame:
     return frame
 
 
-def differing(rows: Frame) -> list[str]:
-    """Steps of a frame over which a share changes significantly, as ``from 1 to 2``."""
-    some = rows[rows["p_holm"] < LEVEL]
-    return [f"from {int(one)} to {int(two)}" for one, two in zip(some["first"], some["second"], strict=True)]
+def told_next(page: Page, steps: Frame) -> str:
+    """Between which of these numbers one more changes a share significantly, as ``from 1 to 2``."""
+    some = steps[steps["p_holm"] < LEVEL]
+    pairs = [f"from {int(one)} to {int(two)}" for one, two in zip(some["first"], some["second"], strict=True)]
+    return page.text("next", pairs=listed(pairs)) if pairs else page.text("no_next")
+
+
+def changed_places(rows: Frame) -> list[tuple[str, Frame]]:
+    """Changed thoughts and where, in words, in order, with their rows."""
+    names = rows["changed"].astype(str) + [f", {place}" if place != "fed vector" else "" for place in rows["place"]]
+    return [(str(name), rows[names == name]) for name in dict.fromkeys(names)]

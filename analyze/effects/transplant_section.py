@@ -3,13 +3,14 @@
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from analyze.context import StoredResult
-from analyze.drawing import MUTED, as_percent, faint_grid, legend_below, looks, reference, whiskers
+from analyze.curves import curve
+from analyze.drawing import MUTED, Look, looks
 from analyze.effects.conditions import Frame
-from analyze.effects.shown import reentries, triple
+from analyze.effects.shown import reentries
 from analyze.page import Page, Section, listed
+from analyze.tables import rows_with, triple
 
 MAPPED, OTHER, RAW = "mapped", "of another problem, mapped", "as they are"
 
@@ -18,63 +19,44 @@ def transplants(page: Page) -> None:
     """What is left of the answers with another model's thoughts, beside controls of the same map."""
     for result, frame, base in reentries(page, "transplant"):
         rows = frame[~frame["control"].str.startswith("self")]
-        line, values = findings(rows, base)
+        line, values = told(rows, base)
         page.say(result, line, **values, source=result.data.attrs["source"])
-        draw(page, result, rows, float(base["accuracy"]))
+        draw(page, result, rows, base["accuracy"])
         page.add("transplants", result, rows)
         maps = {"place": result.data["place"].values.astype(str), "r2": result.data["r2"].values}
-        page.add("transplant_maps", result, pd.DataFrame(maps))
+        page.add("transplant_maps", result, maps)
 
 
-def findings(rows: Frame, base: Any) -> tuple[str, dict[str, Any]]:
+def told(rows: Frame, base: Any) -> tuple[str, dict[str, Any]]:
     """Which line of the texts holds by the intervals, and its values.
 
     What goes in is told from another problem's where the intervals of right answers lie apart.
     """
+    cells = rows.drop_duplicates(["values", "group"]).set_index(["values", "group"])
     groups = list(dict.fromkeys(rows["group"]))
-    told = [group for group in groups if _one(rows, group, MAPPED)["accuracy_low"] > _worst(rows, group)]
+    apart = [group for group in groups if cells.loc[MAPPED, group].accuracy_low > cells.loc[OTHER, group].accuracy_high]
     last = "all" if "all" in groups else groups[-1]
-    mapped, other = (_one(rows, last, values) for values in (MAPPED, OTHER))
+    mapped, other = (cells.loc[(values, last)] for values in (MAPPED, OTHER))
     line = "none"
-    if last in told:
+    if last in apart:
         line = "as_right" if mapped["accuracy_high"] >= base["accuracy_low"] else "less_right"
     return line, {
         "group": "all of them" if last == "all" else last, "untouched": base["accuracy"],
         "mapped": mapped["accuracy"], "low": mapped["accuracy_low"], "high": mapped["accuracy_high"],
-        "other": other["accuracy"], "told": listed([group for group in told if group != "all"]) or "none",
+        "other": other["accuracy"], "told": listed([group for group in apart if group != "all"]) or "none",
     }  # fmt: skip
-
-
-def _one(rows: Frame, group: str, values: str) -> Any:
-    """Row of a thing that goes in somewhere."""
-    return rows[(rows["group"] == group) & (rows["values"] == values)].iloc[0]
-
-
-def _worst(rows: Frame, group: str) -> float:
-    """Upper end of the share that is right with another problem's values."""
-    return float(_one(rows, group, OTHER)["accuracy_high"])
 
 
 def draw(page: Page, result: StoredResult, rows: Frame, base: float) -> None:
     """Right answers by what goes in and where."""
-    ax = page.panel("transplants", result, height=2.9)
-    groups = list(dict.fromkeys(rows["group"]))
-    kinds: list[str] = list(dict.fromkeys(rows["values"]))
-    look_of = looks([kind for kind in kinds if kind != RAW])
-    for number, values in enumerate(kinds):
-        line = rows[rows["values"] == values]
-        x = np.array([groups.index(group) for group in line["group"]]) + 0.08 * (number - (len(kinds) - 1) / 2)
-        share, low, high = triple(line, "accuracy")
-        colour, marker = (MUTED, "x") if values == RAW else (look_of[values].colour, look_of[values].marker)
-        ax.plot(x, share, color=colour, marker=marker, linestyle="", label=values)
-        whiskers(ax, x, share, low, high, colour=colour)
-    reference(ax, base)
-    ax.set_xticks(range(len(groups)), labels=groups)
-    ax.set_ylim(-0.02, 1.03)
-    as_percent(ax)
-    faint_grid(ax)
-    ax.set_title(f"{result.label}, from {result.data.attrs['source']}")
-    legend_below(ax)
+    groups, kinds = (list(dict.fromkeys(rows[name])) for name in ("group", "values"))
+    look_of = looks([kind for kind in kinds if kind != RAW]) | {RAW: Look(label=RAW, colour=MUTED, marker="x")}
+    with page.shares("transplants", result, base=base, height=2.9, title=f"from {result.data.attrs['source']}") as ax:
+        for number, values in enumerate(kinds):
+            line = rows_with(rows, values=values)
+            x = np.array([groups.index(group) for group in line["group"]]) + 0.08 * (number - (len(kinds) - 1) / 2)
+            curve(ax, look_of[values], x, triple(line, "accuracy"), linestyle="")
+        ax.set_xticks(range(len(groups)), labels=groups)
 
 
 SECTIONS = (Section(slug="transplants", write=transplants, order=60, needs=("transplant --source DONOR",), of="donor"),)
