@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.axes import Axes
-
 from analyze.drawing import MUTED, Look, band, whiskers
 
 
-def curve(ax: Axes, look: Look, x: Any, values: Sequence[Any], *, shade: bool = False, **style: Any) -> None:
+def curve(ax: Any, look: Look, x: Any, values: Sequence[Any], *, shade: bool = False, **style: Any) -> None:
     """A line with markers and its intervals: thin lines, or a ``shade``; ``style`` goes before the look.
 
     ``values`` are those of the line and of both ends, see :func:`analyze.tables.triple`.
@@ -20,7 +18,7 @@ def curve(ax: Axes, look: Look, x: Any, values: Sequence[Any], *, shade: bool = 
         band(ax, x, low, high, colour) if shade else whiskers(ax, x, value, low, high, colour=colour)
 
 
-def random_curve(ax: Axes, rows: Any, x: str, value: str, label: str) -> None:
+def random_curve(ax: Any, rows: Any, x: str, value: str, label: str) -> None:
     """Mean and range, in grey, of a column of random draws over another one."""
     draws = rows.groupby(x)[value].agg(["mean", "min", "max"])
     if len(draws):

@@ -103,20 +103,33 @@ class Page:
         self.sources.extend(result.stored for result in results)
         return results
 
-    def joint(self, kind: str, key: Callable[[StoredResult], Any] | None = None) -> list[StoredResult]:
-        """Results of several runs together, of those with the same ``key`` the preferred one; they become sources.
+    def joint(
+        self, kind: str, key: Callable[[StoredResult], Any] | None = None, *,
+        where: Callable[[Result], bool] = bool, best: Callable[[Result], int] | None = None, word: str = "and",
+    ) -> list[StoredResult]:  # fmt: skip
+        """Results of several runs together; they become sources, and each is named by all of its runs.
 
-        Each is named by all of its runs. Without a key, that is by which two are the same: the runs in any order.
+        Parameters
+        ----------
+        key
+            Of results with the same the preferred one is taken; by default the runs, in any order.
+        where
+            Which results are taken at all.
+        best
+            Only the one for which this is largest is taken.
+        word
+            Between the labels of the runs.
 
         Raises
         ------
         NothingStored
             If there are none: the section is left out.
         """
+        results = preferred(one for one in self.context.results if one.kind == kind and where(one))
         first: dict[Any, StoredResult] = {}
-        for result in preferred(one for one in self.context.results if one.kind == kind):
+        for result in results if best is None else sorted(results, key=best, reverse=True)[:1]:
             looks = list(self.context.relabel(result.runs).values())
-            look = replace(looks[0], label=" and ".join(look.label for look in looks))
+            look = replace(looks[0], label=f" {word} ".join(look.label for look in looks))
             stored = StoredResult("_".join(result.runs), result, self.context.open(result), look)
             first.setdefault(key(stored) if key else tuple(sorted(result.runs)), stored)
         if not first:
@@ -258,7 +271,7 @@ class Page:
     def percent_map(self, name: str, result: StoredResult, values: Any, *axes: Any, **more: Any) -> Any:
         """Draw a heat map of shares in percent."""
         drawn: dict[str, Any] = {"high": 100.0, "text": "{:.0f}"} | more
-        return self.map(name, result, 100 * values, *axes, **drawn)
+        return self.map(name, result, 100 * values.astype("float64"), *axes, **drawn)
 
     @contextmanager
     def shares(

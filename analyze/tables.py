@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+Frame = Any
+"""A pandas frame; its stubs do not know what a cell holds."""
 ENDS = ("", "_low", "_high")
 """What follows the name of a number, and of the ends of its interval."""
 

@@ -11,11 +11,12 @@ from synthetic import make_model, make_run, normalise, write_run
 import lake as command_line
 from analyze.context import Context
 from analyze.explorer.features import feature_lists
+from analyze.features import effects_section, shared_section
+from analyze.features import section as features_section
 from analyze.features.command import EFFECT
 from analyze.features.dashboard import write_dashboards
 from analyze.features.pages import feature_pages
 from analyze.features.probe import feature_probes
-from analyze.features.section import SECTIONS
 from analyze.features.shared import shared_features
 from analyze.page import write_section
 from analyze.sae.dictionary import SAESpec, sae_codes, select_cells, train_sae
@@ -197,7 +198,7 @@ def test_the_command_and_its_sections(tmp_path, capsys) -> None:
         "broken": None,
         "n_right": 0.0,
     }
-    for section in SECTIONS:
+    for section in (*features_section.SECTIONS, *effects_section.SECTIONS, *shared_section.SECTIONS):
         page = write_section(section, context)
         assert page is not None
         assert page.headline

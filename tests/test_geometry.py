@@ -8,9 +8,9 @@ from synthetic import make_model, make_run, normalise, write_run
 
 import lake as command_line
 from analyze.context import Context
+from analyze.geometry import rotations_section, shape_section
 from analyze.geometry.components import fit, kept_share, principal_components
 from analyze.geometry.procrustes import procrustes
-from analyze.geometry.section import SECTIONS
 from analyze.geometry.shape import Cells, geometry, shape_of
 from analyze.lens.readout import ReadOut
 from analyze.page import write_section
@@ -144,7 +144,7 @@ def test_the_command_and_its_sections(tmp_path, capsys) -> None:
     lake = open_lake(place)
     assert [len(result.runs) for result in lake.results("procrustes")].count(2) == 1
     context = Context(lake, names)
-    for section in SECTIONS:
+    for section in (*shape_section.SECTIONS, *rotations_section.SECTIONS):
         page = write_section(section, context)
         assert page is not None
         assert page.headline

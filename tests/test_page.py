@@ -5,7 +5,7 @@ import pytest
 
 from analyze.context import without_folders
 from analyze.drawing import Percent
-from analyze.heads.section import counted
+from analyze.heads.types_section import counted
 from analyze.page import Page, Section, Sentence
 from analyze.report import sections as found
 from schemas import SchemaError

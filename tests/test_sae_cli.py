@@ -9,7 +9,7 @@ from synthetic import make_model, make_run, write_run
 
 import lake as command_line
 from analyze.sae.figures import plot_sae_features, plot_sae_reconstruction
-from analyze.sae.section import source_name
+from analyze.sae.rows import source_name
 from store import open_lake
 
 QUICK = ("--epochs", 2, "--features", 12, "--k", 3)

@@ -25,7 +25,7 @@ from analyze.verdict.rules import (
     together,
     weigh,
 )
-from analyze.verdict.section import misleading, read_by, told
+from analyze.verdict.shown import misleading, read_by, told
 from analyze.verdict.verdicts import controls_of, verdict
 from schemas import MissingRunError, UsageError
 from schemas.naming import fed_at, relabelled, state_of

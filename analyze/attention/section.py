@@ -1,77 +1,55 @@
 """Section on the attention of the answer."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import xarray as xr
 
-from analyze.beside import Finding, Triple, beside, number_at
-from analyze.context import StoredResult
+from analyze.beside import number
 from analyze.drawing import Series, as_percent
 from analyze.page import Page, Section, listed
-from analyze.tables import result_table
+from analyze.tables import result_table, triple
 from schemas import segment_of
 
 
-def written(data: xr.Dataset) -> str:
-    """Query of the pass that writes the answer's number, in a result that has it, else the last."""
-    queries = [str(x) for x in data["query"].values]
+def at_answer(data: xr.Dataset) -> xr.Dataset:
+    """Shares of the pass that writes the answer's number, in a result that has it, else of the last query."""
     query = str(data.attrs.get("writes", "eot"))
-    return query if query in queries else queries[-1]
-
-
-def share_of(target: str) -> Callable[[StoredResult], Triple]:
-    """Share of attention that a thought gets where a model's answer is written, mean over layers and heads."""
-
-    def of(result: StoredResult) -> Triple:
-        return number_at(result.data.mean("layer"), "layer_share", query=written(result.data), target=target)
-
-    return of
+    return data.sel(query=query if query in data["query"].values else data["query"].values[-1])
 
 
 def answer_attention(page: Page) -> None:
     """Where the answer looks."""
     series: list[Series] = []
     thoughts: list[str] = []
-    findings = []
     for result in page.results("attention"):
-        query = written(result.data)
+        at_query = at_answer(result.data)
+        query = str(at_query["query"].item())
         within = query == "answer" or segment_of(query) == "answer"
-        targets = [str(x) for x in result.data["target"].values if within or str(x) != "answer"]
-        shares = result.data[["layer_share", "layer_share_low", "layer_share_high"]].sel(query=query, target=targets)
-        cells = 100 * shares["layer_share"].transpose("layer", "target").values
-        layers = [f"layer {x}" for x in shares["layer"].values]
-        ax = page.map(
-            "answer_attention", result, cells, layers, targets, high=max(1.0, np.nanmax(cells)), text="{:.0f}"
-        )
-        ax.set_title(f"{result.label}, query {query}")
+        targets = [str(x) for x in at_query["target"].values if within or str(x) != "answer"]
+        names = ["layer_share", "layer_share_low", "layer_share_high"]
+        shares = at_query[names].sel(target=targets).transpose("layer", "target")
+        cells = 100 * shares["layer_share"]
+        high = max(1.0, float(np.nanmax(cells)))
+        ax = page.map("answer_attention", result, cells, high=high, text="{:.0f}", title=f"query {query}")
         ax.tick_params(axis="x", labelrotation=40)
         thoughts = [target for target in targets if target.startswith("ct")]
         means = shares.mean("layer")
         among = means.sel(target=thoughts)
-        series.append((result.look, *(among[f"layer_share{end}"].values for end in ("", "_low", "_high"))))
-        best = int(np.nanargmax(series[-1][1]))
-        value, low, high = series[-1][1:]
+        value, low, high = triple(among, "layer_share")
+        series.append((result.look, value, low, high))
+        best = int(np.nanargmax(value))
         rivals = [thoughts[place] for place in np.flatnonzero(high >= low[best]) if place != best]
         page.say(
-            result,
-            "shares",
-            rivals=page.text("rivals", names=listed(rivals)) if rivals else "",
-            total=float(among["layer_share"].sum()),
-            top=thoughts[best],
-            most=float(value[best]),
-            question=float(means["layer_share"].sel(target="question")),
-            query=query,
-            n=int(result.data["n"].sel(query=query)),
-        )
-        top = thoughts[best]
-        findings.append((result, [Finding(what=f"{query} to {top}", of=share_of(top), nothing=math.nan)]))
-        rows = result_table(shares.transpose("layer", "target"), [str(name) for name in shares.data_vars])
+            result, "shares", rivals=page.text("rivals", names=listed(rivals)) if rivals else "", query=query,
+            total=float(among["layer_share"].sum()), top=thoughts[best], most=float(value[best]),
+            question=float(means["layer_share"].sel(target="question")), n=int(at_query["n"]),
+        )  # fmt: skip
+        read, target = (lambda data: at_answer(data).mean("layer")), thoughts[best]
+        page.find(result, number(f"{query} to {target}", "layer_share", nothing=math.nan, read=read, target=target))
+        rows = result_table(shares.drop_vars("query"), names)
         rows.columns = [name.removeprefix("layer_share_").removeprefix("layer_") for name in rows.columns]
-        rows.insert(0, "query", query)
-        page.add("answer_attention", result, rows)
-    beside(page, findings)
+        page.add("answer_attention", result, rows.assign(query=query))
     page.show("answer_attention", lambda rows: rows[rows["layer"] == rows.groupby("run")["layer"].transform("max")])
     as_percent(page.bars("attention_by_thought", thoughts, series, "share of attention"))
 

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from analyze.drawing import INK, MUTED, PAPER, Look, bars, looks_of_models, panels
+from analyze.compare.twins import USED
+from analyze.drawing import INK, MUTED, PAPER, RULE, Look, bars, faint_grid, looks_of_models, panels
 from analyze.heads.figures import SHORT_TYPES
 from schemas import UsageError
 
@@ -158,3 +159,49 @@ def plot_differences(table: pd.DataFrame, *, ax: Any = None) -> list[Any]:
     axis.set_yticks(np.arange(len(table)), [f"{row.what.replace('_', ' ')} {row.where}".strip() for row in rows])
     axis.set_ylim(len(table) - 0.4, -0.6)
     return [axis]
+
+
+def plot_twins(rows_of: Mapping[str, Any], own: Look, looks: Looks, ax: Any) -> None:
+    """Each measure as a mark of the model and one of each control on a line.
+
+    Parameters
+    ----------
+    rows_of
+        By control the rows of :func:`analyze.compare.twins.measure_rows`.
+    own, looks
+        How the model and its controls are drawn.
+    """
+    longest = max(rows_of.values(), key=len)
+    used = (longest["kind"] == USED).to_numpy()
+    lines = np.arange(len(longest)) + 1.4 * used  # a gap between what can be read and what is used
+    places = dict(zip(longest["what"], lines, strict=True))
+    for rows in rows_of.values():
+        y = rows["what"].map(places).to_numpy(dtype="float64")
+        ax.hlines(
+            y, rows[["model", "twin"]].min(axis=1), rows[["model", "twin"]].max(axis=1), color=RULE, linewidth=2.5
+        )
+    _marks(ax, lines, longest, "model", own, above=1)
+    for other, rows in rows_of.items():
+        _marks(ax, rows["what"].map(places).to_numpy(dtype="float64"), rows, "twin", looks[other])
+    between = (~used).sum() + 0.2
+    ax.axhline(between, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
+    for text, side, points in (("above: what can be read", "bottom", 2), ("below: what is used", "top", -2)):
+        ax.annotate(
+            text, (0.5, between), (0, points), textcoords="offset points", va=side, ha="center", fontsize=7,
+            style="italic", color=MUTED,
+        )  # fmt: skip
+    ax.set_yticks(lines, longest["what"])
+    ax.set_ylim(lines[-1] + 0.6, -0.6)
+    ax.set_xlim(-0.03, 1.03)
+    ax.tick_params(axis="y", length=0)
+    faint_grid(ax, "x")
+    ax.set_xlabel("share of problems; of probes R²")
+    ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, fontsize=8)
+
+
+def _marks(ax: Any, y: Any, rows: Any, of: str, look: Look, *, above: int = 0) -> None:
+    """Values of a model with their intervals, ``above`` those of others."""
+    known = (np.isfinite(rows[f"{of}_low"]) & np.isfinite(rows[f"{of}_high"])).to_numpy()
+    ends = (rows[f"{of}{end}"][known] for end in ("_low", "_high"))
+    ax.hlines(y[known], *ends, color=look.colour, linewidth=1.2, zorder=2)
+    ax.plot(rows[of], y, **look.line() | {"linestyle": "none", "markersize": 6, "zorder": 3 + above})

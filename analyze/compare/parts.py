@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analyze.effects.conditions import Frame, by_carrying, conditions, into_corrupted
+from analyze.effects.conditions import by_carrying, conditions, into_corrupted
 from analyze.heads.command import by_thoughts
 from analyze.heads.summary import head_summary, head_table
 from analyze.lens.command import is_plain
 from analyze.probes.command import as_they_come
 from analyze.statistics import wilson_interval
+from analyze.tables import Frame
 
 N_TOP = 20
 """Heads whose composite is laid side by side."""

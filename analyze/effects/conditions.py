@@ -6,10 +6,9 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
-UNTOUCHED = "untouched"
+from analyze.tables import Frame
 
-Frame = Any
-"""A pandas frame; its stubs do not know what a cell holds."""
+UNTOUCHED = "untouched"
 
 
 def conditions(data: xr.Dataset) -> Frame:

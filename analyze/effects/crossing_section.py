@@ -3,10 +3,10 @@
 import xarray as xr
 
 from analyze.drawing import HEAT, HEAT_NEGATIVE, Look, bars
-from analyze.effects.conditions import Frame, place_name, places_of
+from analyze.effects.conditions import place_name, places_of
 from analyze.effects.shown import LEVEL, reentries
 from analyze.page import Page, Section, listed
-from analyze.tables import ENDS, rows_with, triple
+from analyze.tables import ENDS, Frame, rows_with, triple
 
 GIVERS = {
     "right": Look(label="with thoughts of rightly answered problems", colour=HEAT),
@@ -36,7 +36,8 @@ def crossing(page: Page) -> None:
 def crossed_rows(data: xr.Dataset) -> Frame:
     """What thoughts of each outcome make of problems of each outcome: a row for each place and receiver."""
     names = {"crossed_p_holm": "p_holm"} | {f"crossed_difference{end}": f"difference{end}" for end in ENDS}
-    shares = {f"{giver}{end}": data[f"crossed{end}"].sel(giver=giver, drop=True) for giver in GIVERS for end in ENDS}
+    crossed = data[[f"crossed{end}" for end in ENDS]].astype("float64")
+    shares = {f"{giver}{end}": crossed[f"crossed{end}"].sel(giver=giver, drop=True) for giver in GIVERS for end in ENDS}
     part = data[[*names, "n_receiver"]].rename(names).rename(n_receiver="n").assign(shares)
     frame = part.to_dataframe().reset_index()
     sites = zip(frame["place_site"], frame["place_layer"], strict=True)

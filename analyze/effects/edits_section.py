@@ -3,9 +3,9 @@
 from analyze.context import StoredResult
 from analyze.curves import curve
 from analyze.drawing import MUTED, looks
-from analyze.effects.conditions import Frame
 from analyze.effects.shown import changed_places, reentries
 from analyze.page import Page, Section
+from analyze.tables import Frame
 
 
 def thought_edits(page: Page) -> None:

@@ -1,10 +1,21 @@
 """Drawings of what re-entries found."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from analyze.drawing import HEAT, HEAT_NEGATIVE, INK, MUTED, Look, bars
+from analyze.tables import Frame, rows_with, triple
+
+GROUPS = {
+    "numbers": Look(label="thoughts that read as numbers", colour=HEAT),
+    "others": Look(label="the other thoughts", colour=HEAT_NEGATIVE, hatch="////"),
+    "random like numbers": Look(label="as many at random", colour=MUTED, hatch="...."),
+    "all": Look(label="all thoughts", colour=INK, hatch="xxxx"),
+}
+"""Groups of thoughts that are taken out together."""
 N_NODE, N_EDGE = 24, 40
 """Nodes and edges of the drawing."""
 
@@ -60,3 +71,19 @@ def _reader_place(data: xr.Dataset, edge: int, start: Any) -> tuple[float, float
     """Where an edge ends: at the attention or MLP of the reading layer, or above the last one, of the same position."""
     reader, layer = str(data["reader"].values[edge]), int(data["reader_layer"].values[edge])
     return round(float(start[0])), layer + {"attention": 0.05, "mlp": 0.45, "final": 0.1}[reader]
+
+
+def plot_groups(rows: Frame, places: Sequence[str], ax: Any) -> None:
+    """Accuracy by place for each group of thoughts.
+
+    Parameters
+    ----------
+    rows
+        Conditions of one operation, of groups of :data:`GROUPS`.
+    """
+    of_group = {name: rows_with(rows, group=name).drop_duplicates("place").set_index("place") for name in GROUPS}
+    there = [name for name in GROUPS if len(of_group[name])]
+    bars(ax, places, [(GROUPS[name], *triple(of_group[name].reindex(places), "accuracy")) for name in there])
+    ax.tick_params(axis="x", length=3)
+    if len(places) > 6:
+        ax.tick_params(axis="x", labelrotation=60, labelsize=7.5)

@@ -2,19 +2,13 @@
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from analyze.context import StoredResult
 from analyze.curves import curve, random_curve
-from analyze.effects.conditions import Frame
-from analyze.effects.shown import changed, power, reentries, told_apart
-from analyze.heads.command import by_thoughts
+from analyze.effects.shown import changed, power, reentries, score_rank, told_apart
 from analyze.page import Page, Section, listed
-from analyze.tables import triple
-from schemas.statistics import smallest_correlation
+from analyze.tables import Frame, triple
 
-LEAST_HEADS = 4
-"""Heads of which a rank correlation is told."""
 CUT = {"zero": "zeroed", "mean": "set to the mean", "resample": "exchanged for another problem's"}
 """What was done to heads, in words, by operation."""
 
@@ -55,14 +49,7 @@ def alone_told(page: Page, result: StoredResult, alone: Frame) -> list[str]:
     costly = int((needed["drop"] > 0).sum())
     values = {"n": int(worst["n"]), "smallest": power(alone), "n_head": len(alone), "needed": costly}
     told = [page.text("alone" if costly else "none", group=worst["group"], drop=worst["drop"], **values)]
-    model = result.run.partition("/")[0]
-    scores = [one.data for one in page.results("heads", by_thoughts, optional=True) if one.run.startswith(f"{model}/")]
-    if scores and len(alone) >= LEAST_HEADS:
-        composite = [float(scores[0]["composite"].sel(layer=row.layer, head=row.head)) for row in alone.itertuples()]
-        if len(set(composite)) > 1 and alone["drop"].nunique() > 1:
-            rank = float(stats.spearmanr(composite, alone["drop"]).statistic)
-            told.append(page.text("rank", rank=rank, n_head=len(alone), smallest=smallest_correlation(len(alone))))
-    return told
+    return [*told, *score_rank(page, result, alone)]
 
 
 SECTIONS = (

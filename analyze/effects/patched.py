@@ -1,4 +1,4 @@
-"""Results of patching as rows: shares of outcomes, and from how many thoughts on the giver's answer wins."""
+"""Results of patching: their rows, from how many thoughts on the giver's answer wins, and the drawing of it."""
 
 from typing import Any
 
@@ -8,10 +8,12 @@ import xarray as xr
 
 from analyze.beside import NOTHING
 from analyze.context import StoredResult, Where
-from analyze.effects.conditions import Frame, into_corrupted, place_name
+from analyze.curves import curve
+from analyze.drawing import HEAT, HEAT_NEGATIVE, MUTED, Look, reference
+from analyze.effects.conditions import into_corrupted, place_name
 from analyze.effects.shown import reentries
 from analyze.page import Page
-from analyze.tables import ENDS, rows_with
+from analyze.tables import ENDS, Frame, rows_with, triple
 
 OPEN = 0.025
 """Share of resamples in which a giver wins at no N, above which it is open whether it does."""
@@ -91,3 +93,18 @@ def told_by_step(page: Page, data: xr.Dataset, splits: Frame, giver: str) -> str
         for step, rows in splits.groupby("differs", sort=False)
     ]  # fmt: skip
     return page.text("by_step", ceiling=data.attrs["ceiling"], steps=", ".join(steps))
+
+
+def draw_first(page: Page, result: StoredResult, line: Frame, random: Frame, giver: str) -> None:
+    """Share of clean and corrupted answers by the number of first thoughts patched."""
+    n, title = line["n"].to_numpy(dtype=float), line["place"].iloc[0]
+    with page.shares("several_patching", result, "first thoughts patched", height=2.9, title=title) as ax:
+        for name, colour, marker, style in (("clean", HEAT, "o", "-"), ("corrupted", HEAT_NEGATIVE, "s", "--")):
+            look = Look(label=f"{name} answer", colour=colour, marker=marker)
+            curve(ax, look, n, triple(line, name), shade=True, linestyle=style)
+        if len(random):
+            look = Look(label=f"{giver} answer, random donor", colour=MUTED, marker="^")
+            curve(ax, look, random["n"], [random[giver], None, None], linestyle=":")
+        if "ceiling" in result.data.attrs:
+            reference(ax, float(result.data.attrs["ceiling"]))
+        ax.set_xlim(0.7, max(n) + 0.3)

@@ -3,19 +3,12 @@
 from typing import Any
 
 from analyze.context import StoredResult
-from analyze.drawing import HEAT, HEAT_NEGATIVE, INK, MUTED, Look, bars
-from analyze.effects.conditions import Frame, by_carrying, places_of
+from analyze.effects.conditions import by_carrying, places_of
+from analyze.effects.figures import GROUPS, plot_groups
 from analyze.effects.shown import changed, reentries
 from analyze.labels import thought_labels
 from analyze.page import Page, Section
-from analyze.tables import rows_with, triple
-
-GROUPS = {
-    "numbers": Look(label="thoughts that read as numbers", colour=HEAT),
-    "others": Look(label="the other thoughts", colour=HEAT_NEGATIVE, hatch="////"),
-    "random like numbers": Look(label="as many at random", colour=MUTED, hatch="...."),
-    "all": Look(label="all thoughts", colour=INK, hatch="xxxx"),
-}
+from analyze.tables import rows_with
 
 
 def position_ablation(page: Page) -> None:
@@ -24,7 +17,10 @@ def position_ablation(page: Page) -> None:
         rows = frame[frame["group"].isin(list(GROUPS)) & (frame["control"].eq("") | frame["group"].str.match("random"))]
         operations = [name for name in ("mean", "zero") if (rows["operation"] == name).any()]
         for operation in operations:
-            draw(page, result, rows_with(rows, operation=operation), base["accuracy"], operation)
+            shown, figure = rows_with(rows, operation=operation), f"position_ablation_{operation}"
+            more: dict[str, Any] = {"legend": 0.25 if len(places_of(shown)) > 6 else 0.1, "title": operation}
+            with page.shares(figure, result, base=base["accuracy"], low=0.0, height=3.1, **more) as ax:
+                plot_groups(shown, places_of(shown), ax)
         for operation in operations[:1]:
             place = places_of(rows_with(rows, operation=operation))[0]
             cells = rows_with(rows, operation=operation, place=place)
@@ -46,17 +42,6 @@ def told(page: Page, result: StoredResult, accuracy: Any) -> str:
         share, lines["random like numbers"] = float(reads.sel(position=thought_labels(reads)).mean()), "random"
         page.join("overlaps", page.text("overlap", label=result.label, share=share))
     return ", ".join(page.text(lines[x], accuracy=accuracy[x], share=share) for x in lines if x in accuracy)
-
-
-def draw(page: Page, result: StoredResult, rows: Frame, base: float, operation: str) -> None:
-    """Accuracy by place for each group of thoughts."""
-    places, figure = places_of(rows), f"position_ablation_{operation}"
-    legend, turned = (0.25, {"labelrotation": 60, "labelsize": 7.5}) if len(places) > 6 else (0.1, {})
-    of_group = {name: rows_with(rows, group=name).drop_duplicates("place").set_index("place") for name in GROUPS}
-    with page.shares(figure, result, base=base, low=0.0, legend=legend, height=3.1, title=operation) as ax:
-        there = [name for name in GROUPS if len(of_group[name])]
-        bars(ax, places, [(GROUPS[name], *triple(of_group[name].reindex(places), "accuracy")) for name in there])
-        ax.tick_params(axis="x", length=3, **turned)
 
 
 SECTIONS = (

@@ -1,14 +1,12 @@
 """Sections of the first N thoughts of one half of a pair put into the other."""
 
 from analyze.beside import NOTHING
-from analyze.context import StoredResult, Where
-from analyze.curves import curve
-from analyze.drawing import HEAT, HEAT_NEGATIVE, MUTED, Look, reference
-from analyze.effects.conditions import Frame, into_clean, into_corrupted, places_of
-from analyze.effects.patched import by_step, patched, told_by_step, told_win, winning_rows
+from analyze.context import Where
+from analyze.effects.conditions import into_clean, into_corrupted, places_of
+from analyze.effects.patched import by_step, draw_first, patched, told_by_step, told_win, winning_rows
 from analyze.effects.shown import changed, paired, told_next
 from analyze.page import Page, Section
-from analyze.tables import rows_with, triple
+from analyze.tables import rows_with
 
 
 def first_thoughts(page: Page, where: Where, giver: str) -> None:
@@ -20,7 +18,8 @@ def first_thoughts(page: Page, where: Where, giver: str) -> None:
             continue
         place = places_of(own)[0]
         line = rows_with(own, place=place).sort_values("n")
-        draw(page, result, line, rows_with(first, control="random donor", place=place).sort_values("n"), giver)
+        random = rows_with(first, control="random donor", place=place).sort_values("n")
+        draw_first(page, result, line, random, giver)
         splits, wins, steps = by_step(result.data, line, giver), winning_rows(result.data), paired(result.data, "n")
         after = rows_with(steps, place=place)
         told = told_win(page, wins, line) + told_by_step(page, result.data, splits, giver)
@@ -32,21 +31,6 @@ def first_thoughts(page: Page, where: Where, giver: str) -> None:
             page.add(name, result, rows)
         page.add("layers", result, paired(result.data, "layer"))
     page.need("several_patching")
-
-
-def draw(page: Page, result: StoredResult, line: Frame, random: Frame, giver: str) -> None:
-    """Share of clean and corrupted answers by the number of first thoughts patched."""
-    n, title = line["n"].to_numpy(dtype=float), line["place"].iloc[0]
-    with page.shares("several_patching", result, "first thoughts patched", height=2.9, title=title) as ax:
-        for name, colour, marker, style in (("clean", HEAT, "o", "-"), ("corrupted", HEAT_NEGATIVE, "s", "--")):
-            look = Look(label=f"{name} answer", colour=colour, marker=marker)
-            curve(ax, look, n, triple(line, name), shade=True, linestyle=style)
-        if len(random):
-            look = Look(label=f"{giver} answer, random donor", colour=MUTED, marker="^")
-            curve(ax, look, random["n"], [random[giver], None, None], linestyle=":")
-        if "ceiling" in result.data.attrs:
-            reference(ax, float(result.data.attrs["ceiling"]))
-        ax.set_xlim(0.7, max(n) + 0.3)
 
 
 def several_patching(page: Page) -> None:

@@ -6,16 +6,20 @@ from typing import Any
 
 import pandas as pd
 import xarray as xr
+from scipy import stats
 
 from analyze.beside import Finding, Triple
 from analyze.context import StoredResult, Where
-from analyze.effects.conditions import UNTOUCHED, Frame, conditions, place_name, self_control, untouched, with_place
+from analyze.effects.conditions import UNTOUCHED, conditions, place_name, self_control, untouched, with_place
+from analyze.heads.command import by_thoughts
 from analyze.page import NothingStored, Page, listed
-from analyze.tables import ENDS, rows_with
-from schemas.statistics import smallest_change
+from analyze.tables import ENDS, Frame, rows_with
+from schemas.statistics import smallest_change, smallest_correlation
 
 LEVEL = 0.05
 """Corrected p below which a change is told."""
+LEAST_HEADS = 4
+"""Heads of which a rank correlation is told."""
 OUTCOMES = ("clean_answer", "corrupted_answer", "other", "gibberish")
 
 
@@ -101,3 +105,16 @@ def changed_places(rows: Frame) -> list[tuple[str, Frame]]:
     """Changed thoughts and where, in words, in order, with their rows."""
     names = rows["changed"].astype(str) + [f", {place}" if place != "fed vector" else "" for place in rows["place"]]
     return [(str(name), rows[names == name]) for name in dict.fromkeys(names)]
+
+
+def score_rank(page: Page, result: StoredResult, alone: Frame) -> list[str]:
+    """How the score of heads goes with what each costs alone, where their scores are stored and both vary."""
+    model = result.run.partition("/")[0]
+    scores = [one.data for one in page.results("heads", by_thoughts, optional=True) if one.run.startswith(f"{model}/")]
+    if not scores or len(alone) < LEAST_HEADS:
+        return []
+    composite = [float(scores[0]["composite"].sel(layer=row.layer, head=row.head)) for row in alone.itertuples()]
+    if len(set(composite)) < 2 or alone["drop"].nunique() < 2:
+        return []
+    rank = float(stats.spearmanr(composite, alone["drop"]).statistic)
+    return [page.text("rank", rank=rank, n_head=len(alone), smallest=smallest_correlation(len(alone)))]

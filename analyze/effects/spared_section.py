@@ -4,10 +4,10 @@ from typing import Any
 
 from analyze.curves import curve
 from analyze.drawing import looks
-from analyze.effects.conditions import Frame, by_count, places_of
+from analyze.effects.conditions import by_count, places_of
 from analyze.effects.shown import paired, reentries, told_next
 from analyze.page import Page, Section, listed
-from analyze.tables import rows_with, triple
+from analyze.tables import Frame, rows_with, triple
 
 
 def thoughts_spared(page: Page) -> None:

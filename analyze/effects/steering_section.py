@@ -7,10 +7,9 @@ import pandas as pd
 from analyze.context import StoredResult
 from analyze.curves import curve, random_curve
 from analyze.drawing import looks
-from analyze.effects.conditions import Frame
 from analyze.effects.shown import power, reentries, told_apart
 from analyze.page import Page, Section, listed
-from analyze.tables import triple
+from analyze.tables import Frame, triple
 from schemas.intervention import STEERING_UNIT
 
 

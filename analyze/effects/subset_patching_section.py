@@ -3,10 +3,10 @@
 from typing import Any
 
 from analyze.drawing import bars_across
-from analyze.effects.conditions import Frame, places_of
+from analyze.effects.conditions import places_of
 from analyze.effects.patched import patched, say_best
 from analyze.page import Page, Section
-from analyze.tables import rows_with, triple
+from analyze.tables import Frame, rows_with, triple
 
 SET_NAMES = {"numbers": "those that read as numbers", "others": "those that do not"}
 

@@ -6,10 +6,9 @@ from typing import Any
 from analyze.context import StoredResult
 from analyze.curves import curve, random_curve
 from analyze.drawing import looks
-from analyze.effects.conditions import Frame
 from analyze.effects.shown import changed_places, reentries
 from analyze.page import Page, Section
-from analyze.tables import triple
+from analyze.tables import Frame, triple
 
 WHOLE = "all of it"
 

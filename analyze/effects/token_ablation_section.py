@@ -3,10 +3,9 @@
 from typing import Any
 
 from analyze.drawing import Series
-from analyze.effects.conditions import Frame
 from analyze.effects.shown import changed, reentries
 from analyze.page import Page, Section, listed
-from analyze.tables import triple
+from analyze.tables import Frame, triple
 from analyze.verdict.rules import NO, UNDECIDED, YES, decide
 from schemas.statistics import smallest_share
 

@@ -7,10 +7,9 @@ import numpy as np
 from analyze.context import StoredResult
 from analyze.curves import curve
 from analyze.drawing import MUTED, Look, looks
-from analyze.effects.conditions import Frame
 from analyze.effects.shown import reentries
 from analyze.page import Page, Section, listed
-from analyze.tables import rows_with, triple
+from analyze.tables import Frame, rows_with, triple
 
 MAPPED, OTHER, RAW = "mapped", "of another problem, mapped", "as they are"
 
@@ -20,11 +19,10 @@ def transplants(page: Page) -> None:
     for result, frame, base in reentries(page, "transplant"):
         rows = frame[~frame["control"].str.startswith("self")]
         line, values = told(rows, base)
-        page.say(result, line, **values, source=result.data.attrs["source"])
+        page.say(result, line, source=result.data.attrs["source"], **values)
         draw(page, result, rows, base["accuracy"])
         page.add("transplants", result, rows)
-        maps = {"place": result.data["place"].values.astype(str), "r2": result.data["r2"].values}
-        page.add("transplant_maps", result, maps)
+        page.add("transplant_maps", result, {name: result.data[name].values for name in ("place", "r2")})
 
 
 def told(rows: Frame, base: Any) -> tuple[str, dict[str, Any]]:

@@ -301,6 +301,19 @@ def feature_rows(pages: Any) -> list[dict[str, Any]]:
     return rows
 
 
+def effect_rows(data: "xr.Dataset", told: "xr.Dataset | None") -> list[dict[str, Any]]:
+    """What taking each feature out does, those first that do most beyond random directions, and what each tells."""
+    tells = {} if told is None or "tells" not in told else told["tells"].to_series().to_dict()
+    rows = []
+    for index in (-data["kl_more"]).argsort().values:
+        one = data.isel(feature=int(index))
+        number, layer = int(one["feature"]), int(one["layer"])
+        place = f"{one['position'].item()}, {'fed' if layer == -1 else f'layer {layer}'}"
+        row = {"feature": number, "place": place, "tells": steps_from_one(tells.get(number, ""))}
+        rows.append(row | {str(name): one[name].item() for name in data.data_vars})
+    return rows
+
+
 def place_text(labels: Mapping[str, Any]) -> str:
     """A place where a feature fires, in words, as in ``ct4, layer 0``."""
     return ", ".join(f"layer {label}" if dim == "layer" else str(label) for dim, label in labels.items())

@@ -43,6 +43,22 @@ def _order(label: str) -> int:
     return {"bot": -1, "latent": int(label[2:] or 0) if label.startswith("ct") else 0}.get(segment_of(label), 10**6)
 
 
+def draw_heads(axes: Sequence[Any], analysis: xr.Dataset, strongest: float) -> None:
+    """Draw the attention of the best heads by composite, as many as there are axes; axes left over stay empty."""
+    heads = head_table(analysis).head(len(axes))
+    for ax, (_, head) in zip(axes, heads.iterrows(), strict=False):
+        draw_pattern(ax, analysis["pattern"].sel(layer=head["layer"], head=head["head"]), high=strongest)
+        ax.set_title(f"{head_name(head)}  {head['composite']:.2f}", fontsize=8.5)
+        ax.set_xlabel(SHORT_TYPES.get(str(head["type"]), str(head["type"])), fontsize=8)
+    for ax in axes[len(heads) :]:
+        ax.set_visible(False)
+
+
+def head_name(head: Any) -> str:
+    """Layer and head, as in ``L1H2``."""
+    return f"L{head['layer']}H{head['head']}"
+
+
 def plot_critical_heads(analysis: xr.Dataset, *, n: int = 10, ax: Any = None) -> list[Any]:
     """Matrices of the best heads by composite, with numbers in the cells.
 

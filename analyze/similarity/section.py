@@ -4,16 +4,16 @@ from typing import Any
 
 import xarray as xr
 
-from analyze.beside import Finding, Pair, beside_pairs, number_at
+from analyze.beside import Pair, number
 from analyze.drawing import heat_map, panels
 from analyze.page import Page, Section
-from analyze.tables import result_table
-from store.results import Result, preferred
+from analyze.tables import ENDS, Frame, result_table
 
 TEXTS = r'''
 [similarity]
 title = "How alike the states of two models are"
 headline = "Centred kernel alignment (CKA) of the states of every two models, on the same problems."
+controls = "number"
 method = """\
     1: the states of the same problems lie alike, but for a rotation and a scale. 0 on average: they have nothing in \
     common (debiased estimator). Every layer and position of one model is compared with every one of the other. \
@@ -52,45 +52,28 @@ def plot_similarity(result: xr.Dataset, *, ax: Any = None) -> list[Any]:
     return axes
 
 
-def alike_at(position: str, null: float) -> Finding:
-    """How alike states at a position are; nothing is what shuffled problems stay below."""
-
-    def of(pair: Pair) -> list[float]:
-        return number_at(pair.data, "position_cka", position=position, other_position=position)
-
-    return Finding(what=position, of=of, nothing=null)
-
-
 def similarity(page: Page) -> None:
     """Every two runs that were compared."""
-    shown: dict[tuple[str, ...], Result] = {}
-    for result in preferred(result for result in page.context.results if result.kind == "similarity"):
-        shown.setdefault(tuple(sorted(result.runs)), result)
-    findings = []
-    for stored in sorted(shown.values(), key=lambda result: [page.context.runs.index(run) for run in result.runs]):
-        page.sources.append(stored)
-        data = page.context.open(stored)
-        looks = page.context.relabel(stored.runs)
-        labels = [looks[run].label for run in stored.runs]
-        label = " and ".join(labels) if len(labels) > 1 else f"{labels[0]} with itself"
+    order = page.context.runs.index
+    for result in sorted(page.joint("similarity"), key=lambda result: [order(run) for run in result.stored.runs]):
+        data, runs = result.data, result.stored.runs
+        label = result.label if len(runs) > 1 else f"{result.label} with itself"
         height = 1.2 + 0.29 * max(data.sizes["position"], data.sizes["layer"])
-        plot_similarity(data, ax=page.panel("similarity", "_".join(stored.runs), wide=True, height=height, ncols=2))
-        rows: Any = result_table(data, [f"position_cka{end}" for end in ("", "_low", "_high")])
+        plot_similarity(data, ax=page.panel("similarity", result, wide=True, height=height, ncols=2))
+        rows: Frame = result_table(data, [f"position_cka{end}" for end in ENDS])
         rows.columns = ["position", "other_position", "cka", "low", "high"]
-        page.add("similarity", label, rows.assign(null=float(data["position_cka_null"])))
+        null = float(data["position_cka_null"])
+        page.add("similarity", label, rows.assign(null=null))
         same = rows[rows["position"] == rows["other_position"]].sort_values("cka")
-        if len(same):
-            worst, best = same.iloc[0], same.iloc[-1]
-            null = float(data["position_cka_null"])
-            told, n = int((same["cka"] > null).sum()), len(same)
-            page.say_of(label, page.text("same", mean=same["cka"].mean(), worst=worst, best=best, told=told, n=n,
-                                         null=null))  # fmt: skip
-            if len(stored.runs) > 1:
-                places = same["position"].iloc[:-4:-1]
-                pair = Pair(runs=(stored.runs[0], stored.runs[1]), label=label, data=data)
-                findings.append((pair, [alike_at(str(place), null) for place in places]))
-    page.need("similarity")
-    beside_pairs(page, findings)
+        if same.empty:
+            continue
+        values = {"told": int((same["cka"] > null).sum()), "n": len(same), "null": null, "mean": same["cka"].mean()}
+        page.say_of(label, page.text("same", worst=same.iloc[0], best=same.iloc[-1], **values))
+        if len(runs) > 1:
+            most = [str(place) for place in same["position"].iloc[:-4:-1]]
+            # nothing is what shuffled problems stay below
+            alike = [number(x, "position_cka", nothing=null, position=x, other_position=x) for x in most]
+            page.find(Pair(runs=(runs[0], runs[1]), label=label, data=data), *alike)
     page.show("similarity", lambda rows: rows[rows["position"] == rows["other_position"]])
 
 

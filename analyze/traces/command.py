@@ -104,21 +104,32 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
             *frontier_tables(result), tree_table(result)]  # fmt: skip
 
 
+OUTCOMES = {
+    "found": "a tree ends at the answer", "recovered": "the written chain among the best",
+    "in_order": "results read in order",
+}  # fmt: skip
+"""In which way a problem is explained."""
+
+
+def outcome_rows(layer: Any) -> list[dict[str, Any]]:
+    """Shares of the problems explained at a layer, their intervals, what shuffles give, and p, where there are any."""
+    names = {"share": "share", "low": "share_low", "high": "share_high"}
+    names |= {name: name for name in ("null", "null_high", "p")}
+    rows = [
+        {"outcome": outcome} | {short: float(layer[f"{outcome}_{name}"]) for short, name in names.items()}
+        for outcome in OUTCOMES
+    ]
+    return [row | {"n": layer.attrs["n_counted"]} for row in rows if row["share"] == row["share"]]
+
+
 def outcome_table(result: Any) -> Table:
     """Problems whose thoughts are explained, and those that would be by chance."""
-    what = {
-        "found": "a tree ends at the answer", "recovered": "the written chain among the best",
-        "in_order": "results read in order",
-    }  # fmt: skip
-    rows = []
-    for layer in result["layer"].values:
-        one = result.sel(layer=layer)
-        for name, text in what.items():
-            low, high = (float(one[f"{name}_share_{end}"]) for end in ("low", "high"))
-            if low == low:
-                chance = [float(one[f"{name}_{end}"]) for end in ("null", "null_high", "p")]
-                share = float(one[f"{name}_share"])
-                rows.append([place_of(layer), text, share, f"{low:.3f}..{high:.3f}", *chance])
+    rows = [
+        [place_of(layer), OUTCOMES[row["outcome"]], row["share"], f"{row['low']:.3f}..{row['high']:.3f}", row["null"]]
+        + [row["null_high"], row["p"]]
+        for layer in result["layer"].values
+        for row in outcome_rows(result.sel(layer=layer))
+    ]
     counted = f"{result.attrs['n_counted']} of {result.attrs['n_example']} problems"
     return Table(
         title=f"{result.attrs['run']}: traces, {result.attrs['lens']} lens, {counted}",

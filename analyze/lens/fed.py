@@ -1,0 +1,33 @@
+"""What several lenses read of the vectors fed, and beside it what edits of these did, as rows."""
+
+import pandas as pd
+import xarray as xr
+
+from analyze.lens.command import best_methods
+from analyze.tables import ENDS, Frame
+
+FIGURES = {"n_inner": "n", "inner_share": "share", "inner_share_low": "low", "inner_share_high": "high",
+           "inner_reciprocal_rank": "rank", "calibration_error": "calibration"}  # fmt: skip
+EDITS = ["n", *(name + end for name in ("read_share", "follow_share", "agreement") for end in ENDS), "chance"]
+
+
+def fed(data: xr.Dataset) -> xr.Dataset:
+    """What lenses read of the vectors fed, with the steps numbered from 0."""
+    return data.sel(layer=-1).assign_coords(step=range(data.sizes["step"]))
+
+
+def best_steps(data: xr.Dataset) -> Frame:
+    """Of each thought the step whose result the Jacobian lens names most often, as every lens reads it."""
+    places = fed(data)[[*FIGURES]].astype("float64").reset_coords(drop=True)
+    named = places["inner_share"].sel(lens="jacobian", drop=True)
+    there = named["position"].values[named.notnull().any("step").values]
+    best = places.sel(position=there).isel(step=named.sel(position=there).fillna(-1).argmax("step"))
+    rows = best.rename(FIGURES).to_dataframe(dim_order=["position", "lens"])
+    return rows.reset_index().assign(step=lambda rows: rows["step"] + 1)
+
+
+def edit_rows(data: xr.Dataset) -> Frame:
+    """Of each thought the edit that is followed most, and the readings of every lens beside it."""
+    edits = [data.isel(edit=index)[EDITS].to_dataframe().reset_index() for index in best_methods(data)]
+    rows: Frame = pd.concat(edits, ignore_index=True)[["position", "step", "method", "lens", *EDITS]]
+    return rows.assign(step=rows["step"] + 1)
