@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePath
 from typing import Any
@@ -37,6 +37,10 @@ class StoredResult:
     def label(self) -> str:
         """The run's name on the page."""
         return self.look.label
+
+
+Key = Callable[[StoredResult], Any]
+"""By what results are the same to a section."""
 
 
 def controls_in(lake: Lake, models: Iterable[str] | None = None) -> dict[str, Control]:
@@ -149,6 +153,32 @@ class Context:
         chosen = [run for run in self.runs if run in best.values()]
         look_of = self.relabel(chosen)
         return [StoredResult(run, taken[run], self.open(taken[run]), look_of[run]) for run in chosen]
+
+    def joint(
+        self, kind: str, key: Key | None = None, *, where: Callable[[Result], bool] = bool,
+        best: Callable[[Result], int] | None = None, word: str = "and",
+    ) -> list[StoredResult]:  # fmt: skip
+        """Results of a kind over several runs together, each named by all of its runs.
+
+        Parameters
+        ----------
+        key
+            Of results with the same the preferred one is taken; by default the runs, in any order.
+        where
+            Which results are taken at all.
+        best
+            Only the one for which this is largest is taken.
+        word
+            Between the labels of the runs.
+        """
+        results = preferred(one for one in self.results if one.kind == kind and where(one))
+        first: dict[Any, StoredResult] = {}
+        for result in results if best is None else sorted(results, key=best, reverse=True)[:1]:
+            looks = list(self.relabel(result.runs).values())
+            look = replace(looks[0], label=f" {word} ".join(look.label for look in looks))
+            stored = StoredResult("_".join(result.runs), result, self.open(result), look)
+            first.setdefault(key(stored) if key else tuple(sorted(result.runs)), stored)
+        return list(first.values())
 
     def choices(self, sources: Iterable[Result]) -> list[str]:
         """Which of several results that fit are shown, and which are not, in a sentence for each run."""

@@ -26,7 +26,6 @@ unless it is said); ``ordered = true`` says that two runs mean something else th
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from string import Formatter
 from typing import Any
 
@@ -42,7 +41,7 @@ from analyze.contents import Panel as Panel
 from analyze.contents import Section as Section
 from analyze.contents import Table as Table
 from analyze.contents import labels_of
-from analyze.context import Context, StoredResult, Where
+from analyze.context import Context, Key, StoredResult, Where
 from analyze.saying import MINUS as MINUS
 from analyze.saying import Sentence
 from analyze.saying import listed as listed
@@ -50,7 +49,7 @@ from analyze.saying import p_text as p_text
 from analyze.saying import points as points
 from analyze.saying import share as share
 from schemas import SchemaError, nearest
-from store.results import Result, preferred
+from store.results import Result
 
 Rows = Any
 """A pandas frame, or a list of records; the stubs do not know what a cell holds."""
@@ -103,39 +102,19 @@ class Page:
         self.sources.extend(result.stored for result in results)
         return results
 
-    def joint(
-        self, kind: str, key: Callable[[StoredResult], Any] | None = None, *,
-        where: Callable[[Result], bool] = bool, best: Callable[[Result], int] | None = None, word: str = "and",
-    ) -> list[StoredResult]:  # fmt: skip
-        """Results of several runs together; they become sources, and each is named by all of its runs.
-
-        Parameters
-        ----------
-        key
-            Of results with the same the preferred one is taken; by default the runs, in any order.
-        where
-            Which results are taken at all.
-        best
-            Only the one for which this is largest is taken.
-        word
-            Between the labels of the runs.
+    def joint(self, kind: str, key: Key | None = None, **choice: Any) -> list[StoredResult]:
+        """Results over several runs, see :meth:`analyze.context.Context.joint`; they become sources of the section.
 
         Raises
         ------
         NothingStored
             If there are none: the section is left out.
         """
-        results = preferred(one for one in self.context.results if one.kind == kind and where(one))
-        first: dict[Any, StoredResult] = {}
-        for result in results if best is None else sorted(results, key=best, reverse=True)[:1]:
-            looks = list(self.context.relabel(result.runs).values())
-            look = replace(looks[0], label=f" {word} ".join(look.label for look in looks))
-            stored = StoredResult("_".join(result.runs), result, self.context.open(result), look)
-            first.setdefault(key(stored) if key else tuple(sorted(result.runs)), stored)
-        if not first:
+        results = self.context.joint(kind, key, **choice)
+        if not results:
             raise NothingStored
-        self.sources.extend(result.stored for result in first.values())
-        return list(first.values())
+        self.sources.extend(result.stored for result in results)
+        return results
 
     def _text_of(self, kind: str, name: str) -> Any:
         """An entry of one of the tables of the texts."""

@@ -1,6 +1,7 @@
 """No file and no function longer than one can hold in mind."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("schemas", "store", "extract", "analyze", "lake", "benchmarks", "docs")
 MOST_OF_FILE = 400
 MOST_OF_FUNCTION = 60
+MOST_OF_SECTION = 60
 
 
 def sources() -> Iterator[Path]:
@@ -41,3 +43,15 @@ def test_no_function_is_long():
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and code_lines(node, lines) > MOST_OF_FUNCTION:
                 long[f"{path.relative_to(ROOT)}:{node.name}"] = code_lines(node, lines)
     assert long == {}, f"functions of more than {MOST_OF_FUNCTION} lines of code"
+
+
+def test_no_section_of_the_page_is_long():
+    long = {}
+    for path in sources():
+        if path.name == "section.py" or path.name.endswith("_section.py"):
+            code = re.sub(r"^TEXTS = .*?^'''$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+            if (n := len(code.splitlines())) > MOST_OF_SECTION:
+                long[str(path.relative_to(ROOT))] = n
+    assert long == {}, (
+        f"sections of more than {MOST_OF_SECTION} lines; what several do has its place in analyze/page.py"
+    )
