@@ -13,6 +13,7 @@ from analyze.sae.batches import Rows
 from analyze.sae.codes import Weights
 
 _SPOOL_BYTES = 1 << 23
+_BLOCK_BYTES = 1 << 20
 Matrix = Any  # (row, feature): a numpy array, or scipy's csr_array, whose stubs do not carry its number of dims
 
 
@@ -28,38 +29,53 @@ class Spool:
     def __init__(self, folder: Path | None, name: str) -> None:
         self.folder, self.name = folder, name
         self.n_row = 0
-        self._files: list[Path] = []
+        self._files: list[tuple[tuple[int, int], list[Path]]] = []
         self._held: list[Matrix] = []
         self._size = 0
 
     def add(self, rows: Matrix) -> None:
-        """Append rows (row, feature), dense or sparse."""
-        self._held.append(rows)
+        """Append rows (row, feature), dense or sparse; products of sparse ones take float64, so they are kept so."""
+        self._held.append(rows if isinstance(rows, np.ndarray) else rows.astype(np.float64))
         self.n_row += rows.shape[0]
-        self._size += rows.data.nbytes * (2 if sparse.issparse(rows) else 1)
+        self._size += self._held[-1].data.nbytes
         if self.folder is not None and self._size > _SPOOL_BYTES:
-            path = self.folder / f"{self.name}-{len(self._files)}"
             piece = _stacked(self._held)
-            if isinstance(piece, np.ndarray):
-                path = path.with_suffix(".npy")
-                np.save(path, piece)
-            else:
-                path = path.with_suffix(".npz")
-                sparse.save_npz(path, piece, compressed=False)
-            self._files.append(path)
+            arrays = [piece] if isinstance(piece, np.ndarray) else [piece.data, piece.indices, piece.indptr]
+            paths = [self.folder / f"{self.name}-{len(self._files)}-{part}.npy" for part in range(len(arrays))]
+            for path, array in zip(paths, arrays, strict=True):
+                np.save(path, array)
+            self._files.append((piece.shape, paths))
             self._held, self._size = [], 0
 
     def pieces(self) -> Iterator[tuple[slice, Matrix]]:
         """Ranges of rows and their values, in order."""
         start = 0
-        for path in self._files:
-            piece: Matrix = np.load(path) if path.suffix == ".npy" else sparse.csr_array(sparse.load_npz(path))
-            yield slice(start, start + piece.shape[0]), piece
-            start += piece.shape[0]
+        for shape, paths in self._files:
+            arrays = [np.load(path, mmap_mode="r") for path in paths]
+            piece: Matrix = arrays[0] if len(arrays) == 1 else sparse.csr_array(tuple(arrays), shape=shape)
+            yield slice(start, start + shape[0]), piece
+            start += shape[0]
         if self._held:
             piece = _stacked(self._held)
             self._held = [piece]
             yield slice(start, start + piece.shape[0]), piece
+
+    def blocks(self, mean: NDArray[np.float64]) -> Iterator[tuple[slice, Any]]:
+        """Ranges of rows and their values as float64, missing ones replaced by ``mean`` (feature,).
+
+        Dense ones are few at a time, so that they are used again while they are at hand.
+        """
+        for part, piece in self.pieces():
+            if not isinstance(piece, np.ndarray):
+                yield part, piece
+                continue
+            step = max(1, _BLOCK_BYTES // (8 * piece.shape[1]))
+            for first in range(0, len(piece), step):
+                x = piece[first : first + step].astype(np.float64)
+                gap = np.isnan(x)
+                if gap.any():
+                    x = np.where(gap, mean, x)
+                yield slice(part.start + first, part.start + first + len(x)), x
 
 
 def moments(design: Spool, keep: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -72,8 +88,8 @@ def moments(design: Spool, keep: NDArray[np.bool_]) -> tuple[NDArray[np.float64]
             new = np.where(real, x, 0).astype(np.float64)
             sums = new.sum(0), np.square(new).sum(0), real.sum(0).astype(np.float64)
         else:
-            wide: Any = x.astype(np.float64)
-            sums = np.asarray(wide.sum(axis=0)), np.asarray(wide.power(2).sum(axis=0)), np.full(x.shape[1], x.shape[0])
+            square_sums = np.asarray(x.power(2).sum(axis=0))
+            sums = np.asarray(x.sum(axis=0)), square_sums, np.full(x.shape[1], float(x.shape[0]))
         total, square, count = (a + b if len(a) else b for a, b in zip((total, square, count), sums, strict=True))
     count = np.maximum(count, 1)
     mean = total / count
@@ -135,11 +151,3 @@ def _stacked(rows: Sequence[Matrix]) -> Matrix:
     if isinstance(rows[0], np.ndarray):
         return np.concatenate(rows)
     return sparse.csr_array(sparse.vstack(rows, format="csr"))
-
-
-def filled(x: Matrix, mean: NDArray[np.float64]) -> Any:
-    """Missing values of a dense matrix replaced by the feature's mean."""
-    if isinstance(x, np.ndarray):
-        gap = np.isnan(x)
-        return np.where(gap, mean, x) if gap.any() else x.astype(np.float64)
-    return x

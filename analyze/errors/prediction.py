@@ -16,7 +16,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy import optimize, sparse, special
 
-from analyze.errors.design import Spool, designs, filled, moments
+from analyze.errors.design import Spool, designs, moments
 from analyze.errors.spec import ErrorSpec
 from analyze.sae.batches import SPLITS, Progress, Rows
 from analyze.sae.codes import Activations, sources, weights
@@ -25,6 +25,8 @@ from schemas.errors import SchemaError, UsageError
 
 PREDICTORS = ("sae_codes", "raw_activation", "question_length", "majority")
 OUTCOMES = ("wrong", "right")
+_TOGETHER = 100
+"""Resamples that are judged at once."""
 
 
 def predict_errors(
@@ -118,8 +120,8 @@ class _Fit:
     def scores(self, design: Spool) -> NDArray[np.float64]:
         """Log odds of being wrong (row,)."""
         values = np.empty(design.n_row)
-        for part, x in design.pieces():
-            values[part] = filled(x, self.mean) @ self.weight + self.bias
+        for part, x in design.blocks(self.mean):
+            values[part] = x @ self.weight + self.bias
         return values
 
 
@@ -147,6 +149,7 @@ def _fit(
     if spec.balanced and 0 < wrong[train].sum() < train.sum():
         share = wrong[train].mean()
         importance = np.where(wrong, 0.5 / share, 0.5 / (1 - share))
+    counted = np.where(train, importance, 0.0)
     target = wrong.astype(np.float64)
 
     def objective(theta: NDArray[np.float64], penalty: float) -> tuple[float, NDArray[np.float64]]:
@@ -154,14 +157,12 @@ def _fit(
         scaled = w / unit
         shift = b - center @ scaled
         loss, slope, total = 0.0, np.zeros(len(w)), 0.0
-        for part, x in design.pieces():
-            inside = train[part]
-            rows = filled(x, mean)[inside]
-            z = rows @ scaled + shift
-            y, weight = target[part][inside], importance[part][inside]
+        for part, x in design.blocks(mean):
+            z = x @ scaled + shift
+            y, weight = target[part], counted[part]
             loss += float(weight @ (np.logaddexp(0, z) - y * z))
             pull = weight * (special.expit(z) - y)
-            slope += rows.T @ pull
+            slope += x.T @ pull
             total += float(pull.sum())
         grad = np.append(w + penalty * (slope - center * total) / unit, penalty * total)
         return 0.5 * float(w @ w) + penalty * loss, grad
@@ -203,7 +204,7 @@ def _metrics(
         raise UsageError("error prediction has no test problems; give the dictionary's split a test share above 0")
     truth = wrong[test]
     weight = bootstrap_weights(xr.DataArray(_integers(problem[test]), dims="example"), spec.resamples, spec.seed)
-    draws = np.concatenate([np.ones((test.sum(), 1)), weight.values], axis=1).astype(np.float64)  # the first: as it is
+    draws = np.concatenate([np.ones((test.sum(), 1), dtype=np.float32), weight.values], axis=1)  # the first: as it is
     judged = [_judge(s[test], truth, draws) for s in scores]
     out = xr.Dataset(coords={"predictor": list(PREDICTORS), "outcome": list(OUTCOMES)})
     for name in ("accuracy", "balanced_accuracy", "auroc", "precision", "recall"):
@@ -224,34 +225,37 @@ def _metrics(
 
 
 def _judge(
-    score: NDArray[np.float64], truth: NDArray[np.bool_], draws: NDArray[np.float64]
+    score: NDArray[np.float64], truth: NDArray[np.bool_], draws: NDArray[np.float32]
 ) -> dict[str, NDArray[np.float64]]:
-    """Metrics under each set of row weights (row, draw); NaN where one does not exist."""
-    guess = score > 0
+    """Metrics under each set of row weights (row, draw), some draws at a time; NaN where one does not exist."""
+    _, group = np.unique(score, return_inverse=True)
+    membership: Any = sparse.csr_array((np.ones(len(group)), (group, np.arange(len(group)))))
+    parts = [
+        _measures(score > 0, truth, membership, draws[:, start : start + _TOGETHER].astype(np.float64))
+        for start in range(0, draws.shape[1], _TOGETHER)
+    ]
+    return {name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]}
+
+
+def _measures(
+    guess: NDArray[np.bool_], truth: NDArray[np.bool_], membership: Any, draws: NDArray[np.float64]
+) -> dict[str, NDArray[np.float64]]:
+    """Metrics of guesses under weights (row, draw); ``membership`` (group, row) has rows of one score together."""
     with np.errstate(invalid="ignore", divide="ignore"):
         total = draws.sum(0)
         hit = np.stack([(guess & truth) @ draws, (~guess & ~truth) @ draws])  # (outcome, draw)
         actual = np.stack([truth @ draws, ~truth @ draws])
         called = np.stack([guess @ draws, ~guess @ draws])
         recall = hit / actual
-        measures = {
+        positive, negative = (membership @ (draws * side[:, None]) for side in (truth, ~truth))  # (group, draw)
+        below = np.cumsum(negative, axis=0) - 0.5 * negative  # ties count half
+        return {
             "accuracy": hit.sum(0) / total,
             "balanced_accuracy": recall.mean(0),
             "precision": hit / called,
             "recall": recall,
+            "auroc": (positive * below).sum(0) / (actual[0] * actual[1]),
         }
-        _, group = np.unique(score, return_inverse=True)  # ties count half
-        n_group = group.max() + 1
-        membership: Any = sparse.csr_array(
-            (np.ones(len(group)), (group, np.arange(len(group)))), shape=(n_group, len(group))
-        )
-        positive, negative = (
-            membership @ (draws * truth[:, None]),
-            membership @ (draws * ~truth[:, None]),
-        )  # (group, draw)
-        below = np.cumsum(negative, axis=0) - 0.5 * negative
-        measures["auroc"] = (positive * below).sum(0) / (actual[0] * actual[1])
-    return measures
 
 
 def _with_interval(out: xr.Dataset, name: str, dims: Sequence[str], value: NDArray[np.float64]) -> None:
