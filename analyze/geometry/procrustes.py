@@ -7,7 +7,7 @@ generalized solution of the orthogonal Procrustes problem*, Psychometrika 1966):
     Q = U V',  s = tr(S) / |X|^2,   r2 = 1 - |Y - s X Q|^2 / |Y|^2   over problems left out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -77,8 +77,7 @@ def procrustes(
     low, high = np.quantile(_r2(wrong @ draws.T, size @ draws.T), [0.025, 0.975], axis=-1)
     largest = []
     for done in range(shuffles):
-        fit = _errors(left, right[:, rng.permutation(len(order))], fitted, held)
-        null = _r2(*(errors.mean(-1) for errors in fit))
+        null = _r2(*_mean_errors(left, right[:, rng.permutation(len(order))], fitted, held))
         largest.append(null[np.isfinite(null)].max(initial=-np.inf))
         if progress is not None:
             progress(done + 1, shuffles)
@@ -117,15 +116,40 @@ def _errors(left: Array, right: Array, fitted: Array, held: Array) -> tuple[Arra
     wrong = np.full((len(left), len(right), len(held)), np.nan)
     size = np.broadcast_to((right[:, held] ** 2).sum(-1), wrong.shape)
     known = np.isfinite(right).all((1, 2))
-    for index, cell in enumerate(left):
-        if not np.isfinite(cell).all():
-            continue
-        targets = right[known]
-        u, s, v = np.linalg.svd(cell[fitted].T @ (targets[:, fitted] - targets[:, fitted].mean(1, keepdims=True)))
-        scale = s.sum(-1) / (cell[fitted] ** 2).sum()
-        moved = scale[:, None, None] * (cell[held] @ (u @ v))
+    for index, (cell, targets, turn, scale) in enumerate(_rotations(left, right[known], fitted)):
+        moved = scale[:, None, None] * (cell[held] @ turn)
         wrong[index, known] = ((targets[:, held] - moved) ** 2).sum(-1)
     return wrong, size
+
+
+def _mean_errors(left: Array, right: Array, fitted: Array, held: Array) -> tuple[Array, Array]:
+    """Mean of :func:`_errors` over the problems, (cell, other_cell), without those of each.
+
+    As a rotation keeps lengths, |Y - s X Q|^2 = |Y|^2 - 2 s tr(Q' X'Y) + s^2 |X|^2.
+    """
+    wrong = np.full((len(left), len(right)), np.nan)
+    size = np.broadcast_to((right[:, held] ** 2).sum((-1, -2)), wrong.shape)
+    known = np.isfinite(right).all((1, 2))
+    for index, (cell, targets, turn, scale) in enumerate(_rotations(left, right[known], fitted)):
+        along = (turn * (cell[held].T @ targets[:, held])).sum((-1, -2))
+        wrong[index, known] = size[index, known] - 2 * scale * along + scale**2 * (cell[held] ** 2).sum()
+    return wrong / len(held), size / len(held)
+
+
+def _rotations(left: Array, right: Array, fitted: Array) -> Iterator[tuple[Array, Array, Array, Array]]:
+    """Each cell, the others, and the rotations and scales that bring it closest to them.
+
+    (problem, component), (other_cell, problem, component), (other_cell, component, component) and (other_cell,); NaN
+    where the cell is.
+    """
+    centred = right[:, fitted] - right[:, fitted].mean(1, keepdims=True)
+    for cell in left:
+        if not np.isfinite(cell).all():
+            empty = np.full((len(right), cell.shape[1], right.shape[2]), np.nan)
+            yield cell, right, empty, empty[:, 0, 0]
+            continue
+        u, s, v = np.linalg.svd(cell[fitted].T @ centred)
+        yield cell, right, u @ v, s.sum(-1) / (cell[fitted] ** 2).sum()
 
 
 def _r2(wrong: Array, size: Array) -> Array:

@@ -213,6 +213,12 @@ def shared_problems(first: xr.Dataset, second: xr.Dataset, most: int, rng: np.ra
     return np.array(pairs)[kept].T, len(pairs)
 
 
+def drawn_problems(first: xr.Dataset, second: xr.Dataset, most: int, seed: int) -> list[xr.DataArray]:
+    """States of both runs at the problems that analyses with this seed draw of them, for what they say they read."""
+    rows, _ = shared_problems(first, second, most, np.random.default_rng(seed))
+    return [run["hidden_state"].isel(example=own) for run, own in zip((first, second), rows, strict=True)]
+
+
 def _has_all_positions(run: xr.Dataset) -> Array:
     """Whether an example has every position: a token stands there, or a thought is fed."""
     fed = run["segment"] == "latent"

@@ -53,23 +53,23 @@ def run(sources: "Sequence[Source]", settings: SimilaritySettings) -> list[Made]
 
 def cost(sources: "Sequence[Source]", settings: SimilaritySettings) -> Cost:
     """Products of the Gram matrices of every cell of one run with every one of another, for each draw."""
-    from analyze.cost import fewer, places, reading, states_at
+    from analyze.cost import fewer, reading
+    from analyze.labels import up_to_eot
+    from analyze.similarity.cka import drawn_problems
 
-    cells, parts, operations = [], [], 0.0
-    for source in sources:
-        labels = places(source.data, settings.positions, answers=False)
-        parts.append(states_at(source.data, labels))
-        cells.append(len(labels) * source.data.sizes["layer"])
-    n = min(settings.max_problems, *(part.sizes["example"] for part in parts))
-    for first, second in [*combinations(range(len(cells)), 2)] or [(0, 0)]:
-        operations += 2.0 * n**2 * sum(cells[i] * parts[i].sizes["hidden"] for i in (first, second))
+    runs = [source.data if settings.positions else up_to_eot(source.data) for source in sources]
+    cells, reads, operations, n = [run.sizes["position"] * run.sizes["layer"] for run in runs], [], 0.0, 0
+    for first, second in [*combinations(range(len(runs)), 2)] or [(0, 0)]:
+        parts = drawn_problems(runs[first], runs[second], settings.max_problems, settings.seed)
+        reads += [reading(part) for part in (parts if first != second else parts[:1])]
+        n = parts[0].sizes["example"]
+        operations += 2.0 * n**2 * sum(cells[i] * runs[i].sizes["hidden"] for i in (first, second))
         operations += cells[first] * cells[second] * n**2 * (settings.permutations + settings.resamples / 4)
         # Picking out pairs of problems moves memory, for as long as so many operations take.
         operations += n**2 * (160.0 * cells[second] * settings.permutations)
         operations += n**2 * (40.0 * (cells[first] + cells[second]) * settings.resamples)
-    times = max(1, len(sources) - 1)
     return Cost(
-        states=sum(cells) * n, reads=[reading(part, times) for part in parts], operations=operations,
+        states=sum(cells) * n, reads=reads, operations=operations,
         memory=24.0 * n**2 * 2 * max(cells), **fewer(settings, resamples=(2, 20), permutations=(2, 20)),
     )  # fmt: skip
 
