@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import dask
 
-from schemas import UsageError
+from schemas import LakeError, UsageError
 
 
 @contextmanager
@@ -27,6 +27,8 @@ def compute_on(scheduler: str | None = None, workers: int | None = None) -> Iter
     ------
     UsageError
         If both are given, or no scheduler answers.
+    LakeError
+        If workers die at the same piece of work again and again.
     """
     if scheduler is None and workers is None:
         with dask.config.set(scheduler="threads"):  # unset, dask imports all of ``distributed`` to look for a client
@@ -44,11 +46,28 @@ def compute_on(scheduler: str | None = None, workers: int | None = None) -> Iter
             raise UsageError(
                 f"no dask scheduler answers at {scheduler} ({error}); start one with: dask scheduler"
             ) from error
-        with client:
+        with client, _plain_deaths():
             yield
         return
     if workers is None or workers < 1:
         raise UsageError(f"--workers is {workers}; it must be at least 1")
-    cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
-    with cluster, Client(cluster):
+    # What a worker says of another that has died is no error: its work is done again.
+    cluster = LocalCluster(
+        n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
+    )
+    with cluster, Client(cluster), _plain_deaths():
         yield
+
+
+@contextmanager
+def _plain_deaths() -> Iterator[None]:
+    """Say in a line what dask says of work at which one worker after the other died."""
+    from distributed import KilledWorker
+
+    try:
+        yield
+    except KilledWorker as error:
+        raise LakeError(
+            "workers died at the same piece of work one after the other, as they do where memory is short; give fewer"
+            " --workers, or --limit, --layers or --positions"
+        ) from error

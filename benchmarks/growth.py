@@ -6,7 +6,8 @@ Two made-up runs of small axes (3 layers, 2 heads, 32 components, 2,003 tokens) 
 one lake; each analysis then reads the first N examples of it, in one process and on one thread, after a run on 50 that
 loads what it needs. Where an analysis by default stops at some number of examples it is told to take all; permutations
 and resamples are few, as they only multiply. geometry and similarity hold problems against each other, of which they
-take 300 at most: they keep that. features, compare and verdict read results or test problems of a fixed number.
+take 300 at most: they keep that. features, compare and verdict read what others have left: each number of examples is a
+lake of its own for them, with their results.
 
 exponent   slope of log seconds of processor over log examples: at most 1.05 is in proportion. What does not depend on
            the examples flattens it, so that the last doubling stands beside it: the slope from the last but one number.
@@ -23,6 +24,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,22 @@ LINES: dict[str, list[str]] = {
     "transfer": [RUN, OTHER, *FEW, "--permutations", "0", "--layers", "2", "--positions", "ct1,ct3"],
 }
 """Analyses in an order in which what one leaves is there for the next."""
+READERS: dict[str, list[str]] = {
+    "features": [RUN, *FEW, "--permutations", "20"],
+    "verdict": [RUN],
+    "compare": [RUN, OTHER, *FEW],
+}
+"""Analyses of what others leave, which take no number of examples."""
+LEFT: dict[str, list[str]] = {
+    "sae": [RUN, "--features", "128", "--epochs", "2", "--sample", "0"],
+    "errors": [RUN, *FEW],
+    "heads": [RUN, OTHER, *FEW],
+    "attention": [RUN, OTHER, *FEW],
+    "lens": [RUN, OTHER],
+    "probes": [*LINES["probes"][:1], OTHER, *LINES["probes"][1:]],
+    "traces": LINES["traces"],
+}
+"""What is made first for them."""
 AXES = {"n_layer": 3, "n_head": 2, "hidden": 32, "longest_question": 40}
 
 
@@ -59,23 +78,32 @@ def write(place: Path, n_example: int) -> None:
 
 
 def child(lake: str, name: str, numbers: list[int]) -> None:
-    """Seconds of processor and peak bytes at each number of examples, as JSON."""
+    """Seconds of processor and peak bytes at each number of examples, as JSON; ``lake`` may have the number in it."""
     from lake import app
 
     taken = []
-    for n in [50, *numbers]:
+    for n in [50 if name in LINES else numbers[0], *numbers]:
+        place = lake.format(n)
+        if name in READERS and not Path(place).exists():
+            write(Path(place), n)
+            for other, words in LEFT.items():
+                quietly(app, ["analyze", other, place, *words])
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the run before has let go
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         start = time.process_time()
-        with Path(os.devnull).open("w") as nothing:
-            sys.stdout, before = nothing, sys.stdout
-            app(args=["analyze", name, lake, *LINES[name], "--limit", str(n)], standalone_mode=False)
-            sys.stdout = before
+        words = [*LINES[name], "--limit", str(n)] if name in LINES else READERS[name]
+        quietly(app, ["analyze", name, place, *words])
         status = Path("/proc/self/status").read_text().splitlines()
         peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
         taken.append({"n": n, "seconds": time.process_time() - start, "peak": peak})
     print(json.dumps(taken[1:]))
+
+
+def quietly(app: Callable[..., Any], words: list[str]) -> None:
+    """Run a command that prints into nothing."""
+    with Path(os.devnull).open("w") as nothing, redirect_stdout(nothing):
+        app(args=words, standalone_mode=False)
 
 
 def slope(taken: list[dict[str, Any]]) -> float:
@@ -100,7 +128,7 @@ def main() -> None:
         child(sys.argv[2], sys.argv[3], [int(word) for word in sys.argv[4].split(",")])
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("analyses", nargs="*", default=list(LINES))
+    parser.add_argument("analyses", nargs="*", default=[*LINES, *READERS])
     parser.add_argument("--examples", default="500,1000,2000,4000,8000")
     parser.add_argument("--keep", type=Path, metavar="DIR")
     given = parser.parse_args()
@@ -108,10 +136,11 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         place = (given.keep or Path(folder)) / "small.lake"
-        if not place.exists():
+        if not place.exists() and not set(given.analyses) <= set(READERS):
             write(place, max(int(word) for word in given.examples.split(",")))
         for name in given.analyses:
-            words = [sys.executable, __file__, "--child", str(place), name, given.examples]
+            lake = place if name in LINES else place.with_name("small-{}.lake")
+            words = [sys.executable, __file__, "--child", str(lake), name, given.examples]
             done = subprocess.run(words, capture_output=True, text=True, env=environment)
             if done.returncode:
                 print(f"{name}: {done.stderr.strip().splitlines()[-1]}", flush=True)

@@ -1,0 +1,53 @@
+"""A worker that is killed costs what it held: the others do it again, and the numbers are the same."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+from synthetic import make_model, make_run, write_run
+
+from analyze import lens_summary, logit_lens
+from analyze.cluster import compute_on
+from schemas import LakeError
+from store import open_lake
+
+
+def test_a_killed_worker_changes_no_number_and_work_that_kills_them_is_said(tmp_path: Path) -> None:
+    model, mark = make_model(), tmp_path / "killed"
+    write_run(tmp_path / "made.lake", make_run(n_example=24, model=model), model, shard_examples=8)
+    lake = open_lake(tmp_path / "made.lake")
+    (name,) = lake.runs()
+    run = lake.open(name, chunks=8)
+
+    def killed_once(block: np.ndarray) -> np.ndarray:
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return block
+
+    def killed(block: np.ndarray) -> np.ndarray:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return block
+
+    def summary(harm: Callable[[np.ndarray], np.ndarray] | None = None) -> xr.Dataset:
+        states = run["hidden_state"]
+        if harm is not None:
+            states = states.copy(data=states.data.map_blocks(harm, meta=np.empty(0, states.dtype)))
+        return lens_summary(logit_lens(run.assign(hidden_state=states), lake.model(name.partition("/")[0])))
+
+    def work() -> None:
+        xr.testing.assert_identical(summary(killed_once).compute(), summary().compute(scheduler="threads"))
+        assert mark.exists()
+        summary(killed).compute()
+
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
+        pytest.raises(LakeError, match="workers died .* fewer --workers"),
+        compute_on(workers=2),
+    ):
+        work()
