@@ -1,13 +1,18 @@
 """What sections are written with: texts with values, captions, tables and what they leave out; errors name the text."""
 
+import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 
+from analyze.contents import labels_of
 from analyze.context import without_folders
-from analyze.drawing import Percent
+from analyze.curves import curve
+from analyze.drawing import INK, Look, Percent
 from analyze.heads.types_section import counted
 from analyze.page import Page, Section, Sentence
 from analyze.report import sections as found
+from analyze.tables import rows_with, triple
 from schemas import SchemaError
 from schemas.flags import flags
 from schemas.registry import by_kind, line
@@ -66,6 +71,36 @@ def test_figures_stand_in_the_order_of_the_texts(page):
     page.panel("second")
     assert [one.caption for one in page.illustrations] == ["Second of 2.", "First, alone.", "First, beside."]
     assert [panel.name for one in page.illustrations for panel in one.panels] == ["second", "first_a", "first_b"]
+
+
+def test_shares_are_in_percent_from_below_nothing_to_all_beside_what_was(page):
+    with page.shares("first", "a", "thoughts", base=0.25) as ax:
+        curve(ax, Look(label="one", colour=INK), [1, 2], [[0.5, 1.0], [0.4, 0.9], [0.6, 1.0]])
+    assert (ax.get_xlabel(), ax.get_ylim()) == ("thoughts", (-0.02, 1.03))
+    assert isinstance(ax.yaxis.get_major_formatter(), Percent)
+    assert [list(line.get_ydata()) for line in ax.lines] == [[0.5, 1.0], [0.25, 0.25]]
+    assert [ends.tolist() for ends in ax.collections[0].get_segments()] == [[[1, 0.4], [1, 0.6]], [[2, 0.9], [2, 1.0]]]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["one"]
+
+
+def test_rows_and_columns_of_a_map_are_called_by_their_labels():
+    values = xr.DataArray(np.zeros((2, 1)), {"layer": [0, 3], "step": [1]}, ("layer", "step"))
+    assert [labels_of(values, axis) for axis in (0, 1)] == [["layer 0", "layer 3"], ["step 2"]]
+    assert labels_of(pd.DataFrame([[0.0]], index=["mean"], columns=pd.Index([2], name="head")), 1) == ["H2"]
+
+
+def test_rows_are_taken_by_their_labels_and_numbers_with_their_ends():
+    frame = pd.DataFrame({"n": [1, 2, 2], "kind": ["a", "a", "b"], "x": [0.1, 0.2, 0.3], "x_low": [0.0, 0.1, 0.2]})
+    assert rows_with(frame, n=2, kind="a")["x"].tolist() == [0.2]
+    assert rows_with(frame, place="here").empty
+    value, low, high = triple(frame, "x")
+    assert (value.tolist(), low.tolist(), high) == ([0.1, 0.2, 0.3], [0.0, 0.1, 0.2], None)
+
+
+def test_a_value_grows_by_texts_and_empty_ones_add_nothing(page):
+    for text in ("", "one", "", "two"):
+        page.join("there", text)
+    assert page.caveats == ["Always.", "Only of one; two."]
 
 
 def test_a_table_shows_some_rows_of_each_run_and_keeps_all(page):

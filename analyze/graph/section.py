@@ -26,8 +26,8 @@ def thought_graph(page: Page) -> None:
         direct, n_total = edges_of(part, "direct"), len(edges_of(part, "total"))
         counts = {"direct": listed(named(direct)), "n_total": n_total, "n_direct": len(direct)}
         page.say(result, "edges" if direct else "none", operation=operation, **counts)
-        lenses = [one.data for one in page.results("lens", optional=True) if one.run == result.run]
-        if words := wordy_sources(part, lenses):
+        lenses = [] if "reads_result" in part else page.results("lens", optional=True)
+        if words := wordy_sources(part, [one.data for one in lenses if one.run == result.run]):
             carried = named([edge for edge in direct if not set(edge) & set(words)])
             page.say_more(result.label, page.text("words", names=listed(words), carried=listed(carried) or "none"))
         if operation == "resample" and "alike" in graph["operation"].values:
