@@ -7,8 +7,9 @@ import xarray as xr
 
 from analyze.beside import number
 from analyze.drawing import Series, as_percent
+from analyze.labels import thought_labels
 from analyze.page import Page, Section, listed
-from analyze.tables import result_table, triple
+from analyze.tables import ENDS, result_table, triple
 from schemas import segment_of
 
 
@@ -18,42 +19,42 @@ def at_answer(data: xr.Dataset) -> xr.Dataset:
     return data.sel(query=query if query in data["query"].values else data["query"].values[-1])
 
 
-def answer_attention(page: Page) -> None:
+def mean_at_answer(data: xr.Dataset) -> xr.Dataset:
+    """The same, mean over layers."""
+    return at_answer(data).mean("layer")
+
+
+def attention(page: Page) -> None:
     """Where the answer looks."""
     series: list[Series] = []
     thoughts: list[str] = []
+    names = [f"layer_share{end}" for end in ENDS]
     for result in page.results("attention"):
-        at_query = at_answer(result.data)
-        query = str(at_query["query"].item())
-        within = query == "answer" or segment_of(query) == "answer"
-        targets = [str(x) for x in at_query["target"].values if within or str(x) != "answer"]
-        names = ["layer_share", "layer_share_low", "layer_share_high"]
-        shares = at_query[names].sel(target=targets).transpose("layer", "target")
-        cells = 100 * shares["layer_share"]
-        high = max(1.0, float(np.nanmax(cells)))
-        ax = page.map("answer_attention", result, cells, high=high, text="{:.0f}", title=f"query {query}")
+        shares = at_answer(result.data)
+        query = str(shares["query"].item())
+        if segment_of(query) != "answer" and query != "answer":
+            shares = shares.drop_sel(target="answer", errors="ignore")
+        cells, title = 100 * shares["layer_share"].transpose("layer", "target"), f"query {query}"
+        ax = page.map("answer_attention", result, cells, high=max(1.0, np.nanmax(cells)), text="{:.0f}", title=title)
         ax.tick_params(axis="x", labelrotation=40)
-        thoughts = [target for target in targets if target.startswith("ct")]
-        means = shares.mean("layer")
+        thoughts = thought_labels(shares, "target")
+        means = shares[names].mean("layer")
         among = means.sel(target=thoughts)
         value, low, high = triple(among, "layer_share")
         series.append((result.look, value, low, high))
         best = int(np.nanargmax(value))
-        rivals = [thoughts[place] for place in np.flatnonzero(high >= low[best]) if place != best]
+        top, rivals = thoughts[best], [thoughts[x] for x in np.flatnonzero(high >= low[best]) if x != best]
         page.say(
             result, "shares", rivals=page.text("rivals", names=listed(rivals)) if rivals else "", query=query,
-            total=float(among["layer_share"].sum()), top=thoughts[best], most=float(value[best]),
-            question=float(means["layer_share"].sel(target="question")), n=int(at_query["n"]),
+            total=float(among["layer_share"].sum()), top=top, most=float(value[best]),
+            question=float(means["layer_share"].sel(target="question")), n=int(shares["n"]),
         )  # fmt: skip
-        read, target = (lambda data: at_answer(data).mean("layer")), thoughts[best]
-        page.find(result, number(f"{query} to {target}", "layer_share", nothing=math.nan, read=read, target=target))
-        rows = result_table(shares.drop_vars("query"), names)
+        page.find(result, number(f"{query} to {top}", "layer_share", nothing=math.nan, read=mean_at_answer, target=top))
+        rows = result_table(shares[names].drop_vars("query").transpose("layer", "target"), names)
         rows.columns = [name.removeprefix("layer_share_").removeprefix("layer_") for name in rows.columns]
         page.add("answer_attention", result, rows.assign(query=query))
     page.show("answer_attention", lambda rows: rows[rows["layer"] == rows.groupby("run")["layer"].transform("max")])
     as_percent(page.bars("attention_by_thought", thoughts, series, "share of attention"))
 
 
-SECTIONS = (
-    Section(slug="answer-attention", write=answer_attention, chapter="report-003", order=10, needs=("attention",)),
-)
+SECTIONS = (Section(slug="answer-attention", write=attention, chapter="report-003", order=10, needs=("attention",)),)

@@ -21,17 +21,17 @@ def position_ablation(page: Page) -> None:
             more: dict[str, Any] = {"legend": 0.25 if len(places_of(shown)) > 6 else 0.1, "title": operation}
             with page.shares(figure, result, base=base["accuracy"], low=0.0, height=3.1, **more) as ax:
                 plot_groups(shown, places_of(shown), ax)
-        for operation in operations[:1]:
-            place = places_of(rows_with(rows, operation=operation))[0]
-            cells = rows_with(rows, operation=operation, place=place)
-            of_group: Any = cells.drop_duplicates("group").set_index("group")["accuracy"]
-            values = {"untouched": base["accuracy"], "place": place, "n": int(cells["n"].max())}
-            page.say(result, operation, groups=told(page, result, of_group), **values)
-            carrying = changed("numbers", group="numbers", operation=operation, place=place)
-            page.find(result, carrying if "numbers" in of_group else None)
-            page.add("position_ablation", result, rows)
-            worst = float(result.data["share_not_counted"].max()) if "share_not_counted" in result.data else 0
-            page.join("not_counted", page.text("not_counted", label=result.label, worst=worst) if worst > 0 else "")
+        if not operations:
+            continue
+        where = {"operation": operations[0], "place": places_of(rows_with(rows, operation=operations[0]))[0]}
+        cells = rows_with(rows, **where)
+        accuracy: Any = cells.drop_duplicates("group").set_index("group")["accuracy"]
+        values = {"untouched": base["accuracy"], "place": where["place"], "n": int(cells["n"].max())}
+        page.say(result, operations[0], groups=told(page, result, accuracy), **values)
+        page.find(result, changed("numbers", group="numbers", **where) if "numbers" in accuracy else None)
+        page.add("position_ablation", result, rows)
+        worst = float(result.data["share_not_counted"].max()) if "share_not_counted" in result.data else 0
+        page.join("not_counted", page.text("not_counted", label=result.label, worst=worst) if worst > 0 else "")
 
 
 def told(page: Page, result: StoredResult, accuracy: Any) -> str:
