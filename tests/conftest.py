@@ -84,6 +84,33 @@ def report_lake(made_once: MadeOnce) -> Path:
     return made_once("report_lake", make_lake) / "toy.lake"
 
 
+@pytest.fixture(scope="session")
+def reentry_lake(made_once: MadeOnce) -> Path:
+    """The lake of ``reentry_lake.make_lake``; to be read only."""
+    from reentry_lake import make_lake
+
+    return made_once("reentry_lake", make_lake) / "a.lake"
+
+
+@pytest.fixture(scope="session")
+def analysed_lake(made_once: MadeOnce) -> Path:
+    """The lake of ``two_runs.make_analysed``; to be read only."""
+    from two_runs import make_analysed
+
+    return made_once("analysed_lake", make_analysed) / "a.lake"
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Call a command in this process: exit status, standard output, standard error."""
+    from called import run_lake
+
+    def called(*words: object) -> tuple[int, str, str]:
+        return run_lake(*words), *capsys.readouterr()
+
+    return called
+
+
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
 )

@@ -51,6 +51,34 @@ def normalise(state: np.ndarray, model: xr.Dataset) -> np.ndarray:
     return np.asarray(state / scale * model["final_norm_weight"].values + model["final_norm_bias"].values)
 
 
+def made_answers(rng: np.random.Generator, n_example: int, n_step: int, n_number: int) -> dict[str, Any]:
+    """Questions, chains of 1 .. ``n_step`` results below ``n_number``, and answers, six in ten of them right."""
+    n_used = rng.integers(1, n_step + 1, n_example)
+    unused = np.arange(n_step) >= n_used[:, None]
+    result = np.where(unused, np.nan, rng.integers(0, n_number, (n_example, n_step)).astype(float))
+    operation = np.where(unused, "", rng.choice(OPERATORS, (n_example, n_step)))
+    gold = result[np.arange(n_example), n_used - 1]
+    correct = rng.random(n_example) < 0.6
+    return {
+        "question": np.array([f"question {label}" for label in range(n_example)], dtype=object),
+        "gold_answer": np.array([f"{number:g}" for number in gold], dtype=object),
+        "generated_text": np.array([f"The answer is: {number:g}" for number in gold], dtype=object),
+        "predicted_answer": np.where(correct, gold, gold + 1),
+        "correct": correct,
+        "intermediate_result": result,
+        "operation": operation.astype(object),
+    }
+
+
+def made_attention(rng: np.random.Generator, exists: np.ndarray, n_layer: int, n_head: int) -> np.ndarray:
+    """Causal attention between the places ``(example, key)`` that exist; its rows sum to 1."""
+    n_example, n_key = exists.shape
+    logit = rng.normal(size=(n_example, n_layer, n_head, n_key, n_key))
+    seen = exists[:, :, None] & exists[:, None, :] & np.tri(n_key, dtype=bool)  # (example, query, key)
+    weight = np.where(seen[:, None, None], np.exp(logit), 0.0)
+    return np.asarray(weight / np.maximum(weight.sum(-1, keepdims=True), 1e-30))
+
+
 def make_run(
     *,
     name: str = "made-up/problems",
@@ -102,10 +130,7 @@ def make_run(
     place = np.arange(n_key)
     exists = (place >= start[:, None]) & (place < stop[:, None])  # (example, key)
 
-    logit = rng.normal(size=(n_example, n_layer, n_head, n_key, n_key))
-    seen = exists[:, :, None] & exists[:, None, :] & (place[:, None] >= place)  # (example, query, key)
-    weight = np.where(seen[:, None, None], np.exp(logit), 0.0)
-    attention = weight / np.maximum(weight.sum(-1, keepdims=True), 1e-30)
+    attention = made_attention(rng, exists, n_layer, n_head)
 
     state = rng.normal(size=(n_example, n_layer, n_key, hidden)).astype(dtype)
     state[~np.broadcast_to(exists[:, None, :], state.shape[:3])] = np.nan
@@ -113,35 +138,26 @@ def make_run(
     token[:, bot + 1 : bot + 1 + n_latent] = -1  # thoughts are vectors, not tokens
     token[:, bot], token[:, bot + 1 + n_latent] = n_vocabulary - 2, n_vocabulary - 1
 
-    n_used = rng.integers(1, n_step + 1, n_example)
-    unused = np.arange(n_step) >= n_used[:, None]
-    result = np.where(unused, np.nan, rng.integers(0, n_vocabulary - 8, (n_example, n_step)).astype(float))
-    operation = np.where(unused, "", rng.choice(OPERATORS, (n_example, n_step)))
-    gold = result[np.arange(n_example), n_used - 1]
-    correct = rng.random(n_example) < 0.6
+    answers = made_answers(rng, n_example, n_step, n_vocabulary - 8)
     example = np.arange(n_example)
-    variant = [("clean", "corrupted")[i % 2] if twins else "" for i in example]
     values: dict[str, Any] = {
         "hidden_state": state[:, :, first:],
         "final_state": normalise(state[:, -1, first:], model).astype(dtype),
         "latent_embedding": rng.normal(size=(n_example, n_latent, hidden)).astype(dtype),
         "attention": attention[..., first:, :].astype(dtype),
         "token": token[:, first:].astype("int32"),
-        "question": np.array([f"question {label}" for label in example], dtype=object),
-        "gold_answer": np.array([f"{number:g}" for number in gold], dtype=object),
-        "generated_text": np.array([f"The answer is: {number:g}" for number in gold], dtype=object),
-        "predicted_answer": np.where(correct, gold, gold + 1),
-        "correct": correct,
         "answer_logprob": -rng.exponential(size=n_example),
-        "intermediate_result": result,
-        "operation": operation.astype(object),
+        **answers,
         "committed": np.ones(n_example, dtype=bool),
     }
     variables = {key: (RUN_VARIABLES[key].dims, value) for key, value in values.items()}
     coords: dict[str, Any] = {
         "example": example,
         "problem": ("example", example // 2 if twins else example),
-        "variant": ("example", np.array(variant, dtype=object)),
+        "variant": (
+            "example",
+            np.array([("clean", "corrupted")[i % 2] if twins else "" for i in example], dtype=object),
+        ),
         "layer": np.arange(n_layer),
         "head": np.arange(n_head),
         "latent": np.array(latent_labels(n_latent), dtype=object),
@@ -152,13 +168,12 @@ def make_run(
     for key, value in changes.items():
         target = coords if key in coords else variables
         target[key] = value if isinstance(value, tuple) or key not in variables else (variables[key][0], value)
-    spec = {"capture": capture, "dtype": dtype}
     run = xr.Dataset(
         variables,
         coords=coords,
         attrs={
             "run": name,
-            "spec": json.dumps(spec),
+            "spec": json.dumps({"capture": capture, "dtype": dtype}),
             "fingerprint": fingerprint({"run": name, "seed": seed, "sizes": [n_example, n_layer, n_head, hidden]}),
         },
     )

@@ -9,7 +9,6 @@ import pytest
 import xarray as xr
 from synthetic import make_model, make_run, write_run
 
-import lake as command_line
 from analyze import head_scores, importance_of, lens_summary, logit_lens
 from analyze.lens.readout import ReadOut
 from schemas import SchemaError
@@ -27,17 +26,6 @@ def made(tmp_path_factory):
         write_run(path, run, model)
         runs.append((run, model))
     return path, runs
-
-
-@pytest.fixture
-def call(capsys):
-    def run(*arguments):
-        with pytest.raises(SystemExit) as left:
-            command_line.main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return left.value.code, out, err
-
-    return run
 
 
 def test_workers_read_a_read_out_that_is_in_a_lake_and_get_any_other(made):

@@ -10,22 +10,12 @@ import pytest
 import torch
 import xarray as xr
 
-import lake as command_line
-
 CODI = Path(__file__).parent / "data" / "codi_oracle"
 GOOD = [{"question": "Tom has 7 apples.", "answer": "<<3+4=7>> #### 7"}, {"question": "Why?", "answer": 3}]
 
 
 @pytest.fixture
-def run(capsys):
-    """Call the command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as left:
-            command_line.main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return left.value.code, out, err
-
+def run(call):
     return call
 
 

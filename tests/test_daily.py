@@ -4,51 +4,20 @@ import json
 import re
 import subprocess
 import sys
-from contextlib import redirect_stdout
 from importlib.metadata import version
 from io import StringIO
-from itertools import product
 
-import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from synthetic import make_model, make_run, write_run
+from two_runs import refused, two_runs
 
 import lake as command_line
-from analyze import activation_of, sae_codes
-from analyze.query import top
 from extract.small_models.problems import make_pairs, write_pairs
 from lake import printing
 from schemas import FORMAT_VERSION, Intervention, UsageError, nearest
 from store import open_lake, remove, select_removable, verify
 from store.info import describe_results
-
-
-@pytest.fixture
-def call(capsys):
-    def run(*arguments):
-        with pytest.raises(SystemExit) as left:
-            command_line.main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return left.value.code, out, err
-
-    return run
-
-
-def refused(done, *words):
-    """A user's mistake: exit 2, one line that has these words, and nothing on standard output."""
-    code, out, err = done
-    assert (code, out, err.count("\n")) == (2, "", 1), done
-    assert all(word in err for word in words), err
-
-
-def two_runs(path):
-    """A lake of two models, a run each."""
-    for seed, name in enumerate(("one/problems", "two/problems")):
-        model = make_model(seed=seed)
-        write_run(path, make_run(name=name, n_example=30, twins=True, seed=seed, model=model), model)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -80,25 +49,10 @@ def test_a_misspelt_word_is_answered_with_the_nearest(call, made):
         Intervention(site="hidden_state", operation="resampel", layers=(0,), positions=("ct0",))  # type: ignore[arg-type]
 
 
-COMMANDS = {
-    "heads": ("--resamples", 20, "--top", 4),
-    "attention": ("--resamples", 20),
-    "lens": (),
-    "correlate": ("--permutations", 20, "--resamples", 20),
-    "probes": ("--target", "operation", "--layers", 1, "--positions", "bot,ct0", "--resamples", 20, "--controls", 1),
-    "sae": ("--epochs", 1, "--features", 8, "--k", 2),
-}
-
-
 @pytest.fixture(scope="module")
-def analysed(tmp_path_factory):
+def analysed(analysed_lake):
     """A lake with results, and what the commands that made them printed."""
-    path, printed = two_runs(tmp_path_factory.mktemp("lakes") / "analysed.lake"), {}
-    for name, options in COMMANDS.items():
-        with redirect_stdout(StringIO()) as out:
-            command_line.app(["analyze", name, str(path), "one/problems", *map(str, options)], standalone_mode=False)
-        printed[name] = out.getvalue()
-    return path, printed
+    return analysed_lake, json.loads(analysed_lake.with_name("printed.json").read_text())
 
 
 def test_a_result_is_shown_as_its_command_printed_it(call, analysed, tmp_path):
@@ -211,173 +165,6 @@ with ShardClaim(Path(path) / "one/problems/zarr.json", 0) as held:
     words = [sys.executable, "-m", "lake", "rm", path, "one/problems", "--yes"]
     print(held, subprocess.run(words, capture_output=True, text=True).stderr)
 """
-
-
-@pytest.fixture
-def ask(call, analysed):
-    """Put a question in SQL to the lake with results: (exit code, stdout, stderr)."""
-    pytest.importorskip("duckdb")
-    return lambda *words: call("query", analysed[0], *words)
-
-
-def test_a_query_gives_what_xarray_gives(ask, analysed, tmp_path):
-    lake = open_lake(analysed[0])
-    run = lake["one/problems"]
-    right = run["correct"].values
-    sql = "select correct, count(*) as n, avg(answer_logprob) as logprob from one_problems group by correct order by 1"
-    found = json.loads(ask(sql, "--json")[1])
-    assert [row["n"] for row in found] == [(~right).sum(), right.sum()]
-    assert [row["logprob"] for row in found] == pytest.approx(
-        [float(run["answer_logprob"].values[which].mean()) for which in (~right, right)]
-    )
-    assert ask('select problem, operation[1] from "one/problems" where example = 3')[1].split()[-4:] == [
-        str(int(run["problem"][3])), run["operation"].values[3, 0], "1", "rows"
-    ]  # fmt: skip
-    steps = 'select operation, intermediate_result, null::boolean as missing from "one/problems" where example = 3'
-    (found,) = json.loads(ask(steps, "--json")[1])
-    assert found["operation"] == [name for name in run["operation"].values[3] if name]
-    assert f"[{', '.join(found['operation'])}]" in ask(steps)[1]
-    joined = "heads_one_problems join heads_one_problems_layer_head_position_key_position using (layer, head)"
-    (found,) = json.loads(ask(f"select count(*) as n from {joined}", "--json")[1])
-    assert found["n"] == lake.result("heads", "one/problems")["pattern"].size
-    flow = lake.result("heads", "one/problems")["flow"]
-    code, out, err = ask(
-        "select flow from heads_one_problems where layer = 2 and head = 1", "--csv", tmp_path / "a.csv"
-    )
-    assert (code, err) == (0, "")
-    assert pd.read_csv(tmp_path / "a.csv")["flow"].item() == pytest.approx(float(flow.sel(layer=2, head=1)))
-    listed = json.loads(ask("--json")[1])
-    assert listed["one_problems"]["columns"][:4] == ["example", "problem", "variant", "question"]
-    assert {"lens_one_problems", "probes_one_problems"} <= listed.keys()
-    assert "committed" not in listed["one_problems"]["columns"]
-
-
-def test_what_is_not_there_is_null(call, tmp_path):
-    pytest.importorskip("duckdb")
-    model = make_model()
-    run = make_run(name="one/problems", model=model)
-    run["predicted_answer"][3] = np.nan
-    write_run(tmp_path / "a.lake", run, model)
-    sql = "select count(predicted_answer) as n, avg(predicted_answer) as mean from one_problems"
-    (found,) = json.loads(call("query", tmp_path / "a.lake", sql, "--json")[1])
-    assert found == {"n": 11, "mean": pytest.approx(np.nanmean(run["predicted_answer"].values))}
-
-
-def test_a_query_reads_and_only_the_lake(ask, tmp_path):
-    (tmp_path / "b.csv").write_text("secret")
-    refused(ask("selec 1"), "Parser Error", "selec")
-    refused(ask("select * from one_problem"), "did you mean 'one_problems'?")
-    refused(ask("select nothing from one_problems"), "nothing")
-    for sql in ("drop table one_problems", "select 1; select 2", f"copy (select 1) to '{tmp_path}/c.csv'", ""):
-        refused(ask(sql), "one SELECT")
-    for sql in (f"select * from '{tmp_path}/b.csv'", f"select * from read_text('{tmp_path}/b.csv')", "from tables"):
-        refused(ask(sql))
-    assert [path.name for path in tmp_path.iterdir()] == ["b.csv"]
-
-
-def test_a_damaged_lake_answers_no_query(call, tmp_path):
-    pytest.importorskip("duckdb")
-    path = two_runs(tmp_path / "a.lake")
-    (file,) = (path / "one/problems/answer_logprob/c").rglob("0")
-    file.write_bytes(file.read_bytes()[:-1] + b"?")
-    code, out, err = call("query", path, "select sum(answer_logprob) from one_problems")
-    assert (code, out, err.count("\n")) == (1, "", 1)
-    assert "--rebuild" in err
-    assert call("query", path, "select count(*) from two_problems")[0] == 0
-
-
-def test_the_largest_are_those_of_the_whole(call, analysed, monkeypatch):
-    path = analysed[0]
-    run = open_lake(path)["one/problems"]
-    monkeypatch.setattr(top, "BLOCK_EXAMPLES", 7)
-    weights = run["attention"].sel(layer=2, head=1, position=["ct1", "eot"], key_position=["bot", "ct0"]).load()
-    options = ("--positions", "ct1,eot", "--keys", "bot,ct0", "--top", 5, "--json")
-    found = json.loads(call("top", path, "one/problems", "--head", "L2H1", *options)[1])
-    best = np.argsort(-weights.values.reshape(-1), kind="stable")[:5]
-    for row, place in zip(found, best, strict=True):
-        at = weights.isel(dict(zip(weights.dims, np.unravel_index(place, weights.shape), strict=True)))
-        assert row["value"] == pytest.approx(float(at))
-        assert [row[dim] for dim in weights.dims] == [at[dim].item() for dim in weights.dims]
-        assert row["question"] == run["question"].values[row["example"]]
-    assert found[0]["key_token"] == ("<bot>" if found[0]["key_position"] == "bot" else "")
-
-    dictionary = open_lake(path).result("sae", "one/problems")
-    codes = sae_codes(dictionary, activation_of(dictionary, {"one/problems": run})).isel(feature=3).compute()
-    found = json.loads(call("top", path, "one/problems", "--feature", "sae:3", "--top", 4, "--json")[1])
-    flat = codes.values.reshape(-1)
-    assert [row["value"] for row in found] == pytest.approx(np.sort(flat[flat > 0])[::-1][:4].tolist(), rel=1e-5)
-    for row in found:
-        at = codes.sel({dim: row[dim] for dim in codes.dims})
-        assert row["value"] == pytest.approx(float(at), rel=1e-5)
-
-
-def test_a_direction_is_searched_where_it_was_computed_and_both_ways(call, analysed, monkeypatch):
-    path = analysed[0]
-    lake = open_lake(path)
-    run = lake.open("one/problems", chunks=None)
-    monkeypatch.setattr(top, "BLOCK_EXAMPLES", 7)
-    decoder = lake.result("sae", "one/problems")["decoder"].sel(feature=3).values
-    probe = lake.result("probes", "one/problems")["direction"]
-    step, category = (probe[dim].values[0] for dim in ("step", "class"))
-    probe = probe.sel({"step": step, "class": category})
-    where = f"probes:direction:step={step},class={category}"
-    for name, sign, vectors, options in (
-        ("sae:decoder:feature=3", 1, decoder, ("--positions", "ct1,eot", "--layers", "0,2")),
-        (f"-{where}", -1, probe, ("--positions", "ct0")),
-    ):
-        places = json.loads(call("top", path, "one/problems", "--direction", name, "--top", 6, "--json", *options)[1])
-        cells = product((0, 2), ("ct1", "eot")) if sign > 0 else [(1, "ct0")]
-        along = []
-        for layer, position in cells:
-            vector = vectors if sign > 0 else vectors.sel(layer=layer, position=position).values
-            states = run["hidden_state"].sel(layer=layer, position=position).values
-            values = sign * states @ vector / np.linalg.norm(vector)
-            along += [(value, example, layer, position) for example, value in enumerate(values) if value > 0]
-        expected = sorted(along, reverse=True)[:6]
-        assert [row["value"] for row in places] == pytest.approx([value for value, *_ in expected], rel=1e-5)
-        assert [[row["example"], row["layer"], row["position"]] for row in places] == [place for _, *place in expected]
-    for name, words in (
-        ("probes:direction", "leaves"), ("sae:decoder:feature=999", "has no feature '999'"),
-        ("sae", "not of the form"), ("seas:decoder", "did you mean"), ("lens:direction", "it has none"),
-    ):  # fmt: skip
-        refused(call("top", path, "one/problems", "--direction", name), words)
-
-
-def test_the_examples_with_the_largest_value_of_an_expression(call, made):
-    pytest.importorskip("duckdb")
-    run = open_lake(made)["one/problems"]
-    found = json.loads(call("top", made, "one/problems", "--by", "-answer_logprob", "--top", 3, "--json")[1])
-    assert [row["example"] for row in found] == np.argsort(run["answer_logprob"].values)[:3].tolist()
-    refused(call("top", made, "one/problems", "--by", "answer_logprb"), "answer_logprob")
-    refused(call("top", made, "one/problem", "--by", "example"), "'one/problems'")
-
-
-def test_equal_values_come_in_order_whatever_the_blocks():
-    values = np.random.default_rng(0).integers(-2, 4, (50, 3, 4)).astype(float)
-    values[7] = np.nan
-    expected = np.argsort(-np.nan_to_num(values.reshape(-1)), kind="stable")
-    for n in (1, 5, 40, 1000):
-        for size in (1, 7, 50):
-            blocks = (top.Block(values[at : at + size], (at, 0, 0)) for at in range(0, 50, size))
-            found, places = top.largest(blocks, values.shape, n)
-            assert (
-                np.ravel_multi_index(places, values.shape).tolist() == expected[: min(n, (values > 0).sum())].tolist()
-            )
-            np.testing.assert_array_equal(found, values[places])
-
-
-def test_a_place_is_shown_in_its_context(call, made):
-    out = call("top", made, "one/problems", "--head", "L0H0", "--positions", "ct1", "--keys", "ct0", "--top", 1)[1]
-    assert "<bot> ct0[ct1] ct2 ct3 ct4 ct5" in out
-    for words, near in (
-        (("--head", "L9H0"), "'L"),
-        (("--head", "L0H0", "--keys", "cto"), "'ct0'"),
-        (("--feature", "sae"), "sae:17"),
-        (("--feature", "sae:1"), "whose are none; lake analyze sae"),
-        ((), "--head"),
-        (("--head", "L0H0", "--top", 0), "at least 1"),
-    ):
-        refused(call("top", made, "one/problems", *words), near)
 
 
 def test_nothing_is_offered_where_nothing_is_near():

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 import xarray as xr
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
@@ -33,14 +32,6 @@ def make(n_problem: int, strength: float, seed: int = 0) -> xr.Dataset:
     state.loc[place] = state.sel(place) + strength * wrong[:, None] * direction
     words = np.array([" ".join(["word"] * int(n)) for n in rng.integers(3, 30, 2 * n_problem)], dtype=object)
     return run.assign(hidden_state=state, correct=("example", ~wrong), question=("example", words))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

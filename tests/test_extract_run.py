@@ -18,7 +18,6 @@ import xarray as xr
 from small_runs import checkpoint, prepared_run, tree, write_questions
 
 import lake as command_line
-from extract.run.command import rank_from_environment
 from extract.run.extract import extract, prepare
 from extract.run.prepare import IN_FLIGHT, batches, held_bytes
 from schemas import LakeError, RunSpec, SpecMismatchError, UsageError
@@ -331,18 +330,6 @@ def test_memory_does_not_grow_with_examples(tmp_path: Path) -> None:
     assert many < 1.1 * few
 
 
-def test_ranks_of_torchrun_and_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
-        monkeypatch.delenv(name, raising=False)
-    assert rank_from_environment() == (0, 1)
-    monkeypatch.setenv("SLURM_PROCID", "3")
-    monkeypatch.setenv("SLURM_NTASKS", "8")
-    assert rank_from_environment() == (3, 8)
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert rank_from_environment() == (1, 2)
-
-
 def test_rebuilding_a_shard_that_is_not_there(tmp_path: Path, data: Path) -> None:
     with pytest.raises(UsageError, match="shards 0 to 0; there is no shard 7"):
         extract(prepared_run(tmp_path / "x.lake", data), tmp_path / "x.lake", rebuild=[7])
@@ -355,35 +342,6 @@ def test_extract_reports_as_json(tmp_path: Path, data: Path, capsys: pytest.Capt
     said = json.loads(capsys.readouterr().out)
     assert said["n_example"] == 12
     assert said["shards_written"] == [0]
-
-
-@pytest.mark.parametrize(
-    ("variables", "named"),
-    [
-        ({"RANK": "5", "WORLD_SIZE": "2"}, "RANK=5 with WORLD_SIZE=2"),
-        ({"RANK": "1"}, "RANK=1 with WORLD_SIZE=(not set)"),
-        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK=-1"),
-        ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE=0"),
-        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK=one"),
-        ({"SLURM_PROCID": "3"}, "SLURM_PROCID=3 with SLURM_NTASKS=(not set)"),
-    ],
-)
-def test_a_rank_that_leaves_shards_to_nobody_is_refused(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], named: str
-) -> None:
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match=re.escape(named)):
-        rank_from_environment()
-
-
-def test_a_batch_script_of_slurm_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "SLURM_NTASKS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("SLURM_PROCID", "0")
-    assert rank_from_environment() == (0, 1)
 
 
 def test_a_run_is_of_a_kind_of_device_not_of_one_card(tmp_path: Path, data: Path) -> None:

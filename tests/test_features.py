@@ -8,7 +8,6 @@ import xarray as xr
 from sklearn.metrics import roc_auc_score
 from synthetic import make_model, make_run, normalise, write_run
 
-import lake as command_line
 from analyze.context import Context
 from analyze.explorer.features import feature_lists
 from analyze.features import effects_section, shared_section
@@ -150,18 +149,13 @@ def test_one_model_twice_shares_its_features_and_two_that_have_nothing_in_common
         xr.testing.assert_allclose(shared_features(crosscoder, chunked, **FEW), found)
 
 
-def test_the_command_and_its_sections(tmp_path, capsys) -> None:
+def test_the_command_and_its_sections(tmp_path, call) -> None:
     place = tmp_path / "a.lake"
     names = []
     for seed, name in enumerate(("one", "two")):
         model = make_model(seed=seed)
         names.append(write_run(place, make_run(name=f"{name}/problems", n_example=60, seed=seed, model=model), model))
     lake = open_lake(place)
-
-    def call(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            command_line.main([str(word) for word in words])
-        return (left.value.code, *capsys.readouterr())
 
     code, out, err = call("analyze", "features", place, names[0])
     assert (code, out, err.count("\n")) == (2, "", 1)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("schemas", "store", "extract", "analyze", "lake", "benchmarks", "docs")
+FOLDERS = ("schemas", "store", "extract", "analyze", "lake", "benchmarks", "docs", "tests")
 MOST_OF_FILE = 400
 MOST_OF_FUNCTION = 60
 MOST_OF_SECTION = 60

