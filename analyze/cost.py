@@ -29,7 +29,6 @@ LONG = 2e12
 FIRST_LOOK = 2.5e13
 """Operations that an analysis of every example is held to where nothing is said: some ten minutes of one core.
 A number of operations and not of seconds, so that the same examples are taken on every machine."""
-FLOAT = 4
 
 
 @dataclass(frozen=True, kw_only=True)

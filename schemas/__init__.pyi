@@ -36,7 +36,6 @@ from .vocabulary import DIMS as DIMS
 from .vocabulary import MODEL_VARIABLES as MODEL_VARIABLES
 from .vocabulary import N_LATENT as N_LATENT
 from .vocabulary import RUN_VARIABLES as RUN_VARIABLES
-from .vocabulary import SEGMENTS as SEGMENTS
 from .vocabulary import Places as Places
 from .vocabulary import Variable as Variable
 from .vocabulary import latent_labels as latent_labels

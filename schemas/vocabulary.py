@@ -180,7 +180,6 @@ DIMS: dict[str, str] = {
     "model": "run, where results of several are laid side by side",
 }
 
-SEGMENTS = ("question", "bot", "latent", "eot", "answer")
 CLOSING = ("eot", "eos")
 """Names of the places at which the tokens that close the thoughts are fed, in their order."""
 

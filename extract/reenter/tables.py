@@ -63,8 +63,7 @@ def drawn_cells(condition: Any, name: str = "sample_correct") -> list[str]:
     """A share of drawn answers with its interval, where some were drawn; a dash where it is of none."""
     if f"{name}_mean" not in condition:
         return []
-    share, low, high = (float(condition[f"{name}_{end}"]) for end in ("mean", "low", "high"))
-    return [f"{share:.3f} [{low:.2f}, {high:.2f}]" if share == share else "-"]
+    return [interval_text(condition, name, "_mean")]
 
 
 def p_text(p: Any) -> str:
@@ -72,10 +71,10 @@ def p_text(p: Any) -> str:
     return f"{float(p):.1e}" if float(p) == float(p) else "-"
 
 
-def interval_text(condition: Any, name: str) -> str:
-    """A share and its interval."""
-    value, low, high = (float(condition[name + bound]) for bound in ("", "_low", "_high"))
-    return f"{value:.3f} [{low:.2f}, {high:.2f}]"
+def interval_text(condition: Any, name: str, share: str = "") -> str:
+    """A share, whose name may end in a word, and its interval; a dash where it is of none."""
+    value, low, high = (float(condition[name + end]) for end in (share, "_low", "_high"))
+    return f"{value:.3f} [{low:.2f}, {high:.2f}]" if value == value else "-"
 
 
 def label_text(label: str, value: Any) -> str:

@@ -70,7 +70,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
             for label in LABELS
         ]
         others = [_of_states(condition, name) for name in ("follow", "side")]
-        shares = [_share(condition, name) for name in ("hit", "kept")]
+        shares = [interval_text(condition, name, "_share") for name in ("hit", "kept")]
         accuracy = interval_text(condition, "accuracy")
         p, drawn = p_text(condition["p_hit_holm"]), drawn_cells(condition, "sample_hit")
         rows.append([*labels, str(int(condition["n"])), *shares, p, accuracy, *others, *drawn])
@@ -93,12 +93,6 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
         f"fitted on {result.attrs['n_fitted']} examples, tried on {result.attrs['n_tried']} others",
         *([f"passed over: {text}"] if (text := result.attrs.get("passed_over")) else []),
     ]  # fmt: skip
-
-
-def _share(condition: Any, name: str) -> str:
-    """A share of the wanted answers and its interval."""
-    share, low, high = (float(condition[f"{name}_{end}"]) for end in ("share", "low", "high"))
-    return f"{share:.3f} [{low:.2f}, {high:.2f}]" if share == share else "-"
 
 
 def _of_states(condition: Any, name: str) -> str:

@@ -15,7 +15,7 @@ from extract.reenter.patching.steps import first_steps, with_first_steps
 from extract.reenter.sites import refuse_layers, report_layers, self_controls, site_layers, where_of
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target
-from schemas import Intervention, Places, UsageError
+from schemas import Intervention, UsageError
 
 NAMED_SETS: dict[str, tuple[int, ...]] = {"first4": (0, 1, 2, 3), "middle": (1, 2, 3, 4), "endpoints": (0, 1, 4, 5)}
 """The reports' chosen subsets, as places among six thoughts."""
@@ -195,15 +195,3 @@ def _number_sets(
         yield Condition(
             name=f"given {name} {site} {layer}", interventions=(swap,), labels=labels, where=target.where(mask)
         )
-
-
-def swap_effects(result: xr.Dataset) -> xr.DataArray:
-    """Share of clean answers after patching one position, ``(site, layer, position)`` in order of the positions."""
-    one = result.where((result["kind"] == "one") & (result["control"] == ""), drop=True)
-    frame = one["share"].sel(outcome_kind="clean_answer").to_dataframe().reset_index()
-    array: xr.DataArray = (
-        frame.set_index(["site", "layer", "positions"])["share"].to_xarray().rename(positions="position")
-    )
-    order = Places(999, 2)  # of any model
-    offsets = [order.offset(str(position)) for position in array["position"].values]
-    return array.sortby(xr.DataArray(offsets, dims="position"))

@@ -78,7 +78,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
             figures += [p_text(condition["p_right_holm"]), *drawn_cells(condition)]
             erased.append([*labels, holds, str(int(condition["n"])), *figures])
         else:
-            figures = [_share(condition, "hit"), _share(condition, "kept")]
+            figures = [interval_text(condition, "hit", "_share"), interval_text(condition, "kept", "_share")]
             figures += [p_text(condition["p_hit_holm"]), *drawn_cells(condition, "sample_hit")]
             exchanged.append([*labels, holds, str(int(condition["n_wanted"])), *figures])
     count = f"fitted on {result.attrs['n_fitted']} examples, tried on {result.attrs['n_tried']} others"
@@ -124,12 +124,6 @@ def _range(values: Any) -> str:
     """Least and most of some shares."""
     low, high = float(values.min()), float(values.max())
     return f"{low:.3f}" if low == high else f"{low:.3f} to {high:.3f}"
-
-
-def _share(condition: Any, name: str) -> str:
-    """A share of the wanted answers and its interval."""
-    share, low, high = (float(condition[f"{name}_{end}"]) for end in ("share", "low", "high"))
-    return f"{share:.3f} [{low:.2f}, {high:.2f}]"
 
 
 COMMAND = Experiment(

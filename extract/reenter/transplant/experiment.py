@@ -23,7 +23,6 @@ KINDS = {
     "random map": "random map",
 }  # fmt: skip
 """What goes in, and which control it is."""
-Variants = Mapping[str, np.ndarray]
 
 
 def transplant(target: Target, settings: TransplantSettings, source: Target | None = None) -> xr.Dataset:
