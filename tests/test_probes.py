@@ -1,11 +1,7 @@
 """Linear probes: the same numbers as scikit-learn, planted truth found and nothing else, honest on noise."""
 
 import json
-import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,6 +9,7 @@ import pytest
 import xarray as xr
 from sklearn.metrics import roc_auc_score
 from synthetic import make_model, make_run, write_run
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import lake as command_line
 from analyze.probes import figures as plot_probes
@@ -25,33 +22,21 @@ from schemas import SchemaError, UsageError
 from store import open_lake
 
 
-def test_threads_do_not_matter(tmp_path):
-    """The same states give the same table with one and two BLAS threads, in processes of their own."""
-    code = """
-import sys, numpy as np, xarray as xr
-from analyze.probes.command import ProbeSettings
-from analyze.probes.linear import linear_probes
-rng = np.random.default_rng(0)
-word = np.array(list("+-*"))[rng.integers(0, 3, 150)]
-states = rng.normal(size=(150, 1, 2, 64)) + (word == "+")[:, None, None, None] * rng.normal(size=64)
-run = xr.Dataset(
-    {"hidden_state": (("example", "layer", "position", "hidden"), states), "operation": ("example", word)},
-    coords={"layer": [0], "position": ["bot", "ct0"], "problem": ("example", np.arange(150))},
-)
-settings = ProbeSettings(target="operation", controls=1, resamples=50, permutations=50)
-linear_probes(run, settings).drop_attrs().to_zarr(sys.argv[1])
-"""
+def test_threads_do_not_matter():
+    """The same states give the same table with one and two BLAS threads."""
+    rng = np.random.default_rng(0)
+    word = np.array(list("+-*"))[rng.integers(0, 3, 150)]
+    states = rng.normal(size=(150, 1, 2, 64)) + (word == "+")[:, None, None, None] * rng.normal(size=64)
+    run = xr.Dataset(
+        {"hidden_state": (("example", "layer", "position", "hidden"), states), "operation": ("example", word)},
+        coords={"layer": [0], "position": ["bot", "ct0"], "problem": ("example", np.arange(150))},
+    )
+    settings = ProbeSettings(target="operation", controls=1, resamples=50, permutations=50)
     results = []
-    for threads in ("1", "2"):
-        path = tmp_path / threads
-        number = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
-        subprocess.run(
-            [sys.executable, "-c", code, str(path)],
-            check=True,
-            cwd=Path(__file__).parents[1],
-            env={**os.environ, **number},
-        )
-        results.append(xr.open_zarr(path).load())
+    for threads in (1, 2):
+        with threadpool_limits(threads, "blas"):
+            assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {threads}
+            results.append(linear_probes(run, settings))
     xr.testing.assert_allclose(*results, rtol=0, atol=1e-6)
 
 
