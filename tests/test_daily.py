@@ -1,9 +1,8 @@
 """The command line in daily use: help, version, misspelt words, results shown again, removal, queries, top places."""
 
 import json
+import os
 import re
-import subprocess
-import sys
 from importlib.metadata import version
 from io import StringIO
 
@@ -17,6 +16,7 @@ from extract.small_models.problems import make_pairs, write_pairs
 from lake import printing
 from schemas import FORMAT_VERSION, Intervention, UsageError, nearest
 from store import open_lake, remove, select_removable, verify
+from store.claim import ShardClaim
 from store.info import describe_results
 
 
@@ -149,22 +149,21 @@ def test_a_killed_removal_leaves_nothing_that_is_read(made, tmp_path, monkeypatc
     assert not verify(path).leftovers
 
 
-def test_a_run_that_is_written_is_not_removed(tmp_path):
+def test_a_run_that_is_written_is_not_removed(call, tmp_path):
     path = two_runs(tmp_path / "a.lake")
-    writer = subprocess.run([sys.executable, "-c", HOLD, path], capture_output=True, text=True, check=False)
-    assert "another process is writing one/problems" in writer.stdout, writer.stderr
+    (held, tell), (wait, release) = os.pipe(), os.pipe()
+    if (holder := os.fork()) == 0:
+        with ShardClaim(path / "one/problems/zarr.json", 0) as claimed:
+            os.write(tell, b"1" if claimed else b"0")
+            os.read(wait, 1)
+        os._exit(0)
+    assert os.read(held, 1) == b"1"
+    code, out, err = call("rm", path, "one/problems", "--yes")
+    os.write(release, b"1")
+    os.waitpid(holder, 0)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "another process is writing one/problems" in err
     assert open_lake(path).runs() == ["one/problems", "two/problems"]
-
-
-HOLD = """
-import subprocess, sys
-from pathlib import Path
-from store.claim import ShardClaim
-path = sys.argv[1]
-with ShardClaim(Path(path) / "one/problems/zarr.json", 0) as held:
-    words = [sys.executable, "-m", "lake", "rm", path, "one/problems", "--yes"]
-    print(held, subprocess.run(words, capture_output=True, text=True).stderr)
-"""
 
 
 def test_nothing_is_offered_where_nothing_is_near():

@@ -168,6 +168,14 @@ def evaluate(folder: Path, n_problem: int = 2000, thoughts: bool = True, seed: i
     return rates
 
 
+def print_rates(rates: dict[str, Rate], *, as_json: bool) -> None:
+    """Print what was measured, as JSON or as a table."""
+    if as_json:
+        sys.stdout.write(json.dumps({name: rate._asdict() for name, rate in rates.items()}, indent=1) + "\n")
+    else:
+        sys.stdout.writelines(f"{name:56s} {rate}\n" for name, rate in rates.items())
+
+
 def _main() -> None:
     parser = argparse.ArgumentParser(description="Evaluate a small CODI checkpoint by a script of its own.")
     parser.add_argument("folder", type=Path)
@@ -175,11 +183,7 @@ def _main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rates = evaluate(options.folder, thoughts=not options.direct)
-    if options.json:
-        sys.stdout.write(json.dumps({name: rate._asdict() for name, rate in rates.items()}, indent=1) + "\n")
-    else:
-        sys.stdout.writelines(f"{name:45s} {rate}\n" for name, rate in rates.items())
+    print_rates(evaluate(options.folder, thoughts=not options.direct), as_json=options.json)
 
 
 if __name__ == "__main__":

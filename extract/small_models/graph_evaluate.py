@@ -5,8 +5,6 @@ It is slow, simple and independent of the extraction command, whose figures the 
 """
 
 import argparse
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from extract.small_models.evaluate import Rate
+from extract.small_models.evaluate import Rate, print_rates
 from extract.small_models.graph_network import (
     ANSWER,
     END,
@@ -90,11 +88,7 @@ def _main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rates = evaluate_graphs(options.folder)
-    if options.json:
-        sys.stdout.write(json.dumps({name: rate._asdict() for name, rate in rates.items()}, indent=1) + "\n")
-    else:
-        sys.stdout.writelines(f"{name:56s} {rate}\n" for name, rate in rates.items())
+    print_rates(evaluate_graphs(options.folder), as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train the small CODI models from scratch: ``python -m extract.small_models.train small-gpt2 --out DIR``.
+"""Train the small CODI models from scratch: ``lake train small-gpt2 --out DIR``.
 
 Stage 1 is CODI (arXiv 2502.21074) with read-out losses on the thoughts. Stage 2 goes on from there, with thoughts
 exchanged between problems (interchange training, Geiger et al. 2022), in one of two ways. For ``small-ARCH`` the answer
@@ -11,7 +11,6 @@ Every batch is drawn from the seed and the step alone, and training state is wri
 training that was killed goes on where it was and ends with the weights it would have had.
 """
 
-import argparse
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -238,29 +237,3 @@ def optimize(state: TrainingState, stage: Settings, losses: dict[str, torch.Tens
     nn.utils.clip_grad_norm_(state.model.parameters(), stage.clip)
     state.optimizer.step()
     return losses
-
-
-def _main() -> None:
-    from rich.progress import Progress
-
-    parser = argparse.ArgumentParser(description="Train one of the small CODI models from scratch.")
-    parser.add_argument("name", choices=NAMES)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    options: Any = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    with Progress() as bar:
-        task = bar.add_task(options.name)
-        train(
-            options.name,
-            options.out,
-            options.seed,
-            options.device,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
-
-
-if __name__ == "__main__":
-    _main()
