@@ -146,8 +146,8 @@ def make_run(
         "latent_embedding": rng.normal(size=(n_example, n_latent, hidden)).astype(dtype),
         "attention": attention[..., first:, :].astype(dtype),
         "token": token[:, first:].astype("int32"),
-        "answer_logprob": -rng.exponential(size=n_example),
         **answers,
+        "answer_logprob": -rng.exponential(size=n_example),
         "committed": np.ones(n_example, dtype=bool),
     }
     variables = {key: (RUN_VARIABLES[key].dims, value) for key, value in values.items()}
