@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from analyze.drawing import MUTED, Look, band, whiskers
+from analyze.drawing import MUTED, Look, band, looks, whiskers
+from analyze.tables import Frame, rows_with, triple
 
 
 def curve(ax: Any, look: Look, x: Any, values: Sequence[Any], *, shade: bool = False, **style: Any) -> None:
@@ -18,7 +19,14 @@ def curve(ax: Any, look: Look, x: Any, values: Sequence[Any], *, shade: bool = F
         band(ax, x, low, high, colour) if shade else whiskers(ax, x, value, low, high, colour=colour)
 
 
-def random_curve(ax: Any, rows: Any, x: str, value: str, label: str) -> None:
+def curves(ax: Any, rows: Frame, by: str, x: str, value: str, label: str = "{}") -> None:
+    """A line for each label of the column ``by``, of the column ``value`` over ``x``."""
+    for name, look in looks(list(dict.fromkeys(rows[by].astype(str)))).items():
+        line = rows_with(rows, **{by: name}).sort_values(x)
+        curve(ax, look, line[x], triple(line, value), label=label.format(name))
+
+
+def random_curve(ax: Any, rows: Frame, x: str, value: str, label: str) -> None:
     """Mean and range, in grey, of a column of random draws over another one."""
     draws = rows.groupby(x)[value].agg(["mean", "min", "max"])
     if len(draws):

@@ -5,29 +5,25 @@ import xarray as xr
 
 from analyze.page import Page, Section, listed
 
+NAMES = ["contribution", "contribution_low", "contribution_high"]
+
 
 def attribution(page: Page) -> None:
     """Contributions of every part at the thoughts and around them."""
     results = page.results("attribution")
     most = max(float(np.nanmax(np.abs(result.data["contribution"].values))) for result in results)
     for result in results:
-        data = result.data
-        positions = [str(label) for label in data["position"].values if not str(label).startswith("q-")]
-        parts = [str(part) for part in data["part"].values]
-        values = data["contribution"].sel(position=positions).transpose("part", "position")
-        page.map("attribution", result, values.values, parts, positions, high=most, text="{:.1f}")
-        sentences = []
-        for position in [label for label in positions if label == "bot" or label.startswith("ct")]:
-            sentences.append(position_sentence(page, data.sel(position=position)))
-        page.say_of(result.label, "; ".join(sentences))
-        names = ["contribution", "contribution_low", "contribution_high"]
-        page.add("attribution", result, data[names].to_dataframe().reset_index())
+        behind = [label for label in result.data["position"].values if not str(label).startswith("q-")]
+        data = result.data.sel(position=behind)
+        page.map("attribution", result, data["contribution"].transpose("part", "position"), high=most, text="{:.1f}")
+        told = [label for label in behind if label == "bot" or label.startswith("ct")]
+        page.say_of(result.label, "; ".join(position_sentence(page, data.sel(position=label)) for label in told))
+        page.add("attribution", result, result.data[NAMES].to_dataframe().reset_index())
 
 
 def position_sentence(page: Page, data: xr.Dataset) -> str:
     """The part that adds most to what a position reads as, where one is told to add anything."""
-    names = ("contribution", "contribution_low", "contribution_high")
-    value, low, high = (np.nan_to_num(data[name].values) for name in names)
+    value, low, high = (np.nan_to_num(data[name].values) for name in NAMES)
     where = {"position": data["position"].item(), "logit": float(data["logit"]), "n": int(data["n"])}
     most = int(value.argmax())
     if not low[most] > 0:

@@ -1,8 +1,8 @@
 """Section of values written into thoughts."""
 
 from analyze.context import StoredResult
-from analyze.curves import curve
-from analyze.drawing import MUTED, looks
+from analyze.curves import curves
+from analyze.drawing import MUTED
 from analyze.effects.shown import changed_places, reentries
 from analyze.page import Page, Section
 from analyze.tables import Frame
@@ -26,9 +26,7 @@ def thought_edits(page: Page) -> None:
 def draw(page: Page, result: StoredResult, place: str, rows: Frame, noise: Frame) -> None:
     """Share of wanted answers by dose, for each method."""
     with page.shares("thought_edits", result, "dose", title=place) as ax:
-        for method, look in looks(list(dict.fromkeys(rows["method"]))).items():
-            line = rows[rows["method"] == method].sort_values("dose")
-            curve(ax, look, line["dose"], [line[f"hit_{end}"] for end in ("share", "low", "high")])
+        curves(ax, rows.assign(hit=rows["hit_share"]), "method", "dose", "hit")
         ax.plot(noise["dose"], noise["hit_share"], color=MUTED, marker="x", linestyle="", label="noise of that norm")
 
 

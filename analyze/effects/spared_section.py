@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from analyze.curves import curve
-from analyze.drawing import looks
+from analyze.curves import curves
 from analyze.effects.conditions import by_count, places_of
 from analyze.effects.shown import paired, reentries, told_next
 from analyze.page import Page, Section, listed
-from analyze.tables import Frame, rows_with, triple
+from analyze.tables import Frame, rows_with
 
 
 def thoughts_spared(page: Page) -> None:
@@ -20,9 +19,7 @@ def thoughts_spared(page: Page) -> None:
         series = dict(list(shown.groupby("group", sort=False)))
         title = ", ".join(where.values())
         with page.shares("thoughts_spared", result, "thoughts taken away", base=base["accuracy"], title=title) as ax:
-            for group, look in looks(list(series)).items():
-                line = series[group]
-                curve(ax, look, line["n_thought"].to_numpy(dtype=float), triple(line, "accuracy"), label=f"{group} N")
+            curves(ax, shown, "group", "n_thought", "accuracy", "{} N")
         steps = paired(result.data, "n_thought")
         page.say_of(result.label, told(page, shown, series, where | {"untouched": base["accuracy"]}, steps))
         tables = {"thoughts_spared": rows, "next": steps, "layers": paired(result.data, "layer")}

@@ -4,11 +4,10 @@ import math
 from typing import Any
 
 from analyze.context import StoredResult
-from analyze.curves import curve, random_curve
-from analyze.drawing import looks
+from analyze.curves import curves, random_curve
 from analyze.effects.shown import changed_places, reentries
 from analyze.page import Page, Section
-from analyze.tables import Frame, triple
+from analyze.tables import Frame
 
 WHOLE = "all of it"
 
@@ -48,9 +47,7 @@ def draw(page: Page, result: StoredResult, rows: Frame, figure: str, value: str,
     lines, ranks = own[own["subspace"] != WHOLE], sorted(set(own["rank"][own["subspace"] != WHOLE]))
     with page.shares(figure, result, "rank", base=own[value][whole].iloc[0], title=place) as ax:
         random_curve(ax, rows[rows["control"] == "random subspace"], "rank", value, "random subspaces (range)")
-        for subspace, look in looks(list(dict.fromkeys(lines["subspace"]))).items():
-            line = lines[lines["subspace"] == subspace].sort_values("rank")
-            curve(ax, look, line["rank"], triple(line, value))
+        curves(ax, lines, "subspace", "rank", value)
         ax.set_xscale("log", base=2)
         ax.set_xticks(ranks, labels=[str(rank) for rank in ranks])
 

@@ -9,9 +9,8 @@ def thought_lenses(page: Page) -> None:
     """Every run whose thoughts have lenses of their own."""
     for result in page.results("thought_lenses"):
         one = result.data.isel(layer=shown_layer(result.data))
-        agreement = one["agreement"].transpose("fit", "position").to_pandas()
-        positions = labels_along(one, "position")
-        page.percent_map("thought_lenses", result, agreement.to_numpy(), list(agreement.index), positions)
+        page.percent_map("thought_lenses", result, one["agreement"].transpose("fit", "position"))
+        agreement, positions = one["agreement"].transpose("fit", "position").to_pandas(), labels_along(one, "position")
         page.add("thought_lenses", result, transfer_rows(result.data))
         own = agreement.loc[positions].to_numpy()
         n = len(positions)
