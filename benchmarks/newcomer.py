@@ -5,9 +5,9 @@
 A package's environment is all that it requires, and what that requires in turn, extras left out; bytes are those of the
 files that the packages list, as they lie installed (torch built for processors). Everybody's torch is the same. The
 first word: of this project ``lake --help``, as it has a command; of all, importing the package, with ``python -c``; of
-this one what reads a lake, scores heads and loads a model, as it imports such lazily. First states: the same program
-goes on to load a small GPT-2 from a folder and keeps the states after its blocks for one question, as imports put off
-until then come in here. Times are of processors and by the clock.
+this one what reads a lake, scores heads and loads a model, as it imports such lazily. First states: a program that
+loads a small GPT-2 from a folder and keeps the states after its blocks for one question, and imports what that takes;
+nearly all of it is torch and transformers, of everybody. Times are of processors and by the clock.
 """
 
 import argparse
@@ -60,10 +60,12 @@ WHO = (
 QUESTION = "3 4 5"
 STATES = {
     "this project": """
+from extract import load_reasoner
 reasoner = load_reasoner({folder!r}, protocol="direct")
 states = reasoner.think([reasoner.encode({question!r})], capture="full", max_new_tokens=1).hidden_state
 """,
     "TransformerLens": """
+import transformer_lens
 from transformer_lens.model_bridge import TransformerBridge
 bridge = TransformerBridge.boot_transformers({folder!r}, device="cpu")
 logits, cache = bridge.run_with_cache({question!r}, names_filter=lambda name: name.endswith("hook_out"))
@@ -78,7 +80,7 @@ with model.trace({question!r}):
         states.append(block.output)
 """,
 }
-"""What of each gives states of a GPT-2 in a folder, after its import."""
+"""What of each gives states of a GPT-2 in a folder."""
 
 
 def timed(words: list[str]) -> dict[str, Any]:
@@ -114,7 +116,7 @@ def main() -> None:
             sizes[who] = json.loads(done.stdout)
             works[who] = [python, "-c", code]
             if who in STATES:
-                works[f"{who}, states"] = [python, "-c", code + STATES[who].format(folder=folder, question=QUESTION)]
+                works[f"{who}, states"] = [python, "-c", STATES[who].format(folder=folder, question=QUESTION)]
         times = take_turns({who: partial(timed, words) for who, words in works.items()}, rounds)
     rows = []
     for who in works:
