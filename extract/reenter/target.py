@@ -38,6 +38,7 @@ class Target:
     opened: "Callable[[str], Target] | None" = None
     """Opens another run of the lake, its model where the user says that it is."""
     _likeliest: dict[str, np.ndarray] = field(default_factory=dict)
+    _carrying: np.ndarray | None = None
 
     @property
     def compute_dtype(self) -> str:
@@ -110,7 +111,9 @@ class Target:
 
         Where answers are no numbers: whether that token begins a word of the run's steps or answers.
         """
-        return np.asarray(self._carrying_tokens()[self.likeliest_tokens(position)])
+        if self._carrying is None:
+            self._carrying = self._carrying_tokens()
+        return np.asarray(self._carrying[self.likeliest_tokens(position)])
 
     def _carrying_tokens(self) -> np.ndarray:
         """Which tokens of the vocabulary are numbers, or begin a word that a step arrives at or that answers."""
