@@ -7,8 +7,9 @@ of processor and clock, the largest memory. ``LAKE`` is one of ``sizes.py --keep
 added to those of FILE.json, and take the place of those of the same analysis and options in the table
 ``analyses-NAME`` of RESULTS.md, NAME that of the lake.
 
-processor    includes the start of the program and its libraries, some 3 s, and of what takes over a minute the trial from
-             which that is said first, which reads the model's read-out again (MB read); "told" is what ``--plan`` said.
+processor    includes the start of the program and its libraries, some 3 s, and of what takes over a minute the trial
+             from which that is said first, which reads the model's read-out again (MB read); "told" is what ``--plan``
+             said.
 arithmetic   the operations that an analysis declares over the rate of a product of matrices in the same minute, by
              processor time: how much of it the formula needs.
 """
