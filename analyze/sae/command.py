@@ -98,11 +98,14 @@ def cost(source: "Source | Sequence[Source]", settings: SAESettings) -> Cost:
     n_row = min(part.size // part.sizes["hidden"] for part in states)
     n_feature = settings.features or settings.expansion * max(part.sizes["hidden"] for part in states)
     share = settings.fractions[0] if settings.split != "none" else 1.0
+    size = 4.0 * n_row * width
+    # Scale, training and what is measured at the end read everything; training reads it again unless it is held.
+    passes = 3 + (1 if share * size <= settings.buffer_bytes else settings.epochs)
     trial = limits(replace(settings, epochs=1, save=None), min(source.data.sizes["example"] for source in sources), 16)
     return Cost(
-        states=n_row * len(states), reads=[reading(part, 4 + share * settings.epochs) for part in states],
+        states=n_row * len(states), reads=[reading(part, passes) for part in states],
         operations=n_row * width * n_feature * (8.0 * share * settings.epochs + 4.0),
-        memory=4.0 * (6 * width * n_feature + 8 * 256 * n_feature) + 4.0 * settings.buffer_bytes, **trial,
+        memory=4.0 * (6 * width * n_feature + 8 * 256 * n_feature) + 2.0 * min(size, settings.buffer_bytes), **trial,
     )  # fmt: skip
 
 

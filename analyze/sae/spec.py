@@ -112,7 +112,7 @@ class SAESpec(Settings):
     )
     seed: int = setting(0, "Of the split, the order of rows, the initial values and revivals.", least=0)
     buffer_bytes: int = setting(
-        1 << 25,
+        1 << 28,
         "Buffer in which rows are mixed; memory does not depend on the number of examples beyond this.",
     )
 
