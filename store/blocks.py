@@ -1,6 +1,6 @@
 """An array of a shard before it is encoded: the blocks that its batches left, and fill wherever there is none."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,15 @@ class BlockArray:
         if over or len(rows) != len(block) or (len(rows) and max(rows) >= self.shape[0]):
             raise IndexError(f"a block {block.shape} at rows {rows} and {tuple(corner)} is not within {self.shape}")
         self._blocks.append((np.asarray(rows), tuple(corner), block))
+
+    def blocks(self) -> list[np.ndarray]:
+        """Blocks that are held."""
+        return [block for _, _, block in self._blocks]
+
+    def drain(self) -> Iterator[tuple[np.ndarray, tuple[int, ...], np.ndarray]]:
+        """Rows, corner and values of each block, which is let go of then."""
+        while self._blocks:
+            yield self._blocks.pop(0)
 
     def rows(self, begin: int, n_row: int) -> "BlockRows":
         """What is held of ``n_row`` examples from ``begin`` on, some of which may lie beyond the array's edge."""

@@ -43,6 +43,10 @@ class ShardFile:
             self.size += len(piece)
         return pieces
 
+    def digest(self) -> bytes:
+        """SHA-256 of the file."""
+        return self.sha256.digest()
+
     def collect(self) -> "ShardFile":
         """Itself, with its pieces in memory."""
         self.pieces = list(self.pieces)

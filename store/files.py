@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import chain, islice
@@ -64,6 +64,11 @@ class Replacement:
             self._waiting[key] = write_beside(self.folder / key, chain(first, pieces))
         else:
             self._waiting[key] = [*first, *pieces]
+
+    def add_written(self, key: str, write: Callable[[Path], Path | None]) -> None:
+        """Have a file written beside its place, on a local disk; the function says where, ``None``: there is none."""
+        assert self.folder is not None
+        self._waiting[key] = write(self.folder / key) or []
 
     def publish(self) -> None:
         """Let all files take their places, durably."""

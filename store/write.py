@@ -46,6 +46,7 @@ from store.files import (
 )
 from store.layout import SHARDED_VARIABLES, RunLayout
 from store.location import local_path, open_store
+from store.processes import FileProcesses, ProcessFile
 from store.record import PARTS, RunRecord, ShardRecord
 from store.skeleton import model_arrays, record_arrays, run_arrays
 
@@ -260,7 +261,7 @@ class RunWriter:
             # the encoders and the disk.
             with ThreadPoolExecutor(len(encoded)) as threads:
                 places = {name: f"{self.run}/{name}/{array.key(shard)}" for name, array in self.layout.arrays().items()}
-                list(threads.map(lambda name: files.add(places[name], encoded[name].pieces), places))
+                list(threads.map(lambda name: _add(files, places[name], encoded[name]), places))
             parts = self.record.encode(self._recorded(encoded))
             for part, content in parts.items():
                 record.add(keys[part], [content])
@@ -282,7 +283,7 @@ class RunWriter:
         if rows:
             checksums.append(np.array([google_crc32c.value(np.concatenate(rows).astype("<u4").tobytes())]))
         return ShardRecord(
-            sha256=np.array([list(file.sha256.digest() if file.size else bytes(32)) for file in files]),
+            sha256=np.array([list(file.digest() if file.size else bytes(32)) for file in files]),
             size=np.array([file.size or -1 for file in files]),
             crc32c=np.concatenate(checksums),
             row_crc32c=np.concatenate(rows) if rows else None,
@@ -291,10 +292,26 @@ class RunWriter:
     def _replacement(self) -> Replacement:
         return Replacement(self.store, self.folder)
 
-    def write_shard(self, shard: int, values: Mapping[str, np.ndarray | BlockArray]) -> int:
-        """Encode and write one shard, side by side; see :meth:`write_encoded`."""
+    def write_shard(
+        self, shard: int, values: Mapping[str, np.ndarray | BlockArray], processes: FileProcesses | None = None
+    ) -> int:
+        """Encode and write one shard, side by side; see :meth:`write_encoded`.
+
+        Parameters
+        ----------
+        shard, values
+            As of :meth:`encode`.
+        processes
+            Who encodes and writes, on a local disk; else threads of this process. Blocks are let go of as they are
+            copied.
+        """
         with encoders() as pool:
-            return self.write_encoded(shard, self._encoding(shard, values, pool))
+            encoded = self._encoding(shard, values, pool)
+            if processes is not None and self.folder is not None:
+                arrays = self.layout.arrays()
+                blocks = {name: value for name, value in values.items() if isinstance(value, BlockArray)}
+                encoded |= {name: ProcessFile(arrays[name], value, processes) for name, value in blocks.items()}
+            return self.write_encoded(shard, encoded)
 
     def _sweep(self, shard: int) -> None:
         """Remove what a killed writer left half-written of a shard."""
@@ -303,6 +320,14 @@ class RunWriter:
                 folder = self.folder / self.run / name / below
                 for left in (*folder.glob(f"{shard}/**/{LEFTOVER}"), *folder.glob(f"{shard}.{LEFTOVER}")):
                     left.unlink(missing_ok=True)
+
+
+def _add(files: Replacement, key: str, file: ShardFile) -> None:
+    """Put a shard's file beside its place."""
+    if isinstance(file, ProcessFile):
+        files.add_written(key, file.write)
+    else:
+        files.add(key, file.pieces)
 
 
 def create_run(

@@ -107,14 +107,15 @@ def test_killed_anywhere_and_taken_up_again_gives_the_same_bytes(tmp_path: Path,
     whole = tree(tmp_path / "whole.lake")
     assert len(whole) > 100
     kills = 0
-    for index in range(2):
-        lake, last = tmp_path / f"{index}.lake", longest
+    for lake in (tmp_path / f"{index}.lake" for index in itertools.count()):
+        last = longest
         # Shards are committed one by one, but what comes before is made at once: kills must fall after it too.
         while killed(lake, data, chance, len(whole) // 3, last):
             last *= 1.2  # another process may have taken the machine since the whole was timed
             kills += 1
         assert tree(lake) == whole, seed
-    assert kills >= 4, seed
+        if kills >= 4:
+            break
 
 
 def test_the_command_killed_and_given_again(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

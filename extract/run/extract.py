@@ -6,7 +6,7 @@ import platform
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.metadata import version
@@ -24,6 +24,7 @@ from extract.run.precision import calibration
 from extract.run.prepare import Prepared, batches, begin, check_against, place, prepare
 from schemas import LakeError, UsageError
 from store import RunWriter, create_run, open_lake, write_model
+from store.processes import FileProcesses
 
 __all__ = ["Extracted", "Prepared", "extract", "prepare", "provenance"]
 
@@ -122,7 +123,7 @@ def extract(
 
     While the model thinks through one shard, the one before is compressed and written: two shards and what is encoded
     of one are in memory at a time, whatever the number of examples. On a GPU a batch is copied off the card while the
-    next one runs. On a CPU compressing takes turns with thinking.
+    next one runs, and two processes compress and write. On a CPU compressing takes turns with thinking.
 
     Parameters
     ----------
@@ -182,7 +183,11 @@ def extract(
             done.bytes_written += work()
             done.shards_written.append(shard)
 
-    with Line("lake-write") as writing:
+    on_card = prepared.reasoner.device.type != "cpu"
+    with (
+        FileProcesses() if on_card and FileProcesses.possible() else nullcontext() as processes,
+        Line("lake-write") as writing,
+    ):
         for shard in wanted:
             with ExitStack() as claim:
                 if not claim.enter_context(writer.claim(shard)):
@@ -197,8 +202,8 @@ def extract(
                     place(thinking, prepared, np.array(batch) - layout.shard_slice(shard).start, batch, values)
                     writing.check()
                     report(len(batch))
-                work = partial(writer.write_shard, shard, values)
-                if prepared.reasoner.device.type == "cpu":
+                work = partial(writer.write_shard, shard, values, processes)
+                if not on_card:
                     # A model works in lockstep on all cores and stands still whenever one is taken from it.
                     writing.wait()
                     work = partial(writer.write_encoded, shard, writer.encode(shard, values))

@@ -1,0 +1,257 @@
+"""Files of a shard encoded and written by processes of their own, so that Python's lock stays with the model."""
+
+import mmap
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from typing import IO, Any
+
+import numpy as np
+
+from schemas import LakeError
+from store.blocks import BlockArray
+from store.encode import ShardFile, encode_shard, encoders
+from store.files import write_beside
+from store.layout import ArrayLayout
+
+PROCESSES = 2
+"""One for states and one for attention, which take about as long."""
+ALIGNMENT = 64
+"""Bytes; where a block begins in shared memory."""
+PROGRAM = "from store.processes import serve; serve()"
+
+
+@dataclass(frozen=True, slots=True)
+class SharedBlock:
+    """A block of a :class:`BlockArray` that lies in shared memory."""
+
+    rows: np.ndarray
+    corner: tuple[int, ...]
+    shape: tuple[int, ...]
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A file to be written."""
+
+    layout: ArrayLayout
+    shape: tuple[int, ...]
+    blocks: list[SharedBlock]
+    n_byte: int
+    """Of the shared memory that the blocks lie in."""
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of a file."""
+
+    path: Path | None
+    """Beside its place; ``None``: all is fill, and there is no file."""
+    size: int
+    digest: bytes
+    checksums: np.ndarray | None
+    rows: np.ndarray | None
+
+
+class ProcessFile(ShardFile):
+    """A shard's file that a process encodes and writes; what is known of it is known then.
+
+    Parameters
+    ----------
+    layout
+        Of the array.
+    values
+        Of the shard's examples; each block is let go of once it has been copied.
+    processes
+        Who writes.
+    """
+
+    def __init__(self, layout: ArrayLayout, values: BlockArray, processes: "FileProcesses") -> None:
+        super().__init__()
+        self._layout = layout
+        self._values = values
+        self._processes = processes
+        self._digest = b""
+
+    def write(self, path: Path) -> Path | None:
+        """Write the file durably beside its place; see :func:`store.files.write_beside`."""
+        written = self._processes.write(self._layout, self._values, path)
+        self.size, self._digest = written.size, written.digest
+        self.checksums, self.rows = written.checksums, written.rows
+        return written.path
+
+    def digest(self) -> bytes:
+        """SHA-256 of the file."""
+        return self._digest
+
+
+class FileProcesses:
+    """Processes that encode and write files of shards while this one launches a model.
+
+    Each time a thread that encodes asks for Python's lock, a model whose kernels are launched from Python waits: on an
+    H100 a LLaMA of 1B with threads beside it took 10.6 ms a question, 2.9 with nothing encoded (docs/gpu.md). Values
+    reach a process through memory that both share and that is used again: fresh memory costs more than the copy. It
+    belongs to no file system, so the small ``/dev/shm`` of containers does not bound it. Linux only.
+
+    A process ends with the one that started it, however that ends, and leaves what a killed writer leaves.
+    """
+
+    def __init__(self, n_process: int = PROCESSES) -> None:
+        self._processes = [_Process() for _ in range(n_process)]
+        self._free: SimpleQueue[_Process] = SimpleQueue()
+        for process in self._processes:
+            self._free.put(process)
+
+    def ids(self) -> list[int]:
+        """Numbers by which the system knows the processes."""
+        return [process.child.pid for process in self._processes]
+
+    @staticmethod
+    def possible() -> bool:
+        """Whether this system has what is needed."""
+        return hasattr(os, "memfd_create")
+
+    def write(self, layout: ArrayLayout, values: BlockArray, path: Path) -> Written:
+        """Have a free process write a file, and wait for it; called by several threads.
+
+        Raises
+        ------
+        LakeError
+            If the process was ended.
+        OSError
+            Whatever it could not write.
+        """
+        with self._borrowed() as process:
+            return process.write(layout, values, path)
+
+    @contextmanager
+    def _borrowed(self) -> Iterator["_Process"]:
+        process = self._free.get()
+        try:
+            yield process
+        finally:
+            self._free.put(process)
+
+    def __enter__(self) -> "FileProcesses":
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the processes."""
+        for process in self._processes:
+            process.end()
+
+
+class _Process:
+    """A process, and the memory shared with it."""
+
+    def __init__(self) -> None:
+        self._file = os.memfd_create("lake-shard")
+        self._memory: mmap.mmap | None = None
+        # A group of its own: Ctrl-C is for the one that started it, with which it ends.
+        self.child = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(self._file)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[self._file], process_group=0,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )  # fmt: skip
+
+    def write(self, layout: ArrayLayout, values: BlockArray, path: Path) -> Written:
+        blocks, n_byte = self._share(values)
+        child = self.child
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            pickle.dump(Request(layout, values.shape, blocks, n_byte, path), child.stdin)
+            child.stdin.flush()
+            written, error = pickle.load(child.stdout)
+        except (BrokenPipeError, EOFError) as ended:
+            status = child.wait()
+            how = f"signal {-status}" if status < 0 else f"exit status {status}"
+            raise LakeError(
+                f"a process that wrote {layout.name} has ended ({how}); give the command again: what is committed is"
+                " kept"
+            ) from ended
+        if error is not None:
+            raise error
+        assert isinstance(written, Written)
+        return written
+
+    def _share(self, values: BlockArray) -> tuple[list[SharedBlock], int]:
+        """Blocks copied into the shared memory, and how much of it there is."""
+        n_byte = sum(block.nbytes + ALIGNMENT for block in values.blocks())
+        if self._memory is None or len(self._memory) < n_byte:
+            os.ftruncate(self._file, max(n_byte, 1))
+            self._memory = mmap.mmap(self._file, max(n_byte, 1))
+        memory = np.frombuffer(self._memory, dtype=np.uint8)
+        shared, end = list[SharedBlock](), 0
+        for rows, corner, block in values.drain():
+            place = memory[end : end + block.nbytes].view(block.dtype).reshape(block.shape)
+            place[...] = block
+            shared.append(SharedBlock(rows, corner, block.shape, end))
+            end += -(-block.nbytes // ALIGNMENT) * ALIGNMENT
+        return shared, len(self._memory)
+
+    def end(self) -> None:
+        assert self.child.stdin is not None
+        assert self.child.stdout is not None
+        with suppress(BrokenPipeError):
+            self.child.stdin.close()  # at which it ends
+        self.child.wait()
+        self.child.stdout.close()
+        os.close(self._file)
+
+
+def serve() -> None:
+    """Write what is asked for on the standard input, until that ends: the program of a process."""
+    file, requests, replies = int(sys.argv[1]), SimpleQueue[Request](), sys.stdout.buffer
+    sys.stdout = sys.stderr
+    Thread(target=_listen, args=(sys.stdin.buffer, requests), daemon=True).start()
+    memory = mmap.mmap(-1, 1)
+    with encoders() as pool:
+        while True:
+            request = requests.get()
+            if len(memory) != request.n_byte:
+                memory = mmap.mmap(file, request.n_byte, prot=mmap.PROT_READ)
+            try:
+                reply: tuple[Written | None, Exception | None] = _written(request, memory, pool), None
+            except Exception as error:  # whoever asked raises it
+                reply = None, error
+            pickle.dump(reply, replies)
+            replies.flush()
+
+
+def _listen(pipe: IO[bytes], requests: "SimpleQueue[Request]") -> None:
+    """Take requests until there is nobody left to make any; then end at once, whatever is being written."""
+    while True:
+        try:
+            requests.put(pickle.load(pipe))
+        except EOFError:
+            os._exit(0)
+
+
+def _written(request: Request, memory: Any, pool: ThreadPoolExecutor) -> Written:
+    layout = request.layout
+    values = BlockArray(request.shape, layout.dtype, layout.fill)
+    for block in request.blocks:
+        values.add(block.rows, block.corner, _values_in(memory, block, values.dtype))
+    file = encode_shard(layout, values, pool)
+    pieces = iter(file.pieces)
+    first: Sequence[bytes] = list(islice(pieces, 1))
+    path = write_beside(request.path, chain(first, pieces)) if first else None
+    return Written(path, file.size, file.digest(), file.checksums, file.rows)
+
+
+def _values_in(memory: Any, block: SharedBlock, dtype: np.dtype[Any]) -> np.ndarray:
+    count = int(np.prod(block.shape))
+    return np.frombuffer(memory, dtype=dtype, count=count, offset=block.offset).reshape(block.shape)
