@@ -15,6 +15,7 @@ from zarr.codecs import BloscCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from store.blocks import BlockArray
+from store.files import Replacement
 from store.layout import ArrayLayout
 from store.range_check import ABSENT, CHECKSUM_BYTES
 
@@ -46,6 +47,10 @@ class ShardFile:
     def digest(self) -> bytes:
         """SHA-256 of the file."""
         return self.sha256.digest()
+
+    def put(self, files: Replacement, key: str) -> None:
+        """Put the file beside its place."""
+        files.add(key, self.pieces)
 
     def collect(self) -> "ShardFile":
         """Itself, with its pieces in memory."""

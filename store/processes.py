@@ -20,7 +20,7 @@ import numpy as np
 from schemas import LakeError
 from store.blocks import BlockArray
 from store.encode import ShardFile, encode_shard, encoders
-from store.files import write_beside
+from store.files import Replacement, write_beside
 from store.layout import ArrayLayout
 
 PROCESSES = 2
@@ -84,8 +84,11 @@ class ProcessFile(ShardFile):
         self._processes = processes
         self._digest = b""
 
-    def write(self, path: Path) -> Path | None:
-        """Write the file durably beside its place; see :func:`store.files.write_beside`."""
+    def put(self, files: Replacement, key: str) -> None:
+        """Have the file put beside its place."""
+        files.add_written(key, self._write)
+
+    def _write(self, path: Path) -> Path | None:
         written = self._processes.write(self._layout, self._values, path)
         self.size, self._digest = written.size, written.digest
         self.checksums, self.rows = written.checksums, written.rows

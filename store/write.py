@@ -261,7 +261,7 @@ class RunWriter:
             # the encoders and the disk.
             with ThreadPoolExecutor(len(encoded)) as threads:
                 places = {name: f"{self.run}/{name}/{array.key(shard)}" for name, array in self.layout.arrays().items()}
-                list(threads.map(lambda name: _add(files, places[name], encoded[name]), places))
+                list(threads.map(lambda name: encoded[name].put(files, places[name]), places))
             parts = self.record.encode(self._recorded(encoded))
             for part, content in parts.items():
                 record.add(keys[part], [content])
@@ -297,13 +297,7 @@ class RunWriter:
     ) -> int:
         """Encode and write one shard, side by side; see :meth:`write_encoded`.
 
-        Parameters
-        ----------
-        shard, values
-            As of :meth:`encode`.
-        processes
-            Who encodes and writes, on a local disk; else threads of this process. Blocks are let go of as they are
-            copied.
+        On a local disk processes may do it instead of threads of this one; blocks are let go of as they are copied.
         """
         with encoders() as pool:
             encoded = self._encoding(shard, values, pool)
@@ -320,14 +314,6 @@ class RunWriter:
                 folder = self.folder / self.run / name / below
                 for left in (*folder.glob(f"{shard}/**/{LEFTOVER}"), *folder.glob(f"{shard}.{LEFTOVER}")):
                     left.unlink(missing_ok=True)
-
-
-def _add(files: Replacement, key: str, file: ShardFile) -> None:
-    """Put a shard's file beside its place."""
-    if isinstance(file, ProcessFile):
-        files.add_written(key, file.write)
-    else:
-        files.add(key, file.pieces)
 
 
 def create_run(
