@@ -1,6 +1,5 @@
 """Interventions against ``slow_interventions``, patches by itself that change nothing, resuming, bad requests."""
 
-import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +72,7 @@ OPERATIONS = [
     {"operation": "replace", "donor": "twin"},
     {"operation": "replace", "donor": "forward"},
 ]
+WHERE = ("mean", "scale", "replace", "project_out")
 ELSEWHERE = [*OPERATIONS, {"operation": "noise", "strength": 0.7, "seed": 5}]
 PLACES = {
     "latent_embedding": [{"positions": ("ct2",)}, {"positions": ("ct0", "ct4")}],
@@ -115,11 +115,13 @@ def cases(site: str, architecture: str) -> list[Intervention]:
     if site in ("mlp_output", "attention_output", "key", "value") or (architecture == "llama" and site != "attention"):
         # What an operation does is the same at every site of every architecture; where it acts, and whose values come
         # back, is not.
-        operations = [each for each in operations if each["operation"] in ("mean", "scale", "replace", "project_out")]
+        operations = [each for each in operations if each["operation"] in WHERE]
     if site == "latent_embedding":
         operations += [{"operation": "mean", "average": "run"}]
     found = []
-    for place, operation in itertools.product(PLACES[site], operations):
+    elsewhere = [each for each in operations if each["operation"] in WHERE]  # nor is it at every place of a site
+    places = [(place, each) for n, place in enumerate(PLACES[site]) for each in (elsewhere if n else operations)]
+    for place, operation in places:
         if "a0" in place["positions"] and operation["operation"] in (
             "mean", "resample", "noise", "replace", "replace_in",
         ):  # fmt: skip

@@ -69,9 +69,16 @@ def test_logistic_probe_agrees_with_sklearn(monkeypatch, n, hidden, n_class, lea
                 np.testing.assert_allclose(
                     fit.coefficient[outer] * scaler.scale_, probe.coef_, atol=3e-4 * np.abs(probe.coef_).max()
                 )
-    accuracy = nested_logistic(states, label[:, None], fold, penalty=penalty, selection="accuracy", tolerance=1e-5)
+
+
+@pytest.mark.parametrize(("n", "hidden", "n_class"), [(60, 90, 2), (120, 12, 3)])
+def test_penalty_chosen_by_accuracy_is_sklearns(n, hidden, n_class):
+    states, label, fold = states_and_classes(n, hidden, n_class)
+    penalty = [1e-3, 1e-1, 1.0, 10.0]
+    grid, model = {"logisticregression__C": penalty}, LogisticRegression(tol=1e-10, max_iter=20_000)
+    fit = nested_logistic(states, label[:, None], fold, penalty=penalty, selection="accuracy", tolerance=1e-5)
     for outer, (_, search) in enumerate(sklearn_nested(model, grid, states, label, fold, "accuracy")):
-        assert accuracy.chosen[outer, 0] == search.best_params_["logisticregression__C"]
+        assert fit.chosen[outer, 0] == search.best_params_["logisticregression__C"]
 
 
 @pytest.mark.parametrize(("n", "hidden"), [(60, 90), (150, 60)])
