@@ -42,10 +42,8 @@ from analyze.contents import Section as Section
 from analyze.contents import Table as Table
 from analyze.contents import labels_of
 from analyze.context import Context, Key, StoredResult, Where
-from analyze.saying import MINUS as MINUS
 from analyze.saying import Sentence
 from analyze.saying import listed as listed
-from analyze.saying import p_text as p_text
 from analyze.saying import points as points
 from analyze.saying import share as share
 from schemas import SchemaError, nearest
