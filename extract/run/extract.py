@@ -4,7 +4,7 @@ import hashlib
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
@@ -178,75 +178,95 @@ def extract(
         if progress is not None:
             progress(thought, total, done.bytes_written)
 
-    def write(shard: int, work: Callable[[], int], claim: ExitStack) -> None:
-        with claim:
-            done.bytes_written += work()
-            done.shards_written.append(shard)
+    claims: dict[int, ExitStack] = {}
+
+    def free(held: ExitStack) -> Iterator[int]:
+        """Shards that are to be written, each claimed when it is asked for."""
+        for shard in wanted:
+            claim = held.enter_context(ExitStack())
+            if not claim.enter_context(writer.claim(shard)):
+                done.shards_elsewhere += 1
+            elif shard not in rebuild and writer.is_committed(shard):
+                claim.close()
+                done.shards_kept += 1
+                report(sizes[shard])
+            else:
+                claims[shard] = claim
+                yield shard
 
     on_card = prepared.reasoner.device.type != "cpu"
     with (
         FileProcesses() if on_card and FileProcesses.possible() else nullcontext() as processes,
         Line("lake-write") as writing,
+        ExitStack() as held,
     ):
-        for shard in wanted:
-            with ExitStack() as claim:
-                if not claim.enter_context(writer.claim(shard)):
-                    done.shards_elsewhere += 1
-                    continue
-                if shard not in rebuild and writer.is_committed(shard):
-                    done.shards_kept += 1
-                    report(sizes[shard])
-                    continue
-                values = writer.empty(shard)
-                for batch, thinking in _thoughts(prepared, shard, done):
-                    place(thinking, prepared, np.array(batch) - layout.shard_slice(shard).start, batch, values)
-                    writing.check()
-                    report(len(batch))
-                work = partial(writer.write_shard, shard, values, processes)
-                if not on_card:
-                    # A model works in lockstep on all cores and stands still whenever one is taken from it.
-                    writing.wait()
-                    work = partial(writer.write_encoded, shard, writer.encode(shard, values))
-                writing.start(write, shard, work, claim.pop_all())
-                del values, work
+        left = 0
+        for shard, batch, thinking in _thoughts(prepared, free(held), done):
+            if not left:
+                values, left = writer.empty(shard), sizes[shard]
+            place(thinking, prepared, np.array(batch) - layout.shard_slice(shard).start, batch, values)
+            writing.check()
+            report(len(batch))
+            left -= len(batch)
+            if left:
+                continue
+            work = partial(writer.write_shard, shard, values, processes)
+            if not on_card:
+                # A model works in lockstep on all cores and stands still whenever one is taken from it.
+                writing.wait()
+                work = partial(writer.write_encoded, shard, writer.encode(shard, values))
+            writing.start(_write, done, shard, work, claims.pop(shard).pop_all())
+            del thinking, work, values
     report(0)
+    _count(done, prepared, lake)
+    return done
+
+
+def _write(done: Extracted, shard: int, work: Callable[[], int], claim: ExitStack) -> None:
+    with claim:
+        done.bytes_written += work()
+        done.shards_written.append(shard)
+
+
+def _count(done: Extracted, prepared: Prepared, lake: str | os.PathLike[str]) -> None:
+    """Say what is in the lake of a run now."""
     run = open_lake(lake).open(prepared.run)
     done.n_committed, done.n_correct = run["correct"].size, int(run["correct"].sum())
     last = run["token"].sel(position=f"a{prepared.spec.max_new_tokens - 1}").values
     done.n_cut = int(((last >= 0) & (last != prepared.reasoner.eos_id)).sum())
-    return done
 
 
-def _thoughts(prepared: Prepared, shard: int, done: Extracted) -> Iterator[tuple[list[int], Thinking]]:
-    """Batches of a shard, thought through; on a GPU the next one is begun before the last one's copies are waited for.
+def _thoughts(prepared: Prepared, shards: Iterable[int], done: Extracted) -> Iterator[tuple[int, list[int], Thinking]]:
+    """Batches, thought through, with their shards; on a GPU the next is begun before the last's copies are waited for.
 
     A batch for which there is too little memory is halved, and so are all that come after it.
     """
     ahead = prepared.reasoner.device.type != "cpu"
-    begun: list[tuple[list[int], Callable[[], Thinking]]] = []
-    waiting = list(batches(prepared, shard))[::-1]
-    while waiting:
-        batch = waiting.pop()
-        if done.most_rows is not None and len(batch) > done.most_rows:
-            waiting += [batch[done.most_rows :], batch[: done.most_rows]]
-            continue
-        try:
-            with device_errors(f"a batch of {len(batch)} questions", ALONE):
-                begun.append((batch, begin(prepared, batch)))
-        except LakeError as error:
-            if len(batch) == 1 or error.__cause__ is None or not is_full(error.__cause__):
-                raise
-            done.most_rows = len(batch) // 2
-            waiting.append(batch)
-            clear_frames(error.__cause__.__traceback__)  # they hold what filled the memory
-        if begun and (len(begun) > ahead or done.most_rows is not None):
-            yield _end(*begun.pop(0))
+    begun: list[tuple[int, list[int], Callable[[], Thinking]]] = []
+    for shard in shards:
+        waiting = list(batches(prepared, shard))[::-1]
+        while waiting:
+            batch = waiting.pop()
+            if done.most_rows is not None and len(batch) > done.most_rows:
+                waiting += [batch[done.most_rows :], batch[: done.most_rows]]
+                continue
+            try:
+                with device_errors(f"a batch of {len(batch)} questions", ALONE):
+                    begun.append((shard, batch, begin(prepared, batch)))
+            except LakeError as error:
+                if len(batch) == 1 or error.__cause__ is None or not is_full(error.__cause__):
+                    raise
+                done.most_rows = len(batch) // 2
+                waiting.append(batch)
+                clear_frames(error.__cause__.__traceback__)  # they hold what filled the memory
+            while begun and (len(begun) > ahead or done.most_rows is not None):
+                yield _end(*begun.pop(0))
     for thought in begun:
         yield _end(*thought)
 
 
-def _end(batch: list[int], end: Callable[[], Thinking]) -> tuple[list[int], Thinking]:
-    return batch, end()
+def _end(shard: int, batch: list[int], end: Callable[[], Thinking]) -> tuple[int, list[int], Thinking]:
+    return shard, batch, end()
 
 
 def provenance(prepared: Prepared) -> dict[str, Any]:
