@@ -244,8 +244,9 @@ def _pre_activation(
     known = np.isfinite(inside).all(axis=-1, keepdims=True)
     if not known.all():
         inside = np.where(known, inside, np.float32(np.nan))
-    if encoder.ndim == 2:
-        return np.asarray(inside @ encoder.T)
+    if encoder.ndim == 2:  # one product of all rows, not one for each example
+        rows = inside.reshape(-1, inside.shape[-1]) @ encoder.T
+        return np.asarray(rows.reshape(*inside.shape[:-1], len(encoder)), dtype=np.float32)
     encoder = encoder.reshape(encoder.shape[-inside.ndim :]) if encoder.ndim > inside.ndim else encoder
     moved = np.moveaxis(inside, 0, -2) @ np.swapaxes(encoder, -1, -2)  # a product for each cell
     return np.asarray(np.moveaxis(moved, -2, 0))
@@ -255,7 +256,8 @@ def _decoded(
     code: NDArray[np.float32], decoder: NDArray[np.float32], decoder_bias: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     if decoder.ndim == 2:
-        return np.asarray(code @ decoder + decoder_bias)
+        rows = code.reshape(-1, code.shape[-1]) @ decoder + decoder_bias
+        return np.asarray(rows.reshape(*code.shape[:-1], decoder.shape[-1]), dtype=np.float32)
     return np.asarray(np.moveaxis(np.moveaxis(code, 0, -2) @ decoder, -2, 0) + decoder_bias)
 
 
