@@ -7,7 +7,7 @@ files that the packages list, as they lie installed (torch built for processors)
 first word: of this project ``lake --help``, as it has a command; of all, importing the package, with ``python -c``; of
 this one what reads a lake, scores heads and loads a model, as it imports such lazily. First states: a program that
 loads a small GPT-2 from a folder and keeps the states after its blocks for one question, and imports what that takes;
-nearly all of it is torch and transformers, of everybody. Times are of processors and by the clock.
+nearly all of ours is torch and transformers. Times are of processors and by the clock.
 """
 
 import argparse

@@ -6,7 +6,7 @@ Into the state after one block at one thought goes that of another problem; then
 latent loop of the others is written by hand around their passes, with their key-value cache and all questions in one
 batch, one condition after the other, as both document it. A sweep of this project shares what lies before the thought
 among all conditions and goes on with all of them in one batch; it also scores the gold answer. All must write the same
-answers, which is checked first. What the sweep spares weighs more where questions are few: with 16 of them
+answers, which is checked first. With 16 questions, in another run,
 TransformerLens took 7.4 times its processor time, nnsight 5.2.
 """
 

@@ -51,8 +51,8 @@ SAYING = (
 )
 EPOCH = " The lake's epoch mixes examples from all over; others shuffle inside random blocks of 64 neighbours."
 WHY = {
-    "cell": " What does not grow with the examples, labels and the places of chunks, takes as long as some 0.8 MB"
-    " do; the rest is the system's reading calls, checksums and a second copy, where a memmap copies once.",
+    "cell": " What does not grow with the examples, labels and the places of chunks, took as long as some 0.8 MB (128"
+    " beside 1,024 examples); beside a memmap there are also reading calls, checksums and a second copy.",
     "block": " Most of this project's time is decompression, at some 1 GB/s: attention lies in compressed chunks of"
     " eight examples, eight queries and 64 keys, of which 36 pairs are wanted.",
     "example": " Half of this project's time is decompression, at some 1 GB/s: attention lies in compressed chunks"
