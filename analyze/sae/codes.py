@@ -244,9 +244,8 @@ def _pre_activation(
     known = np.isfinite(inside).all(axis=-1, keepdims=True)
     if not known.all():
         inside = np.where(known, inside, np.float32(np.nan))
-    if encoder.ndim == 2:  # one product of all rows, not one for each example
-        rows = inside.reshape(-1, inside.shape[-1]) @ encoder.T
-        return np.asarray(rows.reshape(*inside.shape[:-1], len(encoder)), dtype=np.float32)
+    if encoder.ndim == 2:
+        return _product(inside, encoder.T)
     encoder = encoder.reshape(encoder.shape[-inside.ndim :]) if encoder.ndim > inside.ndim else encoder
     moved = np.moveaxis(inside, 0, -2) @ np.swapaxes(encoder, -1, -2)  # a product for each cell
     return np.asarray(np.moveaxis(moved, -2, 0))
@@ -256,9 +255,14 @@ def _decoded(
     code: NDArray[np.float32], decoder: NDArray[np.float32], decoder_bias: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     if decoder.ndim == 2:
-        rows = code.reshape(-1, code.shape[-1]) @ decoder + decoder_bias
-        return np.asarray(rows.reshape(*code.shape[:-1], decoder.shape[-1]), dtype=np.float32)
+        return np.asarray(_product(code, decoder) + decoder_bias)
     return np.asarray(np.moveaxis(np.moveaxis(code, 0, -2) @ decoder, -2, 0) + decoder_bias)
+
+
+def _product(values: NDArray[np.float32], matrix: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(..., n), (n, m) -> (..., m), as one product of all rows: numpy would do one for each example."""
+    rows = values.reshape(-1, values.shape[-1]) @ matrix
+    return np.asarray(rows.reshape(*values.shape[:-1], matrix.shape[-1]))
 
 
 def _at(array: NDArray[np.float32], cell: int) -> NDArray[np.float32]:
