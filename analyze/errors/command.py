@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 PASSES = 60
 """Of L-BFGS for a penalty, as it mostly needs."""
-TRIED = 10
-"""Of a trial, whose time is told for as many as are needed."""
+TRIED = 5, 20
+"""Of the two trials. A pass has its part that no number of examples changes: so the trials differ in both."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +65,14 @@ def cost(source: "Source", settings: ErrorSettings) -> Cost:
     size, n_feature = sum(part.size for part in parts), dictionary.sizes["feature"]
     passes = 2.0 * len(settings.penalties) * min(settings.max_iterations, PASSES)
     kept = dictionary.attrs.get("k", 16) * size / parts[0].sizes["hidden"]
-    trial = replace(settings, max_iterations=min(settings.max_iterations, TRIED))
+    trials = limits(settings, n, 64 * n // source.data.sizes["example"])
+    for name, most in zip(trials, TRIED, strict=True):
+        trials[name] = replace(trials[name], max_iterations=min(settings.max_iterations, most))
     return Cost(
         states=size // parts[0].sizes["hidden"], reads=[reading(part) for part in parts],
         operations=2.0 * size * n_feature + passes * 8.0 * (size + 4 * kept),
         memory=8.0 * 12 * (n_feature + parts[0].sizes["hidden"]) * size / parts[0].sizes["hidden"]
-        / parts[0].sizes["example"] + 2.0**27, **limits(trial, n, 64 * n // source.data.sizes["example"]),
+        / parts[0].sizes["example"] + 2.0**27, **trials,
     )  # fmt: skip
 
 
