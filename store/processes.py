@@ -178,7 +178,7 @@ class _Process:
             pickle.dump(Request(layout, values.shape, blocks, n_byte, path), child.stdin)
             child.stdin.flush()
             written, error = pickle.load(child.stdout)
-        except (BrokenPipeError, EOFError) as ended:
+        except (BrokenPipeError, EOFError, pickle.UnpicklingError) as ended:  # the last: within its reply
             status = child.wait()
             how = f"signal {-status}" if status < 0 else f"exit status {status}"
             raise LakeError(
@@ -236,11 +236,11 @@ def serve() -> None:
 
 def _listen(pipe: IO[bytes], requests: "SimpleQueue[Request]") -> None:
     """Take requests until there is nobody left to make any; then end at once, whatever is being written."""
-    while True:
-        try:
+    try:
+        while True:
             requests.put(pickle.load(pipe))
-        except EOFError:
-            os._exit(0)
+    finally:  # at the end, or within a request that nobody will finish
+        os._exit(0)
 
 
 def _written(request: Request, memory: Any, pool: ThreadPoolExecutor) -> Written:

@@ -1,6 +1,7 @@
 """Processes that write the files of shards: the same bytes, nothing lost with them, and none left behind."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from small_runs import tree
 from schemas import LakeError
 from store import RunLayout, RunWriter, create_run
 from store.blocks import BlockArray
-from store.processes import FileProcesses
+from store.processes import PROGRAM, FileProcesses
 
 pytestmark = pytest.mark.skipif(not FileProcesses.possible(), reason="this system has no memory of no file")
 
@@ -105,3 +106,17 @@ def test_processes_end_with_the_one_that_started_them() -> None:
     while any(Path(f"/proc/{child}/stat").exists() for child in children):
         assert time.monotonic() < deadline, "a process outlived the one that started it"
         time.sleep(0.05)
+
+
+def test_a_process_ends_within_a_request_that_nobody_finishes() -> None:
+    file = os.memfd_create("shared")
+    command = [sys.executable, "-c", PROGRAM, str(file)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[file]) as process:
+        assert process.stdin is not None
+        process.stdin.write(pickle.dumps(b"x" * 1000)[:500])
+        process.stdin.close()
+        try:
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+    os.close(file)
