@@ -180,6 +180,19 @@ def test_lines_become_problems_and_columns(tmp_path):
     np.testing.assert_array_equal(columns["intermediate_result"][:, 0], [2, np.nan, np.nan])
 
 
+def test_a_problem_is_all_that_shares_words_or_a_pair(tmp_path):
+    asked = ["Why?", "caf\u00e9?", "c?", "why? ", "cafe\u0301?", "d?", "C?", "e?"]
+    rows = [{"question": text, "answer": 3} for text in asked]
+    for row, pair in ((5, 1), (6, 1), (7, 2), (0, 2)):
+        rows[row]["pair_id"] = pair
+    rows[3]["answer"] = 4
+    problems = read_problems(write(tmp_path / "a.jsonl", rows))
+    # Why, why and e (its pair); both ways to write an accent; c, C and d (its pair).
+    assert problems.columns["problem"][1].tolist() == [0, 1, 2, 0, 1, 2, 2, 0]
+    told = " ".join(problems.notes)
+    assert f"again with another answer: 1, as that of {tmp_path}/a.jsonl line 4 (4; 3 before)" in told
+
+
 @pytest.mark.parametrize("flat", [False, True])
 def test_pairs_become_twins_of_one_problem(tmp_path, flat):
     pairs = [({"question": f"c{i}?", "answer": i}, {"question": f"d{i}?", "answer": str(i + 1)}) for i in range(3)]

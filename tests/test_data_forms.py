@@ -71,6 +71,9 @@ def test_the_same_rows_from_every_kind_of_file(tmp_path):
     assert len(read) == 5
     assert {problems.fingerprint for problems in read.values()} == {read[".json"].fingerprint}
     assert read[".csv"].columns["level"][1].tolist() == [3, 4]
+    duckdb.sql(f"copy (select 'a?' question, 0.1::float answer, 0.1::float x) to '{tmp_path}/f.parquet'")
+    short = read_problems(f"d={tmp_path}/f.parquet")
+    assert (short.gold_answer, short.columns["x"][1].tolist()) == (["0.1"], [0.1])
 
 
 def test_lines_of_gsm8k_aug(tmp_path):

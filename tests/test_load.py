@@ -164,6 +164,7 @@ def test_a_base_whose_weights_lack_some_or_are_quantised_is_refused(made, tmp_pa
         {"n_latent": 0},
         {"n_latent": 2.5},
         {"answer_prefix": 3},
+        {"n_latents": 2},
     ],
 )
 def test_settings_that_make_no_sense_are_refused(made, tmp_path, settings):

@@ -149,6 +149,10 @@ def merge_adapters(
             raise UsageError(f"{source} has only half of a low-rank update: {module}.lora_{next(iter(pair))}")
         if f"{module}.weight" not in named or module not in modules:
             raise UsageError(f"{source} has a low-rank update of {module}, which the model lacks")
+    if lost := {name for name, key in named.items() if key.endswith(".base_layer.weight")} - {
+        f"{module}.weight" for module in updates
+    }:
+        raise UsageError(f"{source} lacks the low-rank updates of {some(lost)}; without them it is its base model")
     merged: dict[str, Tensor] = {}
     for name, key in named.items():
         module = name.removesuffix(".weight")

@@ -163,6 +163,9 @@ def build_model(config: Any, n_row: int, architecture: Architecture, source: str
         AttentionInterface,  # loads the library's modelling, seconds that no earlier error waits for
     )
 
+    for flag in ("use_bidirectional_attention", "add_cross_attention"):
+        if getattr(config, flag, None):
+            raise UsageError(f"{source} has {flag} in its config; only models that look at the past alone are run here")
     AttentionInterface.register(ATTENTION, attend)
     try:
         config.vocab_size = n_row

@@ -24,6 +24,7 @@ INDEX = ".index.json"
 """End of the name of the file that says which weight lies in which shard."""
 ADAPTER_CONFIG = "adapter_config.json"
 SETTINGS = "codi.json"
+_FIELDS = ("protocol", "n_latent", "answer_prefix", "base", "lora_alpha", "lora_rank", "control_of", "control")
 PCCOT_ARGUMENTS = "pccot_args.json"
 """Arguments of PCCoT's training beside its checkpoints; the number of rounds is in their ``config.json``."""
 ARGUMENTS = "args.yaml"
@@ -138,6 +139,17 @@ def read_json(path: Path, what: str, missing: dict[str, Any] | None = None) -> d
     if not isinstance(value, dict):
         raise UsageError(f"{what} in {path} is no JSON object")
     return value
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What ``codi.json`` beside a checkpoint says; empty if there is none. A field that nothing reads is an error."""
+    settings = read_json(folder / SETTINGS, "settings of the checkpoint", missing={})
+    if unknown := sorted(settings.keys() - set(_FIELDS)):
+        raise UsageError(
+            f"{folder / SETTINGS} has no field {unknown[0]!r}; it may have {', '.join(_FIELDS)}"
+            + nearest(unknown[0], _FIELDS)
+        )
+    return settings
 
 
 def read_arguments(folder: Path) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from extract.model.checkpoint import (
     pccot_settings,
     read_arguments,
     read_json,
+    read_settings,
     read_weights,
     some,
 )
@@ -112,7 +113,7 @@ def load_reasoner(
     name, file, folder = find_checkpoint(source)
     adapter = read_json(folder / ADAPTER_CONFIG, "config of the adapter", missing={})
     raw = token_rows(read_weights(file), adapter, source)
-    settings = pccot_settings(folder) | read_json(folder / SETTINGS, "settings of the checkpoint", missing={})
+    settings = pccot_settings(folder) | read_settings(folder)
     arguments = read_arguments(folder)
     prefix, raw = _prefix_of(raw, source)
     weights = {key.removeprefix(prefix): value for key, value in raw.items() if key.startswith(prefix)}

@@ -1,6 +1,7 @@
 """A causal language model as its reasoner sees it: where its parts are, its sizes, and what reads its states."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +25,7 @@ class Network:
         self.n_layer = int(config.num_hidden_layers)
         self.n_head = int(config.num_attention_heads)
         self.hidden = int(config.hidden_size)
-        self.context = int(config.max_position_embeddings)
+        self.context = _context(config)
         self._body: Any = model.get_submodule(architecture.body)
         self._cache_argument = cache_argument(self._body)
         self._embedding: Any = self._body.get_submodule(architecture.embedding)
@@ -129,3 +130,15 @@ class Network:
         logits = nn.functional.linear(state.float().contiguous(), weight)
         cap = self.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def _context(config: Any) -> int:
+    """Places that a model's positions reach.
+
+    ``longrope`` turns every position otherwise once any question of the batch is longer than it was first trained for
+    (``dynamic`` beyond the model's own length): up to there, a question is the same in any batch.
+    """
+    stated = getattr(config, "rope_parameters", None) or {}
+    kinds = [stated, *(kind for kind in stated.values() if isinstance(kind, Mapping))]
+    first = [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]
+    return int(min([config.max_position_embeddings, *first]))

@@ -74,9 +74,25 @@ class Wording:
             texts[index] = with_bytes(str(self.tokenizer.convert_ids_to_tokens(index)), texts[index])
         return [*texts, *[""] * (self.vocabulary - len(texts)), *self.extra_rows]
 
+    def tokenize(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
+        """Tokens of texts, with the tokenizer's own beginning and end if asked for.
+
+        Raises
+        ------
+        UsageError
+            If one is no word of the model: its row would be a mark of the protocol, or none.
+        """
+        rows: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=special)["input_ids"] if texts else []
+        if (last := max((token for row in rows for token in row), default=0)) >= self.vocabulary:
+            raise UsageError(
+                f"the tokenizer writes {self.tokenizer.convert_ids_to_tokens(last)!r} as token {last}, the model has"
+                f" {self.vocabulary} words; it is the tokenizer of another model, or has tokens that were added to it"
+            )
+        return rows
+
     def encode(self, question: str) -> list[int]:
         """Prompt of a question: its tokens (with the tokenizer's own beginning, if any) up to where thinking begins."""
-        question_ids = self.tokenizer(self.question_text(question))["input_ids"]
+        (question_ids,) = self.tokenize([self.question_text(question)], special=True)
         return [*question_ids, *self._before_bot, *([] if self.bot_id is None else [self.bot_id])]
 
     def question_text(self, question: str) -> str:
@@ -119,7 +135,7 @@ class Wording:
         return [*self._plain(text), self.eos_id][0]
 
     def _plain(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self.tokenize([text])[0])
 
     def tokens_and_prefix(self, answer: str) -> tuple[list[int], int]:
         """Tokens of an answer and how many of them are the prefix's; kept, as answers come again and again."""

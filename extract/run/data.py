@@ -2,6 +2,7 @@
 
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,14 +181,38 @@ def _question(question: Any, where: str) -> str:
     )
 
 
+def _asked(question: str) -> str:
+    """What makes two questions one problem, which no split may divide: their words, however spaced and encoded."""
+    return unicodedata.normalize("NFC", " ".join(question.split())).casefold()
+
+
+def _same_problem(problems: Sequence[_Problem], asked: Sequence[str]) -> np.ndarray:
+    """Number of the problem ``(example,)`` that each belongs to, as they come first: all that share words or a pair."""
+    keys: dict[tuple[str, Any], int] = {}
+    parent: list[int] = []
+
+    def root(node: int) -> int:
+        while parent[node] != node:
+            node = parent[node]
+        return node
+
+    for text, (_, row, _, pair) in zip(asked, problems, strict=True):
+        own = {("pair", str(row["pair_id"])) if "pair_id" in row else ("row", pair), ("asked", text)} - {("row", -1)}
+        known = sorted({root(keys[key]) for key in own if key in keys}) or [len(parent)]
+        parent += known if known[0] == len(parent) else []
+        for node in known:
+            parent[node] = known[0]
+        keys |= dict.fromkeys(own, known[0])
+    number: dict[int, int] = {}
+    roots = [root(keys["asked", text]) for text in asked]
+    return np.array([number.setdefault(node, len(number)) for node in roots], dtype=np.int64)
+
+
 def _columns(
     problems: Sequence[_Problem], questions: list[str], golds: list[str], kind: AnswerKind
 ) -> tuple[Columns, list[str]]:
     """Columns of every run, those of chains in words and of graphs, and what is to be said of them."""
-    groups: list[str] = []
-    for question, (_, row, _, pair) in zip(questions, problems, strict=True):
-        groups.append(f"pair {row['pair_id']}" if "pair_id" in row else f"pair row {pair}" if pair >= 0 else question)
-    seen: dict[str, int] = {}
+    asked = [_asked(question) for question in questions]
     rows = [problem.row for problem in problems]
     chains = [read_chain(row) for row in rows]
     words = [[] if chain else word_steps(row) for chain, row in zip(chains, rows, strict=True)]
@@ -203,7 +228,7 @@ def _columns(
             step_text[index, step], intermediate[index, step] = text, last_word(text)
     columns: Columns = {
         "example": (("example",), np.arange(len(problems))),
-        "problem": (("example",), np.array([seen.setdefault(group, len(seen)) for group in groups], dtype=np.int64)),
+        "problem": (("example",), _same_problem(problems, asked)),
         "variant": (("example",), [problem.variant for problem in problems]),
         "pair": (("example",), np.array([problem.pair for problem in problems], dtype=np.int64)),
         "question": (("example",), questions),
@@ -223,6 +248,13 @@ def _columns(
     if all(has_graph(row) for row in rows):
         columns |= _graph_columns(rows, n_step)
     notes = []
+    first: dict[str, int] = {}
+    other = [index for index, text in enumerate(asked) if golds[index] != golds[first.setdefault(text, index)]]
+    if other:
+        notes.append(
+            f"questions asked again with another answer: {len(other)}, as that of {problems[other[0]].where}"
+            f" ({golds[other[0]]}; {golds[first[asked[other[0]]]]} before)"
+        )
     if not any(chains) and not any(words):
         notes.append(
             "no chain of steps can be read, as <<3*4=12>> or 3 * 4 = 12 in answer, full_answer, cot or steps, or as a"

@@ -9,6 +9,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from schemas import UsageError
 
 HUB = "hf:"
@@ -138,11 +140,15 @@ def _read_parquet(path: Path) -> list[tuple[str, Any]]:
         with duckdb.connect() as connection:
             table = connection.execute("select * from read_parquet(?)", [str(path)])
             names = [column[0] for column in table.description]
-            rows = table.fetchall()
+            short = [place for place, column in enumerate(table.description) if str(column[1]) == "FLOAT"]
+            rows = [list(row) for row in table.fetchall()]
     except duckdb.Error as error:
         raise UsageError(f"data file {path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
     if not rows:
         raise UsageError(f"data file {path} has no rows")
+    for row in rows:
+        for place in short:  # 0.1 of 32 bits is written so, and not as the 0.10000000149011612 that 64 bits make of it
+            row[place] = None if row[place] is None else float(str(np.float32(row[place])))
     return [(f"{path} row {index}", dict(zip(names, row, strict=True))) for index, row in enumerate(rows, 1)]
 
 

@@ -37,7 +37,7 @@ class Table:
     def __init__(
         self, reasoner: Reasoner, examples: Sequence[Example], *, longest: int | None = None, last_step: bool = False
     ) -> None:
-        prompts = _tokens(reasoner, [reasoner.question_text(e.question) for e in examples], special=True)
+        prompts = reasoner.tokenize([reasoner.question_text(e.question) for e in examples], special=True)
         steps = _tokens_of_steps(reasoner, examples, last_step=last_step)
         chains = [list(itertools.chain.from_iterable(pieces)) for pieces in steps]
         known = {
@@ -119,11 +119,6 @@ class _Flat:
         return torch.where(there, self._tokens[flat], -100), length
 
 
-def _tokens(reasoner: Reasoner, texts: Sequence[str], special: bool = False) -> list[list[int]]:
-    ids: list[list[int]] = reasoner.tokenizer(list(texts), add_special_tokens=special)["input_ids"] if texts else []
-    return ids
-
-
 def _tokens_of_steps(reasoner: Reasoner, examples: Sequence[Example], *, last_step: bool) -> list[list[list[int]]]:
     """Tokens of every written step of every problem.
 
@@ -135,7 +130,7 @@ def _tokens_of_steps(reasoner: Reasoner, examples: Sequence[Example], *, last_st
         lines = [[" ".join(e.steps if last_step else e.steps[:-1])] for e in examples]
     else:
         lines = [[f"{step}\n" for step in e.steps] for e in examples]
-    tokens = iter(_tokens(reasoner, [line for pieces in lines for line in pieces]))
+    tokens = iter(reasoner.tokenize([line for pieces in lines for line in pieces]))
     return [[next(tokens) for _ in pieces] for pieces in lines]
 
 

@@ -1,0 +1,119 @@
+"""Checkpoints, bases and tokenizers that do not belong together: each is one line and never another model."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from codi_models import ORACLE
+
+from extract import load_reasoner
+from schemas import UsageError
+
+
+def altered(change: str, folder: Path) -> tuple[Path, Path]:
+    """Checkpoint and base spoilt in one way."""
+    shutil.copytree(ORACLE / "codi-llama", folder / "codi")
+    shutil.copytree(ORACLE / "base-llama", folder / "base")
+    file = folder / "codi" / "pytorch_model.bin"
+    state = torch.load(file, weights_only=True)
+    config = json.loads((folder / "base" / "config.json").read_text())
+    name = "codi.base_model.model.model.layers.1.self_attn.q_proj.base_layer.weight"
+    match change:
+        case "missing key":
+            del state[name]
+        case "missing projection":
+            del state["prj.3.bias"]
+        case "unexpected key":
+            state["codi.base_model.model.extra.weight"] = torch.zeros(2)
+        case "shape":
+            state["codi.base_model.model.model.layers.1.input_layernorm.weight"] = torch.zeros(3)
+        case "untied":
+            state["codi.base_model.model.lm_head.weight"] = state["codi.base_model.model.lm_head.weight"] + 1
+        case "not finite":
+            state[name][0, 0] = torch.nan
+        case "no codi":
+            state = {key.removeprefix("codi.base_model."): value for key, value in state.items()}
+        case "truncated":
+            file.write_bytes(file.read_bytes()[:5000])
+        case "no file":
+            file.unlink()
+        case "other vocabulary":
+            config["vocab_size"] = 410
+        case "other layers":
+            config["num_hidden_layers"] = 4
+        case "other hidden":
+            config["hidden_size"] = 80
+        case "other heads":
+            config["num_attention_heads"] = 4
+        case "other type":
+            config["model_type"] = "bloom"
+        case "updates lost":
+            del state[name.replace("base_layer", "lora_A.default")], state[name.replace("base_layer", "lora_B.default")]
+        case "looks ahead":
+            config["use_bidirectional_attention"] = True
+    if file.exists() and change != "truncated":
+        torch.save(state, file)
+    (folder / "base" / "config.json").write_text(json.dumps(config))
+    return folder / "codi", folder / "base"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("missing key", r"layers\.1\.self_attn\.q_proj"),
+        ("missing projection", r"missing prj\.3\.bias"),
+        ("unexpected key", r"unexpected extra\.weight"),
+        ("shape", r"input_layernorm\.weight \(3,\) instead of \(64,\)"),
+        ("untied", r"lm_head\.weight and model\.embed_tokens\.weight differ"),
+        ("not finite", "not finite"),
+        ("no codi", "no CODI checkpoint"),
+        ("truncated", "is the file complete"),
+        ("no file", "neither model.safetensors nor pytorch_model.bin"),
+        ("other vocabulary", "403 embedding rows, base has a vocabulary of 410"),
+        ("other layers", "5 blocks, base has 4"),
+        ("other hidden", "hidden size 64, base has 80"),
+        ("other heads", "queries of size 64, base has 4 heads of size 8"),
+        ("other type", "'bloom'; supported are gemma2, "),
+        ("updates lost", r"lacks the low-rank updates of model\.layers\.1\.self_attn\.q_proj\.weight;"),
+        ("looks ahead", "has use_bidirectional_attention in its config"),
+    ],
+)
+def test_bad_checkpoints_are_one_line(change: str, message: str, tmp_path: Path) -> None:
+    checkpoint, base = altered(change, tmp_path)
+    with pytest.raises(UsageError, match=message) as caught:
+        load_reasoner(checkpoint, base)
+    assert "\n" not in str(caught.value)
+
+
+def test_words_that_only_the_tokenizer_has_are_no_marks_of_the_protocol(tmp_path: Path) -> None:
+    checkpoint, base = altered("", tmp_path)
+    reasoner = load_reasoner(checkpoint, base)
+    file = base / "tokenizer.json"
+    content = json.loads(file.read_text())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    content["added_tokens"].append({"id": reasoner.vocabulary, "content": "pens", **flags})  # where [PAD]'s row is
+    file.write_text(json.dumps(content))
+    with_more = load_reasoner(checkpoint, base)
+    assert with_more.encode("Two caps?") == reasoner.encode("Two caps?")
+    for say in (with_more.encode, with_more.answer_tokens):
+        with pytest.raises(UsageError, match="'pens' as token 400, the model has 400 words"):
+            say("Two pens?")
+
+
+def test_bad_requests_are_one_line(tmp_path: Path) -> None:
+    gpt2, llama = ORACLE / "codi-gpt2", ORACLE / "base-llama"
+    for arguments, message in [
+        ((gpt2, llama), "gpt2 checkpoint, base .* llama"),
+        ((tmp_path / "nothing", llama), "no folder, no hub id"),
+        ((gpt2, tmp_path), "lacks config.json"),
+        ((gpt2, ORACLE / "base-gpt2", "cuda:99"), "device 'cuda:99' does not exist"),
+        ((gpt2, ORACLE / "base-gpt2", "abacus"), "device 'abacus' does not exist"),
+    ]:
+        with pytest.raises(UsageError, match=message) as caught:
+            load_reasoner(*arguments)
+        assert "\n" not in str(caught.value)
+    reasoner = load_reasoner(gpt2, ORACLE / "base-gpt2")
+    with pytest.raises(UsageError, match="question 1 of the batch has .* gpt2 has 256|question 1 of the batch"):
+        reasoner.think([reasoner.encode("Why?"), reasoner.encode("Why? " * 150)])
