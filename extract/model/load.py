@@ -45,6 +45,7 @@ from extract.model.checkpoint import (
 )
 from extract.model.device import find_device, full_float32, keep_freed_memory
 from extract.model.feeding import feeding_of, new_feeding
+from extract.model.own import is_own
 from extract.model.protocols import COCONUT, CODI, PEFT, PREFIXES, Protocol, named_protocol, recognise, stated_protocol
 from extract.model.reasoner import Reasoner
 from schemas import N_LATENT, UsageError, nearest
@@ -105,6 +106,11 @@ def load_reasoner(
         that is not merged rightly here, could be of several protocols, or if ``lora_alpha`` or ``protocol`` is not what
         the checkpoint says; the text lists what.
     """
+    if is_own(str(checkpoint)):
+        raise UsageError(
+            f"{checkpoint} is code of your own: what it ran can be analysed and computed again; what goes into a model"
+            " needs one that this project loads"
+        )
     target = find_device(device)
     full_float32()
     if dtype not in (dtypes := get_args(ComputeDtype)):

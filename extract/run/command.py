@@ -23,7 +23,9 @@ class PlanSettings(RunSpec):
     """What is to be extracted: the model, the questions, and how."""
 
     model: str = setting(
-        help="Folder or hub id in the official layout, or a shipped name.", metavar="NAME=CHECKPOINT", stored=False
+        help="Folder or hub id in the official layout, a shipped name, or code of your own, MODULE:FUNCTION.",
+        metavar="NAME=CHECKPOINT",
+        stored=False,
     )
     data: str = setting(help=DATA, metavar="FILE_OR_NAME=FILE", stored=False)
     lake: str = setting(help="Lake: a folder or a URL; made where there is none.", metavar="PATH", stored=False)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.model.device import ALONE, device_errors, is_full
+from extract.model.own import OwnModel
 from extract.model.reasoner import Reasoner
 from extract.model.thinking import Thinking
 from extract.run.prepare import Prepared, row_bytes
@@ -43,6 +44,8 @@ A few of the type's relative steps on average and some hundred at a single place
 """
 CEILING = Bound(layer=0.4, position=0.5, place=np.inf, logprob=np.inf)
 """Nobody's rounding: states replaced by zeros are off by 0.8, attention by 0.5."""
+FAR = 100.0
+"""Code of one's own may differ between alone and batched by as many times the floor: huge components round far."""
 MARGIN = 3.0
 """A run may differ by as many times what its calibration found."""
 
@@ -176,7 +179,7 @@ def chosen(lengths: Sequence[int], n_question: int = N_QUESTION) -> list[int]:
 
 
 def calibrate(
-    reasoner: Reasoner, prompts: Sequence[Sequence[int]], gold: Sequence[str], spec: RunSpec
+    reasoner: Reasoner | OwnModel, prompts: Sequence[Sequence[int]], gold: Sequence[str], spec: RunSpec
 ) -> dict[str, Any]:
     """Think through some questions alone and together, and compare.
 
@@ -250,11 +253,25 @@ def calibration(prepared: Prepared, n_question: int = N_QUESTION) -> dict[str, A
     while True:
         try:
             with device_errors(f"a batch of {n_row} questions", ALONE):
-                return calibrate(prepared.reasoner, prompts, gold, replace(prepared.spec, batch_size=n_row))
+                found = calibrate(prepared.reasoner, prompts, gold, replace(prepared.spec, batch_size=n_row))
+            if isinstance(prepared.reasoner, OwnModel):
+                _check_alone(found)
+            return found
         except LakeError as error:
             if n_row == 1 or error.__cause__ is None or not is_full(error.__cause__):
                 raise
             n_row //= 2
+
+
+def _check_alone(found: Mapping[str, Any]) -> None:
+    """Refuse code of one's own whose states depend on what else is in a batch: padding that is not masked."""
+    most = min(FAR * FLOOR[found["compute_dtype"]].position, CEILING.position)
+    for name, measured in found["states"].items():
+        if not measured["position"] <= most:
+            raise LakeError(
+                f"{name} of a question alone and in a batch differ by {measured['position']:.2g}, up to {most:.2g} is"
+                " rounding: padding must be masked, and positions counted without it"
+            )
 
 
 def _rounded(value: float) -> float:

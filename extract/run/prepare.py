@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from schemas.names import check_name
 from store import MAX_SHARD_EXAMPLES, RunLayout, check_model, check_run, taken_up
 
 if TYPE_CHECKING:
+    from extract.model.own import OwnModel
     from extract.model.reasoner import Reasoner
     from extract.model.thinking import Thinking
 
@@ -32,7 +33,7 @@ class Prepared:
     """Everything checked before anything is paid: model loaded, data read and encoded, axes known."""
 
     model: str
-    reasoner: "Reasoner"
+    reasoner: "Reasoner | OwnModel"
     problems: Problems
     prompts: list[list[int]]
     layout: RunLayout
@@ -135,12 +136,12 @@ def _card_bytes(prepared: Prepared) -> int:
     import torch
 
     total = torch.cuda.get_device_properties(prepared.reasoner.device).total_memory
-    return int(CARD * (total - prepared.reasoner.nbytes))
+    return int(CARD * (total - cast("Reasoner", prepared.reasoner).nbytes))
 
 
 def _card_row_bytes(prepared: Prepared, longest: int) -> int:
     """Bytes on the GPU of one row of a batch: captured twice (one batch is copied while the next runs), and at work."""
-    layout, reasoner, n_prompt = prepared.layout, prepared.reasoner, len(prepared.prompts[longest])
+    layout, reasoner, n_prompt = prepared.layout, cast("Reasoner", prepared.reasoner), len(prepared.prompts[longest])
     n_key = n_prompt + layout.places.n_middle - 1 + prepared.n_answer
     states = n_prompt * (8 * layout.hidden + 4 * reasoner.inner) * 4
     attention = 4 * layout.n_head * n_prompt * n_key * 4
@@ -192,7 +193,7 @@ def split_name(text: str, what: str) -> tuple[str, str]:
 
 
 def _fitting(
-    reasoner: "Reasoner", questions: Sequence[str], n_answer: int, data: str, *, skip_long: bool
+    reasoner: "Reasoner | OwnModel", questions: Sequence[str], n_answer: int, data: str, *, skip_long: bool
 ) -> tuple[list[list[int]], list[int]]:
     """Tokens of the questions that fit into the model's context, and which of the questions they are."""
     prompts, keep = [], []
@@ -235,7 +236,7 @@ def prepare(
     Parameters
     ----------
     model
-        ``NAME=CHECKPOINT``, or a shipped name alone.
+        ``NAME=CHECKPOINT``, or a shipped name alone; ``NAME=MODULE:FUNCTION``: code of one's own (:class:`OwnModel`).
     data
         ``FILE`` or ``NAME=FILE``; see :func:`extract.run.data.read_problems`.
     lake
@@ -271,11 +272,20 @@ def prepare(
     )
     spec = replace(spec, answer=problems.answer_kind)
     from extract.model.load import load_reasoner  # torch and transformers: wrong data need not wait for them
+    from extract.model.own import is_own, open_own
 
-    reasoner = load_reasoner(
-        checkpoint, base=base, device=spec.device, dtype=spec.compute_dtype, lora_alpha=lora_alpha, protocol=protocol,
-        thoughts=thoughts,
-    )  # fmt: skip
+    reasoner: Reasoner | OwnModel
+    if is_own(checkpoint):
+        device = None if spec.device == "cpu" else spec.device
+        reasoner = open_own(
+            checkpoint, base=base, device=device, lora_alpha=lora_alpha, protocol=protocol, thoughts=thoughts
+        )
+        spec = replace(spec, compute_dtype=reasoner.compute_dtype)
+    else:
+        reasoner = load_reasoner(
+            checkpoint, base=base, device=spec.device, dtype=spec.compute_dtype, lora_alpha=lora_alpha,
+            protocol=protocol, thoughts=thoughts,
+        )  # fmt: skip
     n_answer = max(spec.max_new_tokens, *(len(reasoner.answer_tokens(answer)) for answer in problems.gold_answer))
     prompts, keep = _fitting(reasoner, problems.question, n_answer, data, skip_long=skip_long)
     skipped = len(problems) - len(keep)

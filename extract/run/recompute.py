@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from extract.model.load import load_reasoner
+from extract.model.own import OwnModel, is_own, open_own
 from extract.model.reasoner import Reasoner
 from extract.run.precision import FLOOR, STATES, Differences, allowed, calibrate, chosen, error_of, kept
 from schemas import RunSpec, SpecMismatchError, UsageError
@@ -92,11 +93,15 @@ def recompute(
     made = opened.model_attributes(run.split("/")[0])
     source = checkpoint or made["checkpoint"]
     base = base or (made.get("base") if checkpoint is None else None)
+    reasoner: Reasoner | OwnModel
     try:
-        reasoner = load_reasoner(
-            source, base=base, device=device, dtype=spec.compute_dtype, lora_alpha=lora_alpha,
-            protocol=protocol or made.get("protocol"), thoughts=made["n_latent"] if thoughts is None else thoughts,
-        )  # fmt: skip
+        if is_own(source):
+            reasoner = open_own(source, base=base, lora_alpha=lora_alpha, protocol=protocol, thoughts=thoughts)
+        else:
+            reasoner = load_reasoner(
+                source, base=base, device=device, dtype=spec.compute_dtype, lora_alpha=lora_alpha,
+                protocol=protocol or made.get("protocol"), thoughts=made["n_latent"] if thoughts is None else thoughts,
+            )  # fmt: skip
     except UsageError as error:
         raise UsageError(f"{run} was made with {source!r}: {error}. Say where it is with --model and --base") from error
     for name, digest in reasoner.fingerprint.items():
@@ -112,7 +117,7 @@ def recompute(
 
 
 def compare(
-    reasoner: Reasoner,
+    reasoner: Reasoner | OwnModel,
     dataset: xr.Dataset,
     spec: RunSpec,
     n_example: int,

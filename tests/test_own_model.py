@@ -1,0 +1,165 @@
+"""A model of one's own code: the guide's loop gives the lake that loading it gives, and mistakes are refused."""
+
+import re
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from called import run_lake
+from torch import nn
+from transformers.utils import logging
+
+from extract import OwnModel, load_reasoner
+from extract.small_models.problems import make_splits, write_problems
+from schemas import LakeError, UsageError
+from store import open_lake
+
+GUIDE = Path(__file__).parents[1] / "docs" / "own_model.md"
+POSITIONS = ("(columns[fed:] - pad[:, None]).clamp(min=0)", "columns[fed:].expand(n_row, -1)")
+MASK = ("(columns >= pad[:, None])", "(columns >= 0).expand(n_row, -1)")
+OPTIONS = ["--data", "problems.jsonl", "--lake", "own.lake", "--max-new-tokens", "8"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """The guide's module, two copies with a mistake each, their model, and problems."""
+    place = tmp_path_factory.mktemp("own")
+    code = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.DOTALL | re.MULTILINE)[0]
+    for name, (right, wrong) in {"own_model": ("", ""), "own_counted": POSITIONS, "own_unmasked": MASK}.items():
+        assert right in code
+        (place / f"{name}.py").write_text(code.replace(right, wrong) if right else code)
+    (place / "own_others.py").write_text(
+        "def number():\n    return 3\n\n\ndef fails():\n    raise OSError('no weights')\n"
+    )
+    reasoner = load_reasoner("small-gpt2")
+    logging.disable_progress_bar()
+    reasoner.model.save_pretrained(place / "mine")
+    reasoner.tokenizer.save_pretrained(place / "mine")
+    parts = reasoner.projection._modules
+    torch.save(nn.Sequential(parts["1"], nn.GELU(), parts["3"], parts["ln"]), place / "mine" / "projection.pt")
+    write_problems(make_splits(sizes={"test": {1: 6, 2: 6, 3: 6}})["test"], place / "problems.jsonl")
+    return place
+
+
+@pytest.fixture(autouse=True)
+def inside(place, monkeypatch):
+    """Where commands run, and where modules are found."""
+    monkeypatch.chdir(place)
+    monkeypatch.syspath_prepend(str(place))
+
+
+@pytest.fixture(scope="module")
+def spoilt(place):
+    """The guide's model, what it captured put through a function; and some prompts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.syspath_prepend(str(place))
+        model = import_module("own_model").Mine()
+    prompts = [model.encode(text) for text in ("Ann has 3 apples . Ann buys 4 more .", "Bo has 7 .")]
+    right = model.run(prompts, 8, None)
+
+    def think(change=lambda captured: {}, **options):
+        model.run = lambda *_: replace(right, **change(right))
+        return model.think(prompts, max_new_tokens=8, **options)
+
+    return think
+
+
+def test_the_guide_s_loop_gives_the_lake_that_loading_the_model_gives(place, capsys):
+    for model in ("mine=own_model:Mine", "small-gpt2"):
+        assert not run_lake("extract", "--model", model, *OPTIONS, "--capture", "full", "--dtype", "float32")
+    lake = open_lake("own.lake")
+    mine, loaded = lake["mine/problems"], lake["small-gpt2/problems"]
+    for name in ("hidden_state", "final_state", "latent_embedding", "attention"):
+        np.testing.assert_allclose(mine[name].values, loaded[name].values, atol=1e-4, err_msg=name)
+    for name in ("token", "generated_text", "correct", "question"):
+        assert (mine[name].values == loaded[name].values).all(), name
+    capsys.readouterr()
+    assert not run_lake("verify", "own.lake", "mine/problems", "--recompute", "3")
+    assert "computed again agree" in capsys.readouterr().out
+    told = []
+    for run in ("mine/problems", "small-gpt2/problems"):
+        assert not run_lake("analyze", "lens", "own.lake", run)
+        told.append([line.replace(run, "") for line in capsys.readouterr().out.splitlines() if "results/" not in line])
+    assert told[0] == told[1]
+    assert run_lake("reenter", "ablate", "own.lake", "mine/problems") == 2
+    assert "needs one that this project loads" in capsys.readouterr().err
+
+
+def test_a_latent_capture_is_the_end_of_a_full_one(spoilt):
+    full, latent = spoilt(capture="full"), spoilt(capture="latent")
+    np.testing.assert_array_equal(latent.hidden_state, full.hidden_state[:, :, full.n_before :])
+    np.testing.assert_array_equal(latent.attention, full.attention[:, :, :, full.n_before :])
+    assert latent.hidden_state.dtype == np.float16
+    assert np.isnan(full.hidden_state[1, :, 0]).all()
+    assert not full.attention[1, :, :, 0].any()
+
+
+def at(values, place, value):
+    """A copy with another value somewhere."""
+    values = values.copy()
+    values[place] = value
+    return values
+
+
+MISTAKES = {
+    "states of the column before": (
+        lambda right: {"hidden_state": np.roll(right.hidden_state, 1, axis=2)}, "columns are shifted"
+    ),
+    "states of a block before": (
+        lambda right: {"hidden_state": np.roll(right.hidden_state, 1, axis=1)}, "not those before the final norm"
+    ),
+    "keys and queries exchanged": (lambda right: {"attention": right.attention.swapaxes(3, 4)}, "sum to 1 only within"),
+    "a later key": (
+        lambda right: {"attention": right.attention[..., ::-1, ::-1]}, "is padding or comes after the query|sum to 1"
+    ),
+    "the last token not fed": (
+        lambda right: {"hidden_state": right.hidden_state[:, :, :-1]}, r"hidden_state is \(2, 2, \d+, 64\)"
+    ),
+    "not finite": (lambda right: {"latent_embedding": at(right.latent_embedding, (0, 0, 0), np.nan)}, "not finite"),
+    "beyond float16": (lambda right: {"hidden_state": at(right.hidden_state, (0, 0, -1, 0), 1e6)}, "--dtype float32"),
+    "a text too many": (lambda right: {"texts": [*right.texts, "more"]}, "3 texts came back for 2 questions"),
+    "an empty answer": (lambda right: {"answers": [right.answers[0], []]}, "answer 1 of a batch has 0 tokens"),
+    "no token": (lambda right: {"answers": [right.answers[0], [10**6]]}, "token 1000000 is none of 90"),
+    "one log p for two": (lambda right: {"answer_logprob": np.zeros(1)}, r"answer_logprob is \(1,\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_what_cannot_be_right_is_refused(spoilt, mistake):
+    change, said = MISTAKES[mistake]
+    with pytest.raises(LakeError, match=said):
+        spoilt(change)
+
+
+def test_parts_of_blocks_are_not_captured(spoilt):
+    with pytest.raises(UsageError, match=r"leave \+parts out"):
+        spoilt(parts=("mlp_output",))
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "said"),
+    [
+        ("own_counted:Mine", [], "alone and in a batch differ"),
+        ("own_unmasked:Mine", [], "on a key that is padding"),
+        ("own_others:number", [], "gives int; it must give an extract.OwnModel"),
+        ("own_others:fails", [], "OSError: no weights"),
+        ("own_absent:Mine", [], "No module named 'own_absent'"),
+        ("own_model:Mine", ["--base", "gpt2", "--device", "cuda"], "decides itself what --base, --device would say"),
+    ],
+)
+def test_a_mistake_is_a_line_and_no_run(capsys, model, more, said):
+    assert run_lake("extract", "--model", f"wrong={model}", *OPTIONS, *more) in (1, 2)
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    assert not Path("own.lake", "wrong", "problems", "zarr.json").exists()
+
+
+def test_only_its_own_kind_of_name_means_code(tmp_path):
+    with pytest.raises(UsageError, match="is code of your own"):
+        load_reasoner("own_model:Mine")
+    assert issubclass(import_module("own_model").Mine, OwnModel)
