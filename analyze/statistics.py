@@ -3,7 +3,16 @@
 import numpy as np
 import xarray as xr
 
-from schemas.statistics import DrawnMean, adjust, cochran_q, draw_counts, mcnemar_exact, mean_interval, wilson_interval
+from schemas.statistics import (
+    DrawnMean,
+    adjust,
+    cochran_q,
+    draw_counts,
+    mcnemar_exact,
+    mean_interval,
+    percentiles,
+    wilson_interval,
+)
 
 __all__ = [
     "DrawnMean", "adjust", "bootstrap_mean", "bootstrap_weights", "cochran_q", "draw_counts", "is_majority",
@@ -53,10 +62,12 @@ def weighted_mean(values: xr.DataArray, weights: xr.DataArray, dim: str = "examp
 
 
 def percentile_interval(resamples: xr.DataArray, level: float = 0.95) -> tuple[xr.DataArray, xr.DataArray]:
-    """Percentile interval over the dim ``resample``, which must be one chunk."""
-    tail = (1 - level) / 2
-    quantile = resamples.quantile([tail, 1 - tail], dim="resample", skipna=True)
-    return quantile.isel(quantile=0, drop=True), quantile.isel(quantile=1, drop=True)
+    """:func:`schemas.statistics.percentiles` over the dim ``resample``, which must be one chunk."""
+    ends: tuple[xr.DataArray, xr.DataArray] = xr.apply_ufunc(
+        percentiles, resamples, kwargs={"level": level}, input_core_dims=[["resample"]], output_core_dims=[[], []],
+        dask="parallelized", output_dtypes=["float64", "float64"],
+    )  # fmt: skip
+    return ends
 
 
 def bootstrap_mean(values: xr.DataArray, problem: xr.DataArray, *, n_resample: int = 500, seed: int = 0) -> xr.Dataset:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import resource
 import sys
 import time
@@ -76,10 +77,10 @@ def show(printed: Sequence[Printed], document: Any = None, as_json: bool = False
 
 
 def cell_text(cell: Any) -> str:
-    """A cell of a table; a dash for a number that is not there."""
+    """A cell of a table; a dash for a number, or an interval, that is not there."""
     if isinstance(cell, float):
         return "-" if math.isnan(cell) else f"{cell:.3f}"
-    return str(cell)
+    return re.sub(r"[+-]?nan\.\.[+-]?nan", "-", str(cell))
 
 
 def show_by_run(title: str, printed: Mapping[str, Sequence[Printed]]) -> None:

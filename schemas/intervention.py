@@ -1,10 +1,12 @@
 """What is changed when a model thinks again: site, where, what, and whose value goes in."""
 
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
+from schemas.checks import check_whole
 from schemas.errors import UsageError
 from schemas.spelling import nearest
 from schemas.vocabulary import USUAL, Places, segment_of
@@ -140,6 +142,10 @@ class Intervention:
         site, takes = SITES[self.site], OPERATIONS[self.operation].takes
         if not self.positions:
             raise UsageError(f"an intervention at {self.site} names no position")
+        for name in ("positions", "layers", "heads", "keys"):  # each would be changed twice
+            if twice := [str(label) for label, count in Counter(getattr(self, name)).items() if count > 1]:
+                raise UsageError(f"an intervention at {self.site} names {', '.join(twice)} twice among its {name}")
+        check_whole("seed of an intervention", self.seed, 0)
         if site.layers != bool(self.layers):
             raise UsageError(
                 f"{self.site} is fed below all layers and takes none"

@@ -19,6 +19,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 N_RESAMPLE = 1000
 DRAWN_TOGETHER = 512
 """Examples whose draws are held at once: a draw depends on its problem alone."""
+MOST_EMPTY = 0.25
+"""Share of resamples without a value above which there is no interval: of two problems e^-2 draw neither, of one e^-1
+do not draw it, and all others give its own value, which would look like certainty."""
 SPLIT_SHARES = (0.7, 0.15, 0.15)
 """Shares of problems that a thing is fitted on, chosen by, and measured on."""
 
@@ -253,6 +256,18 @@ def draw_counts(groups: Array, *, n_resample: int, seed: int) -> Array:
     return np.asarray(counts.astype("float32")[inverse])
 
 
+def percentiles(resampled: Array, level: float = 0.95) -> tuple[Array, Array]:
+    """Ends (...) of the percentile interval over resamples (..., resample); NaN is a resample without a value.
+
+    NaN where more than :data:`MOST_EMPTY` of them are: what is resampled is one problem, or hardly ever there.
+    """
+    empty = np.isnan(resampled).mean(-1) > MOST_EMPTY
+    tail = 50 * (1 - level)
+    ends = np.nanpercentile(np.where(empty[..., None], 0.0, resampled), [tail, 100 - tail], axis=-1)
+    low, high = np.where(empty, np.nan, ends)
+    return low, high
+
+
 def mean_interval(
     values: ArrayLike, seed: int = 0, problem: ArrayLike | None = None, *, n_resample: int = N_RESAMPLE
 ) -> tuple[Array, Array, Array]:
@@ -267,7 +282,7 @@ def mean_interval(
     Returns
     -------
     mean, low, high : (...)
-        NaN where there is no value.
+        NaN where there is no value; the ends also where one problem alone has one.
     """
     values = np.asarray(values)
     groups = np.arange(values.shape[-1]) if problem is None else np.asarray(problem)
@@ -315,15 +330,16 @@ class DrawnMean:
         self._drawn_count += known.astype("float64") @ draws
 
     def interval(self, level: float = 0.95) -> tuple[Array, Array, Array]:
-        """Mean, and the ends of its percentile interval over resamples: each of one example's shape, NaN: no value."""
+        """Mean, and the ends of its percentile interval over resamples (:func:`percentiles`).
+
+        Each of one example's shape; NaN: no value, or ends of one problem alone.
+        """
         low, high = np.full((2, len(self._sum)), np.nan)
         some = self._count > 0
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = self._sum / self._count
             if some.any():
-                resampled = self._drawn_sum[some] / self._drawn_count[some]
-                tail = 50 * (1 - level)
-                low[some], high[some] = np.nanpercentile(resampled, [tail, 100 - tail], axis=1)
+                low[some], high[some] = percentiles(self._drawn_sum[some] / self._drawn_count[some], level)
         return mean.reshape(self._shape), low.reshape(self._shape), high.reshape(self._shape)
 
 

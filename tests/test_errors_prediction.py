@@ -153,3 +153,7 @@ def test_one_outcome_is_said_not_scored(caused):
     assert np.isnan(found["auroc"]).all()
     assert (found["accuracy"] == 1).all()
     assert "same outcome" in found["note"].item()
+    n = int(found["n_test_problem"])  # Wilson's end; a bootstrap would say 1 to 1
+    np.testing.assert_allclose(found["accuracy_low"], n / (n + 1.959963984540054**2))
+    np.testing.assert_allclose(found["recall_low"].sel(outcome="right"), n / (n + 1.959963984540054**2))
+    assert found["recall_low"].sel(outcome="wrong").isnull().all()

@@ -284,6 +284,9 @@ def test_sweep_is_resumed_and_counts_what_it_saved(oracle: tuple[Reasoner, xr.Da
         ({"operation": "replace", "positions": ("a9",)}, "stores no hidden_state at position a9"),
         ({"operation": "force"}, "'force' cannot be done at hidden_state"),
         ({"layers": ()}, "names no layer"),
+        ({"layers": (1, 1)}, "names 1 twice among its layers"),
+        ({"operation": "scale", "positions": ("ct1", "bot", "ct1")}, "names ct1 twice among its positions"),
+        ({"site": "attention", "operation": "force", "keys": ("bot", "bot")}, "names bot twice among its keys"),
     ],
 )
 def test_bad_requests_are_one_line(oracle: tuple[Reasoner, xr.Dataset], change: dict[str, Any], message: str) -> None:

@@ -15,6 +15,7 @@ from analyze.sae.dictionary import (
     train_sae,
     with_final_state,
 )
+from analyze.sae.metrics import _explained
 from analyze.sae.train import Trainer
 from schemas.errors import SchemaError, UsageError
 
@@ -206,6 +207,8 @@ def test_metrics_follow_their_definitions(run):
             sae["l0"].sel(layer=layer, position=position, split="test"), (code[test] > 0).sum(1).mean()
         )
         np.testing.assert_allclose(sae["frequency"].sel(layer=layer, position=position), (code > 0).mean(0))
+    one = {name: np.array([[[3.1, 0.1]]]) for name in ("x", "xx", "r", "rr")} | {"xx": np.array([[[9.61, 0.01]]])}
+    assert np.isnan(_explained(np.ones((1, 1)), one, np.array([0]))[:2]).all()  # of one row, nothing to explain
     x, r = (a.values[test].reshape(-1, 6).astype("f8") for a in (state, residual))
     expected = 1 - (r**2).sum() / ((x - x.mean(0)) ** 2).sum()
     np.testing.assert_allclose(sae["explained_variance_all"].sel(split="test")[0], expected, rtol=1e-4)

@@ -13,6 +13,7 @@ from analyze.lens.logit import logit_lens
 from analyze.page import write_section
 from analyze.stability.between import SCORES, stability
 from analyze.stability.section import SECTIONS
+from schemas import UsageError
 from store import open_lake
 
 MODEL = make_model()
@@ -82,6 +83,8 @@ def test_chunks_change_nothing_and_other_shapes_compare_by_thoughts_alone() -> N
     assert np.isnan(pair["same_hub"])
     assert pair["correlation"].isnull().all()
     assert 0 < float(pair["overlap"]) <= 1
+    with pytest.raises(UsageError, match="halves of a run's problems, and there is one problem"):
+        stability({"a/x": runs["a/x"].isel(example=[0])}, models, **FEW)
 
 
 def test_the_command_tells_pairs_and_the_page_shows_them(tmp_path, capsys) -> None:

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 from scipy.stats import binomtest, pearsonr
 from statsmodels.stats.multitest import multipletests
 
+from analyze.compare.differences import _paired
+from analyze.statistics import bootstrap_weights, percentile_interval, weighted_mean
 from schemas import UsageError
 from schemas.statistics import (
     adjust,
@@ -100,6 +103,16 @@ def test_resamples_draw_whole_problems(monkeypatch):
     assert np.isnan(mean_interval([[np.nan, np.nan]])).all()
     monkeypatch.setattr("schemas.statistics.DRAWN_TOGETHER", 7)
     np.testing.assert_allclose(mean_interval(values, seed=2), (mean, low, high), rtol=1e-12)
+
+
+def test_one_problem_has_no_interval_and_a_resample_of_none_no_value():
+    assert np.isnan(mean_interval([[3.0, 1.0], [2.0, np.nan]], problem=[4, 4])[1:]).all()
+    sure = xr.DataArray([1.0, 1.0], dims="example", coords={"example": [3, 8]})  # e^-2 of the resamples are of neither
+    weights = bootstrap_weights(sure["example"])
+    assert [float(end) for end in percentile_interval(weighted_mean(sure, weights))] == [1, 1]
+    assert np.isnan(percentile_interval(weighted_mean(sure.where(sure["example"] > 3), weights))).all()
+    found = _paired(sure, 0 * sure, None, {}, 500, 0.95, 0)
+    assert [float(value) for value in found] == [1, 1, 1]
 
 
 def test_a_difference_of_shares_has_newcombes_interval():

@@ -66,6 +66,11 @@ def test_planted_chains_are_recovered_and_not_by_chance(model: xr.Dataset) -> No
     xr.testing.assert_allclose(result, traces(chunked, model, permutations=9))
 
 
+def test_three_problems_can_be_exchanged_in_two_ways_and_no_more(model: xr.Dataset) -> None:
+    few = traces(planted(model).isel(example=slice(0, 3)), model, permutations=50)
+    assert few["recovered_p"].item() >= 1 / 3
+
+
 def test_stopped_traces_take_up_what_was_found(model: xr.Dataset, tmp_path, monkeypatch) -> None:
     run, solved = planted(model), []
     run = run.assign_attrs(fingerprint="planted")

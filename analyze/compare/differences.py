@@ -331,8 +331,7 @@ def _paired(
     x, y = (side.drop_vars(["example", "problem"], errors="ignore") for side in (x, y))
     drawn = weighted_mean(x, weights) - weighted_mean(y, weights)
     difference = x.mean("example") - y.mean("example")
-    low, high = percentile_interval(drawn.fillna(0), level)
-    return difference, low.where(difference.notnull()), high.where(difference.notnull())
+    return difference, *percentile_interval(drawn, level)
 
 
 def _unpaired(one: xr.Dataset, other: xr.Dataset, name: str, inner: Sequence[str]) -> list[np.ndarray]:

@@ -1,6 +1,7 @@
 """``lake analyze errors``."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -139,7 +140,7 @@ def predictor_row(result: Any, predictor: str) -> list[Any]:
         float(scores["auroc"]),
         bounds["auroc"],
         *(float(scores[name].sel(outcome=side)) for side in ("wrong", "right") for name in ("precision", "recall")),
-        "-" if predictor == "sae_codes" else f"{gain:+.3f} ({low:+.3f}..{high:+.3f})",
+        "-" if predictor == "sae_codes" or math.isnan(gain) else f"{gain:+.3f} ({low:+.3f}..{high:+.3f})",
         float(scores["train_accuracy"]),
     ]
 

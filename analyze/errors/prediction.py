@@ -22,6 +22,7 @@ from analyze.sae.batches import SPLITS, Progress, Rows
 from analyze.sae.codes import Activations, sources, weights
 from analyze.statistics import bootstrap_weights
 from schemas.errors import SchemaError, UsageError
+from schemas.statistics import percentiles, share_interval
 
 PREDICTORS = ("sae_codes", "raw_activation", "question_length", "majority")
 OUTCOMES = ("wrong", "right")
@@ -214,6 +215,13 @@ def _metrics(
         value = np.stack([f[name] for f in judged])
         _with_interval(out, f"{name}_gain", ("predictor",), value[:1] - value)
     guess = scores > 0
+    # Of shares by Wilson: a bootstrap of answers that are all alike would be certain of them.
+    right, mine = (guess == wrong)[:, None, test], guess[:, None, test]
+    called, actual = np.concatenate([mine, ~mine], axis=1), np.stack([truth, ~truth])
+    for name, counted in (("accuracy", np.ones_like(truth)), ("precision", called), ("recall", actual)):
+        bounds = share_interval(*np.broadcast_arrays(right, counted), _integers(problem[test]))
+        for end, bound in zip(("low", "high"), bounds, strict=True):
+            out[f"{name}_{end}"] = out[name].dims, bound.reshape(out[name].shape)
     out["train_accuracy"] = "predictor", (guess[:, side == 0] == wrong[side == 0]).mean(1)
     out["n_test"] = "outcome", [int(truth.sum()), int((~truth).sum())]
     out["n_test_problem"] = (), len(np.unique(problem[test]))
@@ -261,12 +269,8 @@ def _measures(
 def _with_interval(out: xr.Dataset, name: str, dims: Sequence[str], value: NDArray[np.float64]) -> None:
     """Estimate (first draw) and 95% percentile interval (the others)."""
     out[name] = tuple(dims), value[..., 0]
-    draws = value[..., 1:]
-    known = np.isfinite(draws).sum(-1) > 0.5 * draws.shape[-1]
-    filled = np.where(known[..., None], draws, 0.0)
-    low, high = np.nanquantile(filled, [0.025, 0.975], axis=-1)
-    out[f"{name}_low"] = tuple(dims), np.where(known, low, np.nan)
-    out[f"{name}_high"] = tuple(dims), np.where(known, high, np.nan)
+    for end, bound in zip(("low", "high"), percentiles(value[..., 1:]), strict=True):
+        out[f"{name}_{end}"] = tuple(dims), bound
 
 
 def _carriers(

@@ -75,15 +75,16 @@ def head_analysis(
     weight = bootstrap_weights(_chunk_like(problem, block), n_resample, seed).sum("example")
     drawn = sums.isel(part=slice(0, n_resample)).rename(part="resample") / weight
     again = score_block(drawn, complete_mean, labels, convention, None, None, n_layer)
+    there = weight > 0  # a resample of few problems may hold none
     resampled = again["composite"]
-    ranks = _rank(resampled)
+    ranks = _rank(resampled).where(there)
     if resampled.chunks is not None:
         resampled, ranks = resampled.chunk(resample=-1), ranks.chunk(resample=-1)
     scores["rank"] = _rank(scores["composite"])
     scores["composite_low"], scores["composite_high"] = percentile_interval(resampled)
     scores["rank_low"], scores["rank_high"] = percentile_interval(ranks.astype("float64"))
-    scores["top_share"] = (ranks <= top).mean("resample")
-    scores["type_share"] = (again["type"] == scores["type"]).mean("resample")
+    scores["top_share"] = (ranks <= top).where(there).mean("resample")
+    scores["type_share"] = (again["type"] == scores["type"]).where(there).mean("resample")
     if convention == "thoughts":
         scores = scores.assign(_together(drawn))
     scores["pattern"] = pattern
@@ -133,10 +134,9 @@ def _together(drawn: xr.DataArray) -> dict[str, xr.DataArray]:
     )  # fmt: skip
     ends: dict[str, xr.DataArray] = {}
     for name, part in zip(TOGETHER, parts, strict=True):
-        known = part.notnull().any("resample")  # none comes before the first thought, or after the last
-        low, high = percentile_interval((part.chunk(resample=-1) if part.chunks is not None else part).fillna(0))
+        low, high = percentile_interval(part.chunk(resample=-1) if part.chunks is not None else part)
         name += BY_THOUGHT.get(name, "")
-        ends |= {f"{name}_low": low.where(known), f"{name}_high": high.where(known)}
+        ends |= {f"{name}_low": low, f"{name}_high": high}
     return ends
 
 

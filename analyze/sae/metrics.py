@@ -273,7 +273,9 @@ def _explained(
         return np.asarray(np.add.reduceat(value, edges, axis=-1))
 
     width = per_source(np.ones(sums["x"].shape[-1]))
-    variance_x = per_source(sums["xx"] / n - (sums["x"] / n) ** 2)
+    square_x = per_source(sums["xx"] / n)
+    variance_x = square_x - per_source((sums["x"] / n) ** 2)
+    variance_x[variance_x <= 1e-12 * square_x] = np.nan  # one row, or rows that are alike, have none to be explained
     variance_r = per_source(sums["rr"] / n - (sums["r"] / n) ** 2)
     squared = per_source(sums["rr"] / n)
 

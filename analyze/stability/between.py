@@ -121,6 +121,8 @@ def stability(
 def _weights(group: Array, resamples: int, seed: int) -> Array:
     """Weights of examples (example, part): all alike, each resample, and either half of the problems."""
     unique, inverse = np.unique(group, return_inverse=True)
+    if len(unique) < 2:
+        raise UsageError("stability compares halves of a run's problems, and there is one problem; name a run of more")
     order = np.random.default_rng(seed).permutation(len(unique))
     half = (order % 2 == 0)[inverse]
     drawn = draw_counts(group.astype("int64"), n_resample=resamples, seed=seed)

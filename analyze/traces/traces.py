@@ -115,7 +115,9 @@ def traces(
     facts = run[names].load()
     problems = problems_of(_with_chain(facts, run), readout.tokens, other_rows(problem, rng))
     n_best = read or (1 if isinstance(problems, NumberProblems) else 2)
-    shuffled = [other_rows(problem, rng) for _ in range(permutations)]
+    drawn = (other_rows(problem, rng) for _ in range(permutations))
+    # Few problems can be exchanged in few ways: each counts once, or p would be of draws that say the same.
+    shuffled = list({rows.tobytes(): rows for rows in drawn}.values())
     memory = pieces_in(folder, __file__, readout_module.__file__)
     read_kept = memory.cache(_read, ignore=["state", "readout", "asked", "lens", "report"])
     maps = None if lens is None else {str(name): array.values for name, array in lens.data_vars.items()}
