@@ -19,7 +19,7 @@ from store.files import RECORD, is_ours, join, read_bytes, unseal
 from store.guard import Guard
 from store.layout import RunLayout
 from store.location import local_path, open_store
-from store.mend import foreign_weights, has_other_model
+from store.mend import foreign_weights, has_other_model, of_another_place
 from store.record import DamagedFile, RunRecord
 from store.results import RESULTS
 
@@ -140,6 +140,8 @@ class Groups:
                 f"{self.location} has no run {run!r}; it has {', '.join(self.runs()) or 'none'}"
                 + nearest(run, self.runs())
             )
+        if moved := of_another_place(run, attributes):
+            raise CorruptLakeError(f"{self.location}: {moved}")
         record = self._document(f"{run}/{RECORD}", "run")
         if record is None:
             self._fail(f"{run}/{RECORD}", "run", "is not there")

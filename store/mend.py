@@ -73,6 +73,13 @@ def foreign_weights(run: str) -> str:
     )
 
 
+def of_another_place(run: str, attributes: Mapping[str, Any]) -> str:
+    """What is wrong with a run that lies where another's name is, and what to do; nothing where it is in its own."""
+    stated = attributes.get("run", run)
+    moved = f"{run} holds the run {stated}, whose folder was renamed, copied or exchanged; move it back to {stated}"
+    return "" if stated == run else moved
+
+
 def is_result_of(name: str, attributes: Mapping[str, Any]) -> bool:
     """Whether a document is that of the result it lies in, whose name ends with a digest of runs and settings."""
     wanted = {"runs": attributes.get("runs"), "spec": attributes.get("spec")}

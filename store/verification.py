@@ -20,7 +20,14 @@ from store.files import LEFTOVER, RECORD, REMOVED, join, read_bytes, read_size, 
 from store.large_files import on_disk
 from store.layout import SHARDED_VARIABLES, ArrayLayout, RunLayout
 from store.location import local_path, open_store
-from store.mend import analyze_command, extract_command, foreign_weights, has_other_model, is_result_of
+from store.mend import (
+    analyze_command,
+    extract_command,
+    foreign_weights,
+    has_other_model,
+    is_result_of,
+    of_another_place,
+)
 from store.range_check import CHECKSUM_BYTES
 from store.record import ROWS, RunRecord
 from store.shard_check import Read, Shard, chunk_checksums, is_array, problem_of
@@ -208,6 +215,8 @@ class _Verifier:
         model = unseal(read_bytes(self.store, f"{run.split('/')[0]}/zarr.json") or b"")
         if model is not None and has_other_model(attributes, model):
             self._wrong(f"{run}/zarr.json", run, "weights", foreign_weights(run))
+        elif moved := of_another_place(run, attributes):
+            self._wrong(f"{run}/zarr.json", run, "weights", moved)
         if record is None:
             return
         layout = RunLayout.from_json(attributes["layout"])

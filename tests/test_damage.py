@@ -284,6 +284,15 @@ def test_a_run_of_other_weights_than_its_model_is_named(tmp_path: Path) -> None:
     assert verify(merged).commands == []
     with pytest.raises(CorruptLakeError, match="m/b was made with other weights"):
         open_lake(merged).model("m")
+    for moved in (
+        (other / "m" / "b").rename(other / "m" / "c"),
+        shutil.copytree(merged / "m" / "a", merged / "m" / "c"),
+    ):
+        place, stated = moved.parents[1], "m/b" if moved.is_relative_to(other) else "m/a"
+        (damage,) = (each for each in verify(place).damage if each.group == "m/c")
+        assert f"m/c holds the run {stated}, whose folder was renamed" in damage.problem
+        with pytest.raises(CorruptLakeError, match=f"move it back to {stated}"):
+            open_lake(place)["m/c"]
 
 
 def test_what_is_not_the_lakes_blocks_nothing(lakes: tuple[Path, Path], tmp_path: Path) -> None:

@@ -219,7 +219,8 @@ def _metrics(
     right, mine = (guess == wrong)[:, None, test], guess[:, None, test]
     called, actual = np.concatenate([mine, ~mine], axis=1), np.stack([truth, ~truth])
     for name, counted in (("accuracy", np.ones_like(truth)), ("precision", called), ("recall", actual)):
-        bounds = share_interval(*np.broadcast_arrays(right, counted), _integers(problem[test]))
+        yes, among = np.broadcast_arrays(right, counted)
+        bounds = share_interval(yes, among, _integers(problem[test]))
         for end, bound in zip(("low", "high"), bounds, strict=True):
             out[f"{name}_{end}"] = out[name].dims, bound.reshape(out[name].shape)
     out["train_accuracy"] = "predictor", (guess[:, side == 0] == wrong[side == 0]).mean(1)
