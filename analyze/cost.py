@@ -5,13 +5,15 @@ this machine is at it is found out by running the very analysis twice on a littl
 
     seconds = t_larger + (work - work_larger) * (t_larger - t_small) / (work_larger - work_small)
 
-so that what a run of any size takes is counted once.
+so that what a run of any size takes is counted once. Steps that are no product of matrices, as eigenvalues, or that
+trials of so little do not have are timed by themselves.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -123,25 +125,39 @@ def operations_of(command: Analysis, sources: Sequence[Source], settings: Settin
 def seconds_of(command: Analysis, cost: Cost, regroup: Regroup) -> float:
     """Time of a run from trials of a small one, done twice as the first also loads what it needs, and a larger one.
 
-    Of an analysis that has no small run, that of as many operations of a product of matrices.
-    By the clock or the processor, whichever says less: what else the machine is at in that moment is not counted.
+    Steps that an analysis names are added. Of an analysis that has no small run, the time of as many operations of a
+    product of matrices. By the clock or the processor, whichever says less: what else the machine is at in that moment
+    is not counted.
 
     Raises
     ------
     LakeError
         If the analysis refuses a trial.
     """
+    steps = sum(times * seconds_of_step(step) for times, step in cost.steps)
     if cost.small is None or cost.larger is None:
-        return cost.operations / product_rate()
+        return steps + cost.operations / product_rate()
     times, work = [], []
     for settings in (cost.small, cost.small, cost.larger):
         sources = [replace(source, shell=Quiet(), folder=None) for source in regroup(settings)]
         work.append(declared(command, sources, settings).operations)
-        start = time.perf_counter(), time.process_time()
-        command.run(sources if command.takes_all(settings) else sources[0], settings)
-        times.append(min(time.perf_counter() - start[0], time.process_time() - start[1]))
+        given = sources if command.takes_all(settings) else sources[0]
+        times.append(seconds_taken(partial(command.run, given, settings)))
     rate = max(0.0, times[2] - times[1]) / max(work[2] - work[1], 1.0)
-    return float(times[2] + (cost.operations - work[2]) * rate)
+    return float(times[2] + (cost.operations - work[2]) * rate + steps)
+
+
+def seconds_of_step(step: Callable[[], object]) -> float:
+    """Time of a step; of a short one that of the second time, as the first also loads what it needs."""
+    first = seconds_taken(step)
+    return first if first > 1 else min(first, seconds_taken(step))
+
+
+def seconds_taken(step: Callable[[], object]) -> float:
+    """Time of a step, by the clock or the processor."""
+    start = time.perf_counter(), time.process_time()
+    step()
+    return min(time.perf_counter() - start[0], time.process_time() - start[1])
 
 
 def product_rate() -> float:

@@ -239,14 +239,17 @@ class Cost:
     """Vectors, or rows of attention, that are worked on."""
     reads: Sequence[Reading] = ()
     operations: float
-    """Multiplications and additions; for steps that are no product, as many as take about as long."""
+    """Multiplications and additions of the products that the formulas need."""
     memory: float
     """Bytes held at once, beside the program and what it always needs."""
     readouts: Sequence[str] = ()
     """Models whose unembedding is read."""
     small: Any = None
-    """Settings of a small run; from it and a larger one the time of a run is told. None: from operations alone."""
+    """Settings of a small run; from it and a larger one the time of a run is told. None: from steps or operations."""
     larger: Any = None
+    steps: Sequence[tuple[float, Callable[[], object]]] = ()
+    """Of what takes longer than as many operations of a product, and trials do not tell: how often a step of it is
+    done, and the step, which is timed and takes a moment."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

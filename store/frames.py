@@ -1,6 +1,7 @@
 """Parts of Blosc's frames: of a chunk of states the bytes of one example, without the rest."""
 
 import os
+from typing import Any
 
 import numpy as np
 from numcodecs import blosc
@@ -15,8 +16,8 @@ MAX_BLOCKS = 32
 """Of a chunk, as they are of 64 KiB or more."""
 
 
-def is_plain(length: int, size: int) -> bool:
-    """Whether a chunk of this length on disk holds a content of this size as it is, as far as lengths say."""
+def is_plain(length: Any, size: int) -> Any:
+    """Whether a chunk of this length, or each of some, on disk holds a content of this size as it is, as far as lengths say."""
     return length == HEADER_BYTES + size + CHECKSUM_BYTES
 
 

@@ -137,11 +137,14 @@ class ShardedArray(BackendArray):
         return self.guard.reading(lambda: indexing.explicit_indexing_adapter(key, self.shape, support, read))
 
     def stored_bytes(self, picks: Sequence[np.ndarray], shards: Iterable[int]) -> int:
-        """Bytes of the chunks, in some shards, that hold any of the product of sorted numbers, one array an axis."""
-        examples, *others = (np.unique(pick // size) for pick, size in zip(picks, self.layout.chunks, strict=True))
+        """Bytes read, in some shards, for the product of sorted numbers, one array an axis."""
+        others = [np.unique(pick // size) for pick, size in zip(picks[1:], self.layout.chunks[1:], strict=True)]
+        examples, n_row = np.unique(picks[0] // self.layout.chunks[0], return_counts=True)
+        row_bytes = math.prod(self.layout.chunks[1:]) * self.stored.itemsize
         total = 0
         for shard in shards:
-            inside = examples[examples // self.grid[0] == shard] % self.grid[0]
+            here = examples // self.grid[0] == shard
+            inside = examples[here] % self.grid[0]
             try:
                 with FileIO(f"{self.guard.folder}/{self.layout.name}/{self.layout.key(shard)}") as file:
                     known = self._know(shard, f"{self.layout.name}/{self.layout.key(shard)}", file.fileno())
@@ -149,7 +152,13 @@ class ShardedArray(BackendArray):
                 continue  # all of it is fill
             if known is not None and inside.size:
                 chunks = known.index[np.ix_(inside, *others)]
-                total += int(np.where(chunks[..., 0] == ABSENT, 0, chunks[..., 1]).sum())
+                length = np.where(chunks[..., 0] == ABSENT, 0, chunks[..., 1])
+                if self._row_tables(shard):  # of which rows are read by themselves where they are few
+                    rows = n_row[here].reshape(-1, *[1] * len(others))
+                    plain = is_plain(length, self.layout.chunks[0] * row_bytes)
+                    few = plain & (rows * ROW_SHARE <= self.layout.chunks[0])
+                    length = np.where(few, rows * row_bytes, length)
+                total += int(length.sum())
         return total
 
     def _points(self, key: tuple[np.ndarray, ...]) -> Any:

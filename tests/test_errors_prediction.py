@@ -9,7 +9,8 @@ from sklearn.metrics import precision_score, recall_score, roc_auc_score
 from synthetic import make_run
 
 from analyze.errors.design import Spool
-from analyze.errors.prediction import _fit, _judge, predict_errors
+from analyze.errors.fit import fit
+from analyze.errors.prediction import _judge, predict_errors
 from analyze.errors.spec import ErrorSpec
 from analyze.sae.dictionary import SAESpec, train_sae
 from schemas.errors import SchemaError, UsageError
@@ -96,14 +97,43 @@ def test_fit_is_scikit_learns(kind, tmp_path, monkeypatch):
     np.testing.assert_array_equal(
         np.concatenate([np.asarray(p if kind == "dense" else p.toarray()) for _, p in spool.pieces()]), x
     )
-    fit = _fit(spool, wrong, side, "deviation", ErrorSpec(penalties=(0.5,)))
+    found = fit(spool, wrong, side, "deviation", ErrorSpec(penalties=(0.5,)))
     mean, deviation = x[:90].mean(0), x[:90].std(0)
     peer = LogisticRegression(C=0.5, tol=1e-8, max_iter=2000).fit((x[:90] - mean) / deviation, wrong[:90])
-    np.testing.assert_allclose(fit.weight * deviation, peer.coef_[0], atol=2e-3)
-    np.testing.assert_allclose(fit.scores(spool), peer.decision_function((x - mean) / deviation), atol=5e-3)
-    balanced = _fit(spool, wrong, side, "none", ErrorSpec(penalties=(0.5,), balanced=True))
+    np.testing.assert_allclose(found.weight * deviation, peer.coef_[0], atol=2e-3)
+    np.testing.assert_allclose(found.scores(spool), peer.decision_function((x - mean) / deviation), atol=5e-3)
+    balanced = fit(spool, wrong, side, "none", ErrorSpec(penalties=(0.5,), balanced=True))
     peer = LogisticRegression(C=0.5, tol=1e-8, max_iter=2000, class_weight="balanced").fit(x[:90], wrong[:90])
     np.testing.assert_allclose(balanced.weight, peer.coef_[0], atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+@pytest.mark.parametrize("scale", ["deviation", "common", "none"])
+def test_few_rows_are_fitted_in_axes_of_their_own(kind, scale, tmp_path, monkeypatch):
+    """The optimum is scikit-learn's, of constant features and missing numbers too, and that of passes over all rows."""
+    monkeypatch.setattr("analyze.errors.design._SPOOL_BYTES", 2000)
+    monkeypatch.setattr("analyze.errors.fit._COLUMN_BYTES", 8 * 40 * 7)
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(40, 90)) * (rng.random((40, 90)) < 0.6) + (kind == "dense")).astype("float32")
+    x[:, 5], x[7] = 2, x[8]
+    wrong, side = rng.random(40) < 1 / (1 + np.exp(-2 * x[:, 0])), np.repeat([0, 1, 2], [24, 8, 8])
+    spool = Spool(tmp_path, "x")
+    for part in np.split(x, 8):
+        spool.add(np.where(np.arange(90) == 9, np.nan, part) if kind == "dense" else sparse.csr_array(part))
+    if kind == "dense":
+        x[:, 9] = 0  # missing everywhere: its mean
+    spec = ErrorSpec(penalties=(0.05, 0.5), max_iterations=3000)
+    few = fit(spool, wrong, side, scale, spec)
+    monkeypatch.setattr("analyze.errors.fit._TURNED_ROWS", 0)
+    passes = fit(spool, wrong, side, scale, spec)
+    assert few.penalty == passes.penalty
+    deviation = x[:24].std(0)
+    unit = {"deviation": np.where(deviation > 0, deviation, 1), "common": np.sqrt(np.mean(deviation**2)), "none": 1.0}
+    center = 0 if scale == "none" else x[:24].mean(0)
+    peer = LogisticRegression(C=few.penalty, tol=1e-9, max_iter=5000).fit((x[:24] - center) / unit[scale], wrong[:24])
+    for one in (few, passes):
+        np.testing.assert_allclose(one.weight * unit[scale], peer.coef_[0], atol=1e-3)
+        np.testing.assert_allclose(one.scores(spool), peer.decision_function((x - center) / unit[scale]), atol=5e-3)
 
 
 def test_metrics_are_scikit_learns_and_resamples_repeat_rows():

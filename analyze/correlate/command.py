@@ -13,10 +13,6 @@ if TYPE_CHECKING:
     from analyze.source import Source
 
 
-ROW = 20.0
-"""Operations that take as long as reading a number of a row of attention and adding it up."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class CorrelationSettings(Part, Sampled):
     """What attention is correlated with, and how."""
@@ -82,7 +78,7 @@ def cost(source: "Source", settings: CorrelationSettings) -> Cost:
     n_value = rows.sizes["example"] * rows.sizes["layer"] * len(places(run, settings.positions, answers=False))
     return Cost(
         states=rows.size // rows.sizes["key_position"], reads=[reading(rows)],
-        operations=8.0 * n_value * (settings.permutations + settings.resamples) + ROW * rows.size,
+        operations=8.0 * n_value * (settings.permutations + settings.resamples) + 2.0 * rows.size,
         memory=8.0 * 10 * n_value + 2.0**28,
         **limits(settings, rows.sizes["example"], 256),
     )  # fmt: skip

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from analyze.errors.spec import ErrorSpec
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 PASSES = 60
 """Of L-BFGS for a penalty, as it mostly needs."""
-TRIED = 5, 20
-"""Of the two trials. A pass has its part that no number of examples changes: so the trials differ in both."""
+PASSED = 64
+"""Examples of a pass that is timed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ def run(source: "Source", settings: ErrorSettings) -> list[Made]:
 
 
 def cost(source: "Source", settings: ErrorSettings) -> Cost:
-    """Codes of every state, and passes over codes and states for every penalty; of a stored dictionary.
+    """Codes of every state; the fits by inner products of few examples, or by passes over many, which are timed.
 
     Raises
     ------
@@ -56,6 +57,7 @@ def cost(source: "Source", settings: ErrorSettings) -> Cost:
         If there is no dictionary yet: learning one is what ``lake analyze sae --plan`` tells.
     """
     from analyze.cost import limits, reading
+    from analyze.errors.fit import is_turned, one_pass
     from analyze.sae.dictionary import activation_of
 
     n = source.data.sizes["example"]
@@ -64,16 +66,19 @@ def cost(source: "Source", settings: ErrorSettings) -> Cost:
     read = activation_of(dictionary, {run: source.whole for run in json.loads(dictionary.attrs["runs"])})
     parts = list(read.values()) if isinstance(read, Mapping) else [read]
     size, n_feature = sum(part.size for part in parts), dictionary.sizes["feature"]
-    passes = 2.0 * len(settings.penalties) * min(settings.max_iterations, PASSES)
-    kept = dictionary.attrs.get("k", 16) * size / parts[0].sizes["hidden"]
-    trials = limits(settings, n, 64 * n // source.data.sizes["example"])
-    for name, most in zip(trials, TRIED, strict=True):
-        trials[name] = replace(trials[name], max_iterations=min(settings.max_iterations, most))
+    n_known, width = parts[0].sizes["example"], size // parts[0].sizes["example"]
+    operations, steps = 2.0 * size * n_feature, []
+    if is_turned(n_known, width):
+        operations += 2.0 * n_known * size
+    else:
+        passes = len(settings.penalties) * min(settings.max_iterations, PASSES)
+        steps.append((passes * n_known / PASSED, partial(one_pass, PASSED, width)))
+        operations += 4.0 * passes * size
     return Cost(
         states=size // parts[0].sizes["hidden"], reads=[reading(part) for part in parts],
-        operations=2.0 * size * n_feature + passes * 8.0 * (size + 4 * kept),
-        memory=8.0 * 12 * (n_feature + parts[0].sizes["hidden"]) * size / parts[0].sizes["hidden"]
-        / parts[0].sizes["example"] + 2.0**27, **trials,
+        operations=operations, steps=steps,
+        memory=8.0 * 12 * (n_feature + parts[0].sizes["hidden"]) * size / parts[0].sizes["hidden"] / n_known + 2.0**27,
+        **limits(settings, n, 64 * n // n_known),
     )  # fmt: skip
 
 

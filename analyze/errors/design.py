@@ -12,8 +12,9 @@ from analyze.errors.spec import ErrorSpec
 from analyze.sae.batches import Rows
 from analyze.sae.codes import Weights
 
-_SPOOL_BYTES = 1 << 23
+_SPOOL_BYTES = 1 << 21
 _BLOCK_BYTES = 1 << 20
+_GATHERED = 1 << 19  # numbers of some examples' states that are put side by side, at most, but for 64 examples
 Matrix = Any  # (row, feature): a numpy array, or scipy's csr_array, whose stubs do not carry its number of dims
 
 
@@ -28,7 +29,8 @@ class Spool:
 
     def __init__(self, folder: Path | None, name: str) -> None:
         self.folder, self.name = folder, name
-        self.n_row = 0
+        self.n_row, self.n_stored = 0, 0
+        self.is_sparse = False
         self._files: list[tuple[tuple[int, int], list[Path]]] = []
         self._held: list[Matrix] = []
         self._size = 0
@@ -37,6 +39,8 @@ class Spool:
         """Append rows (row, feature), dense or sparse; products of sparse ones take float64, so they are kept so."""
         self._held.append(rows if isinstance(rows, np.ndarray) else rows.astype(np.float64))
         self.n_row += rows.shape[0]
+        self.n_stored += rows.size
+        self.is_sparse = not isinstance(rows, np.ndarray)
         self._size += self._held[-1].data.nbytes
         if self.folder is not None and self._size > _SPOOL_BYTES:
             piece = _stacked(self._held)
@@ -59,6 +63,15 @@ class Spool:
             piece = _stacked(self._held)
             self._held = [piece]
             yield slice(start, start + piece.shape[0]), piece
+
+    def whole(self) -> Matrix:
+        """All rows (row, feature)."""
+        return _stacked([piece for _, piece in self.pieces()])
+
+    def columns(self, part: slice, mean: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Some features of all rows of a dense design, missing ones replaced by their ``mean``."""
+        x = np.concatenate([piece[:, part] for _, piece in self.pieces()], dtype=np.float64)
+        return np.where(np.isnan(x), mean, x) if np.isnan(x).any() else x
 
     def blocks(self, mean: NDArray[np.float64]) -> Iterator[tuple[slice, Any]]:
         """Ranges of rows and their values as float64, missing ones replaced by ``mean`` (feature,).
@@ -96,11 +109,11 @@ def moments(design: Spool, keep: NDArray[np.bool_]) -> tuple[NDArray[np.float64]
     return mean, np.sqrt(np.maximum(square / count - mean**2, 0))
 
 
-def designs(rows: Rows, known: Weights, spec: ErrorSpec, folder: Path, is_joint: bool) -> tuple[Spool, Spool]:
+def designs(rows: Rows, known: Weights, spec: ErrorSpec, folder: Path) -> tuple[Spool, Spool]:
     """Design matrices of codes (sparse) and of raw activations, from one pass; features are cell-major."""
     codes, raw = Spool(folder, "codes"), Spool(folder, "raw")
     everyone = np.ones(rows.n_example, dtype=bool)
-    max_rows = max(64, 2**22 // known.encoder.shape[1])
+    max_rows = max(64, _GATHERED // max(known.encoder.shape[1], rows.n_cell * rows.width))
     gathered: dict[int, tuple[Matrix, NDArray[np.float32]]] = {}
 
     def flush() -> None:
@@ -131,7 +144,7 @@ def designs(rows: Rows, known: Weights, spec: ErrorSpec, folder: Path, is_joint:
         gathered.clear()
 
     here: slice | None = None
-    for block, _, x in rows.walk(everyone, max_rows):
+    for block, _, x in rows.walk(everyone, max_rows, 4 * _GATHERED):
         if here is not None and block.example != here:
             flush()
         here = block.example

@@ -1,7 +1,8 @@
 """Will the answer be wrong? Error prediction from sparse codes, held out, beside simpler predictors.
 
-A logistic regression is fitted on the training problems by passes over the data, so memory does not grow with the
-number of examples, and judged on problems that neither it nor the dictionary has seen. Codes, the raw activations they
+A logistic regression is fitted on the training problems by passes over the data (of few examples with many features in
+axes of their own), so memory does not grow with the number of examples, and judged on problems that neither it nor the
+dictionary has seen. Codes, the raw activations they
 came from, the question's length and the majority answer are judged on the same rows.
 """
 
@@ -9,14 +10,15 @@ import json
 import tempfile
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from scipy import optimize, sparse, special
+from scipy import sparse, special
 
-from analyze.errors.design import Spool, designs, moments
+from analyze.errors.design import Spool, designs
+from analyze.errors.fit import Fit, fit
 from analyze.errors.spec import ErrorSpec
 from analyze.sae.batches import SPLITS, Progress, Rows
 from analyze.sae.codes import Activations, sources, weights
@@ -80,17 +82,17 @@ def predict_errors(
     report(0, n_pass)
 
     with tempfile.TemporaryDirectory(prefix="lake-errors-") as folder:
-        codes, raw = designs(rows, weights(sae, source, rows), spec, Path(folder), sae.attrs["scope"] == "crosscoder")
+        codes, raw = designs(rows, weights(sae, source, rows), spec, Path(folder))
         report(1, n_pass)
         length = Spool(None, "question_length")
         question = map(str, labels["question"].values) if "question" in labels else [""] * len(wrong)
         length.add(np.array([[len(q.split()), len(q)] for q in question], dtype=np.float32))
-        fits: dict[str, _Fit] = {}
+        fits: dict[str, Fit] = {}
         scores = np.zeros((len(PREDICTORS), len(wrong)))
         done = 1
         for number, (name, design) in enumerate(zip(PREDICTORS, (codes, raw, length), strict=False)):
             scale = "none" if spec.scale == "none" else "common" if name == "sae_codes" else "deviation"
-            fits[name] = _fit(design, wrong, side, scale, spec)
+            fits[name] = fit(design, wrong, side, scale, spec)
             scores[number] = fits[name].scores(design)
             done += len(spec.penalties) if name != "question_length" else 0
             report(done, n_pass)
@@ -107,89 +109,6 @@ def predict_errors(
     out = out.merge(_labelled(carriers, fits["sae_codes"], rows, first, spec, sae.sizes["feature"]))
     out.attrs = {"spec": json.dumps(spec.spec(), sort_keys=True), "sae": str(sae.attrs.get("fingerprint", ""))}
     return out
-
-
-class _Fit:
-    """A logistic regression in the design's own units."""
-
-    def __init__(
-        self, weight: NDArray[np.float64], bias: float, mean: NDArray[np.float64], deviation: NDArray[np.float64]
-    ) -> None:
-        self.weight, self.bias, self.mean, self.deviation = weight, bias, mean, deviation
-        self.penalty, self.n_iteration = np.nan, 0
-
-    def scores(self, design: Spool) -> NDArray[np.float64]:
-        """Log odds of being wrong (row,)."""
-        values = np.empty(design.n_row)
-        for part, x in design.blocks(self.mean):
-            values[part] = x @ self.weight + self.bias
-        return values
-
-
-def _fit(
-    design: Spool,
-    wrong: NDArray[np.bool_],
-    side: NDArray[np.intp],
-    scale: Literal["deviation", "common", "none"] | str,
-    spec: ErrorSpec,
-) -> _Fit:
-    """Minimise ``|w|^2 / 2 + C sum log loss`` by L-BFGS over passes, for each C from the strongest penalty on.
-
-    The same optimum as ``sklearn.linear_model.LogisticRegression(C=...)`` on scaled features; the intercept is free.
-    """
-    train = side == 0
-    mean, deviation = moments(design, train)
-    if scale == "none":
-        center, unit = np.zeros_like(mean), np.ones_like(mean)
-    elif scale == "deviation":
-        center, unit = mean, np.where(deviation > 0, deviation, 1.0)
-    else:
-        total = float(np.sqrt(np.mean(deviation**2)))
-        center, unit = mean, np.full_like(mean, total if total > 0 else 1.0)
-    importance = np.ones(len(wrong))
-    if spec.balanced and 0 < wrong[train].sum() < train.sum():
-        share = wrong[train].mean()
-        importance = np.where(wrong, 0.5 / share, 0.5 / (1 - share))
-    counted = np.where(train, importance, 0.0)
-    target = wrong.astype(np.float64)
-
-    def objective(theta: NDArray[np.float64], penalty: float) -> tuple[float, NDArray[np.float64]]:
-        w, b = theta[:-1], theta[-1]
-        scaled = w / unit
-        shift = b - center @ scaled
-        loss, slope, total = 0.0, np.zeros(len(w)), 0.0
-        for part, x in design.blocks(mean):
-            z = x @ scaled + shift
-            y, weight = target[part], counted[part]
-            loss += float(weight @ (np.logaddexp(0, z) - y * z))
-            pull = weight * (special.expit(z) - y)
-            slope += x.T @ pull
-            total += float(pull.sum())
-        grad = np.append(w + penalty * (slope - center * total) / unit, penalty * total)
-        return 0.5 * float(w @ w) + penalty * loss, grad
-
-    theta = np.zeros(len(mean) + 1)
-    best: tuple[float, _Fit] | None = None
-    held = (side == 1) if (side == 1).any() and len(spec.penalties) > 1 else train
-    for penalty in spec.penalties:
-        solution = optimize.minimize(
-            objective,
-            theta,
-            args=(penalty,),
-            jac=True,
-            method="L-BFGS-B",
-            options={"maxiter": spec.max_iterations, "ftol": 1e-10, "gtol": 1e-5 * max(1.0, penalty)},
-        )
-        theta = solution.x
-        fit = _Fit(theta[:-1] / unit, float(theta[-1] - center @ (theta[:-1] / unit)), mean, deviation)
-        fit.penalty, fit.n_iteration = penalty, int(solution.nit)
-        z = fit.scores(design)[held]
-        loss = float(np.mean(importance[held] * (np.logaddexp(0, z) - target[held] * z)))
-        if best is None or loss < best[0]:
-            best = loss, fit
-    if best is None:
-        raise UsageError("error prediction without a penalty to try")
-    return best[1]
 
 
 def _metrics(
@@ -275,7 +194,7 @@ def _with_interval(out: xr.Dataset, name: str, dims: Sequence[str], value: NDArr
 
 
 def _carriers(
-    codes: Spool, fit: _Fit, wrong: NDArray[np.bool_], side: NDArray[np.intp], n: int
+    codes: Spool, fit: Fit, wrong: NDArray[np.bool_], side: NDArray[np.intp], n: int
 ) -> dict[str, NDArray[Any]]:
     """The features with the largest standardised weights, and how they fire on test answers."""
     strength = fit.weight * fit.deviation
@@ -294,7 +213,7 @@ def _carriers(
 
 
 def _labelled(
-    carriers: Mapping[str, NDArray[Any]], fit: _Fit, rows: Rows, first: xr.DataArray, spec: ErrorSpec, n_feature: int
+    carriers: Mapping[str, NDArray[Any]], fit: Fit, rows: Rows, first: xr.DataArray, spec: ErrorSpec, n_feature: int
 ) -> xr.Dataset:
     strength = (fit.weight * fit.deviation).astype(np.float32)
     by_cell = spec.pooling == "concatenate"

@@ -1,7 +1,7 @@
 """``lake analyze geometry``."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -55,64 +55,37 @@ def run(sources: "Sequence[Source]", settings: GeometrySettings) -> list[Made]:
 
 
 def cost(sources: "Sequence[Source]", settings: GeometrySettings) -> Cost:
-    """Eigenvalues of every layer and position for each draw, axes and readings of each layer, rotations of cells."""
+    """Inner products of the states of each cell, and readings of each layer; eigenvalues and rotations are timed."""
     from analyze.cost import reading
+    from analyze.geometry.effort import axes_products, axes_steps, cell_steps, turning_steps
     from analyze.labels import up_to_eot
     from analyze.similarity.cka import drawn_problems
 
     runs = [source.data if settings.positions else up_to_eot(source.data) for source in sources]
-    cells, reads, operations, n_state = [run.sizes["position"] * run.sizes["layer"] for run in runs], [], 0.0, 0
+    cells, reads, steps, operations, n_state = (
+        [run.sizes["position"] * run.sizes["layer"] for run in runs],
+        [],
+        [],
+        0.0,
+        0,
+    )
     for i, j in [*((i, i) for i in range(len(runs))), *combinations(range(len(runs)), 2)]:
         parts = drawn_problems(runs[i], runs[j], settings.max_problems, settings.seed)
         reads += [reading(part) for part in parts] if i != j else [reading(parts[0], 3)]
         n, width = parts[0].sizes["example"], parts[0].sizes["hidden"]
-        operations += cells[i] * cells[j] * (1 + settings.shuffles) * rotation_operations(n, settings.rotated)
-        operations += (cells[i] + cells[j] * (i != j)) * 20.0 * n**2 * width  # axes of the cells that are turned
+        steps += turning_steps(n, width, cells[i], cells[j] * (i != j), settings)
         if i == j:
             n_state += cells[i] * n
-            operations += cells[i] * (settings.shuffles + 1) * shape_operations(n, width, drawn=False)
-            operations += cells[i] * settings.resamples * shape_operations(n // 2, width, drawn=True)
             n_layer, n_token = runs[i].sizes["layer"], sources[i].model.sizes["vocabulary"]
-            operations += n_layer * axes_operations(n * runs[i].sizes["position"], width, n_token)
-    layer = min(int(run["layer"].values[-1]) for run in runs)
-    shared = [str(x) for x in runs[0]["position"].values if all(x in run["position"] for run in runs)]
-    small, larger = (replace(settings, layers=(layer,), positions=tuple(shared[:k])) for k in (1, 3))
+            operations += cells[i] * 2.0 * n**2 * width
+            operations += n_layer * axes_products(n * runs[i].sizes["position"], width, n_token)
+            steps += [*cell_steps(n, width, cells[i], settings), *axes_steps(width, n_layer)]
     width = max(run.sizes["hidden"] for run in runs)
     return Cost(
-        states=n_state, reads=reads, operations=operations,
+        states=n_state, reads=reads, operations=operations, steps=steps,
         memory=8.0 * max(2 * max(cells) ** 2 * settings.max_problems, 10 * width**2),
         readouts=list(dict.fromkeys(source.run.partition("/")[0] for source in sources)),
-        small=small, larger=larger,
     )  # fmt: skip
-
-
-def shape_operations(n: int, width: int, *, drawn: bool) -> float:
-    """Of the shape of one cell: eigenvalues, distances, and inner products unless those of all problems are there.
-
-    Eigenvalues of so few rows and shuffles take as long as many more operations of a product of matrices.
-    """
-    if n > width:
-        return 4.0 * n * width**2 + eigenvalue_operations(width) + 4000.0 * n**2
-    return eigenvalue_operations(n) + 4000.0 * n**2 + (0.0 if drawn else 4.0 * n**2 * width + 2000.0 * n * width)
-
-
-def eigenvalue_operations(n: int) -> float:
-    """Of the eigenvalues of a small symmetric matrix."""
-    return 4.0 * n**3 + 4500.0 * n**2
-
-
-def rotation_operations(n: int, components: int) -> float:
-    """Of the rotation between two cells and its errors."""
-    return 5e5 + 1200.0 * components**3 + 15.0 * n * components**2
-
-
-def axes_operations(n_state: int, width: int, n_token: int) -> float:
-    """Of the principal components of a layer: two eigenvalue problems, and half of the states read with few of them."""
-    from analyze.geometry.components import kept_counts
-
-    columns = sum(k + 2 for k in kept_counts(width))
-    read = n_state / 2 * (width + 2 * columns) + 2 * width * max(kept_counts(width), default=0)
-    return 2 * (26.0 * width**3 + n_state * width**2) + 2.0 * n_token * read
 
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:

@@ -134,10 +134,10 @@ class Rows:
             yield group
 
     def walk(
-        self, keep: NDArray[np.bool_], max_rows: int | None = None
+        self, keep: NDArray[np.bool_], max_rows: int | None = None, max_bytes: int = _BLOCK_BYTES
     ) -> Iterator[tuple[Block, NDArray[np.intp], NDArray[np.float32]]]:
         """Every block in order with the numbers of its kept examples and their rows (example, cell, width)."""
-        for group in self.groups([b for b in self.blocks(max_rows=max_rows) if keep[b.example].any()]):
+        for group in self.groups([b for b in self.blocks(max_rows=max_rows) if keep[b.example].any()], max_bytes):
             for block, rows in zip(group, self.read(group), strict=True):
                 inside = np.flatnonzero(keep[block.example])
                 yield block, inside + block.example.start, rows[inside]

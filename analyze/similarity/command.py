@@ -65,9 +65,6 @@ def cost(sources: "Sequence[Source]", settings: SimilaritySettings) -> Cost:
         n = parts[0].sizes["example"]
         operations += 2.0 * n**2 * sum(cells[i] * runs[i].sizes["hidden"] for i in (first, second))
         operations += cells[first] * cells[second] * n**2 * (settings.permutations + settings.resamples / 4)
-        # Picking out pairs of problems moves memory, for as long as so many operations take.
-        operations += n**2 * (160.0 * cells[second] * settings.permutations)
-        operations += n**2 * (40.0 * (cells[first] + cells[second]) * settings.resamples)
     return Cost(
         states=sum(cells) * n, reads=reads, operations=operations,
         memory=24.0 * n**2 * 2 * max(cells), **fewer(settings, resamples=(2, 20), permutations=(2, 20)),

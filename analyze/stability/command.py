@@ -13,10 +13,6 @@ if TYPE_CHECKING:
     from analyze.source import Source
 
 
-DECODED = 2000.0
-"""Operations that take as long as reading and decoding a byte of attention."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class StabilitySettings(Limited):
     """How sure it is what runs have in common."""
@@ -46,7 +42,9 @@ def run(sources: "Sequence[Source]", settings: StabilitySettings) -> "xr.Dataset
 
 
 def cost(sources: "Sequence[Source]", settings: StabilitySettings) -> Cost:
-    """Resampled sums of the block of thoughts, the last layer's thoughts read out, and shuffles of every two runs."""
+    """Resampled sums of the block of thoughts, and the last layer's thoughts read out."""
+    from functools import partial
+
     import numpy as np
 
     from analyze.cost import limits, places, reading, states_at
@@ -54,7 +52,7 @@ def cost(sources: "Sequence[Source]", settings: StabilitySettings) -> Cost:
     from analyze.probes.tasks import draw_examples
     from store import bytes_to_read
 
-    reads, operations, memory, n_state = [], 0.0, 0.0, 0
+    reads, steps, operations, memory, n_state = [], [], 0.0, 0.0, 0
     for source in sources:
         rows = draw_examples(np.asarray(source.data["problem"].values), settings.max_examples, settings.seed)
         run = source.data.isel(example=rows)
@@ -63,15 +61,17 @@ def cost(sources: "Sequence[Source]", settings: StabilitySettings) -> Cost:
         reads += [reading(block), reading(states)]
         n_state += states.size // states.sizes["hidden"]
         operations += 2.0 * (block.size * settings.resamples + states.size * source.model.sizes["vocabulary"])
-        operations += DECODED * bytes_to_read(source.lake, source.run, block)  # of all examples where some are drawn
+        near = thought_block(source.data.isel(example=slice(0, len(rows)))["attention"], "thoughts")[0]
+        # Where some are drawn, each may lie in a chunk of its own, as those of trials do not.
+        own, side_by_side, first = (bytes_to_read(source.lake, source.run, part) for part in (block, near, near[:1]))
+        if own > side_by_side:
+            steps.append(((own - side_by_side) / first, partial(np.asarray, near[:1])))
         memory = max(memory, 8.0 * 3 * settings.resamples * block.size / block.sizes["example"])
         memory += source.model["unembedding"].nbytes
-    heads = sources[0].data.sizes["layer"] * sources[0].data.sizes["head"]
-    operations += len(sources) ** 2 / 2 * settings.shuffles * heads * 2000.0
     return Cost(
         states=n_state, reads=reads, operations=operations, memory=memory,
         readouts=[source.run.partition("/")[0] for source in sources],
-        **limits(settings, max(source.data.sizes["example"] for source in sources), 64),
+        **limits(settings, max(source.data.sizes["example"] for source in sources), 16), steps=steps,
     )  # fmt: skip
 
 

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 SHOWN = 5
 """Problems whose tree is printed."""
-SEARCH = 2e6
-"""Operations that take as long as the search of one problem's trees."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,17 +80,16 @@ def read_with(
 
 
 def cost(source: "Source", settings: TraceSettings) -> Cost:
-    """A product of every state with the unembedding, and a search for every problem and shuffle."""
+    """A product of every state with the unembedding; the search of each problem's trees is none."""
     from analyze.cost import limits, places, reading, states_at
 
     run, model = source.data, source.model
     states = states_at(run, places(run, settings.positions, answers=False)).isel(layer=[-1])
     n_layer = len(settings.layers or (0,))
     n_state = n_layer * states.size // states.sizes["hidden"]
-    search = SEARCH * n_layer * run.sizes["example"] * (1 + settings.permutations)
     return Cost(
         states=n_state, reads=[reading(states, n_layer)],
-        operations=2.0 * n_state * states.sizes["hidden"] * model.sizes["vocabulary"] + search,
+        operations=2.0 * n_state * states.sizes["hidden"] * model.sizes["vocabulary"],
         memory=float(model["unembedding"].nbytes + 2**26 + 4096 * run.sizes["example"]),
         readouts=[source.run.partition("/")[0]], **limits(settings, run.sizes["example"], 16),
     )  # fmt: skip
