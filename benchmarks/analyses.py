@@ -16,6 +16,7 @@ arithmetic   the operations that an analysis declares over the rate of a product
 
 import argparse
 import json
+import math
 import os
 import resource
 import subprocess
@@ -58,18 +59,25 @@ def child(words: list[str]) -> None:
     from store.shards import ShardedArray
 
     read = {"chunks": 0, "model": 0}
-    decode, static = ShardedArray._decode, Guard._static
+    decode, rows, static = ShardedArray._decode, ShardedArray._read_rows, Guard._static
 
     def counted(self: Any, file: int, offset: int, length: int, chunk: Any) -> Any:
         read["chunks"] += length
         return decode(self, file, offset, length, chunk)
+
+    def counted_rows(self: Any, file: int, entries: Any, inside: Any, there: slice, *more: Any) -> Any:
+        left = rows(self, file, entries, inside, there, *more)
+        size = math.prod(self.layout.chunks[1:]) * self.stored.itemsize
+        read["chunks"] += (len(entries) - len(left)) * (there.stop - there.start) * size
+        return left
 
     async def counted_static(self: Any, key: str) -> bytes:
         content = await static(self, key)
         read["model"] += len(content) if self.kind == "model" else 0
         return content
 
-    ShardedArray._decode, Guard._static = counted, counted_static  # type: ignore[method-assign]
+    ShardedArray._decode, ShardedArray._read_rows = counted, counted_rows  # type: ignore[method-assign]
+    Guard._static = counted_static  # type: ignore[method-assign]
     start = time.perf_counter()
     app(args=words, standalone_mode=False)
     usage = resource.getrusage(resource.RUSAGE_SELF)

@@ -75,5 +75,5 @@ COMMAND = Analysis(
     run=run,
     results={"attribution": tables},
     cost=cost,
-    block=512,
+    block=64,
 )

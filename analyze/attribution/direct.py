@@ -60,7 +60,8 @@ def logit_attribution(run: xr.Dataset, model: xr.Dataset) -> xr.DataArray:
     names = ["embedding", *(f"{part} {layer}" for layer in layers for part in ("attention", "MLP")), "bias of the norm"]
     core = ["layer", "hidden"]
     arrays = [run[name] for name in ("hidden_state", *PARTS)]
-    blocks = {"example": DRAWN_TOGETHER} | {dim: -1 for dim in core}
+    examples = min(DRAWN_TOGETHER, max(arrays[0].chunksizes.get("example", (DRAWN_TOGETHER,))))
+    blocks = {"example": examples, "position": max(1, ROWS // examples)} | {dim: -1 for dim in core}
     arrays = [array.chunk(blocks) if array.chunks is not None else array for array in arrays]
 
     def kernel(hidden: Array, mlp: Array, attention: Array) -> Array:
