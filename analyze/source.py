@@ -39,6 +39,11 @@ class Source:
         """What lenses need of the run's model."""
         return self.lake.model(self.run.partition("/")[0])
 
+    @property
+    def lazy_model(self) -> xr.Dataset:
+        """The same, nothing of it read: for how large it is."""
+        return self.lake.lazy_model(self.run.partition("/")[0])
+
     def note(self, text: str) -> None:
         """Say something about this run on standard error."""
         self.shell.note(f"{self.run}: {text}")

@@ -17,7 +17,7 @@ MAX_BLOCKS = 32
 
 
 def is_plain(length: Any, size: int) -> Any:
-    """Whether a chunk of this length, or each of some, on disk holds a content of this size as it is, as far as lengths say."""
+    """Whether chunks of this length on disk hold a content of this size as it is, as far as lengths say."""
     return length == HEADER_BYTES + size + CHECKSUM_BYTES
 
 

@@ -180,11 +180,9 @@ class Lake(Groups):
         CorruptLakeError
             If one of its files is damaged, or a run of its name was made with other weights.
         """
-        attributes = self.model_attributes(name)
-        identity, known = f"{name} {attributes['files']}", self.__dict__.get("_models", {})
+        identity, known = f"{name} {self.model_attributes(name)['files']}", self.__dict__.get("_models", {})
         if identity not in known:  # a gigabyte for 128,000 tokens, and one analysis asks for it several times
-            group = open_group(Guard(self.location, name, "model", attributes["files"]), attributes, stored=True)
-            known = {**known, identity: group.load()}
+            known = {**known, identity: self.lazy_model(name).load()}
             for variable in known[identity].data_vars.values():  # the next call hands out the same arrays
                 variable.values.flags.writeable = False
             while len(known) > 1 and sum(model.nbytes for model in known.values()) > MODELS_KEPT:
@@ -193,6 +191,11 @@ class Lake(Groups):
         loaded: xr.Dataset = known[identity].copy()
         loaded.encoding["stored"] = self, name
         return loaded
+
+    def lazy_model(self, name: str) -> xr.Dataset:
+        """The same, nothing of it read: for how large it is."""
+        attributes = self.model_attributes(name)
+        return open_group(Guard(self.location, name, "model", attributes["files"]), attributes, stored=True)
 
     def still_holds(self, model: xr.Dataset, name: str) -> bool:
         """Whether all arrays of a dataset are those that :meth:`model` hands out, so that others can read them, too."""

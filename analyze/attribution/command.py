@@ -41,7 +41,7 @@ def cost(source: "Source", settings: AttributionSettings) -> Cost:
     from analyze.cost import limits, places, present, reading
     from schemas.vocabulary import PARTS
 
-    run, model = source.data, source.model
+    run, model = source.data, source.lazy_model
     chosen = places(run, settings.positions)
     arrays = [run[name].sel(position=chosen) for name in ("hidden_state", *PARTS) if name in run]
     hidden, n_layer = run.sizes["hidden"], run.sizes["layer"]

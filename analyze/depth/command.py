@@ -34,7 +34,7 @@ def cost(source: "Source", settings: ReadoutDepthSettings) -> Cost:
     """A product of every state with the unembedding."""
     from analyze.cost import limits, places, present, reading, states_at
 
-    run, model = source.data, source.model
+    run, model = source.data, source.lazy_model
     chosen = places(run, settings.positions, answers=False)
     states = states_at(run, chosen)
     n_state = present(run, chosen) * states.sizes["layer"]

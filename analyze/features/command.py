@@ -160,7 +160,7 @@ def cost(sources: "Sequence[Source]", settings: FeatureSettings) -> Cost:
             hidden = part.sizes["hidden"]
             if not joint or settings.sae is not None:
                 rows = n_feature * dictionary.sizes.get("rank", 0)
-                operations += 2.0 * hidden * (rows + 2 * n_feature) * by_run[run].model.sizes["vocabulary"]
+                operations += 2.0 * hidden * (rows + 2 * n_feature) * by_run[run].lazy_model.sizes["vocabulary"]
                 n_state += rows
             if joint:
                 rows = settings.max_problems * (part.size // hidden // part.sizes["example"])

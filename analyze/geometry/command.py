@@ -76,7 +76,7 @@ def cost(sources: "Sequence[Source]", settings: GeometrySettings) -> Cost:
         steps += turning_steps(n, width, cells[i], cells[j] * (i != j), settings)
         if i == j:
             n_state += cells[i] * n
-            n_layer, n_token = runs[i].sizes["layer"], sources[i].model.sizes["vocabulary"]
+            n_layer, n_token = runs[i].sizes["layer"], sources[i].lazy_model.sizes["vocabulary"]
             operations += cells[i] * 2.0 * n**2 * width
             operations += n_layer * axes_products(n * runs[i].sizes["position"], width, n_token)
             steps += [*cell_steps(n, width, cells[i], settings), *axes_steps(width, n_layer)]

@@ -131,7 +131,7 @@ def cost(source: "Source", settings: LensSettings) -> Cost:
     """A product of every state with the unembedding for each lens; the fit of a tuned one takes as long as three."""
     from analyze.cost import limits, places, present, reading, states_at
 
-    run, model = source.data, source.model
+    run, model = source.data, source.lazy_model
     chosen = places(run, chosen_positions(source, settings))
     states = states_at(run, chosen)
     n_state = present(run, chosen) * states.sizes["layer"]

@@ -60,14 +60,14 @@ def cost(sources: "Sequence[Source]", settings: StabilitySettings) -> Cost:
         states = states_at(run, places(run, answers=False)[:-1]).isel(layer=[-1])
         reads += [reading(block), reading(states)]
         n_state += states.size // states.sizes["hidden"]
-        operations += 2.0 * (block.size * settings.resamples + states.size * source.model.sizes["vocabulary"])
+        operations += 2.0 * (block.size * settings.resamples + states.size * source.lazy_model.sizes["vocabulary"])
         near = thought_block(source.data.isel(example=slice(0, len(rows)))["attention"], "thoughts")[0]
         # Where some are drawn, each may lie in a chunk of its own, as those of trials do not.
         own, side_by_side, first = (bytes_to_read(source.lake, source.run, part) for part in (block, near, near[:1]))
         if own > side_by_side:
             steps.append(((own - side_by_side) / first, partial(np.asarray, near[:1])))
         memory = max(memory, 8.0 * 3 * settings.resamples * block.size / block.sizes["example"])
-        memory += source.model["unembedding"].nbytes
+        memory += source.lazy_model["unembedding"].nbytes
     return Cost(
         states=n_state, reads=reads, operations=operations, memory=memory,
         readouts=[source.run.partition("/")[0] for source in sources],

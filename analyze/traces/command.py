@@ -83,7 +83,7 @@ def cost(source: "Source", settings: TraceSettings) -> Cost:
     """A product of every state with the unembedding; the search of each problem's trees is none."""
     from analyze.cost import limits, places, reading, states_at
 
-    run, model = source.data, source.model
+    run, model = source.data, source.lazy_model
     states = states_at(run, places(run, settings.positions, answers=False)).isel(layer=[-1])
     n_layer = len(settings.layers or (0,))
     n_state = n_layer * states.size // states.sizes["hidden"]
