@@ -192,13 +192,12 @@ class _Some:
 def shared_problems(first: xr.Dataset, second: xr.Dataset, most: int, rng: np.random.Generator) -> tuple[Array, int]:
     """Rows of both runs with the same question, (run, problem), one for each problem, and how many there are."""
     complete = [_has_all_positions(run) for run in (first, second)]
-    place = {}
-    for row in np.flatnonzero(complete[1])[::-1]:
-        place[str(second["question"].values[row])] = row
+    asked, asked_too = first["question"].values, second["question"].values
+    place = {str(asked_too[row]): row for row in np.flatnonzero(complete[1])[::-1]}
     pairs, seen = [], set()
     problems = first["problem"].values if "problem" in first.coords else np.arange(first.sizes["example"])
     for row in np.flatnonzero(complete[0]):
-        partner = place.pop(str(first["question"].values[row]), None)
+        partner = place.pop(str(asked[row]), None)
         if partner is not None and problems[row] not in seen:
             seen.add(problems[row])
             pairs.append((row, partner))
