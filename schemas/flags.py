@@ -77,9 +77,12 @@ class Flag:
         Raises
         ------
         UsageError
-            If there is none where by default there are some, or one is no number where numbers are wanted.
+            If there is none where by default there are some, one is no number where numbers are wanted, or one is
+            named twice.
         """
         entries_read = tuple(self.read(word.strip()) for word in text.split(",") if word.strip())
+        if twice := [entry for index, entry in enumerate(entries_read) if entry in entries_read[:index]]:
+            raise UsageError(f"{self.option} names {twice[0]} twice")
         if not entries_read and self.default != ():
             raise UsageError(f"{self.option} names nothing; leave it out for the default")
         return entries_read

@@ -9,6 +9,7 @@ from synthetic import make_run
 from analyze import answer_attention, attention_importance, failure_importance, reentry_importance
 from analyze.attention.shares import writing_position
 from analyze.correlate.choice import HeldOut, held_out_layer
+from analyze.correlate.command import CorrelationSettings, importance_for
 from analyze.correlate.section import sentence
 from schemas import SchemaError, UsageError
 
@@ -238,3 +239,12 @@ def test_the_answer_is_written_where_its_tokens_first_differ():
     assert writing_position(run.isel(position=slice(0, 4))) == "eot"
     run["token"][:] = -1
     assert writing_position(run) == "eot"
+
+
+@pytest.mark.parametrize(("importance", "where", "message"), [
+    ("answer_logprob", ("corruption=mean",), "of a re-entry.*answer_logprob is a column of the run"),
+    ("corrupt:failure", ("corruption=mean", "corruption=zero"), "names a key twice"),
+])  # fmt: skip
+def test_conditions_that_would_choose_nothing_are_refused(importance, where, message):
+    with pytest.raises(UsageError, match=message):
+        importance_for(None, xr.Dataset(), CorrelationSettings(importance=importance, where=where))

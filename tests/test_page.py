@@ -1,5 +1,7 @@
 """What sections are written with: texts with values, captions, tables and what they leave out; errors name the text."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,10 +14,18 @@ from analyze.drawing import INK, Look, Percent
 from analyze.heads.types_section import counted
 from analyze.page import Page, Section, Sentence
 from analyze.report import sections as found
+from analyze.report.build import _embed
 from analyze.tables import rows_with, triple
 from schemas import SchemaError
 from schemas.flags import flags
 from schemas.registry import by_kind, line
+
+
+def test_no_text_of_a_question_ends_or_breaks_the_pages_data():
+    data = {"question": "</script><!-- <script> & \u2028 \\"}
+    assert "<" not in _embed(data)
+    assert json.loads(_embed(data)) == data
+
 
 TEXTS = """
 [shared]

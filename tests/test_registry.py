@@ -121,6 +121,8 @@ def test_settings_check_and_read_what_they_are_given() -> None:
         Some(sizes=(1, -1))
     with pytest.raises(UsageError, match="--limit is 0"):
         Some(limit=0)
+    with pytest.raises(UsageError, match="--sizes names 2.0 twice"):
+        flags(Some)[1].entries("2,3,2.0")
     assert isinstance(Some(), Settings)
 
 

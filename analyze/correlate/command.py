@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from schemas import UsageError
 from schemas.command import Analysis, Cost, Part, Printed, Sampled, Table, setting
 
 if TYPE_CHECKING:
@@ -89,9 +90,16 @@ def importance_for(source: "Source", data: "xr.Dataset", settings: CorrelationSe
     from analyze.correlate.importance import importance_of, reentry_importance
 
     kind, _, measure = settings.importance.partition(":")
+    if not measure and settings.where:
+        raise UsageError(
+            f"--where chooses conditions of a re-entry, as --importance corrupt:failure; {settings.importance} is a"
+            " column of the run"
+        )
     if not measure:
         return importance_of(data, settings.importance)
     conditions = dict(pair.partition("=")[::2] for pair in settings.where)
+    if len(conditions) < len(settings.where):
+        raise UsageError(f"--where names a key twice: {', '.join(settings.where)}; a condition has one value of each")
     return reentry_importance(source.lake.open_result(source.result(kind)), measure, **conditions)
 
 

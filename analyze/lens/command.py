@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from schemas import UsageError
 from schemas.command import Analysis, Cost, Made, Part, Printed, Sampled, Table, kept_beside, setting
 
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ class LensSettings(Part, Sampled):
     by: Literal["state", "fed"] = setting(
         "state", "Call a position by its state, or by where what is made of it is fed: one later.", stored=False
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.read_as is not None and "jacobian" not in self.lens:
+            raise UsageError("--read-as says what the Jacobian lens reads; ask for that one with --lens jacobian")
 
 
 def is_plain(spec: Mapping[str, Any]) -> bool:

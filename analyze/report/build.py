@@ -177,4 +177,4 @@ def _render(**values: Any) -> str:
 def _embed(data: Any) -> str:
     """JSON that can stand inside a script element."""
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.replace("</", "<\\/").replace("<!--", "<\\!--")
+    return text.replace("<", "\\u003c")  # no end of the element, and no comment, begins
