@@ -32,6 +32,7 @@ def groups_of(
             data=_part(lake.open(run, chunks=command.block or "auto"), lake, run, asked),
             shell=shell,
             folder=working_folder(lake, command.name, run),
+            block=command.block,
         )
         for run in runs
     ]

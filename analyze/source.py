@@ -23,13 +23,15 @@ class Source:
     shell: Shell
     folder: Path | None = None
     """Where finished pieces may be kept while the analysis is at work: beside the lake, or nowhere."""
+    block: int | None = None
+    """Examples of it that are read together at most, see :class:`schemas.command.Analysis`."""
     n_sampled: int | None = None
     """Examples that were drawn of a run; ``None``: all that the settings name."""
 
     @property
     def whole(self) -> xr.Dataset:
         """Its examples at every layer and position of the run."""
-        run = self.lake[self.run]
+        run = self.lake.open(self.run, chunks=self.block or "auto")
         if self.n_sampled is None:
             return run.isel(example=slice(0, self.data.sizes["example"]))
         return run.sel(example=self.data["example"].values)

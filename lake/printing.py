@@ -108,7 +108,10 @@ def note(text: str) -> None:
 
 @contextmanager
 def progress(label: str, unit: str = "") -> Iterator[Callable[..., None]]:
-    """A bar on a terminal, a line every minute in a pipe, nothing if quiet; gives ``report(done, total, bytes=0)``."""
+    """A bar on a terminal, a line every minute in a pipe, nothing if quiet; gives ``report(done, total, bytes=0)``.
+
+    Work begins anew where 0 is done again, with a part that takes another time.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")
@@ -117,12 +120,17 @@ def progress(label: str, unit: str = "") -> Iterator[Callable[..., None]]:
     pause = VERBOSE_SECONDS if told > 0 else PIPE_SECONDS
     bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden)
     begun = written_at = time.monotonic()
+    before = 0
     with bar:
         task = bar.add_task(label, total=None, rate="", visible=False)  # until there is a total to show
 
         def report(done: int, total: int, written: int = 0) -> None:
-            nonlocal written_at
+            nonlocal written_at, begun, before
             now = time.monotonic()
+            if done == 0 < before:
+                begun = now
+                bar.reset(task)
+            before = done
             if bar.disable and told >= 0 and done < total and now - written_at >= pause:
                 written_at = now
                 click.echo(progress_line(label, unit, done, total, now - begun), err=True)

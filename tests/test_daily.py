@@ -191,6 +191,13 @@ def test_long_work_says_how_far_it_is_where_there_is_no_terminal(capsys, monkeyp
             for done in range(5):
                 report(done + 1, 4)
         assert capsys.readouterr().err.count("one/problems: ") == lines
+    clock = iter([0, 90, 100, 170])
+    monkeypatch.setattr(printing.time, "monotonic", lambda: next(clock))
+    with printing.progress("a") as report:
+        report(9, 9)
+        report(0, 4)  # a part of its own, whose time says nothing of the one before
+        report(1, 4)
+    assert capsys.readouterr().err.splitlines()[-1] == printing.progress_line("a", "", 1, 4, 70)
     assert printing.progress_line("a", "rows", 25, 100, 120) == "a: 25 of 100 rows after 2 min, about 6 min left"
     assert printing.progress_line("a", "", 0, 4, 61) == "a: 0 of 4 after 61 s"
 

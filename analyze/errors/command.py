@@ -165,4 +165,5 @@ COMMAND = Analysis(
     results={"errors": tables},
     cost=cost,
     frames=frames,
+    block=64,
 )

@@ -122,18 +122,16 @@ def traces(
     read_kept = memory.cache(_read, ignore=["state", "readout", "asked", "lens", "report"])
     maps = None if lens is None else {str(name): array.values for name, array in lens.data_vars.items()}
     whole = [run.attrs.get("fingerprint"), run["example"].values, facts["predicted_answer"].values, positions, maps]
-    n_work = len(layers) * len(problem) * (2 + permutations)
     parts = []
-    for number, layer in enumerate(layers):
-        done = number * len(problem) * (2 + permutations)
 
-        def report(count: int, total: int = 0, done: int = done) -> None:
-            if progress is not None:
-                progress(done + count, n_work)
+    def report(done: int, total: int = len(problem) * (1 + permutations)) -> None:
+        if progress is not None:
+            progress(done, total)
 
+    for layer in layers:
         mark = joblib.hash([*whole, layer])
         readings = read_kept(state.sel(layer=layer), readout, problems.asked, lens, n_best, report, mark)
-        report(len(problem))
+        report(0)
         solve = Solver(problems, list(problems.read(readings.token)), positions, memory, mark, n_best)
         parts.append(_layer(solve, readings, problem, shuffled, top, facts.sizes["step"], report, seed))
     result = xr.concat(parts, xr.Variable("layer", layers), data_vars="all")
@@ -224,7 +222,7 @@ def _layer(
     every = np.arange(n)
     own = solve(every, every)
     outcomes = {name: np.array([getattr(found_tree, name) for found_tree in own]) for name in OUTCOMES}
-    report(2 * n)
+    report(n)
     null = np.full((len(shuffled), len(OUTCOMES)), np.nan)
     counted = np.flatnonzero(problems.counted)
     for index, rows in enumerate(shuffled):
@@ -232,7 +230,7 @@ def _layer(
         null[index] = [
             np.mean([getattr(found_tree, name) for found_tree in drawn]) if drawn else np.nan for name in OUTCOMES
         ]
-        report((3 + index) * n)
+        report((2 + index) * n)
     data = _per_example(problems, own, read, n) | {name: ("example", values) for name, values in outcomes.items()}
     data |= _shares(outcomes, null, problems.counted, problem)
     single = outcomes["recovered"] & problems.counted
