@@ -149,6 +149,7 @@ COMMAND = Analysis(
     settings=CorrelationSettings,
     run=run,
     results={"correlate": tables},
+    block=512,
     cost=cost,
     made_by={"correlate": "--importance corrupt:failure --where corruption=mean"},
 )
