@@ -20,6 +20,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: env
 	$(BIN)/lake demo --out demo.lake
 
+# What is compiled once is kept, whatever the environment says: each worker would compile all of it again.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: env
 	$(BIN)/python -m pytest -n $(THREADS) --dist loadfile --no-loadscope-reorder
 

@@ -41,11 +41,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
+gc.set_threshold(100_000, 50, 50)  # looking for garbage after every 700 objects is an eighth of all time
+
+
 @pytest.fixture(scope="module", autouse=True)
 def nothing_old_is_searched_for_garbage() -> None:
     """Imported modules are a million objects, which every full collection would go through: a fifth of all time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def precision_is_measured_on_few_questions() -> Iterator[None]:
+    """Every extraction begins with eight questions one by one: half the time of a small one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("extract.run.precision.N_QUESTION", 2)
+        yield
 
 
 @pytest.fixture(scope="session")

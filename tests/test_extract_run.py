@@ -310,8 +310,8 @@ def test_a_failing_model_lets_go_of_its_shard(tmp_path: Path, data: Path, monkey
 
 
 def test_memory_does_not_grow_with_examples(tmp_path: Path) -> None:
-    # Two shards of 13 MB, and ten more: were they kept, a process of 430 MB would grow by a quarter.
-    data = [str(write_questions(tmp_path / f"n{n_example}.jsonl", n_example)) for n_example in (32, 192)]
+    # Two shards of 13 MB, and five more: were they kept, a process of 430 MB would grow by a seventh.
+    data = [str(write_questions(tmp_path / f"n{n_example}.jsonl", n_example)) for n_example in (32, 112)]
     script = (  # loaded once, then forked: either begins with the same memory
         "import os, sys\nfrom pathlib import Path\nfrom small_runs import prepared_run\n"
         "from extract.run.extract import extract\n"

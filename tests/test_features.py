@@ -179,7 +179,7 @@ def test_the_command_and_its_sections(tmp_path, call) -> None:
     code, out, err = call("analyze", "features", place, names[0], *few, "--sae", crosscoder)
     assert (code, err) == (2, f"lake: --sae {crosscoder} reads {', '.join(names)}; name all of these runs\n")
     taken_out(lake, names[0])
-    code, out, err = call("analyze", "features", place, *names, *few)
+    code, out, err = call("analyze", "features", place, names[0], *few)
     assert (code, err) == (0, "")
     assert "features tell, and do to the answer" in out
     context = Context(lake, names)

@@ -3,6 +3,7 @@
 import ast
 import io
 import re
+import shutil
 from pathlib import Path
 
 import matplotlib as mpl
@@ -10,36 +11,23 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 import xarray as xr
+from reentry_lake import MODELS
+
+from lake import app
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-MODELS = ("small-gpt2", "small-gpt2-decodable", "small-llama", "small-llama-decodable")
-N_PROBLEM, N_PAIR = 90, 12
 
 pytestmark = pytest.mark.skipif(not NOTEBOOKS, reason="there are no notebooks here")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(reentry_lake: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with a small ``demo.lake`` and, beside it, where the notebooks run."""
-    from extract.run.extract import extract
-    from extract.run.prepare import prepare
-    from extract.small_models.problems import make_pairs, make_splits, write_pairs, write_problems
-    from lake import app
-    from schemas import RunSpec
-
     folder = tmp_path_factory.mktemp("demo")
-    sizes = {n: N_PROBLEM // 3 for n in (2, 3, 4)}
-    write_problems(make_splits(0, {"test": sizes})["test"], folder / "test.jsonl")
-    write_pairs(make_pairs(N_PAIR), folder / "pairs.json")
-    files = {"test": folder / "test.jsonl", "pairs": folder / "pairs.json"}
-    lake = folder / "demo.lake"
-    for model in MODELS:
-        for file in files.values():
-            spec = RunSpec(max_new_tokens=8, batch_size=64)
-            extract(prepare(f"{model}={model}", str(file), lake, spec), lake)
+    lake = shutil.copytree(reentry_lake, folder / "demo.lake")
     # what the last notebook lays side by side
-    problems, pairs = ([f"{model}/{name}" for model in MODELS] for name in files)
+    problems, pairs = ([f"{model}/{name}" for model in MODELS] for name in ("test", "pairs"))
     for command in (
         ["analyze", "heads", str(lake), *problems, "--resamples", "20"],
         ["analyze", "lens", str(lake), *problems],

@@ -20,10 +20,10 @@ def on_disk(folder: Path) -> int:
 
 @pytest.mark.parametrize(("architecture", "capture"), [("gpt2", "full"), ("llama", "latent")])
 def test_bytes_are_those_that_extraction_writes(tmp_path: Path, architecture: str, capture: str) -> None:
-    data = write_questions(tmp_path / "toy.jsonl", 80)
+    data = write_questions(tmp_path / "toy.jsonl", 40)
     place = tmp_path / "planned.lake"
     options = {"architecture": architecture, "capture": capture, "max_new_tokens": 12, "batch_size": 16}
-    prepared = prepared_run(place, data, shard_examples=32, **options)
+    prepared = prepared_run(place, data, shard_examples=16, **options)
     planned = plan(prepared, place)
     assert not place.exists()
     extract(prepared, place)

@@ -1,5 +1,6 @@
 """What precision costs is measured on the run's own questions, kept with it, and judges what is computed again."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,14 +12,22 @@ from small_runs import checkpoint, prepared_run, tree, write_questions
 
 import lake as command_line
 from extract.model.load import load_reasoner
+from extract.run import precision
 from extract.run.extract import extract
 from extract.run.precision import STATES, attention_error, chosen, state_error
 from extract.run.prepare import Prepared
 from extract.run.recompute import Recomputed, compare
 from store import open_lake, verify
 
-KINDS = ("gpt2", "float32"), ("gpt2", "float16"), ("gpt2", "bfloat16"), ("llama", "bfloat16")
+KINDS = ("gpt2", "float32"), ("gpt2", "float16"), ("llama", "bfloat16")
 """Of the other architecture the type that rounds most."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _as_many_questions_as_users_have() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "N_QUESTION", 8)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -123,6 +123,20 @@ def test_steps_numbers_and_classes():
     assert (operation["class"].values == ["*", "+", "-", "/"]).all()
 
 
+def test_a_step_of_two_classes_beside_one_of_more_has_a_direction_for_each():
+    run = make_run(n_example=150, n_layer=1, hidden=8, n_step=2, seed=5)
+    word = run["operation"].values.copy()
+    word[:, 1] = np.where(word[:, 1] == "", "", np.where(word[:, 1] == "*", "+", "-"))
+    run = run.assign(operation=(("example", "step"), word))
+    settings = ProbeSettings(target="operation", layers=[0], positions=["ct0"], controls=0, resamples=20)
+    both = linear_probes(run, settings).isel(step=1)
+    alone = linear_probes(run.isel(step=[1]), settings)
+    for name in ("direction", "intercept"):
+        by_class = both[name].sel({"class": ["+", "-"]})
+        np.testing.assert_allclose(by_class.diff("class").squeeze(), alone[name].squeeze(), rtol=1e-5)
+        assert np.isnan(both[name].sel({"class": ["*", "/"]})).all()
+
+
 def test_scores_are_what_their_definitions_say():
     run, _ = planted_run(n_example=240, strength=1.0)
     result = linear_probes(run, ProbeSettings(layers=[1], positions=["ct1"], controls=0, permutations=400)).isel(

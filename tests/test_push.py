@@ -34,11 +34,11 @@ RUN, OTHER = "one/problems", "two/problems"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models with a run of three shards each, and a result of each and of both."""
+    """Two models with a run of two shards each, and a result of each and of both."""
     place = tmp_path_factory.mktemp("made") / "made.lake"
     for name, seed in ((RUN, 0), (OTHER, 1)):
         model = make_model(seed=seed)
-        write_run(place, make_run(name=name, n_example=20, seed=seed, model=model), model, shard_examples=8)
+        write_run(place, make_run(name=name, n_example=16, seed=seed, model=model), model, shard_examples=8)
     scores = xr.Dataset({"score": ("layer", np.arange(3.0))})
     for kind, runs in (("one", [RUN]), ("two", [OTHER]), ("both", [RUN, OTHER])):
         open_lake(place).write_result(kind, scores, runs=runs, spec={})
@@ -143,7 +143,7 @@ def test_large_files_go_in_parts_and_other_runs_may_differ(
         same(place, made)
         source = f"{bucket}/parts.lake"
     mixed, model = tmp_path / "mixed.lake", make_model(seed=7)
-    write_run(mixed, make_run(name=OTHER, n_example=20, seed=7, model=model), model, shard_examples=8)
+    write_run(mixed, make_run(name=OTHER, n_example=16, seed=7, model=model), model, shard_examples=8)
     push(open_lake(made), mixed, [RUN])
     assert open_lake(mixed).runs() == [RUN, OTHER]
     with pytest.raises(SpecMismatchError, match="run two/problems"):
@@ -171,7 +171,7 @@ def test_what_is_refused_writes_nothing(made: Path, tmp_path: Path) -> None:
         push(lake, "memory://strange")
     other = tmp_path / "other.lake"
     model = make_model(seed=5)
-    write_run(other, make_run(name=RUN, n_example=20, seed=5, model=model), model, shard_examples=8)
+    write_run(other, make_run(name=RUN, n_example=16, seed=5, model=model), model, shard_examples=8)
     before = tree(other)
     with pytest.raises(SpecMismatchError, match="were made otherwise"):
         push(lake, other)
@@ -222,8 +222,8 @@ def test_a_pushed_lake_is_asked_served_and_trained_on_as_the_local_one(
     for ask in (
         lambda answers: answers.runs(),
         lambda answers: answers.listing(RUN),
-        lambda answers: answers.problem(RUN, 17),
-        lambda answers: answers.attention(RUN, 17, 1, 0),
+        lambda answers: answers.problem(RUN, 15),
+        lambda answers: answers.attention(RUN, 15, 1, 0),
         lambda answers: answers.heads(RUN),
     ):
         assert ask(served[0]) == ask(served[1])
@@ -232,7 +232,7 @@ def test_a_pushed_lake_is_asked_served_and_trained_on_as_the_local_one(
     for ours, theirs in zip(*rows, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     rows[1].set_epoch(0)
-    assert sum(map(len, DataLoader(rows[1], batch_size=None, num_workers=2))) == 40
+    assert sum(map(len, DataLoader(rows[1], batch_size=None, num_workers=2))) == 32
 
 
 def run_on(place: str, command: str, *words: str) -> None:

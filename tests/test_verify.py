@@ -54,11 +54,10 @@ def test_one_flipped_byte_is_found_in_every_file(place: Path) -> None:
     rng = np.random.default_rng(0)
     for key in tree(place):
         content = (place / key).read_bytes()
-        for at in {int(rng.choice([0, len(content) // 2, len(content) - 1])), int(rng.integers(len(content)))}:
-            flip(place / key, at)
-            named = [damage.path for damage in verify(place).damage]
-            assert named == [key], (key, at)
-            (place / key).write_bytes(content)
+        at = int(rng.choice([0, len(content) - 1, rng.integers(len(content))]))
+        flip(place / key, at)
+        assert [damage.path for damage in verify(place).damage] == [key], at
+        (place / key).write_bytes(content)
 
 
 def test_lost_and_strange_files_are_named(place: Path) -> None:

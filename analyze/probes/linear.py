@@ -126,13 +126,15 @@ def linear_probes(
     if n_permutation is None:
         n_permutation = max(1000, 40 * len(cells) * len(present))
 
+    by_class = any(task.classes is not None and len(task.classes) > 2 for task in present)
+
     def measured(number: int) -> xr.Dataset:
         shape, hidden = (states.sizes["layer"], states.sizes["position"]), states.sizes["hidden"]
         by_cell = [cell[number] for cell in cells]
         scores = measure(
             present[number], by_cell, shape, settings.resamples, n_permutation, settings.level, settings.seed
         )
-        return scores.merge(directions(present[number], by_cell, shape, hidden))
+        return scores.merge(directions(present[number], by_cell, shape, hidden, by_class=by_class))
 
     results, reasons = _by_step(tasks, cells, measured)
     if not results:

@@ -117,15 +117,24 @@ def measure(
     return xr.Dataset(data)
 
 
-def directions(task: Task, cells: Sequence[Cell | None], shape: tuple[int, int], hidden: int) -> xr.Dataset:
-    """Weights of the probes of all cells on unscaled states, by class where there are more than two."""
+def directions(
+    task: Task, cells: Sequence[Cell | None], shape: tuple[int, int], hidden: int, *, by_class: bool
+) -> xr.Dataset:
+    """Weights of the probes of all cells on unscaled states, by class where there are more than two.
+
+    Where another step has more, those of two classes are by class as well: w and b are -w/2, -b/2 and w/2, b/2.
+    """
     grid, n_cell = ("layer", "position"), len(cells)
-    width = 1 if task.classes is None or len(task.classes) == 2 else len(task.classes)
+    width = 1 if task.classes is None or (len(task.classes) == 2 and not by_class) else len(task.classes)
     direction = np.full((n_cell, width, hidden), np.nan, dtype=np.float32)
     intercept = np.full((n_cell, width), np.nan)
     for index, cell in enumerate(cells):
         if cell is not None:
             direction[index], intercept[index] = cell.direction, cell.intercept
+    if width == 2:
+        half = np.array([-0.5, 0.5], dtype=np.float32)
+        direction *= half[:, None]
+        intercept *= half
     if width == 1:
         weights = {
             "direction": ((*grid, "hidden"), direction.reshape(*shape, hidden)),

@@ -171,10 +171,10 @@ def kept(thinking: Thinking, row: int, n_token: int, n_middle: int, n_answer: in
     }
 
 
-def chosen(lengths: Sequence[int], n_question: int = N_QUESTION) -> list[int]:
-    """Questions to calibrate on: the shortest, the longest, and those at even distances between."""
+def chosen(lengths: Sequence[int], n_question: int | None = None) -> list[int]:
+    """Questions to calibrate on, ``N_QUESTION`` unless said: shortest, longest, those at even distances between."""
     order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
-    places = np.linspace(0, len(order) - 1, min(n_question, len(order))).round().astype(int)
+    places = np.linspace(0, len(order) - 1, min(n_question or N_QUESTION, len(order))).round().astype(int)
     return [order[place] for place in np.unique(places)]
 
 
@@ -237,7 +237,7 @@ def calibrate(
     }
 
 
-def calibration(prepared: Prepared, n_question: int = N_QUESTION) -> dict[str, Any]:
+def calibration(prepared: Prepared, n_question: int | None = None) -> dict[str, Any]:
     """Calibrate a run to be on its own questions, as many of them at a time as its memory allows.
 
     Raises
