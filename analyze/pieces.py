@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ def pieces_in(folder: str | os.PathLike[str] | None, *modules: str) -> joblib.Me
     """
     if folder is None:
         return joblib.Memory(None, verbose=0)
+    warnings.filterwarnings("ignore", "Persisting input arguments took", UserWarning)  # of a busy disk, and harmless
     sources = [path for module in modules for path in sorted(Path(module).parent.glob("*.py"))]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     return joblib.Memory(Path(folder) / digest[:16], verbose=0)

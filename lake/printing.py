@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import resource
 import sys
@@ -10,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import click
@@ -18,6 +20,9 @@ from rich.console import Console
 from schemas.command import Printed, Table, side_by_side
 from schemas.wording import duration_text
 
+for stream in ("stdout", "stderr"):
+    if getattr(sys, stream) is None:  # closed before Python began
+        setattr(sys, stream, Path(os.devnull).open("w"))  # noqa: SIM115 -- for as long as the process runs
 console = Console(soft_wrap=True, highlight=False, markup=False, width=None if sys.stdout.isatty() else 400)
 """A pipe has no width to fit into: wide tables of several runs stay on one line."""
 PIPE_SECONDS = 60.0

@@ -254,15 +254,16 @@ def test_steering_uses_the_other_half_and_one_length(folder: Path) -> None:
 def test_grid_is_labelled_and_repeats_nothing(folder: Path) -> None:
     found = target(folder, "small-llama")
     settings = SweepSettings(
-        layers=(0, 1), positions=("ct0", "ct3"), operations=("zero", "noise"), donors=("stored", "other"),
-        strengths=(0.5, 2.0),
+        layers=(0, 1), positions=("ct0", "ct3"), operations=("zero", "noise", "replace"),
+        donors=("stored", "other"), strengths=(0.5, 2.0),
     )  # fmt: skip
     result = sweep_grid(found, settings)
     assert result["drop"].dims == ("layer", "position", "operation", "donor", "strength", "stratum")
     assert result["generated_text"].dims[-1] == "example"
-    # Donors do not matter to these operations, strengths not to zero: 2 x 2 x (1 + 2) cells.
-    assert result.attrs["n_condition"] == 1 + 12
-    np.testing.assert_array_equal(result["kl"].sel(donor="stored"), result["kl"].sel(donor="other"))
+    # Donors do not matter to zero and noise, strengths not to zero and replace: 2 x 2 x (1 + 2 + 2) cells.
+    assert result.attrs["n_condition"] == 1 + 20
+    others = result["kl"].sel(operation=["zero", "noise"])
+    np.testing.assert_array_equal(others.sel(donor="stored"), others.sel(donor="other"))
     alone = sweep_grid(found, SweepSettings(layers=(1,), positions=("ct3",), operations=("noise",), strengths=(2.0,)))
     cell = {"layer": 1, "position": "ct3", "operation": "noise", "donor": "stored", "strength": 2.0}
     np.testing.assert_allclose(alone["kl"].sel(cell), result["kl"].sel(cell), atol=1e-4)
@@ -297,6 +298,8 @@ def test_command_keeps_a_result_and_answers_bad_requests_in_one_line(folder: Pat
         (("steer", folder, "small-gpt2/test", "--directions", "sae:decoder"), "was never computed"),
         (("sweep", folder, "small-gpt2/test", "--site", "head_output", "--heads", "9"), "head 9 is not there"),
         (("sweep", folder, "small-gpt2/test", "--operations", "melt"), "operation 'melt' is not one of"),
+        (("sweep", folder, "small-gpt2/test", "--heads", "1"), "hidden_state has no heads; leave --heads out"),
+        (("sweep", folder, "small-gpt2/test", "--donors", "other"), "--donors is for replace, replace_in; zero takes"),
         (("ablate", folder, "small-gpt2/test", "--operations", "mean:mode"), "average 'mode' is not one of"),
         (("ablate", folder, "small-gpt2/test", "--checkpoint", "small-llama"), "is not the model that made"),
     ]:

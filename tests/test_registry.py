@@ -104,6 +104,17 @@ def test_help_takes_little_time_as_nothing_heavy_is_imported() -> None:
     assert not loaded & {"numpy", "xarray", "torch", "zarr", "dask", "matplotlib", "transformers"}
 
 
+def test_every_command_checks_its_smallest_numbers() -> None:
+    for command in commands():
+        known = flags(command.settings)
+        needed = {flag.name: ("x",) if flag.many else flag.kind("x") for flag in known if flag.required}
+        needed |= {"name": "small-gpt2"} if command.name == "train" else {}
+        for flag in (flag for flag in known if flag.least is not None):
+            below = flag.kind(flag.least - 1)
+            with pytest.raises(UsageError, match="at least"):
+                command.settings(**needed | {flag.name: (below,) if flag.many else below})
+
+
 def test_settings_check_and_read_what_they_are_given() -> None:
     from dataclasses import dataclass
 

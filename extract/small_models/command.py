@@ -13,12 +13,15 @@ class ProblemSettings(Settings):
 
     out: Path = setting(help="Folder for the files.", metavar="DIR")
     seed: int = setting(0, "Seed of the drawing.", least=0)
-    pairs: int = setting(500, "Number of clean/corrupted pairs.")
+    pairs: int = setting(500, "Number of clean/corrupted pairs.", least=1)
     graph: bool = setting(False, "Write the graph-search problems of small-graph instead, whose answers are words.")
-    stories: int = setting(0, "Write this many stories in plain English instead, for models trained with --base.")
+    stories: int = setting(
+        0, "Write this many stories in plain English instead, for models trained with --base.", least=0
+    )
 
     def __post_init__(self) -> None:
         """Refuse two kinds at once."""
+        super().__post_init__()
         if self.graph and self.stories:
             raise UsageError("problems: --graph and --stories are two kinds of problems; ask for one")
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from schemas import Control, UsageError
 from schemas.command import Command, Output, Settings, Shell, setting
 from schemas.controls import kind_of_protocol
+from schemas.flags import flags
 
 TWINS = {
     "codi": {"decodable": "codi", "pause": "codi-pause", "multipass-pause": "codi-multipass-pause"},
@@ -106,6 +107,14 @@ class TrainCommandSettings(TrainSettings):
             super().__post_init__()
         elif self.twins or self.control_of is not None:
             raise UsageError("train --twins, --control-of: small models have controls of their own; see --help")
+        else:
+            Settings.__post_init__(self)
+            own = ("name", "out", "seed", "device")
+            said = [flag for flag in flags(type(self)) if getattr(self, flag.name) != flag.default]
+            if passed_over := [flag.option for flag in said if flag.name not in own]:
+                raise UsageError(
+                    f"train {self.name}: small models have settings of their own; leave out {', '.join(passed_over)}"
+                )
         if self.twins and self.protocol not in TWINS:
             raise UsageError(f"train --twins: {' and '.join(TWINS)} have controls; --protocol is {self.protocol}")
         if self.control_of is not None and not self.twins and self.protocol in TWINS:

@@ -14,6 +14,7 @@ from extract.reenter.subspace.stored import give_stored
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target, change_of
 from schemas import OPERATIONS, Intervention, UsageError
+from schemas.flags import flags
 from schemas.intervention import SITES
 
 
@@ -44,6 +45,7 @@ def sweep_grid(target: Target, settings: SweepSettings | None = None) -> xr.Data
     """
     settings = settings or SweepSettings()
     refuse_layers([settings.site], settings.layers)
+    _refuse_unused(settings)
     axes = _axes(target, settings)
     conditions: dict[Intervention, int] = {}
     order, names = [], []
@@ -64,6 +66,19 @@ def sweep_grid(target: Target, settings: SweepSettings | None = None) -> xr.Data
     flat = with_accuracy(swept, target.gold, strata=target.strata, seed=settings.seed)
     index = np.array(order).reshape([len(values) for values in axes.values()])
     return _unfolded(flat, axes, index)
+
+
+def _refuse_unused(settings: SweepSettings) -> None:
+    """Refuse what no cell of the grid would use, though its labels and settings would say it."""
+    if settings.heads is not None and not SITES[settings.site].heads:
+        raise UsageError(f"{settings.site} has no heads; leave --heads out, or change the head_output")
+    named = [change_of(operation)["operation"] for operation in settings.operations]
+    taken = {field for name in named if name in OPERATIONS for field in OPERATIONS[name].takes}
+    for flag in flags(SweepSettings):
+        field = flag.name.removesuffix("s")
+        able = [name for name, entry in OPERATIONS.items() if field in entry.takes and field != "seed"]
+        if able and field not in taken and getattr(settings, flag.name) != flag.default:
+            raise UsageError(f"{flag.option} is for {', '.join(able)}; {', '.join(named)} takes none, so leave it out")
 
 
 def _axes(target: Target, settings: SweepSettings) -> dict[str, list[Any]]:
