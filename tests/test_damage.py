@@ -300,7 +300,7 @@ def test_what_is_not_the_lakes_blocks_nothing(lakes: tuple[Path, Path], tmp_path
     for name in ("mine", "toy/mine"):
         (place / name).mkdir()
         (place / name / "zarr.json").write_text("{")
-    shutil.copytree(place / "toy" / "other", place / "toy" / "test.partial")
+    extract(prepared_run(place, write_questions(tmp_path / "test.partial.jsonl", 4)), place)
     lake = open_lake(place)
     assert lake.runs() == ["toy/other", "toy/test.partial", "toy/toy"]
     assert lake["toy/test.partial"].sizes["example"] == 4
