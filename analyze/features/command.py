@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from analyze.source import Source
     from store import Result
 
+TIMED = 16
+"""Features whose largest logits are looked for, for a plan."""
 SHOWN = 20
 """Features whose page is printed, those that fire most often first."""
 PROBE = ("tells", "area", "area_low", "area_high", "area_p")
@@ -144,11 +147,14 @@ def preferred_effects(source: "Source", dictionary: str) -> "list[Result]":
 
 def cost(sources: "Sequence[Source]", settings: FeatureSettings) -> Cost:
     """Directions of features, and the states they fire on most, read out; codes of test problems, for shared ones."""
+    import numpy as np
+
     from analyze.cost import reading
+    from analyze.features.pages import ends
     from analyze.sae.dictionary import activation_of
 
     by_run, lake = {source.run: source for source in sources}, sources[0].lake
-    reads, operations, memory, n_state = [], 0.0, 0.0, 0
+    reads, steps, operations, memory, n_state = [], [], 0.0, 0.0, 0
     for stored in chosen(sources, settings.sae):
         dictionary = lake.open_result(stored.name)
         joint = len(stored.runs) > 1
@@ -159,8 +165,10 @@ def cost(sources: "Sequence[Source]", settings: FeatureSettings) -> Cost:
         for run, part in zip(stored.runs, read.values() if isinstance(read, Mapping) else [read], strict=True):
             hidden = part.sizes["hidden"]
             if not joint or settings.sae is not None:
-                rows = n_feature * dictionary.sizes.get("rank", 0)
-                operations += 2.0 * hidden * (rows + 2 * n_feature) * by_run[run].lazy_model.sizes["vocabulary"]
+                rows, n_token = n_top(dictionary), by_run[run].lazy_model.sizes["vocabulary"]
+                made_up = np.random.default_rng(0).standard_normal((TIMED, n_token), dtype="float32")
+                steps.append((n_feature / TIMED, partial(ends, made_up, settings.tokens)))
+                operations += 2.0 * hidden * (rows + n_feature) * n_token
                 n_state += rows
             if joint:
                 rows = settings.max_problems * (part.size // hidden // part.sizes["example"])
@@ -169,9 +177,16 @@ def cost(sources: "Sequence[Source]", settings: FeatureSettings) -> Cost:
             reads.append(reading(part))
             memory = max(memory, 4.0 * 8 * n_feature * max(hidden, 300))
     return Cost(
-        states=n_state, reads=reads, operations=operations, memory=memory,
+        states=n_state, reads=reads, operations=operations, memory=memory, steps=steps,
         readouts=[source.run.partition("/")[0] for source in sources],
     )  # fmt: skip
+
+
+def n_top(dictionary: "xr.Dataset") -> int:
+    """How many different states features fire on most; a dead feature has none."""
+    on = dictionary["top_activation"].values.reshape(-1) > 0
+    places = [dictionary[name].values.reshape(-1)[on] for name in dictionary if str(name).startswith("top_")]
+    return len(set(zip(*(place.tolist() for place in places if place.dtype.kind != "f"), strict=True)))
 
 
 def chosen(sources: "Sequence[Source]", name: str | None) -> "list[Result]":

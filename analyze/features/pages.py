@@ -22,6 +22,8 @@ from schemas import UsageError
 from schemas.codes import dictionaries
 
 Array = np.ndarray[Any, np.dtype[Any]]
+READ_TOGETHER = 4096
+"""States that are read out together."""
 LOGIT_BYTES = 1 << 26
 """Logits of features that are held at once."""
 KEPT = ("frequency", "mean_activation", "max_activation", "top_activation", "top_example", "top_layer", "top_position")
@@ -139,13 +141,19 @@ def writes_of(decoder: Array, model: xr.Dataset, readout: ReadOut, n: int) -> tu
     token = np.empty((len(decoder), 2, n), dtype="int64")
     size = np.empty(token.shape, dtype="float32")
     for start, logits in direct_logits(decoder, model, readout):
-        logits /= np.maximum(logits.std(-1, keepdims=True), 1e-30)
         rows = slice(start, start + len(logits))
-        for index, sign in enumerate((-1, 1)):  # the largest first
-            best = smallest(sign * logits, n)
-            token[rows, index] = best
-            size[rows, index] = np.take_along_axis(logits, best, axis=-1)
+        token[rows], size[rows] = ends(logits, n)
     return token, size
+
+
+def ends(logits: Array, n: int) -> tuple[Array, Array]:
+    """Tokens and sizes, (feature, sign, token) each, of the n largest and smallest logits (feature, vocabulary).
+
+    In standard deviations, by which the logits are divided where they are.
+    """
+    logits /= np.maximum(logits.std(-1, keepdims=True), 1e-30)
+    token = np.stack([smallest(sign * logits, n) for sign in (-1, 1)], axis=1)
+    return token, np.take_along_axis(logits[:, None], token, axis=-1)
 
 
 def smallest(values: Array, n: int) -> Array:
@@ -186,6 +194,18 @@ def _readings(sae: xr.Dataset, run: xr.Dataset, activation: xr.DataArray, rows: 
     readings = np.full(rows.size, "", dtype=object)
     strings = np.array(readout.strings, dtype=object)
     flat = rows.reshape(-1)
+    waiting: list[tuple[Array, Array]] = []
+
+    def read() -> None:
+        """Read out what waits, together: each reading goes through the whole unembedding."""
+        if waiting:
+            final = np.concatenate([states for states, _ in waiting])
+            best = readout.read(final, 1, np.full((len(final), 1), -1))[0][:, 0]
+            starts = np.cumsum([0, *(len(states) for states, _ in waiting)])
+            for start, (states, which) in zip(starts[:-1], waiting, strict=True):
+                readings[which[0]] = strings[best[start : start + len(states)][which[1]]]
+            waiting.clear()
+
     for place in sorted(set(map(tuple, places.T.tolist()))):
         here = np.flatnonzero((places == np.array(place)[:, None]).all(0) & (flat >= 0))
         if not len(here) or -1 in place:
@@ -197,6 +217,8 @@ def _readings(sae: xr.Dataset, run: xr.Dataset, activation: xr.DataArray, rows: 
         layer = activation["layer"].values[cell["layer"]] if "layer" in cell else activation.coords.get("layer", 0)
         past = int(layer) > run["layer"].values.max()
         final = states if past or sae.attrs.get("variable") == "final_state" else readout.norm(states)
-        best = readout.read(final, 1, np.full((len(final), 1), -1))[0][:, 0]
-        readings[here] = strings[best[inverse]]
+        waiting.append((final, np.stack([here, inverse])))
+        if sum(len(states) for states, _ in waiting) >= READ_TOGETHER:
+            read()
+    read()
     return readings.reshape(rows.shape)
