@@ -58,7 +58,7 @@ def weighted_mean(values: xr.DataArray, weights: xr.DataArray, dim: str = "examp
     known = values.notnull()
     total: xr.DataArray = xr.dot(values.fillna(0).astype("float32"), weights, dim=dim)
     count: xr.DataArray = xr.dot(known.astype("float32"), weights, dim=dim)
-    return total / count
+    return total / count.where(count > 0)
 
 
 def percentile_interval(resamples: xr.DataArray, level: float = 0.95) -> tuple[xr.DataArray, xr.DataArray]:

@@ -81,6 +81,13 @@ def test_stays_lazy_and_ignores_chunks(chunks, capture):
     xr.testing.assert_allclose(lazy.compute(), attention_summary(run["attention"], n_resample=10), atol=1e-6)
 
 
+def test_of_few_examples_a_resample_may_hold_none(recwarn):
+    run = make_run(n_example=2).chunk(example=1)
+    summary = attention_summary(run["attention"], n_resample=40).compute()
+    assert summary["share"].notnull().any()
+    assert not recwarn.list
+
+
 def test_works_without_answers_and_without_examples():
     shares = attention_shares(thought_attention({(0, 0): np.eye(6)}))
     assert shares["query"].values.tolist() == ["bot", *(f"ct{i}" for i in range(6))]

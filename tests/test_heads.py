@@ -202,6 +202,12 @@ def test_stays_lazy_and_ignores_chunks(chunks, convention):
     xr.testing.assert_allclose(analysis.compute(), head_analysis(run["attention"], convention, n_resample=20))
 
 
+def test_of_few_examples_a_resample_may_hold_none(recwarn):
+    scores = head_analysis(make_run(n_example=2).chunk(example=1)["attention"], n_resample=40).compute()
+    assert (scores["rank_low"] <= scores["rank"]).all()
+    assert not recwarn.list
+
+
 def test_only_the_thoughts_are_read():
     run = make_run(n_question=9)
     poisoned = run["attention"].where(run["attention"]["key_position"].str.startswith("ct"), np.nan)

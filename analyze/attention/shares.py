@@ -169,11 +169,13 @@ def attention_summary(
         problem = problem.chunk(example=shares.variable.chunksizes["example"])
     sums = _sums(shares, bootstrap_weights(problem, n_resample, seed))
     count = sums["by_head"].sel(part="count")
+    count = count.where(count > 0)
     mean = sums["by_head"].sel(part="sum") / count
     square = sums["by_head"].sel(part="square") / count
-    n = count.isel(layer=0, head=0, target=0, drop=True).astype(int)
+    n = count.isel(layer=0, head=0, target=0, drop=True).fillna(0).astype(int)
     error = np.sqrt((square - mean**2).clip(min=0) / (n - 1).clip(min=1))
-    means = sums["by_layer"].sel(part="sum") / sums["by_layer"].sel(part="count")
+    drawn = sums["by_layer"].sel(part="count")
+    means = sums["by_layer"].sel(part="sum") / drawn.where(drawn > 0)
     layer_mean = means.isel(resample=n_resample, drop=True)
     low, high = percentile_interval(means.isel(resample=slice(n_resample)))
 

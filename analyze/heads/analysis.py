@@ -73,9 +73,9 @@ def head_analysis(
     scores["hub_agreement"] = agreeing.where(scores["hub_position"] != "", without) / n
 
     weight = bootstrap_weights(_chunk_like(problem, block), n_resample, seed).sum("example")
-    drawn = sums.isel(part=slice(0, n_resample)).rename(part="resample") / weight
-    again = score_block(drawn, complete_mean, labels, convention, None, None, n_layer)
     there = weight > 0  # a resample of few problems may hold none
+    drawn = sums.isel(part=slice(0, n_resample)).rename(part="resample") / weight.where(there)
+    again = score_block(drawn, complete_mean, labels, convention, None, None, n_layer)
     resampled = again["composite"]
     ranks = _rank(resampled).where(there)
     if resampled.chunks is not None:
@@ -123,7 +123,9 @@ def _together(drawn: xr.DataArray) -> dict[str, xr.DataArray]:
     """Intervals of what the heads do together, from resampled matrices (resample, layer, head, i, j)."""
 
     def kernel(values: Array) -> tuple[Array, ...]:  # (..., layer, head, i, j)
-        together = of_all_heads(np.nanmean(np.tril(values), axis=(-4, -3)))
+        past = np.tril(values)
+        count = np.isfinite(past).sum((-4, -3))  # none in a resample that holds no problem
+        together = of_all_heads(np.nansum(past, (-4, -3)) / np.where(count > 0, count, np.nan))
         return tuple(together[name] for name in TOGETHER)
 
     core = ["layer", "head", "position", "key_position"]
