@@ -146,7 +146,7 @@ def preferred_effects(source: "Source", dictionary: str) -> "list[Result]":
 
 
 def cost(sources: "Sequence[Source]", settings: FeatureSettings) -> Cost:
-    """Directions of features, and the states they fire on most, read out; codes of test problems, for shared ones."""
+    """Directions of features, and the states they fire on most, read out; codes of some problems."""
     import numpy as np
 
     from analyze.cost import reading
@@ -159,16 +159,18 @@ def cost(sources: "Sequence[Source]", settings: FeatureSettings) -> Cost:
         dictionary = lake.open_result(stored.name)
         joint = len(stored.runs) > 1
         read = activation_of(dictionary, {run: by_run[run].data for run in stored.runs})
+        n_cell = dictionary["frequency"].isel(feature=0).size
         n_feature = dictionary.sizes["feature"]
+        n_code = 2 * settings.max_problems * n_feature * n_cell  # of both sides of the split, wherever features fire
         if dictionary.attrs["scope"] == "cell":
-            n_feature *= dictionary["frequency"].isel(feature=0).size
+            n_feature *= n_cell
         for run, part in zip(stored.runs, read.values() if isinstance(read, Mapping) else [read], strict=True):
             hidden = part.sizes["hidden"]
             if not joint or settings.sae is not None:
                 rows, n_token = n_top(dictionary), by_run[run].lazy_model.sizes["vocabulary"]
                 made_up = np.random.default_rng(0).standard_normal((TIMED, n_token), dtype="float32")
                 steps.append((n_feature / TIMED, partial(ends, made_up, settings.tokens)))
-                operations += 2.0 * hidden * (rows + n_feature) * n_token
+                operations += 2.0 * hidden * ((rows + n_feature) * n_token + n_code)
                 n_state += rows
             if joint:
                 rows = settings.max_problems * (part.size // hidden // part.sizes["example"])
