@@ -16,7 +16,9 @@ from schemas.vocabulary import PARTS
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ROWS = 256
-"""States whose logits are held at once."""
+"""States whose parts are read at once."""
+READ_OUT = 64
+"""States whose logits are held at once: of 128,000 tokens, as much again as their parts in float32."""
 
 
 def logit_attribution(run: xr.Dataset, model: xr.Dataset) -> xr.DataArray:
@@ -86,8 +88,8 @@ def attribute(hidden: Array, attention: Array, mlp: Array, readout: ReadOut) -> 
     hidden, attention, mlp = (array.reshape(-1, *array.shape[-2:]) for array in (hidden, attention, mlp))
     out = np.full((len(hidden), n_part), np.nan, dtype="float32")
     there = np.flatnonzero(~np.isnan(hidden[:, -1, 0]))
-    for start in range(0, len(there), ROWS):
-        rows = there[start : start + ROWS]
+    for start in range(0, len(there), READ_OUT):
+        rows = there[start : start + READ_OUT]
         state, heads, mlps = (array[rows].astype("float32") for array in (hidden, attention, mlp))
         added = np.stack([heads, mlps], axis=2).reshape(len(rows), -1, state.shape[-1])
         parts = np.concatenate([state[:, :1] - heads[:, :1] - mlps[:, :1], added], axis=1)  # (state, part, hidden)
