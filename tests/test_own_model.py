@@ -149,6 +149,7 @@ def test_parts_of_blocks_are_not_captured(spoilt):
         ("own_others:fails", [], "OSError: no weights"),
         ("own_absent:Mine", [], "No module named 'own_absent'"),
         ("own_model:Mine", ["--base", "gpt2", "--device", "cuda"], "decides itself what --base, --device would say"),
+        ("own_model:Mine", ["--compute-dtype", "bfloat16"], "own_model:Mine computes in float32"),
     ],
 )
 def test_a_mistake_is_a_line_and_no_run(capsys, model, more, said):

@@ -62,13 +62,8 @@ def cost(sources: "Sequence[Source]", settings: GeometrySettings) -> Cost:
     from analyze.similarity.cka import drawn_problems
 
     runs = [source.data if settings.positions else up_to_eot(source.data) for source in sources]
-    cells, reads, steps, operations, n_state = (
-        [run.sizes["position"] * run.sizes["layer"] for run in runs],
-        [],
-        [],
-        0.0,
-        0,
-    )
+    cells = [run.sizes["position"] * run.sizes["layer"] for run in runs]
+    reads, steps, operations, n_state = [], [], 0.0, 0
     for i, j in [*((i, i) for i in range(len(runs))), *combinations(range(len(runs)), 2)]:
         parts = drawn_problems(runs[i], runs[j], settings.max_problems, settings.seed)
         reads += [reading(part) for part in parts] if i != j else [reading(parts[0], 3)]

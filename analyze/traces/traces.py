@@ -124,7 +124,7 @@ def traces(
     whole = [run.attrs.get("fingerprint"), run["example"].values, facts["predicted_answer"].values, positions, maps]
     parts = []
 
-    def report(done: int, total: int = len(problem) * (1 + permutations)) -> None:
+    def report(done: int, total: int = len(problem) * (1 + len(shuffled))) -> None:
         if progress is not None:
             progress(done, total)
 

@@ -117,7 +117,7 @@ class OwnModel(ABC):
         Whether an answer's tokens are the likeliest: what was captured is then checked against the read-out.
     """
 
-    control, logit_softcap = None, None
+    control = None
     device = torch.device("cpu")
     """Where captured arrays are; wherever the model runs."""
     protocol = Protocol(name="own")
@@ -212,14 +212,14 @@ def is_own(checkpoint: str) -> bool:
     return NAMED.fullmatch(checkpoint) is not None and not Path(checkpoint).exists()
 
 
-def open_own(checkpoint: str, **others: Any) -> OwnModel:
+def open_own(checkpoint: str, device: str = "cpu", **others: Any) -> OwnModel:
     """Call ``MODULE:FUNCTION``, of this folder or installed, which makes the model.
 
     Parameters
     ----------
     checkpoint
         Its name.
-    others
+    device, others
         Settings that code of one's own decides by itself; none may be given.
 
     Raises
@@ -227,6 +227,7 @@ def open_own(checkpoint: str, **others: Any) -> OwnModel:
     UsageError
         If there is no such function, it fails, or it gives something else.
     """
+    others["device"] = None if device == "cpu" else device
     if given := [f"--{name.replace('_', '-')}" for name, value in others.items() if value is not None]:
         raise UsageError(f"{checkpoint} is code of your own, which decides itself what {', '.join(given)} would say")
     module, name = checkpoint.split(":")

@@ -276,10 +276,11 @@ def prepare(
 
     reasoner: Reasoner | OwnModel
     if is_own(checkpoint):
-        device = None if spec.device == "cpu" else spec.device
         reasoner = open_own(
-            checkpoint, base=base, device=device, lora_alpha=lora_alpha, protocol=protocol, thoughts=thoughts
+            checkpoint, base=base, device=spec.device, lora_alpha=lora_alpha, protocol=protocol, thoughts=thoughts
         )
+        if spec.compute_dtype not in ("float32", reasoner.compute_dtype):
+            raise UsageError(f"{checkpoint} computes in {reasoner.compute_dtype}; leave --compute-dtype out")
         spec = replace(spec, compute_dtype=reasoner.compute_dtype)
     else:
         reasoner = load_reasoner(

@@ -96,7 +96,9 @@ def recompute(
     reasoner: Reasoner | OwnModel
     try:
         if is_own(source):
-            reasoner = open_own(source, base=base, lora_alpha=lora_alpha, protocol=protocol, thoughts=thoughts)
+            reasoner = open_own(
+                source, base=base, device=device, lora_alpha=lora_alpha, protocol=protocol, thoughts=thoughts
+            )
         else:
             reasoner = load_reasoner(
                 source, base=base, device=device, dtype=spec.compute_dtype, lora_alpha=lora_alpha,
