@@ -10,11 +10,10 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import zarr
-from numcodecs import Blosc, Zstd
-from zarr.codecs import BloscCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from store.blocks import BlockArray
+from store.codecs import compressor
 from store.files import Replacement
 from store.layout import ArrayLayout
 from store.range_check import ABSENT, CHECKSUM_BYTES
@@ -130,7 +129,7 @@ def _encode(
 
     ``first`` is the place of the shard.
     """
-    compressor, pieces_written = _compressor(layout.codecs[0]), []
+    compress, pieces_written = compressor(layout.codecs[0]), []
     n_row, *other = layout.chunks
     examples = values.rows((first + part[0]) * n_row, layout.together * n_row)
     room = np.empty((layout.together, *layout.chunks), dtype=layout.dtype)  # new memory for each box costs more
@@ -141,16 +140,8 @@ def _encode(
             if not _is_fill(chunk, layout.fill):
                 rows = chunk.reshape(n_row, -1) if layout.has_rows else np.empty((0, 1), dtype=layout.dtype)
                 checksums = [google_crc32c.value(row) for row in rows.view(np.uint8)]
-                pieces_written.append(((part[0] + number, *part[1:], *rest), compressor.encode(chunk), checksums))
+                pieces_written.append(((part[0] + number, *part[1:], *rest), compress(chunk), checksums))
     return pieces_written
-
-
-def _compressor(codec: BloscCodec | ZstdCodec) -> Blosc | Zstd:
-    """What Zarr's codec stands for."""
-    stated: Any = codec.to_dict()["configuration"]
-    if isinstance(codec, ZstdCodec):
-        return Zstd(**stated)
-    return Blosc(**{**stated, "shuffle": getattr(Blosc, stated["shuffle"].upper())})
 
 
 def _is_fill(chunk: np.ndarray, fill: Any) -> bool:

@@ -17,10 +17,11 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from store.boxes import Boxes, parts_of
+from store.codecs import decompress
 from store.files import join
 from store.range_check import ABSENT, CHECKSUM_BYTES
 from store.record import DamagedFile
-from store.shards import DECOMPRESS, ShardedArray
+from store.shards import ShardedArray
 
 BATCH_BYTES = 2**25
 """Of chunks that are asked for at once."""
@@ -102,7 +103,6 @@ class RemoteArray(ShardedArray):
     def _fetch(self, wanted: Sequence[Wanted]) -> None:
         """Fetch chunks, check them, and put what is wanted of each where it goes."""
         room = np.empty(self.layout.chunks, dtype=self.stored)
-        decompress = DECOMPRESS[type(self.layout.codecs[0])]
         for batch in batches(sorted(wanted, key=lambda one: (one.shard, one.part.start))):
             for one, content in zip(batch, sync(self._contents(batch)), strict=True):
                 checksum = google_crc32c.value(content[:-CHECKSUM_BYTES])
@@ -110,7 +110,7 @@ class RemoteArray(ShardedArray):
                 recorded = any(table is None or table[one.chunk] == checksum for table in one.tables)
                 if len(content) != one.part.end - one.part.start or checksum != stated or not recorded:
                     raise self._damaged(self._key(one.shard), one.shard, one.chunk)
-                decompress(content[:-CHECKSUM_BYTES], room.reshape(-1).view(np.uint8))
+                decompress(self.layout.codecs[0], content[:-CHECKSUM_BYTES], room.reshape(-1).view(np.uint8))
                 one.target[...] = room[one.within]
 
     async def _contents(self, batch: Sequence[Wanted]) -> list[bytes]:

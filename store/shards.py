@@ -17,20 +17,19 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import zarr
-from numcodecs import blosc, zstd
 from xarray.backends import BackendArray
 from xarray.backends.zarr import ZarrArrayWrapper
 from xarray.core import indexing
-from zarr.codecs import BloscCodec, ZstdCodec
+from zarr.codecs import BloscCodec
 
 from store.boxes import Boxes, Part, parts_of, picks_of
+from store.codecs import decompress
 from store.frames import FLAGS, HEADER_BYTES, MEMCPYED, is_plain, read_part
 from store.guard import Guard
 from store.layout import SHARDED_VARIABLES, ArrayLayout
 from store.range_check import ABSENT, CHECKSUM_BYTES, check_digest, check_size, decode_index, tables_of
 from store.record import DamagedFile
 
-DECOMPRESS = {BloscCodec: blosc.decompress, ZstdCodec: zstd.decompress}
 PIECE_BYTES = 2**16
 """What is read before its checksum is taken: little enough to be in the processor's cache still."""
 KEPT_VALUES = 2**20
@@ -375,5 +374,5 @@ class ShardedArray(BackendArray):
         checksum: int = google_crc32c.value(content[:-CHECKSUM_BYTES])
         if checksum != int.from_bytes(content[-CHECKSUM_BYTES:].tobytes(), "little"):
             return None
-        DECOMPRESS[codec](content[:-CHECKSUM_BYTES], values)
+        decompress(self.layout.codecs[0], content[:-CHECKSUM_BYTES], values)
         return checksum

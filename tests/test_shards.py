@@ -21,7 +21,8 @@ import store.shards
 from schemas import CorruptLakeError
 from store import RunLayout, RunWriter, create_run, open_lake, verify
 from store.blocks import BlockArray
-from store.encode import _compressor, encode_shard, encoders
+from store.codecs import compressor, decompress
+from store.encode import encode_shard, encoders
 from store.frames import is_plain, read_part
 from store.range_check import ABSENT
 from store.shards import ShardedArray
@@ -235,7 +236,7 @@ def test_parts_of_frames_are_those_of_the_content_or_not_given(tmp_path: Path, s
     chunk[rng.random(len(chunk)) < share] = np.nan
     layout = replace(LAYOUT, hidden=768, n_example=150).arrays()["latent_embedding"]
     with encoders() as pool:
-        frame = pool.submit(_compressor(layout.codecs[0]).encode, chunk).result() + bytes(4)
+        frame = pool.submit(compressor(layout.codecs[0]), chunk).result() + bytes(4)
     (tmp_path / "chunk").write_bytes(b"before" + frame)
     row, part = 768 * 2, np.empty(768 * 2, dtype=np.uint8)
     assert not is_plain(len(frame), chunk.nbytes)
@@ -254,6 +255,18 @@ def test_parts_of_frames_are_those_of_the_content_or_not_given(tmp_path: Path, s
             file.seek(at)
             file.write(was)
             file.flush()
+
+
+@pytest.mark.parametrize("name", ["attention", "hidden_state"])
+def test_a_chunk_comes_back_and_what_is_none_is_refused(name: str) -> None:
+    codec = LAYOUT.arrays()[name].codecs[0]
+    chunk = np.where(np.tri(64, 64, dtype=bool), np.random.default_rng(0).random((64, 64)), 0).astype("float16")
+    content, back = compressor(codec)(chunk), np.empty(chunk.nbytes, np.uint8)
+    decompress(codec, content, back)
+    assert back.tobytes() == chunk.tobytes()
+    for wrong, room in ((b"none at all", back), (content[: len(content) // 2], back), (content, back[:-1])):
+        with pytest.raises((ValueError, RuntimeError)):
+            decompress(codec, wrong, room)
 
 
 def test_the_chunk_that_is_damaged_is_named(place: Path) -> None:
