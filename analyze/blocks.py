@@ -1,18 +1,20 @@
 """What is worked out of every example, held for a block of examples at a time."""
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
 import xarray as xr
 
+from analyze.cluster import in_turn
 from schemas.statistics import DRAWN_TOGETHER
 
 Labelled = TypeVar("Labelled", xr.DataArray, xr.Dataset)
 
 
 def computed_blocks(lazy: Labelled, progress: Callable[..., None] | None = None) -> Iterator[Labelled]:
-    """Blocks of examples of a lazy result, computed one after the other along its chunks.
+    """Blocks of examples of a lazy result, handed out one after the other along its chunks.
 
     Parameters
     ----------
@@ -24,10 +26,11 @@ def computed_blocks(lazy: Labelled, progress: Callable[..., None] | None = None)
     n = lazy.sizes["example"]
     parts = [lazy] if isinstance(lazy, xr.DataArray) else lazy.data_vars.values()
     chunks = next((part.variable.chunksizes["example"] for part in parts if part.chunks is not None), None)
-    start = 0
-    for end in range(DRAWN_TOGETHER, n + DRAWN_TOGETHER, DRAWN_TOGETHER) if chunks is None else np.cumsum(chunks):
-        end = min(int(end), n)
-        yield lazy.isel(example=slice(start, end)).compute()
-        start = end
+    whole = range(DRAWN_TOGETHER, n + DRAWN_TOGETHER, DRAWN_TOGETHER)
+    ends: list[int] = list(whole) if chunks is None else np.cumsum(chunks).tolist()
+    done = 0
+    for block in in_turn(lazy.isel(example=slice(start, end)) for start, end in pairwise([0, *ends])):
+        yield block
+        done += block.sizes["example"]
         if progress is not None:
-            progress(start, n)
+            progress(done, n)

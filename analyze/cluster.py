@@ -1,12 +1,17 @@
 """Where analyses compute: this process, a scheduler that is running somewhere, or a few processes of one's own."""
 
 import logging
-from collections.abc import Iterator
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import dask
 
 from schemas import LakeError, UsageError
+
+Piece = TypeVar("Piece")
 
 
 @contextmanager
@@ -51,10 +56,12 @@ def compute_on(scheduler: str | None = None, workers: int | None = None) -> Iter
         return
     if workers is None or workers < 1:
         raise UsageError(f"--workers is {workers}; it must be at least 1")
-    # What a worker says of another that has died is no error: its work is done again.
+    # A port that is free, or a second command beside this one warns; no dashboard. What a worker says of another that
+    # has died is no error: its work is done again.
     cluster = LocalCluster(
-        n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
-    )
+        n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0",
+        scheduler_kwargs={"dashboard": False}, silence_logs=logging.CRITICAL,
+    )  # fmt: skip
     with cluster, Client(cluster), _plain_deaths():
         yield
 
@@ -71,3 +78,54 @@ def _plain_deaths() -> Iterator[None]:
             "workers died at the same piece of work one after the other, as they do where memory is short; give fewer"
             " --workers, or --limit, --layers or --positions"
         ) from error
+
+
+def spread(
+    function: Callable[..., Piece], calls: Iterable[Sequence[Any]], shared: Sequence[Any] = ()
+) -> Iterator[Piece]:
+    """``function(*call, *shared)`` of every call, in their order: made here, or by the workers in force.
+
+    No more than two calls for each worker are under way before the first of them is handed out.
+
+    Parameters
+    ----------
+    calls
+        Arguments of each call; dask arrays among them, or in lists, are computed where the call is made.
+    shared
+        Arguments of all calls, which are sent to each worker once.
+    """
+    client = _client()
+    if client is None:
+        for call in calls:
+            yield function(*dask.compute(*call), *shared)
+        return
+    everywhere = [client.scatter([one], broadcast=True)[0] for one in shared]
+    made = dask.delayed(function, pure=False)
+    yield from in_turn(made(*call, *everywhere) for call in calls)
+
+
+def in_turn(lazy: Iterable[Any]) -> Iterator[Any]:
+    """Values of lazy objects in their order; where there are workers they are at the next ones meanwhile."""
+    client = _client()
+    if client is None:
+        for one in lazy:
+            yield one.compute()
+        return
+    waiting: deque[Any] = deque()
+    for one in lazy:
+        waiting.append(client.compute(one))
+        if len(waiting) >= 2 * max(1, sum(client.nthreads().values())):
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _client() -> Any:
+    """The dask client in force, if any; it can only be there if its package was imported."""
+    distributed = sys.modules.get("distributed")
+    if distributed is None:
+        return None
+    try:
+        return distributed.default_client()
+    except ValueError:
+        return None

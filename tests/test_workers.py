@@ -13,6 +13,12 @@ from synthetic import make_model, make_run, write_run
 
 from analyze import lens_summary, logit_lens
 from analyze.cluster import compute_on
+from analyze.geometry.procrustes import procrustes
+from analyze.geometry.shape import geometry
+from analyze.labels import up_to_eot
+from analyze.traces.traces import traces
+from analyze.transfer.command import TransferSettings
+from analyze.transfer.linear import transfer_probes
 from schemas import LakeError
 from store import open_lake
 
@@ -40,7 +46,20 @@ def test_a_killed_worker_changes_no_number_and_work_that_kills_them_is_said(tmp_
             states = states.copy(data=states.data.map_blocks(harm, meta=np.empty(0, states.dtype)))
         return lens_summary(logit_lens(run.assign(hidden_state=states), lake.model(name.partition("/")[0])))
 
+    def others() -> list[xr.Dataset]:
+        thoughts, settings = up_to_eot(run), TransferSettings(target="correct", folds=3, resamples=20, permutations=20)
+        return [
+            traces(run, lake.model(name.partition("/")[0]), permutations=3),
+            geometry(thoughts, resamples=5, shuffles=2),
+            procrustes(thoughts, resamples=5, shuffles=3),
+            transfer_probes({"one": thoughts, "other": thoughts}, ["one"], ["other"], settings),
+        ]
+
+    alone = others()
+
     def work() -> None:
+        for one, other in zip(alone, others(), strict=True):
+            xr.testing.assert_identical(one, other)
         xr.testing.assert_identical(summary(killed_once).compute(), summary().compute(scheduler="threads"))
         assert mark.exists()
         summary(killed).compute()

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from analyze.cluster import spread
 from analyze.labels import inherited
 from analyze.lens.readout import ReadOut
 from analyze.lens.tokens import in_a_line
-from analyze.similarity.cka import shared_problems, states_of
+from analyze.similarity.cka import layers_of, shared_problems, states_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TOKENS = 5
@@ -63,51 +64,27 @@ def principal_components(
     rows = rows[0]
     n, width = len(rows), run.sizes["hidden"]
     components = min(components, width, n - 1)
-    counts = kept_counts(width)
     carried = carried_by(run, rows)
     shuffled = np.stack([rng.permutation(n) for _ in range(permutations)])
     readout = ReadOut(model)
     fitted, held = np.split(rng.permutation(n), [n // 2])
     random = np.linalg.qr(rng.normal(size=(width, width)))[0].T
-    parts: dict[str, list[Array]] = {}
-    largest = np.zeros((permutations, len(carried)))
-    for layer in range(run.sizes["layer"]):
-        states = states_of(run, layer, rows)
-        states = np.where(np.isfinite(states), states, 0)
-        whole = _first(states[:, held], readout)
-        mean, axes, share = fit(states)
-        scores = (states - mean) @ axes[:components].T  # (position, problem, component)
-        variables = {
-            "pooled_explained": share[:components],
-            "position_share": scores.mean(1).var(0) / np.maximum(scores.var((0, 1)), 1e-300),
-            "carried_share": np.stack([shares(scores, values) for values in carried.values()], -1)
-            if carried
-            else np.zeros((*scores.shape[::2], 0)),
-            "tokens": _tokens(axes[:components], mean, scores.std((0, 1)), readout),
-            "kept_reading": kept_share(states[:, held], whole, *fit(states[:, fitted])[:2], counts, readout),
-            "kept_reading_random": kept_share(
-                states[:, held], whole, states[:, fitted].mean((0, 1)), random, counts, readout
-            ),
-        }
-        for name, value in variables.items():
-            parts.setdefault(name, []).append(value)
-        for column, values in enumerate(carried.values()):
-            drawn = shares(scores, values, shuffled).max((1, 2), initial=0)
-            largest[:, column] = np.maximum(largest[:, column], drawn)
+    shared = [carried, shuffled, fitted, held, random, components, readout]
+    layers, drawn, scores = zip(*spread(_layer, ([layer] for layer in layers_of(run, rows)), shared), strict=True)
     result = xr.Dataset(
-        {name: (DIMS[name], np.stack(values)) for name, values in parts.items()},
+        {name: (dims, np.stack([layer[name] for layer in layers])) for name, dims in DIMS.items()},
         coords={
             "layer": run["layer"].values,
             "position": run["position"].values,
             "component": np.arange(components),
             "carried": np.array(list(carried), dtype=object),
             "sign": np.array(["+", "-"], dtype=object),
-            "n_component": counts,
+            "n_component": kept_counts(width),
             "example": run["example"].values[rows[:DRAWN]],
         },
     )
-    result["carried_null"] = ("carried", np.quantile(largest, 0.95, axis=0))
-    result["score"] = (("example", "position", "axis"), scores[:, :DRAWN, :2].swapaxes(0, 1))
+    result["carried_null"] = ("carried", np.quantile(np.max(drawn, axis=0), 0.95, axis=0))
+    result["score"] = (("example", "position", "axis"), scores[-1][:, :DRAWN, :2].swapaxes(0, 1))
     return result.assign_attrs(inherited(run, kind="geometry"))
 
 
@@ -119,6 +96,32 @@ DIMS = {
     "kept_reading": ("layer", "position", "n_component"),
     "kept_reading_random": ("layer", "position", "n_component"),
 }
+
+
+def _layer(
+    layer: xr.DataArray, carried: dict[str, Array], shuffled: Array, fitted: Array, held: Array, random: Array,
+    components: int, readout: ReadOut,
+) -> tuple[dict[str, Array], Array, Array]:  # fmt: skip
+    """What :data:`DIMS` names of one layer; the largest shares of shuffles (draw, carried); scores."""
+    states = states_of(layer)
+    states = np.where(np.isfinite(states), states, 0)
+    whole = _first(states[:, held], readout)
+    mean, axes, share = fit(states)
+    scores = (states - mean) @ axes[:components].T  # (position, problem, component)
+    halves = {"": fit(states[:, fitted])[:2], "_random": (states[:, fitted].mean((0, 1)), random)}
+    counts = kept_counts(states.shape[-1])
+    told = {
+        "pooled_explained": share[:components],
+        "position_share": scores.mean(1).var(0) / np.maximum(scores.var((0, 1)), 1e-300),
+        "carried_share": np.stack([shares(scores, values) for values in carried.values()], -1)
+        if carried
+        else np.zeros((*scores.shape[::2], 0)),
+        "tokens": _tokens(axes[:components], mean, scores.std((0, 1)), readout),
+    } | {
+        f"kept_reading{end}": kept_share(states[:, held], whole, *half, counts, readout) for end, half in halves.items()
+    }
+    largest = [shares(scores, values, shuffled).max((1, 2), initial=0) for values in carried.values()]
+    return told, np.array(largest).T.reshape(len(shuffled), len(carried)), scores
 
 
 def kept_counts(width: int) -> list[int]:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analyze.similarity.cka import shared_problems, states_of
+from analyze.cluster import spread
+from analyze.similarity.cka import layers_of, shared_problems, states_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DIMS = ("layer", "position", "other_layer", "other_position")
@@ -75,12 +76,11 @@ def procrustes(
     estimate = _r2(wrong.mean(-1), size.mean(-1))
     draws = rng.multinomial(len(held), np.full(len(held), 1 / len(held)), resamples) / len(held)
     low, high = np.quantile(_r2(wrong @ draws.T, size @ draws.T), [0.025, 0.975], axis=-1)
-    largest = []
-    for done in range(shuffles):
-        null = _r2(*_mean_errors(left, right[:, rng.permutation(len(order))], fitted, held))
-        largest.append(null[np.isfinite(null)].max(initial=-np.inf))
+    largest: list[float] = []
+    for null in spread(_largest, ([rng.permutation(len(order))] for _ in range(shuffles)), [left, right, fitted, held]):
+        largest.append(null)
         if progress is not None:
-            progress(done + 1, shuffles)
+            progress(len(largest), shuffles)
     reached = (np.array(largest)[:, None, None] >= estimate).sum(0)
     p = np.where(np.isfinite(estimate), (1 + reached) / (1 + shuffles), np.nan)
     labels = {"layer": first, "position": first, "other_layer": other, "other_position": other}
@@ -97,11 +97,17 @@ def procrustes(
     )  # fmt: skip
 
 
+def _largest(order: Array, left: Array, right: Array, fitted: Array, held: Array) -> float:
+    """Greatest r2 of all pairs of cells where the problems of the second are in another order."""
+    null = _r2(*_mean_errors(left, right[:, order], fitted, held))
+    return float(null[np.isfinite(null)].max(initial=-np.inf))
+
+
 def _scores(run: xr.Dataset, rows: Array, fitted: Array, components: int) -> Array:
     """Scores of the principal components of each layer and position: (cell, problem, component)."""
     cells = []
-    for layer in range(run.sizes["layer"]):
-        for states in states_of(run, layer, rows):
+    for layer in layers_of(run, rows):
+        for states in states_of(layer):
             with np.errstate(invalid="ignore"):
                 centred = states - states[fitted].mean(0)
                 varies = (centred[fitted] ** 2).sum() > 1e-12 * (states**2).sum() and np.isfinite(centred).all()

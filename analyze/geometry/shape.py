@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from analyze.cluster import spread
 from analyze.labels import inherited, require_dims
-from analyze.similarity.cka import FEWEST, shared_problems, states_of
+from analyze.similarity.cka import FEWEST, layers_of, shared_problems, states_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 STATISTICS = {
@@ -86,14 +87,11 @@ def geometry(
     components = min(components, n // 2 - 1, run.sizes["hidden"])
     halves = [rng.permutation(n)[: n // 2] for _ in range(resamples)]
     layers: list[dict[str, Array]] = []
-    for layer in range(run.sizes["layer"]):
-        states = states_of(run, layer, rows[0])
-        cells = Cells(states)
-        drawn = [cells.shape(half, components) for half in halves]
-        null = [shape_of(rng.permuted(states, axis=1), components) for _ in range(shuffles)]
-        layers.append(_summary(cells.shape(np.arange(n), components), drawn, null))
+    calls = zip(layers_of(run, rows[0]), rng.spawn(run.sizes["layer"]), strict=True)
+    for layer in spread(_layer, calls, [halves, components, shuffles]):
+        layers.append(layer)
         if progress is not None:
-            progress(layer + 1, run.sizes["layer"])
+            progress(len(layers), run.sizes["layer"])
     result = xr.Dataset(
         coords={
             "layer": run["layer"].values,
@@ -109,6 +107,17 @@ def geometry(
     return result.assign_attrs(
         inherited(run, kind="geometry", n_example=n, n_shared=n_shared, n_resample=resamples, n_shuffle=shuffles)
     )
+
+
+def _layer(
+    layer: xr.DataArray, rng: np.random.Generator, halves: list[Array], components: int, shuffles: int
+) -> dict[str, Array]:
+    """Statistics of one layer, with intervals and null."""
+    states = states_of(layer)
+    cells = Cells(states)
+    drawn = [cells.shape(half, components) for half in halves]
+    null = [shape_of(rng.permuted(states, axis=1), components) for _ in range(shuffles)]
+    return _summary(cells.shape(np.arange(states.shape[1]), components), drawn, null)
 
 
 def shape_of(states: Array, components: int) -> dict[str, Array]:

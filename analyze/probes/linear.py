@@ -5,16 +5,15 @@ that. Every result carries :data:`NOTE` for this reason.
 """
 
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import dask
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
+from analyze.cluster import spread
 from analyze.labels import part_of
 from analyze.pieces import pieces_in
 from analyze.probes.command import ProbeSettings
@@ -100,7 +99,7 @@ def linear_probes(
     Memory is that of one cell (at most ``max_examples`` x hidden numbers, a few times over) plus resamples,
     permutations and held-out predictions of ``max_examples`` rows: with the default cap it is the same for 2,000
     examples as for any number more. Every chunk of the states is read once. Under a ``dask.distributed`` client cells
-    are worked on by its workers, a few at a time.
+    are worked on by its workers, two for each at a time.
     """
     settings = settings or ProbeSettings()
     check_probed(run, settings.target, settings.level)
@@ -235,57 +234,21 @@ def _fit_task(states: Array, known: Array, task: Task) -> Cell | None:
 def _run_cells(
     states: xr.DataArray, tasks: Sequence[Task], folder: str | os.PathLike[str] | None, progress: Progress | None
 ) -> list[list[Cell | None]]:
-    """Every cell in order (layer, position), here or on the workers of a dask client."""
+    """Every cell in order (layer, position)."""
     cells = [
         states.isel(layer=layer, position=position).transpose("example", "hidden").data
         for layer in range(states.sizes["layer"])
         for position in range(states.sizes["position"])
     ]
-    client = _client()
-    if client is None:
-        results = []
-        if progress is not None:
-            progress(0, len(cells))
-        # Kept by what goes in: the states themselves, labels, folds and settings.
-        probe = pieces_in(folder, __file__).cache(_probe_cell)
-        for cell in cells:
-            results.append(probe(np.asarray(cell), list(tasks)))
-            if progress is not None:
-                progress(len(results), len(cells))
-        return results
-    distributed = sys.modules["distributed"]
-    shared = client.scatter([list(tasks)], broadcast=True)[0]
-    waiting = iter(range(len(cells)))
-    number: dict[Any, int] = {}
-    done: dict[int, list[Cell | None]] = {}
-    queue = distributed.as_completed(with_results=True)
-
-    def send() -> None:
-        index = next(waiting, None)
-        if index is not None:
-            future = client.compute(dask.delayed(_probe_cell)(cells[index], shared))
-            number[future.key] = index
-            queue.add(future)
-
-    for _ in range(2 * max(1, sum(client.nthreads().values()))):
-        send()
-    for future, result in queue:
-        done[number.pop(future.key)] = result
-        send()
-        if progress is not None:
-            progress(len(done), len(cells))
-    return [done[index] for index in range(len(cells))]
-
-
-def _client() -> Any:
-    """The dask client in force, if any; it can only be there if its package was imported."""
-    distributed = sys.modules.get("distributed")
-    if distributed is None:
-        return None
-    try:
-        return distributed.default_client()
-    except ValueError:
-        return None
+    report = progress or (lambda done, total: None)
+    report(0, len(cells))
+    # Kept by what goes in: the states themselves, labels, folds and settings.
+    probe = pieces_in(folder, __file__).cache(_probe_cell)
+    results = []
+    for result in spread(probe, [[cell] for cell in cells], [list(tasks)]):
+        results.append(result)
+        report(len(results), len(cells))
+    return results
 
 
 _LONG_NAMES = {

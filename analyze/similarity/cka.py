@@ -224,18 +224,23 @@ def _has_all_positions(run: xr.Dataset) -> Array:
     return np.asarray(((run["token"] >= 0) | fed).all("position").values)
 
 
-def states_of(run: xr.Dataset, layer: int, rows: Array) -> Array:
-    """States of some examples at the layer of this number in order: (position, example, hidden), float64."""
-    part = run["hidden_state"].isel(layer=layer, example=rows).transpose("position", "example", "hidden")
-    return np.asarray(part.values.astype("float64", order="C"))  # sums depend on the order in memory
+def layers_of(run: xr.Dataset, rows: Array) -> list[xr.DataArray]:
+    """States of some examples at each layer, not yet read where the run is lazy."""
+    return [run["hidden_state"].isel(layer=layer, example=rows) for layer in range(run.sizes["layer"])]
+
+
+def states_of(layer: xr.DataArray) -> Array:
+    """States of a layer: (position, example, hidden), float64."""
+    ordered = layer.transpose("position", "example", "hidden")
+    return np.asarray(ordered.values.astype("float64", order="C"))  # sums depend on the order in memory
 
 
 def _grams(run: xr.Dataset, rows: Array) -> Array:
     """Gram matrices of each layer and position over some examples, read a layer at a time: (n, n, cell), float64."""
     n_position = run.sizes["position"]
     grams = np.empty((len(rows), len(rows), run.sizes["layer"] * n_position))
-    for layer in range(run.sizes["layer"]):
-        for place, cell in enumerate(states_of(run, layer, rows)):
+    for layer, states in enumerate(map(states_of, layers_of(run, rows))):
+        for place, cell in enumerate(states):
             with np.errstate(invalid="ignore"):  # an infinite state makes its cell NaN
                 centred = cell - cell.mean(0)  # centring the Gram matrix alone would lose digits to a large mean
                 varies = (centred**2).sum() > CONSTANT * (cell**2).sum()

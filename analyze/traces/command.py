@@ -215,4 +215,5 @@ COMMAND = Analysis(
     results={"traces": tables},
     cost=cost,
     stopped=kept_beside("traces"),
+    block=256,
 )

@@ -1,13 +1,12 @@
 """What each thought of a problem reads out as: best tokens, entropy, and ranks of what its written chain speaks of."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from analyze.blocks import computed_blocks
 from analyze.lens.readout import ReadOut
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -37,14 +36,13 @@ def read_states(
     *,
     lens: xr.Dataset | None = None,
     best: int = 1,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Readings:
     """Read states of one layer out, some examples at a time.
 
     Parameters
     ----------
     state : (example, position, hidden)
-        Lazy or not; labelled along ``position``, and with ``layer``.
+        In memory; labelled along ``position``, and with ``layer``.
     readout
         Of the run's model.
     asked : (example, what, spelling)
@@ -53,8 +51,6 @@ def read_states(
         Maps by layer, or layer and position, that take the place of the final norm.
     best
         Best tokens kept.
-    progress
-        Called with examples done and their number.
     """
     n, n_position, hidden = state.transpose("example", "position", "hidden").shape
     shape = (n, n_position)
@@ -63,20 +59,22 @@ def read_states(
         entropy=np.full(shape, np.nan),
         rank=np.full((*shape, asked.shape[1]), np.nan, dtype="float32"),
     )
-    start = 0
-    for block in computed_blocks(state.transpose("example", "position", "hidden")):
-        for rows in _blocks(len(block), n_position, asked.shape[1] * asked.shape[2] * hidden):
-            final = mapped(block.isel(example=rows), readout, lens)
-            example, position = np.nonzero(np.isfinite(final).all(-1))
-            place = (start + rows.start + example, position)
-            if len(example):
-                readings.token[place], readings.rank[place], readings.entropy[place] = readout.told(
-                    final[example, position], best, asked[place[0]]
-                )
-            if progress is not None:
-                progress(start + min(len(block), rows.stop), n)
-        start += len(block)
+    for rows in _blocks(n, n_position, asked.shape[1] * asked.shape[2] * hidden):
+        final = mapped(state.transpose("example", "position", "hidden").isel(example=rows), readout, lens)
+        example, position = np.nonzero(np.isfinite(final).all(-1))
+        place = (rows.start + example, position)
+        if len(example):
+            readings.token[place], readings.rank[place], readings.entropy[place] = readout.told(
+                final[example, position], best, asked[place[0]]
+            )
     return readings
+
+
+def joined(parts: Sequence[Readings]) -> Readings:
+    """Readings of all examples from those of some, in their order."""
+    return Readings(
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in ("token", "entropy", "rank")}
+    )
 
 
 def mapped(state: xr.DataArray, readout: ReadOut, lens: xr.Dataset | None) -> Array:

@@ -1,21 +1,23 @@
 """Traces of all problems of a run: what is read, which chains explain it, and how many would by chance."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import joblib
 import numpy as np
 import xarray as xr
 
+from analyze.cluster import spread
 from analyze.labels import inherited, labels_along, take
 from analyze.lens import readout as readout_module
 from analyze.lens.jacobian import FED, with_fed
 from analyze.lens.readout import ReadOut, check_model
 from analyze.pieces import pieces_in
 from analyze.traces.problems import N_OPERAND, NumberProblems, Problems, Solution, WordProblems, graph_of, problems_of
-from analyze.traces.readings import Readings, read_states
+from analyze.traces.readings import Readings, joined, read_states
 from schemas import UsageError, segment_of
 from schemas.statistics import mean_interval, share_interval
 
@@ -50,8 +52,9 @@ def traces(
     are not counted. The last step may arrive at any number: it ends at the answer that the model wrote. A word is read
     by the longest token that begins it. The null gives every problem the thoughts of another.
 
-    Memory: a block of states at a time, and per example what is returned. Cost: three products with the unembedding
-    for each state, and for each problem and shuffle a search over the steps between the numbers read.
+    Memory: a block of states at a time, and per example what is returned. Cost: a product with the unembedding for
+    each state, and for each problem and shuffle a search over the steps between the numbers read. Under a
+    ``dask.distributed`` client its workers do both.
 
     Parameters
     ----------
@@ -74,8 +77,8 @@ def traces(
     permutations
         Times that thoughts are exchanged between problems.
     folder
-        Where readings of each layer, and solutions of each shuffle, are kept while others are at work; the same traces,
-        asked for again after they were stopped, take up what lies there.
+        Where readings of each layer's blocks of examples, and solutions of each shuffle, are kept while others are at
+        work; the same traces, asked for again after they were stopped, take up what lies there.
     progress
         Called with work done and its amount.
 
@@ -119,7 +122,7 @@ def traces(
     # Few problems can be exchanged in few ways: each counts once, or p would be of draws that say the same.
     shuffled = list({rows.tobytes(): rows for rows in drawn}.values())
     memory = pieces_in(folder, __file__, readout_module.__file__)
-    read_kept = memory.cache(_read, ignore=["state", "readout", "asked", "lens", "report"])
+    read_kept = memory.cache(_read, ignore=["state", "asked", "readout", "lens"])
     maps = None if lens is None else {str(name): array.values for name, array in lens.data_vars.items()}
     whole = [run.attrs.get("fingerprint"), run["example"].values, facts["predicted_answer"].values, positions, maps]
     parts = []
@@ -130,7 +133,15 @@ def traces(
 
     for layer in layers:
         mark = joblib.hash([*whole, layer])
-        readings = read_kept(state.sel(layer=layer), readout, problems.asked, lens, n_best, report, mark)
+        blocks = [
+            (state.sel(layer=layer).isel(example=rows), problems.asked[rows], mark, rows.start)
+            for rows in rows_of_chunks(state)
+        ]
+        read_parts: list[Readings] = []
+        for part in spread(read_kept, blocks, [readout, lens, n_best]):
+            read_parts.append(part)
+            report(sum(len(one.token) for one in read_parts))
+        readings = joined(read_parts)
         report(0)
         solve = Solver(problems, list(problems.read(readings.token)), positions, memory, mark, n_best)
         parts.append(_layer(solve, readings, problem, shuffled, top, facts.sizes["step"], report, seed))
@@ -151,13 +162,13 @@ def traces(
 
 
 def _read(
-    state: xr.DataArray, readout: ReadOut, asked: Array, lens: xr.Dataset | None, best: int, report: Progress, mark: str
-) -> Readings:  # fmt: skip
-    """Readings of one layer; ``mark`` tells them from those of other states."""
-    return read_states(state, readout, asked, lens=lens, best=best, progress=report)
+    state: xr.DataArray, asked: Array, mark: str, start: int, readout: ReadOut, lens: xr.Dataset | None, best: int
+) -> Readings:
+    """Readings of examples of one layer; ``mark`` and the first of them tell them from those of other states."""
+    return read_states(state, readout, asked, lens=lens, best=best)
 
 
-def _solved(problems: Problems, read: Sequence[Any], rows: Array, chosen: Array, positions: Sequence[str], mark: str,
+def _solved(rows: Array, chosen: Array, problems: Problems, read: Sequence[Any], positions: Sequence[str], mark: str,
             best: int) -> list[Solution]:  # fmt: skip
     """Solutions of the problems chosen (row,) from what the thoughts of others (row of each) read as."""
     return [problems.solve(row, read[rows[row]], positions) for row in chosen.tolist()]
@@ -176,13 +187,10 @@ class Solver:
     """Tells the readings from those of other layers, runs and lenses."""
     best: int
 
-    def __call__(self, rows: Array, chosen: Array) -> list[Solution]:
-        """Solutions of the problems chosen (row,) from the thoughts of the row that each is given."""
+    def __call__(self, calls: Iterable[tuple[Array, Array]]) -> Iterator[list[Solution]]:
+        """Of each call solutions of the problems chosen (row,) from the thoughts of the row that each is given."""
         solve = self.memory.cache(_solved, ignore=["problems", "read"])
-        solutions: list[Solution] = solve(
-            self.problems, self.read, rows, chosen, list(self.positions), self.mark, self.best
-        )
-        return solutions
+        return spread(solve, calls, [self.problems, self.read, list(self.positions), self.mark, self.best])
 
 
 def other_rows(problem: Array, rng: np.random.Generator) -> Array:
@@ -202,6 +210,12 @@ def _positions(run: xr.Dataset, positions: Sequence[str] | None) -> list[str]:
     return list(chosen)
 
 
+def rows_of_chunks(state: xr.DataArray) -> list[slice]:
+    """Examples of each chunk; of states in memory all of them."""
+    sizes = (state.sizes["example"],) if state.chunks is None else state.variable.chunksizes["example"]
+    return [slice(start, end) for start, end in pairwise([0, *np.cumsum(sizes).tolist()])]
+
+
 def _with_chain(facts: xr.Dataset, run: xr.Dataset) -> xr.Dataset:
     """Facts of the examples, which must have a chain."""
     name = "intermediate_result" if run.attrs.get("answer_kind", "number") == "number" else "intermediate_text"
@@ -219,14 +233,13 @@ def _layer(
 ) -> xr.Dataset:  # fmt: skip
     """Everything of one layer."""
     problems, read, n = solve.problems, solve.read, len(problem)
-    every = np.arange(n)
-    own = solve(every, every)
+    every, counted = np.arange(n), np.flatnonzero(problems.counted)
+    solved = solve([(every, every), *((rows, counted) for rows in shuffled)])
+    own = next(solved)
     outcomes = {name: np.array([getattr(found_tree, name) for found_tree in own]) for name in OUTCOMES}
     report(n)
     null = np.full((len(shuffled), len(OUTCOMES)), np.nan)
-    counted = np.flatnonzero(problems.counted)
-    for index, rows in enumerate(shuffled):
-        drawn = solve(rows, counted)
+    for index, drawn in enumerate(solved):
         null[index] = [
             np.mean([getattr(found_tree, name) for found_tree in drawn]) if drawn else np.nan for name in OUTCOMES
         ]

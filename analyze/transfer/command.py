@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from schemas.command import Analysis, Cost, Made, Part, Printed, Table, setting
+from schemas.command import Analysis, Cost, Made, Part, Printed, Table, kept_beside, setting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -84,7 +84,7 @@ def run(sources: "Sequence[Source]", settings: TransferSettings) -> list[Made]:
     shell, made = sources[0].shell, []
     if settings.linear_kinds:
         with shell.progress("probes and directions", "cells") as report:
-            result = transfer_probes(parts, fit, test, settings, progress=report)
+            result = transfer_probes(parts, fit, test, settings, folder=sources[0].folder, progress=report)
         if result.attrs["left_out"]:
             shell.note(f"{settings.target!r}, left out: {result.attrs['left_out']}")
         made.append(Made("transfer", result, runs=used))
@@ -247,4 +247,5 @@ COMMAND = Analysis(
     made_by={"transfer_sae": "--kind sae", "transfer_lens": "--kind tuned"},
     together=True,
     cost=cost,
+    stopped=kept_beside("transfer"),
 )

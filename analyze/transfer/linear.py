@@ -5,6 +5,7 @@ other folds of one run, and tested on the problems of the fold in another, so th
 and tested. The test run's own probe, fitted the same way, is the ceiling, and one fitted on shuffled labels the floor.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -15,6 +16,9 @@ import pandas as pd
 import xarray as xr
 from scipy.special import log_softmax
 
+from analyze.cluster import spread
+from analyze.pieces import pieces_in
+from analyze.probes import nested
 from analyze.probes.linear import check_probed
 from analyze.probes.nested import nested_logistic, one_thread
 from analyze.probes.ridge import nested_ridge
@@ -75,6 +79,7 @@ def transfer_probes(
     test: Sequence[str],
     settings: TransferSettings | None = None,
     *,
+    folder: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Test probes and directions of some runs on others.
@@ -93,6 +98,8 @@ def transfer_probes(
         Names of the runs that are fitted on and tested on.
     settings
         Target, kinds and folds.
+    folder
+        Where finished cells are kept, so that the same transfer, asked for again after it was stopped, takes them up.
     progress
         Called with cells done and their number.
 
@@ -137,7 +144,7 @@ def transfer_probes(
     n_permutation = max(1000, 40 * n_test) if settings.permutations is None else settings.permutations
     of_tests: dict[tuple[Any, ...], xr.Dataset] = {}
     for number, (step, column) in enumerate(columns.items()):
-        scored = _scored(parts, column, pairs, cells, settings, _later(progress, number, len(columns)))
+        scored = _scored(parts, column, pairs, cells, settings, folder, _later(progress, number, len(columns)))
         for (kind, fitted, tested), by_cell in scored.items():
             task = column.tasks[tested]
             if all(cell is None for cell in by_cell):
@@ -264,29 +271,43 @@ def _classes(
 
 def _scored(
     parts: Mapping[str, xr.Dataset], column: _Column, pairs: Sequence[tuple[str, str]],
-    cells: Sequence[tuple[int, int]], settings: TransferSettings, progress: Progress,
+    cells: Sequence[tuple[int, int]], settings: TransferSettings, folder: str | os.PathLike[str] | None,
+    progress: Progress,
 ) -> dict[Pair, list[Cell | None]]:  # fmt: skip
     """What every fit makes of the rows of every run tested, by cell."""
     scored: dict[Pair, list[Cell | None]] = {(kind, *pair): [] for kind in settings.linear_kinds for pair in pairs}
-    for number, (layer, position) in enumerate(cells):
-        states, known, fits = {}, {}, {}
-        for name, task in column.tasks.items():
-            there = parts[name]["hidden_state"].isel(layer=layer, position=position, example=task.rows)
-            states[name] = np.asarray(there.transpose("example", "hidden").values, dtype="float64")
-            known[name] = np.isfinite(states[name]).all(1)
-            if can_fit(task, known[name]):
-                fits[name] = _fits(states[name][known[name]], task, known[name], settings.linear_kinds)
-        for (kind, fit, test), by_cell in scored.items():
-            task, there = column.tasks[test], known[test]
-            if fit not in fits or test not in fits:
-                by_cell.append(None)
-                continue
-            judged = [_judged(one, kind, states[test][there], task, there) for one in fits[fit][kind]]
-            right = [_score(probe, task, there) for probe in judged[1:]]
-            control = float(np.mean(right)) if right else np.nan
-            by_cell.append(Cell(known=there, score=judged[0].astype("float32"), control=control))
+    hidden = {name: part["hidden_state"].transpose("layer", "position", "example", "hidden").data
+              for name, part in parts.items()}  # fmt: skip
+    calls = ([[hidden[name][place][task.rows] for name, task in column.tasks.items()]] for place in cells)
+    # Kept by what goes in: the states themselves, labels, folds and settings.
+    judge = pieces_in(folder, __file__, nested.__file__).cache(_scored_cell)
+    for number, judged in enumerate(spread(judge, calls, [dict(column.tasks), list(scored)])):
+        for by_cell, cell in zip(scored.values(), judged, strict=True):
+            by_cell.append(cell)
         progress(number + 1, len(cells))
     return scored
+
+
+def _scored_cell(there: Sequence[xr.DataArray], tasks: Mapping[str, Task], wanted: Sequence[Pair]) -> list[Cell | None]:
+    """What every fit wanted makes of one cell of each run (example, hidden)."""
+    kinds = list(dict.fromkeys(kind for kind, _, _ in wanted))
+    states, known, fits = {}, {}, {}
+    for (name, task), of_run in zip(tasks.items(), there, strict=True):
+        states[name] = np.asarray(of_run, dtype="float64")
+        known[name] = np.isfinite(states[name]).all(1)
+        if can_fit(task, known[name]):
+            fits[name] = _fits(states[name][known[name]], task, known[name], kinds)
+    cells: list[Cell | None] = []
+    for kind, fit, test in wanted:
+        if fit not in fits or test not in fits:
+            cells.append(None)
+            continue
+        task, rows = tasks[test], known[test]
+        judged = [_judged(one, kind, states[test][rows], task, rows) for one in fits[fit][kind]]
+        right = [_score(probe, task, rows) for probe in judged[1:]]
+        control = float(np.mean(right)) if right else np.nan
+        cells.append(Cell(known=rows, score=judged[0].astype("float32"), control=control))
+    return cells
 
 
 def _fits(states: Array, task: Task, known: Array, kinds: Sequence[str]) -> dict[str, list[Linear]]:
