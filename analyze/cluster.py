@@ -85,7 +85,7 @@ def spread(
 ) -> Iterator[Piece]:
     """``function(*call, *shared)`` of every call, in their order: made here, or by the workers in force.
 
-    No more than two calls for each worker are under way before the first of them is handed out.
+    Two calls for each worker are under way at most.
 
     Parameters
     ----------
@@ -101,11 +101,11 @@ def spread(
         return
     everywhere = [client.scatter([one], broadcast=True)[0] for one in shared]
     made = dask.delayed(function, pure=False)
-    yield from in_turn(made(*call, *everywhere) for call in calls)
+    yield from in_turn((made(*call, *everywhere) for call in calls), 2 * sum(client.nthreads().values()))
 
 
-def in_turn(lazy: Iterable[Any]) -> Iterator[Any]:
-    """Values of lazy objects in their order; where there are workers they are at the next ones meanwhile."""
+def in_turn(lazy: Iterable[Any], ahead: int = 2) -> Iterator[Any]:
+    """Values of lazy objects in their order; where there are workers they are at so many of them at once."""
     client = _client()
     if client is None:
         for one in lazy:
@@ -114,7 +114,7 @@ def in_turn(lazy: Iterable[Any]) -> Iterator[Any]:
     waiting: deque[Any] = deque()
     for one in lazy:
         waiting.append(client.compute(one))
-        if len(waiting) >= 2 * max(1, sum(client.nthreads().values())):
+        if len(waiting) >= max(1, ahead):
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
