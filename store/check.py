@@ -22,6 +22,7 @@ from schemas import (
 from store.files import (
     LEFTOVER,
     RECORD,
+    names_below,
     read_bytes,
     read_group,
     unseal,
@@ -83,12 +84,8 @@ def lake_format(store: Store) -> int:
     stated = (unseal(read_bytes(store, "zarr.json") or b"") or {}).get("format")
     if stated is not None:
         return int(stated)
-
-    async def runs() -> list[str]:
-        models = [name async for name in store.list_dir("")]
-        return [f"{model}/{name}" for model in models async for name in store.list_dir(model)]
-
-    return max((known for run in sync(runs()) if (known := run_format(store, run))), default=FORMAT_VERSION)
+    runs = (f"{model}/{name}" for model in names_below(store, "") for name in names_below(store, model))
+    return max((known for run in runs if (known := run_format(store, run))), default=FORMAT_VERSION)
 
 
 def run_format(store: Store, run: str) -> int | None:

@@ -156,6 +156,15 @@ def read_bytes(store: Store, key: str) -> bytes | None:
     return None if value is None else value.to_bytes()
 
 
+def names_below(store: Store, path: str) -> list[str]:
+    """Names of what lies directly below a place, in order; a web server lists those of folders with ``/`` behind."""
+
+    async def names() -> set[str]:
+        return {name.strip("/") async for name in store.list_dir(path)}
+
+    return sorted(sync(names()) - {""})
+
+
 def set_bytes(store: Store, key: str, content: bytes | bytearray) -> None:
     """Store a value; on a local disk it appears whole or not at all."""
     sync(store.set(key, default_buffer_prototype().buffer.from_bytes(content)))

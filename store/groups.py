@@ -5,7 +5,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 from zarr.abc.store import Store
-from zarr.core.sync import sync
 
 from schemas import (
     MODEL_VARIABLES,
@@ -15,7 +14,7 @@ from schemas import (
     nearest,
 )
 from store.check import check_format
-from store.files import RECORD, is_ours, join, read_bytes, unseal
+from store.files import RECORD, is_ours, join, names_below, read_bytes, unseal
 from store.guard import Guard
 from store.layout import RunLayout
 from store.location import local_path, open_store
@@ -67,11 +66,7 @@ class Groups:
 
     def children(self, path: str) -> list[str]:
         """Names of what lies directly below a place, in order."""
-
-        async def names() -> list[str]:
-            return [name async for name in self.store.list_dir(path)]
-
-        return sorted(name for name in sync(names()) if name and name != "zarr.json")
+        return [name for name in names_below(self.store, path) if name != "zarr.json"]
 
     def _has(self, key: str) -> bool:
         return read_bytes(self.store, key) is not None
@@ -93,6 +88,9 @@ class Groups:
         content = read_bytes(self.store, join(path, "zarr.json"))
         attributes = unseal(content or b"")
         if attributes is None and content is not None:
+            if self.folder is None and content.lstrip()[:1] == b"<":
+                where = f"{self.location}: a web page came instead of {join(path, 'zarr.json')}"
+                raise UsageError(f"{where}; look at the address, and whether one has to sign in there")
             if not path and not is_ours(content):
                 return None
             self._fail(path, kind, "does not agree with its own seal")

@@ -19,11 +19,11 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 
 from schemas import CorruptLakeError
-from store.files import join, read_bytes
+from store.files import join, names_below, read_bytes
 from store.layout import SHARDED_VARIABLES
 from store.location import local_path, open_store
 from store.mend import analyze_command, extract_command
-from store.range_check import asked_part, check_digest, check_range, check_size, decode_index, tables_of
+from store.range_check import asked_part, check_answer, check_digest, check_range, check_size, decode_index, tables_of
 from store.record import ROWS, DamagedFile, RunRecord, ShardRecord
 
 KEPT_ROWS = 8
@@ -163,10 +163,7 @@ class Guard(Store):
         return str(self.folder / key) if self.folder is not None else f"{self.location}/{join(self.group, key)}"
 
     def _runs(self) -> list[str]:
-        async def names() -> list[str]:
-            return [name async for name in self.store.list_dir(self.group)]
-
-        runs = (f"{self.group}/{name}" for name in sorted(sync(names())))
+        runs = (f"{self.group}/{name}" for name in names_below(self.store, self.group))
         return [run for run in runs if read_bytes(self.store, f"{run}/record/zarr.json") is not None]
 
     def committed(self) -> np.ndarray:
@@ -283,7 +280,10 @@ class Guard(Store):
                 raise
             value = await self.store.get(place, prototype)
             return None if value is None else asked_part(value.to_bytes(), byte_range)
-        return None if value is None else value.to_bytes()
+        content = None if value is None else value.to_bytes()
+        if content is not None and byte_range is not None:
+            check_answer(self._place(key), content, byte_range)
+        return content
 
     async def _static(self, key: str) -> bytes:
         content = await self.raw(key)

@@ -62,9 +62,8 @@ def open_store(location: str | os.PathLike[str], *, read_only: bool = True) -> S
             return ObjectStore(from_url(url), read_only=read_only)
         return FsspecStore.from_url(url, read_only=read_only)
     except ImportError as error:
-        raise UsageError(
-            f"{url} needs {error.name}, which is not installed; pip install 'activation-lake[remote]'"
-        ) from error
+        what = f"{url} needs {error.name}, which is not installed" if error.name else f"{url}: {error}"
+        raise UsageError(f"{what}; pip install 'activation-lake[remote]'") from error
     except Exception as error:
         raise UsageError(f"{url} cannot be opened as a lake: {error}") from error
 
@@ -75,8 +74,10 @@ REMOTE_PACKAGES = ("obstore", "httpx", "httpx2", "httpcore", "aiohttp", "botocor
 
 def remote_failure(error: BaseException, places: Sequence[str]) -> str | None:
     """One line about an error of a store that is not on this machine; ``None`` if it is another one."""
-    if not any(kind.__module__.split(".")[0] in REMOTE_PACKAGES for kind in type(error).__mro__):
+    where = ", ".join(place for place in places if is_url(place))
+    known = any(kind.__module__.split(".")[0] in REMOTE_PACKAGES for kind in type(error).__mro__)
+    if not known and not (where and isinstance(error, TimeoutError | ConnectionError)):
         return None
-    where = ", ".join(place for place in places if is_url(place)) or "the store"
-    what = " ".join(str(error).partition("Debug source")[0].split())
+    where = where or "the store"
+    what = " ".join(str(error).partition("Debug source")[0].split()) or "no answer came in time"
     return f"{where} cannot be reached, or refuses: {what}; look at address, network and credentials, and try again"

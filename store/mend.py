@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from zarr.abc.store import Store
-from zarr.core.sync import sync
 
 from schemas import canonical_json, filled, fingerprint
 from schemas.registry import line
-from store.files import RECORD, read_bytes, unseal
+from store.files import RECORD, names_below, read_bytes, unseal
 
 
 def extract_command(location: str | os.PathLike[str], store: Store, run: str, rebuild: str) -> str:
@@ -50,10 +49,7 @@ def analyze_command(location: str | os.PathLike[str], store: Store, result: str)
 
 
 def _runs(store: Store) -> list[str]:
-    async def below(path: str) -> list[str]:
-        return [name async for name in store.list_dir(path)]
-
-    names = [f"{model}/{name}" for model in sorted(sync(below(""))) for name in sorted(sync(below(model)))]
+    names = (f"{model}/{name}" for model in names_below(store, "") for name in names_below(store, model))
     return [run for run in names if read_bytes(store, f"{run}/{RECORD}/zarr.json") is not None]
 
 

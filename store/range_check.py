@@ -6,6 +6,7 @@ import google_crc32c
 import numpy as np
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 
+from schemas import LakeError
 from store.record import DamagedFile, ShardRecord
 
 ABSENT = 2**64 - 1
@@ -83,6 +84,17 @@ def check_range(
         covered += length
     if covered != asked.end - asked.start:
         raise DamagedFile(key, shard, "is not what was written: its chunks lie elsewhere")
+
+
+def check_answer(place: str, content: bytes, asked: ByteRequest | None) -> None:
+    """Raise ``LakeError`` if more came than was asked for: of each chunk the whole file would be sent."""
+    size = asked.end - asked.start if isinstance(asked, RangeByteRequest) else len(content)
+    size = asked.suffix if isinstance(asked, SuffixByteRequest) else size
+    if len(content) > size:
+        raise LakeError(
+            f"{place}: asked for {size:,} bytes of it, {len(content):,} came: its server does not answer range requests"
+            " (python -m http.server does not); use one that does, or copy the lake to this machine"
+        )
 
 
 def asked_part(content: bytes, asked: ByteRequest | None) -> bytes:

@@ -19,7 +19,7 @@ from zarr.core.sync import sync
 from store.boxes import Boxes, parts_of
 from store.codecs import decompress
 from store.files import join
-from store.range_check import ABSENT, CHECKSUM_BYTES
+from store.range_check import ABSENT, CHECKSUM_BYTES, check_answer
 from store.record import DamagedFile
 from store.shards import ShardedArray
 
@@ -125,6 +125,7 @@ class RemoteArray(ShardedArray):
         for key, one, content in zip(keys, batch, read, strict=True):
             if content is None:
                 raise DamagedFile(key, one.shard, "is not there")
+            check_answer(f"{self.guard.location}/{join(self.guard.group, key)}", content, one.part)
         return [content for content in read if content is not None]
 
 

@@ -2,12 +2,16 @@
 
 import math
 import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
+from uuid import uuid4
 
 import numpy as np
 import xarray as xr
+from zarr.abc.store import Store
 from zarr.core.sync import sync
 
 from schemas import (
@@ -17,8 +21,10 @@ from schemas import (
 )
 from schemas.words import n_option
 from store.files import (
+    REMOVED,
     assemble,
     column,
+    flush_folders,
     lake_lock,
     read_bytes,
     read_group,
@@ -149,7 +155,29 @@ def write_result_group(
         for depth in range(1, len(parents) + 1):
             if read_group(store, "/".join(parents[:depth])) is None:
                 write_files(store, "/".join(parents[:depth]), assemble({"kind": "results"}), folder)
+        if folder is not None:
+            _exchange(store, folder, name, contents)
+            return
         if read_bytes(store, f"{name}/zarr.json") is not None:
             sync(store.delete(f"{name}/zarr.json"))
         sync(store.delete_dir(name))
-        write_files(store, name, contents, folder)
+        write_files(store, name, contents, None)
+
+
+def _exchange(store: Store, folder: Path, name: str, contents: Mapping[str, bytes]) -> None:
+    """Write a group where no reader looks, then put it in its place: where the disk is full what was there stays."""
+    away = f"{REMOVED}/{uuid4().hex}"
+    place, old = folder / name, folder / away / "old"
+    try:
+        write_files(store, f"{away}/new", contents, folder)
+        if place.exists():
+            place.rename(old)
+        try:
+            (folder / away / "new").rename(place)
+        except OSError:
+            if old.exists():
+                old.rename(place)
+            raise
+        flush_folders(folder, [f"{name}/"])
+    finally:
+        shutil.rmtree(folder / REMOVED, ignore_errors=True)

@@ -249,6 +249,15 @@ def test_bad_data_is_named_by_its_place(tmp_path, content, message):
         read_problems(str(path))
 
 
+def test_fractions_in_one_character_are_numbers_and_no_problem_is_no_data(tmp_path):
+    path = tmp_path / "half.jsonl"
+    path.write_text('{"question": "a?", "answer": "\u00bd"}\n{"question": "b?", "answer": "3\u00be"}')
+    problems = read_problems(str(path))
+    assert (problems.answer_kind, problems.gold_answer) == ("number", ["0.5", "3.75"])
+    with pytest.raises(UsageError, match="limit is 0; it must be a whole number of at least 1"):
+        read_problems(str(path), limit=0)
+
+
 @pytest.mark.parametrize("name", ["unembedding", "token_string", "zarr.json"])
 def test_a_data_set_is_not_called_like_an_array_of_the_model(tmp_path, name):
     path = write(tmp_path / "a.jsonl", [{"question": "a?", "answer": 1}])

@@ -61,6 +61,7 @@ def test_the_adapters_config_gives_its_scale(made, tmp_path, changes, alpha):
     weights = reasoner.model.state_dict()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(weights[name], value)
+    assert len(reasoner.notes) == (changes is None and alpha is None)  # a scale that nobody says is told
 
 
 def test_another_scale_is_another_model(made, tmp_path):

@@ -1,10 +1,13 @@
 """The lake on disk: layout, reading with and without this project, results, claims, archived formats."""
 
+import errno
+import itertools
 import json
 import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import dask
@@ -16,8 +19,16 @@ from small_runs import prepared_run, tree, uncommit, write_questions
 from synthetic import make_model, make_run, write_run
 
 import lake as command_line
+import store.files
 from extract.run.extract import extract
-from schemas import FORMAT_VERSION, CorruptLakeError, MissingRunError, UsageError, position_labels
+from schemas import (
+    FORMAT_VERSION,
+    CorruptLakeError,
+    MissingRunError,
+    UnwritableLakeError,
+    UsageError,
+    position_labels,
+)  # fmt: skip
 from store import RunLayout, create_run, describe, find, open_lake, verify
 from store.check import check_place
 from store.layout import BLOCK, KEY_BLOCK, QUERY_BLOCK, round_up
@@ -192,6 +203,33 @@ def test_results_are_labelled_and_name_what_they_read(place: Path, tmp_path: Pat
     with pytest.raises(MissingRunError, match="beginning of a fingerprint"):
         find(lake, "ffff0000")
     assert verify(lake.location).damage == []
+
+
+def test_a_result_that_cannot_be_written_leaves_the_one_that_is_there(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = open_lake(Path(shutil.copytree(place, tmp_path / "r.lake")))
+    scores = xr.Dataset({"score": ("head", [0.5, np.nan]), "more": ("head", [1, 2])}, coords={"head": [0, 1]})
+    name = lake.write_result("heads", scores, runs=["toy/toy"], spec={})
+    before, n_kept = tree(Path(lake.location)), 0
+    for fatal in itertools.count():
+        left = itertools.count(-fatal)
+
+        def flush(path: Path, left: Iterator[int] = left) -> None:
+            if next(left) == 0:
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+        monkeypatch.setattr(store.files, "_flush", flush)
+        try:
+            lake.write_result("heads", scores[["score"]] * 2, runs=["toy/toy"], spec={})
+        except UnwritableLakeError:
+            n_kept += tree(Path(lake.location)) == before
+            assert lake.open_result(name).sizes == scores.sizes
+            continue
+        break
+    assert n_kept > 3  # and the last flushes are of folders, when the new one is in its place
+    xr.testing.assert_identical(lake.open_result(name).drop_attrs(), scores[["score"]] * 2)
+    assert not [path for path in Path(lake.location, name).rglob("*") if "more" in path.name]
 
 
 def test_info_prints_the_chain(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,11 @@ from schemas.checks import check_number, check_whole
 
 LORA_ALPHA = 32.0
 """Of the released checkpoints, which have no adapter config."""
+ASSUMED = (
+    f"no file beside {{}} says the scale of its low-rank updates: that of the released CODI checkpoints is taken, alpha"
+    f" {LORA_ALPHA:g}; --lora-alpha says another"
+)
+"""What is said where it is taken for granted."""
 TOKEN_ROWS = ".token_adapter.trainable_tokens_delta"
 """End of the names of rows that PEFT trained by themselves."""
 # Fields of PEFT's LoraConfig that are used here, or change nothing in what trained and merged weights compute.
@@ -28,14 +33,14 @@ _ADAPTER_FIELDS = {
 }  # fmt: skip
 
 
-def one_alpha(config: Mapping[str, Any]) -> float:
+def one_alpha(config: Mapping[str, Any]) -> float | None:
     """Numerator of the low-rank updates' scale, from whoever says one; they must not contradict each other."""
     known = {source: value for source, value in config.items() if value is not None}
     for source, value in known.items():
         check_number(f"lora_alpha of {source}", value, above=0)
     if len({float(value) for value in known.values()}) > 1:
         raise UsageError("lora_alpha is " + ", but ".join(f"{value:g} in {source}" for source, value in known.items()))
-    return float(next(iter(known.values()), LORA_ALPHA))
+    return next(map(float, known.values()), None)
 
 
 def check_adapter_config(adapter: Mapping[str, Any], source: str, *, saved: bool) -> None:

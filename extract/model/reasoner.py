@@ -31,6 +31,7 @@ class Reasoner(Network, Wording):
         self, *, name: str, model: nn.Module, projection: nn.Module, tokenizer: Any, architecture: Architecture,
         vocabulary: int, n_latent: int, answer_prefix: str, fingerprint: dict[str, str], protocol: Protocol = CODI,
         extra_rows: tuple[str, ...] = CODI.rows, control: Control | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         Network.__init__(self, name=name, model=model, architecture=architecture)
         Wording.__init__(
@@ -38,6 +39,7 @@ class Reasoner(Network, Wording):
             answer_prefix=answer_prefix,
         )  # fmt: skip
         self.control = control
+        self.notes = notes
         self.projection = projection
         self.n_latent = n_latent
         self.fingerprint = fingerprint

@@ -85,7 +85,7 @@ def prepared_by(settings: PlanSettings, shell: Shell, *, rebuild_static: bool = 
         memory=settings.memory,
         rebuild_static=rebuild_static,
     )
-    for note in prepared.problems.notes:
+    for note in (*prepared.reasoner.notes, *prepared.problems.notes):
         shell.note(note)
     return prepared
 

@@ -24,6 +24,7 @@ from extract.run.columns import Columns, extra_columns
 from extract.run.files import HUB, Row, mapping, read_rows
 from extract.run.forms import check_answer, form_of, read_golds
 from schemas import MODEL_VARIABLES, AnswerKind, UsageError, fingerprint, number_text
+from schemas.checks import check_whole
 from schemas.names import check_name
 
 __all__ = ["Problems", "number_text", "parse_chain", "read_problems"]
@@ -111,6 +112,8 @@ def read_problems(
         If the file is missing or empty, a line is not JSON or not text, a problem lacks a question or an answer that
         is surely one of its kind, or the kind is not plain.
     """
+    if limit is not None:
+        check_whole("limit", limit, 1)
     name, _, source = data.rpartition("=") if "=" in data and not Path(data).exists() else ("", "", data)
     if not name:
         name = source.split(":")[1].replace("/", "-") if source.startswith(HUB) else Path(source).expanduser().stem

@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from schemas import KINDS, AnswerKind, UsageError, nearest, read_gold
+from schemas.numbers import plain
 
 CLOSED_KINDS: tuple[AnswerKind, ...] = ("boolean", "choice")
 """Kinds of which there are few answers."""
@@ -202,7 +203,7 @@ def _plain_kind(answers: Sequence[Any]) -> AnswerKind | None:
             return kind
     if not all(isinstance(answer, str) for answer in answers):
         return None
-    return None if any(re.search(r"\d", answer.split("####")[-1]) for answer in answers) else "text"
+    return None if any(re.search(r"\d", plain(answer.split("####")[-1])) for answer in answers) else "text"
 
 
 def _reads(answer: Any, kind: AnswerKind) -> bool:
