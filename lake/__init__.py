@@ -15,6 +15,9 @@ from schemas import FORMAT_VERSION, LakeError, UsageError
 from schemas.command import Analysis, Command, Experiment
 from schemas.registry import commands, own_commands
 
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.EFBIG)
+"""What a disk answers that cannot be written any more."""
+
 
 class Stopped(Exception):
     """A command was interrupted from the keyboard; the text says what it leaves behind."""
@@ -148,8 +151,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def machine_failure(error: Exception) -> str | None:
     """One line about a disk or a device that failed; ``None`` if that is not what happened."""
     if isinstance(error, OSError):
-        full = "the disk is full; what is committed stays, free some space and run the same command again"
-        return full if error.errno == errno.ENOSPC else str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return "the disk is full; what is committed stays, free some space and run the same command again"
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error) or type(error).__name__
+        hint = "; what is committed stays, mend that and run the same command again"
+        return what + (hint if error.errno in UNUSABLE else "")
     if not isinstance(error, RuntimeError | MemoryError):
         return None
     from extract.model.device import device_failure

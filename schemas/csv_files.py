@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import UsageError
+from schemas.whole_files import beside
 
 
 def write_csv(table: Any, path: Path) -> None:
@@ -16,8 +17,8 @@ def write_csv(table: Any, path: Path) -> None:
         If nothing can be written there.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(path, index=False)
+        with beside(path) as partial:
+            table.to_csv(partial, index=False)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise

@@ -1,5 +1,6 @@
 """``lake serve``: the whole lake in a page, what it refuses, many at once, and that it writes nothing."""
 
+import errno
 import json
 import re
 import shutil
@@ -18,6 +19,7 @@ from accessibility import violations
 from synthetic import make_model, make_run, write_run
 
 import lake as command_line
+from analyze.report import build_report, explore
 from analyze.serve import answers as asked
 from analyze.serve import reports
 from analyze.serve.answers import Answers
@@ -268,7 +270,27 @@ def test_open_shows_the_report_of_a_lake_and_makes_it_where_it_is_old(
         command_line.app(args=["open", str(place), "--json"], standalone_mode=False)
         made.append(json.loads(capsys.readouterr().out)["made"])
     assert made == [True, False]
-    write_run(place, make_run(name="third/more", seed=1), make_model())
+    before, page_data = page.read_bytes(), explore.page_data
+
+    write_text = Path.write_text
+
+    def half(path: Path, text: str, **named: Any) -> None:
+        write_text(path, text[: len(text) // 2] if path.suffix == ".html" else text, **named)
+        if path.suffix == ".html":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def meanwhile(*given: Any, **named: Any) -> Any:
+        write_run(place, make_run(name="third/more", seed=1), make_model())
+        return page_data(*given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", half)
+        with pytest.raises(OSError, match="No space"):
+            build_report(place, page.parent)
+    assert page.read_bytes() == before
+    with monkeypatch.context() as patch:
+        patch.setattr(explore, "page_data", meanwhile)
+        build_report(place, page.parent)
     lake_now = open_lake(place)
     assert reports.state_in(page) != reports.state_of(lake_now, lake_now.runs(), [])
     command_line.app(args=["open", str(page.parent)], standalone_mode=False)

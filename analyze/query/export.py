@@ -4,6 +4,7 @@ import json
 import math
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import xarray as xr
 
 from analyze.labels import part_of
 from schemas import UsageError, nearest
+from schemas.whole_files import beside
 from store import Lake
 
 BLOCK_EXAMPLES = 256
@@ -80,17 +82,12 @@ def export(
     data = data.drop_vars([name for name, coord in data.coords.items() if not set(coord.dims) <= set(data.dims)])
     if stored and to.suffix == ".nc":
         raise UsageError(f"{to}: netCDF has no float16; leave --stored out, or name another format")
-    partial = to.with_name(f"{to.name}.partial")
-    try:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
-    except OSError as error:
-        raise UsageError(f"{to} cannot be written ({error.strerror or error}); name another place") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            partial = stack.enter_context(beside(to))
+        except OSError as error:
+            raise UsageError(f"{to} cannot be written ({error.strerror or error}); name another place") from error
         WRITERS[to.suffix](data, partial, progress or (lambda done, total: None))
-        partial.replace(to)
-    finally:
-        partial.unlink(missing_ok=True)
     return data
 
 

@@ -18,6 +18,7 @@ from analyze.report.overview import OVERVIEW, about, experiment_rows, opening_se
 from analyze.report.sections import chapters, sections
 from analyze.report.view import Writer, section_view
 from schemas import UsageError, filled
+from schemas.whole_files import write_whole
 from store import open_lake
 
 FOLDER = Path(__file__).parent
@@ -87,6 +88,7 @@ def build_report(
     if lake.folder is not None and Path(out).resolve().is_relative_to(Path(lake.folder).resolve()):
         raise UsageError(f"{out} is inside the lake, which holds nothing but its own files; name another place")
     context = Context(lake, names)
+    state = state_of(lake, names, context.results)  # before: what is written meanwhile is not on the page
     writer = Writer(Path(out))
     total = len(sections()) + 2
     shown: dict[str, dict[str, Any]] = {}
@@ -100,7 +102,7 @@ def build_report(
     if progress is not None:
         progress(total - 1, total)
     path = Path(out) / "index.html"
-    path.write_text(_page(context, overview, shown, data), encoding="utf-8")
+    write_whole(path, _page(context, state, overview, shown, data))
     if progress is not None:
         progress(total, total)
     return _report(path, writer, shown, data)
@@ -120,7 +122,9 @@ def _report(path: Path, writer: Writer, shown: dict[str, dict[str, Any]], data: 
     )
 
 
-def _page(context: Context, overview: dict[str, Any], shown: dict[str, dict[str, Any]], data: dict[str, Any]) -> str:
+def _page(
+    context: Context, state: str, overview: dict[str, Any], shown: dict[str, dict[str, Any]], data: dict[str, Any]
+) -> str:
     rows = run_rows(context)
     first, *others = [
         {
@@ -159,7 +163,7 @@ def _page(context: Context, overview: dict[str, Any], shown: dict[str, dict[str,
         script=(FOLDER / "page.js").read_text(encoding="utf-8"),
         frame=(EXPLORER / "frame.js").read_text(encoding="utf-8"),
         explorer=(EXPLORER / "explorer.js").read_text(encoding="utf-8"),
-        state=state_of(context.lake, context.runs, context.lake.results()),
+        state=state,
     )
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from analyze.sae.spec import Activation
 from schemas.errors import LakeError, UsageError
+from schemas.whole_files import beside
 
 CONFIG_NAME, WEIGHTS_NAME = "cfg.json", "sae_weights.safetensors"
 _ARCHITECTURE = {
@@ -104,8 +105,9 @@ def save_sae(sae: xr.Dataset, folder: str | Path, *, metadata: Mapping[str, Any]
         target.mkdir(parents=True, exist_ok=True)
         tensors = _tensors(one, sae.attrs["activation"])
         config = _config(sae, tensors, {"cell": cell, **_plain(metadata or {})})
-        save_file(tensors, target / WEIGHTS_NAME)
-        (target / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        with beside(target / WEIGHTS_NAME) as weights, beside(target / CONFIG_NAME) as stated:
+            save_file(tensors, weights)
+            stated.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         written.append(target)
     return written
 

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.whole_files import write_whole
+
 DEPTH = 3
 PEOPLE = ("Tom", "Ben", "Sam", "Max", "Anna", "Lucy", "Mia", "Eva")
 KINDS = (
@@ -166,6 +168,6 @@ def write_graph_problems(
     """Write ``graph.jsonl`` (test problems) and ``graph-pairs.json`` into a folder; returns how many, by file."""
     problems, pairs = Path(folder) / "graph.jsonl", Path(folder) / "graph-pairs.json"
     lines = [json.dumps(record) + "\n" for record in tell(held_out_graphs("test", n_problem, seed))]
-    problems.write_text("".join(lines), encoding="utf-8")
-    pairs.write_text(json.dumps(make_graph_pairs(n_pair, seed), indent=1) + "\n", encoding="utf-8")
+    write_whole(problems, "".join(lines))
+    write_whole(pairs, json.dumps(make_graph_pairs(n_pair, seed), indent=1) + "\n")
     return {problems: f"{n_problem} problems", pairs: f"{n_pair} pairs"}

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from schemas.errors import UsageError
+from schemas.whole_files import write_whole
 
 LARGEST_NUMBER = 30
 LARGEST_OPERAND = 9
@@ -320,9 +321,9 @@ def write_problems(problems: Sequence[Problem], path: Path | str) -> None:
         json.dumps({"question": p.question, "answer": p.full_answer, "n_operation": len(p.operations)})
         for p in problems
     )
-    Path(path).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    write_whole(path, "".join(line + "\n" for line in lines))
 
 
 def write_pairs(pairs: Sequence[dict[str, Any]], path: Path | str) -> None:
     """Write clean/corrupted pairs as a JSON list."""
-    Path(path).write_text(json.dumps(list(pairs), indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(list(pairs), indent=1) + "\n")

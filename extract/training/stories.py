@@ -19,6 +19,7 @@ from extract.training.story_draft import (
     plural,
 )
 from extract.training.story_kinds import collection, comparison, groups, rates, shopping
+from schemas.whole_files import write_whole
 
 
 def backwards(d: Draft, n: int) -> str:
@@ -242,4 +243,4 @@ def write_stories(count: int, seed: int, path: Path) -> None:
         json.dumps({"question": story.question, "answer": f"{' '.join(story.steps)}\n#### {story.answer}"})
         for story in draw_stories(count, seed)
     )
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    write_whole(path, "".join(line + "\n" for line in lines))

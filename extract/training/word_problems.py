@@ -19,6 +19,7 @@ from typing import Any
 
 from extract.run.data import number_text
 from extract.training.data import normalised
+from schemas.whole_files import write_whole
 
 Problem = tuple[str, str]
 HELD_OUT_SVAMP = 300
@@ -127,7 +128,7 @@ def main(source: Path, out: Path) -> None:
             problems = kept
             sys.stdout.write(f"{name}: {before - len(problems)} of {before} left out, held out or there already\n")
         lines = [json.dumps({"question": question, "answer": answer}) + "\n" for question, answer in problems]
-        (out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        write_whole(out / f"{name}.jsonl", "".join(lines))
         sys.stdout.write(f"{out / name}.jsonl: {len(problems)} problems\n")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from schemas import UsageError
+from schemas.whole_files import beside, write_whole
 
 SUFFIXES = (".json", ".graphml")
 
@@ -61,9 +62,9 @@ def write_graph(graph: Any, path: Path) -> None:
     """
     if path.suffix not in SUFFIXES:
         raise UsageError(f"{path} ends with neither {' nor '.join(SUFFIXES)}; a graph is written as one of these")
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".graphml":
-        networkx.write_graphml(graph, path)
+        with beside(path) as partial:
+            networkx.write_graphml(graph, partial)
     else:
         data = networkx.node_link_data(graph, edges="edges")
-        path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(data, indent=1) + "\n")
