@@ -55,8 +55,9 @@ def test_extract_writes_what_plain_xarray_reads(run, data, tmp_path):
     code, out, err = run(*arguments(CODI, data, tmp_path / "a.lake"))
     assert code == 0
     assert "m/tiny" in out
-    (line,) = err.splitlines()  # and no bar where there is no terminal
-    assert "answers had not ended after" in line
+    scale, cut = err.splitlines()  # and no bar where there is no terminal
+    assert "codi-gpt2 says the scale of its low-rank updates" in scale
+    assert "answers had not ended after" in cut
     dataset = xr.open_zarr(tmp_path / "a.lake", group="m/tiny", consolidated=False)
     assert dataset.committed.values.all()
     code, out, _ = run(*arguments(CODI, data, tmp_path / "a.lake"), "--json")
@@ -66,7 +67,7 @@ def test_extract_writes_what_plain_xarray_reads(run, data, tmp_path):
 def test_what_happens_to_columns_and_steps_is_said(run, tmp_path):
     path = tmp_path / "tiny.jsonl"
     path.write_text(json.dumps({"question": "Tom owes $5.\u2028What has he?", "answer": "#### -$5", "layer": 1}) + "\n")
-    code, _, err = run(*arguments(CODI, path, tmp_path / "a.lake"))
+    code, _, err = run(*arguments(CODI, path, tmp_path / "a.lake", lora_alpha="32"))
     assert code == 0
     renamed, no_steps, cut = err.splitlines()
     assert renamed == "lake: columns stored under another name: 'layer' as data_layer"

@@ -36,7 +36,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(lake: Path, data: Path, **changes: str) -> list[str]:
     folder, base = checkpoint("gpt2")
-    options = {"--model": f"toy={folder}", "--base": base, "--data": str(data), "--lake": str(lake)}
+    options = {
+        "--model": f"toy={folder}",
+        "--base": base,
+        "--data": str(data),
+        "--lake": str(lake),
+        "--lora-alpha": "32",
+    }
     options |= {"--max-new-tokens": "3", "--batch-size": "4", **changes}
     return ["extract", *(word for pair in options.items() for word in pair)]
 
