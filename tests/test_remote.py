@@ -7,7 +7,10 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -19,7 +22,7 @@ import lake as command_line
 from analyze.cluster import compute_on
 from extract.run.extract import extract
 from extract.run.plan import plan
-from schemas import CorruptLakeError, MissingRunError, SpecMismatchError, UsageError
+from schemas import CorruptLakeError, LakeError, MissingRunError, SpecMismatchError, UsageError
 from store import open_lake, verify
 from store.files import read_bytes, set_bytes
 from store.location import open_store
@@ -123,6 +126,54 @@ def test_what_is_damaged_on_an_object_store_is_an_error(bucket: str, data: Path)
     cell = open_lake(place)["toy/toy"]["hidden_state"].sel(layer=1, position="ct2")
     np.testing.assert_array_equal(cell, expected["hidden_state"].sel(layer=1, position="ct2"))
     xr.testing.assert_identical(open_lake(place)["toy/toy"].drop_vars("attention").load(), expected)
+
+
+class Web(SimpleHTTPRequestHandler):
+    """Files, parts of them, and lists of folders; without ``ranges`` no parts, with ``page`` a sign-in page for all."""
+
+    ranges, page = True, False
+
+    def do_GET(self) -> None:
+        """Answer."""
+        asked, file = self.headers.get("Range"), Path(self.translate_path(self.path))
+        if self.page or not (self.ranges and asked and file.is_file()):
+            content = b"<!doctype html><title>Sign in</title>"
+            return self.answer(200, content) if self.page else super().do_GET()
+        first, last = asked.removeprefix("bytes=").split("-")
+        content = file.read_bytes()
+        part = slice(int(first), int(last) + 1) if first else slice(-int(last), None)
+        return self.answer(206, content[part], f"bytes {part.start % len(content)}-/{len(content)}")
+
+    def answer(self, status: int, content: bytes, part: str = "") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        if part:
+            self.send_header("Content-Range", part)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def test_a_lake_on_a_web_server(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    local = tmp_path / "toy.lake"
+    extract(prepared_run(local, data, shard_examples=4), local)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Web, directory=str(tmp_path))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        place = f"http://127.0.0.1:{server.server_port}/toy.lake"
+        lake = open_lake(place)
+        assert (lake.runs(), lake.models()) == (["toy/toy"], ["toy"])
+        xr.testing.assert_identical(lake["toy/toy"].load(), open_lake(local)["toy/toy"].load())
+        command_line_said(["info", place])
+        assert (verify(place).damage, verify(place).files) == ([], len(tree(local)))
+        Web.ranges = False
+        with pytest.raises(LakeError, match=r"bytes of it, [\d,]+ came: its server does not answer range requests"):
+            open_lake(place)["toy/toy"]["hidden_state"].isel(layer=0).load()
+        Web.page = True
+        with pytest.raises(UsageError, match="a web page came instead of zarr.json"):
+            open_lake(place)
+        server.shutdown()
 
 
 def test_no_lake_at_a_url(bucket: str) -> None:
