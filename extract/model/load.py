@@ -135,10 +135,8 @@ def load_reasoner(
     if not isinstance(answer_prefix, str):
         raise UsageError(f"{folder / SETTINGS}: answer_prefix is {answer_prefix!r}; it must be a text")
     rule = replace(rule, answer_prefix=answer_prefix)
-    alpha = _alpha(adapter, lora_alpha, settings, folder, saved=prefix == PEFT)
-    scale = {"lora_alpha": LORA_ALPHA if alpha is None else alpha}
-    scale |= {"use_rslora": True} if adapter.get("use_rslora") else {}
-    assumed = alpha is None and any(".lora_A" in key for key in raw)
+    scale, assumed = _adapter_scale(adapter, lora_alpha, settings, folder, saved=prefix == PEFT)
+    notes = (ASSUMED.format(source),) if assumed and any(".lora_A" in key for key in raw) else ()
     weights, projection = _split(raw, rule, prefix, source)
     # GPT-NeoX's head was called so before transformers 5.
     weights = {re.sub(r"^embed_out\.", "lm_head.", name): value for name, value in weights.items()}
@@ -166,18 +164,19 @@ def load_reasoner(
     return Reasoner(
         name=name, model=model, projection=feeding, tokenizer=under.tokenizer, architecture=under.architecture,
         vocabulary=vocabulary, n_latent=n_latent, answer_prefix=answer_prefix, protocol=rule, extra_rows=extra,
-        fingerprint=digests, control=stated_control(settings, rule.name, str(folder / SETTINGS)),
-        notes=(ASSUMED.format(source),) if assumed else (),
+        fingerprint=digests, control=stated_control(settings, rule.name, str(folder / SETTINGS)), notes=notes,
     )  # fmt: skip
 
 
-def _alpha(
+def _adapter_scale(
     adapter: Mapping[str, Any], lora_alpha: float | None, settings: Mapping[str, Any], folder: Path, *, saved: bool
-) -> float | None:
-    """What the low-rank updates are multiplied with, from the user or the files beside the checkpoint."""
+) -> tuple[dict[str, Any], bool]:
+    """What low-rank updates are multiplied with, by the user or the files beside; whether nobody says it."""
     check_adapter_config(adapter, str(folder / ADAPTER_CONFIG), saved=saved)
     stated = {"the argument": lora_alpha, str(folder / SETTINGS): settings.get("lora_alpha")}
-    return one_alpha(stated | {str(folder / ADAPTER_CONFIG): adapter.get("lora_alpha")})
+    alpha = one_alpha(stated | {str(folder / ADAPTER_CONFIG): adapter.get("lora_alpha")})
+    scale = {"lora_alpha": LORA_ALPHA if alpha is None else alpha}
+    return scale | ({"use_rslora": True} if adapter.get("use_rslora") else {}), alpha is None
 
 
 def _make_ready(module: nn.Module, device: torch.device, dtype: ComputeDtype) -> None:
