@@ -105,8 +105,10 @@ def attention_importance(
     rng, exchange = np.random.default_rng(seed), Exchange(groups)
     beyond = {name: np.zeros_like(value) for name, value in observed.items()}
     for numbers in batches(n_permutation, 0):
-        orders = [(exchange.between(rng), np.argsort(rng.random(target.shape), axis=1)) for _ in numbers]
-        drawn = correlations.exchanged(*map(np.stack, zip(*orders, strict=True)))
+        between, order = (np.empty((len(numbers), *shape), dtype=int) for shape in (target.shape[:1], target.shape))
+        for draw in range(len(numbers)):
+            between[draw], order[draw] = exchange.between(rng), np.argsort(rng.random(target.shape), axis=1)
+        drawn = correlations.exchanged(between, order)
         for name, value in observed.items():
             with np.errstate(invalid="ignore"):
                 beyond[name] += (np.abs(drawn[name]) >= np.abs(value) - 1e-12).sum(0)

@@ -65,8 +65,7 @@ class _Pair:
     def __init__(self, x: Array, y: Array, magnitude: tuple[Array, Array], resolution: tuple[float, float]) -> None:
         self.x, self.y = _Centred(x, magnitude[0], resolution[0]), _Centred(y, magnitude[1], resolution[1])
         self._flat = np.ascontiguousarray(self.x.values.transpose(2, 1, 0))  # (position, test, example)
-        self._square = self._flat**2
-        self._rows = np.ascontiguousarray((self.x.values + self.x.mean).transpose(1, 0, 2)).reshape(x.shape[1], -1)
+        self.x.values = self._flat.transpose(2, 1, 0)  # the same numbers, held once
         self.whole = self.moments(np.ones((1, len(y))))
 
     def moments(self, counts: Array) -> _Moments:
@@ -77,7 +76,7 @@ class _Pair:
         return _Moments(
             self.x.mean + x_mean,
             self.y.mean + y_mean,
-            _draws_first(self._square @ weight) - x_mean**2,
+            _draws_first(np.stack([values**2 @ weight for values in self._flat])) - x_mean**2,
             _draws_first((y**2 * weight).sum(1, keepdims=True)) - y_mean**2,
             _draws_first(self._flat @ (y * weight)) - x_mean * y_mean,
         )
@@ -93,8 +92,9 @@ class _Pair:
 
         From ``order`` : (draw, example, position) to (draw, test).
         """
-        y = np.take_along_axis((self.y.values + self.y.mean)[None], order, 2).reshape(len(order), -1)
-        xy = y @ self._rows.T / y.shape[1]
+        y = np.take_along_axis((self.y.values + self.y.mean)[None], order, 2)  # (draw, example, position)
+        columns = zip(self._flat, self.x.mean.T, y.transpose(2, 0, 1), strict=True)
+        xy = np.sum([own @ (values + mean[:, None]).T for values, mean, own in columns], axis=0) / y[0].size
         _, xx, yy = _pooled(self.whole)
         return _ratio(xy, xx, yy, (xx, yy))
 
