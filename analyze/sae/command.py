@@ -101,11 +101,15 @@ def cost(source: "Source | Sequence[Source]", settings: SAESettings) -> Cost:
     size = 4.0 * n_row * width
     # Scale, training and what is measured at the end read everything; training reads it again unless it is held.
     passes = 3 + (1 if share * size <= settings.buffer_bytes else settings.epochs)
-    trial = limits(replace(settings, epochs=1, save=None), min(source.data.sizes["example"] for source in sources), 16)
+    trial = limits(replace(settings, save=None), min(source.data.sizes["example"] for source in sources), 8)
+    # What is measured at the end takes longer for as many operations than a step: of one epoch it is half of all.
+    trial = {
+        name: replace(one, epochs=min(n, one.epochs)) for (name, one), n in zip(trial.items(), (1, 4), strict=True)
+    }
     return Cost(
         states=n_row * len(states), reads=[reading(part, passes) for part in states],
         operations=n_row * width * n_feature * (8.0 * share * settings.epochs + 4.0),
-        memory=4.0 * (6 * width * n_feature + 8 * 256 * n_feature) + 2.0 * min(size, settings.buffer_bytes), **trial,
+        memory=4.0 * (9 * width + 8 * 256) * n_feature + 2.0 * min(size, settings.buffer_bytes) + 2.0**28, **trial,
     )  # fmt: skip
 
 

@@ -235,6 +235,7 @@ def train_sae(
     sae = sae.assign_coords({name: ("example", values) for name, values in own.items()})
     read = activation.name if isinstance(activation, xr.DataArray) else next(iter(activation.values())).name
     sae.attrs |= {"n_step": trainer.n_done, "n_revived": trainer.n_revived, "variable": str(read or "hidden_state")}
+    del trainer  # gradients and moments, several times what is learned
     return sae.merge(sae_metrics(sae, activation, n_top=n_top, progress=lambda *_: tick()), combine_attrs="override")
 
 
@@ -284,17 +285,18 @@ class _Inputs:
         """
         rows, spec = self.rows, self.spec
         first = next(iter(source.values()))
-        w = {name: value.astype(np.float64) for name, value in weight.items()}
+        small = {name: weight[name].astype(np.float64) for name in ("b_enc", "b_dec", "threshold")}
+        encoder, decoder = weight["w_enc"], weight["w_dec"]  # as they are, in single precision, but for a crosscoder's
         joint = self.scope == "crosscoder"
         unit = np.ones((1, 1)) if joint else self.scale[:, :1]  # (cell or 1, 1): a code's unit
         ratio = self.wide_scale / unit  # (cell or 1, width); 1 but for a crosscoder
-        inner = w["b_enc"] if spec.pre_bias else w["b_enc"] + np.einsum("gnd,gd->gn", w["w_enc"], w["b_dec"])
+        inner = small["b_enc"] if spec.pre_bias else small["b_enc"] + np.einsum("gnd,gd->gn", encoder, small["b_dec"])
         values = {
-            "encoder": w["w_enc"] / ratio[:, None] if joint else w["w_enc"],
-            "decoder": w["w_dec"] * ratio[:, None] if joint else w["w_dec"],
+            "encoder": encoder / ratio[:, None] if joint else encoder,
+            "decoder": decoder * ratio[:, None] if joint else decoder,
             "encoder_bias": inner * unit,
-            "threshold": w["threshold"] * unit,
-            "decoder_bias": w["b_dec"] * self.wide_scale + self.mean,
+            "threshold": small["threshold"] * unit,
+            "decoder_bias": small["b_dec"] * self.wide_scale + self.mean,
         }
         grid = self.scope == "cell"
         out = xr.Dataset(coords={d: first[d].values for d in rows.cell_dims if d in first.coords})
@@ -306,7 +308,7 @@ class _Inputs:
             }.get(name, ("feature",))
             shared = ("encoder", "decoder", *(("encoder_bias", "threshold") if joint else ()))
             per_cell = grid or (self.per_cell and name not in shared)
-            value = value.astype(np.float32)
+            value = value.astype(np.float32, copy=False)
             if joint and "hidden" in core:
                 if per_cell:
                     core, value = (*map(str, rows.cell_dims), *core), value.reshape(1, *rows.cell_shape, rows.width)
@@ -316,7 +318,8 @@ class _Inputs:
             else:
                 out[name] = core, value[0]
         if joint:
-            squares = np.add.reduceat(np.square(w["w_dec"][0]), np.cumsum([0, *rows.hidden])[:-1], axis=-1)
+            squares = np.square(decoder[0], dtype=np.float64)
+            squares = np.add.reduceat(squares, np.cumsum([0, *rows.hidden])[:-1], axis=-1)
             share = squares / squares.sum(axis=-1, keepdims=True)
             out["source_share"] = ("source", "feature"), share.T.astype(np.float32)
             out["n_hidden"] = "source", np.array(rows.hidden)

@@ -76,6 +76,9 @@ class Trainer:
         if spec.activation == "jumprelu":
             self.parameters["threshold"] = self.threshold
         self.optimizer = torch.optim.Adam(list(self.parameters.values()), lr=spec.learning_rate, fused=True)
+        # Written into at every step: to ask the system for so much memory anew takes several times as long.
+        self.w_enc.grad, self.w_dec.grad = torch.zeros(shape), torch.zeros(shape)
+        self._scratch = torch.empty(shape) if spec.unit_norm else torch.empty(0)
         self.batch_threshold = torch.zeros(n_group)  # of batch_topk in use, see calibrate
         self.since_fired = torch.zeros(n_group, n_feature, dtype=torch.int32)  # steps
         self.n_revived = 0
@@ -98,7 +101,8 @@ class Trainer:
         reconstruction, extra, active, residual = self._gradients(x, weight, n_row, penalty)
         if self.spec.unit_norm:  # only the part of the gradient that turns a column is used
             grad = gradient_of(self.w_dec)
-            grad.addcmul_(torch.linalg.vecdot(grad, self.w_dec)[..., None], self.w_dec, value=-1)
+            along = torch.mul(grad, self.w_dec, out=self._scratch).sum(-1, keepdim=True)
+            grad.addcmul_(along, self.w_dec, value=-1)
         self.optimizer.step()
         if self.spec.unit_norm:
             self.w_dec /= self.w_dec.norm(dim=-1, keepdim=True).clamp(min=1e-8)
@@ -252,8 +256,8 @@ class Trainer:
             df += self._price(n_row, penalty)[:, None, None]
         dpre = df.mul_(on)
         inside = x - self.b_dec[:, None] if spec.pre_bias else x
-        self.w_dec.grad = torch.matmul(f.transpose(1, 2), out)
-        self.w_enc.grad = torch.matmul(dpre.transpose(1, 2), inside)
+        torch.bmm(f.transpose(1, 2), out, out=gradient_of(self.w_dec))
+        torch.bmm(dpre.transpose(1, 2), inside, out=gradient_of(self.w_enc))
         self._biases(dpre.sum(1), out.sum(1))
         active = on.sum(1)
         extra = self._penalty(f.sum((1, 2)) if spec.activation == "relu" else active.sum(1), n_row, penalty)
@@ -296,8 +300,9 @@ class Trainer:
         dpre = df * on
         inside = (x - self.b_dec[:, None] if spec.pre_bias else x).reshape(-1, width)
         by_feature = turned(entries)
-        self.w_dec.grad = (by_feature(value) @ flat).reshape(self.w_dec.shape)
-        self.w_enc.grad = (by_feature(dpre) @ inside).reshape(self.w_enc.shape)
+        for weights, values, rows in ((self.w_dec, value, flat), (self.w_enc, dpre, inside)):
+            grad = gradient_of(weights).view(-1, width)
+            torch.addmm(grad, by_feature(values), rows, beta=0, out=grad)
         db = torch.zeros(n_group * n_feature).index_add_(0, feature, dpre).reshape(self.b_enc.shape)
         self._biases(db, out.sum(1))
         active = torch.zeros(n_group * n_feature).index_add_(0, feature, on.float()).reshape(self.b_enc.shape)
