@@ -72,7 +72,6 @@ class Context:
         self.lazy = lazy
         self._named = list(runs)
         self._runs: dict[str, xr.Dataset] = {}
-        self._models: dict[str, xr.Dataset] = {}
         self._opened: dict[str, xr.Dataset] = {}
         self.columns: dict[Any, Any] = {}
         """By the name of a re-entry: what became of each problem, once it was read."""
@@ -115,11 +114,8 @@ class Context:
         return self._runs[name]
 
     def model(self, run: str) -> xr.Dataset:
-        """What lenses need of a run's model."""
-        name = run.partition("/")[0]
-        if name not in self._models:
-            self._models[name] = self.lake.model(name)
-        return self._models[name]
+        """What lenses need of a run's model; the lake keeps the last one that was asked for."""
+        return self.lake.model(run.partition("/")[0])
 
     def open(self, result: Result) -> xr.Dataset:
         """Dataset of a result."""

@@ -70,6 +70,13 @@ def chunked(source: xr.Variable, blocks: dict[str, int]) -> LakeArray:
     return LakeArray.of(source.chunk(blocks).data, source)
 
 
+def read_in(array: xr.DataArray, blocks: dict[str, int]) -> xr.DataArray:
+    """A lazy array in other blocks: what a lake holds is read in them, anything else joined from the blocks it has."""
+    if not isinstance(array.data, LakeArray):
+        return array.chunk(blocks)
+    return array.copy(data=chunked(array.data.source, blocks))
+
+
 def few_shapes(picked: xr.Variable) -> dict[str, int]:
     """Blocks of few examples: all of a layer of them, and as many layers as ``BLOCK_BYTES`` hold."""
     sizes = {str(dim): size for dim, size in picked.sizes.items()}

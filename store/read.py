@@ -182,11 +182,13 @@ class Lake(Groups):
         """
         identity, known = f"{name} {self.model_attributes(name)['files']}", self.__dict__.get("_models", {})
         if identity not in known:  # a gigabyte for 128,000 tokens, and one analysis asks for it several times
-            known = {**known, identity: self.lazy_model(name).load()}
+            lazy, known = self.lazy_model(name), dict(known)
+            while known and sum(model.nbytes for model in known.values()) + lazy.nbytes > MODELS_KEPT:
+                known.pop(next(iter(known)))  # before the next one is read: both would be held
+            self.__dict__["_models"] = known
+            known = {**known, identity: lazy.load()}
             for variable in known[identity].data_vars.values():  # the next call hands out the same arrays
                 variable.values.flags.writeable = False
-            while len(known) > 1 and sum(model.nbytes for model in known.values()) > MODELS_KEPT:
-                known.pop(next(iter(known)))
             self.__dict__["_models"] = known
         loaded: xr.Dataset = known[identity].copy()
         loaded.encoding["stored"] = self, name

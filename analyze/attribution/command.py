@@ -38,6 +38,7 @@ def run(source: "Source", settings: AttributionSettings) -> "xr.Dataset":
 
 def cost(source: "Source", settings: AttributionSettings) -> Cost:
     """A product of every last state with the unembedding, and one of every part with a token's direction."""
+    from analyze.attribution.direct import ROWS
     from analyze.cost import limits, places, present, reading
     from schemas.vocabulary import PARTS
 
@@ -49,7 +50,7 @@ def cost(source: "Source", settings: AttributionSettings) -> Cost:
     return Cost(
         states=n_state * n_layer, reads=[reading(array) for array in arrays],
         operations=2.0 * n_state * hidden * (model.sizes["vocabulary"] + 2 * (2 * n_layer + 1)),
-        memory=float(2 * model["unembedding"].nbytes + 8 * 256 * n_layer * hidden * 4),
+        memory=float(model["unembedding"].nbytes + 10 * ROWS * n_layer * hidden * 4),
         readouts=[source.run.partition("/")[0]], **limits(settings, run.sizes["example"], 16, 256),
     )  # fmt: skip
 

@@ -13,12 +13,13 @@ from analyze.statistics import DrawnMean, draw_counts
 from schemas import SchemaError
 from schemas.statistics import DRAWN_TOGETHER
 from schemas.vocabulary import PARTS
+from store.chunked import read_in
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ROWS = 256
 """States whose parts are read at once."""
-READ_OUT = 64
-"""States whose logits are held at once: of 128,000 tokens, as much again as their parts in float32."""
+ADDED = 64
+"""States of which these are added up at once."""
 
 
 def logit_attribution(run: xr.Dataset, model: xr.Dataset) -> xr.DataArray:
@@ -58,22 +59,18 @@ def logit_attribution(run: xr.Dataset, model: xr.Dataset) -> xr.DataArray:
     layers = run["hidden_state"]["layer"].values.tolist()
     if layers != list(range(len(layers))):
         raise SchemaError(f"attribution adds up over all layers; found {layers}")
-    readout = ReadOut(model)
     names = ["embedding", *(f"{part} {layer}" for layer in layers for part in ("attention", "MLP")), "bias of the norm"]
     core = ["layer", "hidden"]
-    arrays = [run[name] for name in ("hidden_state", *PARTS)]
+    arrays = [run[name] for name in ("hidden_state", "attention_output", "mlp_output")]
     examples = min(DRAWN_TOGETHER, max(arrays[0].chunksizes.get("example", (DRAWN_TOGETHER,))))
     blocks = {"example": examples, "position": max(1, ROWS // examples)} | {dim: -1 for dim in core}
-    arrays = [array.chunk(blocks) if array.chunks is not None else array for array in arrays]
-
-    def kernel(hidden: Array, mlp: Array, attention: Array) -> Array:
-        return attribute(hidden, attention, mlp, readout)
-
+    arrays = [read_in(array, blocks) if array.chunks is not None else array for array in arrays]
     result: xr.DataArray = xr.apply_ufunc(
-        kernel,
+        attribute,
         *arrays,
         input_core_dims=[core] * 3,
         output_core_dims=[["part"]],
+        kwargs={"readout": ReadOut(model)},
         dask="parallelized",
         output_dtypes=["float32"],
         dask_gufunc_kwargs={"output_sizes": {"part": len(names)}},
@@ -88,12 +85,12 @@ def attribute(hidden: Array, attention: Array, mlp: Array, readout: ReadOut) -> 
     hidden, attention, mlp = (array.reshape(-1, *array.shape[-2:]) for array in (hidden, attention, mlp))
     out = np.full((len(hidden), n_part), np.nan, dtype="float32")
     there = np.flatnonzero(~np.isnan(hidden[:, -1, 0]))
-    for start in range(0, len(there), READ_OUT):
-        rows = there[start : start + READ_OUT]
+    tokens = readout.best(readout.norm(hidden[there, -1]))
+    for start in range(0, len(there), ADDED):
+        rows, token = there[start : start + ADDED], tokens[start : start + ADDED]
         state, heads, mlps = (array[rows].astype("float32") for array in (hidden, attention, mlp))
         added = np.stack([heads, mlps], axis=2).reshape(len(rows), -1, state.shape[-1])
         parts = np.concatenate([state[:, :1] - heads[:, :1] - mlps[:, :1], added], axis=1)  # (state, part, hidden)
-        token = (readout.norm(state[:, -1]) @ readout.unembedding.T).argmax(1)
         towards = readout.unembedding[token] - readout.mean_token
         linear, bias = readout.linear_norm(state[:, -1])
         out[rows, :-1] = np.einsum("spd,sd->sp", linear(parts), towards)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -150,7 +151,7 @@ def cost(sources: "Sequence[Source]", settings: FeatureSettings) -> Cost:
     import numpy as np
 
     from analyze.cost import reading
-    from analyze.features.pages import ends
+    from analyze.features.pages import LOGIT_BYTES, ends
     from analyze.sae.dictionary import activation_of
 
     by_run, lake = {source.run: source for source in sources}, sources[0].lake
@@ -177,7 +178,8 @@ def cost(sources: "Sequence[Source]", settings: FeatureSettings) -> Cost:
                 operations += 2.0 * rows * n_feature * (hidden + 2 * (settings.resamples + settings.permutations))
                 n_state += settings.max_problems
             reads.append(reading(part))
-            memory = max(memory, 4.0 * 8 * n_feature * max(hidden, 300))
+            held = by_run[run].lazy_model["unembedding"].nbytes + 4 * LOGIT_BYTES
+            memory = max(memory, held + 4.0 * 8 * n_feature * max(hidden, 300))
     return Cost(
         states=n_state, reads=reads, operations=operations, memory=memory, steps=steps,
         readouts=[source.run.partition("/")[0] for source in sources],
@@ -297,22 +299,27 @@ def feature_rows(pages: Any) -> list[dict[str, Any]]:
 
     frequency = pages["frequency"]
     cells = [str(dim) for dim in frequency.dims if dim != "feature"]
-    often = frequency.mean(cells) if cells else frequency
+    by_cell = np.nan_to_num(frequency.transpose("feature", *cells).values, nan=-1)
+    by_cell = by_cell.reshape(len(by_cell), -1)
+    often = frequency.mean(cells).values if cells else frequency.values
+    places = list(product(*(pages[dim].values.tolist() for dim in cells)))
+    told = [name for name in (*PROBE, *EFFECT) if name in pages]
+    columns = {name: pages[name].transpose("feature", ...).values for name in (*told, "top_reading", "top_question")}
+    writes = {sign: pages["writes"].sel(sign=sign).transpose("feature", "token").values for sign in ("+", "-")}
     rows = []
-    for index in np.argsort(-often.values, kind="stable"):
-        one = pages.isel(feature=int(index))
-        place = one["frequency"].isel(one["frequency"].argmax(...)) if cells else None
-        writes = {sign: in_a_line(map(str, one["writes"].sel(sign=sign).values[:5])) for sign in ("+", "-")}
+    for index in np.argsort(-often, kind="stable"):
+        most = dict(zip(cells, places[by_cell[index].argmax()], strict=True))
+        questions = columns["top_question"][index]
         rows.append(
             {
-                "feature": int(one["feature"]),
-                "fires": float(often[int(index)]),
-                "most": place_text({dim: place[dim].item() for dim in reversed(cells)}) if place is not None else "",
-                "reads": in_a_line(str(text) for text in one["top_reading"].values if text),
-                "writes": writes["+"],
-                "takes": writes["-"],
-                "problem": str(one["top_question"].values[0])[:60] if one.sizes["rank"] else "",
-                **{name: one[name].item() for name in (*PROBE, *EFFECT) if name in one},
+                "feature": int(pages["feature"].values[index]),
+                "fires": float(often[index]),
+                "most": place_text(dict(reversed(most.items()))),
+                "reads": in_a_line(str(text) for text in columns["top_reading"][index] if text),
+                "writes": in_a_line(map(str, writes["+"][index, :5])),
+                "takes": in_a_line(map(str, writes["-"][index, :5])),
+                "problem": str(questions[0])[:60] if len(questions) else "",
+                **{name: columns[name].item(index) for name in told},
             }
         )
     return rows

@@ -200,7 +200,7 @@ def _readings(sae: xr.Dataset, run: xr.Dataset, activation: xr.DataArray, rows: 
         """Read out what waits, together: each reading goes through the whole unembedding."""
         if waiting:
             final = np.concatenate([states for states, _ in waiting])
-            best = readout.read(final, 1, np.full((len(final), 1), -1))[0][:, 0]
+            best = readout.best(final)
             starts = np.cumsum([0, *(len(states) for states, _ in waiting)])
             for start, (states, which) in zip(starts[:-1], waiting, strict=True):
                 readings[which[0]] = strings[best[start : start + len(states)][which[1]]]

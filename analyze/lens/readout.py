@@ -228,6 +228,13 @@ class ReadOut:
         rank = np.where(known, better[:, 0] + 1.0, np.nan)
         return best.token, np.exp(best.logit - total[:, None]), rank, chance
 
+    def best(self, final: Array) -> Array:
+        """Likeliest token of each state (state, hidden), float32: (state,) ids; of equals the first."""
+        best = Best(len(final), 1)
+        for start, block in self._logit_blocks(final):
+            best.add(block, block.reshape(-1, GROUP, len(final)).max(1), start)
+        return best.token[:, 0]
+
     def ranks(self, final: Array, wanted: Array) -> tuple[Array, Array, Array]:
         """Likeliest token, and rank and probability of some tokens in each read-out.
 
