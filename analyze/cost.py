@@ -3,10 +3,11 @@
 An analysis declares how much it does (``cost`` in its ``command.py``, see :class:`schemas.command.Cost`). How fast
 this machine is at it is found out by running the very analysis twice on a little of the run:
 
-    seconds = t_larger + (work - work_larger) * (t_larger - t_small) / (work_larger - work_small)
+    seconds = t_first + (work - work_small) * (t_larger - t_small) / (work_larger - work_small)
 
-so that what a run of any size takes is counted once. Steps that are no product of matrices, as eigenvalues, or that
-trials of so little do not have are timed by themselves.
+where the first small trial also loads and reads what a run of any size does, as the model's read-out, and the others
+find it there. Steps that are no product of matrices, as eigenvalues, or that trials of so little do not have are timed
+by themselves. Starting the program is not counted.
 """
 
 import time
@@ -31,6 +32,10 @@ LONG = 2e12
 FIRST_LOOK = 2.5e13
 """Operations that an analysis of every example is held to where nothing is said: some ten minutes of one core.
 A number of operations and not of seconds, so that the same examples are taken on every machine."""
+PROGRAM = 250e6
+"""Bytes of the program and its libraries."""
+READ = 16
+"""Examples of each part of a run by which reading is timed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +49,7 @@ class Plan:
     n_byte: int
     """Read, as they are stored."""
     memory: float
-    """Bytes held at once."""
+    """Bytes held at once, the program included."""
     seconds: float | None
     """On this machine; ``None``: a trial was refused."""
     refused: str = ""
@@ -90,18 +95,15 @@ Regroup = Callable[[Settings], Sequence[Source]]
 def plan_of(command: Analysis, sources: Sequence[Source], settings: Settings, regroup: Regroup) -> Plan:
     """What one call of an analysis takes, with the time of two short trials of it."""
     cost = declared(command, sources, settings)
-    by_run = {source.run: source for source in sources}
     n_byte = sum(model_bytes(sources[0].lake, name) for name in cost.readouts)
-    for read in cost.reads:
-        source = by_run.get(str(read.part.attrs.get("run")), sources[0])
-        n_byte += round(bytes_to_read(source.lake, source.run, read.part) * read.times)
+    n_byte += sum(round(stored_bytes(part, sources) * times) for part, times in cost.reads)
     try:
-        seconds, refused = seconds_of(command, cost, regroup), ""
+        seconds, refused = seconds_of(command, cost, sources, regroup), ""
     except LakeError as error:  # so little of a run may be too little for it
         seconds, refused = None, str(error)
     return Plan(
         n_example=sum(source.data.sizes["example"] for source in sources), n_state=cost.states,
-        operations=cost.operations, n_byte=n_byte, memory=cost.memory, seconds=seconds, refused=refused,
+        operations=cost.operations, n_byte=n_byte, memory=PROGRAM + cost.memory, seconds=seconds, refused=refused,
     )  # fmt: skip
 
 
@@ -122,12 +124,19 @@ def operations_of(command: Analysis, sources: Sequence[Source], settings: Settin
         return 0.0
 
 
-def seconds_of(command: Analysis, cost: Cost, regroup: Regroup) -> float:
+def stored_bytes(part: xr.DataArray, sources: Sequence[Source]) -> int:
+    """Bytes of the chunks that hold a part of a run."""
+    by_run = {source.run: source for source in sources}
+    source = by_run.get(str(part.attrs.get("run")), sources[0])
+    return bytes_to_read(source.lake, source.run, part)
+
+
+def seconds_of(command: Analysis, cost: Cost, sources: Sequence[Source], regroup: Regroup) -> float:
     """Time of a run from trials of a small one, done twice as the first also loads what it needs, and a larger one.
 
-    Steps that an analysis names are added. Of an analysis that has no small run, the time of as many operations of a
-    product of matrices. By the clock or the processor, whichever says less: what else the machine is at in that moment
-    is not counted.
+    Steps that an analysis names are added. Of an analysis that has no small run, the time of reading, and of as many
+    operations of a product of matrices. By the clock or the processor, whichever says less: what else the machine is at
+    in that moment is not counted.
 
     Raises
     ------
@@ -136,15 +145,25 @@ def seconds_of(command: Analysis, cost: Cost, regroup: Regroup) -> float:
     """
     steps = sum(times * seconds_of_step(step) for times, step in cost.steps)
     if cost.small is None or cost.larger is None:
-        return steps + cost.operations / product_rate()
+        return steps + seconds_of_reading(cost, sources) + cost.operations / product_rate()
     times, work = [], []
     for settings in (cost.small, cost.small, cost.larger):
-        sources = [replace(source, shell=Quiet(), folder=None) for source in regroup(settings)]
-        work.append(declared(command, sources, settings).operations)
-        given = sources if command.takes_all(settings) else sources[0]
+        tried = [replace(source, shell=Quiet(), folder=None) for source in regroup(settings)]
+        work.append(declared(command, tried, settings).operations)
+        given = tried if command.takes_all(settings) else tried[0]
         times.append(seconds_taken(partial(command.run, given, settings)))
     rate = max(0.0, times[2] - times[1]) / max(work[2] - work[1], 1.0)
-    return float(times[2] + (cost.operations - work[2]) * rate + steps)
+    return float(times[0] + (cost.operations - work[0]) * rate + steps)
+
+
+def seconds_of_reading(cost: Cost, sources: Sequence[Source]) -> float:
+    """Time of reading all that is read, from that of every read-out and of the first examples of each part."""
+    seconds = sum(seconds_taken(partial(sources[0].lake.model, name)) for name in cost.readouts)
+    for part, times in cost.reads:
+        few = part.isel(example=slice(0, READ))
+        share = stored_bytes(few, sources) / max(1, stored_bytes(part, sources))
+        seconds += times * seconds_taken(partial(np.asarray, few)) / max(share, 1e-9)
+    return seconds
 
 
 def seconds_of_step(step: Callable[[], object]) -> float:

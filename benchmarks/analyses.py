@@ -7,9 +7,11 @@ of processor and clock, the largest memory. ``LAKE`` is one of ``sizes.py --keep
 added to those of FILE.json, and take the place of those of the same analysis and options in the table
 ``analyses-NAME`` of RESULTS.md, NAME that of the lake.
 
-processor    includes the start of the program and its libraries, some 3 s, and of what takes over a minute the trial
-             from which that is said first, which reads the model's read-out again (MB read); "told" is what ``--plan``
-             said.
+processor    of the analysis, with storing and printing its result; "told" is what ``--plan`` said of it.
+before       of the processor, too: the start of the program and its libraries, some 3 s, and of what takes over a
+             minute the trial from which that is said first.
+GB           the largest memory of the process, the trial included.
+MB read      by the analysis, without what the trial reads but for the model's read-out, which stays.
 arithmetic   the operations that an analysis declares over the rate of a product of matrices in the same minute, by
              processor time: how much of it the formula needs.
 """
@@ -54,6 +56,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"
 
 def child(words: list[str]) -> None:
     """Run a command and write what it took as the last line of standard error."""
+    from analyze import running
     from lake import app
     from store.guard import Guard
     from store.shards import ShardedArray
@@ -78,11 +81,19 @@ def child(words: list[str]) -> None:
 
     ShardedArray._decode, ShardedArray._read_rows = counted, counted_rows  # type: ignore[method-assign]
     Guard._static = counted_static  # type: ignore[method-assign]
-    start = time.perf_counter()
+    analyse, start = running.analyse, {"seconds": time.perf_counter(), "cpu": time.process_time()}
+
+    def noted(*arguments: Any) -> Any:  # from here on it is the analysis, which no trial is part of
+        start.update(seconds=time.perf_counter(), cpu=time.process_time())
+        read.update(chunks=0)  # the read-out stays from the trial
+        yield from analyse(*arguments)
+
+    running.analyse = noted  # type: ignore[assignment]
     app(args=words, standalone_mode=False)
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    taken = {"seconds": time.perf_counter() - start, "cpu": usage.ru_utime + usage.ru_stime,
-             "memory": usage.ru_maxrss * 1024, **read}  # fmt: skip
+    taken = {
+        "seconds": time.perf_counter() - start["seconds"], "cpu": time.process_time() - start["cpu"],
+        "before": start["cpu"], "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, **read,
+    }  # fmt: skip
     print(json.dumps(taken), file=sys.stderr)
 
 
@@ -121,7 +132,7 @@ def main() -> None:
         plan = measured([*words, "--plan", "--json"], given.timeout)
         told = json.loads(plan["printed"]) if "printed" in plan else {}
         if name == "report":  # says nothing of bytes and operations, and of its problems but how many can be picked
-            told = {"": {**told, "n_example": told.get("n_problem", 0), "n_byte": 0, "operations": 0}}
+            told = {"": {**told, "n_example": told.get("n_problem", 0), "n_byte": 0, "operations": 0, "memory": 0}}
         taken = measured(words, given.timeout)
         taken.pop("printed", None)
         row = {"analysis": name, "lake": given.lake.stem, "options": given.options, "rate": product_rate(),
@@ -145,10 +156,12 @@ def table_row(row: dict[str, Any]) -> dict[str, Any]:
         "analysis": row["analysis"],
         "options": row["options"],
         "examples": sum(plan["n_example"] for plan in told),
+        "before s": row["before"],
         "processor s": row["cpu"],
         "told s": seconds or None,
         "arithmetic s": operations / row["rate"],
         "GB": row["memory"] / 1e9,
+        "GB told": max(plan["memory"] for plan in told) / 1e9,
         "MB read": (row["chunks"] + row["model"]) / 1e6,
         "MB told": n_byte / 1e6,
     }
@@ -162,10 +175,12 @@ def line(row: dict[str, Any]) -> str:
     seconds = sum(plan["seconds"] or 0 for plan in told)
     n_byte, operations = (sum(plan[key] for plan in told) for key in ("n_byte", "operations"))
     read = row["chunks"] + row["model"]
+    told_memory = max((plan["memory"] for plan in told), default=0)
     return (
-        f"{row['analysis']}: {row['cpu']:.1f} s of processor, {row['seconds']:.1f} s ({seconds:.1f} told),"
-        f" {row['memory'] / 1e9:.2f} GB; {row['chunks'] / 1e6:.1f} + {row['model'] / 1e6:.1f} MB read"
-        f" ({n_byte / 1e6:.1f} told, {n_byte / max(read, 1):.2f}); arithmetic {operations / row['rate']:.1f} s"
+        f"{row['analysis']}: {row['cpu']:.1f} s of processor ({seconds:.1f} told, {seconds / row['cpu']:.2f}),"
+        f" {row['seconds']:.1f} s by the clock, {row['before']:.1f} s before;"
+        f" {row['memory'] / 1e9:.2f} GB ({told_memory / 1e9:.2f} told); {read / 1e6:.1f} MB read"
+        f" ({n_byte / 1e6:.1f} told); arithmetic {operations / row['rate']:.1f} s"
     )
 
 

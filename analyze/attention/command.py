@@ -38,10 +38,10 @@ def cost(source: "Source", settings: AttentionSettings) -> Cost:
     n_target = len(places(source.data, answers=False)) + 2
     n_row = rows.size // rows.sizes["key_position"]
     shares = n_row * n_target // rows.sizes["head"]
+    block = max(rows.chunksizes["example"]) / rows.sizes["example"]
     return Cost(
         states=n_row, reads=[reading(rows)], operations=2.0 * rows.size * n_target + 4.0 * shares * settings.resamples,
-        memory=12.0 * rows.size / rows.sizes["layer"] / max(1, rows.sizes["example"] // 512), **limits(settings,
-        rows.sizes["example"], 128),
+        memory=12.0 * rows.size / rows.sizes["layer"] * block, **limits(settings, rows.sizes["example"], 128),
     )  # fmt: skip
 
 

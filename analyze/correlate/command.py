@@ -80,7 +80,7 @@ def cost(source: "Source", settings: CorrelationSettings) -> Cost:
     return Cost(
         states=rows.size // rows.sizes["key_position"], reads=[reading(rows)],
         operations=8.0 * n_value * (settings.permutations + settings.resamples) + 2.0 * rows.size,
-        memory=8.0 * 10 * n_value + 2.0**28,
+        memory=8.0 * 10 * n_value + 2.0**26,
         **limits(settings, rows.sizes["example"], 256),
     )  # fmt: skip
 

@@ -76,9 +76,10 @@ def cost(sources: "Sequence[Source]", settings: GeometrySettings) -> Cost:
             operations += n_layer * axes_products(n * runs[i].sizes["position"], width, n_token)
             steps += [*cell_steps(n, width, cells[i], settings), *axes_steps(width, n_layer)]
     width = max(run.sizes["hidden"] for run in runs)
+    unembedding = max(source.lazy_model["unembedding"].nbytes for source in sources)
     return Cost(
         states=n_state, reads=reads, operations=operations, steps=steps,
-        memory=8.0 * max(2 * max(cells) ** 2 * settings.max_problems, 10 * width**2),
+        memory=8.0 * max(2 * max(cells) ** 2 * settings.max_problems, 10 * width**2) + unembedding,
         readouts=list(dict.fromkeys(source.run.partition("/")[0] for source in sources)),
     )  # fmt: skip
 
