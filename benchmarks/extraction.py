@@ -16,7 +16,8 @@ padded, and wait until it is on the disk. This project also scores the gold answ
 compresses and checksums. TransformerLens is used as its page on hooks has it (docs/source/content/hook_system.md:
 run_with_cache with a names_filter), nnsight as its page on attention patterns (docs/patterns/attention-patterns.md),
 nnterp by its accessors. What one of its runs begins with, whatever its length (some questions alone and in a batch,
-the model's read-out), lies in the lake already and is timed by itself.
+the model's read-out), lies in the lake already and is timed by itself. What it takes beyond capturing is compressing,
+checksums of rows, chunks and files, and writing.
 """
 
 import argparse
@@ -224,6 +225,7 @@ class Comparison:
             "the bare model, nothing kept": lambda: self.hand("bare"),
             "this project, answering alone": lambda: self.ours("answering"),
             "this project, answering and scoring": lambda: self.ours("answering", scored=True),
+            "this project, capturing, nothing written": lambda: self.ours("capturing"),
             OURS: self.extraction,
             **kept,
             **{f"one question at a time, {name}": partial(self.script, work) for name, work in scripts.items()},

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from operator import mul
 from typing import Any
 
 import google_crc32c
@@ -17,6 +18,9 @@ from store.codecs import compressor
 from store.files import Replacement
 from store.layout import ArrayLayout
 from store.range_check import ABSENT, CHECKSUM_BYTES
+
+SIDE_BY_SIDE = 4
+"""Chunks of states that are copied together: a batch has a row's positions one after the other."""
 
 
 class ShardFile:
@@ -130,17 +134,21 @@ def _encode(
     ``first`` is the place of the shard.
     """
     compress, pieces_written = compressor(layout.codecs[0]), []
-    n_row, *other = layout.chunks
+    n_row, depth, length, *other = layout.chunks
+    side = min(SIDE_BY_SIDE, layout.grid[2]) if layout.has_rows else 1
     examples = values.rows((first + part[0]) * n_row, layout.together * n_row)
-    room = np.empty((layout.together, *layout.chunks), dtype=layout.dtype)  # new memory for each box costs more
-    for rest in np.ndindex(*layout.grid[len(part) :]):
-        corner = [number * size for number, size in zip((*part[1:], *rest), other, strict=True)]
-        there = examples.read(corner, room.reshape(-1, *other))
-        for number, chunk in enumerate(room if there else ()):
+    # New memory for each box costs more.
+    room = np.empty((layout.together, n_row, depth, side * length, *other), dtype=layout.dtype)
+    for begin, *rest in product(range(0, layout.grid[2], side), *map(range, layout.grid[3:])):
+        corner = [part[1] * depth, begin * length, *map(mul, rest, other)]
+        there = examples.read(corner, room.reshape(-1, *room.shape[2:]))
+        places = range(begin, min(begin + side, layout.grid[2])) if there else ()
+        for place, number in product(places, range(layout.together)):
+            chunk = np.ascontiguousarray(room[number, :, :, (place - begin) * length :][:, :, :length])
             if not _is_fill(chunk, layout.fill):
                 rows = chunk.reshape(n_row, -1) if layout.has_rows else np.empty((0, 1), dtype=layout.dtype)
                 checksums = [google_crc32c.value(row) for row in rows.view(np.uint8)]
-                pieces_written.append(((part[0] + number, *part[1:], *rest), compress(chunk), checksums))
+                pieces_written.append(((part[0] + number, part[1], place, *rest), compress(chunk), checksums))
     return pieces_written
 
 

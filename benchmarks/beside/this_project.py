@@ -18,7 +18,7 @@ from torch import nn
 from work import serve
 
 from extract.run.extract import _create, extract, prepare, provenance
-from extract.run.prepare import batches
+from extract.run.prepare import batches, begin
 from schemas import RunSpec
 from store import open_lake
 
@@ -62,6 +62,11 @@ class Works:
         gold = self.prepared.problems.gold_answer
         for batch in self.batches:
             self._think(batch, [gold[index] for index in batch] if scored else None)
+
+    def capturing(self) -> None:
+        """Answer and score the same batches, and capture all of it, but write nothing."""
+        for batch in self.batches:
+            begin(self.prepared, batch)()
 
     def _think(self, batch: list[int], gold: Sequence[str] | None) -> None:
         prompts = [self.prepared.prompts[index] for index in batch]
@@ -108,4 +113,4 @@ class Works:
 if __name__ == "__main__":
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     works = Works(*sys.argv[1:])
-    serve({name: getattr(works, name) for name in ("job", "answering", "start", "extraction", "compare")})
+    serve({name: getattr(works, name) for name in ("job", "answering", "capturing", "start", "extraction", "compare")})

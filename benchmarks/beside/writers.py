@@ -41,6 +41,18 @@ class Writers:
         KINDS[kind](self, Path(out))
         return sum(path.stat().st_size for path in Path(out).rglob("*") if path.is_file())
 
+    def entropy(self) -> dict[str, list[float]]:
+        """Of states, and of attention to the past: bits a value of its high and low bytes' entropy; bytes of that."""
+        states = [question[name].ravel() for question in self.questions for name in ("hidden_state", "final_state")]
+        attention = [question["attention"][question["attention"] > 0] for question in self.questions]
+        found = {}
+        for name, parts in (("states", states), ("attention", attention)):
+            halves = np.concatenate(parts).view(np.uint8).reshape(-1, 2).T
+            shares = [np.bincount(half) / len(half) for half in halves]
+            bits = sum(float(-(share[share > 0] * np.log2(share[share > 0])).sum()) for share in shares)
+            found[name] = [bits, bits / 8 * halves.shape[1]]
+        return found
+
     def npz(self, out: Path) -> None:
         np.savez(out / "batch.npz", **self.padded)
 
@@ -116,4 +128,4 @@ if __name__ == "__main__":
     from work import serve
 
     writers = Writers(sys.argv[1], json.loads(sys.argv[2]))
-    serve({"write": writers.write})
+    serve({"write": writers.write, "entropy": writers.entropy})
