@@ -34,8 +34,6 @@ FIRST_LOOK = 2.5e13
 A number of operations and not of seconds, so that the same examples are taken on every machine."""
 PROGRAM = 250e6
 """Bytes of the program and its libraries."""
-READ = 16
-"""Examples of each part of a run by which reading is timed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,12 +155,12 @@ def seconds_of(command: Analysis, cost: Cost, sources: Sequence[Source], regroup
 
 
 def seconds_of_reading(cost: Cost, sources: Sequence[Source]) -> float:
-    """Time of reading all that is read, from that of every read-out and of the first examples of each part."""
+    """Time of reading all that is read, from that of every read-out and of the first block of each part."""
     seconds = sum(seconds_taken(partial(sources[0].lake.model, name)) for name in cost.readouts)
     for part, times in cost.reads:
-        few = part.isel(example=slice(0, READ))
-        share = stored_bytes(few, sources) / max(1, stored_bytes(part, sources))
-        seconds += times * seconds_taken(partial(np.asarray, few)) / max(share, 1e-9)
+        block = part.isel({dim: slice(0, sizes[0]) for dim, sizes in part.chunksizes.items()})
+        share = stored_bytes(block, sources) / max(1, stored_bytes(part, sources))
+        seconds += times * seconds_of_step(partial(np.asarray, block)) / max(share, 1e-9)
     return seconds
 
 

@@ -132,7 +132,7 @@ def main() -> None:
         plan = measured([*words, "--plan", "--json"], given.timeout)
         told = json.loads(plan["printed"]) if "printed" in plan else {}
         if name == "report":  # says nothing of bytes and operations, and of its problems but how many can be picked
-            told = {"": {**told, "n_example": told.get("n_problem", 0), "n_byte": 0, "operations": 0, "memory": 0}}
+            told = {"": {**told, "n_example": told.get("n_problem", 0), "n_byte": 0, "operations": 0}}
         taken = measured(words, given.timeout)
         taken.pop("printed", None)
         row = {"analysis": name, "lake": given.lake.stem, "options": given.options, "rate": product_rate(),

@@ -12,14 +12,19 @@ import matplotlib as mpl
 import numpy as np
 
 from analyze.context import Context
+from analyze.cost import PROGRAM
 from analyze.drawing import STYLE
+from analyze.explorer.problems import places_of
 from analyze.page import Section
 from analyze.report import explore
 from analyze.report.sections import sections
 from analyze.report.view import Writer, section_view
-from schemas.wording import duration_text
+from schemas.wording import duration_text, size_text
 from store import Lake
+from store.read import MODELS_KEPT
 
+DRAWING = 2**28
+"""Bytes of what draws and of all that is drawn."""
 TRIED = 5
 """Sections that are written on trial, evenly apart in the order of the page."""
 PROBLEMS = 1, 5
@@ -36,13 +41,15 @@ class ReportPlan:
     """Sections the lake has results for; the others take no time."""
     n_problem: int
     """Of all runs together, at most."""
+    memory: float
+    """Bytes held at once, the program included."""
     seconds: float
 
     def text(self) -> str:
         """In one line."""
         return (
-            f"sections: {self.n_section}, of {self.n_result:,} results; problems to pick: {self.n_problem:,}; about"
-            f" {duration_text(self.seconds)} on this machine"
+            f"sections: {self.n_section}, of {self.n_result:,} results; problems to pick: {self.n_problem:,};"
+            f" {size_text(self.memory)} of memory, about {duration_text(self.seconds)} on this machine"
         )
 
     def document(self) -> dict[str, Any]:
@@ -76,8 +83,20 @@ def plan_report(lake: Lake, runs: Sequence[str], *, n_problem: int, seed: int = 
     a_problem = max(0.0, larger - again) / (more - few)
     return ReportPlan(
         n_run=len(runs), n_result=len(context.results), n_section=len(shown), n_problem=n_problem * len(runs),
+        memory=_memory(context, n_problem),
         seconds=drawn * len(shown) / max(1, len(tried)) + first + a_problem * (n_problem - few),
     )  # fmt: skip
+
+
+def _memory(context: Context, n_problem: int) -> float:
+    """Bytes of all results, which are opened whole, of the read-outs that are kept, and of one run's problems."""
+    lake, runs = context.lake, [context.run(name) for name in context.runs]
+    results = sum(lake.open_result(result.name, load=False).nbytes for result in context.results)
+    readouts = [lake.lazy_model(name).nbytes for name in dict.fromkeys(run.partition("/")[0] for run in context.runs)]
+    attention = [run["attention"].sel(position=places_of(run)).nbytes / run.sizes["example"] for run in runs]
+    shown = [min(1, explore.MAX_LAYER / run.sizes["layer"]) for run in runs]
+    problems = 2 * n_problem * max(size * share for size, share in zip(attention, shown, strict=True))
+    return PROGRAM + DRAWING + results + max(max(readouts), min(sum(readouts), MODELS_KEPT)) + problems
 
 
 def _has(section: Section, kinds: set[str]) -> bool:
