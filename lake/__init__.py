@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import click
 
 import lake.neighbours  # noqa: F401  (looks where the packages come from before they are imported)
-from lake import completion, flags, printing, running
+from lake import completion, flags, printing, running, stopping
 from lake.running import Terminal
 from schemas import FORMAT_VERSION, LakeError, UsageError
 from schemas.command import Analysis, Command, Experiment
@@ -125,6 +125,9 @@ app.params.append(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit 2 for a user's mistake, 1 for a run that failed, each with one line on stderr."""
+    if arguments is None:  # the process is this command's alone
+        stopping.last()
+        stopping.catch_signals()
     try:
         code = app(args=None if arguments is None else list(arguments), standalone_mode=False, prog_name="lake")
     except click.ClickException as error:
@@ -133,9 +136,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(error.format_message().removesuffix(".") + see, 2)
     except Stopped as stop:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it laments reads that were cut short
-        fail(str(stop), 130)
+        fail(str(stop), stopping.status())
     except (click.Abort, KeyboardInterrupt):
-        fail("stopped before anything was begun", 130)
+        fail("stopped before anything was begun", stopping.status())
     except LakeError as error:
         fail(str(error), 2 if isinstance(error, UsageError) else 1)
     except Exception as error:

@@ -21,6 +21,7 @@ import lake as command_line
 from analyze.compare.differences import compare, comparison_table, difference_table
 from analyze.context import Context
 from analyze.report import build_report, explore
+from lake import stopping
 from store import open_lake, verify
 
 
@@ -191,11 +192,14 @@ def test_as_many_problems_as_asked_for_or_a_word(
     assert stop.value.code == 2
 
 
-def interrupted(words: list[str], begun: Callable[[], bool], tmp_path: Path) -> tuple[int, str]:
-    """Exit code and errors of a command that gets a Ctrl-C once it has begun."""
+def interrupted(
+    words: list[str], begun: Callable[[], bool], tmp_path: Path, number: int = signal.SIGINT
+) -> tuple[int, str]:
+    """Exit code and errors of a command that gets a signal, by default that of Ctrl-C, once it has begun."""
     errors = tmp_path / "errors"
     if (child := os.fork()) == 0:  # a process of its own, which need not load what is loaded here
         signal.signal(signal.SIGINT, signal.default_int_handler)  # workers of pytest-xdist ignore it
+        stopping.catch_signals()
         os.chdir(tmp_path)
         with errors.open("w") as sys.stderr, Path(os.devnull).open("w") as sys.stdout:
             try:
@@ -207,7 +211,7 @@ def interrupted(words: list[str], begun: Callable[[], bool], tmp_path: Path) -> 
                 os._exit(1)
     while not begun() and os.waitpid(child, os.WNOHANG)[0] == 0:
         time.sleep(0.002)
-    os.kill(child, signal.SIGINT)
+    os.kill(child, number)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), errors.read_text()
 
 
@@ -224,10 +228,46 @@ def test_a_stopped_re_entry_says_what_is_kept_and_goes_on(place: Path, tmp_path:
     assert not kept.exists()
 
 
-def test_a_stopped_extraction_says_what_is_kept(tmp_path: Path, bare: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_extraction_says_what_is_kept(tmp_path: Path, bare: Path, number: int) -> None:
     words = ["extract", "--model", "small-gpt2", "--data", str(bare.with_name("hard.jsonl")), "--lake", "new.lake"]
-    code, said = interrupted([*words, "--batch-size", "1"], (tmp_path / "new.lake").is_dir, tmp_path)
+    code, said = interrupted([*words, "--batch-size", "1"], (tmp_path / "new.lake").is_dir, tmp_path, number)
     assert (code, said) == (
-        130,
+        128 + number,
         "lake: stopped; shards that are committed stay, and the same command goes on after them\n",
     )
+    assert not [*tmp_path.rglob("*.partial")]
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    if (child := os.fork()) == 0:
+        stopping.catch_signals()
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(1)
+        except KeyboardInterrupt:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGTERM
+
+
+def test_work_goes_on_without_its_terminal(tmp_path: Path, bare: Path) -> None:
+    words = ["extract", "--model", "small-gpt2", "--data", str(bare.with_name("hard.jsonl")), "--lake", "new.lake"]
+    terminal, of_child = os.openpty()
+    if (child := os.fork()) == 0:
+        os.close(terminal)
+        os.chdir(tmp_path)
+        with os.fdopen(of_child, "w") as sys.stderr, Path(os.devnull).open("w") as sys.stdout:
+            stopping.last()
+            try:
+                command_line.main([*words, "--batch-size", "2"])
+            except SystemExit as stop:
+                os._exit(int(stop.code or 0))
+            finally:
+                os._exit(99)
+    os.close(of_child)
+    os.read(terminal, 1)  # a bar
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert open_lake(tmp_path / "new.lake")["small-gpt2/hard"].sizes["example"] == 24

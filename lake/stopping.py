@@ -1,0 +1,66 @@
+"""What ends a command from outside: Ctrl-C, what job systems send before they kill, a terminal that is closed."""
+
+import os
+import signal
+import sys
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_received: list[int] = []
+
+
+def catch_signals() -> None:
+    """Have a signal end the command as Ctrl-C does, with what is unfinished removed; a second one ends it at once.
+
+    One that the process was told to ignore, as by nohup, stays ignored.
+    """
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _stop)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    if _received:
+        os._exit(128 + number)
+    _received.append(number)
+    raise KeyboardInterrupt
+
+
+def status() -> int:
+    """Exit status of a command that was stopped."""
+    return 128 + (_received[0] if _received else signal.SIGINT)
+
+
+class Lasting:
+    """Standard error whose reader may go away: work goes on, and what is said of it is lost.
+
+    Parameters
+    ----------
+    stream
+        Where it is written.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, if anybody reads."""
+        with suppress(OSError):
+            return int(self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what is written, if anybody reads."""
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is the stream's."""
+        return getattr(self._stream, name)
+
+
+def last() -> None:
+    """Go on with the work whatever becomes of the terminal."""
+    sys.stderr = Lasting(sys.stderr)
