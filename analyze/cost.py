@@ -192,8 +192,8 @@ def sampled(command: Analysis, source: Source, settings: Settings) -> Source:
     n, asked = source.data.sizes["example"], getattr(settings, "sample", 0)
     if asked is None and getattr(settings, "limit", None) is None:
         asked = int(n * FIRST_LOOK / max(1.0, operations_of(command, [source], settings)))
+        asked = max(50, asked // 50 * 50) if asked < n else n
         if asked < n:
-            asked = max(50, asked // 50 * 50)
             source.note(
                 f"of {n:,} examples {asked:,} are taken, of problems drawn by chance; --sample 0 takes all, in"
                 f" {n / asked:.1f} times the time"

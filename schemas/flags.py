@@ -11,6 +11,15 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from schemas.errors import UsageError
 from schemas.spelling import nearest
 
+MOST = {
+    "resamples": 100_000,
+    **dict.fromkeys(("permutations", "shuffles", "null_draws"), 1_000_000),
+    **dict.fromkeys(("controls", "draws", "random", "beyond"), 1_000),
+}
+"""Most of what is drawn, wherever a setting is called so: more fills memory, and tells nothing. So many resamples give
+the ends of an interval to a hundredth of its width, shuffles p to a millionth; each of the others is a pass or a fit.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Flag:
@@ -52,6 +61,10 @@ class Flag:
             )
         if self.least is not None and not (value >= self.least and math.isfinite(value)):
             raise UsageError(f"{what} is {value}; it must be at least {self.least:g}")
+        if self.name in MOST and self.kind is int and value > MOST[self.name]:
+            raise UsageError(
+                f"{what} is {value:,}; it must be at most {MOST[self.name]:,}: more would tell nothing new"
+            )
         if self.kind is float and not math.isfinite(value):
             raise UsageError(f"{what} is {value}; it must be a number that is not infinite")
 

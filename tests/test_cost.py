@@ -9,12 +9,14 @@ from synthetic import make_model, make_run, write_run
 
 import lake as command_line
 from analyze import cost as costs
+from analyze.source import Source
 from lake import app
 from schemas.command import Analysis
 from schemas.registry import own_commands
 from store import open_lake
 from store.shards import ShardedArray
 
+RUN = "made-up/problems"
 ANALYSES = [command for command in own_commands() if isinstance(command, Analysis)]
 READING = {
     "heads": (),
@@ -77,7 +79,7 @@ def test_bytes_are_those_that_are_read(
 def test_a_large_run_is_sampled_by_problem_and_outcome(
     path: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = open_lake(path)["made-up/problems"]
+    run = open_lake(path)[RUN]
     rows = costs.drawn(run, 40, seed=0)
     assert np.array_equal(rows, costs.drawn(run, 40, seed=0))
     assert 34 <= len(rows) <= 42
@@ -92,3 +94,6 @@ def test_a_large_run_is_sampled_by_problem_and_outcome(
     assert "are taken" not in err
     specs = [result.spec for result in open_lake(path).results("lens") if result.spec.get("layers") == [0]]
     assert {spec.get("sample") for spec in specs} == {0, 50}
+    lens = next(command for command in ANALYSES if command.name == "lens")
+    few = Source(lake=open_lake(path), run=RUN, data=run.isel(example=slice(0, 50)), shell=costs.Quiet())
+    assert costs.sampled(lens, few, lens.settings()) is few  # a sample is of no fewer than 50, which all are

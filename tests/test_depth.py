@@ -203,6 +203,7 @@ def test_commands_keep_and_print_what_they_find(folder: Path, capsys: pytest.Cap
         ({"beyond": -1}, "--beyond is -1; it must be at least 0"),
         ({"temperature": 0.0}, "must be at least 1e-06"),
         ({"sample": 2, "markers": ("none",)}, "samples are drawn after"),
+        ({"sample": 2000}, "--sample is 2,000; it must be at most 1,000"),
         ({"beyond": 400}, "thoughts fit, so ask for fewer with --beyond"),
     ],
 )

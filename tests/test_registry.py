@@ -11,7 +11,7 @@ import pytest
 
 from schemas import UsageError
 from schemas.command import Part, Settings, setting
-from schemas.flags import flags
+from schemas.flags import MOST, flags
 from schemas.registry import by_kind, commands, line
 from tests.synthetic import make_model, make_run, write_run
 
@@ -104,11 +104,14 @@ def test_help_takes_little_time_as_nothing_heavy_is_imported() -> None:
     assert not loaded & {"numpy", "xarray", "torch", "zarr", "dask", "matplotlib", "transformers"}
 
 
-def test_every_command_checks_its_smallest_numbers() -> None:
+def test_every_command_checks_its_smallest_numbers_and_the_largest_of_what_is_drawn() -> None:
     for command in commands():
         known = flags(command.settings)
         needed = {flag.name: ("x",) if flag.many else flag.kind("x") for flag in known if flag.required}
         needed |= {"name": "small-gpt2"} if command.name == "train" else {}
+        for name in {flag.name for flag in known} & MOST.keys():
+            with pytest.raises(UsageError, match="must be at most"):
+                command.settings(**needed | {name: 10**9})
         for flag in (flag for flag in known if flag.least is not None):
             below = flag.kind(flag.least - 1)
             with pytest.raises(UsageError, match="at least"):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from schemas.command import Limited, Settings, setting
+from schemas.errors import UsageError
 
 if TYPE_CHECKING:
     from extract.reenter.draws import Draws
@@ -44,12 +45,22 @@ class TargetSettings(Limited):
     )
 
 
+MOST_ANSWERS = 1_000
+"""Answers drawn for each problem."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DrawnSettings(Settings):
     """Answers drawn under every condition, beside the likeliest one."""
 
     sample: int = setting(0, "Answers drawn for each problem under every condition, beside the likeliest.", least=0)
     temperature: float = setting(0.7, "Temperature of the draws.", least=1e-6)
+
+    def __post_init__(self) -> None:
+        """Refuse so many answers that their table would not fit into memory."""
+        super().__post_init__()
+        if self.sample > MOST_ANSWERS:
+            raise UsageError(f"--sample is {self.sample:,}; it must be at most {MOST_ANSWERS:,} answers a problem")
 
     def drawing(self, seed: int) -> "Draws | None":
         """What is drawn in a sweep, if anything is."""
