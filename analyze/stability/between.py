@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
+from analyze.cluster import in_turn
 from analyze.heads.scores import score_block, thought_block
 from analyze.labels import labels_along
 from analyze.lens.logit import logit_lens
@@ -136,8 +137,9 @@ def _read(run: xr.Dataset, model: xr.Dataset, weight: Array, n_step: int) -> Run
     block = block.transpose("example", *dims)
     total = np.zeros((weight.shape[1], *block.shape[1:]))
     edges = np.cumsum([0, *block.chunksizes.get("example", (block.sizes["example"],))])
-    for rows in starmap(slice, pairwise(edges.tolist())):  # chunk by chunk, as part of one costs as much as all of it
-        total += np.tensordot(weight[rows], block.isel(example=rows).values.astype("float64"), axes=(0, 0))
+    rows = list(starmap(slice, pairwise(edges.tolist())))  # chunk by chunk, as part of one costs as much as all of it
+    for chosen, part in zip(rows, in_turn(block.isel(example=one) for one in rows), strict=True):
+        total += np.tensordot(weight[chosen], part.values.astype("float64"), axes=(0, 0))
     mean = total / np.maximum(weight.sum(0), 1e-30)[:, None, None, None, None]
     drawn = xr.DataArray(mean, dims=("part", *dims), coords={dim: block[dim].values for dim in dims})
     scores = score_block(drawn, complete, labels, "thoughts", None, None, None).stack(unit=("layer", "head"))
