@@ -12,8 +12,10 @@ from lens_runs import planted_run
 from synthetic import make_model, make_run, normalise
 
 from analyze import fit_tuned_lens, lens_summary, lens_tests, lens_tokens, logit_lens, logits
+from analyze.blocks import computed_blocks
 from analyze.depth.ranks import readout_depth
 from analyze.lens.readout import ReadOut
+from analyze.lens.summary import summary_of_blocks
 from analyze.lens.tokens import in_a_line, visible
 from schemas import SchemaError, UsageError, is_number_token
 
@@ -201,7 +203,12 @@ def test_stays_lazy_and_ignores_chunks(chunks):
     with no_compute():
         lazy = lens_summary(logit_lens(run.chunk(chunks), model.chunk()))
         lazy_tuned = logit_lens(run.chunk(chunks), model, tuned=tuned)
-    xr.testing.assert_allclose(lazy.compute(), lens_summary(logit_lens(run, model)))
+    whole = lens_summary(logit_lens(run, model))
+    xr.testing.assert_allclose(lazy.compute(), whole)
+    summary, is_number = summary_of_blocks(computed_blocks(logit_lens(run.chunk(chunks), model)))
+    xr.testing.assert_allclose(summary, whole)
+    assert summary.attrs == whole.attrs
+    xr.testing.assert_identical(is_number, logit_lens(run, model)["is_number"])
     xr.testing.assert_allclose(lazy_tuned.compute(), logit_lens(run, model, tuned=tuned), atol=1e-6)
 
 

@@ -78,20 +78,21 @@ def chosen_positions(source: "Source", settings: LensSettings) -> list[str] | No
 
 def read_out(source: "Source", settings: LensSettings, tuned: "xr.Dataset | None") -> list[Made]:
     """One lens over a run: its summary, and the tests that compare thoughts where there are several."""
+    from analyze.blocks import computed_blocks
     from analyze.labels import thought_labels
     from analyze.lens.logit import logit_lens
-    from analyze.lens.summary import lens_summary, lens_tests
+    from analyze.lens.summary import lens_tests, summary_of_blocks
 
     lens = logit_lens(
         source.data, source.model, positions=chosen_positions(source, settings), top=settings.top, tuned=tuned,
         folder=source.folder,
     )  # fmt: skip
-    computed = source.compute(lens_summary(lens).assign(is_number=lens["is_number"]))
-    summary = computed.drop_vars(["is_number", "example", "problem", "variant"], errors="ignore")
+    with source.progress(unit="examples") as report:
+        summary, is_number = summary_of_blocks(computed_blocks(lens, report))
     spec = {"lens": summary.attrs["lens"]}
     made = [Made("lens", summary, spec)]
-    if len(thought_labels(computed)) > 1:
-        made.append(Made("lens_tests", lens_tests(computed["is_number"]), spec))
+    if len(thought_labels(is_number)) > 1:
+        made.append(Made("lens_tests", lens_tests(is_number), spec))
     return made
 
 

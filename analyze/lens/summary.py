@@ -1,6 +1,6 @@
 """What a lens found, over all examples: shares, paired tests, differences between runs, best tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,15 @@ LONG_NAMES = {
     "gold_log_rank": "log rank of the answer's first token, mean",
     "gold_first_share": "share of examples whose best token is the answer's first",
 }
+OF = {
+    **dict.fromkeys(
+        ("number_share", "result_share", "result_top_share", "control_share", "control_top_share", "last_share"), "n"
+    ),
+    **dict.fromkeys(("step_share", "step_top_share", "step_control_share", "operator_share"), "n_step"),
+    **dict.fromkeys(("inner_share", "inner_control_share"), "n_inner"),
+    **dict.fromkeys(("gold_first_share", "gold_probability", "gold_log_rank"), "n_gold"),
+}
+"""What each sum of :func:`lens_counts` is divided by."""
 
 
 def lens_summary(lens: xr.Dataset) -> xr.Dataset:
@@ -39,58 +48,73 @@ def lens_summary(lens: xr.Dataset) -> xr.Dataset:
     for, and ``last_share`` how often the best token is the result of the last step; ``gold_probability`` and
     ``gold_log_rank`` (natural log) means over examples, ``gold_first_share`` how often the gold token is the best.
     """
+    return _quotients(lens_counts(lens), lens)
+
+
+def lens_counts(lens: xr.Dataset) -> xr.Dataset:
+    """Sums over examples whose quotients are the shares and means of :func:`lens_summary`; those of blocks add up."""
     has_state = lens["top_token"].isel(rank=0, drop=True) >= 0  # (example, layer, position)
-    n = has_state.sum("example")
-    number = (lens["is_number"] == 1).sum("example")
+    result, control, operator = lens["result_rank"], lens["control_rank"], lens["operator_rank"]
     step_exists = lens["step"] < lens["n_step"]  # (example, step)
-    n_step = (has_state & step_exists).sum("example")
     inner = lens["step"] < lens["n_step"] - 1
     last = lens["step"] == lens["n_step"] - 1
-    n_inner = (has_state & inner).sum("example")
-
-    def share(hit: xr.DataArray, of: xr.DataArray) -> xr.DataArray:
-        return hit.sum("example") / of.where(of > 0)
-
-    result, control, operator = lens["result_rank"], lens["control_rank"], lens["operator_rank"]
-    summary = xr.Dataset(
-        {
-            "n": n,
-            "number_share": number / n.where(n > 0),
-            "result_share": share((result == 1).any("step"), n),
-            "result_top_share": share((result > 0).any("step"), n),
-            "control_share": share((control == 1).any("step"), n),
-            "control_top_share": share((control > 0).any("step"), n),
-            "n_step": n_step,
-            "step_share": share(result == 1, n_step),
-            "step_top_share": share(result > 0, n_step),
-            "step_control_share": share(control == 1, n_step),
-            "n_inner": n_inner,
-            "inner_share": share((result == 1) & inner, n_inner),
-            "inner_control_share": share((control == 1) & inner, n_inner),
-            "last_share": share(((result == 1) & last).any("step"), n),
-            "operator_share": share((operator == 1) & step_exists, n_step),
-            "gold_probability": lens["gold_probability"].mean("example"),
-            "gold_log_rank": _log(lens["gold_rank"]).mean("example"),
-            "gold_first_share": share(lens["gold_rank"] == 1, lens["gold_rank"].notnull().sum("example")),
-        }
-    )
     counted = {
-        "number_share": (number, n),
-        "step_share": ((result == 1).sum("example"), n_step),
-        "inner_share": (((result == 1) & inner).sum("example"), n_inner),
+        "n": has_state,
+        "n_step": has_state & step_exists,
+        "n_inner": has_state & inner,
+        "n_gold": lens["gold_rank"].notnull(),
+        "number_share": lens["is_number"] == 1,
+        "result_share": (result == 1).any("step"),
+        "result_top_share": (result > 0).any("step"),
+        "control_share": (control == 1).any("step"),
+        "control_top_share": (control > 0).any("step"),
+        "step_share": result == 1,
+        "step_top_share": result > 0,
+        "step_control_share": control == 1,
+        "inner_share": (result == 1) & inner,
+        "inner_control_share": (control == 1) & inner,
+        "last_share": ((result == 1) & last).any("step"),
+        "operator_share": (operator == 1) & step_exists,
+        "gold_first_share": lens["gold_rank"] == 1,
+        "gold_probability": lens["gold_probability"].astype("float64"),
+        "gold_log_rank": _log(lens["gold_rank"]),
     }
-    for name, (count, total) in counted.items():
-        low, high = xr.apply_ufunc(
-            wilson_interval,
-            *xr.broadcast(count, total),
-            output_core_dims=[[], []],
-            dask="parallelized",
-            output_dtypes=["float64", "float64"],
-        )
-        summary[f"{name}_low"], summary[f"{name}_high"] = low, high
+    return xr.Dataset({name: values.sum("example") for name, values in counted.items()})
+
+
+def summary_of_blocks(blocks: Iterable[xr.Dataset]) -> tuple[xr.Dataset, xr.DataArray]:
+    """:func:`lens_summary` of a lens whose examples come in blocks, and ``is_number`` of every example.
+
+    Memory is that of a block, and of one number for each state.
+    """
+    counts: xr.Dataset | None = None
+    numbers = []
+    for block in blocks:
+        own = lens_counts(block)
+        counts = own if counts is None else counts + own
+        numbers.append(block["is_number"])
+    assert counts is not None
+    whole = xr.concat(numbers, "example")
+    return _quotients(counts, block).assign_attrs(n_example=whole.sizes["example"]), whole
+
+
+def _quotients(counts: xr.Dataset, lens: xr.Dataset) -> xr.Dataset:
+    """Shares and means from their sums."""
+    summary = counts[["n", "n_step", "n_inner"]]
+    for name, of in OF.items():
+        total = counts[of]
+        summary[name] = counts[name] / total.where(total > 0)
+        if name in ("number_share", "step_share", "inner_share"):
+            summary[f"{name}_low"], summary[f"{name}_high"] = xr.apply_ufunc(
+                wilson_interval,
+                *xr.broadcast(counts[name], total),
+                output_core_dims=[[], []],
+                dask="parallelized",
+                output_dtypes=["float64", "float64"],
+            )
     for name, text in LONG_NAMES.items():
         summary[name].attrs = {"long_name": text, "units": "1"}
-    return summary.assign_attrs(
+    return summary.transpose("layer", "position", ...).assign_attrs(
         {**lens.attrs, "kind": "lens", "n_example": lens.sizes["example"], "top": lens.sizes["rank"]}
     )
 
