@@ -77,7 +77,8 @@ def cost(source: "Source", settings: ErrorSettings) -> Cost:
     return Cost(
         states=size // parts[0].sizes["hidden"], reads=[reading(part) for part in parts],
         operations=operations, steps=steps,
-        memory=8.0 * 12 * (n_feature + parts[0].sizes["hidden"]) * size / parts[0].sizes["hidden"] / n_known + 2.0**27,
+        memory=8.0 * 12 * (n_feature + parts[0].sizes["hidden"]) * width / parts[0].sizes["hidden"]
+        + 2.0 * min(4.0 * size, 2.0**28) + 2.0**27,
         **limits(settings, n, 64 * n // n_known),
     )  # fmt: skip
 

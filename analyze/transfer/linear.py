@@ -293,17 +293,18 @@ def _scored_cell(there: Sequence[xr.DataArray], tasks: Mapping[str, Task], wante
     kinds = list(dict.fromkeys(kind for kind, _, _ in wanted))
     states, known, fits = {}, {}, {}
     for (name, task), of_run in zip(tasks.items(), there, strict=True):
-        states[name] = np.asarray(of_run, dtype="float64")
-        known[name] = np.isfinite(states[name]).all(1)
+        values = np.asarray(of_run, dtype="float64")
+        known[name] = np.isfinite(values).all(1)
+        states[name] = values[known[name]]
         if can_fit(task, known[name]):
-            fits[name] = _fits(states[name][known[name]], task, known[name], kinds)
+            fits[name] = _fits(states[name], task, known[name], kinds)
     cells: list[Cell | None] = []
     for kind, fit, test in wanted:
         if fit not in fits or test not in fits:
             cells.append(None)
             continue
         task, rows = tasks[test], known[test]
-        judged = [_judged(one, kind, states[test][rows], task, rows) for one in fits[fit][kind]]
+        judged = [_judged(one, kind, states[test], task, rows) for one in fits[fit][kind]]
         right = [_score(probe, task, rows) for probe in judged[1:]]
         control = float(np.mean(right)) if right else np.nan
         cells.append(Cell(known=rows, score=judged[0].astype("float32"), control=control))
@@ -340,23 +341,29 @@ def mean_difference(states: Array, label: Array, fold: Array, n_class: int | Non
     n_class
         ``None`` for a number.
     """
+    n_fold = int(fold.max()) + 1
+    if n_class is None:
+        return _covariances(states, label, fold, n_fold)
+    belongs = (fold == np.arange(n_fold)[:, None])[:, None] & (label == np.arange(n_class)[:, None])
+    sums = (belongs.reshape(-1, len(states)).astype(states.dtype) @ states).reshape(n_fold, n_class, -1)
+    count = belongs.sum(-1)
+    means = (sums.sum(0) - sums) / (count.sum(0) - count)[..., None]  # (fold left out, class, hidden)
+    bias = -(means**2).sum(-1) / 2
+    return Linear(np.diff(means, axis=1), np.diff(bias)) if n_class == 2 else Linear(means, bias)
+
+
+def _covariances(states: Array, label: Array, fold: Array, n_fold: int) -> Linear:
+    """Direction of every fold's training rows along which a number varies most with them."""
     weights, biases = [], []
-    for left_out in range(int(fold.max()) + 1):
+    for left_out in range(n_fold):
         rows = fold != left_out
         x, y = states[rows], label[rows]
-        if n_class is None:
-            centred = x - x.mean(0)
-            along = centred.T @ (y - y.mean())
-            slope = (along @ along) / max(float(((centred @ along) ** 2).sum()), 1e-300)
-            weight = (slope * along)[None]
-            bias = y.mean() - weight @ x.mean(0)
-        else:
-            means = np.stack([x[y == index].mean(0) for index in range(n_class)])
-            weight, bias = means, -(means**2).sum(1) / 2
-            if n_class == 2:
-                weight, bias = np.diff(weight, axis=0), np.diff(bias)
+        centred = x - x.mean(0)
+        along = centred.T @ (y - y.mean())
+        slope = (along @ along) / max(float(((centred @ along) ** 2).sum()), 1e-300)
+        weight = (slope * along)[None]
         weights.append(weight)
-        biases.append(bias)
+        biases.append(y.mean() - weight @ x.mean(0))
     return Linear(np.stack(weights), np.stack(biases))
 
 
