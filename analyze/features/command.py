@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
     from analyze.source import Source
     from store import Result
 
-TIMED = 16
-"""Features whose largest logits are looked for, for a plan."""
 SHOWN = 20
 """Features whose page is printed, those that fire most often first."""
 PROBE = ("tells", "area", "area_low", "area_high", "area_p")
@@ -148,10 +145,9 @@ def preferred_effects(source: "Source", dictionary: str) -> "list[Result]":
 
 def cost(sources: "Sequence[Source]", settings: FeatureSettings) -> Cost:
     """Directions of features, and the states they fire on most, read out; codes of some problems."""
-    import numpy as np
-
     from analyze.cost import reading
-    from analyze.features.pages import LOGIT_BYTES, ends
+    from analyze.features.effort import page_steps, probe_steps
+    from analyze.features.pages import LOGIT_BYTES
     from analyze.sae.dictionary import activation_of
 
     by_run, lake = {source.run: source for source in sources}, sources[0].lake
@@ -165,12 +161,12 @@ def cost(sources: "Sequence[Source]", settings: FeatureSettings) -> Cost:
         n_code = 2 * settings.max_problems * n_feature * n_cell  # of both sides of the split, wherever features fire
         if dictionary.attrs["scope"] == "cell":
             n_feature *= n_cell
+        steps += probe_steps(dictionary, n_cell, n_feature, settings)
         for run, part in zip(stored.runs, read.values() if isinstance(read, Mapping) else [read], strict=True):
             hidden = part.sizes["hidden"]
             if not joint or settings.sae is not None:
                 rows, n_token = n_top(dictionary), by_run[run].lazy_model.sizes["vocabulary"]
-                made_up = np.random.default_rng(0).standard_normal((TIMED, n_token), dtype="float32")
-                steps.append((n_feature / TIMED, partial(ends, made_up, settings.tokens)))
+                steps += page_steps(n_token, n_feature, settings)
                 operations += 2.0 * hidden * ((rows + n_feature) * n_token + n_code)
                 n_state += rows
             if joint:

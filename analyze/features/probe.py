@@ -83,7 +83,7 @@ def feature_probes(
     spread = np.concatenate([chance_spread(side.positive) for side, _ in values])
     best = np.abs((every - 0.5) / spread).argmax(1)
     sign = np.where(np.take_along_axis(every, best[:, None], 1)[:, 0] < 0.5, -1, 1)
-    area, effective, null = _tested(
+    area, effective, null = tested(
         by_test, [side for _, side in values], owner[best], inside[best], sign, permutations, seed
     )
     silent = ~(codes != 0).any(0)
@@ -173,10 +173,14 @@ def own_codes(sae: xr.Dataset, activation: Activations, examples: Array) -> Arra
 
 
 def _at(activation: Activations, labels: dict[Hashable, list[Any]], examples: Array) -> Activations:
-    """Activations of some examples at one place; NaN of an example that a crosscoder's other run lacks."""
-    if isinstance(activation, xr.DataArray):
-        return activation.sel(labels).reindex(example=examples)
-    return {name: array.sel(labels).reindex(example=examples) for name, array in activation.items()}
+    """Activations of some examples at one place, read; NaN of an example that a crosscoder's other run lacks."""
+    if not isinstance(activation, xr.DataArray):
+        return {name: _read(array.sel(labels), examples) for name, array in activation.items()}
+    return _read(activation.sel(labels), examples)
+
+
+def _read(array: xr.DataArray, examples: Array) -> xr.DataArray:
+    return array.sel(example=examples[np.isin(examples, array["example"].values)]).compute().reindex(example=examples)
 
 
 def areas_of(codes: Array, positive: Array) -> Array:
@@ -192,7 +196,7 @@ def chance_spread(positive: Array) -> Array:
     return np.asarray(np.sqrt((n + 1) / (12 * n_up * (n - n_up))))
 
 
-def _tested(
+def tested(
     codes: Array, values: list[Values], owner: Array, inside: Array, sign: Array, permutations: int, seed: int
 ) -> tuple[Array, Array, Array]:
     """Areas (feature,) of each feature for its own value, the effective number of problems, and shuffled areas."""
