@@ -9,6 +9,7 @@ from zarr.abc.store import Store
 from schemas import (
     MODEL_VARIABLES,
     CorruptLakeError,
+    LakeError,
     MissingRunError,
     UsageError,
     nearest,
@@ -65,8 +66,20 @@ class Groups:
         return self._opened[1]
 
     def children(self, path: str) -> list[str]:
-        """Names of what lies directly below a place, in order."""
-        return [name for name in names_below(self.store, path) if name != "zarr.json"]
+        """Names of what lies directly below a place, in order.
+
+        Raises
+        ------
+        LakeError
+            If a document is there that the place does not list, as on a web server that lists nothing.
+        """
+        names = names_below(self.store, path)
+        if self.folder is None and "zarr.json" not in names and self._has(join(path, "zarr.json")):
+            raise LakeError(
+                f"{join(str(self.location), path)} does not list what lies there, so that what the lake holds is not"
+                " known: name a run, let the server list its folders, or copy the lake to this machine"
+            )
+        return [name for name in names if name != "zarr.json"]
 
     def _has(self, key: str) -> bool:
         return read_bytes(self.store, key) is not None

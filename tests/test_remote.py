@@ -156,7 +156,7 @@ class Web(SimpleHTTPRequestHandler):
         """Nothing."""
 
 
-def test_a_lake_on_a_web_server(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_lake_on_a_web_server(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     local = tmp_path / "toy.lake"
     extract(prepared_run(local, data, shard_examples=4), local)
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Web, directory=str(tmp_path))) as server:
@@ -167,6 +167,11 @@ def test_a_lake_on_a_web_server(data: Path, tmp_path: Path, capsys: pytest.Captu
         xr.testing.assert_identical(lake["toy/toy"].load(), open_lake(local)["toy/toy"].load())
         command_line_said(["info", place])
         assert (verify(place).damage, verify(place).files) == ([], len(tree(local)))
+        with monkeypatch.context() as patch:
+            patch.setattr(Web, "list_directory", lambda self, path: self.send_error(404))
+            with pytest.raises(LakeError, match="toy.lake does not list what lies there"):
+                open_lake(place).runs()
+            assert open_lake(place)["toy/toy"].sizes["example"] == 8
         Web.ranges = False
         with pytest.raises(LakeError, match=r"bytes of it, [\d,]+ came: its server does not answer range requests"):
             open_lake(place)["toy/toy"]["hidden_state"].isel(layer=0).load()
