@@ -1,5 +1,6 @@
 """Where analyses compute: this process, a scheduler that is running somewhere, or a few processes of one's own."""
 
+import atexit
 import logging
 import sys
 from collections import deque
@@ -42,6 +43,7 @@ def compute_on(scheduler: str | None = None, workers: int | None = None) -> Iter
     if scheduler is not None and workers is not None:
         raise UsageError("--scheduler names running workers and --workers starts new ones; give one of them")
     from distributed import Client, LocalCluster
+    from distributed.deploy.spec import close_clusters
 
     logging.getLogger("distributed").setLevel(logging.ERROR)
     if scheduler is not None:
@@ -58,10 +60,14 @@ def compute_on(scheduler: str | None = None, workers: int | None = None) -> Iter
         raise UsageError(f"--workers is {workers}; it must be at least 1")
     # A port that is free, or a second command beside this one warns; no dashboard. What a worker says of another that
     # has died is no error: its work is done again.
-    cluster = LocalCluster(
-        n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0",
-        scheduler_kwargs={"dashboard": False}, silence_logs=logging.CRITICAL,
-    )  # fmt: skip
+    try:
+        cluster = LocalCluster(
+            n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False}, silence_logs=logging.CRITICAL,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        atexit.unregister(close_clusters)  # dask cannot close one that is not up yet; its processes end with this one
+        raise
     with cluster, Client(cluster), _plain_deaths():
         yield
 

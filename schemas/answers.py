@@ -23,6 +23,7 @@ _REPORTS = (
     re.compile(rf"\$?\s*({_NUMBER})\s*$", re.IGNORECASE),
 )
 _REPORTS_ANYWHERE = re.compile(_NUMBER)
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 ANSWER_TOLERANCE = 0.01
 """Difference of two answers that are the same: of the numbers, or relative where both are below 1."""
 
@@ -128,5 +129,8 @@ def answers_match(answer: float | None, other: float | None, rule: NumberRule = 
 
 
 def is_number_token(token: str) -> bool:
-    """Whether a token's text holds any digit (the reports' rule: "x2" and "000" count, number words do not)."""
-    return any(character.isdigit() for character in token)
+    """Whether a token's text holds any digit (the reports' rule: "x2" and "000" count, number words do not).
+
+    Bytes of a token that is a part of a character, told as ``<0xE2>``, are no digits.
+    """
+    return any(character.isdigit() for character in _BYTE.sub("", token))

@@ -163,6 +163,10 @@ def test_outcomes_agree_with_the_stored_labels(shared_data):
     assert n_text == 483
 
 
+def test_bytes_of_a_token_are_no_digits():
+    assert [is_number_token(text) for text in (" <0xE2><0x80>", "<0xA1>", "<0xC2>5", "x2", "0xE2")] == [0, 0, 1, 1, 1]
+
+
 def test_number_rule_agrees_with_the_stored_cells(shared_data):
     data = json.loads((shared_data / "number_decoding" / "llama.json").read_text())
     cells = [cell for sample in data["samples"] for cell in sample["decoded_positions"]]

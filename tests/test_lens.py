@@ -16,7 +16,7 @@ from analyze.blocks import computed_blocks
 from analyze.depth.ranks import readout_depth
 from analyze.lens.readout import ReadOut
 from analyze.lens.summary import summary_of_blocks
-from analyze.lens.tokens import in_a_line, visible
+from analyze.lens.tokens import in_a_line, results_in_one_token, visible
 from schemas import SchemaError, UsageError, is_number_token
 
 
@@ -25,6 +25,14 @@ def no_compute() -> dask.config.set:
         raise AssertionError("this must stay lazy")
 
     return dask.config.set(scheduler=refuse)
+
+
+def test_results_of_several_tokens_are_counted() -> None:
+    results = np.array([[5, 12], [0.5, np.nan], [5, -3]])
+    run = xr.Dataset({"intermediate_result": (("example", "step"), results)})
+    model = xr.Dataset({"token_string": ("vocabulary", np.array(["1", "2", "5", " -3", "0.5"], dtype=object))})
+    assert results_in_one_token(run, model) == {"n_result": 5, "n_result_token": 4}
+    assert results_in_one_token(run.assign_attrs(answer_kind="text"), model) == {}
 
 
 @pytest.mark.parametrize("final_norm", ["layer_norm", "rms_norm"])

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +23,28 @@ from analyze.transfer.command import TransferSettings
 from analyze.transfer.linear import transfer_probes
 from schemas import LakeError
 from store import open_lake
+
+STOPPED = """
+import asyncio, os, signal
+from distributed import Nanny
+from analyze.cluster import compute_on
+
+async def start(self):
+    os.kill(os.getpid(), signal.SIGINT)
+    await asyncio.sleep(60)
+
+Nanny.start_unsafe = start
+try:
+    with compute_on(workers=1):
+        print("computing")
+except KeyboardInterrupt:
+    print("stopped")
+"""
+
+
+def test_an_analysis_that_is_stopped_while_workers_start_says_so_alone() -> None:
+    done = subprocess.run([sys.executable, "-c", STOPPED], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("stopped\n", "")
 
 
 def test_a_killed_worker_changes_no_number_and_work_that_kills_them_is_said(tmp_path: Path) -> None:

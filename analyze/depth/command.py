@@ -58,7 +58,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
         [
             int(layer),
             *(
-                f"{float(layers[name].sel(layer=layer)):.2f}"
+                two_digits(float(layers[name].sel(layer=layer)))
                 for name in ("settled_position", "answer_position", "answer_found")
             ),
         ]
@@ -69,7 +69,8 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
             title=f"{result.attrs['run']}: layer {int(last['layer'])}, {int(last['n'])} examples",
             columns=["position", *whats],
             rows=rows,
-            caption="share of likeliest tokens, and the geometric mean of the rank; other: of another problem",
+            caption="share of likeliest tokens, and the geometric mean of the rank, of the token that begins each;"
+            " other: of another problem",
         ),
         Table(
             title="when read-outs stop changing",
@@ -82,6 +83,11 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
             rows=settled,
         ),
     ]
+
+
+def two_digits(value: float) -> str:
+    """A number; a dash where there is none."""
+    return "-" if value != value else f"{value:.2f}"
 
 
 def _shown(last: Any, position: str, what: str) -> str:

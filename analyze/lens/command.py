@@ -82,6 +82,7 @@ def read_out(source: "Source", settings: LensSettings, tuned: "xr.Dataset | None
     from analyze.labels import thought_labels
     from analyze.lens.logit import logit_lens
     from analyze.lens.summary import lens_tests, summary_of_blocks
+    from analyze.lens.tokens import results_in_one_token
 
     lens = logit_lens(
         source.data, source.model, positions=chosen_positions(source, settings), top=settings.top, tuned=tuned,
@@ -89,6 +90,7 @@ def read_out(source: "Source", settings: LensSettings, tuned: "xr.Dataset | None
     )  # fmt: skip
     with source.progress(unit="examples") as report:
         summary, is_number = summary_of_blocks(computed_blocks(lens, report))
+    summary = summary.assign_attrs(results_in_one_token(source.data, source.model))
     spec = {"lens": summary.attrs["lens"]}
     made = [Made("lens", summary, spec)]
     if len(thought_labels(is_number)) > 1:
@@ -192,9 +194,16 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
                 if int(place["n"]) > 0
             ],
             caption=f"shares of examples whose best token is {meant}; a result of the chain, or of another problem's; "
-            "the result of a step that is not the last; of the last step; probability of the answer",
+            "the result of a step that is not the last; of the last step; probability of the answer's first token"
+            + _not_found(result.attrs),
         )
     ]
+
+
+def _not_found(attrs: Mapping[str, Any]) -> str:
+    """How many results no state can read as; nothing where all can, or an older result does not say."""
+    n, n_token = int(attrs.get("n_result", 0)), int(attrs.get("n_result_token", 0))
+    return f"; of {n} results {n_token} are one token, the others are never found" if n_token < n else ""
 
 
 def tuned_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
-from schemas import is_number_token
+from schemas import is_number_token, number_text
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -74,6 +75,23 @@ class Tokens:
     def begin(self, texts: Iterable[str]) -> Array:
         """:meth:`first` of each text: (text, spelling)."""
         return np.array([self.first(text) for text in texts], dtype="int64").reshape(-1, 2)
+
+
+def results_in_one_token(run: xr.Dataset, model: xr.Dataset) -> dict[str, int]:
+    """How many results of the chains there are, and how many of them are one token, which alone a read-out can be.
+
+    Returns
+    -------
+    dict
+        ``n_result`` and ``n_result_token``; nothing where results are no numbers, of which a part is found, too.
+    """
+    if "intermediate_result" not in run or run.attrs.get("answer_kind", "number") != "number":
+        return {}
+    results = run["intermediate_result"].values
+    value, count = np.unique(results[~np.isnan(results)], return_counts=True)
+    tokens = Tokens([str(text) for text in model["token_string"].values])
+    one = [max(tokens.whole(number_text(float(each)))) >= 0 for each in value]
+    return {"n_result": int(count.sum()), "n_result_token": int(count[one].sum())}
 
 
 class Chain:
