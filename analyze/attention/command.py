@@ -73,4 +73,5 @@ COMMAND = Analysis(
     run=run,
     results={"attention": tables},
     cost=cost,
+    block=512,
 )

@@ -34,10 +34,13 @@ def cost(sources: "Sequence[Source]", settings: CompareSettings) -> Cost:
     """Resamples of what stored results keep of each example: no activation is read."""
     from analyze.cost import fewer
 
-    n = sum(source.data.sizes["example"] for source in sources)
+    n, runs = sum(source.data.sizes["example"] for source in sources), {source.run for source in sources}
+    lake = sources[0].lake
+    read = [result.name for result in lake.results() if runs.issuperset(result.runs)]
     return Cost(
-        operations=2.0 * n * settings.resamples * 100, memory=8.0 * n * settings.resamples,
-        **fewer(settings, resamples=(2, 20)),
+        operations=2.0 * n * settings.resamples * 100,
+        memory=8.0 * n * settings.resamples + sum(lake.open_result(name, load=False).nbytes for name in read),
+        **fewer(settings, resamples=(2, 100)),
     )  # fmt: skip
 
 

@@ -68,6 +68,7 @@ def cost(sources: "Sequence[Source]", settings: StabilitySettings) -> Cost:
             steps.append(((own - side_by_side) / first, partial(np.asarray, near[:1])))
         memory = max(memory, 8.0 * 3 * settings.resamples * block.size / block.sizes["example"])
         memory += source.lazy_model["unembedding"].nbytes
+    memory += 2.0**28  # blocks of attention that are added up, and of logits
     n = max(source.data.sizes["example"] for source in sources)
     few = int(min(64, max(16, 2e11 * n / operations)))  # enough to be timed, and of a large vocabulary not too many
     return Cost(
