@@ -3,12 +3,16 @@
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_received: list[int] = []
+AGAIN = 1.0
+"""Seconds after which a signal is a second one: a terminal that is closed, or make, sends several of the first."""
+_received: list[float] = []
+"""The first signal, and when it came."""
 
 
 def catch_signals() -> None:
@@ -22,15 +26,18 @@ def catch_signals() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    if _received:
+    if not _received:
+        _received[:] = number, time.monotonic()
+        raise KeyboardInterrupt
+    if time.monotonic() - _received[1] >= AGAIN:
+        with suppress(OSError):
+            os.write(2, b"lake: ended at once; the next writer removes what is unfinished\n")
         os._exit(128 + number)
-    _received.append(number)
-    raise KeyboardInterrupt
 
 
 def status() -> int:
     """Exit status of a command that was stopped."""
-    return 128 + (_received[0] if _received else signal.SIGINT)
+    return 128 + int(_received[0] if _received else signal.SIGINT)
 
 
 class Lasting:

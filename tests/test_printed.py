@@ -239,17 +239,20 @@ def test_a_stopped_extraction_says_what_is_kept(tmp_path: Path, bare: Path, numb
     assert not [*tmp_path.rglob("*.partial")]
 
 
-def test_a_second_signal_ends_at_once() -> None:
+def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     if (child := os.fork()) == 0:
         stopping.catch_signals()
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             os._exit(1)
         except KeyboardInterrupt:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)  # still the first
+            monkeypatch.setattr(stopping, "AGAIN", 0.0)
+            os.kill(os.getpid(), signal.SIGHUP)
         finally:
             os._exit(2)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGTERM
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGHUP
+    assert capfd.readouterr().err == "lake: ended at once; the next writer removes what is unfinished\n"
 
 
 def test_work_goes_on_without_its_terminal(tmp_path: Path, bare: Path) -> None:
