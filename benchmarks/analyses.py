@@ -13,15 +13,14 @@ before       of the processor, too: the start of the program and its libraries, 
 GB           the largest memory of the process, the trial included.
 MB read      by the analysis, without what the trial reads but for the model's read-out, which stays.
 arithmetic   the operations that an analysis declares over the rate of a product of matrices in the same minute, by
-             processor time: how much of it the formula needs. A dictionary declares whole products, of
-             which its training takes those with active codes alone.
+             processor time: how much of it the formula needs. A dictionary declares whole products, of which its
+             training takes those with active codes alone.
 
 What takes more than 1.5 times its arithmetic: heads, attention, correlate and attribution read and add up more than
-they multiply (1 GB is read, checked and widened in 4 to 7 s of a
-processor that others load); probes and transfer multiply states with few columns at a
-time, which lasts as long as reading them from memory; errors and features multiply a few states at a time for each
-place; traces search trees, the report draws. A row without "before" is from before it was told apart: its processor has
-it, too.
+they multiply (1 GB is read, checked and widened in 4 to 7 s of a processor that others load); probes and transfer
+multiply states with few columns at a time, below the rate of large ones (over half of transfer); errors and features
+multiply a few states at a time for each place; traces search trees, the report draws. A row without "before" is from
+before it was told apart: its processor has it, too.
 """
 
 import argparse
