@@ -75,10 +75,10 @@ def measure(name: str, folder: Path, arguments: argparse.Namespace) -> None:
         " data sets Arrow files."
         f" Attention is {attention / n / 1e6:.2f} MB of them."
         " What is smaller than a lake compresses states by split bytes; the lake writes them as they are but for"
-        " padding, so that a row of them is read and checked without the rest. Coding high and low bytes apart does not"
-        f" go below their entropy, the last row: {entropy['states'][0]:.1f} bits of 16 for a value of the states,"
-        f" {entropy['states'][1] / n / 1e6:.2f} MB a question, and {entropy['attention'][0]:.1f} for attention that is"
-        f" not zero, {entropy['attention'][1] / n / 1e6:.2f} MB."
+        " padding, so that a row of them is read and checked without the rest. Coding bytes one by one, high and low"
+        f" ones apart, does not go below their entropy, the last row: {entropy['states'][0]:.1f} bits of 16 for a value"
+        f" of the states, {entropy['states'][1] / n / 1e6:.2f} MB a question, and {entropy['attention'][0]:.1f} for"
+        f" attention that is not zero, {entropy['attention'][1] / n / 1e6:.2f} MB."
     )
     keep(f"formats-{name}", title, rows, text=text, versions=versions(peers_python(), "h5py", "pyarrow", "safetensors"))
 
