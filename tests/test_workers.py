@@ -34,6 +34,7 @@ async def start(self):
     await asyncio.sleep(60)
 
 Nanny.start_unsafe = start
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 try:
     with compute_on(workers=1):
         print("computing")
