@@ -140,7 +140,7 @@ def traces(
         read_parts: list[Readings] = []
         for part in spread(read_kept, blocks, [readout, lens, n_best]):
             read_parts.append(part)
-            report(sum(len(one.token) for one in read_parts))
+            report(sum(len(one.token) for one in read_parts), len(problem))
         readings = joined(read_parts)
         report(0)
         solve = Solver(problems, list(problems.read(readings.token)), positions, memory, mark, n_best)
