@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from called import forked_lake
 from small_runs import checkpoint, prepared_run, tree, write_questions
 
 import lake as command_line
@@ -61,16 +62,8 @@ def run_main(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int,
 
 
 def forked(words: list[str], rank: int, world: int) -> int:
-    """The command in a process of its own, which need not load what is loaded here; its id."""
-    if (child := os.fork()) == 0:
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world)}
-        try:
-            command_line.main(words)
-        except SystemExit as stop:
-            os._exit(int(stop.code or 0))
-        finally:
-            os._exit(1)
-    return child
+    """The command as one of several writers, in a process of its own; its id."""
+    return forked_lake(words, lambda: os.environ.update(RANK=str(rank), WORLD_SIZE=str(world)))
 
 
 def killed(lake: Path, data: Path, chance: random.Random, n_write: int, longest: float) -> bool:

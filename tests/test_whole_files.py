@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from called import forked_lake
 from small_runs import tree
 from synthetic import make_model, make_run, write_run
 
@@ -18,15 +19,12 @@ RUN = "made-up/problems"
 
 def limited(words: list[str], n_byte: int) -> int:
     """Exit status of a command none of whose files may be larger."""
-    if (child := os.fork()) == 0:
+
+    def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (n_byte, n_byte))
-        try:
-            command_line.main(words)
-        except SystemExit as stop:
-            os._exit(int(stop.code or 0))
-        finally:
-            os._exit(99)
+
+    child = forked_lake(words, limit)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
