@@ -65,6 +65,12 @@ def test_stories_add_up_and_differ() -> None:
         assert not re.search(r"[{}]|  |\.\.|^[a-z]", story.question), story.question
         assert story.question.endswith("?")
     assert (min(lengths), max(lengths)) == (1, max(STEPS))
+    _, _, small = read_examples("stories:500:4:40*2")
+    results = [int(result) for story in small for result in re.findall(r"=(\d+)>>", " ".join(story.steps))]
+    assert len(small) == 500
+    assert (min(results), max(results)) == (1, 40)
+    with pytest.raises(UsageError, match="ask for fewer"):
+        draw_stories(10, 4, largest=0)
     assert {operator for story in stories for operator in "+-*/" if operator in " ".join(story.steps)} == set("+-*/")
 
 

@@ -18,12 +18,15 @@ class ProblemSettings(Settings):
     stories: int = setting(
         0, "Write this many stories in plain English instead, for models trained with --base.", least=0
     )
+    largest: int | None = setting(None, "Of stories: the largest result of a step; two thousand if not given.", least=1)
 
     def __post_init__(self) -> None:
         """Refuse two kinds at once."""
         super().__post_init__()
         if self.graph and self.stories:
             raise UsageError("problems: --graph and --stories are two kinds of problems; ask for one")
+        if self.largest is not None and not self.stories:
+            raise UsageError("problems --largest: it bounds stories; ask for them with --stories")
 
 
 def write(settings: ProblemSettings, shell: Shell) -> Output:
@@ -42,7 +45,7 @@ def write(settings: ProblemSettings, shell: Shell) -> Output:
     if settings.stories:
         from extract.training.stories import write_stories
 
-        write_stories(settings.stories, settings.seed, folder / "stories.jsonl")
+        write_stories(settings.stories, settings.seed, folder / "stories.jsonl", settings.largest)
         return Output(printed=[f"{folder / 'stories'}.jsonl: {settings.stories} problems"])
     if settings.graph:
         from extract.small_models.graph_problems import write_graph_problems

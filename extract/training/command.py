@@ -25,7 +25,9 @@ class TrainSettings(Settings):
 
     base: str = setting(help="Base model that adapters are trained for.", metavar="PATH_OR_ID")
     data: tuple[str, ...] = setting(
-        help="Problems, counted K times, or stories:N. May be repeated.", metavar="FILE[*K]", repeat=True
+        help="Problems, counted K times, or stories:N[:SEED[:LARGEST]]. May be repeated.",
+        metavar="FILE[*K]",
+        repeat=True,
     )
     protocol: Literal[
         "codi", "codi-pause", "codi-multipass-pause", "coconut", "pause", "multipass-pause", "direct", "cot"
@@ -83,7 +85,10 @@ class TrainCommandSettings(TrainSettings):
         None, "Instead of NAME: train adapters for this base model.", metavar="PATH_OR_ID"
     )
     data: tuple[str, ...] = setting(
-        (), "Problems, counted K times, or stories:N. May be repeated.", metavar="FILE[*K]", repeat=True
+        (),
+        "Problems, counted K times, or stories:N[:SEED[:LARGEST]]. May be repeated.",
+        metavar="FILE[*K]",
+        repeat=True,
     )
     validation: tuple[str, ...] = setting(
         (), "Problems held out, whose accuracy is watched.", metavar="FILE", repeat=True

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from extract.run.data import Problems, number_text, read_problems
 from schemas import UsageError
 
-_STORIES = re.compile(r"stories:(\d+)(?::(\d+))?")
+_STORIES = re.compile(r"stories:(\d+)(?::(\d+))?(?::(\d+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Example:
 
 
 def read_examples(source: str) -> tuple[str, int, list[Example]]:
-    """Read problems: ``FILE``, ``NAME=FILE`` or ``stories:N[:SEED]``, each with ``*K`` behind it to count K times.
+    """Read problems: ``FILE``, ``NAME=FILE`` or ``stories:N[:SEED[:LARGEST]]``; with ``*K`` behind it they count K times.
 
     Of problems with numbers, those whose answer is no whole number from 0 on are left out (the token before the number
     would hold its sign).
@@ -42,7 +42,8 @@ def read_examples(source: str) -> tuple[str, int, list[Example]]:
     if match := _STORIES.fullmatch(text):
         from extract.training.stories import draw_stories
 
-        name, examples = "stories", draw_stories(int(match.group(1)), int(match.group(2) or 0))
+        count_of, seed, largest = match.groups()
+        name, examples = "stories", draw_stories(int(count_of), int(seed or 0), int(largest) if largest else None)
     else:
         problems = read_problems(text)
         name = problems.name

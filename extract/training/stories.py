@@ -19,6 +19,7 @@ from extract.training.story_draft import (
     plural,
 )
 from extract.training.story_kinds import collection, comparison, groups, rates, shopping
+from schemas import UsageError
 from schemas.whole_files import write_whole
 
 
@@ -192,17 +193,19 @@ KINDS: tuple[tuple[Callable[[Draft, int], str], int], ...] = (
 )  # fmt: skip
 STEPS = (1, 1, 2, 2, 2, 3, 3, 4)
 """Numbers of steps that are drawn; a few stories end up with one more or fewer."""
+PATIENCE = 100_000
+"""Drawings in turn that may bring no story that is new."""
 
 
-def draw_story(rng: random.Random) -> Example | None:
-    """Draw one story; ``None`` if its numbers leave the range."""
+def draw_story(rng: random.Random, largest: int = 2 * LARGEST) -> Example | None:
+    """Draw one story; ``None`` if a result of its steps is 0 or above the largest."""
     (write,) = rng.choices([kind for kind, _ in KINDS], [weight for _, weight in KINDS])
     draft = Draft(rng)
     question = write(draft, rng.choice(STEPS))
     *before, last = draft.steps
     answer = int(last[last.index("=") + 1 : -2])
     numbers = [int(step[step.index("=") + 1 : -2]) for step in draft.steps]
-    if max(numbers) > 2 * LARGEST or min(numbers) < 1 or len(draft.steps) > 4:
+    if max(numbers) > largest or min(numbers) < 1 or len(draft.steps) > 4:
         return None
     return Example(join(draft, question), (*before, last), str(answer))
 
@@ -218,7 +221,7 @@ def join(draft: Draft, question: str) -> str:
     return " ".join([*draft.sentences, question])
 
 
-def draw_stories(count: int, seed: int = 0) -> list[Example]:
+def draw_stories(count: int, seed: int = 0, largest: int | None = None) -> list[Example]:
     """Draw different stories; other seeds may draw some of them again.
 
     Parameters
@@ -227,20 +230,34 @@ def draw_stories(count: int, seed: int = 0) -> list[Example]:
         How many.
     seed
         Of the drawing.
+    largest
+        Result that a step may have at most; two thousand if not given.
+
+    Raises
+    ------
+    UsageError
+        If too few different stories have numbers as small.
     """
     rng = random.Random(f"stories {seed}")
     stories: dict[str, Example] = {}
+    new = 0
     while len(stories) < count:
-        story = draw_story(rng)
+        story = draw_story(rng, 2 * LARGEST if largest is None else largest)
+        known = len(stories)
         if story is not None:
             stories.setdefault(normalised(story.question), story)
+        new = 0 if len(stories) > known else new + 1
+        if new == PATIENCE:
+            raise UsageError(
+                f"stories: of {count} with results up to {largest} {known} were found; ask for fewer, or larger"
+            )
     return list(stories.values())
 
 
-def write_stories(count: int, seed: int, path: Path) -> None:
+def write_stories(count: int, seed: int, path: Path, largest: int | None = None) -> None:
     """Write stories as JSON Lines in GSM8K's form."""
     lines = (
         json.dumps({"question": story.question, "answer": f"{' '.join(story.steps)}\n#### {story.answer}"})
-        for story in draw_stories(count, seed)
+        for story in draw_stories(count, seed, largest)
     )
     write_whole(path, "".join(line + "\n" for line in lines))
