@@ -21,7 +21,7 @@ class Example:
 
 
 def read_examples(source: str) -> tuple[str, int, list[Example]]:
-    """Read problems: ``FILE``, ``NAME=FILE`` or ``stories:N[:SEED[:LARGEST]]``; with ``*K`` behind it they count K times.
+    """Read problems: ``FILE``, ``NAME=FILE`` or ``stories:N[:SEED[:LARGEST]]``, which count K times with ``*K`` behind.
 
     Of problems with numbers, those whose answer is no whole number from 0 on are left out (the token before the number
     would hold its sign).
