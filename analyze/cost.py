@@ -155,11 +155,15 @@ def seconds_of(command: Analysis, cost: Cost, sources: Sequence[Source], regroup
 
 
 def seconds_of_reading(cost: Cost, sources: Sequence[Source]) -> float:
-    """Time of reading all that is read, from that of every read-out and of a block of each part.
+    """Time of reading all that is read, from that of the first read-out, by its size, and of a block of each part.
 
     The first block is read before, as it also loads what reading needs; the one that is timed is another if there is.
     """
-    seconds = sum(seconds_taken(partial(sources[0].lake.model, name)) for name in cost.readouts)
+    lake, seconds = sources[0].lake, 0.0
+    if cost.readouts:
+        one, *_ = names = list(dict.fromkeys(cost.readouts))
+        size = {name: model_bytes(lake, name) for name in names}
+        seconds = seconds_taken(partial(lake.model, one)) * sum(size.values()) / size[one]
     for part, times in cost.reads:
         first = {dim: slice(0, sizes[0]) for dim, sizes in part.chunksizes.items()}
         other = {dim: slice(-sizes[-1], None) for dim, sizes in part.chunksizes.items() if dim != "example"}

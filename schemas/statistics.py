@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from schemas.errors import UsageError
 from schemas.spelling import nearest
@@ -159,9 +158,11 @@ def smallest_correlation(n: int, level: float = 0.95, power: float = 0.8) -> flo
 
     tanh((z_level + z_power) / sqrt(n - 3)).
     """
+    from scipy.special import ndtri
+
     if n < 4:
         return float("nan")
-    z = stats.norm.ppf(0.5 + level / 2) + stats.norm.ppf(power)
+    z = float(ndtri(0.5 + level / 2) + ndtri(power))
     return float(np.tanh(z / np.sqrt(n - 3)))
 
 
@@ -204,6 +205,8 @@ def mcnemar_exact(first: ArrayLike, second: ArrayLike, problem: ArrayLike | None
     problem : (example,)
         By default every example is its own.
     """
+    from scipy.stats import binomtest  # takes a second, which most analyses need not spend
+
     first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     if first.shape != second.shape:
         raise UsageError(f"McNemar's test pairs answers one to one; found {first.shape} and {second.shape}")
@@ -212,7 +215,7 @@ def mcnemar_exact(first: ArrayLike, second: ArrayLike, problem: ArrayLike | None
         more = _sums(more, np.asarray(problem))
     only_first, only_second = int((more > 0).sum()), int((more < 0).sum())
     differ = only_first + only_second
-    return PairedTest(float(differ), float(stats.binomtest(only_first, differ).pvalue) if differ else 1.0)
+    return PairedTest(float(differ), float(binomtest(only_first, differ).pvalue) if differ else 1.0)
 
 
 def adjust(p: ArrayLike, method: str = "holm", family: ArrayLike | None = None) -> Array:
@@ -234,7 +237,9 @@ def adjust(p: ArrayLike, method: str = "holm", family: ArrayLike | None = None) 
     if not known.any():
         return adjusted
     if method == "bh":
-        adjusted[known] = stats.false_discovery_control(p[known])
+        from scipy.stats import false_discovery_control
+
+        adjusted[known] = false_discovery_control(p[known])
         return adjusted
     # By hand: statsmodels' function collects garbage at every call, which takes seconds in a large process.
     order = np.argsort(p[known], kind="stable")

@@ -5,19 +5,22 @@ import json
 import pickle
 
 import dask
+import dask.base
 import numpy as np
 import pytest
 import xarray as xr
 from lens_runs import planted_run
-from synthetic import make_model, make_run, normalise
+from synthetic import make_model, make_run, normalise, write_run
 
 from analyze import fit_tuned_lens, lens_summary, lens_tests, lens_tokens, logit_lens, logits
 from analyze.blocks import computed_blocks
 from analyze.depth.ranks import readout_depth
 from analyze.lens.readout import ReadOut
+from analyze.lens.streams import distinct
 from analyze.lens.summary import summary_of_blocks
 from analyze.lens.tokens import in_a_line, results_in_one_token, visible
 from schemas import SchemaError, UsageError, is_number_token
+from store import open_lake
 
 
 def no_compute() -> dask.config.set:
@@ -162,6 +165,27 @@ def test_blocks_of_the_vocabulary_change_nothing(monkeypatch, n_vocabulary, top)
         assert (nothing, always) == (pytest.approx(0, abs=1e-5), 1)
 
 
+def test_tokens_that_are_wanted_twice_are_ranked_once():
+    model, rng = make_model(n_vocabulary=97), np.random.default_rng(0)
+    model["unembedding"] = (model["unembedding"] * 4).round()  # products are exact
+    final = rng.integers(-2, 3, (50, 8)).astype("float32")
+    wanted = rng.integers(-1, 97, (50, 9, 2))[:, [0, 1, 2, 3, 0, 1, 2, 2, 0]]
+    wanted[:, 3:5], wanted[0] = -1, -1
+    fewer, place = distinct(wanted)
+    assert fewer.shape == (50, 3, 2)
+    known = (wanted >= 0).any(-1)
+    np.testing.assert_array_equal(np.take_along_axis(fewer, place[..., None], 1)[known], wanted[known])
+    logit = final @ model["unembedding"].values.T
+    own = np.where(wanted >= 0, np.take_along_axis(logit[:, None], np.maximum(wanted, 0), -1), -np.inf)
+    rank = np.where(known, 1 + (logit[:, None] > own.max(-1, keepdims=True)).sum(-1), np.nan)
+    np.testing.assert_array_equal(ReadOut(model).told(final, 1, wanted)[1], rank)
+    chance = np.exp(own).sum(-1) / np.exp(logit).sum(-1)[:, None]
+    _, ranks, found = ReadOut(model).ranks(final, wanted)
+    np.testing.assert_array_equal(ranks, rank)
+    np.testing.assert_allclose(found, np.where(known, chance, np.nan), rtol=1e-5)
+    assert ReadOut(model).told(final, 1, wanted[:, :0])[1].shape == (50, 0)
+
+
 def test_small_chunks_are_read_out_together():
     """Else each of them would read the whole unembedding from memory."""
     model = make_model()
@@ -293,6 +317,22 @@ def test_a_token_without_shape_is_seen() -> None:
     tokens = (" the", " ", " " * 8, "\n    ", "\t", "", "\u200b", "a\nb", "\u4e2d")
     assert [visible(token) for token in tokens] == ["the", "␣", "␣×8", "↵␣×4", "⇥", "∅", "U+200B", "a↵b", "中"]
     assert in_a_line([" great", "great", " a", " great", "a b"]) == "␣great great a a b"
+
+
+def test_a_stored_read_out_is_told_from_others_by_its_checksums(tmp_path, monkeypatch) -> None:
+    for name in ("a", "b"):
+        write_run(tmp_path / f"{name}.lake", make_run(), make_model(seed=name == "b"))
+    first, again, other = (open_lake(tmp_path / f"{name}.lake") for name in "aab")
+    (run,) = first.runs()
+    model = run.partition("/")[0]
+    token = dask.base.tokenize(ReadOut(first.model(model)))
+    assert token == dask.base.tokenize(ReadOut(again.model(model)))
+    changed = first.model(model)
+    changed["unembedding"] = changed["unembedding"] * 2
+    tokens = {dask.base.tokenize(ReadOut(each)) for each in (other.model(model), changed)}
+    assert len(tokens | {token}) == 3
+    monkeypatch.setattr("dask.hashing.hash_buffer_hex", lambda *_: pytest.fail("its arrays need not be gone through"))
+    assert dask.base.tokenize(ReadOut(first.model(model))) == token
 
 
 def test_copies_of_a_read_out_share_what_a_worker_loads() -> None:

@@ -38,17 +38,17 @@ def run(source: "Source", settings: AttributionSettings) -> "xr.Dataset":
 
 def cost(source: "Source", settings: AttributionSettings) -> Cost:
     """A product of every last state with the unembedding, and one of every part with a token's direction."""
-    from analyze.attribution.direct import ROWS
+    from analyze.attribution.direct import ROWS, ends_of
     from analyze.cost import limits, places, present, reading
     from schemas.vocabulary import PARTS
 
     run, model = source.data, source.lazy_model
     chosen = places(run, settings.positions)
-    arrays = [run[name].sel(position=chosen) for name in ("hidden_state", *PARTS) if name in run]
+    arrays = [ends_of(run).sel(position=chosen), *(run[name].sel(position=chosen) for name in PARTS if name in run)]
     hidden, n_layer = run.sizes["hidden"], run.sizes["layer"]
     n_state = present(run, chosen)
     return Cost(
-        states=n_state * n_layer, reads=[reading(array) for array in arrays],
+        states=n_state * (2 + 2 * n_layer), reads=[reading(array) for array in arrays],
         operations=2.0 * n_state * hidden * (model.sizes["vocabulary"] + 2 * (2 * n_layer + 1)),
         memory=float(model["unembedding"].nbytes + 10 * ROWS * n_layer * hidden * 4),
         readouts=[source.run.partition("/")[0]], **limits(settings, run.sizes["example"], 16, 256),

@@ -60,15 +60,15 @@ def logit_attribution(run: xr.Dataset, model: xr.Dataset) -> xr.DataArray:
     if layers != list(range(len(layers))):
         raise SchemaError(f"attribution adds up over all layers; found {layers}")
     names = ["embedding", *(f"{part} {layer}" for layer in layers for part in ("attention", "MLP")), "bias of the norm"]
-    core = ["layer", "hidden"]
-    arrays = [run[name] for name in ("hidden_state", "attention_output", "mlp_output")]
+    arrays = [ends_of(run), run["attention_output"], run["mlp_output"]]
     examples = min(DRAWN_TOGETHER, max(arrays[0].chunksizes.get("example", (DRAWN_TOGETHER,))))
-    blocks = {"example": examples, "position": max(1, ROWS // examples)} | {dim: -1 for dim in core}
+    blocks = {"example": examples, "position": max(1, ROWS // examples), "layer": -1, "hidden": -1}
     arrays = [read_in(array, blocks) if array.chunks is not None else array for array in arrays]
+    arrays[0] = arrays[0].rename(layer="end")
     result: xr.DataArray = xr.apply_ufunc(
         attribute,
         *arrays,
-        input_core_dims=[core] * 3,
+        input_core_dims=[["end", "hidden"], ["layer", "hidden"], ["layer", "hidden"]],
         output_core_dims=[["part"]],
         kwargs={"readout": ReadOut(model)},
         dask="parallelized",
@@ -79,22 +79,29 @@ def logit_attribution(run: xr.Dataset, model: xr.Dataset) -> xr.DataArray:
     return result.rename("contribution").assign_attrs(units="logit", long_name="what a part adds to the read-out")
 
 
-def attribute(hidden: Array, attention: Array, mlp: Array, readout: ReadOut) -> Array:
-    """Contributions ``(..., part)`` from states and what the blocks added, each ``(..., layer, hidden)``."""
-    shape, n_part = hidden.shape[:-2], 2 * hidden.shape[-2] + 2
-    hidden, attention, mlp = (array.reshape(-1, *array.shape[-2:]) for array in (hidden, attention, mlp))
-    out = np.full((len(hidden), n_part), np.nan, dtype="float32")
-    there = np.flatnonzero(~np.isnan(hidden[:, -1, 0]))
-    tokens = readout.best(readout.norm(hidden[there, -1]))
+def ends_of(run: xr.Dataset) -> xr.DataArray:
+    """States after the first and the last block, which is all of them that attribution reads."""
+    return run["hidden_state"].isel(layer=[0, -1])
+
+
+def attribute(ends: Array, attention: Array, mlp: Array, readout: ReadOut) -> Array:
+    """Contributions ``(..., part)`` from the first and last state ``(..., end, hidden)`` and what the blocks added.
+
+    ``attention``, ``mlp`` : ``(..., layer, hidden)``
+    """
+    shape, n_part = ends.shape[:-2], 2 * attention.shape[-2] + 2
+    ends, attention, mlp = (array.reshape(-1, *array.shape[-2:]) for array in (ends, attention, mlp))
+    out = np.full((len(ends), n_part), np.nan, dtype="float32")
+    there = np.flatnonzero(~np.isnan(ends[:, -1, 0]))
+    tokens = readout.best(readout.norm(ends[there, -1]))
     for start in range(0, len(there), ADDED):
         rows, token = there[start : start + ADDED], tokens[start : start + ADDED]
-        state, heads, mlps = (array[rows].astype("float32") for array in (hidden, attention, mlp))
-        added = np.stack([heads, mlps], axis=2).reshape(len(rows), -1, state.shape[-1])
-        parts = np.concatenate([state[:, :1] - heads[:, :1] - mlps[:, :1], added], axis=1)  # (state, part, hidden)
+        state, heads, mlps = (array[rows].astype("float32") for array in (ends, attention, mlp))
         towards = readout.unembedding[token] - readout.mean_token
-        linear, bias = readout.linear_norm(state[:, -1])
-        out[rows, :-1] = np.einsum("spd,sd->sp", linear(parts), towards)
-        out[rows, -1] = towards @ bias
+        along, bias = readout.along(state[:, -1], towards)
+        out[rows, 0] = np.einsum("sd,sd->s", state[:, 0] - heads[:, 0] - mlps[:, 0], along)
+        out[rows, 1:-1:2], out[rows, 2:-1:2] = (np.einsum("sld,sd->sl", part, along) for part in (heads, mlps))
+        out[rows, -1] = bias
     return out.reshape(*shape, -1)
 
 

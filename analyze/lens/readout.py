@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.labels import require_dims
-from analyze.lens.streams import GROUP, LEAST, Best, LogSumExp, outranking
+from analyze.lens.streams import GROUP, LEAST, Best, LogSumExp, distinct, outranking
 from analyze.lens.tokens import Tokens
 from schemas import MODEL_VARIABLES, SchemaError
 
@@ -100,6 +100,10 @@ class ReadOut:
     def __dask_tokenize__(self) -> Any:
         from dask.base import normalize_token
 
+        lake, name = self._model.encoding.get("stored", (None, ""))
+        if lake is not None and lake.still_holds(self._model, name):  # its checksums say what is in a gigabyte
+            return normalize_token([str(lake.location), name, lake.model_attributes(name), list(self._model.data_vars),
+                                    self._model.attrs])  # fmt: skip
         return normalize_token(self._model)
 
     def _get(self, name: str, make: Callable[[], Any]) -> Any:
@@ -152,22 +156,29 @@ class ReadOut:
         cap = self._model.attrs.get("logit_softcap")
         return logit if cap is None else np.asarray(cap * np.tanh(logit / np.float32(cap)))
 
-    def linear_norm(self, state: Array) -> tuple[Callable[[Array], Array], Array]:
-        """The final norm as it is at states ``(state, hidden)``: linear in parts ``(state, part, hidden)``, and bias.
+    def along(self, state: Array, towards: Array) -> tuple[Array, Array]:
+        """What products with parts of states say of them along directions of final states.
 
-        The scale is that of the whole state; parts that add up to it add up to its norm less the bias.
+        The final norm is linear where its scale is held at that of the whole state. With ``towards`` (state, hidden)
+        the normed state's product is that of the state with the vector returned, and the bias's.
+
+        Parameters
+        ----------
+        state, towards : (state, hidden)
+
+        Returns
+        -------
+        vectors (state, hidden), whose products with parts that add up to the state add up, and the bias's (state,)
         """
         weight, bias = self._norm_arrays()
         centred = self._model.attrs["final_norm"] == "layer_norm"
         state = state - state.mean(-1, keepdims=True) if centred else state
         epsilon = np.float32(self._model.attrs["final_norm_epsilon"])
         gain = weight / np.sqrt((state * state).mean(-1, keepdims=True) + epsilon)  # (state, hidden)
-
-        def linear(parts: Array) -> Array:
-            parts = parts - parts.mean(-1, keepdims=True) if centred else parts
-            return np.asarray(parts * gain[:, None])
-
-        return linear, bias
+        vectors = gain * towards
+        if centred:  # a part's mean times the sum of what it is multiplied with, taken off here once for all parts
+            vectors -= vectors.mean(-1, keepdims=True)
+        return vectors, towards @ bias
 
     def directions(self, vectors: Array) -> tuple[Array, Array]:
         """Vectors (vector, hidden) as the final norm passes them on but for :meth:`scale`, and its bias; float32."""
@@ -248,10 +259,12 @@ class ReadOut:
         -------
         (state,) ids, (state, what) ranks from 1 and (state, what) probabilities, NaN where no token is wanted
         """
-        logit = self._logits_of(final, wanted)
-        best, normaliser, better = self._pass(final, 1, logit.max(-1), wanted)
-        known = (wanted >= 0).any(-1)
+        fewer, place = distinct(wanted)
+        logit = self._logits_of(final, fewer)
+        best, normaliser, better = self._pass(final, 1, logit.max(-1), fewer)
         chance = np.exp(logit - normaliser.value()[:, None, None]).sum(-1)
+        known = (wanted >= 0).any(-1)
+        better, chance = (np.take_along_axis(told, place, 1) for told in (better, chance))
         return best.token[:, 0], np.where(known, better + 1.0, np.nan), np.where(known, chance, np.nan)
 
     def told(self, final: Array, top: int, wanted: Array) -> tuple[Array, Array, Array]:
@@ -266,8 +279,9 @@ class ReadOut:
         -------
         (state, top) ids, (state, what) ranks from 1, NaN where no token is wanted, and (state,) entropies
         """
-        best, total, better = self._pass(final, top, self._logits_of(final, wanted).max(-1), wanted, carried=1)
-        ranks = np.where((wanted >= 0).any(-1), better + 1.0, np.nan)
+        fewer, place = distinct(wanted)
+        best, total, better = self._pass(final, top, self._logits_of(final, fewer).max(-1), fewer, carried=1)
+        ranks = np.where((wanted >= 0).any(-1), np.take_along_axis(better, place, 1) + 1.0, np.nan)
         return best.token, ranks, np.maximum(total.value() - total.carried[0] / total.total, 0.0)
 
     def _logits_of(self, final: Array, wanted: Array) -> Array:

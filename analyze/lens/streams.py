@@ -34,6 +34,35 @@ def outranking(block: Array, start: int, bar: Array, wanted: Array) -> Array:
     return count.T
 
 
+def distinct(wanted: Array) -> tuple[Array, Array]:
+    """The different tokens that are wanted of each state, as ranks of the same ones need counting once.
+
+    Parameters
+    ----------
+    wanted : (state, what, spelling)
+        Token ids, -1: none.
+
+    Returns
+    -------
+    (state, fewer, spelling) tokens, -1: none, and where each is among them, (state, what)
+    """
+    size = wanted.max(initial=0) + 2
+    key = np.zeros(wanted.shape[:2], dtype="int64")
+    for spelling in range(wanted.shape[2]):
+        key = key * size + wanted[..., spelling] + 1
+    key[key == 0] = np.iinfo("int64").max  # none comes last
+    order = key.argsort(1, kind="stable")
+    ordered = np.take_along_axis(key, order, 1)
+    index = np.zeros_like(order)
+    index[:, 1:] = (np.diff(ordered, axis=1) != 0).cumsum(1)
+    width = int(index[ordered < np.iinfo("int64").max].max(initial=0)) + 1
+    place = np.empty_like(order)
+    np.put_along_axis(place, order, index, 1)
+    fewer = np.full((len(wanted), index.max(initial=0) + 1, wanted.shape[2]), -1, dtype=wanted.dtype)
+    fewer[np.arange(len(wanted))[:, None], place] = wanted
+    return fewer[:, :width], np.minimum(place, width - 1)
+
+
 class LogSumExp:
     """Logarithm of a sum of exponentials for each state, from blocks of logits."""
 

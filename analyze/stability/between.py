@@ -177,7 +177,7 @@ def _compared(first: Run, second: Run, is_same: bool, shuffles: int, rng: np.ran
     arrays: dict[str, Any] = {}
     if first.shape == second.shape:
         for name, left, right, likeness in (
-            ("correlation", first.scores, second.scores, _rank_correlation),
+            ("correlation", _ranks(first.scores), _ranks(second.scores), _correlation),
             ("same_type", first.types, second.types, _share_alike),
             ("same_hub", first.hubs, second.hubs, _share_alike),
         ):
@@ -192,6 +192,15 @@ def _compared(first: Run, second: Run, is_same: bool, shuffles: int, rng: np.ran
     parts = (-2, -1) if is_same else (0, 0)
     arrays["same_role"] = float((left[parts[0]].argmax(-1) == right[parts[1]].argmax(-1)).mean())
     return arrays
+
+
+def one_pair(n_head: int, resamples: int, shuffles: int) -> None:
+    """Compare two made-up runs of so many heads, for how long it takes."""
+    rng, n_part = np.random.default_rng(0), resamples + 3
+    texts = np.full((n_part, n_head), "bot", dtype=object)
+    scores, profile = rng.random((n_part, len(SCORES), n_head)), rng.random((n_part, 1, 1))
+    run = Run(scores=scores, types=texts, hubs=texts, shape=(1, n_head), positions=["bot"], profile=profile, reads=[""])
+    _compared(run, run, False, shuffles, rng)
 
 
 def _tested(
@@ -223,12 +232,20 @@ def _tested(
     return {name + end: np.clip(value, -1, 1) for end, value in values.items()}
 
 
-def _rank_correlation(left: Array, right: Array) -> Array:
-    """Spearman's correlation over heads (.., head); NaN where one side is constant."""
-    ranks = [stats.rankdata(side, axis=-1) for side in (left, right)]
-    one, other = (rank - rank.mean(-1, keepdims=True) for rank in ranks)
-    spread = np.sqrt((one**2).sum(-1) * (other**2).sum(-1))
-    return np.asarray((one * other).sum(-1) / np.where(spread > 0, spread, np.nan))
+def _ranks(scores: Array) -> Array:
+    """Ranks of heads (.., head), less their mean and of length 1, so that products are Spearman's correlations.
+
+    NaN where all heads are alike. Shuffled heads have shuffled ranks: they need ranking once.
+    """
+    ranks = stats.rankdata(scores, axis=-1)
+    ranks -= ranks.mean(-1, keepdims=True)
+    length = np.sqrt((ranks**2).sum(-1, keepdims=True))
+    return np.asarray(ranks / np.where(length > 0, length, np.nan))
+
+
+def _correlation(left: Array, right: Array) -> Array:
+    """Correlation over heads of :func:`_ranks` (.., head)."""
+    return np.asarray((left * right).sum(-1))
 
 
 def _share_alike(left: Array, right: Array) -> Array:

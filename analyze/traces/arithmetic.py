@@ -243,21 +243,25 @@ def _pairs(numbers: Array) -> tuple[Array, Array, Array]:
 
     Returns
     -------
-    rows (pair, 2), operators (pair,) and results (pair,)
+    rows (pair, 2), operators (pair,) and results (pair,), NaN: a division by zero
     """
-    i, j = np.indices((len(numbers), len(numbers))).reshape(2, -1)
-    a, b = numbers[i], numbers[j]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        outcomes = {"+": a + b, "-": a - b, "*": a * b, "/": a / b}
-    # A sum or product is told once, whichever operand comes first.
-    once = i <= j
-    allowed = {"+": once, "-": np.full_like(once, True), "*": once, "/": b != 0}
+    rows, signs, ends = _rows(len(numbers))
+    plus, minus, times, by = np.split(numbers[rows], ends)
+    divisor = np.where(by[:, 1] == 0, np.nan, by[:, 1])
+    results = [plus.sum(-1), minus[:, 0] - minus[:, 1], times.prod(-1), by[:, 0] / divisor]
+    return rows, signs, np.concatenate(results)
+
+
+@lru_cache
+def _rows(n: int) -> tuple[Array, Array, Array]:
+    """Rows of :func:`_pairs` for so many numbers, their operators, and where those of the next operator begin."""
+    i, j = np.indices((n, n)).reshape(2, -1)
+    once, every = i <= j, np.full(n * n, True)  # a sum or product is told once, whichever operand comes first
+    kept = {"+": once, "-": every, "*": once, "/": every}
+    count = [mask.sum() for mask in kept.values()]
     pair = np.stack([i, j], -1)
-    return (
-        np.concatenate([pair[kept] for kept in allowed.values()]),
-        np.repeat(np.array(list(allowed)), [kept.sum() for kept in allowed.values()]),
-        np.concatenate([outcomes[sign][kept] for sign, kept in allowed.items()]),
-    )
+    rows = np.concatenate([pair[mask] for mask in kept.values()])
+    return rows, np.repeat(np.array(list(kept)), count), np.cumsum(count)[:-1]
 
 
 def _written(operands: Sequence[float], signs: str) -> str:

@@ -168,10 +168,17 @@ def _read(
     return read_states(state, readout, asked, lens=lens, best=best)
 
 
-def _solved(rows: Array, chosen: Array, problems: Problems, read: Sequence[Any], positions: Sequence[str], mark: str,
-            best: int) -> list[Solution]:  # fmt: skip
-    """Solutions of the problems chosen (row,) from what the thoughts of others (row of each) read as."""
-    return [problems.solve(row, read[rows[row]], positions) for row in chosen.tolist()]
+def _solved(rows: Array, chosen: Array, shares: bool, problems: Problems, read: Sequence[Any],
+            positions: Sequence[str], mark: str, best: int) -> list[Solution] | Array:  # fmt: skip
+    """Solutions of the problems chosen (row,) from what the thoughts of others (row of each) read as, or their shares.
+
+    Shares (outcome,) are of the problems with each of :data:`OUTCOMES`; NaN: none is chosen.
+    """
+    solutions = [problems.solve(row, read[rows[row]], positions) for row in chosen.tolist()]
+    if not shares:
+        return solutions
+    told = np.array([[getattr(solution, name) for name in OUTCOMES] for solution in solutions], dtype="float64")
+    return np.asarray(told.mean(0)) if solutions else np.full(len(OUTCOMES), np.nan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +194,8 @@ class Solver:
     """Tells the readings from those of other layers, runs and lenses."""
     best: int
 
-    def __call__(self, calls: Iterable[tuple[Array, Array]]) -> Iterator[list[Solution]]:
-        """Of each call solutions of the problems chosen (row,) from the thoughts of the row that each is given."""
+    def __call__(self, calls: Iterable[tuple[Array, Array, bool]]) -> Iterator[Any]:
+        """What :func:`_solved` gives of each call."""
         solve = self.memory.cache(_solved, ignore=["problems", "read"])
         return spread(solve, calls, [self.problems, self.read, list(self.positions), self.mark, self.best])
 
@@ -234,15 +241,13 @@ def _layer(
     """Everything of one layer."""
     problems, read, n = solve.problems, solve.read, len(problem)
     every, counted = np.arange(n), np.flatnonzero(problems.counted)
-    solved = solve([(every, every), *((rows, counted) for rows in shuffled)])
-    own = next(solved)
+    solved = solve([(every, every, False), *((rows, counted, True) for rows in shuffled)])
+    own: list[Solution] = next(solved)
     outcomes = {name: np.array([getattr(found_tree, name) for found_tree in own]) for name in OUTCOMES}
     report(n)
     null = np.full((len(shuffled), len(OUTCOMES)), np.nan)
     for index, drawn in enumerate(solved):
-        null[index] = [
-            np.mean([getattr(found_tree, name) for found_tree in drawn]) if drawn else np.nan for name in OUTCOMES
-        ]
+        null[index] = drawn
         report((2 + index) * n)
     data = _per_example(problems, own, read, n) | {name: ("example", values) for name, values in outcomes.items()}
     data |= _shares(outcomes, null, problems.counted, problem)
