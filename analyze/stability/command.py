@@ -1,6 +1,6 @@
 """``lake analyze stability``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -53,7 +53,8 @@ def cost(sources: "Sequence[Source]", settings: StabilitySettings) -> Cost:
     from analyze.stability.between import one_pair
     from store import bytes_to_read
 
-    reads, steps, operations, memory, n_state = [], [], 0.0, 0.0, 0
+    reads, operations, memory, n_state = [], 0.0, 0.0, 0
+    steps: list[tuple[float, Callable[[], object]]] = []
     for source in sources:
         rows = draw_examples(np.asarray(source.data["problem"].values), settings.max_examples, settings.seed)
         run = source.data.isel(example=rows)
