@@ -2,8 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from operator import mul
 from typing import Any
@@ -15,7 +17,7 @@ from zarr.storage import MemoryStore
 
 from store.blocks import BlockArray
 from store.codecs import compressor
-from store.files import Replacement
+from store.files import Replacement, with_checksum
 from store.layout import ArrayLayout
 from store.range_check import ABSENT, CHECKSUM_BYTES
 
@@ -38,14 +40,11 @@ class ShardFile:
         self.rows: np.ndarray | None = None
         """CRC-32C of each row of each chunk: see :attr:`ArrayLayout.row_grid`; of states only."""
 
-    def counted(self, content: bytes) -> tuple[bytes, bytes]:
-        """Content and its checksum, as the next pieces."""
-        value: int = google_crc32c.value(content)
-        pieces = content, value.to_bytes(CHECKSUM_BYTES, "little")
-        for piece in pieces:
-            self.sha256.update(piece)
-            self.size += len(piece)
-        return pieces
+    def counted(self, piece: bytes) -> bytes:
+        """The next piece, once it has been counted."""
+        self.sha256.update(piece)
+        self.size += len(piece)
+        return piece
 
     def digest(self) -> bytes:
         """SHA-256 of the file."""
@@ -59,6 +58,20 @@ class ShardFile:
         """Itself, with its pieces in memory."""
         self.pieces = list(self.pieces)
         return self
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPart:
+    """Chunks that lie one after the other in a shard's file, each with its checksum behind it."""
+
+    content: bytes
+    places: list[tuple[int, ...]]
+    """Of each chunk, in the grid of the shard."""
+    sizes: list[int]
+    """Bytes of each, checksum included."""
+    checksums: list[int]
+    rows: list[list[int]]
+    """Checksums of each one's rows; of states only."""
 
 
 def encoders() -> ThreadPoolExecutor:
@@ -89,24 +102,35 @@ def encode_shard(layout: ArrayLayout, values: BlockArray, pool: ThreadPoolExecut
     ShardFile
         Of pieces that are encoded as they are asked for, the encoders ahead.
     """
+    encode = partial(encode_part, layout, values, shard * layout.grid[0])
+    return shard_file(layout, lambda: pool.map(encode, parts_of(layout)))
+
+
+def parts_of(layout: ArrayLayout) -> list[tuple[int, ...]]:
+    """Places along the first axes at which the parts of a shard's file begin, in their order."""
+    return list(product(range(0, layout.grid[0], layout.together), *map(range, layout.grid[1:2])))
+
+
+def shard_file(layout: ArrayLayout, encoded: Callable[[], Iterator[EncodedPart]]) -> ShardFile:
+    """A shard's file of its parts in their order, which are asked for as the file is gone through."""
     file = ShardFile()
     checksums = file.checksums = np.zeros(layout.grid, dtype="<u4")
     row_checksums = file.rows = np.zeros(layout.row_grid, dtype="<u4") if layout.has_rows else None
-    first = shard * layout.grid[0]
 
     def pieces() -> Iterator[bytes]:
         index = np.full((*layout.grid, 2), ABSENT, dtype="<u8")
-        parts = list(product(range(0, layout.grid[0], layout.together), *map(range, layout.grid[1:2])))
-        for chunks in pool.map(lambda part: _encode(layout, values, part, first), parts):
-            for place, content, rows in chunks:
-                index[place] = file.size, len(content) + CHECKSUM_BYTES
-                counted = file.counted(content)
-                checksums[place] = int.from_bytes(counted[1], "little")
+        for part in encoded():
+            begin = file.size
+            for number, place in enumerate(part.places):
+                index[place] = begin, part.sizes[number]
+                begin += part.sizes[number]
+                checksums[place] = part.checksums[number]
                 if row_checksums is not None:
-                    row_checksums[place] = rows
-                yield from counted
+                    row_checksums[place] = part.rows[number]
+            if part.content:
+                yield file.counted(part.content)
         if file.size:
-            yield from file.counted(index.tobytes())
+            yield file.counted(with_checksum(index.tobytes()))
 
     file.pieces = pieces()
     return file
@@ -126,14 +150,22 @@ def encode_column(layout: ArrayLayout, values: np.ndarray) -> ShardFile:
     return file
 
 
-def _encode(
-    layout: ArrayLayout, values: BlockArray, part: tuple[int, ...], first: int
-) -> list[tuple[tuple[int, ...], bytes, list[int]]]:
-    """Chunks from a place along the first axes on, by their places, each with the checksums of its rows.
+def encode_part(layout: ArrayLayout, values: BlockArray, first: int, part: tuple[int, ...]) -> EncodedPart:
+    """Chunks from a place along the first axes on.
 
-    ``first`` is the place of the shard.
+    Parameters
+    ----------
+    layout
+        Of the array.
+    values
+        Of the shard's examples, or of more.
+    first
+        Where the shard begins in the grid of the values.
+    part
+        One of :func:`parts_of`.
     """
-    compress, pieces_written = compressor(layout.codecs[0]), []
+    compress = compressor(layout.codecs[0])
+    pieces, encoded = [], EncodedPart(b"", [], [], [], [])
     n_row, depth, length, *other = layout.chunks
     side = min(SIDE_BY_SIDE, layout.grid[2]) if layout.has_rows else 1
     examples = values.rows((first + part[0]) * n_row, layout.together * n_row)
@@ -147,9 +179,14 @@ def _encode(
             chunk = np.ascontiguousarray(room[number, :, :, (place - begin) * length :][:, :, :length])
             if not _is_fill(chunk, layout.fill):
                 rows = chunk.reshape(n_row, -1) if layout.has_rows else np.empty((0, 1), dtype=layout.dtype)
-                checksums = [google_crc32c.value(row) for row in rows.view(np.uint8)]
-                pieces_written.append(((part[0] + number, part[1], place, *rest), compress(chunk), checksums))
-    return pieces_written
+                content = compress(chunk)
+                checksum: int = google_crc32c.value(content)
+                pieces += [content, checksum.to_bytes(CHECKSUM_BYTES, "little")]
+                encoded.places.append((part[0] + number, part[1], place, *rest))
+                encoded.sizes.append(len(content) + CHECKSUM_BYTES)
+                encoded.checksums.append(checksum)
+                encoded.rows.append([google_crc32c.value(row) for row in rows.view(np.uint8)])
+    return replace(encoded, content=b"".join(pieces))
 
 
 def _is_fill(chunk: np.ndarray, fill: Any) -> bool:

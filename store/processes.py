@@ -1,14 +1,19 @@
 """Files of a shard encoded and written by processes of their own, so that Python's lock stays with the model."""
 
+import ctypes
 import mmap
+import multiprocessing
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from queue import SimpleQueue
@@ -16,18 +21,35 @@ from threading import Thread
 from typing import IO, Any
 
 import numpy as np
+from numcodecs import blosc
 
 from schemas import LakeError
 from store.blocks import BlockArray
-from store.encode import ShardFile, encode_shard, encoders
+from store.encode import EncodedPart, ShardFile, encode_part, parts_of, shard_file
 from store.files import Replacement, write_beside
 from store.layout import ArrayLayout
 
 PROCESSES = 2
-"""One for states and one for attention, which take about as long."""
+"""That write: one for states and one for attention."""
+ENCODERS = max(1, min(8, len(os.sched_getaffinity(0)) // 2)) if hasattr(os, "sched_getaffinity") else 1
+"""Processes of each that encode. Sixteen threads of one process use 1.4 cores: each chunk wants Python's lock."""
+POLITE = 5
+"""By how much encoders are nicer than the model, which is to find a core at once."""
+SURROUNDINGS = {
+    # Of glibc: freed memory is used again, as fresh memory costs more than what is copied into it.
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    # No threads when it forks.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+"""Environment of a process."""
+END_WITH_PARENT = 1
+"""``PR_SET_PDEATHSIG`` of Linux."""
 ALIGNMENT = 64
 """Bytes; where a block begins in shared memory."""
 PROGRAM = "from store.processes import serve; serve()"
+ENDED = "a process that {} has ended ({}); give the command again: what is committed is kept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +129,8 @@ class FileProcesses:
     reach a process through memory that both share and that is used again: fresh memory costs more than the copy. It
     belongs to no file system, so the small ``/dev/shm`` of containers does not bound it. Linux only.
 
-    A process ends with the one that started it, however that ends, and leaves what a killed writer leaves.
+    A process ends with the one that started it, however that ends, and leaves what a killed writer leaves. Each has
+    encoders, processes of its own.
     """
 
     def __init__(self, n_process: int = PROCESSES) -> None:
@@ -166,7 +189,7 @@ class _Process:
         self.child = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(self._file)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[self._file], process_group=0,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            env=os.environ | SURROUNDINGS | {"PYTHONPATH": os.pathsep.join(sys.path)},
         )  # fmt: skip
 
     def write(self, layout: ArrayLayout, values: BlockArray, path: Path) -> Written:
@@ -181,10 +204,7 @@ class _Process:
         except (BrokenPipeError, EOFError, pickle.UnpicklingError) as ended:  # the last: within its reply
             status = child.wait()
             how = f"signal {-status}" if status < 0 else f"exit status {status}"
-            raise LakeError(
-                f"a process that wrote {layout.name} has ended ({how}); give the command again: what is committed is"
-                " kept"
-            ) from ended
+            raise LakeError(ENDED.format(f"wrote {layout.name}", how)) from ended
         if error is not None:
             raise error
         assert isinstance(written, Written)
@@ -219,19 +239,30 @@ def serve() -> None:
     """Write what is asked for on the standard input, until that ends: the program of a process."""
     file, requests, replies = int(sys.argv[1]), SimpleQueue[Request](), sys.stdout.buffer
     sys.stdout = sys.stderr
-    Thread(target=_listen, args=(sys.stdin.buffer, requests), daemon=True).start()
-    memory = mmap.mmap(-1, 1)
-    with encoders() as pool:
+    # Forked before there is any thread: a worker needs what is imported here and nothing else.
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(ENCODERS, mp_context=fork, initializer=_begin_encoder, initargs=(os.getpid(),)) as pool:
+        pool.submit(int).result()
+        Thread(target=_listen, args=(sys.stdin.buffer, requests), daemon=True).start()
         while True:
             request = requests.get()
-            if len(memory) != request.n_byte:
-                memory = mmap.mmap(file, request.n_byte, prot=mmap.PROT_READ)
             try:
-                reply: tuple[Written | None, Exception | None] = _written(request, memory, pool), None
+                reply: tuple[Written | None, Exception | None] = _written(request, file, pool), None
+            except BrokenProcessPool:
+                reply = None, LakeError(ENDED.format(f"encoded {request.layout.name}", "killed"))
             except Exception as error:  # whoever asked raises it
                 reply = None, error
             pickle.dump(reply, replies)
             replies.flush()
+
+
+def _begin_encoder(parent: int) -> None:
+    """End with the process that writes, however that ends, and leave the model its cores."""
+    ctypes.CDLL(None).prctl(END_WITH_PARENT, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended already
+        os._exit(0)
+    os.nice(POLITE)
+    blosc.use_threads = False  # the order of blocks would be theirs
 
 
 def _listen(pipe: IO[bytes], requests: "SimpleQueue[Request]") -> None:
@@ -243,16 +274,28 @@ def _listen(pipe: IO[bytes], requests: "SimpleQueue[Request]") -> None:
         os._exit(0)
 
 
-def _written(request: Request, memory: Any, pool: ThreadPoolExecutor) -> Written:
+def _written(request: Request, file: int, pool: ProcessPoolExecutor) -> Written:
     layout = request.layout
-    values = BlockArray(request.shape, layout.dtype, layout.fill)
-    for block in request.blocks:
-        values.add(block.rows, block.corner, _values_in(memory, block, values.dtype))
-    file = encode_shard(layout, values, pool)
-    pieces = iter(file.pieces)
+    parts = pool.map(partial(_encoded, request, file), parts_of(layout))
+    encoded = shard_file(layout, lambda: parts)
+    pieces = iter(encoded.pieces)
     first: Sequence[bytes] = list(islice(pieces, 1))
     path = write_beside(request.path, chain(first, pieces)) if first else None
-    return Written(path, file.size, file.digest(), file.checksums, file.rows)
+    return Written(path, encoded.size, encoded.digest(), encoded.checksums, encoded.rows)
+
+
+def _encoded(request: Request, file: int, part: tuple[int, ...]) -> EncodedPart:
+    """A part of the file, by an encoder."""
+    memory = _memory(file, request.n_byte)
+    values = BlockArray(request.shape, request.layout.dtype, request.layout.fill)
+    for block in request.blocks:
+        values.add(block.rows, block.corner, _values_in(memory, block, values.dtype))
+    return encode_part(request.layout, values, 0, part)
+
+
+@lru_cache(maxsize=1)
+def _memory(file: int, n_byte: int) -> mmap.mmap:
+    return mmap.mmap(file, n_byte, prot=mmap.PROT_READ)
 
 
 def _values_in(memory: Any, block: SharedBlock, dtype: np.dtype[Any]) -> np.ndarray:

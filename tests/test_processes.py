@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from small_runs import tree
 
@@ -94,14 +95,34 @@ def test_a_process_that_is_killed_costs_a_line_and_no_lake(tmp_path: Path) -> No
     assert tree(tmp_path / "lake") == tree(tmp_path / "whole")
 
 
+def test_an_encoder_that_is_killed_costs_a_line(tmp_path: Path) -> None:
+    writer = new_run(tmp_path / "lake")
+    with FileProcesses(1) as processes:
+        writer.write_shard(0, values_of(writer, 0), processes)
+        encoders_of(processes.ids())[0].kill()
+        with pytest.raises(LakeError, match=r"encoded .* has ended \(killed\); give the command again"):
+            writer.write_shard(1, values_of(writer, 1), processes)
+    assert list(writer.committed()) == [True] + [False] * (LAYOUT.n_shard - 1)
+
+
+def encoders_of(processes: list[int]) -> list[psutil.Process]:
+    """Processes that these have started, once there are any."""
+    deadline = time.monotonic() + 20
+    while not all(children := [psutil.Process(number).children() for number in processes]):
+        assert time.monotonic() < deadline, "no encoder was started"
+        time.sleep(0.05)
+    return [child for some in children for child in some]
+
+
 def test_processes_end_with_the_one_that_started_them() -> None:
     program = "import time; from store.processes import FileProcesses; print(*FileProcesses().ids(), flush=True)"
     command = [sys.executable, "-c", f"{program}; time.sleep(60)"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout is not None
         children = [int(number) for number in starter.stdout.readline().split()]
+        assert len(children) == 2
+        children += [encoder.pid for encoder in encoders_of(children)]
         starter.kill()
-    assert len(children) == 2
     deadline = time.monotonic() + 20
     while any(Path(f"/proc/{child}/stat").exists() for child in children):
         assert time.monotonic() < deadline, "a process outlived the one that started it"
