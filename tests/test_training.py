@@ -184,6 +184,22 @@ def test_training_learns_and_measures_what_is_held_out(base: Any, sums: Path, tm
     assert record["curve"][-1]["held-out"] == pytest.approx(right)
 
 
+def test_a_training_begins_with_what_another_has_learned(base: Any, sums: Path, tmp_path: Path) -> None:
+    first = train(settings(base("llama"), sums, steps=3), tmp_path / "first")
+    begun = Training(settings(base("llama"), sums, start=str(first)), "cpu").student.named()
+    learned = load_file(first / "model.safetensors")
+    assert all(torch.equal(begun[name], value.float()) for name, value in learned.items())
+    assert any(name.endswith("lora_B.default.weight") and value.any() for name, value in learned.items())
+    for changes, said in (
+        ({"lora_alpha": 8.0}, "lora_alpha is 32.0 there, 8.0 here"),
+        ({"lora_rank": 2}, "holds other weights than these"),
+        ({"protocol": "codi-pause"}, "protocol is codi there, codi-pause here"),
+        ({"base": str(base("gpt2"))}, "base is "),
+    ):
+        with pytest.raises(UsageError, match=said):
+            Training(replace(settings(base("llama"), sums, start=str(first)), **changes), "cpu")
+
+
 def test_a_loss_that_rises_is_told(base: Any, sums: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     wanted = settings(base("llama"), sums, steps=6, learning_rate=2.0, warmup=0.0)

@@ -57,6 +57,7 @@ class TrainSettings(Settings):
     answer_prefix: str | None = setting(None, "Text before the answer; by default the protocol's own.")
     compute_dtype: Literal["float32", "bfloat16"] = setting("float32", "Type of the products.")
     graphs: bool = setting(False, "On a GPU: record a step once and replay it.")
+    start: str | None = setting(None, "Checkpoint of a training of the same base, to begin with.", metavar="DIR")
     seed: int = setting(0, "Seed of weights and batches.", least=0)
 
     def __post_init__(self) -> None:
@@ -122,6 +123,8 @@ class TrainCommandSettings(TrainSettings):
                 )
         if self.twins and self.protocol not in TWINS:
             raise UsageError(f"train --twins: {' and '.join(TWINS)} have controls; --protocol is {self.protocol}")
+        if self.start is not None and set(self.twins) - {"decodable"}:
+            raise UsageError("train --start: controls begin anew; train them without it, as long as the model in all")
         if self.control_of is not None and not self.twins and self.protocol in TWINS:
             raise UsageError("train --control-of: name the controls with --twins")
         if self.control_of is not None and "decodable" in self.twins:

@@ -28,7 +28,7 @@ from extract.training.command import TrainSettings
 from extract.training.data import Example, normalised, read_examples
 from extract.training.graphs import Graphs, weighed
 from extract.training.losses import draw_exchanged, losses
-from extract.training.state import STATE, WEIGHTS, mark_of, progress_of, read_state, state_control
+from extract.training.state import STATE, WEIGHTS, begin_with, mark_of, progress_of, read_state, state_control
 from extract.training.student import Student
 from extract.training.table import Shape, Table, draw_batches, shapes_of
 from schemas import Control, UsageError
@@ -57,6 +57,8 @@ class Training:
         dtype = getattr(torch, settings.compute_dtype)
         self.student = Student(self.reasoner, settings.lora_rank, settings.lora_alpha, dtype)
         self.student.distillation_scale = settings.distillation_scale
+        if settings.start is not None:
+            begin_with(self.student, settings)
         self.parameters = list(self.student.trained().values())
         self.optimizer = torch.optim.AdamW(
             self.parameters, settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay, fused=True

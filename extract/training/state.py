@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from extract.model.checkpoint import SETTINGS
+from extract.model.checkpoint import SETTINGS, read_json, read_settings, read_weights
 from extract.training.command import TrainSettings
+from extract.training.student import Student
 from schemas import Control, UsageError, fingerprint
 from schemas.controls import settings_of
 
@@ -38,6 +39,28 @@ def read_state(path: Path) -> dict[str, Any]:
     except Exception as error:  # unpickling raises many types
         raise UsageError(f"training state {path} cannot be read ({error}); remove it to begin anew") from error
     return content
+
+
+def begin_with(student: Student, settings: TrainSettings) -> None:
+    """Begin with the weights of the checkpoint that the settings name.
+
+    Raises
+    ------
+    UsageError
+        If it is not there, or was trained for another base or with another scale or protocol.
+    """
+    folder = Path(str(settings.start))
+    notes, reasoner = read_settings(folder), student.reasoner
+    weights = read_json(folder / "training.json", "record of a training").get("base")
+    protocol = notes.get("protocol")
+    for what, there, here in (
+        ("base", weights, reasoner.fingerprint["weights"]),
+        ("lora_alpha", notes.get("lora_alpha"), settings.lora_alpha),
+        ("protocol", protocol.get("name") if isinstance(protocol, dict) else protocol, student.rule.name),
+    ):
+        if there != here:
+            raise UsageError(f"--start {folder}: {what} is {there} there, {here} here; begin with one of the same")
+    student.begin_with(read_weights(folder / WEIGHTS), str(folder))
 
 
 def state_control(folder: Path, control: Control | None) -> None:

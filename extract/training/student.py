@@ -237,20 +237,42 @@ class Student(nn.Module):
             token = torch.where(written.amax(-1) > best, -1, token)
         return ((token == target) | (target < 0)).all(1)
 
-    def checkpoint(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """What was trained, by the names that the protocol's checkpoints have."""
+    def named(self) -> dict[str, nn.Parameter]:
+        """What is trained, by the names that the protocol's checkpoints have."""
         prefix = self.rule.prefixes[0]
-        tensors: dict[str, Tensor] = {}
+        named: dict[str, Any] = {}
         for key, adapter in self.adapters.items():
             name = prefix + key.replace("/", ".")
-            tensors[f"{name}.lora_A.default.weight"] = adapter.lora_A  # type: ignore[assignment]
-            tensors[f"{name}.lora_B.default.weight"] = adapter.lora_B  # type: ignore[assignment]
+            named[f"{name}.lora_A.default.weight"] = adapter.lora_A
+            named[f"{name}.lora_B.default.weight"] = adapter.lora_B
         for name, rows in ((self._embedding_name, self.extra_rows), ("lm_head", self.extra_head)):
             if rows is not None:
-                tensors[f"{prefix}{name}{ROWS}"] = rows
+                named[f"{prefix}{name}{ROWS}"] = rows
         if self.rule.fed == "vector":
-            tensors[self.rule.vector] = self.projection.vector  # type: ignore[assignment]
+            named[self.rule.vector] = self.projection.vector
         else:
             what = self.rule.projection[0]
-            tensors.update({f"{what}.{name}": value for name, value in self.projection.named_parameters()})
-        return {name: value.detach().to("cpu", dtype).contiguous() for name, value in tensors.items()}
+            named.update({f"{what}.{name}": value for name, value in self.projection.named_parameters()})
+        return named
+
+    def checkpoint(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """What was trained, as it is written."""
+        return {name: value.detach().to("cpu", dtype).contiguous() for name, value in self.named().items()}
+
+    def begin_with(self, weights: Mapping[str, Tensor], source: str) -> None:
+        """Take over what another training wrote.
+
+        Raises
+        ------
+        UsageError
+            If it trained other weights than this one does.
+        """
+        own = self.named()
+        kinds = [{name: tuple(value.shape) for name, value in each.items()} for each in (own, weights)]
+        if kinds[0] != kinds[1]:
+            name = min(name for name in kinds[0].keys() | kinds[1].keys() if kinds[0].get(name) != kinds[1].get(name))
+            there, here = (kind.get(name, "not there") for kind in reversed(kinds))
+            raise UsageError(f"{source} holds other weights than these: {name} is {there} there, {here} here")
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(weights[name])
