@@ -29,23 +29,26 @@ class LakeArray(da.Array, metaclass=_LikeDask):  # type: ignore[misc]
     """A dask array that remembers the lazy variable it was made of, as long as it is only indexed.
 
     Dask would read all blocks that hold an example that is asked for: thousands of examples for one. So where at most
-    one in ``ROW_SHARE`` examples of these blocks is wanted, the result has blocks of its own, of these examples alone.
+    one in ``ROW_SHARE`` examples of these blocks is wanted, the result has blocks of its own, of these examples alone,
+    and so has whatever is taken of that: its blocks have all positions, which need not be read for one.
     Values, dims and order are those of any dask array, and whatever is computed from one is a plain dask array.
     """
 
     source: xr.Variable
     """The same values, lazy and without dask."""
+    few: bool
+    """Whether its blocks are of few examples alone."""
 
     @classmethod
-    def of(cls, array: da.Array, source: xr.Variable) -> "LakeArray":
+    def of(cls, array: da.Array, source: xr.Variable, few: bool = False) -> "LakeArray":
         """A dask array and the variable whose values it has."""
         made: LakeArray = cls(array.dask, array.name, array.chunks, meta=array._meta)
-        made.source = source
+        made.source, made.few = source, few
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The dask array and its source."""
-        return LakeArray.of, (da.Array(self.dask, self.name, self.chunks, meta=self._meta), self.source)
+        return LakeArray.of, (da.Array(self.dask, self.name, self.chunks, meta=self._meta), self.source, self.few)
 
     def __getitem__(self, index: Any) -> da.Array:
         """What NumPy would give for numbers, slices and at most one array of numbers, lazily; else as dask does it."""
@@ -54,15 +57,15 @@ class LakeArray(da.Array, metaclass=_LikeDask):  # type: ignore[misc]
         key = normalize_index(index, self.shape)
         picked = self.source[key]
         if "example" in self.source.dims and self._is_few(picked.sizes.get("example", 1), key):
-            return chunked(picked, few_shapes(picked))
+            return LakeArray.of(picked.chunk(few_shapes(picked)).data, picked, few=True)
         return LakeArray.of(super().__getitem__(index), picked)
 
     def _is_few(self, n_picked: int, key: tuple[Any, ...]) -> bool:
-        """Whether dask's blocks have many more examples than are picked of them."""
+        """Whether dask's blocks have many more examples than are picked of them, or have been remade as they had."""
         axis = self.source.dims.index("example")
         sizes = np.array(self.chunks[axis])
         blocks = np.unique(np.searchsorted(sizes.cumsum(), np.arange(self.shape[axis])[key[axis]], side="right"))
-        return 0 < n_picked * ROW_SHARE <= int(sizes[blocks].sum())
+        return n_picked > 0 and (self.few or n_picked * ROW_SHARE <= int(sizes[blocks].sum()))
 
 
 def chunked(source: xr.Variable, blocks: dict[str, int]) -> LakeArray:

@@ -56,7 +56,7 @@ class Groups:
 
     def __getstate__(self) -> dict[str, Any]:
         """What it was made of; no connection."""
-        return {**self.__dict__, "_opened": None, "_models": {}}
+        return {**self.__dict__, "_opened": None, "_models": {}, "_handed": {}}
 
     @property
     def store(self) -> Store:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
+from weakref import ref
 
 import numpy as np
 import xarray as xr
@@ -190,6 +191,8 @@ class Lake(Groups):
             for variable in known[identity].data_vars.values():  # the next call hands out the same arrays
                 variable.values.flags.writeable = False
             self.__dict__["_models"] = known
+            arrays = {key: ref(variable.values) for key, variable in known[identity].variables.items()}
+            self.__dict__["_handed"] = self.__dict__.get("_handed", {}) | {identity: arrays}
         loaded: xr.Dataset = known[identity].copy()
         loaded.encoding["stored"] = self, name
         return loaded
@@ -200,10 +203,11 @@ class Lake(Groups):
         return open_group(Guard(self.location, name, "model", attributes["files"]), attributes, stored=True)
 
     def still_holds(self, model: xr.Dataset, name: str) -> bool:
-        """Whether all arrays of a dataset are those that :meth:`model` hands out, so that others can read them, too."""
-        known = self.model(name).variables
+        """Whether all arrays of a dataset are those that :meth:`model` handed out: others can read them, too."""
+        identity = f"{name} {self.model_attributes(name)['files']}"
+        handed = self.__dict__.get("_handed", {}).get(identity, {})
         return all(
-            key in known and variable.chunks is None and variable.values is known[key].values
+            key in handed and variable.chunks is None and variable.values is handed[key]()
             for key, variable in model.variables.items()
         )
 

@@ -35,7 +35,7 @@ def planted(seed: int, heads: int, name: str, **more) -> xr.Dataset:
 
 def test_scores_types_and_hubs_are_compared_as_scipy_does_and_thoughts_by_a_slow_loop() -> None:
     runs = {"a/x": planted(0, 0, "a/x"), "b/x": planted(1, 1, "b/x")}
-    found = stability(runs, dict.fromkeys(runs, MODEL), **FEW)
+    found = stability(runs, lambda _: MODEL, **FEW)
     scores = [head_scores(run["attention"]) for run in runs.values()]
     pair = found.sel(run="a/x", other="b/x")
     for name in SCORES:
@@ -60,7 +60,7 @@ def test_scores_types_and_hubs_are_compared_as_scipy_does_and_thoughts_by_a_slow
 
 def test_planted_heads_are_found_again_and_shuffled_ones_are_not() -> None:
     runs = {"a/x": planted(0, 0, "a/x"), "a/y": planted(1, 0, "a/y"), "b/x": planted(2, 5, "b/x")}
-    found = stability(runs, dict.fromkeys(runs, MODEL), resamples=30, shuffles=1999)
+    found = stability(runs, lambda _: MODEL, resamples=30, shuffles=1999)
     composite = found.sel(score="composite")
     same, apart = composite.sel(run="a/x", other="a/y"), composite.sel(run="a/x", other="b/x")
     assert float(same["correlation"]) > 0.9
@@ -74,17 +74,17 @@ def test_planted_heads_are_found_again_and_shuffled_ones_are_not() -> None:
 def test_chunks_change_nothing_and_other_shapes_compare_by_thoughts_alone() -> None:
     runs = {"a/x": planted(0, 0, "a/x"), "b/x": planted(1, 1, "b/x")}
     models = dict.fromkeys(runs, MODEL)
-    found = stability(runs, models, **FEW)
+    found = stability(runs, models.__getitem__, **FEW)
     chunked = {name: run.chunk(example=7, layer=1, head=2) for name, run in runs.items()}
-    xr.testing.assert_allclose(stability(chunked, models, **FEW), found)
+    xr.testing.assert_allclose(stability(chunked, models.__getitem__, **FEW), found)
     wide = make_run(name="w/x", n_example=40, n_layer=2, n_head=3, model=MODEL, seed=3)
-    mixed = stability(runs | {"w/x": wide}, models | {"w/x": MODEL}, **FEW)
+    mixed = stability(runs | {"w/x": wide}, (models | {"w/x": MODEL}).__getitem__, **FEW)
     pair = mixed.sel(run="a/x", other="w/x")
     assert np.isnan(pair["same_hub"])
     assert pair["correlation"].isnull().all()
     assert 0 < float(pair["overlap"]) <= 1
     with pytest.raises(UsageError, match="halves of a run's problems, and there is one problem"):
-        stability({"a/x": runs["a/x"].isel(example=[0])}, models, **FEW)
+        stability({"a/x": runs["a/x"].isel(example=[0])}, models.__getitem__, **FEW)
 
 
 def test_the_command_tells_pairs_and_the_page_shows_them(tmp_path, capsys) -> None:

@@ -32,6 +32,7 @@ from schemas import (
 from store import RunLayout, create_run, describe, find, open_lake, verify
 from store.check import check_place
 from store.layout import BLOCK, KEY_BLOCK, QUERY_BLOCK, round_up
+from store.shards import ShardedArray
 
 ARCHIVE = Path(__file__).parent / "data"
 
@@ -151,6 +152,11 @@ def test_a_few_examples_are_read_alone_through_dask_too(tmp_path: Path, monkeypa
     np.testing.assert_allclose(total.values, 3 * plain["hidden_state"].values, rtol=1e-6)
     half = run.isel(example=np.flatnonzero(np.arange(100) % 2))
     assert half["hidden_state"].chunksizes["layer"] == (1, 1, 1)
+    read, fill = [], ShardedArray._fill  # of few examples, too, one position is read for one that is asked for
+    count = lambda self, picks, values: read.append(values.shape[2]) or fill(self, picks, values)  # noqa: E731
+    monkeypatch.setattr(ShardedArray, "_fill", count)
+    pickle.loads(pickle.dumps(some["hidden_state"])).isel(position=[2]).load()
+    assert set(read) == {1}
 
 
 def test_variables_come_in_the_same_order_each_time(place: Path) -> None:

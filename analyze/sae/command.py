@@ -89,7 +89,7 @@ def learn(sources: "Sequence[Source]", settings: SAESettings) -> "xr.Dataset":
 def cost(source: "Source | Sequence[Source]", settings: SAESettings) -> Cost:
     """Products of every training row with encoder and decoder, forward and back, in every epoch."""
     from analyze.cost import limits, reading
-    from analyze.sae.dictionary import select_cells
+    from analyze.sae.dictionary import CALIBRATION_ROWS, VALIDATION_ROWS, select_cells
 
     sources = source if isinstance(source, Sequence) else [source]
     layers, positions = settings.cells()
@@ -100,7 +100,10 @@ def cost(source: "Source | Sequence[Source]", settings: SAESettings) -> Cost:
     share = settings.fractions[0] if settings.split != "none" else 1.0
     size = 4.0 * n_row * width
     # Scale, training and what is measured at the end read everything; training reads it again unless it is held.
-    passes = 3 + (1 if share * size <= settings.buffer_bytes else settings.epochs)
+    passes = 3.0 + (1 if share * size <= settings.buffer_bytes else settings.epochs)
+    held = settings.fractions[1] if settings.split != "none" else 0.0
+    drawn = [(VALIDATION_ROWS, held), (CALIBRATION_ROWS, share if settings.activation == "batch_topk" else 0.0)]
+    passes += sum(min(1.0, n / (of * n_row)) for n, of in drawn if of)  # what losses are told of is read beforehand
     trial = limits(replace(settings, save=None), min(source.data.sizes["example"] for source in sources), 8)
     # What is measured at the end takes longer for as many operations than a step: of one epoch it is half of all.
     trial = {

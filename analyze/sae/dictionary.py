@@ -41,8 +41,8 @@ __all__ = [
     "train_sae",
     "with_final_state",
 ]
-_VALIDATION_ROWS = 2048
-_CALIBRATION_ROWS = 8192
+VALIDATION_ROWS = 2048
+CALIBRATION_ROWS = 8192
 
 
 def with_final_state(run: xr.Dataset) -> xr.DataArray:
@@ -205,8 +205,8 @@ def train_sae(
         rng = np.random.default_rng([spec.seed, stream])
         return inputs.normalised(*Batches(rows, keep, spec.batch_size, spec.buffer_bytes, rng).sample(n_row))
 
-    sample = some(held, _VALIDATION_ROWS, 2) if held.any() else None
-    calibration = some(split == "train", _CALIBRATION_ROWS, 3) if spec.activation == "batch_topk" else None
+    sample = some(held, VALIDATION_ROWS, 2) if held.any() else None
+    calibration = some(split == "train", CALIBRATION_ROWS, 3) if spec.activation == "batch_topk" else None
     every = max(1, n_step // 400)
     curve: list[tuple[int, Any]] = []
     held_curve: list[Any] = []

@@ -37,7 +37,7 @@ class Run(NamedTuple):
 
 def stability(
     runs: Mapping[str, xr.Dataset],
-    models: Mapping[str, xr.Dataset],
+    model_of: Callable[[str], xr.Dataset],
     *,
     max_examples: int = 2000,
     resamples: int = 300,
@@ -58,8 +58,8 @@ def stability(
     ----------
     runs
         By name, with ``attention``, ``hidden_state``, ``question`` and ``gold_answer``.
-    models
-        Read-out of each run's model.
+    model_of
+        Read-out of a run's model; asked for when the run's turn comes, so that one is in memory at a time.
     max_examples
         Examples used at most of each run, whole problems drawn by the seed; 0: all.
     resamples
@@ -103,7 +103,7 @@ def stability(
     read = {}
     for number, (name, run) in enumerate(parts.items()):
         weight = _weights(groups[name], resamples, seed)
-        read[name] = _read(run, models[name], weight, n_step)
+        read[name] = _read(run, model_of(name), weight, n_step)
         if progress is not None:
             progress(number + 1, len(parts))
     names, rng = list(read), np.random.default_rng(seed)

@@ -33,11 +33,11 @@ def run(sources: "Sequence[Source]", settings: StabilitySettings) -> "xr.Dataset
     from analyze.stability.between import stability
 
     runs = {source.run: source.data for source in sources}
-    models = {source.run: source.model for source in sources}
+    by_run = {source.run: source for source in sources}
     with sources[0].shell.progress("heads and thoughts", "runs") as report:
         return stability(
-            runs, models, max_examples=settings.max_examples, resamples=settings.resamples, shuffles=settings.shuffles,
-            seed=settings.seed, progress=report,
+            runs, lambda run: by_run[run].model, max_examples=settings.max_examples, resamples=settings.resamples,
+            shuffles=settings.shuffles, seed=settings.seed, progress=report,
         )  # fmt: skip
 
 
@@ -52,8 +52,9 @@ def cost(sources: "Sequence[Source]", settings: StabilitySettings) -> Cost:
     from analyze.probes.tasks import draw_examples
     from analyze.stability.between import one_pair
     from store import bytes_to_read
+    from store.read import MODELS_KEPT
 
-    reads, operations, memory, n_state = [], 0.0, 0.0, 0
+    reads, operations, memory, n_state, readouts = [], 0.0, 0.0, 0, dict[str, float]()
     steps: list[tuple[float, Callable[[], object]]] = []
     for source in sources:
         rows = draw_examples(np.asarray(source.data["problem"].values), settings.max_examples, settings.seed)
@@ -69,15 +70,16 @@ def cost(sources: "Sequence[Source]", settings: StabilitySettings) -> Cost:
         if own > side_by_side:
             steps.append(((own - side_by_side) / first, partial(np.asarray, near[:1])))
         memory = max(memory, 8.0 * 3 * settings.resamples * block.size / block.sizes["example"])
-        memory += source.lazy_model["unembedding"].nbytes
+        readouts[source.run.partition("/")[0]] = float(source.lazy_model["unembedding"].nbytes)
         n_head = block.sizes["layer"] * block.sizes["head"]
     memory += 2.0**28  # blocks of attention that are added up, and of logits
+    memory += max(max(readouts.values()), min(sum(readouts.values()), MODELS_KEPT))
     # No trial: each would read the read-outs again, of which two of a gigabyte are not kept.
     pair = partial(one_pair, n_head, settings.resamples, settings.shuffles)
     steps.append((len(sources) * (len(sources) + 1) / 2, pair))
     return Cost(
         states=n_state, reads=reads, operations=operations, memory=memory,
-        readouts=[source.run.partition("/")[0] for source in sources], steps=steps,
+        readouts=list(readouts), steps=steps,
     )  # fmt: skip
 
 
