@@ -96,9 +96,11 @@ def run_analysis(command: Analysis, settings: Settings, values: Mapping[str, Any
         if plan is not None and (plan.seconds or 0) > 60:
             terminal.note(f"{label}: {plan.text()}; --limit, --layers and --positions take a part where there are such")
     document: dict[str, Any] = {}
+    lost = False
     with compute_on(values["scheduler"], values["workers"]):
         for label, kept in zip(labels, analyse(command, groups, settings), strict=True):
             kinds = [result.kind for result in kept]
+            lost |= any(result.lost for result in kept)
             for number, result in enumerate(kept):
                 name = result.data.attrs["run"]
                 if values["json"] or values["csv"]:
@@ -110,6 +112,7 @@ def run_analysis(command: Analysis, settings: Settings, values: Mapping[str, Any
                     printing.show([*command.results[result.kind](result.data, result.spec), f"{name}: {place(result)}"])
     if values["json"]:
         printing.show((), document, as_json=True)
+    fail_if(lost)
 
 
 def run_experiment(
@@ -127,6 +130,7 @@ def run_experiment(
     document: dict[str, Any] = {}
     printed: dict[str, list[Printed]] = {}
     plans = {}
+    lost = False
     for run in runs:
         target = target_of(command, lake, run, where, terminal)
         if values.get("plan") and command.plan is not None:
@@ -134,6 +138,7 @@ def run_experiment(
             continue
         with compute_on():
             kept = reenter(command, lake, target, settings, where, terminal)
+        lost |= kept.lost
         if values["json"] or values["csv"]:
             tables = document_of(kept, result_tables(without_long(kept.data)), f"{run}-{kept.kind}", values["csv"])
             document[run] = {"attrs": dict(kept.data.attrs)} | tables
@@ -144,6 +149,13 @@ def run_experiment(
         printing.show((), document, as_json=True)
     else:
         printing.show_by_run(command.name, printed)
+    fail_if(lost)
+
+
+def fail_if(lost: bool) -> None:
+    """Have the command fail, once all is printed, where a result should be in the lake and is not, as was said."""
+    if lost:
+        raise click.exceptions.Exit(1)
 
 
 def show_plans(plans: Mapping[str, tuple[str, Any]], as_json: bool) -> None:

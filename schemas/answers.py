@@ -128,9 +128,14 @@ def answers_match(answer: float | None, other: float | None, rule: NumberRule = 
     return answer is not None and other is not None and bool(equal_answers(np.array(answer), np.array(other), rule))
 
 
+_ADDED = re.compile(r"<\|.*\|>|<[^\W\d][\w.:/-]*>|\[[^\W\d][\w.-]*\]", re.DOTALL)
+"""How tokens that are no words of the vocabulary are written: in brackets, beginning with a letter."""
+
+
 def is_number_token(token: str) -> bool:
     """Whether a token's text holds any digit (the reports' rule: "x2" and "000" count, number words do not).
 
-    Bytes of a token that is a part of a character, told as ``<0xE2>``, are no digits.
+    Bytes of a token that is a part of a character, told as ``<0xE2>``, are no digits; nor has a token that a tokenizer
+    adds to its vocabulary's words one, as ``<|reserved_special_token_17|>``, ``<extra_id_0>`` or ``[unused12]``.
     """
-    return any(character.isdigit() for character in _BYTE.sub("", token))
+    return not _ADDED.fullmatch(token.strip()) and any(character.isdigit() for character in _BYTE.sub("", token))

@@ -26,4 +26,16 @@ class CorruptLakeError(LakeError):
 
 
 class UnwritableLakeError(LakeError):
-    """A result that is computed and cannot be stored: the lake is read-only, or the disk full."""
+    """A result that is computed and cannot be stored: the lake is read-only, or the disk full.
+
+    Parameters
+    ----------
+    message
+        What was tried on what.
+    read_only
+        Whether nothing could be stored there anyway, so that a command that prints its result does all it can.
+    """
+
+    def __init__(self, message: str, *, read_only: bool = True) -> None:
+        super().__init__(message)
+        self.read_only = read_only

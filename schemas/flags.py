@@ -15,10 +15,19 @@ MOST = {
     "resamples": 100_000,
     **dict.fromkeys(("permutations", "shuffles", "null_draws"), 1_000_000),
     **dict.fromkeys(("controls", "draws", "random", "beyond"), 1_000),
+    **dict.fromkeys(("stories", "largest"), 1_000_000),
+    "pairs": 100_000,
 }
 """Most of what is drawn, wherever a setting is called so: more fills memory, and tells nothing. So many resamples give
-the ends of an interval to a hundredth of its width, shuffles p to a millionth; each of the others is a pass or a fit.
+the ends of an interval to a hundredth of its width, shuffles p to a millionth; controls and the like are a pass or a
+fit each; a million stories take a gigabyte.
 """
+
+
+def check_most(name: str, what: str, value: int) -> None:
+    """Raise :class:`UsageError` where more is to be drawn than :data:`MOST` allows."""
+    if value > MOST.get(name, value):
+        raise UsageError(f"{what} is {value:,}; it must be at most {MOST[name]:,}: more would tell nothing new")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +70,8 @@ class Flag:
             )
         if self.least is not None and not (value >= self.least and math.isfinite(value)):
             raise UsageError(f"{what} is {value}; it must be at least {self.least:g}")
-        if self.name in MOST and self.kind is int and value > MOST[self.name]:
-            raise UsageError(
-                f"{what} is {value:,}; it must be at most {MOST[self.name]:,}: more would tell nothing new"
-            )
+        if self.kind is int and not self.many:
+            check_most(self.name, what, value)
         if self.kind is float and not math.isfinite(value):
             raise UsageError(f"{what} is {value}; it must be a number that is not infinite")
 

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -19,7 +20,7 @@ from zarr.abc.buffer import Buffer
 from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import MemoryStore
+from zarr.storage import LocalStore, MemoryStore
 
 from schemas import CorruptLakeError, canonical_json, fingerprint
 from store.layout import COLUMN_CHUNK, COLUMN_CODECS
@@ -29,6 +30,10 @@ RECORD = "record"
 """Group below a run that holds the checksum and size of each shard's files, and the checksums of their chunks."""
 NEXT = f"{RECORD}/size/next"
 """Folder below a run of what a shard's record is to be, while the shard's files take their places."""
+RESULTS = "results"
+"""Group below a lake of what was computed from its runs."""
+COMING = ".coming"
+"""Ends the name of a whole result that is to take the place of the one before; it counts where that one is gone."""
 LEFTOVER = "*.partial"
 """What a killed process leaves of a file it had not finished."""
 REMOVED = "removed.partial"
@@ -145,19 +150,34 @@ def without_checksum(content: bytes, size: int) -> bytes | None:
 def read_size(store: Store, key: str) -> int | None:
     """Size of a key's value, or ``None``."""
     try:
+        if isinstance(store, LocalStore):
+            return (store.root / key).stat().st_size
         return sync(store.getsize(key))
     except FileNotFoundError:
         return None
 
 
 def read_bytes(store: Store, key: str) -> bytes | None:
-    """Value of a key, or ``None``."""
+    """Value of a key, or ``None``; from a local disk without Zarr's event loop, which takes longer than the reading."""
+    if isinstance(store, LocalStore):
+        return content_of(store.root / key)
     value = sync(store.get(key, default_buffer_prototype()))
     return None if value is None else value.to_bytes()
 
 
+def content_of(path: Path) -> bytes | None:
+    """Content of a file, or ``None`` where there is none."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+
+
 def names_below(store: Store, path: str) -> list[str]:
     """Names of what lies directly below a place, in order; a web server lists those of folders with ``/`` behind."""
+    if isinstance(store, LocalStore):
+        folder = store.root / path
+        return sorted(below.name for below in folder.iterdir()) if folder.is_dir() else []
 
     async def names() -> set[str]:
         return {name.strip("/") async for name in store.list_dir(path)}
@@ -304,6 +324,17 @@ def read_group(store: Store, path: str) -> dict[str, Any] | None:
     if attributes is None and is_ours(content):
         raise CorruptLakeError(f"{join(path, 'zarr.json')} does not agree with its own seal; run lake verify")
     return attributes
+
+
+def settle(folder: Path) -> None:
+    """Put results in their places whose writers were stopped on the way; see :data:`COMING`."""
+    for coming in folder.glob(f"{RESULTS}/*/*{COMING}"):
+        place = coming.with_name(coming.name.removesuffix(COMING))
+        if (place / "zarr.json").exists():
+            shutil.rmtree(coming)
+        else:
+            shutil.rmtree(place, ignore_errors=True)
+            coming.rename(place)
 
 
 def make_durable(folder: Path, keys: Iterable[str]) -> None:

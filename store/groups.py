@@ -15,13 +15,12 @@ from schemas import (
     nearest,
 )
 from store.check import check_format
-from store.files import RECORD, is_ours, join, names_below, read_bytes, unseal
+from store.files import RECORD, RESULTS, is_ours, join, names_below, read_bytes, unseal
 from store.guard import Guard
 from store.layout import RunLayout
 from store.location import local_path, open_store
 from store.mend import foreign_weights, has_other_model, of_another_place
 from store.record import DamagedFile, RunRecord
-from store.results import RESULTS
 
 
 class Groups:

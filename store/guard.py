@@ -19,7 +19,7 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 
 from schemas import CorruptLakeError
-from store.files import join, names_below, read_bytes
+from store.files import content_of, join, names_below, read_bytes
 from store.layout import SHARDED_VARIABLES
 from store.location import local_path, open_store
 from store.mend import analyze_command, extract_command
@@ -28,6 +28,8 @@ from store.record import ROWS, DamagedFile, RunRecord, ShardRecord
 
 KEPT_ROWS = 8
 """Shards whose checksums of rows are remembered."""
+SMALL_BYTES = 2**20
+"""A local file below it is read in less time than it takes to have a thread do it."""
 TRIES = 100
 """Readings of a file that is replaced again each time."""
 T = TypeVar("T")
@@ -233,7 +235,7 @@ class Guard(Store):
         decoded = self._records.get(shard)
         if decoded is None:
             keys = {name: key for name, key in self.record.keys(shard).items() if name != ROWS}
-            decoded = self.record.decode(shard, {name: _content(self.folder / key) for name, key in keys.items()})
+            decoded = self.record.decode(shard, {name: content_of(self.folder / key) for name, key in keys.items()})
             if decoded:
                 self._records[shard] = decoded
         return decoded
@@ -245,7 +247,7 @@ class Guard(Store):
         if tables is None:
             keys = self.record.keys(shard)
             if self.folder is not None:
-                contents = {name: _content(self.folder / key) for name, key in keys.items()}
+                contents = {name: content_of(self.folder / key) for name, key in keys.items()}
             else:
                 contents = {name: read_bytes(self.store, join(self.group, key)) for name, key in keys.items()}
             records = self.record.decode(shard, contents)
@@ -272,6 +274,8 @@ class Guard(Store):
 
     async def raw(self, key: str, byte_range: ByteRequest | None = None) -> bytes | None:
         """What lies there, or part of it, unchecked."""
+        if self.folder is not None and byte_range is None and _is_small(self.folder / key):
+            return content_of(self.folder / key)
         place, prototype = join(self.group, key), default_buffer_prototype()
         try:
             value = await self.store.get(place, prototype, byte_range)
@@ -380,11 +384,11 @@ class Guard(Store):
             yield name
 
 
-def _content(path: Path) -> bytes | None:
+def _is_small(path: Path) -> bool:
     try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return None
+        return path.stat().st_size < SMALL_BYTES
+    except OSError:
+        return False
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:

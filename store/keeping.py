@@ -24,16 +24,19 @@ class Kept:
     spec: Mapping[str, Any]
     name: str | None
     """In the lake; ``None`` where that cannot be written."""
+    lost: bool = False
+    """Whether it should be in the lake, and is not: the disk is full, or fails."""
 
 
 def keep(lake: Lake, kind: str, data: xr.Dataset, runs: Sequence[str], spec: Mapping[str, Any], shell: Shell) -> Kept:
-    """Store a result with the command that made it; that a lake is read-only is said, and the result handed on."""
+    """Store a result with the command that made it; that a lake cannot be written is said, and the result handed on."""
+    lost = False
     try:
         name = lake.write_result(kind, data, runs=list(runs), spec=dict(spec), command=shell.words(runs))
     except UnwritableLakeError as error:
         shell.note(str(error))
-        name = None
-    return Kept(kind=kind, data=data, spec=spec, name=name)
+        name, lost = None, not error.read_only
+    return Kept(kind=kind, data=data, spec=spec, name=name, lost=lost)
 
 
 def working_folder(lake: Lake, name: str, run: str) -> Path | None:

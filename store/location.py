@@ -1,5 +1,6 @@
 """Where a lake is: a local folder, or any URL that obstore or fsspec can open."""
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
-from schemas import UsageError
+from schemas import UnwritableLakeError, UsageError
 
 OBSTORE_SCHEMES = ("s3", "gs", "gcs", "az", "azure", "abfs", "abfss")
 
@@ -66,6 +67,22 @@ def open_store(location: str | os.PathLike[str], *, read_only: bool = True) -> S
         raise UsageError(f"{what}; pip install 'activation-lake[remote]'") from error
     except Exception as error:
         raise UsageError(f"{url} cannot be opened as a lake: {error}") from error
+
+
+def unwritable(location: str | os.PathLike[str], error: Exception) -> UnwritableLakeError:
+    """What is said of a result that could not be stored; ``read_only`` where the place lets nobody, or not this user.
+
+    Read-only are a server of files, a folder without permission; a disk that is full, or no answer, is a failure.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    else:
+        known = ("NotImplementedError", "PermissionError", "PermissionDeniedError", "UnauthenticatedError")
+        refused = any(kind.__name__ in known for kind in type(error).__mro__)
+    why = getattr(error, "strerror", None) or str(error)
+    advice = "" if refused else "; mend that and give the same command again"
+    text = f"{location} cannot be written ({why}); results are not kept{advice}"
+    return UnwritableLakeError(text, read_only=refused)
 
 
 REMOTE_PACKAGES = ("obstore", "httpx", "httpx2", "httpcore", "aiohttp", "botocore", "gcsfs", "adlfs", "huggingface_hub")

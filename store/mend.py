@@ -2,14 +2,14 @@
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from zarr.abc.store import Store
 
 from schemas import canonical_json, filled, fingerprint
 from schemas.registry import line
-from store.files import RECORD, names_below, read_bytes, unseal
+from store.files import COMING, RECORD, RESULTS, names_below, read_bytes, unseal
 
 
 def extract_command(location: str | os.PathLike[str], store: Store, run: str, rebuild: str) -> str:
@@ -79,7 +79,19 @@ def of_another_place(run: str, attributes: Mapping[str, Any]) -> str:
 def is_result_of(name: str, attributes: Mapping[str, Any]) -> bool:
     """Whether a document is that of the result it lies in, whose name ends with a digest of runs and settings."""
     wanted = {"runs": attributes.get("runs"), "spec": attributes.get("spec")}
-    return attributes.get("result") == name.split("/")[1] and name.endswith(f"~{fingerprint(wanted)[:8]}")
+    return attributes.get("result") == name.split("/")[1] and name.removesuffix(COMING).endswith(
+        f"~{fingerprint(wanted)[:8]}"
+    )
+
+
+def is_passing(key: str, keys: Container[str]) -> bool:
+    """Whether a file is of a result that counts no longer, or not yet, as another is taking its place."""
+    parts = key.split("/")
+    if parts[0] != RESULTS or len(parts) < 4:
+        return False
+    name = "/".join(parts[:3]).removesuffix(COMING)
+    old, new = f"{name}/zarr.json" in keys, f"{name}{COMING}/zarr.json" in keys
+    return (old or not new) if parts[2].endswith(COMING) else (new and not old)
 
 
 def _attributes(store: Store, group: str, kind: str) -> dict[str, Any]:

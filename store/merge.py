@@ -14,7 +14,7 @@ from zarr.core.sync import sync
 from schemas import LakeError, SpecMismatchError, UsageError
 from store.check import check_holds, check_place, differences
 from store.encode import ShardFile
-from store.files import RECORD, assemble, join, lake_lock, read_bytes, read_group, unseal, write_files
+from store.files import RECORD, RESULTS, assemble, join, lake_lock, read_bytes, read_group, unseal, write_files
 from store.guard import Guard
 from store.location import local_path, open_store
 from store.read import Lake
@@ -165,7 +165,8 @@ class _Files(Mapping[str, bytes]):
 def _copy_group(lake: Lake, name: str, into: str | os.PathLike[str]) -> Merged:
     """Copy a model or a result."""
     merged = Merged(name=name, source=str(lake.location))
-    document = read_bytes(lake.store, f"{name}/zarr.json") or b""
+    place = lake.result_place(name)[0] if name.startswith(f"{RESULTS}/") else name
+    document = read_bytes(lake.store, f"{place}/zarr.json") or b""
     attributes = unseal(document) or {}
     with lake_lock(into):
         store, folder = open_store(into, read_only=False), local_path(into)
@@ -177,7 +178,7 @@ def _copy_group(lake: Lake, name: str, into: str | os.PathLike[str]) -> Merged:
             parent = "/".join(name.split("/")[:depth])
             if read_group(store, parent) is None:
                 write_files(store, parent, assemble({"kind": "results"}), folder)
-        files = _Files(lake, name, attributes["kind"], document, attributes["files"])
+        files = _Files(lake, place, attributes["kind"], document, attributes["files"])
         write_files(store, name, files.check(), folder)
     merged.copied = 1
     return merged

@@ -12,9 +12,10 @@ from zarr.core.sync import sync
 
 from schemas import MODEL_VARIABLES, CorruptLakeError, LakeError, MissingRunError, UsageError, nearest
 from store.check import check_holds, check_place
-from store.files import LEFTOVER, NEXT, REMOVED, read_bytes, read_size, set_bytes
+from store.files import COMING, LEFTOVER, NEXT, REMOVED, RESULTS, read_bytes, read_size, set_bytes
 from store.large_files import copy_large
 from store.location import local_path, open_store
+from store.mend import is_passing
 from store.merge import check_agreement
 from store.read import Lake
 from store.verification import Verification, verify
@@ -90,7 +91,13 @@ def push(lake: Lake, to: str | os.PathLike[str], runs: Sequence[str] = (), progr
             f"{lake.location}: {broken[0].path} {broken[0].problem}; lake verify {lake.location} says what mends it"
         )
     strangers = {damage_found.path for damage_found in damage}
-    keys = sorted((key for key in sync(_keys(lake.store)) if key in chosen and key not in strangers), key=_order)
+    there = sync(_keys(lake.store))
+    if moving := next((key for key in there if key.startswith(f"{RESULTS}/") and f"{COMING}/" in key), None):
+        raise LakeError(
+            f"{lake.location}: the writer of {moving.partition(COMING)[0]} was stopped as it put that in its place;"
+            " give its command again, or any other that stores a result in that lake, then push"
+        )
+    keys = sorted((key for key in there if key in chosen and key not in strangers), key=_order)
     if target is None or target.exists():
         _check_target(chosen, to, {key.split("/")[0] for key in keys})
     store = open_store(to, read_only=False)
@@ -218,9 +225,11 @@ def _digest(store: Store, key: str) -> str:
 async def _keys(store: Store) -> list[str]:
     """Files of a lake, without what writers left unfinished."""
     passing = (LEFTOVER, f"{REMOVED}/**")
-    keys = [key async for key in store.list()]
+    keys = {key async for key in store.list()}
     return [
         key
         for key in keys
-        if not any(PurePosixPath(key).match(pattern) for pattern in passing) and f"/{NEXT}/" not in key
+        if not any(PurePosixPath(key).match(pattern) for pattern in passing)
+        and f"/{NEXT}/" not in key
+        and not is_passing(key, keys)
     ]

@@ -15,22 +15,23 @@ import zarr
 from zarr.core.sync import sync
 
 from schemas import (
+    CorruptLakeError,
     LakeError,
     MissingRunError,
-    UnwritableLakeError,
     canonical_json,
     filled,
     nearest,
 )
 from schemas.registry import by_kind, line
-from store.files import read_bytes
+from store.files import COMING, RESULTS, read_bytes
 from store.groups import Groups
 from store.guard import Guard
 from store.labels import name_nearest
 from store.layout import RunLayout
+from store.location import unwritable
 from store.mend import is_result_of
 from store.opening import block_shapes, committed_examples, open_group, sharded_array
-from store.results import RESULTS, Result, described, preferred, write_result_group
+from store.results import Result, described, preferred, write_result_group
 from store.shards import HandedOut, ShardedArray
 
 MODELS_KEPT = 2**30
@@ -248,21 +249,27 @@ class Lake(Groups):
         except Exception as error:  # of a file system or, by other names, of an object store
             if not isinstance(error, OSError) and self.folder is not None:
                 raise
-            why = getattr(error, "strerror", None) or str(error)
-            raise UnwritableLakeError(f"{self.location} cannot be written ({why}); results are not kept") from error
+            raise unwritable(self.location, error) from error
         return name
 
     def results(self, kind: str | None = None) -> list[Result]:
         """Stored analyses, of one kind or of all, in order of their names."""
         kinds = [kind] if kind is not None else self.children(RESULTS)
-        names = [f"{RESULTS}/{folder}/{child}" for folder in kinds for child in self.children(f"{RESULTS}/{folder}")]
+        places = [f"{RESULTS}/{folder}/{child}" for folder in kinds for child in self.children(f"{RESULTS}/{folder}")]
         results = []
-        for name in names:
-            attributes = self._document(name, "result")
+        for name in dict.fromkeys(place.removesuffix(COMING) for place in places):
+            place, attributes = self.result_place(name)
             if attributes is not None and attributes.get("kind") == "result":
                 self._check_result(name, attributes)
-                results.append(Result.of(name, attributes, self._examples_of(name, attributes)))
+                results.append(Result.of(name, attributes, self._examples_of(place, attributes)))
         return results
+
+    def result_place(self, name: str) -> tuple[str, dict[str, Any] | None]:
+        """Group in which a result lies, and its attributes: while it is replaced, for a moment beside its own."""
+        for place in (name, f"{name}{COMING}", name):
+            if (attributes := self._document(place, "result")) is not None:
+                return place, attributes
+        return name, None
 
     def _examples_of(self, name: str, attributes: Mapping[str, Any]) -> int:
         """Examples of a result; of one that an older version wrote, as far as its documents say."""
@@ -327,21 +334,26 @@ class Lake(Groups):
         if re.fullmatch("[0-9a-f]{6,64}", name):
             fitting = [result.name for result in self.results() if result.fingerprint.startswith(name)]
             name = fitting[0] if len(fitting) == 1 else name
-        attributes = self._document(name, "result")
+        place, attributes = self.result_place(name)
         if attributes is None or attributes.get("kind") != "result":
             raise MissingRunError(
                 f"{self.location} has no result {name!r}" + nearest(name, [result.name for result in self.results()])
             )
         self._check_result(name, attributes)
-        guard = Guard(self.location, name, "result", attributes["files"])
+        guard = Guard(self.location, place, "result", attributes["files"])
         stated = ("result", "runs", "spec", "inputs", "fingerprint")
         handed_out = {**attributes["attrs"], **{key: attributes[key] for key in stated}}
-        result = open_group(guard, attributes, handed_out, stored=self.stored)
-        return name_nearest(result.load() if load else result)
+        try:
+            result = open_group(guard, attributes, handed_out, stored=self.stored)
+            return name_nearest(result.load() if load else result)
+        except CorruptLakeError:
+            if self.result_place(name) == (place, attributes):
+                raise
+        return self.open_result(name, load=load)  # it was replaced meanwhile
 
     def result_digests(self, name: str) -> dict[str, str]:
         """SHA-256 of each file of a stored analysis: two results with the same are the same."""
-        return dict((self._document(name, "result") or {}).get("files", {}))
+        return dict((self.result_place(name)[1] or {}).get("files", {}))
 
     def _check_result(self, name: str, attributes: Mapping[str, Any]) -> None:
         if not is_result_of(name, attributes):

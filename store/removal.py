@@ -11,10 +11,10 @@ from zarr.core.sync import sync
 
 from schemas import MODEL_VARIABLES, LakeError, MissingRunError, UsageError
 from store.claim import ShardClaim
-from store.files import RECORD, REMOVED, flush_folders, lake_lock, read_bytes
+from store.files import COMING, RECORD, REMOVED, RESULTS, flush_folders, lake_lock, read_bytes, settle
 from store.location import local_path, open_store
 from store.read import Lake
-from store.results import RESULTS
+from store.results import remove_group
 from store.select import select_result
 
 
@@ -58,7 +58,9 @@ def select_removable(lake: Lake, words: list[str]) -> Removable:
             )
         return Removable(name=name, kind="model")
     if name in (
-        f"{RESULTS}/{kind}/{child}" for kind in lake.children(RESULTS) for child in lake.children(f"{RESULTS}/{kind}")
+        f"{RESULTS}/{kind}/{child.removesuffix(COMING)}"
+        for kind in lake.children(RESULTS)
+        for child in lake.children(f"{RESULTS}/{kind}")
     ):
         return Removable(name=name, kind="result")
     try:
@@ -85,6 +87,8 @@ def remove(location: str | os.PathLike[str], removable: Removable) -> None:
     folder = local_path(location)
     if folder is None:
         store = open_store(location, read_only=False)
+        if removable.kind == "result":
+            remove_group(store, f"{removable.name}{COMING}")
         for key in (f"{removable.name}/{RECORD}/zarr.json", f"{removable.name}/zarr.json"):
             if read_bytes(store, key) is not None:
                 sync(store.delete(key))
@@ -94,6 +98,7 @@ def remove(location: str | os.PathLike[str], removable: Removable) -> None:
     with lake_lock(location), ExitStack() as claims:
         if removable.kind == "run":
             _claim(Lake(location), removable.name, claims)
+        settle(folder)
         away.mkdir(parents=True)
         (folder / removable.name).rename(away / "group")
         flush_folders(folder, [f"{removable.name}/", f"{REMOVED}/{away.name}/group"])

@@ -21,19 +21,21 @@ from schemas import (
 )
 from schemas.words import n_option
 from store.files import (
+    COMING,
     REMOVED,
+    RESULTS,
     assemble,
     column,
     flush_folders,
     lake_lock,
     read_bytes,
     read_group,
+    settle,
+    unseal,
     write_files,
 )
 from store.location import local_path
 from store.write import ensure_lake
-
-RESULTS = "results"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,27 +159,48 @@ def write_result_group(
                 write_files(store, "/".join(parents[:depth]), assemble({"kind": "results"}), folder)
         if folder is not None:
             _exchange(store, folder, name, contents)
-            return
-        if read_bytes(store, f"{name}/zarr.json") is not None:
-            sync(store.delete(f"{name}/zarr.json"))
-        sync(store.delete_dir(name))
-        write_files(store, name, contents, None)
+        else:
+            _exchange_remote(store, name, contents)
+
+
+def _exchange_remote(store: Store, name: str, contents: Mapping[str, bytes]) -> None:
+    """Write a group where it counts once the one before is gone, then in its place: stopped anywhere, one is whole."""
+    coming = f"{name}{COMING}"
+    if (stopped := unseal(read_bytes(store, f"{coming}/zarr.json") or b"")) is not None:
+        if read_bytes(store, f"{name}/zarr.json") is None:
+            files = [*stopped["files"], "zarr.json"]
+            write_files(store, name, {key: read_bytes(store, f"{coming}/{key}") or b"" for key in files}, None)
+        remove_group(store, coming)
+    replaces = read_bytes(store, f"{name}/zarr.json") is not None
+    if replaces:
+        write_files(store, coming, contents, None)
+    remove_group(store, name)
+    write_files(store, name, contents, None)
+    if replaces:
+        remove_group(store, coming)
+
+
+def remove_group(store: Store, name: str) -> None:
+    """Remove a group of an object store, its document first: nobody opens a part of it."""
+    if read_bytes(store, f"{name}/zarr.json") is not None:
+        sync(store.delete(f"{name}/zarr.json"))
+    sync(store.delete_dir(name))
 
 
 def _exchange(store: Store, folder: Path, name: str, contents: Mapping[str, bytes]) -> None:
-    """Write a group where no reader looks, then put it in its place: where the disk is full what was there stays."""
-    away = f"{REMOVED}/{uuid4().hex}"
-    place, old = folder / name, folder / away / "old"
+    """Write a group where no reader looks, then put it in its place: stopped anywhere, one is whole and found."""
+    away, place = f"{REMOVED}/{uuid4().hex}", folder / name
+    coming = place.with_name(f"{place.name}{COMING}")
     try:
         write_files(store, f"{away}/new", contents, folder)
         if place.exists():
-            place.rename(old)
-        try:
+            (folder / away / "new").rename(coming)
+            flush_folders(folder, [f"{name}/"])
+            place.rename(folder / away / "old")
+            coming.rename(place)
+        else:
             (folder / away / "new").rename(place)
-        except OSError:
-            if old.exists():
-                old.rename(place)
-            raise
         flush_folders(folder, [f"{name}/"])
     finally:
+        settle(folder)
         shutil.rmtree(folder / REMOVED, ignore_errors=True)

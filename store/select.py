@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from schemas import MissingRunError, nearest
+from store.files import RESULTS
 from store.info import SHORTEST_PREFIX
 from store.read import Lake
-from store.results import RESULTS, Result
+from store.results import Result
 
 MOST_NAMED = 6
 """Results that are named where several fit."""

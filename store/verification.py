@@ -25,6 +25,7 @@ from store.mend import (
     extract_command,
     foreign_weights,
     has_other_model,
+    is_passing,
     is_result_of,
     of_another_place,
 )
@@ -114,7 +115,9 @@ class _Verifier:
         if not any(key.endswith("zarr.json") for key in self.keys):
             raise UsageError(f"{self.location} is no lake: it holds no zarr.json at all")
         self.found.leftovers = sorted(
-            key for key in self.keys if Path(key).match(LEFTOVER) or key.startswith(f"{REMOVED}/")
+            key
+            for key in self.keys
+            if Path(key).match(LEFTOVER) or key.startswith(f"{REMOVED}/") or is_passing(key, self.keys)
         )
         self.keys -= set(self.found.leftovers)
         groups = self._groups()

@@ -34,6 +34,7 @@ from store.files import (
     LEFTOVER,
     RECORD,
     REMOVED,
+    RESULTS,
     Replacement,
     assemble,
     digests_of,
@@ -41,6 +42,7 @@ from store.files import (
     lake_lock,
     read_bytes,
     read_group,
+    settle,
     unseal,
     write_files,
 )
@@ -84,11 +86,14 @@ def ensure_lake(location: str | os.PathLike[str], *, rebuild: bool = False) -> S
 def _sweep(folder: Path) -> None:
     """Remove what killed processes left half-written of groups; shards' files are their writers' business."""
     shutil.rmtree(folder / REMOVED, ignore_errors=True)
+    settle(folder)
     for parent, children, files in os.walk(folder):  # plain text: every write of a result comes by here
         for name in fnmatch.filter(files, LEFTOVER):
             Path(parent, name).unlink(missing_ok=True)
         sharded = parent.replace(os.sep, "/").endswith(SHARDED_FILES)
         children[:] = [name for name in children if not (sharded and name in ("c", "next"))]
+        if "zarr.json" in files and Path(parent).parts[-3:-2] == (RESULTS,):
+            children.clear()  # the document of a result comes after all else of it
 
 
 def write_model(

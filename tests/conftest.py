@@ -29,8 +29,8 @@ MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
 LONGEST = (
-    "printed_commands", "sentences", "push", "damage", "notebooks", "remote", "extract_run", "report", "intervene",
-    "precision", "depth", "printed", "reenter", "verify",
+    "printed_commands", "remote", "sentences", "workers", "push", "damage", "notebooks", "extract_run", "report",
+    "intervene", "precision", "depth", "printed", "reenter", "verify",
 )  # fmt: skip
 """Files that take a minute or half of one: a worker that begins one of them last is waited for."""
 

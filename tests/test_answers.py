@@ -165,6 +165,8 @@ def test_outcomes_agree_with_the_stored_labels(shared_data):
 
 def test_bytes_of_a_token_are_no_digits():
     assert [is_number_token(text) for text in (" <0xE2><0x80>", "<0xA1>", "<0xC2>5", "x2", "0xE2")] == [0, 0, 1, 1, 1]
+    added = ("<|reserved_special_token_17|>", " <extra_id_0>", "[unused12]", "<|1|>")
+    assert [is_number_token(text) for text in (*added, "[1]", "<2", "|>3", "a[0]")] == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
 def test_number_rule_agrees_with_the_stored_cells(shared_data):

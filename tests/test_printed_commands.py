@@ -47,11 +47,19 @@ SHORTER = {
     "lake reenter depth": " --limit 8",
     "lake reenter features": " --limit 8 --draws 1",
     "lake reenter jacobian": " --limit 8",
+    "lake reenter ablate": " --draws 2",
     "lake analyze correlate": " --permutations 20 --resamples 20",
+    "lake analyze compare": " --resamples 50",
+    "lake analyze errors": " --resamples 50",
+    "lake analyze features": " --resamples 20 --permutations 20",
+    "lake analyze geometry": " --resamples 10 --shuffles 5",
+    "lake analyze heads": " --resamples 50",
+    "lake analyze sae": " --epochs 8",
 }
 """What is added to commands that take more than seconds as they are printed."""
 ALONE = (
-    "lake analyze depth", "lake analyze lens --lens", "lake analyze stability",
+    "lake analyze depth", "lake analyze errors", "lake analyze lens --lens",
+    "lake analyze similarity", "lake analyze stability",
     "lake analyze traces", "lake analyze verdict", "lake reenter ablate", "lake reenter cross",
     "lake reenter depth", "lake reenter edges", "lake reenter edit", "lake reenter features", "lake reenter gradients",
     "lake reenter graph", "lake reenter heads",
@@ -98,6 +106,7 @@ def test_every_command_that_the_page_prints_runs_and_makes_what_it_names(
 ) -> None:
     lake, commands = filled_lake
     monkeypatch.setattr(view, "draw", vector_alone)
+    monkeypatch.setattr(view, "reflows", lambda panel: False)
     assert len(commands) > 15
     made = build_report(lake, lake.with_name("page"), n_problem=2)
     assert str(lake.parent) not in made.page.read_text()

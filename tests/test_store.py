@@ -7,7 +7,7 @@ import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import dask
@@ -236,6 +236,25 @@ def test_a_result_that_cannot_be_written_leaves_the_one_that_is_there(
     assert n_kept > 3  # and the last flushes are of folders, when the new one is in its place
     xr.testing.assert_identical(lake.open_result(name).drop_attrs(), scores[["score"]] * 2)
     assert not [path for path in Path(lake.location, name).rglob("*") if "more" in path.name]
+
+
+def test_a_command_whose_result_the_disk_has_no_room_for_prints_it_and_fails(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    lake = Path(shutil.copytree(place, tmp_path / "full.lake"))
+    monkeypatch.setattr(store.files, "set_bytes", full)
+    words = ("analyze", "heads", lake, "toy/toy", "--resamples", "5")
+    for more, said in (((), "not kept"), (("--json",), '"result": null')):
+        code, out, err = call(*words, *more)
+        assert code == 1
+        assert said in out
+        assert "No space left on device" in err
+        assert "give the same command again" in err
+        assert err.count("\n") == 1
+    assert tree(lake) == tree(place)
 
 
 def test_info_prints_the_chain(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

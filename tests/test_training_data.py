@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from extract.model.bases import packaged_base
+from extract.training import stories as module
 from extract.training.data import Example, normalised, read_examples
 from extract.training.loop import Training
 from extract.training.stories import STEPS, draw_stories
@@ -50,7 +51,7 @@ def test_examples_are_read_with_their_steps(tmp_path: Path) -> None:
     assert examples[7] == Example("Tom has 2 and buys 2. How many?", ("<<2+2=4>>",), "4")
 
 
-def test_stories_add_up_and_differ() -> None:
+def test_stories_add_up_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     stories = draw_stories(3000, 4)
     assert stories == draw_stories(3000, 4)
     assert len({normalised(story.question) for story in stories}) == 3000
@@ -69,8 +70,12 @@ def test_stories_add_up_and_differ() -> None:
     results = [int(result) for story in small for result in re.findall(r"=(\d+)>>", " ".join(story.steps))]
     assert len(small) == 500
     assert (min(results), max(results)) == (1, 40)
+    monkeypatch.setattr(module, "PATIENCE", 1000)
     with pytest.raises(UsageError, match="ask for fewer"):
         draw_stories(10, 4, largest=0)
+    for source in ("stories:1000000000", "stories:5:0:1000000000*2"):
+        with pytest.raises(UsageError, match="at most 1,000,000"):
+            read_examples(source)
     assert {operator for story in stories for operator in "+-*/" if operator in " ".join(story.steps)} == set("+-*/")
 
 

@@ -11,6 +11,7 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
+from distributed import get_client
 from synthetic import make_model, make_run, write_run
 
 from analyze import lens_summary, logit_lens
@@ -87,6 +88,7 @@ def test_a_killed_worker_changes_no_number_and_work_that_kills_them_is_said(tmp_
             xr.testing.assert_identical(one, other)
         xr.testing.assert_identical(summary(killed_once).compute(), summary().compute(scheduler="threads"))
         assert mark.exists()
+        get_client().cluster.scheduler.allowed_failures = 0  # type: ignore[no-untyped-call]
         summary(killed).compute()
 
     with (

@@ -20,6 +20,7 @@ from extract.training.story_draft import (
 )
 from extract.training.story_kinds import collection, comparison, groups, rates, shopping
 from schemas import UsageError
+from schemas.flags import check_most
 from schemas.whole_files import write_whole
 
 
@@ -236,8 +237,10 @@ def draw_stories(count: int, seed: int = 0, largest: int | None = None) -> list[
     Raises
     ------
     UsageError
-        If too few different stories have numbers as small.
+        If too few different stories have numbers as small, or more are asked for than memory is likely to hold.
     """
+    check_most("stories", "the number of stories", count)
+    check_most("largest", "the largest result of stories", largest or 0)
     rng = random.Random(f"stories {seed}")
     stories: dict[str, Example] = {}
     new = 0

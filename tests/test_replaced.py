@@ -1,0 +1,157 @@
+"""A result that is replaced: wherever its writer is killed, and whoever reads meanwhile, one whole result is there."""
+
+import inspect
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import xarray as xr
+from fsspec.implementations.memory import MemoryFileSystem
+from small_runs import tree
+from synthetic import make_model, make_run, write_run
+
+from schemas import LakeError, MissingRunError
+from store import Lake, open_lake, push, verify
+from store.files import COMING, settle
+from store.removal import remove, select_removable
+
+RESULTS = import_module("store.results")
+RUN = "made-up/problems"
+OLD = xr.Dataset({"score": ("layer", [1.0, 2.0]), "gone": ("layer", [0, 0])})
+NEW = xr.Dataset({"score": ("layer", [3.0, 4.0])})
+
+
+class Killed(BaseException):
+    """What stands for a kill where nothing runs on the way out."""
+
+
+def write(lake: Lake, result: xr.Dataset) -> str:
+    return lake.write_result("heads", result, runs=[RUN], spec={})
+
+
+def value(lake: Lake) -> list[float]:
+    """Of the one result there is, which is whole, and found by all the ways to it."""
+    (found,) = lake.results()
+    result = lake.open_result(found.name)
+    assert ("gone" in result) == (result["score"].values[0] == 1)
+    return [float(number) for number in result["score"].values]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("replaced") / "a.lake"
+    write_run(place, make_run(name=RUN, n_example=4), make_model())
+    write(open_lake(place), OLD)
+    return place
+
+
+def counted(function: Callable[..., object], left: Iterator[int], stop: Callable[[], object]) -> Callable[..., object]:
+    def called(*given: object, **named: object) -> object:
+        if next(left) == 0:
+            for coroutine in filter(inspect.iscoroutine, given):
+                coroutine.close()
+            stop()
+        return function(*given, **named)
+
+    return called
+
+
+def killed_after(lake: Lake, steps: int) -> bool:
+    """Replace the result in a process that is killed before a step; whether it came to that."""
+    if (child := os.fork()) == 0:
+        left, patch = itertools.count(-steps), pytest.MonkeyPatch()
+        for owner, name in ((Path, "rename"), (shutil, "rmtree"), (import_module("store.files"), "set_bytes")):
+            patch.setattr(owner, name, counted(getattr(owner, name), left, lambda: os._exit(9)))
+        write(lake, NEW)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def test_killed_anywhere_on_a_disk_one_is_whole_and_the_next_writer_tidies(made: Path, tmp_path: Path) -> None:
+    fresh, seen = open_lake(shutil.copytree(made, tmp_path / "fresh.lake")), []
+    write(fresh, NEW)
+    for steps in itertools.count():
+        lake = open_lake(shutil.copytree(made, tmp_path / f"{steps}.lake"))
+        if not killed_after(lake, steps):
+            break
+        seen.append(value(lake))
+        assert verify(lake.location).damage == []
+        if any(COMING in key for key in tree(Path(lake.location))) and seen[-1] == [3.0, 4.0]:
+            with pytest.raises(LakeError, match="was stopped as it put that in its place"):
+                push(lake, tmp_path / "other.lake")
+        write(lake, NEW)
+        assert tree(Path(lake.location)) == tree(Path(fresh.location))
+    assert seen == sorted(seen)
+    assert [OLD["score"].values.tolist(), NEW["score"].values.tolist()] == [seen[0], seen[-1]]
+    assert value(lake) == [3.0, 4.0]
+
+
+def test_killed_anywhere_on_an_object_store_one_is_whole(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill() -> None:
+        raise Killed
+
+    memory = MemoryFileSystem()
+    for steps in itertools.count():
+        place = f"memory://replaced/{steps}.lake"
+        memory.put(str(made), f"/replaced/{steps}.lake", recursive=True)
+        lake, left = open_lake(place), itertools.count(-steps)
+        try:
+            with monkeypatch.context() as patch:
+                for owner, name in ((import_module("store.files"), "set_bytes"), (RESULTS, "sync")):
+                    patch.setattr(owner, name, counted(getattr(owner, name), left, kill))
+                write(lake, NEW)
+        except Killed:
+            assert value(lake) in ([1.0, 2.0], [3.0, 4.0])
+            assert verify(place).damage == []
+            write(lake, OLD)  # not what was on its way
+            assert value(lake) == [1.0, 2.0]
+            write(lake, NEW)
+            assert value(lake) == [3.0, 4.0]
+            assert sorted(verify(place).leftovers) == []
+            continue
+        break
+    assert steps == 10
+
+
+def test_who_reads_while_it_is_replaced_has_the_old_or_the_new_one(made: Path, tmp_path: Path) -> None:
+    lake = open_lake(shutil.copytree(made, tmp_path / "a.lake"))
+    if (child := os.fork()) == 0:
+        for number in range(40):
+            write(lake, (NEW, OLD)[number % 2])
+        os._exit(0)
+    seen = set()
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        seen.add(tuple(value(lake)))
+    assert seen <= {(1.0, 2.0), (3.0, 4.0)}
+    assert seen
+
+
+def test_two_processes_that_write_one_result_leave_one_whole(made: Path, tmp_path: Path) -> None:
+    lake, children = open_lake(shutil.copytree(made, tmp_path / "a.lake")), []
+    for result in (NEW, OLD):
+        if (child := os.fork()) == 0:
+            for _ in range(10):
+                write(lake, result)
+            os._exit(0)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    assert value(lake) in ([1.0, 2.0], [3.0, 4.0])
+    assert (verify(lake.location).damage, verify(lake.location).leftovers) == ([], [])
+
+
+def test_what_is_removed_as_it_was_being_replaced_stays_away(made: Path, tmp_path: Path) -> None:
+    lake = open_lake(shutil.copytree(made, tmp_path / "a.lake"))
+    (name,) = [result.name for result in lake.results()]
+    place = Path(lake.location, name)
+    place.rename(place.with_name(place.name + COMING))
+    assert value(lake) == [1.0, 2.0]
+    remove(lake.location, select_removable(lake, [name]))
+    assert lake.results() == []
+    with pytest.raises(MissingRunError):
+        lake.open_result(name)
+    settle(Path(lake.location))
+    assert lake.results() == []
