@@ -24,6 +24,7 @@ from zarr.storage import LocalStore, MemoryStore
 
 from schemas import CorruptLakeError, canonical_json, fingerprint
 from store.layout import COLUMN_CHUNK, COLUMN_CODECS
+from store.local_files import content_of
 from store.location import local_path
 
 RECORD = "record"
@@ -163,14 +164,6 @@ def read_bytes(store: Store, key: str) -> bytes | None:
         return content_of(store.root / key)
     value = sync(store.get(key, default_buffer_prototype()))
     return None if value is None else value.to_bytes()
-
-
-def content_of(path: Path) -> bytes | None:
-    """Content of a file, or ``None`` where there is none."""
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return None
 
 
 def names_below(store: Store, path: str) -> list[str]:
@@ -327,7 +320,8 @@ def read_group(store: Store, path: str) -> dict[str, Any] | None:
 
 
 def settle(folder: Path) -> None:
-    """Put results in their places whose writers were stopped on the way; see :data:`COMING`."""
+    """Remove what is being removed; put results in their places whose writers were stopped on the way (``COMING``)."""
+    shutil.rmtree(folder / REMOVED, ignore_errors=True)
     for coming in folder.glob(f"{RESULTS}/*/*{COMING}"):
         place = coming.with_name(coming.name.removesuffix(COMING))
         if (place / "zarr.json").exists():

@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,8 +18,9 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 
 from schemas import CorruptLakeError
-from store.files import content_of, join, names_below, read_bytes
+from store.files import join, names_below, read_bytes
 from store.layout import SHARDED_VARIABLES
+from store.local_files import content_of, identity_of, is_small
 from store.location import local_path, open_store
 from store.mend import analyze_command, extract_command
 from store.range_check import asked_part, check_answer, check_digest, check_range, check_size, decode_index, tables_of
@@ -28,8 +28,6 @@ from store.record import ROWS, DamagedFile, RunRecord, ShardRecord
 
 KEPT_ROWS = 8
 """Shards whose checksums of rows are remembered."""
-SMALL_BYTES = 2**20
-"""A local file below it is read in less time than it takes to have a thread do it."""
 TRIES = 100
 """Readings of a file that is replaced again each time."""
 T = TypeVar("T")
@@ -76,6 +74,7 @@ class Guard(Store):
         self.folder = None if folder is None else folder.absolute() / group  # a worker may be at home elsewhere
         self._lake = location if folder is None else folder.absolute()
         self._opened: tuple[int, Store] | None = None
+        self._counted: frozenset[int] = frozenset()
         self.forget()
 
     @property
@@ -143,7 +142,7 @@ class Guard(Store):
         if self.record is not None and problem.shard is not None:
             keys += self.record.keys(problem.shard).values()
         if self.folder is not None:
-            return [_identity(self.folder / key) for key in keys]
+            return [identity_of(self.folder / key) for key in keys]
         return str(problem), [read_bytes(self.store, join(self.group, key)) for key in keys[1:]]
 
     def error(self, problem: DamagedFile) -> CorruptLakeError:
@@ -189,7 +188,9 @@ class Guard(Store):
                     marked[shard] = record.mark(shard) if sync(self.records(shard)) else None
             return np.array([mark is not None for mark in marked])
 
-        return self.reading(read)
+        counted = self.reading(read)
+        self._counted = frozenset(np.flatnonzero(counted).tolist())
+        return counted
 
     def read_documents(self) -> None:
         """Read the documents of all arrays, in parallel, and keep them.
@@ -223,9 +224,7 @@ class Guard(Store):
         if decoded is None:
             keys = {name: key for name, key in self.record.keys(shard).items() if name != ROWS}
             contents = await asyncio.gather(*map(self.raw, keys.values()))
-            decoded = self.record.decode(shard, dict(zip(keys, contents, strict=True)))
-            if decoded:
-                self._records[shard] = decoded
+            decoded = self._remembered(shard, self.record.decode(shard, dict(zip(keys, contents, strict=True))))
         return decoded
 
     def records_here(self, shard: int) -> list[ShardRecord]:
@@ -235,10 +234,19 @@ class Guard(Store):
         decoded = self._records.get(shard)
         if decoded is None:
             keys = {name: key for name, key in self.record.keys(shard).items() if name != ROWS}
-            decoded = self.record.decode(shard, {name: content_of(self.folder / key) for name, key in keys.items()})
-            if decoded:
-                self._records[shard] = decoded
+            contents = {name: content_of(self.folder / key) for name, key in keys.items()}
+            decoded = self._remembered(shard, self.record.decode(shard, contents))
         return decoded
+
+    def _remembered(self, shard: int, records: list[ShardRecord]) -> list[ShardRecord]:
+        """A shard's records; one that counted when the run was opened has some, or it would be read as fill."""
+        if records:
+            self._records[shard] = records
+        elif shard in self._counted:
+            assert self.record is not None
+            gone = "is not there any more: the run was removed, or begun anew, since it was opened"
+            raise DamagedFile(self.record.mark_key(shard), shard, gone)
+        return records
 
     def rows(self, shard: int) -> list[np.ndarray]:
         """Checksums that the rows of a shard may have, by record: (row,), see :meth:`RunLayout.row_places`."""
@@ -274,7 +282,7 @@ class Guard(Store):
 
     async def raw(self, key: str, byte_range: ByteRequest | None = None) -> bytes | None:
         """What lies there, or part of it, unchecked."""
-        if self.folder is not None and byte_range is None and _is_small(self.folder / key):
+        if self.folder is not None and byte_range is None and is_small(self.folder / key):
             return content_of(self.folder / key)
         place, prototype = join(self.group, key), default_buffer_prototype()
         try:
@@ -382,19 +390,3 @@ class Guard(Store):
         below = f"{prefix.rstrip('/')}/" if prefix else ""
         for name in {key[len(below) :].split("/")[0] for key in self.digests if key.startswith(below)}:
             yield name
-
-
-def _is_small(path: Path) -> bool:
-    try:
-        return path.stat().st_size < SMALL_BYTES
-    except OSError:
-        return False
-
-
-def _identity(path: Path) -> tuple[int, int, int] | None:
-    """What another file at the same place differs in."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -14,14 +14,7 @@ import xarray as xr
 import zarr
 from zarr.core.sync import sync
 
-from schemas import (
-    CorruptLakeError,
-    LakeError,
-    MissingRunError,
-    canonical_json,
-    filled,
-    nearest,
-)
+from schemas import CorruptLakeError, LakeError, MissingRunError, canonical_json, filled, nearest
 from schemas.registry import by_kind, line
 from store.files import COMING, RESULTS, read_bytes
 from store.groups import Groups

@@ -2,7 +2,6 @@
 
 import math
 import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,4 +202,3 @@ def _exchange(store: Store, folder: Path, name: str, contents: Mapping[str, byte
         flush_folders(folder, [f"{name}/"])
     finally:
         settle(folder)
-        shutil.rmtree(folder / REMOVED, ignore_errors=True)

@@ -33,7 +33,6 @@ from store.encode import ShardFile, encode_column, encode_shard, encoders
 from store.files import (
     LEFTOVER,
     RECORD,
-    REMOVED,
     RESULTS,
     Replacement,
     assemble,
@@ -85,7 +84,6 @@ def ensure_lake(location: str | os.PathLike[str], *, rebuild: bool = False) -> S
 
 def _sweep(folder: Path) -> None:
     """Remove what killed processes left half-written of groups; shards' files are their writers' business."""
-    shutil.rmtree(folder / REMOVED, ignore_errors=True)
     settle(folder)
     for parent, children, files in os.walk(folder):  # plain text: every write of a result comes by here
         for name in fnmatch.filter(files, LEFTOVER):
