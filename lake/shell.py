@@ -1,0 +1,172 @@
+"""The shell: finds the commands that packages declare, parses, calls, stores and prints."""
+
+import errno
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+
+import click
+
+from lake import completion, flags, printing, running, stopping
+from lake.running import Terminal
+from schemas import FORMAT_VERSION, LakeError, UsageError
+from schemas.command import Analysis, Command, Experiment
+from schemas.registry import commands, own_commands
+
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.EFBIG)
+"""What a disk answers that cannot be written any more."""
+
+
+class Stopped(Exception):
+    """A command was interrupted from the keyboard; the text says what it leaves behind."""
+
+
+class Declared(click.Command):
+    """The click command of a declared one."""
+
+    def __init__(self, declared: Command) -> None:
+        self.declared = declared
+        self.settings = [declared.settings]
+        if isinstance(declared, Experiment):
+            from extract.reenter.settings import TargetSettings
+
+            self.settings.append(TargetSettings)
+        parameters = flags.parameters(self.settings)
+        if isinstance(declared, Analysis | Experiment):
+            plans = declared.cost if isinstance(declared, Analysis) else declared.plan
+            plan = [flags.PLAN] if plans is not None else []
+            parameters = [flags.LAKE, flags.RUNS, *parameters, *plan, flags.JSON, flags.CSV]
+        if isinstance(declared, Analysis):
+            parameters += [flags.SCHEDULER, flags.WORKERS]
+        super().__init__(declared.name, params=parameters, help=declared.help, context_settings=HELP)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Its own, and what every command takes; what is said beside the results is no setting of theirs."""
+        return [*super().get_params(ctx), flags.QUIET, flags.VERBOSE]
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Run it."""
+        with (
+            printing.level(ctx.params.pop("quiet"), ctx.params.pop("verbose")),
+            printing.measured(ctx.command_path),
+        ):
+            self.run(ctx)
+
+    def run(self, ctx: click.Context) -> None:
+        """Run it with its settings, and say what it leaves behind where it is stopped."""
+        declared, terminal = self.declared, Terminal(self.declared, ctx)
+        try:
+            settings, *target = [flags.read(kind, ctx.params) for kind in self.settings]
+            if isinstance(declared, Analysis):
+                running.run_analysis(declared, settings, ctx.params, terminal)
+            elif isinstance(declared, Experiment):
+                running.run_experiment(declared, settings, target[0], ctx.params, terminal)
+            else:
+                running.run_command(declared, settings, terminal)
+        except (KeyboardInterrupt, click.Abort, Stopped) as error:
+            left = declared.stopped
+            raise Stopped(f"stopped; {left(ctx.params) if callable(left) else left}") from error
+
+
+class Questions(click.Group):
+    """A group of the declared commands that name it, looked for when one is asked for; alone it prints its help."""
+
+    def __init__(self, name: str, help: str) -> None:
+        super().__init__(name, help=help, callback=help_alone, invoke_without_command=True, context_settings=HELP)
+        self.complete = False
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of all commands, in the order in which they were found."""
+        if not self.complete:
+            with warnings.catch_warnings(record=True, action="always") as warned:
+                declared = own_commands() if self is app else commands()
+            for warning in warned:
+                printing.note(str(warning.message))
+            group = "" if self is app else self.name
+            self.commands.update({named.name: Declared(named) for named in declared if named.group == group})
+            self.complete = True
+        return list(self.commands)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A command by its name."""
+        self.list_commands(ctx)
+        return super().get_command(ctx, cmd_name)
+
+
+@click.pass_context
+def help_alone(context: click.Context) -> None:
+    """Without a command: print what commands there are."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+HELP = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 160}
+app = Questions("lake", "Extract a latent-reasoning model's activations once; analyse them offline.")
+app.add_command(Questions("analyze", "Analyses of stored runs: no model, no GPU."))
+app.add_command(Questions("reenter", "Back into the model, with stored activations."))
+click.version_option(
+    package_name="activation-lake",
+    message=f"%(package)s %(version)s, lake format {FORMAT_VERSION}",
+    help="Print the version of lake and of its format.",
+)(app)
+app.params.append(
+    click.Option(
+        ["--install-completion"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=completion.install_completion,
+        help="Let this user's shell complete commands, flags, lakes and runs.",
+    )
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exit 2 for a user's mistake, 1 for a run that failed, each with one line on stderr."""
+    if arguments is None:  # the process is this command's alone
+        stopping.last()
+        stopping.catch_signals()
+    try:
+        code = app(args=None if arguments is None else list(arguments), standalone_mode=False, prog_name="lake")
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        see = f"; see {context.command_path} --help" if context else ""
+        fail(error.format_message().removesuffix(".") + see, 2)
+    except Stopped as stop:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it laments reads that were cut short
+        fail(str(stop), stopping.status())
+    except (click.Abort, KeyboardInterrupt):
+        fail("stopped before anything was begun", stopping.status())
+    except LakeError as error:
+        fail(str(error), 2 if isinstance(error, UsageError) else 1)
+    except Exception as error:
+        from store.location import remote_failure
+
+        line = remote_failure(error, sys.argv if arguments is None else arguments) or machine_failure(error)
+        if line is None:
+            raise
+        fail(line, 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def machine_failure(error: Exception) -> str | None:
+    """One line about a disk or a device that failed; ``None`` if that is not what happened."""
+    if isinstance(error, OSError):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return "the disk is full; what is committed stays, free some space and run the same command again"
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error) or type(error).__name__
+        hint = "; what is committed stays, mend that and run the same command again"
+        return what + (hint if error.errno in UNUSABLE else "")
+    if not isinstance(error, RuntimeError | MemoryError):
+        return None
+    from extract.model.device import device_failure
+
+    line = device_failure(error)
+    return line and f"{line}; what is committed stays, and the same command goes on from there"
+
+
+def fail(message: str, code: int) -> None:
+    """Say what went wrong in one line and leave."""
+    sys.stderr.write("lake: " + " ".join(message.split()) + "\n")
+    sys.exit(code)
