@@ -13,6 +13,12 @@ import dask
 from schemas import LakeError, UsageError
 
 Piece = TypeVar("Piece")
+UNWATCHED = {
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "5s",
+    "distributed.worker.profile.enabled": False,
+}
+"""Settings of own workers: what dask measures of them many times a second for a dashboard that is not there."""
 
 
 @contextmanager
@@ -61,10 +67,11 @@ def compute_on(scheduler: str | None = None, workers: int | None = None) -> Iter
     # A port that is free, or a second command beside this one warns; no dashboard. What a worker says of another that
     # has died is no error: its work is done again.
     try:
-        cluster = LocalCluster(
-            n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0",
-            scheduler_kwargs={"dashboard": False}, silence_logs=logging.CRITICAL,
-        )  # fmt: skip
+        with dask.config.set(UNWATCHED):
+            cluster = LocalCluster(
+                n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0",
+                scheduler_kwargs={"dashboard": False}, silence_logs=logging.CRITICAL,
+            )  # fmt: skip
     except KeyboardInterrupt:
         atexit.unregister(close_clusters)  # dask cannot close one that is not up yet; its processes end with this one
         raise
