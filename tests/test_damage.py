@@ -22,6 +22,7 @@ from small_runs import prepared_run, tree, write_questions
 from synthetic import make_model
 
 import lake as command_line
+import store.chunked  # takes ROW_SHARE from store.shards, which is patched below for a while
 import store.shards
 from extract.run.extract import extract
 from schemas import MODEL_VARIABLES, CorruptLakeError, MissingRunError, UsageError
