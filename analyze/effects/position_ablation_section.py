@@ -10,6 +10,9 @@ from analyze.labels import thought_labels
 from analyze.page import Page, Section
 from analyze.tables import rows_with
 
+MANY = 16
+"""Places above which a figure takes the width of the page."""
+
 
 def position_ablation(page: Page) -> None:
     """Number-carrying thoughts against the others."""
@@ -18,7 +21,8 @@ def position_ablation(page: Page) -> None:
         operations = [name for name in ("mean", "zero") if (rows["operation"] == name).any()]
         for operation in operations:
             shown, figure = rows_with(rows, operation=operation), f"position_ablation_{operation}"
-            more: dict[str, Any] = {"legend": 0.25 if len(places_of(shown)) > 6 else 0.1, "title": operation}
+            n_place = len(places_of(shown))
+            more: dict[str, Any] = {"legend": 0.25 if n_place > 6 else 0.1, "title": operation, "wide": n_place > MANY}
             with page.shares(figure, result, base=base["accuracy"], low=0.0, height=3.1, **more) as ax:
                 plot_groups(shown, places_of(shown), ax)
         if not operations:
