@@ -27,7 +27,9 @@ fit each; a million stories take a gigabyte.
 def check_most(name: str, what: str, value: int) -> None:
     """Raise :class:`UsageError` where more is to be drawn than :data:`MOST` allows."""
     if value > MOST.get(name, value):
-        raise UsageError(f"{what} is {value:,}; it must be at most {MOST[name]:,}: more would tell nothing new")
+        raise UsageError(
+            f"{what} is {value:,}; it must be at most {MOST[name]:,}: more fills memory and tells nothing new"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,19 +151,7 @@ def encode_column(layout: ArrayLayout, values: np.ndarray) -> ShardFile:
 
 
 def encode_part(layout: ArrayLayout, values: BlockArray, first: int, part: tuple[int, ...]) -> EncodedPart:
-    """Chunks from a place along the first axes on.
-
-    Parameters
-    ----------
-    layout
-        Of the array.
-    values
-        Of the shard's examples, or of more.
-    first
-        Where the shard begins in the grid of the values.
-    part
-        One of :func:`parts_of`.
-    """
+    """Chunks of one of :func:`parts_of` a shard that begins ``first`` chunks into the values."""
     compress = compressor(layout.codecs[0])
     pieces, encoded = [], EncodedPart(b"", [], [], [], [])
     n_row, depth, length, *other = layout.chunks

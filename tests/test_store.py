@@ -154,8 +154,12 @@ def test_a_few_examples_are_read_alone_through_dask_too(tmp_path: Path, monkeypa
     half = run.isel(example=np.flatnonzero(np.arange(100) % 2))
     assert half["hidden_state"].chunksizes["layer"] == (1, 1, 1)
     read, fill = [], ShardedArray._fill  # of few examples, too, one position is read for one that is asked for
-    count = lambda self, picks, values: read.append(values.shape[2]) or fill(self, picks, values)  # noqa: E731
-    monkeypatch.setattr(ShardedArray, "_fill", count)
+
+    def counted(self, picks, values):
+        read.append(values.shape[2])
+        return fill(self, picks, values)
+
+    monkeypatch.setattr(ShardedArray, "_fill", counted)
     pickle.loads(pickle.dumps(some["hidden_state"])).isel(position=[2]).load()
     assert set(read) == {1}
 

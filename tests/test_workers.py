@@ -88,6 +88,7 @@ def test_a_killed_worker_changes_no_number_and_work_that_kills_them_is_said(tmp_
             xr.testing.assert_identical(one, other)
         xr.testing.assert_identical(summary(killed_once).compute(), summary().compute(scheduler="threads"))
         assert mark.exists()
+        # What follows kills every worker that takes it up: one is enough to give up, and each takes seconds to start.
         get_client().cluster.scheduler.allowed_failures = 0  # type: ignore[no-untyped-call]
         summary(killed).compute()
 

@@ -123,7 +123,7 @@ def extract(
 
     While the model thinks through one shard, the one before is compressed and written: two shards and what is encoded
     of one are in memory at a time, whatever the number of examples. On a GPU a batch is copied off the card while the
-    next one runs, and two processes compress and write. On a CPU compressing takes turns with thinking.
+    next one runs, and other processes compress and write. On a CPU compressing takes turns with thinking.
 
     Parameters
     ----------

@@ -241,11 +241,12 @@ def draw_stories(count: int, seed: int = 0, largest: int | None = None) -> list[
     """
     check_most("stories", "the number of stories", count)
     check_most("largest", "the largest result of stories", largest or 0)
+    largest = 2 * LARGEST if largest is None else largest
     rng = random.Random(f"stories {seed}")
     stories: dict[str, Example] = {}
     new = 0
     while len(stories) < count:
-        story = draw_story(rng, 2 * LARGEST if largest is None else largest)
+        story = draw_story(rng, largest)
         known = len(stories)
         if story is not None:
             stories.setdefault(normalised(story.question), story)
