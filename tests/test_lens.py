@@ -210,6 +210,20 @@ def test_planted_results_are_found_with_their_step():
     assert summary["n_step"].sel(position="ct0").values[1] == (~one_step).sum()
 
 
+def test_shares_of_steps_are_of_results_that_a_token_says():
+    """A digit is read where the result is 1250: that is no miss, as no read-out could be it."""
+    run, model = planted_run()
+    results = run["intermediate_result"].copy(deep=True)
+    results[:5, 0] = 1250
+    summary = lens_summary(logit_lens(run.assign(intermediate_result=results), model)).isel(layer=-1)
+    first = summary.sel(position="ct0", step=0)
+    assert first["n"] == run.sizes["example"]
+    assert first["n_step"] == first["n_step_control"] == run.sizes["example"] - 5
+    assert first["step_share"] == 1
+    several = results.notnull().sum("step") > 1
+    assert first["n_inner"] == several[5:].sum()
+
+
 def test_spellings_of_the_answer_count_as_one():
     model = make_model()
     strings = model["token_string"].values.copy()

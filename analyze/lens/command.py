@@ -194,8 +194,8 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
                 if int(place["n"]) > 0
             ],
             caption=f"shares of examples whose best token is {meant}; a result of the chain, or of another problem's; "
-            "the result of a step that is not the last; of the last step; probability of the answer's first token"
-            + _not_found(result.attrs),
+            "of a step that is not the last, where its result is one token; of the last step; probability of the "
+            "answer's first token" + _not_found(result.attrs),
         )
     ]
 

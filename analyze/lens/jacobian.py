@@ -266,7 +266,8 @@ def _reliability(read: xr.Dataset, summary: xr.Dataset) -> xr.Dataset:
     gaps = [abs((sure - hit).where(bins == index).sum("example")) for index in range(CONFIDENCE_BINS)]
     n = there.sum("example")
     reciprocal = (1 / read["result_rank"].clip(min=1)).where(read["result_rank"] > 0, 0.0)
-    own = {"step": there & (read["step"] < read["n_step"]), "inner": there & (read["step"] < read["n_step"] - 1)}
+    own = {"step": there & read["can_be_read"] & (read["step"] < read["n_step"])}
+    own["inner"] = own["step"] & (read["step"] < read["n_step"] - 1)
     out = summary.assign({f"{name}_reciprocal_rank": reciprocal.where(x).mean("example") for name, x in own.items()})
     out = out.assign(confidence=sure.mean("example"), calibration_error=sum(gaps[1:], gaps[0]) / n.where(n > 0))
     names = ("confidence", "calibration_error", "step_reciprocal_rank", "inner_reciprocal_rank")

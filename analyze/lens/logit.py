@@ -82,7 +82,9 @@ def logit_lens(
         (example, layer, position, step), rank from 1 at which a token is the result of that step, 0: not among the
         ``top``; ``operator_rank`` the same for the step's operator; ``control_rank`` the same as ``result_rank`` for
         the chain of another problem, which says how often that happens by chance. A result matches a token by value, so
-        a number that is no single token is never found; a word matches the longest token that begins it.
+        a number that is no single token is never found; a word matches the longest token that begins it;
+        ``can_be_read`` and ``other_can_be_read`` : (example, step), whether there is such a token for either chain's;
+        ``n_step`` : (example).
 
     Notes
     -----
@@ -134,6 +136,10 @@ def logit_lens(
     lens = xr.Dataset({name: values.assign_attrs(long_name=text, units="1") for (name, text), values in told})
     in_words = kind != "number"
     lens["n_step"] = ((sides["result"] != "") if in_words else sides["result"].notnull()).sum("step")
+    for name, of in (("can_be_read", "result"), ("other_can_be_read", "control")):
+        lens[name] = sides[of] != "" if in_words else xr.apply_ufunc(
+            _can_be_read, sides[of], kwargs={"readout": readout}, dask="parallelized", output_dtypes=[bool]
+        )  # fmt: skip
     kept = ("example", "problem", "variant", "layer", "position")
     coords = {name: coord for name, coord in state.coords.items() if name in kept}
     lens = lens.assign_coords(coords | {"rank": np.arange(1, top + 1), "step": np.arange(n_step)})
@@ -232,6 +238,11 @@ def _lens(
         out[5][rows], out[7][rows] = (_rank_of(chain.found(token, value, owner)) for chain in chains)
         out[6][rows] = _rank_of(same_text.astype(bool))
     return tuple(x.reshape(*shape, *x.shape[1:]) for x in out)
+
+
+def _can_be_read(numbers: Array, *, readout: ReadOut) -> Array:
+    """Whether a token says each number, the whole of it."""
+    return readout.tokens.say(numbers)
 
 
 def _words(run: xr.Dataset, kind: AnswerKind) -> list[str]:

@@ -26,8 +26,9 @@ OF = {
     **dict.fromkeys(
         ("number_share", "result_share", "result_top_share", "control_share", "control_top_share", "last_share"), "n"
     ),
-    **dict.fromkeys(("step_share", "step_top_share", "step_control_share", "operator_share"), "n_step"),
-    **dict.fromkeys(("inner_share", "inner_control_share"), "n_inner"),
+    **dict.fromkeys(("step_share", "step_top_share"), "n_step"),
+    **{"step_control_share": "n_step_control", "operator_share": "n_operator"},
+    **{"inner_share": "n_inner", "inner_control_share": "n_inner_control"},
     **dict.fromkeys(("gold_first_share", "gold_probability", "gold_log_rank"), "n_gold"),
 }
 """What each sum of :func:`lens_counts` is divided by."""
@@ -41,9 +42,11 @@ def lens_summary(lens: xr.Dataset) -> xr.Dataset:
     ``n`` examples with a state there; ``number_share`` how often the best token is a number, ``number_share_low`` and
     ``number_share_high`` its 95% Wilson interval; ``result_share`` how often it is the result of any step,
     ``result_top_share`` how often one of the top tokens is, and ``control_share``, ``control_top_share`` the same with
-    another problem's chain; ``step_share``, ``step_top_share``, ``step_control_share``, ``operator_share`` : (layer,
-    position, step), of the examples whose chain has that step (``n_step``), with ``step_share_low`` and
-    ``step_share_high``; ``inner_share`` with ``inner_share_low``, ``inner_share_high``, ``inner_control_share`` the
+    another problem's chain; ``step_share``, ``step_top_share`` : (layer, position, step), of the examples whose chain
+    has that step and a token that says its result (``n_step``), with ``step_share_low`` and ``step_share_high``,
+    ``operator_share`` of all with that step, ``step_control_share`` how often the best token is the other problem's
+    result, where it has one and a token says it (``n_step_control``); ``inner_share`` with ``inner_share_low``,
+    ``inner_share_high``, ``inner_control_share`` (of ``n_inner_control``) the
     same of the examples in which that step is not the last (``n_inner``), so that its result is not what is asked
     for, and ``last_share`` how often the best token is the result of the last step; ``gold_probability`` and
     ``gold_log_rank`` (natural log) means over examples, ``gold_first_share`` how often the gold token is the best.
@@ -57,11 +60,15 @@ def lens_counts(lens: xr.Dataset) -> xr.Dataset:
     result, control, operator = lens["result_rank"], lens["control_rank"], lens["operator_rank"]
     step_exists = lens["step"] < lens["n_step"]  # (example, step)
     inner = lens["step"] < lens["n_step"] - 1
+    can_be_read, other_can_be_read = lens["can_be_read"], lens["other_can_be_read"]
     last = lens["step"] == lens["n_step"] - 1
     counted = {
         "n": has_state,
-        "n_step": has_state & step_exists,
-        "n_inner": has_state & inner,
+        "n_operator": has_state & step_exists,
+        "n_step": has_state & step_exists & can_be_read,
+        "n_step_control": has_state & other_can_be_read,
+        "n_inner": has_state & inner & can_be_read,
+        "n_inner_control": has_state & inner & other_can_be_read,
         "n_gold": lens["gold_rank"].notnull(),
         "number_share": lens["is_number"] == 1,
         "result_share": (result == 1).any("step"),
@@ -100,7 +107,7 @@ def summary_of_blocks(blocks: Iterable[xr.Dataset]) -> tuple[xr.Dataset, xr.Data
 
 def _quotients(counts: xr.Dataset, lens: xr.Dataset) -> xr.Dataset:
     """Shares and means from their sums."""
-    summary = counts[["n", "n_step", "n_inner"]]
+    summary = counts[["n", "n_step", "n_step_control", "n_inner", "n_inner_control"]]
     for name, of in OF.items():
         total = counts[of]
         summary[name] = counts[name] / total.where(total > 0)

@@ -72,6 +72,12 @@ class Tokens:
         """Tokens that are a text, with a leading space and without; -1: none."""
         return self._id.get(" " + text, -1), self._id.get(text, -1)
 
+    def say(self, numbers: Array) -> Array:
+        """Whether a token is each number, the whole of it; NaN is no number."""
+        value, place = np.unique(numbers, return_inverse=True)
+        said = [bool(x == x) and max(self.whole(number_text(float(x)))) >= 0 for x in value]
+        return np.array(said, dtype=bool)[place].reshape(numbers.shape)
+
     def begin(self, texts: Iterable[str]) -> Array:
         """:meth:`first` of each text: (text, spelling)."""
         return np.array([self.first(text) for text in texts], dtype="int64").reshape(-1, 2)
@@ -88,10 +94,8 @@ def results_in_one_token(run: xr.Dataset, model: xr.Dataset) -> dict[str, int]:
     if "intermediate_result" not in run or run.attrs.get("answer_kind", "number") != "number":
         return {}
     results = run["intermediate_result"].values
-    value, count = np.unique(results[~np.isnan(results)], return_counts=True)
     tokens = Tokens([str(text) for text in model["token_string"].values])
-    one = [max(tokens.whole(number_text(float(each)))) >= 0 for each in value]
-    return {"n_result": int(count.sum()), "n_result_token": int(count[one].sum())}
+    return {"n_result": int(np.isfinite(results).sum()), "n_result_token": int(tokens.say(results).sum())}
 
 
 class Chain:

@@ -79,8 +79,12 @@ def lens(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
         for step in last["step"].values:
             cell = last.sel(position=position, step=step)
             n = float(cell[f"n_{kind}"])
-            if n >= LEAST_N:
-                own, other = (of_share(float(cell[name]), n) for name in (f"{kind}_share", f"{kind}_control_share"))
+            n_other = float(cell.get(f"n_{kind}_control", n))
+            if min(n, n_other) >= LEAST_N:
+                own, other = (
+                    of_share(float(cell[f"{kind}_share"]), n),
+                    of_share(float(cell[f"{kind}_control_share"]), n_other),
+                )
                 yield Measure(
                     thought=position, question=READABLE, method="lens", n=int(n), interval=less(own, other),
                     source=source, what=f"result of step {int(step) + 1}, less another chain's", target=str(int(step)),

@@ -9,6 +9,7 @@ MOST_PAIRS = 60
 """Paired tests that are printed one by one."""
 ACCURACY = ("n", "accuracy 95%", "drop", "p", "p Holm", "KL")
 """Columns of a table of accuracy."""
+KL = "KL: nats, from the untouched run's distribution at the first token of the answer's number"
 
 
 def accuracy_table(result: Any, labels: Sequence[str]) -> Table:
@@ -20,7 +21,7 @@ def accuracy_table(result: Any, labels: Sequence[str]) -> Table:
         row = [label_text(label, condition[label].item()) if label in condition.coords else "" for label in labels]
         rows.append([*row, str(int(condition["n"])), *accuracy_cells(condition)])
     columns = [*labels, *ACCURACY, *drawn_column(overall)]
-    return Table(title="", columns=columns, rows=rows, labels=len(labels))
+    return Table(title="", columns=columns, rows=rows, labels=len(labels), caption=KL)
 
 
 def drawn_column(result: Any, name: str = "sample_correct", heading: str = "drawn right 95%") -> list[str]:
@@ -54,7 +55,7 @@ def accuracy_cells(condition: Any) -> list[str]:
         f"{float(condition['drop']):+.3f}",
         p_text(condition["p"]),
         p_text(condition["p_holm"]),
-        f"{float(condition['kl_mean']):.2f}",
+        f"{float(condition['kl_mean']):.2g}",
         *drawn_cells(condition),
     ]
 
