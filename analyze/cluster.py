@@ -17,8 +17,12 @@ UNWATCHED = {
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "5s",
     "distributed.worker.profile.enabled": False,
+    # Dask's own also has glibc give freed memory back at once, and then each larger array is mapped anew.
+    "distributed.nanny.pre-spawn-environ": {
+        name: 1 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    },
 }
-"""Settings of own workers: what dask measures of them many times a second for a dashboard that is not there."""
+"""Settings of own workers; dask measures them many times a second for a dashboard that is not there."""
 
 
 @contextmanager

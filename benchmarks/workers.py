@@ -20,11 +20,11 @@ RUN, OTHER = "gpt2/gsm8k", "gpt2-other/gsm8k"
 LINES: dict[str, list[str]] = {
     "lens": [RUN, "--limit", "600"],
     "depth": [RUN, "--limit", "1000"],
-    "traces": [RUN, "--limit", "5000"],
+    "traces": [RUN],
     "probes": [RUN, "--layers", "0,3,6,9,11"],
     "attribution": [OTHER, "--limit", "2500"],
-    "geometry": [RUN, "--layers", "5,11"],
-    "transfer": [RUN, OTHER, "--layers", "11"],
+    "geometry": [RUN],
+    "transfer": [RUN, OTHER, "--layers", "5,8,11"],
 }
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
