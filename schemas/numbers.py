@@ -5,7 +5,7 @@ between thousands (lakhs, too); scientific notation and powers of ten; fractions
 a slash, or in LaTeX; digits of any script; ``hundred`` to ``trillion``. A percent sign and a unit are not part of the
 number: 50% is 50. A hyphen that joins (``10-2``, ``x-5``, ``3-5``) or follows a word (``debt - 5``) is no sign. Not
 read, as they could be two things, are a comma that does not part thousands (``1,5``), a number alone in brackets,
-``5k``, ``5:30``, ``1.2.3``, ``2^5`` and ``5-``.
+``5k``, ``5 dozen``, ``5:30``, ``1.2.3``, ``2^5`` and ``5-``.
 """
 
 import re
@@ -65,10 +65,10 @@ _UNCLEAR_BEFORE = re.compile(
     rf"|\b(?:{'|'.join(_SCALES)})s?,?\s(?:and\s)?$",
     re.IGNORECASE,
 )
-_UNCLEAR_AFTER = re.compile(  # 2^5, 5:30, 3/(4), 5k and 5 with a power of ten in Chinese, 5 tenths, per mille, 5-
+_UNCLEAR_AFTER = re.compile(  # 2^5, 5:30, 3/(4), 5k and 5 with a power of ten in Chinese, 5 tenths, dozen, per mille
     r"\s?\^|\s?\*\*\s?[\d(]|:\d|\s?/\s?[-(\u2212]"
     r"|\s?(?:[kKMBT]|[bm]n|ml[nd]|mi[lo]|thou)\b(?!&)|\s?[\u5341\u767e\u5343\u842c\u4e07\u5104\u4ebf\u5146]"
-    r"|[ -](?:halves|thirds?|quarters?|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand|million)ths?)\b"
+    r"|[ -](?:dozens?\b|halves|thirds?|quarters?|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand|million)ths?)\b"
     r"|\s?[\u2030\u2031]|\$?[-\u2212](?=\s*$|[$)])|[ ]and[ ](?:a|one)[ ](?:half|third|quarter)\b"
 )
 _BRACKETED = re.compile(rf"\s?(?:%|{_CURRENCY})?\s?\)")

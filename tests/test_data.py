@@ -293,3 +293,20 @@ def test_published_answers_read_as_a_plain_reader_reads_them(tmp_path, shared_da
     rows = [{"question": question, "answer": answer} for question, answer in found.items()]
     problems = read_problems(write(tmp_path / "all.jsonl", rows))
     assert dict(zip(problems.question, map(float, problems.gold_answer), strict=True)) == wanted
+
+
+def test_what_is_no_pair_id_joins_nothing_and_halves_alone_are_told(tmp_path):
+    ids = [None, None, "", "", 7, 7.0, 8, 8, 9]
+    variants = ["clean", "corrupted"] * 3 + ["clean", "clean", "corrupted"]
+    rows = [{"question": f"q{i}?", "answer": i, "pair_id": key, "variant": variant}
+            for i, (key, variant) in enumerate(zip(ids, variants, strict=True))]  # fmt: skip
+    problems = read_problems(write(tmp_path / "a.jsonl", rows))
+    assert problems.columns["problem"][1].tolist() == [0, 1, 2, 3, 4, 4, 5, 5, 6]
+    assert problems.columns["pair"][1].tolist() == [-1, -1, -1, -1, 0, 0, 1, 2, 3]
+    assert f"other half is not there: 3, as that of {tmp_path}/a.jsonl line 7" in " ".join(problems.notes)
+
+
+def test_one_problem_with_parts_is_that_problem(tmp_path):
+    parts = [{"question": f"part {i}?", "answer": i} for i in range(3)]
+    problems = read_problems(write(tmp_path / "a.jsonl", [{"problem": "Why?", "answer": 7, "parts": parts}]))
+    assert (problems.question, problems.gold_answer) == (["Why?"], ["7"])

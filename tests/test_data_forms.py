@@ -2,6 +2,7 @@
 
 import json
 
+import duckdb
 import numpy as np
 import pytest
 
@@ -184,3 +185,14 @@ def test_bad_parquet_is_one_line(tmp_path):
 @pytest.mark.parametrize("formula", ["", "1/0", "a+b", "f(1)", "2**9", "( 3.0 +", "- 5 number0", "1 if 2 else 3"])
 def test_a_formula_that_is_no_arithmetic_has_no_steps(formula):
     assert formula_steps(formula) == []
+
+
+def test_numbers_of_32_bits_are_read_as_they_are_written_wherever_they_stand(tmp_path):
+    path = tmp_path / "a.parquet"
+    side = "{'question': '%s' || i, 'answer': (i + 0.1)::float, 'size': [0.3::float]}"
+    query = f"select {side % 'c'} as clean, {side % 'd'} as corrupted, 1e-30::double as small from range(2) t(i)"
+    with duckdb.connect() as connection:
+        connection.execute(f"copy ({query}) to '{path}' (format parquet)")
+    problems = read_problems(str(path))
+    assert problems.gold_answer == ["0.1", "0.1", "1.1", "1.1"]
+    assert problems.columns["small"][1].tolist() == [1e-30] * 4

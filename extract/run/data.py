@@ -3,8 +3,10 @@
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -164,8 +166,8 @@ def _flatten(rows: Sequence[Row]) -> list[_Problem]:
     waiting: dict[str, tuple[str, int]] = {}
     n_pair = 0
     for number, (where, row, variant, pair) in enumerate(flat):
-        if pair < 0 and "pair_id" in row and variant in ("clean", "corrupted"):
-            key = str(row["pair_id"])
+        key = _pair_key(row)
+        if pair < 0 and key and variant in ("clean", "corrupted"):
             if key in waiting and waiting[key][0] != variant:
                 pair = waiting.pop(key)[1]
             else:
@@ -174,6 +176,15 @@ def _flatten(rows: Sequence[Row]) -> list[_Problem]:
                 n_pair += 1
             flat[number] = _Problem(where, row, variant, pair)
     return flat
+
+
+def _pair_key(row: Mapping[str, Any]) -> str:
+    """A row's ``pair_id`` as text, the same for 7, 7.0 and "7"; empty where it has none."""
+    value = row.get("pair_id")
+    if value is None or value != value:
+        return ""
+    whole = isinstance(value, float | Decimal) and value == value // 1
+    return str(int(value) if whole else value).strip()
 
 
 def _question(question: Any, where: str) -> str:
@@ -200,7 +211,8 @@ def _same_problem(problems: Sequence[_Problem], asked: Sequence[str]) -> np.ndar
         return node
 
     for text, (_, row, _, pair) in zip(asked, problems, strict=True):
-        own = {("pair", str(row["pair_id"])) if "pair_id" in row else ("row", pair), ("asked", text)} - {("row", -1)}
+        key = _pair_key(row)
+        own = {("pair", key) if key else ("row", pair), ("asked", text)} - {("row", -1)}
         known = sorted({root(keys[key]) for key in own if key in keys}) or [len(parent)]
         parent += known if known[0] == len(parent) else []
         for node in known:
@@ -218,6 +230,10 @@ def _columns(
     asked = [_asked(question) for question in questions]
     rows = [problem.row for problem in problems]
     chains = [read_chain(row) for row in rows]
+    # Steps are counted by their results: a chain with one that cannot be read has no steps that could be told apart.
+    broken = [index for index, chain in enumerate(chains) if any(math.isnan(value) for *_, value in chain)]
+    for index in broken:
+        chains[index] = []
     words = [[] if chain else word_steps(row) for chain, row in zip(chains, rows, strict=True)]
     n_step = max(1, *map(len, chains), *map(len, words))
     result = np.full((len(chains), n_step), np.nan)
@@ -257,6 +273,13 @@ def _columns(
         notes.append(
             f"questions asked again with another answer: {len(other)}, as that of {problems[other[0]].where}"
             f" ({golds[other[0]]}; {golds[first[asked[other[0]]]]} before)"
+        )
+    halves = Counter(problem.pair for problem in problems if problem.pair >= 0)
+    if alone := [problem.where for problem in problems if halves[problem.pair] == 1]:
+        notes.append(f"halves of pairs whose other half is not there: {len(alone)}, as that of {alone[0]}")
+    if broken:
+        notes.append(
+            f"chains left out, as a step's result is no number: {len(broken)}, as that of {problems[broken[0]].where}"
         )
     if not any(chains) and not any(words):
         notes.append(

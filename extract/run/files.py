@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from extract.run.forms import FORMS
 from schemas import UsageError
 
 HUB = "hf:"
@@ -84,7 +85,8 @@ def _whole_object(text: str, lines: Sequence[tuple[str, str]]) -> list[Any] | No
     if not isinstance(whole, dict):
         return None
     lists = [value for value in whole.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
-    if len(lists) == 1 and not {"question", "choices"} & whole.keys():
+    is_problem = any(set(form.needs) <= whole.keys() for form in FORMS)
+    if len(lists) == 1 and not is_problem and not {"question", "choices"} & whole.keys():
         return list(lists[0])
     # PrOntoQA's generator: {"example1": {"test_example": {...}}, ...}
     tested = [value.get("test_example") if isinstance(value, dict) else None for value in whole.values()]
@@ -140,16 +142,26 @@ def _read_parquet(path: Path) -> list[tuple[str, Any]]:
         with duckdb.connect() as connection:
             table = connection.execute("select * from read_parquet(?)", [str(path)])
             names = [column[0] for column in table.description]
-            short = [place for place, column in enumerate(table.description) if str(column[1]) == "FLOAT"]
+            short = [place for place, column in enumerate(table.description) if "FLOAT" in str(column[1])]
             rows = [list(row) for row in table.fetchall()]
     except duckdb.Error as error:
         raise UsageError(f"data file {path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
     if not rows:
         raise UsageError(f"data file {path} has no rows")
     for row in rows:
-        for place in short:  # 0.1 of 32 bits is written so, and not as the 0.10000000149011612 that 64 bits make of it
-            row[place] = None if row[place] is None else float(str(np.float32(row[place])))
+        for place in short:
+            row[place] = _shortened(row[place])
     return [(f"{path} row {index}", dict(zip(names, row, strict=True))) for index, row in enumerate(rows, 1)]
+
+
+def _shortened(value: Any) -> Any:
+    """Numbers of 32 bits, in lists and structs, too, as they are written: 0.1, not 64 bits' 0.10000000149011612."""
+    if isinstance(value, dict):
+        return {key: _shortened(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shortened(item) for item in value]
+    with np.errstate(over="ignore"):
+        return float(str(np.float32(value))) if isinstance(value, float) and np.float32(value) == value else value
 
 
 def _read_hub(source: str) -> list[Row]:
