@@ -1,12 +1,13 @@
 """Results and runs as tidy tables, for CSV and for queries."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+
+from schemas.json_values import json_value
 
 Frame = Any
 """A pandas frame; its stubs do not know what a cell holds."""
@@ -62,13 +63,20 @@ def result_tables(result: xr.Dataset) -> dict[str, pd.DataFrame]:
     return {part: result_table(result, names) for part, names in result_parts(result).items()}
 
 
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of a table as JSON holds them, every number as it is (:func:`schemas.json_values.json_value`)."""
+    columns = {}
+    for name in table.columns:
+        cells = table[name]
+        if cells.dtype in ("float32", "float16"):
+            cells = cells.astype(str).astype("float64")  # 0.1 of 32 bits as it is written
+        columns[str(name)] = cells.astype(object).where(cells.notna(), None).tolist()
+    return [json_value(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+
+
 def short_tables(tables: Mapping[str, pd.DataFrame]) -> dict[str, list[Any]]:
     """Tables as JSON holds them, but for those with a row for each example."""
-    return {
-        name: json.loads(table.to_json(orient="records"))
-        for name, table in tables.items()
-        if "example" not in table.columns
-    }
+    return {name: records(table) for name, table in tables.items() if "example" not in table.columns}
 
 
 def without_long(result: xr.Dataset) -> xr.Dataset:

@@ -18,6 +18,7 @@ import click
 from rich.console import Console
 
 from schemas.command import Printed, Table, side_by_side
+from schemas.json_values import json_value
 from schemas.wording import duration_text
 
 for stream in ("stdout", "stderr"):
@@ -63,7 +64,8 @@ def measured(name: str) -> Iterator[None]:
 def show(printed: Sequence[Printed], document: Any = None, as_json: bool = False) -> None:
     """Print tables and lines in their order, floats in tables to three decimals; or instead of them a document."""
     if as_json:
-        sys.stdout.write(json.dumps(document, indent=1, sort_keys=True, default=str) + "\n")
+        text = json.dumps(json_value(document), indent=1, sort_keys=True, default=str, allow_nan=False)
+        sys.stdout.write(text + "\n")
         return
     from rich.table import Table as RichTable
 

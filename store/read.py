@@ -24,7 +24,7 @@ from store.layout import RunLayout
 from store.location import unwritable
 from store.mend import is_result_of
 from store.opening import block_shapes, committed_examples, open_group, sharded_array
-from store.results import Result, described, preferred, write_result_group
+from store.results import Result, described, handed_out, preferred, write_result_group
 from store.shards import HandedOut, ShardedArray
 
 MODELS_KEPT = 2**30
@@ -335,9 +335,10 @@ class Lake(Groups):
         self._check_result(name, attributes)
         guard = Guard(self.location, place, "result", attributes["files"])
         stated = ("result", "runs", "spec", "inputs", "fingerprint")
-        handed_out = {**attributes["attrs"], **{key: attributes[key] for key in stated}}
+        own = {key: handed_out(value) for key, value in attributes["attrs"].items()}
+        told = {**own, **{key: attributes[key] for key in stated}}
         try:
-            result = open_group(guard, attributes, handed_out, stored=self.stored)
+            result = open_group(guard, attributes, told, stored=self.stored)
             return name_nearest(result.load() if load else result)
         except CorruptLakeError:
             if self.result_place(name) == (place, attributes):

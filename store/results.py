@@ -99,14 +99,17 @@ def n_example_of(dataset: xr.Dataset) -> int:
 
 
 def plain(value: Any) -> Any:
-    """An attribute as JSON holds it."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
+    """An attribute as JSON holds it; :func:`handed_out` gives it back."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
+
+
+def handed_out(value: Any) -> Any:
+    """An attribute as it was before :func:`plain`: what is not finite is a number again, not its name."""
+    return float(value) if value in ("nan", "inf", "-inf") else value
 
 
 def described(

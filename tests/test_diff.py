@@ -44,6 +44,7 @@ def test_changed_values_are_named_with_place_and_size(call, tmp_path, second):
     assert state["mean"] == pytest.approx(2.5 / state["compared"], rel=1e-5)
     assert state["relative"] == pytest.approx(2.0 / scale, rel=1e-5)
     assert (found["answer_logprob"]["differ"], found["answer_logprob"]["where"]) == (1, "example 6")
+    assert float(found["answer_logprob"]["largest"]) == np.inf  # a number and none
     assert found["generated_text"]["second"] == "else"
     assert call(tmp_path / "a.lake", tmp_path / "a.lake", "one/problems")[0] == 0
     said = call(tmp_path / "a.lake", tmp_path / "b.lake", "one/problems", "one/others")[1]

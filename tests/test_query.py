@@ -6,6 +6,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from synthetic import make_model, make_run, write_run
 from two_runs import refused, two_runs
 
@@ -185,3 +186,32 @@ def test_a_place_is_shown_in_its_context(call, made):
         (("--head", "L0H0", "--top", 0), "at least 1"),
     ):
         refused(call("top", made, "one/problems", *words), near)
+
+
+def test_numbers_are_told_whole(call, tmp_path):
+    """In JSON as in a file: small ones, sums beyond 2^53, infinity; and steps stay at their numbers."""
+    pytest.importorskip("duckdb")
+    run = make_run(name="one/problems", n_example=4)
+    run["intermediate_result"][0] = [3.0, np.nan, 12.0]
+    run["answer_logprob"][:] = [-1.2345678901234e-30, -np.inf, -0.1, -1e300]
+    run["predicted_answer"][:] = [1234567, 1234568, 0.1, np.nan]
+    write_run(tmp_path / "a.lake", run, make_model())
+    sql = (
+        "select answer_logprob as p, predicted_answer as a, intermediate_result as r,"
+        " (select sum(example + 9007199254740993) from one_problems)::hugeint as n from one_problems order by example"
+    )
+    code, out, err = call("query", tmp_path / "a.lake", sql, "--json")
+    assert (code, err) == (0, "")
+    rows = json.loads(out, parse_constant=pytest.fail)
+    assert [row["p"] for row in rows] == [-1.2345678901234e-30, "-inf", -0.1, -1e300]
+    assert rows[0]["r"] == [3, None, 12]
+    assert [row["n"] for row in rows] == [4 * (2**53 + 1) + 6] * 4
+    assert rows[3]["a"] is None
+    shown = call("query", tmp_path / "a.lake", sql)[1]
+    assert "1234567 " in shown
+    assert "1234568 " in shown
+    lake = open_lake(tmp_path / "a.lake")
+    values = xr.Dataset({"p": ("layer", [3e-12, np.inf, 0.5])})
+    name = lake.write_result("scores", values, runs=["one/problems"], spec={})
+    shown = json.loads(call("show", tmp_path / "a.lake", name, "--json")[1], parse_constant=pytest.fail)
+    assert [row["p"] for row in shown["layer"]] == [3e-12, "inf", 0.5]

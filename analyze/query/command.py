@@ -1,6 +1,5 @@
 """``lake query`` and ``lake top``."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,17 +48,21 @@ def cell_text(cell: Any) -> str:
         return f"[{', '.join(map(cell_text, cell))}]"
     if pd.api.types.is_scalar(cell) and pd.isna(cell):
         return ""
+    if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53:
+        return str(int(cell))
     return f"{cell:.6g}" if isinstance(cell, float) else str(cell)
 
 
 def written(frame: Any, settings: "QuerySettings | TopSettings", table: Table) -> Output:
     """A frame as the settings want it: a file, JSON, or the table."""
+    from analyze.tables import records
+
     if settings.csv is not None:
         write_csv(frame, settings.csv)
         line = f"{settings.csv}: {len(frame)} rows"
         return Output(printed=[line], document={"csv": str(settings.csv), "rows": len(frame)})
     if settings.json:
-        return Output(document=json.loads(frame.to_json(orient="records", date_format="iso", double_precision=15)))
+        return Output(document=records(frame))
     return Output(printed=[table])
 
 

@@ -48,7 +48,8 @@ class Difference:
         amount = differ.astype("float64")
         if numbers and differ.any():
             with np.errstate(invalid="ignore"):  # of two infinities
-                amount = np.nan_to_num(np.abs(one.astype("float64") - other.astype("float64")), nan=0.0, posinf=np.inf)
+                apart = np.abs(one.astype("float64") - other.astype("float64"))
+            amount = np.where(differ, np.where(np.isnan(apart), np.inf, apart), 0.0)  # a number is far from none
             self.total += float(amount.sum())
         self.compared, self.read = self.compared + one.size, self.read + one.size
         self.differ += int(differ.sum())

@@ -1,6 +1,5 @@
 """``lake diff``."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +28,7 @@ class DiffSettings(Settings):
 def diff(settings: DiffSettings, shell: Shell) -> Output:
     """Two runs, or two lakes; exit 1 if they differ, as diff does."""
     from analyze.query.diff import compare_lakes, compare_runs
+    from analyze.tables import records
     from store import open_lake
 
     lakes = [open_lake(settings.first), open_lake(settings.second)]
@@ -41,11 +41,17 @@ def diff(settings: DiffSettings, shell: Shell) -> Output:
             rows=differ.values.tolist(),
             caption=f"{len(differences) - len(differ)} models, runs and results are the same",
         )
-        return Output(printed=[table], document=as_json(differences), code=int(len(differ) > 0))
+        return Output(printed=[table], document=records(differences), code=int(len(differ) > 0))
     names = settings.runs[0], settings.runs[-1]
     with shell.progress("diff", "variables") as report:
         lines, values = compare_runs((lakes[0], names[0]), (lakes[1], names[1]), report)
-    rows = [[f"{cell:.4g}" if isinstance(cell, float) else shortened(cell) for cell in row] for row in values.values]
+    rows = [  # both values are told whole: rounded they might look the same
+        [
+            f"{cell:.4g}" if isinstance(cell, float) and name not in ("first", "second") else shortened(cell)
+            for name, cell in zip(values.columns, row, strict=True)
+        ]
+        for row in values.values
+    ]
     table = Table(title="values that differ", columns=list(values.columns), rows=rows)
     what = f"{names[0]} of {settings.first} and {names[1]} of {settings.second}"
     if not lines and values.empty:
@@ -53,14 +59,9 @@ def diff(settings: DiffSettings, shell: Shell) -> Output:
     shown = [f"{what} differ", *(f"  {line}" for line in lines)]
     return Output(
         printed=[*shown, *([] if values.empty else [table])],
-        document={"made_from": lines, "values": as_json(values)},
+        document={"made_from": lines, "values": records(values)},
         code=1,
     )
-
-
-def as_json(frame: Any) -> Any:
-    """Rows of a frame as JSON values."""
-    return json.loads(frame.to_json(orient="records", double_precision=15, default_handler=str))
 
 
 def shortened(cell: Any) -> str:

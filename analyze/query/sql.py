@@ -94,13 +94,16 @@ def run_columns(data: xr.Dataset) -> list[str]:
 
 
 def run_table(data: xr.Dataset) -> pd.DataFrame:
-    """A run's values by example, of committed examples; those of steps as lists without the steps that are not."""
+    """A run's values by example, of committed examples; those of steps as lists up to the last step that there is."""
     columns = {}
     for name in run_columns(data):
         values = data[name].values
         if values.ndim == 2:
             there = values != "" if values.dtype.kind in "OUT" else ~np.isnan(values)
-            columns[name] = pd.Series([row[known].tolist() for row, known in zip(values, there, strict=True)])
+            n_step = (there * np.arange(1, values.shape[1] + 1)).max(1, initial=0)
+            told = values.astype(object)
+            told[~there] = None
+            columns[name] = pd.Series([row[:n].tolist() for row, n in zip(told, n_step, strict=True)])
         else:
             columns[name] = pd.Series(values)
     return pd.DataFrame(columns)
@@ -142,7 +145,11 @@ def query_lake(lake: Lake, sql: str) -> pd.DataFrame:
             for key, name in named.items():
                 if key in known:
                     connection.register(name, _without_nan(known[key].read()))
-            answer: pd.DataFrame = connection.execute(sql).df()
+            found = connection.execute(sql)
+            columns = {str(name): str(kind) for name, kind, *_ in found.description}
+            if "HUGEINT" in columns.values():  # as of sums of whole numbers, which pandas would make floats
+                return pd.DataFrame(found.fetchall(), columns=list(columns), dtype=object).infer_objects()
+            answer: pd.DataFrame = found.df()
             return answer.map(lambda cell: cell.tolist() if isinstance(cell, np.ndarray) else cell)
         except duckdb.Error as error:
             reason = " ".join(str(error).split("\n\nLINE")[0].split())

@@ -18,6 +18,7 @@ from analyze.explorer.listing import listed_problems
 from analyze.explorer.problems import head_attention, problems
 from analyze.explorer.state import readable_runs, state_of
 from analyze.query.show_command import frames_of
+from analyze.tables import records
 from schemas import LakeError, MissingRunError, UsageError, nearest
 from store import open_lake
 from store.results import Result
@@ -283,7 +284,7 @@ class Answers:
                     {
                         "name": name,
                         "columns": [str(column) for column in frame.columns],
-                        "rows": json.loads(frame.head(MOST_ROWS).to_json(orient="values")),
+                        "rows": [list(row.values()) for row in records(frame.head(MOST_ROWS))],
                         "n": len(frame),
                     }
                     for name, frame in frames_of(chosen[0].kind, data).items()
