@@ -16,7 +16,7 @@ from schemas.statistics import (
 
 __all__ = [
     "DrawnMean", "adjust", "bootstrap_mean", "bootstrap_weights", "cochran_q", "draw_counts", "is_majority",
-    "mcnemar_exact", "percentile_interval", "weighted_mean", "wilson_interval",
+    "mcnemar_exact", "percentile_interval", "percentiles", "weighted_mean", "wilson_interval",
 ]  # fmt: skip
 
 

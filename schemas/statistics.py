@@ -5,6 +5,7 @@ what is uncertain is the problems: resamples draw whole problems, and intervals 
 example is a problem of its own, each figure is the textbook's.
 """
 
+import hashlib
 import math
 from typing import Any, NamedTuple
 
@@ -168,9 +169,19 @@ def smallest_correlation(n: int, level: float = 0.95, power: float = 0.8) -> flo
 
 def _sums(values: Array, problem: Array) -> Array:
     """Sums over the examples of each problem: (..., example) to (..., problem)."""
-    order = np.argsort(problem, kind="stable")
-    starts = np.flatnonzero(np.diff(problem[order], prepend=problem[order][:1] - 1))
+    number = np.unique(problem, return_inverse=True)[1]
+    order = np.argsort(number, kind="stable")
+    starts = np.flatnonzero(np.diff(number[order], prepend=-1))
     return np.asarray(np.add.reduceat(values[..., order].astype("float64"), starts, axis=-1))
+
+
+def _yes(answers: ArrayLike) -> Array:
+    """Answers as bools; NaN, which would count as a yes, is refused."""
+    values = np.asarray(answers)
+    lost = int(np.isnan(values).sum()) if values.dtype.kind == "f" else 0
+    if lost:
+        raise UsageError(f"{lost} of {values.size} answers are NaN, neither yes nor no; leave them out")
+    return values.astype(bool)
 
 
 def cochran_q(answers: ArrayLike) -> PairedTest:
@@ -184,7 +195,7 @@ def cochran_q(answers: ArrayLike) -> PairedTest:
     """
     from statsmodels.stats.contingency_tables import cochrans_q
 
-    table = np.asarray(answers).astype(int)
+    table = _yes(answers).astype(int)
     if table.ndim != 2 or table.shape[1] < 2:
         raise UsageError(f"Cochran's Q needs (example, at least two conditions); found an array of shape {table.shape}")
     if not ((table.sum(1) > 0) & (table.sum(1) < table.shape[1])).any():
@@ -207,7 +218,7 @@ def mcnemar_exact(first: ArrayLike, second: ArrayLike, problem: ArrayLike | None
     """
     from scipy.stats import binomtest  # takes a second, which most analyses need not spend
 
-    first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    first, second = _yes(first), _yes(second)
     if first.shape != second.shape:
         raise UsageError(f"McNemar's test pairs answers one to one; found {first.shape} and {second.shape}")
     more = first.astype(int) - second.astype(int)
@@ -253,12 +264,21 @@ def adjust(p: ArrayLike, method: str = "holm", family: ArrayLike | None = None) 
 def draw_counts(groups: Array, *, n_resample: int, seed: int) -> Array:
     """How often each group is drawn in each resample of a Poisson bootstrap: (example,) to (example, resample).
 
-    Counts are independent Poisson(1) and the same for all examples of a group. One depends on the seed, the group and
-    the resample alone: not on order, chunks or which other examples are there.
+    Counts are independent Poisson(1) and the same for all examples of a group. One depends on the seed, the group's
+    label (a number or a text) and the resample alone: not on order, chunks or which other examples are there.
     """
     unique, inverse = np.unique(groups, return_inverse=True)
-    counts = np.stack([np.random.default_rng([seed, abs(int(g))]).poisson(1.0, n_resample) for g in unique])
+    counts = np.stack([
+        np.random.default_rng([seed, _seed_of(label)]).poisson(1.0, n_resample) for label in unique.tolist()
+    ])  # fmt: skip
     return np.asarray(counts.astype("float32")[inverse])
+
+
+def _seed_of(label: Any) -> int:
+    """A number of its own for each label: of a whole number from 0 on itself, of any other label a digest of it."""
+    if isinstance(label, int) and label >= 0:
+        return label
+    return int.from_bytes(hashlib.blake2b(repr(label).encode(), digest_size=16).digest())
 
 
 def percentiles(resampled: Array, level: float = 0.95) -> tuple[Array, Array]:

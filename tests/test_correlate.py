@@ -214,7 +214,11 @@ def test_a_layer_is_chosen_on_one_half_and_told_on_the_other():
     noise = data.assign(attention=(("layer", "example", "position"), rng.random((5, 60, 4))))
     told = [held_out_layer(noise, "pooled", seed=seed) for seed in range(20)]
     assert abs(np.mean([one.r * np.sign(one.r) for one in told])) < 0.15
+    for one, other, offset in ((1e-9, 1e-9, 0), (1, 1e3, 1e6)):  # neither unit nor origin changes what is told
+        moved = data.assign(attention=data["attention"] * one, importance=data["importance"] * other + offset)
+        np.testing.assert_allclose(held_out_layer(moved, "pooled"), found, rtol=1e-6)
     assert held_out_layer(data.isel(example=[0]), "pooled") is None
+    assert held_out_layer(data.assign(importance=data["importance"] * 0 + 0.1), "pooled") is None
     assert held_out_layer(data.assign(importance=data["importance"] * 0), "pooled") is None
 
 
@@ -248,3 +252,18 @@ def test_the_answer_is_written_where_its_tokens_first_differ():
 def test_conditions_that_would_choose_nothing_are_refused(importance, where, message):
     with pytest.raises(UsageError, match=message):
         importance_for(None, xr.Dataset(), CorrelationSettings(importance=importance, where=where))
+
+
+def test_one_problem_has_no_interval_and_what_is_infinite_is_left_out():
+    rng = np.random.default_rng(8)
+    attention, importance = rng.random((20, 1, 6)), rng.normal(size=(20, 6))
+    numbers = {"n_permutation": 5, "n_resample": 20}
+    alone = pair(attention, importance, problem=("example", np.full(20, "p")))
+    result = attention_importance(*alone, **numbers)
+    assert result["pooled_r"].notnull().all()
+    assert all(result[name].isnull().all() for name in result if str(name).endswith(("_low", "_high")))
+    attention[3, 0, 2] = np.inf
+    result = attention_importance(*pair(attention, importance), **numbers)
+    without = attention_importance(*(side.drop_sel(example=3) for side in pair(attention, importance)), **numbers)
+    assert result["n_example"] == 19
+    xr.testing.assert_allclose(result, without)

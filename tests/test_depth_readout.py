@@ -80,6 +80,8 @@ def test_read_outs_settle_where_they_stop_changing() -> None:
     assert summary["stratum"].values.tolist() == ["all", "2", "3"]
     np.testing.assert_allclose(summary["first_share"].sel(stratum="2", layer=1, what="answer"), [1, 0, 1, 1])
     np.testing.assert_allclose(summary["answer_found"].sel(stratum="all"), 0.5)
+    depth["rank"][1, :, -1] = np.nan  # no state there: neither found nor not
+    np.testing.assert_allclose(depth_summary(depth, n_resample=10)["answer_found"].sel(stratum="all"), 1)
     np.testing.assert_allclose(summary["log_rank"].sel(stratum="2", layer=0, what="answer"), np.log([2, 2, 1, 1]))
 
 

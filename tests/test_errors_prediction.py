@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import precision_score, recall_score, roc_auc_score
 from synthetic import make_run
 
-from analyze.errors.design import Spool
+from analyze.errors.design import Spool, moments
 from analyze.errors.fit import fit
 from analyze.errors.prediction import _judge, predict_errors
 from analyze.errors.spec import ErrorSpec
@@ -187,3 +187,22 @@ def test_one_outcome_is_said_not_scored(caused):
     np.testing.assert_allclose(found["accuracy_low"], n / (n + 1.959963984540054**2))
     np.testing.assert_allclose(found["recall_low"].sel(outcome="right"), n / (n + 1.959963984540054**2))
     assert found["recall_low"].sel(outcome="wrong").isnull().all()
+
+
+def test_a_feature_that_training_rows_do_not_vary_in_says_nothing():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 4)).astype("float32")
+    x[:, 1], x[:, 2] = 0.1, 25000.1 + 0.01 * rng.normal(size=60)
+    x[50:, 1] = 5.0  # in test rows alone
+    x[:10, 3] = np.nan
+    spool = Spool(None, "x")
+    for part in np.split(x, 6):
+        spool.add(part)
+    train = np.arange(60) < 50
+    mean, deviation = moments(spool, train)
+    assert deviation[1] == 0
+    np.testing.assert_allclose(mean, np.nanmean(x[:50].astype("float64"), 0), rtol=1e-12)
+    np.testing.assert_allclose(deviation, np.nanstd(x[:50].astype("float64"), 0), rtol=1e-9)
+    side = np.where(train, 0, 2)
+    wrong = rng.random(60) < 0.5
+    assert abs(fit(spool, wrong, side, "deviation", ErrorSpec()).weight[1]) < 1e-12

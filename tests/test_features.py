@@ -15,8 +15,8 @@ from analyze.features import section as features_section
 from analyze.features.command import EFFECT
 from analyze.features.dashboard import write_dashboards
 from analyze.features.pages import feature_pages
-from analyze.features.probe import feature_probes
-from analyze.features.shared import shared_features
+from analyze.features.probe import feature_probes, frequent_values
+from analyze.features.shared import correlation, shared_features
 from analyze.page import write_section
 from analyze.sae.dictionary import SAESpec, sae_codes, select_cells, train_sae
 from store import Lake, open_lake
@@ -253,3 +253,16 @@ def taken_out(lake: Lake, run: str) -> None:
     labels = {"layer": ("feature", np.full(12, 1)), "position": ("feature", np.full(12, "ct2", dtype=object))}
     made = made.assign_coords(feature=sae["feature"].values, **labels).assign_attrs(dictionary=sae.attrs["fingerprint"])
     lake.write_result("feature_effects", made, runs=[run], spec={})
+
+
+def test_features_that_do_not_vary_share_nothing_and_large_results_are_told_apart() -> None:
+    rng = np.random.default_rng(0)
+    left, right = (rng.normal(size=(40, 2, 3)) for _ in range(2))
+    left[..., 0], right[..., 0] = 0.1, 0.7
+    left[..., 1] = 0.1 + 1e-9 * left[..., 1]
+    right[..., 2] = left[..., 2]
+    np.testing.assert_allclose(correlation(left, right), [0, 0, 1], atol=1e-12)
+    result = np.where(np.arange(40) % 2, 1234567.0, 1234568.0)[:, None]
+    run = xr.Dataset({"intermediate_result": (("example", "step"), result)})
+    ((chosen, _),) = frequent_values(run, np.arange(20), np.arange(20, 40))
+    assert chosen.names == ["step 0 = 1234567", "step 0 = 1234568"]

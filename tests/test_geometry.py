@@ -151,3 +151,20 @@ def test_the_command_and_its_sections(tmp_path, capsys) -> None:
         assert page.method
         assert page.tables
         assert page.illustrations
+
+
+def test_infinite_and_constant_states_have_no_components() -> None:
+    model = make_model()
+    run = make_run(n_example=40, n_layer=2, model=model).sel(position=["bot", "ct0"])
+    whole = principal_components(run.isel(example=slice(1, None)), model, components=3, permutations=5, max_problems=99)
+    run["hidden_state"][0, 0, 1, 4] = np.inf
+    found = principal_components(run, model, components=3, permutations=5, max_problems=99)
+    assert found["n"].values.tolist() == [39, 40]
+    for name in ("pooled_explained", "position_share", "carried_share"):
+        np.testing.assert_allclose(found[name].isel(layer=0), whole[name].isel(layer=0), atol=1e-10, err_msg=name)
+    run["hidden_state"][:, 0], run["hidden_state"][:, 1, 0] = 25000.1, 0.1
+    found = principal_components(run, model, components=3, permutations=5)
+    for name in ("pooled_explained", "position_share", "carried_share", "kept_reading"):
+        assert found[name].isel(layer=0).isnull().all(), name
+    assert found["carried_share"].sel(layer=1, position="bot").isnull().all()
+    assert found["carried_share"].sel(layer=1, position="ct0").notnull().all()

@@ -360,3 +360,17 @@ def test_copies_of_a_read_out_share_what_a_worker_loads() -> None:
     assert copies[0].unembedding is copies[1].unembedding
     np.testing.assert_array_equal(copies[0].unembedding, readout.unembedding)
     assert pickle.loads(pickle.dumps(ReadOut(make_model()))).unembedding is not copies[0].unembedding
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e5])
+def test_a_tuned_lens_reads_states_of_any_unit_and_nothing_from_constants(unit):
+    model = make_model(hidden=6)
+    run = make_run(n_example=90, n_layer=2, hidden=6, model=model)
+    tuned = fit_tuned_lens(run, model)
+    scaled = fit_tuned_lens(run.assign(hidden_state=run["hidden_state"] * unit), model)
+    np.testing.assert_allclose(scaled["weight"] * unit, tuned["weight"], rtol=1e-3, atol=1e-6)
+    run["hidden_state"][:, 0, :, 2] = 25000.1  # a component that is the same everywhere, and a layer of them
+    run["hidden_state"][:, 1] = 25000.1
+    constant = fit_tuned_lens(run, model)
+    np.testing.assert_array_equal(constant["weight"].isel(layer=0, hidden=2), 0)
+    np.testing.assert_array_equal(constant["weight"].isel(layer=1), 0)

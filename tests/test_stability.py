@@ -104,3 +104,15 @@ def test_the_command_tells_pairs_and_the_page_shows_them(tmp_path, capsys) -> No
         command_line.main(["analyze", "stability", str(place), *names, "--layers", "9"])
     assert left.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_thought_without_states_reads_as_nothing() -> None:
+    runs = {"a/x": planted(0, 0, "a/x"), "b/x": planted(1, 1, "b/x")}
+    runs["b/x"]["hidden_state"].loc[{"position": "ct2"}] = np.inf
+    found = stability(runs, lambda _: MODEL, **FEW)
+    one = found.sel(run="b/x", position="ct2")
+    assert one["role"].item() == ""
+    assert one["role_share"].isnull().all()
+    assert found["overlap"].sel(run="a/x", other="b/x").isnull()
+    roles = found["role"].sel(position=[f"ct{i}" for i in (0, 1, 3, 4, 5)] + ["bot"])
+    assert float(found["same_role"].sel(run="a/x", other="b/x")) == (roles[0] == roles[1]).mean()

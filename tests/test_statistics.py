@@ -11,6 +11,7 @@ from analyze.statistics import bootstrap_weights, percentile_interval, weighted_
 from schemas import UsageError
 from schemas.statistics import (
     adjust,
+    cochran_q,
     difference_interval,
     draw_counts,
     mcnemar_exact,
@@ -135,3 +136,23 @@ def test_what_a_number_of_problems_can_tell_is_what_trying_them_finds():
     y = r * x + np.sqrt(1 - r**2) * rng.standard_normal((4000, 50))
     assert np.mean(pearsonr(x, y, axis=1).pvalue < 0.05) == pytest.approx(0.8, abs=0.02)
     assert np.isnan(smallest_correlation(3))
+
+
+@pytest.mark.parametrize("labels", [[-3, 3, 5], ["b", "a", "c"], [0.2, 0.7, 1.5], [2**62, 2**62 + 1, -(2**62)]])
+def test_problems_may_be_called_anything(labels):
+    """Each label draws for itself (-3 as 3, .2 as .7 would be one problem), and sums are those of numbered problems."""
+    problem, number = np.repeat(np.array(labels), 4), np.repeat(np.arange(3), 4)
+    drawn = draw_counts(problem, n_resample=50, seed=0)[::4]
+    assert len(np.unique(drawn, axis=0)) == 3
+    np.testing.assert_array_equal(drawn[2], draw_counts(problem[-4:], n_resample=50, seed=0)[0])
+    rng = np.random.default_rng(0)
+    yes, other = rng.random(12) < 0.6, rng.random(12) < 0.3
+    counted = np.ones(12, dtype=bool)
+    np.testing.assert_allclose(share_interval(yes, counted, problem), share_interval(yes, counted, number))
+    assert mcnemar_exact(yes, other, problem) == mcnemar_exact(yes, other, number)
+
+
+def test_an_answer_that_is_missing_is_no_yes():
+    for test in (lambda: mcnemar_exact([1, np.nan, 0], [0, 0, 0]), lambda: cochran_q([[1, np.nan], [0, 1]])):
+        with pytest.raises(UsageError, match="1 of . answers are NaN"):
+            test()

@@ -249,3 +249,21 @@ def test_a_lens_reads_as_softmax_by_hand() -> None:
         ranks = [1 + (line > line[strings.index(f" {value:g}")]).sum() for value in chain if np.isfinite(value)]
         best.append(1 / min(ranks))
     assert float(cell["reciprocal_rank"]) == pytest.approx(np.mean(best))
+
+
+def test_a_place_that_one_problem_reaches_or_where_nothing_varies_has_no_interval() -> None:
+    one, other = planted(0, UP, "one", 60), planted(1, UP, "other", 60)
+    model = make_model()
+    sae = train_sae(select_cells(one, positions=["ct1", "ct2"]), SAESpec(features=12, k=3, epochs=2), scope="pool")
+    settings = TransferSettings(resamples=50)
+    split = split_problems(np.concatenate(list(problem_groups({"one": one, "other": other}).values())), 0)[60:]
+    other["hidden_state"][:, 0, 0] = np.nan
+    rows = np.flatnonzero(split == 2)[:2]
+    other["hidden_state"][rows[0], 0, 0] = one["hidden_state"][0, 0, 0]
+    runs = {"one": one, "other": other}
+    lens = transfer_lenses(dict.fromkeys(runs, model), runs, ["one"], ["other"], settings).isel(layer=0, position=0)
+    assert np.isfinite(lens["kl"]).all()
+    assert lens[["kl_low", "kl_high"]].to_array().isnull().all()
+    other["hidden_state"][:, 1, 1] = 0.1
+    found = transfer_dictionaries({"one": sae}, runs, runs, ["one"], ["other"], settings).squeeze()
+    assert found["explained_variance"].isnull().values.tolist() == [[True, False], [False, True]]

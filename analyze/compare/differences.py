@@ -292,7 +292,8 @@ def _differences(
             estimate = [array.transpose(*inner).values for array in (difference, low, high)]
             shared[i, j] = shared[j, i] = x.sizes["example"]
             if not inner:
-                p[i, j] = p[j, i] = mcnemar_exact(x.values == 1, y.values == 1).p
+                problem = x.coords["problem"].values if "problem" in x.coords else None
+                p[i, j] = p[j, i] = mcnemar_exact(x.values == 1, y.values == 1, problem).p
         else:
             estimate = _unpaired(result.isel(model=i), result.isel(model=j), name, inner)
         paired[i, j] = paired[j, i] = float(same)

@@ -12,8 +12,8 @@ from analyze.heads.command import by_thoughts
 from analyze.heads.summary import head_summary, head_table
 from analyze.lens.command import is_plain
 from analyze.probes.command import as_they_come
-from analyze.statistics import wilson_interval
 from analyze.tables import Frame
+from schemas.statistics import share_interval
 
 N_TOP = 20
 """Heads whose composite is laid side by side."""
@@ -64,17 +64,19 @@ class Source:
 def _accuracy(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
     run = source.data
     correct = run["correct"].compute().astype("float64")
-    low, high = wilson_interval(correct.sum().item(), correct.size)
+    problem = np.asarray(run["problem"].values if "problem" in run.coords else run["example"].values)
+    right = correct.values == 1
+    low, high = share_interval(right, np.ones_like(right), problem)
     accuracy = xr.Dataset({"accuracy": float(correct.mean()), "accuracy_low": float(low), "accuracy_high": float(high)})
     accuracy["n_example"] = correct.size
     if "intermediate_result" in run:
         steps = np.isfinite(run["intermediate_result"].values).sum(1)
         lengths = np.unique(steps[steps > 0])
         if len(lengths):
-            count = np.array([correct.values[steps == n].sum() for n in lengths])
-            total = np.array([(steps == n).sum() for n in lengths])
-            low, high = wilson_interval(count, total)
-            for name, values in (("", count / total), ("_low", low), ("_high", high)):
+            of_length = steps == lengths[:, None]
+            low, high = share_interval(np.broadcast_to(right, of_length.shape), of_length, problem)
+            share = (right & of_length).sum(1) / of_length.sum(1)
+            for name, values in (("", share), ("_low", low), ("_high", high)):
                 accuracy[f"accuracy_by_step{name}"] = ("n_step", np.asarray(values))
             accuracy = accuracy.assign_coords(n_step=lengths)
     return accuracy, _plain(correct)

@@ -116,7 +116,8 @@ def attention_importance(
     for numbers in batches(n_resample, n_permutation):
         for name, value in correlations.resampled(np.stack([exchange.resample(rng) for _ in numbers])).items():
             draws[name].append(value)
-    bounds = {name: _quantiles(np.concatenate(drawn)) for name, drawn in draws.items() if n_resample}
+    alone = len(np.unique(groups)) == 1  # so that all resamples are the same
+    bounds = {name: _quantiles(np.concatenate(drawn), alone) for name, drawn in draws.items() if n_resample}
 
     result = xr.Dataset(coords={dim: x[dim].values for dim in (*dims, "position")})
     for name, value in observed.items():
@@ -174,7 +175,9 @@ LONG_NAMES = {
 }
 
 
-def _quantiles(draws: Array) -> tuple[Array, Array]:
+def _quantiles(draws: Array, alone: bool) -> tuple[Array, Array]:
+    if alone:
+        return np.full_like(draws[0], np.nan), np.full_like(draws[0], np.nan)
     known = np.isfinite(draws).any(0)
     low, high = np.nanquantile(np.where(known, draws, 0.0), [0.025, 0.975], axis=0)
     return low, high
@@ -212,7 +215,7 @@ def _joined(attention: xr.DataArray, importance: xr.DataArray) -> tuple[xr.DataA
             f"{y['problem'].values[first_other]} on the other. The two are of different data files."
         )
     x, y = x.compute(), y.astype("float64").compute()
-    complete = np.isfinite(y.values).all(1) & x.notnull().all([dim for dim in x.dims if dim != "example"]).values
+    complete = np.isfinite(y.values).all(1) & (abs(x) < np.inf).all([dim for dim in x.dims if dim != "example"]).values
     if complete.sum() < 3:
         raise UsageError(
             f"{what}: {int(complete.sum())} of {len(common)} examples have attention and importance at every one of "

@@ -184,10 +184,9 @@ class Exchange:
     """Draws whole problems: exchanged among those of equal size, or with repeats."""
 
     def __init__(self, groups: Array) -> None:
-        order = np.argsort(groups, kind="stable")
-        cuts = np.flatnonzero(np.diff(groups[order])) + 1
-        self._members = np.split(order, cuts)
         self._owner = np.unique(groups, return_inverse=True)[1]
+        order = np.argsort(self._owner, kind="stable")
+        self._members = np.split(order, np.flatnonzero(np.diff(self._owner[order])) + 1)
         sizes = np.array([len(rows) for rows in self._members])
         self._strata = [np.stack([m for m in self._members if len(m) == size]) for size in np.unique(sizes)]
         self._n = len(groups)

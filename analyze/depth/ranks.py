@@ -222,13 +222,14 @@ def depth_summary(
 def _averaged(depth: xr.Dataset) -> xr.Dataset:
     """What means are taken of, the example last."""
     rank = depth["rank"]
+    first = (rank == 1).where(rank.notnull())
     values = xr.Dataset(
         {
             "log_rank": np.log(rank),
-            "first_share": (rank == 1).where(rank.notnull()),
+            "first_share": first,
             "probability": depth["probability"],
             **settled(depth),
-            "answer_found": (rank.sel(what="answer", drop=True).isel(position=-1, drop=True) == 1).astype(float),
+            "answer_found": first.sel(what="answer", drop=True).isel(position=-1, drop=True),
         }
     )
     return values.transpose(..., "example")

@@ -141,4 +141,4 @@ def answer_of(value: float | str) -> float | int | str | None:
         return value or None
     if not np.isfinite(value):
         return None
-    return int(value) if float(value).is_integer() else round(float(value), 4)
+    return int(value) if float(value).is_integer() else float(f"{value:.6g}")

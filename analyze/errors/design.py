@@ -94,11 +94,14 @@ class Spool:
 def moments(design: Spool, keep: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and standard deviation of each feature over the kept rows, without those that are missing."""
     total, square, count = np.zeros(0), np.zeros(0), np.zeros(0)
+    origin = np.zeros(0)  # a row's own numbers: what is the same in all rows is exactly 0 from there
     for part, x in design.pieces():
         x = x[keep[part]]
         if isinstance(x, np.ndarray):
             real = ~np.isnan(x)
-            new = np.where(real, x, 0).astype(np.float64)
+            first = np.take_along_axis(x, real.argmax(0)[None], 0)[0] if len(x) else np.full(x.shape[1], np.nan)
+            origin = np.where(np.isnan(origin), first, origin) if len(origin) else first.astype(np.float64)
+            new = np.where(real, x - origin, 0)
             sums = new.sum(0), np.square(new).sum(0), real.sum(0).astype(np.float64)
         else:
             square_sums = np.asarray(x.power(2).sum(axis=0))
@@ -106,7 +109,7 @@ def moments(design: Spool, keep: NDArray[np.bool_]) -> tuple[NDArray[np.float64]
         total, square, count = (a + b if len(a) else b for a, b in zip((total, square, count), sums, strict=True))
     count = np.maximum(count, 1)
     mean = total / count
-    return mean, np.sqrt(np.maximum(square / count - mean**2, 0))
+    return mean + (np.nan_to_num(origin) if len(origin) else 0), np.sqrt(np.maximum(square / count - mean**2, 0))
 
 
 def designs(rows: Rows, known: Weights, spec: ErrorSpec, folder: Path) -> tuple[Spool, Spool]:

@@ -123,7 +123,7 @@ def _metrics(
     if not test.any():
         raise UsageError("error prediction has no test problems; give the dictionary's split a test share above 0")
     truth = wrong[test]
-    weight = bootstrap_weights(xr.DataArray(_integers(problem[test]), dims="example"), spec.resamples, spec.seed)
+    weight = bootstrap_weights(xr.DataArray(problem[test], dims="example"), spec.resamples, spec.seed)
     draws = np.concatenate([np.ones((test.sum(), 1), dtype=np.float32), weight.values], axis=1)  # the first: as it is
     judged = [_judge(s[test], truth, draws) for s in scores]
     out = xr.Dataset(coords={"predictor": list(PREDICTORS), "outcome": list(OUTCOMES)})
@@ -139,7 +139,7 @@ def _metrics(
     called, actual = np.concatenate([mine, ~mine], axis=1), np.stack([truth, ~truth])
     for name, counted in (("accuracy", np.ones_like(truth)), ("precision", called), ("recall", actual)):
         yes, among = np.broadcast_arrays(right, counted)
-        bounds = share_interval(yes, among, _integers(problem[test]))
+        bounds = share_interval(yes, among, problem[test])
         for end, bound in zip(("low", "high"), bounds, strict=True):
             out[f"{name}_{end}"] = out[name].dims, bound.reshape(out[name].shape)
     out["train_accuracy"] = "predictor", (guess[:, side == 0] == wrong[side == 0]).mean(1)
@@ -273,7 +273,3 @@ def _sides(spec: ErrorSpec, sae: xr.Dataset, first: xr.DataArray, wrong: NDArray
             "or use split='stratified' and accept that it saw the test rows"
         )
     return np.asarray(number, dtype=np.intp)
-
-
-def _integers(problem: NDArray[Any]) -> NDArray[np.int64]:
-    return problem.astype(np.int64) if problem.dtype.kind in "iu" else np.unique(problem, return_inverse=True)[1]

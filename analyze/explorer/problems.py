@@ -13,7 +13,7 @@ from analyze.effects.outcomes import answer_of, outcome_rows
 from analyze.lens.jacobian import FED
 from analyze.lens.logit import logit_lens
 from analyze.traces.nodes import nodes_of
-from schemas import segment_of
+from schemas import number_text, segment_of
 from store.results import preferred
 
 N_ANSWER = 3
@@ -214,7 +214,7 @@ def chain_of(row: xr.Dataset) -> list[str]:
     results = np.atleast_1d(row["intermediate_result"].values)
     sides = np.atleast_1d(row["expression"].values) if "expression" in row else [""] * len(results)
     return [
-        f"{str(side).replace('*', '×').replace('/', '÷')} = {value:g}".removeprefix(" = ")
+        f"{str(side).replace('*', '×').replace('/', '÷')} = {number_text(value)}".removeprefix(" = ")
         for side, value in zip(sides, results, strict=True)
         if np.isfinite(value)
     ]

@@ -18,6 +18,7 @@ from scipy import stats
 
 from analyze.sae.codes import Activations, sae_codes
 from analyze.sae.dictionary import activation_of
+from schemas import number_text
 from schemas.codes import dictionaries
 from schemas.statistics import split_problems, wilson_interval
 
@@ -148,7 +149,7 @@ def _text(value: Any) -> str:
     """A value as text; empty where there is none."""
     if isinstance(value, str):
         return value
-    return "" if value != value else f"{value:g}"
+    return "" if value != value else number_text(value)
 
 
 def own_codes(sae: xr.Dataset, activation: Activations, examples: Array) -> Array:

@@ -20,6 +20,8 @@ from analyze.sae.dictionary import activation_of
 from schemas import UsageError
 
 Array = np.ndarray[Any, np.dtype[Any]]
+CONSTANT = 1e-6
+"""Share of an input's length below which its spread over problems is rounding (of float32 products)."""
 
 
 def shared_features(
@@ -122,10 +124,17 @@ def shared_features(
 
 
 def correlation(left: Array, right: Array) -> Array:
-    """Correlation of each feature over problems within positions: (problem, position, feature) twice to (feature,)."""
-    left, right = left - left.mean(0), right - right.mean(0)
-    spread = np.sqrt((left**2).sum((0, 1)) * (right**2).sum((0, 1)))
-    return np.asarray((left * right).sum((0, 1)) / np.where(spread > 0, spread, np.inf))
+    """Correlation of each feature over problems within positions: (problem, position, feature) twice to (feature,).
+
+    0 where either side does not vary.
+    """
+    sides = []
+    for values in (left, right):
+        centred = values - values.mean(0)
+        length = np.sqrt((centred**2).sum((0, 1)))
+        varies = length > CONSTANT * np.sqrt((values**2).sum((0, 1)))
+        sides.append(centred / np.where(varies, length, np.inf))
+    return np.asarray((sides[0] * sides[1]).sum((0, 1)))
 
 
 def _inputs(

@@ -12,7 +12,7 @@ from analyze.cluster import spread
 from analyze.labels import inherited
 from analyze.lens.readout import ReadOut
 from analyze.lens.tokens import in_a_line
-from analyze.similarity.cka import layers_of, shared_problems, states_of
+from analyze.similarity.cka import CONSTANT, FEWEST, layers_of, shared_problems, states_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TOKENS = 5
@@ -57,7 +57,8 @@ def principal_components(
         component, sign): what moving along it adds most to, through final norm and unembedding. ``kept_reading``
         (layer, position, n_component): share of states of problems left out of the fit whose first token under the
         logit lens stays when only their first components are kept; ``kept_reading_random``: of as many random
-        directions. ``score`` (example, position, axis): of the last layer, the first two.
+        directions. ``score`` (example, position, axis): of the last layer, the first two. ``n`` (layer): problems
+        whose states are all finite there, which alone count. NaN where they are too few, or do not vary.
     """
     rng = np.random.default_rng(seed)
     rows, _ = shared_problems(run, run, max_problems, rng)
@@ -88,7 +89,8 @@ def principal_components(
     return result.assign_attrs(inherited(run, kind="geometry"))
 
 
-DIMS = {
+DIMS: dict[str, tuple[str, ...]] = {
+    "n": ("layer",),
     "pooled_explained": ("layer", "component"),
     "position_share": ("layer", "component"),
     "carried_share": ("layer", "position", "component", "carried"),
@@ -104,24 +106,48 @@ def _layer(
 ) -> tuple[dict[str, Array], Array, Array]:  # fmt: skip
     """What :data:`DIMS` names of one layer; the largest shares of shuffles (draw, carried); scores."""
     states = states_of(layer)
-    states = np.where(np.isfinite(states), states, 0)
-    whole = _first(states[:, held], readout)
-    mean, axes, share = fit(states)
-    scores = (states - mean) @ axes[:components].T  # (position, problem, component)
-    halves = {"": fit(states[:, fitted])[:2], "_random": (states[:, fitted].mean((0, 1)), random)}
     counts = kept_counts(states.shape[-1])
-    told = {
+    there: Array = np.asarray(np.isfinite(states).all((0, 2)))  # (problem,)
+    scores = np.full((*states.shape[:2], components), np.nan)
+    told = _nothing(len(states), components, len(carried), len(counts)) | {"n": there.sum()}
+    largest = np.zeros((len(shuffled), len(carried)))
+    finite = states[:, there]
+    if there.sum() < FEWEST or not _vary(finite.reshape(-1, states.shape[-1])):
+        return told, largest, scores
+    mean, axes, share = fit(finite)
+    axes_told, own = axes[:components], (finite - mean) @ axes[:components].T
+    scores[:, there], total = own, own.var((0, 1))
+    fitted, held = (rows[there[rows]] for rows in (fitted, held))
+    halves = {"": fit(states[:, fitted])[:2], "_random": (states[:, fitted].mean((0, 1)), random)}
+    whole = _first(states[:, held], readout)
+    told |= {
         "pooled_explained": share[:components],
-        "position_share": scores.mean(1).var(0) / np.maximum(scores.var((0, 1)), 1e-300),
-        "carried_share": np.stack([shares(scores, values) for values in carried.values()], -1)
-        if carried
-        else np.zeros((*scores.shape[::2], 0)),
-        "tokens": _tokens(axes[:components], mean, scores.std((0, 1)), readout),
+        "position_share": own.mean(1).var(0) / np.where(total > CONSTANT * total.max(), total, np.nan),
+        "tokens": _tokens(axes_told, mean, own.std((0, 1)), readout),
     } | {
         f"kept_reading{end}": kept_share(states[:, held], whole, *half, counts, readout) for end, half in halves.items()
     }
-    largest = [shares(scores, values, shuffled).max((1, 2), initial=0) for values in carried.values()]
-    return told, np.array(largest).T.reshape(len(shuffled), len(carried)), scores
+    varies = np.array([_vary(cell) for cell in finite])
+    for index, values in enumerate(carried.values()):
+        known = np.where(there, values, np.nan if values.dtype.kind == "f" else "")
+        told["carried_share"][varies, :, index] = shares(scores[varies], known)
+        largest[:, index] = shares(scores[varies], known, shuffled).max((1, 2), initial=0)
+    return told, largest, scores
+
+
+def _vary(states: Array) -> bool:
+    """Whether states (row, hidden) differ by more than rounding."""
+    return bool(((states - states.mean(0)) ** 2).sum() > CONSTANT * (states**2).sum())
+
+
+def _nothing(n_position: int, n_component: int, n_carried: int, n_count: int) -> dict[str, Any]:
+    """What :data:`DIMS` names of a layer in which nothing is known."""
+    kept = {f"kept_reading{end}": np.full((n_position, n_count), np.nan) for end in ("", "_random")}
+    return kept | {
+        "pooled_explained": np.full(n_component, np.nan), "position_share": np.full(n_component, np.nan),
+        "carried_share": np.full((n_position, n_component, n_carried), np.nan),
+        "tokens": np.full((n_component, 2), "", dtype=object),
+    }  # fmt: skip
 
 
 def kept_counts(width: int) -> list[int]:

@@ -15,6 +15,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Progress = Callable[[int, int], None]
 
 PENALTIES = (1e-6, 1e-4, 1e-2, 1.0)
+CONSTANT = 1e-12
+"""Share of a component's mean square below which its variance is rounding."""
 """Ridge penalties tried, as shares of the mean square of a component of the state."""
 SPLITS = ("train", "validation", "test")
 _HELD_OUT = {
@@ -180,7 +182,9 @@ class Moments:
         mean_x, mean_y = self.x / self.n, self.y / self.n
         cov = self.xx / self.n - np.outer(mean_x, mean_x)
         cross = self.xy / self.n - np.outer(mean_x, mean_y)
-        scale = max(float(np.trace(cov)) / len(cov), 1e-12)
+        varies = np.diag(cov) > CONSTANT * np.diag(self.xx) / self.n
+        cov[~varies], cov[:, ~varies], cross[~varies] = 0, 0, 0
+        scale = float(np.trace(cov)) / len(cov) or 1.0
         weight = np.linalg.solve(cov + penalty * scale * np.eye(len(cov)), cross)
         return weight, mean_y - mean_x @ weight
 

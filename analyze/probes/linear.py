@@ -221,7 +221,7 @@ def _fit_task(states: Array, known: Array, task: Task) -> Cell | None:
         control = [float(np.mean(fit.score[:, i].argmax(-1) == label[:, i])) for i in range(1, label.shape[1])]
     return Cell(
         known=known,
-        score=fit.score[:, 0].astype(np.float32),
+        score=fit.score[:, 0].astype(np.float64 if task.classes is None else np.float32),
         control=float(np.mean(control)) if control else np.nan,
         training=float(fit.training[:, 0].mean()),
         refit_training=fit.refit_training,

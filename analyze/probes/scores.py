@@ -80,7 +80,7 @@ def measure(
     for index, cell in enumerate(cells):
         if cell is not None:
             by_rows.setdefault(cell.known.tobytes(), {})[index] = cell
-    groups = xr.DataArray(task.problem.astype(np.int64), dims="example")
+    groups = xr.DataArray(task.problem, dims="example")
     weight_all = np.asarray(bootstrap_weights(groups, n_resample, seed).values)  # (row, resample)
     for alike in by_rows.values():
         members, known = list(alike), next(iter(alike.values())).known
@@ -88,6 +88,11 @@ def measure(
         weight = weight_all[known]
         predicted = np.stack([cell.score for cell in alike.values()])
         if numbers:
+            # In a unit of their own: sums below are of float32, which no offset or unit of the target may over- or
+            # underflow.
+            middle = label.mean()
+            unit = np.abs(label - middle).max() or 1.0
+            label, predicted = (label - middle) / unit, (predicted - middle) / unit
             gain = _measure_numbers(score, members, predicted[..., 0], label, fold, weight)
             baseline[members] = 0.0
         else:

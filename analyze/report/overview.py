@@ -11,7 +11,7 @@ from analyze.context import Context, without_folders
 from analyze.explorer.listing import chain_lengths
 from analyze.page import NothingStored, Page, Section, share
 from analyze.report.sections import sections
-from analyze.statistics import wilson_interval
+from schemas.statistics import share_interval
 from store import precision_text
 
 FIRST = 50
@@ -27,7 +27,7 @@ def run_rows(context: Context) -> list[dict[str, Any]]:
         run = context.run(name)
         model = context.lake.model_attributes(name.partition("/")[0])
         correct = np.asarray(run["correct"].values, dtype=bool)
-        low, high = wilson_interval(correct.sum(), correct.size)
+        low, high = share_interval(correct, np.ones_like(correct), run["problem"].values)
         rows.append(
             {
                 "run": name,
@@ -60,10 +60,10 @@ def accuracy_by_steps(page: Page) -> None:
         raise NothingStored
     series = []
     for name, look in page.context.relabel(runs).items():
-        correct = np.asarray(page.context.run(name)["correct"].values, dtype=bool)
-        count = np.array([correct[steps[name] == n].sum() for n in groups])
-        total = np.array([(steps[name] == n).sum() for n in groups])
-        low, high = wilson_interval(count, total)
+        run = page.context.run(name)
+        correct, of_length = np.asarray(run["correct"].values, dtype=bool), steps[name] == np.array(groups)[:, None]
+        count, total = (correct & of_length).sum(1), of_length.sum(1)
+        low, high = share_interval(np.broadcast_to(correct, of_length.shape), of_length, run["problem"].values)
         rate = np.where(total > 0, count / np.maximum(total, 1), np.nan)
         series.append((look, rate, low, high))
         rows = {"steps": groups, "n": total, "correct": count, "accuracy": rate, "low": low, "high": high}

@@ -31,7 +31,7 @@ class Run(NamedTuple):
     hubs: Array  # (part, head)
     shape: tuple[int, int]  # layers and heads
     positions: list[str]
-    profile: Array  # (part, position, reads)
+    profile: Array  # (part, position, reads), NaN where no example has a state
     reads: list[str]
 
 
@@ -126,7 +126,7 @@ def _weights(group: Array, resamples: int, seed: int) -> Array:
         raise UsageError("stability compares halves of a run's problems, and there is one problem; name a run of more")
     order = np.random.default_rng(seed).permutation(len(unique))
     half = (order % 2 == 0)[inverse]
-    drawn = draw_counts(group.astype("int64"), n_resample=resamples, seed=seed)
+    drawn = draw_counts(group, n_resample=resamples, seed=seed)
     return np.concatenate([np.ones((len(group), 1)), drawn, half[:, None], ~half[:, None]], axis=1)
 
 
@@ -146,8 +146,8 @@ def _read(run: xr.Dataset, model: xr.Dataset, weight: Array, n_step: int) -> Run
     positions = [label for label in labels_along(run, "position") if segment_of(label) in ("bot", "latent")]
     reads, place = _readings(run, model, positions, n_step)
     one_hot = place[..., None] == np.arange(len(reads))  # (example, position, reads)
-    known = np.maximum(weight.T @ (place >= 0), 1e-30)
-    profile = np.tensordot(weight.T, one_hot, axes=(1, 0)) / known[..., None]
+    known = weight.T @ (place >= 0)
+    profile = np.tensordot(weight.T, one_hot, axes=(1, 0)) / np.where(known > 0, known, np.nan)[..., None]
     return Run(
         scores=np.stack([scores[name].transpose("part", "unit").values for name in SCORES], axis=1),
         types=scores["type"].transpose("part", "unit").values,
@@ -189,8 +189,10 @@ def _compared(first: Run, second: Run, is_same: bool, shuffles: int, rng: np.ran
         one.profile[:, [one.positions.index(label) for label in common]] for one in (first, second)
     )  # fmt: skip
     arrays |= _tested("overlap", left, right, _overlap, is_same, shuffles, rng, axis=-2)
-    parts = (-2, -1) if is_same else (0, 0)
-    arrays["same_role"] = float((left[parts[0]].argmax(-1) == right[parts[1]].argmax(-1)).mean())
+    one, other = (left[-2], right[-1]) if is_same else (left[0], right[0])
+    known = np.isfinite(one).all(-1) & np.isfinite(other).all(-1)
+    same = one.argmax(-1) == other.argmax(-1)
+    arrays["same_role"] = float(same[known].mean()) if known.any() else np.nan
     return arrays
 
 
@@ -298,7 +300,8 @@ def _roles(read: Mapping[str, Run]) -> xr.Dataset:
         for place, label in enumerate(run.positions):
             share[index, positions.index(label)] = 0
             share[index, positions.index(label), columns] = run.profile[0, place]
-            role[index, positions.index(label)] = run.reads[int(run.profile[0, place].argmax())]
+            if np.isfinite(run.profile[0, place]).all():
+                role[index, positions.index(label)] = run.reads[int(run.profile[0, place].argmax())]
             hubs[index, positions.index(label)] = (run.hubs[0] == label).mean()
     data = {
         "role_share": (("run", "position", "reads"), share), "role": (("run", "position"), role),

@@ -101,18 +101,18 @@ def written_step(expression: str, result: float) -> Step | None:
     >>> written_step("16-3-4", 9.0)
     Step(operands=(3.0, 4.0, 16.0), operators='--', result=9.0)
     """
+    operands, operators = [], []
     try:
         tree = ast.parse(re.sub(r"[$,\s]", "", plain(expression)).replace("x", "*"), mode="eval")
-    except (SyntaxError, ValueError):
+        for node in ast.walk(tree.body):
+            if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+                operands.append(float(node.value))
+            elif isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+                operators.append(_OPERATORS[type(node.op)])
+            elif not isinstance(node, ast.operator):
+                return None
+    except (SyntaxError, ValueError, OverflowError):  # the last of numbers beyond float64
         return None
-    operands, operators = [], []
-    for node in ast.walk(tree.body):
-        if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-            operands.append(float(node.value))
-        elif isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-            operators.append(_OPERATORS[type(node.op)])
-        elif not isinstance(node, ast.operator):
-            return None
     whole = len(operators) == len(operands) - 1 > 0 and np.isfinite(result)
     return Step(tuple(sorted(operands)), "".join(sorted(operators)), float(result)) if whole else None
 

@@ -8,12 +8,14 @@ import xarray as xr
 
 from analyze.probes.tasks import draw_examples
 from analyze.sae.codes import sae_codes, sae_reconstruction
-from analyze.statistics import draw_counts
+from analyze.statistics import draw_counts, percentiles
 from analyze.transfer.command import TransferSettings
 from analyze.transfer.problems import problem_groups
 from schemas import UsageError
 
 Array = np.ndarray[Any, np.dtype[Any]]
+CONSTANT = 1e-12
+"""Share of the squared length of states below which their spread over problems is rounding: nothing to be explained."""
 FEWEST = 8
 """Problems below which intervals over them say nothing."""
 
@@ -77,14 +79,16 @@ def transfer_dictionaries(
         rows = _unseen(tested, [*fit, tested], dictionaries, wholes, groups, run, settings)
         problem = np.asarray(run["problem"].values)[rows]
         n_problem[j] = len(np.unique(problem))
-        weight = draw_counts(problem.astype("int64"), n_resample=settings.resamples, seed=settings.seed)
+        weight = draw_counts(problem, n_resample=settings.resamples, seed=settings.seed)
         for place, (a, b) in enumerate(np.ndindex(len(layers), len(positions))):
             states = run["hidden_state"].sel(layer=layers[a], position=positions[b]).isel(example=rows).compute()
             there = np.isfinite(states.values).all(-1)
             if not there.any():
                 continue
             x, drawn = states.isel(example=there), weight[there]
-            spread = ((x.values - x.values.mean(0)) ** 2).sum(1, dtype="float64")
+            spread = ((x.values - x.values.mean(0, dtype="float64")) ** 2).sum(1)
+            if not spread.sum() > CONSTANT * (x.values.astype("float64") ** 2).sum():
+                continue
             best = _read(dictionaries[tested], x) if tested in dictionaries else None
             if best is not None:
                 own["explained_variance"][j, a, b] = 1 - best[0].sum() / spread.sum()
@@ -157,6 +161,6 @@ def _read(dictionary: xr.Dataset, states: xr.DataArray) -> tuple[Array, float, f
 
 def _share(part: Array, whole: Array, weight: Array, level: float) -> list[float]:
     """Ratio of two sums over rows (row,), and its interval over resamples (row, resample)."""
-    resampled = (part @ weight) / np.maximum(whole @ weight, 1e-30)
-    tail = 100 * (1 - level) / 2
-    return [float(part.sum() / whole.sum()), *map(float, np.percentile(resampled, [tail, 100 - tail]))]
+    with np.errstate(invalid="ignore", divide="ignore"):  # resamples that hold none
+        resampled = (part @ weight) / (whole @ weight)
+    return [float(part.sum() / whole.sum()), *map(float, percentiles(resampled, level))]

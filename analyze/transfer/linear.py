@@ -307,7 +307,8 @@ def _scored_cell(there: Sequence[xr.DataArray], tasks: Mapping[str, Task], wante
         judged = [_judged(one, kind, states[test], task, rows) for one in fits[fit][kind]]
         right = [_score(probe, task, rows) for probe in judged[1:]]
         control = float(np.mean(right)) if right else np.nan
-        cells.append(Cell(known=rows, score=judged[0].astype("float32"), control=control))
+        kept = judged[0] if task.classes is None else judged[0].astype("float32")
+        cells.append(Cell(known=rows, score=kept, control=control))
     return cells
 
 

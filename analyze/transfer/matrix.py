@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.probes.scores import WIDENING, Cell, Task
-from analyze.statistics import draw_counts
+from analyze.statistics import draw_counts, percentiles
 from analyze.transfer.command import TransferSettings
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -28,8 +28,7 @@ def against_own(
 ) -> xr.Dataset:  # fmt: skip
     """How much the test run's own fit scores above the transferred one on the same rows, paired over problems."""
     gap, low, high, along = (np.full(len(cells), np.nan) for _ in range(4))
-    weight = draw_counts(task.problem.astype("int64"), n_resample=settings.resamples, seed=settings.seed)
-    tail = 100 * (1 - settings.level) / 2
+    weight = draw_counts(task.problem, n_resample=settings.resamples, seed=settings.seed)
     for index, (cell, best) in enumerate(zip(cells, own, strict=True)):
         if cell is None or best is None:
             continue
@@ -43,9 +42,9 @@ def against_own(
             varies = cell.score.std() > 0
             along[index] = np.corrcoef(cell.score[:, 0], label)[0, 1] if varies else np.nan
         gap[index] = more.sum() / spread.sum()
-        resampled = (more @ drawn) / np.maximum(spread @ drawn, 1e-30)
-        resampled = gap[index] + WIDENING * (resampled - gap[index])
-        low[index], high[index] = np.percentile(resampled, [tail, 100 - tail])
+        with np.errstate(invalid="ignore", divide="ignore"):  # resamples that hold none
+            resampled = (more @ drawn) / (spread @ drawn)
+        low[index], high[index] = percentiles(gap[index] + WIDENING * (resampled - gap[index]), settings.level)
     names = {"gap": gap, "gap_low": low, "gap_high": high} | ({"correlation": along} if task.classes is None else {})
     return xr.Dataset({name: (("layer", "position"), value.reshape(shape)) for name, value in names.items()})
 

@@ -12,7 +12,7 @@ from analyze.lens.logit import another_chain
 from analyze.lens.readout import ReadOut
 from analyze.lens.tuned import fit_tuned_lens
 from analyze.probes.tasks import draw_examples
-from analyze.statistics import draw_counts
+from analyze.statistics import draw_counts, percentiles
 from analyze.transfer.command import TransferSettings
 from analyze.transfer.problems import problem_groups
 from schemas import UsageError, answer_word
@@ -159,16 +159,16 @@ class _Interval:
     """Means over examples with intervals over their problems."""
 
     def __init__(self, problem: Array, settings: TransferSettings) -> None:
-        self.weight = draw_counts(problem.astype("int64"), n_resample=settings.resamples, seed=settings.seed)
-        self.tail = 100 * (1 - settings.level) / 2
+        self.weight = draw_counts(problem, n_resample=settings.resamples, seed=settings.seed)
+        self.level = settings.level
 
     def __call__(self, values: Array) -> list[float]:
         known = np.isfinite(values)
         if not known.any():
             return [np.nan] * 3
-        count = np.maximum(self.weight[known].sum(0), 1e-30)
-        ends = np.percentile(values[known] @ self.weight[known] / count, [self.tail, 100 - self.tail])
-        return [float(values[known].mean()), *map(float, ends)]
+        with np.errstate(invalid="ignore", divide="ignore"):  # resamples that hold none
+            drawn = values[known] @ self.weight[known] / self.weight[known].sum(0)
+        return [float(values[known].mean()), *map(float, percentiles(drawn, self.level))]
 
 
 def _mean(values: Array) -> float:
