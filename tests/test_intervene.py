@@ -12,6 +12,7 @@ from codi_models import ORACLE
 from slow_interventions import named_values, reference_changes, slowly
 
 from extract import Reasoner, load_reasoner
+from extract.reenter.answers import divergence
 from extract.reenter.armed import Armed
 from extract.reenter.intervene import arm
 from extract.reenter.sweep import Condition, sweep
@@ -329,3 +330,28 @@ def test_a_place_that_was_passed_once_copies_nothing_again(monkeypatch: pytest.M
     monkeypatch.setattr(torch, "from_numpy", None)
     for one, other in zip(first[3:], one_pass()[3:], strict=True):
         assert torch.equal(one, other)
+
+
+def test_what_overflowed_is_no_value_and_no_number_diverges_from_nothing(oracle: tuple[Reasoner, xr.Dataset]) -> None:
+    reasoner, run = oracle
+    states = run["hidden_state"].copy()
+    states.loc[{"layer": 1, "position": "ct1", "example": 12, "hidden": 2}] = np.inf
+    values = StoredValues(run.assign(hidden_state=states), reasoner)
+    others = run["hidden_state"].sel(layer=1, position="ct1").drop_sel(example=12)
+    np.testing.assert_allclose(values.mean("hidden_state", 1, "ct1", "position"), others.mean("example"), rtol=1e-5)
+    np.testing.assert_allclose(values.spread("hidden_state", 1, "ct1"), others.std("example"), rtol=1e-5)
+    with pytest.raises(UsageError, match="example 12 has no hidden_state at ct1 .* no finite one"):
+        values.stored(np.arange(6), "hidden_state", 1, "ct1")
+    shares = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.25, 0.25, 0.5]]).log()
+    found = divergence(shares, torch.tensor([[0.25, 0.25, 0.5], [torch.nan] * 3, [0.5, 0.5, 0.0]]).log())
+    torch.testing.assert_close(found, torch.tensor([np.log(2), torch.nan, torch.inf]).float(), equal_nan=True)
+
+
+def test_a_change_that_leaves_no_numbers_is_refused(oracle: tuple[Reasoner, xr.Dataset]) -> None:
+    reasoner, run = oracle
+    change = Intervention(
+        site="hidden_state", operation="scale", strength=1e39, positions=("ct1",), layers=(reasoner.n_layer - 1,)
+    )
+    far = [Condition(name="far", interventions=(change,))]
+    with pytest.raises(UsageError, match="condition far: .* no numbers any more on example 1., .* beyond float32"):
+        sweep(reasoner, run, far, answers={"gold": ["1"] * 6}, max_new_tokens=1)

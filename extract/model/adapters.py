@@ -33,6 +33,10 @@ _ADAPTER_FIELDS = {
 }  # fmt: skip
 
 
+_ON_BASE = (None, True, False, "gaussian", "eva")
+"""Ways to begin low-rank updates that leave the base's weights as they are; PiSSA, OLoRA and others take a part out."""
+
+
 def one_alpha(config: Mapping[str, Any]) -> float | None:
     """Numerator of the low-rank updates' scale, from whoever says one; they must not contradict each other."""
     known = {source: value for source, value in config.items() if value is not None}
@@ -54,6 +58,11 @@ def check_adapter_config(adapter: Mapping[str, Any], source: str, *, saved: bool
         raise UsageError(f"{source} names no lora_alpha, so the updates' scale is not known")
     if adapter:
         check_fields(adapter, source)
+    if saved and adapter.get("init_lora_weights") not in _ON_BASE:
+        raise UsageError(
+            f"{source} has init_lora_weights {adapter['init_lora_weights']!r}, which may begin by changing the base"
+            " model's weights, so that the updates do not fit them; have PEFT merge them (merge_and_unload)"
+        )
     known = _ADAPTER_FIELDS | ({"modules_to_save", "trainable_token_indices"} if saved else set())
     if unknown := [f"{key}={value!r}" for key, value in adapter.items() if value and key not in known]:
         raise UsageError(f"{source} asks for what is not merged rightly here: {some(unknown)}")

@@ -83,6 +83,12 @@ def asked_answers(reasoner: Reasoner, texts: list[list[str]]) -> Answers:
     return Answers(shared=shared, rest=rest, counted=max(0, n - prefix), differ=differ)
 
 
+def divergence(base: Tensor, other: Tensor) -> Tensor:
+    """Divergence ``(..)`` of log probabilities ``(.., vocabulary)`` from others; NaN where either are no numbers."""
+    share = base.exp()
+    return torch.where(share == 0, 0.0, share * (base - other)).sum(-1)
+
+
 def set_base(
     reasoner: Reasoner, trunk: Trunk, asked: Answers, batch: list[int], cost: dict[str, int], n_closing: int = 0
 ) -> None:
@@ -194,7 +200,7 @@ def measure_answers(
     logits = reasoner._logits(states[:, -1]).float()
     log_p = torch.log_softmax(logits, dim=-1)
     base = trunk.base[source]
-    kl = (base.exp() * (base - log_p)).nan_to_num(0.0).sum(-1)
+    kl = divergence(base, log_p)
     measured, written = [], torch.zeros(n_row, dtype=torch.bool, device=state.device)
     for number, rest in enumerate(rests):
         own = first if number == 0 else _side_by_side(rest, reasoner.eos_id, state.device)

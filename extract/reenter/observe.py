@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from extract.model.reasoner import Reasoner
+from extract.reenter.answers import divergence
 
 OBSERVED = {
     "state_kl": "nat",
@@ -66,7 +67,7 @@ def differences(reasoner: Reasoner, old: Tensor, new: Tensor, source: Tensor) ->
     best = base.argmax(-1)[source]
     now = torch.log_softmax(reasoner._logits(new).float(), dim=-1)
     rows = torch.arange(len(source), device=new.device)
-    kl = (base.exp() * (base - now.view(-1, *base.shape))).nan_to_num(0.0).sum(-1).flatten()
+    kl = divergence(base, now.view(-1, *base.shape)).flatten()
     before, after = old[source].float(), new.float()
     return torch.stack(
         [

@@ -111,7 +111,7 @@ def sweep(
     Raises
     ------
     UsageError
-        If a condition asks for what is not there.
+        If a condition asks for what is not there, or leaves the model's logits no numbers.
     LakeError
         If the device has too little memory, or fails.
     """
@@ -137,20 +137,20 @@ def sweep(
     if folder is not None:
         decides = _decides(reasoner, run, stored, conditions, answers, labels, n_new, generate, observe, draws)
         keep = Kept(folder, fingerprint({**decides, "batches": batches, "chunks": chunks, "head_rows": n_head_row}))
-    measured = _unmeasured(questions, 1 + len(conditions))
+    names = [UNTOUCHED, *(condition.name for condition in conditions)]
+    measured = _unmeasured(questions, len(names))
     done, total = 0, measured["text"].size
     with torch.inference_mode(), reasoner.session():
         for number, batch in enumerate(batches):
             for chunk, of_chunk in _batch_found(questions, conditions, batch, chunks, keep, number):
                 for slot, place in enumerate(chunk):
+                    _check_numbers(questions, names[place], batch, of_chunk["kl"][slot])
                     for name, array in measured.items():
                         array[place][..., batch] = of_chunk[name][slot]
                 done += len(chunk) * len(batch)
                 if progress is not None:
                     progress(done, total)
-    result = _labelled(
-        questions, measured, scoring, list(answers), [UNTOUCHED, *(condition.name for condition in conditions)]
-    )
+    result = _labelled(questions, measured, scoring, list(answers), names)
     return result.assign_attrs(rule=rule, answer_kind=scoring.kind)
 
 
@@ -217,6 +217,18 @@ def _batch_found(
             if keep is not None:
                 keep.save(name, holds, loaded)
         yield [index + 1 for index in chunk] or [0], loaded
+
+
+def _check_numbers(questions: Questions, name: str, batch: list[int], kl: np.ndarray) -> None:
+    """Refuse a condition after which the model's logits are no numbers; ``kl`` is of the examples of a batch."""
+    lost = np.flatnonzero(np.isnan(kl))
+    if questions.asked.rest and len(lost):
+        dtype = str(questions.reasoner.model.dtype).removeprefix("torch.")
+        raise UsageError(
+            f"condition {name}: the model's logits are no numbers any more on example"
+            f" {questions.labels[batch[lost[0]]]}, as its states go beyond {dtype}; change them less"
+            + ("" if dtype == "float32" else ", or compute in float32")
+        )
 
 
 def _unmeasured(questions: Questions, n_condition: int) -> dict[str, np.ndarray]:

@@ -64,7 +64,7 @@ class StoredValues:
         return np.array([self._at[int(example)] for example in examples], dtype=np.int64)
 
     def column(self, site: str, layer: int, position: str, keys: tuple[str, ...] = ()) -> np.ndarray:
-        """Stored values of one place for every example of the run, float32.
+        """Stored values of one place for every example of the run, float32; NaN of one that is missing or infinite.
 
         ``(example, hidden)``, ``(example, head, head_size)``, or ``(example, head, key)`` for attention.
         """
@@ -91,6 +91,7 @@ class StoredValues:
                             f" {labels[0]} to {labels[-1]}"
                         )
             values = self.run[name].sel(selection).transpose("example", ...).values.astype(np.float32)
+            values[np.isinf(values).reshape(len(values), -1).any(1)] = np.nan  # what overflowed is no value to go by
             while self._columns and sum(column.nbytes for column in self._columns.values()) > CACHE_BYTES:
                 self._columns.pop(next(iter(self._columns)))
             self._columns[key] = values
@@ -261,7 +262,7 @@ class StoredValues:
         missing = np.isnan(values).reshape(len(values), -1).any(1)
         if missing.any():
             example = int(self.run["example"].values[rows[missing.argmax()]])
-            raise UsageError(f"example {example} has no {site} at {position} in the run to put in")
+            raise UsageError(f"example {example} has no {site} at {position} in the run to put in, or no finite one")
         return values
 
     def direction(self, name: str, rows: np.ndarray, layer: int, position: str) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from extract.reenter.trial import Place, Trial, is_value
-from schemas import UsageError
+from schemas import UsageError, number_text
 
 Value = float | str
 """A result of a step, or an operator."""
@@ -99,9 +99,10 @@ def draw_wanted(
     values, counts = np.unique(labels[fitted], return_counts=True)
     possible = values[counts >= FEW]
     if to is not None and to not in possible:
+        listed = [number_text(known) if isinstance(known, float) else str(known) for known in possible.tolist()]
         raise UsageError(
             f"{to!r} is not a value of step {place.step} in at least {FEW} problems that fits are made on; there are"
-            f" {', '.join(f'{number:g}' if isinstance(number, float) else str(number) for number in possible.tolist())}"
+            f" {', '.join(listed)}"
         )
     n, gold, correct = len(trial.tried), trial.target.gold, np.asarray(data["correct"].values)
     value, donor = np.full(n, "" if quantity == "operation" else chains.none, dtype=labels.dtype), np.full(n, -1)

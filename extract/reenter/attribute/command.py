@@ -1,5 +1,6 @@
 """``lake reenter attribute``."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -90,7 +91,9 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
         f" {attrs['spearman']:.3f} [{attrs['spearman_low']:.2f}, {attrs['spearman_high']:.2f}];"
         f" {attrs['n_used']} of {attrs['n_pair']} pairs",
         f"scores of the question's tokens miss the difference they should add up to by {attrs['residual']:.2%}"
-        + (" (one step; more come nearer)" if attrs["steps"] == 1 else ""),
+        + (" (one step; more come nearer)" if attrs["steps"] == 1 else "")
+        if math.isfinite(attrs["residual"])
+        else "no pair has halves of as many tokens, of which alone it is known what their scores should add up to",
     ]
 
 

@@ -16,7 +16,7 @@ from extract.reenter.attribute.pairs import Nodes, nodes_of, pairs_to_score
 from extract.reenter.kept import Kept
 from extract.reenter.target import Target
 from schemas import fingerprint
-from schemas.statistics import draw_counts, mean_interval
+from schemas.statistics import draw_counts, mean_interval, percentiles
 
 BATCH = 16
 N_RESAMPLE = 200
@@ -207,8 +207,8 @@ def _rank_correlation(score: np.ndarray, exact: np.ndarray, problem: np.ndarray,
         return dict.fromkeys(names, float("nan"))
     counts = draw_counts(problem, n_resample=N_RESAMPLE, seed=seed).T
     # A rank is of a sum as it is of a mean.
-    values = [float(spearmanr(drawn @ score, drawn @ exact).statistic) for drawn in counts if drawn.any()]
-    low, high = np.nanpercentile(values, [2.5, 97.5]) if np.isfinite(values).any() else (np.nan, np.nan)
+    values = [float(spearmanr(drawn @ score, drawn @ exact).statistic) if drawn.any() else np.nan for drawn in counts]
+    low, high = percentiles(np.array(values))
     return dict(
         zip(names, (float(spearmanr(score.mean(0), exact.mean(0)).statistic), float(low), float(high)), strict=True)
     )

@@ -5,7 +5,15 @@ import xarray as xr
 
 from extract.reenter.statistics import by_problem
 from schemas import Scoring
-from schemas.statistics import N_RESAMPLE, adjust, draw_counts, mcnemar_exact, mean_interval, share_interval
+from schemas.statistics import (
+    N_RESAMPLE,
+    adjust,
+    draw_counts,
+    mcnemar_exact,
+    mean_interval,
+    percentiles,
+    share_interval,
+)
 
 
 def with_gains(
@@ -175,7 +183,7 @@ def median_interval(
         known = ~np.isnan(value[place])
         if known.any():
             drawn = _weighted_medians(value[place][known], draws[known])
-            low, high = np.nanpercentile(drawn, [2.5, 97.5])
+            low, high = percentiles(drawn)
             for bound, figure in zip(bounds, (np.median(value[place][known]), low, high), strict=True):
                 bound[place] = figure
     median, low, high = bounds

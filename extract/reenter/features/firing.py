@@ -262,7 +262,7 @@ def _at(part: xr.Dataset, cell: Mapping[str, object]) -> xr.Dataset:
 
 
 def _states(target: Target, run: str, sae: xr.Dataset, layer: int, position: str, examples: np.ndarray) -> np.ndarray:
-    """States that a dictionary reads at a place of a run ``(example, hidden)``, float32; NaN where it has none."""
+    """States that a dictionary reads at a place of a run ``(example, hidden)``, float32; NaN where none is finite."""
     assert target.lake is not None
     data = target.data if run == target.run else target.lake[run]
     if sae.attrs.get("variable") == "latent_embedding":
@@ -271,7 +271,8 @@ def _states(target: Target, run: str, sae: xr.Dataset, layer: int, position: str
         states = data["final_state"].sel(position=position)  # all_states has it as one more layer
     else:
         states = data["hidden_state"].sel(layer=layer, position=position)
-    return np.asarray(states.reindex(example=examples).transpose("example", "hidden").values, dtype=np.float32)
+    values = states.reindex(example=examples).transpose("example", "hidden").values.astype(np.float32)
+    return np.where(np.isfinite(values).all(1, keepdims=True), values, np.float32(np.nan))
 
 
 def vectors_of(homes: Sequence[Home], draws: int, seed: int) -> np.ndarray:

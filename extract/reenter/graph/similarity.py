@@ -8,7 +8,7 @@ from scipy.stats import rankdata
 
 from extract.reenter.statistics import by_problem, problem_of
 from schemas import UsageError
-from schemas.statistics import draw_counts
+from schemas.statistics import draw_counts, percentiles
 
 N_DRAW = 1000
 """Draws of the problems for an interval."""
@@ -106,9 +106,8 @@ def _drawn(graph: xr.Dataset, possible: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _interval(values: list[float]) -> tuple[float, float]:
-    """2.5 and 97.5 percentile of draws, among those that have a value."""
-    known = [value for value in values if value == value]
-    low, high = np.percentile(known, [2.5, 97.5]) if known else (np.nan, np.nan)
+    """2.5 and 97.5 percentile of draws, among those that have a value; NaN where too many have none."""
+    low, high = percentiles(np.array(values))
     return float(low), float(high)
 
 

@@ -77,8 +77,8 @@ def scaled(
             )
         components = np.asarray(direction.values, dtype=np.float32)
         norm = float(np.linalg.norm(components))
-        if not norm > 0:
-            raise UsageError(f"direction {name!r} has no length at layer {layer}, position {position}")
+        if not 0 < norm < np.inf:
+            raise UsageError(f"direction {name!r} has no finite length at layer {layer}, position {position}")
         return components / norm * float(np.linalg.norm(target.values.spread(site, layer, position)))
 
     return _array([[vector(layer, position) for position in positions] for layer in layers], layers, positions)
