@@ -374,3 +374,21 @@ def test_a_tuned_lens_reads_states_of_any_unit_and_nothing_from_constants(unit):
     constant = fit_tuned_lens(run, model)
     np.testing.assert_array_equal(constant["weight"].isel(layer=0, hidden=2), 0)
     np.testing.assert_array_equal(constant["weight"].isel(layer=1), 0)
+
+
+def test_ranks_beyond_what_16_bits_hold_are_told():
+    rng = np.random.default_rng(0)
+    model = xr.Dataset(
+        {
+            "unembedding": (("vocabulary", "hidden"), rng.normal(size=(40_000, 4)).astype("float32")),
+            "final_norm_weight": ("hidden", np.ones(4, dtype="float32")),
+            "final_norm_bias": ("hidden", np.zeros(4, dtype="float32")),
+            "token_string": ("vocabulary", np.array([f" {i}" for i in range(40_000)], dtype=object)),
+        },
+        attrs=make_model().attrs,
+    )
+    run = make_run(n_example=1, n_layer=1, hidden=4, n_step=1, model=make_model(hidden=4)).sel(position=["ct0"])
+    state = run["hidden_state"].values.reshape(-1)
+    last = (model["unembedding"].values @ normalise(state, model)).argmin()
+    run["intermediate_result"][:] = last
+    assert logit_lens(run, model, top=40_000)["result_rank"].item() == 40_000

@@ -130,7 +130,7 @@ def test_numbers_are_ridge_and_partial_least_squares() -> None:
 
 def test_shared_problems_are_never_fitted_and_tested() -> None:
     run, twins = make_run(n_example=6, name="a"), make_run(n_example=6, twins=True, name="b")
-    twins = twins.assign(question=("example", np.array([f"question {i}" for i in (0, 9, 1, 8, 7, 6)], dtype=object)))
+    twins = twins.assign(question=("example", np.array([f"Question  {i} " for i in (0, 9, 1, 8, 7, 6)], dtype=object)))
     groups = problem_groups({"a": run, "b": twins})
     assert groups["b"][0] == groups["b"][1] == groups["a"][0]  # the twin of a shared question is shared
     assert len(np.unique(np.concatenate(list(groups.values())))) == 7

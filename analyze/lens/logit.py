@@ -129,7 +129,7 @@ def logit_lens(
         exclude_dims={"to"} if maps else set(),
         kwargs={"readout": readout, "top": top, "answer_kind": kind, "words": _words(run, kind)},
         dask="parallelized",
-        output_dtypes=["int32", "float32", "float32", "float32", "float32", "int16", "int16", "int16"],
+        output_dtypes=["int32", "float32", "float32", "float32", "float32", "int32", "int32", "int32"],
         dask_gufunc_kwargs={"output_sizes": {"rank": top, "step": n_step}, "allow_rechunk": False},
     )
     told = zip(LONG_NAMES.items(), outputs, strict=True)
@@ -205,7 +205,7 @@ def _lens(
         np.full((len(flat), top), -1, dtype="int32"),
         np.full((len(flat), top), np.nan, dtype="float32"),
         *(np.full(len(flat), np.nan, dtype="float32") for _ in range(3)),
-        *(np.zeros((len(flat), n_step), dtype="int16") for _ in range(3)),
+        *(np.zeros((len(flat), n_step), dtype="int32") for _ in range(3)),
     ]
     beginnings = tokens.begin(words)
     beginnings = beginnings[beginnings >= 0]

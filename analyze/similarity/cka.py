@@ -25,6 +25,7 @@ import xarray as xr
 
 from analyze.labels import require_dims
 from schemas import UsageError
+from schemas.asked import asked
 
 Estimator = Literal["debiased", "biased"]
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -192,12 +193,12 @@ class _Some:
 def shared_problems(first: xr.Dataset, second: xr.Dataset, most: int, rng: np.random.Generator) -> tuple[Array, int]:
     """Rows of both runs with the same question, (run, problem), one for each problem, and how many there are."""
     complete = [_has_all_positions(run) for run in (first, second)]
-    asked, asked_too = first["question"].values, second["question"].values
-    place = {str(asked_too[row]): row for row in np.flatnonzero(complete[1])[::-1]}
+    questions, others = ([asked(str(text)) for text in run["question"].values] for run in (first, second))
+    place = {others[row]: row for row in np.flatnonzero(complete[1])[::-1]}
     pairs, seen = [], set()
     problems = first["problem"].values if "problem" in first.coords else np.arange(first.sizes["example"])
     for row in np.flatnonzero(complete[0]):
-        partner = place.pop(str(asked[row]), None)
+        partner = place.pop(questions[row], None)
         if partner is not None and problems[row] not in seen:
             seen.add(problems[row])
             pairs.append((row, partner))

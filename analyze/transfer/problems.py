@@ -8,6 +8,7 @@ import xarray as xr
 
 from analyze.labels import labels_along, part_of, up_to_eot
 from schemas import SchemaError, UsageError
+from schemas.asked import asked
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -28,7 +29,7 @@ def problem_groups(runs: Mapping[str, xr.Dataset]) -> dict[str, Array]:
     edges = []
     for name, run in runs.items():
         problem = run.coords.get("problem", run["example"]).values
-        for key, question in zip(problem.tolist(), map(str, run["question"].values), strict=True):
+        for key, question in zip(problem.tolist(), map(asked, map(str, run["question"].values)), strict=True):
             edges.append([numbers.setdefault(end, len(numbers)) for end in ((name, key), ("", question))])
     first, second = np.array(edges).T
     graph = coo_array((np.ones(len(edges)), (first, second)), shape=(len(numbers), len(numbers)))

@@ -2,7 +2,6 @@
 
 import math
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from extract.run.columns import Columns, extra_columns
 from extract.run.files import HUB, Row, mapping, read_rows
 from extract.run.forms import check_answer, form_of, read_golds
 from schemas import MODEL_VARIABLES, AnswerKind, UsageError, fingerprint, number_text
+from schemas.asked import asked
 from schemas.checks import check_whole
 from schemas.names import check_name
 
@@ -195,12 +195,7 @@ def _question(question: Any, where: str) -> str:
     )
 
 
-def _asked(question: str) -> str:
-    """What makes two questions one problem, which no split may divide: their words, however spaced and encoded."""
-    return unicodedata.normalize("NFC", " ".join(question.split())).casefold()
-
-
-def _same_problem(problems: Sequence[_Problem], asked: Sequence[str]) -> np.ndarray:
+def _same_problem(problems: Sequence[_Problem], words: Sequence[str]) -> np.ndarray:
     """Number of the problem ``(example,)`` that each belongs to, as they come first: all that share words or a pair."""
     keys: dict[tuple[str, Any], int] = {}
     parent: list[int] = []
@@ -210,7 +205,7 @@ def _same_problem(problems: Sequence[_Problem], asked: Sequence[str]) -> np.ndar
             node = parent[node]
         return node
 
-    for text, (_, row, _, pair) in zip(asked, problems, strict=True):
+    for text, (_, row, _, pair) in zip(words, problems, strict=True):
         key = _pair_key(row)
         own = {("pair", key) if key else ("row", pair), ("asked", text)} - {("row", -1)}
         known = sorted({root(keys[key]) for key in own if key in keys}) or [len(parent)]
@@ -219,7 +214,7 @@ def _same_problem(problems: Sequence[_Problem], asked: Sequence[str]) -> np.ndar
             parent[node] = known[0]
         keys |= dict.fromkeys(own, known[0])
     number: dict[int, int] = {}
-    roots = [root(keys["asked", text]) for text in asked]
+    roots = [root(keys["asked", text]) for text in words]
     return np.array([number.setdefault(node, len(number)) for node in roots], dtype=np.int64)
 
 
@@ -227,7 +222,7 @@ def _columns(
     problems: Sequence[_Problem], questions: list[str], golds: list[str], kind: AnswerKind
 ) -> tuple[Columns, list[str]]:
     """Columns of every run, those of chains in words and of graphs, and what is to be said of them."""
-    asked = [_asked(question) for question in questions]
+    texts = [asked(question) for question in questions]
     rows = [problem.row for problem in problems]
     chains = [read_chain(row) for row in rows]
     # Steps are counted by their results: a chain with one that cannot be read has no steps that could be told apart.
@@ -247,7 +242,7 @@ def _columns(
             step_text[index, step], intermediate[index, step] = text, last_word(text)
     columns: Columns = {
         "example": (("example",), np.arange(len(problems))),
-        "problem": (("example",), _same_problem(problems, asked)),
+        "problem": (("example",), _same_problem(problems, texts)),
         "variant": (("example",), [problem.variant for problem in problems]),
         "pair": (("example",), np.array([problem.pair for problem in problems], dtype=np.int64)),
         "question": (("example",), questions),
@@ -268,11 +263,11 @@ def _columns(
         columns |= _graph_columns(rows, n_step)
     notes = []
     first: dict[str, int] = {}
-    other = [index for index, text in enumerate(asked) if golds[index] != golds[first.setdefault(text, index)]]
+    other = [index for index, text in enumerate(texts) if golds[index] != golds[first.setdefault(text, index)]]
     if other:
         notes.append(
             f"questions asked again with another answer: {len(other)}, as that of {problems[other[0]].where}"
-            f" ({golds[other[0]]}; {golds[first[asked[other[0]]]]} before)"
+            f" ({golds[other[0]]}; {golds[first[texts[other[0]]]]} before)"
         )
     halves = Counter(problem.pair for problem in problems if problem.pair >= 0)
     if alone := [problem.where for problem in problems if halves[problem.pair] == 1]:
@@ -297,8 +292,8 @@ def _other_answer(question: str, gold: str, kind: AnswerKind) -> str:
     """
     if kind == "boolean":
         return _OPPOSITE.get(gold, "")
-    asked = _EITHER.search(question) if kind == "text" else None
-    for right, wrong in (asked.groups(), asked.groups()[::-1]) if asked else ():
+    found = _EITHER.search(question) if kind == "text" else None
+    for right, wrong in (found.groups(), found.groups()[::-1]) if found else ():
         other = re.sub(rf"\b{re.escape(right)}\b", wrong, gold)
         if other != gold and not re.search(rf"\b{re.escape(wrong)}\b", gold):
             return other
