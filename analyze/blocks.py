@@ -1,6 +1,6 @@
 """What is worked out of every example, held for a block of examples at a time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
@@ -34,3 +34,17 @@ def computed_blocks(lazy: Labelled, progress: Callable[..., None] | None = None)
         done += block.sizes["example"]
         if progress is not None:
             progress(done, n)
+
+
+def whole_chunks(chunks: Sequence[int], most: int) -> tuple[int, ...]:
+    """Sizes of blocks of at most so many examples that join chunks, and share none: it would be read for each of them.
+
+    Of a chunk of more examples they are parts.
+    """
+    sizes = [0]
+    for chunk in chunks:
+        if sizes[-1] + chunk > most:
+            sizes += [most] * ((chunk - 1) // most) + [0]
+            chunk -= (chunk - 1) // most * most
+        sizes[-1] += chunk
+    return tuple(filter(None, sizes)) or (0,)

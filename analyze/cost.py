@@ -8,6 +8,9 @@ this machine is at it is found out by running the very analysis twice on a littl
 where the first small trial also loads and reads what a run of any size does, as the model's read-out, and the others
 find it there. Steps that are no product of matrices, as eigenvalues, or that trials of so little do not have are timed
 by themselves. Starting the program is not counted.
+
+Times are of the processor, of all threads together: by the clock a run takes as long where it has one thread, less
+where several share it, and more where the machine is at something else or waits for a disk.
 """
 
 import time
@@ -20,6 +23,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from analyze.cluster import compute_on
 from analyze.labels import labels_along, up_to_eot
 from analyze.source import Source
 from schemas import LakeError, segment_of
@@ -49,17 +53,18 @@ class Plan:
     memory: float
     """Bytes held at once, the program included."""
     seconds: float | None
-    """On this machine; ``None``: a trial was refused."""
+    """Of the processor here, of all threads together; ``None``: a trial was refused."""
     refused: str = ""
     """Why a trial could not be made: too little of a run for it, or what the run would refuse, too."""
 
     def text(self) -> str:
         """In one line."""
-        tried = "" if self.seconds is None else f", about {duration_text(self.seconds)} on this machine"
-        tried += f"; a trial on a little of it was refused: {self.refused}" if self.refused else ""
+        took = "" if self.seconds is None else f", about {duration_text(self.seconds)} of processor time"
+        took += " on this machine" if took else ""
+        took += f"; a trial on a little of it was refused: {self.refused}" if self.refused else ""
         return (
             f"{self.n_example:,} examples, {self.n_state:,} states or rows; {size_text(self.n_byte)} to read,"
-            f" {self.operations:.1e} operations, {size_text(self.memory)} of memory{tried}"
+            f" {self.operations:.1e} operations, {size_text(self.memory)} of memory{took}"
         )
 
     def document(self) -> dict[str, Any]:
@@ -96,7 +101,8 @@ def plan_of(command: Analysis, sources: Sequence[Source], settings: Settings, re
     n_byte = sum(model_bytes(sources[0].lake, name) for name in cost.readouts)
     n_byte += sum(round(stored_bytes(part, sources) * times) for part, times in cost.reads)
     try:
-        seconds, refused = seconds_of(command, cost, sources, regroup), ""
+        with compute_on():
+            seconds, refused = seconds_of(command, cost, sources, regroup), ""
     except LakeError as error:  # so little of a run may be too little for it
         seconds, refused = None, str(error)
     return Plan(
@@ -133,8 +139,7 @@ def seconds_of(command: Analysis, cost: Cost, sources: Sequence[Source], regroup
     """Time of a run from trials of a small one, done twice as the first also loads what it needs, and a larger one.
 
     Steps that an analysis names are added. Of an analysis that has no small run, the time of reading, and of as many
-    operations of a product of matrices. By the clock or the processor, whichever says less: what else the machine is at
-    in that moment is not counted.
+    operations of a product of matrices.
 
     Raises
     ------
@@ -181,10 +186,10 @@ def seconds_of_step(step: Callable[[], object]) -> float:
 
 
 def seconds_taken(step: Callable[[], object]) -> float:
-    """Time of a step, by the clock or the processor."""
-    start = time.perf_counter(), time.process_time()
+    """Processor time of a step: what else the machine is at in that moment is not counted."""
+    start = time.process_time()
     step()
-    return min(time.perf_counter() - start[0], time.process_time() - start[1])
+    return time.process_time() - start
 
 
 def product_rate() -> float:

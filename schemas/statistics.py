@@ -345,7 +345,7 @@ class DrawnMean:
         draws : (example, resample)
             How often each is drawn, as of :func:`draw_counts`.
         """
-        flat = values.reshape(-1, values.shape[-1]).astype("float64")
+        flat = values.reshape(len(self._sum), values.shape[-1]).astype("float64")
         known = ~np.isnan(flat)
         filled = np.where(known, flat, 0.0)
         self._sum += filled.sum(1)

@@ -30,7 +30,9 @@ class LakeArray(da.Array, metaclass=_LikeDask):  # type: ignore[misc]
 
     Dask would read all blocks that hold an example that is asked for: thousands of examples for one. So where at most
     one in ``ROW_SHARE`` examples of these blocks is wanted, the result has blocks of its own, of these examples alone,
-    and so has whatever is taken of that: its blocks have all positions, which need not be read for one.
+    and so has whatever is taken of that: its blocks have all positions, which need not be read for one. Of more that
+    rise, each block is what is wanted of one block: dask would fill blocks with those of the next, so that who takes
+    block after block reads what lies between two of them twice.
     Values, dims and order are those of any dask array, and whatever is computed from one is a plain dask array.
     """
 
@@ -56,24 +58,26 @@ class LakeArray(da.Array, metaclass=_LikeDask):  # type: ignore[misc]
             return super().__getitem__(index)
         key = normalize_index(index, self.shape)
         picked = self.source[key]
-        if "example" in self.source.dims and self._is_few(picked.sizes.get("example", 1), key):
-            return LakeArray.of(picked.chunk(few_shapes(picked)).data, picked, few=True)
-        return LakeArray.of(super().__getitem__(index), picked)
-
-    def _is_few(self, n_picked: int, key: tuple[Any, ...]) -> bool:
-        """Whether dask's blocks have many more examples than are picked of them, or have been remade as they had."""
+        if "example" not in self.source.dims:
+            return LakeArray.of(super().__getitem__(index), picked)
         axis = self.source.dims.index("example")
-        sizes = np.array(self.chunks[axis])
-        blocks = np.unique(np.searchsorted(sizes.cumsum(), np.arange(self.shape[axis])[key[axis]], side="right"))
-        return n_picked > 0 and (self.few or n_picked * ROW_SHARE <= int(sizes[blocks].sum()))
+        rows, sizes = np.atleast_1d(np.arange(self.shape[axis])[key[axis]]), np.array(self.chunks[axis])
+        blocks, n_picked = np.unique(np.searchsorted(sizes.cumsum(), rows, side="right"), return_counts=True)
+        if len(rows) and (self.few or len(rows) * ROW_SHARE <= int(sizes[blocks].sum())):
+            return LakeArray.of(picked.chunk(few_shapes(picked)).data, picked, few=True)
+        if not isinstance(key[axis], np.ndarray) or not len(rows) or (np.diff(rows) <= 0).any():
+            return LakeArray.of(super().__getitem__(index), picked)
+        others = super().__getitem__((*key[:axis], slice(None), *key[axis + 1 :]))
+        shapes = dict(zip(picked.dims, others.chunks, strict=True)) | {"example": tuple(n_picked.tolist())}
+        return LakeArray.of(picked.chunk(shapes).data, picked)
 
 
-def chunked(source: xr.Variable, blocks: dict[str, int]) -> LakeArray:
+def chunked(source: xr.Variable, blocks: dict[str, Any]) -> LakeArray:
     """A lazy variable as a dask array with blocks of these sizes."""
     return LakeArray.of(source.chunk(blocks).data, source)
 
 
-def read_in(array: xr.DataArray, blocks: dict[str, int]) -> xr.DataArray:
+def read_in(array: xr.DataArray, blocks: dict[str, Any]) -> xr.DataArray:
     """A lazy array in other blocks: what a lake holds is read in them, anything else joined from the blocks it has."""
     if not isinstance(array.data, LakeArray):
         return array.chunk(blocks)

@@ -138,7 +138,7 @@ def test_cost_of_the_lens_beforehand(made, call):
     code, out, err = call("analyze", "lens", path, "one/problems", "--plan")
     assert (code, err) == (0, "")
     assert "30 examples" in out
-    assert "on this machine" in out
+    assert "of processor time on this machine" in out
 
 
 COMMANDS = {

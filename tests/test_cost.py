@@ -18,16 +18,18 @@ from store.shards import ShardedArray
 
 RUN = "made-up/problems"
 ANALYSES = [command for command in own_commands() if isinstance(command, Analysis)]
-READING = {
-    "heads": (),
-    "attention": ("--layers", "0,2"),
-    "lens": ("--positions", "ct0,ct3"),
-    "depth": ("--layers", "1"),
-    "correlate": ("--query", "eot"),
-    "similarity": ("--resamples", "2", "--permutations", "2"),
-    "stability": ("--resamples", "2", "--shuffles", "2"),
-}
-"""Analyses that need nothing else in the lake, and some of their options."""
+READING: list[tuple[str, tuple[str, ...]]] = [
+    ("heads", ()),
+    ("attention", ("--layers", "0,2")),
+    ("lens", ("--positions", "ct0,ct3")),
+    ("lens", ("--sample", "50")),
+    ("depth", ("--layers", "1")),
+    ("depth", ("--sample", "60")),
+    ("correlate", ("--query", "eot")),
+    ("similarity", ("--resamples", "2", "--permutations", "2")),
+    ("stability", ("--resamples", "2", "--shuffles", "2", "--max-examples", "40")),
+]
+"""Analyses that need nothing else in the lake, and some options, by which examples are drawn from every shard, too."""
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def test_every_analysis_says_what_it_takes(command: Analysis) -> None:
     assert "--plan" in flags
 
 
-@pytest.mark.parametrize(("name", "options"), READING.items())
+@pytest.mark.parametrize(("name", "options"), READING)
 def test_bytes_are_those_that_are_read(
     path: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, options: tuple[str, ...]
 ) -> None:

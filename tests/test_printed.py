@@ -185,7 +185,8 @@ def test_as_many_problems_as_asked_for_or_a_word(
     assert f"{RUN}: 24 problems can be picked, not 2000" in capsys.readouterr().err
     planned = place.with_name("planned")
     command_line.app(args=["report", str(place), RUN, "--out", str(planned), "--plan"], standalone_mode=False)
-    assert re.search(r"problems to pick: 40; [\d.]+ MB of memory, about \d+ s on this machine", capsys.readouterr().out)
+    told = r"problems to pick: 40; [\d.]+ MB of memory, about \d+ s of processor time on this machine"
+    assert re.search(told, capsys.readouterr().out)
     assert not planned.exists()
     with pytest.raises(SystemExit) as stop:
         command_line.main([*words, "-1"])

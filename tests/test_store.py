@@ -141,6 +141,9 @@ def test_a_few_examples_are_read_alone_through_dask_too(tmp_path: Path, monkeypa
         xr.testing.assert_identical(one_by_one.load(), expected)
     few = lake.open("made-up/problems", chunks=70)  # whole shards, of no more examples
     assert (few["hidden_state"].chunksizes["example"], run["hidden_state"].chunksizes["example"]) == ((64, 36), (100,))
+    half = few.isel(example=np.flatnonzero(np.arange(100) % 2))  # a block of each block, so that none is read twice
+    assert half["hidden_state"].chunksizes["example"] == (32, 18)
+    xr.testing.assert_identical(half.load(), plain.isel(example=np.flatnonzero(np.arange(100) % 2)).load())
     xr.testing.assert_identical(few.load(), plain.load())
     some = run.isel(example=[3, 99, 41])
     assert some["hidden_state"].chunksizes["layer"] == ((3,) if block_bytes > 2**20 else (1, 1, 1))

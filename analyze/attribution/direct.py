@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analyze.blocks import computed_blocks
+from analyze.blocks import computed_blocks, whole_chunks
 from analyze.labels import inherited
 from analyze.lens.readout import ReadOut, check_model
 from analyze.statistics import DrawnMean, draw_counts
@@ -61,8 +61,9 @@ def logit_attribution(run: xr.Dataset, model: xr.Dataset) -> xr.DataArray:
         raise SchemaError(f"attribution adds up over all layers; found {layers}")
     names = ["embedding", *(f"{part} {layer}" for layer in layers for part in ("attention", "MLP")), "bias of the norm"]
     arrays = [ends_of(run), run["attention_output"], run["mlp_output"]]
-    examples = min(DRAWN_TOGETHER, max(arrays[0].chunksizes.get("example", (DRAWN_TOGETHER,))))
-    blocks = {"example": examples, "position": max(1, ROWS // examples), "layer": -1, "hidden": -1}
+    chunks = arrays[0].chunksizes.get("example", (DRAWN_TOGETHER,))
+    most = min(DRAWN_TOGETHER, max(chunks))
+    blocks = {"position": max(1, ROWS // most), "layer": -1, "hidden": -1, "example": whole_chunks(chunks, most)}
     arrays = [read_in(array, blocks) if array.chunks is not None else array for array in arrays]
     arrays[0] = arrays[0].rename(layer="end")
     result: xr.DataArray = xr.apply_ufunc(

@@ -146,7 +146,7 @@ def preferred_effects(source: "Source", dictionary: str) -> "list[Result]":
 def cost(sources: "Sequence[Source]", settings: FeatureSettings) -> Cost:
     """Directions of features, and the states they fire on most, read out; codes of some problems."""
     from analyze.cost import reading
-    from analyze.features.effort import page_steps, probe_steps
+    from analyze.features.effort import page_readings, page_steps, probe_steps
     from analyze.features.pages import LOGIT_BYTES
     from analyze.sae.dictionary import activation_of
 
@@ -169,11 +169,12 @@ def cost(sources: "Sequence[Source]", settings: FeatureSettings) -> Cost:
                 steps += page_steps(n_token, n_feature, settings)
                 operations += 2.0 * hidden * ((rows + n_feature) * n_token + n_code)
                 n_state += rows
+                reads += page_readings(dictionary, by_run[run].data, part, rows, settings)
             if joint:
                 rows = settings.max_problems * (part.size // hidden // part.sizes["example"])
                 operations += 2.0 * rows * n_feature * (hidden + 2 * (settings.resamples + settings.permutations))
                 n_state += settings.max_problems
-            reads.append(reading(part))
+                reads.append(reading(part))
             held = by_run[run].lazy_model["unembedding"].nbytes + 4 * LOGIT_BYTES
             memory = max(memory, held + 4.0 * 8 * n_feature * max(hidden, 300))
     return Cost(

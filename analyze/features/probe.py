@@ -71,7 +71,7 @@ def feature_probes(
     """
     runs = {str(other_run.attrs.get("run", "")): other_run for other_run in (run, *others)}
     activation = activation_of(sae, runs)
-    chosen, test = (_some(rows, max_problems, seed) for rows in sides(sae, run, seed))
+    chosen, test = problems_of(sae, run, max_problems, seed)
     values = list(frequent_values(run, chosen, test))
     if not values:
         return None
@@ -114,9 +114,9 @@ def sides(sae: xr.Dataset, run: xr.Dataset, seed: int) -> tuple[Array, Array]:
     return first[np.isin(split[first], ("train", "validation"))], first[split[first] == "test"]
 
 
-def _some(rows: Array, most: int, seed: int) -> Array:
-    """Some of the rows, drawn by chance, in order."""
-    return np.sort(np.random.default_rng([seed, 7]).permutation(rows)[:most])
+def problems_of(sae: xr.Dataset, run: xr.Dataset, most: int, seed: int) -> list[Array]:
+    """Some rows of either side (:func:`sides`), drawn by chance, in order."""
+    return [np.sort(np.random.default_rng([seed, 7]).permutation(rows)[:most]) for rows in sides(sae, run, seed)]
 
 
 def frequent_values(run: xr.Dataset, chosen: Array, test: Array) -> Iterator[tuple[Values, Values]]:

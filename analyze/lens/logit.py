@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 from dask.system import CPU_COUNT
 
+from analyze.blocks import whole_chunks
 from analyze.labels import after_question, inherited, labels_along, numbered, require_dims, take
 from analyze.lens.readout import ReadOut, check_model
 from analyze.lens.tokens import Chain
@@ -165,7 +166,7 @@ def _sides(run: xr.Dataset, kind: AnswerKind) -> dict[str, xr.DataArray]:
     return {name: side.drop_vars(list(side.coords)) for name, side in sides.items()}
 
 
-def larger_blocks(chunks: Mapping[Any, tuple[int, ...]]) -> dict[Any, int]:
+def larger_blocks(chunks: Mapping[Any, tuple[int, ...]]) -> dict[Any, Any]:
     """Sizes of blocks that join chunks until they hold enough states: of all layers first, then positions, examples.
 
     Of examples they hold at most as many as summaries take at a time.
@@ -177,7 +178,7 @@ def larger_blocks(chunks: Mapping[Any, tuple[int, ...]]) -> dict[Any, int]:
     for dim in blocks:
         more = -(-wanted // max(1, math.prod(blocks.values())))
         blocks[dim] = max(1, min(sum(chunks[dim]), blocks[dim] * more))
-    return blocks
+    return blocks | {"example": whole_chunks(chunks["example"], blocks["example"])}
 
 
 def _lens(

@@ -33,7 +33,7 @@ PROBLEMS = 1, 5
 
 @dataclass(frozen=True, kw_only=True)
 class ReportPlan:
-    """What a report is made of, and how long it takes on this machine."""
+    """What a report is made of, and how long it takes."""
 
     n_run: int
     n_result: int
@@ -44,12 +44,14 @@ class ReportPlan:
     memory: float
     """Bytes held at once, the program included."""
     seconds: float
+    """Of the processor here."""
 
     def text(self) -> str:
         """In one line."""
         return (
             f"sections: {self.n_section}, of {self.n_result:,} results; problems to pick: {self.n_problem:,};"
-            f" {size_text(self.memory)} of memory, about {duration_text(self.seconds)} on this machine"
+            f" {size_text(self.memory)} of memory, about {duration_text(self.seconds)} of processor time on this"
+            " machine"
         )
 
     def document(self) -> dict[str, Any]:
