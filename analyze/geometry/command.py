@@ -57,7 +57,7 @@ def run(sources: "Sequence[Source]", settings: GeometrySettings) -> list[Made]:
 def cost(sources: "Sequence[Source]", settings: GeometrySettings) -> Cost:
     """Inner products of the states of each cell, and readings of each layer; eigenvalues and rotations are timed."""
     from analyze.cost import reading
-    from analyze.geometry.effort import axes_products, axes_steps, cell_steps, turning_steps
+    from analyze.geometry.effort import axes_products, axes_steps, layer_steps, turning_steps
     from analyze.labels import up_to_eot
     from analyze.similarity.cka import drawn_problems
 
@@ -73,8 +73,9 @@ def cost(sources: "Sequence[Source]", settings: GeometrySettings) -> Cost:
             n_state += cells[i] * n
             n_layer, n_token = runs[i].sizes["layer"], sources[i].lazy_model.sizes["vocabulary"]
             operations += cells[i] * 2.0 * n**2 * width
-            operations += n_layer * axes_products(n * runs[i].sizes["position"], width, n_token)
-            steps += [*cell_steps(n, width, cells[i], settings), *axes_steps(width, n_layer)]
+            n_position = runs[i].sizes["position"]
+            operations += n_layer * axes_products(n * n_position, width, n_token)
+            steps += [*layer_steps(n, width, n_position, n_layer, settings), *axes_steps(width, n_layer, settings)]
     width = max(run.sizes["hidden"] for run in runs)
     unembedding = max(source.lazy_model["unembedding"].nbytes for source in sources)
     return Cost(

@@ -69,7 +69,7 @@ def principal_components(
     shuffled = np.stack([rng.permutation(n) for _ in range(permutations)])
     readout = ReadOut(model)
     fitted, held = np.split(rng.permutation(n), [n // 2])
-    random = np.linalg.qr(rng.normal(size=(width, width)))[0].T
+    random = np.linalg.qr(rng.normal(size=(width, width))[:, : most_kept(width)])[0].T
     shared = [carried, shuffled, fitted, held, random, components, readout]
     layers, drawn, scores = zip(*spread(_layer, ([layer] for layer in layers_of(run, rows)), shared), strict=True)
     result = xr.Dataset(
@@ -106,7 +106,7 @@ def _layer(
 ) -> tuple[dict[str, Array], Array, Array]:  # fmt: skip
     """What :data:`DIMS` names of one layer; the largest shares of shuffles (draw, carried); scores."""
     states = states_of(layer)
-    counts = kept_counts(states.shape[-1])
+    counts, most = kept_counts(states.shape[-1]), most_kept(states.shape[-1])
     there: Array = np.asarray(np.isfinite(states).all((0, 2)))  # (problem,)
     scores = np.full((*states.shape[:2], components), np.nan)
     told = _nothing(len(states), components, len(carried), len(counts)) | {"n": there.sum()}
@@ -114,16 +114,16 @@ def _layer(
     finite = states[:, there]
     if there.sum() < FEWEST or not _vary(finite.reshape(-1, states.shape[-1])):
         return told, largest, scores
-    mean, axes, share = fit(finite)
-    axes_told, own = axes[:components], (finite - mean) @ axes[:components].T
+    mean, axes, share = fit(finite, components)
+    own = (finite - mean) @ axes.T
     scores[:, there], total = own, own.var((0, 1))
     fitted, held = (rows[there[rows]] for rows in (fitted, held))
-    halves = {"": fit(states[:, fitted])[:2], "_random": (states[:, fitted].mean((0, 1)), random)}
+    halves = {"": fit(states[:, fitted], most)[:2], "_random": (states[:, fitted].mean((0, 1)), random)}
     whole = _first(states[:, held], readout)
     told |= {
-        "pooled_explained": share[:components],
+        "pooled_explained": share,
         "position_share": own.mean(1).var(0) / np.where(total > CONSTANT * total.max(), total, np.nan),
-        "tokens": _tokens(axes_told, mean, own.std((0, 1)), readout),
+        "tokens": _tokens(axes, mean, own.std((0, 1)), readout),
     } | {
         f"kept_reading{end}": kept_share(states[:, held], whole, *half, counts, readout) for end, half in halves.items()
     }
@@ -155,13 +155,32 @@ def kept_counts(width: int) -> list[int]:
     return [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k < width]
 
 
-def fit(states: Array) -> tuple[Array, Array, Array]:
-    """Mean, principal axes (component, hidden) and shares of the variance of states (position, problem, hidden)."""
-    flat = states.reshape(-1, states.shape[-1])
-    mean = flat.mean(0)
-    values, vectors = np.linalg.eigh((flat - mean).T @ (flat - mean))
-    values = np.maximum(values[::-1], 0)
-    return mean, vectors.T[::-1], values / max(values.sum(), 1e-300)
+def most_kept(width: int) -> int:
+    """Most components that are kept, of so many."""
+    return max(kept_counts(width), default=0)
+
+
+def fit(states: Array, n: int) -> tuple[Array, Array, Array]:
+    """Mean, first n principal axes (axis, hidden) and shares of the variance of states (position, problem, hidden)."""
+    centred = states.reshape(-1, states.shape[-1])
+    mean = centred.mean(0)
+    centred = centred - mean
+    covariance = centred.T @ centred
+    values, axes = leading(covariance, n)
+    return mean, axes, values / max(float(np.trace(covariance)), 1e-300)
+
+
+def leading(covariance: Array, n: int) -> tuple[Array, Array]:
+    """The n largest eigenvalues and their vectors (vector, hidden), whose largest number is positive, as in PCA."""
+    from scipy.linalg import eigh
+
+    width = len(covariance)
+    if not n:
+        return np.empty(0), np.empty((0, width))
+    values, vectors = eigh(covariance, subset_by_index=(width - n, width - 1))
+    axes = vectors.T[::-1]
+    largest = np.take_along_axis(axes, np.abs(axes).argmax(-1)[:, None], -1)
+    return np.maximum(values[::-1], 0), axes * np.sign(largest)
 
 
 def carried_by(run: xr.Dataset, rows: Array) -> dict[str, Array]:
@@ -226,10 +245,10 @@ def _tokens(axes: Array, mean: Array, spread: Array, readout: ReadOut) -> Array:
     """Tokens whose logits rise most one spread from the mean along each axis, both ways: (component, sign), text."""
     moved = spread[:, None, None] * np.array([1.0, -1.0])[:, None] * axes[:, None]  # (component, sign, hidden)
     ends = readout.norm((mean + moved).astype("float32")) - readout.norm(mean.astype("float32"))
-    rise = ends @ readout.unembedding.T
-    best = np.argsort(-rise, axis=-1, kind="stable")[..., :TOKENS]
+    fall = -(ends.reshape(-1, ends.shape[-1]) @ readout.unembedding.T)  # at once, or each would read all of it
+    best = np.argsort(fall, axis=-1, kind="stable")[:, :TOKENS]
     names = np.array(readout.strings, dtype=object)
-    return np.array([[in_a_line(names[end]) for end in axis] for axis in best], dtype=object)
+    return np.array([in_a_line(names[end]) for end in best], dtype=object).reshape(ends.shape[:2])
 
 
 def kept_share(states: Array, whole: Array, mean: Array, axes: Array, counts: list[int], readout: ReadOut) -> Array:
@@ -253,5 +272,4 @@ def kept_share(states: Array, whole: Array, mean: Array, axes: Array, counts: li
 def _first(states: Array, readout: ReadOut) -> Array:
     """First token under the logit lens of states (position, problem, hidden)."""
     flat = readout.norm(states.reshape(-1, states.shape[-1]).astype("float32"))
-    best = readout.read(flat, 1, np.full((len(flat), 1), -1))[0]
-    return best.reshape(states.shape[:2])
+    return readout.best(flat).reshape(states.shape[:2])

@@ -105,15 +105,20 @@ def _largest(order: Array, left: Array, right: Array, fitted: Array, held: Array
 
 def _scores(run: xr.Dataset, rows: Array, fitted: Array, components: int) -> Array:
     """Scores of the principal components of each layer and position: (cell, problem, component)."""
+    layers = ([layer] for layer in layers_of(run, rows))
+    return np.concatenate([*spread(_layer_scores, layers, [fitted, components])])
+
+
+def _layer_scores(layer: xr.DataArray, fitted: Array, components: int) -> Array:
+    """The same of one layer."""
     cells = []
-    for layer in layers_of(run, rows):
-        for states in states_of(layer):
-            with np.errstate(invalid="ignore"):
-                centred = states - states[fitted].mean(0)
-                varies = (centred[fitted] ** 2).sum() > 1e-12 * (states**2).sum() and np.isfinite(centred).all()
-            if varies:
-                axes = np.linalg.svd(centred[fitted], full_matrices=False)[2][:components]
-            cells.append(centred @ axes.T if varies else np.full((len(states), components), np.nan))
+    for states in states_of(layer):
+        with np.errstate(invalid="ignore"):
+            centred = states - states[fitted].mean(0)
+            varies = (centred[fitted] ** 2).sum() > 1e-12 * (states**2).sum() and np.isfinite(centred).all()
+        if varies:
+            axes = np.linalg.svd(centred[fitted], full_matrices=False)[2][:components]
+        cells.append(centred @ axes.T if varies else np.full((len(states), components), np.nan))
     return np.stack(cells)
 
 

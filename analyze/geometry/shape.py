@@ -18,7 +18,7 @@ The null shuffles every component of the states over the problems, each for itse
 spread of each component.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -115,14 +115,15 @@ def _layer(
     """Statistics of one layer, with intervals and null."""
     states = states_of(layer)
     cells = Cells(states)
-    drawn = [cells.shape(half, components) for half in halves]
+    (whole,) = cells.shapes([np.arange(states.shape[1])], components)
     null = [shape_of(rng.permuted(states, axis=1), components) for _ in range(shuffles)]
-    return _summary(cells.shape(np.arange(states.shape[1]), components), drawn, null)
+    return _summary(whole, cells.shapes(halves, components), null)
 
 
 def shape_of(states: Array, components: int) -> dict[str, Array]:
     """Statistics of this module of states (position, problem, hidden)."""
-    return Cells(states).shape(np.arange(states.shape[1]), components)
+    (shape,) = Cells(states).shapes([np.arange(states.shape[1])], components)
+    return shape
 
 
 class Cells:
@@ -139,8 +140,13 @@ class Cells:
             self.product = _between(self.centred)
             self.gram = self.centred @ self.centred.swapaxes(-1, -2)  # (position, problem, problem)
 
-    def shape(self, problems: Array, components: int) -> dict[str, Array]:
-        """Statistics of this module over some of the problems."""
+    def shapes(self, draws: Sequence[Array], components: int) -> list[dict[str, Array]]:
+        """Statistics of this module over some of the problems, for each draw of them."""
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            means, alongs = self._along_means(draws)
+        return [self._shape(*one, components) for one in zip(draws, means, alongs, strict=True)]
+
+    def _shape(self, problems: Array, mean: Array, along: Array, components: int) -> dict[str, Array]:
         n, width = len(problems), self.centred.shape[-1]
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             gram = self.gram[:, problems[:, None], problems]
@@ -157,19 +163,26 @@ class Cells:
                 "two_nn": np.where(known, [two_nn(cell) for cell in gram], np.nan),
                 "norm": np.where(np.isfinite(length).all(1), length.mean(1), np.nan),
                 "cosine": self.cosine[problems].mean(0),
-                "centred_cosine": np.where(known[:, None] & known, self._centred_cosine(problems), np.nan),
+                "centred_cosine": np.where(known[:, None] & known, self._centred_cosine(problems, mean, along), np.nan),
             }
 
     def _covariance(self, problems: Array) -> Array:
         centred = self.centred[:, problems] - self.centred[:, problems].mean(1, keepdims=True)
         return np.asarray(centred.swapaxes(-1, -2) @ centred)
 
-    def _centred_cosine(self, problems: Array) -> Array:
+    def _along_means(self, draws: Sequence[Array]) -> tuple[Array, Array]:
+        """Mean over each draw (draw, position, hidden), and products with it (draw, problem, position, of position)."""
+        n_position, n, width = self.centred.shape
+        share = np.zeros((len(draws), n))
+        for row, problems in zip(share, draws, strict=True):
+            row[problems] = 1 / len(problems)
+        means = (share @ self.centred).swapaxes(0, 1)
+        along = self.centred @ means.reshape(-1, width).T  # (position, problem, draw x of position)
+        return means, along.reshape(n_position, n, len(draws), n_position).transpose(2, 1, 0, 3)
+
+    def _centred_cosine(self, problems: Array, mean: Array, along: Array) -> Array:
         """Mean cosine between positions once the mean over these problems is taken off: (position, other position)."""
-        chosen = np.zeros(self.centred.shape[1])
-        chosen[problems] = 1 / len(problems)
-        mean = chosen @ self.centred  # (position, hidden)
-        along = (self.centred @ mean.T)[:, problems].swapaxes(0, 1)  # (problem, position, other position)
+        along = along[problems]
         product = self.product[problems] - along - along.swapaxes(-1, -2) + mean @ mean.T
         length = np.sqrt(np.einsum("npp->np", product))
         return np.asarray((product / length[:, :, None] / length[:, None]).mean(0))

@@ -208,10 +208,11 @@ class ReadOut:
         """
         best = np.full((len(weights), len(weights[0])), -np.inf, dtype="float32")
         token = np.zeros(best.shape, dtype="int64")
+        room = np.empty((len(weights[0]), VOCABULARY_BLOCK), dtype="float32")
         for start in range(0, len(self.unembedding), VOCABULARY_BLOCK):
             along = directions @ self.unembedding[start : start + VOCABULARY_BLOCK].T  # (direction, token)
             for index, weight in enumerate(weights):
-                logit = weight @ along[: weight.shape[1]]  # (state, token)
+                logit = np.matmul(weight, along[: weight.shape[1]], out=room[:, : along.shape[1]])  # (state, token)
                 place = logit.argmax(-1)
                 highest = logit[np.arange(len(logit)), place]
                 better = highest > best[index]
