@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from scipy import stats
 
 from analyze.probes.nested import Selection
 from analyze.statistics import bootstrap_weights, wilson_interval
@@ -226,6 +225,8 @@ def _area(value: Array, positive: Array, fold: Array) -> tuple[Array, Array, Arr
     gain : (cell, row)
         The area is a constant plus the sum of the positives' gains.
     """
+    from scipy.stats import rankdata  # takes half a second, which workers that fit do without
+
     area = np.zeros(len(value))
     influence, gain = np.zeros(value.shape, dtype=np.float32), np.zeros(value.shape)
     parts = [np.flatnonzero(fold == part) for part in range(int(fold.max()) + 1)]
@@ -235,10 +236,10 @@ def _area(value: Array, positive: Array, fold: Array) -> tuple[Array, Array, Arr
             continue
         share, up = number / sum(pairs), positive[rows]
         n_up, n_down = int(up.sum()), int((~up).sum())
-        rank = stats.rankdata(value[:, rows], axis=1)
+        rank = rankdata(value[:, rows], axis=1)
         inside = np.empty_like(rank)  # rank among the rows of the same side
-        inside[:, up] = stats.rankdata(value[:, rows][:, up], axis=1)
-        inside[:, ~up] = stats.rankdata(value[:, rows][:, ~up], axis=1)
+        inside[:, up] = rankdata(value[:, rows][:, up], axis=1)
+        inside[:, ~up] = rankdata(value[:, rows][:, ~up], axis=1)
         above = rank - inside  # rows of the other side below, ties half
         part = above[:, up].sum(axis=1) / number
         area += share * part

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import xarray as xr
-from scipy import stats
 
 from analyze.probes.command import ProbeSettings
 from analyze.probes.scores import Task, permutations
@@ -143,7 +142,9 @@ def _drawn_per_class(label: Array, classes: Array, per_class: int, settings: Pro
 
 def number_strata(value: Array, n_fold: int) -> Array:
     """Fifths of the values, or as many parts as leave every one of them, ties together, a row for each fold."""
-    rank = stats.rankdata(value)
+    from scipy.stats import rankdata
+
+    rank = rankdata(value)
     parts = (np.unique(rank * number // (len(value) + 1), return_inverse=True)[1] for number in range(5, 0, -1))
     return next(part for part in parts if np.bincount(part).min() >= n_fold)
 

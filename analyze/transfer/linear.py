@@ -145,21 +145,11 @@ def transfer_probes(
     of_tests: dict[tuple[Any, ...], xr.Dataset] = {}
     for number, (step, column) in enumerate(columns.items()):
         scored = _scored(parts, column, pairs, cells, settings, folder, _later(progress, number, len(columns)))
-        for (kind, fitted, tested), by_cell in scored.items():
-            task = column.tasks[tested]
-            if all(cell is None for cell in by_cell):
-                continue
-            shape = (first.sizes["layer"], first.sizes["position"])
-            is_asked = fitted in fit
-            scores = measure(
-                task, by_cell, shape, settings.resamples, n_permutation if is_asked else 0, settings.level,
-                settings.seed, widening=column.widening(fitted, tested),
-            )  # fmt: skip
-            own = scored[kind, tested, tested]
-            scores = scores.drop_vars(
-                [name for name in ("penalty", *scores) if "training" in name or name == "penalty"]
-            )
-            of_tests[kind, fitted, tested, step] = scores.merge(against_own(task, by_cell, own, shape, settings))
+        shape = (first.sizes["layer"], first.sizes["position"])
+        asked = [pair for pair, by_cell in scored.items() if any(cell is not None for cell in by_cell)]
+        shared = [scored, column, shape, {one: n_permutation for one in fit}, settings]
+        for pair, scores in zip(asked, spread(_measured, ([pair] for pair in asked), shared), strict=True):
+            of_tests[*pair, step] = scores
     if not of_tests:
         raise UsageError(f"{settings.target!r} of {', '.join(runs)}: too few examples at every layer and position")
     labels = {"layer": first["layer"].values, "position": first["position"].values}
@@ -174,6 +164,21 @@ def transfer_probes(
         correction=settings.correction, n_test=int(np.isfinite(result["p_value"].values).sum()),
         permutations=n_permutation, left_out="; ".join(left_out),
     )  # fmt: skip
+
+
+def _measured(
+    pair: Pair, scored: Mapping[Pair, list[Cell | None]], column: _Column, shape: tuple[int, int],
+    n_permutation: Mapping[str, int], settings: TransferSettings,
+) -> xr.Dataset:  # fmt: skip
+    """Scores of one kind fitted to a run and tested on another, beside those of the test run's own."""
+    kind, fitted, tested = pair
+    task, by_cell = column.tasks[tested], scored[pair]
+    scores = measure(
+        task, by_cell, shape, settings.resamples, n_permutation.get(fitted, 0), settings.level, settings.seed,
+        widening=column.widening(fitted, tested),
+    )  # fmt: skip
+    scores = scores.drop_vars([name for name in ("penalty", *scores) if "training" in name or name == "penalty"])
+    return scores.merge(against_own(task, by_cell, scored[kind, tested, tested], shape, settings))
 
 
 def _later(progress: Progress | None, done: int, total: int) -> Progress:
