@@ -251,3 +251,17 @@ def test_answers_that_are_words_need_graphs(lake: Path) -> None:
     found.lake, found.data = None, found.data.assign_attrs(answer_kind="choice")
     with pytest.raises(UsageError, match="of kind choice and its problems carry no graphs"):
         edit(found)
+
+
+def test_a_huge_or_a_constant_component_hides_nothing() -> None:
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 3, 400)
+    states = rng.standard_normal((400, 8))
+    states[:, :2] += 2 * one_hot(label)[:, :2]
+    huge = states.copy()
+    huge[:, 5], huge[:, 6] = 25000 * states[:, 5], 0.1
+    found = FITS["leace"](huge, label)
+    erased = huge - (huge - found.mean) @ found.dual.T @ found.basis
+    left = (erased - erased.mean(0)).T @ (one_hot(label) - one_hot(label).mean(0)) / 400
+    np.testing.assert_allclose(left / huge.std(0).clip(1)[:, None], 0, atol=1e-9)
+    assert abs(FITS["probe"](huge, label).basis[:, 6]).max() < 1e-6

@@ -12,6 +12,7 @@ from two_runs import refused, two_runs
 
 from analyze import activation_of, sae_codes
 from analyze.query import top
+from analyze.sae.dictionary import SAESpec, select_cells, train_sae
 from store import open_lake
 
 
@@ -215,3 +216,21 @@ def test_numbers_are_told_whole(call, tmp_path):
     name = lake.write_result("scores", values, runs=["one/problems"], spec={})
     shown = json.loads(call("show", tmp_path / "a.lake", name, "--json")[1], parse_constant=pytest.fail)
     assert [row["p"] for row in shown["layer"]] == [3e-12, "inf", 0.5]
+
+
+def test_a_feature_with_signs_is_searched_both_ways(call, tmp_path):
+    run, model = make_run(name="one/problems", n_example=40), make_model()
+    write_run(tmp_path / "a.lake", run, model)
+    lake = open_lake(tmp_path / "a.lake")
+    cells = select_cells(lake["one/problems"])
+    sae = train_sae(cells, SAESpec(activation="abs_topk", features=12, k=3, epochs=2))
+    lake.write_result("sae", sae, runs=["one/problems"], spec={})
+    codes = sae_codes(sae, cells).compute()
+    over = ["example", "layer", "position"]
+    feature = int((codes.min(over) + codes.max(over)).values.argmin())
+    out = call("top", tmp_path / "a.lake", "one/problems", "--feature", f"sae:{feature}", "--top", 5, "--json")[1]
+    flat = codes.sel(feature=feature).values.reshape(-1)
+    flat = flat[np.isfinite(flat)]
+    expected = flat[np.argsort(-np.abs(flat), kind="stable")[:5]]
+    assert expected.min() < 0
+    assert [row["value"] for row in json.loads(out)] == pytest.approx(expected.tolist(), rel=1e-4)

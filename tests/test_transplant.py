@@ -111,3 +111,14 @@ def test_bad_requests_are_one_line(folder: Path, change: dict[str, Any], message
     with pytest.raises(UsageError, match=message) as error:
         transplant(target(folder), TransplantSettings(**({"source": "small-gpt2/test"} | change)))
     assert "\n" not in str(error.value)
+
+
+def test_a_map_reads_components_of_any_unit() -> None:
+    rng = np.random.default_rng(0)
+    source, fitted = rng.standard_normal((120, 6)), np.arange(120) < 60
+    target = source[:, :3] @ rng.standard_normal((3, 4)) + 0.1 * rng.standard_normal((120, 4))
+    plain = fit_map(source, target, fitted, np.random.default_rng(1))
+    unit = np.array([1, 1e-6, 1, 25000, 1, 1])
+    moved = fit_map(source * unit + [0, 0, 25000, 0, 0, 0], target, fitted, np.random.default_rng(1))
+    assert plain.r2 > 0.95
+    np.testing.assert_allclose(moved.same, plain.same, atol=1e-6)

@@ -140,7 +140,7 @@ def _top(page: xr.Dataset) -> list[dict[str, Any]]:
     rows = []
     for rank in range(min(N_TOP, page.sizes["rank"])):
         one = page.isel(rank=rank)
-        if not float(one["top_activation"]) > 0:
+        if not abs(float(one["top_activation"])) > 0:  # codes of abs_topk have signs
             continue
         where = [str(one[f"top_{dim}"].item()) for dim in ("layer", "position", "latent") if f"top_{dim}" in one]
         rows.append(

@@ -185,7 +185,7 @@ def cost(sources: "Sequence[Source]", settings: FeatureSettings) -> Cost:
 
 def n_top(dictionary: "xr.Dataset") -> int:
     """How many different states features fire on most; a dead feature has none."""
-    on = dictionary["top_activation"].values.reshape(-1) > 0
+    on = abs(dictionary["top_activation"].values.reshape(-1)) > 0
     places = [dictionary[name].values.reshape(-1)[on] for name in dictionary if str(name).startswith("top_")]
     return len(set(zip(*(place.tolist() for place in places if place.dtype.kind != "f"), strict=True)))
 

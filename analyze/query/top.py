@@ -119,7 +119,7 @@ def top_of_feature(
     positions: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """Where a feature of a stored dictionary fires most.
+    """Where a feature of a stored dictionary fires most: by magnitude, as codes of ``abs_topk`` have signs.
 
     Parameters
     ----------
@@ -151,14 +151,17 @@ def top_of_feature(
         activation = take(activation, "position", positions, f"top of feature {number}")
     cells = activation.isel(hidden=0, drop=True)
 
-    def blocks() -> Iterator[Block]:
+    def blocks(sign: int) -> Iterator[Block]:
         for rows in _blocks(activation.sizes["example"], progress):
             for cell in product(*(range(size) for size in cells.shape[1:])):
                 here: dict[Any, Any] = {dim: [label] for dim, label in zip(cells.dims[1:], cell, strict=True)}
                 codes = sae_codes(sae, activation.isel({"example": rows, **here}).load())
-                yield Block(codes.isel(feature=int(number)).transpose(*cells.dims).values, (rows.start, *cell))
+                yield Block(sign * codes.isel(feature=int(number)).transpose(*cells.dims).values, (rows.start, *cell))
 
-    return _described(lake, run, data, cells, blocks(), n)
+    signs = (1, -1) if sae.attrs["activation"] == "abs_topk" else (1,)
+    sides = [_described(lake, run, data, cells, blocks(sign), n) for sign in signs]
+    both = pd.concat([side.assign(value=sign * side["value"]) for sign, side in zip(signs, sides, strict=True)])
+    return both.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True).head(n)
 
 
 def _dictionary(lake: Lake, run: str, name: str) -> Result:

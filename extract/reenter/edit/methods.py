@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 from sklearn.linear_model import LogisticRegression, Ridge
 
+from extract.reenter.subspace.fits import deviation
 from extract.reenter.trial import Trial, give, is_value
 from extract.reenter.wanted import Wanted, labels_of
 from schemas import UsageError
@@ -42,7 +43,7 @@ def by_probe(trial: Trial, wanted: Wanted, quantity: str) -> Written:
     as far beyond it as the state was before it.
     """
     states, labels = _fitted(trial, wanted, quantity)
-    mean, scale = states.mean(0), np.where(states.std(0) > 0, states.std(0), 1)
+    mean, scale = states.mean(0), deviation(states)
     probe = LogisticRegression(C=1.0, max_iter=500).fit((states - mean) / scale, labels)
     weights = probe.coef_ / scale
     intercepts = probe.intercept_ - weights @ mean

@@ -50,6 +50,12 @@ def orthonormal(vectors: np.ndarray, mean: np.ndarray) -> Fit:
     return Fit(basis, basis, mean)
 
 
+def deviation(states: np.ndarray) -> np.ndarray:
+    """Standard deviation ``(hidden,)`` of each component of ``(n, hidden)``; 1 where all are the same."""
+    scale = (states - states[0]).std(0, dtype=np.float64)  # of what is the same exactly 0, and no rounding
+    return np.where(scale > 0, scale, 1.0)
+
+
 def one_hot(label: np.ndarray) -> np.ndarray:
     """Classes as columns ``(n, class)`` of 0 and 1."""
     return np.asarray(label[:, None] == np.unique(label)[None, :], dtype=np.float64)
@@ -83,8 +89,7 @@ def principal(states: np.ndarray, label: np.ndarray) -> Fit:
 
 def probe_directions(states: np.ndarray, label: np.ndarray) -> Fit:
     """What the weights of a logistic probe of the classes span, on states scaled to one standard deviation."""
-    mean, scale = states.mean(0), states.std(0)
-    scale = np.where(scale > 0, scale, 1)
+    mean, scale = states.mean(0), deviation(states)
     probe = LogisticRegression(C=1.0, max_iter=500).fit((states - mean) / scale, label)
     return orthonormal(probe.coef_ / scale, mean)
 
@@ -93,14 +98,16 @@ def leace(states: np.ndarray, label: np.ndarray) -> Fit:
     """Least-squares concept erasure: the smallest change after which no linear read-out of the classes beats chance.
 
     With W the whitening of the states and U the left singular vectors of W Cov(x, z), z the classes as columns, the
-    projection is W^+ U U^T W. The first k columns of U erase what correlates most.
+    projection is W^+ U U^T W. The first k columns of U erase what correlates most. Components are told in standard
+    deviations of their own, which changes none of this, or one of them might be so large that all else passed for
+    rounding.
 
     References
     ----------
     Belrose et al., *LEACE: Perfect linear concept erasure in closed form*, NeurIPS 2023, theorem 4.3.
     """
-    mean = states.mean(0)
-    centred = (states - mean).astype(np.float64)
+    mean, scale = states.mean(0), deviation(states)
+    centred = (states - mean).astype(np.float64) / scale
     classes = one_hot(label)
     size, vectors = np.linalg.eigh(centred.T @ centred / len(states))
     kept = size > TOLERANCE * size[-1]
@@ -109,7 +116,7 @@ def leace(states: np.ndarray, label: np.ndarray) -> Fit:
     cross = whiten @ centred.T @ (classes - classes.mean(0)) / len(states)
     left, strength, _ = np.linalg.svd(cross, full_matrices=False)
     left = left[:, strength > TOLERANCE * strength[0]]
-    return Fit((colour @ left).T, (whiten @ left).T, mean)
+    return Fit((colour @ left).T * scale, (whiten @ left).T / scale, mean)
 
 
 def random_subspace(hidden: int, mean: np.ndarray, seed: int, apart: np.ndarray | None = None) -> Fit:

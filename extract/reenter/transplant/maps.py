@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.linear_model import RidgeCV
 
+from extract.reenter.subspace.fits import deviation
+
 ALPHAS = tuple(10.0**power for power in range(-4, 5))
 
 
@@ -37,15 +39,15 @@ def fit_map(source: np.ndarray, target: np.ndarray, fitted: np.ndarray, rng: np.
         Of the shuffled pairs.
     """
     x, y = source.astype(np.float64), target.astype(np.float64)
-    scale = max(float(x[fitted].std()), 1e-12)
-    same = _fit(x / scale, y, fitted)
+    x = (x - x[fitted].mean(0)) / deviation(x[fitted])  # or ridge would see the components of the largest unit alone
+    same = _fit(x, y, fitted)
     shuffled = np.flatnonzero(fitted)
     pairs = y.copy()
     pairs[shuffled] = y[rng.permutation(shuffled)]
     constant = np.broadcast_to(y[fitted].mean(0), y.shape)
     rest = ((y - constant)[~fitted] ** 2).sum()
     r2 = 1 - ((y - same)[~fitted] ** 2).sum() / rest if rest > 0 else np.nan
-    random = _spread_like(_fit(x / scale, pairs, fitted, alpha=ALPHAS[0]), y, fitted)
+    random = _spread_like(_fit(x, pairs, fitted, alpha=ALPHAS[0]), y, fitted)
     raw = source if source.shape[1] == target.shape[1] else None
     return Mapped(same, raw, random, constant, float(r2))
 
@@ -60,4 +62,4 @@ def _spread_like(values: np.ndarray, target: np.ndarray, fitted: np.ndarray) -> 
     """Values moved and scaled to the target's mean and spread over the problems that maps are fitted on."""
     mean, spread = values.mean(0), float(values.std(0).mean())
     wanted = float(target[fitted].std(0).mean())
-    return np.asarray((values - mean) * (wanted / max(spread, 1e-12)) + target[fitted].mean(0))
+    return np.asarray((values - mean) * (wanted / spread if spread > 0 else 0.0) + target[fitted].mean(0))
