@@ -1,14 +1,79 @@
-"""One writer per shard: a lock that dies with its process and leaves nothing behind."""
+"""Who may write: one process at a time makes groups, and one each shard; locks die with their process."""
 
 import fcntl
 import os
 import struct
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
+from zarr.abc.store import Store
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+
+from schemas import SpecMismatchError
+from store.files import read_bytes
+from store.location import local_path, open_store
+
 # Bound to the descriptor, so that closing another one of the same file does not drop it; Linux only.
 _OPEN_FILE_LOCK = getattr(fcntl, "F_OFD_SETLK", None) if sys.platform == "linux" else None
+
+
+@contextmanager
+def lake_lock(location: str | os.PathLike[str], group: str = "", made_from: str = "") -> Iterator[None]:
+    """Hold what a lake's processes take turns at: writing groups. Gone with its process; leaves no file.
+
+    Object stores have no locks. There a group that is to be made is claimed, so that nobody makes it from something
+    else; two that make it from the same write the same bytes, but for a run's provenance. Whether somebody has made it
+    meanwhile is to be looked at inside.
+
+    Parameters
+    ----------
+    location
+        Folder or URL.
+    group
+        Below the lake, where one is made of which ``made_from``, a fingerprint, decides the content.
+
+    Raises
+    ------
+    SpecMismatchError
+        If another process is making the group from something else, or was stopped while it did; on object stores only.
+    """
+    folder = local_path(location)
+    if folder is None:
+        with _claimed(location, open_store(location, read_only=False), group, made_from.encode()):
+            yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a network file system without locks: as on an object store
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _claimed(location: str | os.PathLike[str], store: Store, group: str, made_from: bytes) -> Iterator[None]:
+    """Claim a group by an object that is put where there is none, says what it is made from, and goes afterwards."""
+    if not group:
+        yield
+        return
+    key = f"{group}/claim"
+    while (held := read_bytes(store, key)) is None:
+        sync(store.set_if_not_exists(key, default_buffer_prototype().buffer.from_bytes(made_from)))
+    if held != made_from:
+        raise SpecMismatchError(
+            f"another process is making {group!r} in {location} from something else, or was stopped while it did;"
+            f" wait for it or, if there is none, remove {location}/{key}, and give the command again"
+        )
+    try:
+        yield
+    finally:
+        sync(store.delete(key))
 
 
 class ShardClaim:

@@ -1,13 +1,12 @@
 """Files of a group: assembled in memory, sealed, written whole and made durable, the group's own document last."""
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from zarr.storage import LocalStore, MemoryStore
 from schemas import CorruptLakeError, canonical_json, fingerprint
 from store.layout import COLUMN_CHUNK, COLUMN_CODECS
 from store.local_files import content_of
-from store.location import local_path
 
 RECORD = "record"
 """Group below a run that holds the checksum and size of each shard's files, and the checksums of their chunks."""
@@ -354,25 +352,5 @@ def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def lake_lock(location: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold what a lake's processes take turns at: writing groups. Gone with its process; leaves no file.
-
-    Object stores have no locks. There two writers that meet write the same bytes, but for a run's provenance.
-    """
-    folder = local_path(location)
-    if folder is None:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a network file system without locks: as on an object store
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
     finally:
         os.close(descriptor)

@@ -13,8 +13,9 @@ from zarr.core.sync import sync
 
 from schemas import LakeError, SpecMismatchError, UsageError
 from store.check import check_holds, check_place, differences
+from store.claim import lake_lock
 from store.encode import ShardFile
-from store.files import RECORD, RESULTS, assemble, join, lake_lock, read_bytes, read_group, unseal, write_files
+from store.files import RECORD, RESULTS, assemble, join, read_bytes, read_group, unseal, write_files
 from store.guard import Guard
 from store.location import local_path, open_store
 from store.read import Lake
@@ -190,9 +191,11 @@ def _copy_run(lake: Lake, run: str, into: str | os.PathLike[str]) -> Merged:
     attributes, guard = lake._run(run)
     record = guard.record
     assert record is not None
-    with lake_lock(into):
+    with lake_lock(into, run, attributes["fingerprint"]):
         store, folder = open_store(into, read_only=False), local_path(into)
-        if read_group(store, run) is None:
+        if read_group(store, run) is not None:
+            check_agreement([Lake(into), lake], [run])  # another process may have made it meanwhile
+        else:
             documents = [read_bytes(lake.store, f"{group}/zarr.json") or b"" for group in (f"{run}/{RECORD}", run)]
             digests: dict[str, str] = (unseal(documents[0]) or {})["files"]
             own = {key: digest for key, digest in digests.items() if not key.startswith("../")}

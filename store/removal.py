@@ -10,8 +10,8 @@ from uuid import uuid4
 from zarr.core.sync import sync
 
 from schemas import MODEL_VARIABLES, LakeError, MissingRunError, UsageError
-from store.claim import ShardClaim
-from store.files import COMING, RECORD, REMOVED, RESULTS, flush_folders, lake_lock, read_bytes, settle
+from store.claim import ShardClaim, lake_lock
+from store.files import COMING, RECORD, REMOVED, RESULTS, flush_folders, read_bytes, settle
 from store.location import local_path, open_store
 from store.read import Lake
 from store.results import remove_group

@@ -19,6 +19,7 @@ from schemas import (
     fingerprint,
 )
 from schemas.words import n_option
+from store.claim import lake_lock
 from store.files import (
     COMING,
     REMOVED,
@@ -26,7 +27,6 @@ from store.files import (
     assemble,
     column,
     flush_folders,
-    lake_lock,
     read_bytes,
     read_group,
     settle,

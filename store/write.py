@@ -28,7 +28,7 @@ from store.check import (
     lake_format,
     run_identity,
 )
-from store.claim import ShardClaim
+from store.claim import ShardClaim, lake_lock
 from store.encode import ShardFile, encode_column, encode_shard, encoders
 from store.files import (
     LEFTOVER,
@@ -38,7 +38,6 @@ from store.files import (
     assemble,
     digests_of,
     group_document,
-    lake_lock,
     read_bytes,
     read_group,
     settle,
@@ -58,7 +57,7 @@ Encoded = dict[str, ShardFile]
 
 
 def ensure_lake(location: str | os.PathLike[str], *, rebuild: bool = False) -> Store:
-    """Open a lake for writing, creating it where there is none. Call it under :func:`store.files.lake_lock`.
+    """Open a lake for writing, creating it where there is none. Call it under :func:`store.claim.lake_lock`.
 
     Parameters
     ----------
@@ -126,9 +125,10 @@ def write_model(
     if not rebuild:
         check_place(location)
         check_model(location, name, attributes)
-    with lake_lock(location):
+    with lake_lock(location, name, fingerprint(attributes["fingerprint"])):
         store = ensure_lake(location, rebuild=rebuild)
         if not rebuild and read_group(store, name) is not None:
+            check_model(location, name, attributes)  # another process may have written it meanwhile
             return
         contents = assemble({"kind": "model", "model": name, **attributes}, model_arrays(arrays()), files={})
         write_files(store, name, contents, local_path(location))
@@ -369,8 +369,9 @@ def create_run(
     if clash:
         raise SchemaError(f"columns {', '.join(clash)} of {run!r} have names of the run's own arrays; rename them")
     check_run(location, run, layout, identity, rebuild=rebuild)
-    with lake_lock(location):
-        wanted = run_identity(open_store(location), run, layout, identity)
+    wanted = run_identity(open_store(location), run, layout, identity)
+    with lake_lock(location, run, fingerprint(wanted)):
+        check_run(location, run, layout, identity, rebuild=rebuild)  # another process may have made it meanwhile
         store, folder = ensure_lake(location, rebuild=rebuild), local_path(location)
         content = read_bytes(store, f"{run}/zarr.json")
         existing = None if content is None else unseal(content)

@@ -7,23 +7,26 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread, current_thread
 
 import numpy as np
 import pytest
 import xarray as xr
 from small_runs import prepared_run, tree, write_questions
+from zarr.abc.store import Store
 from zarr.core.sync import sync
 
 import lake as command_line
+import store.write
 from analyze.cluster import compute_on
 from extract.run.extract import extract
 from extract.run.plan import plan
 from schemas import CorruptLakeError, LakeError, MissingRunError, SpecMismatchError, UsageError
-from store import open_lake, verify
+from store import RunLayout, create_run, open_lake, verify
 from store.files import read_bytes, set_bytes
 from store.location import open_store
 
@@ -89,6 +92,53 @@ def test_extraction_to_and_analysis_from_an_object_store(bucket: str, data: Path
         prepared_run(place, data, shard_examples=4, max_new_tokens=5)
     with pytest.raises(MissingRunError, match="it has toy/toy"):
         open_lake(place)["toy/other"]
+
+
+@pytest.mark.parametrize("where", ["bucket", "folder"])
+def test_of_two_who_make_a_run_otherwise_at_once_one_is_told(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """The second has seen that there is no such run before the first writes it."""
+    place = f"{bucket}/at-once.lake" if where == "bucket" else tmp_path / "at-once.lake"
+    layout = RunLayout(
+        n_example=4, n_layer=1, n_head=1, hidden=8, n_latent=2, longest_question=3, n_answer=2, capture="latent",
+        dtype="float16",
+    )  # fmt: skip
+    told: list[str] = []
+    has_looked = Event()
+
+    def make(dtype: str) -> None:
+        columns = {"example": (("example",), np.arange(4)), "problem": (("example",), np.arange(4))}
+        try:
+            create_run(place, "m/d", layout, identity={"spec": {"dtype": dtype}}, columns=columns)
+        except SpecMismatchError as error:
+            told.append(str(error))
+
+    second = Thread(target=make, args=("float32",))
+    lock, write = store.write.lake_lock, store.write.write_files
+
+    def at_the_lock(*arguments: object) -> AbstractContextManager[None]:
+        if current_thread() is second:
+            has_looked.set()
+        return lock(*arguments)
+
+    def written(target: Store, group: str, *arguments: object) -> None:
+        if group == "m/d/record":
+            second.start()
+            assert has_looked.wait(60)
+            if where == "bucket":  # nothing there makes it wait
+                second.join()
+        write(target, group, *arguments)
+
+    monkeypatch.setattr(store.write, "lake_lock", at_the_lock)
+    monkeypatch.setattr(store.write, "write_files", written)
+    make("float16")
+    second.join()
+    assert len(told) == 1
+    assert ("from something else" if where == "bucket" else "spec.dtype float16 there") in told[0]
+    assert open_lake(place).attributes("m/d")["spec"]["dtype"] == "float16"
+    assert open_lake(place).open("m/d", uncommitted=True)["problem"].values.tolist() == [0, 1, 2, 3]
+    assert not read_bytes(open_store(place), "m/d/claim")
 
 
 def read_what_lies_at(place: str, key: str, example: slice | int) -> None:
