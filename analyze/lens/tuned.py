@@ -15,9 +15,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Progress = Callable[[int, int], None]
 
 PENALTIES = (1e-6, 1e-4, 1e-2, 1.0)
+"""Ridge penalties tried, as shares of the mean square of a component of the state."""
 CONSTANT = 1e-12
 """Share of a component's mean square below which its variance is rounding."""
-"""Ridge penalties tried, as shares of the mean square of a component of the state."""
 SPLITS = ("train", "validation", "test")
 _HELD_OUT = {
     "r2": ("share of the final state's variance explained, held out, tuned lens", "1"),
