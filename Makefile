@@ -49,17 +49,10 @@ bench-quick: env
 	$(BIN)/python benchmarks/heads.py --examples 512 --rounds 3
 	$(BIN)/python benchmarks/newcomer.py --rounds 2
 
-# Everything about a model trained with `lake train --base smollm2-135m`: make real MODEL=smol=FOLDER
-MODEL ?= smol=smol
-LIMIT ?= 500
-REAL := real.lake $(firstword $(subst =, ,$(MODEL)))/stories
+# A real pretrained model that thinks, and every question there is asked of it; killed, the same command goes on.
 real: env
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[real]"
-	$(BIN)/lake problems --stories $(LIMIT) --seed 1 --out real-problems
-	$(BIN)/lake extract --model $(MODEL) --data real-problems/stories.jsonl --lake real.lake --batch-size 32 --max-new-tokens 12
-	for analysis in heads attention lens "probes --target intermediate_result" errors; do $(BIN)/lake analyze $$analysis $(REAL) || exit 1; done
-	for experiment in corrupt ablate; do $(BIN)/lake reenter $$experiment $(REAL) --checkpoint $(lastword $(subst =, ,$(MODEL))) --limit 100 || exit 1; done
-	$(BIN)/lake report real.lake --out real-report
+	$(BIN)/lake demo --real --out real.lake
 
 docs: env
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"

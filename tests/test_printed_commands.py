@@ -126,11 +126,12 @@ def test_every_command_that_the_page_prints_runs_and_makes_what_it_names(
 
 
 def within_reach(words: list[str]) -> bool:
-    """Whether a command asks for nothing that only the reader has: a GPU, the hub's models, a lake made with them."""
+    """Whether a command asks for nothing that only the reader has: a GPU, models or bases of others, their lakes."""
     given = dict(zip(words, words[1:], strict=False))
     model = given.get("--model", "small-gpt2").rpartition("=")[2]
     lakes = [word for word in words if word.endswith(".lake") and word != given.get("--lake")]
-    return "cuda" not in words and (SHIPPED / model).is_dir() and all(Path(lake).exists() for lake in lakes)
+    own = (SHIPPED / model / "config.json").is_file()
+    return "cuda" not in words and own and all(Path(lake).exists() for lake in lakes)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,12 @@ from schemas.command import Printed, Table
 
 MOST_PAIRS = 60
 """Paired tests that are printed one by one."""
-ACCURACY = ("n", "accuracy 95%", "drop", "p", "p Holm", "KL")
+ACCURACY = ("n", "accuracy 95%", "drop", "p", "p Holm", "log p 95%", "KL")
 """Columns of a table of accuracy."""
-KL = "KL: nats, from the untouched run's distribution at the first token of the answer's number"
+IN_NATS = (
+    "log p: mean change of the gold answer's log probability; KL: from the untouched run's distribution at the first"
+    " token of the answer's number; both in nats"
+)
 
 
 def accuracy_table(result: Any, labels: Sequence[str]) -> Table:
@@ -21,7 +24,7 @@ def accuracy_table(result: Any, labels: Sequence[str]) -> Table:
         row = [label_text(label, condition[label].item()) if label in condition.coords else "" for label in labels]
         rows.append([*row, str(int(condition["n"])), *accuracy_cells(condition)])
     columns = [*labels, *ACCURACY, *drawn_column(overall)]
-    return Table(title="", columns=columns, rows=rows, labels=len(labels), caption=KL)
+    return Table(title="", columns=columns, rows=rows, labels=len(labels), caption=IN_NATS)
 
 
 def drawn_column(result: Any, name: str = "sample_correct", heading: str = "drawn right 95%") -> list[str]:
@@ -49,13 +52,14 @@ def pair_table(result: Any, over: str, within: Sequence[str], title: str) -> Pri
 
 
 def accuracy_cells(condition: Any) -> list[str]:
-    """Figures of one condition as words: accuracy with its interval, drop, p, p corrected, KL, drawn answers."""
+    """Figures of one condition as words: accuracy with its interval, drop, p, p corrected, nats, drawn answers."""
     return [
         interval_text(condition, "accuracy"),
         f"{float(condition['drop']):+.3f}",
         p_text(condition["p"]),
         p_text(condition["p_holm"]),
-        f"{float(condition['kl_mean']):.2g}",
+        _change_text(condition, "logprob_change"),
+        f"{round(float(condition['kl_mean']), 6) + 0.0:.2g}",
         *drawn_cells(condition),
     ]
 
@@ -76,6 +80,12 @@ def interval_text(condition: Any, name: str, share: str = "") -> str:
     """A share, whose name may end in a word, and its interval; a dash where it is of none."""
     value, low, high = (float(condition[name + end]) for end in (share, "_low", "_high"))
     return f"{value:.3f} [{low:.2f}, {high:.2f}]" if value == value else "-"
+
+
+def _change_text(condition: Any, name: str) -> str:
+    """A mean change with its interval; a dash where it is of none."""
+    value, low, high = (float(condition[f"{name}_{end}"]) for end in ("mean", "low", "high"))
+    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]" if value == value else "-"
 
 
 def label_text(label: str, value: Any) -> str:
