@@ -18,6 +18,7 @@ from analyze.depth.ranks import readout_depth
 from analyze.lens.readout import ReadOut
 from analyze.lens.streams import distinct
 from analyze.lens.summary import summary_of_blocks
+from analyze.lens.thoughts import thought_lenses
 from analyze.lens.tokens import in_a_line, results_in_one_token, visible
 from schemas import SchemaError, UsageError, is_number_token
 from store import open_lake
@@ -392,3 +393,17 @@ def test_ranks_beyond_what_16_bits_hold_are_told():
     last = (model["unembedding"].values @ normalise(state, model)).argmin()
     run["intermediate_result"][:] = last
     assert logit_lens(run, model, top=40_000)["result_rank"].item() == 40_000
+
+
+def test_a_layer_that_is_infinite_everywhere_has_no_lens():
+    model = make_model()
+    run = make_run(n_example=60, n_layer=2, model=model)
+    run["hidden_state"][:, 0] = np.inf
+    tuned, thoughts = fit_tuned_lens(run, model), thought_lenses(run, model)
+    for name in ("weight", "kl", "r2"):
+        assert tuned[name].isel(layer=0).isnull().all()
+        assert tuned[name].isel(layer=1).notnull().all()
+    assert thoughts[["kl", "agreement", "r2"]].isel(layer=0).sel(fit="ct1").isnull().to_array().all()
+    run["hidden_state"].loc[{"layer": 1, "position": "ct2"}] = np.inf
+    one = thought_lenses(run, model).sel(layer=1, fit="all")
+    assert one["kl"].isnull().values.tolist() == [False, False, True, False, False, False]

@@ -352,3 +352,23 @@ def test_stopped_probes_take_up_their_finished_cells(tmp_path, monkeypatch):
     other = run.assign(correct=("example", run["correct"].values[::-1]))  # nothing is taken up for other labels
     linear_probes(other, ProbeSettings(**options), folder=tmp_path / "cells")
     assert len(solved) == 2 * whole["accuracy"].size
+
+
+def test_states_that_say_nothing_are_never_significant():
+    """All scores tie: every permutation scores as high, where counting cells instead gave p = 2 / 1000."""
+    run = make_run(n_example=60, n_layer=1).sel(position=["ct0"])
+    run["hidden_state"][:] = 0.1
+    for target in ("correct", "year"):
+        labelled = run.assign(year=("example", 1e9 + np.arange(60.0)))
+        found = linear_probes(labelled, ProbeSettings(target=target, controls=1, permutations=999, resamples=20))
+        assert float(found["p_value"].squeeze()) > 0.05
+
+
+@pytest.mark.parametrize(("unit", "offset"), [(1e18, 0), (1e-18, 0), (1, 1e9)])
+def test_numbers_are_probed_in_any_unit_and_from_any_origin(unit, offset):
+    run = make_run(n_example=60, n_layer=1).sel(position=["ct0", "ct1"])
+    run = run.assign(year=run["hidden_state"].isel(layer=0, position=0, hidden=0, drop=True).astype("float64"))
+    settings = ProbeSettings(target="year", controls=1, permutations=99, resamples=50, penalties=(1.0,))
+    plain, moved = (linear_probes(one, settings) for one in (run, run.assign(year=run["year"] * unit + offset)))
+    for name in ("r2", "r2_low", "r2_high", "p_value"):
+        np.testing.assert_allclose(moved[name], plain[name], rtol=1e-4, atol=1e-6, err_msg=name)

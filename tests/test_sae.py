@@ -341,3 +341,9 @@ def test_a_unit_changes_nothing_but_units(unit):
     name = "explained_variance_all"
     np.testing.assert_allclose(found["top_activation"], expected["top_activation"], rtol=1e-3)
     np.testing.assert_allclose(found[name], expected[name], rtol=1e-3)
+
+
+def test_rows_that_are_alike_have_no_variance_to_be_explained_by_any_definition():
+    count, ones = np.array([4.0]), np.full((1, 3), 0.1)
+    sums = {"x": 4 * ones, "xx": 4 * ones**2, "r": 0.1 * ones, "rr": 0.1 * ones**2}
+    assert np.isnan(_explained(count, sums, np.array([0]))).all()

@@ -82,7 +82,7 @@ class Spool:
             if not isinstance(piece, np.ndarray):
                 yield part, piece
                 continue
-            step = max(1, _BLOCK_BYTES // (8 * piece.shape[1]))
+            step = max(1, _BLOCK_BYTES // max(8, 8 * piece.shape[1]))
             for first in range(0, len(piece), step):
                 x = piece[first : first + step].astype(np.float64)
                 gap = np.isnan(x)

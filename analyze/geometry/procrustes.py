@@ -100,7 +100,8 @@ def procrustes(
 def _largest(order: Array, left: Array, right: Array, fitted: Array, held: Array) -> float:
     """Greatest r2 of all pairs of cells where the problems of the second are in another order."""
     null = _r2(*_mean_errors(left, right[:, order], fitted, held))
-    return float(null[np.isfinite(null)].max(initial=-np.inf))
+    known = null[np.isfinite(null)]
+    return float(known.max()) if known.size else float("nan")
 
 
 def _scores(run: xr.Dataset, rows: Array, fitted: Array, components: int) -> Array:

@@ -136,10 +136,13 @@ def _read(
     x, y = (np.asarray(array.values, dtype="float32") for array in (state, final))
     there = np.isfinite(x).all(-1) & np.isfinite(y).all(-1)
     x, y, problem = x[there], y[there], problem[there]
+    if not len(x):
+        names = [f"{name}{end}" for name in ("kl", "excess", "agreement") for end in ("", "_low", "_high")]
+        return xr.Dataset({name: ("fit", np.full(len(fits) + 1, np.nan)) for name in [*names, "r2"]})
     reads = [(x @ weight + bias).astype("float32") for weight, bias in fits.values()] + [readout.norm(x)]
     pairs = readout.divergences(y, *reads)
     gaps, same = (np.stack([pair[index] for pair in pairs]) for index in (0, 1))
-    variance = max(float(((y - y.mean(0)) ** 2).sum()), 1e-30)
+    variance = float(((y - y.mean(0)) ** 2).sum()) or np.nan
     values = {"kl": gaps, "excess": gaps - gaps[list(fits).index(own)]}
     data: dict[str, Any] = {}
     for name, scores in values.items():

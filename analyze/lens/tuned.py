@@ -93,15 +93,15 @@ def fit_tuned_lens(
         train, validation, _ = sums
         fits = [(penalty, *train.ridge(penalty)) for penalty in PENALTIES]
         penalty, weight, bias = min(fits, key=lambda fit: validation.error(fit[1], fit[2]))
-        tuned = (test_x @ weight + bias).astype("float32")
-        plain = readout.norm(test_x)
-        variance = ((test_y - test_y.mean(0)) ** 2).sum()
-        scores = {
-            "r2": 1 - ((test_y - tuned) ** 2).sum() / variance,
-            "r2_plain": 1 - ((test_y - plain) ** 2).sum() / variance,
-        }
-        ours, theirs = readout.compare(test_y, tuned, plain)
-        scores |= dict(zip(("kl", "agreement", "kl_plain", "agreement_plain"), (*ours, *theirs), strict=True))
+        scores = dict.fromkeys(_HELD_OUT, np.nan)
+        if train.n and len(test_x):
+            tuned = (test_x @ weight + bias).astype("float32")
+            plain = readout.norm(test_x)
+            variance = float(((test_y - test_y.mean(0)) ** 2).sum()) or np.nan
+            ours, theirs = readout.compare(test_y, tuned, plain)
+            scores |= dict(zip(("kl", "agreement", "kl_plain", "agreement_plain"), (*ours, *theirs), strict=True))
+            for name, read in (("r2", tuned), ("r2_plain", plain)):
+                scores[name] = 1 - float(((test_y - read) ** 2).sum()) / variance
         for name, value in {"weight": weight, "bias": bias, "penalty": penalty, **scores}.items():
             parts[name].append(value)
         n_state = np.array([moments.n for moments in sums])
@@ -178,7 +178,9 @@ class Moments:
         self.yy += float((y * y).sum())
 
     def ridge(self, penalty: float) -> tuple[Array, Array]:
-        """Weight (hidden, to) and bias (to,) for a penalty relative to the mean square of a component."""
+        """Weight (hidden, to) and bias (to,) for a penalty relative to a component's mean square; NaN of no rows."""
+        if not self.n:
+            return np.full_like(self.xx, np.nan), np.full_like(self.x, np.nan)
         mean_x, mean_y = self.x / self.n, self.y / self.n
         cov = self.xx / self.n - np.outer(mean_x, mean_x)
         cross = self.xy / self.n - np.outer(mean_x, mean_y)

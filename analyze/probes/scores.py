@@ -267,6 +267,8 @@ def _permutation_p(
         return np.full(gain.shape[2], np.nan)
     values = [label - _within_fold_mean(label, fold)] if numbers else [label == k for k in range(len(gain))]
     used = [(np.asarray(value, dtype=np.float32), gain[k]) for k, value in enumerate(values) if np.any(gain[k])]
+    if not used:  # no prediction differs from another: every permutation scores as high
+        return np.ones(gain.shape[2])
     actual = sum((value.astype(np.float64) @ one for value, one in used), np.zeros(gain.shape[2]))
     slack = 1e-6 * sum((np.abs(value) @ np.abs(one) for value, one in used), np.zeros(gain.shape[2]))
     as_high = np.zeros(gain.shape[2])

@@ -282,11 +282,8 @@ def _explained(
     def elements(square: NDArray[np.float64], first: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(per_source(square / n) / width - (per_source(first / n) / width) ** 2)
 
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.stack(
-            [
-                1 - squared / variance_x,
-                1 - variance_r / variance_x,
-                1 - elements(sums["rr"], sums["r"]) / elements(sums["xx"], sums["x"]),
-            ]
-        )
+    elements_x = elements(sums["xx"], sums["x"])
+    elements_x[elements_x <= 1e-12 * square_x / width] = np.nan
+    return np.stack([
+        1 - squared / variance_x, 1 - variance_r / variance_x, 1 - elements(sums["rr"], sums["r"]) / elements_x,
+    ])  # fmt: skip

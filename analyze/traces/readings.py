@@ -80,6 +80,7 @@ def joined(parts: Sequence[Readings]) -> Readings:
 def mapped(state: xr.DataArray, readout: ReadOut, lens: xr.Dataset | None) -> Array:
     """What the unembedding reads of states (example, position, hidden) of one layer, float32."""
     values = np.asarray(state.values, dtype="float32")
+    values = np.where(np.isfinite(values).all(-1, keepdims=True), values, np.float32(np.nan))
     if lens is None:
         return readout.norm(values)
     chosen = lens.sel(layer=state["layer"].item())

@@ -220,7 +220,7 @@ def _column(
     """Rows, labels, folds and controls of one target column (example,) of each run."""
     problem = {name: np.asarray(part["problem"].values) for name, part in parts.items()}
     rows, label, classes = _numbers(values) if as_number else _classes(values, problem, settings.folds)
-    few = {name: len(np.unique(problem[name][chosen])) for name, chosen in rows.items()}
+    few = {name: len(np.unique(groups[name][chosen])) for name, chosen in rows.items()}
     if min(few.values()) < 2 * settings.folds:
         listed = ", ".join(f"{name} has {count}" for name, count in few.items())
         raise UsageError(f"{settings.folds} folds need {2 * settings.folds} problems of each run; {listed}")
