@@ -118,6 +118,24 @@ def difference_interval(first: ArrayLike, second: ArrayLike) -> tuple[Array, Arr
     return a - b, a - b - np.hypot(a - low_a, high_b - b), a - b + np.hypot(high_a - a, b - low_b)
 
 
+def uncertain(low: ArrayLike, high: ArrayLike, first: ArrayLike, second: ArrayLike) -> tuple[Array, Array]:
+    """Ends of a paired difference's bootstrap interval, of which none has no width.
+
+    Resamples of answers that all turn alike, or not at all, are all the same and would be certain of them: there the
+    interval is that of :func:`difference_interval`.
+
+    Parameters
+    ----------
+    low, high : (...)
+    first, second : (3, ...)
+        What is subtracted, with intervals.
+    """
+    low, high = np.asarray(low, dtype="float64"), np.asarray(high, dtype="float64")
+    certain = low == high
+    _, wider_low, wider_high = difference_interval(first, second)
+    return np.where(certain, wider_low, low), np.where(certain, wider_high, high)
+
+
 def smallest_share(n: int, least: float = 0.0, level: float = 0.95) -> float:
     """Smallest share of ``n`` whose Wilson interval lies above ``least``: what so many problems can tell from it.
 

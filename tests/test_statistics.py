@@ -20,6 +20,7 @@ from schemas.statistics import (
     share_interval,
     smallest_correlation,
     smallest_share,
+    uncertain,
     wilson_interval,
 )  # fmt: skip
 
@@ -156,3 +157,10 @@ def test_an_answer_that_is_missing_is_no_yes():
     for test in (lambda: mcnemar_exact([1, np.nan, 0], [0, 0, 0]), lambda: cochran_q([[1, np.nan], [0, 1]])):
         with pytest.raises(UsageError, match="1 of . answers are NaN"):
             test()
+
+
+def test_answers_that_are_all_alike_are_not_certain():
+    all_right, some = ([share, *wilson_interval(share * 20, 20)] for share in (1.0, 0.5))
+    low, high = uncertain([0.0, 0.4], [0.0, 0.6], np.transpose([all_right, all_right]), np.transpose([all_right, some]))
+    np.testing.assert_allclose([low[0], high[0]], [-(1 - all_right[1]), 1 - all_right[1]])
+    assert (low[1], high[1]) == (0.4, 0.6)

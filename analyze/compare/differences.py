@@ -20,6 +20,7 @@ from analyze.compare.parts import PARTS, Part, Source
 from analyze.statistics import bootstrap_weights, mcnemar_exact, percentile_interval, weighted_mean
 from schemas import UsageError
 from schemas.registry import line
+from schemas.statistics import uncertain
 from store.read import Lake
 from store.results import Result, preferred
 
@@ -290,6 +291,12 @@ def _differences(
             known = x.notnull() & y.notnull() if name != "importance" else None
             difference, low, high = _paired(x, y, known, draws, n_resample, level, seed)
             estimate = [array.transpose(*inner).values for array in (difference, low, high)]
+            if f"{name}_low" in result:
+                own = [
+                    [result[name + end].isel(model=k).transpose(*inner).values for end in ("", "_low", "_high")]
+                    for k in (i, j)
+                ]
+                estimate[1:] = uncertain(*estimate[1:], *own)
             shared[i, j] = shared[j, i] = x.sizes["example"]
             if not inner:
                 problem = x.coords["problem"].values if "problem" in x.coords else None

@@ -13,7 +13,7 @@ from extract.reenter.statistics import problem_of, with_accuracy
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target
 from schemas import Intervention, UsageError, check_positions
-from schemas.statistics import adjust, mcnemar_exact, mean_interval, share_interval
+from schemas.statistics import adjust, mcnemar_exact, mean_interval, share_interval, uncertain
 
 OUTCOMES = {"right": "correct", "wrong": "wrong"}
 """Donor of an intervention by how the problem it comes from is answered."""
@@ -160,7 +160,10 @@ def with_crossed(out: xr.Dataset, seed: int) -> xr.Dataset:
         ends = share_interval(after, np.ones_like(after), problem[use])
         cells["low"][:, receiver], cells["high"][:, receiver] = ends
         difference = after[:, 0].astype(float) - after[:, 1]
-        for name, value in zip(("mean", "low", "high"), mean_interval(difference, seed, problem[use]), strict=True):
+        mean, *bounds = mean_interval(difference, seed, problem[use])
+        shares = np.stack([after.mean(-1), *ends])  # (end, place, giver)
+        bounds = uncertain(*bounds, shares[..., 0], shares[..., 1])
+        for name, value in zip(("mean", "low", "high"), (mean, *bounds), strict=True):
             tests[name][:, receiver] = value
         tests["p"][:, receiver] = [mcnemar_exact(wrong, right, problem[use]).p for right, wrong in after]
     dims = ("place", "receiver", "giver")
