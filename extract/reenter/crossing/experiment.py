@@ -160,9 +160,9 @@ def with_crossed(out: xr.Dataset, seed: int) -> xr.Dataset:
         ends = share_interval(after, np.ones_like(after), problem[use])
         cells["low"][:, receiver], cells["high"][:, receiver] = ends
         difference = after[:, 0].astype(float) - after[:, 1]
-        mean, *bounds = mean_interval(difference, seed, problem[use])
+        mean, lowest, highest = mean_interval(difference, seed, problem[use])
         shares = np.stack([after.mean(-1), *ends])  # (end, place, giver)
-        bounds = uncertain(*bounds, shares[..., 0], shares[..., 1])
+        bounds = uncertain(lowest, highest, shares[..., 0], shares[..., 1])
         for name, value in zip(("mean", "low", "high"), (mean, *bounds), strict=True):
             tests[name][:, receiver] = value
         tests["p"][:, receiver] = [mcnemar_exact(wrong, right, problem[use]).p for right, wrong in after]
