@@ -117,5 +117,5 @@ class Chain:
         """Which tokens ``(state, rank)``, of the given values, are a step of the state's example: (.., step)."""
         steps = self._steps[owner][:, None]
         if self._numbers:
-            return np.asarray(np.isclose(value[:, :, None], steps, rtol=0, atol=1e-6))
+            return np.asarray(np.isclose(value[:, :, None], steps, rtol=1e-9, atol=0))
         return np.asarray(((token[:, :, None, None] == steps) & (steps >= 0)).any(-1))

@@ -35,7 +35,8 @@ def of_examples(yes: np.ndarray, counted: np.ndarray, problem: np.ndarray) -> Ca
 
     def interval(level: float) -> Triple:
         low, high = share_interval(yes, counted, problem, level)
-        return float((yes & counted).sum() / max(counted.sum(), 1)), float(low), float(high)
+        n = int(counted.sum())
+        return float((yes & counted).sum() / n) if n else float("nan"), float(low), float(high)
 
     return interval
 

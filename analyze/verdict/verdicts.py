@@ -15,6 +15,7 @@ from analyze.verdict.rules import (
     QUESTIONS,
     READABLE,
     ROUTE,
+    UNMEASURED,
     USED,
     YES,
     Evidence,
@@ -202,7 +203,11 @@ def judged(
     lacking = [row["method"] for row in absent if row["question"] == question and about(row["method"], place)]
     level = max((levels[one.measure.family] for one in evidence), default=levels[question])
     shown = sorted(
-        (one for one in evidence if one.measure.counts and (one.says == YES or answer != YES)),
+        (
+            one
+            for one in evidence
+            if one.measure.counts and one.says != UNMEASURED and (one.says == YES or answer != YES)
+        ),
         key=lambda one: -np.nan_to_num(one.value, nan=-np.inf),
     )
     best: dict[str, Evidence] = {}
