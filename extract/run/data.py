@@ -226,7 +226,7 @@ def _columns(
     rows = [problem.row for problem in problems]
     chains = [read_chain(row) for row in rows]
     # Steps are counted by their results: a chain with one that cannot be read has no steps that could be told apart.
-    broken = [index for index, chain in enumerate(chains) if any(math.isnan(value) for *_, value in chain)]
+    broken = [index for index, chain in enumerate(chains) if not all(math.isfinite(value) for *_, value in chain)]
     for index in broken:
         chains[index] = []
     words = [[] if chain else word_steps(row) for chain, row in zip(chains, rows, strict=True)]
