@@ -146,9 +146,12 @@ def query_lake(lake: Lake, sql: str) -> pd.DataFrame:
                 if key in known:
                     connection.register(name, _without_nan(known[key].read()))
             found = connection.execute(sql)
-            columns = {str(name): str(kind) for name, kind, *_ in found.description}
-            if "HUGEINT" in columns.values():  # as of sums of whole numbers, which pandas would make floats
-                return pd.DataFrame(found.fetchall(), columns=list(columns), dtype=object).infer_objects()
+            if "HUGEINT" in [str(column[1]) for column in found.description]:  # sums, of which pandas makes floats
+                names = [str(column[0]) for column in found.description]
+                unique = [
+                    f"{name}_{names[:i].count(name)}" if name in names[:i] else name for i, name in enumerate(names)
+                ]
+                return pd.DataFrame(found.fetchall(), columns=unique, dtype=object).infer_objects()
             answer: pd.DataFrame = found.df()
             return answer.map(lambda cell: cell.tolist() if isinstance(cell, np.ndarray) else cell)
         except duckdb.Error as error:
