@@ -369,7 +369,8 @@ class DrawnMean:
         self._sum += filled.sum(1)
         self._count += known.sum(1)
         draws = draws.astype("float64")
-        self._drawn_sum += filled @ draws
+        with np.errstate(invalid="ignore"):  # what is infinite, not drawn
+            self._drawn_sum += filled @ draws
         self._drawn_count += known.astype("float64") @ draws
 
     def interval(self, level: float = 0.95) -> tuple[Array, Array, Array]:
