@@ -138,3 +138,10 @@ def test_batches_and_a_stop_change_nothing_and_the_graph_can_be_read(folder: Pat
     assert set(back.edges) == set(again.edges) == set(graph.edges)
     with pytest.raises(UsageError, match=r"a.dot ends with neither .json nor .graphml"):
         write_graph(graph, tmp_path / "a.dot")
+
+
+def test_pairs_of_one_problem_are_refused(folder: Path) -> None:
+    target = opened(folder, "small-gpt2", limit=8)
+    target.data = target.data.assign_coords(problem=("example", np.zeros(8, dtype=int)))
+    with pytest.raises(UsageError, match="all 4 pairs of small-gpt2/pairs are of one problem"):
+        attribute(target, AttributeSettings(random=1, exact=1))

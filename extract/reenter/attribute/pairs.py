@@ -59,7 +59,7 @@ def pairs_to_score(target: Target, *, one_length: bool) -> Pairs:
     Raises
     ------
     UsageError
-        If fewer than two are left.
+        If fewer than two problems are left.
     """
     halves = pairs_of(target)
     clean, corrupted = halves.clean, halves.corrupted
@@ -82,10 +82,15 @@ def pairs_to_score(target: Target, *, one_length: bool) -> Pairs:
             f" answers of the same tokens and {counts['n_two_lengths']} questions of two lengths, which one step can"
             " do with and more cannot"
         )
-    return Pairs(
+    pairs = Pairs(
         target=target, clean=clean[used], corrupted=corrupted[used], prompts=prompts,
         answers=[answers[index] for index in used], counts=counts,
     )  # fmt: skip
+    if len(np.unique(pairs.problem)) < 2:
+        raise UsageError(
+            f"all {len(used)} pairs of {target.run} are of one problem; nodes are ranked on some and judged on others"
+        )
+    return pairs
 
 
 @dataclass(frozen=True, kw_only=True)
