@@ -206,3 +206,11 @@ def test_a_feature_that_training_rows_do_not_vary_in_says_nothing():
     side = np.where(train, 0, 2)
     wrong = rng.random(60) < 0.5
     assert abs(fit(spool, wrong, side, "deviation", ErrorSpec()).weight[1]) < 1e-12
+
+
+def test_infinite_states_are_told(caused):
+    run, sae = caused
+    states = run["hidden_state"].copy()
+    states.loc[{"example": run["example"].values[0], "position": states["position"].values[0]}] = np.inf
+    found = predict_errors(run.assign(hidden_state=states), sae, spec=ErrorSpec(resamples=10))
+    assert "states hold infinite numbers" in str(found["note"].values)

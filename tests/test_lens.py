@@ -18,7 +18,6 @@ from analyze.depth.ranks import readout_depth
 from analyze.lens.readout import ReadOut
 from analyze.lens.streams import distinct
 from analyze.lens.summary import summary_of_blocks
-from analyze.lens.thoughts import thought_lenses
 from analyze.lens.tokens import in_a_line, results_in_one_token, visible
 from schemas import SchemaError, UsageError, is_number_token
 from store import open_lake
@@ -363,20 +362,6 @@ def test_copies_of_a_read_out_share_what_a_worker_loads() -> None:
     assert pickle.loads(pickle.dumps(ReadOut(make_model()))).unembedding is not copies[0].unembedding
 
 
-@pytest.mark.parametrize("unit", [1e-9, 1e5])
-def test_a_tuned_lens_reads_states_of_any_unit_and_nothing_from_constants(unit):
-    model = make_model(hidden=6)
-    run = make_run(n_example=90, n_layer=2, hidden=6, model=model)
-    tuned = fit_tuned_lens(run, model)
-    scaled = fit_tuned_lens(run.assign(hidden_state=run["hidden_state"] * unit), model)
-    np.testing.assert_allclose(scaled["weight"] * unit, tuned["weight"], rtol=1e-3, atol=1e-6)
-    run["hidden_state"][:, 0, :, 2] = 25000.1  # a component that is the same everywhere, and a layer of them
-    run["hidden_state"][:, 1] = 25000.1
-    constant = fit_tuned_lens(run, model)
-    np.testing.assert_array_equal(constant["weight"].isel(layer=0, hidden=2), 0)
-    np.testing.assert_array_equal(constant["weight"].isel(layer=1), 0)
-
-
 def test_ranks_beyond_what_16_bits_hold_are_told():
     rng = np.random.default_rng(0)
     model = xr.Dataset(
@@ -393,17 +378,3 @@ def test_ranks_beyond_what_16_bits_hold_are_told():
     last = (model["unembedding"].values @ normalise(state, model)).argmin()
     run["intermediate_result"][:] = last
     assert logit_lens(run, model, top=40_000)["result_rank"].item() == 40_000
-
-
-def test_a_layer_that_is_infinite_everywhere_has_no_lens():
-    model = make_model()
-    run = make_run(n_example=60, n_layer=2, model=model)
-    run["hidden_state"][:, 0] = np.inf
-    tuned, thoughts = fit_tuned_lens(run, model), thought_lenses(run, model)
-    for name in ("weight", "kl", "r2"):
-        assert tuned[name].isel(layer=0).isnull().all()
-        assert tuned[name].isel(layer=1).notnull().all()
-    assert thoughts[["kl", "agreement", "r2"]].isel(layer=0).sel(fit="ct1").isnull().to_array().all()
-    run["hidden_state"].loc[{"layer": 1, "position": "ct2"}] = np.inf
-    one = thought_lenses(run, model).sel(layer=1, fit="all")
-    assert one["kl"].isnull().values.tolist() == [False, False, True, False, False, False]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from lens_runs import planted_run
+from synthetic import make_model, make_run
 
 from analyze import fit_tuned_lens, logit_lens
 from analyze.lens.edits import edit_agreement
@@ -140,3 +141,31 @@ def test_readings_and_edits_agree_as_counted_by_hand():
     told = {name: float(one[name][0]) for name in ("n", "read_share", "follow_share", "agreement", "chance")}
     assert told == pytest.approx({"n": 5, "read_share": 0.6, "follow_share": 0.6, "agreement": 0.6, "chance": 0.52})
     assert float(one["difference"][0]) == pytest.approx(2 / 3 - 1 / 2)
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e5])
+def test_a_tuned_lens_reads_states_of_any_unit_and_nothing_from_constants(unit):
+    model = make_model(hidden=6)
+    run = make_run(n_example=90, n_layer=2, hidden=6, model=model)
+    tuned = fit_tuned_lens(run, model)
+    scaled = fit_tuned_lens(run.assign(hidden_state=run["hidden_state"] * unit), model)
+    np.testing.assert_allclose(scaled["weight"] * unit, tuned["weight"], rtol=1e-3, atol=1e-6)
+    run["hidden_state"][:, 0, :, 2] = 25000.1  # a component that is the same everywhere, and a layer of them
+    run["hidden_state"][:, 1] = 25000.1
+    constant = fit_tuned_lens(run, model)
+    np.testing.assert_array_equal(constant["weight"].isel(layer=0, hidden=2), 0)
+    np.testing.assert_array_equal(constant["weight"].isel(layer=1), 0)
+
+
+def test_a_layer_that_is_infinite_everywhere_has_no_lens():
+    model = make_model()
+    run = make_run(n_example=60, n_layer=2, model=model)
+    run["hidden_state"][:, 0] = np.inf
+    tuned, thoughts = fit_tuned_lens(run, model), thought_lenses(run, model)
+    for name in ("weight", "kl", "r2"):
+        assert tuned[name].isel(layer=0).isnull().all()
+        assert tuned[name].isel(layer=1).notnull().all()
+    assert thoughts[["kl", "agreement", "r2"]].isel(layer=0).sel(fit="ct1").isnull().to_array().all()
+    run["hidden_state"].loc[{"layer": 1, "position": "ct2"}] = np.inf
+    one = thought_lenses(run, model).sel(layer=1, fit="all")
+    assert one["kl"].isnull().values.tolist() == [False, False, True, False, False, False]

@@ -100,6 +100,9 @@ def predict_errors(
     share = wrong[side == 0].mean()
     scores[3] = np.log(max(share, 1e-12) / max(1 - share, 1e-12))
     out = _metrics(scores, wrong, problem, side, spec)
+    if rows.n_infinite:
+        told = f"{rows.n_infinite} states hold infinite numbers: no code is on there, and raw numbers are the mean"
+        out["note"] = (), "; ".join(filter(None, [str(out["note"].values), told]))
     out["probability"] = ("predictor", "example"), special.expit(scores)
     out["penalty"] = "predictor", [*(fits[n].penalty for n in PREDICTORS[:3]), np.nan]
     out["n_input"] = "predictor", [*(len(fits[n].weight) for n in PREDICTORS[:3]), 0]
