@@ -181,7 +181,8 @@ def _at(activation: Activations, labels: dict[Hashable, list[Any]], examples: Ar
 
 
 def _read(array: xr.DataArray, examples: Array) -> xr.DataArray:
-    return array.sel(example=examples[np.isin(examples, array["example"].values)]).compute().reindex(example=examples)
+    there = np.isin(array["example"].values, examples)  # in the order of the run, so that they are read alone
+    return array.isel(example=np.flatnonzero(there)).compute().reindex(example=examples)
 
 
 def areas_of(codes: Array, positive: Array) -> Array:
