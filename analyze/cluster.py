@@ -47,7 +47,10 @@ def compute_on(scheduler: str | None = None, workers: int | None = None) -> Iter
         If workers die at the same piece of work again and again.
     """
     if scheduler is None and workers is None:
-        with dask.config.set(scheduler="threads"):  # unset, dask imports all of ``distributed`` to look for a client
+        from dask.threaded import get
+
+        # Unset, or told by a name, dask imports all of ``distributed`` to look for a client.
+        with dask.config.set({"scheduler": get, "array.rechunk.method": "tasks"}):
             yield
         return
     if scheduler is not None and workers is not None:

@@ -49,6 +49,21 @@ def test_an_analysis_that_is_stopped_while_workers_start_says_so_alone() -> None
     assert (done.stdout, done.stderr) == ("stopped\n", "")
 
 
+ALONE = """
+import sys
+import dask.array as da
+from analyze.cluster import compute_on
+
+with compute_on():
+    print(da.ones(6, chunks=2).rechunk(3).sum().compute(), "distributed" in sys.modules)
+"""
+
+
+def test_without_workers_what_starts_them_is_not_loaded() -> None:
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=True)
+    assert done.stdout == "6.0 False\n"
+
+
 def test_a_killed_worker_changes_no_number_and_work_that_kills_them_is_said(tmp_path: Path) -> None:
     model, mark = make_model(), tmp_path / "killed"
     write_run(tmp_path / "made.lake", make_run(n_example=24, model=model), model, shard_examples=8)
