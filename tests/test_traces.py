@@ -149,6 +149,8 @@ def test_trees_use_the_question_before_anything_else() -> None:
     assert question_numbers("Half of 24 eggs in 3 weeks")[0] == (2.0, 3.0, 24.0)
     assert written_step("600*30/100", 180.0) is not None
     assert written_step("sqrt(4)", 2.0) is None
+    assert written_step(f"{'1' * 400}+1", 2.0) is None
+    assert trees("Tom has 1e200 and 1e200 pens, and loses 1e-200.", [1e200], ["ct0"], 5.0, 3).best == []
 
 
 def test_ways_follow_edges_in_the_order_of_the_thoughts() -> None:

@@ -228,7 +228,7 @@ def equations(numbers: Array, value: float, n_operand: int = 2) -> list[tuple[tu
     if read_equations or n_operand < 3:
         return read_equations
     left, right = results[:, None], numbers[None]
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         for sign, outcome in (
             ("+", left + right), ("-", left - right), ("~", right - left), ("*", left * right), ("/", left / right),
             ("\\", right / left),
@@ -248,7 +248,8 @@ def _pairs(numbers: Array) -> tuple[Array, Array, Array]:
     rows, signs, ends = _rows(len(numbers))
     plus, minus, times, by = np.split(numbers[rows], ends)
     divisor = np.where(by[:, 1] == 0, np.nan, by[:, 1])
-    results = [plus.sum(-1), minus[:, 0] - minus[:, 1], times.prod(-1), by[:, 0] / divisor]
+    with np.errstate(over="ignore"):  # what is infinite is no number that is read
+        results = [plus.sum(-1), minus[:, 0] - minus[:, 1], times.prod(-1), by[:, 0] / divisor]
     return rows, signs, np.concatenate(results)
 
 
