@@ -155,6 +155,12 @@ def test_importance_from_a_reentry_by_condition_and_by_position():
     both = reentry_importance(by_condition)
     assert both["position"].values.tolist() == ["ct0", "ct1"]
     np.testing.assert_array_equal(both, [[1, 0], [0.5, 0.5], [0, 0], [np.nan, np.nan]])
+    counted = np.ones_like(right)
+    counted[1, 0] = False  # not armed on it: neither lost nor kept
+    np.testing.assert_array_equal(
+        reentry_importance(by_condition.assign(counted=(("condition", "example"), counted))),
+        [[np.nan, 0], [0.5, 0.5], [0, 0], [np.nan, np.nan]],
+    )
     zero = reentry_importance(by_condition, corruption="zero")
     np.testing.assert_array_equal(zero, [[1, 0], [0, 1], [0, 0], [np.nan, np.nan]])
     by_position = xr.Dataset(

@@ -128,7 +128,10 @@ def reentry_importance(result: xr.Dataset, measure: str = "failure", **where: An
     values = result[name]
     if "answer" in values.dims:
         values = values.isel(answer=0, drop=True)
+    counted: xr.DataArray | bool = True  # where a condition was armed
     if "condition" in values.dims:
+        if "counted" in result:
+            counted = _by_position(result["counted"].isel(condition=slice(1, None)), where).astype(bool)
         before, values = values.isel(condition=0, drop=True), _by_position(values.isel(condition=slice(1, None)), where)
     else:
         before = result.get(f"untouched_{name}", xr.zeros_like(values.isel(position=0, drop=True)))
@@ -149,6 +152,7 @@ def reentry_importance(result: xr.Dataset, measure: str = "failure", **where: An
     else:
         change = before - values if measure == "logprob" else values
     text = {"failure": "failure after intervention", "logprob": "fall of log p of the answer", "kl": "divergence"}
+    change = change.where(counted)
     mean = change.mean(over, skipna=False) if over else change
     runs = json.loads(result.attrs.get("runs", "[]"))
     attrs = {"run": runs[0]} if len(runs) == 1 else inherited(result)
