@@ -164,13 +164,13 @@ def test_raw_and_corrected_p_stand_in_columns_of_their_own(place: Path, capsys: 
         args=["reenter", "corrupt", str(place), RUN, "--corruptions", "zero", "--limit", "12"], standalone_mode=False
     )
     said = capsys.readouterr().out
-    assert re.search(r"\bdrop +p +p Holm +KL", said)
+    assert re.search(r"\bdrop +p +p Holm +log p 95% +KL", said)
     result = open_lake(place).result("corrupt", RUN).sel(stratum="all")
-    controls = [line.split() for line in said.splitlines() if "self (stored)" in line]
-    assert [line[-2] for line in controls] == ["-"]  # not among the tests corrected for
-    first = next(line.split() for line in said.splitlines() if re.search(r"zero +ct0 +\d", line))
+    rows = [re.split(" {2,}", line.strip()) for line in said.splitlines()]
+    assert [row[-3] for row in rows if "self (stored)" in row] == ["-"]  # not among the tests corrected for
+    first = next(row for row in rows if "zero" in row and "ct0" in row)
     at = result.isel(condition=1)
-    assert first[-3:-1] == [f"{float(at['p']):.1e}", f"{float(at['p_holm']):.1e}"]
+    assert first[-4:-2] == [f"{float(at['p']):.1e}", f"{float(at['p_holm']):.1e}"]
 
 
 def test_as_many_problems_as_asked_for_or_a_word(
