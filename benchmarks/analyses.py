@@ -18,13 +18,13 @@ arithmetic   the operations that an analysis declares over the rate of a product
 
 What takes more than 1.5 times its arithmetic, by samples of where the processor was: attention reads in .70 of them
 (checksums, decompression, copies), correlate in .59, heads in .32, and in .32 adds up resamples and scores of each
-example. attribution multiplies with the unembedding in .65, on two threads that slow each other down, and reads in .16.
-Two thirds of a fit of probes and transfer are products of states with few columns at a time, below the rate of large
-ones. geometry at LLaMA-1B's sizes: .62 are components (first tokens of states and of a few of their axes, and
-eigenvectors), .27 the shape of halves and of states shuffled component by component (.15 the shuffling alone), .1
-rotations of every two places. errors and features multiply a few states at a time for each place; traces search trees,
-the report draws. A row without "before" is from before it was told apart: its processor has it, too, its seconds were
-told by the clock of two threads, and it was measured with earlier code.
+example; attribution multiplies with the unembedding in .65 and reads in .16. Two thirds of a fit of probes and transfer
+are products of states with few columns at a time, below the rate of large ones. geometry at LLaMA-1B's sizes: .62 are
+components (first tokens of states and of a few of their axes, and eigenvectors), .27 the shape of halves and of states
+shuffled component by component (.15 the shuffling alone), .1 rotations of every two places. errors and features
+multiply a few states at a time for each place; traces search trees, the report draws. A row without "before" is from
+before it was told apart: its processor has it, too, its seconds were told by the clock of two threads, and it was
+measured with earlier code.
 """
 
 import argparse
