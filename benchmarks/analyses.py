@@ -151,7 +151,8 @@ def main() -> None:
         rows.append(row)
         given.out.write_text(json.dumps(rows, indent=1) + "\n")
         print(line(row), flush=True)
-    shown = [table_row(row) for row in rows if "failed" not in row]
+    last = {(row["analysis"], row["options"]): row for row in rows if "failed" not in row}
+    shown = [table_row(row) for row in last.values()]
     text = __doc__.partition("\n\n")[2].partition("\n\n")[2]
     title = f"Every analysis of the lake {given.lake.stem}: what it takes, and what it says beforehand"
     command = f"python benchmarks/analyses.py {given.lake.name} --only ANALYSIS --options '..'"
