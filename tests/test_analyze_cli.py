@@ -187,3 +187,10 @@ def test_mistakes(made, call):
     code, _, err = call("analyze", "heads", path, "--convention", "other")
     assert code == 2
     assert "--convention other is not one of thoughts, reports" in err
+
+
+def test_that_there_are_no_jacobians_is_said_before_another_lens_is_read(made, call, monkeypatch):
+    monkeypatch.setattr("analyze.lens.command.read_out", None)
+    code, _, err = call("analyze", "lens", made[0], "one/problems", "--lens", "logit,jacobian")
+    assert code != 0
+    assert "lake reenter jacobian" in err

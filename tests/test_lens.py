@@ -184,6 +184,7 @@ def test_tokens_that_are_wanted_twice_are_ranked_once():
     np.testing.assert_array_equal(ranks, rank)
     np.testing.assert_allclose(found, np.where(known, chance, np.nan), rtol=1e-5)
     assert ReadOut(model).told(final, 1, wanted[:, :0])[1].shape == (50, 0)
+    assert ReadOut(model).best(final[:0]).shape == (0,)  # a block of positions that no answer of its examples reaches
 
 
 def test_small_chunks_are_read_out_together():

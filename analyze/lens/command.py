@@ -49,6 +49,8 @@ def run(source: "Source", settings: LensSettings) -> list[Made]:
     """Every lens asked for: its summary and tests, and how well a fitted one does."""
     from analyze.lens.tuned import fit_tuned_lens
 
+    if "jacobian" in settings.lens:
+        source.result("jacobian")  # that there is none is said before minutes are spent on the others
     made: list[Made] = []
     for lens in settings.lens:
         if lens == "logit":

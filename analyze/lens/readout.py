@@ -243,7 +243,7 @@ class ReadOut:
     def best(self, final: Array) -> Array:
         """Likeliest token of each state (state, hidden), float32: (state,) ids; of equals the first."""
         best = Best(len(final), 1)
-        for start, block in self._logit_blocks(final):
+        for start, block in self._logit_blocks(final) if len(final) else ():
             best.add(block, block.reshape(-1, GROUP, len(final)).max(1), start)
         return best.token[:, 0]
 
