@@ -27,8 +27,8 @@ def draw_places(ax: Any, thoughts: Sequence[str]) -> None:
     ax.text(-0.75, 1, "state at", ha="right", va="center", fontsize=8.5, color=HEAT)
     ax.text(-0.75, 0, "fed at", ha="right", va="center", fontsize=8.5, color=HEAT_NEGATIVE)
     if len(thoughts) > 1:
-        ax.text(1, 1.42, "the first result is read here", ha="center", fontsize=8, color=HEAT)
-        ax.text(2, -0.5, "and acts here", ha="center", fontsize=8, color=HEAT_NEGATIVE)
+        ax.text(1, 1.42, "what is read here", ha="center", fontsize=8, color=HEAT)
+        ax.text(2, -0.5, "acts here", ha="center", fontsize=8, color=HEAT_NEGATIVE)
     ax.set_xlim(-1.9, len(states) - 0.4)
     ax.set_ylim(-0.75, 1.7)
     ax.axis("off")
