@@ -87,13 +87,34 @@ def share_interval(
     total, n = agreed.sum(-1).astype("float64"), known.sum(-1).astype("float64")
     if problem is None or len(np.unique(problem)) == agreed.shape[-1]:
         return wilson_interval(total, n, level)
-    yes_of, counted_of = _sums(agreed, np.asarray(problem)), _sums(known, np.asarray(problem))
+    yes_of, counted_of = sums_by_problem(agreed, np.asarray(problem)), sums_by_problem(known, np.asarray(problem))
+    return share_interval_of_sums(total, n, problem_sums(yes_of, counted_of), level)
+
+
+def problem_sums(yes_of: Array, counted_of: Array) -> Array:
+    """What :func:`share_interval_of_sums` takes of problems (..., problem), (4, ...); those of other problems add up.
+
+    Sums of squares and products of how many examples of each say yes and are counted, and problems with any counted.
+    """
+    products = yes_of**2, yes_of * counted_of, counted_of**2, counted_of > 0
+    return np.stack([product.sum(-1, dtype="float64") for product in products])
+
+
+def share_interval_of_sums(total: Array, n: Array, sums: Array, level: float = 0.95) -> Interval:
+    """:func:`share_interval` of ``total`` of ``n`` counted examples (...), whose problems are summed up.
+
+    Parameters
+    ----------
+    sums : (4, ...)
+        Of :func:`problem_sums`.
+    """
+    squares, products, of_counted, n_problem = sums
     with np.errstate(invalid="ignore", divide="ignore"):
         share = total / n
-        variance = ((yes_of - share[..., None] * counted_of) ** 2).sum(-1) / n**2
-        effective = share * (1 - share) / variance
-    n_problem = (counted_of > 0).sum(-1)
-    effective = np.clip(np.where(variance > 0, effective, n_problem), np.minimum(1, n), n)
+        spread = squares - 2 * share * products + share**2 * of_counted
+        spread = np.where(spread > 1e-12 * of_counted, spread, 0)  # rounding, of problems that all have the same share
+        effective = share * (1 - share) * n**2 / spread
+    effective = np.clip(np.where(spread > 0, effective, n_problem), np.minimum(1, n), n)
     return wilson_interval(np.nan_to_num(share) * effective, effective, level)
 
 
@@ -185,7 +206,7 @@ def smallest_correlation(n: int, level: float = 0.95, power: float = 0.8) -> flo
     return float(np.tanh(z / np.sqrt(n - 3)))
 
 
-def _sums(values: Array, problem: Array) -> Array:
+def sums_by_problem(values: Array, problem: Array) -> Array:
     """Sums over the examples of each problem: (..., example) to (..., problem)."""
     number = np.unique(problem, return_inverse=True)[1]
     order = np.argsort(number, kind="stable")
@@ -241,7 +262,7 @@ def mcnemar_exact(first: ArrayLike, second: ArrayLike, problem: ArrayLike | None
         raise UsageError(f"McNemar's test pairs answers one to one; found {first.shape} and {second.shape}")
     more = first.astype(int) - second.astype(int)
     if problem is not None and len(more):
-        more = _sums(more, np.asarray(problem))
+        more = sums_by_problem(more, np.asarray(problem))
     only_first, only_second = int((more > 0).sum()), int((more < 0).sum())
     differ = only_first + only_second
     return PairedTest(float(differ), float(binomtest(only_first, differ).pvalue) if differ else 1.0)

@@ -17,7 +17,7 @@ from extract.reenter.subspace.command import tables
 from extract.reenter.subspace.fits import FITS, Fit, one_hot
 from extract.reenter.subspace.stored import spanned
 from extract.reenter.target import Target
-from extract.reenter.trial import Place, open_trial
+from extract.reenter.trial import Place, Trial, open_trial
 from extract.reenter.wanted import draw_wanted
 from extract.run.extract import extract, prepare
 from extract.small_models.problems import continue_from, make_splits, read_operations, write_problems
@@ -129,10 +129,21 @@ def test_a_probe_is_left_at_its_boundary_and_a_regression_at_the_value(lake: Pat
     own, other = (logit[np.arange(len(new)), place] for place in places)
     np.testing.assert_allclose(own[counted], other[counted], atol=1e-3)
     new, counted = written(by_regression)
-    centred = fitted - mean
-    weights = np.linalg.solve(centred.T @ centred + np.eye(64), centred.T @ labels[trial.fitted])
-    predicted = (new - mean) @ weights + labels[trial.fitted].mean()
+    scaled = (fitted - mean) / scale
+    weights = np.linalg.solve(scaled.T @ scaled + np.eye(64), scaled.T @ labels[trial.fitted])
+    predicted = (new - mean) / scale @ weights + labels[trial.fitted].mean()
     np.testing.assert_allclose(predicted[counted], wanted.value[counted].astype(float), atol=1e-2)
+
+
+def test_a_regression_writes_the_same_in_any_unit(lake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = open_trial(target(lake), 0)
+    wanted = draw_wanted(trial, CT1)
+    column, written = trial.column(CT1), []
+    for unit in (1.0, 1 / 1024):
+        monkeypatch.setattr(Trial, "column", lambda self, place, unit=unit: column * np.float32(unit))
+        made = by_regression(trial, wanted, "intermediate_result")
+        written.append(trial.target.values.directions[made.intervention["direction"]].values[made.counted] / unit)
+    np.testing.assert_allclose(written[1], written[0], rtol=1e-4, atol=1e-4)
 
 
 def test_an_edited_thought_moves_the_answer_where_it_is_used(lake: Path) -> None:

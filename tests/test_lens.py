@@ -211,6 +211,20 @@ def test_planted_results_are_found_with_their_step():
     assert summary["n_step"].sel(position="ct0").values[1] == (~one_step).sum()
 
 
+def test_intervals_of_shares_are_over_problems():
+    """Examples three times over, of the same problems, tell no more than they do once."""
+    run, model = planted_run()
+    n = run.sizes["example"]
+    once = run.assign_coords(problem=("example", np.arange(n)))
+    three = once.isel(example=np.tile(np.arange(n), 3)).assign_coords(example=np.arange(3 * n))
+    expected = lens_summary(logit_lens(once, model))
+    again, _ = summary_of_blocks(computed_blocks(logit_lens(three.chunk(example=7), model)), three["problem"].values)
+    for found in (lens_summary(logit_lens(three, model)), again):
+        for name in ("number_share", "step_share", "inner_share"):
+            for end in ("", "_low", "_high"):
+                xr.testing.assert_allclose(found[name + end], expected[name + end])
+
+
 def test_shares_of_steps_are_of_results_that_a_token_says():
     """A digit is read where the result is 1250: that is no miss, as no read-out could be it."""
     run, model = planted_run()
@@ -252,7 +266,8 @@ def test_stays_lazy_and_ignores_chunks(chunks):
         lazy_tuned = logit_lens(run.chunk(chunks), model, tuned=tuned)
     whole = lens_summary(logit_lens(run, model))
     xr.testing.assert_allclose(lazy.compute(), whole)
-    summary, is_number = summary_of_blocks(computed_blocks(logit_lens(run.chunk(chunks), model)))
+    lens = logit_lens(run.chunk(chunks), model)
+    summary, is_number = summary_of_blocks(computed_blocks(lens), lens["problem"].values)
     xr.testing.assert_allclose(summary, whole)
     assert summary.attrs == whole.attrs
     xr.testing.assert_identical(is_number, logit_lens(run, model)["is_number"])

@@ -91,7 +91,8 @@ def read_out(source: "Source", settings: LensSettings, tuned: "xr.Dataset | None
         folder=source.folder,
     )  # fmt: skip
     with source.progress(unit="examples") as report:
-        summary, is_number = summary_of_blocks(computed_blocks(lens, report))
+        problem = lens["problem"].values if "problem" in lens.coords else None
+        summary, is_number = summary_of_blocks(computed_blocks(lens, report), problem)
     summary = summary.assign_attrs(results_in_one_token(source.data, source.model))
     spec = {"lens": summary.attrs["lens"]}
     made = [Made("lens", summary, spec)]

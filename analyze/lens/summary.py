@@ -9,6 +9,7 @@ import xarray as xr
 from analyze.labels import inherited, numbered, require_dims, take, thought_labels
 from analyze.statistics import adjust, cochran_q, mcnemar_exact, wilson_interval
 from schemas import UsageError
+from schemas.statistics import problem_sums, share_interval, share_interval_of_sums, sums_by_problem
 
 LONG_NAMES = {
     "number_share": "share of examples whose best token is a number",
@@ -32,6 +33,7 @@ OF = {
     **dict.fromkeys(("gold_first_share", "gold_probability", "gold_log_rank"), "n_gold"),
 }
 """What each sum of :func:`lens_counts` is divided by."""
+WITH_INTERVAL = ("number_share", "step_share", "inner_share")
 
 
 def lens_summary(lens: xr.Dataset) -> xr.Dataset:
@@ -40,7 +42,7 @@ def lens_summary(lens: xr.Dataset) -> xr.Dataset:
     Lazy input stays lazy. All : (layer, position), or with ``step`` or ``rank``:
 
     ``n`` examples with a state there; ``number_share`` how often the best token is a number, ``number_share_low`` and
-    ``number_share_high`` its 95% Wilson interval; ``result_share`` how often it is the result of any step,
+    ``number_share_high`` its 95% Wilson interval over problems; ``result_share`` how often it is the result of any step,
     ``result_top_share`` how often one of the top tokens is, and ``control_share``, ``control_top_share`` the same with
     another problem's chain; ``step_share``, ``step_top_share`` : (layer, position, step), of the examples whose chain
     has that step and a token that says its result (``n_step``), with ``step_share_low`` and ``step_share_high``,
@@ -51,18 +53,37 @@ def lens_summary(lens: xr.Dataset) -> xr.Dataset:
     for, and ``last_share`` how often the best token is the result of the last step; ``gold_probability`` and
     ``gold_log_rank`` (natural log) means over examples, ``gold_first_share`` how often the gold token is the best.
     """
-    return _quotients(lens_counts(lens), lens)
+    answers, bounds = _answers(lens), {}
+    if "problem" in lens.coords:
+        problem = lens["problem"].drop_vars(list(lens["problem"].coords))
+        for name in WITH_INTERVAL:
+            bounds[name] = xr.apply_ufunc(
+                share_interval,
+                *xr.broadcast(answers[name], answers[OF[name]]),
+                problem,
+                input_core_dims=[["example"]] * 3,
+                output_core_dims=[[], []],
+                dask="parallelized",
+                dask_gufunc_kwargs={"allow_rechunk": True},
+                output_dtypes=["float64", "float64"],
+            )
+    return _quotients(lens_counts(lens), lens, bounds)
 
 
 def lens_counts(lens: xr.Dataset) -> xr.Dataset:
     """Sums over examples whose quotients are the shares and means of :func:`lens_summary`; those of blocks add up."""
+    return xr.Dataset({name: values.sum("example") for name, values in _answers(lens).items()})
+
+
+def _answers(lens: xr.Dataset) -> dict[str, xr.DataArray]:
+    """What of every example is counted, and what is found of it."""
     has_state = lens["top_token"].isel(rank=0, drop=True) >= 0  # (example, layer, position)
     result, control, operator = lens["result_rank"], lens["control_rank"], lens["operator_rank"]
     step_exists = lens["step"] < lens["n_step"]  # (example, step)
     inner = lens["step"] < lens["n_step"] - 1
     can_be_read, other_can_be_read = lens["can_be_read"], lens["other_can_be_read"]
     last = lens["step"] == lens["n_step"] - 1
-    counted = {
+    return {
         "n": has_state,
         "n_operator": has_state & step_exists,
         "n_step": has_state & step_exists & can_be_read,
@@ -86,33 +107,84 @@ def lens_counts(lens: xr.Dataset) -> xr.Dataset:
         "gold_probability": lens["gold_probability"].astype("float64"),
         "gold_log_rank": _log(lens["gold_rank"]),
     }
-    return xr.Dataset({name: values.sum("example") for name, values in counted.items()})
 
 
-def summary_of_blocks(blocks: Iterable[xr.Dataset]) -> tuple[xr.Dataset, xr.DataArray]:
+class _Problems:
+    """Sums over problems whose examples come block by block; held are those of which examples are still to come."""
+
+    def __init__(self, problem: np.ndarray) -> None:
+        self._label, self._left = np.unique(problem, return_counts=True)
+        self._open = self._label[:0]
+        self._held: dict[str, np.ndarray] = {}
+        self._sums: dict[str, xr.DataArray] = {}
+
+    def add(self, block: xr.Dataset) -> None:
+        """Take a block of examples in."""
+        answers, problem = _answers(block), np.concatenate([self._open, block["problem"].values])
+        np.subtract.at(self._left, np.searchsorted(self._label, block["problem"].values), 1)
+        label = np.unique(problem)
+        whole = self._left[np.searchsorted(self._label, label)] == 0
+        for name in WITH_INTERVAL:
+            both = xr.concat(xr.broadcast(answers[name] & answers[OF[name]], answers[OF[name]]), "side")
+            both = both.transpose("side", ..., "example")
+            new = both.values.astype("float64")
+            of = sums_by_problem(np.concatenate([self._held.get(name, new[..., :0]), new], axis=-1), problem)
+            self._held[name] = of[..., ~whole]
+            frame = both.isel(side=[0] * 4, example=0, drop=True).rename(side="sum")
+            sums = frame.astype("float64").copy(data=problem_sums(*of[..., whole]))
+            self._sums[name] = self._sums[name] + sums if name in self._sums else sums
+        self._open = label[~whole]
+
+    def bounds(self, counts: xr.Dataset) -> dict[str, tuple[xr.DataArray, xr.DataArray]]:
+        """Ends of the shares' intervals, when all examples have come."""
+        return {
+            name: xr.apply_ufunc(
+                lambda total, n, sums: share_interval_of_sums(total, n, np.moveaxis(sums, -1, 0)),
+                *xr.broadcast(counts[name], counts[OF[name]]), sums,
+                input_core_dims=[[], [], ["sum"]], output_core_dims=[[], []],
+            )
+            for name, sums in self._sums.items()
+        }  # fmt: skip
+
+
+def summary_of_blocks(
+    blocks: Iterable[xr.Dataset], problem: np.ndarray | None = None
+) -> tuple[xr.Dataset, xr.DataArray]:
     """:func:`lens_summary` of a lens whose examples come in blocks, and ``is_number`` of every example.
 
-    Memory is that of a block, and of one number for each state.
+    Memory is that of a block, of one number for each state, and of the sums of problems whose examples lie in several
+    blocks.
+
+    Parameters
+    ----------
+    problem : (example,)
+        Problem of each example; by default every example is its own.
     """
     counts: xr.Dataset | None = None
+    problems = None if problem is None or len(np.unique(problem)) == len(problem) else _Problems(problem)
     numbers = []
     for block in blocks:
         own = lens_counts(block)
         counts = own if counts is None else counts + own
         numbers.append(block["is_number"])
+        if problems is not None:
+            problems.add(block)
     assert counts is not None
     whole = xr.concat(numbers, "example")
-    return _quotients(counts, block).assign_attrs(n_example=whole.sizes["example"]), whole
+    summary = _quotients(counts, block, {} if problems is None else problems.bounds(counts))
+    return summary.assign_attrs(n_example=whole.sizes["example"]), whole
 
 
-def _quotients(counts: xr.Dataset, lens: xr.Dataset) -> xr.Dataset:
-    """Shares and means from their sums."""
+def _quotients(
+    counts: xr.Dataset, lens: xr.Dataset, bounds: dict[str, tuple[xr.DataArray, xr.DataArray]]
+) -> xr.Dataset:
+    """Shares and means from their sums; intervals are Wilson's where no others are given."""
     summary = counts[["n", "n_step", "n_step_control", "n_inner", "n_inner_control"]]
     for name, of in OF.items():
         total = counts[of]
         summary[name] = counts[name] / total.where(total > 0)
-        if name in ("number_share", "step_share", "inner_share"):
-            summary[f"{name}_low"], summary[f"{name}_high"] = xr.apply_ufunc(
+        if name in WITH_INTERVAL:
+            summary[f"{name}_low"], summary[f"{name}_high"] = bounds.get(name) or xr.apply_ufunc(
                 wilson_interval,
                 *xr.broadcast(counts[name], total),
                 output_core_dims=[[], []],

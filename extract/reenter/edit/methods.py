@@ -59,13 +59,18 @@ def by_probe(trial: Trial, wanted: Wanted, quantity: str) -> Written:
 
 
 def by_regression(trial: Trial, wanted: Wanted, quantity: str) -> Written:
-    """Go along the direction of a ridge regression of the number until it predicts the one wanted."""
+    """Go along the direction of a ridge regression of the number until it predicts the one wanted.
+
+    The regression is of states scaled to one standard deviation, as :func:`by_probe`'s.
+    """
     if labels_of(trial, quantity, wanted.place.step).dtype.kind in "OU":
         raise UsageError("a regression is of numbers; operators and words can be written by means, probe and donor")
     states, labels = _fitted(trial, wanted, quantity)
-    ridge = Ridge(alpha=1.0).fit(states, labels)
-    direction = np.broadcast_to(ridge.coef_, (len(wanted.own), states.shape[1]))
-    level = np.where(wanted.counted, wanted.value, 0).astype(np.float64) - ridge.intercept_
+    mean, scale = states.mean(0), deviation(states)
+    ridge = Ridge(alpha=1.0).fit((states - mean) / scale, labels)
+    weight = ridge.coef_ / scale
+    direction = np.broadcast_to(weight, (len(wanted.own), states.shape[1]))
+    level = np.where(wanted.counted, wanted.value, 0).astype(np.float64) - ridge.intercept_ + weight @ mean
     return _along(trial, wanted, "regression", direction, level, wanted.counted)
 
 

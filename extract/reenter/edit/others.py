@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from extract.reenter.statistics import problem_of
 from extract.reenter.trial import Trial, is_value, token_values
 from extract.reenter.wanted import Wanted
-from schemas.statistics import wilson_interval
+from schemas.statistics import share_interval
 
 
 def with_others(trial: Trial, result: xr.Dataset, wanted: Sequence[Wanted | None]) -> xr.Dataset:
@@ -40,7 +41,9 @@ def with_others(trial: Trial, result: xr.Dataset, wanted: Sequence[Wanted | None
     flipped, counted = result["state_flip"].values.astype(bool), result["counted"].values
     own = chains.result[trial.tried]
     before = values[tokens[0]]  # (position, example)
-    count = np.zeros((4, *tokens.shape[:2]))
+    problem, shape = problem_of(result), tokens.shape[:2]
+    none = np.array([0, np.nan, np.nan, np.nan])[:, None, None]  # number, share, low, high
+    shares = {name: none.repeat(shape[0], 1).repeat(shape[1], 2) for name in ("follow", "side")}
     for index, want in enumerate(wanted):
         if want is None:
             continue
@@ -56,14 +59,11 @@ def with_others(trial: Trial, result: xr.Dataset, wanted: Sequence[Wanted | None
             use = counted[index] & want.counted
             should = use & is_value(told) & (told != before[place])
             side = use & ~should
-            count[0, index, place], count[1, index, place] = should.sum(), side.sum()
-            count[2, index, place] = (should & (values[tokens[index, place]] == told)).sum()
-            count[3, index, place] = (side & flipped[index, place]).sum()
-    along = ("condition", "position")
-    out = result.assign(n_follow=(along, count[0]), n_side=(along, count[1]))
-    for name, total, part in (("follow", count[0], count[2]), ("side", count[1], count[3])):
-        low, high = wilson_interval(part, total)
-        with np.errstate(invalid="ignore"):
-            share = part / total
-        out = out.assign({f"{name}_share": (along, share), f"{name}_low": (along, low), f"{name}_high": (along, high)})
-    return out
+            kinds = {"follow": (should, values[tokens[index, place]] == told), "side": (side, flipped[index, place])}
+            for name, (among, yes) in kinds.items():
+                share = yes[among].mean() if among.any() else np.nan
+                shares[name][:, index, place] = among.sum(), share, *share_interval(yes, among, problem)
+    columns = {f"n_{name}": found[0] for name, found in shares.items()}
+    for name, found in shares.items():
+        columns |= {f"{name}_{end}": found[k] for k, end in enumerate(("share", "low", "high"), start=1)}
+    return result.assign({name: (("condition", "position"), column) for name, column in columns.items()})
