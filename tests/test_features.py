@@ -84,6 +84,22 @@ def test_a_feature_tells_what_was_planted_and_nothing_where_nothing_was() -> Non
     assert feature_probes(sae, run.drop_vars(["operation", "intermediate_result"])) is None
 
 
+def test_problems_without_a_finite_state_say_nothing_of_a_feature() -> None:
+    run = make_run(n_example=260, n_layer=2, model=make_model())
+    sae = train_sae(select_cells(run), SPEC)
+    states = run["hidden_state"].copy()
+    states[30:90], states[90:120] = np.nan, np.inf
+    found = feature_probes(sae, run.assign(hidden_state=states), permutations=19)
+    rest = np.r_[0:30, 120:260]
+    alone = feature_probes(sae, run.isel(example=rest), permutations=19)
+    every = feature_probes(sae, run, permutations=19)
+    assert isinstance(found, xr.Dataset)
+    assert isinstance(alone, xr.Dataset)
+    assert isinstance(every, xr.Dataset)
+    xr.testing.assert_allclose(found, alone)
+    assert 0 < found["area_n"].max() < every["area_n"].max()
+
+
 FIELDS = (
     "feature_index neuron_alignment_indices neuron_alignment_values neuron_alignment_l1 correlated_neurons_indices"
     " correlated_neurons_l1 correlated_neurons_pearson correlated_features_indices correlated_features_l1"

@@ -29,6 +29,7 @@ from extract.reenter import (
     sweep_grid,
 )
 from schemas import UsageError
+from schemas.statistics import share_interval
 from store import open_lake
 
 
@@ -127,6 +128,17 @@ def test_patching_goes_both_ways(folder: Path) -> None:
     assert min(added[2], added[4]) > max(added[3], added[5], 0.1)
     with pytest.raises(UsageError, match="--into both is not one of corrupted, clean"):
         PatchSettings(into="both")  # type: ignore[arg-type]
+
+
+def test_both_halves_of_a_pair_are_one_problem_of_an_ablation(folder: Path) -> None:
+    pairs = target(folder, "small-gpt2", "pairs")
+    result = ablate(pairs, AblateSettings(sites=("latent_embedding",), operations=("mean",), draws=0))
+    problem = pairs.data["problem"].values
+    assert len(np.unique(problem)) < len(problem)
+    overall = result.sel(stratum="all")
+    low, high = share_interval(result["correct"].values, np.ones_like(result["correct"].values), problem)
+    np.testing.assert_array_equal(overall["accuracy_low"], low)
+    np.testing.assert_array_equal(overall["accuracy_high"], high)
 
 
 def test_counts_of_thoughts_and_layers_are_compared_in_pairs(folder: Path) -> None:

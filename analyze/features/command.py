@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SHOWN = 20
 """Features whose page is printed, those that fire most often first."""
-PROBE = ("tells", "area", "area_low", "area_high", "area_p")
+PROBE = ("tells", "area", "area_low", "area_high", "area_n", "area_p")
 """What :func:`analyze.features.probe.feature_probes` says of each feature."""
 EFFECT = (
     "kl", "kl_low", "kl_high", "kl_random", "kl_more", "kl_p", "broken", "broken_low", "broken_high", "broken_random",
@@ -249,10 +249,11 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
         printed.append(
             Table(
                 title=f"{result.attrs['run']}: what features tell" + (", and do to the answer" if taken_out else ""),
-                columns=["feature", "tells", "area 95%", "p", *(EFFECT_COLUMNS if taken_out else [])],
+                columns=["feature", "tells", "n", "area 95%", "p", *(EFFECT_COLUMNS if taken_out else [])],
                 rows=[[row["feature"], *told_cells(row)] for row in telling],
                 labels=1,
-                caption="area under the ROC curve on test problems, p: against shuffled ones, over all features"
+                caption="n: test problems with the step and a finite state; area under the ROC curve on them, p:"
+                " against shuffled ones, over all features"
                 + ("; KL in nat with its part taken out, beside random directions as long" if taken_out
                    else f"; what they do: lake reenter features PATH {result.attrs['run']}, then this again"),
             )
@@ -266,10 +267,11 @@ EFFECT_COLUMNS = ("KL 95%", "random", "p Holm", "broken", "random")
 
 def told_cells(row: Mapping[str, Any]) -> list[str]:
     """What a feature tells and does, in words."""
-    cells = [row["tells"], _with_interval(row, "area"), f"{row['area_p']:.3f}" if row["tells"] else ""]
+    p = f"{row['area_p']:.3f}" if row["tells"] else ""
+    cells = [row["tells"], str(row.get("area_n", "")), _with_interval(row, "area"), p]
     if "kl" in row:
-        p = f"{row['kl_p']:.1e}" if row["kl_p"] == row["kl_p"] else "-"
-        cells += [_with_interval(row, "kl"), f"{row['kl_random']:.3f}", p]
+        p_kl = f"{row['kl_p']:.1e}" if row["kl_p"] == row["kl_p"] else "-"
+        cells += [_with_interval(row, "kl"), f"{row['kl_random']:.3f}", p_kl]
         cells += [f"{row[name]:.3f}" if row[name] == row[name] else "-" for name in ("broken", "broken_random")]
     return cells
 

@@ -66,17 +66,60 @@ def feature_probes(
         Along ``feature``: ``tells``, the step and value, as ``step 0 = 12`` (``not step 0 = 12``: the feature is
         large in the other problems; empty: it never fires);
         ``area`` on the test problems, at least as large as chance where it tells the value, with ``area_low`` and
-        ``area_high`` (95%, over problems), and ``area_p`` over all features at once; ``attrs`` have ``area_null``,
+        ``area_high`` (95%, over problems), ``area_n`` test problems, those with the step and a finite state at the
+        feature's place, and ``area_p`` over all features at once; ``attrs`` have ``area_null``,
         what the largest area of all features stays below in 95% of shuffles. None where no value is frequent enough.
     """
     runs = {str(other_run.attrs.get("run", "")): other_run for other_run in (run, *others)}
     activation = activation_of(sae, runs)
     chosen, test = problems_of(sae, run, max_problems, seed)
-    values = list(frequent_values(run, chosen, test))
-    if not values:
+    if not any(True for _ in frequent_values(run, chosen, test)):
         return None
     codes = own_codes(sae, activation, run["example"].values[np.concatenate([chosen, test])])  # (row, feature)
-    by_choice, by_test = codes[: len(chosen)], codes[len(chosen) :]
+    known, alike = np.unique(~np.isnan(codes), axis=1, return_inverse=True)  # (row, set of rows), (feature,)
+    n_feature = codes.shape[1]
+    out = {name: np.full(n_feature, np.nan) for name in ("area", "area_low", "area_high")}
+    tells, n, largest = np.full(n_feature, "", dtype=object), np.zeros(n_feature, dtype=int), np.zeros(permutations)
+    for index, rows in enumerate(known.T):
+        features = np.flatnonzero(alike == index)
+        sides_of = chosen[rows[: len(chosen)]], test[rows[len(chosen) :]]
+        found = _told(codes[np.ix_(rows, features)], run, *sides_of, permutations, seed)
+        if found is not None:
+            features = features[found.fires]
+            for name, column in zip(out, found.area, strict=True):
+                out[name][features] = column
+            tells[features], n[features] = found.tells, found.n
+            largest = np.maximum(largest, found.largest)
+    p = (1 + (largest[:, None] >= out["area"]).sum(0)) / (1 + permutations)
+    out["area_p"] = np.where(tells == "", np.nan, p)
+    return xr.Dataset(
+        {name: ("feature", column) for name, column in (out | {"area_n": n, "tells": tells}).items()},
+        coords={"feature": np.arange(n_feature)},
+        attrs={"area_null": float(np.quantile(largest, 0.95)), "n_chosen": len(chosen), "n_test": len(test)},
+    )
+
+
+class Told(NamedTuple):
+    """What features tell that have a code on the same problems."""
+
+    fires: Array
+    """(feature,), bool: which of them fire at all; all else is of these."""
+    tells: Array
+    area: Array
+    """(3, feature), with the ends of its interval."""
+    n: Array
+    """(feature,): test problems that have the step."""
+    largest: Array
+    """(permutation,): largest shuffled area."""
+
+
+def _told(codes: Array, run: xr.Dataset, chosen: Array, test: Array, permutations: int, seed: int) -> Told | None:
+    """Of codes (row, feature) of the rows ``chosen``, then ``test``; None where no value is frequent enough."""
+    values = list(frequent_values(run, chosen, test))
+    fires = (codes != 0).any(0)
+    if not values or not fires.any():
+        return None
+    by_choice, by_test = codes[: len(chosen), fires], codes[len(chosen) :, fires]
     areas = [areas_of(by_choice[side.rows], side.positive) for side, _ in values]  # of each step (feature, value)
     owner = np.concatenate([np.full(area.shape[1], index) for index, area in enumerate(areas)])
     inside = np.concatenate([np.arange(area.shape[1]) for area in areas])
@@ -87,20 +130,12 @@ def feature_probes(
     area, effective, null = tested(
         by_test, [side for _, side in values], owner[best], inside[best], sign, permutations, seed
     )
-    silent = ~(codes != 0).any(0)
     names = np.array([
         ("not " if side < 0 else "") + values[index][0].names[place]
         for index, place, side in zip(owner[best], inside[best], sign, strict=True)
-    ])  # fmt: skip
-    low, high = wilson_interval(area * effective, effective)
-    largest = np.where(silent, 0, null).max(1)
-    p = (1 + (largest[:, None] >= area).sum(0)) / (1 + permutations)
-    columns = {"area": area, "area_low": low, "area_high": high, "area_p": p}
-    out = {name: ("feature", np.where(silent, np.nan, column)) for name, column in columns.items()}
-    out["tells"] = ("feature", np.where(silent, "", names).astype(object))
-    return xr.Dataset(out, coords={"feature": np.arange(codes.shape[1])}, attrs={
-        "area_null": float(np.quantile(largest, 0.95)), "n_chosen": len(chosen), "n_test": len(test),
-    })  # fmt: skip
+    ], dtype=object)  # fmt: skip
+    n = np.array([len(side.rows) for _, side in values])[owner[best]]
+    return Told(fires, names, np.stack([area, *wilson_interval(area * effective, effective)]), n, null.max(1))
 
 
 def sides(sae: xr.Dataset, run: xr.Dataset, seed: int) -> tuple[Array, Array]:
@@ -153,7 +188,10 @@ def _text(value: Any) -> str:
 
 
 def own_codes(sae: xr.Dataset, activation: Activations, examples: Array) -> Array:
-    """Codes (example, feature) of each feature of all cells at the place where it fires most often."""
+    """Codes (example, feature) of each feature of all cells at the place where it fires most often.
+
+    NaN where the example has no finite state there.
+    """
     parts = []
     for _, one in dictionaries(sae):
         frequency = one["frequency"]
@@ -166,9 +204,7 @@ def own_codes(sae: xr.Dataset, activation: Activations, examples: Array) -> Arra
             labels = {dim: [frequency[dim].values[index_there]] for dim, index_there in zip(cells, index, strict=True)}
             here = np.flatnonzero(home == place)
             codes_here = sae_codes(one, _at(activation, labels, examples)).isel(feature=here)
-            codes[:, here] = np.nan_to_num(
-                codes_here.transpose("example", ..., "feature").values.reshape(len(examples), -1)
-            )
+            codes[:, here] = codes_here.transpose("example", ..., "feature").values.reshape(len(examples), -1)
         parts.append(codes)
     return np.concatenate(parts, axis=1)
 

@@ -151,7 +151,7 @@ class Target:
         self, conditions: Sequence[Condition], *, answers: dict[str, list[str]] | None = None,
         examples: Sequence[int] | None = None, observe: bool = False, draws: Draws | None = None,
     ) -> xr.Dataset:  # fmt: skip
-        """Run conditions over examples; coordinates of the conditions are put on the result."""
+        """Run conditions over examples; coordinates of the conditions, and the problems, are put on the result."""
         chosen = self.data["example"].values if examples is None else np.asarray(examples)
         if answers is None:
             gold = dict(
@@ -163,6 +163,9 @@ class Target:
             values=self.values, batch_rows=self.batch_rows, rule=self.rule, folder=self.folder, progress=self.progress,
             observe=observe, draws=draws,
         )  # fmt: skip
+        if "problem" in self.data.coords:
+            problem = self.data["problem"].sel(example=chosen).values
+            result = result.assign_coords(problem=("example", problem))
         return result.assign_coords(condition_coords(conditions))
 
 

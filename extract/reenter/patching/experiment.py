@@ -121,7 +121,6 @@ def patch(target: Target, settings: PatchSettings | None = None) -> xr.Dataset:
     target.folder = folder
     ends = ceiling["logit_difference"].values[0]
     result = with_outcomes(swept, answers, ends, target.scoring, settings.seed, into=settings.into)
-    result = result.assign_coords(problem=("example", target.data["problem"].values[changed]))
     result = with_n_that_wins(result, conditions, settings.seed, into=settings.into)
     first_step = first_steps(target.data, pairs.clean, pairs.corrupted)
     result = with_first_steps(result, first_step, settings.seed, into=settings.into)
