@@ -44,8 +44,8 @@ def lens_summary(lens: xr.Dataset) -> xr.Dataset:
     ``n`` examples with a state there; ``number_share`` how often the best token is a number, ``number_share_low`` and
     ``number_share_high`` its 95% Wilson interval over problems; ``result_share`` how often it is the result of any
     step, ``result_top_share`` how often one of the top tokens is, and ``control_share``, ``control_top_share`` the same
-    with another problem's chain; ``step_share``, ``step_top_share`` : (layer, position, step), of the examples whose chain
-    has that step and a token that says its result (``n_step``), with ``step_share_low`` and ``step_share_high``,
+    with another problem's chain; ``step_share``, ``step_top_share`` : (layer, position, step), of the examples whose
+    chain has that step and a token that says its result (``n_step``), with ``step_share_low`` and ``step_share_high``,
     ``operator_share`` of all with that step, ``step_control_share`` how often the best token is the other problem's
     result, where it has one and a token says it (``n_step_control``); ``inner_share`` with ``inner_share_low``,
     ``inner_share_high``, ``inner_control_share`` (of ``n_inner_control``) the
