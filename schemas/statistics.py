@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from schemas.errors import UsageError
+from schemas.problem_sums import sums_by_problem, trials_of
 from schemas.spelling import nearest
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -85,37 +86,14 @@ def share_interval(
     known: Array = np.asarray(counted, dtype=bool)
     agreed: Array = np.asarray(yes, dtype=bool) & known
     total, n = agreed.sum(-1).astype("float64"), known.sum(-1).astype("float64")
-    if problem is None or len(np.unique(problem)) == agreed.shape[-1]:
-        return wilson_interval(total, n, level)
-    yes_of, counted_of = sums_by_problem(agreed, np.asarray(problem)), sums_by_problem(known, np.asarray(problem))
-    return share_interval_of_sums(total, n, problem_sums(yes_of, counted_of), level)
+    return interval_of_trials(total, n, n if problem is None else trials_of(agreed, known, np.asarray(problem)), level)
 
 
-def problem_sums(yes_of: Array, counted_of: Array) -> Array:
-    """What :func:`share_interval_of_sums` takes of problems (..., problem), (4, ...); those of other problems add up.
-
-    Sums of squares and products of how many examples of each say yes and are counted, and problems with any counted.
-    """
-    products = yes_of**2, yes_of * counted_of, counted_of**2, counted_of > 0
-    return np.stack([product.sum(-1, dtype="float64") for product in products])
-
-
-def share_interval_of_sums(total: Array, n: Array, sums: Array, level: float = 0.95) -> Interval:
-    """:func:`share_interval` of ``total`` of ``n`` counted examples (...), whose problems are summed up.
-
-    Parameters
-    ----------
-    sums : (4, ...)
-        Of :func:`problem_sums`.
-    """
-    squares, products, of_counted, n_problem = sums
+def interval_of_trials(total: ArrayLike, n: ArrayLike, trials: ArrayLike, level: float = 0.95) -> Interval:
+    """Wilson interval of a share ``total / n`` that is as uncertain as one of so many trials."""
+    total, n, trials = (np.asarray(each, dtype="float64") for each in (total, n, trials))
     with np.errstate(invalid="ignore", divide="ignore"):
-        share = total / n
-        spread = squares - 2 * share * products + share**2 * of_counted
-        spread = np.where(spread > 1e-12 * of_counted, spread, 0)  # rounding, of problems that all have the same share
-        effective = share * (1 - share) * n**2 / spread
-    effective = np.clip(np.where(spread > 0, effective, n_problem), np.minimum(1, n), n)
-    return wilson_interval(np.nan_to_num(share) * effective, effective, level)
+        return wilson_interval(total * (trials / n), trials, level)
 
 
 def difference_interval(first: ArrayLike, second: ArrayLike) -> tuple[Array, Array, Array]:
@@ -204,14 +182,6 @@ def smallest_correlation(n: int, level: float = 0.95, power: float = 0.8) -> flo
         return float("nan")
     z = float(ndtri(0.5 + level / 2) + ndtri(power))
     return float(np.tanh(z / np.sqrt(n - 3)))
-
-
-def sums_by_problem(values: Array, problem: Array) -> Array:
-    """Sums over the examples of each problem: (..., example) to (..., problem)."""
-    number = np.unique(problem, return_inverse=True)[1]
-    order = np.argsort(number, kind="stable")
-    starts = np.flatnonzero(np.diff(number[order], prepend=-1))
-    return np.asarray(np.add.reduceat(values[..., order].astype("float64"), starts, axis=-1))
 
 
 def _yes(answers: ArrayLike) -> Array:

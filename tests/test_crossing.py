@@ -32,7 +32,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shipped model over hard problems, of which it answers some wrongly, and over a few pairs."""
     root = tmp_path_factory.mktemp("cross")
     write_problems(make_hard(40, 5), root / "hard.jsonl")
-    write_pairs(make_pairs(6, 3), root / "pairs.json")
+    write_pairs(make_pairs(10, 3), root / "pairs.json")
     spec = RunSpec(dtype="float32", batch_size=40, max_new_tokens=8)
     for data in ("hard.jsonl", "pairs.json"):
         extract(prepare("small-gpt2", str(root / data), root / "a.lake", spec), root / "a.lake")
@@ -115,7 +115,7 @@ def test_the_page_tells_what_goes_over_how_many_can_go_and_patches_back(lake: Pa
     assert re.search(
         r"whether the corrupted answer wins is open .* in .*% of resamples of the pairs at no N", told["patching-back"]
     )
-    assert "first differ: step 1 (n 3) from N = 2" in told["patching-back"]
+    assert re.search(r"first differ: step 1 \(n \d\) from N = 2", told["patching-back"])
 
 
 def test_crossing_has_its_closed_form() -> None:

@@ -214,3 +214,9 @@ def test_infinite_states_are_told(caused):
     states.loc[{"example": run["example"].values[0], "position": states["position"].values[0]}] = np.inf
     found = predict_errors(run.assign(hidden_state=states), sae, spec=ErrorSpec(resamples=10))
     assert "states hold infinite numbers" in str(found["note"].values)
+
+
+def test_a_fit_that_does_not_converge_is_told(caused):
+    found = predict_errors(*caused, spec=ErrorSpec(resamples=10, max_iterations=1))
+    assert "did not converge in 1 iterations; give more with --max-iterations" in found["note"].item()
+    assert "converge" not in predict_errors(*caused, spec=ErrorSpec(resamples=10))["note"].item()

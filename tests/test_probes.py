@@ -17,7 +17,7 @@ from analyze.probes import logistic as logistic
 from analyze.probes.command import ProbeSettings, as_they_come
 from analyze.probes.linear import NOTE, linear_probes, summarise_probes
 from analyze.probes.nested import nested_logistic
-from analyze.probes.tasks import PENALTIES
+from analyze.probes.tasks import PENALTIES, folds_of
 from schemas import SchemaError, UsageError
 from store import open_lake
 
@@ -137,14 +137,36 @@ def test_a_step_of_two_classes_beside_one_of_more_has_a_direction_for_each():
         assert np.isnan(both[name].sel({"class": ["*", "/"]})).all()
 
 
+def test_certain_scores_do_not_tie():
+    """Noise under weak penalties is told with certainty, rightly or not: probabilities that round to 1."""
+    run = make_run(n_example=120, n_layer=1, hidden=100, seed=3)
+    run["hidden_state"].values[:] *= 1 + 30 * np.random.default_rng(4).random((120, 1, 1, 1), dtype=np.float32)
+    settings = ProbeSettings(positions=["ct1"], controls=0, permutations=20, resamples=20, penalties=(1e4,))
+    found = linear_probes(run, settings)
+    label, fold = run["correct"].values, folds_of(run["correct"].values, run["problem"].values, 5, 0)
+    states = run["hidden_state"].sel(layer=0, position="ct1").values
+    score = nested_logistic(states, label.astype(int)[:, None], fold, penalty=[1e4]).score[:, 0, 1]
+    assert (score.astype(np.float32) == 1).sum() > 5
+    parts = [fold == part for part in range(5)]
+    pairs = [label[part].sum() * (~label[part]).sum() for part in parts]
+    areas = [roc_auc_score(label[part], score[part]) for part in parts]
+    assert float(found["auroc"].item()) == pytest.approx(np.average(areas, weights=pairs))
+
+
+def test_numbers_beyond_float32_are_refused():
+    run = make_run(n_example=60, n_layer=1)
+    with pytest.raises(UsageError, match=r"numbers up to .*e\+39"):
+        linear_probes(
+            run.assign(large=("example", 1e39 * np.linspace(-2, 9, 60))), ProbeSettings(target="large", controls=0)
+        )
+
+
 def test_scores_are_what_their_definitions_say():
     run, _ = planted_run(n_example=240, strength=1.0)
     result = linear_probes(run, ProbeSettings(layers=[1], positions=["ct1"], controls=0, permutations=400)).isel(
         layer=0, position=0
     )
     label, problem = run["correct"].values, run["problem"].values
-    from analyze.probes.tasks import folds_of
-
     fold = folds_of(label, problem, 5, 0)
     states = run["hidden_state"].sel(layer=1, position="ct1").values
     fit = nested_logistic(states, label.astype(int)[:, None], fold, penalty=PENALTIES)

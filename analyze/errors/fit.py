@@ -21,7 +21,7 @@ class Fit:
 
     def __init__(self, weight: Vector, bias: float, mean: Vector, deviation: Vector) -> None:
         self.weight, self.bias, self.mean, self.deviation = weight, bias, mean, deviation
-        self.penalty, self.n_iteration = np.nan, 0
+        self.penalty, self.n_iteration, self.converged = np.nan, 0, True
 
     def scores(self, design: Spool) -> Vector:
         """Log odds of being wrong (row,)."""
@@ -131,19 +131,19 @@ def fit(
     rows = Scaled(design, mean, center, unit)
     if is_turned(design.n_row, design.n_stored / design.n_row):
         turned, turn = rows.turned()
-        weight, bias, penalty, n_iteration = _descend(turned, wrong, side, spec)
+        weight, bias, penalty, n_iteration, converged = _descend(turned, wrong, side, spec)
         weight = rows.slope(turn @ weight)
     else:
-        weight, bias, penalty, n_iteration = _descend(rows, wrong, side, spec)
+        weight, bias, penalty, n_iteration, converged = _descend(rows, wrong, side, spec)
     found = Fit(weight / unit, bias - float(center @ (weight / unit)), mean, deviation)
-    found.penalty, found.n_iteration = penalty, n_iteration
+    found.penalty, found.n_iteration, found.converged = penalty, n_iteration, converged
     return found
 
 
 def _descend(
     rows: Scaled, wrong: NDArray[np.bool_], side: NDArray[np.intp], spec: ErrorSpec
-) -> tuple[Vector, float, float, int]:
-    """Weights, bias, penalty and iterations of the penalty that does best on what it is chosen by."""
+) -> tuple[Vector, float, float, int, bool]:
+    """Weights, bias, penalty, iterations and end of the penalty that does best on what it is chosen by."""
     train, target = side == 0, wrong.astype(np.float64)
     importance = np.ones(len(wrong))
     if spec.balanced and 0 < wrong[train].sum() < train.sum():
@@ -158,7 +158,7 @@ def _descend(
         )
 
     theta = np.zeros(rows.width + 1)
-    best: tuple[float, tuple[Vector, float, float, int]] | None = None
+    best: tuple[float, tuple[Vector, float, float, int, bool]] | None = None
     held = (side == 1) if (side == 1).any() and len(spec.penalties) > 1 else train
     for penalty in spec.penalties:
         solution = optimize.minimize(
@@ -173,7 +173,7 @@ def _descend(
         z = rows.scores(theta[:-1], theta[-1])[held]
         loss = float(np.mean(importance[held] * (np.logaddexp(0, z) - target[held] * z)))
         if best is None or loss < best[0]:
-            best = loss, (theta[:-1], float(theta[-1]), penalty, int(solution.nit))
+            best = loss, (theta[:-1], float(theta[-1]), penalty, int(solution.nit), bool(solution.success))
     if best is None:
         raise UsageError("error prediction without a penalty to try")
     return best[1]

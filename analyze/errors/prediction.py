@@ -62,7 +62,7 @@ def predict_errors(
         ``probability(predictor, example)`` of being wrong. ``weight(..., feature)`` the change of the log odds of
         being wrong per standard deviation of a code, and its largest in ``carrier_*``, with how often and how
         strongly they fire on wrong and right answers of the test problems. A metric that does not exist (a test split
-        with one outcome) is NaN and named in ``note``.
+        with one outcome) is NaN and named in ``note``, as are fits that did not converge.
     """
     spec = spec or ErrorSpec()
     source = sources(_activation(run, sae) if activation is None else activation, sae)
@@ -100,9 +100,15 @@ def predict_errors(
     share = wrong[side == 0].mean()
     scores[3] = np.log(max(share, 1e-12) / max(1 - share, 1e-12))
     out = _metrics(scores, wrong, problem, side, spec)
+    told = [str(out["note"].values)]
     if rows.n_infinite:
-        told = f"{rows.n_infinite} states hold infinite numbers: no code is on there, and raw numbers are the mean"
-        out["note"] = (), "; ".join(filter(None, [str(out["note"].values), told]))
+        told.append(f"{rows.n_infinite} states hold infinite numbers: no code is on there, raw numbers are the mean")
+    if unfinished := [name.replace("_", " ") for name, found in fits.items() if not found.converged]:
+        told.append(
+            f"the fit of {', '.join(unfinished)} did not converge in {spec.max_iterations:,} iterations; give more with"
+            " --max-iterations"
+        )
+    out["note"] = (), "; ".join(filter(None, told))
     out["probability"] = ("predictor", "example"), special.expit(scores)
     out["penalty"] = "predictor", [*(fits[n].penalty for n in PREDICTORS[:3]), np.nan]
     out["n_input"] = "predictor", [*(len(fits[n].weight) for n in PREDICTORS[:3]), 0]

@@ -7,9 +7,10 @@ import pandas as pd
 import xarray as xr
 
 from analyze.labels import inherited, numbered, require_dims, take, thought_labels
-from analyze.statistics import adjust, cochran_q, mcnemar_exact, wilson_interval
+from analyze.statistics import adjust, cochran_q, mcnemar_exact
 from schemas import UsageError
-from schemas.statistics import problem_sums, share_interval, share_interval_of_sums, sums_by_problem
+from schemas.problem_sums import effective_trials, problem_sums, sums_by_problem, trials_of
+from schemas.statistics import interval_of_trials
 
 LONG_NAMES = {
     "number_share": "share of examples whose best token is a number",
@@ -53,21 +54,20 @@ def lens_summary(lens: xr.Dataset) -> xr.Dataset:
     for, and ``last_share`` how often the best token is the result of the last step; ``gold_probability`` and
     ``gold_log_rank`` (natural log) means over examples, ``gold_first_share`` how often the gold token is the best.
     """
-    answers, bounds = _answers(lens), {}
+    answers, trials = _answers(lens), {}
     if "problem" in lens.coords:
         problem = lens["problem"].drop_vars(list(lens["problem"].coords))
         for name in WITH_INTERVAL:
-            bounds[name] = xr.apply_ufunc(
-                share_interval,
+            trials[name] = xr.apply_ufunc(
+                trials_of,
                 *xr.broadcast(answers[name], answers[OF[name]]),
                 problem,
                 input_core_dims=[["example"]] * 3,
-                output_core_dims=[[], []],
                 dask="parallelized",
                 dask_gufunc_kwargs={"allow_rechunk": True},
-                output_dtypes=["float64", "float64"],
+                output_dtypes=["float64"],
             )
-    return _quotients(lens_counts(lens), lens, bounds)
+    return _quotients(lens_counts(lens), lens, trials)
 
 
 def lens_counts(lens: xr.Dataset) -> xr.Dataset:
@@ -135,16 +135,13 @@ class _Problems:
             self._sums[name] = self._sums[name] + sums if name in self._sums else sums
         self._open = label[~whole]
 
-    def bounds(self, counts: xr.Dataset) -> dict[str, tuple[xr.DataArray, xr.DataArray]]:
-        """Ends of the shares' intervals, when all examples have come."""
-        return {
-            name: xr.apply_ufunc(
-                lambda total, n, sums: share_interval_of_sums(total, n, np.moveaxis(sums, -1, 0)),
-                *xr.broadcast(counts[name], counts[OF[name]]), sums,
-                input_core_dims=[[], [], ["sum"]], output_core_dims=[[], []],
-            )
-            for name, sums in self._sums.items()
-        }  # fmt: skip
+    def trials(self, counts: xr.Dataset) -> dict[str, xr.DataArray]:
+        """Effective number of trials of each share, when all examples have come."""
+        found = {}
+        for name, sums in self._sums.items():
+            total, n = xr.broadcast(counts[name], counts[OF[name]])
+            found[name] = total.copy(data=effective_trials(total.values, n.values, sums.values))
+        return found
 
 
 def summary_of_blocks(
@@ -171,22 +168,21 @@ def summary_of_blocks(
             problems.add(block)
     assert counts is not None
     whole = xr.concat(numbers, "example")
-    summary = _quotients(counts, block, {} if problems is None else problems.bounds(counts))
+    trials = {} if problems is None else problems.trials(counts)
+    summary = _quotients(counts, block, trials)
     return summary.assign_attrs(n_example=whole.sizes["example"]), whole
 
 
-def _quotients(
-    counts: xr.Dataset, lens: xr.Dataset, bounds: dict[str, tuple[xr.DataArray, xr.DataArray]]
-) -> xr.Dataset:
-    """Shares and means from their sums; intervals are Wilson's where no others are given."""
+def _quotients(counts: xr.Dataset, lens: xr.Dataset, trials: dict[str, xr.DataArray]) -> xr.Dataset:
+    """Shares and means from their sums; the intervals are of so many trials, or of the examples counted."""
     summary = counts[["n", "n_step", "n_step_control", "n_inner", "n_inner_control"]]
     for name, of in OF.items():
         total = counts[of]
         summary[name] = counts[name] / total.where(total > 0)
         if name in WITH_INTERVAL:
-            summary[f"{name}_low"], summary[f"{name}_high"] = bounds.get(name) or xr.apply_ufunc(
-                wilson_interval,
-                *xr.broadcast(counts[name], total),
+            summary[f"{name}_low"], summary[f"{name}_high"] = xr.apply_ufunc(
+                interval_of_trials,
+                *xr.broadcast(counts[name], total, trials.get(name, total)),
                 output_core_dims=[[], []],
                 dask="parallelized",
                 output_dtypes=["float64", "float64"],

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import xarray as xr
+from scipy.special import logit
 
 from analyze.cluster import spread
 from analyze.labels import part_of
@@ -215,13 +216,15 @@ def _fit_task(states: Array, known: Array, task: Task) -> Cell | None:
     chosen = states[task.rows[known]]
     if task.classes is None:
         fit = nested_ridge(chosen, label, fold, penalty=task.penalty)
+        score = fit.score[:, 0]
         control = [r2(fit.score[:, i, 0], label[:, i], fold) for i in range(1, label.shape[1])]
     else:
         fit = nested_logistic(chosen, label, fold, penalty=task.penalty, selection=task.selection)
+        score = logit(fit.score[:, 0]).astype(np.float32)  # of probabilities those near 1 would tie in float32
         control = [float(np.mean(fit.score[:, i].argmax(-1) == label[:, i])) for i in range(1, label.shape[1])]
     return Cell(
         known=known,
-        score=fit.score[:, 0].astype(np.float64 if task.classes is None else np.float32),
+        score=score,
         control=float(np.mean(control)) if control else np.nan,
         training=float(fit.training[:, 0].mean()),
         refit_training=fit.refit_training,

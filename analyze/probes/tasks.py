@@ -18,6 +18,8 @@ PENALTIES = tuple(float(10.0**power) for power in range(-3, 3))
 """Values of C tried by default: those of the reports."""
 RIDGE_PENALTIES = tuple(float(10.0**power) for power in range(-2, 6))
 """Values of alpha tried by default for numbers."""
+LARGEST = 1e30
+"""Number that is probed at most: directions are numbers over deviations of states, in float32."""
 
 
 def target_columns(target: xr.DataArray) -> dict[Any, Array]:
@@ -89,6 +91,11 @@ def _number_rows(column: Array, problem: Array, n_fold: int) -> tuple[Array, Arr
         raise UsageError(f"treated as a number, but {error}; text is probed as classes") from None
     rows = np.flatnonzero(np.isfinite(value))
     label: Array = value[rows]
+    if len(label) and np.abs(label).max() > LARGEST:
+        raise UsageError(
+            f"it has numbers up to {np.abs(label).max():.3g}, and directions are kept in float32, so numbers may be"
+            f" {LARGEST:g} at most; probe it in another unit"
+        )
     if len(np.unique(problem[rows])) < 2 * n_fold or len(np.unique(label)) < 2:
         raise UsageError(
             f"{len(np.unique(problem[rows]))} problems with {len(np.unique(label))} values; "

@@ -1,0 +1,52 @@
+"""Sums over the examples of each problem, and of how many trials a share over problems of several examples is."""
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def sums_by_problem(values: Array, problem: Array) -> Array:
+    """Sums over the examples of each problem, in order of their labels: (..., example) to (..., problem)."""
+    number = np.unique(problem, return_inverse=True)[1]
+    order = np.argsort(number, kind="stable")
+    starts = np.flatnonzero(np.diff(number[order], prepend=-1))
+    return np.asarray(np.add.reduceat(values[..., order].astype("float64"), starts, axis=-1))
+
+
+def problem_sums(yes_of: Array, counted_of: Array) -> Array:
+    """What :func:`effective_trials` takes of problems (..., problem), (4, ...); those of other problems add up.
+
+    Sums of squares and products of how many examples of each say yes and are counted, and problems with any counted.
+    """
+    products = yes_of**2, yes_of * counted_of, counted_of**2, counted_of > 0
+    return np.stack([product.sum(-1, dtype="float64") for product in products])
+
+
+def trials_of(yes: Array, counted: Array, problem: Array) -> Array:
+    """:func:`effective_trials` of the share of counted examples that say yes, (..., example), bool, to (...)."""
+    n = counted.sum(-1).astype("float64")
+    if len(np.unique(problem)) == counted.shape[-1]:
+        return np.asarray(n)
+    yes_of, counted_of = sums_by_problem(yes & counted, problem), sums_by_problem(counted, problem)
+    return effective_trials(yes_of.sum(-1), n, problem_sums(yes_of, counted_of))
+
+
+def effective_trials(total: Array, n: Array, sums: Array) -> Array:
+    """Trials as uncertain as a share ``total / n`` over problems, see :func:`schemas.statistics.share_interval`.
+
+    Parameters
+    ----------
+    total, n : (...)
+        Examples that say yes, and that are counted.
+    sums : (4, ...)
+        Of :func:`problem_sums`.
+    """
+    squares, products, of_counted, n_problem = sums
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = total / n
+        spread = squares - 2 * share * products + share**2 * of_counted
+        spread = np.where(spread > 1e-12 * of_counted, spread, 0)  # rounding, of problems that all have the same share
+        trials = share * (1 - share) * n**2 / spread
+    return np.asarray(np.clip(np.where(spread > 0, trials, n_problem), np.minimum(1, n), n))
