@@ -140,6 +140,7 @@ REFUSED = {
     "normalises, oldest": (OLDEST | {"normalize_activations": True}, {}, "normalises its input"),
     "rescaled relu": (NEW | {"architecture": "standard", "rescale_acts_by_decoder_norm": True}, {}, "rescale_acts"),
     "flag": (NEW | TOPK | {"apply_b_dec_to_input": "no"}, {}, "neither true nor false"),
+    "flag null": (NEW | TOPK | {"apply_b_dec_to_input": None}, {}, "apply_b_dec_to_input is None, neither true nor"),
     "field": (NEW | TOPK | {"post_scale": 2.0}, {}, "fields that are not known: post_scale"),
     "tensor": (NEW | TOPK, {"W_skip": torch.zeros(3)}, "tensors that are not known: W_skip"),
     "no bias": (NEW | TOPK, {"b_enc": None, "b_dec": None}, "b_dec, b_enc missing"),

@@ -248,7 +248,8 @@ def _check_config(config: Mapping[str, Any], activation: Activation, problems: l
     if config.get("rescale_acts_by_decoder_norm") and activation not in ("topk", "abs_topk"):
         problems.append(f"rescale_acts_by_decoder_norm is not known for {activation}")
     for name in ("apply_b_dec_to_input", "rescale_acts_by_decoder_norm", "finetuning_scaling_factor"):
-        if name in config and not isinstance(config[name], bool | None):
+        empty = name != "apply_b_dec_to_input" and config.get(name) is None  # null says neither
+        if name in config and not empty and not isinstance(config[name], bool):
             problems.append(f"{name} is {config[name]!r}, neither true nor false")
     if unknown := sorted(set(config) - _FORWARD - _TRAINING):
         problems.append(f"fields that are not known: {', '.join(unknown)}")
