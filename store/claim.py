@@ -5,11 +5,10 @@ import os
 import struct
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 
-from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
@@ -43,7 +42,7 @@ def lake_lock(location: str | os.PathLike[str], group: str = "", made_from: str 
     """
     folder = local_path(location)
     if folder is None:
-        with _claimed(location, open_store(location, read_only=False), group, made_from.encode()):
+        with _claimed(location, group, made_from.encode()) if group else nullcontext():
             yield
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,12 +56,9 @@ def lake_lock(location: str | os.PathLike[str], group: str = "", made_from: str 
 
 
 @contextmanager
-def _claimed(location: str | os.PathLike[str], store: Store, group: str, made_from: bytes) -> Iterator[None]:
+def _claimed(location: str | os.PathLike[str], group: str, made_from: bytes) -> Iterator[None]:
     """Claim a group by an object that is put where there is none, says what it is made from, and goes afterwards."""
-    if not group:
-        yield
-        return
-    key = f"{group}/claim"
+    store, key = open_store(location, read_only=False), f"{group}/claim"
     while (held := read_bytes(store, key)) is None:
         sync(store.set_if_not_exists(key, default_buffer_prototype().buffer.from_bytes(made_from)))
     if held != made_from:
