@@ -225,7 +225,7 @@ def test_grid_and_crosscoder_files(run, tmp_path):
     joined = np.concatenate([state.sel(layer=0), state.sel(layer=1), other.sel(layer=0), other.sel(layer=1)], axis=-1)
     code, _ = forward_of(folder, joined.reshape(-1, 20))
     np.testing.assert_allclose(sae_codes(sae, {"a": state, "b": other}).values.reshape(-1, 12), code, atol=1e-5)
-    with pytest.raises(UsageError, match=r"cfg.json and sae_weights.safetensors missing"):
+    with pytest.raises(UsageError, match=r"has none of these: SAELens: sae_weights.safetensors and"):
         load_sae(tmp_path / "grid")
 
 

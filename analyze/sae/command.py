@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from analyze.sae.spec import REPORT_LAYERS, REPORT_POSITIONS, SAESpec, Scope
+from analyze.sae.spec import LEARNING, REPORT_LAYERS, REPORT_POSITIONS, SAESpec, Scope
 from schemas.command import Analysis, Cost, Made, Part, Printed, Sampled, Table, setting
+from schemas.errors import UsageError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -28,12 +29,30 @@ class SAESettings(SAESpec, Part, Sampled):
         None, "Only these positions; by default bot and all thoughts.", metavar="bot,ct0.."
     )
     top: int = setting(10, "Top-activating problems kept for each feature.", least=0)
+    load: Path | None = setting(
+        None,
+        "Measure a dictionary that is there instead of learning one: a folder of SAELens, sparsify, dictionary_learning"
+        " or Gemma Scope.",
+        metavar="DIR",
+        stored=False,
+    )
     save: Path | None = setting(
         None,
         "Also save in the layout that SAELens loads, each run in a folder of its own; a crosscoder in DIR itself.",
         metavar="DIR",
         stored=False,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.load is None:
+            return
+        usual = SAESpec()
+        given = [name for name in LEARNING if getattr(self, name) != getattr(usual, name)]
+        given += ["scope"] if self.scope != "pool" else []
+        if given:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise UsageError(f"{flags}: says how a dictionary is learned, and --load takes one that is; leave it out")
 
     def cells(self) -> tuple[list[int] | None, list[str] | None]:
         """Layers and positions: those given, or the preset's."""
@@ -49,15 +68,22 @@ def run(source: "Source | Sequence[Source]", settings: SAESettings) -> list[Made
     from analyze.sae.files import save_sae
 
     sources = source if isinstance(source, Sequence) else [source]
-    dictionary = learn(sources, settings)
+    layers, positions = settings.cells()
+    chosen = {name: labels for name, labels in (("layers", layers), ("positions", positions)) if labels}
+    if settings.load is not None:
+        from analyze.sae.elsewhere import load_and_measure
+
+        dictionary, stored = load_and_measure(sources[0], settings)
+        chosen |= stored
+    else:
+        dictionary = learn(sources, settings)
+    tell_infinite(sources, dictionary)
     if settings.save is not None:
         label = " + ".join(source.run for source in sources)
         joint = settings.scope == "crosscoder"
         folder = settings.save if joint else settings.save / label.replace("/", ".")
         save_sae(dictionary, folder, metadata={"model_name": label})
-    layers, positions = settings.cells()
-    chosen = {"layers": layers, "positions": positions}
-    return [Made("sae", dictionary, {name: labels for name, labels in chosen.items() if labels})]
+    return [Made("sae", dictionary, chosen)]
 
 
 def learn(sources: "Sequence[Source]", settings: SAESettings) -> "xr.Dataset":
@@ -71,19 +97,22 @@ def learn(sources: "Sequence[Source]", settings: SAESettings) -> "xr.Dataset":
     }
     by_model = {run.partition("/")[0]: activation for run, activation in states.items()}
     with sources[0].shell.progress(" + ".join(states), "batches") as report:
-        dictionary = train_sae(
+        return train_sae(
             by_model if settings.scope == "crosscoder" else states[sources[0].run],
             settings,
             scope=settings.scope,
             n_top=settings.top,
             progress=report,
         )
+
+
+def tell_infinite(sources: "Sequence[Source]", dictionary: "xr.Dataset") -> None:
+    """Say how many rows were left out because a number in them is infinite."""
     if n_infinite := int(dictionary["n_infinite"]):
+        runs = " + ".join(source.run for source in sources)
         sources[0].shell.note(
-            f"{' + '.join(states)}: {n_infinite} rows hold infinite numbers and are left out; --dtype float32 would"
-            " have stored them"
+            f"{runs}: {n_infinite} rows hold infinite numbers and are left out; --dtype float32 would have stored them"
         )
-    return dictionary
 
 
 def cost(source: "Source | Sequence[Source]", settings: SAESettings) -> Cost:
@@ -92,6 +121,10 @@ def cost(source: "Source | Sequence[Source]", settings: SAESettings) -> Cost:
     from analyze.sae.dictionary import CALIBRATION_ROWS, VALIDATION_ROWS, select_cells
 
     sources = source if isinstance(source, Sequence) else [source]
+    if settings.load is not None:
+        from analyze.sae.elsewhere import cost_of_measuring
+
+        return cost_of_measuring(sources[0], settings)
     layers, positions = settings.cells()
     states = [select_cells(source.data, settings.variable, layers=layers, positions=positions) for source in sources]
     width = sum(part.sizes["hidden"] for part in states)
@@ -135,10 +168,16 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
             columns=[over[0] if over else "", *columns],
             rows=[[key, *row] for key, row in zip(keys, rows, strict=True)],
             caption=f"all cells {', '.join(f'{value:.3f}' for value in total)}; L0 {float(measured['l0'].mean()):.1f}; "
-            f"{100 * float(measured['dead_share'].mean()):.1f}% of features never fire; "
-            f"{result.attrs['n_step']} steps, {result.attrs['n_revived']} revivals",
+            f"{100 * float(measured['dead_share'].mean()):.1f}% of features never fire; " + _origin(result.attrs),
         )
     ]
+
+
+def _origin(attrs: Mapping[str, Any]) -> str:
+    """How a dictionary was learned."""
+    if library := attrs.get("library"):
+        return f"learned elsewhere ({library}), from what is not known: test rows may be among it"
+    return f"{attrs['n_step']} steps, {attrs['n_revived']} revivals"
 
 
 def frames(kind: str, result: Any) -> dict[str, Any]:

@@ -187,12 +187,12 @@ def train_sae(
     n_feature = spec.features or spec.expansion * max(rows.hidden)
     if spec.activation in ("topk", "abs_topk", "batch_topk") and spec.k > n_feature:
         raise UsageError(f"SAE keeps k={spec.k} codes of {n_feature} features; lower k or raise features")
-    split = _split(first, spec)
+    split = split_of(first, spec)
     held = split == "validation"
     batches = Batches(rows, split == "train", spec.batch_size, spec.buffer_bytes, np.random.default_rng([spec.seed, 1]))
     n_step = spec.epochs * batches.n_batch
     n_block = len(rows.blocks())
-    tick = _Ticker(progress, n_step + n_block * (1 if spec.normalize == "none" else 3))
+    tick = Ticker(progress, n_step + n_block * (1 if spec.normalize == "none" else 3))
     inputs = _Inputs(rows, split == "train", spec, scope, tick)
 
     from analyze.sae.train import Trainer  # torch is needed from here on
@@ -229,10 +229,7 @@ def train_sae(
         )
     sae = inputs.folded(weight, source)
     sae = _with_curves(sae, curve, held_curve, *(rows.cell_dims, rows.cell_shape) if scope == "cell" else ((), ()))
-    sae["example_split"] = "example", split.astype(object)
-    own = {n: first[n].values for n in ("example", "problem", "variant") if n in first.coords}
-    sae = sae.assign_coords(example=own.pop("example", np.arange(rows.n_example)))
-    sae = sae.assign_coords({name: ("example", values) for name, values in own.items()})
+    sae = with_split(sae, first, split)
     read = activation.name if isinstance(activation, xr.DataArray) else next(iter(activation.values())).name
     sae.attrs |= {"n_step": trainer.n_done, "n_revived": trainer.n_revived, "variable": str(read or "hidden_state")}
     del trainer  # gradients and moments, several times what is learned
@@ -257,7 +254,7 @@ def _with_curves(
 class _Inputs:
     """The affine map between stored values and what the dictionary learns on; statistics of training rows."""
 
-    def __init__(self, rows: Rows, keep: NDArray[np.bool_], spec: SAESpec, scope: Scope, tick: "_Ticker") -> None:
+    def __init__(self, rows: Rows, keep: NDArray[np.bool_], spec: SAESpec, scope: Scope, tick: "Ticker") -> None:
         self.rows, self.spec, self.scope = rows, spec, scope
         self.per_cell = scope == "cell" or spec.normalize == "cell"
         if spec.normalize == "none":
@@ -349,7 +346,7 @@ def _by_source(values: NDArray[np.float32], hidden: Sequence[int]) -> NDArray[np
     return np.stack([np.pad(part, pad, constant_values=np.nan) for part, pad in zip(parts, pads, strict=True)])
 
 
-class _Ticker:
+class Ticker:
     """Count what was done, for a progress callback."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
@@ -361,7 +358,16 @@ class _Ticker:
             self.progress(self.done, self.total)
 
 
-def _split(first: xr.DataArray, spec: SAESpec) -> NDArray[np.str_]:
+def with_split(sae: xr.Dataset, first: xr.DataArray, split: NDArray[np.str_]) -> xr.Dataset:
+    """With the side of each example and what names it."""
+    own = {n: first[n].values for n in ("example", "problem", "variant") if n in first.coords}
+    sae = sae.assign(example_split=("example", split.astype(object)))
+    sae = sae.assign_coords(example=own.pop("example", np.arange(first.sizes["example"])))
+    return sae.assign_coords({name: ("example", values) for name, values in own.items()})
+
+
+def split_of(first: xr.DataArray, spec: SAESpec) -> NDArray[np.str_]:
+    """The side of each example: train, validation or test."""
     n_example = first.sizes["example"]
     if spec.split == "none":
         return np.full(n_example, "train")

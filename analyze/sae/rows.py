@@ -18,6 +18,8 @@ def dictionary_rows(data: xr.Dataset) -> dict[str, dict[str, Any]]:
     held_out = data[["explained_variance_all", "dead_share", "l0"]].sel(split=split)
     spec = json.loads(data.attrs.get("spec", "{}"))
     row: dict[str, Any] = {name: str(data.attrs.get(name, spec.get(name, ""))) for name in ("scope", "activation")}
+    row["library"] = str(data.attrs.get("library", ""))
+    row["activation"] += f" of {row['library']}" if row["library"] else ""
     row |= {"n_feature": data.sizes["feature"], "l0": float(held_out["l0"].mean())}
     row |= {"dead": float(held_out["dead_share"].mean())}
     variance = held_out["explained_variance_all"]

@@ -26,6 +26,8 @@ def sparse_autoencoders(page: Page) -> None:
     ax.set_xlabel("variance explained on test problems")
     for run, rows in frame[frame["scope"] != "crosscoder"].groupby("run", sort=False):
         page.say_of(str(run), page.text("best", **dict(rows.loc[rows["squared_error"].idxmax()])))
+        for library in dict.fromkeys(name for name in rows["library"] if name):
+            page.say_more(str(run), page.text("elsewhere", library=library))
     for result in results:
         say_crosscoder(page, dictionary_rows(result.data))
     label_of = {result.stored.runs[0]: result.label for result in results if len(result.stored.runs) == 1}

@@ -1,7 +1,7 @@
 """What sparse dictionary to learn: the spec, and the settings of the reports as their scripts ran them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from schemas.checks import check_number, check_whole
@@ -141,6 +141,8 @@ class SAESpec(Settings):
         super().__post_init__()
 
 
+LEARNING = tuple(one.name for one in fields(SAESpec) if one.name not in ("split", "fractions", "seed", "buffer_bytes"))
+"""Settings that say how a dictionary is learned, not how it is measured."""
 USUAL: dict[str, Any] = {
     "activation": "topk",
     "k": 16,

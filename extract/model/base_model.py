@@ -20,7 +20,7 @@ from extract.model.architectures import (
     architecture_of,
     default_base,
 )
-from extract.model.bases import PACKAGED, packaged_base
+from extract.model.bases import PACKAGED, no_bar, packaged_base
 from extract.model.capture import ATTENTION, attend
 from extract.model.checkpoint import (
     BASE,
@@ -177,18 +177,6 @@ def build_model(config: Any, n_row: int, architecture: Architecture, source: str
         raise _no_model(architecture, source, error) from error
 
 
-@contextmanager
-def _no_bar() -> Iterator[None]:
-    """The library's own progress bars off; the command line has its own."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-
-
 _HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -216,7 +204,7 @@ def base_weights(folder: Path) -> dict[str, Tensor]:
                 inside |= part
             check_index(index, placed, inside)
         dtype = _HALVES.get("".join(types), torch.float32)
-        with _no_bar():
+        with no_bar():
             model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     except UsageError:
         raise

@@ -8,6 +8,8 @@ import importlib.util
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,20 @@ def _cache() -> Path:
     return Path(home) / "activation-lake" / "bases"
 
 
+@contextmanager
+def no_bar() -> Iterator[None]:
+    """The library's own progress bars off; the command line has its own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def convert_gguf(file: Path, folder: Path) -> None:
     """Dequantise a GGUF file into a folder in Hugging Face's layout, whole or not at all."""
     if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
@@ -54,7 +70,8 @@ def convert_gguf(file: Path, folder: Path) -> None:
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    with no_bar():
+        model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     config = model.config
     # The library takes the end token of the file's metadata for the beginning, and cannot save a model it dequantised.
