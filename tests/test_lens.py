@@ -220,7 +220,7 @@ def test_intervals_of_shares_are_over_problems():
     expected = lens_summary(logit_lens(once, model))
     again, _ = summary_of_blocks(computed_blocks(logit_lens(three.chunk(example=7), model)), three["problem"].values)
     for found in (lens_summary(logit_lens(three, model)), again):
-        for name in ("number_share", "step_share", "inner_share"):
+        for name in ("number_share", "step_share", "step_control_share", "inner_share", "inner_control_share"):
             for end in ("", "_low", "_high"):
                 xr.testing.assert_allclose(found[name + end], expected[name + end])
 

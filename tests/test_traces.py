@@ -124,6 +124,19 @@ def test_ranks_and_entropy_are_those_of_the_whole_distribution(model: xr.Dataset
         assert float(place["result_rank"].sel(step=0)) == 1 + (logit > logit[token]).sum()
 
 
+def test_intervals_of_results_read_are_over_problems(model: xr.Dataset) -> None:
+    """Examples three times over, of the same problems, tell no more than they do once."""
+    run = planted(model)
+    n = run.sizes["example"]
+    once = run.assign_coords(problem=("example", np.arange(n)))
+    three = once.isel(example=np.tile(np.arange(n), 3)).assign_coords(example=np.arange(3 * n))
+    expected, found = (traces(each, model, permutations=2) for each in (once, three))
+    assert ((expected["control_share_low"] < expected["control_share"]) | (expected["control_share"] == 0)).all()
+    for name in ("result_share", "control_share"):
+        for end in ("", "_low", "_high"):
+            xr.testing.assert_allclose(found[name + end], expected[name + end])
+
+
 def test_every_equation_is_found_and_no_other() -> None:
     numbers, signs = np.array([2.0, 3.0, 7.0, 12.0]), {"+": float.__add__, "-": float.__sub__, "*": float.__mul__}
     signs |= {"/": float.__truediv__}

@@ -29,7 +29,7 @@ from analyze.verdict.shown import misleading, read_by, told
 from analyze.verdict.verdicts import controls_of, verdict
 from schemas import MissingRunError, UsageError
 from schemas.naming import fed_at, relabelled, state_of
-from schemas.statistics import wilson_interval
+from schemas.statistics import difference_interval, interval_of_trials, wilson_interval
 from store import open_lake
 
 
@@ -157,17 +157,20 @@ def test_verdicts_on_a_lake_of_known_truth(lake):
     assert read.tolist() == [YES]
 
 
+def stored_shares(n, trials, dims, **names):
+    """Shares of ``n`` examples, as sure as so many trials, with intervals as results hold them."""
+    data = xr.Dataset()
+    for name, count in names.items():
+        share = np.asarray(count) / n
+        low, high = interval_of_trials(count, n, trials)
+        data = data.assign({name: (dims, share), f"{name}_low": (dims, low), f"{name}_high": (dims, high)})
+    return data
+
+
 def test_traces_heads_and_attribution_are_read():
-    rank = np.ones((1, 20, 2, 1))
-    rank[0, 12:, 1] = np.nan  # 12 problems have the step there
-    traces = xr.Dataset(
-        {
-            "result_rank": (("layer", "example", "position", "step"), rank),
-            "result_share": (("layer", "position", "step"), [[[0.9], [0.5]]]),
-            "control_share": (("layer", "position", "step"), [[[0.1], [0.5]]]),
-        },
-        coords={"layer": [-1], "position": ["ct1", "ct2"], "step": [0]},
-    )
+    dims, labels = ("layer", "position", "step"), {"layer": [-1], "position": ["ct1", "ct2"], "step": [0]}
+    n = np.array([[[20.0], [12.0]]])  # 12 problems have the step there
+    traces = stored_shares(n, n, dims, result_share=[[[18], [6]]], control_share=[[[2], [6]]]).assign_coords(labels)
     first, second = measures.traces(traces, "r", traces)
     assert [(one.thought, one.n) for one in (first, second)] == [("ct0", 20), ("ct1", 12)]  # fed there, read before
     assert first.interval(0.95)[0] == pytest.approx(0.8)
@@ -193,6 +196,28 @@ def test_traces_heads_and_attribution_are_read():
     assert (fed.thought, fed.counts, fed.interval(0.95)) == ("ct3", False, (0.5, 0.4, 0.6))
     assert (head.target, head.question, head.counts) == ("L1H2 at ct4", "route", True)
     assert not list(measures.attribute(nodes.assign_attrs(all_nodes=0.0), "r", nodes))  # nothing to be a share of
+
+
+def test_examples_that_share_a_problem_say_no_more_than_one_of_them():
+    """Of forty problems, each three times over, lens and traces say what they say of forty, at any level."""
+    dims, labels = ("layer", "position", "step"), {"layer": [0], "position": ["ct1"], "step": [0]}
+    for names, reader in (
+        (("inner_share", "inner_control_share"), measures.lens),
+        (("result_share", "control_share"), measures.traces),
+    ):
+        counts = dict(zip(names, ([[[12]]], [[[4]]]), strict=True))
+        n = np.full((1, 1, 1), 40.0)
+        once = stored_shares(n, n, dims, **counts).assign_coords(labels)
+        three = {name: 3 * np.array(count) for name, count in counts.items()}
+        (of_once,) = reader(once, "r", once)
+        (of_three,) = reader(stored_shares(3 * n, n, dims, **three).assign_coords(labels), "r", once)
+        assert of_once.n == of_three.n == 40
+        for level in (0.9, 0.95, 0.999):
+            np.testing.assert_allclose(of_three.interval(level), of_once.interval(level))
+            low, high = wilson_interval(12, 40, level)
+            expected = difference_interval((0.3, low, high), (0.1, *wilson_interval(4, 40, level)))
+            np.testing.assert_allclose(of_three.interval(level), np.ravel(expected))
+        assert not list(reader(once.drop_vars(f"{names[1]}_low"), "r", once))  # as earlier versions stored it: missing
 
 
 def test_intervals_are_those_of_the_stored_examples(lake):

@@ -34,7 +34,7 @@ OF = {
     **dict.fromkeys(("gold_first_share", "gold_probability", "gold_log_rank"), "n_gold"),
 }
 """What each sum of :func:`lens_counts` is divided by."""
-WITH_INTERVAL = ("number_share", "step_share", "inner_share")
+WITH_INTERVAL = ("number_share", "step_share", "step_control_share", "inner_share", "inner_control_share")
 
 
 def lens_summary(lens: xr.Dataset) -> xr.Dataset:
@@ -48,11 +48,11 @@ def lens_summary(lens: xr.Dataset) -> xr.Dataset:
     with another problem's chain; ``step_share``, ``step_top_share`` : (layer, position, step), of the examples whose
     chain has that step and a token that says its result (``n_step``), with ``step_share_low`` and ``step_share_high``,
     ``operator_share`` of all with that step, ``step_control_share`` how often the best token is the other problem's
-    result, where it has one and a token says it (``n_step_control``); ``inner_share`` with ``inner_share_low``,
-    ``inner_share_high``, ``inner_control_share`` (of ``n_inner_control``) the
-    same of the examples in which that step is not the last (``n_inner``), so that its result is not what is asked
-    for, and ``last_share`` how often the best token is the result of the last step; ``gold_probability`` and
-    ``gold_log_rank`` (natural log) means over examples, ``gold_first_share`` how often the gold token is the best.
+    result, where it has one and a token says it (``n_step_control``); ``inner_share``, ``inner_control_share`` (of
+    ``n_inner_control``) the same of the examples in which that step is not the last (``n_inner``), so that its result
+    is not what is asked for, these three controls and shares with ``_low`` and ``_high``, too, and ``last_share`` how
+    often the best token is the result of the last step; ``gold_probability`` and ``gold_log_rank`` (natural log) means
+    over examples, ``gold_first_share`` how often the gold token is the best.
     """
     answers, trials = _answers(lens), {}
     if "problem" in lens.coords:

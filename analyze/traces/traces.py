@@ -92,8 +92,8 @@ def traces(
         over shuffles), ``_null_high`` (95% of shuffles) and ``_p``; ``single_share``, of the problems recovered those
         with no other best tree. Over all, (layer, position, step): ``result_share`` and ``result_first_share``
         (rank up to ``top``, and 1), ``operand_share`` (.., operand), and ``control_share``, ``operand_control_share``
-        of another problem's chain; ``entropy_mean`` with its interval (layer, position). Of graph problems also what
-        :func:`frontier` gives.
+        of another problem's chain, the first and ``control_share`` with ``_low`` and ``_high``; ``entropy_mean`` with
+        its interval (layer, position). Of graph problems also what :func:`frontier` gives.
 
     Raises
     ------
@@ -254,7 +254,7 @@ def _layer(
     single = outcomes["recovered"] & problems.counted
     data["single_share"] = ((), np.mean([own[row].n_tree == 1 for row in np.flatnonzero(single)]) if single.any() else
                             np.nan)  # fmt: skip
-    data |= _rank_shares(problems, readings, top, n_step)
+    data |= _rank_shares(problems, readings, top, n_step, problem)
     mean, low, high = mean_interval(readings.entropy.T, seed, problem)
     data |= {"entropy_mean": ("position", mean), "entropy_low": ("position", low), "entropy_high": ("position", high)}
     data["entropy"] = (("example", "position"), readings.entropy.astype("float32"))
@@ -293,7 +293,7 @@ def _shares(outcomes: dict[str, Array], null: Array, counted: Array, problem: Ar
     return data
 
 
-def _rank_shares(problems: Problems, readings: Readings, top: int, n_step: int) -> dict[str, Any]:
+def _rank_shares(problems: Problems, readings: Readings, top: int, n_step: int, problem: Array) -> dict[str, Any]:
     """How often results and operands are among the best tokens, and those of another problem."""
     known: Array = np.any(problems.asked >= 0, axis=-1)  # (example, what)
     state: Array = np.isfinite(readings.entropy)
@@ -307,6 +307,11 @@ def _rank_shares(problems: Problems, readings: Readings, top: int, n_step: int) 
         with np.errstate(invalid="ignore"):  # NaN where no problem has such a step
             return np.asarray(hit.sum(0) / there[..., what].sum(0)).reshape(rank.shape[1], n_step, width)
 
+    def ends(what: slice) -> Array:
+        hit: Array = np.less_equal(rank[..., what], top)
+        both = share_interval(np.moveaxis(hit, 0, -1), np.moveaxis(there[..., what], 0, -1), problem)
+        return np.asarray(both).reshape(2, rank.shape[1], n_step, width)[..., 0]
+
     own, first, other = share(top, slice(half)), share(1, slice(half)), share(top, slice(half, None))
     dims = ("position", "step")
     ranks = rank[..., :half].reshape(*rank.shape[:2], n_step, width)[..., 0]
@@ -316,6 +321,8 @@ def _rank_shares(problems: Problems, readings: Readings, top: int, n_step: int) 
         "result_first_share": (dims, first[..., 0]),
         "control_share": (dims, other[..., 0]),
     }
+    for name, what in (("result_share", slice(half)), ("control_share", slice(half, None))):
+        data[f"{name}_low"], data[f"{name}_high"] = ((dims, end) for end in ends(what))
     if width == 1 + N_OPERAND:
         data |= {
             "operand_share": ((*dims, "operand"), own[..., 1:]),

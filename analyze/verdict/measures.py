@@ -10,10 +10,13 @@ from analyze.effects.conditions import conditions
 from analyze.verdict.rules import ALL, READABLE, ROUTE, USED, Measure, Triple
 from schemas import segment_of
 from schemas.naming import state_of
+from schemas.problem_sums import trials_of
 from schemas.statistics import difference_interval, share_interval, wilson_interval
 
 LEAST_N = 10
 """Problems that must have a step for it to be measured."""
+STORED_LEVEL = 0.95
+"""Of intervals that results hold."""
 CORRUPTIONS = {"mean": "mean", "resample": "resample", "zero": "zero", "shuffle": "shuffle", "noise 1": "noise"}
 """Corruptions that are measured, and the methods they are."""
 Reader = Callable[[xr.Dataset, str, xr.Dataset], Iterator[Measure]]
@@ -28,6 +31,15 @@ def of_share(value: float, n: float) -> Callable[[float], Triple]:
         return value, float(low), float(high)
 
     return interval
+
+
+def of_ends(value: float, low: float, high: float) -> float:
+    """Trials of which a share has such a Wilson interval: of problems with several examples the effective number.
+
+    An end b of it is where (b - p)^2 = z^2 b (1 - b) / n.
+    """
+    end = high if value < 0.5 else low
+    return float(stats.norm.ppf(0.5 + STORED_LEVEL / 2) ** 2 * end * (1 - end) / (end - value) ** 2)
 
 
 def of_examples(yes: np.ndarray, counted: np.ndarray, problem: np.ndarray) -> Callable[[float], Triple]:
@@ -51,7 +63,7 @@ def less(one: Callable[[float], Triple], other: Callable[[float], Triple]) -> Ca
     return interval
 
 
-def widened(value: float, low: float, high: float, level_of: float = 0.95) -> Callable[[float], Triple]:
+def widened(value: float, low: float, high: float, level_of: float = STORED_LEVEL) -> Callable[[float], Triple]:
     """A figure whose interval was stored at one level; at others each side is as much longer as a normal one's is."""
 
     def interval(level: float) -> Triple:
@@ -65,6 +77,18 @@ def _problems(data: xr.Dataset) -> np.ndarray:
     return np.asarray(data["problem"].values if "problem" in data.coords else np.arange(data.sizes["example"]))
 
 
+def _n(yes: np.ndarray, counted: np.ndarray, problem: np.ndarray) -> int:
+    """Trials of a share of counted examples: of problems with several, the effective number."""
+    return round(float(np.nan_to_num(trials_of(yes & counted, counted, problem))))
+
+
+def _stored(cell: xr.Dataset, name: str) -> tuple[int, Callable[[float], Triple]]:
+    """Trials and intervals of a share that a result holds with its own."""
+    value, low, high = (float(cell[f"{name}{end}"]) for end in ("", "_low", "_high"))
+    n = of_ends(value, low, high) if np.isfinite([value, low, high]).all() else 0.0
+    return round(n), of_share(value, n)
+
+
 def _thoughts(data: xr.Dataset, dim: str = "position") -> list[str]:
     """Positions whose state is, or is fed as, a thought."""
     return [str(label) for label in data[dim].values if segment_of(str(label)) in ("bot", "latent")]
@@ -72,22 +96,16 @@ def _thoughts(data: xr.Dataset, dim: str = "position") -> list[str]:
 
 def lens(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
     """How often the last layer's best token is the result of a step, less that of another problem's chain."""
-    if not data.sizes.get("step"):
+    if not data.sizes.get("step") or "inner_control_share_low" not in data:  # as earlier versions stored it
         return
-    kind = "inner" if "inner_share" in data else "step"
     last = data.isel(layer=-1)
     for position in _thoughts(data):
         for step in last["step"].values:
             cell = last.sel(position=position, step=step)
-            n = float(cell[f"n_{kind}"])
-            n_other = float(cell.get(f"n_{kind}_control", n))
+            (n, own), (n_other, other) = (_stored(cell, name) for name in ("inner_share", "inner_control_share"))
             if min(n, n_other) >= LEAST_N:
-                own, other = (
-                    of_share(float(cell[f"{kind}_share"]), n),
-                    of_share(float(cell[f"{kind}_control_share"]), n_other),
-                )
                 yield Measure(
-                    thought=position, question=READABLE, method="lens", n=int(n), interval=less(own, other),
+                    thought=position, question=READABLE, method="lens", n=n, interval=less(own, other),
                     source=source, what=f"result of step {int(step) + 1}, less another chain's", target=str(int(step)),
                 )  # fmt: skip
 
@@ -118,10 +136,10 @@ def corrupt(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]
     right, problem = data["correct"].values[0].astype(bool), _problems(data)
     of_fed = (frame["site"] == "latent_embedding") & (frame["control"] == "")
     for index, row in frame[of_fed & frame["corruption"].isin(list(CORRUPTIONS))].iterrows():
-        counted = right & data["counted"].values[index].astype(bool)
+        counted, wrong = right & data["counted"].values[index].astype(bool), ~data["correct"].values[index].astype(bool)
         yield Measure(
-            thought=str(row["group"]), question=USED, method=CORRUPTIONS[row["corruption"]], n=int(counted.sum()),
-            interval=of_examples(~data["correct"].values[index].astype(bool), counted, problem), source=source,
+            thought=str(row["group"]), question=USED, method=CORRUPTIONS[row["corruption"]],
+            n=_n(wrong, counted, problem), interval=of_examples(wrong, counted, problem), source=source,
             what="right answers that turn wrong",
         )  # fmt: skip
 
@@ -166,8 +184,9 @@ def patch(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
             if len(random):
                 interval = less(interval, of_examples(clean[random.index[0]], able, problem))
             yield Measure(
-                thought=str(row["thought"]), question=USED, method="patch", n=int(able.sum()), interval=interval,
-                source=source, what="pairs that differ in a thought's step and follow the donor, less a stranger's",
+                thought=str(row["thought"]), question=USED, method="patch", n=_n(clean[index], able, problem),
+                interval=interval, source=source,
+                what="pairs that differ in a thought's step and follow the donor, less a stranger's",
             )  # fmt: skip
 
 
@@ -183,12 +202,13 @@ def edit(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
         best = rows.iloc[0]
         beside = noise[(noise["changed"] == thought) & (noise["method"] == best["method"])]
         counted = data["counted"].values[best.name].astype(bool)
-        interval = of_examples(data["hit"].values[best.name].astype(bool), counted, problem)
+        hit = data["hit"].values[best.name].astype(bool)
+        interval = of_examples(hit, counted, problem)
         if len(beside):
             interval = less(interval, of_examples(data["hit"].values[beside.index[0]].astype(bool), counted, problem))
         yield Measure(
-            thought=str(thought), question=USED, method="edit", n=int(counted.sum()), interval=interval, source=source,
-            what=f"answers that follow a written value ({best['method']}), less noise of its norm",
+            thought=str(thought), question=USED, method="edit", n=_n(hit, counted, problem), interval=interval,
+            source=source, what=f"answers that follow a written value ({best['method']}), less noise of its norm",
         )  # fmt: skip
 
 
@@ -202,9 +222,10 @@ def subspace(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure
     for thought, rows in own.groupby("changed", sort=False):
         best = rows.sort_values(["order", "rank"], ascending=[True, False], kind="stable").iloc[0]
         right = data["correct"].values[0].astype(bool) & data["counted"].values[best.name].astype(bool)
-        interval = of_examples(~data["correct"].values[best.name].astype(bool), right, problem)
+        wrong = ~data["correct"].values[best.name].astype(bool)
         yield Measure(
-            thought=str(thought), question=USED, method="erase", n=int(right.sum()), interval=interval, source=source,
+            thought=str(thought), question=USED, method="erase", n=_n(wrong, right, problem),
+            interval=of_examples(wrong, right, problem), source=source,
             what=f"right answers that turn wrong without {best['rank']} dimensions of {best['subspace']}",
         )  # fmt: skip
 
@@ -214,9 +235,10 @@ def edges(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
     frame, problem = conditions(data), _problems(data)
     right = data["correct"].values[0].astype(bool)
     for index, row in frame[(frame["control"] == "") & frame["group"].str.fullmatch(r"cut ct\d+")].iterrows():
+        wrong = ~data["correct"].values[index].astype(bool)
         yield Measure(
-            thought=str(row["group"]).removeprefix("cut "), question=USED, method="edges cut", n=int(right.sum()),
-            interval=of_examples(~data["correct"].values[index].astype(bool), right, problem), source=source,
+            thought=str(row["group"]).removeprefix("cut "), question=USED, method="edges cut",
+            n=_n(wrong, right, problem), interval=of_examples(wrong, right, problem), source=source,
             what="right answers that turn wrong with its edges cut",
         )  # fmt: skip
 
@@ -244,15 +266,14 @@ def traces(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
     What is read of a vector that is fed is named by the state that it is made of.
     """
     last = data.isel(layer=-1)
-    if "result_rank" not in last:
+    if "control_share_low" not in last:  # as earlier versions stored it
         return
     fed = int(last["layer"]) == -1
     for position in _thoughts(data):
         for step in last["step"].values:
             cell = last.sel(position=position, step=step)
-            n = int(np.isfinite(cell["result_rank"].values).sum())
-            if n >= LEAST_N and np.isfinite(float(cell["result_share"])):
-                own, other = (of_share(float(cell[name]), n) for name in ("result_share", "control_share"))
+            (n, own), (n_other, other) = (_stored(cell, name) for name in ("result_share", "control_share"))
+            if min(n, n_other) >= LEAST_N:
                 yield Measure(
                     thought=state_of(position) if fed else position, question=READABLE, method="traces", n=n,
                     interval=less(own, other), source=source, target=str(int(step)),
@@ -265,9 +286,10 @@ def heads(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
     frame, problem = conditions(data), _problems(data)
     right = data["correct"].values[0].astype(bool)
     for index, row in frame[(frame["control"] == "") & frame["group"].str.fullmatch(r"L\d+H\d+")].iterrows():
+        wrong = ~data["correct"].values[index].astype(bool)
         yield Measure(
-            thought=ALL, question=ROUTE, method="heads", n=int(right.sum()), source=source, target=str(row["group"]),
-            interval=of_examples(~data["correct"].values[index].astype(bool), right, problem),
+            thought=ALL, question=ROUTE, method="heads", n=_n(wrong, right, problem), source=source,
+            target=str(row["group"]), interval=of_examples(wrong, right, problem),
             what="right answers that turn wrong without this head at the thoughts",
         )  # fmt: skip
 

@@ -34,6 +34,7 @@ class Measure:
     question: str
     method: str
     n: int
+    """Problems it is as sure as; where each has one example, those it is of."""
     interval: Callable[[float], Triple]
     source: str
     """Stored result."""
