@@ -12,6 +12,7 @@ from analyze.written import at_places, is_written
 from schemas.command import Analysis, Made, Settings, Shell
 from store import Lake
 from store.keeping import Kept, keep, remove_folder, working_folder
+from store.results import name_of
 
 
 def groups_of(
@@ -74,11 +75,12 @@ def analyse(command: Analysis, groups: Sequence[Sequence[Source]], settings: Set
         spec |= {"sample": max(drawn)} if drawn else {}
         made: Any = command.run(sources if command.takes_all(settings) else sources[0], settings)
         results = made if isinstance(made, list) else [Made(next(iter(command.results)), made)]
+        of = [(list(result.runs) or [source.run for source in sources], {**spec, **result.spec}) for result in results]
+        beside = [name_of(result.kind, *settled) for result, settled in zip(results, of, strict=True)]
         kept = []
-        for result in results:
-            runs = list(result.runs) or [source.run for source in sources]
+        for result, (runs, settled) in zip(results, of, strict=True):
             data: xr.Dataset = result.data.assign_attrs(run=" + ".join(runs))
-            kept.append(keep(sources[0].lake, result.kind, data, runs, {**spec, **result.spec}, sources[0].shell))
+            kept.append(keep(sources[0].lake, result.kind, data, runs, settled, sources[0].shell, beside))
         for source in sources:
             remove_folder(source.folder)
         yield kept

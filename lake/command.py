@@ -101,7 +101,7 @@ def run_small(
 
 
 def is_made(words: Words, path: str) -> bool:
-    """Whether the lake has the main result that a command makes of every run it names, as the runs are now."""
+    """Whether the lake has what a command makes of every run it names, as the runs are now."""
     from lake import app
     from lake.running import Terminal
     from store import open_lake
@@ -112,12 +112,14 @@ def is_made(words: Words, path: str) -> bool:
     context = command.make_context(words[1], list(words[2:]))
     terminal, lake = Terminal(command.declared, context), open_lake(path)
     now = {run: lake.attributes(run)["fingerprint"] for run in lake.runs()}
-    made = [
-        result.runs
-        for result in lake.results(next(iter(command.declared.results)))
+    made = {
+        result.name: result
+        for kind in command.declared.results
+        for result in lake.results(kind)
         if list(result.command) == terminal.words(result.runs) and result.inputs.items() <= now.items()
-    ]
-    return bool(made) and {run for runs in made for run in runs} >= set(context.params["runs"])
+    }
+    whole = [result.runs for result in made.values() if made.keys() >= set(result.beside)]
+    return len(whole) == len(made) > 0 and {run for runs in whole for run in runs} >= set(context.params["runs"])
 
 
 def run_in_order(commands: Iterable[Words]) -> None:

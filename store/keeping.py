@@ -28,11 +28,14 @@ class Kept:
     """Whether it should be in the lake, and is not: the disk is full, or fails."""
 
 
-def keep(lake: Lake, kind: str, data: xr.Dataset, runs: Sequence[str], spec: Mapping[str, Any], shell: Shell) -> Kept:
+def keep(
+    lake: Lake, kind: str, data: xr.Dataset, runs: Sequence[str], spec: Mapping[str, Any], shell: Shell,
+    beside: Sequence[str] = (),
+) -> Kept:  # fmt: skip
     """Store a result with the command that made it; that a lake cannot be written is said, and the result handed on."""
     lost = False
     try:
-        name = lake.write_result(kind, data, runs=list(runs), spec=dict(spec), command=shell.words(runs))
+        name = lake.write_result(kind, data, runs=list(runs), spec=dict(spec), command=shell.words(runs), beside=beside)
     except UnwritableLakeError as error:
         shell.note(str(error))
         name, lost = None, not error.read_only

@@ -206,8 +206,9 @@ class Lake(Groups):
         )
 
     def write_result(
-        self, kind: str, dataset: xr.Dataset, *, runs: list[str], spec: Mapping[str, Any], command: Sequence[str] = ()
-    ) -> str:
+        self, kind: str, dataset: xr.Dataset, *, runs: list[str], spec: Mapping[str, Any], command: Sequence[str] = (),
+        beside: Sequence[str] = (),
+    ) -> str:  # fmt: skip
         """Store an analysis beside the runs, replacing an earlier one of the same kind, runs and settings.
 
         Parameters
@@ -222,6 +223,8 @@ class Lake(Groups):
             Settings, as JSON values.
         command
             Words of the command that makes it again, ``PATH`` for the lake.
+        beside
+            Names of all results that the command makes together, where it is not this one alone.
 
         Returns
         -------
@@ -234,7 +237,7 @@ class Lake(Groups):
             If the lake is read-only or the disk full.
         """
         inputs = {run: self.attributes(run)["fingerprint"] for run in runs}
-        name, attributes = described(kind, dataset, runs, spec, inputs, command)
+        name, attributes = described(kind, dataset, runs, spec, inputs, command, beside)
         try:
             write_result_group(self.location, name, dataset, attributes)
         except LakeError:

@@ -57,6 +57,8 @@ class Result:
     """Words of the command that made it, ``PATH`` for the lake; none where it came from Python or an older version."""
     n_example: int = 0
     """Examples it was computed from; 0 where it does not say."""
+    beside: tuple[str, ...] = ()
+    """Names of all results, its own too, that the command made together."""
 
     @classmethod
     def of(cls, name: str, attributes: Mapping[str, Any], n_example: int) -> Self:
@@ -70,6 +72,7 @@ class Result:
             inputs=attributes["inputs"],
             command=tuple(attributes.get("command", ())),
             n_example=n_example,
+            beside=tuple(attributes.get("beside", ())),
         )
 
     def describe(self, location: object) -> str:
@@ -112,6 +115,14 @@ def handed_out(value: Any) -> Any:
     return float(value) if value in ("nan", "inf", "-inf") else value
 
 
+def name_of(kind: str, runs: Sequence[str], spec: Mapping[str, Any]) -> str:
+    """Group of a result below the lake."""
+    label = "+".join(run.replace("/", ".") for run in runs)
+    if len(label) > 80:
+        label = f"{len(runs)}-runs"
+    return f"{RESULTS}/{kind}/{label}~{fingerprint({'runs': list(runs), 'spec': dict(spec)})[:8]}"
+
+
 def described(
     kind: str,
     dataset: xr.Dataset,
@@ -119,12 +130,11 @@ def described(
     spec: Mapping[str, Any],
     inputs: Mapping[str, str],
     command: Sequence[str],
+    beside: Sequence[str],
 ) -> tuple[str, dict[str, Any]]:
     """Name and attributes of a result's group; ``inputs`` are fingerprints of the runs."""
     settings = {"runs": list(runs), "spec": dict(spec)}
-    label = "+".join(run.replace("/", ".") for run in runs)
-    if len(label) > 80:
-        label = f"{len(runs)}-runs"
+    name = name_of(kind, runs, spec)
     attributes = {
         "kind": "result",
         "result": kind,
@@ -132,10 +142,11 @@ def described(
         "inputs": dict(inputs),
         "fingerprint": fingerprint({"kind": kind, **settings, "inputs": dict(inputs)}),
         "command": list(command),
+        "beside": list(beside or (name,)),
         "n_example": n_example_of(dataset),
         "attrs": {key: plain(value) for key, value in dataset.attrs.items()},
     }
-    return f"{RESULTS}/{kind}/{label}~{fingerprint(settings)[:8]}", attributes
+    return name, attributes
 
 
 def write_result_group(

@@ -22,6 +22,7 @@ from lake.command import commands_of, is_made, run_in_order
 from schemas import UsageError
 from schemas.registry import own_commands
 from schemas.statistics import wilson_interval
+from store import open_lake
 
 NAME = "codi-smollm2"
 FOLDER = SHIPPED / NAME
@@ -140,3 +141,14 @@ def test_what_the_lake_has_is_not_made_again(report_lake: Path, tmp_path: Path) 
     assert is_made(["analyze", "attention", lake, "--resamples=10", "--seed=0", runs[0]], lake)
     assert not is_made([*words, runs[1]], lake)
     assert not is_made([*words[:-1], "11"], lake)
+
+
+def test_a_command_that_was_stopped_between_its_results_is_not_passed_over(report_lake: Path, tmp_path: Path) -> None:
+    lake = str(shutil.copytree(report_lake, tmp_path / "toy.lake"))
+    words = ["analyze", "geometry", lake, "small-gpt2/test", "--layers=1", "--positions=ct1,ct2", "--shuffles=9"]
+    words += ["--resamples=9"]
+    run_in_order([words])
+    assert is_made(words, lake)
+    (last,) = (one for one in open_lake(lake).results("procrustes") if "--shuffles" in one.command)
+    shutil.rmtree(Path(lake) / last.name)
+    assert not is_made(words, lake)
