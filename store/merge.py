@@ -11,8 +11,8 @@ from zarr.abc.store import RangeByteRequest
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
-from schemas import LakeError, SpecMismatchError, UsageError
-from store.check import check_holds, check_place, differences
+from schemas import LakeError, SpecMismatchError, UsageError, fingerprint
+from store.check import check_holds, check_model, check_place, differences
 from store.claim import lake_lock
 from store.encode import ShardFile
 from store.files import RECORD, RESULTS, assemble, join, read_bytes, read_group, unseal, write_files
@@ -169,9 +169,13 @@ def _copy_group(lake: Lake, name: str, into: str | os.PathLike[str]) -> Merged:
     place = lake.result_place(name)[0] if name.startswith(f"{RESULTS}/") else name
     document = read_bytes(lake.store, f"{place}/zarr.json") or b""
     attributes = unseal(document) or {}
-    with lake_lock(into):
+    is_model = attributes["kind"] == "model"
+    made_from = fingerprint(attributes["fingerprint"] if is_model else attributes["files"])
+    with lake_lock(into, name, made_from):
         store, folder = open_store(into, read_only=False), local_path(into)
         if (group := read_group(store, name)) is not None:
+            if is_model:
+                check_model(into, name, attributes)  # another process may have written it meanwhile
             same = group["files"] == attributes["files"]
             merged.there, merged.kept = int(same), int(not same)
             return merged

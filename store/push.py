@@ -2,16 +2,18 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from zarr.abc.store import Store
 from zarr.core.sync import sync
 
-from schemas import MODEL_VARIABLES, CorruptLakeError, LakeError, MissingRunError, UsageError, nearest
+from schemas import MODEL_VARIABLES, CorruptLakeError, LakeError, MissingRunError, UsageError, fingerprint, nearest
 from store.check import check_holds, check_place
+from store.claim import lake_lock
 from store.files import COMING, LEFTOVER, NEXT, REMOVED, RESULTS, read_bytes, read_size, set_bytes
 from store.large_files import copy_large
 from store.location import local_path, open_store
@@ -70,7 +72,8 @@ def push(lake: Lake, to: str | os.PathLike[str], runs: Sequence[str] = (), progr
     MissingRunError
         If the lake has no such run.
     SpecMismatchError
-        If a lake lies there in which models or runs of those that are copied were made otherwise.
+        If a lake lies there in which models or runs of those that are copied were made otherwise, or another process
+        makes them otherwise.
     CorruptLakeError
         If the lake is damaged; nothing is written.
     LakeError
@@ -100,6 +103,25 @@ def push(lake: Lake, to: str | os.PathLike[str], runs: Sequence[str] = (), progr
     keys = sorted((key for key in there if key in chosen and key not in strangers), key=_order)
     if target is None or target.exists():
         _check_target(chosen, to, {key.split("/")[0] for key in keys})
+    with _held(chosen, to):
+        _check_target(chosen, to, {key.split("/")[0] for key in keys})  # another process may have pushed meanwhile
+        return _sent(lake, to, keys, progress)
+
+
+@contextmanager
+def _held(chosen: "_Chosen", to: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep others from making what is sent from something else: on a disk the lake, in an object store each group."""
+    lake = chosen.lake
+    made = {name: fingerprint(lake.model_attributes(name)["fingerprint"]) for name in chosen.models}
+    made |= {run: lake.attributes(run)["fingerprint"] for run in chosen.runs}
+    with ExitStack() as held:
+        for group, made_from in made.items() if local_path(to) is None else [("", "")]:
+            held.enter_context(lake_lock(to, group, made_from))
+        yield
+
+
+def _sent(lake: Lake, to: str | os.PathLike[str], keys: Sequence[str], progress: Progress | None) -> Pushed:
+    """Send files in stages, and read them at the other place."""
     store = open_store(to, read_only=False)
     sent = _Sending(lake.store, store, len(keys), progress)
     for stage in range(N_STAGE - 1):
@@ -153,16 +175,16 @@ class _Chosen(Container[object]):
     def __init__(self, lake: Lake, runs: Sequence[str]) -> None:
         known = lake.runs()
         self.lake, self.runs = lake, list(runs) or known
+        self.models = sorted({run.split("/")[0] for run in runs}) if runs else lake.models()
         for run in runs:
             if run not in known:
                 raise MissingRunError(
                     f"{lake.location} has no run {run!r}; it has {', '.join(known) or 'none'}{nearest(run, known)}"
                 )
         results = [result.name for result in lake.results() if set(result.runs) <= set(runs)] if runs else []
-        models = {run.split("/")[0] for run in runs}
-        folders = [*runs, *results, *(f"{model}/{name}" for model in models for name in MODEL_VARIABLES)]
+        folders = [*runs, *results, *(f"{model}/{name}" for model in self.models for name in MODEL_VARIABLES)]
         parents = {parent.as_posix() for result in results for parent in PurePosixPath(result).parents}
-        self.documents = {"zarr.json", *(f"{group}/zarr.json" for group in {*models, *parents} - {"."})}
+        self.documents = {"zarr.json", *(f"{group}/zarr.json" for group in {*self.models, *parents} - {"."})}
         self.beginnings = tuple(f"{folder}/" for folder in folders) if runs else ("",)
 
     def __contains__(self, key: object) -> bool:

@@ -231,6 +231,7 @@ def write_run(
     *,
     shard_examples: int | None = None,
     shards: Sequence[int] | None = None,
+    weights: str | None = None,
 ) -> str:
     """Put a made-up run and its model into a lake through the store, as an extraction would; returns the run's name.
 
@@ -255,7 +256,7 @@ def write_run(
         lake,
         name.split("/")[0],
         lambda: {key: model[key].values for key in MODEL_VARIABLES},
-        {**model.attrs, "fingerprint": {"weights": name}},
+        {**model.attrs, "fingerprint": {"weights": weights or name}},
     )
     static = ("question", "gold_answer", "intermediate_result", "operation")
     columns = {key: (("example",), run[key].values) for key in ("example", "problem", "variant")}

@@ -5,9 +5,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
+from threading import Event, Thread, current_thread
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from zarr.storage import FsspecStore
 import lake as command_line
 from analyze.serve.answers import Answers
 from schemas import CorruptLakeError, LakeError, MissingRunError, SpecMismatchError, UsageError
-from store import Lake, open_lake, push, torch_dataset, verify
+from store import Lake, merge, open_lake, push, torch_dataset, verify
 from store.files import read_bytes, set_bytes
 from store.large_files import PART_BYTES, copy_large
 from store.location import open_store
@@ -117,6 +119,62 @@ def test_some_runs_with_their_models_and_results(made: Path, capsys: pytest.Capt
     same(place, made)
     with pytest.raises(MissingRunError, match="has no run 'one/none'"):
         push(open_lake(made), place, ["one/none"])
+
+
+@pytest.mark.parametrize("command", ["push", "merge"])
+@pytest.mark.parametrize("where", ["bucket", "disk"])
+def test_of_two_at_once_with_other_weights_the_second_is_refused(
+    where: str,
+    command: str,
+    bucket: str,  # noqa: F811
+    made: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second has seen that there is nothing yet before the first writes its first file."""
+    other, model = tmp_path / "other.lake", make_model(seed=7)
+    run = make_run(name=RUN, n_example=16, seed=7, model=model)
+    write_run(other, run, model, shard_examples=8, weights="others")
+    place = f"{bucket}/{command}-at-once.lake" if where == "bucket" else str(tmp_path / "at-once.lake")
+    module = import_module(f"store.{command}")
+    told: list[str] = []
+
+    def copy(lake: Path) -> None:
+        try:
+            push(open_lake(lake), place, [RUN]) if command == "push" else merge([open_lake(lake)], place)
+        except SpecMismatchError as error:
+            told.append(str(error))
+
+    second, at_the_lock = Thread(target=copy, args=(other,)), Event()
+    lock, write = module.lake_lock, "set_bytes" if command == "push" else "write_files"
+    written = getattr(module, write)
+
+    def locked(*arguments: object) -> AbstractContextManager[None]:
+        if current_thread() is second and (command == "push" or arguments[1:2] == ("one",) or where == "disk"):
+            at_the_lock.set()
+        return lock(*arguments)
+
+    def writing(*arguments: object) -> None:
+        if current_thread() is not second and not second.ident:
+            second.start()
+            assert at_the_lock.wait(60)
+            if where == "bucket":  # nothing there makes it wait
+                second.join()
+        written(*arguments)
+
+    monkeypatch.setattr(module, "lake_lock", locked)
+    monkeypatch.setattr(module, write, writing)
+    copy(made)
+    second.join()
+    assert len(told) == 1
+    assert (
+        "from something else" if where == "bucket" else "otherwise" if command == "push" else "other model"
+    ) in told[0]
+    assert not verify(place).damage
+    assert not [key for key in keys(place) if "claim" in key]
+    pushed, ours = open_lake(place), open_lake(made)
+    xr.testing.assert_equal(pushed[RUN].load(), ours[RUN].load())
+    xr.testing.assert_equal(pushed.model("one").load(), ours.model("one").load())
 
 
 def test_large_files_go_in_parts_and_other_runs_may_differ(
