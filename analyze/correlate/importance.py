@@ -113,7 +113,7 @@ def reentry_importance(result: xr.Dataset, measure: str = "failure", **where: An
         position, or ``position``), or with a dim ``position`` and ``untouched_...`` variables. Examples kept apart.
     measure
         ``"failure"``: right before and wrong after, see :func:`failure_importance`; ``"logprob"``: fall of the gold
-        answer's log probability, nat; ``"kl"``: divergence at the answer's number, nat.
+        answer's log probability, nat; ``"kl"``: divergence at the answer's first token, nat.
     **where
         Labels to select, such as ``corruption="mean"`` or ``layer=1``.
     """

@@ -101,10 +101,11 @@ def sweep(
     -------
     xr.Dataset
         ``answer_logprob(condition, answer, example)``, ``logit_difference`` (first answer less second, at the first
-        token that tells them apart), ``kl`` (nats, of the untouched run's distribution at the answer's number from this
-        one's, both after the same prefix), ``generated_text``, ``predicted_answer``, all ``(condition, example)``. With
-        ``observe`` what :data:`extract.reenter.observe.OBSERVED` lists, ``(condition, position, example)``; with
-        ``draws`` what they answer, ``sample_answer(condition, sample, example)``.
+        token that tells them apart), ``kl`` (nats, of the untouched run's distribution at the answer's first token,
+        after the same prefix, from this one's: of a number that is written digit by digit only its first digit is
+        seen), ``generated_text``, ``predicted_answer``, all ``(condition, example)``. With ``observe`` what
+        :data:`extract.reenter.observe.OBSERVED` lists, ``(condition, position, example)``; with ``draws`` what they
+        answer, ``sample_answer(condition, sample, example)``.
         ``attrs`` say how many positions were fed (``positions_fed``, in ``model_calls``), how many the same conditions
         cost one by one (``positions_one_by_one``), and how many of the untouched run's were shared.
 

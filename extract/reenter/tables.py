@@ -11,7 +11,7 @@ ACCURACY = ("n", "accuracy 95%", "drop", "p", "p Holm", "log p 95%", "KL")
 """Columns of a table of accuracy."""
 IN_NATS = (
     "log p: mean change of the gold answer's log probability; KL: from the untouched run's distribution at the first"
-    " token of the answer's number; both in nats"
+    " token of the answer, which of a number written digit by digit is its first digit; both in nats"
 )
 
 

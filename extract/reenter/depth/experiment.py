@@ -38,8 +38,8 @@ def think_to_depth(target: Target, settings: DepthSettings | None = None) -> xr.
     -------
     xr.Dataset
         Of (``series``, ``marker``, ``n_thought``, ``example``): ``generated_text``, ``predicted_answer``, ``correct``,
-        ``answer_logprob`` of the gold answer, ``kl`` of the answer's number after the trained number of thoughts from
-        that after this one; NaN and "" where there is no such route. Figures over examples as
+        ``answer_logprob`` of the gold answer, ``kl`` of the answer's first token after the trained number of thoughts
+        from that after this one; NaN and "" where there is no such route. Figures over examples as
         :func:`extract.reenter.depth.gains.with_gains` gives them, those of draws as
         :func:`extract.reenter.depth.samples.with_samples`. ``attrs`` say how many positions were fed
         (``positions_fed``), and how many the same answers cost one by one (``positions_one_by_one``).

@@ -55,7 +55,7 @@ def feature_effects(target: Target, settings: FeatureEffectSettings | None = Non
         Along ``feature``, those that fire on the examples, by their number (of dictionaries of each cell, one
         cell's after another's): ``layer`` and ``position``, where it is taken out (-1: the vector fed); ``n``,
         ``n_problem``, examples and problems on which it fires; ``moved``, mean length of its part; ``kl`` with
-        ``_low``, ``_high`` (nat, of the untouched distribution at the answer from the changed one;
+        ``_low``, ``_high`` (nat, of the untouched distribution at the answer's first token from the changed one;
         bootstrap over problems), ``kl_random``, the same of random directions, ``kl_more``, the difference, with its
         interval; ``p_kl``, Wilcoxon's signed-rank test of the difference by problem, without those that are rounding (1
         where all are); ``logprob_change`` of the gold answer with its interval; ``broken``, share of the right answers

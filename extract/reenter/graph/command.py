@@ -152,7 +152,8 @@ def _effects(result: Any) -> Table:
         "shuffled", "p Holm", "",
     ]  # fmt: skip
     caption = (
-        "share of problems in which the target's read-out (of the answer: the answer) is another; even: were the"
+        "share of problems in which the target's read-out (of the answer: the answer) is another; KL: nat,"
+        " of the answer at its first token; even: were the"
         " source's direct effect the same on all later thoughts; shuffled: were a problem's effects dealt to any edge"
     )
     return Table(title="", columns=columns, rows=rows, caption=caption, labels=2)

@@ -68,15 +68,16 @@ def thought_graph(target: Target, settings: GraphSettings | None = None) -> xr.D
         Of (``operation``, ``effect``, ``source``, ``target``, ``example``), NaN where the target is not later than the
         source: ``state_kl``, ``state_logprob_change``, ``state_flip``, ``state_cosine``, ``state_change`` as
         :data:`extract.reenter.observe.COMPARED` has them. At the target ``answer`` they are the divergence at the
-        answer's number, the change of the gold answer's log probability, whether another answer is given, and the state
-        before the answer. ``effect`` is ``total``, what follows recomputed, or ``direct``: the nodes between source and
-        target held at their stored values. Figures over examples as :func:`with_edges` gives them; ``self_kl(target)``
-        and ``held_kl(target)``, the largest divergence where every node is replaced by its own value of the same pass,
-        and by its stored one; of drawn answers ``sample_flip(operation, effect, source, example)``, the share that
-        differs from what the untouched run draws by the same numbers, and its mean over problems ``_mean`` with its
-        interval ``_low``, ``_high``; with ``against`` what :func:`extract.reenter.graph.similarity.graph_similarity`
-        gives. ``reads_result(source)`` is the share of problems in which the likeliest token of the state by which a
-        node is measured is a number (where answers are texts: begins a word of the steps or answers).
+        answer's first token, the change of the gold answer's log probability, whether another answer is given, and
+        the state before the answer. ``effect`` is ``total``, what follows recomputed, or ``direct``: the nodes between
+        source and target held at their stored values. Figures over examples as :func:`with_edges` gives them;
+        ``self_kl(target)`` and ``held_kl(target)``, the largest divergence where every node is replaced by its own
+        value of the same pass, and by its stored one; of drawn answers
+        ``sample_flip(operation, effect, source, example)``, the share that differs from what the untouched run draws by
+        the same numbers, and its mean over problems ``_mean`` with its interval ``_low``, ``_high``; with ``against``
+        what :func:`extract.reenter.graph.similarity.graph_similarity` gives. ``reads_result(source)`` is the share of
+        problems in which the likeliest token of the state by which a node is measured is a number (where answers are
+        texts: begins a word of the steps or answers).
 
     Raises
     ------
