@@ -267,9 +267,13 @@ def test_one_that_was_learned_elsewhere_is_as_good_as_one_learned_here(lake: Pat
     )  # fmt: skip
     assert call("analyze", "sae", lake, "one/problems", "--load", other)[0] == 0
     assert len(open_lake(lake).results("sae")) == 3  # other weights are another result
+    code, out, _ = call("analyze", "errors", lake, "one/problems", "--resamples", 20)
+    assert code == 0
+    assert "the dictionary was learned elsewhere (dictionary_learning), perhaps from these problems" in out
     assert call("report", lake, "--out", lake.parent / "page")[0] == 0
     page = (lake.parent / "page" / "index.html").read_text()
     assert "one was learned elsewhere (dictionary_learning); whether these problems were among its own" in page
+    assert "one: the dictionary was learned elsewhere (dictionary_learning), perhaps from these" in page
 
 
 @pytest.mark.parametrize(("words", "message"), [

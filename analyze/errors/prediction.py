@@ -108,6 +108,8 @@ def predict_errors(
             f"the fit of {', '.join(unfinished)} did not converge in {spec.max_iterations:,} iterations; give more with"
             " --max-iterations"
         )
+    if library := sae.attrs.get("library"):
+        told.append(f"the dictionary was learned elsewhere ({library}), perhaps from these problems")
     out["note"] = (), "; ".join(filter(None, told))
     out["probability"] = ("predictor", "example"), special.expit(scores)
     out["penalty"] = "predictor", [*(fits[n].penalty for n in PREDICTORS[:3]), np.nan]

@@ -36,7 +36,7 @@ def error_prediction(page: Page) -> None:
         else:
             page.say(result, "one_outcome")
         page.add("error_prediction", result, rows)
-        notes += [f"{result.label}: {note}"] if (note := result.data.attrs.get("note")) else []
+        notes += [f"{result.label}: {note}"] if (note := str(result.data["note"].item())) else []
     page.set(notes=notes)
 
 

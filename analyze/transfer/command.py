@@ -141,6 +141,10 @@ def read_dictionaries(
         ]
         if stored:
             dictionaries[name] = lake.open_result(preferred(stored)[0].name)
+            if library := dictionaries[name].attrs.get("library"):
+                sources[name].note(
+                    f"its dictionary was learned elsewhere ({library}), perhaps from problems it is tested on"
+                )
         elif name in fit:
             lake.find("sae", name, variable="hidden_state", scope="pool")  # says how to make it
         else:
