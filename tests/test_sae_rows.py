@@ -64,6 +64,16 @@ def test_reading_visits_a_bounded_part_at_a_time(run):
     assert sum(taken) == 90 * 6
 
 
+def test_chunks_of_few_examples_are_joined_and_each_is_read_once(run):
+    """As those of drawn examples are: a product for each few rows costs as much as one of many."""
+    state = run["hidden_state"].sel(CELLS).chunk(example=(7, 3, 5, 60, 9, 6), layer=1, position=-1)
+    walked = list(Rows({"": state}, pooled=True).walk(np.ones(90, bool), max_rows=32))
+    assert [block.example.stop for block, _, _ in walked] == [15, 15, 47, 47, 75, 75, 90, 90]
+    for block, example, x in walked:
+        assert example.tolist() == list(range(90))[block.example]
+        np.testing.assert_array_equal(x, state.values[(block.example, *block.cell)].reshape(x.shape))
+
+
 def test_statistics_come_from_training_rows_alone(run):
     """Changing test problems changes no weight."""
     spec = SAESpec(**SMALL)

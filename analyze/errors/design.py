@@ -14,7 +14,7 @@ from analyze.sae.codes import Weights
 
 _SPOOL_BYTES = 1 << 21
 _BLOCK_BYTES = 1 << 20
-_GATHERED = 1 << 19  # numbers of some examples' states that are put side by side, at most, but for 256 examples
+_GATHERED = 1 << 19  # numbers of some examples' states that are put side by side, at most, but for 64 examples
 Matrix = Any  # (row, feature): a numpy array, or scipy's csr_array, whose stubs do not carry its number of dims
 
 
@@ -116,7 +116,7 @@ def designs(rows: Rows, known: Weights, spec: ErrorSpec, folder: Path) -> tuple[
     """Design matrices of codes (sparse) and of raw activations, from one pass; features are cell-major."""
     codes, raw = Spool(folder, "codes"), Spool(folder, "raw")
     everyone = np.ones(rows.n_example, dtype=bool)
-    max_rows = max(256, _GATHERED // max(known.encoder.shape[1], rows.n_cell * rows.width))
+    max_rows = max(64, _GATHERED // max(known.encoder.shape[1], rows.n_cell * rows.width))
     gathered: dict[int, tuple[Matrix, NDArray[np.float32]]] = {}
 
     def flush() -> None:

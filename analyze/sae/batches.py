@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from analyze.blocks import whole_chunks
 from analyze.sae.spec import check_fractions
 from schemas.errors import SchemaError, UsageError
 
@@ -84,7 +85,10 @@ class Rows:
     def blocks(
         self, *, whole_cells: bool = False, max_bytes: int = _BLOCK_BYTES, max_rows: int | None = None
     ) -> list[Block]:
-        """Pieces along the chunks of the data, each at most about ``max_bytes`` in float32, examples outermost."""
+        """Pieces along the chunks of the data, each at most about ``max_bytes`` in float32, examples outermost.
+
+        Up to ``max_rows`` examples chunks are joined: of drawn examples each holds a few, too few for a product.
+        """
         cells: list[tuple[slice, ...]]
         if whole_cells:
             cells = [tuple(slice(0, n) for n in self.cell_shape)]
@@ -92,7 +96,11 @@ class Rows:
             cells = list(product(*(_ranges(self._chunks(axis), n) for axis, n in enumerate(self.cell_shape, start=1))))
         per_example = 4 * self.width * max(int(np.prod([s.stop - s.start for s in c], dtype=int)) for c in cells)
         longest = max(1, max_bytes // per_example)
-        examples = _ranges(self._chunks(0), longest if max_rows is None else min(longest, max_rows))
+        chunks = self._chunks(0)
+        if max_rows is not None:
+            longest = min(longest, max_rows)
+            chunks = whole_chunks(chunks, longest)
+        examples = _ranges(chunks, longest)
         return [Block(example, cell) for example in examples for cell in cells]
 
     def read(self, blocks: Sequence[Block]) -> list[NDArray[np.float32]]:

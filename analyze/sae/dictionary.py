@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from analyze.sae.batches import Batches, Progress, Rows, moments, split_by_group
 from analyze.sae.codes import Activations, sae_codes, sae_reconstruction, sources
 from analyze.sae.files import load_sae, save_sae
-from analyze.sae.metrics import DEFINITIONS, sae_metrics
+from analyze.sae.metrics import DEFINITIONS, measured_blocks, sae_metrics
 from analyze.sae.spec import REPORT_LAYERS, REPORT_POSITIONS, SCOPES, SAESpec, Scope
 from schemas.checks import check_whole
 from schemas.errors import SchemaError, UsageError
@@ -191,8 +191,8 @@ def train_sae(
     held = split == "validation"
     batches = Batches(rows, split == "train", spec.batch_size, spec.buffer_bytes, np.random.default_rng([spec.seed, 1]))
     n_step = spec.epochs * batches.n_batch
-    n_block = len(rows.blocks())
-    tick = Ticker(progress, n_step + n_block * (1 if spec.normalize == "none" else 3))
+    n_block = len(measured_blocks(rows, n_feature)) + (0 if spec.normalize == "none" else 2 * len(rows.blocks()))
+    tick = Ticker(progress, n_step + n_block)
     inputs = _Inputs(rows, split == "train", spec, scope, tick)
 
     from analyze.sae.train import Trainer  # torch is needed from here on

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from analyze.sae.batches import SPLITS, Progress, Rows
+from analyze.sae.batches import SPLITS, Block, Progress, Rows
 from analyze.sae.codes import Activations, sources, weights
 from schemas.errors import SchemaError
 
@@ -61,9 +61,8 @@ def sae_metrics(
     side = _sides(sae, first)
     known = weights(sae, source, rows)
     tally = _Tally(rows, sae.sizes["feature"], is_grid, n_top)
-    max_rows = max(64, 2**22 // sae.sizes["feature"])  # codes of a block stay below 16 MB
-    n_block = len(rows.blocks(max_rows=max_rows))
-    for done, (block, example, x) in enumerate(rows.walk(side >= 0, max_rows)):
+    n_block = len(measured_blocks(rows, sae.sizes["feature"]))
+    for done, (block, example, x) in enumerate(rows.walk(side >= 0, measured_rows(sae.sizes["feature"]))):
         for place, cell in enumerate(rows.cell_numbers(block)):
             real = ~np.isnan(x[:, place]).any(axis=-1)
             here = x[real, place]
@@ -76,6 +75,16 @@ def sae_metrics(
     metrics["n_infinite"] = (), rows.n_infinite
     metrics["n_infinite"].attrs = {"long_name": "rows left out because a number in them is infinite"}
     return metrics
+
+
+def measured_rows(n_feature: int) -> int:
+    """Examples measured at once, so that their codes at a cell stay below 16 MB."""
+    return max(64, 2**22 // n_feature)
+
+
+def measured_blocks(rows: Rows, n_feature: int) -> list[Block]:
+    """Pieces of the data that are measured one after the other."""
+    return rows.blocks(max_rows=measured_rows(n_feature))
 
 
 class _Tally:
