@@ -10,7 +10,7 @@ DOCS = Path(__file__).parent
 project = "activation-lake"
 html_title = "The activation lake"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "jupyter_execute"]  # both are written by a build
 html_theme = "furo"
 html_copy_source = False
 
