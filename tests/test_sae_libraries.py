@@ -294,6 +294,7 @@ def test_other_places_and_widths_are_refused(lake: Path, call: Any) -> None:
     code, _, err = call("analyze", "sae", lake, "--load", folder)
     assert (code, err.count("\n")) == (2, 1)
     assert "reads layers.1.mlp; a lake holds for dictionaries states after whole blocks alone" in err
+    assert call("analyze", "sae", lake, "--load", folder, "--variable", "latent_embedding")[0] == 0
     narrow = make_model(hidden=6)
     path = lake.with_name("narrow.lake")
     write_run(path, make_run(name="one/problems", n_example=20, model=narrow, hidden=6), narrow)

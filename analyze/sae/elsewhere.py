@@ -96,12 +96,12 @@ def _loaded(source: "Source", settings: "SAESettings") -> tuple[xr.Dataset, xr.D
     assert settings.load is not None
     sae = load_sae(settings.load)
     layers, positions = settings.cells()
-    layer = block_of(hook := str(sae.attrs.get("hook_name", "")))
-    if layer is not None and settings.variable in ("hidden_state", "all_states"):
-        if layers is None:
-            layers = [layer]
-        elif layers != [layer]:
-            source.note(f"the dictionary reads {hook}, which is layer {layer}, and is measured at layers {layers}")
+    hook = str(sae.attrs.get("hook_name", ""))
+    layer = block_of(hook) if settings.variable in ("hidden_state", "all_states") else None
+    if layer is not None and layers is None:
+        layers = [layer]
+    elif layer is not None and layers != [layer]:
+        source.note(f"the dictionary reads {hook}, which is layer {layer}, and is measured at layers {layers}")
     return sae, select_cells(source.data, settings.variable, layers=layers, positions=positions)
 
 
