@@ -1,11 +1,12 @@
-"""Numbers as people and models write them: each is read for what it says, or not at all.
+r"""Numbers as people and models write them: each is read for what it says, or not at all.
 
 Read are: every minus sign in use, before or after a currency or in words; commas, apostrophes, underscores and spaces
 between thousands (lakhs, too); scientific notation and powers of ten; fractions and mixed numbers, as characters, with
 a slash, or in LaTeX; digits of any script; ``hundred`` to ``trillion``. A percent sign and a unit are not part of the
 number: 50% is 50. A hyphen that joins (``10-2``, ``x-5``, ``3-5``) or follows a word (``debt - 5``) is no sign. Not
 read, as they could be two things, are a comma that does not part thousands (``1,5``), a number alone in brackets,
-``5k``, ``5 dozen``, ``5:30``, ``1.2.3``, ``2^5`` and ``5-``.
+``5k``, ``5 dozen``, ``5:30``, ``1.2.3``, ``2^5`` and ``5-``; nor is what a LaTeX command makes something else of
+(``\sqrt{2}``, ``2\pi``).
 """
 
 import re
@@ -26,8 +27,17 @@ _SPELLINGS = {
     "\u066c": ",",
 }
 _SUPERSCRIPT = re.compile("[\u207a\u207b]?[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+")
-_LATEX = ((r"{,}", ","), (r"\,", "\u00a0"), (r"\$", "$"), (r"\%", "%"), (r"\times", "*"), (r"\cdot", "*"))
-_LATEX_FRACTION = re.compile(r"(\d?)\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
+_LATEX = (
+    (r"{,}", ","), *((rf"\{space}", "\u00a0") for space in ",;: "), (r"\!", ""), (r"\$", "$"), (r"\%", "%"),
+    (r"\times", "*"), (r"\cdot", "*"), (r"\pm", "±"), (r"^{\circ}", ""), (r"^\circ", ""),
+)  # fmt: skip
+_LATEX_FRACTION = re.compile(r"(\d?)\\[dt]?frac\s?(?:\{([^{}]*)\}|(\d))\s?(?:\{([^{}]*)\}|(\d))")
+# Commands beside a number that do nothing to it: fonts, boxes, brackets, arrows, line ends, currencies.
+_SET = (
+    r"\\(?!(?:text|math|box|fbox|mbox|hbox|big|Big|left|right|Right|Left|Long|long)|(?:approx|sim|simeq|equiv|q?quad|to"
+    r"|implies|iff|therefore|displaystyle|l?dots|cdots|degrees?|circ|square|qed|blacksquare|end|begin|pounds|euro|yen"
+    r"|[nrt])(?![A-Za-z]))[A-Za-z]+"
+)
 _UNIT_POWER = re.compile(r"(?<=[A-Za-z])\^[-+]?\d|(?<=\b[cdkm]m)[23]\b|(?<=\bm)[23]\b|(?<=\b(?:ft|in|yd|mi))[23]\b")
 
 # What may belong to one number, however it is grouped; what it says is another matter.
@@ -62,7 +72,9 @@ _UNCLEAR_BEFORE = re.compile(
     r"|\d\s?[eE]\s?[-+]?\s?$|\d[A-WYZa-wyz][A-Za-z]*$|\b0[xX]$"  # 1e6kg, 5m30, 0x10
     r"|(?:^|\s)[<>]=?\s?$|[\u2264\u2265\u2260]\s?$"
     r"|(?:^|[\s=:(#])[-\u2212]\s?[*_`{(\[]+$"  # -(5), -**5**
-    rf"|\b(?:{'|'.join(_SCALES)})s?,?\s(?:and\s)?$",
+    rf"|\b(?:{'|'.join(_SCALES)})s?,?\s(?:and\s)?$"
+    r"|[)\]}]\s?/\s?$|(?<![A-Za-z])[A-Za-z]/$"  # (3 + 4)/2, x/2
+    rf"|(?-i:{_SET})\*?(?:_\{{?\w+\}}?)?\s?(?:\[[^\]]*\]|\{{[^{{}}]*\}})*[\s{{(/]*$",  # \sqrt{2}, \log_2 8, \pi/2
     re.IGNORECASE,
 )
 _UNCLEAR_AFTER = re.compile(  # 2^5, 5:30, 3/(4), 5k and 5 with a power of ten in Chinese, 5 tenths, dozen, per mille
@@ -70,6 +82,7 @@ _UNCLEAR_AFTER = re.compile(  # 2^5, 5:30, 3/(4), 5k and 5 with a power of ten i
     r"|\s?(?:[kKMBT]|[bm]n|ml[nd]|mi[lo]|thou)\b(?!&)|\s?[\u5341\u767e\u5343\u842c\u4e07\u5104\u4ebf\u5146]"
     r"|[ -](?:dozens?\b|halves|thirds?|quarters?|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand|million)ths?)\b"
     r"|\s?[\u2030\u2031]|\$?[-\u2212](?=\s*$|[$)])|[ ]and[ ](?:a|one)[ ](?:half|third|quarter)\b"
+    rf"|\s?{_SET}"  # 2\pi
 )
 _BRACKETED = re.compile(rf"\s?(?:%|{_CURRENCY})?\s?\)")
 _WINDOW = 80
@@ -78,13 +91,18 @@ _WINDOW = 80
 def plain(text: str) -> str:
     """Text with one spelling for what numbers are made of: digits, signs, spaces, currencies, fractions, exponents."""
     if "\\" in text or "{,}" in text:
-        text = _LATEX_FRACTION.sub(lambda match: f"{match[1]}{' ' if match[1] else ''}{match[2]}/{match[3]}", text)
+        text = _LATEX_FRACTION.sub(_slashed, text)
         for written, meant in _LATEX:
             text = text.replace(written, meant)
     if not text.isascii():
         text = _SUPERSCRIPT.sub(lambda match: "^" + "".join(map(_superscript, match[0])), text)
         text = re.sub(r"[^\x00-\x7f]", _spelled, text)
     return _UNIT_POWER.sub("", text)
+
+
+def _slashed(match: re.Match[str]) -> str:
+    whole, over, digit, under, last = match.groups(default="")
+    return f"{whole}{' ' if whole else ''}{over or digit}/{under or last}"
 
 
 def find_numbers(text: str) -> list[re.Match[str]]:
@@ -125,8 +143,10 @@ def before(text: str, match: re.Match[str]) -> tuple[str, str]:
 
 
 def overlooks(text: str, match: re.Match[str]) -> bool:
-    """Whether a number is read without a letter or a hyphen that stands at it: ``x5``, ``covid-19``, ``debt - 5``."""
+    """Whether a number is read without what stands at it: ``x5``, ``2x``, ``covid-19``, ``debt - 5``, ``3 : 2``."""
     left, prefix = before(text, match)
+    if re.match(r"\s?[xyz]\b", text[match.end() :]) or re.fullmatch(r"\s*[\d.]+\s*:", left):
+        return True
     if not prefix and _ENDS_IN_LETTER.search(left.removesuffix("/")):
         return True
     return _sign(left, prefix) == 1 and re.search(_MINUS, prefix) is not None

@@ -52,6 +52,9 @@ SPACES = " \u00a0\u2009\u202f\u2007"
         *((text, 0.75) for text in ("3/4", "3 / 4", "\u00be", "3\u20444", r"\frac{3}{4}", ".75", "0.75", "75e-2")),
         *((text, 1.5) for text in ("1 1/2", "1\u00bd", "1 \u00bd", "1 and 1/2", r"1\frac{1}{2}", "3/2")),
         ("-1 1/2", -1.5),
+        *((text, 0.5) for text in (r"\frac12", r"\dfrac{1}2", r"\frac1{2}", r"\text{$\frac12$}")),
+        *((text, 10000) for text in (r"10,\!000", r"10\;000", r"10\ 000", r"\$10,\!000", r"\mathbf{10{,}000}")),
+        *((text, 90) for text in (r"90^\circ", r"90^{\circ}", r"90\degree", r"\boxed{90}", r"\Rightarrow 90\text{ m}")),
         ("50%", 50),
         ("5 m\u00b2", 5),
         ("5 m2", 5),
@@ -74,7 +77,9 @@ def test_every_way_to_write_a_number(written, value):
      "\u00b15", "-**5**", "5k", "$1.5M", "5\u4e07", "5:30", "1/2/2024", "3/0", "1-1/2", "2 and a half", "2^5", "2**5",
      "1e6kg", "5 tenths", "$5m", "5\u2030", "1.5 e6",
      "0x10", "1.2.3", "1e400", "-1e309", "1e-400", "1e999999999999", "9007199254740993",
-     "12345678901234567890", "1e23", "9" * 500, "nan", "inf", "five", ""],
+     "12345678901234567890", "1e23", "9" * 500, "nan", "inf", "five", "",
+     r"\sqrt{2}", r"\sqrt 2", r"2\pi", r"\frac{\pi}{2}", r"\frac{x}{2}", r"\log_2 8", r"\pm 5", r"2\sqrt{3}",
+     r"\sqrt[3]{8}", r"\binom{4}{2}", "(3+4)/2", "x/2"],
 )  # fmt: skip
 def test_what_could_be_two_numbers_or_fits_no_float_is_none(written):
     assert extract_answer(f"The answer is: {written}") is None
@@ -83,8 +88,9 @@ def test_what_could_be_two_numbers_or_fits_no_float_is_none(written):
 
 
 @pytest.mark.parametrize(
-    "text", ["#### 3-5", "3 to 5", "x-5", "debt - 5", "A5", "#### 5 #### 6", "#### 18 (9 each)", "12 34", "- 3\n- 4"]
-)
+    "text", ["#### 3-5", "3 to 5", "x-5", "debt - 5", "A5", "#### 5 #### 6", "#### 18 (9 each)", "12 34", "- 3\n- 4",
+             "2x", "3 : 2"]
+)  # fmt: skip
 def test_a_gold_answer_is_one_number(text):
     with pytest.raises(ValueError, match=r"^which "):
         read_gold_answer(text)
