@@ -64,11 +64,19 @@ def lake_tables(path: str, described: Mapping[str, Any]) -> list[Printed]:
             columns=["result", "read", "fingerprint", ""],
             rows=[
                 [result, ", ".join(f"{run} {digest[:12]}" for run, digest in d["inputs"].items())]
-                + [d["fingerprint"][:12], "" if d["current"] else "its run has been removed or made again"]
+                + [d["fingerprint"][:12], standing(d, described["runs"])]
                 for result, d in described["results"].items()
             ],
         ),
     ]
+
+
+def standing(result: Mapping[str, Any], runs: Mapping[str, Any]) -> str:
+    """What may speak against a result: its run is another one by now, or has more examples than it was computed of."""
+    if not result["current"]:
+        return "its run has been removed or made again"
+    there = runs[result["runs"][0]]["examples_committed"] if len(result["runs"]) == 1 else 0
+    return f"of {result['examples']} of {there} examples" if 0 < result["examples"] < there else ""
 
 
 def run_lines(run: str, described: Mapping[str, Any]) -> list[str]:

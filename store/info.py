@@ -85,6 +85,7 @@ def describe_results(lake: Lake) -> dict[str, dict[str, Any]]:
             "spec": dict(result.spec),
             "fingerprint": result.fingerprint,
             "inputs": dict(result.inputs),
+            "examples": result.n_example,
             "current": all(now.get(run) == digest for run, digest in result.inputs.items()),
         }
         for result in lake.results()

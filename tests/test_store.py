@@ -297,6 +297,21 @@ def test_info_prints_the_chain(place: Path, capsys: pytest.CaptureFixture[str]) 
     assert json.loads(capsys.readouterr().out)["runs"]["toy/toy"]["shards_committed"] == 2
 
 
+def test_info_tells_results_of_fewer_examples_than_the_run_has(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run whose extraction went on, or an analysis of a part."""
+    lake = open_lake(shutil.copytree(place, tmp_path / "a.lake"))
+    for n in (3, 7):
+        scores = xr.Dataset({"score": ("example", np.zeros(n))})
+        lake.write_result(f"of{n}", scores, runs=["toy/toy"], spec={})
+    with pytest.raises(SystemExit):
+        command_line.main(["info", str(tmp_path / "a.lake")])
+    lines = {line.split("/")[1]: line for line in capsys.readouterr().out.splitlines() if line.startswith("results/")}
+    assert lines["of3"].rstrip().endswith("of 3 of 7 examples")
+    assert "examples" not in lines["of7"]
+
+
 def test_a_creation_cut_short_is_begun_anew(tmp_path: Path) -> None:
     made = layout(n_example=2, n_layer=1, n_head=1, hidden=4, longest_question=3, n_answer=2)
     columns = {"example": (("example",), np.arange(2)), "question": (("example",), ["a", "b"])}
