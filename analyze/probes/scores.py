@@ -97,7 +97,7 @@ def measure(
         else:
             gain, majority = _measure_classes(score, members, predicted, label, fold, weight)
             baseline[members] = majority
-        p_value[members] = _permutation_p(gain, label, fold, problem, n_permutation, [seed, 4], numbers, widening)
+        p_value[members] = permutation_p(gain, label, fold, problem, n_permutation, [seed, 4], numbers, widening)
 
     grid = ("layer", "position")
     data: dict[str, Any] = {"n_example": (grid, _grid([0 if c is None else int(c.known.sum()) for c in cells], shape))}
@@ -249,7 +249,7 @@ def _area(value: Array, positive: Array, fold: Array) -> tuple[Array, Array, Arr
     return area, influence, gain
 
 
-def _permutation_p(
+def permutation_p(
     gain: Array,
     label: Array,
     fold: Array,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from schemas.command import Analysis, Cost, Made, Part, Printed, Table, kept_beside, setting
@@ -16,6 +17,8 @@ Kind = Literal["probe", "direction", "sae", "tuned"]
 
 FIT = 60
 """Iterations of a regression, over all its penalties."""
+DRAWS = 100
+"""Permutations that are timed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +108,7 @@ def cost(sources: "Sequence[Source]", settings: TransferSettings) -> Cost:
     """Fits of every cell on every run and to shuffled labels, each tested on every run."""
     from analyze.cost import places, reading, states_at
 
-    reads, operations, memory, n_state = [], 0.0, 0.0, 0
+    reads, operations, memory, n_state, n_row, n_test = [], 0.0, 0.0, 0, 0, 0
     for source in sources:
         states = states_at(source.data, places(source.data, settings.positions, answers=False))
         n = min(settings.max_examples or states.sizes["example"], states.sizes["example"])
@@ -116,13 +119,28 @@ def cost(sources: "Sequence[Source]", settings: TransferSettings) -> Cost:
         n_state += n_cell * n
         reads.append(reading(states))
         memory = max(memory, 8.0 * 6 * n * (states.sizes["hidden"] + settings.resamples))
-    layer = int(sources[0].data["layer"].values[-1])
-    labels = tuple(places(sources[0].data, settings.positions, answers=False))
-    small, larger = (replace(settings, layers=(layer,), positions=labels[:k]) for k in (1, 2))
+        n_row, n_test = max(n_row, n), max(n_test, len(settings.linear_kinds) * n_step * n_cell)
+    n_test *= len(settings.fit or sources) * len(settings.test or sources)
+    n_permutation = max(1000, 40 * n_test) if settings.permutations is None else settings.permutations
+    # One cell with all its rows, which takes seconds, beside one with a quarter; permutations are those of all cells.
+    place = {"layers": (int(sources[0].data["layer"].values[-1]),), "permutations": 0,
+             "positions": tuple(places(sources[0].data, settings.positions, answers=False)[:1])}  # fmt: skip
+    small, larger = (replace(settings, **place, max_examples=max(1, n_row // part)) for part in (4, 1))
     return Cost(
         states=n_state, reads=reads, operations=operations, memory=memory, small=small, larger=larger,
+        steps=[(n_permutation / DRAWS * n_test / n_cell, partial(permuted, n_row, n_cell, settings.folds))],
         readouts=[source.run.partition("/")[0] for source in sources] if "tuned" in settings.kind else [],
     )  # fmt: skip
+
+
+def permuted(n_row: int, n_cell: int, n_fold: int) -> None:
+    """Some permutations behind p-values of as many cells, of made-up predictions, for their time."""
+    import numpy as np
+
+    from analyze.probes.scores import permutation_p
+
+    row = np.arange(n_row)
+    permutation_p(np.ones((1, n_row, n_cell)), row % 2, row % n_fold, row, DRAWS, [0], numbers=False, widening=1.0)
 
 
 def read_dictionaries(
