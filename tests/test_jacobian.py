@@ -139,23 +139,26 @@ def test_batches_and_a_stop_change_nothing(folder: Path, tmp_path: Path) -> None
     target.batch_rows = 1
     one_by_one = mean_jacobian(target, settings)
     np.testing.assert_allclose(whole["jacobian"], one_by_one["jacobian"], atol=2e-5)
-    target.folder, calls = tmp_path / "kept", 0
+    target.folder, plan = tmp_path / "kept", jacobian_plan(target, settings)
+    seen: list[int] = []
 
     def stop(done: int, total: int) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
+        seen.append(done)
+        assert total == plan.n_batch * plan.n_backward
+        if done > plan.n_backward:
             raise KeyboardInterrupt
 
     target.progress = stop
     with pytest.raises(KeyboardInterrupt):
         mean_jacobian(target, settings)
-    seen: list[int] = []
+    assert 0 < seen[0] < plan.n_backward  # told before a batch is done
+    seen.clear()
     target.progress = lambda done, total: seen.append(done)
     resumed = mean_jacobian(target, settings)
     target.folder = None
+    assert (seen[0], seen[-1]) == (plan.n_backward, plan.n_batch * plan.n_backward)
+    assert seen == sorted(seen)
     np.testing.assert_array_equal(resumed["jacobian"], one_by_one["jacobian"])
-    plan = jacobian_plan(target, settings)
     assert plan.n_byte == 4 * whole["origin"].nbytes
     assert plan.seconds > 0
 

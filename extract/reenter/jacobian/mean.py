@@ -13,7 +13,7 @@ import xarray as xr
 
 from extract.model.device import device_errors
 from extract.reenter.jacobian.command import JacobianSettings
-from extract.reenter.jacobian.passes import FED, Place, forward_sums, origin_sums
+from extract.reenter.jacobian.passes import FED, Place, Tick, forward_sums, origin_sums
 from extract.reenter.target import Target
 from schemas import UsageError, fingerprint, nearest
 from schemas.statistics import split_problems
@@ -108,16 +108,15 @@ def mean_jacobian(target: Target, settings: JacobianSettings | None = None) -> x
     )  # fmt: skip
     factors = _factors(target, sizes, rows)
     kept = None if target.folder is None else target.folder / f"{identity[:32]}.npz"
-    done = _take_up(kept, sums)
+    taken, progress = _take_up(kept, sums), _Progress(target, len(batches), _n_backward(sizes, hidden))
     with target.reasoner.session():
         for number, part in enumerate(batches):
-            if number >= done:
+            if number >= taken:
                 with device_errors(f"a batch of {len(part)} examples", f"pass --batch-rows {max(1, len(part) // 2)}"):
-                    for cell, components, gradient in _batch_sums(target, sizes, part, CHUNK, factors):
+                    for cell, components, gradient in _batch_sums(target, sizes, part, CHUNK, factors, progress):
                         sums[(number % 2, *cell, components)] += gradient
                 _keep(kept, sums, number + 1)
-            if target.progress is not None:
-                target.progress(sum(map(len, batches[: number + 1])), len(rows))
+            progress.finish(number)
     counts = [sum(map(len, batches[half::2])) for half in (0, 1)]
     return _labelled(target, sizes, sums, counts, rows, factors)
 
@@ -129,8 +128,7 @@ def jacobian_plan(target: Target, settings: JacobianSettings | None = None) -> J
     sizes = _sizes(target, settings, rows)
     batches = _batches(target, rows)
     hidden = target.reasoner.hidden
-    n_state = len({offset for offset, _ in sizes.cells})
-    n_backward = hidden * (n_state + len(sizes.layers))
+    n_backward = _n_backward(sizes, hidden)
     last = max(offset for offset, _ in sizes.cells)
     wanted = {place: [last] for place in sizes.wanted}
     prompts = [target.reasoner.encode(str(target.data["question"].values[row])) for row in batches[0]]
@@ -143,11 +141,33 @@ def jacobian_plan(target: Target, settings: JacobianSettings | None = None) -> J
                 next(passes)
             times.append(time.perf_counter())
     way, backward = times[1] - times[0], times[2] - times[1]
-    seconds = len(batches) * (way + -(-hidden // chunk) * (n_state + len(sizes.layers)) * backward)
+    seconds = len(batches) * (way + -(-hidden // chunk) * (n_backward // hidden) * backward)
     n_byte = math.prod(_cells_shape(sizes)) * hidden * hidden * 4
     return JacobianPlan(
         n_example=len(rows), n_batch=len(batches), n_backward=n_backward, n_byte=n_byte, seconds=seconds
     )
+
+
+class _Progress:
+    """Tells of backward passes, one for each row of a Jacobian: where layers are many a batch of them takes long."""
+
+    def __init__(self, target: Target, n_batch: int, n_backward: int) -> None:
+        self.report, self.n_backward, self.total, self.done = target.progress, n_backward, n_batch * n_backward, 0
+
+    def __call__(self, n: int) -> None:
+        """So many more are done."""
+        self.done = min(self.done + n, self.total)
+        if self.report is not None:
+            self.report(self.done, self.total)
+
+    def finish(self, batch: int) -> None:
+        """All of a batch are done, or need not be."""
+        self(max(0, (batch + 1) * self.n_backward - self.done))
+
+
+def _n_backward(sizes: _Sizes, hidden: int) -> int:
+    """Backward passes of a batch, at most: one for each component of a state that is differentiated."""
+    return hidden * (len({offset for offset, _ in sizes.cells}) + (len(sizes.layers) if sizes.origins else 0))
 
 
 def _fit_rows(target: Target, settings: JacobianSettings) -> np.ndarray:
@@ -239,12 +259,12 @@ def _factors(target: Target, sizes: _Sizes, rows: np.ndarray) -> dict[int, np.nd
 
 
 def _batch_sums(
-    target: Target, sizes: _Sizes, rows: np.ndarray, chunk: int, factors: dict[int, np.ndarray]
+    target: Target, sizes: _Sizes, rows: np.ndarray, chunk: int, factors: dict[int, np.ndarray], tick: Tick
 ) -> Iterator[tuple[tuple[int, int, int], slice, np.ndarray]]:
     """Cells of the result, components and what a batch of examples adds to them."""
     reasoner = target.reasoner
     prompts = [reasoner.encode(str(target.data["question"].values[row])) for row in rows]
-    for state, place, components, gradient in forward_sums(reasoner, prompts, sizes.wanted, sizes.prefix, chunk):
+    for state, place, components, gradient in forward_sums(reasoner, prompts, sizes.wanted, sizes.prefix, chunk, tick):
         for cell in sizes.cells.get((state, place), []):
             yield cell, components, gradient.float().cpu().numpy()
     offsets = sorted({offset for _, offset in sizes.origins})
@@ -252,7 +272,7 @@ def _batch_sums(
         return
     origin, made = len(sizes.targets), len(sizes.targets) + 1
     carried: dict[Place, list[torch.Tensor]] = {}
-    for place, components, gradient in origin_sums(reasoner, prompts, sizes.layers, offsets, chunk):
+    for place, components, gradient in origin_sums(reasoner, prompts, sizes.layers, offsets, chunk, tick):
         yield (origin, *sizes.origins[place]), components, gradient.sum(1).float().cpu().numpy()
         factor = torch.as_tensor(factors[place[1]], device=gradient.device, dtype=gradient.dtype)
         carried.setdefault(place, []).append(gradient @ factor)  # (component, row, rank)

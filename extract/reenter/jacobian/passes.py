@@ -1,7 +1,7 @@
 """Backward passes through the loop of thoughts, from states that come later to all places before them."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ FED = -1
 """Label of the vector fed at a thought, along ``layer``."""
 Place = tuple[int, int]
 """Layer (:data:`FED`: the vector fed there) and offset from ``bot``."""
+Tick = Callable[[int], object]
+"""Called with the number of components whose backward passes are done."""
 
 
 class Probes:
@@ -83,7 +85,7 @@ def think_through(flight: Flight, bot: Tensor, prefix: Sequence[int]) -> list[Te
 
 def forward_sums(
     reasoner: Reasoner, prompts: Sequence[Sequence[int]], wanted: dict[Place, list[int]], prefix: Sequence[int],
-    chunk: int,
+    chunk: int, tick: Tick = bool,
 ) -> Iterator[tuple[int, Place, slice, Tensor]]:  # fmt: skip
     """Jacobians of final states with respect to places, summed over the rows of a batch.
 
@@ -110,14 +112,15 @@ def forward_sums(
             sources[offset].append(place)
     for offset, places in sorted(sources.items()):
         inputs = [probes.zeros[place] for place in places]
-        for rows, gradients in _rows_of([states[offset]], inputs, chunk):
+        for rows, gradients in _rows_of([states[offset]], inputs, chunk, tick):
             for place, gradient in zip(places, gradients, strict=True):
                 yield offset, place, rows, gradient
 
 
 def origin_sums(
-    reasoner: Reasoner, prompts: Sequence[Sequence[int]], layers: Sequence[int], offsets: Sequence[int], chunk: int
-) -> Iterator[tuple[Place, slice, Tensor]]:
+    reasoner: Reasoner, prompts: Sequence[Sequence[int]], layers: Sequence[int], offsets: Sequence[int], chunk: int,
+    tick: Tick = bool,
+) -> Iterator[tuple[Place, slice, Tensor]]:  # fmt: skip
     """Jacobians of each thought's places with respect to the final state the thought is made of, row by row.
 
     They are taken halfway between that state and the one of the next row of the batch, in the context of the row: by
@@ -148,12 +151,14 @@ def origin_sums(
         if not outputs[0].requires_grad:
             continue  # the vector fed does not depend on the state before
         # No place depends on another thought's zero, so one gradient serves all thoughts.
-        for rows, gradients in _rows_of(outputs, zeros, chunk):
+        for rows, gradients in _rows_of(outputs, zeros, chunk, tick):
             for offset, gradient in zip(offsets, gradients, strict=True):
                 yield (layer, offset), rows, gradient
 
 
-def _rows_of(outputs: list[Tensor], inputs: list[Tensor], chunk: int) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+def _rows_of(
+    outputs: list[Tensor], inputs: list[Tensor], chunk: int, tick: Tick
+) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
     """Gradients ``(component, *input)`` of the outputs' components, summed over rows, some components at a time."""
     hidden = outputs[0].shape[-1]
     for start in range(0, hidden, chunk):
@@ -163,6 +168,7 @@ def _rows_of(outputs: list[Tensor], inputs: list[Tensor], chunk: int) -> Iterato
         gradients = torch.autograd.grad(
             outputs, inputs, directions, retain_graph=True, is_grads_batched=True, allow_unused=True
         )
+        tick(len(eye))
         yield (
             rows,
             tuple(
