@@ -123,9 +123,10 @@ def cost(sources: "Sequence[Source]", settings: TransferSettings) -> Cost:
     n_test *= len(settings.fit or sources) * len(settings.test or sources)
     n_permutation = max(1000, 40 * n_test) if settings.permutations is None else settings.permutations
     # One cell with all its rows, which takes seconds, beside one with a quarter; permutations are those of all cells.
-    place = {"layers": (int(sources[0].data["layer"].values[-1]),), "permutations": 0,
-             "positions": tuple(places(sources[0].data, settings.positions, answers=False)[:1])}  # fmt: skip
-    small, larger = (replace(settings, **place, max_examples=max(1, n_row // part)) for part in (4, 1))
+    layers = (int(sources[0].data["layer"].values[-1]),)
+    positions = tuple(places(sources[0].data, settings.positions, answers=False)[:1])
+    larger = replace(settings, layers=layers, positions=positions, permutations=0, max_examples=n_row)
+    small = replace(larger, max_examples=max(1, n_row // 4))
     return Cost(
         states=n_state, reads=reads, operations=operations, memory=memory, small=small, larger=larger,
         steps=[(n_permutation / DRAWS * n_test / n_cell, partial(permuted, n_row, n_cell, settings.folds))],
