@@ -122,6 +122,7 @@ def run_experiment(
     lake, runs = open_runs(values["path"], values["runs"])  # before seconds are spent on importing torch
     from analyze.cluster import compute_on
     from analyze.tables import fed, result_tables, without_long
+    from extract.reenter.planning import trial_plan
     from extract.reenter.running import for_model, reenter, target_of
 
     for run in runs:  # what is written wrongly is said before a model is loaded
@@ -133,8 +134,9 @@ def run_experiment(
     lost = False
     for run in runs:
         target = target_of(command, lake, run, where, terminal)
-        if values.get("plan") and command.plan is not None:
-            plans[run] = command.plan(target, settings)
+        if values["plan"]:
+            with compute_on():
+                plans[run] = command.plan(target, settings) if command.plan else trial_plan(command, target, settings)
             continue
         with compute_on():
             kept = reenter(command, lake, target, settings, where, terminal)

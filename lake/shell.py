@@ -34,8 +34,7 @@ class Declared(click.Command):
             self.settings.append(TargetSettings)
         parameters = flags.parameters(self.settings)
         if isinstance(declared, Analysis | Experiment):
-            plans = declared.cost if isinstance(declared, Analysis) else declared.plan
-            plan = [flags.PLAN] if plans is not None else []
+            plan = [flags.PLAN] if isinstance(declared, Experiment) or declared.cost is not None else []
             parameters = [flags.LAKE, flags.RUNS, *parameters, *plan, flags.JSON, flags.CSV]
         if isinstance(declared, Analysis):
             parameters += [flags.SCHEDULER, flags.WORKERS]

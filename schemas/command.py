@@ -317,5 +317,7 @@ class Experiment(Command):
     """The kind of its result, and what is printed of it."""
     made_by: Mapping[str, str] = field(default_factory=dict)
     plan: Callable[[Any, Any], tuple[str, Mapping[str, Any]]] | None = None
+    """``plan(target, settings)``, as ``run``: what a run takes, in words and figures. None: told by its first batches.
+    """
     stopped: str | Callable[[Mapping[str, Any]], str] = batches_kept
     group: str = field(default="reenter", init=False)

@@ -1,5 +1,6 @@
 """Back into the model: known truth on the shipped small models, controls, statistics, bad requests."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -327,3 +328,23 @@ def test_a_size_below_one_is_refused(folder: Path, capsys: pytest.CaptureFixture
         command_line.main(["reenter", "corrupt", str(folder), "small-gpt2/test", option, value])
     assert stop.value.code == 2
     assert "must be at least 1" in capsys.readouterr().err
+
+
+def test_a_plan_is_told_by_the_first_batches_and_keeps_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from extract.reenter import planning
+
+    words = ["reenter", "ablate", str(folder), "small-gpt2/test", "--sites", "latent_embedding", "--batch-rows", "24"]
+    tried, before = {}, sorted(folder.parent.rglob("*"))
+    for trial in (0.0, 1e9):
+        monkeypatch.setattr(planning, "TRIAL", trial)
+        with pytest.raises(SystemExit) as left:
+            command_line.main([*words, "--plan", "--json"])
+        assert left.value.code == 0
+        tried[trial] = json.loads(capsys.readouterr().out)["small-gpt2/test"]
+    assert sorted(folder.parent.rglob("*")) == before
+    short, whole = tried.values()
+    assert short["n_row"] == whole["n_row"] == whole["n_tried"]  # what a trial to the end has done
+    assert 0 < short["n_tried"] < whole["n_tried"]
+    assert min(short["seconds"], short["memory"]) > 0
