@@ -9,7 +9,7 @@ import pytest
 import torch
 from codi_models import write_checkpoint
 from safetensors.torch import save_file
-from transformers import GPT2Config
+from transformers import GPT2Config, LlamaConfig
 
 from extract import load_reasoner
 from extract.model.checkpoint import TOKENIZER_FILES
@@ -283,3 +283,22 @@ def test_files_that_hold_no_tensors_say_so(made, tmp_path, content, message):
         torch.save(content, file)
     with pytest.raises(UsageError, match=message):
         load_reasoner(folder, base)
+
+
+def test_weights_of_other_rotary_frequencies_are_refused(tmp_path):
+    """Older checkpoints hold them; the base's config, from which they are computed, may be another model's."""
+    config = LlamaConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64,
+        bos_token_id=0, eos_token_id=0, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )  # fmt: skip
+    folder, base, *_ = write_checkpoint(tmp_path, config)
+    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    name = "codi.base_model.model.model.layers.0.self_attn.rotary_emb.inv_freq"
+    for theta, width in ((10000.0, torch.bfloat16), (500000.0, torch.float32)):
+        state[name] = (theta ** (-torch.arange(0, 16, 2) / 16)).to(width)
+        torch.save(state, folder / "pytorch_model.bin")
+        if theta == 10000.0:
+            load_reasoner(folder, base)
+            continue
+        with pytest.raises(UsageError, match=r"other rotary frequencies .* ends in 1.03e-05.* config.json .0.000316"):
+            load_reasoner(folder, base)

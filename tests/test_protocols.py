@@ -13,6 +13,7 @@ from codi_models import ORACLE, VOCABULARY, write_checkpoint
 from safetensors.torch import save_file
 from slow_protocols import GPT2, answer_slowly, plain_model, think_in_rounds_slowly, write_questions
 from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from extract import load_reasoner
@@ -340,3 +341,18 @@ def test_tokens_that_are_parts_of_characters_are_told_by_their_bytes() -> None:
     assert with_bytes(token("\u00e9".encode() + b"\xe2\x82"), "") == "\u00e9<0xE2><0x82>"
     assert with_bytes(token("\ufffd".encode()), "\ufffd") == "\ufffd"  # the character itself
     assert with_bytes("\u2581piece", "\ufffd") == "\ufffd"  # not in signs for bytes
+
+
+def test_special_tokens_in_questions_are_told() -> None:
+    """What the tokenizer does not know, the marks of a template, and a beginning that it puts there itself."""
+    reasoner = load_reasoner("small-gpt2")
+    known = "Tom has 3 apples."
+    assert reasoner.marks_in([known]) == ()
+    (note,) = reasoner.marks_in([known, "日本", "Tom has 3<eos> apples."])
+    assert note == "special tokens stand in 2 of 3 questions and are read as such, not as text: <eos>, <unk>"
+    beginning = TemplateProcessing(single="<eos> $A", special_tokens=[("<eos>", 0)])
+    reasoner.tokenizer.backend_tokenizer.post_processor = beginning
+    assert reasoner.encode(known)[:2] != reasoner.encode(f"<eos>{known}")[:2] == [0, 0]
+    assert reasoner.marks_in([known]) == ()
+    (note,) = reasoner.marks_in([known, f"<eos>{known}"])
+    assert note.endswith(": <eos>; 1 begin with <eos>, which the tokenizer puts there, too: it stands there twice")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
@@ -290,3 +290,17 @@ def embedding_of(weights: Mapping[str, Tensor], architecture: Architecture) -> T
     """Rows of the token embedding, or of the head, whichever of them there are."""
     named = (weights.get(f"{name}.weight") for name in architecture.vocabulary_modules)
     return next((rows for rows in named if rows is not None and rows.ndim == 2), None)
+
+
+def check_frequencies(saved: Mapping[str, Tensor], model: nn.Module, source: str, base: str) -> None:
+    """Refuse a base whose rotary frequencies, which follow from its config, are not those saved with the weights."""
+    own = [buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq")]
+    for key, value in saved.items():
+        # Some were saved in bfloat16, which rounds by less than half a percent.
+        same = [each for each in own if each.shape == value.shape and torch.allclose(each, value.float(), rtol=0.01)]
+        if own and not same:
+            raise UsageError(
+                f"{source} was trained with other rotary frequencies ({key} ends in {float(value.flatten()[-1]):.3g})"
+                f" than base {base} has by its config.json ({float(own[0].flatten()[-1]):.3g}); look at rope_theta and"
+                " rope_scaling there"
+            )

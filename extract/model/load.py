@@ -21,6 +21,7 @@ from extract.model.base_model import (
     base_weights,
     build_model,
     check_base,
+    check_frequencies,
     complete_weights,
     embedding_of,
     find_base,
@@ -155,9 +156,11 @@ def load_reasoner(
     digests = {
         "weights": fingerprint_weights(raw, decides), **fingerprint_tokenizer(under.folder, under.tokenizer)
     }  # fmt: skip
+    frequencies = {key: value for key, value in raw.items() if key.endswith("inv_freq")}
     del raw  # of a large model only one copy of most weights is there from here on
     _load(model, merge_adapters(weights, model, adapter, scale, source, getattr(torch, dtype)), source)
     feeding = feeding_of(rule, projection, int(model.config.hidden_size), source)
+    check_frequencies(frequencies, model, source, under.name)
     _make_ready(model, target, dtype)
     _make_ready(feeding, target, dtype)
     keep_freed_memory()

@@ -147,6 +147,10 @@ class OwnModel(ABC):
         self.final_norm_bias = np.asarray(bias, dtype=np.float32)
         self.token_strings = [*map(str, read_out.token_string)]
 
+    def marks_in(self, questions: Sequence[str]) -> tuple[str, ...]:
+        """Nothing is known of what its own tokens stand for."""
+        return ()
+
     @abstractmethod
     def encode(self, question: str) -> list[int]:
         """Tokens of a question up to where thinking begins, ``bot`` the last."""

@@ -95,6 +95,24 @@ class Wording:
         (question_ids,) = self.tokenize([self.question_text(question)], special=True)
         return [*question_ids, *self._before_bot, *([] if self.bot_id is None else [self.bot_id])]
 
+    def marks_in(self, questions: Sequence[str]) -> tuple[str, ...]:
+        """What is to be said of special tokens that questions hold, which the model reads as such and not as text.
+
+        One stands for what the tokenizer does not know; others come with chat templates.
+        """
+        texts = [self.question_text(text) for text in ("", *questions)]
+        protocol, *rows = (set(row) & set(self.tokenizer.all_special_ids) for row in self.tokenize(texts))
+        held = [marks - protocol for marks in rows]
+        if not (n_held := sum(map(bool, held))):
+            return ()
+        names = ", ".join(map(str, self.tokenizer.convert_ids_to_tokens(sorted(set().union(*held)))))
+        note = f"special tokens stand in {n_held} of {len(rows)} questions and are read as such, not as text: {names}"
+        first = self.tokenizer("", add_special_tokens=True)["input_ids"][:1]
+        if twice := sum(row[:1] == first for row in self.tokenize(texts[1:])) if first else 0:
+            name = self.tokenizer.convert_ids_to_tokens(first)[0]
+            note += f"; {twice} begin with {name}, which the tokenizer puts there, too: it stands there twice"
+        return (note,)
+
     def question_text(self, question: str) -> str:
         """A question as the official code of the protocol reads it."""
         text = question.strip().replace("  ", " ") if self.protocol.trimmed else question

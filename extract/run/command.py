@@ -85,7 +85,8 @@ def prepared_by(settings: PlanSettings, shell: Shell, *, rebuild_static: bool = 
         memory=settings.memory,
         rebuild_static=rebuild_static,
     )
-    for note in (*prepared.reasoner.notes, *prepared.problems.notes):
+    marks = prepared.reasoner.marks_in(prepared.problems.question)
+    for note in (*prepared.reasoner.notes, *prepared.problems.notes, *marks):
         shell.note(note)
     return prepared
 
