@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -143,10 +144,12 @@ def test_a_package_of_others_brings_its_section(lake, tmp_path, monkeypatch):
 
 
 def test_a_lake_without_results_still_gives_a_page(tmp_path):
-    lake = make_lake(tmp_path, analyses=False)
+    made = make_lake(tmp_path, analyses=False)
+    lake = open_lake(made.folder.rename(tmp_path / os.fsdecode(b"caf\xe9.lake")))  # a name that is no UTF-8
     report = build_report(lake.location, tmp_path / "out", n_problem=2)
     assert not report.sections
     assert not report.broken
+    assert "caf\\udce9.lake" in report.page.read_text(encoding="utf-8")
     with pytest.raises(UsageError, match="is a file"):
         build_report(lake.location, report.page)
 

@@ -102,7 +102,8 @@ def build_report(
     if progress is not None:
         progress(total - 1, total)
     path = Path(out) / "index.html"
-    write_whole(path, _page(context, state, overview, shown, data))
+    page = _page(context, state, overview, shown, data)
+    write_whole(path, page.encode(errors="backslashreplace").decode())  # a folder's name may be no UTF-8
     if progress is not None:
         progress(total, total)
     return _report(path, writer, shown, data)
