@@ -295,7 +295,7 @@ def embedding_of(weights: Mapping[str, Tensor], architecture: Architecture) -> T
 def check_frequencies(saved: Mapping[str, Tensor], model: nn.Module, source: str, base: str) -> None:
     """Refuse a base whose rotary frequencies, which follow from its config, are not those saved with the weights."""
     own = [buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq")]
-    for key, value in saved.items():
+    for key, value in ((key, value) for key, value in saved.items() if key.endswith("inv_freq")):
         # Some were saved in bfloat16, which rounds by less than half a percent.
         same = [each for each in own if each.shape == value.shape and torch.allclose(each, value.float(), rtol=0.01)]
         if own and not same:

@@ -149,6 +149,7 @@ def load_reasoner(
         raise UsageError(f"{source}: n_unwritten is {rule.n_unwritten}, of {vocabulary + len(extra)} tokens")
     model = build_model(under.config, vocabulary + len(extra), under.architecture, under.name)
     check_base(weights, model, under.architecture, vocabulary, len(extra), source, under.name)
+    check_frequencies(raw, model, source, under.name)
     model_config = {key: value for key, value in under.config_json.items() if key not in _NOT_MODEL}
     decides = {"config": model_config, "n_latent": n_latent, **scale}
     if (described := rule.to_json()) != CODI.to_json():  # models known before there were protocols keep their digest
@@ -156,11 +157,9 @@ def load_reasoner(
     digests = {
         "weights": fingerprint_weights(raw, decides), **fingerprint_tokenizer(under.folder, under.tokenizer)
     }  # fmt: skip
-    frequencies = {key: value for key, value in raw.items() if key.endswith("inv_freq")}
     del raw  # of a large model only one copy of most weights is there from here on
     _load(model, merge_adapters(weights, model, adapter, scale, source, getattr(torch, dtype)), source)
     feeding = feeding_of(rule, projection, int(model.config.hidden_size), source)
-    check_frequencies(frequencies, model, source, under.name)
     _make_ready(model, target, dtype)
     _make_ready(feeding, target, dtype)
     keep_freed_memory()
