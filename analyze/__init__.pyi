@@ -55,6 +55,7 @@ from .sae.dictionary import sae_summary as sae_summary
 from .sae.dictionary import save_sae as save_sae
 from .sae.dictionary import select_cells as select_cells
 from .sae.dictionary import train_sae as train_sae
+from .sae.elsewhere import measure_sae as measure_sae
 from .sae.figures import plot_sae_features as plot_sae_features
 from .sae.figures import plot_sae_reconstruction as plot_sae_reconstruction
 from .sae.spec import SAESpec as SAESpec
