@@ -80,8 +80,8 @@ class HandedOut(BackendArray):
         if self._values is None:
             everything = indexing.BasicIndexer((slice(None),) * len(self.shape))
             self._values = self.guard.reading(lambda: self._read(everything))
-        support = indexing.IndexingSupport.BASIC
-        return np.array(indexing.explicit_indexing_adapter(key, self.shape, support, self._values.__getitem__))
+        values = indexing.NumpyIndexingAdapter(self._values)  # type: ignore[no-untyped-call]
+        return np.array(indexing.apply_indexer(values, key))
 
     def _read(self, key: indexing.ExplicitIndexer) -> Any:
         array = zarr.open_array(self.guard, path=self.name, mode="r", zarr_format=3)
