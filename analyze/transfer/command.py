@@ -122,14 +122,20 @@ def cost(sources: "Sequence[Source]", settings: TransferSettings) -> Cost:
         n_row, n_test = max(n_row, n), max(n_test, len(settings.linear_kinds) * n_step * n_cell)
     n_test *= len(settings.fit or sources) * len(settings.test or sources)
     n_permutation = max(1000, 40 * n_test) if settings.permutations is None else settings.permutations
-    # One cell with all its rows, which takes seconds, beside one with a quarter; permutations are those of all cells.
+    # One cell with all its rows, which takes seconds, beside one with a quarter; permutations and resamples are drawn
+    # once for all cells of two runs.
     layers = (int(sources[0].data["layer"].values[-1]),)
     positions = tuple(places(sources[0].data, settings.positions, answers=False)[:1])
-    larger = replace(settings, layers=layers, positions=positions, permutations=0, max_examples=n_row)
-    small = replace(larger, max_examples=max(1, n_row // 4))
+    larger, small = (
+        replace(settings, layers=layers, positions=positions, permutations=0, resamples=2, max_examples=max(1, n))
+        for n in (n_row, n_row // 4)
+    )
     return Cost(
         states=n_state, reads=reads, operations=operations, memory=memory, small=small, larger=larger,
-        steps=[(n_permutation / DRAWS * n_test / n_cell, partial(permuted, n_row, n_cell, settings.folds))],
+        steps=[
+            (n_permutation / DRAWS * n_test / n_cell, partial(permuted, n_row, n_cell, settings.folds)),
+            (2 * n_test / n_cell, partial(resampled, n_row, settings.resamples)),
+        ],
         readouts=[source.run.partition("/")[0] for source in sources] if "tuned" in settings.kind else [],
     )  # fmt: skip
 
@@ -142,6 +148,15 @@ def permuted(n_row: int, n_cell: int, n_fold: int) -> None:
 
     row = np.arange(n_row)
     permutation_p(np.ones((1, n_row, n_cell)), row % 2, row % n_fold, row, DRAWS, [0], numbers=False, widening=1.0)
+
+
+def resampled(n_row: int, n_resample: int) -> None:
+    """Resamples of so many problems, for their time."""
+    import numpy as np
+
+    from analyze.statistics import draw_counts
+
+    draw_counts(np.arange(n_row), n_resample=n_resample, seed=0)
 
 
 def read_dictionaries(
