@@ -18,14 +18,17 @@ arithmetic   the operations that an analysis declares over the rate of a product
 
 What takes more than 1.5 times its arithmetic, by samples of where the processor was: attention reads in .70 of them
 (checksums, decompression, copies), correlate in .59, heads in .32, and in .32 adds up resamples and scores of each
-example; attribution multiplies with the unembedding in .65 and reads in .16. Two thirds of a fit of probes and transfer
-are products of states with few columns at a time, below the rate of large ones. geometry at LLaMA-1B's sizes: .62 are
-components (first tokens of states and of a few of their axes, and eigenvectors), .27 the shape of halves and of states
-shuffled component by component (.15 the shuffling alone), .1 rotations of every two places. errors and features
-multiply a few states at a time for each place; traces search trees, the report draws. A row without "before" is from
-before it was told apart: its processor has it, too, its seconds were told by the clock of two threads, and it was
-measured with earlier code. So were the seconds told (not those taken) of sae, report, similarity, compare and rows with
-options at GPT-2's sizes, and of all but depth, lens, similarity, sae, features and geometry at LLaMA-1B's.
+example; attribution multiplies with the unembedding in .65 and reads in .16; depth in .69, and ranks and adds up what
+comes of it in .25; similarity picks the pairs of problems of each draw in .37 and multiplies them in .38. Two thirds of
+a fit of probes and transfer are products of states with few columns at a time, below the rate of large ones. geometry
+at LLaMA-1B's sizes: .62 are components (first tokens of states and of a few of their axes, and eigenvectors), .27 the
+shape of halves and of states shuffled component by component (.15 the shuffling alone), .1 rotations of every two
+places. errors and features multiply a few states at a time for each place; traces search trees, the report draws.
+Seconds told are of code and clock of before of sae, report, similarity, compare and rows with options at GPT-2's sizes,
+and of all but depth, lens, probes, transfer, similarity, sae, features and geometry at LLaMA-1B's. lens and transfer at
+GPT-2's sizes and probes and transfer at LLaMA-1B's were measured while others used the machine, which adds to seconds
+of the processor, too; transfer's told are of a plan made afterwards, which takes half as long. errors at GPT-2's sizes
+was measured with code that multiplied fewer states at a time, in some 1.15 times the processor.
 """
 
 import argparse
