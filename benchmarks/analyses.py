@@ -25,10 +25,9 @@ at LLaMA-1B's sizes: .62 are components (first tokens of states and of a few of 
 shape of halves and of states shuffled component by component (.15 the shuffling alone), .1 rotations of every two
 places. errors and features multiply a few states at a time for each place; traces search trees, the report draws.
 Seconds told are of code and clock of before of sae, report, similarity, compare and rows with options at GPT-2's sizes,
-and of all but depth, lens, probes, transfer, similarity, sae, features and geometry at LLaMA-1B's. lens and transfer at
-GPT-2's sizes and probes and transfer at LLaMA-1B's were measured while others used the machine, which adds to seconds
-of the processor, too; transfer's told are of a plan made afterwards, which takes half as long. errors at GPT-2's sizes
-was measured with code that multiplied fewer states at a time, in some 1.15 times the processor.
+and of all but depth, lens, probes, transfer, similarity, sae, features and geometry at LLaMA-1B's. lens, transfer and
+errors at GPT-2's sizes and probes and transfer at LLaMA-1B's were measured while others used the machine, which adds
+to seconds of the processor, too; transfer's told are of a plan made afterwards, which takes half as long.
 """
 
 import argparse
