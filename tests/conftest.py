@@ -29,8 +29,9 @@ MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
 LONGEST = (
-    "printed_commands", "remote", "sentences", "workers", "push", "damage", "notebooks", "extract_run", "report",
-    "intervene", "precision", "depth", "printed", "reenter", "verify",
+    "printed_commands", "report", "remote", "sentences", "push", "extract_run", "damage", "notebooks", "workers",
+    "reenter", "precision", "small", "printed", "torch_dataset", "real_model", "serve", "reenter_kept", "intervene",
+    "training", "reasoner", "graph", "depth", "verify",
 )  # fmt: skip
 """Files that take a minute or half of one: a worker that begins one of them last is waited for."""
 

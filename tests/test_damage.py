@@ -84,7 +84,7 @@ def everything(place: Path) -> dict[str, object]:
             opened = note(run, lambda run=run: lake.open(run, chunks=None))  # type: ignore[misc]
             for name in opened.data_vars if isinstance(opened, xr.Dataset) else ():
                 one = opened[name].isel(example=1)  # type: ignore[union-attr]
-                note(f"{run} {name} of one problem", one.copy().load)
+                note(f"{run} {name} of one problem", one.copy(deep=False).load)
             for name in opened.variables if isinstance(opened, xr.Dataset) else ():
                 note(f"{run} {name}", lambda name=name, opened=opened: opened[name].load())  # type: ignore[misc]
             found.pop(run, None)

@@ -242,6 +242,7 @@ def test_a_stopped_extraction_says_what_is_kept(tmp_path: Path, bare: Path, numb
 
 def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     if (child := os.fork()) == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run below nohup
         stopping.catch_signals()
         try:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -47,6 +47,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.fixture(scope="module")
+def small(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of the runs with its model and result, for buckets: their server takes milliseconds for each file."""
+    place = tmp_path_factory.mktemp("small") / "small.lake"
+    push(open_lake(made), place, [RUN])
+    return place
+
+
 def keys(place: str) -> set[str]:
     async def listed() -> set[str]:
         return {key async for key in open_store(place).list()}
@@ -61,9 +69,9 @@ def same(place: str, made: Path) -> None:
     assert all(read_bytes(there, key) == (made / key).read_bytes() for key in tree(made))
 
 
-def test_a_push_that_is_killed_leaves_no_lake_and_goes_on(bucket: str, made: Path) -> None:  # noqa: F811
-    place, n_file = f"{bucket}/killed.lake", len(tree(made))
-    pushing = subprocess.Popen([sys.executable, "-m", "lake", "push", made, place], stderr=subprocess.DEVNULL)
+def test_a_push_that_is_killed_leaves_no_lake_and_goes_on(bucket: str, small: Path) -> None:  # noqa: F811
+    place, n_file = f"{bucket}/killed.lake", len(tree(small))
+    pushing = subprocess.Popen([sys.executable, "-m", "lake", "push", small, place], stderr=subprocess.DEVNULL)
     while pushing.poll() is None and len(keys(place)) < 0.4 * n_file:
         time.sleep(0.1)  # each listing is work of the server's that is pushed to
     pushing.kill()
@@ -72,9 +80,9 @@ def test_a_push_that_is_killed_leaves_no_lake_and_goes_on(bucket: str, made: Pat
     assert 0 < there < n_file
     with pytest.raises(UsageError, match="is no lake"):
         open_lake(place)
-    assert push(open_lake(made), place).sent < n_file
-    same(place, made)
-    again = push(open_lake(made), place)
+    assert push(open_lake(small), place).sent < n_file
+    same(place, small)
+    again = push(open_lake(small), place)
     assert (again.sent, again.there, again.checked) == (1, n_file - 1, n_file) or again.sent == 0
 
 
@@ -180,6 +188,7 @@ def test_of_two_at_once_with_other_weights_the_second_is_refused(
 def test_large_files_go_in_parts_and_other_runs_may_differ(
     bucket: str,  # noqa: F811
     made: Path,
+    small: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -193,10 +202,10 @@ def test_large_files_go_in_parts_and_other_runs_may_differ(
     with pytest.raises(LakeError, match="large is gone or shorter"):
         copy_large(stores[0], stores[1], "large", len(content) + 1)
     monkeypatch.setattr(PUSH, "LARGE_BYTES", 1000)
-    source: Path | str = made
+    source: Path | str = small
     for place in (f"{bucket}/parts.lake", "memory://pushed/parts.lake", str(tmp_path / "parts.lake")):
         push(open_lake(source), place)
-        same(place, made)
+        same(place, small)
         source = f"{bucket}/parts.lake"
     mixed, model = tmp_path / "mixed.lake", make_model(seed=7)
     write_run(mixed, make_run(name=OTHER, n_example=16, seed=7, model=model), model, shard_examples=8)
@@ -257,12 +266,12 @@ def test_no_hub_is_one_line(made: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_pushed_lake_is_asked_served_and_trained_on_as_the_local_one(
     bucket: str,  # noqa: F811
-    made: Path,
+    small: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     local, place = tmp_path / "asked.lake", f"{bucket}/asked.lake"
-    shutil.copytree(made, local)
+    shutil.copytree(small, local)
     run_on(str(local), "analyze heads", RUN, "--resamples", "5")
     push(open_lake(local), place)
     words = {
