@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from called import run_lake
 
 from analyze.context import Context
 from analyze.report.explore import page_data
@@ -133,3 +134,15 @@ def test_answers_of_another_kind_are_refused(answering, answer, message):
     with pytest.raises(UsageError, match=message):
         prepare(f"m={answering / 'model'}", str(answering / "pairs.json"), answering / "b.lake", spec)
     assert not (answering / "b.lake").exists()
+
+
+def test_answers_that_are_not_of_the_datas_kind_are_told(tmp_path, capsys):
+    """A model that answers with numbers is asked for yes or no: all wrong, and not for what it thinks."""
+    question = "Ann has 3 apples. She buys 4 more. How many apples does Ann have?"
+    for name, answer, said in (("kind", "yes", True), ("number", "7", False)):
+        data = tmp_path / f"{name}.jsonl"
+        data.write_text(json.dumps({"question": question, "answer": answer}) + "\n")
+        words = ("--data", data, "--lake", tmp_path / "a.lake", "--max-new-tokens", 8)
+        assert run_lake("extract", "--model", "small-gpt2", *words) == 0
+        told = "in 1 of 1 answers no yes or no can be read, and they count as wrong; the first is '"
+        assert (told in capsys.readouterr().err) == said

@@ -91,6 +91,10 @@ def prepared_by(settings: PlanSettings, shell: Shell, *, rebuild_static: bool = 
     return prepared
 
 
+KIND_READ = {"number": "number", "text": "text", "choice": "choice", "boolean": "yes or no"}
+"""What an answer of each kind is read as."""
+
+
 def extract_run(settings: ExtractSettings, shell: Shell) -> Output:
     """Extract a run, or go on with one."""
     part = rank_from_environment() if settings.shard is None else part_of(settings.shard)
@@ -117,6 +121,12 @@ def extract_run(settings: ExtractSettings, shell: Shell) -> Output:
         shell.note(
             f"{done.run}: {done.n_cut} answers had not ended after {settings.max_new_tokens} tokens;"
             " more are allowed with --max-new-tokens"
+        )
+    if done.n_unread:
+        kind = KIND_READ[prepared.problems.answer_kind]
+        shell.note(
+            f"{done.run}: in {done.n_unread} of {done.n_committed} answers no {kind} can be read, and they count as"
+            f" wrong; the first is {done.unread[:60]!r}"
         )
     whole = done.n_committed == done.n_example
     examples = f"{done.n_example} examples" if whole else f"{done.n_committed} of {done.n_example} examples"

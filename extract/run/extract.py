@@ -44,6 +44,10 @@ class Extracted:
     """Correct answers among those."""
     n_cut: int = 0
     """Those that had not ended after the longest answer that was allowed."""
+    n_unread: int = 0
+    """Those in which no answer of the data's kind can be read; they count as wrong."""
+    unread: str = ""
+    """Text of the first of these."""
     shards_written: list[int] = field(default_factory=list)
     shards_kept: int = 0
     """Shards that were committed already."""
@@ -234,6 +238,10 @@ def _count(done: Extracted, prepared: Prepared, lake: str | os.PathLike[str]) ->
     done.n_committed, done.n_correct = run["correct"].size, int(run["correct"].sum())
     last = run["token"].sel(position=f"a{prepared.spec.max_new_tokens - 1}").values
     done.n_cut = int(((last >= 0) & (last != prepared.reasoner.eos_id)).sum())
+    predicted = run["predicted_answer"].values
+    unread = np.flatnonzero(np.isnan(predicted) if predicted.dtype.kind == "f" else predicted == "")
+    done.n_unread = len(unread)
+    done.unread = str(run["generated_text"].values[unread[0]]) if len(unread) else ""
 
 
 def _thoughts(prepared: Prepared, shards: Iterable[int], done: Extracted) -> Iterator[tuple[int, list[int], Thinking]]:
