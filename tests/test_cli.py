@@ -55,9 +55,10 @@ def test_extract_writes_what_plain_xarray_reads(run, data, tmp_path):
     code, out, err = run(*arguments(CODI, data, tmp_path / "a.lake"))
     assert code == 0
     assert "m/tiny" in out
-    scale, cut = err.splitlines()  # and no bar where there is no terminal
+    scale, cut, unread = err.splitlines()  # and no bar where there is no terminal
     assert "codi-gpt2 says the scale of its low-rank updates" in scale
     assert "answers had not ended after" in cut
+    assert "answers no number can be read" in unread
     dataset = xr.open_zarr(tmp_path / "a.lake", group="m/tiny", consolidated=False)
     assert dataset.committed.values.all()
     code, out, _ = run(*arguments(CODI, data, tmp_path / "a.lake"), "--json")
@@ -69,10 +70,11 @@ def test_what_happens_to_columns_and_steps_is_said(run, tmp_path):
     path.write_text(json.dumps({"question": "Tom owes $5.\u2028What has he?", "answer": "#### -$5", "layer": 1}) + "\n")
     code, _, err = run(*arguments(CODI, path, tmp_path / "a.lake", lora_alpha="32"))
     assert code == 0
-    renamed, no_steps, cut = err.splitlines()
+    renamed, no_steps, cut, unread = err.splitlines()
     assert renamed == "lake: columns stored under another name: 'layer' as data_layer"
     assert no_steps.startswith("lake: no chain of steps can be read")
     assert "answers had not ended after" in cut
+    assert "answers no number can be read" in unread
     dataset = xr.open_zarr(tmp_path / "a.lake", group="m/tiny", consolidated=False)
     assert dataset["data_layer"].values.tolist() == [1]
     assert dataset["gold_answer"].values.tolist() == ["-5"]
