@@ -140,3 +140,11 @@ def test_nulls_ties_and_single_problems_are_told_as_such(pages):
         assert any(text in line for _, line in shown[slug].lines), (slug, shown[slug].lines)
     if kind in ("ties", "nulls"):  # nothing is seen in one model and not in the other
         assert not any("not seen" in line for page in shown.values() for _, line in page.lines)
+
+
+def test_tables_of_two_sections_have_two_captions():
+    """Whoever hears the page finds a table by its caption."""
+    tables = [table for section in sections() for table in section.texts.get("tables", {}).values()]
+    captions = [table["caption"] for table in tables if isinstance(table, dict) and "caption" in table]
+    assert len(captions) > 50
+    assert sorted(set(captions)) == sorted(captions)
