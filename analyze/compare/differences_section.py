@@ -27,6 +27,8 @@ def differences(page: Page) -> None:
     two = list(combinations(looks, 2))
     for first, second in ([pair for pair in two if kind_of[pair[0]] == kind_of[pair[1]]] or two[:1])[:MOST_PAIRS]:
         rows = table[(table["first"] == first) & (table["second"] == second)]
+        if rows.empty:
+            continue
         names = [looks[run].label for run in (first, second)]
         page.say_of(" − ".join(names), told(page, data, rows, first, second))
         shown = shown_rows(rows, f"depth {float(data['depth'].values[-1]):.2f}").head(MOST_ROWS)

@@ -46,6 +46,8 @@ def seven_panels(page: Page) -> None:
     table: Frame = comparison_table(data)
     for row in table.to_dict("records"):
         values = {"hub": "–", "hub_ratio": np.nan, "top_composite": np.nan} | row
+        if pd.isna(values["hub_ratio"]) and pd.isna(values["top_composite"]):
+            continue  # heads of this run were not scored
         line = "none" if pd.isna(values["hub_ratio"]) else "ratio"
         page.say_of(looks[row["model"]].label, page.text(line, **values))
 

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.correlate.rows import KINDS
-from analyze.drawing import INK, MUTED, PALETTE, Look, faint_grid, legend_below
+from analyze.drawing import INK, MUTED, PALETTE, Look, faint_grid, legend_below, thinned
 from analyze.tables import triple
 
 
@@ -30,7 +30,8 @@ def plot_correlations(result: xr.Dataset, kinds: Sequence[str], ax: Any) -> None
         ax.vlines(x, low, high, color=colour, linewidth=1)
     ax.axhline(0, color=MUTED, linewidth=0.8)
     ax.set_ylim(-1.02, 1.02)
-    ax.set_xticks(np.arange(len(layers)), [f"layer {x}" for x in layers] if len(layers) < 7 else layers)
+    ticks = thinned(len(layers))
+    ax.set_xticks(ticks, [f"layer {layers[at]}" if len(layers) < 7 else layers[at] for at in ticks])
     faint_grid(ax)
     ax.set_ylabel("Pearson's r")
     legend_below(ax, 0.1, 1)

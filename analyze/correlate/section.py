@@ -27,7 +27,7 @@ def attention_and_importance(page: Page) -> None:
         title = f"layer {int(data['layer'][-1])}"
         ax = page.panel("attention_against_importance", result, height=2.7, title=title)
         plot_means(data.isel(layer=-1), result.look, ax)
-        ax.set_ylabel(f"mean importance ({measure_of(result.stored.spec)})")
+        ax.set_ylabel(f"mean importance\n{measure_of(result.stored.spec)}", fontsize=8)
         strict = next((kind for kind in ("two_way", "partial") if kind in kinds), "pooled")
         name, values = sentence(held_out_layer(data, "pooled"), held_out_layer(data, strict), strict)
         page.say(result, name, **values)

@@ -17,8 +17,8 @@ def attribution(page: Page) -> None:
         plot_attribution(data, result.look.colour, page.panel("attribution_graph", result, wide=True, height=3.2))
         draw(page, result)
         nodes = data[list(COLUMNS[4:])].reset_coords(list(COLUMNS[:4])).to_dataframe()[list(COLUMNS)]
-        nodes = nodes.sort_values("score", key=abs, ascending=False)
-        page.add("attribution_patching", result, nodes)
+        nodes["head"] = nodes["head"].where(nodes["kind"] == "head")  # an MLP and a fed vector are of none
+        page.add("attribution_patching", result, nodes := nodes.sort_values("score", key=abs, ascending=False))
         fed = nodes[(nodes["kind"] == "fed") & ((nodes["score_low"] > 0) | (nodes["score_high"] < 0))].head(3)
         quarter = data.isel(size=int(np.abs(data["size"].values - data.sizes["node"] / 4).argmin()))
         page.say(

@@ -9,8 +9,8 @@ from analyze.page import Page, Section, listed
 from analyze.tables import ENDS, Frame, rows_with, triple
 
 GIVERS = {
-    "right": Look(label="with thoughts of rightly answered problems", colour=HEAT),
-    "wrong": Look(label="with thoughts of wrongly answered problems", colour=HEAT_NEGATIVE, hatch="////"),
+    "right": Look(label="with a right answer's thoughts", colour=HEAT),
+    "wrong": Look(label="with a wrong answer's thoughts", colour=HEAT_NEGATIVE, hatch="////"),
 }
 
 

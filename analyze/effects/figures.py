@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analyze.drawing import HEAT, HEAT_NEGATIVE, INK, MUTED, Look, bars
+from analyze.drawing import HEAT, HEAT_NEGATIVE, INK, MUTED, Look, bars, thinned
 from analyze.tables import Frame, rows_with, triple
 
 GROUPS = {
@@ -46,7 +46,8 @@ def plot_attribution(data: xr.Dataset, colour: str, ax: Any) -> None:
     ax.scatter(*spot[best].T, s=size, c=colours, edgecolors=colour, linewidths=0.8, zorder=2)
     ax.set_xticks(range(len(positions)), positions)
     n_layer = int(data["layer"].max()) + 1
-    ax.set_yticks([-0.6, *(layer + 0.35 for layer in range(n_layer))], ["fed", *map(str, range(n_layer))])
+    ticks = [layer for layer in thinned(n_layer) if layer or n_layer < 17]  # "fed" stands close below the first
+    ax.set_yticks([-0.6, *(layer + 0.35 for layer in ticks)], ["fed", *map(str, ticks)])
     ax.set_ylabel("layer")
 
 

@@ -24,7 +24,7 @@ def plot_effects(data: xr.Dataset, telling: Any, colour: str, ax: Any) -> None:
     own, random = (np.maximum(data[name].values, LEAST) for name in ("kl", "kl_random"))
     for chosen, hue, label in ((~telling, MUTED, "no more than chance"), (telling, colour, "more")):
         ax.scatter(random[chosen], own[chosen], s=12, color=hue, alpha=0.7, label=label)
-    ends = [LEAST, float(max(own.max(), random.max())) * 1.5]
+    ends = [LEAST, max(100 * LEAST, float(max(own.max(), random.max())) * 1.5)]
     ax.plot(ends, ends, color=INK, linewidth=0.8, linestyle=(0, (2, 2)))
     ax.set(xscale="log", yscale="log", xlabel="random directions, nat", ylabel="the feature, nat")
     faint_grid(ax, "both")
