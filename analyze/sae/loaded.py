@@ -1,6 +1,5 @@
 """A dictionary as a library's files hold it, before it is checked and folded; and what reads such files."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,8 @@ from numpy.typing import NDArray
 from analyze.sae.spec import Activation
 from schemas.errors import UsageError
 
+DESCRIBED = "config of the dictionary"
+"""What its JSON file is called in errors."""
 _TYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 
 
@@ -60,23 +61,6 @@ class Loaded:
                 self.problems.append(f"{name} is {self.sizes[name]}, but W_enc has shape {first.shape}")
         if d_sae is not None and self.k > d_sae:
             self.problems.append(f"k is {self.k}, but it has {d_sae} features")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object of a JSON file.
-
-    Raises
-    ------
-    UsageError
-        If it cannot be read, or is no object.
-    """
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"the dictionary's {path} cannot be read: {error}") from error
-    if not isinstance(read, dict):
-        raise UsageError(f"the dictionary's {path} is no JSON object with fields")
-    return {str(name): value for name, value in read.items()}
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], list[str]]:

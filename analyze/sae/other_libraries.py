@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analyze.sae.loaded import Loaded, not_finite, read_json, read_safetensors
+from analyze.sae.loaded import DESCRIBED, Loaded, not_finite, read_safetensors
 from analyze.sae.spec import Activation
 from schemas.errors import UsageError
+from schemas.json_values import read_json
 
 _SPARSIFY = {
     "activation": ("topk",), "skip_connection": (False,), "transcode": (False,), "signed": (False,),
@@ -34,7 +35,7 @@ _CLASSES: dict[str, Activation] = {
 
 def read_sparsify(folder: Path) -> Loaded:
     """``cfg.json`` and ``sae.safetensors``: the k largest of ``max(pre, 0)``, the decoder's bias subtracted."""
-    config = read_json(folder / "cfg.json")
+    config = read_json(folder / "cfg.json", DESCRIBED)
     tensors, problems = read_safetensors(folder / "sae.safetensors")
     for name, value in config.items():
         known = _SPARSIFY.get(name, ())
@@ -57,7 +58,7 @@ def read_dictionary_learning(folder: Path) -> Loaded:
     are above a threshold, as it is used outside training. Neither ``AutoEncoderNew`` nor ``JumpReluAutoEncoder``
     subtracts the decoder's bias.
     """
-    config = read_json(folder / "config.json").get("trainer")
+    config = read_json(folder / "config.json", DESCRIBED).get("trainer")
     config = config if isinstance(config, dict) else {}
     name = str(config.get("dict_class"))
     read = _read_torch(folder / "ae.pt")

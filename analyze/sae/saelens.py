@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analyze.sae.loaded import Loaded, read_json, read_safetensors
+from analyze.sae.loaded import DESCRIBED, Loaded, read_safetensors
 from analyze.sae.spec import Activation
 from schemas.errors import UsageError
+from schemas.json_values import read_json
 
 CONFIG_NAME, WEIGHTS_NAME = "cfg.json", "sae_weights.safetensors"
 
@@ -77,7 +78,7 @@ def read_saelens(folder: Path) -> Loaded:
 
 def _read_config(path: Path) -> dict[str, Any]:
     """``cfg.json`` under the names of SAELens 3 to 5, with a hook name and a mapping ``metadata``."""
-    read = read_json(path)
+    read = read_json(path, DESCRIBED)
     if not isinstance(read.get("metadata") or {}, dict):
         raise UsageError(f"the dictionary's {path} has metadata that are no JSON object with fields")
     config: dict[str, Any] = {_RENAMED.get(str(name), str(name)): value for name, value in read.items()}

@@ -31,12 +31,12 @@ from extract.model.checkpoint import (
     check_index,
     check_plain,
     read_index,
-    read_json,
     shards_of,
     some,
 )
 from extract.model.device import first_line
 from schemas import UsageError
+from schemas.json_values import read_json
 
 
 def find_base(

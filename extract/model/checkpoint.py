@@ -1,7 +1,6 @@
 """Files of a checkpoint, wherever and in however many pieces they lie, and the tensors in them."""
 
 import hashlib
-import json
 import pickle
 import re
 from collections.abc import Iterable, Mapping
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from extract.model.device import first_line
 from schemas import UsageError, fingerprint, nearest
+from schemas.json_values import read_json
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -126,19 +126,6 @@ def _from_hub(repository: str, file: str) -> tuple[str, Path, Path]:
         f"checkpoint {repository} is no folder here and was not found on the hub: {'; '.join(problems)};"
         f" a file of another name is {repository}:FILE"
     )
-
-
-def read_json(path: Path, what: str, missing: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A JSON object; ``missing`` stands for a file that is not there, or empty, where that may be."""
-    if missing is not None and not (path.is_file() and path.stat().st_size):
-        return missing
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{what} cannot be read from {path}: {first_line(error)}") from error
-    if not isinstance(value, dict):
-        raise UsageError(f"{what} in {path} is no JSON object")
-    return value
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

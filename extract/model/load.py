@@ -39,7 +39,6 @@ from extract.model.checkpoint import (
     fingerprint_weights,
     pccot_settings,
     read_arguments,
-    read_json,
     read_settings,
     read_weights,
     some,
@@ -52,6 +51,7 @@ from extract.model.reasoner import Reasoner
 from schemas import N_LATENT, UsageError, nearest
 from schemas.checks import check_whole
 from schemas.controls import stated_control
+from schemas.json_values import read_json
 
 __all__ = ["SHIPPED", "ComputeDtype", "load_reasoner", "new_reasoner"]
 ComputeDtype = Literal["float32", "float16", "bfloat16"]

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from extract.model.checkpoint import SETTINGS, read_json, read_settings, read_weights
+from extract.model.checkpoint import SETTINGS, read_settings, read_weights
 from extract.training.command import TrainSettings
 from extract.training.student import Student
 from schemas import Control, UsageError, fingerprint
 from schemas.controls import settings_of
+from schemas.json_values import read_json
 
 STATE, WEIGHTS = "training.pt", "model.safetensors"
 
