@@ -52,3 +52,17 @@ def decompress(codec: BloscCodec | ZstdCodec, content: bytes | np.ndarray, value
         raise ValueError(str(error)) from error
     if size != values.size:
         raise ValueError(f"{size} bytes or more were compressed; expected {values.size}")
+
+
+def decompressed(content: bytes) -> bytes:
+    """What a small chunk was compressed from by Zstandard.
+
+    Raises
+    ------
+    ValueError
+        If the content is not of this codec.
+    """
+    try:
+        return _CONTEXTS.decompressor.decompress(content)
+    except zstandard.ZstdError as error:
+        raise ValueError(str(error)) from error

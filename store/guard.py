@@ -23,7 +23,7 @@ from store.layout import SHARDED_VARIABLES
 from store.local_files import content_of, identity_of, is_small
 from store.location import local_path, open_store
 from store.mend import analyze_command, extract_command
-from store.range_check import asked_part, check_answer, check_digest, check_range, check_size, decode_index, tables_of
+from store.range_check import as_recorded, asked_part, check_answer, check_range, check_size, decode_index, tables_of
 from store.record import ROWS, DamagedFile, RunRecord, ShardRecord
 
 KEPT_ROWS = 8
@@ -193,23 +193,26 @@ class Guard(Store):
         return counted
 
     def read_documents(self) -> None:
-        """Read the documents of all arrays, in parallel, and keep them.
+        """Read the documents of all arrays, from an object store in parallel, and keep them.
 
         Raises
         ------
         CorruptLakeError
             If one is not as it was written.
         """
+        keys = [key for key in self.arrays().values() if key not in self.documents]
 
-        async def read() -> None:
-            keys = [key for key in self.arrays().values() if key not in self._documents]
-            contents = await asyncio.gather(*(self._static(key) for key in keys))
-            self._documents.update(zip(keys, contents, strict=True))
+        async def contents() -> list[bytes]:
+            return await asyncio.gather(*map(self._static, keys))
 
-        self.reading(lambda: sync(read()))
+        def read() -> list[bytes]:
+            return sync(contents()) if self.folder is None else [self.content_here(key, 0) or b"" for key in keys]
+
+        self.documents.update(zip(keys, self.reading(read), strict=True))
 
     @property
-    def _documents(self) -> dict[str, bytes]:
+    def documents(self) -> dict[str, bytes]:
+        """Documents of arrays that were read, by key."""
         return self.__dict__.setdefault("_kept", {})  # type: ignore[no-any-return]
 
     def arrays(self) -> dict[str, str]:
@@ -265,15 +268,23 @@ class Guard(Store):
             self._rows[shard] = tables
         return tables
 
+    def content_here(self, key: str, shard: int) -> bytes | None:
+        """Content of a file on a local disk as it was written, without Zarr's event loop; ``None``: it is all fill."""
+        assert self.folder is not None
+        name, content = key.partition("/")[0], content_of(self.folder / key)
+        if key in self.digests:
+            return self._as_listed(key, content)
+        if self.record is None or name not in SHARDED_VARIABLES:
+            return None
+        return as_recorded(key, shard, content, self.records_here(shard), self.record.layout.sharded.index(name))
+
     # What Zarr calls
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """Value of a key, or part of it, as it was written; ``None`` where there is to be none."""
         name, _, rest = key.partition("/")
-        if key in self._documents:
-            content: bytes | None = self._documents[key]
-        elif key in self.digests:
-            content = await self._static(key)
+        if key in self.digests:
+            content: bytes | None = self.documents.get(key) or await self._static(key)
         elif self.record is not None and name in SHARDED_VARIABLES and rest.startswith("c/"):
             return await self._of_shard(name, int(rest.split("/")[1]), key, prototype, byte_range)
         else:
@@ -298,7 +309,10 @@ class Guard(Store):
         return content
 
     async def _static(self, key: str) -> bytes:
-        content = await self.raw(key)
+        return self._as_listed(key, await self.raw(key))
+
+    def _as_listed(self, key: str, content: bytes | None) -> bytes:
+        """Content of a file that never changes, if it is the one that was written."""
         if content is None:
             raise DamagedFile(key, None, "is not there")
         if hashlib.sha256(content).hexdigest() != self.digests[key]:
@@ -312,20 +326,14 @@ class Guard(Store):
         assert self.record is not None
         file, records = self.record.layout.sharded.index(name), await self.records(shard)
         there = [record for record in records if record.size[file] >= 0]
-        if not there:
-            return None
-        content = await self.raw(key, byte_range)
-        if content is None:
-            if len(there) < len(records):
-                return None
-            raise DamagedFile(key, shard, "is not there")
-        if byte_range is None:
-            check_digest(key, shard, hashlib.sha256(content).hexdigest(), there, file)
+        content = await self.raw(key, byte_range) if there else None
+        if content is None or byte_range is None:
+            content = as_recorded(key, shard, content, records, file)
         else:
             index, tables = await self._index(name, shard, key, there, content, byte_range)
             if isinstance(byte_range, RangeByteRequest):
                 check_range(key, shard, content, byte_range, index, tables)
-        return prototype.buffer.from_bytes(content)
+        return None if content is None else prototype.buffer.from_bytes(content)
 
     async def chunks_of(self, name: str, shard: int, key: str) -> tuple[np.ndarray, list[np.ndarray | None]] | None:
         """Offset and length of each chunk of a shard's file, and checksums it may have; ``None``: it does not count."""

@@ -3,22 +3,21 @@
 import math
 import os
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import dask.threaded
 import numpy as np
 import xarray as xr
-import zarr
 from xarray.core.indexing import LazilyIndexedArray, MemoryCachedArray
 
 from schemas import (
     canonical_json,
 )
+from store.columns import HandedOut, Stated
 from store.guard import Guard
 from store.layout import ArrayLayout, RunLayout
 from store.remote_array import RemoteArray
-from store.shards import HandedOut, ShardedArray
+from store.shards import ShardedArray
 
 BLOCK_BYTES = 8 * 2**20
 """Aim for the size of one dask block: whole shards of one layer and position, up to this many bytes."""
@@ -31,15 +30,15 @@ def open_group(
     guard.read_documents()
     layouts = {} if guard.record is None else guard.record.layout.arrays()
     variables = {}
-    for name in guard.arrays():
-        array = guard.reading(partial(zarr.open_array, guard, path=name, mode="r", zarr_format=3))
-        dims = getattr(array.metadata, "dimension_names", None) or ()  # none of a single number
+    for name, key in guard.arrays().items():
+        stated = Stated.of(guard.documents[key])
         if name in layouts and layouts[name].shards is not None:
             data: Any = LazilyIndexedArray(sharded_array(guard, layouts[name], stored=stored))
         else:
-            data = LazilyIndexedArray(HandedOut(guard, name, array, stored=stored))
+            data = LazilyIndexedArray(HandedOut(guard, name, stated, stored=stored))
             data = MemoryCachedArray(data)  # type: ignore[no-untyped-call]
-        variables[name] = xr.Variable(dims, data, {key: _savable(value) for key, value in array.attrs.items()})
+        noted = {key: _savable(value) for key, value in stated.attributes.items()}
+        variables[name] = xr.Variable(stated.dims, data, noted)
     named = str(attributes.get("coordinates", "")).split()
     hidden = ("seal", "files", "kind", "coordinates")
     attrs = handed_out or {key: value for key, value in attributes.items() if key not in hidden}

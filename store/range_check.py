@@ -1,6 +1,7 @@
 """What the bytes of a shard's file must be, by the run's record."""
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Sequence
 
 import google_crc32c
 import numpy as np
@@ -18,6 +19,23 @@ def check_digest(key: str, shard: int, digest: str, records: Iterable[ShardRecor
     """Raise :class:`DamagedFile` if a file's SHA-256 is in none of the records."""
     if digest not in {record.digest(file) for record in records}:
         raise DamagedFile(key, shard, "is not what was written: its SHA-256 is another one than the record has")
+
+
+def as_recorded(key: str, shard: int, content: bytes | None, records: Sequence[ShardRecord], file: int) -> bytes | None:
+    """Content of a whole file, if it is one that a record has; ``None``: all of it is fill.
+
+    Raises
+    ------
+    DamagedFile
+        If it is another one, or is to be there and is not.
+    """
+    there = [record for record in records if record.size[file] >= 0]
+    if not there or (content is None and len(there) < len(records)):
+        return None
+    if content is None:
+        raise DamagedFile(key, shard, "is not there")
+    check_digest(key, shard, hashlib.sha256(content).hexdigest(), there, file)
+    return content
 
 
 def check_size(key: str, shard: int, size: int, records: Iterable[ShardRecord], file: int) -> None:

@@ -5,17 +5,16 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, Literal
 from weakref import ref
 
 import numpy as np
 import xarray as xr
-import zarr
 from zarr.core.sync import sync
 
 from schemas import CorruptLakeError, LakeError, MissingRunError, canonical_json, filled, nearest
 from schemas.registry import by_kind, line
+from store.columns import HandedOut, Stated
 from store.files import COMING, RESULTS, read_bytes
 from store.groups import Groups
 from store.guard import Guard
@@ -25,7 +24,7 @@ from store.location import unwritable
 from store.mend import is_result_of
 from store.opening import block_shapes, committed_examples, open_group, sharded_array
 from store.results import Result, described, handed_out, preferred, write_result_group
-from store.shards import HandedOut, ShardedArray
+from store.shards import ShardedArray
 
 MODELS_KEPT = 2**30
 """Bytes of read-outs that a lake keeps once they were asked for; of larger ones it keeps the last."""
@@ -139,15 +138,15 @@ class Lake(Groups):
         stored = self.stored if stored is None else stored
         dataset = open_group(guard, attributes, stored=stored)
         committed = np.repeat(guard.committed(), layout.shard_examples)[: layout.n_example]
-        dataset["committed"] = dataset["committed"].variable.copy(data=committed)
+        dataset = dataset.assign(committed=dataset["committed"].variable.copy(data=committed))
         if not uncommitted and not committed.all():
             dataset = committed_examples(dataset, committed)
         if chunks is not None:
             from store.chunked import chunked  # dask's arrays take a third of a second to import
 
-            for name, blocks in block_shapes(dataset, layout, None if chunks == "auto" else chunks).items():
-                variable = dataset[name].variable
-                dataset[name] = variable.copy(data=chunked(variable, blocks))
+            shapes = block_shapes(dataset, layout, None if chunks == "auto" else chunks)
+            variables = {name: dataset.variables[name] for name in shapes}
+            dataset = dataset.assign({name: v.copy(data=chunked(v, shapes[name])) for name, v in variables.items()})
         return name_nearest(dataset)
 
     def activations(self, run: str, variable: str) -> tuple[ShardedArray | HandedOut, np.ndarray]:
@@ -162,8 +161,9 @@ class Lake(Groups):
         examples = np.flatnonzero(np.repeat(guard.committed(), layout.shard_examples)[: layout.n_example])
         if array.shards is not None:
             return sharded_array(guard, array, stored=True), examples
-        opened = guard.reading(partial(zarr.open_array, guard, path=variable, mode="r", zarr_format=3))
-        return HandedOut(guard, variable, opened, stored=True), examples
+        guard.read_documents()
+        stated = Stated.of(guard.documents[guard.arrays()[variable]])
+        return HandedOut(guard, variable, stated, stored=True), examples
 
     def model(self, name: str) -> xr.Dataset:
         """Unembedding, final norm and token strings of a model, loaded; its arrays cannot be written to.

@@ -18,7 +18,6 @@ import google_crc32c
 import numpy as np
 import zarr
 from xarray.backends import BackendArray
-from xarray.backends.zarr import ZarrArrayWrapper
 from xarray.core import indexing
 from zarr.codecs import BloscCodec
 
@@ -26,14 +25,12 @@ from store.boxes import Boxes, Part, parts_of, picks_of
 from store.codecs import decompress
 from store.frames import FLAGS, HEADER_BYTES, MEMCPYED, is_plain, read_part
 from store.guard import Guard
-from store.layout import SHARDED_VARIABLES, ArrayLayout
+from store.layout import ArrayLayout
 from store.range_check import ABSENT, CHECKSUM_BYTES, check_digest, check_size, decode_index, tables_of
 from store.record import DamagedFile
 
 PIECE_BYTES = 2**16
 """What is read before its checksum is taken: little enough to be in the processor's cache still."""
-KEPT_VALUES = 2**20
-"""Most values of an array that are kept once they were read."""
 ROW_SHARE = 16
 """Of a chunk of states single rows are read where they are at most one in so many."""
 FEW_BLOCKS = 2
@@ -43,50 +40,6 @@ FEW_BLOCKS = 2
 def widened(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Type in which values are handed out: float32 for float16, whose sums are wrong in the third digit."""
     return np.dtype("float32") if dtype == np.float16 else dtype
-
-
-class HandedOut(BackendArray):
-    """An array that Zarr reads, with values in the types that are handed out.
-
-    Parameters
-    ----------
-    guard, name
-        Where it is.
-    array
-        Opened from the guard.
-    stored
-        Floats in the type they are stored in.
-    """
-
-    def __init__(self, guard: Guard, name: str, array: zarr.Array[Any], *, stored: bool) -> None:
-        self.guard = guard
-        self.name = name
-        self.shape = array.shape
-        text = isinstance(array.dtype, np.dtypes.StringDType)
-        # numpy's own string type travels badly: sorting, pandas and JSON know objects
-        self.dtype = np.dtype(object) if text else array.dtype if stored else widened(array.dtype)
-        # Labels are read with every selection; what never changes and is small is read once.
-        self.kept = name not in (*SHARDED_VARIABLES, "committed") and math.prod(array.shape) <= KEPT_VALUES
-        self._values: np.ndarray | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What it was made of, no values."""
-        return {**self.__dict__, "_values": None}
-
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        """Values at an index."""
-        if not self.kept:
-            return self.guard.reading(lambda: self._read(key))
-        if self._values is None:
-            everything = indexing.BasicIndexer((slice(None),) * len(self.shape))
-            self._values = self.guard.reading(lambda: self._read(everything))
-        values = indexing.NumpyIndexingAdapter(self._values)  # type: ignore[no-untyped-call]
-        return np.array(indexing.apply_indexer(values, key))
-
-    def _read(self, key: indexing.ExplicitIndexer) -> Any:
-        array = zarr.open_array(self.guard, path=self.name, mode="r", zarr_format=3)
-        values = ZarrArrayWrapper(array)[key]  # type: ignore[no-untyped-call]
-        return np.asarray(values).astype(self.dtype, copy=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,8 @@ from store.range_check import ABSENT
 from store.shards import ShardedArray
 
 ARRAYS = ("hidden_state", "final_state", "latent_embedding", "attention")
+COLUMNS = ("token", "generated_text", "answer_logprob")
+"""Of those without inner chunks."""
 CAPTURES = ("latent", "full")
 LAYOUT = RunLayout(
     n_example=27, n_layer=2, n_head=2, hidden=64, n_latent=6, longest_question=3, n_answer=2,
@@ -52,6 +54,9 @@ def fill(writer: RunWriter, shard: int, seed: int = 0) -> None:
     values["hidden_state"][:, 1, 3:5] = 2.0
     values["hidden_state"][:, 0, 3:5] = np.nan
     values["attention"][:2, 1] = 0.0
+    values["token"] = rng.integers(0, 99, values["token"].shape).astype("int32")
+    values["generated_text"][:] = [f"{number}è" for number in rng.integers(0, 10**6, len(values["generated_text"]))]
+    values["answer_logprob"] = rng.standard_normal(values["answer_logprob"].shape).astype("float32")
     writer.write_shard(shard, values)
 
 
@@ -155,9 +160,9 @@ def test_a_block_over_the_edge_is_refused() -> None:
 def test_any_index_gives_what_zarr_gives(
     direct: dict[str, xr.Dataset], plain: dict[str, xr.Dataset], data: st.DataObject
 ) -> None:
-    capture, name = data.draw(st.sampled_from(CAPTURES)), data.draw(st.sampled_from(ARRAYS))
+    capture, name = data.draw(st.sampled_from(CAPTURES)), data.draw(st.sampled_from((*ARRAYS, *COLUMNS)))
     found, expected = direct[capture][name].variable, plain[capture][name].variable
-    assert isinstance(found._data.array, ShardedArray)
+    assert name in COLUMNS or isinstance(found._data.array, ShardedArray)
     for _ in range(2):  # an index, and one of what that leaves
         index = {dim: data.draw(indices(size), label=str(dim)) for dim, size in found.sizes.items() if size}
         found, expected = found.isel(index), expected.isel(index)
@@ -167,6 +172,35 @@ def test_any_index_gives_what_zarr_gives(
 def test_points_give_what_zarr_gives(direct: dict[str, xr.Dataset], plain: dict[str, xr.Dataset]) -> None:
     points = {"example": xr.DataArray([26, 0, 9], dims="point"), "position": xr.DataArray([3, 3, -1], dims="point")}
     np.testing.assert_array_equal(direct["full"]["hidden_state"][points], plain["full"]["hidden_state"][points])
+
+
+def test_arrays_of_a_result_are_what_zarr_reads(tmp_path: Path) -> None:
+    """Of any type and number of axes, of more rows than a chunk has, of nothing but fill, or of nothing."""
+    n, rng = 2 * store.layout.COLUMN_CHUNK + 5, np.random.default_rng(0)
+    types = ("float64", "float32", "float16", "int64", "int32", "uint8", "bool", "complex64")
+    made = {name: ("row", rng.integers(0, 9, n).astype(name)) for name in types}
+    made |= {
+        "one": ((), 2.5),
+        "half": ((), np.float16(0.5)),
+        "name": ((), "è"),
+        "none": ("nothing", np.zeros(0)),
+        "zeros": ("row", np.zeros(n)),
+    }
+    made |= {"gaps": ("row", np.full(n, np.nan)), "texts": (("row", "a"), rng.choice(["", "a", "bè"], (n, 2)))}
+    made |= {"blank": ("a", ["", ""]), "box": (("a", "b", "nothing"), np.zeros((2, 3, 0)))}
+    made |= {"deep": (("b", "a", "row"), rng.standard_normal((3, 2, n)))}
+    place = tmp_path / "some.lake"
+    create_run(place, "m/d", LAYOUT, identity={"spec": {}}, columns={"example": (("example",), np.arange(27))})
+    name = open_lake(place).write_result("made", xr.Dataset(made), runs=["m/d"], spec={})
+    found = open_lake(place, stored=True).open_result(name).drop_attrs()
+    expected = xr.open_zarr(place, group=name, consolidated=False, chunks=None).load().drop_attrs()
+    xr.testing.assert_identical(
+        found, expected.assign({key: expected[key].astype(object) for key in ("name", "texts", "blank")})
+    )
+    assert all(found[key].dtype == object for key in ("name", "texts", "blank"))
+    widened = open_lake(place).open_result(name)
+    assert {widened[key].dtype.name for key in ("float16", "float32", "half")} == {"float32"}
+    np.testing.assert_array_equal(found["deep"], made["deep"][1])
 
 
 @pytest.mark.parametrize("capture", CAPTURES)
