@@ -26,7 +26,9 @@ UNWATCHED = {
 
 
 @contextmanager
-def compute_on(scheduler: str | None = None, workers: int | None = None) -> Iterator[None]:
+def compute_on(
+    scheduler: str | None = None, workers: int | None = None, meanwhile: Callable[[], None] = lambda: None
+) -> Iterator[None]:
     """Send what dask computes inside to other processes.
 
     Workers read the lake themselves, so its path or URL must mean the same to them. A worker that dies is replaced by
@@ -38,6 +40,8 @@ def compute_on(scheduler: str | None = None, workers: int | None = None) -> Iter
         Address of a running ``dask scheduler``, as in ``tcp://host:8786``.
     workers
         Number of processes to start on this machine, for as long as it lasts. With neither: threads of this process.
+    meanwhile
+        What this process does first, while own workers start.
 
     Raises
     ------
@@ -51,6 +55,7 @@ def compute_on(scheduler: str | None = None, workers: int | None = None) -> Iter
 
         # Unset, or told by a name, dask imports all of ``distributed`` to look for a client.
         with dask.config.set({"scheduler": get, "array.rechunk.method": "tasks"}):
+            meanwhile()
             yield
         return
     if scheduler is not None and workers is not None:
@@ -67,6 +72,7 @@ def compute_on(scheduler: str | None = None, workers: int | None = None) -> Iter
                 f"no dask scheduler answers at {scheduler} ({error}); start one with: dask scheduler"
             ) from error
         with client, _plain_deaths():
+            meanwhile()
             yield
         return
     if workers is None or workers < 1:
@@ -76,14 +82,17 @@ def compute_on(scheduler: str | None = None, workers: int | None = None) -> Iter
     try:
         with dask.config.set(UNWATCHED):
             cluster = LocalCluster(
-                n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0",
-                scheduler_kwargs={"dashboard": False}, silence_logs=logging.CRITICAL,
+                n_workers=0, threads_per_worker=1, dashboard_address="127.0.0.1:0",
+                scheduler_kwargs={"dashboard": False}, silence_logs=logging.CRITICAL, memory_limit=1 / workers,
             )  # fmt: skip
+            cluster.scale(workers)  # which waits for none of them
+            with cluster, Client(cluster) as client, _plain_deaths():
+                meanwhile()
+                client.wait_for_workers(workers)
+                yield
     except KeyboardInterrupt:
         atexit.unregister(close_clusters)  # dask cannot close one that is not up yet; its processes end with this one
         raise
-    with cluster, Client(cluster), _plain_deaths():
-        yield
 
 
 @contextmanager
@@ -143,7 +152,7 @@ def in_turn(lazy: Iterable[Any], ahead: int = 2) -> Iterator[Any]:
 def _client() -> Any:
     """The dask client in force, if any; it can only be there if its package was imported."""
     distributed = sys.modules.get("distributed")
-    if distributed is None:
+    if distributed is None or callable(dask.config.get("scheduler", None)):  # threads of this process, inside a client
         return None
     try:
         return distributed.default_client()

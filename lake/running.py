@@ -92,12 +92,16 @@ def run_analysis(command: Analysis, settings: Settings, values: Mapping[str, Any
         plans = dict(zip(labels, plans_of(command, groups, settings, always=True), strict=True))
         show_plans({label: (plan.text(), plan.document()) for label, plan in plans.items() if plan}, values["json"])
         return
-    for label, plan in zip(labels, plans_of(command, groups, settings, always=False), strict=True):
-        if plan is not None and (plan.seconds or 0) > 60:
-            terminal.note(f"{label}: {plan.text()}; --limit, --layers and --positions take a part where there are such")
+
+    def tell_long() -> None:
+        for label, plan in zip(labels, plans_of(command, groups, settings, always=False), strict=True):
+            if plan is not None and (plan.seconds or 0) > 60:
+                told = f"{label}: {plan.text()}; --limit, --layers and --positions take a part where there are such"
+                terminal.note(told)
+
     document: dict[str, Any] = {}
     lost = False
-    with compute_on(values["scheduler"], values["workers"]):
+    with compute_on(values["scheduler"], values["workers"], tell_long):
         for label, kept in zip(labels, analyse(command, groups, settings), strict=True):
             kinds = [result.kind for result in kept]
             lost |= any(result.lost for result in kept)

@@ -5,6 +5,7 @@ import pytest
 import xarray as xr
 from scipy.stats import binomtest, pearsonr
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
 from analyze.compare.differences import _paired
 from analyze.statistics import bootstrap_weights, percentile_interval, weighted_mean
@@ -33,6 +34,11 @@ def test_wilsons_interval_has_its_closed_form():
     np.testing.assert_allclose(high[0], Z**2 / (10 + Z**2))
     np.testing.assert_allclose(low[1] + high[1], 1)
     assert np.isnan([low[2], high[2]]).all()
+    rng = np.random.default_rng(0)
+    n = rng.integers(1, 500, 200)
+    count = rng.integers(0, n + 1)
+    oracle = proportion_confint(count, n, 0.1, method="wilson")
+    np.testing.assert_allclose(wilson_interval(count, n, 0.9), oracle, atol=1e-12)
 
 
 def test_an_effective_number_of_trials_is_that_of_independent_problems():

@@ -4,7 +4,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import xarray as xr
@@ -77,12 +77,25 @@ class ReadOut:
     """Arrays of a model's read-out, loaded once in each process, when a chunk first needs them."""
 
     def __init__(self, model: xr.Dataset) -> None:
-        self._model = model[[name for name in MODEL_VARIABLES if name in model]]
         self._name = uuid.uuid4().hex
-        self._lock = threading.Lock()
-        self._arrays: dict[str, Any] = {}
+        self._lock = threading.RLock()
+        self._arrays: dict[str, Any] = {"model": model[[name for name in MODEL_VARIABLES if name in model]]}
+        self._stored: tuple[Any, str, list[Any]] | None = None
+
+    @property
+    def _model(self) -> xr.Dataset:
+        """What it was made with; a worker reads it when it is first asked for, and not while it is handed its tasks."""
+
+        def read() -> xr.Dataset:
+            assert self._stored is not None
+            lake, name, variables = self._stored
+            return cast("xr.Dataset", lake.model(name)[variables])
+
+        return cast("xr.Dataset", self._get("model", read))
 
     def __getstate__(self) -> dict[str, Any]:
+        if self._stored is not None:
+            return {"_stored": self._stored, "_name": self._name}
         lake, name = self._model.encoding.get("stored", (None, ""))
         if lake is not None and lake.still_holds(self._model, name):  # not a gigabyte in every graph: workers read it
             return {"_stored": (lake, name, list(self._model.data_vars)), "_name": self._name}
@@ -91,11 +104,9 @@ class ReadOut:
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self._name = state["_name"]
         self._lock, self._arrays = _loaded(self._name)
-        if "_stored" in state:
-            lake, name, variables = state["_stored"]
-            self._model = self._get("model", lambda: lake.model(name)[variables])
-        else:
-            self._model = state["_model"]
+        self._stored = state.get("_stored")
+        if self._stored is None:
+            self._get("model", lambda: state["_model"])
 
     def __dask_tokenize__(self) -> Any:
         from dask.base import normalize_token
@@ -355,9 +366,9 @@ class ReadOut:
 
 
 @lru_cache(maxsize=2)
-def _loaded(name: str) -> tuple[threading.Lock, dict[str, Any]]:
+def _loaded(name: str) -> tuple[threading.RLock, dict[str, Any]]:
     """What a worker has loaded of a read-out: each task comes with a copy of it, and all of them share this."""
-    return threading.Lock(), {}
+    return threading.RLock(), {}
 
 
 def check_model(model: xr.Dataset, state: xr.DataArray) -> None:

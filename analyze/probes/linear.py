@@ -29,7 +29,7 @@ from analyze.probes.tasks import (
     target_columns,
     task_or_reason,
 )
-from analyze.statistics import adjust
+from analyze.statistics import adjust, draw_counts
 from schemas import SchemaError, UsageError, nearest
 
 Array = npt.NDArray[Any]
@@ -131,9 +131,8 @@ def linear_probes(
     def measured(number: int) -> xr.Dataset:
         shape, hidden = (states.sizes["layer"], states.sizes["position"]), states.sizes["hidden"]
         by_cell = [cell[number] for cell in cells]
-        scores = measure(
-            present[number], by_cell, shape, settings.resamples, n_permutation, settings.level, settings.seed
-        )
+        weight = draw_counts(present[number].problem, n_resample=settings.resamples, seed=settings.seed)
+        scores = measure(present[number], by_cell, shape, weight, n_permutation, settings.level, settings.seed)
         return scores.merge(directions(present[number], by_cell, shape, hidden, by_class=by_class))
 
     results, reasons = _by_step(tasks, cells, measured)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from analyze.probes.nested import Selection
-from analyze.statistics import bootstrap_weights, wilson_interval
+from analyze.statistics import wilson_interval
 
 Array = npt.NDArray[Any]
 
@@ -59,7 +59,7 @@ def measure(
     task: Task,
     cells: Sequence[Cell | None],
     shape: tuple[int, int],
-    n_resample: int,
+    weight_all: Array,
     n_permutation: int,
     level: float,
     seed: int,
@@ -68,9 +68,10 @@ def measure(
 ) -> xr.Dataset:
     """Scores, intervals, baselines and p-values of one task in all cells.
 
-    ``widening`` is 1 where no label that tests one fold trains the predictions of another.
+    ``weight_all`` (row, resample) is how often each row is drawn in each resample of problems; ``widening`` is 1 where
+    no label that tests one fold trains the predictions of another.
     """
-    n_cell = len(cells)
+    n_cell, n_resample = len(cells), weight_all.shape[1]
     numbers = task.classes is None
     names = ["r2"] if numbers else ["accuracy", "balanced_accuracy", "auroc"]
     score = {name: _Interval(np.full(n_cell, np.nan), np.full((n_cell, n_resample), np.nan)) for name in names}
@@ -79,8 +80,6 @@ def measure(
     for index, cell in enumerate(cells):
         if cell is not None:
             by_rows.setdefault(cell.known.tobytes(), {})[index] = cell
-    groups = xr.DataArray(task.problem, dims="example")
-    weight_all = np.asarray(bootstrap_weights(groups, n_resample, seed).values)  # (row, resample)
     for alike in by_rows.values():
         members, known = list(alike), next(iter(alike.values())).known
         label, fold, problem = task.label[known, 0], task.fold[known], task.problem[known]

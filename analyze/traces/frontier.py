@@ -13,8 +13,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def frontier(
-    graphs: Sequence[Graph], problems: WordProblems, read: Sequence[Sequence[Sequence[int]]],
-    shuffled: Sequence[Array], problem: Array,
+    graphs: Sequence[Graph], problems: WordProblems, read: Array, shuffled: Sequence[Array], problem: Array,
 ) -> dict[str, Any]:  # fmt: skip
     """Shares of the nodes at each distance that are read at each thought, and of those read that lie there.
 
@@ -31,7 +30,7 @@ def frontier(
     def shares(rows: Array) -> tuple[Array, Array]:
         recall, precision = np.full((2, len(read), len(read[0]), depth), np.nan)
         for row, source in enumerate(rows):
-            for position, names in enumerate(problems.named(row, read[source])):
+            for position, names in enumerate(problems.named(row, read[source].tolist())):
                 for distance, nodes in enumerate(reached[row]):
                     hit = len(set(names) & set(nodes))
                     recall[row, position, distance] = hit / len(nodes)

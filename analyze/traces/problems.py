@@ -46,7 +46,7 @@ class NumberProblems:
         results = np.asarray(run["intermediate_result"].transpose("example", "step").values, dtype="float64")
         texts = run["expression"].transpose("example", "step").values if "expression" in run else None
         self._chain = [_steps(row, None if texts is None else texts[index]) for index, row in enumerate(results)]
-        self._inner = [[value for value in row[np.isfinite(row)][:-1]] for row in results]
+        self._inner = [row[np.isfinite(row)][:-1].tolist() for row in results]
         self._n_operand = 3 if any(len(s.operands) > 2 for chain in self._chain for s in chain or ()) else 2
         operands = np.full((*results.shape, N_OPERAND), np.nan)
         for row, chain in enumerate(self._chain):
@@ -63,14 +63,14 @@ class NumberProblems:
         """Tokens that say numbers, (.., spelling)."""
         known, place = np.unique(values, return_inverse=True)
         spelled = [self._tokens.whole(number_text(value)) if np.isfinite(value) else (-1, -1) for value in known]
-        return np.array(spelled, dtype="int64").reshape(-1, 2)[place.reshape(values.shape)]
+        return np.array(spelled, dtype="int32").reshape(-1, 2)[place.reshape(values.shape)]
 
-    def read(self, token: Array) -> list[list[float]]:
-        """The likeliest number among the best tokens of each place; NaN: none of them is one."""
+    def read(self, token: Array) -> Array:
+        """The likeliest number among the best tokens (example, position, best) of each place; NaN: none is one."""
         value = self._tokens.meaning(np.maximum(token, 0))[1]
         value = np.where(token >= 0, value, np.nan)
         first = np.isfinite(value).argmax(-1)
-        return list(np.take_along_axis(value, first[..., None], -1)[..., 0].tolist())
+        return np.asarray(np.take_along_axis(value, first[..., None], -1)[..., 0])
 
     def texts(self, row: int, read: Sequence[Any]) -> list[str]:
         """Numbers read; empty where there is none."""
@@ -121,9 +121,9 @@ class WordProblems:
                 names.setdefault(token, []).append(name)
         return names
 
-    def read(self, token: Array) -> list[list[Any]]:
-        """The best tokens of each place."""
-        return list(token.tolist())
+    def read(self, token: Array) -> Array:
+        """The best tokens of each place, as they are."""
+        return token
 
     def named(self, row: int, read: Sequence[Sequence[int]]) -> list[list[str]]:
         """Nodes of a problem that the best tokens of each place begin."""

@@ -142,8 +142,9 @@ def traces(
             read_parts.append(part)
             report(sum(len(one.token) for one in read_parts), len(problem))
         readings = joined(read_parts)
+        del read_parts, part
         report(0)
-        solve = Solver(problems, list(problems.read(readings.token)), positions, memory, mark, n_best)
+        solve = Solver(problems, problems.read(readings.token), positions, memory, mark, n_best)
         parts.append(_layer(solve, readings, problem, shuffled, top, facts.sizes["step"], report, seed))
     result = xr.concat(parts, xr.Variable("layer", layers), data_vars="all")
     result["counted"] = ("example", problems.counted)
@@ -168,13 +169,13 @@ def _read(
     return read_states(state, readout, asked, lens=lens, best=best)
 
 
-def _solved(rows: Array, chosen: Array, shares: bool, problems: Problems, read: Sequence[Any],
+def _solved(rows: Array, chosen: Array, shares: bool, problems: Problems, read: Array,
             positions: Sequence[str], mark: str, best: int) -> list[Solution] | Array:  # fmt: skip
     """Solutions of the problems chosen (row,) from what the thoughts of others (row of each) read as, or their shares.
 
     Shares (outcome,) are of the problems with each of :data:`OUTCOMES`; NaN: none is chosen.
     """
-    solutions = [problems.solve(row, read[rows[row]], positions) for row in chosen.tolist()]
+    solutions = [problems.solve(row, read[rows[row]].tolist(), positions) for row in chosen.tolist()]
     if not shares:
         return solutions
     told = np.array([[getattr(solution, name) for name in OUTCOMES] for solution in solutions], dtype="float64")
@@ -186,8 +187,8 @@ class Solver:
     """Solutions at one layer, kept where they are found."""
 
     problems: Problems
-    read: Sequence[Any]
-    """What the thoughts of each example read as."""
+    read: Array
+    """What the thoughts of each example read as, (example, position, ..)."""
     positions: Sequence[str]
     memory: joblib.Memory
     mark: str
@@ -266,8 +267,8 @@ def _layer(
     return xr.Dataset(data)
 
 
-def _per_example(problems: Problems, own: Sequence[Solution], read: Sequence[Any], n: int) -> dict[str, Any]:
-    texts = np.array([problems.texts(row, read[row]) for row in range(n)], dtype=object)
+def _per_example(problems: Problems, own: Sequence[Solution], read: Array, n: int) -> dict[str, Any]:
+    texts = np.array([problems.texts(row, read[row].tolist()) for row in range(n)], dtype=object)
     return {
         "tree": ("example", np.array(["; ".join(found_tree.texts) for found_tree in own], dtype=object)),
         "n_tree": ("example", np.array([found_tree.n_tree for found_tree in own])),
@@ -307,10 +308,9 @@ def _rank_shares(problems: Problems, readings: Readings, top: int, n_step: int, 
         with np.errstate(invalid="ignore"):  # NaN where no problem has such a step
             return np.asarray(hit.sum(0) / there[..., what].sum(0)).reshape(rank.shape[1], n_step, width)
 
-    def ends(what: slice) -> Array:
+    def ends(what: slice) -> Array:  # of results alone
         hit: Array = np.less_equal(rank[..., what], top)
-        both = share_interval(np.moveaxis(hit, 0, -1), np.moveaxis(there[..., what], 0, -1), problem)
-        return np.asarray(both).reshape(2, rank.shape[1], n_step, width)[..., 0]
+        return np.asarray(share_interval(np.moveaxis(hit, 0, -1), np.moveaxis(there[..., what], 0, -1), problem))
 
     own, first, other = share(top, slice(half)), share(1, slice(half)), share(top, slice(half, None))
     dims = ("position", "step")
@@ -321,7 +321,7 @@ def _rank_shares(problems: Problems, readings: Readings, top: int, n_step: int, 
         "result_first_share": (dims, first[..., 0]),
         "control_share": (dims, other[..., 0]),
     }
-    for name, what in (("result_share", slice(half)), ("control_share", slice(half, None))):
+    for name, what in (("result_share", slice(0, half, width)), ("control_share", slice(half, None, width))):
         data[f"{name}_low"], data[f"{name}_high"] = ((dims, end) for end in ends(what))
     if width == 1 + N_OPERAND:
         data |= {

@@ -134,7 +134,7 @@ def cost(sources: "Sequence[Source]", settings: TransferSettings) -> Cost:
         states=n_state, reads=reads, operations=operations, memory=memory, small=small, larger=larger,
         steps=[
             (n_permutation / DRAWS * n_test / n_cell, partial(permuted, n_row, n_cell, settings.folds)),
-            (2 * n_test / n_cell, partial(resampled, n_row, settings.resamples)),
+            (n_test / n_cell, partial(resampled, n_row, settings.resamples)),
         ],
         readouts=[source.run.partition("/")[0] for source in sources] if "tuned" in settings.kind else [],
     )  # fmt: skip

@@ -32,7 +32,7 @@ from analyze.probes.tasks import (
     penalties_of,
     target_columns,
 )
-from analyze.statistics import adjust
+from analyze.statistics import adjust, draw_counts
 from analyze.transfer.command import TransferSettings
 from analyze.transfer.matrix import against_own, assembled, described, squared_errors
 from analyze.transfer.problems import problem_groups
@@ -173,12 +173,13 @@ def _measured(
     """Scores of one kind fitted to a run and tested on another, beside those of the test run's own."""
     kind, fitted, tested = pair
     task, by_cell = column.tasks[tested], scored[pair]
+    weight = draw_counts(task.problem, n_resample=settings.resamples, seed=settings.seed)
     scores = measure(
-        task, by_cell, shape, settings.resamples, n_permutation.get(fitted, 0), settings.level, settings.seed,
+        task, by_cell, shape, weight, n_permutation.get(fitted, 0), settings.level, settings.seed,
         widening=column.widening(fitted, tested),
     )  # fmt: skip
     scores = scores.drop_vars([name for name in ("penalty", *scores) if "training" in name or name == "penalty"])
-    return scores.merge(against_own(task, by_cell, scored[kind, tested, tested], shape, settings))
+    return scores.merge(against_own(task, by_cell, scored[kind, tested, tested], shape, weight, settings.level))
 
 
 def _later(progress: Progress | None, done: int, total: int) -> Progress:

@@ -8,8 +8,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.probes.scores import WIDENING, Cell, Task
-from analyze.statistics import draw_counts, percentiles
-from analyze.transfer.command import TransferSettings
+from analyze.statistics import percentiles
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DIMS = ("kind", "fit", "test", "step")
@@ -23,12 +22,14 @@ def squared_errors(predicted: Array, value: Array, fold: Array) -> tuple[Array, 
 
 
 def against_own(
-    task: Task, cells: Sequence[Cell | None], own: Sequence[Cell | None], shape: tuple[int, int],
-    settings: TransferSettings,
+    task: Task, cells: Sequence[Cell | None], own: Sequence[Cell | None], shape: tuple[int, int], weight: Array,
+    level: float,
 ) -> xr.Dataset:  # fmt: skip
-    """How much the test run's own fit scores above the transferred one on the same rows, paired over problems."""
+    """How much the test run's own fit scores above the transferred one on the same rows, paired over problems.
+
+    ``weight`` (row, resample) is how often each row is drawn in each resample.
+    """
     gap, low, high, along = (np.full(len(cells), np.nan) for _ in range(4))
-    weight = draw_counts(task.problem, n_resample=settings.resamples, seed=settings.seed)
     for index, (cell, best) in enumerate(zip(cells, own, strict=True)):
         if cell is None or best is None:
             continue
@@ -44,7 +45,7 @@ def against_own(
         gap[index] = more.sum() / spread.sum()
         with np.errstate(invalid="ignore", divide="ignore"):  # resamples that hold none
             resampled = (more @ drawn) / (spread @ drawn)
-        low[index], high[index] = percentiles(gap[index] + WIDENING * (resampled - gap[index]), settings.level)
+        low[index], high[index] = percentiles(gap[index] + WIDENING * (resampled - gap[index]), level)
     names = {"gap": gap, "gap_low": low, "gap_high": high} | ({"correlation": along} if task.classes is None else {})
     return xr.Dataset({name: (("layer", "position"), value.reshape(shape)) for name, value in names.items()})
 
