@@ -20,7 +20,7 @@ from schemas.errors import SchemaError, UsageError
 
 Progress = Callable[[int, int], None]
 SPLITS = ("train", "validation", "test")
-_BLOCK_BYTES = 1 << 25  # one read is at most about this much, so a chunk and the buffer fit in memory together
+_BLOCK_BYTES = 1 << 23  # one read is at most about this much, whatever the number of examples
 
 
 def split_by_group(
