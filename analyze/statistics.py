@@ -11,12 +11,14 @@ from schemas.statistics import (
     mcnemar_exact,
     mean_interval,
     percentiles,
+    problems_drawn,
+    tail,
     wilson_interval,
 )
 
 __all__ = [
     "DrawnMean", "adjust", "bootstrap_mean", "bootstrap_weights", "cochran_q", "draw_counts", "is_majority",
-    "mcnemar_exact", "percentile_interval", "percentiles", "weighted_mean", "wilson_interval",
+    "mcnemar_exact", "percentile_interval", "percentiles", "problems_drawn", "tail", "weighted_mean", "wilson_interval",
 ]  # fmt: skip
 
 
@@ -61,11 +63,17 @@ def weighted_mean(values: xr.DataArray, weights: xr.DataArray, dim: str = "examp
     return total / count.where(count > 0)
 
 
-def percentile_interval(resamples: xr.DataArray, level: float = 0.95) -> tuple[xr.DataArray, xr.DataArray]:
-    """:func:`schemas.statistics.percentiles` over the dim ``resample``, which must be one chunk."""
+def percentile_interval(
+    resamples: xr.DataArray, n: xr.DataArray | int, drawn: xr.DataArray, level: float = 0.95
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """:func:`schemas.statistics.percentiles` over the dim ``resample``, which must be one chunk.
+
+    Of how many problems is told by ``n``, the examples (...), and ``drawn``, those of each resample (..., resample).
+    """
+    n_problem = n**2 / drawn.var("resample")
     ends: tuple[xr.DataArray, xr.DataArray] = xr.apply_ufunc(
-        percentiles, resamples, kwargs={"level": level}, input_core_dims=[["resample"]], output_core_dims=[[], []],
-        dask="parallelized", output_dtypes=["float64", "float64"],
+        percentiles, resamples, n_problem, kwargs={"level": level}, input_core_dims=[["resample"], []],
+        output_core_dims=[[], []], dask="parallelized", output_dtypes=["float64", "float64"],
     )  # fmt: skip
     return ends
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from scipy.stats import binomtest, pearsonr
+from scipy.stats import t as student
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
@@ -17,6 +18,7 @@ from schemas.statistics import (
     draw_counts,
     mcnemar_exact,
     mean_interval,
+    mean_share,
     problems_needed,
     share_interval,
     smallest_correlation,
@@ -113,14 +115,30 @@ def test_resamples_draw_whole_problems(monkeypatch):
     np.testing.assert_allclose(mean_interval(values, seed=2), (mean, low, high), rtol=1e-12)
 
 
-def test_one_problem_has_no_interval_and_a_resample_of_none_no_value():
-    assert np.isnan(mean_interval([[3.0, 1.0], [2.0, np.nan]], problem=[4, 4])[1:]).all()
-    sure = xr.DataArray([1.0, 1.0], dims="example", coords={"example": [3, 8]})  # e^-2 of the resamples are of neither
-    weights = bootstrap_weights(sure["example"])
-    assert [float(end) for end in percentile_interval(weighted_mean(sure, weights))] == [1, 1]
-    assert np.isnan(percentile_interval(weighted_mean(sure.where(sure["example"] > 3), weights))).all()
-    found = _paired(sure, 0 * sure, None, {}, 500, 0.95, 0)
-    assert [float(value) for value in found] == [1, 1, 1]
+def test_a_bootstrap_of_few_problems_is_as_wide_as_students_t_and_of_four_none():
+    rng = np.random.default_rng(0)
+    for n in (6, 10, 30):
+        values = rng.normal(size=(200, n))
+        _, low, high = mean_interval(values)
+        half = student.ppf(0.975, n - 1) * values.std(-1, ddof=1) / np.sqrt(n)
+        np.testing.assert_allclose((high - low).mean(), 2 * half.mean(), rtol=0.06)
+    four = xr.DataArray(rng.normal(size=8), dims="example", coords={"example": np.arange(8)})
+    problem = np.repeat(np.arange(4), 2)
+    assert np.isnan(mean_interval(four, problem=problem)[1:]).all()
+    assert np.isfinite(mean_interval(four)[1:]).all()
+    weights = bootstrap_weights(xr.DataArray(problem, dims="example"))
+    assert np.isnan(percentile_interval(weighted_mean(four, weights), 8, weights.sum("example"))).all()
+    sides = four.assign_coords(problem=("example", problem)), 0 * four
+    assert np.isfinite(_paired(sides[0], sides[1], None, {}, 500, 0.95, 0)).tolist() == [True, False, False]
+
+
+def test_shares_of_drawn_answers_are_never_certain():
+    shares = np.zeros((2, 10))
+    shares[1, :3] = 0.5, np.nan, 1.0
+    mean, low, high = mean_share(shares)
+    np.testing.assert_allclose((low, high), np.transpose([wilson_interval(0, 10), wilson_interval(1.5, 9)]))
+    np.testing.assert_allclose(mean, [0, 1 / 6])
+    assert mean_share(shares, np.repeat([0, 1], 5))[2][0] == wilson_interval(0, 2).high
 
 
 def test_a_difference_of_shares_has_newcombes_interval():

@@ -176,8 +176,9 @@ def attention_summary(
     error = np.sqrt((square - mean**2).clip(min=0) / (n - 1).clip(min=1))
     drawn = sums["by_layer"].sel(part="count")
     means = sums["by_layer"].sel(part="sum") / drawn.where(drawn > 0)
+    whole, drawn = drawn.isel(resample=n_resample, drop=True), drawn.isel(resample=slice(n_resample))
     layer_mean = means.isel(resample=n_resample, drop=True)
-    low, high = percentile_interval(means.isel(resample=slice(n_resample)))
+    low, high = percentile_interval(means.isel(resample=slice(n_resample)), whole, drawn)
 
     def among_thoughts(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
         labels = thought_labels(values, "target")

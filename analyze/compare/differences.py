@@ -338,8 +338,10 @@ def _paired(
     weights = draws[labels.tobytes()]
     x, y = (side.drop_vars(["example", "problem"], errors="ignore") for side in (x, y))
     drawn = weighted_mean(x, weights) - weighted_mean(y, weights)
+    both = x.notnull() & y.notnull()
+    counted = xr.dot(both.astype("float32"), weights, dim="example")
     difference = x.mean("example") - y.mean("example")
-    return difference, *percentile_interval(drawn, level)
+    return difference, *percentile_interval(drawn, both.sum("example"), counted, level)
 
 
 def _unpaired(one: xr.Dataset, other: xr.Dataset, name: str, inner: Sequence[str]) -> list[np.ndarray]:

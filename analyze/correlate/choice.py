@@ -58,6 +58,6 @@ def held_out_layer(result: xr.Dataset, kind: str, *, choose_by: str = "pooled", 
     draws = draw_counts(inverse[~first], n_resample=500, seed=seed).astype("float64").T
     some, drawn = draws.any(1), np.full(len(draws), np.nan)
     drawn[some] = other.resampled(draws[some])[kind][:, 0]
-    low, high = percentiles(drawn)
     n = len(np.unique(inverse[~first]))
+    low, high = percentiles(drawn, n)
     return HeldOut(int(result["layer"].values[place]), float(other.observed[kind][0]), float(low), float(high), n)

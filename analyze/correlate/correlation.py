@@ -13,7 +13,7 @@ import xarray as xr
 from analyze.correlate.importance import in_both, listed
 from analyze.correlate.moments import Array, Correlations, Exchange, resolution_of
 from analyze.labels import inherited, labels_along, require_dims, take
-from analyze.statistics import adjust
+from analyze.statistics import adjust, percentiles
 from schemas import SchemaError, UsageError
 from schemas.checks import check_whole
 
@@ -116,8 +116,12 @@ def attention_importance(
     for numbers in batches(n_resample, n_permutation):
         for name, value in correlations.resampled(np.stack([exchange.resample(rng) for _ in numbers])).items():
             draws[name].append(value)
-    alone = len(np.unique(groups)) == 1  # so that all resamples are the same
-    bounds = {name: _quantiles(np.concatenate(drawn), alone) for name, drawn in draws.items() if n_resample}
+    n_problem = len(np.unique(groups))
+    bounds = {
+        name: percentiles(np.moveaxis(np.concatenate(drawn), 0, -1), n_problem)
+        for name, drawn in draws.items()
+        if n_resample
+    }
 
     result = xr.Dataset(coords={dim: x[dim].values for dim in (*dims, "position")})
     for name, value in observed.items():
@@ -173,14 +177,6 @@ LONG_NAMES = {
     "partial": "r with position accounted for",
     "two_way": "r within problems with position accounted for",
 }
-
-
-def _quantiles(draws: Array, alone: bool) -> tuple[Array, Array]:
-    if alone:
-        return np.full_like(draws[0], np.nan), np.full_like(draws[0], np.nan)
-    known = np.isfinite(draws).any(0)
-    low, high = np.nanquantile(np.where(known, draws, 0.0), [0.025, 0.975], axis=0)
-    return low, high
 
 
 def _joined(attention: xr.DataArray, importance: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:

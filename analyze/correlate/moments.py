@@ -199,9 +199,11 @@ class Exchange:
         return taken
 
     def resample(self, rng: np.random.Generator) -> Array:
-        """How often each example counts where problems are drawn with repeats."""
-        drawn = rng.integers(0, len(self._members), len(self._members))
-        return np.bincount(drawn, minlength=len(self._members))[self._owner]
+        """How often each example counts where each problem is drawn as often as a Poisson draw says."""
+        drawn = np.zeros(len(self._members), dtype=int)
+        while not drawn.any():
+            drawn = rng.poisson(1.0, len(self._members))
+        return drawn[self._owner]
 
 
 def resolution_of(values: xr.DataArray) -> float:

@@ -133,17 +133,17 @@ def _metrics(
     test = side == 2
     if not test.any():
         raise UsageError("error prediction has no test problems; give the dictionary's split a test share above 0")
-    truth = wrong[test]
+    truth, n_problem = wrong[test], len(np.unique(problem[test]))
     weight = bootstrap_weights(xr.DataArray(problem[test], dims="example"), spec.resamples, spec.seed)
     draws = np.concatenate([np.ones((test.sum(), 1), dtype=np.float32), weight.values], axis=1)  # the first: as it is
     judged = [_judge(s[test], truth, draws) for s in scores]
     out = xr.Dataset(coords={"predictor": list(PREDICTORS), "outcome": list(OUTCOMES)})
     for name in ("accuracy", "balanced_accuracy", "auroc", "precision", "recall"):
         value = np.stack([f[name] for f in judged])  # (predictor, [outcome,] draw)
-        _with_interval(out, name, ("predictor", "outcome")[: value.ndim - 1], value)
+        _with_interval(out, name, ("predictor", "outcome")[: value.ndim - 1], value, n_problem)
     for name in ("accuracy", "auroc"):
         value = np.stack([f[name] for f in judged])
-        _with_interval(out, f"{name}_gain", ("predictor",), value[:1] - value)
+        _with_interval(out, f"{name}_gain", ("predictor",), value[:1] - value, n_problem)
     guess = scores > 0
     # Of shares by Wilson: a bootstrap of answers that are all alike would be certain of them.
     right, mine = (guess == wrong)[:, None, test], guess[:, None, test]
@@ -155,7 +155,7 @@ def _metrics(
             out[f"{name}_{end}"] = out[name].dims, bound.reshape(out[name].shape)
     out["train_accuracy"] = "predictor", (guess[:, side == 0] == wrong[side == 0]).mean(1)
     out["n_test"] = "outcome", [int(truth.sum()), int((~truth).sum())]
-    out["n_test_problem"] = (), len(np.unique(problem[test]))
+    out["n_test_problem"] = (), n_problem
     degenerate = truth.all() or not truth.any()
     out["note"] = (), "every test answer has the same outcome: AUROC does not exist" if degenerate else ""
     out["auroc"].attrs = {"long_name": "AUROC of being wrong", "range": "[0, 1], chance 0.5"}
@@ -197,10 +197,10 @@ def _measures(
         }
 
 
-def _with_interval(out: xr.Dataset, name: str, dims: Sequence[str], value: NDArray[np.float64]) -> None:
+def _with_interval(out: xr.Dataset, name: str, dims: Sequence[str], value: NDArray[np.float64], n_problem: int) -> None:
     """Estimate (first draw) and 95% percentile interval (the others)."""
     out[name] = tuple(dims), value[..., 0]
-    for end, bound in zip(("low", "high"), percentiles(value[..., 1:]), strict=True):
+    for end, bound in zip(("low", "high"), percentiles(value[..., 1:], n_problem), strict=True):
         out[f"{name}_{end}"] = tuple(dims), bound
 
 

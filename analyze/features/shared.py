@@ -18,6 +18,7 @@ import xarray as xr
 from analyze.sae.codes import sources
 from analyze.sae.dictionary import activation_of
 from schemas import UsageError
+from schemas.statistics import percentiles
 
 Array = np.ndarray[Any, np.dtype[Any]]
 CONSTANT = 1e-6
@@ -94,8 +95,8 @@ def shared_features(
     largest = np.where(alive, null, -1).max(1)
     threshold = float(np.quantile(largest, 0.95))
     both = alive & (share.min(0) >= balance)
-    ends = np.quantile(draws, [0.025, 0.975], axis=0)
-    counts = np.quantile((both & (draws > threshold)).sum(1), [0.025, 0.975])
+    ends = percentiles(draws.T, n)
+    counts = percentiles((both & (draws > threshold)).sum(1), n)
     p = (1 + (largest[:, None] >= agreement).sum(0)) / (1 + permutations)
     by_feature = {
         "agreement": agreement, "agreement_low": ends[0], "agreement_high": ends[1], "p": p,

@@ -15,6 +15,7 @@ import xarray as xr
 
 from analyze.cluster import spread
 from analyze.similarity.cka import layers_of, shared_problems, states_of
+from schemas.statistics import percentiles
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DIMS = ("layer", "position", "other_layer", "other_position")
@@ -74,8 +75,8 @@ def procrustes(
     shape = tuple(run.sizes[dim] for run in (first, other) for dim in ("layer", "position"))
     wrong, size = _errors(left, right, fitted, held)
     estimate = _r2(wrong.mean(-1), size.mean(-1))
-    draws = rng.multinomial(len(held), np.full(len(held), 1 / len(held)), resamples) / len(held)
-    low, high = np.quantile(_r2(wrong @ draws.T, size @ draws.T), [0.025, 0.975], axis=-1)
+    draws = rng.poisson(1.0, (len(held), resamples))
+    low, high = percentiles(_r2(wrong @ draws, size @ draws), len(held))
     largest: list[float] = []
     for null in spread(_largest, ([rng.permutation(len(order))] for _ in range(shuffles)), [left, right, fitted, held]):
         largest.append(null)

@@ -27,6 +27,7 @@ import xarray as xr
 from analyze.cluster import spread
 from analyze.labels import inherited, require_dims
 from analyze.similarity.cka import FEWEST, layers_of, shared_problems, states_of
+from schemas.statistics import percentiles
 
 Array = np.ndarray[Any, np.dtype[Any]]
 STATISTICS = {
@@ -117,7 +118,7 @@ def _layer(
     cells = Cells(states)
     (whole,) = cells.shapes([np.arange(states.shape[1])], components)
     null = [shape_of(rng.permuted(states, axis=1), components) for _ in range(shuffles)]
-    return _summary(whole, cells.shapes(halves, components), null)
+    return _summary(whole, cells.shapes(halves, components), null, states.shape[1])
 
 
 def shape_of(states: Array, components: int) -> dict[str, Array]:
@@ -217,12 +218,14 @@ def two_nn(gram: Array) -> float:
     return float((apart.sum() - 1) / ratios.sum()) if apart.sum() >= FEWEST and ratios.sum() > 0 else float("nan")
 
 
-def _summary(whole: dict[str, Array], drawn: list[dict[str, Array]], null: list[dict[str, Array]]) -> dict[str, Array]:
+def _summary(
+    whole: dict[str, Array], drawn: list[dict[str, Array]], null: list[dict[str, Array]], n_problem: int
+) -> dict[str, Array]:
     """Each statistic with its interval, the spread of halves about their mean, and its mean under the null."""
     summary: dict[str, Array] = {}
     for name, value in whole.items():
         draws = np.stack([one[name] for one in drawn])
-        low, high = np.quantile(draws - draws.mean(0), [0.025, 0.975], axis=0)
+        low, high = percentiles(np.moveaxis(draws - draws.mean(0), 0, -1), n_problem)
         summary |= {name: value, f"{name}_low": value + low, f"{name}_high": value + high}
         summary[f"{name}_null"] = np.stack([one[name] for one in null]).mean(0)
     return summary

@@ -81,12 +81,12 @@ def head_analysis(
     if resampled.chunks is not None:
         resampled, ranks = resampled.chunk(resample=-1), ranks.chunk(resample=-1)
     scores["rank"] = _rank(scores["composite"])
-    scores["composite_low"], scores["composite_high"] = percentile_interval(resampled)
-    scores["rank_low"], scores["rank_high"] = percentile_interval(ranks.astype("float64"))
+    scores["composite_low"], scores["composite_high"] = percentile_interval(resampled, n, weight)
+    scores["rank_low"], scores["rank_high"] = percentile_interval(ranks.astype("float64"), n, weight)
     scores["top_share"] = (ranks <= top).where(there).mean("resample")
     scores["type_share"] = (again["type"] == scores["type"]).where(there).mean("resample")
     if convention == "thoughts":
-        scores = scores.assign(_together(drawn))
+        scores = scores.assign(_together(drawn, n, weight))
     scores["pattern"] = pattern
     for name, text in {
         "spread": "standard deviation over examples of an entry of the matrix, mean over entries",
@@ -119,7 +119,7 @@ def _shifted(mean: xr.DataArray) -> xr.DataArray:
     return values.assign_coords(position=steps[:-1], key_position=steps[1:])
 
 
-def _together(drawn: xr.DataArray) -> dict[str, xr.DataArray]:
+def _together(drawn: xr.DataArray, n: int, weight: xr.DataArray) -> dict[str, xr.DataArray]:
     """Intervals of what the heads do together, from resampled matrices (resample, layer, head, i, j)."""
 
     def kernel(values: Array) -> tuple[Array, ...]:  # (..., layer, head, i, j)
@@ -136,7 +136,7 @@ def _together(drawn: xr.DataArray) -> dict[str, xr.DataArray]:
     )  # fmt: skip
     ends: dict[str, xr.DataArray] = {}
     for name, part in zip(TOGETHER, parts, strict=True):
-        low, high = percentile_interval(part.chunk(resample=-1) if part.chunks is not None else part)
+        low, high = percentile_interval(part.chunk(resample=-1) if part.chunks is not None else part, n, weight)
         name += BY_THOUGHT.get(name, "")
         ends |= {f"{name}_low": low, f"{name}_high": high}
     return ends

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from scipy.special import ndtri
 
 from analyze.probes.nested import Selection
-from analyze.statistics import wilson_interval
+from analyze.statistics import percentiles, tail, wilson_interval
 
 Array = npt.NDArray[Any]
 
@@ -100,10 +101,11 @@ def measure(
 
     grid = ("layer", "position")
     data: dict[str, Any] = {"n_example": (grid, _grid([0 if c is None else int(c.known.sum()) for c in cells], shape))}
+    n_problem = np.array([0 if cell is None else len(np.unique(task.problem[cell.known])) for cell in cells])
     for name, interval in score.items():
-        bounds = _intervals(name, interval, level, widening)
+        bounds = _intervals(name, interval, n_problem, level, widening)
         if name == "accuracy":
-            _bound_certainty(bounds, cells, task.problem, level)
+            _bound_certainty(bounds, n_problem, level)
         data |= {key: (grid, _grid(value, shape)) for key, value in bounds.items()}
     main = names[0]
     data[f"{'baseline' if numbers else 'majority'}_{main}"] = (grid, _grid(baseline, shape))
@@ -301,25 +303,26 @@ def permutations(problem: Array, fold: Array, number: int, seed: Sequence[int]) 
         yield order
 
 
-def _intervals(name: str, interval: _Interval, level: float, widening: float) -> dict[str, Array]:
+def _intervals(name: str, interval: _Interval, n_problem: Array, level: float, widening: float) -> dict[str, Array]:
     """An estimate with its interval in each cell, and with one that holds in all cells at once.
 
     The first is the percentile interval. The second is symmetric, as wide as the largest standardised deviation
-    among the cells in ``level`` of the resamples; cells share their resamples of problems.
+    among the cells in ``level`` of the resamples; cells share their resamples of problems. Both are widened for few
+    problems (cell,) as :func:`schemas.statistics.tail` says.
     """
-    tail = 100 * (1 - level) / 2
     known = np.isfinite(interval.estimate)
     estimate, low, high, low_joint, high_joint = (np.full(known.shape, np.nan) for _ in range(5))
     if known.any():
         estimate, resample = interval.estimate, interval.resample[known]
         resample = estimate[known][:, None] + widening * (resample - estimate[known][:, None])
-        low[known], high[known] = np.percentile(resample, [tail, 100 - tail], axis=1)
+        low[known], high[known] = percentiles(resample, n_problem[known], level)
         spread = resample.std(axis=1)
         moving = spread > 1e-9
         half = np.zeros(int(known.sum()))
         if moving.any():
             deviation = np.abs(resample[moving] - estimate[known][moving][:, None]) / spread[moving][:, None]
             half[moving] = np.quantile(deviation.max(axis=0), level) * spread[moving]
+        half *= ndtri(tail(n_problem[known], level)) / ndtri((1 - level) / 2)
         half[~moving] = np.nan  # nothing varies, all right or all wrong: resampling cannot say how sure that is
         low[known], high[known] = np.where(moving, low[known], np.nan), np.where(moving, high[known], np.nan)
         low_joint[known], high_joint[known] = estimate[known] - half, estimate[known] + half
@@ -335,20 +338,17 @@ def _intervals(name: str, interval: _Interval, level: float, widening: float) ->
     }
 
 
-def _bound_certainty(bounds: dict[str, Array], cells: Sequence[Cell | None], problem: Array, level: float) -> None:
+def _bound_certainty(bounds: dict[str, Array], n_problem: Array, level: float) -> None:
     """Replace the interval of an accuracy of 0 or 1 by Wilson's, with problems as its trials.
 
     All resamples of such an accuracy are alike, so that the bootstrap's interval would be a single point.
     """
     estimate = bounds["accuracy"]
-    n_cell = int(np.isfinite(estimate).sum())
-    for index, cell in enumerate(cells):
-        if cell is None or np.isfinite(bounds["accuracy_low"][index]):
-            continue
-        n_problem = len(np.unique(problem[cell.known]))
-        for suffix, coverage in (("", level), ("_joint", 1 - (1 - level) / n_cell)):
-            low, high = wilson_interval(estimate[index] * n_problem, n_problem, coverage)
-            bounds[f"accuracy_low{suffix}"][index], bounds[f"accuracy_high{suffix}"][index] = low, high
+    certain = np.isfinite(estimate) & np.isnan(bounds["accuracy_low"])
+    for suffix, coverage in (("", level), ("_joint", 1 - (1 - level) / max(1, int(np.isfinite(estimate).sum())))):
+        low, high = wilson_interval(estimate * n_problem, n_problem, coverage)
+        for end, bound in (("low", low), ("high", high)):
+            bounds[f"accuracy_{end}{suffix}"][certain] = bound[certain]
 
 
 def r2(predicted: Array, value: Array, fold: Array) -> float:

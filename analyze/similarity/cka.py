@@ -26,6 +26,7 @@ import xarray as xr
 from analyze.labels import require_dims
 from schemas import UsageError
 from schemas.asked import asked
+from schemas.statistics import percentiles
 
 Estimator = Literal["debiased", "biased"]
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -117,7 +118,7 @@ def similarity(
             largest.append([_largest(values) for values in means.of(shuffled)])
         if progress is not None:
             progress(done + 1, len(orders))
-    result = _labelled(first, other, estimates, drawn, np.array(largest))
+    result = _labelled(first, other, estimates, drawn, np.array(largest), n)
     return result.assign_attrs(
         kind="similarity", first=first.attrs.get("run", ""), second=other.attrs.get("run", ""), estimator=estimator,
         n_example=n, n_shared=n_shared, n_resample=resamples, n_permutation=permutations, seed=seed,
@@ -282,14 +283,19 @@ def _largest(values: Array) -> float:
 
 
 def _labelled(
-    first: xr.Dataset, second: xr.Dataset, estimates: tuple[Array, ...], drawn: list[tuple[Array, ...]], largest: Array
+    first: xr.Dataset,
+    second: xr.Dataset,
+    estimates: tuple[Array, ...],
+    drawn: list[tuple[Array, ...]],
+    largest: Array,
+    n_problem: int,
 ) -> xr.Dataset:
     """Estimates with intervals and what shuffled problems give, with names."""
     labels = {"layer": first, "position": first, "other_layer": second, "other_position": second}
     result = xr.Dataset(coords={dim: run[dim.removeprefix("other_")].values for dim, run in labels.items()})
     for index, (name, dims) in enumerate(DIMS.items()):
         value, draws = estimates[index], np.stack([draw[index] for draw in drawn])
-        spread = np.quantile(draws - _mean(draws), [0.025, 0.975], axis=0)
+        spread = percentiles(np.moveaxis(draws - _mean(draws), 0, -1), n_problem)
         result[name] = (dims, value, {"long_name": "CKA", "units": "1"})
         for end, shift in zip(("low", "high"), spread, strict=True):
             result[f"{name}_{end}"] = (dims, np.minimum(value + shift, 1.0))

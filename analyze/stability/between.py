@@ -13,7 +13,7 @@ from analyze.heads.scores import score_block, thought_block
 from analyze.labels import labels_along
 from analyze.lens.logit import logit_lens
 from analyze.probes.tasks import draw_examples
-from analyze.statistics import adjust, draw_counts
+from analyze.statistics import adjust, draw_counts, percentiles
 from analyze.transfer.problems import problem_groups
 from schemas import UsageError, segment_of
 
@@ -33,6 +33,7 @@ class Run(NamedTuple):
     positions: list[str]
     profile: Array  # (part, position, reads), NaN where no example has a state
     reads: list[str]
+    n_problem: int
 
 
 def stability(
@@ -103,7 +104,7 @@ def stability(
     read = {}
     for number, (name, run) in enumerate(parts.items()):
         weight = _weights(groups[name], resamples, seed)
-        read[name] = _read(run, model_of(name), weight, n_step)
+        read[name] = _read(run, model_of(name), weight, n_step, len(np.unique(groups[name])))
         if progress is not None:
             progress(number + 1, len(parts))
     names, rng = list(read), np.random.default_rng(seed)
@@ -130,7 +131,7 @@ def _weights(group: Array, resamples: int, seed: int) -> Array:
     return np.concatenate([np.ones((len(group), 1)), drawn, half[:, None], ~half[:, None]], axis=1)
 
 
-def _read(run: xr.Dataset, model: xr.Dataset, weight: Array, n_step: int) -> Run:
+def _read(run: xr.Dataset, model: xr.Dataset, weight: Array, n_step: int, n_problem: int) -> Run:
     """Scores of heads and profiles of thoughts for each set of weights (example, part)."""
     block, labels, complete = thought_block(run["attention"], "thoughts")
     dims = ("layer", "head", "position", "key_position")
@@ -156,6 +157,7 @@ def _read(run: xr.Dataset, model: xr.Dataset, weight: Array, n_step: int) -> Run
         positions=positions,
         profile=profile,
         reads=reads,
+        n_problem=n_problem,
     )
 
 
@@ -175,20 +177,21 @@ def _readings(run: xr.Dataset, model: xr.Dataset, positions: list[str], n_step: 
 def _compared(first: Run, second: Run, is_same: bool, shuffles: int, rng: np.random.Generator) -> dict[str, Any]:
     """Every likeness of two runs, or of the halves of one, with interval, null and p."""
     arrays: dict[str, Any] = {}
+    n_problem = min(first.n_problem, second.n_problem)
     if first.shape == second.shape:
         for name, left, right, likeness in (
             ("correlation", _ranks(first.scores), _ranks(second.scores), _correlation),
             ("same_type", first.types, second.types, _share_alike),
             ("same_hub", first.hubs, second.hubs, _share_alike),
         ):
-            arrays |= _tested(name, left, right, likeness, is_same, shuffles, rng, axis=-1)
+            arrays |= _tested(name, left, right, likeness, is_same, shuffles, rng, n_problem, axis=-1)
     common = [label for label in first.positions if label in second.positions]
     if not common:
         raise UsageError("two of the runs have no thought in common; compare runs with thoughts")
     left, right = (
         one.profile[:, [one.positions.index(label) for label in common]] for one in (first, second)
     )  # fmt: skip
-    arrays |= _tested("overlap", left, right, _overlap, is_same, shuffles, rng, axis=-2)
+    arrays |= _tested("overlap", left, right, _overlap, is_same, shuffles, rng, n_problem, axis=-2)
     one, other = (left[-2], right[-1]) if is_same else (left[0], right[0])
     known = np.isfinite(one).all(-1) & np.isfinite(other).all(-1)
     same = one.argmax(-1) == other.argmax(-1)
@@ -201,13 +204,16 @@ def one_pair(n_head: int, resamples: int, shuffles: int) -> None:
     rng, n_part = np.random.default_rng(0), resamples + 3
     texts = np.full((n_part, n_head), "bot", dtype=object)
     scores, profile = rng.random((n_part, len(SCORES), n_head)), rng.random((n_part, 1, 1))
-    run = Run(scores=scores, types=texts, hubs=texts, shape=(1, n_head), positions=["bot"], profile=profile, reads=[""])
+    run = Run(
+        scores=scores, types=texts, hubs=texts, shape=(1, n_head), positions=["bot"], profile=profile, reads=[""],
+        n_problem=n_part,
+    )  # fmt: skip
     _compared(run, run, False, shuffles, rng)
 
 
 def _tested(
     name: str, left: Array, right: Array, likeness: Callable[[Array, Array], Array], is_same: bool, shuffles: int,
-    rng: np.random.Generator, *, axis: int,
+    rng: np.random.Generator, n_problem: int, *, axis: int,
 ) -> dict[str, Any]:  # fmt: skip
     """A likeness of two runs (part, ..), its interval over problems, and its null under shuffles along an axis.
 
@@ -216,7 +222,7 @@ def _tested(
     one, other = (left[-2], right[-1]) if is_same else (left[0], right[0])
     estimate = likeness(one, other)
     draws = likeness(left[1:-2], right[1:-2])
-    low, high = np.quantile(draws - draws.mean(0), [0.025, 0.975], axis=0) + estimate
+    low, high = percentiles(np.moveaxis(draws - draws.mean(0), 0, -1), n_problem)
     null = np.stack(
         [likeness(one, np.take(other, rng.permutation(other.shape[axis]), axis=axis)) for _ in range(shuffles)]
     )
@@ -226,8 +232,8 @@ def _tested(
         low = high = np.full_like(estimate, np.nan)
     values = {
         "": estimate,
-        "_low": low,
-        "_high": high,
+        "_low": low + estimate,
+        "_high": high + estimate,
         "_null": null.mean(0),
         "_p": np.where(np.isnan(estimate), np.nan, p),
     }

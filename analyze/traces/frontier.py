@@ -7,7 +7,7 @@ import numpy as np
 
 from analyze.traces.problems import WordProblems
 from analyze.traces.search import Graph
-from schemas.statistics import mean_interval
+from schemas.statistics import mean_share
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -38,7 +38,7 @@ def frontier(
         return recall, precision
 
     recall, precision = shares(np.arange(len(read)))
-    mean, low, high = mean_interval(np.moveaxis(recall, 0, -1), 0, problem)
+    mean, low, high = mean_share(np.moveaxis(recall, 0, -1), problem)
     nulls = [np.nanmean(shares(rows)[0], axis=0) for rows in shuffled]
     whole = np.where(np.isnan(recall), np.nan, recall == 1)
     dims = ("position", "distance")
@@ -46,6 +46,6 @@ def frontier(
         "distance": ("distance", np.arange(1, depth + 1)),
         "frontier_share": (dims, mean), "frontier_share_low": (dims, low), "frontier_share_high": (dims, high),
         "frontier_null": (dims, np.mean(nulls, axis=0) if nulls else np.full_like(mean, np.nan)),
-        "frontier_whole_share": (dims, mean_interval(np.moveaxis(whole, 0, -1), 0, problem)[0]),
-        "frontier_precision": (dims, mean_interval(np.moveaxis(precision, 0, -1), 0, problem)[0]),
+        "frontier_whole_share": (dims, mean_share(np.moveaxis(whole, 0, -1))[0]),
+        "frontier_precision": (dims, mean_share(np.moveaxis(precision, 0, -1))[0]),
     }  # fmt: skip

@@ -8,7 +8,7 @@ import xarray as xr
 
 from analyze.probes.tasks import draw_examples
 from analyze.sae.codes import sae_codes, sae_reconstruction
-from analyze.statistics import draw_counts, percentiles
+from analyze.statistics import draw_counts, percentiles, problems_drawn
 from analyze.transfer.command import TransferSettings
 from analyze.transfer.problems import problem_groups
 from schemas import UsageError
@@ -163,4 +163,7 @@ def _share(part: Array, whole: Array, weight: Array, level: float) -> list[float
     """Ratio of two sums over rows (row,), and its interval over resamples (row, resample)."""
     with np.errstate(invalid="ignore", divide="ignore"):  # resamples that hold none
         resampled = (part @ weight) / (whole @ weight)
-    return [float(part.sum() / whole.sum()), *map(float, percentiles(resampled, level))]
+    return [
+        float(part.sum() / whole.sum()),
+        *map(float, percentiles(resampled, problems_drawn(len(part), weight.sum(0)), level)),
+    ]

@@ -45,7 +45,9 @@ def against_own(
         gap[index] = more.sum() / spread.sum()
         with np.errstate(invalid="ignore", divide="ignore"):  # resamples that hold none
             resampled = (more @ drawn) / (spread @ drawn)
-        low[index], high[index] = percentiles(gap[index] + WIDENING * (resampled - gap[index]), level)
+        low[index], high[index] = percentiles(
+            gap[index] + WIDENING * (resampled - gap[index]), len(np.unique(task.problem[cell.known])), level
+        )
     names = {"gap": gap, "gap_low": low, "gap_high": high} | ({"correlation": along} if task.classes is None else {})
     return xr.Dataset({name: (("layer", "position"), value.reshape(shape)) for name, value in names.items()})
 

@@ -12,7 +12,7 @@ from analyze.lens.logit import another_chain
 from analyze.lens.readout import ReadOut
 from analyze.lens.tuned import fit_tuned_lens
 from analyze.probes.tasks import draw_examples
-from analyze.statistics import draw_counts, percentiles
+from analyze.statistics import draw_counts, percentiles, problems_drawn
 from analyze.transfer.command import TransferSettings
 from analyze.transfer.problems import problem_groups
 from schemas import UsageError, answer_word
@@ -167,8 +167,10 @@ class _Interval:
         if not known.any():
             return [np.nan] * 3
         with np.errstate(invalid="ignore", divide="ignore"):  # resamples that hold none
-            drawn = values[known] @ self.weight[known] / self.weight[known].sum(0)
-        return [float(values[known].mean()), *map(float, percentiles(drawn, self.level))]
+            count = self.weight[known].sum(0)
+            drawn = values[known] @ self.weight[known] / count
+        ends = percentiles(drawn, problems_drawn(known.sum(), count), self.level)
+        return [float(values[known].mean()), *map(float, ends)]
 
 
 def _mean(values: Array) -> float:

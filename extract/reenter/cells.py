@@ -12,7 +12,7 @@ from extract.reenter.statistics import problem_of, with_accuracy
 from extract.reenter.sweep import Condition
 from extract.reenter.trial import Trial, is_value
 from schemas import Intervention, Scoring
-from schemas.statistics import adjust, mcnemar_exact, mean_interval, share_interval
+from schemas.statistics import adjust, mcnemar_exact, mean_share, share_interval
 
 
 @dataclass(slots=True)
@@ -85,7 +85,7 @@ class Cells:
         against = [-1, *(names.index(name) if name else -1 for name in self.against)]
         out = _with_hits(out, answer, against, target.scoring)
         if "sample_answer" in out:
-            out = _with_drawn_hits(out, answer, target.scoring, seed)
+            out = _with_drawn_hits(out, answer, target.scoring)
         return out.assign_attrs(n_fitted=len(self.trial.fitted), n_tried=len(tried))
 
 
@@ -120,10 +120,10 @@ def _with_hits(measured: xr.Dataset, answer: np.ndarray, against: Sequence[int],
     return out.assign(hit=(("condition", "example"), hit), wanted_answer=(("condition", "example"), answer))
 
 
-def _with_drawn_hits(measured: xr.Dataset, answer: np.ndarray, scoring: Scoring, seed: int) -> xr.Dataset:
+def _with_drawn_hits(measured: xr.Dataset, answer: np.ndarray, scoring: Scoring) -> xr.Dataset:
     """Add how many of the drawn answers are those ``(condition, example)`` that are wanted."""
     hit = scoring.equal(measured["sample_answer"].values, answer[:, None]).mean(1)
     share = np.where(is_value(answer), hit, np.nan)
-    figures = zip(("mean", "low", "high"), mean_interval(share, seed, problem_of(measured)), strict=True)
+    figures = zip(("mean", "low", "high"), mean_share(share, problem_of(measured)), strict=True)
     out = measured.assign({f"sample_hit_{end}": ("condition", value) for end, value in figures})
     return out.assign(sample_hit=(("condition", "example"), share))

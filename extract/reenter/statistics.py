@@ -6,7 +6,17 @@ import numpy as np
 import xarray as xr
 
 from schemas import Scoring, UsageError
-from schemas.statistics import N_RESAMPLE, adjust, draw_counts, mcnemar_exact, mean_interval, share_interval
+from schemas.statistics import (
+    N_RESAMPLE,
+    adjust,
+    draw_counts,
+    mcnemar_exact,
+    mean_interval,
+    mean_share,
+    percentiles,
+    problems_drawn,
+    share_interval,
+)
 
 
 def problem_of(result: xr.Dataset) -> np.ndarray:
@@ -103,10 +113,10 @@ def _stratum(
     figures["p"], figures["p_holm"] = p, adjust(p, family=tested)
     logprob = measured["answer_logprob"].values[:, 0]
     changes = {"kl": measured["kl"].values, "logprob_change": logprob - logprob[0][None, :]}
+    means = {name: mean_interval(np.where(use, value, np.nan), seed, problem) for name, value in changes.items()}
     if "sample_correct" in measured:
-        changes["sample_correct"] = measured["sample_correct"].values
-    for name, value in changes.items():
-        mean, low, high = mean_interval(np.where(use, value, np.nan), seed, problem)
+        means["sample_correct"] = mean_share(np.where(use, measured["sample_correct"].values, np.nan), problem)
+    for name, (mean, low, high) in means.items():
         figures |= {f"{name}_mean": mean, f"{name}_low": low, f"{name}_high": high}
     return figures
 
@@ -128,7 +138,7 @@ def first_that_wins(
     Returns
     -------
     dict
-        ``n`` (NaN: never), ``n_low``, ``n_high`` (2.5 and 97.5 percentile among the resamples in which it wins) and
+        ``n`` (NaN: never), ``n_low``, ``n_high`` (interval of the resamples in which it wins) and
         ``never``, the share of resamples in which it does not.
     """
     if wins.shape != losses.shape or len(wins) != len(counts):
@@ -145,7 +155,7 @@ def first_that_wins(
     draws = draw_counts(np.arange(n) if problem is None else problem, n_resample=N_RESAMPLE, seed=seed)
     resampled = first(margin @ draws.astype("float64"))
     won = resampled[~np.isnan(resampled)]
-    low, high = np.percentile(won, [2.5, 97.5]) if len(won) else (np.nan, np.nan)
+    low, high = percentiles(won, problems_drawn(n, draws.sum(0))) if len(won) else (np.nan, np.nan)
     return {
         "n": float(first(margin.sum(1, keepdims=True))[0]),
         "n_low": float(low),

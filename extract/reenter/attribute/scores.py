@@ -208,7 +208,7 @@ def _rank_correlation(score: np.ndarray, exact: np.ndarray, problem: np.ndarray,
     counts = draw_counts(problem, n_resample=N_RESAMPLE, seed=seed).T
     # A rank is of a sum as it is of a mean.
     values = [float(spearmanr(drawn @ score, drawn @ exact).statistic) if drawn.any() else np.nan for drawn in counts]
-    low, high = percentiles(np.array(values))
+    low, high = percentiles(np.array(values), len(np.unique(problem)))
     return dict(
         zip(names, (float(spearmanr(score.mean(0), exact.mean(0)).statistic), float(low), float(high)), strict=True)
     )

@@ -12,6 +12,7 @@ from schemas.statistics import (
     mcnemar_exact,
     mean_interval,
     percentiles,
+    problems_drawn,
     share_interval,
 )
 
@@ -183,7 +184,7 @@ def median_interval(
         known = ~np.isnan(value[place])
         if known.any():
             drawn = _weighted_medians(value[place][known], draws[known])
-            low, high = percentiles(drawn)
+            low, high = percentiles(drawn, problems_drawn(known.sum(), draws[known].sum(0)))
             for bound, figure in zip(bounds, (np.median(value[place][known]), low, high), strict=True):
                 bound[place] = figure
     median, low, high = bounds

@@ -4,7 +4,7 @@ import numpy as np
 import xarray as xr
 
 from schemas import Scoring
-from schemas.statistics import mean_interval
+from schemas.statistics import mean_interval, mean_share
 
 
 def with_samples(
@@ -36,8 +36,8 @@ def with_samples(
         With ``sample_answer(n_thought, sample, example)`` and, of (``n_thought``, ``example``), ``sample_correct``:
         share of the draws that are right, ``sample_top`` and ``sample_second``: shares of the two most frequent
         answers, ``sample_entropy`` of the answers in nats (none counts as one), ``sample_alive``:
-        whether the second is at least half as frequent as the first. Means along ``stratum`` with intervals of a
-        bootstrap over problems as ``_mean``, ``_low``, ``_high``.
+        whether the second is at least half as frequent as the first. Means along ``stratum`` with
+        intervals over problems as ``_mean``, ``_low``, ``_high``.
     """
     n_sample = draws.shape[1]
     known = draws if draws.dtype.kind == "f" else np.vectorize(scoring.normal, otypes=[object])(draws)
@@ -61,7 +61,11 @@ def with_samples(
     out = out.assign({name: (dims, value) for name, value in figures.items()})
     out["sample_answer"] = ("n_thought", "sample", "example"), draws
     for name, value in figures.items():
-        bounds = [mean_interval(value[:, group], seed, problem[group]) for group in groups]
+        is_share = name != "sample_entropy"
+        bounds = [
+            mean_share(part, problem[group]) if is_share else mean_interval(part, seed, problem[group])
+            for group, part in ((group, value[:, group]) for group in groups)
+        ]
         for end, part in zip(("mean", "low", "high"), zip(*bounds, strict=True), strict=True):
             out[f"{name}_{end}"] = ("stratum", "n_thought"), np.stack(part)
     return out.assign_attrs(n_sample=n_sample)

@@ -16,7 +16,7 @@ from extract.reenter.sweep import Condition
 from extract.reenter.target import Target
 from extract.reenter.values import StoredValues
 from schemas import Intervention, UsageError, nearest
-from schemas.statistics import mean_interval
+from schemas.statistics import mean_share
 from store.results import preferred
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -109,7 +109,7 @@ def thought_graph(target: Target, settings: GraphSettings | None = None) -> xr.D
     out["reads_result"] = "source", np.array(read)
     problem = target.data["problem"].values if "problem" in target.data.coords else None
     if draws is not None:
-        out = _with_drawn(out, swept, changes, problem, target, settings.seed)
+        out = _with_drawn(out, swept, changes, problem, target)
     out = completed(out, settings, strata=target.strata, problem=problem, other=other)
     return out.assign_attrs(
         layer=-1 if layer is None else layer, **alike_share(target.values, operations, settings.seed)
@@ -135,7 +135,7 @@ def alike_share(values: StoredValues, operations: Sequence[str], seed: int) -> d
 
 
 def _with_drawn(
-    out: xr.Dataset, swept: xr.Dataset, changes: Sequence[_Do], problem: np.ndarray | None, target: Target, seed: int
+    out: xr.Dataset, swept: xr.Dataset, changes: Sequence[_Do], problem: np.ndarray | None, target: Target
 ) -> xr.Dataset:
     """Add how many of the drawn answers a change makes others."""
     drawn, place = swept["sample_answer"].values, swept["condition"].values.tolist().index
@@ -148,7 +148,7 @@ def _with_drawn(
         if out.sizes["source"] in change.targets:  # the answer stands after the last node
             cell = operations.index(change.operation), effects.index(change.effect), change.source
             share[cell] = flip[place(change.name)].mean(0)
-    figures = zip(("mean", "low", "high"), mean_interval(share, seed, problem), strict=True)
+    figures = zip(("mean", "low", "high"), mean_share(share, problem), strict=True)
     out = out.assign({f"sample_flip_{end}": (dims, value) for end, value in figures})
     return out.assign(sample_flip=((*dims, "example"), share))
 

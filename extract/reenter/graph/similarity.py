@@ -78,7 +78,9 @@ def graph_similarity(graph: xr.Dataset, other: xr.Dataset, *, n_null: int = 2000
             rng = np.random.default_rng([seed, 41, *place])
             measures[f"{name}_p"][place] = _chance(measure, ours, theirs, n_null, rng)
         drawn = [_drawn(graph, possible, seed + number) for number, graph in enumerate((first, second))]
-        bounds = _interval([rank_correlation(*pair) for pair in zip(*drawn, strict=True)])
+        correlations = np.array([rank_correlation(*pair) for pair in zip(*drawn, strict=True)])
+        n_problem = min(len(np.unique(problem_of(graph))) for graph in (first, second))
+        bounds = percentiles(correlations, n_problem)
         measures["rank_correlation_low"][place], measures["rank_correlation_high"][place] = bounds
         edges = [graph["edge"].values[possible] for graph in (first, second)]
         either = (edges[0] | edges[1]).sum()
@@ -103,12 +105,6 @@ def _drawn(graph: xr.Dataset, possible: np.ndarray, seed: int) -> np.ndarray:
     flips = by_problem(graph["state_flip"].values[possible], problem_of(graph))
     draws = draw_counts(np.arange(flips.shape[-1]), n_resample=N_DRAW, seed=seed)
     return np.asarray((flips @ draws / draws.sum(0)).T)
-
-
-def _interval(values: list[float]) -> tuple[float, float]:
-    """2.5 and 97.5 percentile of draws, among those that have a value; NaN where too many have none."""
-    low, high = percentiles(np.array(values))
-    return float(low), float(high)
 
 
 def _chance(

@@ -9,7 +9,7 @@ import xarray as xr
 from extract.reenter.statistics import first_that_wins, problem_of
 from extract.reenter.sweep import Condition
 from schemas import Scoring
-from schemas.statistics import adjust, mcnemar_exact, mean_interval, share_interval
+from schemas.statistics import adjust, mcnemar_exact, mean_interval, mean_share, share_interval
 
 GIVEN = {"corrupted": "clean_answer", "clean": "corrupted_answer"}
 """The giving half's answer, by the half that is changed."""
@@ -72,7 +72,7 @@ def with_outcomes(
     if "sample_answer" in swept:
         giver = scoring.column(pair[into == "clean"] for pair in pairs)
         drawn = scoring.equal(swept["sample_answer"].values, giver[None, None, :]).mean(1)
-        bounds = mean_interval(drawn, seed, problem)
+        bounds = mean_share(drawn, problem)
         columns |= {f"sample_given_{end}": bound for end, bound in zip(("mean", "low", "high"), bounds, strict=True)}
     shares = {"share": kinds.mean(-1), "share_low": low, "share_high": high}
     return (
