@@ -25,11 +25,11 @@ def problem_sums(yes_of: Array, counted_of: Array) -> Array:
 
 
 def trials_of(yes: Array, counted: Array, problem: Array) -> Array:
-    """:func:`effective_trials` of the share of counted examples that say yes, of (..., example)."""
+    """:func:`effective_trials` of the share of counted examples that say yes, (..., example), bool, to (...)."""
     n = counted.sum(-1).astype("float64")
     if len(np.unique(problem)) == counted.shape[-1]:
         return np.asarray(n)
-    yes_of, counted_of = sums_by_problem(yes, problem), sums_by_problem(counted, problem)
+    yes_of, counted_of = sums_by_problem(yes & counted, problem), sums_by_problem(counted, problem)
     return effective_trials(yes_of.sum(-1), n, problem_sums(yes_of, counted_of))
 
 

@@ -77,8 +77,7 @@ def share_interval(
     Parameters
     ----------
     yes, counted : (..., example), bool
-        A yes that is not counted says nothing. Yes may be a share itself, of answers drawn: an example then counts as
-        one trial, which is too wide, not too narrow.
+        A yes that is not counted says nothing.
     problem : (example,)
         By default every example is its own.
     level
@@ -90,15 +89,16 @@ def share_interval(
     from survey data*, Survey Methodology 24 (1998) 193-201.
     """
     known: Array = np.asarray(counted, dtype=bool)
-    agreed: Array = np.where(known, yes, False)
+    agreed: Array = np.asarray(yes, dtype=bool) & known
     total, n = agreed.sum(-1).astype("float64"), known.sum(-1).astype("float64")
     return interval_of_trials(total, n, n if problem is None else trials_of(agreed, known, np.asarray(problem)), level)
 
 
 def mean_share(values: ArrayLike, problem: ArrayLike | None = None, level: float = 0.95) -> tuple[Array, Array, Array]:
-    """Mean over the last axis of shares between 0 and 1, ignoring NaN, and its :func:`share_interval`.
+    """Mean over the last axis of shares between 0 and 1, ignoring NaN, and Wilson's interval with problems as trials.
 
-    A bootstrap would be certain of shares that are all 0 or all 1.
+    A bootstrap would be certain of shares that are all 0 or all 1. A share of several draws varies less than one yes or
+    no: the interval is too wide, not too narrow.
 
     Parameters
     ----------
@@ -112,9 +112,10 @@ def mean_share(values: ArrayLike, problem: ArrayLike | None = None, level: float
     """
     values = np.asarray(values, dtype="float64")
     known = ~np.isnan(values)
+    total, n = np.where(known, values, 0).sum(-1), known.sum(-1)
+    of_problem = sums_by_problem(known, np.arange(values.shape[-1]) if problem is None else np.asarray(problem))
     with np.errstate(invalid="ignore"):
-        mean = np.where(known, values, 0).sum(-1) / known.sum(-1)
-    return mean, *share_interval(values, known, problem, level)
+        return total / n, *interval_of_trials(total, n, n**2 / (of_problem**2).sum(-1), level)
 
 
 def interval_of_trials(total: ArrayLike, n: ArrayLike, trials: ArrayLike, level: float = 0.95) -> Interval:

@@ -11,7 +11,7 @@ from synthetic import make_run, thought_attention
 
 from analyze import head_analysis, head_scores, head_summary, head_table, result_tables
 from analyze.labels import take
-from analyze.statistics import draw_counts
+from analyze.statistics import draw_counts, tail
 from schemas import SchemaError, UsageError, latent_labels
 
 PUBLISHED = json.loads((Path(__file__).parent / "data" / "heads" / "llama.json").read_text())
@@ -203,7 +203,7 @@ def test_stays_lazy_and_ignores_chunks(chunks, convention):
 
 
 def test_of_few_examples_a_resample_may_hold_none(recwarn):
-    scores = head_analysis(make_run(n_example=2).chunk(example=1)["attention"], n_resample=40).compute()
+    scores = head_analysis(make_run(n_example=5).chunk(example=1)["attention"], n_resample=400).compute()
     assert (scores["rank_low"] <= scores["rank"]).all()
     assert not recwarn.list
 
@@ -253,6 +253,7 @@ def test_what_heads_do_together_has_the_interval_of_a_slow_bootstrap():
     values = block.transpose("example", "layer", "head", "position", "key_position").values.astype("float64")
     weights = draw_counts(run["problem"].values, n_resample=40, seed=3)
     means = [np.average(values, axis=0, weights=column).mean((0, 1)) for column in weights.T]
+    below = tail(len(values) ** 2 / weights.sum(0).var())
     slow = {
         "mean_sequential": [np.mean([mean[i, i - 1] for i in range(1, 6)]) for mean in means],
         "mean_skip": [mean[5, :3].mean() for mean in means],
@@ -260,7 +261,7 @@ def test_what_heads_do_together_has_the_interval_of_a_slow_bootstrap():
         "incoming": [[mean[j + 1 :, j].sum() for j in range(6)] for mean in means],
     }
     for name, draws in slow.items():
-        for end, level in (("low", 0.025), ("high", 0.975)):
+        for end, level in (("low", below), ("high", 1 - below)):
             assert summary[f"{name}_{end}"].values == pytest.approx(np.quantile(draws, level, axis=0), nan_ok=True), (
                 name
             )

@@ -23,6 +23,7 @@ def test_paired_tests_have_their_closed_form() -> None:
 
 def test_first_that_wins_and_stays() -> None:
     wins = np.array([[1, 0, 0, 0], [1, 1, 1, 0], [0, 0, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1]], dtype=bool)
+    wins = np.repeat(wins, 2, axis=1)
     found = first_that_wins(wins, ~wins, [1, 2, 3, 4, 5])
     # Wins at 2, but not at 3: from 4 on it stays.
     assert found["n"] == 4
