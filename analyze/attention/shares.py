@@ -146,8 +146,8 @@ def attention_summary(
     """Where every query of every head looks, over all examples, and how sure that is.
 
     ``share`` : (layer, head, query, target), the mean of :func:`attention_shares` over the examples that have the
-    query, and ``share_error`` its standard error; ``n`` : (query). ``thought_total`` : (layer, head, query), share of
-    all thoughts together, and ``thought_share`` : (layer, head, query, thought), what each gets of that (of means, so
+    query; ``n`` : (query). ``thought_total`` : (layer, head, query), share of all thoughts together, and
+    ``thought_share`` : (layer, head, query, thought), what each gets of that (of means, so
     heads that hardly look at the thoughts in some examples do not blow up). ``layer_share``, ``layer_share_low``,
     ``layer_share_high`` : (layer, query, target), mean over heads with a 95% bootstrap interval over problems, and
     ``layer_thought_share`` : (layer, query, thought).
@@ -171,9 +171,7 @@ def attention_summary(
     count = sums["by_head"].sel(part="count")
     count = count.where(count > 0)
     mean = sums["by_head"].sel(part="sum") / count
-    square = sums["by_head"].sel(part="square") / count
     n = count.isel(layer=0, head=0, target=0, drop=True).fillna(0).astype(int)
-    error = np.sqrt((square - mean**2).clip(min=0) / (n - 1).clip(min=1))
     drawn = sums["by_layer"].sel(part="count")
     means = sums["by_layer"].sel(part="sum") / drawn.where(drawn > 0)
     whole, drawn = drawn.isel(resample=n_resample, drop=True), drawn.isel(resample=slice(n_resample))
@@ -191,7 +189,6 @@ def attention_summary(
     result = xr.Dataset(
         {
             "share": mean,
-            "share_error": error,
             "n": n,
             "thought_total": total,
             "thought_share": by_thought,
@@ -204,7 +201,6 @@ def attention_summary(
     ).reset_coords(drop=True)
     names = {
         "share": "share of attention",
-        "share_error": "standard error of the share",
         "n": "examples that have the query",
         "thought_total": "share of all thoughts",
         "thought_share": "share of the attention among thoughts",
@@ -223,7 +219,7 @@ def attention_summary(
 def _sums(shares: xr.DataArray, weights: xr.DataArray) -> dict[str, xr.DataArray]:
     """Sums over examples of all that the summary needs, in one pass: a task for each block of examples and layer.
 
-    ``by_head`` : (part, layer, head, query, target) of the shares, their squares and how many there are; ``by_layer`` :
+    ``by_head`` : (part, layer, head, query, target) of the shares and how many there are; ``by_layer`` :
     (part, layer, query, target, resample) of the means over heads and how many there are, under each resample's weights
     and, as the last of ``resample``, under weights of 1.
     """
@@ -242,7 +238,7 @@ def _sums(shares: xr.DataArray, weights: xr.DataArray) -> dict[str, xr.DataArray
             "elhqt",
             weights.data,
             "er",
-            new_axes={"p": 3 * n_head + 2 * n_drawn},
+            new_axes={"p": 2 * n_head + 2 * n_drawn},
             adjust_chunks={"e": lambda _: 1},
             dtype="float64",
             concatenate=True,
@@ -250,12 +246,12 @@ def _sums(shares: xr.DataArray, weights: xr.DataArray) -> dict[str, xr.DataArray
         )
         total = partial.sum(axis=0, split_every=8)
     labels = {dim: shares[dim].values for dim in dims}
-    heads = total[..., : 3 * n_head].reshape(*total.shape[:-1], 3, n_head)
-    layers = total[..., 3 * n_head :].reshape(*total.shape[:-1], 2, n_drawn)
+    heads = total[..., : 2 * n_head].reshape(*total.shape[:-1], 2, n_head)
+    layers = total[..., 2 * n_head :].reshape(*total.shape[:-1], 2, n_drawn)
     by_head = xr.DataArray(heads, dims=("layer", "query", "target", "part", "head"), coords=labels)
     by_layer = xr.DataArray(layers, dims=("layer", "query", "target", "part", "resample"))
     return {
-        "by_head": by_head.assign_coords(part=["sum", "square", "count"]).transpose("part", *dims),
+        "by_head": by_head.assign_coords(part=["sum", "count"]).transpose("part", *dims),
         "by_layer": by_layer.assign_coords({dim: labels[dim] for dim in by_layer.dims if dim in labels}).assign_coords(
             part=["sum", "count"]
         ),
@@ -274,7 +270,6 @@ def _block_sums(shares: Array, weights: Array) -> Array:
     drawn = np.concatenate([weights, np.ones_like(weights[:, :1])], axis=1)
     parts = [
         values.sum(0, dtype="float64"),
-        np.einsum("elhqt,elhqt->lhqt", values, values, dtype="float64"),
         np.broadcast_to(known.sum(0)[..., None], values.shape[1:]),
     ]
     by_head = [np.moveaxis(part, 1, -1) for part in parts]
