@@ -1,5 +1,7 @@
 """Shape of states: scikit-learn's components, known dimensions, planted rotations and loads, readings, the command."""
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -11,7 +13,7 @@ from analyze.context import Context
 from analyze.geometry import rotations_section, shape_section
 from analyze.geometry.components import fit, kept_share, principal_components
 from analyze.geometry.procrustes import procrustes
-from analyze.geometry.shape import Cells, geometry, shape_of
+from analyze.geometry.shape import Cells, geometry, participation_ratio, shape_of
 from analyze.lens.readout import ReadOut
 from analyze.page import write_section
 from store import open_lake
@@ -72,6 +74,17 @@ def test_dimensions_of_known_sets(dimension: int) -> None:
     curve = shape_of(np.concatenate([np.cos(angle), np.sin(angle)], -1), 2)
     assert curve["two_nn"][0] == pytest.approx(1, rel=0.12)
     assert curve["participation_ratio"][0] == pytest.approx(2, rel=0.05)
+
+
+def test_directions_of_few_problems_are_counted_without_bias() -> None:
+    states = np.random.default_rng(0).exponential(size=(6, 3)) @ [[2.0, 0, 0], [1, 1, 0], [0, 1, 0.5]]
+    between = states[:, None] - states
+    square = np.einsum("ijh,ijh->ij", between, between)
+    sums = np.zeros(2)
+    for i, j, k, m in permutations(range(6), 4):  # of four different problems both products are unbiased
+        sums += square[i, j] * square[k, m], (between[i, j] @ between[k, m]) ** 2
+    centred = states - states.mean(0)
+    assert participation_ratio(centred @ centred.T) == pytest.approx(sums[0] / sums[1])
 
 
 def test_lengths_and_cosines_are_those_one_by_one_and_chunks_change_nothing() -> None:

@@ -5,7 +5,8 @@ With the eigenvalues l of the covariance of states over problems:
     explained_k = l_k / sum(l)                            share of the variance along the k-th principal component
     participation_ratio = sum(l)^2 / sum(l^2)             number of directions that share the variance evenly
                                                           (Gao et al., *A theory of multineuronal dimensionality,
-                                                          dynamics and measurement*, bioRxiv 214262, 2017)
+                                                          dynamics and measurement*, bioRxiv 214262, 2017), each sum
+                                                          without bias (:func:`participation_ratio`)
 
 and with the distances r1 < r2 of a state to its two nearest neighbours among the n problems:
 
@@ -160,7 +161,7 @@ class Cells:
             total = np.where(known, total, np.nan)
             return {
                 "explained": values[:, :components] / total[:, None],
-                "participation_ratio": total**2 / (values**2).sum(-1),
+                "participation_ratio": np.where(known, participation_ratio(gram), np.nan),
                 "two_nn": np.where(known, [two_nn(cell) for cell in gram], np.nan),
                 "norm": np.where(np.isfinite(length).all(1), length.mean(1), np.nan),
                 "cosine": self.cosine[problems].mean(0),
@@ -200,6 +201,32 @@ def eigenvalues(gram: Array) -> Array:
     finite = np.asarray(np.isfinite(gram).all((-1, -2)))
     values = np.linalg.eigvalsh(np.where(finite[..., None, None], gram, 0))[..., ::-1]
     return np.where(finite[..., None], np.maximum(values, 0), np.nan)
+
+
+def participation_ratio(gram: Array) -> Array:
+    """Squared sum of the covariance's eigenvalues over the sum of their squares: (..., n, n) to (...).
+
+    Of n problems the ratio of the sample's own sums is about P / (1 + P / n), too few directions. Here both sums are
+    without bias, whatever the distribution, of four problems or more. NaN where the second is not above 0: so few
+    problems cannot tell so many directions.
+
+    Parameters
+    ----------
+    gram
+        Inner products of centred states.
+
+    References
+    ----------
+    Himeno and Yamada, *Estimations for some functions of covariance matrix in high dimension under non-normality and
+    its applications*, Journal of Multivariate Analysis 130 (2014) 27-44.
+    """
+    n = gram.shape[-1]
+    square = np.diagonal(gram, axis1=-2, axis2=-1)
+    trace, of_square = square.sum(-1) / (n - 1), (gram**2).sum((-2, -1)) / (n - 1) ** 2
+    fourth = n * (square**2).sum(-1) / (n - 1)
+    squared_sum = 2 * of_square + (n**2 - 3 * n + 1) * trace**2 - fourth
+    sum_of_squares = (n - 1) * (n - 2) * of_square + trace**2 - fourth
+    return np.asarray(squared_sum / np.where(sum_of_squares > 1e-12 * squared_sum, sum_of_squares, np.nan))
 
 
 def two_nn(gram: Array) -> float:

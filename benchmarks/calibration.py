@@ -1,0 +1,216 @@
+"""How often intervals hold what they should, and tests call what is not there, on problems drawn from a known law.
+
+    python benchmarks/calibration.py [--draws N]
+
+Every draw is a new set of problems, of which the functions behind the commands make 95% intervals and p-values. Held:
+how often the true value lies inside. Called: how often p is below .05 where there is nothing to find. What is true is
+known in closed form. Problems are told twice where it says so: both examples of one have most in common, so that
+intervals over examples would be too narrow.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from results import keep
+from threadpoolctl import threadpool_limits
+
+from analyze.correlate.correlation import attention_importance
+from analyze.errors.prediction import _judge, _with_interval
+from analyze.features.probe import _area_and_number
+from analyze.geometry.shape import geometry
+from analyze.similarity.cka import similarity
+from analyze.statistics import bootstrap_weights
+from schemas.statistics import (
+    adjust,
+    difference_interval,
+    mcnemar_exact,
+    mean_interval,
+    mean_share,
+    share_interval,
+    wilson_interval,
+)
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Found = Iterator[tuple[str, int, bool]]
+"""What is judged, of how many problems, and whether the interval held or the test called; tests begin with ``p ``."""
+
+
+def means(rng: np.random.Generator, draw: int) -> Found:
+    """Means of values as they come: of a normal law, of one with a tail as divergences have, of problems told twice."""
+    for n in (5, 8, 12, 30, 100):
+        problem = np.repeat(np.arange(n), 2)
+        own = np.repeat(rng.standard_normal(n), 2)
+        laws = {
+            "mean, normal": (rng.standard_normal(n), None, 0.0),
+            "mean, exponential": (rng.exponential(size=n), None, 1.0),
+            "mean, lognormal": (np.exp(rng.standard_normal(n)), None, np.exp(0.5)),
+            "mean, problems told twice": (own + 0.3 * rng.standard_normal(2 * n), problem, 0.0),
+        }
+        for name, (values, of, true) in laws.items():
+            _, low, high = mean_interval(values, draw, of)
+            yield name, n, bool(low <= true <= high)
+
+
+def shares(rng: np.random.Generator, draw: int) -> Found:
+    """Shares of yes and no, of problems told twice, of drawn answers; the difference of two."""
+    for n in (5, 12, 30, 100):
+        for p in (0.1, 0.5):
+            chance = rng.beta(p, 1 - p, n)  # how sure a model is of a problem
+            twice = rng.random((2, n)) < chance
+            low, high = share_interval(twice[0], np.ones(n))
+            yield f"share of {p}", n, bool(low <= p <= high)
+            low, high = share_interval(twice.T.ravel(), np.ones(2 * n), np.repeat(np.arange(n), 2))
+            yield f"share of {p}, problems told twice", n, bool(low <= p <= high)
+            _, low, high = mean_share(rng.binomial(5, chance) / 5)
+            yield f"share of {p}, five answers drawn", n, bool(low <= p <= high)
+        sides = [(rng.random(n) < p, p) for p in (0.3, 0.6)]
+        ends = [(yes.mean(), *share_interval(yes, np.ones(n))) for yes, _ in sides]
+        _, low, high = difference_interval(*ends)
+        yield "difference of shares", n, bool(low <= -0.3 <= high)
+
+
+def paired(rng: np.random.Generator, draw: int) -> Found:
+    """McNemar's test of answers that turn either way alike, of problems told twice; the least of twelve by Holm."""
+    for n in (12, 30, 100):
+        chance = np.repeat(rng.random((12, 1, n)), 2, axis=2)
+        first, second = rng.random((2, 12, 2 * n)) < chance[:, 0]
+        problem = np.repeat(np.arange(n), 2)
+        p = [mcnemar_exact(*pair, problem).p for pair in zip(first, second, strict=True)]
+        yield "p of McNemar, problems told twice", n, p[0] < 0.05
+        yield "p of McNemar, the least of twelve by Holm", n, bool((adjust(p) < 0.05).any())
+
+
+def _labelled(values: Array, dims: tuple[str, ...], problem: Array) -> xr.DataArray:
+    positions = [f"ct{index}" for index in range(values.shape[dims.index("position")])]
+    labels: dict[str, Any] = {"example": np.arange(len(values)), "position": positions, "problem": ("example", problem)}
+    return xr.DataArray(values, dims=dims, coords=labels)
+
+
+def correlations(rng: np.random.Generator, draw: int) -> Found:
+    """Attention and importance with a correlation of .5, and with none, at one position; problems told twice."""
+    for n in (8, 12, 30, 100):
+        problem = np.repeat(np.arange(n), 2)
+        for true in (0.5, 0.0):
+            own = rng.multivariate_normal([0, 0], [[1, true], [true, 1]], (n, 1))
+            values = np.repeat(own, 2, axis=0) * np.sqrt(0.9)
+            values += np.sqrt(0.1) * rng.multivariate_normal([0, 0], [[1, true], [true, 1]], (2 * n, 1))
+            x, y = (_labelled(values[..., side], ("example", "position"), problem) for side in range(2))
+            found = attention_importance(x, y, n_permutation=199, n_resample=500, seed=draw).isel(position=0)
+            yield f"r of {true}", n, bool(found["position_r_low"] <= true <= found["position_r_high"])
+            if not true:
+                yield "p of r", n, bool(found["position_p"] < 0.05)
+
+
+def areas(rng: np.random.Generator, draw: int) -> Found:
+    """Area under the ROC curve of scores half a deviation apart, a third of the answers wrong."""
+    from scipy.stats import norm, rankdata
+
+    for n in (12, 30, 100):
+        wrong = np.arange(n) < n // 3
+        score = rng.standard_normal(n) + 0.5 * wrong
+        weight = bootstrap_weights(xr.DataArray(np.arange(n), dims="example"), 1000, draw).values
+        value = _judge(score, wrong, np.concatenate([np.ones((n, 1), dtype="float32"), weight], axis=1))["auroc"]
+        out = xr.Dataset()
+        _with_interval(out, "auroc", (), value, n)
+        true = norm.cdf(0.5 / np.sqrt(2))
+        yield "AUROC of errors", n, bool(out["auroc_low"] <= true <= out["auroc_high"])
+        area, number = _area_and_number(score[:, None], rankdata(score)[:, None], wrong[:, None])
+        low, high = wilson_interval(area * number, number)
+        yield "area of a feature", n, bool(low[0] <= true <= high[0])
+
+
+SCALES = 0.7 ** np.arange(16)
+
+
+def _states(rng: np.random.Generator, n: int, mix: Array | None = None) -> tuple[Array, Array]:
+    """States of two runs on the same problems, at one place: the second's are the first's mixed, and noise."""
+    first = rng.standard_normal((n, 16)) * SCALES
+    second = rng.standard_normal((n, 16)) * SCALES
+    return first, second if mix is None else first @ mix + second
+
+
+def _run(states: Array, name: str) -> xr.Dataset:
+    n = len(states)
+    values = _labelled(
+        states[:, None, None].astype("float32"), ("example", "layer", "position", "hidden"), np.arange(n)
+    )
+    run = values.assign_coords(layer=[0]).to_dataset(name="hidden_state")
+    texts = np.array([f"question {index}" for index in range(n)], dtype=object)
+    run["question"] = "example", texts
+    run["token"] = ("example", "position"), np.ones((n, 1), dtype=int)
+    return run.assign_coords(segment=("position", ["latent"])).assign_attrs(run=name)
+
+
+def shapes(rng: np.random.Generator, draw: int) -> Found:
+    """Participation ratio of a normal law, and CKA of two runs that share half of what they vary in, or nothing."""
+    mix = np.random.default_rng(0).standard_normal((16, 16)) / 4
+    ratio = float((SCALES**2).sum() ** 2 / (SCALES**4).sum())
+    for n in (12, 30, 100):
+        first, second = _states(rng, n, mix)
+        found = geometry(_run(first, "a/one"), components=2, resamples=200, shuffles=1, seed=draw).isel(
+            layer=0, position=0
+        )
+        yield (
+            "participation ratio",
+            n,
+            bool(found["participation_ratio_low"] <= ratio <= found["participation_ratio_high"]),
+        )
+        alike = similarity(_run(first, "a/one"), _run(second, "b/one"), resamples=200, permutations=19, seed=draw)
+        yield "CKA", n, bool(alike["cka_low"].item() <= _true_cka(mix) <= alike["cka_high"].item())
+        apart = similarity(
+            _run(first, "a/one"), _run(_states(rng, n)[1], "b/one"), resamples=19, permutations=99, seed=draw
+        )
+        yield "p of CKA", n, bool(apart["p"].item() < 0.05)
+
+
+def _true_cka(mix: Array) -> float:
+    """CKA of the laws of :func:`_states`: |C12|^2 / (|C11| |C22|) of their covariances."""
+    own = np.diag(SCALES**2)
+    cross, other = own @ mix, mix.T @ own @ mix + own
+    return float((cross**2).sum() / np.sqrt((own**2).sum() * (other**2).sum()))
+
+
+PARTS: list[tuple[Callable[[np.random.Generator, int], Found], int]] = [
+    (means, 4000), (shares, 4000), (paired, 2000), (correlations, 500), (areas, 2000), (shapes, 500),
+]  # fmt: skip
+
+
+TEXT = {
+    "intervals": "Every draw is a new set of problems from a known law; held is how often a 95% interval has the true"
+    " value inside, in brackets the 95% interval of that share. Bootstraps of fewer than five problems are not made."
+    " What has a long tail (exponential, lognormal: divergences are like these) is held less often by any interval that"
+    " knows the sample alone; answers drawn several times are held more often, as a problem counts as one trial.",
+    "tests": "Draws in which there is nothing to find; called is how often p is below .05.",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--draws", type=int, help="sets of problems; by default as many as tell .95 from .93")
+    draws = parser.parse_args().draws
+    rows: dict[str, list[dict[str, Any]]] = {"intervals": [], "tests": []}
+    for judge, usual in PARTS:
+        found: dict[tuple[str, int], list[bool]] = {}
+        for draw in range(draws or usual):
+            for what, n, yes in judge(np.random.default_rng([11, draw]), draw):
+                found.setdefault((what, n), []).append(yes)
+        for (what, n), yes in sorted(found.items()):
+            low, high = wilson_interval(sum(yes), len(yes))
+            table, share = ("tests", "called") if what.startswith("p ") else ("intervals", "held")
+            row = {
+                "what": what.removeprefix("p of "),
+                "problems": n,
+                share: f"{np.mean(yes):.3f} ({low:.3f} to {high:.3f})",
+            }
+            rows[table].append(row | {"draws": len(yes)})
+            print(row, flush=True)
+    for table, of in rows.items():
+        keep(f"calibration-{table}", f"Calibration of {table}", of, text=TEXT[table])
+
+
+if __name__ == "__main__":
+    with threadpool_limits(1):
+        main()
