@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.cluster import in_turn
-from schemas.statistics import DRAWN_TOGETHER
+from schemas.resampling import DRAWN_TOGETHER
 
 Labelled = TypeVar("Labelled", xr.DataArray, xr.Dataset)
 

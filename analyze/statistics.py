@@ -3,18 +3,8 @@
 import numpy as np
 import xarray as xr
 
-from schemas.statistics import (
-    DrawnMean,
-    adjust,
-    cochran_q,
-    draw_counts,
-    mcnemar_exact,
-    mean_interval,
-    percentiles,
-    problems_drawn,
-    tail,
-    wilson_interval,
-)
+from schemas.resampling import DrawnMean, draw_counts, mean_interval, percentiles, problems_drawn, tail
+from schemas.statistics import adjust, cochran_q, mcnemar_exact, wilson_interval
 
 __all__ = [
     "DrawnMean", "adjust", "bootstrap_mean", "bootstrap_weights", "cochran_q", "draw_counts", "is_majority",
@@ -66,7 +56,7 @@ def weighted_mean(values: xr.DataArray, weights: xr.DataArray, dim: str = "examp
 def percentile_interval(
     resamples: xr.DataArray, n: xr.DataArray | int, drawn: xr.DataArray, level: float = 0.95
 ) -> tuple[xr.DataArray, xr.DataArray]:
-    """:func:`schemas.statistics.percentiles` over the dim ``resample``, which must be one chunk.
+    """:func:`schemas.resampling.percentiles` over the dim ``resample``, which must be one chunk.
 
     Of how many problems is told by ``n``, the examples (...), and ``drawn``, those of each resample (..., resample).
     """

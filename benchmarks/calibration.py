@@ -23,11 +23,11 @@ from analyze.features.probe import _area_and_number
 from analyze.geometry.shape import geometry
 from analyze.similarity.cka import similarity
 from analyze.statistics import bootstrap_weights
+from schemas.resampling import mean_interval
 from schemas.statistics import (
     adjust,
     difference_interval,
     mcnemar_exact,
-    mean_interval,
     mean_share,
     share_interval,
     wilson_interval,

@@ -11,13 +11,12 @@ from statsmodels.stats.proportion import proportion_confint
 from analyze.compare.differences import _paired
 from analyze.statistics import bootstrap_weights, percentile_interval, weighted_mean
 from schemas import UsageError
+from schemas.resampling import draw_counts, mean_interval
 from schemas.statistics import (
     adjust,
     cochran_q,
     difference_interval,
-    draw_counts,
     mcnemar_exact,
-    mean_interval,
     mean_share,
     problems_needed,
     share_interval,
@@ -25,7 +24,7 @@ from schemas.statistics import (
     smallest_share,
     uncertain,
     wilson_interval,
-)  # fmt: skip
+)
 
 Z = 1.959963984540054
 
@@ -111,7 +110,7 @@ def test_resamples_draw_whole_problems(monkeypatch):
     again = mean_interval(np.repeat(values, 2, -1), seed=2, problem=np.repeat(np.arange(50), 2))
     np.testing.assert_allclose(again, (mean, low, high), rtol=1e-6)
     assert np.isnan(mean_interval([[np.nan, np.nan]])).all()
-    monkeypatch.setattr("schemas.statistics.DRAWN_TOGETHER", 7)
+    monkeypatch.setattr("schemas.resampling.DRAWN_TOGETHER", 7)
     np.testing.assert_allclose(mean_interval(values, seed=2), (mean, low, high), rtol=1e-12)
 
 

@@ -11,7 +11,7 @@ from analyze.labels import inherited
 from analyze.lens.readout import ReadOut, check_model
 from analyze.statistics import DrawnMean, draw_counts
 from schemas import SchemaError
-from schemas.statistics import DRAWN_TOGETHER
+from schemas.resampling import DRAWN_TOGETHER
 from schemas.vocabulary import PARTS
 from store.chunked import read_in
 

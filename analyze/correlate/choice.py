@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.correlate.moments import Correlations, resolution_of
-from schemas.statistics import draw_counts, percentiles
+from schemas.resampling import draw_counts, percentiles
 
 
 class HeldOut(NamedTuple):

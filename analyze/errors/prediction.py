@@ -24,7 +24,8 @@ from analyze.sae.batches import SPLITS, Progress, Rows
 from analyze.sae.codes import Activations, sources, weights
 from analyze.statistics import bootstrap_weights
 from schemas.errors import SchemaError, UsageError
-from schemas.statistics import percentiles, share_interval
+from schemas.resampling import percentiles
+from schemas.statistics import share_interval
 
 PREDICTORS = ("sae_codes", "raw_activation", "question_length", "majority")
 OUTCOMES = ("wrong", "right")

@@ -18,7 +18,7 @@ import xarray as xr
 from analyze.sae.codes import sources
 from analyze.sae.dictionary import activation_of
 from schemas import UsageError
-from schemas.statistics import percentiles
+from schemas.resampling import percentiles
 
 Array = np.ndarray[Any, np.dtype[Any]]
 CONSTANT = 1e-6

@@ -15,7 +15,7 @@ import xarray as xr
 
 from analyze.cluster import spread
 from analyze.similarity.cka import layers_of, shared_problems, states_of
-from schemas.statistics import percentiles
+from schemas.resampling import percentiles
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DIMS = ("layer", "position", "other_layer", "other_position")

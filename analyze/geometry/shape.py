@@ -28,7 +28,7 @@ import xarray as xr
 from analyze.cluster import spread
 from analyze.labels import inherited, require_dims
 from analyze.similarity.cka import FEWEST, layers_of, shared_problems, states_of
-from schemas.statistics import percentiles
+from schemas.resampling import percentiles
 
 Array = np.ndarray[Any, np.dtype[Any]]
 STATISTICS = {

@@ -7,7 +7,8 @@ import xarray as xr
 
 from analyze.labels import inherited
 from analyze.lens.jacobian import FED
-from schemas.statistics import mean_interval, share_interval
+from schemas.resampling import mean_interval
+from schemas.statistics import share_interval
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

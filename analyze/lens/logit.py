@@ -19,7 +19,7 @@ from analyze.lens.readout import ReadOut, check_model
 from analyze.lens.tokens import Chain
 from analyze.pieces import pieces_in
 from schemas import AnswerKind, SchemaError, UsageError, answer_word
-from schemas.statistics import DRAWN_TOGETHER
+from schemas.resampling import DRAWN_TOGETHER
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -10,7 +10,8 @@ from analyze.labels import inherited, labels_along, numbered, take, thought_labe
 from analyze.lens.readout import ReadOut, check_model
 from analyze.lens.tuned import PENALTIES, SPLITS, Moments, example_blocks
 from schemas import UsageError
-from schemas.statistics import mean_interval, share_interval, split_problems
+from schemas.resampling import mean_interval
+from schemas.statistics import share_interval, split_problems
 
 Array = np.ndarray[Any, np.dtype[Any]]
 PLAIN = "final norm"

@@ -308,7 +308,7 @@ def _intervals(name: str, interval: _Interval, n_problem: Array, level: float, w
 
     The first is the percentile interval. The second is symmetric, as wide as the largest standardised deviation
     among the cells in ``level`` of the resamples; cells share their resamples of problems. Both are widened for few
-    problems (cell,) as :func:`schemas.statistics.tail` says.
+    problems (cell,) as :func:`schemas.resampling.tail` says.
     """
     known = np.isfinite(interval.estimate)
     estimate, low, high, low_joint, high_joint = (np.full(known.shape, np.nan) for _ in range(5))

@@ -26,7 +26,7 @@ import xarray as xr
 from analyze.labels import require_dims
 from schemas import UsageError
 from schemas.asked import asked
-from schemas.statistics import percentiles
+from schemas.resampling import percentiles
 
 Estimator = Literal["debiased", "biased"]
 Array = np.ndarray[Any, np.dtype[Any]]

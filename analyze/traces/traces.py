@@ -19,7 +19,8 @@ from analyze.pieces import pieces_in
 from analyze.traces.problems import N_OPERAND, NumberProblems, Problems, Solution, WordProblems, graph_of, problems_of
 from analyze.traces.readings import Readings, joined, read_states
 from schemas import UsageError, segment_of
-from schemas.statistics import mean_interval, share_interval
+from schemas.resampling import mean_interval
+from schemas.statistics import share_interval
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Progress = Callable[[int, int], None]

@@ -6,17 +6,8 @@ import numpy as np
 import xarray as xr
 
 from schemas import Scoring, UsageError
-from schemas.statistics import (
-    N_RESAMPLE,
-    adjust,
-    draw_counts,
-    mcnemar_exact,
-    mean_interval,
-    mean_share,
-    percentiles,
-    problems_drawn,
-    share_interval,
-)
+from schemas.resampling import N_RESAMPLE, draw_counts, mean_interval, percentiles, problems_drawn
+from schemas.statistics import adjust, mcnemar_exact, mean_share, share_interval
 
 
 def problem_of(result: xr.Dataset) -> np.ndarray:

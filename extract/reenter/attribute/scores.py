@@ -16,7 +16,7 @@ from extract.reenter.attribute.pairs import Nodes, nodes_of, pairs_to_score
 from extract.reenter.kept import Kept
 from extract.reenter.target import Target
 from schemas import fingerprint
-from schemas.statistics import draw_counts, mean_interval, percentiles
+from schemas.resampling import draw_counts, mean_interval, percentiles
 
 BATCH = 16
 N_RESAMPLE = 200

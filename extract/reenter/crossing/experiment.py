@@ -13,7 +13,8 @@ from extract.reenter.statistics import problem_of, with_accuracy
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target
 from schemas import Intervention, UsageError, check_positions
-from schemas.statistics import adjust, mcnemar_exact, mean_interval, share_interval, uncertain
+from schemas.resampling import mean_interval
+from schemas.statistics import adjust, mcnemar_exact, share_interval, uncertain
 
 OUTCOMES = {"right": "correct", "wrong": "wrong"}
 """Donor of an intervention by how the problem it comes from is answered."""

@@ -5,16 +5,8 @@ import xarray as xr
 
 from extract.reenter.statistics import by_problem
 from schemas import Scoring
-from schemas.statistics import (
-    N_RESAMPLE,
-    adjust,
-    draw_counts,
-    mcnemar_exact,
-    mean_interval,
-    percentiles,
-    problems_drawn,
-    share_interval,
-)
+from schemas.resampling import N_RESAMPLE, draw_counts, mean_interval, percentiles, problems_drawn
+from schemas.statistics import adjust, mcnemar_exact, share_interval
 
 
 def with_gains(

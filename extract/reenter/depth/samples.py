@@ -4,7 +4,8 @@ import numpy as np
 import xarray as xr
 
 from schemas import Scoring
-from schemas.statistics import mean_interval, mean_share
+from schemas.resampling import mean_interval
+from schemas.statistics import mean_share
 
 
 def with_samples(

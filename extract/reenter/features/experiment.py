@@ -23,7 +23,8 @@ from extract.reenter.statistics import by_problem, problem_of
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target
 from schemas import Intervention, UsageError
-from schemas.statistics import adjust, mcnemar_exact, mean_interval, share_interval
+from schemas.resampling import mean_interval
+from schemas.statistics import adjust, mcnemar_exact, share_interval
 
 SELF = "self (forward)"
 TOGETHER = 256

@@ -14,7 +14,7 @@ from extract.reenter.gradients.command import GradientSettings
 from extract.reenter.statistics import problem_of
 from extract.reenter.target import Target
 from schemas import UsageError
-from schemas.statistics import mean_interval
+from schemas.resampling import mean_interval
 
 BATCH = 16
 STEP_ROWS = 64

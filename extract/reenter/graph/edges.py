@@ -5,7 +5,8 @@ import xarray as xr
 
 from extract.reenter.observe import COMPARED
 from extract.reenter.statistics import by_problem
-from schemas.statistics import adjust, mean_interval, wilson_interval
+from schemas.resampling import mean_interval
+from schemas.statistics import adjust, wilson_interval
 
 ALL = "all"
 

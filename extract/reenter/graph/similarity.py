@@ -8,7 +8,7 @@ from scipy.stats import rankdata
 
 from extract.reenter.statistics import by_problem, problem_of
 from schemas import UsageError
-from schemas.statistics import draw_counts, percentiles
+from schemas.resampling import draw_counts, percentiles
 
 N_DRAW = 1000
 """Draws of the problems for an interval."""

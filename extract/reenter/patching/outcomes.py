@@ -9,7 +9,8 @@ import xarray as xr
 from extract.reenter.statistics import first_that_wins, problem_of
 from extract.reenter.sweep import Condition
 from schemas import Scoring
-from schemas.statistics import adjust, mcnemar_exact, mean_interval, mean_share, share_interval
+from schemas.resampling import mean_interval
+from schemas.statistics import adjust, mcnemar_exact, mean_share, share_interval
 
 GIVEN = {"corrupted": "clean_answer", "clean": "corrupted_answer"}
 """The giving half's answer, by the half that is changed."""
