@@ -32,7 +32,7 @@ lint: env
 
 # Each keeps its tables in benchmarks/results and writes benchmarks/RESULTS.md of all; some with peers, see below.
 # `make bench-quick` is the same in small sizes, of what is compared with peers; its tables lie in bench-quick.
-BENCHES ?= extraction formats reading patching gradients probes sae heads newcomer reentry sizes
+BENCHES ?= calibration extraction formats reading patching gradients probes sae heads newcomer reentry sizes
 bench: env
 	for name in $(BENCHES); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 	$(BIN)/python benchmarks/results.py
