@@ -6,6 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import dask
@@ -129,8 +130,20 @@ def spread(
             yield function(*dask.compute(*call), *shared)
         return
     everywhere = [client.scatter([one], broadcast=True)[0] for one in shared]
-    made = dask.delayed(function, pure=False)
-    yield from in_turn((made(*call, *everywhere) for call in calls), 2 * sum(client.nthreads().values()))
+    made = (client.submit(_made, function, _Unread(dask.optimize(*call)), *everywhere, pure=False) for call in calls)
+    yield from _results(made, 2 * sum(client.nthreads().values()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Unread:
+    """Arguments whose dask arrays no scheduler sees: their chunks would be read by one worker and sent to another."""
+
+    arguments: Sequence[Any]
+
+
+def _made(function: Callable[..., Piece], unread: _Unread, *shared: Any) -> Piece:
+    """One call of :func:`spread`, what it reads included."""
+    return function(*dask.compute(*unread.arguments, scheduler="synchronous"), *shared)
 
 
 def in_turn(lazy: Iterable[Any], ahead: int = 2) -> Iterator[Any]:
@@ -140,10 +153,15 @@ def in_turn(lazy: Iterable[Any], ahead: int = 2) -> Iterator[Any]:
         for one in lazy:
             yield one.compute()
         return
+    yield from _results(map(client.compute, lazy), max(1, ahead))
+
+
+def _results(futures: Iterable[Any], ahead: int) -> Iterator[Any]:
+    """Results in their order, of so many futures at once."""
     waiting: deque[Any] = deque()
-    for one in lazy:
-        waiting.append(client.compute(one))
-        if len(waiting) >= max(1, ahead):
+    for one in futures:
+        waiting.append(one)
+        if len(waiting) >= ahead:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()

@@ -21,6 +21,8 @@ PASSES = 60
 """Of L-BFGS for a penalty, as it mostly needs."""
 PASSED = 64
 """Examples of a pass that is timed."""
+BLOCK = 64
+"""Examples that are read, and summed up, together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,17 +70,21 @@ def cost(source: "Source", settings: ErrorSettings) -> Cost:
     size, n_feature = sum(part.size for part in parts), dictionary.sizes["feature"]
     n_known, width = parts[0].sizes["example"], size // parts[0].sizes["example"]
     operations, steps = 2.0 * size * n_feature, []
+    hidden = parts[0].sizes["hidden"]
+    n_code = n_feature * width / hidden
     if is_turned(n_known, width):
         operations += 2.0 * n_known * size
+        active = float(dictionary["l0"].max("split").sum()) * n_known
+        held = 3 * 16.0 * active + 8.0 * 4 * n_code  # the codes as they are, scaled, and turned around
     else:
+        held = 8.0 * 33 * n_code  # ten steps and slopes are kept, twice
         passes = len(settings.penalties) * min(settings.max_iterations, PASSES)
         steps.append((passes * n_known / PASSED, partial(one_pass, PASSED, width)))
         operations += 4.0 * passes * size
     return Cost(
         states=size // parts[0].sizes["hidden"], reads=[reading(part) for part in parts],
         operations=operations, steps=steps,
-        memory=8.0 * 12 * (n_feature + parts[0].sizes["hidden"]) * width / parts[0].sizes["hidden"]
-        + 2.0 * min(4.0 * size, 2.0**28) + 2.0**27,
+        memory=8.0 * n_feature * hidden + held + 18.0 * min(n_known, BLOCK) * width + 2.0**27,
         **limits(settings, n, 64 * n // n_known),
     )  # fmt: skip
 
@@ -166,5 +172,5 @@ COMMAND = Analysis(
     results={"errors": tables},
     cost=cost,
     frames=frames,
-    block=64,
+    block=BLOCK,
 )
