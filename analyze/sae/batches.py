@@ -20,7 +20,7 @@ from schemas.errors import SchemaError, UsageError
 
 Progress = Callable[[int, int], None]
 SPLITS = ("train", "validation", "test")
-_BLOCK_BYTES = 1 << 23  # one read is at most about this much, whatever the number of examples
+_BLOCK_BYTES = 1 << 22  # one read is at most about this much, whatever the number of examples
 
 
 def split_by_group(

@@ -78,8 +78,8 @@ def sae_metrics(
 
 
 def measured_rows(n_feature: int) -> int:
-    """Examples measured at once, so that their codes at a cell stay below 16 MB."""
-    return max(64, 2**22 // n_feature)
+    """Examples measured at once, so that their codes at a cell stay below 2 MB."""
+    return max(64, 2**19 // n_feature)
 
 
 def measured_blocks(rows: Rows, n_feature: int) -> list[Block]:

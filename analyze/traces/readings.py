@@ -1,7 +1,7 @@
 """What each thought of a problem reads out as: best tokens, entropy, and ranks of what its written chain speaks of."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,9 @@ class Readings:
     entropy: Array
     """In nat, (example, position)."""
     rank: Array
-    """Of what was asked for, over the whole vocabulary, (example, position, what); NaN: no token says it."""
+    """Of the results of the own chain, over the whole vocabulary, (example, position, step); NaN: no token says it."""
+    place: Array
+    """Of all that was asked for, (example, position, what): 2 the best token, 1 among the best, 0 not so, int8."""
 
 
 def read_states(
@@ -34,8 +36,10 @@ def read_states(
     readout: ReadOut,
     asked: Array,
     *,
+    results: slice,
     lens: xr.Dataset | None = None,
     best: int = 1,
+    top: int = 5,
 ) -> Readings:
     """Read states of one layer out, some examples at a time.
 
@@ -47,34 +51,46 @@ def read_states(
         Of the run's model.
     asked : (example, what, spelling)
         Token ids, -1: none.
+    results
+        Which of them are the results of the own chain.
     lens
         Maps by layer, or layer and position, that take the place of the final norm.
     best
         Best tokens kept.
+    top
+        Rank up to which what is asked for is among the best.
     """
     n, n_position, hidden = state.transpose("example", "position", "hidden").shape
     shape = (n, n_position)
     readings = Readings(
         token=np.full((*shape, best), -1),
         entropy=np.full(shape, np.nan),
-        rank=np.full((*shape, asked.shape[1]), np.nan, dtype="float32"),
+        rank=np.full((*shape, len(range(asked.shape[1])[results])), np.nan, dtype="float32"),
+        place=np.zeros((*shape, asked.shape[1]), dtype="int8"),
     )
     for rows in _blocks(n, n_position, asked.shape[1] * asked.shape[2] * hidden):
         final = mapped(state.transpose("example", "position", "hidden").isel(example=rows), readout, lens)
         example, position = np.nonzero(np.isfinite(final).all(-1))
         place = (rows.start + example, position)
         if len(example):
-            readings.token[place], readings.rank[place], readings.entropy[place] = readout.told(
+            readings.token[place], rank, readings.entropy[place] = readout.told(
                 final[example, position], best, asked[place[0]]
             )
+            readings.rank[place] = rank[:, results]
+            readings.place[place] = np.less_equal(rank, top) + np.less_equal(rank, 1).astype("int8")
     return readings
 
 
-def joined(parts: Sequence[Readings]) -> Readings:
-    """Readings of all examples from those of some, in their order."""
-    return Readings(
-        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in ("token", "entropy", "rank")}
-    )
+def joined(parts: Iterable[Readings], n: int) -> Readings:
+    """Readings of n examples from those of some, in their order, none of which is held longer than it takes."""
+    whole: dict[str, Array] = {}
+    done = 0
+    for part in parts:
+        rows = slice(done, done := done + len(part.token))
+        for field in fields(part):
+            values = getattr(part, field.name)
+            whole.setdefault(field.name, np.empty((n, *values.shape[1:]), values.dtype))[rows] = values
+    return Readings(**whole)
 
 
 def mapped(state: xr.DataArray, readout: ReadOut, lens: xr.Dataset | None) -> Array:

@@ -119,6 +119,7 @@ def traces(
     facts = run[names].load()
     problems = problems_of(_with_chain(facts, run), readout.tokens, other_rows(problem, rng))
     n_best = read or (1 if isinstance(problems, NumberProblems) else 2)
+    results = _results(problems, facts.sizes["step"])
     drawn = (other_rows(problem, rng) for _ in range(permutations))
     # Few problems can be exchanged in few ways: each counts once, or p would be of draws that say the same.
     shuffled = list({rows.tobytes(): rows for rows in drawn}.values())
@@ -138,15 +139,11 @@ def traces(
             (state.sel(layer=layer).isel(example=rows), problems.asked[rows], mark, rows.start)
             for rows in rows_of_chunks(state)
         ]
-        read_parts: list[Readings] = []
-        for part in spread(read_kept, blocks, [readout, lens, n_best]):
-            read_parts.append(part)
-            report(sum(len(one.token) for one in read_parts), len(problem))
-        readings = joined(read_parts)
-        del read_parts, part
+        readings = joined(_told(spread(read_kept, blocks, [readout, lens, n_best, top, results]), report, len(problem)),
+                          len(problem))  # fmt: skip
         report(0)
         solve = Solver(problems, problems.read(readings.token), positions, memory, mark, n_best)
-        parts.append(_layer(solve, readings, problem, shuffled, top, facts.sizes["step"], report, seed))
+        parts.append(_layer(solve, readings, problem, shuffled, facts.sizes["step"], report, seed))
     result = xr.concat(parts, xr.Variable("layer", layers), data_vars="all")
     result["counted"] = ("example", problems.counted)
     result = result.assign_coords(
@@ -164,10 +161,26 @@ def traces(
 
 
 def _read(
-    state: xr.DataArray, asked: Array, mark: str, start: int, readout: ReadOut, lens: xr.Dataset | None, best: int
-) -> Readings:
+    state: xr.DataArray, asked: Array, mark: str, start: int, readout: ReadOut, lens: xr.Dataset | None, best: int,
+    top: int, results: slice,
+) -> Readings:  # fmt: skip
     """Readings of examples of one layer; ``mark`` and the first of them tell them from those of other states."""
-    return read_states(state, readout, asked, lens=lens, best=best)
+    return read_states(state, readout, asked, results=results, lens=lens, best=best, top=top)
+
+
+def _told(parts: Iterable[Readings], report: Progress, n: int) -> Iterator[Readings]:
+    """The parts, and how many of the n examples are read."""
+    done = 0
+    for part in parts:
+        done += len(part.token)
+        report(done, n)
+        yield part
+
+
+def _results(problems: Problems, n_step: int) -> slice:
+    """Which of what is asked for are results of the own chain: its first half are results, or results and operands."""
+    half = problems.asked.shape[1] // 2
+    return slice(0, half, half // n_step)
 
 
 def _solved(rows: Array, chosen: Array, shares: bool, problems: Problems, read: Array,
@@ -237,7 +250,7 @@ def _with_chain(facts: xr.Dataset, run: xr.Dataset) -> xr.Dataset:
 
 
 def _layer(
-    solve: Solver, readings: Readings, problem: Array, shuffled: Sequence[Array], top: int, n_step: int,
+    solve: Solver, readings: Readings, problem: Array, shuffled: Sequence[Array], n_step: int,
     report: Callable[[int], None], seed: int,
 ) -> xr.Dataset:  # fmt: skip
     """Everything of one layer."""
@@ -256,7 +269,7 @@ def _layer(
     single = outcomes["recovered"] & problems.counted
     data["single_share"] = ((), np.mean([own[row].n_tree == 1 for row in np.flatnonzero(single)]) if single.any() else
                             np.nan)  # fmt: skip
-    data |= _rank_shares(problems, readings, top, n_step, problem)
+    data |= _rank_shares(problems, readings, n_step, problem)
     mean, low, high = mean_interval(readings.entropy.T, seed, problem)
     data |= {"entropy_mean": ("position", mean), "entropy_low": ("position", low), "entropy_high": ("position", high)}
     data["entropy"] = (("example", "position"), readings.entropy.astype("float32"))
@@ -295,29 +308,28 @@ def _shares(outcomes: dict[str, Array], null: Array, counted: Array, problem: Ar
     return data
 
 
-def _rank_shares(problems: Problems, readings: Readings, top: int, n_step: int, problem: Array) -> dict[str, Any]:
+def _rank_shares(problems: Problems, readings: Readings, n_step: int, problem: Array) -> dict[str, Any]:
     """How often results and operands are among the best tokens, and those of another problem."""
     known: Array = np.any(problems.asked >= 0, axis=-1)  # (example, what)
     state: Array = np.isfinite(readings.entropy)
     there = known[:, None] & state[..., None]
-    rank: Array = readings.rank
+    place: Array = readings.place
     half = problems.asked.shape[1] // 2
     width = half // n_step  # 1 with results alone, else results and operands
 
-    def share(best: int, what: slice) -> Array:
-        hit: Array = np.less_equal(rank[..., what], best) & there[..., what]
+    def share(least: int, what: slice) -> Array:
+        hit: Array = np.greater_equal(place[..., what], least) & there[..., what]
         with np.errstate(invalid="ignore"):  # NaN where no problem has such a step
-            return np.asarray(hit.sum(0) / there[..., what].sum(0)).reshape(rank.shape[1], n_step, width)
+            return np.asarray(hit.sum(0) / there[..., what].sum(0)).reshape(place.shape[1], n_step, width)
 
     def ends(what: slice) -> Array:  # of results alone
-        hit: Array = np.less_equal(rank[..., what], top)
+        hit: Array = np.greater(place[..., what], 0)
         return np.asarray(share_interval(np.moveaxis(hit, 0, -1), np.moveaxis(there[..., what], 0, -1), problem))
 
-    own, first, other = share(top, slice(half)), share(1, slice(half)), share(top, slice(half, None))
+    own, first, other = share(1, slice(half)), share(2, slice(half)), share(1, slice(half, None))
     dims = ("position", "step")
-    ranks = rank[..., :half].reshape(*rank.shape[:2], n_step, width)[..., 0]
     data: dict[str, Any] = {
-        "result_rank": (("example", *dims), ranks),
+        "result_rank": (("example", *dims), readings.rank),
         "result_share": (dims, own[..., 0]),
         "result_first_share": (dims, first[..., 0]),
         "control_share": (dims, other[..., 0]),
