@@ -18,12 +18,15 @@ UNWATCHED = {
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "5s",
     "distributed.worker.profile.enabled": False,
+    "distributed.worker.multiprocessing-method": "forkserver" if sys.platform == "linux" else "spawn",
     # Dask's own also has glibc give freed memory back at once, and then each larger array is mapped anew.
     "distributed.nanny.pre-spawn-environ": {
         name: 1 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     },
 }
 """Settings of own workers; dask measures them many times a second for a dashboard that is not there."""
+PRELOADED = ("distributed.nanny", "scipy.stats", "sklearn.linear_model", "store.read")
+"""What workers need; they are forked from one process that has imported it, which takes more than a second."""
 
 
 @contextmanager
@@ -63,6 +66,7 @@ def compute_on(
         raise UsageError("--scheduler names running workers and --workers starts new ones; give one of them")
     from distributed import Client, LocalCluster
     from distributed.deploy.spec import close_clusters
+    from distributed.utils import get_mp_context
 
     logging.getLogger("distributed").setLevel(logging.ERROR)
     if scheduler is not None:
@@ -82,6 +86,8 @@ def compute_on(
     # has died is no error: its work is done again.
     try:
         with dask.config.set(UNWATCHED):
+            if sys.platform == "linux":
+                get_mp_context().set_forkserver_preload([*PRELOADED])
             cluster = LocalCluster(
                 n_workers=0, threads_per_worker=1, dashboard_address="127.0.0.1:0",
                 scheduler_kwargs={"dashboard": False}, silence_logs=logging.CRITICAL, memory_limit=1 / workers,

@@ -7,6 +7,7 @@ take axes and numbers and compute nothing.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import matplotlib as mpl
@@ -231,7 +232,8 @@ def heat_map(
         value, full, there = values[row, column], float(strength[row, column]), bool(known[row, column])
         if there:
             hue, corner = to_rgb(HEAT_NEGATIVE if value < 0 else HEAT), (column + 0.03, row + 0.03)
-            ax.add_patch(mpl.patches.Rectangle(corner, 0.94, 0.94, facecolor=(*hue, full), linewidth=0))
+            # No add_patch, which asks where each cell lies: the limits are set below.
+            ax.add_artist(mpl.patches.Rectangle(corner, 0.94, 0.94, facecolor=(*hue, full), linewidth=0))
         if not there:
             shown = gap
         elif labels is not None:
@@ -250,8 +252,12 @@ def heat_map(
 
 def _width(texts: Sequence[str], size: float) -> float:
     """Of the longest text, in points."""
-    longest = max(texts, key=len, default="")
-    return float(TextPath((0, 0), longest, size=size).get_extents().width) if longest.strip() else 0.0
+    return _text_width(max(texts, key=len, default=""), size, *mpl.rcParams["font.family"])
+
+
+@lru_cache(maxsize=1024)
+def _text_width(text: str, size: float, *_font: str) -> float:
+    return float(TextPath((0, 0), text, size=size).get_extents().width) if text.strip() else 0.0
 
 
 def _cell_width(ax: Axes, columns: Any) -> float:
