@@ -244,19 +244,15 @@ def heat_map(
         if shown:
             colour = PAPER if full > 0.55 else (INK if there else MUTED)
             ax.text(column + 0.5, row + 0.52, shown, ha="center", va="center", fontsize=size, color=colour)
-    if _width([cell.get_text() for cell in ax.texts], size) > _cell_width(ax, columns):
+    if _width(max((cell.get_text() for cell in ax.texts), key=len, default=""), size) > _cell_width(ax, columns):
         for cell in list(ax.texts):  # they would lie on each other
             cell.remove()
     _name_cells(ax, rows, columns)
 
 
-def _width(texts: Sequence[str], size: float) -> float:
-    """Of the longest text, in points."""
-    return _text_width(max(texts, key=len, default=""), size, *mpl.rcParams["font.family"])
-
-
 @lru_cache(maxsize=1024)
-def _text_width(text: str, size: float, *_font: str) -> float:
+def _width(text: str, size: float) -> float:
+    """Of a text, in points."""
     return float(TextPath((0, 0), text, size=size).get_extents().width) if text.strip() else 0.0
 
 
@@ -270,7 +266,7 @@ def _name_cells(ax: Axes, rows: Any, columns: Any) -> None:
     ax.set_ylim(len(rows), 0)
     names = [str(x) for x in columns]
     size = FontProperties(size=mpl.rcParams["xtick.labelsize"]).get_size_in_points()
-    upright = _width(names, size) > _cell_width(ax, columns)
+    upright = _width(max(names, key=len, default=""), size) > _cell_width(ax, columns)
     every = max(1, math.ceil(size / _cell_width(ax, columns))) if upright else 1
     ax.set_xticks(np.arange(0, len(columns), every) + 0.5, names[::every], rotation=90 if upright else 0)
     ax.set_yticks(np.arange(len(rows)) + 0.5, [str(x) for x in rows])
