@@ -1,6 +1,7 @@
 """Numbers as commands print them."""
 
 from collections.abc import Iterable
+from typing import Any
 
 
 def shape_text(shape: Iterable[int]) -> str:
@@ -22,3 +23,11 @@ def duration_text(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def with_interval(figure: Iterable[Any], form: str = ".3f", ends: str = ".2f", none: str = "-") -> str:
+    """A figure (value, low, high) and its interval as tables print them; the value alone where it has no interval."""
+    value, low, high = map(float, figure)
+    if value != value:
+        return none
+    return f"{value:{form}}" if low != low else f"{value:{form}} [{low:{ends}}, {high:{ends}}]"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from schemas.command import Analysis, Cost, Made, Printed, Settings, Table, kept_beside, setting
+from schemas.wording import with_interval
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -279,8 +280,7 @@ def told_cells(row: Mapping[str, Any]) -> list[str]:
 
 def _with_interval(row: Mapping[str, Any], name: str) -> str:
     """A figure and its interval; empty where there is none."""
-    value, low, high = (row[name + end] for end in ("", "_low", "_high"))
-    return f"{value:.3f} [{low:.2f}, {high:.2f}]" if value == value else ""
+    return with_interval((row[name + end] for end in ("", "_low", "_high")), none="")
 
 
 def most_telling(rows: "list[dict[str, Any]]") -> "list[dict[str, Any]]":

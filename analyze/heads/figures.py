@@ -9,6 +9,7 @@ import xarray as xr
 from analyze.drawing import INK, Results, bars, by_run, colour_bar, heat_map, looks, panels
 from analyze.heads.summary import head_table
 from schemas import segment_of
+from schemas.wording import with_interval
 
 QUERY, KEY = "attending thought (query)", "attended thought (key)"
 SHORT_TYPES = {
@@ -75,8 +76,8 @@ def plot_critical_heads(analysis: xr.Dataset, *, n: int = 10, ax: Any = None) ->
     for axis, row in zip(axes, table.itertuples(), strict=True):
         draw_pattern(axis, analysis["pattern"].sel(layer=row.layer, head=row.head), text="{:.2f}")
         axis.set_title(
-            f"#{row.rank} L{row.layer}H{row.head}  {row.type}\ncomposite {row.composite:.3f}"
-            f" [{row.composite_low:.2f}, {row.composite_high:.2f}]\n"
+            f"#{row.rank} L{row.layer}H{row.head}  {row.type}\n"
+            f"composite {with_interval((row.composite, row.composite_low, row.composite_high))}\n"
             f"flow {row.flow:.2f}  hub {row.hub:.2f} at {row.hub_position}  skip {row.skip:.2f}",
             fontsize=7,
         )

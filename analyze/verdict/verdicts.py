@@ -28,6 +28,7 @@ from analyze.verdict.rules import (
 from schemas import UsageError, filled, segment_of
 from schemas.naming import By, relabelled
 from schemas.registry import line
+from schemas.wording import with_interval
 from store.read import Lake
 from store.results import Result, preferred
 
@@ -235,7 +236,7 @@ def about(method: str, place: str) -> bool:
 def told(one: Evidence) -> str:
     """A figure in a few words."""
     name = one.measure.target if one.measure.question == ROUTE else one.measure.method
-    return f"{name} {one.value:.2f} [{one.low:.2f}, {one.high:.2f}], n {one.measure.n}"
+    return f"{name} {with_interval((one.value, one.low, one.high), '.2f')}, n {one.measure.n}"
 
 
 def labelled(rows: Sequence[Mapping[str, str]], evidence: Sequence[Evidence]) -> xr.Dataset:

@@ -144,6 +144,7 @@ def first_that_wins(
     if not n:
         return {"n": np.nan, "n_low": np.nan, "n_high": np.nan, "never": np.nan}
     draws = draw_counts(np.arange(n) if problem is None else problem, n_resample=N_RESAMPLE, seed=seed)
+    draws = draws[:, draws.any(0)]  # of few problems a resample may hold none
     resampled = first(margin @ draws.astype("float64"))
     won = resampled[~np.isnan(resampled)]
     low, high = percentiles(won, problems_drawn(n, draws.sum(0))) if len(won) else (np.nan, np.nan)

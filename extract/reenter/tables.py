@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from schemas.command import Printed, Table
+from schemas.wording import with_interval
 
 MOST_PAIRS = 60
 """Paired tests that are printed one by one."""
@@ -78,14 +79,12 @@ def p_text(p: Any) -> str:
 
 def interval_text(condition: Any, name: str, share: str = "") -> str:
     """A share, whose name may end in a word, and its interval; a dash where it is of none."""
-    value, low, high = (float(condition[name + end]) for end in (share, "_low", "_high"))
-    return f"{value:.3f} [{low:.2f}, {high:.2f}]" if value == value else "-"
+    return with_interval(condition[name + end] for end in (share, "_low", "_high"))
 
 
 def _change_text(condition: Any, name: str) -> str:
     """A mean change with its interval; a dash where it is of none."""
-    value, low, high = (float(condition[f"{name}_{end}"]) for end in ("mean", "low", "high"))
-    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]" if value == value else "-"
+    return with_interval((condition[f"{name}_{end}"] for end in ("mean", "low", "high")), "+.2f", "+.2f")
 
 
 def label_text(label: str, value: Any) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from extract.reenter.settings import DrawnSettings
 from extract.reenter.tables import accuracy_table, interval_text
 from schemas.command import Experiment, Printed, Table, setting
+from schemas.wording import with_interval
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -81,10 +82,10 @@ def _forced(result: Any) -> Table:
     for index, group in enumerate(result["group"].values):
         if str(group).startswith("force "):
             condition = overall.isel(condition=index)
-            cost, low, high = (float(condition[f"logprob_change_{end}"]) for end in ("mean", "low", "high"))
+            cost = with_interval((condition[f"logprob_change_{end}"] for end in ("mean", "low", "high")), ".2f")
             begun = [_share(condition[name]) for name in ("with_prefix", "accuracy_with_prefix")]
             accuracy = interval_text(condition, "accuracy")
-            rows.append([str(group).removeprefix("force "), accuracy, *begun, f"{cost:.2f} [{low:.2f}, {high:.2f}]"])
+            rows.append([str(group).removeprefix("force "), accuracy, *begun, cost])
     columns = ["position", "accuracy 95%", "begun as trained", "right of these", "change of log p 95%"]
     caption = (
         "eot is forced, too, and what is seen from it chooses the answer's first token: an answer that does not begin"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from schemas.command import Experiment, Printed, Settings, Table, setting
-from schemas.wording import duration_text
+from schemas.wording import duration_text, with_interval
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -88,7 +88,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
             labels=1,
         ),
         f"rank correlation of scores and exact effects over {int(result['exact'].notnull().sum())} nodes:"
-        f" {attrs['spearman']:.3f} [{attrs['spearman_low']:.2f}, {attrs['spearman_high']:.2f}];"
+        f" {with_interval(attrs[f'spearman{end}'] for end in ('', '_low', '_high'))};"
         f" {attrs['n_used']} of {attrs['n_pair']} pairs",
         f"scores of the question's tokens miss the difference they should add up to by {attrs['residual']:.2%}"
         + (" (one step; more come nearer)" if attrs["steps"] == 1 else "")
@@ -106,8 +106,7 @@ def name_of(node: Any) -> str:
 
 def interval(node: Any, name: str) -> str:
     """A figure of a node and its interval; empty where there is none."""
-    value, low, high = (float(node[name + bound]) for bound in ("", "_low", "_high"))
-    return "" if value != value else f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+    return with_interval((node[name + bound] for bound in ("", "_low", "_high")), "+.2f", "+.2f", none="")
 
 
 COMMAND = Experiment(

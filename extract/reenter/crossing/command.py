@@ -8,6 +8,7 @@ from extract.reenter.settings import DrawnSettings
 from extract.reenter.sites import ThoughtSite
 from extract.reenter.tables import accuracy_table, interval_text, label_text, p_text
 from schemas.command import Experiment, Printed, Table, setting
+from schemas.wording import with_interval
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -52,13 +53,13 @@ def _crossed(result: Any) -> Table:
     for receiver in result["receiver"].values:
         for index in range(result.sizes["place"]):
             cell = result.isel(place=index).sel(receiver=receiver)
-            difference, low, high = (float(cell[f"crossed_difference{end}"]) for end in ("", "_low", "_high"))
+            difference = [cell[f"crossed_difference{end}"] for end in ("", "_low", "_high")]
             rows.append(
                 [
                     str(receiver), cell["place_site"].item(), label_text("layer", cell["place_layer"].item()),
                     cell["place_group"].item(),
                     *(interval_text(cell.sel(giver=giver), "crossed") for giver in result["giver"].values),
-                    f"{difference:+.3f} [{low:+.2f}, {high:+.2f}]", p_text(cell["crossed_p"]),
+                    with_interval(difference, "+.3f", "+.2f"), p_text(cell["crossed_p"]),
                     p_text(cell["crossed_p_holm"]), f"{float(cell['followed'].sel(giver='right')):.3f}",
                 ]
             )  # fmt: skip

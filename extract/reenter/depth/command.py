@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from extract.reenter.settings import DrawnSettings
 from extract.reenter.tables import drawn_cells, interval_text, p_text
 from schemas.command import Experiment, Printed, Table, setting
+from schemas.wording import with_interval
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -95,8 +96,8 @@ def _needed(result: Any) -> Table:
 def _when(line: Any) -> list[str]:
     medians = []
     for name in ("first", "stable"):
-        median, low, high = (float(line[f"{name}_median{end}"]) for end in ("", "_low", "_high"))
-        medians.append("never" if median != median else f"{median:g} [{low:g}, {high:g}]")
+        median = (line[f"{name}_median{end}"] for end in ("", "_low", "_high"))
+        medians.append(with_interval(median, "g", "g", none="never"))
     return [*medians, f"{float(line['n_enough']):.0f}"]
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from schemas.command import NOTHING_KEPT, Experiment, Printed, Settings, Table, setting
+from schemas.wording import with_interval
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,8 +33,8 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     rows = []
     for latent in result["latent"].values:
         thought = result.sel(latent=latent)
-        mean, low, high = (float(thought[f"attribution_{name}"]) for name in ("mean", "low", "high"))
-        rows.append([str(latent), f"{mean:+.3f} [{low:+.2f}, {high:+.2f}]", f"{float(thought['magnitude_mean']):.3f}"])
+        mean = with_interval((thought[f"attribution_{name}"] for name in ("mean", "low", "high")), "+.3f", "+.2f")
+        rows.append([str(latent), mean, f"{float(thought['magnitude_mean']):.3f}"])
     residual = result.attrs["relative_residual"]
     return [
         Table(title="", columns=["thought", "attribution 95%", "magnitude"], rows=rows, labels=1),

@@ -8,6 +8,7 @@ from extract.reenter.settings import DrawnSettings
 from extract.reenter.tables import drawn_cells, p_text
 from schemas import UsageError
 from schemas.command import Experiment, Printed, Table, setting
+from schemas.wording import with_interval
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -170,8 +171,8 @@ def _row(edge: Any) -> list[str]:
 
 
 def _cells(line: Any) -> list[str]:
-    share, low, high = (float(line[f"state_flip_{end}"]) for end in ("mean", "low", "high"))
-    return [f"{share:.2f} [{low:.2f}, {high:.2f}]", f"{float(line['state_kl_mean']):.2f}"]
+    share = with_interval((line[f"state_flip_{end}"] for end in ("mean", "low", "high")), ".2f")
+    return [share, f"{float(line['state_kl_mean']):.2f}"]
 
 
 def _drawn(result: Any) -> Table:

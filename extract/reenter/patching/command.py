@@ -9,6 +9,7 @@ from extract.reenter.sites import ThoughtSite
 from extract.reenter.tables import interval_text, label_text, p_text, pair_table, tables_first
 from schemas.command import Experiment, Printed, Table, setting
 from schemas.naming import By, relabelled
+from schemas.wording import with_interval
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -72,9 +73,9 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
         lines += _by_step(result, giver)
     for index in range(result.sizes["series"]):
         series = result.isel(series=index)
-        n, low, high = (float(series["n_that_wins" + bound]) for bound in ("", "_low", "_high"))
+        n = [float(series["n_that_wins" + bound]) for bound in ("", "_low", "_high")]
         place = f"{series['series_site'].item()}, layer {label_text('layer', series['series_layer'].item())}"
-        wins = f"from N = {n:.0f} [{low:.0f}, {high:.0f}]" if n == n else "at no N"
+        wins = f"from N = {with_interval(n, '.0f', '.0f')}" if n[0] == n[0] else "at no N"
         never = float(series["never_wins"])
         lines.append(f"{place}: the {giver} answer wins {wins}; in {never:.0%} of resamples never")
     columns = [*LABELS, "clean 95%", "corrupted", "other", "gibberish", "recovery", "p", "p Holm"]
@@ -128,8 +129,7 @@ def _row(condition: Any, by: By | None) -> list[str]:
 
 def _drawn(condition: Any) -> str:
     """Share of drawn answers that are the giving half's."""
-    share, low, high = (float(condition[f"sample_given_{end}"]) for end in ("mean", "low", "high"))
-    return f"{share:.3f} [{low:.2f}, {high:.2f}]"
+    return with_interval(condition[f"sample_given_{end}"] for end in ("mean", "low", "high"))
 
 
 COMMAND = Experiment(
