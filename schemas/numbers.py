@@ -74,6 +74,8 @@ _UNCLEAR_BEFORE = re.compile(
     r"|(?:^|[\s=:(#])[-\u2212]\s?[*_`{(\[]+$"  # -(5), -**5**
     rf"|\b(?:{'|'.join(_SCALES)})s?,?\s(?:and\s)?$"
     r"|[)\]}]\s?/\s?$|(?<![A-Za-z])[A-Za-z]/$"  # (3 + 4)/2, x/2
+    r"|[\u221a\u221b\u221c]\s?[({]?$|\b(?:sqrt|log|ln|exp|sin|cos|tan)\s?$"  # a root of it, a function of it
+    r"|\b(?:(?:half|third|quarter)\sof|twice|thrice|double|triple)\s$|&#$"  # half of 5, the 53 of &#53;
     rf"|(?-i:{_SET})\*?(?:_\{{?\w+\}}?)?\s?(?:\[[^\]]*\]|\{{[^{{}}]*\}})*[\s{{(/]*$",  # \sqrt{2}, \log_2 8, \pi/2
     re.IGNORECASE,
 )
@@ -82,7 +84,7 @@ _UNCLEAR_AFTER = re.compile(  # 2^5, 5:30, 3/(4), 5k and 5 with a power of ten i
     r"|\s?(?:[kKMBT]|[bm]n|ml[nd]|mi[lo]|thou)\b(?!&)|\s?[\u5341\u767e\u5343\u842c\u4e07\u5104\u4ebf\u5146]"
     r"|[ -](?:dozens?\b|halves|thirds?|quarters?|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand|million)ths?)\b"
     r"|\s?[\u2030\u2031]|\$?[-\u2212](?=\s*$|[$)])|[ ]and[ ](?:a|one)[ ](?:half|third|quarter)\b"
-    rf"|\s?{_SET}"  # 2\pi
+    rf"|\s?{_SET}|\s?[\u221a\u03c0]|[\u0304\u0305]"  # 2\pi, and a bar above what repeats
 )
 _BRACKETED = re.compile(rf"\s?(?:%|{_CURRENCY})?\s?\)")
 _WINDOW = 80
@@ -125,6 +127,7 @@ def value_of(text: str, match: re.Match[str]) -> Fraction | None:
         or (match[0].startswith(".") and re.search(rf"(?:{_LETTER}|[.)\d])$", ahead))  # is...5
         or (re.match(r"0\d", match[0]) and re.search(r"\d[ \u00a0]$", ahead))  # the 000 of 1.5 000
         or ("$" in prefix and re.match(r"\s?[mb]\b", text[end : end + 3]))  # $5m
+        or (sign == -1 and re.search(r"\|\s?$", left) and re.match(r"\s?\|", text[end:]))  # |-5|
         or (match["over"] and prefix[:1] in ("-", "\u2212") and re.search(r"\d$", left))  # 1-1/2
     )
     if sign is None or size is None or unclear:
@@ -143,9 +146,9 @@ def before(text: str, match: re.Match[str]) -> tuple[str, str]:
 
 
 def overlooks(text: str, match: re.Match[str]) -> bool:
-    """Whether a number is read without what stands at it: ``x5``, ``2x``, ``covid-19``, ``debt - 5``, ``3 : 2``."""
+    """Whether a number is read without what is at it: ``x5``, ``2x``, ``5!``, ``covid-19``, ``debt - 5``, ``3 : 2``."""
     left, prefix = before(text, match)
-    if re.match(r"\s?[xyz]\b", text[match.end() :]) or re.fullmatch(r"\s*[\d.]+\s*:", left):
+    if re.match(r"\s?[xyz]\b|i\b|\s?!", text[match.end() :]) or re.fullmatch(r"\s*[\d.]+\s*:", left):
         return True
     if not prefix and _ENDS_IN_LETTER.search(left.removesuffix("/")):
         return True

@@ -151,8 +151,9 @@ GPT2 = {"n_positions": 128, "bos_token_id": 0, "eos_token_id": 0}
 LLAMA = {"bos_token_id": 0, "eos_token_id": 0, "max_position_embeddings": 128, "pad_token_id": None}
 CONFIGS = {
     "gpt2": (GPT2Config(n_embd=40, n_head=5, n_layer=2, **GPT2), {"inner": 24}),
-    "gpt2 plain": (
-        GPT2Config(n_embd=32, n_head=2, n_layer=3, n_inner=48, scale_attn_by_inverse_layer_idx=True, **GPT2),
+    "gpt2 plain, with fields of other architectures": (
+        GPT2Config(n_embd=32, n_head=2, n_layer=3, n_inner=48, scale_attn_by_inverse_layer_idx=True,
+                   head_dim=4, num_key_value_heads=1, final_logit_softcapping=3.0, **GPT2),
         {"rank": None, "norm": False}),
     "llama3 rope, wide heads": (
         LlamaConfig(hidden_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_hidden_layers=3,

@@ -35,6 +35,11 @@ class Network:
         self._head: Any = model.get_output_embeddings()  # type: ignore[operator]
         self._head_weight: Tensor | None = None
 
+    def _stated(self, field: str) -> Any:
+        """Field of the config; ``None`` also where it stands in the file and is none of the architecture's."""
+        config: Any = self.model.config
+        return getattr(config, field, None) if hasattr(type(config), field) else None
+
     @property
     def device(self) -> torch.device:
         """Where the model is."""
@@ -43,14 +48,12 @@ class Network:
     @property
     def head_size(self) -> int:
         """Width of one head's output."""
-        config: Any = self.model.config
-        return int(getattr(config, "head_dim", None) or self.hidden // self.n_head)
+        return int(self._stated("head_dim") or self.hidden // self.n_head)
 
     @property
     def n_cache_head(self) -> int:
         """Heads of keys and values; each serves one query head or several."""
-        config: Any = self.model.config
-        return int(getattr(config, "num_key_value_heads", None) or self.n_head)
+        return int(self._stated("num_key_value_heads") or self.n_head)
 
     def part_shape(self, site: str) -> tuple[int, ...]:
         """Shape of a site's value at one layer and position: ``(hidden,)``, or ``(head, head_size)``."""
@@ -60,15 +63,13 @@ class Network:
     @property
     def inner(self) -> int:
         """Width of a block's MLP."""
-        config: Any = self.model.config
-        return int(getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * self.hidden)
+        return int(self._stated("intermediate_size") or self._stated("n_inner") or 4 * self.hidden)
 
     @property
     def key_value_bytes(self) -> int:
         """Bytes of one position's keys and values in all layers."""
-        config: Any = self.model.config
-        heads = int(getattr(config, "num_key_value_heads", None) or self.n_head)
-        return 2 * self.n_layer * heads * self.head_size * self._embedding.weight.element_size()  # type: ignore[no-any-return]
+        heads = self.n_cache_head * self.head_size
+        return 2 * self.n_layer * heads * self._embedding.weight.element_size()  # type: ignore[no-any-return]
 
     @property
     def nbytes(self) -> int:
@@ -95,7 +96,7 @@ class Network:
     @property
     def logit_softcap(self) -> float | None:
         """What logits are squashed below, ``softcap tanh(logit / softcap)``, in models that do so."""
-        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        cap = self._stated("final_logit_softcapping")
         return None if cap is None else float(cap)
 
     @property

@@ -298,10 +298,7 @@ def _one_by_one(questions: Questions, texts: Sequence[str], n_condition: int) ->
 
 def rows_that_fit(reasoner: Reasoner, columns: int) -> int:
     """Rows whose keys, values and logits a batch has room for, all of them twice where it goes on with some only."""
-    config: Any = reasoner.model.config
-    kv_heads = int(getattr(config, "num_key_value_heads", None) or reasoner.n_head)
-    size = 4 if reasoner.model.dtype == torch.float32 else 2
-    keys = 2 * reasoner.n_layer * kv_heads * reasoner.head_size * columns * size
+    keys = reasoner.key_value_bytes * columns
     row = keys + 3 * 4 * (reasoner.vocabulary + len(reasoner.extra_rows))
     if reasoner.device.type != "cuda":
         return int(min(MOST_ROWS, max(8, BATCH_BYTES // row)))
