@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from schemas import SchemaError, UsageError, nearest, segment_of
+from schemas.vocabulary import CLOSING
 
 _THOUGHT = re.compile(r"ct\d+")
 
@@ -32,6 +33,12 @@ def labels_along(array: xr.DataArray | xr.Dataset, dim: str) -> list[str]:
 def thought_labels(array: xr.DataArray | xr.Dataset, dim: str = "position") -> list[str]:
     """Continuous thoughts that occur along a dim, in order."""
     return sorted((x for x in labels_along(array, dim) if _THOUGHT.fullmatch(x)), key=lambda x: int(x[2:]))
+
+
+def thinking_labels(run: xr.DataArray | xr.Dataset) -> list[str]:
+    """Positions between question and answer, as they follow each other in time, however the run was sorted."""
+    known = labels_along(run, "position")
+    return [*(["bot"] if "bot" in known else []), *thought_labels(run), *(x for x in CLOSING if x in known)]
 
 
 def take(array: xr.DataArray, dim: str, labels: Sequence[str], what: str) -> xr.DataArray:

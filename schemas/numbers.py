@@ -75,7 +75,7 @@ _UNCLEAR_BEFORE = re.compile(
     rf"|\b(?:{'|'.join(_SCALES)})s?,?\s(?:and\s)?$"
     r"|[)\]}]\s?/\s?$|(?<![A-Za-z])[A-Za-z]/$"  # (3 + 4)/2, x/2
     r"|[\u221a\u221b\u221c]\s?[({]?$|\b(?:sqrt|log|ln|exp|sin|cos|tan)\s?$"  # a root of it, a function of it
-    r"|\b(?:(?:half|third|quarter)\sof|twice|thrice|double|triple)\s$|&#$"  # half of 5, the 53 of &#53;
+    r"|&#$"  # the 53 of &#53;
     rf"|(?-i:{_SET})\*?(?:_\{{?\w+\}}?)?\s?(?:\[[^\]]*\]|\{{[^{{}}]*\}})*[\s{{(/]*$",  # \sqrt{2}, \log_2 8, \pi/2
     re.IGNORECASE,
 )
@@ -86,6 +86,7 @@ _UNCLEAR_AFTER = re.compile(  # 2^5, 5:30, 3/(4), 5k and 5 with a power of ten i
     r"|\s?[\u2030\u2031]|\$?[-\u2212](?=\s*$|[$)])|[ ]and[ ](?:a|one)[ ](?:half|third|quarter)\b"
     rf"|\s?{_SET}|\s?[\u221a\u03c0]|[\u0304\u0305]"  # 2\pi, and a bar above what repeats
 )
+_MULTIPLIED = re.compile(r"\b(?:(?:half|third|quarter)\sof|twice|thrice|double|triple)$", re.IGNORECASE)
 _BRACKETED = re.compile(rf"\s?(?:%|{_CURRENCY})?\s?\)")
 _WINDOW = 80
 
@@ -146,11 +147,11 @@ def before(text: str, match: re.Match[str]) -> tuple[str, str]:
 
 
 def overlooks(text: str, match: re.Match[str]) -> bool:
-    """Whether a number is read without what is at it: ``x5``, ``2x``, ``5!``, ``covid-19``, ``debt - 5``, ``3 : 2``."""
+    """Whether a number is read without what is at it: ``x5``, ``2x``, ``5!``, ``twice 5``, ``covid-19``, ``3 : 2``."""
     left, prefix = before(text, match)
     if re.match(r"\s?[xyz]\b|i\b|\s?!", text[match.end() :]) or re.fullmatch(r"\s*[\d.]+\s*:", left):
         return True
-    if not prefix and _ENDS_IN_LETTER.search(left.removesuffix("/")):
+    if _MULTIPLIED.search(left) or (not prefix and _ENDS_IN_LETTER.search(left.removesuffix("/"))):
         return True
     return _sign(left, prefix) == 1 and re.search(_MINUS, prefix) is not None
 

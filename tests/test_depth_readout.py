@@ -59,6 +59,9 @@ def test_laziness_and_chunks_change_nothing(size: int, monkeypatch: pytest.Monke
         lazy = readout_depth(run.chunk({"example": size, "layer": 1}), model)
     xr.testing.assert_allclose(lazy.compute(), whole)
     xr.testing.assert_allclose(depth_summary(lazy, n_resample=5), depth_summary(whole, n_resample=5))
+    xr.testing.assert_allclose(readout_depth(run.sortby(["position", "layer"], ascending=False), model), whole)
+    with pytest.raises(SchemaError, match="other weights than the model of"):
+        readout_depth(run.assign_attrs(weights="others"), model.assign_attrs(fingerprint='{"weights": "own"}'))
 
 
 def test_read_outs_settle_where_they_stop_changing() -> None:

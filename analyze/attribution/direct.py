@@ -55,7 +55,7 @@ def logit_attribution(run: xr.Dataset, model: xr.Dataset) -> xr.DataArray:
             f"run {run.attrs.get('run', '')!r} has no {missing[0]}; attribution needs what each block adds: extract"
             " with --capture latent+parts"
         )
-    check_model(model, run["hidden_state"])
+    check_model(model, run)
     layers = run["hidden_state"]["layer"].values.tolist()
     if layers != list(range(len(layers))):
         raise SchemaError(f"attribution adds up over all layers; found {layers}")

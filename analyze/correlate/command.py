@@ -32,7 +32,7 @@ class CorrelationSettings(Part, Sampled):
         " problems; eot, answer (their mean), a thought, or an answer token.",
     )
     correction: Literal["holm", "bh"] = setting("holm", "For many tests: holm or bh.")
-    permutations: int = setting(1000, "Permutations.")
+    permutations: int = setting(1000, "Permutations.", least=1)
     resamples: int = setting(500, "Resamples of the bootstrap over problems.")
     seed: int = setting(0, "Seed of what is drawn.", least=0)
 

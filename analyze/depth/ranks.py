@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.blocks import computed_blocks
-from analyze.labels import inherited, labels_along, numbered, require_dims, take
+from analyze.labels import inherited, labels_along, numbered, require_dims, take, thinking_labels
 from analyze.lens import logit
 from analyze.lens.logit import another_chain, larger_blocks
 from analyze.lens.readout import ReadOut, check_model
@@ -56,15 +56,16 @@ def readout_depth(
     -----
     One product with the unembedding for each state, in blocks of 2,048 tokens; memory does not grow with the run.
     """
-    check_model(model, run["hidden_state"])
+    check_model(model, run)
     what = "depth"
     require_dims(run["hidden_state"], ["example", "layer", "position", "hidden"], what)
     if positions is None:
-        known = labels_along(run, "position")
-        positions = [label for label in known if segment_of(label) in ("bot", "latent", "eot")]
-        positions = positions or [label for label in known if segment_of(label) == "question"][-1:]
+        before = [label for label in labels_along(run, "position") if segment_of(label) == "question"]
+        positions = thinking_labels(run) or before[-1:]
     state = take(run["hidden_state"], "position", positions, what).transpose("example", "layer", "position", "hidden")
     state = numbered(state, ["example", "layer"])
+    if (np.diff(state["layer"]) < 0).any():
+        state = state.sortby("layer")
     none = xr.DataArray(np.empty((state.sizes["example"], 0)), dims=("example", "step"))
     answer_kind = run.attrs.get("answer_kind", "number")
     results = run.get("intermediate_result" if answer_kind == "number" else "intermediate_text", none)

@@ -225,7 +225,7 @@ def held_out_lenses(
     if "jacobian" in lenses and jacobian is None:
         name = run.attrs.get("run")
         raise UsageError(f"the Jacobians of {name} were never computed; run lake reenter jacobian first")
-    check_model(model, run["hidden_state"])
+    check_model(model, run)
     states = with_fed(run)
     if positions is None:
         known = labels_along(run, "position") if jacobian is None else labels_along(jacobian, "position")

@@ -92,7 +92,7 @@ def logit_lens(
     The work of a state is one product with the unembedding. Small chunks are read out together, 1,024 states at a time;
     each thread holds those and their logits over 2,048 tokens, 8 MiB, beside the unembedding.
     """
-    check_model(model, run["hidden_state"])
+    check_model(model, run)
     require_dims(run["hidden_state"], ["example", "layer", "position", "hidden"], "the lens")
     if not 1 <= top <= model.sizes["vocabulary"]:
         raise UsageError(f"top is {top}; it must lie between 1 and the {model.sizes['vocabulary']} tokens there are")

@@ -1,5 +1,6 @@
 """A model's read-out, from the lake alone: final norm, unembedding, and what its tokens mean."""
 
+import json
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -371,8 +372,9 @@ def _loaded(name: str) -> tuple[threading.RLock, dict[str, Any]]:
     return threading.RLock(), {}
 
 
-def check_model(model: xr.Dataset, state: xr.DataArray) -> None:
-    """Refuse a read-out that lacks arrays or is of another width."""
+def check_model(model: xr.Dataset, data: xr.Dataset | xr.DataArray) -> None:
+    """Refuse a read-out that lacks arrays, or is of another width, or model, than a run or states say."""
+    state = data["hidden_state"] if isinstance(data, xr.Dataset) else data
     missing = [name for name in MODEL_VARIABLES if name not in model]
     missing += [name for name in ("final_norm", "final_norm_epsilon") if name not in model.attrs]
     if missing:
@@ -385,3 +387,7 @@ def check_model(model: xr.Dataset, state: xr.DataArray) -> None:
             f"the model's read-out has width {model.sizes['hidden']}, the states have {state.sizes['hidden']}; "
             "pass lake.model(NAME) of the run's own model"
         )
+    made = [data.attrs.get("weights"), json.loads(model.attrs.get("fingerprint", "{}")).get("weights")]
+    if None not in made and made[0] != made[1]:
+        name, own = model.attrs.get("model", "the model"), data.attrs.get("run", "the run")
+        raise SchemaError(f"{name} has other weights than the model of {own}; pass lake.model(NAME) of that model")

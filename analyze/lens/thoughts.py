@@ -69,7 +69,7 @@ def thought_lenses(
     UsageError
         If there are fewer than two thoughts, or too few problems.
     """
-    check_model(model, run["hidden_state"])
+    check_model(model, run)
     thoughts = thought_labels(run["hidden_state"])
     if len(thoughts) < 2:
         raise UsageError(f"lenses of single thoughts are compared between two at least; {run.attrs.get('run')} has"

@@ -69,7 +69,7 @@ def fit_tuned_lens(
     ----------
     Belrose et al., *Eliciting Latent Predictions from Transformers with the Tuned Lens*, 2023, who minimise ``kl``.
     """
-    check_model(model, run["hidden_state"])
+    check_model(model, run)
     what = "the tuned lens"
     if positions is None:
         positions = after_question(run)

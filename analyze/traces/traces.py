@@ -11,14 +11,14 @@ import numpy as np
 import xarray as xr
 
 from analyze.cluster import spread
-from analyze.labels import inherited, labels_along, take
+from analyze.labels import inherited, take, thinking_labels
 from analyze.lens import readout as readout_module
 from analyze.lens.jacobian import FED, with_fed
 from analyze.lens.readout import ReadOut, check_model
 from analyze.pieces import pieces_in
 from analyze.traces.problems import N_OPERAND, NumberProblems, Problems, Solution, WordProblems, graph_of, problems_of
 from analyze.traces.readings import Readings, joined, read_states
-from schemas import UsageError, segment_of
+from schemas import UsageError
 from schemas.resampling import mean_interval
 from schemas.statistics import share_interval
 
@@ -101,9 +101,9 @@ def traces(
     UsageError
         If the run has no written chain, no two problems, or no places between question and answer.
     """
-    check_model(model, run["hidden_state"])
+    check_model(model, run)
     positions = _positions(run, positions)
-    layers = [int(run["layer"].values[-1])] if layers is None else list(layers)
+    layers = [int(run["layer"].values.max())] if layers is None else list(layers)
     if FED in layers and FED not in run["layer"].values:
         run = with_fed(run)
     held = run["layer"].values.tolist()
@@ -225,8 +225,7 @@ def other_rows(problem: Array, rng: np.random.Generator) -> Array:
 
 
 def _positions(run: xr.Dataset, positions: Sequence[str] | None) -> list[str]:
-    labels = labels_along(run, "position")
-    chosen = [x for x in labels if segment_of(x) not in ("question", "answer")] if positions is None else positions
+    chosen = thinking_labels(run) if positions is None else positions
     if not chosen:
         raise UsageError(f"{run.attrs.get('run')} has no place between question and answer, so there is no trace")
     return list(chosen)
