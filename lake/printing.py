@@ -1,5 +1,6 @@
 """What the shell puts on the terminal: tables, lines, JSON, and a bar while it waits."""
 
+import io
 import json
 import math
 import os
@@ -24,6 +25,8 @@ from schemas.wording import duration_text
 for stream in ("stdout", "stderr"):
     if getattr(sys, stream) is None:  # closed before Python began
         setattr(sys, stream, Path(os.devnull).open("w"))  # noqa: SIM115 -- for as long as the process runs
+    if isinstance(getattr(sys, stream), io.TextIOWrapper):  # a terminal of another encoding lacks some characters
+        getattr(sys, stream).reconfigure(errors="backslashreplace")
 console = Console(soft_wrap=True, highlight=False, markup=False, width=None if sys.stdout.isatty() else 400)
 """A pipe has no width to fit into: wide tables of several runs stay on one line."""
 PIPE_SECONDS = 60.0
@@ -87,7 +90,7 @@ def cell_text(cell: Any) -> str:
     """A cell of a table; a dash for a number, or an interval, that is not there."""
     if isinstance(cell, float):
         return "-" if math.isnan(cell) else f"{cell:.3f}"
-    return re.sub(r"[+-]?nan\.\.[+-]?nan", "-", str(cell))
+    return re.sub(r"[+-]?nan\.\.[+-]?nan|\[[+-]?nan, [+-]?nan\]", "-", str(cell))
 
 
 def show_by_run(title: str, printed: Mapping[str, Sequence[Printed]]) -> None:

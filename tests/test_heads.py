@@ -278,3 +278,13 @@ def test_messages():
         head_scores(run["attention"], "report")
     with pytest.raises(UsageError, match="take flow, hub, skip"):
         head_scores(run["attention"], model_max={"hubs": 1})
+
+
+def test_scores_that_are_no_probabilities_and_keys_without_a_thought_are_refused():
+    attention = make_run()["attention"]
+    head_scores(attention)
+    for changed in (2 * attention, np.log(attention + 1e-9)):
+        with pytest.raises(SchemaError, match="attention is no distribution"):
+            head_scores(changed)
+    with pytest.raises(SchemaError, match="along key_position.* lacks ct3"):
+        head_scores(attention.drop_sel(key_position="ct3"))

@@ -26,7 +26,8 @@ from analyze.verdict.rules import (
     weigh,
 )
 from analyze.verdict.shown import misleading, read_by, told
-from analyze.verdict.verdicts import controls_of, verdict
+from analyze.verdict.verdicts import Found, controls_of, verdict
+from analyze.verdict.verdicts import missing as missing_of
 from schemas import MissingRunError, UsageError
 from schemas.naming import fed_at, relabelled, state_of
 from schemas.statistics import difference_interval, interval_of_trials, wilson_interval
@@ -148,6 +149,10 @@ def test_verdicts_on_a_lake_of_known_truth(lake):
     (table, *lines) = tables(result, {})
     assert len(table.rows) == result.sizes["row"]
     assert len(lines) == len(missing)
+    told_nothing = missing_of(lake, Found(run="small-gpt2/test", measures=(), methods=frozenset()))
+    of_mean = next(row["command"] for row in told_nothing if row["method"] == "mean")
+    assert "(results/corrupt/" in of_mean
+    assert "has none: it is of fewer than 10 problems" in of_mean
     twin = verdict(lake, "small-gpt2-decodable/test", [])
     used = twin["verdict"].values[twin["question"].values == USED]
     assert YES not in used

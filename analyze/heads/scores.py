@@ -27,6 +27,8 @@ MULTI_PURPOSE = 0.7
 """A head is Multi-Purpose if its two best scaled metrics both exceed this."""
 CONSTANT = 1e-6
 """A metric whose values over the heads differ by no more than this is constant."""
+ROUNDING = 0.01
+"""By how much stored probabilities may miss what probabilities are."""
 N_REPORT_STEP = 6
 LONG_NAMES = {
     "flow": "share of the attention among thoughts that goes to earlier ones",
@@ -100,7 +102,7 @@ def head_scores(
     Raises
     ------
     SchemaError
-        If a dim or a thought is missing.
+        If a dim or a thought is missing, or what is read is no distribution.
     """
     if isinstance(attention, xr.Dataset):
         attention = attention["attention"]
@@ -130,7 +132,7 @@ def thought_block(attention: xr.DataArray, convention: Convention) -> tuple[xr.D
     what = f"the head scores of convention {convention!r}"
     require_dims(attention, ["layer", "head", "position", "key_position"], what)
     attention = numbered(attention, ["layer", "head"])
-    labels = thought_labels(attention, "key_position")
+    labels = sorted({*thought_labels(attention, "key_position"), *thought_labels(attention)}, key=lambda x: int(x[2:]))
     if convention == "reports":
         labels = latent_labels(N_REPORT_STEP - 1)
     elif len(labels) < 2:
@@ -223,6 +225,11 @@ def _head_scores(
     n = block.shape[-1]
     causal = np.tri(n, dtype=bool)
     known = np.where(causal, block, 0.0).astype("float64")
+    if (known < -ROUNDING).any() or (known.sum(-1) > 1 + ROUNDING).any():
+        raise SchemaError(
+            f"attention is no distribution: values from {np.nanmin(known):.3g}, sums over thoughts up to"
+            f" {np.nanmax(known.sum(-1)):.3g}; pass probabilities, as a run holds them, not scores or sums of them"
+        )
     present = np.isfinite(known).all((-2, -1)) & (known.sum((-2, -1)) > 0)  # (..., layer, head)
     matrix = np.where(np.isfinite(known), known, 0.0)
     raw = thought_metrics(matrix) if convention == "thoughts" else report_metrics(matrix)

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.context import controls_in
-from analyze.verdict.measures import READERS
+from analyze.verdict.measures import LEAST_N, READERS
 from analyze.verdict.rules import (
     ALL,
     APART,
@@ -92,7 +92,7 @@ def controls_of(lake: Lake, run: str) -> list[str]:
 
 
 def missing(lake: Lake, verdicts: Found) -> list[dict[str, str]]:
-    """Methods that were not measured, and the command that makes what they are read from."""
+    """Methods that were not measured, the command that makes what they are read from, and whether that is there."""
     model = verdicts.run.partition("/")[0]
     pairs = [run for run in lake.runs() if run.partition("/")[0] == model and "pair" in lake[run]]
     pairs = [run for run in pairs if bool((lake[run]["pair"] >= 0).any())]
@@ -103,6 +103,8 @@ def missing(lake: Lake, verdicts: Found) -> list[dict[str, str]]:
                 kind, _, options = need.partition(" ")
                 runs = [verdicts.run] if kind not in OF_PAIRS else pairs[:1] or [f"{model}/PAIRS"]
                 command = filled(line(kind, options), lake.location, runs)
+                if there := stored(lake, verdicts.run, kind):
+                    command += f" ({there.name} has none: it is of fewer than {LEAST_N} problems, or made otherwise)"
                 rows.append({"question": question, "method": method, "command": command})
     return rows
 

@@ -82,7 +82,9 @@ class Wording:
         UsageError
             If one is no word of the model: its row would be a mark of the protocol, or none.
         """
-        rows: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=special)["input_ids"] if texts else []
+        rows: list[list[int]] = (
+            self.tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"] if texts else []
+        )  # what is too long for the model is told with its line
         if (last := max((token for row in rows for token in row), default=0)) >= self.vocabulary:
             raise UsageError(
                 f"the tokenizer writes {self.tokenizer.convert_ids_to_tokens(last)!r} as token {last}, the model has"
