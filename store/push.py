@@ -208,6 +208,7 @@ class _Sending:
 
     def __init__(self, source: Store, target: Store, n_file: int, progress: Progress | None) -> None:
         self.source, self.target = source, target
+        self.at_target = frozenset(sync(_keys(target)))  # of what is not there nobody need ask
         self.n_file, self.progress = n_file, progress
         self.files = self.bytes = self.there = self.done = 0
 
@@ -225,10 +226,11 @@ class _Sending:
     def _send(self, key: str, force: bool) -> int | None:
         """Bytes that were written; ``None`` if a file was there: a large one of its size, or the same."""
         size = read_size(self.source, key)
-        if not force and size == read_size(self.target, key):
+        if not force and key in self.at_target:
             if size is not None and size > LARGE_BYTES:
-                return None
-            if _digest(self.source, key) == _digest(self.target, key):
+                if size == read_size(self.target, key):
+                    return None
+            elif _digest(self.source, key) == _digest(self.target, key):
                 return None
         if size is not None and size > LARGE_BYTES:
             copy_large(self.source, self.target, key, size)

@@ -109,6 +109,8 @@ class _Verifier:
         self.shards: list[Shard] = []
         self.known: set[str] = set()
         """Keys that belong here and were looked at otherwise."""
+        self.documents: dict[str, bytes | None] = {}
+        """Documents that were read: from an object store each reading is a request."""
 
     def verify(self, run: str | None, progress: Callable[[int, int], None] | None) -> Verification:
         self.keys = set(sync(_keys(self.store)))
@@ -163,11 +165,17 @@ class _Verifier:
     def _wrong(self, path: str, group: str, kind: str, problem: str, shard: int | None = None) -> None:
         self.found.damage.append(Damage(path=path, group=group, kind=kind, problem=problem, shard=shard))
 
+    def _read(self, key: str) -> bytes | None:
+        """Content of a document, read once."""
+        if key not in self.documents:
+            self.documents[key] = read_bytes(self.store, key)
+        return self.documents[key]
+
     def _document(self, group: str, kind: str, below: str = "") -> dict[str, Any] | None:
         """Check a group's own document; expect what it lists."""
         key = join(join(group, below), "zarr.json")
         self.known.add(key)
-        content = read_bytes(self.store, key)
+        content = self._read(key)
         attributes = unseal(content or b"")
         if content is not None:
             self.found.files += 1
@@ -208,14 +216,14 @@ class _Verifier:
 
     def _run(self, run: str) -> None:
         record = self._document(run, "run", RECORD)
-        attributes = unseal(read_bytes(self.store, f"{run}/zarr.json") or b"")
+        attributes = unseal(self._read(f"{run}/zarr.json") or b"")
         if attributes is None or attributes.get("kind") != "run":
             return
         if record and record["fingerprint"] != attributes.get("fingerprint"):
             for key in (f"{run}/zarr.json", f"{run}/{RECORD}/zarr.json"):
                 self._wrong(key, run, "run", "is of another run than the other of run and record")
             return
-        model = unseal(read_bytes(self.store, f"{run.split('/')[0]}/zarr.json") or b"")
+        model = unseal(self._read(f"{run.split('/')[0]}/zarr.json") or b"")
         if model is not None and has_other_model(attributes, model):
             self._wrong(f"{run}/zarr.json", run, "weights", foreign_weights(run))
         elif moved := of_another_place(run, attributes):
@@ -259,7 +267,7 @@ class _Verifier:
         key = f"{run}/{name}/zarr.json"
         if not self._as_listed(key):
             return  # named for that
-        document = json.loads(read_bytes(self.store, key) or b"")
+        document = json.loads(self._read(key) or b"")
         grid = list(array.shards or array.chunks)
         stated = {
             "dims": (document.get("dimension_names"), list(array.dims)),
@@ -273,11 +281,14 @@ class _Verifier:
 
     def _as_listed(self, key: str) -> bool:
         """Whether a file that never changes is as its group says."""
-        return hashlib.sha256(read_bytes(self.store, key) or b"").hexdigest() in self.expected[key][0]
+        return hashlib.sha256(self._read(key) or b"").hexdigest() in self.expected[key][0]
 
     @contextmanager
     def _content(self, key: str, *, large: bool) -> Iterator[Any]:
         """Bytes of a file; a large one on an object store lies on the disk meanwhile, as several are read at once."""
+        if (document := self.documents.get(key)) is not None:
+            yield document
+            return
         size = read_size(self.store, key) if large or self.folder is not None else None
         if not size:
             yield b"" if size == 0 else read_bytes(self.store, key) or b""

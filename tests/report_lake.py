@@ -22,7 +22,7 @@ MODELS = ("small-gpt2", "small-gpt2-decodable")
 N_PROBLEM, N_PAIR = 40, 12
 
 
-def make_lake(folder: Path, *, analyses: bool = True) -> Lake:
+def make_lake(folder: Path) -> Lake:
     """Both GPT-2 models over problems and pairs; heads, attention, lens, corruption, patching and the comparison."""
     problems = make_splits(0, {"test": {2: 14, 3: 13, 4: 13}})["test"]
     write_problems(problems, folder / "test.jsonl")
@@ -33,11 +33,10 @@ def make_lake(folder: Path, *, analyses: bool = True) -> Lake:
         for data in ("test.jsonl", "pairs.json"):
             extract(prepare(model, str(folder / data), path, spec), path)
     lake = open_lake(path)
-    if analyses:
-        for model in MODELS:
-            add_analyses(lake, model)
-        runs = [f"{model}/test" for model in MODELS]
-        lake.write_result("compare", compare(lake, runs, n_resample=50), runs=runs, spec={"resamples": 50})
+    for model in MODELS:
+        add_analyses(lake, model)
+    runs = [f"{model}/test" for model in MODELS]
+    lake.write_result("compare", compare(lake, runs, n_resample=50), runs=runs, spec={"resamples": 50})
     return lake
 
 
