@@ -26,6 +26,7 @@ from .results import Result as Result
 from .select import select_result as select_result
 from .size import encoded_sizes as encoded_sizes
 from .size import model_size as model_size
+from .size import most_bytes as most_bytes
 from .size import run_files_size as run_files_size
 from .verification import Damage as Damage
 from .verification import Verification as Verification

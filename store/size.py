@@ -12,6 +12,9 @@ from store.layout import COLUMN_CHUNK, ArrayLayout, RunLayout
 from store.record import PARTS
 from store.skeleton import model_arrays, run_arrays
 
+DOCUMENT_BYTES = 2**14
+"""More than the document of an array takes, with what the record and the disk take for its files."""
+
 
 def encoded_sizes(layout: RunLayout, values: Mapping[str, np.ndarray | BlockArray]) -> dict[str, int]:
     """Bytes of examples as they would be written, by variable, without the shards' indexes.
@@ -61,3 +64,21 @@ def model_size(arrays: Mapping[str, Any]) -> tuple[int, int]:
     contents = assemble({}, model_arrays(first))
     chunks = -(-rows // COLUMN_CHUNK)
     return len(contents) + 2 * (chunks - 1), int(sum(map(len, contents.values())) * max(1.0, rows / COLUMN_CHUNK))
+
+
+def most_bytes(
+    layout: RunLayout,
+    columns: Mapping[str, tuple[tuple[str, ...], Any]] | None = None,
+    model: Mapping[str, Any] | None = None,
+) -> int:
+    """Bytes that the files of a run, and of its model, take at most when they are created; nothing is encoded."""
+    build = [] if columns is None else [*run_arrays(layout, columns)]
+    build += [] if model is None else [*model_arrays(model)]
+    total = 0
+    for _, arguments in build:
+        values, total = arguments.get("data"), total + DOCUMENT_BYTES
+        if values is not None:
+            is_text = isinstance(values.dtype, np.dtypes.StringDType)
+            raw = sum(4 * len(text) + 4 for text in values.ravel().tolist()) if is_text else values.nbytes
+            total += 2 * int(raw)
+    return total

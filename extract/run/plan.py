@@ -15,7 +15,7 @@ from extract.run.precision import calibration
 from extract.run.prepare import IN_FLIGHT, Prepared, batches, held_bytes, place, think
 from schemas import LakeError, UsageError
 from schemas.vocabulary import ITERATIONS
-from store import encoded_sizes, local_path, model_size, open_lake, run_files_size
+from store import encoded_sizes, local_path, model_size, most_bytes, open_lake, run_files_size
 from store.record import PARTS
 
 STATES = ("hidden_state", "final_state", "latent_embedding", "attention")
@@ -245,13 +245,16 @@ def require_space(prepared: Prepared, lake: str | os.PathLike[str]) -> None:
     n_prompt = np.array([len(prompt) for prompt in prepared.prompts])
     n_answer = np.full(len(n_prompt), min(ASSUMED_ANSWER, prepared.spec.max_new_tokens))
     counts = entries(prepared, n_prompt, n_answer)
-    has_run, has_model = in_lake(prepared, lake)
-    need = 0 if has_run else run_files_size(layout, prepared.problems.columns)[1]
-    need += 0 if has_model else model_size(prepared.model_arrays())[1]
+    need, columns = 0, prepared.problems.columns
     for name in (*STATES, *prepared.spec.parts):
         array = layout.arrays()[name]
         need += int(counts[name][left].sum() * np.dtype(array.dtype).itemsize * ASSUMED_RATIO)
         need += array.index_bytes * int((~done).sum())
+    has_run, has_model = in_lake(prepared, lake)
+    model = None if has_model else prepared.model_arrays()
+    if need + most_bytes(layout, None if has_run else columns, model) > free:
+        need += 0 if has_run else run_files_size(layout, columns)[1]
+        need += 0 if model is None else model_size(model)[1]
     if need > free:
         raise UsageError(
             f"{lake}: {prepared.run} needs about {need / 1e6:,.1f} MB more and the disk has {free / 1e6:,.1f} MB free;"
