@@ -5,12 +5,14 @@ time and decompressing five sixths. The bytes are the same.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import zstandard
 from numcodecs import Blosc, blosc
+from numcodecs.vlen import VLenUTF8
 from zarr.codecs import BloscCodec, ZstdCodec
 
 
@@ -66,3 +68,28 @@ def decompressed(content: bytes) -> bytes:
         return _CONTEXTS.decompressor.decompress(content)
     except zstandard.ZstdError as error:
         raise ValueError(str(error)) from error
+
+
+def encode_rows(values: np.ndarray, length: int) -> Iterator[tuple[int, bytes]]:
+    """Chunks of so many rows as Zarr encodes them: bytes or texts, Zstandard, checksum.
+
+    Parameters
+    ----------
+    values
+        At least one axis.
+    length
+        Rows of a chunk; the last one is filled up.
+
+    Yields
+    ------
+    Number and content of each chunk that is not all fill: zeros, or empty texts.
+    """
+    is_text = isinstance(values.dtype, np.dtypes.StringDType)
+    for number, begin in enumerate(range(0, len(values), length)):
+        rows = values[begin : begin + length]
+        chunk = np.zeros((length, *values.shape[1:]), dtype=values.dtype)
+        chunk[: len(rows)] = rows
+        plain = VLenUTF8().encode(chunk) if is_text else chunk.astype(chunk.dtype.newbyteorder("<")).tobytes()
+        if (rows != "").any() if is_text else plain.strip(b"\0"):
+            content = zstandard.ZstdCompressor(level=1, write_checksum=False).compress(plain)
+            yield number, content + int(google_crc32c.value(content)).to_bytes(4, "little")

@@ -23,6 +23,7 @@ from store import RunLayout, RunWriter, create_run, open_lake, verify
 from store.blocks import BlockArray
 from store.codecs import compressor, decompress
 from store.encode import encode_shard, encoders
+from store.files import assemble, column
 from store.frames import is_plain, read_part
 from store.range_check import ABSENT
 from store.shards import ShardedArray
@@ -174,7 +175,7 @@ def test_points_give_what_zarr_gives(direct: dict[str, xr.Dataset], plain: dict[
     np.testing.assert_array_equal(direct["full"]["hidden_state"][points], plain["full"]["hidden_state"][points])
 
 
-def test_arrays_of_a_result_are_what_zarr_reads(tmp_path: Path) -> None:
+def test_arrays_of_a_result_are_what_zarr_writes_and_reads(tmp_path: Path) -> None:
     """Of any type and number of axes, of more rows than a chunk has, of nothing but fill, or of nothing."""
     n, rng = 2 * store.layout.COLUMN_CHUNK + 5, np.random.default_rng(0)
     types = ("float64", "float32", "float16", "int64", "int32", "uint8", "bool", "complex64")
@@ -186,10 +187,20 @@ def test_arrays_of_a_result_are_what_zarr_reads(tmp_path: Path) -> None:
         "none": ("nothing", np.zeros(0)),
         "zeros": ("row", np.zeros(n)),
     }
-    made |= {"gaps": ("row", np.full(n, np.nan)), "texts": (("row", "a"), rng.choice(["", "a", "bè"], (n, 2)))}
+    made |= {
+        "gaps": ("row", np.full(n, np.nan)),
+        "minus": ("row", -np.zeros(n)),
+        "texts": (("row", "a"), rng.choice(["", "a", "bè"], (n, 2))),
+    }
     made |= {"blank": ("a", ["", ""]), "box": (("a", "b", "nothing"), np.zeros((2, 3, 0)))}
     made |= {"deep": (("b", "a", "row"), rng.standard_normal((3, 2, n)))}
-    place = tmp_path / "some.lake"
+    place, memory = tmp_path / "some.lake", dict[str, Any]()
+    build = [column(key, xr.Dataset(made)[key].values, xr.Dataset(made)[key].dims) for key in made]
+    group = zarr.create_group(MemoryStore(memory))
+    for name, arguments in build:
+        group.create_array(name, **arguments)
+    written = {key: content.to_bytes() for key, content in memory.items()}
+    assert {**assemble({}, build), "zarr.json": written["zarr.json"]} == written
     create_run(place, "m/d", LAYOUT, identity={"spec": {}}, columns={"example": (("example",), np.arange(27))})
     name = open_lake(place).write_result("made", xr.Dataset(made), runs=["m/d"], spec={})
     found = open_lake(place, stored=True).open_result(name).drop_attrs()
