@@ -154,7 +154,7 @@ def test_of_two_at_once_with_other_weights_the_second_is_refused(
             told.append(str(error))
 
     second, at_the_lock = Thread(target=copy, args=(other,)), Event()
-    first = iter([True])  # several threads write
+    first = iter([True])  # several threads write, and none before the second has looked
     lock, write = module.lake_lock, "set_bytes" if command == "push" else "write_files"
     written = getattr(module, write)
 
@@ -164,8 +164,9 @@ def test_of_two_at_once_with_other_weights_the_second_is_refused(
         return lock(*arguments)
 
     def writing(*arguments: object) -> None:
-        if current_thread() is not second and next(first, False):
-            second.start()
+        if current_thread() is not second:
+            if next(first, False):
+                second.start()
             assert at_the_lock.wait(60)
             if where == "bucket":  # nothing there makes it wait
                 second.join()
