@@ -23,11 +23,13 @@ comes of it in .25; similarity picks the pairs of problems of each draw in .37 a
 a fit of probes and transfer are products of states with few columns at a time, below the rate of large ones. geometry
 at LLaMA-1B's sizes: .62 are components (first tokens of states and of a few of their axes, and eigenvectors), .27 the
 shape of halves and of states shuffled component by component (.15 the shuffling alone), .1 rotations of every two
-places. errors and features multiply a few states at a time for each place; traces search trees, the report draws.
-Seconds told are of code and clock of before of sae, report, similarity, compare and rows with options at GPT-2's sizes,
-and of all but depth, lens, probes, transfer, similarity, sae, features and geometry at LLaMA-1B's. lens, transfer and
-errors at GPT-2's sizes and probes and transfer at LLaMA-1B's were measured while others used the machine, which adds
-to seconds of the processor, too; transfer's told are of a plan made afterwards, which takes half as long.
+places. errors and features multiply a few states at a time for each place; traces search trees, and count for each
+token asked for how many outrank it; the report reads out states of the problems that can be picked (.33 of it at
+GPT-2's sizes, .59 at LLaMA-1B's) and draws (.3 and .13). Seconds told are of code and clock of before of sae and rows
+with options at GPT-2's sizes, and of attribution, report, traces and stability at LLaMA-1B's. lens, transfer, errors,
+similarity, compare, traces, attention and report at GPT-2's sizes and probes, transfer, errors, heads, attention,
+correlate and compare at LLaMA-1B's were measured while others used the machine, which adds to seconds of the
+processor, too; transfer's told are of a plan made afterwards, which takes half as long.
 """
 
 import argparse

@@ -41,7 +41,7 @@ def cost(source: "Source", settings: AttentionSettings) -> Cost:
     block = max(rows.chunksizes["example"]) / rows.sizes["example"]
     return Cost(
         states=n_row, reads=[reading(rows)], operations=2.0 * rows.size * n_target + 4.0 * shares * settings.resamples,
-        memory=12.0 * rows.size / rows.sizes["layer"] * block, **limits(settings, rows.sizes["example"], 128),
+        memory=4.0 * rows.size / rows.sizes["layer"] * block, **limits(settings, rows.sizes["example"], 128),
     )  # fmt: skip
 
 
