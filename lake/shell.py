@@ -5,6 +5,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import NoReturn
 
 import click
 
@@ -123,9 +124,19 @@ app.params.append(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit 2 for a user's mistake, 1 for a run that failed, each with one line on stderr."""
-    if arguments is None:  # the process is this command's alone
-        stopping.last()
-        stopping.catch_signals()
+    if arguments is not None:
+        _run(arguments)
+    stopping.last()  # the process is this command's alone
+    stopping.catch_signals()
+    try:
+        _run(None)
+    except SystemExit as left:
+        stopping.end(left.code)
+        raise
+
+
+def _run(arguments: Sequence[str] | None) -> NoReturn:
+    """Run a command, and leave."""
     try:
         code = app(args=None if arguments is None else list(arguments), standalone_mode=False, prog_name="lake")
     except click.ClickException as error:
@@ -165,7 +176,7 @@ def machine_failure(error: Exception) -> str | None:
     return line and f"{line}; what is committed stays, and the same command goes on from there"
 
 
-def fail(message: str, code: int) -> None:
+def fail(message: str, code: int) -> NoReturn:
     """Say what went wrong in one line and leave."""
     sys.stderr.write("lake: " + " ".join(message.split()) + "\n")
     sys.exit(code)

@@ -1,5 +1,6 @@
 """What ends a command from outside: Ctrl-C, what job systems send before they kill, a terminal that is closed."""
 
+import atexit
 import os
 import signal
 import sys
@@ -71,3 +72,18 @@ class Lasting:
 def last() -> None:
     """Go on with the work whatever becomes of the terminal."""
     sys.stderr = Lasting(sys.stderr)
+
+
+def end(code: object) -> None:
+    """End the process, if an object store was spoken to: what waits for it in other threads may abort an interpreter.
+
+    Returns where nothing was, or where what was printed cannot be handed on.
+    """
+    if "obstore" not in sys.modules:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return
+    atexit._run_exitfuncs()
+    os._exit(code if isinstance(code, int) else 0)

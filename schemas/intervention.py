@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 from schemas.checks import check_whole
@@ -145,6 +146,13 @@ class Intervention:
         for name in ("positions", "layers", "heads", "keys"):  # each would be changed twice
             if twice := [str(label) for label, count in Counter(getattr(self, name)).items() if count > 1]:
                 raise UsageError(f"an intervention at {self.site} names {', '.join(twice)} twice among its {name}")
+        for name in ("layers", "heads"):
+            for number in getattr(self, name):
+                if isinstance(number, bool) or not isinstance(number, Integral):
+                    raise UsageError(f"{name[:-1]} {number!r} of an intervention is no whole number")
+        for name, plain in (("strength", 1.0), ("donor", "stored"), ("direction", ""), ("subspace", "")):
+            if name not in takes and getattr(self, name) != plain:
+                raise UsageError(f"{self.operation} takes no {name}; {getattr(self, name)!r} would change nothing")
         check_whole("seed of an intervention", self.seed, 0)
         if site.layers != bool(self.layers):
             raise UsageError(

@@ -116,7 +116,7 @@ def check_agreement(lakes: Sequence[Lake], runs: Sequence[str] | None = None) ->
             if lines := differences(before, facts):
                 raise SpecMismatchError(
                     f"{what} of {first.location} and that of {lake.location} were made otherwise ({'; '.join(lines)});"
-                    " nothing was merged. Keep them in lakes of their own, or extract one again under another name"
+                    " nothing was written. Keep them in lakes of their own, or extract one again under another name"
                 )
 
 

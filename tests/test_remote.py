@@ -301,3 +301,19 @@ def test_where_analyses_cannot_compute(tmp_path: Path) -> None:
         pass
     with pytest.raises(UsageError, match="at least 1"), compute_on(workers=0):
         pass
+
+
+def test_a_command_that_spoke_to_an_object_store_leaves_no_interpreter_to_its_threads() -> None:
+    code = (
+        "import atexit, obstore, sys, lake\n"
+        "class Late:\n    def __del__(self): print('taken down')\n"
+        "late, sys.argv = Late(), ['lake', *sys.argv[1:]]\n"
+        "atexit.register(print, 'at exit')\n"
+        "lake.main()\n"
+    )
+    for words, status in (["--version"], 0), (["info", "none.lake"], 2):
+        ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+        assert ended.returncode == status
+        assert ("lake format" in ended.stdout) == (status == 0)
+        assert "at exit" in ended.stdout
+        assert "taken down" not in ended.stdout

@@ -230,7 +230,8 @@ def _changes(
     n, changes = len(nodes), []
     for operation in operations:
         for source, node in enumerate(nodes):
-            change = Intervention(positions=(node,), strength=strength, seed=seed, **CHANGES[operation], **place)
+            what = CHANGES[operation] | ({"strength": strength} if operation == "noise" else {})
+            change = Intervention(positions=(node,), seed=seed, **what, **place)
             later = tuple(range(source + 1, n + 1))
             alone = Condition(name=f"{operation} {node}", interventions=(change,))
             changes += [_Do(alone, operation, TOTAL, source, later), _Do(alone, operation, DIRECT, source, later[:1])]
