@@ -156,7 +156,7 @@ def _run(arguments: Sequence[str] | None) -> NoReturn:
         line = remote_failure(error, sys.argv if arguments is None else arguments) or machine_failure(error)
         if line is None:
             raise
-        fail(line, 1)
+        fail(line, 2 if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG else 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

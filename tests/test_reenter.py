@@ -311,6 +311,7 @@ def test_command_keeps_a_result_and_answers_bad_requests_in_one_line(folder: Pat
         (("steer", folder, "small-gpt2/test", "--directions", "sae:decoder"), "was never computed"),
         (("sweep", folder, "small-gpt2/test", "--site", "head_output", "--heads", "9"), "head 9 is not there"),
         (("sweep", folder, "small-gpt2/test", "--operations", "melt"), "operation 'melt' is not one of"),
+        (("sweep", folder, "small-gpt2/test", "--positions", "a7"), "a7 is behind it and would change nothing"),
         (("sweep", folder, "small-gpt2/test", "--heads", "1"), "hidden_state has no heads; leave --heads out"),
         (("sweep", folder, "small-gpt2/test", "--donors", "other"), "--donors is for replace, replace_in; zero takes"),
         (("ablate", folder, "small-gpt2/test", "--operations", "mean:mode"), "average 'mode' is not one of"),

@@ -133,6 +133,9 @@ def sweep(
     for label, prompt in zip(labels, questions.prompts, strict=True):
         reasoner.check_length(len(prompt), questions.room, f"question of example {label}")
     _check_question_positions(conditions, labels, questions.prompts, reasoner.places)
+    if "token" in run:
+        written = (run["token"].values[rows][:, run["segment"].values == "answer"] >= 0).sum(1).max(initial=0)
+        _check_answer_positions(conditions, max(int(written), len(asked.shared) + longest_answer), reasoner.places)
     batches, chunks, n_head_row = _batches(questions, conditions, batch_rows)
     keep = None
     if folder is not None:
@@ -330,6 +333,17 @@ def _check_question_positions(
                             f"condition {condition.name}: example {labels[index]} has {len(prompt) - 1} question"
                             f" tokens, {position} is not there"
                         )
+
+
+def _check_answer_positions(conditions: Sequence[Condition], longest: int, places: Places) -> None:
+    """Of a condition's positions one must be before the end of the longest answer: else it would change nothing."""
+    for condition in conditions:
+        positions = {position for one in condition.interventions for position in one.positions}
+        if positions and min(map(places.offset, positions)) >= places.offset(f"a{longest}"):
+            raise UsageError(
+                f"condition {condition.name}: the longest answer has {longest} tokens, {', '.join(sorted(positions))}"
+                " is behind it and would change nothing"
+            )
 
 
 def _decides(
