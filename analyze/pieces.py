@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import joblib
 import xarray as xr
 
+from store.keeping import remove_folder
+
 Piece = TypeVar("Piece")
 
 
@@ -30,6 +32,12 @@ def pieces_in(folder: str | os.PathLike[str] | None, *modules: str) -> joblib.Me
     sources = [path for module in modules for path in sorted(Path(module).parent.glob("*.py"))]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     return joblib.Memory(Path(folder) / digest[:16], verbose=0)
+
+
+def remove_unused(folder: Path | None) -> None:
+    """Remove the folder of a command that was refused, where it has finished no piece."""
+    if folder is not None and not any(folder.rglob("output.pkl")):
+        remove_folder(folder)
 
 
 def taken_up(

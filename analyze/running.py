@@ -7,8 +7,10 @@ import xarray as xr
 
 from analyze.cost import LONG, Plan, Quiet, operations_of, plan_of, sampled
 from analyze.labels import part_of
+from analyze.pieces import remove_unused
 from analyze.source import Source
 from analyze.written import at_places, is_written
+from schemas import UsageError
 from schemas.command import Analysis, Made, Settings, Shell
 from store import Lake
 from store.keeping import Kept, keep, remove_folder, working_folder
@@ -73,7 +75,12 @@ def analyse(command: Analysis, groups: Sequence[Sequence[Source]], settings: Set
         spec = settings.spec() | _order_of(sources[0].data, settings)
         drawn = [source.n_sampled for source in sources if source.n_sampled is not None]
         spec |= {"sample": max(drawn)} if drawn else {}
-        made: Any = command.run(sources if command.takes_all(settings) else sources[0], settings)
+        try:
+            made: Any = command.run(sources if command.takes_all(settings) else sources[0], settings)
+        except UsageError:
+            for source in sources:
+                remove_unused(source.folder)
+            raise
         results = made if isinstance(made, list) else [Made(next(iter(command.results)), made)]
         of = [(list(result.runs) or [source.run for source in sources], {**spec, **result.spec}) for result in results]
         beside = [name_of(result.kind, *settled) for result, settled in zip(results, of, strict=True)]

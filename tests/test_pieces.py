@@ -3,7 +3,7 @@
 import xarray as xr
 from synthetic import make_run
 
-from analyze.pieces import pieces_in, taken_up
+from analyze.pieces import pieces_in, remove_unused, taken_up
 
 CALLS = []
 
@@ -25,3 +25,13 @@ def test_a_piece_is_taken_up_for_the_same_part_and_settings_alone(tmp_path) -> N
         assert len(CALLS) == n_call
     taken_up(pieces_in(None, __file__), counted, [run], seed=1)
     assert len(CALLS) == 6
+
+
+def test_of_a_command_that_was_refused_only_finished_pieces_stay(tmp_path) -> None:
+    refused, stopped = tmp_path / "toy.lake.probes/one", tmp_path / "toy.lake.lens/one"
+    for folder in (refused, stopped):
+        pieces_in(folder, __file__).cache(counted)
+    taken_up(pieces_in(stopped, __file__), counted, [make_run()], seed=1)
+    for folder in (refused, stopped):
+        remove_unused(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["toy.lake.lens"]
