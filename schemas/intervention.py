@@ -178,6 +178,8 @@ class Intervention:
             raise UsageError(f"shuffle exchanges the values of several {exchanged}; one is named")
         if not math.isfinite(self.strength):
             raise UsageError(f"strength is {self.strength}; it must be a number that is not infinite")
+        if not self.strength and self.operation != "scale":
+            raise UsageError(f"{self.operation} with a strength of 0 would change nothing")
         if self.as_noise and self.site == "attention":
             raise UsageError("attention is a distribution; noise of the norm of a change is none")
 

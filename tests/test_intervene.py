@@ -288,6 +288,7 @@ def test_sweep_is_resumed_and_counts_what_it_saved(oracle: tuple[Reasoner, xr.Da
         ({"layers": (0.5,)}, "layer 0.5 of an intervention is no whole number"),
         ({"strength": 0.5}, "zero takes no strength; 0.5 would change nothing"),
         ({"donor": "twin"}, "zero takes no donor"),
+        ({"operation": "noise", "strength": 0.0}, "noise with a strength of 0 would change nothing"),
         ({"layers": (1, 1)}, "names 1 twice among its layers"),
         ({"operation": "scale", "positions": ("ct1", "bot", "ct1")}, "names ct1 twice among its positions"),
         ({"site": "attention", "operation": "force", "keys": ("bot", "bot")}, "names bot twice among its keys"),
