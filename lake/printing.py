@@ -90,7 +90,7 @@ def cell_text(cell: Any) -> str:
     """A cell of a table; a dash for a number, or an interval, that is not there."""
     if isinstance(cell, float):
         return "-" if math.isnan(cell) else f"{cell:.3f}"
-    return re.sub(r"[+-]?nan\.\.[+-]?nan|\[[+-]?nan, [+-]?nan\]", "-", str(cell))
+    return re.sub(r"[+-]?nan\.\.[+-]?nan", "-", str(cell))
 
 
 def show_by_run(title: str, printed: Mapping[str, Sequence[Printed]]) -> None:

@@ -25,6 +25,7 @@ from schemas.statistics import (
     uncertain,
     wilson_interval,
 )
+from schemas.wording import with_interval
 
 Z = 1.959963984540054
 
@@ -187,3 +188,10 @@ def test_answers_that_are_all_alike_are_not_certain():
     low, high = uncertain([0.0, 0.4], [0.0, 0.6], np.transpose([all_right, all_right]), np.transpose([all_right, some]))
     np.testing.assert_allclose([low[0], high[0]], [-(1 - all_right[1]), 1 - all_right[1]])
     assert (low[1], high[1]) == (0.4, 0.6)
+
+
+def test_a_figure_without_an_interval_is_printed_alone() -> None:
+    nan = float("nan")
+    assert [with_interval(figure) for figure in ((0.5, 0.1, 0.9), (0.5, nan, nan), (nan, nan, nan))] == [
+        "0.500 [0.10, 0.90]", "0.500", "-",
+    ]  # fmt: skip

@@ -68,8 +68,7 @@ class Network:
     @property
     def key_value_bytes(self) -> int:
         """Bytes of one position's keys and values in all layers."""
-        heads = self.n_cache_head * self.head_size
-        return 2 * self.n_layer * heads * self._embedding.weight.element_size()  # type: ignore[no-any-return]
+        return 2 * self.n_layer * self.n_cache_head * self.head_size * int(self._embedding.weight.element_size())
 
     @property
     def nbytes(self) -> int:

@@ -336,13 +336,13 @@ def _check_question_positions(
 
 
 def _check_answer_positions(conditions: Sequence[Condition], longest: int, places: Places) -> None:
-    """Of a condition's positions one must be before the end of the longest answer: else it would change nothing."""
+    """One of a condition's positions must be fed in some answer, whose last token is not: else nothing would change."""
     for condition in conditions:
         positions = {position for one in condition.interventions for position in one.positions}
-        if positions and min(map(places.offset, positions)) >= places.offset(f"a{longest}"):
+        if positions and min(map(places.offset, positions)) >= places.offset(f"a{max(longest, 1) - 1}"):
             raise UsageError(
-                f"condition {condition.name}: the longest answer has {longest} tokens, {', '.join(sorted(positions))}"
-                " is behind it and would change nothing"
+                f"condition {condition.name}: the longest answer has {longest} tokens, of which the last is not fed;"
+                f" {', '.join(sorted(positions))} would change nothing"
             )
 
 

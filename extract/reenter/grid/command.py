@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from extract.reenter.settings import DrawnSettings
 from extract.reenter.tables import ACCURACY, accuracy_cells, drawn_column
+from schemas import UsageError
 from schemas.command import Experiment, Printed, Table, setting
 from schemas.intervention import OPERATIONS, Donor, Site
 
@@ -40,6 +41,12 @@ class SweepSettings(DrawnSettings):
         "", "What vectors of a result span, for the operations that take a subspace.", metavar="KIND:VARIABLE.."
     )
     seed: int = setting(0, "Seed of everything random.", least=0)
+
+    def __post_init__(self) -> None:
+        """Refuse what changes nothing."""
+        super().__post_init__()
+        if "scale" in self.operations and 1 in self.strengths:
+            raise UsageError("scale with a strength of 1 would change nothing; --strengths says how much")
 
 
 def run(target: "Target", settings: SweepSettings) -> "xr.Dataset":
