@@ -13,8 +13,25 @@ import click
 
 from lake import completion
 from schemas.command import Settings
-from schemas.flags import Flag, flags
+from schemas.flags import Flag, flags, number
 
+
+class Number(click.ParamType[Any]):
+    """A number as a human writes it: without Python's underscores."""
+
+    def __init__(self, kind: type, name: str, what: str) -> None:
+        self.kind, self.name, self.what = kind, name, what
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read it; what is a number stays as it is."""
+        try:
+            return value if isinstance(value, self.kind) else number(self.kind, str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not a valid {self.what}.", param, ctx)
+
+
+WHOLE = Number(int, "integer", "integer")
+NUMBERS: dict[type, Any] = {int: WHOLE, float: Number(float, "float", "float")}
 LAKE = click.Argument(["path"], metavar="PATH", help="Lake: a folder or a URL.", shell_complete=completion.folders)
 RUNS = click.Argument(
     ["runs"],
@@ -27,7 +44,7 @@ JSON = click.Option(["--json"], is_flag=True, default=False, help="Print the res
 CSV = click.Option(["--csv"], type=Path, metavar="DIR", help="Also write every table as CSV into DIR.")
 PLAN = click.Option(["--plan"], is_flag=True, default=False, help="Only say what it would take.")
 SCHEDULER = click.Option(["--scheduler"], metavar="ADDRESS", help="Compute on a running dask scheduler.")
-WORKERS = click.Option(["--workers"], type=int, metavar="N", help="Compute in N processes of this machine.")
+WORKERS = click.Option(["--workers"], type=WHOLE, metavar="N", help="Compute in N processes of this machine.")
 
 QUIET = click.Option(
     ["-q", "--quiet"], is_flag=True, default=False, help="Results and errors alone: no progress, no notes."
@@ -62,7 +79,7 @@ def _parameter(flag: Flag) -> click.Parameter:
     joined = flag.many and not repeated
     common: dict[str, Any] = {
         "metavar": flag.metavar or ("|".join(flag.words) + (",.." if flag.many else "") if flag.words else None),
-        "type": str if joined else flag.kind,
+        "type": str if joined else NUMBERS.get(flag.kind, flag.kind),
         "required": flag.required,
         "help": flag.help,
         "shell_complete": completion.choices(flag.words) if flag.words else COMPLETED.get(flag.name),

@@ -74,6 +74,8 @@ def open_runs(path: str, names: Sequence[str] | None) -> tuple[Any, list[str]]:
     runs = list(names or lake.runs())
     if not runs:
         raise UsageError(f"{path} has no runs yet; make one with lake extract")
+    if twice := [run for number, run in enumerate(runs) if run in runs[:number]]:
+        raise UsageError(f"run {twice[0]} is named twice")
     for run in runs:
         lake.attributes(run)
     return lake, runs
@@ -127,11 +129,10 @@ def run_experiment(
     from analyze.cluster import compute_on
     from analyze.tables import fed, result_tables, without_long
     from extract.reenter.planning import trial_plan
-    from extract.reenter.running import for_model, reenter, target_of
+    from extract.reenter.running import check_named, reenter, target_of
 
-    for run in runs:  # what is written wrongly is said before a model is loaded
-        for_model(where.checkpoint, run, "checkpoint")
-        for_model(where.base, run, "base")
+    check_named(lake, where.checkpoint, "checkpoint")  # what is written wrongly is said before a model is loaded
+    check_named(lake, where.base, "base")
     document: dict[str, Any] = {}
     printed: dict[str, list[Printed]] = {}
     plans = {}

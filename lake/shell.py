@@ -58,6 +58,8 @@ class Declared(click.Command):
         declared, terminal = self.declared, Terminal(self.declared, ctx)
         try:
             settings, *target = [flags.read(kind, ctx.params) for kind in self.settings]
+            if ctx.params.get("plan") and ctx.params.get("csv"):
+                raise UsageError("--csv does nothing with --plan, which computes no tables; leave one of them out")
             if isinstance(declared, Analysis):
                 running.run_analysis(declared, settings, ctx.params, terminal)
             elif isinstance(declared, Experiment):

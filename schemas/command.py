@@ -14,7 +14,7 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
-from schemas.errors import LakeError
+from schemas.errors import LakeError, UsageError
 from schemas.flags import flags
 
 
@@ -27,6 +27,7 @@ def setting(
     least: float | None = None,
     argument: bool = False,
     repeat: bool = False,
+    needs: str = "",
 ) -> Any:
     """A field of :class:`Settings`.
 
@@ -46,9 +47,13 @@ def setting(
         Given by its place on the command line instead of a flag.
     repeat
         Of a tuple: the flag is repeated for each entry, instead of commas between entries.
+    needs
+        Setting without which this one does nothing, and the words of it with which it does, as ``sample`` or
+        ``activation=topk|abs_topk``; another value than the default is refused without it.
     """
     metadata = {
         "help": help, "metavar": metavar, "stored": stored, "least": least, "argument": argument, "repeat": repeat,
+        "needs": needs,
     }  # fmt: skip
     return field(default=default, metadata=metadata)
 
@@ -63,9 +68,11 @@ class Settings:
     Raises
     ------
     UsageError
-        If a value is none of its words, or below the smallest number allowed.
+        If a value is none of its words, or below the smallest number allowed, or does nothing beside the others.
     """
 
+    usual: ClassVar[Mapping[str, Any]] = {}
+    """What holds where a field that is ``None`` by default is not given."""
     part: ClassVar[tuple[str, ...]] = ("layers", "positions", "limit")
     """Which of its settings say what part of a run an analysis is handed."""
 
@@ -77,6 +84,34 @@ class Settings:
                 object.__setattr__(self, flag.name, value)
             for entry in value if flag.many and value is not None else [value]:
                 flag.check(entry)
+        self.check_needs()
+
+    def check_needs(self) -> None:
+        """Raise :class:`UsageError` where a value does nothing beside the others."""
+        known = flags(type(self))
+        for flag in known:
+            usual = (flag.default, self.usual.get(flag.name))
+            if not flag.is_met(vars(self)) and getattr(self, flag.name) not in usual:
+                needed = flag.needed(known)
+                raise UsageError(f"{flag.option} does nothing without {needed}; leave it out, or give that too")
+
+    def decide(self, by: str, **values: Any) -> None:
+        """Set what another setting decides, such as ``--reports``.
+
+        Raises
+        ------
+        UsageError
+            If one of them is given otherwise.
+        """
+        for flag in flags(type(self)):
+            if flag.name not in values:
+                continue
+            given, decided = getattr(self, flag.name), values[flag.name]
+            if given not in (flag.default, decided):
+                raise UsageError(
+                    f"{flag.option} is {flag.typed(given)}, and {by} says {flag.typed(decided)}; leave one of them out"
+                )
+            object.__setattr__(self, flag.name, decided)
 
     def runs_to_open(self, named: Sequence[str]) -> list[str]:
         """Runs that a command over runs opens, of those named by their place; none: every run of the lake."""
@@ -94,7 +129,7 @@ class Settings:
     @classmethod
     def of_spec(cls, spec: Mapping[str, Any]) -> Self:
         """Settings from what is stored with a result; what other versions stored besides is passed over."""
-        known = {flag.name for flag in flags(cls)}
+        known = {flag.name for flag in flags(cls) if flag.is_met(spec)}
         return cls(**{name: value for name, value in spec.items() if name in known})
 
 

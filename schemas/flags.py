@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -32,6 +32,13 @@ def check_most(name: str, what: str, value: int) -> None:
         )
 
 
+def number(kind: type, text: str) -> Any:
+    """A number from its text; ``ValueError`` also where Python would read on, as 1_0 is no way to write ten."""
+    if "_" in text:
+        raise ValueError(text)
+    return kind(text)
+
+
 @dataclass(frozen=True, slots=True)
 class Flag:
     """A field of settings, resolved."""
@@ -43,6 +50,8 @@ class Flag:
     """Words allowed; none: any."""
     optional: bool
     many: bool
+    placed: bool
+    """Of a tuple: whether it has so many places, so that two of its entries may be the same."""
     default: Any
     help: str
     metavar: str | None
@@ -50,6 +59,8 @@ class Flag:
     least: float | None
     argument: bool
     repeat: bool
+    needs: str
+    """Setting without which it does nothing, as :func:`schemas.command.setting` has it."""
 
     @property
     def option(self) -> str:
@@ -60,6 +71,26 @@ class Flag:
     def required(self) -> bool:
         """Whether it must be given."""
         return self.default is MISSING
+
+    def is_met(self, values: Mapping[str, Any]) -> bool:
+        """Whether settings are such that this one does something."""
+        name, _, words = self.needs.partition("=")
+        value = values.get(name)
+        if not words:
+            return not name or bool(value)
+        return not set(words.split("|")).isdisjoint(value if isinstance(value, (tuple, list)) else [value])
+
+    def needed(self, among: Iterable["Flag"]) -> str:
+        """What it does nothing without, as it is typed."""
+        name, _, words = self.needs.partition("=")
+        (other,) = (flag for flag in among if flag.name == name)
+        if other.argument:
+            return (other.metavar or name).strip("[].")
+        return f"{other.option} {words.replace('|', ' or ')}".strip()
+
+    def typed(self, value: Any) -> str:
+        """A value as it is typed."""
+        return ",".join(map(str, value)) if self.many else str(value)
 
     def check(self, value: Any) -> None:
         """Raise :class:`UsageError` unless a value is allowed."""
@@ -88,7 +119,7 @@ class Flag:
         if self.kind not in (int, float):
             return text
         try:
-            return self.kind(text)
+            return number(self.kind, text)
         except ValueError:
             kind = "whole numbers" if self.kind is int else "numbers"
             raise UsageError(f"{self.option} takes {kind} between commas, as 0,5,11; found {text!r}") from None
@@ -103,7 +134,9 @@ class Flag:
             named twice.
         """
         entries_read = tuple(self.read(word.strip()) for word in text.split(",") if word.strip())
-        if twice := [entry for index, entry in enumerate(entries_read) if entry in entries_read[:index]]:
+        if not self.placed and (
+            twice := [entry for index, entry in enumerate(entries_read) if entry in entries_read[:index]]
+        ):
             raise UsageError(f"{self.option} names {twice[0]} twice")
         if not entries_read and self.default != ():
             raise UsageError(f"{self.option} names nothing; leave it out for the default")
@@ -132,15 +165,22 @@ def _fields(cls: type) -> Iterator["dataclasses.Field[Any]"]:
 
 def _flag(field: "dataclasses.Field[Any]", hint: Any) -> Flag:
     """Resolve the type of a field."""
-    optional = many = False
+    optional = many = placed = False
     if get_origin(hint) in (Union, types.UnionType):
         optional = True
         (hint,) = [part for part in get_args(hint) if part is not type(None)]
     if get_origin(hint) is tuple:
-        many, hint = True, get_args(hint)[0]
+        many, placed, hint = True, ... not in get_args(hint), get_args(hint)[0]
     words: tuple[str, ...] = ()
     if get_origin(hint) is Literal:
         words, hint = get_args(hint), str
     return Flag(
-        name=field.name, kind=hint, words=words, optional=optional, many=many, default=field.default, **field.metadata
+        name=field.name,
+        kind=hint,
+        words=words,
+        optional=optional,
+        many=many,
+        placed=placed,
+        default=field.default,
+        **field.metadata,
     )

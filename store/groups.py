@@ -145,12 +145,13 @@ class Groups:
         attributes = self._document(run, "run")
         if attributes is None and self._kind(run) == "run":
             self._fail(run, "run", "is not there")
-        if attributes is None or attributes.get("kind") != "run":
+        moved = attributes and of_another_place(run, attributes)
+        if attributes is None or attributes.get("kind") != "run" or (moved and run not in self.runs()):
             raise MissingRunError(
                 f"{self.location} has no run {run!r}; it has {', '.join(self.runs()) or 'none'}"
                 + nearest(run, self.runs())
             )
-        if moved := of_another_place(run, attributes):
+        if moved:
             raise CorruptLakeError(f"{self.location}: {moved}")
         record = self._document(f"{run}/{RECORD}", "run")
         if record is None:

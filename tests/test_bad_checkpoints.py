@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from codi_models import ORACLE
+from safetensors.torch import save_file
 
 from extract import load_reasoner
 from schemas import UsageError
@@ -33,6 +34,14 @@ def altered(change: str, folder: Path) -> tuple[Path, Path]:
             state["codi.base_model.model.lm_head.weight"] = state["codi.base_model.model.lm_head.weight"] + 1
         case "not finite":
             state[name][0, 0] = torch.nan
+        case "two files":
+            save_file({key: value * 1.5 for key, value in state.items()}, folder / "codi" / "model.safetensors")
+        case "zeros":
+            state |= {key: torch.zeros_like(value) for key, value in state.items() if ".layers.2.mlp.up_proj" in key}
+        case "tokens by chance":
+            tokens = json.loads((folder / "base" / "tokenizer.json").read_text())
+            tokens["model"]["dropout"] = 0.5
+            (folder / "base" / "tokenizer.json").write_text(json.dumps(tokens))
         case "no codi":
             state = {key.removeprefix("codi.base_model."): value for key, value in state.items()}
         case "truncated":
@@ -68,6 +77,9 @@ def altered(change: str, folder: Path) -> tuple[Path, Path]:
         ("shape", r"input_layernorm\.weight \(3,\) instead of \(64,\)"),
         ("untied", r"lm_head\.weight and model\.embed_tokens\.weight differ"),
         ("not finite", "not finite"),
+        ("two files", r"has both model\.safetensors and pytorch_model\.bin, whose weights differ: codi"),
+        ("zeros", r"zero throughout: model\.layers\.2\.mlp\.up_proj\.weight; is the file complete"),
+        ("tokens by chance", r"draws tokens at random \(dropout 0\.5 in tokenizer\.json\)"),
         ("no codi", "no CODI checkpoint"),
         ("truncated", "is the file complete"),
         ("no file", "neither model.safetensors nor pytorch_model.bin"),

@@ -180,13 +180,14 @@ def _by_position(values: xr.DataArray, where: dict[str, Any]) -> xr.DataArray:
     for key in ("site", "layer", "stratum"):
         labels = sorted({str(x) for x in values[key].values}) if key in values.coords else []
         if len(labels) > 1:
-            raise SchemaError(f"the re-entry holds {key} {', '.join(labels)}; select one")
+            raise SchemaError(f"the re-entry holds {key} {', '.join(labels)}; choose one, as --where {key}={labels[0]}")
     places = list(dict.fromkeys(str(x) for x in values[label].values))
     parts = [values.isel(condition=np.flatnonzero(values[label].values.astype(str) == place)) for place in places]
     sizes = {part.sizes["condition"] for part in parts}
     if len(sizes) != 1:
         raise SchemaError(
-            f"the re-entry changes positions {', '.join(places) or '(none)'} unequally often; select with where"
+            f"the re-entry changes positions {', '.join(places) or '(none)'} unequally often; choose conditions with"
+            " --where, as corruption=mean"
         )
     bare = [part.drop_vars([c for c in part.coords if "condition" in part[c].dims]) for part in parts]
     joined = xr.concat(bare, xr.DataArray(np.array(places, dtype=object), dims="position", name="position"))

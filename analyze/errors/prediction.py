@@ -265,11 +265,17 @@ def _sides(spec: ErrorSpec, sae: xr.Dataset, first: xr.DataArray, wrong: NDArray
     if spec.split == "stratified":
         from sklearn.model_selection import train_test_split
 
+        counts = (int(wrong.sum()), int((~wrong).sum()))
+        if 1 in counts or sum(counts) < 5:
+            raise UsageError(
+                f"{counts[0]} wrong and {counts[1]} right answers cannot be split into shares of both; take more"
+                " examples, or --split sae"
+            )
         side = np.zeros(len(wrong), dtype=np.intp)
         side[train_test_split(np.arange(len(wrong)), test_size=0.2, random_state=spec.seed, stratify=wrong)[1]] = 2
         return side
     if "example_split" not in sae:
-        raise UsageError("the dictionary says of no example whether it was trained on it; use split='stratified'")
+        raise UsageError("the dictionary says of no example whether it was trained on it; give --split stratified")
     label = first["example"].values if "example" in first.coords else np.arange(len(wrong))
     series = sae["example_split"].to_series()
     unknown = ~np.isin(label, series.index)
@@ -281,7 +287,7 @@ def _sides(spec: ErrorSpec, sae: xr.Dataset, first: xr.DataArray, wrong: NDArray
     number = series.map({s: i for i, s in enumerate(SPLITS)}).reindex(label).to_numpy(dtype=np.intp)
     if not (number == 2).any():
         raise UsageError(
-            "the dictionary was trained on every example, so none is left to test on; train it with split='problem', "
-            "or use split='stratified' and accept that it saw the test rows"
+            "the dictionary was trained on every example, so none is left to test on; learn it with --split "
+            "problem of more examples, or give --split stratified and accept that it saw the test rows"
         )
     return np.asarray(number, dtype=np.intp)

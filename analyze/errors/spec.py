@@ -45,11 +45,10 @@ class ErrorSpec(Settings):
     seed: int = setting(0, "Of the resamples, and of the stratified split.", least=0)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.reports:
             fixed = {"penalties": (1.0,), "scale": "none", "split": "stratified", "balanced": False}
-            for name, value in {**fixed, "seed": self.seed or 42}.items():
-                object.__setattr__(self, name, value)
-        super().__post_init__()
+            self.decide("--reports", **fixed, seed=self.seed or 42)
         if not isinstance(self.balanced, bool):
             raise UsageError(f"error prediction: balanced is {self.balanced!r}; it is True or False")
         for name, least in (("resamples", 1), ("carriers", 1), ("max_iterations", 1), ("seed", 0)):

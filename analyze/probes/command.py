@@ -68,11 +68,9 @@ class ProbeSettings(Part):
     seed: int = setting(0, "Of folds, controls, permutations, resamples and draws.", least=0)
 
     def __post_init__(self) -> None:
-        if self.reports:
-            fixed = {"per_class": self.per_class or 50, "selection": "accuracy", "seed": self.seed or 42}
-            for name, value in fixed.items():
-                object.__setattr__(self, name, value)
         super().__post_init__()
+        if self.reports:
+            self.decide("--reports", per_class=self.per_class or 50, selection="accuracy", seed=self.seed or 42)
 
     @classmethod
     def of_spec(cls, spec: Mapping[str, Any]) -> Self:

@@ -64,6 +64,8 @@ def _prepare(
 ) -> Task:
     """Rows, classes, folds and controls of one target column (example,)."""
     if as_number:
+        if settings.per_class is not None or settings.selection != "log_loss":
+            raise UsageError("treated as a number, and --per-class, --selection and --reports are of classes")
         rows, label, strata = _number_rows(column, problem, settings.folds)
         classes = None
     else:

@@ -16,7 +16,7 @@ class QuerySettings(Settings):
     path: str = setting(help="Lake: a folder or a URL.", metavar="PATH", argument=True)
     sql: str | None = setting(None, "A SELECT; none: tables and columns are listed.", metavar="[SQL]", argument=True)
     json: bool = setting(False, "Print the result as JSON.")
-    csv: Path | None = setting(None, "Write the answer as CSV instead.", metavar="FILE")
+    csv: Path | None = setting(None, "Write the answer as CSV instead.", metavar="FILE", needs="sql")
 
 
 def query(settings: QuerySettings, shell: Shell) -> Output:

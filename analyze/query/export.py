@@ -78,7 +78,16 @@ def export(
             f"{run} has no variable {', '.join(missing) or 'of an empty name'}; it has {', '.join(known)}"
             + (nearest(missing[0], known) if missing else "")
         )
+    dims = {dim for name in variables for dim in run_data[name].dims}
+    for what, labels, along in (("layers", layers, {"layer"}), ("positions", positions, {"position", "latent"})):
+        if labels is not None and not dims & along:
+            raise UsageError(f"{', '.join(variables)} of {run}: no {what} to choose from; leave --{what} out")
     data = part_of(run_data, layers=layers, positions=positions, limit=limit)[list(variables)]
+    if positions is not None and "latent" in dims:
+        latents = [label for label in run_data["latent"].values.tolist() if label in positions]
+        if not latents:
+            raise UsageError(f"{run} feeds a vector at {', '.join(run_data['latent'].values)}, not {positions[0]}")
+        data = data.sel(latent=latents)
     data = data.drop_vars([name for name, coord in data.coords.items() if not set(coord.dims) <= set(data.dims)])
     if stored and to.suffix == ".nc":
         raise UsageError(f"{to}: netCDF has no float16; leave --stored out, or name another format")

@@ -29,7 +29,7 @@ class ShowSettings(Settings):
         argument=True,
     )
     json: bool = setting(False, "Print the result as JSON.")
-    csv: Path | None = setting(None, "Also write every table as CSV into DIR.", metavar="DIR")
+    csv: Path | None = setting(None, "Also write every table as CSV into DIR.", metavar="DIR", needs="words")
 
 
 def show(settings: ShowSettings, shell: Shell) -> Output:

@@ -226,7 +226,7 @@ def _same_cells(part: xr.Dataset, array: xr.DataArray) -> xr.Dataset:
         if missing:
             raise SchemaError(
                 f"the dictionary has no {dim} {missing}; it was trained on {part[dim].values.tolist()}. "
-                f"Select those with .sel({dim}=[...])."
+                f"Take no other {dim}s of the run."
             )
         part = part.sel({dim: wanted})
     for dim in set(part.dims) - set(array.dims) - {"feature", "hidden", "source"}:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from analyze.sae.spec import LEARNING, REPORT_LAYERS, REPORT_POSITIONS, SAESpec, Scope
-from schemas.command import Analysis, Cost, Made, Part, Printed, Sampled, Table, setting
+from analyze.sae.spec import LEARNING, REPORT_LAYERS, REPORT_POSITIONS, USUAL, SAESpec, Scope
+from schemas.command import Analysis, Cost, Made, Part, Printed, Sampled, Settings, Table, setting
 from schemas.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class SAESettings(SAESpec, Part, Sampled):
     """What dictionary is learned, and from which states."""
 
+    usual: ClassVar[Mapping[str, Any]] = USUAL | {"sparsity": 0.0}
     part: ClassVar[tuple[str, ...]] = ("limit",)  # layers may be one past the last block, positions of latents
 
     scope: Scope = setting("pool", "pool: one dictionary; cell: one for each cell; crosscoder: one for all runs named.")
@@ -45,6 +46,7 @@ class SAESettings(SAESpec, Part, Sampled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        Settings.check_needs(self)
         if self.load is None:
             return
         usual = SAESpec()

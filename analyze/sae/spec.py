@@ -11,6 +11,7 @@ from schemas.errors import UsageError
 Activation = Literal["topk", "batch_topk", "relu", "jumprelu", "abs_topk"]
 Scope = Literal["pool", "cell", "crosscoder"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
+EXPANSION = 4
 
 
 def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
@@ -58,12 +59,17 @@ class SAESpec(Settings):
     )
     activation: Activation = setting(None, "What makes codes sparse; by default topk.")
     features: int | None = setting(None, "Size of the dictionary; by default expansion times the width.")
-    expansion: int = setting(4, "Size of the dictionary over the width, where features are not given.")
-    k: int = setting(None, "Codes kept for each row (topk, abs_topk) or on average (batch_topk); by default 16.")
+    expansion: int = setting(EXPANSION, "Size of the dictionary over the width, where features are not given.")
+    k: int = setting(
+        None,
+        "Codes kept for each row (topk, abs_topk) or on average (batch_topk); by default 16.",
+        needs="activation=topk|abs_topk|batch_topk",
+    )
     sparsity: float | None = setting(
         None,
         "Coefficient of the penalty; by default 0.1 for relu and 0.003 for jumprelu, where an active feature must"
         " explain that share of the squared norm to pay.",
+        needs="activation=relu|jumprelu",
     )
     epochs: int = setting(25, "Passes over the training rows.")
     batch_size: int = setting(256, "Rows in a step (examples, for a grid).")
@@ -91,24 +97,35 @@ class SAESpec(Settings):
         " by default sum.",
     )
     penalty: Literal["sum", "mean"] = setting(
-        None, "Penalty summed over features, or averaged, which weakens it by their number; by default sum."
+        None,
+        "Penalty summed over features, or averaged, which weakens it by their number; by default sum.",
+        needs="activation=relu|jumprelu",
     )
     revive: Literal["resample", "none"] = setting(
         None,
         "resample: point features that stopped firing at rows that are badly reconstructed (Bricken et al. 2023); not"
         " in the last quarter of training. By default so.",
     )
-    encoder_scale: float = setting(0.1, "Norm of encoder rows at the start.")
-    revive_scale: float = setting(0.5, "Encoder norm of a revived feature over the mean norm of the living.")
-    bandwidth: float = setting(0.2, "JumpReLU's straight-through rectangle, in units of the rows' mean norm.")
-    initial_threshold: float = setting(0.1, "JumpReLU's threshold at the start.")
+    encoder_scale: float = setting(0.1, "Norm of encoder rows at the start.", needs="unit_norm")
+    revive_scale: float = setting(
+        0.5, "Encoder norm of a revived feature over the mean norm of the living.", needs="revive=resample"
+    )
+    bandwidth: float = setting(
+        0.2,
+        "JumpReLU's straight-through rectangle, in units of the rows' mean norm.",
+        needs="activation=jumprelu",
+    )
+    initial_threshold: float = setting(0.1, "JumpReLU's threshold at the start.", needs="activation=jumprelu")
     split: Literal["problem", "example", "none"] = setting(
         None,
         "What is kept on one side of the split; none trains on everything, as the reports did, holding out nothing. By"
         " default problem.",
     )
     fractions: tuple[float, float, float] = setting(
-        None, "Shares of train, validation and test; by default 0.7,0.1,0.2.", metavar="TRAIN,VALIDATION,TEST"
+        None,
+        "Shares of train, validation and test; by default 0.7,0.1,0.2.",
+        metavar="TRAIN,VALIDATION,TEST",
+        needs="split=problem|example",
     )
     seed: int = setting(0, "Of the split, the order of rows, the initial values and revivals.", least=0)
     buffer_bytes: int = setting(
@@ -118,8 +135,12 @@ class SAESpec(Settings):
 
     def __post_init__(self) -> None:
         preset = dict(REPORTS.get(self.preset or "", {}))
-        if self.activation is not None:  # another activation brings its own penalty
-            preset.pop("sparsity", None)
+        if self.activation not in (None, preset.get("activation")):  # another activation brings its own
+            preset = {name: value for name, value in preset.items() if name not in ("sparsity", "k", "penalty")}
+        if self.expansion != EXPANSION:
+            if self.features is not None:
+                raise UsageError("SAE features and expansion both say how large the dictionary is; give one of them")
+            preset.pop("features", None)
         for name, value in {**USUAL, **preset}.items():
             if getattr(self, name) in (None, ()):
                 object.__setattr__(self, name, value)
@@ -139,6 +160,9 @@ class SAESpec(Settings):
             check_number(f"SAE {name}", getattr(self, name), least=0)
         object.__setattr__(self, "fractions", check_fractions(self.fractions))
         super().__post_init__()
+
+    def check_needs(self) -> None:
+        """Pass over what another activation needs: from Python one set of settings may serve several."""
 
 
 LEARNING = tuple(one.name for one in fields(SAESpec) if one.name not in ("split", "fractions", "seed", "buffer_bytes"))

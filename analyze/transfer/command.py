@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from analyze.source import Source
 
 Kind = Literal["probe", "direction", "sae", "tuned"]
+READ = "kind=probe|direction"
+"""What reads a target."""
 
 
 FIT = 60
@@ -40,23 +42,33 @@ class TransferSettings(Part):
     )
     target: str = setting(
         "correct", "What probes and directions read: correct, operation, intermediate_result, or a column of the runs.",
-        metavar="NAME",
+        metavar="NAME", needs=READ,
     )  # fmt: skip
     treat: Literal["auto", "classes", "number"] = setting(
-        "auto", "classes, by logistic regression; number, by ridge; or auto: text and truth values are classes."
+        "auto",
+        "classes, by logistic regression; number, by ridge; or auto: text and truth values are classes.",
+        needs=READ,
     )
-    folds: int = setting(5, "Folds of problems; each is tested by a fit to the others.", least=3)
+    folds: int = setting(5, "Folds of problems; each is tested by a fit to the others.", least=3, needs=READ)
     penalties: tuple[float, ...] | None = setting(
-        None, "Values of C, or of ridge's alpha, to choose from; by default those of probes.", metavar="C,C.."
+        None,
+        "Values of C, or of ridge's alpha, to choose from; by default those of probes.",
+        metavar="C,C..",
+        needs="kind=probe",
     )
-    selection: Literal["log_loss", "accuracy"] = setting("log_loss", "What chooses the penalty of a probe.")
-    controls: int = setting(2, "Times that labels are shuffled among problems and fitted again.", least=0)
+    selection: Literal["log_loss", "accuracy"] = setting(
+        "log_loss", "What chooses the penalty of a probe.", needs="kind=probe"
+    )
+    controls: int = setting(2, "Times that labels are shuffled among problems and fitted again.", least=0, needs=READ)
     permutations: int | None = setting(
-        None, "Permutations behind each p-value; by default enough for the correction to reach a fortieth.", least=0
+        None,
+        "Permutations behind each p-value; by default enough for the correction to reach a fortieth.",
+        least=0,
+        needs=READ,
     )
     resamples: int = setting(500, "Resamples of problems behind each interval.", least=1)
     level: float = setting(0.95, "Coverage of the intervals.")
-    correction: Literal["holm", "bh"] = setting("holm", "For many cells and runs: holm or bh.")
+    correction: Literal["holm", "bh"] = setting("holm", "For many cells and runs: holm or bh.", needs=READ)
     max_examples: int = setting(
         2000, "Examples used at most of each run, whole problems drawn by the seed; 0: all.", metavar="N", least=0
     )

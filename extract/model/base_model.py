@@ -279,6 +279,12 @@ def base_tokenizer(folder: Path, vocabulary: int) -> Any:
                 tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
             except Exception as second:
                 raise UsageError(f"no tokenizer can be read from {folder}: {first_line(second)}") from second
+    chance = getattr(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None), "dropout", None)
+    if chance:
+        raise UsageError(
+            f"the tokenizer of {folder} draws tokens at random (dropout {chance:g} in tokenizer.json), so no two runs"
+            " would read a question alike; set it to null there"
+        )
     if tokenizer.eos_token_id is None:
         raise UsageError(f"tokenizer of {folder} names no end token (eos_token)")
     if tokenizer.eos_token_id >= vocabulary:

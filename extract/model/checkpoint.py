@@ -228,6 +228,23 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
+def check_beside(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Refuse a folder with the weights of two models: another file in it, of which nobody would know, has others."""
+    files = (path.parent / f"{file}{end}" for file in WEIGHT_FILES for end in ("", INDEX))
+    for other in (file for file in files if path.name.startswith(WEIGHT_FILES) and file != path and file.is_file()):
+        differ = [key for key, value in read_weights(other).items() if key in weights and not same(value, weights[key])]
+        if differ:
+            raise UsageError(
+                f"{path.parent} has both {path.name} and {other.name}, whose weights differ: {some(differ)}; name the"
+                " file that is meant, or remove the other"
+            )
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are of one shape and hold the same numbers, however wide."""
+    return one.shape == other.shape and torch.equal(one.float(), other.float())
+
+
 def _read_file(path: Path) -> dict[str, Tensor]:
     try:
         raw = load_file(path) if path.suffix == ".safetensors" else _read_pickled(path)

@@ -34,6 +34,7 @@ from extract.model.checkpoint import (
     ROWS,
     SETTINGS,
     SHIPPED,
+    check_beside,
     find_checkpoint,
     fingerprint_tokenizer,
     fingerprint_weights,
@@ -119,7 +120,10 @@ def load_reasoner(
     source = str(checkpoint)
     name, file, folder = find_checkpoint(source)
     adapter = read_json(folder / ADAPTER_CONFIG, "config of the adapter", missing={})
-    raw = token_rows(read_weights(file), adapter, source)
+    read = read_weights(file)
+    if Path(source) != file:  # the user has not said which
+        check_beside(file, read)
+    raw = token_rows(read, adapter, source)
     settings = pccot_settings(folder) | read_settings(folder)
     arguments = read_arguments(folder)
     prefix, raw = _prefix_of(raw, source)
@@ -379,6 +383,8 @@ def _load(model: Any, weights: dict[str, Tensor], source: str) -> None:
     not_finite = [name for name, value in model.named_parameters() if not _is_finite(value)]
     if not_finite:
         raise UsageError(f"weights of {source} are not finite: {some(not_finite)}")
+    if empty := [name for name, value in model.named_parameters() if value.ndim == 2 and not value.any()]:
+        raise UsageError(f"weights of {source} are zero throughout: {some(empty)}; is the file complete?")
 
 
 def _is_finite(value: Tensor) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from extract.reenter.settings import TargetSettings
 from extract.reenter.target import Target, open_target
-from schemas import UsageError
+from schemas import UsageError, nearest
 from schemas.command import Experiment, Settings, Shell
 from store import Lake
 from store.keeping import Kept, keep, remove_folder, working_folder
@@ -40,8 +40,8 @@ def _opened(lake: Lake, run: str, where: TargetSettings, limit: int | None) -> T
     return open_target(
         lake,
         run,
-        checkpoint=for_model(where.checkpoint, run, "checkpoint"),
-        base=for_model(where.base, run, "base"),
+        checkpoint=for_model(where.checkpoint, run),
+        base=for_model(where.base, run),
         device=where.device,
         compute_dtype=where.compute_dtype,
         lora_alpha=where.lora_alpha,
@@ -63,19 +63,25 @@ def reenter(
     return kept
 
 
-def for_model(values: Sequence[str], run: str, what: str) -> str | None:
-    """The value for a run's model among ``[NAME=]VALUE``.
-
-    Raises
-    ------
-    UsageError
-        If a value has another form.
-    """
-    model, chosen = run.partition("/")[0], None
+def check_named(lake: Lake, values: Sequence[str], what: str) -> None:
+    """Raise :class:`UsageError` where a ``[NAME=]VALUE`` is of another form, or of a model that the lake lacks."""
+    known = lake.models()
     for value in values:
         name, sign, rest = value.partition("=")
         if not value or (sign and not (name and rest)):
             raise UsageError(f"--{what} {value!r} is not of the form [NAME=]VALUE")
+        if sign and name not in known:
+            raise UsageError(
+                f"--{what} {value}: {lake.location} has no model {name!r}; it has {', '.join(known)}"
+                f"{nearest(name, known)}"
+            )
+
+
+def for_model(values: Sequence[str], run: str) -> str | None:
+    """The value for a run's model among ``[NAME=]VALUE``."""
+    model, chosen = run.partition("/")[0], None
+    for value in values:
+        name, sign, rest = value.partition("=")
         if not sign or name == model:
             chosen = rest or value
     return chosen

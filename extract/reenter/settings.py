@@ -1,7 +1,7 @@
 """Settings that every experiment shares: where the model is, and how it goes on from the run."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from schemas.command import Limited, Settings, setting
 from schemas.errors import UsageError
@@ -54,7 +54,7 @@ class DrawnSettings(Settings):
     """Answers drawn under every condition, beside the likeliest one."""
 
     sample: int = setting(0, "Answers drawn for each problem under every condition, beside the likeliest.", least=0)
-    temperature: float = setting(0.7, "Temperature of the draws.", least=1e-6)
+    temperature: float = setting(0.7, "Temperature of the draws.", least=1e-6, needs="sample")
 
     def __post_init__(self) -> None:
         """Refuse so many answers that their table would not fit into memory."""
@@ -71,9 +71,3 @@ class DrawnSettings(Settings):
 
 Preset = Literal["reports"] | None
 PRESET = "reports: the settings of the published reports, without their errors."
-
-
-def overrule(settings: Settings, **values: Any) -> None:
-    """Put values that a preset decides into settings that are being made."""
-    for name, value in values.items():
-        object.__setattr__(settings, name, value)

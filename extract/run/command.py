@@ -174,7 +174,7 @@ def shards_of(text: str | None) -> tuple[list[int], bool]:
     """``3,17,static`` as shards, and whether all else is meant too."""
     words = [word.strip() for word in text.split(",") if word.strip()] if text else []
     numbers = [word for word in words if word != "static"]
-    if not all(word.isdecimal() for word in numbers):
+    if not all(word.isdecimal() for word in numbers) or (text is not None and not words):
         raise UsageError(f"--rebuild {text!r} is not a comma-separated list of shards or static, as in 3,17")
     return [int(word) for word in numbers], "static" in words
 
@@ -236,14 +236,23 @@ class VerifySettings(Settings):
     run: str | None = setting(None, "Only this run, MODEL/DATASET, and its model.", metavar="[RUN]", argument=True)
     recompute: int = setting(0, "Run the model again on N examples of each run.", metavar="N")
     model: str | None = setting(
-        None, "Where the model is, if what the lake remembers does not lead there.", metavar="CHECKPOINT"
+        None,
+        "Where the model is, if what the lake remembers does not lead there.",
+        metavar="CHECKPOINT",
+        needs="recompute",
     )
-    base: str | None = setting(None, "Base model: configuration and tokenizer.", metavar="PATH_OR_ID")
+    base: str | None = setting(
+        None, "Base model: configuration and tokenizer.", metavar="PATH_OR_ID", needs="recompute"
+    )
     protocol: str | None = setting(
-        None, "How the model is asked and fed, where the checkpoint does not say.", metavar="NAME"
+        None, "How the model is asked and fed, where the checkpoint does not say.", metavar="NAME", needs="recompute"
     )
-    thoughts: int | None = setting(None, "Number of thoughts, where the checkpoint does not say.", metavar="N")
-    device: str = setting("cpu", "Where the model runs: cpu, cuda, cuda:1, mps.", metavar="cpu|cuda|cuda:N|mps")
+    thoughts: int | None = setting(
+        None, "Number of thoughts, where the checkpoint does not say.", metavar="N", needs="recompute"
+    )
+    device: str = setting(
+        "cpu", "Where the model runs: cpu, cuda, cuda:1, mps.", metavar="cpu|cuda|cuda:N|mps", needs="recompute"
+    )
     json: bool = setting(False, "Print the result as JSON.")
 
 

@@ -13,20 +13,22 @@ class ProblemSettings(Settings):
 
     out: Path = setting(help="Folder for the files.", metavar="DIR")
     seed: int = setting(0, "Seed of the drawing.", least=0)
-    pairs: int = setting(500, "Number of clean/corrupted pairs.", least=1)
+    pairs: int = setting(500, "Number of clean/corrupted pairs; of stories there are none.", least=1)
     graph: bool = setting(False, "Write the graph-search problems of small-graph instead, whose answers are words.")
     stories: int = setting(
         0, "Write this many stories in plain English instead, for models trained with --base.", least=0
     )
-    largest: int | None = setting(None, "Of stories: the largest result of a step; two thousand if not given.", least=1)
+    largest: int | None = setting(
+        None, "Of stories: the largest result of a step; two thousand if not given.", least=1, needs="stories"
+    )
 
     def __post_init__(self) -> None:
         """Refuse two kinds at once."""
         super().__post_init__()
         if self.graph and self.stories:
             raise UsageError("problems: --graph and --stories are two kinds of problems; ask for one")
-        if self.largest is not None and not self.stories:
-            raise UsageError("problems --largest: it bounds stories; ask for them with --stories")
+        if self.stories and self.pairs != 500:
+            raise UsageError("problems: --pairs is not for --stories, of which there are no pairs; leave it out")
 
 
 def write(settings: ProblemSettings, shell: Shell) -> Output:

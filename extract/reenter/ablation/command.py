@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from extract.reenter.settings import PRESET, DrawnSettings, Preset, overrule
+from extract.reenter.settings import PRESET, DrawnSettings, Preset
 from extract.reenter.sites import ThoughtSite
 from extract.reenter.tables import accuracy_table, label_text, pair_table, tables_first
 from schemas.command import Experiment, Printed, setting
@@ -39,7 +39,7 @@ class AblateSettings(DrawnSettings):
         """Check the values, and let the preset decide some."""
         super().__post_init__()
         if self.preset:
-            overrule(self, sites=("hidden_state",), operations=("zero",))
+            self.decide("--preset reports", sites=("hidden_state",), operations=("zero",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class CorruptSettings(DrawnSettings):
         """Check the values, and let the preset decide some."""
         super().__post_init__()
         if self.preset:
-            overrule(self, site="hidden_state", hold=True)
+            self.decide("--preset reports", site="hidden_state", hold=True)
 
 
 def run_ablate(target: "Target", settings: AblateSettings) -> "xr.Dataset":

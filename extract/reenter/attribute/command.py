@@ -30,7 +30,7 @@ class AttributeSettings(Settings):
     )
     exact: int = setting(256, "Nodes that are patched exactly; where there are more, drawn at random.", least=1)
     random: int = setting(8, "Random subgraphs beside each found one.", least=1)
-    edges: int = setting(64, "Edges of the graph that is written.", least=1, stored=False)
+    edges: int = setting(64, "Edges of the graph that is written.", least=1, stored=False, needs="graph")
     graph: Path | None = setting(
         None, "Folder for the graph of each run, as GraphML and as JSON.", metavar="DIR", stored=False
     )

@@ -44,8 +44,8 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     printed: list[Printed] = [_accuracy(result), _needed(result)]
     if "sample_correct_mean" in result:
         printed.append(_samples(result))
-    own = result.sel(stratum="all", series="own", marker="kept") if "own" in result["series"].values else None
-    if own is not None:
+    if "own" in result["series"].values and "kept" in result["marker"].values:
+        own = result.sel(stratum="all", series="own", marker="kept")
         line = own.isel(n_thought=n_latent)
         printed.append(
             f"trained for {n_latent} thoughts: {float(line['accuracy']):.3f} of {int(line['n'])} are right after them,"

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from schemas.command import Experiment, Printed, Settings, Table, setting
+from schemas.errors import UsageError
 from schemas.wording import duration_text, size_text
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def run(target: "Target", settings: JacobianSettings) -> "xr.Dataset":
     """Mean Jacobians through the loop of thoughts."""
     from extract.reenter.jacobian.mean import mean_jacobian
 
+    if target.rule != "default":
+        raise UsageError(f"--rule {target.rule} says how answers are read, and Jacobians read none; leave it out")
     return mean_jacobian(target, settings)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from extract.reenter.settings import PRESET, DrawnSettings, Preset, overrule
+from extract.reenter.settings import PRESET, DrawnSettings, Preset
 from extract.reenter.sites import ThoughtSite
 from extract.reenter.tables import interval_text, label_text, p_text, pair_table, tables_first
 from schemas.command import Experiment, Printed, Table, setting
@@ -49,7 +49,7 @@ class PatchSettings(DrawnSettings):
         """Check the values, and let the preset decide some."""
         super().__post_init__()
         if self.preset:
-            overrule(self, sites=("hidden_state",))
+            self.decide("--preset reports", sites=("hidden_state",))
 
 
 def run(target: "Target", settings: PatchSettings) -> "xr.Dataset":

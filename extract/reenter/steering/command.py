@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from extract.reenter.settings import DrawnSettings, overrule
+from extract.reenter.settings import DrawnSettings
 from extract.reenter.sites import ThoughtSite
 from extract.reenter.tables import accuracy_table
 from schemas import UsageError
@@ -45,7 +45,7 @@ class SteerSettings(DrawnSettings):
     def __post_init__(self) -> None:
         """Check the values; a name of a direction may have commas but no spaces."""
         super().__post_init__()
-        overrule(self, directions=tuple(word for text in self.directions for word in text.split()))
+        object.__setattr__(self, "directions", tuple(word for text in self.directions for word in text.split()))
         if not self.directions:
             raise UsageError(f"--directions names none; {CORRECT_MINUS_WRONG} can be, or KIND:VARIABLE of a result")
 

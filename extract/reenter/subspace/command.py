@@ -52,8 +52,8 @@ class SubspaceSettings(DrawnSettings):
     draws: int = setting(
         3, "Random subspaces of each rank beside them, and as many orthogonal to what class means span.", least=1
     )
-    das_steps: int = setting(100, "Training steps of das, at each rank.", least=1)
-    das_rows: int = setting(64, "Examples in each of these steps.", least=1)
+    das_steps: int = setting(100, "Training steps of das, at each rank.", least=1, needs="subspaces=das")
+    das_rows: int = setting(64, "Examples in each of these steps.", least=1, needs="subspaces=das")
     seed: int = setting(0, "Seed of the halves, of what is drawn and of training.", least=0)
 
 

@@ -1,0 +1,75 @@
+"""A setting that would do nothing beside the others is refused, by the command line and from Python."""
+
+from pathlib import Path
+
+import pytest
+
+import lake as command_line
+from analyze.errors.spec import ErrorSpec
+from analyze.probes.command import ProbeSettings
+from analyze.sae.command import SAESettings
+from analyze.sae.spec import SAESpec
+from analyze.transfer.command import TransferSettings
+from extract.reenter.ablation.command import AblateSettings, CorruptSettings
+from schemas import UsageError
+from schemas.flags import flags
+from schemas.registry import commands
+
+IDLE = {
+    "reenter ablate PATH --temperature 0.2": "--temperature does nothing without --sample",
+    "reenter subspace PATH --subspaces pca,leace --das-steps 9": "--das-steps does nothing without --subspaces das",
+    "reenter attribute PATH --edges 9": "--edges does nothing without --graph",
+    "verify PATH --device cuda": "--device does nothing without --recompute",
+    "show PATH --csv DIR": "--csv does nothing without RESULT",
+    "analyze sae PATH --bandwidth 0.1": "--bandwidth does nothing without --activation jumprelu",
+    "analyze sae PATH --activation relu --k 3": "--k does nothing without --activation topk or abs_topk or batch_topk",
+    "analyze sae PATH --split none --fractions 0.8,0.1,0.1": "--fractions does nothing without --split problem or",
+    "analyze sae PATH --features 9 --expansion 2": "both say how large",
+    "analyze transfer PATH --kind sae,tuned --target operation": "--target does nothing without --kind probe or",
+    "analyze errors PATH --reports --penalties 1,2": "--penalties is 1.0,2.0, and --reports says 1.0;",
+    "reenter patch PATH --preset reports --sites latent_embedding": "and --preset reports says hidden_state;",
+    "analyze probes PATH --csv DIR --plan": "--csv does nothing with --plan",
+}
+
+
+@pytest.mark.parametrize("words", IDLE)
+def test_the_command_line_says_what_does_nothing(
+    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        command_line.main(words.replace("PATH", str(tmp_path)).replace("DIR", str(tmp_path / "csv")).split())
+    said = capsys.readouterr().err
+    assert left.value.code == 2
+    assert said.count("\n") == 1
+    assert IDLE[words] in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_does_something_is_taken() -> None:
+    AblateSettings(sample=2, temperature=0.2)
+    assert CorruptSettings(preset="reports", site="hidden_state").hold
+    assert ProbeSettings(reports=True, per_class=30).per_class == 30
+    assert ErrorSpec(reports=True, scale="none", seed=3).seed == 3
+    TransferSettings(kind=("probe", "sae"), selection="accuracy")
+    assert SAESettings(preset="gpt2", activation="relu").sparsity == 1e-3
+    assert (SAESettings(preset="gpt2", expansion=8).features, SAESettings(preset="topk", activation="relu").k) == (
+        None,
+        16,
+    )
+    SAESettings(activation="jumprelu", bandwidth=0.3, sparsity=0.1)
+    assert SAESpec(activation="relu", k=3).k == 3  # one set of settings for several activations
+
+
+def test_what_an_older_version_stored_is_read() -> None:
+    assert AblateSettings.of_spec({"temperature": 0.2, "sample": 0, "layers": [1]}).layers == (1,)
+    with pytest.raises(UsageError, match="does nothing without"):
+        AblateSettings(temperature=0.2)
+
+
+def test_every_need_is_a_setting_of_its_command_and_a_word_of_it() -> None:
+    for command in commands():
+        known = {flag.name: flag for flag in flags(command.settings)}
+        for flag in known.values():
+            name, _, words = flag.needs.partition("=")
+            assert not name or name in known, flag.name
+            assert not words or set(words.split("|")) <= set(known[name].words), flag.name
