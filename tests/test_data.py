@@ -222,7 +222,8 @@ def test_pairs_become_twins_of_one_problem(tmp_path, flat):
         ('{"question": "a?", "answer": "#### 1"}\n{oops', "line 2 is not JSON"),
         ("[1, 2]", "JSON int"),
         ('{"answer": "#### 1"}', "line 1 has no question"),
-        ('{"question": "  ", "answer": "#### 1"}', "empty question"),
+        ('{"question": " \\u200b", "answer": "#### 1"}', "empty question"),
+        ('{"question": "a", "answer": ' + "9" * 5000 + "}", "is a number of 5,000 digits"),
         ('{"question": "a?"}', "no answer"),
         (
             '{"question": "a?", "answer": "#### 1"}\n{"question": "a?", "answer": "none"}',

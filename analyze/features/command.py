@@ -65,12 +65,8 @@ def run(sources: "Sequence[Source]", settings: FeatureSettings) -> list[Made]:
     memory = pieces_in(sources[0].folder, __file__)
     lake, by_run = sources[0].lake, {source.run: source for source in sources}
     made, dictionaries = [], chosen(sources, settings.sae)
-    if all(len(stored.runs) == 1 for stored in dictionaries):
-        for name, what in (("balance", settings.balance), ("resamples", settings.resamples)):
-            if what != getattr(FeatureSettings, name):
-                raise UsageError(
-                    f"--{name} is of features that the runs of a crosscoder share; {dictionaries[0].name} is of one run"
-                )
+    if settings.balance != FeatureSettings.balance and all(len(stored.runs) == 1 for stored in dictionaries):
+        raise UsageError(f"--balance is of what a crosscoder's runs share; {dictionaries[0].name} is of one run")
     for stored in dictionaries:
         dictionary = lake.open_result(stored.name)
         told = {"sae": stored.fingerprint}

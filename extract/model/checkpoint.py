@@ -228,8 +228,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def check_beside(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Refuse a folder with the weights of two models: another file in it, of which nobody would know, has others."""
+def read_checkpoint(source: str, path: Path) -> dict[str, Tensor]:
+    """Weights of a checkpoint in the file that :func:`find_checkpoint` found for it.
+
+    Raises
+    ------
+    UsageError
+        As :func:`read_weights`; and if another file beside it, of which nobody would know, has other weights.
+    """
+    weights = read_weights(path)
+    if Path(source) == path:  # the user has said which
+        return weights
     files = (path.parent / f"{file}{end}" for file in WEIGHT_FILES for end in ("", INDEX))
     for other in (file for file in files if path.name.startswith(WEIGHT_FILES) and file != path and file.is_file()):
         differ = [key for key, value in read_weights(other).items() if key in weights and not same(value, weights[key])]
@@ -238,6 +247,7 @@ def check_beside(path: Path, weights: Mapping[str, Tensor]) -> None:
                 f"{path.parent} has both {path.name} and {other.name}, whose weights differ: {some(differ)}; name the"
                 " file that is meant, or remove the other"
             )
+    return weights
 
 
 def same(one: Tensor, other: Tensor) -> bool:

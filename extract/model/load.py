@@ -34,14 +34,13 @@ from extract.model.checkpoint import (
     ROWS,
     SETTINGS,
     SHIPPED,
-    check_beside,
     find_checkpoint,
     fingerprint_tokenizer,
     fingerprint_weights,
     pccot_settings,
     read_arguments,
+    read_checkpoint,
     read_settings,
-    read_weights,
     some,
 )
 from extract.model.device import find_device, full_float32, keep_freed_memory
@@ -120,10 +119,7 @@ def load_reasoner(
     source = str(checkpoint)
     name, file, folder = find_checkpoint(source)
     adapter = read_json(folder / ADAPTER_CONFIG, "config of the adapter", missing={})
-    read = read_weights(file)
-    if Path(source) != file:  # the user has not said which
-        check_beside(file, read)
-    raw = token_rows(read, adapter, source)
+    raw = token_rows(read_checkpoint(source, file), adapter, source)
     settings = pccot_settings(folder) | read_settings(folder)
     arguments = read_arguments(folder)
     prefix, raw = _prefix_of(raw, source)

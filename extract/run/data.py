@@ -2,6 +2,7 @@
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -188,7 +189,7 @@ def _pair_key(row: Mapping[str, Any]) -> str:
 
 
 def _question(question: Any, where: str) -> str:
-    if isinstance(question, str) and question.strip():
+    if isinstance(question, str) and any(unicodedata.category(sign)[0] not in "ZC" for sign in question):
         return question
     raise UsageError(
         f"{where} has no question" if question is None else f"{where} has an empty question or none that is text"

@@ -196,7 +196,14 @@ def parse(text: str, where: str) -> Any:
 
 
 def _loads(text: str) -> Any:
-    return json.loads(text, parse_float=_decimal, object_pairs_hook=_object)
+    return json.loads(text, parse_float=_decimal, parse_int=_whole, object_pairs_hook=_object)
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:  # thousands of digits, which Python has a setting of its own for
+        raise ValueError(f"{text[:40]}.. is a number of {len(text):,} digits") from error
 
 
 def _decimal(text: str) -> Decimal:
