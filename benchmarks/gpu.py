@@ -35,7 +35,8 @@ def parts(options: argparse.Namespace) -> Iterator[tuple[str, float, Callable[[S
             yield f"{name} {dtype} reentry", 20, partial(checks.reentered, name, dtype)
     yield "resume", 60, checks.resumed
     yield "small", 60, checks.small_models
-    yield "sweep", 60, timings.sweep
+    yield "sweep", 30, partial(timings.sweep, "")
+    yield "sweep gpt2", 30, partial(timings.sweep, "gpt2")
     yield "memory", 15, checks.small_card
 
 

@@ -22,6 +22,9 @@ from extract.run.precision import calibration
 from extract.run.prepare import batches, think
 from store import write_model
 
+PROFILED = 4
+"""Batches whose kernels are looked at: their profile takes longer than they do."""
+
 
 def rates(session: Session) -> None:
     """What disk, hashing and the way off the card take by themselves."""
@@ -90,10 +93,12 @@ def extraction(name: str, dtype: str, capture: str, n: int, session: Session) ->
     say("host memory peak, GB", host.gb)
     if session.cuda:
         say("GPU memory peak, GB", torch.cuda.max_memory_allocated() / 1e9)
-        kernels, copies, launches = profiled(capture_all)
-        say("GPU waits, of the extraction's time", 1 - kernels / extracting)
+        some = every[:: max(1, len(every) // PROFILED)]
+        kernels, copies, launches = profiled(lambda: [think(prepared, rows) for rows in some])
+        share = sum(map(len, some)) / n
+        say("GPU waits, of the extraction's time", 1 - kernels / share / extracting)
         say("kernels and copies, ms a question; launches a batch",
-            f"{1e3 * kernels / n:.2f}, {1e3 * copies / n:.2f}; {launches / len(every):.0f}")  # fmt: skip
+            f"{1e3 * kernels / share / n:.2f}, {1e3 * copies / share / n:.2f}; {launches / len(some):.0f}")  # fmt: skip
     hours = (7473 * extracting / n + start) / 3600
     say("all 7,473 training questions: hours, GB", f"{hours:.3f}, {7473 * n_byte / n / 1e9:.1f}")
 
@@ -130,14 +135,17 @@ def profiled(work: Callable[[], Any]) -> tuple[float, float, int]:
     return kernels, copies, launches
 
 
-def sweep(session: Session) -> None:
-    """A sweep beside its conditions one by one: ``reentry.py``."""
+def sweep(name: str, session: Session) -> None:
+    """A sweep beside its conditions one by one: ``reentry.py``, one condition in several."""
     argv, printed = sys.argv, io.StringIO()
     sys.argv = ["reentry.py", "--device", session.device]
+    if name:
+        checkpoint, base = session.checkpoint(name)
+        sys.argv += ["--model", f"{name}={checkpoint}", "--base", str(base), "--every", "12", "--examples", "64"]
     try:
         with contextlib.redirect_stdout(printed):
             runpy.run_path(str(Path(__file__).with_name("reentry.py")), run_name="__main__")
     finally:
         sys.argv = argv
     for line in printed.getvalue().splitlines():
-        session.say("sweep", line.split("  ")[0], line)
+        session.say(f"sweep {name}".rstrip(), line.split("  ")[0], line)

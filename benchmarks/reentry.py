@@ -1,10 +1,11 @@
 """What a sweep costs against its conditions run one by one, and how its cost grows with examples and conditions.
 
-    python benchmarks/reentry.py [--model small-gpt2] [--examples 128] [--device cpu] [--processor]
+    python benchmarks/reentry.py [--model small-gpt2] [--examples 128] [--every 1] [--device cpu] [--processor]
 
 One by one, every condition thinks every question through from its beginning, in batches of 32 questions, with the same
 edits and the same measurements. Both sides give the same answers, which is checked. ``--processor`` compares processor
-seconds instead of wall-clock ones, for a machine that is busy with other things.
+seconds instead of wall-clock ones, for a machine that is busy with other things; ``--every 6`` takes one condition in
+six.
 """
 
 import argparse
@@ -17,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from extract.model.load import load_reasoner
 from extract.reenter.armed import Armed
 from extract.reenter.intervene import arm
 from extract.reenter.sweep import Condition, sweep
@@ -53,7 +53,9 @@ def conditions_of(n_layer: int) -> list[Condition]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="small-gpt2")
+    parser.add_argument("--base", help="of a checkpoint that does not come with the project")
     parser.add_argument("--examples", type=int, default=128)
+    parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--processor", action="store_true")
     options = parser.parse_args()
@@ -63,10 +65,11 @@ def main() -> None:
         data = Path(folder) / "problems.jsonl"
         write_problems(make_splits(0, {"train": {}, "validation": {}, "test": {4: options.examples}})["test"], data)
         spec = RunSpec(batch_size=64, max_new_tokens=10, device=options.device)
-        extract(prepare(options.model, str(data), f"{folder}/b.lake", spec), f"{folder}/b.lake")
-        run = open_lake(f"{folder}/b.lake")[f"{options.model}/problems"].load()
-    reasoner = load_reasoner(options.model, device=options.device)
-    conditions = conditions_of(reasoner.n_layer)
+        prepared = prepare(options.model, str(data), f"{folder}/b.lake", spec, base=options.base)
+        extract(prepared, f"{folder}/b.lake")
+        run = open_lake(f"{folder}/b.lake")[prepared.run].load()
+        reasoner = prepared.reasoner
+    conditions = conditions_of(reasoner.n_layer)[:: options.every]
     gold = [str(text) for text in run["gold_answer"].values]
     values = StoredValues(run, reasoner)
     prompts = [reasoner.encode(str(text)) for text in run["question"].values]

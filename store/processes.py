@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -278,10 +278,19 @@ def _written(request: Request, file: int, pool: ProcessPoolExecutor) -> Written:
     layout = request.layout
     parts = pool.map(partial(_encoded, request, file), parts_of(layout))
     encoded = shard_file(layout, lambda: parts)
-    pieces = iter(encoded.pieces)
+    pieces = _ahead(iter(encoded.pieces))
     first: Sequence[bytes] = list(islice(pieces, 1))
     path = write_beside(request.path, chain(first, pieces)) if first else None
     return Written(path, encoded.size, encoded.digest(), encoded.checksums, encoded.rows)
+
+
+def _ahead(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The same pieces, each taken, and so hashed, while the one before is written."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, pieces, b"")
+        while piece := coming.result():
+            coming = pool.submit(next, pieces, b"")
+            yield piece
 
 
 def _encoded(request: Request, file: int, part: tuple[int, ...]) -> EncodedPart:

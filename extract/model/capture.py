@@ -61,11 +61,7 @@ class KeyValues:
         """Append keys and values ``(row, head, position, head_size)`` of a layer; give all of them."""
         end = self.length + key.shape[2]
         if self.running is not None:
-            # The library has heads before positions.
-            key, value = (
-                self.running.at(site, layer, new.transpose(1, 2)).transpose(1, 2)
-                for site, new in (("key", key), ("value", value))
-            )
+            key, value = (self.running.at(site, layer, new, axis=2) for site, new in (("key", key), ("value", value)))
         if layer == len(self._keys):
             for store, new in ((self._keys, key), (self._values, value)):
                 store.append(
@@ -138,13 +134,17 @@ class Pass:
         """What hides by addition to scores what :attr:`mask` hides; see :func:`bias_of`."""
         return bias_of(self.mask)
 
-    def at(self, site: str, layer: int, value: Tensor) -> Tensor:
-        """Value ``(row, position, ...)`` of a site as the interventions leave it, which is what is recorded."""
+    def at(self, site: str, layer: int, value: Tensor, axis: int = 1) -> Tensor:
+        """Value ``(row, position, ...)`` of a site as the interventions leave it, which is what is recorded.
+
+        The positions may be at axis 2, after the heads, as the library has keys and values.
+        """
         first = self.column - self.n_before
-        if self.editor is not None and self.editor.touches(site, layer, first, value.shape[1]):
-            value = self.editor.states(site, layer, value, first, self.rows)
-        if self.recorder is not None:
-            self.recorder.states(site, layer, value, self.column, self.kept_rows)
+        if self.editor is not None and self.editor.touches(site, layer, first, value.shape[axis]):
+            value = self.editor.states(site, layer, value.transpose(1, axis), first, self.rows).transpose(1, axis)
+        if self.recorder is not None and site in self.recorder.sites:
+            kept = value if axis == 1 else value.transpose(1, axis)
+            self.recorder.states(site, layer, kept, self.column, self.kept_rows)
         return value
 
     @property
@@ -239,7 +239,7 @@ def attend(
         if editor is not None and edited:
             kept = editor.attention(layer, kept, first, lake_pass.rows, lake_pass.n_before)
         out = _mix(kept, value).transpose(1, 2).contiguous()
-        kept = kept[:, :, n_position - n_kept :]
+        kept = kept if n_kept == n_position else kept[:, :, n_position - n_kept :]
     else:
         out = _fused(query, key, value, mask, scale)
         if n_kept:

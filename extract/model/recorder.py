@@ -43,12 +43,16 @@ class Recorder:
         self.iterations = {name: zeros(rows, rounds, latents, hidden) for name in (ITERATIONS if rounds else ())}
         """Vectors fed and states after the final norm in each round, where thoughts are computed side by side."""
         self._row_sum = torch.zeros(rows, layers, heads, positions, device=device)
+        # Taken apart once: a GPU that waits for Python waits for every view.
+        self.sites = {
+            site: value.unbind(1) for site, value in (self.parts | {"hidden_state": self.hidden_state}).items()
+        }
+        """Of what is kept of each layer, the layers' buffers."""
+        self._rows_of_layer = list(zip(self.attention.unbind(1), self._row_sum.unbind(1), strict=True))
 
     def states(self, site: str, layer: int, value: Tensor, column: int, rows: Tensor | None) -> None:
-        """Keep values ``(row, position, ...)`` of a site of a layer, the first of them at ``column``, if asked for."""
-        buffer = self.hidden_state if site == "hidden_state" else self.parts.get(site)
-        if buffer is not None:
-            self._keep(buffer[:, layer], value, column, rows)
+        """Keep values ``(row, position, ...)`` of one of the :attr:`sites` of a layer, the first at ``column``."""
+        self._keep(self.sites[site][layer], value, column, rows)
 
     def final(self, value: Tensor, column: int, rows: Tensor | None) -> None:
         """Keep states after the final norm."""
@@ -56,10 +60,10 @@ class Recorder:
 
     def _keep(self, buffer: Tensor, value: Tensor, column: int, rows: Tensor | None) -> None:
         """Put values ``(row, position, ...)`` whose first position is ``column`` where they belong in a buffer."""
-        skipped = max(self.first - column, 0)
-        if skipped < value.shape[1]:
-            start = column + skipped - self.first
-            _assign(buffer[:, start : start + value.shape[1] - skipped], value[:, skipped:], rows)
+        if (skipped := self.first - column) > 0:
+            value, column = value[:, skipped:], self.first
+        if value.shape[1]:
+            _assign(buffer.narrow(1, column - self.first, value.shape[1]), value, rows)
 
     def rows_of(self, column: int, positions: int) -> int:
         """How many of the last of these columns' attention rows are kept."""
@@ -69,15 +73,18 @@ class Recorder:
         """Keep attention rows ``(row, head, position, key_position)``, the first of them at ``column``."""
         n_position, n_key = value.shape[2:]
         start = column - self.first
-        if n_key == column + 1:  # all is past: one launch instead of four, on a GPU that waits for Python
-            total = value.sum(-1)
+        attention, row_sum = (each.narrow(2, start, n_position) for each in self._rows_of_layer[layer])
+        if n_key == column + 1:  # all is past: one launch instead of four
+            if rows is None:
+                torch.sum(value, -1, out=row_sum)
+            else:
+                row_sum[rows] = value.sum(-1)
         else:
             past = torch.ones(n_position, n_key, device=value.device).tril_(column)
             # A product for each query: in half the time of (value * past).sum(-1).
             total = torch.bmm(value.flatten(0, 1).transpose(0, 1), past[..., None])  # (position, row * head, 1)
-            total = total.view(n_position, *value.shape[:2]).permute(1, 2, 0)
-        _assign(self._row_sum[:, layer, :, start : start + n_position], total, rows)
-        _assign(self.attention[:, layer, :, start : start + n_position, :n_key], value, rows)
+            _assign(row_sum, total.view(n_position, *value.shape[:2]).permute(1, 2, 0), rows)
+        _assign(attention.narrow(3, 0, n_key), value, rows)
 
     def finish(self, exists: Tensor, columns: int) -> tuple[dict[str, Tensor], Tensor]:
         """Arrays cut to the answers' length, what does not exist marked as such; and what :meth:`check` looks at.
