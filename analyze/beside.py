@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.saying import listed
+from schemas.picked import Pick, of_picked
 from schemas.statistics import difference_interval
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Finding:
     """Takes what has the number: a :class:`analyze.context.StoredResult`, or a :class:`Pair`."""
     nothing: float = NOTHING
     """What a model shows that has nothing of it; NaN where no value is nothing."""
+    pick: Pick | None = None
+    """How the place was picked on the model, whose interval allows for it; a control's is at that place anyway."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,15 +67,17 @@ def number_at(data: xr.Dataset, name: str, **place: Any) -> list[float]:
 
 
 def number(
-    what: str, name: str, *, nothing: float = NOTHING, read: Callable[[Any], Any] | None = None, **place: Any
-) -> Finding:
+    what: str, name: str, *, nothing: float = NOTHING, read: Callable[[Any], Any] | None = None,
+    pick: Pick | None = None, **place: Any,
+) -> Finding:  # fmt: skip
     """A finding that is a number of a result and its interval at a place, see :func:`number_at`.
 
     ``read`` gives the part of a result's data that has the number; by default all of it.
     """
     return Finding(
-        what=what, nothing=nothing, of=lambda one: number_at(read(one.data) if read else one.data, name, **place)
-    )
+        what=what, nothing=nothing, pick=pick,
+        of=lambda one: number_at(read(one.data) if read else one.data, name, **place),
+    )  # fmt: skip
 
 
 def last_layer(data: xr.Dataset) -> xr.Dataset:
@@ -198,6 +203,7 @@ def control_pairs(context: "Context", runs: tuple[str, str]) -> Iterator[tuple[s
 def row_of(finding: Finding, own: "StoredResult | Pair", other: "StoredResult | Pair") -> dict[str, Any]:
     """A finding's number of a model and of one of its controls."""
     mine, theirs = ([float(value) for value in finding.of(one)] for one in (own, other))
+    mine = of_picked(mine, finding.pick) if finding.pick else mine
     apart = [float(value) for value in difference_interval(mine, theirs)]
     row: dict[str, Any] = {"what": finding.what, "control": other.label}
     for key, values in (("own", mine), ("other", theirs), ("apart", apart)):
@@ -227,8 +233,9 @@ def control_table(title: str, form: str) -> dict[str, Any]:
     """Texts of the table of findings beside controls."""
     difference = "points" if form == "share" else "signed"
     return {
-        "caption": f"{title}: the same numbers in the model's controls, at the same places, with 95% intervals; those"
-        " of the difference as if the two were independent.",
+        "caption": f"{title}: the same numbers in the model's controls, at the same places, with 95% intervals; the"
+        " model's are wider where the place was picked on it, and those of the difference are as if the two were"
+        " independent.",
         "columns": [
             ["Finding", "what", "text"],
             ["Model", "own", form, "own_low", "own_high"],

@@ -42,7 +42,7 @@ from analyze.contents import Section as Section
 from analyze.contents import Table as Table
 from analyze.contents import labels_of
 from analyze.context import Context, Key, StoredResult, Where
-from analyze.saying import Sentence
+from analyze.saying import COMMON, Sentence
 from analyze.saying import listed as listed
 from analyze.saying import points as points
 from analyze.saying import share as share
@@ -128,7 +128,7 @@ class Page:
         """A text with values put in: its own, and those set for the whole section."""
         known = {**self.values, **values}
         try:
-            return Sentence().format(text, **known)
+            return Sentence().format(text, **COMMON | known)
         except KeyError as error:
             raise SchemaError(
                 f"section {self._slug}: the text {text!r} asks for {error}; given are {', '.join(known) or 'no values'}"
@@ -336,7 +336,7 @@ class Page:
         kept: list[str] = []
         for text in self._texts.get("caveats", []):
             names = [name for _, name, _, _ in Formatter().parse(text) if name]
-            values = [self.values.get(name) for name in names]
+            values = [(COMMON | self.values).get(name) for name in names]
             if len(values) == 1 and isinstance(values[0], list):
                 kept += values[0]
             elif all(values):

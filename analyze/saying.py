@@ -6,6 +6,13 @@ from string import Formatter
 from typing import Any
 
 MINUS = "\N{MINUS SIGN}"
+COMMON = {
+    "picked": "Where the largest of several is named, its interval allows for that: the lower end holds for all of them"
+    " at once.",
+    "picked_any": "Where those that are told from the rest are named, their intervals hold for all that were tried at"
+    " once.",
+}
+"""Caveats of several sections, by the values that stand for them."""
 
 
 class Sentence(Formatter):

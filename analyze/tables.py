@@ -8,6 +8,7 @@ import pandas as pd
 import xarray as xr
 
 from schemas.json_values import json_value
+from schemas.picked import Pick, of_picked
 
 Frame = Any
 """A pandas frame; its stubs do not know what a cell holds."""
@@ -25,6 +26,19 @@ def rows_with(frame: Any, **labels: Any) -> Any:
     for name, label in labels.items():
         frame = frame[frame[name].astype(str) == str(label)] if name in frame else frame.head(0)
     return frame
+
+
+def as_picked(rows: Frame, pick: Pick, *names: str) -> Frame:
+    """Rows whose intervals allow for a row's having been picked, see :func:`schemas.picked.of_picked`.
+
+    Parameters
+    ----------
+    names
+        Columns of the figure and of the ends of its interval; of one name, those with ``_low`` and ``_high`` behind it.
+    """
+    columns = list(names) if len(names) > 1 else [f"{names[0]}{end}" for end in ENDS]
+    ends = np.array([of_picked(figure, pick) for figure in rows[columns].to_numpy("float64")]).reshape(-1, 3)
+    return rows.assign(**dict(zip(columns, ends.T, strict=True)))
 
 
 def result_parts(result: xr.Dataset) -> dict[str, list[str]]:

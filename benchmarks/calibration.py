@@ -1,10 +1,10 @@
 """How often intervals hold what they should, and tests call what is not there, on problems drawn from a known law.
 
-    python benchmarks/calibration.py [--draws N]
+    python benchmarks/calibration.py [--draws N] [--only means,picked..]
 
 Every draw is a new set of problems, of which the functions behind the commands make 95% intervals and p-values. Held:
-how often the true value lies inside. Called: how often p is below .05 where there is nothing to find. What is true is
-known in closed form. Problems are told twice where it says so: both examples of one have most in common, so that
+how often the true value lies inside. Called: how often p is below .05 where there is nothing to find. What is true
+follows from the law. Problems are told twice where it says so: both examples of one have most in common, so that
 intervals over examples would be too narrow.
 """
 
@@ -14,16 +14,18 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from laws import labelled
 from results import keep
 from threadpoolctl import threadpool_limits
 
 from analyze.correlate.correlation import attention_importance
-from analyze.errors.prediction import _judge, _with_interval
-from analyze.features.probe import _area_and_number
+from analyze.errors.prediction import judge
+from analyze.features.probe import area_and_trials
 from analyze.geometry.shape import geometry
 from analyze.similarity.cka import similarity
 from analyze.statistics import bootstrap_weights
-from schemas.resampling import mean_interval
+from schemas.picked import Pick, of_picked
+from schemas.resampling import mean_interval, percentiles
 from schemas.statistics import (
     adjust,
     difference_interval,
@@ -83,10 +85,32 @@ def paired(rng: np.random.Generator, draw: int) -> Found:
         yield "p of McNemar, the least of twelve by Holm", n, bool((adjust(p) < 0.05).any())
 
 
-def _labelled(values: Array, dims: tuple[str, ...], problem: Array) -> xr.DataArray:
-    positions = [f"ct{index}" for index in range(values.shape[dims.index("position")])]
-    labels: dict[str, Any] = {"example": np.arange(len(values)), "position": positions, "problem": ("example", problem)}
-    return xr.DataArray(values, dims=dims, coords=labels)
+def picked(rng: np.random.Generator, draw: int) -> Found:
+    """The largest of several, as it is named: with the interval of one that was picked, and with its own."""
+    for n in (30, 100):
+        for k in (8, 60):
+            u, noise, tail = rng.random((n, k)), rng.standard_normal((n, k)), rng.exponential(size=(n, k))
+            common, slope = rng.standard_normal((n, 1)), np.linspace(0, 1, k)
+            laws = {
+                "shares, all .1": (u < 0.1, np.full(k, 0.1)),
+                "shares, .02 to .5": (u < 0.02 + 0.48 * slope, 0.02 + 0.48 * slope),
+                "means, alike": (noise, np.zeros(k)),
+                "means, alike, correlated by .5": (np.sqrt(0.5) * (noise + common), np.zeros(k)),
+                "means, one deviation apart": (noise + slope, slope),
+                "means, alike, exponential": (tail, np.ones(k)),
+                "means, alike, exponential downwards": (-tail, -np.ones(k)),
+                "means, alike, picked by size": (noise, np.zeros(k)),
+            }
+            for name, (values, true) in laws.items():
+                mean, pick = values.mean(0), Pick(k, share=values.dtype == bool)
+                if name.endswith("size"):
+                    mean, pick = np.abs(mean), Pick(k, by="any")
+                most = int(mean.argmax())
+                one = values[:, most]
+                ends = wilson_interval(one.sum(), n) if pick.share else mean_interval(one, draw)[1:]
+                figure = [float(one.mean()), *map(float, ends)]
+                for kind, (_, low, high) in (("picked", of_picked(figure, pick)), ("alone", figure)):
+                    yield f"{kind} {name}, of {k}", n, low <= true[most] <= high
 
 
 def correlations(rng: np.random.Generator, draw: int) -> Found:
@@ -97,7 +121,7 @@ def correlations(rng: np.random.Generator, draw: int) -> Found:
             own = rng.multivariate_normal([0, 0], [[1, true], [true, 1]], (n, 1))
             values = np.repeat(own, 2, axis=0) * np.sqrt(0.9)
             values += np.sqrt(0.1) * rng.multivariate_normal([0, 0], [[1, true], [true, 1]], (2 * n, 1))
-            x, y = (_labelled(values[..., side], ("example", "position"), problem) for side in range(2))
+            x, y = (labelled(values[..., side], ("example", "position"), problem) for side in range(2))
             found = attention_importance(x, y, n_permutation=199, n_resample=500, seed=draw).isel(position=0)
             yield f"r of {true}", n, bool(found["position_r_low"] <= true <= found["position_r_high"])
             if not true:
@@ -112,12 +136,11 @@ def areas(rng: np.random.Generator, draw: int) -> Found:
         wrong = np.arange(n) < n // 3
         score = rng.standard_normal(n) + 0.5 * wrong
         weight = bootstrap_weights(xr.DataArray(np.arange(n), dims="example"), 1000, draw).values
-        value = _judge(score, wrong, np.concatenate([np.ones((n, 1), dtype="float32"), weight], axis=1))["auroc"]
-        out = xr.Dataset()
-        _with_interval(out, "auroc", (), value, n)
+        value = judge(score, wrong, np.concatenate([np.ones((n, 1), dtype="float32"), weight], axis=1))["auroc"]
+        low, high = percentiles(value[1:], n)
         true = norm.cdf(0.5 / np.sqrt(2))
-        yield "AUROC of errors", n, bool(out["auroc_low"] <= true <= out["auroc_high"])
-        area, number = _area_and_number(score[:, None], rankdata(score)[:, None], wrong[:, None])
+        yield "AUROC of errors", n, bool(low <= true <= high)
+        area, number = area_and_trials(score[:, None], rankdata(score)[:, None], wrong[:, None])
         low, high = wilson_interval(area * number, number)
         yield "area of a feature", n, bool(low[0] <= true <= high[0])
 
@@ -134,9 +157,7 @@ def _states(rng: np.random.Generator, n: int, mix: Array | None = None) -> tuple
 
 def _run(states: Array, name: str) -> xr.Dataset:
     n = len(states)
-    values = _labelled(
-        states[:, None, None].astype("float32"), ("example", "layer", "position", "hidden"), np.arange(n)
-    )
+    values = labelled(states[:, None, None].astype("float32"), ("example", "layer", "position", "hidden"), np.arange(n))
     run = values.assign_coords(layer=[0]).to_dataset(name="hidden_state")
     texts = np.array([f"question {index}" for index in range(n)], dtype=object)
     run["question"] = "example", texts
@@ -174,41 +195,65 @@ def _true_cka(mix: Array) -> float:
 
 
 PARTS: list[tuple[Callable[[np.random.Generator, int], Found], int]] = [
-    (means, 4000), (shares, 4000), (paired, 2000), (correlations, 500), (areas, 2000), (shapes, 500),
+    (means, 4000), (shares, 4000), (paired, 2000), (picked, 2000), (correlations, 500), (areas, 2000), (shapes, 500),
 ]  # fmt: skip
 
 
+TITLES = {
+    "intervals": "Calibration of intervals",
+    "picked": "Calibration of intervals of the largest of several",
+    "tests": "Calibration of tests",
+}
 TEXT = {
     "intervals": "Every draw is a new set of problems from a known law; held is how often a 95% interval has the true"
     " value inside, in brackets the 95% interval of that share. Bootstraps of fewer than five problems are not made."
     " What has a long tail (exponential, lognormal: divergences are like these) is held less often by any interval that"
     " knows the sample alone; answers drawn several times are held more often, as a problem counts as one trial.",
+    "picked": "In every draw the largest of several shares or means of the same problems is picked, as where a sentence"
+    " names the best position, head or step. Held, as picked: how often what is true of it lies in the interval that"
+    " sentences give it (schemas/picked.py); alone: in its own 95% interval, as if it were the only one.",
     "tests": "Draws in which there is nothing to find; called is how often p is below .05.",
 }
+
+
+def counted(yes: list[bool]) -> str:
+    """A share of draws with its interval."""
+    low, high = wilson_interval(sum(yes), len(yes))
+    return f"{np.mean(yes):.3f} ({low:.3f} to {high:.3f})"
+
+
+def rows_of(found: dict[tuple[str, int], list[bool]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The table and the row of everything that was judged."""
+    for (what, n), yes in sorted(found.items()):
+        kind, _, rest = what.partition(" ")
+        if kind == "p":
+            yield "tests", {"what": rest.removeprefix("of "), "problems": n, "called": counted(yes), "draws": len(yes)}
+        elif kind == "picked":
+            both = {"held, as picked": counted(yes), "alone": counted(found[f"alone {rest}", n])}
+            yield "picked", {"what": rest, "problems": n, **both, "draws": len(yes)}
+        elif kind != "alone":
+            yield "intervals", {"what": what, "problems": n, "held": counted(yes), "draws": len(yes)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, help="sets of problems; by default as many as tell .95 from .93")
-    draws = parser.parse_args().draws
-    rows: dict[str, list[dict[str, Any]]] = {"intervals": [], "tests": []}
-    for judge, usual in PARTS:
+    parser.add_argument("--only", help="parts that are measured again, as means,picked; by default all")
+    given = parser.parse_args()
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for judge_of, usual in PARTS:
+        if given.only and judge_of.__name__ not in given.only.split(","):
+            continue
         found: dict[tuple[str, int], list[bool]] = {}
-        for draw in range(draws or usual):
-            for what, n, yes in judge(np.random.default_rng([11, draw]), draw):
-                found.setdefault((what, n), []).append(yes)
-        for (what, n), yes in sorted(found.items()):
-            low, high = wilson_interval(sum(yes), len(yes))
-            table, share = ("tests", "called") if what.startswith("p ") else ("intervals", "held")
-            row = {
-                "what": what.removeprefix("p of "),
-                "problems": n,
-                share: f"{np.mean(yes):.3f} ({low:.3f} to {high:.3f})",
-            }
-            rows[table].append(row | {"draws": len(yes)})
+        for draw in range(given.draws or usual):
+            for what, n, yes in judge_of(np.random.default_rng([11, draw]), draw):
+                found.setdefault((what, n), []).append(bool(yes))
+        for table, row in rows_of(found):
+            rows.setdefault(table, []).append(row)
             print(row, flush=True)
     for table, of in rows.items():
-        keep(f"calibration-{table}", f"Calibration of {table}", of, text=TEXT[table])
+        by = ("what", "problems") if given.only else ()
+        keep(f"calibration-{table}", TITLES[table], of, text=TEXT[table], by=by)
 
 
 if __name__ == "__main__":

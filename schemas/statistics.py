@@ -117,6 +117,19 @@ def interval_of_trials(total: ArrayLike, n: ArrayLike, trials: ArrayLike, level:
         return wilson_interval(total * (trials / n), trials, level)
 
 
+def trials_of_interval(share: float, low: float, high: float, level: float = 0.95) -> float:
+    """Trials of which a share has such a Wilson interval: of problems with several examples the effective number.
+
+    An end b of it is where (b - p)^2 = z^2 b (1 - b) / n. Infinite where the interval has no width.
+    """
+    from scipy.special import ndtri
+
+    end = high if share < 0.5 else low
+    if end == share:
+        return math.inf
+    return float(ndtri(0.5 + level / 2) ** 2 * end * (1 - end) / (end - share) ** 2)
+
+
 def difference_interval(first: ArrayLike, second: ArrayLike) -> tuple[Array, Array, Array]:
     """Difference of two independent estimates and its interval, from their own intervals (MOVER).
 

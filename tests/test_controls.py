@@ -12,6 +12,7 @@ from analyze.beside import (
     LESS,
     MORE,
     NOT,
+    NOTHING_SAID,
     OPEN,
     SEEN,
     UNMEASURED,
@@ -29,6 +30,7 @@ from extract.training.command import TrainCommandSettings, trainings
 from extract.training.state import state_control
 from schemas import Control, UsageError
 from schemas.controls import CONTROLS, control_among, control_by_name, stated_control
+from schemas.picked import Pick, of_picked
 
 
 def test_a_control_is_known_by_what_it_says_and_else_by_its_name():
@@ -148,6 +150,17 @@ def test_findings_stand_beside_all_controls_and_what_is_missing_is_said():
         "Not measured in the controls m-cot.",
     ]
     assert [row["control"] for row in page.rows] == ["m-decodable", "m-pause"]
+
+
+def test_a_place_that_was_picked_on_a_model_has_the_interval_of_one_picked_and_its_control_its_own():
+    page = Lines({"m-pause": Control("m", "pause")})
+    results = [
+        SimpleNamespace(run=f"{model}/d", label=model, data=of_share(0.2, 60)(0.95)) for model in ("m", "m-pause")
+    ]
+    beside(page, [(one, [Finding(what="best", of=lambda one: one.data, pick=Pick(50, share=True))]) for one in results])
+    own, other = ([page.rows[0][f"{side}{end}"] for end in ("", "_low", "_high")] for side in ("own", "other"))
+    assert own == of_picked(other, Pick(50, share=True))
+    assert page.rows[0]["says"] == NOTHING_SAID  # by its own interval 20% of 60 were above a tenth
 
 
 def test_what_two_models_have_in_common_stands_beside_pairs_with_their_controls():

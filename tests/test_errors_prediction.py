@@ -10,7 +10,7 @@ from synthetic import make_run
 
 from analyze.errors.design import Spool, moments
 from analyze.errors.fit import fit
-from analyze.errors.prediction import _judge, predict_errors
+from analyze.errors.prediction import judge, predict_errors
 from analyze.errors.spec import ErrorSpec
 from analyze.sae.dictionary import SAESpec, train_sae
 from schemas.errors import SchemaError, UsageError
@@ -141,7 +141,7 @@ def test_metrics_are_scikit_learns_and_resamples_repeat_rows():
     truth = rng.random(60) < 0.3
     score = np.round(rng.normal(size=60) + truth, 1)  # with ties
     draws = np.stack([np.ones(60), rng.poisson(1, 60)], axis=1).astype(float)
-    found = _judge(score, truth, draws)
+    found = judge(score, truth, draws)
     repeated = np.repeat(np.arange(60), draws[:, 1].astype(int))
     for draw, rows in enumerate((np.arange(60), repeated)):
         y, s = truth[rows], score[rows]

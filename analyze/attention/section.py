@@ -11,6 +11,7 @@ from analyze.labels import thought_labels
 from analyze.page import Page, Section, listed
 from analyze.tables import ENDS, result_table, triple
 from schemas import segment_of
+from schemas.picked import Pick, of_largest
 
 
 def at_answer(data: xr.Dataset) -> xr.Dataset:
@@ -40,16 +41,15 @@ def attention(page: Page) -> None:
         thoughts = thought_labels(shares, "target")
         means = shares[names].mean("layer")
         among = means.sel(target=thoughts)
-        value, low, high = triple(among, "layer_share")
-        series.append((result.look, value, low, high))
-        best = int(np.nanargmax(value))
-        top, rivals = thoughts[best], [thoughts[x] for x in np.flatnonzero(high >= low[best]) if x != best]
+        series.append((result.look, *triple(among, "layer_share")))
+        best, (most, *_), near = of_largest(triple(among, "layer_share"))
+        top, rivals = thoughts[best], page.text("rivals", names=listed([thoughts[place] for place in near]))
         page.say(
-            result, "shares", rivals=page.text("rivals", names=listed(rivals)) if rivals else "", query=query,
-            total=float(among["layer_share"].sum()), top=top, most=float(value[best]),
-            question=float(means["layer_share"].sel(target="question")), n=int(shares["n"]),
+            result, "shares", rivals=rivals if near else "", query=query, top=top, most=most, n=int(shares["n"]),
+            total=float(among["layer_share"].sum()), question=float(means["layer_share"].sel(target="question")),
         )  # fmt: skip
-        page.find(result, number(f"{query} to {top}", "layer_share", nothing=math.nan, read=mean_at_answer, target=top))
+        what, pick = f"{query} to {top}", Pick(len(thoughts))
+        page.find(result, number(what, "layer_share", nothing=math.nan, read=mean_at_answer, pick=pick, target=top))
         rows = result_table(shares[names].drop_vars("query").transpose("layer", "target"), names)
         rows.columns = [name.removeprefix("layer_share_").removeprefix("layer_") for name in rows.columns]
         page.add("answer_attention", result, rows.assign(query=query))

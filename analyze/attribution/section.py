@@ -4,6 +4,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.page import Page, Section, listed
+from schemas.picked import of_largest
 
 NAMES = ["contribution", "contribution_low", "contribution_high"]
 
@@ -23,16 +24,15 @@ def attribution(page: Page) -> None:
 
 def position_sentence(page: Page, data: xr.Dataset) -> str:
     """The part that adds most to what a position reads as, where one is told to add anything."""
-    value, low, high = (np.nan_to_num(data[name].values) for name in NAMES)
+    figures = np.nan_to_num([data[name].values for name in NAMES])
     where = {"position": data["position"].item(), "logit": float(data["logit"]), "n": int(data["n"])}
-    most = int(value.argmax())
-    if not low[most] > 0:
+    most, (value, low, high), others = of_largest(figures)
+    if not low > 0:
         return page.text("none", **where)
-    near = [str(part) for part, top in zip(data["part"].values, high, strict=True) if top >= low[most]]
-    near.remove(str(data["part"].values[most]))
+    near = [str(data["part"].values[place]) for place in others]
     return page.text(
-        "near" if near else "largest", part=data["part"].values[most], value=value[most], low=low[most],
-        high=high[most], near=listed(near), **where,
+        "near" if near else "largest", part=data["part"].values[most], value=value, low=low, high=high,
+        near=listed(near), **where,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import numpy as np
 from analyze.context import StoredResult
 from analyze.drawing import as_percent, band, faint_grid, legend_below
 from analyze.effects.figures import plot_attribution
+from analyze.effects.shown import told_fed
 from analyze.page import Page, Section, listed
 
 COLUMNS = ("kind", "layer", "head", "position", "score", "score_low", "score_high", "exact", "exact_low", "exact_high")
@@ -19,10 +20,9 @@ def attribution(page: Page) -> None:
         nodes = data[list(COLUMNS[4:])].reset_coords(list(COLUMNS[:4])).to_dataframe()[list(COLUMNS)]
         nodes["head"] = nodes["head"].where(nodes["kind"] == "head")  # an MLP and a fed vector are of none
         page.add("attribution_patching", result, nodes := nodes.sort_values("score", key=abs, ascending=False))
-        fed = nodes[(nodes["kind"] == "fed") & ((nodes["score_low"] > 0) | (nodes["score_high"] < 0))].head(3)
         quarter = data.isel(size=int(np.abs(data["size"].values - data.sizes["node"] / 4).argmin()))
         page.say(
-            result, "scored", thoughts=listed(page.texts("thought", fed)) or page.text("no_thought"),
+            result, "scored", thoughts=listed(page.texts("thought", told_fed(nodes))) or page.text("no_thought"),
             spearman=data.attrs["spearman"], low=data.attrs["spearman_low"], high=data.attrs["spearman_high"],
             n=int(data["exact"].notnull().sum()), size=int(quarter["size"]), all=data.sizes["node"],
             kept=float(quarter["kept"]), random=float(quarter["kept_random"]),

@@ -6,7 +6,8 @@ from analyze.drawing import HEAT, HEAT_NEGATIVE, Look, bars
 from analyze.effects.conditions import place_name, places_of
 from analyze.effects.shown import LEVEL, reentries
 from analyze.page import Page, Section, listed
-from analyze.tables import ENDS, Frame, rows_with, triple
+from analyze.tables import ENDS, Frame, as_picked, rows_with, triple
+from schemas.picked import Pick
 
 GIVERS = {
     "right": Look(label="with a right answer's thoughts", colour=HEAT),
@@ -22,10 +23,11 @@ def crossing(page: Page) -> None:
         told = []
         for receiver in ("wrong", "right"):
             some = rows_with(rows, receiver=receiver)
+            allowed = as_picked(some, Pick(len(rows), by="any"), "difference")
             shown, title = rows_with(some, place=place), f"answered {receiver}ly, {place}"
             with page.shares("crossing", result, low=0.0, legend=0.1, title=title) as ax:
                 bars(ax, list(shown["group"]), [(look, *triple(shown, giver)) for giver, look in GIVERS.items()])
-            apart, widest = some[some["p_holm"] < LEVEL], some.loc[some["difference"].abs().idxmax()]
+            apart, widest = allowed[some["p_holm"] < LEVEL], allowed.loc[some["difference"].abs().idxmax()]
             values = {"n": int(widest["n"]), "tests": len(some), "receiver": f"{receiver}ly"}
             values |= {"differences": listed(page.texts("one", apart)), "largest": page.text("one", **dict(widest))}
             told.append(page.text("some" if len(apart) else "none", **values))

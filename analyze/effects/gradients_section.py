@@ -7,9 +7,10 @@ import numpy as np
 from analyze.context import StoredResult
 from analyze.drawing import Series
 from analyze.page import Page, Section, listed
+from schemas.picked import Pick, of_picked
 
-POWER = (1.96 + 0.84) / (2 * 1.96)
-"""Effect that is found in 80% of cases, in widths of its 95% interval, which is 2 x 1.96 standard errors wide."""
+POWER = 0.84 / (2 * 1.96)
+"""How far beyond the ends of an interval an effect must lie to be found in 80% of cases, in widths of the 95% one."""
 ENDS = ("mean", "low", "high")
 
 
@@ -29,14 +30,15 @@ def gradients(page: Page) -> None:
 
 def told(page: Page, thoughts: list[str], columns: dict[str, Any], result: StoredResult) -> str:
     """Thoughts whose attribution is told from 0, and what could have been told of the others."""
-    mean, low, high = (columns[f"attribution_{end}"] for end in ENDS)
+    own = np.array([columns[f"attribution_{end}"] for end in ENDS])
+    mean, low, high = np.transpose([of_picked(figure, Pick(len(thoughts), by="any")) for figure in own.T])
     sure = [place for place in np.argsort(-np.abs(mean), kind="stable") if low[place] > 0 or high[place] < 0]
     named = page.texts(
         "thought", [{"thought": thoughts[i], "value": mean[i], "low": low[i], "high": high[i]} for i in sure]
     )
     others = [place for place in range(len(thoughts)) if place not in sure]
-    widths = (high - low)[others]
-    smallest = POWER * float(np.nanmax(widths)) if np.isfinite(widths).any() else np.nan
+    found = ((high - low) / 2 + POWER * (own[2] - own[1]))[others]
+    smallest = float(np.nanmax(found)) if np.isfinite(found).any() else np.nan
     parts = [page.text("most", thoughts=", ".join(named)) if named else page.text("nothing", smallest=smallest)]
     if others and named:
         parts.append(page.text("null", thoughts=listed([thoughts[place] for place in others]), smallest=smallest))

@@ -8,6 +8,7 @@ from analyze.curves import curve, random_curve
 from analyze.effects.shown import changed, power, reentries, score_rank, told_apart
 from analyze.page import Page, Section, listed
 from analyze.tables import Frame, triple
+from schemas.picked import Pick
 
 CUT = {"zero": "zeroed", "mean": "set to the mean", "resample": "exchanged for another problem's"}
 """What was done to heads, in words, by operation."""
@@ -45,7 +46,8 @@ def alone_told(page: Page, result: StoredResult, alone: Frame) -> list[str]:
     high, text = max(5.0, 100 * float(np.nanmax(np.abs(grid)))), "{:.0f}" if grid.shape[1] <= 12 else None
     page.percent_map("head_ablation_alone", result, grid, high=high, text=text)
     worst, needed = alone.loc[alone["drop"].idxmax()], alone[told_apart(alone)].sort_values("drop", ascending=False)
-    page.find(result, *[changed(str(name), group=name) for name in needed["group"].head(3)])
+    pick = Pick(len(alone), share=True)
+    page.find(result, *[changed(str(name), pick=pick, group=name) for name in needed["group"].head(3)])
     costly = int((needed["drop"] > 0).sum())
     values = {"n": int(worst["n"]), "smallest": power(alone), "n_head": len(alone), "needed": costly}
     told = [page.text("alone" if costly else "none", group=worst["group"], drop=worst["drop"], **values)]

@@ -13,7 +13,8 @@ from analyze.drawing import HEAT, HEAT_NEGATIVE, MUTED, Look, reference
 from analyze.effects.conditions import into_corrupted, place_name
 from analyze.effects.shown import reentries
 from analyze.page import Page
-from analyze.tables import ENDS, Frame, rows_with, triple
+from analyze.tables import ENDS, Frame, as_picked, rows_with, triple
+from schemas.picked import Pick
 
 OPEN = 0.025
 """Share of resamples in which a giver wins at no N, above which it is open whether it does."""
@@ -36,10 +37,15 @@ def patched(page: Page, where: Where = into_corrupted) -> list[tuple[StoredResul
 
 def say_best(page: Page, result: StoredResult, rows: Frame) -> None:
     """The condition with the most clean answers, and how many have as many; or that none is told to bring them."""
-    best = rows.loc[rows["clean"].idxmax()]
+    best = most_clean(rows)
     others = int((rows["clean"] == best["clean"]).sum()) - 1
     more = page.text("more", n=others) if others else ""
     page.say(result, "best" if best["clean_low"] > NOTHING else "null", **dict(best) | {"more": more})
+
+
+def most_clean(rows: Frame) -> Any:
+    """The condition with the most clean answers, whose interval allows for having been picked among all."""
+    return as_picked(rows, Pick(len(rows), share=True), "clean").loc[rows["clean"].idxmax()]
 
 
 def winning_rows(data: xr.Dataset) -> Frame:

@@ -27,7 +27,8 @@ def position_ablation(page: Page) -> None:
                 plot_groups(shown, places_of(shown), ax)
         if not operations:
             continue
-        where = {"operation": operations[0], "place": places_of(rows_with(rows, operation=operations[0]))[0]}
+        where: dict[str, Any] = {"operation": operations[0]}
+        where["place"] = places_of(rows_with(rows, **where))[0]
         cells = rows_with(rows, **where)
         accuracy: Any = cells.drop_duplicates("group").set_index("group")["accuracy"]
         values = {"untouched": base["accuracy"], "place": where["place"], "n": int(cells["n"].max())}

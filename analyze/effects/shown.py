@@ -13,7 +13,8 @@ from analyze.context import StoredResult, Where
 from analyze.effects.conditions import UNTOUCHED, conditions, place_name, self_control, untouched, with_place
 from analyze.heads.command import by_thoughts
 from analyze.page import NothingStored, Page, listed
-from analyze.tables import ENDS, Frame, rows_with
+from analyze.tables import ENDS, Frame, as_picked, rows_with
+from schemas.picked import Pick
 from schemas.statistics import smallest_change, smallest_correlation
 
 LEVEL = 0.05
@@ -51,19 +52,26 @@ def rows_of(data: xr.Dataset) -> Frame:
     return frame
 
 
-def changed(what: str, value: str = "importance", **where: Any) -> Finding:
+def changed(what: str, value: str = "importance", pick: Pick | None = None, **where: Any) -> Finding:
     """A number of a re-entry: of its first condition with these labels that is no control; by default what it takes."""
 
     def of(result: StoredResult) -> Triple:
         rows = rows_with(rows_of(result.data), control="", **where)
         return [float(rows[f"{value}{end}"].iloc[0]) if len(rows) else math.nan for end in ENDS]
 
-    return Finding(what=what, of=of)
+    return Finding(what=what, of=of, pick=pick)
 
 
 def told_apart(rows: Frame) -> Any:
     """Whether the corrected test of each row tells it from the untouched run."""
     return rows["p_holm"].fillna(1.0) < LEVEL
+
+
+def told_fed(nodes: Frame) -> Frame:
+    """The first three vectors fed whose score is told from 0, by intervals that hold for all of them at once."""
+    fed = nodes[nodes["kind"] == "fed"]
+    fed = as_picked(fed, Pick(len(fed), by="any"), "score")
+    return fed[(fed["score_low"] > 0) | (fed["score_high"] < 0)].head(3)
 
 
 def power(rows: Frame) -> float:

@@ -2,11 +2,12 @@
 
 from analyze.beside import NOTHING
 from analyze.effects.conditions import places_of
-from analyze.effects.patched import patched, say_best
+from analyze.effects.patched import most_clean, patched, say_best
 from analyze.effects.shown import changed
 from analyze.page import Page, Section
 from analyze.places import draw_places
 from analyze.tables import rows_with
+from schemas.picked import Pick
 
 
 def single_patching(page: Page) -> None:
@@ -20,8 +21,9 @@ def single_patching(page: Page) -> None:
         columns = [x for x in ("bot", *(f"ct{i}" for i in range(32)), "eot") if x in grid.columns]
         page.percent_map("single_patching", result, grid.reindex(index=places_of(rows), columns=columns))
         say_best(page, result, rows)
-        best = rows.loc[rows["clean"].idxmax()]
-        told = changed(best["positions"], "clean", kind="one", positions=best["positions"], place=best["place"])
+        best = most_clean(rows)
+        where = {"kind": "one", "positions": best["positions"], "place": best["place"]}
+        told = changed(best["positions"], "clean", pick=Pick(len(rows), share=True), **where)
         page.find(result, told if best["clean_low"] > NOTHING else None)
         page.add("single_patching", result, rows)
         thoughts = max(thoughts, [name for name in columns if name.startswith("ct")], key=len)

@@ -137,7 +137,7 @@ def _metrics(
     truth, n_problem = wrong[test], len(np.unique(problem[test]))
     weight = bootstrap_weights(xr.DataArray(problem[test], dims="example"), spec.resamples, spec.seed)
     draws = np.concatenate([np.ones((test.sum(), 1), dtype=np.float32), weight.values], axis=1)  # the first: as it is
-    judged = [_judge(s[test], truth, draws) for s in scores]
+    judged = [judge(s[test], truth, draws) for s in scores]
     out = xr.Dataset(coords={"predictor": list(PREDICTORS), "outcome": list(OUTCOMES)})
     for name in ("accuracy", "balanced_accuracy", "auroc", "precision", "recall"):
         value = np.stack([f[name] for f in judged])  # (predictor, [outcome,] draw)
@@ -164,7 +164,7 @@ def _metrics(
     return out
 
 
-def _judge(
+def judge(
     score: NDArray[np.float64], truth: NDArray[np.bool_], draws: NDArray[np.float32]
 ) -> dict[str, NDArray[np.float64]]:
     """Metrics under each set of row weights (row, draw), some draws at a time; NaN where one does not exist."""

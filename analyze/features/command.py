@@ -256,7 +256,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
                 rows=[[row["feature"], *told_cells(row)] for row in telling],
                 labels=1,
                 caption="n: test problems with the step and a finite state; area under the ROC curve on them, p:"
-                " against shuffled ones, over all features"
+                " against shuffled ones, over all features; intervals are of one alone"
                 + ("; KL in nat, at the answer's first token, with its part taken out, beside random directions as long"
                    if taken_out
                    else f"; what they do: lake reenter features PATH {result.attrs['run']}, then this again"),

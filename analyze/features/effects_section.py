@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analyze.beside import Finding, Triple, number
+from analyze.beside import Finding, Triple, number_at
 from analyze.context import StoredResult
 from analyze.features.command import effect_rows
 from analyze.features.figures import plot_effects
 from analyze.page import Page, Section
+from schemas.picked import Pick, of_picked
 from schemas.statistics import wilson_interval
 
 SMALL = 0.05
@@ -27,8 +28,10 @@ def effects(page: Page) -> None:
         broken = int((data["p_broken_holm"] < 0.05).sum())
         line = "does" if telling.any() or broken else "none"
         page.say(result, line, n_feature=data.sizes["feature"], telling=int(telling.sum()), turned=broken, **rows[0])
-        largest = number("largest effect of a feature (nat)", "kl_more", nothing=SMALL, read=strongest)
-        page.find(result, largest, Finding(what="share of features that move the answer", of=moving_share))
+        page.find(
+            result, Finding(what="largest effect of a feature (nat)", of=largest_effect, nothing=SMALL),
+            Finding(what="share of features that move the answer", of=moving_share),
+        )  # fmt: skip
 
 
 def moves(data: xr.Dataset) -> Any:
@@ -42,9 +45,11 @@ def moving_share(result: StoredResult) -> Triple:
     return [float(telling.mean()), *map(float, wilson_interval(int(telling.sum()), len(telling)))]
 
 
-def strongest(data: xr.Dataset) -> xr.Dataset:
-    """The feature that moves the answer most beyond random directions."""
-    return data.isel(feature=int(np.nanargmax(data["kl_more"].values)))
+def largest_effect(result: StoredResult) -> Triple:
+    """How much more than random directions the feature moves the answer that does most, picked among all of them."""
+    more = result.data["kl_more"]
+    best = result.data.isel(feature=int(np.nanargmax(more.values)))
+    return of_picked(number_at(best, "kl_more"), Pick(int(more.notnull().sum())))
 
 
 SECTIONS = (

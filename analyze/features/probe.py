@@ -246,7 +246,7 @@ def tested(
         own = sign[feature] * codes[side.rows][:, feature]  # (row, feature)
         positive = side.positive[:, inside[feature]]  # (row, feature)
         rank = stats.rankdata(own, axis=0)
-        area[feature], effective[feature] = _area_and_number(own, rank, positive)
+        area[feature], effective[feature] = area_and_trials(own, rank, positive)
         n = positive.sum(0)
         for draw in range(permutations):
             total = (rank * positive[rng.permutation(len(positive))]).sum(0)
@@ -254,7 +254,7 @@ def tested(
     return area, effective, null
 
 
-def _area_and_number(own: Array, rank: Array, positive: Array) -> tuple[Array, Array]:
+def area_and_trials(own: Array, rank: Array, positive: Array) -> tuple[Array, Array]:
     """Area of each column, and the number of trials of a share that would be as uncertain.
 
     The variance is DeLong's: that of the share of the other side that each row is above, over the rows of its side. A

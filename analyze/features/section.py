@@ -7,6 +7,7 @@ from analyze.context import StoredResult
 from analyze.features.command import feature_rows, steps_from_one
 from analyze.page import Page, Section
 from analyze.tables import ENDS
+from schemas.picked import Pick, of_picked
 
 
 def features(page: Page) -> None:
@@ -31,11 +32,12 @@ def features(page: Page) -> None:
 
 
 def best_area(result: StoredResult) -> Triple:
-    """Area of the feature that tells most, with its interval."""
+    """Area of the feature that tells most, with the interval of one that was picked among all."""
     if "area" not in result.data or not result.data["area"].notnull().any():
         return [np.nan] * 3
     best = result.data.isel(feature=int(np.nanargmax(result.data["area"].values)))
-    return [float(best[f"area{end}"]) for end in ENDS]
+    pick = Pick(int(result.data["area"].notnull().sum()), share=True)
+    return of_picked((best[f"area{end}"] for end in ENDS), pick)
 
 
 SECTIONS = (Section(slug="features", write=features, chapter="report-001", order=32, needs=("features",)),)

@@ -10,6 +10,7 @@ from analyze.geometry.command import component_rows
 from analyze.geometry.figures import plot_scores
 from analyze.page import Page, Section
 from analyze.tables import triple
+from schemas.picked import Pick
 
 
 def shape(page: Page) -> None:
@@ -34,7 +35,8 @@ def shape(page: Page) -> None:
         page.add("components", result, component_rows(last))
         extremes = [find(ratio) for find in (np.nanargmax, np.nanargmin) if np.isfinite(ratio).any()]
         names = dict.fromkeys(str(last["position"].values[place]) for place in extremes)
-        page.find(result, *map(directions_at, names))
+        pick = Pick(int(np.isfinite(ratio).sum()), by="any")
+        page.find(result, *(directions_at(name, pick) for name in names))
     counts = results[0].data["n_component"].values
     curves.set_xscale("log", base=2)
     curves.set_xticks(counts, [str(count) for count in counts])
@@ -45,10 +47,10 @@ def shape(page: Page) -> None:
     page.bars("directions", [str(x) for x in results[0].data["position"].values], series, "directions")
 
 
-def directions_at(position: str) -> Finding:
+def directions_at(position: str, pick: Pick) -> Finding:
     """How many directions the states of a position fill at the last layer; no number of them is nothing."""
     what = f"directions at {position}"
-    return number(what, "participation_ratio", nothing=math.nan, read=last_layer, position=position)
+    return number(what, "participation_ratio", nothing=math.nan, read=last_layer, pick=pick, position=position)
 
 
 SECTIONS = (Section(slug="geometry", write=shape, order=20, needs=("geometry",)),)

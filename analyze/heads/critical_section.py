@@ -10,6 +10,8 @@ from analyze.heads.command import by_thoughts
 from analyze.heads.figures import SHORT_TYPES, draw_heads, head_name
 from analyze.heads.summary import head_table
 from analyze.page import Page, Section, listed
+from analyze.tables import triple
+from schemas.picked import Pick, of_largest
 
 N_SHOWN = 6
 """Heads of each model whose maps are drawn."""
@@ -27,12 +29,12 @@ def critical_heads(page: Page) -> None:
         # where all heads are among the best, that each is says nothing
         all_best = len(table) <= int(result.data.attrs.get("top", 0))
         page.add("ranked_heads", result, table.drop(columns="top_share") if all_best else table)
-        best: dict[Any, Any] = table.to_dict("records")[0]
-        alike = list(table["name"][1:][table["composite_high"][1:] >= best["composite_low"]])
-        rivals = page.text("rivals", names=listed(alike)) if alike else ""
+        _, (_, low, high), near = of_largest(triple(table, "composite"))
+        best: dict[Any, Any] = table.to_dict("records")[0] | {"composite_low": low, "composite_high": high}
+        rivals = page.text("rivals", names=listed(list(table["name"][near]))) if near else ""
         page.say(result, "best", **best | {"type": SHORT_TYPES.get(best["type"], best["type"]), "rivals": rivals})
-        place = {"layer": best["layer"], "head": best["head"]}
-        page.find(result, number(f"{best['name']}, composite", "composite", nothing=math.nan, **place))
+        place, pick = {"layer": best["layer"], "head": best["head"]}, Pick(len(table))
+        page.find(result, number(f"{best['name']}, composite", "composite", nothing=math.nan, pick=pick, **place))
         axes = page.panel("critical_heads", result, wide=True, height=2.2, ncols=N_SHOWN)
         draw_heads(axes, result.data, strongest)
         page.caption("critical_heads", label=result.label, n=min(N_SHOWN, len(table)), strongest=strongest)

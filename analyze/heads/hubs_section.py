@@ -11,6 +11,7 @@ from analyze.heads.command import by_thoughts
 from analyze.heads.summary import head_summary
 from analyze.page import Page, Section
 from analyze.tables import ENDS, triple
+from schemas.picked import Pick, of_picked
 
 
 def summaries(page: Page) -> list[StoredResult]:
@@ -32,11 +33,13 @@ def hubs(page: Page) -> None:
         ax.hlines(data["expected"].values, places - 0.45, places + 0.45, color=INK, linewidth=1.6)
         ax.set_ylabel("attention received")
         hub = str(data["hub_position"].item())
-        ratio, low, high = number_at(data, "ratio", key_position=hub)
+        pick = Pick(len(thoughts) - 1)  # no thought comes after the last
+        ratio, low, high = of_picked(number_at(data, "ratio", key_position=hub), pick)
         sought = "sought_sure" if np.isfinite([low, high]).all() else "sought"
         page.say(result, sought if ratio > 1 else "even", hub=hub, ratio=ratio, low=low, high=high)
         # up to 1, a thought is not sought
-        page.find(result, number(f"hub at {hub}", "ratio", nothing=1.0, key_position=hub) if ratio > 1 else None)
+        found = number(f"hub at {hub}", "ratio", nothing=1.0, pick=pick, key_position=hub)
+        page.find(result, found if ratio > 1 else None)
         names = [f"{name}{end}" for name in ("incoming", "ratio") for end in ENDS] + ["expected"]
         columns = {name: data[name].values for name in names if name in data}
         if "hub_count" in data:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from analyze.beside import NOTHING, number
-from analyze.lens.fed import best_steps, edit_rows, fed
+from analyze.lens.fed import best_steps, edit_rows, fed, steps_pick
 from analyze.page import Page, Section, listed, share
 
 MARKERS = {"jacobian": "o", "logit": "s", "tuned": "^", "jacobian, rotated": "x"}
@@ -31,8 +31,8 @@ def fed_thoughts(page: Page) -> None:
         page.say(result, "named" if texts else "none", thoughts=listed(texts), logit=listed(logit))
         sure = own[own["low"] > NOTHING]
         page.find(result, *[
-            number(f"step {row.step} fed at {row.position}", "inner_share", read=fed, position=row.position,
-                   step=row.step - 1, lens="jacobian") for row in sure.itertuples()
+            number(f"step {row.step} fed at {row.position}", "inner_share", read=fed, pick=steps_pick(result.data),
+                   position=row.position, step=row.step - 1, lens="jacobian") for row in sure.itertuples()
         ])  # fmt: skip
     for result in page.results("lens_edits", optional=True):
         page.add("lens_edits", result, edit_rows(result.data))

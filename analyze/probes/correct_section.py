@@ -8,6 +8,7 @@ from analyze.labels import up_to_eot
 from analyze.page import Page, Section, share
 from analyze.probes.command import as_they_come
 from analyze.probes.linear import summarise_probes
+from schemas.picked import Pick
 
 
 def probe_results(page: Page, target: str, *, optional: bool = False) -> list[StoredResult]:
@@ -28,7 +29,7 @@ def linear_probes(page: Page) -> None:
         page.add("linear_probes", result, probe_rows(data))
         place = {"layer": best["best_layer"], "position": best["best_position"]}
         what = f"layer {best['best_layer']}, {best['best_position']}"
-        page.find(result, number(what, "auroc", nothing=0.5, read=up_to_eot, **place))
+        page.find(result, number(what, "auroc", nothing=0.5, read=up_to_eot, pick=Pick(best["n_cell"]), **place))
         wrong = 1 - float(data["majority_accuracy"].mean())
         few += [page.text("few", label=result.label, wrong=wrong)] if wrong < 0.03 else []
     trained = page.frame("linear_probes").groupby("run", sort=False)["refit_training_accuracy"].mean()

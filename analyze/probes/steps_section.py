@@ -7,6 +7,7 @@ from analyze.beside import NOTHING, Finding, number, number_at
 from analyze.labels import up_to_eot
 from analyze.page import Page, Section
 from analyze.probes.correct_section import probe_results, probe_rows
+from schemas.picked import Pick
 
 
 def step_probes(page: Page) -> None:
@@ -22,7 +23,7 @@ def step_probes(page: Page) -> None:
             for step, position, score in zip(best["step"].values, best["position"].values, best.values, strict=True)
         ]
         page.say_of(result.label, ", ".join(cells))
-        page.find(result, *[told(data, str(grid.name), cell) for cell in best])
+        page.find(result, *[told(data, str(grid.name), cell, Pick(grid.sizes["position"])) for cell in best])
         page.add("step_probes", result, probe_rows(data))
     page.show("step_probes", lambda rows: rows[rows["layer"] == rows.groupby("run")["layer"].transform("max")])
     page.set(note=str(results[0].data.attrs.get("note", "")))
@@ -38,11 +39,11 @@ def with_steps(data: xr.Dataset) -> xr.Dataset:
     return data if "step" in data.dims else data.expand_dims(step=[0])
 
 
-def told(data: xr.Dataset, name: str, cell: xr.DataArray) -> Finding:
+def told(data: xr.Dataset, name: str, cell: xr.DataArray, pick: Pick) -> Finding:
     """The score of a cell; it says nothing up to a tenth of the variance, or what the commonest class gives."""
     place = {dim: cell[dim].item() for dim in ("step", "layer", "position")}
     nothing = NOTHING if name == "r2" else number_at(data, "majority_accuracy", **place)[0]
-    return number(f"step {place['step'] + 1}", name, nothing=nothing, read=with_steps, **place)
+    return number(f"step {place['step'] + 1}", name, nothing=nothing, read=with_steps, pick=pick, **place)
 
 
 SECTIONS = (

@@ -8,6 +8,7 @@ from analyze.beside import Pair, number
 from analyze.drawing import heat_map, panels
 from analyze.page import Page, Section
 from analyze.tables import ENDS, Frame, result_table
+from schemas.picked import Pick
 
 TEXTS = r'''
 [similarity]
@@ -71,8 +72,8 @@ def similarity(page: Page) -> None:
         page.say_of(label, page.text("same", worst=same.iloc[0], best=same.iloc[-1], **values))
         if len(runs) > 1:
             most = [str(place) for place in same["position"].iloc[:-4:-1]]
-            # nothing is what shuffled problems stay below
-            alike = [number(x, "position_cka", nothing=null, position=x, other_position=x) for x in most]
+            told: dict[str, Any] = {"nothing": null, "pick": Pick(len(same))}  # what shuffled problems stay below
+            alike = [number(x, "position_cka", **told, position=x, other_position=x) for x in most]
             page.find(Pair(runs=(runs[0], runs[1]), label=label, data=data), *alike)
     page.show("similarity", lambda rows: rows[rows["position"] == rows["other_position"]])
 

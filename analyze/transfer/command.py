@@ -225,7 +225,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
         Table(
             title=f"{attrs['target']}: what is fitted on one run, tested on another",
             columns=[*labels, main, ranked, "own", "shuffled", "baseline", "best", "joint 95%", "layer", "position"]
-            + ["own - it", "95%", f"p < {1 - attrs['level']:.2f}"],
+            + ["own - it", "joint 95%", f"p < {1 - attrs['level']:.2f}"],
             rows=[
                 [*(row[label] for label in labels), row["score"], row[ranked], row["own"], row["shuffled"]]
                 + [row["baseline"], row["best"], f"{row['low']:.2f}..{row['high']:.2f}", row["layer"], row["position"]]
@@ -233,9 +233,10 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
                 for row in rows
             ],
             labels=len(labels),
-            caption=f"means over cells; best: the cell with the highest {main}, its interval holds for all cells, and"
-            " how much the run's own fit scores above it there; shuffled: a fit to shuffled labels; baseline: the"
-            f" commonest class, or the mean; p: cells with p corrected ({attrs['correction']}) over {attrs['n_test']}",
+            caption=f"means over cells; best: the cell with the highest {main}, and how much the run's own fit scores"
+            " above it there, with intervals that hold for all cells at once; shuffled: a fit to shuffled labels;"
+            " baseline: the commonest class, or the mean; p: cells with p corrected"
+            f" ({attrs['correction']}) over {attrs['n_test']}",
         ),
     ]
 

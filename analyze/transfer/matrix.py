@@ -9,9 +9,11 @@ import xarray as xr
 
 from analyze.probes.scores import WIDENING, Cell, Task
 from analyze.statistics import percentiles
+from schemas.picked import Pick, of_picked
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DIMS = ("kind", "fit", "test", "step")
+GAP = ("gap", "gap_low", "gap_high")
 
 
 def squared_errors(predicted: Array, value: Array, fold: Array) -> tuple[Array, Array]:
@@ -111,12 +113,14 @@ def pairs_of(result: xr.Dataset) -> Iterator[dict[str, Any]]:
             "score": main, ranked: ranked, "own": f"own_{main}", "shuffled": f"control_{main}", "baseline": baseline
         }  # fmt: skip
         at_best = {
-            "best": main, "low": f"{main}_low_joint", "high": f"{main}_high_joint", "gap": "gap", "gap_low": "gap_low",
-            "gap_high": "gap_high",
+            "best": main, "low": f"{main}_low_joint", "high": f"{main}_high_joint"
         }  # fmt: skip
+        n_cell = int(np.isfinite(part[main].values).sum())
+        gap = of_picked((best[name] for name in GAP), Pick(n_cell, by="any"))
         row = dict(zip(dims, labels, strict=True)) | {name: float(part[of].mean()) for name, of in means.items()}
-        yield row | {name: float(best[of]) for name, of in at_best.items()} | {
+        row |= {name: float(best[of]) for name, of in at_best.items()} | dict(zip(GAP, gap, strict=True))
+        yield row | {
             "layer": int(best["layer"]), "position": str(best["position"].item()),
             "carried": int((part["p_corrected"] < 1 - result.attrs["level"]).sum()),
-            "n_cell": int(np.isfinite(part[main].values).sum()), "shared": int(part["n_shared"]),
+            "n_cell": n_cell, "shared": int(part["n_shared"]),
         }  # fmt: skip

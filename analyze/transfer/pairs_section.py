@@ -11,6 +11,7 @@ from analyze.page import Page, Section
 from analyze.transfer.command import LENS_MEANS, SAE_MEANS, pairs
 from analyze.transfer.figures import plot_pairs
 from analyze.transfer.section import pair_of, runs_of
+from schemas.picked import Pick
 
 
 def every_pair(page: Page, kind: str, drawn: str, told: str, columns: Sequence[str]) -> None:
@@ -40,7 +41,7 @@ def best_of(pair: xr.Dataset, name: str) -> Finding | None:
     place = {"layer": best["layer"].item(), "position": best["position"].item()}
     nothing = float(pair[f"other_{name}"].sel(place)) if f"other_{name}" in pair else NOTHING
     what = f"{name.replace('_', ' ')} at layer {place['layer']}, {place['position']}"
-    return number(what, name, nothing=nothing, **place)
+    return number(what, name, nothing=nothing, pick=Pick(int(pair[name].notnull().sum())), **place)
 
 
 def saes(page: Page) -> None:

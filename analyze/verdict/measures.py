@@ -11,7 +11,7 @@ from analyze.verdict.rules import ALL, READABLE, ROUTE, USED, Measure, Triple
 from schemas import segment_of
 from schemas.naming import state_of
 from schemas.problem_sums import trials_of
-from schemas.statistics import difference_interval, share_interval, wilson_interval
+from schemas.statistics import difference_interval, share_interval, trials_of_interval, wilson_interval
 
 LEAST_N = 10
 """Problems that must have a step for it to be measured."""
@@ -31,15 +31,6 @@ def of_share(value: float, n: float) -> Callable[[float], Triple]:
         return value, float(low), float(high)
 
     return interval
-
-
-def of_ends(value: float, low: float, high: float) -> float:
-    """Trials of which a share has such a Wilson interval: of problems with several examples the effective number.
-
-    An end b of it is where (b - p)^2 = z^2 b (1 - b) / n.
-    """
-    end = high if value < 0.5 else low
-    return float(stats.norm.ppf(0.5 + STORED_LEVEL / 2) ** 2 * end * (1 - end) / (end - value) ** 2)
 
 
 def of_examples(yes: np.ndarray, counted: np.ndarray, problem: np.ndarray) -> Callable[[float], Triple]:
@@ -85,7 +76,7 @@ def _n(yes: np.ndarray, counted: np.ndarray, problem: np.ndarray) -> int:
 def _stored(cell: xr.Dataset, name: str) -> tuple[int, Callable[[float], Triple]]:
     """Trials and intervals of a share that a result holds with its own."""
     value, low, high = (float(cell[f"{name}{end}"]) for end in ("", "_low", "_high"))
-    n = of_ends(value, low, high) if np.isfinite([value, low, high]).all() else 0.0
+    n = trials_of_interval(value, low, high) if np.isfinite([value, low, high]).all() else 0.0
     return round(n), of_share(value, n)
 
 

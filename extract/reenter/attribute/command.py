@@ -75,6 +75,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
                 for node in (result.isel(node=index) for index in best)
             ],
             labels=1,
+            caption=f"the largest of {len(result['score'])}, each with intervals of one alone",
         ),
         Table(
             title="subgraphs of the best nodes",
