@@ -28,7 +28,8 @@ def pieces_in(folder: str | os.PathLike[str] | None, *modules: str) -> joblib.Me
     """
     if folder is None:
         return joblib.Memory(None, verbose=0)
-    warnings.filterwarnings("ignore", "Persisting input arguments took", UserWarning)  # of a busy disk, and harmless
+    for harmless in ("Persisting input arguments took", "Unable to cache to disk"):  # of a disk that is busy, or full
+        warnings.filterwarnings("ignore", harmless, Warning)
     sources = [path for module in modules for path in sorted(Path(module).parent.glob("*.py"))]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     return joblib.Memory(Path(folder) / digest[:16], verbose=0)
