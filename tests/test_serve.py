@@ -2,8 +2,10 @@
 
 import errno
 import json
+import logging
 import re
 import shutil
+import socket
 import sys
 import threading
 import time
@@ -143,6 +145,22 @@ def test_other_names_sites_and_methods_are_refused(served: Served) -> None:
     assert "default-src 'none'" in headers["content-security-policy"]
     assert "frame-ancestors 'none'" in headers["content-security-policy"]
     assert headers["cross-origin-resource-policy"] == "same-origin"
+
+
+def test_what_is_no_http_leaves_no_traceback(served: Served) -> None:
+    logged: list[logging.LogRecord] = []
+    handler, logger = logging.Handler(), logging.getLogger("uvicorn.error")
+    handler.emit = logged.append  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    head = f"POST / HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", served.port), timeout=60) as client:
+        client.sendall(f"{head}no chunk\r\n".encode())
+        assert client.recv(12) == b"HTTP/1.1 400"
+        while client.recv(1000):
+            pass
+    assert served.ask("/")[0] == 200  # and by now the broken one is done
+    logger.removeHandler(handler)
+    assert not [record for record in logged if record.exc_info]
 
 
 def test_a_token_is_asked_of_everybody(lake: Path) -> None:

@@ -3,10 +3,12 @@
 import json
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from h11 import LocalProtocolError
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.middleware.gzip import GZipMiddleware
@@ -49,7 +51,8 @@ class Gate:
         async def guarded(message: Any) -> None:
             if message["type"] == "http.response.start":
                 protect(MutableHeaders(scope=message))
-            await send(message)
+            with suppress(LocalProtocolError):  # what was asked went on as no HTTP, and that has been answered
+                await send(message)
 
         await (refusal or self.app)(scope, receive, guarded)
 
