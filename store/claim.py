@@ -13,7 +13,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from schemas import SpecMismatchError
-from store.files import read_bytes
+from store.files import CLAIM, read_bytes
 from store.location import local_path, open_store
 
 # Bound to the descriptor, so that closing another one of the same file does not drop it; Linux only.
@@ -58,7 +58,7 @@ def lake_lock(location: str | os.PathLike[str], group: str = "", made_from: str 
 @contextmanager
 def _claimed(location: str | os.PathLike[str], group: str, made_from: bytes) -> Iterator[None]:
     """Claim a group by an object that is put where there is none, says what it is made from, and goes afterwards."""
-    store, key = open_store(location, read_only=False), f"{group}/claim"
+    store, key = open_store(location, read_only=False), f"{group}/{CLAIM}"
     while (held := read_bytes(store, key)) is None:
         sync(store.set_if_not_exists(key, default_buffer_prototype().buffer.from_bytes(made_from)))
     if held != made_from:

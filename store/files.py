@@ -38,6 +38,8 @@ LEFTOVER = "*.partial"
 """What a killed process leaves of a file it had not finished."""
 REMOVED = "removed.partial"
 """Folder below a lake of what is being removed: of no reader's depth, and swept by the next writer."""
+CLAIM = "claim"
+"""Object in a group that somebody makes in an object store: the next who makes the same removes it."""
 FLUSHES = 16
 """Files or folders that are flushed side by side."""
 THROUGH_BYTES = 2**24

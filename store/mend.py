@@ -9,7 +9,7 @@ from zarr.abc.store import Store
 
 from schemas import canonical_json, filled, fingerprint
 from schemas.registry import line
-from store.files import COMING, RECORD, RESULTS, names_below, read_bytes, unseal
+from store.files import CLAIM, COMING, RECORD, RESULTS, names_below, read_bytes, unseal
 
 
 def extract_command(location: str | os.PathLike[str], store: Store, run: str, rebuild: str) -> str:
@@ -85,8 +85,10 @@ def is_result_of(name: str, attributes: Mapping[str, Any]) -> bool:
 
 
 def is_passing(key: str, keys: Container[str]) -> bool:
-    """Whether a file is of a result that counts no longer, or not yet, as another is taking its place."""
+    """Whether a file is a claim, or of a result that counts no longer, or not yet, as another is taking its place."""
     parts = key.split("/")
+    if parts[-1] == CLAIM:
+        return True
     if parts[0] != RESULTS or len(parts) < 4:
         return False
     name = "/".join(parts[:3]).removesuffix(COMING)

@@ -61,7 +61,7 @@ class Verification:
     bytes: int = 0
     damage: list[Damage] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
-    """Unfinished files of writers at work, or of killed ones; the next extraction removes those."""
+    """Unfinished files of writers at work, or of killed ones; the next writer removes those."""
     incomplete: dict[str, list[int]] = field(default_factory=dict)
     """Shards that no writer has committed, by run."""
     commands: list[str] = field(default_factory=list)

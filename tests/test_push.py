@@ -224,6 +224,9 @@ def test_what_is_there_is_checked_and_mended(made: Path, monkeypatch: pytest.Mon
     there, key = open_store(place, read_only=False), f"{RUN}/hidden_state/c/1/0/0/0"
     content = read_bytes(there, key) or b""
     set_bytes(there, key, content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    set_bytes(there, f"{RUN}/claim", open_lake(made).attributes(RUN)["fingerprint"].encode())  # of a killed push
+    found = verify(place)
+    assert ([damage.path for damage in found.damage], found.leftovers) == ([key], [f"{RUN}/claim"])
     assert push(open_lake(made), place).sent >= 1
     same(place, made)
 

@@ -298,7 +298,7 @@ def verify_lines(checked: "Verification", compared: Sequence["Recomputed"]) -> l
     for name, shards in checked.incomplete.items():
         lines.append(f"{name}: not complete, {len(shards)} shards to come: {', '.join(map(str, shards))}")
     lines += [
-        f"{key}: not finished; a writer at work may have it open, or a killed one left it, and then the next extraction"
+        f"{key}: not finished; a writer at work may have it open, or a killed one left it, and then the next writer"
         " removes it"
         for key in checked.leftovers
     ]
