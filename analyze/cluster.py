@@ -92,9 +92,9 @@ def compute_on(
                 n_workers=0, threads_per_worker=1, dashboard_address="127.0.0.1:0",
                 scheduler_kwargs={"dashboard": False}, silence_logs=logging.CRITICAL, memory_limit=1 / workers,
             )  # fmt: skip
-            cluster.scale(workers)  # which waits for none of them
+            cluster.scale(workers)  # which waits for none of them, as entering the cluster does
+            meanwhile()
             with cluster, Client(cluster) as client, _plain_deaths():
-                meanwhile()
                 client.wait_for_workers(workers)
                 yield
     except KeyboardInterrupt:

@@ -26,26 +26,36 @@ from schemas import LakeError
 from store import open_lake
 
 STOPPED = """
-import asyncio, os, signal
+import asyncio, os, signal, sys, threading
 from distributed import Nanny
 from analyze.cluster import compute_on
 
+starting = threading.Event()
+
 async def start(self):
-    os.kill(os.getpid(), signal.SIGINT)
+    starting.set()
+    if sys.argv[1] == "start":
+        os.kill(os.getpid(), signal.SIGINT)
     await asyncio.sleep(60)
+
+def meanwhile():
+    assert starting.wait(30)  # workers start beside it
+    if sys.argv[1] == "meanwhile":
+        os.kill(os.getpid(), signal.SIGINT)
 
 Nanny.start_unsafe = start
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 try:
-    with compute_on(workers=1):
+    with compute_on(workers=1, meanwhile=meanwhile):
         print("computing")
 except KeyboardInterrupt:
     print("stopped")
 """
 
 
-def test_an_analysis_that_is_stopped_while_workers_start_says_so_alone() -> None:
-    done = subprocess.run([sys.executable, "-c", STOPPED], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("where", ["start", "meanwhile"])
+def test_an_analysis_that_is_stopped_while_workers_start_says_so_alone(where: str) -> None:
+    done = subprocess.run([sys.executable, "-c", STOPPED, where], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("stopped\n", "")
 
 
