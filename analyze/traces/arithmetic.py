@@ -95,6 +95,7 @@ def question_numbers(question: str) -> tuple[tuple[float, ...], tuple[float, ...
     return tuple(sorted(told)), tuple(sorted(meant - set(told)))
 
 
+@lru_cache(maxsize=8192)
 def written_step(expression: str, result: float) -> Step | None:
     """A step of the written chain; ``None`` where its expression is anything but ``+ - * /`` of numbers.
 

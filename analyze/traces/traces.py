@@ -24,6 +24,8 @@ from schemas.statistics import share_interval
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Progress = Callable[[int, int], None]
+TOLD = ("question", "predicted_answer", "intermediate_result", "intermediate_text", "expression", "root", "edges")
+"""What a problem and its written chain are known by."""
 OUTCOMES = ("found", "recovered", "in_order")
 LONG_NAMES = {
     "found": "problems in which some tree of steps read at thoughts ends at the answer",
@@ -115,8 +117,7 @@ def traces(
     if len(np.unique(problem)) < 2:
         raise UsageError(f"{run.attrs.get('run')} has one problem; thoughts are exchanged between two at least")
     readout = ReadOut(model)
-    names = [name for name in run.data_vars if set(map(str, run[name].dims)) <= {"example", "step"}]
-    facts = run[names].load()
+    facts = run[[name for name in TOLD if name in run]].load()
     problems = problems_of(_with_chain(facts, run), readout.tokens, other_rows(problem, rng))
     n_best = read or (1 if isinstance(problems, NumberProblems) else 2)
     results = _results(problems, facts.sizes["step"])
@@ -135,10 +136,10 @@ def traces(
 
     for layer in layers:
         mark = joblib.hash([*whole, layer])
-        blocks = [
-            (state.sel(layer=layer).isel(example=rows), problems.asked[rows], mark, rows.start)
-            for rows in rows_of_chunks(state)
-        ]
+        of_layer = state.sel(layer=layer)
+        blocks = (
+            (of_layer.isel(example=rows), problems.asked[rows], mark, rows.start) for rows in rows_of_chunks(state)
+        )
         readings = joined(_told(spread(read_kept, blocks, [readout, lens, n_best, top, results]), report, len(problem)),
                           len(problem))  # fmt: skip
         report(0)
