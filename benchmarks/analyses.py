@@ -78,7 +78,7 @@ def child(words: list[str]) -> None:
     from store.shards import ShardedArray
 
     read = {"chunks": 0, "model": 0}
-    decode, rows, static = ShardedArray._decode, ShardedArray._read_rows, Guard._static
+    decode, rows, listed = ShardedArray._decode, ShardedArray._read_rows, Guard._as_listed
 
     def counted(self: Any, file: int, offset: int, length: int, chunk: Any) -> Any:
         read["chunks"] += length
@@ -90,13 +90,13 @@ def child(words: list[str]) -> None:
         read["chunks"] += (len(entries) - len(left)) * (there.stop - there.start) * size
         return left
 
-    async def counted_static(self: Any, key: str) -> bytes:
-        content = await static(self, key)
+    def counted_listed(self: Any, key: str, content: bytes | None) -> bytes:
+        content = listed(self, key, content)
         read["model"] += len(content) if self.kind == "model" else 0
         return content
 
     ShardedArray._decode, ShardedArray._read_rows = counted, counted_rows  # type: ignore[method-assign]
-    Guard._static = counted_static  # type: ignore[method-assign]
+    Guard._as_listed = counted_listed  # type: ignore[method-assign]
     analyse, start = running.analyse, {"seconds": time.perf_counter(), "cpu": time.process_time()}
 
     def noted(*arguments: Any) -> Any:  # from here on it is the analysis, which no trial is part of

@@ -1,7 +1,7 @@
 """Arrays that are not sharded - labels, answers, results: what their documents state, and their values.
 
-On a local disk small ones are decoded here. Through Zarr's event loop and threads an array of a few numbers takes
-milliseconds, and a result has dozens.
+On a local disk they are decoded here, a chunk at a time. Through Zarr's event loop and threads a few numbers take
+milliseconds, and a result has dozens of arrays; of a large one ten chunks are held at once beside their values.
 """
 
 import json
@@ -25,7 +25,7 @@ from store.range_check import CHECKSUM_BYTES
 from store.shards import widened
 
 KEPT_VALUES = 2**20
-"""Most values of an array that are kept once they were read, or decoded here."""
+"""Most values of an array that are kept once they were read."""
 DECODED = [("bytes", "crc32c"), ("bytes", "zstd", "crc32c"), ("vlen-utf8", "zstd", "crc32c")]
 """Codecs of arrays that are decoded here."""
 SEPARATOR = {"name": "default", "configuration": {"separator": "/"}}
@@ -97,7 +97,7 @@ class HandedOut(BackendArray):
         is_small = math.prod(self.shape) <= KEPT_VALUES
         # Labels are read with every selection; what never changes and is small is read once.
         self.kept = name not in (*SHARDED_VARIABLES, "committed") and is_small
-        self.here = guard.folder is not None and stated.is_plain and is_small
+        self.here = guard.folder is not None and stated.is_plain
         self._values: np.ndarray | None = None
 
     def __getstate__(self) -> dict[str, Any]:
