@@ -219,6 +219,10 @@ class Batches:
             yield from self._give(buffer, cell, filled, last=last)
             filled = 0 if last else filled - self._emitted(filled)
 
+    def forget(self) -> None:
+        """Let go of the rows that were kept for another epoch."""
+        self._kept = None
+
     def sample(self, n_row: int) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
         """About ``n_row`` rows from random chunks, in memory."""
         drawn: list[tuple[NDArray[np.float32], NDArray[np.intp]]] = []

@@ -221,6 +221,7 @@ def train_sae(
         if sample is not None and sample.shape[1]:
             held_curve.append(trainer.loss(sample))
 
+    batches.forget()
     weight = trainer.weights()
     if not all(np.isfinite(value).all() for value in weight.values()):
         raise UsageError(
