@@ -1,6 +1,7 @@
 """What the problems of a run tell and answer, as traces are set against it: numbers and steps, or words and graphs."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,10 @@ from schemas import AnswerKind, answer_word, number_text
 Array = np.ndarray[Any, np.dtype[Any]]
 N_OPERAND = 3
 """Operands of a written step that are looked for among the read-outs."""
+
+
+_text = lru_cache(maxsize=4096)(number_text)
+"""The same numbers are read again and again, and their texts kept for every example."""
 
 
 class Solution(NamedTuple):
@@ -74,7 +79,7 @@ class NumberProblems:
 
     def texts(self, row: int, read: Sequence[Any]) -> list[str]:
         """Numbers read; empty where there is none."""
-        return [number_text(value) if np.isfinite(value) else "" for value in read]
+        return [_text(value) if np.isfinite(value) else "" for value in read]
 
     def solve(self, row: int, read: Sequence[Any], places: Sequence[str]) -> Solution:
         """Trees of valid steps that end at the model's answer."""

@@ -260,17 +260,19 @@ def _layer(
     own: list[Solution] = next(solved)
     outcomes = {name: np.array([getattr(found_tree, name) for found_tree in own]) for name in OUTCOMES}
     report(n)
+    # Workers are at the shuffles meanwhile.
+    data = _per_example(problems, own, read, n) | {name: ("example", values) for name, values in outcomes.items()}
+    rank_shares = _rank_shares(problems, readings, n_step, problem)
+    mean, low, high = mean_interval(readings.entropy.T, seed, problem)
     null = np.full((len(shuffled), len(OUTCOMES)), np.nan)
     for index, drawn in enumerate(solved):
         null[index] = drawn
         report((2 + index) * n)
-    data = _per_example(problems, own, read, n) | {name: ("example", values) for name, values in outcomes.items()}
     data |= _shares(outcomes, null, problems.counted, problem)
     single = outcomes["recovered"] & problems.counted
     data["single_share"] = ((), np.mean([own[row].n_tree == 1 for row in np.flatnonzero(single)]) if single.any() else
                             np.nan)  # fmt: skip
-    data |= _rank_shares(problems, readings, n_step, problem)
-    mean, low, high = mean_interval(readings.entropy.T, seed, problem)
+    data |= rank_shares
     data |= {"entropy_mean": ("position", mean), "entropy_low": ("position", low), "entropy_high": ("position", high)}
     data["entropy"] = (("example", "position"), readings.entropy.astype("float32"))
     if (graphs := graph_of(problems)) is not None:
