@@ -31,7 +31,7 @@ from analyze.sae.kernels import csr, gradient_of, largest, rate_at, top_codes, t
 if TYPE_CHECKING:
     from analyze.sae.dictionary import SAESpec
 
-_CALIBRATED_ROWS = 512  # at a time, so that their codes stay small
+_MEASURED_ROWS = 512  # at a time, so that their codes stay small
 _SPARSE_SHARE = 0.06  # below this share of active features, products over the active ones alone are faster (measured)
 
 
@@ -135,7 +135,7 @@ class Trainer:
         for g, group in enumerate(rows):
             known = torch.from_numpy(group[~np.isnan(group).any(-1)])
             largest = torch.zeros(self.spec.k * len(known) + 1)
-            for piece in torch.split(known, _CALIBRATED_ROWS):
+            for piece in torch.split(known, _MEASURED_ROWS):
                 codes = self._pre_of(g, piece).relu().flatten()
                 largest = torch.cat([largest, codes]).topk(len(largest)).values
             # between the last code that is kept and the first that is not
@@ -144,22 +144,24 @@ class Trainer:
     @torch.no_grad()
     def loss(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Reconstruction loss and L0 (group,) on a batch, as in use (a threshold instead of a batch's top)."""
-        x = torch.from_numpy(np.ascontiguousarray(batch))
-        missing = torch.isnan(x).any(-1)
-        x = torch.where(missing[..., None], torch.zeros(()), x)
-        n_row = (~missing).sum(1).clamp(min=1)
-        pre = self._pre(x)
-        if self.spec.activation == "batch_topk":
-            f = pre * (pre > self.batch_threshold[:, None, None])
-        elif self.spec.activation in ("topk", "abs_topk"):
-            f = top_codes(pre, self.spec.k, self.spec.activation == "abs_topk")
-        else:
-            floor = self.threshold[:, None] if self.spec.activation == "jumprelu" else torch.zeros(())
-            f = pre * (pre > floor)
-        residual = (torch.matmul(f, self.w_dec) + self.b_dec[:, None] - x) * (~missing)[..., None]
-        scale = x.shape[-1] if self.spec.reconstruction == "mean" else 1
-        l0 = ((f != 0) * (~missing)[..., None]).sum((1, 2)) / n_row
-        return (residual.square().sum((1, 2)) / n_row / scale).numpy(), l0.float().numpy()
+        squared, active, n_row = torch.zeros(3, len(batch))
+        for x in torch.split(torch.from_numpy(np.ascontiguousarray(batch)), _MEASURED_ROWS, dim=1):
+            there = ~torch.isnan(x).any(-1, keepdim=True)
+            x = torch.where(there, x, torch.zeros(()))
+            pre = self._pre(x)
+            if self.spec.activation == "batch_topk":
+                f = pre * (pre > self.batch_threshold[:, None, None])
+            elif self.spec.activation in ("topk", "abs_topk"):
+                f = top_codes(pre, self.spec.k, self.spec.activation == "abs_topk")
+            else:
+                floor = self.threshold[:, None] if self.spec.activation == "jumprelu" else torch.zeros(())
+                f = pre * (pre > floor)
+            squared += ((torch.matmul(f, self.w_dec) + self.b_dec[:, None] - x) * there).square().sum((1, 2))
+            active += ((f != 0) * there).sum((1, 2))
+            n_row += there.sum((1, 2))
+        n_row = n_row.clamp(min=1)
+        scale = batch.shape[-1] if self.spec.reconstruction == "mean" else 1
+        return (squared / n_row / scale).numpy(), (active / n_row).numpy()
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """Weights (group, ...), still for normalised rows; the threshold is that of use."""
