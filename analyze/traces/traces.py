@@ -262,6 +262,8 @@ def _layer(
     report(n)
     # Workers are at the shuffles meanwhile.
     data = _per_example(problems, own, read, n) | {name: ("example", values) for name, values in outcomes.items()}
+    n_tree = data["n_tree"][1]
+    del own  # trees of every problem, whose texts are kept
     rank_shares = _rank_shares(problems, readings, n_step, problem)
     mean, low, high = mean_interval(readings.entropy.T, seed, problem)
     null = np.full((len(shuffled), len(OUTCOMES)), np.nan)
@@ -270,8 +272,7 @@ def _layer(
         report((2 + index) * n)
     data |= _shares(outcomes, null, problems.counted, problem)
     single = outcomes["recovered"] & problems.counted
-    data["single_share"] = ((), np.mean([own[row].n_tree == 1 for row in np.flatnonzero(single)]) if single.any() else
-                            np.nan)  # fmt: skip
+    data["single_share"] = ((), np.mean(n_tree[single] == 1) if single.any() else np.nan)
     data |= rank_shares
     data |= {"entropy_mean": ("position", mean), "entropy_low": ("position", low), "entropy_high": ("position", high)}
     data["entropy"] = (("example", "position"), readings.entropy.astype("float32"))
