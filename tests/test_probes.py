@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import xarray as xr
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedGroupKFold
 from synthetic import make_model, make_run, write_run
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -152,16 +151,6 @@ def test_certain_scores_do_not_tie():
     pairs = [label[part].sum() * (~label[part]).sum() for part in parts]
     areas = [roc_auc_score(label[part], score[part]) for part in parts]
     assert float(found["auroc"].item()) == pytest.approx(np.average(areas, weights=pairs))
-
-
-@pytest.mark.parametrize(("n_class", "n_fold", "seed"), [(2, 5, 0), (3, 3, 1), (9, 10, 2)])
-def test_whole_problems_are_dealt_to_folds_as_scikit_learn_deals_them(n_class: int, n_fold: int, seed: int):
-    rng = np.random.default_rng(seed)
-    problem, label = rng.integers(0, 150, 400), rng.integers(0, n_class, 400)
-    splits = StratifiedGroupKFold(n_fold, shuffle=True, random_state=seed).split(label, label, problem)
-    fold = folds_of(label, problem, n_fold, seed)
-    for index, (_, held_out) in enumerate(splits):
-        np.testing.assert_array_equal(np.flatnonzero(fold == index), held_out)
 
 
 def test_numbers_beyond_float32_are_refused():
