@@ -10,20 +10,40 @@ intervals over examples would be too narrow.
 
 import argparse
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from laws import labelled
+from laws import (
+    HEADS,
+    LAYERS,
+    READ,
+    carried_runs,
+    drawn_attention,
+    drawn_run,
+    head_law,
+    labelled,
+    model,
+    other_share,
+    profiles,
+    true_heads,
+)
 from results import keep
+from scipy.stats import spearmanr
 from threadpoolctl import threadpool_limits
 
 from analyze.correlate.correlation import attention_importance
 from analyze.errors.prediction import judge
 from analyze.features.probe import area_and_trials
 from analyze.geometry.shape import geometry
+from analyze.heads.analysis import head_analysis
 from analyze.similarity.cka import similarity
+from analyze.stability.between import stability
 from analyze.statistics import bootstrap_weights
+from analyze.traces.traces import traces
+from analyze.transfer.command import TransferSettings
+from analyze.transfer.linear import transfer_probes
 from schemas.picked import Pick, of_picked
 from schemas.resampling import mean_interval, percentiles
 from schemas.statistics import (
@@ -194,8 +214,103 @@ def _true_cka(mix: Array) -> float:
     return float((cross**2).sum() / np.sqrt((own**2).sum() * (other**2).sum()))
 
 
+def heads(rng: np.random.Generator, draw: int) -> Found:
+    """Composite and rank of twelve heads that differ little from one to the next; of a few problems told twice."""
+    true = true_heads(0)
+    cell = {"layer": draw % LAYERS, "head": draw // LAYERS % HEADS}
+    for n in (12, 30, 100):
+        for twice in (False, True):
+            problem = np.repeat(np.arange(n), 1 + twice)
+            found = head_analysis(drawn_attention(rng, n, head_law(0), problem), seed=draw).compute().sel(cell)
+            for name in ("composite", "rank"):
+                low, high = (float(found[f"{name}_{end}"]) for end in ("low", "high"))
+                what = f"{name} of a head" + ", problems told twice" * twice
+                yield what, n, low <= float(true[name].sel(cell)) <= high
+
+
+def alike(rng: np.random.Generator, draw: int) -> Found:
+    """What two runs have in common, of laws that differ and of one law; problems are each run's own."""
+    for n in (12, 30, 100):
+        for same in (False, True):
+            runs = {"a/x": drawn_run(rng, n, "a/x"),
+                    "b/x": drawn_run(rng, n, "b/x", heads=1 - same, turn=0.6 * (not same))}  # fmt: skip
+            found = stability(runs, lambda _: model(), shuffles=9, seed=draw).sel(run="a/x", other="b/x")
+            found = found.sel(score="composite")
+            for name, true in (true_likeness() if not same else dict.fromkeys(true_likeness(), 1.0)).items():
+                low, high = (float(found[f"{name}_{end}"]) for end in ("low", "high"))
+                yield f"stability, {name}" + ", of one law" * same, n, low - 1e-9 <= true <= high + 1e-9
+
+
+@cache
+def true_likeness() -> dict[str, float]:
+    """What runs of the two laws have in common."""
+    first, second = (true_heads(seed) for seed in range(2))
+    rank = spearmanr(first["composite"].values.ravel(), second["composite"].values.ravel()).statistic
+    shares = {
+        name: float((first[of].values == second[of].values).mean())
+        for name, of in (("same_type", "type"), ("same_hub", "hub_position"))
+    }
+    overlap = float(np.minimum(profiles(), profiles(0.6)).sum(-1).mean())
+    return {"correlation": float(rank), **shares, "overlap": overlap}
+
+
+def read(rng: np.random.Generator, draw: int) -> Found:
+    """Shares of what thoughts read, by traces; the test of chains where thoughts have none of them."""
+    place = {"position": [*READ][draw % len(READ)], "step": 0}
+    true = {"result_share": profiles()[:, 0], "control_share": other_share()}
+    for n in (12, 30, 100):
+        found = traces(drawn_run(rng, n, "a/x"), model(), top=1, permutations=1, seed=draw).isel(layer=0)
+        for name, shares in true.items():
+            low, high = (float(found[f"{name}_{end}"].sel(place)) for end in ("low", "high"))
+            yield f"traces, {name}", n, low <= shares[draw % len(READ)] <= high
+        low, high = (float(found[f"recovered_share_{end}"]) for end in ("low", "high"))
+        yield "traces, recovered_share", n, low <= true_recovery() <= high
+        nothing = traces(drawn_run(rng, n, "a/x", readable=False), model(), permutations=20, seed=draw)
+        yield "p of traces", n, nothing["recovered_p"].item() < 0.05
+
+
+@cache
+def true_recovery() -> float:
+    """How often the chain is recovered, of 20,000 problems."""
+    run = drawn_run(np.random.default_rng(7), 20_000, "a/x")
+    return float(traces(run, model(), top=1, permutations=0)["recovered_share"].item())
+
+
+CARRIED = ("accuracy", "auroc", "gap")
+
+
+def carried(rng: np.random.Generator, draw: int) -> Found:
+    """Scores of a probe and of a direction fitted on one run, on another; what is true is their mean over draws."""
+    for n in (30, 100):
+        for shared in (False, True):
+            found = carried_once(rng, n, shared, draw)
+            for kind in ("probe", "direction"):
+                for name in CARRIED:
+                    low, high = (float(found[f"{name}_{end}"].sel(kind=kind)) for end in ("low", "high"))
+                    what = f"transfer, {name} of a {kind}" + ", problems shared" * shared
+                    yield what, n, low <= true_carried(n, shared)[kind, name] <= high
+
+
+def carried_once(rng: np.random.Generator, n: int, shared: bool, seed: int) -> xr.Dataset:
+    """Fits of one run tested on another."""
+    settings = TransferSettings(penalties=(0.1,), controls=0, permutations=0, seed=seed)
+    runs = carried_runs(rng, n, shared=shared)
+    return transfer_probes(runs, ["a/x"], ["b/x"], settings).squeeze(["fit", "test", "layer", "position"])
+
+
+@cache
+def true_carried(n: int, shared: bool) -> dict[tuple[str, str], float]:
+    """Expected scores, of 300 other draws."""
+    draws = [carried_once(np.random.default_rng([13, draw]), n, shared, draw) for draw in range(300)]
+    return {
+        (kind, name): float(np.mean([one[name].sel(kind=kind) for one in draws]))
+        for kind in ("probe", "direction") for name in CARRIED
+    }  # fmt: skip
+
+
 PARTS: list[tuple[Callable[[np.random.Generator, int], Found], int]] = [
     (means, 4000), (shares, 4000), (paired, 2000), (picked, 2000), (correlations, 500), (areas, 2000), (shapes, 500),
+    (heads, 500), (alike, 300), (read, 500), (carried, 300),
 ]  # fmt: skip
 
 

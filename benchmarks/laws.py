@@ -15,7 +15,7 @@ LAYERS, HEADS = 3, 4
 SHARPNESS = 8.0
 """Of Dirichlet's law of an attention row: how near those of single problems are to their mean."""
 N_NUMBER = 40
-READ = {"bot": 0.1, "ct0": 0.3, "ct1": 0.8, "ct2": 0.5, "ct3": 0.6}
+READ = {"bot": 0.05, "ct0": 0.1, "ct1": 0.4, "ct2": 0.2, "ct3": 0.3}
 """How often a state reads as the result of the first step; else as any number or a word."""
 
 
@@ -75,27 +75,41 @@ def model() -> xr.Dataset:
     return xr.Dataset(arrays, attrs=attrs | dict.fromkeys(("eos_id", "pad_id", "bot_id", "eot_id"), size - 1))
 
 
-def drawn_run(rng: np.random.Generator, n: int, name: str, *, seed: int = 0, turn: float = 0.0) -> xr.Dataset:
-    """Problems ``a + b - c`` whose states read as ``a + b`` as often as :data:`READ` says, less by ``turn``.
+LEAST_OPERAND, N_OPERAND, MOST_TAKEN = 3, 12, 5
+
+
+def read_shares(turn: float = 0.0) -> Array:
+    """How often each state of :func:`drawn_run` is meant to read as the first result."""
+    return np.array([*READ.values()]) * (1 - turn * np.arange(len(READ)) / (len(READ) - 1))
+
+
+def drawn_run(
+    rng: np.random.Generator, n: int, name: str, *, heads: int = 0, turn: float = 0.0, readable: bool = True
+) -> xr.Dataset:
+    """Problems ``a + b - c`` of whose states some read as ``a + b``, others as any number or the word.
 
     Parameters
     ----------
-    seed
-        Of the law of its heads.
+    heads
+        Which law its heads have.
+    turn
+        How much less the last thought reads as the result than :data:`READ` says, by degrees from the first on.
+    readable
+        Whether any thought reads as it but by chance.
     """
-    a, b, c = rng.integers(3, 15, (3, n))
+    a, b = rng.integers(LEAST_OPERAND, LEAST_OPERAND + N_OPERAND, (2, n))
+    c = rng.integers(1, MOST_TAKEN + 1, n)
     result = np.stack([a + b, a + b - c], axis=1).astype("float64")
-    share = np.array([*READ.values()]) - turn * np.arange(len(READ)) / len(READ)
     u = rng.random((n, len(READ)))
     other = np.where(rng.random(u.shape) < 0.5, rng.integers(0, N_NUMBER, u.shape), N_NUMBER)
-    token = np.where(u < share, (a + b)[:, None], other)
+    token = np.where((u < read_shares(turn)) & readable, (a + b)[:, None], other)
     state = np.eye(N_NUMBER + 1, dtype="float32")[token][:, None] * 5
     state += 0.1 * rng.standard_normal(state.shape, dtype="float32")  # no two tokens are as likely
     problem = np.arange(n)
     states = labelled(state, ("example", "layer", "position", "hidden"), problem, [*READ])
     text = [f"{name}: {x}, then {y} more, {z} fewer" for x, y, z in zip(a, b, c, strict=True)]
     steps = [[f"{x}+{y}", f"{x + y}-{z}"] for x, y, z in zip(a, b, c, strict=True)]
-    attention = drawn_attention(rng, n, head_law(seed), problem).rename(position="query")
+    attention = drawn_attention(rng, n, head_law(heads), problem)
     return xr.Dataset(
         {
             "hidden_state": states.assign_coords(layer=[LAYERS - 1]),
@@ -104,7 +118,47 @@ def drawn_run(rng: np.random.Generator, n: int, name: str, *, seed: int = 0, tur
             "question": ("example", np.array(text, dtype=object)),
             "gold_answer": ("example", np.array([f"{x:g}" for x in result[:, 1]], dtype=object)),
             "predicted_answer": ("example", result[:, 1]),
-            "attention": attention.rename(query="position").reindex(position=[*READ]),
+            "attention": attention.reindex(position=[*READ]),
         },
         attrs={"run": name},
     ).assign_coords(segment=("position", ["bot", *["latent"] * len(THOUGHTS)]))
+
+
+def profiles(turn: float = 0.0) -> Array:
+    """What states of :func:`drawn_run` read as: either result, another number, anything else, (position, reads)."""
+    rest = (1 - read_shares(turn)) / 2
+    by_chance = rest / N_NUMBER
+    return np.stack([read_shares(turn) + by_chance, by_chance, rest - 2 * by_chance, rest], axis=-1)
+
+
+def other_share() -> Array:
+    """How often a state reads as the first result of another problem, (position,)."""
+    sums = np.add.outer(np.arange(N_OPERAND), np.arange(N_OPERAND)).ravel()
+    same = float(((np.bincount(sums) / len(sums)) ** 2).sum())
+    return read_shares() * same + (1 - read_shares()) / 2 / N_NUMBER
+
+
+def carried_runs(rng: np.random.Generator, n: int, *, shared: bool) -> dict[str, xr.Dataset]:
+    """Two runs whose states carry whether the answer is right along directions 45 degrees apart.
+
+    Parameters
+    ----------
+    shared
+        Whether they are of the same problems, with half of the noise in common.
+    """
+    common = rng.standard_normal((n, 8))
+    half = np.arange(n) % 2 == 0
+    side = rng.permutation(half)
+    runs = {}
+    for name, direction in (("a/x", [1.0, 0.0]), ("b/x", [0.5**0.5, 0.5**0.5])):
+        own = rng.standard_normal((n, 8))
+        right = side if shared else rng.permutation(half)
+        state = np.sqrt(0.5) * (own + (common if shared else rng.standard_normal((n, 8))))
+        state[:, :2] += 2 * (right[:, None] - 0.5) * direction
+        states = labelled(state[:, None, None].astype("float32"), ("example", "layer", "position", "hidden"),
+                          np.arange(n)).assign_coords(layer=[0])  # fmt: skip
+        texts = np.array([f"question {index} of {'both' if shared else name}" for index in range(n)], dtype=object)
+        runs[name] = xr.Dataset(
+            {"hidden_state": states, "correct": ("example", right), "question": ("example", texts)}, attrs={"run": name}
+        )
+    return runs

@@ -11,7 +11,7 @@ from analyze.context import Context
 from analyze.heads.scores import head_scores
 from analyze.lens.logit import logit_lens
 from analyze.page import write_section
-from analyze.stability.between import SCORES, stability
+from analyze.stability.between import SCORES, _moved, _overlap, _share_alike, _sure_and_possible, stability
 from analyze.stability.section import SECTIONS
 from schemas import UsageError
 from store import open_lake
@@ -116,3 +116,36 @@ def test_a_thought_without_states_reads_as_nothing() -> None:
     assert found["overlap"].sel(run="a/x", other="b/x").isnull()
     roles = found["role"].sel(position=[f"ct{i}" for i in (0, 1, 3, 4, 5)] + ["bot"])
     assert float(found["same_role"].sel(run="a/x", other="b/x")) == (roles[0] == roles[1]).mean()
+
+
+def profiles(rng: np.random.Generator, law: np.ndarray, n: int, resamples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of what n problems read as at each of some positions, and those of resamples of the problems."""
+    read = np.array([[rng.choice(len(row), p=row) for row in law] for _ in range(n)])
+    hot = read[..., None] == np.arange(law.shape[1])
+    draws = rng.poisson(1.0, (resamples, n))
+    return hot.mean(0), np.tensordot(draws, hot, axes=(1, 0)) / draws.sum(1)[:, None, None]
+
+
+def test_what_noise_costs_is_made_good() -> None:
+    rng, law = np.random.default_rng(0), np.array([[0.4, 0.3, 0.2, 0.1], [0.1, 0.1, 0.3, 0.5]])
+    held = centred = 0
+    for _ in range(150):
+        (one, left), (other, right) = (profiles(rng, law, 40, 200) for _ in range(2))
+        estimate, draws = _overlap(one, other), _overlap(left, right)
+        low, high = _moved(estimate, left, right, _overlap, 40)
+        held += low <= 1 <= high
+        centred += estimate + np.quantile(draws - draws.mean(), 0.975) >= 1
+        assert low <= estimate <= high
+    assert centred < 0.2 * 150 < 0.9 * 150 < held
+    # what noise can not make less alike, its resamples leave as it is: the interval is that of the resamples
+    left, right = rng.normal(size=(2, 4000, 2))
+    plain = _moved(np.zeros(()), left, right, lambda one, other: (one + other).mean(-1), 1000)
+    np.testing.assert_allclose(plain, [-1.96, 1.96], atol=0.3)
+
+
+def test_heads_that_lie_between_two_types_are_not_sure_and_possible() -> None:
+    left = np.array([["a"] * 100, ["a"] * 99 + ["b"], ["a"] * 50 + ["b"] * 50, ["b"] * 100], dtype=object).T
+    right = np.full_like(left, "a")
+    assert _sure_and_possible(np.array(0.5), left, right, _share_alike, 1000) == (0.5, 0.75)
+    assert _sure_and_possible(np.array(0.9), left, right, _share_alike, 1000) == (0.5, 0.9)
+    assert np.isnan(_sure_and_possible(np.array(0.5), left, right, _share_alike, 4)).all()

@@ -88,7 +88,8 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
                 ]
                 for head in best.itertuples()
             ],
-            caption=f"constant over the heads: {', '.join(constant)}" if constant else None,
+            caption="intervals are of one head alone"
+            + (f"; constant over the heads: {', '.join(constant)}" if constant else ""),
         ),
         Table(
             title=f"{run}: attention received, mean over heads (hub {summary['hub_position'].item()}; sequential "

@@ -13,7 +13,7 @@ from analyze.heads.scores import score_block, thought_block
 from analyze.labels import labels_along
 from analyze.lens.logit import logit_lens
 from analyze.probes.tasks import draw_examples
-from analyze.statistics import adjust, draw_counts, percentiles
+from analyze.statistics import adjust, draw_counts, percentiles, tail
 from analyze.transfer.problems import problem_groups
 from schemas import UsageError, segment_of
 
@@ -21,6 +21,12 @@ Array = np.ndarray[Any, np.dtype[Any]]
 SCORES = ("composite", "flow", "hub", "skip", "sequential")
 ENDS = ("", "_low", "_high", "_null", "_p")
 """What every likeness comes with."""
+COST_OF_NOISE = 1 / (2**0.5 - 1)
+"""What noise takes of a likeness at most, in what resamples, which have sqrt(2) times its deviation, lose once more.
+
+The loss grows at least in proportion to the deviation: E|d + s z| - |d|, what a difference d of two shares gains by
+noise of deviation s, is proportional to s where d = 0 and grows faster elsewhere.
+"""
 
 
 class Run(NamedTuple):
@@ -76,10 +82,11 @@ def stability(
     -------
     Dataset
         ``correlation`` (run, other, score); ``same_type``, ``same_hub``, ``overlap`` and ``same_role`` (run, other).
-        All but the last with ``_low`` and ``_high``, ``_null`` (mean over shuffles), ``_p`` (share of shuffles that
-        reach it) and ``_p_corrected`` (Holm, over all of them between different runs). ``role_share`` (run, position,
-        reads), ``role`` (run, position), ``hub_share`` (run, position): share of heads whose hub each thought is. NaN
-        where the shapes of the models differ.
+        All but the last with ``_low`` and ``_high`` (which reach to what there would be without noise; of shares of
+        heads, from those surely alike to those that may be), ``_null`` (mean over shuffles), ``_p`` (share of shuffles
+        that reach it) and ``_p_corrected`` (Holm, over all of them between different runs). ``role_share`` (run,
+        position, reads), ``role`` (run, position), ``hub_share`` (run, position): share of heads whose hub each thought
+        is. NaN where the shapes of the models differ.
 
     Raises
     ------
@@ -215,14 +222,11 @@ def _tested(
     name: str, left: Array, right: Array, likeness: Callable[[Array, Array], Array], is_same: bool, shuffles: int,
     rng: np.random.Generator, n_problem: int, *, axis: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """A likeness of two runs (part, ..), its interval over problems, and its null under shuffles along an axis.
-
-    Resamples are noisier than the runs themselves and so less alike; they are moved to the estimate.
-    """
+    """A likeness of two runs (part, ..), its interval over problems, and its null under shuffles along an axis."""
     one, other = (left[-2], right[-1]) if is_same else (left[0], right[0])
     estimate = likeness(one, other)
-    draws = likeness(left[1:-2], right[1:-2])
-    low, high = percentiles(np.moveaxis(draws - draws.mean(0), 0, -1), n_problem)
+    ends = _sure_and_possible if likeness is _share_alike else _moved
+    low, high = ends(estimate, left[1:-2], right[1:-2], likeness, n_problem)
     null = np.stack(
         [likeness(one, np.take(other, rng.permutation(other.shape[axis]), axis=axis)) for _ in range(shuffles)]
     )
@@ -232,12 +236,42 @@ def _tested(
         low = high = np.full_like(estimate, np.nan)
     values = {
         "": estimate,
-        "_low": low + estimate,
-        "_high": high + estimate,
+        "_low": low,
+        "_high": high,
         "_null": null.mean(0),
         "_p": np.where(np.isnan(estimate), np.nan, p),
     }
     return {name + end: np.clip(value, -1, 1) for end, value in values.items()}
+
+
+def _moved(
+    estimate: Array, left: Array, right: Array, likeness: Callable[[Array, Array], Array], n_problem: int
+) -> tuple[Array, Array]:
+    """Ends of the interval of a likeness that noise makes smaller (or, of what is opposed, larger), from resamples.
+
+    Resamples, in which there is twice as much noise, are moved to the estimate. The end that lies towards what there
+    would be without noise is moved on by what noise may have cost (:data:`COST_OF_NOISE`), and, as that is uncertain
+    too, by as much again as it lies off, where the cost is as large.
+    """
+    draws = likeness(left, right)
+    below, above = percentiles(np.moveaxis(draws - draws.mean(0), 0, -1), n_problem)
+    cost = COST_OF_NOISE * (estimate - draws.mean(0))
+    below += np.where(cost < 0, cost + np.maximum(below, cost), 0)
+    above += np.where(cost > 0, cost + np.minimum(above, cost), 0)
+    return estimate + below, estimate + above
+
+
+def _sure_and_possible(
+    estimate: Array, left: Array, right: Array, likeness: Callable[[Array, Array], Array], n_problem: int
+) -> tuple[Array, Array]:
+    """Ends for a share of heads that are alike: those that are so in all but a tail of the resamples, and in a tail.
+
+    A head that lies between two types has either by chance, so that resamples of the share scatter about one as wrong.
+    """
+    often, edge = (left == right).mean(0), tail(n_problem)
+    unknown = np.where(np.isnan(edge), np.nan, 0.0)
+    low, high = (often > 1 - edge).mean() + unknown, (often >= edge).mean() + unknown
+    return np.minimum(low, estimate), np.maximum(high, estimate)
 
 
 def _ranks(scores: Array) -> Array:
