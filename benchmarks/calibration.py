@@ -300,8 +300,8 @@ def carried_once(rng: np.random.Generator, n: int, shared: bool, seed: int) -> x
 
 @cache
 def true_carried(n: int, shared: bool) -> dict[tuple[str, str], float]:
-    """Expected scores, of 300 other draws."""
-    draws = [carried_once(np.random.default_rng([13, draw]), n, shared, draw) for draw in range(300)]
+    """Expected scores, of 200 other draws."""
+    draws = [carried_once(np.random.default_rng([13, draw]), n, shared, draw) for draw in range(200)]
     return {
         (kind, name): float(np.mean([one[name].sel(kind=kind) for one in draws]))
         for kind in ("probe", "direction") for name in CARRIED
@@ -310,7 +310,7 @@ def true_carried(n: int, shared: bool) -> dict[tuple[str, str], float]:
 
 PARTS: list[tuple[Callable[[np.random.Generator, int], Found], int]] = [
     (means, 4000), (shares, 4000), (paired, 2000), (picked, 2000), (correlations, 500), (areas, 2000), (shapes, 500),
-    (heads, 500), (alike, 300), (read, 500), (carried, 300),
+    (heads, 500), (alike, 150), (read, 500), (carried, 150),
 ]  # fmt: skip
 
 
