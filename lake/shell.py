@@ -18,6 +18,9 @@ from schemas.registry import commands, own_commands
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.EFBIG)
 """What a disk answers that cannot be written any more."""
 
+SCARCE = ("can't start new thread", "failed to map segment", "annot allocate memory")
+"""What systems say where a thread or a library finds no memory."""
+
 
 class Stopped(Exception):
     """A command was interrupted from the keyboard; the text says what it leaves behind."""
@@ -163,7 +166,12 @@ def _run(arguments: Sequence[str] | None) -> NoReturn:
 
 
 def machine_failure(error: Exception) -> str | None:
-    """One line about a disk or a device that failed; ``None`` if that is not what happened."""
+    """One line about memory, a disk or a device that failed; ``None`` if that is not what happened."""
+    without_torch = isinstance(error, MemoryError) and "torch" not in sys.modules  # for which there may be no room
+    scarce = isinstance(error, OSError | ImportError | RuntimeError) and any(mark in str(error) for mark in SCARCE)
+    if without_torch or scarce:
+        said = str(error) or "no more of it"
+        return f"memory is too small, or limited (ulimit -v, ulimit -u): {said}; what is committed stays"
     if isinstance(error, OSError):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return "the disk is full; what is committed stays, free some space and run the same command again"
@@ -179,6 +187,7 @@ def machine_failure(error: Exception) -> str | None:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Say what went wrong in one line and leave."""
-    sys.stderr.write("lake: " + " ".join(message.split()) + "\n")
+    """Say what went wrong in one line and leave; what would move the cursor or colour the terminal is written out."""
+    line = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in " ".join(message.split()))
+    sys.stderr.write(f"lake: {line}\n")
     sys.exit(code)

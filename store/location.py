@@ -62,7 +62,7 @@ def open_store(location: str | os.PathLike[str], *, read_only: bool = True) -> S
 
             return ObjectStore(from_url(url), read_only=read_only)
         return FsspecStore.from_url(url, read_only=read_only)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         what = f"{url} needs {error.name}, which is not installed" if error.name else f"{url}: {error}"
         raise UsageError(f"{what}; pip install 'activation-lake[remote]'") from error
     except Exception as error:

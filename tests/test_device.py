@@ -1,6 +1,7 @@
 """Devices: which card a process takes, what is said when one fails, and a reasoner in two threads."""
 
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from extract import load_reasoner
 from extract.model.device import device_errors, device_failure, find_device, own_card
 from extract.model.flight import Flight
 from extract.model.reasoner import Reasoner
+from lake.shell import machine_failure
 from schemas import LakeError, UsageError
 
 
@@ -63,6 +65,16 @@ def test_failures_of_a_device_are_lines_and_others_come_through() -> None:
     with pytest.raises(RuntimeError, match="tensor size"), device_errors("it", "pass less"):
         torch.zeros(2) @ torch.zeros(3)
     assert device_failure(RuntimeError("sizes")) is None
+
+
+def test_where_there_is_no_memory_for_a_library_it_is_said_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch")
+    for error in (
+        MemoryError(), RuntimeError("can't start new thread"), OSError(12, "Cannot allocate memory", "folder"),
+        ImportError("libgomp.so.1: failed to map segment from shared object"),
+    ):  # fmt: skip
+        assert re.match(r"memory is too small, or limited \(ulimit -v, ulimit -u\): ", machine_failure(error) or "")
+    assert machine_failure(ImportError("no such name")) is None
 
 
 @pytest.mark.parametrize("most", [2, 0])

@@ -1,6 +1,8 @@
 """A setting that would do nothing beside the others is refused, by the command line and from Python."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -11,6 +13,8 @@ from analyze.sae.command import SAESettings
 from analyze.sae.spec import SAESpec
 from analyze.transfer.command import TransferSettings
 from extract.reenter.ablation.command import AblateSettings, CorruptSettings
+from extract.reenter.sites import EVERY, site_layers
+from extract.reenter.target import Target
 from schemas import UsageError
 from schemas.flags import flags
 from schemas.registry import commands
@@ -64,6 +68,23 @@ def test_what_an_older_version_stored_is_read() -> None:
     assert AblateSettings.of_spec({"temperature": 0.2, "sample": 0, "layers": [1]}).layers == (1,)
     with pytest.raises(UsageError, match="does nothing without"):
         AblateSettings(temperature=0.2)
+
+
+def test_no_layer_is_called_by_a_number_below_0() -> None:
+    """-1 is how all layers at once are stored."""
+    target = cast(Target, SimpleNamespace(layers=[0, 1], run="one/problems", reasoner=SimpleNamespace(n_layer=2)))
+    assert site_layers(target, "hidden_state", None) == [0, 1, EVERY]
+    with pytest.raises(UsageError, match="layer -1 is not there; one/problems has layers 0 to 1"):
+        site_layers(target, "hidden_state", [EVERY])
+
+
+def test_numbers_are_as_a_human_writes_them(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ("--limit 1_0", "--layers 0,1_0", "--max-examples 1_0"):
+        with pytest.raises(SystemExit) as left:
+            command_line.main(["analyze", "probes", "none.lake", *words.split()])
+        assert left.value.code == 2
+        assert "1_0" in capsys.readouterr().err
+    assert SAESettings(fractions=(0.8, 0.1, 0.1)).fractions == (0.8, 0.1, 0.1)
 
 
 def test_every_need_is_a_setting_of_its_command_and_a_word_of_it() -> None:

@@ -127,6 +127,8 @@ def test_some_runs_with_their_models_and_results(made: Path, capsys: pytest.Capt
     same(place, made)
     with pytest.raises(MissingRunError, match="has no run 'one/none'"):
         push(open_lake(made), place, ["one/none"])
+    with pytest.raises(MissingRunError, match=f"has no run '{RUN}/'.*did you mean '{RUN}'"):
+        open_lake(made).attributes(f"{RUN}/")
 
 
 @pytest.mark.parametrize("command", ["push", "merge"])

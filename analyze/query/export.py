@@ -157,7 +157,7 @@ def _write_parquet(data: xr.Dataset, path: Path, progress: Progress) -> None:
     try:
         import pyarrow
         from pyarrow import parquet
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise UsageError(
             "Parquet needs pyarrow, which is not installed; pip install 'activation-lake[export]', or export .npz"
         ) from error

@@ -123,7 +123,7 @@ def query_lake(lake: Lake, sql: str) -> pd.DataFrame:
     """
     try:
         import duckdb
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise UsageError(
             "lake query needs duckdb, which is not installed; pip install 'activation-lake[query]'"
         ) from error

@@ -21,7 +21,7 @@ def site_layers(target: "Target", site: str, layers: Sequence[int] | None, *, to
     chosen = target.layers if layers is None else list(layers)
     n_layer = target.reasoner.n_layer
     for layer in chosen:
-        if layer != EVERY and not 0 <= layer < n_layer:
+        if not 0 <= layer < n_layer:
             raise UsageError(
                 f"layer {layer} is not there; {target.run} has layers 0 to {n_layer - 1}"
                 + nearest(layer, range(n_layer))

@@ -134,7 +134,7 @@ def _read_csv(path: Path) -> list[tuple[str, Any]]:
 def _read_parquet(path: Path) -> list[tuple[str, Any]]:
     try:
         import duckdb
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise UsageError(f"{path} needs duckdb to be read; pip install 'activation-lake[query]'") from error
     if not path.is_file():
         raise UsageError(f"data file {path} cannot be read: there is no such file")
@@ -170,7 +170,7 @@ def _read_hub(source: str) -> list[Row]:
         raise UsageError(f"{source} does not name a hub data set; write hf:ID:SPLIT or hf:ID:CONFIG:SPLIT")
     try:
         from datasets import load_dataset
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise UsageError(f"{source} needs the datasets library; pip install 'activation-lake[hub]'") from error
     try:
         rows = load_dataset(*parts[:-1], split=parts[-1])
