@@ -117,6 +117,11 @@ def test_a_flag_that_contradicts_the_config_is_refused(made, tmp_path, alpha, me
         load_reasoner(*checkpoint(made[0], tmp_path, ADAPTER), lora_alpha=alpha)
 
 
+def test_a_scale_of_updates_that_are_not_there_is_refused():
+    with pytest.raises(UsageError, match="has no low-rank updates that --lora-alpha 3 could scale"):
+        load_reasoner("small-gpt2", lora_alpha=3.0)
+
+
 def test_a_config_without_an_update_is_refused(tmp_path):
     config = GPT2Config(n_positions=64, n_embd=32, n_head=2, n_layer=2, bos_token_id=0, eos_token_id=0)
     folder, base, _, _ = write_checkpoint(tmp_path, config, rank=None)

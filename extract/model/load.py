@@ -136,8 +136,8 @@ def load_reasoner(
     if not isinstance(answer_prefix, str):
         raise UsageError(f"{folder / SETTINGS}: answer_prefix is {answer_prefix!r}; it must be a text")
     rule = replace(rule, answer_prefix=answer_prefix)
-    scale, assumed = _adapter_scale(adapter, lora_alpha, settings, folder, saved=prefix == PEFT)
-    notes = (ASSUMED.format(source),) if assumed and any(".lora_A" in key for key in raw) else ()
+    scale, assumed = _adapter_scale(adapter, lora_alpha, settings, folder, raw, saved=prefix == PEFT)
+    notes = (ASSUMED.format(source),) if assumed else ()
     weights, projection = _split(raw, rule, prefix, source)
     # GPT-NeoX's head was called so before transformers 5.
     weights = {re.sub(r"^embed_out\.", "lm_head.", name): value for name, value in weights.items()}
@@ -171,14 +171,18 @@ def load_reasoner(
 
 
 def _adapter_scale(
-    adapter: Mapping[str, Any], lora_alpha: float | None, settings: Mapping[str, Any], folder: Path, *, saved: bool
-) -> tuple[dict[str, Any], bool]:
-    """What low-rank updates are multiplied with, by the user or the files beside; whether nobody says it."""
+    adapter: Mapping[str, Any], lora_alpha: float | None, settings: Mapping[str, Any], folder: Path,
+    weights: Mapping[str, Tensor], *, saved: bool,
+) -> tuple[dict[str, Any], bool]:  # fmt: skip
+    """What low-rank updates are multiplied with, by the user or the files beside; whether there are and nobody says."""
+    updates = any(".lora_A" in key for key in weights)
+    if lora_alpha is not None and not updates:  # it would only give the same weights another digest
+        raise UsageError(f"{folder} has no low-rank updates that --lora-alpha {lora_alpha:g} could scale; leave it out")
     check_adapter_config(adapter, str(folder / ADAPTER_CONFIG), saved=saved)
     stated = {"the argument": lora_alpha, str(folder / SETTINGS): settings.get("lora_alpha")}
     alpha = one_alpha(stated | {str(folder / ADAPTER_CONFIG): adapter.get("lora_alpha")})
     scale = {"lora_alpha": LORA_ALPHA if alpha is None else alpha}
-    return scale | ({"use_rslora": True} if adapter.get("use_rslora") else {}), alpha is None
+    return scale | ({"use_rslora": True} if adapter.get("use_rslora") else {}), updates and alpha is None
 
 
 def _make_ready(module: nn.Module, device: torch.device, dtype: ComputeDtype) -> None:
