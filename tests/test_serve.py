@@ -269,6 +269,8 @@ def test_without_the_extra_and_with_a_port_that_is_taken_there_is_one_line(
 
     assert "--port 0 takes a port that is free" in said(str(lake), "--port", str(served.port))
     assert "there is no lake at" in said(f"{lake}x")
+    for token in ("", "a&b", "ü"):  # of a variable that is not set, and what an address would cut off
+        assert "--token is empty or has other signs" in said(str(lake), "--token", token)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert said(str(lake)) == (
         "lake: lake serve needs uvicorn, which is not installed; pip install 'activation-lake[serve]'"

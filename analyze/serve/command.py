@@ -1,5 +1,6 @@
 """``lake serve`` and ``lake open``."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,13 @@ class ServeSettings(Settings):
         "Word that visitors must have; by default one is made up where others than this machine are listened to.",
         metavar="WORD",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.token is not None and not re.fullmatch(r"[A-Za-z0-9._~-]+", self.token):
+            raise UsageError(
+                "--token is empty or has other signs than A-Z, a-z, 0-9 and . _ ~ -; an address holds these"
+            )
 
 
 def serve(settings: ServeSettings, shell: Shell) -> None:
