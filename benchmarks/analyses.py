@@ -18,18 +18,22 @@ arithmetic   the operations that an analysis declares over the rate of a product
 
 What takes more than 1.5 times its arithmetic, by samples of where the processor was: attention reads in .70 of them
 (checksums, decompression, copies), correlate in .59, heads in .32, and in .32 adds up resamples and scores of each
-example; attribution multiplies with the unembedding in .65 and reads in .16; depth in .69, and ranks and adds up what
-comes of it in .25; similarity picks the pairs of problems of each draw in .37 and multiplies them in .38. Two thirds of
-a fit of probes and transfer are products of states with few columns at a time, below the rate of large ones. geometry
-at LLaMA-1B's sizes: .62 are components (first tokens of states and of a few of their axes, and eigenvectors), .27 the
-shape of halves and of states shuffled component by component (.15 the shuffling alone), .1 rotations of every two
-places. errors and features multiply a few states at a time for each place; traces search trees, and count for each
-token asked for how many outrank it; the report reads out states of the problems that can be picked (.33 of it at
-GPT-2's sizes, .59 at LLaMA-1B's) and draws (.3 and .13). Seconds told are of code and clock of before of sae and rows
-with options at GPT-2's sizes, and of attribution, report, traces and stability at LLaMA-1B's. lens, transfer, errors,
-similarity, compare, traces, attention and report at GPT-2's sizes and probes, transfer, errors, heads, attention,
-correlate and compare at LLaMA-1B's were measured while others used the machine, which adds to seconds of the
-processor, too; transfer's told are of a plan made afterwards, which takes half as long.
+example; attribution multiplies with the unembedding in .65 (512 states at a time take 1.06 times as long as a large
+product, the 64 to 256 of the last places of answers 1.2 to 1.6 times) and reads in .16; depth in .69, and ranks and
+adds up what comes of it in .25; similarity picks the pairs of problems of each draw in .37 and multiplies them in .38.
+Two thirds of a fit of probes and transfer are products of states with few columns at a time, below the rate of large
+ones. geometry at LLaMA-1B's sizes: .62 are components (first tokens of states and of a few of their axes, and
+eigenvectors), .27 the shape of halves and of states shuffled component by component (.15 the shuffling alone), .1
+rotations of every two places; its arithmetic is products alone: told has eigenvectors, rotations, shuffles and reading
+as well, each timed by itself, and it takes 1.17 times that. errors and features multiply a few states at a time for
+each place; traces search trees, and count for each token asked for how many outrank it; the report reads out states of
+the problems that can be picked (.33 of it at GPT-2's sizes, .59 at LLaMA-1B's) and draws (.3 and .13). Seconds told are
+of code and clock of before of sae and rows with options at GPT-2's sizes, and of attribution, report, traces and
+stability at LLaMA-1B's. lens, transfer, errors, similarity, compare, traces, attention and report at GPT-2's sizes and
+probes, transfer, errors, heads, attention, correlate and compare at LLaMA-1B's were measured while others used the
+machine, which adds to seconds of the processor, too; transfer's told are of a plan made afterwards, which takes half as
+long. GB of read-outs, but in the rows of lens and depth with options, are of code that read ten chunks of them at once:
+.1 more at GPT-2's sizes than now, and .3 more at LLaMA-1B's.
 """
 
 import argparse

@@ -25,7 +25,7 @@ LINES: dict[str, list[str]] = {
     "probes": [RUN, "--layers", "0,3,6,9,11"],
     "attribution": [OTHER, "--limit", "2500"],
     "geometry": [RUN],
-    "transfer": [RUN, OTHER, "--layers", "5,8,11"],
+    "transfer": [RUN, OTHER],
 }
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
