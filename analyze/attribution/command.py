@@ -50,7 +50,7 @@ def cost(source: "Source", settings: AttributionSettings) -> Cost:
     return Cost(
         states=n_state * (2 + 2 * n_layer), reads=[reading(array) for array in arrays],
         operations=2.0 * n_state * hidden * (model.sizes["vocabulary"] + 2 * (2 * n_layer + 1)),
-        memory=float(model["unembedding"].nbytes + 10 * ROWS * n_layer * hidden * 4),
+        memory=float(model["unembedding"].nbytes + 12 * ROWS * n_layer * hidden * 4),
         readouts=[source.run.partition("/")[0]], **limits(settings, run.sizes["example"], 16, 256),
     )  # fmt: skip
 

@@ -41,7 +41,7 @@ def cost(source: "Source", settings: ReadoutDepthSettings) -> Cost:
     return Cost(
         states=n_state, reads=[reading(states)],
         operations=2.0 * n_state * states.sizes["hidden"] * model.sizes["vocabulary"],
-        memory=float(model["unembedding"].nbytes + 2**26), readouts=[source.run.partition("/")[0]],
+        memory=float(model["unembedding"].nbytes + 2**27), readouts=[source.run.partition("/")[0]],
         **limits(settings, run.sizes["example"], 8),
     )  # fmt: skip
 

@@ -50,7 +50,7 @@ def cost(source: "Source", settings: HeadSettings) -> Cost:
     per_example = block.size // block.sizes["example"]
     return Cost(
         states=block.size // block.sizes["key_position"], reads=[reading(block)],
-        operations=2.0 * block.size * settings.resamples, memory=8.0 * 6 * settings.resamples * per_example,
+        operations=2.0 * block.size * settings.resamples, memory=8.0 * 6 * settings.resamples * per_example + 2.0**26,
         **limits(settings, block.sizes["example"], 128),
     )  # fmt: skip
 

@@ -151,7 +151,7 @@ def cost(source: "Source", settings: LensSettings) -> Cost:
     times = sum({"logit": 1.0, "tuned": 4.0, "jacobian": 4.0}[lens] for lens in settings.lens)
     return Cost(
         states=n_state, reads=[reading(states, times)], operations=times * product,
-        memory=float(model["unembedding"].nbytes + 2**25), readouts=[source.run.partition("/")[0]],
+        memory=float(model["unembedding"].nbytes + 3 * 2**25), readouts=[source.run.partition("/")[0]],
         **limits(settings, run.sizes["example"], 4 if settings.lens == ("logit",) else 32),
     )  # fmt: skip
 
