@@ -80,6 +80,10 @@ class Trees(NamedTuple):
     """Whether one of them uses a number read at a thought."""
 
 
+same_number = lru_cache(maxsize=4096)(float)
+"""A number as one object for all problems that tell it, which are kept."""
+
+
 @lru_cache(maxsize=8192)
 def question_numbers(question: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Numbers that a question tells, in digits or words, each as often as it is told; and what its units may mean.
@@ -92,7 +96,7 @@ def question_numbers(question: str) -> tuple[tuple[float, ...], tuple[float, ...
     told = [value for value in values if value is not None]
     told += [_WORDS[word] for word in re.findall(r"[a-z]+", text.lower()) if word in _WORDS]
     meant = {value for pattern, values in _UNITS if re.search(pattern, text.lower()) for value in values}
-    return tuple(sorted(told)), tuple(sorted(meant - set(told)))
+    return tuple(map(same_number, sorted(told))), tuple(sorted(meant - set(told)))
 
 
 @lru_cache(maxsize=8192)

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.lens.tokens import Tokens
-from analyze.traces.arithmetic import Step, trees, written_step
+from analyze.traces.arithmetic import Step, same_number, trees, written_step
 from analyze.traces.search import Graph, read_graph, ways_read
 from schemas import AnswerKind, answer_word, number_text
 
@@ -51,7 +51,7 @@ class NumberProblems:
         results = np.asarray(run["intermediate_result"].transpose("example", "step").values, dtype="float64")
         texts = run["expression"].transpose("example", "step").values if "expression" in run else None
         self._chain = [_steps(row, None if texts is None else texts[index]) for index, row in enumerate(results)]
-        self._inner = [row[np.isfinite(row)][:-1].tolist() for row in results]
+        self._inner = [tuple(map(same_number, row[np.isfinite(row)][:-1].tolist())) for row in results]
         self._n_operand = 3 if any(len(s.operands) > 2 for chain in self._chain for s in chain or ()) else 2
         operands = np.full((*results.shape, N_OPERAND), np.nan)
         for row, chain in enumerate(self._chain):
