@@ -310,7 +310,7 @@ def true_carried(n: int, shared: bool) -> dict[tuple[str, str], float]:
 
 PARTS: list[tuple[Callable[[np.random.Generator, int], Found], int]] = [
     (means, 4000), (shares, 4000), (paired, 2000), (picked, 2000), (correlations, 500), (areas, 2000), (shapes, 500),
-    (heads, 500), (alike, 150), (read, 500), (carried, 150),
+    (heads, 500), (alike, 150), (read, 500), (carried, 100),
 ]  # fmt: skip
 
 

@@ -69,8 +69,8 @@ def measure(
 ) -> xr.Dataset:
     """Scores, intervals, baselines and p-values of one task in all cells.
 
-    ``weight_all`` (row, resample) is how often each row is drawn in each resample of problems; ``widening`` is 1 where
-    no label that tests one fold trains the predictions of another.
+    ``weight_all`` (row, resample) is how often each row is drawn in each resample of problems; ``widening``, of the
+    permutations' spread, is 1 where no label that tests one fold trains the predictions of another.
     """
     n_cell, n_resample = len(cells), weight_all.shape[1]
     numbers = task.classes is None
@@ -103,7 +103,7 @@ def measure(
     data: dict[str, Any] = {"n_example": (grid, _grid([0 if c is None else int(c.known.sum()) for c in cells], shape))}
     n_problem = np.array([0 if cell is None else len(np.unique(task.problem[cell.known])) for cell in cells])
     for name, interval in score.items():
-        bounds = _intervals(name, interval, n_problem, level, widening)
+        bounds = _intervals(name, interval, n_problem, level)
         if name == "accuracy":
             _bound_certainty(bounds, n_problem, level)
         data |= {key: (grid, _grid(value, shape)) for key, value in bounds.items()}
@@ -303,7 +303,7 @@ def permutations(problem: Array, fold: Array, number: int, seed: Sequence[int]) 
         yield order
 
 
-def _intervals(name: str, interval: _Interval, n_problem: Array, level: float, widening: float) -> dict[str, Array]:
+def _intervals(name: str, interval: _Interval, n_problem: Array, level: float) -> dict[str, Array]:
     """An estimate with its interval in each cell, and with one that holds in all cells at once.
 
     The first is the percentile interval. The second is symmetric, as wide as the largest standardised deviation
@@ -314,7 +314,7 @@ def _intervals(name: str, interval: _Interval, n_problem: Array, level: float, w
     estimate, low, high, low_joint, high_joint = (np.full(known.shape, np.nan) for _ in range(5))
     if known.any():
         estimate, resample = interval.estimate, interval.resample[known]
-        resample = estimate[known][:, None] + widening * (resample - estimate[known][:, None])
+        resample = estimate[known][:, None] + WIDENING * (resample - estimate[known][:, None])
         low[known], high[known] = percentiles(resample, n_problem[known], level)
         spread = resample.std(axis=1)
         moving = spread > 1e-9

@@ -67,7 +67,7 @@ class _Column:
     groups: Mapping[str, Array]  # (row,), problems numbered over all runs
 
     def widening(self, fit: str, test: str) -> float:
-        """How much wider intervals are: nothing where no problem that tests one fold has trained another."""
+        """How much wider permutations spread: nothing where no problem that tests one fold has trained another."""
         shared = np.isin(self.groups[test], self.groups[fit]).any()
         return WIDENING if shared else 1.0
 
@@ -125,8 +125,9 @@ def transfer_probes(
     Notes
     -----
     Memory is that of one cell of all runs, ``max_examples`` x hidden numbers of each, and one score for each row,
-    class, cell and pair of runs. Time is that of ``1 + controls`` times the probes of each run. Intervals and p-values
-    are widened as those of probes where runs share problems (see there), and not where they do not.
+    class, cell and pair of runs. Time is that of ``1 + controls`` times the probes of each run. P-values are
+    widened as those of probes (see there) where runs share problems. Intervals always are: where no problem is shared,
+    for the fit would have been another on other problems, which is as uncertain as the test where they are as many.
     """
     settings = settings or TransferSettings()
     drawn: dict[str, Array] = {}
