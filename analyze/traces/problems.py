@@ -58,7 +58,8 @@ class NumberProblems:
             for index, step in enumerate(chain or ()):
                 kept = step.operands[:N_OPERAND]
                 operands[row, index, : len(kept)] = kept
-        own = self._ids(np.concatenate([results[..., None], operands], -1).reshape(len(results), -1))
+        wanted = np.concatenate([results[..., None], operands], -1).reshape(len(results), -1)
+        own = np.stack([self._ids(column) for column in wanted.T], 1)
         self.asked = np.concatenate([own, own[other]], 1)
         readable = [bool(np.all(self._ids(np.array(inner)).max(-1) >= 0)) for inner in self._inner]
         long = [chain is not None and len(chain) > 1 for chain in self._chain]
