@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -14,7 +14,7 @@ from analyze.probes import logistic as logistic
 from analyze.probes.logistic import Problems, logistic_path
 from analyze.probes.nested import _Race, nested_logistic, training_sets
 from analyze.probes.ridge import nested_ridge
-from analyze.probes.tasks import PENALTIES, folds_of
+from analyze.probes.tasks import PENALTIES
 
 N_FOLD = 4
 
@@ -200,13 +200,3 @@ def test_ridge_probe_agrees_with_sklearn(n, hidden):
         np.testing.assert_allclose(fit.score[held_out, 0, 0], search.predict(states[held_out]), rtol=1e-6)
         direct = states[held_out] @ fit.coefficient[outer, 0] + fit.intercept[outer]
         np.testing.assert_allclose(direct, search.predict(states[held_out]), rtol=1e-6)
-
-
-@pytest.mark.parametrize(("n_class", "n_fold", "seed"), [(2, 5, 0), (3, 3, 1), (9, 10, 2)])
-def test_whole_problems_are_dealt_to_folds_as_scikit_learn_deals_them(n_class: int, n_fold: int, seed: int):
-    rng = np.random.default_rng(seed)
-    problem, label = rng.integers(0, 150, 400), rng.integers(0, n_class, 400)
-    splits = StratifiedGroupKFold(n_fold, shuffle=True, random_state=seed).split(label, label, problem)
-    fold = folds_of(label, problem, n_fold, seed)
-    for index, (_, held_out) in enumerate(splits):
-        np.testing.assert_array_equal(np.flatnonzero(fold == index), held_out)
