@@ -1,9 +1,10 @@
-"""What codi-smollm2 answers, with its thoughts and without them: the figures of its card.
+"""What codi-smollm2 or one of its controls answers, with its thoughts and without them: the figures of their cards.
 
-``python benchmarks/real_model.py [--data NAME=FILE ...]`` asks it the held-out problems of the small models and stories
-that it was not trained on, and those of further files. Every problem is asked twice: with six thoughts, and with none,
-the markers alone. Of each data set and number of steps it keeps how many problems are right with thoughts and without,
-with thoughts alone, without alone, and neither way; from these four come shares, intervals and the paired test.
+``python benchmarks/real_model.py [--model NAME] [--data NAME=FILE ...]`` asks it the held-out problems of the small
+models and stories that it was not trained on, and those of further files. Every problem is asked twice: with six
+thoughts, and with none, the markers alone. Of each data set and number of steps it keeps how many problems are right
+with thoughts and without, with thoughts alone, without alone, and neither way; from these four come shares, intervals
+and the paired test.
 """
 
 import argparse
@@ -24,7 +25,6 @@ from schemas import Scoring
 from schemas.statistics import mcnemar_exact, wilson_interval
 
 MODEL = "codi-smollm2"
-RECORD = SHIPPED / MODEL / "accuracy.json"
 N_SMALL = {"test-one": 200, "test": 500}
 """Of the small models' held-out problems, of one step and of two to four, the first so many."""
 N_STORY, SEED, LARGEST = 300, 1, 100
@@ -85,22 +85,26 @@ def card_row(name: str, steps: str, counts: list[int]) -> str:
 def main() -> None:
     """Ask, count, keep and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=MODEL)
     parser.add_argument("--data", action="append", default=[], metavar="NAME=FILE", help="further held-out problems")
-    parser.add_argument("--record", type=Path, default=RECORD, metavar="FILE", help="where the counts are kept")
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="where the counts are kept; by default, beside its weights"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         sets = data_sets(Path(folder), options.data)
-    reasoner = load_reasoner(MODEL)
+    reasoner = load_reasoner(options.model)
     trained_for = reasoner.n_latent
-    record = json.loads(options.record.read_text(encoding="utf-8")) if options.record.exists() else {}
+    kept = options.record or SHIPPED / options.model / "accuracy.json"
+    record = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     for name, problems in sets.items():
         steps = (np.asarray(problems.columns["expression"][1]) != "").sum(1)
         answers = []
         for reasoner.n_latent in (trained_for, 0):
             answers.append(right(reasoner, problems))
         record[name] = counted(*answers, steps)
-        options.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        kept.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         for group, counts in record[name].items():
             print(card_row(name, group, counts), flush=True)
 

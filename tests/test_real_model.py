@@ -1,4 +1,4 @@
-"""codi-smollm2, the adapters on a real base that come with the project: without the base, and with it."""
+"""codi-smollm2 and its controls, adapters on a real base that come with the project: without the base, and with it."""
 
 import importlib.util
 import json
@@ -25,7 +25,7 @@ from schemas.statistics import wilson_interval
 from store import open_lake
 
 NAME = "codi-smollm2"
-FOLDER = SHIPPED / NAME
+CONTROLS = {"codi-smollm2-decodable": "decodable", "codi-smollm2-pause": "pause"}
 HIDDEN, INNER, KEYS, N_LAYER, RANK = 576, 1536, 192, 30, 12
 LINEAR = {
     "self_attn.q_proj": (HIDDEN, HIDDEN), "self_attn.k_proj": (KEYS, HIDDEN), "self_attn.v_proj": (KEYS, HIDDEN),
@@ -35,27 +35,34 @@ LINEAR = {
 """Outputs and inputs of the linear layers of a block of SmolLM2-135M."""
 
 
-def test_its_weights_are_those_of_adapters_on_every_linear_layer_of_the_base() -> None:
+@pytest.mark.parametrize("name", [NAME, *CONTROLS])
+def test_the_weights_are_those_of_adapters_on_every_linear_layer_of_the_base(name: str) -> None:
     inside = "codi.base_model.model.model."
     expected = {f"{inside}embed_tokens.extra_rows": (3, HIDDEN)}
     for layer in range(N_LAYER):
-        for name, (outputs, inputs) in LINEAR.items():
-            place = f"{inside}layers.{layer}.{name}"
+        for linear, (outputs, inputs) in LINEAR.items():
+            place = f"{inside}layers.{layer}.{linear}"
             expected[f"{place}.lora_A.default.weight"] = (RANK, inputs)
             expected[f"{place}.lora_B.default.weight"] = (outputs, RANK)
-    expected |= {f"prj.{part}.weight": (HIDDEN, HIDDEN) for part in (1, 3)} | {"prj.ln.weight": (HIDDEN,)}
-    expected |= {f"prj.{part}.bias": (HIDDEN,) for part in (1, 3, "ln")}
-    weights = load_file(FOLDER / "model.safetensors")
+    if CONTROLS.get(name) == "pause":
+        expected |= {"pause_embedding": (HIDDEN,)}
+    else:
+        expected |= {f"prj.{part}.weight": (HIDDEN, HIDDEN) for part in (1, 3)} | {"prj.ln.weight": (HIDDEN,)}
+        expected |= {f"prj.{part}.bias": (HIDDEN,) for part in (1, 3, "ln")}
+    weights = load_file(SHIPPED / name / "model.safetensors")
     assert {name: value.shape for name, value in weights.items()} == expected
     assert {value.dtype for value in weights.values()} == {np.dtype("float16")}
     assert all(np.isfinite(value).all() and value.any() for value in weights.values())
-    stated = json.loads((FOLDER / "codi.json").read_text())
+    stated = json.loads((SHIPPED / name / "codi.json").read_text())
     assert (stated["base"], stated["lora_rank"], stated["n_latent"]) == ("smollm2-135m", RANK, 6)
+    assert stated.get("control") == CONTROLS.get(name)
+    assert stated.get("control_of") == (NAME if name in CONTROLS else None)
 
 
-def test_its_card_says_what_was_counted() -> None:
-    card = (FOLDER / "README.md").read_text()
-    record = json.loads((FOLDER / "accuracy.json").read_text())
+@pytest.mark.parametrize("name", [NAME, *CONTROLS])
+def test_the_card_says_what_was_counted(name: str) -> None:
+    card = (SHIPPED / name / "README.md").read_text()
+    record = json.loads((SHIPPED / name / "accuracy.json").read_text())
     rows = {tuple(cells[:2]): cells[2:] for cells in table_rows(card) if cells[0] in record}
     assert set(rows) == {(data, steps) for data, groups in record.items() for steps in groups}
     for (data, steps), (n, with_thoughts, without, with_alone, without_alone, p) in rows.items():
@@ -69,7 +76,7 @@ def test_its_card_says_what_was_counted() -> None:
     for groups in record.values():
         parts = [counts for steps, counts in groups.items() if steps != "all"]
         np.testing.assert_array_equal(np.sum(parts, axis=0), groups["all"])
-    training = json.loads((FOLDER / "training.json").read_text())
+    training = json.loads((SHIPPED / name / "training.json").read_text())
     assert f"{training['step']:,} steps of {training['settings']['batch_size']}" in card
     assert f"{training['seconds'] / 60:.1f} minutes" in card
 
