@@ -131,12 +131,12 @@ def beside(page: "Page", findings: Iterable[tuple["StoredResult", Sequence[Findi
     name = page.lay("controls", form)
     alone, unmeasured = [], []
     for result, told in given:
-        model = result.run.partition("/")[0]
+        model, _, data_set = result.run.partition("/")
         if model in page.context.controls or not told:
             continue
         names = page.context.controls_of(model)
-        others = {one.run.partition("/")[0]: one for one, _ in given}
-        for control in (other for other in names if other in others):
+        others = {control: one for one, _ in given for control in names if one.run == f"{control}/{data_set}"}
+        for control in others:
             rows = [row_of(one, result, others[control]) for one in told]
             page.add(name, result, rows)
             page.say_more(result.label, f"control {others[control].label}: {in_words(rows)}")

@@ -163,6 +163,13 @@ def test_a_place_that_was_picked_on_a_model_has_the_interval_of_one_picked_and_i
     assert page.rows[0]["says"] == NOTHING_SAID  # by its own interval 20% of 60 were above a tenth
 
 
+def test_a_control_over_other_problems_is_not_set_beside_a_model():
+    page = Lines({"m-pause": Control("m", "pause")})
+    results = [SimpleNamespace(run=run, label=run, data=of_share(0.5, 60)(0.95)) for run in ("m/d", "m-pause/e")]
+    beside(page, [(one, [Finding(what="ct1", of=lambda one: one.data)]) for one in results])
+    assert (page.rows, page.said, page.notes) == ([], [], ["Not measured in the controls m-pause."])
+
+
 def test_what_two_models_have_in_common_stands_beside_pairs_with_their_controls():
     def pair(first: str, second: str, count: int) -> Pair:
         data = xr.Dataset({"share": of_share(count / 100, 100)(0.95)[0]})

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+from analyze.beside import OPEN, SEEN
 from analyze.places import both_names
 from analyze.verdict import measures
 from analyze.verdict.command import COMMAND, VerdictSettings, tables
@@ -25,7 +26,7 @@ from analyze.verdict.rules import (
     together,
     weigh,
 )
-from analyze.verdict.shown import misleading, read_by, told
+from analyze.verdict.shown import misleading, of_all, read_by, told, used_by
 from analyze.verdict.verdicts import Found, controls_of, verdict
 from analyze.verdict.verdicts import missing as missing_of
 from schemas import MissingRunError, UsageError
@@ -257,6 +258,10 @@ def test_sentences_hold_for_all_none_some_and_one():
     assert told(rows.assign(used_verdict=NO), USED) == "none"
     assert told(rows.assign(used_verdict=[YES, UNDECIDED, YES]), USED) == "ct0; not told apart ct1"
     assert told(rows.iloc[:1].assign(used_verdict=UNMEASURED), USED) == "none measured"
+    alike = rows.assign(used_verdict=YES, used_control=["not in the control", SEEN, OPEN])
+    assert used_by(alike) == "all (ct1 not told from a control)"
+    assert of_all(alike) == "yes, not told from a control"
+    assert used_by(rows.assign(used_verdict=NO, used_control=SEEN)) == "none"
     evidence = pd.DataFrame(
         {
             "run": "r", "of_thought": ["ct0", "ct1", "ct0", "ct1", "ct1"],

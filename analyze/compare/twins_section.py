@@ -18,9 +18,10 @@ def twins(page: Page) -> None:
     controls = page.context.controls
     kinds = set()
     for run, look in looks.items():
-        names = page.context.controls_of(run.partition("/")[0])
+        model, _, data_set = run.partition("/")
+        others = [f"{control}/{data_set}" for control in page.context.controls_of(model)]
         rows_of: dict[str, Frame] = {}
-        for other in (name for name in looks if name.partition("/")[0] in names):
+        for other in (name for name in looks if name in others):
             rows: Frame = pd.DataFrame(measure_rows(*(data.sel(model=name, drop=True) for name in (run, other))))
             if rows.empty:
                 continue

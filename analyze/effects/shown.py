@@ -117,8 +117,7 @@ def changed_places(rows: Frame) -> list[tuple[str, Frame]]:
 
 def score_rank(page: Page, result: StoredResult, alone: Frame) -> list[str]:
     """How the score of heads goes with what each costs alone, where their scores are stored and both vary."""
-    model = result.run.partition("/")[0]
-    scores = [one.data for one in page.results("heads", by_thoughts, optional=True) if one.run.startswith(f"{model}/")]
+    scores = [one.data for one in page.results("heads", by_thoughts, optional=True) if one.run == result.run]
     if not scores or len(alone) < LEAST_HEADS:
         return []
     composite = [float(scores[0]["composite"].sel(layer=row.layer, head=row.head)) for row in alone.itertuples()]

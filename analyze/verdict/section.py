@@ -3,8 +3,7 @@
 import json
 
 from analyze.page import Page, Section
-from analyze.verdict.rules import USED
-from analyze.verdict.shown import evidence_rows, misleading, n_range, of_all, opening, read_by, thought_rows, told
+from analyze.verdict.shown import evidence_rows, misleading, n_range, of_all, opening, read_by, thought_rows, used_by
 
 
 def verdicts(page: Page) -> None:
@@ -14,7 +13,7 @@ def verdicts(page: Page) -> None:
     for result in results:
         rows, evidence = thought_rows(result.data), evidence_rows(result.data)
         page.add("verdict", result, rows)
-        page.say(result, "verdict", readable=read_by(evidence, rows), used=told(rows, USED), together=of_all(rows))
+        page.say(result, "verdict", readable=read_by(evidence, rows), used=used_by(rows), together=of_all(rows))
         page.set(margin=float(result.data.attrs["margin"]), level=float(result.data.attrs["level"]))
         page.add("verdict_evidence", result, evidence)
         for row in json.loads(result.data.attrs.get("missing", "[]")):

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
+from analyze.beside import OPEN, SEEN
 from analyze.page import Page, listed
 from analyze.tables import Frame
 from analyze.verdict.rules import ALL, NO, READABLE, ROUTE, UNDECIDED, UNMEASURED, USED, YES
@@ -67,7 +68,15 @@ def counted(data: xr.Dataset) -> dict[str, Any]:
         told_of[question] = "all" if n_yes == len(thoughts) else str(n_yes or "none")
         left = [f"{verdicts[verdict]} {verdict}" for verdict in (UNDECIDED, UNMEASURED) if verdicts.get(verdict, 0)]
         told_of[f"{question}_open"] = f" ({', '.join(left)})" if left else ""
+    n_alike = len(as_in_control(thoughts))
+    told_of["used_alike"] = f", {n_alike} of them not told from a control" if n_alike else ""
     return told_of
+
+
+def as_in_control(rows: Frame) -> list[str]:
+    """Thoughts that are used, but not told from what a control shows."""
+    alike = (rows["used_verdict"] == YES) & rows["used_control"].isin([SEEN, OPEN])
+    return list(rows.loc[alike, "thought"])
 
 
 def to_where(row: dict[str, str]) -> str:
@@ -118,9 +127,16 @@ def misleading(evidence: Frame) -> Frame:
     return marked[~marked["counts"] & (marked["says"] == YES) & marked["used"].isna()]
 
 
+def used_by(rows: Frame) -> str:
+    """Which thoughts are used, in words, and which of these are not told from a control."""
+    alike = as_in_control(thoughts_of(rows))
+    return told(rows, USED) + (f" ({listed(alike)} not told from a control)" if alike else "")
+
+
 def of_all(rows: Frame) -> str:
     """The verdict on the use of all thoughts at once."""
-    return str(rows.set_index("thought")["used_verdict"].get(ALL, UNMEASURED))
+    verdict = str(rows.set_index("thought")["used_verdict"].get(ALL, UNMEASURED))
+    return f"{verdict}, not told from a control" if ALL in as_in_control(rows) else verdict
 
 
 def opening(page: Page) -> str:
@@ -130,8 +146,9 @@ def opening(page: Page) -> str:
     mains = [result for result in results if result.run.partition("/")[0] not in context.controls] or results
     sentences, kinds = [], {}
     for result in mains:
-        names = context.controls_of(result.run.partition("/")[0])
-        twin = next((other for other in results if other.run.partition("/")[0] in names), None)
+        model, _, data_set = result.run.partition("/")
+        names = [f"{name}/{data_set}" for name in context.controls_of(model)]
+        twin = next((other for other in results if other.run in names), None)
         values = counted(result.data)
         if twin is not None:
             kind = context.controls[twin.run.partition("/")[0]].kind
