@@ -87,6 +87,8 @@ _UNCLEAR_AFTER = re.compile(  # 2^5, 5:30, 3/(4), 5k and 5 with a power of ten i
     rf"|\s?{_SET}|\s?[\u221a\u03c0]|[\u0304\u0305]"  # 2\pi, and a bar above what repeats
 )
 _MULTIPLIED = re.compile(r"\b(?:(?:half|third|quarter)\sof|twice|thrice|double|triple)$", re.IGNORECASE)
+_BOUND_BEFORE = re.compile(r"\b(?:at (?:least|most)|(?:more|less|fewer|greater|smaller) than|up to)$", re.IGNORECASE)
+_BOUND_AFTER = re.compile(r"\s?\+(?!\s?[\d$])|\s(?:and|or) (?:more|less|fewer|above|below|over|under)\b", re.IGNORECASE)
 _BRACKETED = re.compile(rf"\s?(?:%|{_CURRENCY})?\s?\)")
 _WINDOW = 80
 
@@ -147,8 +149,10 @@ def before(text: str, match: re.Match[str]) -> tuple[str, str]:
 
 
 def overlooks(text: str, match: re.Match[str]) -> bool:
-    """Whether a number is read without what is at it: ``x5``, ``2x``, ``5!``, ``twice 5``, ``covid-19``, ``3 : 2``."""
+    """Whether a number is read without what is at it: ``x5``, ``2x``, ``5!``, ``5+``, ``twice 5``, ``at least 5``."""
     left, prefix = before(text, match)
+    if _BOUND_BEFORE.search(left) or _BOUND_AFTER.match(text, match.end()):
+        return True
     if re.match(r"\s?[xyz]\b|i\b|\s?!", text[match.end() :]) or re.fullmatch(r"\s*[\d.]+\s*:", left):
         return True
     if _MULTIPLIED.search(left) or (not prefix and _ENDS_IN_LETTER.search(left.removesuffix("/"))):
