@@ -147,11 +147,9 @@ def test_other_names_sites_and_methods_are_refused(served: Served) -> None:
     assert headers["cross-origin-resource-policy"] == "same-origin"
 
 
-def test_what_is_no_http_leaves_no_traceback(served: Served) -> None:
-    logged: list[logging.LogRecord] = []
-    handler, logger = logging.Handler(), logging.getLogger("uvicorn.error")
-    handler.emit = logged.append  # type: ignore[method-assign]
-    logger.addHandler(handler)
+def test_what_is_no_http_leaves_no_traceback(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("uvicorn.error")
+    logger.addHandler(caplog.handler)
     head = f"POST / HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nTransfer-Encoding: chunked\r\n\r\n"
     with socket.create_connection(("127.0.0.1", served.port), timeout=60) as client:
         client.sendall(f"{head}no chunk\r\n".encode())
@@ -159,8 +157,8 @@ def test_what_is_no_http_leaves_no_traceback(served: Served) -> None:
         while client.recv(1000):
             pass
     assert served.ask("/")[0] == 200  # and by now the broken one is done
-    logger.removeHandler(handler)
-    assert not [record for record in logged if record.exc_info]
+    logger.removeHandler(caplog.handler)
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_a_token_is_asked_of_everybody(lake: Path) -> None:
