@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,15 +33,27 @@ def read_json(path: Path, what: str, missing: dict[str, Any] | None = None) -> d
     Raises
     ------
     UsageError
-        If it cannot be read, or is no object.
+        If it cannot be read, is no object, has a field twice, or NaN or infinity, which JSON knows not.
     """
     if missing is not None and not (path.is_file() and path.stat().st_size):
         return missing
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text, parse_constant=_no_number, object_pairs_hook=_object)
+    except (OSError, ValueError, RecursionError) as error:
         reason = str(error).partition("\n")[0]
         raise UsageError(f"{what} cannot be read from {path}: {reason}") from error
     if not isinstance(value, dict):
         raise UsageError(f"{what} in {path} is no JSON object")
+    return value
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"it holds {text}")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if twice := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
+        raise ValueError(f"it has {twice[0]!r} twice")
     return value

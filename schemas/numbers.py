@@ -29,7 +29,8 @@ _SPELLINGS = {
 _SUPERSCRIPT = re.compile("[\u207a\u207b]?[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+")
 _LATEX = (
     (r"{,}", ","), *((rf"\{space}", "\u00a0") for space in ",;: "), (r"\!", ""), (r"\$", "$"), (r"\%", "%"),
-    (r"\times", "*"), (r"\cdot", "*"), (r"\pm", "±"), (r"^{\circ}", ""), (r"^\circ", ""),
+    (r"\times", "*"), (r"\cdot", "*"), (r"\pm", "±"), (r"\approx", "≈"), (r"\sim", "~"),
+    (r"^{\circ}", ""), (r"^\circ", ""),
 )  # fmt: skip
 _LATEX_FRACTION = re.compile(r"(\d?)\\[dt]?frac\s?(?:\{([^{}]*)\}|(\d))\s?(?:\{([^{}]*)\}|(\d))")
 # Commands beside a number that do nothing to it: fonts, boxes, brackets, arrows, line ends, currencies.
@@ -87,8 +88,18 @@ _UNCLEAR_AFTER = re.compile(  # 2^5, 5:30, 3/(4), 5k and 5 with a power of ten i
     rf"|\s?{_SET}|\s?[\u221a\u03c0]|[\u0304\u0305]"  # 2\pi, and a bar above what repeats
 )
 _MULTIPLIED = re.compile(r"\b(?:(?:half|third|quarter)\sof|twice|thrice|double|triple)$", re.IGNORECASE)
-_BOUND_BEFORE = re.compile(r"\b(?:at (?:least|most)|(?:more|less|fewer|greater|smaller) than|up to)$", re.IGNORECASE)
-_BOUND_AFTER = re.compile(r"\s?\+(?!\s?[\d$])|\s(?:and|or) (?:more|less|fewer|above|below|over|under)\b", re.IGNORECASE)
+_INEXACT_BEFORE = re.compile(  # bounds, about, and what is said not to be the number
+    r"\b(?:at (?:least|most)|(?:more|less|fewer|greater|smaller|other) than|up to|over|under|above|below|beyond"
+    r"|exceed(?:s|ing)|(?:max|min)(?:imum)?(?: of)?|about|approx(?:imately|\.)?|circa|ca?\.|roughly|around|almost"
+    r"|nearly|close to|not|neg\.?)$"
+    r"|[~\u2248\u223c\u2243\u2245\u2272\u2273]$",
+    re.IGNORECASE,
+)
+_INEXACT_AFTER = re.compile(
+    r"\s?\+(?!\s?[\d$])|\s?-\s*$|\s(?:and|or) (?:more|less|fewer|above|below|over|under|so)\b|ish\b"
+    r"|(?:\s\w+)?\s\(?(?:at (?:most|least)|max(?:imum)?|minimum|approx(?:imately)?|negative|below zero|or so)\b",
+    re.IGNORECASE,
+)
 _BRACKETED = re.compile(rf"\s?(?:%|{_CURRENCY})?\s?\)")
 _WINDOW = 80
 
@@ -149,9 +160,9 @@ def before(text: str, match: re.Match[str]) -> tuple[str, str]:
 
 
 def overlooks(text: str, match: re.Match[str]) -> bool:
-    """Whether a number is read without what is at it: ``x5``, ``2x``, ``5!``, ``5+``, ``twice 5``, ``at least 5``."""
+    """Whether a number is read without what is at it: ``x5``, ``2x``, ``5!``, ``5+``, ``twice 5``, ``about 5``."""
     left, prefix = before(text, match)
-    if _BOUND_BEFORE.search(left) or _BOUND_AFTER.match(text, match.end()):
+    if _INEXACT_BEFORE.search(left) or _INEXACT_AFTER.match(text, match.end()):
         return True
     if re.match(r"\s?[xyz]\b|i\b|\s?!", text[match.end() :]) or re.fullmatch(r"\s*[\d.]+\s*:", left):
         return True
@@ -189,8 +200,11 @@ def _spelling(character: str) -> str:
 
 def _spelled(match: re.Match[str]) -> str:
     spelling = _spelling(match[0])
-    mixed = "/" in spelling and len(spelling) > 1 and match.string[: match.start()][-1:].isdecimal()
-    return " " + spelling if mixed else spelling
+    if "/" not in spelling or len(spelling) == 1:
+        return spelling
+    mixed = match.string[: match.start()][-1:].isdecimal()
+    apart = spelling[-1] != "/" and match.string[match.end() :][:1].isdecimal()
+    return f"{' ' * mixed}{spelling}{' ' * apart}"
 
 
 def _superscript(character: str) -> str:

@@ -127,6 +127,9 @@ def test_a_folder_that_peft_saved_holds_adapters_only(tmp_path):
     assert found.protocol.name == "codi"
     for name, value in model.state_dict().items():
         torch.testing.assert_close(found.model.state_dict()[name], value, msg=name)
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": ["embed_tokens", "norm"]}))
+    with pytest.raises(UsageError, match="lacks norm, which its adapter_config.json says were trained"):
+        load_reasoner(adapter)
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": "pissa_niter_16"}))
     with pytest.raises(UsageError, match="'pissa_niter_16', which may begin by changing the base"):
         load_reasoner(adapter)

@@ -50,7 +50,7 @@ def checkpoint(made: Path, folder: Path, adapter: Any = None, **changes: torch.T
 @pytest.mark.parametrize(
     "changes",
     [None, {}, {"use_rslora": True, "lora_alpha": ALPHA / RANK**0.5}, {"target_modules": r"transformer\.h\.\d+\..*"},
-     {"target_modules": "all-linear"}, {"r": 8, "rank_pattern": {"c_attn": RANK}}],
+     {"target_modules": "all-linear"}, {"r": 8, "rank_pattern": {"c_attn": RANK, "c_(proj|fc)": RANK}}],
 )  # fmt: skip
 def test_the_adapters_config_gives_its_scale(made, tmp_path, changes, alpha):
     folder, model = made
@@ -92,6 +92,8 @@ BAD = {
     "invocation": ({}, {"alora_invocation_tokens": [3]}, "alora_invocation_tokens"),
     "field of later": ({}, {"use_cubist_lora": 1}, "use_cubist_lora"),
     "rank": ({}, {"r": 8}, "says r=8, .* has rank 4"),
+    "rank by pattern": ({}, {"r": 8, "rank_pattern": {"c_fc": 4}}, "says r=8, .*c_attn has rank 4"),
+    "another block": ({}, {"layers_to_transform": [0]}, r"layers_to_transform \[0\], .* updates of .*h.1"),
     "no alpha": ({}, {"lora_alpha": None}, "names no lora_alpha"),
     "alpha 0": ({}, {"lora_alpha": 0}, "adapter_config.json is 0"),
     "alpha text": ({}, {"lora_alpha": "large"}, "adapter_config.json is 'large'"),
@@ -207,21 +209,63 @@ def test_weights_are_summed_in_float32_and_then_rounded_once(made, tmp_path):
         assert torch.equal(value.to(torch.bfloat16), narrow.model.get_parameter(name)), name
 
 
-@pytest.mark.parametrize("kind", ["bfloat16", "float16", "mixed"])
-def test_a_base_stored_in_half_the_width_is_the_same_model(made, tmp_path, kind):
-    """Adapters beside a base whose weights are halves: what is loaded is what float32 of the same numbers gives."""
-    folder, base = checkpoint(made[0], tmp_path)
-    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
+def adapters_alone(made: Path, folder: Path) -> tuple[Path, Path, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """A copy in which checkpoint and base are apart: both folders, and what each is to hold."""
+    codi, base = checkpoint(made, folder)
+    state = torch.load(codi / "pytorch_model.bin", weights_only=True)
+    (codi / "pytorch_model.bin").unlink()
     rows = "codi.base_model.model.transformer.wte"
     trained = {name: value for name, value in state.items() if ".lora_" in name or name.startswith("prj.")}
-    (folder / "pytorch_model.bin").unlink()
-    save_file(trained | {f"{rows}.extra_rows": state[f"{rows}.weight"][-3:].clone()}, folder / "model.safetensors")
-    half = torch.float16 if kind == "float16" else torch.bfloat16
     plain = {
         name.removeprefix("codi.base_model.model.").replace(".base_layer.", "."): value[:-3] if "wte" in name else value
         for name, value in state.items()
         if name.startswith("codi.") and ".lora_" not in name and "lm_head" not in name
     }
+    return codi, base, trained | {f"{rows}.extra_rows": state[f"{rows}.weight"][-3:].clone()}, plain
+
+
+SECOND = "transformer.h.1.attn.c_attn"
+SPOILT: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any], str]] = {
+    # changes of the checkpoint's weights, the base's, the adapter's config, the base's config; what is said
+    "updates lost": ({f"codi.base_model.model.{SECOND}.lora_{side}.default.weight": None for side in "AB"}, {}, {}, {},
+                     rf"lacks the low-rank updates of {SECOND}, which its other blocks have"),
+    "biases lost": ({}, {}, {"bias": "all"}, {}, "lacks transformer.h.0.attn.c_attn.bias, .*, which its adapter"),
+    "head of its own": ({}, {"lm_head.weight": torch.ones(400, 32)}, {}, {}, "lm_head.weight and .*wte.weight differ"),
+    "beyond its config": ({}, {"score.weight": torch.ones(2, 32)}, {}, {}, "have what no model .* has: score.weight"),
+    "shape": ({}, {f"{SECOND}.bias": torch.ones(95)}, {}, {}, r"another shape .*c_attn.bias \(95,\) instead"),
+    "not a number": ({}, {}, {}, {"layer_norm_epsilon": float("nan")}, "config.json: it holds NaN"),
+    "another file": ({}, {}, {}, {}, "both model.safetensors and pytorch_model.bin, whose .* differ: .*c_attn"),
+    "quantised": ({}, {f"{SECOND}.bias": torch.ones(96, dtype=torch.int8)}, {}, {}, r"c_attn.bias \(int8\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(SPOILT))
+def test_adapters_and_bases_that_lack_or_hide_weights_are_refused_in_one_line(made, tmp_path, capfd, name):
+    in_checkpoint, in_base, in_adapter, in_config, message = SPOILT[name]
+    codi, base, trained, plain = adapters_alone(made[0], tmp_path)
+    kept = {key: value for key, value in (trained | in_checkpoint).items() if value is not None}
+    save_file(kept, codi / "model.safetensors")
+    (codi / "adapter_config.json").write_text(json.dumps(ADAPTER | in_adapter))
+    (base / "config.json").write_text(json.dumps(json.loads((base / "config.json").read_text()) | in_config))
+    whole = {key: value.clone() for key, value in (plain | in_base).items()}
+    if name != "quantised":
+        save_file(whole, base / "model.safetensors", metadata={"format": "pt"})
+    if name in ("another file", "quantised"):
+        torch.save(
+            whole | ({f"{SECOND}.bias": torch.ones(96)} if name == "another file" else {}), base / "pytorch_model.bin"
+        )
+    with pytest.raises(UsageError, match=message) as caught:
+        load_reasoner(codi, base)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""  # a library's own table of keys is not printed
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "mixed"])
+def test_a_base_stored_in_half_the_width_is_the_same_model(made, tmp_path, kind):
+    """Adapters beside a base whose weights are halves: what is loaded is what float32 of the same numbers gives."""
+    folder, base, trained, plain = adapters_alone(made[0], tmp_path)
+    save_file(trained, folder / "model.safetensors")
+    half = torch.float16 if kind == "float16" else torch.bfloat16
     plain = {
         name: value.clone() if kind == "mixed" and "ln_" in name else value.to(half) for name, value in plain.items()
     }
@@ -246,6 +290,9 @@ FIELDS = {
         (ADAPTER | {"target_modules": 3}, "target_modules is 3; it must be a list"),
         (ADAPTER | {"target_modules": "("}, r"target_modules is '\(', which is no pattern"),
         (ADAPTER | {"rank_pattern": [1]}, "rank_pattern is "),
+        (ADAPTER | {"rank_pattern": {"(": 4}}, r"rank_pattern names '\(', which is no pattern"),
+        (ADAPTER | {"layers_to_transform": "0"}, "layers_to_transform is '0'"),
+        (ADAPTER | {"modules_to_save": "wte"}, "modules_to_save is 'wte'; it must be a list"),
         (ADAPTER | {"r": "4"}, "r is '4'"),
     ],
     "args.yaml": [({"c_thought": None, "max_latent_stage": 3}, "c_thought is None")],

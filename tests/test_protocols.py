@@ -187,6 +187,7 @@ def write_pccot(
         {f"base_model.model.{name}": value for name, value in saved.items()}, folder / "adapter_model.safetensors"
     )
     adapter = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["c_attn"], "fan_in_fan_out": True,
+               "layers_to_transform": [0],
                "modules_to_save": ["prj"] if projected else None, "base_model_name_or_path": str(base),
                "trainable_token_indices": {"wte": tokens}}  # fmt: skip
     (folder / "adapter_config.json").write_text(json.dumps(adapter))

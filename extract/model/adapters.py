@@ -1,15 +1,17 @@
 """Low-rank adapters: what a checkpoint says of them, and merging them into the base's weights."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from extract.model.checkpoint import (
     ADAPTER_CONFIG,
+    SETTINGS,
     some,
 )
 from schemas import UsageError
@@ -47,6 +49,21 @@ def one_alpha(config: Mapping[str, Any]) -> float | None:
     return next(map(float, known.values()), None)
 
 
+def adapter_scale(
+    adapter: Mapping[str, Any], lora_alpha: float | None, settings: Mapping[str, Any], folder: Path,
+    weights: Mapping[str, Tensor], *, saved: bool,
+) -> tuple[dict[str, Any], bool]:  # fmt: skip
+    """What low-rank updates are multiplied with, by the user or the files beside; whether there are and nobody says."""
+    updates = any(".lora_A" in key for key in weights)
+    if lora_alpha is not None and not updates:  # it would only give the same weights another digest
+        raise UsageError(f"{folder} has no low-rank updates that --lora-alpha {lora_alpha:g} could scale; leave it out")
+    check_adapter_config(adapter, str(folder / ADAPTER_CONFIG), saved=saved)
+    stated = {"the argument": lora_alpha, str(folder / SETTINGS): settings.get("lora_alpha")}
+    alpha = one_alpha(stated | {str(folder / ADAPTER_CONFIG): adapter.get("lora_alpha")})
+    scale = {"lora_alpha": LORA_ALPHA if alpha is None else alpha}
+    return scale | ({"use_rslora": True} if adapter.get("use_rslora") else {}), updates and alpha is None
+
+
 def check_adapter_config(adapter: Mapping[str, Any], source: str, *, saved: bool) -> None:
     """Refuse whatever an adapter's config, if there is one, asks for that changes what it computes.
 
@@ -73,14 +90,33 @@ def check_fields(adapter: Mapping[str, Any], source: str) -> None:
     targets, ranks = adapter.get("target_modules"), adapter.get("rank_pattern")
     check_whole(f"{source}: r", adapter.get("r"), 1)
     if isinstance(targets, str):
-        try:
-            re.compile(targets)
-        except re.error as error:
-            raise UsageError(f"{source}: target_modules is {targets!r}, which is no pattern: {error}") from error
-    elif targets is not None and not (isinstance(targets, list) and all(isinstance(target, str) for target in targets)):
+        _check_pattern(f"{source}: target_modules is {targets!r}", targets)
+    elif targets is not None and not _are_names(targets):
         raise UsageError(f"{source}: target_modules is {targets!r}; it must be a list of names, or a pattern")
     if ranks is not None and not isinstance(ranks, Mapping):
         raise UsageError(f"{source}: rank_pattern is {ranks!r}; it must be an object")
+    for pattern, rank in (ranks or {}).items():
+        check_whole(f"{source}: rank_pattern of {pattern!r}", rank, 1)
+        _check_pattern(f"{source}: rank_pattern names {pattern!r}", pattern)
+    whole = adapter.get("modules_to_save")
+    if whole is not None and not _are_names(whole):
+        raise UsageError(f"{source}: modules_to_save is {whole!r}; it must be a list of names")
+    blocks = adapter.get("layers_to_transform")
+    if blocks is not None and not all(
+        type(block) is int for block in (blocks if isinstance(blocks, list) else [blocks])
+    ):
+        raise UsageError(f"{source}: layers_to_transform is {blocks!r}; it must be a number or a list of numbers")
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _check_pattern(where: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"{where}, which is no pattern: {error}") from error
 
 
 def token_rows(weights: Mapping[str, Tensor], adapter: Mapping[str, Any], source: str) -> dict[str, Tensor]:
@@ -119,11 +155,9 @@ def _check_adapter(adapter: Mapping[str, Any], ranks: Mapping[str, int], source:
             f"{source} has an {ADAPTER_CONFIG} but no low-rank update in its weights; take the file away if they are"
             " merged already"
         )
-    rank = adapter.get("r")
-    if not adapter.get("rank_pattern") and (
-        other := [name for name, rank_there in ranks.items() if rank_there != rank]
-    ):
-        raise UsageError(f"{source}: {ADAPTER_CONFIG} says r={rank}, {other[0]} has rank {ranks[other[0]]}")
+    for name, rank in ranks.items():
+        if rank != (stated := _stated_rank(adapter, name)):
+            raise UsageError(f"{source}: {ADAPTER_CONFIG} says r={stated}, {name} has rank {rank}")
     targets = adapter.get("target_modules")
     if isinstance(targets, str):
         strays = [] if targets == "all-linear" else [name for name in ranks if not re.fullmatch(targets, name)]
@@ -132,9 +166,57 @@ def _check_adapter(adapter: Mapping[str, Any], ranks: Mapping[str, int], source:
         ends = {target: [n for n in ranks if n == target or n.endswith(f".{target}")] for target in targets or ()}
         strays = sorted(ranks.keys() - {name for names in ends.values() for name in names})
         unmet = [target for target, names in ends.items() if not names]
+    strays += [name for name in ranks if not _in_blocks(adapter, name)]
     if strays or unmet:
+        blocks = adapter.get("layers_to_transform")
+        only = "" if blocks is None else f" and layers_to_transform {blocks}"
         problem = f"updates of {some(strays)} that it does not name" if strays else f"no update of {some(unmet)}"
-        raise UsageError(f"{source}: {ADAPTER_CONFIG} has target_modules {targets}, the weights have {problem}")
+        raise UsageError(f"{source}: {ADAPTER_CONFIG} has target_modules {targets}{only}, the weights have {problem}")
+
+
+def _stated_rank(adapter: Mapping[str, Any], name: str) -> Any:
+    """Rank of a module's update as PEFT reads it from a config."""
+    patterns: Mapping[str, Any] = adapter.get("rank_pattern") or {}
+    named = (rank for pattern, rank in patterns.items() if re.match(rf"(.*\.)?({pattern})$", name))
+    return next(named, adapter.get("r"))
+
+
+def check_trained_whole(adapter: Mapping[str, Any], own: Collection[str], model: nn.Module, source: str) -> None:
+    """Refuse a checkpoint (names of its own weights) without what its adapter's config says was trained beside it.
+
+    The base's would stand in for it: modules trained whole (``modules_to_save``), and biases (``bias``) where the model
+    has any.
+    """
+    lost = [name for name in adapter.get("modules_to_save") or () if not any(f".{name}." in f".{key}" for key in own)]
+    biases = [name for name, _ in model.named_parameters() if name.endswith(".bias")]
+    plain = [f".{key}".replace(".base_layer.", ".") for key in own]
+    untrained = [name for name in biases if not any(key.endswith(f".{name}") for key in plain)]
+    if adapter.get("bias") == "all" or (adapter.get("bias") == "lora_only" and untrained == biases):
+        lost += untrained
+    if lost:
+        raise UsageError(f"{source} lacks {some(lost)}, which its {ADAPTER_CONFIG} says were trained, too")
+
+
+def _in_blocks(adapter: Mapping[str, Any], name: str) -> bool:
+    """Whether a config's ``layers_to_transform``, if it has any, names the block of a module."""
+    blocks = adapter.get("layers_to_transform")
+    number = re.search(r"\.(\d+)\.", name)
+    return blocks is None or number is None or int(number[1]) in ([blocks] if isinstance(blocks, int) else blocks)
+
+
+def _check_every_block(updates: Collection[str], model: Any, adapter: Mapping[str, Any], source: str) -> None:
+    """Refuse updates that some blocks have and others lack, unless a config says so: a part of them was lost."""
+    targets = adapter.get("target_modules")
+    if adapter.get("exclude_modules") or (isinstance(targets, str) and targets != "all-linear"):
+        return
+    kinds = {re.sub(r"\.\d+\.", ".*.", name) for name in updates}
+    linear = (name for name, module in model.named_modules() if isinstance(module, Conv1D | nn.Linear))
+    if lost := [
+        name
+        for name in linear
+        if re.sub(r"\.\d+\.", ".*.", name) in kinds and name not in updates and _in_blocks(adapter, name)
+    ]:
+        raise UsageError(f"{source} lacks the low-rank updates of {some(lost)}, which its other blocks have")
 
 
 def merge_adapters(
@@ -167,6 +249,7 @@ def merge_adapters(
         f"{module}.weight" for module in updates
     }:
         raise UsageError(f"{source} lacks the low-rank updates of {some(lost)}; without them it is its base model")
+    _check_every_block(updates, model, adapter, source)
     merged: dict[str, Tensor] = {}
     for name, key in named.items():
         module = name.removesuffix(".weight")

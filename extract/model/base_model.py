@@ -24,10 +24,12 @@ from extract.model.bases import PACKAGED, no_bar, packaged_base
 from extract.model.capture import ATTENTION, attend
 from extract.model.checkpoint import (
     BASE,
+    BUFFER,
     HUB_ID,
     INDEX,
     ROWS,
     WEIGHT_FILES,
+    check_base_files,
     check_index,
     check_plain,
     read_index,
@@ -186,34 +188,52 @@ def base_weights(folder: Path) -> dict[str, Tensor]:
     They are of the type that all of them are stored in, if it is a half as wide as float32; otherwise float32.
     """
     try:
-        types: set[str] = set()
-        held: dict[str, dict[str, str]] = {}
-        for file in sorted(folder.glob("*.safetensors")):  # a library reads other numbers at face value
-            with safe_open(file, framework="pt") as weights:
-                kinds = {key: weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118
-            check_plain(kinds, str(file))
-            types |= set(kinds.values())
-            held[file.name] = dict.fromkeys(kinds, file.name)
-        index = folder / f"{WEIGHT_FILES[0]}{INDEX}"
-        if index.is_file() and not (folder / WEIGHT_FILES[0]).is_file():  # a library passes over what is not there
-            placed, inside = read_index(index), dict[str, str]()
-            for shard in shards_of(index, placed):
-                part = held.get(shard, {})
-                if twice := inside.keys() & part.keys():
-                    raise UsageError(f"{folder / shard} holds weights that another shard has too: {some(twice)}")
-                inside |= part
-            check_index(index, placed, inside)
-        dtype = _HALVES.get("".join(types), torch.float32)
-        with no_bar():
-            model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+        dtype = _stored_type(folder)
+        check_base_files(folder)
+        with no_bar(), _silent():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except UsageError:
         raise
-    except Exception as error:  # whatever missing or broken weights raise inside transformers
+    except Exception as error:  # whatever broken weights raise inside transformers
         raise UsageError(f"weights of base {folder} cannot be read: {first_line(error)}") from error
     if missing := report["missing_keys"]:  # the library would draw them at random
         raise UsageError(f"weights of base {folder} lack {some(missing)}")
-    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
-    return {name: value for name, value in model.state_dict().items() if name not in tied}
+    if shapes := [f"{name} {tuple(there)} instead of {tuple(own)}" for name, there, own in report["mismatched_keys"]]:
+        raise UsageError(f"weights of base {folder} are of another shape than its config.json says: {some(shapes)}")
+    if beyond := [name for name in report["unexpected_keys"] if not BUFFER.search(name)]:
+        raise UsageError(f"weights of base {folder} have what no model of its config.json has: {some(beyond)}")
+    weights: dict[str, Tensor] = dict(model.state_dict())
+    tied: dict[str, str] = dict(getattr(model, "_tied_weights_keys", None) or {})
+    for head, embedding in tied.items() if model.config.tie_word_embeddings else ():
+        if not torch.equal(weights.pop(head), weights[embedding]):
+            raise UsageError(
+                f"base {folder}: {head} and {embedding} differ, but its config.json ties them (tie_word_embeddings)"
+            )
+    return weights
+
+
+def _stored_type(folder: Path) -> torch.dtype:
+    """Type that a base's weights are read in: the one they are all stored in, or float32."""
+    types: set[str] = set()
+    held: dict[str, dict[str, str]] = {}
+    for file in sorted(folder.glob("*.safetensors")):  # a library reads other numbers at face value
+        with safe_open(file, framework="pt") as weights:
+            kinds = {key: weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118
+        check_plain(kinds, str(file))
+        types |= set(kinds.values())
+        held[file.name] = dict.fromkeys(kinds, file.name)
+    index = folder / f"{WEIGHT_FILES[0]}{INDEX}"
+    if index.is_file() and not (folder / WEIGHT_FILES[0]).is_file():  # a library passes over what is not there
+        placed, inside = read_index(index), dict[str, str]()
+        for shard in shards_of(index, placed):
+            part = held.get(shard, {})
+            if twice := inside.keys() & part.keys():
+                raise UsageError(f"{folder / shard} holds weights that another shard has too: {some(twice)}")
+            inside |= part
+        check_index(index, placed, inside)
+    return _HALVES.get("".join(types), torch.float32)
 
 
 def complete_weights(

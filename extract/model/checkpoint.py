@@ -237,17 +237,39 @@ def read_checkpoint(source: str, path: Path) -> dict[str, Tensor]:
         As :func:`read_weights`; and if another file beside it, of which nobody would know, has other weights.
     """
     weights = read_weights(path)
-    if Path(source) == path:  # the user has said which
-        return weights
-    files = (path.parent / f"{file}{end}" for file in WEIGHT_FILES for end in ("", INDEX))
-    for other in (file for file in files if path.name.startswith(WEIGHT_FILES) and file != path and file.is_file()):
-        differ = [key for key, value in read_weights(other).items() if key in weights and not same(value, weights[key])]
-        if differ:
-            raise UsageError(
-                f"{path.parent} has both {path.name} and {other.name}, whose weights differ: {some(differ)}; name the"
-                " file that is meant, or remove the other"
-            )
+    if Path(source) != path and path.name.startswith(WEIGHT_FILES):  # the user has not said which
+        for other in weight_files(path.parent):
+            _check_same(path, weights, other, "name the file that is meant, or remove the other")
     return weights
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """All files of the usual names that hold a folder's weights, in the order in which the first of them is taken."""
+    files = (folder / f"{file}{end}" for file in WEIGHT_FILES for end in ("", INDEX))
+    return [file for file in files if file.is_file()]
+
+
+def check_base_files(folder: Path) -> None:
+    """Read a base's weights where a library would take them for what they are not: the first of several, or no floats.
+
+    Raises
+    ------
+    UsageError
+        If files have other weights than the first, or one that is not of safetensors holds quantised ones.
+    """
+    files = weight_files(folder)
+    if len(files) > 1 or (files and files[0].name.startswith(WEIGHT_FILES[1])):
+        first = read_weights(files[0])
+        for other in files[1:]:
+            _check_same(files[0], first, other, "remove the one that is not meant")
+
+
+def _check_same(path: Path, weights: Mapping[str, Tensor], other: Path, instead: str) -> None:
+    others = read_weights(other) if other != path else {}
+    if differ := [key for key, value in others.items() if key in weights and not same(value, weights[key])]:
+        raise UsageError(
+            f"{path.parent} has both {path.name} and {other.name}, whose weights differ: {some(differ)}; {instead}"
+        )
 
 
 def same(one: Tensor, other: Tensor) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from extract.model.adapters import ASSUMED, LORA_ALPHA, check_adapter_config, merge_adapters, one_alpha, token_rows
+from extract.model.adapters import ASSUMED, adapter_scale, check_trained_whole, merge_adapters, token_rows
 from extract.model.architectures import (
     ARCHITECTURES,
     Architecture,
@@ -30,6 +30,7 @@ from extract.model.base_model import (
 from extract.model.checkpoint import (
     ADAPTER_CONFIG,
     ARGUMENTS,
+    BASE,
     BUFFER,
     ROWS,
     SETTINGS,
@@ -132,11 +133,8 @@ def load_reasoner(
         markers=set(COCONUT.rows) <= under.tokenizer.get_vocab().keys(), arguments=arguments, source=source,
     )  # fmt: skip
     n_latent = _n_latent(rule, thoughts, settings, arguments, folder, source)
-    answer_prefix = settings.get("answer_prefix", rule.answer_prefix)
-    if not isinstance(answer_prefix, str):
-        raise UsageError(f"{folder / SETTINGS}: answer_prefix is {answer_prefix!r}; it must be a text")
-    rule = replace(rule, answer_prefix=answer_prefix)
-    scale, assumed = _adapter_scale(adapter, lora_alpha, settings, folder, raw, saved=prefix == PEFT)
+    rule = _with_prefix(rule, settings, folder)
+    scale, assumed = adapter_scale(adapter, lora_alpha, settings, folder, raw, saved=prefix == PEFT)
     notes = (ASSUMED.format(source),) if assumed else ()
     weights, projection = _split(raw, rule, prefix, source)
     # GPT-NeoX's head was called so before transformers 5.
@@ -150,10 +148,11 @@ def load_reasoner(
     model = build_model(under.config, vocabulary + len(extra), under.architecture, under.name)
     check_base(weights, model, under.architecture, vocabulary, len(extra), source, under.name)
     check_frequencies(raw, model, source, under.name)
+    check_trained_whole(adapter, [key for key in raw if not key.startswith(BASE)], model, source)
     model_config = {key: value for key, value in under.config_json.items() if key not in _NOT_MODEL}
     decides = {"config": model_config, "n_latent": n_latent, **scale}
     if (described := rule.to_json()) != CODI.to_json():  # models known before there were protocols keep their digest
-        decides["protocol"] = described | {"answer_prefix": answer_prefix}
+        decides["protocol"] = described | {"answer_prefix": rule.answer_prefix}
     digests = {
         "weights": fingerprint_weights(raw, decides), **fingerprint_tokenizer(under.folder, under.tokenizer)
     }  # fmt: skip
@@ -165,24 +164,9 @@ def load_reasoner(
     keep_freed_memory()
     return Reasoner(
         name=name, model=model, projection=feeding, tokenizer=under.tokenizer, architecture=under.architecture,
-        vocabulary=vocabulary, n_latent=n_latent, answer_prefix=answer_prefix, protocol=rule, extra_rows=extra,
+        vocabulary=vocabulary, n_latent=n_latent, answer_prefix=rule.answer_prefix, protocol=rule, extra_rows=extra,
         fingerprint=digests, control=stated_control(settings, rule.name, str(folder / SETTINGS)), notes=notes,
     )  # fmt: skip
-
-
-def _adapter_scale(
-    adapter: Mapping[str, Any], lora_alpha: float | None, settings: Mapping[str, Any], folder: Path,
-    weights: Mapping[str, Tensor], *, saved: bool,
-) -> tuple[dict[str, Any], bool]:  # fmt: skip
-    """What low-rank updates are multiplied with, by the user or the files beside; whether there are and nobody says."""
-    updates = any(".lora_A" in key for key in weights)
-    if lora_alpha is not None and not updates:  # it would only give the same weights another digest
-        raise UsageError(f"{folder} has no low-rank updates that --lora-alpha {lora_alpha:g} could scale; leave it out")
-    check_adapter_config(adapter, str(folder / ADAPTER_CONFIG), saved=saved)
-    stated = {"the argument": lora_alpha, str(folder / SETTINGS): settings.get("lora_alpha")}
-    alpha = one_alpha(stated | {str(folder / ADAPTER_CONFIG): adapter.get("lora_alpha")})
-    scale = {"lora_alpha": LORA_ALPHA if alpha is None else alpha}
-    return scale | ({"use_rslora": True} if adapter.get("use_rslora") else {}), updates and alpha is None
 
 
 def _make_ready(module: nn.Module, device: torch.device, dtype: ComputeDtype) -> None:
@@ -271,6 +255,14 @@ def _n_latent(
         if value is not None:
             return rule.check_thoughts(value, place)
     raise UsageError(f"{source} (protocol {rule.name}) does not say how many thoughts it has; pass --thoughts N")
+
+
+def _with_prefix(rule: Protocol, settings: Mapping[str, Any], folder: Path) -> Protocol:
+    """A protocol with the answer prefix that a checkpoint's settings give."""
+    answer_prefix = settings.get("answer_prefix", rule.answer_prefix)
+    if not isinstance(answer_prefix, str):
+        raise UsageError(f"{folder / SETTINGS}: answer_prefix is {answer_prefix!r}; it must be a text")
+    return replace(rule, answer_prefix=answer_prefix)
 
 
 def _rows(
