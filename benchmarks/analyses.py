@@ -38,12 +38,12 @@ long. GB of read-outs, but in the rows of lens and depth with options, are of co
 
 import argparse
 import json
-import math
 import os
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,29 +78,24 @@ def child(words: list[str]) -> None:
     """Run a command and write what it took as the last line of standard error."""
     from analyze import running
     from lake import app
-    from store.guard import Guard
-    from store.shards import ShardedArray
+    from store import Lake, model_bytes
 
-    read = {"chunks": 0, "model": 0}
-    decode, rows, listed = ShardedArray._decode, ShardedArray._read_rows, Guard._as_listed
+    read, readouts, model = {"chunks": 0}, {}, Lake.model
 
-    def counted(self: Any, file: int, offset: int, length: int, chunk: Any) -> Any:
-        read["chunks"] += length
-        return decode(self, file, offset, length, chunk)
+    def counting(system_call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any) -> Any:
+            got = system_call(*arguments)
+            read["chunks"] += got if isinstance(got, int) else len(got)
+            return got
 
-    def counted_rows(self: Any, file: int, entries: Any, inside: Any, there: slice, *more: Any) -> Any:
-        left = rows(self, file, entries, inside, there, *more)
-        size = math.prod(self.layout.chunks[1:]) * self.stored.itemsize
-        read["chunks"] += (len(entries) - len(left)) * (there.stop - there.start) * size
-        return left
+        return counted
 
-    def counted_listed(self: Any, key: str, content: bytes | None) -> bytes:
-        content = listed(self, key, content)
-        read["model"] += len(content) if self.kind == "model" else 0
-        return content
+    def noted_model(lake: Lake, name: str) -> Any:
+        readouts[name] = model_bytes(lake, name)
+        return model(lake, name)
 
-    ShardedArray._decode, ShardedArray._read_rows = counted, counted_rows  # type: ignore[method-assign]
-    Guard._as_listed = counted_listed  # type: ignore[method-assign]
+    os.pread, os.preadv = counting(os.pread), counting(os.preadv)  # by which alone shards are read
+    Lake.model = noted_model  # type: ignore[method-assign]
     analyse, start = running.analyse, {"seconds": time.perf_counter(), "cpu": time.process_time()}
 
     def noted(*arguments: Any) -> Any:  # from here on it is the analysis, which no trial is part of
@@ -112,7 +107,8 @@ def child(words: list[str]) -> None:
     app(args=words, standalone_mode=False)
     taken = {
         "seconds": time.perf_counter() - start["seconds"], "cpu": time.process_time() - start["cpu"],
-        "before": start["cpu"], "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, **read,
+        "before": start["cpu"], "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        **read, "model": sum(readouts.values()),
     }  # fmt: skip
     print(json.dumps(taken), file=sys.stderr)
 
