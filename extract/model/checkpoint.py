@@ -343,6 +343,20 @@ def some(names: Iterable[str], shown: int = 6) -> str:
     return ", ".join(listed[:shown]) + more
 
 
+def misfits(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Names of weights that are missing, unexpected or of other shapes than these: a text for each kind."""
+    wrong = {
+        "missing": shapes.keys() - weights.keys(),
+        "unexpected": weights.keys() - shapes.keys(),
+        "of another shape": [
+            f"{name} {tuple(weights[name].shape)} instead of {shapes[name]}"
+            for name in shapes.keys() & weights.keys()
+            if tuple(weights[name].shape) != shapes[name]
+        ],
+    }
+    return [f"{what} {some(names)}" for what, names in wrong.items() if names]
+
+
 def fingerprint_weights(raw: Mapping[str, Tensor], settings: dict[str, Any]) -> str:
     """Digest of weights, of any order, and of what else decides what a model computes."""
     digest = hashlib.sha256(fingerprint(settings).encode())

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from extract.model.checkpoint import some
+from extract.model.checkpoint import misfits, some
 from extract.model.protocols import Protocol
 from schemas import UsageError
 
@@ -63,19 +63,9 @@ def feeding_of(rule: Protocol, weights: Mapping[str, Tensor], hidden: int, sourc
             part, _, kind = name.partition(".")
             own[f"{meanings[part]}.{kind}"] = tuple(value.shape)
         names = {key: f"{what}.{key}" for key in own.keys() | weights.keys()}
-    problems: list[str] = []
-    if missing := own.keys() - weights.keys():
-        problems.append(f"missing {some(names[key] for key in missing)}")
-    if unexpected := weights.keys() - own.keys():
-        problems.append(f"unexpected {some(names[key] for key in unexpected)}")
-    shapes = [
-        f"{names[key]} {tuple(weights[key].shape)} instead of {own[key]}"
-        for key in own.keys() & weights.keys()
-        if tuple(weights[key].shape) != own[key]
-    ]
-    if shapes:
-        problems.append(f"of another shape {some(shapes)}")
-    if not_finite := [names[key] for key, value in weights.items() if not bool(torch.isfinite(value).all())]:
+    named = {names.get(key, key): value for key, value in weights.items()}
+    problems = misfits(named, {names[key]: shape for key, shape in own.items()})
+    if not_finite := [name for name, value in named.items() if not bool(torch.isfinite(value).all())]:
         problems.append(f"not finite {some(not_finite)}")
     if problems:
         kind = "projection" if rule.fed == "projection" else "learned vector"

@@ -38,6 +38,7 @@ from extract.model.checkpoint import (
     find_checkpoint,
     fingerprint_tokenizer,
     fingerprint_weights,
+    misfits,
     pccot_settings,
     read_arguments,
     read_checkpoint,
@@ -356,19 +357,7 @@ def _load(model: Any, weights: dict[str, Tensor], source: str) -> None:
             weights[embedding] = weights[head]
         elif embedding in weights:
             weights[head] = weights[embedding]
-    problems: list[str] = []
-    if missing := own.keys() - weights.keys():
-        problems.append(f"missing {some(missing)}")
-    if unexpected := weights.keys() - own.keys():
-        problems.append(f"unexpected {some(unexpected)}")
-    shapes = [
-        f"{name} {tuple(weights[name].shape)} instead of {own[name]}"
-        for name in own.keys() & weights.keys()
-        if tuple(weights[name].shape) != own[name]
-    ]
-    if shapes:
-        problems.append(f"of another shape {some(shapes)}")
-    if problems:
+    if problems := misfits(weights, own):
         raise UsageError(f"weights of {source} do not fit its base: {'; '.join(problems)}")
     model.load_state_dict(weights, strict=True, assign=True)
     model.tie_weights()
