@@ -28,6 +28,7 @@ from analyze.labels import labels_along, up_to_eot
 from analyze.source import Source
 from schemas import LakeError, segment_of
 from schemas.command import Analysis, Cost, Reading, Settings
+from schemas.problem_sums import problem_of
 from schemas.wording import duration_text, size_text
 from store import bytes_to_read, model_bytes
 
@@ -221,7 +222,7 @@ def sampled(command: Analysis, source: Source, settings: Settings) -> Source:
 
 def drawn(run: xr.Dataset, n: int, seed: int) -> np.ndarray:
     """About n examples of whole problems, (row,): as large a share of those answered right as of the others."""
-    problem = np.asarray(run["problem"].values if "problem" in run.coords else run["example"].values)
+    problem = problem_of(run)
     right = np.asarray(run["correct"].values, dtype=bool) if "correct" in run else np.zeros(len(problem), bool)
     unique, first, inverse, count = np.unique(problem, return_index=True, return_inverse=True, return_counts=True)
     rng, taken = np.random.default_rng([seed, 2]), np.zeros(len(unique), dtype=bool)

@@ -1,10 +1,18 @@
-"""Sums over the examples of each problem, and of how many trials a share over problems of several examples is."""
+"""Problems of several examples: sums over the examples of each, and how many trials a share over them is worth."""
 
 from typing import Any
 
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def problem_of(data: Any) -> Array:
+    """Problem of each example of a run, result or labelled array: (example,); without any, each example is its own."""
+    for name in ("problem", "example"):
+        if name in data.coords:
+            return np.asarray(data[name].values)
+    return np.arange(data.sizes["example"])
 
 
 def sums_by_problem(values: Array, problem: Array) -> Array:

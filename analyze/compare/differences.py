@@ -19,6 +19,7 @@ import xarray as xr
 from analyze.compare.parts import PARTS, Part, Source
 from analyze.statistics import bootstrap_weights, mcnemar_exact, percentile_interval, weighted_mean
 from schemas import UsageError
+from schemas.problem_sums import problem_of
 from schemas.registry import line
 from schemas.statistics import uncertain
 from store.read import Lake
@@ -299,8 +300,7 @@ def _differences(
                 estimate[1:] = uncertain(*estimate[1:], *own)
             shared[i, j] = shared[j, i] = x.sizes["example"]
             if not inner:
-                problem = x.coords["problem"].values if "problem" in x.coords else None
-                p[i, j] = p[j, i] = mcnemar_exact(x.values == 1, y.values == 1, problem).p
+                p[i, j] = p[j, i] = mcnemar_exact(x.values == 1, y.values == 1, problem_of(x)).p
         else:
             estimate = _unpaired(result.isel(model=i), result.isel(model=j), name, inner)
         paired[i, j] = paired[j, i] = float(same)
@@ -331,8 +331,7 @@ def _paired(
     """Difference of means over shared examples, resampled by problem; both means use the same draws."""
     if known is not None:
         x, y = x.where(known), y.where(known)
-    problem = x.coords["problem"] if "problem" in x.coords else x["example"]
-    labels = np.ascontiguousarray(problem.values)
+    labels = np.ascontiguousarray(problem_of(x))
     if labels.tobytes() not in draws:
         draws[labels.tobytes()] = bootstrap_weights(xr.DataArray(labels, dims="example"), n_resample, seed)
     weights = draws[labels.tobytes()]

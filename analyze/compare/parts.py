@@ -13,6 +13,7 @@ from analyze.heads.summary import head_summary, head_table
 from analyze.lens.command import is_plain
 from analyze.probes.command import as_they_come
 from analyze.tables import Frame
+from schemas.problem_sums import problem_of
 from schemas.statistics import share_interval
 
 N_TOP = 20
@@ -64,7 +65,7 @@ class Source:
 def _accuracy(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
     run = source.data
     correct = run["correct"].compute().astype("float64")
-    problem = np.asarray(run["problem"].values if "problem" in run.coords else run["example"].values)
+    problem = problem_of(run)
     right = correct.values == 1
     low, high = share_interval(right, np.ones_like(right), problem)
     accuracy = xr.Dataset({"accuracy": float(correct.mean()), "accuracy_low": float(low), "accuracy_high": float(high)})

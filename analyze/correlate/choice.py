@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.correlate.moments import Correlations, resolution_of
+from schemas.problem_sums import problem_of
 from schemas.resampling import draw_counts, percentiles
 
 
@@ -45,7 +46,7 @@ def held_out_layer(result: xr.Dataset, kind: str, *, choose_by: str = "pooled", 
     x = attention.values.astype("float64")
     y = result["importance"].transpose("example", "position").values
     rounding = resolution_of(attention), resolution_of(result["importance"])
-    group = np.asarray(result["problem"].values if "problem" in result.coords else result["example"].values)
+    group = problem_of(result)
     unique, inverse = np.unique(group, return_inverse=True)
     if len(unique) < 2:
         return None

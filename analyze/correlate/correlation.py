@@ -16,6 +16,7 @@ from analyze.labels import inherited, labels_along, require_dims, take
 from analyze.statistics import adjust, percentiles
 from schemas import SchemaError, UsageError
 from schemas.checks import check_whole
+from schemas.problem_sums import problem_of
 
 Progress = Callable[[int, int], None]
 BATCH = 50
@@ -87,7 +88,7 @@ def attention_importance(
     dims = [str(dim) for dim in x.dims if dim not in ("example", "position")]
     x = x.transpose("example", *dims, "position")
     lead = tuple(x.sizes[dim] for dim in dims)
-    groups = np.asarray(x.coords["problem"].values if "problem" in x.coords else x["example"].values)
+    groups = problem_of(x)
     values = np.asarray(x.values, dtype="float64").reshape(len(x), -1, x.sizes["position"])  # (example, test, position)
     target = np.asarray(y.values, dtype="float64")  # (example, position)
 

@@ -24,6 +24,7 @@ from analyze.sae.batches import SPLITS, Progress, Rows
 from analyze.sae.codes import Activations, sources, weights
 from analyze.statistics import bootstrap_weights
 from schemas.errors import SchemaError, UsageError
+from schemas.problem_sums import problem_of
 from schemas.resampling import percentiles
 from schemas.statistics import share_interval
 
@@ -75,7 +76,7 @@ def predict_errors(
     if "example" in first.coords:
         labels = labels.sel(example=first["example"].values)
     wrong = ~labels["correct"].values.astype(bool)
-    problem = labels["problem"].values if "problem" in labels.coords else np.arange(len(wrong))
+    problem = problem_of(labels)
     side = _sides(spec, sae, first, wrong)
     rows = Rows(source, pooled=sae.attrs["scope"] != "cell")
     n_pass = 1 + 2 * len(spec.penalties)

@@ -18,6 +18,7 @@ import xarray as xr
 from analyze.sae.codes import sources
 from analyze.sae.dictionary import activation_of
 from schemas import UsageError
+from schemas.problem_sums import problem_of
 from schemas.resampling import percentiles
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -150,7 +151,7 @@ def _inputs(
     states = sources(activation_of(crosscoder, runs), crosscoder)
     first = next(iter(states.values()))
     split = crosscoder["example_split"].to_series().reindex(first["example"].values)
-    problem = first["problem"].values if "problem" in first.coords else first["example"].values
+    problem = problem_of(first)
     rows = np.flatnonzero((split == "test").to_numpy() if (split == "test").any() else split.notna().to_numpy())
     rows = rows[np.unique(problem[rows], return_index=True)[1]]
     rows = np.sort(rng.permutation(rows)[:most])

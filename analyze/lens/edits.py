@@ -7,6 +7,7 @@ import xarray as xr
 
 from analyze.labels import inherited
 from analyze.lens.jacobian import FED
+from schemas.problem_sums import problem_of
 from schemas.resampling import mean_interval
 from schemas.statistics import share_interval
 
@@ -42,7 +43,7 @@ def edit_agreement(comparison: xr.Dataset, edit: xr.Dataset, *, seed: int = 0) -
     """
     shared = [x for x in edit["example"].values.tolist() if x in comparison.indexes["example"]]
     read, tried = comparison["reads_result"].sel(example=shared), edit.sel(example=shared)
-    problem = np.asarray(tried["problem"].values) if "problem" in tried.coords else np.arange(len(shared))
+    problem = problem_of(tried)
     cells = [index for index in range(edit.sizes["condition"]) if _is_edit(edit.isel(condition=index), comparison)]
     lenses = comparison["lens"].values
     rows, labels = [], []

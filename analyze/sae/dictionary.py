@@ -21,6 +21,7 @@ from analyze.sae.metrics import DEFINITIONS, measured_blocks, sae_metrics
 from analyze.sae.spec import REPORT_LAYERS, REPORT_POSITIONS, SCOPES, SAESpec, Scope
 from schemas.checks import check_whole
 from schemas.errors import SchemaError, UsageError
+from schemas.problem_sums import problem_of
 from schemas.spelling import nearest
 
 __all__ = [
@@ -372,9 +373,7 @@ def split_of(first: xr.DataArray, spec: SAESpec) -> NDArray[np.str_]:
     n_example = first.sizes["example"]
     if spec.split == "none":
         return np.full(n_example, "train")
-    group = np.arange(n_example)
-    if spec.split == "problem":
-        group = first["problem"].values if "problem" in first.coords else first.get_index("example").to_numpy()
+    group = problem_of(first) if spec.split == "problem" else np.arange(n_example)
     split = split_by_group(group, spec.fractions, spec.seed)
     if not (split == "train").any():
         raise UsageError(f"an SAE of {n_example} examples has none to train on with shares {spec.fractions}")

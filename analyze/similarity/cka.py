@@ -26,6 +26,7 @@ import xarray as xr
 from analyze.labels import require_dims
 from schemas import UsageError
 from schemas.asked import asked
+from schemas.problem_sums import problem_of
 from schemas.resampling import percentiles
 
 Estimator = Literal["debiased", "biased"]
@@ -197,7 +198,7 @@ def shared_problems(first: xr.Dataset, second: xr.Dataset, most: int, rng: np.ra
     questions, others = ([asked(str(text)) for text in run["question"].values] for run in (first, second))
     place = {others[row]: row for row in np.flatnonzero(complete[1])[::-1]}
     pairs, seen = [], set()
-    problems = first["problem"].values if "problem" in first.coords else np.arange(first.sizes["example"])
+    problems = problem_of(first)
     for row in np.flatnonzero(complete[0]):
         partner = place.pop(questions[row], None)
         if partner is not None and problems[row] not in seen:

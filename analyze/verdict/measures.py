@@ -10,7 +10,7 @@ from analyze.effects.conditions import conditions
 from analyze.verdict.rules import ALL, READABLE, ROUTE, USED, Measure, Triple
 from schemas import segment_of
 from schemas.naming import state_of
-from schemas.problem_sums import trials_of
+from schemas.problem_sums import problem_of, trials_of
 from schemas.statistics import difference_interval, share_interval, trials_of_interval, wilson_interval
 
 LEAST_N = 10
@@ -62,10 +62,6 @@ def widened(value: float, low: float, high: float, level_of: float = STORED_LEVE
         return value, value - (value - low) * longer, value + (high - value) * longer
 
     return interval
-
-
-def _problems(data: xr.Dataset) -> np.ndarray:
-    return np.asarray(data["problem"].values if "problem" in data.coords else np.arange(data.sizes["example"]))
 
 
 def _n(yes: np.ndarray, counted: np.ndarray, problem: np.ndarray) -> int:
@@ -124,7 +120,7 @@ def probes(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
 def corrupt(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
     """Right answers that turn wrong when one thought, or all, is replaced at the vectors fed."""
     frame = conditions(data)
-    right, problem = data["correct"].values[0].astype(bool), _problems(data)
+    right, problem = data["correct"].values[0].astype(bool), problem_of(data)
     of_fed = (frame["site"] == "latent_embedding") & (frame["control"] == "")
     for index, row in frame[of_fed & frame["corruption"].isin(list(CORRUPTIONS))].iterrows():
         counted, wrong = right & data["counted"].values[index].astype(bool), ~data["correct"].values[index].astype(bool)
@@ -160,7 +156,7 @@ def patch(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
     """Pairs that give the donor's answer with one thought, or all, of the twin, less those with a stranger's."""
     if data.attrs.get("into", "corrupted") != "corrupted":
         return
-    frame, problem = conditions(data), _problems(data)
+    frame, problem = conditions(data), problem_of(data)
     clean = data["outcome"].values == "clean_answer"
     able = held(run, data["example"].values)
     fed = frame[frame["site"] == "latent_embedding"]
@@ -183,7 +179,7 @@ def patch(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
 
 def edit(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
     """Answers that go where a value written into a thought leads, less those with noise of the same norm."""
-    frame, problem = conditions(data), _problems(data)
+    frame, problem = conditions(data), problem_of(data)
     fed = frame[(frame["site"] == "latent_embedding") & (frame["also"] == "")]
     own = fed[fed["control"] == ""].assign(away=lambda rows: (rows["dose"].astype(float) - 1).abs())
     noise = fed[fed["control"] == "noise of the same norm"]
@@ -205,7 +201,7 @@ def edit(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
 
 def subspace(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
     """Right answers that turn wrong when what holds a step's result is erased from a thought."""
-    frame, problem = conditions(data), _problems(data)
+    frame, problem = conditions(data), problem_of(data)
     fed = frame[(frame["site"] == "latent_embedding") & (frame["change"] == "erase")]
     own = fed[(fed["control"] == "") & fed["subspace"].isin(["leace", "means", "probe", "das", "pca"])]
     order = {"leace": 0, "means": 1}
@@ -223,7 +219,7 @@ def subspace(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure
 
 def edges(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
     """Right answers that turn wrong when nothing may attend to a thought."""
-    frame, problem = conditions(data), _problems(data)
+    frame, problem = conditions(data), problem_of(data)
     right = data["correct"].values[0].astype(bool)
     for index, row in frame[(frame["control"] == "") & frame["group"].str.fullmatch(r"cut ct\d+")].iterrows():
         wrong = ~data["correct"].values[index].astype(bool)
@@ -274,7 +270,7 @@ def traces(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
 
 def heads(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
     """Right answers that turn wrong without one head from ``bot`` to ``eot``: where what the answer takes passes."""
-    frame, problem = conditions(data), _problems(data)
+    frame, problem = conditions(data), problem_of(data)
     right = data["correct"].values[0].astype(bool)
     for index, row in frame[(frame["control"] == "") & frame["group"].str.fullmatch(r"L\d+H\d+")].iterrows():
         wrong = ~data["correct"].values[index].astype(bool)

@@ -8,10 +8,11 @@ import numpy as np
 import xarray as xr
 
 from extract.reenter.draws import Draws
-from extract.reenter.statistics import problem_of, with_accuracy
+from extract.reenter.statistics import with_accuracy
 from extract.reenter.sweep import Condition
 from extract.reenter.trial import Trial, is_value
 from schemas import Intervention, Scoring
+from schemas.problem_sums import problem_of
 from schemas.statistics import adjust, mcnemar_exact, mean_share, share_interval
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from extract.reenter.statistics import problem_of
+from schemas.problem_sums import problem_of
 from schemas.statistics import adjust, mcnemar_exact
 
 

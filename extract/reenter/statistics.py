@@ -6,13 +6,9 @@ import numpy as np
 import xarray as xr
 
 from schemas import Scoring, UsageError
+from schemas.problem_sums import problem_of
 from schemas.resampling import N_RESAMPLE, draw_counts, mean_interval, percentiles, problems_drawn
 from schemas.statistics import adjust, mcnemar_exact, mean_share, share_interval
-
-
-def problem_of(result: xr.Dataset) -> np.ndarray:
-    """Problem of each example of a run or sweep; where it has none, each example is its own."""
-    return np.asarray(result["problem"].values) if "problem" in result.coords else np.arange(result.sizes["example"])
 
 
 def by_problem(value: np.ndarray, problem: np.ndarray) -> np.ndarray:

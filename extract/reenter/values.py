@@ -10,6 +10,7 @@ import xarray as xr
 from extract.model.reasoner import Reasoner
 from extract.reenter.armed import Inside
 from schemas import OPERATIONS, Intervention, UsageError
+from schemas.problem_sums import problem_of
 
 CACHE_BYTES = 256 * 2**20
 
@@ -153,7 +154,7 @@ class StoredValues:
 
     def _chosen(self, rows: np.ndarray, donor: str, seed: int) -> np.ndarray:
         """Row of another problem's example, or of the other half of a pair, for each row."""
-        problem = np.asarray(self.run["problem"].values if "problem" in self.run.coords else self.run["example"].values)
+        problem = problem_of(self.run)
         if donor in ("other", "correct", "wrong"):
             gives = self._giving(donor)
             chosen = []

@@ -9,10 +9,11 @@ import xarray as xr
 from extract.reenter.attention.edges import find_hub
 from extract.reenter.crossing.command import CrossSettings
 from extract.reenter.sites import refuse_layers, self_controls, site_layers, where_of
-from extract.reenter.statistics import problem_of, with_accuracy
+from extract.reenter.statistics import with_accuracy
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target
 from schemas import Intervention, UsageError, check_positions
+from schemas.problem_sums import problem_of
 from schemas.resampling import mean_interval
 from schemas.statistics import adjust, mcnemar_exact, share_interval, uncertain
 

@@ -18,6 +18,7 @@ from extract.reenter.sweep import rows_that_fit
 from extract.reenter.target import Target
 from extract.run.extract import code_fingerprint
 from schemas import UsageError, fingerprint
+from schemas.problem_sums import problem_of
 
 
 def think_to_depth(target: Target, settings: DepthSettings | None = None) -> xr.Dataset:
@@ -63,8 +64,9 @@ def think_to_depth(target: Target, settings: DepthSettings | None = None) -> xr.
         "n_thought": list(range(most + 1)),
     }
     out = _labelled(target, by_route, axes)
-    problem = target.data["problem"].values if "problem" in target.data.coords else None
-    over: dict[str, Any] = {"scoring": target.scoring, "strata": target.strata, "problem": problem, "seed": seed}
+    over: dict[str, Any] = {
+        "scoring": target.scoring, "strata": target.strata, "problem": problem_of(target.data), "seed": seed,
+    }  # fmt: skip
     if sample:
         draws = [by_route[route]["sample_text"] for route in routes if route.series == "own" and route.marker == "kept"]
         out = with_samples(out, target.scoring.answers(np.stack(draws)), target.gold, **over)

@@ -19,10 +19,11 @@ from extract.reenter.features.firing import (
     vectors_of,
 )
 from extract.reenter.sites import where_of
-from extract.reenter.statistics import by_problem, problem_of
+from extract.reenter.statistics import by_problem
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target
 from schemas import Intervention, UsageError
+from schemas.problem_sums import problem_of
 from schemas.resampling import mean_interval
 from schemas.statistics import adjust, mcnemar_exact, share_interval
 

@@ -11,9 +11,9 @@ from extract.model.capture import KeyValues
 from extract.model.device import device_errors
 from extract.model.flight import Flight
 from extract.reenter.gradients.command import GradientSettings
-from extract.reenter.statistics import problem_of
 from extract.reenter.target import Target
 from schemas import UsageError
+from schemas.problem_sums import problem_of
 from schemas.resampling import mean_interval
 
 BATCH = 16

@@ -31,6 +31,7 @@ from extract.reenter.sweep import rows_that_fit
 from extract.reenter.target import Target
 from extract.reenter.values import StoredValues
 from schemas import UsageError
+from schemas.problem_sums import problem_of
 
 SELF, HELD = "self", "held"
 DONORS = {"resample": "other", "alike": "alike", "twin": "twin"}
@@ -116,8 +117,7 @@ def chain_graph(target: Target, settings: GraphSettings | None = None) -> xr.Dat
     for name in (SELF, HELD):
         out[f"{name}_kl"] = ("target", np.nanmax(np.abs(measured[name][:, 0]), axis=-1))
     strata = None if target.strata is None else target.strata[chains.rows]
-    problem = data["problem"].values if "problem" in data.coords else None
-    out = completed(out, settings, strata=strata, problem=problem, other=other)
+    out = completed(out, settings, strata=strata, problem=problem_of(data), other=other)
     n_left_out = int(target.data.sizes["example"] - len(chains.rows))
     return out.assign_attrs(layer=-1, n_left_out=n_left_out, **alike_share(target.values, operations, settings.seed))
 

@@ -16,6 +16,7 @@ from extract.reenter.sweep import Condition
 from extract.reenter.target import Target
 from extract.reenter.values import StoredValues
 from schemas import Intervention, UsageError, nearest
+from schemas.problem_sums import problem_of
 from schemas.statistics import mean_share
 from store.results import preferred
 
@@ -107,7 +108,7 @@ def thought_graph(target: Target, settings: GraphSettings | None = None) -> xr.D
     middle = target.reasoner.places.middle
     read = [target.number_states(middle[middle.index(node) - (layer is None)]).mean() for node in nodes]
     out["reads_result"] = "source", np.array(read)
-    problem = target.data["problem"].values if "problem" in target.data.coords else None
+    problem = problem_of(target.data)
     if draws is not None:
         out = _with_drawn(out, swept, changes, problem, target)
     out = completed(out, settings, strata=target.strata, problem=problem, other=other)

@@ -6,8 +6,9 @@ import numpy as np
 import xarray as xr
 from scipy.stats import rankdata
 
-from extract.reenter.statistics import by_problem, problem_of
+from extract.reenter.statistics import by_problem
 from schemas import UsageError
+from schemas.problem_sums import problem_of
 from schemas.resampling import draw_counts, percentiles
 
 N_DRAW = 1000

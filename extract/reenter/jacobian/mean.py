@@ -16,6 +16,7 @@ from extract.reenter.jacobian.command import JacobianSettings
 from extract.reenter.jacobian.passes import FED, Place, Tick, forward_sums, origin_sums
 from extract.reenter.target import Target
 from schemas import UsageError, fingerprint, nearest
+from schemas.problem_sums import problem_of
 from schemas.statistics import split_problems
 
 BATCH = 16
@@ -174,7 +175,7 @@ def _fit_rows(target: Target, settings: JacobianSettings) -> np.ndarray:
     """Rows of the examples averaged over: one of each problem, at random from those that lenses are fitted on."""
     if not target.reasoner.n_latent:
         raise UsageError(f"{target.run} is of a model without thoughts; there is no loop to differentiate through")
-    problem = target.data["problem"].values if "problem" in target.data.coords else target.data["example"].values
+    problem = problem_of(target.data)
     first = np.unique(problem, return_index=True)[1]
     fitted = np.sort(first[split_problems(problem, settings.seed)[first] == 0])
     if len(fitted) < 2:

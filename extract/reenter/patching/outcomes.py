@@ -6,9 +6,10 @@ from functools import cache
 import numpy as np
 import xarray as xr
 
-from extract.reenter.statistics import first_that_wins, problem_of
+from extract.reenter.statistics import first_that_wins
 from extract.reenter.sweep import Condition
 from schemas import Scoring
+from schemas.problem_sums import problem_of
 from schemas.resampling import mean_interval
 from schemas.statistics import adjust, mcnemar_exact, mean_share, share_interval
 

@@ -4,7 +4,8 @@ import numpy as np
 import xarray as xr
 
 from extract.reenter.patching.outcomes import GIVEN, OUTCOMES
-from extract.reenter.statistics import first_that_wins, problem_of
+from extract.reenter.statistics import first_that_wins
+from schemas.problem_sums import problem_of
 from schemas.statistics import share_interval
 
 LAST, UNKNOWN = "the last step", ""

@@ -7,14 +7,13 @@ import xarray as xr
 
 from extract.reenter.target import Target
 from schemas import UsageError
+from schemas.problem_sums import problem_of
 from store import Lake, vectors
 
 
 def split_half(target: Target, seed: int) -> np.ndarray:
     """Examples ``(example,)`` from which directions are taken; twins of a problem stay together."""
-    problem = np.asarray(
-        target.data["problem"].values if "problem" in target.data.coords else target.data["example"].values
-    )
+    problem = problem_of(target.data)
     unique = np.unique(problem)
     chosen = np.random.default_rng([seed, 31]).permutation(unique)[: len(unique) // 2]
     return np.isin(problem, chosen)

@@ -15,6 +15,7 @@ from extract.reenter.transplant.command import TransplantSettings
 from extract.reenter.transplant.maps import Mapped, fit_map
 from extract.reenter.values import StoredValues
 from schemas import Intervention, UsageError, check_positions, nearest
+from schemas.problem_sums import problem_of
 
 LEAST_PROBLEMS = 10
 """Problems that both runs must have, half of them to fit on."""
@@ -100,7 +101,7 @@ def _matched(target: Target, source: Target) -> tuple[np.ndarray, np.ndarray]:
 
 def _halves(target: Target, mine: np.ndarray, seed: int) -> np.ndarray:
     """Which of the matched problems maps are fitted on ``(example,)``; examples of one problem stay together."""
-    problem = target.data["problem"].values[mine] if "problem" in target.data.coords else mine
+    problem = problem_of(target.data)[mine]
     unique = np.unique(problem)
     drawn = np.random.default_rng([seed, 47]).permutation(unique)[: len(unique) // 2]
     return np.isin(problem, drawn)
