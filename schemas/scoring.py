@@ -265,3 +265,10 @@ def answer_word(answer: str, kind: AnswerKind = "text") -> str:
 def number_text(value: float) -> str:
     """Plain decimal text of a number: ``18``, not ``18.0``; ``0.0000012``, not ``1.2e-06``."""
     return str(int(value)) if float(value).is_integer() else format(Decimal(repr(float(value))), "f")
+
+
+def value_text(value: float | str) -> str:
+    """A value of a step as it is written: a number in plain decimals, or a text; empty for NaN."""
+    if isinstance(value, str):
+        return value
+    return "" if value != value else number_text(float(value))

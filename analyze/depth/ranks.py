@@ -15,7 +15,8 @@ from analyze.lens.logit import another_chain, larger_blocks
 from analyze.lens.readout import ReadOut, check_model
 from analyze.pieces import pieces_in
 from analyze.statistics import DrawnMean, draw_counts
-from schemas import AnswerKind, answer_word, number_text, segment_of
+from schemas import AnswerKind, answer_word, segment_of
+from schemas.scoring import value_text
 
 Array = np.ndarray[Any, np.dtype[Any]]
 STATES = 1024
@@ -110,7 +111,7 @@ def _ranks(
     shape = state.shape[:-1]
     values = [ranks.reshape(shape[0], -1) for ranks in (result, other)]
     texts = [
-        [answer_word(str(answer), answer_kind), *(result_text(value) for value in line)]
+        [answer_word(str(answer), answer_kind), *(value_text(value) for value in line)]
         for answer, line in zip(gold.ravel(), np.concatenate(values, axis=1), strict=True)
     ]
     wanted = np.stack([readout.tokens.begin(line) for line in texts])  # (example, what, spelling)
@@ -124,13 +125,6 @@ def _ranks(
         final = readout.norm(flat[rows].astype("float32"))
         top[rows], rank[rows], probability[rows] = readout.ranks(final, wanted[owner[rows]])
     return top.reshape(shape), rank.reshape(*shape, -1), probability.reshape(*shape, -1)
-
-
-def result_text(value: Any) -> str:
-    """A result as it is read: a number in plain decimals, or a text; empty where there is none."""
-    if isinstance(value, str):
-        return value
-    return "" if np.isnan(value) else number_text(float(value))
 
 
 def settled(depth: xr.Dataset) -> xr.Dataset:

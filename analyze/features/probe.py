@@ -18,8 +18,9 @@ from scipy import stats
 
 from analyze.sae.codes import Activations, sae_codes
 from analyze.sae.dictionary import activation_of
-from schemas import number_text
 from schemas.codes import dictionaries
+from schemas.problem_sums import problem_of
+from schemas.scoring import value_text
 from schemas.statistics import split_problems, wilson_interval
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -141,7 +142,7 @@ def _told(codes: Array, run: xr.Dataset, chosen: Array, test: Array, permutation
 def sides(sae: xr.Dataset, run: xr.Dataset, seed: int) -> tuple[Array, Array]:
     """Rows of a run, one of each problem, that the dictionary was learned from, and those it was tested on."""
     split = sae["example_split"].to_series().reindex(run["example"].values).to_numpy(dtype=object)
-    problem = np.asarray(run["problem"].values if "problem" in run.coords else run["example"].values)
+    problem = problem_of(run)
     first = np.unique(problem, return_index=True)[1]
     if not (split[first] == "test").any():
         learned = split_problems(problem[first], seed) == 0
@@ -161,7 +162,9 @@ def frequent_values(run: xr.Dataset, chosen: Array, test: Array) -> Iterator[tup
             continue
         column = run[name].transpose("example", "step").values
         for step in range(column.shape[1]):
-            texts = [np.array([_text(value) for value in column[rows, step]], dtype=object) for rows in (chosen, test)]
+            texts = [
+                np.array([value_text(value) for value in column[rows, step]], dtype=object) for rows in (chosen, test)
+            ]
             counts = [
                 dict(zip(*np.unique(side[side != ""].astype(str), return_counts=True), strict=True)) for side in texts
             ]
@@ -178,13 +181,6 @@ def frequent_values(run: xr.Dataset, chosen: Array, test: Array) -> Iterator[tup
                     for side, there in zip(texts, rows, strict=True)
                 ]
                 yield both[0], both[1]
-
-
-def _text(value: Any) -> str:
-    """A value as text; empty where there is none."""
-    if isinstance(value, str):
-        return value
-    return "" if value != value else number_text(value)
 
 
 def own_codes(sae: xr.Dataset, activation: Activations, examples: Array) -> Array:

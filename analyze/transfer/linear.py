@@ -6,7 +6,7 @@ and tested. The test run's own probe, fitted the same way, is the ceiling, and o
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, NamedTuple
@@ -32,6 +32,7 @@ from analyze.probes.tasks import (
     penalties_of,
     target_columns,
 )
+from analyze.progress import Progress, stretch
 from analyze.statistics import adjust, draw_counts
 from analyze.transfer.command import TransferSettings
 from analyze.transfer.matrix import against_own, assembled, described, squared_errors
@@ -39,7 +40,6 @@ from analyze.transfer.problems import problem_groups
 from schemas import UsageError
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Progress = Callable[[int, int], None]
 Pair = tuple[str, str, str]
 """Kind, run fitted on, run tested on."""
 
@@ -144,8 +144,9 @@ def transfer_probes(
     n_test = len(settings.linear_kinds) * len(fit) * len(test) * len(columns) * len(cells)
     n_permutation = max(1000, 40 * n_test) if settings.permutations is None else settings.permutations
     of_tests: dict[tuple[Any, ...], xr.Dataset] = {}
+    n_cell = len(columns) * len(cells)
     for number, (step, column) in enumerate(columns.items()):
-        scored = _scored(parts, column, pairs, cells, settings, folder, _later(progress, number, len(columns)))
+        scored = _scored(parts, column, pairs, cells, settings, folder, stretch(progress, number * len(cells), n_cell))
         shape = (first.sizes["layer"], first.sizes["position"])
         asked = [pair for pair, by_cell in scored.items() if any(cell is not None for cell in by_cell)]
         shared = [scored, column, shape, {one: n_permutation for one in fit}, settings]
@@ -181,16 +182,6 @@ def _measured(
     )  # fmt: skip
     scores = scores.drop_vars([name for name in ("penalty", *scores) if "training" in name or name == "penalty"])
     return scores.merge(against_own(task, by_cell, scored[kind, tested, tested], shape, weight, settings.level))
-
-
-def _later(progress: Progress | None, done: int, total: int) -> Progress:
-    """Progress of one of several parts of the same length."""
-
-    def report(number: int, length: int) -> None:
-        if progress is not None:
-            progress(done * length + number, total * length)
-
-    return report
 
 
 def _columns(

@@ -6,16 +6,17 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analyze.depth.ranks import result_text
 from analyze.labels import labels_along
 from analyze.lens.logit import another_chain
 from analyze.lens.readout import ReadOut
 from analyze.lens.tuned import fit_tuned_lens
 from analyze.probes.tasks import draw_examples
+from analyze.progress import stretch
 from analyze.statistics import draw_counts, percentiles, problems_drawn
 from analyze.transfer.command import TransferSettings
 from analyze.transfer.problems import problem_groups
 from schemas import UsageError, answer_word
+from schemas.scoring import value_text
 from schemas.statistics import split_problems
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -86,7 +87,7 @@ def transfer_lenses(
         part = parts[name].isel(example=~held[name])
         lenses[name] = fit_tuned_lens(
             part, models[name], positions=positions, seed=settings.seed,
-            progress=_later(progress, number * len(layers), total),
+            progress=stretch(progress, number * len(layers), total),
         )  # fmt: skip
     tested, n_problem = [], []
     for number, name in enumerate(test):
@@ -95,19 +96,9 @@ def transfer_lenses(
             raise UsageError(f"{name} has no problem left out of the fits; use more problems than {groups[name].size}")
         n_problem.append(len(np.unique(read["problem"].values)))
         started = (len(used) + number) * len(layers)
-        tested.append(_read(name, read, models[name], lenses, fit, settings, _later(progress, started, total)))
+        tested.append(_read(name, read, models[name], lenses, fit, settings, stretch(progress, started, total)))
     result = xr.concat(tested, xr.DataArray(np.array(test, dtype=object), dims="test", name="test"))
     return result.assign(n_problem=("test", n_problem)).assign_attrs(kind="transfer_lens", level=settings.level)
-
-
-def _later(progress: Callable[[int, int], None] | None, done: int, total: int) -> Callable[[int, int], None]:
-    """Progress of one stretch of the work."""
-
-    def report(number: int, length: int) -> None:
-        if progress is not None:
-            progress(done + number, total)
-
-    return report
 
 
 def _read(
@@ -189,8 +180,8 @@ def _wanted(run: xr.Dataset, readout: ReadOut) -> tuple[Array, Array]:
         lines = [chain.values, another_chain(chain, run).transpose("example", "step").values]
     else:
         lines = [np.empty((len(gold), 0)), np.array(np.roll(gold, 1), dtype=object)[:, None]]
-    own = [[answer, *map(result_text, line)] for answer, line in zip(gold, lines[0], strict=True)]
-    other = [[result_text(value) for value in line] for line in lines[1]]
+    own = [[answer, *map(value_text, line)] for answer, line in zip(gold, lines[0], strict=True)]
+    other = [[value_text(value) for value in line] for line in lines[1]]
     begin = readout.tokens.begin
     return np.stack([begin(line) for line in own]), np.stack([begin(line) for line in other])
 
