@@ -25,6 +25,11 @@ def duration_text(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def or_dash(value: Any, form: str = ".2f") -> str:
+    """A number as tables print it; a dash for NaN."""
+    return f"{float(value):{form}}" if float(value) == float(value) else "-"
+
+
 def with_interval(figure: Iterable[Any], form: str = ".3f", ends: str = ".2f", none: str = "-") -> str:
     """A figure (value, low, high) and its interval as tables print them; the value alone where it has no interval."""
     value, low, high = map(float, figure)

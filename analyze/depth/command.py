@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from schemas.command import Analysis, Cost, Part, Printed, Sampled, Table, kept_beside, setting
+from schemas.wording import or_dash
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -58,7 +59,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
         [
             int(layer),
             *(
-                two_digits(float(layers[name].sel(layer=layer)))
+                or_dash(layers[name].sel(layer=layer))
                 for name in ("settled_position", "answer_position", "answer_found")
             ),
         ]
@@ -83,11 +84,6 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
             rows=settled,
         ),
     ]
-
-
-def two_digits(value: float) -> str:
-    """A number; a dash where there is none."""
-    return "-" if value != value else f"{value:.2f}"
 
 
 def _shown(last: Any, position: str, what: str) -> str:

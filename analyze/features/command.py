@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from schemas.command import Analysis, Cost, Made, Printed, Settings, Table, kept_beside, setting
-from schemas.wording import with_interval
+from schemas.wording import or_dash, with_interval
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -274,9 +274,8 @@ def told_cells(row: Mapping[str, Any]) -> list[str]:
     p = f"{row['area_p']:.3f}" if row["tells"] else ""
     cells = [row["tells"], str(row.get("area_n", "")), _with_interval(row, "area"), p]
     if "kl" in row:
-        p_kl = f"{row['kl_p']:.1e}" if row["kl_p"] == row["kl_p"] else "-"
-        cells += [_with_interval(row, "kl"), f"{row['kl_random']:.3f}", p_kl]
-        cells += [f"{row[name]:.3f}" if row[name] == row[name] else "-" for name in ("broken", "broken_random")]
+        cells += [_with_interval(row, "kl"), f"{row['kl_random']:.3f}", or_dash(row["kl_p"], ".1e")]
+        cells += [or_dash(row[name], ".3f") for name in ("broken", "broken_random")]
     return cells
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from schemas import UsageError
 from schemas.command import Analysis, Cost, Made, Part, Printed, Sampled, Table, kept_beside, setting
+from schemas.wording import or_dash
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -258,12 +259,11 @@ def edit_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
         for lens in result["lens"].values:
             one = result.isel(edit=index).sel(lens=lens)
             shares = [float(one[name]) for name in ("read_share", "follow_share", "agreement")]
-            bounds = [f"{float(one[f'{name}_low']):.3f}..{float(one[f'{name}_high']):.3f}" for name in ("agreement",)]
-            gap = float(one["difference"])
+            bounds = f"{float(one['agreement_low']):.3f}..{float(one['agreement_high']):.3f}"
             rows.append([
                 "fed" if int(one["layer"]) == -1 else int(one["layer"]), str(one["position"].item()),
-                int(one["step"]), str(one["method"].item()), str(lens), int(one["n"]), *shares, *bounds,
-                float(one["chance"]), "-" if gap != gap else f"{gap:+.3f}",
+                int(one["step"]), str(one["method"].item()), str(lens), int(one["n"]), *shares, bounds,
+                float(one["chance"]), or_dash(one["difference"], "+.3f"),
             ])  # fmt: skip
     return [
         Table(

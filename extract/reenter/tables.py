@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from schemas.command import Printed, Table
-from schemas.wording import with_interval
+from schemas.wording import or_dash, with_interval
 
 MOST_PAIRS = 60
 """Paired tests that are printed one by one."""
@@ -74,7 +74,7 @@ def drawn_cells(condition: Any, name: str = "sample_correct") -> list[str]:
 
 def p_text(p: Any) -> str:
     """A p-value; a dash where there is none, as of a control that is not among the tests corrected for."""
-    return f"{float(p):.1e}" if float(p) == float(p) else "-"
+    return or_dash(p, ".1e")
 
 
 def interval_text(condition: Any, name: str, share: str = "") -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from extract.reenter.settings import DrawnSettings
 from extract.reenter.tables import accuracy_table, interval_text
 from schemas.command import Experiment, Printed, Table, setting
-from schemas.wording import with_interval
+from schemas.wording import or_dash, with_interval
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -83,7 +83,7 @@ def _forced(result: Any) -> Table:
         if str(group).startswith("force "):
             condition = overall.isel(condition=index)
             cost = with_interval((condition[f"logprob_change_{end}"] for end in ("mean", "low", "high")), ".2f")
-            begun = [_share(condition[name]) for name in ("with_prefix", "accuracy_with_prefix")]
+            begun = [or_dash(condition[name], ".3f") for name in ("with_prefix", "accuracy_with_prefix")]
             accuracy = interval_text(condition, "accuracy")
             rows.append([str(group).removeprefix("force "), accuracy, *begun, cost])
     columns = ["position", "accuracy 95%", "begun as trained", "right of these", "change of log p 95%"]
@@ -93,11 +93,6 @@ def _forced(result: Any) -> Table:
         " answer after that beginning, so it stays where the answer itself is read from the thoughts"
     )
     return Table(title="later thoughts see one position only", columns=columns, rows=rows, caption=caption, labels=1)
-
-
-def _share(share: Any) -> str:
-    """A share; a dash where it is of none."""
-    return f"{float(share):.3f}" if float(share) == float(share) else "-"
 
 
 COMMANDS = (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from extract.reenter.settings import DrawnSettings
 from extract.reenter.tables import drawn_cells, interval_text, p_text
 from schemas.command import Experiment, Printed, Table, setting
-from schemas.wording import with_interval
+from schemas.wording import or_dash, with_interval
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -66,7 +66,7 @@ def _accuracy(result: Any) -> Table:
                     [
                         str(marker), str(series), int(n_thought), int(line["n"]),
                         interval_text(line, "accuracy"), f"{float(line['logprob_mean']):.2f}",
-                        _number(line["gain"], "+.3f"), _number(line["gain_logprob"], "+.2f"),
+                        or_dash(line["gain"], "+.3f"), or_dash(line["gain_logprob"], "+.2f"),
                         p_text(line["gain_p_holm"]),
                     ]
                 )  # fmt: skip
@@ -113,11 +113,6 @@ def _samples(result: Any) -> Table:
         " alive: problems whose second answer is at least half as frequent as the first"
     )
     return Table(title="drawn answers", columns=columns, rows=rows, caption=caption, labels=1)
-
-
-def _number(value: Any, form: str) -> str:
-    """A number, a dash where there is none."""
-    return format(float(value), form) if float(value) == float(value) else "-"
 
 
 COMMAND = Experiment(

@@ -8,7 +8,7 @@ from extract.reenter.settings import DrawnSettings
 from extract.reenter.tables import drawn_cells, p_text
 from schemas import UsageError
 from schemas.command import Experiment, Printed, Table, setting
-from schemas.wording import with_interval
+from schemas.wording import or_dash, with_interval
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -195,13 +195,13 @@ def _similarity(result: Any) -> Table:
     for operation in result["operation"].values:
         for effect in result["effect"].values:
             one = result.sel(operation=operation, effect=effect)
-            ranks = [_figure(one[f"rank_correlation{end}"]) for end in ("", "_low", "_high")]
-            cosines = [_figure(one[name]) for name in ("similarity", "even_similarity")]
+            ranks = [or_dash(one[f"rank_correlation{end}"]) for end in ("", "_low", "_high")]
+            cosines = [or_dash(one[name]) for name in ("similarity", "even_similarity")]
             rows.append(
                 [
                     str(operation), str(effect), f"{ranks[0]} [{ranks[1]}, {ranks[2]}]",
                     p_text(one["rank_correlation_p"]), cosines[0], p_text(one["similarity_p"]), cosines[1],
-                    _figure(one["jaccard"]),
+                    or_dash(one["jaccard"]),
                 ]
             )  # fmt: skip
     columns = [
@@ -209,10 +209,6 @@ def _similarity(result: Any) -> Table:
     ]  # fmt: skip
     caption = "of the shares of problems, edge by edge; p: as high when the other graph's are dealt to any edge"
     return Table(title=f"beside {result.attrs['against']}", columns=columns, rows=rows, labels=2, caption=caption)
-
-
-def _figure(value: Any) -> str:
-    return f"{float(value):.2f}" if float(value) == float(value) else "-"
 
 
 COMMAND = Experiment(

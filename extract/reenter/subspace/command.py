@@ -9,6 +9,7 @@ from extract.reenter.settings import DrawnSettings
 from extract.reenter.sites import ThoughtSite
 from extract.reenter.tables import drawn_cells, drawn_column, interval_text, label_text, p_text
 from schemas.command import Experiment, Printed, Table, setting
+from schemas.wording import or_dash
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -71,8 +72,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     for index in range(1, overall.sizes["condition"]):
         condition = overall.isel(condition=index)
         labels = [label_text(label, condition[label].item()) for label in LABELS]
-        share = float(condition["held_share"]) if "held_share" in condition else math.nan
-        holds = f"{share:.3f}" if share == share else "-"
+        holds = or_dash(condition.get("held_share", math.nan), ".3f")
         if str(condition["change"].item()) == "erase":
             figures = [interval_text(condition, "accuracy"), interval_text(condition, "importance")]
             figures += [p_text(condition["p_right_holm"]), *drawn_cells(condition)]
