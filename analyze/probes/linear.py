@@ -6,6 +6,7 @@ that. Every result carries :data:`NOTE` for this reason.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,6 @@ from analyze.probes.tasks import (
     can_fit,
     draw_examples,
     penalties_of,
-    reindex,
     target_columns,
     task_or_reason,
 )
@@ -120,7 +120,7 @@ def linear_probes(
     if not present:
         raise UsageError(f"{_name_of(run, settings)}: {next(iter(tasks.values()))}")
     rows = np.unique(np.concatenate([task.rows for task in present]))
-    present = [reindex(task, rows) for task in present]
+    present = [replace(task, rows=np.searchsorted(rows, task.rows)) for task in present]
     cells = _run_cells(states.isel(example=used[rows]), present, folder, progress)
     n_permutation = settings.permutations
     if n_permutation is None:

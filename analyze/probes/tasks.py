@@ -173,19 +173,6 @@ def folds_of(strata: Array, problem: Array, n_fold: int, seed: int) -> Array:
     return fold
 
 
-def reindex(task: Task, rows: Array) -> Task:
-    """The task with ``rows`` counted among the examples that are read."""
-    return Task(
-        rows=np.searchsorted(rows, task.rows),
-        label=task.label,
-        fold=task.fold,
-        classes=task.classes,
-        problem=task.problem,
-        penalty=task.penalty,
-        selection=task.selection,
-    )
-
-
 def can_fit(task: Task, known: Array) -> bool:
     """Whether every fold has two of the rows ``known`` (row,), and every training set every class."""
     label, fold = task.label[known], task.fold[known]
