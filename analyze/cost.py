@@ -119,7 +119,7 @@ def declared(command: Analysis, sources: Sequence[Source], settings: Settings) -
 
 
 def operations_of(command: Analysis, sources: Sequence[Source], settings: Settings) -> float:
-    """Operations that an analysis declares; 0 where they cannot be told: what a run then lacks it says itself.
+    """Operations that an analysis declares; 0 where it cannot tell them, as it will say itself when it runs.
 
     So the codes of a dictionary that is learned first are not counted.
     """
@@ -161,7 +161,7 @@ def seconds_of(command: Analysis, cost: Cost, sources: Sequence[Source], regroup
 
 
 def seconds_of_reading(cost: Cost, sources: Sequence[Source]) -> float:
-    """Time of reading all that is read, from that of the first read-out, by its size, and of a block of each part.
+    """Time of all reading, told from the time of the first read-out and of one block of each part.
 
     The first block is read before, as it also loads what reading needs; the one that is timed is another if there is.
     """

@@ -32,12 +32,12 @@ def control_by_name(model: str) -> Control | None:
 
 
 def settings_of(control: Control | None) -> dict[str, str]:
-    """What a checkpoint's settings say of whose control it is: ``control_of`` and ``control``; of none, nothing."""
+    """``control_of`` and ``control`` as a checkpoint's settings state them; empty for a model that is no control."""
     return {} if control is None else {"control_of": control.of, "control": control.kind}
 
 
 def kind_of_protocol(protocol: str) -> str:
-    """Kind of control that a model of a protocol can be; one that thinks as its model does is decodable."""
+    """Kind of control that a model of this protocol is: ``decodable`` if the protocol is no control's own."""
     return next((kind for kind in CONTROLS if protocol == kind or protocol.endswith(f"-{kind}")), "decodable")
 
 

@@ -33,7 +33,7 @@ def check_most(name: str, what: str, value: int) -> None:
 
 
 def number(kind: type, text: str) -> Any:
-    """A number from its text; ``ValueError`` also where Python would read on, as 1_0 is no way to write ten."""
+    """A number from its text; ``ValueError`` also for ``1_0``, which Python reads as ten."""
     if "_" in text:
         raise ValueError(text)
     return kind(text)
@@ -73,7 +73,7 @@ class Flag:
         return self.default is MISSING
 
     def is_met(self, values: Mapping[str, Any]) -> bool:
-        """Whether settings are such that this one does something."""
+        """Whether the setting that this one needs has a value with which this one does something."""
         name, _, words = self.needs.partition("=")
         value = values.get(name)
         if not words:
@@ -81,7 +81,7 @@ class Flag:
         return not set(words.split("|")).isdisjoint(value if isinstance(value, (tuple, list)) else [value])
 
     def needed(self, among: Iterable["Flag"]) -> str:
-        """What it does nothing without, as it is typed."""
+        """The setting that this one needs, as it is typed."""
         name, _, words = self.needs.partition("=")
         (other,) = (flag for flag in among if flag.name == name)
         if other.argument:

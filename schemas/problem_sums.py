@@ -24,7 +24,7 @@ def sums_by_problem(values: Array, problem: Array) -> Array:
 
 
 def problem_sums(yes_of: Array, counted_of: Array) -> Array:
-    """What :func:`effective_trials` takes of problems (..., problem), (4, ...); those of other problems add up.
+    """Four sums over problems for :func:`effective_trials`, (..., problem) to (4, ...); sums of several parts add up.
 
     Sums of squares and products of how many examples of each say yes and are counted, and problems with any counted.
     """

@@ -53,7 +53,7 @@ class BlockBatches:
         return n_row // self.batch_size if self.drop_last else -(-n_row // self.batch_size)
 
     def counted(self, reader: int, n_reader: int, skip: int) -> Iterator[np.ndarray]:
-        """Batches of one of several readers, but the first, with count kept of what was given."""
+        """Batches of one of several readers after the first ``skip``; :attr:`given` counts them."""
         self.given = skip
         for number, rows in enumerate(self.batches(reader, n_reader)):
             if number >= skip:
@@ -62,7 +62,7 @@ class BlockBatches:
         self.epoch, self.given = self.epoch + 1, 0
 
     def windows(self, reader: int, n_reader: int) -> list[np.ndarray]:
-        """Blocks of each window of one of several readers, who have every block once between them."""
+        """Blocks of each window of one of several readers; every block belongs to exactly one reader."""
         numbers = np.flatnonzero(self.blocks.counts)
         if self.shuffle:
             numbers = np.random.default_rng([self.seed, self.epoch]).permutation(numbers)
@@ -84,7 +84,7 @@ class BlockBatches:
             yield rest
 
     def roles(self, taken: int, readers: Sequence[int], n_reader: int) -> list[tuple[int, int]]:
-        """Who goes on for whom after a loop has taken batches from readers in turn, those without any more left out.
+        """Which reader comes next, and how many batches each has given, after ``taken`` batches were taken in turn.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""What an index of an array wants of each of its chunks."""
+"""Which part of each chunk an index of an array selects, and where in the result it goes."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,32 +8,32 @@ from typing import Any
 import numpy as np
 
 Part = tuple[int, slice | np.ndarray, slice]
-"""Along one axis: the number of a chunk, what of it is wanted, and where in the result that goes."""
+"""Along one axis: number of a chunk, the places within it that are selected, and where they go in the result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
-    """What is wanted along all axes but the first, chunk by chunk."""
+    """Selected parts of chunks along all axes but the first, one entry a chunk."""
 
     numbers: list[tuple[int, ...]]
-    """Of the chunk, along each axis."""
+    """Number of the chunk along each axis."""
     within: list[tuple[slice | np.ndarray, ...]]
-    """What of the chunk."""
+    """Places within the chunk."""
     targets: list[tuple[slice, ...]]
-    """Where it goes."""
+    """Places in the result."""
     places: tuple[np.ndarray, ...]
-    """The numbers, axis by axis: an index of a table of chunks."""
+    """``numbers`` by axis: indexes a table that has an entry for each chunk."""
     sliced: bool
-    """Whether slices alone are wanted."""
+    """Whether ``within`` holds slices only."""
 
     @classmethod
     def of(cls, boxes: Iterable[tuple[Part, ...]], *, sliced: bool) -> "Boxes":
-        """Of parts, one an axis, for each chunk."""
+        """Boxes from tuples with one :data:`Part` for each axis."""
         numbers, within, targets = zip(*(zip(*box, strict=True) for box in boxes), strict=True)
         return cls([*numbers], [*within], [*targets], tuple(np.array(numbers).T), sliced)
 
     def selection(self, box: int, shape: Sequence[int], *first: slice | np.ndarray) -> tuple[Any, ...]:
-        """Index of what is wanted in an array of a shape: ``first``, and then what is of a box."""
+        """Index into a chunk of this shape: ``first`` along its first axes, the box along the others."""
         within = (*first, *self.within[box])
         if self.sliced:
             return within
@@ -41,7 +41,7 @@ class Boxes:
 
 
 def picks_of(size: int, wanted: int | slice | np.ndarray) -> range | np.ndarray:
-    """Numbers along an axis of a size that an index stands for: a range where they are evenly spaced.
+    """Places that an index selects on an axis of this size: a range where they are evenly spaced.
 
     Labels are looked up as arrays even where they follow each other, and slices are copied many times as fast.
     """
@@ -56,7 +56,7 @@ def picks_of(size: int, wanted: int | slice | np.ndarray) -> range | np.ndarray:
 
 
 def parts_of(picks: range | np.ndarray, size: int) -> Iterator[Part]:
-    """Chunks of a size that hold rising numbers."""
+    """Rising places on an axis, cut at the edges of chunks of this size."""
     chunks = range(int(picks[0]) // size, int(picks[-1]) // size + 1)
     edges = [bisect_left(picks, chunk * size) for chunk in (*chunks, chunks.stop)]
     for chunk, begin, end in zip(chunks, edges, edges[1:], strict=False):

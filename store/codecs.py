@@ -1,7 +1,7 @@
-"""What Zarr's codecs of activations stand for, chunk by chunk, in contexts that a thread keeps.
+"""Compress and decompress chunks as Zarr's codecs do, with one context for each thread.
 
-numcodecs makes a context of Zstandard's for every chunk of attention: without, compressing takes three fifths of its
-time and decompressing five sixths. The bytes are the same.
+numcodecs makes a new Zstandard context for every chunk. With one that is kept, compressing attention takes three fifths
+of the time and decompressing it five sixths; the bytes are the same.
 """
 
 import threading
@@ -17,7 +17,7 @@ from zarr.codecs import BloscCodec, ZstdCodec
 
 
 class _Contexts(threading.local):
-    """Of one thread."""
+    """Contexts of one thread."""
 
     def __init__(self) -> None:
         self.decompressor = zstandard.ZstdDecompressor()
@@ -27,7 +27,7 @@ _CONTEXTS = _Contexts()
 
 
 def compressor(codec: BloscCodec | ZstdCodec) -> Callable[[np.ndarray], bytes]:
-    """Give what compresses one chunk after the other, in one thread."""
+    """Function that compresses a chunk; for use in one thread."""
     stated: Any = codec.to_dict()["configuration"]
     if isinstance(codec, ZstdCodec):
         zstd = zstandard.ZstdCompressor(level=stated["level"], write_checksum=stated["checksum"])
@@ -37,7 +37,7 @@ def compressor(codec: BloscCodec | ZstdCodec) -> Callable[[np.ndarray], bytes]:
 
 
 def decompress(codec: BloscCodec | ZstdCodec, content: bytes | np.ndarray, values: np.ndarray) -> None:
-    """Fill an array of bytes with what a chunk was compressed from.
+    """Decompress a chunk into an array of bytes.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def decompress(codec: BloscCodec | ZstdCodec, content: bytes | np.ndarray, value
 
 
 def decompressed(content: bytes) -> bytes:
-    """What a small chunk was compressed from by Zstandard.
+    """Decompress a small chunk that Zstandard compressed.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def decompressed(content: bytes) -> bytes:
 
 
 def encode_rows(values: np.ndarray, length: int) -> Iterator[tuple[int, bytes]]:
-    """Chunks of so many rows as Zarr encodes them: bytes or texts, Zstandard, checksum.
+    """Encode rows as Zarr does, ``length`` of them a chunk: bytes or texts, Zstandard, checksum.
 
     Parameters
     ----------

@@ -26,7 +26,7 @@ SIDE_BY_SIDE = 4
 
 
 class ShardFile:
-    """A shard's file before it is written; of no pieces if all is fill: Zarr keeps no file of such a shard.
+    """A shard's file before it is written; it has no pieces if every value is fill, as Zarr stores no such file.
 
     Pieces may be encoded only as they are asked for; all else is known once they have been gone through.
     """
@@ -112,7 +112,7 @@ def parts_of(layout: ArrayLayout) -> list[tuple[int, ...]]:
 
 
 def shard_file(layout: ArrayLayout, encoded: Callable[[], Iterator[EncodedPart]]) -> ShardFile:
-    """A shard's file of its parts in their order, which are asked for as the file is gone through."""
+    """A shard's file from its parts in order; ``encoded`` is called when the file's pieces are first asked for."""
     file = ShardFile()
     checksums = file.checksums = np.zeros(layout.grid, dtype="<u4")
     row_checksums = file.rows = np.zeros(layout.row_grid, dtype="<u4") if layout.has_rows else None
@@ -151,7 +151,7 @@ def encode_column(layout: ArrayLayout, values: np.ndarray) -> ShardFile:
 
 
 def encode_part(layout: ArrayLayout, values: BlockArray, first: int, part: tuple[int, ...]) -> EncodedPart:
-    """Chunks of one of :func:`parts_of` a shard that begins ``first`` chunks into the values."""
+    """Encode the chunks of one of :func:`parts_of`; the shard begins ``first`` chunks into the values."""
     compress = compressor(layout.codecs[0])
     pieces, encoded = [], EncodedPart(b"", [], [], [], [])
     n_row, depth, length, *other = layout.chunks

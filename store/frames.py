@@ -13,16 +13,16 @@ from store.range_check import CHECKSUM_BYTES
 HEADER_BYTES = 16
 FLAGS, MEMCPYED = 2, 0x2
 MAX_BLOCKS = 32
-"""Of a chunk, as they are of 64 KiB or more."""
+"""Blocks of a chunk at most: one has 64 KiB or more."""
 
 
 def is_plain(length: Any, size: int) -> Any:
-    """Whether chunks of this length on disk hold a content of this size as it is, as far as lengths say."""
+    """Whether the length of a chunk on disk says that its content, of this size, is stored uncompressed."""
     return length == HEADER_BYTES + size + CHECKSUM_BYTES
 
 
 def read_part(file: int, offset: int, length: int, size: int, begin: int, part: np.ndarray) -> bool:
-    """Fill an array of bytes with part of the content of a compressed chunk, unchecked; false: it is to be read whole.
+    """Fill an array with part of the content of a compressed chunk, unchecked; false: read the whole chunk instead.
 
     Parameters
     ----------

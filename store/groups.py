@@ -84,7 +84,7 @@ class Groups:
         return read_bytes(self.store, key) is not None
 
     def _kind(self, path: str) -> str | None:
-        """Kind of a group, also of a run or model whose document is damaged or lost; none of what is not the lake's."""
+        """Kind of a group, also where a run's or model's document is damaged or lost; ``None`` of what is no lake's."""
         content = read_bytes(self.store, f"{path}/zarr.json")
         attributes = unseal(content or b"")
         kind = "run" if "/" in path else "model"

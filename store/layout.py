@@ -245,7 +245,7 @@ class RunLayout:
         return layouts
 
     def empty(self, n_example: int) -> dict[str, Any]:
-        """Arrays of some examples that hold nothing yet: of blocks for activations, else of what stands for nothing."""
+        """Empty arrays of some examples: a :class:`BlockArray` for activations, else filled with the fill value."""
         arrays: dict[str, Any] = {}
         for name, array in self.arrays().items():
             shape = (n_example, *array.shape[1:])
@@ -274,7 +274,7 @@ class RunLayout:
         return places
 
     def to_json(self) -> dict[str, Any]:
-        """Fields as plain JSON values; what the first lakes did not have only where it is otherwise than there."""
+        """Fields as plain JSON values, without newer fields whose value is the one that the first lakes had."""
         values = asdict(self)
         usual_values = {"n_closing": 1, "bot": True, "n_round": 0, "answer_kind": "number", "format": 1}
         for name, usual in usual_values.items():

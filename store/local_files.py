@@ -23,7 +23,7 @@ def is_small(path: Path) -> bool:
 
 
 def identity_of(path: Path) -> tuple[int, int, int] | None:
-    """What another file at the same place differs in."""
+    """What tells a file from another one that takes its place: inode, size and time; ``None`` if it is not there."""
     try:
         status = path.stat()
     except OSError:

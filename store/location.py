@@ -20,7 +20,7 @@ def is_url(location: str | os.PathLike[str]) -> bool:
 
 
 def local_path(location: str | os.PathLike[str]) -> Path | None:
-    """Folder of a local lake; ``None`` for a URL, but one of a file: escapes are read there, ``#`` and ``?`` are names.
+    """Folder of a local lake, also of a ``file:`` URL (``%20`` is a space, ``#`` and ``?`` are plain); else ``None``.
 
     Raises
     ------

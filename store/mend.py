@@ -70,14 +70,14 @@ def foreign_weights(run: str) -> str:
 
 
 def of_another_place(run: str, attributes: Mapping[str, Any]) -> str:
-    """What is wrong with a run that lies where another's name is, and what to do; nothing where it is in its own."""
+    """What is wrong with a run that lies under another run's name, and what to do; empty where it is in its place."""
     stated = attributes.get("run", run)
     moved = f"{run} holds the run {stated}, whose folder was renamed, copied or exchanged; move it back to {stated}"
     return "" if stated == run else moved
 
 
 def is_result_of(name: str, attributes: Mapping[str, Any]) -> bool:
-    """Whether a document is that of the result it lies in, whose name ends with a digest of runs and settings."""
+    """Whether a document belongs to the result where it lies, whose name ends with a digest of runs and settings."""
     wanted = {"runs": attributes.get("runs"), "spec": attributes.get("spec")}
     return attributes.get("result") == name.split("/")[1] and name.removesuffix(COMING).endswith(
         f"~{fingerprint(wanted)[:8]}"
@@ -85,7 +85,7 @@ def is_result_of(name: str, attributes: Mapping[str, Any]) -> bool:
 
 
 def is_passing(key: str, keys: Container[str]) -> bool:
-    """Whether a file is a claim, or of a result that counts no longer, or not yet, as another is taking its place."""
+    """Whether a file will go by itself: a claim, or of a result that is being replaced or about to be put in place."""
     parts = key.split("/")
     if parts[-1] == CLAIM:
         return True

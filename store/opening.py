@@ -60,7 +60,7 @@ def committed_examples(dataset: xr.Dataset, keep: np.ndarray) -> xr.Dataset:
 
 
 def block_shapes(dataset: xr.Dataset, layout: RunLayout, most: int | None = None) -> dict[str, dict[str, int]]:
-    """Dask blocks of each large variable, of so many examples at most where a shard has no more."""
+    """Shape of the dask blocks of each large variable; ``most`` bounds their examples, but a shard is never divided."""
     shapes = {}
     for name, array in layout.arrays().items():
         if array.shards is not None:

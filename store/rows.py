@@ -230,7 +230,7 @@ class RowBlocks:
         return items
 
     def _take(self, numbers: np.ndarray, which: np.ndarray, wanted: np.ndarray, items: np.ndarray, copy: Copy) -> None:
-        """Put rows of blocks that fit the buffer together, which of them each is of being known, into an array."""
+        """Put rows into an array; ``numbers`` are their blocks, which fit the buffer, ``which`` says whose a row is."""
         if self._pool is None:
             self._pool = np.empty((self.n_slot * self.slot_rows, *self.item_shape), dtype=self.dtype)
         for number in set(numbers.tolist()) & self._slots.keys():
@@ -254,7 +254,7 @@ class RowBlocks:
             copy(items[begin : begin + STEP], self._pool.take(places[begin : begin + STEP], axis=0))
 
     def labels(self, rows: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        """What rows are of: a label along each dim that is counted off, (row,) each."""
+        """Label of each row along each dim that rows are counted along: (row,) by dim."""
         wanted = np.asarray(rows, dtype=np.int64).reshape(-1)
         numbers = np.searchsorted(self.offset, wanted, side="right") - 1
         index = np.empty((len(self.cells), len(wanted)), dtype=np.int64)
@@ -273,7 +273,7 @@ def _labels(data: xr.Dataset, dim: str) -> np.ndarray:
 
 
 def _picked(known: np.ndarray, labels: Any, dim: str, run: str) -> np.ndarray:
-    """Places of labels along a dim, rising; all if none are named."""
+    """Sorted places of these labels along a dim; every place if none are named."""
     if labels is None:
         return np.arange(len(known))
     single = isinstance(labels, str) or not hasattr(labels, "__iter__")
@@ -291,12 +291,12 @@ def _picked(known: np.ndarray, labels: Any, dim: str, run: str) -> np.ndarray:
 
 
 def _split(picks: np.ndarray, size: int) -> list[np.ndarray]:
-    """Rising places by the chunk, of a size, in which they lie."""
+    """Sorted places, cut at the edges of chunks of this size."""
     return np.split(picks, np.flatnonzero(np.diff(picks // size)) + 1) if len(picks) else []
 
 
 def _whole(pieces: Sequence[np.ndarray], size: int) -> np.ndarray:
-    """Of rising places, piece by piece, which chunk of a size a piece is; -1 if it is none."""
+    """For each piece of sorted places the number of the chunk that it fills, -1 where it fills none."""
     return np.array(
         [
             piece[0] // size if len(piece) == size and not piece[0] % size and piece[-1] - piece[0] == size - 1 else -1
@@ -307,7 +307,7 @@ def _whole(pieces: Sequence[np.ndarray], size: int) -> np.ndarray:
 
 
 def _neighbours(picks: np.ndarray) -> range | np.ndarray:
-    """Places as a range where they are neighbours, so that whole chunks are read without a copy."""
+    """Sorted places, as a range where they are consecutive: whole chunks are then read without a copy."""
     if len(picks) and picks[-1] - picks[0] == len(picks) - 1:
         return range(int(picks[0]), int(picks[-1]) + 1)
     return picks

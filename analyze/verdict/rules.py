@@ -50,7 +50,7 @@ class Measure:
 
     @property
     def family(self) -> str:
-        """Figures whose intervals hold together with its own."""
+        """Figures whose intervals hold jointly with its own."""
         return f"{self.question} by {self.method}" if self.method in APART else self.question
 
     @property

@@ -162,7 +162,7 @@ class Recorder:
 
 
 class StoredRangeError(LakeError):
-    """Values are not finite in the type they are stored in; of which place in what :meth:`Recorder.check` reads."""
+    """Values are not finite as stored; ``place`` counts layers, final state, vectors fed, parts and rounds."""
 
     def __init__(self, name: str, place: int) -> None:
         super().__init__(name)
