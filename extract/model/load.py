@@ -158,7 +158,7 @@ def load_reasoner(
         "weights": fingerprint_weights(raw, decides), **fingerprint_tokenizer(under.folder, under.tokenizer)
     }  # fmt: skip
     del raw  # of a large model only one copy of most weights is there from here on
-    _load(model, merge_adapters(weights, model, adapter, scale, source, getattr(torch, dtype)), source)
+    set_weights(model, merge_adapters(weights, model, adapter, scale, source, getattr(torch, dtype)), source)
     feeding = feeding_of(rule, projection, int(model.config.hidden_size), source)
     _make_ready(model, target, dtype)
     _make_ready(feeding, target, dtype)
@@ -333,7 +333,7 @@ def new_reasoner(
         new = rows.mean(0) + rows.std(0) * torch.randn(len(rule.rows), hidden)
         weights[name] = torch.cat([rows[:vocabulary], new])
     words = weights[f"{architecture.body}.{architecture.embedding}.weight"][:vocabulary]
-    _load(model, weights, str(base))
+    set_weights(model, weights, str(base))
     return Reasoner(
         name=str(base), model=model.to(target).eval(), projection=new_feeding(rule, words).to(target),
         tokenizer=tokenizer, architecture=architecture, vocabulary=vocabulary,
@@ -342,7 +342,7 @@ def new_reasoner(
     )  # fmt: skip
 
 
-def _load(model: Any, weights: dict[str, Tensor], source: str) -> None:
+def set_weights(model: Any, weights: dict[str, Tensor], source: str) -> None:
     """Set every weight; anything missing, unexpected or of another shape is an error that lists it."""
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     tied: dict[str, str] = dict(getattr(model, "_tied_weights_keys", None) or {})

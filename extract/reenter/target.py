@@ -31,6 +31,8 @@ class Target:
     values: StoredValues
     made_in: str = "float32"
     """Type in which the run was computed."""
+    checkpoint: str = ""
+    """Where the model was loaded from, as for :func:`extract.load_reasoner`."""
     rule: Rule = "default"
     batch_rows: int | None = None
     folder: Path | None = None
@@ -259,8 +261,9 @@ def open_target(
     if not data.sizes["example"]:
         raise UsageError(f"run {run} has no examples yet")
     return Target(
-        lake=lake, run=run, data=data, reasoner=reasoner, values=StoredValues(data, reasoner), made_in=made_in
-    )
+        lake=lake, run=run, data=data, reasoner=reasoner, values=StoredValues(data, reasoner), made_in=made_in,
+        checkpoint=checkpoint or remembered,
+    )  # fmt: skip
 
 
 def _check_fingerprint(reasoner: Reasoner, made_by: object, checkpoint: str, run: str) -> None:

@@ -1,0 +1,1 @@
+"""What a model's own decoder writes of each thought."""

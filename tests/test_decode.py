@@ -1,0 +1,178 @@
+"""SIM-CoT's decoder: against a reference without a cache; what is counted of its texts; what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from codi_models import VOCABULARY, write_checkpoint
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+from analyze.context import Context
+from analyze.page import write_section
+from analyze.report.sections import sections
+from extract.reenter.decode.command import DecodeSettings
+from extract.reenter.decode.experiment import decode, shares
+from extract.reenter.target import Target, open_target
+from schemas import UsageError
+from store import open_lake
+
+QUESTIONS = {
+    "Tom has 7 apples and buys 5 more. How many apples does he have?": "<<7+5=12>> #### 12",
+    "Ann had 12 pens and lost 3, then gave away 2. How many are left?": "<<12-3=9>> <<9-2=7>> #### 7",
+    "A baker makes 4 trays of 6 rolls. He sells 9. How many rolls are left?": "<<4*6=24>> <<24-9=15>> #### 15",
+}
+OWN = {"hidden_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
+OTHER = {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1}
+
+
+def made(folder: Path, kind: str) -> tuple[Path, Path, Path | None, Any, dict[str, Tensor]]:
+    """Checkpoint, base and decoder's base; its decoder by plain transformers, and the maps around it.
+
+    ``alike``: GPT-2 with a decoder of its own sizes, as SIM-CoT's scripts train it. ``other``: LLaMA with a decoder of
+    other width and vocabulary, and ``pj_in`` and ``pj_out`` between.
+    """
+    if kind == "alike":
+        config: Any = GPT2Config(n_embd=48, n_head=4, n_layer=2, n_positions=256, bos_token_id=0, eos_token_id=0)
+    else:
+        config = LlamaConfig(**OWN, intermediate_size=96, bos_token_id=0, eos_token_id=0, max_position_embeddings=256)
+    checkpoint, base, _, _ = write_checkpoint(folder, config)
+    torch.manual_seed(3)
+    decoder_base, maps = None, {}
+    if kind == "other":
+        decoder_base = folder / "decoder-base"
+        LlamaConfig(**OTHER, intermediate_size=48, vocab_size=120, bos_token_id=0, eos_token_id=0).save_pretrained(
+            decoder_base
+        )
+        for file in base.glob("*token*"):
+            (decoder_base / file.name).write_bytes(file.read_bytes())
+        sizes = {"pj_in.weight": (32, 48), "pj_in.bias": (32,), "pj_out.U": (120, 30), "pj_out.V": (30, VOCABULARY)}
+        maps = {name: torch.randn(size) for name, size in sizes.items()}
+    config = AutoConfig.from_pretrained(decoder_base or base)
+    decoder = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    state = torch.load(checkpoint / "pytorch_model.bin")
+    state |= {f"decoder.{name}": value for name, value in decoder.state_dict().items()} | maps
+    torch.save(state, checkpoint / "pytorch_model.bin")
+    return checkpoint, base, decoder_base, decoder, maps
+
+
+def opened(folder: Path, checkpoint: Path, base: Path, call: Any) -> Target:
+    """A run of three problems with its model."""
+    rows = [json.dumps({"question": question, "answer": answer}) for question, answer in QUESTIONS.items()]
+    (folder / "data.jsonl").write_text("\n".join(rows))
+    status, _, err = call(
+        "extract", "--model", f"m={checkpoint}", "--base", base, "--data", folder / "data.jsonl", "--lake",
+        folder / "a.lake", "--dtype", "float32", "--max-new-tokens", 4,
+    )  # fmt: skip
+    assert status == 0, err
+    return open_target(open_lake(folder / "a.lake"), "m/data", checkpoint=str(checkpoint), base=str(base))
+
+
+@torch.no_grad()
+def written_slowly(
+    target: Target, decoder: Any, maps: dict[str, Tensor], vector: np.ndarray, n: int
+) -> tuple[list[int], float]:
+    """Tokens and log probability of one vector's text, the whole of it anew for every token."""
+    words, fed = target.reasoner.model.get_input_embeddings(), torch.from_numpy(vector)[None]
+    tokens, total = list[int](), 0.0
+    for _ in range(n):
+        inward = nn.functional.linear(fed, maps["pj_in.weight"], maps["pj_in.bias"]) if maps else fed
+        logits = decoder(inputs_embeds=inward[None]).logits[0, -1]
+        logits = logits @ maps["pj_out.U"] @ maps["pj_out.V"] if maps else logits
+        best = logits.log_softmax(-1).max(-1)
+        total += float(best.values)
+        if int(best.indices) == target.reasoner.eos_id:
+            break
+        tokens.append(int(best.indices))
+        fed = torch.cat([fed, words(best.indices)[None]])
+    return tokens, total
+
+
+@pytest.mark.parametrize("kind", ["alike", "other"])
+def test_a_decoder_writes_what_it_writes_without_a_cache(tmp_path: Path, call: Any, kind: str) -> None:
+    checkpoint, base, decoder_base, decoder, maps = made(tmp_path, kind)
+    target = opened(tmp_path, checkpoint, base, call)
+    settings = DecodeSettings(decoder=decoder_base and str(decoder_base), max_new_tokens=7, positions=("ct0", "ct4"))
+    result = decode(target, settings)
+    for row, column in np.ndindex(3, 2):
+        vector = target.data["latent_embedding"].sel(latent=settings.positions[column]).values[row]
+        tokens, total = written_slowly(target, decoder, maps, vector, 7)
+        assert result["text"].values[row, column] == target.reasoner.decode(tokens)
+        assert result["n_token"].values[row, column] == len(tokens)
+        assert bool(result["ended"].values[row, column]) == (len(tokens) < 7)
+        assert float(result["log_probability"].values[row, column]) == pytest.approx(total, abs=1e-3)
+
+
+def test_a_decoder_that_does_not_fit_is_refused(tmp_path: Path, call: Any) -> None:
+    checkpoint, base, decoder_base, _, _ = made(tmp_path, "other")
+    target = opened(tmp_path, checkpoint, base, call)
+    with pytest.raises(UsageError, match="pass the model that it began as with --decoder"):
+        decode(target)
+    with pytest.raises(UsageError, match="ct9 is no thought of m/data"):
+        decode(target, DecodeSettings(positions=("ct9",)))
+    state = torch.load(checkpoint / "pytorch_model.bin")
+    for name, lacking in (("pj_in.bias", r"pj_in\.\* of .* is {'weight': \(32, 48\)}"), ("pj_out.U", r"pj_out\.\* of")):
+        torch.save({key: value for key, value in state.items() if key != name}, checkpoint / "pytorch_model.bin")
+        with pytest.raises(UsageError, match=lacking):
+            decode(target, DecodeSettings(decoder=str(decoder_base)))
+    plain = {key: value for key, value in state.items() if not key.startswith(("decoder.", "pj_"))}
+    torch.save(plain, checkpoint / "pytorch_model.bin")
+    with pytest.raises(UsageError, match=r"has no weights named decoder\.\*"):
+        decode(target)
+
+
+class Planted:
+    """A run of four problems, of which the last has one step."""
+
+    data = xr.Dataset(
+        {
+            "intermediate_result": (("example", "step"), [[3.0, 6], [4, 8], [5, 10], [6, np.nan]]),
+            "expression": (("example", "step"), [["1+2", "3*2"], ["2+2", "4*2"], ["4+1", "5*2"], ["3+3", ""]]),
+        },
+        coords={"example": [0, 1, 2, 3], "problem": ("example", [0, 1, 2, 3])},
+    )
+
+
+def test_steps_are_looked_for_in_what_is_written() -> None:
+    texts = np.array(
+        [
+            ["<<1 + 2=3>>", "<<3*2=6>>"],
+            ["<<1+3=4>>", "no step"],
+            ["<<4+1=5>>", "<<5*2=10>><<2*4=8>>"],
+            ["3", "<<1+2=3>>"],
+        ]
+    )  # fmt: skip
+    known = np.ones((4, 2), dtype=bool)
+    known[3, 1] = False
+    found = shares(texts, known, Planted, Planted.data["intermediate_result"].values, seed=0)  # type: ignore[arg-type]
+    assert found["n_step"][1].tolist() == [[4, 3], [3, 3]]
+    np.testing.assert_allclose(found["result_share"][1], [[3 / 4, 0], [0, 2 / 3]])
+    np.testing.assert_allclose(found["expression_share"][1], [[2 / 4, 0], [0, 2 / 3]])
+    np.testing.assert_allclose(found["any_share"][1], [3 / 4, 2 / 3])
+    assert found["n"][1].tolist() == [4, 3]
+    low, high = (found[f"result_share_{end}"][1][0, 0] for end in ("low", "high"))
+    assert 0 < low < 3 / 4 < high < 1
+
+
+def test_the_page_says_which_step_is_written_of_which_thought(tmp_path: Path, call: Any) -> None:
+    checkpoint, base, _, _, _ = made(tmp_path, "alike")
+    target = opened(tmp_path, checkpoint, base, call)
+    status, out, err = call(
+        "reenter", "decode", tmp_path / "a.lake", "m/data", "--checkpoint", checkpoint, "--base", base
+    )
+    assert status == 0, err
+    assert "a step 95%" in out
+    lake = open_lake(tmp_path / "a.lake")
+    (section,) = (one for one in sections() if one.slug == "decoded-thoughts")
+    page = write_section(section, Context(lake, ["m/data"]))
+    assert page is not None
+    ((_, line),) = page.lines
+    assert line.startswith("the result of step 1 at ct0 in 0% [0%, 56%], another problem's in 0%; step 2 at ct1 in 0%")
+    assert target.run == "m/data"
