@@ -39,4 +39,4 @@ def decoded(page: Page) -> None:
         )  # fmt: skip
 
 
-SECTIONS = (Section(slug="decoded-thoughts", write=decoded, order=45, needs=("decode",)),)
+SECTIONS = (Section(slug="decoded-thoughts", write=decoded, order=45, needs=("decode",), of="none"),)
