@@ -33,8 +33,8 @@ class Section:
     of: Literal["each", "pairs", "several", "parts", "width", "donor", "mixed", "none"] = "each"
     """Runs that command takes: each model's, those over clean/corrupted pairs, at least two together, those that hold
     what each block adds (where there are none, no command makes it), all of the first model's width, the first with
-    another model's over the same data in the place of ``DONOR``, those with right and with wrong answers, or none, where
-    a lake does not say which model it can be made of."""
+    another model's over the same data in the place of ``DONOR``, those with right and with wrong answers, or none: a
+    lake does not say which model it can be made of."""
     key: bool = False
     """Whether its finding stands before the others in the list of findings."""
 
