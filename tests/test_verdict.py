@@ -226,17 +226,39 @@ def test_examples_that_share_a_problem_say_no_more_than_one_of_them():
         assert not list(reader(once.drop_vars(f"{names[1]}_low"), "r", once))  # as earlier versions stored it: missing
 
 
+def test_right_answers_are_lost_only_beyond_those_that_turn_right_by_the_same_change():
+    """Forty right and sixty wrong: twenty turn wrong, and none, fifteen or twenty turn right."""
+    right, problem = np.arange(100) < 40, np.arange(100)
+    low, high = wilson_interval(20, 40)
+    for n_back, says in ((0, YES), (15, UNDECIDED), (20, UNDECIDED)):
+        now = (np.arange(100) >= 20) & right | (np.arange(100) >= 100 - n_back)
+        n, interval = measures.lost(right, now, np.ones(100, dtype=bool), problem)
+        value, *ends = interval(0.95)
+        assert (n, value) == (40, pytest.approx((20 - n_back) / 40))
+        back_low, back_high = (1.5 * float(end) for end in wilson_interval(n_back, 60))
+        gained = (1.5 * n_back / 60, back_low, back_high)
+        assert ends[0] == pytest.approx(float(difference_interval((0.5, low, high), gained)[1]))
+        assert ends[1] == high  # of all that turn wrong: as many that turn right do not make a thought unused
+        assert decide(*ends, 0.1) == says
+    _, interval = measures.lost(right, right, np.ones(100, dtype=bool), problem)
+    assert decide(*interval(0.95)[1:], 0.1) == NO
+    _, interval = measures.lost(right, right, right, problem)  # nothing wrong is counted
+    assert interval(0.95) == (0.0, *wilson_interval(0, 40))
+
+
 def test_intervals_are_those_of_the_stored_examples(lake):
     result = verdict(lake, "small-gpt2/test", [])
     stored = lake.result("corrupt", "small-gpt2/test")
     (place,) = np.flatnonzero((stored["corruption"].values == "mean") & (stored["group"].values == "ct3"))
     right = stored["correct"].values[0]
-    wrong = (right & ~stored["correct"].values[place]).sum()
+    now = stored["correct"].values[place]
+    wrong, back = (right & ~now).sum(), (~right & now).sum()
     n_test = json.loads(result.attrs["n_test"])[USED]
     low, high = wilson_interval(wrong, right.sum(), 1 - 0.05 / n_test)
     rows = (result["of_thought"].values == "ct3") & (result["method"].values == "mean")
-    assert result["value"].values[rows] == pytest.approx(wrong / right.sum())
-    np.testing.assert_allclose([result["low"].values[rows][0], result["high"].values[rows][0]], [low, high])
+    assert result["value"].values[rows] == pytest.approx((wrong - back) / right.sum())
+    assert result["low"].values[rows][0] <= low
+    assert result["high"].values[rows][0] == pytest.approx(high)
     counted = result["counts"].values & (result["of_question"].values == USED)
     assert counted.sum() == n_test
     assert "zero" not in result["method"].values[counted]

@@ -5,8 +5,9 @@ from typing import Any
 from analyze.drawing import Series
 from analyze.effects.shown import changed, reentries
 from analyze.page import Page, Section, listed
-from analyze.tables import Frame, triple
+from analyze.tables import Frame, as_picked, triple
 from analyze.verdict.rules import NO, UNDECIDED, YES, decide
+from schemas.picked import Pick
 from schemas.statistics import smallest_share
 
 TENTH = 0.1
@@ -27,6 +28,7 @@ def token_ablation(page: Page) -> None:
         shown = "mean" if "mean" in corruptions else corruptions[0]
         of_thought = rows[rows["corruption"] == shown].drop_duplicates("group").set_index("group").reindex(thoughts)
         series.append((result.look, *triple(of_thought, "importance")))
+        of_thought = as_picked(of_thought, Pick(len(thoughts), "any", share=True), "importance")
         page.say(result, "thoughts", **importance_told(page, of_thought))
         page.add("token_ablation", result, rows)
         lost = of_thought.index[of_thought["importance_low"] > TENTH]
@@ -35,7 +37,7 @@ def token_ablation(page: Page) -> None:
 
 
 def importance_told(page: Page, rows: Frame) -> dict[str, Any]:
-    """Thoughts above a tenth of the answers, below it, not told from it, as their intervals say; n and its power."""
+    """Thoughts above a tenth of the answers, below it, not told from it, as all their intervals say; n and its power."""
     named: dict[str, list[str]] = {YES: [], NO: [], UNDECIDED: []}
     for name, row in rows.sort_values("importance", ascending=False).iterrows():
         answer = decide(row["importance_low"], row["importance_high"], TENTH)
@@ -45,7 +47,7 @@ def importance_told(page: Page, rows: Frame) -> dict[str, Any]:
     lines = (("low", NO), ("undecided", UNDECIDED))
     parts += [page.text(line, names=listed(named[answer])) for line, answer in lines if named[answer]]
     n = int(rows["n"].max())
-    return {"thoughts": "; ".join(parts), "n": n, "smallest": smallest_share(n, TENTH)}
+    return {"thoughts": "; ".join(parts), "n": n, "smallest": smallest_share(n, TENTH, 1 - 0.05 / len(rows))}
 
 
 SECTIONS = (

@@ -19,6 +19,7 @@ STORED_LEVEL = 0.95
 """Of intervals that results hold."""
 CORRUPTIONS = {"mean": "mean", "resample": "resample", "zero": "zero", "shuffle": "shuffle", "noise 1": "noise"}
 """Corruptions that are measured, and the methods they are."""
+LOST = "right answers that turn wrong, less wrong ones that turn right"
 Reader = Callable[[xr.Dataset, str, xr.Dataset], Iterator[Measure]]
 """Measures of a stored result, its name, and the run it is of."""
 
@@ -52,6 +53,30 @@ def less(one: Callable[[float], Triple], other: Callable[[float], Triple]) -> Ca
         return float(value), float(low), float(high)
 
     return interval
+
+
+def lost(
+    right: np.ndarray, now: np.ndarray, counted: np.ndarray, problem: np.ndarray
+) -> tuple[int, Callable[[float], Triple]]:
+    """Trials and interval of right answers that turn wrong, less wrong ones that turn right: a share of the right ones.
+
+    Answers near a tie turn either way, whatever is put in a thought's place, and of a weak model as many turn right as
+    wrong: its thoughts bring nothing. Nor is a thought unused by which so many turn: the upper end is that of all that
+    turn wrong.
+    """
+    was_right, was_wrong = right & counted, ~right & counted
+    of_wrong = of_examples(~now, was_right, problem)
+    back = of_examples(now, was_wrong, problem)
+    n_right, n_wrong = int(was_right.sum()), int(was_wrong.sum())
+
+    def interval(level: float) -> Triple:
+        turned = of_wrong(level)
+        if not (n_right and n_wrong):
+            return turned
+        value, low, _ = difference_interval(turned, np.array(back(level)) * n_wrong / n_right)
+        return float(value), float(low), turned[2]
+
+    return _n(~now, was_right, problem), interval
 
 
 def widened(value: float, low: float, high: float, level_of: float = STORED_LEVEL) -> Callable[[float], Triple]:
@@ -118,16 +143,16 @@ def probes(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
 
 
 def corrupt(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
-    """Right answers that turn wrong when one thought, or all, is replaced at the vectors fed."""
+    """Right answers that are lost when one thought, or all, is replaced at the vectors fed."""
     frame = conditions(data)
     right, problem = data["correct"].values[0].astype(bool), problem_of(data)
     of_fed = (frame["site"] == "latent_embedding") & (frame["control"] == "")
     for index, row in frame[of_fed & frame["corruption"].isin(list(CORRUPTIONS))].iterrows():
-        counted, wrong = right & data["counted"].values[index].astype(bool), ~data["correct"].values[index].astype(bool)
+        now, counted = (data[name].values[index].astype(bool) for name in ("correct", "counted"))
+        n, interval = lost(right, now, counted, problem)
         yield Measure(
-            thought=str(row["group"]), question=USED, method=CORRUPTIONS[row["corruption"]],
-            n=_n(wrong, counted, problem), interval=of_examples(wrong, counted, problem), source=source,
-            what="right answers that turn wrong",
+            thought=str(row["group"]), question=USED, method=CORRUPTIONS[row["corruption"]], n=n, interval=interval,
+            source=source, what=LOST,
         )  # fmt: skip
 
 
@@ -200,7 +225,7 @@ def edit(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
 
 
 def subspace(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
-    """Right answers that turn wrong when what holds a step's result is erased from a thought."""
+    """Right answers that are lost when what holds a step's result is erased from a thought."""
     frame, problem = conditions(data), problem_of(data)
     fed = frame[(frame["site"] == "latent_embedding") & (frame["change"] == "erase")]
     own = fed[(fed["control"] == "") & fed["subspace"].isin(["leace", "means", "probe", "das", "pca"])]
@@ -208,25 +233,23 @@ def subspace(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure
     own = own.assign(order=own["subspace"].map(order).fillna(9))
     for thought, rows in own.groupby("changed", sort=False):
         best = rows.sort_values(["order", "rank"], ascending=[True, False], kind="stable").iloc[0]
-        right = data["correct"].values[0].astype(bool) & data["counted"].values[best.name].astype(bool)
-        wrong = ~data["correct"].values[best.name].astype(bool)
+        now, counted = (data[name].values[best.name].astype(bool) for name in ("correct", "counted"))
+        n, interval = lost(data["correct"].values[0].astype(bool), now, counted, problem)
         yield Measure(
-            thought=str(thought), question=USED, method="erase", n=_n(wrong, right, problem),
-            interval=of_examples(wrong, right, problem), source=source,
-            what=f"right answers that turn wrong without {best['rank']} dimensions of {best['subspace']}",
+            thought=str(thought), question=USED, method="erase", n=n, interval=interval, source=source,
+            what=f"{LOST} without {best['rank']} dimensions of {best['subspace']}",
         )  # fmt: skip
 
 
 def edges(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
-    """Right answers that turn wrong when nothing may attend to a thought."""
+    """Right answers that are lost when nothing may attend to a thought."""
     frame, problem = conditions(data), problem_of(data)
     right = data["correct"].values[0].astype(bool)
     for index, row in frame[(frame["control"] == "") & frame["group"].str.fullmatch(r"cut ct\d+")].iterrows():
-        wrong = ~data["correct"].values[index].astype(bool)
+        n, interval = lost(right, data["correct"].values[index].astype(bool), np.ones_like(right), problem)
         yield Measure(
-            thought=str(row["group"]).removeprefix("cut "), question=USED, method="edges cut",
-            n=_n(wrong, right, problem), interval=of_examples(wrong, right, problem), source=source,
-            what="right answers that turn wrong with its edges cut",
+            thought=str(row["group"]).removeprefix("cut "), question=USED, method="edges cut", n=n, interval=interval,
+            source=source, what=f"{LOST} with its edges cut",
         )  # fmt: skip
 
 
@@ -269,15 +292,14 @@ def traces(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
 
 
 def heads(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
-    """Right answers that turn wrong without one head from ``bot`` to ``eot``: where what the answer takes passes."""
+    """Right answers that are lost without one head from ``bot`` to ``eot``: where what the answer takes passes."""
     frame, problem = conditions(data), problem_of(data)
     right = data["correct"].values[0].astype(bool)
     for index, row in frame[(frame["control"] == "") & frame["group"].str.fullmatch(r"L\d+H\d+")].iterrows():
-        wrong = ~data["correct"].values[index].astype(bool)
+        n, interval = lost(right, data["correct"].values[index].astype(bool), np.ones_like(right), problem)
         yield Measure(
-            thought=ALL, question=ROUTE, method="heads", n=_n(wrong, right, problem), source=source,
-            target=str(row["group"]), interval=of_examples(wrong, right, problem),
-            what="right answers that turn wrong without this head at the thoughts",
+            thought=ALL, question=ROUTE, method="heads", n=n, source=source, target=str(row["group"]),
+            interval=interval, what=f"{LOST} without this head at the thoughts",
         )  # fmt: skip
 
 
