@@ -110,7 +110,7 @@ def test_pairs_differ_in_one_number_and_in_the_answer(tmp_path):
         words = [side["question"].split() for side in (clean, corrupted)]
         different = [(a, b) for a, b in zip(*words, strict=True) if a != b]
         assert len(different) == 1
-        assert " -> ".join(different[0]) == corrupted["changed_number"]
+        assert " -> ".join(different[0]) == pair["changed_number"]
         assert clean["answer"] != corrupted["answer"]
         for side in (clean, corrupted):
             start, operations = read_operations(side["full_answer"])

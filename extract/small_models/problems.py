@@ -275,9 +275,9 @@ def make_pairs(n_pair: int = 500, seed: int = 0, n_operation: Sequence[int] = (2
     Returns
     -------
     list of dict
-        Records with ``pair_id``, ``clean``, ``corrupted`` (question, answer, full_answer; the corrupted side also
-        ``changed_number``), ``n_operation`` and ``first_step``, counted from 1. No question of a split of the same
-        seed is among them (for the training split: of the 500 pairs with the default numbers of operations).
+        Records with ``pair_id``, ``clean``, ``corrupted`` (question, answer, full_answer), ``changed_number``
+        (``4 -> 5``), ``n_operation`` and ``first_step``, counted from 1. No question of a split of the same seed is
+        among them (for the training split: of the 500 pairs with the default numbers of operations).
     """
     rng = np.random.default_rng([seed, 2])
     held_out = {split: size for split, size in SPLIT_SIZES.items() if split != "train"}
@@ -294,7 +294,8 @@ def make_pairs(n_pair: int = 500, seed: int = 0, n_operation: Sequence[int] = (2
         pairs.append(
             {
                 "clean": _side(clean),
-                "corrupted": {**_side(corrupted), "changed_number": change},
+                "corrupted": _side(corrupted),
+                "changed_number": change,
                 "n_operation": count,
                 "first_step": 1 + next(k for k in range(count) if clean.values[k + 1] != corrupted.values[k + 1]),
             }
