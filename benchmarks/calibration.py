@@ -44,6 +44,7 @@ from analyze.statistics import bootstrap_weights
 from analyze.traces.traces import traces
 from analyze.transfer.command import TransferSettings
 from analyze.transfer.linear import transfer_probes
+from analyze.verdict.measures import lost
 from schemas.picked import Pick, of_picked
 from schemas.resampling import mean_interval, percentiles
 from schemas.statistics import (
@@ -103,6 +104,20 @@ def paired(rng: np.random.Generator, draw: int) -> Found:
         p = [mcnemar_exact(*pair, problem).p for pair in zip(first, second, strict=True)]
         yield "p of McNemar, problems told twice", n, p[0] < 0.05
         yield "p of McNemar, the least of twelve by Holm", n, bool((adjust(p) < 0.05).any())
+
+
+def turned(rng: np.random.Generator, draw: int) -> Found:
+    """Right answers lost on balance, as the verdict counts them, of models that guess, are weak or nearly always right.
+
+    Its upper end is that of all that turn wrong, so that it is the lower one that can fail.
+    """
+    for n in (30, 100):
+        for right_share, wrong, gained in ((0.5, 0.5, 0.5), (0.25, 0.5, 0.13), (0.9, 0.3, 0.3)):
+            right = rng.random(n) < right_share
+            now = rng.random(n) < np.where(right, 1 - wrong, gained)
+            low, high = lost(right, now, np.ones(n, dtype=bool), np.arange(n))[1](0.95)[1:]
+            true = wrong - gained * (1 - right_share) / right_share
+            yield f"answers lost, {true:.2f} of {right_share} right", n, bool(low <= true <= high)
 
 
 def picked(rng: np.random.Generator, draw: int) -> Found:
@@ -309,8 +324,8 @@ def true_carried(n: int, shared: bool) -> dict[tuple[str, str], float]:
 
 
 PARTS: list[tuple[Callable[[np.random.Generator, int], Found], int]] = [
-    (means, 4000), (shares, 4000), (paired, 2000), (picked, 2000), (correlations, 500), (areas, 2000), (shapes, 500),
-    (heads, 500), (alike, 150), (read, 500), (carried, 100),
+    (means, 4000), (shares, 4000), (paired, 2000), (turned, 4000), (picked, 2000), (correlations, 500), (areas, 2000),
+    (shapes, 500), (heads, 500), (alike, 150), (read, 500), (carried, 100),
 ]  # fmt: skip
 
 

@@ -235,9 +235,13 @@ def test_right_answers_are_lost_only_beyond_those_that_turn_right_by_the_same_ch
         n, interval = measures.lost(right, now, np.ones(100, dtype=bool), problem)
         value, *ends = interval(0.95)
         assert (n, value) == (40, pytest.approx((20 - n_back) / 40))
-        back_low, back_high = (1.5 * float(end) for end in wilson_interval(n_back, 60))
-        gained = (1.5 * n_back / 60, back_low, back_high)
-        assert ends[0] == pytest.approx(float(difference_interval((0.5, low, high), gained)[1]))
+        gained, most_gained, most_odds = (
+            n_back / 60,
+            wilson_interval(n_back, 60).high,
+            1 / wilson_interval(40, 100).low - 1,
+        )
+        apart = np.linalg.norm([0.5 - low, 1.5 * (most_gained - gained), gained * (most_odds - 1.5)])
+        assert ends[0] == pytest.approx(value - apart)
         assert ends[1] == high  # of all that turn wrong: as many that turn right do not make a thought unused
         assert decide(*ends, 0.1) == says
     _, interval = measures.lost(right, right, np.ones(100, dtype=bool), problem)

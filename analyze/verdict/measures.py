@@ -1,5 +1,6 @@
 """What stored results of each kind measured of single thoughts, as shares whose interval can be had at any level."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -62,19 +63,22 @@ def lost(
 
     Answers near a tie turn either way, whatever is put in a thought's place, and of a weak model as many turn right as
     wrong: its thoughts bring nothing. Nor is a thought unused by which so many turn: the upper end is that of all that
-    turn wrong.
+    turn wrong. The lower end is that of w - g (1 - a) / a, of the shares that turn wrong, that turn right, and that
+    were right, whose own ends are combined (MOVER, :func:`schemas.statistics.difference_interval`).
     """
     was_right, was_wrong = right & counted, ~right & counted
-    of_wrong = of_examples(~now, was_right, problem)
-    back = of_examples(now, was_wrong, problem)
-    n_right, n_wrong = int(was_right.sum()), int(was_wrong.sum())
+    turned_wrong = of_examples(~now, was_right, problem)
+    turned_right = of_examples(now, was_wrong, problem)
+    before = of_examples(right, counted, problem)
 
     def interval(level: float) -> Triple:
-        turned = of_wrong(level)
-        if not (n_right and n_wrong):
-            return turned
-        value, low, _ = difference_interval(turned, np.array(back(level)) * n_wrong / n_right)
-        return float(value), float(low), turned[2]
+        wrong, low_wrong, high_wrong = turned_wrong(level)
+        if not (was_right.any() and was_wrong.any()):
+            return wrong, low_wrong, high_wrong
+        gained, _, most_gained = turned_right(level)
+        odds, most_odds = (1 / share - 1 for share in before(level)[:2])
+        less_sure = math.hypot(wrong - low_wrong, odds * (most_gained - gained), gained * (most_odds - odds))
+        return wrong - gained * odds, wrong - gained * odds - less_sure, high_wrong
 
     return _n(~now, was_right, problem), interval
 
