@@ -37,7 +37,7 @@ def token_ablation(page: Page) -> None:
 
 
 def importance_told(page: Page, rows: Frame) -> dict[str, Any]:
-    """Thoughts above a tenth of the answers, below it, not told from it, as all their intervals say; n and its power."""
+    """Thoughts above a tenth of the answers, below it, not told from it, as all intervals say; n and its power."""
     named: dict[str, list[str]] = {YES: [], NO: [], UNDECIDED: []}
     for name, row in rows.sort_values("importance", ascending=False).iterrows():
         answer = decide(row["importance_low"], row["importance_high"], TENTH)
