@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from extract.model.architectures import architecture_of
 from extract.model.base_model import base_config, build_model, embedding_of, find_base
-from extract.model.checkpoint import find_checkpoint, read_weights
+from extract.model.checkpoint import find_checkpoint, misfits, read_weights
 from extract.model.load import set_weights
 from extract.model.reasoner import Reasoner
 from schemas import UsageError
@@ -124,11 +124,8 @@ def load_step_decoder(checkpoint: str, reasoner: Reasoner, base: str | None = No
     n_written = outward["V"].shape[-1] if rank else n_row
     of_outward = {"U": (n_word, rank), "V": (rank, min(n_written, n_row))} if outward or n_word > n_row else {}
     for prefix, parts, sizes in ((INWARD, inward, of_inward), (OUTWARD, outward, of_outward)):
-        if (found := {name: tuple(value.shape) for name, value in parts.items()}) != sizes:
-            raise UsageError(
-                f"{prefix}* of {checkpoint} is {found or 'not there'}; between its decoder and the model it must be"
-                f" {sizes}"
-            )
+        if problems := misfits(parts, sizes):
+            raise UsageError(f"{prefix}* of {checkpoint} does not fit its decoder and the model: {'; '.join(problems)}")
     device = reasoner.device
     return StepDecoder(
         reasoner, model.to(device).eval(), {name: value.to(device) for name, value in inward.items()},

@@ -12,6 +12,7 @@ from extract.reenter.target import Target
 from extract.run.chains import parse_chain
 from schemas import UsageError, nearest
 from schemas.answers import equal_answers
+from schemas.problem_sums import problem_of
 from schemas.statistics import share_interval
 
 BATCH = 64
@@ -100,7 +101,7 @@ def decode(target: Target, settings: DecodeSettings | None = None) -> xr.Dataset
 
 def shares(texts: Array, known: Array, target: Target, steps: Array, seed: int) -> dict[str, tuple[object, Array]]:
     """How often a text has a step's result, another problem's, and its expression, with intervals over problems."""
-    problem = np.asarray(target.data["problem"].values if "problem" in target.data.coords else np.arange(len(steps)))
+    problem = problem_of(target.data)
     stated = np.vectorize(bare, otypes=[object])(target.data["expression"].values)
     other = other_rows(problem, seed)
     written = [[parse_chain(str(text)) for text in row] for row in texts]
