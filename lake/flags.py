@@ -4,6 +4,7 @@ Click and these lines rather than cyclopts, which reads dataclasses itself but b
 result keeps of its command (:meth:`lake.running.Terminal.words`) needs the parsed parameters anyway.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
@@ -30,9 +31,26 @@ class Number(click.ParamType[Any]):
             self.fail(f"{value!r} is not a valid {self.what}.", param, ctx)
 
 
+class Place(click.ParamType[Any]):
+    """A file, folder or URL as it is written; an empty one, as of a variable unknown to the shell, is none."""
+
+    def __init__(self, kind: type) -> None:
+        self.kind, self.name = kind, "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read it: ``Path("")`` would be the folder one is in."""
+        if not str(value).strip():
+            self.fail("it is empty and names no place.", param, ctx)
+        return self.kind(value)
+
+
 WHOLE = Number(int, "integer", "integer")
+PLACES = re.compile(r"PATH|DIR|FILE|URL|LAKE|CHECKPOINT|PLAN|^[AB]$")
+"""How settings that are texts and places are called."""
 NUMBERS: dict[type, Any] = {int: WHOLE, float: Number(float, "float", "float")}
-LAKE = click.Argument(["path"], metavar="PATH", help="Lake: a folder or a URL.", shell_complete=completion.folders)
+LAKE = click.Argument(
+    ["path"], type=Place(str), metavar="PATH", help="Lake: a folder or a URL.", shell_complete=completion.folders
+)
 RUNS = click.Argument(
     ["runs"],
     nargs=-1,
@@ -41,7 +59,7 @@ RUNS = click.Argument(
     shell_complete=completion.runs,
 )
 JSON = click.Option(["--json"], is_flag=True, default=False, help="Print the result as JSON.")
-CSV = click.Option(["--csv"], type=Path, metavar="DIR", help="Also write every table as CSV into DIR.")
+CSV = click.Option(["--csv"], type=Place(Path), metavar="DIR", help="Also write every table as CSV into DIR.")
 PLAN = click.Option(["--plan"], is_flag=True, default=False, help="Only say what it would take.")
 SCHEDULER = click.Option(["--scheduler"], metavar="ADDRESS", help="Compute on a running dask scheduler.")
 WORKERS = click.Option(["--workers"], type=WHOLE, metavar="N", help="Compute in N processes of this machine.")
@@ -77,9 +95,10 @@ def _parameter(flag: Flag) -> click.Parameter:
     """Parameter of one field; tuples are text with commas, unless their flag is repeated."""
     repeated = flag.many and (flag.repeat or flag.argument)
     joined = flag.many and not repeated
+    place = flag.kind is Path or (flag.kind is str and not joined and PLACES.search(flag.metavar or ""))
     common: dict[str, Any] = {
         "metavar": flag.metavar or ("|".join(flag.words) + (",.." if flag.many else "") if flag.words else None),
-        "type": str if joined else NUMBERS.get(flag.kind, flag.kind),
+        "type": Place(flag.kind) if place else str if joined else NUMBERS.get(flag.kind, flag.kind),
         "required": flag.required,
         "help": flag.help,
         "shell_complete": completion.choices(flag.words) if flag.words else COMPLETED.get(flag.name),

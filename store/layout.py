@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from schemas import FORMAT_VERSION, RUN_VARIABLES, AnswerKind, Places, Variable, latent_labels
+from schemas import FORMAT_VERSION, RUN_VARIABLES, AnswerKind, Places, UsageError, Variable, latent_labels
 from schemas.spec import captured_parts, captures_all
 from schemas.vocabulary import ITERATIONS, PARTS
 from store.blocks import BlockArray
@@ -284,7 +284,18 @@ class RunLayout:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "RunLayout":
-        """Inverse of :meth:`to_json`."""
+        """Inverse of :meth:`to_json`.
+
+        Raises
+        ------
+        UsageError
+            If a newer version made the run: its format is newer, or it says more than this version knows.
+        """
+        unknown = sorted(fields.keys() - cls.__dataclass_fields__.keys())
+        stated = fields.get("format", 1)
+        if unknown or stated > FORMAT_VERSION:
+            what = f"says {', '.join(unknown)} of it" if unknown else f"made it in lake format {stated}"
+            raise UsageError(f"a run's layout is not known here: a newer version {what}. Update activation-lake")
         return cls(**{"format": 1, **fields})
 
 

@@ -94,10 +94,10 @@ def preferred(results: Iterable[Result]) -> list[Result]:
 
 def n_example_of(dataset: xr.Dataset) -> int:
     """Examples a result was computed from, as it says itself; 0 where it does not."""
-    if "example" in dataset.sizes:
-        return int(dataset.sizes["example"])
     if "n_example" in dataset.attrs:
         return int(dataset.attrs["n_example"])
+    if "example" in dataset.sizes:  # it may hold what is drawn of some of them alone
+        return int(dataset.sizes["example"])
     return int(np.nanmax(dataset["n_example"].values)) if "n_example" in dataset.data_vars else 0
 
 

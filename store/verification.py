@@ -16,6 +16,7 @@ from zarr.abc.store import Store
 from zarr.core.sync import sync
 
 from schemas import MODEL_VARIABLES, MissingRunError, UsageError, nearest
+from store.check import check_format
 from store.files import LEFTOVER, RECORD, REMOVED, join, read_bytes, read_size, unseal, without_checksum
 from store.large_files import on_disk
 from store.layout import SHARDED_VARIABLES, ArrayLayout, RunLayout
@@ -89,12 +90,14 @@ def verify(
     Raises
     ------
     UsageError
-        If there is no lake, or no such run.
+        If there is no lake, or no such run, or a newer version made it.
     """
     folder = local_path(location)
     if folder is not None and not folder.is_dir():
         raise UsageError(f"there is no lake at {location}; make one with lake extract")
-    return _Verifier(location, open_store(location), folder).verify(run, progress)
+    store = open_store(location)
+    check_format(location, store)
+    return _Verifier(location, store, folder).verify(run, progress)
 
 
 class _Verifier:

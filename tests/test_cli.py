@@ -150,6 +150,8 @@ def test_mistakes_in_the_flags(run, data, tmp_path):
     refused(run(*arguments(CODI, data, lake, shard="3/2")), lake, "3/2")
     refused(run("extract", "--model", "x", "--data", data), lake, "--lake")
     refused(run("nonsense"), lake, "nonsense")
+    for words in (["problems", "--out", " "], ["info", ""], ["query", lake, "select 1", "--csv", ""]):
+        refused(run(*words), lake, "empty and names no place")
 
 
 def test_a_lake_of_another_model_is_left_alone(run, data, tmp_path):

@@ -14,7 +14,7 @@ from extract.reenter import EditSettings, SubspaceSettings, edit, open_target, s
 from extract.reenter.edit.methods import by_probe, by_regression
 from extract.reenter.retelling import Chains, evaluate, references
 from extract.reenter.subspace.command import tables
-from extract.reenter.subspace.fits import FITS, Fit, one_hot
+from extract.reenter.subspace.fits import FITS, Fit, logistic_probe, one_hot
 from extract.reenter.subspace.stored import spanned
 from extract.reenter.target import Target
 from extract.reenter.trial import Place, Trial, open_trial
@@ -51,6 +51,11 @@ def one(result: xr.Dataset, variable: str, **labels: Any) -> float:
     assert chosen.sum() == 1, labels
     part = result[variable]
     return float((part.sel(stratum="all") if "stratum" in part.dims else part).values[chosen][0])
+
+
+def test_a_probe_of_many_classes_of_few_examples_warns_of_nothing() -> None:
+    probe, *_ = logistic_probe(np.random.default_rng(0).normal(size=(6, 3)), np.array([1.0, 2, 3, 4, 5, 5]))
+    assert probe.classes_.tolist() == [1, 2, 3, 4, 5]
 
 
 def test_what_a_chain_comes_to_is_what_the_stories_do(lake: Path) -> None:

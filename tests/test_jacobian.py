@@ -169,6 +169,7 @@ def test_what_is_not_there_is_said(folder: Path) -> None:
         ({"targets": ("eott",)}, "target 'eott' is not one of .*eot"),
         ({"positions": ("a0",)}, "position 'a0' is not one of bot"),
         ({"layers": (7,)}, "layer 7 is not there"),
+        ({"layers": (-1,)}, "layer -1 is not there"),
         ({"positions": ("eot",), "targets": ("next",)}, "none of the states next comes after any of eot"),
         ({"fit": 1}, "--fit is 1; it must be at least 2"),
     ]:

@@ -32,6 +32,7 @@ from schemas import (
 )  # fmt: skip
 from store import RunLayout, create_run, describe, find, open_lake, verify
 from store.check import check_place
+from store.files import group_document, unseal
 from store.layout import BLOCK, KEY_BLOCK, QUERY_BLOCK, round_up
 from store.shards import ShardedArray
 
@@ -305,11 +306,13 @@ def test_info_tells_results_of_fewer_examples_than_the_run_has(
     for n in (3, 7):
         scores = xr.Dataset({"score": ("example", np.zeros(n))})
         lake.write_result(f"of{n}", scores, runs=["toy/toy"], spec={})
+    few = xr.Dataset({"score": ("example", np.zeros(2))}, attrs={"n_example": 7})  # drawn are those of two alone
+    lake.write_result("drawn", few, runs=["toy/toy"], spec={})
     with pytest.raises(SystemExit):
         command_line.main(["info", str(tmp_path / "a.lake")])
     lines = {line.split("/")[1]: line for line in capsys.readouterr().out.splitlines() if line.startswith("results/")}
     assert lines["of3"].rstrip().endswith("of 3 of 7 examples")
-    assert "examples" not in lines["of7"]
+    assert "examples" not in lines["of7"] + lines["drawn"]
 
 
 def test_a_creation_cut_short_is_begun_anew(tmp_path: Path) -> None:
@@ -353,9 +356,18 @@ def test_places_that_are_no_lake(place: Path, tmp_path: Path) -> None:
     newer = Path(shutil.copytree(place, tmp_path / "newer.lake"))
     text = (newer / "zarr.json").read_text()
     (newer / "zarr.json").write_text(text.replace(f'"format":{FORMAT_VERSION}', '"format":99'))
-    with pytest.raises(UsageError, match="lake format 99"):
-        open_lake(newer)
+    for read in (open_lake, verify):
+        with pytest.raises(UsageError, match="lake format 99"):
+            read(newer)
     (newer / "zarr.json").write_text(text)
+    document = newer / "toy/toy/zarr.json"
+    content, attributes = document.read_bytes(), unseal(document.read_bytes())
+    for change, message in ({"tiles": 3}, "says tiles of it"), ({"format": 99}, "made it in lake format 99"):
+        document.write_bytes(group_document({**attributes, "layout": attributes["layout"] | change}))
+        for read in (lambda: open_lake(newer)["toy/toy"], lambda: verify(newer)):
+            with pytest.raises(UsageError, match=f"a newer version {message}. Update"):
+                read()
+    document.write_bytes(content)
     (newer / "toy/toy/hidden_state/zarr.json").write_text("{}")
     with pytest.raises(CorruptLakeError, match="run lake verify"):
         open_lake(newer)["toy/toy"]

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -157,14 +157,16 @@ def cost(sources: "Sequence[Source]", settings: FeatureSettings) -> Cost:
     reads, steps, operations, memory, n_state = [], [], 0.0, 0.0, 0
     for stored in chosen(sources, settings.sae):
         dictionary = lake.open_result(stored.name)
+        n_example = max(by_run[run].data.sizes["example"] for run in stored.runs)
+        within = replace(settings, max_problems=min(settings.max_problems, n_example))
         joint = len(stored.runs) > 1
         read = activation_of(dictionary, {run: by_run[run].data for run in stored.runs})
         n_cell = dictionary["frequency"].isel(feature=0).size
         n_feature = dictionary.sizes["feature"]
-        n_code = 2 * settings.max_problems * n_feature * n_cell  # of both sides of the split, wherever features fire
+        n_code = 2 * within.max_problems * n_feature * n_cell  # of both sides of the split, wherever features fire
         if dictionary.attrs["scope"] == "cell":
             n_feature *= n_cell
-        steps += probe_steps(dictionary, n_cell, n_feature, settings)
+        steps += probe_steps(dictionary, n_cell, n_feature, within)
         for run, part in zip(stored.runs, read.values() if isinstance(read, Mapping) else [read], strict=True):
             hidden = part.sizes["hidden"]
             if not joint or settings.sae is not None:
@@ -172,11 +174,11 @@ def cost(sources: "Sequence[Source]", settings: FeatureSettings) -> Cost:
                 steps += page_steps(n_token, n_feature, settings)
                 operations += 2.0 * hidden * ((rows + n_feature) * n_token + n_code)
                 n_state += rows
-                reads += page_readings(dictionary, by_run[run].data, part, rows, settings)
+                reads += page_readings(dictionary, by_run[run].data, part, rows, within)
             if joint:
-                rows = settings.max_problems * (part.size // hidden // part.sizes["example"])
+                rows = within.max_problems * (part.size // hidden // part.sizes["example"])
                 operations += 2.0 * rows * n_feature * (hidden + 2 * (settings.resamples + settings.permutations))
-                n_state += settings.max_problems
+                n_state += within.max_problems
                 reads.append(reading(part))
             held = by_run[run].lazy_model["unembedding"].nbytes + 4 * LOGIT_BYTES
             memory = max(memory, held + 4.0 * 8 * n_feature * max(hidden, 300))

@@ -63,11 +63,12 @@ def cost(sources: "Sequence[Source]", settings: GeometrySettings) -> Cost:
 
     runs = [source.data if settings.positions else up_to_eot(source.data) for source in sources]
     cells = [run.sizes["position"] * run.sizes["layer"] for run in runs]
-    reads, steps, operations, n_state = [], [], 0.0, 0
+    reads, steps, operations, n_state, most = [], [], 0.0, 0, 0
     for i, j in [*((i, i) for i in range(len(runs))), *combinations(range(len(runs)), 2)]:
         parts = drawn_problems(runs[i], runs[j], settings.max_problems, settings.seed)
         reads += [reading(part) for part in parts] if i != j else [reading(parts[0], 3)]
         n, width = parts[0].sizes["example"], parts[0].sizes["hidden"]
+        most = max(most, n)
         steps += turning_steps(n, width, cells[i], cells[j] * (i != j), settings)
         if i == j:
             n_state += cells[i] * n
@@ -80,7 +81,7 @@ def cost(sources: "Sequence[Source]", settings: GeometrySettings) -> Cost:
     unembedding = max(source.lazy_model["unembedding"].nbytes for source in sources)
     return Cost(
         states=n_state, reads=reads, operations=operations, steps=steps,
-        memory=8.0 * max(2 * max(cells) ** 2 * settings.max_problems, 10 * width**2) + unembedding,
+        memory=8.0 * max(2 * max(cells) ** 2 * most, 10 * width**2) + unembedding,
         readouts=list(dict.fromkeys(source.run.partition("/")[0] for source in sources)),
     )  # fmt: skip
 

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import Ridge
 
-from extract.reenter.subspace.fits import deviation
+from extract.reenter.subspace.fits import deviation, logistic_probe
 from extract.reenter.trial import Trial, give, is_value
 from extract.reenter.wanted import Wanted, labels_of
 from schemas import UsageError
@@ -43,8 +43,7 @@ def by_probe(trial: Trial, wanted: Wanted, quantity: str) -> Written:
     as far beyond it as the state was before it.
     """
     states, labels = _fitted(trial, wanted, quantity)
-    mean, scale = states.mean(0), deviation(states)
-    probe = LogisticRegression(C=1.0, max_iter=500).fit((states - mean) / scale, labels)
+    probe, mean, scale = logistic_probe(states, labels)
     weights = probe.coef_ / scale
     intercepts = probe.intercept_ - weights @ mean
     if len(probe.classes_) == 2:  # one row of weights tells the second class from the first

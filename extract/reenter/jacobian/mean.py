@@ -198,7 +198,7 @@ def _sizes(target: Target, settings: JacobianSettings, rows: np.ndarray) -> _Siz
     for position in chosen:
         if position not in middle:
             raise UsageError(f"position {position!r} is not one of {', '.join(middle)}{nearest(position, middle)}")
-    blocks = target.layers if layers is None else [layer for layer in layers if layer != FED]
+    blocks = target.layers if layers is None else layers
     for layer in blocks:
         if layer not in target.layers:
             raise UsageError(f"layer {layer} is not there; {target.run} has layers 0 to {target.layers[-1]}")

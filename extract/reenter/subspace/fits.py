@@ -1,5 +1,6 @@
 """Subspaces of states that are said to carry a quantity, in order of what each further rank adds."""
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -56,6 +57,14 @@ def deviation(states: np.ndarray) -> np.ndarray:
     return np.where(scale > 0, scale, 1.0)
 
 
+def logistic_probe(states: np.ndarray, label: np.ndarray) -> tuple[LogisticRegression, np.ndarray, np.ndarray]:
+    """A logistic probe of the classes on states scaled to one standard deviation; their mean and deviation."""
+    mean, scale = states.mean(0), deviation(states)
+    with warnings.catch_warnings():  # scikit-learn takes many classes of few examples for a regression
+        warnings.filterwarnings("ignore", "The number of unique classes is greater than")
+        return LogisticRegression(C=1.0, max_iter=500).fit((states - mean) / scale, label), mean, scale
+
+
 def one_hot(label: np.ndarray) -> np.ndarray:
     """Classes as columns ``(n, class)`` of 0 and 1."""
     return np.asarray(label[:, None] == np.unique(label)[None, :], dtype=np.float64)
@@ -89,8 +98,7 @@ def principal(states: np.ndarray, label: np.ndarray) -> Fit:
 
 def probe_directions(states: np.ndarray, label: np.ndarray) -> Fit:
     """What the weights of a logistic probe of the classes span, on states scaled to one standard deviation."""
-    mean, scale = states.mean(0), deviation(states)
-    probe = LogisticRegression(C=1.0, max_iter=500).fit((states - mean) / scale, label)
+    probe, mean, scale = logistic_probe(states, label)
     return orthonormal(probe.coef_ / scale, mean)
 
 
