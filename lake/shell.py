@@ -18,7 +18,7 @@ from schemas.registry import commands, own_commands
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.EFBIG)
 """What a disk answers that cannot be written any more."""
 
-SCARCE = ("can't start new thread", "failed to map segment", "annot allocate memory")
+SCARCE = ("can't start new thread", "failed to map segment", "annot allocate memory", "size calculation overflowed")
 """What systems say where a thread or a library finds no memory."""
 
 

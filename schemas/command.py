@@ -128,9 +128,16 @@ class Settings:
 
     @classmethod
     def of_spec(cls, spec: Mapping[str, Any]) -> Self:
-        """Settings from what is stored with a result; what other versions stored besides is passed over."""
-        known = {flag.name for flag in flags(cls) if flag.is_met(spec)}
-        return cls(**{name: value for name, value in spec.items() if name in known})
+        """Settings from what is stored with a result; what other versions stored besides is passed over.
+
+        They are not judged: a result is read that was made when more was allowed.
+        """
+        settings = object.__new__(cls)
+        for flag in flags(cls):
+            value = spec.get(flag.name, flag.default) if flag.is_met(spec) else flag.default
+            value = tuple(value) if flag.many and isinstance(value, list) else value
+            object.__setattr__(settings, flag.name, value)
+        return settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -105,6 +105,10 @@ class Flag:
             raise UsageError(f"{what} is {value}; it must be at least {self.least:g}")
         if self.kind is int and not self.many:
             check_most(self.name, what, value)
+            if value >= 2**63:
+                raise UsageError(f"{what} is {value}; it must be below 2^63")
+            if self.name == "resamples" and value == 1:
+                raise UsageError(f"{what} is 1; an interval lies between two at least")
         if self.kind is float and not math.isfinite(value):
             raise UsageError(f"{what} is {value}; it must be a number that is not infinite")
 

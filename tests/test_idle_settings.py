@@ -8,6 +8,7 @@ import pytest
 
 import lake as command_line
 from analyze.errors.spec import ErrorSpec
+from analyze.heads.command import HeadSettings
 from analyze.probes.command import ProbeSettings
 from analyze.sae.command import SAESettings
 from analyze.sae.spec import SAESpec
@@ -66,8 +67,19 @@ def test_what_does_something_is_taken() -> None:
 
 def test_what_an_older_version_stored_is_read() -> None:
     assert AblateSettings.of_spec({"temperature": 0.2, "sample": 0, "layers": [1]}).layers == (1,)
+    assert HeadSettings.of_spec({"resamples": 1, "seed": 2**70}).resamples == 1  # which would be refused today
     with pytest.raises(UsageError, match="does nothing without"):
         AblateSettings(temperature=0.2)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [({"seed": 2**63}, "must be below 2\\^63"), ({"resamples": 1}, "it must be at least 2")]
+)
+def test_numbers_that_nothing_can_come_of_are_refused(value: dict[str, int], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        HeadSettings(**value)
+    with pytest.raises(UsageError, match="--resamples is 1; an interval lies between two"):
+        ErrorSpec(resamples=1)
 
 
 def test_no_layer_is_called_by_a_number_below_0() -> None:

@@ -17,7 +17,7 @@ class AttentionSettings(Limited, Sampled):
     """Of which layers shares of attention are taken, and how sure they are."""
 
     layers: tuple[int, ...] | None = setting(None, "Only these layers.", metavar="0,1..")
-    resamples: int = setting(300, "Resamples of the bootstrap over problems.", least=1)
+    resamples: int = setting(300, "Resamples of the bootstrap over problems.", least=2)
     seed: int = setting(0, "Seed of what is drawn.", least=0)
 
 

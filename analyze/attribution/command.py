@@ -19,7 +19,7 @@ class AttributionSettings(Limited, Sampled):
     positions: tuple[str, ...] | None = setting(
         None, "Only these positions; by default all from bot on.", metavar="bot,ct0.."
     )
-    resamples: int = setting(500, "Resamples of the bootstrap over problems.", least=1)
+    resamples: int = setting(500, "Resamples of the bootstrap over problems.", least=2)
     seed: int = setting(0, "Seed of what is drawn.", least=0)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class CompareSettings(Settings):
     """How sure differences between runs are."""
 
-    resamples: int = setting(500, "Resamples of the bootstrap over problems.", least=1)
+    resamples: int = setting(500, "Resamples of the bootstrap over problems.", least=2)
     seed: int = setting(0, "Seed of what is drawn.", least=0)
 
 

@@ -45,7 +45,7 @@ class FeatureSettings(Settings):
         300, "Problems used at most to choose what a feature tells, to test it, and for shared features.",
         metavar="N", least=8,
     )  # fmt: skip
-    resamples: int = setting(200, "Resamples of the problems behind each interval.", least=1)
+    resamples: int = setting(200, "Resamples of the problems behind each interval.", least=2)
     permutations: int = setting(200, "Shuffles of the problems, of shared features those of one model.", least=1)
     seed: int = setting(0, "Seed of what is drawn.", least=0)
     export: Path | None = setting(

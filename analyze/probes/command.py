@@ -54,7 +54,7 @@ class ProbeSettings(Part):
         "Permutations behind each p-value; by default enough for the correction to reach a fortieth.",
         least=0,
     )
-    resamples: int = setting(1000, "Resamples of problems behind each interval.", least=1)
+    resamples: int = setting(1000, "Resamples of problems behind each interval.", least=2)
     level: float = setting(0.95, "Coverage of the intervals.")
     correction: Literal["holm", "bh"] = setting("holm", "For many cells: holm or bh.")
     max_examples: int = setting(

@@ -23,7 +23,7 @@ class StabilitySettings(Limited):
     max_examples: int = setting(
         2000, "Examples used at most of each run, whole problems drawn by the seed; 0: all.", metavar="N", least=0
     )
-    resamples: int = setting(300, "Resamples of problems behind each interval.", least=1)
+    resamples: int = setting(300, "Resamples of problems behind each interval.", least=2)
     shuffles: int = setting(2000, "Shuffles of heads, and of thoughts, behind each null.", least=1)
     seed: int = setting(0, "Seed of what is drawn.", least=0)
 

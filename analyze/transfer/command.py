@@ -66,7 +66,7 @@ class TransferSettings(Part):
         least=0,
         needs=READ,
     )
-    resamples: int = setting(500, "Resamples of problems behind each interval.", least=1)
+    resamples: int = setting(500, "Resamples of problems behind each interval.", least=2)
     level: float = setting(0.95, "Coverage of the intervals.")
     correction: Literal["holm", "bh"] = setting("holm", "For many cells and runs: holm or bh.", needs=READ)
     max_examples: int = setting(
