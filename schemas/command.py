@@ -134,7 +134,7 @@ class Settings:
         """
         settings = object.__new__(cls)
         for flag in flags(cls):
-            value = spec.get(flag.name, flag.default) if flag.is_met(spec) else flag.default
+            value = spec.get(flag.name, flag.default)
             value = tuple(value) if flag.many and isinstance(value, list) else value
             object.__setattr__(settings, flag.name, value)
         return settings
