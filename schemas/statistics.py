@@ -313,3 +313,10 @@ def split_problems(problem: ArrayLike, seed: int) -> Array:
     order = np.random.default_rng(seed).permutation(len(unique))
     edges = np.cumsum(SPLIT_SHARES)[:-1] * len(unique)
     return np.asarray(np.searchsorted(edges, order, side="right")[inverse])
+
+
+def half_of_problems(problem: ArrayLike, *seed: int) -> Array:
+    """Examples (example,), bool, of half of the problems, drawn by chance; examples of one problem stay together."""
+    unique, inverse = np.unique(problem, return_inverse=True)
+    drawn = np.random.default_rng(seed).permutation(len(unique))
+    return np.isin(inverse, drawn[: len(unique) // 2])

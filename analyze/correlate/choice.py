@@ -8,6 +8,7 @@ import xarray as xr
 from analyze.correlate.moments import Correlations, resolution_of
 from schemas.problem_sums import problem_of
 from schemas.resampling import draw_counts, percentiles
+from schemas.statistics import half_of_problems
 
 
 class HeldOut(NamedTuple):
@@ -46,19 +47,18 @@ def held_out_layer(result: xr.Dataset, kind: str, *, choose_by: str = "pooled", 
     x = attention.values.astype("float64")
     y = result["importance"].transpose("example", "position").values
     rounding = resolution_of(attention), resolution_of(result["importance"])
-    group = problem_of(result)
-    unique, inverse = np.unique(group, return_inverse=True)
-    if len(unique) < 2:
+    problem = np.unique(problem_of(result), return_inverse=True)[1]
+    first = half_of_problems(problem, seed, 7)
+    if not first.any():
         return None
-    first = np.isin(inverse, np.random.default_rng([seed, 7]).permutation(len(unique))[: len(unique) // 2])
     chosen = Correlations(x[first], y[first], rounding).observed[choose_by]
     if np.isnan(chosen).all():
         return None
     place = int(np.nanargmax(np.abs(chosen)))
     other = Correlations(x[~first, place : place + 1], y[~first], rounding)
-    draws = draw_counts(inverse[~first], n_resample=500, seed=seed).astype("float64").T
+    draws = draw_counts(problem[~first], n_resample=500, seed=seed).astype("float64").T
     some, drawn = draws.any(1), np.full(len(draws), np.nan)
     drawn[some] = other.resampled(draws[some])[kind][:, 0]
-    n = len(np.unique(inverse[~first]))
+    n = len(np.unique(problem[~first]))
     low, high = percentiles(drawn, n)
     return HeldOut(int(result["layer"].values[place]), float(other.observed[kind][0]), float(low), float(high), n)

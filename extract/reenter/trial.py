@@ -79,7 +79,7 @@ def open_trial(target: Target, seed: int) -> Trial:
     asked = target.data["example"].values
     data = target.lake[target.run] if target.lake is not None else target.data
     whole = replace(target, data=data, values=StoredValues(data, target.reasoner), _likeliest={})
-    fitted = split_half(whole, seed)
+    fitted = split_half(data, seed)
     tried = np.flatnonzero(~fitted & np.isin(data["example"].values, asked))
     if not fitted.any() or not len(tried):
         raise UsageError(

@@ -8,15 +8,13 @@ import xarray as xr
 from extract.reenter.target import Target
 from schemas import UsageError
 from schemas.problem_sums import problem_of
+from schemas.statistics import half_of_problems
 from store import Lake, vectors
 
 
-def split_half(target: Target, seed: int) -> np.ndarray:
-    """Examples ``(example,)`` from which directions are taken; twins of a problem stay together."""
-    problem = problem_of(target.data)
-    unique = np.unique(problem)
-    chosen = np.random.default_rng([seed, 31]).permutation(unique)[: len(unique) // 2]
-    return np.isin(problem, chosen)
+def split_half(data: xr.Dataset, seed: int) -> np.ndarray:
+    """Examples ``(example,)`` from which directions are taken, or on which anything else is fitted."""
+    return half_of_problems(problem_of(data), seed, 31)
 
 
 def correct_minus_wrong(

@@ -51,7 +51,7 @@ def steer(
     positions = list(settings.positions or target.thoughts)
     middle = [target.reasoner.n_layer // 2]
     layers = site_layers(target, settings.site, settings.layers or middle, together=False)
-    taken_from = split_half(target, settings.seed)
+    taken_from = split_half(target.data, settings.seed)
     raw: dict[str, xr.DataArray] = dict(given or {})
     for name in settings.directions:
         if name == CORRECT_MINUS_WRONG:

@@ -16,6 +16,7 @@ from extract.reenter.transplant.maps import Mapped, fit_map
 from extract.reenter.values import StoredValues
 from schemas import Intervention, UsageError, check_positions, nearest
 from schemas.problem_sums import problem_of
+from schemas.statistics import half_of_problems
 
 LEAST_PROBLEMS = 10
 """Problems that both runs must have, half of them to fit on."""
@@ -61,7 +62,7 @@ def transplant(target: Target, settings: TransplantSettings, source: Target | No
         source = (target.opened or partial(open_target, target.lake))(settings.source)
     pairs = settings.pairs()
     mine, theirs = _matched(target, source)
-    fitted = _halves(target, mine, settings.seed)
+    fitted = half_of_problems(problem_of(target.data)[mine], settings.seed, 47)  # maps are fitted on these
     examples = target.data["example"].values[mine][~fitted].tolist()
     rng = np.random.default_rng([settings.seed, 43])
     thoughts = _thought_maps(target, source, settings, mine, theirs, fitted, rng)
@@ -97,14 +98,6 @@ def _matched(target: Target, source: Target) -> tuple[np.ndarray, np.ndarray]:
         )
     theirs = [place[str(target.data["question"].values[row])] for row in mine]
     return np.array(mine), np.array(theirs)
-
-
-def _halves(target: Target, mine: np.ndarray, seed: int) -> np.ndarray:
-    """Which of the matched problems maps are fitted on ``(example,)``; examples of one problem stay together."""
-    problem = problem_of(target.data)[mine]
-    unique = np.unique(problem)
-    drawn = np.random.default_rng([seed, 47]).permutation(unique)[: len(unique) // 2]
-    return np.isin(problem, drawn)
 
 
 def _thought_maps(
