@@ -214,7 +214,7 @@ def row_of(finding: Finding, own: "StoredResult | Pair", other: "StoredResult | 
 
 
 def in_words(rows: Sequence[dict[str, Any]]) -> str:
-    """What a control shows of a model's findings, those of which the same is said together."""
+    """What a control shows of a model's findings, in words; findings with the same outcome are listed together."""
     groups: dict[str, list[str]] = {}
     for row in rows:
         groups.setdefault(row["says"], []).append(str(row["what"]))

@@ -104,7 +104,7 @@ def compute_on(
 
 @contextmanager
 def _plain_deaths() -> Iterator[None]:
-    """Say in a line what dask says of work at which one worker after the other died."""
+    """Say in one line that one worker after the other died at the same piece of work."""
     from distributed import KilledWorker
 
     try:
@@ -119,7 +119,7 @@ def _plain_deaths() -> Iterator[None]:
 def spread(
     function: Callable[..., Piece], calls: Iterable[Sequence[Any]], shared: Sequence[Any] = ()
 ) -> Iterator[Piece]:
-    """``function(*call, *shared)`` of every call, in their order: made here, or by the workers in force.
+    """``function(*call, *shared)`` for every call, in order: computed here, or by the workers if there are some.
 
     Two calls for each worker are under way at most.
 
@@ -142,7 +142,7 @@ def spread(
 
 @dataclass(frozen=True, slots=True)
 class _Unread:
-    """Arguments whose dask arrays no scheduler sees: their chunks would be read by one worker and sent to another."""
+    """Arguments whose dask arrays are hidden from the scheduler, which would read them on one worker for another."""
 
     arguments: Sequence[Any]
 
@@ -153,7 +153,7 @@ def _made(function: Callable[..., Piece], unread: _Unread, *shared: Any) -> Piec
 
 
 def in_turn(lazy: Iterable[Any], ahead: int = 2) -> Iterator[Any]:
-    """Values of lazy objects in their order; where there are workers they are at so many of them at once."""
+    """Values of lazy objects in order; workers, where there are some, compute ``ahead`` of them at a time."""
     client = _client()
     if client is None:
         for one in lazy:
@@ -163,7 +163,7 @@ def in_turn(lazy: Iterable[Any], ahead: int = 2) -> Iterator[Any]:
 
 
 def _results(futures: Iterable[Any], ahead: int) -> Iterator[Any]:
-    """Results in their order, of so many futures at once."""
+    """Results of futures in order, ``ahead`` of which are submitted at a time."""
     waiting: deque[Any] = deque()
     for one in futures:
         waiting.append(one)

@@ -99,7 +99,7 @@ class Context:
 
     @cached_property
     def results(self) -> list[Result]:
-        """Results of the page's runs whose runs are still what they were computed from."""
+        """Results of the page's runs that are up to date: each run's fingerprint is the one they were computed from."""
         current = {run: self.lake.attributes(run)["fingerprint"] for run in self.runs}
         return [
             result

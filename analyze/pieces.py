@@ -16,7 +16,7 @@ Piece = TypeVar("Piece")
 
 
 def pieces_in(folder: str | os.PathLike[str] | None, *modules: str) -> joblib.Memory:
-    """What keeps the values of functions in a folder; without one it keeps nothing.
+    """Memory that keeps values of functions in a folder; without a folder it keeps nothing.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def taken_up(
     progress: Callable[..., None] | None = None,
     **settings: Any,
 ) -> Piece:
-    """``function(*parts, **settings)``, or what it gave before it was stopped after that: see :func:`pieces_in`.
+    """Value of ``function(*parts, **settings)``, as :func:`pieces_in` kept it where a stopped command had it already.
 
     Pieces of other runs, models, examples, layers or positions are not taken up.
     """

@@ -87,7 +87,7 @@ class Settings:
         self.check_needs()
 
     def check_needs(self) -> None:
-        """Raise :class:`UsageError` where a value does nothing beside the others."""
+        """Raise :class:`UsageError` where a setting is given that has no effect with the others as they are."""
         known = flags(type(self))
         for flag in known:
             usual = (flag.default, self.usual.get(flag.name))
@@ -114,7 +114,7 @@ class Settings:
             object.__setattr__(self, flag.name, decided)
 
     def runs_to_open(self, named: Sequence[str]) -> list[str]:
-        """Runs that a command over runs opens, of those named by their place; none: every run of the lake."""
+        """Runs to open, from those named on the command line; empty: every run of the lake."""
         return list(named)
 
     def spec(self) -> dict[str, Any]:
@@ -253,7 +253,7 @@ class Shell(Protocol):
 
 
 class Made(NamedTuple):
-    """A result that an analysis returns where it returns several."""
+    """One of several results that an analysis returns."""
 
     kind: str
     data: Any
@@ -275,7 +275,7 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """What an analysis takes, as it says before it reads anything large."""
+    """What an analysis will take, declared before it reads anything large."""
 
     states: int = 0
     """Vectors, or rows of attention, that are worked on."""

@@ -213,5 +213,5 @@ def _block_sums(block: Array, problem: Array, *, n_resample: int, seed: int, con
 
 
 def _chunk_like(problem: xr.DataArray, block: xr.DataArray) -> xr.DataArray:
-    """Groups in the chunks of the data, so that nothing about all examples is held at once."""
+    """Problems in the chunks that the block has, so that each task gets those of its own examples."""
     return problem.chunk(example=block.variable.chunksizes["example"]) if block.chunks is not None else problem

@@ -169,10 +169,10 @@ class ReadOut:
         return logit if cap is None else np.asarray(cap * np.tanh(logit / np.float32(cap)))
 
     def along(self, state: Array, towards: Array) -> tuple[Array, Array]:
-        """What products with parts of states say of them along directions of final states.
+        """Vectors whose product with a state, or a part of it, is what the normed state has along ``towards``.
 
-        The final norm is linear where its scale is held at that of the whole state. With ``towards`` (state, hidden)
-        the normed state's product is that of the state with the vector returned, and the bias's.
+        The final norm is linear once its scale is held at that of the whole state: the product of the normed state with
+        ``towards`` is that of the state with the vector returned, plus the bias's.
 
         Parameters
         ----------
@@ -180,7 +180,7 @@ class ReadOut:
 
         Returns
         -------
-        vectors (state, hidden), whose products with parts that add up to the state add up, and the bias's (state,)
+        vectors (state, hidden), and the product of the bias (state,). Products with parts of a state add up to its own.
         """
         weight, bias = self._norm_arrays()
         centred = self._model.attrs["final_norm"] == "layer_norm"
@@ -368,7 +368,7 @@ class ReadOut:
 
 @lru_cache(maxsize=2)
 def _loaded(name: str) -> tuple[threading.RLock, dict[str, Any]]:
-    """What a worker has loaded of a read-out: each task comes with a copy of it, and all of them share this."""
+    """Arrays of a read-out that this worker has loaded: every task unpickles a copy, and all copies share them."""
     return threading.RLock(), {}
 
 

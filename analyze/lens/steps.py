@@ -22,7 +22,7 @@ def pick_of(rows: Frame) -> Pick:
 
 
 def of_steps(data: xr.Dataset) -> xr.Dataset:
-    """At the last layer, how often each step's result reads out, of problems in which it is not the answer if known."""
+    """How often each step's result reads out at the last layer; without problems it answers, where told apart."""
     which = "inner_share" if "inner_share" in data else "step_share"
     return data.isel(layer=-1).rename({f"{which}{end}": f"share{end}" for end in ENDS if f"{which}{end}" in data})
 

@@ -76,7 +76,7 @@ def lens_counts(lens: xr.Dataset) -> xr.Dataset:
 
 
 def _answers(lens: xr.Dataset) -> dict[str, xr.DataArray]:
-    """What of every example is counted, and what is found of it."""
+    """Which examples each share counts, and for which of them it says yes."""
     has_state = lens["top_token"].isel(rank=0, drop=True) >= 0  # (example, layer, position)
     result, control, operator = lens["result_rank"], lens["control_rank"], lens["operator_rank"]
     step_exists = lens["step"] < lens["n_step"]  # (example, step)
@@ -110,7 +110,7 @@ def _answers(lens: xr.Dataset) -> dict[str, xr.DataArray]:
 
 
 class _Problems:
-    """Sums over problems whose examples come block by block; held are those of which examples are still to come."""
+    """Sums over problems whose examples come block by block; only unfinished problems are held."""
 
     def __init__(self, problem: np.ndarray) -> None:
         self._label, self._left = np.unique(problem, return_counts=True)

@@ -264,7 +264,7 @@ def _moved(
 def _sure_and_possible(
     estimate: Array, left: Array, right: Array, likeness: Callable[[Array, Array], Array], n_problem: int
 ) -> tuple[Array, Array]:
-    """Ends for a share of heads that are alike: those that are so in all but a tail of the resamples, and in a tail.
+    """Interval of the share of heads that are alike: alike in all but a tail of the resamples, and in more than a tail.
 
     A head that lies between two types has either by chance, so that resamples of the share scatter about one as wrong.
     """

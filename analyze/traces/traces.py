@@ -170,7 +170,7 @@ def _read(
 
 
 def _told(parts: Iterable[Readings], report: Progress, n: int) -> Iterator[Readings]:
-    """The parts, and how many of the n examples are read."""
+    """Hand the parts on, and report how many of the n examples are read."""
     done = 0
     for part in parts:
         done += len(part.token)
@@ -179,7 +179,7 @@ def _told(parts: Iterable[Readings], report: Progress, n: int) -> Iterator[Readi
 
 
 def _results(problems: Problems, n_step: int) -> slice:
-    """Which of what is asked for are results of the own chain: its first half are results, or results and operands."""
+    """Columns of ``problems.asked`` with the results of the own chain: in its first half, alone or before operands."""
     half = problems.asked.shape[1] // 2
     return slice(0, half, half // n_step)
 

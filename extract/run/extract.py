@@ -59,7 +59,7 @@ class Extracted:
 
 
 class Line:
-    """One thread that does one thing at a time beside the caller; what goes wrong in it comes up at the next call."""
+    """A thread that does one thing at a time beside the caller; an error in it is raised by the next call."""
 
     def __init__(self, name: str) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)

@@ -139,7 +139,7 @@ def _controls(cells: Cells, wanted: Wanted, settings: EditSettings) -> None:
 
 
 def _alone(cells: Cells, together: Sequence[Intervention], also: str) -> None:
-    """The further interventions, each alone and all together."""
+    """Add the interventions made ``also``, without an edit: each alone, and all together."""
     every = np.ones(len(cells.trial.tried), dtype=bool)
     parts = [text.strip() for text in also.split(";") if text.strip()]
     for text, intervention in zip(parts, together, strict=True):
