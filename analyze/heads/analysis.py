@@ -56,7 +56,7 @@ def head_analysis(
     if problem is None:
         problem = attention.coords.get("problem", numbered(attention, ["example"])["example"])
     n = block.sizes["example"]
-    sums = _sums(block, _chunk_like(problem, block), labels, convention, n_resample, seed)
+    sums = _sums(block, _chunk_like(problem, block), convention, n_resample, seed)
     mean = sums.isel(part=n_resample) / n
     complete_mean = complete.any("example") if "example" in complete.dims else complete
     scores = score_block(mean, complete_mean, labels, convention, None, None, n_layer)
@@ -160,7 +160,7 @@ def _rank(composite: xr.DataArray) -> xr.DataArray:
 
 
 def _sums(
-    block: xr.DataArray, problem: xr.DataArray, labels: list[str], convention: Convention, n_resample: int, seed: int
+    block: xr.DataArray, problem: xr.DataArray, convention: Convention, n_resample: int, seed: int
 ) -> xr.DataArray:
     """All sums over examples that the analysis needs, in one pass: (part, layer, head, position, key_position).
 

@@ -125,7 +125,7 @@ def _content(section: Section, page: Page, writer: Writer, context: Context) -> 
         }
     return {
         "headline": page.headline,
-        "set": page.size or set_of(page.counted or page.sources, context),
+        "set": page.size or set_of(page.counted or page.sources),
         "opening": page.opening,
         "lines": page.lines,
         "method": page.method,
@@ -136,7 +136,7 @@ def _content(section: Section, page: Page, writer: Writer, context: Context) -> 
     }
 
 
-def set_of(sources: Sequence[Result], context: Context) -> str:
+def set_of(sources: Sequence[Result]) -> str:
     """Over how many examples of which data sets results were computed, as ``n = 600 of test; 199 to 200 of pairs``."""
     counts: dict[str, set[int]] = {}
     for source in sources:
