@@ -54,7 +54,7 @@ class Shard:
             if parts and not (len(parts) == 1 and parts <= blamed):
                 digests = {record.digest(index) for record in self.records if record.size[index] >= 0}
                 if digests:
-                    yield key, problem_of(files.get(key), digests, owner) or "is not what was written"
+                    yield key, damage_of(files.get(key), digests, owner) or "is not what was written"
                 else:
                     yield key, "is there, but the record says that the shard has no such file"
 
@@ -100,7 +100,7 @@ def is_array(content: bytes) -> bool:
         return False
 
 
-def problem_of(read: Read | None, digests: Collection[str], owner: Mapping[str, str]) -> str:
+def damage_of(read: Read | None, digests: Collection[str], owner: Mapping[str, str]) -> str:
     """What is wrong with a file of which the digests are known; empty: nothing."""
     if read is None:
         return "is not there"

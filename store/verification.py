@@ -32,7 +32,7 @@ from store.mend import (
 )
 from store.range_check import CHECKSUM_BYTES
 from store.record import ROWS, RunRecord
-from store.shard_check import Read, Shard, chunk_checksums, is_array, problem_of
+from store.shard_check import Read, Shard, chunk_checksums, damage_of, is_array
 
 THREADS = 4
 
@@ -320,7 +320,7 @@ class _Verifier:
                 if read is not None:
                     self.found.files += 1
                     self.found.bytes += read.size
-                if key not in sharded and (problem := problem_of(read, digests, owner)):
+                if key not in sharded and (problem := damage_of(read, digests, owner)):
                     self._wrong(key, group, kind, problem, shard)
                     if kind == "result" and read is not None and read.sealed and group not in doubtful:
                         doubtful.add(group)
