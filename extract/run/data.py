@@ -222,15 +222,34 @@ def _same_problem(problems: Sequence[_Problem], words: Sequence[str]) -> np.ndar
 def _columns(
     problems: Sequence[_Problem], questions: list[str], golds: list[str], kind: AnswerKind
 ) -> tuple[Columns, list[str]]:
-    """Columns of every run, those of chains in words and of graphs, and what is to be said of them."""
+    """Columns of every run, and what is to be said of questions and chains."""
     texts = [asked(question) for question in questions]
-    rows = [problem.row for problem in problems]
-    chains = [read_chain(row) for row in rows]
+    steps, n_step, notes = _step_columns(problems)
+    columns: Columns = {
+        "example": (("example",), np.arange(len(problems))),
+        "problem": (("example",), _same_problem(problems, texts)),
+        "variant": (("example",), [problem.variant for problem in problems]),
+        "pair": (("example",), np.array([problem.pair for problem in problems], dtype=np.int64)),
+        "question": (("example",), questions),
+        "gold_answer": (("example",), golds),
+        **steps,
+    }
+    others = [_other_answer(*question_and_gold, kind) for question_and_gold in zip(questions, golds, strict=True)]
+    if all(others):
+        columns["other_answer"] = (("example",), others)
+    if all(has_graph(problem.row) for problem in problems):
+        columns |= _graph_columns([problem.row for problem in problems], n_step)
+    return columns, [*_notes_on_questions(problems, texts, golds), *notes]
+
+
+def _step_columns(problems: Sequence[_Problem]) -> tuple[Columns, int, list[str]]:
+    """Steps of the written chains, in numbers or in words; how many the longest has; chains that cannot be read."""
+    chains = [read_chain(problem.row) for problem in problems]
     # Steps are counted by their results: a chain with one that cannot be read has no steps that could be told apart.
     broken = [index for index, chain in enumerate(chains) if not all(math.isfinite(value) for *_, value in chain)]
     for index in broken:
         chains[index] = []
-    words = [[] if chain else word_steps(row) for chain, row in zip(chains, rows, strict=True)]
+    words = [[] if chain else word_steps(problem.row) for chain, problem in zip(chains, problems, strict=True)]
     n_step = max(1, *map(len, chains), *map(len, words))
     result = np.full((len(chains), n_step), np.nan)
     operation, expression, step_text, intermediate = (
@@ -241,27 +260,24 @@ def _columns(
             expression[index, step], operation[index, step], result[index, step] = text, operator, value
         for step, text in enumerate(words[index]):
             step_text[index, step], intermediate[index, step] = text, last_word(text)
-    columns: Columns = {
-        "example": (("example",), np.arange(len(problems))),
-        "problem": (("example",), _same_problem(problems, texts)),
-        "variant": (("example",), [problem.variant for problem in problems]),
-        "pair": (("example",), np.array([problem.pair for problem in problems], dtype=np.int64)),
-        "question": (("example",), questions),
-        "gold_answer": (("example",), golds),
-        "intermediate_result": (("example", "step"), result),
-        "operation": (("example", "step"), operation),
-        "expression": (("example", "step"), expression),
-    }
+    arrays = {"intermediate_result": result, "operation": operation, "expression": expression}
     if any(words):
-        columns |= {
-            "step_text": (("example", "step"), step_text),
-            "intermediate_text": (("example", "step"), intermediate),
-        }
-    others = [_other_answer(*question_and_gold, kind) for question_and_gold in zip(questions, golds, strict=True)]
-    if all(others):
-        columns["other_answer"] = (("example",), others)
-    if all(has_graph(row) for row in rows):
-        columns |= _graph_columns(rows, n_step)
+        arrays |= {"step_text": step_text, "intermediate_text": intermediate}
+    notes = []
+    if broken:
+        notes.append(
+            f"chains left out, as a step's result is no number: {len(broken)}, as that of {problems[broken[0]].where}"
+        )
+    if not any(chains) and not any(words):
+        notes.append(
+            "no chain of steps can be read, as <<3*4=12>> or 3 * 4 = 12 in answer, full_answer, cot or steps, or as a"
+            " list of texts in steps; what looks at steps has nothing to look at"
+        )
+    return {name: (("example", "step"), array) for name, array in arrays.items()}, n_step, notes
+
+
+def _notes_on_questions(problems: Sequence[_Problem], texts: list[str], golds: list[str]) -> list[str]:
+    """Questions that are asked again with another answer, and pairs of which one half is missing."""
     notes = []
     first: dict[str, int] = {}
     other = [index for index, text in enumerate(texts) if golds[index] != golds[first.setdefault(text, index)]]
@@ -273,16 +289,7 @@ def _columns(
     halves = Counter(problem.pair for problem in problems if problem.pair >= 0)
     if alone := [problem.where for problem in problems if halves[problem.pair] == 1]:
         notes.append(f"halves of pairs whose other half is not there: {len(alone)}, as that of {alone[0]}")
-    if broken:
-        notes.append(
-            f"chains left out, as a step's result is no number: {len(broken)}, as that of {problems[broken[0]].where}"
-        )
-    if not any(chains) and not any(words):
-        notes.append(
-            "no chain of steps can be read, as <<3*4=12>> or 3 * 4 = 12 in answer, full_answer, cot or steps, or as a"
-            " list of texts in steps; what looks at steps has nothing to look at"
-        )
-    return columns, notes
+    return notes
 
 
 def _other_answer(question: str, gold: str, kind: AnswerKind) -> str:
