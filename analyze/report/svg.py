@@ -1,5 +1,6 @@
 """Drawings of the page as files and as SVG that stands inside HTML and follows its theme."""
 
+import html
 import io
 import re
 
@@ -112,14 +113,10 @@ def inline(svg: str, name: str, title: str) -> str:
     opening = body[: body.index(">") + 1]
     box = re.search(r'viewBox="([^"]+)"', opening)
     size = box.group(1) if box else "0 0 400 300"
-    plain = f'<svg viewBox="{size}" role="img" aria-label="{_escape(title)}" data-width="{size.split()[2]}">'
+    plain = f'<svg viewBox="{size}" role="img" aria-label="{html.escape(title)}" data-width="{size.split()[2]}">'
     return plain + re.sub(r"\n\s*", "\n", body[len(opening) :])
 
 
 def _font(match: re.Match[str]) -> str:
     weight = f"font-weight: {match.group(1)}; " if match.group(1) else ""
     return f"{weight}font-size: {match.group(2)}"
-
-
-def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
