@@ -7,6 +7,7 @@ imports nothing heavy before it runs.
 """
 
 import os
+import pkgutil
 import types
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -305,6 +306,16 @@ class Output:
     """Raised once everything is printed."""
     code: int = 0
     """Exit status where there is no failure."""
+
+
+def later(name: str) -> Callable[..., Any]:
+    """The function ``module:function``, imported when it is first called: what is heavy waits until then."""
+
+    def call(*arguments: Any) -> Any:
+        return pkgutil.resolve_name(name)(*arguments)
+
+    call.__qualname__ = name
+    return call
 
 
 @dataclass(frozen=True, kw_only=True)

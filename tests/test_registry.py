@@ -2,6 +2,7 @@
 
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,12 @@ def test_every_kind_of_result_has_one_command_that_makes_it() -> None:
     assert len(kinds) == len(set(kinds)) == len(by_kind())
     assert line("heads") == "lake analyze heads PATH RUNS"
     assert line("no such kind") == ""
+
+
+def test_functions_that_are_imported_later_are_there() -> None:
+    names = [command.run.__qualname__ for command in commands() if ":" in command.run.__qualname__]
+    assert len(names) > 10
+    assert all(callable(pkgutil.resolve_name(name)) for name in names)
 
 
 def test_help_takes_little_time_as_nothing_heavy_is_imported() -> None:

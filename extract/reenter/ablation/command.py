@@ -2,17 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from extract.reenter.settings import PRESET, DrawnSettings, Preset
 from extract.reenter.sites import ThoughtSite
 from extract.reenter.tables import accuracy_table, label_text, pair_table, tables_first
-from schemas.command import Experiment, Printed, setting
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from extract.reenter.target import Target
+from schemas.command import Experiment, Printed, later, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,20 +58,6 @@ class CorruptSettings(DrawnSettings):
         super().__post_init__()
         if self.preset:
             self.decide("--preset reports", site="hidden_state", hold=True)
-
-
-def run_ablate(target: "Target", settings: AblateSettings) -> "xr.Dataset":
-    """Ablate the thoughts that carry numbers, the others, and as many at random."""
-    from extract.reenter.ablation.experiments import ablate
-
-    return ablate(target, settings)
-
-
-def run_corrupt(target: "Target", settings: CorruptSettings) -> "xr.Dataset":
-    """Importance of each thought, under every corruption."""
-    from extract.reenter.ablation.experiments import corrupt
-
-    return corrupt(target, settings)
 
 
 def ablate_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
@@ -136,14 +117,14 @@ COMMANDS = (
         name="ablate",
         help="Ablate the thoughts that carry numbers, the others, and as many at random.",
         settings=AblateSettings,
-        run=run_ablate,
+        run=later("extract.reenter.ablation.experiments:ablate"),
         results={"ablate": ablate_tables},
     ),
     Experiment(
         name="corrupt",
         help="Importance of each thought: zero, mean, noise of four strengths, another problem's, shuffled.",
         settings=CorruptSettings,
-        run=run_corrupt,
+        run=later("extract.reenter.ablation.experiments:corrupt"),
         results={"corrupt": corrupt_tables},
     ),
 )

@@ -2,17 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from extract.reenter.settings import DrawnSettings
 from extract.reenter.tables import accuracy_table, interval_text
-from schemas.command import Experiment, Printed, Table, setting
+from schemas.command import Experiment, Printed, Table, later, setting
 from schemas.wording import or_dash, with_interval
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from extract.reenter.target import Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,20 +32,6 @@ class CutEdgesSettings(DrawnSettings):
     layers: tuple[int, ...] | None = setting(None, "Only in these layers.", metavar="0,1..")
     heads: tuple[int, ...] | None = setting(None, "Only in these heads.", metavar="0,1..")
     seed: int = setting(0, "Seed of everything random.", least=0)
-
-
-def run_heads(target: "Target", settings: AblateHeadsSettings) -> "xr.Dataset":
-    """Ablate what heads put out."""
-    from extract.reenter.attention.heads import ablate_heads
-
-    return ablate_heads(target, settings)
-
-
-def run_edges(target: "Target", settings: CutEdgesSettings) -> "xr.Dataset":
-    """Cut or force edges of attention."""
-    from extract.reenter.attention.edges import cut_edges
-
-    return cut_edges(target, settings)
 
 
 def head_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
@@ -100,14 +81,14 @@ COMMANDS = (
         name="heads",
         help="Ablate every head, the top-ranked together, and as many at random.",
         settings=AblateHeadsSettings,
-        run=run_heads,
+        run=later("extract.reenter.attention.heads:ablate_heads"),
         results={"ablate_heads": head_tables},
     ),
     Experiment(
         name="edges",
         help="Cut attention edges: the hub, the sequence, single thoughts, sets of them; or force the hub.",
         settings=CutEdgesSettings,
-        run=run_edges,
+        run=later("extract.reenter.attention.edges:cut_edges"),
         results={"edges": edge_tables},
     ),
 )

@@ -2,18 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from extract.reenter.settings import DrawnSettings
 from extract.reenter.sites import ThoughtSite
 from extract.reenter.tables import accuracy_table, interval_text, label_text, p_text
-from schemas.command import Experiment, Printed, Table, setting
+from schemas.command import Experiment, Printed, Table, later, setting
 from schemas.wording import with_interval
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from extract.reenter.target import Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +23,6 @@ class CrossSettings(DrawnSettings):
         None, "Positions, each alone and all together; by default the thoughts.", metavar="bot,ct0.."
     )
     seed: int = setting(0, "Seed of whose thoughts go in, and of everything random.", least=0)
-
-
-def run(target: "Target", settings: CrossSettings) -> "xr.Dataset":
-    """Put thoughts of rightly and of wrongly answered problems into both."""
-    from extract.reenter.crossing.experiment import cross
-
-    return cross(target, settings)
 
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
@@ -78,6 +66,6 @@ COMMAND = Experiment(
     name="cross",
     help="Put thoughts of rightly answered problems into wrongly answered ones and the reverse, beside their own kind.",
     settings=CrossSettings,
-    run=run,
+    run=later("extract.reenter.crossing.experiment:cross"),
     results={"cross": tables},
 )

@@ -2,17 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from extract.reenter.settings import DrawnSettings
 from extract.reenter.tables import drawn_cells, interval_text, p_text
-from schemas.command import Experiment, Printed, Table, setting
+from schemas.command import Experiment, Printed, Table, later, setting
 from schemas.wording import or_dash, with_interval
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from extract.reenter.target import Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +24,6 @@ class DepthSettings(DrawnSettings):
         ("kept", "none"), "With the tokens around the thoughts, and without."
     )
     seed: int = setting(0, "Seed of draws and intervals.", least=0)
-
-
-def run(target: "Target", settings: DepthSettings) -> "xr.Dataset":
-    """Ask for the answer after every number of thoughts."""
-    from extract.reenter.depth.experiment import think_to_depth
-
-    return think_to_depth(target, settings)
 
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
@@ -119,6 +107,6 @@ COMMAND = Experiment(
     name="depth",
     help="Ask for the answer after each number of thoughts, from none to beyond those trained for.",
     settings=DepthSettings,
-    run=run,
+    run=later("extract.reenter.depth.experiment:think_to_depth"),
     results={"depth": tables},
 )

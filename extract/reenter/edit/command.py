@@ -2,17 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from extract.reenter.settings import DrawnSettings
 from extract.reenter.sites import ThoughtSite
 from extract.reenter.tables import drawn_cells, drawn_column, interval_text, label_text, p_text
-from schemas.command import Experiment, Printed, Table, setting
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from extract.reenter.target import Target
+from schemas.command import Experiment, Printed, Table, later, setting
 
 LABELS = ("changed", "layer", "step", "method", "dose", "also", "control")
 
@@ -49,13 +44,6 @@ class EditSettings(DrawnSettings):
         None, "Step of the chain that is meant, from 0; by default the one whose result is read there.", least=0
     )
     seed: int = setting(0, "Seed of the halves and of what is drawn.", least=0)
-
-
-def run(target: "Target", settings: EditSettings) -> "xr.Dataset":
-    """Write values into thoughts."""
-    from extract.reenter.edit.experiment import edit
-
-    return edit(target, settings)
 
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
@@ -106,6 +94,6 @@ COMMAND = Experiment(
     name="edit",
     help="Write a chosen value into a thought: does the answer go where the rest of the problem then leads?",
     settings=EditSettings,
-    run=run,
+    run=later("extract.reenter.edit.experiment:edit"),
     results={"edit": tables},
 )

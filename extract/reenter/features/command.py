@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from extract.reenter.tables import interval_text, p_text
-from schemas.command import Experiment, Printed, Settings, Table, setting
+from schemas.command import Experiment, Printed, Settings, Table, later, setting
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from extract.reenter.target import Target
 
 SHOWN = 20
@@ -33,13 +31,6 @@ class FeatureEffectSettings(Settings):
     positions: tuple[str, ...] | None = setting(None, "Only at these positions, likewise.", metavar="bot,ct0..")
     draws: int = setting(2, "Random directions as long as the feature's beside each.", least=1)
     seed: int = setting(0, "Seed of the random directions and of the intervals.", least=0)
-
-
-def run(target: "Target", settings: FeatureEffectSettings) -> "xr.Dataset":
-    """Take features out one at a time."""
-    from extract.reenter.features.experiment import feature_effects
-
-    return feature_effects(target, settings)
 
 
 def plan(target: "Target", settings: FeatureEffectSettings) -> tuple[str, dict[str, Any]]:
@@ -102,7 +93,7 @@ COMMAND = Experiment(
     name="features",
     help="Take each feature of a stored dictionary out where it fires: what that does to the answer, beside chance.",
     settings=FeatureEffectSettings,
-    run=run,
+    run=later("extract.reenter.features.experiment:feature_effects"),
     results={"feature_effects": tables},
     plan=plan,
 )

@@ -2,15 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from schemas.command import NOTHING_KEPT, Experiment, Printed, Settings, Table, setting
+from schemas.command import NOTHING_KEPT, Experiment, Printed, Settings, Table, later, setting
 from schemas.wording import with_interval
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from extract.reenter.target import Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,13 +14,6 @@ class GradientSettings(Settings):
 
     baseline: Literal["mean", "zero"] = setting("mean", "mean of each thought over the run, or zero.")
     steps: int = setting(32, "Points on the way from the baseline.", least=1)
-
-
-def run(target: "Target", settings: GradientSettings) -> "xr.Dataset":
-    """Integrated gradients of the answer's logit difference with respect to the thoughts."""
-    from extract.reenter.gradients.experiment import integrated_gradients
-
-    return integrated_gradients(target, settings)
 
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
@@ -46,7 +34,7 @@ COMMAND = Experiment(
     name="gradients",
     help="Integrated gradients of the answer's logit difference with respect to the thoughts.",
     settings=GradientSettings,
-    run=run,
+    run=later("extract.reenter.gradients.experiment:integrated_gradients"),
     results={"gradients": tables},
     stopped=NOTHING_KEPT,
 )

@@ -2,18 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from extract.reenter.settings import DrawnSettings
 from extract.reenter.tables import ACCURACY, accuracy_cells, drawn_column
 from schemas import UsageError
-from schemas.command import Experiment, Printed, Table, setting
+from schemas.command import Experiment, Printed, Table, later, setting
 from schemas.intervention import OPERATIONS, Donor, Site
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from extract.reenter.target import Target
 
 AXES = ("layer", "position", "head", "operation", "donor", "strength")
 
@@ -49,13 +44,6 @@ class SweepSettings(DrawnSettings):
             raise UsageError("scale with a strength of 1 would change nothing; --strengths says how much")
 
 
-def run(target: "Target", settings: SweepSettings) -> "xr.Dataset":
-    """Interventions in every combination."""
-    from extract.reenter.grid.experiment import sweep_grid
-
-    return sweep_grid(target, settings)
-
-
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     """Accuracy at each place of the grid."""
     overall = result.sel(stratum="all").reset_coords(drop=True)
@@ -73,6 +61,6 @@ COMMAND = Experiment(
     name="sweep",
     help="Every combination of layers, positions, heads, operations, donors and strengths.",
     settings=SweepSettings,
-    run=run,
+    run=later("extract.reenter.grid.experiment:sweep_grid"),
     results={"sweep": tables},
 )

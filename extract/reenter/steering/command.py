@@ -2,19 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from extract.reenter.settings import DrawnSettings
 from extract.reenter.sites import ThoughtSite
 from extract.reenter.tables import accuracy_table
 from schemas import UsageError
-from schemas.command import Experiment, Printed, setting
+from schemas.command import Experiment, Printed, later, setting
 from schemas.intervention import STEERING_UNIT
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from extract.reenter.target import Target
 
 CORRECT_MINUS_WRONG = "correct-wrong"
 
@@ -50,13 +45,6 @@ class SteerSettings(DrawnSettings):
             raise UsageError(f"--directions names none; {CORRECT_MINUS_WRONG} can be, or KIND:VARIABLE of a result")
 
 
-def run(target: "Target", settings: SteerSettings) -> "xr.Dataset":
-    """Add directions to the thoughts."""
-    from extract.reenter.steering.experiment import steer
-
-    return steer(target, settings)
-
-
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     """Accuracy under each direction and strength."""
     return [accuracy_table(result, ("layer", "direction", "strength", "control"))]
@@ -66,6 +54,6 @@ COMMAND = Experiment(
     name="steer",
     help="Add directions to the thoughts, on both sides, with random ones beside them.",
     settings=SteerSettings,
-    run=run,
+    run=later("extract.reenter.steering.experiment:steer"),
     results={"steer": tables},
 )

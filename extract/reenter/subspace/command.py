@@ -3,18 +3,13 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from extract.reenter.settings import DrawnSettings
 from extract.reenter.sites import ThoughtSite
 from extract.reenter.tables import drawn_cells, drawn_column, interval_text, label_text, p_text
-from schemas.command import Experiment, Printed, Table, setting
+from schemas.command import Experiment, Printed, Table, later, setting
 from schemas.wording import or_dash
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from extract.reenter.target import Target
 
 EVERYTHING = "all of it"
 RANDOM, APART = "random", "random apart"
@@ -56,13 +51,6 @@ class SubspaceSettings(DrawnSettings):
     das_steps: int = setting(100, "Training steps of das, at each rank.", least=1, needs="subspaces=das")
     das_rows: int = setting(64, "Examples in each of these steps.", least=1, needs="subspaces=das")
     seed: int = setting(0, "Seed of the halves, of what is drawn and of training.", least=0)
-
-
-def run(target: "Target", settings: SubspaceSettings) -> "xr.Dataset":
-    """Erase and exchange parts of thoughts."""
-    from extract.reenter.subspace.experiment import subspaces
-
-    return subspaces(target, settings)
 
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
@@ -130,6 +118,6 @@ COMMAND = Experiment(
     name="subspace",
     help="Erase or exchange the part of a thought inside a subspace, of growing rank, with random ones beside.",
     settings=SubspaceSettings,
-    run=run,
+    run=later("extract.reenter.subspace.experiment:subspaces"),
     results={"subspace": tables},
 )

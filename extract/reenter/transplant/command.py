@@ -3,17 +3,12 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from extract.reenter.settings import DrawnSettings
 from extract.reenter.tables import accuracy_table
 from schemas import UsageError
-from schemas.command import Experiment, Printed, Table, setting
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from extract.reenter.target import Target
+from schemas.command import Experiment, Printed, Table, later, setting
 
 PAIR = re.compile(r"L(\d+)H(\d+)=L(\d+)H(\d+)")
 
@@ -49,13 +44,6 @@ class TransplantSettings(DrawnSettings):
         return list(pairs_by_head.values())
 
 
-def run(target: "Target", settings: TransplantSettings) -> "xr.Dataset":
-    """Put thoughts and heads of one model into another."""
-    from extract.reenter.transplant.experiment import transplant
-
-    return transplant(target, settings)
-
-
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     """Accuracy under each transplant and its controls, and how well the maps do on problems they were not fitted on."""
     rows = [
@@ -77,6 +65,6 @@ COMMAND = Experiment(
     name="transplant",
     help="Put thoughts and heads of one model into another, as they are and through a map fitted on other problems.",
     settings=TransplantSettings,
-    run=run,
+    run=later("extract.reenter.transplant.experiment:transplant"),
     results={"transplant": tables},
 )
