@@ -83,7 +83,7 @@ def ablate_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
 
 
 def _overlap(result: Any, carried: str) -> list[Printed]:
-    """That thoughts drawn at random are no set apart from those that read as numbers."""
+    """Warning that thoughts drawn at random are partly the ones that read as numbers; nothing if none were drawn."""
     if not any(str(group).startswith("random like numbers") for group in result["group"].values):
         return []
     thoughts = [position for position in result["position"].values if str(position).startswith("ct")]
