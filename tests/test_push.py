@@ -72,8 +72,8 @@ def same(place: str, made: Path) -> None:
 def test_a_push_that_is_killed_leaves_no_lake_and_goes_on(bucket: str, small: Path) -> None:  # noqa: F811
     place, n_file = f"{bucket}/killed.lake", len(tree(small))
     pushing = subprocess.Popen([sys.executable, "-m", "lake", "push", small, place], stderr=subprocess.DEVNULL)
-    while pushing.poll() is None and len(keys(place)) < 0.4 * n_file:
-        time.sleep(0.1)  # each listing is work of the server's that is pushed to
+    while pushing.poll() is None and len(keys(place)) < 8:  # claims and a few files: on a busy machine much is sent
+        time.sleep(0.05)  # before the next listing comes
     pushing.kill()
     assert pushing.wait() < 0
     there = len(keys(place))
