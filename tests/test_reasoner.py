@@ -299,13 +299,15 @@ def test_states_beyond_the_stored_type_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", [0.0, 1e-3])
 def test_attention_to_what_comes_later_is_an_error(share: float) -> None:
     recorder = Recorder(
-        rows=1, layers=1, heads=1, hidden=2, columns=3, first=0, latents=1, rounds=0, stored=torch.float32,
+        rows=2, layers=1, heads=1, hidden=2, columns=3, first=0, latents=1, rounds=0, stored=torch.float32,
         device=torch.device("cpu"), parts={},
     )  # fmt: skip
     past = torch.ones(3, 3).tril() / torch.arange(1, 4)[:, None]
     later = torch.tensor([[-share, share, 0], [0, 0, 0], [0, 0, 0]])
-    recorder.probabilities(0, (past + later)[None, None], 0, None)
-    measured = recorder.finish(torch.ones(1, 3, dtype=torch.bool), 3)[1]
+    padded = past.clone()
+    padded[0] = torch.nan
+    recorder.probabilities(0, torch.stack([past + later, padded])[:, None], 0, None)
+    measured = recorder.finish(torch.tensor([[True, True, True], [False, True, True]]), 3)[1]
     if share:
         with pytest.raises(LakeError, match="past sum to 1 only within 1.0e-03"):
             recorder.check(measured)

@@ -43,6 +43,8 @@ class Recorder:
         self.iterations = {name: zeros(rows, rounds, latents, hidden) for name in (ITERATIONS if rounds else ())}
         """Vectors fed and states after the final norm in each round, where thoughts are computed side by side."""
         self._row_sum = torch.zeros(rows, layers, heads, positions, device=device)
+        self._future = torch.zeros(rows, layers, heads, device=device)
+        """Sum of probabilities of keys that come after their queries."""
         # Taken apart once: a GPU that waits for Python waits for every view.
         self.sites = {
             site: value.unbind(1) for site, value in (self.parts | {"hidden_state": self.hidden_state}).items()
@@ -74,16 +76,13 @@ class Recorder:
         n_position, n_key = value.shape[2:]
         start = column - self.first
         attention, row_sum = (each.narrow(2, start, n_position) for each in self._rows_of_layer[layer])
-        if n_key == column + 1:  # all is past: one launch instead of four
-            if rows is None:
-                torch.sum(value, -1, out=row_sum)
-            else:
-                row_sum[rows] = value.sum(-1)
+        if rows is None:
+            torch.sum(value, -1, out=row_sum)
         else:
-            past = torch.ones(n_position, n_key, device=value.device).tril_(column)
-            # A product for each query: in half the time of (value * past).sum(-1).
-            total = torch.bmm(value.flatten(0, 1).transpose(0, 1), past[..., None])  # (position, row * head, 1)
-            _assign(row_sum, total.view(n_position, *value.shape[:2]).permute(1, 2, 0), rows)
+            row_sum[rows] = value.sum(-1)
+        if n_key > column + 1:  # a product of matrix and vector: in a seventh of the time of each query's own past
+            future = torch.ones(n_position, n_key, device=value.device).triu_(column + 1).flatten()
+            self._future[slice(None) if rows is None else rows, layer] += value.flatten(2) @ future
         _assign(attention.narrow(3, 0, n_key), value, rows)
 
     def finish(self, exists: Tensor, columns: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -107,6 +106,7 @@ class Recorder:
         hidden, final = self.hidden_state[:, :, :n_position], self.final_state[:, :n_position]
         attention = self.attention[:, :, :, :n_position, :columns]
         off = (self._row_sum[..., :n_position] - 1).abs().where(exists[:, None, None], 0).amax((0, 2, 3))
+        off = torch.maximum(off, self._future.nan_to_num(0).amax((0, 2)))  # where a row is NaN, its sum is
         parts = {site: value[:, :, :n_position] for site, value in self.parts.items()}
         peaks = [
             _peak_of(hidden, exists[:, None]).amax((0, 2)),
@@ -193,5 +193,7 @@ def _peak_of(value: Tensor, exists: Tensor | None = None) -> Tensor:
     """Largest magnitude along the last axis, 0 where nothing exists, NaN if any is; float32."""
     # Without their sign, floats are in the order of their bits, NaN above infinity; of integers the maximum is fast.
     integer, size = (torch.int32, 0x7FFFFFFF) if value.dtype == torch.float32 else (torch.int16, 0x7FFF)
-    peak = (value.view(integer) & size).amax(-1).view(value.dtype).float()
+    # Row by row, what comes between is memory that is used again; on a GPU each would be a launch.
+    rows = value.view(integer).chunk(len(value) if value.device.type == "cpu" else 1)
+    peak = torch.cat([(row & size).amax(-1) for row in rows]).view(value.dtype).float()
     return peak if exists is None else peak.where(exists, 0)
