@@ -4,9 +4,10 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from math import prod
 from operator import mul
 from typing import Any
 
@@ -17,7 +18,7 @@ from zarr.storage import MemoryStore
 
 from store.blocks import BlockArray
 from store.codecs import compressor
-from store.files import Replacement, with_checksum
+from store.files import Piece, Replacement, with_checksum
 from store.layout import ArrayLayout
 from store.range_check import ABSENT, CHECKSUM_BYTES
 
@@ -32,7 +33,7 @@ class ShardFile:
     """
 
     def __init__(self) -> None:
-        self.pieces: Iterable[bytes] = []
+        self.pieces: Iterable[Piece] = []
         self.size = 0
         self.sha256 = hashlib.sha256()
         self.checksums: np.ndarray | None = None
@@ -40,11 +41,11 @@ class ShardFile:
         self.rows: np.ndarray | None = None
         """CRC-32C of each row of each chunk: see :attr:`ArrayLayout.row_grid`; of states only."""
 
-    def counted(self, piece: bytes) -> bytes:
-        """The next piece, once it has been counted."""
+    def counted(self, piece: Piece) -> Iterator[Piece]:
+        """Count and hash the next piece, and give it."""
         self.sha256.update(piece)
         self.size += len(piece)
-        return piece
+        yield piece
 
     def digest(self) -> bytes:
         """SHA-256 of the file."""
@@ -64,7 +65,7 @@ class ShardFile:
 class EncodedPart:
     """Chunks that lie one after the other in a shard's file, each with its checksum behind it."""
 
-    content: bytes
+    pieces: list[Piece]
     places: list[tuple[int, ...]]
     """Of each chunk, in the grid of the shard."""
     sizes: list[int]
@@ -111,13 +112,21 @@ def parts_of(layout: ArrayLayout) -> list[tuple[int, ...]]:
     return list(product(range(0, layout.grid[0], layout.together), *map(range, layout.grid[1:2])))
 
 
-def shard_file(layout: ArrayLayout, encoded: Callable[[], Iterator[EncodedPart]]) -> ShardFile:
+def part_bytes(layout: ArrayLayout) -> int:
+    """Upper bound of the bytes of an encoded part; codecs add a little to what they cannot compress."""
+    chunk = prod(layout.chunks) * np.dtype(layout.dtype).itemsize
+    return layout.together * prod(layout.grid[2:]) * (chunk + chunk // 128 + 512)
+
+
+def shard_file(
+    layout: ArrayLayout, encoded: Callable[[], Iterator[EncodedPart]], kind: type[ShardFile] = ShardFile
+) -> ShardFile:
     """A shard's file from its parts in order; ``encoded`` is called when the file's pieces are first asked for."""
-    file = ShardFile()
+    file = kind()
     checksums = file.checksums = np.zeros(layout.grid, dtype="<u4")
     row_checksums = file.rows = np.zeros(layout.row_grid, dtype="<u4") if layout.has_rows else None
 
-    def pieces() -> Iterator[bytes]:
+    def pieces() -> Iterator[Piece]:
         index = np.full((*layout.grid, 2), ABSENT, dtype="<u8")
         for part in encoded():
             begin = file.size
@@ -127,10 +136,10 @@ def shard_file(layout: ArrayLayout, encoded: Callable[[], Iterator[EncodedPart]]
                 checksums[place] = part.checksums[number]
                 if row_checksums is not None:
                     row_checksums[place] = part.rows[number]
-            if part.content:
-                yield file.counted(part.content)
+            for piece in part.pieces:
+                yield from file.counted(piece)
         if file.size:
-            yield file.counted(with_checksum(index.tobytes()))
+            yield from file.counted(with_checksum(index.tobytes()))
 
     file.pieces = pieces()
     return file
@@ -153,7 +162,7 @@ def encode_column(layout: ArrayLayout, values: np.ndarray) -> ShardFile:
 def encode_part(layout: ArrayLayout, values: BlockArray, first: int, part: tuple[int, ...]) -> EncodedPart:
     """Encode the chunks of one of :func:`parts_of`; the shard begins ``first`` chunks into the values."""
     compress = compressor(layout.codecs[0])
-    pieces, encoded = [], EncodedPart(b"", [], [], [], [])
+    encoded = EncodedPart([], [], [], [], [])
     n_row, depth, length, *other = layout.chunks
     side = min(SIDE_BY_SIDE, layout.grid[2]) if layout.has_rows else 1
     examples = values.rows((first + part[0]) * n_row, layout.together * n_row)
@@ -169,12 +178,12 @@ def encode_part(layout: ArrayLayout, values: BlockArray, first: int, part: tuple
                 rows = chunk.reshape(n_row, -1) if layout.has_rows else np.empty((0, 1), dtype=layout.dtype)
                 content = compress(chunk)
                 checksum: int = google_crc32c.value(content)
-                pieces += [content, checksum.to_bytes(CHECKSUM_BYTES, "little")]
+                encoded.pieces.extend((content, checksum.to_bytes(CHECKSUM_BYTES, "little")))
                 encoded.places.append((part[0] + number, part[1], place, *rest))
                 encoded.sizes.append(len(content) + CHECKSUM_BYTES)
                 encoded.checksums.append(checksum)
                 encoded.rows.append([google_crc32c.value(row) for row in rows.view(np.uint8)])
-    return replace(encoded, content=b"".join(pieces))
+    return encoded
 
 
 def _is_fill(chunk: np.ndarray, fill: Any) -> bool:
@@ -182,4 +191,4 @@ def _is_fill(chunk: np.ndarray, fill: Any) -> bool:
     if fill != fill:
         # A look at one value of each row tells of nearly all chunks.
         return bool(np.isnan(chunk.reshape(len(chunk), -1)[:, 0]).all()) and bool(np.isnan(chunk).all())
-    return not chunk.reshape(-1).view(np.uint8).max()
+    return not chunk.reshape(-1).view(np.bool_).any()  # which ends at the first that is none

@@ -8,13 +8,14 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import lru_cache, partial
-from itertools import chain, islice
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import chain, islice, starmap
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -25,8 +26,8 @@ from numcodecs import blosc
 
 from schemas import LakeError
 from store.blocks import BlockArray
-from store.encode import EncodedPart, ShardFile, encode_part, parts_of, shard_file
-from store.files import Replacement, write_beside
+from store.encode import EncodedPart, ShardFile, encode_part, part_bytes, parts_of, shard_file
+from store.files import Piece, Replacement, write_beside
 from store.layout import ArrayLayout
 
 PROCESSES = 2
@@ -44,6 +45,8 @@ SURROUNDINGS = {
     "OPENBLAS_NUM_THREADS": "1",
 }
 """Environment of a process."""
+PLACES = 2 * ENCODERS + 1
+"""Parts of a file in memory at a time: one being written, one for each encoder, and as many waiting."""
 END_WITH_PARENT = 1
 """``PR_SET_PDEATHSIG`` of Linux."""
 ALIGNMENT = 64
@@ -69,8 +72,6 @@ class Request:
     layout: ArrayLayout
     shape: tuple[int, ...]
     blocks: list[SharedBlock]
-    n_byte: int
-    """Of the shared memory that the blocks lie in."""
     path: Path
 
 
@@ -193,12 +194,12 @@ class _Process:
         )  # fmt: skip
 
     def write(self, layout: ArrayLayout, values: BlockArray, path: Path) -> Written:
-        blocks, n_byte = self._share(values)
+        blocks = self._share(values)
         child = self.child
         assert child.stdin is not None
         assert child.stdout is not None
         try:
-            pickle.dump(Request(layout, values.shape, blocks, n_byte, path), child.stdin)
+            pickle.dump(Request(layout, values.shape, blocks, path), child.stdin)
             child.stdin.flush()
             written, error = pickle.load(child.stdout)
         except (BrokenPipeError, EOFError, pickle.UnpicklingError) as ended:  # the last: within its reply
@@ -210,8 +211,8 @@ class _Process:
         assert isinstance(written, Written)
         return written
 
-    def _share(self, values: BlockArray) -> tuple[list[SharedBlock], int]:
-        """Blocks copied into the shared memory, and how much of it there is."""
+    def _share(self, values: BlockArray) -> list[SharedBlock]:
+        """Blocks copied into the shared memory."""
         n_byte = sum(block.nbytes + ALIGNMENT for block in values.blocks())
         if self._memory is None or len(self._memory) < n_byte:
             os.ftruncate(self._file, max(n_byte, 1))
@@ -223,7 +224,7 @@ class _Process:
             place[...] = block
             shared.append(SharedBlock(rows, corner, block.shape, end))
             end += -(-block.nbytes // ALIGNMENT) * ALIGNMENT
-        return shared, len(self._memory)
+        return shared
 
     def end(self) -> None:
         assert self.child.stdin is not None
@@ -237,7 +238,8 @@ class _Process:
 
 def serve() -> None:
     """Write what is asked for on the standard input, until that ends: the program of a process."""
-    file, requests, replies = int(sys.argv[1]), SimpleQueue[Request](), sys.stdout.buffer
+    files = int(sys.argv[1]), os.memfd_create("lake-encoded")
+    requests, replies = SimpleQueue[Request](), sys.stdout.buffer
     sys.stdout = sys.stderr
     # Forked before there is any thread: a worker needs what is imported here and nothing else.
     fork = multiprocessing.get_context("fork")
@@ -247,7 +249,7 @@ def serve() -> None:
         while True:
             request = requests.get()
             try:
-                reply: tuple[Written | None, Exception | None] = _written(request, file, pool), None
+                reply: tuple[Written | None, Exception | None] = _written(request, files, pool), None
             except BrokenProcessPool:
                 reply = None, LakeError(ENDED.format(f"encoded {request.layout.name}", "killed"))
             except Exception as error:  # whoever asked raises it
@@ -274,37 +276,69 @@ def _listen(pipe: IO[bytes], requests: "SimpleQueue[Request]") -> None:
         os._exit(0)
 
 
-def _written(request: Request, file: int, pool: ProcessPoolExecutor) -> Written:
-    layout = request.layout
-    parts = pool.map(partial(_encoded, request, file), parts_of(layout))
-    encoded = shard_file(layout, lambda: parts)
-    pieces = _ahead(iter(encoded.pieces))
-    first: Sequence[bytes] = list(islice(pieces, 1))
-    path = write_beside(request.path, chain(first, pieces)) if first else None
+class _LargePieces(ShardFile):
+    """A file of few large pieces; each is hashed while it is written."""
+
+    def counted(self, piece: Piece) -> Iterator[Piece]:
+        hashing = Thread(target=self.sha256.update, args=(piece,))
+        hashing.start()
+        self.size += len(piece)
+        yield piece
+        hashing.join()
+
+
+def _written(request: Request, files: tuple[int, int], pool: ProcessPoolExecutor) -> Written:
+    """Write a file; ``files`` are the shared memory with the blocks and that for encoded content."""
+    with closing(_parts(request, files, pool)) as parts:
+        encoded = shard_file(request.layout, lambda: parts, _LargePieces)
+        pieces = iter(encoded.pieces)
+        first = list(islice(pieces, 1))
+        path = write_beside(request.path, chain(first, pieces)) if first else None
     return Written(path, encoded.size, encoded.digest(), encoded.checksums, encoded.rows)
 
 
-def _ahead(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The same pieces, each taken, and so hashed, while the one before is written."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, pieces, b"")
-        while piece := coming.result():
-            coming = pool.submit(next, pieces, b"")
-            yield piece
+def _parts(request: Request, files: tuple[int, int], pool: ProcessPoolExecutor) -> Generator[EncodedPart]:
+    """Parts of a file in order; a part's content is valid until the next part is asked for."""
+    size = part_bytes(request.layout)
+    os.ftruncate(files[1], max(PLACES * size, os.fstat(files[1]).st_size))
+    content, waiting = _memory(files[1]), deque[tuple[int, Future[EncodedPart]]]()
+
+    def done(begin: int, coming: Future[EncodedPart]) -> EncodedPart:
+        part = coming.result()
+        return replace(part, pieces=[content[begin : begin + sum(part.sizes)]] if part.sizes else [])
+
+    try:
+        for number, part in enumerate(parts_of(request.layout)):
+            if number >= PLACES:
+                yield done(*waiting.popleft())
+            begin = number % PLACES * size
+            waiting.append((begin, pool.submit(_encode, request, files, part, begin, size)))
+        yield from starmap(done, waiting)
+    finally:  # after an error, encoders may not write into the memory of the next file
+        wait([coming for _, coming in waiting])
 
 
-def _encoded(request: Request, file: int, part: tuple[int, ...]) -> EncodedPart:
-    """A part of the file, by an encoder."""
-    memory = _memory(file, request.n_byte)
-    values = BlockArray(request.shape, request.layout.dtype, request.layout.fill)
+def _encode(request: Request, files: tuple[int, int], part: tuple[int, ...], begin: int, size: int) -> EncodedPart:
+    """Encode a part, in an encoder's process; the content goes into the shared memory, from ``begin`` on."""
+    memory, values = _memory(files[0]), BlockArray(request.shape, request.layout.dtype, request.layout.fill)
     for block in request.blocks:
         values.add(block.rows, block.corner, _values_in(memory, block, values.dtype))
-    return encode_part(request.layout, values, 0, part)
+    encoded = encode_part(request.layout, values, 0, part)
+    content, end = _memory(files[1])[begin : begin + size], 0
+    for piece in encoded.pieces:
+        content[end : end + len(piece)] = piece
+        end += len(piece)
+    return replace(encoded, pieces=[])
 
 
-@lru_cache(maxsize=1)
-def _memory(file: int, n_byte: int) -> mmap.mmap:
-    return mmap.mmap(file, n_byte, prot=mmap.PROT_READ)
+def _memory(file: int) -> memoryview:
+    """All of a shared memory, which may have grown."""
+    return memoryview(_mapped(file, os.fstat(file).st_size))
+
+
+@lru_cache(maxsize=2)
+def _mapped(file: int, n_byte: int) -> mmap.mmap:
+    return mmap.mmap(file, n_byte)
 
 
 def _values_in(memory: Any, block: SharedBlock, dtype: np.dtype[Any]) -> np.ndarray:

@@ -22,9 +22,10 @@ from store.processes import PROGRAM, FileProcesses
 pytestmark = pytest.mark.skipif(not FileProcesses.possible(), reason="this system has no memory of no file")
 
 LAYOUT = RunLayout(
-    n_example=27, n_layer=2, n_head=2, hidden=64, n_latent=6, longest_question=3, n_answer=2, capture="latent",
-    dtype="float16", shard_bytes=60_000,
+    n_example=27, n_layer=20, n_head=2, hidden=64, n_latent=6, longest_question=3, n_answer=2, capture="latent",
+    dtype="float16", shard_bytes=600_000,
 )  # fmt: skip
+"""Of more layers, so parts of a file, than are in memory at a time."""
 
 
 @pytest.fixture(scope="module")
