@@ -6,6 +6,7 @@ result keeps of its command (:meth:`lake.running.Terminal.words`) needs the pars
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,12 @@ class Number(click.ParamType[Any]):
             self.fail(f"{value!r} is not a valid {self.what}.", param, ctx)
 
 
+HOME = re.compile(r"((?:[^/=]+=)?)(~[^/]*)(.*)", re.DOTALL)
+"""A place in a home that the shell leaves as it is written: behind ``--lake=`` or ``NAME=``."""
+
+
 class Place(click.ParamType[Any]):
-    """A file, folder or URL as it is written; an empty one, as of a variable unknown to the shell, is none."""
+    """A file, folder or URL; an empty one, as of a variable unknown to the shell, is none."""
 
     def __init__(self, kind: type) -> None:
         self.kind, self.name = kind, "path"
@@ -41,6 +46,9 @@ class Place(click.ParamType[Any]):
         """Read it: ``Path("")`` would be the folder one is in."""
         if not str(value).strip():
             self.fail("it is empty and names no place.", param, ctx)
+        if home := HOME.fullmatch(str(value)):
+            with suppress(RuntimeError):  # nobody is called so: a name like any other
+                value = f"{home[1]}{Path(home[2]).expanduser()}{home[3]}"
         return self.kind(value)
 
 

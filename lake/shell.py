@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,10 +14,14 @@ from lake import completion, flags, printing, running, stopping
 from lake.running import Terminal
 from schemas import FORMAT_VERSION, LakeError, UsageError
 from schemas.command import Analysis, Command, Experiment
+from schemas.csv_files import check_folder
 from schemas.registry import commands, own_commands
 
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.EFBIG)
 """What a disk answers that cannot be written any more."""
+
+NO_PLACE = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+"""What a disk answers of a place that cannot be one, as of a file in which others are to lie."""
 
 SCARCE = ("can't start new thread", "failed to map segment", "annot allocate memory", "size calculation overflowed")
 """What systems say where a thread or a library finds no memory."""
@@ -63,6 +68,8 @@ class Declared(click.Command):
             settings, *target = [flags.read(kind, ctx.params) for kind in self.settings]
             if ctx.params.get("plan") and ctx.params.get("csv"):
                 raise UsageError("--csv does nothing with --plan, which computes no tables; leave one of them out")
+            if isinstance(declared, Analysis | Experiment) and ctx.params["csv"] is not None:
+                check_folder(ctx.params["csv"])
             if isinstance(declared, Analysis):
                 running.run_analysis(declared, settings, ctx.params, terminal)
             elif isinstance(declared, Experiment):
@@ -161,7 +168,7 @@ def _run(arguments: Sequence[str] | None) -> NoReturn:
         line = remote_failure(error, sys.argv if arguments is None else arguments) or machine_failure(error)
         if line is None:
             raise
-        fail(line, 2 if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG else 1)
+        fail(line, 2 if isinstance(error, OSError) and error.errno in NO_PLACE else 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -176,6 +183,8 @@ def machine_failure(error: Exception) -> str | None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return "the disk is full; what is committed stays, free some space and run the same command again"
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error) or type(error).__name__
+        if error.errno in NO_PLACE:
+            return f"{what}; name another place"
         hint = "; what is committed stays, mend that and run the same command again"
         return what + (hint if error.errno in UNUSABLE else "")
     if not isinstance(error, RuntimeError | MemoryError):
@@ -186,8 +195,13 @@ def machine_failure(error: Exception) -> str | None:
     return line and f"{line}; what is committed stays, and the same command goes on from there"
 
 
+SECRET = re.compile(r"(://)[^/@\s]+(?=@)|(://[^\s?]*\?)[^\s;,']+")
+"""Where an address holds what lets one in: a name and password before its host, and what stands behind a ``?``."""
+
+
 def fail(message: str, code: int) -> NoReturn:
     """Say what went wrong in one line and leave; what would move the cursor or colour the terminal is written out."""
     line = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in " ".join(message.split()))
+    line = SECRET.sub(lambda found: f"{found[1] or found[2]}***", line)
     sys.stderr.write(f"lake: {line}\n")
     sys.exit(code)

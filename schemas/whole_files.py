@@ -1,9 +1,30 @@
 """Files outside a lake: each is there whole, or as it was before."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
+
+from schemas.errors import UsageError
+
+
+def check_outside(path: str | os.PathLike[str]) -> None:
+    """Refuse a place in a lake, any lake, for what is no part of it.
+
+    Raises
+    ------
+    UsageError
+        If it is one.
+    """
+    place = Path(path).resolve()
+    for folder in (place, *place.parents):
+        try:
+            document = (folder / "zarr.json").read_bytes()
+        except OSError:
+            continue
+        if b'"kind":"lake"' in document:
+            raise UsageError(f"{path} is inside the lake, which holds nothing but its own files; name another place")
 
 
 @contextmanager
@@ -11,8 +32,10 @@ def beside(path: Path | str) -> Iterator[Path]:
     """Place beside a file, of the same ending; what is written there becomes the file once all went well.
 
     Folders on the way are made, and an empty file there, which shows that one can. Nothing stays if writing fails.
+    In a lake there is no such place (:func:`check_outside`).
     """
     path = Path(path)
+    check_outside(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{uuid4().hex}.partial{path.suffix}")
     try:

@@ -10,6 +10,8 @@ import pytest
 import torch
 import xarray as xr
 
+from lake import shell
+
 CODI = Path(__file__).parent / "data" / "codi_oracle"
 GOOD = [{"question": "Tom has 7 apples.", "answer": "<<3+4=7>> #### 7"}, {"question": "Why?", "answer": 3}]
 
@@ -152,6 +154,36 @@ def test_mistakes_in_the_flags(run, data, tmp_path):
     refused(run("nonsense"), lake, "nonsense")
     for words in (["problems", "--out", " "], ["info", ""], ["query", lake, "select 1", "--csv", ""]):
         refused(run(*words), lake, "empty and names no place")
+
+
+def test_places_of_what_is_written(run, data, tmp_path, monkeypatch):
+    """No table lands in a lake, whichever; a home behind ``=`` is one."""
+    lake = tmp_path / "a.lake"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    code, _, _ = run(*arguments(CODI, data, lake), "--limit", "1", f"--lake=~/{lake.name}")
+    assert (code, (tmp_path / "~").exists()) == (0, False)
+    (tmp_path / "file").touch()
+    for words, message in (
+        (["problems", "--out", lake / "problems"], "inside the lake"),
+        (["analyze", "heads", lake, "--csv", lake], "inside the lake"),
+        (["analyze", "heads", lake, "--csv", tmp_path / "file"], "file is a file; tables go into a folder"),
+        (["problems", "--out", tmp_path / "file"], "name another place"),
+    ):
+        code, _, error = run(*words)
+        assert (code, message in error) == (2, True), error
+    assert not (lake / "problems").exists()
+
+
+def test_what_lets_one_in_at_an_address_is_not_printed(capsys):
+    for url, shown in (
+        ("http://me:secret@host:9/a.lake", "http://***@host:9/a.lake is gone"),
+        ("s3://b/a.lake?token=secret", "s3://b/a.lake?*** is gone"),
+        ("a@b/what?no=3.lake", "a@b/what?no=3.lake is gone"),
+    ):
+        with pytest.raises(SystemExit):
+            shell.fail(f"{url} is gone", 1)
+        assert capsys.readouterr().err == f"lake: {shown}\n"
 
 
 def test_a_lake_of_another_model_is_left_alone(run, data, tmp_path):

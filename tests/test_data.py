@@ -221,6 +221,8 @@ def test_pairs_become_twins_of_one_problem(tmp_path, flat):
         ("[]", "empty list"),
         ('{"question": "a?", "answer": "#### 1"}\n{oops', "line 2 is not JSON"),
         ("[1, 2]", "JSON int"),
+        ('{\n "n": 1,\n "found": []\n}', "is one JSON object, of n, found; it needs a list of problems"),
+        ('{"train": [{"question": "a?"}], "test": [{"question": "b?"}]}', "holds several lists, train, test; write"),
         ('{"answer": "#### 1"}', "line 1 has no question"),
         ('{"question": " \\u200b", "answer": "#### 1"}', "empty question"),
         ('{"question": "a", "answer": ' + "9" * 5000 + "}", "is a number of 5,000 digits"),

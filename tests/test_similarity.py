@@ -127,6 +127,8 @@ def test_runs_over_other_questions_are_refused() -> None:
     other = run.assign(question="other " + run["question"])
     with pytest.raises(UsageError, match="share 0 that have all the positions .of 12 and 12 examples.*same data"):
         similarity(run.sel(position=["bot"]), other.sel(position=["bot"]))
+    with pytest.raises(UsageError, match="^of .* 3 problems have all the positions .of 3 examples.; at least 8 are"):
+        similarity(run.sel(position=["bot"]).isel(example=slice(3)))
 
 
 def test_the_command_compares_every_two_runs_and_the_page_shows_them(tmp_path, capsys) -> None:

@@ -21,6 +21,7 @@ from analyze.sae.codes import sae_codes
 from analyze.sae.dictionary import activation_of
 from schemas import UsageError
 from schemas.codes import dictionaries
+from schemas.whole_files import check_outside
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Progress = Callable[[int, int], None]
@@ -106,6 +107,7 @@ def write_dashboards(
         names = {"model_id": str(run.attrs["run"]).partition("/")[0], "layer": int(layer),
                  "sae_set": f"{variable}-{sae.sizes['feature']}{of_cell}"}  # fmt: skip
         place = folder / f"{names['layer']}-{names['sae_set']}"
+        check_outside(place)
         place.mkdir(parents=True, exist_ok=True)
         for stale in place.glob("batch-*.json"):
             stale.unlink()

@@ -50,12 +50,20 @@ def task_or_reason(
 
 
 def draw_examples(problem: Array, max_examples: int, seed: int) -> Array:
-    """Examples of whole problems drawn at random until ``max_examples``, in order; all of them for 0."""
+    """Examples of whole problems drawn at random until ``max_examples``, in order; all of them for 0.
+
+    Raises
+    ------
+    UsageError
+        If the first that is drawn has more.
+    """
     if not max_examples or len(problem) <= max_examples:
         return np.arange(len(problem))
     unique, inverse, count = np.unique(problem, return_inverse=True, return_counts=True)
     order = np.random.default_rng([seed, 1]).permutation(len(unique))
     taken = order[np.cumsum(count[order]) <= max_examples]
+    if not len(taken):
+        raise UsageError(f"--max-examples {max_examples} is fewer than a problem has, {count.max()}; allow more")
     return np.flatnonzero(np.isin(inverse, taken))
 
 

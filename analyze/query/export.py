@@ -13,7 +13,7 @@ import xarray as xr
 
 from analyze.labels import part_of
 from schemas import UsageError, nearest
-from schemas.whole_files import beside
+from schemas.whole_files import beside, check_outside
 from store import Lake
 
 BLOCK_EXAMPLES = 256
@@ -68,8 +68,7 @@ def export(
     """
     if to.suffix not in WRITERS:
         raise UsageError(f"{to} ends in none of {', '.join(WRITERS)}{nearest(to.suffix, WRITERS)}")
-    if lake.folder is not None and to.resolve().is_relative_to(Path(lake.folder).resolve()):
-        raise UsageError(f"{to} is inside the lake, which holds nothing but its own files; name another place")
+    check_outside(to)
     run_data = lake.open(run, chunks="auto" if to.suffix == ".nc" else None, stored=stored)
     missing = [name for name in variables if name not in run_data.data_vars]
     if missing or not variables:

@@ -18,7 +18,7 @@ from analyze.report.overview import OVERVIEW, about, experiment_rows, opening_se
 from analyze.report.sections import chapters, sections
 from analyze.report.view import Writer, section_view
 from schemas import UsageError, filled
-from schemas.whole_files import write_whole
+from schemas.whole_files import check_outside, write_whole
 from store import open_lake
 
 FOLDER = Path(__file__).parent
@@ -85,8 +85,7 @@ def build_report(
         raise UsageError(f"n_problem is {n_problem}; it must be at least 0")
     if Path(out).exists() and not Path(out).is_dir():
         raise UsageError(f"{out} is a file; the report goes into a folder")
-    if lake.folder is not None and Path(out).resolve().is_relative_to(Path(lake.folder).resolve()):
-        raise UsageError(f"{out} is inside the lake, which holds nothing but its own files; name another place")
+    check_outside(out)
     context = Context(lake, names)
     state = state_of(lake, names, context.results)  # before: what is written meanwhile is not on the page
     writer = Writer(Path(out))

@@ -20,7 +20,7 @@ from analyze.sae.loaded import Loaded
 from analyze.sae.other_libraries import read_dictionary_learning, read_gemma_scope, read_sparsify
 from analyze.sae.saelens import CONFIG_NAME, WEIGHTS_NAME, read_saelens
 from schemas.errors import LakeError, UsageError
-from schemas.whole_files import beside
+from schemas.whole_files import beside, check_outside
 
 LIBRARIES: dict[str, tuple[tuple[str, ...], Callable[[Path], Loaded]]] = {
     "SAELens": ((WEIGHTS_NAME, CONFIG_NAME), read_saelens),
@@ -66,6 +66,7 @@ def save_sae(sae: xr.Dataset, folder: str | Path, *, metadata: Mapping[str, Any]
         one = stacked.isel({d: i for d, i in zip(cell_dims, index, strict=True) if d in stacked.dims})
         cell = {str(d): sae[d][i].item() for d, i in zip(cell_dims, index, strict=True)}
         target = Path(folder, "_".join(f"{d}-{v}" for d, v in cell.items())) if cell else Path(folder)
+        check_outside(target)
         target.mkdir(parents=True, exist_ok=True)
         tensors = _tensors(one, sae.attrs["activation"])
         config = _config(sae, tensors, {"cell": cell, **_plain(metadata or {})})

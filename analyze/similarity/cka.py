@@ -206,6 +206,11 @@ def shared_problems(first: xr.Dataset, second: xr.Dataset, most: int, rng: np.ra
             pairs.append((row, partner))
     if len(pairs) < FEWEST:
         names = [str(run.attrs.get("run", "the run")) for run in (first, second)]
+        if first is second:
+            raise UsageError(
+                f"of {names[0]} {len(pairs)} problems have all the positions (of {first.sizes['example']} examples);"
+                f" at least {FEWEST} are needed: name other --positions, or a run of more problems"
+            )
         raise UsageError(
             f"similarity compares states of the same questions, at least {FEWEST} problems of them; {names[0]} and"
             f" {names[1]} share {len(pairs)} that have all the positions (of {first.sizes['example']} and"

@@ -60,7 +60,7 @@ def _read_text(path: Path) -> list[tuple[str, Any]]:
     lines = [(f"{path} line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not text.lstrip("\ufeff \t\r\n").startswith("{") and AUG_MARK in lines[0][1]:
         return [(where, _aug_row(line, where)) for where, line in lines]
-    whole = _whole_object(text, lines)
+    whole = _whole_object(path, text, lines)
     if whole is not None:
         return _entries(path, whole)
     return [(where, parse(line.removeprefix("\ufeff"), where)) for where, line in lines]
@@ -70,8 +70,8 @@ def _entries(path: Path, rows: Sequence[Any]) -> list[tuple[str, Any]]:
     return [(f"{path} entry {index}", row) for index, row in enumerate(rows, 1)]
 
 
-def _whole_object(text: str, lines: Sequence[tuple[str, str]]) -> list[Any] | None:
-    """Problems of a file that is one JSON object around them, as a list or by name; ``None`` if it is another."""
+def _whole_object(path: Path, text: str, lines: Sequence[tuple[str, str]]) -> list[Any] | None:
+    """Problems of a file that is one JSON object: a list in it, by name, or it alone; ``None`` if lines hold them."""
     try:
         if len(lines) > 1:
             _loads(lines[0][1])
@@ -84,13 +84,24 @@ def _whole_object(text: str, lines: Sequence[tuple[str, str]]) -> list[Any] | No
         return None
     if not isinstance(whole, dict):
         return None
-    lists = [value for value in whole.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
-    is_problem = any(set(form.needs) <= whole.keys() for form in FORMS)
-    if len(lists) == 1 and not is_problem and not {"question", "choices"} & whole.keys():
-        return list(lists[0])
+    lists = [key for key, value in whole.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    is_problem = any(set(form.needs) <= whole.keys() for form in FORMS) or {"clean", "corrupted"} <= whole.keys()
+    if lists and not is_problem and not {"question", "choices"} & whole.keys():
+        if len(lists) > 1:
+            raise UsageError(f"data file {path} holds several lists, {', '.join(lists)}; write the one meant by itself")
+        return list(whole[lists[0]])
     # PrOntoQA's generator: {"example1": {"test_example": {...}}, ...}
     tested = [value.get("test_example") if isinstance(value, dict) else None for value in whole.values()]
-    return tested if tested and all(isinstance(record, dict) for record in tested) else None
+    if tested and all(isinstance(record, dict) for record in tested):
+        return tested
+    if len(lines) == 1:
+        return None
+    if not is_problem:
+        raise UsageError(
+            f"data file {path} is one JSON object, of {', '.join(map(str, whole)) or 'nothing'}; it needs a list of"
+            " problems, or one object per line with question and answer"
+        )
+    return [whole]
 
 
 def _aug_row(line: str, where: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from schemas import UsageError
 from schemas.command import Command, Output, Settings, Shell, setting
+from schemas.whole_files import check_outside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ def write(settings: ProblemSettings, shell: Shell) -> Output:
     )
 
     folder = settings.out
+    check_outside(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if settings.stories:
         from extract.training.stories import write_stories

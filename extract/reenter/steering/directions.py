@@ -25,8 +25,8 @@ def correct_minus_wrong(
     right, wrong = correct & rows, ~correct & rows
     if not right.any() or not wrong.any():
         raise UsageError(
-            f"{target.run} has {right.sum()} rightly and {wrong.sum()} wrongly answered examples to take a direction"
-            " from; it needs both"
+            f"of the {rows.sum()} examples of {target.run} that directions are taken from (half of the problems)"
+            f" {right.sum()} are answered rightly and {wrong.sum()} wrongly; a direction needs both"
         )
 
     def difference(layer: int, position: str) -> np.ndarray:
