@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -16,6 +16,7 @@ from analyze.transfer.command import TransferSettings
 from extract.reenter.ablation.command import AblateSettings, CorruptSettings
 from extract.reenter.sites import EVERY, site_layers
 from extract.reenter.target import Target
+from extract.training.command import TrainCommandSettings
 from schemas import UsageError
 from schemas.flags import flags
 from schemas.registry import commands
@@ -70,6 +71,21 @@ def test_what_an_older_version_stored_is_read() -> None:
     assert HeadSettings.of_spec({"resamples": 1, "seed": 2**70}).resamples == 1  # which would be refused today
     with pytest.raises(UsageError, match="does nothing without"):
         AblateSettings(temperature=0.2)
+
+
+def test_settings_of_another_way_of_training_are_refused() -> None:
+    base: dict[str, Any] = {"base": "b", "data": ("d",), "out": Path("x"), "steps": 1}
+    for wrong, message in (
+        ({"protocol": "direct", "thoughts": 3}, "--thoughts does nothing with --protocol direct"),
+        ({"protocol": "coconut", "teacher_weight": 2.0}, "--teacher-weight does nothing with --protocol coconut"),
+        ({"curriculum": 0.3}, "--curriculum does nothing with --protocol codi, but with coconut"),
+        ({"warmup": 2.0}, "--warmup is 2.0; it must be a share"),
+        ({"clip": 0.0}, "--clip is 0.0"),
+        ({"distillation_weight": -1.0}, "it must be at least 0"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            TrainCommandSettings(**base | wrong)
+    TrainCommandSettings(**base, last_step=True, twins=("pause", "direct"))
 
 
 @pytest.mark.parametrize(

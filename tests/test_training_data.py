@@ -16,7 +16,7 @@ from transformers import (
 
 from extract.model.bases import packaged_base
 from extract.training import stories as module
-from extract.training.data import Example, normalised, read_examples
+from extract.training.data import Example, normalised, read_examples, read_held_out
 from extract.training.loop import Training
 from extract.training.stories import STEPS, draw_stories
 from extract.training.table import Table, draw_batches, shapes_of
@@ -49,6 +49,16 @@ def test_examples_are_read_with_their_steps(tmp_path: Path) -> None:
     name, count, examples = read_examples(f"{write_sums(tmp_path / 'sums.jsonl')}*3")
     assert (name, count, len(examples)) == ("sums", 3, 36)
     assert examples[7] == Example("Tom has 2 and buys 2. How many?", ("<<2+2=4>>",), "4")
+
+
+def test_data_sets_that_are_held_out_have_names_of_their_own(tmp_path: Path) -> None:
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "test.jsonl").write_text('{"question": "1 + 1?", "answer": 2}\n')
+    one, other = (str(tmp_path / folder / "test.jsonl") for folder in ("one", "other"))
+    with pytest.raises(UsageError, match="--validation names two data sets called test; give one as ANOTHER="):
+        read_held_out([one, other])
+    assert list(read_held_out([one, f"more={other}"])) == ["test", "more"]
 
 
 def test_stories_add_up_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:

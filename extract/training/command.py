@@ -18,6 +18,15 @@ TWINS = {
 PREFIX = {"codi": "The answer is:", "coconut": "###"}
 """What stands before the answer, for those of their controls whose own protocol has another."""
 
+DISTILLED = ("codi", "codi-pause", "codi-multipass-pause")
+IN_STAGES = ("coconut", "pause", "multipass-pause")
+TRAINED_WITH = {
+    **dict.fromkeys(("teacher_weight", "distillation_weight", "distillation_scale", "last_step"), DISTILLED),
+    "curriculum": IN_STAGES,
+    "thoughts": (*DISTILLED, *IN_STAGES),
+}
+"""Settings that only some protocols are trained with."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings(Settings):
@@ -33,7 +42,7 @@ class TrainSettings(Settings):
         "codi", "codi-pause", "codi-multipass-pause", "coconut", "pause", "multipass-pause", "direct", "cot"
     ] = setting("codi", "How it thinks, and is trained to; see docs/training.md.")
     lora_rank: int = setting(16, "Rank of the adapters.", least=1)
-    lora_alpha: float = setting(32.0, "Numerator of the adapters' scale, over their rank.")
+    lora_alpha: float = setting(32.0, "Numerator of the adapters' scale, over their rank.", least=1e-12)
     thoughts: int = setting(6, "Number of thoughts.", least=1)
     steps: int | None = setting(None, "Steps in all.", least=1)
     minutes: float | None = setting(None, "Minutes in all; the learning rate follows the time.", least=1e-6)
@@ -43,10 +52,10 @@ class TrainSettings(Settings):
     longest: int = setting(256, "Longer problems, in tokens with chain and answer, are left out.", least=1)
     learning_rate: float = setting(5e-4, "Highest learning rate.", least=1e-12)
     warmup: float = setting(0.03, "Share of the training in which the rate rises.")
-    weight_decay: float = setting(0.01, "Of AdamW.")
-    clip: float = setting(1.0, "Longest gradient.")
-    teacher_weight: float = setting(1.0, "CODI: weight of the written chain's loss.")
-    distillation_weight: float = setting(1.0, "CODI: weight of the distance to the teacher's states.")
+    weight_decay: float = setting(0.01, "Of AdamW.", least=0)
+    clip: float = setting(1.0, "Longest gradient.", least=1e-12)
+    teacher_weight: float = setting(1.0, "CODI: weight of the written chain's loss.", least=0)
+    distillation_weight: float = setting(1.0, "CODI: weight of the distance to the teacher's states.", least=0)
     distillation_scale: Literal["layer", "component"] = setting(
         "layer", "CODI: over what that distance is: the standard deviation of a layer, or of each component by itself."
     )
@@ -67,6 +76,8 @@ class TrainSettings(Settings):
             raise UsageError("say how long to train: either --steps or --minutes")
         if not 0 <= self.curriculum < 1:
             raise UsageError(f"--curriculum is {self.curriculum}; it must be at least 0 and below 1")
+        if not 0 <= self.warmup <= 1:
+            raise UsageError(f"--warmup is {self.warmup}; it must be a share, from 0 to 1")
         if self.graphs and self.accumulate > 1:
             raise UsageError("--graphs records whole steps; leave --accumulate out")
 
@@ -95,7 +106,7 @@ class TrainCommandSettings(TrainSettings):
         (), "Problems held out, whose accuracy is watched.", metavar="FILE", repeat=True
     )
     device: str = setting("cpu", "Where the model runs: cpu, cuda, cuda:1, mps.", metavar="cpu|cuda|cuda:N|mps")
-    save_every: float = setting(60.0, "Seconds between saves.")
+    save_every: float = setting(60.0, "Seconds between saves.", least=0)
     twins: tuple[Literal["decodable", "pause", "multipass-pause", "direct", "cot"], ...] = setting(
         (), "Controls trained after the model, in folders called as its own and the kind."
     )
@@ -111,6 +122,7 @@ class TrainCommandSettings(TrainSettings):
             if not self.data:
                 raise UsageError("train --base: name what to train on with --data")
             super().__post_init__()
+            self._check_protocol()
         elif self.twins or self.control_of is not None:
             raise UsageError("train --twins, --control-of: small models have controls of their own; see --help")
         else:
@@ -132,6 +144,16 @@ class TrainCommandSettings(TrainSettings):
                 "train --twins decodable: it goes on from its model's own training; train the model here, without"
                 " --control-of"
             )
+
+    def _check_protocol(self) -> None:
+        """Refuse what another protocol than the one asked for is trained with."""
+        for flag in flags(type(self)):
+            value, protocols = getattr(self, flag.name), TRAINED_WITH.get(flag.name, (self.protocol,))
+            if self.protocol not in protocols and value != flag.default:
+                raise UsageError(
+                    f"{flag.option} does nothing with --protocol {self.protocol}, but with {', '.join(protocols)};"
+                    " leave it out"
+                )
 
 
 def trainings(settings: TrainCommandSettings) -> Iterator[tuple[TrainSettings, Path, Control | None]]:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from extract.run.data import Problems, number_text, read_problems
@@ -55,6 +55,23 @@ def read_examples(source: str) -> tuple[str, int, list[Example]]:
     if not examples:
         raise UsageError(f"{source} has no problem whose answer is a whole number from 0 on")
     return name, int(count or 1), examples
+
+
+def read_held_out(sources: Sequence[str]) -> dict[str, list[Example]]:
+    """Problems of each file that is held out, by its name.
+
+    Raises
+    ------
+    UsageError
+        As :func:`read_examples`; and if two are called alike, as only one of them would be asked.
+    """
+    held_out: dict[str, list[Example]] = {}
+    for source in sources:
+        name, _, examples = read_examples(source)
+        if name in held_out:
+            raise UsageError(f"--validation names two data sets called {name}; give one as ANOTHER={source}")
+        held_out[name] = examples
+    return held_out
 
 
 def _steps(problems: Problems) -> Iterator[tuple[str, ...]]:

@@ -25,7 +25,7 @@ from extract.model.checkpoint import SETTINGS
 from extract.model.load import new_reasoner
 from extract.model.protocols import COCONUT
 from extract.training.command import TrainSettings
-from extract.training.data import Example, normalised, read_examples
+from extract.training.data import Example, normalised, read_examples, read_held_out
 from extract.training.graphs import Graphs, weighed
 from extract.training.losses import draw_exchanged, losses
 from extract.training.state import STATE, WEIGHTS, begin_with, mark_of, progress_of, read_state, state_control
@@ -291,7 +291,7 @@ def train(
     run = Training(settings, device, model)
     if state is not None:
         run.load_state(state)
-    held_out = {name: examples for name, _, examples in map(read_examples, validation)}
+    held_out = read_held_out(validation)
     tables = {name: Table(run.reasoner, examples) for name, examples in held_out.items()}
 
     def save() -> None:
