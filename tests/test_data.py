@@ -307,6 +307,10 @@ def test_what_is_no_pair_id_joins_nothing_and_halves_alone_are_told(tmp_path):
     assert problems.columns["problem"][1].tolist() == [0, 1, 2, 3, 4, 4, 5, 5, 6]
     assert problems.columns["pair"][1].tolist() == [-1, -1, -1, -1, 0, 0, 1, 2, 3]
     assert f"other half is not there: 3, as that of {tmp_path}/a.jsonl line 7" in " ".join(problems.notes)
+    assert "become no pair" not in " ".join(problems.notes)
+    rows[4]["variant"] = "Clean"
+    problems = read_problems(write(tmp_path / "a.jsonl", rows))
+    assert "neither clean nor corrupted: 1, as 'Clean' of" in " ".join(problems.notes)
 
 
 def test_one_problem_with_parts_is_that_problem(tmp_path):

@@ -277,7 +277,7 @@ def _step_columns(problems: Sequence[_Problem]) -> tuple[Columns, int, list[str]
 
 
 def _notes_on_questions(problems: Sequence[_Problem], texts: list[str], golds: list[str]) -> list[str]:
-    """Questions that are asked again with another answer, and pairs of which one half is missing."""
+    """Questions that are asked again with another answer, pairs of which one half is missing, rows of none."""
     notes = []
     first: dict[str, int] = {}
     other = [index for index, text in enumerate(texts) if golds[index] != golds[first.setdefault(text, index)]]
@@ -289,6 +289,11 @@ def _notes_on_questions(problems: Sequence[_Problem], texts: list[str], golds: l
     halves = Counter(problem.pair for problem in problems if problem.pair >= 0)
     if alone := [problem.where for problem in problems if halves[problem.pair] == 1]:
         notes.append(f"halves of pairs whose other half is not there: {len(alone)}, as that of {alone[0]}")
+    if apart := [problem for problem in problems if problem.pair < 0 and _pair_key(problem.row)]:
+        notes.append(
+            f"rows with a pair_id that become no pair, as their variant is neither clean nor corrupted: {len(apart)},"
+            f" as {apart[0].variant!r} of {apart[0].where}"
+        )
     return notes
 
 
