@@ -112,11 +112,12 @@ def test_every_command_that_the_page_prints_runs_and_makes_what_it_names(
     made = build_report(lake, lake.with_name("page"), n_problem=2)
     assert str(lake.parent) not in made.page.read_text()
     assert not made.broken
-    # Probes are slow; transfer needs more problems; the others a crosscoder, and runs that hold the parts of blocks.
+    # Probes are slow; transfer needs more problems; the others a crosscoder, runs that hold the parts of blocks, and a
+    # decoder.
     not_run = {"linear-probes", "step-probes", "transfer", "transfer-sae", "transfer-lens"}
-    assert set(made.missing) <= not_run | {"shared-features", "attribution"}
+    assert set(made.missing) <= not_run | {"shared-features"}
     kinds = {result.kind for result in open_lake(lake).results()}
-    beyond = {"probes", "attribution", "shared_features", "transfer", "transfer_sae", "transfer_lens"}
+    beyond = {"probes", "attribution", "decode", "shared_features", "transfer", "transfer_sae", "transfer_lens"}
     assert kinds >= {need.split()[0] for section in sections() for need in section.needs} - beyond
     assert kinds <= set(by_kind())
     # Each result's own command is on the page, and is the one that made it.

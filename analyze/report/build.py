@@ -39,7 +39,7 @@ class Report:
     problems: dict[str, int]
     """Problems that can be picked on the page, by run: as many as were asked for, or all of the run."""
     missing: tuple[str, ...]
-    """Experiments whose results are not in the lake."""
+    """Experiments whose results are not in the lake, and which a command would make of its runs."""
     broken: dict[str, str]
     """Experiments whose results could not be read, and why."""
 
@@ -117,7 +117,9 @@ def _report(path: Path, writer: Writer, shown: dict[str, dict[str, Any]], data: 
         n_table=writer.n_table,
         sections=tuple(slug for slug, view in shown.items() if view["headline"]),
         problems={run["name"]: len(run["problems"]["items"]) for run in data["runs"]},
-        missing=tuple(slug for slug, view in shown.items() if not view["headline"] and slug not in broken),
+        missing=tuple(
+            slug for slug, view in shown.items() if view["commands"] and not view["headline"] and slug not in broken
+        ),
         broken=broken,
     )
 
