@@ -62,11 +62,14 @@ def counted(data: xr.Dataset) -> dict[str, Any]:
     """How many thoughts got which verdict, in words."""
     thoughts = thoughts_of(thought_rows(data))
     told_of: dict[str, Any] = {"n_thought": len(thoughts)}
-    for question in (READABLE, USED):
+    for question, verb in ((READABLE, "can be"), (USED, "are")):
         verdicts = thoughts[f"{question}_verdict"].value_counts()
         n_yes = int(verdicts.get(YES, 0))
-        told_of[question] = "all" if n_yes == len(thoughts) else str(n_yes or "none")
+        count = "all" if n_yes == len(thoughts) else str(n_yes or "none")
         left = [f"{verdicts[verdict]} {verdict}" for verdict in (UNDECIDED, UNMEASURED) if verdicts.get(verdict, 0)]
+        # That none is would say more than the intervals.
+        short, whole = ("none told to be", "none are told to be") if left and not n_yes else (count, f"{count} {verb}")
+        told_of |= {question: short, f"{question}_are": whole}
         told_of[f"{question}_open"] = f" ({', '.join(left)})" if left else ""
     n_alike = len(as_in_control(thoughts))
     told_of["used_alike"] = f", {n_alike} of them not told from a control" if n_alike else ""
