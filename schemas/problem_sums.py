@@ -58,3 +58,12 @@ def effective_trials(total: Array, n: Array, sums: Array) -> Array:
         spread = np.where(spread > 1e-12 * of_counted, spread, 0)  # rounding, of problems that all have the same share
         trials = share * (1 - share) * n**2 / spread
     return np.asarray(np.clip(np.where(spread > 0, trials, n_problem), np.minimum(1, n), n))
+
+
+def other_rows(problem: Array, rng: np.random.Generator) -> Array:
+    """For each example the first one of another problem: all problems in one random ring, each the next one's."""
+    unique, first, inverse = np.unique(problem, return_index=True, return_inverse=True)
+    order = rng.permutation(len(unique))
+    following = np.empty(len(unique), dtype=int)
+    following[order] = np.roll(order, -1)
+    return np.asarray(first[following[inverse]])

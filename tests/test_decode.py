@@ -128,16 +128,14 @@ def test_a_decoder_that_does_not_fit_is_refused(tmp_path: Path, call: Any) -> No
         decode(target)
 
 
-class Planted:
-    """A run of four problems, of which the last has one step."""
-
-    data = xr.Dataset(
-        {
-            "intermediate_result": (("example", "step"), [[3.0, 6], [4, 8], [5, 10], [6, np.nan]]),
-            "expression": (("example", "step"), [["1+2", "3*2"], ["2+2", "4*2"], ["4+1", "5*2"], ["3+3", ""]]),
-        },
-        coords={"example": [0, 1, 2, 3], "problem": ("example", [0, 1, 2, 3])},
-    )
+PLANTED = xr.Dataset(
+    {
+        "intermediate_result": (("example", "step"), [[3.0, 6], [4, 8], [5, 10], [6, np.nan]]),
+        "expression": (("example", "step"), [["1+2", "3*2"], ["2+2", "4*2"], ["4+1", "5*2"], ["3+3", ""]]),
+    },
+    coords={"example": [0, 1, 2, 3], "problem": ("example", [0, 1, 2, 3])},
+)
+"""Four problems, of which the last has one step."""
 
 
 def test_steps_are_looked_for_in_what_is_written() -> None:
@@ -151,7 +149,7 @@ def test_steps_are_looked_for_in_what_is_written() -> None:
     )  # fmt: skip
     known = np.ones((4, 2), dtype=bool)
     known[3, 1] = False
-    found = shares(texts, known, Planted, Planted.data["intermediate_result"].values, seed=0)  # type: ignore[arg-type]
+    found = shares(texts, known, PLANTED, seed=0)
     assert found["n_step"][1].tolist() == [[4, 3], [3, 3]]
     np.testing.assert_allclose(found["result_share"][1], [[3 / 4, 0], [0, 2 / 3]])
     np.testing.assert_allclose(found["expression_share"][1], [[2 / 4, 0], [0, 2 / 3]])

@@ -19,6 +19,7 @@ from analyze.pieces import pieces_in
 from analyze.traces.problems import N_OPERAND, NumberProblems, Problems, Solution, WordProblems, graph_of, problems_of
 from analyze.traces.readings import Readings, joined, read_states
 from schemas import UsageError
+from schemas.problem_sums import other_rows
 from schemas.resampling import mean_interval
 from schemas.statistics import share_interval
 
@@ -214,15 +215,6 @@ class Solver:
         """What :func:`_solved` gives of each call."""
         solve = self.memory.cache(_solved, ignore=["problems", "read"])
         return spread(solve, calls, [self.problems, self.read, list(self.positions), self.mark, self.best])
-
-
-def other_rows(problem: Array, rng: np.random.Generator) -> Array:
-    """For each example the first one of another problem: all problems in one random ring, each the next one's."""
-    unique, first, inverse = np.unique(problem, return_index=True, return_inverse=True)
-    order = rng.permutation(len(unique))
-    following = np.empty(len(unique), dtype=int)
-    following[order] = np.roll(order, -1)
-    return np.asarray(first[following[inverse]])
 
 
 def _positions(run: xr.Dataset, positions: Sequence[str] | None) -> list[str]:

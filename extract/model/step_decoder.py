@@ -53,7 +53,6 @@ class StepDecoder:
         max_new_tokens
             Longest step, end token included.
         """
-        words = self.reasoner.model.get_input_embeddings()  # type: ignore[operator]
         fed = torch.from_numpy(np.ascontiguousarray(vectors, dtype="float32")).to(self.reasoner.device)
         tokens: list[list[int]] = [[] for _ in vectors]
         ended, total, cache = np.zeros(len(vectors), dtype=bool), np.zeros(len(vectors)), None
@@ -70,7 +69,7 @@ class StepDecoder:
                 tokens[row].append(int(likeliest[row]))
             if ended.all():
                 break
-            fed = words(likeliest).float()
+            fed = self.reasoner._embed(likeliest).float()
         return Written(tokens, ended, total)
 
 

@@ -12,7 +12,7 @@ from extract.reenter.target import Target
 from extract.run.chains import parse_chain
 from schemas import UsageError, nearest
 from schemas.answers import equal_answers
-from schemas.problem_sums import problem_of
+from schemas.problem_sums import other_rows, problem_of
 from schemas.statistics import share_interval
 
 BATCH = 64
@@ -60,11 +60,13 @@ def decode(target: Target, settings: DecodeSettings | None = None) -> xr.Dataset
             f"decode: {strange[0]} is no thought of {target.run}; there are {', '.join(target.thoughts)}"
             + nearest(strange[0], target.thoughts)
         )
-    steps = target.data["intermediate_result"].values.astype(float)
+    steps = target.data["intermediate_result"]
     if not np.isfinite(steps).any():
         raise UsageError(
             f"decode: no problem of {target.run} has a step with a result that texts could be held against"
         )
+    if len(np.unique(problem_of(target.data))) < 2:
+        raise UsageError("decode: one problem has no other beside which its steps could be looked for; take more")
     decoder = load_step_decoder(target.checkpoint, target.reasoner, settings.decoder)
     vectors = np.stack([target.values.column("latent_embedding", -1, name) for name in positions], axis=1)
     known = np.isfinite(vectors).all(-1)
@@ -92,18 +94,18 @@ def decode(target: Target, settings: DecodeSettings | None = None) -> xr.Dataset
         coords={
             "example": target.data["example"].values,
             "position": np.array(positions, dtype=object),
-            "step": np.arange(steps.shape[1]),
+            "step": np.arange(steps.sizes["step"]),
         },
         attrs={"seed": settings.seed, "max_new_tokens": settings.max_new_tokens},
     )
-    return out.assign(shares(out["text"].values, known, target, steps, settings.seed))
+    return out.assign(shares(out["text"].values, known, target.data, settings.seed))
 
 
-def shares(texts: Array, known: Array, target: Target, steps: Array, seed: int) -> dict[str, tuple[object, Array]]:
+def shares(texts: Array, known: Array, run: xr.Dataset, seed: int) -> dict[str, tuple[object, Array]]:
     """How often a text has a step's result, another problem's, and its expression, with intervals over problems."""
-    problem = problem_of(target.data)
-    stated = np.vectorize(bare, otypes=[object])(target.data["expression"].values)
-    other = other_rows(problem, seed)
+    problem, steps = problem_of(run), run["intermediate_result"].values.astype(float)
+    stated = np.vectorize(bare, otypes=[object])(run["expression"].values)
+    other = other_rows(problem, np.random.default_rng(seed))
     written = [[parse_chain(str(text)) for text in row] for row in texts]
     longest = max([1, *(len(chain) for row in written for chain in row)])
     results, expressions = np.full((*texts.shape, longest), np.nan), np.full((*texts.shape, longest), "", dtype=object)
@@ -134,14 +136,3 @@ def shares(texts: Array, known: Array, target: Target, steps: Array, seed: int) 
 def bare(expression: object) -> str:
     """An expression without spaces."""
     return re.sub(r"\s", "", str(expression))
-
-
-def other_rows(problem: Array, seed: int) -> Array:
-    """For each example the first one of another problem: all problems in one random ring, each the next one's."""
-    unique, first, inverse = np.unique(problem, return_index=True, return_inverse=True)
-    if len(unique) < 2:
-        raise UsageError("decode: one problem has no other beside which its steps could be looked for; take more")
-    order = np.random.default_rng(seed).permutation(len(unique))
-    following = np.empty(len(unique), dtype=int)
-    following[order] = np.roll(order, -1)
-    return np.asarray(first[following[inverse]])
