@@ -7,12 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from uuid import uuid4
 
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from schemas import SpecMismatchError
-from store.files import CLAIM, read_bytes
+from store.files import CLAIM, read_bytes, set_bytes
 from store.location import local_path, open_store
 
 # Bound to the descriptor, so that closing another one of the same file does not drop it; Linux only.
@@ -56,19 +57,29 @@ def lake_lock(location: str | os.PathLike[str], group: str = "", made_from: str 
 
 @contextmanager
 def _claimed(location: str | os.PathLike[str], group: str, made_from: bytes) -> Iterator[None]:
-    """Claim a group by an object that is put where there is none, says what it is made from, and goes afterwards."""
+    """Claim a group by an object that is put where there is none, says what it is made from, and goes afterwards.
+
+    Who finds a claim of its own kind shares it. One that is shared goes once the group is made, and stays where one of
+    them is stopped: another may still write.
+    """
     store, key = open_store(location, read_only=False), f"{group}/{CLAIM}"
+    alone = made_from + b" " + uuid4().hex.encode()
     while (held := read_bytes(store, key)) is None:
-        sync(store.set_if_not_exists(key, default_buffer_prototype().buffer.from_bytes(made_from)))
-    if held != made_from:
+        sync(store.set_if_not_exists(key, default_buffer_prototype().buffer.from_bytes(alone)))
+    if held.partition(b" ")[0] != made_from:
         raise SpecMismatchError(
             f"another process is making {group!r} in {location} from something else, or was stopped while it did;"
             f" wait for it or, if there is none, remove {location}/{key}, and give the command again"
         )
+    if held != alone:
+        set_bytes(store, key, made_from)
+    made = False
     try:
         yield
+        made = True
     finally:
-        sync(store.delete(key))
+        if made or read_bytes(store, key) == alone:
+            sync(store.delete(key))
 
 
 class ShardClaim:

@@ -27,6 +27,7 @@ from extract.run.extract import extract
 from extract.run.plan import plan
 from schemas import CorruptLakeError, LakeError, MissingRunError, SpecMismatchError, UsageError
 from store import RunLayout, create_run, open_lake, verify
+from store.claim import lake_lock
 from store.files import read_bytes, set_bytes
 from store.location import open_store
 
@@ -139,6 +140,18 @@ def test_of_two_who_make_a_run_otherwise_at_once_one_is_told(
     assert open_lake(place).attributes("m/d")["spec"]["dtype"] == "float16"
     assert open_lake(place).open("m/d", uncommitted=True)["problem"].values.tolist() == [0, 1, 2, 3]
     assert not read_bytes(open_store(place), "m/d/claim")
+
+
+def test_a_claim_that_is_shared_outlives_one_who_is_stopped(bucket: str) -> None:
+    place = f"{bucket}/shared.lake"
+    with pytest.raises(KeyboardInterrupt), lake_lock(place, "m/d", "one"):
+        raise KeyboardInterrupt
+    with lake_lock(place, "m/d", "two"):  # nobody shared that claim, and it is gone
+        with pytest.raises(KeyboardInterrupt), lake_lock(place, "m/d", "two"):
+            raise KeyboardInterrupt
+        with pytest.raises(SpecMismatchError, match="from something else"), lake_lock(place, "m/d", "three"):
+            pass
+    assert read_bytes(open_store(place), "m/d/claim") is None
 
 
 def read_what_lies_at(place: str, key: str, example: slice | int) -> None:
