@@ -16,6 +16,7 @@ NumberRule = Literal["default", "reports"]
 _NUMBER = r"-?\d+(?:\.\d+)?"
 _NO_MORE_THAN_A_SIGN = re.compile(r"[\W_]*(?:(?:[a-z]{1,3}|minus|negative)[\W_]+)?", re.IGNORECASE)
 _RESULT_FOLLOWS = re.compile(r"(?:[=:\u2192]|->|>>|\b(?:is|are|equals|be))\s*$", re.IGNORECASE)
+_ANOTHER_UNKNOWN = re.compile(r"\d\W*(?:,|;|\b(?:and|or)\b)\s*[A-Za-z]\s*=\s*$")  # x = 5, y =
 # The reports try these in order; the first that is found anywhere wins.
 _REPORTS = (
     re.compile(rf"####\s*({_NUMBER})", re.IGNORECASE),
@@ -102,7 +103,8 @@ def _one_number(answer: str) -> Fraction:
         raise ValueError("which is no number")
     last = numbers[-1]
     left, prefix = before(parts[-1], last)
-    if len(numbers) > 1 and (len(parts) == 2 or not _RESULT_FOLLOWS.search(left)):
+    alone = _RESULT_FOLLOWS.search(left) and not _ANOTHER_UNKNOWN.search(left)
+    if len(numbers) > 1 and (len(parts) == 2 or not alone):
         raise ValueError("which has several numbers; write one, after ####")
     value = None if overlooks(parts[-1], last) else value_of(parts[-1], last)
     if value is None:

@@ -166,6 +166,8 @@ def overlooks(text: str, match: re.Match[str]) -> bool:
         return True
     if re.match(r"\s?[xyz]\b|i\b|\s?!", text[match.end() :]) or re.fullmatch(r"\s*[\d.]+\s*:", left):
         return True
+    if "." in match[0] and re.match(r"\.\.|\u2026", text[match.end() :]):  # 0.333... goes on
+        return True
     if _MULTIPLIED.search(left) or (not prefix and _ENDS_IN_LETTER.search(left.removesuffix("/"))):
         return True
     return _sign(left, prefix) == 1 and re.search(_MINUS, prefix) is not None

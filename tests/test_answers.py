@@ -92,7 +92,8 @@ def test_what_could_be_two_numbers_or_fits_no_float_is_none(written):
     "text", ["#### 3-5", "3 to 5", "x-5", "debt - 5", "A5", "#### 5 #### 6", "#### 18 (9 each)", "12 34", "- 3\n- 4",
              "2x", "3 : 2", "5!", "120 = 5!", "5i", "half of 10", "twice 5", "5+", "$5+",
              "at least 5", "no more than 5", "5 or more", "over 5", "5 at most", "about 5", "~$5", r"\approx 5",
-             "5 or so", "5ish", "5 apples (approx)", "5 -", "5 below zero", "not 5", "\u00bd5"]
+             "5 or so", "5ish", "5 apples (approx)", "5 -", "5 below zero", "not 5", "\u00bd5", "x = 5, y = 3",
+             "x=5 or x=3", "0.333..."]
 )  # fmt: skip
 def test_a_gold_answer_is_one_number(text):
     with pytest.raises(ValueError, match=r"^which "):

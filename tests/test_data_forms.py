@@ -39,6 +39,9 @@ FORMS = {
         "stem": "Where is a door that turns?",
         "choices": [{"label": a, "text": b} for a, b in zip(*CHOICES.values(), strict=True)]}},
         ASKED, "A", "choice", []),
+    **{f"mmlu, answered by {answer!r}": (
+        {"question": "Where is a door that turns?", where: CHOICES["text"], "answer": answer}, ASKED, "B", "choice", [])
+        for where, answer in [("choices", 1), ("options", "B"), ("choices", "library")]},
     "math": ({"problem": "Half?", "solution": r"It is $\boxed{\frac{1}{2}}$.", "level": "Level 1"},
              "Half?", "0.5", "number", []),
     "math, a text": ({"problem": "Which?", "solution": r"So \boxed{\text{odd}}."}, "Which?", r"\text{odd}", "text", []),
@@ -57,6 +60,29 @@ def test_forms_of_published_data_sets(tmp_path, name):
         *(problems.columns[key][1][0] for key in ("expression", "operation", "intermediate_result")), strict=True
     )
     assert [step for step in found if step[0]] == steps
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"choices": {"label": ["A", "B"], "text": ["x"]}, "answerKey": "A"}, "not as many letters as texts"),
+        ({"choices": {"label": ["A", "B"], "text": ["x", None]}, "answerKey": "A"}, "not as many letters as texts"),
+        ({"choices": {"label": ["A", "A"], "text": ["x", "y"]}, "answerKey": "A"}, "called A, A; each needs a letter"),
+        ({"choices": [{"text": "x"}, {"text": "y"}], "answerKey": "A"}, "not as many letters as texts"),
+        ({"options": list("uvwxyz"), "answer": "F"}, "more than A to E"),
+        ({"choices": ["x", "y"], "answerKey": "C"}, "'C', which is none of its choices A, B"),
+        ({"choices": ["B", "A"], "answer": "A"}, "'A', which is none of its choices A, B, or two"),
+        ({"Question": "number0 and number2?", "Numbers": "3 4", "Answer": 7}, "'3 4' without number2"),
+    ],
+)
+def test_questions_that_would_be_asked_without_a_part_are_refused(tmp_path, row, told):
+    with pytest.raises(UsageError, match=f"d.json entry 1 has .*{told}"):
+        read_problems(written(tmp_path / "d.json", [{"question": "Where?", **row}]))
+
+
+def test_what_a_question_may_need_and_does_not_ask_is_told(tmp_path):
+    problems = read_problems(written(tmp_path / "d.json", [{"question": "Is it?", "passage": "..", "answer": True}]))
+    assert "fields that are not asked, though a question may need them: passage" in problems.notes
 
 
 def test_the_same_rows_from_every_kind_of_file(tmp_path):

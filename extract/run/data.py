@@ -24,7 +24,7 @@ from extract.run.chains import (
 )
 from extract.run.columns import Columns, extra_columns
 from extract.run.files import HUB, Row, mapping, read_rows
-from extract.run.forms import check_answer, form_of, read_golds
+from extract.run.forms import Read, check_answer, form_of, read_golds
 from schemas import MODEL_VARIABLES, AnswerKind, UsageError, fingerprint, number_text
 from schemas.asked import asked
 from schemas.checks import check_whole
@@ -34,6 +34,8 @@ __all__ = ["Problems", "number_text", "parse_chain", "read_problems"]
 
 _EITHER = re.compile(r"\b(\w+) or (?:an? )?(\w+)\?\s*$")
 """How a question asks between two words."""
+_OFTEN_ASKED = {"passage", "context", "premise", "choices", "options", "Body"}
+"""Fields without which a question may make no sense."""
 _OPPOSITE = {"True": "False", "true": "false", "Yes": "No", "yes": "no", "TRUE": "FALSE", "YES": "NO"}
 _OPPOSITE |= {value: key for key, value in _OPPOSITE.items()}
 
@@ -125,13 +127,15 @@ def read_problems(
     problems = _flatten(rows)
     problems = problems if limit is None else problems[:limit]
     form = form_of(problems[0].row, problems[0].where, question_field, answer_field)
-    questions = [_question(form.question(problem.row), problem.where) for problem in problems]
-    answers = [check_answer(form.answer(problem.row), problem.where) for problem in problems]
+    questions = [_question(_read(form.question, problem), problem.where) for problem in problems]
+    answers = [check_answer(_read(form.answer, problem), problem.where) for problem in problems]
     kind, golds = read_golds(answers, [problem.where for problem in problems], answer)
     columns, notes = _columns(problems, questions, golds, kind)
     consumed = {*form.needs, "full_answer", "clean", "corrupted", *(GRAPH_FIELDS if "distractor" in columns else ())}
     extra, more = extra_columns([problem.row for problem in problems], consumed, CHAIN_FIELDS, columns)
     columns |= extra
+    if beside := sorted(_OFTEN_ASKED & {key for problem in problems for key in problem.row}.difference(consumed)):
+        more.append(f"fields that are not asked, though a question may need them: {', '.join(beside)}")
     content = {key: _hashable(np.asarray(values, dtype=object).tolist()) for key, (_, values) in columns.items()}
     return Problems(
         name=name,
@@ -186,6 +190,13 @@ def _pair_key(row: Mapping[str, Any]) -> str:
         return ""
     whole = isinstance(value, float | Decimal) and value == value // 1
     return str(int(value) if whole else value).strip()
+
+
+def _read(read: Read, problem: _Problem) -> Any:
+    try:
+        return read(problem.row)
+    except ValueError as error:
+        raise UsageError(f"{problem.where} has {error}") from error
 
 
 def _question(question: Any, where: str) -> str:

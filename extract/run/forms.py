@@ -22,6 +22,7 @@ class Form:
     needs: tuple[str, ...]
     """Fields of its first row by which it is known; they become no columns."""
     question: Read
+    """May raise ValueError, whose message goes on after "has", as may the answer's."""
     answer: Read
 
 
@@ -48,32 +49,58 @@ def _first(name: str) -> Read:
 
 def _with_numbers(row: Mapping[str, Any]) -> Any:
     """MAWPS's question with its numbers in their places: whole ones without ``.0``."""
-    question = row.get("Question")
-    for index, number in reversed(list(enumerate(str(row.get("Numbers", "")).split()))):
-        question = question.replace(f"number{index}", number.removesuffix(".0")) if isinstance(question, str) else None
+    question, numbers = row.get("Question"), row.get("Numbers")
+    if not isinstance(question, str):
+        return None
+    each = [] if numbers is None or isinstance(numbers, list) else str(numbers).split()
+    for index, number in reversed(list(enumerate(each))):
+        question = question.replace(f"number{index}", number.removesuffix(".0"))
+    if missing := re.search(r"\bnumber\d+", question):
+        raise ValueError(f"Numbers {numbers!r} without {missing[0]} of its question")
     return question
+
+
+def _choices(row: Mapping[str, Any]) -> tuple[Any, dict[str, str]]:
+    """A question's stem, and the text of each choice by its letter."""
+    asked = row.get("question")
+    stem, given = (asked.get("stem"), asked.get("choices")) if isinstance(asked, Mapping) else (asked, None)
+    given = next((choices for choices in (given, row.get("choices"), row.get("options")) if choices is not None), None)
+    labels: Any = list("ABCDE")
+    texts: Any = given
+    if isinstance(given, Mapping):
+        labels, texts = given.get("label"), given.get("text")
+    elif isinstance(given, list) and all(isinstance(choice, Mapping) for choice in given):
+        labels, texts = ([choice.get(field) for choice in given] for field in ("label", "text"))
+    elif isinstance(given, list):
+        labels = labels[: len(given)]
+    plain = isinstance(labels, list) and isinstance(texts, list)
+    if not plain or not all(isinstance(each, str) for each in [*labels, *texts]) or len(labels) != len(texts):
+        raise ValueError("choices that are not as many letters as texts, or more than A to E")
+    if len({*labels}) < len(labels) or not labels:
+        raise ValueError(f"choices called {', '.join(labels) or 'nothing'}; each needs a letter of its own")
+    return stem, dict(zip(labels, texts, strict=True))
 
 
 def _with_choices(row: Mapping[str, Any]) -> Any:
     """A question of several choices: its stem, and a line ``A: ...`` for each."""
-    asked = row.get("question")
-    stem, choices = (asked.get("stem"), asked.get("choices")) if isinstance(asked, Mapping) else (asked, None)
-    choices = choices if choices is not None else row.get("choices")
-    if isinstance(choices, Mapping):
-        label, text = choices.get("label"), choices.get("text")
-        pairs = list(zip(label, text, strict=False)) if isinstance(label, list) and isinstance(text, list) else []
-    elif isinstance(choices, list):
-        pairs = [
-            (choice.get("label"), choice.get("text"))
-            if isinstance(choice, Mapping)
-            else ("ABCDE"[index : index + 1], choice)
-            for index, choice in enumerate(choices)
-        ]
-    else:
-        return None
-    if not isinstance(stem, str) or not pairs:
-        return None
-    return "\n".join([stem.strip(), "Choices:", *(f"{label}: {text}" for label, text in pairs)])
+    stem, choices = _choices(row)
+    lines = ["Choices:", *(f"{label}: {text}" for label, text in choices.items())]
+    return "\n".join([stem.strip(), *lines]) if isinstance(stem, str) else None
+
+
+def _choice(name: str) -> Read:
+    """The letter of the choice that a field says: by its letter, its text, or its number from 0."""
+
+    def read(row: Mapping[str, Any]) -> Any:
+        said, (_, choices) = row.get(name), _choices(row)
+        found = {label for label, text in choices.items() if said == text or str(said).strip("(). ") == label}
+        if type(said) is int and 0 <= said < len(choices):
+            found.add([*choices][said])
+        if len(found) != 1:
+            raise ValueError(f"the answer {said!r}, which is none of its choices {', '.join(choices)}, or two")
+        return found.pop()
+
+    return read
 
 
 def boxed(text: Any) -> str | None:
@@ -98,10 +125,12 @@ FORMS = (
     ),
     Form(
         name="commonsenseqa", needs=("question", "choices", "answerKey"), question=_with_choices,
-        answer=_field("answerKey"),
+        answer=_choice("answerKey"),
     ),
     Form(name="commonsenseqa, as published", needs=("question", "answerKey"), question=_with_choices,
-         answer=_field("answerKey")),
+         answer=_choice("answerKey")),
+    Form(name="mmlu", needs=("question", "choices", "answer"), question=_with_choices, answer=_choice("answer")),
+    Form(name="mmlu-pro", needs=("question", "options", "answer"), question=_with_choices, answer=_choice("answer")),
     Form(name="multiarith", needs=("question", "final_ans"), question=_field("question"), answer=_field("final_ans")),
     Form(name="usual", needs=("question", "answer"), question=_field("question"), answer=_field("answer")),
     Form(name="svamp, of the hub", needs=("question_concat", "Answer"), question=_field("question_concat"),
