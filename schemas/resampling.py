@@ -121,13 +121,43 @@ def mean_interval(
     mean, low, high : (...)
         NaN where there is no value; the ends also where fewer than five problems have one (:func:`tail`).
     """
-    values = np.asarray(values)
+    return _drawn_mean(np.asarray(values), seed, problem, n_resample).interval()
+
+
+def way_interval(
+    values: ArrayLike, start: ArrayLike, end: ArrayLike, seed: int = 0, problem: ArrayLike | None = None
+) -> tuple[Array, Array, Array]:
+    """Share of the way from one mean to another that means have gone, and its bootstrap 95% interval over problems.
+
+    Both ends are drawn with the values: what is the end itself has gone all of the way in every resample.
+
+    Parameters
+    ----------
+    values : (condition, example)
+    start, end : (example,)
+        0 and 1 of the way.
+    problem : (example,), int
+        By default every example is its own.
+
+    Returns
+    -------
+    share, low, high : (condition,)
+        As of :func:`mean_interval`.
+    """
+    drawn = _drawn_mean(np.vstack([values, start, end]), seed, problem, N_RESAMPLE)
+    mean, (resampled, n_problem) = drawn.interval()[0], drawn.resampled()
+    with np.errstate(invalid="ignore", divide="ignore"):  # two ends that are one
+        share, shares = ((each[:-2] - each[-2]) / (each[-1] - each[-2]) for each in (mean, resampled))
+    return share, *percentiles(shares, n_problem[:-2])
+
+
+def _drawn_mean(values: Array, seed: int, problem: ArrayLike | None, n_resample: int) -> "DrawnMean":
     groups = np.arange(values.shape[-1]) if problem is None else np.asarray(problem)
     drawn = DrawnMean(values.shape[:-1], n_resample)
     for start in range(0, values.shape[-1], DRAWN_TOGETHER):
         part = slice(start, start + DRAWN_TOGETHER)
         drawn.add(values[..., part], draw_counts(groups[part], n_resample=n_resample, seed=seed))
-    return drawn.interval()
+    return drawn
 
 
 class DrawnMean:
@@ -172,12 +202,12 @@ class DrawnMean:
 
         Each of one example's shape; NaN: no value, or ends of fewer than five problems.
         """
-        low, high = np.full((2, len(self._sum)), np.nan)
-        some = self._count > 0
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = self._sum / self._count
-            if some.any():
-                drawn = self._drawn_count[some]
-                n_problem = problems_drawn(self._count[some], drawn)
-                low[some], high[some] = percentiles(self._drawn_sum[some] / drawn, n_problem, level)
+        low, high = percentiles(*self.resampled(), level)
         return mean.reshape(self._shape), low.reshape(self._shape), high.reshape(self._shape)
+
+    def resampled(self) -> tuple[Array, Array]:
+        """Mean of each resample (value, resample), NaN: of none, and how many problems have a value (value,)."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self._drawn_sum / self._drawn_count, problems_drawn(self._count, self._drawn_count)

@@ -11,7 +11,7 @@ from statsmodels.stats.proportion import proportion_confint
 from analyze.compare.differences import _paired
 from analyze.statistics import bootstrap_weights, percentile_interval, weighted_mean
 from schemas import UsageError
-from schemas.resampling import draw_counts, mean_interval
+from schemas.resampling import draw_counts, mean_interval, way_interval
 from schemas.statistics import (
     adjust,
     cochran_q,
@@ -130,6 +130,19 @@ def test_a_bootstrap_of_few_problems_is_as_wide_as_students_t_and_of_four_none()
     assert np.isnan(percentile_interval(weighted_mean(four, weights), 8, weights.sum("example"))).all()
     sides = four.assign_coords(problem=("example", problem)), 0 * four
     assert np.isfinite(_paired(sides[0], sides[1], None, {}, 500, 0.95, 0)).tolist() == [True, False, False]
+
+
+def test_a_share_of_a_way_draws_both_of_its_ends():
+    rng = np.random.default_rng(0)
+    start, end = rng.normal(-5, 2, 40), rng.normal(4, 2, 40)
+    half = (start + end) / 2 + rng.normal(0, 0.3, 40)
+    share, low, high = way_interval([start, half, end], start, end, seed=1)
+    np.testing.assert_allclose(share, [0, 0.5, 1], atol=0.01)
+    np.testing.assert_allclose([low[[0, 2]], high[[0, 2]]], [[0, 1], [0, 1]], atol=1e-12)  # it is the end itself
+    drawn = draw_counts(np.arange(40), n_resample=1000, seed=1)
+    ways = np.sort(((half - start) @ drawn) / ((end - start) @ drawn))
+    assert ways[15] < low[1] < ways[30] < 0.5 < ways[-30] < high[1] < ways[-15]
+    assert np.isnan(way_interval([half[:4]], start[:4], end[:4])[1:]).all()
 
 
 def test_shares_of_drawn_answers_are_never_certain():

@@ -10,7 +10,7 @@ from extract.reenter.statistics import first_that_wins
 from extract.reenter.sweep import Condition
 from schemas import Scoring
 from schemas.problem_sums import problem_of
-from schemas.resampling import mean_interval
+from schemas.resampling import mean_interval, way_interval
 from schemas.statistics import adjust, mcnemar_exact, mean_share, share_interval
 
 GIVEN = {"corrupted": "clean_answer", "clean": "corrupted_answer"}
@@ -61,16 +61,13 @@ def with_outcomes(
     p = np.array([mcnemar_exact(given[0], row, problem).p for row in given])
     tested = swept["control"].values.astype(str) == ""
     difference = swept["logit_difference"].values
-    gap = np.nanmean(ceiling) - np.nanmean(difference[0])
     columns = {"p": p, "p_holm": adjust(p, family=tested)}
-    for name, values in (
-        ("logit_difference", difference),
-        ("recovery", (difference - difference[0]) / gap),
-        ("kl", swept["kl"].values),
+    for name, mean, interval in (
+        ("logit_difference", "logit_difference_mean", mean_interval(difference, seed, problem)),
+        ("recovery", "recovery", way_interval(difference, difference[0], ceiling, seed, problem)),
+        ("kl", "kl_mean", mean_interval(swept["kl"].values, seed, problem)),
     ):
-        mean, lower, upper = mean_interval(values, seed, problem)
-        columns["recovery" if name == "recovery" else f"{name}_mean"] = mean
-        columns |= {f"{name}_low": lower, f"{name}_high": upper}
+        columns |= dict(zip((mean, f"{name}_low", f"{name}_high"), interval, strict=True))
     if "sample_answer" in swept:
         giver = scoring.column(pair[into == "clean"] for pair in pairs)
         drawn = scoring.equal(swept["sample_answer"].values, giver[None, None, :]).mean(1)
