@@ -10,8 +10,8 @@ from schemas.naming import By, fed_at, relabelled
 def draw_places(ax: Any, thoughts: Sequence[str]) -> None:
     """The states from ``bot`` on above the vectors fed, and which is made of which.
 
-    The state at a position is projected (or handed on as it is), and the result is fed at the next: what is read at
-    ``ct0`` acts at ``ct1``.
+    The state at a position is projected (handed on, or made a mixture of words), and the result is fed at the next:
+    what is read at ``ct0`` acts at ``ct1``.
     """
     states = ["bot", *thoughts]
     box: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8.5, "family": "monospace", "color": INK}

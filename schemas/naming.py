@@ -12,8 +12,8 @@ By = Literal["state", "fed"]
 def fed_at(position: str) -> str:
     """Position at which what is made of the state at a position is fed: ``ct0`` for ``bot``, ``ct2`` for ``ct1``.
 
-    The state *at* ``ct0`` is projected, and the projection is what is fed *at* ``ct1``: the number that is read at the
-    one acts at the other. Positions where nothing is computed that is fed stay as they are.
+    The state *at* ``ct0`` is projected (or what else the protocol makes of it), and that is fed *at* ``ct1``: the
+    number that is read at the one acts at the other. Positions where nothing is computed that is fed stay as they are.
     """
     if position == "bot":
         return "ct0"

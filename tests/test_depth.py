@@ -188,7 +188,7 @@ def test_commands_keep_and_print_what_they_find(folder: Path, capsys: pytest.Cap
         standalone_mode=False,
     )
     out = capsys.readouterr().out
-    for text in ("thoughts needed", "drawn answers", "trained for 6 thoughts", "positions fed"):
+    for text in ("thoughts needed", "drawn answers", "with its 6 thoughts", "positions fed"):
         assert text in out
     assert not Path(f"{folder}.reenter").exists()
     command_line.app(["analyze", "depth", str(folder), "small-gpt2/test", "--limit", "6"], standalone_mode=False)

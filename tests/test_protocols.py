@@ -272,7 +272,7 @@ def test_what_a_file_beside_the_weights_states_is_the_protocol(tmp_path):
         ("codi-eso", "'codi-eso' is not one of .*codi-eos"),
         ({"name": "codi", "before": "eos"}, "no field 'before'"),
         ({"name": "codi", "n_unwritten": "1"}, "n_unwritten of the protocol is '1', codi has 1"),
-        ({"name": "codi", "fed": "noise"}, "not projection, state, vector or nothing"),
+        ({"name": "codi", "fed": "noise"}, "not projection, state, vector, mixture or nothing"),
         ({"name": "codi", "before_bot": ["<|eot_id|>"]}, r"needs the token <\|eot_id\|>, which the tokenizer lacks"),
         (7, "must be a name, or fields"),
     ]:

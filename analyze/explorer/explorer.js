@@ -261,7 +261,7 @@ const explorer = (source) => {
       return make("div", {},
         make("h3", {}, "What each position reads out as"),
         make("div", { class: "scroll", id: "lens-scroll", role: "region", "aria-label": "What each position reads out as" }, grid),
-        make("p", { class: "note" }, "The most likely token after the final norm and unembedding, and its probability; stronger colour is more certain. Cells underlined in orange are a result of the written chain. The state at ct0 is read; its projection is what is fed at ct1. ", legend("0", "1")),
+        make("p", { class: "note" }, "The most likely token after the final norm and unembedding, and its probability; stronger colour is more certain. Cells underlined in orange are a result of the written chain. The state at ct0 is read; what is made of it is fed at ct1. ", legend("0", "1")),
         make("h4", {}, `Most likely tokens at layer ${layers[chosenLayer]}, ${item.places[chosenPlace]}`), bars);
     }
 

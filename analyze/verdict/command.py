@@ -75,7 +75,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     ]  # fmt: skip
 
 
-PLACES = {"state": "the state at the thought", "fed": "the state whose projection is fed at the thought"}
+PLACES = {"state": "the state at the thought", "fed": "the state that what is fed at the thought is made of"}
 
 
 def text(result: Any, name: str, row: int) -> str:

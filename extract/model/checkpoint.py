@@ -13,6 +13,7 @@ from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 from torch import Tensor
 
+from extract.model.bases import PACKAGED, packaged_base
 from extract.model.device import first_line
 from schemas import UsageError, fingerprint, nearest
 from schemas.json_values import read_json
@@ -62,6 +63,8 @@ def find_checkpoint(checkpoint: str) -> tuple[str, Path, Path]:
     folder = Path(checkpoint)
     if "/" not in checkpoint and not folder.exists() and shipped.is_dir():
         folder = shipped
+    if checkpoint in PACKAGED and not folder.exists():
+        folder = packaged_base(checkpoint)
     if folder.is_file():
         return folder.resolve().parent.name, folder, folder.parent
     if folder.is_dir():

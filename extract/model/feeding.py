@@ -1,6 +1,6 @@
 """What makes the vector fed at a thought from the state before."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -40,10 +40,41 @@ class Constant(nn.Module):
         return self.vector.expand_as(state)
 
 
+class Mixture(nn.Module):
+    """Embeddings of the words that a state makes likeliest, mixed by their probabilities (Soft Thinking, 2505.15778).
+
+    ``logits`` gives those of all words from states ``(..., hidden)``, ``embed`` the vectors that tokens are fed as.
+    """
+
+    def __init__(self, rule: Protocol) -> None:
+        super().__init__()
+        self.rule = rule
+        self.logits: Callable[[Tensor], Tensor]
+        self.embed: Callable[[Tensor], Tensor]
+
+    def words(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities ``(..., word)`` of the words that are mixed, float32, the likeliest first; and their tokens."""
+        rule = self.rule
+        every = torch.softmax(self.logits(state).float() / rule.temperature, -1)
+        tokens = every.topk(min(rule.top_k or every.shape[-1], every.shape[-1]), -1).indices
+        share = every.gather(-1, tokens)
+        share = share / share.sum(-1, keepdim=True)
+        kept = (share.cumsum(-1) - share < rule.top_p) & (share >= rule.min_p * share[..., :1])
+        share = share.where(kept, 0)[..., : rule.max_topk]
+        return share / share.sum(-1, keepdim=True), tokens[..., : rule.max_topk]
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Vector ``(..., hidden)``, mixed in float32."""
+        share, tokens = self.words(state)
+        return (share[..., None] * self.embed(tokens).float()).sum(-2).to(state.dtype)
+
+
 def feeding_of(rule: Protocol, weights: Mapping[str, Tensor], hidden: int, source: str) -> nn.Module:
     """What makes the vector fed at a thought from the state before."""
     if rule.fed in ("state", "nothing"):
         return nn.Identity()
+    if rule.fed == "mixture":
+        return Mixture(rule)
     own: dict[str, tuple[int, ...]] = {}
     if rule.fed == "vector":
         # A vector may have been saved with dims of one around it.
@@ -77,6 +108,8 @@ def feeding_of(rule: Protocol, weights: Mapping[str, Tensor], hidden: int, sourc
 
 def new_feeding(rule: Protocol, words: Tensor) -> nn.Module:
     """What feeds the thoughts of a model that is to be trained, from its word embeddings ``(word, hidden)``."""
+    if rule.fed == "mixture":
+        raise UsageError(f"protocol {rule.name} is not trained: it feeds a language model mixtures of its own words")
     hidden = words.shape[1]
     if rule.fed == "vector":
         constant = Constant(hidden)

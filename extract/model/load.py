@@ -68,7 +68,7 @@ def load_reasoner(
     dtype: ComputeDtype = "float32",
     *,
     lora_alpha: float | None = None,
-    protocol: str | None = None,
+    protocol: str | Mapping[str, Any] | None = None,
     thoughts: int | None = None,
 ) -> Reasoner:
     """Load the checkpoint of a latent reasoner, ready to think.
@@ -78,7 +78,8 @@ def load_reasoner(
     checkpoint
         Folder, file or hub id (``OWNER/NAME``, or ``OWNER/NAME:FILE``) with the weights (``model.safetensors``,
         ``pytorch_model.bin``, either in shards with its index, PEFT's ``adapter_model``, or the one other file that
-        holds weights, read as weights only), or the name of a model shipped with this project. A ``codi.json`` beside
+        holds weights, read as weights only), ``smollm2-135m``, or the name of a model shipped with this project. A
+        ``codi.json`` beside
         them may give ``protocol``, ``n_latent``, ``answer_prefix``, ``base`` and of which model it is a control
         (``control_of``, ``control``: :data:`schemas.controls.CONTROLS`), an ``adapter_config.json`` as PEFT
         writes it the scale of the low-rank updates, an ``args.yaml`` what a Coconut model was trained with.
@@ -94,7 +95,8 @@ def load_reasoner(
         Numerator of the scale of the low-rank updates, whose rank is read from the shapes; by default the adapter
         config's or, without one, 32.
     protocol
-        How it is asked and fed, one of :data:`extract.model.protocols.PROTOCOLS`, where the checkpoint does not say.
+        How it is asked and fed, where the checkpoint does not say: one of :data:`extract.model.protocols.PROTOCOLS`,
+        or fields that differ from one, as ``codi.json`` states them, or the name of a JSON file (``*.json``) of them.
     thoughts
         Number of thoughts, instead of what the checkpoint or its protocol says.
 
@@ -129,14 +131,17 @@ def load_reasoner(
     trained_only = _trained_only(weights)
     stated = settings.get("base") or arguments.get("model_id") or adapter.get("base_model_name_or_path")
     under = open_base(base, folder, weights, stated, trained_only=trained_only)
+    described = _described(protocol)
     rule = _find_protocol(
-        protocol, settings.get("protocol"), prefix, raw, _n_extra(weights, under.architecture, under.n_word),
+        described, settings.get("protocol"), prefix, raw, _n_extra(weights, under.architecture, under.n_word),
         markers=set(COCONUT.rows) <= under.tokenizer.get_vocab().keys(), arguments=arguments, source=source,
     )  # fmt: skip
     n_latent = _n_latent(rule, thoughts, settings, arguments, folder, source)
     rule = _with_prefix(rule, settings, folder)
     scale, assumed = adapter_scale(adapter, lora_alpha, settings, folder, raw, saved=prefix == PEFT)
-    notes = (ASSUMED.format(source),) if assumed else ()
+    notes = [ASSUMED.format(source)] if assumed else []
+    if rule.chat and not under.tokenizer.chat_template:
+        notes.append(f"the tokenizer of {source} has no chat template, so questions are asked as they stand")
     weights, projection = _split(raw, rule, prefix, source)
     # GPT-NeoX's head was called so before transformers 5.
     weights = {re.sub(r"^embed_out\.", "lm_head.", name): value for name, value in weights.items()}
@@ -151,9 +156,7 @@ def load_reasoner(
     check_frequencies(raw, model, source, under.name)
     check_trained_whole(adapter, [key for key in raw if not key.startswith(BASE)], model, source)
     model_config = {key: value for key, value in under.config_json.items() if key not in _NOT_MODEL}
-    decides = {"config": model_config, "n_latent": n_latent, **scale}
-    if (described := rule.to_json()) != CODI.to_json():  # models known before there were protocols keep their digest
-        decides["protocol"] = described | {"answer_prefix": rule.answer_prefix}
+    decides = {"config": model_config, "n_latent": n_latent, **scale, **_decides(rule, under.tokenizer)}
     digests = {
         "weights": fingerprint_weights(raw, decides), **fingerprint_tokenizer(under.folder, under.tokenizer)
     }  # fmt: skip
@@ -166,8 +169,17 @@ def load_reasoner(
     return Reasoner(
         name=name, model=model, projection=feeding, tokenizer=under.tokenizer, architecture=under.architecture,
         vocabulary=vocabulary, n_latent=n_latent, answer_prefix=rule.answer_prefix, protocol=rule, extra_rows=extra,
-        fingerprint=digests, control=stated_control(settings, rule.name, str(folder / SETTINGS)), notes=notes,
+        fingerprint=digests, control=stated_control(settings, rule.name, str(folder / SETTINGS)), notes=tuple(notes),
+        described=described if isinstance(described, Mapping) else None,
     )  # fmt: skip
+
+
+def _decides(rule: Protocol, tokenizer: Any) -> dict[str, Any]:
+    """What of a protocol decides what is computed; nothing of CODI's, so that models known before keep their digest."""
+    if (plain := rule.to_json()) == CODI.to_json():
+        return {}
+    template = {"chat_template": tokenizer.chat_template} if rule.chat else {}
+    return {"protocol": plain | {"answer_prefix": rule.answer_prefix} | template}
 
 
 def _make_ready(module: nn.Module, device: torch.device, dtype: ComputeDtype) -> None:
@@ -212,16 +224,23 @@ def _n_extra(weights: Mapping[str, Tensor], architecture: Architecture, vocabula
     return 0 if embedding is None else len(embedding) - vocabulary
 
 
+def _described(protocol: str | Mapping[str, Any] | None) -> str | Mapping[str, Any] | None:
+    """A protocol's name, or the fields that the file of the name holds."""
+    if isinstance(protocol, str) and protocol.endswith(".json"):
+        return read_json(Path(protocol), "protocol")
+    return protocol
+
+
 def _find_protocol(
-    named: str | None, statement: Any, prefix: str, raw: Mapping[str, Tensor], n_extra: int, *, markers: bool,
-    arguments: Mapping[str, Any], source: str,
+    named: str | Mapping[str, Any] | None, statement: Any, prefix: str, raw: Mapping[str, Tensor], n_extra: int, *,
+    markers: bool, arguments: Mapping[str, Any], source: str,
 ) -> Protocol:  # fmt: skip
     """Protocol that the user names, that a file beside the checkpoint states, or that the weights show."""
     stated = stated_protocol(statement, f"{source}, {SETTINGS}")
-    if named is not None and stated is not None and named != stated.name:
+    asked = stated_protocol(named, "--protocol")
+    if asked is not None and stated is not None and stated != asked != named_protocol(stated.name):
         raise UsageError(f"protocol is {named} in the argument, but {stated.name} in the files beside {source}")
-    if stated is None and named is not None:
-        stated = named_protocol(named)
+    stated = stated or asked
     if stated is None:
         return recognise(prefix, raw, n_extra, markers=markers, arguments=arguments, source=source)
     if prefix not in stated.prefixes:

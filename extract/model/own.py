@@ -118,6 +118,7 @@ class OwnModel(ABC):
     """
 
     control = None
+    described = None
     notes: tuple[str, ...] = ()
     device = torch.device("cpu")
     """Where captured arrays are; wherever the model runs."""

@@ -1,5 +1,6 @@
 """How a model is asked and fed its thoughts: one table entry per kind of latent reasoner."""
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -9,6 +10,8 @@ from schemas.checks import check_whole
 
 EOS = "eos"
 """Stands for the tokenizer's own end token, whatever its text."""
+TURN = "turn"
+"""Stands for the token with which a chat template begins the model's turn; without a template, for a newline."""
 PEFT = "base_model.model."
 """Before the names of weights in a folder that PEFT saved."""
 PRJ, PROJECTOR = ("prj", ("1", "3", "ln")), ("projector", ("1", "3", "4"))
@@ -18,7 +21,8 @@ PRJ, PROJECTOR = ("prj", ("1", "3", "ln")), ("projector", ("1", "3", "4"))
 class Protocol:
     """What stands around the question, what is fed at a thought, and what the weights of both are called.
 
-    A token is named by its text: that of a row of the checkpoint (:attr:`rows`), one the tokenizer knows, or ``eos``.
+    A token is named by its text: that of a row of the checkpoint (:attr:`rows`), one the tokenizer knows, or ``eos``;
+    where mixtures of words are fed, by any text that it is the token of.
     """
 
     name: str
@@ -38,16 +42,32 @@ class Protocol:
     """Text put before the question."""
     after_question: str = ""
     """Text put after the question."""
+    chat: bool = False
+    """Whether all of that is what the user says in the tokenizer's chat template, where it has one."""
     before_bot: tuple[str, ...] = ()
     """Tokens between question and ``bot``; they count as the question's last."""
     if_known: tuple[str, ...] = ()
     """Those of :attr:`before_bot` that are left out where the tokenizer does not know them."""
     bot: str = ""
-    """Token at which the first thought is computed; none where the model answers from the question's last token."""
+    """Token at which the first thought is computed; none where the model answers from the question's last token.
+
+    Where mixtures of words are fed, ``turn``, or a text: its last token, the others count as the question's last.
+    """
     closing: tuple[str, ...] = ()
     """Tokens fed after the thoughts, at ``eot`` and ``eos``."""
-    fed: Literal["projection", "state", "vector", "nothing"] = "nothing"
-    """At a thought: a projection of the state before (after the final norm), that state, one learned vector."""
+    fed: Literal["projection", "state", "vector", "mixture", "nothing"] = "nothing"
+    """At a thought: a projection of the state before (after the final norm), that state, one learned vector, or the
+    embeddings of the words that the state makes likeliest, mixed by their probabilities."""
+    temperature: float = 1.0
+    """Of the probabilities of words that are mixed."""
+    top_k: int = 0
+    """How many of the likeliest words are kept first; 0: all."""
+    top_p: float = 1.0
+    """Of these, as many as together have this share."""
+    min_p: float = 0.0
+    """Of these, those with at least this share of the likeliest word's probability."""
+    max_topk: int = 0
+    """Of these, as many of the likeliest as are mixed at the most."""
     projection: tuple[str, tuple[str, str, str]] = PRJ
     """What the projection is called, and its two linear layers and layer norm below that."""
     vector: str = ""
@@ -71,6 +91,16 @@ class Protocol:
         """Check what hangs together."""
         if (self.fed == "vector") != bool(self.vector):
             raise UsageError(f"protocol {self.name}: fed is {self.fed!r}, vector {self.vector!r}; one needs the other")
+        if (self.fed == "mixture") != bool(self.max_topk):
+            raise UsageError(
+                f"protocol {self.name}: fed is {self.fed!r}, max_topk {self.max_topk}; a mixture is of 1 word at least,"
+                " and nothing else has words"
+            )
+        if not (0 < self.temperature < math.inf and 0 < self.top_p <= 1 and 0 <= self.min_p <= 1):
+            raise UsageError(
+                f"protocol {self.name}: temperature is {self.temperature}, top_p {self.top_p}, min_p {self.min_p}; they"
+                " lie above 0, above 0 and up to 1, and from 0 to 1"
+            )
         if not self.bot and (self.fed != "nothing" or self.closing):
             raise UsageError(f"protocol {self.name} has thoughts or a closing token but no bot")
         if self.n_round < 0 or bool(self.n_round) != bool(self.placeholder):
@@ -146,6 +176,12 @@ DIRECT = Protocol(
     after_question="\n", n_latent=0, answer_prefix="###",
 )  # fmt: skip
 """The controls of Coconut's code: no thoughts and no markers; ``cot`` writes its steps before the answer."""
+SOFT = Protocol(
+    name="soft", prefixes=("", PEFT), chat=True, bot=TURN, closing=("\n",), fed="mixture", temperature=0.6, top_k=30,
+    top_p=0.95, min_p=0.001, max_topk=10, answer_prefix="The answer is:", given_prefix=True,
+)  # fmt: skip
+"""eric-ai-lab/Soft-Thinking with its settings and without its sampling, for a number of thoughts that is the same in
+every question; of a language model that need not have been trained to think."""
 PROTOCOLS: dict[str, Protocol] = {
     entry.name: entry
     for entry in (
@@ -178,6 +214,12 @@ PROTOCOLS: dict[str, Protocol] = {
         replace(COCONUT, name="multipass-pause", fed="vector", vector="pause_embedding"),
         DIRECT,
         replace(DIRECT, name="cot", writes_steps=True),
+        SOFT,
+        # Of a model that was trained to think in words, as in the official code.
+        replace(SOFT, name="soft-think", closing=("</think>",)),
+        # Their control: the likeliest word itself is fed.
+        replace(SOFT, name="hard", top_k=1),
+        replace(SOFT, name="hard-think", top_k=1, closing=("</think>",)),
     )
 }  # fmt: skip
 PREFIXES = tuple(dict.fromkeys(prefix for entry in PROTOCOLS.values() for prefix in entry.prefixes if prefix)) + ("",)
@@ -216,12 +258,13 @@ def stated_protocol(stated: Any, source: str) -> Protocol | None:
     for key, value in stated.items():
         if key not in known:
             raise UsageError(f"{source}: protocol has no field {key!r}; it has {', '.join(sorted(known))}")
-        changes[key] = _as_tuple(value)
         before = 0 if key == "n_latent" else getattr(base, key)
+        whole = type(before) is float and type(value) is int
+        changes[key] = float(value) if whole else _as_tuple(value)
         if not _fits(key, changes[key], before):
             raise UsageError(f"{source}: {key} of the protocol is {value!r}, {base.name} has {before!r}")
-    if changes.get("fed", base.fed) not in ("projection", "state", "vector", "nothing"):
-        raise UsageError(f"{source}: fed is {changes['fed']!r}, not projection, state, vector or nothing")
+    if changes.get("fed", base.fed) not in ("projection", "state", "vector", "mixture", "nothing"):
+        raise UsageError(f"{source}: fed is {changes['fed']!r}, not projection, state, vector, mixture or nothing")
     if changes.get("rows_after", base.rows_after) not in ("vocabulary", "tokenizer"):
         raise UsageError(f"{source}: rows_after is {changes['rows_after']!r}, not vocabulary or tokenizer")
     return replace(base, **changes)

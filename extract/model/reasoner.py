@@ -1,7 +1,7 @@
 """A latent-reasoning model at work: encode a question, think in vectors, answer; padding moves rounding only."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from extract.model.architectures import Architecture
 from extract.model.capture import Capture, Editor, KeyValues, Pass, block_hooks
+from extract.model.feeding import Mixture
 from extract.model.flight import Flight
 from extract.model.network import Network
 from extract.model.protocols import CODI, Protocol
@@ -31,7 +32,7 @@ class Reasoner(Network, Wording):
         self, *, name: str, model: nn.Module, projection: nn.Module, tokenizer: Any, architecture: Architecture,
         vocabulary: int, n_latent: int, answer_prefix: str, fingerprint: dict[str, str], protocol: Protocol = CODI,
         extra_rows: tuple[str, ...] = CODI.rows, control: Control | None = None,
-        notes: tuple[str, ...] = (),
+        notes: tuple[str, ...] = (), described: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         Network.__init__(self, name=name, model=model, architecture=architecture)
         Wording.__init__(
@@ -40,7 +41,12 @@ class Reasoner(Network, Wording):
         )  # fmt: skip
         self.control = control
         self.notes = notes
+        self.described = described
+        """The protocol's fields, where whoever loaded it stated them."""
         self.projection = projection
+        if isinstance(projection, Mixture):
+            projection.logits = lambda state: self._written(self._logits(state))
+            projection.embed = self._embed
         self.n_latent = n_latent
         self.fingerprint = fingerprint
         self._current: Pass | None = None

@@ -7,8 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from extract.model.protocols import EOS, Protocol
+from extract.model.device import first_line
+from extract.model.protocols import EOS, TURN, Protocol
 from schemas import UsageError
+
+TODAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
+"""Before a chat template: the day that it is told when it asks, so that a question is read alike on every day."""
 
 
 @functools.cache
@@ -45,15 +49,25 @@ class Wording:
         self.eos_id = int(tokenizer.eos_token_id)
         known = tokenizer.get_vocab()
         self._known = {EOS: self.eos_id, **{text: vocabulary + row for row, text in enumerate(extra_rows)}}
-        self._before_bot = [
+        self.in_template = protocol.chat and bool(tokenizer.chat_template)
+        """Whether questions are put into the tokenizer's chat template."""
+        self._after_question = [
             self._id_of(text, known) for text in protocol.before_bot if text not in protocol.if_known or text in known
         ]
-        self.closing_ids = [self._id_of(text, known) for text in protocol.closing]
-        self.bot_id = self._id_of(protocol.bot, known) if protocol.bot else None
+        self._after_question += self._marker(protocol.bot, known)
+        self.closing_ids = [token for text in protocol.closing for token in self._marker(text, known)]
+        if len(self.closing_ids) > len(protocol.closing):
+            raise UsageError(
+                f"protocol {protocol.name} closes the thoughts with {' '.join(map(repr, protocol.closing))}, which this"
+                f" tokenizer makes {len(self.closing_ids)} tokens; places are named for one each: close with another,"
+                " and put what is to follow it into answer_prefix"
+            )
+        self.bot_id = self._last_of_prompt() if protocol.bot else None
         self.eot_id = self.closing_ids[0] if self.closing_ids else None
         self.pad_id = self._known.get("[PAD]", self.eos_id)
         # What is no text: rows of the protocol, and its markers where the tokenizer has them.
-        self._marks = {self._id_of(text, known) for text in (*protocol.rows, *protocol.closing[:1])}
+        marks = protocol.rows if protocol.fed == "mixture" else (*protocol.rows, *protocol.closing[:1])
+        self._marks = {self._id_of(text, known) for text in marks}
         self.placeholder_id = self._id_of(protocol.placeholder, known) if protocol.placeholder else -1
         self.given = self._plain(answer_prefix) if protocol.given_prefix else []
         """Tokens that are fed after the thoughts, not chosen."""
@@ -64,6 +78,24 @@ class Wording:
         if text not in self._known and text not in known:
             raise UsageError(f"protocol {self.protocol.name} needs the token {text}, which the tokenizer lacks")
         return self._known.get(text, known.get(text, -1))
+
+    def _marker(self, text: str, known: Mapping[str, int]) -> list[int]:
+        """Tokens of a marker; several only of a model that was not trained with it."""
+        if text == TURN:
+            return [] if self.in_template else self._plain("\n")
+        if not text or self.protocol.fed != "mixture" or text in self._known or text in known:
+            return [self._id_of(text, known)] if text else []
+        return self._plain(text)
+
+    def _last_of_prompt(self) -> int:
+        """Token at which every prompt ends."""
+        last = {self.encode(question)[-1] for question in ("Why?", "1 + 2")}
+        if len(last) > 1:
+            raise UsageError(
+                f"the chat template ends with the question, so protocol {self.protocol.name} has no token with which"
+                " the model's turn begins; name another bot"
+            )
+        return last.pop()
 
     @functools.cached_property
     def token_strings(self) -> list[str]:
@@ -94,8 +126,8 @@ class Wording:
 
     def encode(self, question: str) -> list[int]:
         """Prompt of a question: its tokens (with the tokenizer's own beginning, if any) up to where thinking begins."""
-        (question_ids,) = self.tokenize([self.question_text(question)], special=True)
-        return [*question_ids, *self._before_bot, *([] if self.bot_id is None else [self.bot_id])]
+        (question_ids,) = self.tokenize([self.question_text(question)], special=not self.in_template)
+        return [*question_ids, *self._after_question]
 
     def marks_in(self, questions: Sequence[str]) -> tuple[str, ...]:
         """What is to be said of special tokens that questions hold, which the model reads as such and not as text.
@@ -109,7 +141,7 @@ class Wording:
             return ()
         names = ", ".join(map(str, self.tokenizer.convert_ids_to_tokens(sorted(set().union(*held)))))
         note = f"special tokens stand in {n_held} of {len(rows)} questions and are read as such, not as text: {names}"
-        first = self.tokenizer("", add_special_tokens=True)["input_ids"][:1]
+        first = [] if self.in_template else self.tokenizer("", add_special_tokens=True)["input_ids"][:1]
         if twice := sum(row[:1] == first for row in self.tokenize(texts[1:])) if first else 0:
             name = self.tokenizer.convert_ids_to_tokens(first)[0]
             note += f"; {twice} begin with {name}, which the tokenizer puts there, too: it stands there twice"
@@ -118,7 +150,18 @@ class Wording:
     def question_text(self, question: str) -> str:
         """A question as the official code of the protocol reads it."""
         text = question.strip().replace("  ", " ") if self.protocol.trimmed else question
-        return f"{self.protocol.before_question}{text}{self.protocol.after_question}"
+        text = f"{self.protocol.before_question}{text}{self.protocol.after_question}"
+        if not self.in_template:
+            return text
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True,
+                    chat_template=TODAY + self.tokenizer.get_chat_template(),
+                )
+            )  # fmt: skip
+        except Exception as error:  # whatever a template raises
+            raise UsageError(f"the tokenizer's chat template cannot be filled in: {first_line(error)}") from error
 
     def closing_tokens(self, n_row: int, device: torch.device) -> Tensor:
         """Tokens ``(row, place)`` that close the thoughts."""

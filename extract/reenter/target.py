@@ -235,7 +235,7 @@ def open_target(
     remembered, known_base = str(attributes.get("checkpoint", "")), attributes.get("base")
     load = partial(
         load_reasoner, checkpoint or remembered, device=device, dtype=compute_dtype or made_in, lora_alpha=lora_alpha,
-        protocol=attributes.get("protocol"), thoughts=attributes.get("n_latent"),
+        protocol=attributes.get("protocol_fields", attributes.get("protocol")), thoughts=attributes.get("n_latent"),
     )  # fmt: skip
     try:
         reasoner = load(base=base or (known_base if checkpoint is None else None))

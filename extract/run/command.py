@@ -35,8 +35,8 @@ class PlanSettings(RunSpec):
     )
     protocol: str | None = setting(
         None,
-        "How the model is asked and fed, where the checkpoint does not say: codi, coconut ...",
-        metavar="NAME",
+        "How the model is asked and fed, where the checkpoint does not say: codi, soft ..., or a JSON file of fields.",
+        metavar="NAME_OR_FILE",
         stored=False,
     )
     thoughts: int | None = setting(
@@ -245,7 +245,7 @@ class VerifySettings(Settings):
         None, "Base model: configuration and tokenizer.", metavar="PATH_OR_ID", needs="recompute"
     )
     protocol: str | None = setting(
-        None, "How the model is asked and fed, where the checkpoint does not say.", metavar="NAME", needs="recompute"
+        None, "How the model is asked and fed, if the lake is not to say.", metavar="NAME_OR_FILE", needs="recompute"
     )
     thoughts: int | None = setting(
         None, "Number of thoughts, where the checkpoint does not say.", metavar="N", needs="recompute"

@@ -94,6 +94,7 @@ class Prepared:
             **capped,
             **stated,
             "protocol": reasoner.protocol.name,
+            **({} if reasoner.described is None else {"protocol_fields": dict(reasoner.described)}),
             "checkpoint": self.checkpoint,
             **({} if self.base is None else {"base": self.base}),
             "fingerprint": dict(reasoner.fingerprint),

@@ -100,9 +100,10 @@ def recompute(
                 source, base=base, device=device, lora_alpha=lora_alpha, protocol=protocol, thoughts=thoughts
             )
         else:
+            remembered = made.get("protocol_fields", made.get("protocol"))
             reasoner = load_reasoner(
                 source, base=base, device=device, dtype=spec.compute_dtype, lora_alpha=lora_alpha,
-                protocol=protocol or made.get("protocol"), thoughts=made["n_latent"] if thoughts is None else thoughts,
+                protocol=protocol or remembered, thoughts=made["n_latent"] if thoughts is None else thoughts,
             )  # fmt: skip
     except UsageError as error:
         raise UsageError(f"{run} was made with {source!r}: {error}. Say where it is with --model and --base") from error

@@ -36,7 +36,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
         own = result.sel(stratum="all", series="own", marker="kept")
         line = own.isel(n_thought=n_latent)
         printed.append(
-            f"trained for {n_latent} thoughts: {float(line['accuracy']):.3f} of {int(line['n'])} are right after them,"
+            f"with its {n_latent} thoughts: {float(line['accuracy']):.3f} of {int(line['n'])} are right after them,"
             f" {float(own['accuracy'].isel(n_thought=0)):.3f} without any"
         )
     return printed
