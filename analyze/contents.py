@@ -30,11 +30,11 @@ class Section:
     """Place within the chapter."""
     needs: Sequence[str] = ()
     """Kinds of result it shows, each with options of the command that makes it: ``"probes --target correct"``."""
-    of: Literal["each", "pairs", "several", "parts", "width", "donor", "mixed", "none"] = "each"
+    of: Literal["each", "pairs", "several", "parts", "width", "donor", "mixed"] = "each"
     """Runs that the command takes: ``each`` run; ``pairs``: runs over clean/corrupted pairs; ``several``: two or more
     together; ``parts``: runs that hold what each block adds (else no command makes it); ``width``: runs as wide as the
     first; ``donor``: the first, with another model's over the same data for ``DONOR``; ``mixed``: those with right and
-    with wrong answers; ``none``: a lake does not say which model it can be made of."""
+    with wrong answers."""
     key: bool = False
     """Whether its finding stands before the others in the list of findings."""
 

@@ -1,4 +1,4 @@
-"""SIM-CoT's decoder: against a reference without a cache; what is counted of its texts; what is refused."""
+"""SIM-CoT's decoder against a reference without a cache, one trained afterwards on what is planted; what is refused."""
 
 import json
 from pathlib import Path
@@ -17,8 +17,13 @@ from analyze.page import write_section
 from analyze.report.sections import sections
 from extract.reenter.decode.command import DecodeSettings
 from extract.reenter.decode.experiment import decode, shares
+from extract.reenter.decode.learned import Made, digests, read_made
+from extract.reenter.decode.training import Lesson, fit
 from extract.reenter.target import Target, open_target
-from schemas import UsageError
+from extract.run.extract import extract
+from extract.run.prepare import prepare
+from extract.small_models.problems import make_hard, make_pairs, write_pairs, write_problems
+from schemas import RunSpec, UsageError
 from store import open_lake
 
 QUESTIONS = {
@@ -174,3 +179,84 @@ def test_the_page_says_which_step_is_written_of_which_thought(tmp_path: Path, ca
     ((_, line),) = page.lines
     assert line.startswith("the result of step 1 at ct0 in 0% [0%, 56%], another problem's in 0%; step 2 at ct1 in 0%")
     assert target.run == "m/data"
+
+
+def planted() -> tuple[Lesson, Made]:
+    """Results of one digit in problems of one step: ``ct1`` has one of ten directions by the result, ``ct0`` noise."""
+    rng = np.random.default_rng(0)
+    result = rng.integers(10, size=300)
+    vectors = rng.standard_normal((300, 2, 12)).astype("float32")
+    vectors[:, 1] = 0.1 * vectors[:, 1] + np.eye(10, 12)[result]
+    tokens = np.stack([1 + result, np.full(300, 11), 1 + rng.integers(10, size=300), np.zeros(300, int)], 1)  # 7=3
+    triples = np.array([(row, thought, 0) for row in range(240) for thought in range(2)])
+    lesson = Lesson(torch.from_numpy(vectors), torch.from_numpy(tokens)[:, None], triples[:400], triples[400:])
+    made = Made(
+        run="planted", fingerprint="", positions=("ct0", "ct1"), n_step=1, alphabet="0123456789=", hidden=12, width=32,
+        steps=80, seed=0, problems=(),
+    )  # fmt: skip
+    return lesson, made
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_a_decoder_trained_afterwards_reads_what_was_planted_and_nothing_else(shuffled: bool) -> None:
+    lesson, made = planted()
+    decoder, losses = fit(lesson, made, 4, torch.device("cpu"), shuffled=shuffled, done=lambda step: None)
+    assert len(losses) == 10
+    asked, none = lesson.vectors[240:].numpy(), np.zeros(60, dtype=int)
+    right = []
+    for thought in range(2):
+        written = decoder.write(asked[:, thought], none + thought, none, 24)
+        results = np.array([int(text[-3]) for text in written.texts])  # <<3=7>>
+        right.append(np.mean(results + 1 == lesson.tokens[240:, 0, 0].numpy()))
+    assert right[0] < 0.3
+    assert right[1] < 0.3 if shuffled else right[1] > 0.95
+
+
+def test_a_trained_decoder_is_asked_only_of_problems_it_does_not_know(tmp_path: Path, call: Any) -> None:
+    write_pairs(make_pairs(30, 0), tmp_path / "pairs.json")
+    write_problems(make_hard(30), tmp_path / "hard.jsonl")
+    for name in ("pairs.json", "hard.jsonl"):
+        prepared = prepare("small-gpt2", str(tmp_path / name), tmp_path / "a.lake", RunSpec(max_new_tokens=4))
+        extract(prepared, tmp_path / "a.lake")
+    decode = ("reenter", "decode", tmp_path / "a.lake")
+    folder = tmp_path / "decoders"
+    status, out, err = call(*decode, "small-gpt2/pairs", "--train", folder, "--steps", 4)
+    assert status == 0, err
+    assert "finds what can be read in them" in out
+    made, _ = read_made(folder / "small-gpt2/pairs")
+    lake = open_lake(tmp_path / "a.lake")
+    run, first = lake["small-gpt2/pairs"], lake.result("decode")
+    known = np.isin(digests(run), made.problems)
+    pairs = run["problem"].values
+    assert not np.isin(pairs[known], pairs[first["example"].values]).any()
+    assert first.sizes["example"] + known.sum() == 60
+    assert first["text"].dims == ("example", "position", "step")
+    # What is in the folder is not trained again, and says the same when it is named.
+    trained = folder / "small-gpt2/pairs"
+    before = (trained / "model.safetensors").stat().st_mtime_ns
+    for run_asked, *options in (
+        ("small-gpt2/pairs", "--train", folder, "--steps", 4),
+        ("small-gpt2/pairs", "--decoder", trained),
+        ("small-gpt2/hard", "--decoder", trained),
+    ):
+        assert call(*decode, run_asked, *options)[0] == 0
+    assert (trained / "model.safetensors").stat().st_mtime_ns == before
+    again = lake.result("decode", "small-gpt2/pairs", decoder=str(trained))
+    xr.testing.assert_identical(again["text"], first["text"])
+    assert lake.result("decode", "small-gpt2/hard").attrs["left_out"] == 0  # other problems, all of them
+    for options, said in (
+        (("--train", folder, "--steps", 5), "of other problems or settings"),
+        (("--train", folder, "--decoder", folder), "leave one of them out"),
+        (("--train", folder, "--width", 6), "multiple of four"),
+        (("--steps", 5), "--steps does nothing without --train"),
+        (("--train", folder, "--limit", 12), "to train on"),
+        (
+            ("--decoder", trained, "--limit", first["example"].values[2]),
+            "was trained on all problems of small-gpt2/pairs",
+        ),
+    ):
+        status, _, err = call(*decode, "small-gpt2/pairs", *options)
+        assert (status, said in err) == (2, True), err
+    (trained / "shuffled.safetensors").unlink()
+    status, _, err = call(*decode, "small-gpt2/pairs", "--decoder", trained)
+    assert (status, "its training was stopped" in err) == (2, True), err

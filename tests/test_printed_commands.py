@@ -47,6 +47,7 @@ SHORTER = {
     "lake reenter depth": " --limit 8",
     "lake reenter features": " --limit 8 --draws 1",
     "lake reenter jacobian": " --limit 8",
+    "lake reenter decode": " --steps 10",
     "lake reenter ablate": " --draws 2",
     "lake analyze correlate": " --permutations 20 --resamples 20",
     "lake analyze compare": " --resamples 10",
@@ -61,6 +62,7 @@ ALONE = (
     "lake analyze depth", "lake analyze errors", "lake analyze lens --lens",
     "lake analyze similarity", "lake analyze stability",
     "lake analyze traces", "lake analyze verdict", "lake reenter ablate", "lake reenter cross",
+    "lake reenter decode",
     "lake reenter depth", "lake reenter edges", "lake reenter edit", "lake reenter features", "lake reenter gradients",
     "lake reenter graph", "lake reenter heads",
     "lake reenter jacobian", "lake reenter steer", "lake reenter subspace",
@@ -112,12 +114,11 @@ def test_every_command_that_the_page_prints_runs_and_makes_what_it_names(
     made = build_report(lake, lake.with_name("page"), n_problem=2)
     assert str(lake.parent) not in made.page.read_text()
     assert not made.broken
-    # Probes are slow; transfer needs more problems; the others a crosscoder, runs that hold the parts of blocks, and a
-    # decoder.
+    # Probes are slow; transfer needs more problems; the others a crosscoder, and runs that hold the parts of blocks.
     not_run = {"linear-probes", "step-probes", "transfer", "transfer-sae", "transfer-lens"}
     assert set(made.missing) <= not_run | {"shared-features"}
     kinds = {result.kind for result in open_lake(lake).results()}
-    beyond = {"probes", "attribution", "decode", "shared_features", "transfer", "transfer_sae", "transfer_lens"}
+    beyond = {"probes", "attribution", "shared_features", "transfer", "transfer_sae", "transfer_lens"}
     assert kinds >= {need.split()[0] for section in sections() for need in section.needs} - beyond
     assert kinds <= set(by_kind())
     # Each result's own command is on the page, and is the one that made it.

@@ -1,42 +1,31 @@
-"""Section of what a SIM-CoT decoder writes of each thought."""
+"""Section of what a decoder writes of each thought: SIM-CoT's own, or one that was trained afterwards."""
 
-import numpy as np
-
+from analyze.beside import number
+from analyze.effects.decoded import is_asked, place_pick, share_rows, text_rows, told_steps
 from analyze.page import Page, Section
-from analyze.tables import ENDS
-
-SHARES = ("result_share", "control_share", "expression_share")
 
 
 def decoded(page: Page) -> None:
-    """How often the decoder writes the step that a thought was trained to hold, beside another problem's."""
+    """How often the decoder writes a problem's step of a thought, beside another problem's."""
+    trained_on: list[str] = []
     for result in page.results("decode"):
         data = result.data
-        grid = data["result_share"].where(data["n_step"] > 0)
-        page.percent_map("decoded", result, grid.transpose("step", "position"))
-        rows = data[["n_step", *(f"{name}{end}" for name in SHARES for end in ENDS)]].to_dataframe().reset_index()
-        rows = rows[rows["n_step"] > 0].assign(step=lambda rows: rows["step"] + 1)
-        page.add("decoded", result, rows)
-        places = {int(position.removeprefix("ct")): position for position in map(str, data["position"].values)}
-        told = []
-        for step in data["step"].values.tolist():
-            if step in places and int(data["n_step"].sel(position=places[step], step=step)):
-                cell = data.sel(position=places[step], step=step)
-                share, low, high = (float(cell[f"result_share{end}"]) for end in ENDS)
-                other = np.nan_to_num(float(cell["control_share"]))
-                told.append(
-                    page.text("one", step=step + 1, position=places[step], share=share, low=low, high=high, other=other)
-                )
-        page.say(result, "steps" if told else "none", steps="; ".join(told))
-        texts = data["text"].isel(example=slice(0, 3))
-        page.add(
-            "decoded_texts", result,
-            [
-                {"example": int(example), "position": str(position), "text": repr(str(texts.values[row, column]))}
-                for row, example in enumerate(texts["example"].values)
-                for column, position in enumerate(texts["position"].values)
-            ],
-        )  # fmt: skip
+        page.percent_map(
+            "decoded", result, data["result_share"].where(data["n_step"] > 0).transpose("step", "position")
+        )
+        page.add("decoded", result, share_rows(data))
+        told, asked = told_steps(data), is_asked(data)
+        texts = page.texts("asked" if asked else "one", told)
+        none = "none_asked" if asked else "none"
+        page.say(result, "steps" if texts else none, steps="; ".join(texts))
+        if asked:
+            trained_on.append(f"{data.attrs['n_trained']} of {data.attrs['trained_on']}")
+            page.find(result, *[
+                number(f"step {row.step} at {row.position}", "result_share", pick=place_pick(data),
+                       position=row.position, step=row.step - 1) for row in told.itertuples()
+            ])  # fmt: skip
+        page.add("decoded_texts", result, text_rows(data, 3))
+    page.set(trained_on="; ".join(trained_on))
 
 
-SECTIONS = (Section(slug="decoded-thoughts", write=decoded, order=45, needs=("decode",), of="none"),)
+SECTIONS = (Section(slug="decoded-thoughts", write=decoded, order=45, needs=("decode --train decoder",)),)

@@ -80,8 +80,6 @@ def sections() -> tuple[Section, ...]:
 def commands(section: Section, context: Context) -> list[str]:
     """Commands that make what a section shows, for the lake and the runs of this page."""
     runs, donor = context.main_runs(), ""
-    if section.of == "none":
-        return []
     if section.of == "pairs":
         runs = [run for run in context.runs if context.weight(run)[0]] or ["MODEL/PAIRS"]
     elif section.of == "parts":

@@ -1,5 +1,6 @@
 """SIM-CoT's decoder: a language model in a checkpoint, trained to write out a vector that is fed as a step."""
 
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -21,12 +22,56 @@ DECODER, INWARD, OUTWARD = "decoder.", "pj_in.", "pj_out."
 class Written(NamedTuple):
     """What a decoder wrote of some vectors, each along ``row``."""
 
-    tokens: list[list[int]]
+    texts: list[str]
     """Without the end token."""
+    n_token: np.ndarray
+    """Without the end token, (row,)."""
     ended: np.ndarray
     """Whether the end token came, (row,)."""
     log_probability: np.ndarray
     """Sum over the tokens, the end token included, in nats, (row,)."""
+
+
+@torch.inference_mode()
+def write(
+    model: Any, fed: Tensor, embed: Callable[[Tensor], Tensor], end: int, text: Callable[[list[int]], str],
+    max_new_tokens: int, outward: Sequence[Tensor] = (),
+) -> Written:  # fmt: skip
+    """The likeliest token after what is fed, and after what was written, until the end token.
+
+    Parameters
+    ----------
+    model
+        Language model that takes ``inputs_embeds``.
+    fed : (row, place, width)
+        What it begins with.
+    embed
+        What is fed of tokens (row,) that were written: (row, width).
+    end
+        The end token.
+    text
+        What tokens say.
+    max_new_tokens
+        Longest text, end token included.
+    outward
+        Matrices that the logits go through.
+    """
+    tokens: list[list[int]] = [[] for _ in fed]
+    ended, total, cache = np.zeros(len(fed), dtype=bool), np.zeros(len(fed)), None
+    for _ in range(max_new_tokens):
+        out = model(inputs_embeds=fed, past_key_values=cache, use_cache=True)
+        cache, logits = out.past_key_values, out.logits[:, -1].float()
+        for matrix in outward:
+            logits = logits @ matrix
+        best, likeliest = logits.log_softmax(-1).max(-1)
+        total += np.where(ended, 0.0, best.cpu().numpy())
+        ended |= (likeliest == end).cpu().numpy()
+        for row in np.flatnonzero(~ended).tolist():
+            tokens[row].append(int(likeliest[row]))
+        if ended.all():
+            break
+        fed = embed(likeliest)[:, None]
+    return Written([text(each) for each in tokens], np.array([len(each) for each in tokens]), ended, total)
 
 
 class StepDecoder:
@@ -42,35 +87,16 @@ class StepDecoder:
         self.inward = inward
         self.outward = outward
 
-    @torch.inference_mode()
     def write(self, vectors: np.ndarray, max_new_tokens: int) -> Written:
-        """The likeliest token after each vector, and after what was written, until the end token.
-
-        Parameters
-        ----------
-        vectors : (row, hidden)
-            As they are fed to the reasoner; all of them at once.
-        max_new_tokens
-            Longest step, end token included.
-        """
+        """What is written of vectors (row, hidden), as they are fed to the reasoner, all of them at once."""
         fed = torch.from_numpy(np.ascontiguousarray(vectors, dtype="float32")).to(self.reasoner.device)
-        tokens: list[list[int]] = [[] for _ in vectors]
-        ended, total, cache = np.zeros(len(vectors), dtype=bool), np.zeros(len(vectors)), None
-        for _ in range(max_new_tokens):
-            fed = nn.functional.linear(fed, **self.inward) if self.inward else fed
-            out = self.model(inputs_embeds=fed[:, None], past_key_values=cache, use_cache=True)
-            cache, logits = out.past_key_values, out.logits[:, -1].float()
-            for matrix in self.outward:
-                logits = logits @ matrix
-            best, likeliest = logits.log_softmax(-1).max(-1)
-            total += np.where(ended, 0.0, best.cpu().numpy())
-            ended |= (likeliest == self.reasoner.eos_id).cpu().numpy()
-            for row in np.flatnonzero(~ended).tolist():
-                tokens[row].append(int(likeliest[row]))
-            if ended.all():
-                break
-            fed = self.reasoner._embed(likeliest).float()
-        return Written(tokens, ended, total)
+        return write(
+            self.model, self._inward(fed)[:, None], lambda tokens: self._inward(self.reasoner._embed(tokens).float()),
+            self.reasoner.eos_id, self.reasoner.decode, max_new_tokens, self.outward,
+        )  # fmt: skip
+
+    def _inward(self, fed: Tensor) -> Tensor:
+        return nn.functional.linear(fed, **self.inward) if self.inward else fed
 
 
 def load_step_decoder(checkpoint: str, reasoner: Reasoner, base: str | None = None) -> StepDecoder:
@@ -101,7 +127,8 @@ def load_step_decoder(checkpoint: str, reasoner: Reasoner, base: str | None = No
     if not weights:
         raise UsageError(
             f"{checkpoint} has no weights named {DECODER}*: only a checkpoint of SIM-CoT, saved with its decoder, can"
-            " write out its thoughts; lake analyze lens reads those of any model"
+            " write out its thoughts. --train DIR trains a decoder of them first; lake analyze lens reads those of any"
+            " model"
         )
     config: Any
     if base is None:

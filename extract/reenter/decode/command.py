@@ -23,14 +23,33 @@ class DecodeSettings(Settings):
 
     decoder: str | None = setting(
         None,
-        "Model that the decoder began as, for its config: a folder or hub id; by default the base of the model itself.",
+        "Folder of a decoder that --train made; or, of a checkpoint's own, the model that it began as, for its config:"
+        " a folder or hub id, by default the base of the model itself.",
         metavar="PATH_OR_ID",
+    )
+    train: str | None = setting(
+        None,
+        "Train a decoder first, of the run's thoughts and the written steps of 85% of its problems, keep it in"
+        " DIR/MODEL/DATASET, and ask it of the others.",
+        metavar="DIR",
     )
     positions: tuple[str, ...] | None = setting(
         None, "Thoughts that are written out, by where they are fed; by default all.", metavar="ct0,ct1.."
     )
     max_new_tokens: int = setting(24, "Longest step, end token included.", least=1)
-    seed: int = setting(0, "Seed of the other problem whose steps are looked for as a control.", least=0)
+    steps: int = setting(1500, "Steps of the training, of 128 thoughts each.", least=1, needs="train")
+    width: int = setting(64, "Width of the decoder that is trained, a multiple of four.", least=4, needs="train")
+    seed: int = setting(
+        0, "Of the other problem whose steps are looked for as a control; of the training and its split.", least=0
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse two decoders at once."""
+        super().__post_init__()
+        if self.train is not None and self.decoder is not None:
+            raise UsageError("decode: --train makes a decoder and --decoder names one; leave one of them out")
+        if self.width % 4:
+            raise UsageError(f"--width is {self.width}; it must be a multiple of four, the number of heads")
 
 
 def run(target: "Target", settings: DecodeSettings) -> "xr.Dataset":
@@ -43,36 +62,61 @@ def run(target: "Target", settings: DecodeSettings) -> "xr.Dataset":
 
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
-    """How often each step's result is written of each thought, beside another problem's; some texts."""
+    """How often each step's result is written of each thought, beside the controls; some texts."""
+    attrs, controls = result.attrs, {"any_control": "of another"}
+    if "shuffled_share" in result:
+        controls["any_shuffled"] = "shuffled"
     rows = []
     for position in result["position"].values:
         place = result.sel(position=position)
         row = [str(position), str(int(place["n"])), f"{float(place['ended'].mean()):.3f}"]
-        row += [with_interval(place[f"any_share{end}"] for end in ENDS), f"{float(place['any_control_share']):.3f}"]
-        rows.append([*row, *(f"{float(share):.3f}" for share in place["result_share"].values)])
+        row += [with_interval(place[f"any_share{end}"] for end in ENDS)]
+        row += [f"{float(place[f'{name}_share']):.3f}" for name in controls]
+        shares = zip(place["result_share"].values, place["above_controls"].values, strict=True)
+        rows.append(
+            [*row, *("-" if share != share else f"{share:.3f}{'*' if above else ' '}" for share, above in shares)]
+        )
     steps = [f"step {int(step)}" for step in result["step"].values]
-    texts = [
-        [str(int(example)), *map(repr, result["text"].sel(example=example).values)]
-        for example in result["example"].values[:SHOWN]
-    ]
+    asked = "step" in result["text"].dims
+    caption = (
+        "share of problems of which the decoder writes the result of any step, of another problem's, and of each step"
+        " that the problem has; * its interval lies above"
+    )
+    texts = [row for example in result["example"].values[:SHOWN] for row in text_rows(result.sel(example=example))]
+    note: list[Printed] = []
+    if asked:
+        caption += " those of another problem's and of a decoder that was trained on shuffled thoughts (shuffled)"
+        note = [
+            f"decoder trained on {attrs['n_trained']} problems of {attrs['trained_on']}, asked for each step of each"
+            f" thought of {len(result['example'])} examples of others ({attrs['left_out']} left out, whose problems it"
+            " was trained on). A decoder that is trained on thoughts finds what can be read in them: that the answer"
+            " uses it is for reenter ablate and patch to say"
+        ]
+    else:
+        caption += " that of another problem's"
+    columns = ["fed at", "n", "ended", "a step 95%", *controls.values(), *steps]
+    of_texts = ["example", *(["its own"] if asked else []), *map(str, result["position"].values)]
     return [
-        Table(
-            title="",
-            columns=["fed at", "n", "ended", "a step 95%", "of another", *steps],
-            rows=rows,
-            labels=1,
-            caption="share of problems of which the decoder writes the result of any step, of another problem's, and of"
-            " each step that the problem has",
-        ),
-        Table(title="", columns=["example", *map(str, result["position"].values)], rows=texts),
+        Table(title="", columns=columns, rows=rows, labels=1, caption=caption),
+        *note,
+        Table(title="", columns=of_texts, rows=texts),
     ]
+
+
+def text_rows(one: Any) -> list[list[str]]:
+    """What is written of an example's thoughts; asked for steps, a row for each that it has, with its own."""
+    example, text = str(int(one["example"])), one["text"]
+    if "step" not in text.dims:
+        return [[example, *map(repr, text.values)]]
+    steps = zip(one["step"].values, one["stated"].values, strict=True)
+    return [[f"{example} step {step}", own, *map(repr, text.sel(step=step).values)] for step, own in steps if own]
 
 
 ENDS = ("", "_low", "_high")
 
 COMMAND = Experiment(
     name="decode",
-    help="What the decoder of a SIM-CoT checkpoint writes of each thought, beside the problem's own steps.",
+    help="What a decoder, a SIM-CoT checkpoint's own or one trained here, writes of each thought, beside the steps.",
     settings=DecodeSettings,
     run=run,
     results={"decode": tables},
