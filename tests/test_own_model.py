@@ -10,6 +10,9 @@ import pytest
 import torch
 from called import run_lake
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 from transformers.utils import logging
 
 from extract import OwnModel, load_reasoner
@@ -164,3 +167,83 @@ def test_only_its_own_kind_of_name_means_code(tmp_path):
     with pytest.raises(UsageError, match="is code of your own"):
         load_reasoner("own_model:Mine")
     assert issubclass(import_module("own_model").Mine, OwnModel)
+
+
+class OuroConfig(LlamaConfig):
+    model_type = "ouro"
+    total_ut_steps = 3
+
+
+class OuroBlock(LlamaDecoderLayer):
+    """As in Ouro's code: what attention and MLP add is normed, too."""
+
+    def __init__(self, config, layer_idx):
+        super().__init__(config, layer_idx)
+        self.input_layernorm_2 = LlamaRMSNorm(config.hidden_size)
+        self.post_attention_layernorm_2 = LlamaRMSNorm(config.hidden_size)
+
+    def forward(self, state, **options):
+        state = state + self.input_layernorm_2(self.self_attn(self.input_layernorm(state), **options)[0])
+        return state + self.post_attention_layernorm_2(self.mlp(self.post_attention_layernorm(state)))
+
+
+class Ouro(LlamaForCausalLM):
+    """Loops over its blocks as Ouro's code does, normed after each; without the gate, which by default does nothing."""
+
+    config_class = OuroConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.layers = nn.ModuleList(OuroBlock(config, index) for index in range(config.num_hidden_layers))
+        self.post_init()
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None, loops=None, **options):
+        state = self.model.embed_tokens(input_ids)
+        n = input_ids.shape[1]
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        position_ids = torch.arange(n)[None] if position_ids is None else position_ids
+        seen = (torch.ones(n, n).tril().bool() & attention_mask[:, None].bool()) | torch.eye(n, dtype=torch.bool)
+        mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
+        turned = self.model.rotary_emb(state, position_ids)
+        for _ in range(loops or self.config.total_ut_steps):
+            for block in self.model.layers:
+                state = block(state, attention_mask=mask, position_embeddings=turned)
+            state = self.model.norm(state)
+        return CausalLMOutputWithPast(logits=self.lm_head(state))
+
+
+def test_passes_through_blocks_that_repeat_are_layers(place):
+    torch.manual_seed(0)
+    config = OuroConfig(
+        vocab_size=90, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+        max_position_embeddings=256, attn_implementation="eager",
+    )  # fmt: skip
+    model = Ouro(config).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    model.save_pretrained("ouro")
+    tokenizer = load_reasoner("small-gpt2").tokenizer
+    tokenizer.save_pretrained("ouro")
+    AutoConfig.register("ouro", OuroConfig, exist_ok=True)
+    AutoModelForCausalLM.register(OuroConfig, Ouro, exist_ok=True)
+    code = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.DOTALL | re.MULTILINE)[1]
+    Path("looped.py").write_text(code)
+    options = [*OPTIONS, "--capture", "full", "--dtype", "float32"]
+    assert not run_lake("extract", "--model", "ouro=looped:Looped", *options)
+    lake = open_lake("own.lake")
+    run, read = lake["ouro/problems"].load(), lake.model("ouro").load()
+    assert run.sizes["layer"] == 6
+    for row in (0, 7):
+        one = run.isel(example=row)
+        one = one.isel(position=(one["token"] >= 0).values)
+        tokens = torch.from_numpy(one["token"].values.astype(np.int64))[None]
+        # What the model would answer after each loop is what the lens reads after its last block.
+        for loop in (1, 2, 3):
+            with torch.no_grad():
+                logits = model(tokens, loops=loop).logits[0].numpy()
+            state = one["hidden_state"].isel(layer=2 * loop - 1).values
+            normed = state / np.sqrt((state**2).mean(-1, keepdims=True) + 1e-6) * read["final_norm_weight"].values
+            np.testing.assert_allclose(normed @ read["unembedding"].values.T, logits, atol=1e-4)
+    assert not run_lake("verify", "own.lake", "ouro/problems", "--recompute", "3")
+    assert not run_lake("analyze", "lens", "own.lake", "ouro/problems", "--layers", "1,3,5")
+    assert open_lake("own.lake").result("lens", "ouro/problems")["layer"].values.tolist() == [1, 3, 5]
