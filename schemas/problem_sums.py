@@ -44,6 +44,9 @@ def trials_of(yes: Array, counted: Array, problem: Array) -> Array:
 def effective_trials(total: Array, n: Array, sums: Array) -> Array:
     """Trials as uncertain as a share ``total / n`` over problems, see :func:`schemas.statistics.share_interval`.
 
+    More than there are problems only as far as a spread estimated from so few of them can say: by the square of the
+    quantiles at 95% of a normal and of Student's t distribution.
+
     Parameters
     ----------
     total, n : (...)
@@ -51,13 +54,17 @@ def effective_trials(total: Array, n: Array, sums: Array) -> Array:
     sums : (4, ...)
         Of :func:`problem_sums`.
     """
+    from scipy.special import ndtri, stdtrit
+
     squares, products, of_counted, n_problem = sums
     with np.errstate(invalid="ignore", divide="ignore"):
         share = total / n
         spread = squares - 2 * share * products + share**2 * of_counted
         spread = np.where(spread > 1e-12 * of_counted, spread, 0)  # rounding, of problems that all have the same share
         trials = share * (1 - share) * n**2 / spread
-    return np.asarray(np.clip(np.where(spread > 0, trials, n_problem), np.minimum(1, n), n))
+    trials = np.clip(np.where(spread > 0, trials, n_problem), np.minimum(1, n), n)
+    known = (ndtri(0.975) / stdtrit(np.maximum(n_problem - 1, 1), 0.975)) ** 2
+    return np.asarray(np.maximum(known * trials, np.minimum(trials, n_problem)))
 
 
 def other_rows(problem: Array, rng: np.random.Generator) -> Array:

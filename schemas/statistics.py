@@ -65,6 +65,7 @@ def share_interval(
     The number of trials is the effective one, p (1 - p) / v, where v is the variance of the share over problems:
     sum over problems of (yes - p counted)^2, over the square of the number counted. With one example a problem that is
     the number of examples; with examples that always agree it is the number of problems, as it is where p is 0 or 1.
+    What is above that number is estimated from the problems, and less of few (t for z, as in the reference).
 
     Parameters
     ----------

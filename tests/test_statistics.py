@@ -132,6 +132,15 @@ def test_a_bootstrap_of_few_problems_is_as_wide_as_students_t_and_of_four_none()
     assert np.isfinite(_paired(sides[0], sides[1], None, {}, 500, 0.95, 0)).tolist() == [True, False, False]
 
 
+@pytest.mark.parametrize(("n", "each", "least"), [(3, 20, 0.93), (5, 20, 0.93), (10, 10, 0.94)])
+def test_shares_over_few_problems_of_many_examples_are_held(n, each, least):
+    rng = np.random.default_rng(0)
+    chance = rng.beta(2, 2, (2000, n))
+    yes = rng.random((2000, n * each)) < np.repeat(chance, each, axis=1)
+    low, high = share_interval(yes, np.ones_like(yes), np.repeat(np.arange(n), each))
+    assert ((low <= 0.5) & (high >= 0.5)).mean() > least  # .80, .85 and .92 with the normal distribution's quantile
+
+
 def test_a_share_of_a_way_draws_both_of_its_ends():
     rng = np.random.default_rng(0)
     start, end = rng.normal(-5, 2, 40), rng.normal(4, 2, 40)
