@@ -16,11 +16,12 @@ MOST = {
     **dict.fromkeys(("permutations", "shuffles", "null_draws"), 1_000_000),
     **dict.fromkeys(("controls", "draws", "random", "beyond"), 1_000),
     **dict.fromkeys(("stories", "largest"), 1_000_000),
-    "pairs": 100_000,
+    **dict.fromkeys(("pairs", "das_steps", "das_rows"), 100_000),
+    "top": 10_000,
 }
 """Most of what is drawn, wherever a setting is called so: more fills memory, and tells nothing. So many resamples give
 the ends of an interval to a hundredth of its width, shuffles p to a millionth; controls and the like are a pass or a
-fit each; a million stories take a gigabyte.
+fit each; a million stories take a gigabyte; nobody reads so many rows of a table.
 """
 
 

@@ -17,14 +17,21 @@ def check_outside(path: str | os.PathLike[str]) -> None:
     UsageError
         If it is one.
     """
-    place = Path(path).resolve()
+    if lake_around(Path(path)):
+        raise UsageError(f"{path} is inside the lake, which holds nothing but its own files; name another place")
+
+
+def lake_around(path: Path) -> Path | None:
+    """The lake that a place is, or is in."""
+    place = path.resolve()
     for folder in (place, *place.parents):
         try:
             document = (folder / "zarr.json").read_bytes()
         except OSError:
             continue
         if b'"kind":"lake"' in document:
-            raise UsageError(f"{path} is inside the lake, which holds nothing but its own files; name another place")
+            return folder
+    return None
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from schemas import (
     device_kind,
     fingerprint,
 )
+from schemas.whole_files import lake_around
 from store.files import (
     LEFTOVER,
     RECORD,
@@ -41,6 +42,7 @@ def check_place(location: str | os.PathLike[str]) -> None:
     """Raise ``UsageError`` if no lake can be made or written at a place; nothing is touched."""
     folder = local_path(location)
     folder = folder if folder is None else folder.resolve()  # of new/../.. there is nothing until new is made
+    check_outer(location)
     if folder is not None and not folder.is_dir():
         if folder.exists():
             raise UsageError(f"{location} is a file; a lake is a folder. Name another --lake")
@@ -56,6 +58,13 @@ def check_place(location: str | os.PathLike[str]) -> None:
             )
     elif attributes is not None and attributes.get("kind") != "lake":
         raise UsageError(f"{location} is a Zarr group but no lake; name another --lake")
+
+
+def check_outer(location: str | os.PathLike[str]) -> None:
+    """Raise ``UsageError`` if a place for a lake is inside another one."""
+    folder = local_path(location)
+    if folder is not None and (outer := lake_around(folder.resolve().parent)):
+        raise UsageError(f"{location} is inside the lake {outer}, which holds nothing but its own files; name another")
 
 
 def check_format(location: str | os.PathLike[str], store: Store) -> None:

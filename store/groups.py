@@ -18,7 +18,7 @@ from store.check import check_format
 from store.files import RECORD, RESULTS, is_ours, join, names_below, read_bytes, unseal
 from store.guard import Guard
 from store.layout import RunLayout
-from store.location import local_path, open_store
+from store.location import local_path, open_store, place_of
 from store.mend import foreign_weights, has_other_model, of_another_place
 from store.record import DamagedFile, RunRecord
 
@@ -44,7 +44,8 @@ class Groups:
     def __init__(self, location: str | os.PathLike[str], *, stored: bool = False) -> None:
         self.location = location
         self.stored = stored
-        self.folder = local_path(location)
+        self.place = place_of(location)
+        self.folder = local_path(self.place)
         if self.folder is not None and not self.folder.is_dir():
             raise UsageError(f"there is no lake at {location}; make one with lake extract")
         self._opened: tuple[int, Store] | None = None
@@ -61,7 +62,7 @@ class Groups:
     def store(self) -> Store:
         """The lake's files, opened by this process: connections do not outlive a fork."""
         if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = os.getpid(), open_store(self.location)
+            self._opened = os.getpid(), open_store(self.place)
         return self._opened[1]
 
     def children(self, path: str) -> list[str]:
@@ -116,7 +117,7 @@ class Groups:
             raise CorruptLakeError(f"{where} {problem}; mend it with: {command}")
         group = path.removesuffix(f"/{RECORD}") if kind == "run" else path
         key = join(path.removeprefix(group).strip("/"), "zarr.json")
-        raise Guard(self.location, group, kind, {}).error(DamagedFile(key, None, problem))
+        raise Guard(self.place, group, kind, {}).error(DamagedFile(key, None, problem))
 
     def models(self) -> list[str]:
         """Names of the models."""
@@ -161,7 +162,7 @@ class Groups:
         digests = {key.removeprefix("../"): digest for key, digest in record["files"].items() if key.startswith("../")}
         layout = RunLayout.from_json(attributes["layout"])
         known = RunRecord(layout, checksums="crc32c/zarr.json" in record["files"])
-        return attributes, Guard(self.location, run, "run", digests, known)
+        return attributes, Guard(self.place, run, "run", digests, known)
 
     def model_attributes(self, name: str) -> dict[str, Any]:
         """Attributes of a model: sizes, special tokens, checkpoint, fingerprints.

@@ -11,7 +11,6 @@ import xarray as xr
 
 from schemas import UnwritableLakeError
 from schemas.command import Shell
-from store.location import local_path
 from store.read import Lake
 
 
@@ -44,7 +43,7 @@ def keep(
 
 def working_folder(lake: Lake, name: str, run: str) -> Path | None:
     """Folder beside a lake on disk for finished pieces of a command at work; none where nothing can be written."""
-    place = local_path(lake.location)
+    place = lake.folder
     if place is None or not os.access(place.parent, os.W_OK):
         return None
     return place.with_name(f"{place.name}.{name}") / run.replace("/", ".")

@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -12,6 +13,28 @@ from zarr.storage import FsspecStore, LocalStore, ObjectStore
 from schemas import UnwritableLakeError, UsageError
 
 OBSTORE_SCHEMES = ("s3", "gs", "gcs", "az", "azure", "abfs", "abfss")
+
+
+@dataclass(frozen=True, slots=True)
+class Place(os.PathLike[str]):
+    """A folder called as its user calls it, by its whole path: where a process goes, what it has opened stays."""
+
+    name: str
+    path: str
+
+    def __str__(self) -> str:
+        """As it was called."""
+        return self.name
+
+    def __fspath__(self) -> str:
+        """Where it is."""
+        return self.path
+
+
+def place_of(location: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """A local folder as a :class:`Place`; any other location as it is."""
+    folder = local_path(location)
+    return location if folder is None else Place(str(location), str(folder.absolute()))
 
 
 def is_url(location: str | os.PathLike[str]) -> bool:
@@ -25,9 +48,11 @@ def local_path(location: str | os.PathLike[str]) -> Path | None:
     Raises
     ------
     UsageError
-        If a file's URL names another host.
+        If a file's URL names another host, or the path is empty.
     """
     text = str(location)
+    if not text:
+        raise UsageError("the path of a lake is empty and names no place")
     if text.startswith("file:/"):
         rest = text.removeprefix("file:")
         host, _, path = rest.removeprefix("//").partition("/") if rest.startswith("//") else ("", "", rest[1:])

@@ -69,7 +69,7 @@ def merge(sources: Sequence[Lake], into: str | os.PathLike[str], progress: Progr
     LakeError
         If another process writes one of the runs.
     """
-    places = [local_path(lake.location) for lake in sources]
+    places = [lake.folder for lake in sources]
     target = local_path(into)
     if target is not None and any(place is not None and place.resolve() == target.resolve() for place in places):
         raise UsageError(f"{into} is one of the lakes that are to be merged; name another lake --into")
@@ -147,7 +147,7 @@ class _Files(Mapping[str, bytes]):
         if content is None or hashlib.sha256(content).hexdigest() != self.digests[key]:
             problem = "is not there" if content is None else "is not what was written"
             group = self.group.removesuffix(f"/{RECORD}")
-            raise Guard(self.lake.location, group, self.kind, {}).error(DamagedFile(key, None, problem))
+            raise Guard(self.lake.place, group, self.kind, {}).error(DamagedFile(key, None, problem))
         return content
 
     def check(self) -> "_Files":

@@ -12,7 +12,7 @@ from zarr.abc.store import Store
 from zarr.core.sync import sync
 
 from schemas import MODEL_VARIABLES, CorruptLakeError, LakeError, MissingRunError, UsageError, fingerprint, nearest
-from store.check import check_holds, check_place
+from store.check import check_holds, check_outer, check_place
 from store.claim import lake_lock
 from store.files import COMING, LEFTOVER, NEXT, REMOVED, RESULTS, read_bytes, read_size, set_bytes
 from store.large_files import copy_large
@@ -86,6 +86,7 @@ def push(lake: Lake, to: str | os.PathLike[str], runs: Sequence[str] = (), progr
     ]
     if places[0] == places[1]:
         raise UsageError(f"{to} is the lake itself; name another place")
+    check_outer(to)
     chosen = _Chosen(lake, runs)
     damage = [damage_found for damage_found in verify(lake.location).damage if damage_found.path in chosen]
     broken = [damage_found for damage_found in damage if damage_found.kind != "stranger"]

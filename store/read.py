@@ -194,7 +194,7 @@ class Lake(Groups):
     def lazy_model(self, name: str) -> xr.Dataset:
         """The same, nothing of it read: for how large it is."""
         attributes = self.model_attributes(name)
-        return open_group(Guard(self.location, name, "model", attributes["files"]), attributes, stored=True)
+        return open_group(Guard(self.place, name, "model", attributes["files"]), attributes, stored=True)
 
     def still_holds(self, model: xr.Dataset, name: str) -> bool:
         """Whether all arrays of a dataset are those that :meth:`model` handed out: others can read them, too."""
@@ -239,7 +239,7 @@ class Lake(Groups):
         inputs = {run: self.attributes(run)["fingerprint"] for run in runs}
         name, attributes = described(kind, dataset, runs, spec, inputs, command, beside)
         try:
-            write_result_group(self.location, name, dataset, attributes)
+            write_result_group(self.place, name, dataset, attributes)
         except LakeError:
             raise
         except Exception as error:  # of a file system or, by other names, of an object store
@@ -336,7 +336,7 @@ class Lake(Groups):
                 f"{self.location} has no result {name!r}" + nearest(name, [result.name for result in self.results()])
             )
         self._check_result(name, attributes)
-        guard = Guard(self.location, place, "result", attributes["files"])
+        guard = Guard(self.place, place, "result", attributes["files"])
         stated = ("result", "runs", "spec", "inputs", "fingerprint")
         own = {key: handed_out(value) for key, value in attributes["attrs"].items()}
         told = {**own, **{key: attributes[key] for key in stated}}

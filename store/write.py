@@ -45,7 +45,7 @@ from store.files import (
     write_files,
 )
 from store.layout import SHARDED_VARIABLES, RunLayout
-from store.location import local_path, open_store
+from store.location import local_path, open_store, place_of
 from store.processes import FileProcesses, ProcessFile
 from store.record import PARTS, RunRecord, ShardRecord
 from store.skeleton import model_arrays, record_arrays, run_arrays
@@ -149,10 +149,10 @@ class RunWriter:
     """
 
     def __init__(self, location: str | os.PathLike[str], run: str) -> None:
-        self.location = location
+        self.location = place_of(location)
         self.run = run
-        self.folder = local_path(location)
-        self.store = open_store(location, read_only=False)
+        self.folder = local_path(self.location)
+        self.store = open_store(self.location, read_only=False)
         attributes = read_group(self.store, run)
         if attributes is None:
             raise UsageError(f"{location} has no run {run!r}; create it first")

@@ -166,13 +166,18 @@ def test_places_of_what_is_written(run, data, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     for words, message in (
         (["problems", "--out", lake / "problems"], "inside the lake"),
+        (["train", "small-gpt2", "--out", lake / "model"], "inside the lake"),
+        (["train", "small-gpt2", "--out", tmp_path / "file"], "name another place"),
+        (["push", lake, lake / "inner"], f"inner is inside the lake {lake},"),
+        (["merge", lake, "--into", lake / "inner"], f"inner is inside the lake {lake},"),
+        (arguments(CODI, data, lake / "inner"), f"inner is inside the lake {lake},"),
         (["analyze", "heads", lake, "--csv", lake], "inside the lake"),
         (["analyze", "heads", lake, "--csv", tmp_path / "file"], "file is a file; tables go into a folder"),
         (["problems", "--out", tmp_path / "file"], "name another place"),
     ):
         code, _, error = run(*words)
         assert (code, message in error) == (2, True), error
-    assert not (lake / "problems").exists()
+    assert sorted(path.name for path in lake.iterdir()) == ["m", "zarr.json"]
 
 
 def test_what_lets_one_in_at_an_address_is_not_printed(capsys):

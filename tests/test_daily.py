@@ -97,6 +97,21 @@ def test_a_result_of_python_is_shown_as_its_tables(call, tmp_path):
         assert [line.split() for line in out.splitlines()[1:3]] == [["layer", "score"], ["0", "0.500"]]
 
 
+def test_a_lake_stays_where_it_is_when_the_process_goes_elsewhere(tmp_path, monkeypatch):
+    two_runs(tmp_path / "a.lake")
+    monkeypatch.chdir(tmp_path)
+    lake, there = open_lake("a.lake"), tmp_path / "elsewhere"
+    there.mkdir()
+    monkeypatch.chdir(there)
+    lake.write_result("scores", xr.Dataset({"score": ("layer", [0.5])}), runs=["one/problems"], spec={})
+    assert (lake["one/problems"].load().sizes["layer"], lake.result("scores")["score"].item()) == (3, 0.5)
+    assert lake.model("one").sizes["hidden"] > 0
+    assert (str(lake.location), list(there.iterdir())) == ("a.lake", [])
+    for nowhere in (open_lake, verify):
+        with pytest.raises(UsageError, match="is empty and names no place"):
+            nowhere("")
+
+
 def test_a_re_entry_is_shown_as_its_command_printed_it(call, tmp_path):
     write_pairs(make_pairs(4, 0), tmp_path / "pairs.json")
     path = tmp_path / "pairs.lake"

@@ -206,5 +206,7 @@ def test_command_on_graphs_and_without_thoughts(model: xr.Dataset, tmp_path, cap
         traces(planted(model).drop_vars("intermediate_result"), model)
     with pytest.raises(UsageError, match="has no layer 9"):
         traces(planted(model), model, layers=[9])
+    with pytest.raises(UsageError, match="top is 1000000; it must lie between 1 and the"):
+        traces(planted(model), model, top=1_000_000)
     with pytest.raises(SchemaError, match="lacks zzz"):
         traces(planted(model), model, positions=["zzz"])

@@ -256,7 +256,7 @@ def lens_tests(
             "n": ((), n_example),
         },
         coords={"layer": values["layer"].values, "position": labels, "other_position": labels},
-        attrs=inherited(is_number, kind="lens_tests", correction=correction),
+        attrs=inherited(is_number, kind="lens_tests", correction=correction, n_example=is_number.sizes["example"]),
     )
 
 

@@ -118,6 +118,10 @@ def traces(
     if len(np.unique(problem)) < 2:
         raise UsageError(f"{run.attrs.get('run')} has one problem; thoughts are exchanged between two at least")
     readout = ReadOut(model)
+    n_token = model.sizes["vocabulary"]
+    for name, value in (("top", top), ("read", read or 1)):
+        if not 1 <= value <= n_token:
+            raise UsageError(f"{name} is {value}; it must lie between 1 and the {n_token} tokens there are")
     facts = run[[name for name in TOLD if name in run]].load()
     problems = problems_of(_with_chain(facts, run), readout.tokens, other_rows(problem, rng))
     n_best = read or (1 if isinstance(problems, NumberProblems) else 2)

@@ -234,7 +234,7 @@ class VerifySettings(Settings):
 
     lake: str = setting(help="Lake: a folder or a URL.", metavar="PATH", argument=True)
     run: str | None = setting(None, "Only this run, MODEL/DATASET, and its model.", metavar="[RUN]", argument=True)
-    recompute: int = setting(0, "Run the model again on N examples of each run.", metavar="N")
+    recompute: int = setting(0, "Run the model again on N examples of each run.", metavar="N", least=0)
     model: str | None = setting(
         None,
         "Where the model is, if what the lake remembers does not lead there.",

@@ -134,7 +134,8 @@ def compare(
         prompts = [reasoner.encode(str(question)) for question in questions]
         some = chosen([len(prompt) for prompt in prompts])
         precision = calibrate(reasoner, [prompts[row] for row in some], [str(answers[row]) for row in some], spec)
-    examples = np.unique(np.linspace(0, dataset.sizes["example"] - 1, n_example).round().astype(int))
+    n = dataset.sizes["example"]
+    examples = np.unique(np.linspace(0, n - 1, min(n, n_example)).round().astype(int))
     names = (*STATES, *spec.parts, *(ITERATIONS if reasoner.protocol.n_round else ()))
     errors: dict[str, list[np.ndarray]] = {name: [] for name in names}
     logprob, other_texts = [0.0], 0

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from extract.reenter.settings import check_points
 from schemas.command import Experiment, Printed, Settings, Table, setting
 from schemas.wording import duration_text, with_interval
 
@@ -35,6 +36,11 @@ class AttributeSettings(Settings):
         None, "Folder for the graph of each run, as GraphML and as JSON.", metavar="DIR", stored=False
     )
     seed: int = setting(0, "Seed of everything random.", least=0)
+
+    def __post_init__(self) -> None:
+        """Refuse more points than tell anything."""
+        super().__post_init__()
+        check_points(self.steps)
 
 
 def run(target: "Target", settings: AttributeSettings) -> "xr.Dataset":

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from extract.reenter.settings import check_points
 from schemas.command import NOTHING_KEPT, Experiment, Printed, Settings, Table, later, setting
 from schemas.wording import with_interval
 
@@ -14,6 +15,11 @@ class GradientSettings(Settings):
 
     baseline: Literal["mean", "zero"] = setting("mean", "mean of each thought over the run, or zero.")
     steps: int = setting(32, "Points on the way from the baseline.", least=1)
+
+    def __post_init__(self) -> None:
+        """Refuse more points than tell anything."""
+        super().__post_init__()
+        check_points(self.steps)
 
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
