@@ -131,7 +131,7 @@ class Target:
     def number_thoughts(self, site: str) -> np.ndarray:
         """Which thoughts carry a number ``(example, thought)``.
 
-        At ``latent_embedding`` a thought carries what the state it was projected from reads (that at ``bot`` for
+        At ``latent_embedding`` a thought carries what the state it was made of reads (that at ``bot`` for
         ``ct0``, at ``ct0`` for ``ct1``); at ``hidden_state`` its own state.
         """
         positions = ["bot", *self.thoughts[:-1]] if site == "latent_embedding" else self.thoughts

@@ -53,7 +53,7 @@ def thought_graph(target: Target, settings: GraphSettings | None = None) -> xr.D
     """Change each thought and measure every later one, and the answer.
 
     A node is a thought: the vector fed at it or, with ``layer``, the output of that block at it. It is measured by the
-    state it was projected from (for the output of a block, by the state at it), after the final norm, as the
+    state it was made of (for the output of a block, by the state at it), after the final norm, as the
     unembedding reads it.
 
     Parameters
@@ -249,7 +249,7 @@ def _changes(
 def _measured(target: Target, measured: xr.Dataset, nodes: Sequence[str], layer: int | None) -> dict[str, np.ndarray]:
     """Measures ``(target, measure, example)`` of each condition, the answer's last."""
     middle = target.reasoner.places.middle
-    # What is fed at a thought is measured by the state it was projected from.
+    # What is fed at a thought is measured by the state it was made of.
     read_at = [middle.index(node) - (layer is None) for node in nodes]
     states = np.stack([measured[name].values for name in COMPARED], axis=1)  # (condition, measure, position, example)
     states = np.concatenate([states[:, :, read_at], states[:, :, -1:]], axis=2).swapaxes(1, 2)
