@@ -87,6 +87,13 @@ def test_directions_of_few_problems_are_counted_without_bias() -> None:
     assert participation_ratio(centred @ centred.T) == pytest.approx(sums[0] / sums[1])
 
 
+def test_no_interval_holds_what_cannot_be() -> None:
+    run = make_run(n_example=9).sel(position=["bot", "ct0"])
+    result = geometry(run, resamples=30, shuffles=1, components=2)
+    assert float(result["participation_ratio_low"].min()) == 1.0  # there is no less than one direction
+    assert float(result["explained_high"].max()) <= 1.0
+
+
 def test_lengths_and_cosines_are_those_one_by_one_and_chunks_change_nothing() -> None:
     cells = {"position": ["bot", "ct0", "ct3"]}
     run = make_run(n_example=20).sel(cells)

@@ -235,6 +235,8 @@ def test_shares_of_steps_are_of_results_that_a_token_says():
     assert first["n"] == run.sizes["example"]
     assert first["n_step"] == first["n_step_control"] == run.sizes["example"] - 5
     assert first["step_share"] == 1
+    nothing = lens_summary(logit_lens(run.assign(intermediate_result=results * np.nan), model)).isel(layer=-1)
+    assert np.isnan(nothing[["result_share", "control_share", "last_share"]].sel(position="ct0").to_array()).all()
     several = results.notnull().sum("step") > 1
     assert first["n_inner"] == several[5:].sum()
 

@@ -147,8 +147,9 @@ def test_verdicts_on_a_lake_of_known_truth(lake):
         "probe", "traces", "resample", "edit", "erase", "graph", "heads", "head attribution"
     }  # fmt: skip
     assert missing["graph"] == f"lake reenter graph {lake.location} small-gpt2/test"
-    (table, *lines) = tables(result, {})
+    (table, elsewhere, *lines) = tables(result, {})
     assert len(table.rows) == result.sizes["row"]
+    assert elsewhere.startswith("of other runs of its model: results/patch/small-gpt2.pairs~")
     assert len(lines) == len(missing)
     told_nothing = missing_of(lake, Found(run="small-gpt2/test", measures=(), methods=frozenset()))
     of_mean = next(row["command"] for row in told_nothing if row["method"] == "mean")

@@ -40,6 +40,9 @@ STATISTICS = {
     "centred_cosine": (("position", "other_position"), "the same, once the mean over problems is taken off"),
 }
 
+BOUNDS = {"explained": (0.0, 1.0), "participation_ratio": (1.0, np.inf), "two_nn": (0.0, np.inf), "norm": (0.0, np.inf)}
+"""Values that a statistic can have, and no end of an interval goes beyond; cosines are between -1 and 1."""
+
 
 def geometry(
     run: xr.Dataset,
@@ -253,6 +256,11 @@ def _summary(
     for name, value in whole.items():
         draws = np.stack([one[name] for one in drawn])
         low, high = percentiles(np.moveaxis(draws - draws.mean(0), 0, -1), n_problem)
-        summary |= {name: value, f"{name}_low": value + low, f"{name}_high": value + high}
+        least, most = BOUNDS.get(name, (-1.0, 1.0))
+        summary |= {
+            name: value,
+            f"{name}_low": np.maximum(value + low, least),
+            f"{name}_high": np.minimum(value + high, most),
+        }
         summary[f"{name}_null"] = np.stack([one[name] for one in null]).mean(0)
     return summary

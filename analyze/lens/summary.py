@@ -34,6 +34,11 @@ OF = {
     **dict.fromkeys(("gold_first_share", "gold_probability", "gold_log_rank"), "n_gold"),
 }
 """What each sum of :func:`lens_counts` is divided by."""
+READ = {
+    **dict.fromkeys(("result_share", "result_top_share", "last_share"), "n_step"),
+    **dict.fromkeys(("control_share", "control_top_share"), "n_step_control"),
+}
+"""Shares of nothing, not of 0, where no example has a step whose result a token says."""
 WITH_INTERVAL = ("number_share", "step_share", "step_control_share", "inner_share", "inner_control_share")
 
 
@@ -178,6 +183,8 @@ def _quotients(counts: xr.Dataset, lens: xr.Dataset, trials: dict[str, xr.DataAr
     summary = counts[["n", "n_step", "n_step_control", "n_inner", "n_inner_control"]]
     for name, of in OF.items():
         total = counts[of]
+        if (step := READ.get(name)) is not None:
+            total = total.where(counts[step].sum("step") > 0)
         summary[name] = counts[name] / total.where(total > 0)
         if name in WITH_INTERVAL:
             summary[f"{name}_low"], summary[f"{name}_high"] = xr.apply_ufunc(

@@ -63,6 +63,8 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
         [text(result, name, row) for name in ("thought", "question", "verdict", "why", "control", "overturned_by")]
         for row in range(result.sizes["row"])
     ]
+    own = f"/{attrs['run'].replace('/', '.')}~"
+    elsewhere = sorted({str(name) for name in result["result"].values if own not in str(name)})
     return [
         Table(
             title=f"{attrs['run']}, beside {', '.join(controls) or 'no control'}",
@@ -71,6 +73,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
             f" all figures of a question together ({n_test}); readable: {PLACES[attrs['by']]}; used: what is fed there."
             " Zeroing, shuffling, noise and cut edges are kept beside and decide nothing",
         ),
+        *([f"of other runs of its model: {', '.join(elsewhere)}"] if elsewhere else []),
         *(f"missing: {row['method']} ({row['question']}); {row['command']}" for row in json.loads(attrs["missing"])),
     ]  # fmt: skip
 
