@@ -21,6 +21,7 @@ def listening(host: str, port: int) -> sockets.socket:
         opened = sockets.socket(family, kind, protocol)
         opened.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)
         opened.bind(address)
+        opened.listen()  # who comes by the address that is printed waits until it is answered
     except OSError as error:
         if opened is not None:
             opened.close()
