@@ -205,7 +205,7 @@ def test_a_decoder_trained_afterwards_reads_what_was_planted_and_nothing_else(sh
     asked, none = lesson.vectors[240:].numpy(), np.zeros(60, dtype=int)
     right = []
     for thought in range(2):
-        written = decoder.write(asked[:, thought], none + thought, none, 24)
+        written = decoder.write(asked[:, thought], none + thought, none)
         results = np.array([int(text[-3]) for text in written.texts])  # <<3=7>>
         right.append(np.mean(results + 1 == lesson.tokens[240:, 0, 0].numpy()))
     assert right[0] < 0.3
@@ -236,18 +236,20 @@ def test_a_trained_decoder_is_asked_only_of_problems_it_does_not_know(tmp_path: 
     before = (trained / "model.safetensors").stat().st_mtime_ns
     for run_asked, *options in (
         ("small-gpt2/pairs", "--train", folder, "--steps", 4),
-        ("small-gpt2/pairs", "--decoder", trained),
+        ("small-gpt2/pairs", "--decoder", folder),
         ("small-gpt2/hard", "--decoder", trained),
     ):
         assert call(*decode, run_asked, *options)[0] == 0
     assert (trained / "model.safetensors").stat().st_mtime_ns == before
-    again = lake.result("decode", "small-gpt2/pairs", decoder=str(trained))
+    again = lake.result("decode", "small-gpt2/pairs", decoder=str(folder))
     xr.testing.assert_identical(again["text"], first["text"])
     assert lake.result("decode", "small-gpt2/hard").attrs["left_out"] == 0  # other problems, all of them
     for options, said in (
         (("--train", folder, "--steps", 5), "of other problems or settings"),
         (("--train", folder, "--decoder", folder), "leave one of them out"),
         (("--train", folder, "--width", 6), "multiple of four"),
+        (("--train", tmp_path / "a.lake"), "is inside the lake"),
+        (("--train", tmp_path / "hard.jsonl"), "nothing can be written in"),
         (("--steps", 5), "--steps does nothing without --train"),
         (("--train", folder, "--limit", 12), "to train on"),
         (
@@ -260,3 +262,22 @@ def test_a_trained_decoder_is_asked_only_of_problems_it_does_not_know(tmp_path: 
     (trained / "shuffled.safetensors").unlink()
     status, _, err = call(*decode, "small-gpt2/pairs", "--decoder", trained)
     assert (status, "its training was stopped" in err) == (2, True), err
+
+
+def test_steps_in_words_are_found_by_their_last_word() -> None:
+    said = [["Eva is a jompus.", "Every jompus is a lempus."], ["Tom is a rompus.", ""]]
+    run = xr.Dataset(
+        {
+            "intermediate_result": (("example", "step"), np.full((2, 2), np.nan)),
+            "step_text": (("example", "step"), np.array(said, dtype=object)),
+            "intermediate_text": (("example", "step"), np.array([["jompus", "lempus"], ["rompus", ""]], dtype=object)),
+        },
+        coords={"example": [0, 1], "problem": ("example", [0, 1])},
+    )
+    texts = np.array([[["Tom is a Jompus", "Every jompus is a lempus."]], [["Eva is a jompus.", ""]]], dtype=object)
+    found = shares(texts, np.ones((2, 1), dtype=bool), run, seed=0, shuffled=texts)
+    assert found["n_step"][1].tolist() == [[2, 1]]
+    assert found["result_share"][1].tolist() == found["shuffled_share"][1].tolist() == [[0.5, 1.0]]
+    assert found["expression_share"][1].tolist() == [[0.0, 1.0]]
+    assert found["control_share"][1].tolist() == [[0.5, 0.0]]  # the second problem's text has the first one's word
+    assert not found["above_controls"][1].any()

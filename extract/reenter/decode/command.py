@@ -23,8 +23,8 @@ class DecodeSettings(Settings):
 
     decoder: str | None = setting(
         None,
-        "Folder of a decoder that --train made; or, of a checkpoint's own, the model that it began as, for its config:"
-        " a folder or hub id, by default the base of the model itself.",
+        "Folder of a decoder that --train made, or its DIR for the run's own; or, of a checkpoint's own decoder, the"
+        " model that it began as, for its config: a folder or hub id, by default the base of the model itself.",
         metavar="PATH_OR_ID",
     )
     train: str | None = setting(
@@ -36,7 +36,9 @@ class DecodeSettings(Settings):
     positions: tuple[str, ...] | None = setting(
         None, "Thoughts that are written out, by where they are fed; by default all.", metavar="ct0,ct1.."
     )
-    max_new_tokens: int = setting(24, "Longest step, end token included.", least=1)
+    max_new_tokens: int = setting(
+        24, "Longest step, end token included; a decoder that --train made writes none longer than it learned.", least=1
+    )
     steps: int = setting(1500, "Steps of the training, of 128 thoughts each.", least=1, needs="train")
     width: int = setting(64, "Width of the decoder that is trained, a multiple of four.", least=4, needs="train")
     seed: int = setting(
@@ -79,8 +81,8 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     steps = [f"step {int(step)}" for step in result["step"].values]
     asked = "step" in result["text"].dims
     caption = (
-        "share of problems of which the decoder writes the result of any step, of another problem's, and of each step"
-        " that the problem has; * its interval lies above"
+        "share of problems of which the decoder writes the result of any step (of a sentence its last word), of another"
+        " problem's, and of each step that the problem has; * its interval lies above"
     )
     texts = [row for example in result["example"].values[:SHOWN] for row in text_rows(result.sel(example=example))]
     note: list[Printed] = []

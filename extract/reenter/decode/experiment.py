@@ -11,10 +11,20 @@ from extract.model.checkpoint import fingerprint_weights
 from extract.model.device import device_errors
 from extract.model.step_decoder import Written, load_step_decoder
 from extract.reenter.decode.command import DecodeSettings
-from extract.reenter.decode.learned import OWN, RECORD, SHUFFLED, LearnedDecoder, held_out, in_order, load, result_first
+from extract.reenter.decode.learned import (
+    OWN,
+    RECORD,
+    SHUFFLED,
+    LearnedDecoder,
+    held_out,
+    in_order,
+    in_words,
+    load,
+    result_first,
+)
 from extract.reenter.decode.training import train_decoder
 from extract.reenter.target import Target
-from extract.run.chains import parse_chain
+from extract.run.chains import last_word, parse_chain
 from schemas import UsageError, nearest
 from schemas.answers import equal_answers
 from schemas.problem_sums import other_rows, problem_of
@@ -71,14 +81,14 @@ def decode(target: Target, settings: DecodeSettings | None = None) -> xr.Dataset
             f"decode: {strange[0]} is no thought of {target.run}; there are {', '.join(target.thoughts)}"
             + nearest(strange[0], target.thoughts)
         )
-    if not np.isfinite(target.data["intermediate_result"]).any():
+    if not (in_words(target.data) or np.isfinite(target.data["intermediate_result"]).any()):
         raise UsageError(
             f"decode: no problem of {target.run} has a step with a result that texts could be held against"
         )
     if len(np.unique(problem_of(target.data))) < 2:
         raise UsageError("decode: one problem has no other beside which its steps could be looked for; take more")
     vectors = np.stack([target.values.column("latent_embedding", -1, name) for name in positions], axis=1)
-    folder = Path(settings.decoder) if settings.decoder and (Path(settings.decoder) / RECORD).exists() else None
+    folder = learned_in(settings.decoder, target.run)
     if settings.train is not None:
         folder = train_decoder(target, settings, positions, vectors)
     if folder is not None:
@@ -86,6 +96,12 @@ def decode(target: Target, settings: DecodeSettings | None = None) -> xr.Dataset
     decoder = load_step_decoder(target.checkpoint, target.reasoner, settings.decoder)
     out = written(target, vectors, lambda rows: decoder.write(vectors[tuple(rows)], settings.max_new_tokens))
     return held_against(out, target.data, positions, vectors, settings)
+
+
+def learned_in(folder: str | None, run: str) -> Path | None:
+    """Where in a folder the record of a decoder is that was trained afterwards: there, or under the run's name."""
+    places = [] if folder is None else [Path(folder), Path(folder) / run]
+    return next((place for place in places if (place / RECORD).is_file()), None)
 
 
 def by_learned(
@@ -114,7 +130,7 @@ def by_learned(
 
         def write(rows: Array, one: LearnedDecoder = one) -> Written:
             row, place, step = rows
-            return one.write(vectors[row, place], thought[place], step, settings.max_new_tokens)
+            return one.write(vectors[row, place], thought[place], step)
 
         sides.append(written(target, vectors, write, n_step))
     out = held_against(sides[0], data, positions, vectors, settings, sides[1]["text"])
@@ -188,10 +204,10 @@ def shares(
     shuffled
         Texts of the decoder that was trained on shuffled thoughts.
     """
-    problem, steps = problem_of(run), run["intermediate_result"].values.astype(float)
-    stated = np.vectorize(bare, otypes=[object])(run["expression"].values)
+    problem, (steps, numbers) = problem_of(run), results_of(run)
+    stated = np.vectorize(bare, otypes=[object])(run["expression" if numbers is None else "step_text"].values)
     other = other_rows(problem, np.random.default_rng(seed))
-    results, expressions = read(texts)
+    results, expressions = read(texts, numbers)
 
     def found(wanted: Array, results: Array = results) -> Array:  # (example, position, step)
         return np.asarray(equal_answers(results, wanted[:, None, :, None]).any(-1))
@@ -203,7 +219,7 @@ def shares(
     of_steps = {"result": (own, there), "control": (control, control_there), "expression": (same, there)}
     of_any = {"any": (own.any(-1), known), "any_control": (control.any(-1), known)}
     if shuffled is not None:
-        blind = found(steps, read(shuffled)[0]) & there
+        blind = found(steps, read(shuffled, numbers)[0]) & there
         of_steps["shuffled"], of_any["any_shuffled"] = (blind, there), (blind.any(-1), known)
     for dims, measures in ((("position", "step"), of_steps), (("position",), of_any)):
         for name, (yes, counted) in measures.items():
@@ -218,10 +234,22 @@ def shares(
     return out | {name: (("position", "step"), side.sum(0)) for name, side in counts.items()}
 
 
-def read(texts: Array) -> tuple[Array, Array]:
+def results_of(run: xr.Dataset) -> tuple[Array, dict[str, float] | None]:
+    """Results (example, step), NaN where there is none; of sentences the numbers of their last words, and these."""
+    if not in_words(run):
+        return run["intermediate_result"].values.astype(float), None
+    words = np.vectorize(lambda word: str(word).casefold(), otypes=[object])(run["intermediate_text"].values)
+    numbers = {word: float(number) for number, word in enumerate(np.unique(words)) if word}
+    return np.vectorize(lambda word: numbers.get(word, np.nan), otypes=[float])(words), numbers
+
+
+def read(texts: Array, numbers: dict[str, float] | None) -> tuple[Array, Array]:
     """Results and expressions of the steps in each text: (example, position, step or 1, number in the text)."""
     texts = texts if texts.ndim == 3 else texts[..., None]
-    chains = [parse_chain(str(text)) for text in texts.ravel()]
+    if numbers is None:
+        chains = [parse_chain(str(text)) for text in texts.ravel()]
+    else:
+        chains = [[(text, "", numbers.get(last_word(text).casefold(), np.nan))] for text in map(str, texts.ravel())]
     longest = max([1, *map(len, chains)])
     results, expressions = np.full((len(chains), longest), np.nan), np.full((len(chains), longest), "", dtype=object)
     for row, chain in enumerate(chains):

@@ -1,7 +1,7 @@
 """A decoder that was trained afterwards: a small language model that is fed one thought, asked for a step, and writes.
 
-It writes the result first, ``18=21-3``, and is read as ``<<21-3=18>>``: what is written last is guessed in the light of
-what stands before, and a thought may well hold a result without the numbers that it was made of.
+Of an equation it writes the result first, ``18=21-3``, and is read as ``<<21-3=18>>``: what is written last is guessed
+in the light of what stands before, and a thought may well hold a result without the numbers that it was made of.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from schemas import UsageError, number_text
 from schemas.asked import asked
 from schemas.json_values import read_json
 from schemas.problem_sums import problem_of
+from schemas.whole_files import beside
 
 RECORD, OWN, SHUFFLED = "decoder.json", "model.safetensors", "shuffled.safetensors"
 END = 0
@@ -99,12 +100,12 @@ class LearnedDecoder(nn.Module):
         return nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=-1)
 
     @torch.inference_mode()
-    def write(self, vectors: np.ndarray, thought: np.ndarray, step: np.ndarray, max_new_tokens: int) -> Written:
+    def write(self, vectors: np.ndarray, thought: np.ndarray, step: np.ndarray) -> Written:
         """What is written of vectors (row, hidden) of these thoughts, asked for these steps (row,)."""
         device = self.question.device
         rows = [torch.from_numpy(np.ascontiguousarray(each)).to(device) for each in (vectors, thought, step)]
-        embed, most = self.model.get_input_embeddings(), min(max_new_tokens, self.longest)
-        return write(self.model, self.begin(*rows), embed, END, self._text, most)
+        embed = self.model.get_input_embeddings()
+        return write(self.model, self.begin(*rows), embed, END, self._text, self.longest)
 
     def _text(self, tokens: list[int]) -> str:
         return in_order("".join(self.made.alphabet[token - 1] for token in tokens))
@@ -116,8 +117,15 @@ def in_order(text: str) -> str:
     return f"<<{expression}={result}>>" if sign else text
 
 
+def in_words(run: xr.Dataset) -> bool:
+    """Whether the steps of a run's problems are sentences."""
+    return "step_text" in run and not np.isfinite(run["intermediate_result"]).any()
+
+
 def result_first(run: xr.Dataset) -> np.ndarray:
-    """Steps (example, step) as the decoder writes them; empty where there is none."""
+    """Steps (example, step) as the decoder writes them, sentences as they stand; empty where there is none."""
+    if in_words(run):
+        return np.asarray(run["step_text"].values, dtype=object)
     texts = np.full(run["intermediate_result"].shape, "", dtype=object)
     for place, value in np.ndenumerate(run["intermediate_result"].values.astype(float)):
         if np.isfinite(value):
@@ -140,11 +148,9 @@ def held_out(run: xr.Dataset, made: Made) -> np.ndarray:
 
 def save(folder: Path, file: str, decoder: LearnedDecoder) -> None:
     """Write a decoder's weights, whole or not at all."""
-    partial = (folder / file).with_suffix(".partial")
-    save_file(
-        {name: value.contiguous() for name, value in decoder.state_dict().items() if "lm_head" not in name}, partial
-    )
-    partial.replace(folder / file)
+    weights = {name: value.contiguous() for name, value in decoder.state_dict().items() if "lm_head" not in name}
+    with beside(folder / file) as partial:
+        save_file(weights, partial)
 
 
 def read_made(folder: Path) -> tuple[Made, int]:

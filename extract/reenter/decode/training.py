@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -27,8 +28,10 @@ from extract.reenter.decode.learned import (
 )
 from extract.reenter.target import Target
 from schemas import UsageError
+from schemas.json_values import read_json
 from schemas.problem_sums import problem_of
 from schemas.statistics import split_problems
+from schemas.whole_files import check_outside, write_whole
 
 BATCH, RATE, WARMUP, CLIP = 128, 3e-3, 0.03, 1.0
 LOOKS = 10
@@ -72,11 +75,12 @@ def train_decoder(target: Target, settings: DecodeSettings, positions: list[str]
     Raises
     ------
     UsageError
-        If the run has too few problems with steps, or the folder has a decoder of other settings.
+        If the run has too few problems with steps, the folder has a decoder of other settings, or cannot be written.
     """
     assert settings.train is not None
     lesson, made, longest = lesson_of(target, settings, positions, vectors)
     folder = Path(settings.train) / target.run
+    check_place(folder)
     if (folder / RECORD).exists() and read_made(folder) != (made, longest):
         raise UsageError(
             f"decode --train: {folder} has a decoder of other problems or settings; take it with --decoder {folder}, or"
@@ -90,14 +94,20 @@ def train_decoder(target: Target, settings: DecodeSettings, positions: list[str]
                 target.progress(before + step, len(missing) * made.steps)
 
         decoder, losses = fit(lesson, made, longest, target.reasoner.device, shuffled=file == SHUFFLED, done=done)
-        folder.mkdir(parents=True, exist_ok=True)
-        known = json.loads((folder / RECORD).read_text(encoding="utf-8")) if (folder / RECORD).exists() else {}
-        more = {"loss": {**known.get("loss", {}), file.partition(".")[0]: losses}}
-        (folder / RECORD).write_text(
-            json.dumps({**asdict(made), "longest": longest, **more}, indent=1) + "\n", encoding="utf-8"
-        )
+        known = read_json(folder / RECORD, "record of the decoder", missing={})
+        loss = {**known.get("loss", {}), file.partition(".")[0]: losses}
+        content = {**asdict(made), "longest": longest, "loss": loss}
+        write_whole(folder / RECORD, json.dumps(content, indent=1) + "\n")
         save(folder, file, decoder)
     return folder
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a place in which nothing can be kept, before minutes are spent."""
+    check_outside(folder)
+    there = next(place for place in (folder, *folder.resolve().parents) if place.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UsageError(f"decode --train: {folder} cannot be made, as nothing can be written in {there}")
 
 
 def lesson_of(
