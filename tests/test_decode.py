@@ -192,7 +192,7 @@ def planted() -> tuple[Lesson, Made]:
     lesson = Lesson(torch.from_numpy(vectors), torch.from_numpy(tokens)[:, None], triples[:400], triples[400:])
     made = Made(
         run="planted", fingerprint="", positions=("ct0", "ct1"), n_step=1, alphabet="0123456789=", hidden=12, width=32,
-        steps=80, seed=0, problems=(),
+        steps=80, seed=0, n_problem=200, questions=(),
     )  # fmt: skip
     return lesson, made
 
@@ -226,10 +226,11 @@ def test_a_trained_decoder_is_asked_only_of_problems_it_does_not_know(tmp_path: 
     made, _ = read_made(folder / "small-gpt2/pairs")
     lake = open_lake(tmp_path / "a.lake")
     run, first = lake["small-gpt2/pairs"], lake.result("decode")
-    known = np.isin(digests(run), made.problems)
+    known = np.isin(digests(run), made.questions)
     pairs = run["problem"].values
     assert not np.isin(pairs[known], pairs[first["example"].values]).any()
     assert first.sizes["example"] + known.sum() == 60
+    assert first.attrs["n_trained"] == made.n_problem == len(np.unique(pairs[known]))
     assert first["text"].dims == ("example", "position", "step")
     # What is in the folder is not trained again, and says the same when it is named.
     trained = folder / "small-gpt2/pairs"
@@ -248,6 +249,7 @@ def test_a_trained_decoder_is_asked_only_of_problems_it_does_not_know(tmp_path: 
         (("--train", folder, "--steps", 5), "of other problems or settings"),
         (("--train", folder, "--decoder", folder), "leave one of them out"),
         (("--train", folder, "--width", 6), "multiple of four"),
+        (("--decoder", tmp_path), "has no decoder that --train made"),
         (("--train", tmp_path / "a.lake"), "is inside the lake"),
         (("--train", tmp_path / "hard.jsonl"), "nothing can be written in"),
         (("--steps", 5), "--steps does nothing without --train"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,6 +126,8 @@ def load_step_decoder(checkpoint: str, reasoner: Reasoner, base: str | None = No
     weights, inward, outward = map(part, (DECODER, INWARD, OUTWARD))
     source = f"the decoder of {checkpoint}"
     if not weights:
+        if base is not None and not (Path(base) / "config.json").exists():
+            raise UsageError(f"{base} has no decoder that --train made, and {checkpoint} none of its own ({DECODER}*)")
         raise UsageError(
             f"{checkpoint} has no weights named {DECODER}*: only a checkpoint of SIM-CoT, saved with its decoder, can"
             " write out its thoughts. --train DIR trains a decoder of them first; lake analyze lens reads those of any"

@@ -49,8 +49,10 @@ class Made:
     steps: int
     """Of the training."""
     seed: int
-    problems: tuple[str, ...]
-    """Digests of the questions that it was trained on or chosen by."""
+    n_problem: int
+    """Problems that it was trained on or chosen by."""
+    questions: tuple[str, ...]
+    """Digests of theirs."""
 
 
 class LearnedDecoder(nn.Module):
@@ -142,7 +144,7 @@ def digests(run: xr.Dataset) -> np.ndarray:
 def held_out(run: xr.Dataset, made: Made) -> np.ndarray:
     """Examples (example,), bool, of problems of which nothing was trained on, twins and rephrasings included."""
     problem = problem_of(run)
-    trained_on = np.isin(digests(run), np.array(made.problems, dtype=object))
+    trained_on = np.isin(digests(run), np.array(made.questions, dtype=object))
     return ~np.isin(problem, problem[trained_on])
 
 

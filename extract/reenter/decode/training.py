@@ -138,7 +138,8 @@ def lesson_of(
         run=target.run, fingerprint=str(target.lake.attributes(target.run)["fingerprint"]) if target.lake else "",
         positions=tuple(positions), n_step=1 + int(fitted[:, 2].max()), alphabet=alphabet, hidden=vectors.shape[-1],
         width=settings.width, steps=settings.steps, seed=settings.seed,
-        problems=tuple(sorted(set(digests(target.data)[part < 2]))),
+        n_problem=len(np.unique(problem_of(target.data)[part < 2])),
+        questions=tuple(sorted(set(digests(target.data)[part < 2]))),
     )  # fmt: skip
     chosen = chosen[chosen[:, 2] < made.n_step]
     return Lesson(torch.from_numpy(vectors), torch.from_numpy(tokens), fitted, chosen), made, longest
