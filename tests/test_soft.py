@@ -17,7 +17,9 @@ from extract import load_reasoner
 from extract.model.feeding import Mixture
 from extract.model.protocols import PROTOCOLS
 from extract.reenter.jacobian.passes import FED, Probes, read_question, think_through
-from schemas import UsageError
+from extract.run.extract import extract, prepare
+from extract.run.recompute import compare
+from schemas import RunSpec, UsageError
 from store import open_lake
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -200,6 +202,35 @@ def test_gradients_pass_through_the_mixture(tmp_path: Path) -> None:
     final = model(inputs_embeds=cut[None], output_hidden_states=True).hidden_states[-1][0, -1]
     direct = torch.stack([torch.autograd.grad(each, place, retain_graph=True)[0] for each in final])
     assert float((direct - wanted).abs().max()) > 0.05 * float(wanted.abs().max())
+
+
+def test_a_mixture_of_other_words_is_counted_and_ends_the_comparison(tmp_path: Path) -> None:
+    model_of(tmp_path / "m", "gpt2", None)
+    data = write_questions(tmp_path / "d.jsonl", [f"Ann had {n} pens." for n in range(12)])
+    spec = RunSpec(dtype="float32", max_new_tokens=N_NEW)
+    prepared = prepare(f"m={tmp_path / 'm'}", str(data), tmp_path / "a.lake", spec, protocol="soft", thoughts=N)
+    extract(prepared, tmp_path / "a.lake")
+    lake = open_lake(tmp_path / "a.lake")
+    run, precision = lake["m/d"].load(), lake.attributes("m/d")["precision"]
+    assert precision["other_thoughts"] == 0
+
+    def turned(n_example: int, first: str = "ct1") -> Any:
+        """What is said of the run with some examples another from a thought on."""
+        other = run.copy(deep=True)
+        start = other["position"].values.tolist().index(first)
+        for name in ("hidden_state", "final_state"):
+            other[name][:n_example, ..., start:, :] *= 1.01
+        other["latent_embedding"][:n_example, 1:] *= 1.01
+        other["generated_text"][:n_example] = "something else"
+        return compare(prepared.reasoner, other, prepared.spec, 12, precision=precision)
+
+    for n_example, agrees in ((0, True), (2, True), (3, False)):
+        found = turned(n_example)
+        assert (found.other_thoughts, found.other_texts, found.agrees) == (n_example, 0, agrees)
+    assert turned(1, "ct0").beyond  # before the thought nothing may be another
+    # Any but a mixture's are rounding or wrong.
+    prepared.reasoner.protocol = replace(prepared.reasoner.protocol, fed="state", max_topk=0)
+    assert "latent_embedding" in turned(1).beyond
 
 
 @pytest.mark.parametrize(

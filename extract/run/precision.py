@@ -100,6 +100,31 @@ def error_of(name: str, expected: Array, computed: Array) -> Array:
     return error[:, None] if name in ("hidden_state", *PARTS) else error.reshape(1, 1, -1)
 
 
+def up_to_turn(reasoner: Reasoner | OwnModel, errors: Mapping[str, Array], bot: int, bound: float) -> bool:
+    """Whether a thought of one example is a mixture of other words; from there on its differences are set to 0.
+
+    Where two words at a bound of the mixture are equally likely but for rounding, one of them is in it and the other is
+    not. So it is with answers, whose next token may be another.
+
+    Parameters
+    ----------
+    reasoner
+        Of the example.
+    errors
+        Of :func:`error_of`, by variable.
+    bot
+        Which of the positions ``bot`` is.
+    bound
+        Difference of a fed vector that is no rounding.
+    """
+    off = errors["latent_embedding"][0, 0] > bound
+    if reasoner.protocol.fed != "mixture" or not off.any():
+        return False
+    for name, error in errors.items():
+        error[..., int(off.argmax()) + (0 if name == "latent_embedding" else 1 + bot) :] = 0
+    return True
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Differences:
     """How far a variable of some examples is from what it should be; in units of each place's scale."""
@@ -198,25 +223,32 @@ def calibrate(
     dict
         JSON values, to three digits: ``compute_dtype``, ``questions`` and ``batch`` (how many in all, and
         together), ``states`` (:class:`Differences` by variable), ``other_texts`` (how many answers differ),
-        ``answer_logprob`` (largest difference).
+        ``answer_logprob`` (largest difference); of a model that is fed mixtures of words, ``other_thoughts`` (how many
+        questions have another).
     """
     options = {
         "capture": spec.rows, "parts": spec.parts, "stored_dtype": "float32", "max_new_tokens": spec.max_new_tokens
     }  # fmt: skip
     names = (*STATES, *spec.parts, *(ITERATIONS if reasoner.protocol.n_round else ()))
     errors: dict[str, list[Array]] = {name: [] for name in names}
-    logprob, other_texts = 0.0, 0
+    logprob, other_texts, turned = 0.0, 0, 0
     for start in range(0, len(prompts), spec.batch_size):
         rows = range(len(prompts))[start : start + spec.batch_size]
         together = reasoner.think([prompts[row] for row in rows], gold=[gold[row] for row in rows], **options)
         for row in rows:
             alone = reasoner.think([prompts[row]], gold=[gold[row]], **options)
             same = alone.generated_text[0] == together.generated_text[row - start]
-            other_texts += not same
             places = (len(prompts[row]), reasoner.places.n_middle, alone.n_answer if same else 0, spec.rows)
             expected, batched = kept(alone, 0, *places), kept(together, row - start, *places)
+            found = {name: error_of(name, expected[name], batched[name]) for name in names}
+            bot = len(prompts[row]) - 1 if spec.rows == "full" else 0
+            turns = up_to_turn(reasoner, found, bot, FLOOR[spec.compute_dtype].position)
             for name in names:
-                errors[name].append(error_of(name, expected[name], batched[name]))
+                errors[name].append(found[name])
+            turned += turns
+            if turns:
+                continue
+            other_texts += not same
             logprob = max(logprob, abs(float(alone.answer_logprob[0] - together.answer_logprob[row - start])))
     states = {name: Differences.of(errors[name]) for name in names}
     return {
@@ -233,6 +265,7 @@ def calibrate(
             for name, measured in states.items()
         },
         "other_texts": other_texts,
+        **({"other_thoughts": turned} if reasoner.protocol.fed == "mixture" else {}),
         "answer_logprob": _rounded(logprob),
     }
 

@@ -11,13 +11,16 @@ import xarray as xr
 from extract.model.load import load_reasoner
 from extract.model.own import OwnModel, is_own, open_own
 from extract.model.reasoner import Reasoner
-from extract.run.precision import FLOOR, STATES, Differences, allowed, calibrate, chosen, error_of, kept
+from extract.run.precision import FLOOR, STATES, Differences, allowed, calibrate, chosen, error_of, kept, up_to_turn
 from schemas import RunSpec, SpecMismatchError, UsageError
 from schemas.vocabulary import ITERATIONS
 from store import open_lake
 
 OTHER_TEXTS = 1
 """Answers that may differ even where the calibration's did not: two tokens can be all but equally likely."""
+
+OTHER_THOUGHTS = 0.1
+"""Share of examples, beside the same one, that may have a thought of other words where these are mixed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +36,8 @@ class Recomputed:
     """Largest difference."""
     other_texts: int
     """Examples answered otherwise; their states are compared up to the end of thinking."""
+    other_thoughts: int
+    """Examples one of whose thoughts is a mixture of other words; their states are compared up to that."""
     beyond: list[str]
     """What differs by more than rounding."""
     precision: dict[str, Any]
@@ -138,7 +143,9 @@ def compare(
     examples = np.unique(np.linspace(0, n - 1, min(n, n_example)).round().astype(int))
     names = (*STATES, *spec.parts, *(ITERATIONS if reasoner.protocol.n_round else ()))
     errors: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    logprob, other_texts = [0.0], 0
+    logprob, other_texts, turned = [0.0], 0, 0
+    floor = FLOOR[spec.compute_dtype]
+    turn = allowed(precision["states"]["latent_embedding"]["position"], floor.position)
     for index in examples:
         stored = dataset.isel(example=int(index)).load()
         prompt = reasoner.encode(str(stored["question"].item()))
@@ -147,33 +154,41 @@ def compare(
             stored_dtype="float32", max_new_tokens=spec.max_new_tokens,
         )  # fmt: skip
         same = again.generated_text[0] == stored["generated_text"].item()
-        other_texts += not same
         n_answer = again.n_answer if same else 0
         expected = kept(again, 0, len(prompt), reasoner.places.n_middle, n_answer, spec.rows)
         keys = reasoner.places.labels(len(prompt) - 1, n_answer)
         places = {"position": keys if spec.rows == "full" else keys[len(prompt) - 1 :], "key_position": keys}
+        found: dict[str, np.ndarray] = {}
         for name in names:
             there = stored[name].sel({dim: places[dim] for dim in places if dim in stored[name].dims}).values
             error = error_of(name, expected[name], there)
             rounding = error_of(name, expected[name], expected[name].astype(spec.dtype))
-            errors[name].append(np.maximum(error - rounding, 0))
+            found[name] = np.maximum(error - rounding, 0)
+            errors[name].append(found[name])
+        if up_to_turn(reasoner, found, len(prompt) - 1 if spec.rows == "full" else 0, turn):
+            turned += 1
+            continue
+        other_texts += not same
         both = np.array([again.answer_logprob[0], stored["answer_logprob"].item()])
         if not np.isnan(both).all():  # neither text comes to its answer
             moved = abs(float(both[0] - both[1]))
             logprob.append(np.inf if np.isnan(moved) else moved)
     differences = {name: Differences.of(errors[name]) for name in names}
-    floor = FLOOR[spec.compute_dtype]
     beyond = [name for name in names if not differences[name].within(precision["states"][name], floor)]
     if not np.max(logprob) <= allowed(precision["answer_logprob"], floor.logprob):
         beyond.append("answer_logprob")
     if other_texts > OTHER_TEXTS + 2 * len(examples) * precision["other_texts"] / precision["questions"]:
         beyond.append("generated_text")
+    share = OTHER_THOUGHTS + 2 * precision.get("other_thoughts", 0) / precision["questions"]
+    if turned > OTHER_TEXTS + len(examples) * share:
+        beyond.append("latent_embedding")
     return Recomputed(
         run=run,
         examples=[int(dataset["example"].values[index]) for index in examples],
         states=differences,
         answer_logprob=float(np.max(logprob)),
         other_texts=other_texts,
+        other_thoughts=turned,
         beyond=beyond,
         precision=dict(precision),
     )
