@@ -311,7 +311,7 @@ def recomputed_line(compared: "Recomputed") -> str:
     from store import precision_text
 
     verdict = "agree" if compared.agrees else f"DISAGREE ({', '.join(compared.beyond)})"
-    turned = f", {compared.other_thoughts} with a thought of other words" if compared.other_thoughts else ""
+    turned = f", {compared.other_thoughts} with another thought" if compared.other_thoughts else ""
     states = (f"{name} {state.mean:.1e} (at most {state.worst:.1e})" for name, state in compared.states.items())
     return (
         f"{compared.run}: examples {', '.join(map(str, compared.examples))} computed again {verdict}: off by "

@@ -101,10 +101,10 @@ def error_of(name: str, expected: Array, computed: Array) -> Array:
 
 
 def up_to_turn(reasoner: Reasoner | OwnModel, errors: Mapping[str, Array], bot: int, bound: float) -> bool:
-    """Whether a thought of one example is a mixture of other words; from there on its differences are set to 0.
+    """Whether a thought of one example is another mixture of words; from there on its differences are set to 0.
 
-    Where two words at a bound of the mixture are equally likely but for rounding, one of them is in it and the other is
-    not. So it is with answers, whose next token may be another.
+    Rounding grows in some: probabilities move further than states, from thought to thought, and where two words at a
+    bound of the mixture are all but equally likely one is in it and the other not, as an answer may go on otherwise.
 
     Parameters
     ----------

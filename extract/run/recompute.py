@@ -20,7 +20,7 @@ OTHER_TEXTS = 1
 """Answers that may differ even where the calibration's did not: two tokens can be all but equally likely."""
 
 OTHER_THOUGHTS = 0.1
-"""Share of examples, beside the same one, that may have a thought of other words where these are mixed."""
+"""Share of examples, beside the same one, that may have another thought where words are mixed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +37,7 @@ class Recomputed:
     other_texts: int
     """Examples answered otherwise; their states are compared up to the end of thinking."""
     other_thoughts: int
-    """Examples one of whose thoughts is a mixture of other words; their states are compared up to that."""
+    """Examples one of whose thoughts is another mixture of words; their states are compared up to that."""
     beyond: list[str]
     """What differs by more than rounding."""
     precision: dict[str, Any]
@@ -145,7 +145,6 @@ def compare(
     errors: dict[str, list[np.ndarray]] = {name: [] for name in names}
     logprob, other_texts, turned = [0.0], 0, 0
     floor = FLOOR[spec.compute_dtype]
-    turn = allowed(precision["states"]["latent_embedding"]["position"], floor.position)
     for index in examples:
         stored = dataset.isel(example=int(index)).load()
         prompt = reasoner.encode(str(stored["question"].item()))
@@ -165,7 +164,7 @@ def compare(
             rounding = error_of(name, expected[name], expected[name].astype(spec.dtype))
             found[name] = np.maximum(error - rounding, 0)
             errors[name].append(found[name])
-        if up_to_turn(reasoner, found, len(prompt) - 1 if spec.rows == "full" else 0, turn):
+        if up_to_turn(reasoner, found, len(prompt) - 1 if spec.rows == "full" else 0, floor.position):
             turned += 1
             continue
         other_texts += not same
