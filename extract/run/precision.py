@@ -1,7 +1,7 @@
 """What a run's precision costs: the same question computed alone and in a batch, in units of each place's scale."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,8 @@ A few of the type's relative steps on average and some hundred at a single place
 """
 CEILING = Bound(layer=0.4, position=0.5, place=np.inf, logprob=np.inf)
 """Nobody's rounding: states replaced by zeros are off by 0.8, attention by 0.5."""
+SENSITIVE = 100.0
+"""Where words are mixed, as many times the floor is still rounding: probabilities move further than states."""
 FAR = 100.0
 """Code of one's own may differ between alone and batched by as many times the floor: huge components round far."""
 MARGIN = 3.0
@@ -160,6 +162,13 @@ class Differences:
         )
 
 
+def floor_of(compute_dtype: str, *, mixed: bool) -> Bound:
+    """What may differ whatever a calibration found, of a model that is fed mixtures of words or another."""
+    floor = FLOOR[compute_dtype]
+    wider = {field.name: SENSITIVE * getattr(floor, field.name) for field in fields(Bound)}
+    return Bound(**wider) if mixed else floor
+
+
 def allowed(calibrated: float, floor: float, ceiling: float = np.inf) -> float:
     """What a difference may be."""
     return min(max(MARGIN * calibrated, floor), ceiling)
@@ -242,7 +251,7 @@ def calibrate(
             expected, batched = kept(alone, 0, *places), kept(together, row - start, *places)
             found = {name: error_of(name, expected[name], batched[name]) for name in names}
             bot = len(prompts[row]) - 1 if spec.rows == "full" else 0
-            turns = up_to_turn(reasoner, found, bot, FLOOR[spec.compute_dtype].position)
+            turns = up_to_turn(reasoner, found, bot, FLOOR[spec.compute_dtype].place)
             for name in names:
                 errors[name].append(found[name])
             turned += turns

@@ -11,7 +11,18 @@ import xarray as xr
 from extract.model.load import load_reasoner
 from extract.model.own import OwnModel, is_own, open_own
 from extract.model.reasoner import Reasoner
-from extract.run.precision import FLOOR, STATES, Differences, allowed, calibrate, chosen, error_of, kept, up_to_turn
+from extract.run.precision import (
+    FLOOR,
+    STATES,
+    Differences,
+    allowed,
+    calibrate,
+    chosen,
+    error_of,
+    floor_of,
+    kept,
+    up_to_turn,
+)
 from schemas import RunSpec, SpecMismatchError, UsageError
 from schemas.vocabulary import ITERATIONS
 from store import open_lake
@@ -144,7 +155,7 @@ def compare(
     names = (*STATES, *spec.parts, *(ITERATIONS if reasoner.protocol.n_round else ()))
     errors: dict[str, list[np.ndarray]] = {name: [] for name in names}
     logprob, other_texts, turned = [0.0], 0, 0
-    floor = FLOOR[spec.compute_dtype]
+    floor = floor_of(spec.compute_dtype, mixed=reasoner.protocol.fed == "mixture")
     for index in examples:
         stored = dataset.isel(example=int(index)).load()
         prompt = reasoner.encode(str(stored["question"].item()))
@@ -164,7 +175,7 @@ def compare(
             rounding = error_of(name, expected[name], expected[name].astype(spec.dtype))
             found[name] = np.maximum(error - rounding, 0)
             errors[name].append(found[name])
-        if up_to_turn(reasoner, found, len(prompt) - 1 if spec.rows == "full" else 0, floor.position):
+        if up_to_turn(reasoner, found, len(prompt) - 1 if spec.rows == "full" else 0, FLOOR[spec.compute_dtype].place):
             turned += 1
             continue
         other_texts += not same
