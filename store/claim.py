@@ -13,11 +13,14 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from schemas import SpecMismatchError
-from store.files import CLAIM, read_bytes, set_bytes
+from store.files import CLAIM, RECORD, read_bytes, set_bytes
 from store.location import local_path, open_store
 
 # Bound to the descriptor, so that closing another one of the same file does not drop it; Linux only.
 _OPEN_FILE_LOCK = getattr(fcntl, "F_OFD_SETLK", None) if sys.platform == "linux" else None
+
+CLAIMED = f"{RECORD}/zarr.json"
+"""Of a run's documents the one that no writer replaces: a lock is on a file, not on its name."""
 
 
 @contextmanager
@@ -85,14 +88,14 @@ def _claimed(location: str | os.PathLike[str], group: str, made_from: bytes) -> 
 class ShardClaim:
     """Exclusive hold of one shard of a run, between processes that see the same file system.
 
-    The shard's number is a byte offset, and the claim a lock on that one byte of the run's ``zarr.json``: no file to
-    clean up, and the kernel lets go of it when the process ends, however it ends. Object stores have no locks; there
-    writers are kept apart by ``--shard I/N``, and two that meet all the same write the same bytes.
+    The shard's number is a byte offset, and the claim a lock on that one byte of :data:`CLAIMED`: no file to clean up,
+    and the kernel lets go of it when the process ends, however it ends. Object stores have no locks; there writers are
+    kept apart by ``--shard I/N``, and two that meet all the same write the same bytes.
 
     Parameters
     ----------
     path
-        The run's ``zarr.json``; ``None`` where there is no file system: the claim then always holds.
+        Of :data:`CLAIMED`; ``None`` where there is no file system: the claim then always holds.
     shard
         Number of the shard.
     """

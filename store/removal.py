@@ -10,7 +10,7 @@ from uuid import uuid4
 from zarr.core.sync import sync
 
 from schemas import MODEL_VARIABLES, LakeError, MissingRunError, UsageError
-from store.claim import ShardClaim, lake_lock
+from store.claim import CLAIMED, ShardClaim, lake_lock
 from store.files import COMING, RECORD, REMOVED, RESULTS, flush_folders, read_bytes, settle
 from store.location import local_path, open_store
 from store.read import Lake
@@ -113,7 +113,7 @@ def _claim(lake: Lake, run: str, claims: ExitStack) -> None:
     LakeError
         If another process holds one.
     """
-    path = None if lake.folder is None else lake.folder / run / "zarr.json"
+    path = None if lake.folder is None else lake.folder / run / CLAIMED
     try:
         n_shard = lake.layout(run).n_shard
     except LakeError:

@@ -28,7 +28,7 @@ from store.check import (
     lake_format,
     run_identity,
 )
-from store.claim import ShardClaim, lake_lock
+from store.claim import CLAIMED, ShardClaim, lake_lock
 from store.encode import ShardFile, encode_column, encode_shard, encoders
 from store.files import (
     LEFTOVER,
@@ -186,7 +186,7 @@ class RunWriter:
 
     def claim(self, shard: int) -> ShardClaim:
         """Context manager that holds a shard for this process; false inside if another process has it."""
-        return ShardClaim(None if self.folder is None else self.folder / self.run / "zarr.json", shard)
+        return ShardClaim(None if self.folder is None else self.folder / self.run / CLAIMED, shard)
 
     def empty(self, shard: int) -> dict[str, Any]:
         """Arrays for a shard's values that hold nothing yet; see :meth:`RunLayout.empty`."""

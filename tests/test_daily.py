@@ -16,7 +16,7 @@ from extract.small_models.problems import make_pairs, write_pairs
 from lake import printing
 from schemas import FORMAT_VERSION, Intervention, UsageError, nearest
 from store import open_lake, remove, select_removable, verify
-from store.claim import ShardClaim
+from store.claim import CLAIMED, ShardClaim
 from store.info import describe_results
 
 
@@ -168,7 +168,7 @@ def test_a_run_that_is_written_is_not_removed(call, tmp_path):
     path = two_runs(tmp_path / "a.lake")
     (held, tell), (wait, release) = os.pipe(), os.pipe()
     if (holder := os.fork()) == 0:
-        with ShardClaim(path / "one/problems/zarr.json", 0) as claimed:
+        with ShardClaim(path / "one/problems" / CLAIMED, 0) as claimed:
             os.write(tell, b"1" if claimed else b"0")
             os.read(wait, 1)
         os._exit(0)

@@ -205,6 +205,7 @@ def test_a_shard_is_written_by_one_process(tmp_path: Path, data: Path) -> None:
             os.read(wait, 1)
         os._exit(0)
     assert os.read(held, 1) == b"1"
+    RunWriter(place, "toy/toy").add_provenance({"threads": 99})  # puts another zarr.json in the place of the run's
     done = extract(prepared, place)
     assert (done.shards_written, done.shards_kept, done.shards_elsewhere) == ([1], 1, 1)
     os.write(release, b"1")
