@@ -188,7 +188,8 @@ def planted() -> tuple[Lesson, Made]:
     vectors = rng.standard_normal((300, 2, 12)).astype("float32")
     vectors[:, 1] = 0.1 * vectors[:, 1] + np.eye(10, 12)[result]
     tokens = np.stack([1 + result, np.full(300, 11), 1 + rng.integers(10, size=300), np.zeros(300, int)], 1)  # 7=3
-    triples = np.array([(row, thought, 0) for row in range(240) for thought in range(2)])
+    triples = np.array([(row, thought, 0) for row in range(240) for thought in range(2)])[1:]
+    vectors[0, 0] = np.nan  # a thought that is missing
     lesson = Lesson(torch.from_numpy(vectors), torch.from_numpy(tokens)[:, None], triples[:400], triples[400:])
     made = Made(
         run="planted", fingerprint="", positions=("ct0", "ct1"), n_step=1, alphabet="0123456789=", hidden=12, width=32,
@@ -201,7 +202,7 @@ def planted() -> tuple[Lesson, Made]:
 def test_a_decoder_trained_afterwards_reads_what_was_planted_and_nothing_else(shuffled: bool) -> None:
     lesson, made = planted()
     decoder, losses = fit(lesson, made, 4, torch.device("cpu"), shuffled=shuffled, done=lambda step: None)
-    assert len(losses) == 10
+    assert np.isfinite(losses).sum() == 10
     asked, none = lesson.vectors[240:].numpy(), np.zeros(60, dtype=int)
     right = []
     for thought in range(2):

@@ -136,7 +136,7 @@ def by_learned(
     out = held_against(sides[0], data, positions, vectors, settings, sides[1]["text"])
     return out.assign_attrs(
         trained_on=made.run, n_trained=made.n_problem, left_out=int((~mine).sum()),
-        decoder_weights=fingerprint_weights(decoder.state_dict(), {}),
+        decoder_weights=fingerprint_weights(decoder.cpu().state_dict(), {}),
     )  # fmt: skip
 
 

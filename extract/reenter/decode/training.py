@@ -156,10 +156,12 @@ def fit(
         for part in (lesson.fitted, lesson.chosen):
             rows = np.unique(part[:, 0])
             vectors[rows] = lesson.vectors[rng.permutation(rows)]
+    finite = vectors.isfinite().all(-1).numpy()  # shuffled, a problem may have got a thought that is missing
+    fitted, chosen = (part[finite[part[:, 0], part[:, 1]]] for part in (lesson.fitted, lesson.chosen))
     decoder = LearnedDecoder(made, longest)
     decoder.standardise(lesson.vectors[np.unique(lesson.fitted[:, 0])])
     decoder, vectors = decoder.to(device), vectors.to(device)
-    looked_at = rng.permutation(lesson.chosen)[:LOOKED_AT]
+    looked_at = rng.permutation(chosen)[:LOOKED_AT]
 
     def loss_of(rows: np.ndarray) -> Tensor:
         example, thought, step = torch.from_numpy(rows.T.copy()).to(device)
@@ -173,7 +175,7 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = RATE * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * number / made.steps)))
         optimizer.zero_grad()
-        loss_of(lesson.fitted[rng.integers(len(lesson.fitted), size=BATCH)]).backward()  # type: ignore[no-untyped-call]
+        loss_of(fitted[rng.integers(len(fitted), size=BATCH)]).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(decoder.parameters(), CLIP)
         optimizer.step()
         if (number + 1) * LOOKS // made.steps > number * LOOKS // made.steps:
