@@ -39,7 +39,7 @@ class DecodeSettings(Settings):
     max_new_tokens: int = setting(
         24, "Longest step, end token included; a decoder that --train made writes none longer than it learned.", least=1
     )
-    steps: int = setting(1500, "Steps of the training, of 128 thoughts each.", least=1, needs="train")
+    steps: int = setting(4000, "Steps of the training, of 128 thoughts each.", least=1, needs="train")
     width: int = setting(64, "Width of the decoder that is trained, a multiple of four.", least=4, needs="train")
     seed: int = setting(
         0, "Of the other problem whose steps are looked for as a control; of the training and its split.", least=0
