@@ -119,6 +119,8 @@ class _Verifier:
         self.keys = set(sync(_keys(self.store)))
         if not any(key.endswith("zarr.json") for key in self.keys):
             raise UsageError(f"{self.location} is no lake: it holds no zarr.json at all")
+        if "zarr.json" not in self.keys and (inner := self._lake_inside()):
+            raise UsageError(f"{self.location} is no lake, but has one in it: {join(str(self.location), inner)}")
         self.found.leftovers = sorted(
             key
             for key in self.keys
@@ -149,6 +151,12 @@ class _Verifier:
         self.found.damage.sort(key=lambda damage: damage.path)
         self.found.commands = [*self._commands()]
         return self.found
+
+    def _lake_inside(self) -> str | None:
+        """The first folder that says that it is a lake."""
+        documents = (key for key in sorted(self.keys) if key.endswith("/zarr.json"))
+        kinds = ((key, (unseal(read_bytes(self.store, key) or b"") or {}).get("kind")) for key in documents)
+        return next((key.removesuffix("/zarr.json") for key, kind in kinds if kind == "lake"), None)
 
     def _groups(self) -> dict[str, str]:
         """Kind of every group, by its place: also of one whose own document is damaged or lost."""

@@ -216,6 +216,10 @@ def test_folders_that_are_no_lake(run, data, tmp_path):
     code, _, err = run("info", tmp_path / "absent")
     assert code == 2
     assert "no lake" in err
+    assert run(*arguments(CODI, data, tmp_path / "lakes" / "a.lake"))[0] == 0
+    code, _, err = run("verify", tmp_path / "lakes")
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"no lake, but has one in it: {tmp_path}/lakes/a.lake" in err
 
 
 def test_the_command_is_installed():
