@@ -5,7 +5,7 @@
 Each is asked for its plan and then run, in a process of its own, on one thread: bytes of chunks that are read, seconds
 of processor and clock, the largest memory. ``LAKE`` is one of ``sizes.py --keep``; results are stored in it. Rows are
 added to those of FILE.json, and take the place of those of the same analysis and options in the table
-``analyses-NAME`` of RESULTS.md, NAME that of the lake.
+``analyses-NAME`` of RESULTS.md, NAME that of the lake. Comparisons and the report are of two runs, the others of one.
 
 processor    of the analysis, with storing and printing its result, of all threads; "told" is what ``--plan`` said.
 before       of the processor, too: the start of the program and its libraries, some 3 s, and of what takes over a
@@ -25,15 +25,10 @@ Two thirds of a fit of probes and transfer are products of states with few colum
 ones. geometry at LLaMA-1B's sizes: .62 are components (first tokens of states and of a few of their axes, and
 eigenvectors), .27 the shape of halves and of states shuffled component by component (.15 the shuffling alone), .1
 rotations of every two places; its arithmetic is products alone: told has eigenvectors, rotations, shuffles and reading
-as well, each timed by itself, and it takes 1.17 times that. errors and features multiply a few states at a time for
+as well, each timed by itself. errors and features multiply a few states at a time for
 each place; traces search trees, and count for each token asked for how many outrank it; the report reads out states of
-the problems that can be picked (.33 of it at GPT-2's sizes, .59 at LLaMA-1B's) and draws (.3 and .13). Seconds told are
-of code and clock of before of sae and rows with options at GPT-2's sizes, and of attribution, report, traces and
-stability at LLaMA-1B's. lens, transfer, errors, similarity, compare, traces, attention and report at GPT-2's sizes and
-probes, transfer, errors, heads, attention, correlate and compare at LLaMA-1B's were measured while others used the
-machine, which adds to seconds of the processor, too; transfer's told are of a plan made afterwards, which takes half as
-long. GB of read-outs, but in the rows of lens and depth with options, are of code that read ten chunks of them at once:
-.1 more at GPT-2's sizes than now, and .3 more at LLaMA-1B's.
+the problems that can be picked (.33 of it at GPT-2's sizes, .59 at LLaMA-1B's) and draws (.3 and .13). Others used
+the machine meanwhile (load 4 to 8 at GPT-2's sizes, 2 to 7 at LLaMA-1B's), which adds to seconds of the processor.
 """
 
 import argparse
@@ -71,6 +66,8 @@ LINES: dict[str, list[str]] = {
     "report": [],
 }
 """Analyses in an order in which what one leaves is there for the next, and their options."""
+SEVERAL = {"similarity", "stability", "transfer", "compare", "report"}
+"""Those that are asked of all runs; the others of the first, or of the first that keeps parts of the blocks."""
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
@@ -132,18 +129,25 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lake", type=Path)
-    parser.add_argument("runs", nargs="*")
+    parser.add_argument(
+        "runs", nargs="*", help="by default all for comparisons and the report, else the first that will do"
+    )
     parser.add_argument("--only", default=",".join(LINES))
     parser.add_argument("--options", default="", help="added to every command, as '--limit 500'")
     parser.add_argument("--timeout", type=float, default=1200)
     parser.add_argument("--out", type=Path, default=Path("analyses.json"))
     given = parser.parse_args()
     from analyze.cost import product_rate  # not in the processes that are timed
+    from store import open_lake
 
+    lake = open_lake(given.lake)
+    with_parts = [run for run in lake if "mlp_output" in lake[run]]
     rows = json.loads(given.out.read_text()) if given.out.exists() else []
     folder = str(given.out.absolute().with_suffix(".report"))
     for name in given.only.split(","):
-        words = [str(given.lake), *given.runs, *LINES[name], *given.options.split()]
+        one = (with_parts if name == "attribution" else list(lake))[:1]
+        runs = given.runs or (list(lake) if name in SEVERAL else one)
+        words = [str(given.lake), *runs, *LINES[name], *given.options.split()]
         words = ["report", *words, "--out", folder] if name == "report" else ["analyze", name, *words]
         plan = measured([*words, "--plan", "--json"], given.timeout)
         told = json.loads(plan["printed"]) if "printed" in plan else {}
@@ -158,7 +162,11 @@ def main() -> None:
         print(line(row), flush=True)
     last = {(row["analysis"], row["options"]): row for row in rows if "failed" not in row}
     shown = [table_row(row) for row in last.values()]
-    text = __doc__.partition("\n\n")[2].partition("\n\n")[2]
+    stored = {str(lake[run]["hidden_state"].dtype) for run in lake}
+    text = (
+        f"States and attention are stored in {' and '.join(stored)}. "
+        + __doc__.partition("\n\n")[2].partition("\n\n")[2]
+    )
     title = f"Every analysis of the lake {given.lake.stem}: what it takes, and what it says beforehand"
     command = f"python benchmarks/analyses.py {given.lake.name} --only ANALYSIS --options '..'"
     results.keep(f"analyses-{given.lake.stem}", title, shown, text=text, command=command, by=["analysis", "options"])
