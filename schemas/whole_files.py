@@ -21,6 +21,22 @@ def check_outside(path: str | os.PathLike[str]) -> None:
         raise UsageError(f"{path} is inside the lake, which holds nothing but its own files; name another place")
 
 
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """Refuse a place at which no folder can be made or written, or that is in a lake; nothing is touched.
+
+    Raises
+    ------
+    UsageError
+        If it is one.
+    """
+    check_outside(path)
+    there = Path(path).absolute()
+    there = next(folder for folder in (there, *there.parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "cannot be written" if there.is_dir() else "is a file"
+        raise UsageError(f"{path} can be no folder that is written: {there} {what}; name another place")
+
+
 def lake_around(path: Path) -> Path | None:
     """The lake that a place is, or is in."""
     place = path.resolve()

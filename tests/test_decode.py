@@ -252,7 +252,7 @@ def test_a_trained_decoder_is_asked_only_of_problems_it_does_not_know(tmp_path: 
         (("--train", folder, "--width", 6), "multiple of four"),
         (("--decoder", tmp_path), "has no decoder that --train made"),
         (("--train", tmp_path / "a.lake"), "is inside the lake"),
-        (("--train", tmp_path / "hard.jsonl"), "nothing can be written in"),
+        (("--train", tmp_path / "hard.jsonl"), "hard.jsonl is a file; name another place"),
         (("--steps", 5), "--steps does nothing without --train"),
         (("--train", folder, "--limit", 12), "to train on"),
         (

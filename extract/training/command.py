@@ -9,7 +9,7 @@ from schemas import Control, UsageError
 from schemas.command import Command, Output, Settings, Shell, setting
 from schemas.controls import kind_of_protocol
 from schemas.flags import flags
-from schemas.whole_files import check_outside
+from schemas.whole_files import check_folder
 
 TWINS = {
     "codi": {"decodable": "codi", "pause": "codi-pause", "multipass-pause": "codi-multipass-pause"},
@@ -176,8 +176,7 @@ def trainings(settings: TrainCommandSettings) -> Iterator[tuple[TrainSettings, P
 
 def run(settings: TrainCommandSettings, shell: Shell) -> Output:
     """Train, or go on with a training."""
-    check_outside(settings.out)
-    settings.out.mkdir(parents=True, exist_ok=True)  # nobody trains for hours to learn that it cannot be kept
+    check_folder(settings.out)  # nobody trains for hours to learn that it cannot be kept
     if settings.base is None:
         from extract.small_models.graph_train import train_graph
         from extract.small_models.train import GRAPH_NAMES

@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -31,7 +30,7 @@ from schemas import UsageError
 from schemas.json_values import read_json
 from schemas.problem_sums import problem_of
 from schemas.statistics import split_problems
-from schemas.whole_files import check_outside, write_whole
+from schemas.whole_files import check_folder, write_whole
 
 BATCH, RATE, WARMUP, CLIP = 128, 3e-3, 0.03, 1.0
 LOOKS = 10
@@ -80,7 +79,7 @@ def train_decoder(target: Target, settings: DecodeSettings, positions: list[str]
     assert settings.train is not None
     lesson, made, longest = lesson_of(target, settings, positions, vectors)
     folder = Path(settings.train) / target.run
-    check_place(folder)
+    check_folder(folder)
     if (folder / RECORD).exists() and read_made(folder) != (made, longest):
         raise UsageError(
             f"decode --train: {folder} has a decoder of other problems or settings; take it with --decoder {folder}, or"
@@ -100,14 +99,6 @@ def train_decoder(target: Target, settings: DecodeSettings, positions: list[str]
         write_whole(folder / RECORD, json.dumps(content, indent=1) + "\n")
         save(folder, file, decoder)
     return folder
-
-
-def check_place(folder: Path) -> None:
-    """Refuse a place in which nothing can be kept, before minutes are spent."""
-    check_outside(folder)
-    there = next(place for place in (folder, *folder.resolve().parents) if place.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise UsageError(f"decode --train: {folder} cannot be made, as nothing can be written in {there}")
 
 
 def lesson_of(
