@@ -26,6 +26,7 @@ def setting(
     metavar: str | None = None,
     stored: bool = True,
     least: float | None = None,
+    most: int | None = None,
     argument: bool = False,
     repeat: bool = False,
     needs: str = "",
@@ -44,6 +45,8 @@ def setting(
         Whether a result depends on it, so that it belongs to the stored settings.
     least
         Smallest number allowed.
+    most
+        Largest number that tells anything; of settings that are called alike, see :data:`schemas.flags.MOST`.
     argument
         Given by its place on the command line instead of a flag.
     repeat
@@ -53,8 +56,8 @@ def setting(
         ``activation=topk|abs_topk``; another value than the default is refused without it.
     """
     metadata = {
-        "help": help, "metavar": metavar, "stored": stored, "least": least, "argument": argument, "repeat": repeat,
-        "needs": needs,
+        "help": help, "metavar": metavar, "stored": stored, "least": least, "most": most, "argument": argument,
+        "repeat": repeat, "needs": needs,
     }  # fmt: skip
     return field(default=default, metadata=metadata)
 

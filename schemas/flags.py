@@ -58,6 +58,7 @@ class Flag:
     metavar: str | None
     stored: bool
     least: float | None
+    most: int | None
     argument: bool
     repeat: bool
     needs: str
@@ -104,6 +105,8 @@ class Flag:
             )
         if self.least is not None and not (value >= self.least and math.isfinite(value)):
             raise UsageError(f"{what} is {value}; it must be at least {self.least:g}")
+        if self.most is not None and value > self.most:
+            raise UsageError(f"{what} is {value:,}; it must be at most {self.most:,}: more tells nothing new")
         if self.kind is int and not self.many:
             check_most(self.name, what, value)
             if value >= 2**63:

@@ -245,6 +245,8 @@ def test_a_trained_decoder_is_asked_only_of_problems_it_does_not_know(tmp_path: 
     assert (trained / "model.safetensors").stat().st_mtime_ns == before
     again = lake.result("decode", "small-gpt2/pairs", decoder=str(folder))
     xr.testing.assert_identical(again["text"], first["text"])
+    assert call(*decode, "small-gpt2/pairs", "--decoder", folder, "--max-new-tokens", 2)[0] == 0
+    assert lake.result("decode", "small-gpt2/pairs", max_new_tokens=2)["n_token"].max() <= 2
     assert lake.result("decode", "small-gpt2/hard").attrs["left_out"] == 0  # other problems, all of them
     for options, said in (
         (("--train", folder, "--steps", 5), "of other problems or settings"),
@@ -253,6 +255,7 @@ def test_a_trained_decoder_is_asked_only_of_problems_it_does_not_know(tmp_path: 
         (("--decoder", tmp_path), "has no decoder that --train made"),
         (("--train", tmp_path / "a.lake"), "is inside the lake"),
         (("--train", tmp_path / "hard.jsonl"), "hard.jsonl is a file; name another place"),
+        (("--train", folder, "--steps", 4, "--max-new-tokens", 0), "must be at least 1"),
         (("--steps", 5), "--steps does nothing without --train"),
         (("--train", folder, "--limit", 12), "to train on"),
         (

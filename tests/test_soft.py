@@ -68,7 +68,7 @@ def mixed(logits: torch.Tensor, words: torch.Tensor, rule: Any) -> torch.Tensor:
     renormed(nucleus)
     renormed([word for word in nucleus if share[word] >= rule.min_p * share[by_share[0]]])
     renormed(by_share[: rule.max_topk])
-    return sum(share[word] * words[word].double() for word in by_share[: rule.max_topk]).float()  # type: ignore[union-attr]
+    return torch.stack([share[word] * words[word].double() for word in by_share[: rule.max_topk]]).sum(0).float()
 
 
 def think_by_hand(model: Any, rule: Any, prompt: list[int], closing: list[int], moved: Any = 0.0) -> Any:

@@ -51,12 +51,6 @@ MOST_POINTS = 10_000
 """Of an integral along a way."""
 
 
-def check_points(steps: int) -> None:
-    """Raise :class:`UsageError` where gradients are asked for at more points than tell anything."""
-    if steps > MOST_POINTS:
-        raise UsageError(f"--steps is {steps:,}; it must be at most {MOST_POINTS:,}: more tell nothing new")
-
-
 @dataclass(frozen=True, kw_only=True)
 class DrawnSettings(Settings):
     """Answers drawn under every condition, beside the likeliest one."""

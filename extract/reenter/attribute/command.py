@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from extract.reenter.settings import check_points
+from extract.reenter.settings import MOST_POINTS
 from schemas.command import Experiment, Printed, Settings, Table, setting
 from schemas.wording import duration_text, with_interval
 
@@ -28,6 +28,7 @@ class AttributeSettings(Settings):
         "1: gradients at the corrupted half; more: their mean at as many points on the way to the clean half's question"
         " (EAP-IG).",
         least=1,
+        most=MOST_POINTS,
     )
     exact: int = setting(256, "Nodes that are patched exactly; where there are more, drawn at random.", least=1)
     random: int = setting(8, "Random subgraphs beside each found one.", least=1)
@@ -36,11 +37,6 @@ class AttributeSettings(Settings):
         None, "Folder for the graph of each run, as GraphML and as JSON.", metavar="DIR", stored=False
     )
     seed: int = setting(0, "Seed of everything random.", least=0)
-
-    def __post_init__(self) -> None:
-        """Refuse more points than tell anything."""
-        super().__post_init__()
-        check_points(self.steps)
 
 
 def run(target: "Target", settings: AttributeSettings) -> "xr.Dataset":

@@ -36,8 +36,10 @@ class DecodeSettings(Settings):
     positions: tuple[str, ...] | None = setting(
         None, "Thoughts that are written out, by where they are fed; by default all.", metavar="ct0,ct1.."
     )
-    max_new_tokens: int = setting(
-        24, "Longest step, end token included; a decoder that --train made writes none longer than it learned.", least=1
+    max_new_tokens: int | None = setting(
+        None,
+        "Longest step, end token included; by default 24 or, of a decoder that --train made, the longest it learned.",
+        least=1,
     )
     steps: int = setting(4000, "Steps of the training, of 128 thoughts each.", least=1, needs="train")
     width: int = setting(64, "Width of the decoder that is trained, a multiple of four.", least=4, needs="train")

@@ -30,6 +30,8 @@ from schemas.answers import equal_answers
 from schemas.problem_sums import other_rows, problem_of
 from schemas.statistics import share_interval
 
+MAX_NEW_TOKENS = 24
+"""Longest step of a checkpoint's own decoder, end token included."""
 BATCH, BATCH_OF_SMALL = 64, 1024
 """Thoughts that are written out together, by a decoder of the model's size and by one that was trained here."""
 Array = np.ndarray
@@ -94,8 +96,9 @@ def decode(target: Target, settings: DecodeSettings | None = None) -> xr.Dataset
     if folder is not None:
         return by_learned(target, settings, folder, positions, vectors)
     decoder = load_step_decoder(target.checkpoint, target.reasoner, settings.decoder)
-    out = written(target, vectors, lambda rows: decoder.write(vectors[tuple(rows)], settings.max_new_tokens))
-    return held_against(out, target.data, positions, vectors, settings)
+    longest = settings.max_new_tokens or MAX_NEW_TOKENS
+    out = written(target, vectors, lambda rows: decoder.write(vectors[tuple(rows)], longest))
+    return held_against(out, target.data, positions, vectors, settings).assign_attrs(max_new_tokens=longest)
 
 
 def learned_in(folder: str | None, run: str) -> Path | None:
@@ -125,17 +128,18 @@ def by_learned(
     thought = np.array([made.positions.index(name) for name in positions])
     n_step = min(made.n_step, target.data.sizes["step"])
     data = data.isel(step=slice(0, n_step))
+    longest = min(settings.max_new_tokens or decoder.longest, decoder.longest)
     sides = []
     for one in (decoder, shuffled):
 
         def write(rows: Array, one: LearnedDecoder = one) -> Written:
             row, place, step = rows
-            return one.write(vectors[row, place], thought[place], step)
+            return one.write(vectors[row, place], thought[place], step, longest)
 
         sides.append(written(target, vectors, write, n_step))
     out = held_against(sides[0], data, positions, vectors, settings, sides[1]["text"])
     return out.assign_attrs(
-        trained_on=made.run, n_trained=made.n_problem, left_out=int((~mine).sum()),
+        max_new_tokens=longest, trained_on=made.run, n_trained=made.n_problem, left_out=int((~mine).sum()),
         decoder_weights=fingerprint_weights(decoder.cpu().state_dict(), {}),
     )  # fmt: skip
 
@@ -181,7 +185,7 @@ def held_against(
             "position": np.array(positions, dtype=object),
             "step": np.arange(data.sizes["step"]),
         },
-        attrs={"seed": settings.seed, "max_new_tokens": settings.max_new_tokens},
+        attrs={"seed": settings.seed},
     )
     return made.assign(shares(out["text"], known, data, settings.seed, shuffled))
 

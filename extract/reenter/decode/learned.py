@@ -102,12 +102,14 @@ class LearnedDecoder(nn.Module):
         return nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=-1)
 
     @torch.inference_mode()
-    def write(self, vectors: np.ndarray, thought: np.ndarray, step: np.ndarray) -> Written:
+    def write(
+        self, vectors: np.ndarray, thought: np.ndarray, step: np.ndarray, max_new_tokens: int | None = None
+    ) -> Written:
         """What is written of vectors (row, hidden) of these thoughts, asked for these steps (row,)."""
         device = self.question.device
         rows = [torch.from_numpy(np.ascontiguousarray(each)).to(device) for each in (vectors, thought, step)]
         embed = self.model.get_input_embeddings()
-        return write(self.model, self.begin(*rows), embed, END, self._text, self.longest)
+        return write(self.model, self.begin(*rows), embed, END, self._text, max_new_tokens or self.longest)
 
     def _text(self, tokens: list[int]) -> str:
         return in_order("".join(self.made.alphabet[token - 1] for token in tokens))

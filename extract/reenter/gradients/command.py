@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from extract.reenter.settings import check_points
+from extract.reenter.settings import MOST_POINTS
 from schemas.command import NOTHING_KEPT, Experiment, Printed, Settings, Table, later, setting
 from schemas.wording import with_interval
 
@@ -14,12 +14,7 @@ class GradientSettings(Settings):
     """Way along which gradients are integrated."""
 
     baseline: Literal["mean", "zero"] = setting("mean", "mean of each thought over the run, or zero.")
-    steps: int = setting(32, "Points on the way from the baseline.", least=1)
-
-    def __post_init__(self) -> None:
-        """Refuse more points than tell anything."""
-        super().__post_init__()
-        check_points(self.steps)
+    steps: int = setting(32, "Points on the way from the baseline.", least=1, most=MOST_POINTS)
 
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
