@@ -78,7 +78,7 @@ def means(rng: np.random.Generator, draw: int) -> Found:
 
 
 def shares(rng: np.random.Generator, draw: int) -> Found:
-    """Shares of yes and no, of problems told twice, of drawn answers; the difference of two."""
+    """Shares of yes and no, of problems told twice or twenty times, of drawn answers; the difference of two."""
     for n in (5, 12, 30, 100):
         for p in (0.1, 0.5):
             chance = rng.beta(p, 1 - p, n)  # how sure a model is of a problem
@@ -87,6 +87,9 @@ def shares(rng: np.random.Generator, draw: int) -> Found:
             yield f"share of {p}", n, bool(low <= p <= high)
             low, high = share_interval(twice.T.ravel(), np.ones(2 * n), np.repeat(np.arange(n), 2))
             yield f"share of {p}, problems told twice", n, bool(low <= p <= high)
+            often = rng.random((20, n)) < rng.beta(5 * p, 5 * (1 - p), n)
+            low, high = share_interval(often.T.ravel(), np.ones(20 * n), np.repeat(np.arange(n), 20))
+            yield f"share of {p}, problems told twenty times", n, bool(low <= p <= high)
             _, low, high = mean_share(rng.binomial(5, chance) / 5)
             yield f"share of {p}, five answers drawn", n, bool(low <= p <= high)
         sides = [(rng.random(n) < p, p) for p in (0.3, 0.6)]
