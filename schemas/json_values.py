@@ -2,12 +2,17 @@
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from schemas.errors import UsageError
+
+LFS_POINTER = "version https://git-lfs"
+"""How a file begins that Git left in place of a large one."""
+NOT_FETCHED = "it is Git's pointer to a large file, not the file itself; fetch it with git lfs pull"
 
 
 def json_value(value: Any) -> Any:
@@ -28,17 +33,21 @@ def json_value(value: Any) -> Any:
 
 
 def read_json(path: Path, what: str, missing: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A JSON object; ``missing`` stands for a file that is not there, or empty, where that may be.
+    """A JSON object; ``missing`` stands for a file that is not there, where that may be.
+
+    An empty file, a folder or a link to nothing is none: it stands where something was said that is lost.
 
     Raises
     ------
     UsageError
         If it cannot be read, is no object, has a field twice, or NaN or infinity, which JSON knows not.
     """
-    if missing is not None and not (path.is_file() and path.stat().st_size):
+    if missing is not None and not os.path.lexists(path):
         return missing
     try:
         text = path.read_text(encoding="utf-8")
+        if text.startswith(LFS_POINTER):
+            raise ValueError(NOT_FETCHED)
         value = json.loads(text, parse_constant=_no_number, object_pairs_hook=_object)
     except (OSError, ValueError, RecursionError) as error:
         reason = str(error).partition("\n")[0]

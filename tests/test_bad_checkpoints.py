@@ -10,6 +10,7 @@ from codi_models import ORACLE
 from safetensors.torch import save_file
 
 from extract import load_reasoner
+from extract.model.checkpoint import SHIPPED
 from schemas import UsageError
 
 
@@ -38,6 +39,14 @@ def altered(change: str, folder: Path) -> tuple[Path, Path]:
             save_file({key: value * 1.5 for key, value in state.items()}, folder / "codi" / "model.safetensors")
         case "zeros":
             state |= {key: torch.zeros_like(value) for key, value in state.items() if ".layers.2.mlp.up_proj" in key}
+        case "zero projection":
+            state["prj.3.weight"].zero_()
+        case "empty settings":
+            (folder / "codi" / "codi.json").touch()
+        case "lost adapter config":
+            (folder / "codi" / "adapter_config.json").symlink_to(folder / "blobs" / "1f")
+        case "broken tokenizer":
+            (folder / "base" / "tokenizer_config.json").write_text("{")
         case "tokens by chance":
             tokens = json.loads((folder / "base" / "tokenizer.json").read_text())
             tokens["model"]["dropout"] = 0.5
@@ -64,7 +73,8 @@ def altered(change: str, folder: Path) -> tuple[Path, Path]:
             config["use_bidirectional_attention"] = True
     if file.exists() and change != "truncated":
         torch.save(state, file)
-    (folder / "base" / "config.json").write_text(json.dumps(config))
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\n"
+    (folder / "base" / "config.json").write_text(pointer if change == "pointer" else json.dumps(config))
     return folder / "codi", folder / "base"
 
 
@@ -89,6 +99,11 @@ def altered(change: str, folder: Path) -> tuple[Path, Path]:
         ("other heads", "queries of size 64, base has 4 heads of size 8"),
         ("other type", "'bloom'; supported are gemma2, "),
         ("updates lost", r"lacks the low-rank updates of model\.layers\.1\.self_attn\.q_proj\.weight;"),
+        ("zero projection", r"zero throughout prj\.3\.weight"),
+        ("empty settings", r"settings of the checkpoint cannot be read from .*codi\.json"),
+        ("lost adapter config", r"config of the adapter cannot be read from .*adapter_config\.json: .* No such file"),
+        ("broken tokenizer", r"tokenizer cannot be read from .*tokenizer_config\.json: Expecting"),
+        ("pointer", r"config\.json: it is Git's pointer to a large file.*git lfs pull"),
         ("looks ahead", "has use_bidirectional_attention in its config"),
     ],
 )
@@ -112,6 +127,15 @@ def test_words_that_only_the_tokenizer_has_are_no_marks_of_the_protocol(tmp_path
     for say in (with_more.encode, with_more.answer_tokens):
         with pytest.raises(UsageError, match="'pens' as token 400, the model has 400 words"):
             say("Two pens?")
+
+
+def test_a_tokenizer_that_is_read_otherwise_than_its_file_says_is_told(tmp_path: Path) -> None:
+    folder = shutil.copytree(SHIPPED / "small-gpt2", tmp_path / "codi")
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    for name, told in (("GPT2Tokenizer", 1), ("PreTrainedTokenizerFast", 0)):
+        file.write_text(json.dumps(config | {"tokenizer_class": name}))
+        assert sum("cuts text otherwise" in note for note in load_reasoner(folder).notes) == told
 
 
 def test_bad_requests_are_one_line(tmp_path: Path) -> None:

@@ -322,7 +322,8 @@ def test_fields_of_a_wrong_type_are_one_line(made, tmp_path, file, content, mess
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:abc", "of neither safetensors nor torch.save"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:abc", "Git's pointer to a large file"),
+        (b"<html>", "of neither safetensors nor torch.save"),
         ({"a": Path("x")}, "holds Python objects besides tensors"),
     ],
 )

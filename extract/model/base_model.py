@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
+from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
@@ -28,6 +29,7 @@ from extract.model.checkpoint import (
     HUB_ID,
     INDEX,
     ROWS,
+    TOKENIZER_FILES,
     WEIGHT_FILES,
     check_base_files,
     check_index,
@@ -125,7 +127,10 @@ def open_base(
 
 def _complete(folder: Path) -> bool:
     """Whether a folder has a config and a tokenizer of its own."""
-    own = read_json(folder / "config.json", "config of the checkpoint", missing={})
+    file = folder / "config.json"
+    if file.is_file() and not file.stat().st_size:  # on a hub an empty one has downloads counted
+        return False
+    own = read_json(file, "config of the checkpoint", missing={})
     return bool(own.get("model_type")) and (folder / "tokenizer.json").is_file()
 
 
@@ -173,12 +178,14 @@ def build_model(config: Any, n_row: int, architecture: Architecture, source: str
         config.vocab_size = n_row
         if config.pad_token_id is not None and config.pad_token_id >= config.vocab_size:
             config.pad_token_id = None
-        with no_init_weights():
+        config.return_dict = True
+        with _silent(), no_init_weights():
             return AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
     except Exception as error:  # whatever a config of wrong fields raises inside transformers
         raise _no_model(architecture, source, error) from error
 
 
+_SAMPLE = "The answer is: 12 + 3 = 15.\nHow many?  Two."
 _HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -293,12 +300,10 @@ def base_tokenizer(folder: Path, vocabulary: int) -> Any:
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except Exception as error:  # whatever a broken tokenizer file raises
-            if not (folder / "tokenizer.json").is_file():
-                raise UsageError(f"no tokenizer can be read from {folder}: {first_line(error)}") from error
-            try:
-                tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-            except Exception as second:
-                raise UsageError(f"no tokenizer can be read from {folder}: {first_line(second)}") from second
+            for file in TOKENIZER_FILES:
+                if file.endswith(".json"):
+                    read_json(folder / file, "tokenizer", missing={})  # its error names the file
+            raise UsageError(f"no tokenizer can be read from {folder}: {first_line(error)}") from error
     chance = getattr(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None), "dropout", None)
     if chance:
         raise UsageError(
@@ -308,8 +313,26 @@ def base_tokenizer(folder: Path, vocabulary: int) -> Any:
     if tokenizer.eos_token_id is None:
         raise UsageError(f"tokenizer of {folder} names no end token (eos_token)")
     if tokenizer.eos_token_id >= vocabulary:
-        raise UsageError(f"end token {tokenizer.eos_token_id} of {folder} lies outside its vocabulary of {vocabulary}")
+        raise UsageError(
+            f"end token {tokenizer.eos_token} ({tokenizer.eos_token_id}) of {folder} lies outside its vocabulary of"
+            f" {vocabulary}; is its tokenizer_config.json there?"
+        )
     return tokenizer
+
+
+def tokenizer_notes(folder: Path, tokenizer: Any, source: str, *, chat: bool) -> list[str]:
+    """What is to be said of a tokenizer: no template for a chat, or a class by which text is cut by other rules."""
+    notes, file = [], folder / "tokenizer.json"
+    if chat and not tokenizer.chat_template:
+        notes.append(f"the tokenizer of {source} has no chat template, so questions are asked as they stand")
+    by_class = tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"]
+    if file.is_file() and Tokenizer.from_file(str(file)).encode(_SAMPLE, add_special_tokens=False).ids != by_class:
+        notes.append(
+            f"the tokenizer of {source} is read as {type(tokenizer).__name__}, which cuts text otherwise than its"
+            " tokenizer.json; a model that was trained with that file needs another tokenizer_class in"
+            " tokenizer_config.json (PreTrainedTokenizerFast takes the file as it is)"
+        )
+    return notes
 
 
 def embedding_of(weights: Mapping[str, Tensor], architecture: Architecture) -> Tensor | None:

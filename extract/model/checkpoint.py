@@ -1,6 +1,7 @@
 """Files of a checkpoint, wherever and in however many pieces they lie, and the tensors in them."""
 
 import hashlib
+import os
 import pickle
 import re
 from collections.abc import Iterable, Mapping
@@ -16,7 +17,7 @@ from torch import Tensor
 from extract.model.bases import PACKAGED, packaged_base
 from extract.model.device import first_line
 from schemas import UsageError, fingerprint, nearest
-from schemas.json_values import read_json
+from schemas.json_values import LFS_POINTER, NOT_FETCHED, read_json
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -145,7 +146,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def read_arguments(folder: Path) -> dict[str, Any]:
     """Arguments of Coconut's training beside a checkpoint; empty if there are none."""
     path = folder / ARGUMENTS
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -282,6 +283,9 @@ def same(one: Tensor, other: Tensor) -> bool:
 
 def _read_file(path: Path) -> dict[str, Tensor]:
     try:
+        with path.open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER.encode():
+                raise UsageError(f"{path} holds no weights: {NOT_FETCHED}")
         raw = load_file(path) if path.suffix == ".safetensors" else _read_pickled(path)
     except UsageError:
         raise

@@ -98,6 +98,8 @@ def feeding_of(rule: Protocol, weights: Mapping[str, Tensor], hidden: int, sourc
     problems = misfits(named, {names[key]: shape for key, shape in own.items()})
     if not_finite := [name for name, value in named.items() if not bool(torch.isfinite(value).all())]:
         problems.append(f"not finite {some(not_finite)}")
+    if empty := [name for name, value in named.items() if value.numel() > hidden and not value.any()]:
+        problems.append(f"zero throughout {some(empty)}")
     if problems:
         kind = "projection" if rule.fed == "projection" else "learned vector"
         raise UsageError(f"{kind} of {source} (protocol {rule.name}) does not fit: {'; '.join(problems)}")

@@ -26,6 +26,7 @@ from extract.model.base_model import (
     embedding_of,
     find_base,
     open_base,
+    tokenizer_notes,
 )
 from extract.model.checkpoint import (
     ADAPTER_CONFIG,
@@ -140,8 +141,7 @@ def load_reasoner(
     rule = _with_prefix(rule, settings, folder)
     scale, assumed = adapter_scale(adapter, lora_alpha, settings, folder, raw, saved=prefix == PEFT)
     notes = [ASSUMED.format(source)] if assumed else []
-    if rule.chat and not under.tokenizer.chat_template:
-        notes.append(f"the tokenizer of {source} has no chat template, so questions are asked as they stand")
+    notes += tokenizer_notes(under.folder, under.tokenizer, source, chat=rule.chat)
     weights, projection = _split(raw, rule, prefix, source)
     # GPT-NeoX's head was called so before transformers 5.
     weights = {re.sub(r"^embed_out\.", "lm_head.", name): value for name, value in weights.items()}
