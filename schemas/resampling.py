@@ -135,7 +135,7 @@ def way_interval(
     ----------
     values : (condition, example)
     start, end : (example,)
-        0 and 1 of the way.
+        0 and 1 of the way; NaN: not known, there the others still count.
     problem : (example,), int
         By default every example is its own.
 
@@ -148,7 +148,7 @@ def way_interval(
     mean, (resampled, n_problem) = drawn.interval()[0], drawn.resampled()
     with np.errstate(invalid="ignore", divide="ignore"):  # two ends that are one
         share, shares = ((each[:-2] - each[-2]) / (each[-1] - each[-2]) for each in (mean, resampled))
-    return share, *percentiles(shares, n_problem[:-2])
+    return share, *percentiles(shares, np.minimum(n_problem[:-2], n_problem[-2:].min()))
 
 
 def _drawn_mean(values: Array, seed: int, problem: ArrayLike | None, n_resample: int) -> "DrawnMean":

@@ -3,6 +3,7 @@ from .batches import torch_dataset as torch_dataset
 from .check import check_model as check_model
 from .check import check_run as check_run
 from .check import taken_up as taken_up
+from .files import CLAIM as CLAIM
 from .files import RECORD as RECORD
 from .footprint import bytes_to_read as bytes_to_read
 from .footprint import model_bytes as model_bytes

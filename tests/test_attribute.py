@@ -82,6 +82,12 @@ def test_scores_add_up_and_find_the_thoughts_that_carry_numbers(folder: Path, mo
     order = np.argsort(-np.abs(of_thoughts(result)))
     assert set(order[:3]) == {1, 3, 5}
     assert result.attrs["spearman"] >= 0.8
+    np.testing.assert_allclose(result["exact_share"], result["exact"] / result.attrs["all_nodes"], rtol=1e-4)
+    # What all nodes do is uncertain, too: a share of it is not as certain as the effect itself.
+    lengths = [
+        (result[f"{name}_high"] - result[f"{name}_low"]) / abs(result[name]) for name in ("exact", "exact_share")
+    ]
+    assert not np.allclose(*lengths, rtol=0.05)
     # A quarter of the nodes carries nearly everything, and without them nearly nothing is left; not so at random.
     quarter = result.sel(size=32)
     assert float(quarter["kept"]) > 0.9 > float(quarter["kept_random"]) - 0.1

@@ -85,7 +85,7 @@ def test_columns_take_no_name_of_the_run(tmp_path):
     rows = [{"question": "a?", "answer": 1}, {"question": "b?", "answer": 2}]
     create_run(tmp_path / "a.lake", "m/d", LAYOUT, identity={"spec": {}}, columns=read_problems(
         "d=" + write(tmp_path / "a.jsonl", rows)).columns)  # fmt: skip
-    own = {path.name for path in (tmp_path / "a.lake" / "m" / "d").iterdir()} | set(RUN_VARIABLES) | {"hidden"}
+    own = {path.name for path in (tmp_path / "a.lake" / "m" / "d").iterdir()} | {*RUN_VARIABLES, "hidden", "claim"}
     assert {"record", "zarr.json", "layer", "segment", "problem"} <= own
     names = [
         *sorted(own - {"variant", "question"}),
@@ -261,7 +261,7 @@ def test_fractions_in_one_character_are_numbers_and_no_problem_is_no_data(tmp_pa
         read_problems(str(path), limit=0)
 
 
-@pytest.mark.parametrize("name", ["unembedding", "token_string", "zarr.json"])
+@pytest.mark.parametrize("name", ["unembedding", "token_string", "zarr.json", "claim"])
 def test_a_data_set_is_not_called_like_an_array_of_the_model(tmp_path, name):
     path = write(tmp_path / "a.jsonl", [{"question": "a?", "answer": 1}])
     with pytest.raises(UsageError, match="NAME=FILE"):

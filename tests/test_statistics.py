@@ -152,6 +152,8 @@ def test_a_share_of_a_way_draws_both_of_its_ends():
     ways = np.sort(((half - start) @ drawn) / ((end - start) @ drawn))
     assert ways[15] < low[1] < ways[30] < 0.5 < ways[-30] < high[1] < ways[-15]
     assert np.isnan(way_interval([half[:4]], start[:4], end[:4])[1:]).all()
+    few = np.where(np.arange(len(end)) < 4, end, np.nan)  # an end of four problems is none to be a share of
+    assert np.isnan(way_interval([half], start, few)[1:]).all()
 
 
 def test_shares_of_drawn_answers_are_never_certain():

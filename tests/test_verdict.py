@@ -192,9 +192,11 @@ def test_traces_heads_and_attribution_are_read():
     (head,) = measures.heads(heads, "r", heads)
     assert (head.thought, head.target, head.n, head.interval(0.95)[0]) == ("all", "L0H1", 20, 0.75)
     assert head.family != head.question
-    exact = {f"exact{end}": ("node", [value, 4.0, 1.0]) for end, value in (("", 5.0), ("_low", 4.0), ("_high", 6.0))}
+    shares = {
+        f"exact_share{end}": ("node", [value, 0.4, 0.1]) for end, value in (("", 0.5), ("_low", 0.4), ("_high", 0.6))
+    }
     nodes = xr.Dataset(
-        exact,
+        shares,
         coords={"kind": ("node", ["fed", "head", "mlp"]), "layer": ("node", [0, 1, 1]), "head": ("node", [-1, 2, -1]),
                 "position": ("node", ["ct3", "ct4", "ct4"])},
         attrs={"all_nodes": 10.0, "n_used": 30},

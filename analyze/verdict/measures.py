@@ -309,12 +309,11 @@ def heads(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
 
 def attribute(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
     """What patching a fed vector, or a head at one position, does alone, as a share of what all nodes do together."""
-    whole = float(data.attrs.get("all_nodes", np.nan))
-    if not whole > 0:
+    if not data.attrs.get("all_nodes", 0) > 0 or "exact_share" not in data:  # as earlier versions stored it
         return
     for place in range(data.sizes["node"]):
         node = data.isel(node=place)
-        value, low, high = (float(node[f"exact{end}"]) / whole for end in ("", "_low", "_high"))
+        value, low, high = (float(node[f"exact_share{end}"]) for end in ("", "_low", "_high"))
         kind, position = str(node["kind"].item()), str(node["position"].item())
         if not np.isfinite([value, low, high]).all() or kind not in ("fed", "head"):
             continue

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from schemas import DIMS, RUN_VARIABLES
-from store import RECORD
+from store import CLAIM, RECORD
 
 Columns = dict[str, tuple[tuple[str, ...], Any]]
 """Dims and values by name."""
 
-_RESERVED = {*RUN_VARIABLES, *DIMS, RECORD, "answer", "full_answer", "clean", "corrupted", "problem", "variant"}
-_RESERVED |= {"segment", "offset"}
-"""Names of a run's own arrays and of its record, which no column of the data may take."""
+_RESERVED = {*RUN_VARIABLES, *DIMS, RECORD, CLAIM, "answer", "full_answer", "clean", "corrupted", "problem"}
+_RESERVED |= {"variant", "segment", "offset"}
+"""Names of a run's own arrays and of what lies beside them, which no column of the data may take."""
 
 
 def extra_columns(

@@ -29,6 +29,7 @@ from schemas import MODEL_VARIABLES, AnswerKind, UsageError, fingerprint, number
 from schemas.asked import asked
 from schemas.checks import check_whole
 from schemas.names import check_name
+from store import CLAIM
 
 __all__ = ["Problems", "number_text", "parse_chain", "read_problems"]
 
@@ -123,7 +124,7 @@ def read_problems(
     if not name:
         name = source.split(":")[1].replace("/", "-") if source.startswith(HUB) else Path(source).expanduser().stem
     rows = read_rows(source)
-    check_name(name, "data set", {*MODEL_VARIABLES, "zarr.json"}, "; name it with --data NAME=FILE")
+    check_name(name, "data set", {*MODEL_VARIABLES, CLAIM, "zarr.json"}, "; name it with --data NAME=FILE")
     problems = _flatten(rows)
     problems = problems if limit is None else problems[:limit]
     form = form_of(problems[0].row, problems[0].where, question_field, answer_field)

@@ -16,11 +16,12 @@ from extract.reenter.attribute.pairs import Nodes, nodes_of, pairs_to_score
 from extract.reenter.kept import Kept
 from extract.reenter.target import Target
 from schemas import fingerprint
-from schemas.resampling import draw_counts, mean_interval, percentiles
+from schemas.resampling import draw_counts, mean_interval, percentiles, way_interval
 
 BATCH = 16
 N_RESAMPLE = 200
 """Draws of pairs for the interval of a rank correlation."""
+SHARE = ("exact_share", "exact_share_low", "exact_share_high")
 Values = dict[str, np.ndarray]
 
 
@@ -46,15 +47,17 @@ def attribute(target: Target, settings: AttributeSettings | None = None) -> xr.D
     -------
     xr.Dataset
         ``score(node)`` in logits, mean over pairs, with bootstrap intervals ``score_low``, ``score_high``;
-        ``exact(node)`` with its own: what patching does (NaN: not patched); coordinates ``kind`` (``fed``, ``head``,
-        ``mlp``), ``layer``, ``head``, ``position`` of a node. ``edge_score(edge)`` with ``sender(edge)`` (a node),
-        ``reader``, ``reader_layer``. ``kept(size)``: what patching the best nodes alone moves the logit difference by
-        (faithfulness), and ``left(size)``: all but these (completeness: how little is left without them), both as
-        shares of what all nodes do; ``kept_random``, ``left_random`` with ``_low`` and ``_high``: as many nodes at
-        random. Nodes are ranked on one half of the problems and curves measured on the other. ``attrs``: ``spearman``
-        of scores and exact effects over the nodes patched, with its interval ``spearman_low``, ``spearman_high``;
-        ``residual``: mean of what the scores of the question's embeddings lack to the difference between the halves,
-        over the mean difference (only of questions of one length); counts of the pairs that do not count.
+        ``exact(node)`` with its own: what patching does (NaN: not patched), and ``exact_share(node)``, the same as a
+        share of what all nodes do (by the half that curves are of), both drawn together; coordinates ``kind``
+        (``fed``, ``head``, ``mlp``), ``layer``, ``head``, ``position`` of a node. ``edge_score(edge)`` with
+        ``sender(edge)`` (a node), ``reader``, ``reader_layer``. ``kept(size)``: what patching the best nodes alone
+        moves the logit difference by (faithfulness), and ``left(size)``: all but these (completeness: how little is
+        left without them), both as shares of what all nodes do; ``kept_random``, ``left_random`` with ``_low`` and
+        ``_high``: as many nodes at random. Nodes are ranked on one half of the problems and curves measured on the
+        other. ``attrs``: ``spearman`` of scores and exact effects over the nodes patched, with its interval
+        ``spearman_low``, ``spearman_high``; ``residual``: mean of what the scores of the question's embeddings lack to
+        the difference between the halves, over the mean difference (only of questions of one length); counts of the
+        pairs that do not count.
 
     Raises
     ------
@@ -97,8 +100,10 @@ def attribute(target: Target, settings: AttributeSettings | None = None) -> xr.D
         target, keep, "curves", [part for part in others if len(part)],
         lambda part: {"moved": patch_nodes(reasoner, nodes, *pairs.halves(part), curves.chosen)},
     )  # fmt: skip
-    shift = np.concatenate([pair["moved"] for pair in moved], axis=1).mean(1)
-    out = _labelled(target, nodes, scores, tried, problem, seed).merge(curves.measured(shift))
+    shifts = np.concatenate([pair["moved"] for pair in moved], axis=1)
+    shift, whole = shifts.mean(1), np.full(len(order), np.nan)
+    whole[~ranking] = shifts[-1]
+    out = _labelled(target, nodes, scores, tried, whole, problem, seed).merge(curves.measured(shift))
     return out.assign_attrs(**pairs.counts, steps=steps, seed=seed, all_nodes=float(shift[-1]), **_completeness(scores))
 
 
@@ -172,12 +177,14 @@ def _completeness(batches: Sequence[Values]) -> dict[str, float]:
 
 
 def _labelled(
-    target: Target, nodes: Nodes, batches: Sequence[Values], tried: np.ndarray, problem: np.ndarray, seed: int
-) -> xr.Dataset:
+    target: Target, nodes: Nodes, batches: Sequence[Values], tried: np.ndarray, whole: np.ndarray, problem: np.ndarray,
+    seed: int,
+) -> xr.Dataset:  # fmt: skip
     """Means and intervals by node, edges with their ends, rank correlation of scores and exact effects."""
     score, exact = (np.concatenate([batch[name] for batch in batches]) for name in ("score", "exact"))
-    effect = np.full((3, len(nodes)), np.nan)
+    effect, share = np.full((2, 3, len(nodes)), np.nan)
     effect[:, tried] = mean_interval(exact.T, seed, problem)
+    share[:, tried] = way_interval(exact.T, np.zeros_like(whole), whole, seed, problem)
     edges = np.sum([batch["edges"] for batch in batches], axis=0) / len(score)
     reader, sender, position = (axis.ravel() for axis in np.indices(edges.shape))
     node = nodes.senders(sender, position)
@@ -188,6 +195,7 @@ def _labelled(
     return xr.Dataset(
         {
             **{name: ("node", column, {"units": "logit"}) for name, column in columns.items()},
+            **{name: ("node", column, {"units": "1"}) for name, column in zip(SHARE, share, strict=True)},
             "edge_score": ("edge", edges.ravel()[there], {"units": "logit"}),
             "sender": ("edge", node[there]),
         },
