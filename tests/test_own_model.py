@@ -23,15 +23,25 @@ from store import open_lake
 GUIDE = Path(__file__).parents[1] / "docs" / "own_model.md"
 POSITIONS = ("(columns[fed:] - pad[:, None]).clamp(min=0)", "columns[fed:].expand(n_row, -1)")
 MASK = ("(columns >= pad[:, None])", "(columns >= 0).expand(n_row, -1)")
+LAYERS = ("[*out.hidden_states[1:-1], before_norm]", "[*out.hidden_states[:-2], before_norm]")
+COLUMN = (
+    "np.concatenate(states, axis=2)",
+    "(lambda s: np.concatenate([np.roll(s[:, :-1], 1, axis=2), s[:, -1:]], axis=1))(np.concatenate(states, axis=2))",
+)
 OPTIONS = ["--data", "problems.jsonl", "--lake", "own.lake", "--max-new-tokens", "8"]
+
+
+MODULES = {
+    "own_model": ("", ""), "own_counted": POSITIONS, "own_unmasked": MASK, "own_layers": LAYERS, "own_column": COLUMN
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """The guide's module, two copies with a mistake each, their model, and problems."""
+    """The guide's module, copies with a mistake each, their model, and problems."""
     place = tmp_path_factory.mktemp("own")
     code = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.DOTALL | re.MULTILINE)[0]
-    for name, (right, wrong) in {"own_model": ("", ""), "own_counted": POSITIONS, "own_unmasked": MASK}.items():
+    for name, (right, wrong) in MODULES.items():
         assert right in code
         (place / f"{name}.py").write_text(code.replace(right, wrong) if right else code)
     (place / "own_others.py").write_text(
@@ -108,6 +118,11 @@ def at(values, place, value):
     return values
 
 
+def after_norm(states):
+    """The last layer's states after the guide's final norm."""
+    return np.stack([states[:, 0], import_module("own_model").Mine().read_out.normalised(states[:, 1])], axis=1)
+
+
 MISTAKES = {
     "states of the column before": (
         lambda right: {"hidden_state": np.roll(right.hidden_state, 1, axis=2)}, "columns are shifted"
@@ -127,6 +142,17 @@ MISTAKES = {
     "a text too many": (lambda right: {"texts": [*right.texts, "more"]}, "3 texts came back for 2 questions"),
     "an empty answer": (lambda right: {"answers": [right.answers[0], []]}, "answer 1 of a batch has 0 tokens"),
     "no token": (lambda right: {"answers": [right.answers[0], [10**6]]}, "token 1000000 is none of 90"),
+    "states after the final norm": (
+        lambda right: {"hidden_state": after_norm(right.hidden_state)}, "after the final norm"
+    ),
+    "a layer twice": (lambda right: {"attention": right.attention[:, [0, 0]]}, "layers 0 and 1 is the same"),
+    "a mean over heads": (
+        lambda right: {"attention": right.attention.mean(2, keepdims=True).repeat(4, 2)}, "the same in all heads"
+    ),
+    "whole numbers": (lambda right: {"hidden_state": right.hidden_state.astype(int)}, "floating-point numbers"),
+    "tokens as text": (lambda right: {"answers": [["3"], ["7"]]}, "must be whole numbers"),
+    "another's text": (lambda right: {"texts": right.texts[::-1]}, "its tokens say 'Theanswer"),
+    "p instead of log p": (lambda right: {"answer_logprob": np.full(2, 0.5)}, "no log probability"),
     "one log p for two": (lambda right: {"answer_logprob": np.zeros(1)}, r"answer_logprob is \(1,\)"),
 }  # fmt: skip
 
@@ -136,6 +162,11 @@ def test_what_cannot_be_right_is_refused(spoilt, mistake):
     change, said = MISTAKES[mistake]
     with pytest.raises(LakeError, match=said):
         spoilt(change)
+
+
+def test_tensors_are_taken(spoilt):
+    tensors = spoilt(lambda right: {"hidden_state": torch.from_numpy(right.hidden_state).double().requires_grad_()})
+    np.testing.assert_array_equal(tensors.hidden_state, spoilt().hidden_state)
 
 
 def test_parts_of_blocks_are_not_captured(spoilt):
@@ -148,6 +179,8 @@ def test_parts_of_blocks_are_not_captured(spoilt):
     [
         ("own_counted:Mine", [], "alone and in a batch differ"),
         ("own_unmasked:Mine", [], "on a key that is padding"),
+        ("own_layers:Mine", [], "layer 0 are as they were after it, as embeddings are"),
+        ("own_column:Mine", [], "layer 0 are as they were at it"),
         ("own_others:number", [], "gives int; it must give an extract.OwnModel"),
         ("own_others:fails", [], "OSError: no weights"),
         ("own_absent:Mine", [], "No module named 'own_absent'"),

@@ -4,9 +4,12 @@ A mistake of alignment would look like a finding: a state one place off reads as
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from operator import index
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 
 from extract.model.thinking import Thinking
 from schemas import LakeError
@@ -18,6 +21,9 @@ SUM_OFF, LATER = 2e-3, 1e-6
 """How far the probabilities of one query may be from 1 in all; how large one may be where nothing can be looked at."""
 AGREE = 0.9
 """Share of the answers' tokens that the read-out must find likeliest at the place before."""
+NORMED = 0.01
+"""How far from 1 the size of a state is after the final norm, its weight and bias undone."""
+ARRAYS = ("hidden_state", "latent_embedding", "attention")
 Array = np.ndarray[Any, Any]
 
 
@@ -27,6 +33,10 @@ class Checked:
     def __init__(
         self, model: "OwnModel", prompts: Sequence[Sequence[int]], captured: "Captured", max_new_tokens: int
     ) -> None:
+        arrays: dict[str, Any] = {name: _floats(name, getattr(captured, name)) for name in ARRAYS}
+        if captured.answer_logprob is not None:
+            arrays["answer_logprob"] = _floats("answer_logprob", captured.answer_logprob)
+        captured = replace(captured, answers=[_ids(answer) for answer in captured.answers], **arrays)
         self.model, self.prompts, self.captured = model, prompts, captured
         self.n_before = max(map(len, prompts)) - 1
         self.head = self.n_before + model.places.n_middle
@@ -38,6 +48,8 @@ class Checked:
         self.exists = (columns >= first) & ((columns < self.head) | (self.token >= 0))
         self._check_shapes()
         self._check_attention()
+        self._check_layers()
+        self._check_texts()
         self.final = self._final_states()
 
     def _check_answers(self, max_new_tokens: int) -> None:
@@ -102,6 +114,29 @@ class Checked:
                         " on the left"
                     )
 
+    def _check_layers(self) -> None:
+        """Each layer has states and attention of its own, and its heads have: none was taken twice, none averaged."""
+        for name in ("hidden_state", "attention"):
+            first = getattr(self.captured, name)[0]
+            for layer in range(1, self.model.n_layer):
+                if same := [other for other in range(layer) if np.array_equal(first[other], first[layer])]:
+                    raise LakeError(f"{name} of layers {same[0]} and {layer} is the same: one was taken twice")
+        heads = self.captured.attention[0]
+        for layer, own in enumerate(heads if self.model.n_head > 1 and self.head > 1 else ()):
+            if (own == own[:1]).all():
+                raise LakeError(f"attention of layer {layer} is the same in all heads: it may be their mean")
+
+    def _check_texts(self) -> None:
+        """Each text is what its answer's tokens say, of which some may be left out."""
+        for row, (answer, text) in enumerate(zip(self.captured.answers, self.captured.texts, strict=True)):
+            said = _plain("".join(self.model.token_strings[token] for token in answer if token != self.model.eos_id))
+            rest = iter(said)
+            if not isinstance(text, str) or not all(sign in rest for sign in _plain(text)) or (said and not text):
+                raise LakeError(f"answer {row} of a batch is the text {text!r:.80}; its tokens say {said!r:.80}")
+        given = self.captured.answer_logprob
+        if given is not None and not (np.isnan(given) | ((given <= 0) & np.isfinite(given))).all():
+            raise LakeError("answer_logprob holds what is no log probability: it is finite and at most 0, or NaN")
+
     def _final_states(self) -> Array:
         """States after the final norm, which must read out as the tokens that were chosen."""
         states = np.asarray(self.captured.hidden_state)
@@ -109,7 +144,13 @@ class Checked:
         for name, values in there.items():
             if not np.isfinite(values).all():
                 raise LakeError(f"{name} of a batch are not finite")
-        final = self.model.read_out.normalised(states[:, -1])
+        last, read_out = states[:, -1][self.exists], self.model.read_out
+        with np.errstate(divide="ignore", invalid="ignore"):
+            before = (last - (0 if read_out.bias is None else read_out.bias)) / read_out.weight
+        size = np.sqrt(np.nanmean(np.where(np.isfinite(before), before, np.nan) ** 2, axis=-1))
+        if (np.abs(size - 1) < NORMED).all():
+            raise LakeError("states of the last layer are those after the final norm; give those before it")
+        final = read_out.normalised(states[:, -1])
         if self.model.greedy:
             chosen = (self.token >= 0) & (np.arange(self.token.shape[1]) >= self.head)
             before = np.roll(chosen, -1, axis=1)
@@ -142,6 +183,75 @@ class Checked:
             generated_text=[*map(str, captured.texts)],
             answer_logprob=np.full(len(exists), np.nan) if given is None else np.asarray(given, dtype=np.float64),
         )
+
+
+def check_places(model: "OwnModel", prompt: Sequence[int], max_new_tokens: int, rounding: float) -> None:
+    """Refuse states that are not of the places and blocks that they are called by, as another token shows.
+
+    One token in the middle of a question is made another. Every layer's state changes there and, as blocks attend to
+    it, later; not before.
+
+    Parameters
+    ----------
+    model
+        What is checked.
+    prompt
+        Of a question; too short a one shows nothing.
+    max_new_tokens
+        As of the run.
+    rounding
+        Largest difference between states, of their size, that is none.
+
+    Raises
+    ------
+    LakeError
+        Naming the layer, and what its states do.
+    """
+    place, last = len(prompt) // 2, len(prompt) - 1
+    others = [token for token in prompt[:last] if token != prompt[place]]
+    if not 0 < place < last or not others:
+        return
+    changed = [*prompt[:place], others[0], *prompt[place + 1 :]]
+    thought = model.think([prompt, changed], capture="full", stored_dtype="float32", max_new_tokens=max_new_tokens)
+    one, other = thought.hidden_state[:, :, : last + 1]
+    size = np.sqrt((one**2).mean(-1)) + np.finfo(np.float32).tiny
+    apart = np.sqrt(((one - other) ** 2).mean(-1)) / size
+    for layer, moved in enumerate(apart):
+        what = (
+            "change before it" if moved[:place].max() > rounding
+            else "are as they were at it" if not moved[place] > rounding
+            else "are as they were after it, as embeddings are" if not moved[place + 1 :].any()
+            else ""
+        )  # fmt: skip
+        if what:
+            raise LakeError(
+                f"states of layer {layer} {what} when one token of the question is another: columns are shifted, or"
+                " they are not what a block that attends gives"
+            )
+
+
+def _floats(name: str, values: Any) -> Array:
+    """Numbers as NumPy's, whatever library they came from."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = values.float() if values.dtype == torch.bfloat16 else values
+    found = np.asarray(values)
+    if found.dtype.kind != "f":
+        raise LakeError(f"{name} is of type {found.dtype}; it must hold floating-point numbers")
+    return found
+
+
+def _ids(answer: Any) -> list[int]:
+    """Tokens as whole numbers."""
+    try:
+        return [index(token) for token in answer]
+    except TypeError as error:
+        raise LakeError(f"tokens of an answer must be whole numbers: {error}") from error
+
+
+def _plain(text: str) -> str:
+    """Letters and digits of a text that every tokenizer has as such."""
+    return "".join(sign for sign in text if sign.isascii() and sign.isalnum())
 
 
 def _stored(values: Array, dtype: str, exists: Any, fill: float) -> Array:

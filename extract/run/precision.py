@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from extract.model.device import ALONE, device_errors, is_full
 from extract.model.own import OwnModel
+from extract.model.own_check import check_places
 from extract.model.reasoner import Reasoner
 from extract.model.thinking import Thinking
 from extract.run.prepare import Prepared, row_bytes
@@ -298,6 +299,7 @@ def calibration(prepared: Prepared, n_question: int | None = None) -> dict[str, 
                 found = calibrate(prepared.reasoner, prompts, gold, replace(prepared.spec, batch_size=n_row))
             if isinstance(prepared.reasoner, OwnModel):
                 _check_alone(found)
+                check_places(prepared.reasoner, prompts[-1], prepared.spec.max_new_tokens, _rounding(found))
             return found
         except LakeError as error:
             if n_row == 1 or error.__cause__ is None or not is_full(error.__cause__):
@@ -305,9 +307,14 @@ def calibration(prepared: Prepared, n_question: int | None = None) -> dict[str, 
             n_row //= 2
 
 
+def _rounding(found: Mapping[str, Any]) -> float:
+    """Difference at a position up to which it may be rounding."""
+    return min(FAR * FLOOR[found["compute_dtype"]].position, CEILING.position)
+
+
 def _check_alone(found: Mapping[str, Any]) -> None:
     """Refuse code of one's own whose states depend on what else is in a batch: padding that is not masked."""
-    most = min(FAR * FLOOR[found["compute_dtype"]].position, CEILING.position)
+    most = _rounding(found)
     for name, measured in found["states"].items():
         if not measured["position"] <= most:
             raise LakeError(
