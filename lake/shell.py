@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import re
 import sys
 import warnings
@@ -179,6 +180,10 @@ def machine_failure(error: Exception) -> str | None:
     if without_torch or scarce:
         said = str(error) or "no more of it"
         return f"memory is too small, or limited (ulimit -v, ulimit -u): {said}; what is committed stays"
+    if from_library := re.search(r"\(os error (\d+)\)", str(error)):  # as those in Rust say it, in errors of their own
+        error = OSError(int(from_library[1]), os.strerror(int(from_library[1])))
+    elif "unexpected pos" in str(error):  # PyTorch's writer
+        error = OSError(errno.ENOSPC, str(error))
     if isinstance(error, OSError):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return "the disk is full; what is committed stays, free some space and run the same command again"

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from small_runs import checkpoint, write_questions
 
 import lake as command_line
@@ -75,6 +76,14 @@ def test_where_there_is_no_memory_for_a_library_it_is_said_without_torch(monkeyp
     ):  # fmt: skip
         assert re.match(r"memory is too small, or limited \(ulimit -v, ulimit -u\): ", machine_failure(error) or "")
     assert machine_failure(ImportError("no such name")) is None
+
+
+def test_a_full_disk_is_one_line_whichever_library_wrote() -> None:
+    for error in (
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"),
+    ):
+        assert (machine_failure(error) or "").startswith("the disk is full")
 
 
 @pytest.mark.parametrize("most", [2, 0])

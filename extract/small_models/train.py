@@ -29,6 +29,7 @@ from extract.small_models.network import ARCHITECTURES, CONTROLS, SmallCodi, mak
 from extract.small_models.problems import MAX_OPERATION, make_splits
 from extract.small_models.thinking import ProblemTable, Words, tabulate
 from schemas.errors import UsageError
+from schemas.whole_files import beside
 
 NAMES = tuple(
     f"small-{architecture}{kind}"
@@ -76,9 +77,8 @@ class TrainingState:
             "step": self.step,
             "curve": self.curve,
         }
-        partial = path.with_suffix(".partial")
-        torch.save(content, partial)
-        partial.replace(path)
+        with beside(path) as partial:
+            torch.save(content, partial)
 
     def load(self, path: Path) -> None:
         """Read back what `save` wrote."""

@@ -32,6 +32,7 @@ from extract.training.state import STATE, WEIGHTS, begin_with, mark_of, progress
 from extract.training.student import Student
 from extract.training.table import Shape, Table, draw_batches, shapes_of
 from schemas import Control, UsageError
+from schemas.whole_files import beside, write_whole
 
 Widths = tuple[int, int, int]
 BEST = "best"
@@ -181,9 +182,8 @@ class Training:
             "curve": self.curve,
             "settings": self.mark,
         }
-        partial = path.with_suffix(".partial")
-        torch.save(content, partial)
-        partial.replace(path)
+        with beside(path) as partial:
+            torch.save(content, partial)
 
     def load_state(self, content: dict[str, Any]) -> None:
         """Take over what :meth:`save_state` wrote."""
@@ -210,12 +210,11 @@ class Training:
             "seconds": round(self.seconds, 1),
             "curve": self.curve,
         }
-        partial = folder / "model.partial"
-        save_file(self.student.checkpoint(dtype), partial, metadata={"format": "pt"})
-        partial.replace(folder / WEIGHTS)
-        (folder / SETTINGS).write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+        with beside(folder / WEIGHTS) as partial:
+            save_file(self.student.checkpoint(dtype), partial, metadata={"format": "pt"})
+        write_whole(folder / SETTINGS, json.dumps(notes, indent=1) + "\n")
         state_control(folder, control)
-        (folder / "training.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
+        write_whole(folder / "training.json", json.dumps(record) + "\n")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from extract.training.student import Student
 from schemas import Control, UsageError, fingerprint
 from schemas.controls import settings_of
 from schemas.json_values import read_json
+from schemas.whole_files import write_whole
 
 STATE, WEIGHTS = "training.pt", "model.safetensors"
 
@@ -69,4 +70,4 @@ def state_control(folder: Path, control: Control | None) -> None:
     if control is not None:
         file = folder / SETTINGS
         notes = json.loads(file.read_text(encoding="utf-8")) | settings_of(control)
-        file.write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+        write_whole(file, json.dumps(notes, indent=1) + "\n")
