@@ -122,6 +122,21 @@ def _parameter(flag: Flag) -> click.Parameter:
     return click.Option([names, flag.name], is_flag=is_flag or None, multiple=repeated, **common)
 
 
+def check_once(context: click.Context, given: Sequence[click.Parameter]) -> None:
+    """Refuse a flag that takes one value and is given several times.
+
+    Raises
+    ------
+    click.UsageError
+        If there is one.
+    """
+    for parameter in given:
+        once = isinstance(parameter, click.Option) and not (parameter.multiple or parameter.is_flag)
+        if once and given.count(parameter) > 1 and not context.resilient_parsing:
+            several = "separate several by commas" if ".." in (parameter.metavar or "") else "give one"
+            raise click.UsageError(f"{parameter.opts[0]} is given {given.count(parameter)} times; {several}", context)
+
+
 def read(settings: type[Settings], values: Mapping[str, Any]) -> Settings:
     """Settings from what click parsed.
 

@@ -54,6 +54,12 @@ class Declared(click.Command):
         """Its own, and what every command takes; what is said beside the results is no setting of theirs."""
         return [*super().get_params(ctx), flags.QUIET, flags.VERBOSE]
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse; of a flag that takes one value and is given twice the first would be lost, so that is refused."""
+        _, _, given = self.make_parser(ctx).parse_args(list(args))
+        flags.check_once(ctx, given)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> None:
         """Run it."""
         with (

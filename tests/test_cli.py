@@ -152,6 +152,9 @@ def test_mistakes_in_the_flags(run, data, tmp_path):
     refused(run(*arguments(CODI, data, lake, shard="3/2")), lake, "3/2")
     refused(run("extract", "--model", "x", "--data", data), lake, "--lake")
     refused(run("nonsense"), lake, "nonsense")
+    twice = "--model is given 2 times; give one; see lake extract --help"
+    refused(run(*arguments(CODI, data, lake), "--model", "other"), lake, twice)
+    refused(run("analyze", "lens", lake, "--layers", "0", "--layers=1"), lake, "separate several by commas")
     for words in (["problems", "--out", " "], ["info", ""], ["query", lake, "select 1", "--csv", ""]):
         refused(run(*words), lake, "empty and names no place")
 
@@ -161,7 +164,10 @@ def test_places_of_what_is_written(run, data, tmp_path, monkeypatch):
     lake = tmp_path / "a.lake"
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    code, _, _ = run(*arguments(CODI, data, lake), "--limit", "1", f"--lake=~/{lake.name}")
+    words = [
+        f"--lake=~/{lake.name}" if word is lake else word for word in arguments(CODI, data, lake) if word != "--lake"
+    ]
+    code, _, _ = run(*words, "--limit", "1")
     assert (code, (tmp_path / "~").exists()) == (0, False)
     (tmp_path / "file").touch()
     for words, message in (
