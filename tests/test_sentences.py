@@ -89,7 +89,7 @@ EXPECTED = {
     "nulls": {
         "number-decoding": "no thought in most problems",
         "chain-results": "step 1 told nowhere",
-        "step-probes": "step 1 nowhere",
+        "step-probes": "step 1 told nowhere",
         "token-ablation": "no thought alone turns more than a tenth",
         "single-patching": "no position is told to bring the clean answer",
         "subset-patching": "no set is told to bring the clean answer",

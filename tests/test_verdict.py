@@ -27,7 +27,7 @@ from analyze.verdict.rules import (
     weigh,
 )
 from analyze.verdict.shown import misleading, of_all, read_by, told, used_by
-from analyze.verdict.verdicts import Found, controls_of, verdict
+from analyze.verdict.verdicts import Found, controls_of, newer, verdict
 from analyze.verdict.verdicts import missing as missing_of
 from schemas import MissingRunError, UsageError
 from schemas.naming import fed_at, relabelled, state_of
@@ -134,6 +134,11 @@ def test_verdicts_on_a_lake_of_known_truth(lake):
             *(result[name].values for name in ("thought", "question", "verdict")), strict=True
         )
     }
+    assert newer(lake, result) == []
+    before = result.where(~result["result"].str.contains("/corrupt/"), drop=True).assign_attrs(
+        result.attrs | {"missing": "[]"}
+    )
+    assert [name.split("/")[1] for name in newer(lake, before)] == ["corrupt"]
     assert [answers[thought, USED] for thought in ("ct1", "ct3", "ct5", "all")] == [YES] * 4
     assert answers["ct0", READABLE] == YES
     assert answers["ct1", READABLE] == UNDECIDED  # an operator: never a number, of too few problems for a no
@@ -300,6 +305,9 @@ def test_sentences_hold_for_all_none_some_and_one():
         }
     )  # fmt: skip
     assert read_by(evidence, rows) == "by the lens: ct0"
+    none = evidence.assign(says=NO)
+    assert read_by(none, rows) == "by the lens: none"
+    assert read_by(none.assign(says=[UNDECIDED, *none["says"][1:]]), rows) == "by the lens: none told"
     assert misleading(evidence)[["of_thought", "method"]].values.tolist() == [["ct1", "zero"]]
     assert misleading(evidence.assign(says=YES)).empty
     assert read_by(evidence.iloc[2:], rows) == UNMEASURED

@@ -18,13 +18,11 @@ def step_probes(page: Page) -> None:
         grid = data["r2" if "r2" in data else "accuracy"].isel(layer=-1).transpose("step", "position")
         page.map("step_probes", result, grid.clip(0))
         best = grid.isel(position=grid.fillna(-np.inf).argmax("position"))
-        cells = [
-            page.text("cell" if score > NOTHING else "nowhere", step=int(step) + 1, position=position, score=score)
-            for step, position, score in zip(best["step"].values, best["position"].values, best.values, strict=True)
-        ]
-        page.say_of(result.label, ", ".join(cells))
-        page.find(result, *[told(data, str(grid.name), cell, Pick(grid.sizes["position"])) for cell in best])
-        page.add("step_probes", result, probe_rows(data))
+        pick = Pick(grid.sizes["position"])
+        said, found = zip(*[told(page, data, str(grid.name), cell, pick) for cell in best], strict=True)
+        page.say_of(result.label, ", ".join(said))
+        page.find(result, *found)
+        page.add("step_probes", result, probe_rows(data.assign_coords(step=data["step"] + 1)))
     page.show("step_probes", lambda rows: rows[rows["layer"] == rows.groupby("run")["layer"].transform("max")])
     page.set(note=str(results[0].data.attrs.get("note", "")))
     for result in probe_results(page, "operation", optional=True):
@@ -39,11 +37,17 @@ def with_steps(data: xr.Dataset) -> xr.Dataset:
     return data if "step" in data.dims else data.expand_dims(step=[0])
 
 
-def told(data: xr.Dataset, name: str, cell: xr.DataArray, pick: Pick) -> Finding:
-    """The score of a cell; it says nothing up to a tenth of the variance, or what the commonest class gives."""
+def told(page: Page, data: xr.Dataset, name: str, cell: xr.DataArray, pick: Pick) -> tuple[str, Finding]:
+    """A step's best score in words, and as a finding.
+
+    It says nothing up to a tenth of the variance, or what the commonest class gives; the words go by the interval that
+    allows for all cells.
+    """
     place = {dim: cell[dim].item() for dim in ("step", "layer", "position")}
-    nothing = NOTHING if name == "r2" else number_at(data, "majority_accuracy", **place)[0]
-    return number(f"step {place['step'] + 1}", name, nothing=nothing, read=with_steps, pick=pick, **place)
+    step, nothing = place["step"] + 1, NOTHING if name == "r2" else number_at(data, "majority_accuracy", **place)[0]
+    said = "cell" if number_at(data, f"{name}_low_joint", **place)[0] > nothing else "nowhere"
+    finding = number(f"step {step}", name, nothing=nothing, read=with_steps, pick=pick, **place)
+    return page.text(said, step=step, position=place["position"], score=cell.item()), finding
 
 
 SECTIONS = (

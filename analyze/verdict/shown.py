@@ -10,7 +10,10 @@ from analyze.beside import OPEN, SEEN
 from analyze.page import Page, listed
 from analyze.tables import Frame
 from analyze.verdict.rules import ALL, NO, READABLE, ROUTE, UNDECIDED, UNMEASURED, USED, YES
+from analyze.verdict.verdicts import newer
+from schemas import filled
 from schemas.controls import CONTROLS
+from schemas.registry import line
 
 MOST = 3
 """Heads that are named."""
@@ -114,8 +117,10 @@ def read_by(evidence: Frame, rows: Frame) -> str:
     of_question = evidence[evidence["of_question"] == READABLE]
     parts = []
     for method, of_method in of_question.groupby("method", sort=False):
-        read = [name for name in thoughts if (of_method.loc[of_method["of_thought"] == name, "says"] == YES).any()]
-        parts.append(f"by the {method}: {'all' if len(read) == len(thoughts) else listed(read) or 'none'}")
+        says = [set(of_method.loc[of_method["of_thought"] == name, "says"]) for name in thoughts]
+        read = [name for name, said in zip(thoughts, says, strict=True) if YES in said]
+        none = "none" if all(said == {NO} for said in says) else "none told"
+        parts.append(f"by the {method}: {'all' if len(read) == len(thoughts) else listed(read) or none}")
     return "; ".join(parts) or UNMEASURED
 
 
@@ -160,6 +165,10 @@ def opening(page: Page) -> str:
         sentences.append(page.text("alone" if twin is None else "beside", label=result.label, **values))
     if any(needless(result.data) for result in results):
         sentences.insert(0, page.text("lesson"))
+    for result in results:
+        if names := newer(context.lake, result.data):
+            command = filled(line("verdict"), context.shown_location, [result.run])
+            sentences.append(page.text("older", run=result.label, results=listed(names), command=command))
     shown = {result.run.partition("/")[2]: None for result in results}
     size = page.text("size", data=listed([*shown]))
     by_design = "; ".join(f"{kind}: {what}" for kind, what in kinds.items())

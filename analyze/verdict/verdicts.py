@@ -84,6 +84,15 @@ def measured(lake: Lake, run: str) -> Found:
     return Found(run=run, measures=tuple(measures), methods=frozenset(one.method for one in measures))
 
 
+def newer(lake: Lake, verdicts: xr.Dataset) -> list[str]:
+    """Names of results that verdicts made now would rest on and these, made before them, do not."""
+    run, seen = str(verdicts.attrs["run"]), {*verdicts["result"].values.astype(str)}
+    looked_at = str(verdicts.attrs["missing"])  # names those that had nothing to say
+    kinds = dict.fromkeys(need.split()[0] for methods in OF_QUESTION.values() for need in methods.values())
+    now = [stored(lake, run, kind) for kind in kinds if run in lake.runs()]
+    return [result.name for result in now if result and result.name not in seen and result.name not in looked_at]
+
+
 def controls_of(lake: Lake, run: str) -> list[str]:
     """Runs of the lake whose model is a control of a run's, over the same data."""
     model, _, data = run.partition("/")
