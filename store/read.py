@@ -289,11 +289,14 @@ class Lake(Groups):
         ]
         if not results:
             wanted = f" with {canonical_json(spec)}" if spec else ""
-            command = filled(line(kind), self.location, [run])
-            others = f"there are {', '.join(by_kind())}{nearest(kind, list(by_kind()))}"
-            how = f"{command} makes it" if command else others
+            how = self._made_by(kind, [run])
             raise MissingRunError(f"{self.location}: {run} has no result of kind {kind!r}{wanted}; {how}")
         return preferred(results)[0]
+
+    def _made_by(self, kind: str, runs: Sequence[str]) -> str:
+        """The command that makes a kind of result; of an unknown kind, which there are."""
+        command = filled(line(kind), self.location, runs)
+        return f"{command} makes it" if command else f"there are {', '.join(by_kind())}{nearest(kind, list(by_kind()))}"
 
     def result(self, kind: str, *runs: str, **spec: Any) -> xr.Dataset:
         """Stored analysis of a kind, of these runs, whose settings include ``spec``.
@@ -312,9 +315,8 @@ class Lake(Groups):
             wanted = f"{kind} of {', '.join(runs) or 'any run'}" + (f" with {canonical_json(spec)}" if spec else "")
             names = [result.name for result in (fitting or self.results(kind))]
             how = "several results fit" if fitting else "no result fits"
-            raise MissingRunError(
-                f"{self.location}: {how} {wanted}; there {'are' if names else 'is'} {', '.join(names) or 'none'}"
-            )
+            there = f"there are {', '.join(names)}" if names else self._made_by(kind, runs)
+            raise MissingRunError(f"{self.location}: {how} {wanted}; {there}")
         return self.open_result(fitting[0].name)
 
     def open_result(self, name: str, *, load: bool = True) -> xr.Dataset:

@@ -60,7 +60,8 @@ class Wording:
             raise UsageError(
                 f"protocol {protocol.name} closes the thoughts with {' '.join(map(repr, protocol.closing))}, which this"
                 f" tokenizer makes {len(self.closing_ids)} tokens; places are named for one each: close with another,"
-                " and put what is to follow it into answer_prefix"
+                " as --protocol soft and hard do (a newline) or in a --protocol FILE.json, and put what is to follow it"
+                " into answer_prefix"
             )
         self.bot_id = self._last_of_prompt() if protocol.bot else None
         self.eot_id = self.closing_ids[0] if self.closing_ids else None
