@@ -47,7 +47,7 @@ def write_checkpoint(
 
 
 def write_tokenizer(base: Path, data: Path) -> None:
-    """A byte-level tokenizer of the questions."""
+    """A byte-level tokenizer of questions and answers: a gold answer is some six tokens, as of GPT-2's own."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -55,7 +55,9 @@ def write_tokenizer(base: Path, data: Path) -> None:
     trainer = trainers.BpeTrainer(
         vocab_size=8000, special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator((json.loads(line)["question"] for line in data.read_text().splitlines()), trainer)
+    lines = [json.loads(line) for line in data.read_text().splitlines()]
+    texts = [text for line in lines for text in (line["question"], f"The answer is: {line['answer']}")]
+    tokenizer.train_from_iterator(texts, trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(base)
 
 

@@ -12,8 +12,9 @@ memory    Peak memory and time at 500 and at 4,000 examples of a small model.
 Everybody loads the same weights, gets the same batches, padded on the left, and keeps states after every block and
 after the final norm and all attention in float16. Where a tool has no latent loop it is written by hand around
 its passes. What was captured is compared with the lake before anything is timed. Others write one npz file a batch,
-padded, and wait until it is on the disk. This project also scores the gold answer, checks what it captured,
-compresses and checksums. TransformerLens is used as its page on hooks has it (docs/source/content/hook_system.md:
+padded, and wait until it is on the disk. This project also scores the gold answer (with prefix and end six tokens of
+the made-up GPT-2, as of GPT-2's own tokenizer, eight of SmolLM2), checks what it captured, compresses and checksums.
+TransformerLens is used as its page on hooks has it (docs/source/content/hook_system.md:
 run_with_cache with a names_filter), nnsight as its page on attention patterns (docs/patterns/attention-patterns.md),
 nnterp by its accessors. What one of its runs begins with, whatever its length (some questions alone and in a batch,
 the model's read-out), lies in the lake already and is timed by itself. What it takes beyond capturing is compressing,
