@@ -14,6 +14,7 @@ METHODS = {
     "zero": "zero", "shuffle": "shuffle (all at once)", "noise": "noise", "edges cut": "edges cut",
     "heads": "heads zeroed (any)", "head attribution": "head attribution (any)", "attribution": "attribution patching",
     "lens": "lens (reads)", "probe": "probe (reads)", "traces": "traces (reads)",
+    "decoder": "decoder trained afterwards (reads)",
     "mean": "mean", "resample": "another problem's",
     "patch": "patch from a twin", "edit": "edit", "erase": "erase", "verdict": "verdict",
 }  # fmt: skip

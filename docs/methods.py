@@ -35,6 +35,8 @@ torch.set_num_threads(1)
 OUT = Path(__file__).parent / "methods.json"
 SEEDS = (0, 1, 2)
 N_PROBLEM, N_PAIR, LIMIT = 180, 90, 120
+N_OTHER, STEPS = 1800, 1500
+"""Problems and steps that a decoder is trained on."""
 THOUGHTS = tuple(f"ct{index}" for index in range(6))
 TRUTH: dict[str, dict[str, bool]] = {
     **{name: {"ct1": True, "ct3": True, "ct5": True, ALL: True} for name in ("small-gpt2", "small-llama")},
@@ -56,6 +58,11 @@ def commands(model: str, seed: int) -> Iterator[str]:
     words = f"--limit {LIMIT} --seed {seed}"
     yield f"analyze lens LAKE {model}/test"
     yield f"analyze traces LAKE {model}/test"
+    if seed == SEEDS[0]:
+        # of other problems, so that it is asked of all that the other methods are; two minutes for each model
+        yield f"extract --model {model} --data DATA/others.jsonl --lake LAKE --limit {N_OTHER}"
+        yield f"reenter decode LAKE {model}/others --train DATA/decoder --steps {STEPS}"
+        yield f"reenter decode LAKE {model}/test --decoder DATA/decoder/{model}/others"
     yield f"analyze heads LAKE {model}/test"
     if not model.startswith("small-graph"):
         yield (
@@ -72,17 +79,21 @@ def commands(model: str, seed: int) -> Iterator[str]:
 
 
 def write_data(model: str, seed: int, folder: Path) -> None:
-    """Problems and pairs of a seed, ``test.jsonl`` and ``pairs.json``, that no training saw."""
+    """Problems and pairs of a seed, ``test.jsonl``, ``others.jsonl`` and ``pairs.json``, that no training saw."""
     if model.startswith("small-graph"):
         # of more than 10^18, drawn anew for each training
         for written, wanted in zip(
             write_graph_problems(folder, n_pair=N_PAIR, seed=seed), ("test.jsonl", "pairs.json"), strict=True
         ):
             written.rename(folder / wanted)
+        others, *_ = write_graph_problems(folder, n_problem=N_OTHER, n_pair=1, seed=seed + len(SEEDS))
+        others.rename(folder / "others.jsonl")
         return
     rng = np.random.default_rng([seed, 4])
     held_out, pairs = make_splits(0, {"test": {2: 667, 3: 667, 4: 666}})["test"], make_pairs()
-    write_problems([held_out[index] for index in rng.permutation(len(held_out))[:N_PROBLEM]], folder / "test.jsonl")
+    drawn = [held_out[index] for index in rng.permutation(len(held_out))]
+    write_problems(drawn[:N_PROBLEM], folder / "test.jsonl")
+    write_problems(drawn[N_PROBLEM:][:N_OTHER], folder / "others.jsonl")
     write_pairs([pairs[index] for index in rng.permutation(len(pairs))[:N_PAIR]], folder / "pairs.json")
 
 
@@ -98,8 +109,7 @@ def measure(model: str, seed: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_data(model, seed, folder)
-        for data in ("test.jsonl", "pairs.json"):
-            limit = N_PROBLEM if data == "test.jsonl" else 2 * N_PAIR
+        for data, limit in (("test.jsonl", N_PROBLEM), ("pairs.json", 2 * N_PAIR)):
             lake_command(f"extract --model {model} --data DATA/{data} --lake LAKE --limit {limit}", folder)
         for words in commands(model, seed):
             try:

@@ -179,7 +179,7 @@ def stored_shares(n, trials, dims, **names):
     return data
 
 
-def test_traces_heads_and_attribution_are_read():
+def test_traces_decoders_heads_and_attribution_are_read():
     dims, labels = ("layer", "position", "step"), {"layer": [-1], "position": ["ct1", "ct2"], "step": [0]}
     n = np.array([[[20.0], [12.0]]])  # 12 problems have the step there
     traces = stored_shares(n, n, dims, result_share=[[[18], [6]]], control_share=[[[2], [6]]]).assign_coords(labels)
@@ -187,6 +187,11 @@ def test_traces_heads_and_attribution_are_read():
     assert [(one.thought, one.n) for one in (first, second)] == [("ct0", 20), ("ct1", 12)]  # fed there, read before
     assert first.interval(0.95)[0] == pytest.approx(0.8)
     assert decide(*second.interval(0.95)[1:], 0.1) == UNDECIDED
+    shares = {"result_share": [[18]], "control_share": [[2]], "shuffled_share": [[6]]}
+    decode = stored_shares(n[0, :1], n[0, :1], dims[1:], **shares).assign_coords(position=["ct2"], step=[1])
+    (one,) = measures.decode(decode, "r", decode)
+    assert (one.thought, one.target, one.n) == ("ct1", "1", 20)
+    assert one.interval(0.95)[0] == pytest.approx(0.6)  # less the higher control
     correct = np.ones((3, 20), dtype=bool)
     correct[1, :15] = False
     heads = xr.Dataset(

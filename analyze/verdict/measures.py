@@ -295,6 +295,26 @@ def traces(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
                 )  # fmt: skip
 
 
+def decode(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
+    """How often a decoder writes a step's result of the vector fed, less the higher of its controls.
+
+    What is read of a vector that is fed is named by the state that it is made of.
+    """
+    controls = [name for name in ("control_share", "shuffled_share") if name in data]
+    for position in _thoughts(data):
+        for step in data["step"].values:
+            cell = data.sel(position=position, step=step)
+            n, own = _stored(cell, "result_share")
+            others = [other for n_other, other in (_stored(cell, name) for name in controls) if n_other >= LEAST_N]
+            if n >= LEAST_N and others:
+                highest = max(others, key=lambda other: other(STORED_LEVEL))
+                yield Measure(
+                    thought=state_of(position), question=READABLE, method="decoder", n=n, interval=less(own, highest),
+                    source=source, target=str(int(step)),
+                    what=f"result of step {int(step) + 1} in what is written, less its controls",
+                )  # fmt: skip
+
+
 def heads(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
     """Right answers that are lost without one head from ``bot`` to ``eot``: where what the answer takes passes."""
     frame, problem = conditions(data), problem_of(data)
@@ -331,17 +351,18 @@ def attribute(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measur
             )  # fmt: skip
 
 
-READERS: dict[str, tuple[str, Reader]] = {
-    "lens": ("lens", lens),
-    "probes": ("probe", probes),
-    "corrupt": ("mean", corrupt),
-    "patch": ("patch", patch),
-    "edit": ("edit", edit),
-    "subspace": ("erase", subspace),
-    "edges": ("edges cut", edges),
-    "graph": ("graph", graph),
-    "traces": ("traces", traces),
-    "ablate_heads": ("heads", heads),
-    "attribute": ("attribution", attribute),
+READERS: dict[str, Reader] = {
+    "lens": lens,
+    "probes": probes,
+    "corrupt": corrupt,
+    "patch": patch,
+    "edit": edit,
+    "subspace": subspace,
+    "edges": edges,
+    "graph": graph,
+    "traces": traces,
+    "decode": decode,
+    "ablate_heads": heads,
+    "attribute": attribute,
 }
-"""Kinds of stored results, the method each stands for, and how it is read."""
+"""How stored results of each kind are read."""

@@ -77,7 +77,7 @@ def stored(lake: Lake, run: str, kind: str) -> Result | None:
 def measured(lake: Lake, run: str) -> Found:
     """Every measure that the lake has stored of a run's model."""
     measures: list[Measure] = []
-    for kind, (_, reader) in READERS.items():
+    for kind, reader in READERS.items():
         result = stored(lake, run, kind)
         if result is not None:
             measures += reader(lake.open_result(result.name), result.name, lake[result.runs[0]])
