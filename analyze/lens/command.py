@@ -166,6 +166,8 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     decoded = result.attrs.get("decoded", "number")
     meant = "a number" if decoded == "number" else "a word of steps or answers"
     steps = [f"step {step}" for step in last["step"].values[:-1]]
+    most = [*map(str, last["n_inner"].max("position").values[: len(steps)])] if "n_inner" in last else []
+    of_most = f" (n up to {', '.join(most)})" if most else ""
     positions = [last.sel(position=position) for position in last["position"].values]
     return [
         Table(
@@ -198,8 +200,8 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
                 if int(place["n"]) > 0
             ],
             caption=f"shares of examples whose best token is {meant}; a result of the chain, or of another problem's; "
-            "of a step that is not the last, where its result is one token; of the last step; probability of the "
-            "answer's first token" + _not_found(result.attrs),
+            f"of a step that is not the last, where its result is one token{of_most}; of the last step; probability of"
+            " the answer's first token" + _not_found(result.attrs),
         )
     ]
 

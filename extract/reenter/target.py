@@ -242,7 +242,8 @@ def open_target(
     except UsageError as error:
         if checkpoint is None:
             raise UsageError(
-                f"the model of {run} is not at hand ({error}); say where it is with --checkpoint"
+                f"the model of {run} is not at hand ({error}); say where it is with --checkpoint, and with --base"
+                " what it is based on, where it does not say"
             ) from error
         if base is not None or known_base is None:
             raise
