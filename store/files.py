@@ -176,8 +176,10 @@ def read_bytes(store: Store, key: str) -> bytes | None:
 def names_below(store: Store, path: str) -> list[str]:
     """Names of what lies directly below a place, in order; a web server lists those of folders with ``/`` behind."""
     if isinstance(store, LocalStore):
-        folder = store.root / path
-        return sorted(below.name for below in folder.iterdir()) if folder.is_dir() else []
+        try:
+            return sorted(below.name for below in (store.root / path).iterdir())
+        except (FileNotFoundError, NotADirectoryError):  # another process may have removed it just now
+            return []
 
     async def names() -> set[str]:
         return {name.strip("/") async for name in store.list_dir(path)}

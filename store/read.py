@@ -23,7 +23,7 @@ from store.layout import RunLayout
 from store.location import unwritable
 from store.mend import is_result_of
 from store.opening import block_shapes, committed_examples, open_group, sharded_array
-from store.results import Result, described, handed_out, preferred, write_result_group
+from store.results import Result, described, handed_out, preferred, state_of, write_result_group
 from store.shards import ShardedArray
 
 MODELS_KEPT = 2**30
@@ -332,6 +332,7 @@ class Lake(Groups):
         if re.fullmatch("[0-9a-f]{6,64}", name):
             fitting = [result.name for result in self.results() if result.fingerprint.startswith(name)]
             name = fitting[0] if len(fitting) == 1 else name
+        before = state_of(self.store, name)
         place, attributes = self.result_place(name)
         if attributes is None or attributes.get("kind") != "result":
             raise MissingRunError(
@@ -339,14 +340,13 @@ class Lake(Groups):
             )
         self._check_result(name, attributes)
         guard = Guard(self.place, place, "result", attributes["files"])
-        stated = ("result", "runs", "spec", "inputs", "fingerprint")
-        own = {key: handed_out(value) for key, value in attributes["attrs"].items()}
-        told = {**own, **{key: attributes[key] for key in stated}}
+        told = {key: handed_out(value) for key, value in attributes["attrs"].items()}
+        told |= {key: attributes[key] for key in ("result", "runs", "spec", "inputs", "fingerprint")}
         try:
             result = open_group(guard, attributes, told, stored=self.stored)
             return name_nearest(result.load() if load else result)
         except CorruptLakeError:
-            if self.result_place(name) == (place, attributes):
+            if state_of(self.store, name) == before:
                 raise
         return self.open_result(name, load=load)  # it was replaced meanwhile
 

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from zarr.abc.store import Store
 from zarr.core.sync import sync
+from zarr.storage import LocalStore
 
 from schemas import (
     canonical_json,
@@ -33,6 +34,7 @@ from store.files import (
     unseal,
     write_files,
 )
+from store.local_files import identity_of
 from store.location import local_path
 from store.write import ensure_lake
 
@@ -147,6 +149,12 @@ def described(
         "attrs": {key: plain(value) for key, value in dataset.attrs.items()},
     }
     return name, attributes
+
+
+def state_of(store: Store, name: str) -> list[object]:
+    """What changes when a result is replaced, if only by one of the same contents."""
+    keys = [f"{place}/zarr.json" for place in (name, f"{name}{COMING}")]
+    return [identity_of(store.root / key) if isinstance(store, LocalStore) else read_bytes(store, key) for key in keys]
 
 
 def write_result_group(
