@@ -53,9 +53,9 @@ EPOCH = " The lake's epoch mixes examples from all over; others shuffle inside r
 WHY = {
     "cell": " What does not grow with the examples, labels and the places of chunks, took as long as some 0.8 MB (128"
     " beside 1,024 examples); beside a memmap there are also reading calls, checksums and a second copy.",
-    "block": " Most of this project's time is decompression, at some 1.5 GB/s: attention lies in compressed chunks of"
+    "block": " Most of this project's time is decompression: attention lies in compressed chunks of"
     " eight examples, eight queries and 64 keys, of which 36 pairs are wanted.",
-    "example": " Half of this project's time is decompression, at some 1.5 GB/s: attention lies in compressed chunks"
+    "example": " Half of this project's time is decompression: attention lies in compressed chunks"
     " of eight examples. The rest is 192 rows of states, each read and checked by itself.",
     "random": " This project reads each row of states, of 1.5 kB, by itself and checks it, so as not to read whole"
     " chunks.",

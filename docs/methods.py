@@ -59,7 +59,7 @@ def commands(model: str, seed: int) -> Iterator[str]:
     yield f"analyze lens LAKE {model}/test"
     yield f"analyze traces LAKE {model}/test"
     if seed == SEEDS[0]:
-        # of other problems, so that it is asked of all that the other methods are; two minutes for each model
+        # of other problems, so that it is asked of all that the other methods are
         yield f"extract --model {model} --data DATA/others.jsonl --lake LAKE --limit {N_OTHER}"
         yield f"reenter decode LAKE {model}/others --train DATA/decoder --steps {STEPS}"
         yield f"reenter decode LAKE {model}/test --decoder DATA/decoder/{model}/others"

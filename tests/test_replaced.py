@@ -14,9 +14,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from small_runs import tree
 from synthetic import make_model, make_run, write_run
 
-from schemas import LakeError, MissingRunError
+from schemas import CorruptLakeError, LakeError, MissingRunError
 from store import Lake, open_lake, push, verify
 from store.files import COMING, settle
+from store.opening import open_group
 from store.removal import remove, select_removable
 
 RESULTS = import_module("store.results")
@@ -128,6 +129,23 @@ def test_who_reads_while_it_is_replaced_has_the_old_or_the_new_one(made: Path, t
         seen.add(tuple(value(lake)))
     assert seen <= {(1.0, 2.0), (3.0, 4.0)}
     assert seen
+
+
+def test_a_result_replaced_by_one_of_the_same_contents_is_read_anew(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, times = open_lake(shutil.copytree(made, tmp_path / "a.lake")), itertools.count()
+
+    def replaced(*given: object, **named: object) -> xr.Dataset:
+        if next(times) == 0:
+            write(lake, NEW)
+            write(lake, OLD)
+            raise CorruptLakeError("of the files between")
+        return open_group(*given, **named)
+
+    monkeypatch.setattr("store.read.open_group", replaced)
+    assert value(lake) == [1.0, 2.0]
+    assert next(times) == 2
 
 
 def test_two_processes_that_write_one_result_leave_one_whole(made: Path, tmp_path: Path) -> None:

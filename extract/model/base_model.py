@@ -186,6 +186,7 @@ def build_model(config: Any, n_row: int, architecture: Architecture, source: str
 
 
 _SAMPLE = "The answer is: 12 + 3 = 15.\nHow many?  Two."
+"""What tokenizers of other classes cut otherwise: spaces, digits, signs, a new line."""
 _HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}
 
 
