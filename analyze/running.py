@@ -10,11 +10,11 @@ from analyze.labels import part_of
 from analyze.pieces import remove_unused
 from analyze.source import Source
 from analyze.written import at_places, is_written
-from schemas import UsageError
+from schemas import LakeError, UsageError
 from schemas.command import Analysis, Made, Settings, Shell
 from store import Lake
 from store.keeping import Kept, keep, remove_folder, working_folder
-from store.results import name_of
+from store.results import n_example_of, name_of
 
 
 def groups_of(
@@ -82,15 +82,34 @@ def analyse(command: Analysis, groups: Sequence[Sequence[Source]], settings: Set
                 remove_unused(source.folder)
             raise
         results = made if isinstance(made, list) else [Made(next(iter(command.results)), made)]
+        for result in results:
+            _check_made(command, result)
         of = [(list(result.runs) or [source.run for source in sources], {**spec, **result.spec}) for result in results]
         beside = [name_of(result.kind, *settled) for result, settled in zip(results, of, strict=True)]
         kept = []
         for result, (runs, settled) in zip(results, of, strict=True):
-            data: xr.Dataset = result.data.assign_attrs(run=" + ".join(runs))
+            data: xr.Dataset = sources[0].compute(result.data) if result.data.chunks else result.data
+            data = data.assign_attrs(run=" + ".join(runs))
+            if not n_example_of(data):
+                data.attrs["n_example"] = max(source.data.sizes["example"] for source in sources)
             kept.append(keep(sources[0].lake, result.kind, data, runs, settled, sources[0].shell, beside))
         for source in sources:
             remove_folder(source.folder)
         yield kept
+
+
+def _check_made(command: Analysis, result: Any) -> None:
+    """Raise :class:`LakeError` where an analysis made something that is no result of it."""
+    if not isinstance(result, Made) or not isinstance(result.data, xr.Dataset):
+        found = type(result.data if isinstance(result, Made) else result).__name__
+        raise LakeError(
+            f"lake analyze {command.name} made {found}, which cannot be kept; its run(source, settings) must return an"
+            " xarray.Dataset, or a list of schemas.command.Made"
+        )
+    if result.kind not in command.results:
+        raise LakeError(
+            f"lake analyze {command.name} made a result {result.kind!r}; it declares {', '.join(command.results)}"
+        )
 
 
 def _order_of(part: xr.Dataset, settings: Settings) -> dict[str, Any]:

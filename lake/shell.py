@@ -6,17 +6,18 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NoReturn
 
 import click
 
 from lake import completion, flags, printing, running, stopping
 from lake.running import Terminal
-from schemas import FORMAT_VERSION, LakeError, UsageError
+from schemas import FORMAT_VERSION, LakeError, LeftOutWarning, UsageError
 from schemas.command import Analysis, Command, Experiment
 from schemas.csv_files import check_folder
-from schemas.registry import commands, own_commands
+from schemas.registry import commands, foreign_failure, own_commands
 
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.EFBIG)
 """What a disk answers that cannot be written any more."""
@@ -147,11 +148,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _run(arguments)
     stopping.last()  # the process is this command's alone
     stopping.catch_signals()
+    warnings.showwarning = partial(show_warning, warnings.showwarning)
     try:
         _run(None)
     except SystemExit as left:
         stopping.end(left.code)
         raise
+
+
+def show_warning(usual: Callable[..., None], message: Warning | str, *place: Any, **others: Any) -> None:
+    """Say in a line what of another package is left out; all else as Python does."""
+    if isinstance(message, LeftOutWarning):
+        printing.note(str(message))
+    else:
+        usual(message, *place, **others)
 
 
 def _run(arguments: Sequence[str] | None) -> NoReturn:
@@ -173,6 +183,8 @@ def _run(arguments: Sequence[str] | None) -> NoReturn:
         from store.location import remote_failure
 
         line = remote_failure(error, sys.argv if arguments is None else arguments) or machine_failure(error)
+        if line is None and (foreign := foreign_failure(error)):
+            line = f"{foreign}; -v shows how it came there, results kept before stay"
         if line is None:
             raise
         fail(line, 2 if isinstance(error, OSError) and error.errno in NO_PLACE else 1)

@@ -8,6 +8,7 @@ from .controls import CONTROLS as CONTROLS
 from .controls import Control as Control
 from .errors import CorruptLakeError as CorruptLakeError
 from .errors import LakeError as LakeError
+from .errors import LeftOutWarning as LeftOutWarning
 from .errors import MissingRunError as MissingRunError
 from .errors import SchemaError as SchemaError
 from .errors import SpecMismatchError as SpecMismatchError

@@ -39,3 +39,7 @@ class UnwritableLakeError(LakeError):
     def __init__(self, message: str, *, read_only: bool = True) -> None:
         super().__init__(message)
         self.read_only = read_only
+
+
+class LeftOutWarning(UserWarning):
+    """What another package brings could not be taken; the command line says it in one line."""

@@ -6,12 +6,14 @@ Another package brings a question by an entry point of the group ``activation_la
 
 import importlib
 import importlib.util
+import traceback
 import warnings
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 from schemas.command import Analysis, Command, Experiment
+from schemas.errors import LeftOutWarning
 
 PACKAGES = ("lake", "store", "extract", "analyze")
 ENTRY_POINTS = ("activation_lake.analyses", "activation_lake.experiments")
@@ -58,11 +60,13 @@ def commands() -> tuple[Command, ...]:
         try:
             brought = _commands_of(f"{package}.command")
         except Exception as error:  # whatever another package may raise
-            warnings.warn(f"{origin} is left out: importing {package}.command: {error}", stacklevel=2)
+            why = f"{origin} is left out: importing {package}.command: {error}"
+            warnings.warn(why, LeftOutWarning, stacklevel=2)
             continue
         for command in brought:
             if any((command.group, command.name) == (other.group, other.name) for other in every):
-                warnings.warn(f"{origin} is left out: there is a command {command.name} already", stacklevel=2)
+                why = f"{origin} is left out: there is a command {command.name} already"
+                warnings.warn(why, LeftOutWarning, stacklevel=2)
             else:
                 every.append(command)
     return tuple(sorted(every, key=lambda command: (command.group, command.name)))
@@ -83,6 +87,18 @@ def by_kind() -> dict[str, Analysis | Experiment]:
         if isinstance(command, Analysis | Experiment)
         for kind in command.results
     }
+
+
+def foreign_failure(error: BaseException) -> str | None:
+    """One line about code of another package in which something failed; ``None`` if none of it was at work."""
+    places = [(frame.f_globals.get("__name__", ""), frame.f_code.co_filename, line)
+              for frame, line in traceback.walk_tb(error.__traceback__)]  # fmt: skip
+    for package, origin in foreign().items():
+        inside = [place for place in places if f"{place[0]}.".startswith(f"{package}.")]
+        if inside:
+            _, file, number = inside[-1]
+            return f"{origin} failed, line {number} of {file}: {type(error).__name__}: {error}"
+    return None
 
 
 def line(kind: str, options: str = "") -> str:

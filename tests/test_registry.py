@@ -3,50 +3,55 @@
 import json
 import os
 import pkgutil
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 
 from schemas import UsageError
 from schemas.command import Part, Settings, setting
 from schemas.flags import MOST, flags
 from schemas.registry import by_kind, commands, line
+from store import open_lake
 from tests.synthetic import make_model, make_run, write_run
 
+GUIDE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+(CODE,) = (
+    block
+    for block in re.findall(r"^```python\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
+    if "COMMAND = Analysis" in block
+)
+(PROJECT,) = re.findall(r"^```toml\n(\[build-system\].*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
+(POINT,) = tomllib.loads(PROJECT)["project"]["entry-points"]["activation_lake.analyses"].items()
+SECTION = """
+from analyze.page import Section
+
+
+def write(page):
+    for result in page.results("lengths"):
+        page.say(result, "longest", length=float(result.data["length"].max()))
+
+
+SECTIONS = (Section(slug="lengths", write=write, needs=("lengths",)),)
+"""
+TEXTS = """[lengths]
+title = "Lengths"
+headline = "How long the states are."
+[lengths.lines]
+longest = "{length:.1f}"
+"""
 FOREIGN = {
-    "norms/__init__.py": "",
-    "norms/command.py": '''
-from dataclasses import dataclass
-
-from schemas.command import Analysis, Part, Table, setting
-
-
-@dataclass(frozen=True, kw_only=True)
-class NormSettings(Part):
-    """How long the states are."""
-
-    power: float = setting(2.0, "Of the norm.")
-
-
-def run(source, settings):
-    states = source.data["hidden_state"]
-    return (abs(states) ** settings.power).sum("hidden").mean("example").to_dataset(name="norm").compute()
-
-
-def tables(result, spec):
-    rows = [[layer, *map(float, result["norm"].sel(layer=layer))] for layer in result["layer"].values]
-    title = f"{result.attrs['run']}: norms, power {spec['power']:g}"
-    return [Table(title=title, columns=["layer", *result["position"].values], rows=rows)]
-
-
-HELP = "How long the states are."
-COMMAND = Analysis(name="norms", help=HELP, settings=NormSettings, run=run, results={"norms": tables})
-''',
-    "norms-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: norms\nVersion: 1.0\n",
-    "norms-1.0.dist-info/entry_points.txt": "[activation_lake.analyses]\nnorms = norms\n",
+    "lake_lengths/__init__.py": "",
+    "lake_lengths/command.py": CODE,
+    "lake_lengths/section.py": SECTION,
+    "lake_lengths/texts.toml": TEXTS,
+    "lake_lengths-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: lake-lengths\nVersion: 1.0\n",
+    "lake_lengths-1.0.dist-info/entry_points.txt": "[activation_lake.analyses]\n" + " = ".join(POINT) + "\n",
 }
 
 
@@ -66,27 +71,78 @@ def lake(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_another_package_brings_a_command_and_its_stored_result(installed: Path, tmp_path: Path) -> None:
-    place = tmp_path / "a.lake"
-    run = write_run(place, make_run(), make_model())
-    assert "norms" in lake(installed, "analyze", "--help").stdout
-    assert "--power" in lake(installed, "analyze", "norms", "--help").stdout
-    made = lake(installed, "analyze", "norms", str(place), run, "--power", "1", "--json")
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("registry") / "a.lake"
+    write_run(place, make_run(n_example=5), make_model())
+    return place
+
+
+def change(site: Path, file: str, right: str, wrong: str) -> None:
+    """A mistake in the other package."""
+    text = (site / "lake_lengths" / file).read_text()
+    assert right in text
+    (site / "lake_lengths" / file).write_text(text.replace(right, wrong))
+
+
+def test_another_package_brings_a_command_and_its_stored_result(installed: Path, place: Path) -> None:
+    run = open_lake(place).runs()[0]
+    assert "lengths" in lake(installed, "analyze", "--help").stdout
+    assert "--power" in lake(installed, "analyze", "lengths", "--help").stdout
+    made = lake(installed, "analyze", "lengths", str(place), run, "--power", "1", "--json")
     assert made.returncode == 0, made.stderr
     name = json.loads(made.stdout)[run]["result"]
     shown = lake(installed, "show", str(place), name)
-    assert "norms, power 1" in shown.stdout, shown.stderr
-    refused = lake(installed, "analyze", "norms", str(place), run, "--power", "much")
+    assert "lengths of states, power 1" in shown.stdout, shown.stderr
+    stored = open_lake(place).open_result(name)
+    states = open_lake(place)[run]["hidden_state"]
+    np.testing.assert_allclose(stored["length"], abs(states).sum("hidden", skipna=False).mean("example"), rtol=1e-5)
+    assert stored.attrs["n_example"] == 5
+    refused = lake(installed, "analyze", "lengths", str(place), run, "--power", "much")
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
 
 
+MISTAKES = {
+    "an error in it": (
+        'states = source.data["hidden_state"]',
+        "states = nothing",
+        "failed, line 17 of .*command.py: NameE",
+    ),
+    "nothing returned": ("return length.mean", "length.mean", "made NoneType, .* must return an xarray.Dataset"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_another_package_is_told_in_a_line_that_names_it(
+    mistake: str, installed: Path, place: Path
+) -> None:
+    right, wrong, told = MISTAKES[mistake]
+    change(installed, "command.py", right, wrong)
+    done = lake(installed, "analyze", "lengths", str(place), "--limit", "2")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert re.search(f"^lake: .*lengths {told}", done.stderr), done.stderr
+
+
+def test_what_fails_of_another_package_does_not_cost_the_page(installed: Path, place: Path, tmp_path: Path) -> None:
+    lake(installed, "analyze", "lengths", str(place))
+    change(installed, "section.py", "float(", "nothing(")
+    points = installed / "lake_lengths-1.0.dist-info" / "entry_points.txt"
+    points.write_text(points.read_text() + "lost = lake_lost\n")
+    done = lake(installed, "report", str(place), "--out", str(tmp_path / "out"), "--problems", "0")
+    assert done.returncode == 0
+    assert "read: lengths: activation_lake.analyses: lengths failed, line 7 of section.py: NameError" in done.stdout
+    assert "lost has no section on the page: importing lake_lost: No module named" in done.stderr
+    assert all(line.startswith("lake: ") for line in done.stderr.splitlines())
+
+
 def test_a_package_that_cannot_be_imported_is_named_and_left_out(installed: Path) -> None:
-    (installed / "norms" / "command.py").write_text("import nothing_of_the_kind")
+    (installed / "lake_lengths" / "command.py").write_text("import nothing_of_the_kind")
     done = lake(installed, "analyze", "--help")
     assert done.returncode == 0
     assert "heads" in done.stdout
-    assert "norms is left out" in done.stderr
+    assert "lengths is left out" in done.stderr
     assert "nothing_of_the_kind" in done.stderr
     assert done.stderr.count("\n") == 1
 

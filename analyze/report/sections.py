@@ -17,7 +17,7 @@ from typing import Any
 
 from analyze.context import Context
 from analyze.page import Section
-from schemas import filled
+from schemas import LeftOutWarning, filled
 from schemas.registry import foreign, line, modules
 
 
@@ -42,7 +42,8 @@ def section_modules() -> Iterator[ModuleType]:
                 import_module(f"{package}.{name}") for name in names if name == "section" or name.endswith("_section")
             ]
         except Exception as error:  # whatever another package may raise
-            warnings.warn(f"{origin} has no section on the page: importing {package}: {error}", stacklevel=2)
+            why = f"{origin} has no section on the page: importing {package}: {error}"
+            warnings.warn(why, LeftOutWarning, stacklevel=2)
 
 
 @cache
@@ -57,6 +58,7 @@ def chapters() -> tuple[Chapter, ...]:
                 warnings.warn(
                     f"section {section.slug!r} of {module.__name__} is left out, as {other.write.__module__} has one of"
                     " that name; give one of them another",
+                    LeftOutWarning,
                     stacklevel=2,
                 )
     last = list(titles)[-1]

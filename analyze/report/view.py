@@ -14,6 +14,7 @@ from analyze.report.sections import commands
 from analyze.report.svg import draw, draw_narrow, inline
 from schemas import LakeError, filled
 from schemas.naming import By
+from schemas.registry import foreign_failure
 from store.results import Result
 
 MANY, VERY_MANY = 9, 11
@@ -94,7 +95,8 @@ def reflows(panel: Panel) -> bool:
 def section_view(section: Section, writer: Writer, context: Context) -> dict[str, Any]:
     """What the page shows of a section; ``headline`` is empty where the lake has nothing of it.
 
-    A result written by another version must not cost the reader the whole page: ``error`` says what is wrong with it.
+    A result written by another version, or a section of another package that fails, must not cost the reader the whole
+    page: ``error`` says what is wrong with it.
     """
     view: dict[str, Any] = {
         "slug": section.slug, "title": section.slug, "report": "", "commands": [], "error": "", "headline": "",
@@ -106,9 +108,12 @@ def section_view(section: Section, writer: Writer, context: Context) -> dict[str
         view["commands"] = commands(section, context)
         page = write_section(section, context)
         content = {} if page is None else _content(section, page, writer, context)
-    except (LakeError, LookupError, ValueError, TypeError) as error:
-        reason = str(error).replace(str(context.lake.location), context.shown_location)
-        return view | {"error": without_folders(f"{type(error).__name__}: {reason}")}
+    except Exception as error:
+        foreign = foreign_failure(error)
+        if foreign is None and not isinstance(error, LakeError | LookupError | ValueError | TypeError):
+            raise
+        reason = foreign or f"{type(error).__name__}: {error}"
+        return view | {"error": without_folders(reason.replace(str(context.lake.location), context.shown_location))}
     return view | content
 
 

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import xarray as xr
+
 from extract.reenter.settings import TargetSettings
 from extract.reenter.target import Target, open_target
-from schemas import UsageError, nearest
+from schemas import LakeError, UsageError, nearest
 from schemas.command import Experiment, Settings, Shell
 from store import Lake
 from store.keeping import Kept, keep, remove_folder, working_folder
@@ -56,6 +58,11 @@ def reenter(
     with shell.progress(f"{command.name} {target.run}", "rows") as report:
         target.progress = report
         result = command.run(target, settings)
+    if not isinstance(result, xr.Dataset):
+        raise LakeError(
+            f"lake reenter {command.name} made {type(result).__name__}, which cannot be kept; its run(target, settings)"
+            " must return an xarray.Dataset"
+        )
     spec = settings.spec() | where.spec() | {"compute_dtype": target.compute_dtype}
     result = result.assign_attrs(compute_dtype=target.compute_dtype, device=target.reasoner.device.type)
     kept = keep(lake, next(iter(command.results)), result, [target.run], spec, shell)
