@@ -52,6 +52,8 @@ class Found:
     measures: tuple[Measure, ...]
     methods: frozenset[str]
     """Methods that were measured, of whichever thought."""
+    read: tuple[str, ...] = ()
+    """Names of the results that were looked at, those that had nothing to say among them."""
 
 
 def stored(lake: Lake, run: str, kind: str) -> Result | None:
@@ -77,20 +79,21 @@ def stored(lake: Lake, run: str, kind: str) -> Result | None:
 def measured(lake: Lake, run: str) -> Found:
     """Every measure that the lake has stored of a run's model."""
     measures: list[Measure] = []
-    for kind, reader in READERS.items():
-        result = stored(lake, run, kind)
-        if result is not None:
-            measures += reader(lake.open_result(result.name), result.name, lake[result.runs[0]])
-    return Found(run=run, measures=tuple(measures), methods=frozenset(one.method for one in measures))
+    results = [result for kind in READERS if (result := stored(lake, run, kind)) is not None]
+    for result in results:
+        measures += READERS[result.kind](lake.open_result(result.name), result.name, lake[result.runs[0]])
+    methods = frozenset(one.method for one in measures)
+    return Found(run=run, measures=tuple(measures), methods=methods, read=tuple(result.name for result in results))
 
 
 def newer(lake: Lake, verdicts: xr.Dataset) -> list[str]:
-    """Names of results that verdicts made now would rest on and these, made before them, do not."""
-    run, seen = str(verdicts.attrs["run"]), {*verdicts["result"].values.astype(str)}
-    looked_at = str(verdicts.attrs["missing"])  # names those that had nothing to say
-    kinds = dict.fromkeys(need.split()[0] for methods in OF_QUESTION.values() for need in methods.values())
-    now = [stored(lake, run, kind) for kind in kinds if run in lake.runs()]
-    return [result.name for result in now if result and result.name not in seen and result.name not in looked_at]
+    """Names of results that verdicts made now would look at and these, made before them, did not."""
+    attrs = verdicts.attrs
+    controls = json.loads(attrs["controls"]) if "read" in attrs else []  # older versions did not store what was read
+    runs = [run for run in (attrs["run"], *controls) if run in lake.runs()]
+    seen = {*verdicts["result"].values.astype(str), *json.loads(attrs.get("read", "[]"))}
+    now = dict.fromkeys(result.name for run in runs for kind in READERS if (result := stored(lake, run, kind)))
+    return [name for name in now if name not in seen and name not in attrs["missing"]]
 
 
 def controls_of(lake: Lake, run: str) -> list[str]:
@@ -173,6 +176,7 @@ def verdict(
     ]
     return labelled(rows, evidence).assign_attrs(
         run=run, controls=json.dumps(list(controls)), margin=margin, level=level, by=by, missing=json.dumps(absent),
+        read=json.dumps([name for one in (own, *others) for name in one.read]),
         n_test=json.dumps({family: _n_test(family, [own, *others]) for family in levels}),
         n_example=int(lake[run].sizes["example"]),
     )  # fmt: skip
