@@ -138,6 +138,33 @@ def test_a_tokenizer_that_is_read_otherwise_than_its_file_says_is_told(tmp_path:
         assert sum("cuts text otherwise" in note for note in load_reasoner(folder).notes) == told
 
 
+def test_a_second_weight_file_holds_nothing_that_is_lost(tmp_path: Path) -> None:
+    checkpoint, base = altered("", tmp_path)
+    state = torch.load(checkpoint / "pytorch_model.bin", weights_only=True)
+    beside = checkpoint / "adapter_model.bin"
+    torch.save({"base_model.model.updated": torch.ones(2)}, beside)
+    with pytest.raises(
+        UsageError, match=r"_model\.bin and adapter_model\.bin, and the first lacks .*updated; name the"
+    ):
+        load_reasoner(checkpoint, base)
+    torch.save({"tied.head": state["codi.base_model.model.model.embed_tokens.weight"]}, beside)
+    load_reasoner(checkpoint, base)
+
+
+def test_what_fits_and_may_be_another_model_is_told(tmp_path: Path) -> None:
+    checkpoint, base = altered("", tmp_path)
+    config = json.loads((base / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.1, "vocab_size": 403}))
+    assert not [note for note in load_reasoner(checkpoint, base).notes if "contradicts" in note or "is read as" in note]
+    (checkpoint / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    file = checkpoint / "pytorch_model.bin"
+    state = torch.load(file, weights_only=True)
+    torch.save({key: value[:-1].clone() if len(value) == 403 else value for key, value in state.items()}, file)
+    notes = " ".join(load_reasoner(checkpoint, base).notes)
+    assert "is read as codi-multimode: it has two rows after the base's vocabulary, codi three" in notes
+    assert "codi/config.json contradicts: hidden_act ('silu', there 'relu')" in notes
+
+
 def test_bad_requests_are_one_line(tmp_path: Path) -> None:
     gpt2, llama = ORACLE / "codi-gpt2", ORACLE / "base-llama"
     for arguments, message in [

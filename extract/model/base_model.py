@@ -79,6 +79,12 @@ def find_base(
         ) from error
 
 
+NOT_MODEL = {"transformers_version", "torch_dtype", "dtype", "_name_or_path", "architectures", "use_cache"}
+"""Fields of config.json that say how a file was written, not what the model is."""
+_FREE = ("vocab_size", "token_id", "drop", "initializer", "auto_map", "task_specific")
+"""Parts of names of those in which a model may differ from its base, or that change nothing in what it computes."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Base:
     """A base model's files, read but for its weights."""
@@ -92,6 +98,8 @@ class Base:
     config: Any
     architecture: Architecture
     tokenizer: Any
+    notes: tuple[str, ...] = ()
+    """What is to be said of it."""
 
     @property
     def n_word(self) -> int:
@@ -119,10 +127,26 @@ def open_base(
     if "quantization_config" in config_json:
         raise UsageError(f"base {name} is quantised (quantization_config); pass the plain one")
     config = base_config(described, architecture, name)
+    other = (place if own else folder) / "config.json"
     return Base(
         name=name, folder=described, weights=place, config_json=config_json, config=config, architecture=architecture,
         tokenizer=base_tokenizer(described, int(config.vocab_size)),
+        notes=config_notes(described, other.parent, architecture) if other.is_file() and other.stat().st_size else (),
     )  # fmt: skip
+
+
+def config_notes(taken: Path, other: Path, architecture: Architecture) -> tuple[str, ...]:
+    """What a checkpoint's config.json and its base's say of the model otherwise: both cannot be right."""
+    said = [read_json(folder / "config.json", "config of the model") for folder in (taken, other)]
+    if taken == other or said[0].get("model_type") != said[1].get("model_type"):
+        return ()
+    one, two = (base_config(folder, architecture, str(folder)).to_dict() for folder in (taken, other))
+    named = {*said[0], *said[1], "rope_parameters"} - NOT_MODEL  # that one is made of several
+    decisive = [name for name in sorted(named & one.keys() & two.keys()) if not any(part in name for part in _FREE)]
+    differ = [f"{name} ({one[name]!r}, there {two[name]!r})" for name in decisive if one[name] != two[name]]
+    if not differ:
+        return ()
+    return (f"{taken / 'config.json'} is taken, which {other / 'config.json'} contradicts: {some(differ)}",)
 
 
 def _complete(folder: Path) -> bool:

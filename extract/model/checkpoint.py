@@ -242,14 +242,14 @@ def read_checkpoint(source: str, path: Path) -> dict[str, Tensor]:
     """
     weights = read_weights(path)
     if Path(source) != path and path.name.startswith(WEIGHT_FILES):  # the user has not said which
-        for other in weight_files(path.parent):
+        for other in weight_files(path.parent, (*WEIGHT_FILES, *ADAPTER_FILES)):
             _check_same(path, weights, other, "name the file that is meant, or remove the other")
     return weights
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """All files of the usual names that hold a folder's weights, in the order in which the first of them is taken."""
-    files = (folder / f"{file}{end}" for file in WEIGHT_FILES for end in ("", INDEX))
+def weight_files(folder: Path, names: Iterable[str] = WEIGHT_FILES) -> list[Path]:
+    """All files of these names that hold a folder's weights, in the order in which the first of them is taken."""
+    files = (folder / f"{file}{end}" for file in names for end in ("", INDEX))
     return [file for file in files if file.is_file()]
 
 
@@ -259,7 +259,7 @@ def check_base_files(folder: Path) -> None:
     Raises
     ------
     UsageError
-        If files have other weights than the first, or one that is not of safetensors holds quantised ones.
+        If files have weights that the first has not, or one that is not of safetensors holds quantised ones.
     """
     files = weight_files(folder)
     if len(files) > 1 or (files and files[0].name.startswith(WEIGHT_FILES[1])):
@@ -269,11 +269,14 @@ def check_base_files(folder: Path) -> None:
 
 
 def _check_same(path: Path, weights: Mapping[str, Tensor], other: Path, instead: str) -> None:
+    """Refuse a file that holds what the one that is taken does not: a tied head may have a name of its own there."""
     others = read_weights(other) if other != path else {}
+    both = f"{path.parent} has both {path.name} and {other.name}"
     if differ := [key for key, value in others.items() if key in weights and not same(value, weights[key])]:
-        raise UsageError(
-            f"{path.parent} has both {path.name} and {other.name}, whose weights differ: {some(differ)}; {instead}"
-        )
+        raise UsageError(f"{both}, whose weights differ: {some(differ)}; {instead}")
+    beyond = [key for key in others if key not in weights and not BUFFER.search(key)]
+    if lost := [key for key in beyond if not any(same(others[key], value) for value in weights.values())]:
+        raise UsageError(f"{both}, and the first lacks weights of the second: {some(lost)}; {instead}")
 
 
 def same(one: Tensor, other: Tensor) -> bool:

@@ -10,12 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from extract.model.adapters import ASSUMED, adapter_scale, check_trained_whole, merge_adapters, token_rows
-from extract.model.architectures import (
-    ARCHITECTURES,
-    Architecture,
-    architecture_of,
-)
+from extract.model.architectures import ARCHITECTURES, Architecture, architecture_of
 from extract.model.base_model import (
+    NOT_MODEL,
     base_config,
     base_tokenizer,
     base_weights,
@@ -49,7 +46,17 @@ from extract.model.checkpoint import (
 from extract.model.device import find_device, full_float32, keep_freed_memory
 from extract.model.feeding import feeding_of, new_feeding
 from extract.model.own import is_own
-from extract.model.protocols import COCONUT, CODI, PEFT, PREFIXES, Protocol, named_protocol, recognise, stated_protocol
+from extract.model.protocols import (
+    COCONUT,
+    CODI,
+    PEFT,
+    PREFIXES,
+    Protocol,
+    by_rows,
+    named_protocol,
+    recognise,
+    stated_protocol,
+)
 from extract.model.reasoner import Reasoner
 from schemas import N_LATENT, UsageError, nearest
 from schemas.checks import check_whole
@@ -58,8 +65,6 @@ from schemas.json_values import read_json
 
 __all__ = ["SHIPPED", "ComputeDtype", "load_reasoner", "new_reasoner"]
 ComputeDtype = Literal["float32", "float16", "bfloat16"]
-# Fields of config.json that say how a file was written, not what the model is.
-_NOT_MODEL = {"transformers_version", "torch_dtype", "dtype", "_name_or_path", "architectures", "use_cache"}
 
 
 def load_reasoner(
@@ -140,8 +145,8 @@ def load_reasoner(
     n_latent = _n_latent(rule, thoughts, settings, arguments, folder, source)
     rule = _with_prefix(rule, settings, folder)
     scale, assumed = adapter_scale(adapter, lora_alpha, settings, folder, raw, saved=prefix == PEFT)
-    notes = [ASSUMED.format(source)] if assumed else []
-    notes += tokenizer_notes(under.folder, under.tokenizer, source, chat=rule.chat)
+    notes = [ASSUMED.format(source)] * assumed + by_rows(rule, described or settings.get("protocol"), source)
+    notes += [*under.notes, *tokenizer_notes(under.folder, under.tokenizer, source, chat=rule.chat)]
     weights, projection = _split(raw, rule, prefix, source)
     # GPT-NeoX's head was called so before transformers 5.
     weights = {re.sub(r"^embed_out\.", "lm_head.", name): value for name, value in weights.items()}
@@ -155,7 +160,7 @@ def load_reasoner(
     check_base(weights, model, under.architecture, vocabulary, len(extra), source, under.name)
     check_frequencies(raw, model, source, under.name)
     check_trained_whole(adapter, [key for key in raw if not key.startswith(BASE)], model, source)
-    model_config = {key: value for key, value in under.config_json.items() if key not in _NOT_MODEL}
+    model_config = {key: value for key, value in under.config_json.items() if key not in NOT_MODEL}
     decides = {"config": model_config, "n_latent": n_latent, **scale, **_decides(rule, under.tokenizer)}
     digests = {
         "weights": fingerprint_weights(raw, decides), **fingerprint_tokenizer(under.folder, under.tokenizer)

@@ -222,6 +222,8 @@ PROTOCOLS: dict[str, Protocol] = {
         replace(SOFT, name="hard-think", top_k=1, closing=("</think>",)),
     )
 }  # fmt: skip
+BY_ROWS = "codi-multimode"
+"""Told from ``codi`` by the number of its rows alone, as an embedding that lost one would be."""
 PREFIXES = tuple(dict.fromkeys(prefix for entry in PROTOCOLS.values() for prefix in entry.prefixes if prefix)) + ("",)
 
 
@@ -286,6 +288,12 @@ def _as_tuple(value: Any) -> Any:
     return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value
 
 
+def by_rows(rule: Protocol, stated: Any, source: str) -> list[str]:
+    """What is to be said of a protocol that nobody states and that its number of rows alone tells from another."""
+    told = stated is None and rule.name == BY_ROWS
+    return [f"{source} is read as {BY_ROWS}: it has two rows after the base's vocabulary, {CODI.name} three"] * told
+
+
 def recognise(
     prefix: str, names: Collection[str], n_extra: int, *, markers: bool, arguments: Mapping[str, Any], source: str
 ) -> Protocol:
@@ -320,7 +328,7 @@ def recognise(
     if PROTOCOLS["codi-pause"].vector in names and prefix.startswith("codi."):
         return PROTOCOLS["codi-pause"]
     if any(name.startswith("prj.") for name in names) or prefix.startswith("codi."):
-        return PROTOCOLS["codi-multimode" if n_extra == len(PROTOCOLS["codi-multimode"].rows) else "codi"]
+        return PROTOCOLS[BY_ROWS if n_extra == len(PROTOCOLS[BY_ROWS].rows) else "codi"]
     if any(name.startswith("projector.") for name in names):
         return PROTOCOLS["codi-hf"]
     if PROTOCOLS["pause"].vector in names:
