@@ -206,7 +206,7 @@ def defect_versions() -> str:
         return "Not measured yet.\n"
     versions = ", ".join(f"{name} {version}" for name, version in known_defects["versions"].items())
     weights = ", ".join(f"`{name}` {digest[:12]}" for name, digest in known_defects["weights"].items())
-    return f"Measured with {versions}. Weights: {weights} (first digits of their SHA-256).\n"
+    return f"Measured with {versions}. Weights: {weights} (first digits of their digest in `lake info`).\n"
 
 
 def block(name: str) -> str:

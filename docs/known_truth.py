@@ -52,7 +52,7 @@ def conditions() -> str:
         f"Each model on {n_seed} seeds{fewer_seeds(measured)}. A seed draws {n} held-out problems, of which {changed}"
         f" are changed, and {pairs} pairs, and decides what is resampled, what noise is added and how problems are"
         " halved. Weights are of one training each: how much trainings differ is not measured here. Measured with"
-        f" {versions}. Weights: {weights} (first digits of their SHA-256).\n"
+        f" {versions}. Weights: {weights} (first digits of their file's SHA-256).\n"
     )
 
 
