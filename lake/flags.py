@@ -68,7 +68,9 @@ RUNS = click.Argument(
 )
 JSON = click.Option(["--json"], is_flag=True, default=False, help="Print the result as JSON.")
 CSV = click.Option(["--csv"], type=Place(Path), metavar="DIR", help="Also write every table as CSV into DIR.")
-PLAN = click.Option(["--plan"], is_flag=True, default=False, help="Only say what it would take.")
+PLAN = click.Option(
+    ["--plan"], is_flag=True, default=False, help="Only say what the command would take, in time and memory."
+)
 SCHEDULER = click.Option(["--scheduler"], metavar="ADDRESS", help="Compute on a running dask scheduler.")
 WORKERS = click.Option(["--workers"], type=WHOLE, metavar="N", help="Compute in N processes of this machine.")
 

@@ -165,8 +165,8 @@ class Sampled(Settings):
 
     sample: int | None = setting(
         None,
-        "Examples of problems drawn by chance, as many right and wrong ones as in the run; 0: all. By default all, or"
-        " of a run that would take long as many as fit.",
+        "Take N examples, of problems drawn at random with the run's share of right answers; 0 takes all. By"
+        " default all, or in a run that would take long as many as are quick.",
         metavar="N",
         least=0,
     )

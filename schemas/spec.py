@@ -56,9 +56,9 @@ class RunSpec(Limited):
     max_new_tokens: int = setting(24, "Longest answer in tokens, the end token included.", least=1)
     answer: Literal["auto", "number", "text", "choice", "boolean"] = setting(
         "auto",
-        "Kind of the answers: number, text, choice (A to E), boolean (yes, no); auto: as the file shows plainly.",
+        "Kind of the answers: number, text, choice (A to E), boolean (yes, no); auto: what the file plainly shows.",
     )
-    batch_size: int = setting(32, "Questions thought through together; moves results by rounding only.", least=1)
+    batch_size: int = setting(32, "Questions computed together; moves results by rounding only.", least=1)
     device: str = setting("cpu", "Where the model runs: cpu, cuda, cuda:1, mps.", metavar="cpu|cuda|cuda:N|mps")
 
     @property

@@ -24,14 +24,15 @@ class CorrelationSettings(Part, Sampled):
         metavar="NAME",
     )
     where: tuple[str, ...] = setting(
-        (), "Of a re-entry: which conditions, as corruption=mean.", metavar="KEY=VALUE", repeat=True
+        (), "Conditions of a re-entry result to use, as corruption=mean.", metavar="KEY=VALUE", repeat=True
     )
     query: str = setting(
         "written",
-        "Whose attention: written, which is the position that predicts the first answer token that differs between"
-        " problems; eot, answer (their mean), a thought, or an answer token.",
+        "Position whose attention is correlated. written: the one that predicts the first answer token that"
+        " differs between problems; otherwise eot, answer (the mean over the answer), a thought, or an answer"
+        " token.",
     )
-    correction: Literal["holm", "bh"] = setting("holm", "For many tests: holm or bh.")
+    correction: Literal["holm", "bh"] = setting("holm", "Correction for many tests: holm or bh.")
     permutations: int = setting(1000, "Permutations.", least=1)
     resamples: int = setting(500, "Resamples of the bootstrap over problems.")
     seed: int = setting(0, "Seed of what is drawn.", least=0)

@@ -29,7 +29,9 @@ BLOCK = 64
 class ErrorSettings(ErrorSpec, Limited, Sampled):
     """How errors are predicted, and from the codes of which dictionary."""
 
-    sae: str | None = setting(None, "Stored dictionary; by default the run's, or a new one.", metavar="RESULT")
+    sae: str | None = setting(
+        None, "Stored dictionary to use; by default the run's own, or a new one.", metavar="RESULT"
+    )
 
 
 def run(source: "Source", settings: ErrorSettings) -> list[Made]:

@@ -38,11 +38,11 @@ class ErrorSpec(Settings):
     )
     resamples: int = setting(1000, "Resamples of problems for the intervals.")
     carriers: int = setting(50, "Features listed as carrying the prediction.")
-    max_iterations: int = setting(300, "Of L-BFGS, for each penalty.")
+    max_iterations: int = setting(300, "Iterations of L-BFGS at most, for each penalty.")
     reports: bool = setting(
         False, "As report 001: C of 1, nothing scaled, a random fifth held out, seed 42.", stored=False
     )
-    seed: int = setting(0, "Of the resamples, and of the stratified split.", least=0)
+    seed: int = setting(0, "Seed of the resamples and of the stratified split.", least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

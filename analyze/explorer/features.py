@@ -14,7 +14,7 @@ from schemas import MissingRunError, UsageError
 from store.results import Result, preferred
 
 N_TOKEN = 8
-"""Tokens told of what a feature writes."""
+"""Number of tokens to list that a feature writes."""
 N_TOP = 8
 """Places told of where it fires most."""
 

@@ -39,18 +39,19 @@ class FeatureSettings(Settings):
         "Stored dictionary, of a pool of states, of each cell, or a crosscoder; by default each run's own, and which"
         " features crosscoders of the runs share. A crosscoder that is named has a page for each of its runs, too.",
     )
-    tokens: int = setting(8, "Tokens told of what a feature writes.", least=1)
+    tokens: int = setting(8, "Number of tokens to list that a feature writes.", least=1)
     balance: float = setting(0.1, "Least share of a feature's squared decoder norm in either model.", least=0)
     max_problems: int = setting(
-        300, "Problems used at most to choose what a feature tells, to test it, and for shared features.",
+        300, "Most problems used to choose what a feature stands for, to test that, and to find shared features.",
         metavar="N", least=8,
     )  # fmt: skip
     resamples: int = setting(200, "Resamples of the problems behind each interval.", least=2)
-    permutations: int = setting(200, "Shuffles of the problems, of shared features those of one model.", least=1)
+    permutations: int = setting(200, "Shuffles of the problems; for shared features, of one model's problems.", least=1)
     seed: int = setting(0, "Seed of what is drawn.", least=0)
     export: Path | None = setting(
         None,
-        "Also write each run's features as SAEDashboard does and Neuronpedia takes in: JSON, a folder for each layer.",
+        "Also write each run's features in SAEDashboard's form, which Neuronpedia takes: JSON, a folder for each"
+        " layer.",
         metavar="DIR",
         stored=False,
     )

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 class GeometrySettings(Part):
     """Of how many problems and directions the shape of the states is told, and how sure it is."""
 
-    components: int = setting(8, "Principal components told.", least=1)
-    rotated: int = setting(16, "Principal components of each place that rotations bring together.", least=1)
-    max_problems: int = setting(300, "Problems used at most, drawn by the seed.", metavar="N", least=8)
+    components: int = setting(8, "Principal components reported.", least=1)
+    rotated: int = setting(16, "Principal components of each place that are compared by rotation.", least=1)
+    max_problems: int = setting(300, "Most problems used, drawn by the seed.", metavar="N", least=8)
     resamples: int = setting(100, "Draws of problems behind each interval.", least=2)
     shuffles: int = setting(20, "Shuffles behind each null.", least=1)
     seed: int = setting(0, "Seed of what is drawn.", least=0)

@@ -17,7 +17,7 @@ class HeadSettings(Limited, Sampled):
     """How heads are scored."""
 
     convention: Literal["thoughts", "reports"] = setting("thoughts", "thoughts, or reports: as report 004 computed it.")
-    top: int = setting(20, "Heads that count as the best.", least=1)
+    top: int = setting(20, "Number of heads that count as the best.", least=1)
     resamples: int = setting(300, "Resamples of the bootstrap over problems.", least=2)
     seed: int = setting(0, "Seed of what is drawn.", least=0)
 

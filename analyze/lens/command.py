@@ -25,14 +25,16 @@ class LensSettings(Part, Sampled):
     )
     read_as: str | None = setting(
         None,
-        "What the Jacobian lens reads a state as: before (the state its thought was made of), by default, or a later"
-        " state that there are Jacobians to.",
+        "What the Jacobian lens reads a state as: before (the default), the state that its thought was made from;"
+        " or a later state to which Jacobians are stored.",
         metavar="before|next|eot|..",
     )
-    top: int = setting(5, "Best tokens kept of each state.", least=1)
-    seed: int = setting(0, "Seed of what is drawn: the problems that a tuned lens is fitted on.", least=0)
+    top: int = setting(5, "Number of best tokens kept for each state.", least=1)
+    seed: int = setting(0, "Seed of the problems that a tuned lens is fitted on.", least=0)
     by: Literal["state", "fed"] = setting(
-        "state", "Call a position by its state, or by where what is made of it is fed: one later.", stored=False
+        "state",
+        "Name a position by its state, or by where the vector made from that state is fed, one position later.",
+        stored=False,
     )
 
     def __post_init__(self) -> None:

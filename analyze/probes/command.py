@@ -37,35 +37,40 @@ class ProbeSettings(Part):
     treat: Literal["auto", "classes", "number"] = setting(
         "auto", "classes, by logistic regression; number, by ridge; or auto: text and truth values are classes."
     )
-    folds: int = setting(5, "Folds of problems; the others of an outer fold are its inner ones.", least=3)
+    folds: int = setting(
+        5, "Number of folds, split by problem; penalties are chosen on the folds that are not held out.", least=3
+    )
     penalties: tuple[float, ...] | None = setting(
         None,
-        "Values of C, or of ridge's alpha for a number, to choose from; by default six and eight powers of ten.",
+        "Values to choose from: of C, or of ridge's alpha where the target is a number; by default six and eight"
+        " powers of ten.",
         metavar="C,C..",
     )
     selection: Literal["log_loss", "accuracy"] = setting(
         "log_loss", "What chooses the penalty: log_loss, or accuracy as in the reports."
     )
     controls: int = setting(
-        3, "Times that labels are shuffled among problems and everything done again, penalties included.", least=0
+        3,
+        "Times that labels are shuffled among problems and everything is repeated, the choice of penalties included.",
+        least=0,
     )
     permutations: int | None = setting(
         None,
-        "Permutations behind each p-value; by default enough for the correction to reach a fortieth.",
+        "Permutations behind each p-value; by default enough for a corrected p of .025.",
         least=0,
     )
     resamples: int = setting(1000, "Resamples of problems behind each interval.", least=2)
     level: float = setting(0.95, "Coverage of the intervals.")
-    correction: Literal["holm", "bh"] = setting("holm", "For many cells: holm or bh.")
+    correction: Literal["holm", "bh"] = setting("holm", "Correction for many cells: holm or bh.")
     max_examples: int = setting(
-        2000, "Examples used at most, whole problems drawn by the seed; 0: all.", metavar="N", least=0
+        2000, "Most examples used, whole problems drawn by the seed; 0 takes all.", metavar="N", least=0
     )
     per_class: int | None = setting(None, "Draw N examples of each class, as the reports did.", metavar="N", least=1)
     metric: str | None = setting(
         None, "Score to print: accuracy, balanced_accuracy, auroc, r2 .. (all of them are kept).", stored=False
     )
     reports: bool = setting(False, "As report 001: 50 of each class, penalty by accuracy, seed 42.", stored=False)
-    seed: int = setting(0, "Of folds, controls, permutations, resamples and draws.", least=0)
+    seed: int = setting(0, "Seed of folds, controls, permutations, resamples and draws.", least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

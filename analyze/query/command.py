@@ -86,9 +86,9 @@ class TopSettings(Settings):
         None, "SQL over the run's columns, as -answer_logprob, see lake query: examples.", metavar="EXPR"
     )
     top: int = setting(10, "Places shown.", metavar="N", least=1)
-    layers: tuple[int, ...] | None = setting(None, "Of a direction: only these layers.", metavar="0,1..")
+    layers: tuple[int, ...] | None = setting(None, "For --direction: only these layers.", metavar="0,1..")
     positions: tuple[str, ...] | None = setting(None, "Only these positions.", metavar="bot,ct0..")
-    keys: tuple[str, ...] | None = setting(None, "Of a head: only these keys.", metavar="bot,ct0..")
+    keys: tuple[str, ...] | None = setting(None, "For --head: only these keys.", metavar="bot,ct0..")
     json: bool = setting(False, "Print the result as JSON.")
     csv: Path | None = setting(None, "Write the places as CSV instead.", metavar="FILE")
 

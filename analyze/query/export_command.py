@@ -15,7 +15,9 @@ class ExportSettings(Part):
     run: str = setting(help="The run, MODEL/DATASET.", metavar="RUN", argument=True)
     variable: tuple[str, ...] = setting(("hidden_state",), "What is written, as lake info PATH RUN lists it.")
     to: Path = setting(help="File to write: .parquet, .safetensors, .npz or .nc.", metavar="FILE")
-    stored: bool = setting(False, "Numbers in the type they are stored in, not widened to float32.")
+    stored: bool = setting(
+        False, "Keep numbers in the type they are stored in; by default they are widened to float32."
+    )
     json: bool = setting(False, "Print the result as JSON.")
 
 

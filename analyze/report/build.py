@@ -66,7 +66,7 @@ def build_report(
     runs
         Runs the page is about; all by default.
     n_problem
-        Problems of each run that can be picked on the page.
+        Number of problems of each run that can be picked on the page.
     seed
         Decides which.
     progress

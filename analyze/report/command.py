@@ -15,9 +15,9 @@ class ReportSettings(Settings):
     path: str = setting(help="Lake: a folder or a URL.", metavar="PATH", argument=True)
     out: Path = setting(help="Folder for the page, its figures and tables.", metavar="DIR")
     runs: tuple[str, ...] = setting((), "Runs, MODEL/DATASET; all if none is named.", metavar="[RUN]...", argument=True)
-    problems: int = setting(40, "Problems of each run that can be picked on the page.", least=0)
+    problems: int = setting(40, "Number of problems of each run that can be picked on the page.", least=0)
     seed: int = setting(0, "Seed of what is drawn.", least=0)
-    plan: bool = setting(False, "Only say what it would take.")
+    plan: bool = setting(False, "Only say what the command would take, in time and memory.")
     json: bool = setting(False, "Print the result as JSON.")
 
 

@@ -24,7 +24,8 @@ class SAESettings(SAESpec, Part, Sampled):
 
     scope: Scope = setting("pool", "pool: one dictionary; cell: one for each cell; crosscoder: one for all runs named.")
     variable: Literal["hidden_state", "final_state", "latent_embedding", "all_states"] = setting(
-        "hidden_state", "What it is learned from; all_states: both of the first, the final state as one more layer."
+        "hidden_state",
+        "What the dictionary is learned from; all_states: hidden and final states, the final state as one more layer.",
     )
     positions: tuple[str, ...] | None = setting(
         None, "Only these positions; by default bot and all thoughts.", metavar="bot,ct0.."
@@ -32,8 +33,8 @@ class SAESettings(SAESpec, Part, Sampled):
     top: int = setting(10, "Top-activating problems kept for each feature.", least=0)
     load: Path | None = setting(
         None,
-        "Measure a dictionary that is there instead of learning one: a folder of SAELens, sparsify, dictionary_learning"
-        " or Gemma Scope.",
+        "Measure an existing dictionary instead of learning one: a folder of SAELens, sparsify,"
+        " dictionary_learning or Gemma Scope.",
         metavar="DIR",
         stored=False,
     )

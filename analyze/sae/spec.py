@@ -55,11 +55,13 @@ class SAESpec(Settings):
     """
 
     preset: Literal["gpt2", "llama", "pilot", "topk"] | None = setting(
-        None, "Settings of a report; what is given besides overrides them."
+        None, "Settings of a report; other flags override them."
     )
     activation: Activation = setting(None, "What makes codes sparse; by default topk.")
     features: int | None = setting(None, "Size of the dictionary; by default expansion times the width.")
-    expansion: int = setting(EXPANSION, "Size of the dictionary over the width, where features are not given.")
+    expansion: int = setting(
+        EXPANSION, "Size of the dictionary as a multiple of the width, where --features is not given."
+    )
     k: int = setting(
         None,
         "Codes kept for each row (topk, abs_topk) or on average (batch_topk); by default 16.",
@@ -72,12 +74,12 @@ class SAESpec(Settings):
         needs="activation=relu|jumprelu",
     )
     epochs: int = setting(25, "Passes over the training rows.")
-    batch_size: int = setting(256, "Rows in a step (examples, for a grid).")
-    learning_rate: float = setting(None, "Of Adam; by default 0.003.")
+    batch_size: int = setting(256, "Rows in a step; for --scope cell, examples.")
+    learning_rate: float = setting(None, "Learning rate of Adam; by default 0.003.")
     schedule: bool = setting(
         None,
-        "Warm up the learning rate (5%) and the penalty (10%), and let the rate fall to zero over the last 20%; by"
-        " default so.",
+        "Warm up the learning rate (5%) and the penalty (10%), and let the rate fall to zero over the last 20%;"
+        " by default on.",
     )
     normalize: Literal["cell", "pool", "none"] = setting(
         None,
@@ -87,10 +89,10 @@ class SAESpec(Settings):
     )
     unit_norm: bool = setting(
         None,
-        "Keep decoder columns at unit norm, starting from encoder = decoder; not so: start as two linear layers do. By"
-        " default so.",
+        "Keep decoder columns at unit norm and start with encoder = decoder; without, start like two linear"
+        " layers. By default on.",
     )
-    pre_bias: bool = setting(None, "Subtract the decoder's bias from the input; by default so.")
+    pre_bias: bool = setting(None, "Subtract the decoder's bias from the input; by default on.")
     reconstruction: Literal["sum", "mean"] = setting(
         None,
         "Squared error summed over the row's numbers, or averaged, which weakens it by the width against the penalty;"
@@ -108,7 +110,9 @@ class SAESpec(Settings):
     )
     encoder_scale: float = setting(0.1, "Norm of encoder rows at the start.", needs="unit_norm")
     revive_scale: float = setting(
-        0.5, "Encoder norm of a revived feature over the mean norm of the living.", needs="revive=resample"
+        0.5,
+        "Encoder norm of a revived feature, as a share of the mean norm of those that fire.",
+        needs="revive=resample",
     )
     bandwidth: float = setting(
         0.2,
@@ -127,7 +131,7 @@ class SAESpec(Settings):
         metavar="TRAIN,VALIDATION,TEST",
         needs="split=problem|example",
     )
-    seed: int = setting(0, "Of the split, the order of rows, the initial values and revivals.", least=0)
+    seed: int = setting(0, "Seed of the split, the order of rows, the initial values and revivals.", least=0)
     buffer_bytes: int = setting(
         1 << 28,
         "Buffer in which rows are mixed; memory does not depend on the number of examples beyond this.",

@@ -14,11 +14,13 @@ class ServeSettings(Settings):
     """Which lake is shown, and to whom."""
 
     path: str = setting(help="Lake: a folder or a URL.", metavar="PATH", argument=True)
-    host: str = setting("127.0.0.1", "Address to listen at; the default is this machine alone.", metavar="ADDRESS")
+    host: str = setting(
+        "127.0.0.1", "Address to listen at; by default only this machine can connect.", metavar="ADDRESS"
+    )
     port: int = setting(8765, "Port; 0 takes one that is free.", least=0)
     token: str | None = setting(
         None,
-        "Word that visitors must have; by default one is made up where others than this machine are listened to.",
+        "Word that visitors need; by default one is made up if other machines can connect.",
         metavar="WORD",
     )
 

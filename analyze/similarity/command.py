@@ -16,9 +16,9 @@ class SimilaritySettings(Part):
     """How the likeness of states is estimated, and how sure it is."""
 
     estimator: Literal["debiased", "biased"] = setting(
-        "debiased", "debiased, 0 on average for states that have nothing in common; or biased, as first published."
+        "debiased", "debiased: 0 on average for states that have nothing in common; biased: as first published."
     )
-    max_problems: int = setting(300, "Problems used at most, drawn by the seed.", metavar="N", least=8)
+    max_problems: int = setting(300, "Most problems used, drawn by the seed.", metavar="N", least=8)
     resamples: int = setting(200, "Halves of the problems drawn for each interval.", least=2)
     permutations: int = setting(200, "Times that the problems of one side are shuffled.", least=1)
     seed: int = setting(0, "Seed of what is drawn.", least=0)

@@ -68,7 +68,7 @@ def stability(
     model_of
         Read-out of a run's model; asked for when the run's turn comes, so that one is in memory at a time.
     max_examples
-        Examples used at most of each run, whole problems drawn by the seed; 0: all.
+        Most examples used of each run, whole problems drawn by the seed; 0 takes all.
     resamples
         Resamples of problems behind the 95% intervals; a problem that two runs share is drawn in both.
     shuffles

@@ -18,10 +18,10 @@ class StabilitySettings(Limited):
     """How sure it is what runs have in common."""
 
     layers: tuple[int, ...] | None = setting(
-        None, "Only these layers; what thoughts read out as is told at the last of them.", metavar="0,1.."
+        None, "Only these layers; what thoughts read as is taken at the last of them.", metavar="0,1.."
     )
     max_examples: int = setting(
-        2000, "Examples used at most of each run, whole problems drawn by the seed; 0: all.", metavar="N", least=0
+        2000, "Most examples used of each run, whole problems drawn by the seed; 0 takes all.", metavar="N", least=0
     )
     resamples: int = setting(300, "Resamples of problems behind each interval.", least=2)
     shuffles: int = setting(2000, "Shuffles of heads, and of thoughts, behind each null.", least=1)

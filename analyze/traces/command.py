@@ -30,13 +30,13 @@ class TraceSettings(Part, Sampled):
         None, "Places of a trace; by default all between question and answer.", metavar="bot,ct0.."
     )
     lens: Literal["logit", "tuned", "jacobian"] = setting(
-        "logit", "As for lake analyze lens; of a fitted lens only problems are read that it was not fitted on."
+        "logit", "As in lake analyze lens; a fitted lens reads only problems that it was not fitted on."
     )
     top: int = setting(5, "Rank up to which an operand or result counts as among the best tokens.", least=1)
     read: int | None = setting(
         None,
-        "Best tokens among which a trace reads its number, by default 1; where steps are words all of these are read,"
-        " by default 2.",
+        "Number of best tokens in which a trace looks for its number, by default 1; where steps are words, all of"
+        " these are read, by default 2.",
         metavar="N",
         least=1,
     )

@@ -62,17 +62,17 @@ class TransferSettings(Part):
     controls: int = setting(2, "Times that labels are shuffled among problems and fitted again.", least=0, needs=READ)
     permutations: int | None = setting(
         None,
-        "Permutations behind each p-value; by default enough for the correction to reach a fortieth.",
+        "Permutations behind each p-value; by default enough for a corrected p of .025.",
         least=0,
         needs=READ,
     )
     resamples: int = setting(500, "Resamples of problems behind each interval.", least=2)
     level: float = setting(0.95, "Coverage of the intervals.")
-    correction: Literal["holm", "bh"] = setting("holm", "For many cells and runs: holm or bh.", needs=READ)
+    correction: Literal["holm", "bh"] = setting("holm", "Correction for many cells and runs: holm or bh.", needs=READ)
     max_examples: int = setting(
-        2000, "Examples used at most of each run, whole problems drawn by the seed; 0: all.", metavar="N", least=0
+        2000, "Most examples used of each run, whole problems drawn by the seed; 0 takes all.", metavar="N", least=0
     )
-    seed: int = setting(0, "Of folds, controls, permutations, resamples and draws.", least=0)
+    seed: int = setting(0, "Seed of folds, controls, permutations, resamples and draws.", least=0)
 
     def runs_to_open(self, named: Sequence[str]) -> list[str]:
         """Those named in any way; where ``--fit`` or ``--test`` is left to the runs named and none is: every run."""

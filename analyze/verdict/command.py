@@ -20,15 +20,17 @@ class VerdictSettings(Settings):
 
     control: tuple[str, ...] = setting(
         (),
-        "Run of a control beside which it is set; by default those over the same data whose model says that it is a"
-        " control of this one, or is called as this one and -decodable, -pause, -multipass-pause, -direct or -cot.",
+        "Run of a control to set beside it; by default every run over the same data whose model says that it is"
+        " this one's control, or has this one's name with -decodable, -pause, -multipass-pause, -direct or -cot.",
         metavar="RUN",
         repeat=True,
     )
-    margin: float = setting(0.1, "Share below which an effect is none.", least=0)
-    level: float = setting(0.95, "Coverage of all intervals of a question together.", least=0)
+    margin: float = setting(0.1, "Share below which an effect counts as none.", least=0)
+    level: float = setting(0.95, "Coverage of all intervals of a question taken together.", least=0)
     by: Literal["state", "fed"] = setting(
-        "state", "Call what is readable by the position of its state, or by that at which it is fed: one later."
+        "state",
+        "Name what is readable by the position of its state, or by where the vector made from that state is fed,"
+        " one position later.",
     )
 
     def __post_init__(self) -> None:

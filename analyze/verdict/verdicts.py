@@ -139,9 +139,9 @@ def verdict(
     controls
         Runs of models that do not do what is asked about.
     margin
-        Share below which an effect is none.
+        Share below which an effect counts as none.
     level
-        Coverage of all intervals of a question together.
+        Coverage of all intervals of a question taken together.
     by
         Whether what is readable is called by the position of the state that is read, or by where it is fed.
 

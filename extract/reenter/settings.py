@@ -16,13 +16,13 @@ class TargetSettings(Limited):
 
     checkpoint: tuple[str, ...] = setting(
         (),
-        "Where a run's model is; by default what the lake remembers.",
+        "Where a run's model is; by default where the lake remembers it.",
         metavar="[NAME=]CHECKPOINT",
         stored=False,
         repeat=True,
     )
     base: tuple[str, ...] = setting(
-        (), "Its base model, as for extract.", metavar="[NAME=]PATH_OR_ID", stored=False, repeat=True
+        (), "The checkpoint's base model, as in lake extract.", metavar="[NAME=]PATH_OR_ID", stored=False, repeat=True
     )
     device: str = setting(
         "cpu", "Where the model runs: cpu, cuda, cuda:1, mps.", metavar="cpu|cuda|cuda:N|mps", stored=False
@@ -35,8 +35,8 @@ class TargetSettings(Limited):
     )
     batch_rows: int | None = setting(
         None,
-        "Examples times conditions in one batch; by default what fits a gigabyte, or a quarter of a card's free"
-        " memory.",
+        "Examples times conditions in one batch; by default what fits into a gigabyte, or into a quarter of a"
+        " GPU's free memory.",
         stored=False,
         least=1,
     )
@@ -55,7 +55,9 @@ MOST_POINTS = 10_000
 class DrawnSettings(Settings):
     """Answers drawn under every condition, beside the likeliest one."""
 
-    sample: int = setting(0, "Answers drawn for each problem under every condition, beside the likeliest.", least=0)
+    sample: int = setting(
+        0, "Answers drawn at random for each problem under every condition, beside the likeliest one.", least=0
+    )
     temperature: float = setting(0.7, "Temperature of the draws.", least=1e-6, needs="sample")
 
     def __post_init__(self) -> None:

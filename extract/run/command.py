@@ -23,7 +23,7 @@ class PlanSettings(RunSpec):
     """What is to be extracted: the model, the questions, and how."""
 
     model: str = setting(
-        help="Folder or hub id in the official layout, a shipped name, or code of your own, MODULE:FUNCTION.",
+        help="Folder or hub id in the official layout, a shipped name, or your own code as MODULE:FUNCTION.",
         metavar="NAME=CHECKPOINT",
         stored=False,
     )
@@ -61,7 +61,10 @@ class ExtractSettings(PlanSettings):
 
     shard: str | None = setting(None, "Only shards I modulo N; I from 0.", metavar="I/N", stored=False)
     rebuild: str | None = setting(
-        None, "Write these shards again: 3,17; static: all else that is damaged.", metavar="SHARDS", stored=False
+        None,
+        "Write these shards again, as 3,17; static writes everything else that is damaged.",
+        metavar="SHARDS",
+        stored=False,
     )
 
 
@@ -237,7 +240,7 @@ class VerifySettings(Settings):
     recompute: int = setting(0, "Run the model again on N examples of each run.", metavar="N", least=0)
     model: str | None = setting(
         None,
-        "Where the model is, if what the lake remembers does not lead there.",
+        "Where the model is, if it is no longer where the lake remembers it.",
         metavar="CHECKPOINT",
         needs="recompute",
     )
@@ -245,7 +248,10 @@ class VerifySettings(Settings):
         None, "Base model: configuration and tokenizer.", metavar="PATH_OR_ID", needs="recompute"
     )
     protocol: str | None = setting(
-        None, "How the model is asked and fed, if the lake is not to say.", metavar="NAME_OR_FILE", needs="recompute"
+        None,
+        "How the model is asked and fed; by default as the lake remembers.",
+        metavar="NAME_OR_FILE",
+        needs="recompute",
     )
     thoughts: int | None = setting(
         None, "Number of thoughts, where the checkpoint does not say.", metavar="N", needs="recompute"

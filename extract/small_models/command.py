@@ -14,13 +14,13 @@ class ProblemSettings(Settings):
 
     out: Path = setting(help="Folder for the files.", metavar="DIR")
     seed: int = setting(0, "Seed of the drawing.", least=0)
-    pairs: int = setting(500, "Number of clean/corrupted pairs; of stories there are none.", least=1)
+    pairs: int = setting(500, "Number of clean/corrupted pairs (stories have none).", least=1)
     graph: bool = setting(False, "Write the graph-search problems of small-graph instead, whose answers are words.")
     stories: int = setting(
         0, "Write this many stories in plain English instead, for models trained with --base.", least=0
     )
     largest: int | None = setting(
-        None, "Of stories: the largest result of a step; two thousand if not given.", least=1, needs="stories"
+        None, "Largest result of a step of a story; by default two thousand.", least=1, needs="stories"
     )
 
     def __post_init__(self) -> None:

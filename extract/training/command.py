@@ -41,33 +41,35 @@ class TrainSettings(Settings):
     )
     protocol: Literal[
         "codi", "codi-pause", "codi-multipass-pause", "coconut", "pause", "multipass-pause", "direct", "cot"
-    ] = setting("codi", "How it thinks, and is trained to; see docs/training.md.")
+    ] = setting("codi", "How the model thinks and is trained; see docs/training.md.")
     lora_rank: int = setting(16, "Rank of the adapters.", least=1)
     lora_alpha: float = setting(32.0, "Numerator of the adapters' scale, over their rank.", least=1e-12)
     thoughts: int = setting(6, "Number of thoughts.", least=1)
-    steps: int | None = setting(None, "Steps in all.", least=1)
+    steps: int | None = setting(None, "Training steps in all.", least=1)
     minutes: float | None = setting(None, "Minutes in all; the learning rate follows the time.", least=1e-6)
-    batch_size: int = setting(64, "Problems of a step.", least=1)
-    accumulate: int = setting(1, "Parts in which a step is computed.", least=1)
-    batch_tokens: int = setting(40_000, "Tokens of a step at most.", least=1)
-    longest: int = setting(256, "Longer problems, in tokens with chain and answer, are left out.", least=1)
+    batch_size: int = setting(64, "Problems in a step.", least=1)
+    accumulate: int = setting(1, "Number of parts in which a step is computed.", least=1)
+    batch_tokens: int = setting(40_000, "Most tokens in a step.", least=1)
+    longest: int = setting(256, "Leave out problems longer than this, in tokens with chain and answer.", least=1)
     learning_rate: float = setting(5e-4, "Highest learning rate.", least=1e-12)
-    warmup: float = setting(0.03, "Share of the training in which the rate rises.")
-    weight_decay: float = setting(0.01, "Of AdamW.", least=0)
-    clip: float = setting(1.0, "Longest gradient.", least=1e-12)
+    warmup: float = setting(0.03, "Share of the training in which the learning rate rises.")
+    weight_decay: float = setting(0.01, "Weight decay of AdamW.", least=0)
+    clip: float = setting(1.0, "Largest norm of the gradient; longer ones are cut to it.", least=1e-12)
     teacher_weight: float = setting(1.0, "CODI: weight of the written chain's loss.", least=0)
     distillation_weight: float = setting(1.0, "CODI: weight of the distance to the teacher's states.", least=0)
     distillation_scale: Literal["layer", "component"] = setting(
-        "layer", "CODI: over what that distance is: the standard deviation of a layer, or of each component by itself."
+        "layer", "CODI: what that distance is divided by: the standard deviation of a layer, or of each component."
     )
-    last_step: bool = setting(False, "CODI: leave the chain's last step in.")
+    last_step: bool = setting(False, "CODI: keep the chain's last step in the teacher's text.")
     curriculum: float = setting(
         0.5, "Coconut: share of the training in which thoughts take the place of steps, one after another."
     )
     answer_prefix: str | None = setting(None, "Text before the answer; by default the protocol's own.")
-    compute_dtype: Literal["float32", "bfloat16"] = setting("float32", "Type of the products.")
+    compute_dtype: Literal["float32", "bfloat16"] = setting("float32", "Type in which products are computed.")
     graphs: bool = setting(False, "On a GPU: record a step once and replay it.")
-    start: str | None = setting(None, "Checkpoint of a training of the same base, to begin with.", metavar="DIR")
+    start: str | None = setting(
+        None, "Begin with the weights of this checkpoint, an earlier training of the same base.", metavar="DIR"
+    )
     seed: int = setting(0, "Seed of weights and batches.", least=0)
 
     def __post_init__(self) -> None:
@@ -104,15 +106,16 @@ class TrainCommandSettings(TrainSettings):
         repeat=True,
     )
     validation: tuple[str, ...] = setting(
-        (), "Problems held out, whose accuracy is watched.", metavar="FILE", repeat=True
+        (), "Held-out problems on which accuracy is measured during training.", metavar="FILE", repeat=True
     )
     device: str = setting("cpu", "Where the model runs: cpu, cuda, cuda:1, mps.", metavar="cpu|cuda|cuda:N|mps")
     save_every: float = setting(60.0, "Seconds between saves.", least=0)
     twins: tuple[Literal["decodable", "pause", "multipass-pause", "direct", "cot"], ...] = setting(
-        (), "Controls trained after the model, in folders called as its own and the kind."
+        (), "Controls trained after the model, in folders named after it and the kind."
     )
     control_of: str | None = setting(
-        None, "Model trained elsewhere whose controls are made: --twins without the model, or --protocol of one."
+        None,
+        "Train only controls of this model, which was trained elsewhere: those of --twins, or the one of --protocol.",
     )
 
     def __post_init__(self) -> None:

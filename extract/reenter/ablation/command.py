@@ -20,11 +20,14 @@ class AblateSettings(DrawnSettings):
     )
     operations: tuple[str, ...] = setting(
         ("zero", "mean"),
-        "What is done to them; a mean is that of the position, of all thoughts, or of those of one outcome.",
+        "What is done to them; the mean is of the position (mean), of all thoughts (mean:run), or of the right or"
+        " wrong answers.",
         metavar="zero|mean|mean:run|mean:correct|mean:wrong|resample,..",
     )
     sets: tuple[Literal["carrying", "counts"], ...] = setting(
-        ("carrying",), "Which thoughts together: by what they carry, or the first N, the last N and N at random."
+        ("carrying",),
+        "Which thoughts are ablated together: those that carry numbers and the others (carrying), or the first N,"
+        " the last N and N at random (counts).",
     )
     draws: int = setting(1, "Random sets of positions beside each group.", least=0)
     preset: Preset = setting(None, PRESET)
@@ -48,7 +51,9 @@ class CorruptSettings(DrawnSettings):
     )
     corruptions: (
         tuple[Literal["zero", "mean", "noise 0.1", "noise 0.5", "noise 1", "noise 2", "resample"], ...] | None
-    ) = setting(None, "How; by default every way. All thoughts are shuffled besides.")
+    ) = setting(
+        None, "What replaces a thought; by default every kind. A condition with all thoughts shuffled is always added."
+    )
     hold: bool = setting(False, "Keep the other thoughts as they were: direct effects only.")
     preset: Preset = setting(None, PRESET)
     seed: int = setting(0, "Seed of everything random.", least=0)

@@ -25,14 +25,14 @@ class AttributeSettings(Settings):
 
     steps: int = setting(
         1,
-        "1: gradients at the corrupted half; more: their mean at as many points on the way to the clean half's question"
+        "1: gradients at the corrupted half; N: their mean at N points between it and the clean half's question"
         " (EAP-IG).",
         least=1,
         most=MOST_POINTS,
     )
-    exact: int = setting(256, "Nodes that are patched exactly; where there are more, drawn at random.", least=1)
-    random: int = setting(8, "Random subgraphs beside each found one.", least=1)
-    edges: int = setting(64, "Edges of the graph that is written.", least=1, stored=False, needs="graph")
+    exact: int = setting(256, "Number of nodes also patched exactly, drawn at random where there are more.", least=1)
+    random: int = setting(8, "Random subgraphs beside each one found.", least=1)
+    edges: int = setting(64, "Number of edges in the graph that is written.", least=1, stored=False, needs="graph")
     graph: Path | None = setting(
         None, "Folder for the graph of each run, as GraphML and as JSON.", metavar="DIR", stored=False
     )

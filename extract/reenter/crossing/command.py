@@ -22,7 +22,7 @@ class CrossSettings(DrawnSettings):
     positions: tuple[str, ...] | None = setting(
         None, "Positions, each alone and all together; by default the thoughts.", metavar="bot,ct0.."
     )
-    seed: int = setting(0, "Seed of whose thoughts go in, and of everything random.", least=0)
+    seed: int = setting(0, "Seed of everything random, such as whose thoughts go in.", least=0)
 
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:

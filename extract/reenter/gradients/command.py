@@ -14,7 +14,7 @@ class GradientSettings(Settings):
     """Way along which gradients are integrated."""
 
     baseline: Literal["mean", "zero"] = setting("mean", "mean of each thought over the run, or zero.")
-    steps: int = setting(32, "Points on the way from the baseline.", least=1, most=MOST_POINTS)
+    steps: int = setting(32, "Number of points between the baseline and the thought.", least=1, most=MOST_POINTS)
 
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:

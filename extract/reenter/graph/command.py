@@ -41,14 +41,15 @@ class GraphSettings(DrawnSettings):
     )
     strength: float = setting(
         1.414,
-        "Of noise, in standard deviations of each component; by default as long as from one problem's to another's.",
+        "Strength of noise, in standard deviations of each component; the default is as long as the way from one"
+        " problem's thought to another's.",
     )
     least: float = setting(
-        0.25, "Share of problems in which an edge's target has to read otherwise, at the lower end of its interval.",
+        0.25, "Least share of problems in which an edge's target reads otherwise, by the lower end of its interval.",
         least=0,
     )  # fmt: skip
     null_draws: int = setting(2000, "Draws of the shuffled order.", least=1)
-    against: str | None = setting(None, "Run whose stored graph this one's is set against.", metavar="RUN")
+    against: str | None = setting(None, "Run with whose stored graph this one's is compared.", metavar="RUN")
     seed: int = setting(0, "Seed of everything random.", least=0)
 
     def __post_init__(self) -> None:

@@ -23,17 +23,17 @@ class SweepSettings(DrawnSettings):
         None, "Positions, one at a time; by default the thoughts.", metavar="bot,ct0.."
     )
     heads: tuple[int, ...] | None = setting(None, "Heads, as 0,3; by default all, one at a time.", metavar="0,1..")
-    keys: tuple[str, ...] = setting((), "Key positions of attention's edges, together.", metavar="bot,ct0..")
-    operations: tuple[str, ...] = setting(("zero",), "What is done there.", metavar="|".join(OPERATIONS) + ",..")
-    donors: tuple[Donor, ...] = setting(("stored",), "Whose values go in, for the operations that put one in.")
-    strengths: tuple[float, ...] = setting(
-        (1.0,), "How much, for the operations that take a strength.", metavar="0.5,1.."
+    keys: tuple[str, ...] = setting(
+        (), "Key positions of the attention edges changed, all together.", metavar="bot,ct0.."
     )
+    operations: tuple[str, ...] = setting(("zero",), "What is done there.", metavar="|".join(OPERATIONS) + ",..")
+    donors: tuple[Donor, ...] = setting(("stored",), "Where the value comes from, for operations that put one in.")
+    strengths: tuple[float, ...] = setting((1.0,), "Strengths, for operations that take one.", metavar="0.5,1..")
     direction: str = setting(
-        "", "Direction of a result in the lake, for the operations that take one.", metavar="KIND:VARIABLE.."
+        "", "Direction from a stored result, for operations that take one.", metavar="KIND:VARIABLE.."
     )
     subspace: str = setting(
-        "", "What vectors of a result span, for the operations that take a subspace.", metavar="KIND:VARIABLE.."
+        "", "Span of vectors from a stored result, for operations that take a subspace.", metavar="KIND:VARIABLE.."
     )
     seed: int = setting(0, "Seed of everything random.", least=0)
 

@@ -20,7 +20,7 @@ class JacobianSettings(Settings):
 
     fit: int = setting(
         256,
-        "Problems averaged over, one example each, drawn from the seven in ten that lenses are fitted on.",
+        "Number of problems averaged over, one example each, drawn from the 70% that lenses are fitted on.",
         metavar="N",
         least=2,
     )

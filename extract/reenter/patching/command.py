@@ -33,15 +33,17 @@ class PatchSettings(DrawnSettings):
         metavar="bot,ct0..",
     )
     subsets: Literal["none", "named", "all"] = setting(
-        "named", "Subsets besides single thoughts and the first N; named: the reports' three."
+        "named", "Subsets patched besides single thoughts and the first N; named: the three of the reports."
     )
     into: Literal["corrupted", "clean"] = setting(
-        "corrupted", "Half of a pair that is changed; the other gives its thoughts."
+        "corrupted", "Half of the pair that is changed; the other half gives its thoughts."
     )
     draws: int = setting(3, "Random sets beside the thoughts that carry numbers.", least=1)
     preset: Preset = setting(None, PRESET)
     by: Literal["state", "fed"] | None = setting(
-        None, "Call positions by the state, or by where what is made of it is fed; by default as patched.", stored=False
+        None,
+        "Name positions by the state, or by where the vector made from that state is fed; by default as patched.",
+        stored=False,
     )
     seed: int = setting(0, "Seed of everything random.", least=0)
 

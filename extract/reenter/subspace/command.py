@@ -32,7 +32,7 @@ class SubspaceSettings(DrawnSettings):
     )
     stored: tuple[str, ...] = setting(
         (),
-        "What vectors of a result in the lake span, as sae:decoder:feature=3+12 (labels joined by +).",
+        "Also the span of vectors of a stored result, as sae:decoder:feature=3+12 (labels joined by +).",
         metavar="KIND:VARIABLE[:DIM=LABEL]",
         repeat=True,
     )
@@ -46,7 +46,7 @@ class SubspaceSettings(DrawnSettings):
         None, "Step of the chain whose result is meant, from 0; by default the one that is read there.", least=0
     )
     draws: int = setting(
-        3, "Random subspaces of each rank beside them, and as many orthogonal to what class means span.", least=1
+        3, "Random subspaces of each rank beside them, and as many orthogonal to the span of the class means.", least=1
     )
     das_steps: int = setting(100, "Training steps of das, at each rank.", least=1, needs="subspaces=das")
     das_rows: int = setting(64, "Examples in each of these steps.", least=1, needs="subspaces=das")
