@@ -1,5 +1,7 @@
 """Errors a user can meet. Every text says what was tried on what, what was found, and what to do next."""
 
+import traceback
+
 
 class LakeError(Exception):
     """Base of all errors of this project; the command line prints it as one line and exits with 1."""
@@ -43,3 +45,12 @@ class UnwritableLakeError(LakeError):
 
 class LeftOutWarning(UserWarning):
     """What another package brings could not be taken; the command line says it in one line."""
+
+
+def line_of(error: BaseException, package: str) -> str:
+    """``line N of FILE``: the last line of a package or module, on the way to an error; ``""`` if it was not there."""
+    line = ""
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if f"{frame.f_globals.get('__name__', '')}.".startswith(f"{package}."):
+            line = f"line {number} of {frame.f_code.co_filename}"
+    return line

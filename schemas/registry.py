@@ -6,14 +6,13 @@ Another package brings a question by an entry point of the group ``activation_la
 
 import importlib
 import importlib.util
-import traceback
 import warnings
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 from schemas.command import Analysis, Command, Experiment
-from schemas.errors import LeftOutWarning
+from schemas.errors import LeftOutWarning, line_of
 
 PACKAGES = ("lake", "store", "extract", "analyze")
 ENTRY_POINTS = ("activation_lake.analyses", "activation_lake.experiments")
@@ -91,13 +90,9 @@ def by_kind() -> dict[str, Analysis | Experiment]:
 
 def foreign_failure(error: BaseException) -> str | None:
     """One line about code of another package in which something failed; ``None`` if none of it was at work."""
-    places = [(frame.f_globals.get("__name__", ""), frame.f_code.co_filename, line)
-              for frame, line in traceback.walk_tb(error.__traceback__)]  # fmt: skip
     for package, origin in foreign().items():
-        inside = [place for place in places if f"{place[0]}.".startswith(f"{package}.")]
-        if inside:
-            _, file, number = inside[-1]
-            return f"{origin} failed, line {number} of {file}: {type(error).__name__}: {error}"
+        if place := line_of(error, package):
+            return f"{origin} failed, {place}: {type(error).__name__}: {error}"
     return None
 
 

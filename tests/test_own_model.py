@@ -1,6 +1,7 @@
 """A model of one's own code: the guide's loop gives the lake that loading it gives, and mistakes are refused."""
 
 import re
+import shlex
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +16,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 from transformers.utils import logging
 
+from analyze.typed import typed
 from extract import OwnModel, load_reasoner
+from extract.model.checkpoint import SHIPPED
 from extract.small_models.problems import make_splits, write_problems
 from schemas import LakeError, UsageError
 from store import open_lake
@@ -45,7 +48,26 @@ def place(tmp_path_factory):
         assert right in code
         (place / f"{name}.py").write_text(code.replace(right, wrong) if right else code)
     (place / "own_others.py").write_text(
-        "def number():\n    return 3\n\n\ndef fails():\n    raise OSError('no weights')\n"
+        """from own_model import Mine
+
+def number():
+    return 3
+
+def fails():
+    raise OSError('no weights')
+
+class Raises(Mine):
+    def run(self, *given):
+        return 1 / 0
+
+class GivesNothing(Mine):
+    def run(self, *given):
+        pass
+
+class Bare(Mine):
+    def __init__(self):
+        pass
+"""
     )
     reasoner = load_reasoner("small-gpt2")
     logging.disable_progress_bar()
@@ -99,7 +121,17 @@ def test_the_guide_s_loop_gives_the_lake_that_loading_the_model_gives(place, cap
         told.append([line.replace(run, "") for line in capsys.readouterr().out.splitlines() if "results/" not in line])
     assert told[0] == told[1]
     assert run_lake("reenter", "ablate", "own.lake", "mine/problems") == 2
-    assert "needs one that this project loads" in capsys.readouterr().err
+    assert "put back into the model of mine/problems: own_model:Mine is code of your own" in capsys.readouterr().err
+    folder = str(SHIPPED / "small-gpt2")
+    assert not run_lake("extract", "--model", f"moved={folder}", *OPTIONS, "--limit", "2")
+    runs = ["mine/problems", "small-gpt2/problems", "moved/problems"]
+    printed = [typed(lake, "lake reenter graph PATH RUNS", "own.lake", [run]) for run in runs]
+    assert printed[:2] == ["", "lake reenter graph own.lake small-gpt2/problems"]
+    assert printed[2] == f"lake reenter graph own.lake moved/problems --checkpoint moved={folder}"
+    assert typed(lake, "lake reenter graph PATH RUNS", "own.lake", runs) == printed[2].replace(
+        "moved/problems", "small-gpt2/problems moved/problems"
+    )
+    assert not run_lake(*shlex.split(printed[2])[1:], "--limit", "2"), capsys.readouterr().err
 
 
 def test_a_latent_capture_is_the_end_of_a_full_one(spoilt):
@@ -181,8 +213,11 @@ def test_parts_of_blocks_are_not_captured(spoilt):
         ("own_unmasked:Mine", [], "on a key that is padding"),
         ("own_layers:Mine", [], "layer 0 are as they were after it, as embeddings are"),
         ("own_column:Mine", [], "layer 0 are as they were at it"),
-        ("own_others:number", [], "gives int; it must give an extract.OwnModel"),
-        ("own_others:fails", [], "OSError: no weights"),
+        ("own_others:number", [], r"gives int; it must give an extract.OwnModel"),
+        ("own_others:fails", [], r"makes no model, line 7 of .*own_others.py: OSError: no weights"),
+        ("own_others:Bare", [], r"must call super\(\).__init__"),
+        ("own_others:Raises", [], r"Raises.run failed, line 11 of .*own_others.py: ZeroDivisionError"),
+        ("own_others:GivesNothing", [], "GivesNothing.run gives NoneType; it must give extract.Captured"),
         ("own_absent:Mine", [], "No module named 'own_absent'"),
         ("own_model:Mine", ["--base", "gpt2", "--device", "cuda"], "decides itself what --base, --device would say"),
         ("own_model:Mine", ["--compute-dtype", "bfloat16"], "own_model:Mine computes in float32"),
@@ -191,7 +226,7 @@ def test_parts_of_blocks_are_not_captured(spoilt):
 def test_a_mistake_is_a_line_and_no_run(capsys, model, more, said):
     assert run_lake("extract", "--model", f"wrong={model}", *OPTIONS, *more) in (1, 2)
     error = capsys.readouterr().err
-    assert said in error
+    assert re.search(said, error)
     assert "Traceback" not in error
     assert not Path("own.lake", "wrong", "problems", "zarr.json").exists()
 

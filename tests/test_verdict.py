@@ -162,7 +162,7 @@ def test_verdicts_on_a_lake_of_known_truth(lake):
     told_nothing = missing_of(lake, Found(run="small-gpt2/test", measures=(), methods=frozenset()))
     of_mean = next(row["command"] for row in told_nothing if row["method"] == "mean")
     assert "(results/corrupt/" in of_mean
-    assert "has none: it is of fewer than 10 problems" in of_mean
+    assert "has none: 40 examples, " in of_mean
     twin = verdict(lake, "small-gpt2-decodable/test", [])
     used = twin["verdict"].values[twin["question"].values == USED]
     assert YES not in used

@@ -15,9 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from analyze.context import Context
+from analyze.context import Context, without_folders
 from analyze.page import Section
-from schemas import LeftOutWarning, filled
+from analyze.typed import typed
+from schemas import LeftOutWarning
 from schemas.registry import foreign, line, modules
 
 
@@ -101,7 +102,8 @@ def commands(section: Section, context: Context) -> list[str]:
         runs = context.runs if len(context.runs) > 1 else [*context.runs, "MODEL/DATASET"]
     needs = (need.partition(" ") for need in section.needs)
     lines = [line(kind, options.replace("DONOR", donor)) for kind, _, options in needs]
-    return [filled(words, context.shown_location, runs) for words in lines if words]
+    wanted = [typed(context.lake, words, context.shown_location, runs) for words in lines if words]
+    return [without_folders(words) for words in wanted if words]
 
 
 def _answers_both_ways(context: Context, run: str) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.context import controls_in
+from analyze.typed import typed
 from analyze.verdict.measures import LEAST_N, READERS
 from analyze.verdict.rules import (
     ALL,
@@ -25,7 +26,7 @@ from analyze.verdict.rules import (
     together,
     weigh,
 )  # fmt: skip
-from schemas import UsageError, filled, segment_of
+from schemas import UsageError, segment_of
 from schemas.naming import By, relabelled
 from schemas.registry import line
 from schemas.wording import with_interval
@@ -39,6 +40,8 @@ OF_QUESTION = {
 }
 """Methods of each question, and the results they are read from with the options of the command that makes them."""
 
+
+NO_WAY_BACK = "nothing can be put back into a model that only code of one's own runs"
 
 OF_PAIRS = ("patch", "attribute")
 """Results over clean and corrupted halves."""
@@ -114,9 +117,10 @@ def missing(lake: Lake, verdicts: Found) -> list[dict[str, str]]:
             if method not in verdicts.methods:
                 kind, _, options = need.partition(" ")
                 runs = [verdicts.run] if kind not in OF_PAIRS else pairs[:1] or [f"{model}/PAIRS"]
-                command = filled(line(kind, options), lake.location, runs)
+                command = typed(lake, line(kind, options), lake.location, runs) or NO_WAY_BACK
                 if there := stored(lake, verdicts.run, kind):
-                    command += f" ({there.name} has none: it is of fewer than {LEAST_N} problems, or made otherwise)"
+                    made = there.describe(lake.location)
+                    command += f" ({there.name} has none: {made}; at least {LEAST_N} problems are needed)"
                 rows.append({"question": question, "method": method, "command": command})
     return rows
 

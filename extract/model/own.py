@@ -16,11 +16,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from extract.model.device import first_line
-from extract.model.own_check import Checked
+from extract.model.device import device_failure, first_line
+from extract.model.own_check import Checked, floats
 from extract.model.protocols import Protocol
 from extract.model.thinking import Thinking
-from schemas import Places, UsageError, fingerprint
+from schemas import LakeError, Places, UsageError, fingerprint
+from schemas.errors import line_of
 
 NAMED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 """How such a model is named: ``MODULE:FUNCTION``."""
@@ -47,16 +48,21 @@ class ReadOut:
     """What logits are squashed below, ``softcap tanh(logit / softcap)``, in models that do so."""
 
     def __post_init__(self) -> None:
-        """Check that the parts fit each other."""
-        vocabulary, hidden = np.shape(self.unembedding)
+        """Take arrays of any library, and check that the parts fit each other."""
+        for name in ("unembedding", "weight", "bias"):
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, floats(f"{name} of the read-out", given))
+        if self.unembedding.ndim != 2:
+            raise UsageError(f"unembedding of the read-out is {self.unembedding.shape}, not (vocabulary, hidden)")
+        vocabulary, hidden = self.unembedding.shape
         sizes = {"token_string": (len(self.token_string), vocabulary), "weight": (np.size(self.weight), hidden)}
         if self.bias is not None:
             sizes["bias"] = (np.size(self.bias), hidden)
         for name, (found, expected) in sizes.items():
             if found != expected:
                 raise UsageError(
-                    f"{name} of the read-out has {found} values; an unembedding of {vocabulary} x {hidden} needs"
-                    f" {expected}"
+                    f"{name} of the read-out has {found} values; an unembedding of {vocabulary} x {hidden}"
+                    f" (vocabulary x hidden) needs {expected}"
                 )
 
     def normalised(self, state: Array) -> Array:
@@ -203,12 +209,21 @@ class OwnModel(ABC):
         UsageError
             If parts of the blocks are asked for.
         LakeError
-            If what was captured is of another shape, not finite, beyond the stored type, looks ahead, or does not
-            read out as the answer that was given.
+            If it fails, or what was captured is of another shape, not finite, beyond the stored type, looks ahead, or
+            does not read out as the answer that was given.
         """
         if parts:
             raise UsageError("code of one's own captures states and attention alone; leave +parts out of --capture")
-        captured = self.run(prompts, max_new_tokens, gold)
+        try:
+            captured = self.run(prompts, max_new_tokens, gold)
+        except Exception as error:
+            if isinstance(error, LakeError | OSError) or device_failure(error):
+                raise
+            name = type(self).__name__
+            place = line_of(error, type(self).__module__) or "beside its code"
+            raise LakeError(f"{name}.run failed, {place}: {type(error).__name__}: {first_line(error)}") from error
+        if not isinstance(captured, Captured):
+            raise LakeError(f"{type(self).__name__}.run gives {type(captured).__name__}; it must give extract.Captured")
         thinking = Checked(self, prompts, captured, max_new_tokens).thinking(capture, stored_dtype)
         return lambda: thinking
 
@@ -242,7 +257,12 @@ def open_own(checkpoint: str, device: str = "cpu", **others: Any) -> OwnModel:
     try:
         made = getattr(importlib.import_module(module), name)()
     except Exception as error:  # whatever code of one's own raises
-        raise UsageError(f"{checkpoint} makes no model: {type(error).__name__}: {first_line(error)}") from error
+        place = line_of(error, module)
+        raise UsageError(
+            f"{checkpoint} makes no model{place and ', '}{place}: {type(error).__name__}: {first_line(error)}"
+        ) from error
     if not isinstance(made, OwnModel):
         raise UsageError(f"{checkpoint} gives {type(made).__name__}; it must give an extract.OwnModel")
+    if not hasattr(made, "read_out"):
+        raise UsageError(f"{checkpoint} makes no model: its __init__ must call super().__init__(weights=.., ..)")
     return made

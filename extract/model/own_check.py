@@ -33,9 +33,9 @@ class Checked:
     def __init__(
         self, model: "OwnModel", prompts: Sequence[Sequence[int]], captured: "Captured", max_new_tokens: int
     ) -> None:
-        arrays: dict[str, Any] = {name: _floats(name, getattr(captured, name)) for name in ARRAYS}
+        arrays: dict[str, Any] = {name: floats(name, getattr(captured, name)) for name in ARRAYS}
         if captured.answer_logprob is not None:
-            arrays["answer_logprob"] = _floats("answer_logprob", captured.answer_logprob)
+            arrays["answer_logprob"] = floats("answer_logprob", captured.answer_logprob)
         captured = replace(captured, answers=[_ids(answer) for answer in captured.answers], **arrays)
         self.model, self.prompts, self.captured = model, prompts, captured
         self.n_before = max(map(len, prompts)) - 1
@@ -230,7 +230,7 @@ def check_places(model: "OwnModel", prompt: Sequence[int], max_new_tokens: int, 
             )
 
 
-def _floats(name: str, values: Any) -> Array:
+def floats(name: str, values: Any) -> Array:
     """Numbers as NumPy's, whatever library they came from."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()

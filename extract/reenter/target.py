@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from extract.model.load import ComputeDtype, load_reasoner
+from extract.model.own import is_own
 from extract.model.reasoner import Reasoner
 from extract.reenter.draws import Draws
 from extract.reenter.sweep import Condition, Progress, sweep
@@ -240,6 +241,8 @@ def open_target(
     try:
         reasoner = load(base=base or (known_base if checkpoint is None else None))
     except UsageError as error:
+        if is_own(checkpoint or remembered):
+            raise UsageError(f"nothing can be put back into the model of {run}: {error}") from error
         if checkpoint is None:
             raise UsageError(
                 f"the model of {run} is not at hand ({error}); say where it is with --checkpoint, and with --base"
