@@ -18,7 +18,7 @@ COMMON = {
 class Sentence(Formatter):
     """Texts with values: ``{x:share}``, ``{x:share0}``, ``{x:points}``, ``{x:p}``, or a format of Python's own.
 
-    ``{x:told}`` is a share that so many problems can tell, or nothing.
+    ``{x:told}`` is the smallest change that so many problems could show, or none.
     """
 
     def format_field(self, value: Any, spec: str) -> str:
@@ -26,7 +26,7 @@ class Sentence(Formatter):
         if spec.startswith("share"):
             return share(value, int(spec[5:] or 1))
         if spec == "told":
-            return "nothing" if math.isnan(value) else share(value)
+            return "none" if math.isnan(value) else share(value)
         if spec == "points":
             return points(value)
         if spec == "p":

@@ -110,7 +110,8 @@ def test_the_page_tells_what_goes_over_how_many_can_go_and_patches_back(lake: Pa
             assert commands(section, context)[0].split()[:3] == ["lake", "reenter", section.needs[0].split()[0]]
     assert re.search(r"of \d+ answered wrongly none of 3 places tells the two donors apart", told["crossing"])
     assert re.search(
-        r"before accuracy is told to fall from 100.0%, there can go \d of the first, \d of the", told["thoughts-spared"]
+        r"before accuracy is shown to fall from 100.0%, there can go \d of the first, \d of the",
+        told["thoughts-spared"],
     )
     assert re.search(
         r"whether the corrupted answer wins is open .* in .*% of resamples of the pairs at no N", told["patching-back"]

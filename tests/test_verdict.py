@@ -301,8 +301,8 @@ def test_sentences_hold_for_all_none_some_and_one():
     assert told(rows.assign(used_verdict=[YES, UNDECIDED, YES]), USED) == "ct0; not told apart ct1"
     assert told(rows.iloc[:1].assign(used_verdict=UNMEASURED), USED) == "none measured"
     alike = rows.assign(used_verdict=YES, used_control=["not in the control", SEEN, OPEN])
-    assert used_by(alike) == "all (ct1 not told from a control)"
-    assert of_all(alike) == "yes, not told from a control"
+    assert used_by(alike) == "all (ct1 not distinguishable from a control)"
+    assert of_all(alike) == "yes, not distinguishable from a control"
     assert used_by(rows.assign(used_verdict=NO, used_control=SEEN)) == "none"
     evidence = pd.DataFrame(
         {

@@ -537,7 +537,7 @@ const explorer = (source) => {
       redraw(body,
         make("p", { class: "whose" }, `${state.run}, feature ${page.feature} of ${list.title}`),
         make("dl", { class: "facts" }, fact("Feature", String(page.feature)), fact("Fires at", `${percent(page.fires, 2)} of states`), fact("Strongest", number(page.max)), fact("Mean where it fires", number(page.mean)),
-          page.tells ? fact("Tells, alone", `${page.tells[0]} (area ${number(page.tells[1], 2)} on test problems, p ${number(page.tells[2], 3)})`) : null,
+          page.tells ? fact("Predicts, alone", `${page.tells[0]} (area ${number(page.tells[1], 2)} on test problems, p ${number(page.tells[2], 3)})`) : null,
           page.does ? fact("Taken out", `at ${page.does.where[1]}, ${page.does.where[0] < 0 ? "fed" : `layer ${page.does.where[0]}`}: moves the answer by ${number(page.does.kl, 3)} nat (random directions ${number(page.does.kl_random, 3)}, p ${page.does.p_kl_holm === null ? "none" : page.does.p_kl_holm.toExponential(0)})${page.does.broken === null ? "" : `; ${percent(page.does.broken, 0)} of ${page.does.n_right} right answers turn wrong`}`) : null),
         columns.length ? make("h3", {}, "Where it fires, in percent of problems") : null,
         columns.length ? make("div", { class: "scroll", id: "feature-map-scroll", role: "region", "aria-label": "Where it fires" }, grid) : null,

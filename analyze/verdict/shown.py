@@ -75,7 +75,7 @@ def counted(data: xr.Dataset) -> dict[str, Any]:
         told_of |= {question: short, f"{question}_are": whole}
         told_of[f"{question}_open"] = f" ({', '.join(left)})" if left else ""
     n_alike = len(as_in_control(thoughts))
-    told_of["used_alike"] = f", {n_alike} of them not told from a control" if n_alike else ""
+    told_of["used_alike"] = f", {n_alike} of them not distinguishable from a control" if n_alike else ""
     return told_of
 
 
@@ -136,15 +136,15 @@ def misleading(evidence: Frame) -> Frame:
 
 
 def used_by(rows: Frame) -> str:
-    """Which thoughts are used, in words, and which of these are not told from a control."""
+    """Which thoughts are used, in words, and which of these are not distinguishable from a control."""
     alike = as_in_control(thoughts_of(rows))
-    return told(rows, USED) + (f" ({listed(alike)} not told from a control)" if alike else "")
+    return told(rows, USED) + (f" ({listed(alike)} not distinguishable from a control)" if alike else "")
 
 
 def of_all(rows: Frame) -> str:
     """The verdict on the use of all thoughts at once."""
     verdict = str(rows.set_index("thought")["used_verdict"].get(ALL, UNMEASURED))
-    return f"{verdict}, not told from a control" if ALL in as_in_control(rows) else verdict
+    return f"{verdict}, not distinguishable from a control" if ALL in as_in_control(rows) else verdict
 
 
 def opening(page: Page) -> str:
