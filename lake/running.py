@@ -95,11 +95,13 @@ def run_analysis(command: Analysis, settings: Settings, values: Mapping[str, Any
         show_plans({label: (plan.text(), plan.document()) for label, plan in plans.items() if plan}, values["json"])
         return
 
+    parts = [f"--{name}" for name in ("sample", "limit", "layers", "positions") if hasattr(settings, name)]
+    shorter = f"; {', '.join(parts)} take a part of it" if parts else ""
+
     def tell_long() -> None:
         for label, plan in zip(labels, plans_of(command, groups, settings, always=False), strict=True):
             if plan is not None and (plan.seconds or 0) > 60:
-                told = f"{label}: {plan.text()}; --limit, --layers and --positions take a part where there are such"
-                terminal.note(told)
+                terminal.note(f"{label}: {plan.text()}{shorter}")
 
     document: dict[str, Any] = {}
     lost = False

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from synthetic import make_model, make_run, write_run
 
 from analyze.sae.dictionary import load_sae, sae_codes, sae_reconstruction, save_sae, train_sae
-from analyze.sae.elsewhere import measure_sae
+from analyze.sae.elsewhere import block_of, measure_sae
 from analyze.sae.spec import SAESpec
 from schemas.errors import UsageError
 from store import open_lake
@@ -301,3 +301,21 @@ def test_other_places_and_widths_are_refused(lake: Path, call: Any) -> None:
     code, _, err = call("analyze", "sae", path, "--load", READ["sparsify"][0](lake.parent / "layers.1"))
     assert (code, err.count("\n")) == (2, 1)
     assert "6 hidden numbers, the dictionary reads 8" in err
+
+
+@pytest.mark.parametrize(("hook", "block"), [
+    ("blocks.3.hook_resid_post", 3), ("blocks.3.hook_resid_pre", 2), ("blocks.3.hook_out", 3), ("blocks.3.hook_in", 2),
+    ("model.layers.7", 7), ("transformer.h.5", 5), ("model.layers.3.input", 2), ("resid_pre_layer_3", 2),
+    ("run2", None), ("width_16k", None), ("", None),
+])  # fmt: skip
+def test_a_place_by_the_name_that_a_library_gives_it(hook: str, block: int | None) -> None:
+    assert block_of(hook) == block
+
+
+@pytest.mark.parametrize("hook", [
+    "blocks.3.hook_resid_mid", "blocks.0.hook_resid_pre", "blocks.0.hook_in", "model.layers.3.input_layernorm",
+    "blocks.3.attn.hook_q", "layers.3.something", "embed_tokens",
+])  # fmt: skip
+def test_a_place_that_no_lake_holds(hook: str) -> None:
+    with pytest.raises(UsageError, match="states after whole blocks alone"):
+        block_of(hook)

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from analyze.sae.command import SAESettings
     from analyze.source import Source
 
+_BLOCK = re.compile(r"(?<![a-z])(?:blocks|layers?|h)[._ ](\d+)[._]?(.*)$", re.IGNORECASE)
+_INSIDE = re.compile("mlp|attn|attention|embed|hook_z|ln_|norm|mid", re.IGNORECASE)
+_OUTPUTS, _INPUTS = ("hook_resid_post", "hook_out", "output"), ("hook_resid_pre", "hook_in", "input")
+
 
 def measure_sae(
     sae: xr.Dataset,
@@ -102,24 +106,32 @@ def _loaded(source: "Source", settings: "SAESettings") -> tuple[xr.Dataset, xr.D
         layers = [layer]
     elif layer is not None and layers != [layer]:
         source.note(f"the dictionary reads {hook}, which is layer {layer}, and is measured at layers {layers}")
-    return sae, select_cells(source.data, settings.variable, layers=layers, positions=positions)
+    states = select_cells(source.data, settings.variable, layers=layers, positions=positions)
+    if layers is None and states.sizes.get("layer", 1) > 1:
+        source.note("the dictionary's files do not say which layer it reads: it is measured at all of them (--layers)")
+    return sae, states
 
 
 def block_of(hook: str) -> int | None:
     """The block whose state a dictionary reads, by the name that its files give the place; None where they do not say.
 
+    A block's input (``hook_resid_pre``, ``hook_in`` of TransformerLens) is the state of the block before.
+
     Raises
     ------
     UsageError
-        If it is an attention's or MLP's output, or an embedding.
+        If it is a place inside a block (an attention's or MLP's output, the middle of the residual stream), a norm, or
+        what the first block reads.
 
     >>> block_of("blocks.3.hook_resid_post"), block_of("blocks.3.hook_resid_pre"), block_of("layers.7"), block_of("")
     (3, 2, 7, None)
     """
-    if re.search("mlp|attn|attention|embed|hook_z|ln_|norm", hook, re.IGNORECASE):
+    found = _BLOCK.search(hook)
+    within = found is not None and found[2] not in ("", *_OUTPUTS, *_INPUTS)
+    block = None if found is None else int(found[1]) - (found[2] in _INPUTS or "resid_pre" in hook)
+    if block == -1 or within or _INSIDE.search(hook):
         raise UsageError(f"the dictionary reads {hook}; a lake holds for dictionaries states after whole blocks alone")
-    found = re.search(r"(?:blocks|layers?|h)[._ ](\d+)", hook)
-    return None if found is None else int(found[1]) - ("resid_pre" in hook)
+    return block
 
 
 def weights_digest(sae: xr.Dataset) -> str:
