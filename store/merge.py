@@ -15,11 +15,12 @@ from schemas import LakeError, SpecMismatchError, UsageError, fingerprint
 from store.check import check_holds, check_model, check_place, differences
 from store.claim import lake_lock
 from store.encode import ShardFile
-from store.files import RECORD, RESULTS, assemble, join, read_bytes, read_group, unseal, write_files
+from store.files import RECORD, RESULTS, join, read_bytes, read_group, unseal, write_files
 from store.guard import Guard
 from store.location import local_path, open_store
 from store.read import Lake
 from store.record import DamagedFile, ShardRecord
+from store.results import put_result
 from store.write import RunWriter, ensure_lake
 
 PIECE_BYTES = 2**24
@@ -179,12 +180,11 @@ def _copy_group(lake: Lake, name: str, into: str | os.PathLike[str]) -> Merged:
             same = group["files"] == attributes["files"]
             merged.there, merged.kept = int(same), int(not same)
             return merged
-        for depth in range(1, name.count("/") + 1):
-            parent = "/".join(name.split("/")[:depth])
-            if read_group(store, parent) is None:
-                write_files(store, parent, assemble({"kind": "results"}), folder)
-        files = _Files(lake, place, attributes["kind"], document, attributes["files"])
-        write_files(store, name, files.check(), folder)
+        files = _Files(lake, place, attributes["kind"], document, attributes["files"]).check()
+        if is_model:
+            write_files(store, name, files, folder)
+        else:
+            put_result(store, folder, name, files)
     merged.copied = 1
     return merged
 

@@ -173,15 +173,19 @@ def write_result_group(
     named = {"coordinates": " ".join(coordinates)} if coordinates else {}
     contents = assemble({**attributes, **named}, build, files={})
     with lake_lock(location):
-        store, folder = ensure_lake(location), local_path(location)
-        parents = name.split("/")[:-1]
-        for depth in range(1, len(parents) + 1):
-            if read_group(store, "/".join(parents[:depth])) is None:
-                write_files(store, "/".join(parents[:depth]), assemble({"kind": "results"}), folder)
-        if folder is not None:
-            _exchange(store, folder, name, contents)
-        else:
-            _exchange_remote(store, name, contents)
+        put_result(ensure_lake(location), local_path(location), name, contents)
+
+
+def put_result(store: Store, folder: Path | None, name: str, contents: Mapping[str, bytes]) -> None:
+    """Put the files of a result in its place, those of an earlier one away; call it under a lock."""
+    parents = name.split("/")[:-1]
+    for depth in range(1, len(parents) + 1):
+        if read_group(store, "/".join(parents[:depth])) is None:
+            write_files(store, "/".join(parents[:depth]), assemble({"kind": "results"}), folder)
+    if folder is not None:
+        _exchange(store, folder, name, contents)
+    else:
+        _exchange_remote(store, name, contents)
 
 
 def _exchange_remote(store: Store, name: str, contents: Mapping[str, bytes]) -> None:

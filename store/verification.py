@@ -65,6 +65,8 @@ class Verification:
     """Unfinished files of writers at work, or of killed ones; the next writer removes those."""
     incomplete: dict[str, list[int]] = field(default_factory=dict)
     """Shards that no writer has committed, by run."""
+    begun: list[str] = field(default_factory=list)
+    """Models and runs of which nothing counts yet: who writes them is at work, or was stopped."""
     commands: list[str] = field(default_factory=list)
     """What mends it: one command for each run, model or result that is damaged."""
 
@@ -139,6 +141,8 @@ class _Verifier:
             if run is None or group in ("", run, run.split("/")[0])
         }  # fmt: skip
         for group, kind in sorted(wanted.items()):
+            if self._is_begun(group, kind, runs):
+                continue
             self._document(group, kind)
             if kind == "run":
                 self._run(group)
@@ -206,6 +210,17 @@ class _Verifier:
                 listed = join(join(group, below), name)
             self.expected[listed] = ({digest}, group, kind, None)
         return attributes
+
+    def _is_begun(self, group: str, kind: str, runs: list[str]) -> bool:
+        """Whether nothing counts yet of a model or run: its document comes after all else, then runs or shards."""
+        below = {key for key in self.keys if key.startswith(f"{group}/")}
+        after = [f"{run}/" for run in runs] if kind == "model" else [f"{group}/committed/c/"]
+        counts = f"{group}/zarr.json" in below or any(key.startswith(tuple(after)) for key in below)
+        if kind not in ("model", "run") or counts:
+            return False
+        self.found.begun.append(group)
+        self.known |= below
+        return True
 
     def _unlisted(self, group: str, kind: str, document: str) -> None:
         """Check the files of a group whose digests are out of reach by their own checksums: they are no strangers."""

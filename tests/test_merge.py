@@ -52,6 +52,24 @@ def test_shards_of_one_run_and_other_groups_come_together(tmp_path, capsys):
     assert (again[scores[0], "a.lake"].there, again[scores[0], "b.lake"].kept) == (1, 1)
 
 
+def test_a_merge_that_was_stopped_is_unfinished_not_damaged_and_goes_on(tmp_path):
+    whole, into = make_lake(tmp_path / "whole.lake"), tmp_path / "c.lake"
+    open_lake(whole).write_result("scores", xr.Dataset({"score": ("layer", [0.5])}), runs=[RUN], spec={})
+    for lost, begun in [
+        ([f"{RUN}/zarr.json", f"{RUN}/committed/c", f"{RUN}/gold_answer"], [RUN]),
+        ([RUN.split("/")[0] + "/zarr.json", RUN], ["one"]),
+    ]:
+        shutil.copytree(whole, into)
+        shutil.rmtree(into / "results")
+        for key in lost:
+            (into / key).unlink() if (into / key).is_file() else shutil.rmtree(into / key)
+        found = verify(into)
+        assert (found.damage, found.begun) == ([], begun)
+        merge([open_lake(whole)], into)
+        assert tree(into) == tree(whole)
+        shutil.rmtree(into)
+
+
 def test_what_does_not_fit_together_is_refused_before_anything_is_written(tmp_path):
     first, other = make_lake(tmp_path / "a.lake"), make_lake(tmp_path / "b.lake", seed=1)
     model = make_lake(tmp_path / "d.lake", "one/others")

@@ -304,6 +304,11 @@ def verify_lines(checked: "Verification", compared: Sequence["Recomputed"]) -> l
     for name, shards in checked.incomplete.items():
         lines.append(f"{name}: not complete, {len(shards)} shards to come: {', '.join(map(str, shards))}")
     lines += [
+        f"{name}: begun, and nothing of it can be read yet; a writer is at work, or was stopped, and then the same"
+        " command goes on with it"
+        for name in checked.begun
+    ]
+    lines += [
         f"{key}: not finished; a writer at work may have it open, or a killed one left it, and then the next writer"
         " removes it"
         for key in checked.leftovers
