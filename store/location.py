@@ -8,9 +8,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from zarr.abc.store import Store
+from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
 from schemas import UnwritableLakeError, UsageError
+from store.local_files import files_below
 
 OBSTORE_SCHEMES = ("s3", "gs", "gcs", "az", "azure", "abfs", "abfss")
 
@@ -123,3 +125,12 @@ def remote_failure(error: BaseException, places: Sequence[str]) -> str | None:
     where = where or "the store"
     what = " ".join(str(error).partition("Debug source")[0].split()) or "no answer came in time"
     return f"{where} cannot be reached, or refuses: {what}; look at address, network and credentials, and try again"
+
+
+def keys_of(store: Store) -> set[str]:
+    """Keys of all files of a lake; see :func:`store.local_files.files_below`."""
+    return set(files_below(store.root) if isinstance(store, LocalStore) else sync(_listed(store)))
+
+
+async def _listed(store: Store) -> list[str]:
+    return [key async for key in store.list()]

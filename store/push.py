@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from zarr.abc.store import Store
-from zarr.core.sync import sync
 
 from schemas import MODEL_VARIABLES, CorruptLakeError, LakeError, MissingRunError, UsageError, fingerprint, nearest
 from store.check import check_holds, check_outer, check_place
 from store.claim import lake_lock
 from store.files import COMING, LEFTOVER, NEXT, REMOVED, RESULTS, read_bytes, read_size, set_bytes
 from store.large_files import copy_large
-from store.location import local_path, open_store
+from store.location import keys_of, local_path, open_store
 from store.mend import is_passing
 from store.merge import check_agreement
 from store.read import Lake
@@ -95,7 +94,7 @@ def push(lake: Lake, to: str | os.PathLike[str], runs: Sequence[str] = (), progr
             f"{lake.location}: {broken[0].path} {broken[0].problem}; lake verify {lake.location} says what mends it"
         )
     strangers = {damage_found.path for damage_found in damage}
-    there = sync(_keys(lake.store))
+    there = _keys(lake.store)
     if moving := next((key for key in there if key.startswith(f"{RESULTS}/") and f"{COMING}/" in key), None):
         raise LakeError(
             f"{lake.location}: the writer of {moving.partition(COMING)[0]} was stopped as it put that in its place;"
@@ -165,7 +164,7 @@ def _check_target(chosen: "_Chosen", to: str | os.PathLike[str], own: set[str]) 
         for run in chosen.runs:
             check_holds(to, there.store, run, chosen.lake.layout(run))
         return
-    strange = sorted({key.split("/")[0] for key in sync(_keys(store))} - own)
+    strange = sorted({key.split("/")[0] for key in _keys(store)} - own)
     if strange:
         raise UsageError(f"{to} holds other things ({strange[0]}, ...) and no lake; push to another place")
 
@@ -209,7 +208,7 @@ class _Sending:
 
     def __init__(self, source: Store, target: Store, n_file: int, progress: Progress | None) -> None:
         self.source, self.target = source, target
-        self.at_target = frozenset(sync(_keys(target)))  # of what is not there nobody need ask
+        self.at_target = frozenset(_keys(target))  # of what is not there nobody need ask
         self.n_file, self.progress = n_file, progress
         self.files = self.bytes = self.there = self.done = 0
 
@@ -247,10 +246,10 @@ def _digest(store: Store, key: str) -> str:
     return hashlib.sha256(read_bytes(store, key) or b"").hexdigest()
 
 
-async def _keys(store: Store) -> list[str]:
+def _keys(store: Store) -> list[str]:
     """Files of a lake, without what writers left unfinished."""
     passing = (LEFTOVER, f"{REMOVED}/**")
-    keys = {key async for key in store.list()}
+    keys = keys_of(store)
     return [
         key
         for key in keys

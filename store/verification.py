@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 from zarr.abc.store import Store
-from zarr.core.sync import sync
 
 from schemas import MODEL_VARIABLES, MissingRunError, UsageError, nearest
 from store.check import check_format
 from store.files import LEFTOVER, RECORD, REMOVED, join, read_bytes, read_size, unseal, without_checksum
 from store.large_files import on_disk
 from store.layout import SHARDED_VARIABLES, ArrayLayout, RunLayout
-from store.location import local_path, open_store
+from store.location import keys_of, local_path, open_store
 from store.mend import (
     analyze_command,
     extract_command,
@@ -118,7 +117,7 @@ class _Verifier:
         """Documents that were read: from an object store each reading is a request."""
 
     def verify(self, run: str | None, progress: Callable[[int, int], None] | None) -> Verification:
-        self.keys = set(sync(_keys(self.store)))
+        self.keys = keys_of(self.store)
         if not any(key.endswith("zarr.json") for key in self.keys):
             raise UsageError(f"{self.location} is no lake: it holds no zarr.json at all")
         if "zarr.json" not in self.keys and (inner := self._lake_inside()):
@@ -377,7 +376,3 @@ class _Verifier:
 
     def _runs(self) -> Iterable[str]:
         return sorted(group for group, kind in self._groups().items() if kind == "run")
-
-
-async def _keys(store: Store) -> list[str]:
-    return [key async for key in store.list()]

@@ -1,9 +1,11 @@
 """Every kind of damage is found and named, and mended by the command that is given for it."""
 
 import json
+import os
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,6 +60,28 @@ def test_one_flipped_byte_is_found_in_every_file(place: Path) -> None:
         flip(place / key, at)
         assert [damage.path for damage in verify(place).damage] == [key], at
         (place / key).write_bytes(content)
+
+
+def test_what_lies_elsewhere_by_a_link_is_checked_and_what_cannot_be_listed_is_an_error(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "results").rename(tmp_path / "results")
+    (place / "results").symlink_to(tmp_path / "results")
+    (tmp_path / "results" / "round").symlink_to(place)
+    scores = next(key for key in (tmp_path / "results").rglob("score/c/0"))
+    flip(scores, 3)
+    damage = [Path(damage.path).parts for damage in verify(place).damage]
+    assert [(parts[0], parts[-3:]) for parts in damage] == [("results", ("score", "c", "0"))]
+    listed = os.scandir
+
+    def denied(path: str) -> Any:
+        if Path(path).name == "results":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(PermissionError):
+        verify(place)
 
 
 def test_lost_and_strange_files_are_named(place: Path) -> None:
