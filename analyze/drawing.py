@@ -23,16 +23,16 @@ from schemas import Control, UsageError
 from schemas.controls import control_by_name
 
 INK, MUTED, RULE, PAPER, HEAT, HEAT_NEGATIVE = "#1a1c1f", "#666c73", "#d8dbdf", "#fefefe", "#0b4f8a", "#b3541e"
+ON_HEAT, BLACK = "#010101", "#020202"
+TURNS = {HEAT: (0.592, 0.758), HEAT_NEGATIVE: (0.608, 0.951)}
+"""Text on a heat below the first strength: black, in the dark white; then black in both; above the second as paper."""
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#b0558f")
 """Blue, vermilion, green, purple of Okabe and Ito: told apart with any colour vision; markers differ as well."""
 MARKERS = ("o", "s", "^", "D")
 CONTROL_LINES = {
-    "decodable": (0, (4, 2)),
-    "multipass-pause": (0, (5, 1.5, 1, 1.5)),
-    "pause": (0, (1, 1.5)),
-    "direct": (0, (8, 3)),
+    "decodable": (0, (4, 2)), "multipass-pause": (0, (5, 1.5, 1, 1.5)), "pause": (0, (1, 1.5)), "direct": (0, (8, 3)),
     "cot": (0, (3, 1, 1, 1, 1, 1)),
-}
+}  # fmt: skip
 CONTROL_HATCHES = {"decodable": "////", "multipass-pause": "oo", "pause": "....", "direct": "---", "cot": "\\\\\\\\"}
 CONTROL_MARKERS = {"multipass-pause": "P", "pause": "v", "direct": "X", "cot": "*"}
 """Controls are hollow in the colour of the model they are of, and told apart by line, hatch and marker; the decodable
@@ -230,10 +230,10 @@ def heat_map(
     strength = np.where(known, 0.04 + 0.92 * strength, 0.0)
     for row, column in np.ndindex(*values.shape):
         value, full, there = values[row, column], float(strength[row, column]), bool(known[row, column])
+        hue = HEAT_NEGATIVE if value < 0 else HEAT
         if there:
-            hue, corner = to_rgb(HEAT_NEGATIVE if value < 0 else HEAT), (column + 0.03, row + 0.03)
             # No add_patch, which asks where each cell lies: the limits are set below.
-            ax.add_artist(mpl.patches.Rectangle(corner, 0.94, 0.94, facecolor=(*hue, full), linewidth=0))
+            ax.add_artist(mpl.patches.Rectangle((column + 0.03, row + 0.03), 0.94, 0.94, fc=(*to_rgb(hue), full), lw=0))
         if not there:
             shown = gap
         elif labels is not None:
@@ -242,7 +242,8 @@ def heat_map(
             shown = "" if text is None else text.format(value)
             shown = shown.removeprefix("-") if not shown.strip("-0.") else shown  # no minus before a zero
         if shown:
-            colour = PAPER if full > 0.55 else (INK if there else MUTED)
+            dark, light = TURNS[hue]
+            colour = (PAPER if full > light else BLACK if full > dark else ON_HEAT) if there else MUTED
             ax.text(column + 0.5, row + 0.52, shown, ha="center", va="center", fontsize=size, color=colour)
     if _width(max((cell.get_text() for cell in ax.texts), key=len, default=""), size) > _cell_width(ax, columns):
         for cell in list(ax.texts):  # they would lie on each other

@@ -1,9 +1,13 @@
 """Figures: drawn from finished results, labelled, on one scale, in the axes given."""
 
+import re
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.colors import to_rgb
 from synthetic import make_model, make_run, write_run
 
 from analyze import (
@@ -19,6 +23,7 @@ from analyze import (
 from analyze.attention import figures as plot_attention
 from analyze.heads import figures as plot_heads
 from analyze.lens import figures as plot_lens
+from analyze.report import svg
 from analyze.report.svg import NARROW, narrow_legend
 from schemas import SchemaError, UsageError
 from store import open_lake
@@ -195,3 +200,27 @@ def test_one_head_is_one_line(tmp_path):
         run.sel(position="ct9")
     with pytest.raises(KeyError, match="layer 7 is not there; there are 0, 1"):
         run["hidden_state"].sel(layer=[0, 7])
+
+
+@pytest.mark.parametrize("theme", [0, 1])
+def test_numbers_on_a_heat_can_be_read_in_both_themes(theme: int) -> None:
+    style = (Path(svg.__file__).parent / "style.css").read_text(encoding="utf-8")
+    shown = {
+        name: to_rgb(re.findall(rf"--{name}: (#\w{{6}})", style)[theme])
+        for name in ("paper", "heat", "heat-negative", "on-heat")
+    }
+    _, ax = drawing.figure(8, 30)
+    values = np.linspace(-1, 1, 401)[:, None]
+    drawing.heat_map(ax, values, range(401), [""])
+
+    def light(colour: np.ndarray) -> float:
+        linear = np.where(colour <= 0.03928, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722]) + 0.05
+
+    for value, cell, text in zip(values[:, 0], ax.patches or ax.artists, ax.texts, strict=True):
+        strength = cell.get_facecolor()[3]
+        hue = shown["heat-negative" if value < 0 else "heat"]
+        ground = strength * np.array(hue) + (1 - strength) * np.array(shown["paper"])
+        written = np.array(shown.get(svg.THEMED.get(text.get_color(), "--")[2:]) or to_rgb(text.get_color()))
+        pair = sorted([light(ground), light(written)])
+        assert pair[1] / pair[0] > 4.5, (value, text.get_color())

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from analyze.drawing import INK, MUTED, PALETTE, RULE, Results, by_run, colour_bar, heat_map, panels
+from analyze.drawing import INK, MUTED, PALETTE, PAPER, RULE, Results, by_run, colour_bar, heat_map, panels
 from schemas import SchemaError, nearest
 
 GROUPS = {
@@ -12,7 +12,7 @@ GROUPS = {
     "bot": {"facecolor": PALETTE[1], "hatch": "//"},
     "thoughts": {"facecolor": PALETTE[0]},
     "eot": {"facecolor": MUTED, "hatch": ".."},
-    "answer": {"facecolor": "white"},
+    "answer": {"facecolor": PAPER},
 }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analyze.drawing import HEAT, HEAT_NEGATIVE, INK, MUTED, Look, bars, thinned
+from analyze.drawing import HEAT, HEAT_NEGATIVE, INK, MUTED, PAPER, Look, bars, thinned
 from analyze.tables import Frame, rows_with, triple
 
 GROUPS = {
@@ -42,7 +42,7 @@ def plot_attribution(data: xr.Dataset, colour: str, ax: Any) -> None:
     senders = np.unique(data["sender"].values[edges])
     best = np.union1d(np.argsort(-np.abs(score), kind="stable")[:N_NODE], senders)
     size = 12 + 160 * np.abs(score[best]) / max(float(np.abs(score).max()), 1e-12)
-    colours = [colour if value > 0 else "white" for value in score[best]]
+    colours = [colour if value > 0 else PAPER for value in score[best]]
     ax.scatter(*spot[best].T, s=size, c=colours, edgecolors=colour, linewidths=0.8, zorder=2)
     ax.set_xticks(range(len(positions)), positions)
     n_layer = int(data["layer"].max()) + 1

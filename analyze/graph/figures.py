@@ -7,7 +7,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch
 
-from analyze.drawing import HEAT, INK, MUTED, figure
+from analyze.drawing import HEAT, INK, MUTED, PAPER, figure
 
 LETTERS = 4
 """Letters of a node's name that fit into its circle; longer ones stand below it."""
@@ -41,7 +41,7 @@ def plot_graph(
             share = float(edge["state_flip_mean"])
             if share > 0.01:
                 _arc(ax, start, end, share, is_edge=bool(edge["edge"]))
-    ax.scatter(np.arange(len(nodes)), np.zeros(len(nodes)), s=520, color="white", edgecolors=INK, zorder=3)
+    ax.scatter(np.arange(len(nodes)), np.zeros(len(nodes)), s=520, color=PAPER, edgecolors=INK, zorder=3)
     for place, node in enumerate(nodes):
         inside = len(node) <= LETTERS
         ax.text(place, 0 if inside else -0.22, node, ha="center", va="center", fontsize=7, zorder=4)

@@ -10,13 +10,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from analyze.drawing import HEAT, HEAT_NEGATIVE, INK, MUTED, PALETTE, PAPER, RULE, STYLE
+from analyze.drawing import HEAT, HEAT_NEGATIVE, INK, MUTED, ON_HEAT, PALETTE, PAPER, RULE, STYLE
 
 THEMED = {
     INK: "--ink",
     MUTED: "--muted",
     RULE: "--rule",
     PAPER: "--paper",
+    ON_HEAT: "--on-heat",
     HEAT: "--heat",
     HEAT_NEGATIVE: "--heat-negative",
     **{colour: f"--series-{index}" for index, colour in enumerate(PALETTE)},

@@ -54,6 +54,7 @@
   const place = document.getElementById("result-explorer");
   const body = make("div", {});
   const number = (cell) => (typeof cell === "number" && !Number.isInteger(cell) ? String(Number(cell.toPrecision(4))) : cell === null ? "\u2013" : String(cell)).replace("-", "\u2212");
+  const breakable = (name) => name.split(/(?<=_)/).flatMap((part) => [part, make("wbr", {})]);
   const show = async (mark) => {
     body.setAttribute("aria-busy", "true");
     try {
@@ -63,7 +64,7 @@
         return make("div", { class: "table" },
           make("p", { class: "caption" }, table.n > table.rows.length ? `${table.name}: the first ${table.rows.length} of ${table.n} rows` : `${table.name}: ${table.n} rows`),
           make("div", { class: "scroll limited", role: "region", "aria-label": table.name }, make("table", {},
-            make("thead", {}, make("tr", {}, ...table.columns.map((column, i) => make("th", { scope: "col", class: kinds[i] }, column)))),
+            make("thead", {}, make("tr", {}, ...table.columns.map((column, i) => make("th", { scope: "col", class: kinds[i] }, ...breakable(column))))),
             make("tbody", {}, ...table.rows.map((row) => make("tr", {}, ...row.map((cell, i) => make("td", { class: kinds[i] }, kinds[i] ? String(cell ?? "") : number(cell)))))))));
       }));
       watchScroll(body);
