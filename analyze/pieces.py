@@ -28,7 +28,7 @@ def pieces_in(folder: str | os.PathLike[str] | None, *modules: str) -> joblib.Me
     """
     if folder is None:
         return joblib.Memory(None, verbose=0)
-    for harmless in ("Persisting input arguments took", "Unable to cache to disk"):  # of a disk that is busy, or full
+    for harmless in ("Persisting input arguments took", "Unable to (cache to disk|write)"):  # a disk is busy, or full
         warnings.filterwarnings("ignore", harmless, Warning)
     sources = [path for module in modules for path in sorted(Path(module).parent.glob("*.py"))]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
