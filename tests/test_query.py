@@ -12,6 +12,7 @@ from two_runs import refused, two_runs
 
 from analyze import activation_of, sae_codes
 from analyze.query import top
+from analyze.query.sql import SETTINGS
 from analyze.sae.dictionary import SAESpec, select_cells, train_sae
 from store import open_lake
 
@@ -70,6 +71,15 @@ def test_what_is_not_there_is_null(call, tmp_path):
     sql = "select count(predicted_answer) as n, avg(predicted_answer) as mean from one_problems"
     (found,) = json.loads(call("query", tmp_path / "a.lake", sql, "--json")[1])
     assert found == {"n": 11, "mean": pytest.approx(np.nanmean(run["predicted_answer"].values))}
+
+
+def test_lists_that_are_empty_in_a_thousand_rows_are_of_the_type_of_the_one_that_is_not():
+    duckdb = pytest.importorskip("duckdb")
+    steps: list[list[float]] = [[] for _ in range(3000)]
+    steps[1204] = [7.0]
+    with duckdb.connect(":memory:", config=SETTINGS) as connection:
+        connection.register("run", pd.DataFrame({"steps": steps}))
+        assert connection.execute("select steps from run where len(steps) > 0").fetchall() == [([7.0],)]
 
 
 def test_a_query_reads_and_only_the_lake(ask, tmp_path):

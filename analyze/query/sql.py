@@ -18,8 +18,10 @@ SETTINGS = {
     "enable_external_access": "false",
     "python_enable_replacements": "false",
     "lock_configuration": "true",
+    "pandas_analyze_sample": str(2**62),
 }
-"""Of DuckDB: a query reads the lake's tables and nothing else of this machine."""
+"""Of DuckDB: a query reads the lake's tables and nothing else of this machine, and of what type a column is is told by
+all of its rows, not by a thousand: lists of steps may be empty in all of these."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
