@@ -98,8 +98,8 @@ def run_conditions(
     if draws is not None and draws.n_sample:  # before the flight goes on with those rows only whose answer is longest
         if closing.shape[1]:
             state, closing = flight.feed_tokens(closing)[:, -1], closing[:, :0]
-        of_row = [questions.labels[example] for example in batch] * n_copy
-        texts = draw_answers(reasoner, flight, state, of_row, questions.n_new, draws, cost)
+        keys = [(questions.labels[example], 61) for example in batch] * n_copy
+        texts = draw_answers(reasoner, flight, state, keys, questions.n_new, draws, cost)
         collected["sample_text"] = texts.reshape(draws.n_sample, n_copy, n_batch).swapaxes(0, 1)
     measured = measure_answers(reasoner, flight, state, trunk, source, asked, batch, closing)
     text = np.full((n_copy, n_batch), "", dtype=object)

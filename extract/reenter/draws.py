@@ -33,40 +33,39 @@ def by_chance(uniform: Tensor, temperature: float) -> Choose:
 
 
 def draw_answers(
-    reasoner: Reasoner, flight: Flight, state: Tensor, labels: Sequence[int], n_new: int, draws: Draws,
-    cost: dict[str, int],
+    reasoner: Reasoner, flight: Flight, state: Tensor, keys: Sequence[Sequence[int]], n_new: int, draws: Draws,
+    cost: dict[str, int], n_together: int = 1,
 ) -> np.ndarray:  # fmt: skip
     """Texts ``(sample, row)`` written token by token from the state before the answer; the flight stays where it is.
 
-    A draw depends on the example and its number alone: conditions share them, so that what changes nothing draws the
-    same answers, and what one condition changes is not chance.
+    Rows with equal keys draw by the same random numbers. Conditions of an example share them, so a condition that
+    changes nothing draws the same answers, and what another one changes is not chance.
 
     Parameters
     ----------
     reasoner, flight, state
         Model, batch and state ``(row, hidden)`` before the answer.
-    labels
-        Example of each row.
+    keys
+        What the draws of each row depend on, beside the seed.
     n_new
         Longest answer.
     draws
         How many, and how.
     cost
         What is fed is added to it.
+    n_together
+        Samples written side by side; 1 where the flight has an editor, whose rows are those of the batch.
     """
-    rows = torch.arange(len(state), device=state.device)
-    uniform = np.stack(
-        [
-            np.random.default_rng([draws.seed, label, 61]).random((draws.n_sample, n_new), dtype=np.float64)
-            for label in labels
-        ],
-        axis=1,
-    )  # (sample, row, place)
-    texts = np.empty((draws.n_sample, len(rows)), dtype=object)
-    for number, line in enumerate(torch.from_numpy(uniform).to(state.device)):
+    n_row, size = len(state), draws.n_sample
+    generators = [np.random.default_rng([draws.seed, *key]) for key in keys]
+    uniform = np.stack([generator.random((size, n_new)) for generator in generators], axis=1)  # (sample, row, place)
+    texts = np.empty((size, n_row), dtype=object)
+    for first in range(0, size, n_together):
+        drawn = torch.from_numpy(uniform[first : first + n_together].reshape(-1, n_new)).to(state.device)
+        rows = torch.arange(n_row, device=state.device).repeat(len(drawn) // n_row)
         cache = flight.cache.take(rows, flight.column, flight.cache.capacity)
-        part = Flight(reasoner, flight.pad, flight.n_before, cache, editor=flight.editor)
-        tokens = part.answer(state, n_new, choose=by_chance(line, draws.temperature)).cpu().tolist()
-        texts[number] = texts_of(reasoner, tokens)
+        part = Flight(reasoner, flight.pad[rows], flight.n_before, cache, editor=flight.editor)
+        tokens = part.answer(state[rows], n_new, choose=by_chance(drawn, draws.temperature)).cpu().tolist()
+        texts[first : first + n_together] = texts_of(reasoner, tokens).reshape(-1, n_row)
         spend(cost, part)
     return texts

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,27 @@ TEXTS = ("text", "sample_text")
 class Kept:
     """Finished batches of a sweep in a folder, under the digest of everything that decides them.
 
-    Each file says which examples and conditions it holds, and carries a digest of its content: one that says otherwise,
-    or was cut short, is computed again.
+    Each file says which examples and conditions it holds and carries a digest of its content. A batch whose file holds
+    others, or was cut short, is computed again.
     """
 
-    def __init__(self, folder: Path, identity: str) -> None:
-        self.folder = folder / identity[:32]
+    def __init__(self, folder: Path | None, identity: str) -> None:
+        self.folder = None if folder is None else folder / identity[:32]
+
+    def get(
+        self, name: str, holds: Mapping[str, Any], compute: Callable[[], dict[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """Values of a batch: taken from its file, or computed and kept. Without a folder nothing is kept."""
+        values = self.load(name, holds)
+        if values is None:
+            values = compute()
+            self.save(name, holds, values)
+        return values
 
     def load(self, name: str, holds: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
         """Values of a batch, if its file is there, whole, and of these examples and conditions."""
+        if self.folder is None:
+            return None
         try:
             kept = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
             digest = kept.pop("sha256")
@@ -51,6 +63,8 @@ class Kept:
 
     def save(self, name: str, holds: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> None:
         """Keep the values of a batch, whole or not at all."""
+        if self.folder is None:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{name}.json"
         values = {

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import numpy as np
 import torch
 import xarray as xr
 
-from extract.model.device import device_errors
 from extract.model.reasoner import Reasoner
 from extract.reenter.answers import Trunk, asked_answers
+from extract.reenter.batches import batch_errors, by_length
 from extract.reenter.branches import Questions, first_offset, run_conditions, think_untouched
 from extract.reenter.draws import Draws
 from extract.reenter.kept import Kept, array_digest
@@ -137,10 +138,11 @@ def sweep(
         written = (run["token"].values[rows][:, run["segment"].values == "answer"] >= 0).sum(1).max(initial=0)
         _check_answer_positions(conditions, max(int(written), len(asked.shared) + longest_answer), reasoner.places)
     batches, chunks, n_head_row = _batches(questions, conditions, batch_rows)
-    keep = None
+    identity = ""
     if folder is not None:
         decides = _decides(reasoner, run, stored, conditions, answers, labels, n_new, generate, observe, draws)
-        keep = Kept(folder, fingerprint({**decides, "batches": batches, "chunks": chunks, "head_rows": n_head_row}))
+        identity = fingerprint({**decides, "batches": batches, "chunks": chunks, "head_rows": n_head_row})
+    keep = Kept(folder, identity)
     names = [UNTOUCHED, *(condition.name for condition in conditions)]
     measured = _unmeasured(questions, len(names))
     done, total = 0, measured["text"].size
@@ -189,38 +191,37 @@ def _batches(
         reasoner, max(reasoner.longest(len(prompt), questions.room) for prompt in prompts)
     )
     n_head_row = min(HEAD_ROWS, n_row)
-    with device_errors(f"a batch of {n_head_row} rows", f"pass --batch-rows {max(1, n_head_row // 2)}"):
+    with batch_errors(n_head_row):
         interventions = (intervention for condition in conditions for intervention in condition.interventions)
         questions.stored.prepare(interventions, n_head_row)
     n_batch = min(n_example, max(n_head_row, n_row // max(1, min(MOST_TOGETHER, len(conditions)))))
-    by_length = sorted(range(n_example), key=lambda index: (len(prompts[index]), index))
-    batches = [by_length[start : start + n_batch] for start in range(0, n_example, n_batch)]
     n_together = max(1, n_row // n_batch)
-    return batches, [order[start : start + n_together] for start in range(0, len(order), n_together)], n_head_row
+    chunks = [order[start : start + n_together] for start in range(0, len(order), n_together)]
+    return by_length(prompts, n_batch), chunks, n_head_row
 
 
 def _batch_found(
     questions: Questions, conditions: Sequence[Condition], batch: list[int], chunks: list[list[int]],
-    keep: Kept | None, number: int,
+    keep: Kept, number: int,
 ) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:  # fmt: skip
     """Places in the result (0: the untouched run) and what was measured there, kept or computed now."""
-    trunk: Trunk | None = None
+
+    @cache
+    def trunk() -> Trunk:
+        return think_untouched(questions, batch)
+
+    def measured(together: Sequence[Condition]) -> dict[str, np.ndarray]:
+        with batch_errors(len(batch) * max(1, len(together)), "rows (examples times conditions)"):
+            return run_conditions(questions, trunk(), together, batch)
+
     for piece, chunk in enumerate([[], *chunks]):
-        name, together = f"{number:05d}-{piece:05d}", [conditions[index] for index in chunk]
+        together = [conditions[index] for index in chunk]
         holds = {
             "examples": [questions.labels[index] for index in batch],
             "conditions": [condition.name for condition in together] or [UNTOUCHED],
         }
-        loaded = keep.load(name, holds) if keep is not None else None
-        if loaded is None:
-            n_row = len(batch) * max(1, len(together))
-            remedy = f"pass --batch-rows {max(1, n_row // 2)}"
-            with device_errors(f"a batch of {n_row} rows (examples times conditions)", remedy):
-                trunk = trunk or think_untouched(questions, batch)
-                loaded = run_conditions(questions, trunk, together, batch)
-            if keep is not None:
-                keep.save(name, holds, loaded)
-        yield [index + 1 for index in chunk] or [0], loaded
+        values = keep.get(f"{number:05d}-{piece:05d}", holds, partial(measured, together))
+        yield [index + 1 for index in chunk] or [0], values
 
 
 def _check_numbers(questions: Questions, name: str, batch: list[int], kl: np.ndarray) -> None:

@@ -53,6 +53,11 @@ class Target:
         """Names of the continuous thoughts."""
         return latent_labels(self.reasoner.n_latent)
 
+    def report(self, done: int, total: int) -> None:
+        """Tell whoever watches how many rows are done, and of how many."""
+        if self.progress is not None:
+            self.progress(done, total)
+
     def need_thoughts(self, experiment: str) -> None:
         """Refuse an experiment on thoughts where there are none."""
         if not self.thoughts:

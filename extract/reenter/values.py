@@ -9,7 +9,8 @@ import xarray as xr
 
 from extract.model.reasoner import Reasoner
 from extract.reenter.armed import Inside
-from schemas import OPERATIONS, Intervention, UsageError
+from extract.reenter.batches import by_length
+from schemas import OPERATIONS, Intervention, UsageError, latent_labels
 from schemas.problem_sums import problem_of
 
 CACHE_BYTES = 256 * 2**20
@@ -122,13 +123,11 @@ class StoredValues:
                 first, last = reasoner.places.middle[0], reasoner.places.middle[-1]
                 raise UsageError(f"values of {site} go in from {first} to {last} only, not at {position}")
         prompts = [reasoner.encode(str(question)) for question in self.run["question"].values]
-        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         sites = sorted({site for site, _, _ in places})
         computed = {
             place: np.empty((len(prompts), *reasoner.part_shape(place[0])), dtype=np.float32) for place in places
         }
-        for start in range(0, len(order), batch):
-            rows = order[start : start + batch]
+        for rows in by_length(prompts, batch):
             thinking = reasoner.think(
                 [prompts[index] for index in rows], stored_dtype="float32", max_new_tokens=1, parts=sites
             )
@@ -231,7 +230,7 @@ class StoredValues:
         key = ("mean", site, layer, position, average, keys)
         if key not in self._columns:
             if average == "run":
-                positions = [f"ct{index}" for index in range(self.reasoner.n_latent)]
+                positions = latent_labels(self.reasoner.n_latent)
                 means = [self.mean(site, layer, position, "position", keys) for position in positions]
                 value = np.asarray(np.mean(means, axis=0, dtype=np.float64))
             else:

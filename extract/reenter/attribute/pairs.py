@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from extract.reenter.attribute.passes import FED, Asked, Parts, answers_asked, lay_out
+from extract.reenter.batches import by_length
 from extract.reenter.patching.experiment import pairs_of
 from extract.reenter.target import Target
 from schemas import UsageError
@@ -49,8 +50,7 @@ class Pairs:
 
     def batches(self, size: int) -> list[np.ndarray]:
         """Pairs of each batch, of similar length."""
-        order = np.argsort([len(self.prompts[row]) for row in self.corrupted], kind="stable")
-        return [order[start : start + size] for start in range(0, len(order), size)]
+        return [np.array(part) for part in by_length([self.prompts[row] for row in self.corrupted], size)]
 
 
 def pairs_to_score(target: Target, *, one_length: bool) -> Pairs:

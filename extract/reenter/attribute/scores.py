@@ -3,16 +3,17 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import xarray as xr
 from scipy.stats import spearmanr
 
-from extract.model.device import device_errors
 from extract.reenter.attribute.command import AttributeSettings
 from extract.reenter.attribute.curves import Curves
 from extract.reenter.attribute.kernels import PATCHED_ROWS, patch_nodes, score_batch
 from extract.reenter.attribute.pairs import Nodes, nodes_of, pairs_to_score
+from extract.reenter.batches import batch_errors
 from extract.reenter.kept import Kept
 from extract.reenter.target import Target
 from schemas import fingerprint
@@ -83,7 +84,7 @@ def attribute(target: Target, settings: AttributeSettings | None = None) -> xr.D
         "pairs": [pairs.clean.tolist(), pairs.corrupted.tolist()], "dtype": target.compute_dtype,
         "tried": tried.tolist(), "n_random": settings.random, "seed": seed,
     }  # fmt: skip
-    keep = None if target.folder is None else Kept(target.folder, fingerprint(identity))
+    keep = Kept(target.folder, fingerprint(identity))
 
     scores = _each_batch(
         target, keep, "scores", batches,
@@ -147,7 +148,7 @@ def attribute_plan(target: Target, settings: AttributeSettings | None = None) ->
 
 
 def _each_batch(
-    target: Target, keep: Kept | None, name: str, batches: Sequence[np.ndarray],
+    target: Target, keep: Kept, name: str, batches: Sequence[np.ndarray],
     compute: Callable[[np.ndarray], Values],
 ) -> list[Values]:  # fmt: skip
     """Values of each batch of pairs: those kept before, or computed and kept."""
@@ -155,16 +156,10 @@ def _each_batch(
     with target.reasoner.session():
         for number, part in enumerate(batches):
             holds = {"pairs": [int(index) for index in part]}
-            values = None if keep is None else keep.load(f"{name}-{number:05d}", holds)
-            if values is None:
-                with device_errors(f"a batch of {len(part)} pairs", f"pass --batch-rows {max(1, len(part) // 2)}"):
-                    values = compute(part)
-                if keep is not None:
-                    keep.save(f"{name}-{number:05d}", holds, values)
-            by_batch.append(values)
+            with batch_errors(len(part), "pairs"):
+                by_batch.append(keep.get(f"{name}-{number:05d}", holds, partial(compute, part)))
             done += len(part)
-            if target.progress is not None:
-                target.progress(done, total)
+            target.report(done, total)
     return by_batch
 
 

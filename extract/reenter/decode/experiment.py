@@ -157,16 +157,10 @@ def written(
     with device_errors(f"a batch of {batch} thoughts", "a smaller --batch-rows"), target.reasoner.session(hooks=False):
         for start in range(0, len(places), batch):
             rows = places[start : start + batch].T
-            made = write(rows)
-            at = tuple(rows)
-            text[at], tokens[at], ended[at], log_probability[at] = (
-                made.texts,
-                made.n_token,
-                made.ended,
-                made.log_probability,
-            )
-            if target.progress is not None:
-                target.progress(min(start + batch, len(places)), len(places))
+            made, at = write(rows), tuple(rows)
+            text[at], tokens[at] = made.texts, made.n_token
+            ended[at], log_probability[at] = made.ended, made.log_probability
+            target.report(min(start + batch, len(places)), len(places))
     return {"text": text, "n_token": tokens, "ended": ended, "log_probability": log_probability}
 
 

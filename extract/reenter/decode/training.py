@@ -89,8 +89,7 @@ def train_decoder(target: Target, settings: DecodeSettings, positions: list[str]
     for number, file in enumerate(missing):
 
         def done(step: int, before: int = number * made.steps) -> None:
-            if target.progress is not None:
-                target.progress(before + step, len(missing) * made.steps)
+            target.report(before + step, len(missing) * made.steps)
 
         decoder, losses = fit(lesson, made, longest, target.reasoner.device, shuffled=file == SHUFFLED, done=done)
         known = read_json(folder / RECORD, "record of the decoder", missing={})

@@ -1,18 +1,21 @@
 """The answer after none, one, two .. thoughts, and beyond those trained for."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 
-from extract.model.device import device_errors
 from extract.reenter.answers import asked_answers
+from extract.reenter.batches import batch_errors, by_length
 from extract.reenter.depth.command import DepthSettings
 from extract.reenter.depth.gains import with_gains
-from extract.reenter.depth.routes import Route, Sampling, answer_routes, check_routes, routes_of
+from extract.reenter.depth.routes import Route, answer_routes, check_routes, routes_of
 from extract.reenter.depth.samples import with_samples
+from extract.reenter.draws import Draws
 from extract.reenter.kept import Kept
 from extract.reenter.sweep import rows_that_fit
 from extract.reenter.target import Target
@@ -54,10 +57,10 @@ def think_to_depth(target: Target, settings: DepthSettings | None = None) -> xr.
     reasoner = target.reasoner
     _check(target, settings)
     n, most, seed = reasoner.n_latent, (1 + settings.beyond) * reasoner.n_latent, settings.seed
-    series, sample, temperature = settings.series, settings.sample, settings.temperature
+    series, draws = settings.series, settings.drawing(seed)
     markers = [marker for marker in settings.markers if marker == "kept" or reasoner.bot_id is not None]
     routes = routes_of(n, most, list(dict.fromkeys(series)), list(dict.fromkeys(markers)))
-    by_route, attrs = _run(target, routes, most, Sampling(n_sample=sample, temperature=temperature, seed=seed, rows=0))
+    by_route, attrs = _run(target, routes, most, draws)
     axes: dict[str, list[object]] = {
         "series": [*dict.fromkeys(series)],
         "marker": [*dict.fromkeys(markers)],
@@ -67,16 +70,15 @@ def think_to_depth(target: Target, settings: DepthSettings | None = None) -> xr.
     over: dict[str, Any] = {
         "scoring": target.scoring, "strata": target.strata, "problem": problem_of(target.data), "seed": seed,
     }  # fmt: skip
-    if sample:
-        draws = [by_route[route]["sample_text"] for route in routes if route.series == "own" and route.marker == "kept"]
-        out = with_samples(out, target.scoring.answers(np.stack(draws)), target.gold, **over)
+    if draws is not None:
+        texts = np.stack([by_route[route]["sample_text"] for route in routes if route.drawn])
+        out = with_samples(out, target.scoring.answers(texts), target.gold, **over)
     out = with_gains(out, target.gold, n_latent=n, **over)
     return out.assign_attrs(**attrs, n_latent=n, rule=target.rule)
 
 
 def _check(target: Target, settings: DepthSettings) -> None:
-    if not target.reasoner.n_latent:
-        raise UsageError(f"{target.run} has no thoughts, so there is no depth to go to")
+    target.need_thoughts("depth")
     if settings.sample and not ("own" in settings.series and "kept" in settings.markers):
         raise UsageError(
             "samples are drawn after the model's own thoughts with markers; ask for series own, markers kept"
@@ -86,7 +88,7 @@ def _check(target: Target, settings: DepthSettings) -> None:
 
 
 def _run(
-    target: Target, routes: Sequence[Route], most: int, sampling: Sampling
+    target: Target, routes: Sequence[Route], most: int, draws: Draws | None
 ) -> tuple[dict[Route, dict[str, np.ndarray]], dict[str, int]]:
     """What was found on each route, of all examples, and what it cost."""
     reasoner, data = target.reasoner, target.data
@@ -99,29 +101,28 @@ def _run(
     longest = max(reasoner.longest(len(prompt), room) for prompt in prompts) - reasoner.n_latent + most
     # The walks with and without markers, one that grows, and the branch, all at once.
     n_row = target.batch_rows or max(1, rows_that_fit(reasoner, longest) // 4)
-    sampling = Sampling(n_sample=sampling.n_sample, temperature=sampling.temperature, seed=sampling.seed, rows=n_row)
-    order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
-    batches = [order[start : start + n_row] for start in range(0, len(order), n_row)]
-    keep = _keep(target, routes, sampling, batches, n_new)
+    batches = by_length(prompts, n_row)
+    keep = _keep(target, routes, draws, batches, n_new)
     pause = pause_vector(target)
     cost = {"positions_fed": 0, "model_calls": 0}
     by_route: dict[Route, dict[str, np.ndarray]] = {}
+
+    def answered(batch: list[int]) -> dict[str, np.ndarray]:
+        answers = answer_routes(
+            reasoner, [prompts[row] for row in batch], routes, pause=pause, asked=asked, batch=batch, n_new=n_new,
+            draws=draws, n_together=max(1, n_row // len(batch)), cost=cost,
+        )  # fmt: skip
+        return _stacked([part for _, part in answers])
+
+    done = 0
     with torch.inference_mode(), reasoner.session(hooks=False):
         for number, batch in enumerate(batches):
             holds = {"examples": [labels[row] for row in batch]}
-            parts = keep.load(f"{number:05d}", holds) if keep is not None else None
-            if parts is None:
-                with device_errors(f"a batch of {len(batch)} rows", f"pass --batch-rows {max(1, len(batch) // 2)}"):
-                    answers = answer_routes(
-                        reasoner, [prompts[row] for row in batch], routes, pause=pause, asked=asked, batch=batch,
-                        n_new=n_new, sampling=sampling if sampling.n_sample else None, cost=cost,
-                    )  # fmt: skip
-                    parts = _stacked([part for _, part in answers])
-                if keep is not None:
-                    keep.save(f"{number:05d}", holds, parts)
+            with batch_errors(len(batch)):
+                parts = keep.get(f"{number:05d}", holds, partial(answered, batch))
             _put(by_route, routes, parts, batch, len(prompts))
-            if target.progress is not None:
-                target.progress(min((number + 1) * n_row, len(order)) * len(routes), len(order) * len(routes))
+            done += len(batch) * len(routes)
+            target.report(done, len(prompts) * len(routes))
     texts = {str(text) for route in routes for text in by_route[route]["text"]}
     length = {text: len(reasoner._plain(text)) + 1 for text in texts}
     alone = sum(
@@ -140,12 +141,8 @@ def pause_vector(target: Target) -> np.ndarray:
     return target.values.mean("latent_embedding", -1, "ct0", "run")
 
 
-def _keep(
-    target: Target, routes: Sequence[Route], sampling: Sampling, batches: list[list[int]], n_new: int
-) -> Kept | None:
+def _keep(target: Target, routes: Sequence[Route], draws: Draws | None, batches: list[list[int]], n_new: int) -> Kept:
     """Where finished batches are kept, under everything that decides them."""
-    if target.folder is None:
-        return None
     reasoner, data = target.reasoner, target.data
     identity = {
         "model": dict(reasoner.fingerprint),
@@ -154,7 +151,7 @@ def _keep(
         "code": code_fingerprint(),
         "run": [str(data.attrs.get("fingerprint", "")), data["example"].values.tolist()],
         "routes": [[route.series, route.marker, route.n_thought] for route in routes],
-        "sampling": [sampling.n_sample, sampling.temperature, sampling.seed],
+        "draws": None if draws is None else asdict(draws),
         "batches": batches,
         "max_new_tokens": n_new,
     }
@@ -172,9 +169,9 @@ def _put(
     batch: list[int], n_example: int,
 ) -> None:  # fmt: skip
     """Put a batch's values where its examples are."""
-    sampled = [route for route in routes if route.series == "own" and route.marker == "kept"]
+    drawn = [route for route in routes if route.drawn]
     for name, values in parts.items():
-        for route, value in zip(sampled if name == "sample_text" else routes, values, strict=True):
+        for route, value in zip(drawn if name == "sample_text" else routes, values, strict=True):
             empty = np.empty((*value.shape[:-1], n_example), dtype=value.dtype)
             measured.setdefault(route, {}).setdefault(name, empty)[..., batch] = value
 

@@ -12,7 +12,7 @@ from extract.model.capture import KeyValues
 from extract.model.flight import Flight
 from extract.model.reasoner import Reasoner
 from extract.reenter.answers import Answers, Trunk, measure_answers, set_base, spend, texts_of, write_answers
-from extract.reenter.draws import by_chance
+from extract.reenter.draws import Draws, draw_answers
 from schemas import UsageError
 
 Series = Literal["own", "repeat", "pause"]
@@ -33,16 +33,10 @@ class Route:
     """Whether ``bot`` and what closes the thoughts are fed."""
     n_thought: int
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sampling:
-    """Answers drawn beside the likeliest one."""
-
-    n_sample: int
-    temperature: float
-    seed: int
-    rows: int
-    """Rows of a batch."""
+    @property
+    def drawn(self) -> bool:
+        """Whether answers are drawn on it: on those of the model's own thoughts with markers."""
+        return self.series == "own" and self.marker == "kept"
 
 
 def routes_of(n_latent: int, most: int, series: Sequence[Series], markers: Sequence[Marker]) -> list[Route]:
@@ -81,12 +75,6 @@ def _copy(flight: Flight, column: int) -> Flight:
     return Flight(flight.reasoner, flight.pad, flight.n_before, cache)
 
 
-def _apart(flight: Flight, rows: Tensor, column: int) -> Flight:
-    """Copy of some rows of a flight up to a column; what is fed to it leaves the flight as it is."""
-    cache = flight.cache.take(rows, column, flight.cache.capacity)
-    return Flight(flight.reasoner, flight.pad[rows], flight.n_before, cache)
-
-
 def _walk(
     reasoner: Reasoner, prompts: Sequence[Sequence[int]], marker: Marker, most: int, room: int, cost: dict[str, int]
 ) -> _Walk:
@@ -107,7 +95,7 @@ def _walk(
 
 def answer_routes(
     reasoner: Reasoner, prompts: Sequence[Sequence[int]], routes: Sequence[Route], *, pause: np.ndarray,
-    asked: Answers, batch: list[int], n_new: int, sampling: Sampling | None, cost: dict[str, int],
+    asked: Answers, batch: list[int], n_new: int, draws: Draws | None, n_together: int, cost: dict[str, int],
 ) -> Iterator[tuple[Route, dict[str, np.ndarray]]]:  # fmt: skip
     """Measure and write the answers of one batch of questions on every route.
 
@@ -125,8 +113,10 @@ def answer_routes(
         Answers whose log probability is asked, of all examples; the batch's are ``batch``.
     n_new
         Longest answer.
-    sampling
+    draws
         Answers drawn on the routes of the model's own thoughts with markers.
+    n_together
+        Samples written side by side.
     cost
         What is fed is added to it.
 
@@ -153,8 +143,13 @@ def answer_routes(
                 else vector.expand_as(walk.states[0])
             )
             flight, state = _filled(walk, route, n, last, grown, cost)
-        drawn = sampling if route.series == "own" and route.marker == "kept" else None
-        yield route, _answer(reasoner, flight, state, base, route, asked, batch, n_new, drawn, cost)
+        drawn: dict[str, np.ndarray] = {}
+        if draws is not None and route.drawn:  # before the flight goes on with those rows only whose answer is longest
+            keys = [(example, route.n_thought, 37) for example in batch]
+            state = flight.close(state)
+            drawn["sample_text"] = draw_answers(reasoner, flight, state, keys, n_new, draws, cost, n_together)
+        closed = bool(drawn) or route.marker == "none"
+        yield route, drawn | _answer(reasoner, flight, state, base, closed, asked, batch, n_new, cost)
 
 
 def _markers(routes: Sequence[Route]) -> list[Marker]:
@@ -198,46 +193,17 @@ def _filled(
 
 
 def _answer(
-    reasoner: Reasoner, flight: Flight, state: Tensor, base: Trunk, route: Route, asked: Answers, batch: list[int],
-    n_new: int, sampling: Sampling | None, cost: dict[str, int],
+    reasoner: Reasoner, flight: Flight, state: Tensor, base: Trunk, closed: bool, asked: Answers, batch: list[int],
+    n_new: int, cost: dict[str, int],
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """Close the thoughts, or not, and answer."""
-    closing = reasoner.closing_tokens(len(state), state.device) if route.marker == "kept" else None
-    collected: dict[str, np.ndarray] = {}
-    if sampling is not None:  # before the flight goes on with those rows only whose answer is longest
-        state, closing = flight.close(state), None
-        collected["sample_text"] = _sample(reasoner, flight, state, route, batch, n_new, sampling, cost)
+    """Close the thoughts, unless they are closed or stay open, and answer."""
+    closing = None if closed else reasoner.closing_tokens(len(state), state.device)
     source = torch.arange(len(state), device=state.device)
     measured = measure_answers(reasoner, flight, state, base, source, asked, batch, closing)
     lines = write_answers(reasoner, flight, measured.states, asked.shared, n_new, cost, measured.known)
     spend(cost, flight)
     text = texts_of(reasoner, lines)
-    return collected | {"logprob": measured.logprob[0], "kl": measured.kl, "text": text}
-
-
-def _sample(
-    reasoner: Reasoner, flight: Flight, state: Tensor, route: Route, batch: list[int], n_new: int,
-    sampling: Sampling, cost: dict[str, int],
-) -> np.ndarray:  # fmt: skip
-    """Texts ``(sample, example)`` drawn token by token; a draw depends on example, route and sample, not the batch."""
-    n_row, size = len(state), sampling.n_sample
-    uniform = np.stack(
-        [
-            np.random.default_rng([sampling.seed, example, route.n_thought, 37]).random((size, n_new))
-            for example in batch
-        ],
-        axis=1,
-    )  # (sample, example, place)
-    texts = np.empty((size, n_row), dtype=object)
-    together = max(1, sampling.rows // n_row)
-    for first in range(0, size, together):
-        draws = torch.from_numpy(uniform[first : first + together].reshape(-1, n_new)).to(state.device)
-        rows = torch.arange(n_row, device=state.device).repeat(len(draws) // n_row)
-        part = _apart(flight, rows, flight.column)
-        tokens = part.answer(state[rows], n_new, choose=by_chance(draws, sampling.temperature)).cpu().tolist()
-        texts[first : first + together] = texts_of(reasoner, tokens).reshape(-1, n_row)
-        spend(cost, part)
-    return texts
+    return {"logprob": measured.logprob[0], "kl": measured.kl, "text": text}
 
 
 def check_routes(

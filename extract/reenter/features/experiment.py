@@ -176,8 +176,7 @@ def _taken_out(target: Target, part: Together, vectors: np.ndarray, draws: int) 
     n_example, n_part = target.data.sizes["example"], len(part.examples)
 
     def report(done: int, total: int) -> None:
-        if target.progress is not None:
-            target.progress(part.start + done * n_part // max(1, total), n_example)
+        target.report(part.start + done * n_part // max(1, total), n_example)
 
     conditions = _conditions(target, part.firings, taken, draws)
     swept = replace(target, progress=report).sweep(conditions, examples=part.examples.tolist())

@@ -8,8 +8,8 @@ import xarray as xr
 from torch import Tensor
 
 from extract.model.capture import KeyValues
-from extract.model.device import device_errors
 from extract.model.flight import Flight
+from extract.reenter.batches import batch_errors, by_length
 from extract.reenter.gradients.command import GradientSettings
 from extract.reenter.target import Target
 from schemas import UsageError
@@ -60,17 +60,15 @@ def integrated_gradients(
     gold = [str(text) for text in target.data["gold_answer"].values]
     other = list(against) if against is not None else other_answers(target)
     start, fed = _vectors(target, settings.baseline)
-    n, batch = len(prompts), target.batch_rows or BATCH
+    n, done = len(prompts), 0
     attribution, ends = np.empty((n, len(target.thoughts))), np.empty((2, n))
-    by_length = sorted(range(n), key=lambda row: len(prompts[row]))
     with target.reasoner.session():
-        for first in range(0, n, batch):
-            rows = by_length[first : first + batch]
-            with device_errors(f"a batch of {len(rows)} examples", f"pass --batch-rows {max(1, len(rows) // 2)}"):
+        for rows in by_length(prompts, target.batch_rows or BATCH):
+            with batch_errors(len(rows), "examples"):
                 line = _Line(target, [prompts[row] for row in rows], [(gold[row], other[row]) for row in rows])
                 attribution[rows], ends[:, rows] = line.integrate(start[rows], fed[rows], settings.steps)
-            if target.progress is not None:
-                target.progress(first + len(rows), n)
+            done += len(rows)
+            target.report(done, n)
     return _result(target, settings, attribution, ends)
 
 

@@ -9,10 +9,10 @@ import xarray as xr
 from torch import Tensor
 
 from extract.model.capture import KeyValues
-from extract.model.device import device_errors
 from extract.model.flight import Flight
 from extract.model.reasoner import Reasoner
 from extract.reenter.answers import spend
+from extract.reenter.batches import batch_errors, by_length
 from extract.reenter.graph.command import GraphSettings
 from extract.reenter.graph.effects import (
     ANSWER,
@@ -202,20 +202,17 @@ def _measure(steps: _Steps, changes: Sequence[_Change]) -> tuple[dict[str, np.nd
     prompts = [reasoner.encode(str(target.data["question"].values[row])) for row in chains.rows]
     width = max(target.max_new_tokens, *(len(line) for line in chains.tokens))
     n_row = target.batch_rows or rows_that_fit(reasoner, reasoner.longest(max(map(len, prompts)), width))
-    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     shape = len(steps.known) + 1, len(COMPARED), len(prompts)
-    measured = {change.name: np.full(shape, np.nan) for change in changes}
+    measured, done = {change.name: np.full(shape, np.nan) for change in changes}, 0
     with torch.inference_mode(), reasoner.session(hooks=False):
-        for first in range(0, len(order), n_row):
-            examples = order[first : first + n_row]
-            remedy = f"pass --batch-rows {max(1, len(examples) // 2)}"
-            with device_errors(f"a batch of {len(examples)} rows", remedy):
+        for examples in by_length(prompts, n_row):
+            with batch_errors(len(examples)):
                 batch = _read(steps, examples, [prompts[example] for example in examples], width)
-                for number, change in enumerate(changes):
+                for change in changes:
                     states, written = _walk(steps, batch, change, width)
                     measured[change.name][..., examples] = _compared(steps, batch, states, written)
-                    if target.progress is not None:
-                        target.progress(first * len(changes) + (number + 1) * len(examples), len(order) * len(changes))
+                    done += len(examples)
+                    target.report(done, len(prompts) * len(changes))
     alone = sum(len(prompt) + len(line) for prompt, line in zip(prompts, chains.tokens, strict=True))
     n_condition = len(changes) + 1
     return measured, {**steps.cost, "positions_one_by_one": alone * n_condition, "n_condition": n_condition}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from extract.model.device import device_errors
+from extract.reenter.batches import batch_errors
 from extract.reenter.jacobian.command import JacobianSettings
 from extract.reenter.jacobian.passes import FED, Place, Tick, forward_sums, origin_sums
 from extract.reenter.target import Target
@@ -113,7 +113,7 @@ def mean_jacobian(target: Target, settings: JacobianSettings | None = None) -> x
     with target.reasoner.session():
         for number, part in enumerate(batches):
             if number >= taken:
-                with device_errors(f"a batch of {len(part)} examples", f"pass --batch-rows {max(1, len(part) // 2)}"):
+                with batch_errors(len(part), "examples"):
                     for cell, components, gradient in _batch_sums(target, sizes, part, CHUNK, factors, progress):
                         sums[(number % 2, *cell, components)] += gradient
                 _keep(kept, sums, number + 1)
@@ -153,13 +153,12 @@ class _Progress:
     """Tells of backward passes, one for each row of a Jacobian: where layers are many a batch of them takes long."""
 
     def __init__(self, target: Target, n_batch: int, n_backward: int) -> None:
-        self.report, self.n_backward, self.total, self.done = target.progress, n_backward, n_batch * n_backward, 0
+        self.report, self.n_backward, self.total, self.done = target.report, n_backward, n_batch * n_backward, 0
 
     def __call__(self, n: int) -> None:
         """So many more are done."""
         self.done = min(self.done + n, self.total)
-        if self.report is not None:
-            self.report(self.done, self.total)
+        self.report(self.done, self.total)
 
     def finish(self, batch: int) -> None:
         """All of a batch are done, or need not be."""

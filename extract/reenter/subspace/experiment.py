@@ -81,7 +81,7 @@ def subspaces(target: Target, settings: SubspaceSettings | None = None) -> xr.Da
             if TRAINED in settings.subspaces:
                 fits[TRAINED] = train_interchange(
                     trial, place, rank, n_step=settings.das_steps, batch=settings.das_rows, seed=seed,
-                    report=target.progress,
+                    report=target.report,
                 )  # fmt: skip
             for name, fit in fits.items():
                 if rank <= len(fit.basis):

@@ -16,7 +16,7 @@ from extract.model.reasoner import Reasoner
 from extract.reenter.subspace.fits import Fit
 from extract.reenter.trial import Place, Trial
 
-Report = Callable[[int, int], None]
+LEARNING_RATE = 0.01
 
 
 @dataclass(slots=True)
@@ -53,15 +53,7 @@ class Exchange:
 
 
 def train_interchange(
-    trial: Trial,
-    place: Place,
-    rank: int,
-    *,
-    n_step: int = 200,
-    batch: int = 64,
-    learning_rate: float = 0.01,
-    seed: int = 0,
-    report: Report | None = None,
+    trial: Trial, place: Place, rank: int, *, n_step: int, batch: int, seed: int, report: Callable[[int, int], None]
 ) -> Fit:
     """Train an orthonormal basis for interchange at a place (distributed alignment search).
 
@@ -76,8 +68,8 @@ def train_interchange(
         Site, layer, position, and the step whose result is exchanged.
     rank
         Of the subspace.
-    n_step, batch, learning_rate
-        Of Adam.
+    n_step, batch
+        Steps of training, and examples in each.
     seed
         Of the first basis and of the pairs.
     report
@@ -100,7 +92,7 @@ def train_interchange(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         turn: Any = orthogonal(nn.Linear(reasoner.hidden, rank, bias=False)).to(reasoner.device)
-    optimiser = torch.optim.Adam(turn.parameters(), lr=learning_rate)
+    optimiser = torch.optim.Adam(turn.parameters(), lr=LEARNING_RATE)
     prompts = {row: reasoner.encode(trial.chains.question[row]) for row in np.unique(pairs[0]).tolist()}
     with reasoner.session(), torch.enable_grad():
         for step in range(n_step):
@@ -113,8 +105,7 @@ def train_interchange(
                 for parameter, gradient in zip(turn.parameters(), gradients, strict=True):
                     parameter.grad = gradient
                 optimiser.step()
-            if report is not None:
-                report(step + 1, n_step)
+            report(step + 1, n_step)
     basis = turn.weight.detach().cpu().double().numpy()  # (rank, hidden)
     return Fit(basis, basis, np.nanmean(states[trial.fitted], axis=0))
 
