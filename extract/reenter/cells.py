@@ -8,7 +8,6 @@ import numpy as np
 import xarray as xr
 
 from extract.reenter.draws import Draws
-from extract.reenter.statistics import with_accuracy
 from extract.reenter.sweep import Condition
 from extract.reenter.trial import Trial, is_value
 from schemas import Intervention, Scoring
@@ -76,13 +75,10 @@ class Cells:
             the share that is the wanted answer, and its mean ``_mean`` with its interval ``_low``, ``_high``.
         """
         target, tried = self.trial.target, self.trial.tried
-        swept = target.sweep(self.conditions, examples=self.trial.examples, observe=observe, draws=draws)
-        every = np.ones(len(tried), dtype=bool)
-        strata = None if target.strata is None else target.strata[tried]
-        counted = np.stack([every, *self.counted])
-        out = with_accuracy(swept, target.gold[tried], counted=counted, strata=strata, seed=seed)
+        counted = np.stack([np.ones(len(tried), dtype=bool), *self.counted])
+        out = target.accuracy(self.conditions, seed=seed, rows=tried, counted=counted, observe=observe, draws=draws)
         answer = np.stack([np.full_like(self.answer[0], self.trial.chains.none), *self.answer])
-        names = swept["condition"].values.tolist()
+        names = out["condition"].values.tolist()
         against = [-1, *(names.index(name) if name else -1 for name in self.against)]
         out = _with_hits(out, answer, against, target.scoring)
         if "sample_answer" in out:

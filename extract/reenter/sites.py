@@ -14,29 +14,38 @@ EVERY = -1
 """Label of "all layers at once" along ``layer``; with ``latent_embedding``, "below all layers"."""
 
 
-def site_layers(target: "Target", site: str, layers: Sequence[int] | None, *, together: bool = True) -> list[int]:
-    """Layers of a site to go through: those asked for (all by default), and all of them at once."""
-    if site == "latent_embedding":
-        return [EVERY]
-    chosen = target.layers if layers is None else list(layers)
+NOISE = "noise of the same norm"
+"""Control in which noise as long as the change is added instead of it."""
+
+
+def alone_and_together(positions: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """Names and positions of groups: each position alone and, of several, ``all`` of them together."""
+    alone = [(position, (position,)) for position in positions]
+    return [*alone, ("all", tuple(positions))] if len(positions) > 1 else [*alone]
+
+
+def check_layers(target: "Target", layers: Sequence[int]) -> None:
+    """Raise :class:`UsageError` for a layer that the model does not have."""
     n_layer = target.reasoner.n_layer
-    for layer in chosen:
+    for layer in layers:
         if not 0 <= layer < n_layer:
             raise UsageError(
                 f"layer {layer} is not there; {target.run} has layers 0 to {n_layer - 1}"
                 + nearest(layer, range(n_layer))
             )
+
+
+def site_layers(target: "Target", site: str, layers: Sequence[int] | None, *, together: bool = True) -> list[int]:
+    """Layers of a site to go through: those asked for (all by default), and all of them at once."""
+    if site == "latent_embedding":
+        return [EVERY]
+    chosen = target.layers if layers is None else list(layers)
+    check_layers(target, chosen)
     return [*chosen, EVERY] if together and layers is None and len(chosen) > 1 else chosen
 
 
 def refuse_layers(sites: Sequence[str], layers: Sequence[int] | None) -> None:
-    """Refuse layers where all that is changed is fed below them.
-
-    Raises
-    ------
-    UsageError
-        Saying so.
-    """
+    """Raise :class:`UsageError` where layers are named and everything that is changed is fed below them."""
     if layers and set(sites) == {"latent_embedding"}:
         raise UsageError("latent_embedding is fed below all layers; leave --layers out, or change the hidden_state")
 

@@ -19,6 +19,13 @@ def by_problem(value: np.ndarray, problem: np.ndarray) -> np.ndarray:
     return np.stack([value[..., problem == one_problem].mean(-1) for one_problem in unique], axis=-1)
 
 
+def strata_of(strata: np.ndarray | None, n_example: int) -> dict[str, np.ndarray]:
+    """Examples ``(example,)``, bool, of which figures are given: ``all``, and each level of several."""
+    levels = np.unique([] if strata is None else strata)
+    groups = {str(level): np.asarray(strata == level) for level in levels} if len(levels) > 1 else {}
+    return {"all": np.ones(n_example, dtype=bool), **groups}
+
+
 def with_accuracy(
     measured: xr.Dataset, gold: np.ndarray, *, counted: np.ndarray | None = None, strata: np.ndarray | None = None,
     outcomes: bool = False, seed: int = 0,
@@ -58,21 +65,19 @@ def with_accuracy(
     control = measured["control"].values if "control" in measured.coords else np.full(len(correct), "", dtype=object)
     tested = np.array([not str(label) for label in control])
     tested[0] = False
-    strata_of = {"all": np.ones(len(gold), dtype=bool)}
-    if strata is not None and len(np.unique(strata)) > 1:
-        strata_of |= {str(level): strata == level for level in np.unique(strata)}
+    groups = strata_of(strata, len(gold))
     if outcomes and 0 < correct[0].sum() < len(gold):
-        strata_of |= {"right": correct[0], "wrong": ~correct[0]}
+        groups |= {"right": correct[0], "wrong": ~correct[0]}
     if "sample_answer" in measured:
         drawn = scoring.equal(measured["sample_answer"].values, gold[None, None, :]).mean(1)
         measured = measured.assign(sample_correct=(("condition", "example"), drawn))
-    columns = [_stratum(measured, correct, counted & rows[None, :], tested, seed) for rows in strata_of.values()]
+    columns = [_stratum(measured, correct, counted & rows[None, :], tested, seed) for rows in groups.values()]
     added: dict[str, tuple[tuple[str, str], np.ndarray]] = {
         "correct": (("condition", "example"), correct),
         "counted": (("condition", "example"), counted),
     }
     added |= {name: (("stratum", "condition"), np.stack([column[name] for column in columns])) for name in columns[0]}
-    return measured.assign(added).assign_coords(stratum=np.array(list(strata_of), dtype=object))
+    return measured.assign(added).assign_coords(stratum=np.array(list(groups), dtype=object))
 
 
 def _stratum(

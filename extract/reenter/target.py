@@ -13,6 +13,7 @@ from extract.model.load import ComputeDtype, load_reasoner
 from extract.model.own import is_own
 from extract.model.reasoner import Reasoner
 from extract.reenter.draws import Draws
+from extract.reenter.statistics import with_accuracy
 from extract.reenter.sweep import Condition, Progress, sweep
 from extract.reenter.values import StoredValues
 from schemas import OPERATIONS, Rule, Scoring, UsageError, answer_word, is_number_token, latent_labels
@@ -175,6 +176,20 @@ class Target:
             problem = self.data["problem"].sel(example=chosen).values
             result = result.assign_coords(problem=("example", problem))
         return result.assign_coords(condition_coords(conditions))
+
+    def accuracy(
+        self, conditions: Sequence[Condition], *, seed: int, rows: np.ndarray | None = None,
+        counted: np.ndarray | None = None, outcomes: bool = False, observe: bool = False, draws: Draws | None = None,
+    ) -> xr.Dataset:  # fmt: skip
+        """Run conditions over rows of the run, by default all, and measure what they do to right answers.
+
+        Options are those of :meth:`sweep` and of :func:`extract.reenter.statistics.with_accuracy`.
+        """
+        chosen = np.arange(self.data.sizes["example"]) if rows is None else rows
+        examples = self.data["example"].values[chosen].tolist()
+        swept = self.sweep(conditions, examples=examples, observe=observe, draws=draws)
+        strata = None if self.strata is None else self.strata[chosen]
+        return with_accuracy(swept, self.gold[chosen], counted=counted, strata=strata, outcomes=outcomes, seed=seed)
 
 
 def change_of(operation: str) -> dict[str, str]:

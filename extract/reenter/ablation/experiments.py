@@ -1,6 +1,6 @@
 """Which thoughts the answer needs: ablation by what they carry, and every way of corrupting each of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,8 +8,15 @@ import xarray as xr
 
 from extract.reenter.ablation.command import AblateSettings, CorruptSettings
 from extract.reenter.paired import with_pairs, with_spared
-from extract.reenter.sites import refuse_layers, report_layers, self_controls, site_layers, where_of
-from extract.reenter.statistics import with_accuracy
+from extract.reenter.sites import (
+    NOISE,
+    alone_and_together,
+    refuse_layers,
+    report_layers,
+    self_controls,
+    site_layers,
+    where_of,
+)
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target, change_of
 from schemas import Intervention, check_positions
@@ -71,8 +78,8 @@ def ablate(target: Target, settings: AblateSettings | None = None) -> xr.Dataset
         every if condition.where is None else np.any(list(condition.where.values()), axis=0) for condition in conditions
     ]
     counted = np.stack([every, *changed])
-    swept = target.sweep(conditions, draws=settings.drawing(settings.seed))
-    result = with_accuracy(swept, target.gold, counted=counted, strata=target.strata, seed=settings.seed)
+    seed, draws = settings.seed, settings.drawing(settings.seed)
+    result = target.accuracy(conditions, seed=seed, counted=counted, draws=draws)
     result["share_not_counted"] = ("condition", 1 - counted.mean(1))
     right = result["correct"].values & counted
     within = ("site", "operation", "group", "n_thought")
@@ -122,9 +129,9 @@ def _ablations(
     if groups:
         numbers = groups["numbers"]
         yield _ablation(target, site, layer, "resample", "numbers", numbers, settings, control="random donor")
-        noise, change = "noise of the same norm", {**change_of(settings.operations[0]), "as_noise": True}
+        change = {**change_of(settings.operations[0]), "as_noise": True}
         name = str(change["operation"])
-        yield _ablation(target, site, layer, name, "numbers", numbers, settings, control=noise, change=change)
+        yield _ablation(target, site, layer, name, "numbers", numbers, settings, control=NOISE, change=change)
 
 
 def _ablation(
@@ -187,41 +194,35 @@ def corrupt(target: Target, settings: CorruptSettings | None = None) -> xr.Datas
         conditions += _corruptions(target, layer, positions, settings)
         labels = {"corruption": "replace", "group": "all"}
         conditions += self_controls(target, settings.site, layer, positions, labels)
-    result = with_accuracy(
-        target.sweep(conditions, draws=settings.drawing(settings.seed)),
-        target.gold,
-        strata=target.strata,
-        seed=settings.seed,
-    )
+    result = target.accuracy(conditions, seed=settings.seed, draws=settings.drawing(settings.seed))
     return result.assign_attrs(hold=int(settings.hold))
 
 
 def _corruptions(
-    target: Target, layer: int, positions: Sequence[str], settings: CorruptSettings
+    target: Target, layer: int, positions: tuple[str, ...], settings: CorruptSettings
 ) -> Iterator[Condition]:
     """Conditions at one layer: each position corrupted alone, all together, all shuffled, and noise as a control."""
     site, place = settings.site, where_of(target, settings.site, layer)
 
     def condition(
-        name: str, corruption: str, group: Sequence[str], change: dict[str, Any], control: str = "", hold: bool = False
-    ) -> Condition:
-        interventions = [Intervention(positions=tuple(group), seed=settings.seed, **change, **place)]
+        name: str, corruption: str, label: str, group: tuple[str, ...], change: dict[str, Any], control: str = "",
+        hold: bool = False,
+    ) -> Condition:  # fmt: skip
+        interventions = [Intervention(positions=group, seed=settings.seed, **change, **place)]
         others = tuple(position for position in positions if position not in group)
         if hold and others:
             interventions.append(Intervention(operation="replace", positions=others, **place))
-        label = group[0] if len(group) == 1 else "all"
         return Condition(
             name=f"{name} {label} {site} {layer}",
             interventions=tuple(interventions),
             labels={"site": site, "layer": layer, "corruption": corruption, "group": label, "control": control},
         )
 
-    together = [positions] if len(positions) > 1 else []
     for corruption in settings.corruptions or CORRUPTIONS:
-        for group in [*((position,) for position in positions), *together]:
-            yield condition(corruption, corruption, group, CORRUPTIONS[corruption], hold=settings.hold)
-    for group in together:
-        yield condition("shuffle", "shuffle", group, {"operation": "shuffle"})
+        for label, group in alone_and_together(positions):
+            yield condition(corruption, corruption, label, group, CORRUPTIONS[corruption], hold=settings.hold)
+    if len(positions) > 1:
+        yield condition("shuffle", "shuffle", "all", positions, {"operation": "shuffle"})
     for position in positions:
         noise = {"operation": "zero", "as_noise": True}
-        yield condition("noise like zero", "zero", (position,), noise, "noise of the same norm")
+        yield condition("noise like zero", "zero", position, (position,), noise, NOISE)

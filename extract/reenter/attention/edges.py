@@ -9,7 +9,6 @@ import xarray as xr
 
 from extract.model.reasoner import Reasoner
 from extract.reenter.attention.command import CutEdgesSettings
-from extract.reenter.statistics import with_accuracy
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target
 from schemas import Intervention, UsageError, nearest
@@ -81,13 +80,8 @@ def cut_edges(target: Target, settings: CutEdgesSettings | None = None) -> xr.Da
     conditions = [_condition(target, settings, group, edges, "", change) for group, edges, change in cuts]
     for control, group, edges, change in _controls(chain, hub, answer, settings.seed):
         conditions.append(_condition(target, settings, group, edges, control, change))
-    result = with_accuracy(
-        target.sweep(conditions, draws=settings.drawing(settings.seed)),
-        target.gold,
-        strata=target.strata,
-        outcomes=True,
-        seed=settings.seed,
-    )
+    draws = settings.drawing(settings.seed)
+    result = target.accuracy(conditions, seed=settings.seed, outcomes=True, draws=draws)
     groups, drops = result["group"].values.tolist(), result["drop"].sel(stratum="all").values.tolist()
     drop = dict(zip(groups, drops, strict=True))
     additive = [

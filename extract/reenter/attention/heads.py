@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from extract.reenter.attention.command import AblateHeadsSettings
-from extract.reenter.statistics import with_accuracy
+from extract.reenter.sites import NOISE
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target
 from schemas import Intervention, UsageError, filled, nearest
@@ -86,12 +86,11 @@ def ablate_heads(
             drawn = [heads[index] for index in rng.permutation(len(heads))[:count]]
             conditions.append(condition(f"random {count} #{draw + 1}", drawn, "random heads"))
         conditions.append(condition(f"top {count}", best, "random donor", operation="resample"))
-        conditions.append(condition(f"top {count}", best, "noise of the same norm", as_noise=True))
+        conditions.append(condition(f"top {count}", best, NOISE, as_noise=True))
     conditions.append(condition("all", heads))
     for donor in ("forward", "stored"):
         conditions.append(condition("all", heads, f"self ({donor})", operation="replace", donor=donor))
-    swept = target.sweep(conditions, draws=settings.drawing(settings.seed))
-    result = with_accuracy(swept, target.gold, strata=target.strata, seed=settings.seed)
+    result = target.accuracy(conditions, seed=settings.seed, draws=settings.drawing(settings.seed))
     return result.assign_attrs(ranking=" ".join(map(head_name, ranked)), by=settings.by)
 
 

@@ -8,8 +8,7 @@ import xarray as xr
 
 from extract.reenter.attention.edges import find_hub
 from extract.reenter.crossing.command import CrossSettings
-from extract.reenter.sites import refuse_layers, self_controls, site_layers, where_of
-from extract.reenter.statistics import with_accuracy
+from extract.reenter.sites import NOISE, alone_and_together, refuse_layers, self_controls, site_layers, where_of
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target
 from schemas import Intervention, UsageError, check_positions
@@ -74,11 +73,11 @@ def cross(target: Target, settings: CrossSettings | None = None) -> xr.Dataset:
     ]
     every = np.ones(len(correct), dtype=bool)
     counted = np.stack([every, *(twins if condition.labels["donor"] == TWIN else every for condition in conditions)])
-    swept = target.sweep(conditions, draws=settings.drawing(settings.seed))
-    out = with_accuracy(swept, target.gold, counted=counted, strata=target.strata, outcomes=True, seed=settings.seed)
+    seed, draws = settings.seed, settings.drawing(settings.seed)
+    out = target.accuracy(conditions, seed=seed, counted=counted, outcomes=True, draws=draws)
     given = _answers_of_donors(target, conditions, twins)
     follows = target.scoring.equal(out["predicted_answer"].values, given) & counted
-    out = with_crossed(out.assign(follows=(("condition", "example"), follows)), settings.seed)
+    out = with_crossed(out.assign(follows=(("condition", "example"), follows)), seed)
     return out.assign_attrs(hub=find_hub(target) if "attention" in target.data else "", n_twin=int(twins.sum()))
 
 
@@ -99,11 +98,10 @@ def _conditions(
     """Conditions at one site and layer: thoughts of either outcome, of the twin, noise, and each by itself."""
     place = where_of(target, site, layer)
     kinds: list[tuple[str, str, dict[str, Any]]] = [(name, "", {"donor": donor}) for name, donor in OUTCOMES.items()]
-    kinds.append(("right", "noise of the same norm", {"donor": OUTCOMES["right"], "as_noise": True}))
+    kinds.append(("right", NOISE, {"donor": OUTCOMES["right"], "as_noise": True}))
     if twins.any():
         kinds.append((TWIN, "", {"donor": "twin"}))
-    for group in [*((position,) for position in positions), *([tuple(positions)] if len(positions) > 1 else [])]:
-        label = group[0] if len(group) == 1 else "all"
+    for label, group in alone_and_together(positions):
         for donor, control, change in kinds:
             patch = Intervention(operation="replace", positions=group, seed=settings.seed, **change, **place)
             yield Condition(

@@ -3,7 +3,7 @@
 import numpy as np
 import xarray as xr
 
-from extract.reenter.statistics import by_problem
+from extract.reenter.statistics import by_problem, strata_of
 from schemas import Scoring
 from schemas.resampling import N_RESAMPLE, draw_counts, mean_interval, percentiles, problems_drawn
 from schemas.statistics import adjust, mcnemar_exact, share_interval
@@ -61,12 +61,10 @@ def with_gains(
         first_right=((*dims[:2], "example"), first),
         stable_right=((*dims[:2], "example"), stable),
     )
-    groups: list[tuple[str, np.ndarray]] = [("all", np.ones(len(gold), dtype=bool))]
-    if strata is not None and len(np.unique(strata)) > 1:
-        groups += [(str(stratum), strata == stratum) for stratum in np.unique(strata)]
+    groups = strata_of(strata, len(gold))
     problem = np.arange(len(gold)) if problem is None else problem
     columns: dict[str, list[tuple[tuple[str, ...], np.ndarray]]] = {}
-    for _, group in groups:
+    for group in groups.values():
         line = _accuracy(out, made, group, problem, seed) | _gains(out, made, group, problem, seed)
         line |= _right(first, stable, correct, made, group, problem, n_latent, seed)
         for name, column in line.items():
@@ -75,7 +73,7 @@ def with_gains(
         name: (("stratum", *gains_of[0][0]), np.stack([gain for _, gain in gains_of]))
         for name, gains_of in columns.items()
     }
-    return out.assign(figures).assign_coords(stratum=np.array([name for name, _ in groups], dtype=object))
+    return out.assign(figures).assign_coords(stratum=np.array(list(groups), dtype=object))
 
 
 Column = tuple[tuple[str, ...], np.ndarray]

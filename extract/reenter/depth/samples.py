@@ -3,6 +3,7 @@
 import numpy as np
 import xarray as xr
 
+from extract.reenter.statistics import strata_of
 from schemas import Scoring
 from schemas.resampling import mean_interval
 from schemas.statistics import mean_share
@@ -54,9 +55,7 @@ def with_samples(
         "sample_entropy": entropy,
         "sample_alive": (second >= shares[..., 0] / 2).astype(float),
     }
-    groups = [np.ones(len(gold), dtype=bool)]
-    if strata is not None and len(np.unique(strata)) > 1:
-        groups += [strata == stratum for stratum in np.unique(strata)]
+    groups = strata_of(strata, len(gold)).values()
     problem = np.arange(len(gold)) if problem is None else problem
     dims = ("n_thought", "example")
     out = out.assign({name: (dims, value) for name, value in figures.items()})

@@ -10,6 +10,7 @@ from extract.reenter.cells import Cells
 from extract.reenter.edit.command import EditSettings
 from extract.reenter.edit.methods import METHODS
 from extract.reenter.edit.others import with_others
+from extract.reenter.sites import NOISE
 from extract.reenter.subspace.stored import give_stored
 from extract.reenter.target import Target
 from extract.reenter.trial import Place, Trial, give, is_value, open_trial, places_of, where
@@ -17,7 +18,6 @@ from extract.reenter.wanted import Value, Wanted, draw_at, labels_of
 from schemas import Intervention, UsageError
 from schemas.intervention import read_interventions
 
-NOISE = "noise of the same norm"
 SAME_VALUE = "donor of the own value"
 
 

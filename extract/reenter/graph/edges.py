@@ -4,11 +4,9 @@ import numpy as np
 import xarray as xr
 
 from extract.reenter.observe import COMPARED
-from extract.reenter.statistics import by_problem
+from extract.reenter.statistics import by_problem, strata_of
 from schemas.resampling import mean_interval
 from schemas.statistics import adjust, wilson_interval
-
-ALL = "all"
 
 
 def with_edges(
@@ -47,18 +45,16 @@ def with_edges(
         when each problem's effects are dealt anew to the edges, and how often (one-sided) and after Holm's correction
         over the edges this reaches what was measured; ``edge``, whether it is one.
     """
-    groups: list[tuple[str, np.ndarray]] = [(ALL, np.ones(effects.sizes["example"], dtype=bool))]
-    if strata is not None and len(np.unique(strata)) > 1:
-        groups += [(str(stratum), strata == stratum) for stratum in np.unique(strata)]
+    groups = strata_of(strata, effects.sizes["example"])
     problem = np.arange(effects.sizes["example"]) if problem is None else problem
     columns: dict[str, list[np.ndarray]] = {}
-    for _, group in groups:
+    for group in groups.values():
         for name, value in _figures(effects, group, problem, n_null, seed).items():
             columns.setdefault(name, []).append(value)
     dims = ("stratum", "operation", "effect", "source", "target")
     out = effects.assign({name: (dims[: value[0].ndim + 1], np.stack(value)) for name, value in columns.items()})
     out["edge"] = out["state_flip_low"] > least
-    out = out.assign_coords(stratum=np.array([name for name, _ in groups], dtype=object))
+    out = out.assign_coords(stratum=np.array(list(groups), dtype=object))
     return out.assign_attrs(least=least, n_null=n_null)
 
 

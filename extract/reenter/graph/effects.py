@@ -11,7 +11,7 @@ from extract.reenter.graph.command import GraphSettings
 from extract.reenter.graph.edges import with_edges
 from extract.reenter.graph.similarity import graph_similarity
 from extract.reenter.observe import COMPARED
-from extract.reenter.sites import self_controls
+from extract.reenter.sites import check_layers, self_controls
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target
 from extract.reenter.values import StoredValues
@@ -206,11 +206,7 @@ def _nodes(target: Target, layer: int | None, positions: Sequence[str] | None) -
             f"{strangers[0]!r} is no node of the graph of {target.run}; there are {', '.join(known) or 'none'}"
             + nearest(strangers[0], known)
         )
-    if layer is not None and not 0 <= layer < target.reasoner.n_layer:
-        n_layer = target.reasoner.n_layer
-        raise UsageError(
-            f"layer {layer} is not there; {target.run} has layers 0 to {n_layer - 1}{nearest(layer, range(n_layer))}"
-        )
+    check_layers(target, [] if layer is None else [layer])
     if not nodes:
         raise UsageError(f"{target.run} has no thoughts, so there is no graph between them")
     return sorted(nodes, key=target.reasoner.places.offset)

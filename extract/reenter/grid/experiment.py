@@ -9,7 +9,6 @@ import xarray as xr
 
 from extract.reenter.grid.command import SweepSettings
 from extract.reenter.sites import refuse_layers
-from extract.reenter.statistics import with_accuracy
 from extract.reenter.subspace.stored import give_stored
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target, change_of
@@ -56,14 +55,11 @@ def sweep_grid(target: Target, settings: SweepSettings | None = None) -> xr.Data
             names.append(" ".join(map(str, values)))
         order.append(conditions[intervention])
     give_stored(target, conditions)
-    swept = target.sweep(
-        [
-            Condition(name=name, interventions=(intervention,))
-            for name, intervention in zip(names, conditions, strict=True)
-        ],
+    flat = target.accuracy(
+        [Condition(name=name, interventions=(change,)) for name, change in zip(names, conditions, strict=True)],
+        seed=settings.seed,
         draws=settings.drawing(settings.seed),
     )
-    flat = with_accuracy(swept, target.gold, strata=target.strata, seed=settings.seed)
     index = np.array(order).reshape([len(values) for values in axes.values()])
     return _unfolded(flat, axes, index)
 

@@ -14,6 +14,7 @@ import xarray as xr
 from extract.reenter.batches import batch_errors
 from extract.reenter.jacobian.command import JacobianSettings
 from extract.reenter.jacobian.passes import FED, Place, Tick, forward_sums, origin_sums
+from extract.reenter.sites import check_layers
 from extract.reenter.target import Target
 from schemas import UsageError, fingerprint, nearest
 from schemas.problem_sums import problem_of
@@ -172,8 +173,7 @@ def _n_backward(sizes: _Sizes, hidden: int) -> int:
 
 def _fit_rows(target: Target, settings: JacobianSettings) -> np.ndarray:
     """Rows of the examples averaged over: one of each problem, at random from those that lenses are fitted on."""
-    if not target.reasoner.n_latent:
-        raise UsageError(f"{target.run} is of a model without thoughts; there is no loop to differentiate through")
+    target.need_thoughts("jacobian")
     problem = problem_of(target.data)
     first = np.unique(problem, return_index=True)[1]
     fitted = np.sort(first[split_problems(problem, settings.seed)[first] == 0])
@@ -198,9 +198,7 @@ def _sizes(target: Target, settings: JacobianSettings, rows: np.ndarray) -> _Siz
         if position not in middle:
             raise UsageError(f"position {position!r} is not one of {', '.join(middle)}{nearest(position, middle)}")
     blocks = target.layers if layers is None else layers
-    for layer in blocks:
-        if layer not in target.layers:
-            raise UsageError(f"layer {layer} is not there; {target.run} has layers 0 to {target.layers[-1]}")
+    check_layers(target, blocks)
     gold = [str(text) for text in target.data["gold_answer"].values[rows]]
     prefix = reasoner.answer_tokens(gold[0])[: reasoner.answer_start(*gold)] if "answer" in targets else []
     ordered = (FED, *blocks)

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from extract.reenter.paired import with_pairs
 from extract.reenter.patching.command import PatchSettings
 from extract.reenter.patching.outcomes import GIVEN, with_n_that_wins, with_outcomes
 from extract.reenter.patching.steps import first_steps, with_first_steps
-from extract.reenter.sites import refuse_layers, report_layers, self_controls, site_layers, where_of
+from extract.reenter.sites import NOISE, refuse_layers, report_layers, self_controls, site_layers, where_of
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target
 from schemas import Intervention, UsageError
@@ -116,9 +116,7 @@ def patch(target: Target, settings: PatchSettings | None = None) -> xr.Dataset:
         conditions, answers=answers, examples=examples[changed].tolist(), draws=settings.drawing(settings.seed)
     )
     # The giving halves untouched: how far the logit difference can go.
-    folder, target.folder = target.folder, None
-    ceiling = target.sweep([], answers=answers, examples=examples[giving].tolist())
-    target.folder = folder
+    ceiling = replace(target, folder=None).sweep([], answers=answers, examples=examples[giving].tolist())
     ends = ceiling["logit_difference"].values[0]
     result = with_outcomes(swept, answers, ends, target.scoring, settings.seed, into=settings.into)
     result = with_n_that_wins(result, conditions, settings.seed, into=settings.into)
@@ -152,7 +150,7 @@ def _conditions(target: Target, site: str, layer: int, pairs: Pairs, settings: P
     for n in range(1, len(thoughts) + 1):
         yield condition(thoughts[:n], "first")
         yield condition(thoughts[:n], "first", "random donor", donor="other")
-        yield condition(thoughts[:n], "first", "noise of the same norm", as_noise=True)
+        yield condition(thoughts[:n], "first", NOISE, as_noise=True)
     for subset in _subsets(target, settings.subsets, len(thoughts)):
         kind = "named" if settings.subsets == "named" else "subset"
         yield condition([thoughts[index] for index in subset], kind)

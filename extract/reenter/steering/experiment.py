@@ -6,7 +6,6 @@ import numpy as np
 import xarray as xr
 
 from extract.reenter.sites import site_layers, where_of
-from extract.reenter.statistics import with_accuracy
 from extract.reenter.steering.command import CORRECT_MINUS_WRONG, SteerSettings
 from extract.reenter.steering.directions import correct_minus_wrong, scaled, split_half, stored_direction
 from extract.reenter.sweep import Condition
@@ -65,10 +64,8 @@ def steer(
         name: scaled(target, settings.site, layers, positions, array, name) for name, array in raw.items()
     }
     conditions = _conditions(target, settings, layers, positions, list(raw))
-    examples = target.data["example"].values[~taken_from]
-    swept = target.sweep(conditions, examples=examples.tolist(), draws=settings.drawing(settings.seed))
-    strata = None if target.strata is None else target.strata[~taken_from]
-    result = with_accuracy(swept, target.gold[~taken_from], strata=strata, seed=settings.seed)
+    draws = settings.drawing(settings.seed)
+    result = target.accuracy(conditions, seed=settings.seed, rows=np.flatnonzero(~taken_from), draws=draws)
     return result.assign_coords(strength=result["strength"].assign_attrs(units=STEERING_UNIT))
 
 

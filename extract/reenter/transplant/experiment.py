@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from extract.reenter.draws import Draws
+from extract.reenter.sites import alone_and_together
 from extract.reenter.statistics import with_accuracy
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target, open_target
@@ -155,10 +156,8 @@ def _thoughts(
         )
         for kind in variants[positions[0]]
     }
-    groups = [*((position,) for position in positions), *([tuple(positions)] if len(positions) > 1 else [])]
     conditions = []
-    for group in groups:
-        name = group[0] if len(group) == 1 else "all"
+    for name, group in alone_and_together(positions):
         for kind in directions:
             write = Intervention(site="latent_embedding", operation="write", direction=kind, positions=group)
             conditions.append(_condition(name, kind, KINDS[kind], write))
