@@ -12,6 +12,7 @@ import xarray as xr
 from analyze.saying import listed
 from schemas.picked import Pick, of_picked
 from schemas.statistics import difference_interval
+from schemas.wording import interval_columns
 
 if TYPE_CHECKING:
     from analyze.context import Context, StoredResult
@@ -207,7 +208,7 @@ def row_of(finding: Finding, own: "StoredResult | Pair", other: "StoredResult | 
     apart = [float(value) for value in difference_interval(mine, theirs)]
     row: dict[str, Any] = {"what": finding.what, "control": other.label}
     for key, values in (("own", mine), ("other", theirs), ("apart", apart)):
-        row |= {f"{key}{end}": value for end, value in zip(("", "_low", "_high"), values, strict=True)}
+        row |= interval_columns(key, values)
     says = compared(mine, theirs, finding.nothing)
     measured = np.isfinite([*mine, *theirs]).all()
     return row | {"says": says or (NOTHING_SAID if measured else UNMEASURED)}

@@ -1,6 +1,6 @@
-"""Numbers as commands print them."""
+"""Numbers as commands print them, and the names of a figure and the ends of its interval."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -36,3 +36,20 @@ def with_interval(figure: Iterable[Any], form: str = ".3f", ends: str = ".2f", n
     if value != value:
         return none
     return f"{value:{form}}" if low != low else f"{value:{form}} [{low:{ends}}, {high:{ends}}]"
+
+
+def interval_names(name: str, value: str = "") -> tuple[str, str, str]:
+    """Names in a result of a figure, which may have an ending, and of the ends of its interval."""
+    return f"{name}{value}", f"{name}_low", f"{name}_high"
+
+
+def interval_columns(name: str, interval: Iterable[Any], value: str = "") -> dict[str, Any]:
+    """A figure and the ends of its interval by their names."""
+    return dict(zip(interval_names(name, value), interval, strict=True))
+
+
+def interval_text(
+    row: "Mapping[str, Any] | Any", name: str, value: str = "", form: str = ".3f", ends: str = ".2f", none: str = "-"
+) -> str:
+    """A figure of a row of a result, by its name, with its interval (:func:`with_interval`)."""
+    return with_interval((row[key] for key in interval_names(name, value)), form, ends, none)

@@ -13,6 +13,7 @@ from analyze.statistics import DrawnMean, draw_counts
 from schemas import SchemaError
 from schemas.resampling import DRAWN_TOGETHER
 from schemas.vocabulary import PARTS
+from schemas.wording import interval_columns
 from store.chunked import read_in
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -138,8 +139,8 @@ def attribution_summary(
     dims = {"contribution": ("part", "position"), "logit": ("position",)}
     result = one.drop_vars("contribution").assign(n=("position", n))
     for (name, dim), means in zip(dims.items(), drawn, strict=True):
-        for end, values in zip(("", "_low", "_high"), means.interval(), strict=True):
-            result[name + end] = (dim, values, {"units": "logit"} if not end else {})
+        for key, values in interval_columns(name, means.interval()).items():
+            result[key] = (dim, values, {"units": "logit"} if key == name else {})
     counts = {"n_example": contribution.sizes["example"], "n_resample": n_resample}
     result.attrs = inherited(contribution, kind="attribution", **counts)
     return result.isel(position=np.flatnonzero(n))

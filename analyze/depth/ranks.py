@@ -17,6 +17,7 @@ from analyze.pieces import pieces_in
 from analyze.statistics import DrawnMean, draw_counts
 from schemas import AnswerKind, answer_word, segment_of
 from schemas.scoring import value_text
+from schemas.wording import interval_columns
 
 Array = np.ndarray[Any, np.dtype[Any]]
 STATES = 1024
@@ -205,10 +206,8 @@ def depth_summary(
     for group, members in groups.items():
         line: dict[str, Any] = {"n": int(members.sum())}
         for name in values:
-            ends = sums[group, str(name)].interval()
-            line |= {
-                f"{name}{end}": (dims[name], bound) for end, bound in zip(("", "_low", "_high"), ends, strict=True)
-            }
+            columns = interval_columns(str(name), sums[group, str(name)].interval())
+            line |= {key: (dims[name], bound) for key, bound in columns.items()}
         parts.append(xr.Dataset(line, coords={dim: depth[dim] for dim in ("layer", "position", "what")}))
     out = xr.concat(parts, dim=xr.DataArray(np.array(list(groups), dtype=object), dims="stratum", name="stratum"))
     return out.assign_attrs(depth.attrs | {"kind": "depth_readout", "n_resample": n_resample})

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from schemas.command import Analysis, Cost, Made, Printed, Settings, Table, kept_beside, setting
-from schemas.wording import or_dash, with_interval
+from schemas.wording import interval_text, or_dash
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -275,16 +275,11 @@ EFFECT_COLUMNS = ("KL 95%", "random", "p Holm", "broken", "random")
 def told_cells(row: Mapping[str, Any]) -> list[str]:
     """What a feature tells and does, in words."""
     p = f"{row['area_p']:.3f}" if row["tells"] else ""
-    cells = [row["tells"], str(row.get("area_n", "")), _with_interval(row, "area"), p]
+    cells = [row["tells"], str(row.get("area_n", "")), interval_text(row, "area", none=""), p]
     if "kl" in row:
-        cells += [_with_interval(row, "kl"), f"{row['kl_random']:.3f}", or_dash(row["kl_p"], ".1e")]
+        cells += [interval_text(row, "kl", none=""), f"{row['kl_random']:.3f}", or_dash(row["kl_p"], ".1e")]
         cells += [or_dash(row[name], ".3f") for name in ("broken", "broken_random")]
     return cells
-
-
-def _with_interval(row: Mapping[str, Any], name: str) -> str:
-    """A figure and its interval; empty where there is none."""
-    return with_interval((row[name + end] for end in ("", "_low", "_high")), none="")
 
 
 def most_telling(rows: "list[dict[str, Any]]") -> "list[dict[str, Any]]":

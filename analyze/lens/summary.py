@@ -11,6 +11,7 @@ from analyze.statistics import adjust, cochran_q, mcnemar_exact
 from schemas import UsageError
 from schemas.problem_sums import effective_trials, problem_sums, sums_by_problem, trials_of
 from schemas.statistics import interval_of_trials
+from schemas.wording import interval_names
 
 LONG_NAMES = {
     "number_share": "share of examples whose best token is a number",
@@ -283,9 +284,8 @@ def lens_difference(first: xr.Dataset, second: xr.Dataset, name: str = "number_s
     -------
     Dataset of ``difference`` (first less second), ``low``, ``high``, at the labels both have
     """
-    bounds = [name, f"{name}_low", f"{name}_high"]
     (a, a_low, a_high), (b, b_low, b_high) = (
-        [lens[x] for x in bounds] for lens in xr.align(first, second, join="inner")
+        [lens[key] for key in interval_names(name)] for lens in xr.align(first, second, join="inner")
     )
     result = xr.Dataset(
         {

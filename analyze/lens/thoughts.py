@@ -12,6 +12,7 @@ from analyze.lens.tuned import PENALTIES, SPLITS, Moments, example_blocks
 from schemas import UsageError
 from schemas.resampling import mean_interval
 from schemas.statistics import share_interval, split_problems
+from schemas.wording import interval_columns, interval_names
 
 Array = np.ndarray[Any, np.dtype[Any]]
 PLAIN = "final norm"
@@ -138,7 +139,7 @@ def _read(
     there = np.isfinite(x).all(-1) & np.isfinite(y).all(-1)
     x, y, problem = x[there], y[there], problem[there]
     if not len(x):
-        names = [f"{name}{end}" for name in ("kl", "excess", "agreement") for end in ("", "_low", "_high")]
+        names = [key for name in ("kl", "excess", "agreement") for key in interval_names(name)]
         return xr.Dataset({name: ("fit", np.full(len(fits) + 1, np.nan)) for name in [*names, "r2"]})
     reads = [(x @ weight + bias).astype("float32") for weight, bias in fits.values()] + [readout.norm(x)]
     pairs = readout.divergences(y, *reads)
@@ -147,10 +148,10 @@ def _read(
     values = {"kl": gaps, "excess": gaps - gaps[list(fits).index(own)]}
     data: dict[str, Any] = {}
     for name, scores in values.items():
-        bounds = mean_interval(scores, seed, problem)
-        data |= {f"{name}{end}": ("fit", bound) for end, bound in zip(("", "_low", "_high"), bounds, strict=True)}
-    low, high = share_interval(same, np.ones_like(same, dtype=bool), problem)
-    data |= {"agreement": ("fit", same.mean(1)), "agreement_low": ("fit", low), "agreement_high": ("fit", high)}
+        data |= interval_columns(name, mean_interval(scores, seed, problem))
+    ends = share_interval(same, np.ones_like(same, dtype=bool), problem)
+    data |= interval_columns("agreement", (same.mean(1), *ends))
+    data = {name: ("fit", values) for name, values in data.items()}
     data["r2"] = ("fit", [1 - float(((y - read) ** 2).sum()) / variance for read in reads])
     return xr.Dataset(data)
 

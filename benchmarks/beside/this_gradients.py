@@ -17,9 +17,10 @@ from this_project import Works
 from work import serve
 
 from extract.reenter import GradientSettings, integrated_gradients, open_target
+from extract.reenter.answers import answers_apart, laid_apart
 from extract.reenter.attribute.kernels import score_batch
 from extract.reenter.attribute.pairs import nodes_of, pairs_to_score
-from extract.reenter.gradients.experiment import _answer_tokens, _vectors, other_answers
+from extract.reenter.gradients.experiment import _vectors, other_answers
 from extract.reenter.jacobian.passes import FED, forward_sums
 from extract.run.extract import extract
 from store import open_lake
@@ -50,17 +51,18 @@ class Gradients(Works):
     def asked(self) -> dict[str, Any]:
         """What the others are to be told of questions and answers, beside what the job says; arrays go into files."""
         gold = [str(text) for text in self.target.data["gold_answer"].values]
-        tokens, apart, place = _answer_tokens(self.target, list(zip(gold, other_answers(self.target), strict=True)))
+        pairs = list(zip(gold, other_answers(self.target), strict=True))
+        tokens, ids = laid_apart(self.reasoner, answers_apart(self.reasoner, pairs))
         start, fed = _vectors(self.target, "mean")
         np.savez(self.out / "way.npz", start=start, fed=fed)
-        pairs = [
+        halves = [
             {"clean": self.pairs.prompts[clean], "corrupted": self.pairs.prompts[corrupted],
              "begin": answer[0], "apart": answer[1:]}
             for clean, corrupted, answer in zip(self.pairs.clean, self.pairs.corrupted, self.pairs.answers, strict=True)
         ]  # fmt: skip
-        found = {"tokens": tokens.tolist(), "apart": apart.tolist(), "place": place.tolist(), "pairs": pairs}
+        found = {"tokens": tokens.tolist(), "apart": ids[:, :2].tolist(), "place": ids[:, 2].tolist(), "pairs": halves}
         (self.out / "asked.json").write_text(json.dumps(found | {"places": self.places, "n_place": self.pairs.n_place}))
-        return {"pairs": len(pairs), "nodes": len(self.nodes), "places": len(self.places)}
+        return {"pairs": len(halves), "nodes": len(self.nodes), "places": len(self.places)}
 
     def integrated(self, steps: int) -> str:
         """Attribution of each thought: (example, latent)."""

@@ -25,17 +25,21 @@ ATTENTION = "activation_lake"
 class Editor(Protocol):
     """What interventions look like from inside a pass. ``rows`` are the batch rows still running.
 
-    ``first`` is the offset from ``bot`` of the first of the pass's positions.
+    ``first`` is the offset from ``bot`` of the first of the pass's positions. Each method gives the value that takes
+    the place of the one it is handed; an editor that inherits from here leaves what it does not define as it is.
     """
 
     def embedding(self, value: Tensor, first: int, rows: Tensor) -> Tensor:
         """Vectors ``(row, hidden)`` about to be fed at one thought."""
+        return value
 
     def states(self, site: str, layer: int, value: Tensor, first: int, rows: Tensor) -> Tensor:
         """Values ``(row, position, hidden)``, or ``(row, position, head, head_size)``, of a site of a layer."""
+        return value
 
     def attention(self, layer: int, value: Tensor, first: int, rows: Tensor, n_before: int) -> Tensor:
         """Probabilities ``(row, head, position, key_position)``."""
+        return value
 
     def touches(self, site: str, layer: int, first: int, n_position: int) -> bool:
         """Whether anything is armed at a site of a layer for any of these positions."""

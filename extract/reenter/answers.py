@@ -40,6 +40,16 @@ class Answers:
     """Place at which the first two answers differ, by example; -1 where they never do."""
 
 
+class Apart(NamedTuple):
+    """Two answers up to the first token that tells them apart."""
+
+    begin: list[int]
+    """What both begin with."""
+    one: int
+    """Token of the first answer there; -1, as the other, where they never differ."""
+    other: int
+
+
 class Measured(NamedTuple):
     """What is measured of the answers of a batch."""
 
@@ -78,9 +88,32 @@ def asked_answers(reasoner: Reasoner, texts: list[list[str]]) -> Answers:
     rest = [[cache[text][n:] for text in texts_of_one] for texts_of_one in texts]
     differ = [-1] * len(texts[0])
     if len(rest) > 1:
-        for index, (one, other) in enumerate(zip(rest[0], rest[1], strict=True)):
-            differ[index] = next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), -1)
+        differ = [first_apart(one, other) for one, other in zip(rest[0], rest[1], strict=True)]
     return Answers(shared=shared, rest=rest, counted=max(0, n - prefix), differ=differ)
+
+
+def first_apart(one: Sequence[int], other: Sequence[int]) -> int:
+    """Place of the first tokens that differ; -1 where there is none."""
+    return next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), -1)
+
+
+def answers_apart(reasoner: Reasoner, pairs: Sequence[tuple[str, str]]) -> list[Apart]:
+    """What tells the two answers of each pair apart."""
+    parts = []
+    for one, other in (map(reasoner.answer_tokens, pair) for pair in pairs):
+        place = first_apart(one, other)
+        parts.append(Apart([], -1, -1) if place < 0 else Apart(one[:place], one[place], other[place]))
+    return parts
+
+
+def laid_apart(reasoner: Reasoner, answers: Sequence[Apart], n_place: int | None = None) -> tuple[Tensor, Tensor]:
+    """What both answers begin with ``(row, place)``, and ``(row, 3)`` the two tokens after it and their place.
+
+    By default there are as many places as the longest beginning takes.
+    """
+    begun = padded([answer.begin for answer in answers], reasoner.eos_id, reasoner.device, n_place)
+    ids = [[answer.one, answer.other, len(answer.begin)] for answer in answers]
+    return begun, torch.tensor(ids, device=reasoner.device)
 
 
 def divergence(base: Tensor, other: Tensor) -> Tensor:
@@ -125,7 +158,7 @@ def _first_answers(reasoner: Reasoner, asked: Answers, picked: Sequence[int], de
     """Tokens ``(row, place)`` of the first answer after the shared ones; none where no answer is asked for."""
     if not asked.rest:
         return torch.empty(len(picked), 0, dtype=torch.long, device=device)
-    return _side_by_side([asked.rest[0][example] for example in picked], reasoner.eos_id, device)
+    return padded([asked.rest[0][example] for example in picked], reasoner.eos_id, device)
 
 
 def write_answers(
@@ -203,7 +236,7 @@ def measure_answers(
     kl = divergence(base, log_p)
     measured, written = [], torch.zeros(n_row, dtype=torch.bool, device=state.device)
     for number, rest in enumerate(rests):
-        own = first if number == 0 else _side_by_side(rest, reasoner.eos_id, state.device)
+        own = first if number == 0 else padded(rest, reasoner.eos_id, state.device)
         flight.cache.length = length + n_shared
         if number and own.shape[1] > 1:
             later = flight.feed_tokens(own[:, :-1], record=False)
@@ -226,10 +259,11 @@ def measure_answers(
     return Measured(torch.stack(measured).cpu().double().numpy(), difference, kl.cpu().double().numpy(), states, known)
 
 
-def _side_by_side(tokens: Sequence[list[int]], filler: int, device: torch.device) -> Tensor:
-    """Tokens ``(row, place)`` of rows of several lengths."""
-    longest = max(map(len, tokens))
-    return torch.tensor([row + [filler] * (longest - len(row)) for row in tokens], device=device)
+def padded(tokens: Sequence[Sequence[int]], filler: int, device: torch.device, n_place: int | None = None) -> Tensor:
+    """Tokens ``(row, place)`` of rows of several lengths, filled up to the longest or to so many places."""
+    width = max(map(len, tokens)) if n_place is None else n_place
+    rows = [[*row, *[filler] * (width - len(row))] for row in tokens]
+    return torch.tensor(rows, dtype=torch.long, device=device).view(len(tokens), width)
 
 
 def _differences(difference: np.ndarray, logits: Tensor, asked: Answers, picked: list[int], place: int) -> None:

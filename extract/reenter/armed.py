@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from extract.model.capture import Editor
+
 Kind = Literal["set", "affine", "inside", "edges", "force", "even", "exchange", "same"]
 Place = tuple[str, int, int]
 """Site, layer (-1 for ``latent_embedding``) and offset from ``bot``."""
@@ -150,7 +152,7 @@ class _Edit:
         return torch.zeros_like(part).scatter(-1, places, part.gather(-1, order))
 
 
-class Armed:
+class Armed(Editor):
     """Changes of some rows of a batch at some places: the editor a pass consults.
 
     Rows of several conditions lie side by side in a batch; changes of one row at one place happen in the order in

@@ -13,6 +13,7 @@ from extract.reenter.trial import Trial, is_value
 from schemas import Intervention, Scoring
 from schemas.problem_sums import problem_of
 from schemas.statistics import adjust, mcnemar_exact, mean_share, share_interval
+from schemas.wording import interval_columns
 
 
 @dataclass(slots=True)
@@ -121,6 +122,6 @@ def _with_drawn_hits(measured: xr.Dataset, answer: np.ndarray, scoring: Scoring)
     """Add how many of the drawn answers are those ``(condition, example)`` that are wanted."""
     hit = scoring.equal(measured["sample_answer"].values, answer[:, None]).mean(1)
     share = np.where(is_value(answer), hit, np.nan)
-    figures = zip(("mean", "low", "high"), mean_share(share, problem_of(measured)), strict=True)
-    out = measured.assign({f"sample_hit_{end}": ("condition", value) for end, value in figures})
+    figures = interval_columns("sample_hit", mean_share(share, problem_of(measured)), "_mean")
+    out = measured.assign({name: ("condition", value) for name, value in figures.items()})
     return out.assign(sample_hit=(("condition", "example"), share))

@@ -9,6 +9,7 @@ from schemas import Scoring, UsageError
 from schemas.problem_sums import problem_of
 from schemas.resampling import N_RESAMPLE, draw_counts, mean_interval, percentiles, problems_drawn
 from schemas.statistics import adjust, mcnemar_exact, mean_share, share_interval
+from schemas.wording import interval_columns
 
 
 def by_problem(value: np.ndarray, problem: np.ndarray) -> np.ndarray:
@@ -108,8 +109,8 @@ def _stratum(
     means = {name: mean_interval(np.where(use, value, np.nan), seed, problem) for name, value in changes.items()}
     if "sample_correct" in measured:
         means["sample_correct"] = mean_share(np.where(use, measured["sample_correct"].values, np.nan), problem)
-    for name, (mean, low, high) in means.items():
-        figures |= {f"{name}_mean": mean, f"{name}_low": low, f"{name}_high": high}
+    for name, interval in means.items():
+        figures |= interval_columns(name, interval, "_mean")
     return figures
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from schemas.command import Printed, Table
-from schemas.wording import or_dash, with_interval
+from schemas.wording import interval_text, or_dash
 
 MOST_PAIRS = 60
 """Paired tests that are printed one by one."""
@@ -59,7 +59,7 @@ def accuracy_cells(condition: Any) -> list[str]:
         f"{float(condition['drop']):+.3f}",
         p_text(condition["p"]),
         p_text(condition["p_holm"]),
-        _change_text(condition, "logprob_change"),
+        interval_text(condition, "logprob_change", "_mean", "+.2f", "+.2f"),
         f"{round(float(condition['kl_mean']), 6) + 0.0:.2g}",
         *drawn_cells(condition),
     ]
@@ -75,16 +75,6 @@ def drawn_cells(condition: Any, name: str = "sample_correct") -> list[str]:
 def p_text(p: Any) -> str:
     """A p-value; a dash where there is none, as of a control that is not among the tests corrected for."""
     return or_dash(p, ".1e")
-
-
-def interval_text(condition: Any, name: str, share: str = "") -> str:
-    """A share, whose name may end in a word, and its interval; a dash where it is of none."""
-    return with_interval(condition[name + end] for end in (share, "_low", "_high"))
-
-
-def _change_text(condition: Any, name: str) -> str:
-    """A mean change with its interval; a dash where it is of none."""
-    return with_interval((condition[f"{name}_{end}"] for end in ("mean", "low", "high")), "+.2f", "+.2f")
 
 
 def label_text(label: str, value: Any) -> str:

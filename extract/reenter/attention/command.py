@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from extract.reenter.settings import DrawnSettings
-from extract.reenter.tables import accuracy_table, interval_text
+from extract.reenter.tables import accuracy_table
 from schemas.command import Experiment, Printed, Table, later, setting
-from schemas.wording import or_dash, with_interval
+from schemas.wording import interval_text, or_dash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def _forced(result: Any) -> Table:
     for index, group in enumerate(result["group"].values):
         if str(group).startswith("force "):
             condition = overall.isel(condition=index)
-            cost = with_interval((condition[f"logprob_change_{end}"] for end in ("mean", "low", "high")), ".2f")
+            cost = interval_text(condition, "logprob_change", "_mean", ".2f")
             begun = [or_dash(condition[name], ".3f") for name in ("with_prefix", "accuracy_with_prefix")]
             accuracy = interval_text(condition, "accuracy")
             rows.append([str(group).removeprefix("force "), accuracy, *begun, cost])

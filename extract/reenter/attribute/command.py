@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from extract.reenter.settings import MOST_POINTS
 from schemas.command import Experiment, Printed, Settings, Table, setting
-from schemas.wording import duration_text, with_interval
+from schemas.wording import duration_text, interval_text
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -73,7 +73,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
             title="nodes",
             columns=["node", "score 95%", "patched 95%"],
             rows=[
-                [name_of(node), interval(node, "score"), interval(node, "exact")]
+                [name_of(node), *(interval_text(node, name, "", "+.2f", "+.2f", "") for name in ("score", "exact"))]
                 for node in (result.isel(node=index) for index in best)
             ],
             labels=1,
@@ -91,7 +91,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
             labels=1,
         ),
         f"rank correlation of scores and exact effects over {int(result['exact'].notnull().sum())} nodes:"
-        f" {with_interval(attrs[f'spearman{end}'] for end in ('', '_low', '_high'))};"
+        f" {interval_text(attrs, 'spearman')};"
         f" {attrs['n_used']} of {attrs['n_pair']} pairs",
         f"scores of the question's tokens miss the difference they should add up to by {attrs['residual']:.2%}"
         + (" (one step; more come nearer)" if attrs["steps"] == 1 else "")
@@ -105,11 +105,6 @@ def name_of(node: Any) -> str:
     kind, layer, position = str(node["kind"].item()), int(node["layer"]), str(node["position"].item())
     place = {"fed": "", "head": f" {layer}.{int(node['head'])}", "mlp": f" {layer}"}[kind]
     return f"{kind}{place} {position}"
-
-
-def interval(node: Any, name: str) -> str:
-    """A figure of a node and its interval; empty where there is none."""
-    return with_interval((node[name + bound] for bound in ("", "_low", "_high")), "+.2f", "+.2f", none="")
 
 
 COMMAND = Experiment(

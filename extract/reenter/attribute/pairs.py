@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from extract.reenter.attribute.passes import FED, Asked, Parts, answers_asked, lay_out
+from extract.reenter.answers import Apart, answers_apart
+from extract.reenter.attribute.passes import FED, Asked, Parts, lay_out
 from extract.reenter.batches import by_length
 from extract.reenter.patching.experiment import pairs_of
 from extract.reenter.target import Target
@@ -24,8 +25,8 @@ class Pairs:
     corrupted: np.ndarray
     prompts: list[list[int]]
     """Of all rows of the run."""
-    answers: list[tuple[list[int], int, int]]
-    """Of each pair: tokens before the answers part, and the two tokens there."""
+    answers: list[Apart]
+    """The two answers of each pair."""
     counts: dict[str, int]
     """How many pairs do not count, and why."""
 
@@ -39,7 +40,7 @@ class Pairs:
     @property
     def n_place(self) -> int:
         """Tokens read of the longest answer before it parts from the other."""
-        return max(len(tokens) for tokens, _, _ in self.answers)
+        return max(len(answer.begin) for answer in self.answers)
 
     def halves(self, part: np.ndarray) -> tuple[Asked, Asked]:
         """Clean and corrupted halves of some pairs, laid out."""
@@ -66,8 +67,8 @@ def pairs_to_score(target: Target, *, one_length: bool) -> Pairs:
     reasoner = target.reasoner
     gold = [str(text) for text in target.data["gold_answer"].values]
     prompts = [reasoner.encode(str(text)) for text in target.data["question"].values]
-    answers = answers_asked(reasoner, [gold[row] for row in clean], [gold[row] for row in corrupted])
-    apart = np.array([two >= 0 for _, _, two in answers])
+    answers = answers_apart(reasoner, [(gold[a], gold[b]) for a, b in zip(clean, corrupted, strict=True)])
+    apart = np.array([answer.other >= 0 for answer in answers])
     same = np.array([len(prompts[a]) == len(prompts[b]) for a, b in zip(clean, corrupted, strict=True)])
     used = np.flatnonzero(apart & (same | (not one_length)))
     counts = halves.counts | {

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from extract.model.capture import KeyValues
+from extract.model.capture import Editor, KeyValues
 from extract.model.flight import Flight
 from extract.model.reasoner import Reasoner
+from extract.reenter.answers import Apart, laid_apart
 from schemas import UsageError
 
 PARTS = ("head_output", "mlp_output")
@@ -56,7 +57,7 @@ class Parts:
         })  # fmt: skip
 
 
-class Tracer:
+class Tracer(Editor):
     """Editor that keeps what heads, MLPs and the loop of thoughts write, and what each part reads of the residual."""
 
     def __init__(self) -> None:
@@ -76,10 +77,6 @@ class Tracer:
     def states(self, site: str, layer: int, value: Tensor, first: int, rows: Tensor) -> Tensor:
         """Outputs ``(row, position, ...)`` of heads and MLPs."""
         self.written.setdefault((site, layer), []).append((first, value))
-        return value
-
-    def attention(self, layer: int, value: Tensor, first: int, rows: Tensor, n_before: int) -> Tensor:
-        """Probabilities as they are."""
         return value
 
     def parts(self, n_layer: int, gradient: dict[int, Tensor] | None = None) -> Parts:
@@ -110,7 +107,7 @@ def _of(value: Tensor, gradient: dict[int, Tensor] | None) -> Tensor:
     return value if gradient is None else gradient[id(value)]
 
 
-class Patcher:
+class Patcher(Editor):
     """Editor that puts given values into the parts that a mask chooses."""
 
     def __init__(self, values: Parts, chosen: Parts) -> None:
@@ -133,12 +130,8 @@ class Patcher:
         new = getattr(self.values, site)[:, layer, places]
         return torch.cat([value[:, :before], torch.where(mask, new, value[:, before:])], dim=1)
 
-    def attention(self, layer: int, value: Tensor, first: int, rows: Tensor, n_before: int) -> Tensor:
-        """Probabilities as they are."""
-        return value
 
-
-def difference(reasoner: Reasoner, asked: Asked, editor: Any, cache: KeyValues | None = None) -> Tensor:
+def difference(reasoner: Reasoner, asked: Asked, editor: Editor | None, cache: KeyValues | None = None) -> Tensor:
     """Logit difference ``(row,)`` of the two answers, through question, thoughts and what both answers begin with.
 
     Parameters
@@ -219,27 +212,8 @@ def head_writes(reasoner: Reasoner) -> Tensor:
     return torch.stack(writes)
 
 
-def answers_asked(
-    reasoner: Reasoner, clean: Sequence[str], corrupted: Sequence[str]
-) -> list[tuple[list[int], int, int]]:
-    """Of each pair of answers the tokens before the first that tells them apart, and the two tokens there."""
-    out = []
-    for one, other in zip(clean, corrupted, strict=True):
-        a, b = reasoner.answer_tokens(one), reasoner.answer_tokens(other)
-        place = next((index for index, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
-        out.append(([], -1, -1) if place is None else (a[:place], a[place], b[place]))
-    return out
-
-
-def lay_out(
-    reasoner: Reasoner, prompts: Sequence[Sequence[int]], answers: Sequence[tuple[list[int], int, int]], n_place: int
-) -> Asked:
+def lay_out(reasoner: Reasoner, prompts: Sequence[Sequence[int]], answers: Sequence[Apart], n_place: int) -> Asked:
     """A batch of questions with the tokens that are read for their answers, filled up to a number of places."""
     tokens, pad, n_before = reasoner.lay_out(prompts)
-    padded = [[*line, *[reasoner.eos_id] * (n_place - len(line))] for line, _, _ in answers]
-    device = reasoner.device
-    return Asked(
-        pad=pad, n_before=n_before, embedding=reasoner._embed(tokens).detach(),
-        tokens=torch.tensor(padded, dtype=torch.long, device=device).view(len(prompts), n_place),
-        ids=torch.tensor([[a, b, len(line)] for line, a, b in answers], device=device),
-    )  # fmt: skip
+    begun, ids = laid_apart(reasoner, answers, n_place)
+    return Asked(pad=pad, n_before=n_before, embedding=reasoner._embed(tokens).detach(), tokens=begun, ids=ids)

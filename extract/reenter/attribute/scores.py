@@ -18,11 +18,11 @@ from extract.reenter.kept import Kept
 from extract.reenter.target import Target
 from schemas import fingerprint
 from schemas.resampling import draw_counts, mean_interval, percentiles, way_interval
+from schemas.wording import interval_columns, interval_names
 
 BATCH = 16
 N_RESAMPLE = 200
 """Draws of pairs for the interval of a rank correlation."""
-SHARE = ("exact_share", "exact_share_low", "exact_share_high")
 Values = dict[str, np.ndarray]
 
 
@@ -185,12 +185,12 @@ def _labelled(
     node = nodes.senders(sender, position)
     there = np.flatnonzero((node >= 0) & (edges.ravel() != 0))
     kinds = np.array([*["attention", "mlp"] * target.reasoner.n_layer, "final"], dtype=object)
-    columns = dict(zip(("score", "score_low", "score_high"), mean_interval(score.T, seed, problem), strict=True))
-    columns |= dict(zip(("exact", "exact_low", "exact_high"), effect, strict=True))
+    columns = interval_columns("score", mean_interval(score.T, seed, problem)) | interval_columns("exact", effect)
+    shares = interval_columns("exact_share", share)
     return xr.Dataset(
         {
             **{name: ("node", column, {"units": "logit"}) for name, column in columns.items()},
-            **{name: ("node", column, {"units": "1"}) for name, column in zip(SHARE, share, strict=True)},
+            **{name: ("node", column, {"units": "1"}) for name, column in shares.items()},
             "edge_score": ("edge", edges.ravel()[there], {"units": "logit"}),
             "sender": ("edge", node[there]),
         },
@@ -205,13 +205,11 @@ def _labelled(
 
 def _rank_correlation(score: np.ndarray, exact: np.ndarray, problem: np.ndarray, seed: int) -> dict[str, float]:
     """Spearman's over nodes of mean scores and effects ``(pair, node)``, and its 95% interval over problems."""
-    names = ("spearman", "spearman_low", "spearman_high")
     if score.shape[1] < 3:
-        return dict.fromkeys(names, float("nan"))
+        return dict.fromkeys(interval_names("spearman"), float("nan"))
     counts = draw_counts(problem, n_resample=N_RESAMPLE, seed=seed).T
     # A rank is of a sum as it is of a mean.
     values = [float(spearmanr(drawn @ score, drawn @ exact).statistic) if drawn.any() else np.nan for drawn in counts]
     low, high = percentiles(np.array(values), len(np.unique(problem)))
-    return dict(
-        zip(names, (float(spearmanr(score.mean(0), exact.mean(0)).statistic), float(low), float(high)), strict=True)
-    )
+    value = float(spearmanr(score.mean(0), exact.mean(0)).statistic)
+    return interval_columns("spearman", (value, float(low), float(high)))

@@ -6,9 +6,9 @@ from typing import Any
 
 from extract.reenter.settings import DrawnSettings
 from extract.reenter.sites import ThoughtSite
-from extract.reenter.tables import accuracy_table, interval_text, label_text, p_text
+from extract.reenter.tables import accuracy_table, label_text, p_text
 from schemas.command import Experiment, Printed, Table, later, setting
-from schemas.wording import with_interval
+from schemas.wording import interval_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +41,12 @@ def _crossed(result: Any) -> Table:
     for receiver in result["receiver"].values:
         for index in range(result.sizes["place"]):
             cell = result.isel(place=index).sel(receiver=receiver)
-            difference = [cell[f"crossed_difference{end}"] for end in ("", "_low", "_high")]
             rows.append(
                 [
                     str(receiver), cell["place_site"].item(), label_text("layer", cell["place_layer"].item()),
                     cell["place_group"].item(),
                     *(interval_text(cell.sel(giver=giver), "crossed") for giver in result["giver"].values),
-                    with_interval(difference, "+.3f", "+.2f"), p_text(cell["crossed_p"]),
+                    interval_text(cell, "crossed_difference", "", "+.3f", "+.2f"), p_text(cell["crossed_p"]),
                     p_text(cell["crossed_p_holm"]), f"{float(cell['followed'].sel(giver='right')):.3f}",
                 ]
             )  # fmt: skip

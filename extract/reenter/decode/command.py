@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from schemas.command import NOTHING_KEPT, Experiment, Printed, Settings, Table, setting
 from schemas.errors import UsageError
-from schemas.wording import with_interval
+from schemas.wording import interval_text
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -74,7 +74,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     for position in result["position"].values:
         place = result.sel(position=position)
         row = [str(position), str(int(place["n"])), f"{float(place['ended'].mean()):.3f}"]
-        row += [with_interval(place[f"any_share{end}"] for end in ENDS)]
+        row += [interval_text(place, "any_share")]
         row += [f"{float(place[f'{name}_share']):.3f}" for name in controls]
         shares = zip(place["result_share"].values, place["above_controls"].values, strict=True)
         rows.append(
@@ -115,8 +115,6 @@ def text_rows(one: Any) -> list[list[str]]:
     steps = zip(one["step"].values, one["stated"].values, strict=True)
     return [[f"{example} step {step}", own, *map(repr, text.sel(step=step).values)] for step, own in steps if own]
 
-
-ENDS = ("", "_low", "_high")
 
 COMMAND = Experiment(
     name="decode",

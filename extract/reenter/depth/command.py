@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from extract.reenter.settings import DrawnSettings
-from extract.reenter.tables import drawn_cells, interval_text, p_text
+from extract.reenter.tables import drawn_cells, p_text
 from schemas.command import Experiment, Printed, Table, later, setting
-from schemas.wording import or_dash, with_interval
+from schemas.wording import interval_text, or_dash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +82,7 @@ def _needed(result: Any) -> Table:
 
 
 def _when(line: Any) -> list[str]:
-    medians = []
-    for name in ("first", "stable"):
-        median = (line[f"{name}_median{end}"] for end in ("", "_low", "_high"))
-        medians.append(with_interval(median, "g", "g", none="never"))
+    medians = [interval_text(line, f"{name}_median", "", "g", "g", none="never") for name in ("first", "stable")]
     return [*medians, f"{float(line['n_enough']):.0f}"]
 
 

@@ -7,6 +7,7 @@ from extract.reenter.statistics import by_problem, strata_of
 from schemas import Scoring
 from schemas.resampling import N_RESAMPLE, draw_counts, mean_interval, percentiles, problems_drawn
 from schemas.statistics import adjust, mcnemar_exact, share_interval
+from schemas.wording import interval_columns
 
 
 def with_gains(
@@ -103,8 +104,8 @@ def _accuracy(
         "accuracy_high": (ROUTE, high),
     }
     for name, values in (("logprob", out["answer_logprob"]), ("kl", out["kl"])):
-        mean, low, high = mean_interval(by_problem(values.values[..., group], problem[group]), seed)
-        columns |= {f"{name}_mean": (ROUTE, mean), f"{name}_low": (ROUTE, low), f"{name}_high": (ROUTE, high)}
+        interval = mean_interval(by_problem(values.values[..., group], problem[group]), seed)
+        columns |= {key: (ROUTE, value) for key, value in interval_columns(name, interval, "_mean").items()}
     return columns
 
 
@@ -118,14 +119,11 @@ def _gains(out: xr.Dataset, made: np.ndarray, group: np.ndarray, problem: np.nda
     for place in zip(*np.nonzero(both), strict=True):
         p[place] = mcnemar_exact(before[place], after[place], problem[group]).p
     change = by_problem(logprob[..., 1:, :] - logprob[..., :-1, :], problem[group])
-    mean, low, high = mean_interval(change, seed)
     columns = {
         "gain": np.where(both, (mended - broken) / max(1, int(group.sum())), np.nan),
         "mended": np.where(both, mended, np.nan),
         "broken": np.where(both, broken, np.nan),
-        "gain_logprob": mean,
-        "gain_logprob_low": low,
-        "gain_logprob_high": high,
+        **interval_columns("gain_logprob", mean_interval(change, seed)),
         "gain_p": p,
         "gain_p_holm": np.apply_along_axis(adjust, -1, p),
     }
@@ -143,10 +141,9 @@ def _right(
     for name, value in (("first", first[..., group]), ("stable", stable[..., group])):
         share = (value[..., None, :] <= after).mean(-1) if group.any() else np.full(made.shape, np.nan)
         share[..., n_latent + 1 :] = np.nan
-        median, low, high = median_interval(value, seed, problem[group])
         columns[f"{name}_share"] = ROUTE, share
-        for end, bound in (("", median), ("_low", low), ("_high", high)):
-            columns[f"{name}_median{end}"] = ROUTE[:2], bound
+        medians = median_interval(value, seed, problem[group])
+        columns |= {key: (ROUTE[:2], bound) for key, bound in interval_columns(f"{name}_median", medians).items()}
     enough = np.full(made.shape[:2], np.nan)
     for place in np.ndindex(*enough.shape):
         lines = correct[place][: n_latent + 1, group]

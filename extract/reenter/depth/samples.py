@@ -7,6 +7,7 @@ from extract.reenter.statistics import strata_of
 from schemas import Scoring
 from schemas.resampling import mean_interval
 from schemas.statistics import mean_share
+from schemas.wording import interval_columns
 
 
 def with_samples(
@@ -66,8 +67,8 @@ def with_samples(
             mean_share(part, problem[group]) if is_share else mean_interval(part, seed, problem[group])
             for group, part in ((group, value[:, group]) for group in groups)
         ]
-        for end, part in zip(("mean", "low", "high"), zip(*bounds, strict=True), strict=True):
-            out[f"{name}_{end}"] = ("stratum", "n_thought"), np.stack(part)
+        for key, part in interval_columns(name, zip(*bounds, strict=True), "_mean").items():
+            out[key] = ("stratum", "n_thought"), np.stack(part)
     return out.assign_attrs(n_sample=n_sample)
 
 

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from extract.reenter.settings import DrawnSettings
 from extract.reenter.sites import ThoughtSite
-from extract.reenter.tables import drawn_cells, drawn_column, interval_text, label_text, p_text
+from extract.reenter.tables import drawn_cells, drawn_column, label_text, p_text
 from schemas.command import Experiment, Printed, Table, later, setting
+from schemas.wording import interval_text
 
 LABELS = ("changed", "layer", "step", "method", "dose", "also", "control")
 

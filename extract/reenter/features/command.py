@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from extract.reenter.tables import interval_text, p_text
+from extract.reenter.tables import p_text
 from schemas.command import Experiment, Printed, Settings, Table, later, setting
+from schemas.wording import interval_text
 
 if TYPE_CHECKING:
     from extract.reenter.target import Target

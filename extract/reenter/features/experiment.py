@@ -26,6 +26,7 @@ from schemas import Intervention, UsageError
 from schemas.problem_sums import problem_of
 from schemas.resampling import mean_interval
 from schemas.statistics import adjust, mcnemar_exact, share_interval
+from schemas.wording import interval_columns
 
 SELF = "self (forward)"
 TOGETHER = 256
@@ -262,7 +263,7 @@ def _block(
         "moved": np.nanmean(size, axis=1) * decoder_length[features], "n_right": before.sum(1),
     }  # fmt: skip
     for name, values in (("kl", kl[0]), ("kl_more", kl[0] - random), ("logprob_change", logprob[0])):
-        columns |= dict(zip((name, f"{name}_low", f"{name}_high"), mean_interval(values, seed, problem), strict=True))
+        columns |= interval_columns(name, mean_interval(values, seed, problem))
     columns["kl_random"] = np.nanmean(random, axis=1)
     with np.errstate(invalid="ignore"):
         columns["broken"], columns["broken_random"] = (

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from extract.reenter.settings import MOST_POINTS
 from schemas.command import NOTHING_KEPT, Experiment, Printed, Settings, Table, later, setting
-from schemas.wording import with_interval
+from schemas.wording import interval_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     rows = []
     for latent in result["latent"].values:
         thought = result.sel(latent=latent)
-        mean = with_interval((thought[f"attribution_{name}"] for name in ("mean", "low", "high")), "+.3f", "+.2f")
+        mean = interval_text(thought, "attribution", "_mean", "+.3f", "+.2f")
         rows.append([str(latent), mean, f"{float(thought['magnitude_mean']):.3f}"])
     residual = result.attrs["relative_residual"]
     return [

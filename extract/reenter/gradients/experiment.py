@@ -9,12 +9,14 @@ from torch import Tensor
 
 from extract.model.capture import KeyValues
 from extract.model.flight import Flight
+from extract.reenter.answers import answers_apart, laid_apart
 from extract.reenter.batches import batch_errors, by_length
 from extract.reenter.gradients.command import GradientSettings
 from extract.reenter.target import Target
 from schemas import UsageError
 from schemas.problem_sums import problem_of
 from schemas.resampling import mean_interval
+from schemas.wording import interval_columns
 
 BATCH = 16
 STEP_ROWS = 64
@@ -86,8 +88,8 @@ def _result(target: Target, settings: GradientSettings, attribution: np.ndarray,
     """Attributions ``(example, thought)`` and logit differences ``(end, example)`` as a labelled result."""
     residual = ends[1] - ends[0] - attribution.sum(1)
     problem = problem_of(target.data)
-    mean, low, high = mean_interval(attribution.T, problem=problem)
-    size, size_low, size_high = mean_interval(np.abs(attribution).T, problem=problem)
+    means = interval_columns("attribution", mean_interval(attribution.T, problem=problem), "_mean")
+    means |= interval_columns("magnitude", mean_interval(np.abs(attribution).T, problem=problem), "_mean")
     gap = np.abs(ends[1] - ends[0]).mean()
     logit = {"units": "logit"}
     return xr.Dataset(
@@ -96,12 +98,7 @@ def _result(target: Target, settings: GradientSettings, attribution: np.ndarray,
             "logit_difference": ("example", ends[1], logit),
             "baseline_logit_difference": ("example", ends[0], logit),
             "residual": ("example", residual, logit),
-            "attribution_mean": ("latent", mean),
-            "attribution_low": ("latent", low),
-            "attribution_high": ("latent", high),
-            "magnitude_mean": ("latent", size),
-            "magnitude_low": ("latent", size_low),
-            "magnitude_high": ("latent", size_high),
+            **{name: ("latent", mean) for name, mean in means.items()},
         },
         coords={"example": target.data["example"].values, "latent": np.array(target.thoughts, dtype=object)},
         attrs={
@@ -147,7 +144,10 @@ class _Line:
 
     def __init__(self, target: Target, prompts: list[list[int]], answers: list[tuple[str, str]]) -> None:
         self.reasoner = target.reasoner
-        self.tokens, self.apart, self.place = _answer_tokens(target, answers)
+        apart = answers_apart(self.reasoner, answers)
+        if same := [pair for pair, parts in zip(answers, apart, strict=True) if parts.other < 0]:
+            raise UsageError(f"gradients: answer {same[0][0]!r} cannot be set against {same[0][1]!r}, its own tokens")
+        self.tokens, self.ids = laid_apart(self.reasoner, apart)
         with torch.no_grad():
             laid, self.pad, self.n_before = self.reasoner.lay_out(prompts)
             self.cache = KeyValues(self.n_before + 1)
@@ -175,7 +175,7 @@ class _Line:
         reasoner, device = self.reasoner, self.pad.device
         every = torch.arange(len(thoughts), device=device)
         example = every % len(self.pad)
-        pad, apart = self.pad[example], self.apart[example]
+        pad, (one, other, place) = self.pad[example], self.ids[example].T
         if len(every) not in self._taken:
             capacity = self.n_before + reasoner.places.n_middle + self.tokens.shape[1]
             taken = self.cache.take(example, self.n_before + 1, capacity, differentiable=True)
@@ -186,29 +186,6 @@ class _Line:
             after = reasoner._embed(torch.cat([closing, self.tokens[example]], dim=1))
         states = flight.feed(torch.cat([thoughts.to(after.dtype), after], dim=1))
         # The state that predicts the token at `place` of the answer lies that many places after the last closing token.
-        state = states[every, reasoner.places.n_middle - 2 + self.place[example]]
+        state = states[every, reasoner.places.n_middle - 2 + place]
         logits = reasoner._logits(state).float()
-        return logits[every, apart[:, 0]] - logits[every, apart[:, 1]]
-
-
-def _answer_tokens(target: Target, answers: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor, Tensor]:
-    """What tells two answers apart.
-
-    Tokens ``(row, place)`` that both begin with, the first token ``(row, 2)`` of each that differs, and the place
-    ``(row,)`` at which those two are predicted.
-    """
-    begin, apart, places = [], [], []
-    for pair in answers:
-        one, other = map(target.reasoner.answer_tokens, pair)
-        place = next(index for index, (x, y) in enumerate(zip(one, other, strict=False)) if x != y)
-        begin.append(one[:place])
-        apart.append([one[place], other[place]])
-        places.append(place)
-    longest = max(places)
-    padded = [tokens + [target.reasoner.eos_id] * (longest - len(tokens)) for tokens in begin]
-    device = target.reasoner.device
-    return (
-        torch.tensor(padded, dtype=torch.long, device=device),
-        torch.tensor(apart, device=device),
-        torch.tensor(places, device=device),
-    )
+        return logits[every, one] - logits[every, other]

@@ -8,7 +8,7 @@ from extract.reenter.settings import DrawnSettings
 from extract.reenter.tables import drawn_cells, p_text
 from schemas import UsageError
 from schemas.command import Experiment, Printed, Table, setting
-from schemas.wording import or_dash, with_interval
+from schemas.wording import interval_names, interval_text, or_dash
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -172,8 +172,7 @@ def _row(edge: Any) -> list[str]:
 
 
 def _cells(line: Any) -> list[str]:
-    share = with_interval((line[f"state_flip_{end}"] for end in ("mean", "low", "high")), ".2f")
-    return [share, f"{float(line['state_kl_mean']):.2f}"]
+    return [interval_text(line, "state_flip", "_mean", ".2f"), f"{float(line['state_kl_mean']):.2f}"]
 
 
 def _drawn(result: Any) -> Table:
@@ -196,7 +195,7 @@ def _similarity(result: Any) -> Table:
     for operation in result["operation"].values:
         for effect in result["effect"].values:
             one = result.sel(operation=operation, effect=effect)
-            ranks = [or_dash(one[f"rank_correlation{end}"]) for end in ("", "_low", "_high")]
+            ranks = [or_dash(one[name]) for name in interval_names("rank_correlation")]
             cosines = [or_dash(one[name]) for name in ("similarity", "even_similarity")]
             rows.append(
                 [

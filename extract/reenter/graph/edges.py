@@ -7,6 +7,7 @@ from extract.reenter.observe import COMPARED
 from extract.reenter.statistics import by_problem, strata_of
 from schemas.resampling import mean_interval
 from schemas.statistics import adjust, wilson_interval
+from schemas.wording import interval_columns
 
 
 def with_edges(
@@ -68,7 +69,7 @@ def _figures(
         mean, low, high = mean_interval(value, seed)
         if name == "state_flip":  # a share: no interval of width 0 where none, or all, are otherwise
             low, high = wilson_interval(mean * value.shape[-1], np.where(np.isnan(mean), 0, value.shape[-1]))
-        out |= {f"{name}_mean": mean, f"{name}_low": low, f"{name}_high": high}
+        out |= interval_columns(name, (mean, low, high), "_mean")
         if name == "state_flip":
             flips = value
     mean = out["state_flip_mean"]

@@ -18,6 +18,7 @@ from extract.reenter.values import StoredValues
 from schemas import Intervention, UsageError, nearest
 from schemas.problem_sums import problem_of
 from schemas.statistics import mean_share
+from schemas.wording import interval_columns
 from store.results import preferred
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -149,8 +150,8 @@ def _with_drawn(
         if out.sizes["source"] in change.targets:  # the answer stands after the last node
             cell = operations.index(change.operation), effects.index(change.effect), change.source
             share[cell] = flip[place(change.name)].mean(0)
-    figures = zip(("mean", "low", "high"), mean_share(share, problem), strict=True)
-    out = out.assign({f"sample_flip_{end}": (dims, value) for end, value in figures})
+    figures = interval_columns("sample_flip", mean_share(share, problem), "_mean")
+    out = out.assign({name: (dims, value) for name, value in figures.items()})
     return out.assign(sample_flip=((*dims, "example"), share))
 
 

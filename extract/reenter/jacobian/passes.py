@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from extract.model.capture import KeyValues
+from extract.model.capture import Editor, KeyValues
 from extract.model.flight import Flight
 from extract.model.reasoner import Reasoner
 
@@ -18,7 +18,7 @@ Tick = Callable[[int], object]
 """Called with the number of components whose backward passes are done."""
 
 
-class Probes:
+class Probes(Editor):
     """Editor that adds a zero ``(hidden,)``, the same for every row, at each place asked for, and keeps what it saw.
 
     The gradient with respect to such a zero is the sum over the batch's rows of the gradients at its place.
@@ -31,10 +31,6 @@ class Probes:
     def touches(self, site: str, layer: int, first: int, n_position: int) -> bool:
         """Blocks and, so that attention is computed by operations that can be batched over gradients, attention."""
         return site in ("hidden_state", "attention")
-
-    def attention(self, layer: int, value: Tensor, first: int, rows: Tensor, n_before: int) -> Tensor:
-        """Probabilities as they are."""
-        return value
 
     def embedding(self, value: Tensor, first: int, rows: Tensor) -> Tensor:
         """Vectors ``(row, hidden)`` about to be fed at one thought."""

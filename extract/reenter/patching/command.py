@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from extract.reenter.settings import PRESET, DrawnSettings, Preset
 from extract.reenter.sites import ThoughtSite
-from extract.reenter.tables import interval_text, label_text, p_text, pair_table, tables_first
+from extract.reenter.tables import drawn_cells, drawn_column, label_text, p_text, pair_table, tables_first
 from schemas.command import Experiment, Printed, Table, setting
 from schemas.naming import By, relabelled
-from schemas.wording import with_interval
+from schemas.wording import interval_names, interval_text, with_interval
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -75,14 +75,13 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
         lines += _by_step(result, giver)
     for index in range(result.sizes["series"]):
         series = result.isel(series=index)
-        n = [float(series["n_that_wins" + bound]) for bound in ("", "_low", "_high")]
+        n = [float(series[name]) for name in interval_names("n_that_wins")]
         place = f"{series['series_site'].item()}, layer {label_text('layer', series['series_layer'].item())}"
         wins = f"from N = {with_interval(n, '.0f', '.0f')}" if n[0] == n[0] else "at no N"
         never = float(series["never_wins"])
         lines.append(f"{place}: the {giver} answer wins {wins}; in {never:.0%} of resamples never")
     columns = [*LABELS, "clean 95%", "corrupted", "other", "gibberish", "recovery", "p", "p Holm"]
-    if "sample_given_mean" in result:
-        columns.append(f"drawn: {giver} 95%")
+    columns += drawn_column(result, "sample_given", f"drawn: {giver} 95%")
     rows = [_row(result.isel(condition=index), counts.get("by") or None) for index in range(result.sizes["condition"])]
     printed: list[Printed] = [Table(title="", columns=columns, rows=rows, labels=len(LABELS))]
     if "n_pair" in result.dims:
@@ -125,13 +124,8 @@ def _row(condition: Any, by: By | None) -> list[str]:
         f"{float(condition['recovery']):+.2f}",
         p_text(condition["p"]),
         p_text(condition["p_holm"]),
-        *([_drawn(condition)] if "sample_given_mean" in condition else []),
+        *drawn_cells(condition, "sample_given"),
     ]
-
-
-def _drawn(condition: Any) -> str:
-    """Share of drawn answers that are the giving half's."""
-    return with_interval(condition[f"sample_given_{end}"] for end in ("mean", "low", "high"))
 
 
 COMMAND = Experiment(

@@ -12,6 +12,7 @@ from schemas import Scoring
 from schemas.problem_sums import problem_of
 from schemas.resampling import mean_interval, way_interval
 from schemas.statistics import adjust, mcnemar_exact, mean_share, share_interval
+from schemas.wording import interval_columns
 
 GIVEN = {"corrupted": "clean_answer", "clean": "corrupted_answer"}
 """The giving half's answer, by the half that is changed."""
@@ -62,18 +63,14 @@ def with_outcomes(
     tested = swept["control"].values.astype(str) == ""
     difference = swept["logit_difference"].values
     columns = {"p": p, "p_holm": adjust(p, family=tested)}
-    for name, mean, interval in (
-        ("logit_difference", "logit_difference_mean", mean_interval(difference, seed, problem)),
-        ("recovery", "recovery", way_interval(difference, difference[0], ceiling, seed, problem)),
-        ("kl", "kl_mean", mean_interval(swept["kl"].values, seed, problem)),
-    ):
-        columns |= dict(zip((mean, f"{name}_low", f"{name}_high"), interval, strict=True))
+    columns |= interval_columns("logit_difference", mean_interval(difference, seed, problem), "_mean")
+    columns |= interval_columns("recovery", way_interval(difference, difference[0], ceiling, seed, problem))
+    columns |= interval_columns("kl", mean_interval(swept["kl"].values, seed, problem), "_mean")
     if "sample_answer" in swept:
         giver = scoring.column(pair[into == "clean"] for pair in pairs)
         drawn = scoring.equal(swept["sample_answer"].values, giver[None, None, :]).mean(1)
-        bounds = mean_share(drawn, problem)
-        columns |= {f"sample_given_{end}": bound for end, bound in zip(("mean", "low", "high"), bounds, strict=True)}
-    shares = {"share": kinds.mean(-1), "share_low": low, "share_high": high}
+        columns |= interval_columns("sample_given", mean_share(drawn, problem), "_mean")
+    shares = interval_columns("share", (kinds.mean(-1), low, high))
     return (
         swept.assign(
             {

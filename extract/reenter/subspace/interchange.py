@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
 
-from extract.model.capture import KeyValues
+from extract.model.capture import Editor, KeyValues
 from extract.model.device import device_errors
 from extract.model.flight import Flight
 from extract.model.reasoner import Reasoner
+from extract.reenter.answers import padded
 from extract.reenter.subspace.fits import Fit
 from extract.reenter.trial import Place, Trial
 
@@ -20,7 +21,7 @@ LEARNING_RATE = 0.01
 
 
 @dataclass(slots=True)
-class Exchange:
+class Exchange(Editor):
     """Editor that puts donors' parts inside a subspace in, and lets gradients through."""
 
     place: Place
@@ -43,10 +44,6 @@ class Exchange:
         index = self.offset - first
         changed = self._exchanged(value[:, index])[:, None]
         return torch.cat([value[:, :index], changed, value[:, index + 1 :]], dim=1)
-
-    def attention(self, layer: int, value: Tensor, first: int, rows: Tensor, n_before: int) -> Tensor:
-        """Probabilities, as they are."""
-        return value
 
     def _exchanged(self, value: Tensor) -> Tensor:
         return value + ((self.donated - value) @ self.basis.T) @ self.basis
@@ -135,14 +132,13 @@ def _pairs(
 def _loss(reasoner: Reasoner, prompts: list[list[int]], answers: list[str], editor: Exchange) -> Tensor:
     """Mean negative log probability of answers under an exchange."""
     tokens, prefixes = zip(*(reasoner.tokens_and_prefix(answer) for answer in answers), strict=True)
-    longest = max(map(len, tokens))
-    padded = torch.tensor([row + [reasoner.eos_id] * (longest - len(row)) for row in tokens], device=reasoner.device)
-    counted = torch.zeros(padded.shape, dtype=torch.bool)
+    laid_answers = padded(tokens, reasoner.eos_id, reasoner.device)
+    counted = torch.zeros(laid_answers.shape, dtype=torch.bool)
     for row, (tokens_of_row, prefix) in enumerate(zip(tokens, prefixes, strict=True)):
         counted[row, prefix : len(tokens_of_row)] = True
     laid, pad, n_before = reasoner.lay_out(prompts)
     with torch.no_grad():
-        cache = KeyValues(n_before + reasoner.places.n_middle + longest)
+        cache = KeyValues(n_before + reasoner.places.n_middle + laid_answers.shape[1])
         trunk = Flight(reasoner, pad, n_before, cache)
         state = trunk.feed_tokens(laid)[:, -1]
         first = max(0, min(editor.offset, reasoner.n_latent) - 1)
@@ -152,7 +148,7 @@ def _loss(reasoner: Reasoner, prompts: list[list[int]], answers: list[str], edit
     flight = Flight(reasoner, pad, n_before, own, editor=editor)
     state = flight.think(state, first=first)
     closing = reasoner.closing_tokens(len(pad), pad.device)
-    states = flight.feed_tokens(torch.cat([closing, padded[:, :-1]], dim=1))
+    states = flight.feed_tokens(torch.cat([closing, laid_answers[:, :-1]], dim=1))
     predicting = torch.cat([state[:, None], states], dim=1)[:, closing.shape[1] :]
-    log_p = torch.log_softmax(reasoner._logits(predicting), dim=-1).gather(-1, padded[..., None])[..., 0]
+    log_p = torch.log_softmax(reasoner._logits(predicting), dim=-1).gather(-1, laid_answers[..., None])[..., 0]
     return -log_p.where(counted.to(log_p.device), 0).sum(1).mean()
