@@ -16,6 +16,11 @@ from schemas.statistics import adjust, mcnemar_exact, mean_share, share_interval
 from schemas.wording import interval_columns
 
 
+def name_of(labels: Mapping[str, Any]) -> str:
+    """Name of the condition with these coordinates."""
+    return " ".join(map(str, labels.values()))
+
+
 @dataclass(slots=True)
 class Cells:
     """Conditions over the examples that are tried, with what is counted, wanted and tested of each."""
@@ -38,7 +43,7 @@ class Cells:
         interventions
             All done at once.
         labels
-            Coordinates, whose texts make the condition's name.
+            Coordinates of the condition, see :func:`name_of`.
         counted
             Examples ``(tried,)`` of which something is said.
         answer
@@ -53,7 +58,7 @@ class Cells:
         str
             Name of the condition.
         """
-        name = " ".join(str(label) for label in labels.values())
+        name = name_of(labels)
         masks = dict.fromkeys(where, counted)
         self.conditions.append(Condition(name=name, interventions=tuple(interventions), labels=labels, where=masks))
         self.counted.append(counted)

@@ -269,7 +269,7 @@ class StoredValues:
         """Named direction or value ``(row, hidden)`` at a place."""
         if name not in self.directions:
             raise UsageError(f"direction {name!r} was never computed; there are {', '.join(self.directions) or 'none'}")
-        vector = self._of_rows(self._at_place(self.directions[name], "", f"direction {name!r}", layer, position), rows)
+        vector = self._of_rows(self.at_place(self.directions[name], f"direction {name!r}", layer, position), rows)
         return np.broadcast_to(vector, (len(rows), self.reasoner.hidden))
 
     def subspace(self, name: str, rows: np.ndarray, layer: int, position: str) -> tuple[Inside, np.ndarray]:
@@ -278,15 +278,21 @@ class StoredValues:
             raise UsageError(f"subspace {name!r} was never computed; there are {', '.join(self.subspaces) or 'none'}")
         factors = self.subspaces[name]
         basis, dual, mean = (
-            self._of_rows(self._at_place(factors, key, f"subspace {name!r}", layer, position), rows)
+            self._of_rows(self.at_place(factors, f"subspace {name!r}", layer, position, key), rows)
             for key in ("basis", "dual" if "dual" in factors else "basis", "mean")
         )
         return Inside(name, basis, dual), np.broadcast_to(mean, (len(rows), self.reasoner.hidden))
 
-    def _at_place(
-        self, named: xr.DataArray | xr.Dataset, key: str, what: str, layer: int, position: str
+    def at_place(
+        self, named: xr.DataArray | xr.Dataset, what: str, layer: int, position: str, key: str = ""
     ) -> xr.DataArray:
-        """A named array (``key`` of a data set) at a layer and a position, as wide as the model."""
+        """An array (``key`` of a dataset) at a layer and a position, where it has its own for each.
+
+        Raises
+        ------
+        UsageError
+            If it has none there, or is not as wide as the model. It is called ``what``.
+        """
         place = what, key, layer, position
         if place in self._placed and self._placed[place][0] is named:
             return self._placed[place][1]

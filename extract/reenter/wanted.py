@@ -45,6 +45,13 @@ def labels_of(trial: Trial, quantity: str, step: int) -> np.ndarray:
     return np.asarray(np.where(goes_on, labels[:, step], "" if quantity == "operation" else chains.none))
 
 
+def fitted_at(trial: Trial, place: Place, quantity: str = "intermediate_result") -> tuple[np.ndarray, np.ndarray]:
+    """Rows ``(row,)`` of the half that fits are made on whose chains have a value at a place, and these values."""
+    labels = labels_of(trial, quantity, place.step)[trial.fitted]
+    known = is_value(labels)
+    return trial.fitted[known], labels[known]
+
+
 class NothingWantedError(UsageError):
     """At a place no chain comes to another answer."""
 
@@ -95,8 +102,8 @@ def draw_wanted(
     """
     chains, data, scoring = trial.chains, trial.target.data, trial.target.scoring
     labels = labels_of(trial, quantity, place.step)
-    fitted = trial.fitted[is_value(labels[trial.fitted])]
-    values, counts = np.unique(labels[fitted], return_counts=True)
+    fitted, fitted_labels = fitted_at(trial, place, quantity)
+    values, counts = np.unique(fitted_labels, return_counts=True)
     possible = values[counts >= FEW]
     if to is not None and to not in possible:
         listed = [number_text(known) if isinstance(known, float) else str(known) for known in possible.tolist()]
@@ -118,7 +125,7 @@ def draw_wanted(
             if results is None or scoring.match(chains.answer_of(row, results), gold[row]):
                 continue
             value[index], told[index], answer[index] = draw, results, chains.answer_of(row, results)
-            donor[index] = generator.choice(fitted[labels[fitted] == draw])
+            donor[index] = generator.choice(fitted[fitted_labels == draw])
             break
     if not is_value(answer).any():
         raise NothingWantedError(

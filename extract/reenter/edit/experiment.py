@@ -1,20 +1,20 @@
 """Write a chosen value into a thought, and see whether the answer is what the rest of the problem makes of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from extract.reenter.cells import Cells
+from extract.reenter.cells import Cells, name_of
 from extract.reenter.edit.command import EditSettings
 from extract.reenter.edit.methods import METHODS
 from extract.reenter.edit.others import with_others
 from extract.reenter.sites import NOISE
 from extract.reenter.subspace.stored import give_stored
 from extract.reenter.target import Target
-from extract.reenter.trial import Place, Trial, give, is_value, open_trial, places_of, where
-from extract.reenter.wanted import Value, Wanted, draw_at, labels_of
+from extract.reenter.trial import Place, Trial, give, open_trial, places_of, where
+from extract.reenter.wanted import Value, Wanted, draw_at, fitted_at
 from schemas import Intervention, UsageError
 from schemas.intervention import read_interventions
 
@@ -89,10 +89,6 @@ def _labels(
     return {"method": method, "dose": float(dose), **(place or nowhere).labels, "also": also, "control": control}
 
 
-def _name(labels: Mapping[str, Any]) -> str:
-    return " ".join(map(str, labels.values()))
-
-
 def _edits(cells: Cells, wanted: Wanted, method: str, settings: EditSettings, together: Sequence[Intervention]) -> None:
     """A method at its doses, with noise of the norm of the whole edit beside it."""
     place = wanted.place
@@ -102,25 +98,24 @@ def _edits(cells: Cells, wanted: Wanted, method: str, settings: EditSettings, to
     for dose in settings.doses:
         cells.add(
             [Intervention(**placed, strength=dose)], _labels(place, method, dose), written.counted,
-            answer=wanted.answer, where=(place.position,), against=_name(noise),
+            answer=wanted.answer, where=(place.position,), against=name_of(noise),
         )  # fmt: skip
     noisy = Intervention(**placed, as_noise=True)
     cells.add([noisy], noise, written.counted, answer=wanted.answer, where=(place.position,))
     if together:
         cells.add(
             [Intervention(**placed), *together], _labels(place, method, 1.0, settings.also), written.counted,
-            answer=wanted.answer, where=(place.position,), against=_name(noise),
+            answer=wanted.answer, where=(place.position,), against=name_of(noise),
         )  # fmt: skip
 
 
 def _controls(cells: Cells, wanted: Wanted, settings: EditSettings) -> None:
     """What must change nothing: a donor of the own value, and the own state put back."""
     trial, place = cells.trial, wanted.place
-    labels = labels_of(trial, settings.quantity, place.step)
-    fitted = trial.fitted[is_value(labels[trial.fitted])]
+    fitted, labels = fitted_at(trial, place, settings.quantity)
     donors = np.full(len(trial.tried), -1)
     for index in np.flatnonzero(wanted.counted):
-        same = fitted[labels[fitted] == wanted.own[index]]
+        same = fitted[labels == wanted.own[index]]
         if len(same):
             donors[index] = np.random.default_rng([settings.seed, int(trial.tried[index]), 53]).choice(same)
     name = f"donor of the own value at {place}"

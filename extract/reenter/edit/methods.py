@@ -8,8 +8,8 @@ import xarray as xr
 from sklearn.linear_model import Ridge
 
 from extract.reenter.subspace.fits import deviation, logistic_probe
-from extract.reenter.trial import Trial, give, is_value
-from extract.reenter.wanted import Wanted, labels_of
+from extract.reenter.trial import Trial, give
+from extract.reenter.wanted import Wanted, fitted_at, labels_of
 from schemas import UsageError
 
 
@@ -90,9 +90,8 @@ METHODS: dict[str, Callable[[Trial, Wanted, str], Written]] = {
 
 def _fitted(trial: Trial, wanted: Wanted, quantity: str) -> tuple[np.ndarray, np.ndarray]:
     """States ``(row, hidden)`` and labels ``(row,)`` of the half that fits are made on."""
-    labels = labels_of(trial, quantity, wanted.place.step)[trial.fitted]
-    used = is_value(labels)
-    return trial.column(wanted.place)[trial.fitted][used].astype(np.float64), labels[used]
+    rows, labels = fitted_at(trial, wanted.place, quantity)
+    return trial.column(wanted.place)[rows].astype(np.float64), labels
 
 
 def _along(

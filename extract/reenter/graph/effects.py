@@ -14,6 +14,7 @@ from extract.reenter.observe import COMPARED
 from extract.reenter.sites import check_layers, self_controls
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target
+from extract.reenter.trial import is_value
 from extract.reenter.values import StoredValues
 from schemas import Intervention, UsageError, nearest
 from schemas.problem_sums import problem_of
@@ -141,8 +142,7 @@ def _with_drawn(
 ) -> xr.Dataset:
     """Add how many of the drawn answers a change makes others."""
     drawn, place = swept["sample_answer"].values, swept["condition"].values.tolist().index
-    none = drawn != drawn if drawn.dtype.kind == "f" else drawn == ""
-    flip = ~(target.scoring.equal(drawn, drawn[:1]) | (none & none[:1]))  # (condition, sample, example)
+    flip = _otherwise(target, drawn)  # (condition, sample, example)
     dims = ("operation", "effect", "source")
     share = np.full((*(out.sizes[dim] for dim in dims), out.sizes["example"]), np.nan)
     operations, effects = ([str(label) for label in out[dim].values] for dim in dims[:2])
@@ -251,11 +251,16 @@ def _measured(target: Target, measured: xr.Dataset, nodes: Sequence[str], layer:
     states = np.stack([measured[name].values for name in COMPARED], axis=1)  # (condition, measure, position, example)
     states = np.concatenate([states[:, :, read_at], states[:, :, -1:]], axis=2).swapaxes(1, 2)
     logprob, predicted = measured["answer_logprob"].values[:, 0], measured["predicted_answer"].values
-    none = predicted != predicted if predicted.dtype.kind == "f" else predicted == ""
     states[:, -1, 0] = measured["kl"].values
     states[:, -1, 1] = logprob - logprob[:1]
-    states[:, -1, 2] = ~(target.scoring.equal(predicted, predicted[:1]) | (none & none[:1]))
+    states[:, -1, 2] = _otherwise(target, predicted)
     return dict(zip(measured["condition"].values.tolist(), states, strict=True))
+
+
+def _otherwise(target: Target, answers: np.ndarray) -> np.ndarray:
+    """Which answers ``(condition, ...)`` are others than those of the first condition; none twice is the same."""
+    none = ~is_value(answers)
+    return np.asarray(~(target.scoring.equal(answers, answers[:1]) | (none & none[:1])))
 
 
 def by_edge(measured: Mapping[str, np.ndarray], changes: Iterable[Any], labels: Mapping[str, list[str]]) -> np.ndarray:

@@ -59,19 +59,9 @@ def scaled(
 
     That is the root of the variance summed over the components.
     """
-    hidden = target.reasoner.hidden
 
     def vector(layer: int, position: str) -> np.ndarray:
-        direction = array
-        for dim, label in (("layer", layer), ("position", position)):
-            if dim in direction.dims:
-                if label not in direction.indexes[dim]:
-                    raise UsageError(f"direction {name!r} was not computed at {dim} {label}")
-                direction = direction.sel({dim: label})
-        if direction.sizes.get("hidden") != hidden:
-            raise UsageError(
-                f"direction {name!r} has {direction.sizes.get('hidden')} components, model {target.run} {hidden}"
-            )
+        direction = target.values.at_place(array, f"direction {name!r}", layer, position)
         components = np.asarray(direction.values, dtype=np.float32)
         norm = float(np.linalg.norm(components))
         if not 0 < norm < np.inf:

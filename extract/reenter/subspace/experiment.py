@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from extract.reenter.cells import Cells
+from extract.reenter.cells import Cells, name_of
 from extract.reenter.steering.directions import stored_vectors
 from extract.reenter.subspace.command import APART, APART_CONTROL, EVERYTHING, RANDOM, RANDOM_CONTROL, SubspaceSettings
 from extract.reenter.subspace.fits import (
@@ -20,8 +20,8 @@ from extract.reenter.subspace.fits import (
 )
 from extract.reenter.subspace.interchange import train_interchange
 from extract.reenter.target import Target
-from extract.reenter.trial import Place, Trial, give, is_value, open_trial, places_of, where
-from extract.reenter.wanted import Wanted, draw_at, labels_of
+from extract.reenter.trial import Place, Trial, give, open_trial, places_of, where
+from extract.reenter.wanted import Wanted, draw_at, fitted_at
 from schemas import Intervention, UsageError
 
 TRAINED = "das"
@@ -61,7 +61,7 @@ def subspaces(target: Target, settings: SubspaceSettings | None = None) -> xr.Da
         raise UsageError(f"rank {wrong[0]} is not there; states of {target.run} have {hidden} components")
     trial = open_trial(target, seed)
     cells = Cells(trial)
-    arrays = {name: _stored(trial, name) for name in settings.stored}
+    arrays = {name: stored_vectors(trial.target, name) for name in settings.stored}
     places = places_of(trial, settings.site, settings.layers, settings.positions, settings.step)
     wants, passed_over = draw_at(trial, places, seed=seed)
     held: dict[tuple[Place, str, int], float] = {}
@@ -93,10 +93,9 @@ def subspaces(target: Target, settings: SubspaceSettings | None = None) -> xr.Da
 
 def _spread_of_classes(trial: Trial, place: Place) -> tuple[np.ndarray, np.ndarray]:
     """Weighted means of the classes at a place, and orthonormal rows that span them, the largest first."""
-    labels = labels_of(trial, "intermediate_result", place.step)
-    rows = trial.fitted[is_value(labels[trial.fitted])]
+    rows, labels = fitted_at(trial, place)
     states = trial.column(place)[rows]
-    return class_spread(states, labels[rows]), class_means(states, labels[rows]).basis
+    return class_spread(states, labels), class_means(states, labels).basis
 
 
 def _held_of(out: xr.Dataset, held: Mapping[tuple[Place, str, int], float]) -> list[float]:
@@ -111,26 +110,11 @@ def _held_of(out: xr.Dataset, held: Mapping[tuple[Place, str, int], float]) -> l
 def _fit(trial: Trial, place: Place, name: str, mean: np.ndarray, array: xr.DataArray | None) -> Fit:
     """A subspace fitted at a place, or that of a stored array."""
     if array is None:
-        labels = labels_of(trial, "intermediate_result", place.step)
-        rows = trial.fitted[is_value(labels[trial.fitted])]
-        return FITS[name](trial.column(place)[rows], labels[rows])
-    for dim, label in (("layer", place.layer), ("position", place.position)):
-        if dim in array.dims:
-            if label not in array.indexes[dim]:
-                raise UsageError(f"subspace {name!r} was not computed at {dim} {label}")
-            array = array.sel({dim: label})
+        rows, labels = fitted_at(trial, place)
+        return FITS[name](trial.column(place)[rows], labels)
+    array = trial.target.values.at_place(array, f"subspace {name!r}", place.layer, place.position)
     vectors = array.transpose(..., "hidden").values.reshape(-1, array.sizes["hidden"])
     return orthonormal(vectors, mean)
-
-
-def _stored(trial: Trial, name: str) -> xr.DataArray:
-    """Vectors of a result in the lake, as wide as the model."""
-    array = stored_vectors(trial.target, name)
-    if array.sizes["hidden"] != trial.target.reasoner.hidden:
-        raise UsageError(
-            f"{name} has {array.sizes['hidden']} components, model {trial.target.run} {trial.target.reasoner.hidden}"
-        )
-    return array
 
 
 def _donors_at(place: Place) -> str:
@@ -150,7 +134,7 @@ def _add(
     cells.add(
         [Intervention(**where(cells.trial.target, place), **intervention)], labels, wanted.counted,
         answer=wanted.answer if change == "exchange" else None, where=(place.position,),
-        against=" ".join(map(str, random.values())) if tested else "",
+        against=name_of(random) if tested else "",
     )  # fmt: skip
 
 
