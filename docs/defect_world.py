@@ -116,7 +116,7 @@ def make_world(model: str, folder: Path, n_problem: int, n_pair: int) -> World:
 @contextmanager
 def sliced(reasoner: Reasoner, layer: int, head: int) -> Iterator[None]:
     """Zero a head's range of columns in the output of a layer's output projection, from ``bot`` to ``eot``."""
-    block = reasoner._blocks[layer]
+    block = reasoner.blocks[layer]
     projection = next(module for name, module in block.named_modules() if name in ("attn.c_proj", "self_attn.o_proj"))
     columns = slice(head * reasoner.head_size, (head + 1) * reasoner.head_size)
 

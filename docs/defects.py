@@ -266,7 +266,7 @@ def first_token(world: World, armed: Armed | None) -> torch.Tensor:
         flight = Flight(reasoner, pad, n_before, KeyValues(n_before + reasoner.n_latent + 4), editor=armed)
         flight.think(flight.feed_tokens(tokens)[:, -1])
         state = flight.feed_tokens(torch.full((len(prompts), 1), reasoner.eot_id))[:, -1]
-        return torch.log_softmax(reasoner._logits(state), -1)
+        return torch.log_softmax(reasoner.logits(state), -1)
 
 
 def e13(world: World) -> Iterator[Row]:

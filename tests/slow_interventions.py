@@ -113,7 +113,7 @@ def slowly(
         for answer in answers:
             tokens = reasoner.answer_tokens(answer)
             with_answer = torch.cat([vectors, embed(torch.tensor([tokens]))], dim=1)
-            log_p.append(reasoner._logits(states(with_answer)[head - 1 : -1]).log_softmax(-1))
+            log_p.append(reasoner.logits(states(with_answer)[head - 1 : -1]).log_softmax(-1))
         logprob = [
             float(each.gather(-1, torch.tensor(tokens)[:, None])[reasoner.prefix_length(answer) :].sum())
             for each, answer in zip(log_p, answers, strict=True)
@@ -124,7 +124,7 @@ def slowly(
         start = min(reasoner.answer_start(answer) for answer in answers)
         tokens: list[int] = []
         while len(tokens) < n_new and (not tokens or tokens[-1] != reasoner.eos_id):
-            tokens.append(int(reasoner._logits(states(vectors)[-1])[:-1].argmax()))
+            tokens.append(int(reasoner.logits(states(vectors)[-1])[:-1].argmax()))
             vectors = torch.cat([vectors, embed(torch.tensor([[tokens[-1]]]))], dim=1)
     return {
         "answer_logprob": logprob,

@@ -74,11 +74,11 @@ def slowly(reasoner: Reasoner, question: str, answer: str, route: Route, pause: 
     if route.marker == "kept":
         vectors = fed(vectors, reasoner.closing_ids)
     tokens = reasoner.answer_tokens(answer)
-    log_p = reasoner._logits(states(fed(vectors, tokens[:-1]))[-len(tokens) :]).log_softmax(-1)
+    log_p = reasoner.logits(states(fed(vectors, tokens[:-1]))[-len(tokens) :]).log_softmax(-1)
     each = log_p.gather(-1, torch.tensor(tokens)[:, None])[reasoner.prefix_length(answer) :]
     written: list[int] = []
     while len(written) < 3 and (not written or written[-1] != reasoner.eos_id):
-        written.append(int(reasoner._likeliest(reasoner._logits(states(fed(vectors, written))[-1]))))
+        written.append(int(reasoner.likeliest(reasoner.logits(states(fed(vectors, written))[-1]))))
     return float(each.sum()), reasoner.decode(written)
 
 

@@ -46,7 +46,7 @@ def slow_draw(target: Target, row: int, given: dict[int, np.ndarray], uniform: n
     vectors = torch.cat([vectors, embed(torch.tensor(reasoner.closing_ids))])
     tokens: list[int] = []
     for chance in uniform:
-        share = torch.softmax(reasoner._written(reasoner._logits(last(vectors))).double() / temperature, -1).cumsum(-1)
+        share = torch.softmax(reasoner.writable(reasoner.logits(last(vectors))).double() / temperature, -1).cumsum(-1)
         tokens.append(int((share <= chance * share[-1]).sum()))
         if tokens[-1] == reasoner.eos_id:
             break

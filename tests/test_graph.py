@@ -79,12 +79,12 @@ def slow_states(
     vectors = torch.cat([vectors, embed(torch.tensor([*reasoner.closing_ids, *shared], dtype=torch.long))])
     out = states(vectors)
     n = len(shared)
-    return (out[:-n] if n else out)[-8:], reasoner._logits(out[-1])
+    return (out[:-n] if n else out)[-8:], reasoner.logits(out[-1])
 
 
 def slow_measures(reasoner: Reasoner, old: torch.Tensor, new: torch.Tensor) -> list[float]:
     """What is measured of two states, in order."""
-    before, after = (reasoner._logits(each).log_softmax(-1) for each in (old, new))
+    before, after = (reasoner.logits(each).log_softmax(-1) for each in (old, new))
     best = before.argmax()
     cosine = (old @ new / old.norm() / new.norm()).item()
     kl = float((before.exp() * (before - after)).sum())
@@ -199,7 +199,7 @@ def slow_chain(
     vectors, states, written = embed(torch.tensor(reasoner.encode(question))), [], []
     for place, own in enumerate(tokens):
         states.append(reasoner.model.base_model(inputs_embeds=vectors[None]).last_hidden_state[0, -1])
-        chosen = own if place in read else int(reasoner._written(reasoner._logits(states[-1])).argmax())
+        chosen = own if place in read else int(reasoner.writable(reasoner.logits(states[-1])).argmax())
         written.append(chosen)
         fed = given[place] if place in given else embed(torch.tensor(chosen))
         vectors = torch.cat([vectors, fed[None]])
@@ -282,11 +282,11 @@ def test_a_written_chain_is_cut_into_steps(folder: Path) -> None:
     reasoner = target.reasoner
     tokens = reasoner.answer_tokens("0")[:-2]
     text = "5 + 4 = 9 >> << 9 * 2 = 18 >> The answer is: 18"
-    ids = [*reasoner._plain(text), reasoner.eos_id]
+    ids = [*reasoner.text_tokens(text), reasoner.eos_id]
     bounds = step_bounds(reasoner, ids)
     cut = [reasoner.decode(ids[start:stop]) for start, stop in itertools.pairwise([*bounds, len(ids)])]
     assert cut == ["5 + 4 = 9", ">> << 9 * 2 = 18", ">> The answer is : 18"]
-    assert step_bounds(reasoner, [*tokens, *reasoner._plain("18"), reasoner.eos_id]) == [0]
+    assert step_bounds(reasoner, [*tokens, *reasoner.text_tokens("18"), reasoner.eos_id]) == [0]
 
 
 def test_a_chain_without_steps_is_refused_in_one_line(folder: Path) -> None:

@@ -177,7 +177,7 @@ def test_other_weights_disagree(run: tuple[Prepared, xr.Dataset, Path]) -> None:
 
 def test_a_component_of_3000_hides_nothing(tmp_path: Path, data: Path) -> None:
     prepared = prepared_run(tmp_path / "toy.lake", data, capture="full")
-    blocks = prepared.reasoner._blocks
+    blocks = prepared.reasoner.blocks
     with torch.no_grad():
         blocks[0].mlp.c_proj.bias[5] += 3000  # type: ignore[index]
     extract(prepared, tmp_path / "toy.lake")

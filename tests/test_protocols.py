@@ -100,7 +100,7 @@ def test_the_official_code_computes_the_same(name, tmp_path, request):
     with np.load(folder.parent / f"expected-{file}.npz") as expected:
         assert compare(run, expected) < 1e-4
         first = expected["0/first_logits"]
-        np.testing.assert_allclose(reasoner._logits(state).numpy()[: len(first)], first, atol=1e-4)
+        np.testing.assert_allclose(reasoner.logits(state).numpy()[: len(first)], first, atol=1e-4)
     if name in HERE:  # each by itself
         assert run_lake("verify", place, "--recompute", 2, "--model", folder, *where) == 0
 

@@ -229,7 +229,7 @@ def check_row(reasoner: Reasoner, found: Thinking, row: int, n_prompt: int, want
         bias=reasoner.final_norm_bias, epsilon=reasoner.final_norm_epsilon,
     )  # fmt: skip
     np.testing.assert_allclose(normed, want["hidden"][-1], atol=2e-4, rtol=1e-4)
-    logits = reasoner._logits(torch.as_tensor(found.final_state[row, found.n_before + 7]))
+    logits = reasoner.logits(torch.as_tensor(found.final_state[row, found.n_before + 7]))
     np.testing.assert_allclose(logits.numpy(), want["first_logits"], atol=2e-4, rtol=1e-4)
 
 

@@ -58,7 +58,7 @@ def test_an_answer_is_judged_after_the_steps_that_the_model_wrote(tmp_path):
     model = plain_model(tmp_path / "m")
     reasoner = load_reasoner(tmp_path / "m", protocol="cot")
     prompts = [reasoner.encode(text) for text in ("Ann had 12 pens.", "Why?", "Tom has 7 apples and buys 5 more.")]
-    prefix = reasoner._plain("###")
+    prefix = reasoner.text_tokens("###")
     written = [[5, 6, *prefix, 9, 0, -1], [7, 8, 9, 10, 11, 12, 13], [*prefix, *prefix, 4, 0, -1, -1, -1][:7]]
     asked = [reasoner.tokens_and_prefix(gold) for gold in ("35", "7", "124")]
     with torch.inference_mode(), reasoner.session():

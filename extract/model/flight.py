@@ -81,7 +81,7 @@ class Flight:
 
     def feed_tokens(self, tokens: Tensor, *, record: bool = True) -> Tensor:
         """Feed tokens ``(row, position)``."""
-        return self.feed(self.reasoner._embed(tokens), record=record)
+        return self.feed(self.reasoner.embed(tokens), record=record)
 
     def think(self, state: Tensor, first: int = 0) -> Tensor:
         """Feed the thoughts from ``ct{first}`` on, each made from the state before; give the last state.
@@ -108,7 +108,7 @@ class Flight:
         """
         reasoner, n_row = self.reasoner, len(state)
         token = torch.full((n_row, reasoner.n_latent), reasoner.placeholder_id, device=state.device)
-        vectors = reasoner._embed(token)
+        vectors = reasoner.embed(token)
         for index in range(reasoner.protocol.n_round + 1):
             last = index == reasoner.protocol.n_round
             if last and self.recorder is not None:
@@ -151,7 +151,7 @@ class Flight:
             if place < len(given):
                 token = torch.full_like(self.rows, given[place])
             elif token is None:
-                logits = reasoner._written(reasoner._logits(state))
+                logits = reasoner.writable(reasoner.logits(state))
                 token = logits.argmax(-1) if choose is None else choose(logits, place, self.rows)
             tokens[self.rows, place] = token.where(~ended, -1)
             ended |= token == reasoner.eos_id
@@ -202,13 +202,13 @@ class Flight:
         states = torch.cat([state[:, None], fed], dim=1)[:, closing.shape[1] : -1]
         # The vocabulary is wide: logits of the prefix only where its first token is what the model writes.
         places = sorted({0, *range(min(first), longest)})
-        logits = reasoner._logits(states[:, places])
+        logits = reasoner.logits(states[:, places])
         log_p = logits.gather(-1, padded[:, places, None])[..., 0] - logits.logsumexp(-1)
         written = torch.full_like(padded, -1)
-        written[:, places] = reasoner._likeliest(logits)
+        written[:, places] = reasoner.likeliest(logits)
         prefix = [place for place in range(longest) if place not in places]
         if prefix and bool((written[:, 0] == padded[:, 0]).any()):
-            written[:, prefix] = reasoner._likeliest(reasoner._logits(states[:, prefix]))
+            written[:, prefix] = reasoner.likeliest(reasoner.logits(states[:, prefix]))
         written[:, : len(reasoner.given)] = padded[:, : len(reasoner.given)]
         same = ((written == padded) & given).long().cumprod(1)
         tokens = torch.full((n_row, max_new_tokens), -1, dtype=torch.long, device=device)

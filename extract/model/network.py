@@ -29,7 +29,7 @@ class Network:
         self._body: Any = model.get_submodule(architecture.body)
         self._cache_argument = cache_argument(self._body)
         self._embedding: Any = self._body.get_submodule(architecture.embedding)
-        self._blocks: list[nn.Module] = list(self._body.get_submodule(architecture.blocks))  # type: ignore[call-overload]
+        self.blocks: list[nn.Module] = list(self._body.get_submodule(architecture.blocks))  # type: ignore[call-overload]
         self._parts = {site: getattr(architecture, site) for site in ("attention_output", "mlp_output")}
         self._norm: Any = self._body.get_submodule(architecture.final_norm)
         self._head: Any = model.get_output_embeddings()  # type: ignore[operator]
@@ -114,12 +114,16 @@ class Network:
                 return float(value)
         raise UsageError(f"the final norm of {self.name} names no epsilon")
 
-    def _embed(self, tokens: Tensor) -> Tensor:
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Vectors ``(..., hidden)`` that tokens are fed as."""
         out: Tensor = self._embedding(tokens)
         return out
 
-    def _logits(self, state: Tensor) -> Tensor:
-        """Float32 whatever type the model runs in: in bfloat16 neighbours among large logits are an eighth apart."""
+    def logits(self, state: Tensor) -> Tensor:
+        """Logits ``(..., token)`` of states after the final norm, float32 whatever type the model runs in.
+
+        In bfloat16 neighbours among large logits are an eighth apart.
+        """
         weight = self._head.weight
         if weight.dtype != torch.float32:
             if self._head_weight is None:

@@ -45,8 +45,8 @@ class Reasoner(Network, Wording):
         """The protocol's fields, where whoever loaded it stated them."""
         self.projection = projection
         if isinstance(projection, Mixture):
-            projection.logits = lambda state: self._written(self._logits(state))
-            projection.embed = self._embed
+            projection.logits = lambda state: self.writable(self.logits(state))
+            projection.embed = self.embed
         self.n_latent = n_latent
         self.fingerprint = fingerprint
         self._current: Pass | None = None
@@ -107,7 +107,7 @@ class Reasoner(Network, Wording):
             if hooks and not self._hooked:
                 self._hooked = True
                 try:
-                    with block_hooks(self._blocks, self._parts, lambda: self._current):
+                    with block_hooks(self.blocks, self._parts, lambda: self._current):
                         yield
                 finally:
                     self._hooked = False
@@ -126,11 +126,11 @@ class Reasoner(Network, Wording):
         finally:
             self._current = None
 
-    def _likeliest(self, logits: Tensor) -> Tensor:
+    def likeliest(self, logits: Tensor) -> Tensor:
         """Likeliest token of those that the model may write."""
-        return self._written(logits).argmax(-1)
+        return self.writable(logits).argmax(-1)
 
-    def _written(self, logits: Tensor) -> Tensor:
+    def writable(self, logits: Tensor) -> Tensor:
         """Logits of the tokens that the model may write."""
         return logits[..., : logits.shape[-1] - self.protocol.n_unwritten]
 
@@ -280,7 +280,7 @@ class Reasoner(Network, Wording):
 
         ``asked`` are tokens of each answer and how many of them are the prefix's.
         """
-        prefix = self._plain(self.answer_prefix)
+        prefix = self.text_tokens(self.answer_prefix)
         rows: list[int] = []
         texts: list[list[int]] = []
         golds: list[list[int]] = []
@@ -298,7 +298,7 @@ class Reasoner(Network, Wording):
         laid, pad, n_before = self.lay_out(texts)
         states = Flight(self, pad, n_before, KeyValues(n_before + 1)).feed_tokens(laid)
         longest = max(map(len, golds))
-        logits = self._logits(states[:, -longest - 1 : -1])
+        logits = self.logits(states[:, -longest - 1 : -1])
         logprob = logits.gather(-1, laid[:, -longest:, None])[..., 0] - logits.logsumexp(-1)
         n_asked = torch.tensor([len(gold) for gold in golds], device=self.device)
         inside = torch.arange(longest, 0, -1, device=self.device) <= n_asked[:, None]

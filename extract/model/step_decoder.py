@@ -92,7 +92,7 @@ class StepDecoder:
         """What is written of vectors (row, hidden), as they are fed to the reasoner, all of them at once."""
         fed = torch.from_numpy(np.ascontiguousarray(vectors, dtype="float32")).to(self.reasoner.device)
         return write(
-            self.model, self._inward(fed)[:, None], lambda tokens: self._inward(self.reasoner._embed(tokens).float()),
+            self.model, self._inward(fed)[:, None], lambda tokens: self._inward(self.reasoner.embed(tokens).float()),
             self.reasoner.eos_id, self.reasoner.decode, max_new_tokens, self.outward,
         )  # fmt: skip
 

@@ -70,7 +70,7 @@ class Wording:
         marks = protocol.rows if protocol.fed == "mixture" else (*protocol.rows, *protocol.closing[:1])
         self._marks = {self._id_of(text, known) for text in marks}
         self.placeholder_id = self._id_of(protocol.placeholder, known) if protocol.placeholder else -1
-        self.given = self._plain(answer_prefix) if protocol.given_prefix else []
+        self.given = self.text_tokens(answer_prefix) if protocol.given_prefix else []
         """Tokens that are fed after the thoughts, not chosen."""
         self._answers: dict[str, tuple[list[int], int]] = {}
 
@@ -83,10 +83,10 @@ class Wording:
     def _marker(self, text: str, known: Mapping[str, int]) -> list[int]:
         """Tokens of a marker; several only of a model that was not trained with it."""
         if text == TURN:
-            return [] if self.in_template else self._plain("\n")
+            return [] if self.in_template else self.text_tokens("\n")
         if not text or self.protocol.fed != "mixture" or text in self._known or text in known:
             return [self._id_of(text, known)] if text else []
-        return self._plain(text)
+        return self.text_tokens(text)
 
     def _last_of_prompt(self) -> int:
         """Token at which every prompt ends."""
@@ -176,14 +176,14 @@ class Wording:
     def answer_tokens(self, answer: str) -> list[int]:
         """Tokens of prefix, answer and end as the model would write them; the number in its context, not by itself."""
         before = f"{self.answer_prefix}{self.protocol.after_prefix}" if self.answer_prefix else ""
-        return [*self._plain(f"{before}{answer}"), self.eos_id]
+        return [*self.text_tokens(f"{before}{answer}"), self.eos_id]
 
     def answer_start(self, *answers: str) -> int:
         """How many tokens of :meth:`answer_tokens` come before the first that tells these answers apart.
 
         Of one answer, before its number: a space that is a token of its own belongs to what comes before.
         """
-        prefix = self._plain(self.answer_prefix)
+        prefix = self.text_tokens(self.answer_prefix)
         sequences = [self.answer_tokens(answer)[:-1] for answer in answers]
         start = 0
         while start < len(prefix) and all(tokens[start : start + 1] == [prefix[start]] for tokens in sequences):
@@ -196,9 +196,10 @@ class Wording:
 
     def first_token(self, text: str) -> int:
         """Token that begins a text; of an empty one the end token."""
-        return [*self._plain(text), self.eos_id][0]
+        return [*self.text_tokens(text), self.eos_id][0]
 
-    def _plain(self, text: str) -> list[int]:
+    def text_tokens(self, text: str) -> list[int]:
+        """Tokens of a text alone, without markers."""
         return list(self.tokenize([text])[0])
 
     def tokens_and_prefix(self, answer: str) -> tuple[list[int], int]:
@@ -209,7 +210,7 @@ class Wording:
 
     def prefix_length(self, answer: str) -> int:
         """Tokens that :meth:`answer_tokens` shares with the prefix alone."""
-        prefix, full = self._plain(self.answer_prefix), self.answer_tokens(answer)
+        prefix, full = self.text_tokens(self.answer_prefix), self.answer_tokens(answer)
         shared = 0
         while shared < min(len(prefix), len(full)) and prefix[shared] == full[shared]:
             shared += 1

@@ -135,7 +135,7 @@ def set_base(
     closing = reasoner.closing_tokens(len(batch), trunk.pad.device)[:, len(reasoner.closing_ids) - n_closing :]
     first = _first_answers(reasoner, asked, batch, trunk.pad.device)
     states, _ = _begin(flight, trunk.states[-1 - n_closing], closing, asked.shared, first)
-    trunk.base = torch.log_softmax(reasoner._logits(states[:, -1]).float(), dim=-1)
+    trunk.base = torch.log_softmax(reasoner.logits(states[:, -1]).float(), dim=-1)
     trunk.cache.length = length
     spend(cost, flight)
 
@@ -173,7 +173,7 @@ def write_answers(
     begin = len(shared) if len(shared) < n_new else 0
     follows = torch.ones(len(states), dtype=torch.bool, device=states.device)
     for place, token in enumerate(shared[:begin]):
-        follows &= reasoner._likeliest(reasoner._logits(states[:, place])) == token
+        follows &= reasoner.likeliest(reasoner.logits(states[:, place])) == token
     lines: list[list[int]] = [[] for _ in range(len(states))]
     written = torch.zeros_like(follows)
     if known is not None and begin == len(shared):
@@ -229,8 +229,8 @@ def measure_answers(
     index = torch.arange(n_row, device=state.device)
     extra = torch.zeros(n_row, device=state.device)
     for place in range(n_shared - asked.counted, n_shared):
-        extra += torch.log_softmax(reasoner._logits(states[:, place]).float(), dim=-1)[:, asked.shared[place]]
-    logits = reasoner._logits(states[:, -1]).float()
+        extra += torch.log_softmax(reasoner.logits(states[:, place]).float(), dim=-1)[:, asked.shared[place]]
+    logits = reasoner.logits(states[:, -1]).float()
     log_p = torch.log_softmax(logits, dim=-1)
     base = trunk.base[source]
     kl = divergence(base, log_p)
@@ -241,13 +241,13 @@ def measure_answers(
         if number and own.shape[1] > 1:
             later = flight.feed_tokens(own[:, :-1], record=False)
         total = extra + log_p[index, own[:, 0]]
-        would = reasoner._likeliest(logits) == own[:, 0]
+        would = reasoner.likeliest(logits) == own[:, 0]
         for place in range(1, own.shape[1]):
-            these = reasoner._logits(later[:, place - 1]).float()
+            these = reasoner.logits(later[:, place - 1]).float()
             counts = torch.tensor([len(tokens) > place for tokens in rest], device=state.device)
             each_log_p = torch.log_softmax(these, dim=-1)[index, own[:, place]]
             total = total + torch.where(counts, each_log_p, torch.zeros_like(each_log_p))
-            would &= ~counts | (reasoner._likeliest(these) == own[:, place])
+            would &= ~counts | (reasoner.likeliest(these) == own[:, place])
             if number == 0:
                 _differences(difference, these, asked, picked, place)
         if number == 0:

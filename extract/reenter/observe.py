@@ -52,7 +52,7 @@ def observe_states(
     out[:, :-1] = np.array(SAME)[None, :, None, None]
     for offset, old in enumerate(untouched):
         if offset not in changed:
-            out[:, -1, offset] = reasoner._logits(old).argmax(-1).cpu().numpy()
+            out[:, -1, offset] = reasoner.logits(old).argmax(-1).cpu().numpy()
     for offset, new in changed.items():
         measured = differences(reasoner, untouched[offset], new, source)
         out[:, :, offset] = (
@@ -63,9 +63,9 @@ def observe_states(
 
 def differences(reasoner: Reasoner, old: Tensor, new: Tensor, source: Tensor) -> Tensor:
     """Measures ``(measure, row)`` of new states against the old ones of their examples."""
-    base = torch.log_softmax(reasoner._logits(old).float(), dim=-1)
+    base = torch.log_softmax(reasoner.logits(old).float(), dim=-1)
     best = base.argmax(-1)[source]
-    now = torch.log_softmax(reasoner._logits(new).float(), dim=-1)
+    now = torch.log_softmax(reasoner.logits(new).float(), dim=-1)
     rows = torch.arange(len(source), device=new.device)
     kl = divergence(base, now.view(-1, *base.shape)).flatten()
     before, after = old[source].float(), new.float()

@@ -293,7 +293,7 @@ def _one_by_one(questions: Questions, texts: Sequence[str], n_condition: int) ->
     # Shared tokens and every answer's own, but for the last token of each, which nobody reads on from.
     teacher = len(asked.shared) + sum(np.mean([len(rest) - 1 for rest in golds]) for golds in asked.rest)
     head = sum(reasoner.longest(len(prompt), 0) for prompt in questions.prompts)
-    length = {text: len(reasoner._plain(text)) + 1 for text in set(map(str, texts))}
+    length = {text: len(reasoner.text_tokens(text)) + 1 for text in set(map(str, texts))}
     lengths = [length[str(text)] for text in texts if text]
     questions.cost["positions_one_by_one"] = int(n_condition * (head + n_prompt * teacher) + sum(lengths))
     calls = 1 + reasoner.places.n_middle + len(asked.rest) + (int(np.mean(lengths)) if lengths else 0)

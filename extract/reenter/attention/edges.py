@@ -96,7 +96,7 @@ def cut_edges(target: Target, settings: CutEdgesSettings | None = None) -> xr.Da
 
 def _with_prefix(result: xr.Dataset, reasoner: Reasoner) -> xr.Dataset:
     """Add how many answers begin as the model was trained to begin them, and how many of these are right."""
-    prefix = reasoner.decode(reasoner._plain(reasoner.answer_prefix))
+    prefix = reasoner.decode(reasoner.text_tokens(reasoner.answer_prefix))
     begins = np.char.startswith(result["generated_text"].values.astype(str), prefix)  # (condition, example)
     n_right = (begins & result["correct"].values).sum(1)
     with np.errstate(invalid="ignore"):

@@ -151,7 +151,7 @@ def difference(reasoner: Reasoner, asked: Asked, editor: Editor | None, cache: K
         states = torch.cat([states, flight.feed_tokens(after)], dim=1)
     every = torch.arange(len(asked.pad), device=asked.pad.device)
     place = reasoner.places.n_middle - 1 - reasoner.n_latent + asked.ids[:, 2]
-    logits = reasoner._logits(states[every, place]).float()
+    logits = reasoner.logits(states[every, place]).float()
     return logits[every, asked.ids[:, 0]] - logits[every, asked.ids[:, 1]]
 
 
@@ -176,7 +176,7 @@ def reading(reasoner: Reasoner, tracer: Tracer) -> Iterator[None]:
     names = reasoner.architecture_entry.norms
     handles = [
         block.get_submodule(name).register_forward_pre_hook(hook_of(kind, layer))
-        for layer, block in enumerate(reasoner._blocks)
+        for layer, block in enumerate(reasoner.blocks)
         for kind, name in zip(("attention", "mlp"), names, strict=True)
     ]
     handles.append(reasoner._norm.register_forward_pre_hook(hook_of("final", reasoner.n_layer)))
@@ -205,7 +205,7 @@ def head_writes(reasoner: Reasoner) -> Tensor:
     n_head, size = reasoner.n_head, reasoner.head_size
     writes = []
     with torch.no_grad():
-        for block in reasoner._blocks:
+        for block in reasoner.blocks:
             module = block.get_submodule(reasoner.architecture_entry.head_projection)
             eye = torch.eye(n_head * size, device=reasoner.device, dtype=reasoner._embedding.weight.dtype)
             writes.append((module(eye) - module(torch.zeros_like(eye))).view(n_head, size, -1))
@@ -216,4 +216,4 @@ def lay_out(reasoner: Reasoner, prompts: Sequence[Sequence[int]], answers: Seque
     """A batch of questions with the tokens that are read for their answers, filled up to a number of places."""
     tokens, pad, n_before = reasoner.lay_out(prompts)
     begun, ids = laid_apart(reasoner, answers, n_place)
-    return Asked(pad=pad, n_before=n_before, embedding=reasoner._embed(tokens).detach(), tokens=begun, ids=ids)
+    return Asked(pad=pad, n_before=n_before, embedding=reasoner.embed(tokens).detach(), tokens=begun, ids=ids)

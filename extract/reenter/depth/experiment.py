@@ -124,7 +124,7 @@ def _run(
             done += len(batch) * len(routes)
             target.report(done, len(prompts) * len(routes))
     texts = {str(text) for route in routes for text in by_route[route]["text"]}
-    length = {text: len(reasoner._plain(text)) + 1 for text in texts}
+    length = {text: len(reasoner.text_tokens(text)) + 1 for text in texts}
     alone = sum(
         len(prompt) + route.n_thought + len(reasoner.closing_ids) + len(asked.shared) + length[str(text)]
         for route in routes

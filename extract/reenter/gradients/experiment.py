@@ -183,9 +183,9 @@ class _Line:
         flight = Flight(reasoner, pad, self.n_before, self._taken[len(every)].again())
         with torch.no_grad():
             closing = reasoner.closing_tokens(len(pad), device)
-            after = reasoner._embed(torch.cat([closing, self.tokens[example]], dim=1))
+            after = reasoner.embed(torch.cat([closing, self.tokens[example]], dim=1))
         states = flight.feed(torch.cat([thoughts.to(after.dtype), after], dim=1))
         # The state that predicts the token at `place` of the answer lies that many places after the last closing token.
         state = states[every, reasoner.places.n_middle - 2 + place]
-        logits = reasoner._logits(state).float()
+        logits = reasoner.logits(state).float()
         return logits[every, one] - logits[every, other]

@@ -172,7 +172,7 @@ class _Steps:
                 for tokens, span in zip(self.chains.tokens, spans, strict=True)
                 if back < len(span)
             ]
-            vectors = self.reasoner._embed(torch.tensor(ids, device=self.reasoner.device)).double()
+            vectors = self.reasoner.embed(torch.tensor(ids, device=self.reasoner.device)).double()
             spread = vectors.std(0, correction=0)
             self._moments[step, back] = vectors.mean(0).float(), spread.float()
         return self._moments[step, back]
@@ -186,7 +186,7 @@ class _Steps:
             span = self.chains.span(giver, step)
             # Aligned at the result; of a shorter step the first token stands for those before it.
             ids = [self.chains.tokens[giver][span[max(0, len(span) - n + place)]] for place in range(n)]
-            return self.reasoner._embed(torch.tensor(ids, device=own.device))
+            return self.reasoner.embed(torch.tensor(ids, device=own.device))
         moments = [self.moments(step, n - 1 - place) for place in range(n)]
         mean, spread = (torch.stack(moment).to(own) for moment in zip(*moments, strict=True))
         if change.operation == "mean":
@@ -244,7 +244,7 @@ def _walk(steps: _Steps, batch: _Batch, change: _Change, width: int) -> tuple[di
     read = np.zeros((n_row, width), dtype=bool)
     spans = [steps.chains.span(example, steps.known[max(change.source, 0)]) for example in batch.examples]
     first = min(span.start for span in spans)
-    embedded = reasoner._embed(torch.from_numpy(batch.tokens).to(device)).clone()
+    embedded = reasoner.embed(torch.from_numpy(batch.tokens).to(device)).clone()
     for row, (example, span) in enumerate(zip(batch.examples, spans, strict=True)):
         read[row, : span.start if change.source < 0 else span.stop] = True
         for node in change.held:
@@ -260,9 +260,9 @@ def _walk(steps: _Steps, batch: _Batch, change: _Change, width: int) -> tuple[di
     while place < width and not (ended & (lengths <= place)).all():
         n = int((~read[:, place:].all(0)).argmax()) if not read[:, place:].all() else width - place
         if not n:
-            chosen = reasoner._likeliest(reasoner._logits(states[place])).cpu().numpy()
+            chosen = reasoner.likeliest(reasoner.logits(states[place])).cpu().numpy()
             written[:, place] = np.where(read[:, place], batch.tokens[:, place], chosen)
-            own = reasoner._embed(torch.from_numpy(written[:, place]).to(device))
+            own = reasoner.embed(torch.from_numpy(written[:, place]).to(device))
             keep = torch.from_numpy(read[:, place]).to(device)[:, None]
             embedded[:, place] = torch.where(keep, embedded[:, place], own)
             ended |= ~read[:, place] & (written[:, place] == reasoner.eos_id)

@@ -38,7 +38,7 @@ class WrittenChains:
 def step_bounds(reasoner: Reasoner, tokens: Sequence[int]) -> list[int]:
     """Places at which the steps of an answer begin, and at last what is answered; only that where there is no step."""
     text = reasoner.decode(tokens)
-    prefix = reasoner.decode(reasoner._plain(reasoner.answer_prefix)).strip()
+    prefix = reasoner.decode(reasoner.text_tokens(reasoner.answer_prefix)).strip()
     cut = text.find(prefix) if prefix else -1
     chain = text if cut < 0 else text[:cut]
     ends = [match.end() for match in RESULT.finditer(chain)] or [match.end() for match in SENTENCE.finditer(chain)]

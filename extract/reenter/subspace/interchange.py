@@ -150,5 +150,5 @@ def _loss(reasoner: Reasoner, prompts: list[list[int]], answers: list[str], edit
     closing = reasoner.closing_tokens(len(pad), pad.device)
     states = flight.feed_tokens(torch.cat([closing, laid_answers[:, :-1]], dim=1))
     predicting = torch.cat([state[:, None], states], dim=1)[:, closing.shape[1] :]
-    log_p = torch.log_softmax(reasoner._logits(predicting), dim=-1).gather(-1, laid_answers[..., None])[..., 0]
+    log_p = torch.log_softmax(reasoner.logits(predicting), dim=-1).gather(-1, laid_answers[..., None])[..., 0]
     return -log_p.where(counted.to(log_p.device), 0).sum(1).mean()
