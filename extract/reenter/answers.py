@@ -72,7 +72,7 @@ def spend(cost: dict[str, int], flight: Flight) -> None:
 
 
 def asked_answers(reasoner: Reasoner, texts: list[list[str]]) -> Answers:
-    """Tokens of answers, and what they all begin with: the prefix, and a space where that is a token of its own."""
+    """Tokens of answers, split after what all begin with: the prefix, and a space that is a token of its own."""
     if not texts:
         return Answers(shared=[], rest=[], counted=0, differ=[])
     cache: dict[str, list[int]] = {}
@@ -125,9 +125,10 @@ def divergence(base: Tensor, other: Tensor) -> Tensor:
 def set_base(
     reasoner: Reasoner, trunk: Trunk, asked: Answers, batch: list[int], cost: dict[str, int], n_closing: int = 0
 ) -> None:
-    """Distribution of the untouched run at the answer's number, the last tokens that close its thoughts fed again.
+    """Set the distribution of the untouched run at the answer's number.
 
-    They are fed as :func:`measure_answers` feeds them: what changes nothing is then no rounding away from it either.
+    The last ``n_closing`` tokens that close the thoughts are fed again, as :func:`measure_answers` feeds them, so that
+    a condition that changes nothing does not even differ by rounding.
     """
     length = trunk.cache.length
     trunk.cache.length -= n_closing
@@ -165,10 +166,10 @@ def write_answers(
     reasoner: Reasoner, flight: Flight, states: Tensor, shared: list[int], n_new: int, cost: dict[str, int],
     known: Sequence[list[int]] | None = None,
 ) -> list[list[int]]:  # fmt: skip
-    """Greedy answers; rows that begin with the shared tokens, as most do, go on after them.
+    """Greedy answers. Rows that begin with the shared tokens, as most do, go on after them.
 
-    The columns of the shared tokens are filled from measuring; ``states`` predict each of them and what follows.
-    ``known`` is what rows write after them, where measuring has shown it, and otherwise empty.
+    Measuring has filled the columns of the shared tokens; ``states`` predict each of them and what follows. ``known``
+    is what a row writes after them where measuring has shown it, else empty.
     """
     begin = len(shared) if len(shared) < n_new else 0
     follows = torch.ones(len(states), dtype=torch.bool, device=states.device)

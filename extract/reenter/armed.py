@@ -1,4 +1,4 @@
-"""Changes at work inside a pass: what is armed where, merged so that rows of many conditions are changed in one go."""
+"""Changes at work inside a pass, merged so that rows of many conditions are changed in one go."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Pick = Tensor | slice
 
 
 class Group(NamedTuple):
-    """What changes of different rows at one place must share to be made in one go."""
+    """What changes at one place must have in common to be made in one go."""
 
     order: int
     """How many changes of these rows come before."""
@@ -55,7 +55,7 @@ class _Added:
     inside: Inside | None
 
     def group(self, order: int) -> Group:
-        """With which others it is made; edges of each row may lead to keys of its own."""
+        """Group that it is made with; edges of each row may lead to keys of its own."""
         keys = () if self.kind == "edges" else self.keys
         subspace = "" if self.inside is None else self.inside.name
         return Group(order, self.kind, self.heads, keys, self.value is not None, self.noise is not None, subspace)

@@ -1,4 +1,4 @@
-"""From an intervention as it is written down to what is armed: kind, factors and values, for examples of a run."""
+"""Turn interventions into the changes that are armed: kind, factor and values, for examples of a run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

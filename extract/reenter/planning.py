@@ -12,7 +12,7 @@ from schemas.command import Experiment, Settings
 from schemas.wording import duration_text, size_text
 
 TRIAL = 10.0
-"""Seconds of the processor, from the first batch on, after which a trial is stopped, at the end of a batch."""
+"""Seconds of processor time after the first batch; the trial stops at the end of the batch in which they pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,20 +20,20 @@ class TrialPlan:
     """What an experiment takes, by a trial of it."""
 
     n_row: int
-    """Rows of what it does first, mostly all it does: examples times conditions, or what its bar counts."""
+    """Rows of its first sweep, mostly all there is: examples times conditions, or what its progress bar counts."""
     n_tried: int
     """Rows of the trial."""
     memory: int
-    """Largest so far, in bytes: batches are of one size."""
+    """Most bytes held during the trial: later batches are as large."""
     seconds: float
-    """Of the processor here, of all threads together, what comes before the first batch included."""
+    """Processor time on this machine, of all threads together, from before the first batch on."""
 
     def text(self) -> str:
         """In one line."""
         return (
             f"{self.n_row:,} rows; {size_text(self.memory)} of memory, about {duration_text(self.seconds)} of processor"
-            f" time on this machine, by the first {self.n_tried:,} rows; what comes after them, as a second sweep, is"
-            " not counted"
+            f" time on this machine, estimated from the first {self.n_tried:,} rows; what follows, such as a second"
+            " sweep, is not counted"
         )
 
 

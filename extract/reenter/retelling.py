@@ -98,8 +98,8 @@ def retold(
 class Chains:
     """The written chains of a run, and what they would come to.
 
-    A chain can go on from a changed result only through numbers such as the run's own chains have: whole ones where all
-    of them are whole, and within their range.
+    A chain goes on from a changed result only while its results look like those of the run's own chains: within their
+    range, and whole where all of those are whole.
 
     Raises
     ------
@@ -113,8 +113,8 @@ class Chains:
     def __init__(self, run: xr.Dataset) -> None:
         if "expression" not in run.data_vars or not run["intermediate_result"].notnull().any():
             raise UsageError(
-                f"{run.attrs.get('run', 'the run')} has no written chains, so nothing says what the rest of a problem"
-                " makes of another result; extract data with chains (GSM8K's <<26/2=13>>)"
+                f"{run.attrs.get('run', 'the run')} has no written chains, so it is not known what the rest of a"
+                " problem makes of another result; extract data with chains (GSM8K's <<26/2=13>>)"
             )
         self.result = np.asarray(run["intermediate_result"].values, dtype=np.float64)
         self.operation = run["operation"].values.astype(str)

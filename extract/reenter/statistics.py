@@ -117,7 +117,7 @@ def _stratum(
 def first_that_wins(
     wins: np.ndarray, losses: np.ndarray, counts: Sequence[int], seed: int = 0, problem: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Smallest N from which on the donor's answer is more frequent than the target's own, bootstrapped over problems.
+    """Smallest N from which on the donor's answer is more frequent than the target's own, with a bootstrap interval.
 
     Parameters
     ----------

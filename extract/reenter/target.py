@@ -265,8 +265,8 @@ def open_target(
             raise UsageError(f"nothing can be put back into the model of {run}: {error}") from error
         if checkpoint is None:
             raise UsageError(
-                f"the model of {run} is not at hand ({error}); say where it is with --checkpoint, and with --base"
-                " what it is based on, where it does not say"
+                f"the model of {run} is not at hand ({error}); say where it is with --checkpoint, and give its base"
+                " model with --base if the checkpoint does not name it"
             ) from error
         if base is not None or known_base is None:
             raise

@@ -57,7 +57,7 @@ class NothingWantedError(UsageError):
 
 
 def draw_at(trial: Trial, places: Sequence[Place], **options: Any) -> tuple[dict[Place, Wanted], str]:
-    """What is wanted at each place, see :func:`draw_wanted`, and which places are passed over as nothing is.
+    """What is wanted at each place, see :func:`draw_wanted`, and the places that are left out because nothing is.
 
     Raises
     ------
@@ -79,10 +79,10 @@ def draw_at(trial: Trial, places: Sequence[Place], **options: Any) -> tuple[dict
 def draw_wanted(
     trial: Trial, place: Place, *, quantity: str = "intermediate_result", to: Value | None = None, seed: int = 0
 ) -> Wanted:
-    """Draw a value for every example that is tried, and a problem of the other half that has it.
+    """Draw a new value for every example that is tried, and a problem of the other half that has this value.
 
-    An example counts if the model answered it rightly and the chain, with a value of which the other half has
-    ``FEW`` problems, comes to another answer.
+    An example counts if the model answered it rightly and its chain comes to another answer with the new value. At
+    least ``FEW`` problems of the other half must have that value.
 
     Parameters
     ----------

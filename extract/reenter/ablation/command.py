@@ -94,8 +94,8 @@ def _overlap(result: Any, carried: str) -> list[Printed]:
     thoughts = [position for position in result["position"].values if str(position).startswith("ct")]
     share = float(result["number_share"].sel(position=thoughts).mean())
     return [
-        f"random like numbers is drawn from all thoughts, {share:.0%} of which read as a {carried}: that it costs as"
-        f" much is no sign that a {carried} does not matter; the thoughts without one are the group others"
+        f"random like numbers is drawn from all thoughts, {share:.0%} of which read as a {carried}; if it costs as"
+        f" much, that does not show that the {carried} does not matter; the group others has the thoughts without one"
     ]
 
 

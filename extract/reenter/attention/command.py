@@ -69,9 +69,9 @@ def _forced(result: Any) -> Table:
             rows.append([str(group).removeprefix("force "), accuracy, *begun, cost])
     columns = ["position", "accuracy 95%", "begun as trained", "right of these", "change of log p 95%"]
     caption = (
-        "eot is forced, too, and what is seen from it chooses the answer's first token: an answer that does not begin"
-        " as the model was trained to begin it is counted by what it says, mostly as wrong. The log p is of the gold"
-        " answer after that beginning, so it stays where the answer itself is read from the thoughts"
+        "eot is forced too, and the answer's first token is chosen from what eot sees. An answer that does not begin as"
+        " the model was trained to begin it is still scored by what it says, mostly as wrong. log p is that of the gold"
+        " answer after the trained beginning: it does not change where the answer itself is read from the thoughts"
     )
     return Table(title="later thoughts see one position only", columns=columns, rows=rows, caption=caption, labels=1)
 

@@ -77,7 +77,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
                 for node in (result.isel(node=index) for index in best)
             ],
             labels=1,
-            caption=f"the largest of {len(result['score'])}, each with intervals of one alone",
+            caption=f"the largest of {len(result['score'])}; each interval is that of one node alone",
         ),
         Table(
             title="subgraphs of the best nodes",
@@ -96,7 +96,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
         f"scores of the question's tokens miss the difference they should add up to by {attrs['residual']:.2%}"
         + (" (one step; more come nearer)" if attrs["steps"] == 1 else "")
         if math.isfinite(attrs["residual"])
-        else "no pair has halves of as many tokens, of which alone it is known what their scores should add up to",
+        else "no pair has two questions of the same length, so what the scores should add up to is not known",
     ]
 
 

@@ -80,8 +80,8 @@ def pairs_to_score(target: Target, *, one_length: bool) -> Pairs:
     if len(used) < 2:
         raise UsageError(
             f"{target.run} has {len(used)} pairs to score: of {len(clean)} that count, {counts['n_same_tokens']} have"
-            f" answers of the same tokens and {counts['n_two_lengths']} questions of two lengths, which one step can"
-            " do with and more cannot"
+            f" answers of the same tokens and {counts['n_two_lengths']} have questions of two lengths, which only"
+            " --steps 1 can score"
         )
     pairs = Pairs(
         target=target, clean=clean[used], corrupted=corrupted[used], prompts=prompts,

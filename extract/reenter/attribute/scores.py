@@ -29,12 +29,12 @@ Values = dict[str, np.ndarray]
 def attribute(target: Target, settings: AttributeSettings | None = None) -> xr.Dataset:
     """Score nodes and edges by attribution patching, and check the scores against patching itself.
 
-    In the corrupted half of a pair, a node's value is moved to what it is in the clean half; its score is that change
-    times the gradient of the logit difference (clean answer less corrupted one), from one forward and backward pass
-    through question, all thoughts and what both answers begin with. Nodes are the vectors fed, outputs of heads and of
+    A node's score is the change of its value from the corrupted to the clean half of a pair, times the gradient of the
+    logit difference (clean answer less corrupted one) in the corrupted half. One pass forward and backward goes through
+    the question, all thoughts and what both answers begin with. Nodes are the vectors fed and the outputs of heads and
     MLPs at every position from ``bot`` to where the answers part. An edge's score is what a node's change does through
-    one part that reads the residual stream it writes to: attention (all heads) or MLP of a later layer, or the final
-    norm, behind which are the next thought or the answer. Scores of the edges out of a node add up to the node's.
+    one reader of the residual stream: attention (all heads) or the MLP of a later layer, or the final norm, which leads
+    to the next thought or the answer. The scores of the edges out of a node add up to the node's score.
 
     Parameters
     ----------
@@ -49,16 +49,16 @@ def attribute(target: Target, settings: AttributeSettings | None = None) -> xr.D
     xr.Dataset
         ``score(node)`` in logits, mean over pairs, with bootstrap intervals ``score_low``, ``score_high``;
         ``exact(node)`` with its own: what patching does (NaN: not patched), and ``exact_share(node)``, the same as a
-        share of what all nodes do (by the half that curves are of), both drawn together; coordinates ``kind``
+        share of what patching all nodes does in the half that curves are measured on; coordinates ``kind``
         (``fed``, ``head``, ``mlp``), ``layer``, ``head``, ``position`` of a node. ``edge_score(edge)`` with
         ``sender(edge)`` (a node), ``reader``, ``reader_layer``. ``kept(size)``: what patching the best nodes alone
         moves the logit difference by (faithfulness), and ``left(size)``: all but these (completeness: how little is
         left without them), both as shares of what all nodes do; ``kept_random``, ``left_random`` with ``_low`` and
         ``_high``: as many nodes at random. Nodes are ranked on one half of the problems and curves measured on the
         other. ``attrs``: ``spearman`` of scores and exact effects over the nodes patched, with its interval
-        ``spearman_low``, ``spearman_high``; ``residual``: mean of what the scores of the question's embeddings lack to
-        the difference between the halves, over the mean difference (only of questions of one length); counts of the
-        pairs that do not count.
+        ``spearman_low``, ``spearman_high``; ``residual``: how far the scores of the question's embeddings are from
+        adding up to the difference between the halves, on average, over the mean difference (questions of one length
+        only); counts of the pairs that do not count.
 
     Raises
     ------

@@ -55,8 +55,9 @@ def _crossed(result: Any) -> Table:
         "difference 95%", "p", "p Holm", "answer of the right one",
     ]  # fmt: skip
     caption = (
-        "problems that are answered rightly or wrongly untouched, with thoughts of another problem that is answered"
-        " rightly or wrongly; p: one against the other on the same problems (McNemar), Holm over all rows"
+        "problems that the untouched model answers rightly or wrongly, with thoughts of another problem that was"
+        " answered rightly or wrongly; p: one kind of donor against the other on the same problems (McNemar), Holm over"
+        " all rows"
     )
     return Table(title="thoughts gone over", columns=columns, rows=rows, labels=4, caption=caption)
 

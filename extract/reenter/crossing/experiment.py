@@ -24,9 +24,9 @@ TWIN = "twin of the other outcome"
 def cross(target: Target, settings: CrossSettings | None = None) -> xr.Dataset:
     """Patch thoughts of rightly answered problems into wrongly answered ones, and the reverse.
 
-    Another problem's thoughts bring its numbers along. That thoughts of rightly answered problems mend (or those of
-    wrongly answered ones break) for being right is said only by the difference between donors of the two kinds, on the
-    same problems. Who gives is told by the run as it is stored; who receives by the model, untouched.
+    Another problem's thoughts bring its numbers along, whether it was answered rightly or not. What right thoughts
+    mend, or wrong ones break, is therefore the difference between the two kinds of donors on the same problems. Givers
+    are right or wrong by the stored run, receivers by the untouched model.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def _conditions(
 
 
 def _answers_of_donors(target: Target, conditions: Sequence[Condition], twins: np.ndarray) -> np.ndarray:
-    """What the run answers to each example's donor ``(condition, example)``; of the untouched run and controls none."""
+    """The run's answers to each example's donor ``(condition, example)``; none for the untouched run and controls."""
     own = np.asarray(target.data["predicted_answer"].values)
     nothing: Any = np.nan if own.dtype.kind == "f" else ""
     given = np.full((len(conditions) + 1, len(own)), nothing, dtype=own.dtype if own.dtype.kind == "f" else object)

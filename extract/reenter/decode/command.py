@@ -83,8 +83,8 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     steps = [f"step {int(step)}" for step in result["step"].values]
     asked = "step" in result["text"].dims
     caption = (
-        "share of problems of which the decoder writes the result of any step (of a sentence its last word), of another"
-        " problem's, and of each step that the problem has; * its interval lies above"
+        "share of problems for which the decoder writes the result of any of their steps (of a sentence its last word),"
+        " of a step of another problem, and of each step of their own; *: the interval lies above"
     )
     texts = [row for example in result["example"].values[:SHOWN] for row in text_rows(result.sel(example=example))]
     note: list[Printed] = []
@@ -92,9 +92,9 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
         caption += " those of another problem's and of a decoder that was trained on shuffled thoughts (shuffled)"
         note = [
             f"decoder trained on {attrs['n_trained']} problems of {attrs['trained_on']}, asked for each step of each"
-            f" thought of {len(result['example'])} examples of others ({attrs['left_out']} left out, whose problems it"
-            " was trained on). A decoder that is trained on thoughts finds what can be read in them: that the answer"
-            " uses it is for reenter ablate and patch to say"
+            f" thought of {len(result['example'])} examples of other problems ({attrs['left_out']} examples of problems"
+            " that it was trained on are left out). A trained decoder tells what can be read in a thought; reenter"
+            " ablate and patch tell whether the answer uses it"
         ]
     else:
         caption += " that of another problem's"

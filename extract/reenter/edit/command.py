@@ -76,8 +76,9 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     return [
         Table(
             title="", columns=[*LABELS, *columns], rows=rows, labels=len(LABELS),
-            caption="p: against noise of the norm of the whole edit; thoughts after the edit that should read otherwise"
-            " and do as the chain goes on, and others that read otherwise than before",
+            caption="p: against noise as long as the whole edit; thoughts that follow: of the later thoughts whose"
+            " reading should change, those that read as the chain goes on; others changed: of all other later thoughts,"
+            " those whose reading changed",
         ),
         f"fitted on {result.attrs['n_fitted']} examples, tried on {result.attrs['n_tried']} others",
         *([f"passed over: {text}"] if (text := result.attrs.get("passed_over")) else []),

@@ -73,11 +73,11 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
             title=f"{len(rows)} of {result.sizes['feature']} features that fire, taken out",
             columns=["feature", "at", "n", "moved", "KL 95%", "random", "p Holm", "broken 95%", "random", "p Holm"],
             rows=rows, labels=1,
-            caption="those first that move the answer most beyond random directions as long, each with intervals of one"
-            " alone; n: examples on which it"
-            " fires; moved: mean length of what is taken out; KL: nat, at the answer's first token, which of a number"
-            " written digit by digit is its first digit; broken: right answers that turn wrong; p: against random"
-            " directions, by problem, corrected over all features",
+            caption="sorted by how much further they move the answer than random directions of the same length; each"
+            " interval is that of one feature alone; n: examples on which it fires; moved: mean length of what is taken"
+            " out; KL: nat, at the answer's first token, which of a number written digit by digit is its first digit;"
+            " broken: right answers that turn wrong; p: against random directions, by problem, corrected over all"
+            " features",
         ),
         f"{int(telling.sum())} features move the answer more than random directions do, {int(turned.sum())} change how"
         f" often it is right; the state itself put back moves it by {attrs['self_kl']:.1e} nat at most",

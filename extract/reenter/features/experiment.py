@@ -40,10 +40,10 @@ ROUNDING = 1e-6
 def feature_effects(target: Target, settings: FeatureEffectSettings | None = None) -> xr.Dataset:
     """Take each feature's part, code times decoder direction, out of the states of the examples on which it fires.
 
-    Each feature is taken out at its own place, the layer and position where it fires most often, one at a time: what
-    the first of several changes does to a later state never mixes with the code that was stored for it. A condition
-    takes a different feature out of every example, so that the cost is that of the codes which are not zero. Random
-    directions as long as the decoder's take its place with the same code: they move the state as far.
+    Each feature is taken out at its own place, the layer and position where it fires most often, and one at a time, so
+    that its stored code is that of the state it is taken out of. A condition takes a different feature out of each
+    example: the cost grows with the number of codes that are not zero. The controls are random directions as long as
+    the decoder's with the same code; they move the state as far.
 
     Parameters
     ----------

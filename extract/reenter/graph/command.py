@@ -128,8 +128,9 @@ def _plan_edges(result: Any) -> list[Printed]:
         if float(high.sel(source=source, target=end)) < result.attrs["least"]
     ]
     how = (
-        "alike: another problem of the same operators gives the thought, all of them in"
-        f" {result.attrs['alike_share']:.0%} of the problems, else as many of the first as any other has"
+        "alike: the thought of another problem with the same operators is put in; for"
+        f" {result.attrs['alike_share']:.0%} of the problems there is one with all of them, for the others one that"
+        " shares the longest beginning"
     )
     if not gone:
         return [how]
@@ -137,7 +138,7 @@ def _plan_edges(result: Any) -> list[Printed]:
     return [
         how,
         f"edges that depend on the operators, not on the numbers: {shares[0]} by resample, but {shares[1]} by alike,"
-        " where only numbers change",
+        " which changes the numbers only",
     ]
 
 
@@ -154,9 +155,9 @@ def _effects(result: Any) -> Table:
         "shuffled", "p Holm", "",
     ]  # fmt: skip
     caption = (
-        "share of problems in which the target's read-out (of the answer: the answer) is another; KL: nat,"
-        " of the answer at its first token; even: were the"
-        " source's direct effect the same on all later thoughts; shuffled: were a problem's effects dealt to any edge"
+        "share of problems in which the target's read-out (of the answer: the answer) changes; KL: nat, of the answer"
+        " at its first token; even: the share if the source's direct effect were spread evenly over all later thoughts;"
+        " shuffled: the share if each problem's effects were dealt to its edges at random"
     )
     return Table(title="", columns=columns, rows=rows, caption=caption, labels=2)
 
@@ -186,7 +187,7 @@ def _drawn(result: Any) -> Table:
         for source in result["source"].values
     ]  # fmt: skip
     columns = ["operation", "from > to", *(f"{effect}: drawn otherwise 95%" for effect in result["effect"].values)]
-    caption = "share of drawn answers that are others than those drawn by the same numbers without the change"
+    caption = "share of drawn answers that differ from those drawn with the same random numbers without the change"
     return Table(title="drawn answers", columns=columns, rows=rows, labels=2, caption=caption)
 
 
@@ -207,7 +208,7 @@ def _similarity(result: Any) -> Table:
     columns = [
         "operation", "effect", "rank correlation 95%", "p", "cosine", "p", "cosine with even", "edges in common",
     ]  # fmt: skip
-    caption = "of the shares of problems, edge by edge; p: as high when the other graph's are dealt to any edge"
+    caption = "of the shares of problems, edge by edge; p: as high when the other graph's shares are dealt to any edge"
     return Table(title=f"beside {result.attrs['against']}", columns=columns, rows=rows, labels=2, caption=caption)
 
 

@@ -15,9 +15,9 @@ def with_edges(
 ) -> xr.Dataset:
     """Means over problems, two nulls, and which effects are edges.
 
-    An effect is an edge where the share of problems in which the target reads otherwise has an interval above
-    ``least``. The nulls say whether a graph prefers some edges to others, so they make no edge: where each acts on
-    each, none stands out.
+    An effect is an edge where the interval of the share of problems in which the target reads otherwise lies above
+    ``least``. The nulls do not decide that: they say whether a graph prefers some edges to others, and where every
+    thought acts on every later one, none stands out.
 
     Parameters
     ----------

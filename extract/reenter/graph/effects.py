@@ -120,7 +120,7 @@ def thought_graph(target: Target, settings: GraphSettings | None = None) -> xr.D
 
 
 def operations_of(target: Target, settings: GraphSettings) -> list[str]:
-    """What is done to each node: what the settings name, or all that needs no pairs and that the run has data for."""
+    """What is done to each node: as the settings say, by default all but ``twin``; ``alike`` if operators are known."""
     if settings.operations is None:
         known = "operation" in target.data.variables and bool((target.data["operation"] != "").any())
         return ["mean", "resample", "noise", *(["alike"] if known else [])]
@@ -172,7 +172,7 @@ def completed(
 
 
 def stored_graph(target: Target, run: str, nodes: list[str]) -> xr.Dataset:
-    """Graph of a run of the lake: of several one of the same nodes, of as many, or that with the fewest settings."""
+    """Stored graph of a run: of several, one of the same nodes, else one of as many, else that with fewest settings."""
     stored = (
         []
         if target.lake is None

@@ -1,4 +1,4 @@
-"""Mean Jacobians from every place of the thoughts to the final states that come later, and to the place from before."""
+"""Mean Jacobians of later final states with respect to each place of the thoughts, and of a place to what made it."""
 
 import hashlib
 import math

@@ -96,8 +96,8 @@ def _by_step(result: Any, giver: str) -> list[str]:
     n = dict(zip(result["differs"].values, result["n_by_step"].values.tolist(), strict=True))
     differ = ", ".join(f"{label} in {count}" for label, count in n.items())
     lines = [
-        f"pairs first differ in: {differ}; unless a thought holds the answer itself, at most"
-        f" {result.attrs['ceiling']:.1%} can give the {giver} answer for a thought's sake"
+        f"pairs first differ in: {differ}; at most {result.attrs['ceiling']:.1%} can give the {giver} answer because of"
+        " a thought, unless a thought holds the answer itself"
     ]
     for label in n:
         wins = result["n_that_wins_by_step"].sel(differs=label)

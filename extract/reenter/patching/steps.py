@@ -14,9 +14,9 @@ LAST, UNKNOWN = "the last step", ""
 def first_steps(data: xr.Dataset, clean: np.ndarray, corrupted: np.ndarray) -> np.ndarray:
     """First step whose result differs between the halves of each pair ``(pair,)``: ``step 1`` and so on.
 
-    Where it is the last, whose result is the answer, it is ``the last step``: of a model that works the answer out
-    after its thoughts no thought holds what differs, so that no answer can follow a donor's. Empty where no chain is
-    known, or where none of its results differs.
+    The last step, whose result is the answer, is called ``the last step``. A model may work it out only after its
+    thoughts; then no thought holds what differs, and no answer can follow a donor's. Empty where no chain is known, or
+    where none of its results differs.
     """
     name = next((name for name in ("intermediate_result", "intermediate_text") if name in data.variables), None)
     out = np.full(len(clean), UNKNOWN, dtype=object)

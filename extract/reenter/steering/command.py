@@ -52,7 +52,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
 
 COMMAND = Experiment(
     name="steer",
-    help="Add directions to the thoughts, on both sides, with random ones beside them.",
+    help="Add directions to the thoughts, with either sign, beside random directions.",
     settings=SteerSettings,
     run=later("extract.reenter.steering.experiment:steer"),
     results={"steer": tables},
