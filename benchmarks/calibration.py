@@ -47,14 +47,7 @@ from analyze.transfer.linear import transfer_probes
 from analyze.verdict.measures import lost
 from schemas.picked import Pick, of_picked
 from schemas.resampling import mean_interval, percentiles
-from schemas.statistics import (
-    adjust,
-    difference_interval,
-    mcnemar_exact,
-    mean_share,
-    share_interval,
-    wilson_interval,
-)
+from schemas.statistics import adjust, difference_interval, mcnemar_exact, mean_share, share_interval, wilson_interval
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Found = Iterator[tuple[str, int, bool]]

@@ -20,14 +20,7 @@ from schemas import (
     fingerprint,
 )
 from schemas.whole_files import lake_around
-from store.files import (
-    LEFTOVER,
-    RECORD,
-    names_below,
-    read_bytes,
-    read_group,
-    unseal,
-)
+from store.files import LEFTOVER, RECORD, names_below, read_bytes, read_group, unseal
 from store.layout import RunLayout
 from store.location import local_path, open_store
 from store.record import ROWS

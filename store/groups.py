@@ -6,14 +6,7 @@ from typing import Any, NoReturn
 import numpy as np
 from zarr.abc.store import Store
 
-from schemas import (
-    MODEL_VARIABLES,
-    CorruptLakeError,
-    LakeError,
-    MissingRunError,
-    UsageError,
-    nearest,
-)
+from schemas import MODEL_VARIABLES, CorruptLakeError, LakeError, MissingRunError, UsageError, nearest
 from store.check import check_format
 from store.files import RECORD, RESULTS, is_ours, join, names_below, read_bytes, unseal
 from store.guard import Guard

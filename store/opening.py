@@ -10,9 +10,7 @@ import numpy as np
 import xarray as xr
 from xarray.core.indexing import LazilyIndexedArray, MemoryCachedArray
 
-from schemas import (
-    canonical_json,
-)
+from schemas import canonical_json
 from store.columns import HandedOut, Stated
 from store.guard import Guard
 from store.layout import ArrayLayout, RunLayout

@@ -14,11 +14,7 @@ from zarr.abc.store import Store
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
-from schemas import (
-    canonical_json,
-    filled,
-    fingerprint,
-)
+from schemas import canonical_json, filled, fingerprint
 from schemas.words import n_option
 from store.claim import lake_lock
 from store.files import (

@@ -5,14 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from schemas import (
-    MODEL_VARIABLES,
-    RUN_VARIABLES,
-    segment_of,
-)
-from store.files import (
-    column,
-)
+from schemas import MODEL_VARIABLES, RUN_VARIABLES, segment_of
+from store.files import column
 from store.layout import COLUMN_CODECS, RunLayout
 from store.record import RunRecord
 

@@ -13,21 +13,9 @@ import google_crc32c
 import numpy as np
 from zarr.abc.store import Store
 
-from schemas import (
-    SchemaError,
-    UsageError,
-    fingerprint,
-)
+from schemas import SchemaError, UsageError, fingerprint
 from store.blocks import BlockArray
-from store.check import (
-    check_model,
-    check_place,
-    check_run,
-    differences,
-    has_keys,
-    lake_format,
-    run_identity,
-)
+from store.check import check_model, check_place, check_run, differences, has_keys, lake_format, run_identity
 from store.claim import CLAIMED, ShardClaim, lake_lock
 from store.encode import ShardFile, encode_column, encode_shard, encoders
 from store.files import (

@@ -14,9 +14,7 @@ import pytest
 import xarray as xr
 
 import lake as command_line
-from extract.reenter import (
-    open_target,
-)
+from extract.reenter import open_target
 from extract.reenter.kept import Kept
 from extract.run.extract import extract, prepare
 from schemas import RunSpec

@@ -7,14 +7,7 @@ import xarray as xr
 from sae_states import CELLS, SMALL, dictionary, made_rows, plant, small_run, sparse_code
 from synthetic import make_run
 
-from analyze.sae.dictionary import (
-    REPORT_POSITIONS,
-    SAESpec,
-    sae_codes,
-    sae_reconstruction,
-    train_sae,
-    with_final_state,
-)
+from analyze.sae.dictionary import REPORT_POSITIONS, SAESpec, sae_codes, sae_reconstruction, train_sae, with_final_state
 from analyze.sae.metrics import _explained
 from analyze.sae.train import Trainer
 from schemas.errors import SchemaError, UsageError

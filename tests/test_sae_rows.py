@@ -7,13 +7,7 @@ import xarray as xr
 from sae_states import CELLS, SMALL, small_run
 
 from analyze.sae.batches import Batches, Rows
-from analyze.sae.dictionary import (
-    SAESpec,
-    sae_codes,
-    sae_metrics,
-    split_by_group,
-    train_sae,
-)
+from analyze.sae.dictionary import SAESpec, sae_codes, sae_metrics, split_by_group, train_sae
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,7 @@ from called import run_lake
 from safetensors.torch import load_file
 from torch.nn import functional
 from training_bases import CONFIGS, EXAMPLES, QUESTIONS, make_base, settings, stirred, write_sums
-from transformers import (
-    Gemma2Config,
-)
+from transformers import Gemma2Config
 
 import lake as command_line
 from extract import load_reasoner

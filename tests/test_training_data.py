@@ -9,10 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from training_bases import EXAMPLES, make_base, settings, write_sums
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from extract.model.bases import packaged_base
 from extract.training import stories as module

@@ -7,14 +7,7 @@ from typing import Any
 
 import torch
 from codi_models import ORACLE
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MistralConfig,
-    Olmo2Config,
-)
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, MistralConfig, Olmo2Config
 
 from extract.training.command import TrainSettings
 from extract.training.data import Example

@@ -6,14 +6,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from analyze.heads.scores import (
-    BANDS,
-    HEAD_TYPES,
-    N_REPORT_STEP,
-    Array,
-    incoming_attention,
-    report_steps,
-)
+from analyze.heads.scores import BANDS, HEAD_TYPES, N_REPORT_STEP, Array, incoming_attention, report_steps
 from analyze.labels import inherited
 
 TOGETHER = {

@@ -22,13 +22,7 @@ from analyze.probes.command import ProbeSettings
 from analyze.probes.nested import nested_logistic, one_thread
 from analyze.probes.ridge import nested_ridge
 from analyze.probes.scores import Cell, Task, directions, measure, r2
-from analyze.probes.tasks import (
-    can_fit,
-    draw_examples,
-    penalties_of,
-    target_columns,
-    task_or_reason,
-)
+from analyze.probes.tasks import can_fit, draw_examples, penalties_of, target_columns, task_or_reason
 from analyze.statistics import adjust, draw_counts
 from schemas import SchemaError, UsageError, nearest
 

@@ -6,15 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from analyze.probes.nested import (
-    Array,
-    Index,
-    NestedFit,
-    _Moments,
-    _moments,
-    one_thread,
-    training_sets,
-)
+from analyze.probes.nested import Array, Index, NestedFit, _Moments, _moments, one_thread, training_sets
 
 _RANK_TOLERANCE = 1e-12
 

@@ -9,11 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from extract.model.checkpoint import (
-    ADAPTER_CONFIG,
-    SETTINGS,
-    some,
-)
+from extract.model.checkpoint import ADAPTER_CONFIG, SETTINGS, some
 from schemas import UsageError
 from schemas.checks import check_number, check_whole
 

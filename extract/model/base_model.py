@@ -15,12 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
-from extract.model.architectures import (
-    Architecture,
-    architecture_from_keys,
-    architecture_of,
-    default_base,
-)
+from extract.model.architectures import Architecture, architecture_from_keys, architecture_of, default_base
 from extract.model.bases import PACKAGED, no_bar, packaged_base
 from extract.model.capture import ATTENTION, attend
 from extract.model.checkpoint import (

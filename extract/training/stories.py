@@ -10,14 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from extract.training.data import Example, normalised
-from extract.training.story_draft import (
-    LARGEST,
-    MULTIPLES,
-    NAMES,
-    THINGS,
-    Draft,
-    plural,
-)
+from extract.training.story_draft import LARGEST, MULTIPLES, NAMES, THINGS, Draft, plural
 from extract.training.story_kinds import collection, comparison, groups, rates, shopping
 from schemas import UsageError
 from schemas.flags import check_most
