@@ -28,11 +28,11 @@ class _LikeDask(type):
 class LakeArray(da.Array, metaclass=_LikeDask):  # type: ignore[misc]
     """A dask array that remembers the lazy variable it was made of, as long as it is only indexed.
 
-    Dask would read all blocks that hold an example that is asked for: thousands of examples for one. So where at most
-    one in ``ROW_SHARE`` examples of these blocks is wanted, the result has blocks of its own, of these examples alone,
-    and so has whatever is taken of that: its blocks have all positions, which need not be read for one. Of more that
-    rise, each block is what is wanted of one block: dask would fill blocks with those of the next, so that who takes
-    block after block reads what lies between two of them twice.
+    Dask would read whole blocks, thousands of examples for a single one that is asked for. So where at most one in
+    ``ROW_SHARE`` examples of the blocks is wanted, the result has blocks of its own, of these examples alone, and so
+    has whatever is taken of that: its blocks have all positions, which need not be read for one. Where more are wanted,
+    in rising order, each block of the result lies in one block of the source: dask would join those of two blocks, and
+    whoever takes block after block would then read some blocks twice.
     Values, dims and order are those of any dask array, and whatever is computed from one is a plain dask array.
     """
 

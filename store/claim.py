@@ -25,11 +25,11 @@ CLAIMED = f"{RECORD}/zarr.json"
 
 @contextmanager
 def lake_lock(location: str | os.PathLike[str], group: str = "", made_from: str = "") -> Iterator[None]:
-    """Hold what a lake's processes take turns at: writing groups. Gone with its process; leaves no file.
+    """Let one process at a time write groups of a lake. The lock ends with its process and leaves no file.
 
-    Object stores have no locks. There a group that is to be made is claimed, so that nobody makes it from something
-    else; two that make it from the same write the same bytes, but for a run's provenance. Whether somebody has made it
-    meanwhile is to be looked at inside.
+    Object stores have no locks. There a process claims the group that it makes, so that no other makes it from
+    something else; two processes that make it from the same things write the same bytes, but for a run's provenance.
+    Inside the lock, look whether another process has made the group meanwhile.
 
     Parameters
     ----------
@@ -60,10 +60,10 @@ def lake_lock(location: str | os.PathLike[str], group: str = "", made_from: str 
 
 @contextmanager
 def _claimed(location: str | os.PathLike[str], group: str, made_from: bytes) -> Iterator[None]:
-    """Claim a group by an object that is put where there is none, says what it is made from, and goes afterwards.
+    """Claim a group by an object that says what the group is made from, and remove it afterwards.
 
-    Who finds a claim of its own kind shares it. One that is shared goes once the group is made, and stays where one of
-    them is stopped: another may still write.
+    A process that finds a claim for the same content shares it. A shared claim goes once the group is made; it stays
+    where one of the processes is stopped, as another may still write.
     """
     store, key = open_store(location, read_only=False), f"{group}/{CLAIM}"
     alone = made_from + b" " + uuid4().hex.encode()

@@ -6,10 +6,11 @@ from typing import Any, NoReturn
 import numpy as np
 from zarr.abc.store import Store
 
-from schemas import MODEL_VARIABLES, CorruptLakeError, LakeError, MissingRunError, UsageError, nearest
+from schemas import MODEL_VARIABLES, CorruptLakeError, LakeError, UsageError
 from store.check import check_format
 from store.files import RECORD, RESULTS, is_ours, join, names_below, read_bytes, unseal
 from store.guard import Guard
+from store.labels import missing
 from store.layout import RunLayout
 from store.location import local_path, open_store, place_of
 from store.mend import foreign_weights, has_other_model, of_another_place
@@ -141,10 +142,7 @@ class Groups:
             self._fail(run, "run", "is not there")
         moved = attributes and of_another_place(run, attributes)
         if attributes is None or attributes.get("kind") != "run" or (moved and run not in self.runs()):
-            raise MissingRunError(
-                f"{self.location} has no run {run!r}; it has {', '.join(self.runs()) or 'none'}"
-                + nearest(run, self.runs())
-            )
+            raise missing(self.location, "run", run, self.runs())
         if moved:
             raise CorruptLakeError(f"{self.location}: {moved}")
         record = self._document(f"{run}/{RECORD}", "run")
@@ -169,10 +167,7 @@ class Groups:
         if attributes is None and self._has(f"{name}/unembedding/zarr.json"):
             self._fail(name, "model", "is not there")
         if attributes is None or attributes.get("kind") != "model":
-            raise MissingRunError(
-                f"{self.location} has no model {name!r}; it has {', '.join(self.models()) or 'none'}"
-                + nearest(name, self.models())
-            )
+            raise missing(self.location, "model", name, self.models())
         for run in (f"{name}/{child}" for child in self.children(name)):
             made_with = unseal(read_bytes(self.store, f"{run}/zarr.json") or b"") or {}
             if has_other_model(made_with, attributes):

@@ -88,7 +88,7 @@ class Guard(Store):
         return {} if self.record is None else self.record.row_places
 
     def forget(self) -> None:
-        """Read again what is remembered of shards."""
+        """Drop what is remembered of shards, so that it is read again."""
         self._records: dict[int, list[ShardRecord]] = {}
         self._rows: dict[int, list[np.ndarray]] = {}
         self._indexes: dict[str, tuple[np.ndarray, list[np.ndarray | None]]] = {}

@@ -1,5 +1,6 @@
-"""Labels of what a lake hands out: where one is asked for that is not there, the nearest is named."""
+"""Names in a lake and labels of what it hands out: where one is not there, the nearest is named."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -8,7 +9,13 @@ import xarray as xr
 from xarray.core.indexes import PandasIndex
 from xarray.core.indexing import IndexSelResult
 
-from schemas import nearest
+from schemas import MissingRunError, nearest
+
+
+def missing(location: object, what: str, name: str, known: Sequence[str]) -> MissingRunError:
+    """What is said of a run or model that a lake does not have."""
+    there = ", ".join(known) or "none"
+    return MissingRunError(f"{location} has no {what} {name!r}; it has {there}{nearest(name, known)}")
 
 
 def name_nearest(dataset: xr.Dataset) -> xr.Dataset:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,12 @@ def round_up(value: int, multiple: int) -> int:
 
 def _power_of_two_below(value: float) -> int:
     return 1 << max(0, math.floor(math.log2(max(value, 1))))
+
+
+def _one_after_the_other(sizes: Mapping[str, int]) -> dict[str, slice]:
+    """Slices of these sizes, each beginning where the one before ends."""
+    ends = accumulate(sizes.values())
+    return {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -257,21 +264,13 @@ class RunLayout:
 
     def checksum_places(self) -> dict[str, slice]:
         """Where the record keeps the checksums of each array's chunks, in order of the axes, along its ``chunk``."""
-        places, begin = {}, 0
-        for name, array in self.arrays().items():
-            if array.shards is not None:
-                places[name] = slice(begin, begin + array.inner_chunks)
-                begin += array.inner_chunks
-        return places
+        arrays = self.arrays().items()
+        return _one_after_the_other({name: array.inner_chunks for name, array in arrays if array.shards is not None})
 
     def row_places(self) -> dict[str, slice]:
         """Where the record keeps checksums of each array's rows, in order of its ``row_grid``, along its ``row``."""
-        places, begin = {}, 0
-        for name, array in self.arrays().items():
-            if array.has_rows and self.format > 1:
-                places[name] = slice(begin, begin + math.prod(array.row_grid))
-                begin = places[name].stop
-        return places
+        arrays = self.arrays().items() if self.format > 1 else ()
+        return _one_after_the_other({name: math.prod(array.row_grid) for name, array in arrays if array.has_rows})
 
     def to_json(self) -> dict[str, Any]:
         """Fields as plain JSON values, without newer fields whose value is the one that the first lakes had."""

@@ -10,10 +10,11 @@ from pathlib import PurePosixPath
 
 from zarr.abc.store import Store
 
-from schemas import MODEL_VARIABLES, CorruptLakeError, LakeError, MissingRunError, UsageError, fingerprint, nearest
+from schemas import MODEL_VARIABLES, CorruptLakeError, LakeError, UsageError, fingerprint
 from store.check import check_holds, check_outer, check_place
 from store.claim import lake_lock
 from store.files import COMING, LEFTOVER, NEXT, REMOVED, RESULTS, read_bytes, read_size, set_bytes
+from store.labels import missing
 from store.large_files import copy_large
 from store.location import keys_of, local_path, open_store
 from store.mend import is_passing
@@ -48,10 +49,10 @@ class Pushed:
 def push(lake: Lake, to: str | os.PathLike[str], runs: Sequence[str] = (), progress: Progress | None = None) -> Pushed:
     """Copy a lake to another place, and read it there, every byte against its checksum.
 
-    Until all is there and right, the place is no lake to anybody: its own document comes last. (Where a lake of the
-    same models lay before, it is brought up to date: of each group and shard what says that it is there comes after the
-    rest.) Stopped anywhere, the same push goes on: what is there is not sent again. Memory: some
-    parts of a few files, whatever their size.
+    Until everything is there and right, nobody can open the place as a lake: the lake's own document is sent last.
+    (Where a lake of the same models lies already, it is brought up to date: of each group and shard, what says that it
+    is there is sent after the rest.) A push that was stopped goes on where it was: what is there is not sent again. It
+    holds some parts of a few files in memory, whatever their size.
 
     Parameters
     ----------
@@ -178,9 +179,7 @@ class _Chosen(Container[object]):
         self.models = sorted({run.split("/")[0] for run in runs}) if runs else lake.models()
         for run in runs:
             if run not in known:
-                raise MissingRunError(
-                    f"{lake.location} has no run {run!r}; it has {', '.join(known) or 'none'}{nearest(run, known)}"
-                )
+                raise missing(lake.location, "run", run, known)
         results = [result.name for result in lake.results() if set(result.runs) <= set(runs)] if runs else []
         folders = [*runs, *results, *(f"{model}/{name}" for model in self.models for name in MODEL_VARIABLES)]
         parents = {parent.as_posix() for result in results for parent in PurePosixPath(result).parents}

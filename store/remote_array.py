@@ -87,9 +87,6 @@ class RemoteArray(ShardedArray):
 
         return dict(zip(numbers, sync(read()), strict=True))
 
-    def _key(self, shard: int) -> str:
-        return f"{self.layout.name}/{self.layout.key(shard)}"
-
     def _wanted(
         self, known: Known | None, shard: int, chunk: tuple[int, ...], target: np.ndarray, within: tuple[Any, ...]
     ) -> list[Wanted]:

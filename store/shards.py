@@ -97,11 +97,11 @@ class ShardedArray(BackendArray):
         for shard in shards:
             here = examples // self.grid[0] == shard
             inside = examples[here] % self.grid[0]
-            try:
-                with FileIO(f"{self.guard.folder}/{self.layout.name}/{self.layout.key(shard)}") as file:
-                    known = self._know(shard, f"{self.layout.name}/{self.layout.key(shard)}", file.fileno())
-            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            key = self._key(shard)
+            if (opened := self._open(key)) is None:
                 continue  # all of it is fill
+            with opened as file:
+                known = self._know(shard, key, file.fileno())
             if known is not None and inside.size:
                 chunks = known.index[np.ix_(inside, *others)]
                 length = np.where(chunks[..., 0] == ABSENT, 0, chunks[..., 1])
@@ -139,10 +139,8 @@ class ShardedArray(BackendArray):
     def _fill_chunks(self, chunks: Sequence[tuple[int, ...]], targets: Sequence[np.ndarray]) -> None:
         order = sorted(range(len(chunks)), key=chunks.__getitem__)
         for shard, numbers in groupby(order, key=lambda number: chunks[number][0] // self.grid[0]):
-            key = f"{self.layout.name}/{self.layout.key(shard)}"
-            try:
-                file = FileIO(f"{self.guard.folder}/{key}")
-            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            key = self._key(shard)
+            if (file := self._open(key)) is None:
                 self._expect_none(shard, key)
                 for number in numbers:
                     targets[number][...] = self.layout.fill
@@ -158,6 +156,17 @@ class ShardedArray(BackendArray):
                     checksum = self._decode(file.fileno(), offset, length, targets[number])
                     if checksum is None or not any(table is None or table[chunk] == checksum for table in known.tables):
                         raise self._damaged(key, shard, chunk)
+
+    def _key(self, shard: int) -> str:
+        """Key of a shard's file."""
+        return f"{self.layout.name}/{self.layout.key(shard)}"
+
+    def _open(self, key: str) -> FileIO | None:
+        """A shard's file; ``None`` where there is none."""
+        try:
+            return FileIO(f"{self.guard.folder}/{key}")
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
 
     def _damaged(self, key: str, shard: int, chunk: tuple[int, ...]) -> DamagedFile:
         """What is raised of a chunk that is not as recorded; its file is looked at anew."""
@@ -178,10 +187,8 @@ class ShardedArray(BackendArray):
         self, shard: int, examples: Sequence[Part], boxes: Boxes, values: np.ndarray, room: np.ndarray
     ) -> None:
         """Put what is wanted of one shard where it goes: at once where that is a whole chunk, else through ``room``."""
-        key = f"{self.layout.name}/{self.layout.key(shard)}"
-        try:
-            file = FileIO(f"{self.guard.folder}/{key}")
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        key = self._key(shard)
+        if (file := self._open(key)) is None:
             self._expect_none(shard, key)
             for _, _, there in examples:
                 values[there] = self.layout.fill

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from zarr.abc.store import Store
 
-from schemas import MODEL_VARIABLES, MissingRunError, UsageError, nearest
+from schemas import MODEL_VARIABLES, UsageError
 from store.check import check_format
 from store.files import LEFTOVER, RECORD, REMOVED, join, read_bytes, read_size, unseal, without_checksum
+from store.labels import missing
 from store.large_files import on_disk
 from store.layout import SHARDED_VARIABLES, ArrayLayout, RunLayout
 from store.location import keys_of, local_path, open_store
@@ -131,9 +132,7 @@ class _Verifier:
         groups = self._groups()
         runs = sorted(group for group, kind in groups.items() if kind == "run")
         if run is not None and run not in runs:
-            raise MissingRunError(
-                f"{self.location} has no run {run!r}; it has {', '.join(runs) or 'none'}{nearest(run, runs)}"
-            )
+            raise missing(self.location, "run", run, runs)
         wanted = {
             group: kind
             for group, kind in groups.items()
