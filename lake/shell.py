@@ -16,8 +16,8 @@ from lake import completion, flags, printing, running, stopping
 from lake.running import Terminal
 from schemas import FORMAT_VERSION, LakeError, LeftOutWarning, UsageError
 from schemas.command import Analysis, Command, Experiment
-from schemas.csv_files import check_folder
 from schemas.registry import commands, foreign_failure, own_commands
+from schemas.whole_files import check_folder
 
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.EFBIG)
 """What a disk answers that cannot be written any more."""

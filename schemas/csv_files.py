@@ -5,20 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import UsageError
-from schemas.whole_files import beside, check_outside
-
-
-def check_folder(folder: Path) -> None:
-    """Refuse, before anything is computed, a folder for tables that is a file or in a lake.
-
-    Raises
-    ------
-    UsageError
-        If it is.
-    """
-    check_outside(folder)
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file; tables go into a folder")
+from schemas.whole_files import beside
 
 
 def write_csv(table: Any, path: Path) -> None:

@@ -26,41 +26,45 @@ class Variable:
     """What stands where an example has no such entry."""
 
 
+def _state(long_name: str, *dims: str) -> Variable:
+    """An activation in the run's float type; NaN where there is none."""
+    return Variable(dims=dims, dtype="stored", units="1", long_name=long_name, fill=float("nan"))
+
+
+def _number(long_name: str, *dims: str, units: str = "1") -> Variable:
+    """A double; NaN where there is none."""
+    return Variable(dims=dims, dtype="float64", units=units, long_name=long_name, fill=float("nan"))
+
+
+def _id(dtype: str, long_name: str, *dims: str) -> Variable:
+    """A whole number that names something; -1 where there is none."""
+    return Variable(dims=dims, dtype=dtype, units="", long_name=long_name, fill=-1)
+
+
+def _flag(long_name: str) -> Variable:
+    """Yes or no of each example."""
+    return Variable(dims=("example",), dtype="bool", units="", long_name=long_name, fill=False)
+
+
+def _text(long_name: str, *dims: str) -> Variable:
+    """A text; empty where there is none."""
+    return Variable(dims=dims, dtype="text", units="", long_name=long_name, fill="")
+
+
 RUN_VARIABLES: dict[str, Variable] = {
-    "hidden_state": Variable(
-        dims=("example", "layer", "position", "hidden"),
-        dtype="stored",
-        units="1",
-        long_name="residual stream after each block, before any final norm",
-        fill=float("nan"),
+    "hidden_state": _state(
+        "residual stream after each block, before any final norm", "example", "layer", "position", "hidden"
     ),
-    "final_state": Variable(
-        dims=("example", "position", "hidden"),
-        dtype="stored",
-        units="1",
-        long_name="after the final norm: what the projection and the unembedding read",
-        fill=float("nan"),
+    "final_state": _state(
+        "after the final norm: what the projection and the unembedding read", "example", "position", "hidden"
     ),
-    "latent_embedding": Variable(
-        dims=("example", "latent", "hidden"),
-        dtype="stored",
-        units="1",
-        long_name="vectors fed in at the continuous thoughts",
-        fill=float("nan"),
+    "latent_embedding": _state("vectors fed in at the continuous thoughts", "example", "latent", "hidden"),
+    "iteration_embedding": _state(
+        "vectors fed in at the thoughts in each round, the last of which is what the run's states are of",
+        "example", "iteration", "latent", "hidden",
     ),
-    "iteration_embedding": Variable(
-        dims=("example", "iteration", "latent", "hidden"),
-        dtype="stored",
-        units="1",
-        long_name="vectors fed in at the thoughts in each round, the last of which is what the run's states are of",
-        fill=float("nan"),
-    ),
-    "iteration_state": Variable(
-        dims=("example", "iteration", "latent", "hidden"),
-        dtype="stored",
-        units="1",
-        long_name="after the final norm, at the thoughts in each round",
-        fill=float("nan"),
+    "iteration_state": _state(
+        "after the final norm, at the thoughts in each round", "example", "iteration", "latent", "hidden"
     ),
     "attention": Variable(
         dims=("example", "layer", "head", "position", "key_position"),
@@ -69,81 +73,39 @@ RUN_VARIABLES: dict[str, Variable] = {
         long_name="attention probability of each query over all keys; rows sum to 1",
         fill=0.0,
     ),
-    "mlp_output": Variable(
-        dims=("example", "layer", "position", "hidden"),
-        dtype="stored",
-        units="1",
-        long_name="what each block's MLP adds to the residual stream; with --capture ..+parts",
-        fill=float("nan"),
+    "mlp_output": _state(
+        "what each block's MLP adds to the residual stream; with --capture ..+parts",
+        "example", "layer", "position", "hidden",
     ),
-    "attention_output": Variable(
-        dims=("example", "layer", "position", "hidden"),
-        dtype="stored",
-        units="1",
-        long_name="what each block's attention adds to the residual stream; with --capture ..+parts",
-        fill=float("nan"),
+    "attention_output": _state(
+        "what each block's attention adds to the residual stream; with --capture ..+parts",
+        "example", "layer", "position", "hidden",
     ),
-    "token": Variable(dims=("example", "position"), dtype="int32", units="", long_name="token id, -1: none", fill=-1),
-    "question": Variable(dims=("example",), dtype="text", units="", long_name="question as asked", fill=""),
-    "gold_answer": Variable(dims=("example",), dtype="text", units="", long_name="gold answer", fill=""),
-    "generated_text": Variable(dims=("example",), dtype="text", units="", long_name="greedy answer text", fill=""),
-    "predicted_answer": Variable(
-        dims=("example",),
-        dtype="float64",
-        units="1",
-        long_name="number answered, NaN: none (text, empty: none, where answers are no numbers)",
-        fill=float("nan"),
+    "token": _id("int32", "token id, -1: none", "example", "position"),
+    "question": _text("question as asked", "example"),
+    "gold_answer": _text("gold answer", "example"),
+    "generated_text": _text("greedy answer text", "example"),
+    "predicted_answer": _number(
+        "number answered, NaN: none (text, empty: none, where answers are no numbers)", "example"
     ),
-    "correct": Variable(
-        dims=("example",), dtype="bool", units="", long_name="predicted answer is the gold answer", fill=False
+    "correct": _flag("predicted answer is the gold answer"),
+    "answer_logprob": _number(
+        "log probability of the gold answer after the answer's prefix, end token included", "example", units="nat"
     ),
-    "answer_logprob": Variable(
-        dims=("example",),
-        dtype="float64",
-        units="nat",
-        long_name="log probability of the gold answer after the answer's prefix, end token included",
-        fill=float("nan"),
+    "intermediate_result": _number(
+        "results of the written chain, the last one the answer, NaN: no such step", "example", "step"
     ),
-    "intermediate_result": Variable(
-        dims=("example", "step"),
-        dtype="float64",
-        units="1",
-        long_name="results of the written chain, the last one the answer, NaN: no such step",
-        fill=float("nan"),
+    "operation": _text("operator of each step of the chain", "example", "step"),
+    "expression": _text("left side of each step of the chain", "example", "step"),
+    "step_text": _text("step of a chain in words, as written", "example", "step"),
+    "intermediate_text": _text("word that each step of a chain in words arrives at", "example", "step"),
+    "distractor": _text(
+        "nodes of the problem's graph as far from its root as the step, on no way to the target", "example", "step"
     ),
-    "operation": Variable(
-        dims=("example", "step"), dtype="text", units="", long_name="operator of each step of the chain", fill=""
-    ),
-    "expression": Variable(
-        dims=("example", "step"), dtype="text", units="", long_name="left side of each step of the chain", fill=""
-    ),
-    "step_text": Variable(
-        dims=("example", "step"), dtype="text", units="", long_name="step of a chain in words, as written", fill=""
-    ),
-    "intermediate_text": Variable(
-        dims=("example", "step"),
-        dtype="text",
-        units="",
-        long_name="word that each step of a chain in words arrives at",
-        fill="",
-    ),
-    "distractor": Variable(
-        dims=("example", "step"),
-        dtype="text",
-        units="",
-        long_name="nodes of the problem's graph as far from its root as the step, on no way to the target",
-        fill="",
-    ),
-    "other_answer": Variable(
-        dims=("example",), dtype="text", units="", long_name="the wrong one of the two answers asked about", fill=""
-    ),
-    "pair": Variable(
-        dims=("example",), dtype="int64", units="", long_name="number of the clean/corrupted pair, -1: none", fill=-1
-    ),
-    "committed": Variable(
-        dims=("example",), dtype="bool", units="", long_name="written, checksummed and readable", fill=False
-    ),
-}
+    "other_answer": _text("the wrong one of the two answers asked about", "example"),
+    "pair": _id("int64", "number of the clean/corrupted pair, -1: none", "example"),
+    "committed": _flag("written, checksummed and readable"),
+}  # fmt: skip
 
 PARTS = ("mlp_output", "attention_output")
 """Variables that a run has where they were asked for."""

@@ -34,7 +34,7 @@ def check_folder(path: str | os.PathLike[str]) -> None:
     there = next(folder for folder in (there, *there.parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         what = "cannot be written" if there.is_dir() else "is a file"
-        raise UsageError(f"{path} can be no folder that is written: {there} {what}; name another place")
+        raise UsageError(f"{path} cannot be a folder to write to: {there} {what}; name another place")
 
 
 def lake_around(path: Path) -> Path | None:

@@ -178,7 +178,7 @@ def test_places_of_what_is_written(run, data, tmp_path, monkeypatch):
         (["merge", lake, "--into", lake / "inner"], f"inner is inside the lake {lake},"),
         (arguments(CODI, data, lake / "inner"), f"inner is inside the lake {lake},"),
         (["analyze", "heads", lake, "--csv", lake], "inside the lake"),
-        (["analyze", "heads", lake, "--csv", tmp_path / "file"], "file is a file; tables go into a folder"),
+        (["analyze", "heads", lake, "--csv", tmp_path / "file"], "file is a file; name another place"),
         (["problems", "--out", tmp_path / "file"], "name another place"),
     ):
         code, _, error = run(*words)
