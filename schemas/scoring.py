@@ -172,6 +172,11 @@ class Scoring:
         return np.array([known[answer] for answer in values.ravel().tolist()], dtype=object).reshape(values.shape)
 
 
+def is_value(values: np.ndarray) -> np.ndarray:
+    """Which of these are there at all: numbers that are no NaN, or texts that are not empty."""
+    return np.asarray(values != "" if values.dtype.kind in "OU" else ~np.isnan(values))
+
+
 @overload
 def extract_answer(text: str, rule: Rule = "default", kind: Literal["number"] = "number") -> float | None: ...
 @overload

@@ -9,9 +9,10 @@ import xarray as xr
 
 from extract.reenter.draws import Draws
 from extract.reenter.sweep import Condition
-from extract.reenter.trial import Trial, is_value
+from extract.reenter.trial import Trial
 from schemas import Intervention, Scoring
 from schemas.problem_sums import problem_of
+from schemas.scoring import is_value
 from schemas.statistics import adjust, mcnemar_exact, mean_share, share_interval
 from schemas.wording import interval_columns
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from schemas import canonical_json, fingerprint
+from schemas.json_values import json_value
 
 
 def array_digest(array: xr.DataArray) -> str:
@@ -67,15 +67,9 @@ class Kept:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{name}.json"
-        values = {
-            key: value.ravel().tolist()
-            if key in TEXTS
-            else [x if math.isfinite(x) else None if math.isnan(x) else str(x) for x in value.ravel().tolist()]
-            for key, value in arrays.items()
-        }
         content = {
             "holds": holds,
-            "values": values,
+            "values": {key: json_value(value.ravel()) for key, value in arrays.items()},
             "shapes": {key: list(value.shape) for key, value in arrays.items()},
         }
         partial = path.with_suffix(".partial")

@@ -1,21 +1,15 @@
 """What the rest of a written chain makes of another intermediate result, or of another operator."""
 
 import ast
-import operator
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import xarray as xr
 
+from extract.run.chains import work_out
 from schemas import UsageError
 
-ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
@@ -25,19 +19,8 @@ def evaluate(expression: str) -> float | None:
     >>> evaluate("(3+4)*2")
     14.0
     """
-
-    def value_of(node: ast.expr) -> float:
-        match node:
-            case ast.Constant(value=int() | float() as value):
-                return float(value)
-            case ast.BinOp(left=left, op=op, right=right) if type(op) in ARITHMETIC:
-                return ARITHMETIC[type(op)](value_of(left), value_of(right))
-            case ast.UnaryOp(op=ast.USub(), operand=operand):
-                return -value_of(operand)
-        raise ValueError(expression)
-
     try:
-        return value_of(ast.parse(expression.replace(" ", ""), mode="eval").body)
+        return work_out(ast.parse(expression.replace(" ", ""), mode="eval").body)
     except (ValueError, SyntaxError, ZeroDivisionError, OverflowError):
         return None
 

@@ -14,6 +14,7 @@ from extract.reenter.steering.directions import split_half
 from extract.reenter.target import Target
 from extract.reenter.values import StoredValues
 from schemas import UsageError, check_positions, nearest
+from schemas.scoring import is_value
 
 READ = 0.5
 """Share of the problems in which a thought must read as a step's result to be taken for its carrier."""
@@ -107,11 +108,6 @@ def carried_share(trial: Trial, site: str, position: str) -> np.ndarray:
 def token_values(trial: Trial) -> np.ndarray:
     """Result of a step ``(token,)`` that each token of the vocabulary is: a number, or a word of the graphs."""
     return trial.chains.values_of([text.strip() for text in trial.target.reasoner.token_strings])
-
-
-def is_value(labels: np.ndarray) -> np.ndarray:
-    """Which of these are values at all: numbers that are no NaN, or texts that are not empty."""
-    return np.asarray(labels != "" if labels.dtype.kind in "OU" else ~np.isnan(labels))
 
 
 def places_of(

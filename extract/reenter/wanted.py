@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from extract.reenter.trial import Place, Trial, is_value
+from extract.reenter.trial import Place, Trial
 from schemas import UsageError, number_text
+from schemas.scoring import is_value
 
 Value = float | str
 """A result of a step, or an operator."""

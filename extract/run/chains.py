@@ -86,7 +86,7 @@ def formula_steps(formula: str, numbers: Sequence[str] = ()) -> list[Step]:
         formula = _infix(words)
     steps: list[Step] = []
     try:
-        _work_out(ast.parse(re.sub(r"^\s*[a-zA-Z]\s*=|=\s*[a-zA-Z]\s*$", "", formula).strip(), mode="eval").body, steps)
+        work_out(ast.parse(re.sub(r"^\s*[a-zA-Z]\s*=|=\s*[a-zA-Z]\s*$", "", formula).strip(), mode="eval").body, steps)
     except (SyntaxError, ValueError, ArithmeticError, RecursionError):
         return []
     return steps
@@ -102,17 +102,27 @@ def _infix(words: list[str]) -> str:
     return stack[0] if len(stack) == 1 else ""
 
 
-def _work_out(node: ast.expr, steps: list[Step]) -> float:
+def work_out(node: ast.expr, steps: list[Step] | None = None) -> float:
+    """Value of an expression of numbers, ``+ - * /`` and brackets; its steps are added to ``steps``.
+
+    Raises
+    ------
+    ValueError
+        If there is anything else in it.
+    ArithmeticError
+        If it has no value.
+    """
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
         return float(node.value)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_work_out(node.operand, steps)
+        return -work_out(node.operand, steps)
     if not isinstance(node, ast.BinOp) or type(node.op) not in _OPERATIONS:
         raise ValueError("the formula is no arithmetic of numbers")
-    left, right = _work_out(node.left, steps), _work_out(node.right, steps)
+    left, right = work_out(node.left, steps), work_out(node.right, steps)
     sign, work = _OPERATIONS[type(node.op)]
     result = float(work(left, right))
-    steps.append((f"{number_text(left)}{sign}{number_text(right)}", sign, result))
+    if steps is not None:
+        steps.append((f"{number_text(left)}{sign}{number_text(right)}", sign, result))
     return result
 
 

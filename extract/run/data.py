@@ -28,6 +28,7 @@ from extract.run.forms import Read, check_answer, form_of, read_golds
 from schemas import MODEL_VARIABLES, AnswerKind, UsageError, fingerprint, number_text
 from schemas.asked import asked
 from schemas.checks import check_whole
+from schemas.json_values import json_value
 from schemas.names import check_name
 from store import CLAIM
 
@@ -137,7 +138,7 @@ def read_problems(
     columns |= extra
     if beside := sorted(_OFTEN_ASKED & {key for problem in problems for key in problem.row}.difference(consumed)):
         more.append(f"fields that are not asked, though a question may need them: {', '.join(beside)}")
-    content = {key: _hashable(np.asarray(values, dtype=object).tolist()) for key, (_, values) in columns.items()}
+    content = {key: json_value(np.asarray(values, dtype=object)) for key, (_, values) in columns.items()}
     return Problems(
         name=name,
         question=questions,
@@ -335,12 +336,3 @@ def _graph_columns(rows: Sequence[Mapping[str, Any]], n_step: int) -> Columns:
     names = [[" ".join(edge) for edge in distractors(row, n_step)] for row in rows]
     columns["distractor"] = (("example", "step"), np.array(names, dtype=object).reshape(len(rows), n_step))
     return columns
-
-
-def _hashable(value: Any) -> Any:
-    """JSON values, with ``None`` for NaN and a text for what is infinite."""
-    if isinstance(value, list):
-        return [_hashable(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return value

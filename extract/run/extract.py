@@ -23,6 +23,7 @@ from extract.run.plan import in_lake, require_space
 from extract.run.precision import calibration
 from extract.run.prepare import Prepared, batches, begin, check_against, place, prepare
 from schemas import LakeError, UsageError
+from schemas.scoring import is_value
 from store import RunWriter, create_run, open_lake, write_model
 from store.processes import FileProcesses
 
@@ -239,7 +240,7 @@ def _count(done: Extracted, prepared: Prepared, lake: str | os.PathLike[str]) ->
     last = run["token"].sel(position=f"a{prepared.spec.max_new_tokens - 1}").values
     done.n_cut = int(((last >= 0) & (last != prepared.reasoner.eos_id)).sum())
     predicted = run["predicted_answer"].values
-    unread = np.flatnonzero(np.isnan(predicted) if predicted.dtype.kind == "f" else predicted == "")
+    unread = np.flatnonzero(~is_value(predicted))
     done.n_unread = len(unread)
     done.unread = str(run["generated_text"].values[unread[0]]) if len(unread) else ""
 

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import psutil
 
-from extract.run.precision import calibration
+from extract.run.precision import STATES, calibration
 from extract.run.prepare import IN_FLIGHT, Prepared, batches, held_bytes, place, think
 from schemas import LakeError, UsageError
 from schemas.vocabulary import ITERATIONS
 from store import encoded_sizes, local_path, model_size, most_bytes, open_lake, run_files_size
 from store.record import PARTS
 
-STATES = ("hidden_state", "final_state", "latent_embedding", "attention")
 MIN_CALIBRATION = 32
 """Examples thought through at least to calibrate."""
 N_PRECISION = 4

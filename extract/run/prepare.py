@@ -10,6 +10,7 @@ import numpy as np
 
 from extract.run.data import Problems, read_problems
 from schemas import RunSpec, Scoring, UsageError
+from schemas.controls import settings_of
 from schemas.names import check_name
 from store import MAX_SHARD_EXAMPLES, RunLayout, check_model, check_run, taken_up
 
@@ -85,14 +86,11 @@ class Prepared:
         names = ("architecture", "n_layer", "n_head", "hidden", "n_latent", "final_norm", "final_norm_epsilon")
         ids = ("pad_id", "bot_id", "eot_id", "eos_id")
         plain = {name: getattr(reasoner, name) for name in (*names, *ids, "answer_prefix")}
-        plain["architecture"] = str(getattr(plain["architecture"], "model_type", plain["architecture"]))
         capped = {} if reasoner.logit_softcap is None else {"logit_softcap": reasoner.logit_softcap}
-        control = reasoner.control
-        stated = {} if control is None else {"control_of": control.of, "control": control.kind}
         return {
             **plain,
             **capped,
-            **stated,
+            **settings_of(reasoner.control),
             "protocol": reasoner.protocol.name,
             **({} if reasoner.described is None else {"protocol_fields": dict(reasoner.described)}),
             "checkpoint": self.checkpoint,

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from extract.reenter.trial import Trial, is_value, token_values
+from extract.reenter.trial import Trial, token_values
 from extract.reenter.wanted import Wanted
 from schemas.problem_sums import problem_of
+from schemas.scoring import is_value
 from schemas.statistics import share_interval
 
 

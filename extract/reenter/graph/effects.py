@@ -14,10 +14,10 @@ from extract.reenter.observe import COMPARED
 from extract.reenter.sites import check_layers, self_controls
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target
-from extract.reenter.trial import is_value
 from extract.reenter.values import StoredValues
 from schemas import Intervention, UsageError, nearest
 from schemas.problem_sums import problem_of
+from schemas.scoring import is_value
 from schemas.statistics import mean_share
 from schemas.wording import interval_columns
 from store.results import preferred
