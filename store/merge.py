@@ -12,6 +12,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from schemas import LakeError, SpecMismatchError, UsageError, fingerprint
+from schemas.progress import Progress
 from store.check import check_holds, check_model, check_place, differences
 from store.claim import lake_lock
 from store.encode import ShardFile
@@ -26,8 +27,6 @@ from store.write import RunWriter, ensure_lake
 PIECE_BYTES = 2**24
 MADE_FROM = ("spec", "weights", "tokenizer", "tokenizer_files", "data", "layout", "format", "fingerprint")
 """Attributes of a run in which two of one name must agree."""
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(kw_only=True, slots=True)

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from zarr.abc.store import Store
 
 from schemas import MODEL_VARIABLES, CorruptLakeError, LakeError, UsageError, fingerprint
+from schemas.progress import Progress
 from store.check import check_holds, check_outer, check_place
 from store.claim import lake_lock
 from store.files import COMING, LEFTOVER, NEXT, REMOVED, RESULTS, read_bytes, read_size, set_bytes
@@ -28,8 +29,6 @@ N_STAGE = 4
 """Stages in which files are sent; those of one may be sent in any order."""
 UPLOADS = 4
 """Files on their way at once."""
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(kw_only=True, slots=True)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ import numpy as np
 from zarr.abc.store import Store
 
 from schemas import MODEL_VARIABLES, UsageError
+from schemas.progress import Progress
 from store.check import check_format
 from store.files import LEFTOVER, RECORD, REMOVED, join, read_bytes, read_size, unseal, without_checksum
 from store.labels import missing
@@ -72,7 +73,7 @@ class Verification:
 
 
 def verify(
-    location: str | os.PathLike[str], run: str | None = None, *, progress: Callable[[int, int], None] | None = None
+    location: str | os.PathLike[str], run: str | None = None, *, progress: Progress | None = None
 ) -> Verification:
     """Check a lake, or one run of it with its model, byte by byte; everything that is wrong is listed.
 
@@ -117,7 +118,7 @@ class _Verifier:
         self.documents: dict[str, bytes | None] = {}
         """Documents that were read: from an object store each reading is a request."""
 
-    def verify(self, run: str | None, progress: Callable[[int, int], None] | None) -> Verification:
+    def verify(self, run: str | None, progress: Progress | None) -> Verification:
         self.keys = keys_of(self.store)
         if not any(key.endswith("zarr.json") for key in self.keys):
             raise UsageError(f"{self.location} is no lake: it holds no zarr.json at all")
@@ -320,7 +321,7 @@ class _Verifier:
         with on_disk(self.store, key, size) as path:
             yield np.memmap(path, mode="r")
 
-    def _digests(self, progress: Callable[[int, int], None] | None) -> None:
+    def _digests(self, progress: Progress | None) -> None:
         sharded = {key: shard for shard in self.shards for key in shard.files}
         owner = {digest: key for key, (digests, *_) in self.expected.items() for digest in digests}
 

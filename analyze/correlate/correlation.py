@@ -5,7 +5,7 @@ every problem, whatever happens within positions. So five are reported: pooled; 
 problems, over positions; with position accounted for; and with both accounted for.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import xarray as xr
@@ -17,8 +17,8 @@ from analyze.statistics import adjust, percentiles
 from schemas import SchemaError, UsageError
 from schemas.checks import check_whole
 from schemas.problem_sums import problem_of
+from schemas.progress import Progress
 
-Progress = Callable[[int, int], None]
 BATCH = 50
 """Permutations or resamples that are drawn together, at most."""
 DRAWN_NUMBERS = 2**18

@@ -20,11 +20,12 @@ from scipy import sparse, special
 from analyze.errors.design import Spool, designs
 from analyze.errors.fit import Fit, fit
 from analyze.errors.spec import ErrorSpec
-from analyze.sae.batches import SPLITS, Progress, Rows
+from analyze.sae.batches import SPLITS, Rows
 from analyze.sae.codes import Activations, sources, weights
 from analyze.statistics import bootstrap_weights
 from schemas.errors import SchemaError, UsageError
 from schemas.problem_sums import problem_of
+from schemas.progress import Progress
 from schemas.resampling import percentiles
 from schemas.statistics import share_interval
 

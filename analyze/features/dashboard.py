@@ -7,7 +7,7 @@ words of its question, on which nothing was read, then the positions by name, wi
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from analyze.sae.codes import sae_codes
 from analyze.sae.dictionary import activation_of
 from schemas import UsageError
 from schemas.codes import dictionaries
+from schemas.progress import Progress
 from schemas.whole_files import check_outside
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Progress = Callable[[int, int], None]
 BATCH = 128
 """Features of a file."""
 BLOCK = 64

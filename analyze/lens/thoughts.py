@@ -1,6 +1,6 @@
 """Tuned lenses of single thoughts, of odd and of even ones and of all, and how each reads the others' states."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from analyze.labels import inherited, labels_along, numbered, take, thought_labe
 from analyze.lens.readout import ReadOut, check_model
 from analyze.lens.tuned import PENALTIES, SPLITS, Moments, example_blocks
 from schemas import UsageError
+from schemas.progress import Progress
 from schemas.resampling import mean_interval
 from schemas.statistics import share_interval, split_problems
 from schemas.wording import interval_columns, interval_names
@@ -38,7 +39,7 @@ def thought_lenses(
     *,
     seed: int = 0,
     n_read_out: int = 512,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Fit a tuned lens on each thought, on odd and even ones and on all, and read every thought through each of them.
 

@@ -1,6 +1,6 @@
 """The tuned lens: one affine map per layer from a state to the final one, fitted on the lake."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,10 +9,10 @@ import xarray as xr
 from analyze.labels import after_question, inherited, numbered, take
 from analyze.lens.readout import ReadOut, check_model
 from schemas import UsageError
+from schemas.progress import Progress
 from schemas.statistics import split_problems
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Progress = Callable[[int, int], None]
 
 PENALTIES = (1e-6, 1e-4, 1e-2, 1.0)
 """Ridge penalties tried, as shares of the mean square of a component of the state."""

@@ -25,9 +25,9 @@ from analyze.probes.scores import Cell, Task, directions, measure, r2
 from analyze.probes.tasks import can_fit, draw_examples, penalties_of, target_columns, task_or_reason
 from analyze.statistics import adjust, draw_counts
 from schemas import SchemaError, UsageError, nearest
+from schemas.progress import Progress
 
 Array = npt.NDArray[Any]
-Progress = Callable[[int, int], None]
 NOTE = (
     "Decoding is not use: a probe shows what can be read off a state, not that the model reads it. "
     "Whether it does is a question for ablation and patching."

@@ -10,6 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from schemas import UsageError
+from schemas.progress import Progress
 from store import Lake
 
 MADE_FROM = ("spec", "weights", "tokenizer", "data", "layout")
@@ -17,8 +18,6 @@ MADE_FROM = ("spec", "weights", "tokenizer", "data", "layout")
 COLUMNS = [
     "variable", "compared", "differ", "examples", "largest", "mean", "relative", "where", "first", "second",
 ]  # fmt: skip
-
-Progress = Callable[[int, int], None]
 
 
 class Difference:

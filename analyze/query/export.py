@@ -13,6 +13,7 @@ import xarray as xr
 
 from analyze.labels import part_of
 from schemas import UsageError, nearest
+from schemas.progress import Progress
 from schemas.whole_files import beside, check_outside
 from store import Lake
 
@@ -22,8 +23,6 @@ SAFETENSORS = {
     "float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
 """What the format calls a type."""
-
-Progress = Callable[[int, int], None]
 
 
 def export(

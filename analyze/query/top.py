@@ -1,7 +1,7 @@
 """Where a head, a feature, a direction or a column is largest: exact, over a whole run, in memory that stays."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from analyze.query.sql import query_lake
 from analyze.sae.dictionary import activation_of, sae_codes
 from schemas import MissingRunError, UsageError, nearest
 from schemas.checks import check_whole
+from schemas.progress import Progress
 from store import Lake, Result, select_result
 from store.select import fits
 from store.vectors import stored_direction
@@ -31,9 +32,6 @@ class Block(NamedTuple):
     """(example, *cell); NaN: there is none."""
     start: tuple[int, ...]
     """Where it begins along each axis of the whole."""
-
-
-Progress = Callable[[int, int], None]
 
 
 def largest(blocks: Iterator[Block], shape: Sequence[int], n: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:

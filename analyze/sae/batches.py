@@ -18,7 +18,6 @@ from analyze.blocks import whole_chunks
 from analyze.sae.spec import check_fractions
 from schemas.errors import SchemaError, UsageError
 
-Progress = Callable[[int, int], None]
 SPLITS = ("train", "validation", "test")
 _BLOCK_BYTES = 1 << 22  # one read is at most about this much, whatever the number of examples
 

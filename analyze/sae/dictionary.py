@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from analyze.sae.batches import Batches, Progress, Rows, moments, split_by_group
+from analyze.sae.batches import Batches, Rows, moments, split_by_group
 from analyze.sae.codes import Activations, sae_codes, sae_reconstruction, sources
 from analyze.sae.files import load_sae, save_sae
 from analyze.sae.metrics import DEFINITIONS, measured_blocks, sae_metrics
@@ -22,6 +22,7 @@ from analyze.sae.spec import REPORT_LAYERS, REPORT_POSITIONS, SCOPES, SAESpec, S
 from schemas.checks import check_whole
 from schemas.errors import SchemaError, UsageError
 from schemas.problem_sums import problem_of
+from schemas.progress import Progress
 from schemas.spelling import nearest
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from analyze.sae.batches import Progress, Rows, moments
+from analyze.sae.batches import Rows, moments
 from analyze.sae.codes import sources
 from analyze.sae.dictionary import Ticker, select_cells, split_of, with_split
 from analyze.sae.files import load_sae
@@ -15,6 +15,7 @@ from analyze.sae.metrics import sae_metrics
 from analyze.sae.spec import LEARNING, SAESpec
 from schemas.command import Cost
 from schemas.errors import UsageError
+from schemas.progress import Progress
 
 if TYPE_CHECKING:
     from analyze.sae.command import SAESettings

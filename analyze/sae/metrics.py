@@ -7,9 +7,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from analyze.sae.batches import SPLITS, Block, Progress, Rows
+from analyze.sae.batches import SPLITS, Block, Rows
 from analyze.sae.codes import Activations, sources, weights
 from schemas.errors import SchemaError
+from schemas.progress import Progress
 
 DEFINITIONS = ("squared_error", "per_dimension", "all_elements")
 _EDGES = np.linspace(-4, 2, 61)  # log10 of a code's size over the mean norm of centred rows

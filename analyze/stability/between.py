@@ -16,6 +16,7 @@ from analyze.probes.tasks import draw_examples
 from analyze.statistics import adjust, draw_counts, percentiles, tail
 from analyze.transfer.problems import problem_groups
 from schemas import UsageError, segment_of
+from schemas.progress import Progress
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SCORES = ("composite", "flow", "hub", "skip", "sequential")
@@ -50,7 +51,7 @@ def stability(
     resamples: int = 300,
     shuffles: int = 2000,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Compare the heads and thoughts of every two runs.
 

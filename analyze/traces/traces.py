@@ -20,11 +20,11 @@ from analyze.traces.problems import N_OPERAND, NumberProblems, Problems, Solutio
 from analyze.traces.readings import Readings, joined, read_states
 from schemas import UsageError
 from schemas.problem_sums import other_rows
+from schemas.progress import Progress
 from schemas.resampling import mean_interval
 from schemas.statistics import share_interval
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Progress = Callable[[int, int], None]
 TOLD = ("question", "predicted_answer", "intermediate_result", "intermediate_text", "expression", "root", "edges")
 """What a problem and its written chain are known by."""
 OUTCOMES = ("found", "recovered", "in_order")

@@ -1,6 +1,6 @@
 """Dictionaries learned on one run, on the states of another: what they explain there, and which features never fire."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from analyze.statistics import draw_counts, percentiles, problems_drawn
 from analyze.transfer.command import TransferSettings
 from analyze.transfer.problems import problem_groups
 from schemas import UsageError
+from schemas.progress import Progress
 
 Array = np.ndarray[Any, np.dtype[Any]]
 CONSTANT = 1e-12
@@ -28,7 +29,7 @@ def transfer_dictionaries(
     test: Sequence[str],
     settings: TransferSettings | None = None,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Reconstruct the states of runs with the dictionaries of others.
 

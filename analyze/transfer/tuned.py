@@ -1,6 +1,6 @@
 """Tuned lenses fitted on one run, reading the states of another."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,11 @@ from analyze.lens.logit import another_chain
 from analyze.lens.readout import ReadOut
 from analyze.lens.tuned import fit_tuned_lens
 from analyze.probes.tasks import draw_examples
-from analyze.progress import stretch
 from analyze.statistics import draw_counts, percentiles, problems_drawn
 from analyze.transfer.command import TransferSettings
 from analyze.transfer.problems import problem_groups
 from schemas import UsageError, answer_word
+from schemas.progress import Progress, stretch
 from schemas.scoring import value_text
 from schemas.statistics import split_problems
 
@@ -33,7 +33,7 @@ def transfer_lenses(
     test: Sequence[str],
     settings: TransferSettings | None = None,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Read the states of runs through the tuned lenses of others.
 
@@ -103,7 +103,7 @@ def transfer_lenses(
 
 def _read(
     name: str, run: xr.Dataset, model: xr.Dataset, lenses: Mapping[str, xr.Dataset], fit: Sequence[str],
-    settings: TransferSettings, progress: Callable[[int, int], None],
+    settings: TransferSettings, progress: Progress,
 ) -> xr.Dataset:  # fmt: skip
     """The states of one run through every lens, layer by layer."""
     readout = ReadOut(model)

@@ -1,7 +1,7 @@
 """Many conditions in few batches: a question is thought through once, conditions branch off where they first differ."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -21,8 +21,8 @@ from extract.reenter.observe import OBSERVED
 from extract.reenter.values import StoredValues
 from extract.run.extract import code_fingerprint
 from schemas import Intervention, Places, Rule, Scoring, UsageError, fingerprint
+from schemas.progress import Progress
 
-Progress = Callable[[int, int], None]
 UNTOUCHED = "untouched"
 COSTS = ("positions_fed", "model_calls", "positions_one_by_one", "model_calls_one_by_one")
 BATCH_BYTES = 2**30

@@ -14,9 +14,10 @@ from extract.model.own import is_own
 from extract.model.reasoner import Reasoner
 from extract.reenter.draws import Draws
 from extract.reenter.statistics import with_accuracy
-from extract.reenter.sweep import Condition, Progress, sweep
+from extract.reenter.sweep import Condition, sweep
 from extract.reenter.values import StoredValues
 from schemas import OPERATIONS, Rule, Scoring, UsageError, answer_word, is_number_token, latent_labels
+from schemas.progress import Progress
 from store import Lake
 
 LENS_ROWS = 256

@@ -11,7 +11,6 @@ Every batch is drawn from the seed and the step alone, and training state is wri
 training that was killed goes on where it was and ends with the weights it would have had.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,6 +37,7 @@ from extract.small_models.losses import Settings
 from extract.small_models.thinking import Sequence
 from extract.small_models.train import GRAPH_NAMES, TrainingState, make_optimizer, optimize, run_stages
 from schemas import UsageError
+from schemas.progress import Progress
 
 EOS = 0
 
@@ -72,7 +72,7 @@ def train_graph(
     out: Path | str,
     seed: int = 0,
     device: str = "cpu",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     *,
     stages: list[tuple[str, GraphStage]] | None = None,
     save_every: int = 100,

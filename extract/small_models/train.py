@@ -29,6 +29,7 @@ from extract.small_models.network import ARCHITECTURES, CONTROLS, SmallCodi, mak
 from extract.small_models.problems import MAX_OPERATION, make_splits
 from extract.small_models.thinking import ProblemTable, Words, tabulate
 from schemas.errors import UsageError
+from schemas.progress import Progress
 from schemas.whole_files import beside
 
 NAMES = tuple(
@@ -93,7 +94,7 @@ def train(
     out: Path | str,
     seed: int = 0,
     device: str = "cpu",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     *,
     stages: list[tuple[str, Stage]] | None = None,
     data: dict[str, ProblemTable] | None = None,
@@ -158,7 +159,7 @@ def run_stages(
     make_step: Callable[[StageT, np.random.Generator], dict[str, torch.Tensor]],
     score: Callable[[StageT], dict[str, float]],
     save: Callable[[StageT, Path], None],
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
     save_every: int,
     stop_after: int | None,
 ) -> list[Path]:

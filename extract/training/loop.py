@@ -32,6 +32,7 @@ from extract.training.state import STATE, WEIGHTS, begin_with, mark_of, progress
 from extract.training.student import Student
 from extract.training.table import Shape, Table, draw_batches, shapes_of
 from schemas import Control, UsageError
+from schemas.progress import Progress
 from schemas.whole_files import beside, write_whole
 
 Widths = tuple[int, int, int]
@@ -227,7 +228,7 @@ class Watch:
     """Steps between records of the losses: the only moments at which a GPU is waited for."""
     stop_after: int | None = None
     """Steps of this call."""
-    progress: Callable[[int, int], None] = lambda done, total: None
+    progress: Progress = lambda done, total: None
     """Called with steps done and steps in all, or seconds, after every step."""
     say: Callable[[str], None] = lambda line: None
     """Called with a line at every record and save."""

@@ -1,6 +1,5 @@
 """A subspace trained for interchange: its part of a donor's state must carry the donor's value into the answer."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from extract.model.reasoner import Reasoner
 from extract.reenter.answers import padded
 from extract.reenter.subspace.fits import Fit
 from extract.reenter.trial import Place, Trial
+from schemas.progress import Progress
 
 LEARNING_RATE = 0.01
 
@@ -50,7 +50,7 @@ class Exchange(Editor):
 
 
 def train_interchange(
-    trial: Trial, place: Place, rank: int, *, n_step: int, batch: int, seed: int, report: Callable[[int, int], None]
+    trial: Trial, place: Place, rank: int, *, n_step: int, batch: int, seed: int, report: Progress
 ) -> Fit:
     """Train an orthonormal basis for interchange at a place (distributed alignment search).
 

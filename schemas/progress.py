@@ -1,4 +1,4 @@
-"""Progress of work that is done in several stretches."""
+"""How work tells its progress, and does so over several stretches."""
 
 from collections.abc import Callable
 
