@@ -24,16 +24,20 @@ def computed_blocks(lazy: Labelled, progress: Callable[..., None] | None = None)
         Called as ``progress(done, total)``, in examples.
     """
     n = lazy.sizes["example"]
-    parts = [lazy] if isinstance(lazy, xr.DataArray) else lazy.data_vars.values()
-    chunks = next((part.variable.chunksizes["example"] for part in parts if part.chunks is not None), None)
-    whole = range(DRAWN_TOGETHER, n + DRAWN_TOGETHER, DRAWN_TOGETHER)
-    ends: list[int] = list(whole) if chunks is None else np.cumsum(chunks).tolist()
     done = 0
-    for block in in_turn(lazy.isel(example=slice(start, end)) for start, end in pairwise([0, *ends])):
+    for block in in_turn(lazy.isel(example=rows) for rows in example_blocks(lazy, DRAWN_TOGETHER)):
         yield block
         done += block.sizes["example"]
         if progress is not None:
             progress(done, n)
+
+
+def example_blocks(data: xr.DataArray | xr.Dataset, most: int) -> list[slice]:
+    """Examples of each chunk; of what lies in memory ``most`` at a time."""
+    parts = [data] if isinstance(data, xr.DataArray) else data.data_vars.values()
+    chunks = next((part.variable.chunksizes["example"] for part in parts if part.chunks is not None), None)
+    ends = range(most, data.sizes["example"] + most, most) if chunks is None else np.cumsum(chunks).tolist()
+    return [slice(start, end) for start, end in pairwise([0, *ends])]
 
 
 def whole_chunks(chunks: Sequence[int], most: int) -> tuple[int, ...]:

@@ -8,7 +8,8 @@ from schemas.statistics import adjust, cochran_q, mcnemar_exact, wilson_interval
 
 __all__ = [
     "DrawnMean", "adjust", "bootstrap_mean", "bootstrap_weights", "cochran_q", "draw_counts", "is_majority",
-    "mcnemar_exact", "percentile_interval", "percentiles", "problems_drawn", "tail", "weighted_mean", "wilson_interval",
+    "mcnemar_exact", "percentile_interval", "percentiles", "problems_drawn", "ratio_interval", "tail", "weighted_mean",
+    "wilson_interval",
 ]  # fmt: skip
 
 
@@ -66,6 +67,14 @@ def percentile_interval(
         output_core_dims=[[], []], dask="parallelized", output_dtypes=["float64", "float64"],
     )  # fmt: skip
     return ends
+
+
+def ratio_interval(part: np.ndarray, whole: np.ndarray, draws: np.ndarray, level: float) -> list[float]:
+    """Ratio of two sums over rows (row,), and its percentile interval over resamples of rows (row, resample)."""
+    with np.errstate(invalid="ignore", divide="ignore"):  # resamples that hold none
+        resampled = (part @ draws) / (whole @ draws)
+    ends = percentiles(resampled, problems_drawn(len(part), draws.sum(0)), level)
+    return [float(part.sum() / whole.sum()), *map(float, ends)]
 
 
 def bootstrap_mean(values: xr.DataArray, problem: xr.DataArray, *, n_resample: int = 500, seed: int = 0) -> xr.Dataset:

@@ -11,6 +11,7 @@ from analyze.labels import inherited
 from analyze.lens.readout import ReadOut, check_model
 from analyze.statistics import DrawnMean, draw_counts
 from schemas import SchemaError
+from schemas.problem_sums import problem_of
 from schemas.resampling import DRAWN_TOGETHER
 from schemas.vocabulary import PARTS
 from schemas.wording import interval_columns
@@ -130,7 +131,7 @@ def attribution_summary(
     drawn = DrawnMean(contribution.shape[1:], n_resample), DrawnMean(contribution.shape[2:], n_resample)
     n = np.zeros(contribution.sizes["position"], dtype="int64")
     for block in computed_blocks(contribution, progress):
-        problem = block.coords.get("problem", block["example"]).values
+        problem = problem_of(block)
         draws = draw_counts(problem, n_resample=n_resample, seed=seed)
         values = block.transpose("part", "position", "example").values
         drawn[0].add(values, draws)

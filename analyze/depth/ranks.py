@@ -16,6 +16,7 @@ from analyze.lens.readout import ReadOut, check_model
 from analyze.pieces import pieces_in
 from analyze.statistics import DrawnMean, draw_counts
 from schemas import AnswerKind, answer_word, segment_of
+from schemas.problem_sums import problem_of
 from schemas.scoring import value_text
 from schemas.wording import interval_columns
 
@@ -187,7 +188,7 @@ def depth_summary(
         ``probability`` : (layer, position, what); means of what :func:`settled` gives, and ``answer_found`` : (layer),
         the share of problems whose answer is likeliest at the last position.
     """
-    problem = depth.coords.get("problem", numbered(depth["top_token"], ["example"])["example"]).values
+    problem = problem_of(depth)
     steps = depth["n_step"].values
     groups = {"all": np.ones(len(steps), dtype=bool)}
     if len(np.unique(steps)) > 1:

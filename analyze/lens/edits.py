@@ -1,4 +1,4 @@
-"""Whether a lens that names the value a thought carries names one whose edit moves the answer, problem by problem."""
+"""Whether the value that a lens names at a thought is one whose edit moves the answer, problem by problem."""
 
 from typing import Any
 
@@ -10,6 +10,7 @@ from analyze.lens.jacobian import FED
 from schemas.problem_sums import problem_of
 from schemas.resampling import mean_interval
 from schemas.statistics import share_interval
+from schemas.wording import interval_columns
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -84,14 +85,13 @@ def _figures(named: Array, follows: Array, counted: Array, problem: Array, seed:
     n = int(counted.sum())
     data: dict[str, Any] = {"n": n}
     for name, yes in shares.items():
-        low, high = share_interval(yes, counted, problem)
-        data |= {name: yes[counted].mean() if n else np.nan, f"{name}_low": float(low), f"{name}_high": float(high)}
+        mean = yes[counted].mean() if n else np.nan
+        data |= interval_columns(name, (mean, *share_interval(yes, counted, problem)))
     p, q = float(data["read_share"]), float(data["follow_share"])
     data["chance"] = p * q + (1 - p) * (1 - q)
-    data |= dict.fromkeys(("difference", "difference_low", "difference_high"), np.nan)
+    data |= interval_columns("difference", [np.nan] * 3)
     if n and 0 < p < 1:
         # The mean of one weighted value for each problem is the difference of both means.
         weight = np.where(read, 1 / p, -1 / (1 - p))
-        mean, low, high = mean_interval(np.where(counted, weight * moved, np.nan), seed, problem)
-        data |= {"difference": float(mean), "difference_low": float(low), "difference_high": float(high)}
+        data |= interval_columns("difference", mean_interval(np.where(counted, weight * moved, np.nan), seed, problem))
     return xr.Dataset(data)

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analyze.labels import inherited, labels_along
+from analyze.labels import inherited, labels_along, thought_labels
 from analyze.lens.logit import logit_lens
 from analyze.lens.readout import check_model
 from analyze.lens.summary import lens_summary
 from analyze.lens.tuned import fit_tuned_lens
 from schemas import SchemaError, UsageError, nearest, segment_of
+from schemas.problem_sums import problem_of
 from schemas.statistics import split_problems
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -34,7 +35,7 @@ ASIDE = ("question", "answer")
 def with_fed(run: xr.Dataset) -> xr.Dataset:
     """The run with the vectors fed at the thoughts as layer -1 of ``hidden_state``, NaN at other positions.
 
-    Lazy input stays lazy; ``latent_embedding`` and what else has ``layer`` is left out.
+    Lazy input stays lazy. Other variables along ``layer`` are left out, and ``latent_embedding``.
     """
     state = run["hidden_state"].transpose("example", "layer", "position", "hidden")
     fed = run["latent_embedding"].rename(latent="position").reindex(position=state["position"])
@@ -233,7 +234,7 @@ def held_out_lenses(
     whole = states.sel(position=list(positions))
     if layers is not None:
         whole = whole.sel(layer=[FED, *(x for x in layers if x != FED)])
-    problem = np.asarray(run.coords.get("problem", run["example"]).values)
+    problem = problem_of(run)
     split = split_problems(problem, seed)
     fitted_on = np.isin(problem, _fit_problems(run, jacobian, problem))
     train, tune, test = (
@@ -241,8 +242,8 @@ def held_out_lenses(
     )
     if not all(part.sizes["example"] for part in (train, tune, test)):
         raise UsageError(
-            f"of {len(np.unique(problem))} problems of {run.attrs.get('run')} none is left to read that nothing was"
-            " fitted on; use a run of more problems"
+            f"{run.attrs.get('run')} has {len(np.unique(problem))} problems, and after the fits none is left to read;"
+            " use a run of more problems"
         )
     maps: dict[str, xr.Dataset | None] = {}
     for lens in lenses:
@@ -287,21 +288,17 @@ def _fit_problems(run: xr.Dataset, jacobian: xr.Dataset | None, problem: Array) 
 
 def _state_read(target: str, position: str, run: xr.Dataset, positions: Sequence[str]) -> str | None:
     """Position whose final states set the length of what is read; ``None``: there is none."""
-    index = positions.index(position)
     labels = run["position"].values.tolist()
+    if target == BEFORE and position not in thought_labels(run):
+        return None
     if target in (BEFORE, "next"):
         place = labels.index(position) + (-1 if target == BEFORE else 1)
-        return labels[place] if 0 <= place < len(labels) and (target != BEFORE or position in _thoughts(run)) else None
+        return labels[place] if 0 <= place < len(labels) else None
     if target == "self":
         return position
     if target in labels:
         return target if labels.index(target) >= labels.index(position) else None
-    return positions[-1] if index >= 0 else None  # the answer's own state is at no one position
-
-
-def _thoughts(run: xr.Dataset) -> list[str]:
-    return [str(x) for x, segment in zip(run["position"].values, run["segment"].values, strict=True)
-            if segment == "latent"]  # fmt: skip
+    return positions[-1]  # the answer's own state is at no one position
 
 
 def _states_and_finals(run: xr.Dataset, layer: int, position: str, where: str) -> tuple[Array, Array]:

@@ -85,7 +85,7 @@ class ReadOut:
 
     @property
     def _model(self) -> xr.Dataset:
-        """What it was made with; a worker reads it when it is first asked for, and not while it is handed its tasks."""
+        """The model's arrays; a worker reads them when it first needs them, not when it receives its tasks."""
 
         def read() -> xr.Dataset:
             assert self._stored is not None
@@ -169,10 +169,10 @@ class ReadOut:
         return logit if cap is None else np.asarray(cap * np.tanh(logit / np.float32(cap)))
 
     def along(self, state: Array, towards: Array) -> tuple[Array, Array]:
-        """Vectors whose product with a state, or a part of it, is what the normed state has along ``towards``.
+        """Vectors whose product with a state, or with a part of it, is that of the normed state with ``towards``.
 
-        The final norm is linear once its scale is held at that of the whole state: the product of the normed state with
-        ``towards`` is that of the state with the vector returned, plus the bias's.
+        The final norm is linear once its scale is held at that of the whole state. The product of the normed state with
+        ``towards`` is the product of the state with the vector returned, plus that of the bias.
 
         Parameters
         ----------
@@ -183,25 +183,23 @@ class ReadOut:
         vectors (state, hidden), and the product of the bias (state,). Products with parts of a state add up to its own.
         """
         weight, bias = self._norm_arrays()
-        centred = self._model.attrs["final_norm"] == "layer_norm"
-        state = state - state.mean(-1, keepdims=True) if centred else state
-        epsilon = np.float32(self._model.attrs["final_norm_epsilon"])
-        gain = weight / np.sqrt((state * state).mean(-1, keepdims=True) + epsilon)  # (state, hidden)
-        vectors = gain * towards
-        if centred:  # a part's mean times the sum of what it is multiplied with, taken off here once for all parts
-            vectors -= vectors.mean(-1, keepdims=True)
-        return vectors, towards @ bias
+        # Centring what parts are multiplied with takes the mean off every part at once.
+        return self._centred(weight / self.scale(state) * towards), towards @ bias
 
     def directions(self, vectors: Array) -> tuple[Array, Array]:
-        """Vectors (vector, hidden) as the final norm passes them on but for :meth:`scale`, and its bias; float32."""
+        """Vectors (vector, hidden) after the final norm but before its division by :meth:`scale`; its bias; float32."""
         weight, bias = self._norm_arrays()
-        centred = self._model.attrs["final_norm"] == "layer_norm"
-        return ((vectors - vectors.mean(-1, keepdims=True) if centred else vectors) * weight).astype("float32"), bias
+        return (self._centred(vectors) * weight).astype("float32"), bias
 
     def scale(self, state: Array) -> Array:
         """What the final norm divides states (..., hidden) by: (..., 1)."""
-        state = state - state.mean(-1, keepdims=True) if self._model.attrs["final_norm"] == "layer_norm" else state
+        state = self._centred(state)
         return np.asarray(np.sqrt((state * state).mean(-1, keepdims=True) + self._model.attrs["final_norm_epsilon"]))
+
+    def _centred(self, vectors: Array) -> Array:
+        """Vectors less their mean component, where the final norm takes it off."""
+        is_layer_norm = self._model.attrs["final_norm"] == "layer_norm"
+        return np.asarray(vectors - vectors.mean(-1, keepdims=True)) if is_layer_norm else vectors
 
     def likeliest(self, directions: Array, weights: Sequence[Array]) -> Array:
         """Best token of final states that are sums of the first of some directions; of equals the first token.

@@ -1,4 +1,4 @@
-"""What is told of logits that come block by block: best tokens, logarithms of sums of exponentials, ranks."""
+"""Best tokens, logarithms of sums of exponentials, and ranks, of logits that come block by block."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -35,7 +35,7 @@ def outranking(block: Array, start: int, bar: Array, wanted: Array) -> Array:
 
 
 def distinct(wanted: Array) -> tuple[Array, Array]:
-    """The different tokens that are wanted of each state, as ranks of the same ones need counting once.
+    """The different tokens that are wanted of each state: the rank of a token is counted once.
 
     Parameters
     ----------

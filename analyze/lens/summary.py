@@ -9,7 +9,7 @@ import xarray as xr
 from analyze.labels import inherited, numbered, require_dims, take, thought_labels
 from analyze.statistics import adjust, cochran_q, mcnemar_exact
 from schemas import UsageError
-from schemas.problem_sums import effective_trials, problem_sums, sums_by_problem, trials_of
+from schemas.problem_sums import effective_trials, problem_of, problem_sums, sums_by_problem, trials_of
 from schemas.statistics import interval_of_trials
 from schemas.wording import interval_names
 
@@ -232,8 +232,7 @@ def lens_tests(
         raise UsageError(f"{what} compare at least two positions; got {', '.join(positions) or 'none'}")
     values = take(is_number, "position", positions, what).transpose("layer", "example", "position")
     values = numbered(values, ["layer"])
-    problem = values.coords.get("problem", numbered(values, ["example"])["example"]).values
-    first = np.sort(np.unique(problem, return_index=True)[1])
+    first = np.sort(np.unique(problem_of(values), return_index=True)[1])
     table = np.asarray(values.isel(example=first).values, dtype="float64")  # (layer, example, position)
     table = table[:, np.isfinite(table).all((0, 2))] == 1
     n_layer, n_example, n_position = table.shape

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analyze.labels import inherited, labels_along, numbered, take, thought_labels
+from analyze.labels import inherited, labels_along, thought_labels
 from analyze.lens.readout import ReadOut, check_model
-from analyze.lens.tuned import PENALTIES, SPLITS, Moments, example_blocks
+from analyze.lens.tuned import PENALTIES, SPLITS, Moments, blocks_to_fit, states_to_fit
 from schemas import UsageError
+from schemas.problem_sums import problem_of
 from schemas.progress import Progress
 from schemas.resampling import mean_interval
-from schemas.statistics import share_interval, split_problems
+from schemas.statistics import share_interval
 from schemas.wording import interval_columns, interval_names
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -54,7 +55,7 @@ def thought_lenses(
     model
         Read-out of the run's model.
     n_read_out
-        Held-out problems at most whose logits are compared.
+        Most held-out problems whose logits are compared.
     progress
         Called with layers done and their number.
 
@@ -76,15 +77,8 @@ def thought_lenses(
     if len(thoughts) < 2:
         raise UsageError(f"lenses of single thoughts are compared between two at least; {run.attrs.get('run')} has"
                          f" {', '.join(thoughts) or 'none'}")  # fmt: skip
-    what = "the tuned lens"
-    state = take(run["hidden_state"], "position", thoughts, what).transpose("layer", "example", "position", "hidden")
-    final = take(run["final_state"], "position", thoughts, what).transpose("example", "position", "hidden")
-    state = numbered(state, ["layer"])
-    problem = np.asarray(run.coords.get("problem", numbered(state, ["example"])["example"]).values)
-    split = split_problems(problem, seed)
-    if len(np.unique(split)) < len(SPLITS):
-        raise UsageError(f"{what} splits problems into {', '.join(SPLITS)}; {len(np.unique(problem))} are too few")
-    held = np.flatnonzero(split == 2)[:n_read_out]
+    state, final, split = states_to_fit(run, thoughts, seed)
+    problem, held = problem_of(run), np.flatnonzero(split == 2)[:n_read_out]
     readout, groups = ReadOut(model), groups_of(thoughts)
     parts = []
     for layer in range(state.sizes["layer"]):
@@ -113,10 +107,7 @@ def _fits(
 ) -> dict[str, tuple[Array, Array]]:
     """Weight and bias of each group's lens at one layer."""
     sums = {name: [Moments(state.sizes["hidden"]) for _ in SPLITS[:2]] for name in thoughts}
-    for block in example_blocks(state):
-        x = np.asarray(state.isel(example=block).values, dtype="float32")
-        y = np.asarray(final.isel(example=block).values, dtype="float32")
-        there = np.isfinite(x).all(-1) & np.isfinite(y).all(-1)
+    for block, x, y, there in blocks_to_fit(state, final):
         for k, name in enumerate(thoughts):
             for part, moments in enumerate(sums[name]):
                 rows = there[:, k] & (split[block] == part)

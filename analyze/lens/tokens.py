@@ -84,12 +84,12 @@ class Tokens:
 
 
 def results_in_one_token(run: xr.Dataset, model: xr.Dataset) -> dict[str, int]:
-    """How many results of the chains there are, and how many of them are one token, which alone a read-out can be.
+    """How many results the chains have, and how many of them are one token: only these can be read out.
 
     Returns
     -------
     dict
-        ``n_result`` and ``n_result_token``; nothing where results are no numbers, of which a part is found, too.
+        ``n_result`` and ``n_result_token``; empty where results are words, which are found by their first token.
     """
     if "intermediate_result" not in run or run.attrs.get("answer_kind", "number") != "number":
         return {}

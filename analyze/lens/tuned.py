@@ -1,14 +1,16 @@
 """The tuned lens: one affine map per layer from a state to the final one, fitted on the lake."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from analyze.blocks import example_blocks
 from analyze.labels import after_question, inherited, numbered, take
 from analyze.lens.readout import ReadOut, check_model
 from schemas import UsageError
+from schemas.problem_sums import problem_of
 from schemas.progress import Progress
 from schemas.statistics import split_problems
 
@@ -18,6 +20,8 @@ PENALTIES = (1e-6, 1e-4, 1e-2, 1.0)
 """Ridge penalties tried, as shares of the mean square of a component of the state."""
 CONSTANT = 1e-12
 """Share of a component's mean square below which its variance is rounding."""
+IN_MEMORY = 256
+"""Examples whose sums are taken at once where states lie in memory."""
 SPLITS = ("train", "validation", "test")
 _HELD_OUT = {
     "r2": ("share of the final state's variance explained, held out, tuned lens", "1"),
@@ -70,20 +74,9 @@ def fit_tuned_lens(
     Belrose et al., *Eliciting Latent Predictions from Transformers with the Tuned Lens*, 2023, who minimise ``kl``.
     """
     check_model(model, run)
-    what = "the tuned lens"
     if positions is None:
         positions = after_question(run)
-    state = take(run["hidden_state"], "position", positions, what).transpose("layer", "example", "position", "hidden")
-    final = take(run["final_state"], "position", positions, what).transpose("example", "position", "hidden")
-    state = numbered(state, ["layer"])
-    problem = np.asarray(run.coords.get("problem", numbered(state, ["example"])["example"]).values)
-    split = split_problems(problem, seed)
-    sizes = {name: int((split == i).sum()) for i, name in enumerate(SPLITS)}
-    if min(sizes.values()) < 1:
-        raise UsageError(
-            f"{what} splits problems into {', '.join(SPLITS)}; {len(np.unique(problem))} problems give "
-            f"{', '.join(map(str, sizes.values()))} examples. Use a run of more problems."
-        )
+    state, final, split = states_to_fit(run, positions, seed)
     readout = ReadOut(model)
     n_layer = state.sizes["layer"]
     parts: dict[str, list[Any]] = {name: [] for name in ("weight", "bias", "penalty", *_HELD_OUT)}
@@ -122,34 +115,50 @@ def fit_tuned_lens(
     return fitted
 
 
+def states_to_fit(run: xr.Dataset, positions: Sequence[str], seed: int) -> tuple[xr.DataArray, xr.DataArray, Array]:
+    """States (layer, example, position, hidden), the final ones, and the number of each example's split.
+
+    Raises
+    ------
+    UsageError
+        If a split is empty.
+    """
+    what = "the tuned lens"
+    state = take(run["hidden_state"], "position", positions, what).transpose("layer", "example", "position", "hidden")
+    final = take(run["final_state"], "position", positions, what).transpose("example", "position", "hidden")
+    problem = problem_of(run)
+    split = split_problems(problem, seed)
+    sizes = np.bincount(split, minlength=len(SPLITS))
+    if not sizes.all():
+        raise UsageError(
+            f"{what} splits problems into {', '.join(SPLITS)}; {len(np.unique(problem))} problems give "
+            f"{', '.join(map(str, sizes))} examples. Use a run of more problems."
+        )
+    return numbered(state, ["layer"]), final, split
+
+
+def blocks_to_fit(state: xr.DataArray, final: xr.DataArray) -> Iterator[tuple[slice, Array, Array, Array]]:
+    """Examples of a block, their states and final ones (float32), and at which positions they have both."""
+    for block in example_blocks(state, IN_MEMORY):
+        x, y = (np.asarray(array.isel(example=block).values, dtype="float32") for array in (state, final))
+        yield block, x, y, np.isfinite(x).all(-1) & np.isfinite(y).all(-1)
+
+
 def _read_layer(
     state: xr.DataArray, final: xr.DataArray, split: Array, n_read_out: int
 ) -> tuple[list["Moments"], Array, Array]:
     """Moments of each split, and the first states ``(n_read_out, hidden)`` of the last one with their final ones."""
     sums = [Moments(state.sizes["hidden"]) for _ in SPLITS]
     kept: list[tuple[Array, Array]] = []
-    for block in example_blocks(state):
-        x = np.asarray(state.isel(example=block).values, dtype="float32")
-        y = np.asarray(final.isel(example=block).values, dtype="float32")
-        for index in range(len(SPLITS)):
-            chosen = split[block] == index
-            rows_x, rows_y = x[chosen].reshape(-1, x.shape[-1]), y[chosen].reshape(-1, x.shape[-1])
-            there = np.isfinite(rows_x).all(-1) & np.isfinite(rows_y).all(-1)
-            sums[index].add(rows_x[there], rows_y[there])
+    for block, x, y, there in blocks_to_fit(state, final):
+        for index, moments in enumerate(sums):
+            rows = there & (split[block] == index)[:, None]
+            pair = x[rows], y[rows]
+            moments.add(*pair)
             if index == len(SPLITS) - 1 and sum(len(a) for a, _ in kept) < n_read_out:
-                kept.append((rows_x[there], rows_y[there]))
+                kept.append(pair)
     test_x, test_y = (np.concatenate(each)[:n_read_out] for each in zip(*kept, strict=True))
     return sums, test_x, test_y
-
-
-def example_blocks(array: xr.DataArray) -> list[slice]:
-    """Stretches of examples to read at once: the chunks of lazy input, else 256."""
-    n = array.sizes["example"]
-    if array.chunks is not None:
-        edges = np.cumsum([0, *array.variable.chunksizes["example"]])
-    else:
-        edges = np.array([*range(0, n, 256), n])
-    return [slice(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
 
 
 class Moments:

@@ -50,12 +50,12 @@ _UNITS = (
     (r"\bhours?\b|\bminutes?\b|\bseconds?\b", (60.0, 24.0)), (r"\bweek", (7.0, 52.0, 4.0)),
     (r"\bmonth|\byear|\bannual", (12.0, 52.0, 365.0)), (r"\bone\b|\beach\b", (1.0,)),
 )  # fmt: skip
-"""What a question does not tell as a number, but may mean by its units."""
+"""Numbers that a question does not tell but may mean by its units."""
 _OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 
 
 class Step(NamedTuple):
-    """A step, as it is compared: operands and operators sorted, as the order in which a sum is told is a choice."""
+    """A step as steps are compared: operands and operators are sorted, because the order of a sum is its writer's."""
 
     operands: tuple[float, ...]
     operators: str
@@ -81,7 +81,7 @@ class Trees(NamedTuple):
 
 
 same_number = lru_cache(maxsize=4096)(float)
-"""A number as one object for all problems that tell it, which are kept."""
+"""One object for a number that many problems tell: the numbers of all problems are kept."""
 
 
 @lru_cache(maxsize=8192)
@@ -92,7 +92,7 @@ def question_numbers(question: str) -> tuple[tuple[float, ...], tuple[float, ...
     ((2.0, 3.0, 24.0), (4.0, 7.0, 52.0))
     """
     text = plain(question)
-    values = [as_float(value_of(text, number_match)) for number_match in find_numbers(text)]
+    values = [as_float(value_of(text, match)) for match in find_numbers(text)]
     told = [value for value in values if value is not None]
     told += [_WORDS[word] for word in re.findall(r"[a-z]+", text.lower()) if word in _WORDS]
     meant = {value for pattern, values in _UNITS if re.search(pattern, text.lower()) for value in values}
@@ -177,11 +177,11 @@ class _Search:
         """Derivations of the number read at a node."""
         if node not in self._known:
             last = next((index for index in reversed(range(node)) if np.isfinite(self.values[index])), None)
-            kept = last is not None and self.values[node] == self.values[last] and node < len(self.values) - 1
-            ways = list(self.explain(last)) if kept and last is not None else []
-            # A number that stays is kept; only a step from itself to itself (0 * 2) is one all the same.
-            sources = [last] if kept and last is not None else self._earlier(node)
-            ways += self._derive(node, sources, must=last if kept else None)
+            stays = last is not None and self.values[node] == self.values[last] and node < len(self.values) - 1
+            # A number that stays is kept, not computed again; only a step from itself to itself (0 * 2) may.
+            kept = last if stays else None
+            ways = [] if kept is None else list(self.explain(kept))
+            ways += self._derive(node, self._earlier(node) if kept is None else [kept], must=kept)
             best: dict[tuple[Any, ...], Derivation] = {}
             for way in ways:
                 best.setdefault((way.steps, way.told), way)
@@ -229,9 +229,9 @@ def equations(numbers: Array, value: float, n_operand: int = 2) -> list[tuple[tu
     """
     rows, signs, results = _pairs(numbers)
     hits = np.flatnonzero(np.abs(results - value) < TOLERANCE)
-    read_equations: list[tuple[tuple[int, ...], str]] = [(tuple(rows[hit].tolist()), str(signs[hit])) for hit in hits]
-    if read_equations or n_operand < 3:
-        return read_equations
+    found: list[tuple[tuple[int, ...], str]] = [(tuple(rows[hit].tolist()), str(signs[hit])) for hit in hits]
+    if found or n_operand < 3:
+        return found
     left, right = results[:, None], numbers[None]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         for sign, outcome in (
@@ -239,8 +239,8 @@ def equations(numbers: Array, value: float, n_operand: int = 2) -> list[tuple[tu
             ("\\", right / left),
         ):  # fmt: skip
             for pair, row in np.argwhere(np.abs(outcome - value) < TOLERANCE):
-                read_equations.append(((*rows[pair].tolist(), int(row)), str(signs[pair]) + sign))
-    return read_equations
+                found.append(((*rows[pair].tolist(), int(row)), str(signs[pair]) + sign))
+    return found
 
 
 def _pairs(numbers: Array) -> tuple[Array, Array, Array]:

@@ -80,7 +80,7 @@ def read_with(
 
 
 def cost(source: "Source", settings: TraceSettings) -> Cost:
-    """A product of every state with the unembedding; the search of each problem's trees is none."""
+    """A product of every state with the unembedding; the search for trees is not counted."""
     from analyze.cost import limits, places, reading, states_at
 
     run, model = source.data, source.lazy_model
@@ -161,7 +161,7 @@ def rank_table(one: Any) -> Table:
 
 
 def frontier_tables(result: Any) -> list[Table]:
-    """Of graph problems how far the search has come."""
+    """How far the search has come, of graph problems."""
     if "frontier_share" not in result:
         return []
     one = result.isel(layer=-1)
@@ -169,7 +169,8 @@ def frontier_tables(result: Any) -> list[Table]:
     rows = []
     for position in one["position"].values:
         places = [one.sel(position=position, distance=distance) for distance in distances]
-        rows.append([str(position), *(x for place in places for x in _reached(place))])
+        shares = [float(place[name]) for place in places for name in ("frontier_share", "frontier_null")]
+        rows.append([str(position), *shares])
     return [
         Table(
             title=f"layer {place_of(one['layer'].item())}: nodes by their distance from the root",
@@ -180,10 +181,6 @@ def frontier_tables(result: Any) -> list[Table]:
             " problem",
         )
     ]
-
-
-def _reached(place: Any) -> list[float]:
-    return [float(place["frontier_share"]), float(place["frontier_null"])]
 
 
 def tree_table(result: Any) -> Table:

@@ -1,4 +1,4 @@
-"""What the problems of a run tell and answer, as traces are set against it: numbers and steps, or words and graphs."""
+"""What the problems of a run ask and the model answers, for traces: numbers and steps, or words and graphs."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -9,7 +9,7 @@ import xarray as xr
 
 from analyze.lens.tokens import Tokens
 from analyze.traces.arithmetic import Step, same_number, trees, written_step
-from analyze.traces.search import Graph, read_graph, ways_read
+from analyze.traces.search import read_graph, ways_read
 from schemas import AnswerKind, answer_word, number_text
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -84,12 +84,12 @@ class NumberProblems:
 
     def solve(self, row: int, read: Sequence[Any], places: Sequence[str]) -> Solution:
         """Trees of valid steps that end at the model's answer."""
-        best, solutions = trees(self._question[row], read, places, float(self._answer[row]), self._n_operand)
+        best, found = trees(self._question[row], read, places, float(self._answer[row]), self._n_operand)
         chain = frozenset(self._chain[row] or ())
         own = [tree for tree in best if tree.steps == chain]
         shown = next(iter(own or best), None)
         return Solution(
-            len(best), solutions, bool(own) and solutions, _in_order(self._inner[row], [[value] for value in read]),
+            len(best), found, bool(own) and found, _in_order(self._inner[row], [[value] for value in read]),
             () if shown is None else shown.texts,
         )  # fmt: skip
 
@@ -158,11 +158,6 @@ Problems = NumberProblems | WordProblems
 def problems_of(run: xr.Dataset, tokens: Tokens, other: Array) -> Problems:
     """Problems of a run; ``other`` is for each row the row of another problem."""
     return (NumberProblems if run.attrs.get("answer_kind", "number") == "number" else WordProblems)(run, tokens, other)
-
-
-def graph_of(problems: Problems) -> list[Graph] | None:
-    """Graphs of the problems, where they have some."""
-    return problems.graphs if isinstance(problems, WordProblems) else None
 
 
 def _steps(results: Array, expressions: Array | None) -> list[Step] | None:

@@ -1,8 +1,8 @@
 """Words read at thoughts of a graph problem: how far the search has come, and ways along edges to the answer.
 
-The frontier after d steps are the nodes that lie d edges from the root, on the shortest way. A way is read if its
-nodes, the model's answer the last, are among the words read at neighbouring thoughts, each an edge from the one before,
-the first from the root. Several thoughts may read a word at once, so nodes at any two thoughts would fit by chance.
+The frontier after d steps is the nodes that lie d edges from the root, on the shortest way. A way leads along edges
+from the root to the model's answer. It is read if its nodes are among the words read at neighbouring thoughts, in that
+order. Several thoughts may read a word at once, so nodes at any two thoughts would fit by chance.
 
 A node is read by the longest token that begins its name, so nodes whose names begin alike are not told apart.
 """
@@ -23,11 +23,11 @@ class Graph(NamedTuple):
 
     def frontiers(self) -> list[list[str]]:
         """Nodes 1, 2 .. edges from the root, sorted."""
-        seen, reached, frontier_sets = {self.root}, [self.root], []
+        seen, reached, frontiers = {self.root}, [self.root], []
         while reached := sorted({other for node in reached for other in self.edges.get(node, ())} - seen):
             seen |= set(reached)
-            frontier_sets.append(reached)
-        return frontier_sets
+            frontiers.append(reached)
+        return frontiers
 
 
 def read_graph(root: str, edges: str) -> Graph:

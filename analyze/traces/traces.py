@@ -3,36 +3,37 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import joblib
 import numpy as np
 import xarray as xr
 
+from analyze.blocks import example_blocks
 from analyze.cluster import spread
 from analyze.labels import inherited, take, thinking_labels
 from analyze.lens import readout as readout_module
 from analyze.lens.jacobian import FED, with_fed
 from analyze.lens.readout import ReadOut, check_model
 from analyze.pieces import pieces_in
-from analyze.traces.problems import N_OPERAND, NumberProblems, Problems, Solution, WordProblems, graph_of, problems_of
+from analyze.traces.problems import N_OPERAND, NumberProblems, Problems, Solution, WordProblems, problems_of
 from analyze.traces.readings import Readings, joined, read_states
 from schemas import UsageError
-from schemas.problem_sums import other_rows
+from schemas.problem_sums import other_rows, problem_of
 from schemas.progress import Progress
 from schemas.resampling import mean_interval
 from schemas.statistics import share_interval
+from schemas.wording import interval_columns
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TOLD = ("question", "predicted_answer", "intermediate_result", "intermediate_text", "expression", "root", "edges")
 """What a problem and its written chain are known by."""
-OUTCOMES = ("found", "recovered", "in_order")
 LONG_NAMES = {
     "found": "problems in which some tree of steps read at thoughts ends at the answer",
     "recovered": "problems in which the written chain is one of the best trees",
     "in_order": "problems in which all results before the last are read, one thought after another",
 }
+OUTCOMES = tuple(LONG_NAMES)
 
 
 def traces(
@@ -113,10 +114,10 @@ def traces(
     if unknown := [layer for layer in layers if layer not in held]:
         raise UsageError(f"{run.attrs.get('run')} has no layer {unknown[0]}; it has {', '.join(map(str, held))}")
     state = take(run["hidden_state"], "position", positions, "traces")
-    problem = np.asarray(run.coords.get("problem", run["example"]).values)
+    problem = problem_of(run)
     rng = np.random.default_rng(seed)
     if len(np.unique(problem)) < 2:
-        raise UsageError(f"{run.attrs.get('run')} has one problem; thoughts are exchanged between two at least")
+        raise UsageError(f"{run.attrs.get('run')} has only one problem; traces exchange thoughts between two")
     readout = ReadOut(model)
     n_token = model.sizes["vocabulary"]
     for name, value in (("top", top), ("read", read or 1)):
@@ -143,7 +144,8 @@ def traces(
         mark = joblib.hash([*whole, layer])
         of_layer = state.sel(layer=layer)
         blocks = (
-            (of_layer.isel(example=rows), problems.asked[rows], mark, rows.start) for rows in rows_of_chunks(state)
+            (of_layer.isel(example=rows), problems.asked[rows], mark, rows.start)
+            for rows in example_blocks(state, len(problem))
         )
         readings = joined(_told(spread(read_kept, blocks, [readout, lens, n_best, top, results]), report, len(problem)),
                           len(problem))  # fmt: skip
@@ -228,12 +230,6 @@ def _positions(run: xr.Dataset, positions: Sequence[str] | None) -> list[str]:
     return list(chosen)
 
 
-def rows_of_chunks(state: xr.DataArray) -> list[slice]:
-    """Examples of each chunk; of states in memory all of them."""
-    sizes = (state.sizes["example"],) if state.chunks is None else state.variable.chunksizes["example"]
-    return [slice(start, end) for start, end in pairwise([0, *np.cumsum(sizes).tolist()])]
-
-
 def _with_chain(facts: xr.Dataset, run: xr.Dataset) -> xr.Dataset:
     """Facts of the examples, which must have a chain."""
     name = "intermediate_result" if run.attrs.get("answer_kind", "number") == "number" else "intermediate_text"
@@ -254,14 +250,14 @@ def _layer(
     every, counted = np.arange(n), np.flatnonzero(problems.counted)
     solved = solve([(every, every, False), *((rows, counted, True) for rows in shuffled)])
     own: list[Solution] = next(solved)
-    outcomes = {name: np.array([getattr(found_tree, name) for found_tree in own]) for name in OUTCOMES}
+    outcomes = {name: np.array([getattr(solution, name) for solution in own]) for name in OUTCOMES}
     report(n)
-    # Workers are at the shuffles meanwhile.
+    # Meanwhile workers solve the shuffles.
     data = _per_example(problems, own, read, n) | {name: ("example", values) for name, values in outcomes.items()}
     n_tree = data["n_tree"][1]
     del own  # trees of every problem, whose texts are kept
     rank_shares = _rank_shares(problems, readings, n_step, problem)
-    mean, low, high = mean_interval(readings.entropy.T, seed, problem)
+    entropy = interval_columns("entropy", mean_interval(readings.entropy.T, seed, problem), "_mean")
     null = np.full((len(shuffled), len(OUTCOMES)), np.nan)
     for index, drawn in enumerate(solved):
         null[index] = drawn
@@ -270,21 +266,20 @@ def _layer(
     single = outcomes["recovered"] & problems.counted
     data["single_share"] = ((), np.mean(n_tree[single] == 1) if single.any() else np.nan)
     data |= rank_shares
-    data |= {"entropy_mean": ("position", mean), "entropy_low": ("position", low), "entropy_high": ("position", high)}
+    data |= {name: ("position", values) for name, values in entropy.items()}
     data["entropy"] = (("example", "position"), readings.entropy.astype("float32"))
-    if (graphs := graph_of(problems)) is not None:
-        assert isinstance(problems, WordProblems)
+    if isinstance(problems, WordProblems) and problems.graphs is not None:
         from analyze.traces.frontier import frontier
 
-        data |= frontier(graphs, problems, read, shuffled, problem)
+        data |= frontier(problems.graphs, problems, read, shuffled, problem)
     return xr.Dataset(data)
 
 
 def _per_example(problems: Problems, own: Sequence[Solution], read: Array, n: int) -> dict[str, Any]:
     texts = np.array([problems.texts(row, read[row].tolist()) for row in range(n)], dtype=object)
     return {
-        "tree": ("example", np.array(["; ".join(found_tree.texts) for found_tree in own], dtype=object)),
-        "n_tree": ("example", np.array([found_tree.n_tree for found_tree in own])),
+        "tree": ("example", np.array(["; ".join(solution.texts) for solution in own], dtype=object)),
+        "n_tree": ("example", np.array([solution.n_tree for solution in own])),
         "read": (("example", "position"), texts),
     }
 
@@ -294,15 +289,12 @@ def _shares(outcomes: dict[str, Array], null: Array, counted: Array, problem: Ar
     data: dict[str, Any] = {}
     for index, (name, values) in enumerate(outcomes.items()):
         value = float(values[counted].mean()) if counted.any() else np.nan
-        low, high = share_interval(values, counted, problem)
         drawn = null[:, index]
+        data |= interval_columns(f"{name}_share", (value, *share_interval(values, counted, problem)))
         data |= {
-            f"{name}_share": ((), value),
-            f"{name}_share_low": ((), float(low)),
-            f"{name}_share_high": ((), float(high)),
-            f"{name}_null": ((), float(np.mean(drawn)) if len(drawn) else np.nan),
-            f"{name}_null_high": ((), float(np.quantile(drawn, 0.95)) if len(drawn) else np.nan),
-            f"{name}_p": ((), (1 + float((drawn >= value).sum())) / (1 + len(drawn)) if counted.any() else np.nan),
+            f"{name}_null": np.mean(drawn) if len(drawn) else np.nan,
+            f"{name}_null_high": np.quantile(drawn, 0.95) if len(drawn) else np.nan,
+            f"{name}_p": (1 + (drawn >= value).sum()) / (1 + len(drawn)) if counted.any() else np.nan,
         }
     return data
 

@@ -153,7 +153,7 @@ def cost(sources: "Sequence[Source]", settings: TransferSettings) -> Cost:
 
 
 def permuted(n_row: int, n_cell: int, n_fold: int) -> None:
-    """Some permutations behind p-values of as many cells, of made-up predictions, for their time."""
+    """P-values of as many cells from made-up predictions and few permutations, to time them."""
     import numpy as np
 
     from analyze.probes.scores import permutation_p
@@ -163,7 +163,7 @@ def permuted(n_row: int, n_cell: int, n_fold: int) -> None:
 
 
 def resampled(n_row: int, n_resample: int) -> None:
-    """Resamples of so many problems, for their time."""
+    """Resamples of so many problems, to time them."""
     import numpy as np
 
     from analyze.statistics import draw_counts
@@ -175,7 +175,7 @@ def read_dictionaries(
     sources: "Mapping[str, Source]", parts: "Mapping[str, xr.Dataset]", fit: Sequence[str], test: Sequence[str],
     settings: TransferSettings,
 ) -> "xr.Dataset":  # fmt: skip
-    """The stored dictionaries of the runs fitted on, and of those tested that have one, at work."""
+    """What the stored dictionaries of the runs, of every one fitted on, explain of the runs tested."""
     from analyze.transfer.dictionary import transfer_dictionaries
     from store.results import preferred
 
@@ -194,7 +194,7 @@ def read_dictionaries(
         elif name in fit:
             lake.find("sae", name, variable="hidden_state", scope="pool")  # says how to make it
         else:
-            sources[name].note("it has no dictionary of its own to set the others beside")
+            sources[name].note("it has no dictionary of its own to compare the others with")
     wholes = {name: lake[name] for name in parts}
     with source.shell.progress("dictionaries", "cells") as report:
         return transfer_dictionaries(dictionaries, wholes, parts, fit, test, settings, progress=report)
@@ -202,10 +202,10 @@ def read_dictionaries(
 
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     """The matrix of each kind, and every pair of runs in a row."""
-    from analyze.transfer.matrix import pairs_of
+    from analyze.transfer.matrix import pairs_of, scores_of
 
     attrs, rows = result.attrs, list(pairs_of(result))
-    main, ranked = ("r2", "correlation") if "r2" in result else ("accuracy", "auroc")
+    main, ranked = scores_of(result)
     labels = [dim for dim in ("kind", "fit", "test", "step") if dim in result.dims]
     matrices = [
         Table(
@@ -244,38 +244,33 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
 def sae_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     """What each dictionary explains of each run."""
     columns = ["explained variance", "own", "own - it", "units shuffled", "L0", "never fire", "own never fire"]
-    return [
-        Table(
-            title="dictionaries of one run on the states of another, mean over layers and positions",
-            columns=["fit", "test", "problems", *columns],
-            rows=[
-                [str(pair["fit"].item()), str(pair["test"].item()), int(pair["n_problem"])]
-                + [float(pair[name].mean()) for name in SAE_MEANS]
-                for pair in pairs(result)
-            ],
-            labels=2,
-            caption="on problems that no dictionary at work on the run has seen; never fire: share of features",
-        )
-    ]
+    caption = "on problems that no dictionary used on the run has seen; never fire: share of features"
+    return [pair_table(result, "dictionaries", columns, SAE_MEANS, caption)]
 
 
 def lens_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     """How well each lens reads each run."""
     columns = ["KL", "own", "plain", "constant", "agreement", "1/rank", "own 1/rank", "plain 1/rank", "of another"]
-    return [
-        Table(
-            title="tuned lenses of one run on the states of another, mean over layers and positions",
-            columns=["fit", "test", "problems", *columns],
-            rows=[
-                [str(pair["fit"].item()), str(pair["test"].item()), int(pair["n_problem"])]
-                + [float(pair[name].mean()) for name in LENS_MEANS]
-                for pair in pairs(result)
-            ],
-            labels=2,
-            caption="KL in nat from the model's own distribution, on problems that were not fitted on; plain: the final"
-            " norm alone; constant: the mean final state; 1/rank: of the best-ranked right result, and of another's",
-        )
-    ]
+    caption = (
+        "KL in nat from the model's own distribution, on problems that were not fitted on; plain: the final norm alone;"
+        " constant: the mean final state; 1/rank: of the best-ranked right result, and of another's"
+    )
+    return [pair_table(result, "tuned lenses", columns, LENS_MEANS, caption)]
+
+
+def pair_table(result: Any, what: str, columns: Sequence[str], means: Sequence[str], caption: str) -> Table:
+    """Means of every pair of runs in a row."""
+    return Table(
+        title=f"{what} of one run on the states of another, mean over layers and positions",
+        columns=["fit", "test", "problems", *columns],
+        rows=[
+            [str(pair["fit"].item()), str(pair["test"].item()), int(pair["n_problem"])]
+            + [float(pair[name].mean()) for name in means]
+            for pair in pairs(result)
+        ],
+        labels=2,
+        caption=caption,
+    )
 
 
 SAE_MEANS = ("explained_variance", "own_explained_variance", "gap", "control_explained_variance", "l0", "dead_share",

@@ -8,11 +8,12 @@ import xarray as xr
 
 from analyze.probes.tasks import draw_examples
 from analyze.sae.codes import sae_codes, sae_reconstruction
-from analyze.statistics import draw_counts, percentiles, problems_drawn
+from analyze.statistics import draw_counts, ratio_interval
 from analyze.transfer.command import TransferSettings
 from analyze.transfer.problems import problem_groups
 from schemas import UsageError
 from schemas.progress import Progress
+from schemas.wording import interval_names
 
 Array = np.ndarray[Any, np.dtype[Any]]
 CONSTANT = 1e-12
@@ -33,14 +34,14 @@ def transfer_dictionaries(
 ) -> xr.Dataset:
     """Reconstruct the states of runs with the dictionaries of others.
 
-    Measured is on problems that none of the dictionaries at work on a run has seen, its own among them, so that all
-    explain the same states.
+    A run is measured on the problems that none of the dictionaries used on it has seen, its own among them, so that all
+    of them explain the same states.
 
     Parameters
     ----------
     dictionaries
-        By run, of ``hidden_state`` (:func:`analyze.sae.dictionary.train_sae`): of every run in ``fit``, and of those
-        tested that have one.
+        Of ``hidden_state`` (:func:`analyze.sae.dictionary.train_sae`), by run: of every run in ``fit``, and of those in
+        ``test`` that have one.
     wholes
         The runs with all examples, as the dictionaries saw them: for ``question`` and ``problem``.
     runs
@@ -69,8 +70,8 @@ def transfer_dictionaries(
     settings = settings or TransferSettings()
     layers, positions = _places(dictionaries, next(iter(runs.values())))
     groups = problem_groups(wholes)
-    names = ("explained_variance", "explained_variance_low", "explained_variance_high", "gap", "gap_low", "gap_high",
-             "l0", "dead_share", "control_explained_variance")  # fmt: skip
+    names = [*interval_names("explained_variance"), *interval_names("gap"), "l0", "dead_share",
+             "control_explained_variance"]  # fmt: skip
     shape = (len(fit), len(test), len(layers), len(positions))
     values = {name: np.full(shape, np.nan) for name in names}
     own = {name: np.full(shape[1:], np.nan) for name in ("explained_variance", "dead_share")}
@@ -98,8 +99,8 @@ def transfer_dictionaries(
                 shuffled = x.copy(data=x.values[:, np.random.default_rng(settings.seed).permutation(x.shape[1])])
                 wrong, l0, dead = _read(dictionaries[fitted], x)
                 control = 1 - _read(dictionaries[fitted], shuffled)[0].sum() / spread.sum()
-                measures = [*_share(spread - wrong, spread, drawn, settings.level)]
-                measures += _share(wrong - best[0], spread, drawn, settings.level) if best else [np.nan] * 3
+                measures = ratio_interval(spread - wrong, spread, drawn, settings.level)
+                measures += ratio_interval(wrong - best[0], spread, drawn, settings.level) if best else [np.nan] * 3
                 for name, value in zip(names, [*measures, l0, dead, control], strict=True):
                     values[name][i, j, a, b] = value
             if progress is not None:
@@ -158,13 +159,3 @@ def _read(dictionary: xr.Dataset, states: xr.DataArray) -> tuple[Array, float, f
     wrong = ((states.values - made.values) ** 2).sum(1, dtype="float64")
     fired = codes.values != 0
     return wrong, float(fired.sum(1).mean()), float(1 - fired.any(0).mean())
-
-
-def _share(part: Array, whole: Array, weight: Array, level: float) -> list[float]:
-    """Ratio of two sums over rows (row,), and its interval over resamples (row, resample)."""
-    with np.errstate(invalid="ignore", divide="ignore"):  # resamples that hold none
-        resampled = (part @ weight) / (whole @ weight)
-    return [
-        float(part.sum() / whole.sum()),
-        *map(float, percentiles(resampled, problems_drawn(len(part), weight.sum(0)), level)),
-    ]

@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.drawing import heat_map, panels, slanted
+from analyze.transfer.matrix import scores_of
 
 
 def plot_transfer(result: xr.Dataset, *, ax: Any = None) -> list[Any]:
@@ -18,7 +19,7 @@ def plot_transfer(result: xr.Dataset, *, ax: Any = None) -> list[Any]:
     ax
         As many axes as kinds.
     """
-    main = "r2" if "r2" in result else "accuracy"
+    main, _ = scores_of(result)
     kinds = result["kind"].values
     axes = panels(len(kinds), ax, size=(4.6, 1.4 + 0.35 * result.sizes["fit"]))
     for axis, kind in zip(axes, kinds, strict=True):

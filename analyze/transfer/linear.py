@@ -67,7 +67,7 @@ class _Column:
     groups: Mapping[str, Array]  # (row,), problems numbered over all runs
 
     def widening(self, fit: str, test: str) -> float:
-        """How much wider permutations spread: nothing where no problem that tests one fold has trained another."""
+        """Factor that widens permutations: 1 where no problem that tests one fold has trained another."""
         shared = np.isin(self.groups[test], self.groups[fit]).any()
         return WIDENING if shared else 1.0
 
@@ -126,8 +126,8 @@ def transfer_probes(
     -----
     Memory is that of one cell of all runs, ``max_examples`` x hidden numbers of each, and one score for each row,
     class, cell and pair of runs. Time is that of ``1 + controls`` times the probes of each run. P-values are
-    widened as those of probes (see there) where runs share problems. Intervals always are: where no problem is shared,
-    for the fit would have been another on other problems, which is as uncertain as the test where they are as many.
+    widened as those of probes (see there) where runs share problems. Intervals are always widened: other problems would
+    have given another fit, and where none is shared that is as uncertain as the test, if the problems are as many.
     """
     settings = settings or TransferSettings()
     drawn: dict[str, Array] = {}

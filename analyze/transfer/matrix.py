@@ -1,4 +1,4 @@
-"""The matrix of what is fitted on one run and tested on another: put together, set against each run's own fit, told."""
+"""The matrix of fits to one run that are tested on another: put together, and compared with each run's own fit."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
@@ -10,10 +10,16 @@ import xarray as xr
 from analyze.probes.scores import WIDENING, Cell, Task
 from analyze.statistics import percentiles
 from schemas.picked import Pick, of_picked
+from schemas.wording import interval_names
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DIMS = ("kind", "fit", "test", "step")
-GAP = ("gap", "gap_low", "gap_high")
+GAP = interval_names("gap")
+
+
+def scores_of(result: xr.Dataset) -> tuple[str, str]:
+    """Names of the score of a result, and of the one that an offset between runs leaves alone."""
+    return ("r2", "correlation") if "r2" in result else ("accuracy", "auroc")
 
 
 def squared_errors(predicted: Array, value: Array, fold: Array) -> tuple[Array, Array]:
@@ -62,8 +68,8 @@ def assembled(
     example = next(iter(of_tests.values()))
     labels: dict[str, list[Any]] = {"kind": list(kinds), "fit": fit, "test": test, "step": list(steps)}
     grid = {dim: len(values) for dim, values in labels.items()} | dict(example.sizes)
-    main = "r2" if "r2" in example else "accuracy"
-    own_names = [main, f"{main}_low", f"{main}_high", *(["auroc"] if main == "accuracy" else ["correlation"])]
+    main, ranked = scores_of(example)
+    own_names = [*interval_names(main), ranked]
     arrays = {str(name): np.full(tuple(grid.values()), np.nan) for name in example.data_vars}
     own_shape = tuple(size for dim, size in grid.items() if dim != "fit")
     own = {name: np.full(own_shape, np.nan) for name in own_names}
@@ -100,7 +106,7 @@ def described(result: xr.Dataset, is_number: bool) -> xr.Dataset:
 
 def pairs_of(result: xr.Dataset) -> Iterator[dict[str, Any]]:
     """Each kind, pair of runs and step in a row: means over cells, and the cell where the transferred fit does best."""
-    main = "r2" if "r2" in result else "accuracy"
+    main, ranked = scores_of(result)
     dims = [dim for dim in DIMS if dim in result.dims]
     for labels in product(*(result[dim].values for dim in dims)):
         part = result.sel(dict(zip(dims, labels, strict=True)))
@@ -108,13 +114,10 @@ def pairs_of(result: xr.Dataset) -> Iterator[dict[str, Any]]:
             continue
         best = part.isel(part[main].argmax(...))
         baseline = "baseline_r2" if main == "r2" else "majority_accuracy"
-        ranked = "correlation" if main == "r2" else "auroc"
         means = {
             "score": main, ranked: ranked, "own": f"own_{main}", "shuffled": f"control_{main}", "baseline": baseline
         }  # fmt: skip
-        at_best = {
-            "best": main, "low": f"{main}_low_joint", "high": f"{main}_high_joint"
-        }  # fmt: skip
+        at_best = {"best": main, "low": f"{main}_low_joint", "high": f"{main}_high_joint"}
         n_cell = int(np.isfinite(part[main].values).sum())
         gap = of_picked((best[name] for name in GAP), Pick(n_cell, by="any"))
         row = dict(zip(dims, labels, strict=True)) | {name: float(part[of].mean()) for name, of in means.items()}

@@ -9,6 +9,7 @@ import xarray as xr
 from analyze.labels import labels_along, part_of, up_to_eot
 from schemas import SchemaError, UsageError
 from schemas.asked import asked
+from schemas.problem_sums import problem_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -28,8 +29,7 @@ def problem_groups(runs: Mapping[str, xr.Dataset]) -> dict[str, Array]:
     numbers: dict[tuple[str, Any], int] = {}
     edges = []
     for name, run in runs.items():
-        problem = run.coords.get("problem", run["example"]).values
-        for key, question in zip(problem.tolist(), map(asked, map(str, run["question"].values)), strict=True):
+        for key, question in zip(problem_of(run).tolist(), map(asked, map(str, run["question"].values)), strict=True):
             edges.append([numbers.setdefault(end, len(numbers)) for end in ((name, key), ("", question))])
     first, second = np.array(edges).T
     graph = coo_array((np.ones(len(edges)), (first, second)), shape=(len(numbers), len(numbers)))
@@ -55,7 +55,7 @@ def comparable(runs: Mapping[str, xr.Dataset], *, positions_given: bool) -> dict
     width = {name: run.sizes["hidden"] for name, run in runs.items()}
     if len(set(width.values())) > 1:
         listed = ", ".join(f"{name} has width {size}" for name, size in width.items())
-        raise UsageError(f"what is fitted on one run reads states of the same width only; {listed}. Name runs of one")
+        raise UsageError(f"a fit to one run reads states of that width only, but {listed}; name runs of one width")
     parts = {name: run if positions_given else up_to_eot(run) for name, run in runs.items()}
     common: dict[str, list[Any]] = {}
     for dim in ("layer", "position"):

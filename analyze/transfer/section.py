@@ -9,7 +9,7 @@ from analyze.context import StoredResult
 from analyze.page import Page, Section
 from analyze.tables import ENDS
 from analyze.transfer.figures import plot_transfer
-from analyze.transfer.matrix import pairs_of
+from analyze.transfer.matrix import pairs_of, scores_of
 
 
 def runs_of(result: StoredResult) -> tuple[str, ...]:
@@ -44,7 +44,7 @@ def pair_of(data: xr.Dataset, row: dict[str, Any]) -> Pair:
 
 def carried(data: xr.Dataset, row: dict[str, Any], what: str) -> Finding:
     """The score where a transferred fit does best, with the interval that holds for all places at once."""
-    main = "r2" if "r2" in data else "accuracy"
+    main, _ = scores_of(data)
     place = {dim: row[dim] for dim in ("kind", "step", "layer", "position") if dim in data.dims}
     chance = NOTHING if main == "r2" else float(pair_of(data, row).data.sel(place)["majority_accuracy"])
     return Finding(

@@ -1,6 +1,7 @@
 """Tuned lenses fitted on one run, reading the states of another."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,14 @@ from analyze.lens.logit import another_chain
 from analyze.lens.readout import ReadOut
 from analyze.lens.tuned import fit_tuned_lens
 from analyze.probes.tasks import draw_examples
-from analyze.statistics import draw_counts, percentiles, problems_drawn
+from analyze.statistics import draw_counts, ratio_interval
 from analyze.transfer.command import TransferSettings
 from analyze.transfer.problems import problem_groups
 from schemas import UsageError, answer_word
 from schemas.progress import Progress, stretch
 from schemas.scoring import value_text
 from schemas.statistics import split_problems
+from schemas.wording import interval_names
 
 Array = np.ndarray[Any, np.dtype[Any]]
 HELD_OUT = 2
@@ -38,7 +40,7 @@ def transfer_lenses(
     """Read the states of runs through the tuned lenses of others.
 
     Problems are split over all runs together, as for :func:`analyze.lens.tuned.fit_tuned_lens`: lenses are fitted on
-    85% of them and read the others. What a lens gives is read out by the test run's own model.
+    85% of them and tested on the others. The test run's own model reads out what a lens makes of a state.
 
     Parameters
     ----------
@@ -109,10 +111,10 @@ def _read(
     readout = ReadOut(model)
     right, other = _wanted(run, readout)
     final = run["final_state"].transpose("position", "example", "hidden").values.astype("float32")
-    problem = np.asarray(run["problem"].values)
+    draws = draw_counts(run["problem"].values, n_resample=settings.resamples, seed=settings.seed)
     shape = (run.sizes["layer"], run.sizes["position"])
-    by_fit = ("kl", "kl_low", "kl_high", "excess", "excess_low", "excess_high", "agreement", "reciprocal_rank",
-              "reciprocal_rank_low", "reciprocal_rank_high", "other_reciprocal_rank")  # fmt: skip
+    by_fit = [*interval_names("kl"), *interval_names("excess"), "agreement", *interval_names("reciprocal_rank"),
+              "other_reciprocal_rank"]  # fmt: skip
     values = {key: np.full((len(fit), *shape), np.nan) for key in by_fit}
     beside = {f"{key}_kl": np.full(shape, np.nan) for key in SHARED}
     beside |= {f"{key}_reciprocal_rank": np.full(shape, np.nan) for key in ("plain", "own")}
@@ -132,10 +134,10 @@ def _read(
             beside["plain_reciprocal_rank"][a, b], beside["own_reciprocal_rank"][a, b] = map(_mean, ranked[:2])
             for key, (gap, _) in zip(SHARED, gaps, strict=False):
                 beside[f"{key}_kl"][a, b] = gap.mean()
-            drawn = _Interval(problem[there], settings)
+            measured = partial(_mean_interval, draws=draws[there], level=settings.level)
             for i, (gap, same) in enumerate(gaps[3:]):
                 unrelated = _mean(_reciprocal(readout, reads[3 + i], other[there]))
-                row = [*drawn(gap), *drawn(gap - gaps[2][0]), same.mean(), *drawn(ranked[2 + i]), unrelated]
+                row = [*measured(gap), *measured(gap - gaps[2][0]), same.mean(), *measured(ranked[2 + i]), unrelated]
                 for key, value in zip(by_fit, row, strict=True):
                     values[key][i, a, b] = value
         if b == shape[1] - 1:
@@ -146,22 +148,10 @@ def _read(
     return xr.Dataset(data | {key: (grid, value) for key, value in beside.items()}, coords=coords)
 
 
-class _Interval:
-    """Means over examples with intervals over their problems."""
-
-    def __init__(self, problem: Array, settings: TransferSettings) -> None:
-        self.weight = draw_counts(problem, n_resample=settings.resamples, seed=settings.seed)
-        self.level = settings.level
-
-    def __call__(self, values: Array) -> list[float]:
-        known = np.isfinite(values)
-        if not known.any():
-            return [np.nan] * 3
-        with np.errstate(invalid="ignore", divide="ignore"):  # resamples that hold none
-            count = self.weight[known].sum(0)
-            drawn = values[known] @ self.weight[known] / count
-        ends = percentiles(drawn, problems_drawn(known.sum(), count), self.level)
-        return [float(values[known].mean()), *map(float, ends)]
+def _mean_interval(values: Array, draws: Array, level: float) -> list[float]:
+    """Mean of what is known, and its interval over resamples (example, resample)."""
+    known = np.isfinite(values)
+    return ratio_interval(values[known], np.ones(known.sum()), draws[known], level) if known.any() else [np.nan] * 3
 
 
 def _mean(values: Array) -> float:
