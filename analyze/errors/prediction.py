@@ -20,6 +20,7 @@ from scipy import sparse, special
 from analyze.errors.design import Spool, designs
 from analyze.errors.fit import Fit, fit
 from analyze.errors.spec import ErrorSpec
+from analyze.labels import numbered
 from analyze.sae.batches import SPLITS, Rows
 from analyze.sae.codes import Activations, sources, weights
 from analyze.statistics import bootstrap_weights
@@ -70,8 +71,7 @@ def predict_errors(
     spec = spec or ErrorSpec()
     source = sources(_activation(run, sae) if activation is None else activation, sae)
     first = next(iter(source.values()))
-    missing = [name for name in ("correct",) if name not in run]
-    if missing:
+    if "correct" not in run:
         raise SchemaError("error prediction needs 'correct', which the run does not have; extract it with gold answers")
     labels = run[[n for n in ("correct", "question") if n in run]]
     if "example" in first.coords:
@@ -278,7 +278,7 @@ def _sides(spec: ErrorSpec, sae: xr.Dataset, first: xr.DataArray, wrong: NDArray
         return side
     if "example_split" not in sae:
         raise UsageError("the dictionary says of no example whether it was trained on it; give --split stratified")
-    label = first["example"].values if "example" in first.coords else np.arange(len(wrong))
+    label = numbered(first, ["example"])["example"].values
     series = sae["example_split"].to_series()
     unknown = ~np.isin(label, series.index)
     if unknown.any():

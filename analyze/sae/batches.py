@@ -5,6 +5,7 @@ chunks. Here chunks are visited in random order and their rows mixed in a buffer
 out before it is filled again. Nothing here grows with the number of examples but a few bytes of labels each.
 """
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, Literal, NamedTuple
@@ -56,6 +57,11 @@ class Block(NamedTuple):
     example: slice
     cell: tuple[slice, ...]
 
+    @property
+    def n_cell(self) -> int:
+        """Number of its cells."""
+        return math.prod(part.stop - part.start for part in self.cell)
+
 
 class Rows:
     """Rows to learn from: vectors of one labelled array, or of several joined by example and cell.
@@ -93,7 +99,7 @@ class Rows:
             cells = [tuple(slice(0, n) for n in self.cell_shape)]
         else:
             cells = list(product(*(_ranges(self._chunks(axis), n) for axis, n in enumerate(self.cell_shape, start=1))))
-        per_example = 4 * self.width * max(int(np.prod([s.stop - s.start for s in c], dtype=int)) for c in cells)
+        per_example = 4 * self.width * max(Block(slice(None), cell).n_cell for cell in cells)
         longest = max(1, max_bytes // per_example)
         chunks = self._chunks(0)
         if max_rows is not None:
@@ -105,7 +111,7 @@ class Rows:
     def read(self, blocks: Sequence[Block]) -> list[NDArray[np.float32]]:
         """Arrays (example, cell, width) of the blocks, in one pass of the scheduler; NaN where there is no state.
 
-        Nor is there one where a number is infinite, as left behind by what overflowed float16: the whole row is NaN.
+        A row with an infinite number, as float16 overflow leaves behind, is NaN as a whole.
         """
         lazy = [array[(block.example, *block.cell)] for block in blocks for array in self.arrays]
         parts = iter(dask.compute(*lazy))
@@ -130,8 +136,7 @@ class Rows:
         group: list[Block] = []
         size = 0
         for block in blocks:
-            cells = int(np.prod([s.stop - s.start for s in block.cell], dtype=int))
-            block_size = 4 * self.width * cells * (block.example.stop - block.example.start)
+            block_size = 4 * self.width * block.n_cell * (block.example.stop - block.example.start)
             if group and size + block_size > max_bytes:
                 yield group
                 group, size = [], 0
@@ -283,26 +288,26 @@ def moments(
         Mean over rows of ``||x - mean||``; 1 where a cell has no rows or does not vary.
     """
     n_cell = rows.n_cell if per == "cell" else 1
+
+    def blocks() -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32], NDArray[np.bool_]]]:
+        for block, _, x in rows.walk(keep):
+            cell = rows.cell_numbers(block) if per == "cell" else np.zeros(x.shape[1], dtype=np.intp)
+            yield cell, x, np.asarray(~np.isnan(x).any(axis=-1))
+            if progress:
+                progress()
+
     total, count = np.zeros((n_cell, rows.width)), np.zeros(n_cell)
-    for block, _, x in rows.walk(keep):
-        cell = rows.cell_numbers(block) if per == "cell" else np.zeros(x.shape[1], dtype=np.intp)
-        real = np.asarray(~np.isnan(x).any(axis=-1))
+    for cell, x, real in blocks():
         np.add.at(total, cell, np.where(real[..., None], x, 0).sum(axis=0, dtype=np.float64))
         np.add.at(count, cell, real.sum(axis=0))
-        if progress:
-            progress()
     if not count.any():
         raise UsageError("no activation to learn from: every row of the training split is missing (NaN)")
     mean = total / np.maximum(count, 1)[:, None]
     edges = np.cumsum([0, *rows.hidden])[:-1]
     distance = np.zeros((n_cell, len(rows.hidden)))
-    for block, _, x in rows.walk(keep):
-        cell = rows.cell_numbers(block) if per == "cell" else np.zeros(x.shape[1], dtype=np.intp)
-        real = np.asarray(~np.isnan(x).any(axis=-1))
+    for cell, x, real in blocks():
         squared = np.add.reduceat(np.square(x - mean[cell]), edges, axis=-1)  # float64: no unit over- or underflows
         np.add.at(distance, cell, np.where(real[..., None], np.sqrt(squared), 0).sum(axis=0, dtype=np.float64))
-        if progress:
-            progress()
     scale = distance / np.maximum(count, 1)[:, None]
     return mean, np.where(scale > 0, scale, 1.0)
 

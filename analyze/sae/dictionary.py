@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from analyze.labels import labels_along
 from analyze.sae.batches import Batches, Rows, moments, split_by_group
 from analyze.sae.codes import Activations, sae_codes, sae_reconstruction, sources
 from analyze.sae.files import load_sae, save_sae
@@ -104,7 +105,8 @@ def activation_of(sae: xr.Dataset, runs: Mapping[str, xr.Dataset]) -> Activation
     """What a stored dictionary reads, from the runs (by name) it was trained on, or others of the same models."""
     variable = str(sae.attrs.get("variable", "hidden_state"))
     known = sae["frequency"]
-    positions = [str(p) for p in known[d].values] if (d := _position_dim(known)) else None
+    along = next((dim for dim in ("position", "latent") if dim in known.dims), None)
+    positions = None if along is None else labels_along(known, along)
     if sae.attrs["scope"] != "crosscoder":
         if len(runs) != 1:
             raise UsageError(f"a dictionary of one model reads one run; found {', '.join(runs)}")
@@ -123,15 +125,11 @@ def activation_of(sae: xr.Dataset, runs: Mapping[str, xr.Dataset]) -> Activation
 
 
 def sae_summary(sae: xr.Dataset) -> xr.Dataset:
-    """What is worth a table: metrics and curves, without weights, features and examples."""
+    """Metrics and curves of a dictionary, without weights, features and examples."""
     left_out = {"feature", "hidden", "example", "rank"}
-    names = [n for n, v in sae.data_vars.items() if not left_out & set(v.dims) and n not in ("n_hidden",)]
+    names = [n for n, v in sae.data_vars.items() if not left_out & set(v.dims) and n != "n_hidden"]
     coords = [n for n, c in sae.coords.items() if left_out & set(c.dims)]
     return sae[names].drop_vars(coords, errors="ignore")
-
-
-def _position_dim(array: xr.DataArray) -> str | None:
-    return next((str(d) for d in ("position", "latent") if d in array.dims), None)
 
 
 def train_sae(

@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from analyze.labels import numbered
 from analyze.sae.batches import SPLITS, Block, Rows
 from analyze.sae.codes import Activations, sources, weights
 from schemas.errors import SchemaError
@@ -209,14 +210,14 @@ class _Tally:
         def ranked(array: NDArray[Any]) -> tuple[tuple[Any, ...], NDArray[Any]]:
             return dims, np.swapaxes(array, 1, 2).reshape(*group_shape, self.total.shape[-1], -1)
 
-        label = first["example"].values if "example" in first.coords else np.arange(first.sizes["example"])
+        labelled = numbered(first, ["example", *map(str, self.rows.cell_dims)])
         none = number < 0
-        out["top_example"] = ranked(np.where(none, -1, label[np.maximum(number, 0)]))
+        out["top_example"] = ranked(np.where(none, -1, labelled["example"].values[np.maximum(number, 0)]))
         out["top_activation"] = ranked(np.where(none, np.nan, value))
         if not self.is_grid and self.rows.cell_shape:
             cell_index = np.unravel_index(np.maximum(place, 0), self.rows.cell_shape)
             for dim, index in zip(self.rows.cell_dims, cell_index, strict=True):
-                values = first[dim].values if dim in first.coords else np.arange(first.sizes[dim])
+                values = labelled[dim].values
                 missing = "" if values.dtype.kind in "OUT" else -1
                 out[f"top_{dim}"] = ranked(np.where(none, missing, values[index]))
         return out.assign_coords(rank=np.arange(value.shape[1]))
@@ -261,7 +262,7 @@ class _Top:
 
 def _sides(sae: xr.Dataset, first: xr.DataArray) -> NDArray[np.intp]:
     """Number of each example's split, -1 for none."""
-    label = first["example"].values if "example" in first.coords else np.arange(first.sizes["example"])
+    label = numbered(first, ["example"])["example"].values
     known = sae["example_split"].to_series()
     unknown = ~np.isin(label, known.index)
     if unknown.any():

@@ -1,6 +1,6 @@
 """The training kernel of sparse autoencoders: many dictionaries at once, gradients written out, torch on the CPU.
 
-The only module of the offline analyses that imports torch; it is itself imported when a dictionary is trained.
+It imports torch, and is itself imported only when a dictionary is trained.
 
 Shapes: g dictionaries of a grid (1 for a pool or a crosscoder), b rows of a batch, d numbers of a row, n features. With
 decoder columns ``w`` (rows of ``W_dec``), a dictionary computes
