@@ -40,6 +40,11 @@ def example_blocks(data: xr.DataArray | xr.Dataset, most: int) -> list[slice]:
     return [slice(start, end) for start, end in pairwise([0, *ends])]
 
 
+def chunked_like(problem: xr.DataArray, data: xr.DataArray) -> xr.DataArray:
+    """Problems (example,) in the chunks of data, so that each task gets those of its own examples."""
+    return problem if data.chunks is None else problem.chunk(example=data.variable.chunksizes["example"])
+
+
 def whole_chunks(chunks: Sequence[int], most: int) -> tuple[int, ...]:
     """Sizes of blocks of at most so many examples that join chunks, and share none: it would be read for each of them.
 

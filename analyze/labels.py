@@ -115,6 +115,11 @@ def numbered(array: xr.DataArray, dims: Iterable[str]) -> xr.DataArray:
     return array.assign_coords({dim: np.arange(array.sizes[dim]) for dim in dims if dim not in array.coords})
 
 
+def problem_along(array: xr.DataArray) -> xr.DataArray:
+    """Problem of each example (example,); without any, each example is its own."""
+    return array["problem"] if "problem" in array.coords else numbered(array, ["example"])["example"]
+
+
 def inherited(source: xr.DataArray | xr.Dataset, **attrs: Any) -> dict[str, Any]:
     """Attributes of a result: the run it came from, and what is given here."""
     return {key: source.attrs[key] for key in ("run",) if key in source.attrs} | attrs

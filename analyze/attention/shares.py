@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from analyze.labels import inherited, labels_along, numbered, require_dims, take, thought_labels
+from analyze.blocks import chunked_like
+from analyze.labels import inherited, labels_along, problem_along, require_dims, take, thought_labels
 from analyze.statistics import bootstrap_weights, percentile_interval
 from schemas import SchemaError, segment_of
 
@@ -163,10 +164,7 @@ def attention_summary(
     """
     require_dims(attention, ["example", "layer", "head"], "the summary of attention")
     shares = attention_shares(attention, also)
-    if problem is None:
-        problem = attention.coords.get("problem", numbered(attention, ["example"])["example"])
-    if shares.chunks is not None:
-        problem = problem.chunk(example=shares.variable.chunksizes["example"])
+    problem = chunked_like(problem_along(attention) if problem is None else problem, shares)
     sums = _sums(shares, bootstrap_weights(problem, n_resample, seed))
     count = sums["by_head"].sel(part="count")
     count = count.where(count > 0)
@@ -186,31 +184,19 @@ def attention_summary(
 
     total, by_thought = among_thoughts(mean)
     layer_total, layer_each = among_thoughts(layer_mean)
-    result = xr.Dataset(
-        {
-            "share": mean,
-            "n": n,
-            "thought_total": total,
-            "thought_share": by_thought,
-            "layer_share": layer_mean,
-            "layer_share_low": low,
-            "layer_share_high": high,
-            "layer_thought_total": layer_total,
-            "layer_thought_share": layer_each,
-        }
-    ).reset_coords(drop=True)
-    names = {
-        "share": "share of attention",
-        "n": "examples that have the query",
-        "thought_total": "share of all thoughts",
-        "thought_share": "share of the attention among thoughts",
-        "layer_share": "share of attention, mean over heads",
-        "layer_share_low": "its interval, low",
-        "layer_share_high": "its interval, high",
-        "layer_thought_total": "share of all thoughts, mean over heads",
-        "layer_thought_share": "share of the attention among thoughts, mean over heads",
+    figures = {
+        "share": (mean, "share of attention"),
+        "n": (n, "examples that have the query"),
+        "thought_total": (total, "share of all thoughts"),
+        "thought_share": (by_thought, "share of the attention among thoughts"),
+        "layer_share": (layer_mean, "share of attention, mean over heads"),
+        "layer_share_low": (low, "its interval, low"),
+        "layer_share_high": (high, "its interval, high"),
+        "layer_thought_total": (layer_total, "share of all thoughts, mean over heads"),
+        "layer_thought_share": (layer_each, "share of the attention among thoughts, mean over heads"),
     }
-    for name, text in names.items():
+    result = xr.Dataset({name: values for name, (values, _) in figures.items()}).reset_coords(drop=True)
+    for name, (_, text) in figures.items():
         result[name].attrs = {"long_name": text, "units": "1"}
     result.attrs = inherited(attention, kind="attention", n_resample=n_resample, n_example=attention.sizes["example"])
     return result

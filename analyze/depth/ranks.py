@@ -11,7 +11,7 @@ import xarray as xr
 from analyze.blocks import computed_blocks
 from analyze.labels import inherited, labels_along, numbered, require_dims, take, thinking_labels
 from analyze.lens import logit
-from analyze.lens.logit import another_chain, larger_blocks
+from analyze.lens.logit import larger_blocks, sides_of
 from analyze.lens.readout import ReadOut, check_model
 from analyze.pieces import pieces_in
 from analyze.statistics import DrawnMean, draw_counts
@@ -69,17 +69,12 @@ def readout_depth(
     state = numbered(state, ["example", "layer"])
     if (np.diff(state["layer"]) < 0).any():
         state = state.sortby("layer")
-    none = xr.DataArray(np.empty((state.sizes["example"], 0)), dims=("example", "step"))
-    answer_kind = run.attrs.get("answer_kind", "number")
-    results = run.get("intermediate_result" if answer_kind == "number" else "intermediate_text", none)
-    results = results.transpose("example", "step")
-    sides = [run["gold_answer"], results, another_chain(results, run)]
-    sides = [side.drop_vars(list(side.coords)) for side in sides]
     if state.chunks is not None:
         state = state.chunk(larger_blocks(state.variable.chunksizes) | {"hidden": -1})
-        rows = {"example": state.variable.chunksizes["example"]}
-        sides = [side.chunk(rows | {dim: -1 for dim in side.dims if dim != "example"}) for side in sides]
-    n_step = results.sizes["step"]
+    answer_kind = run.attrs.get("answer_kind", "number")
+    by_name = sides_of(run, answer_kind, state)
+    sides = [by_name[name] for name in ("gold", "result", "control")]
+    n_step = by_name["result"].sizes["step"]
     names = ["answer", *(f"result {step}" for step in range(n_step)), *(f"other {step}" for step in range(n_step))]
     outputs = xr.apply_ufunc(
         pieces_in(folder, __file__, logit.__file__).cache(_ranks, ignore=["readout"]),

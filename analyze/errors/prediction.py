@@ -20,9 +20,9 @@ from scipy import sparse, special
 from analyze.errors.design import Spool, designs
 from analyze.errors.fit import Fit, fit
 from analyze.errors.spec import ErrorSpec
-from analyze.labels import numbered
 from analyze.sae.batches import SPLITS, Rows
 from analyze.sae.codes import Activations, sources, weights
+from analyze.sae.metrics import split_numbers
 from analyze.statistics import bootstrap_weights
 from schemas.errors import SchemaError, UsageError
 from schemas.problem_sums import problem_of
@@ -278,18 +278,10 @@ def _sides(spec: ErrorSpec, sae: xr.Dataset, first: xr.DataArray, wrong: NDArray
         return side
     if "example_split" not in sae:
         raise UsageError("the dictionary says of no example whether it was trained on it; give --split stratified")
-    label = numbered(first, ["example"])["example"].values
-    series = sae["example_split"].to_series()
-    unknown = ~np.isin(label, series.index)
-    if unknown.any():
-        raise UsageError(
-            f"error prediction on {int(unknown.sum())} examples, such as {label[unknown][0]}, that the dictionary's "
-            "split does not know; use the run it was trained on"
-        )
-    number = series.map({s: i for i, s in enumerate(SPLITS)}).reindex(label).to_numpy(dtype=np.intp)
+    number = split_numbers(sae, first, "error prediction", "use the run it was trained on")
     if not (number == 2).any():
         raise UsageError(
             "the dictionary was trained on every example, so none is left to test on; learn it with --split "
             "problem of more examples, or give --split stratified and accept that it saw the test rows"
         )
-    return np.asarray(number, dtype=np.intp)
+    return number

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from analyze.blocks import chunked_like
 from analyze.heads.scores import (
     N_REPORT_STEP,
     Array,
@@ -17,7 +18,7 @@ from analyze.heads.scores import (
     thought_metrics,
 )
 from analyze.heads.summary import BY_THOUGHT, TOGETHER, of_all_heads
-from analyze.labels import inherited, numbered, require_dims
+from analyze.labels import inherited, problem_along, require_dims
 from analyze.statistics import bootstrap_weights, draw_counts, percentile_interval
 from schemas import latent_labels
 
@@ -53,10 +54,9 @@ def head_analysis(
     """
     require_dims(attention, ["example"], "the analysis of heads over problems")
     block, labels, complete = thought_block(attention, convention)
-    if problem is None:
-        problem = attention.coords.get("problem", numbered(attention, ["example"])["example"])
+    problem = chunked_like(problem_along(attention) if problem is None else problem, block)
     n = block.sizes["example"]
-    sums = _sums(block, _chunk_like(problem, block), convention, n_resample, seed)
+    sums = _sums(block, problem, convention, n_resample, seed)
     mean = sums.isel(part=n_resample) / n
     complete_mean = complete.any("example") if "example" in complete.dims else complete
     scores = score_block(mean, complete_mean, labels, convention, None, None, n_layer)
@@ -72,7 +72,7 @@ def head_analysis(
     without = n - counts.sum("key_position")
     scores["hub_agreement"] = agreeing.where(scores["hub_position"] != "", without) / n
 
-    weight = bootstrap_weights(_chunk_like(problem, block), n_resample, seed).sum("example")
+    weight = bootstrap_weights(problem, n_resample, seed).sum("example")
     there = weight > 0  # a resample of few problems may hold none
     drawn = sums.isel(part=slice(0, n_resample)).rename(part="resample") / weight.where(there)
     again = score_block(drawn, complete_mean, labels, convention, None, None, n_layer)
@@ -210,8 +210,3 @@ def _block_sums(block: Array, problem: Array, *, n_resample: int, seed: int, con
     place = np.arange(values.shape[-1])
     sums[n_resample + 2, ..., 0, :] = (own["is_hub"][..., None] & (own["hub_index"][..., None] == place)).sum(0)
     return sums[None]
-
-
-def _chunk_like(problem: xr.DataArray, block: xr.DataArray) -> xr.DataArray:
-    """Problems in the chunks that the block has, so that each task gets those of its own examples."""
-    return problem.chunk(example=block.variable.chunksizes["example"]) if block.chunks is not None else problem

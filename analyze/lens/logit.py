@@ -14,7 +14,7 @@ import xarray as xr
 from dask.system import CPU_COUNT
 
 from analyze.blocks import whole_chunks
-from analyze.labels import after_question, inherited, labels_along, numbered, require_dims, take
+from analyze.labels import after_question, inherited, labels_along, numbered, problem_along, require_dims, take
 from analyze.lens.readout import ReadOut, check_model
 from analyze.lens.tokens import Chain
 from analyze.pieces import pieces_in
@@ -106,14 +106,9 @@ def logit_lens(
     readout = ReadOut(model)
 
     kind = run.attrs.get("answer_kind", "number")
-    sides = _sides(run, kind)
     if lazy:
         state = state.chunk(larger_blocks(state.variable.chunksizes) | {"hidden": -1})
-        rows = state.variable.chunksizes["example"]
-        sides = {
-            name: side.chunk({"example": rows} | {d: -1 for d in side.dims if d != "example"})
-            for name, side in sides.items()
-        }
+    sides = sides_of(run, kind, state)
     maps = [] if tuned is None else _maps_of(tuned, state)
     if lazy:
         blocks = {dim: state.variable.chunksizes[dim] for dim in ("layer", "position")}
@@ -151,8 +146,11 @@ def logit_lens(
     return lens.assign_attrs(inherited(run, kind="lens_example", lens=which))
 
 
-def _sides(run: xr.Dataset, kind: AnswerKind) -> dict[str, xr.DataArray]:
-    """What states are compared with, without coordinates: the answer, and the steps of the chain and of another's."""
+def sides_of(run: xr.Dataset, kind: AnswerKind, state: xr.DataArray) -> dict[str, xr.DataArray]:
+    """What states are compared with: the answer, and the steps of the chain and of another's.
+
+    Without coordinates, and in the chunks of the states' examples.
+    """
     plain = xr.DataArray(np.empty((run.sizes["example"], 0)), dims=("example", "step"))
     in_words = kind != "number"
     results = run.get("intermediate_text" if in_words else "intermediate_result", plain).transpose("example", "step")
@@ -161,9 +159,13 @@ def _sides(run: xr.Dataset, kind: AnswerKind) -> dict[str, xr.DataArray]:
         "gold": run["gold_answer"],
         "result": results,
         "operation": operations.transpose("example", "step"),
-        "control": another_chain(results, run),
+        "control": another_chain(results),
     }
-    return {name: side.drop_vars(list(side.coords)) for name, side in sides.items()}
+    sides = {name: side.drop_vars(list(side.coords)) for name, side in sides.items()}
+    if state.chunks is None:
+        return sides
+    rows: dict[Any, Any] = {"example": state.variable.chunksizes["example"]}
+    return {name: side.chunk(dict.fromkeys(side.dims, -1) | rows) for name, side in sides.items()}
 
 
 def larger_blocks(chunks: Mapping[Any, tuple[int, ...]]) -> dict[Any, Any]:
@@ -261,7 +263,7 @@ def _rank_of(match: Array) -> Array:
     return np.asarray(np.where(match.any(1), match.argmax(1) + 1, 0))
 
 
-def another_chain(results: xr.DataArray, run: xr.Dataset) -> xr.DataArray:
+def another_chain(results: xr.DataArray) -> xr.DataArray:
     """For each example the chain of the next problem; none if there is one problem only."""
 
     def shift(problem: Array, chain: Array) -> Array:  # (example,), (example, step)
@@ -269,7 +271,7 @@ def another_chain(results: xr.DataArray, run: xr.Dataset) -> xr.DataArray:
         nothing = np.nan if chain.dtype.kind == "f" else ""
         return np.full_like(chain, nothing) if len(unique) < 2 else chain[first[(inverse + 1) % len(unique)]]
 
-    problem = run.coords.get("problem", numbered(results, ["example"])["example"])
+    problem = problem_along(results)
     sides = [problem.drop_vars(list(problem.coords)), results.drop_vars(list(results.coords))]
     sides = [side.chunk(dict.fromkeys(side.dims, -1)) if results.chunks is not None else side for side in sides]
     core = ["example", "step"]

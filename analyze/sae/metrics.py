@@ -60,7 +60,8 @@ def sae_metrics(
     is_grid = sae.attrs["scope"] == "cell"
     rows = Rows(source, pooled=not is_grid)
     first = next(iter(source.values()))
-    side = _sides(sae, first)
+    remedy = "measure on the run it was trained on, or assign an 'example_split' of your own"
+    side = split_numbers(sae, first, "metrics", remedy)
     known = weights(sae, source, rows)
     tally = _Tally(rows, sae.sizes["feature"], is_grid, n_top)
     n_block = len(measured_blocks(rows, sae.sizes["feature"]))
@@ -260,15 +261,15 @@ class _Top:
         self.cell = np.take_along_axis(cell_all, order, axis=0)
 
 
-def _sides(sae: xr.Dataset, first: xr.DataArray) -> NDArray[np.intp]:
-    """Number of each example's split, -1 for none."""
+def split_numbers(sae: xr.Dataset, first: xr.DataArray, what: str, remedy: str) -> NDArray[np.intp]:
+    """Number of each example's split, -1 for none; refuse ``what`` of examples that the dictionary does not know."""
     label = numbered(first, ["example"])["example"].values
     known = sae["example_split"].to_series()
     unknown = ~np.isin(label, known.index)
     if unknown.any():
         raise SchemaError(
-            f"metrics on {int(unknown.sum())} examples that the dictionary's split does not know, such as "
-            f"{label[unknown][0]}; measure on the run it was trained on, or assign an 'example_split' of your own"
+            f"{what} on {int(unknown.sum())} examples that the dictionary's split does not know, such as "
+            f"{label[unknown][0]}; {remedy}"
         )
     number = known.map({s: i for i, s in enumerate(SPLITS)}).fillna(-1).astype(int)
     return np.asarray(number.reindex(label).to_numpy(), dtype=np.intp)

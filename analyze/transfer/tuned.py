@@ -167,7 +167,7 @@ def _wanted(run: xr.Dataset, readout: ReadOut) -> tuple[Array, Array]:
     gold = [answer_word(str(text), kind) for text in run["gold_answer"].values]
     if name in run:
         chain = run[name].transpose("example", "step")
-        lines = [chain.values, another_chain(chain, run).transpose("example", "step").values]
+        lines = [chain.values, another_chain(chain).transpose("example", "step").values]
     else:
         lines = [np.empty((len(gold), 0)), np.array(np.roll(gold, 1), dtype=object)[:, None]]
     own = [[answer, *map(value_text, line)] for answer, line in zip(gold, lines[0], strict=True)]
