@@ -250,9 +250,9 @@ def present(run: xr.Dataset, positions: Sequence[str]) -> int:
     return int(((part["token"] >= 0) | (part["segment"] == "latent")).sum())
 
 
-def states_at(run: xr.Dataset, positions: Sequence[str], rows: int | None = None) -> xr.DataArray:
-    """States of a run at positions, of the first rows where that is how many are drawn."""
-    return run["hidden_state"].sel(position=list(positions)).isel(example=slice(0, rows))
+def states_at(run: xr.Dataset, positions: Sequence[str]) -> xr.DataArray:
+    """States of a run at positions."""
+    return run["hidden_state"].sel(position=list(positions))
 
 
 def limits(settings: Any, n: int, least: int = 32, most: int | None = None) -> dict[str, Any]:

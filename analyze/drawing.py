@@ -389,9 +389,9 @@ def legend_above(ax: Axes, n_column: int = 2) -> None:
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=n_column, borderaxespad=0.2, columnspacing=1.4)
 
 
-def thinned(count: int, most: int = 16) -> range:
-    """Numbers of the ticks that have room, of so many."""
-    step = next(step for step in (1, 2, 5, 10, 20, 50, 100) if count <= step * most or step == 100)
+def thinned(count: int) -> range:
+    """Numbers of the ticks that have room, of so many: about 16."""
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100) if count <= 16 * step or step == 100)
     return range(0, count, step)
 
 

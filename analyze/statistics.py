@@ -13,9 +13,9 @@ __all__ = [
 ]  # fmt: skip
 
 
-def is_majority(count: int, n: int, level: float = 0.95) -> bool:
+def is_majority(count: int, n: int) -> bool:
     """Whether ``count`` of ``n`` may be called most of them: the Wilson interval of the share lies above one half."""
-    return bool(n and wilson_interval(count, n, level)[0] > 0.5)
+    return bool(n and wilson_interval(count, n)[0] > 0.5)
 
 
 def bootstrap_weights(problem: xr.DataArray, n_resample: int = 500, seed: int = 0) -> xr.DataArray:
@@ -46,11 +46,11 @@ def bootstrap_weights(problem: xr.DataArray, n_resample: int = 500, seed: int = 
     return weights
 
 
-def weighted_mean(values: xr.DataArray, weights: xr.DataArray, dim: str = "example") -> xr.DataArray:
-    """Mean over ``dim`` under each set of weights, of the values that are not NaN; lazy input stays lazy."""
+def weighted_mean(values: xr.DataArray, weights: xr.DataArray) -> xr.DataArray:
+    """Mean over examples under each set of weights, of the values that are not NaN; lazy input stays lazy."""
     known = values.notnull()
-    total: xr.DataArray = xr.dot(values.fillna(0).astype("float32"), weights, dim=dim)
-    count: xr.DataArray = xr.dot(known.astype("float32"), weights, dim=dim)
+    total: xr.DataArray = xr.dot(values.fillna(0).astype("float32"), weights, dim="example")
+    count: xr.DataArray = xr.dot(known.astype("float32"), weights, dim="example")
     return total / count.where(count > 0)
 
 

@@ -87,7 +87,7 @@ def share_interval(
     return interval_of_trials(total, n, n if problem is None else trials_of(agreed, known, np.asarray(problem)), level)
 
 
-def mean_share(values: ArrayLike, problem: ArrayLike | None = None, level: float = 0.95) -> tuple[Array, Array, Array]:
+def mean_share(values: ArrayLike, problem: ArrayLike | None = None) -> tuple[Array, Array, Array]:
     """Mean over the last axis of shares between 0 and 1, ignoring NaN, and Wilson's interval with problems as trials.
 
     A bootstrap would be certain of shares that are all 0 or all 1. A share of several draws varies less than one yes or
@@ -108,7 +108,7 @@ def mean_share(values: ArrayLike, problem: ArrayLike | None = None, level: float
     total, n = np.where(known, values, 0).sum(-1), known.sum(-1)
     of_problem = sums_by_problem(known, np.arange(values.shape[-1]) if problem is None else np.asarray(problem))
     with np.errstate(invalid="ignore"):
-        return total / n, *interval_of_trials(total, n, n**2 / (of_problem**2).sum(-1), level)
+        return total / n, *interval_of_trials(total, n, n**2 / (of_problem**2).sum(-1))
 
 
 def interval_of_trials(total: ArrayLike, n: ArrayLike, trials: ArrayLike, level: float = 0.95) -> Interval:
@@ -180,18 +180,19 @@ def smallest_share(n: int, least: float = 0.0, level: float = 0.95) -> float:
     return float(count[above][0] / n) if above.any() else float("nan")
 
 
-def smallest_change(n: int, n_test: int = 1, level: float = 0.95) -> float:
-    """Smallest share of ``n`` answers that must turn, all the same way, for McNemar's exact test to tell it.
+def smallest_change(n: int, n_test: int = 1) -> float:
+    """Smallest share of ``n`` answers that McNemar's exact test finds changed, if all change the same way.
 
-    The least of ``n_test`` p-values corrected by Holm's method: 2 n_test / 2^turned is at most 1 - level. NaN where not
-    even all of them would do.
+    The least of ``n_test`` p-values, corrected by Holm's method, is then at most 0.05: 2 n_test / 2^turned. NaN where
+    not even all of them would do.
     """
-    turned = math.ceil(math.log2(2 * n_test / (1 - level)) - 1e-9)
+    turned = math.ceil(math.log2(2 * n_test / 0.05) - 1e-9)
     return turned / n if n >= turned else float("nan")
 
 
-def problems_needed(share: float, least: float, level: float = 0.95, most: int = 1_000_000) -> int | None:
-    """Fewest problems of which a share's Wilson interval leaves out ``least``; ``None`` where ``most`` do not do."""
+def problems_needed(share: float, least: float, level: float = 0.95) -> int | None:
+    """Fewest problems with which a share's Wilson interval leaves out ``least``; ``None`` where a million do not."""
+    most = 1_000_000
 
     def apart(n: int) -> bool:
         low, high = wilson_interval(share * n, n, level)
@@ -206,8 +207,8 @@ def problems_needed(share: float, least: float, level: float = 0.95, most: int =
     return enough
 
 
-def smallest_correlation(n: int, level: float = 0.95, power: float = 0.8) -> float:
-    """Smallest correlation that ``n`` problems find at this level with this power, by Fisher's z; NaN below four.
+def smallest_correlation(n: int) -> float:
+    """Smallest correlation that ``n`` problems find at level 0.95 with power 0.8, by Fisher's z; NaN below four.
 
     tanh((z_level + z_power) / sqrt(n - 3)).
     """
@@ -215,8 +216,7 @@ def smallest_correlation(n: int, level: float = 0.95, power: float = 0.8) -> flo
 
     if n < 4:
         return float("nan")
-    z = float(ndtri(0.5 + level / 2) + ndtri(power))
-    return float(np.tanh(z / np.sqrt(n - 3)))
+    return float(np.tanh((ndtri(0.975) + ndtri(0.8)) / np.sqrt(n - 3)))
 
 
 def _yes(answers: ArrayLike) -> Array:

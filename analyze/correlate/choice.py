@@ -22,19 +22,17 @@ class HeldOut(NamedTuple):
     """Problems it is measured on."""
 
 
-def held_out_layer(result: xr.Dataset, kind: str, *, choose_by: str = "pooled", seed: int = 0) -> HeldOut | None:
-    """Layer with the largest correlation on half of the problems, and the correlation there on the other half.
+def held_out_layer(result: xr.Dataset, kind: str, *, seed: int = 0) -> HeldOut | None:
+    """Layer with the largest pooled correlation on half of the problems, and the correlation on the other half.
 
-    A layer chosen by the largest of the very figures that are then told would make chance look like a finding.
+    Chosen and measured on the same problems, the largest of many chance correlations would look like a finding.
 
     Parameters
     ----------
     result
         Of :func:`analyze.correlate.correlation.attention_importance`, of one number for each layer.
     kind
-        Correlation that is told.
-    choose_by
-        Correlation by which the layer is chosen.
+        Correlation that is reported.
     seed
         Of the halves and of the bootstrap over problems.
 
@@ -51,7 +49,7 @@ def held_out_layer(result: xr.Dataset, kind: str, *, choose_by: str = "pooled", 
     first = half_of_problems(problem, seed, 7)
     if not first.any():
         return None
-    chosen = Correlations(x[first], y[first], rounding).observed[choose_by]
+    chosen = Correlations(x[first], y[first], rounding).observed["pooled"]
     if np.isnan(chosen).all():
         return None
     place = int(np.nanargmax(np.abs(chosen)))

@@ -15,7 +15,7 @@ from schemas.wording import interval_columns
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def edit_agreement(comparison: xr.Dataset, edit: xr.Dataset, *, seed: int = 0) -> xr.Dataset:
+def edit_agreement(comparison: xr.Dataset, edit: xr.Dataset) -> xr.Dataset:
     """Set what lenses read in problems that nothing was fitted on beside what edits of the same thoughts did there.
 
     Of each place that was edited (at dose 1, alone, by each method) and each lens: over the problems that both have and
@@ -54,7 +54,7 @@ def edit_agreement(comparison: xr.Dataset, edit: xr.Dataset, *, seed: int = 0) -
         counted = np.isfinite(one["wanted_answer"].values)
         follows = one["hit"].values.astype(bool)
         named = read.sel(place).transpose("lens", "example").values
-        rows.append(xr.concat([_figures(x, follows, counted & (x >= 0), problem, seed) for x in named], dim="lens"))
+        rows.append(xr.concat([_figures(x, follows, counted & (x >= 0), problem) for x in named], dim="lens"))
         labels.append((*place.values(), str(one["method"].item())))
     out = xr.concat(rows, dim="edit") if rows else xr.Dataset()
     names = ("layer", "position", "step", "method")
@@ -77,7 +77,7 @@ def _is_edit(condition: xr.Dataset, comparison: xr.Dataset) -> bool:
     return bool(plain and condition["site"].item() in sites and known and int(condition["step"]) in comparison["step"])
 
 
-def _figures(named: Array, follows: Array, counted: Array, problem: Array, seed: int) -> xr.Dataset:
+def _figures(named: Array, follows: Array, counted: Array, problem: Array) -> xr.Dataset:
     """Readings and edits of one place through one lens."""
     read = (named == 1) & counted
     moved = follows & counted
@@ -93,5 +93,7 @@ def _figures(named: Array, follows: Array, counted: Array, problem: Array, seed:
     if n and 0 < p < 1:
         # The mean of one weighted value for each problem is the difference of both means.
         weight = np.where(read, 1 / p, -1 / (1 - p))
-        data |= interval_columns("difference", mean_interval(np.where(counted, weight * moved, np.nan), seed, problem))
+        data |= interval_columns(
+            "difference", mean_interval(np.where(counted, weight * moved, np.nan), problem=problem)
+        )
     return xr.Dataset(data)

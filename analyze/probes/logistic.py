@@ -307,7 +307,6 @@ def logistic_path(
     *,
     tolerance: float,
     wanted: Callable[[int, int, Array], Mask] | None = None,
-    max_step: int = _MOST_STEPS,
 ) -> Iterator[Solution]:
     """Follow logistic regressions along a path of penalties.
 
@@ -322,8 +321,6 @@ def logistic_path(
         Called with the number of the penalty, how many Newton steps were taken at it, and the logits (class, problem,
         row) there; says which problems (problem,) are worth another. Others stay as they are, unsolved, until the next
         penalty.
-    max_step : int
-        Newton steps at each penalty.
 
     Yields
     ------
@@ -346,7 +343,7 @@ def logistic_path(
         live, part, now = np.arange(n_problem), problems, point
         if wanted is not None:
             wanted(number, 0, point.logit)
-        for step in range(max_step):
+        for step in range(_MOST_STEPS):
             # A number that is not finite is noticed below, and its regression counts as unsolved.
             with np.errstate(over="ignore", invalid="ignore"):
                 now, going = _newton_step(part, precondition, float(c), now, tolerance, first=not step)

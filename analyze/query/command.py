@@ -134,9 +134,9 @@ def top(settings: TopSettings, shell: Shell) -> Output:
     return written(places, settings, table)
 
 
-def shortened(text: str, length: int = 60) -> str:
-    """A text's end: a question asks there."""
-    return text if len(text) <= length else ".." + text[2 - length :]
+def shortened(text: str) -> str:
+    """The last 60 characters of a text: there a question asks."""
+    return text if len(text) <= 60 else ".." + text[-58:]
 
 
 COMMANDS = (

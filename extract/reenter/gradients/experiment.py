@@ -1,7 +1,5 @@
 """Integrated gradients of the answer with respect to the thoughts, with what they fail to add up to."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 import xarray as xr
@@ -23,10 +21,10 @@ STEP_ROWS = 64
 """Rows of several steps on the way that go together."""
 
 
-def integrated_gradients(
-    target: Target, settings: GradientSettings | None = None, *, against: Sequence[str] | None = None
-) -> xr.Dataset:
+def integrated_gradients(target: Target, settings: GradientSettings | None = None) -> xr.Dataset:
     """Share of each thought in the answer's logit difference, along the straight way from a baseline.
+
+    The gold answer is set against that of the pair's other half, or of the next problem with another answer.
 
     The vectors of all thoughts are taken as inputs, all moved together from the baseline to what was fed; the question
     stays as it is. Midpoint rule, model in evaluation mode.
@@ -37,9 +35,6 @@ def integrated_gradients(
         Run and model; its batches say how many examples go together, 16 by default.
     settings
         By default 32 steps from the mean of each thought over the run.
-    against
-        Answer ``(example,)`` the gold one is set against; by default that of the pair's other half, or of the next
-        problem with another answer.
 
     Returns
     -------
@@ -60,7 +55,7 @@ def integrated_gradients(
     target.need_thoughts("gradients")
     prompts = [target.reasoner.encode(str(text)) for text in target.data["question"].values]
     gold = [str(text) for text in target.data["gold_answer"].values]
-    other = list(against) if against is not None else other_answers(target)
+    other = other_answers(target)
     start, fed = _vectors(target, settings.baseline)
     n, done = len(prompts), 0
     attribution, ends = np.empty((n, len(target.thoughts))), np.empty((2, n))

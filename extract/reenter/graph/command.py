@@ -97,9 +97,9 @@ def wordy_nodes(result: Any) -> set[str]:
     return {str(node) for node in share["source"].values if float(share.sel(source=node)) < READS}
 
 
-def edge_names(result: Any, operation: str, effect: str, stratum: str = "all") -> list[str]:
+def edge_names(result: Any, operation: str, effect: str) -> list[str]:
     """Edges as ``ct1 > ct3``."""
-    table = result["edge"].sel(operation=operation, effect=effect, stratum=stratum)
+    table = result["edge"].sel(operation=operation, effect=effect, stratum="all")
     return [
         f"{source} > {target}"
         for source in table["source"].values

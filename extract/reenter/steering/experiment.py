@@ -1,6 +1,6 @@
 """Adding directions to thoughts: correct minus wrong, what probes and autoencoders found, and random ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
@@ -14,9 +14,7 @@ from schemas import Intervention
 from schemas.intervention import STEERING_UNIT
 
 
-def steer(
-    target: Target, settings: SteerSettings | None = None, *, given: Mapping[str, xr.DataArray] | None = None
-) -> xr.Dataset:
+def steer(target: Target, settings: SteerSettings | None = None) -> xr.Dataset:
     """Add directions to all thoughts at once, at one layer at a time.
 
     Directions are taken from one half of the problems and tried on the other. Every direction is scaled at each layer
@@ -30,8 +28,6 @@ def steer(
     settings
         By default ``correct-wrong`` at the middle layer; results of the lake are named as
         :func:`extract.reenter.steering.directions.stored_direction` reads them.
-    given
-        Further directions, with dim ``hidden`` and any of ``layer`` and ``position``.
 
     Returns
     -------
@@ -51,7 +47,7 @@ def steer(
     middle = [target.reasoner.n_layer // 2]
     layers = site_layers(target, settings.site, settings.layers or middle, together=False)
     taken_from = split_half(target.data, settings.seed)
-    raw: dict[str, xr.DataArray] = dict(given or {})
+    raw: dict[str, xr.DataArray] = {}
     for name in settings.directions:
         if name == CORRECT_MINUS_WRONG:
             raw[name] = correct_minus_wrong(target, settings.site, layers, positions, taken_from)
