@@ -95,9 +95,9 @@ def compared(own: Triple, other: Triple, nothing: float, least: float = 0.0) -> 
         Number and interval of the model and of the control.
     nothing
         What a model shows that has nothing of it. Where the model's interval does not lie above, there is nothing to be
-        compared. NaN: no value is nothing, and only the difference is told.
+        compared. NaN: no value is nothing, and only the difference is reported.
     least
-        How much a difference must exceed to be told.
+        How much a difference must exceed to be reported.
 
     Returns
     -------

@@ -6,7 +6,7 @@ this machine is at it is found out by running the very analysis twice on a littl
     seconds = t_first + (work - work_small) * (t_larger - t_small) / (work_larger - work_small)
 
 where the first small trial also loads and reads what a run of any size does, as the model's read-out, and the others
-find it there. Steps that are no product of matrices, as eigenvalues, or that trials of so little do not have are timed
+find it there. Steps that are not matrix products, such as eigenvalues, or that so small trials do not have are timed
 by themselves. Starting the program is not counted.
 
 Times are of the processor, of all threads together: by the clock a run takes as long where it has one thread, less
@@ -119,7 +119,7 @@ def declared(command: Analysis, sources: Sequence[Source], settings: Settings) -
 
 
 def operations_of(command: Analysis, sources: Sequence[Source], settings: Settings) -> float:
-    """Operations that an analysis declares; 0 where it cannot tell them, as it will say itself when it runs.
+    """Operations that an analysis declares; 0 where it does not know them; it says why when it runs.
 
     So the codes of a dictionary that is learned first are not counted.
     """

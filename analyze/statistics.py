@@ -59,7 +59,7 @@ def percentile_interval(
 ) -> tuple[xr.DataArray, xr.DataArray]:
     """:func:`schemas.resampling.percentiles` over the dim ``resample``, which must be one chunk.
 
-    Of how many problems is told by ``n``, the examples (...), and ``drawn``, those of each resample (..., resample).
+    The number of problems follows from ``n`` examples (...) and ``drawn``, those of each resample (..., resample).
     """
     n_problem = n**2 / drawn.var("resample")
     ends: tuple[xr.DataArray, xr.DataArray] = xr.apply_ufunc(

@@ -34,7 +34,7 @@ PIPE_SECONDS = 60.0
 VERBOSE_SECONDS = 5.0
 """The same with ``--verbose``."""
 _level: ContextVar[int] = ContextVar("level", default=0)
-"""How much is told beside results and errors: -1 with ``--quiet``, 1 with ``--verbose``."""
+"""How much is printed beside results and errors: -1 with ``--quiet``, 1 with ``--verbose``."""
 
 
 @contextmanager

@@ -131,7 +131,7 @@ def answers_match(answer: float | None, other: float | None, rule: NumberRule = 
 
 
 _ADDED = re.compile(r"<\|.*\|>|<[^\W\d][\w.:/-]*>|\[[^\W\d][\w.-]*\]", re.DOTALL)
-"""How tokens that are no words of the vocabulary are written: in brackets, beginning with a letter."""
+"""How tokens that are not words are written: in brackets, beginning with a letter."""
 
 
 def is_number_token(token: str) -> bool:

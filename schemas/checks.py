@@ -1,4 +1,4 @@
-"""Settings that are numbers, checked where they are made: what is no number or makes no sense is a user's mistake."""
+"""Settings that are numbers, checked where they are made: anything else or nonsense is a user's mistake."""
 
 import math
 from numbers import Integral, Real

@@ -1,4 +1,4 @@
-"""What a command is, declared beside what it runs: its settings, what it computes, and how its results are told.
+"""What a command is, declared beside what it runs: its settings, what it computes, and how its results are printed.
 
 A question is a package (a folder) with a module ``command`` that holds ``COMMAND``, or ``COMMANDS`` where it brings
 several. The shell finds it (:mod:`schemas.registry`), turns the fields of its settings into flags, runs it, stores what
@@ -291,7 +291,7 @@ class Cost:
     readouts: Sequence[str] = ()
     """Models whose unembedding is read."""
     small: Any = None
-    """Settings of a small run; from it and a larger one the time of a run is told. None: from steps or operations."""
+    """Settings of a small run; with a larger one it gives the time of a run. None: steps or operations do."""
     larger: Any = None
     steps: Sequence[tuple[float, Callable[[], object]]] = ()
     """Of what takes longer than as many operations of a product, and trials do not tell: how often a step of it is

@@ -122,7 +122,7 @@ class Flag:
         Raises
         ------
         UsageError
-            If the text is no number where one is wanted.
+            If the text is not a number where one is wanted.
         """
         if self.kind not in (int, float):
             return text

@@ -242,7 +242,7 @@ def _times_ten_to(value: Fraction, power: str) -> Fraction:
 
 
 def _sign(left: str, prefix: str) -> int | None:
-    """-1 where a sign says so, ``None`` where that cannot be told."""
+    """-1 where a sign says so, ``None`` where that is not clear."""
     signs = list(re.finditer(_SIGN, prefix, re.IGNORECASE))
     if not signs:
         return 1

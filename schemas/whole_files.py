@@ -10,7 +10,7 @@ from schemas.errors import UsageError
 
 
 def check_outside(path: str | os.PathLike[str]) -> None:
-    """Refuse a place in a lake, any lake, for what is no part of it.
+    """Refuse a place inside any lake for a file that does not belong to it.
 
     Raises
     ------

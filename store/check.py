@@ -91,7 +91,7 @@ def lake_format(store: Store) -> int:
 
 
 def run_format(store: Store, run: str) -> int | None:
-    """Format of a run by its record, which tells it where its own document is damaged; ``None``: no such run."""
+    """Format of a run by its record, which has it where its own document is damaged; ``None``: no such run."""
     recorded = unseal(read_bytes(store, f"{run}/{RECORD}/zarr.json") or b"")
     return None if recorded is None else 2 if f"{ROWS}/zarr.json" in recorded["files"] else 1
 

@@ -189,6 +189,6 @@ def encode_part(layout: ArrayLayout, values: BlockArray, first: int, part: tuple
 def _is_fill(chunk: np.ndarray, fill: Any) -> bool:
     """Whether a chunk holds nothing but the fill: NaN, or zeros."""
     if fill != fill:
-        # A look at one value of each row tells of nearly all chunks.
+        # One value of each row settles it for nearly all chunks.
         return bool(np.isnan(chunk.reshape(len(chunk), -1)[:, 0]).all()) and bool(np.isnan(chunk).all())
     return not chunk.reshape(-1).view(np.bool_).any()  # which ends at the first that is none

@@ -45,7 +45,7 @@ FLUSHES = 16
 BUFFER_BYTES = 2**20
 """Small pieces of a file are gathered to so many bytes before they are written: one by one takes twice as long."""
 THROUGH_BYTES = 2**24
-"""What is written before the system is told to send it to the disk."""
+"""Bytes written before the system is told to send them to the disk."""
 
 
 Piece = bytes | memoryview

@@ -146,7 +146,7 @@ class Guard(Store):
         return str(problem), [read_bytes(self.store, join(self.group, key)) for key in keys[1:]]
 
     def error(self, problem: DamagedFile) -> CorruptLakeError:
-        """What users are told of a damaged file: where it is, and the command that mends it."""
+        """The message about a damaged file: where it is, and the command that mends it."""
         what = "static" if problem.shard is None else str(problem.shard)
         if self.kind == "run":
             command = extract_command(self.location, self.store, self.group, what)

@@ -74,7 +74,7 @@ class Result:
         )
 
     def describe(self, location: object) -> str:
-        """What tells it from others of its kind: its number of examples, and its command or settings."""
+        """How it differs from others of its kind: number of examples, and its command or settings."""
         how = filled(self.command, location) or f"settings {canonical_json(dict(self.spec))}"
         return f"{self.n_example or 'an unknown number of'} examples, {how}"
 

@@ -36,7 +36,7 @@ def select_result(lake: Lake, words: Sequence[str], among: Sequence[Result] | No
     Raises
     ------
     MissingRunError
-        If none fits: what there is, is named; or several: each with what tells it from the others.
+        If none fits (the error names those there are), or several (it names each and how it differs).
     """
     results = lake.results() if among is None else among
     fitting = [result for result in results if all(fits(result, word) for word in words)]

@@ -357,5 +357,5 @@ def test_a_change_that_leaves_no_numbers_is_refused(oracle: tuple[Reasoner, xr.D
         site="hidden_state", operation="scale", strength=3e38, positions=("ct1",), layers=(reasoner.n_layer - 1,)
     )
     far = [Condition(name="far", interventions=(change,))]
-    with pytest.raises(UsageError, match="condition far: .* no numbers any more on example 1., .* beyond float32"):
+    with pytest.raises(UsageError, match="condition far: .* no longer numbers on example 1., .* beyond float32"):
         sweep(reasoner, run, far, answers={"gold": ["1"] * 6}, max_new_tokens=1)

@@ -23,7 +23,7 @@ def attribution(page: Page) -> None:
 
 
 def position_sentence(page: Page, data: xr.Dataset) -> str:
-    """The part that adds most to what a position reads as, where one is told to add anything."""
+    """The part that adds most to what a position reads as, where any is shown to add something."""
     figures = np.nan_to_num([data[name].values for name in NAMES])
     where = {"position": data["position"].item(), "logit": float(data["logit"]), "n": int(data["n"])}
     most, (value, low, high), others = of_largest(figures)

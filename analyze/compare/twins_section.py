@@ -39,7 +39,7 @@ def twins(page: Page) -> None:
 
 
 def told(page: Page, rows: Frame) -> str:
-    """How many measures of either kind tell a model from one of its controls, and by which it is told best."""
+    """How many measures of either kind distinguish a model from one of its controls, and which does best."""
     values: dict[str, Any] = {"control": rows["control"].iloc[0]}
     apart = (rows["difference_low"] > 0) | (rows["difference_high"] < 0)
     for kind, name in ((READ, "reads"), (USED, "uses")):

@@ -1,4 +1,4 @@
-"""What a decoder writes of thoughts, as rows, and of which thought each step is told."""
+"""What a decoder writes of thoughts, as rows, and the thought that each step is reported of."""
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,7 @@ def place_pick(data: xr.Dataset) -> Pick:
 
 
 def told_steps(data: xr.Dataset) -> Frame:
-    """Of each step the thought it is told of: where SIM-CoT trains it to be, or where it is written most often.
+    """For each step the thought it is reported of: where SIM-CoT trains it to be, or where it is written most often.
 
     Of a decoder that was trained afterwards only steps that are written more often than the controls say.
     """

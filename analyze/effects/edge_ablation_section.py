@@ -8,7 +8,7 @@ from analyze.page import Page, Section, listed
 from analyze.tables import triple
 
 LEAST_PROBLEMS = 10
-"""Problems of which a share is told."""
+"""Fewest problems of which a share is reported."""
 NAMED = ("hub cut", "sequence cut", "thoughts cut from answer", "question cut from answer")
 
 

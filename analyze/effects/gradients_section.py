@@ -29,7 +29,7 @@ def gradients(page: Page) -> None:
 
 
 def told(page: Page, thoughts: list[str], columns: dict[str, Any], result: StoredResult) -> str:
-    """Thoughts whose attribution is told from 0, and what could have been told of the others."""
+    """Thoughts whose attribution differs from 0, and what could have been shown of the others."""
     own = np.array([columns[f"attribution_{end}"] for end in ENDS])
     mean, low, high = np.transpose([of_picked(figure, Pick(len(thoughts), by="any")) for figure in own.T])
     sure = [place for place in np.argsort(-np.abs(mean), kind="stable") if low[place] > 0 or high[place] < 0]

@@ -81,7 +81,7 @@ def tells_of_examples(data: xr.Dataset) -> bool:
 
 
 def shown_conditions(data: xr.Dataset, *, every: bool = False) -> Any:
-    """Conditions that are no controls; of many ``MOST``, evenly over the sweep, unless ``every`` one is wanted."""
+    """Conditions that are not controls; of many ``MOST``, evenly over the sweep, unless ``every`` one is wanted."""
     frame = conditions(data)
     kept = frame[frame["condition"].astype(str) != UNTOUCHED]
     if every:

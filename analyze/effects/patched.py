@@ -36,7 +36,7 @@ def patched(page: Page, where: Where = into_corrupted) -> list[tuple[StoredResul
 
 
 def say_best(page: Page, result: StoredResult, rows: Frame) -> None:
-    """The condition with the most clean answers, and how many have as many; or that none is told to bring them."""
+    """The condition with the most clean answers, and how many have as many; or that none is shown to bring them."""
     best = most_clean(rows)
     others = int((rows["clean"] == best["clean"]).sum()) - 1
     more = page.text("more", n=others) if others else ""

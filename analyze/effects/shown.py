@@ -18,9 +18,9 @@ from schemas.picked import Pick
 from schemas.statistics import smallest_change, smallest_correlation
 
 LEVEL = 0.05
-"""Corrected p below which a change is told."""
+"""Corrected p below which a change is reported."""
 LEAST_HEADS = 4
-"""Heads of which a rank correlation is told."""
+"""Fewest heads of which a rank correlation is reported."""
 OUTCOMES = ("clean_answer", "corrupted_answer", "other", "gibberish")
 
 
@@ -63,12 +63,12 @@ def changed(what: str, value: str = "importance", pick: Pick | None = None, **wh
 
 
 def told_apart(rows: Frame) -> Any:
-    """Whether the corrected test of each row tells it from the untouched run."""
+    """Whether the corrected test shows that each row differs from the untouched run."""
     return rows["p_holm"].fillna(1.0) < LEVEL
 
 
 def told_fed(nodes: Frame) -> Frame:
-    """The first three vectors fed whose score is told from 0, by intervals that hold for all of them at once."""
+    """The first three vectors fed whose score differs from 0, by intervals that hold for all of them at once."""
     fed = nodes[nodes["kind"] == "fed"]
     fed = as_picked(fed, Pick(len(fed), by="any"), "score")
     return fed[(fed["score_low"] > 0) | (fed["score_high"] < 0)].head(3)

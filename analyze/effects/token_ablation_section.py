@@ -11,7 +11,7 @@ from schemas.picked import Pick
 from schemas.statistics import smallest_share
 
 TENTH = 0.1
-"""Share of right answers whose loss is told of a thought."""
+"""Share of right answers that must be lost for a thought to be named."""
 
 
 def token_ablation(page: Page) -> None:

@@ -28,7 +28,7 @@ def transplants(page: Page) -> None:
 def told(rows: Frame, base: Any) -> tuple[str, dict[str, Any]]:
     """Which line of the texts holds by the intervals, and its values.
 
-    What goes in is told apart from another problem's where the intervals of right answers lie apart.
+    What goes in differs from another problem's where the intervals of right answers lie apart.
     """
     cells = rows.drop_duplicates(["values", "group"]).set_index(["values", "group"])
     groups = list(dict.fromkeys(rows["group"]))

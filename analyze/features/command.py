@@ -30,7 +30,7 @@ EFFECT = (
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSettings(Settings):
-    """Of which dictionary features are told, and when two models share one."""
+    """The dictionary whose features are shown, and when two models share one."""
 
     part: ClassVar[tuple[str, ...]] = ()  # a dictionary is read at the states it was learned from
 

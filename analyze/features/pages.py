@@ -40,7 +40,7 @@ def feature_pages(sae: xr.Dataset, run: xr.Dataset, model: xr.Dataset, *, tokens
     ----------
     sae
         Dictionary of :func:`analyze.sae.dictionary.train_sae`. Features of dictionaries of each cell count on from cell
-        to cell; a crosscoder's are told by the layer of the run's model in which most of their decoder's square lies.
+        to cell; a crosscoder's are named by the layer of the run's model in which most of their decoder's square lies.
     run
         The run it was learned from, or one of them.
     model

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class GeometrySettings(Part):
-    """Of how many problems and directions the shape of the states is told, and how sure it is."""
+    """How many problems and directions the shape of the states is computed from, and how sure it is."""
 
     components: int = setting(8, "Principal components reported.", least=1)
     rotated: int = setting(16, "Principal components of each place that are compared by rotation.", least=1)

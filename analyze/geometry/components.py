@@ -40,7 +40,7 @@ def principal_components(
     model
         Its read-out, from ``lake.model``.
     components
-        How many are told.
+        How many are reported.
     max_problems, seed
         As in :func:`analyze.geometry.shape.geometry`.
     permutations

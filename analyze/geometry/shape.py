@@ -65,7 +65,7 @@ def geometry(
     run
         With ``hidden_state`` (example, layer, position, hidden), ``question`` and ``token``.
     components
-        Principal components whose share is told.
+        Principal components whose share is reported.
     resamples
         Halves of the problems drawn for the 95% intervals; see :func:`analyze.similarity.cka.similarity`.
     shuffles
@@ -132,7 +132,7 @@ def shape_of(states: Array, components: int) -> dict[str, Array]:
 
 
 class Cells:
-    """States (position, problem, hidden), and the inner products that any choice of the problems is told from.
+    """States (position, problem, hidden), and the inner products from which any choice of the problems is computed.
 
     Of n problems every draw then takes an eigenvalue problem of n, and no product of n x n x hidden.
     """

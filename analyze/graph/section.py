@@ -9,7 +9,7 @@ from analyze.page import Page, Section, listed
 from analyze.tables import Frame
 
 OPERATIONS = ("resample", "twin", "mean", "noise")
-"""The first of these that a graph has is told."""
+"""The first of these that a graph has is reported."""
 
 
 def thought_graph(page: Page) -> None:

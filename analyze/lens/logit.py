@@ -37,7 +37,7 @@ LONG_NAMES = {
     "operator_rank": "rank of the token that is the step's operator, 0: none of the best",
     "control_rank": "rank of the token that is the step's result in another problem, 0: none of the best",
 }
-"""What a lens tells of each state, in the order in which :func:`_lens` returns it."""
+"""What a lens gives for each state, in the order in which :func:`_lens` returns it."""
 
 
 def logit_lens(
@@ -55,7 +55,7 @@ def logit_lens(
     ----------
     run
         Needs ``hidden_state`` (example, layer, position, hidden) and ``gold_answer``; with ``intermediate_result`` and
-        ``operation`` tokens are compared with the written chain. Where answers are no numbers (attribute
+        ``operation`` tokens are compared with the written chain. Where answers are not numbers (attribute
         ``answer_kind``) the chain is ``intermediate_text``. Lazy input stays lazy.
     model
         Read-out of the run's model, from ``lake.model``.
@@ -74,7 +74,7 @@ def logit_lens(
     -------
     Dataset
         ``top_token`` (id, -1: no state) and ``top_probability`` : (example, layer, position, rank), rank from 1;
-        ``is_number`` : (example, layer, position), whether the best token holds a digit (where answers are no numbers:
+        ``is_number`` : (example, layer, position), whether the best token holds a digit (where answers are not numbers:
         begins a word that any step of the run arrives at or that answers, attribute ``decoded``); NaN:
         no state;
         ``gold_rank`` and ``gold_probability`` : (example, layer, position), of the gold answer's first token (of a
@@ -83,7 +83,7 @@ def logit_lens(
         (example, layer, position, step), rank from 1 at which a token is the result of that step, 0: not among the
         ``top``; ``operator_rank`` the same for the step's operator; ``control_rank`` the same as ``result_rank`` for
         the chain of another problem, which says how often that happens by chance. A result matches a token by value, so
-        a number that is no single token is never found; a word matches the longest token that begins it;
+        a number that is not a single token is never found; a word matches the longest token that begins it;
         ``can_be_read`` and ``other_can_be_read`` : (example, step), whether there is such a token for either chain's;
         ``n_step`` : (example).
 
@@ -249,7 +249,7 @@ def _can_be_read(numbers: Array, *, readout: ReadOut) -> Array:
 
 
 def _words(run: xr.Dataset, kind: AnswerKind) -> list[str]:
-    """Words that any step of a run arrives at, or that answer, where answers are no numbers. Computes these texts."""
+    """Words that any step of a run arrives at, or that answer, where answers are not numbers. Computes these texts."""
     if kind == "number":
         return []
     words = {answer_word(str(text), kind) for text in run["gold_answer"].values}

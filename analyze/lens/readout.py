@@ -279,7 +279,7 @@ class ReadOut:
         return best.token[:, 0], np.where(known, better + 1.0, np.nan), np.where(known, chance, np.nan)
 
     def told(self, final: Array, top: int, wanted: Array) -> tuple[Array, Array, Array]:
-        """Best tokens, ranks of some tokens as :meth:`ranks` tells them, and entropy (nat), in one pass.
+        """Best tokens, ranks of some tokens as :meth:`ranks` gives them, and entropy (nat), in one pass.
 
         Parameters
         ----------

@@ -265,7 +265,7 @@ def _direction(
         d *= _over(new, rho)
         d += z
         rho = new
-    # Of a direction cut short, how long the whole one is cannot be told.
+    # The length of a direction that was cut short is not known.
     reached = np.sqrt(np.maximum(_dot(gradient, step), 0.0) / norm)
     return step, step_logit, np.where(new > goal, np.inf, reached)
 

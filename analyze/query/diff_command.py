@@ -45,7 +45,7 @@ def diff(settings: DiffSettings, shell: Shell) -> Output:
     names = settings.runs[0], settings.runs[-1]
     with shell.progress("diff", "variables") as report:
         lines, values = compare_runs((lakes[0], names[0]), (lakes[1], names[1]), report)
-    rows = [  # both values are told whole: rounded they might look the same
+    rows = [  # both values are printed whole: rounded they might look the same
         [
             f"{cell:.4g}" if isinstance(cell, float) and name not in ("first", "second") else shortened(cell)
             for name, cell in zip(values.columns, row, strict=True)

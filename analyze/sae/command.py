@@ -139,7 +139,7 @@ def cost(source: "Source | Sequence[Source]", settings: SAESettings) -> Cost:
     passes = 3.0 + (1 if share * size <= settings.buffer_bytes else settings.epochs)
     held = settings.fractions[1] if settings.split != "none" else 0.0
     drawn = [(VALIDATION_ROWS, held), (CALIBRATION_ROWS, share if settings.activation == "batch_topk" else 0.0)]
-    passes += sum(min(1.0, n / (of * n_row)) for n, of in drawn if of)  # what losses are told of is read beforehand
+    passes += sum(min(1.0, n / (of * n_row)) for n, of in drawn if of)  # both are read beforehand
     trial = limits(replace(settings, save=None), min(source.data.sizes["example"] for source in sources), 8)
     # What is measured at the end takes longer for as many operations than a step: of one epoch it is half of all.
     trial = {

@@ -86,7 +86,7 @@ same_number = lru_cache(maxsize=4096)(float)
 
 @lru_cache(maxsize=8192)
 def question_numbers(question: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Numbers that a question tells, in digits or words, each as often as it is told; and what its units may mean.
+    """Numbers that a question gives, in digits or words, each as often as it gives it; and what its units may mean.
 
     >>> question_numbers("Half of 24 eggs in 3 weeks")
     ((2.0, 3.0, 24.0), (4.0, 7.0, 52.0))
@@ -262,7 +262,7 @@ def _pairs(numbers: Array) -> tuple[Array, Array, Array]:
 def _rows(n: int) -> tuple[Array, Array, Array]:
     """Rows of :func:`_pairs` for so many numbers, their operators, and where those of the next operator begin."""
     i, j = np.indices((n, n)).reshape(2, -1)
-    once, every = i <= j, np.full(n * n, True)  # a sum or product is told once, whichever operand comes first
+    once, every = i <= j, np.full(n * n, True)  # a sum or product counts once, whichever operand comes first
     kept = {"+": once, "-": every, "*": once, "/": every}
     count = [mask.sum() for mask in kept.values()]
     pair = np.stack([i, j], -1)

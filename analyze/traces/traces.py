@@ -172,7 +172,7 @@ def _read(
     state: xr.DataArray, asked: Array, mark: str, start: int, readout: ReadOut, lens: xr.Dataset | None, best: int,
     top: int, results: slice,
 ) -> Readings:  # fmt: skip
-    """Readings of examples of one layer; ``mark`` and the first of them tell them from those of other states."""
+    """Readings of examples of one layer; ``mark`` and the first example distinguish them from those of other states."""
     return read_states(state, readout, asked, results=results, lens=lens, best=best, top=top)
 
 

@@ -66,7 +66,7 @@ class Wording:
         self.bot_id = self._last_of_prompt() if protocol.bot else None
         self.eot_id = self.closing_ids[0] if self.closing_ids else None
         self.pad_id = self._known.get("[PAD]", self.eos_id)
-        # What is no text: rows of the protocol, and its markers where the tokenizer has them.
+        # Not text: rows of the protocol, and its markers where the tokenizer has them.
         marks = protocol.rows if protocol.fed == "mixture" else (*protocol.rows, *protocol.closing[:1])
         self._marks = {self._id_of(text, known) for text in marks}
         self.placeholder_id = self._id_of(protocol.placeholder, known) if protocol.placeholder else -1

@@ -117,7 +117,7 @@ def laid_apart(reasoner: Reasoner, answers: Sequence[Apart], n_place: int | None
 
 
 def divergence(base: Tensor, other: Tensor) -> Tensor:
-    """Divergence ``(..)`` of log probabilities ``(.., vocabulary)`` from others; NaN where either are no numbers."""
+    """Divergence ``(..)`` of log probabilities ``(.., vocabulary)`` from others; NaN where either are not numbers."""
     share = base.exp()
     return torch.where(share == 0, 0.0, share * (base - other)).sum(-1)
 

@@ -22,7 +22,7 @@ def array_digest(array: xr.DataArray) -> str:
 
 
 TEXTS = ("text", "sample_text")
-"""What is no number among the values of a batch."""
+"""Values of a batch that are not numbers."""
 
 
 class Kept:

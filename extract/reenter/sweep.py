@@ -225,12 +225,12 @@ def _batch_found(
 
 
 def _check_numbers(questions: Questions, name: str, batch: list[int], kl: np.ndarray) -> None:
-    """Refuse a condition after which the model's logits are no numbers; ``kl`` is of the examples of a batch."""
+    """Refuse a condition after which the model's logits are not numbers; ``kl`` is of the examples of a batch."""
     lost = np.flatnonzero(np.isnan(kl))
     if questions.asked.rest and len(lost):
         dtype = str(questions.reasoner.model.dtype).removeprefix("torch.")
         raise UsageError(
-            f"condition {name}: the model's logits are no numbers any more on example"
+            f"condition {name}: the model's logits are no longer numbers on example"
             f" {questions.labels[batch[lost[0]]]}, as its states go beyond {dtype}; change them less"
             + ("" if dtype == "float32" else ", or compute in float32")
         )

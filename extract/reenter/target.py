@@ -119,7 +119,7 @@ class Target:
     def number_states(self, position: str) -> np.ndarray:
         """Whether the unembedded state at a position ``(example,)`` is a number: its likeliest token has a digit.
 
-        Where answers are no numbers: whether that token begins a word of the run's steps or answers.
+        Where answers are not numbers: whether that token begins a word of the run's steps or answers.
         """
         if self._carrying is None:
             self._carrying = self._carrying_tokens()

@@ -157,7 +157,7 @@ def rank_from_environment() -> tuple[int, int]:
     Raises
     ------
     UsageError
-        If one is there without the other, or they are no rank and size: some shards would be nobody's.
+        If one is there without the other, or they are not a rank and a size: some shards would be left to nobody.
     """
     # A SLURM batch script has a number without a count: it is one process unless srun starts several.
     for rank, world, alone in (("RANK", "WORLD_SIZE", None), ("SLURM_PROCID", "SLURM_NTASKS", "0")):

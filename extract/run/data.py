@@ -258,7 +258,7 @@ def _columns(
 def _step_columns(problems: Sequence[_Problem]) -> tuple[Columns, int, list[str]]:
     """Steps of the written chains, in numbers or in words; how many the longest has; chains that cannot be read."""
     chains = [read_chain(problem.row) for problem in problems]
-    # Steps are counted by their results: a chain with one that cannot be read has no steps that could be told apart.
+    # Steps are counted by their results: where one cannot be read, the chain's steps cannot be counted.
     broken = [index for index, chain in enumerate(chains) if not all(math.isfinite(value) for *_, value in chain)]
     for index in broken:
         chains[index] = []
@@ -279,7 +279,8 @@ def _step_columns(problems: Sequence[_Problem]) -> tuple[Columns, int, list[str]
     notes = []
     if broken:
         notes.append(
-            f"chains left out, as a step's result is no number: {len(broken)}, as that of {problems[broken[0]].where}"
+            f"chains left out because a step's result is not a number: {len(broken)}, as that of"
+            f" {problems[broken[0]].where}"
         )
     if not any(chains) and not any(words):
         notes.append(

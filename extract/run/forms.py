@@ -209,7 +209,7 @@ def read_golds(
     if kind == "auto":
         kind = _plain_kind(answers) or "number"
         others = ", ".join(kind for kind in KINDS if kind != "number")
-        hint = f"; if the answers are no numbers, say with --answer which they are ({others})"
+        hint = f"; if the answers are not numbers, say with --answer which they are ({others})"
     golds = []
     for answer, where in zip(answers, places, strict=True):
         try:

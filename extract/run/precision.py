@@ -118,7 +118,7 @@ def up_to_turn(reasoner: Reasoner | OwnModel, errors: Mapping[str, Array], bot: 
     bot
         Which of the positions ``bot`` is.
     bound
-        Difference of a fed vector that is no rounding.
+        Difference of a fed vector that is more than rounding.
     """
     off = errors["latent_embedding"][0, 0] > bound
     if reasoner.protocol.fed != "mixture" or not off.any():

@@ -36,7 +36,7 @@ def ablate(target: Target, settings: AblateSettings | None = None) -> xr.Dataset
     """Ablate the thoughts that carry numbers, the others, and as many at random.
 
     A thought carries a number where its unembedded state is one (for ``latent_embedding``, the state it was made
-    from); where answers are no numbers, where that state begins a word of the run's steps or answers. Only the chosen
+    from); where answers are not numbers, where that state begins a word of the run's steps or answers. Only the chosen
     thoughts are changed; all others are computed anew from what that left.
 
     Parameters

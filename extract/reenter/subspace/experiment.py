@@ -126,7 +126,7 @@ def _add(
     cells: Cells, wanted: Wanted, change: str, subspace: str, rank: int, intervention: Mapping[str, Any],
     control: str = "",
 ) -> None:  # fmt: skip
-    """One condition at a place; those that are no control are tested against a random subspace of the same rank."""
+    """One condition at a place; those that are not controls are tested against a random subspace of the same rank."""
     place = wanted.place
     labels = {"change": change, **place.labels, "subspace": subspace, "rank": rank, "control": control}
     random = {**labels, "subspace": f"{RANDOM} #1", "control": RANDOM_CONTROL}

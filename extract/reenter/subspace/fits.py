@@ -106,7 +106,7 @@ def leace(states: np.ndarray, label: np.ndarray) -> Fit:
     """Least-squares concept erasure: the smallest change after which no linear read-out of the classes beats chance.
 
     With W the whitening of the states and U the left singular vectors of W Cov(x, z), z the classes as columns, the
-    projection is W^+ U U^T W. The first k columns of U erase what correlates most. Components are told in standard
+    projection is W^+ U U^T W. The first k columns of U erase what correlates most. Components are given in standard
     deviations of their own, which changes none of this, or one of them might be so large that all else passed for
     rounding.
 
