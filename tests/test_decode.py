@@ -223,7 +223,7 @@ def test_a_trained_decoder_is_asked_only_of_problems_it_does_not_know(tmp_path: 
     folder = tmp_path / "decoders"
     status, out, err = call(*decode, "small-gpt2/pairs", "--train", folder, "--steps", 4)
     assert status == 0, err
-    assert "finds what can be read in them" in out
+    assert "shows what can be read in a thought" in out
     made, _ = read_made(folder / "small-gpt2/pairs")
     lake = open_lake(tmp_path / "a.lake")
     run, first = lake["small-gpt2/pairs"], lake.result("decode")

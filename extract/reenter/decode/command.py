@@ -93,8 +93,8 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
         note = [
             f"decoder trained on {attrs['n_trained']} problems of {attrs['trained_on']}, asked for each step of each"
             f" thought of {len(result['example'])} examples of other problems ({attrs['left_out']} examples of problems"
-            " that it was trained on are left out). A trained decoder tells what can be read in a thought; reenter"
-            " ablate and patch tell whether the answer uses it"
+            " that it was trained on are left out). A trained decoder shows what can be read in a thought; reenter"
+            " ablate and patch show whether the answer uses it"
         ]
     else:
         caption += " that of another problem's"
