@@ -47,7 +47,7 @@ def pair_table(result: Any, over: str, within: Sequence[str], title: str) -> Pri
         labels = [label_text(label, pair[f"{over}_pair_{label}"].item()) for label in within]
         both = f"{pair[f'{over}_first'].item()}, {pair[f'{over}_second'].item()}"
         difference, p = float(pair[f"{over}_difference"]), pair[f"{over}_p"]
-        rows.append([*labels, both, f"{difference:+.3f}", p_text(p), p_text(p_holm[index])])
+        rows.append([*labels, both, or_dash(difference, "+.3f"), p_text(p), p_text(p_holm[index])])
     columns = [*within, over, "difference", "p", "p Holm"]
     return Table(title=title, columns=columns, rows=rows, labels=len(within) + 1)
 
@@ -56,11 +56,11 @@ def accuracy_cells(condition: Any) -> list[str]:
     """Figures of one condition as words: accuracy with its interval, drop, p, p corrected, nats, drawn answers."""
     return [
         interval_text(condition, "accuracy"),
-        f"{float(condition['drop']):+.3f}",
+        or_dash(condition["drop"], "+.3f"),
         p_text(condition["p"]),
         p_text(condition["p_holm"]),
         interval_text(condition, "logprob_change", "_mean", "+.2f", "+.2f"),
-        f"{round(float(condition['kl_mean']), 6) + 0.0:.2g}",
+        or_dash(round(float(condition["kl_mean"]), 6) + 0.0, ".2g"),
         *drawn_cells(condition),
     ]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from extract.reenter.settings import MOST_POINTS
 from schemas.command import Experiment, Printed, Settings, Table, setting
-from schemas.wording import duration_text, interval_text
+from schemas.wording import duration_text, interval_text, or_dash
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -83,7 +83,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
             title="subgraphs of the best nodes",
             columns=["nodes", "alone", "random", "all but these", "random"],
             rows=[
-                [int(size), *(f"{float(curves[name]):.2f}" for name in ("kept", "kept_random", "left", "left_random"))]
+                [int(size), *(or_dash(curves[name], ".2f") for name in ("kept", "kept_random", "left", "left_random"))]
                 for size, curves in ((size, result.sel(size=size)) for size in result["size"].values)
             ],
             caption="share of what patching all nodes does to the logit difference; ranked on one half of the pairs,"

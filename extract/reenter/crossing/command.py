@@ -8,7 +8,7 @@ from extract.reenter.settings import DrawnSettings
 from extract.reenter.sites import ThoughtSite
 from extract.reenter.tables import accuracy_table, label_text, p_text
 from schemas.command import Experiment, Printed, Table, later, setting
-from schemas.wording import interval_text
+from schemas.wording import interval_text, or_dash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ def _crossed(result: Any) -> Table:
                     cell["place_group"].item(),
                     *(interval_text(cell.sel(giver=giver), "crossed") for giver in result["giver"].values),
                     interval_text(cell, "crossed_difference", "", "+.3f", "+.2f"), p_text(cell["crossed_p"]),
-                    p_text(cell["crossed_p_holm"]), f"{float(cell['followed'].sel(giver='right')):.3f}",
+                    p_text(cell["crossed_p_holm"]), or_dash(cell['followed'].sel(giver='right'), ".3f"),
                 ]
             )  # fmt: skip
     columns = [

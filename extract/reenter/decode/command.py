@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from schemas.command import NOTHING_KEPT, Experiment, Printed, Settings, Table, setting
 from schemas.errors import UsageError
-from schemas.wording import interval_text
+from schemas.wording import interval_text, or_dash
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -73,7 +73,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     rows = []
     for position in result["position"].values:
         place = result.sel(position=position)
-        row = [str(position), str(int(place["n"])), f"{float(place['ended'].mean()):.3f}"]
+        row = [str(position), str(int(place["n"])), or_dash(place["ended"].mean(), ".3f")]
         row += [interval_text(place, "any_share")]
         row += [f"{float(place[f'{name}_share']):.3f}" for name in controls]
         shares = zip(place["result_share"].values, place["above_controls"].values, strict=True)

@@ -53,7 +53,7 @@ def _accuracy(result: Any) -> Table:
                 rows.append(
                     [
                         str(marker), str(series), int(n_thought), int(line["n"]),
-                        interval_text(line, "accuracy"), f"{float(line['logprob_mean']):.2f}",
+                        interval_text(line, "accuracy"), or_dash(line['logprob_mean'], ".2f"),
                         or_dash(line["gain"], "+.3f"), or_dash(line["gain_logprob"], "+.2f"),
                         p_text(line["gain_p_holm"]),
                     ]
@@ -83,7 +83,7 @@ def _needed(result: Any) -> Table:
 
 def _when(line: Any) -> list[str]:
     medians = [interval_text(line, f"{name}_median", "", "g", "g", none="never") for name in ("first", "stable")]
-    return [*medians, f"{float(line['n_enough']):.0f}"]
+    return [*medians, or_dash(line["n_enough"], ".0f")]
 
 
 def _samples(result: Any) -> Table:

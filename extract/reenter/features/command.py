@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from extract.reenter.tables import p_text
 from schemas.command import Experiment, Printed, Settings, Table, later, setting
-from schemas.wording import interval_text
+from schemas.wording import interval_text, or_dash
 
 if TYPE_CHECKING:
     from extract.reenter.target import Target
@@ -62,9 +62,9 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     for index in order:
         one = result.isel(feature=int(index))
         rows.append([
-            int(one["feature"]), place_of(one), int(one["n"]), f"{float(one['moved']):.2f}", interval_text(one, "kl"),
-            f"{float(one['kl_random']):.3f}", p_text(one["p_kl_holm"]), interval_text(one, "broken"),
-            f"{float(one['broken_random']):.3f}", p_text(one["p_broken_holm"]),
+            int(one["feature"]), place_of(one), int(one["n"]), or_dash(one['moved'], ".2f"), interval_text(one, "kl"),
+            or_dash(one['kl_random'], ".3f"), p_text(one["p_kl_holm"]), interval_text(one, "broken"),
+            or_dash(one['broken_random'], ".3f"), p_text(one["p_broken_holm"]),
         ])  # fmt: skip
     attrs, turned = result.attrs, result["p_broken_holm"] < 0.05
     telling = (result["p_kl_holm"] < 0.05) & (result["kl_more"] > 0)

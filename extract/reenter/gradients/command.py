@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from extract.reenter.settings import MOST_POINTS
 from schemas.command import NOTHING_KEPT, Experiment, Printed, Settings, Table, later, setting
-from schemas.wording import interval_text
+from schemas.wording import interval_text, or_dash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     for latent in result["latent"].values:
         thought = result.sel(latent=latent)
         mean = interval_text(thought, "attribution", "_mean", "+.3f", "+.2f")
-        rows.append([str(latent), mean, f"{float(thought['magnitude_mean']):.3f}"])
+        rows.append([str(latent), mean, or_dash(thought["magnitude_mean"], ".3f")])
     residual = result.attrs["relative_residual"]
     return [
         Table(title="", columns=["thought", "attribution 95%", "magnitude"], rows=rows, labels=1),

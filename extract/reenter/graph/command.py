@@ -167,13 +167,13 @@ def _row(edge: Any) -> list[str]:
     total, direct = edge.sel(effect="total"), edge.sel(effect="direct")
     name = f"{edge['source'].item()} > {edge['target'].item()}"
     return [
-        str(edge["operation"].item()), name, *_cells(total), *_cells(direct), f"{float(direct['even_flip']):.2f}",
-        f"{float(direct['shuffled_flip']):.2f}", p_text(direct["p_holm"]), "edge" if bool(direct["edge"]) else "",
+        str(edge["operation"].item()), name, *_cells(total), *_cells(direct), or_dash(direct['even_flip'], ".2f"),
+        or_dash(direct['shuffled_flip'], ".2f"), p_text(direct["p_holm"]), "edge" if bool(direct["edge"]) else "",
     ]  # fmt: skip
 
 
 def _cells(line: Any) -> list[str]:
-    return [interval_text(line, "state_flip", "_mean", ".2f"), f"{float(line['state_kl_mean']):.2f}"]
+    return [interval_text(line, "state_flip", "_mean", ".2f"), or_dash(line["state_kl_mean"], ".2f")]
 
 
 def _drawn(result: Any) -> Table:

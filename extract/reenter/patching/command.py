@@ -9,7 +9,7 @@ from extract.reenter.sites import ThoughtSite
 from extract.reenter.tables import drawn_cells, drawn_column, label_text, p_text, pair_table, tables_first
 from schemas.command import Experiment, Printed, Table, setting
 from schemas.naming import By, relabelled
-from schemas.wording import interval_names, interval_text, with_interval
+from schemas.wording import interval_names, interval_text, or_dash, with_interval
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -120,8 +120,8 @@ def _row(condition: Any, by: By | None) -> list[str]:
     return [
         *(label_text(label, value) for label, value in (labels | {"positions": "+".join(names)}).items()),
         interval_text(condition.sel(outcome_kind="clean_answer"), "share"),
-        *(f"{float(share.sel(outcome_kind=kind)):.3f}" for kind in ("corrupted_answer", "other", "gibberish")),
-        f"{float(condition['recovery']):+.2f}",
+        *(or_dash(share.sel(outcome_kind=kind), ".3f") for kind in ("corrupted_answer", "other", "gibberish")),
+        or_dash(condition["recovery"], "+.2f"),
         p_text(condition["p"]),
         p_text(condition["p_holm"]),
         *drawn_cells(condition, "sample_given"),

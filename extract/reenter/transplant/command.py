@@ -9,6 +9,7 @@ from extract.reenter.settings import DrawnSettings
 from extract.reenter.tables import accuracy_table
 from schemas import UsageError
 from schemas.command import Experiment, Printed, Table, later, setting
+from schemas.wording import or_dash
 
 PAIR = re.compile(r"L(\d+)H(\d+)=L(\d+)H(\d+)")
 
@@ -47,7 +48,7 @@ class TransplantSettings(DrawnSettings):
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     """Accuracy under each transplant and its controls, and how well the maps do on problems they were not fitted on."""
     rows = [
-        [str(place), f"{float(value):.3f}"]
+        [str(place), or_dash(value, ".3f")]
         for place, value in zip(result["place"].values, result["r2"].values, strict=True)
     ]
     return [
