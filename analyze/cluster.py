@@ -20,9 +20,9 @@ UNWATCHED = {
     "distributed.worker.profile.enabled": False,
     "distributed.worker.multiprocessing-method": "forkserver" if sys.platform == "linux" else "spawn",
     # Dask's own also has glibc give freed memory back at once, and then each larger array is mapped anew.
-    "distributed.nanny.pre-spawn-environ": {
-        name: 1 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    },
+    "distributed.nanny.pre-spawn-environ": dict.fromkeys(
+        ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), 1
+    ),
 }
 """Settings of own workers; dask measures them many times a second for a dashboard that is not there."""
 PRELOADED = ("distributed.nanny", "scipy.stats", "sklearn.linear_model", "store.read")

@@ -220,7 +220,7 @@ def _sums(shares: xr.DataArray, weights: xr.DataArray) -> dict[str, xr.DataArray
         partial = da.blockwise(
             _block_sums,
             "elqtp",
-            shares.chunk({dim: -1 for dim in dims[1:]}).data,
+            shares.chunk(dict.fromkeys(dims[1:], -1)).data,
             "elhqt",
             weights.data,
             "er",

@@ -67,7 +67,7 @@ def cost(source: "Source", settings: ErrorSettings) -> Cost:
     n = source.data.sizes["example"]
     dictionary = source.lake.open_result(settings.sae or source.result("sae"))
     source = known_to(dictionary, source, settings)
-    read = activation_of(dictionary, {run: source.whole for run in json.loads(dictionary.attrs["runs"])})
+    read = activation_of(dictionary, dict.fromkeys(json.loads(dictionary.attrs["runs"]), source.whole))
     parts = list(read.values()) if isinstance(read, Mapping) else [read]
     size, n_feature = sum(part.size for part in parts), dictionary.sizes["feature"]
     n_known, width = parts[0].sizes["example"], size // parts[0].sizes["example"]

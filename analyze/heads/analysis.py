@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analyze.blocks import chunked_like
+from analyze.blocks import chunked_like, example_blocks
 from analyze.heads.scores import (
     N_REPORT_STEP,
     Array,
@@ -171,14 +171,13 @@ def _sums(
     block = block.transpose("example", *dims)
     options: dict[str, Any] = {"n_resample": n_resample, "seed": seed, "convention": convention}
     if block.chunks is None:
-        edges = [*range(0, block.sizes["example"], 256), block.sizes["example"]]
-        pieces = [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        pieces = example_blocks(block, 256)
         parts = (_block_sums(block.values[piece], problem.values[piece], **options)[0] for piece in pieces)
         total = functools.reduce(np.add, parts)
     else:
         import dask.array as da
 
-        whole = block.chunk({dim: -1 for dim in dims})
+        whole = block.chunk(dict.fromkeys(dims, -1))
         partial = da.blockwise(
             _block_sums,
             "eplhij",

@@ -163,7 +163,7 @@ def score_block(
     """Scores of blocks (..., layer, head, position, key_position), labelled."""
     core = ["layer", "head", "position", "key_position"]
     if block.chunks is not None:
-        block = block.chunk({dim: -1 for dim in core})
+        block = block.chunk(dict.fromkeys(core, -1))
     names = ["flow", "hub", "hub_position", "hub_ratio", "skip", "sequential", "max_attention", "composite", "type"]
     dtypes = ["float64", "float64", "<U8", "float64", "float64", "float64", "float64", "float64", "<U16", "float64"]
     values = xr.apply_ufunc(

@@ -7,7 +7,7 @@ out before it is filled again. Nothing here grows with the number of examples bu
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from itertools import product
+from itertools import pairwise, product
 from typing import Any, Literal, NamedTuple
 
 import dask
@@ -330,6 +330,6 @@ def _ranges(chunks: Sequence[int], longest: int) -> list[slice]:
     edges = np.cumsum([0, *chunks])
     return [
         slice(int(start), int(min(start + longest, stop)))
-        for low, stop in zip(edges[:-1], edges[1:], strict=True)
+        for low, stop in pairwise(edges)
         for start in range(int(low), int(stop), max(1, longest))
     ]

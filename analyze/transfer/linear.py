@@ -149,7 +149,7 @@ def transfer_probes(
         scored = _scored(parts, column, pairs, cells, settings, folder, stretch(progress, number * len(cells), n_cell))
         shape = (first.sizes["layer"], first.sizes["position"])
         asked = [pair for pair, by_cell in scored.items() if any(cell is not None for cell in by_cell)]
-        shared = [scored, column, shape, {one: n_permutation for one in fit}, settings]
+        shared = [scored, column, shape, dict.fromkeys(fit, n_permutation), settings]
         for pair, scores in zip(asked, spread(_measured, ([pair] for pair in asked), shared), strict=True):
             of_tests[*pair, step] = scores
     if not of_tests:

@@ -154,7 +154,7 @@ def taught_losses(
     text = answer_texts(answer, words)
     student_layers = feed_answer(model, sequence, text, every_layer=True)
     losses = {"answer": text_loss(model, student_layers[-1], text, stage)}
-    teacher_loss, teacher_layers = read_chain(model, teacher, batch, text[:n_taught], stage)
+    teacher_loss, teacher_layers = read_chain(model, teacher, batch, text[:n_taught])
     losses["teacher"] = stage.teacher_weight * teacher_loss
     at_colon = len(words.prefix)
     distances = [
@@ -197,7 +197,7 @@ def chain_text(batch: ProblemTable, answer: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def read_chain(
-    model: SmallCodi, sequence: Sequence, batch: ProblemTable, text: torch.Tensor, stage: Stage
+    model: SmallCodi, sequence: Sequence, batch: ProblemTable, text: torch.Tensor
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Teacher: feed the written chain and the answer right after the question.
 

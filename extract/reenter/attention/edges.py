@@ -121,7 +121,7 @@ def _hub_cuts(chain: list[str], hub: str, answer: tuple[str, ...]) -> Iterator[t
 
 def _all_on(chain: list[str], key: str) -> Edges:
     """Edges to one position from the thoughts after it and what closes them."""
-    return {query: (key,) for query in chain[chain.index(key) + 1 :]}
+    return dict.fromkeys(chain[chain.index(key) + 1 :], (key,))
 
 
 def _question(target: Target) -> tuple[str, ...]:
