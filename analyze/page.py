@@ -198,20 +198,10 @@ class Page:
         title: str = "",
         **arguments: Any,
     ) -> Any:
-        """Axes of a new drawing of a figure.
+        """Axes of a new drawing of the figure that the texts call ``name``, made by :func:`analyze.drawing.figure`.
 
-        Parameters
-        ----------
-        name
-            Figure of the texts.
-        result
-            Run, or other word, that tells the drawing from others of the figure; its label is the title.
-        wide
-            Whether it has the width of the page.
-        title
-            What stands behind the label.
-        arguments
-            Of :func:`analyze.drawing.figure`.
+        ``result`` is the run, or another word, that distinguishes the drawing from others of the figure; its label is
+        the title, with ``title`` behind it. A ``wide`` one has the width of the page.
         """
         self._text_of("figures", name)
         suffix = result.run if isinstance(result, StoredResult) else result
@@ -257,18 +247,8 @@ class Page:
     ) -> Iterator[Any]:  # fmt: skip
         """Axes of shares along something, finished once all is drawn: in percent, with a grid and a legend below.
 
-        Parameters
-        ----------
-        name, result, arguments
-            See :meth:`panel`.
-        along
-            What the shares are shown along.
-        base
-            Share without the change, drawn as a dashed line.
-        low
-            Where the axis begins.
-        legend
-            Distance of the legend.
+        ``along`` names what they are shown along; ``base``, the share without the change, is a dashed line; ``low`` is
+        where the axis begins, ``legend`` how far below the legend is. The others as for :meth:`panel`.
         """
         ax = self.panel(name, result, **({"height": 2.8} | arguments))
         yield ax

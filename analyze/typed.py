@@ -13,22 +13,9 @@ OWN = "own"
 def typed(lake: Lake, command: str, location: object, runs: Sequence[str]) -> str:
     """A command with the lake and the runs put in, and where their models lie if it goes back into them.
 
-    A lake remembers of a folder its name alone; where it lay when the run was made is in the run's own command.
-
-    Parameters
-    ----------
-    lake
-        Whose runs they are.
-    command
-        With ``PATH`` and ``RUNS``.
-    location
-        What the lake is called.
-    runs
-        Names, of the lake or such as stand for some.
-
-    Returns
-    -------
-    The command; ``""`` if nothing but code of one's own runs their models, into which nothing goes back.
+    A lake remembers only the name of a model's folder; where it lay when the run was made is in the run's own command.
+    ``command`` has ``PATH`` and ``RUNS`` for the ``location`` and the ``runs``. Empty if only code of one's own runs
+    their models: ``reenter`` cannot.
     """
     if not command.startswith("lake reenter "):
         return filled(command, location, runs)

@@ -32,16 +32,8 @@ def relabelled(
 ) -> list[str]:
     """Positions called by the state they are of, or by where it is fed.
 
-    Parameters
-    ----------
-    positions
-        As they are called now.
-    by
-        How they are to be called.
-    read
-        How they are called now.
-    among
-        Positions there are: what would get another name, as what is made of the last state and fed nowhere, is ``-``.
+    They are called by ``read`` now and ``by`` afterwards. ``among`` are the positions there are: what would get another
+    name, such as what is made of the last state and fed nowhere, is ``-``.
     """
     rename = {("state", "fed"): fed_at, ("fed", "state"): state_of}.get((read, by), str)
     names = [rename(position) for position in positions]

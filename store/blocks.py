@@ -36,16 +36,10 @@ class BlockArray:
         return array
 
     def add(self, rows: np.ndarray, corner: Sequence[int], block: np.ndarray) -> None:
-        """Hold a block, which is not copied; blocks do not overlap.
+        """Hold a block (row, ...), which is not copied; blocks do not overlap.
 
-        Parameters
-        ----------
-        rows : (row,)
-            Where the block's rows stand along the first axis.
-        corner
-            Where it begins along each of the others.
-        block : (row, ...)
-            Values.
+        ``rows`` (row,) says where the block's rows stand along the first axis, ``corner`` where it begins along each of
+        the others.
 
         Raises
         ------

@@ -73,16 +73,7 @@ def decompressed(content: bytes) -> bytes:
 def encode_rows(values: np.ndarray, length: int) -> Iterator[tuple[int, bytes]]:
     """Encode rows as Zarr does, ``length`` of them a chunk: bytes or texts, Zstandard, checksum.
 
-    Parameters
-    ----------
-    values
-        At least one axis.
-    length
-        Rows of a chunk; the last one is filled up.
-
-    Yields
-    ------
-    Number and content of each chunk that is not all fill: zeros, or empty texts.
+    Yields the number and content of each chunk that is not all fill (zeros, or empty texts); the last is filled up.
     """
     is_text = isinstance(values.dtype, np.dtypes.StringDType)
     for number, begin in enumerate(range(0, len(values), length)):

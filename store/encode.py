@@ -83,25 +83,9 @@ def encoders() -> ThreadPoolExecutor:
 def encode_shard(layout: ArrayLayout, values: BlockArray, pool: ThreadPoolExecutor, shard: int = 0) -> ShardFile:
     """One shard's file: chunks with their checksums, those that are all fill left out; the index.
 
-    Chunks lie in order of the axes, but that some of neighbouring examples (:attr:`ArrayLayout.together`) lie side by
-    side at each place of the second axis.
-
-    Parameters
-    ----------
-    layout
-        Of the array.
-    values
-        Of the shard's examples, or of more.
-    pool
-        Of :func:`encoders`. Not the main thread: there Blosc brings threads of its own, and the order of its blocks is
-        theirs.
-    shard
-        Which shard of the values.
-
-    Returns
-    -------
-    ShardFile
-        Of pieces that are encoded as they are asked for, the encoders ahead.
+    Chunks lie in order of the axes, except that some of neighbouring examples (:attr:`ArrayLayout.together`) lie side
+    by side at each place of the second axis. Pieces are encoded as they are asked for, the encoders ahead: those of
+    :func:`encoders`, not the main thread, where Blosc brings threads of its own and the order of its blocks is theirs.
     """
     encode = partial(encode_part, layout, values, shard * layout.grid[0])
     return shard_file(layout, lambda: pool.map(encode, parts_of(layout)))

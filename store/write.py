@@ -47,12 +47,7 @@ Encoded = dict[str, ShardFile]
 def ensure_lake(location: str | os.PathLike[str], *, rebuild: bool = False) -> Store:
     """Open a lake for writing, creating it where there is none. Call it under :func:`store.claim.lake_lock`.
 
-    Parameters
-    ----------
-    location
-        Folder or URL.
-    rebuild
-        Write the lake's own document again if it is damaged.
+    With ``rebuild`` the lake's own document is written again if it is damaged.
 
     Raises
     ------
@@ -182,19 +177,9 @@ class RunWriter:
         return self.layout.empty(rows.stop - rows.start)
 
     def encode(self, shard: int, values: Mapping[str, np.ndarray | BlockArray]) -> Encoded:
-        """Compress what one shard is to hold, on all cores.
+        """Compress for :meth:`write_encoded` what one shard is to hold, on all cores.
 
-        Parameters
-        ----------
-        shard
-            Its number.
-        values
-            One array per sharded variable, with the shard's examples first.
-
-        Returns
-        -------
-        dict
-            For :meth:`write_encoded`.
+        ``values`` has an array for each sharded variable, with the shard's examples first.
 
         Raises
         ------

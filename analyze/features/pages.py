@@ -46,7 +46,7 @@ def feature_pages(sae: xr.Dataset, run: xr.Dataset, model: xr.Dataset, *, tokens
     model
         Its read-out, from ``lake.model``.
     tokens
-        Tokens told of what a feature adds to and takes from.
+        How many tokens are named that a feature adds most to, and takes most from.
 
     Returns
     -------

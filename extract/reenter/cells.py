@@ -37,27 +37,11 @@ class Cells:
         self, interventions: Sequence[Intervention], labels: Mapping[str, Any], counted: np.ndarray, *,
         answer: np.ndarray | None = None, where: Sequence[str] = (), against: str = "",
     ) -> str:  # fmt: skip
-        """Add a condition.
+        """Add a condition with these coordinates, and return its name (:func:`name_of`).
 
-        Parameters
-        ----------
-        interventions
-            All done at once.
-        labels
-            Coordinates of the condition, see :func:`name_of`.
-        counted
-            Examples ``(tried,)`` of which something is said.
-        answer
-            Answers ``(tried,)`` that are wanted.
-        where
-            Positions at which only the counted examples are changed.
-        against
-            Name of the condition that this one is tested against.
-
-        Returns
-        -------
-        str
-            Name of the condition.
+        Something is said of the ``counted`` examples ``(tried,)``, of which alone the positions in ``where`` are
+        changed. ``answer`` ``(tried,)`` is wanted of them; ``against`` names the condition that this one is tested
+        against.
         """
         name = name_of(labels)
         masks = dict.fromkeys(where, counted)

@@ -43,14 +43,12 @@ def draw_answers(
 
     Parameters
     ----------
-    reasoner, flight, state
-        Model, batch and state ``(row, hidden)`` before the answer.
+    state
+        ``(row, hidden)``.
     keys
         What the draws of each row depend on, beside the seed.
     n_new
         Longest answer.
-    draws
-        How many, and how.
     cost
         What is fed is added to it.
     n_together

@@ -29,22 +29,16 @@ SAME = (0.0, 0.0, 0.0, 1.0, 0.0)
 def observe_states(
     reasoner: Reasoner, untouched: Sequence[Tensor], changed: Mapping[int, Tensor], source: Tensor
 ) -> np.ndarray:
-    """Compare states place by place.
+    """Compare states place by place: (condition, measure, offset, example), measures in order of :data:`OBSERVED`.
 
     Parameters
     ----------
-    reasoner
-        Model whose unembedding reads the states.
     untouched
         States ``(example, hidden)`` at each offset from ``bot``.
     changed
         States ``(row, hidden)`` at some offsets; those before are as they were. Rows are conditions times examples.
     source
         Example of each row.
-
-    Returns
-    -------
-    (condition, measure, offset, example), measures in order of :data:`OBSERVED`
     """
     n_example = len(untouched[0])
     n_condition = len(source) // n_example

@@ -60,13 +60,7 @@ def state_error(expected: Array, computed: Array) -> Array:
     square of the smallest nine tenths of ``expected``. A model's few huge components thereby count as any other does:
     neither do they hide an error of the rest, nor is their own rounding taken for one.
 
-    Parameters
-    ----------
-    expected, computed : (..., hidden)
-
-    Returns
-    -------
-    (...), float64; infinite where ``computed`` is not finite.
+    (..., hidden) to (...), float64; infinite where ``computed`` is not finite.
     """
     size = np.abs(expected.astype("float64"))
     n_typical = max(1, int(TYPICAL * size.shape[-1]))
@@ -82,13 +76,7 @@ def state_error(expected: Array, computed: Array) -> Array:
 def attention_error(expected: Array, computed: Array) -> Array:
     """Share of attention that lies elsewhere: half the sum of ``|computed - expected|`` over keys, from 0 to 1.
 
-    Parameters
-    ----------
-    expected, computed : (..., key_position)
-
-    Returns
-    -------
-    (...), float64; infinite where ``computed`` is not finite.
+    (..., key_position) to (...), float64; infinite where ``computed`` is not finite.
     """
     with np.errstate(invalid="ignore"):
         moved = np.abs(computed.astype("float64") - expected).sum(-1) / 2
@@ -109,16 +97,8 @@ def up_to_turn(reasoner: Reasoner | OwnModel, errors: Mapping[str, Array], bot: 
     Rounding grows in some: probabilities move further than states, from thought to thought, and where two words at a
     bound of the mixture are all but equally likely one is in it and the other not, as an answer may go on otherwise.
 
-    Parameters
-    ----------
-    reasoner
-        Of the example.
-    errors
-        Of :func:`error_of`, by variable.
-    bot
-        Which of the positions ``bot`` is.
-    bound
-        Difference of a fed vector that is more than rounding.
+    ``errors`` are those of :func:`error_of`, by variable; ``bot`` is the number of that position; a fed vector that
+    differs by more than ``bound`` differs by more than rounding.
     """
     off = errors["latent_embedding"][0, 0] > bound
     if reasoner.protocol.fed != "mixture" or not off.any():
@@ -176,22 +156,10 @@ def allowed(calibrated: float, floor: float, ceiling: float = np.inf) -> float:
 
 
 def kept(thinking: Thinking, row: int, n_token: int, n_middle: int, n_answer: int, captured: str) -> dict[str, Array]:
-    """One row's arrays, cut to its own places.
+    """Arrays of one row of a batch, cut to its own places.
 
-    Parameters
-    ----------
-    thinking
-        With states.
-    row
-        Of the batch.
-    n_token
-        Length of its prompt, BOT included.
-    n_middle
-        Places from ``bot`` up to the answer.
-    n_answer
-        Answer places to keep.
-    captured
-        Positions: ``latent`` or ``full``.
+    These are ``n_token`` of its prompt, BOT included, ``n_middle`` from ``bot`` up to the answer, and ``n_answer`` of
+    the answer; ``captured`` is ``latent`` or ``full``.
     """
     first = thinking.n_before - n_token + 1
     keys = slice(first, thinking.n_before + n_middle + n_answer)

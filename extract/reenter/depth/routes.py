@@ -102,21 +102,17 @@ def answer_routes(
     Parameters
     ----------
     reasoner
-        Model, in session.
+        In session.
     prompts
         Of the batch, with the marker.
     routes
-        Which; those of one marker and series together, in order of their thoughts.
-    pause : (hidden,)
-        The pause vector.
+        Those of one marker and series together, in order of their thoughts.
+    pause
+        Vector ``(hidden,)``.
     asked
         Answers whose log probability is asked, of all examples; the batch's are ``batch``.
-    n_new
-        Longest answer.
     draws
-        Answers drawn on the routes of the model's own thoughts with markers.
-    n_together
-        Samples written side by side.
+        Of the routes of the model's own thoughts with markers; ``n_together`` samples are written side by side.
     cost
         What is fed is added to it.
 

@@ -54,28 +54,9 @@ def train_interchange(
 ) -> Fit:
     """Train an orthonormal basis for interchange at a place (distributed alignment search).
 
-    Pairs of an example and a donor are drawn from the half of the problems that fits are made on; the loss is the
-    negative log probability of the answer that the example's chain comes to with the donor's result.
-
-    Parameters
-    ----------
-    trial
-        Run in two halves.
-    place
-        Site, layer, position, and the step whose result is exchanged.
-    rank
-        Of the subspace.
-    n_step, batch
-        Steps of training, and examples in each.
-    seed
-        Of the first basis and of the pairs.
-    report
-        Called with steps done and steps in all.
-
-    Returns
-    -------
-    Fit
-        With exactly ``rank`` vectors; the first k of them mean nothing by themselves.
+    Pairs of an example and a donor are drawn from the half of the problems that fits are made on, ``batch`` for each
+    of ``n_step`` steps. The loss is the negative log probability of the answer that the example's chain comes to with
+    the donor's result. The fit has exactly ``rank`` vectors; the first k of them mean nothing by themselves.
 
     References
     ----------
