@@ -25,12 +25,6 @@ def arm(
 
     Parameters
     ----------
-    armed
-        Takes the changes.
-    intervention
-        What to change.
-    values
-        Of the run.
     rows
         Rows ``(example,)`` of the run.
     batch_rows

@@ -77,12 +77,7 @@ def _column(values: Sequence[Any]) -> np.ndarray:
 def spared(p: Sequence[float], drop: Sequence[float], counts: Sequence[int]) -> int:
     """Most thoughts that can be taken away before accuracy falls: significantly, by Holm over the counts.
 
-    Parameters
-    ----------
-    p, drop
-        Of each count, against the untouched run.
-    counts
-        How many thoughts are taken away, ascending.
+    ``p`` and ``drop`` are those of each count, ascending, against the untouched run.
     """
     corrected = adjust(p)
     lost = (corrected < 0.05) & (np.asarray(drop) > 0)
@@ -95,12 +90,7 @@ def spared(p: Sequence[float], drop: Sequence[float], counts: Sequence[int]) -> 
 def with_spared(out: xr.Dataset, within: Sequence[str]) -> xr.Dataset:
     """Add ``n_spared(condition)``: of each series of ``n_thought``, how many can be taken away.
 
-    Parameters
-    ----------
-    out
-        With ``p`` and ``drop`` of every condition against the untouched run.
-    within
-        Labels that agree within a series.
+    The labels ``within`` agree in a series; ``p`` and ``drop`` of every condition are against the untouched run.
     """
     series: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
     for index, n in enumerate(out["n_thought"].values.tolist()):

@@ -41,8 +41,6 @@ def ablate(target: Target, settings: AblateSettings | None = None) -> xr.Dataset
 
     Parameters
     ----------
-    target
-        Run and model.
     settings
         By default both sites, each layer alone and all at once, zero and the position's mean.
 
@@ -165,8 +163,6 @@ def corrupt(target: Target, settings: CorruptSettings | None = None) -> xr.Datas
 
     Parameters
     ----------
-    target
-        Run and model.
     settings
         By default every corruption of the vectors fed, each thought alone and all together.
 

@@ -39,8 +39,6 @@ def cut_edges(target: Target, settings: CutEdgesSettings | None = None) -> xr.Da
 
     Parameters
     ----------
-    target
-        Run and model.
     settings
         By default everywhere, with the hub of :func:`find_hub`.
 

@@ -50,8 +50,6 @@ def ablate_heads(
 
     Parameters
     ----------
-    target
-        Run and model.
     settings
         By default the best 1, 2, 5 and 10 by the composite score are set to zero from ``bot`` to ``eot``.
     ranking

@@ -134,10 +134,7 @@ class Patcher(Editor):
 def difference(reasoner: Reasoner, asked: Asked, editor: Editor | None, cache: KeyValues | None = None) -> Tensor:
     """Logit difference ``(row,)`` of the two answers, through question, thoughts and what both answers begin with.
 
-    Parameters
-    ----------
-    cache
-        That of the questions up to the place before ``bot``, where it is known.
+    ``cache`` is that of the questions up to the place before ``bot``, where it is known.
     """
     room = reasoner.places.n_middle + asked.tokens.shape[1]
     known = cache is not None

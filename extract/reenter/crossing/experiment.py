@@ -30,8 +30,6 @@ def cross(target: Target, settings: CrossSettings | None = None) -> xr.Dataset:
 
     Parameters
     ----------
-    target
-        Run and model.
     settings
         By default the fed vectors, and the output of every block alone and of all at once, each thought alone and all
         together.
@@ -130,13 +128,8 @@ def _answers_of_donors(target: Target, conditions: Sequence[Condition], twins: n
 def with_crossed(out: xr.Dataset, seed: int) -> xr.Dataset:
     """Add what thoughts of each outcome make of problems of each outcome, and tests of one against the other.
 
-    Parameters
-    ----------
-    out
-        With ``correct`` and ``follows(condition, example)`` and coordinates ``site``, ``layer``, ``group``, ``donor``
-        and ``control`` along ``condition``, the untouched run first.
-    seed
-        Of the bootstrap.
+    ``out`` has ``correct`` and ``follows(condition, example)`` and coordinates ``site``, ``layer``, ``group``,
+    ``donor`` and ``control`` along ``condition``, the untouched run first.
     """
     correct, follows, problem = out["correct"].values, out["follows"].values, problem_of(out)
     labels = list(zip(*(out[name].values.tolist() for name in ("site", "layer", "group")), strict=True))

@@ -46,13 +46,6 @@ def decode(target: Target, settings: DecodeSettings | None = None) -> xr.Dataset
     it was not trained on. A decoder knows what steps look like without any thought, so beside each share stands that
     of another problem's step in the same text, and that of a decoder trained on shuffled thoughts.
 
-    Parameters
-    ----------
-    target
-        Run and model; the vectors are the lake's.
-    settings
-        Which decoder, which thoughts, and how long a step may be.
-
     Returns
     -------
     xr.Dataset

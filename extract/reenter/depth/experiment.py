@@ -32,8 +32,6 @@ def think_to_depth(target: Target, settings: DepthSettings | None = None) -> xr.
 
     Parameters
     ----------
-    target
-        Run and model.
     settings
         By default every series of :class:`extract.reenter.depth.routes.Route`, with markers and without, to three times
         the trained number of thoughts.

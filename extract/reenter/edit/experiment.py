@@ -27,13 +27,6 @@ def edit(target: Target, settings: EditSettings | None = None) -> xr.Dataset:
     What a method needs is fitted on one half of the problems; the other half is edited. Edits count where the model
     answers rightly and the rest of the chain makes another answer of the value.
 
-    Parameters
-    ----------
-    target
-        Run and model.
-    settings
-        What is written, where, how, and what is done besides.
-
     Returns
     -------
     xr.Dataset

@@ -45,13 +45,6 @@ def feature_effects(target: Target, settings: FeatureEffectSettings | None = Non
     example: the cost grows with the number of codes that are not zero. The controls are random directions as long as
     the decoder's with the same code; they move the state as far.
 
-    Parameters
-    ----------
-    target
-        Run and model.
-    settings
-        Which dictionary, features and places.
-
     Returns
     -------
     xr.Dataset

@@ -60,8 +60,6 @@ def thought_graph(target: Target, settings: GraphSettings | None = None) -> xr.D
 
     Parameters
     ----------
-    target
-        Run and model.
     settings
         By default every fed vector is set to its mean, exchanged for another problem's, and changed by noise.
 
@@ -266,15 +264,8 @@ def _otherwise(target: Target, answers: np.ndarray) -> np.ndarray:
 def by_edge(measured: Mapping[str, np.ndarray], changes: Iterable[Any], labels: Mapping[str, list[str]]) -> np.ndarray:
     """Measures ``(operation, effect, source, target, measure, example)``; NaN where there can be no edge.
 
-    Parameters
-    ----------
-    measured
-        Measures ``(target, measure, example)`` by the name of a change.
-    changes
-        Each with ``name``, ``operation``, ``effect``, ``source`` and ``targets`` (places among the nodes); those of no
-        operation are left out.
-    labels
-        Operations, effects, sources and targets.
+    ``measured`` has ``(target, measure, example)`` by the name of a change. A change has ``name``, ``operation``,
+    ``effect``, ``source`` and ``targets`` (places among the nodes); those of no operation are left out.
     """
     n_measure, n_example = next(iter(measured.values())).shape[1:]
     values = np.full((*(len(axis) for axis in labels.values()), n_measure, n_example), np.nan)

@@ -49,17 +49,7 @@ def step_bounds(reasoner: Reasoner, tokens: Sequence[int]) -> list[int]:
 def written_chains(target: Target, names: Sequence[str] | None) -> tuple[list[str], WrittenChains]:
     """Nodes of an explicit chain, and the answers that write all of them and end.
 
-    Parameters
-    ----------
-    target
-        Run of a model without thoughts, and the model.
-    names
-        ``step1``, ``step2``, ..; by default those that at least half of the answers write.
-
-    Returns
-    -------
-    tuple
-        Names in order, and the chains.
+    The nodes are named ``step1``, ``step2``, ..; by default they are those that at least half of the answers write.
 
     Raises
     ------

@@ -24,8 +24,6 @@ def sweep_grid(target: Target, settings: SweepSettings | None = None) -> xr.Data
 
     Parameters
     ----------
-    target
-        Run and model.
     settings
         By default zero at every layer's output and every thought, one at a time.
 

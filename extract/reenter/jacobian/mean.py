@@ -64,13 +64,6 @@ def mean_jacobian(target: Target, settings: JacobianSettings | None = None) -> x
     that feeds each thought from the state before. Cost: ``hidden`` backward passes for each state asked for and for
     each layer, for every batch of problems; memory: the result twice, and a batch.
 
-    Parameters
-    ----------
-    target
-        Run and model.
-    settings
-        What is differentiated by what, over how many problems.
-
     Returns
     -------
     xr.Dataset

@@ -23,8 +23,6 @@ def steer(target: Target, settings: SteerSettings | None = None) -> xr.Dataset:
 
     Parameters
     ----------
-    target
-        Run and model.
     settings
         By default ``correct-wrong`` at the middle layer; results of the lake are named as
         :func:`extract.reenter.steering.directions.stored_direction` reads them.

@@ -33,13 +33,6 @@ def subspaces(target: Target, settings: SubspaceSettings | None = None) -> xr.Da
     Subspaces are fitted on one half of the problems and tried on the other. Erasing puts the mean of the states there;
     exchanging puts a donor's part there, whose result is one that the rest of the chain can go on from.
 
-    Parameters
-    ----------
-    target
-        Run and model.
-    settings
-        Where, which subspaces, and their ranks.
-
     Returns
     -------
     xr.Dataset

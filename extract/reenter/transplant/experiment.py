@@ -36,12 +36,8 @@ def transplant(target: Target, settings: TransplantSettings, source: Target | No
 
     Parameters
     ----------
-    target
-        Run and model that take the values.
-    settings
-        Run that gives them, and where.
     source
-        The giving run and model, where they are at hand.
+        The run that gives the values and its model, where they are at hand; else the settings say which.
 
     Returns
     -------
