@@ -119,14 +119,9 @@ def compared(own: Triple, other: Triple, nothing: float, least: float = 0.0) -> 
 def beside(page: "Page", findings: Iterable[tuple["StoredResult", Sequence[Finding]]], form: str = "share") -> None:
     """Tell of each model's findings what its controls show, and list the numbers in a table.
 
-    Parameters
-    ----------
-    page
-        A model's sentence must have been said: what its controls show is added to it.
-    findings
-        Of each result of the section, controls' among them.
-    form
-        Kind of column that the numbers are, see :class:`analyze.page.Column`.
+    A model's sentence must have been said: what its controls show is added to it. ``findings`` are those of each result
+    of the section, controls' among them; ``form`` is the kind of column that the numbers are
+    (:class:`analyze.page.Column`).
     """
     given = list(findings)
     name = page.lay("controls", form)
@@ -157,16 +152,9 @@ def beside_pairs(
 ) -> None:
     """Tell of what two models have in common whether one of them and the other's control, or both controls, have it.
 
-    Parameters
-    ----------
-    page
-        A pair's sentence must have been said: what controls show is added to it.
-    findings
-        Of each pair of runs of the section, pairs with controls among them.
-    form
-        Kind of column that the numbers are, see :class:`analyze.page.Column`.
-    ordered
-        Whether a pair says something else the other way round.
+    A pair's sentence must have been said: what controls show is added to it. ``findings`` are those of each pair of
+    runs of the section, pairs with controls among them; ``ordered``: whether a pair says something else the other way
+    round.
     """
     given = list(findings)
     name = page.lay("controls", form)

@@ -12,16 +12,8 @@ LONGEST_NAME = 100
 def check_name(name: str, what: str, taken: Container[str] = (), cure: str = "") -> None:
     """Raise :class:`UsageError` unless something can be called so in a lake.
 
-    Parameters
-    ----------
-    name
-        The name.
-    what
-        What is called so, as ``"model"``.
-    taken
-        Names of what lies beside it.
-    cure
-        How it is given another name.
+    ``what`` is called so, as ``"model"``; ``taken`` are the names of what lies beside it; ``cure`` says how it is given
+    another name.
     """
     if name in taken:
         raise UsageError(f"{what} name {name!r} is that of something else in every lake; take another one{cure}")

@@ -163,12 +163,7 @@ def _drawn_mean(values: Array, seed: int, problem: ArrayLike | None, n_resample:
 class DrawnMean:
     """Mean over examples that come block by block, and over resamples of them, in memory that does not grow with them.
 
-    Parameters
-    ----------
-    shape
-        Of one example's values.
-    n_resample
-        How many resamples.
+    ``shape`` is that of one example's values.
     """
 
     def __init__(self, shape: tuple[int, ...], n_resample: int) -> None:
@@ -180,12 +175,8 @@ class DrawnMean:
     def add(self, values: Array, draws: Array) -> None:
         """Take a block of examples in.
 
-        Parameters
-        ----------
-        values : (..., example)
-            NaN: no value.
-        draws : (example, resample)
-            How often each is drawn, as of :func:`draw_counts`.
+        ``values`` (..., example), NaN: no value, and ``draws`` (example, resample), how often each is drawn
+        (:func:`draw_counts`).
         """
         flat = values.reshape(len(self._sum), values.shape[-1]).astype("float64")
         known = ~np.isnan(flat)

@@ -12,14 +12,7 @@ class BlockArray:
     Axes are as long as the longest question, so most of an array is fill: it takes no memory, and none of the time of
     those who encode it.
 
-    Parameters
-    ----------
-    shape
-        Examples first.
-    dtype
-        Of the values.
-    fill
-        What lies in no block.
+    ``shape`` has the examples first; ``fill`` is what lies in no block.
     """
 
     def __init__(self, shape: Sequence[int], dtype: Any, fill: Any) -> None:

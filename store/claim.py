@@ -92,12 +92,7 @@ class ShardClaim:
     and the kernel lets go of it when the process ends, however it ends. Object stores have no locks; there writers are
     kept apart by ``--shard I/N``, and two that meet all the same write the same bytes.
 
-    Parameters
-    ----------
-    path
-        Of :data:`CLAIMED`; ``None`` where there is no file system: the claim then always holds.
-    shard
-        Number of the shard.
+    ``path`` is that of :data:`CLAIMED`, or ``None`` where there is no file system: the claim then always holds.
     """
 
     def __init__(self, path: Path | None, shard: int) -> None:

@@ -76,14 +76,7 @@ class Stated:
 class HandedOut(BackendArray):
     """An array with values in the types that are handed out.
 
-    Parameters
-    ----------
-    guard, name
-        Where it is.
-    stated
-        By its document.
-    stored
-        Floats in the type they are stored in.
+    ``stated`` is what its document says; with ``stored`` floats keep the type they are stored in.
     """
 
     def __init__(self, guard: Guard, name: str, stated: Stated, *, stored: bool) -> None:

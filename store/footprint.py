@@ -16,12 +16,7 @@ SHARDS = 32
 def bytes_to_read(lake: Lake, run: str, part: xr.DataArray) -> int:
     """Bytes of the chunks of a store that hold a part of a run.
 
-    Parameters
-    ----------
-    lake, run
-        Where it is from.
-    part
-        An activation of the run, or some labels of it along its dims.
+    ``part`` is an activation of the run, or some labels of it along its dims.
 
     Returns
     -------

@@ -24,18 +24,8 @@ def is_plain(length: Any, size: int) -> Any:
 def read_part(file: int, offset: int, length: int, size: int, begin: int, part: np.ndarray) -> bool:
     """Fill an array with part of the content of a compressed chunk, unchecked; false: read the whole chunk instead.
 
-    Parameters
-    ----------
-    file
-        Descriptor.
-    offset, length
-        Where the chunk lies, its checksum included.
-    size
-        Bytes of the content.
-    begin
-        Where the part begins in the content.
-    part
-        Array to fill: (byte,).
+    The chunk lies at ``offset`` of the file descriptor, ``length`` long with its checksum; its content has ``size``
+    bytes, of which ``part`` (byte,) begins at ``begin``.
     """
     content = os.pread(file, HEADER_BYTES + 4 * MAX_BLOCKS, offset)
     header = np.frombuffer(content[:HEADER_BYTES], dtype="<u4")

@@ -23,14 +23,7 @@ PARTS = 2
 def copy_large(source: Store, target: Store, key: str, size: int) -> None:
     """Copy one file, some parts of it in memory at a time.
 
-    Parameters
-    ----------
-    source, target
-        Where it is, and where it goes; it appears there whole or not at all.
-    key
-        Its name in both.
-    size
-        Its size.
+    It appears in the target whole or not at all.
 
     Raises
     ------

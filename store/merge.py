@@ -123,16 +123,7 @@ def check_agreement(lakes: Sequence[Lake], runs: Sequence[str] | None = None) ->
 class _Files(Mapping[str, bytes]):
     """Files of a group, read when they are asked for and compared with their digests; its own document last.
 
-    Parameters
-    ----------
-    lake
-        Where they are.
-    group, kind
-        Its place, and whether it is of a run, a model or a result.
-    document
-        The group's own document, whole.
-    digests
-        SHA-256 of the others by key.
+    ``group`` is their place and ``kind`` what it is of (a run, a model or a result); ``digests`` are SHA-256 by key.
     """
 
     def __init__(self, lake: Lake, group: str, kind: str, document: bytes, digests: Mapping[str, str]) -> None:

@@ -90,14 +90,7 @@ class Written:
 class ProcessFile(ShardFile):
     """A shard's file that a process encodes and writes; what is known of it is known then.
 
-    Parameters
-    ----------
-    layout
-        Of the array.
-    values
-        Of the shard's examples; each block is let go of once it has been copied.
-    processes
-        Who writes.
+    Each block of ``values``, the shard's examples, is let go of once it has been copied.
     """
 
     def __init__(self, layout: ArrayLayout, values: BlockArray, processes: "FileProcesses") -> None:

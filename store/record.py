@@ -47,12 +47,7 @@ class ShardRecord:
 class RunRecord:
     """Keys of a run's record, below the run, and their content.
 
-    Parameters
-    ----------
-    layout
-        Of the run.
-    checksums
-        Whether the record has the checksums of chunks.
+    ``checksums``: whether the record has those of chunks.
     """
 
     def __init__(self, layout: RunLayout, *, checksums: bool) -> None:

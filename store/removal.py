@@ -32,12 +32,7 @@ class Removable:
 def select_removable(lake: Lake, words: list[str]) -> Removable:
     """What somebody wants to remove: damaged things can be named, too.
 
-    Parameters
-    ----------
-    lake
-        Where it lies.
-    words
-        Name of a run, model or result, or what else names one result, see :func:`store.select.select_result`.
+    ``words`` name a run, a model or a result, or are what else names one result (:func:`store.select.select_result`).
 
     Raises
     ------

@@ -24,14 +24,8 @@ def fits(result: Result, word: str) -> bool:
 def select_result(lake: Lake, words: Sequence[str], among: Sequence[Result] | None = None) -> Result:
     """The one result that every word fits.
 
-    Parameters
-    ----------
-    lake
-        Where it lies.
-    words
-        Name; or kind and run; or the beginning of a fingerprint.
-    among
-        Only these; all of the lake by default.
+    A word is the name, or kind and run, or the beginning of a fingerprint. ``among`` are the results to choose from;
+    all of the lake by default.
 
     Raises
     ------

@@ -57,14 +57,7 @@ class Known:
 class ShardedArray(BackendArray):
     """A sharded array on a local disk, for xarray to index lazily.
 
-    Parameters
-    ----------
-    guard
-        Of the run.
-    layout
-        Its shape, chunks, shards and codecs.
-    stored
-        Values in the type they are stored in; else float16 is widened to float32.
+    With ``stored`` values keep the type they are stored in; else float16 is widened to float32.
     """
 
     def __init__(self, guard: Guard, layout: ArrayLayout, *, stored: bool) -> None:

@@ -19,12 +19,8 @@ DOCUMENT_BYTES = 2**14
 def encoded_sizes(layout: RunLayout, values: Mapping[str, np.ndarray | BlockArray]) -> dict[str, int]:
     """Bytes of examples as they would be written, by variable, without the shards' indexes.
 
-    Parameters
-    ----------
-    layout
-        Axes of a run of just these examples.
-    values
-        One array per sharded variable, as :meth:`RunLayout.empty` makes them.
+    ``layout`` has the axes of a run of just these examples; ``values`` has one array for each sharded variable, as
+    :meth:`RunLayout.empty` makes them.
     """
     sizes = {}
     with encoders() as pool:

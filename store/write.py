@@ -213,12 +213,7 @@ class RunWriter:
     def write_encoded(self, shard: int, encoded: Encoded) -> int:
         """Write, make durable, record and commit one shard; one that is there is replaced at once, by a whole one.
 
-        Parameters
-        ----------
-        shard
-            Its number.
-        encoded
-            From :meth:`encode`.
+        ``encoded`` is from :meth:`encode`.
 
         Returns
         -------

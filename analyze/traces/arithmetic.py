@@ -125,18 +125,8 @@ def written_step(expression: str, result: float) -> Step | None:
 def trees(question: str, read: Sequence[float], places: Sequence[str], answer: float, n_operand: int = 2) -> Trees:
     """The best trees of a problem.
 
-    Parameters
-    ----------
-    question
-        Its text.
-    read
-        Number read at each thought in their order, NaN: none.
-    places
-        Names of these thoughts.
-    answer
-        The model's; NaN: none, and there is no tree.
-    n_operand
-        Most operands of a step, 2 or 3.
+    ``read`` is the number read at each thought in their order (NaN: none), ``places`` are the thoughts' names,
+    ``answer`` is the model's (NaN: none, and there is no tree). A step has ``n_operand`` operands at most, 2 or 3.
     """
     if not np.isfinite(answer):
         return Trees([], False)

@@ -24,12 +24,7 @@ def telling(data: xr.Dataset) -> list[int]:
 def plot_trees(data: xr.Dataset, *, ax: Any) -> Any:
     """What each thought of some problems reads as, and the tree: framed what it uses, arrows from operand to result.
 
-    Parameters
-    ----------
-    data
-        Examples of :func:`analyze.traces.traces.traces`, at one layer.
-    ax
-        Where it is drawn.
+    ``data`` are examples of :func:`analyze.traces.traces.traces`, at one layer.
     """
     places = [*map(str, data["position"].values), "answer"]
     for row in range(data.sizes["example"]):

@@ -53,14 +53,7 @@ class Way(NamedTuple):
 def ways_read(graph: Graph, read: Sequence[Sequence[str]], places: Sequence[str], answer: str) -> list[Way]:
     """Ways from the root to an answer that are read at neighbouring thoughts, in the order of their nodes.
 
-    Parameters
-    ----------
-    read
-        Names of nodes read at each thought, in the order of the thoughts.
-    places
-        Names of these thoughts.
-    answer
-        Node that the model answers with.
+    ``read`` are the names of nodes read at each thought, in order, and ``places`` the thoughts' names.
     """
     ways: dict[tuple[str, ...], Way] = {}
 

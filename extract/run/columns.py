@@ -24,16 +24,8 @@ def extra_columns(
 ) -> tuple[Columns, list[str]]:
     """Fields of which every row has one plain value of one type, and what is to be said of the others.
 
-    Parameters
-    ----------
-    rows
-        Fields of each problem.
-    consumed
-        Fields that are used otherwise.
-    silent
-        Fields of which nothing is said where they become no column.
-    own
-        Names of columns that there are already.
+    Fields in ``consumed`` are used otherwise; of those in ``silent`` nothing is said where they become no column;
+    ``own`` are the names of columns that there are already.
     """
     columns: Columns = {}
     left_out, renamed, as_text = [], [], []

@@ -191,14 +191,8 @@ def read_golds(
 ) -> tuple[AnswerKind, list[str]]:
     """Kind of a data file's answers, and all of them as they are stored.
 
-    Parameters
-    ----------
-    answers
-        As the file has them; truth values, numbers or texts.
-    places
-        Where each is, as errors name it.
-    kind
-        ``auto``: the one that their form shows.
+    ``answers`` are truth values, numbers or texts; ``places`` say where each is, as errors name it; the kind ``auto``
+    is the one that their form shows.
 
     Raises
     ------

@@ -90,16 +90,7 @@ class Plan:
 def plan(prepared: Prepared, lake: str | os.PathLike[str]) -> Plan:
     """Plan a run: lay it out, think through two batches or more, encode them in memory, and reckon up the rest.
 
-    Parameters
-    ----------
-    prepared
-        From :func:`extract.run.extract.prepare`.
-    lake
-        Folder or URL that is to take it; nothing is written.
-
-    Returns
-    -------
-    Plan
+    ``lake`` is the folder or URL that is to take it; nothing is written.
     """
     layout, spec = prepared.layout, prepared.spec
     resident = psutil.Process().memory_info().rss
@@ -182,14 +173,8 @@ def _think_through(
 def entries(prepared: Prepared, n_prompt: np.ndarray, n_answer: np.ndarray) -> Mapping[str, np.ndarray]:
     """Entries of each variable that exist, by example; of the small columns, rows.
 
-    Parameters
-    ----------
-    prepared
-        The run.
-    n_prompt : (example,)
-        Tokens of each question, BOT included.
-    n_answer : (example,)
-        Tokens of each answer, end token included.
+    ``n_prompt`` (example,) are the tokens of each question, BOT included, ``n_answer`` (example,) those of each answer,
+    end token included.
     """
     layout = prepared.layout
     position = n_prompt + layout.places.n_middle - 1 + n_answer

@@ -160,15 +160,7 @@ def row_bytes(prepared: Prepared, longest: int, dtype: str | None = None) -> int
 
 
 def held_bytes(prepared: Prepared, shard_examples: int) -> int:
-    """Bytes of the fullest shard before it is encoded: its batches, each as wide as its longest question.
-
-    Parameters
-    ----------
-    prepared
-        Any layout will do.
-    shard_examples
-        Examples of a shard.
-    """
+    """Bytes of the fullest shard before it is encoded: its batches, each as wide as its longest question."""
     every = range(len(prepared.prompts))
     shards = (every[start : start + shard_examples] for start in every[::shard_examples])
     return max(
