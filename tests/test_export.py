@@ -10,6 +10,7 @@ from synthetic import make_model, make_run, write_run
 
 import lake as command_line
 from analyze.query import export as exporting
+from schemas import UsageError
 from store import Lake, open_lake
 
 RUN = "made-up/problems"
@@ -97,6 +98,24 @@ def test_what_cannot_be_written_leaves_no_file(write):
     code, _, _, said = write("nc", "hidden_state", "--stored")
     assert code == 2
     assert "float16" in said.err
+
+
+def test_a_format_holds_a_column_as_it_is_or_is_refused(tmp_path, capsys):
+    big = xr.Dataset({"big": ("example", np.arange(12, dtype="uint64") + 2**63)})
+    exporting._write_safetensors(big, tmp_path / "a.safetensors", lambda done, total: None)
+    with safe_open(tmp_path / "a.safetensors", "np") as found:
+        np.testing.assert_array_equal(found.get_tensor("big"), big["big"])
+    with pytest.raises(UsageError, match="netCDF cannot hold big: .* name another format"):
+        exporting._write_netcdf(big, tmp_path / "a.nc", lambda done, total: None)
+    run = make_run()
+    run["question"][3] = "How many?\0"
+    write_run(tmp_path / "a.lake", run, make_model())
+    for ending, words in (("npz", "texts of question end in NUL"), ("nc", "end in NUL"), ("safetensors", "")):
+        with pytest.raises(SystemExit):
+            command_line.main(["export", str(tmp_path / "a.lake"), RUN, "--variable", "question",
+                               "--to", str(tmp_path / f"b.{ending}")])  # fmt: skip
+        assert words in capsys.readouterr().err
+    assert [path.name for path in tmp_path.glob("b.*")] == ["b.safetensors"]
 
 
 @pytest.mark.parametrize(("place", "problem"), [("/dev/null/a.npz", "name another place"), ("here", "inside the lake")])

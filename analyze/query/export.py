@@ -20,9 +20,12 @@ from store import Lake
 BLOCK_EXAMPLES = 256
 """Examples that are read together: as many as a chunk of states holds."""
 SAFETENSORS = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "uint8": "U8", "bool": "BOOL",
+    "float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
+    "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
 """What the format calls a type."""
+CUT = (".npz", ".nc")
+"""Formats whose texts are of one width, filled up with NUL."""
 
 
 def export(
@@ -87,6 +90,9 @@ def export(
             raise UsageError(f"{run} feeds a vector at {', '.join(run_data['latent'].values)}, not {positions[0]}")
         data = data.sel(latent=latents)
     data = data.drop_vars([name for name, coord in data.coords.items() if not set(coord.dims) <= set(data.dims)])
+    texts = [name for name, variable in data.variables.items() if variable.dtype == object] if to.suffix in CUT else []
+    if cut := [str(name) for name in texts if any(text.endswith("\0") for text in data[name].values.flat)]:
+        raise UsageError(f"{to}: texts of {', '.join(cut)} end in NUL, which {to.suffix} cuts off; name another format")
     if stored and to.suffix == ".nc":
         raise UsageError(f"{to}: netCDF has no float16; leave --stored out, or name another format")
     with ExitStack() as stack:
@@ -148,7 +154,11 @@ def _write_safetensors(data: xr.Dataset, path: Path, progress: Progress) -> None
 
 
 def _write_netcdf(data: xr.Dataset, path: Path, progress: Progress) -> None:
-    data.to_netcdf(path)
+    try:
+        data.to_netcdf(path)
+    except ValueError as error:  # of version 3, which scipy writes, whole numbers have 32 bits
+        reason = str(error).partition(". ")[0]
+        raise UsageError(f"netCDF cannot hold {', '.join(map(str, data))}: {reason}; name another format") from error
 
 
 def _write_parquet(data: xr.Dataset, path: Path, progress: Progress) -> None:
