@@ -83,6 +83,13 @@ def test_questions_that_would_be_asked_without_a_part_are_refused(tmp_path, row,
 def test_what_a_question_may_need_and_does_not_ask_is_told(tmp_path):
     problems = read_problems(written(tmp_path / "d.json", [{"question": "Is it?", "passage": "..", "answer": True}]))
     assert "fields that are not asked, though a question may need them: passage" in problems.notes
+    row = {
+        "Question": "He has number0 books . How many ?",
+        "Numbers": "3",
+        "Answer": 3,
+        "Body": "He has number0 books ,",
+    }
+    assert not [note for note in read_problems(written(tmp_path / "m.json", [row])).notes if "Body" in note]
 
 
 def test_the_same_rows_from_every_kind_of_file(tmp_path):

@@ -349,8 +349,9 @@ def test_special_tokens_in_questions_are_told() -> None:
     reasoner = load_reasoner("small-gpt2")
     known = "Tom has 3 apples."
     assert reasoner.marks_in([known]) == ()
-    (note,) = reasoner.marks_in([known, "日本", "Tom has 3<eos> apples."])
-    assert note == "special tokens stand in 2 of 3 questions and are read as such, not as text: <eos>, <unk>"
+    lost, note = reasoner.marks_in([known, "日本", "Tom has 3<eos> apples.", "Tom has <unk>."])
+    assert lost == "1 of 4 questions have words that the tokenizer does not know; the model reads <unk> in their place"
+    assert note == "special tokens stand in 2 of 4 questions and are read as such, not as text: <eos>, <unk>"
     beginning = TemplateProcessing(single="<eos> $A", special_tokens=[("<eos>", 0)])
     reasoner.tokenizer.backend_tokenizer.post_processor = beginning
     assert reasoner.encode(known)[:2] != reasoner.encode(f"<eos>{known}")[:2] == [0, 0]

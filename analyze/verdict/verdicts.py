@@ -120,7 +120,8 @@ def missing(lake: Lake, verdicts: Found) -> list[dict[str, str]]:
                 command = typed(lake, line(kind, options), lake.location, runs) or NO_WAY_BACK
                 if there := stored(lake, verdicts.run, kind):
                     made = there.describe(lake.location)
-                    command += f" ({there.name} has none: {made}; at least {LEAST_N} problems are needed)"
+                    needed = f"{LEAST_N} problems are needed that it tells of: answered rightly, or with steps to read"
+                    command += f" ({there.name} has none: {made}; {needed})"
                 rows.append({"question": question, "method": method, "command": command})
     return rows
 

@@ -133,20 +133,25 @@ class Wording:
     def marks_in(self, questions: Sequence[str]) -> tuple[str, ...]:
         """What is to be said of special tokens that questions hold, which the model reads as such and not as text.
 
-        One stands for what the tokenizer does not know; others come with chat templates.
+        Some come with chat templates; one stands for what the tokenizer does not know, which is told apart.
         """
         texts = [self.question_text(text) for text in ("", *questions)]
         protocol, *rows = (set(row) & set(self.tokenizer.all_special_ids) for row in self.tokenize(texts))
         held = [marks - protocol for marks in rows]
+        unknown, name = self.tokenizer.unk_token_id, str(self.tokenizer.unk_token)
+        lost = [unknown in marks and name not in text for marks, text in zip(held, questions, strict=True)]
+        held = [marks - {unknown} if is_lost else marks for marks, is_lost in zip(held, lost, strict=True)]
+        notes = [f"{sum(lost)} of {len(rows)} questions have words that the tokenizer does not know; the model reads"
+                 f" {name} in their place"] if any(lost) else []  # fmt: skip
         if not (n_held := sum(map(bool, held))):
-            return ()
+            return tuple(notes)
         names = ", ".join(map(str, self.tokenizer.convert_ids_to_tokens(sorted(set().union(*held)))))
         note = f"special tokens stand in {n_held} of {len(rows)} questions and are read as such, not as text: {names}"
         first = [] if self.in_template else self.tokenizer("", add_special_tokens=True)["input_ids"][:1]
         if twice := sum(row[:1] == first for row in self.tokenize(texts[1:])) if first else 0:
             name = self.tokenizer.convert_ids_to_tokens(first)[0]
             note += f"; {twice} begin with {name}, which the tokenizer puts there, too: it stands there twice"
-        return (note,)
+        return (*notes, note)
 
     def question_text(self, question: str) -> str:
         """A question as the official code of the protocol reads it."""

@@ -4,7 +4,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -136,7 +136,8 @@ def read_problems(
     consumed = {*form.needs, "full_answer", "clean", "corrupted", *(GRAPH_FIELDS if "distractor" in columns else ())}
     extra, more = extra_columns([problem.row for problem in problems], consumed, CHAIN_FIELDS, columns)
     columns |= extra
-    if beside := sorted(_OFTEN_ASKED & {key for problem in problems for key in problem.row}.difference(consumed)):
+    unasked = {key for problem in problems for key in problem.row}.difference(consumed)
+    if beside := sorted(key for key in _OFTEN_ASKED & unasked if not _stands_in(key, form.needs, problems)):
         more.append(f"fields that are not asked, though a question may need them: {', '.join(beside)}")
     content = {key: json_value(np.asarray(values, dtype=object)) for key, (_, values) in columns.items()}
     return Problems(
@@ -199,6 +200,15 @@ def _read(read: Read, problem: _Problem) -> Any:
         return read(problem.row)
     except ValueError as error:
         raise UsageError(f"{problem.where} has {error}") from error
+
+
+def _stands_in(key: str, needs: Iterable[str], problems: Sequence[_Problem]) -> bool:
+    """Whether a field's text is part of what is asked in every problem, as MAWPS's ``Body`` is of its ``Question``."""
+    for row in (problem.row for problem in problems if key in problem.row):
+        text = str(row[key]).strip(" ,.")
+        if not text or not any(text in str(row.get(need, "")) for need in needs):
+            return False
+    return True
 
 
 def _question(question: Any, where: str) -> str:

@@ -199,8 +199,11 @@ def read_golds(
     UsageError
         If one is not of the kind; if some could be numbers and others not, or they are sentences with a number in them.
     """
-    hint = ""
-    if kind == "auto":
+    hint = (
+        f"; --answer says that they are of the kind {kind}, and text takes any" if kind not in ("auto", "text") else ""
+    )
+    auto = kind == "auto"
+    if auto:
         kind = _plain_kind(answers) or "number"
         others = ", ".join(kind for kind in KINDS if kind != "number")
         hint = f"; if the answers are not numbers, say with --answer which they are ({others})"
@@ -210,7 +213,7 @@ def read_golds(
             golds.append(read_gold(answer, kind))
         except ValueError as error:
             raise UsageError(f"{where} has the answer {str(answer)[-40:]!r}, {error}{hint}") from error
-    for answer, where in zip(answers, places, strict=True) if hint and kind == "number" else ():
+    for answer, where in zip(answers, places, strict=True) if auto and kind == "number" else ():
         if isinstance(answer, str) and len(answer.split()) > 3 and not _RESULT.search(answer):
             raise UsageError(
                 f"{where} has the answer {answer[-40:]!r}, which could be a number or a text; say with --answer"
