@@ -40,7 +40,7 @@ def info(settings: InfoSettings, shell: Shell) -> Output:
 
 def lake_tables(path: str, described: Mapping[str, Any]) -> list[Printed]:
     """Runs, models and results of a lake."""
-    return [
+    tables: list[Table] = [
         Table(
             title=f"runs of {path}",
             columns=["run", "examples", "shards", "capture", "dtype", "weights", "data", "code", "fingerprint"],
@@ -69,6 +69,8 @@ def lake_tables(path: str, described: Mapping[str, Any]) -> list[Printed]:
             ],
         ),
     ]
+    there: list[Printed] = [table for table in tables if table.rows]
+    return there if described["results"] else [*there, "no results yet: lake analyze and lake reenter make them"]
 
 
 def standing(result: Mapping[str, Any], runs: Mapping[str, Any]) -> str:

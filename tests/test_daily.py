@@ -6,6 +6,7 @@ import re
 from importlib.metadata import version
 from io import StringIO
 
+import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
@@ -15,6 +16,7 @@ import lake as command_line
 from extract.small_models.problems import make_pairs, write_pairs
 from lake import printing
 from schemas import FORMAT_VERSION, Intervention, UsageError, nearest
+from schemas.csv_files import plain_numbers
 from store import open_lake, remove, select_removable, verify
 from store.claim import CLAIMED, ShardClaim
 from store.info import describe_results
@@ -264,3 +266,15 @@ def test_a_shell_completes_commands_choices_lakes_runs_and_results(made, analyse
     with pytest.raises(SystemExit) as left:
         command_line.main(["--install-completion"])
     assert left.value.code == 2
+
+
+def test_numbers_of_single_precision_have_no_noise_in_tables_and_all_others_stay():
+    kept = [0.1, 1 / 3, float("nan"), float("inf"), 1e300, -0.0, 2.0**53, 123456792.0, 5 / 8192, -0.375]
+    frame = pd.DataFrame({"x": [float(np.float32(0.3)), float(np.float32(-1e-7)), *kept], "name": "a", "n": 1})
+    before = frame.copy()
+    plain = plain_numbers(frame)
+    np.testing.assert_array_equal(plain["x"], [0.3, -1e-7, *kept])
+    pd.testing.assert_frame_equal(frame, before)
+    pd.testing.assert_frame_equal(plain[["name", "n"]], before[["name", "n"]])
+    empty = plain_numbers(frame.iloc[:0])
+    assert empty.empty

@@ -13,6 +13,7 @@ from analyze.places import both_names
 from analyze.report.sections import commands
 from analyze.report.svg import draw, draw_narrow, inline
 from schemas import LakeError, filled
+from schemas.csv_files import plain_numbers
 from schemas.naming import By
 from schemas.registry import foreign_failure
 from store.results import Result
@@ -63,7 +64,7 @@ class Writer:
     def table(self, table: Table) -> dict[str, Any]:
         """Write one table as CSV; its rows for the page."""
         stem = _stem(table.name)
-        table.frame.to_csv(self.folder / "tables" / f"{stem}.csv", index=False)
+        plain_numbers(table.frame).to_csv(self.folder / "tables" / f"{stem}.csv", index=False)
         self.n_table += 1
         shown = table.shown.to_dict("records")
         last = {column.key: _last(shown, column) if column.kind == "place" else "" for column in table.columns}
