@@ -13,6 +13,9 @@ from schemas import UnwritableLakeError
 from schemas.command import Shell
 from store.read import Lake
 
+ENDS = {"low": "lower end", "high": "upper end"}
+"""Of intervals, as names of variables end in them."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kept:
@@ -32,13 +35,24 @@ def keep(
     beside: Sequence[str] = (),
 ) -> Kept:  # fmt: skip
     """Store a result with the command that made it; that a lake cannot be written is said, and the result handed on."""
-    lost = False
+    lost, data = False, called(data)
     try:
         name = lake.write_result(kind, data, runs=list(runs), spec=dict(spec), command=shell.words(runs), beside=beside)
     except UnwritableLakeError as error:
         shell.note(str(error))
         name, lost = None, not error.read_only
     return Kept(kind=kind, data=data, spec=spec, name=name, lost=lost)
+
+
+def called(data: xr.Dataset) -> xr.Dataset:
+    """A result in which ends of intervals are called so, and not as what they were computed from."""
+    data = data.copy()
+    for name, values in data.data_vars.items():
+        of, _, end = str(name).rpartition("_")
+        if end in ENDS and of:
+            whole = data[of].attrs if of in data else {}
+            values.attrs = {**whole, "long_name": f"{ENDS[end]} of the interval: {whole.get('long_name', of)}"}
+    return data
 
 
 def working_folder(lake: Lake, name: str, run: str) -> Path | None:

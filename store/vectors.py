@@ -40,10 +40,11 @@ def stored_vectors(lake: Lake, run: str, name: str) -> xr.DataArray:
         result = lake.open_result(stored.name)
         array = selected(result[variable], f"{kind}:{variable}", labels)
         return array.sel(model=run) if "model" in array.dims else array
-    if kind not in by_kind():
+    known = list(dict.fromkeys([*(result.kind for result in lake.results()), *by_kind()]))
+    if kind not in known:
         raise UsageError(
-            f"direction {name!r}: there are no results of kind {kind!r}; there are {', '.join(by_kind())}"
-            + nearest(kind, list(by_kind()))
+            f"direction {name!r}: there are no results of kind {kind!r}; there are {', '.join(known)}"
+            + nearest(kind, known)
         )
     command = filled(line(kind), lake.location, [run])
     if others is not None:
@@ -51,7 +52,12 @@ def stored_vectors(lake: Lake, run: str, name: str) -> xr.DataArray:
             f"direction {name!r}: {kind} of {run} has no vectors {variable!r}; it has {', '.join(others) or 'none'}"
             + nearest(variable, list(others))
         )
-    raise UsageError(f"direction {name!r} was never computed for {run}; run {command} first")
+    how = f"run {command} first" if command else f"{kind} is of {', '.join(_runs_of(lake, kind))}"
+    raise UsageError(f"direction {name!r} was never computed for {run}; {how}")
+
+
+def _runs_of(lake: Lake, kind: str) -> list[str]:
+    return list(dict.fromkeys(run for result in lake.results(kind) for run in result.runs))
 
 
 def stored_direction(lake: Lake, run: str, name: str) -> xr.DataArray:

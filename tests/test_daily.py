@@ -20,6 +20,7 @@ from schemas.csv_files import plain_numbers
 from store import open_lake, remove, select_removable, verify
 from store.claim import CLAIMED, ShardClaim
 from store.info import describe_results
+from store.keeping import called
 
 
 @pytest.fixture(scope="module")
@@ -278,3 +279,21 @@ def test_numbers_of_single_precision_have_no_noise_in_tables_and_all_others_stay
     pd.testing.assert_frame_equal(plain[["name", "n"]], before[["name", "n"]])
     empty = plain_numbers(frame.iloc[:0])
     assert empty.empty
+
+
+def test_a_direction_of_ones_own_is_kept_under_its_own_kind_and_found_there(call, tmp_path):
+    path = two_runs(tmp_path / "own.lake")
+    lake = open_lake(path)
+    states = lake["one/problems"]["hidden_state"]
+    vector = np.arange(states.sizes["hidden"], dtype="float32")
+    mine = xr.Dataset({"weight": ("hidden", vector), "length": 2.0, "length_low": 1.0}).assign_attrs(n_example=3)
+    lake.write_result("my_probe", mine, runs=["one/problems"], spec={})
+    code, out, err = call("top", path, "one/problems", "--direction", "my_probe:weight", "--json")
+    assert (code, err) == (0, "")
+    best = float((states @ xr.DataArray(vector, dims="hidden") / np.linalg.norm(vector)).max())
+    assert json.loads(out)[0]["value"] == pytest.approx(best, rel=1e-3)
+    assert "weight (hidden)" in call("show", path, "my_probe")[1]
+    refused(call("top", path, "one/problems", "--direction", "my_probe:wieght"), "it has weight", "did you mean")
+    refused(call("top", path, "one/problems", "--direction", "my_prob:weight"), "no results of kind", "'my_probe'")
+    refused(call("top", path, "two/problems", "--direction", "my_probe:weight"), "my_probe is of one/problems")
+    assert called(mine)["length_low"].attrs["long_name"] == "lower end of the interval: length"

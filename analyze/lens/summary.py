@@ -24,6 +24,11 @@ LONG_NAMES = {
     "gold_probability": "probability of the answer's first token, mean",
     "gold_log_rank": "log rank of the answer's first token, mean",
     "gold_first_share": "share of examples whose best token is the answer's first",
+    "n": "examples with a state there",
+    "n_step": "examples with that step, whose result is a token",
+    "n_step_control": "examples with such a step of another problem",
+    "n_inner": "examples with that step, whose result is a token and not the answer",
+    "n_inner_control": "examples with such a step of another problem",
 }
 OF = {
     **dict.fromkeys(

@@ -94,7 +94,8 @@ def printed_of(chosen: "Result", result: Any, frames: Mapping[str, Any]) -> list
     except UNREADABLE:
         parts = []
     if not parts:
-        return cut_tables(f"{label}: {chosen.kind}", frames)
+        arrays = [f"{name} ({', '.join(map(str, values.dims))})" for name, values in result.data_vars.items()]
+        return [*cut_tables(f"{label}: {chosen.kind}", frames), f"{label}: kept as {chosen.name}: {', '.join(arrays)}"]
     if isinstance(command, Experiment):
         parts = side_by_side(command.name, label, [*parts, *fed(result)])
     return [*parts, f"{label}: kept as {chosen.name}"]

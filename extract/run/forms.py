@@ -199,14 +199,15 @@ def read_golds(
     UsageError
         If one is not of the kind; if some could be numbers and others not, or they are sentences with a number in them.
     """
-    hint = (
-        f"; --answer says that they are of the kind {kind}, and text takes any" if kind not in ("auto", "text") else ""
-    )
     auto = kind == "auto"
-    if auto:
+    others = ", ".join(kind for kind in KINDS if kind != "number")
+    hint = (
+        f"; if the answers are no numbers, say with --answer which they are ({others})" if auto
+        else "" if kind == "text"
+        else f"; --answer says that they are of the kind {kind}, --answer text takes any"
+    )  # fmt: skip
+    if kind == "auto":
         kind = _plain_kind(answers) or "number"
-        others = ", ".join(kind for kind in KINDS if kind != "number")
-        hint = f"; if the answers are not numbers, say with --answer which they are ({others})"
     golds = []
     for answer, where in zip(answers, places, strict=True):
         try:
