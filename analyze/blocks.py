@@ -16,12 +16,7 @@ Labelled = TypeVar("Labelled", xr.DataArray, xr.Dataset)
 def computed_blocks(lazy: Labelled, progress: Callable[..., None] | None = None) -> Iterator[Labelled]:
     """Blocks of examples of a lazy result, handed out one after the other along its chunks.
 
-    Parameters
-    ----------
-    lazy : (example, ...)
-        Of what lies in memory blocks are 512 examples.
-    progress
-        Called as ``progress(done, total)``, in examples.
+    Of what lies in memory blocks are 512 examples. ``progress(done, total)`` is called in examples.
     """
     n = lazy.sizes["example"]
     done = 0

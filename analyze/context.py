@@ -57,14 +57,8 @@ def controls_in(lake: Lake, models: Iterable[str] | None = None) -> dict[str, Co
 class Context:
     """The lake as the sections see it.
 
-    Parameters
-    ----------
-    lake
-        Opened lake.
-    runs
-        Runs the page is about, in order.
-    lazy
-        For one problem at a time: results are opened without reading them whole, runs without dask.
+    The page is about ``runs``, in their order. A ``lazy`` one is for one problem at a time: results are opened without
+    reading them whole, runs without dask.
     """
 
     def __init__(self, lake: Lake, runs: Sequence[str], *, lazy: bool = False) -> None:
@@ -130,10 +124,7 @@ class Context:
         of one run whose settings fit the preferred one is taken (:func:`store.results.preferred`); the others are in
         ``passed_over``, and the section says so.
 
-        Parameters
-        ----------
-        where
-            Condition on the settings.
+        ``where`` is a condition on the settings.
         """
         fitting: dict[str, list[Result]] = {}
         for result in self.results:
@@ -156,16 +147,9 @@ class Context:
     ) -> list[StoredResult]:  # fmt: skip
         """Results of a kind over several runs together, each named by all of its runs.
 
-        Parameters
-        ----------
-        key
-            Of results with the same the preferred one is taken; by default the runs, in any order.
-        where
-            Which results are taken at all.
-        best
-            Only the one for which this is largest is taken.
-        word
-            Between the labels of the runs.
+        Of results with the same ``key`` the preferred one is taken; by default the key is the runs, in any order.
+        ``where`` says which results are taken at all; with ``best`` only the one for which it is largest is. ``word``
+        stands between the labels of the runs.
         """
         results = preferred(one for one in self.results if one.kind == kind and where(one))
         first: dict[Any, StoredResult] = {}

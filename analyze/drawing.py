@@ -127,10 +127,7 @@ def looks(
 ) -> dict[str, Look]:
     """A look for each run; a model and its controls share the colour.
 
-    Parameters
-    ----------
-    controls
-        By model, see :func:`schemas.controls.control_among`; what names say by default.
+    ``controls`` are those of :func:`schemas.controls.control_among`; by default what names say.
     """
     families: list[str] = []
     look_of = {}

@@ -54,15 +54,7 @@ Rows = Any
 
 
 class Page:
-    """What a section has written so far.
-
-    Parameters
-    ----------
-    section
-        Whose texts are used.
-    context
-        The lake.
-    """
+    """What a section has written so far."""
 
     def __init__(self, section: Section, context: Context) -> None:
         self.context = context

@@ -42,13 +42,7 @@ def status() -> int:
 
 
 class Lasting:
-    """Standard error whose reader may go away: work goes on, and what is said of it is lost.
-
-    Parameters
-    ----------
-    stream
-        Where it is written.
-    """
+    """Standard error whose reader may go away: work goes on, and what is said of it is lost."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream

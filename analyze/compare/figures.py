@@ -164,12 +164,7 @@ def plot_differences(table: pd.DataFrame, *, ax: Any = None) -> list[Any]:
 def plot_twins(rows_of: Mapping[str, Any], own: Look, looks: Looks, ax: Any) -> None:
     """Each measure as a mark of the model and one of each control on a line.
 
-    Parameters
-    ----------
-    rows_of
-        By control the rows of :func:`analyze.compare.twins.measure_rows`.
-    own, looks
-        How the model and its controls are drawn.
+    ``rows_of`` has by control the rows of :func:`analyze.compare.twins.measure_rows`.
     """
     longest = max(rows_of.values(), key=len)
     used = (longest["kind"] == USED).to_numpy()

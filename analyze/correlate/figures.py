@@ -14,12 +14,8 @@ from analyze.tables import triple
 def plot_correlations(result: xr.Dataset, kinds: Sequence[str], ax: Any) -> None:
     """Each kind of correlation by layer, with its interval.
 
-    Parameters
-    ----------
-    result
-        From :func:`analyze.correlate.correlation.correlate`.
-    kinds
-        Of :data:`analyze.correlate.rows.KINDS`.
+    ``result`` is from :func:`analyze.correlate.correlation.correlate`; kinds are of
+    :data:`analyze.correlate.rows.KINDS`.
     """
     layers = [int(x) for x in result["layer"].values]
     for index, kind in enumerate(kinds):

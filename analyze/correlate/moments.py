@@ -54,12 +54,7 @@ class _Centred:
 class _Pair:
     """Two arrays and the moments their correlations need.
 
-    Parameters
-    ----------
-    x : (example, test, position)
-    y : (example, position)
-    magnitude, resolution
-        Of both, see :class:`_Centred`.
+    ``x`` (example, test, position) and ``y`` (example, position); the others are of both, see :class:`_Centred`.
     """
 
     def __init__(self, x: Array, y: Array, magnitude: tuple[Array, Array], resolution: tuple[float, float]) -> None:

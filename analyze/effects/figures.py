@@ -23,10 +23,7 @@ N_NODE, N_EDGE = 24, 40
 def plot_attribution(data: xr.Dataset, colour: str, ax: Any) -> None:
     """The best nodes, positions from left to right and layers upwards, and the strongest edges.
 
-    Parameters
-    ----------
-    data
-        Result of ``lake reenter attribute``.
+    ``data`` is a result of ``lake reenter attribute``.
     """
     positions = list(dict.fromkeys(_ordered(data["position"].values.astype(str))))
     spot = _spots(data, positions)
@@ -77,10 +74,7 @@ def _reader_place(data: xr.Dataset, edge: int, start: Any) -> tuple[float, float
 def plot_groups(rows: Frame, places: Sequence[str], ax: Any) -> None:
     """Accuracy by place for each group of thoughts.
 
-    Parameters
-    ----------
-    rows
-        Conditions of one operation, of groups of :data:`GROUPS`.
+    ``rows`` are conditions of one operation, of groups of :data:`GROUPS`.
     """
     of_group = {name: rows_with(rows, group=name).drop_duplicates("place").set_index("place") for name in GROUPS}
     there = [name for name in GROUPS if len(of_group[name])]

@@ -14,12 +14,7 @@ LEAST = 1e-5
 def plot_effects(data: xr.Dataset, telling: Any, colour: str, ax: Any) -> None:
     """What each feature does to the answer against what random directions as long do.
 
-    Parameters
-    ----------
-    data
-        Result of ``lake reenter features``.
-    telling : (feature), bool
-        Features in colour.
+    ``data`` is a result of ``lake reenter features``; features in ``telling`` (feature,), bool, are in colour.
     """
     own, random = (np.maximum(data[name].values, LEAST) for name in ("kl", "kl_random"))
     for chosen, hue, label in ((~telling, MUTED, "no more than chance"), (telling, colour, "more")):

@@ -24,13 +24,7 @@ SHORT_TYPES = {
 def draw_pattern(ax: Any, pattern: xr.DataArray, *, high: float = 1.0, text: str | None = None) -> None:
     """Draw the attention of one head among the thoughts, empty above the diagonal: a later key is impossible, not zero.
 
-    Parameters
-    ----------
-    pattern : (position, key_position)
-    high
-        Attention of full strength.
-    text
-        Format of the numbers in the cells.
+    ``pattern`` is (position, key_position), ``high`` attention of full strength, ``text`` the format of the numbers.
     """
     pattern = pattern.transpose("position", "key_position")
     rows, columns = ([str(x) for x in pattern[dim].values] for dim in ("position", "key_position"))

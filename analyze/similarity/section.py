@@ -39,12 +39,7 @@ columns = [["Position", "position", "text"], ["CKA", "cka", "number", "low", "hi
 def plot_similarity(result: xr.Dataset, *, ax: Any = None) -> list[Any]:
     """CKA of positions, mean over layers, and of layers, mean over positions.
 
-    Parameters
-    ----------
-    result
-        From :func:`analyze.similarity.cka.similarity`.
-    ax
-        Two axes.
+    ``result`` is from :func:`analyze.similarity.cka.similarity`; it takes two axes.
     """
     axes = panels(2, ax, size=(4.6, 3.4))
     for axis, dim in zip(axes, ("position", "layer"), strict=True):

@@ -10,12 +10,7 @@ from analyze.drawing import heat_map, panels
 def plot_stability(result: xr.Dataset, *, ax: Any = None) -> list[Any]:
     """Runs against runs: rank correlation of heads, same hubs, overlap of what thoughts read out as.
 
-    Parameters
-    ----------
-    result
-        From :func:`analyze.stability.between.stability`.
-    ax
-        Three axes.
+    ``result`` is from :func:`analyze.stability.between.stability`; it takes three axes.
     """
     axes = panels(3, ax, size=(3.6, 2.3 + 0.35 * result.sizes["run"]))
     drawn = {

@@ -12,12 +12,7 @@ from analyze.transfer.matrix import scores_of
 def plot_transfer(result: xr.Dataset, *, ax: Any = None) -> list[Any]:
     """Score of every fit (row) on every run (column), one panel for each kind; below, each run's own fit.
 
-    Parameters
-    ----------
-    result
-        From :func:`analyze.transfer.linear.transfer_probes`.
-    ax
-        As many axes as kinds.
+    ``result`` is from :func:`analyze.transfer.linear.transfer_probes`; it takes as many axes as kinds.
     """
     main, _ = scores_of(result)
     kinds = result["kind"].values
@@ -37,17 +32,8 @@ def plot_transfer(result: xr.Dataset, *, ax: Any = None) -> list[Any]:
 def plot_pairs(result: xr.Dataset, name: str, *, high: float = 1.0, ax: Any = None) -> Any:
     """Mean over layers and positions for every fit (row) and run (column); below, each run's own.
 
-    Parameters
-    ----------
-    result
-        From :func:`analyze.transfer.dictionary.transfer_dictionaries` or
-        :func:`analyze.transfer.tuned.transfer_lenses`.
-    name
-        Variable that is drawn.
-    high
-        Value of full strength.
-    ax
-        One axes.
+    ``result`` is from :func:`analyze.transfer.dictionary.transfer_dictionaries` or
+    :func:`analyze.transfer.tuned.transfer_lenses`, ``name`` one of its variables, ``high`` the value of full strength.
     """
     (axis,) = panels(1, ax, size=(4.6, 1.4 + 0.35 * result.sizes["fit"]))
     matrix = result[name].mean(["layer", "position"]).transpose("fit", "test").values

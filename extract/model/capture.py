@@ -278,14 +278,8 @@ def block_hooks(
 ) -> Iterator[None]:
     """Hooks on every block, and on its parts, for as long as the context lasts, whatever is raised inside it.
 
-    Parameters
-    ----------
-    blocks
-        Blocks in their order.
-    parts
-        Sites, and the names of the modules below a block whose outputs they are.
-    current
-        Gives the pass that is going on.
+    ``parts`` are sites, and the names of the modules below a block whose outputs they are; ``current`` gives the pass
+    that is going on.
     """
 
     def hook_of(site: str, layer: int) -> Callable[..., Any]:

@@ -193,14 +193,7 @@ def shards_of(index: Path, placed: Mapping[str, str]) -> list[str]:
 def check_index(index: Path, placed: Mapping[str, str], held: Mapping[str, str]) -> None:
     """Refuse an index that does not give every weight the shard that has it: a file is old, or of another checkpoint.
 
-    Parameters
-    ----------
-    index
-        Named in what is raised.
-    placed
-        Shard of each weight as the index has it.
-    held
-        Shard of each weight as the shards have it.
+    ``placed`` is the shard of each weight as the index has it, ``held`` as the shards have it.
     """
     if lacking := [f"{name} in {file}" for name, file in placed.items() if held.get(name) != file]:
         raise UsageError(f"{index} names weights that are not there: {some(lacking)}")

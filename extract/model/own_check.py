@@ -191,16 +191,8 @@ def check_places(model: "OwnModel", prompt: Sequence[int], max_new_tokens: int, 
     One token in the middle of a question is made another. Every layer's state changes there and, as blocks attend to
     it, later; not before.
 
-    Parameters
-    ----------
-    model
-        What is checked.
-    prompt
-        Of a question; too short a one shows nothing.
-    max_new_tokens
-        As of the run.
-    rounding
-        Largest difference between states, of their size, that is none.
+    ``rounding`` is the largest difference between states, of their size, that counts as none. A question that is too
+    short shows nothing.
 
     Raises
     ------

@@ -128,10 +128,7 @@ class Recorder:
     def check(self, measured: Tensor) -> None:
         """Nothing kept is non-finite or beyond the stored type's range, and attention is a distribution over the past.
 
-        Parameters
-        ----------
-        measured
-            Of :meth:`finish`.
+        ``measured`` is that of :meth:`finish`.
 
         Raises
         ------
