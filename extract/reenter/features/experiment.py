@@ -116,12 +116,8 @@ def firings(target: Target, homes: Sequence[Home]) -> Iterator[Together]:
     labels = target.data["example"].values
     for start in range(0, len(labels), TOGETHER):
         examples = labels[start : start + TOGETHER]
-        firings_of_batch = [
-            firing_at(target, home, int(first), examples) for home, first in zip(homes, firsts, strict=False)
-        ]
-        yield Together(
-            start=start, examples=examples, firings=[one for one in firings_of_batch if one.feature.shape[1]]
-        )
+        every = [firing_at(target, home, int(first), examples) for home, first in zip(homes, firsts, strict=False)]
+        yield Together(start=start, examples=examples, firings=[one for one in every if one.feature.shape[1]])
 
 
 def _conditions(target: Target, firings: Sequence[Firing], taken: TakenOut, draws: int) -> list[Condition]:
@@ -259,9 +255,8 @@ def _block(
         columns |= interval_columns(name, mean_interval(values, seed, problem))
     columns["kl_random"] = np.nanmean(random, axis=1)
     with np.errstate(invalid="ignore"):
-        columns["broken"], columns["broken_random"] = (
-            broken_rows.sum(-1) / before.sum(1) for broken_rows in (broken[0], broken[1:].mean(0))
-        )
+        columns["broken"] = broken[0].sum(-1) / before.sum(1)
+        columns["broken_random"] = broken[1:].mean(0).sum(-1) / before.sum(1)
     columns["broken_low"], columns["broken_high"] = share_interval(broken[0], before, problem)
     tests = np.full((2, len(features)), np.nan)
     for index, line in enumerate(fires):
