@@ -162,6 +162,18 @@ def test_legends_of_many_long_names_fit_a_phone():
     assert box.y1 <= figure.bbox.y1
 
 
+@pytest.mark.parametrize("low", [0.1, 0.1237])  # at the second the top of the axes is a rounding below 1
+def test_a_legend_above_stays_above_on_a_phone(low):
+    figure, ax = drawing.figure(width=9.2, height=2.9)
+    figure.set_layout_engine("none")
+    ax.set_position((0.1, low, 0.85, 0.6))
+    drawing.bars(ax, ["ct0"], [(drawing.Look(label="one", colour="#000000"), [1.0], None, None)])
+    drawing.legend_above(ax, 4)
+    narrow_legend(ax)
+    figure.draw_without_rendering()
+    assert ax.get_legend().get_window_extent().y0 > ax.bbox.y1 - 1
+
+
 def test_labels_that_are_text_are_drawn(tmp_path):
     model = make_model(seed=0)
     write_run(tmp_path / "a.lake", make_run(n_example=6, n_layer=2, n_head=3, model=model, name=NAMES[0]), model)

@@ -368,6 +368,9 @@ def test_problems_are_searched_filtered_and_picked_and_the_keyboard_keeps_its_pl
     for each, text in zip(state, before, strict=True):
         expect(linked.locator(each)).to_have_text(text, use_inner_text=True)
     assert linked.evaluate("document.documentElement.scrollWidth") <= 390
+    linked.emulate_media(media="print")
+    assert linked.evaluate("document.documentElement.scrollWidth") <= 390
+    linked.emulate_media(media="screen")
     assert [violations(page), violations(linked)] == [[], []]
     assert said == []
     for each in (page, linked):

@@ -77,7 +77,7 @@ def narrow_legend(ax: Axes) -> int:
     place = legend.get_bbox_to_anchor().transformed(ax.transAxes.inverted())
     if place.width == 0:  # anchored to a point outside the axes; a legend is laid out only when it is made
         size = legend.get_texts()[0].get_fontsize()
-        above = place.y0 >= 1
+        above = place.y0 > 0.5  # at 1 but for rounding
         ax.legend(
             *ax.get_legend_handles_labels(), loc="lower left" if above else "upper center", ncols=columns,
             fontsize=size, bbox_to_anchor=(place.x0, place.y0), borderaxespad=0.2 if above else None,
