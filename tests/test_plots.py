@@ -169,8 +169,12 @@ def test_a_legend_above_stays_above_on_a_phone(low):
     ax.set_position((0.1, low, 0.85, 0.6))
     drawing.bars(ax, ["ct0"], [(drawing.Look(label="one", colour="#000000"), [1.0], None, None)])
     drawing.legend_above(ax, 4)
-    narrow_legend(ax)
+    ax.set_title("small-gpt2-decodable minus small-llama-decodable", loc="left")
+    svg.draw_narrow(figure, "one")
+    figure.set_size_inches(NARROW, 3)
     figure.draw_without_rendering()
+    title = ax.title if ax.get_title() else ax._right_title
+    assert title.get_window_extent().x1 <= figure.bbox.x1
     assert ax.get_legend().get_window_extent().y0 > ax.bbox.y1 - 1
 
 

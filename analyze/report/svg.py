@@ -28,6 +28,8 @@ NARROW = 4.7
 """Width in inches of a drawing for phones; at 360 pixels its text is as large as that of the page's captions."""
 NARROW_LETTERS = 20
 """Letters of a legend's entry of which two stand beside each other there."""
+NARROW_TITLE = 36
+"""Letters of a title that has room above the axes; a longer one ends where they do, and begins further left."""
 
 
 def draw(figure: Figure, name: str) -> tuple[str, bytes]:
@@ -61,6 +63,10 @@ def draw_narrow(figure: Figure, name: str) -> str:
     width, height = figure.get_size_inches()
     rows = max((narrow_legend(ax) for ax in figure.axes), default=0)
     figure.set_size_inches(NARROW, height + 0.16 * rows)
+    for ax in figure.axes:
+        if len(title := ax.get_title(loc="left")) > NARROW_TITLE:
+            ax.set_title("", loc="left")
+            ax.set_title(title, loc="right")
     try:
         return _vector(figure, name)
     finally:
