@@ -85,6 +85,8 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
             ],
             caption=f"95% of shuffles of problems stay below {float(result[f'{dim}_cka_null']):.2f} everywhere",
         )
+        if result[f"{dim}_cka"].notnull().any()
+        else f"{names}: no mean over {mean}, as there is none with a figure"
         for dim, mean in (("position", "layers at the same depth"), ("layer", "positions of both"))
     ]
 
