@@ -49,7 +49,8 @@ class Declared(click.Command):
             parameters = [flags.LAKE, flags.RUNS, *parameters, *plan, flags.JSON, flags.CSV]
         if isinstance(declared, Analysis):
             parameters += [flags.SCHEDULER, flags.WORKERS]
-        super().__init__(declared.name, params=parameters, help=declared.help, context_settings=HELP)
+        whole = declared.help  # click cuts it in lists of commands, unless it is given as the short one, too
+        super().__init__(declared.name, params=parameters, help=whole, short_help=whole, context_settings=HELP)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Its own, and what every command takes; what is said beside the results is no setting of theirs."""
@@ -93,7 +94,9 @@ class Questions(click.Group):
     """A group of the declared commands that name it, looked for when one is asked for; alone it prints its help."""
 
     def __init__(self, name: str, help: str) -> None:
-        super().__init__(name, help=help, callback=help_alone, invoke_without_command=True, context_settings=HELP)
+        super().__init__(
+            name, help=help, short_help=help, callback=help_alone, invoke_without_command=True, context_settings=HELP
+        )
         self.complete = False
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -124,7 +127,7 @@ def help_alone(context: click.Context) -> None:
 HELP = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 160}
 app = Questions("lake", "Extract a latent-reasoning model's activations once; analyse them offline.")
 app.add_command(Questions("analyze", "Analyses of stored runs: no model, no GPU."))
-app.add_command(Questions("reenter", "Back into the model, with stored activations."))
+app.add_command(Questions("reenter", "Experiments: run the model again, with stored activations put in."))
 click.version_option(
     package_name="activation-lake",
     message=f"%(package)s %(version)s, lake format {FORMAT_VERSION}",
