@@ -14,7 +14,10 @@ from schemas.command import Experiment, Printed, later, setting
 class AblateSettings(DrawnSettings):
     """Which thoughts are ablated, where and how."""
 
-    sites: tuple[ThoughtSite, ...] = setting(("hidden_state", "latent_embedding"), "Where: one of them, or both.")
+    sites: tuple[ThoughtSite, ...] = setting(
+        ("hidden_state", "latent_embedding"),
+        "What is changed: a layer's output, the vector fed to the model, or either in turn.",
+    )
     layers: tuple[int, ...] | None = setting(
         None, "Layers, as 0,5,11; by default each alone and all at once.", metavar="0,1.."
     )
@@ -44,7 +47,9 @@ class AblateSettings(DrawnSettings):
 class CorruptSettings(DrawnSettings):
     """Which thoughts are corrupted, where and how."""
 
-    site: ThoughtSite = setting("latent_embedding", "Where.")
+    site: ThoughtSite = setting(
+        "latent_embedding", "What is changed: a layer's output, or the vector fed to the model."
+    )
     layers: tuple[int, ...] | None = setting(None, "Layers, as 0,5,11; by default the middle one.", metavar="0,1..")
     positions: tuple[str, ...] | None = setting(
         None, "Positions, each alone and all together; by default the thoughts.", metavar="bot,ct0.."

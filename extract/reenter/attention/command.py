@@ -16,7 +16,7 @@ class AblateHeadsSettings(DrawnSettings):
 
     by: str = setting("composite", "Score of lake analyze heads that ranks them.")
     counts: tuple[int, ...] = setting((1, 2, 5, 10), "How many of the top-ranked to ablate together.", least=1)
-    operation: Literal["zero", "mean", "resample"] = setting("zero", "What is done to them.")
+    operation: Literal["zero", "mean", "resample"] = setting("zero", "What is done to the heads.")
     positions: tuple[str, ...] | None = setting(
         None, "Positions; by default bot, the thoughts and eot.", metavar="bot,ct0.."
     )

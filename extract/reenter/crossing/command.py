@@ -15,7 +15,10 @@ from schemas.wording import interval_text, or_dash
 class CrossSettings(DrawnSettings):
     """Which thoughts go over, and where."""
 
-    sites: tuple[ThoughtSite, ...] = setting(("hidden_state", "latent_embedding"), "Where: one of them, or both.")
+    sites: tuple[ThoughtSite, ...] = setting(
+        ("hidden_state", "latent_embedding"),
+        "What is changed: a layer's output, the vector fed to the model, or either in turn.",
+    )
     layers: tuple[int, ...] | None = setting(
         None, "Layers, as 0,5,11; by default each alone and all at once.", metavar="0,1.."
     )

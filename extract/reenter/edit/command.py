@@ -36,7 +36,9 @@ class EditSettings(DrawnSettings):
         "", "Further interventions, each alone, all together, and together with each edit.",
         metavar="'noise ct5 strength=2; scale ct2 strength=1.5'",
     )  # fmt: skip
-    site: ThoughtSite = setting("latent_embedding", "Where.")
+    site: ThoughtSite = setting(
+        "latent_embedding", "What is changed: a layer's output, or the vector fed to the model."
+    )
     layers: tuple[int, ...] | None = setting(None, "Layers, as 0,5,11; by default all, one at a time.", metavar="0,1..")
     positions: tuple[str, ...] | None = setting(
         None, "Positions, one at a time; by default the thoughts that read as a step's result.", metavar="ct1,ct3.."

@@ -23,7 +23,9 @@ class FeatureEffectSettings(Settings):
         None, "Stored dictionary, of a pool of states, of each cell, or a crosscoder; by default the run's own."
     )
     features: tuple[int, ...] | None = setting(
-        None, "Only these, by number; by default all that fire. Features of dictionaries of each cell count on.",
+        None,
+            "Only these features, by number; by default all that fire. With a dictionary for each cell, numbers"
+            " go on from cell to cell.",
         metavar="3,12..",
     )  # fmt: skip
     layers: tuple[int, ...] | None = setting(

@@ -17,7 +17,7 @@ AXES = ("layer", "position", "head", "operation", "donor", "strength")
 class SweepSettings(DrawnSettings):
     """What is combined with what."""
 
-    site: Site = setting("hidden_state", "Where.")
+    site: Site = setting("hidden_state", "What is changed.")
     layers: tuple[int, ...] | None = setting(None, "Layers, as 0,5,11; by default all, one at a time.", metavar="0,1..")
     positions: tuple[str, ...] | None = setting(
         None, "Positions, one at a time; by default the thoughts.", metavar="bot,ct0.."
@@ -26,7 +26,7 @@ class SweepSettings(DrawnSettings):
     keys: tuple[str, ...] = setting(
         (), "Key positions of the attention edges changed, all together.", metavar="bot,ct0.."
     )
-    operations: tuple[str, ...] = setting(("zero",), "What is done there.", metavar="|".join(OPERATIONS) + ",..")
+    operations: tuple[str, ...] = setting(("zero",), "What is done to it.", metavar="|".join(OPERATIONS) + ",..")
     donors: tuple[Donor, ...] = setting(("stored",), "Where the value comes from, for operations that put one in.")
     strengths: tuple[float, ...] = setting((1.0,), "Strengths, for operations that take one.", metavar="0.5,1..")
     direction: str = setting(

@@ -27,7 +27,7 @@ class SteerSettings(DrawnSettings):
     strengths: tuple[float, ...] = setting(
         (-3.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 3.0), f"In {STEERING_UNIT}.", metavar="-1,0.5.."
     )
-    site: ThoughtSite = setting("hidden_state", "Where.")
+    site: ThoughtSite = setting("hidden_state", "What is changed: a layer's output, or the vector fed to the model.")
     layers: tuple[int, ...] | None = setting(
         None, "Layers, as 0,5,11, one at a time; by default the middle one.", metavar="0,1.."
     )

@@ -37,7 +37,9 @@ class SubspaceSettings(DrawnSettings):
         repeat=True,
     )
     ranks: tuple[int, ...] = setting((1, 2, 4, 8), "Ranks of each.", metavar="1,2..", least=1)
-    site: ThoughtSite = setting("latent_embedding", "Where.")
+    site: ThoughtSite = setting(
+        "latent_embedding", "What is changed: a layer's output, or the vector fed to the model."
+    )
     layers: tuple[int, ...] | None = setting(None, "Layers, as 0,5,11; by default all, one at a time.", metavar="0,1..")
     positions: tuple[str, ...] | None = setting(
         None, "Positions, one at a time; by default the thoughts that read as a step's result.", metavar="ct1,ct3.."
