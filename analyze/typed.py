@@ -29,8 +29,12 @@ def typed(lake: Lake, command: str, location: object, runs: Sequence[str]) -> st
 
 
 def _protocol(lake: Lake, run: str) -> str:
-    model = run.partition("/")[0]
-    return str(lake.model_attributes(model)["protocol"]) if model in lake.models() else ""
+    """Of a run's model; of a name that stands for any run, the one that all models have."""
+    models = lake.models()
+    named = run.partition("/")[0]
+    models = [named] if named in models else models
+    found = {str(lake.model_attributes(model).get("protocol", "")) for model in models}
+    return found.pop() if len(found) == 1 else ""
 
 
 def _places(lake: Lake, run: str, option: str) -> Iterator[str]:

@@ -125,6 +125,7 @@ def test_the_guide_s_loop_gives_the_lake_that_loading_the_model_gives(place, cap
     folder = str(SHIPPED / "small-gpt2")
     assert not run_lake("extract", "--model", f"moved={folder}", *OPTIONS, "--limit", "2")
     runs = ["mine/problems", "small-gpt2/problems", "moved/problems"]
+    assert "MODEL/PAIRS" in typed(lake, "lake reenter patch PATH RUNS", "own.lake", ["MODEL/PAIRS"])
     printed = [typed(lake, "lake reenter graph PATH RUNS", "own.lake", [run]) for run in runs]
     assert printed[:2] == ["", "lake reenter graph own.lake small-gpt2/problems"]
     assert printed[2] == f"lake reenter graph own.lake moved/problems --checkpoint moved={folder}"

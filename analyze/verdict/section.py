@@ -9,7 +9,7 @@ from analyze.verdict.shown import evidence_rows, misleading, n_range, of_all, op
 def verdicts(page: Page) -> None:
     """One row for each thought of every run that was judged."""
     results = page.results("verdict")
-    missing: dict[str, dict[str, None]] = {}
+    missing: dict[tuple[str, str], tuple[dict[str, None], dict[str, None]]] = {}
     for result in results:
         rows, evidence = thought_rows(result.data), evidence_rows(result.data)
         page.add("verdict", result, rows)
@@ -20,14 +20,18 @@ def verdicts(page: Page) -> None:
             command = row["command"].replace(str(page.context.lake.location), page.context.shown_location)
             model = result.run.partition("/")[0]
             run = next((word for word in command.split() if word.startswith(f"{model}/")), result.run)
-            what = f"{row['method']} (for {row['question']}): {command.replace(run, 'RUNS')}"
-            missing.setdefault(what, {})[run] = None
+            methods, runs = missing.setdefault((row["question"], command.replace(run, "RUNS")), ({}, {}))
+            methods[row["method"]] = runs[run] = None
     controls = {result.label for result in results if result.run.partition("/")[0] in page.context.controls}
     page.show("verdict", lambda rows: rows if set(rows["run"]) <= controls else rows[~rows["run"].isin(controls)])
     page.show("verdict_evidence", misleading)
     n = n_range([result.data for result in results])
     page.size = f"n = {n} by figure"
-    page.set(missing="; ".join(what.replace("RUNS", " ".join(runs)) for what, runs in missing.items()), n=n)
+    told = [
+        f"{', '.join(methods)} (for {question}): {command.replace('RUNS', ' '.join(runs))}"
+        for (question, command), (methods, runs) in missing.items()
+    ]
+    page.set(missing="; ".join(told), n=n)
     page.opening = opening(page)
 
 
