@@ -29,6 +29,10 @@ PRELOADED = ("distributed.nanny", "scipy.stats", "sklearn.linear_model", "store.
 """What workers need; they are forked from one process that has imported it, which takes more than a second."""
 
 
+START_SECONDS = 180.0
+"""In which own workers have to start; where all is well it takes a few."""
+
+
 @contextmanager
 def compute_on(
     scheduler: str | None = None, workers: int | None = None, meanwhile: Callable[[], None] = lambda: None
@@ -95,11 +99,25 @@ def compute_on(
             cluster.scale(workers)  # which waits for none of them, as entering the cluster does
             meanwhile()
             with cluster, Client(cluster) as client, _plain_deaths():
-                client.wait_for_workers(workers)
+                _wait_for(client, workers)
                 yield
     except KeyboardInterrupt:
         atexit.unregister(close_clusters)  # dask cannot close one that is not up yet; its processes end with this one
         raise
+
+
+def _wait_for(client: Any, workers: int) -> None:
+    """Wait until own workers have started, but not for ever."""
+    from distributed import TimeoutError as TooLong
+
+    try:
+        client.wait_for_workers(workers, timeout=START_SECONDS)
+    except TooLong as error:
+        started = len(client.scheduler_info(n_workers=-1)["workers"])
+        raise LakeError(
+            f"of {workers} workers {started} have started in {START_SECONDS:.0f} s, as where processes, memory or open"
+            " files are limited (ulimit -u, -v, -n); give fewer --workers, or none"
+        ) from error
 
 
 @contextmanager

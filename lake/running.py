@@ -35,7 +35,7 @@ class Terminal:
 
     def confirm(self, question: str) -> bool:
         """Ask on the terminal."""
-        if not sys.stdin.isatty():
+        if sys.stdin is None or not sys.stdin.isatty():  # none: closed before Python began
             raise UsageError(f"{question} Without a terminal, say --yes")
         return click.confirm(question, err=True)
 

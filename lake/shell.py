@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -149,6 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit 2 for a user's mistake, 1 for a run that failed, each with one line on stderr."""
     if arguments is not None:
         _run(arguments)
+    if not _place_is_there():
+        fail("the folder in which this was started is not there any more; go to one that is", 2)
     stopping.last()  # the process is this command's alone
     stopping.catch_signals()
     warnings.showwarning = partial(show_warning, warnings.showwarning)
@@ -157,6 +160,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SystemExit as left:
         stopping.end(left.code)
         raise
+
+
+def _place_is_there() -> bool:
+    """Whether the folder one is in is there: libraries that look for their parts from it end the process."""
+    try:
+        return Path.cwd().is_dir()
+    except OSError:
+        return False
 
 
 def show_warning(usual: Callable[..., None], message: Warning | str, *place: Any, **others: Any) -> None:

@@ -134,6 +134,9 @@ def test_what_is_removed_is_gone_and_the_rest_is_whole(call, tmp_path, monkeypat
     result = xr.Dataset({"score": ("layer", [0.5])})
     names = [open_lake(path).write_result("scores", result, runs=["one/problems"], spec={"n": n}) for n in (0, 1)]
     refused(call("rm", path, "one/problems"), names[0], "--yes")
+    with monkeypatch.context() as closed:
+        closed.setattr("sys.stdin", None)
+        refused(call("rm", path, "one/problems"), "--yes")
     refused(call("rm", path, "one", "--yes"), "one/problems")
     refused(call("rm", path, "../a.lake", "--yes"), "no result fits")
     refused(call("rm", path, "scores", "--yes"), "2 results fit")

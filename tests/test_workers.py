@@ -11,10 +11,10 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
-from distributed import get_client
+from distributed import Client, LocalCluster, get_client
 from synthetic import make_model, make_run, write_run
 
-from analyze import lens_summary, logit_lens
+from analyze import cluster, lens_summary, logit_lens
 from analyze.cluster import compute_on
 from analyze.geometry.procrustes import procrustes
 from analyze.geometry.shape import geometry
@@ -51,6 +51,16 @@ try:
 except KeyboardInterrupt:
     print("stopped")
 """
+
+
+def test_workers_that_do_not_start_are_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "START_SECONDS", 0.05)
+    with (
+        LocalCluster(n_workers=0, processes=False, dashboard_address=None) as empty,
+        Client(empty) as client,
+        pytest.raises(LakeError, match=r"of 2 workers 0 have started in 0 s, .*give fewer --workers"),
+    ):
+        cluster._wait_for(client, 2)
 
 
 @pytest.mark.parametrize("where", ["start", "meanwhile"])
