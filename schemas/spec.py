@@ -10,6 +10,7 @@ from schemas.vocabulary import PARTS
 
 Capture = Literal["latent", "full", "latent+parts", "full+parts"]
 Rows = Literal["latent", "full"]
+StoredDtype = Literal["float16", "float32"]
 FORMAT_VERSION = 2
 """Version of the layout on disk; a reader opens every version up to its own."""
 
@@ -48,7 +49,7 @@ class RunSpec(Limited):
         "latent: rows from bot on; full: every row and every hidden state; +parts: what attention and MLP of each block"
         " add, too.",
     )
-    dtype: Literal["float16", "float32"] = setting("float16", "Type in which activations are stored.")
+    dtype: StoredDtype = setting("float16", "Type in which activations are stored.")
     compute_dtype: Literal["float32", "float16", "bfloat16"] = setting(
         "float32",
         "Type in which the model runs: float32; float16 and bfloat16 lose precision (lake plan: how much).",

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ from analyze.report.overview import OVERVIEW, about, experiment_rows, opening_se
 from analyze.report.sections import chapters, sections
 from analyze.report.view import Writer, section_view
 from schemas import UsageError, filled
+from schemas.progress import Progress
 from schemas.whole_files import check_outside, write_whole
 from store import open_lake
 
 FOLDER = Path(__file__).parent
 EXPLORER = FOLDER.parent / "explorer"
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

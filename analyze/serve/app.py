@@ -21,6 +21,7 @@ from analyze.serve.page import serve_page
 from schemas import LakeError, MissingRunError, UsageError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""Names under which the page may be asked for where there is no token."""
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
@@ -36,7 +37,6 @@ class Gate:
 
     app: Any
     token: str = ""
-    hosts: tuple[str, ...] = LOOPBACK
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or say why not."""
@@ -59,8 +59,8 @@ class Gate:
     def refusal(self, scope: Scope, headers: Headers) -> Response | None:
         """What is answered to those who may not ask; ``None``: they may."""
         names = headers.getlist("host")
-        if len(names) != 1 or (not self.token and host_of(names[0]) not in self.hosts):
-            return PlainTextResponse(f"this page is at {self.hosts[0]}, not at another name\n", 421)
+        if len(names) != 1 or (not self.token and host_of(names[0]) not in LOOPBACK):
+            return PlainTextResponse(f"this page is at {LOOPBACK[0]}, not at another name\n", 421)
         origin = headers.get("origin")
         site = headers.get("sec-fetch-site", "none")
         foreign = origin is not None and origin.partition("://")[2] != names[0]
@@ -107,7 +107,7 @@ def protect(headers: MutableHeaders) -> None:
     headers["cache-control"] = "no-store"
 
 
-def application(answers: Answers, *, token: str = "", hosts: tuple[str, ...] = LOOPBACK) -> Gate:
+def application(answers: Answers, *, token: str = "") -> Gate:
     """The page and its answers as an ASGI application; it has no address that names a file.
 
     Parameters
@@ -116,8 +116,6 @@ def application(answers: Answers, *, token: str = "", hosts: tuple[str, ...] = L
         Of the lake.
     token
         Asked of every visitor; empty: nobody is asked.
-    hosts
-        Names under which the page may be asked for where there is no token.
     """
 
     def page(request: Request) -> Response:
@@ -140,4 +138,4 @@ def application(answers: Answers, *, token: str = "", hosts: tuple[str, ...] = L
         return Response(content, code, media_type="application/json")
 
     routes = [Route("/", page), Route("/api/{question}", api)]
-    return Gate(GZipMiddleware(Starlette(routes=routes)), token, hosts)
+    return Gate(GZipMiddleware(Starlette(routes=routes)), token)

@@ -131,9 +131,8 @@ def ends(low: float, high: float) -> str:
 
 def role_text(thought: Any) -> str:
     """What a thought of a run reads out as most often, and how often."""
-    return (
-        f"{thought['role'].item()} {float(thought['role_share'].max('reads')):.2f}" if thought["role"].item() else "-"
-    )
+    role = thought["role"].item()
+    return f"{role} {float(thought['role_share'].max('reads')):.2f}" if role else "-"
 
 
 def pair_rows(result: Any) -> list[dict[str, Any]]:

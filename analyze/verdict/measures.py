@@ -245,14 +245,19 @@ def subspace(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure
         )  # fmt: skip
 
 
+def lost_without(data: xr.Dataset, groups: str) -> Iterator[tuple[str, int, Callable[[float], Triple]]]:
+    """Right answers that are lost without each group whose name matches a pattern: name, n, interval of the share."""
+    frame, problem = conditions(data), problem_of(data)
+    correct = data["correct"].values.astype(bool)
+    for index, row in frame[(frame["control"] == "") & frame["group"].str.fullmatch(groups)].iterrows():
+        yield str(row["group"]), *lost(correct[0], correct[index], np.ones_like(correct[0]), problem)
+
+
 def edges(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
     """Right answers that are lost when nothing may attend to a thought."""
-    frame, problem = conditions(data), problem_of(data)
-    right = data["correct"].values[0].astype(bool)
-    for index, row in frame[(frame["control"] == "") & frame["group"].str.fullmatch(r"cut ct\d+")].iterrows():
-        n, interval = lost(right, data["correct"].values[index].astype(bool), np.ones_like(right), problem)
+    for group, n, interval in lost_without(data, r"cut ct\d+"):
         yield Measure(
-            thought=str(row["group"]).removeprefix("cut "), question=USED, method="edges cut", n=n, interval=interval,
+            thought=group.removeprefix("cut "), question=USED, method="edges cut", n=n, interval=interval,
             source=source, what=f"{LOST} with its edges cut",
         )  # fmt: skip
 
@@ -317,13 +322,10 @@ def decode(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
 
 def heads(data: xr.Dataset, source: str, run: xr.Dataset) -> Iterator[Measure]:
     """Right answers that are lost without one head from ``bot`` to ``eot``: where what the answer takes passes."""
-    frame, problem = conditions(data), problem_of(data)
-    right = data["correct"].values[0].astype(bool)
-    for index, row in frame[(frame["control"] == "") & frame["group"].str.fullmatch(r"L\d+H\d+")].iterrows():
-        n, interval = lost(right, data["correct"].values[index].astype(bool), np.ones_like(right), problem)
+    for group, n, interval in lost_without(data, r"L\d+H\d+"):
         yield Measure(
-            thought=ALL, question=ROUTE, method="heads", n=n, source=source, target=str(row["group"]),
-            interval=interval, what=f"{LOST} without this head at the thoughts",
+            thought=ALL, question=ROUTE, method="heads", n=n, source=source, target=group, interval=interval,
+            what=f"{LOST} without this head at the thoughts",
         )  # fmt: skip
 
 

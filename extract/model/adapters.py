@@ -65,12 +65,13 @@ def check_adapter_config(adapter: Mapping[str, Any], source: str, *, saved: bool
 
     In a folder that PEFT saved, the modules trained whole are among the weights under their own names.
     """
-    if adapter and adapter.get("peft_type") != "LORA":
+    if not adapter:
+        return
+    if adapter.get("peft_type") != "LORA":
         raise UsageError(f"{source} is of peft_type {adapter.get('peft_type')!r}; only 'LORA' is merged")
-    if adapter and adapter.get("lora_alpha") is None:
+    if adapter.get("lora_alpha") is None:
         raise UsageError(f"{source} names no lora_alpha, so the updates' scale is not known")
-    if adapter:
-        check_fields(adapter, source)
+    check_fields(adapter, source)
     if saved and adapter.get("init_lora_weights") not in _ON_BASE:
         raise UsageError(
             f"{source} has init_lora_weights {adapter['init_lora_weights']!r}, which may begin by changing the base"

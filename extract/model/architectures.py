@@ -1,6 +1,6 @@
 """What is known of each architecture: where embedding, blocks and final norm live. A new one is one entry."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -43,6 +43,11 @@ class Architecture:
     def vocabulary_modules(self) -> tuple[str, str]:
         """Modules with a row for each token: the embedding and the head."""
         return f"{self.body}.{self.embedding}", "lm_head"
+
+    def blocks_in(self, names: Iterable[str]) -> set[str]:
+        """Numbers of the blocks that have weights of these names."""
+        start = len(self.block_prefix)
+        return {name[start:].split(".")[0] for name in names if name.startswith(self.block_prefix)}
 
 
 GPT2 = Architecture(
@@ -88,7 +93,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         GPT2,
         LLAMA,
         # Biases of queries, keys and values; norms of queries and keys: what transformers computes needs no entry.
-        # So with sliding windows and layers without rotary positions: attention functions are told of the first.
+        # So with sliding windows and layers without rotary positions: attention functions are passed the first.
         *(
             replace(LLAMA, model_type=name, default_base="")
             for name in ("qwen2", "qwen3", "mistral", "phi3", "smollm3")
@@ -117,13 +122,12 @@ ARCHITECTURES: dict[str, Architecture] = {
 def default_base(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     """Public base model of which weights of these names and shapes are, if it is known beyond doubt."""
     for entry in ARCHITECTURES.values():
-        blocks = {key[len(entry.block_prefix) :].split(".")[0] for key in shapes if key.startswith(entry.block_prefix)}
         rows = shapes.get(f"{entry.body}.{entry.embedding}.weight", shapes.get("lm_head.weight", ()))
         strange = any(
             key.endswith(("q_norm.weight", "q_proj.bias", "q_proj.base_layer.bias", "_feedforward_layernorm.weight"))
             for key in shapes
         )
-        if entry.default_base and not strange and (*rows[1:], len(blocks)) == entry.default_sizes:
+        if entry.default_base and not strange and (*rows[1:], len(entry.blocks_in(shapes))) == entry.default_sizes:
             return entry.default_base
     return None
 
@@ -146,7 +150,7 @@ def architecture_of(model_type: str, source: str) -> Architecture:
 def architecture_from_keys(keys: list[str], source: str) -> Architecture:
     """Entry whose block names the weights carry."""
     for entry in ARCHITECTURES.values():
-        if any(key.startswith(entry.block_prefix) for key in keys):
+        if entry.blocks_in(keys):
             return entry
     shown = ", ".join(sorted(keys)[:3])
     raise UsageError(

@@ -232,8 +232,7 @@ def base_weights(folder: Path) -> dict[str, Tensor]:
     if beyond := [name for name in report["unexpected_keys"] if not BUFFER.search(name)]:
         raise UsageError(f"weights of base {folder} have what no model of its config.json has: {some(beyond)}")
     weights: dict[str, Tensor] = dict(model.state_dict())
-    tied: dict[str, str] = dict(getattr(model, "_tied_weights_keys", None) or {})
-    for head, embedding in tied.items() if model.config.tie_word_embeddings else ():
+    for head, embedding in tied_names(model).items():
         if not torch.equal(weights.pop(head), weights[embedding]):
             raise UsageError(
                 f"base {folder}: {head} and {embedding} differ, but its config.json ties them (tie_word_embeddings)"
@@ -241,25 +240,25 @@ def base_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
+def tied_names(model: Any) -> dict[str, str]:
+    """Weights that are others by the model's config: name of the head, and of the embedding that it is."""
+    return dict(getattr(model, "_tied_weights_keys", None) or {}) if model.config.tie_word_embeddings else {}
+
+
 def _stored_type(folder: Path) -> torch.dtype:
     """Type that a base's weights are read in: the one they are all stored in, or float32."""
     types: set[str] = set()
-    held: dict[str, dict[str, str]] = {}
+    parts: dict[str, dict[str, str]] = {}
     for file in sorted(folder.glob("*.safetensors")):  # a library reads other numbers at face value
         with safe_open(file, framework="pt") as weights:
             kinds = {key: weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118
         check_plain(kinds, str(file))
         types |= set(kinds.values())
-        held[file.name] = dict.fromkeys(kinds, file.name)
+        parts[file.name] = kinds
     index = folder / f"{WEIGHT_FILES[0]}{INDEX}"
     if index.is_file() and not (folder / WEIGHT_FILES[0]).is_file():  # a library passes over what is not there
-        placed, inside = read_index(index), dict[str, str]()
-        for shard in shards_of(index, placed):
-            part = held.get(shard, {})
-            if twice := inside.keys() & part.keys():
-                raise UsageError(f"{folder / shard} holds weights that another shard has too: {some(twice)}")
-            inside |= part
-        check_index(index, placed, inside)
+        placed = read_index(index)
+        check_index(index, placed, {shard: parts.get(shard, {}) for shard in shards_of(index, placed)})
     return _HALVES.get("".join(types), torch.float32)
 
 
@@ -285,7 +284,8 @@ def check_base(
     base: str,
 ) -> None:  # fmt: skip
     """Name what differs between a checkpoint and its base, before the long list of shapes."""
-    if not any(key.startswith(architecture.block_prefix) for key in weights):
+    blocks = architecture.blocks_in(weights)
+    if not blocks:
         type_there = architecture_from_keys(list(weights), source).model_type
         raise UsageError(f"{source} is a {type_there} checkpoint, base {base} is of type {architecture.model_type}")
     differences: list[str] = []
@@ -297,8 +297,6 @@ def check_base(
             differences.append(f"{rows} embedding rows, base has a vocabulary of {vocabulary} (+ {n_extra})")
         if hidden != config.hidden_size:
             differences.append(f"hidden size {hidden}, base has {config.hidden_size}")
-    start = len(architecture.block_prefix)
-    blocks = {key[start:].split(".")[0] for key in weights if key.startswith(architecture.block_prefix)}
     if len(blocks) != config.num_hidden_layers:
         differences.append(f"{len(blocks)} blocks, base has {config.num_hidden_layers}")
     if not differences:

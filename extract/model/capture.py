@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -305,6 +305,3 @@ def block_hooks(
     finally:
         for handle in handles:
             handle.remove()
-
-
-Capture = Literal["latent", "full"]

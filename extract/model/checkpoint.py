@@ -190,11 +190,16 @@ def shards_of(index: Path, placed: Mapping[str, str]) -> list[str]:
     return shards
 
 
-def check_index(index: Path, placed: Mapping[str, str], held: Mapping[str, str]) -> None:
-    """Refuse an index that does not give every weight the shard that has it: a file is old, or of another checkpoint.
+def check_index(index: Path, placed: Mapping[str, str], parts: Mapping[str, Iterable[str]]) -> None:
+    """Refuse an index that does not give every weight the one shard that has it: a file is old, or of another model.
 
-    ``placed`` is the shard of each weight as the index has it, ``held`` as the shards have it.
+    ``placed`` is the shard of each weight as the index has it, ``parts`` are the weights that each shard has.
     """
+    held: dict[str, str] = {}
+    for shard, names in parts.items():
+        if twice := held.keys() & set(names):
+            raise UsageError(f"{index.parent / shard} holds weights that another shard has too: {some(twice)}")
+        held |= dict.fromkeys(names, shard)
     if lacking := [f"{name} in {file}" for name, file in placed.items() if held.get(name) != file]:
         raise UsageError(f"{index} names weights that are not there: {some(lacking)}")
     if unnamed := [f"{name} in {file}" for name, file in held.items() if name not in placed]:
@@ -212,17 +217,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.name.endswith(INDEX):
         return _read_file(path)
     placed = read_index(path)
-    shards = shards_of(path, placed)
-    weights: dict[str, Tensor] = {}
-    held: dict[str, str] = {}
-    for shard in shards:
-        part = _read_file(path.parent / shard)
-        if twice := weights.keys() & part.keys():
-            raise UsageError(f"{path.parent / shard} holds weights that another shard has too: {some(twice)}")
-        weights |= part
-        held |= dict.fromkeys(part, shard)
-    check_index(path, placed, held)
-    return weights
+    parts = {shard: _read_file(path.parent / shard) for shard in shards_of(path, placed)}
+    check_index(path, placed, parts)
+    return {name: value for part in parts.values() for name, value in part.items()}
 
 
 def read_checkpoint(source: str, path: Path) -> dict[str, Tensor]:

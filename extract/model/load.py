@@ -23,6 +23,7 @@ from extract.model.base_model import (
     embedding_of,
     find_base,
     open_base,
+    tied_names,
     tokenizer_notes,
 )
 from extract.model.checkpoint import (
@@ -369,9 +370,7 @@ def new_reasoner(
 def set_weights(model: Any, weights: dict[str, Tensor], source: str) -> None:
     """Set every weight; anything missing, unexpected or of another shape is an error that lists it."""
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    tied: dict[str, str] = dict(getattr(model, "_tied_weights_keys", None) or {})
-    tied = tied if model.config.tie_word_embeddings else {}
-    for head, embedding in tied.items():
+    for head, embedding in tied_names(model).items():
         if head in weights and embedding in weights:
             if not torch.equal(weights[head], weights[embedding]):
                 raise UsageError(

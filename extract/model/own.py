@@ -22,6 +22,7 @@ from extract.model.protocols import Protocol
 from extract.model.thinking import Thinking
 from schemas import LakeError, Places, UsageError, fingerprint
 from schemas.errors import line_of
+from schemas.spec import Rows, StoredDtype
 
 NAMED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 """How such a model is named: ``MODULE:FUNCTION``."""
@@ -198,8 +199,8 @@ class OwnModel(ABC):
         return self.begin(prompts, **options)()
 
     def begin(
-        self, prompts: Sequence[Sequence[int]], *, capture: Literal["latent", "full"] = "latent",
-        stored_dtype: Literal["float16", "float32"] = "float16", max_new_tokens: int = 24,
+        self, prompts: Sequence[Sequence[int]], *, capture: Rows = "latent",
+        stored_dtype: StoredDtype = "float16", max_new_tokens: int = 24,
         gold: Sequence[str] | None = None, parts: Sequence[str] = (),
     ) -> Callable[[], Thinking]:  # fmt: skip
         """As :meth:`extract.Reasoner.begin`, but that all is done when it returns.

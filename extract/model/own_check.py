@@ -6,13 +6,14 @@ A mistake of alignment would look like a finding: a state one place off reads as
 from collections.abc import Sequence
 from dataclasses import replace
 from operator import index
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from extract.model.thinking import Thinking
 from schemas import LakeError
+from schemas.spec import StoredDtype
 
 if TYPE_CHECKING:
     from extract.model.own import Captured, OwnModel
@@ -164,7 +165,7 @@ class Checked:
                 )
         return final
 
-    def thinking(self, capture: str, dtype: Literal["float16", "float32"]) -> Thinking:
+    def thinking(self, capture: str, dtype: StoredDtype) -> Thinking:
         """Arrays as they are stored."""
         start, captured = 0 if capture == "full" else self.n_before, self.captured
         exists = self.exists[:, start:]

@@ -223,7 +223,7 @@ PROTOCOLS: dict[str, Protocol] = {
     )
 }  # fmt: skip
 BY_ROWS = "codi-multimode"
-"""Told from ``codi`` by the number of its rows alone, as an embedding that lost one would be."""
+"""Differs from ``codi`` in the number of its rows alone, as an embedding that lost one would."""
 PREFIXES = tuple(dict.fromkeys(prefix for entry in PROTOCOLS.values() for prefix in entry.prefixes if prefix)) + ("",)
 
 
@@ -289,9 +289,10 @@ def _as_tuple(value: Any) -> Any:
 
 
 def by_rows(rule: Protocol, stated: Any, source: str) -> list[str]:
-    """What is to be said of a protocol that nobody states and that its number of rows alone tells from another."""
-    told = stated is None and rule.name == BY_ROWS
-    return [f"{source} is read as {BY_ROWS}: it has two rows after the base's vocabulary, {CODI.name} three"] * told
+    """Note on a protocol that nobody states and that differs from another in its number of rows alone."""
+    if stated is not None or rule.name != BY_ROWS:
+        return []
+    return [f"{source} is read as {BY_ROWS}: it has two rows after the base's vocabulary, {CODI.name} three"]
 
 
 def recognise(

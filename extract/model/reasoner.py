@@ -3,14 +3,14 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from extract.model.architectures import Architecture
-from extract.model.capture import Capture, Editor, KeyValues, Pass, block_hooks
+from extract.model.capture import Editor, KeyValues, Pass, block_hooks
 from extract.model.feeding import Mixture
 from extract.model.flight import Flight
 from extract.model.network import Network
@@ -19,8 +19,8 @@ from extract.model.recorder import Recorder, StoredRangeError
 from extract.model.thinking import Thinking, beyond_range, on_device, thinking_of, to_host
 from extract.model.wording import Wording
 from schemas import Control, Intervention, LakeError, Places, UsageError
+from schemas.spec import Rows, StoredDtype
 
-StoredDtype = Literal["float16", "float32"]
 SMALL_HIDDEN = 128
 """Up to this width a model runs on one thread of a processor."""
 
@@ -160,7 +160,7 @@ class Reasoner(Network, Wording):
         self,
         prompts: Sequence[Sequence[int]],
         *,
-        capture: Capture | None = "latent",
+        capture: Rows | None = "latent",
         stored_dtype: StoredDtype = "float16",
         max_new_tokens: int = 24,
         gold: Sequence[str] | None = None,
@@ -235,7 +235,7 @@ class Reasoner(Network, Wording):
         return end
 
     def _recorder(
-        self, capture: Capture, n_row: int, n_before: int, n_column: int, stored_dtype: StoredDtype,
+        self, capture: Rows, n_row: int, n_before: int, n_column: int, stored_dtype: StoredDtype,
         parts: Sequence[str],
     ) -> Recorder:  # fmt: skip
         """Buffers of a batch of the size."""

@@ -1,1 +1,1 @@
-"""The two small CODI models of this project: their problems, their training and their evaluation."""
+"""The small models of this project: their problems, their training and their evaluation."""

@@ -31,6 +31,8 @@ from extract.small_models.train import DATA_SEED
 from schemas import extract_answer
 
 Replacement = dict[int, tuple[torch.Tensor, torch.Tensor]]
+LONGEST = 8
+"""Tokens that are written of an answer."""
 
 
 class Rate(NamedTuple):
@@ -63,7 +65,7 @@ class Answers(NamedTuple):
 
 @torch.no_grad()
 def answer_problems(
-    model: SmallCodi, table: ProblemTable, replace: Replacement | None = None, thoughts: bool = True, longest: int = 8
+    model: SmallCodi, table: ProblemTable, replace: Replacement | None = None, thoughts: bool = True
 ) -> Answers:
     """Answer greedily, with thoughts replaced as `extract.small_models.thinking.think` says."""
     tokenizer = make_tokenizer()
@@ -71,7 +73,7 @@ def answer_problems(
     states, fed = think(model, sequence, state, replace) if thoughts else (state[:, None], state[:, None])
     token = torch.full((len(table.question),), model.eot_id)
     written = []
-    for _ in range(longest):
+    for _ in range(LONGEST):
         (final,) = sequence.feed(model.embedding[token][:, None])
         logits = final[:, 0] @ model.embedding.T
         logits[:, model.eot_id] = -torch.inf
@@ -106,12 +108,12 @@ def exchange(
     return donor, answer
 
 
-def evaluate(folder: Path, n_problem: int = 2000, thoughts: bool = True, seed: int = 0) -> dict[str, Rate]:
+def evaluate(folder: Path, thoughts: bool = True) -> dict[str, Rate]:
     """Measure a checkpoint on held-out problems; every share with its interval, by a short name."""
     model = load_checkpoint(folder)
     splits = make_splits(DATA_SEED, {split: size for split, size in SPLIT_SIZES.items() if split != "train"})
-    table = tabulate(splits["test"][:n_problem])
-    n, rng = len(table.n_operation), np.random.default_rng(seed)
+    table = tabulate(splits["test"][:2000])
+    n, rng = len(table.n_operation), np.random.default_rng(0)
     clean = answer_problems(model, table, thoughts=thoughts)
     rates: dict[str, Rate] = {}
 

@@ -245,13 +245,13 @@ def draw_interchange(
 
 
 @torch.no_grad()
-def quick_accuracy(model: SmallCodi, table: ProblemTable, words: Words, n_problem: int = 500) -> dict[str, float]:
-    """Accuracy on the first problems of a table, all and with the most operations; the template is given.
+def quick_accuracy(model: SmallCodi, table: ProblemTable, words: Words) -> dict[str, float]:
+    """Accuracy on the first 500 problems of a table, all and with the most operations; the template is given.
 
     Of a model that writes its steps: how often the whole text is what it writes.
     """
     model.eval()
-    table = table.take(np.arange(min(n_problem, len(table.n_operation))))
+    table = table.take(np.arange(min(500, len(table.n_operation))))
     if model.kind == "cot":
         logits, text, _ = write_chain(model, table, words)
         right = ((logits.argmax(-1) == text) | (text < 0)).all(1).cpu().numpy()
@@ -273,10 +273,4 @@ LOSSES: dict[Kind, Callable[..., dict[str, torch.Tensor]]] = {
     "cot": cot_losses,
     "direct": direct_losses,
 }
-
-
-def batch_losses(
-    model: SmallCodi, stage: Stage, batch: ProblemTable, rng: np.random.Generator, words: Words
-) -> dict[str, torch.Tensor]:
-    """All parts of the loss of one batch, weighted, of whichever kind the stage is."""
-    return LOSSES[stage.kind](model, stage, batch, rng, words)
+"""By the kind of a stage: all parts of the loss of one batch, weighted."""

@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 from collections.abc import Sequence
+from operator import add, floordiv, mul, sub
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ SENTENCES = {
     "/": ("Half of them vanish.", "Their number then halves."),
 }
 OPERATORS = tuple(SENTENCES)
+APPLY = {"+": add, "-": sub, "*": mul, "/": floordiv}
 OPERATOR_RATES = (0.3, 0.3, 0.2, 0.2)
 SPLIT_SIZES = {
     "train": {1: 20_000, 2: 40_000, 3: 60_000, 4: 80_000},
@@ -51,16 +53,9 @@ class Operation(NamedTuple):
 
     def apply(self, value: int) -> int | None:
         """Return the new number, or None where the story's world (whole numbers 0..30) has none."""
-        if self.operator == "+":
-            result = value + self.operand
-        elif self.operator == "-":
-            result = value - self.operand
-        elif self.operator == "*":
-            result = value * self.operand
-        else:
-            result, remainder = divmod(value, self.operand)
-            if remainder:
-                return None
+        if self.operator == "/" and value % self.operand:
+            return None
+        result = APPLY[self.operator](value, self.operand)
         return result if 0 <= result <= LARGEST_NUMBER else None
 
 
@@ -236,8 +231,8 @@ def make_hard(n_problem: int = 1000, seed: int = 0) -> list[Problem]:
     return [draw_problem(rng, MAX_OPERATION, largest_operand=12) for _ in range(n_problem)]
 
 
-def corrupt_problem(rng: np.random.Generator, problem: Problem, n_try: int = 100) -> tuple[Problem, str] | None:
-    """Change one number of a story so that its answer changes; None if no such change was found in `n_try` draws.
+def corrupt_problem(rng: np.random.Generator, problem: Problem) -> tuple[Problem, str] | None:
+    """Change one number of a story so that its answer changes; None if no such change was found in 100 draws.
 
     Returns
     -------
@@ -246,7 +241,7 @@ def corrupt_problem(rng: np.random.Generator, problem: Problem, n_try: int = 100
     """
     numbers = list(re.finditer(r"\d+", problem.question))
     adjustable = [-1] + [i for i, operation in enumerate(problem.operations) if operation.operator in "+-"]
-    for _ in range(n_try):
+    for _ in range(100):
         which = int(rng.integers(len(adjustable)))
         place = adjustable[which]
         operations = list(problem.operations)
@@ -265,26 +260,26 @@ def corrupt_problem(rng: np.random.Generator, problem: Problem, n_try: int = 100
     return None
 
 
-def make_pairs(n_pair: int = 500, seed: int = 0, n_operation: Sequence[int] = (2, 3, 4)) -> list[dict[str, Any]]:
+def make_pairs(n_pair: int = 500, seed: int = 0) -> list[dict[str, Any]]:
     """Draw clean/corrupted pairs: two stories that differ in one number and in the answer.
 
-    At least 500 are drawn, and those handed out come in turn from each number of operations and each first step whose
-    result differs, as long as there are such pairs. How often an answer can follow a thought hangs on that step: where
-    only the last differs, whose result is the answer, no thought holds what differs.
+    At least 500 are drawn, of two to four operations. Those handed out come in turn from each number of operations and
+    each first step whose result differs, as long as there are such pairs. How often an answer can follow a thought
+    depends on that step: where only the last step differs, whose result is the answer, no thought holds what differs.
 
     Returns
     -------
     list of dict
         Records with ``pair_id``, ``clean``, ``corrupted`` (question, answer, full_answer), ``changed_number``
         (``4 -> 5``), ``n_operation`` and ``first_step``, counted from 1. No question of a split of the same seed is
-        among them (for the training split: of the 500 pairs with the default numbers of operations).
+        among them (for the training split: of the first 500 pairs).
     """
     rng = np.random.default_rng([seed, 2])
     held_out = {split: size for split, size in SPLIT_SIZES.items() if split != "train"}
     seen = {problem.question for split in make_splits(seed, held_out).values() for problem in split}
     pairs: list[dict[str, Any]] = []
     while len(pairs) < max(n_pair, N_DRAWN):
-        count = n_operation[len(pairs) % len(n_operation)]
+        count = 2 + len(pairs) % 3
         clean = draw_problem(rng, count)
         changed = corrupt_problem(rng, clean)
         if changed is None or clean.question in seen or changed[0].question in seen:

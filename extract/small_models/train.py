@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from extract.model.device import device_errors, find_device
-from extract.small_models.losses import Settings, Stage, batch_losses, quick_accuracy
+from extract.small_models.losses import LOSSES, Settings, Stage, quick_accuracy
 from extract.small_models.network import ARCHITECTURES, CONTROLS, SmallCodi, make_tokenizer, save_checkpoint
 from extract.small_models.problems import MAX_OPERATION, make_splits
 from extract.small_models.thinking import ProblemTable, Words, tabulate
@@ -142,7 +142,7 @@ def train(
     def step(stage: Stage, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         batch = tables["train"].take(draw_rows(rng, groups, stage))
         model.train()
-        return optimize(state, stage, batch_losses(model, stage, batch, rng, words))
+        return optimize(state, stage, LOSSES[stage.kind](model, stage, batch, rng, words))
 
     return run_stages(
         stages, state, out, seed, step,

@@ -196,12 +196,10 @@ def draw_story(rng: random.Random, largest: int = 2 * LARGEST) -> Example | None
     (write,) = rng.choices([kind for kind, _ in KINDS], [weight for _, weight in KINDS])
     draft = Draft(rng)
     question = write(draft, rng.choice(STEPS))
-    *before, last = draft.steps
-    answer = int(last[last.index("=") + 1 : -2])
     numbers = [int(step[step.index("=") + 1 : -2]) for step in draft.steps]
     if max(numbers) > largest or min(numbers) < 1 or len(draft.steps) > 4:
         return None
-    return Example(join(draft, question), (*before, last), str(answer))
+    return Example(join(draft, question), tuple(draft.steps), str(numbers[-1]))
 
 
 def join(draft: Draft, question: str) -> str:
