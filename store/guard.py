@@ -17,12 +17,12 @@ from zarr.abc.store import ByteRequest, RangeByteRequest, Store, SuffixByteReque
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 
-from schemas import CorruptLakeError
-from store.files import join, names_below, read_bytes
+from schemas import CorruptLakeError, LakeError
+from store.files import join, read_bytes
 from store.layout import SHARDED_VARIABLES
 from store.local_files import content_of, identity_of, is_small
 from store.location import local_path, open_store
-from store.mend import analyze_command, extract_command
+from store.mend import lost, since_opened
 from store.range_check import as_recorded, asked_part, check_answer, check_range, check_size, decode_index, tables_of
 from store.record import ROWS, DamagedFile, RunRecord, ShardRecord
 
@@ -119,6 +119,8 @@ class Guard(Store):
         ------
         CorruptLakeError
             If a file is not as it was written; it is named with the command that mends it.
+        MissingRunError
+            If the group was removed, or another one is in its place.
         """
         state: object = None
         for _ in range(TRIES):
@@ -145,27 +147,15 @@ class Guard(Store):
             return [identity_of(self.folder / key) for key in keys]
         return str(problem), [read_bytes(self.store, join(self.group, key)) for key in keys[1:]]
 
-    def error(self, problem: DamagedFile) -> CorruptLakeError:
-        """The message about a damaged file: where it is, and the command that mends it."""
-        what = "static" if problem.shard is None else str(problem.shard)
-        if self.kind == "run":
-            command = extract_command(self.location, self.store, self.group, what)
-        elif self.kind == "model":
-            run = next(iter(self._runs()), f"{self.group}/DATASET")
-            command = extract_command(self.location, self.store, run, "static")
-        else:
-            command = analyze_command(self.location, self.store, self.group)
-        return CorruptLakeError(
-            f"{self._place(problem.key)} {problem.problem}; run lake verify {self.location} for all that is damaged,"
-            f" or mend this with: {command}"
+    def error(self, problem: DamagedFile) -> LakeError:
+        """The message about a file that is not as it was written, see :func:`store.mend.lost`."""
+        where = self._place(problem.key)
+        return lost(
+            self.location, self.store, self.group, self.kind, self.digests, f"{where} {problem.problem}", problem.shard
         )
 
     def _place(self, key: str) -> str:
         return str(self.folder / key) if self.folder is not None else f"{self.location}/{join(self.group, key)}"
-
-    def _runs(self) -> list[str]:
-        runs = (f"{self.group}/{name}" for name in names_below(self.store, self.group))
-        return [run for run in runs if read_bytes(self.store, f"{run}/record/zarr.json") is not None]
 
     def committed(self) -> np.ndarray:
         """Which shards count: (shard,) bool.
@@ -186,6 +176,8 @@ class Guard(Store):
             for shard, mark in enumerate(marked):
                 if mark != record.mark(shard):
                     marked[shard] = record.mark(shard) if sync(self.records(shard)) else None
+            if not any(marked) and (gone := since_opened(self.store, self.group, self.kind, self.digests)):
+                raise DamagedFile("zarr.json", None, gone)
             return np.array([mark is not None for mark in marked])
 
         counted = self.reading(read)
@@ -247,7 +239,7 @@ class Guard(Store):
             self._records[shard] = records
         elif shard in self._counted:
             assert self.record is not None
-            gone = "is not there any more: the run was removed, or begun anew, since it was opened"
+            gone = "is not there any more, as where a run is begun anew"
             raise DamagedFile(self.record.mark_key(shard), shard, gone)
         return records
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from zarr.abc.store import Store
 
-from schemas import canonical_json, filled, fingerprint
+from schemas import CorruptLakeError, LakeError, MissingRunError, canonical_json, filled, fingerprint
 from schemas.registry import line
 from store.files import CLAIM, COMING, RECORD, RESULTS, names_below, read_bytes, unseal
 
@@ -46,6 +46,49 @@ def analyze_command(location: str | os.PathLike[str], store: Store, result: str)
     command = filled(line(kind), location, runs)
     remove = shlex.join(["rm", "-r", f"{location}/{result}"])
     return f"{command}  # with the settings {settings}; where that makes another result: {remove}".strip()
+
+
+def lost(
+    location: str | os.PathLike[str],
+    store: Store,
+    group: str,
+    kind: str,
+    digests: Mapping[str, str],
+    what: str,
+    shard: int | None,
+) -> LakeError:
+    """What is said where reading a group finds a file not as it was written.
+
+    ``digests`` are those of the group's files when it was opened, ``what`` names the file and what is wrong with it, of
+    a run's ``shard`` or of no shard.
+    """
+    if gone := since_opened(store, group, kind, digests):
+        return MissingRunError(
+            f"{location}: {kind} {group} {gone} since it was opened ({what}); lake info {location} shows what there is"
+        )
+    rebuild = "static" if shard is None else str(shard)
+    if kind == "run":
+        command = extract_command(location, store, group, rebuild)
+    elif kind == "model":
+        run = next((run for run in _runs(store) if run.startswith(f"{group}/")), f"{group}/DATASET")
+        command = extract_command(location, store, run, rebuild)
+    else:
+        command = analyze_command(location, store, group)
+    return CorruptLakeError(f"{what}; run lake verify {location} for all that is damaged, or mend this with: {command}")
+
+
+def since_opened(store: Store, group: str, kind: str, digests: Mapping[str, str]) -> str:
+    """What became of a group whose files had these digests when it was opened; empty: it is still there, if damaged."""
+    first = {"run": f"{RECORD}/zarr.json", "model": "unembedding/zarr.json"}.get(kind, "zarr.json")
+    document = read_bytes(store, f"{group}/{first}")
+    if document is None and read_bytes(store, f"{group}/zarr.json") is None:
+        return "was removed"
+    if kind == "model":
+        document = read_bytes(store, f"{group}/zarr.json")
+    files = (unseal(document or b"") or {}).get("files", digests)
+    if kind == "run":
+        files = {key.removeprefix("../"): digest for key, digest in files.items() if key.startswith("../")}
+    return "was made anew" if digests and files != digests else ""
 
 
 def _runs(store: Store) -> list[str]:

@@ -345,7 +345,7 @@ class Lake(Groups):
         try:
             result = open_group(guard, attributes, told, stored=self.stored)
             return name_nearest(result.load() if load else result)
-        except CorruptLakeError:
+        except (CorruptLakeError, MissingRunError):
             if state_of(self.store, name) == before:
                 raise
         return self.open_result(name, load=load)  # it was replaced meanwhile
@@ -366,10 +366,10 @@ def open_lake(location: str | os.PathLike[str], *, stored: bool = False) -> Lake
 
     - *The stored value or an error.* What the record has is never fill: a file that is lost, damaged, cut short, older
       or another shard's is a :class:`CorruptLakeError` that names it and the command that mends it, at the first
-      reading that needs it. Examples that no writer has finished are left out (``lake.open(run, uncommitted=True)``
-      keeps them, as fill, with ``committed`` false). A shard that is written again meanwhile is the old or the new one.
-      (In older lakes, whose records lack the checksums of chunks, a shard's file is read whole the first time; on an
-      object store its size and its own checksums are compared.)
+      reading that needs it (a :class:`MissingRunError` if the whole was removed or made anew). Examples that no writer
+      has finished are left out (``lake.open(run, uncommitted=True)`` keeps them, as fill, with ``committed`` false). A
+      shard written again meanwhile is the old or the new one. (In older lakes, without checksums of chunks, a shard's
+      file is read whole at first; on an object store its size and own checksums are compared.)
     - *Float32.* What is stored in float16 is widened as it is read, as sums of float16 are off in the third digit:
       ``run["attention"].mean("example")`` is right. ``stored=True`` hands out the bytes as they are.
     - *Labels and attributes that can be saved.* Texts are ``str`` objects. Attributes are numbers and texts, settings
