@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -173,3 +174,24 @@ def test_what_is_removed_as_it_was_being_replaced_stays_away(made: Path, tmp_pat
         lake.open_result(name)
     settle(Path(lake.location))
     assert lake.results() == []
+
+
+@pytest.mark.parametrize("where", ["disk", "memory"])
+def test_a_run_removed_or_made_anew_under_its_reader_is_neither_fill_nor_damaged(
+    where: str, made: Path, tmp_path: Path
+) -> None:
+    memory, local = MemoryFileSystem(), Path(shutil.copytree(made, tmp_path / "gone.lake"))
+    if where == "memory":
+        memory.put(str(made), "/gone.lake", recursive=True)
+    lake = open_lake(local if where == "disk" else "memory://gone.lake")
+    run, pickled = lake[RUN], pickle.dumps(lake[RUN])
+    run["hidden_state"].isel(example=0, layer=0).load()
+    remove(lake.location, select_removable(lake, [RUN]))
+    for opened in (run, pickle.loads(pickled)):  # noqa: S301
+        for name, of in (("hidden_state", 1), ("attention", 3), ("token", 2), ("question", 0)):
+            with pytest.raises(MissingRunError, match=f"run {RUN} was removed since it was opened"):
+                opened[name].isel(example=of).load()
+    assert lake.runs() == []
+    write_run(lake.location, make_run(name=RUN, n_example=4, seed=1), make_model())
+    with pytest.raises(MissingRunError, match=f"run {RUN} was made anew since it was opened"):
+        pickle.loads(pickled)["gold_answer"].load()  # noqa: S301

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from fsspec.implementations.memory import MemoryFileSystem
 from small_runs import prepared_run, tree, uncommit, write_questions
 from synthetic import make_model, make_run, write_run
 
@@ -264,30 +263,6 @@ def test_a_command_whose_result_the_disk_has_no_room_for_prints_it_and_fails(
         assert "give the same command again" in err
         assert err.count("\n") == 1
     assert tree(lake) == tree(place)
-
-
-@pytest.mark.parametrize("where", ["disk", "memory"])
-def test_a_run_that_is_removed_or_begun_anew_under_its_reader_is_an_error_not_fill(
-    where: str, place: Path, tmp_path: Path
-) -> None:
-    memory, local = MemoryFileSystem(), Path(shutil.copytree(place, tmp_path / "gone.lake"))
-    if where == "memory":
-        memory.put(str(place), "/gone.lake", recursive=True)
-    lake = open_lake(local if where == "disk" else "memory://gone.lake")
-    run, pickled = lake["toy/toy"], pickle.dumps(lake["toy/toy"])
-    run["hidden_state"].isel(example=0, layer=0).load()
-    if where == "disk":
-        shutil.rmtree(local / "toy")
-    else:
-        memory.rm("/gone.lake/toy", recursive=True)
-    for opened in (run, pickle.loads(pickled)):  # noqa: S301
-        for name, of in (("hidden_state", 1), ("attention", 6), ("token", 5), ("question", 0)):
-            with pytest.raises(MissingRunError, match="run toy/toy was removed since it was opened"):
-                opened[name].isel(example=of).load()
-    assert lake.runs() == []
-    write_run(lake.location, make_run(name="toy/toy", n_example=7, seed=1), make_model())
-    with pytest.raises(MissingRunError, match="run toy/toy was made anew since it was opened"):
-        pickle.loads(pickled)["question"].load()  # noqa: S301
 
 
 def test_info_prints_the_chain(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
