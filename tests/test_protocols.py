@@ -17,6 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from extract import load_reasoner
+from extract.model.checkpoint import pccot_settings
 from extract.model.protocols import CODI, PROTOCOLS
 from extract.model.wording import byte_signs, with_bytes
 from extract.reenter.target import open_target
@@ -253,6 +254,29 @@ def test_thoughts_side_by_side_are_jacobis_iteration(projected, tmp_path):
         )
     with pytest.raises(UsageError, match="computes its thoughts side by side in 2 rounds"):
         open_target(open_lake(place), "m/d", checkpoint=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("file", "field", "value", "message"),
+    [
+        ("pccot_args.json", "num_latent_tokens", None, "has no num_latent_tokens, which PCCoT's trainer writes"),
+        ("pccot_args.json", "num_latent_tokens", 0, "num_latent_tokens is 0; it must be a whole number of at least 1"),
+        ("pccot_args.json", "answer_prompt", 5, "answer_prompt is 5; it must be a text"),
+        ("config.json", "num_iterations", None, "has no num_iterations"),
+        ("config.json", "num_iterations", 2.0, "num_iterations is 2.0; it must be a whole number"),
+        ("config.json", "use_projection", "false", "use_projection is 'false'; it must be true or false"),
+    ],
+)
+def test_settings_of_rounds_that_are_lost_or_of_another_type_are_refused(file, field, value, message, tmp_path):
+    said = {
+        "pccot_args.json": {"num_latent_tokens": 5, "answer_prompt": "The answer is:"},
+        "config.json": {"num_iterations": 2, "use_projection": False},
+    }
+    for name, fields in said.items():
+        fields |= {field: value} if name == file else {}
+        (tmp_path / name).write_text(json.dumps({key: one for key, one in fields.items() if one is not None}))
+    with pytest.raises(UsageError, match=f"{file}.*{message}"):
+        pccot_settings(tmp_path)
 
 
 def test_what_a_file_beside_the_weights_states_is_the_protocol(tmp_path):

@@ -158,18 +158,37 @@ def read_arguments(folder: Path) -> dict[str, Any]:
 
 
 def pccot_settings(folder: Path) -> dict[str, Any]:
-    """What the files beside a checkpoint of PCCoT say, in the words of ``codi.json``; nothing without them."""
-    arguments = read_json(folder / PCCOT_ARGUMENTS, "arguments of PCCoT", missing={})
-    if not arguments:
+    """What the files beside a checkpoint of PCCoT say, in the words of ``codi.json``; nothing without them.
+
+    Raises
+    ------
+    UsageError
+        If a file or a field is not there or of another type: PCCoT's trainer writes them all, and each decides what is
+        computed.
+    """
+    path, config = folder / PCCOT_ARGUMENTS, folder / "config.json"
+    if not os.path.lexists(path):
         return {}
-    config = read_json(folder / "config.json", "config of the checkpoint")
+    said: dict[str, Any] = {}
+    for file, what, kinds in (
+        (path, "arguments of PCCoT", {"num_latent_tokens": int, "answer_prompt": str}),
+        (config, "config of the checkpoint", {"num_iterations": int, "use_projection": bool}),
+    ):
+        read = read_json(file, what)
+        for name, kind in kinds.items():
+            if name not in read:
+                raise UsageError(f"{file} has no {name}, which PCCoT's trainer writes; is it another checkpoint's?")
+            said[name] = read[name]
+            if type(said[name]) is not kind or (kind is int and said[name] < 1):
+                wanted = {int: "a whole number of at least 1", str: "a text", bool: "true or false"}[kind]
+                raise UsageError(f"{file}: {name} is {said[name]!r}; it must be {wanted}")
     return {
-        "n_latent": arguments.get("num_latent_tokens", 6),
-        "answer_prefix": arguments.get("answer_prompt", "The answer is:"),
+        "n_latent": said["num_latent_tokens"],
+        "answer_prefix": said["answer_prompt"],
         "protocol": {
             "name": "pccot",
-            "fed": "projection" if config.get("use_projection") else "state",
-            "n_round": config.get("num_iterations", 6),
+            "fed": "projection" if said["use_projection"] else "state",
+            "n_round": said["num_iterations"],
         },
     }
 
