@@ -17,8 +17,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from extract import load_reasoner
-from extract.model.checkpoint import pccot_settings
 from extract.model.protocols import CODI, PROTOCOLS
+from extract.model.settings import pccot_settings
 from extract.model.wording import byte_signs, with_bytes
 from extract.reenter.target import open_target
 from schemas import Places, UsageError
@@ -276,6 +276,10 @@ def test_settings_of_rounds_that_are_lost_or_of_another_type_are_refused(file, f
         fields |= {field: value} if name == file else {}
         (tmp_path / name).write_text(json.dumps({key: one for key, one in fields.items() if one is not None}))
     with pytest.raises(UsageError, match=f"{file}.*{message}"):
+        pccot_settings(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "pccot-llama"}')
+    (tmp_path / "pccot_args.json").unlink()
+    with pytest.raises(UsageError, match="is PCCoT's, but pccot_args.json, which its trainer writes, is not beside it"):
         pccot_settings(tmp_path)
 
 

@@ -229,7 +229,9 @@ def test_a_mixture_of_other_words_is_counted_and_ends_the_comparison(tmp_path: P
         assert (found.other_thoughts, found.other_texts, found.agrees) == (n_example, 0, agrees)
     assert turned(1, "ct0").beyond  # before the thought nothing may be another
     # Any but a mixture's are rounding or wrong.
-    prepared.reasoner.protocol = replace(prepared.reasoner.protocol, fed="state", max_topk=0)
+    prepared.reasoner.protocol = replace(
+        prepared.reasoner.protocol, fed="state", max_topk=0, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0
+    )
     assert "latent_embedding" in turned(1).beyond
 
 
@@ -240,6 +242,10 @@ def test_a_mixture_of_other_words_is_counted_and_ends_the_comparison(tmp_path: P
         ({"top_p": 0.0}, "temperature is 0.6, top_p 0.0, min_p 0.001; they lie above 0"),
         ({"temperature": "1"}, "temperature of the protocol is '1', soft has 0.6"),
         ({"closing": ["</think>"]}, r"closes the thoughts with '</think>', which this tokenizer makes \d tokens"),
+        ({"closing": ["", "a b"]}, r"closes the thoughts with '' 'a b', which this tokenizer makes \d tokens"),
+        ({"temperature": 10**400}, "temperature of the protocol is 10+, soft has 0.6"),
+        ({"fed": "state", "max_topk": 0}, "temperature, top_k, top_p, min_p set how words are mixed; fed is 'state'"),
+        ({"writes_steps": True}, "writes no steps before it"),
         ({"name": "soft-think"}, r"closes the thoughts with '</think>', which this tokenizer makes \d tokens"),
         ({"top": 3}, "protocol has no field 'top'"),
     ],

@@ -38,10 +38,7 @@ from extract.model.checkpoint import (
     fingerprint_tokenizer,
     fingerprint_weights,
     misfits,
-    pccot_settings,
-    read_arguments,
     read_checkpoint,
-    read_settings,
     some,
 )
 from extract.model.device import find_device, full_float32, keep_freed_memory
@@ -53,12 +50,13 @@ from extract.model.protocols import (
     PEFT,
     PREFIXES,
     Protocol,
-    by_rows,
     named_protocol,
+    protocol_notes,
     recognise,
     stated_protocol,
 )
 from extract.model.reasoner import Reasoner
+from extract.model.settings import pccot_settings, read_arguments, read_settings
 from schemas import N_LATENT, UsageError, nearest
 from schemas.checks import check_whole
 from schemas.controls import stated_control
@@ -146,7 +144,7 @@ def load_reasoner(
     n_latent = _n_latent(rule, thoughts, settings, arguments, folder, source)
     rule = _with_prefix(rule, settings, folder)
     scale, assumed = adapter_scale(adapter, lora_alpha, settings, folder, raw, saved=prefix == PEFT)
-    notes = [ASSUMED.format(source)] * assumed + by_rows(rule, described or settings.get("protocol"), source)
+    notes = [ASSUMED.format(source)] * assumed + protocol_notes(rule, described or settings.get("protocol"), source)
     notes += [*under.notes, *tokenizer_notes(under.folder, under.tokenizer, source, chat=rule.chat)]
     weights, projection = _split(raw, rule, prefix, source)
     # GPT-NeoX's head was called so before transformers 5.

@@ -14,6 +14,8 @@ TURN = "turn"
 """Stands for the token with which a chat template begins the model's turn; without a template, for a newline."""
 PEFT = "base_model.model."
 """Before the names of weights in a folder that PEFT saved."""
+MIXING = ("temperature", "top_k", "top_p", "min_p")
+"""Fields that decide, with ``max_topk``, which words are mixed."""
 PRJ, PROJECTOR = ("prj", ("1", "3", "ln")), ("projector", ("1", "3", "4"))
 
 
@@ -95,6 +97,15 @@ class Protocol:
             raise UsageError(
                 f"protocol {self.name}: fed is {self.fed!r}, max_topk {self.max_topk}; a mixture is of 1 word at least,"
                 " and nothing else has words"
+            )
+        defaults = {field.name: field.default for field in fields(self)}
+        idle = [name for name in MIXING if self.fed != "mixture" and getattr(self, name) != defaults[name]]
+        if idle:
+            raise UsageError(f"protocol {self.name}: {', '.join(idle)} set how words are mixed; fed is {self.fed!r}")
+        if self.writes_steps and self.given_prefix:
+            raise UsageError(
+                f"protocol {self.name}: a model whose answer prefix is fed (given_prefix) writes no steps before it"
+                " (writes_steps)"
             )
         if not (0 < self.temperature < math.inf and 0 < self.top_p <= 1 and 0 <= self.min_p <= 1):
             raise UsageError(
@@ -261,7 +272,7 @@ def stated_protocol(stated: Any, source: str) -> Protocol | None:
         if key not in known:
             raise UsageError(f"{source}: protocol has no field {key!r}; it has {', '.join(sorted(known))}")
         before = 0 if key == "n_latent" else getattr(base, key)
-        whole = type(before) is float and type(value) is int
+        whole = type(before) is float and type(value) is int and abs(value) < 2**53
         changes[key] = float(value) if whole else _as_tuple(value)
         if not _fits(key, changes[key], before):
             raise UsageError(f"{source}: {key} of the protocol is {value!r}, {base.name} has {before!r}")
@@ -288,11 +299,14 @@ def _as_tuple(value: Any) -> Any:
     return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value
 
 
-def by_rows(rule: Protocol, stated: Any, source: str) -> list[str]:
-    """Note on a protocol that nobody states and that differs from another in its number of rows alone."""
-    if stated is not None or rule.name != BY_ROWS:
-        return []
-    return [f"{source} is read as {BY_ROWS}: it has two rows after the base's vocabulary, {CODI.name} three"]
+def protocol_notes(rule: Protocol, stated: Any, source: str) -> list[str]:
+    """What is to be known of a protocol: that its number of rows alone tells it, or that a field of it does nothing."""
+    notes = []
+    if stated is None and rule.name == BY_ROWS:
+        notes.append(f"{source} is read as {BY_ROWS}: it has two rows after the base's vocabulary, {CODI.name} three")
+    if 0 < rule.top_k < rule.max_topk != PROTOCOLS[rule.name].max_topk:
+        notes.append(f"protocol {rule.name}: max_topk is {rule.max_topk}, but top_k keeps {rule.top_k} words")
+    return notes
 
 
 def recognise(

@@ -56,7 +56,7 @@ class Wording:
         ]
         self._after_question += self._marker(protocol.bot, known)
         self.closing_ids = [token for text in protocol.closing for token in self._marker(text, known)]
-        if len(self.closing_ids) > len(protocol.closing):
+        if any(len(self._marker(text, known)) != 1 for text in protocol.closing):
             raise UsageError(
                 f"protocol {protocol.name} closes the thoughts with {' '.join(map(repr, protocol.closing))}, which this"
                 f" tokenizer makes {len(self.closing_ids)} tokens; places are named for one each: close with another,"

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from extract.model.checkpoint import SETTINGS, read_settings, read_weights
+from extract.model.checkpoint import SETTINGS, read_weights
+from extract.model.settings import read_settings
 from extract.training.command import TrainSettings
 from extract.training.student import Student
 from schemas import Control, UsageError, fingerprint
