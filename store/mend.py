@@ -44,7 +44,7 @@ def analyze_command(location: str | os.PathLike[str], store: Store, result: str)
     runs = [run for run in _runs(store) if run.replace("/", ".") in named]
     settings = canonical_json(attributes["spec"]) if attributes else "it was made with"
     command = filled(line(kind), location, runs)
-    remove = shlex.join(["rm", "-r", f"{location}/{result}"])
+    remove = shlex.join(["lake", "rm", str(location), result])
     return f"{command}  # with the settings {settings}; where that makes another result: {remove}".strip()
 
 

@@ -45,7 +45,10 @@ def select_removable(lake: Lake, words: list[str]) -> Removable:
     if name in lake.runs():
         using = tuple(result.name for result in lake.results() if name in result.runs)
         return Removable(name=name, kind="run", results=using)
-    if name in lake.models():
+    left = name in _left(lake)
+    if left and "/" in name:
+        return Removable(name=name, kind="run")
+    if left or name in lake.models():
         if runs := [child for child in lake.children(name) if child not in MODEL_VARIABLES]:
             raise UsageError(
                 f"{lake.location}: model {name} has {', '.join(f'{name}/{run}' for run in runs)}; remove"
@@ -63,6 +66,15 @@ def select_removable(lake: Lake, words: list[str]) -> Removable:
     except MissingRunError as error:
         there = f"runs {', '.join(lake.runs()) or 'none'}; models {', '.join(lake.models()) or 'none'}"
         raise MissingRunError(f"{error}; there are {there}") from error
+
+
+def _left(lake: Lake) -> list[str]:
+    """Models and runs on an object store, those too of which a stopped removal took the documents and nothing else."""
+    if lake.folder is not None:
+        return []
+    models = [name for name in lake.children("") if name != RESULTS]
+    runs = (f"{model}/{name}" for model in models for name in lake.children(model) if name not in MODEL_VARIABLES)
+    return [*models, *runs]
 
 
 def remove(location: str | os.PathLike[str], removable: Removable) -> None:

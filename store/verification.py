@@ -67,7 +67,7 @@ class Verification:
     incomplete: dict[str, list[int]] = field(default_factory=dict)
     """Shards that no writer has committed, by run."""
     begun: list[str] = field(default_factory=list)
-    """Models and runs of which nothing counts yet: who writes them is at work, or was stopped."""
+    """Groups of which nothing counts: who writes or removes them is at work, or was stopped."""
     commands: list[str] = field(default_factory=list)
     """What mends it: one command for each run, model or result that is damaged."""
 
@@ -211,11 +211,20 @@ class _Verifier:
         return attributes
 
     def _is_begun(self, group: str, kind: str, runs: list[str]) -> bool:
-        """Whether nothing counts yet of a model or run: its document comes after all else, then runs or shards."""
+        """Whether nothing counts of a group: its document comes after all else, then a model's runs or a run's shards.
+
+        On an object store a result is written so, too, and of what is removed the documents go first.
+        """
         below = {key for key in self.keys if key.startswith(f"{group}/")}
-        after = [f"{run}/" for run in runs] if kind == "model" else [f"{group}/committed/c/"]
-        counts = f"{group}/zarr.json" in below or any(key.startswith(tuple(after)) for key in below)
-        if kind not in ("model", "run") or counts:
+        counts = f"{group}/zarr.json" in below or kind in ("lake", "results")
+        if kind == "model":
+            counts |= any(key.startswith(f"{run}/") for run in runs for key in below)
+        elif kind == "run":
+            marked = any(key.startswith(f"{group}/committed/c/") for key in below)
+            counts |= marked and (self.folder is not None or f"{group}/{RECORD}/zarr.json" in below)
+        elif kind == "result":
+            counts |= self.folder is not None
+        if counts:
             return False
         self.found.begun.append(group)
         self.known |= below

@@ -18,6 +18,7 @@ from synthetic import make_model, make_run, write_run
 from schemas import CorruptLakeError, LakeError, MissingRunError
 from store import Lake, open_lake, push, verify
 from store.files import COMING, settle
+from store.location import keys_of
 from store.opening import open_group
 from store.removal import remove, select_removable
 
@@ -195,3 +196,43 @@ def test_a_run_removed_or_made_anew_under_its_reader_is_neither_fill_nor_damaged
     write_run(lake.location, make_run(name=RUN, n_example=4, seed=1), make_model())
     with pytest.raises(MissingRunError, match=f"run {RUN} was made anew since it was opened"):
         pickle.loads(pickled)["gold_answer"].load()  # noqa: S301
+
+
+@pytest.mark.parametrize("what", ["write", "result", "run", "model"])
+def test_what_was_stopped_on_an_object_store_is_unfinished_and_the_same_again_ends_it(
+    what: str, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first writing of a result, and each kind of removal."""
+    memory, removal, seen = MemoryFileSystem(), import_module("store.removal"), []
+
+    def kill() -> None:
+        raise Killed
+
+    for steps in itertools.count():
+        place = f"memory://stopped/{what}-{steps}.lake"
+        memory.put(str(made), f"/stopped/{what}-{steps}.lake", recursive=True)
+        lake, left = open_lake(place), itertools.count(-steps)
+        (result,) = [found.name for found in lake.results()]
+        named = {"result": result, "run": RUN, "model": RUN.split("/")[0]}.get(what, "")
+        for gone in {"write": [result], "model": [RUN]}.get(what, []):
+            remove(place, select_removable(lake, [gone]))
+
+        def act(lake: Lake = lake, place: str = place, named: str = named) -> None:
+            remove(place, select_removable(lake, [named])) if named else write(lake, NEW)
+
+        try:
+            with monkeypatch.context() as patch:
+                for owner, name in ((import_module("store.files"), "set_bytes"), (RESULTS, "sync"), (removal, "sync")):
+                    patch.setattr(owner, name, counted(getattr(owner, name), left, kill))
+                act()
+        except Killed:
+            found = verify(place)
+            seen.append((len(found.damage), len(found.begun)))
+            if not named or any(key.startswith(f"{named}/") for key in keys_of(lake.store)):
+                act()
+            assert (verify(place).damage, verify(place).begun) == ([], [])
+            continue
+        break
+    assert (0, 1) in seen
+    # Of a run whose record's document has gone, and not yet its own, it cannot be told which of both was lost.
+    assert [damaged for damaged, _ in seen] == [0, 1, 0] if what == "run" else all(damaged == 0 for damaged, _ in seen)

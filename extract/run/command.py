@@ -304,8 +304,8 @@ def verify_lines(checked: "Verification", compared: Sequence["Recomputed"]) -> l
     for name, shards in checked.incomplete.items():
         lines.append(f"{name}: not complete, {len(shards)} shards to come: {', '.join(map(str, shards))}")
     lines += [
-        f"{name}: begun, and nothing of it can be read yet; a writer is at work, or was stopped, and then the same"
-        " command goes on with it"
+        f"{name}: begun, or half removed, and nothing of it can be read; a process is at work on it, or was stopped,"
+        " and then the same command goes on with it"
         for name in checked.begun
     ]
     lines += [
