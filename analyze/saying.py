@@ -9,8 +9,8 @@ MINUS = "\N{MINUS SIGN}"
 COMMON = {
     "picked": "Where the largest of several is named, its interval allows for that: the lower end holds for all of them"
     " at once.",
-    "picked_any": "Where those that are told from the rest are named, their intervals hold for all that were tried at"
-    " once.",
+    "picked_any": "Where those that differ from the rest are named, their intervals hold for all that were tried"
+    " at once.",
 }
 """Caveats of several sections, by the values that stand for them."""
 
@@ -18,14 +18,14 @@ COMMON = {
 class Sentence(Formatter):
     """Texts with values: ``{x:share}``, ``{x:share0}``, ``{x:points}``, ``{x:p}``, or a format of Python's own.
 
-    ``{x:told}`` is the smallest change that so many problems could show, or none.
+    ``{x:change}`` is the smallest change that so many problems could show, or none.
     """
 
     def format_field(self, value: Any, spec: str) -> str:
         """Text of one value; numbers have a typographic minus."""
         if spec.startswith("share"):
             return share(value, int(spec[5:] or 1))
-        if spec == "told":
+        if spec == "change":
             return "none" if math.isnan(value) else share(value)
         if spec == "points":
             return points(value)

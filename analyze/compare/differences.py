@@ -18,6 +18,7 @@ import xarray as xr
 
 from analyze.compare.parts import PARTS, Part, Source
 from analyze.statistics import bootstrap_weights, mcnemar_exact, percentile_interval, weighted_mean
+from analyze.tables import ENDS
 from schemas import UsageError
 from schemas.problem_sums import problem_of
 from schemas.registry import line
@@ -135,7 +136,7 @@ def comparison_table(result: xr.Dataset) -> pd.DataFrame:
     for index, run in enumerate(result["model"].values):
         one = result.isel(model=index)
         row: dict[str, Any] = {"model": str(run), "n_example": int(one["n_example"])}
-        row |= {f"accuracy{end}": float(one[f"accuracy{end}"]) for end in ("", "_low", "_high")}
+        row |= {f"accuracy{end}": float(one[f"accuracy{end}"]) for end in ENDS}
         if "hub_received" in one and (hub := str(one["hub_position"].item())) != "nan":  # of a run without head scores
             row["hub"] = hub
             if hub in one["position"].values:
@@ -277,7 +278,7 @@ def _differences(
     values = result[name]
     inner = [str(dim) for dim in values.dims if dim != "model"]
     shape = (len(runs), len(runs), *(values.sizes[dim] for dim in inner))
-    estimates = {end: np.full(shape, np.nan) for end in ("", "_low", "_high")}
+    estimates = {end: np.full(shape, np.nan) for end in ENDS}
     paired = np.full(shape[:2], np.nan)
     p = np.full(shape[:2], np.nan)
     shared = np.full(shape[:2], np.nan)
@@ -293,10 +294,7 @@ def _differences(
             difference, low, high = _paired(x, y, known, draws, n_resample, level, seed)
             estimate = [array.transpose(*inner).values for array in (difference, low, high)]
             if f"{name}_low" in result:
-                own = [
-                    [result[name + end].isel(model=k).transpose(*inner).values for end in ("", "_low", "_high")]
-                    for k in (i, j)
-                ]
+                own = [[result[name + end].isel(model=k).transpose(*inner).values for end in ENDS] for k in (i, j)]
                 estimate[1:] = uncertain(*estimate[1:], *own)
             shared[i, j] = shared[j, i] = x.sizes["example"]
             if not inner:

@@ -9,7 +9,7 @@ import pandas as pd
 from analyze.compare.differences import difference_table
 from analyze.compare.figures import plot_differences
 from analyze.compare.panels_section import comparison
-from analyze.compare.sentences import WORDS, listed_missing, shown_rows, taken_elsewhere, told
+from analyze.compare.sentences import WORDS, listed_missing, sentence, shown_rows, taken_elsewhere
 from analyze.drawing import faint_grid
 from analyze.page import Page, Section
 from analyze.tables import Frame
@@ -30,7 +30,7 @@ def differences(page: Page) -> None:
         if rows.empty:
             continue
         names = [looks[run].label for run in (first, second)]
-        page.say_of(" − ".join(names), told(page, data, rows, first, second))
+        page.say_of(" − ".join(names), sentence(page, data, rows, first, second))
         shown = shown_rows(rows, f"depth {float(data['depth'].values[-1]):.2f}").head(MOST_ROWS)
         if len(shown):
             ax = page.panel("differences", f"{first}_{second}", wide=True, height=0.8 + 0.21 * len(shown))

@@ -10,6 +10,7 @@ import xarray as xr
 from analyze.compare.twins import USED
 from analyze.drawing import INK, MUTED, PAPER, RULE, Look, bars, faint_grid, looks_of_models, panels
 from analyze.heads.figures import SHORT_TYPES
+from analyze.labels import thought_labels
 from schemas import UsageError
 
 Looks = Mapping[str, Look]
@@ -55,12 +56,8 @@ def lines(result: xr.Dataset, looks: Looks, axis: Any, labels: Any, values: Call
     axis.set_xticks(np.arange(len(labels)), [str(x) for x in labels])
 
 
-def _thoughts(result: xr.Dataset) -> list[str]:
-    return [str(x) for x in result["position"].values if str(x).startswith("ct")]
-
-
 def _hubs(result: xr.Dataset, looks: Looks, axis: Any) -> None:
-    thoughts = _thoughts(result)
+    thoughts = thought_labels(result)
     part = result.sel(position=thoughts)
     grouped_bars(part, looks, axis, thoughts, lambda one: one["hub_received"])
     n = part.sizes["model"]
@@ -106,13 +103,13 @@ def _means(result: xr.Dataset, looks: Looks, axis: Any) -> None:
 
 
 def _skip(result: xr.Dataset, looks: Looks, axis: Any) -> None:
-    thoughts = [t for t in _thoughts(result) if result["skip"].sel(position=t).notnull().any()]
+    thoughts = [t for t in thought_labels(result) if result["skip"].sel(position=t).notnull().any()]
     lines(result.sel(position=thoughts), looks, axis, thoughts, lambda one: one["skip"])
     axis.set_ylabel("attention of the last thought")
 
 
 def _ratio(result: xr.Dataset, looks: Looks, axis: Any) -> None:
-    thoughts = [t for t in _thoughts(result) if (result["hub_expected"].sel(position=t) > 0).any()]
+    thoughts = [t for t in thought_labels(result) if (result["hub_expected"].sel(position=t) > 0).any()]
     part = result.sel(position=thoughts)
     lines(part, looks, axis, thoughts, lambda one: (one["hub_received"] / one["hub_expected"]).values)
     axis.axhline(1, color=MUTED, linewidth=0.8)

@@ -10,9 +10,10 @@ import xarray as xr
 from analyze.effects.conditions import by_carrying, conditions, into_corrupted
 from analyze.heads.command import by_thoughts
 from analyze.heads.summary import head_summary, head_table
+from analyze.labels import thought_labels
 from analyze.lens.command import is_plain
 from analyze.probes.command import as_they_come
-from analyze.tables import Frame
+from analyze.tables import ENDS, Frame
 from schemas.problem_sums import problem_of
 from schemas.statistics import share_interval
 
@@ -92,7 +93,7 @@ def _named(data: xr.Dataset, names: Mapping[str, str]) -> xr.Dataset:
     """Variables under new names, with their intervals."""
     renamed = {}
     for old, new in names.items():
-        for end in ("", "_low", "_high"):
+        for end in ENDS:
             if old + end in data:
                 renamed[new + end] = data[old + end]
     kept = xr.Dataset(renamed)
@@ -109,9 +110,8 @@ def _probes(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
 
 
 def _step_probes(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
-    return source.at_depth(
-        _named(_up_to_eot(source.data), {"r2": "step_probe", "accuracy": "step_probe_accuracy"})
-    ), None
+    names = {"r2": "step_probe", "accuracy": "step_probe_accuracy"}
+    return source.at_depth(_named(_up_to_eot(source.data), names)), None
 
 
 def _sae(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
@@ -159,7 +159,7 @@ def _heads(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
 
 def _attention(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
     at_eot = source.data.sel(query="eot")
-    thoughts = [t for t in at_eot["target"].values if str(t).startswith("ct")]
+    thoughts = thought_labels(at_eot, "target")
     part = _named(at_eot, {"layer_share": "attention"})
     total = part["attention"].sel(target=thoughts).sum("target").rename("attention_total")
     shares = part.sel(target=thoughts).rename(target="position").merge(total)
@@ -188,7 +188,7 @@ def _grid(data: xr.Dataset, rows: Frame, dims: Sequence[str], names: Mapping[str
     cell = tuple(np.array([labels.index(value) for value in rows[dim]], dtype=int) for dim, labels in axes.items())
     cells = {}
     for old, new in names.items():
-        for end in ("", "_low", "_high"):
+        for end in ENDS:
             if old + end not in data:
                 continue
             values = data[old + end].transpose("condition", ...).values[rows.index.to_numpy()]

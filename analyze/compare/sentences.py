@@ -68,7 +68,7 @@ def taken_elsewhere(sources: Mapping[str, str]) -> str:
     return "; ".join(texts)
 
 
-def told(page: Page, data: xr.Dataset, rows: Frame, first: str, second: str) -> str:
+def sentence(page: Page, data: xr.Dataset, rows: Frame, first: str, second: str) -> str:
     """How far two models' accuracies lie apart, and how many differences are sure."""
     text = ""
     for row in rows[rows["what"] == "accuracy"].head(1).to_dict("records"):

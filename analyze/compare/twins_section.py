@@ -28,7 +28,7 @@ def twins(page: Page) -> None:
             rows.insert(0, "control", looks[other].label)
             rows_of[other] = rows
             kinds.add(controls[other.partition("/")[0]].kind)
-            page.say_of(look.label, told(page, rows))
+            page.say_of(look.label, sentence(page, rows))
             page.add("twins", look.label, rows)
         if rows_of:
             n_line = max(map(len, rows_of.values()))
@@ -38,7 +38,7 @@ def twins(page: Page) -> None:
     page.set(kinds="; ".join(f"{kind}: {CONTROLS[kind]}" for kind in CONTROLS if kind in kinds))
 
 
-def told(page: Page, rows: Frame) -> str:
+def sentence(page: Page, rows: Frame) -> str:
     """How many measures of either kind distinguish a model from one of its controls, and which does best."""
     values: dict[str, Any] = {"control": rows["control"].iloc[0]}
     apart = (rows["difference_low"] > 0) | (rows["difference_high"] < 0)

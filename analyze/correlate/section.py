@@ -35,7 +35,7 @@ def attention_and_importance(page: Page) -> None:
 
 
 def sentence(pooled: HeldOut | None, strict: HeldOut | None, kind: str) -> tuple[str, dict[str, Any]]:
-    """The line that fits, and its values: an interval that holds 0 is a null, told with what could have been seen."""
+    """The line that fits, and its values: an interval that holds 0 is a null, with what could have been shown."""
     if pooled is None or strict is None or np.isnan(pooled.r):
         return "nothing", {}
     values = {"pooled": pooled.r, "pooled_low": pooled.low, "pooled_high": pooled.high, "layer": pooled.layer}

@@ -5,7 +5,7 @@ import numpy as np
 from analyze.context import StoredResult
 from analyze.drawing import as_percent, band, faint_grid, legend_below
 from analyze.effects.figures import plot_attribution
-from analyze.effects.shown import told_fed
+from analyze.effects.shown import differing_fed
 from analyze.page import Page, Section, listed
 
 COLUMNS = ("kind", "layer", "head", "position", "score", "score_low", "score_high", "exact", "exact_low", "exact_high")
@@ -22,7 +22,7 @@ def attribution(page: Page) -> None:
         page.add("attribution_patching", result, nodes := nodes.sort_values("score", key=abs, ascending=False))
         quarter = data.isel(size=int(np.abs(data["size"].values - data.sizes["node"] / 4).argmin()))
         page.say(
-            result, "scored", thoughts=listed(page.texts("thought", told_fed(nodes))) or page.text("no_thought"),
+            result, "scored", thoughts=listed(page.texts("thought", differing_fed(nodes))) or page.text("no_thought"),
             spearman=data.attrs["spearman"], low=data.attrs["spearman_low"], high=data.attrs["spearman_high"],
             n=int(data["exact"].notnull().sum()), size=int(quarter["size"]), all=data.sizes["node"],
             kept=float(quarter["kept"]), random=float(quarter["kept_random"]),

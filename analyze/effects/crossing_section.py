@@ -20,7 +20,7 @@ def crossing(page: Page) -> None:
     for result, _, _ in reentries(page, "cross"):
         rows = crossed_rows(result.data)
         place = places_of(rows)[0]
-        told = []
+        texts = []
         for receiver in ("wrong", "right"):
             some = rows_with(rows, receiver=receiver)
             allowed = as_picked(some, Pick(len(rows), by="any"), "difference")
@@ -30,8 +30,8 @@ def crossing(page: Page) -> None:
             apart, widest = allowed[some["p_holm"] < LEVEL], allowed.loc[some["difference"].abs().idxmax()]
             values = {"n": int(widest["n"]), "tests": len(some), "receiver": f"{receiver}ly"}
             values |= {"differences": listed(page.texts("one", apart)), "largest": page.text("one", **dict(widest))}
-            told.append(page.text("some" if len(apart) else "none", **values))
-        page.say_of(result.label, "; ".join(told))
+            texts.append(page.text("some" if len(apart) else "none", **values))
+        page.say_of(result.label, "; ".join(texts))
         page.add("crossing", result, rows)
 
 

@@ -27,7 +27,7 @@ def place_pick(data: xr.Dataset) -> Pick:
     return Pick(data.sizes["position"] if is_asked(data) else 1, share=True)
 
 
-def told_steps(data: xr.Dataset) -> Frame:
+def reported_steps(data: xr.Dataset) -> Frame:
     """For each step the thought it is reported of: where SIM-CoT trains it to be, or where it is written most often.
 
     Of a decoder that was trained afterwards only steps that are written more often than the controls say.

@@ -3,7 +3,7 @@
 import xarray as xr
 
 from analyze.drawing import bars_across, reference
-from analyze.effects.shown import changed, power, reentries, told_apart
+from analyze.effects.shown import changed, differs, power, reentries
 from analyze.page import Page, Section, listed
 from analyze.tables import triple
 
@@ -27,7 +27,7 @@ def edge_ablation(page: Page) -> None:
         hub = page.text("hub", hub=result.data.attrs["hub"]) if "hub" in result.data.attrs else ""
         hub += by_outcome(page, result.data)
         shown = rows[rows["group"].isin(NAMED)]
-        same = list(shown.loc[~told_apart(shown), "group"])
+        same = list(shown.loc[~differs(shown), "group"])
         hub += page.text("same", names=listed(same), smallest=power(rows)) if same else ""
         page.say(result, "cut", untouched=base["accuracy"], n=int(base["n"]), cuts=", ".join(cuts), hub=hub)
         page.add("edge_ablation", result, rows)

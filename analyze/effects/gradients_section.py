@@ -23,12 +23,12 @@ def gradients(page: Page) -> None:
         names = [f"{name}_{end}" for name in ("attribution", "magnitude") for end in ENDS]
         columns = {name: result.data[name].values for name in names}
         series.append((result.look, *(columns[f"magnitude_{end}"] for end in ENDS)))
-        page.say_of(result.label, told(page, thoughts, columns, result))
+        page.say_of(result.label, sentence(page, thoughts, columns, result))
         page.add("integrated_gradients", result, {"latent": thoughts} | columns)
     page.bars("integrated_gradients", thoughts, series, "mean size, logits")
 
 
-def told(page: Page, thoughts: list[str], columns: dict[str, Any], result: StoredResult) -> str:
+def sentence(page: Page, thoughts: list[str], columns: dict[str, Any], result: StoredResult) -> str:
     """Thoughts whose attribution differs from 0, and what could have been shown of the others."""
     own = np.array([columns[f"attribution_{end}"] for end in ENDS])
     mean, low, high = np.transpose([of_picked(figure, Pick(len(thoughts), by="any")) for figure in own.T])

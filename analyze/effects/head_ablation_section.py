@@ -5,7 +5,7 @@ import pandas as pd
 
 from analyze.context import StoredResult
 from analyze.curves import curve, random_curve
-from analyze.effects.shown import changed, power, reentries, score_rank, told_apart
+from analyze.effects.shown import changed, differs, power, reentries, score_rank
 from analyze.page import Page, Section, listed
 from analyze.tables import Frame, triple
 from schemas.picked import Pick
@@ -29,7 +29,7 @@ def head_ablation(page: Page) -> None:
             curve(ax, result.look, top["count"].astype(float), triple(top, "accuracy"), label="highest-ranked heads")
             random_curve(ax, random, "count", "accuracy", "as many at random (range)")
         alone = frame[group.str.fullmatch(r"L\d+H\d+") & own]
-        texts = alone_told(page, result, alone) if len(alone) else []
+        texts = alone_sentences(page, result, alone) if len(alone) else []
         if len(top):
             some = top.iloc[min(1, len(top) - 1)]
             same = random["accuracy"][random["count"] == some["count"]]
@@ -40,18 +40,18 @@ def head_ablation(page: Page) -> None:
     page.set(cut=listed([*cuts]))
 
 
-def alone_told(page: Page, result: StoredResult, alone: Frame) -> list[str]:
-    """The head that costs most, if a test tells that any costs answers, else what could have been told; its map."""
+def alone_sentences(page: Page, result: StoredResult, alone: Frame) -> list[str]:
+    """The head that costs most, if a test shows that any costs answers, else what could have been shown; its map."""
     grid = alone.pivot_table(index="layer", columns="head", values="drop").rename(columns=int)
     high, text = max(5.0, 100 * float(np.nanmax(np.abs(grid)))), "{:.0f}" if grid.shape[1] <= 12 else None
     page.percent_map("head_ablation_alone", result, grid, high=high, text=text)
-    worst, needed = alone.loc[alone["drop"].idxmax()], alone[told_apart(alone)].sort_values("drop", ascending=False)
+    worst, needed = alone.loc[alone["drop"].idxmax()], alone[differs(alone)].sort_values("drop", ascending=False)
     pick = Pick(len(alone), share=True)
     page.find(result, *[changed(str(name), pick=pick, group=name) for name in needed["group"].head(3)])
     costly = int((needed["drop"] > 0).sum())
     values = {"n": int(worst["n"]), "smallest": power(alone), "n_head": len(alone), "needed": costly}
-    told = [page.text("alone" if costly else "none", group=worst["group"], drop=worst["drop"], **values)]
-    return [*told, *score_rank(page, result, alone)]
+    texts = [page.text("alone" if costly else "none", group=worst["group"], drop=worst["drop"], **values)]
+    return [*texts, *score_rank(page, result, alone)]
 
 
 SECTIONS = (

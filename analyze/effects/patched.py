@@ -63,7 +63,7 @@ def series_places(data: xr.Dataset) -> list[str]:
     return [place_name(site, layer) for site, layer in cells]
 
 
-def told_win(page: Page, wins: Frame, line: Frame) -> str:
+def win_sentence(page: Page, wins: Frame, line: Frame) -> str:
     """From which N on the giver wins, of conditions of one place, or that it never does, or that it is open."""
     last, at_place = line.iloc[-1], rows_with(wins, place=line["place"].iloc[0])
     win = (at_place if len(at_place) else wins).tail(1).to_dict("records")
@@ -87,7 +87,7 @@ def by_step(data: xr.Dataset, line: Frame, giver: str) -> Frame:
     return pd.DataFrame(rows)
 
 
-def told_by_step(page: Page, data: xr.Dataset, splits: Frame, giver: str) -> str:
+def step_sentence(page: Page, data: xr.Dataset, splits: Frame, giver: str) -> str:
     """From which N pairs of each first differing step follow, and what the pairs allow at most."""
     if splits.empty:
         return ""

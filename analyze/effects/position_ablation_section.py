@@ -32,14 +32,14 @@ def position_ablation(page: Page) -> None:
         cells = rows_with(rows, **where)
         accuracy: Any = cells.drop_duplicates("group").set_index("group")["accuracy"]
         values = {"untouched": base["accuracy"], "place": where["place"], "n": int(cells["n"].max())}
-        page.say(result, operations[0], groups=told(page, result, accuracy), **values)
+        page.say(result, operations[0], groups=sentence(page, result, accuracy), **values)
         page.find(result, changed("numbers", group="numbers", **where) if "numbers" in accuracy else None)
         page.add("position_ablation", result, rows)
         worst = float(result.data["share_not_counted"].max()) if "share_not_counted" in result.data else 0
         page.join("not_counted", page.text("not_counted", label=result.label, worst=worst) if worst > 0 else "")
 
 
-def told(page: Page, result: StoredResult, accuracy: Any) -> str:
+def sentence(page: Page, result: StoredResult, accuracy: Any) -> str:
     """What is left without each group; how many of those at random read as numbers themselves, where it is known."""
     lines = {"numbers": "numbers", "others": "others", "random like numbers": "random_unread"}
     share = float("nan")

@@ -3,8 +3,8 @@
 from analyze.beside import NOTHING
 from analyze.context import Where
 from analyze.effects.conditions import into_clean, into_corrupted, places_of
-from analyze.effects.patched import by_step, draw_first, patched, told_by_step, told_win, winning_rows
-from analyze.effects.shown import changed, paired, told_next
+from analyze.effects.patched import by_step, draw_first, patched, step_sentence, win_sentence, winning_rows
+from analyze.effects.shown import changed, next_sentence, paired
 from analyze.page import Page, Section
 from analyze.tables import rows_with
 
@@ -22,8 +22,8 @@ def first_thoughts(page: Page, where: Where, giver: str) -> None:
         draw_first(page, result, line, random, giver)
         splits, wins, steps = by_step(result.data, line, giver), winning_rows(result.data), paired(result.data, "n")
         after = rows_with(steps, place=place)
-        told = told_win(page, wins, line) + told_by_step(page, result.data, splits, giver)
-        page.say_of(result.label, told + (told_next(page, after) if len(after) else ""))
+        text = win_sentence(page, wins, line) + step_sentence(page, result.data, splits, giver)
+        page.say_of(result.label, text + (next_sentence(page, after) if len(after) else ""))
         last = line.iloc[-1]
         whole = changed(f"first {int(last['n'])}", giver, kind="first", n=last["n"], place=place)
         page.find(result, whole if last[f"{giver}_low"] > NOTHING else None)

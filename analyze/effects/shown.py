@@ -62,12 +62,12 @@ def changed(what: str, value: str = "importance", pick: Pick | None = None, **wh
     return Finding(what=what, of=of, pick=pick)
 
 
-def told_apart(rows: Frame) -> Any:
+def differs(rows: Frame) -> Any:
     """Whether the corrected test shows that each row differs from the untouched run."""
     return rows["p_holm"].fillna(1.0) < LEVEL
 
 
-def told_fed(nodes: Frame) -> Frame:
+def differing_fed(nodes: Frame) -> Frame:
     """The first three vectors fed whose score differs from 0, by intervals that hold for all of them at once."""
     fed = nodes[nodes["kind"] == "fed"]
     fed = as_picked(fed, Pick(len(fed), by="any"), "score")
@@ -75,7 +75,7 @@ def told_fed(nodes: Frame) -> Frame:
 
 
 def power(rows: Frame) -> float:
-    """Smallest change that the corrected tests of a sweep tell, of the fewest problems of its rows."""
+    """Smallest change that the corrected tests of a sweep can show, of the fewest problems of its rows."""
     tested = rows[rows["p_holm"].notna()] if "p_holm" in rows else rows
     return smallest_change(int(tested["n"].min()), len(tested)) if len(tested) else math.nan
 
@@ -102,7 +102,7 @@ def paired(data: xr.Dataset, over: str) -> Frame:
     return frame
 
 
-def told_next(page: Page, steps: Frame) -> str:
+def next_sentence(page: Page, steps: Frame) -> str:
     """Between which of these numbers one more changes a share significantly, as ``from 1 to 2``."""
     some = steps[steps["p_holm"] < LEVEL]
     pairs = [f"from {int(one)} to {int(two)}" for one, two in zip(some["first"], some["second"], strict=True)]

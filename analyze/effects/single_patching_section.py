@@ -23,8 +23,8 @@ def single_patching(page: Page) -> None:
         say_best(page, result, rows)
         best = most_clean(rows)
         where = {"kind": "one", "positions": best["positions"], "place": best["place"]}
-        told = changed(best["positions"], "clean", pick=Pick(len(rows), share=True), **where)
-        page.find(result, told if best["clean_low"] > NOTHING else None)
+        finding = changed(best["positions"], "clean", pick=Pick(len(rows), share=True), **where)
+        page.find(result, finding if best["clean_low"] > NOTHING else None)
         page.add("single_patching", result, rows)
         thoughts = max(thoughts, [name for name in columns if name.startswith("ct")], key=len)
     page.need("single_patching")

@@ -4,7 +4,7 @@ from typing import Any
 
 from analyze.curves import curves
 from analyze.effects.conditions import by_count, places_of
-from analyze.effects.shown import paired, reentries, told_next
+from analyze.effects.shown import next_sentence, paired, reentries
 from analyze.page import Page, Section, listed
 from analyze.tables import Frame, rows_with
 
@@ -21,14 +21,14 @@ def thoughts_spared(page: Page) -> None:
         with page.shares("thoughts_spared", result, "thoughts taken away", base=base["accuracy"], title=title) as ax:
             curves(ax, shown, "group", "n_thought", "accuracy", "{} N")
         steps = paired(result.data, "n_thought")
-        page.say_of(result.label, told(page, shown, series, where | {"untouched": base["accuracy"]}, steps))
+        page.say_of(result.label, sentence(page, shown, series, where | {"untouched": base["accuracy"]}, steps))
         tables = {"thoughts_spared": rows, "next": steps, "layers": paired(result.data, "layer")}
         for table, of_table in tables.items():
             page.add(table, result, of_table)
 
 
-def told(page: Page, rows: Frame, series: dict[str, Frame], values: dict[str, Any], steps: Frame) -> str:
-    """How many of each series can go, what is left without any, and between which numbers one more tells."""
+def sentence(page: Page, rows: Frame, series: dict[str, Frame], values: dict[str, Any], steps: Frame) -> str:
+    """How many of each series can go, what is left without any, and between which numbers one more matters."""
     most = int(rows["n_thought"].max())
     without = rows[rows["n_thought"] == most].iloc[0]
     values |= {"n": int(without["n"]), "most": most, "accuracy": without["accuracy"]}
@@ -37,7 +37,7 @@ def told(page: Page, rows: Frame, series: dict[str, Frame], values: dict[str, An
         return page.text("none_needed", **values)
     parts = [page.text(f"of_{str(group).split()[0]}", n=line["n_spared"].iloc[0]) for group, line in series.items()]
     where = {"place": values["place"], "operation": values["operation"], "group": "first"}
-    after = told_next(page, rows_with(steps, **where))
+    after = next_sentence(page, rows_with(steps, **where))
     return page.text("some_needed", spared=listed(parts), **values) + after
 
 

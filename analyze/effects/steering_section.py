@@ -7,7 +7,7 @@ import pandas as pd
 from analyze.context import StoredResult
 from analyze.curves import curve, random_curve
 from analyze.drawing import looks
-from analyze.effects.shown import power, reentries, told_apart
+from analyze.effects.shown import differs, power, reentries
 from analyze.page import Page, Section, listed
 from analyze.tables import Frame, triple
 from schemas.intervention import STEERING_UNIT
@@ -20,20 +20,20 @@ def steering(page: Page) -> None:
         rows = frame[~frame["control"].str.startswith("self")].assign(strength=frame["strength"].astype(float))
         own = rows[~rows["direction"].astype(str).str.startswith("random")]
         draw(page, result, rows, own, base)
-        page.say_of(result.label, told(page, rows, own, base))
+        page.say_of(result.label, sentence(page, rows, own, base))
         page.add("steering", result, rows)
         directions |= dict.fromkeys(own["direction"].astype(str))
     page.set(directions=listed([f"“{name}”".replace("correct-wrong", "correct minus wrong") for name in directions]))
 
 
-def told(page: Page, rows: Frame, own: Frame, base: Any) -> str:
-    """Whether a test tells that any strength helps or harms, beside what random directions do there."""
+def sentence(page: Page, rows: Frame, own: Frame, base: Any) -> str:
+    """Whether a test shows that any strength helps or harms, beside what random directions do there."""
     best, worst = own.loc[own["accuracy"].idxmax()], own.loc[own["accuracy"].idxmin()]
     random = rows.drop(own.index).groupby("strength")["accuracy"].mean()
     parts = [page.text("untouched", untouched=base["accuracy"], n=int(best["n"]), smallest=power(own))]
     for name, row, beyond in (("best", best, best["accuracy"] - base["accuracy"]),
                               ("worst", worst, base["accuracy"] - worst["accuracy"])):  # fmt: skip
-        sure = bool(told_apart(own)[row.name]) and beyond > 0
+        sure = bool(differs(own)[row.name]) and beyond > 0
         text = page.text(name if sure else f"no_{name}", accuracy=row["accuracy"], strength=row["strength"])
         there = random.get(row["strength"])
         parts.append(text + (page.text("no_random") if there is None else page.text("random", accuracy=there)))

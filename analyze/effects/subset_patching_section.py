@@ -23,7 +23,7 @@ def subset_patching(page: Page) -> None:
         drawn = best["control"] == "random positions"
         say_best(page, result, best[~drawn])
         if drawn.any():
-            page.say_more(result.label, random_told(page, best, best["clean"][drawn]))
+            page.say_more(result.label, random_sentence(page, best, best["clean"][drawn]))
         if drawn.any() and "with_number" in best:
             share = float(best["with_number"][drawn].mean())
             page.join("overlaps", page.text("overlap", label=result.label, share=share))
@@ -42,7 +42,7 @@ def set_name(positions: str) -> str:
     return SET_NAMES.get(name, name.replace("+", " "))
 
 
-def random_told(page: Page, rows: Frame, random: Any) -> str:
+def random_sentence(page: Page, rows: Frame, random: Any) -> str:
     """What the thoughts that read as numbers bring over, the others, and as many as the first drawn at random."""
     clean = {name: float(rows["clean"][rows["positions"] == name].iloc[0]) for name in ("numbers", "others")}
     name = "random_once" if len(random) == 1 else "random" if random.nunique() > 1 else "random_same"

@@ -29,15 +29,15 @@ def token_ablation(page: Page) -> None:
         of_thought = rows[rows["corruption"] == shown].drop_duplicates("group").set_index("group").reindex(thoughts)
         series.append((result.look, *triple(of_thought, "importance")))
         of_thought = as_picked(of_thought, Pick(len(thoughts), "any", share=True), "importance")
-        page.say(result, "thoughts", **importance_told(page, of_thought))
+        page.say(result, "thoughts", **importance_values(page, of_thought))
         page.add("token_ablation", result, rows)
         lost = of_thought.index[of_thought["importance_low"] > TENTH]
         page.find(result, *[changed(str(name), group=name, corruption=shown) for name in lost])
     page.bars("importance_by_position", thoughts, series, "right answers that turn wrong", top=1.03)
 
 
-def importance_told(page: Page, rows: Frame) -> dict[str, Any]:
-    """Thoughts above a tenth of the answers, below it, not told from it, as all intervals say; n and its power."""
+def importance_values(page: Page, rows: Frame) -> dict[str, Any]:
+    """Thoughts above a tenth of the answers, below it, and not distinguishable from it; n, and what it could show."""
     named: dict[str, list[str]] = {YES: [], NO: [], UNDECIDED: []}
     for name, row in rows.sort_values("importance", ascending=False).iterrows():
         answer = decide(row["importance_low"], row["importance_high"], TENTH)

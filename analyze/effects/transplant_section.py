@@ -18,14 +18,14 @@ def transplants(page: Page) -> None:
     """What is left of the answers with another model's thoughts, beside controls of the same map."""
     for result, frame, base in reentries(page, "transplant"):
         rows = frame[~frame["control"].str.startswith("self")]
-        line, values = told(rows, base)
+        line, values = sentence(rows, base)
         page.say(result, line, source=result.data.attrs["source"], **values)
         draw(page, result, rows, base["accuracy"])
         page.add("transplants", result, rows)
         page.add("transplant_maps", result, {name: result.data[name].values for name in ("place", "r2")})
 
 
-def told(rows: Frame, base: Any) -> tuple[str, dict[str, Any]]:
+def sentence(rows: Frame, base: Any) -> tuple[str, dict[str, Any]]:
     """Which line of the texts holds by the intervals, and its values.
 
     What goes in differs from another problem's where the intervals of right answers lie apart.
@@ -41,7 +41,7 @@ def told(rows: Frame, base: Any) -> tuple[str, dict[str, Any]]:
     return line, {
         "group": "all of them" if last == "all" else last, "untouched": base["accuracy"],
         "mapped": mapped["accuracy"], "low": mapped["accuracy_low"], "high": mapped["accuracy_high"],
-        "other": other["accuracy"], "told": listed([group for group in apart if group != "all"]) or "none",
+        "other": other["accuracy"], "differ": listed([group for group in apart if group != "all"]) or "none",
     }  # fmt: skip
 
 

@@ -103,17 +103,17 @@ def predict_errors(
     share = wrong[side == 0].mean()
     scores[3] = np.log(max(share, 1e-12) / max(1 - share, 1e-12))
     out = _metrics(scores, wrong, problem, side, spec)
-    told = [str(out["note"].values)]
+    notes = [str(out["note"].values)]
     if rows.n_infinite:
-        told.append(f"{rows.n_infinite} states hold infinite numbers: no code is on there, raw numbers are the mean")
+        notes.append(f"{rows.n_infinite} states hold infinite numbers: no code is on there, raw numbers are the mean")
     if unfinished := [name.replace("_", " ") for name, found in fits.items() if not found.converged]:
-        told.append(
+        notes.append(
             f"the fit of {', '.join(unfinished)} did not converge in {spec.max_iterations:,} iterations; give more with"
             " --max-iterations"
         )
     if library := sae.attrs.get("library"):
-        told.append(f"the dictionary was learned elsewhere ({library}), perhaps from these problems")
-    out["note"] = (), "; ".join(filter(None, told))
+        notes.append(f"the dictionary was learned elsewhere ({library}), perhaps from these problems")
+    out["note"] = (), "; ".join(filter(None, notes))
     out["probability"] = ("predictor", "example"), special.expit(scores)
     out["penalty"] = "predictor", [*(fits[n].penalty for n in PREDICTORS[:3]), np.nan]
     out["n_input"] = "predictor", [*(len(fits[n].weight) for n in PREDICTORS[:3]), 0]

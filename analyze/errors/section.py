@@ -27,12 +27,12 @@ def error_prediction(page: Page) -> None:
         judged = rows[(rows["predictor"] != PREDICTORS["majority"]) & np.isfinite(rows["auroc"])]
         if len(judged):
             better = judged.loc[judged["auroc_low"] > 0.5, "predictor"].tolist()
-            line = "told" if len(better) == len(judged) else "some" if better else "none"
-            told = page.text(line, better=listed(better))
+            line = "all" if len(better) == len(judged) else "some" if better else "none"
+            beyond = page.text(line, better=listed(better))
             gain, low, high = map(float, triple(result.data.sel(predictor="raw_activation"), "auroc_gain"))
             than = page.text("better" if low > 0 else "worse" if high < 0 else "alike", gain=gain, low=low, high=high)
             n, scores = int(result.data["n_test"].sum()), ", ".join(page.texts("score", judged))
-            page.say(result, "scores", scores=scores, n=n, told=told, gain=than)
+            page.say(result, "scores", scores=scores, n=n, beyond=beyond, gain=than)
         else:
             page.say(result, "one_outcome")
         page.add("error_prediction", result, rows)

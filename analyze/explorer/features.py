@@ -16,7 +16,7 @@ from store.results import Result, preferred
 N_TOKEN = 8
 """Number of tokens to list that a feature writes."""
 N_TOP = 8
-"""Places told of where it fires most."""
+"""Places shown of where a feature fires most."""
 
 
 def dictionaries(context: Context, run: str) -> list[Result]:
@@ -90,12 +90,12 @@ def _pages(context: Context, run: str, stored: Result, places: Sequence[int]) ->
     sae = context.open(stored).isel(feature=list(places)).load()
     pages = feature_pages(sae, context.run(run), context.model(run), tokens=N_TOKEN)
     known = _known(context, run, stored)
-    told = []
+    shown = []
     for index in range(pages.sizes["feature"]):
         page = pages.isel(feature=index)
         frequency = page["frequency"]
         cells = [dim for dim in ("layer", "position") if dim in frequency.dims]
-        told.append(
+        shown.append(
             {
                 "feature": int(page["feature"]),
                 "fires": round(float(frequency.mean()), 5),
@@ -109,7 +109,7 @@ def _pages(context: Context, run: str, stored: Result, places: Sequence[int]) ->
                 **known.get(int(page["feature"]), {}),
             }
         )
-    return told
+    return shown
 
 
 def _known(context: Context, run: str, stored: Result) -> dict[int, dict[str, Any]]:

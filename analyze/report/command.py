@@ -26,7 +26,7 @@ def write(settings: ReportSettings, shell: Shell) -> Output:
     from analyze.report import build_report
 
     if settings.plan:
-        return told(settings)
+        return plan(settings)
     with shell.progress("report", "sections") as progress:
         made = build_report(
             settings.path, settings.out, runs=settings.runs or None, n_problem=settings.problems, seed=settings.seed,
@@ -46,7 +46,7 @@ def write(settings: ReportSettings, shell: Shell) -> Output:
     return Output(printed=lines, document={key: getattr(made, key) for key in made.__slots__})
 
 
-def told(settings: ReportSettings) -> Output:
+def plan(settings: ReportSettings) -> Output:
     """What the page would take."""
     from analyze.report.planning import plan_report
     from schemas import UsageError
@@ -56,8 +56,8 @@ def told(settings: ReportSettings) -> Output:
     runs = list(settings.runs or lake.runs())
     if not runs:
         raise UsageError(f"{settings.path} has no runs to report on; make one with lake extract")
-    plan = plan_report(lake, runs, n_problem=settings.problems, seed=settings.seed)
-    return Output(printed=[plan.text()], document=plan.document())
+    made = plan_report(lake, runs, n_problem=settings.problems, seed=settings.seed)
+    return Output(printed=[made.text()], document=made.document())
 
 
 def stopped(values: Mapping[str, Any]) -> str:

@@ -306,10 +306,8 @@ def _labelled(read: Mapping[str, Run], values: Mapping[str, Array]) -> xr.Datase
     names = list(read)
     data: dict[str, Any] = {}
     grid = ("run", "other")
-    wanted = [
-        f"{name}{end}" for name in ("same_type", "same_hub", "overlap") for end in ("", "_low", "_high", "_null", "_p")
-    ]
-    for key in [f"correlation{end}" for end in ("", "_low", "_high", "_null", "_p")]:
+    wanted = [f"{name}{end}" for name in ("same_type", "same_hub", "overlap") for end in ENDS]
+    for key in [f"correlation{end}" for end in ENDS]:
         value = values.get(key, np.full((len(names), len(names), len(SCORES)), np.nan))
         data[key] = ((*grid, "score"), value)
     for key in [*wanted, "same_role"]:

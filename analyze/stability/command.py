@@ -155,7 +155,7 @@ def pair_rows(result: Any) -> list[dict[str, Any]]:
 
 COMMAND = Analysis(
     name="stability",
-    help="Say whether heads score, gather and thoughts read out alike in several runs, beside shuffled ones.",
+    help="Compare several runs: do heads score and attend alike, and do thoughts read out alike, beside shuffled ones?",
     settings=StabilitySettings,
     run=run,
     results={"stability": tables},
