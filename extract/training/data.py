@@ -2,11 +2,11 @@
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from extract.run.data import Problems, number_text, read_problems
-from schemas import UsageError
+from schemas import UsageError, fingerprint
 
 _STORIES = re.compile(r"stories:(\d+)(?::(\d+))?(?::(\d+))?")
 
@@ -72,6 +72,44 @@ def read_held_out(sources: Sequence[str]) -> dict[str, list[Example]]:
             raise UsageError(f"--validation names two data sets called {name}; give one as ANOTHER={source}")
         held_out[name] = examples
     return held_out
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedOn:
+    """Problems to train on, without those that are held out."""
+
+    examples: list[Example]
+    counts: list[int]
+    """How many times each counts."""
+    lines: list[str]
+    """What is told of each source."""
+
+    @property
+    def digest(self) -> str:
+        """Of all that decides which batches are drawn."""
+        rows = [(each.question, each.steps, each.answer) for each in self.examples]
+        return fingerprint({"examples": rows, "counts": self.counts})
+
+
+def read_trained_on(sources: Sequence[str], held_out: Mapping[str, Sequence[Example]]) -> TrainedOn:
+    """Problems of all sources that are not among those that are held out.
+
+    Raises
+    ------
+    UsageError
+        As :func:`read_examples`; and if none is left.
+    """
+    texts = {normalised(example.question) for examples in held_out.values() for example in examples}
+    found = TrainedOn([], [], [])
+    for name, count, examples in map(read_examples, sources):
+        kept = [example for example in examples if normalised(example.question) not in texts]
+        found.examples.extend(kept)
+        found.counts.extend([count] * len(kept))
+        out = len(examples) - len(kept)
+        found.lines.append(f"{name}: {len(kept)} problems, {out} left out because they are held out")
+    if not found.examples:
+        raise UsageError("no problem is left for training: all are among those of --validation")
+    return found
 
 
 def _steps(problems: Problems) -> Iterator[tuple[str, ...]]:

@@ -1,10 +1,12 @@
 """Steps of a training recorded on a GPU and replayed."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from extract.training.losses import losses
 from extract.training.student import Batch, Student
@@ -76,3 +78,11 @@ class _Recorded:
     batch: Batch
     losses: dict[str, Tensor]
     gradients: list[Tensor | None]
+
+
+def one_kernel(device: torch.device) -> AbstractContextManager[None]:
+    """One attention kernel for all shapes: cuDNN's would be prepared anew for each of them."""
+    if device.type != "cuda":
+        return nullcontext()
+    kernels: AbstractContextManager[None] = sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+    return kernels

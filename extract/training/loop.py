@@ -9,7 +9,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,25 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from extract.model.checkpoint import SETTINGS
 from extract.model.load import new_reasoner
 from extract.model.protocols import COCONUT
 from extract.training.command import TrainSettings
-from extract.training.data import Example, normalised, read_examples, read_held_out
-from extract.training.graphs import Graphs, weighed
+from extract.training.data import TrainedOn, read_held_out, read_trained_on
+from extract.training.graphs import Graphs, one_kernel, weighed
 from extract.training.losses import draw_exchanged, losses
-from extract.training.state import STATE, WEIGHTS, begin_with, mark_of, progress_of, read_state, state_control
+from extract.training.state import (
+    STATE,
+    WEIGHTS,
+    begin_with,
+    is_saved,
+    mark_of,
+    progress_of,
+    read_state,
+    state_control,
+    state_of,
+)
 from extract.training.student import Student
 from extract.training.table import Shape, Table, draw_batches, shapes_of
 from schemas import Control, UsageError
@@ -46,10 +54,10 @@ class Training:
     """A student, its optimizer, and how far it has come.
 
     With ``model``, the folder of a finished training of the same settings, it goes on from that one and becomes its
-    decodable control.
+    decodable control. ``data`` is the digest of what is trained on.
     """
 
-    def __init__(self, settings: TrainSettings, device: str, model: Path | None = None) -> None:
+    def __init__(self, settings: TrainSettings, device: str, model: Path | None = None, data: str = "") -> None:
         torch.manual_seed(settings.seed)
         self.settings = settings
         self.reasoner = new_reasoner(
@@ -66,6 +74,7 @@ class Training:
             self.parameters, settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay, fused=True
         )
         self.graphs = Graphs(self.student, self.parameters)
+        self.data = data
         self.step = 0
         self.seconds = 0.0
         self.parts = settings.accumulate
@@ -182,12 +191,19 @@ class Training:
             "parts": self.parts,
             "curve": self.curve,
             "settings": self.mark,
+            "data": self.data,
+            "base": self.reasoner.fingerprint["weights"],
         }
         with beside(path) as partial:
             torch.save(content, partial)
 
     def load_state(self, content: dict[str, Any]) -> None:
-        """Take over what :meth:`save_state` wrote."""
+        """Take over what :meth:`save_state` wrote; refused if the base is another one since."""
+        base = self.reasoner.fingerprint["weights"]
+        if content.get("base", base) != base:
+            raise UsageError(
+                f"base {self.settings.base} has changed since this training began; begin with another --out"
+            )
         self._set(content["trained"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.step, self.seconds, self.parts = content["step"], content["seconds"], content["parts"]
@@ -274,35 +290,38 @@ def train(
     Raises
     ------
     UsageError
-        If base or data cannot be read, or ``out`` holds a training with other settings.
+        If base or data cannot be read, or ``out`` holds a training with other settings or data, or
+        a model that it would write over.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     if settings.graphs and not device.startswith("cuda"):
         raise UsageError(f"--graphs records what a GPU does; --device is {device}")
     watch = watch or Watch()
-    state = read_state(out / STATE) if (out / STATE).exists() else None
-    if state is not None and state["settings"] != mark_of(settings, decodable=model is not None):
-        raise UsageError(f"{out} holds a training with other settings; give the same to go on, or another --out")
-    if state is not None and progress_of(settings, state["step"], state["seconds"]) >= 1 and (out / WEIGHTS).exists():
+    held_out = read_held_out(validation)
+    data = read_trained_on(settings.data, held_out)
+    state = state_of(out, mark_of(settings, decodable=model is not None), data.digest)
+    finished = state is not None and progress_of(settings, state["step"], state["seconds"]) >= 1
+    if state is not None and finished and is_saved(out, state["step"]):
         state_control(out, control)
         watch.say(f"{out} is trained already")
         return out
-    run = Training(settings, device, model)
+    run = Training(settings, device, model, data.digest)
     if state is not None:
         run.load_state(state)
-    held_out = read_held_out(validation)
+    if finished:  # stopped between the state and the checkpoint
+        run.save_checkpoint(out, control)
+        return out
     tables = {name: Table(run.reasoner, examples) for name, examples in held_out.items()}
 
     def save() -> None:
         _save(run, out, tables, control, watch.say)
 
-    with _kernels(run.device):
-        if run.progress < 1:
-            table, weights = _training_table(run, held_out, watch.say)
-            shapes = shapes_of(table, weights, settings.batch_size, settings.batch_tokens)
-            drawn = draw_batches(shapes, weights, settings.batch_size, settings.seed)
-            _learn(run, table, itertools.islice(drawn, run.step, None), save, watch)
+    with one_kernel(run.device):
+        table, weights = _training_table(run, data, watch.say)
+        shapes = shapes_of(table, weights, settings.batch_size, settings.batch_tokens)
+        drawn = draw_batches(shapes, weights, settings.batch_size, settings.seed)
+        _learn(run, table, itertools.islice(drawn, run.step, None), save, watch)
         save()
     return out
 
@@ -329,14 +348,6 @@ def _learn(
             saved = time.perf_counter()
         watch.progress(run.step if run.settings.steps else min(round(run.seconds), total), total)
     _record(run, recent, watch.say)
-
-
-def _kernels(device: torch.device) -> AbstractContextManager[None]:
-    """One attention kernel for all shapes: cuDNN's would be prepared anew for each of them."""
-    if device.type != "cuda":
-        return nullcontext()
-    kernels: AbstractContextManager[None] = sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
-    return kernels
 
 
 def _save(
@@ -378,22 +389,12 @@ def _record(run: Training, recent: list[dict[str, Tensor]], say: Callable[[str],
         )
 
 
-def _training_table(
-    run: Training, held_out: dict[str, list[Example]], say: Callable[[str], None]
-) -> tuple[Table, NDArray[np.float64]]:
-    """Problems to train on, without those that are held out, and how often each is drawn."""
-    settings, reasoner = run.settings, run.reasoner
-    texts = {normalised(example.question) for examples in held_out.values() for example in examples}
-    chosen, weights = [], []
-    for name, count, examples in map(read_examples, settings.data):
-        kept = [example for example in examples if normalised(example.question) not in texts]
-        chosen += kept
-        weights += [count] * len(kept)
-        say(f"{name}: {len(kept)} problems, {len(examples) - len(kept)} left out because they are held out")
-    if not chosen:
-        raise UsageError("no problem is left for training: all are among those of --validation")
-    table = Table(reasoner, chosen, longest=settings.longest, last_step=settings.last_step)
-    share = np.array(weights, dtype=np.float64)[table.kept]
-    longer = len(chosen) - len(table)
-    say(f"{len(table)} problems of at most {settings.longest} tokens, {longer} longer ones left out")
+def _training_table(run: Training, data: TrainedOn, say: Callable[[str], None]) -> tuple[Table, NDArray[np.float64]]:
+    """Problems to train on, and how often each is drawn."""
+    settings = run.settings
+    table = Table(run.reasoner, data.examples, longest=settings.longest, last_step=settings.last_step)
+    share = np.array(data.counts, dtype=np.float64)[table.kept]
+    longer = len(data.examples) - len(table)
+    for line in (*data.lines, f"{len(table)} problems of at most {settings.longest} tokens, {longer} longer left out"):
+        say(line)
     return table, share / share.sum()
