@@ -10,6 +10,7 @@ from .errors import CorruptLakeError as CorruptLakeError
 from .errors import LakeError as LakeError
 from .errors import LeftOutWarning as LeftOutWarning
 from .errors import MissingRunError as MissingRunError
+from .errors import RemovedError as RemovedError
 from .errors import SchemaError as SchemaError
 from .errors import SpecMismatchError as SpecMismatchError
 from .errors import UnwritableLakeError as UnwritableLakeError

@@ -27,6 +27,10 @@ class CorruptLakeError(LakeError):
     """Bytes on disk are not there, or do not agree with their checksums, the record or the layout."""
 
 
+class RemovedError(CorruptLakeError):
+    """What was opened was removed since, or another one is in its place: nothing is damaged."""
+
+
 class UnwritableLakeError(LakeError):
     """A result that is computed and cannot be stored: the lake is read-only, or the disk full.
 

@@ -119,7 +119,7 @@ class Guard(Store):
         ------
         CorruptLakeError
             If a file is not as it was written; it is named with the command that mends it.
-        MissingRunError
+        RemovedError
             If the group was removed, or another one is in its place.
         """
         state: object = None

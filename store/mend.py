@@ -7,7 +7,7 @@ from typing import Any
 
 from zarr.abc.store import Store
 
-from schemas import CorruptLakeError, LakeError, MissingRunError, canonical_json, filled, fingerprint
+from schemas import CorruptLakeError, LakeError, RemovedError, canonical_json, filled, fingerprint
 from schemas.registry import line
 from store.files import CLAIM, COMING, RECORD, RESULTS, names_below, read_bytes, unseal
 
@@ -63,7 +63,7 @@ def lost(
     a run's ``shard`` or of no shard.
     """
     if gone := since_opened(store, group, kind, digests):
-        return MissingRunError(
+        return RemovedError(
             f"{location}: {kind} {group} {gone} since it was opened ({what}); lake info {location} shows what there is"
         )
     rebuild = "static" if shard is None else str(shard)

@@ -15,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from small_runs import tree
 from synthetic import make_model, make_run, write_run
 
-from schemas import CorruptLakeError, LakeError, MissingRunError
+from schemas import CorruptLakeError, LakeError, MissingRunError, RemovedError
 from store import Lake, open_lake, push, verify
 from store.files import COMING, settle
 from store.location import keys_of
@@ -190,11 +190,11 @@ def test_a_run_removed_or_made_anew_under_its_reader_is_neither_fill_nor_damaged
     remove(lake.location, select_removable(lake, [RUN]))
     for opened in (run, pickle.loads(pickled)):  # noqa: S301
         for name, of in (("hidden_state", 1), ("attention", 3), ("token", 2), ("question", 0)):
-            with pytest.raises(MissingRunError, match=f"run {RUN} was removed since it was opened"):
+            with pytest.raises(RemovedError, match=f"run {RUN} was removed since it was opened"):
                 opened[name].isel(example=of).load()
     assert lake.runs() == []
     write_run(lake.location, make_run(name=RUN, n_example=4, seed=1), make_model())
-    with pytest.raises(MissingRunError, match=f"run {RUN} was made anew since it was opened"):
+    with pytest.raises(RemovedError, match=f"run {RUN} was made anew since it was opened"):
         pickle.loads(pickled)["gold_answer"].load()  # noqa: S301
 
 

@@ -232,6 +232,9 @@ def test_what_is_removed_under_the_page_is_missing_not_damaged(
     answers._looked = -1e6
     assert json.loads(answers.result(mark))["name"] == stored.name
     remove(place, select_removable(opened, [FEW]))
+    write_run(place, make_run(name=FEW, seed=4), make_model())
+    assert answers.problem(FEW, 0) == Answers(place).problem(FEW, 0)
+    remove(place, select_removable(opened, [FEW]))
     with pytest.raises(MissingRunError, match="no run"):
         answers.listing(FEW)
     next((place / stored.name / "accuracy").rglob("c/*")).write_bytes(b"damaged")
