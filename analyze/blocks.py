@@ -1,6 +1,6 @@
 """What is worked out of every example, held for a block of examples at a time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
@@ -8,12 +8,13 @@ import numpy as np
 import xarray as xr
 
 from analyze.cluster import in_turn
+from schemas.progress import Progress
 from schemas.resampling import DRAWN_TOGETHER
 
 Labelled = TypeVar("Labelled", xr.DataArray, xr.Dataset)
 
 
-def computed_blocks(lazy: Labelled, progress: Callable[..., None] | None = None) -> Iterator[Labelled]:
+def computed_blocks(lazy: Labelled, progress: Progress | None = None) -> Iterator[Labelled]:
     """Blocks of examples of a lazy result, handed out one after the other along its chunks.
 
     Of what lies in memory blocks are 512 examples. ``progress(done, total)`` is called in examples.

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import joblib
 import xarray as xr
 
+from schemas.progress import Progress
 from store.keeping import remove_folder
 
 Piece = TypeVar("Piece")
@@ -46,7 +47,7 @@ def taken_up(
     function: Callable[..., Piece],
     parts: Sequence[xr.Dataset],
     *,
-    progress: Callable[..., None] | None = None,
+    progress: Progress | None = None,
     **settings: Any,
 ) -> Piece:
     """Value of ``function(*parts, **settings)``, as :func:`pieces_in` kept it where a stopped command had it already.
@@ -62,7 +63,7 @@ def taken_up(
 
 def _made(
     function: Callable[..., Piece], name: str, marks: Sequence[str], settings: Mapping[str, Any],
-    parts: Sequence[xr.Dataset], progress: Callable[..., None] | None,
+    parts: Sequence[xr.Dataset], progress: Progress | None,
 ) -> Piece:  # fmt: skip
     """A piece; joblib keeps it by its name, marks and settings."""
     more = {} if progress is None else {"progress": progress}

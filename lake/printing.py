@@ -125,9 +125,9 @@ def progress(label: str, unit: str = "") -> Iterator[Callable[..., None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")
-    told = _level.get()
-    console, hidden = Console(stderr=True), told < 0 or not sys.stderr.isatty()
-    pause = VERBOSE_SECONDS if told > 0 else PIPE_SECONDS
+    chosen = _level.get()
+    console, hidden = Console(stderr=True), chosen < 0 or not sys.stderr.isatty()
+    pause = VERBOSE_SECONDS if chosen > 0 else PIPE_SECONDS
     bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden)
     begun = written_at = time.monotonic()
     before = 0
@@ -141,7 +141,7 @@ def progress(label: str, unit: str = "") -> Iterator[Callable[..., None]]:
                 begun = now
                 bar.reset(task)
             before = done
-            if bar.disable and told >= 0 and done < total and now - written_at >= pause:
+            if bar.disable and chosen >= 0 and done < total and now - written_at >= pause:
                 written_at = now
                 click.echo(progress_line(label, unit, done, total, now - begun), err=True)
             speed = bar.tasks[task].speed

@@ -1,4 +1,4 @@
-"""How work tells its progress, and does so over several stretches."""
+"""How work reports its progress, and that of several stretches."""
 
 from collections.abc import Callable
 

@@ -1,6 +1,5 @@
 """Direct logit attribution: the read-out of a state as a sum over what embedding, attention and MLPs added to it."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from analyze.lens.readout import ReadOut, check_model
 from analyze.statistics import DrawnMean, draw_counts
 from schemas import SchemaError
 from schemas.problem_sums import problem_of
+from schemas.progress import Progress
 from schemas.resampling import DRAWN_TOGETHER
 from schemas.vocabulary import PARTS
 from schemas.wording import interval_columns
@@ -109,7 +109,7 @@ def attribute(ends: Array, attention: Array, mlp: Array, readout: ReadOut) -> Ar
 
 
 def attribution_summary(
-    contribution: xr.DataArray, *, n_resample: int = 500, seed: int = 0, progress: Callable[..., None] | None = None
+    contribution: xr.DataArray, *, n_resample: int = 500, seed: int = 0, progress: Progress | None = None
 ) -> xr.Dataset:
     """Mean contribution of each part at each position, with bootstrap intervals over problems.
 

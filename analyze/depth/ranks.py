@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from analyze.pieces import pieces_in
 from analyze.statistics import DrawnMean, draw_counts
 from schemas import AnswerKind, answer_word, segment_of
 from schemas.problem_sums import problem_of
+from schemas.progress import Progress
 from schemas.scoring import value_text
 from schemas.wording import interval_columns
 
@@ -162,7 +163,7 @@ def settled(depth: xr.Dataset) -> xr.Dataset:
 
 
 def depth_summary(
-    depth: xr.Dataset, *, n_resample: int = 500, seed: int = 0, progress: Callable[..., None] | None = None
+    depth: xr.Dataset, *, n_resample: int = 500, seed: int = 0, progress: Progress | None = None
 ) -> xr.Dataset:
     """Mean ranks and when read-outs settle, over all problems and by the number of steps of their chains.
 

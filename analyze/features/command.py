@@ -70,21 +70,21 @@ def run(sources: "Sequence[Source]", settings: FeatureSettings) -> list[Made]:
         raise UsageError(f"--balance is of what a crosscoder's runs share; {dictionaries[0].name} is of one run")
     for stored in dictionaries:
         dictionary = lake.open_result(stored.name)
-        told = {"sae": stored.fingerprint}
+        inputs = {"sae": stored.fingerprint}
         of = [by_run[name] for name in stored.runs]
         if settings.export is not None and dictionary.attrs["scope"] == "crosscoder":
             raise UsageError(
                 f"--export: SAEDashboard shows dictionaries of one model's states; {stored.name} is a crosscoder"
             )
         if len(of) > 1:
-            made.append(Made("shared_features", shared_by(of, dictionary, settings, memory), told, runs=stored.runs))
+            made.append(Made("shared_features", shared_by(of, dictionary, settings, memory), inputs, runs=stored.runs))
         for source in of if len(of) == 1 or settings.sae is not None else []:
             pages, effects = of_one([source, *(one for one in of if one is not source)], dictionary, settings, memory)
             if settings.export is not None:
                 with source.progress("export", "examples") as report:
                     folder = settings.export / source.run.replace("/", ".")
                     write_dashboards(dictionary, source.data, source.model, folder, progress=report)
-            made.append(Made("features", pages, told | effects, runs=[source.run]))
+            made.append(Made("features", pages, inputs | effects, runs=[source.run]))
     return made
 
 

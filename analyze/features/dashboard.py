@@ -22,7 +22,7 @@ from analyze.sae.dictionary import activation_of
 from schemas import UsageError
 from schemas.codes import dictionaries
 from schemas.progress import Progress
-from schemas.whole_files import check_outside
+from schemas.whole_files import check_outside, write_whole
 
 Array = np.ndarray[Any, np.dtype[Any]]
 BATCH = 128
@@ -115,19 +115,13 @@ def write_dashboards(
         for batch, start in enumerate(range(0, len(alive), BATCH)):
             chosen = alive[start : start + BATCH]
             features = list(_features(one, states, run, model, readout, fired, chosen))
-            _write(place / f"batch-{batch}.json", names | {"sae_id_suffix": None, "features": features})
+            content = names | {"sae_id_suffix": None, "features": features}
+            write_whole(place / f"batch-{batch}.json", json.dumps(content, allow_nan=False))
         silent = one["feature"].values[fired.share == 0].tolist()
         skipped = {**names, "layer": str(names["layer"]), "log_sparsity": None, "skipped_indexes": silent}
-        _write(place / "skipped_indexes.json", skipped)
+        write_whole(place / "skipped_indexes.json", json.dumps(skipped, allow_nan=False))
         folders.append(place)
     return folders
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
-    partial.replace(path)
 
 
 def where_fired(sae: xr.Dataset, states: xr.DataArray, progress: Progress) -> Fired:

@@ -9,7 +9,6 @@ would turn on at other problems than those of the other, is shared in name only.
   shuffles of problems the most correlated of all features does.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from analyze.sae.codes import sources
 from analyze.sae.dictionary import activation_of
 from schemas import UsageError
 from schemas.problem_sums import problem_of
+from schemas.progress import Progress
 from schemas.resampling import percentiles
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -35,7 +35,7 @@ def shared_features(
     resamples: int = 200,
     permutations: int = 200,
     seed: int = 0,
-    progress: Callable[..., None] | None = None,
+    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Count the features that two models share.
 

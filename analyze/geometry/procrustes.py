@@ -7,7 +7,7 @@ generalized solution of the orthogonal Procrustes problem*, Psychometrika 1966):
     Q = U V',  s = tr(S) / |X|^2,   r2 = 1 - |Y - s X Q|^2 / |Y|^2   over problems left out.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import xarray as xr
 
 from analyze.cluster import spread
 from analyze.similarity.cka import layers_of, shared_problems, states_of
+from schemas.progress import Progress
 from schemas.resampling import percentiles
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -30,7 +31,7 @@ def procrustes(
     resamples: int = 200,
     shuffles: int = 20,
     seed: int = 0,
-    progress: Callable[..., None] | None = None,
+    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Held-out fit of a rotation and a scale from every layer and position of a run to every one of another.
 

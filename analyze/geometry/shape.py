@@ -19,7 +19,7 @@ The null shuffles every component of the states over the problems, each for itse
 spread of each component.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ import xarray as xr
 from analyze.cluster import spread
 from analyze.labels import inherited, require_dims
 from analyze.similarity.cka import FEWEST, layers_of, shared_problems, states_of
+from schemas.progress import Progress
 from schemas.resampling import percentiles
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -52,7 +53,7 @@ def geometry(
     resamples: int = 100,
     shuffles: int = 20,
     seed: int = 0,
-    progress: Callable[..., None] | None = None,
+    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Shape of the states of every layer and position over the problems.
 

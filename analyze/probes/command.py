@@ -126,13 +126,14 @@ def cost(source: "Source", settings: ProbeSettings) -> Cost:
 def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
     """A score by layer and position, and the scores over all cells."""
     from analyze.probes.linear import summarise_probes
+    from analyze.probes.scores import steps_of
 
     attrs = result.attrs
     main = "r2" if "r2" in result else "accuracy"
     constant = main == "accuracy" and bool((abs(result["accuracy"] - result["majority_accuracy"]) < 1e-3).all())
     metric = attrs.get("metric") or ("auroc" if constant else main)
     summary = summarise_probes(result, metric)
-    steps = [result.isel(step=i) for i in range(len(summary))] if "step" in result.dims else [result]
+    steps = steps_of(result)
     caption = "accuracy is constant: every cell calls everything the commonest class" if constant else None
     extra = {"training": f"training_{main}", "refit": f"refit_training_{main}"}
     return [

@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.drawing import Results, bars, by_run, colour_bar, heat_map, looks, panels
+from analyze.probes.scores import steps_of
 from schemas import UsageError
 
 SCORE_LABELS = {
@@ -35,10 +36,10 @@ def plot_probe_grid(results: Results, *, metric: str | None = None, ax: Any = No
     grids = [
         (name, part, part[_metric(part, metric)].transpose("layer", "position"))
         for name, result in runs.items()
-        for part in _steps(result)
+        for part in steps_of(result)
     ]
     widest = max(grid.sizes["position"] for _, _, grid in grids)
-    columns = max(len(_steps(result)) for result in runs.values()) if len(runs) > 1 else min(3, len(grids))
+    columns = max(len(steps_of(result)) for result in runs.values()) if len(runs) > 1 else min(3, len(grids))
     tallest = max(grid.sizes["layer"] for _, _, grid in grids)
     axes = panels(len(grids), ax, columns=columns, size=(1.6 + 0.42 * widest, 1.5 + 0.24 * tallest))
     low, high = _scale(grids)
@@ -65,11 +66,11 @@ def plot_probe_controls(results: Results, *, ax: Any = None) -> list[Any]:
         One axes; a new figure if absent.
     """
     runs = by_run(results)
-    axis = panels(1, ax, size=(1.5 + 1.9 * sum(len(_steps(result)) for result in runs.values()), 3.4))[0]
+    axis = panels(1, ax, size=(1.5 + 1.9 * sum(len(steps_of(result)) for result in runs.values()), 3.4))[0]
     named = {
         name + (f"\nstep {part['step'].item()}" if "step" in part.coords else ""): part
         for name, result in runs.items()
-        for part in _steps(result)
+        for part in steps_of(result)
     }
     main = _metric(next(iter(named.values())), None)
     baseline = "baseline_r2" if main == "r2" else "majority_accuracy"
@@ -108,10 +109,6 @@ def _scale(grids: list[tuple[str, xr.Dataset, xr.DataArray]]) -> tuple[float, fl
     if name in ("auroc", "r2"):
         return (0.5 if name == "auroc" else 0.0), 1.0
     return low, max(float(grid.max()) for _, _, grid in grids)
-
-
-def _steps(result: xr.Dataset) -> list[xr.Dataset]:
-    return [result.isel(step=i) for i in range(result.sizes["step"])] if "step" in result.dims else [result]
 
 
 def _metric(result: xr.Dataset, metric: str | None) -> str:

@@ -21,7 +21,7 @@ from analyze.pieces import pieces_in
 from analyze.probes.command import ProbeSettings
 from analyze.probes.nested import nested_logistic, one_thread
 from analyze.probes.ridge import nested_ridge
-from analyze.probes.scores import Cell, Task, directions, measure, r2
+from analyze.probes.scores import Cell, Task, directions, measure, r2, steps_of
 from analyze.probes.tasks import can_fit, draw_examples, penalties_of, target_columns, task_or_reason
 from analyze.statistics import adjust, draw_counts
 from schemas import SchemaError, UsageError, nearest
@@ -305,9 +305,8 @@ def summarise_probes(result: xr.Dataset, metric: str | None = None) -> pd.DataFr
         raise UsageError(
             f"probe result has no {metric!r}; it holds {', '.join(map(str, result.data_vars))}{nearest(metric, result)}"
         )
-    parts = [result.isel(step=i) for i in range(result.sizes["step"])] if "step" in result.dims else [result]
     rows = []
-    for part in parts:
+    for part in steps_of(result):
         grid = part[metric].transpose("layer", "position")
         values = grid.values
         best = np.unravel_index(int(np.nanargmax(values)), values.shape)

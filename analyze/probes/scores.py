@@ -368,5 +368,10 @@ def _within_fold_mean(value: Array, fold: Array) -> Array:
     return np.asarray((np.bincount(fold, weights=value) / np.bincount(fold))[fold])
 
 
+def steps_of(result: xr.Dataset) -> list[xr.Dataset]:
+    """Scores of each step; of a target without steps the whole."""
+    return [result.isel(step=i) for i in range(result.sizes["step"])] if "step" in result.dims else [result]
+
+
 def _grid(values: Any, shape: tuple[int, int]) -> Array:
     return np.asarray(values).reshape(shape)

@@ -19,7 +19,7 @@ def step_probes(page: Page) -> None:
         page.map("step_probes", result, grid.clip(0))
         best = grid.isel(position=grid.fillna(-np.inf).argmax("position"))
         pick = Pick(grid.sizes["position"])
-        said, found = zip(*[told(page, data, str(grid.name), cell, pick) for cell in best], strict=True)
+        said, found = zip(*[sentence(page, data, str(grid.name), cell, pick) for cell in best], strict=True)
         page.say_of(result.label, ", ".join(said))
         page.find(result, *found)
         page.add("step_probes", result, probe_rows(data.assign_coords(step=data["step"] + 1)))
@@ -37,7 +37,7 @@ def with_steps(data: xr.Dataset) -> xr.Dataset:
     return data if "step" in data.dims else data.expand_dims(step=[0])
 
 
-def told(page: Page, data: xr.Dataset, name: str, cell: xr.DataArray, pick: Pick) -> tuple[str, Finding]:
+def sentence(page: Page, data: xr.Dataset, name: str, cell: xr.DataArray, pick: Pick) -> tuple[str, Finding]:
     """A step's best score in words, and as a finding.
 
     It says nothing up to a tenth of the variance, or what the commonest class gives; the words go by the interval that

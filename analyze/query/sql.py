@@ -20,8 +20,8 @@ SETTINGS = {
     "lock_configuration": "true",
     "pandas_analyze_sample": str(2**62),
 }
-"""Of DuckDB: a query reads the lake's tables and nothing else of this machine, and of what type a column is is told by
-all of its rows, not by a thousand: lists of steps may be empty in all of these."""
+"""Of DuckDB: a query reads the lake's tables and nothing else of this machine. The type of a column is found from all
+rows, not from a thousand: lists of steps may be empty in all of these."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,9 +103,9 @@ def run_table(data: xr.Dataset) -> pd.DataFrame:
         if values.ndim == 2:
             there = values != "" if values.dtype.kind in "OUT" else ~np.isnan(values)
             n_step = (there * np.arange(1, values.shape[1] + 1)).max(1, initial=0)
-            told = values.astype(object)
-            told[~there] = None
-            columns[name] = pd.Series([row[:n].tolist() for row, n in zip(told, n_step, strict=True)])
+            steps = values.astype(object)
+            steps[~there] = None
+            columns[name] = pd.Series([row[:n].tolist() for row, n in zip(steps, n_step, strict=True)])
         else:
             columns[name] = pd.Series(values)
     return pd.DataFrame(columns)

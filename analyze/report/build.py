@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib as mpl
 
 from analyze.context import Context, without_folders
 from analyze.drawing import STYLE
 from analyze.explorer.state import state_of
+from analyze.explorer.template import template
 from analyze.report import explore
 from analyze.report.overview import OVERVIEW, about, experiment_rows, opening_sentence, run_rows
 from analyze.report.sections import chapters, sections
@@ -138,7 +138,7 @@ def _page(
         for chapter in chapters()
     ]
     experiments = experiment_rows(shown)
-    return _render(
+    return template(FOLDER / "page.html").render(
         lake=context.shown_location.rstrip("/").rpartition("/")[2],
         sentence=opening_sentence(context, shown),
         about=about(context),
@@ -167,17 +167,6 @@ def _page(
         explorer=(EXPLORER / "explorer.js").read_text(encoding="utf-8"),
         state=state,
     )
-
-
-def _render(**values: Any) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("page.html").render(**values)
 
 
 def _embed(data: Any) -> str:

@@ -98,7 +98,7 @@ def host_of(name: str) -> str:
 
 
 def protect(headers: MutableHeaders) -> None:
-    """What browsers are told of every answer: keep it from others, and take it for nothing but what it says."""
+    """Headers of every answer: browsers keep it from other sites, and take it for nothing but what it says."""
     headers.setdefault("content-security-policy", "default-src 'none'; frame-ancestors 'none'")
     headers["x-content-type-options"] = "nosniff"
     headers["referrer-policy"] = "no-referrer"

@@ -3,7 +3,7 @@
 from functools import cache
 from pathlib import Path
 
-import jinja2
+from analyze.explorer.template import template
 
 FOLDER = Path(__file__).parent
 
@@ -18,16 +18,6 @@ def parts() -> dict[str, str]:
     }
 
 
-@cache
-def template() -> jinja2.Template:
-    """The page without its values."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    return environment.get_template("serve.html")
-
-
 def serve_page(title: str, nonce: str) -> str:
-    """The page of a lake; scripts and style carry the nonce that the browser is told of."""
-    return template().render(title=title, nonce=nonce, **parts())
+    """The page of a lake; scripts and style carry the nonce that the answer names to the browser."""
+    return template(FOLDER / "serve.html").render(title=title, nonce=nonce, **parts())

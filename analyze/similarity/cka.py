@@ -16,7 +16,6 @@ left out, and ::
     K~_ij = K_ij - sum_k K_ik / (n-2) - sum_k K_kj / (n-2) + sum_kl K_kl / ((n-1)(n-2)),   K~_ii = 0.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,6 +26,7 @@ from analyze.labels import require_dims
 from schemas import UsageError
 from schemas.asked import asked
 from schemas.problem_sums import problem_of
+from schemas.progress import Progress
 from schemas.resampling import percentiles
 
 Estimator = Literal["debiased", "biased"]
@@ -52,7 +52,7 @@ def similarity(
     resamples: int = 200,
     permutations: int = 200,
     seed: int = 0,
-    progress: Callable[..., None] | None = None,
+    progress: Progress | None = None,
 ) -> xr.Dataset:
     """CKA between every layer and position of two runs, over the problems that both have.
 

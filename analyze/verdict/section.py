@@ -27,11 +27,11 @@ def verdicts(page: Page) -> None:
     page.show("verdict_evidence", misleading)
     n = n_range([result.data for result in results])
     page.size = f"n = {n} by figure"
-    told = [
+    lines = [
         f"{', '.join(methods)} (for {question}): {command.replace('RUNS', ' '.join(runs))}"
         for (question, command), (methods, runs) in missing.items()
     ]
-    page.set(missing="; ".join(told), n=n)
+    page.set(missing="; ".join(lines), n=n)
     page.opening = opening(page)
 
 
