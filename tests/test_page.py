@@ -11,6 +11,7 @@ from analyze.contents import labels_of
 from analyze.context import without_folders
 from analyze.curves import curve
 from analyze.drawing import INK, Look, Percent
+from analyze.effects.conditions import single_positions
 from analyze.heads.types_section import counted
 from analyze.page import Page, Section, Sentence
 from analyze.report import sections as found
@@ -182,3 +183,8 @@ def test_absolute_paths_are_shortened_to_names(text, shown):
 def test_a_command_has_an_option_once():
     assert line("lens_comparison", "--lens jacobian") == "lake analyze lens PATH RUNS --lens jacobian"
     assert line("lens_comparison") == line("lens_comparison", "--lens jacobian")
+
+
+def test_positions_are_in_the_order_of_the_sequence_however_many_thoughts_there_are():
+    labels = ["eot", "ct40", "numbers", "ct3", "bot", "ct0+ct1"]
+    assert single_positions(labels) == ["bot", "ct3", "ct40", "eot"]

@@ -1,6 +1,6 @@
 """Conditions of a re-entry as rows, and what they are called in words."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -52,6 +52,12 @@ def places_of(frame: Frame) -> list[str]:
     return sorted(
         names, key=lambda n: (n != "fed vector", n == "all layers", int(n.split()[1]) if n.startswith("layer") else 0)
     )
+
+
+def single_positions(labels: Iterable[str]) -> list[str]:
+    """``bot``, thoughts and ``eot`` of these labels, in the order of the sequence."""
+    known = [label for label in labels if label in ("bot", "eot") or (label[:2] == "ct" and label[2:].isdecimal())]
+    return sorted(known, key=lambda label: (label == "eot", label != "bot", int(label[2:]) if label[0] == "c" else 0))
 
 
 def self_control(frame: Frame) -> str:

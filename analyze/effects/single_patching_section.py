@@ -1,7 +1,7 @@
 """Section of single positions patched from the clean problem."""
 
 from analyze.beside import NOTHING
-from analyze.effects.conditions import places_of
+from analyze.effects.conditions import places_of, single_positions
 from analyze.effects.patched import most_clean, patched, say_best
 from analyze.effects.shown import changed
 from analyze.page import Page, Section
@@ -18,7 +18,7 @@ def single_patching(page: Page) -> None:
         if rows.empty:
             continue
         grid = rows.pivot_table(index="place", columns="positions", values="clean", sort=False)
-        columns = [x for x in ("bot", *(f"ct{i}" for i in range(32)), "eot") if x in grid.columns]
+        columns = single_positions(grid.columns)
         page.percent_map("single_patching", result, grid.reindex(index=places_of(rows), columns=columns))
         say_best(page, result, rows)
         best = most_clean(rows)
