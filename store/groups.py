@@ -153,7 +153,7 @@ class Groups:
         digests = {key.removeprefix("../"): digest for key, digest in record["files"].items() if key.startswith("../")}
         layout = RunLayout.from_json(attributes["layout"])
         known = RunRecord(layout, checksums="crc32c/zarr.json" in record["files"])
-        return attributes, Guard(self.place, run, "run", digests, known)
+        return attributes, Guard(self.place, run, "run", digests, known, attributes["fingerprint"])
 
     def model_attributes(self, name: str) -> dict[str, Any]:
         """Attributes of a model: sizes, special tokens, checkpoint, fingerprints.

@@ -18,14 +18,15 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 
 from schemas import CorruptLakeError, LakeError
-from store.files import join, read_bytes
+from store.files import RECORD, join, read_bytes
 from store.layout import SHARDED_VARIABLES
 from store.local_files import content_of, identity_of, is_small
 from store.location import local_path, open_store
-from store.mend import lost, since_opened
+from store.mend import is_another, lost, since_opened
 from store.range_check import as_recorded, asked_part, check_answer, check_range, check_size, decode_index, tables_of
 from store.record import ROWS, DamagedFile, RunRecord, ShardRecord
 
+RECORD_DOCUMENT = f"{RECORD}/zarr.json"
 KEPT_ROWS = 8
 """Shards whose checksums of rows are remembered."""
 TRIES = 100
@@ -48,8 +49,8 @@ class Guard(Store):
         ``run``, ``model`` or ``result``.
     digests
         SHA-256 by key of each file that never changes.
-    record
-        Of a run.
+    record, mark
+        Of a run: what is known of its shards, and its fingerprint.
     """
 
     supports_writes = False
@@ -63,6 +64,7 @@ class Guard(Store):
         kind: str,
         digests: Mapping[str, str],
         record: RunRecord | None = None,
+        mark: str = "",
     ) -> None:
         super().__init__(read_only=True)
         self.location = location
@@ -70,11 +72,13 @@ class Guard(Store):
         self.kind = kind
         self.digests = dict(digests)
         self.record = record
+        self.mark = mark
         folder = local_path(location)
         self.folder = None if folder is None else folder.absolute() / group  # a worker may be at home elsewhere
         self._lake = location if folder is None else folder.absolute()
         self._opened: tuple[int, Store] | None = None
         self._counted: frozenset[int] = frozenset()
+        self.documents: dict[str, bytes] = {}
         self.forget()
 
     @property
@@ -92,6 +96,7 @@ class Guard(Store):
         self._records: dict[int, list[ShardRecord]] = {}
         self._rows: dict[int, list[np.ndarray]] = {}
         self._indexes: dict[str, tuple[np.ndarray, list[np.ndarray | None]]] = {}
+        self._document: bytes | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What it was made of; nothing remembered, no connection."""
@@ -149,10 +154,15 @@ class Guard(Store):
 
     def error(self, problem: DamagedFile) -> LakeError:
         """The message about a file that is not as it was written, see :func:`store.mend.lost`."""
-        where = self._place(problem.key)
-        return lost(
-            self.location, self.store, self.group, self.kind, self.digests, f"{where} {problem.problem}", problem.shard
-        )
+        what, gone = f"{self._place(problem.key)} {problem.problem}", self._gone()
+        return lost(self.location, self.store, self.group, self.kind, gone, what, problem.shard)
+
+    def _gone(self) -> str:
+        return since_opened(self.store, self.group, self.kind, self.digests, self.mark)
+
+    def _here(self, key: str) -> bytes | None:
+        """Content of a file, read without Zarr's event loop."""
+        return read_bytes(self.store, join(self.group, key)) if self.folder is None else content_of(self.folder / key)
 
     def _place(self, key: str) -> str:
         return str(self.folder / key) if self.folder is not None else f"{self.location}/{join(self.group, key)}"
@@ -176,7 +186,7 @@ class Guard(Store):
             for shard, mark in enumerate(marked):
                 if mark != record.mark(shard):
                     marked[shard] = record.mark(shard) if sync(self.records(shard)) else None
-            if not any(marked) and (gone := since_opened(self.store, self.group, self.kind, self.digests)):
+            if not any(marked) and (gone := self._gone()):
                 raise DamagedFile("zarr.json", None, gone)
             return np.array([mark is not None for mark in marked])
 
@@ -202,11 +212,6 @@ class Guard(Store):
 
         self.documents.update(zip(keys, self.reading(read), strict=True))
 
-    @property
-    def documents(self) -> dict[str, bytes]:
-        """Documents of arrays that were read, by key."""
-        return self.__dict__.setdefault("_kept", {})  # type: ignore[no-any-return]
-
     def arrays(self) -> dict[str, str]:
         """Key of the document of each array of the group."""
         documents = sorted(key for key in self.digests if key.count("/") == 1 and key.endswith("/zarr.json"))
@@ -219,28 +224,33 @@ class Guard(Store):
         if decoded is None:
             keys = {name: key for name, key in self.record.keys(shard).items() if name != ROWS}
             contents = await asyncio.gather(*map(self.raw, keys.values()))
+            self._check_same(await self.raw(RECORD_DOCUMENT))  # after what it is the record of
             decoded = self._remembered(shard, self.record.decode(shard, dict(zip(keys, contents, strict=True))))
         return decoded
 
     def records_here(self, shard: int) -> list[ShardRecord]:
         """As :meth:`records`, read from a local disk without Zarr's event loop."""
         assert self.record is not None
-        assert self.folder is not None
         decoded = self._records.get(shard)
         if decoded is None:
             keys = {name: key for name, key in self.record.keys(shard).items() if name != ROWS}
-            contents = {name: content_of(self.folder / key) for name, key in keys.items()}
+            contents = {name: self._here(key) for name, key in keys.items()}
+            self._check_same(self._here(RECORD_DOCUMENT))
             decoded = self._remembered(shard, self.record.decode(shard, contents))
         return decoded
+
+    def _check_same(self, document: bytes | None) -> None:
+        """Refuse what was read of a shard if its record is that of another run, put in the place of the one opened."""
+        if document != self._document and is_another(document, self.digests, self.mark):
+            raise DamagedFile(RECORD_DOCUMENT, None, "is that of another run")
+        self._document = document
 
     def _remembered(self, shard: int, records: list[ShardRecord]) -> list[ShardRecord]:
         """A shard's records; one that counted when the run was opened has some, or it would be read as fill."""
         if records:
             self._records[shard] = records
         elif shard in self._counted:
-            assert self.record is not None
-            gone = "is not there any more, as where a run is begun anew"
-            raise DamagedFile(self.record.mark_key(shard), shard, gone)
+            raise DamagedFile(RunRecord.mark_key(shard), shard, "is not there any more, as where a run is begun anew")
         return records
 
     def rows(self, shard: int) -> list[np.ndarray]:
@@ -249,10 +259,8 @@ class Guard(Store):
         tables = self._rows.get(shard)
         if tables is None:
             keys = self.record.keys(shard)
-            if self.folder is not None:
-                contents = {name: content_of(self.folder / key) for name, key in keys.items()}
-            else:
-                contents = {name: read_bytes(self.store, join(self.group, key)) for name, key in keys.items()}
+            contents = {name: self._here(key) for name, key in keys.items()}
+            self._check_same(self._here(RECORD_DOCUMENT))
             records = self.record.decode(shard, contents)
             tables = [record.row_crc32c for record in records if record.row_crc32c is not None]
             if len(self._rows) == KEPT_ROWS:

@@ -49,20 +49,14 @@ def analyze_command(location: str | os.PathLike[str], store: Store, result: str)
 
 
 def lost(
-    location: str | os.PathLike[str],
-    store: Store,
-    group: str,
-    kind: str,
-    digests: Mapping[str, str],
-    what: str,
-    shard: int | None,
+    location: str | os.PathLike[str], store: Store, group: str, kind: str, gone: str, what: str, shard: int | None
 ) -> LakeError:
     """What is said where reading a group finds a file not as it was written.
 
-    ``digests`` are those of the group's files when it was opened, ``what`` names the file and what is wrong with it, of
-    a run's ``shard`` or of no shard.
+    ``gone`` is what became of the group (:func:`since_opened`), ``what`` names the file and what is wrong with it, of a
+    run's ``shard`` or of no shard.
     """
-    if gone := since_opened(store, group, kind, digests):
+    if gone:
         return RemovedError(
             f"{location}: {kind} {group} {gone} since it was opened ({what}); lake info {location} shows what there is"
         )
@@ -77,18 +71,27 @@ def lost(
     return CorruptLakeError(f"{what}; run lake verify {location} for all that is damaged, or mend this with: {command}")
 
 
-def since_opened(store: Store, group: str, kind: str, digests: Mapping[str, str]) -> str:
+def since_opened(store: Store, group: str, kind: str, digests: Mapping[str, str], mark: str = "") -> str:
     """What became of a group whose files had these digests when it was opened; empty: it is still there, if damaged."""
     first = {"run": f"{RECORD}/zarr.json", "model": "unembedding/zarr.json"}.get(kind, "zarr.json")
-    document = read_bytes(store, f"{group}/{first}")
-    if document is None and read_bytes(store, f"{group}/zarr.json") is None:
+    own, document = (read_bytes(store, f"{group}/{key}") for key in ("zarr.json", first))
+    if own is document is None:
         return "was removed"
-    if kind == "model":
-        document = read_bytes(store, f"{group}/zarr.json")
-    files = (unseal(document or b"") or {}).get("files", digests)
-    if kind == "run":
+    return "was made anew" if is_another(own if kind == "model" else document, digests, mark) else ""
+
+
+def is_another(document: bytes | None, digests: Mapping[str, str], mark: str) -> bool:
+    """Whether a document, of a run that of its record, is whole and of another group than the one that was opened.
+
+    ``digests`` are those of the files of the one that was opened, and ``mark`` a run's fingerprint.
+    """
+    attributes = unseal(document or b"")
+    if attributes is None or not digests:
+        return False
+    files = attributes["files"]
+    if mark:
         files = {key.removeprefix("../"): digest for key, digest in files.items() if key.startswith("../")}
-    return "was made anew" if digests and files != digests else ""
+    return files != digests or bool(mark and attributes["fingerprint"] != mark)
 
 
 def _runs(store: Store) -> list[str]:

@@ -194,8 +194,10 @@ def test_a_run_removed_or_made_anew_under_its_reader_is_neither_fill_nor_damaged
                 opened[name].isel(example=of).load()
     assert lake.runs() == []
     write_run(lake.location, make_run(name=RUN, n_example=4, seed=1), make_model())
-    with pytest.raises(RemovedError, match=f"run {RUN} was made anew since it was opened"):
-        pickle.loads(pickled)["gold_answer"].load()  # noqa: S301
+    for opened in (run, pickle.loads(pickled)):  # noqa: S301
+        for name in ("hidden_state", "attention", "token", "gold_answer"):
+            with pytest.raises(RemovedError, match=f"run {RUN} was made anew since it was opened"):
+                opened[name].isel(example=[0, 2]).load()
 
 
 @pytest.mark.parametrize("what", ["write", "result", "run", "model"])
