@@ -315,7 +315,7 @@ def test_sentences_hold_for_all_none_some_and_one():
     assert read_by(evidence, rows) == "by the lens: ct0"
     none = evidence.assign(says=NO)
     assert read_by(none, rows) == "by the lens: none"
-    assert read_by(none.assign(says=[UNDECIDED, *none["says"][1:]]), rows) == "by the lens: none told"
+    assert read_by(none.assign(says=[UNDECIDED, *none["says"][1:]]), rows) == "by the lens: none shown"
     assert misleading(evidence)[["of_thought", "method"]].values.tolist() == [["ct1", "zero"]]
     assert misleading(evidence.assign(says=YES)).empty
     assert read_by(evidence.iloc[2:], rows) == UNMEASURED

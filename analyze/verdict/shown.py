@@ -71,7 +71,7 @@ def counted(data: xr.Dataset) -> dict[str, Any]:
         count = "all" if n_yes == len(thoughts) else str(n_yes or "none")
         left = [f"{verdicts[verdict]} {verdict}" for verdict in (UNDECIDED, UNMEASURED) if verdicts.get(verdict, 0)]
         # That none is would say more than the intervals.
-        short, whole = ("none told to be", "none are told to be") if left and not n_yes else (count, f"{count} {verb}")
+        short, whole = ("none shown to be", "none are shown to be") if left and not n_yes else (count, f"{count} {verb}")
         told_of |= {question: short, f"{question}_are": whole}
         told_of[f"{question}_open"] = f" ({', '.join(left)})" if left else ""
     n_alike = len(as_in_control(thoughts))
@@ -119,7 +119,7 @@ def read_by(evidence: Frame, rows: Frame) -> str:
     for method, of_method in of_question.groupby("method", sort=False):
         says = [set(of_method.loc[of_method["of_thought"] == name, "says"]) for name in thoughts]
         read = [name for name, said in zip(thoughts, says, strict=True) if YES in said]
-        none = "none" if all(said == {NO} for said in says) else "none told"
+        none = "none" if all(said == {NO} for said in says) else "none shown"
         parts.append(f"by the {method}: {'all' if len(read) == len(thoughts) else listed(read) or none}")
     return "; ".join(parts) or UNMEASURED
 
