@@ -138,6 +138,6 @@ def overturned_by(
     wanted = []
     for one in undecided:
         needed = problems_needed(min(max(one.value, 0.0), 1.0), margin, level)
-        count = f"about {needed} problems" if needed else "no number of problems"
+        count = f"about {needed:,} problems" if needed else "no number of problems"
         wanted.append(f"{count}, if {one.measure.method} stays at {share(one.value)}")
     return f"{'; '.join(dict.fromkeys(wanted)) or 'the mean or the value of another problem in its place'}{absent}"

@@ -71,7 +71,8 @@ def counted(data: xr.Dataset) -> dict[str, Any]:
         count = "all" if n_yes == len(thoughts) else str(n_yes or "none")
         left = [f"{verdicts[verdict]} {verdict}" for verdict in (UNDECIDED, UNMEASURED) if verdicts.get(verdict, 0)]
         # That none is would say more than the intervals.
-        short, whole = ("none shown to be", "none are shown to be") if left and not n_yes else (count, f"{count} {verb}")
+        none = "none shown to be", "none are shown to be"
+        short, whole = none if left and not n_yes else (count, f"{count} {verb}")
         told_of |= {question: short, f"{question}_are": whole}
         told_of[f"{question}_open"] = f" ({', '.join(left)})" if left else ""
     n_alike = len(as_in_control(thoughts))
