@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from training_bases import make_base, settings, write_sums
 
+from extract.small_models.train import run_stages
 from extract.training.loop import Watch, train
 from extract.training.state import STATE
 from schemas import UsageError
@@ -67,3 +68,10 @@ def test_killed_between_the_last_state_and_its_checkpoint_the_checkpoint_is_writ
     train(wanted, cut)
     for name in ("model.safetensors", "training.json", "codi.json"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_small_model_of_another_seed_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "small-gpt2").mkdir()
+    (tmp_path / "small-gpt2/training.json").write_text('{"seed": 0}')
+    with pytest.raises(UsageError, match="small-gpt2 holds the model of seed 0; give --seed 0, or another --out"):
+        run_stages([("small-gpt2", None)], None, tmp_path, 1, None, None, None, None, 1, None)  # type: ignore[arg-type]

@@ -29,6 +29,7 @@ from extract.small_models.network import ARCHITECTURES, CONTROLS, SmallCodi, mak
 from extract.small_models.problems import MAX_OPERATION, make_splits
 from extract.small_models.thinking import ProblemTable, Words, tabulate
 from schemas.errors import UsageError
+from schemas.json_values import read_json
 from schemas.progress import Progress
 from schemas.whole_files import beside
 
@@ -169,6 +170,10 @@ def run_stages(
     for the curve, ``save`` writes a checkpoint.
     """
     stages = list(stages)
+    for folder in (out / stage_name for stage_name, _ in stages):
+        there = read_json(folder / "training.json", "record of a training", missing={}).get("seed", seed)
+        if there != seed:
+            raise UsageError(f"{folder} holds the model of seed {there}; give --seed {there}, or another --out")
     out.mkdir(parents=True, exist_ok=True)
     total, before, done_here = sum(stage.steps for _, stage in stages), 0, 0
     written: list[Path] = []
