@@ -22,7 +22,7 @@ def layouts(state: dict[str, torch.Tensor], folder: Path) -> dict[str, Path]:
     found = {kind: folder / kind for kind in ("bin shards", "safetensors shards", "raw", "lightning", "trainer")}
     for place in found.values():
         place.mkdir()
-        (place / "config.json").touch()
+        (place / "config.json").touch()  # of no bytes, as in SIM-CoT's on the hub
     for kind, end in (("bin shards", "bin"), ("safetensors shards", "safetensors")):
         stem = "pytorch_model" if end == "bin" else "model"
         where = {name: f"{stem}-0000{1 + index % 2}-of-00002.{end}" for index, name in enumerate(names)}

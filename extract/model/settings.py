@@ -51,7 +51,9 @@ def pccot_settings(folder: Path) -> dict[str, Any]:
     """
     path, config = folder / PCCOT_ARGUMENTS, folder / "config.json"
     if not os.path.lexists(path):
-        if str(read_json(config, "config of the checkpoint", missing={}).get("model_type")).startswith(WRAPPED):
+        # SIM-CoT's checkpoints on the hub have a config.json of no bytes.
+        said_there = read_json(config, "config of the checkpoint") if config.is_file() and config.stat().st_size else {}
+        if str(said_there.get("model_type")).startswith(WRAPPED):
             raise UsageError(f"{config} is PCCoT's, but {PCCOT_ARGUMENTS}, which its trainer writes, is not beside it")
         return {}
     said: dict[str, Any] = {}
