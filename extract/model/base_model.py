@@ -29,6 +29,7 @@ from extract.model.checkpoint import (
     check_base_files,
     check_index,
     check_plain,
+    config_beside,
     read_index,
     shards_of,
     some,
@@ -122,17 +123,16 @@ def open_base(
     if "quantization_config" in config_json:
         raise UsageError(f"base {name} is quantised (quantization_config); pass the plain one")
     config = base_config(described, architecture, name)
-    other = (place if own else folder) / "config.json"
     return Base(
         name=name, folder=described, weights=place, config_json=config_json, config=config, architecture=architecture,
         tokenizer=base_tokenizer(described, int(config.vocab_size)),
-        notes=config_notes(described, other.parent, architecture) if other.is_file() and other.stat().st_size else (),
+        notes=config_notes(described, place if own else folder, architecture),
     )  # fmt: skip
 
 
 def config_notes(taken: Path, other: Path, architecture: Architecture) -> tuple[str, ...]:
     """What a checkpoint's config.json and its base's say of the model otherwise: both cannot be right."""
-    said = [read_json(folder / "config.json", "config of the model") for folder in (taken, other)]
+    said = [config_beside(folder) for folder in (taken, other)]
     if taken == other or said[0].get("model_type") != said[1].get("model_type"):
         return ()
     one, two = (base_config(folder, architecture, str(folder)).to_dict() for folder in (taken, other))

@@ -137,6 +137,12 @@ def read_index(index: Path) -> dict[str, str]:
     return placed
 
 
+def config_beside(folder: Path) -> dict[str, Any]:
+    """The ``config.json`` beside a checkpoint; empty where there is none, or of no bytes, as SIM-CoT's on the hub."""
+    file = folder / "config.json"
+    return read_json(file, "config of the checkpoint") if file.is_file() and file.stat().st_size else {}
+
+
 def shards_of(index: Path, placed: Mapping[str, str]) -> list[str]:
     """Names of the files that an index names; each is there, or the ones that are not are named."""
     shards = sorted(set(placed.values()))

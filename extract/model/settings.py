@@ -7,7 +7,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from extract.model.architectures import WRAPPED
-from extract.model.checkpoint import ARGUMENTS, PCCOT_ARGUMENTS, SETTINGS
+from extract.model.checkpoint import ARGUMENTS, PCCOT_ARGUMENTS, SETTINGS, config_beside
 from extract.model.device import first_line
 from schemas import UsageError, nearest
 from schemas.json_values import read_json
@@ -51,9 +51,7 @@ def pccot_settings(folder: Path) -> dict[str, Any]:
     """
     path, config = folder / PCCOT_ARGUMENTS, folder / "config.json"
     if not os.path.lexists(path):
-        # SIM-CoT's checkpoints on the hub have a config.json of no bytes.
-        said_there = read_json(config, "config of the checkpoint") if config.is_file() and config.stat().st_size else {}
-        if str(said_there.get("model_type")).startswith(WRAPPED):
+        if str(config_beside(folder).get("model_type")).startswith(WRAPPED):
             raise UsageError(f"{config} is PCCoT's, but {PCCOT_ARGUMENTS}, which its trainer writes, is not beside it")
         return {}
     said: dict[str, Any] = {}
