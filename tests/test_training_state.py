@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from training_bases import make_base, settings, write_sums
 
-from extract.small_models.train import run_stages
+from extract.small_models.train import train as train_small
 from extract.training.loop import Watch, train
 from extract.training.state import STATE
 from schemas import UsageError
@@ -74,4 +74,4 @@ def test_a_small_model_of_another_seed_is_not_written_over(tmp_path: Path) -> No
     (tmp_path / "small-gpt2").mkdir()
     (tmp_path / "small-gpt2/training.json").write_text('{"seed": 0}')
     with pytest.raises(UsageError, match="small-gpt2 holds the model of seed 0; give --seed 0, or another --out"):
-        run_stages([("small-gpt2", None)], None, tmp_path, 1, None, None, None, None, 1, None)  # type: ignore[arg-type]
+        train_small("small-gpt2", tmp_path, seed=1)
