@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 Triple = Sequence[float]
 """Estimate and the ends of its interval."""
 SEEN, FAINTER = "seen in the control too", "seen in the control too, though less"
-NOT, OPEN = "not in the control", "not told apart from the control"
+NOT, OPEN = "not in the control", "not distinguishable from the control"
 LESS, MORE = "less in the control", "more in the control"
 UNMEASURED, NOTHING_SAID = "not measured", "nothing to compare"
 IN_WORDS = {
-    SEEN: "seen too", FAINTER: "seen too, though less", NOT: "not seen", OPEN: "not told apart", LESS: "less",
+    SEEN: "seen too", FAINTER: "seen too, though less", NOT: "not seen", OPEN: "not distinguishable", LESS: "less",
     MORE: "more",
 }  # fmt: skip
 NOTHING = 0.1

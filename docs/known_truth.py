@@ -18,7 +18,7 @@ METHODS = {
     "mean": "mean", "resample": "another problem's",
     "patch": "patch from a twin", "edit": "edit", "erase": "erase", "verdict": "verdict",
 }  # fmt: skip
-YES, UNDECIDED = "yes", ("not told apart", "not measured")
+YES, UNDECIDED = "yes", ("undecided", "not measured")
 
 
 def known(name: str) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def share_of(says: Sequence[str]) -> str:
     count, n = says.count(YES), len(says)
     low, high = wilson_interval(count, n)
     left = sum(one == UNDECIDED[0] for one in says)
-    return f"{count} of {n} [{float(low):.0%}, {float(high):.0%}]" + (f", {left} not told apart" if left else "")
+    return f"{count} of {n} [{float(low):.0%}, {float(high):.0%}]" + (f", {left} undecided" if left else "")
 
 
 def rates(table: Table) -> str:

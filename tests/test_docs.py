@@ -131,15 +131,15 @@ def test_hits_and_false_alarms_are_counted_by_what_training_decided() -> None:
     row = {"seed": 0, "of_thought": "ct1", "method": "mean"}
     rows = [
         row | {"model": "user", "says": "no"}, row | {"model": "user", "says": "yes"},  # any of several says yes
-        row | {"model": "user", "seed": 1, "says": "not told apart"}, row | {"model": "twin", "says": "no"},
+        row | {"model": "user", "seed": 1, "says": "undecided"}, row | {"model": "twin", "says": "no"},
         row | {"model": "user", "of_thought": "ct0", "says": "yes"},  # of no known truth
     ]  # fmt: skip
     measured = {"rows": rows, "truth": {"user": {"ct1": True}, "twin": {"ct1": False}}}
     assert list(truth.said(measured)) == [
-        ("mean", "user", True, "yes"), ("mean", "user", True, "not told apart"), ("mean", "twin", False, "no"),
+        ("mean", "user", True, "yes"), ("mean", "user", True, "undecided"), ("mean", "twin", False, "no"),
     ]  # fmt: skip
-    assert truth.share_of(["yes", "not told apart"]).startswith("1 of 2 [")
-    assert truth.share_of(["yes", "not told apart"]).endswith(", 1 not told apart")
+    assert truth.share_of(["yes", "undecided"]).startswith("1 of 2 [")
+    assert truth.share_of(["yes", "undecided"]).endswith(", 1 undecided")
     assert truth.share_of([]) == "-"
 
 

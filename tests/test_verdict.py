@@ -26,7 +26,7 @@ from analyze.verdict.rules import (
     together,
     weigh,
 )
-from analyze.verdict.shown import misleading, of_all, read_by, told, used_by
+from analyze.verdict.shown import evidence_rows, misleading, of_all, read_by, thought_rows, told, used_by
 from analyze.verdict.verdicts import Found, controls_of, newer, verdict
 from analyze.verdict.verdicts import missing as missing_of
 from schemas import MissingRunError, UsageError
@@ -97,7 +97,7 @@ def test_controls_are_spoken_of_as_the_intervals_say():
     assert against_control(strong, said("mean", 185, 200), 0.1) == "seen in the control too"
     assert against_control(strong, said("mean", 60, 200), 0.1) == "seen in the control too, though less"
     assert against_control(strong, said("mean", 0, 200), 0.1) == "not in the control"
-    assert against_control(said("mean", 40, 200), said("mean", 4, 20), 0.1) == "not told apart from the control"
+    assert against_control(said("mean", 40, 200), said("mean", 4, 20), 0.1) == "not distinguishable from the control"
 
 
 def test_the_state_at_a_thought_is_fed_at_the_next():
@@ -163,6 +163,11 @@ def test_verdicts_on_a_lake_of_known_truth(lake):
     of_mean = next(row["command"] for row in told_nothing if row["method"] == "mean")
     assert "(results/corrupt/" in of_mean
     assert "has none: 40 examples, " in of_mean
+    older = result.copy(deep=True)
+    for name in ("verdict", "says"):
+        older[name] = older[name].where(older[name] != UNDECIDED, "not told apart")
+    pd.testing.assert_frame_equal(thought_rows(older), thought_rows(result))
+    pd.testing.assert_frame_equal(evidence_rows(older), evidence_rows(result))
     twin = verdict(lake, "small-gpt2-decodable/test", [])
     used = twin["verdict"].values[twin["question"].values == USED]
     assert YES not in used
@@ -298,7 +303,7 @@ def test_sentences_hold_for_all_none_some_and_one():
     rows = pd.DataFrame({"thought": ["ct0", "ct1", "all"], "used_verdict": [YES, YES, NO]})
     assert told(rows, USED) == "all"
     assert told(rows.assign(used_verdict=NO), USED) == "none"
-    assert told(rows.assign(used_verdict=[YES, UNDECIDED, YES]), USED) == "ct0; not told apart ct1"
+    assert told(rows.assign(used_verdict=[YES, UNDECIDED, YES]), USED) == "ct0; undecided ct1"
     assert told(rows.iloc[:1].assign(used_verdict=UNMEASURED), USED) == "none measured"
     alike = rows.assign(used_verdict=YES, used_control=["not in the control", SEEN, OPEN])
     assert used_by(alike) == "all (ct1 not distinguishable from a control)"

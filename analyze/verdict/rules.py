@@ -8,7 +8,7 @@ from analyze.beside import compared
 from analyze.page import share
 from schemas.statistics import problems_needed, smallest_share
 
-YES, NO, UNDECIDED, UNMEASURED = "yes", "no", "not told apart", "not measured"
+YES, NO, UNDECIDED, UNMEASURED = "yes", "no", "undecided", "not measured"
 READABLE, USED, ROUTE = "readable", "used", "route"
 QUESTIONS = (READABLE, USED, ROUTE)
 ALL = "all"
@@ -75,7 +75,7 @@ class Evidence:
 
 
 def decide(low: float, high: float, margin: float) -> str:
-    """Yes above the margin, no below it, else not told apart: bounds that touch it decide nothing."""
+    """Yes above the margin, no below it, else undecided: bounds that touch it decide nothing."""
     if math.isnan(low) or math.isnan(high):
         return UNMEASURED
     return YES if low > margin else NO if high < margin else UNDECIDED

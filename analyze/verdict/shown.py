@@ -17,12 +17,15 @@ from schemas.registry import line
 
 MOST = 3
 """Heads that are named."""
+FORMERLY = {"not told apart": UNDECIDED, "not told apart from the control": OPEN}
+"""What verdicts in older lakes say."""
 
 
 def thought_rows(data: xr.Dataset) -> Frame:
     """Verdicts of a run with a row for each thought, and for all thoughts together."""
     names = ("verdict", "why", "control", "overturned_by")
     frame = pd.DataFrame({name: data[name].values.astype(str) for name in ("thought", "question", *names)})
+    frame = frame.replace(FORMERLY)
     rows: Frame = frame.pivot(index="thought", columns="question").reindex(list(dict.fromkeys(frame["thought"])))
     rows.columns = [f"{question}_{name}" for name, question in rows.columns]
     rows = rows.reindex(columns=[f"{question}_{name}" for question in (READABLE, USED, ROUTE) for name in names])
@@ -37,7 +40,7 @@ def thought_rows(data: xr.Dataset) -> Frame:
 def evidence_rows(data: xr.Dataset) -> Frame:
     """Every figure behind the verdicts."""
     names = [str(name) for name, variable in data.data_vars.items() if variable.dims == ("evidence",)]
-    return pd.DataFrame({name: data[name].values for name in names})
+    return pd.DataFrame({name: data[name].values for name in names}).replace(FORMERLY)
 
 
 def thoughts_of(rows: Frame) -> Frame:
@@ -101,7 +104,7 @@ def told(rows: Frame, question: str) -> str:
     words = {
         YES: ("{}", "all"),
         NO: ("not {}", "none"),
-        UNDECIDED: ("not told apart {}", "none told apart"),
+        UNDECIDED: ("undecided {}", "all undecided"),
         UNMEASURED: ("not measured {}", "none measured"),
     }
     parts = []

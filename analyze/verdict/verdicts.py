@@ -135,7 +135,7 @@ def verdict(
     1 - (1 - level) / n_test, where n_test counts every figure of its question that a verdict rests on, of the run and
     its controls, so that all intervals of a question hold together (Bonferroni); figures of single heads do so among
     themselves. It says yes above the margin, no below
-    it, and is not told apart otherwise; :func:`analyze.verdict.rules.together` says what several say together.
+    it, and is undecided otherwise; :func:`analyze.verdict.rules.together` says what several say together.
 
     Parameters
     ----------
