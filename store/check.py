@@ -138,7 +138,7 @@ def check_model(location: str | os.PathLike[str], name: str, attributes: Mapping
 def check_run(
     location: str | os.PathLike[str], run: str, layout: RunLayout, identity: Mapping[str, Any], *, rebuild: bool = False
 ) -> None:
-    """Check that a run can be created or taken up; nothing is touched. Parameters as :func:`create_run`'s.
+    """Check that a run can be created or taken up; nothing is touched. Parameters as :func:`store.write.create_run`'s.
 
     Raises
     ------

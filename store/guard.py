@@ -254,7 +254,7 @@ class Guard(Store):
         return records
 
     def rows(self, shard: int) -> list[np.ndarray]:
-        """Checksums that the rows of a shard may have, by record: (row,), see :meth:`RunLayout.row_places`."""
+        """Checksums that a shard's rows may have, by record: (row,), see :meth:`store.layout.RunLayout.row_places`."""
         assert self.record is not None
         tables = self._rows.get(shard)
         if tables is None:

@@ -366,8 +366,8 @@ def open_lake(location: str | os.PathLike[str], *, stored: bool = False) -> Lake
 
     - *The stored value or an error.* What the record has is never fill: a file that is lost, damaged, cut short, older
       or another shard's is a :class:`CorruptLakeError` that names it and the command that mends it, at the first
-      reading that needs it (a :class:`RemovedError` if the whole was removed or made anew). Examples that no writer
-      has finished are left out (``lake.open(run, uncommitted=True)`` keeps them, as fill, with ``committed`` false). A
+      reading that needs it (a ``RemovedError`` if the whole was removed or made anew). Examples that no writer has
+      finished are left out (``lake.open(run, uncommitted=True)`` keeps them, as fill, with ``committed`` false). A
       shard written again meanwhile is the old or the new one. (In older lakes, without checksums of chunks, a shard's
       file is read whole at first; on an object store its size and own checksums are compared.)
     - *Float32.* What is stored in float16 is widened as it is read, as sums of float16 are off in the third digit:

@@ -1,10 +1,12 @@
 """README and docs say what the code says."""
 
+import ast
 import importlib.util
 import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -168,3 +170,35 @@ def test_defects_come_out_again_on_a_few_problems(monkeypatch: pytest.MonkeyPatc
     assert rows["E7"][0][0] == "1"
     assert rows["E9"][0][0] == "1.00 to 1.00"
     assert rows["E15"][0] == ("1.000", "0.000")
+
+
+@cache
+def names_of(module: Path) -> set[str]:
+    """Whatever a module, or a package's front, defines, imports or sets, at any depth."""
+    names = set()
+    for text in (path.read_text() for path in ([module] if module.is_file() else module.glob("__init__.py*"))):
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names.add(node.name)
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                names |= {alias.asname or alias.name for alias in node.names}
+            elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+                names.add(node.id if isinstance(node, ast.Name) else node.attr)
+    return names
+
+
+def test_every_name_that_a_docstring_refers_to_is_there() -> None:
+    packages = ("schemas", "store", "extract", "analyze", "lake")
+    missing = []
+    for source in [path for package in packages for path in (ROOT / package).rglob("*.py")]:
+        for role, reference in re.findall(r":(func|class|data|mod|meth|attr):`([\w.]+)`", source.read_text()):
+            parts, module = reference.split("."), source
+            if parts[0] in packages:
+                module = ROOT / parts.pop(0)
+                while parts and (module / parts[0]).is_dir():
+                    module /= parts.pop(0)
+                if parts and (module / f"{parts[0]}.py").exists():
+                    module /= f"{parts.pop(0)}.py"
+            if not (role == "mod" if not parts else parts[0] in names_of(module)):
+                missing.append(f"{source.relative_to(ROOT)}: {reference}")
+    assert missing == []

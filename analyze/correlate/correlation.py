@@ -60,11 +60,12 @@ def attention_importance(
     Parameters
     ----------
     attention : (example, ..., position)
-        For instance :func:`answer_attention`; every other dim (layer, head) is tested on its own. Computed and held.
+        For instance :func:`analyze.correlate.importance.answer_attention`; every other dim (layer, head) is tested on
+        its own. Computed and held.
     importance : (example, position) or (example,)
-        For instance :func:`failure_importance`, or any column; one without position is held against attention at every
-        position, and has no correlation within problems. Its examples must all be in ``attention``, with the same
-        ``problem`` if both know it, and its positions too.
+        For instance :func:`analyze.correlate.importance.failure_importance`, or any column; one without position is
+        compared with attention at every position, and has no correlation within problems. Its examples must all be in
+        ``attention``, with the same ``problem`` if both know it, and its positions too.
     correction
         ``"holm"`` or ``"bh"``.
     progress

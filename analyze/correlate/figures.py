@@ -14,7 +14,7 @@ from analyze.tables import triple
 def plot_correlations(result: xr.Dataset, kinds: Sequence[str], ax: Any) -> None:
     """Each kind of correlation by layer, with its interval.
 
-    ``result`` is from :func:`analyze.correlate.correlation.correlate`; kinds are of
+    ``result`` is from :func:`analyze.correlate.correlation.attention_importance`; kinds are of
     :data:`analyze.correlate.rows.KINDS`.
     """
     layers = [int(x) for x in result["layer"].values]

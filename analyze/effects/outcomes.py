@@ -40,7 +40,7 @@ def outcome_rows(
     Returns
     -------
     conditions
-        Experiment, condition in words, and a key of the two that :func:`outcome_column` takes.
+        Experiment, condition in words, and a key of the two.
     rows
         For each example, rows of: number of the condition, answer, change of the right answer's log probability (the
         clean one's where pairs were patched), and the outcome where the experiment names one.

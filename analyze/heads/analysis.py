@@ -35,12 +35,12 @@ def head_analysis(
 ) -> xr.Dataset:
     """Scores of every head with how sure they are, in one pass over the examples.
 
-    Beside :func:`head_scores`: ``pattern`` the mean matrix the scores were read from (report convention: shifted);
-    ``spread`` the population standard deviation over examples of an entry of the matrix, averaged over the entries that
-    can be non-zero; ``hub_agreement`` the share of examples whose own hub is the mean's; ``rank`` by composite, ties by
-    layer and head; and from a bootstrap over problems the 95% interval of composite (``composite_low``,
-    ``composite_high``) and of the rank, ``top_share``, how often the head is among the ``top`` best, ``type_share``,
-    how often it has the type it has, and (not by the report convention) intervals of what
+    Beside :func:`analyze.heads.scores.head_scores`: ``pattern`` the mean matrix the scores were computed from (report
+    convention: shifted); ``spread`` the population standard deviation over examples of an entry of the matrix, averaged
+    over the entries that can be non-zero; ``hub_agreement`` the share of examples whose own hub is the mean's; ``rank``
+    by composite, ties by layer and head; and from a bootstrap over problems the 95% interval of composite
+    (``composite_low``, ``composite_high``) and of the rank, ``top_share``, how often the head is among the ``top``
+    best, ``type_share``, how often it has the type it has, and (not by the report convention) intervals of what
     :func:`analyze.heads.summary.head_summary` says of all heads.
 
     Memory is that of the resampled matrices, ``n_resample`` x heads x 36, whatever the number of examples.

@@ -116,7 +116,7 @@ def head_table(scores: xr.Dataset) -> pd.DataFrame:
     Parameters
     ----------
     scores
-        From :func:`head_scores` or :func:`head_analysis`.
+        From :func:`analyze.heads.scores.head_scores` or :func:`analyze.heads.analysis.head_analysis`.
     """
     columns = [name for name, variable in scores.data_vars.items() if set(variable.dims) == {"layer", "head"}]
     table = scores[columns].to_dataframe(dim_order=["layer", "head"]).reset_index()

@@ -23,7 +23,7 @@ def plot_lens_grid(
     Parameters
     ----------
     summary
-        From :func:`analyze.lens.logit.lens_summary`.
+        From :func:`analyze.lens.summary.lens_summary`.
     operators
         Whether to draw the second row.
     positions
@@ -70,7 +70,7 @@ def plot_number_frequency(
     Parameters
     ----------
     summary
-        From :func:`analyze.lens.logit.lens_summary`, one or by run.
+        From :func:`analyze.lens.summary.lens_summary`, one or by run.
     layer
         Place along the layers, so that -1 is the last of each run.
     positions

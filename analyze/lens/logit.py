@@ -64,8 +64,8 @@ def logit_lens(
     top
         Number of best tokens kept.
     tuned
-        From :func:`fit_tuned_lens` or :func:`analyze.lens.jacobian.jacobian_maps`: affine maps by layer, or by layer
-        and position, that take the place of the final norm.
+        From :func:`analyze.lens.tuned.fit_tuned_lens` or :func:`analyze.lens.jacobian.jacobian_maps`: affine maps by
+        layer, or by layer and position, that take the place of the final norm.
     folder
         Where blocks of states that are read out are kept, so that the same lens, computed again after it was stopped,
         takes them up.

@@ -35,7 +35,8 @@ def logits(state: xr.DataArray, model: xr.Dataset, *, normed: bool = False) -> x
 
     Returns
     -------
-    (..., vocabulary), float32; every logit at once, so select before: :func:`logit_lens` holds a block of them only
+    (..., vocabulary), float32; every logit at once, so select before: :func:`analyze.lens.logit.logit_lens` holds only
+    a block of them
     """
     check_model(model, state)
     readout = ReadOut(model)

@@ -220,7 +220,7 @@ def lens_tests(
     Parameters
     ----------
     is_number : (example, layer, position)
-        Of :func:`logit_lens`: 1, 0, or NaN.
+        Of :func:`analyze.lens.logit.logit_lens`: 1, 0, or NaN.
     positions
         By default the thoughts.
 

@@ -55,7 +55,7 @@ def linear_probes(
         As a lake hands it out; lazy states are read one (layer, position) at a time.
     settings : ProbeSettings
         The target, along ``example``, with or without ``step``: where it has steps, so has the result; the cells; and
-        how they are probed. Penalties are :data:`PENALTIES` and :data:`RIDGE_PENALTIES` if absent.
+        how they are probed. Penalties are :data:`analyze.probes.tasks.PENALTIES` and ``RIDGE_PENALTIES`` if absent.
     folder : path
         Where finished cells are kept; the same probes, asked for again after they were stopped, take up what lies
         there. (On a dask client nothing is kept.)

@@ -89,7 +89,7 @@ def nested_ridge(states: Array, value: Array, fold: Index, *, penalty: Sequence[
     value : (example, target)
         The columns after the first are shuffled controls.
     fold : (example,)
-        As for :func:`nested_logistic`.
+        As for :func:`analyze.probes.nested.nested_logistic`.
     penalty : floats
         Values of ``alpha`` to choose from; the first of equals wins.
 

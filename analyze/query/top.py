@@ -251,7 +251,7 @@ def top_of_column(lake: Lake, run: str, expression: str, *, n: int = 10) -> pd.D
     lake, run
         What is searched.
     expression
-        SQL over the columns of the run's table, see :func:`analyze.query.lake_tables`: ``-answer_logprob``.
+        SQL over the columns of the run's table, see :func:`analyze.query.sql.lake_tables`: ``-answer_logprob``.
     n
         Examples wanted; fewer where fewer have a value.
 

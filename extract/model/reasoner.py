@@ -172,7 +172,7 @@ class Reasoner(Network, Wording):
         Parameters
         ----------
         prompts
-            Of :meth:`encode`; of any lengths.
+            Of :meth:`extract.model.wording.Wording.encode`; of any lengths.
         capture
             ``"latent"``: states and attention rows from ``bot`` on; ``"full"``: all; ``None``: the answers only.
         stored_dtype

@@ -35,7 +35,7 @@ Progress = Callable[[int, int, int], None]
 
 @dataclass(kw_only=True, slots=True)
 class Extracted:
-    """What a run of :func:`extract` did."""
+    """What a run of :func:`extract.run.extract.extract` did."""
 
     run: str
     n_example: int

@@ -34,7 +34,7 @@ def progress_of(settings: TrainSettings, step: int, seconds: float) -> float:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Read back what :meth:`Training.save_state` wrote.
+    """Read back what :meth:`extract.training.loop.Training.save_state` wrote.
 
     Raises
     ------

@@ -20,7 +20,7 @@ def subgraph(result: xr.Dataset, *, n_edge: int = 64) -> Any:
     Parameters
     ----------
     result
-        Of :func:`extract.reenter.attribute.attribute`.
+        Of :func:`extract.reenter.attribute.scores.attribute`.
     n_edge
         Edges of the largest scores, by absolute value.
 
