@@ -10,7 +10,7 @@ from typing import Any
 import xarray as xr
 
 from analyze.drawing import Look, looks
-from schemas import Control, LakeError
+from schemas import Control, LakeError, RemovedError
 from schemas.controls import control_among
 from store.read import Lake
 from store.results import Result, preferred
@@ -106,6 +106,23 @@ class Context:
         if name not in self._runs:
             self._runs[name] = self.lake.open(name, chunks=None) if self.lazy else self.lake[name]
         return self._runs[name]
+
+    def rows(self, name: str) -> xr.Dataset:
+        """A run for a few problems at a time, without dask; the one that the results are of.
+
+        Raises
+        ------
+        RemovedError
+            If another run is in its place by now.
+        """
+        if self.lazy:
+            return self.run(name)
+        rows = self.lake.open(name, chunks=None)
+        if rows.attrs["fingerprint"] != self.run(name).attrs["fingerprint"]:
+            raise RemovedError(
+                f"{self.lake.location}: {name} was made anew since it was opened; give the command again"
+            )
+        return rows
 
     def model(self, run: str) -> xr.Dataset:
         """What lenses need of a run's model; the lake keeps the last one that was asked for."""

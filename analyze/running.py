@@ -86,13 +86,13 @@ def analyse(command: Analysis, groups: Sequence[Sequence[Source]], settings: Set
             _check_made(command, result)
         of = [(list(result.runs) or [source.run for source in sources], {**spec, **result.spec}) for result in results]
         beside = [name_of(result.kind, *settled) for result, settled in zip(results, of, strict=True)]
-        kept = []
+        kept, read = [], {source.run: source.data.attrs["fingerprint"] for source in sources}
         for result, (runs, settled) in zip(results, of, strict=True):
             data: xr.Dataset = sources[0].compute(result.data) if result.data.chunks else result.data
             data = data.assign_attrs(run=" + ".join(runs))
             if not n_example_of(data):
                 data.attrs["n_example"] = max(source.data.sizes["example"] for source in sources)
-            kept.append(keep(sources[0].lake, result.kind, data, runs, settled, sources[0].shell, beside))
+            kept.append(keep(sources[0].lake, result.kind, data, runs, settled, sources[0].shell, beside, read=read))
         for source in sources:
             remove_folder(source.folder)
         yield kept

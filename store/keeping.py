@@ -9,7 +9,7 @@ from typing import Any
 
 import xarray as xr
 
-from schemas import UnwritableLakeError
+from schemas import RemovedError, UnwritableLakeError
 from schemas.command import Shell
 from store.read import Lake
 
@@ -32,16 +32,36 @@ class Kept:
 
 def keep(
     lake: Lake, kind: str, data: xr.Dataset, runs: Sequence[str], spec: Mapping[str, Any], shell: Shell,
-    beside: Sequence[str] = (),
+    beside: Sequence[str] = (), *, read: Mapping[str, str],
 ) -> Kept:  # fmt: skip
-    """Store a result with the command that made it; that a lake cannot be written is said, and the result handed on."""
+    """Store a result with the command that made it; that a lake cannot be written is said, and the result handed on.
+
+    ``beside`` is as :meth:`Lake.write_result` takes it, ``read`` has the fingerprints of the runs that were read.
+
+    Raises
+    ------
+    RemovedError
+        If another run is in the place of one that was read.
+    """
     lost, data = False, called(data)
+    check_still(lake, kind, read)
     try:
-        name = lake.write_result(kind, data, runs=list(runs), spec=dict(spec), command=shell.words(runs), beside=beside)
+        command = shell.words(runs)
+        name = lake.write_result(kind, data, runs=list(runs), spec=dict(spec), command=command, beside=beside)
     except UnwritableLakeError as error:
         shell.note(str(error))
         name, lost = None, not error.read_only
     return Kept(kind=kind, data=data, spec=spec, name=name, lost=lost)
+
+
+def check_still(lake: Lake, kind: str, read: Mapping[str, str]) -> None:
+    """Raise ``RemovedError`` if a run is not the one that was read, by its fingerprint: a result is of the latter."""
+    for run, mark in read.items():
+        if lake.attributes(run)["fingerprint"] != mark:
+            raise RemovedError(
+                f"{lake.location}: {run} was made anew while {kind} was computed from what it held before; nothing is"
+                " kept, give the command again"
+            )
 
 
 def called(data: xr.Dataset) -> xr.Dataset:

@@ -22,7 +22,7 @@ from store.location import keys_of
 from store.opening import open_group
 from store.removal import remove, select_removable
 
-RESULTS = import_module("store.results")
+KEEPING, RESULTS = import_module("store.keeping"), import_module("store.results")
 RUN = "made-up/problems"
 OLD = xr.Dataset({"score": ("layer", [1.0, 2.0]), "gone": ("layer", [0, 0])})
 NEW = xr.Dataset({"score": ("layer", [3.0, 4.0])})
@@ -131,6 +131,24 @@ def test_who_reads_while_it_is_replaced_has_the_old_or_the_new_one(made: Path, t
         seen.add(tuple(value(lake)))
     assert seen <= {(1.0, 2.0), (3.0, 4.0)}
     assert seen
+
+
+def test_a_result_is_not_kept_as_of_a_run_made_anew_while_it_was_computed(
+    made: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = shutil.copytree(made, tmp_path / "a.lake")
+    check = KEEPING.check_still
+
+    def meanwhile(lake: Lake, *given: object) -> None:
+        remove(place, select_removable(lake, [RUN]))
+        write_run(place, make_run(name=RUN, n_example=4, seed=1), make_model())
+        check(lake, *given)
+
+    monkeypatch.setattr(KEEPING, "check_still", meanwhile)
+    code, _, err = call("analyze", "heads", place, RUN, "--resamples", "5")
+    assert (code, err.count("\n")) == (1, 1)
+    assert f"{RUN} was made anew while heads was computed from what it held before" in err
+    assert [result.name for result in open_lake(place).results() if result.inputs[RUN] in err] == []
 
 
 def test_a_result_replaced_by_one_of_the_same_contents_is_read_anew(

@@ -21,11 +21,12 @@ from accessibility import violations
 from synthetic import make_model, make_run, write_run
 
 import lake as command_line
+from analyze.context import Context
 from analyze.report import build_report, explore
 from analyze.serve import answers as asked
 from analyze.serve import reports
 from analyze.serve.answers import Answers
-from schemas import CorruptLakeError, MissingRunError
+from schemas import CorruptLakeError, MissingRunError, RemovedError
 from store import open_lake
 from store.removal import remove, select_removable
 
@@ -242,6 +243,26 @@ def test_what_is_removed_under_the_page_is_missing_not_damaged(
         answers.result(mark)
 
 
+def test_no_problem_of_a_new_run_stands_beside_what_became_of_an_old_one(
+    lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asked, "FRESH_SECONDS", 1e6)
+    place = Path(shutil.copytree(lake, tmp_path / "own.lake"))
+    answers, opened = Answers(place), open_lake(place)
+    page = Context(opened, [RUN])
+    before = json.loads(answers.problem(RUN, 3))
+    state = answers.state()
+    assert before["conditions"]
+    remove(place, select_removable(opened, [RUN]))
+    write_run(place, make_run(name=RUN, n_example=12, n_answer=1, seed=5), make_model())
+    after = json.loads(answers.problem(RUN, 5))
+    assert after["conditions"] == []
+    assert after == json.loads(Answers(place).problem(RUN, 5))
+    assert answers.state() != state
+    with pytest.raises(RemovedError, match="made anew since it was opened"):
+        page.rows(RUN)
+
+
 def test_links_out_of_the_lake_are_not_followed_and_damage_costs_one_run(lake: Path, tmp_path: Path) -> None:
     place = Path(shutil.copytree(lake, tmp_path / "own.lake"))
     elsewhere = tmp_path / "elsewhere"
@@ -377,5 +398,9 @@ def test_problems_are_searched_filtered_and_picked_and_the_keyboard_keeps_its_pl
     page.emulate_media(media="screen")
     assert [violations(page), violations(linked)] == [[], []]
     assert said == []
+    expect(page.locator("#changed")).to_be_empty()
+    page.route("**/api/**", lambda route: route.fulfill(response=route.fetch(), headers={"lake-state": "another"}))
+    page.select_option("#attention-head", "0")
+    expect(page.locator("#changed")).to_contain_text("The lake has changed since this page was loaded")
     for each in (page, linked):
         each.close()

@@ -110,10 +110,12 @@ def learn_default(source: "Source") -> None:
     from analyze.cost import sampled
     from analyze.sae.command import COMMAND as SAE
     from analyze.sae.command import SAESettings, learn
+    from store.keeping import check_still
 
     settings = SAESettings()
     drawn = sampled(SAE, replace(source, data=source.lake[source.run], n_sampled=None), settings)
     dictionary: xr.Dataset = learn([drawn], settings)
+    check_still(source.lake, "sae", {source.run: drawn.data.attrs["fingerprint"]})
     source.lake.write_result(
         "sae",
         dictionary.assign_attrs(run=source.run),

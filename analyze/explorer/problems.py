@@ -44,7 +44,7 @@ def problems(
     """
     if not len(examples):
         return {"layers": [], "heads": [], "strings": [], "conditions": [], "items": []}
-    run = context.lake.open(name, chunks=None).sel(example=list(examples))
+    run = context.rows(name).sel(example=list(examples))
     model = context.model(name)
     labels = places_of(run)
     layers = [int(x) for x in run["layer"].values]

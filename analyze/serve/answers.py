@@ -90,6 +90,13 @@ class Answers:
                     continue  # a run was removed between two looks at it
             return self._look_again()
 
+    def state(self) -> str:
+        """What the lake holds, in one word; of one that cannot be read, none."""
+        try:
+            return self.moment().state
+        except LakeError:
+            return ""
+
     def _look_again(self) -> Moment:
         runs, broken = readable_runs(self.lake)
         for run in [*runs]:

@@ -127,7 +127,7 @@ def application(answers: Answers, *, token: str = "") -> Gate:
         return HTMLResponse(serve_page(answers.title, nonce), headers={"content-security-policy": allowed})
 
     def api(request: Request) -> Response:
-        code = 200
+        code, held = 200, answers.state()
         try:
             content = answer(answers, request.path_params["question"], request.query_params)
         except LakeError as error:
@@ -135,7 +135,7 @@ def application(answers: Answers, *, token: str = "") -> Gate:
             content = json.dumps({"error": str(error)}).encode()
         except Exception as error:  # a result that another version or Python wrote; the page says so and goes on
             code, content = 500, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode()
-        return Response(content, code, media_type="application/json")
+        return Response(content, code, {"lake-state": held}, "application/json")
 
     routes = [Route("/", page), Route("/api/{question}", api)]
     return Gate(GZipMiddleware(Starlette(routes=routes)), token)

@@ -4,10 +4,20 @@
   const { make, watchScroll } = frame;
   const kept = new Map();
   const KEPT = 200;
+  let state;
+  // What is shown already was read from the lake as it was; beside it stands what is read from now on.
+  const changed = (now) => {
+    state ??= now;
+    if (!now || now === state) return;
+    const again = make("button", { type: "button", onclick: () => location.reload() }, "Load it again");
+    document.getElementById("changed").replaceChildren("The lake has changed since this page was loaded: what stands here may be of before and after. ", again);
+    state = now;
+  };
   const ask = (question, values = {}) => {
     const address = `/api/${question}?${new URLSearchParams(values)}`;
     if (kept.has(address)) return kept.get(address);
     const answer = fetch(address, { credentials: "same-origin" }).then(async (response) => {
+      changed(response.headers.get("lake-state"));
       const said = await response.json().catch(() => ({ error: `lake serve answered ${response.status}` }));
       if (!response.ok) throw new Error(said.error);
       return said;

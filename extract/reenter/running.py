@@ -65,7 +65,8 @@ def reenter(
         )
     spec = settings.spec() | where.spec() | {"compute_dtype": target.compute_dtype}
     result = result.assign_attrs(compute_dtype=target.compute_dtype, device=target.reasoner.device.type)
-    kept = keep(lake, next(iter(command.results)), result, [target.run], spec, shell)
+    read = {target.run: target.data.attrs["fingerprint"]}
+    kept = keep(lake, next(iter(command.results)), result, [target.run], spec, shell, read=read)
     remove_folder(target.folder)
     return kept
 
