@@ -195,6 +195,7 @@ def write_pccot(
     config = json.loads((base / "config.json").read_text())
     config |= {"model_type": "pccot-gpt2", "num_iterations": rounds, "use_projection": projected,
                "vocab_size": VOCABULARY + 4}  # fmt: skip
+    config |= {f"{mark}_token_id": VOCABULARY + row for row, mark in enumerate(("bot", "eot", "latent"))}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "pccot_args.json").write_text(json.dumps({"num_latent_tokens": n, "answer_prompt": "The answer is:"}))
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -254,6 +255,13 @@ def test_thoughts_side_by_side_are_jacobis_iteration(projected, tmp_path):
         )
     with pytest.raises(UsageError, match="computes its thoughts side by side in 2 rounds"):
         open_target(open_lake(place), "m/d", checkpoint=str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    for field, there in (("bot_token_id", VOCABULARY + 1), ("latent_token_id", None)):
+        (folder / "config.json").write_text(json.dumps(config | {field: there}))
+        with pytest.raises(
+            UsageError, match=f"{field} is {there}, with this tokenizer it is {config[field]}; the token"
+        ):
+            load_reasoner(folder)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ from extract.model.protocols import (
     stated_protocol,
 )
 from extract.model.reasoner import Reasoner
-from extract.model.settings import pccot_settings, read_arguments, read_settings
+from extract.model.settings import check_marks, pccot_settings, read_arguments, read_settings
 from schemas import N_LATENT, UsageError, nearest
 from schemas.checks import check_whole
 from schemas.controls import stated_control
@@ -170,12 +170,14 @@ def load_reasoner(
     _make_ready(model, target, dtype)
     _make_ready(feeding, target, dtype)
     keep_freed_memory()
-    return Reasoner(
+    reasoner = Reasoner(
         name=name, model=model, projection=feeding, tokenizer=under.tokenizer, architecture=under.architecture,
         vocabulary=vocabulary, n_latent=n_latent, answer_prefix=rule.answer_prefix, protocol=rule, extra_rows=extra,
         fingerprint=digests, control=stated_control(settings, rule.name, str(folder / SETTINGS)), notes=tuple(notes),
         described=described if isinstance(described, Mapping) else None,
     )  # fmt: skip
+    check_marks(folder, reasoner)
+    return reasoner
 
 
 def _decides(rule: Protocol, tokenizer: Any) -> dict[str, Any]:

@@ -9,9 +9,12 @@ import yaml  # type: ignore[import-untyped]
 from extract.model.architectures import WRAPPED
 from extract.model.checkpoint import ARGUMENTS, PCCOT_ARGUMENTS, SETTINGS, config_beside
 from extract.model.device import first_line
+from extract.model.wording import Wording
 from schemas import UsageError, nearest
 from schemas.json_values import read_json
 
+_MARKS = {"bot_token_id": "bot_id", "eot_token_id": "eot_id", "latent_token_id": "placeholder_id"}
+"""Tokens that PCCoT's config names by their ids, and what has them of a model's wording."""
 _FIELDS = ("protocol", "n_latent", "answer_prefix", "base", "lora_alpha", "lora_rank", "control_of", "control")
 
 
@@ -38,6 +41,20 @@ def read_arguments(folder: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UsageError(f"{path} holds no arguments by name")
     return value
+
+
+def check_marks(folder: Path, wording: Wording) -> None:
+    """Raise ``UsageError`` if PCCoT's config names other tokens for its marks than the tokenizer has."""
+    if not os.path.lexists(folder / PCCOT_ARGUMENTS):
+        return
+    config = config_beside(folder)
+    for field, name in _MARKS.items():
+        here = getattr(wording, name)
+        if (there := config.get(field, here)) != here:
+            raise UsageError(
+                f"{folder / 'config.json'}: {field} is {there}, with this tokenizer it is {here}; the tokenizer is"
+                " another checkpoint's, or tokens were added to it since"
+            )
 
 
 def pccot_settings(folder: Path) -> dict[str, Any]:

@@ -302,13 +302,13 @@ def train(
     data = read_trained_on(settings.data, held_out)
     state = state_of(out, mark_of(settings, decodable=model is not None), data.digest)
     finished = state is not None and progress_of(settings, state["step"], state["seconds"]) >= 1
+    run = Training(settings, device, model, data.digest)
+    if state is not None:
+        run.load_state(state)
     if state is not None and finished and is_saved(out, state["step"]):
         state_control(out, control)
         watch.say(f"{out} is trained already")
         return out
-    run = Training(settings, device, model, data.digest)
-    if state is not None:
-        run.load_state(state)
     if finished:  # stopped between the state and the checkpoint
         run.save_checkpoint(out, control)
         return out
