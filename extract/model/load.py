@@ -161,9 +161,7 @@ def load_reasoner(
     check_trained_whole(adapter, [key for key in raw if not key.startswith(BASE)], model, source)
     model_config = {key: value for key, value in under.config_json.items() if key not in NOT_MODEL}
     decides = {"config": model_config, "n_latent": n_latent, **scale, **_decides(rule, under.tokenizer)}
-    digests = {
-        "weights": fingerprint_weights(raw, decides), **fingerprint_tokenizer(under.folder, under.tokenizer)
-    }  # fmt: skip
+    digests = {"weights": fingerprint_weights(raw, decides), **fingerprint_tokenizer(under.folder, under.tokenizer)}
     del raw  # of a large model only one copy of most weights is there from here on
     set_weights(model, merge_adapters(weights, model, adapter, scale, source, getattr(torch, dtype)), source)
     feeding = feeding_of(rule, projection, int(model.config.hidden_size), source)
