@@ -1,9 +1,11 @@
 """Files outside a lake: each is there whole, or as it was before."""
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from schemas.errors import UsageError
@@ -73,3 +75,13 @@ def write_whole(path: Path | str, text: str) -> None:
     """Write a text in UTF-8."""
     with beside(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | str, content: Any, indent: int | None = 1) -> None:
+    """Write a JSON document."""
+    write_whole(path, json.dumps(content, indent=indent) + "\n")
+
+
+def write_json_lines(path: Path | str, records: Iterable[Any]) -> None:
+    """Write JSON Lines, a record a line."""
+    write_whole(path, "".join(json.dumps(record) + "\n" for record in records))

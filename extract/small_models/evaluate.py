@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from statsmodels.stats.proportion import proportion_confint
 
-from extract.small_models.network import N_LATENT, SmallCodi, load_checkpoint, make_tokenizer
+from extract.small_models.network import SmallCodi, load_checkpoint, make_tokenizer
 from extract.small_models.problems import SPLIT_SIZES, Problem, make_pairs, make_splits, read_operations
 from extract.small_models.thinking import (
     N_NUMBER_THOUGHT,
@@ -28,7 +28,7 @@ from extract.small_models.thinking import (
     think,
 )
 from extract.small_models.train import DATA_SEED
-from schemas import extract_answer
+from schemas import N_LATENT, extract_answer
 
 Replacement = dict[int, tuple[torch.Tensor, torch.Tensor]]
 LONGEST = 8

@@ -6,16 +6,17 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Regex, normalizers, pre_tokenizers
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from extract.model.protocols import COCONUT, named_protocol
 from extract.small_models.graph_problems import DEPTH, KINDS, PEOPLE
+from extract.small_models.network import CONTEXT, HIDDEN, N_HEAD, gpt2_config, word_tokenizer
 from schemas.controls import control_by_name, settings_of
+from schemas.whole_files import write_json
 
 Kind = Literal["coconut", "pause", "direct"]
-HIDDEN, N_HEAD, N_LAYER, CONTEXT = 64, 4, 2, 128
 WORDS = ("<eos>", "<unk>", "Is", "is a", "a", "or", "?", "\n", COCONUT.answer_prefix)
 FIRST_KIND, FIRST_PERSON = len(WORDS), len(WORDS) + len(KINDS)
 N_WORD = len(WORDS) + len(KINDS) + len(PEOPLE)
@@ -30,36 +31,15 @@ BACK = 2
 
 def make_graph_tokenizer() -> PreTrainedTokenizerFast:
     """Build the word-level tokenizer; ``is a`` is one token, ``Every`` and full stops, which tell nothing, are none."""
-    tokens = [*WORDS, *KINDS, *PEOPLE]
-    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Replace(Regex(r"Every |\."), "")
-    pattern = Regex(r"\bis a\b|\w+|\?|\n|###")
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="removed", invert=True)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<eos>",
-        unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
-        model_max_length=CONTEXT,
-    )
+    split = pre_tokenizers.Split(Regex(r"\bis a\b|\w+|\?|\n|###"), behavior="removed", invert=True)
+    return word_tokenizer([*WORDS, *KINDS, *PEOPLE], split, normalizers.Replace(Regex(r"Every |\."), ""))
 
 
 def graph_config() -> GPT2Config:
     """Return the configuration of the base model, before the markers' rows are added."""
-    return GPT2Config(
-        vocab_size=N_WORD,
-        n_positions=CONTEXT,
-        n_embd=HIDDEN,
-        n_layer=N_LAYER,
-        initializer_range=0.1,  # GPT-2's 0.02 is for its width
-        n_head=N_HEAD,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-        architectures=["GPT2LMHeadModel"],
-    )
+    config = gpt2_config(N_WORD)
+    config.initializer_range = 0.1  # GPT-2's 0.02 is for its width
+    return config
 
 
 class SmallCoconut(nn.Module):
@@ -144,7 +124,7 @@ def save_graph_checkpoint(model: SmallCoconut, kind: Kind, folder: Path) -> None
         "n_latent": 0 if kind == "direct" else DEPTH,
         **settings_of(control_by_name(folder.name)),
     }
-    (folder / "codi.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "codi.json", settings)
 
 
 def load_graph_checkpoint(folder: Path) -> tuple[SmallCoconut, Kind]:

@@ -11,14 +11,13 @@ only guess. Both people, both words asked about and both halves of the graph are
 sentences, order, words.
 """
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.whole_files import write_whole
+from schemas.whole_files import write_json, write_json_lines
 
 DEPTH = 3
 PEOPLE = ("Tom", "Ben", "Sam", "Max", "Anna", "Lucy", "Mia", "Eva")
@@ -167,7 +166,6 @@ def write_graph_problems(
 ) -> dict[Path, str]:
     """Write ``graph.jsonl`` (test problems) and ``graph-pairs.json`` into a folder; returns how many, by file."""
     problems, pairs = Path(folder) / "graph.jsonl", Path(folder) / "graph-pairs.json"
-    lines = [json.dumps(record) + "\n" for record in tell(held_out_graphs("test", n_problem, seed))]
-    write_whole(problems, "".join(lines))
-    write_whole(pairs, json.dumps(make_graph_pairs(n_pair, seed), indent=1) + "\n")
+    write_json_lines(problems, tell(held_out_graphs("test", n_problem, seed)))
+    write_json(pairs, make_graph_pairs(n_pair, seed))
     return {problems: f"{n_problem} problems", pairs: f"{n_pair} pairs"}

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from extract.small_models.network import N_LATENT, Kind, SmallCodi
+from extract.small_models.network import Kind, SmallCodi
 from extract.small_models.problems import MAX_OPERATION
 from extract.small_models.thinking import (
     N_NUMBER_THOUGHT,
@@ -20,6 +20,7 @@ from extract.small_models.thinking import (
     read_question,
     think,
 )
+from schemas import N_LATENT
 
 
 @dataclass(frozen=True)

@@ -2,28 +2,29 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from extract.model.protocols import named_protocol
+from extract.model.protocols import CODI
 from extract.small_models.problems import LARGEST_NUMBER, PEOPLE, SENTENCES, THINGS
+from schemas import N_LATENT
 from schemas.controls import control_by_name, settings_of
+from schemas.whole_files import write_json
 
-N_LATENT = 6
-ANSWER_PREFIX = "The answer is:"
-HIDDEN = 64
+ANSWER_PREFIX = CODI.answer_prefix
+HIDDEN, N_HEAD, N_LAYER, CONTEXT = 64, 4, 2, 128
 ARCHITECTURES = ("gpt2", "llama")
 Kind = Literal["codi", "pause", "cot", "direct"]
 CONTROLS: tuple[Kind, ...] = ("pause", "cot", "direct")
 PROTOCOL = {"pause": "codi-pause", "cot": "cot"}
 """How those of the controls are asked that the project loads; the direct one is trained for its accuracy alone."""
-PAUSE = named_protocol("codi-pause").vector
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -35,41 +36,55 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     words = list(dict.fromkeys(re.findall(r"\w+|[^\w\s]+", text)))
     numbers = [str(n) for n in range(LARGEST_NUMBER + 1)]
     tokens = ["<eos>", "<unk>", *numbers, "+", "-", "*", "/", "=", "<<", ">>", *words]
+    return word_tokenizer(tokens, pre_tokenizers.Whitespace())
+
+
+def word_tokenizer(
+    tokens: Sequence[str], split: pre_tokenizers.PreTokenizer, normalizer: normalizers.Normalizer | None = None
+) -> PreTrainedTokenizerFast:
+    """Build a tokenizer of whole words, ``<eos>`` and ``<unk>`` among them; ids follow the order of the tokens."""
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.pre_tokenizer = split
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<eos>",
         unk_token="<unk>",
         clean_up_tokenization_spaces=False,
-        model_max_length=128,
+        model_max_length=CONTEXT,
+    )
+
+
+def gpt2_config(n_word: int) -> GPT2Config:
+    """Return the configuration of a small GPT-2, before the rows of the protocol are added."""
+    return GPT2Config(
+        vocab_size=n_word,
+        n_positions=CONTEXT,
+        n_embd=HIDDEN,
+        n_layer=N_LAYER,
+        n_head=N_HEAD,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        architectures=["GPT2LMHeadModel"],
     )
 
 
 def base_config(architecture: str, n_word: int) -> GPT2Config | LlamaConfig:
     """Return the configuration of the base model, before the pad, bot and eot rows are added."""
     if architecture == "gpt2":
-        return GPT2Config(
-            vocab_size=n_word,
-            n_positions=128,
-            n_embd=HIDDEN,
-            n_layer=2,
-            n_head=4,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            bos_token_id=0,
-            eos_token_id=0,
-            architectures=["GPT2LMHeadModel"],
-        )
+        return gpt2_config(n_word)
     return LlamaConfig(
         vocab_size=n_word,
-        max_position_embeddings=128,
+        max_position_embeddings=CONTEXT,
         hidden_size=HIDDEN,
         intermediate_size=176,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        num_hidden_layers=N_LAYER,
+        num_attention_heads=N_HEAD,
+        num_key_value_heads=N_HEAD,
         tie_word_embeddings=True,
         bos_token_id=0,
         eos_token_id=0,
@@ -141,7 +156,7 @@ def save_checkpoint(model: SmallCodi, folder: Path) -> None:
     if model.kind in PROTOCOL:
         settings = {"protocol": PROTOCOL[model.kind], **settings}
     settings |= settings_of(control_by_name(folder.name))
-    (folder / "codi.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "codi.json", settings)
 
 
 def load_checkpoint(folder: Path) -> SmallCodi:

@@ -7,7 +7,6 @@ text, and `continue_from` says what the rest of a story makes of any given inter
 """
 
 import itertools
-import json
 import re
 from collections.abc import Sequence
 from operator import add, floordiv, mul, sub
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from schemas.errors import UsageError
-from schemas.whole_files import write_whole
+from schemas.whole_files import write_json, write_json_lines
 
 LARGEST_NUMBER = 30
 LARGEST_OPERAND = 9
@@ -313,13 +312,10 @@ def _side(problem: Problem) -> dict[str, Any]:
 
 def write_problems(problems: Sequence[Problem], path: Path | str) -> None:
     """Write problems as JSON Lines in GSM8K's own format, with the number of operations as one more field."""
-    lines = (
-        json.dumps({"question": p.question, "answer": p.full_answer, "n_operation": len(p.operations)})
-        for p in problems
-    )
-    write_whole(path, "".join(line + "\n" for line in lines))
+    records = ({"question": p.question, "answer": p.full_answer, "n_operation": len(p.operations)} for p in problems)
+    write_json_lines(path, records)
 
 
 def write_pairs(pairs: Sequence[dict[str, Any]], path: Path | str) -> None:
     """Write clean/corrupted pairs as a JSON list."""
-    write_whole(path, json.dumps(list(pairs), indent=1) + "\n")
+    write_json(path, pairs)

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from transformers import DynamicCache
 
 from extract.model.capture import cache_argument
-from extract.small_models.network import ANSWER_PREFIX, N_LATENT, SmallCodi, make_tokenizer
+from extract.small_models.network import ANSWER_PREFIX, SmallCodi, make_tokenizer
 from extract.small_models.problems import LARGEST_NUMBER, MAX_OPERATION, OPERATORS, Problem, carried_step
+from schemas import N_LATENT
 
 QUESTION_LENGTH = 12 + 5 * MAX_OPERATION
 CHAIN_LENGTH = 7 * MAX_OPERATION

@@ -11,7 +11,6 @@ Every batch is drawn from the seed and the step alone, and training state is wri
 training that was killed goes on where it was and ends with the weights it would have had.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -31,7 +30,7 @@ from extract.small_models.thinking import ProblemTable, Words, tabulate
 from schemas.errors import UsageError
 from schemas.json_values import read_json
 from schemas.progress import Progress
-from schemas.whole_files import beside
+from schemas.whole_files import beside, write_json
 
 NAMES = tuple(
     f"small-{architecture}{kind}"
@@ -201,7 +200,7 @@ def run_stages(
         before += stage.steps
         save(stage, out / stage_name)
         note = {"seed": seed, "stages": [asdict(s) for _, s in stages[: index + 1]], "curve": state.curve}
-        (out / stage_name / "training.json").write_text(json.dumps(note) + "\n", encoding="utf-8")
+        write_json(out / stage_name / "training.json", note, indent=None)
         written.append(out / stage_name)
     return written
 

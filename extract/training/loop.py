@@ -5,7 +5,6 @@ that was killed goes on where it was; counted in steps, it ends with the weights
 """
 
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -41,7 +40,7 @@ from extract.training.student import Student
 from extract.training.table import Shape, Table, draw_batches, shapes_of
 from schemas import Control, UsageError
 from schemas.progress import Progress
-from schemas.whole_files import beside, write_whole
+from schemas.whole_files import beside, write_json
 
 Widths = tuple[int, int, int]
 BEST = "best"
@@ -229,9 +228,9 @@ class Training:
         }
         with beside(folder / WEIGHTS) as partial:
             save_file(self.student.checkpoint(dtype), partial, metadata={"format": "pt"})
-        write_whole(folder / SETTINGS, json.dumps(notes, indent=1) + "\n")
+        write_json(folder / SETTINGS, notes)
         state_control(folder, control)
-        write_whole(folder / "training.json", json.dumps(record) + "\n")
+        write_json(folder / "training.json", record, indent=None)
 
 
 @dataclass(frozen=True, kw_only=True)

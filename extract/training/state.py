@@ -1,6 +1,5 @@
 """What a training leaves on disk to go on from, and what its checkpoint says of itself."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from extract.training.student import Student
 from schemas import Control, UsageError, fingerprint
 from schemas.controls import settings_of
 from schemas.json_values import read_json
-from schemas.whole_files import write_whole
+from schemas.whole_files import write_json
 
 STATE, WEIGHTS = "training.pt", "model.safetensors"
 KEPT = {"trained", "optimizer", "step", "seconds", "parts", "curve", "settings"}
@@ -112,5 +111,4 @@ def state_control(folder: Path, control: Control | None) -> None:
     """Write beside the weights whose control they are, and of which kind."""
     if control is not None:
         file = folder / SETTINGS
-        notes = json.loads(file.read_text(encoding="utf-8")) | settings_of(control)
-        write_whole(file, json.dumps(notes, indent=1) + "\n")
+        write_json(file, read_json(file, "settings of the checkpoint") | settings_of(control))

@@ -4,7 +4,6 @@ Each kind of story is a function that draws its numbers, writes its sentences in
 steps that lead to the answer. Nothing is taken from a data set.
 """
 
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from extract.training.story_draft import LARGEST, MULTIPLES, NAMES, THINGS, Draf
 from extract.training.story_kinds import collection, comparison, groups, rates, shopping
 from schemas import UsageError
 from schemas.flags import check_most
-from schemas.whole_files import write_whole
+from schemas.whole_files import write_json_lines
 
 
 def backwards(d: Draft, n: int) -> str:
@@ -251,8 +250,8 @@ def draw_stories(count: int, seed: int = 0, largest: int | None = None) -> list[
 
 def write_stories(count: int, seed: int, path: Path, largest: int | None = None) -> None:
     """Write stories as JSON Lines in GSM8K's form."""
-    lines = (
-        json.dumps({"question": story.question, "answer": f"{' '.join(story.steps)}\n#### {story.answer}"})
+    records = (
+        {"question": story.question, "answer": f"{' '.join(story.steps)}\n#### {story.answer}"}
         for story in draw_stories(count, seed, largest)
     )
-    write_whole(path, "".join(line + "\n" for line in lines))
+    write_json_lines(path, records)

@@ -19,7 +19,7 @@ from typing import Any
 
 from extract.run.data import number_text
 from extract.training.data import normalised
-from schemas.whole_files import write_whole
+from schemas.whole_files import write_json_lines
 
 Problem = tuple[str, str]
 HELD_OUT_SVAMP = 300
@@ -127,8 +127,8 @@ def main(source: Path, out: Path) -> None:
                     kept.append(example)
             problems = kept
             sys.stdout.write(f"{name}: {before - len(problems)} of {before} left out, held out or there already\n")
-        lines = [json.dumps({"question": question, "answer": answer}) + "\n" for question, answer in problems]
-        write_whole(out / f"{name}.jsonl", "".join(lines))
+        records = ({"question": question, "answer": answer} for question, answer in problems)
+        write_json_lines(out / f"{name}.jsonl", records)
         sys.stdout.write(f"{out / name}.jsonl: {len(problems)} problems\n")
 
 

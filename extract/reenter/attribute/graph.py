@@ -1,6 +1,5 @@
 """The found subgraph as a graph of its own, for other tools."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from schemas import UsageError
-from schemas.whole_files import beside, write_whole
+from schemas.whole_files import beside, write_json
 
 SUFFIXES = (".json", ".graphml")
 
@@ -66,5 +65,4 @@ def write_graph(graph: Any, path: Path) -> None:
         with beside(path) as partial:
             networkx.write_graphml(graph, partial)
     else:
-        data = networkx.node_link_data(graph, edges="edges")
-        write_whole(path, json.dumps(data, indent=1) + "\n")
+        write_json(path, networkx.node_link_data(graph, edges="edges"))

@@ -1,7 +1,6 @@
 """Train a decoder of a run's thoughts, from the lake's vectors and the written steps of its problems."""
 
 import copy
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict
@@ -30,7 +29,7 @@ from schemas import UsageError
 from schemas.json_values import read_json
 from schemas.problem_sums import problem_of
 from schemas.statistics import split_problems
-from schemas.whole_files import check_folder, write_whole
+from schemas.whole_files import check_folder, write_json
 
 BATCH, RATE, WARMUP, CLIP = 128, 3e-3, 0.03, 1.0
 LOOKS = 10
@@ -94,8 +93,7 @@ def train_decoder(target: Target, settings: DecodeSettings, positions: list[str]
         decoder, losses = fit(lesson, made, longest, target.reasoner.device, shuffled=file == SHUFFLED, done=done)
         known = read_json(folder / RECORD, "record of the decoder", missing={})
         loss = {**known.get("loss", {}), file.partition(".")[0]: losses}
-        content = {**asdict(made), "longest": longest, "loss": loss}
-        write_whole(folder / RECORD, json.dumps(content, indent=1) + "\n")
+        write_json(folder / RECORD, {**asdict(made), "longest": longest, "loss": loss})
         save(folder, file, decoder)
     return folder
 
