@@ -17,6 +17,7 @@ from lake import completion, flags, printing, running, stopping
 from lake.running import Terminal
 from schemas import FORMAT_VERSION, LakeError, LeftOutWarning, UsageError
 from schemas.command import Analysis, Command, Experiment
+from schemas.errors import OTHER_DISK
 from schemas.registry import commands, foreign_failure, own_commands
 from schemas.whole_files import check_folder
 
@@ -220,6 +221,8 @@ def machine_failure(error: Exception) -> str | None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return "the disk is full; what is committed stays, free some space and run the same command again"
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error) or type(error).__name__
+        if error.errno == errno.EXDEV:
+            return f"{what}: {OTHER_DISK}"
         if error.errno in NO_PLACE:
             return f"{what}; name another place"
         hint = "; what is committed stays, mend that and run the same command again"

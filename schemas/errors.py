@@ -2,6 +2,11 @@
 
 import traceback
 
+OTHER_DISK = (
+    "a folder in it is a link to another disk, where nothing can be put in its place at once; link the whole lake"
+)
+"""What is said where a rename leads from one disk to another."""
+
 
 class LakeError(Exception):
     """Base of all errors of this project; the command line prints it as one line and exits with 1."""

@@ -12,6 +12,7 @@ from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
 from schemas import UnwritableLakeError, UsageError
+from schemas.errors import OTHER_DISK
 from store.local_files import files_below
 
 OBSTORE_SCHEMES = ("s3", "gs", "gcs", "az", "azure", "abfs", "abfss")
@@ -107,6 +108,8 @@ def unwritable(location: str | os.PathLike[str], error: Exception) -> Unwritable
         known = ("NotImplementedError", "PermissionError", "PermissionDeniedError", "UnauthenticatedError")
         refused = any(kind.__name__ in known for kind in type(error).__mro__)
     why = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, OSError) and error.errno == errno.EXDEV:
+        why = OTHER_DISK
     advice = "" if refused else "; mend that and give the same command again"
     text = f"{location} cannot be written ({why}); results are not kept{advice}"
     return UnwritableLakeError(text, read_only=refused)

@@ -87,7 +87,7 @@ def remove(location: str | os.PathLike[str], removable: Removable) -> None:
     Raises
     ------
     LakeError
-        If a process is writing the run.
+        If a process is writing the run, or it is a link to another place.
     OSError
         If the lake cannot be written; nothing is removed then.
     """
@@ -101,6 +101,11 @@ def remove(location: str | os.PathLike[str], removable: Removable) -> None:
                 sync(store.delete(key))
         sync(store.delete_dir(removable.name))
         return
+    if (place := folder / removable.name).is_symlink():
+        raise LakeError(
+            f"{location}: {removable.name} is a link to {place.resolve()}, and what lies there would stay; remove it"
+            " there first, then the link"
+        )
     away = folder / REMOVED / uuid4().hex
     with lake_lock(location), ExitStack() as claims:
         if removable.kind == "run":

@@ -36,6 +36,10 @@ from store.record import ROWS, RunRecord
 from store.shard_check import Read, Shard, chunk_checksums, damage_of, is_array
 
 THREADS = 4
+LAST = {"lake": "; if a lake push to this place was stopped, give that again: it sends this file last"}
+"""What is added of a document that is not there, by the kind of its group."""
+FIRST = "; if a lake rm of it was stopped, give that again: there it takes this file first"
+"""And of a run's record, in an object store."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,7 +201,8 @@ class _Verifier:
         expected = "record" if below else kind
         if attributes is None or attributes.get("kind") != expected:
             problem = "does not agree with its own seal" if attributes is None else "is that of another group"
-            self._wrong(key, group, kind, "is not there" if content is None else problem)
+            stopped = LAST.get(kind, "") if not below else FIRST if self.folder is None else ""
+            self._wrong(key, group, kind, f"is not there{stopped}" if content is None else problem)
             if group and kind != "results":
                 self._unlisted(group, kind, key)
             return None

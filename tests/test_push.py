@@ -110,6 +110,9 @@ def test_stopped_after_any_file_it_is_no_lake(
             push(open_lake(made), url)
         with pytest.raises(UsageError, match="no lake"):
             open_lake(url)
+        if n > 1:
+            said = {damage.path: damage.problem for damage in verify(url).damage}
+            assert "if a lake push to this place was stopped, give that again" in said["zarr.json"]
     monkeypatch.undo()
     push(open_lake(made), url)
     same(url, made)

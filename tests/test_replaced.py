@@ -1,5 +1,6 @@
 """A result that is replaced: wherever its writer is killed, and whoever reads meanwhile, one whole result is there."""
 
+import errno
 import inspect
 import itertools
 import os
@@ -16,6 +17,7 @@ from small_runs import tree
 from synthetic import make_model, make_run, write_run
 
 from schemas import CorruptLakeError, LakeError, MissingRunError, RemovedError
+from schemas.errors import OTHER_DISK
 from store import Lake, open_lake, push, verify
 from store.files import COMING, settle
 from store.location import keys_of
@@ -149,6 +151,28 @@ def test_a_result_is_not_kept_as_of_a_run_made_anew_while_it_was_computed(
     assert (code, err.count("\n")) == (1, 1)
     assert f"{RUN} was made anew while heads was computed from what it held before" in err
     assert [result.name for result in open_lake(place).results() if result.inputs[RUN] in err] == []
+
+
+def test_a_link_to_another_place_is_told(
+    made: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Path(shutil.copytree(made, tmp_path / "a.lake"))
+    (stored,) = open_lake(place).results()
+    (place / RUN).rename(tmp_path / "elsewhere")
+    (place / RUN).symlink_to(tmp_path / "elsewhere")
+    code, _, err = call("rm", place, RUN, "--yes")
+    assert code == 1
+    assert f"{RUN} is a link to {tmp_path / 'elsewhere'}, and what lies there would stay; remove it there first" in err
+    assert (tmp_path / "elsewhere" / "zarr.json").exists()
+
+    def to_another_disk(path: Path, target: Path) -> None:  # of a folder; not every machine has two disks
+        raise OSError(errno.EXDEV, "Invalid cross-device link", str(path), None, str(target))
+
+    monkeypatch.setattr(Path, "rename", to_another_disk)
+    for words in (("rm", place, stored.name, "--yes"), ("analyze", "heads", place, RUN, "--resamples", "5")):
+        code, _, err = call(*words)
+        assert (code, err.count("\n")) == (1, 1)
+        assert OTHER_DISK in err
 
 
 def test_a_result_replaced_by_one_of_the_same_contents_is_read_anew(
