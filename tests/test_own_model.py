@@ -64,6 +64,13 @@ class GivesNothing(Mine):
     def run(self, *given):
         pass
 
+class Ends(Mine):
+    def run(self, *given):
+        self.eos_id = self.pad_id
+        captured = super().run(*given)
+        self.eos_id = 5
+        return captured
+
 class Bare(Mine):
     def __init__(self):
         pass
@@ -230,6 +237,12 @@ def test_a_mistake_is_a_line_and_no_run(capsys, model, more, said):
     assert re.search(said, error)
     assert "Traceback" not in error
     assert not Path("own.lake", "wrong", "problems", "zarr.json").exists()
+
+
+def test_answers_that_end_with_another_token_than_said_are_told(capsys):
+    assert not run_lake("extract", "--model", "ends=own_others:Ends", *OPTIONS)
+    said = capsys.readouterr().err
+    assert re.search(r"ends/problems: 18 answers end without eos_id, token 5 \('.*'\), or go on after it;", said)
 
 
 def test_only_its_own_kind_of_name_means_code(tmp_path):

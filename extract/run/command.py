@@ -125,6 +125,12 @@ def extract_run(settings: ExtractSettings, shell: Shell) -> Output:
             f"{done.run}: {done.n_cut} answers had not ended after {settings.max_new_tokens} tokens;"
             " more are allowed with --max-new-tokens"
         )
+    if done.n_unended:
+        eos = prepared.reasoner.eos_id
+        shell.note(
+            f"{done.run}: {done.n_unended} answers end without eos_id, token {eos}"
+            f" ({prepared.reasoner.token_strings[eos]!r}), or go on after it; is that the token that ends answers?"
+        )
     if done.n_unread:
         kind = KIND_READ[prepared.problems.answer_kind]
         shell.note(

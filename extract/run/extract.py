@@ -45,6 +45,8 @@ class Extracted:
     """Correct answers among those."""
     n_cut: int = 0
     """Those that had not ended after the longest answer that was allowed."""
+    n_unended: int = 0
+    """Those that end earlier without the token that ends answers, or go on after it."""
     n_unread: int = 0
     """Those in which no answer of the data's kind can be read; they count as wrong."""
     unread: str = ""
@@ -237,8 +239,12 @@ def _count(done: Extracted, prepared: Prepared, lake: str | os.PathLike[str]) ->
     """Say what is in the lake of a run now."""
     run = open_lake(lake).open(prepared.run)
     done.n_committed, done.n_correct = run["correct"].size, int(run["correct"].sum())
-    last = run["token"].sel(position=f"a{prepared.spec.max_new_tokens - 1}").values
-    done.n_cut = int(((last >= 0) & (last != prepared.reasoner.eos_id)).sum())
+    most = prepared.spec.max_new_tokens
+    token = run["token"].sel(position=[f"a{place}" for place in range(most)]).values
+    length, n_end = (token >= 0).sum(1), (token == prepared.reasoner.eos_id).sum(1)
+    ended = np.take_along_axis(token, length[:, None] - 1, 1)[:, 0] == prepared.reasoner.eos_id
+    done.n_cut = int(((length == most) & ~ended).sum())
+    done.n_unended = int((((length < most) & ~ended) | (n_end > ended)).sum())
     predicted = run["predicted_answer"].values
     unread = np.flatnonzero(~is_value(predicted))
     done.n_unread = len(unread)
