@@ -42,7 +42,7 @@ bench-quick: env
 	$(BIN)/python benchmarks/extraction.py tiny --questions 16 --rounds 3 --script-questions 1
 	$(BIN)/python benchmarks/formats.py gpt2
 	$(BIN)/python benchmarks/reading.py --examples 256 --rounds 3
-	$(BIN)/python benchmarks/patching.py --examples 16 --rounds 3
+	$(BIN)/python benchmarks/patching.py small-gpt2 --examples 16 --rounds 3
 	$(BIN)/python benchmarks/gradients.py --pairs 16 --steps 16 --questions 4 --rounds 3
 	$(BIN)/python benchmarks/probes.py speed --quick
 	$(BIN)/python benchmarks/sae.py --quick --only speed --case small

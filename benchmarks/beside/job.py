@@ -146,12 +146,12 @@ def patched_one_by_one(
 ) -> list[list[list[int]]]:
     """Answers, by condition and question, where one block's state at one thought is another.
 
-    ``patch(batch, layer, thought, values)`` answers a batch; ``patches`` is a file of states (layer, thought, question,
-    hidden).
+    ``patch(batch, layer, thought, values)`` answers a batch; ``patches`` is a file of layers, and of the states
+    (layer, thought, question, hidden) that go in there.
     """
-    values = torch.from_numpy(np.load(patches))
+    kept = np.load(patches)
     return [
-        [row for batch in job.batches for row in patch(batch, layer, thought, values[layer, thought])]
-        for layer in range(values.shape[0])
-        for thought in range(values.shape[1])
+        [row for batch in job.batches for row in patch(batch, layer, thought, torch.from_numpy(values))]
+        for layer, of_layer in zip(kept["layers"].tolist(), kept["values"], strict=True)
+        for thought, values in enumerate(of_layer)
     ]

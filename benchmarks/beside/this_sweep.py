@@ -1,8 +1,8 @@
 """Patching by this project: every condition of a sweep at once.
 
-    python this_sweep.py MODEL DATA SETTINGS LAKE
+    python this_sweep.py MODEL BASE DATA SETTINGS LAKE [LAYER ..]
 
-As this_project.py; LAKE is where the run lies or is made.
+As this_project.py; LAKE is where the run lies or is made, LAYER what is patched, by default all.
 """
 
 import os
@@ -25,16 +25,17 @@ from store import open_lake
 class Sweep(Works):
     """Works of this side."""
 
-    def __init__(self, model: str, data: str, settings: str, lake: str) -> None:
-        super().__init__(model, "", data, settings)
+    def __init__(self, model: str, base: str, data: str, settings: str, lake: str, *layers: str) -> None:
+        super().__init__(model, base, data, settings)
         extract(self.prepared, lake)
         self.run = open_lake(lake)[self.prepared.run].load()
         self.values = StoredValues(self.run, self.prepared.reasoner)
         self.thoughts = [f"ct{index}" for index in range(self.prepared.reasoner.n_latent)]
+        self.layers = list(map(int, layers)) or list(range(self.prepared.reasoner.n_layer))
+        self.places = [(layer, thought) for layer in self.layers for thought in self.thoughts]
         self.conditions = [
             Condition(name=f"{layer} {thought}", interventions=(self._at(layer, thought),))
-            for layer in range(self.prepared.reasoner.n_layer)
-            for thought in self.thoughts
+            for layer, thought in self.places
         ]
 
     @staticmethod
@@ -44,12 +45,11 @@ class Sweep(Works):
         )
 
     def patches(self, out: str) -> None:
-        """Write what goes in: (layer, thought, example, hidden)."""
+        """Write what goes in: layers, and values (layer, thought, example, hidden)."""
         rows = np.arange(self.run.sizes["example"])
-        places = [(layer, thought) for layer in range(self.prepared.reasoner.n_layer) for thought in self.thoughts]
-        changes = [_change(self._at(*place), self.values, rows, *place).value for place in places]
+        changes = [_change(self._at(*place), self.values, rows, *place).value for place in self.places]
         grid = np.array([np.asarray(value) for value in changes], dtype="float32")
-        np.save(out, grid.reshape(-1, len(self.thoughts), *grid.shape[1:]))
+        np.savez(out, layers=self.layers, values=grid.reshape(-1, len(self.thoughts), *grid.shape[1:]))
 
     def patched(self) -> list[list[str]]:
         """Answers by condition and question."""

@@ -199,9 +199,21 @@ def build_model(config: Any, n_row: int, architecture: Architecture, source: str
             config.pad_token_id = None
         config.return_dict = True
         with _silent(), no_init_weights():
-            return AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
     except Exception as error:  # whatever a config of wrong fields raises inside transformers
         raise _no_model(architecture, source, error) from error
+    _fuse_gelu(model)
+    return model
+
+
+def _fuse_gelu(model: nn.Module) -> None:
+    """Put torch's one kernel in the place of GPT-2's activation written out in eight: a third of its time."""
+    from transformers.activations import NewGELUActivation
+
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
 
 
 _SAMPLE = "The answer is: 12 + 3 = 15.\nHow many?  Two."

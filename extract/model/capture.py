@@ -86,7 +86,7 @@ class KeyValues:
         for store, source in ((taken._keys, self._keys), (taken._values, self._values)):
             for old in source:
                 new = old.new_empty(len(rows), old.shape[1], capacity, old.shape[3])
-                new[:, :, :length] = old[:, :, :length].index_select(0, rows)
+                torch.index_select(old[:, :, :length], 0, rows, out=new[:, :, :length])  # no copy on the way
                 store.append(new)
         return taken
 
@@ -106,6 +106,13 @@ class KeyValues:
                 new[..., :length, :] = old[:, :, :length]
                 store.append(new.flatten(0, 1))
         return repeated
+
+    def first(self, n_row: int) -> "KeyValues":
+        """The first rows alone: what is appended to them is written here, into columns that are there already."""
+        part = KeyValues(self.capacity)
+        part.length = self.length
+        part._keys, part._values = ([old[:n_row] for old in store] for store in (self._keys, self._values))
+        return part
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns filled; asked by the library where no position ids are given."""

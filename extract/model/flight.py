@@ -1,6 +1,7 @@
 """A batch in flight: everything that feeds a model its questions, thoughts and answers."""
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,14 +84,14 @@ class Flight:
         """Feed tokens ``(row, position)``."""
         return self.feed(self.reasoner.embed(tokens), record=record)
 
-    def think(self, state: Tensor, first: int = 0) -> Tensor:
-        """Feed the thoughts from ``ct{first}`` on, each made from the state before; give the last state.
+    def think(self, state: Tensor, first: int = 0, end: int | None = None) -> Tensor:
+        """Feed the thoughts from ``ct{first}`` up to ``end``, each made from the state before; give the last state.
 
         Side by side (see :meth:`think_in_rounds`) where the protocol has rounds.
         """
         if self.reasoner.protocol.n_round:
             return self.think_in_rounds(state)
-        for index in range(first, self.reasoner.n_latent):
+        for index in range(first, self.reasoner.n_latent if end is None else end):
             vector = self.reasoner.projection(state)
             if self.editor is not None:
                 vector = self.editor.embedding(vector, index + 1, self.rows)
@@ -133,6 +134,17 @@ class Flight:
         self.pad, self.rows = self.pad[kept], self.rows[kept]
         self.seen, self.position = self.seen[kept], self.position[kept]
         self.all_rows = False
+
+    def first(self, n_row: int) -> "Flight":
+        """The first rows alone, which go on in this flight's cache while the others stay where they are."""
+        part = copy(self)
+        part.cache, part.all_rows = self.cache.first(n_row), False
+        part.pad, part.rows, part.seen, part.position = (
+            each[:n_row] for each in (self.pad, self.rows, self.seen, self.position)
+        )
+        part.fed = part.calls = 0
+        part.states = None if self.states is None else {}
+        return part
 
     def answer(
         self, state: Tensor, max_new_tokens: int, token: Tensor | None = None, *, choose: Choose | None = None

@@ -1,7 +1,7 @@
 """A protocol's tokens and a tokenizer's: questions, answers and texts in the tokens of one model."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ class Wording:
         self.vocabulary = vocabulary
         self.extra_rows = extra_rows
         self.answer_prefix = answer_prefix
+        self._text_tokens: dict[str, list[int]] = {}
         self.eos_id = int(tokenizer.eos_token_id)
         known = tokenizer.get_vocab()
         self._known = {EOS: self.eos_id, **{text: vocabulary + row for row, text in enumerate(extra_rows)}}
@@ -72,7 +73,6 @@ class Wording:
         self.placeholder_id = self._id_of(protocol.placeholder, known) if protocol.placeholder else -1
         self.given = self.text_tokens(answer_prefix) if protocol.given_prefix else []
         """Tokens that are fed after the thoughts, not chosen."""
-        self._answers: dict[str, tuple[list[int], int]] = {}
 
     def _id_of(self, text: str, known: Mapping[str, int]) -> int:
         """Id of a token by its text."""
@@ -127,8 +127,12 @@ class Wording:
 
     def encode(self, question: str) -> list[int]:
         """Prompt of a question: its tokens (with the tokenizer's own beginning, if any) up to where thinking begins."""
-        (question_ids,) = self.tokenize([self.question_text(question)], special=not self.in_template)
-        return [*question_ids, *self._after_question]
+        return self.prompts([question])[0]
+
+    def prompts(self, questions: Iterable[str]) -> list[list[int]]:
+        """Prompts of questions, in one call of the tokenizer."""
+        texts = [self.question_text(str(question)) for question in questions]
+        return [[*tokens, *self._after_question] for tokens in self.tokenize(texts, special=not self.in_template)]
 
     def marks_in(self, questions: Sequence[str]) -> tuple[str, ...]:
         """What is to be said of special tokens that questions hold, which the model reads as such and not as text.
@@ -204,14 +208,14 @@ class Wording:
         return [*self.text_tokens(text), self.eos_id][0]
 
     def text_tokens(self, text: str) -> list[int]:
-        """Tokens of a text alone, without markers."""
-        return list(self.tokenize([text])[0])
+        """Tokens of a text alone, without markers; kept, as answers come again and again."""
+        if text not in self._text_tokens:
+            (self._text_tokens[text],) = self.tokenize([text])
+        return list(self._text_tokens[text])
 
     def tokens_and_prefix(self, answer: str) -> tuple[list[int], int]:
-        """Tokens of an answer and how many of them are the prefix's; kept, as answers come again and again."""
-        if answer not in self._answers:
-            self._answers[answer] = self.answer_tokens(answer), self.prefix_length(answer)
-        return self._answers[answer]
+        """Tokens of an answer and how many of them are the prefix's."""
+        return self.answer_tokens(answer), self.prefix_length(answer)
 
     def prefix_length(self, answer: str) -> int:
         """Tokens that :meth:`answer_tokens` shares with the prefix alone."""

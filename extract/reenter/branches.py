@@ -88,12 +88,13 @@ def run_conditions(
     reasoner, asked, draws, cost = questions.reasoner, questions.asked, questions.draws, questions.cost
     n_copy, n_batch = max(1, len(conditions)), len(batch)
     source = torch.arange(n_batch, device=reasoner.device).repeat(n_copy)
-    armed, first = _arm_all(questions, conditions, batch)
+    armed, starts = _arm_all(questions, conditions, batch)
     capacity = trunk.n_before + reasoner.places.n_middle + questions.room
-    cache = trunk.cache.repeat(n_copy, trunk.n_before + first, capacity)
+    cache = trunk.cache.repeat(n_copy, trunk.n_before + starts[-1], capacity)
+    cache.length = trunk.n_before + starts[0]
     flight = Flight(reasoner, trunk.pad[source], trunk.n_before, cache, editor=armed if conditions else None)
     flight.states = {} if questions.observe else None
-    state, closing = _think_on(flight, trunk, source, first)
+    state, closing = _think_on(flight, trunk, source, starts)
     collected: dict[str, np.ndarray] = {}
     if draws is not None and draws.n_sample:  # before the flight goes on with those rows only whose answer is longest
         if closing.shape[1]:
@@ -117,10 +118,11 @@ def run_conditions(
     }
 
 
-def _arm_all(questions: Questions, conditions: Sequence["Condition"], batch: list[int]) -> tuple[Armed, int]:
-    """Interventions of conditions side by side, and the offset of the first position that any of them changes.
+def _arm_all(questions: Questions, conditions: Sequence["Condition"], batch: list[int]) -> tuple[Armed, list[int]]:
+    """Interventions of conditions side by side, and the offset of the first position that each of them changes.
 
-    Where that is after the thoughts, of the first that closes them: these are fed with the answer in any case.
+    Where that is after the thoughts, of the first that closes them: these are fed with the answer in any case. All that
+    change the question begin where the first of them does.
     """
     n_batch, places = len(batch), questions.reasoner.places
     armed = Armed(max(1, len(conditions)) * n_batch, questions.reasoner.device)
@@ -129,13 +131,29 @@ def _arm_all(questions: Questions, conditions: Sequence["Condition"], batch: lis
         rows = np.arange(copy * n_batch, (copy + 1) * n_batch)
         for stage, intervention in enumerate(condition.interventions):
             arm(armed, intervention, questions.stored, questions.rows[batch], rows, stage=stage, where=where)
-    return armed, min([1 + places.n_latent, *(first_offset(condition, places) for condition in conditions)])
+    closing = 1 + places.n_latent
+    starts = [min(closing, first_offset(condition, places)) for condition in conditions] or [closing]
+    return armed, [min(starts) if start <= 0 else start for start in starts]
 
 
-def _think_on(flight: Flight, trunk: Trunk, source: Tensor, first: int) -> tuple[Tensor, Tensor]:
-    """State before the thoughts are closed, thought through again from the offset ``first`` on; what closes them."""
-    closing = flight.reasoner.closing_tokens(len(source), source.device)
-    if first <= 0:
-        state = flight.feed_tokens(trunk.tokens[:, trunk.n_before + first :][source])[:, -1]
-        return flight.think(state), closing
-    return flight.think(trunk.states[first - 1][source], first=first - 1), closing
+def _think_on(flight: Flight, trunk: Trunk, source: Tensor, starts: list[int]) -> tuple[Tensor, Tensor]:
+    """State before the thoughts are closed, each condition thought through again from its start on; what closes them.
+
+    Conditions are in the order of their starts; one that has not begun holds the columns of the untouched run.
+    """
+    reasoner, n_batch = flight.reasoner, len(trunk.pad)
+    state, begins = trunk.states[0][:0], sorted(set(starts))
+    for begin, end in zip(begins, [*begins[1:], 1 + reasoner.n_latent], strict=True):
+        n_row = n_batch * sum(start <= begin for start in starts)
+        part = flight.first(n_row)
+        if begin <= 0:
+            state = part.feed_tokens(trunk.tokens[:, trunk.n_before + begin :][source[:n_row]])[:, -1]
+        else:
+            state = torch.cat([state, trunk.states[begin - 1][source[len(state) : n_row]]])
+        state = part.think(state, max(begin, 1) - 1, end - 1)
+        flight.cache.length = part.column
+        flight.fed, flight.calls = flight.fed + part.fed, flight.calls + part.calls
+        if flight.states is not None and part.states is not None:
+            for offset, changed in part.states.items():
+                flight.states[offset] = torch.cat([changed, trunk.states[offset][source[n_row:]]])
+    return state, reasoner.closing_tokens(len(source), source.device)

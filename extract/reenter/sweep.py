@@ -127,7 +127,7 @@ def sweep(
     rows = stored.rows(labels)
     questions = Questions(
         reasoner=reasoner, stored=stored, labels=labels, rows=rows, asked=asked, n_new=n_new,
-        prompts=[reasoner.encode(str(run["question"].values[row])) for row in rows],
+        prompts=reasoner.prompts(run["question"].values[rows]),
         room=max(n_new if generate else 1, len(asked.shared) + longest_answer),
         generate=generate, observe=observe, draws=draws, cost=dict.fromkeys(COSTS, 0),
     )  # fmt: skip

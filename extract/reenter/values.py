@@ -122,7 +122,7 @@ class StoredValues:
             if not 0 <= offsets[position] < reasoner.places.n_middle:
                 first, last = reasoner.places.middle[0], reasoner.places.middle[-1]
                 raise UsageError(f"values of {site} go in from {first} to {last} only, not at {position}")
-        prompts = [reasoner.encode(str(question)) for question in self.run["question"].values]
+        prompts = reasoner.prompts(self.run["question"].values)
         sites = sorted({site for site, _, _ in places})
         computed = {
             place: np.empty((len(prompts), *reasoner.part_shape(place[0])), dtype=np.float32) for place in places

@@ -124,7 +124,7 @@ def _all_on(chain: list[str], key: str) -> Edges:
 
 def _question(target: Target) -> tuple[str, ...]:
     """Positions of the longest question."""
-    longest = max(len(target.reasoner.encode(str(text))) - 1 for text in target.data["question"].values)
+    longest = max(map(len, target.reasoner.prompts(target.data["question"].values))) - 1
     return tuple(f"q-{distance}" for distance in range(longest, 0, -1))
 
 

@@ -66,7 +66,7 @@ def pairs_to_score(target: Target, *, one_length: bool) -> Pairs:
     clean, corrupted = halves.clean, halves.corrupted
     reasoner = target.reasoner
     gold = [str(text) for text in target.data["gold_answer"].values]
-    prompts = [reasoner.encode(str(text)) for text in target.data["question"].values]
+    prompts = reasoner.prompts(target.data["question"].values)
     answers = answers_apart(reasoner, [(gold[a], gold[b]) for a, b in zip(clean, corrupted, strict=True)])
     apart = np.array([answer.other >= 0 for answer in answers])
     same = np.array([len(prompts[a]) == len(prompts[b]) for a, b in zip(clean, corrupted, strict=True)])

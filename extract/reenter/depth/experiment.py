@@ -90,7 +90,7 @@ def _run(
 ) -> tuple[dict[Route, dict[str, np.ndarray]], dict[str, int]]:
     """What was found on each route, of all examples, and what it cost."""
     reasoner, data = target.reasoner, target.data
-    prompts = [reasoner.encode(str(text)) for text in data["question"].values]
+    prompts = reasoner.prompts(data["question"].values)
     labels = data["example"].values.tolist()
     asked = asked_answers(reasoner, [[str(text) for text in data["gold_answer"].values]])
     n_new = target.max_new_tokens

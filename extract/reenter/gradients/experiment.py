@@ -53,7 +53,7 @@ def integrated_gradients(target: Target, settings: GradientSettings | None = Non
     """
     settings = settings or GradientSettings()
     target.need_thoughts("gradients")
-    prompts = [target.reasoner.encode(str(text)) for text in target.data["question"].values]
+    prompts = target.reasoner.prompts(target.data["question"].values)
     gold = [str(text) for text in target.data["gold_answer"].values]
     other = other_answers(target)
     start, fed = _vectors(target, settings.baseline)

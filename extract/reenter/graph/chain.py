@@ -199,7 +199,7 @@ class _Steps:
 def _measure(steps: _Steps, changes: Sequence[_Change]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Measures ``(target, measure, example)`` of each change, the answer's last, and what they cost."""
     target, chains, reasoner = steps.target, steps.chains, steps.reasoner
-    prompts = [reasoner.encode(str(target.data["question"].values[row])) for row in chains.rows]
+    prompts = reasoner.prompts(target.data["question"].values[chains.rows])
     width = max(target.max_new_tokens, *(len(line) for line in chains.tokens))
     n_row = target.batch_rows or rows_that_fit(reasoner, reasoner.longest(max(map(len, prompts)), width))
     shape = len(steps.known) + 1, len(COMPARED), len(prompts)

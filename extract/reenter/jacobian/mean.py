@@ -126,7 +126,7 @@ def jacobian_plan(target: Target, settings: JacobianSettings | None = None) -> J
     n_backward = _n_backward(sizes, hidden)
     last = max(offset for offset, _ in sizes.cells)
     wanted = {place: [last] for place in sizes.wanted}
-    prompts = [target.reasoner.encode(str(target.data["question"].values[row])) for row in batches[0]]
+    prompts = target.reasoner.prompts(target.data["question"].values[batches[0]])
     chunk = min(CHUNK, -(-hidden // 2))  # two at least: the first one's time has the way forward in it
     times = [time.perf_counter()]
     with target.reasoner.session():
@@ -254,7 +254,7 @@ def _batch_sums(
 ) -> Iterator[tuple[tuple[int, int, int], slice, np.ndarray]]:
     """Cells of the result, components and what a batch of examples adds to them."""
     reasoner = target.reasoner
-    prompts = [reasoner.encode(str(target.data["question"].values[row])) for row in rows]
+    prompts = reasoner.prompts(target.data["question"].values[rows])
     for state, place, components, gradient in forward_sums(reasoner, prompts, sizes.wanted, sizes.prefix, chunk, tick):
         for cell in sizes.cells.get((state, place), []):
             yield cell, components, gradient.float().cpu().numpy()
