@@ -28,9 +28,15 @@ def gradient_of(x: torch.Tensor) -> torch.Tensor:
 
 
 def largest(x: torch.Tensor, k: int) -> torch.Tensor:
-    """Columns ``(.., k)`` of the largest values of each row, in no order: NumPy finds them in half of torch's time."""
-    first = x.shape[-1] - k
-    return torch.from_numpy(np.argpartition(x.numpy(), first, axis=-1)[..., first:].copy())
+    """Columns ``(.., k)`` of the largest values of each row, in no order."""
+    n, values = x.shape[-1], x.numpy()
+    if 64 * k <= n:  # torch goes through a row once then; else NumPy takes a quarter of its time
+        return x.topk(k, dim=-1, sorted=False).indices
+    least = np.partition(values, n - k, axis=-1)[..., n - k, None]
+    place = np.flatnonzero(values >= least)
+    if place.size != k * (values.size // n):  # equal values, of which some are left out
+        return torch.from_numpy(np.argpartition(values, n - k, axis=-1)[..., n - k :].copy())
+    return torch.from_numpy((place % n).reshape(*values.shape[:-1], k))
 
 
 def top_codes(pre: torch.Tensor, k: int, signed: bool) -> torch.Tensor:
