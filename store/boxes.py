@@ -1,8 +1,9 @@
 """Which part of each chunk an index of an array selects, and where in the result it goes."""
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -23,14 +24,20 @@ class Boxes:
     """Places in the result."""
     places: tuple[np.ndarray, ...]
     """``numbers`` by axis: indexes a table that has an entry for each chunk."""
+    grid: tuple[int, ...]
+    """How many chunks there are along each axis."""
     sliced: bool
     """Whether ``within`` holds slices only."""
 
     @classmethod
-    def of(cls, boxes: Iterable[tuple[Part, ...]], *, sliced: bool) -> "Boxes":
-        """Boxes from tuples with one :data:`Part` for each axis."""
-        numbers, within, targets = zip(*(zip(*box, strict=True) for box in boxes), strict=True)
-        return cls([*numbers], [*within], [*targets], tuple(np.array(numbers).T), sliced)
+    def of(cls, axes: Sequence[Sequence[Part]], *, sliced: bool) -> "Boxes":
+        """Boxes of the product of some parts along each axis."""
+
+        def of_each(kind: int) -> list[Any]:
+            return list(product(*([part[kind] for part in parts] for parts in axes)))
+
+        numbers, within, targets = map(of_each, range(3))
+        return cls(numbers, within, targets, tuple(np.array(numbers).T), tuple(map(len, axes)), sliced)
 
     def selection(self, box: int, shape: Sequence[int], *first: slice | np.ndarray) -> tuple[Any, ...]:
         """Index into a chunk of this shape: ``first`` along its first axes, the box along the others."""

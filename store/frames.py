@@ -21,22 +21,22 @@ def is_plain(length: Any, size: int) -> Any:
     return length == HEADER_BYTES + size + CHECKSUM_BYTES
 
 
-def read_part(file: int, offset: int, length: int, size: int, begin: int, part: np.ndarray) -> bool:
-    """Fill an array with part of the content of a compressed chunk, unchecked; false: read the whole chunk instead.
+def read_part(file: int, offset: int, length: int, size: int, begin: int, part: int) -> bytes:
+    """Part of the content of a compressed chunk, unchecked; empty: read the whole chunk instead.
 
     The chunk lies at ``offset`` of the file descriptor, ``length`` long with its checksum; its content has ``size``
-    bytes, of which ``part`` (byte,) begins at ``begin``.
+    bytes, of which the ``part`` that begin at ``begin`` are wanted.
     """
     content = os.pread(file, HEADER_BYTES + 4 * MAX_BLOCKS, offset)
     header = np.frombuffer(content[:HEADER_BYTES], dtype="<u4")
     if len(header) < 4 or header[1] != size or not size / MAX_BLOCKS <= header[2] < size:
-        return False  # of one block or of many, or no frame
-    block_bytes, end = int(header[2]), begin + part.size
+        return b""  # of one block or of many, or no frame
+    block_bytes, end = int(header[2]), begin + part
     n_block = -(-size // block_bytes)
     starts = np.frombuffer(content[HEADER_BYTES : HEADER_BYTES + 4 * n_block], dtype="<i4")
     ends = np.append(starts[1:], length - CHECKSUM_BYTES)
     if len(starts) < n_block or (starts < 0).any() or (ends <= starts).any():
-        return False  # damaged, or of several threads, in whose order blocks lie
+        return b""  # damaged, or of several threads, in whose order blocks lie
     first, last = begin // block_bytes, (end - 1) // block_bytes
     if last == n_block - 1:
         first = max(0, min(first, last - 1))  # the last block may be shorter than a frame of its own has to be
@@ -48,9 +48,6 @@ def read_part(file: int, offset: int, length: int, size: int, begin: int, part: 
     try:
         content = blosc.decompress(frame)
     except RuntimeError:
-        return False
-    bytes_read = np.frombuffer(content, dtype=np.uint8)[begin - corner : end - corner]
-    if bytes_read.size != part.size:
-        return False
-    part[:] = bytes_read
-    return True
+        return b""
+    bytes_read: bytes = content[begin - corner : end - corner]
+    return bytes_read if len(bytes_read) == part else b""

@@ -7,7 +7,6 @@ layer is hundreds of chunks of a shard.
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import google_crc32c
@@ -57,7 +56,7 @@ class RemoteArray(ShardedArray):
         if not values.size:
             return
         examples, *others = (list(parts_of(*each)) for each in zip(picks, self.layout.chunks, strict=True))
-        boxes = Boxes.of(product(*others), sliced=all(isinstance(each, range) for each in picks[1:]))
+        boxes = Boxes.of(others, sliced=all(isinstance(each, range) for each in picks[1:]))
         wanted = []
         known = self._indexes([number // self.grid[0] for number, _, _ in examples])
         for number, inside, there in examples:

@@ -11,7 +11,8 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import FileIO
-from itertools import compress, groupby, product
+from itertools import compress, groupby
+from operator import mul
 from typing import Any
 
 import google_crc32c
@@ -171,7 +172,7 @@ class ShardedArray(BackendArray):
         if not values.size:
             return
         examples, *others = (list(parts_of(*axis)) for axis in zip(picks, self.layout.chunks, strict=True))
-        boxes = Boxes.of(product(*others), sliced=all(isinstance(picked, range) for picked in picks[1:]))
+        boxes = Boxes.of(others, sliced=all(isinstance(picked, range) for picked in picks[1:]))
         room = np.empty(self.layout.chunks, dtype=self.stored)
         for shard, parts in groupby(examples, key=lambda part: part[0] // self.grid[0]):
             self._read_shard(shard, [*parts], boxes, values, room)
@@ -193,14 +194,14 @@ class ShardedArray(BackendArray):
                 if known is None:
                     values[there] = self.layout.fill
                     continue
-                entries, left = known.index[place][boxes.places].tolist(), [*range(len(boxes.numbers))]
+                entries, left = known.index[place][boxes.places], [*range(len(boxes.numbers))]
                 if (there.stop - there.start) * ROW_SHARE <= len(room):
                     tables = [table[place][boxes.places] for table in self._row_tables(shard)]
                     if tables:
                         left = self._read_rows(file.fileno(), entries, inside, there, boxes, tables, values)
                 recorded = [None if table is None else table[place][boxes.places].tolist() for table in known.tables]
-                for box in left:
-                    target, (offset, length) = values[there, *boxes.targets[box]], entries[box]
+                for box, (offset, length) in zip(left, entries[left].tolist(), strict=True):
+                    target = values[there, *boxes.targets[box]]
                     if offset == ABSENT:
                         target[...] = self.layout.fill
                         continue
@@ -221,7 +222,7 @@ class ShardedArray(BackendArray):
     def _read_rows(
         self,
         file: int,
-        entries: Sequence[Sequence[int]],
+        entries: np.ndarray,
         inside: slice | np.ndarray,
         there: slice,
         boxes: Boxes,
@@ -235,7 +236,7 @@ class ShardedArray(BackendArray):
         file
             Descriptor.
         entries
-            Offset and length of the chunk of each box.
+            Offset and length of the chunk of each box: (box, 2).
         inside, there
             Rows of the chunks, and where in ``values`` they go.
         boxes
@@ -251,27 +252,32 @@ class ShardedArray(BackendArray):
             Boxes that are left: not there, with a row that is not as recorded, or whose chunk is to be read whole.
         """
         n_row, *shape = self.layout.chunks
-        size, left = math.prod(shape) * self.stored.itemsize, []
+        size = math.prod(shape) * self.stored.itemsize
         rows: list[int] = np.arange(n_row)[inside].tolist()
-        recorded = [table[:, inside].tolist() for table in tables]
-        room = np.empty((len(entries), len(rows), size), dtype=np.uint8)
-        typed = room.view(self.stored).reshape(*room.shape[:2], *shape)
-        for box, (offset, length) in enumerate(entries):
-            plain = is_plain(length, n_row * size)
-            if offset == ABSENT or not (plain or len(rows) <= FEW_BLOCKS):
-                left.append(box)
-                continue
-            for row, content, *checksums in zip(rows, room[box], *(table[box] for table in recorded), strict=True):
-                if plain:
-                    read = os.preadv(file, [content], offset + HEADER_BYTES + row * size) == size
-                else:
-                    read = read_part(file, offset, length, n_row * size, row * size, content)
-                if not read or google_crc32c.extend(0, content) not in checksums:
-                    left.append(box)
-                    break
-            else:
-                within = boxes.selection(box, typed.shape[1:], slice(None))
-                values[there, *boxes.targets[box]] = typed[box][within]
+        plain = is_plain(entries[:, 1], n_row * size)
+        found = np.flatnonzero((entries[:, 0] != ABSENT) & (plain | (len(rows) <= FEW_BLOCKS)))
+        contents = [
+            os.pread(file, size, offset + HEADER_BYTES + row * size)
+            if is_stored
+            else read_part(file, offset, length, n_row * size, row * size, size)
+            for (offset, length), is_stored in zip(entries[found].tolist(), plain[found].tolist(), strict=True)
+            for row in rows
+        ]
+        checksums = [google_crc32c.value(content) if len(content) == size else -1 for content in contents]
+        actual = np.array(checksums, dtype=np.int64).reshape(-1, len(rows))
+        right = np.any([(table[found][:, inside] == actual).all(1) for table in tables], axis=0)
+        left: list[int] = np.setdiff1d(np.arange(len(entries)), found[right]).tolist()
+        joined = b"".join(content.ljust(size, b"\0") for content in contents)
+        typed = np.frombuffer(joined, dtype=self.stored).reshape(len(found), len(rows), *shape)
+        target, n = values[there], len(shape)
+        if boxes.sliced and not left and target.shape[1:] == tuple(map(mul, boxes.grid, shape)):  # whole chunks' rows
+            pairs = (axis for pair in zip(range(n), range(n + 1, 2 * n + 1), strict=True) for axis in pair)
+            laid = typed.reshape(*boxes.grid, len(rows), *shape).transpose(n, *pairs)
+            target[...] = laid.reshape(target.shape)
+            return left
+        for place in np.flatnonzero(right).tolist():
+            within = boxes.selection(found[place], typed.shape[1:], slice(None))
+            values[there, *boxes.targets[found[place]]] = typed[place][within]
         return left
 
     def _expect_none(self, shard: int, key: str) -> None:
