@@ -11,10 +11,8 @@ import xarray as xr
 
 from schemas import RemovedError, UnwritableLakeError
 from schemas.command import Shell
+from schemas.meaning import explained
 from store.read import Lake
-
-ENDS = {"low": "lower end", "high": "upper end"}
-"""Of intervals, as names of variables end in them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +41,7 @@ def keep(
     RemovedError
         If another run is in the place of one that was read.
     """
-    lost, data = False, called(data)
+    lost, data = False, explained(kind, data)
     check_still(lake, kind, read)
     try:
         command = shell.words(runs)
@@ -62,17 +60,6 @@ def check_still(lake: Lake, kind: str, read: Mapping[str, str]) -> None:
                 f"{lake.location}: {run} was made anew while {kind} was computed from what it held before; nothing is"
                 " kept, give the command again"
             )
-
-
-def called(data: xr.Dataset) -> xr.Dataset:
-    """A result in which ends of intervals are called so, and not as what they were computed from."""
-    data = data.copy()
-    for name, values in data.data_vars.items():
-        of, _, end = str(name).rpartition("_")
-        if end in ENDS and of:
-            whole = data[of].attrs if of in data else {}
-            values.attrs = {**whole, "long_name": f"{ENDS[end]} of the interval: {whole.get('long_name', of)}"}
-    return data
 
 
 def working_folder(lake: Lake, name: str, run: str) -> Path | None:

@@ -17,10 +17,10 @@ from extract.small_models.problems import make_pairs, write_pairs
 from lake import printing
 from schemas import FORMAT_VERSION, Intervention, UsageError, nearest
 from schemas.csv_files import plain_numbers
+from schemas.meaning import explained
 from store import open_lake, remove, select_removable, verify
 from store.claim import CLAIMED, ShardClaim
 from store.info import describe_results
-from store.keeping import called
 
 
 @pytest.fixture(scope="module")
@@ -299,4 +299,6 @@ def test_a_direction_of_ones_own_is_kept_under_its_own_kind_and_found_there(call
     refused(call("top", path, "one/problems", "--direction", "my_probe:wieght"), "it has weight", "did you mean")
     refused(call("top", path, "one/problems", "--direction", "my_prob:weight"), "no results of kind", "'my_probe'")
     refused(call("top", path, "two/problems", "--direction", "my_probe:weight"), "my_probe is of one/problems")
-    assert called(mine)["length_low"].attrs["long_name"] == "lower end of the interval: length"
+    held = json.loads(call("show", path, "my_probe", "--variables", "--json")[1])["variables"]
+    assert [(row["variable"], row["dims"]) for row in held] == [("length, _low", ""), ("weight", "hidden")]
+    assert explained("my_probe", mine)["length_low"].attrs["long_name"] == "lower end of the interval: length"

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import xarray as xr
 from conftest import MadeOnce
 from matplotlib.figure import Figure
 from printed_lake import RUN, TWIN, make_bare, run_printed
@@ -126,6 +127,8 @@ def test_every_command_that_the_page_prints_runs_and_makes_what_it_names(
     for result in open_lake(lake).results():
         assert shlex.join(result.command).replace("PATH", f"'{lake.name}'") in after, result.name
         assert result.n_example or result.kind not in SAYS_EXAMPLES, result.kind
+        stored = xr.open_zarr(lake, group=result.name, consolidated=False, chunks=None).variables
+        assert not [name for name, variable in stored.items() if not variable.attrs.get("long_name")], result.kind
 
 
 def within_reach(words: list[str]) -> bool:

@@ -107,9 +107,9 @@ def geometry(
         }
     )
     for name, (dims, long_name) in STATISTICS.items():
-        for end in ("", "_low", "_high", "_null"):
+        for end, said in (("", ""), ("_low", ""), ("_high", ""), ("_null", ", mean over shuffles")):
             values = np.stack([layer[name + end] for layer in layers])
-            result[name + end] = (("layer", *dims), values, {"long_name": long_name, "units": "1"})
+            result[name + end] = (("layer", *dims), values, {"long_name": long_name + said, "units": "1"})
     return result.assign_attrs(
         inherited(run, kind="geometry", n_example=n, n_shared=n_shared, n_resample=resamples, n_shuffle=shuffles)
     )

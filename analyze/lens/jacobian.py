@@ -271,12 +271,12 @@ def _reliability(read: xr.Dataset, summary: xr.Dataset) -> xr.Dataset:
     own["inner"] = own["step"] & (read["step"] < read["n_step"] - 1)
     out = summary.assign({f"{name}_reciprocal_rank": reciprocal.where(x).mean("example") for name, x in own.items()})
     out = out.assign(confidence=sure.mean("example"), calibration_error=sum(gaps[1:], gaps[0]) / n.where(n > 0))
-    names = ("confidence", "calibration_error", "step_reciprocal_rank", "inner_reciprocal_rank")
-    for name in names:
-        out[name].attrs = {"long_name": name.replace("_", " "), "units": "1"}
     # Of every problem whether the best token is a step's result, so that it can be set beside what edits of it do.
     right = (read["result_rank"] == 1).astype("int8").where(own["step"], -1).astype("int8")
-    return out.assign(reads_result=right.transpose("example", "layer", "position", "step"))
+    out = out.assign(reads_result=right.transpose("example", "layer", "position", "step"))
+    for name in set(out) - set(summary):
+        out[name].attrs = {}  # not those of what they were computed from
+    return out
 
 
 def _fit_problems(run: xr.Dataset, jacobian: xr.Dataset | None, problem: Array) -> Array:

@@ -28,6 +28,9 @@ class ShowSettings(Settings):
         metavar="[RESULT]...",
         argument=True,
     )
+    variables: bool = setting(
+        False, "Say what it holds instead: every variable with its dims, unit and meaning.", needs="words"
+    )
     json: bool = setting(False, "Print the result as JSON.")
     csv: Path | None = setting(None, "Also write every table as CSV into DIR.", metavar="DIR", needs="words")
 
@@ -43,6 +46,8 @@ def show(settings: ShowSettings, shell: Shell) -> Output:
     chosen = select_result(lake, list(settings.words))
     result = lake.open_result(chosen.name).assign_attrs(run=" + ".join(chosen.runs))
     result.encoding["source"] = str(lake.location)
+    if settings.variables:
+        return variables_of(chosen.kind, result)
     frames = frames_of(chosen.kind, result)
     if settings.csv is not None:
         title = f"{chosen.name.rpartition('/')[2].replace('~', '-')}-{chosen.kind}"
@@ -64,6 +69,36 @@ def listed(lake: "Lake") -> Output:
         printed=[Table(title=f"results of {lake.location}", columns=columns, rows=rows)],
         document=[asdict(result) for result in results],
     )
+
+
+def variables_of(kind: str, result: Any) -> Output:
+    """What a stored result holds: its coordinates and variables with dims, unit and meaning."""
+    from schemas.meaning import explained, interval_of
+
+    result = explained(kind, result)
+    ends: dict[str, list[str]] = {}
+    for name in map(str, result.variables):
+        if (of := interval_of(name, result)) in result and result[of].dims == result[name].dims:
+            ends.setdefault(of, []).append(name.removeprefix(of))
+    held = {
+        title: [
+            {
+                "variable": ", ".join([str(name), *sorted(ends.get(str(name), []), reverse=True)]),
+                "dims": ", ".join(map(str, array.dims)),
+                "unit": str(array.attrs.get("units", "")),
+                "what": str(array.attrs.get("long_name", "")),
+            }
+            for name, array in arrays.items()
+            if interval_of(str(name), result) not in ends
+        ]
+        for title, arrays in (("coordinates", result.coords), ("variables", result.data_vars))
+    }
+    tables = [
+        Table(title=title, columns=["variable", "dims", "unit", "what"], rows=[list(row.values()) for row in rows])
+        for title, rows in held.items()
+        if rows
+    ]
+    return Output(printed=tables, document=held)
 
 
 def frames_of(kind: str, result: Any) -> dict[str, Any]:

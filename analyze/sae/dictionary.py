@@ -248,7 +248,7 @@ def _with_curves(
     sae["validation_reconstruction"] = ("epoch", *dims), held_values[:, 0]
     sae["validation_l0"] = ("epoch", *dims), held_values[:, 1]
     for name in ("train_loss", "train_reconstruction", "validation_reconstruction"):
-        sae[name].attrs = {"long_name": name.replace("_", " "), "units": "squared mean norm of centred inputs"}
+        sae[name].attrs = {"units": "squared mean norm of centred inputs"}
     return sae.assign_coords(step=[step for step, _ in curve], epoch=np.arange(1, len(held) + 1))
 
 

@@ -302,7 +302,7 @@ def _labelled(
     for index, (name, dims) in enumerate(DIMS.items()):
         value, draws = estimates[index], np.stack([draw[index] for draw in drawn])
         spread = percentiles(np.moveaxis(draws - _mean(draws), 0, -1), n_problem)
-        result[name] = (dims, value, {"long_name": "CKA", "units": "1"})
+        result[name] = (dims, value, {"units": "1"})
         for end, shift in zip(("low", "high"), spread, strict=True):
             result[f"{name}_{end}"] = (dims, np.minimum(value + shift, 1.0))
         result[f"{name}_null"] = float(np.quantile(largest[:, index], 0.95))

@@ -100,7 +100,7 @@ def described(result: xr.Dataset, is_number: bool) -> xr.Dataset:
         "n_shared": "problems that both runs have; each is fitted or tested, never both",
     }
     for name, variable in result.data_vars.items():
-        variable.attrs = {"long_name": texts.get(str(name), str(name).replace("_", " ")), "units": "1"}
+        variable.attrs = {"units": "1"} | ({"long_name": texts[str(name)]} if name in texts else {})
     return result
 
 
