@@ -7,34 +7,24 @@ from typing import Any
 import networkx
 import numpy as np
 import pytest
-import torch
 import xarray as xr
+from reentry_lake import lose_gradients, story_lake, target
 
-from extract.model.capture import KeyValues
-from extract.reenter import AttributeSettings, Target, attribute, open_target, subgraph, write_graph
+from extract.reenter import AttributeSettings, Target, attribute, subgraph, write_graph
 from extract.reenter.patching.experiment import pairs_of
 from extract.reenter.sweep import Condition
-from extract.run.extract import extract, prepare
-from extract.small_models.problems import make_pairs, write_pairs
-from schemas import Intervention, RunSpec, UsageError
-from store import open_lake
-
-torch.set_num_threads(1)
+from schemas import Intervention, UsageError
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A lake of the shipped models over a few pairs, float32."""
-    root = tmp_path_factory.mktemp("attribute")
-    write_pairs(make_pairs(24, 3), root / "pairs.json")
-    for model in ("small-gpt2", "small-llama", "small-llama-decodable"):
-        spec = RunSpec(dtype="float32", batch_size=48, max_new_tokens=10)
-        extract(prepare(model, str(root / "pairs.json"), root / "a.lake", spec), root / "a.lake")
-    return root / "a.lake"
+    models = ("small-gpt2", "small-llama", "small-llama-decodable")
+    return story_lake(tmp_path_factory.mktemp("attribute"), models, pairs=24)
 
 
 def opened(folder: Path, model: str, limit: int | None = None) -> Target:
-    return open_target(open_lake(folder), f"{model}/pairs", limit=limit)
+    return target(folder, model, "pairs", limit=limit)
 
 
 def of_thoughts(result: xr.Dataset, name: str = "score") -> np.ndarray:
@@ -107,15 +97,7 @@ def test_gradients_of_more_steps_add_up_unless_the_cache_loses_them(
     settings = {steps: AttributeSettings(steps=steps, random=1, exact=1) for steps in (1, 32)}
     residual = [attribute(target, each).attrs["residual"] for each in settings.values()]
     assert residual[0] > 0.3 > 0.1 > residual[1]
-    update = KeyValues.update
-
-    def detached(self: KeyValues, *arguments: Any, **options: Any) -> Any:
-        out = update(self, *arguments, **options)
-        self._keys = [each.detach() for each in self._keys]
-        self._values = [each.detach() for each in self._values]
-        return out
-
-    monkeypatch.setattr(KeyValues, "update", detached)
+    lose_gradients(monkeypatch)
     assert attribute(target, settings[32]).attrs["residual"] > 0.3
 
 

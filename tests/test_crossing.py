@@ -6,41 +6,32 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+import reentry_lake
 import xarray as xr
+from reentry_lake import story_lake
 
 import lake as command_line
 from analyze.context import Context
 from analyze.page import write_section
 from analyze.report.sections import commands, sections
-from extract.reenter import CrossSettings, Target, cross, open_target
+from extract.reenter import CrossSettings, Target, cross
 from extract.reenter.crossing.command import tables
 from extract.reenter.crossing.experiment import TWIN, with_crossed
 from extract.reenter.sweep import Condition
 from extract.reenter.values import StoredValues
-from extract.run.extract import extract, prepare
-from extract.small_models.problems import make_hard, make_pairs, write_pairs, write_problems
-from schemas import Intervention, RunSpec, UsageError
+from schemas import Intervention, UsageError
 from schemas.statistics import mcnemar_exact
 from store import open_lake
-
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
 def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shipped model over hard problems, of which it answers some wrongly, and over a few pairs."""
-    root = tmp_path_factory.mktemp("cross")
-    write_problems(make_hard(40, 5), root / "hard.jsonl")
-    write_pairs(make_pairs(10, 3), root / "pairs.json")
-    spec = RunSpec(dtype="float32", batch_size=40, max_new_tokens=8)
-    for data in ("hard.jsonl", "pairs.json"):
-        extract(prepare("small-gpt2", str(root / data), root / "a.lake", spec), root / "a.lake")
-    return root / "a.lake"
+    return story_lake(tmp_path_factory.mktemp("cross"), ["small-gpt2"], hard=40, pairs=10)
 
 
 def target(lake: Path, data: str = "hard") -> Target:
-    return open_target(open_lake(lake), f"small-gpt2/{data}")
+    return reentry_lake.target(lake, "small-gpt2", data)
 
 
 def test_donors_are_other_problems_of_the_outcome_and_give_what_the_lake_has(lake: Path) -> None:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from codi_models import ORACLE
+from reentry_lake import oracle_target, story_lake
+from small_runs import prepared_run
 
 import lake as command_line
 from extract import Reasoner
@@ -18,12 +19,10 @@ from extract.reenter.depth.gains import right_from, with_gains
 from extract.reenter.depth.routes import Route
 from extract.reenter.depth.samples import with_samples
 from extract.reenter.target import Target
-from extract.run.extract import extract, prepare
-from extract.small_models.problems import make_splits, write_problems
-from schemas import RunSpec, Scoring, UsageError
+from extract.run.extract import extract
+from schemas import Scoring, UsageError
 from store import open_lake
 
-torch.set_num_threads(1)
 QUESTIONS = [("Ann had 12 pens and lost 4 of them.", "8"), ("Why 4 of 7?", "3"), ("Tom eats 3 of 5 apples, or 7.", "2")]
 
 
@@ -31,25 +30,16 @@ QUESTIONS = [("Ann had 12 pens and lost 4 of them.", "8"), ("Why 4 of 7?", "3"),
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A lake of a shipped model over a few problems, and of a random one over a few questions."""
     root = tmp_path_factory.mktemp("depth")
-    write_problems(
-        make_splits(3, {"train": {}, "validation": {}, "test": {2: 12, 3: 12, 4: 12}})["test"], root / "test.jsonl"
-    )
+    lake = story_lake(root, ["small-gpt2"], {2: 12, 3: 12, 4: 12})
     lines = [f'{{"question": "{question}", "answer": "#### {answer}"}}' for question, answer in QUESTIONS]
     (root / "few.jsonl").write_text("\n".join(lines))
-    spec = RunSpec(dtype="float32", batch_size=36, max_new_tokens=10)
-    extract(prepare("small-gpt2", str(root / "test.jsonl"), root / "a.lake", spec), root / "a.lake")
-    short = RunSpec(dtype="float32", batch_size=3, max_new_tokens=3)
-    model = f"oracle={ORACLE / 'codi-llama'}"
-    run = prepare(model, str(root / "few.jsonl"), root / "a.lake", short, base=str(ORACLE / "base-llama"))
-    extract(run, root / "a.lake")
-    return root / "a.lake"
+    extract(prepared_run(lake, root / "few.jsonl", architecture="llama", name="oracle", dtype="float32"), lake)
+    return lake
 
 
 def few(folder: Path) -> Target:
     """The random model's run."""
-    return open_target(
-        open_lake(folder), "oracle/few", checkpoint=str(ORACLE / "codi-llama"), base=str(ORACLE / "base-llama")
-    )
+    return oracle_target(folder, "few", "llama")
 
 
 @torch.no_grad()

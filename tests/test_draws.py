@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import reentry_lake
 import torch
+from reentry_lake import story_lake
 
-from extract.reenter import open_target
 from extract.reenter.ablation.command import CorruptSettings
 from extract.reenter.ablation.experiments import corrupt
 from extract.reenter.draws import Draws
@@ -12,22 +13,14 @@ from extract.reenter.patching.command import PatchSettings, tables
 from extract.reenter.patching.experiment import patch
 from extract.reenter.sweep import Condition
 from extract.reenter.target import Target
-from extract.run.extract import extract, prepare
-from extract.small_models.problems import make_pairs, write_pairs
-from schemas import Intervention, RunSpec
-from store import open_lake
-
-torch.set_num_threads(1)
+from schemas import Intervention
 
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
     """A shipped model over a few pairs."""
-    root = tmp_path_factory.mktemp("draws")
-    write_pairs(make_pairs(5, 3), root / "pairs.json")
-    spec = RunSpec(dtype="float32", batch_size=8, max_new_tokens=8)
-    extract(prepare("small-gpt2", str(root / "pairs.json"), root / "a.lake", spec), root / "a.lake")
-    return open_target(open_lake(root / "a.lake"), "small-gpt2/pairs")
+    lake = story_lake(tmp_path_factory.mktemp("draws"), ["small-gpt2"], pairs=5)
+    return reentry_lake.target(lake, "small-gpt2", "pairs")
 
 
 @torch.no_grad()

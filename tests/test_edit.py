@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+import reentry_lake
 import xarray as xr
+from reentry_lake import figure, story_lake
 from sklearn.linear_model import LogisticRegression
 
-from extract.reenter import EditSettings, SubspaceSettings, edit, open_target, subspaces
+from extract.reenter import EditSettings, SubspaceSettings, edit, subspaces
 from extract.reenter.edit.methods import by_probe, by_regression
 from extract.reenter.retelling import Chains, evaluate, references
 from extract.reenter.subspace.command import tables
@@ -19,38 +20,22 @@ from extract.reenter.subspace.stored import spanned
 from extract.reenter.target import Target
 from extract.reenter.trial import Place, Trial, open_trial
 from extract.reenter.wanted import draw_wanted
-from extract.run.extract import extract, prepare
-from extract.small_models.problems import continue_from, make_splits, read_operations, write_problems
-from schemas import RunSpec, UsageError
+from extract.small_models.problems import continue_from, read_operations
+from schemas import UsageError
 from schemas.intervention import read_interventions
 from store import open_lake
 
-torch.set_num_threads(1)
 CT1 = Place("latent_embedding", -1, "ct1", 0)
 
 
 @pytest.fixture(scope="module")
 def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("edit")
-    write_problems(make_splits(3, {"test": {2: 100, 3: 100, 4: 100}})["test"], root / "test.jsonl")
-    spec = RunSpec(dtype="float32", batch_size=100, max_new_tokens=8)
-    for model in ("small-llama", "small-llama-decodable"):
-        extract(prepare(model, str(root / "test.jsonl"), root / "a.lake", spec), root / "a.lake")
-    return root / "a.lake"
+    models = ("small-llama", "small-llama-decodable")
+    return story_lake(tmp_path_factory.mktemp("edit"), models, {2: 100, 3: 100, 4: 100})
 
 
 def target(lake: Path, model: str = "small-llama", limit: int | None = 120) -> Target:
-    return open_target(open_lake(lake), f"{model}/test", limit=limit)
-
-
-def one(result: xr.Dataset, variable: str, **labels: Any) -> float:
-    """One figure, by the coordinates of its condition."""
-    chosen = np.ones(result.sizes["condition"], dtype=bool)
-    for name, value in {"control": "", **labels}.items():
-        chosen &= result[name].values == value
-    assert chosen.sum() == 1, labels
-    part = result[variable]
-    return float((part.sel(stratum="all") if "stratum" in part.dims else part).values[chosen][0])
+    return reentry_lake.target(lake, model, limit=limit)
 
 
 def test_a_probe_of_many_classes_of_few_examples_warns_of_nothing() -> None:
@@ -157,22 +142,22 @@ def test_an_edited_thought_moves_the_answer_where_it_is_used(lake: Path) -> None
     assert sorted(set(used["changed"].values)) == ["", "ct1", "ct3", "ct5"]
     at = {"changed": "ct1", "also": ""}
     for method in ("means", "donor"):
-        assert one(used, "hit_share", method=method, dose=1.0, **at) > 0.75
-        assert one(used, "p_hit_holm", method=method, dose=1.0, **at) < 1e-4
-        assert one(used, "hit_share", method=method, dose=1.0, **(at | {"control": "noise of the same norm"})) < 0.1
+        assert figure(used, "hit_share", method=method, dose=1.0, **at) > 0.75
+        assert figure(used, "p_hit_holm", method=method, dose=1.0, **at) < 1e-4
+        assert figure(used, "hit_share", method=method, dose=1.0, **(at | {"control": "noise of the same norm"})) < 0.1
         follow = used.isel(condition=(used["method"] == method) & (used["changed"] == "ct1") & (used["dose"] == 1.0)
                            & (used["control"] == "") & (used["also"] == ""))  # fmt: skip
         assert float(follow["follow_share"].sel(position="ct2").item()) > 0.75
         assert float(follow["side_share"].sel(position=["ct1", "ct3", "ct5", "eot"]).max()) < 0.1
     for control in ("self (forward)", "self (stored)"):
-        assert one(used, "kept_share", method="", changed="ct1", control=control) == 1
-    assert one(used, "kept_share", method="", changed="ct1", control="donor of the own value") > 0.9
-    both = one(used, "accuracy", method="", also=settings.also)
-    assert both <= min(one(used, "accuracy", method="", also=text.strip()) for text in settings.also.split(";")) + 0.05
+        assert figure(used, "kept_share", method="", changed="ct1", control=control) == 1
+    assert figure(used, "kept_share", method="", changed="ct1", control="donor of the own value") > 0.9
+    single = [figure(used, "accuracy", method="", also=text.strip()) for text in settings.also.split(";")]
+    assert figure(used, "accuracy", method="", also=settings.also) <= min(single) + 0.05
     settings = EditSettings(methods=("means",), doses=(1,), positions=("ct1",), sample=2, temperature=1e-6)
     twin = edit(target(lake, "small-llama-decodable"), settings)
     np.testing.assert_array_equal(twin["sample_hit"].fillna(0), twin["hit"])  # the coldest draws
-    assert one(twin, "hit_share", method="means", dose=1.0) < 0.1
+    assert figure(twin, "hit_share", method="means", dose=1.0) < 0.1
 
 
 def test_a_subspace_of_few_dimensions_carries_the_result(lake: Path) -> None:
@@ -180,28 +165,28 @@ def test_a_subspace_of_few_dimensions_carries_the_result(lake: Path) -> None:
         subspaces=("means", "das"), ranks=(8,), positions=("ct1",), draws=1, das_steps=40, das_rows=48
     )
     used = subspaces(target(lake), settings)
-    whole = one(used, "importance", change="erase", subspace="all of it")
+    whole = figure(used, "importance", change="erase", subspace="all of it")
     assert whole > 0.8
     for name in ("means", "das"):
-        assert one(used, "importance", change="erase", subspace=name, rank=8) > whole - 0.15
-        assert one(used, "p_right_holm", change="erase", subspace=name, rank=8) < 1e-4
-        assert one(used, "hit_share", change="exchange", subspace=name, rank=8) > 0.75
+        assert figure(used, "importance", change="erase", subspace=name, rank=8) > whole - 0.15
+        assert figure(used, "p_right_holm", change="erase", subspace=name, rank=8) < 1e-4
+        assert figure(used, "hit_share", change="exchange", subspace=name, rank=8) > 0.75
     random = {"subspace": "random #1", "rank": 8, "control": "random subspace"}
-    assert one(used, "importance", change="erase", **random) < 0.15
+    assert figure(used, "importance", change="erase", **random) < 0.15
     apart = {"subspace": "random apart #1", "rank": 8, "control": "random, apart"}
-    assert one(used, "importance", change="erase", **apart) == 0
-    assert one(used, "held_share", change="erase", **apart) < 0.1
-    assert one(used, "held_share", change="erase", subspace="means", rank=8) > 0.9
-    assert one(used, "held_share", change="erase", **random) == pytest.approx(8 / 64, abs=0.1)
-    assert one(used, "hit_share", change="exchange", **random) < 0.1
-    assert one(used, "kept_share", change="exchange", subspace="all of it", control="self (stored)") == 1
+    assert figure(used, "importance", change="erase", **apart) == 0
+    assert figure(used, "held_share", change="erase", **apart) < 0.1
+    assert figure(used, "held_share", change="erase", subspace="means", rank=8) > 0.9
+    assert figure(used, "held_share", change="erase", **random) == pytest.approx(8 / 64, abs=0.1)
+    assert figure(used, "hit_share", change="exchange", **random) < 0.1
+    assert figure(used, "kept_share", change="exchange", subspace="all of it", control="self (stored)") == 1
     learned = replace(settings, subspaces=("das",), das_steps=5)
     first, again = (subspaces(target(lake), learned) for _ in range(2))
     xr.testing.assert_identical(first, again)
     settings = SubspaceSettings(subspaces=("means",), ranks=(8,), positions=("ct1",), sample=1, temperature=1e-6)
     twin = subspaces(target(lake, "small-llama-decodable"), settings)
     assert [table.columns[-1] for table in tables(twin, {})[:2]] == ["drawn right 95%", "drawn: follows 95%"]
-    assert one(twin, "importance", change="erase", subspace="means", rank=8) < 0.1
+    assert figure(twin, "importance", change="erase", subspace="means", rank=8) < 0.1
 
 
 def test_vectors_of_a_result_span_a_subspace_at_every_place() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_edit import one
+from reentry_lake import figure
 
 from extract.reenter import EditSettings, SubspaceSettings, edit, open_target, subspaces
 from extract.reenter.searching import Searches
@@ -58,17 +58,17 @@ def test_a_word_written_into_a_thought_moves_the_answer(lake: Path) -> None:
     assert "regression" in found.attrs["passed_over"]
     for place, step in (("ct0", 0), ("ct1", 1)):
         at = {"changed": place, "step": step, "also": ""}
-        assert one(found, "hit_share", method="means", dose=2.0, **at) > 0.95
-        assert one(found, "hit_share", method="donor", dose=1.0, **at) > 0.85
-        assert one(found, "hit_share", method="means", control="noise of the same norm", dose=1.0, **at) < 0.3
+        assert figure(found, "hit_share", method="means", dose=2.0, **at) > 0.95
+        assert figure(found, "hit_share", method="donor", dose=1.0, **at) > 0.85
+        assert figure(found, "hit_share", method="means", control="noise of the same norm", dose=1.0, **at) < 0.3
         for control in ("self (forward)", "self (stored)"):
-            assert one(found, "kept_share", method="", control=control, dose=1.0, **at) == 1
+            assert figure(found, "kept_share", method="", control=control, dose=1.0, **at) == 1
     wanted, hit = found["wanted_answer"].values, found["hit"].values
     assert set(np.unique(wanted.astype(str))) <= {"", *KINDS}
     np.testing.assert_array_equal(hit, (found["predicted_answer"].values == wanted) & (wanted != ""))
     # ct1 carries the second step, not the first.
     other = edit(target, EditSettings(positions=("ct1",), step=0, doses=(1.0,), methods=("means",)))
-    assert one(other, "hit_share", method="means", dose=1.0, changed="ct1", step=0, also="") < 0.05
+    assert figure(other, "hit_share", method="means", dose=1.0, changed="ct1", step=0, also="") < 0.05
     with pytest.raises(UsageError, match="a regression is of numbers"):
         edit(target, EditSettings(methods=("regression",)))
     with pytest.raises(UsageError, match="'7' is not a value of step 0"):
@@ -80,6 +80,6 @@ def test_the_means_of_words_span_what_carries_them(lake: Path) -> None:
     settings = SubspaceSettings(subspaces=("means", "das"), ranks=(11,), positions=("ct0",), das_steps=20, draws=1)
     found = subspaces(target, settings)
     at = {"changed": "ct0", "rank": 11, "change": "exchange"}
-    assert one(found, "hit_share", subspace="means", **at) > 0.8
-    assert one(found, "hit_share", subspace="das", **at) > 0.5
-    assert one(found, "hit_share", subspace="random #1", control="random subspace", **at) < 0.3
+    assert figure(found, "hit_share", subspace="means", **at) > 0.8
+    assert figure(found, "hit_share", subspace="das", **at) > 0.5
+    assert figure(found, "hit_share", subspace="random #1", control="random subspace", **at) < 0.3

@@ -8,30 +8,25 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from test_intervene import slowly
+from reentry_lake import story_lake
+from slow_interventions import slowly
 
 from analyze.sae.dictionary import SAESpec, activation_of, sae_codes, select_cells, train_sae
 from extract.reenter import FeatureEffectSettings, feature_effects, open_target
 from extract.reenter.features.command import plan, tables
 from extract.reenter.features.firing import dictionary_of, homes_of, vectors_of
-from extract.run.extract import extract, prepare
-from extract.small_models.problems import make_splits, write_problems
-from schemas import MissingRunError, RunSpec, UsageError
+from schemas import MissingRunError, UsageError
 from store import open_lake
 
-torch.set_num_threads(1)
 MODELS = ("small-llama", "small-llama-decodable")
 SETTINGS = FeatureEffectSettings(draws=1, seed=3)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("features")
-    write_problems(make_splits(3, {"test": {2: 20, 3: 20}})["test"], root / "test.jsonl")
+    path = story_lake(tmp_path_factory.mktemp("features"), MODELS, {2: 20, 3: 20})
+    lake = open_lake(path)
     for model in MODELS:
-        spec = RunSpec(dtype="float32", batch_size=40, max_new_tokens=8)
-        extract(prepare(model, str(root / "test.jsonl"), root / "a.lake", spec), root / "a.lake")
-        lake = open_lake(root / "a.lake")
         sae = train_sae(
             select_cells(lake[f"{model}/test"], layers=[0]), SAESpec(features=48, epochs=40, batch_size=64, k=4)
         )
@@ -43,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     both = {model: select_cells(run, positions=["ct1", "ct3"]) for model, run in runs.items()}
     joint = train_sae(both, few, scope="crosscoder")
     lake.write_result("sae", joint, runs=[f"{model}/test" for model in MODELS], spec={"scope": "crosscoder"})
-    return root / "a.lake"
+    return path
 
 
 def effects(

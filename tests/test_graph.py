@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from codi_models import ORACLE, written_chain_model
+from codi_models import written_chain_model
+from reentry_lake import oracle_target, story_lake
 from scipy.stats import spearmanr
+from small_runs import prepared_run
 
 from extract import Reasoner
 from extract.reenter import open_target
@@ -24,11 +26,10 @@ from extract.reenter.observe import COMPARED
 from extract.reenter.target import Target
 from extract.reenter.values import StoredValues
 from extract.run.extract import extract, prepare
-from extract.small_models.problems import make_pairs, make_splits, write_pairs, write_problems
+from extract.small_models.problems import make_pairs, write_pairs
 from schemas import RunSpec, UsageError
 from store import open_lake
 
-torch.set_num_threads(1)
 CHAIN = ["ct1 > ct3", "ct3 > ct5", "ct5 > answer"]
 
 
@@ -36,28 +37,18 @@ CHAIN = ["ct1 > ct3", "ct3 > ct5", "ct5 > answer"]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A lake of a shipped pair of twins over a few problems, and of a random model over pairs."""
     root = tmp_path_factory.mktemp("graph")
-    write_problems(
-        make_splits(3, {"train": {}, "validation": {}, "test": {2: 12, 3: 12, 4: 12}})["test"], root / "test.jsonl"
-    )
+    lake = story_lake(root, ("small-gpt2", "small-gpt2-decodable", "small-llama"), {2: 12, 3: 12, 4: 12})
     write_pairs(make_pairs(2, 3), root / "pairs.json")
-    spec = RunSpec(dtype="float32", batch_size=36, max_new_tokens=10)
-    for model in ("small-gpt2", "small-gpt2-decodable", "small-llama"):
-        extract(prepare(model, str(root / "test.jsonl"), root / "a.lake", spec), root / "a.lake")
-    short = RunSpec(dtype="float32", batch_size=4, max_new_tokens=3)
-    model = f"oracle={ORACLE / 'codi-gpt2'}"
-    run = prepare(model, str(root / "pairs.json"), root / "a.lake", short, base=str(ORACLE / "base-gpt2"))
-    extract(run, root / "a.lake")
+    extract(prepared_run(lake, root / "pairs.json", name="oracle", dtype="float32"), lake)
     chain = f"chain={written_chain_model(root / 'chain')}"
     longer = RunSpec(dtype="float32", batch_size=36, max_new_tokens=44)
-    extract(prepare(chain, str(root / "test.jsonl"), root / "a.lake", longer), root / "a.lake")
-    return root / "a.lake"
+    extract(prepare(chain, str(root / "test.jsonl"), lake, longer), lake)
+    return lake
 
 
 def pairs(folder: Path) -> Target:
     """The random model's run."""
-    return open_target(
-        open_lake(folder), "oracle/pairs", checkpoint=str(ORACLE / "codi-gpt2"), base=str(ORACLE / "base-gpt2")
-    )
+    return oracle_target(folder, "pairs", "gpt2")
 
 
 @torch.no_grad()

@@ -5,33 +5,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import reentry_lake
 import torch
+from reentry_lake import lose_gradients, story_lake
 
-from extract.model.capture import KeyValues
-from extract.reenter import JacobianSettings, Target, jacobian_plan, mean_jacobian, open_target
+from extract.reenter import JacobianSettings, Target, jacobian_plan, mean_jacobian
 from extract.reenter.intervene import Armed
-from extract.run.extract import extract, prepare
-from extract.small_models.problems import make_splits, write_problems
-from schemas import RunSpec, UsageError
-from store import open_lake
+from schemas import UsageError
 
-torch.set_num_threads(1)
 N = 10
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A lake of both shipped models over a few problems, float32."""
-    root = tmp_path_factory.mktemp("jacobian")
-    write_problems(make_splits(3, {"train": {}, "validation": {}, "test": {2: 4, 4: 6}})["test"], root / "test.jsonl")
-    spec = RunSpec(dtype="float32", batch_size=N, max_new_tokens=10)
-    for model in ("small-gpt2", "small-llama"):
-        extract(prepare(model, str(root / "test.jsonl"), root / "a.lake", spec), root / "a.lake")
-    return root / "a.lake"
-
-
-def opened(folder: Path, model: str) -> Target:
-    return open_target(open_lake(folder), f"{model}/test")
+    return story_lake(tmp_path_factory.mktemp("jacobian"), ("small-gpt2", "small-llama"), {2: 4, 4: 6})
 
 
 def states(target: Target, rows: np.ndarray, edit: tuple[Any, ...] | None = None, **change: Any) -> Any:
@@ -48,7 +36,7 @@ def states(target: Target, rows: np.ndarray, edit: tuple[Any, ...] | None = None
 
 @pytest.mark.parametrize("model", ["small-gpt2", "small-llama"])
 def test_jacobians_are_the_slopes_of_the_states(folder: Path, model: str) -> None:
-    target = opened(folder, model)
+    target = reentry_lake.target(folder, model)
     result = mean_jacobian(target, JacobianSettings(fit=6, positions=("bot", "ct0", "ct1")))
     rows = result["fit_example"].values
     answer = len(target.reasoner.places.middle) - 1 + 4  # "The answer is :" in both models
@@ -74,7 +62,7 @@ def test_jacobians_are_the_slopes_of_the_states(folder: Path, model: str) -> Non
 
 
 def test_origins_are_slopes_halfway_between_two_states(folder: Path) -> None:
-    target = opened(folder, "small-gpt2")
+    target = reentry_lake.target(folder, "small-gpt2")
     result = mean_jacobian(target, JacobianSettings(fit=6, targets=("eot",), positions=("ct2",)))
     reasoner, position = target.reasoner, 3  # ct2
     matrix = result["origin"].sel(layer=1, position="ct2").values
@@ -96,7 +84,7 @@ def test_origins_are_slopes_halfway_between_two_states(folder: Path) -> None:
 
 
 def test_what_the_mean_leaves_out_is_the_spread_of_single_jacobians(folder: Path) -> None:
-    target = opened(folder, "small-gpt2")
+    target = reentry_lake.target(folder, "small-gpt2")
     result = mean_jacobian(target, JacobianSettings(fit=6, targets=("eot",), positions=("ct1",), layers=()))
     projection, single, every = target.reasoner.projection, [], []
     for rows in np.array_split(result["fit_example"].values, 2):
@@ -112,25 +100,17 @@ def test_what_the_mean_leaves_out_is_the_spread_of_single_jacobians(folder: Path
 
 
 def test_a_cache_without_gradients_would_be_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = opened(folder, "small-gpt2")
+    target = reentry_lake.target(folder, "small-gpt2")
     settings = JacobianSettings(fit=4, targets=("ct4",), positions=("ct1",))
     whole = mean_jacobian(target, settings)
-    update = KeyValues.update
-
-    def detached(self: KeyValues, *arguments: Any, **options: Any) -> Any:
-        out = update(self, *arguments, **options)
-        self._keys = [each.detach() for each in self._keys]
-        self._values = [each.detach() for each in self._values]
-        return out
-
-    monkeypatch.setattr(KeyValues, "update", detached)
+    lose_gradients(monkeypatch)
     cut = mean_jacobian(target, settings)
     first, cut_first = (each["jacobian"].sel(layer=0, position="ct1") for each in (whole, cut))
     assert float(np.abs(first - cut_first).max()) > 0.1 * float(np.abs(first).max())
 
 
 def test_batches_and_a_stop_change_nothing(folder: Path, tmp_path: Path) -> None:
-    target = opened(folder, "small-llama")
+    target = reentry_lake.target(folder, "small-llama")
     settings = JacobianSettings(positions=("ct5", "eot"), layers=(1,), fit=4, targets=("next", "eot"))
     whole = mean_jacobian(target, settings)
     assert np.isnan(whole["jacobian"].sel(target="next", position="eot")).all()
@@ -164,7 +144,7 @@ def test_batches_and_a_stop_change_nothing(folder: Path, tmp_path: Path) -> None
 
 
 def test_what_is_not_there_is_said(folder: Path) -> None:
-    target = opened(folder, "small-gpt2")
+    target = reentry_lake.target(folder, "small-gpt2")
     for options, message in [
         ({"targets": ("eott",)}, "target 'eott' is not one of .*eot"),
         ({"positions": ("a0",)}, "position 'a0' is not one of bot"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from reentry_lake import story_lake
 from slow_forward import Changes, Slow
 from torch import Tensor
 from torch.autograd.functional import jacobian
@@ -25,12 +26,8 @@ from extract.reenter.transplant.command import TransplantSettings
 from extract.reenter.transplant.experiment import transplant
 from extract.reenter.trial import Place, open_trial
 from extract.reenter.wanted import draw_wanted
-from extract.run.extract import extract, prepare
-from extract.small_models.problems import make_hard, make_splits, write_problems
-from schemas import RunSpec
 from store import open_lake
 
-torch.set_num_threads(1)
 Row = Callable[[int], Changes]
 AT = {"bot": 0, "ct1": 2, "ct3": 4}
 """Places after bot."""
@@ -38,13 +35,7 @@ AT = {"bot": 0, "ct1": 2, "ct3": 4}
 
 @pytest.fixture(scope="module")
 def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("slowly")
-    write_problems(make_hard(20, 5), root / "hard.jsonl")
-    write_problems(make_splits(3, {"test": {2: 25, 3: 25, 4: 25}})["test"], root / "test.jsonl")
-    spec = RunSpec(dtype="float32", batch_size=75, max_new_tokens=8)
-    for model, data in (("small-gpt2", "hard"), ("small-gpt2", "test"), ("small-llama", "test")):
-        extract(prepare(model, str(root / f"{data}.jsonl"), root / "a.lake", spec), root / "a.lake")
-    return root / "a.lake"
+    return story_lake(tmp_path_factory.mktemp("slowly"), ("small-gpt2", "small-llama"), {2: 25, 3: 25, 4: 25}, hard=20)
 
 
 def opened(lake: Path, run: str) -> tuple[Target, Slow, list[list[int]], list[str]]:

@@ -6,8 +6,9 @@ from typing import Any
 import click
 import numpy as np
 import pytest
-import torch
+import reentry_lake
 from codi_models import ORACLE
+from small_runs import prepared_run
 
 from extract.reenter import open_target
 from extract.reenter.running import target_of
@@ -22,8 +23,6 @@ from lake.running import Terminal
 from schemas import RunSpec, UsageError
 from store import open_lake
 
-torch.set_num_threads(1)
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -33,14 +32,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("test", "validation"):
         write_problems(splits[name], root / f"{name}.jsonl")
         extract(prepare("small-gpt2", str(root / f"{name}.jsonl"), root / "a.lake", spec), root / "a.lake")
-    oracle, short = f"oracle={ORACLE / 'codi-gpt2'}", RunSpec(dtype="float32", batch_size=30, max_new_tokens=2)
-    run = prepare(oracle, str(root / "test.jsonl"), root / "a.lake", short, base=str(ORACLE / "base-gpt2"))
+    run = prepared_run(root / "a.lake", root / "test.jsonl", name="oracle", dtype="float32", max_new_tokens=2)
     extract(run, root / "a.lake")
     return root / "a.lake"
 
 
 def target(folder: Path) -> Target:
-    return open_target(open_lake(folder), "small-gpt2/test")
+    return reentry_lake.target(folder, "small-gpt2")
 
 
 def test_a_map_finds_the_affine_one_that_made_the_values() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from test_protocols import plain_model
+from slow_protocols import plain_model
 
 from analyze.labels import up_to_eot
 from analyze.written import at_places, results_in
