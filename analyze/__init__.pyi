@@ -31,7 +31,6 @@ from .lens.figures import plot_lens_grid as plot_lens_grid
 from .lens.figures import plot_number_frequency as plot_number_frequency
 from .lens.logit import logit_lens as logit_lens
 from .lens.readout import logits as logits
-from .lens.summary import lens_difference as lens_difference
 from .lens.summary import lens_summary as lens_summary
 from .lens.summary import lens_tests as lens_tests
 from .lens.summary import lens_tokens as lens_tokens

@@ -11,6 +11,8 @@ from analyze.cluster import in_turn
 from schemas.progress import Progress
 from schemas.resampling import DRAWN_TOGETHER
 
+CHUNK_EXAMPLES = 256
+"""Examples that are read together: as many as a chunk of states holds."""
 Labelled = TypeVar("Labelled", xr.DataArray, xr.Dataset)
 
 
@@ -26,6 +28,15 @@ def computed_blocks(lazy: Labelled, progress: Progress | None = None) -> Iterato
         done += block.sizes["example"]
         if progress is not None:
             progress(done, n)
+
+
+def reported_blocks(n: int, progress: Progress | None = None) -> Iterator[slice]:
+    """Slices of ``n`` examples, to be read one after the other; ``progress(done, n)`` is called after each."""
+    for start in range(0, n, CHUNK_EXAMPLES):
+        rows = slice(start, min(start + CHUNK_EXAMPLES, n))
+        yield rows
+        if progress is not None:
+            progress(rows.stop, n)
 
 
 def example_blocks(data: xr.DataArray | xr.Dataset, most: int) -> list[slice]:

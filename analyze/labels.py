@@ -102,6 +102,11 @@ def up_to_eot(data: xr.Dataset) -> xr.Dataset:
     return data.sel(position=between or [x for x in labels if segment_of(x) == "question"][-1:])
 
 
+def up_to_eot_or_as_chosen(run: xr.Dataset, positions: Sequence[str] | None) -> xr.Dataset:
+    """A run that is at the positions chosen already; where none are, up to ``eot``."""
+    return run if positions is not None else up_to_eot(run)
+
+
 def after_question(data: xr.Dataset) -> list[str]:
     """Positions behind the question, and before them ``q-1`` where the answer follows it at once."""
     labels = labels_along(data, "position")

@@ -17,6 +17,7 @@ from schemas.spelling import nearest
 AnswerKind = Literal["number", "text", "choice", "boolean"]
 Rule = Literal["default", "reports", "coconut", "lrms", "codi"]
 Outcome = Literal["clean_answer", "corrupted_answer", "other", "gibberish"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 Answer = float | str
 KINDS: tuple[AnswerKind, ...] = get_args(AnswerKind)
 CHOICES = "ABCDE"

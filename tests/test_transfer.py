@@ -200,7 +200,7 @@ def test_the_command_keeps_a_matrix_the_page_shows_it_and_bad_input_is_one_line(
         assert text in err
     one, other = (make_run(n_example=4).sel(position=[label]) for label in ("ct0", "ct1"))
     with pytest.raises(UsageError, match="no position in common"):
-        comparable({"a": one, "b": other}, positions_given=True)
+        comparable({"a": one, "b": other}, None)
 
 
 def test_a_dictionary_explains_what_a_plain_sum_gives_and_only_problems_it_has_not_seen() -> None:

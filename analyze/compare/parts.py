@@ -10,7 +10,7 @@ import xarray as xr
 from analyze.effects.conditions import by_carrying, conditions, into_corrupted
 from analyze.heads.command import by_thoughts
 from analyze.heads.summary import head_summary, head_table
-from analyze.labels import thought_labels
+from analyze.labels import thought_labels, up_to_eot
 from analyze.lens.command import is_plain
 from analyze.probes.command import as_they_come
 from analyze.tables import ENDS, Frame
@@ -100,18 +100,14 @@ def _named(data: xr.Dataset, names: Mapping[str, str]) -> xr.Dataset:
     return kept.drop_vars([name for name in kept.coords if name not in kept.dims]).drop_attrs()
 
 
-def _up_to_eot(data: xr.Dataset) -> xr.Dataset:
-    return data.sel(position=[p for p in data["position"].values if not str(p).startswith(("q-", "a"))])
-
-
 def _probes(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
     names = {"auroc": "probe_auroc", "accuracy": "probe_accuracy", "majority_accuracy": "probe_majority"}
-    return source.at_depth(_named(_up_to_eot(source.data), names)), None
+    return source.at_depth(_named(up_to_eot(source.data), names)), None
 
 
 def _step_probes(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
     names = {"r2": "step_probe", "accuracy": "step_probe_accuracy"}
-    return source.at_depth(_named(_up_to_eot(source.data), names)), None
+    return source.at_depth(_named(up_to_eot(source.data), names)), None
 
 
 def _sae(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
@@ -167,7 +163,7 @@ def _attention(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
 
 
 def _decoding(source: Source) -> tuple[xr.Dataset, xr.DataArray | None]:
-    data = _up_to_eot(source.data)
+    data = up_to_eot(source.data)
     decoding = source.at_depth(_named(data, {"number_share": "number_share"}))
     name = "inner_share" if "inner_share" in data else "step_share"
     last = _named(data.isel(layer=-1), {name: "chain_share"})

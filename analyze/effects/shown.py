@@ -15,13 +15,13 @@ from analyze.heads.command import by_thoughts
 from analyze.page import NothingStored, Page, listed
 from analyze.tables import ENDS, Frame, as_picked, rows_with
 from schemas.picked import Pick
+from schemas.scoring import OUTCOMES
 from schemas.statistics import smallest_change, smallest_correlation
 
 LEVEL = 0.05
 """Corrected p below which a change is reported."""
 LEAST_HEADS = 4
 """Fewest heads of which a rank correlation is reported."""
-OUTCOMES = ("clean_answer", "corrupted_answer", "other", "gibberish")
 
 
 def reentries(page: Page, kind: str, where: Where | None = None) -> list[tuple[StoredResult, Frame, Any]]:

@@ -28,11 +28,11 @@ def run(sources: "Sequence[Source]", settings: GeometrySettings) -> list[Made]:
     from analyze.geometry.components import principal_components
     from analyze.geometry.procrustes import procrustes
     from analyze.geometry.shape import geometry
-    from analyze.labels import up_to_eot
+    from analyze.labels import up_to_eot_or_as_chosen
     from analyze.pieces import pieces_in, taken_up
 
     memory = pieces_in(sources[0].folder, __file__)
-    data = {source.run: source.data if settings.positions else up_to_eot(source.data) for source in sources}
+    data = {source.run: up_to_eot_or_as_chosen(source.data, settings.positions) for source in sources}
     shared: dict[str, Any] = {"max_problems": settings.max_problems, "seed": settings.seed}
     draws = shared | {"resamples": settings.resamples, "shuffles": settings.shuffles}
     made = []
@@ -58,10 +58,10 @@ def cost(sources: "Sequence[Source]", settings: GeometrySettings) -> Cost:
     """Inner products of the states of each cell, and readings of each layer; eigenvalues and rotations are timed."""
     from analyze.cost import reading
     from analyze.geometry.effort import axes_products, axes_steps, layer_steps, turning_steps
-    from analyze.labels import up_to_eot
+    from analyze.labels import up_to_eot_or_as_chosen
     from analyze.similarity.cka import drawn_problems
 
-    runs = [source.data if settings.positions else up_to_eot(source.data) for source in sources]
+    runs = [up_to_eot_or_as_chosen(source.data, settings.positions) for source in sources]
     cells = [run.sizes["position"] * run.sizes["layer"] for run in runs]
     reads, steps, operations, n_state, most = [], [], 0.0, 0, 0
     for i, j in [*((i, i) for i in range(len(runs))), *combinations(range(len(runs)), 2)]:

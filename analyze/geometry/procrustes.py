@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.cluster import spread
-from analyze.similarity.cka import layers_of, shared_problems, states_of
+from analyze.similarity.cka import CONSTANT, largest, layers_of, shared_problems, states_of
 from schemas.progress import Progress
 from schemas.resampling import percentiles
 
@@ -78,12 +78,12 @@ def procrustes(
     estimate = _r2(wrong.mean(-1), size.mean(-1))
     draws = rng.poisson(1.0, (len(held), resamples))
     low, high = percentiles(_r2(wrong @ draws, size @ draws), len(held))
-    largest: list[float] = []
+    greatest: list[float] = []
     for null in spread(_largest, ([rng.permutation(len(order))] for _ in range(shuffles)), [left, right, fitted, held]):
-        largest.append(null)
+        greatest.append(null)
         if progress is not None:
-            progress(len(largest), shuffles)
-    reached = (np.array(largest)[:, None, None] >= estimate).sum(0)
+            progress(len(greatest), shuffles)
+    reached = (np.array(greatest)[:, None, None] >= estimate).sum(0)
     p = np.where(np.isfinite(estimate), (1 + reached) / (1 + shuffles), np.nan)
     labels = {"layer": first, "position": first, "other_layer": other, "other_position": other}
     result = xr.Dataset(
@@ -93,7 +93,7 @@ def procrustes(
         },
         coords={dim: run[dim.removeprefix("other_")].values for dim, run in labels.items()},
     )
-    return result.assign(r2_null=float(np.quantile(largest, 0.95))).assign_attrs(
+    return result.assign(r2_null=float(np.quantile(greatest, 0.95))).assign_attrs(
         kind="procrustes", first=first.attrs.get("run", ""), second=other.attrs.get("run", ""), n_shared=n_shared,
         n_example=rows.shape[1], n_component=components, n_resample=resamples, n_shuffle=shuffles, seed=seed,
     )  # fmt: skip
@@ -101,9 +101,7 @@ def procrustes(
 
 def _largest(order: Array, left: Array, right: Array, fitted: Array, held: Array) -> float:
     """Greatest r2 of all pairs of cells where the problems of the second are in another order."""
-    null = _r2(*_mean_errors(left, right[:, order], fitted, held))
-    known = null[np.isfinite(null)]
-    return float(known.max()) if known.size else float("nan")
+    return largest(_r2(*_mean_errors(left, right[:, order], fitted, held)))
 
 
 def _scores(run: xr.Dataset, rows: Array, fitted: Array, components: int) -> Array:
@@ -118,7 +116,7 @@ def _layer_scores(layer: xr.DataArray, fitted: Array, components: int) -> Array:
     for states in states_of(layer):
         with np.errstate(invalid="ignore"):
             centred = states - states[fitted].mean(0)
-            varies = (centred[fitted] ** 2).sum() > 1e-12 * (states**2).sum() and np.isfinite(centred).all()
+            varies = (centred[fitted] ** 2).sum() > CONSTANT * (states**2).sum() and np.isfinite(centred).all()
         if varies:
             axes = np.linalg.svd(centred[fitted], full_matrices=False)[2][:components]
         cells.append(centred @ axes.T if varies else np.full((len(states), components), np.nan))

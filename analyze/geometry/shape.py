@@ -27,7 +27,7 @@ import xarray as xr
 
 from analyze.cluster import spread
 from analyze.labels import inherited, require_dims
-from analyze.similarity.cka import FEWEST, layers_of, shared_problems, states_of
+from analyze.similarity.cka import CONSTANT, FEWEST, layers_of, shared_problems, states_of
 from schemas.progress import Progress
 from schemas.resampling import percentiles
 
@@ -161,7 +161,7 @@ class Cells:
             values = eigenvalues(gram if n <= width else self._covariance(problems))
             total = values.sum(-1)
             length = self.length[:, problems]
-            known = total > 1e-12 * (length**2).sum(-1)  # no more than rounding; false where a state is not finite
+            known = total > CONSTANT * (length**2).sum(-1)  # false where a state is not finite
             total = np.where(known, total, np.nan)
             return {
                 "explained": values[:, :components] / total[:, None],

@@ -1,4 +1,4 @@
-"""What a lens found, over all examples: shares, paired tests, differences between runs, best tokens."""
+"""What a lens found, over all examples: shares, paired tests, best tokens."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,7 +11,6 @@ from analyze.statistics import adjust, cochran_q, mcnemar_exact
 from schemas import UsageError
 from schemas.problem_sums import effective_trials, problem_of, problem_sums, sums_by_problem, trials_of
 from schemas.statistics import interval_of_trials
-from schemas.wording import interval_names
 
 LONG_NAMES = {
     "number_share": "share of examples whose best token is a number",
@@ -270,36 +269,6 @@ def lens_tests(
         coords={"layer": values["layer"].values, "position": labels, "other_position": labels},
         attrs=inherited(is_number, kind="lens_tests", correction=correction, n_example=is_number.sizes["example"]),
     )
-
-
-def lens_difference(first: xr.Dataset, second: xr.Dataset, name: str = "number_share") -> xr.Dataset:
-    """Difference of a share between two runs, with Newcombe's interval from the Wilson intervals of each.
-
-    For runs of different examples; of the same examples it is wider than need be.
-
-    Parameters
-    ----------
-    first, second
-        From :func:`lens_summary`.
-    name
-        ``"number_share"`` or ``"step_share"``.
-
-    Returns
-    -------
-    Dataset of ``difference`` (first less second), ``low``, ``high``, at the labels both have
-    """
-    (a, a_low, a_high), (b, b_low, b_high) = (
-        [lens[key] for key in interval_names(name)] for lens in xr.align(first, second, join="inner")
-    )
-    result = xr.Dataset(
-        {
-            "difference": a - b,
-            "low": a - b - ((a - a_low) ** 2 + (b_high - b) ** 2) ** 0.5,
-            "high": a - b + ((a_high - a) ** 2 + (b - b_low) ** 2) ** 0.5,
-        }
-    )
-    runs = [str(lens.attrs.get("run", "")) for lens in (first, second)]
-    return result.assign_attrs(kind="lens_difference", share=name, first=runs[0], second=runs[1])
 
 
 def lens_tokens(lens: xr.Dataset, model: xr.Dataset, n_example: int = 10) -> pd.DataFrame:

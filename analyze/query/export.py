@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from analyze.blocks import reported_blocks
 from analyze.labels import part_of
 from schemas import UsageError, nearest
 from schemas.progress import Progress
 from schemas.whole_files import beside, check_outside
 from store import Lake
 
-BLOCK_EXAMPLES = 256
-"""Examples that are read together: as many as a chunk of states holds."""
 SAFETENSORS = {
     "float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
     "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
@@ -109,11 +108,8 @@ def _blocks(variable: xr.DataArray, progress: Progress | None = None) -> Iterato
     if variable.dims[:1] != ("example",):
         yield np.ascontiguousarray(variable.values)
         return
-    n_example = variable.sizes["example"]
-    for begin in range(0, n_example, BLOCK_EXAMPLES):
-        yield np.ascontiguousarray(variable[begin : begin + BLOCK_EXAMPLES].values)
-        if progress is not None:
-            progress(min(begin + BLOCK_EXAMPLES, n_example), n_example)
+    for rows in reported_blocks(variable.sizes["example"], progress):
+        yield np.ascontiguousarray(variable[rows].values)
 
 
 def _write_npz(data: xr.Dataset, path: Path, progress: Progress) -> None:
@@ -179,9 +175,8 @@ def _write_parquet(data: xr.Dataset, path: Path, progress: Progress) -> None:
             )
     labels = [name for name in data.coords if set(data[name].dims) <= set(rows)]
     writer = None
-    n_example = first.sizes["example"]
-    for begin in range(0, n_example, BLOCK_EXAMPLES):
-        block = data.isel(example=slice(begin, begin + BLOCK_EXAMPLES)).load()
+    for examples in reported_blocks(first.sizes["example"], progress):
+        block = data.isel(example=examples).load()
         whole = block[first.name].isel({} if first.ndim == 1 else {first.dims[-1]: 0}, drop=True)
         columns = {}
         for name in [*labels, *block.data_vars]:
@@ -193,7 +188,6 @@ def _write_parquet(data: xr.Dataset, path: Path, progress: Progress) -> None:
         table = pyarrow.table(columns)
         writer = writer or parquet.ParquetWriter(path, table.schema, compression="zstd")
         writer.write_table(table)
-        progress(min(begin + BLOCK_EXAMPLES, n_example), n_example)
     if writer is not None:
         writer.close()
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from analyze.blocks import reported_blocks
 from analyze.labels import take
 from analyze.query.sql import query_lake
 from analyze.sae.dictionary import activation_of, sae_codes
@@ -19,8 +20,6 @@ from store import Lake, Result, select_result
 from store.select import fits
 from store.vectors import stored_direction
 
-BLOCK_EXAMPLES = 256
-"""Examples that are read together: as many as a chunk of states holds."""
 AROUND = 4
 """Positions shown on either side of the one that counts."""
 
@@ -102,7 +101,7 @@ def top_of_head(
         attention = take(attention, "key_position", keys, f"top of {head}")
 
     def blocks() -> Iterator[Block]:
-        for rows in _blocks(attention.sizes["example"], progress):
+        for rows in reported_blocks(attention.sizes["example"], progress):
             yield Block(attention[rows].values, (rows.start, 0, 0))
 
     return _described(lake, run, data, attention, blocks(), n)
@@ -150,7 +149,7 @@ def top_of_feature(
     cells = activation.isel(hidden=0, drop=True)
 
     def blocks(sign: int) -> Iterator[Block]:
-        for rows in _blocks(activation.sizes["example"], progress):
+        for rows in reported_blocks(activation.sizes["example"], progress):
             for cell in product(*(range(size) for size in cells.shape[1:])):
                 here: dict[Any, Any] = {dim: [label] for dim, label in zip(cells.dims[1:], cell, strict=True)}
                 codes = sae_codes(sae, activation.isel({"example": rows, **here}).load())
@@ -232,7 +231,7 @@ def top_of_direction(
     cells = states.isel(hidden=0, drop=True)
 
     def blocks() -> Iterator[Block]:
-        for rows in _blocks(states.sizes["example"], progress):
+        for rows in reported_blocks(states.sizes["example"], progress):
             for cell in product(*(range(size) for size in cells.shape[1:])):
                 here = dict(zip(cells.dims[1:], cell, strict=True))
                 values = states.isel({"example": rows, **here})
@@ -276,13 +275,6 @@ def top_of_column(lake: Lake, run: str, expression: str, *, n: int = 10) -> pd.D
         return query_lake(lake, sql)
     except UsageError as error:  # the user wrote the expression alone
         raise UsageError(str(error).replace(repr(sql), repr(expression))) from error
-
-
-def _blocks(n_example: int, progress: Progress | None) -> Iterator[slice]:
-    for start in range(0, n_example, BLOCK_EXAMPLES):
-        yield slice(start, min(start + BLOCK_EXAMPLES, n_example))
-        if progress is not None:
-            progress(min(start + BLOCK_EXAMPLES, n_example), n_example)
 
 
 def _described(

@@ -108,7 +108,7 @@ def similarity(
     lengths = left.length[:, None] * right.length
     estimates = means.of(left.products(right) / lengths)
     drawn: list[tuple[Array, ...]] = []
-    largest = []
+    greatest = []
     for done, order in enumerate(orders):
         if done < resamples:
             one = sides[0].half(done)
@@ -116,10 +116,10 @@ def similarity(
             drawn.append(means.of(one.products(two) / (one.length[:, None] * two.length)))
         else:
             shuffled = left.products(sides[1].whole(order)) / lengths
-            largest.append([_largest(values) for values in means.of(shuffled)])
+            greatest.append([largest(values) for values in means.of(shuffled)])
         if progress is not None:
             progress(done + 1, len(orders))
-    result = _labelled(first, other, estimates, drawn, np.array(largest), n)
+    result = _labelled(first, other, estimates, drawn, np.array(greatest), n)
     return result.assign_attrs(
         kind="similarity", first=first.attrs.get("run", ""), second=other.attrs.get("run", ""), estimator=estimator,
         n_example=n, n_shared=n_shared, n_resample=resamples, n_permutation=permutations, seed=seed,
@@ -283,7 +283,8 @@ def _mean(values: Array) -> Array:
     return np.asarray(np.where(known, values, 0).sum(0) / np.where(count > 0, count, np.nan))
 
 
-def _largest(values: Array) -> float:
+def largest(values: Array) -> float:
+    """Largest of the values that are known; NaN where none is."""
     known = values[np.isfinite(values)]
     return float(known.max()) if known.size else float("nan")
 
@@ -293,7 +294,7 @@ def _labelled(
     second: xr.Dataset,
     estimates: tuple[Array, ...],
     drawn: list[tuple[Array, ...]],
-    largest: Array,
+    greatest: Array,
     n_problem: int,
 ) -> xr.Dataset:
     """Estimates with intervals and what shuffled problems give, with names."""
@@ -305,8 +306,8 @@ def _labelled(
         result[name] = (dims, value, {"units": "1"})
         for end, shift in zip(("low", "high"), spread, strict=True):
             result[f"{name}_{end}"] = (dims, np.minimum(value + shift, 1.0))
-        result[f"{name}_null"] = float(np.quantile(largest[:, index], 0.95))
+        result[f"{name}_null"] = float(np.quantile(greatest[:, index], 0.95))
     cka = estimates[0]
-    reached = sum((row[0] >= cka).astype(int) for row in largest)
-    result["p"] = (DIMS["cka"], np.where(np.isfinite(cka), (1 + reached) / (1 + len(largest)), np.nan))
+    reached = sum((row[0] >= cka).astype(int) for row in greatest)
+    result["p"] = (DIMS["cka"], np.where(np.isfinite(cka), (1 + reached) / (1 + len(greatest)), np.nan))
     return result

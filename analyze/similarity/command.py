@@ -26,12 +26,12 @@ class SimilaritySettings(Part):
 
 def run(sources: "Sequence[Source]", settings: SimilaritySettings) -> list[Made]:
     """Every two of the runs, or a run with itself where it is the only one."""
-    from analyze.labels import up_to_eot
+    from analyze.labels import up_to_eot_or_as_chosen
     from analyze.pieces import pieces_in, taken_up
     from analyze.similarity.cka import similarity
 
     memory = pieces_in(sources[0].folder, __file__)
-    data = {source.run: source.data if settings.positions else up_to_eot(source.data) for source in sources}
+    data = {source.run: up_to_eot_or_as_chosen(source.data, settings.positions) for source in sources}
     made = []
     pairs: list[tuple[str, ...]] = [*combinations(data, 2)] or [tuple(data)]
     for names in pairs:
@@ -54,10 +54,10 @@ def run(sources: "Sequence[Source]", settings: SimilaritySettings) -> list[Made]
 def cost(sources: "Sequence[Source]", settings: SimilaritySettings) -> Cost:
     """Products of the Gram matrices of every cell of one run with every one of another, for each draw."""
     from analyze.cost import fewer, reading
-    from analyze.labels import up_to_eot
+    from analyze.labels import up_to_eot_or_as_chosen
     from analyze.similarity.cka import drawn_problems
 
-    runs = [source.data if settings.positions else up_to_eot(source.data) for source in sources]
+    runs = [up_to_eot_or_as_chosen(source.data, settings.positions) for source in sources]
     cells, reads, operations, n = [run.sizes["position"] * run.sizes["layer"] for run in runs], [], 0.0, 0
     for first, second in [*combinations(range(len(runs)), 2)] or [(0, 0)]:
         parts = drawn_problems(runs[first], runs[second], settings.max_problems, settings.seed)

@@ -95,7 +95,7 @@ def run(sources: "Sequence[Source]", settings: TransferSettings) -> list[Made]:
     fit, test = list(settings.fit or named), list(settings.test or named)
     used = list(dict.fromkeys([*fit, *test]))
     by_run = {source.run: source for source in sources}
-    parts = comparable({name: by_run[name].data for name in used}, positions_given=settings.positions is not None)
+    parts = comparable({name: by_run[name].data for name in used}, settings.positions)
     shell, made = sources[0].shell, []
     if settings.linear_kinds:
         with shell.progress("probes and directions", "cells") as report:

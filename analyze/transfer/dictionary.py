@@ -8,6 +8,7 @@ import xarray as xr
 
 from analyze.probes.tasks import draw_examples
 from analyze.sae.codes import sae_codes, sae_reconstruction
+from analyze.similarity.cka import CONSTANT
 from analyze.statistics import draw_counts, ratio_interval
 from analyze.transfer.command import TransferSettings
 from analyze.transfer.problems import problem_groups
@@ -16,8 +17,6 @@ from schemas.progress import Progress
 from schemas.wording import interval_names
 
 Array = np.ndarray[Any, np.dtype[Any]]
-CONSTANT = 1e-12
-"""Share of the squared length of states below which their spread over problems is rounding: nothing to be explained."""
 FEWEST = 8
 """Problems below which intervals over them say nothing."""
 

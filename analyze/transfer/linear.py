@@ -43,8 +43,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Pair = tuple[str, str, str]
 """Kind, run fitted on, run tested on."""
 
-KINDS = ("probe", "direction")
-
 
 class Linear(NamedTuple):
     """Linear scores of each fold's fit: class 1 against 0, every class of more than two, or the value of a number."""
@@ -161,7 +159,7 @@ def transfer_probes(
         ("fit", "test"), [[len(np.intersect1d(groups[one], groups[other])) for other in test] for one in fit]
     )  # fmt: skip
     is_number = next(iter(next(iter(columns.values())).tasks.values())).classes is None
-    return described(result, is_number).assign_attrs(
+    return described(result).assign_attrs(
         kind="transfer", target=settings.target, treat="number" if is_number else "classes", level=settings.level,
         correction=settings.correction, n_test=int(np.isfinite(result["p_value"].values).sum()),
         permutations=n_permutation, left_out="; ".join(left_out),

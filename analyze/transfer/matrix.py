@@ -89,9 +89,9 @@ def assembled(
     return result if len(steps) > 1 else result.isel(step=0, drop=True)
 
 
-def described(result: xr.Dataset, is_number: bool) -> xr.Dataset:
+def described(result: xr.Dataset) -> xr.Dataset:
     """The result with long names."""
-    main = "r2" if is_number else "accuracy"
+    main, _ = scores_of(result)
     texts = {
         "gap": f"{main} of the test run's own fit less that of the transferred one, same examples",
         f"control_{main}": f"{main} after a fit to labels shuffled among problems",

@@ -1,12 +1,12 @@
 """Which problems several runs share, so that none of them is both fitted on and tested."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from analyze.labels import labels_along, part_of, up_to_eot
+from analyze.labels import labels_along, part_of, up_to_eot_or_as_chosen
 from schemas import SchemaError, UsageError
 from schemas.asked import asked
 from schemas.problem_sums import problem_of
@@ -39,7 +39,7 @@ def problem_groups(runs: Mapping[str, xr.Dataset]) -> dict[str, Array]:
     return {name: groups[ends[i] : ends[i + 1]] for i, name in enumerate(runs)}
 
 
-def comparable(runs: Mapping[str, xr.Dataset], *, positions_given: bool) -> dict[str, xr.Dataset]:
+def comparable(runs: Mapping[str, xr.Dataset], positions: Sequence[str] | None) -> dict[str, xr.Dataset]:
     """The runs at the layers and positions that all of them have, up to ``eot`` where no positions are given.
 
     Raises
@@ -56,7 +56,7 @@ def comparable(runs: Mapping[str, xr.Dataset], *, positions_given: bool) -> dict
     if len(set(width.values())) > 1:
         listed = ", ".join(f"{name} has width {size}" for name, size in width.items())
         raise UsageError(f"a fit to one run reads states of that width only, but {listed}; name runs of one width")
-    parts = {name: run if positions_given else up_to_eot(run) for name, run in runs.items()}
+    parts = {name: up_to_eot_or_as_chosen(run, positions) for name, run in runs.items()}
     common: dict[str, list[Any]] = {}
     for dim in ("layer", "position"):
         first, *others = (run[dim].values.tolist() for run in parts.values())

@@ -11,12 +11,12 @@ from extract.reenter.sweep import Condition
 from schemas import Scoring
 from schemas.problem_sums import problem_of
 from schemas.resampling import mean_interval, way_interval
+from schemas.scoring import OUTCOMES
 from schemas.statistics import adjust, mcnemar_exact, mean_share, share_interval
 from schemas.wording import interval_columns
 
 GIVEN = {"corrupted": "clean_answer", "clean": "corrupted_answer"}
 """The giving half's answer, by the half that is changed."""
-OUTCOMES = ("clean_answer", "corrupted_answer", "other", "gibberish")
 
 
 def with_outcomes(

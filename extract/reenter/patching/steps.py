@@ -3,9 +3,10 @@
 import numpy as np
 import xarray as xr
 
-from extract.reenter.patching.outcomes import GIVEN, OUTCOMES
+from extract.reenter.patching.outcomes import GIVEN
 from extract.reenter.statistics import first_that_wins
 from schemas.problem_sums import problem_of
+from schemas.scoring import OUTCOMES
 from schemas.statistics import share_interval
 
 LAST, UNKNOWN = "the last step", ""
