@@ -2,9 +2,7 @@
 
 import io
 import json
-import math
 import os
-import re
 import resource
 import sys
 import time
@@ -20,7 +18,7 @@ from rich.console import Console
 
 from schemas.command import Printed, Table, side_by_side
 from schemas.json_values import json_value
-from schemas.wording import duration_text
+from schemas.wording import duration_text, or_dash
 
 for stream in ("stdout", "stderr"):
     if getattr(sys, stream) is None:  # closed before Python began
@@ -87,10 +85,8 @@ def show(printed: Sequence[Printed], document: Any = None, as_json: bool = False
 
 
 def cell_text(cell: Any) -> str:
-    """A cell of a table; a dash for a number, or an interval, that is not there."""
-    if isinstance(cell, float):
-        return "-" if math.isnan(cell) else f"{cell:.3f}"
-    return re.sub(r"[+-]?nan\.\.[+-]?nan", "-", str(cell))
+    """A cell of a table; a dash for a number that is not there."""
+    return or_dash(cell, ".3f") if isinstance(cell, float) else str(cell)
 
 
 def show_by_run(title: str, printed: Mapping[str, Sequence[Printed]]) -> None:

@@ -30,6 +30,11 @@ def or_dash(value: Any, form: str = ".2f") -> str:
     return f"{float(value):{form}}" if float(value) == float(value) else "-"
 
 
+def range_text(low: Any, high: Any, form: str = ".2f") -> str:
+    """Ends of an interval as tables print them in a column of their own; a dash where there is none."""
+    return f"{float(low):{form}}..{float(high):{form}}" if float(low) <= float(high) else "-"
+
+
 def with_interval(figure: Iterable[Any], form: str = ".3f", ends: str = ".2f", none: str = "-") -> str:
     """A figure (value, low, high) and its interval as tables print them; the value alone where it has no interval."""
     value, low, high = map(float, figure)

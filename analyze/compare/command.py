@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from schemas.command import Analysis, Cost, Made, Printed, Settings, Table, setting
+from schemas.wording import range_text
 from schemas.words import PATH, filled
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
             columns=["what", "where", "first", "second", "difference", "95%", "paired"],
             rows=[
                 [row.what, row.where, row.first_of, row.second_of, f"{row.difference:+.3f}"]
-                + [f"{row.low:+.3f}..{row.high:+.3f}", "yes" if row.paired else "no"]
+                + [range_text(row.low, row.high, "+.3f"), "yes" if row.paired else "no"]
                 for row in differences.loc[largest].itertuples()
             ],
         ),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from analyze.errors.spec import ErrorSpec
 from schemas.command import Analysis, Cost, Limited, Made, Printed, Sampled, Table, setting
+from schemas.wording import range_text
 from schemas.words import PATH
 
 if TYPE_CHECKING:
@@ -144,10 +145,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
 def predictor_row(result: Any, predictor: str) -> list[Any]:
     """Scores of one predictor, and what the codes gain over it."""
     scores = result.sel(predictor=predictor)
-    bounds = {
-        name: f"{float(scores[f'{name}_low']):.2f}..{float(scores[f'{name}_high']):.2f}"
-        for name in ("accuracy", "auroc")
-    }
+    bounds = {name: range_text(scores[f"{name}_low"], scores[f"{name}_high"]) for name in ("accuracy", "auroc")}
     gain, low, high = (float(scores[f"auroc_gain{bound}"]) for bound in ("", "_low", "_high"))
     return [
         predictor.replace("_", " "),
@@ -156,7 +154,7 @@ def predictor_row(result: Any, predictor: str) -> list[Any]:
         float(scores["auroc"]),
         bounds["auroc"],
         *(float(scores[name].sel(outcome=side)) for side in ("wrong", "right") for name in ("precision", "recall")),
-        "-" if predictor == "sae_codes" or math.isnan(gain) else f"{gain:+.3f} ({low:+.3f}..{high:+.3f})",
+        "-" if predictor == "sae_codes" or math.isnan(gain) else f"{gain:+.3f} ({range_text(low, high, '+.3f')})",
         float(scores["train_accuracy"]),
     ]
 

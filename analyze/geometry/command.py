@@ -6,6 +6,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from schemas.command import Analysis, Cost, Made, Part, Printed, Table, kept_beside, setting
+from schemas.wording import range_text
 
 if TYPE_CHECKING:
     from analyze.source import Source
@@ -120,8 +121,8 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
 
 def interval(cell: Any, name: str) -> list[Any]:
     """A value, its interval and its null."""
-    low, high = (float(cell[f"{name}_{end}"]) for end in ("low", "high"))
-    return [float(cell[name]), f"{low:.1f}..{high:.1f}", float(cell[f"{name}_null"])]
+    ends = range_text(cell[f"{name}_low"], cell[f"{name}_high"], ".1f")
+    return [float(cell[name]), ends, float(cell[f"{name}_null"])]
 
 
 def component_rows(layer: Any) -> list[dict[str, Any]]:

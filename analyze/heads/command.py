@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from schemas.command import Analysis, Cost, Limited, Printed, Sampled, Table, setting
+from schemas.wording import range_text
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -78,8 +79,8 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
                     head.type or "-",
                     head.band,
                     head.composite,
-                    f"{head.composite_low:.2f}..{head.composite_high:.2f}",
-                    f"{head.rank_low:.0f}..{head.rank_high:.0f}",
+                    range_text(head.composite_low, head.composite_high),
+                    range_text(head.rank_low, head.rank_high, ".0f"),
                     head.flow,
                     head.hub,
                     head.hub_position or "-",

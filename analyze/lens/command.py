@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from schemas import UsageError
 from schemas.command import Analysis, Cost, Made, Part, Printed, Sampled, Table, kept_beside, setting
-from schemas.wording import or_dash
+from schemas.wording import or_dash, range_text
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -191,7 +191,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
                     *relabelled([place["position"].item()], by, among=last["position"].values.tolist()),
                     int(place["n"]),
                     float(place["number_share"]),
-                    f"{float(place['number_share_low']):.3f}..{float(place['number_share_high']):.3f}",
+                    range_text(place["number_share_low"], place["number_share_high"], ".3f"),
                     float(place["result_share"]),
                     float(place["control_share"]),
                     *map(float, place["inner_share"].values[: len(steps)]),
@@ -263,7 +263,7 @@ def edit_tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
         for lens in result["lens"].values:
             one = result.isel(edit=index).sel(lens=lens)
             shares = [float(one[name]) for name in ("read_share", "follow_share", "agreement")]
-            bounds = f"{float(one['agreement_low']):.3f}..{float(one['agreement_high']):.3f}"
+            bounds = range_text(one["agreement_low"], one["agreement_high"], ".3f")
             rows.append([
                 "fed" if int(one["layer"]) == -1 else int(one["layer"]), str(one["position"].item()),
                 int(one["step"]), str(one["method"].item()), str(lens), int(one["n"]), *shares, bounds,

@@ -6,6 +6,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from schemas.command import Analysis, Cost, Limited, Printed, Table, setting
+from schemas.wording import range_text
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -92,7 +93,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
             title="heads of two runs: rank correlation of scores, and share of heads alike",
             columns=["run", "other", *names, "95% of composite", "same type", "shuffled", "same hub", "shuffled"],
             rows=[
-                [row["run"], row["other"], *(row[name] for name in names), ends(row["low"], row["high"])]
+                [row["run"], row["other"], *(row[name] for name in names), range_text(row["low"], row["high"])]
                 + [row["same_type"], row["same_type_null"], row["same_hub"], row["same_hub_null"]]
                 for row in rows
             ],
@@ -104,7 +105,7 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
             title="what thoughts read out as: overlap of two runs",
             columns=["run", "other", "overlap", "95%", "thoughts shuffled", "p", "same role"],
             rows=[
-                [row["run"], row["other"], row["overlap"], ends(row["overlap_low"], row["overlap_high"])]
+                [row["run"], row["other"], row["overlap"], range_text(row["overlap_low"], row["overlap_high"])]
                 + [row["overlap_null"], row["overlap_p"], row["same_role"]]
                 for row in rows
             ],
@@ -122,11 +123,6 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
             labels=1,
         ),
     ]
-
-
-def ends(low: float, high: float) -> str:
-    """An interval, where there is one."""
-    return f"{low:.2f}..{high:.2f}" if low <= high else "-"
 
 
 def role_text(thought: Any) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from schemas.command import Analysis, Cost, Part, Printed, Sampled, Table, kept_beside, setting
+from schemas.wording import range_text
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -122,8 +123,8 @@ def outcome_rows(layer: Any) -> list[dict[str, Any]]:
 def outcome_table(result: Any) -> Table:
     """Problems whose thoughts are explained, and those that would be by chance."""
     rows = [
-        [place_of(layer), OUTCOMES[row["outcome"]], row["share"], f"{row['low']:.3f}..{row['high']:.3f}", row["null"]]
-        + [row["null_high"], row["p"]]
+        [place_of(layer), OUTCOMES[row["outcome"]], row["share"], range_text(row["low"], row["high"], ".3f")]
+        + [row["null"], row["null_high"], row["p"]]
         for layer in result["layer"].values
         for row in outcome_rows(result.sel(layer=layer))
     ]

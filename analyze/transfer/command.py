@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from schemas.command import Analysis, Cost, Made, Part, Printed, Table, kept_beside, setting
+from schemas.wording import range_text
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -228,8 +229,8 @@ def tables(result: Any, spec: Mapping[str, Any]) -> list[Printed]:
             + ["own - it", "joint 95%", f"p < {1 - attrs['level']:.2f}"],
             rows=[
                 [*(row[label] for label in labels), row["score"], row[ranked], row["own"], row["shuffled"]]
-                + [row["baseline"], row["best"], f"{row['low']:.2f}..{row['high']:.2f}", row["layer"], row["position"]]
-                + [row["gap"], f"{row['gap_low']:+.2f}..{row['gap_high']:+.2f}", f"{row['carried']}/{row['n_cell']}"]
+                + [row["baseline"], row["best"], range_text(row["low"], row["high"]), row["layer"], row["position"]]
+                + [row["gap"], range_text(row["gap_low"], row["gap_high"], "+.2f"), f"{row['carried']}/{row['n_cell']}"]
                 for row in rows
             ],
             labels=len(labels),
